@@ -1,0 +1,163 @@
+"""The configuration of a cluster: one frozen tree, read once from YAML.
+
+Unknown keys are refused by name, and every default is here. Nothing below the
+composition roots reads the environment or a file; they get a part of this tree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stream2llm.errors import InvalidRequestError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RayConfig(_Part):
+    """Where the actors live."""
+
+    # "local" starts a Ray of our own and ends it with us; "auto" or an
+    # address joins one that runs.
+    address: str = "local"
+    namespace: str = "stream2llm"
+    # Ray 2.60 turns token authentication on for local clusters and writes a
+    # token file in the home directory; we always say which mode we want.
+    auth_mode: Literal["disabled", "token"] = "disabled"
+    include_dashboard: bool = False
+
+
+class RouterLimits(_Part):
+    """What one router admits."""
+
+    max_open_sessions: int = Field(default=1024, ge=1)
+    # Over the whole life of a session, replaced documents included.
+    max_session_tokens: int = Field(default=2_000_000, ge=1)
+    max_documents_per_event: int = Field(default=4096, ge=1)
+    max_message_bytes: int = Field(default=16 * MIB, ge=64 * KIB)
+    # A session that is open and gets no event for so long ends.
+    input_idle_timeout_s: float = Field(default=60.0, gt=0)
+    max_session_duration_s: float = Field(default=3600.0, gt=0)
+    # Tokens received but not prefilled yet, above which the router stops
+    # reading from the client.
+    credit_window_tokens: int = Field(default=65_536, ge=1)
+
+
+class RouterConfig(_Part):
+    """The routers."""
+
+    replicas: int = Field(default=1, ge=1)
+    host: str = "127.0.0.1"
+    # Of the first router; the others take the following ports. 0: any free port.
+    port: int = Field(default=50051, ge=0, le=65535)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    limits: RouterLimits = RouterLimits()
+    # How long a drain waits for open sessions.
+    drain_timeout_s: float = Field(default=30.0, ge=0)
+
+
+class WorkerConfig(_Part):
+    """The workers of one role."""
+
+    replicas: int = Field(default=1, ge=1)
+    # Where workers listen; the address other nodes reach them at.
+    host: str = "127.0.0.1"
+    num_gpus: float = Field(default=0, ge=0)
+    num_cpus: float = Field(default=1, ge=0)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    # vLLM engine arguments, checked by vLLM's own AsyncEngineArgs.
+    engine: dict[str, Any] = {}
+    # Environment of the actor, for instance VLLM_CPU_KVCACHE_SPACE.
+    env: dict[str, str] = {}
+    # CPU engines only: cores of each replica as vLLM's
+    # VLLM_CPU_OMP_THREADS_BIND wants them; "auto" gives one core each, in turn.
+    cpu_bind: str = "auto"
+    start_timeout_s: float = Field(default=600.0, gt=0)
+
+
+class PrefillConfig(WorkerConfig):
+    """The prefill workers."""
+
+    # How often a session's progress is sent on, in computed tokens.
+    progress_interval_tokens: int = Field(default=256, ge=1)
+
+
+class DecodeConfig(WorkerConfig):
+    """The decode workers."""
+
+
+class HandoverConfig(_Part):
+    """How KV crosses from prefill to decode."""
+
+    # vLLM's NIXL connector refuses less than 6 s.
+    lease_s: int = Field(default=10, ge=6)
+
+
+class ControllerConfig(_Part):
+    """The controller."""
+
+    host: str = "127.0.0.1"
+    # HTTP: /sd for Prometheus, /status, /healthz. 0: any free port.
+    http_port: int = Field(default=0, ge=0, le=65535)
+    health_interval_s: float = Field(default=1.0, gt=0)
+    # A worker that fails to start that often in a row is given up; its role
+    # stays short until an operator acts.
+    max_start_failures: int = Field(default=3, ge=1)
+
+
+class ClusterConfig(_Part):
+    """Everything."""
+
+    # A name `stream2llm model fetch` knows, or a directory.
+    model: str = "smollm2-135m-instruct"
+    # The name clients use; the model's own by default.
+    served_model_name: str | None = None
+    ray: RayConfig = RayConfig()
+    controller: ControllerConfig = ControllerConfig()
+    router: RouterConfig = RouterConfig()
+    prefill: PrefillConfig = PrefillConfig()
+    decode: DecodeConfig = DecodeConfig()
+    handover: HandoverConfig = HandoverConfig()
+
+    @property
+    def model_name(self) -> str:
+        """The name clients use for the model."""
+        return self.served_model_name or Path(self.model).name
+
+
+def load_config(path: Path) -> ClusterConfig:
+    """Reads and checks a YAML file; raises InvalidRequestError naming file and key."""
+    try:
+        raw = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise InvalidRequestError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InvalidRequestError(f"{path}: not YAML: {error}") from error
+    return parse_config(raw, source=str(path))
+
+
+def parse_config(raw: Any, *, source: str) -> ClusterConfig:
+    """Checks a plain tree; `source` names it in errors."""
+    try:
+        return ClusterConfig.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidRequestError(f"{source}: {_describe(error)}") from error
+
+
+def _describe(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "the top level"
+        if item["type"] == "extra_forbidden":
+            problems.append(f"unknown key {key}")
+        else:
+            problems.append(f"{key}: {item['msg']} (got {item['input']!r})")
+    return "; ".join(problems)
