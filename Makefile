@@ -1,0 +1,97 @@
+# Stream2LLM: everything a developer runs. `make` alone lists the targets.
+#
+#   make env                    CPU machines
+#   make env EXTRA=gpu          CUDA machines: pip resolves vllm==0.32.0
+#   make env TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+#                               CPU machines whose index serves CUDA builds of
+#                               torch by default, which is so for plain PyPI
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+EXTRA ?= cpu
+TORCH_INDEX_URL ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --quiet --progress-bar off
+# Written last, so that an interrupted installation starts again.
+DEPS := $(VENV)/.installed-$(EXTRA)
+PROJECT := $(VENV)/.installed-project-$(EXTRA)
+PROTOS := $(wildcard proto/stream2llm/v1/*.proto)
+PROTOC := $(BIN)/python -m grpc_tools.protoc -Iproto
+
+ifeq ($(filter $(EXTRA),cpu gpu),)
+$(error EXTRA must be cpu or gpu, not '$(EXTRA)')
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env model demo test test-all check proto proto-check clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+env: $(PROJECT) ## create .venv with everything (about 3 min; EXTRA=gpu for CUDA)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Stream2LLM needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 | head -1)." >&2; \
+	  echo "Name another one: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "env: creating $(VENV) with $$($(PYTHON) --version 2>&1)"
+	@$(PYTHON) -m venv --clear $(VENV)
+
+# A half-made environment has a python but no pip.
+$(DEPS): requirements/torch.txt requirements/cpu.lock | $(BIN)/python
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+ifeq ($(EXTRA),gpu)
+	@echo "env: installing vllm, torch and the development tools for CUDA (minutes)"
+	@$(INSTALL) $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) '.[gpu,dev]'
+else
+	@echo "env: installing torch"
+	@$(INSTALL) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) -r requirements/torch.txt
+	@echo "env: installing $$(grep -c '==' requirements/cpu.lock) pinned packages (2-3 min)"
+	@$(INSTALL) --no-deps -r requirements/cpu.lock
+endif
+	@touch $@
+
+$(PROJECT): $(DEPS) pyproject.toml
+	@echo "env: installing stream2llm (editable)"
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+model: env ## fetch the default model into the cache (93 MB, once)
+	@$(BIN)/stream2llm model fetch
+
+# One command, so that make executes it without a shell and Ctrl-C reaches it alone.
+demo: env model ## a local cluster, and documents streaming into an answer
+	@$(BIN)/python -m bench.demo $(DEMO_ARGS)
+
+test: env model ## all tests but the slow ones and those for a GPU
+	@$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-all: env model ## the slow ones too
+	@$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+check: env ## what CI asks of every commit: format, lint, types, protos, fast tests
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/buf lint
+	@$(MAKE) --no-print-directory proto-check
+	@$(BIN)/python -m pytest -q -m "unit or property or sim" $(PYTEST_ARGS)
+
+proto: env ## regenerate stream2llm/v1 from proto/
+	@rm -f stream2llm/v1/*_pb2.py stream2llm/v1/*_pb2.pyi stream2llm/v1/*_pb2_grpc.py
+	@$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+proto-check: env ## fail when the committed stubs are not those of proto/
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+	  $(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh" --grpc_python_out="$$fresh" $(PROTOS) && \
+	  diff -r -x __init__.py -x __pycache__ "$$fresh/stream2llm/v1" stream2llm/v1 || \
+	  { echo "stream2llm/v1 is not what proto/ generates: run 'make proto' and commit" >&2; exit 1; }
+
+clean: ## remove .venv and caches of tools (not the model cache)
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
