@@ -1,0 +1,1 @@
+"""Traces, replay, simulation, reports and the demo."""

@@ -1,0 +1,1 @@
+"""Cost profiles: what recomputing and swapping cost on an accelerator."""

@@ -1,0 +1,1 @@
+"""The prefill worker: turns a growing context into KV blocks and a first token."""

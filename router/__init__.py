@@ -1,0 +1,1 @@
+"""The router: admits sessions, places them on workers, relays tokens."""

@@ -1,0 +1,1 @@
+"""Generated from proto/stream2llm/v1 by `make proto`; never edited."""
