@@ -1,0 +1,95 @@
+"""How an answer is sampled: plain values and their limits.
+
+The same parameters reach prefill (for the first token) and decode (for the
+rest). Stop strings are the router's alone: only it has text.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from stream2llm.errors import InvalidRequestError
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_CHARS = 1024
+MAX_STOP_TOKEN_IDS = 64
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """Defaults are vLLM's, but for max_tokens."""
+
+    # Most tokens of the answer; None means up to the model's limit.
+    max_tokens: int | None = None
+    # 0 is greedy.
+    temperature: float = 1.0
+    top_p: float = 1.0
+    # 0 is off.
+    top_k: int = 0
+    seed: int | None = None
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    # How many of the likeliest tokens to report; None reports no logprobs.
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def validate(self, vocab_size: int) -> None:
+        """Raises InvalidRequestError naming the first bad field and its limit."""
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise _bad("max_tokens", self.max_tokens, "at least 1")
+        self._validate_distribution()
+        self._validate_penalties()
+        self._validate_stops(vocab_size)
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise _bad("logprobs", self.logprobs, f"between 0 and {MAX_LOGPROBS}")
+
+    def _validate_distribution(self) -> None:
+        # Written so that NaN fails too.
+        if not 0 <= self.temperature < math.inf:
+            raise _bad("temperature", self.temperature, "finite and at least 0")
+        if not 0 < self.top_p <= 1:
+            raise _bad("top_p", self.top_p, "above 0 and at most 1")
+        if self.top_k < 0:
+            raise _bad("top_k", self.top_k, "at least 0")
+
+    def _validate_penalties(self) -> None:
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            if not -2 <= value <= 2:
+                raise _bad(name, value, "between -2 and 2")
+        if not 0 < self.repetition_penalty <= 2:
+            raise _bad("repetition_penalty", self.repetition_penalty, "above 0 and at most 2")
+
+    def _validate_stops(self, vocab_size: int) -> None:
+        _check_count("stop_strings", len(self.stop_strings), MAX_STOP_STRINGS)
+        for text in self.stop_strings:
+            if not 0 < len(text) <= MAX_STOP_STRING_CHARS:
+                limit = f"between 1 and {MAX_STOP_STRING_CHARS} characters long"
+                raise _bad("stop_strings", repr(text[:40]), limit)
+        _check_count("stop_token_ids", len(self.stop_token_ids), MAX_STOP_TOKEN_IDS)
+        for token_id in self.stop_token_ids:
+            if not 0 <= token_id < vocab_size:
+                limit = f"below the vocabulary size {vocab_size}"
+                raise _bad("stop_token_ids", token_id, limit)
+
+
+def _check_count(name: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise InvalidRequestError(
+            f"sampling.{name} has {count} entries; at most {limit} are allowed",
+            reason="BAD_SAMPLING",
+            field=f"sampling.{name}",
+        )
+
+
+def _bad(name: str, value: object, limit: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"sampling.{name} is {value}; it must be {limit}",
+        reason="BAD_SAMPLING",
+        field=f"sampling.{name}",
+    )

@@ -1,0 +1,117 @@
+"""Protobuf messages to domain values and back: what router and workers share.
+
+The only leaf that imports both; everything that is said to clients alone is in
+`router/translate.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stream2llm.sampling import SamplingParameters
+from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
+from stream2llm.v1 import inference_pb2, worker_pb2
+
+_OPTIONAL_SAMPLING = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logprobs",
+)
+
+_REASONS: dict[FinishReason, Any] = {
+    FinishReason.STOP_TOKEN: inference_pb2.FINISH_REASON_STOP_TOKEN,
+    FinishReason.STOP_STRING: inference_pb2.FINISH_REASON_STOP_STRING,
+    FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
+}
+_REASONS_BACK = {number: reason for reason, number in _REASONS.items()}
+
+
+def from_proto(message: inference_pb2.SamplingParameters) -> SamplingParameters:
+    """Sampling parameters; unset fields get the domain's defaults."""
+    given: dict[str, Any] = {
+        name: getattr(message, name) for name in _OPTIONAL_SAMPLING if message.HasField(name)
+    }
+    return SamplingParameters(
+        stop_strings=tuple(message.stop_strings),
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        **given,
+    )
+
+
+def to_proto(sampling: SamplingParameters) -> inference_pb2.SamplingParameters:
+    """The message that `from_proto` reads back to an equal value."""
+    given = {name: getattr(sampling, name) for name in _OPTIONAL_SAMPLING}
+    return inference_pb2.SamplingParameters(
+        stop_strings=sampling.stop_strings,
+        stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=sampling.ignore_eos,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def finish_reason_to_proto(reason: FinishReason | None) -> Any:
+    """The enum's number; unspecified while the answer goes on."""
+    if reason is None:
+        return inference_pb2.FINISH_REASON_UNSPECIFIED
+    return _REASONS[reason]
+
+
+def finish_reason_from_proto(number: int) -> FinishReason | None:
+    """None for unspecified; KeyError-free, an unknown number is a ValueError."""
+    if number == inference_pb2.FINISH_REASON_UNSPECIFIED:
+        return None
+    if number not in _REASONS_BACK:
+        raise ValueError(f"unknown finish reason {number}")
+    return _REASONS_BACK[number]
+
+
+def token_step_from_proto(message: worker_pb2.TokenStep) -> TokenStep:
+    """A step as a worker sent it."""
+    return TokenStep(
+        token_ids=tuple(message.token_ids),
+        logprobs=tuple(_token_logprobs_from_proto(item) for item in message.logprobs),
+        finish_reason=finish_reason_from_proto(message.finish_reason),
+        stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
+    )
+
+
+def token_step_to_proto(step: TokenStep) -> worker_pb2.TokenStep:
+    """A step as a worker sends it."""
+    return worker_pb2.TokenStep(
+        token_ids=step.token_ids,
+        logprobs=[token_logprobs_to_proto(item) for item in step.logprobs],
+        finish_reason=finish_reason_to_proto(step.finish_reason),
+        stop_token_id=step.stop_token_id,
+    )
+
+
+def token_logprobs_to_proto(item: TokenLogprobs) -> inference_pb2.TokenLogprobs:
+    """The log-probabilities at one position."""
+    return inference_pb2.TokenLogprobs(
+        sampled=_logprob_to_proto(item.sampled),
+        top=[_logprob_to_proto(candidate) for candidate in item.top],
+    )
+
+
+def _token_logprobs_from_proto(message: inference_pb2.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(
+        sampled=_logprob_from_proto(message.sampled),
+        top=tuple(_logprob_from_proto(candidate) for candidate in message.top),
+    )
+
+
+def _logprob_to_proto(item: Logprob) -> inference_pb2.Logprob:
+    return inference_pb2.Logprob(
+        token_id=item.token_id, logprob=item.logprob, rank=item.rank, text=item.text
+    )
+
+
+def _logprob_from_proto(message: inference_pb2.Logprob) -> Logprob:
+    return Logprob(message.token_id, message.logprob, message.rank, message.text)
