@@ -15,7 +15,8 @@ DEMO_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-INSTALL := $(PIP) install --quiet --progress-bar off
+# Twice quiet: errors only, no warnings about the indexes of this machine.
+INSTALL := $(PIP) install --quiet --quiet --progress-bar off
 # Written last, so that an interrupted installation starts again.
 DEPS := $(VENV)/.installed-$(EXTRA)
 PROJECT := $(VENV)/.installed-project-$(EXTRA)
@@ -51,7 +52,7 @@ ifeq ($(EXTRA),gpu)
 else
 	@echo "env: installing torch"
 	@$(INSTALL) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) -r requirements/torch.txt
-	@echo "env: installing $$(grep -c '==' requirements/cpu.lock) pinned packages (2-3 min)"
+	@echo "env: installing $$(grep -c '^[a-z]' requirements/cpu.lock) pinned packages (2-3 min)"
 	@$(INSTALL) --no-deps -r requirements/cpu.lock
 endif
 	@touch $@

