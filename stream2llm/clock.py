@@ -35,9 +35,7 @@ class SystemClock:
 class ManualClock:
     """Stands still until a test moves it."""
 
-    def __init__(
-        self, monotonic_s: float = 0.0, wall_s: float = 1_700_000_000.0
-    ) -> None:
+    def __init__(self, monotonic_s: float = 0.0, wall_s: float = 1_700_000_000.0) -> None:
         self._monotonic_s = monotonic_s
         self._wall_s = wall_s
 

@@ -4,8 +4,20 @@ The slow half of `model_store`, apart from it because it imports torch and
 transformers. It knows no cache, no lock and no network.
 
 What the random models are for. A trained small model is no detector of wrong
-KV: it answers the same over a damaged context. A random one is, if every prompt
-token reaches its answer. SENSITIVITY
+KV: it answers much the same over a damaged context. A random one is, if every
+token of the prompt reaches its answer. With transformers' plain initialisation
+that is not so: at initializer_range 0.1, 2-4 layers, 200 prompt tokens, 64-93 %
+of one-token changes changed the 8 greedy tokens (attention picks few tokens,
+and what a layer adds drowns in the residual). `attention_gain` and `depth_gain`
+are there for this. The preset `sensitive`, greedy, float32, CPU, 200-token
+prompts (4 of English text, 3 of random ids), each of the first 100 tokens
+changed alone: the first 50 always changed the answer (350 of 350), all 100 in
+696 of 700 cases, on the random prompts in 300 of 300. Exchanging two
+neighbouring 32-token blocks of a 1,024-token prompt was seen in 30 of 30 cases.
+Answers had 5-8 different tokens of 8. So a test of exactness takes a prompt of
+random ids, and more than one. On one such prompt float32 and float64 logits
+differed by 1e-5 of their standard deviation, far less than usually lies between
+the best two.
 """
 
 from __future__ import annotations
@@ -79,9 +91,7 @@ def _gguf_chat_template(gguf: Path) -> str:
     return str(field.contents())
 
 
-def write_random_llama(
-    directory: Path, recipe: RandomLlama, tokenizer_dir: Path
-) -> None:
+def write_random_llama(directory: Path, recipe: RandomLlama, tokenizer_dir: Path) -> None:
     """Write the model a recipe describes. The same recipe gives the same weights."""
     import torch
     from transformers import LlamaForCausalLM
@@ -91,7 +101,7 @@ def write_random_llama(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = LlamaForCausalLM(_llama_config(recipe, tokenizer_dir))
-    _scale_attention(model, recipe.attention_gain)
+    _sensitize(model, recipe.attention_gain, recipe.depth_gain)
     _save_weights(model.to(getattr(torch, recipe.dtype)), directory)
     _copy_tokenizer(tokenizer_dir, directory)
     verify_model(directory, recipe.max_position_embeddings)
@@ -117,13 +127,15 @@ def _llama_config(recipe: RandomLlama, tokenizer_dir: Path) -> Any:
     )
 
 
-def _scale_attention(model: Any, gain: float) -> None:
+def _sensitize(model: Any, attention_gain: float, depth_gain: float) -> None:
     import torch
 
     with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.q_proj.weight.mul_(gain)
-            layer.self_attn.k_proj.weight.mul_(gain)
+        for depth, layer in enumerate(model.model.layers):
+            layer.self_attn.q_proj.weight.mul_(attention_gain)
+            layer.self_attn.k_proj.weight.mul_(attention_gain)
+            layer.self_attn.o_proj.weight.mul_(depth_gain**depth)
+            layer.mlp.down_proj.weight.mul_(depth_gain**depth)
 
 
 def _copy_tokenizer(source: Path, directory: Path) -> None:
@@ -138,20 +150,14 @@ def verify_model(directory: Path, context_tokens: int) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
     if model.config.max_position_embeddings != context_tokens:
-        raise ValueError(
-            f"{directory} has a context of {model.config.max_position_embeddings}"
-        )
+        raise ValueError(f"{directory} has a context of {model.config.max_position_embeddings}")
     if hasattr(model.config, "quantization_config"):
         raise ValueError(f"{directory} still says it is quantized")
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     question = [{"role": "user", "content": "Are you there?"}]
-    rendered = tokenizer.apply_chat_template(
-        question, tokenize=False, add_generation_prompt=True
-    )
+    rendered = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     if "Are you there?" not in rendered:
-        raise ValueError(
-            f"the chat template of {directory} loses the question: {rendered!r}"
-        )
+        raise ValueError(f"the chat template of {directory} loses the question: {rendered!r}")
 
 
 def _quiet_transformers() -> None:

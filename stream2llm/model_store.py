@@ -74,17 +74,24 @@ class RandomLlama:
     # Factor on the query and key weights. Below 1 the attention is spread over
     # more tokens, so that each of them matters to the answer.
     attention_gain: float = 1.0
+    # Factor on what each layer adds, over the layer before. Above 1 the later
+    # layers outweigh what passes by them, so that small differences grow.
+    depth_gain: float = 1.0
 
 
 RANDOM_LLAMAS: dict[PresetName, RandomLlama] = {
+    # For exactness tests; `model_convert` says what was measured.
     "sensitive": RandomLlama(
         hidden_size=256,
-        num_layers=3,
+        num_layers=6,
         num_heads=8,
         num_kv_heads=4,
         dtype="float32",
+        seed=1,
         attention_gain=0.6,
+        depth_gain=2.0,
     ),
+    # For speed tests: as little arithmetic as an engine can have.
     "fast": RandomLlama(
         hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, dtype="bfloat16"
     ),
@@ -166,9 +173,7 @@ def _marker_of(name: str) -> dict[str, Any]:
 # -- bringing models here --------------------------------------------------
 
 
-def fetch_model(
-    name: str, cache_dir: Path | None = None, progress: Progress = _silent
-) -> Path:
+def fetch_model(name: str, cache_dir: Path | None = None, progress: Progress = _silent) -> Path:
     """Make the model of this name ready, whichever kind it is."""
     if name == DEFAULT_MODEL:
         return fetch_default_model(cache_dir, progress)
@@ -181,9 +186,7 @@ def fetch_model(
     return ensure_random_llama(preset, cache_dir, progress)
 
 
-def fetch_default_model(
-    cache_dir: Path | None = None, progress: Progress = _silent
-) -> Path:
+def fetch_default_model(cache_dir: Path | None = None, progress: Progress = _silent) -> Path:
     """Download, check, convert and store SmolLM2-135M-Instruct; a no-op when it is there."""
     cache = cache_dir or default_cache_dir()
 
@@ -202,9 +205,7 @@ def ensure_random_llama(
 ) -> Path:
     """Make the random model of a preset ready; fetches the default model for its tokenizer."""
     if preset not in RANDOM_LLAMAS:
-        raise ModelStoreError(
-            f"unknown preset {preset!r}; known: {', '.join(RANDOM_LLAMAS)}"
-        )
+        raise ModelStoreError(f"unknown preset {preset!r}; known: {', '.join(RANDOM_LLAMAS)}")
     cache = cache_dir or default_cache_dir()
     name = f"random-llama-{preset}"
     if is_ready(name, cache):
@@ -232,6 +233,7 @@ def make_random_llama(
     tie_word_embeddings: bool = False,
     initializer_range: float = 0.1,
     attention_gain: float = 1.0,
+    depth_gain: float = 1.0,
     dtype: Dtype = "float32",
 ) -> Path:
     """Write a LlamaForCausalLM with random weights and the tokenizer of SmolLM2.
@@ -252,6 +254,7 @@ def make_random_llama(
         tie_word_embeddings=tie_word_embeddings,
         initializer_range=initializer_range,
         attention_gain=attention_gain,
+        depth_gain=depth_gain,
     )
     source = tokenizer_dir or resolve_model(DEFAULT_MODEL)
     model_convert.write_random_llama(directory, recipe, source)
@@ -261,9 +264,7 @@ def make_random_llama(
 # -- the mechanics ---------------------------------------------------------
 
 
-def _store(
-    name: str, cache: Path, build: Callable[[Path], None], progress: Progress
-) -> Path:
+def _store(name: str, cache: Path, build: Callable[[Path], None], progress: Progress) -> Path:
     """Run `build` in a staging folder under the lock, then move its `model/` into place."""
     target = model_dir(name, cache)
     if is_ready(name, cache):
@@ -285,8 +286,9 @@ def _build_and_move(name: str, target: Path, build: Callable[[Path], None]) -> N
         build(Path(staging))
         built = Path(staging) / "model"
         (built / MARKER_NAME).write_text(json.dumps(_marker_of(name), indent=2))
+        # Aside first: who reads the old one meanwhile never sees half of it.
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(Path(staging) / "replaced")
         built.rename(target)
 
 

@@ -38,9 +38,7 @@ def store(cache: Path, build: Callable[[Path], None]) -> Path:
     return model_store._store(DEFAULT_MODEL, cache, build, lambda _message: None)
 
 
-def test_the_environment_names_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_names_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(model_store.CACHE_VARIABLE, str(tmp_path))
     assert model_store.default_cache_dir() == tmp_path
 
@@ -114,9 +112,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="broken"):
         store(tmp_path, fail)
     assert not model_store.is_ready(DEFAULT_MODEL, tmp_path)
-    assert [p.name for p in (tmp_path / "models").iterdir()] == [
-        f".{DEFAULT_MODEL}.lock"
-    ]
+    assert [p.name for p in (tmp_path / "models").iterdir()] == [f".{DEFAULT_MODEL}.lock"]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
