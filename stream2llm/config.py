@@ -68,7 +68,8 @@ class WorkerConfig(_Part):
     """The workers of one role."""
 
     replicas: int = Field(default=1, ge=1)
-    # Where workers listen; the address other nodes reach them at.
+    # Where workers listen; the address other nodes reach them at. "auto" is the
+    # address of the node that Ray places them on.
     host: str = "127.0.0.1"
     num_gpus: float = Field(default=0, ge=0)
     num_cpus: float = Field(default=1, ge=0)
@@ -78,7 +79,8 @@ class WorkerConfig(_Part):
     # Environment of the actor, for instance VLLM_CPU_KVCACHE_SPACE.
     env: dict[str, str] = {}
     # CPU engines only: cores of each replica as vLLM's
-    # VLLM_CPU_OMP_THREADS_BIND wants them; "auto" gives one core each, in turn.
+    # VLLM_CPU_OMP_THREADS_BIND wants them, replicas apart by ";" ("0-1;2-3");
+    # "auto" gives one core each, in turn.
     cpu_bind: str = "auto"
     start_timeout_s: float = Field(default=600.0, gt=0)
 
@@ -108,6 +110,8 @@ class ControllerConfig(_Part):
     # HTTP: /sd for Prometheus, /status, /healthz. 0: any free port.
     http_port: int = Field(default=0, ge=0, le=65535)
     health_interval_s: float = Field(default=1.0, gt=0)
+    # A worker that gives no answer to a health call for so long is replaced.
+    unresponsive_after_s: float = Field(default=60.0, gt=0)
     # A worker that fails to start that often in a row is given up; its role
     # stays short until an operator acts.
     max_start_failures: int = Field(default=3, ge=1)

@@ -1,0 +1,91 @@
+"""A decode worker's engine: pulls a prompt's KV and continues the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from vllm.platforms import current_platform
+
+from decode_worker.penalties import FIRST_TOKEN_KEY, FirstTokenPenalty
+from stream2llm.engine_stats import EngineStats
+from stream2llm.errors import InvalidRequestError
+from stream2llm.sampling import SamplingParameters
+from stream2llm.token_step import TokenStep
+from stream2llm.vllm_engine import Engine, OutputStream, only_output
+from stream2llm.vllm_sampling import decode_seed, to_vllm, token_step
+from stream2llm.worker_spec import WorkerSpec
+
+
+async def start_decode_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
+    """Starts vLLM as a consumer of KV."""
+    is_async = bool(spec.engine_args.get("async_scheduling", not current_platform.is_cpu()))
+    name = "AsyncDecodeScheduler" if is_async else "DecodeScheduler"
+    args = {key: v for key, v in spec.engine_args.items() if key != "async_scheduling"}
+    return await Engine.start(
+        dataclasses.replace(spec, engine_args=args),
+        kv_role="kv_consumer",
+        stats=stats,
+        fixed_args={
+            "async_scheduling": is_async,
+            "scheduler_cls": f"decode_worker.scheduler.{name}",
+            "logits_processors": [FirstTokenPenalty],
+        },
+    )
+
+
+def parse_handover(raw: str) -> dict[str, Any]:
+    """vLLM's transfer parameters from a hand-over; raises InvalidRequestError."""
+    try:
+        params = json.loads(raw)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"not JSON: {error}", field="handover.kv_transfer_params_json"
+        ) from error
+    if not isinstance(params, dict) or not params.get("remote_engine_id"):
+        raise InvalidRequestError(
+            "names no remote engine", field="handover.kv_transfer_params_json"
+        )
+    return params
+
+
+async def begin_decode(
+    engine: Engine,
+    request_id: str,
+    prompt_token_ids: list[int],
+    sampling: SamplingParameters,
+    kv_transfer_params: dict[str, Any],
+) -> OutputStream:
+    """Starts the rest of an answer whose first token is the prompt's last one.
+
+    `sampling.max_tokens` counts that first token. Once this has returned, the
+    engine reads the KV or, when the request is aborted, tells prefill that it
+    will not.
+    """
+    if sampling.max_tokens is None or sampling.max_tokens < 2:
+        raise InvalidRequestError("must be at least 2", field="sampling.max_tokens")
+    params = to_vllm(
+        sampling,
+        max_tokens=sampling.max_tokens - 1,
+        seed=decode_seed(sampling.seed),
+        extra_args={
+            "kv_transfer_params": kv_transfer_params,
+            FIRST_TOKEN_KEY: prompt_token_ids[-1],
+        },
+    )
+    return await engine.submit(await engine.build_request(request_id, prompt_token_ids, params))
+
+
+async def decode_steps(
+    engine: Engine, request_id: str, stream: OutputStream, num_logprobs: int | None
+) -> AsyncIterator[TokenStep]:
+    """The rest of an answer. Closing the iterator early aborts the request."""
+    try:
+        async for output in stream:
+            yield token_step(only_output(output), num_logprobs)
+    finally:
+        if not stream.finished:
+            await asyncio.shield(engine.abort(request_id))

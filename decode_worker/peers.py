@@ -1,0 +1,53 @@
+"""Gets a decode worker ready to fetch KV from a prefill worker.
+
+The first hand-over between two NIXL agents exchanges their metadata, which
+takes far longer than reading the KV. One tiny answer goes through the pair
+before a session does; it proves the whole path, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+
+from decode_worker.engine import begin_decode, decode_steps, parse_handover
+from stream2llm.errors import InternalError
+from stream2llm.grpc_options import channel_options
+from stream2llm.ids import unique_id
+from stream2llm.sampling import SamplingParameters
+from stream2llm.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.vllm_engine import Engine
+from stream2llm.wire import to_proto
+from stream2llm.worker_spec import WorkerAddress
+
+_SAMPLING = SamplingParameters(max_tokens=2, temperature=0, ignore_eos=True)
+_PROMPT_TOKEN_IDS = [1, 2, 3, 4]
+
+
+async def connect(engine: Engine, peer: WorkerAddress, max_message_bytes: int) -> None:
+    """Fetches a few tokens' KV from `peer`; raises when that does not work."""
+    options = channel_options(max_message_bytes)
+    async with grpc.aio.insecure_channel(peer.grpc_address, options=options) as channel:
+        first = await _first_token(worker_pb2_grpc.PrefillServiceStub(channel))
+        transfer = parse_handover(first.handover.kv_transfer_params_json)
+        request_id = unique_id("connect")
+        tokens = [*_PROMPT_TOKEN_IDS, *first.step.token_ids]
+        stream = await begin_decode(engine, request_id, tokens, _SAMPLING, transfer)
+        async for _ in decode_steps(engine, request_id, stream, None):
+            pass
+
+
+async def _first_token(stub: worker_pb2_grpc.PrefillServiceStub) -> worker_pb2.FirstToken:
+    async for response in stub.PrefillSession(_events()):
+        if response.WhichOneof("event") == "first_token":
+            return response.first_token
+    raise InternalError("the prefill worker gave no first token")
+
+
+async def _events() -> AsyncIterator[worker_pb2.PrefillSessionRequest]:
+    opening = worker_pb2.OpenPrefill(session_id="connect", sampling=to_proto(_SAMPLING))
+    yield worker_pb2.PrefillSessionRequest(open=opening)
+    splice = worker_pb2.SplicePrefill(revision=1, token_ids=_PROMPT_TOKEN_IDS)
+    seal = worker_pb2.SealPrefill(splice=splice, hand_over=True)
+    yield worker_pb2.PrefillSessionRequest(seal=seal)

@@ -1,0 +1,29 @@
+"""vLLM's schedulers as a decode worker uses them: unchanged, but never orphaned.
+
+Runs inside vLLM's EngineCore process, where this is the only code of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from stream2llm.orphan_guard import exit_with_parent
+
+
+class DecodeScheduler(Scheduler):
+    """For `async_scheduling=False`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        exit_with_parent()
+
+
+class AsyncDecodeScheduler(AsyncScheduler):
+    """For `async_scheduling=True`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        exit_with_parent()

@@ -1,0 +1,36 @@
+"""A decode worker: the composition root of its parts."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+
+from decode_worker import peers
+from decode_worker.engine import start_decode_engine
+from decode_worker.service import DecodeService
+from stream2llm.engine_stats import EngineStats
+from stream2llm.engine_worker import EngineWorker
+from stream2llm.v1 import worker_pb2_grpc
+from stream2llm.vllm_engine import Engine
+from stream2llm.worker_metrics import TransferMetrics
+from stream2llm.worker_spec import WorkerAddress
+
+
+class Worker(EngineWorker):
+    """Pulls KV from prefill workers and continues answers."""
+
+    async def start_engine(self) -> Engine:
+        """vLLM, reading KV over NIXL."""
+        self._metrics = TransferMetrics(self.registry)
+        return await start_decode_engine(self.spec, EngineStats(self._metrics.record_read))
+
+    def add_services(self, server: grpc.aio.Server) -> None:
+        """`DecodeService`."""
+        service = DecodeService(self, self._metrics)
+        worker_pb2_grpc.add_DecodeServiceServicer_to_server(service, server)
+
+    async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:
+        """Exchanges NIXL metadata with these prefill workers, all at once."""
+        size = self.spec.max_message_bytes
+        await asyncio.gather(*(peers.connect(self.engine, peer, size) for peer in prefill))

@@ -1,0 +1,164 @@
+"""A prefill worker's engine: sessions of growing token sequences in, one first token out.
+
+Adapter between `PrefillService` and vLLM. Knows how a session's events travel
+to `PrefillScheduler`: as requests with one and the same id, whose
+`SamplingParams.extra_args` say what is meant.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.v1.engine import EngineCoreRequest
+
+from prefill_worker.session_state import WIRE_KEY, ContextEvent
+from stream2llm.engine_stats import EngineStats
+from stream2llm.errors import InvalidRequestError
+from stream2llm.sampling import SamplingParameters
+from stream2llm.vllm_engine import Engine, OutputStream, only_output
+from stream2llm.vllm_sampling import to_vllm
+from stream2llm.worker_spec import WorkerSpec
+
+# Has the connector keep the blocks for a decode worker when the request ends.
+_HAND_OVER = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
+
+
+async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
+    """Starts vLLM with our scheduler, as a producer of KV."""
+    options = {"progress_interval_tokens": spec.progress_interval_tokens}
+    return await Engine.start(
+        spec,
+        kv_role="kv_producer",
+        stats=stats,
+        fixed_args={
+            "scheduler_cls": "prefill_worker.scheduler.PrefillScheduler",
+            "async_scheduling": False,
+            "scheduler_reserve_full_isl": False,
+            "additional_config": {WIRE_KEY: options},
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillOutput:
+    """One output of a session: its progress and, at the end, the first token."""
+
+    progress: dict[str, int]
+    first_token: CompletionOutput | None
+    # Transfer parameters for the decode worker; None when nobody shall fetch the KV.
+    handover: dict[str, Any] | None
+
+
+class PrefillSession:
+    """One session at the engine. Not for use from several tasks at once."""
+
+    def __init__(self, engine: Engine, request_id: str, sampling: SamplingParameters) -> None:
+        self._engine = engine
+        self._request_id = request_id
+        self._sampling = sampling
+        self._first_request: EngineCoreRequest | None = None
+        self._num_tokens = 0
+        self._max_model_len = engine.info.max_model_len
+        self.outputs: OutputStream | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to report; None reports no logprobs."""
+        return self._sampling.logprobs
+
+    async def splice(
+        self,
+        revision: int,
+        keep_tokens: int,
+        token_ids: list[int],
+        *,
+        seal: bool = False,
+        hand_over: bool = False,
+    ) -> None:
+        """Makes the sequence its first `keep_tokens` tokens and `token_ids`.
+
+        With `seal` the sequence is final and the first token is sampled as
+        soon as all is computed. Raises InvalidRequestError, and changes
+        nothing, when it would not leave the model room for an answer.
+        """
+        self._check(keep_tokens, token_ids, seal)
+        self._num_tokens = keep_tokens + len(token_ids)
+        event = ContextEvent(revision, keep_tokens, seal, begins=self._first_request is None)
+        if self._first_request is not None:
+            await self._engine.send(self._event_request(event, token_ids, hand_over))
+        elif token_ids:
+            await self._begin(event, token_ids, hand_over)
+
+    async def cancel(self) -> None:
+        """Frees the session's blocks, unless they are handed over already."""
+        if self._first_request is not None:
+            await self._engine.abort(self._request_id)
+
+    def _check(self, keep_tokens: int, token_ids: list[int], seal: bool) -> None:
+        if keep_tokens > self._num_tokens:
+            raise InvalidRequestError(
+                f"keep_tokens is {keep_tokens}, the sequence has {self._num_tokens} tokens",
+                field="splice.keep_tokens",
+            )
+        num_tokens = keep_tokens + len(token_ids)
+        if num_tokens >= self._max_model_len:
+            raise InvalidRequestError(
+                f"the context has {num_tokens} tokens, the model takes {self._max_model_len} "
+                "with at least one for the answer",
+                field="splice.token_ids",
+            )
+        if seal and not num_tokens:
+            raise InvalidRequestError("the context is empty", field="seal")
+
+    async def _begin(self, event: ContextEvent, token_ids: list[int], hand_over: bool) -> None:
+        params = to_vllm(
+            self._sampling,
+            max_tokens=1,
+            seed=self._sampling.seed,
+            extra_args=_extra_args(event, hand_over),
+        )
+        request = await self._engine.build_request(self._request_id, token_ids, params)
+        self._first_request = request
+        self.outputs = await self._engine.submit(request)
+
+    def _event_request(
+        self, event: ContextEvent, token_ids: list[int], hand_over: bool
+    ) -> EngineCoreRequest:
+        first = self._first_request
+        assert first is not None
+        params = copy.copy(first.sampling_params)
+        params.extra_args = _extra_args(event, hand_over)
+        return msgspec.structs.replace(first, prompt_token_ids=token_ids, sampling_params=params)
+
+
+def _extra_args(event: ContextEvent, hand_over: bool) -> dict[str, Any]:
+    extra: dict[str, Any] = {WIRE_KEY: event.to_wire()}
+    if event.seal and hand_over:
+        extra["kv_transfer_params"] = dict(_HAND_OVER)
+    return extra
+
+
+async def prefill_outputs(stream: OutputStream) -> AsyncIterator[PrefillOutput]:
+    """A session's outputs, in our words."""
+    async for output in stream:
+        yield _translate(output)
+
+
+def _translate(output: RequestOutput) -> PrefillOutput:
+    params = dict(output.kv_transfer_params or {})
+    progress = params.pop(WIRE_KEY, {})
+    first_token = only_output(output) if output.finished else None
+    handover = params if params.get("do_remote_prefill") else None
+    return PrefillOutput(progress, first_token, handover)

@@ -1,0 +1,170 @@
+"""`PrefillService`: protobuf to session events, engine outputs to protobuf.
+
+One RPC is one session. A reader feeds the router's events to the engine while
+a writer sends progress and, at the end, the first token; they live and die
+together. Whatever ends the RPC early frees the session's blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+
+import grpc
+
+from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
+from prefill_worker.metrics import PrefillMetrics
+from stream2llm.engine_worker import EngineWorker
+from stream2llm.errors import EventOrderError, InternalError, Stream2LLMError
+from stream2llm.grpc_status import abort
+from stream2llm.ids import unique_id
+from stream2llm.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.vllm_sampling import token_step
+from stream2llm.wire import from_proto, token_step_to_proto
+
+_log = logging.getLogger(__name__)
+_NOTHING_COMPUTED = {
+    "prefilled_tokens": 0,
+    "computed_tokens": 0,
+    "reused_tokens": 0,
+    "invalidated_tokens": 0,
+    "recomputed_tokens": 0,
+}
+
+
+class PrefillService(worker_pb2_grpc.PrefillServiceServicer):  # type: ignore[misc]
+    """Serves the sessions of one engine."""
+
+    def __init__(self, worker: EngineWorker, metrics: PrefillMetrics) -> None:
+        self._worker = worker
+        self._metrics = metrics
+
+    async def PrefillSession(
+        self,
+        requests: AsyncIterator[worker_pb2.PrefillSessionRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> None:
+        """Runs one session."""
+        try:
+            with self._worker.session():
+                await self._run(requests, context)
+        except Stream2LLMError as error:
+            await abort(context, error)
+        except Exception as error:
+            _log.exception("prefill session failed")
+            await abort(context, InternalError(f"{type(error).__name__}: {error}"))
+
+    async def _run(
+        self,
+        requests: AsyncIterator[worker_pb2.PrefillSessionRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> None:
+        opening = await anext(aiter(requests), None)
+        if opening is None or opening.WhichOneof("event") != "open":
+            raise EventOrderError("the first event of a prefill session must be open")
+        session = PrefillSession(
+            self._worker.engine,
+            unique_id(opening.open.session_id),
+            from_proto(opening.open.sampling),
+        )
+        run = _SessionRun(session, context, self._metrics)
+        try:
+            await run.until_first_token(requests)
+        finally:
+            # Shielded: a second cancellation must not leave blocks behind.
+            await asyncio.shield(session.cancel())
+
+
+class _SessionRun:
+    """The two halves of one session's RPC."""
+
+    def __init__(
+        self,
+        session: PrefillSession,
+        context: grpc.aio.ServicerContext,
+        metrics: PrefillMetrics,
+    ) -> None:
+        self._session = session
+        self._context = context
+        self._metrics = metrics
+        self._num_logprobs = session.num_logprobs
+        self._told: dict[str, int] = {}
+        self._begun = asyncio.Event()
+
+    async def until_first_token(
+        self, requests: AsyncIterator[worker_pb2.PrefillSessionRequest]
+    ) -> None:
+        """Returns after the first token and after the router has closed its side."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read(requests))
+                tasks.create_task(self._write())
+        except BaseExceptionGroup as group:
+            # The halves fail for one cause; the first error is the one to tell.
+            raise group.exceptions[0] from None
+
+    async def _read(self, requests: AsyncIterator[worker_pb2.PrefillSessionRequest]) -> None:
+        sealed = False
+        async for request in requests:
+            event = request.WhichOneof("event")
+            if sealed or event not in ("splice", "seal"):
+                raise EventOrderError(f"unexpected {event} in a prefill session")
+            sealed = event == "seal"
+            await self._apply(request)
+        if not sealed:
+            raise EventOrderError("the prefill session was closed before its seal")
+
+    async def _apply(self, request: worker_pb2.PrefillSessionRequest) -> None:
+        seal = request.WhichOneof("event") == "seal"
+        splice = request.seal.splice if seal else request.splice
+        await self._session.splice(
+            splice.revision,
+            splice.keep_tokens,
+            list(splice.token_ids),
+            seal=seal,
+            hand_over=request.seal.hand_over,
+        )
+        if self._session.outputs is not None:
+            self._begun.set()
+        else:
+            # No token yet, so the engine knows nothing of this session.
+            nothing = {"revision": splice.revision, "known_tokens": 0, **_NOTHING_COMPUTED}
+            await self._send_progress(nothing)
+
+    async def _write(self) -> None:
+        await self._begun.wait()
+        assert self._session.outputs is not None
+        async for output in prefill_outputs(self._session.outputs):
+            self._metrics.record_progress(self._told, output.progress)
+            self._told = output.progress
+            if output.first_token is None:
+                await self._send_progress(output.progress)
+            else:
+                await self._send_first_token(output)
+
+    async def _send_progress(self, progress: dict[str, int]) -> None:
+        message = worker_pb2.PrefillSessionResponse(progress=_progress(progress))
+        await self._context.write(message)
+
+    async def _send_first_token(self, output: PrefillOutput) -> None:
+        assert output.first_token is not None
+        step = token_step(output.first_token, self._num_logprobs)
+        first = worker_pb2.FirstToken(
+            step=token_step_to_proto(step),
+            progress=_progress(output.progress),
+            uncomputed_at_seal_tokens=output.progress["uncomputed_at_seal_tokens"],
+        )
+        if output.handover is not None:
+            first.handover.kv_transfer_params_json = json.dumps(output.handover)
+            first.handover.num_blocks = sum(map(len, output.handover["remote_block_ids"]))
+            # The engine ends the answer here, at the one token it was asked
+            # for; with a hand-over that is no end, decode goes on.
+            first.step.ClearField("finish_reason")
+        await self._context.write(worker_pb2.PrefillSessionResponse(first_token=first))
+
+
+def _progress(figures: dict[str, int]) -> worker_pb2.PrefillProgress:
+    names = worker_pb2.PrefillProgress.DESCRIPTOR.fields_by_name
+    return worker_pb2.PrefillProgress(**{k: v for k, v in figures.items() if k in names})

@@ -1,0 +1,164 @@
+"""What a prefill and a decode worker have in common: an engine behind a gRPC server.
+
+A plain class; Ray's actors and tests hold it alike. `start` builds everything
+in order, `stop` ends it in reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from abc import ABC, abstractmethod
+from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Iterator
+
+import grpc
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from stream2llm.errors import UnavailableError
+from stream2llm.grpc_options import server_options
+from stream2llm.metrics_http import MetricsServer
+from stream2llm.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
+from stream2llm.vllm_engine import Engine
+from stream2llm.worker_metrics import WorkerGauges
+from stream2llm.worker_spec import WorkerAddress, WorkerSpec, WorkerStatus
+
+_log = logging.getLogger(__name__)
+
+
+class EngineWorker(ABC):
+    """One engine, its gRPC services and its metrics."""
+
+    def __init__(self, spec: WorkerSpec, registry: CollectorRegistry = REGISTRY) -> None:
+        self.spec = spec
+        self.registry = registry
+        self.engine: Engine
+        self._open = AsyncExitStack()
+        self._num_sessions = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @abstractmethod
+    async def start_engine(self) -> Engine:
+        """Starts the role's engine."""
+
+    @abstractmethod
+    def add_services(self, server: grpc.aio.Server) -> None:
+        """Registers the role's services."""
+
+    async def start(self) -> WorkerAddress:
+        """Starts all parts; returns when the engine is ready. On failure nothing is left."""
+        # vLLM reads these when the engine's processes start.
+        os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = self.spec.host
+        if self.spec.side_channel_port:
+            os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(self.spec.side_channel_port)
+        try:
+            return await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> WorkerAddress:
+        self.engine = await self.start_engine()
+        self._open.callback(self.engine.shutdown)
+        gauges = WorkerGauges(self.spec.role, self._read_status)
+        self.registry.register(gauges)
+        self._open.callback(self.registry.unregister, gauges)
+        metrics = self._open.enter_context(
+            MetricsServer(self.spec.host, self.spec.metrics_port, self.registry)
+        )
+        grpc_address = await self._start_grpc()
+        info = self.engine.info
+        return WorkerAddress(
+            worker_id=self.spec.worker_id,
+            role=self.spec.role,
+            grpc_address=grpc_address,
+            metrics_address=metrics.address,
+            pids=self.engine.pids,
+            max_model_len=info.max_model_len,
+            num_kv_blocks=info.num_kv_blocks,
+            block_size=info.block_size,
+        )
+
+    async def _start_grpc(self) -> str:
+        server = grpc.aio.server(options=server_options(self.spec.max_message_bytes))
+        self.add_services(server)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(_StatusService(self), server)
+        port = server.add_insecure_port(f"{self.spec.host}:0")
+        await server.start()
+        self._open.push_async_callback(server.stop, None)
+        return f"{self.spec.host}:{port}"
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Counts a session while it lasts; refuses it when draining or dead."""
+        if self._draining:
+            raise UnavailableError("the worker is draining", reason="DRAINING")
+        if self.engine.is_dead:
+            raise UnavailableError("the worker's engine died", reason="WORKER_LOST")
+        self._num_sessions += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._num_sessions -= 1
+            if not self._num_sessions:
+                self._idle.set()
+
+    async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:
+        """Gets ready to fetch KV from these prefill workers; a decode worker overrides it."""
+
+    async def wait_dead(self) -> str:
+        """Returns the reason once the engine has died."""
+        return await self.engine.wait_dead()
+
+    async def status(self) -> WorkerStatus:
+        """Load and memory now."""
+        return self._read_status()
+
+    def _read_status(self) -> WorkerStatus:
+        info = self.engine.info
+        return WorkerStatus(
+            num_sessions=self._num_sessions,
+            num_kv_blocks=info.num_kv_blocks,
+            num_kv_blocks_held=self.engine.stats.num_blocks_held(info.num_kv_blocks),
+            block_size=info.block_size,
+            pids=self.engine.pids,
+        )
+
+    async def drain(self, timeout_s: float) -> None:
+        """Takes no new session and waits for the open ones, so long at most."""
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            _log.warning("%s sessions did not end while draining", self._num_sessions)
+
+    async def stop(self) -> None:
+        """Ends everything; no process of the engine is left. May be called again."""
+        await self._open.aclose()
+
+
+class _StatusService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]
+    def __init__(self, worker: EngineWorker) -> None:
+        self._worker = worker
+
+    async def GetWorkerStatus(
+        self, request: worker_pb2.GetWorkerStatusRequest, context: grpc.aio.ServicerContext
+    ) -> worker_pb2.GetWorkerStatusResponse:
+        """Load and memory now."""
+        status = await self._worker.status()
+        info = inference_pb2.WorkerInfo(
+            worker_id=self._worker.spec.worker_id,
+            role=self._worker.spec.role,
+            ready=not self._worker.engine.is_dead,
+            num_sessions=status.num_sessions,
+            num_kv_blocks_held=status.num_kv_blocks_held,
+            num_kv_blocks=status.num_kv_blocks,
+            block_size=status.block_size,
+        )
+        return worker_pb2.GetWorkerStatusResponse(worker=info)
+
+

@@ -1,0 +1,70 @@
+"""What the control plane tells a worker, and what it hears back. Plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """Everything a worker needs to start."""
+
+    # Unique in the cluster, for instance "prefill-0".
+    worker_id: str
+    role: Role
+    # A directory with the model.
+    model_path: str
+    # Where the worker listens, and the address others reach it at.
+    host: str
+    # 0: any free port.
+    metrics_port: int
+    # vLLM engine arguments; vLLM checks them.
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    # How long blocks wait for a decode worker that shows no sign of life.
+    lease_s: int = 10
+    # NIXL's handshake port; one for each engine on a node.
+    side_channel_port: int = 0
+    progress_interval_tokens: int = 256
+    max_message_bytes: int = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAddress:
+    """A worker that has started."""
+
+    worker_id: str
+    role: Role
+    # host:port
+    grpc_address: str
+    metrics_address: str
+    # The actor's process, then its children: EngineCore, Worker.
+    pids: tuple[int, ...]
+    max_model_len: int
+    num_kv_blocks: int
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """Load and memory of a worker."""
+
+    num_sessions: int
+    num_kv_blocks: int
+    num_kv_blocks_held: int
+    block_size: int
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """The workers a router may use; the higher version is the newer one."""
+
+    version: int
+    workers: tuple[WorkerAddress, ...]
+
+    def of_role(self, role: Role) -> tuple[WorkerAddress, ...]:
+        """The workers of one role."""
+        return tuple(worker for worker in self.workers if worker.role == role)
