@@ -1,0 +1,23 @@
+"""The Ray shell of a prefill worker."""
+
+from __future__ import annotations
+
+import ray
+
+from stream2llm.actor_shell import WorkerShell
+from stream2llm.launch import Launch
+
+
+# Never restarted by Ray: a new process has lost its state, ports and peers, so
+# the controller makes it anew. Why one group for nearly all: see actor_shell.
+@ray.remote(
+    max_restarts=0,
+    max_task_retries=0,
+    max_concurrency=64,
+    concurrency_groups={"control": 2},
+)
+class PrefillActor(WorkerShell):
+    """Hosts one prefill worker process."""
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch, ray.util.get_node_ip_address())

@@ -1,0 +1,23 @@
+"""The Ray shell of a router."""
+
+from __future__ import annotations
+
+import ray
+
+from stream2llm.actor_shell import RouterShell
+from stream2llm.launch import Launch
+
+
+# Never restarted by Ray: a new process has lost its state, ports and peers, so
+# the controller makes it anew. Why one group for nearly all: see actor_shell.
+@ray.remote(
+    max_restarts=0,
+    max_task_retries=0,
+    max_concurrency=64,
+    concurrency_groups={"control": 2},
+)
+class RouterActor(RouterShell):
+    """Hosts one router process."""
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch, ray.util.get_node_ip_address())

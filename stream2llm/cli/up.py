@@ -1,0 +1,149 @@
+"""`stream2llm up` and `stream2llm down`: a cluster that keeps running, and its end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from stream2llm.clock import SystemClock
+from stream2llm.cluster import Cluster
+from stream2llm.config import ClusterConfig, load_config
+from stream2llm.errors import Stream2LLMError
+
+EXIT_FAILED = 1
+READY_MARGIN_S = 60.0
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="The cluster's YAML file, see deploy/*.yaml.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Instead of ray.address of the file: 'local' starts a Ray of its own,"
+        " 'auto' joins the one that runs here, host:port joins that one.",
+    ),
+]
+
+
+def up(
+    config: ConfigOption = Path("deploy/local-cpu.yaml"),
+    address: AddressOption = None,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach",
+            help="Return when everything is ready and leave it running; end it with"
+            " `stream2llm down`. Needs --address auto or host:port.",
+        ),
+    ] = False,
+) -> None:
+    """Start a cluster (routers, prefill and decode workers) and keep it running.
+
+    Prints the endpoints when everything is ready. Ctrl-C (or SIGTERM) drains:
+    new sessions are refused, open ones may end, then everything is stopped. A
+    second Ctrl-C stops at once. Also the entrypoint of a Ray job:
+
+        ray job submit --working-dir . -- stream2llm up --config FILE --address auto
+    """
+    try:
+        with _signals_interrupt():
+            _run(_configuration(config, address), detach=detach)
+    except Stream2LLMError as error:
+        _say(f"error: {error.message}", to_stderr=True)
+        raise typer.Exit(EXIT_FAILED) from error
+    except KeyboardInterrupt:
+        _say("stopped before it was ready")
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def down(
+    config: ConfigOption = Path("deploy/local-cpu.yaml"),
+    address: AddressOption = None,
+) -> None:
+    """End a cluster that `stream2llm up --detach` left running.
+
+    Drains it as Ctrl-C would. The Ray cluster itself goes on.
+    """
+    try:
+        cluster = Cluster.attach(_configuration(config, address or "auto"))
+        _end(cluster)
+    except Stream2LLMError as error:
+        _say(f"error: {error.message}", to_stderr=True)
+        raise typer.Exit(EXIT_FAILED) from error
+
+
+def _run(config: ClusterConfig, *, detach: bool) -> None:
+    clock = SystemClock()
+    begin_s = clock.monotonic_s()
+    _say(f"starting {config.model_name}; an engine takes 15 to 60 s")
+    with Cluster.start(config, detach=detach) as cluster:
+        _say(f"logs: {cluster.log_dir}")
+        longest_s = max(config.prefill.start_timeout_s, config.decode.start_timeout_s)
+        # Each start is bounded by itself; this bounds their repetitions.
+        attempts = config.controller.max_start_failures
+        cluster.wait_ready(longest_s * attempts + READY_MARGIN_S, _say)
+        for number, router in enumerate(cluster.router_addresses):
+            _say(f"router-{number}: {router}")
+        _say(f"controller: http://{cluster.http_address} (/status, /metrics, /sd for Prometheus)")
+        _say(f"ready after {clock.monotonic_s() - begin_s:.0f} s")
+        if detach:
+            cluster.detach()
+            return
+        _serve(cluster)
+
+
+def _serve(cluster: Cluster) -> None:
+    """Reports what happens until a signal comes, then drains."""
+    _say("Ctrl-C drains and stops; twice stops at once")
+    try:
+        cluster.follow(_say)
+    except KeyboardInterrupt:
+        _end(cluster)
+
+
+def _end(cluster: Cluster) -> None:
+    seconds = cluster.config.router.drain_timeout_s
+    _say(f"draining: open sessions have {seconds:.0f} s")
+    try:
+        cluster.drain()
+    except KeyboardInterrupt:
+        _say("stopping at once")
+    cluster.stop(drain=False)
+    _say("stopped")
+
+
+def _configuration(path: Path, address: str | None) -> ClusterConfig:
+    config = load_config(path)
+    if address is None:
+        return config
+    return config.model_copy(update={"ray": config.ray.model_copy(update={"address": address})})
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM means the same as Ctrl-C here, whatever Ray makes of it meanwhile."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _say(line: str, *, to_stderr: bool = False) -> None:
+    print(line, file=sys.stderr if to_stderr else sys.stdout, flush=True)

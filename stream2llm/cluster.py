@@ -1,0 +1,278 @@
+"""A whole cluster, from a configuration: start it, wait for it, look at it, end it.
+
+    with Cluster.start(config) as cluster:
+        cluster.wait_ready(timeout_s=300)
+        ... cluster.router_addresses ...
+
+Synchronous: it is for the command line, tests and notebooks. With `address:
+local` it owns a Ray of its own, which it ends; otherwise it joins one and ends
+its own actors only. Every process that it causes carries the cluster's id in
+its environment, so `stop` can prove that none is left.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from stream2llm import preflight, ray_runtime
+from stream2llm.clock import SystemClock
+from stream2llm.config import ClusterConfig
+from stream2llm.controller import (
+    CONTROLLER_NAME,
+    DRAIN_MARGIN_S,
+    GRACEFUL_STOP_S,
+    Controller,
+    ControllerSpec,
+)
+from stream2llm.errors import InternalError, InvalidRequestError, UnavailableError
+from stream2llm.launch import Factories, Launch, common_environment, lay_out
+from stream2llm.processes import kill_owned, mark_environment, owner_mark
+
+_log = logging.getLogger(__name__)
+
+Report = Callable[[str], None]
+
+
+class Cluster:
+    """A running cluster. Build it with `start` or `attach`."""
+
+    def __init__(self, config: ClusterConfig, cluster_id: str, *, owns_ray: bool) -> None:
+        self.config = config
+        self.cluster_id = cluster_id
+        self.log_dir = ""
+        self.http_address = ""
+        self._owns_ray = owns_ray
+        self._controller: Any = None
+        self._stopped = False
+
+    # -- beginning ---------------------------------------------------------
+
+    @classmethod
+    def start(
+        cls,
+        config: ClusterConfig,
+        *,
+        detach: bool = False,
+        factories: Factories | None = None,
+    ) -> Self:
+        """Checks, then starts everything and returns at once; see `wait_ready`.
+
+        `detach` lets the actors outlive this process; only in a Ray that does.
+        `factories` is for tests: what the actors host.
+        """
+        owns_ray = config.ray.address == "local"
+        if detach and owns_ray:
+            raise InvalidRequestError("a local Ray ends with us: detach needs ray.address: auto")
+        model_path = preflight.check(config) if owns_ray else preflight.check_model(config)
+        cluster = cls(config, uuid.uuid4().hex[:12], owns_ray=owns_ray)
+        try:
+            cluster._start(model_path, detach=detach, factories=factories or Factories())
+        except BaseException:
+            cluster.stop(drain=False)
+            raise
+        return cluster
+
+    @classmethod
+    def attach(cls, config: ClusterConfig) -> Self:
+        """Finds a cluster that `start(detach=True)` left running."""
+        if config.ray.address == "local":
+            raise InvalidRequestError("ray.address is local: give the address of a running Ray")
+        ray_runtime.connect(config, "")
+        try:
+            controller = ray.get_actor(CONTROLLER_NAME, namespace=config.ray.namespace)
+            status = ray.get(controller.status.remote(), timeout=30)
+        except (ValueError, ray.exceptions.RayError) as error:
+            ray.shutdown()
+            raise UnavailableError(
+                f"no cluster runs in namespace {config.ray.namespace!r} of this Ray: {error}"
+            ) from error
+        cluster = cls(config, status["cluster_id"], owns_ray=False)
+        cluster._controller = controller
+        cluster.http_address = status["http_address"]
+        return cluster
+
+    def _start(self, model_path: Path, *, detach: bool, factories: Factories) -> None:
+        atexit.register(self.stop, drain=False)
+        self.log_dir = ray_runtime.connect(self.config, owner_mark(self.cluster_id, "ray", 1))
+        environment = common_environment(os.environ["RAY_AUTH_MODE"])
+        launches = lay_out(self.config, model_path, environment, factories)
+        self._check_ray(launches)
+        # In a Ray of our own the actors need no owner: they end with it.
+        spec = ControllerSpec(
+            cluster_id=self.cluster_id,
+            launches=launches,
+            config=self.config.controller,
+            drain_timeout_s=self.config.router.drain_timeout_s,
+            detached=detach or self._owns_ray,
+        )
+        self._controller = self._create_controller(spec, environment)
+        self.http_address = ray.get(self._controller.start.remote())
+
+    def _create_controller(self, spec: ControllerSpec, environment: dict[str, str]) -> Any:
+        mark = mark_environment(owner_mark(self.cluster_id, CONTROLLER_NAME, 1))
+        here = ray.get_runtime_context().get_node_id()
+        actor: Any = Controller  # what ray.remote makes of the class
+        return actor.options(
+            name=CONTROLLER_NAME,
+            lifetime="detached" if spec.detached else None,
+            num_cpus=0,
+            runtime_env={"env_vars": {**environment, **mark}},
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+        ).remote(spec)
+
+    def _check_ray(self, launches: tuple[Launch, ...]) -> None:
+        namespace = self.config.ray.namespace
+        with suppress(ValueError):
+            ray.get_actor(CONTROLLER_NAME, namespace=namespace)
+            raise UnavailableError(
+                f"a cluster already runs in namespace {namespace!r}: end it with"
+                " `stream2llm down`, or set another ray.namespace",
+                reason="ALREADY_RUNNING",
+            )
+        ray_runtime.check_gpus(launches, can_grow=not self._owns_ray)
+        hosts = (self.config.router.host, self.config.prefill.host, self.config.decode.host)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if len(nodes) > 1 and any(host.startswith("127.") for host in hosts):
+            raise InvalidRequestError(
+                f"this Ray has {len(nodes)} nodes, which do not reach each other at {hosts}:"
+                " set router.host, prefill.host and decode.host to auto"
+            )
+
+    # -- while it runs -----------------------------------------------------
+
+    @property
+    def router_addresses(self) -> tuple[str, ...]:
+        """host:port of each router that is up."""
+        replicas = self.status()["replicas"]
+        routers = [r for r in replicas if r["role"] == "router" and r["address"]]
+        return tuple(r["address"]["grpc_address"] for r in routers)
+
+    def wait_ready(self, timeout_s: float, report: Report | None = None) -> None:
+        """Returns when every replica is ready; raises when one is given up, with its reason.
+
+        `report` gets one line for each thing that happens meanwhile.
+        """
+        clock = SystemClock()
+        deadline_s = clock.monotonic_s() + timeout_s
+        status = self.status()
+        seen = 0
+        while not status["ready"]:
+            _raise_if_given_up(status)
+            status = self._watch(seen, deadline_s - clock.monotonic_s(), status, timeout_s)
+            seen = _report_events(status, report)
+
+    def follow(self, report: Report) -> None:
+        """Reports what happens from now on; returns only by exception."""
+        seen = self.status()["num_events"]
+        while True:
+            seen = _report_events(self.wait_change(seen), report)
+
+    def wait_change(self, seen: int, timeout_s: float | None = None) -> dict[str, Any]:
+        """The status and the new `events`, once there are more than `seen` of them."""
+        status: dict[str, Any] = self._ask(self._controller.watch.remote(seen), timeout_s)
+        return status
+
+    def status(self) -> dict[str, Any]:
+        """What /status shows."""
+        status: dict[str, Any] = self._ask(self._controller.status.remote(), timeout_s=30.0)
+        return status
+
+    def _watch(
+        self, seen: int, left_s: float, status: dict[str, Any], timeout_s: float
+    ) -> dict[str, Any]:
+        try:
+            return self.wait_change(seen, max(0.01, left_s))
+        except ray.exceptions.GetTimeoutError as error:
+            late = [f"{r['name']} ({r['phase']}) {r['reason']}" for r in status["replicas"]
+                    if r["phase"] != "ready"]  # fmt: skip
+            raise UnavailableError(
+                f"the cluster is not ready after {timeout_s:.0f} s; missing: {', '.join(late)};"
+                f" logs: {self.log_dir}",
+                reason="NOT_READY",
+            ) from error
+
+    def _ask(self, call: Any, timeout_s: float | None = None) -> Any:
+        try:
+            return ray.get(call, timeout=timeout_s)
+        except ray.exceptions.ActorDiedError as error:
+            raise InternalError(
+                "the controller has died: sessions go on, but a worker that dies is not"
+                f" replaced; restart the cluster (logs: {self.log_dir})",
+                reason="CONTROLLER_LOST",
+            ) from error
+
+    # -- the end -----------------------------------------------------------
+
+    def drain(self) -> None:
+        """Refuses new sessions and waits for the open ones, at most the configured time."""
+        longest_s = self.config.router.drain_timeout_s + 4 * DRAIN_MARGIN_S
+        with suppress(ray.exceptions.RayError):
+            ray.get(self._controller.drain.remote(), timeout=longest_s)
+
+    def stop(self, *, drain: bool = True) -> None:
+        """Ends everything of ours, processes included; may be called again."""
+        if self._stopped:
+            return
+        if ray.is_initialized() and self._controller is not None:
+            if drain:
+                self.drain()
+            with suppress(ray.exceptions.RayError):
+                ray.get(self._controller.stop.remote(), timeout=4 * GRACEFUL_STOP_S)
+            ray.kill(self._controller)
+        self._end_ray()
+        self._stopped = True
+        atexit.unregister(self.stop)
+
+    def detach(self) -> None:
+        """Leaves the cluster running and forgets it."""
+        self._stopped = True
+        atexit.unregister(self.stop)
+        ray.shutdown()
+
+    def _end_ray(self) -> None:
+        if not self._owns_ray:  # in our own, ray.shutdown ends actors too
+            ray_runtime.kill_actors_of(self.config.ray.namespace, self._controller)
+        ray.shutdown()
+        left = kill_owned(f"{self.cluster_id}/")
+        if left:
+            _log.warning("killed_leftovers processes=%s", left)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop(drain=exc_type is None)
+
+
+# -- reports ---------------------------------------------------------------
+
+
+def _raise_if_given_up(status: dict[str, Any]) -> None:
+    lost = [r for r in status["replicas"] if r["name"] in status["given_up"]]
+    if lost:
+        reasons = "; ".join(f"{r['name']}: {r['reason']}" for r in lost)
+        raise UnavailableError(f"cannot start {reasons}", reason="START_FAILED")
+
+
+def _report_events(status: dict[str, Any], report: Report | None) -> int:
+    for event in status["events"] if report else ():
+        assert report is not None
+        report(event)
+    num_events: int = status["num_events"]
+    return num_events

@@ -1,0 +1,256 @@
+"""The actor `controller`: creates routers and workers, replaces dead ones, publishes the view.
+
+Two thin adapters: `RayHosts` (actors, by name) and `Controller` (the actor that
+the driver talks to). What to do is decided in `supervision`, done in `supervisor`.
+The data path needs nothing from here while it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+import ray
+from prometheus_client import CollectorRegistry
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from stream2llm import __version__, supervision
+from stream2llm.actor_shell import load
+from stream2llm.config import ControllerConfig
+from stream2llm.controller_http import ControllerHttp, ControllerMetrics
+from stream2llm.launch import Launch, StartOutcome
+from stream2llm.processes import kill_owned, mark_environment, owner_mark
+from stream2llm.supervisor import Settings, Supervisor
+from stream2llm.worker_spec import ClusterView, WorkerAddress
+
+_log = logging.getLogger(__name__)
+
+CONTROLLER_NAME = "controller"
+GRACEFUL_STOP_S = 15.0
+# Of actors that have been killed through Ray, for Ray's own books.
+EXIT_GRACE_S = 3.0
+# Over the drain timeout of the routers, which end the sessions that are left.
+DRAIN_MARGIN_S = 5.0
+_ACTORS = {
+    "router": "router.actor:RouterActor",
+    "prefill": "prefill_worker.actor:PrefillActor",
+    "decode": "decode_worker.actor:DecodeActor",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerSpec:
+    """All that a controller is built from."""
+
+    cluster_id: str
+    launches: tuple[Launch, ...]
+    config: ControllerConfig
+    drain_timeout_s: float
+    # Actors that outlive the controller, so that the data path does.
+    detached: bool
+
+
+class RayHosts:
+    """The actors of one cluster."""
+
+    def __init__(self, spec: ControllerSpec) -> None:
+        self._cluster_id = spec.cluster_id
+        self._lifetime = "detached" if spec.detached else None
+        self._launches = {launch.name: launch for launch in spec.launches}
+        self._handles: dict[str, Any] = {}
+        self._node_id = ray.get_runtime_context().get_node_id()
+
+    async def create(self, name: str, incarnation: int) -> StartOutcome:
+        launch = self._launches[name]
+        try:
+            self._handles[name] = self._new_actor(launch, incarnation)
+            async with asyncio.timeout(launch.start_timeout_s):
+                outcome: StartOutcome = await self._handles[name].start.remote()
+                return outcome
+        except TimeoutError:
+            return StartOutcome(None, f"not ready after {launch.start_timeout_s:.0f} s")
+        except Exception as error:  # whatever Ray says of a process that died in its start
+            return StartOutcome(None, _reason_of(error))
+
+    def _new_actor(self, launch: Launch, incarnation: int) -> Any:
+        mark = mark_environment(owner_mark(self._cluster_id, launch.name, incarnation))
+        actor = load(_ACTORS[launch.role]).options(
+            name=launch.name,
+            lifetime=self._lifetime,
+            num_cpus=launch.num_cpus,
+            num_gpus=launch.num_gpus,
+            runtime_env={"env_vars": {**launch.environment, **mark}},
+        )
+        return actor.remote(launch)
+
+    async def wait_dead(self, name: str) -> str:
+        try:
+            reason: str = await self._handles[name].wait_dead.remote()
+        except ray.exceptions.RayError as error:
+            return _reason_of(error)
+        return reason
+
+    async def connect(self, decode: str, prefill: WorkerAddress) -> None:
+        await self._handles[decode].connect_peers.remote((prefill,))
+
+    async def status(self, name: str) -> Any:
+        return await self._handles[name].status.remote()
+
+    async def push_view(self, router: str, view: ClusterView) -> None:
+        with suppress(ray.exceptions.RayError):  # its death is noticed elsewhere
+            await self._handles[router].set_view.remote(view)
+
+    async def clean(self, name: str, grace_s: float = 0.0) -> None:
+        handle = self._handles.pop(name, None)
+        if handle is not None:
+            ray.kill(handle, no_restart=True)
+            # Fails once Ray knows that the actor is dead; then its name is free.
+            with suppress(TimeoutError, ray.exceptions.RayError):
+                async with asyncio.timeout(GRACEFUL_STOP_S):
+                    await handle.ping.options(concurrency_group="control").remote()
+        await self._sweep(f"{self._cluster_id}/{name}/", grace_s)
+
+    async def _sweep(self, prefix: str, grace_s: float) -> None:
+        """Kills what carries such a mark, on all nodes."""
+        others = [self._sweep_node(node, prefix) for node in self._other_nodes()]
+        await asyncio.gather(asyncio.to_thread(kill_owned, prefix, grace_s), *others)
+
+    def _other_nodes(self) -> list[str]:
+        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        return [node for node in alive if node != self._node_id]
+
+    async def _sweep_node(self, node_id: str, prefix: str) -> None:
+        place = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0)(kill_owned)
+        with suppress(ray.exceptions.RayError):  # the node is gone, and all on it
+            await task.options(scheduling_strategy=place).remote(prefix)
+
+    async def drain(self, name: str, timeout_s: float) -> None:
+        await self._politely(name, self._handles[name].drain.remote(timeout_s), timeout_s)
+
+    async def stop(self, name: str) -> None:
+        if name in self._handles:
+            call = self._handles[name].stop.remote()
+            await self._politely(name, call, GRACEFUL_STOP_S)
+
+    async def _politely(self, name: str, call: Any, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s + 1.0):
+                await call
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            _log.warning("no_graceful_end name=%s error=%s", name, _reason_of(error))
+
+
+@ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=64)
+class Controller:
+    """Supervises one cluster."""
+
+    def __init__(self, spec: ControllerSpec) -> None:
+        logging.basicConfig(level=logging.INFO)
+        self._spec = spec
+        self._hosts = RayHosts(spec)
+        self._metrics = ControllerMetrics(CollectorRegistry())
+        self._run: asyncio.Task[None] | None = None
+        self._supervisor: Supervisor
+        self._http: ControllerHttp
+
+    async def start(self) -> str:
+        """Begins to create everything; returns where its HTTP is."""
+        config = self._spec.config
+        roles = {launch.name: launch.role for launch in self._spec.launches}
+        settings = Settings(
+            config.max_start_failures, config.health_interval_s, config.unresponsive_after_s
+        )
+        self._supervisor = Supervisor(roles, self._hosts, settings, self._record)
+        self._http = ControllerHttp(
+            self._metrics.registry, self._supervisor.addresses.values, self._status
+        )
+        host = ray.util.get_node_ip_address() if config.host == "auto" else config.host
+        address = await self._http.start(host, config.http_port)
+        self._run = asyncio.create_task(self._supervisor.run())
+        return address
+
+    async def watch(self, seen: int) -> dict[str, Any]:
+        """The status, with the events after the first `seen`; waits until there are some."""
+        await self._supervisor.wait_change(seen)
+        return {**self._status(), "events": self._supervisor.events_since(seen)}
+
+    async def status(self) -> dict[str, Any]:
+        """Everything as plain data, as /status shows it."""
+        return self._status()
+
+    async def drain(self) -> None:
+        """Ends supervision and lets the open sessions end; new ones are refused."""
+        await self._end_supervision()
+        timeout_s = self._spec.drain_timeout_s
+        await self._for_each("router", lambda n: self._hosts.drain(n, timeout_s + DRAIN_MARGIN_S))
+        # No router sends them anything now.
+        await self._for_each("prefill", lambda n: self._hosts.drain(n, DRAIN_MARGIN_S))
+        await self._for_each("decode", lambda n: self._hosts.drain(n, DRAIN_MARGIN_S))
+
+    async def stop(self) -> None:
+        """Ends all actors but this one, gracefully if they can, and all their processes."""
+        await self._end_supervision()
+        for role in ("router", "decode", "prefill"):
+            await self._for_each(role, self._hosts.stop)
+        names = [launch.name for launch in self._spec.launches]
+        await asyncio.gather(*(self._hosts.clean(name, EXIT_GRACE_S) for name in names))
+        await self._http.close()
+
+    async def _end_supervision(self) -> None:
+        if self._run is not None:
+            self._run.cancel()
+            await asyncio.wait([self._run])
+            self._run = None
+
+    async def _for_each(self, role: str, act: Any) -> None:
+        fleet = self._supervisor.fleet.values()
+        work: list[Coroutine[Any, Any, None]] = [
+            act(r.name) for r in fleet if r.role == role and r.is_alive
+        ]
+        await asyncio.gather(*work)
+
+    def _record(self) -> None:
+        self._metrics.record(self._supervisor.fleet)
+
+    def _status(self) -> dict[str, Any]:
+        supervisor = self._supervisor
+        fleet = supervisor.fleet
+        return {
+            "version": __version__,
+            "cluster_id": self._spec.cluster_id,
+            "ready": supervision.is_ready(fleet),
+            "given_up": [r.name for r in supervision.given_up(fleet)],
+            "view_version": supervisor.view.version,
+            "num_events": supervisor.num_events,
+            "http_address": self._http.address,
+            "replicas": [self._describe(replica) for replica in fleet.values()],
+        }
+
+    def _describe(self, replica: supervision.Replica) -> dict[str, Any]:
+        address = self._supervisor.addresses.get(replica.name)
+        load_now = self._supervisor.statuses.get(replica.name)
+        return {
+            "name": replica.name,
+            "role": replica.role,
+            "phase": replica.phase.value,
+            "incarnation": replica.incarnation,
+            "start_failures": replica.start_failures,
+            "reason": replica.reason,
+            "address": None if address is None else asdict(address),
+            "status": asdict(load_now) if is_dataclass(load_now) else load_now,  # type: ignore[arg-type]
+        }
+
+
+def _reason_of(error: BaseException) -> str:
+    """One line that says what happened, out of Ray's pages."""
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        return "its process has died"
+    if isinstance(error, ray.exceptions.RayTaskError):
+        cause = error.cause
+        return f"{type(cause).__name__}: {cause}"
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

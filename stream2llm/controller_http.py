@@ -1,0 +1,120 @@
+"""The controller's HTTP: /sd for Prometheus, /metrics, /status, /healthz."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from stream2llm import __version__
+from stream2llm.errors import UnavailableError
+from stream2llm.supervision import Fleet, Phase
+
+
+class Target(Protocol):
+    """Something with metrics."""
+
+    @property
+    def worker_id(self) -> str: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def metrics_address(self) -> str: ...
+
+
+class ControllerMetrics:
+    """The controller's own metrics."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        labels = ("worker", "role")
+        self._up = Gauge(
+            "stream2llm_worker_up", "1 while routers may use it", labels, registry=registry
+        )
+        self._restarts = Counter(
+            "stream2llm_worker_restarts_total", "Creations after the first", labels,
+            registry=registry,
+        )  # fmt: skip
+        self._seen: dict[str, int] = {}
+        build = Gauge("stream2llm_build_info", "Always 1", ("version",), registry=registry)
+        build.labels(__version__).set(1)
+
+    def record(self, fleet: Fleet) -> None:
+        """Takes over the state of the fleet."""
+        for replica in fleet.values():
+            labels = (replica.name, replica.role)
+            self._up.labels(*labels).set(replica.phase is Phase.ADMITTED)
+            before = self._seen.get(replica.name, 1)
+            self._restarts.labels(*labels).inc(max(0, replica.incarnation - before))
+            self._seen[replica.name] = max(before, replica.incarnation)
+
+
+def service_discovery(targets: Iterable[Target], own_address: str) -> list[dict[str, Any]]:
+    """Prometheus HTTP SD: one group for each process with metrics, and us."""
+    found = [(t.metrics_address, t.role, t.worker_id) for t in targets]
+    found.append((own_address, "controller", "controller"))
+    return [
+        {"targets": [address], "labels": {"role": role, "worker": worker}}
+        for address, role, worker in found
+    ]
+
+
+class ControllerHttp:
+    """Listens between `start` and `close`."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        targets: Callable[[], Iterable[Target]],
+        status: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._registry = registry
+        self._targets = targets
+        self._status = status
+        self._runner: web.AppRunner | None = None
+        self.address = ""
+
+    async def start(self, host: str, port: int) -> str:
+        """Listens; port 0 takes any free one. Returns host:port."""
+        app = web.Application()
+        app.router.add_get("/sd", self._sd)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/status", self._get_status)
+        app.router.add_get("/healthz", self._healthz)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            await self.close()
+            raise UnavailableError(
+                f"cannot serve the controller's HTTP on {host}:{port}: {error.strerror}"
+                " (set controller.http_port to another port, or to 0)",
+                reason="PORT_TAKEN",
+            ) from error
+        self.address = f"{host}:{self._runner.addresses[0][1]}"
+        return self.address
+
+    async def close(self) -> None:
+        """Stops listening."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _sd(self, _request: web.Request) -> web.Response:
+        return web.json_response(service_discovery(self._targets(), self.address))
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        body = generate_latest(self._registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _get_status(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._status())
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        """200 when everything that should exist does, else 503 and who is missing."""
+        status = self._status()
+        return web.json_response({"ready": status["ready"]}, status=200 if status["ready"] else 503)

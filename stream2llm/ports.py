@@ -1,0 +1,33 @@
+"""Ports: is one taken, and which one is free."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+# Neither Ray's workers (10002-19999) nor the kernel's outgoing connections
+# (from 32768 on) take ports from here while an engine starts.
+_RANGE = range(20_000, 32_000)
+
+
+def is_port_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # Not SO_REUSEPORT: two servers must never share a port unseen.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def pick_port(host: str, seed: str) -> int:
+    """A port that is free now and that another seed hardly picks."""
+    order = random.Random(seed)
+    for _ in range(200):
+        port = order.choice(_RANGE)
+        if is_port_free(host, port):
+            return port
+    raise OSError(f"no free port on {host} between {_RANGE.start} and {_RANGE.stop}")

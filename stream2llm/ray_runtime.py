@@ -1,0 +1,107 @@
+"""Starts a Ray of our own, or joins one that runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+
+from stream2llm.config import ClusterConfig, RayConfig
+from stream2llm.errors import InvalidRequestError
+from stream2llm.launch import Launch
+from stream2llm.processes import mark_environment
+
+_log = logging.getLogger(__name__)
+
+# No object of ours goes through Ray's store; this is its minimum.
+OBJECT_STORE_BYTES = 80 * 1024 * 1024
+# Sockets live below it, and their paths may have 107 characters.
+MAX_TEMP_DIR_CHARS = 40
+
+
+def connect(config: ClusterConfig, mark: str) -> str:
+    """Starts or joins Ray; returns where its logs are."""
+    settings = config.ray
+    if ray.is_initialized():
+        raise InvalidRequestError("this process already uses a Ray; ray.shutdown() it first")
+    _set_auth_mode(settings)
+    common = {
+        "namespace": settings.namespace,
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+    }
+    if settings.address != "local":
+        context = ray.init(address=settings.address, **common)
+        return f"{context.address_info['session_dir']}/logs"
+    with _environment({**mark_environment(mark), "RAY_USAGE_STATS_ENABLED": "0"}):
+        context = ray.init(
+            address="local",
+            num_cpus=_logical_cpus(config),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=settings.include_dashboard,
+            _temp_dir=_temp_dir(),
+            **common,
+        )
+    return f"{context.address_info['session_dir']}/logs"
+
+
+def _set_auth_mode(settings: RayConfig) -> None:
+    """Our own Ray has the mode that is configured; a job's environment wins when we join."""
+    if settings.address == "local" or "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = settings.auth_mode
+
+
+def _logical_cpus(config: ClusterConfig) -> int:
+    """Enough in Ray's books for all workers, also on a machine with fewer cores."""
+    roles = (config.prefill, config.decode)
+    needed = sum(role.replicas * role.num_cpus for role in roles)
+    return max(len(os.sched_getaffinity(0)), int(needed + 0.999))
+
+
+def _temp_dir() -> str:
+    base = tempfile.gettempdir()
+    name = f"stream2llm-{os.getuid()}"
+    if len(base) + len(name) > MAX_TEMP_DIR_CHARS:
+        base = "/tmp"
+    return f"{base}/{name}"
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Sets variables for the processes that are started inside."""
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def check_gpus(launches: tuple[Launch, ...], *, can_grow: bool) -> None:
+    needed = sum(launch.num_gpus for launch in launches)
+    present = ray.cluster_resources().get("GPU", 0.0)
+    if needed <= present:
+        return
+    message = f"the workers need {needed:g} GPUs, Ray has {present:g}"
+    if not can_grow:
+        raise InvalidRequestError(f"{message}; set num_gpus or replicas to less")
+    _log.warning("%s: waiting for an autoscaler to add nodes", message)
+
+
+def kill_actors_of(namespace: str, controller: Any) -> None:
+    """For the case that the controller did not end its actors."""
+    if controller is None or not ray.is_initialized():
+        return
+    for name in ray.util.list_named_actors():
+        if name.partition("-")[0] in ("router", "prefill", "decode"):
+            with suppress(ValueError):
+                ray.kill(ray.get_actor(name, namespace=namespace))

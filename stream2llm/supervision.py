@@ -1,0 +1,229 @@
+"""Decides what the controller does next: desired against actual replicas -> actions.
+
+Pure: no Ray, no clock, no I/O. A fleet is a plain mapping of frozen replicas;
+every event gives a new one. Life cycle of a replica:
+
+    MISSING -create-> STARTING -started-> RUNNING -admitted-> ADMITTED
+       ^                  |                  |                   |
+       |                  v                  v                   v
+       |                DEAD <---- start failed, connect failed, died
+       '----cleaned---- CLEANING -cleaned, failed too often-> GIVEN_UP
+
+A running decode worker is connected with every running prefill worker. A worker
+is admitted once it is connected with all admitted workers of the other role, so
+each pair that a router can choose has shaken hands. Admission ends a row of
+failed starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal
+
+Role = Literal["router", "prefill", "decode"]
+
+# Waiting times between failed starts: 1, 2, 4 ... s.
+MAX_BACKOFF_S = 30.0
+
+
+class Phase(StrEnum):
+    """Where a replica is in its life."""
+
+    MISSING = "missing"
+    STARTING = "starting"
+    RUNNING = "running"
+    ADMITTED = "ready"
+    DEAD = "dead"
+    CLEANING = "cleaning"
+    GIVEN_UP = "given_up"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One router or worker that should exist."""
+
+    name: str
+    role: Role
+    phase: Phase = Phase.MISSING
+    # Counts creations; tells late news of an earlier process from today's.
+    incarnation: int = 0
+    was_ready: bool = False  # ever
+    # In a row, since it was last admitted.
+    start_failures: int = 0
+    permanent: bool = False  # the last failure will repeat itself
+    not_before_s: float = 0.0
+    reason: str = ""  # of the last death or failure
+    # Decode workers only: prefill workers that it has shaken hands with.
+    connected: frozenset[str] = frozenset()
+    connecting: str | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process answers."""
+        return self.phase in (Phase.RUNNING, Phase.ADMITTED)
+
+
+Fleet = Mapping[str, Replica]
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Create the actor and start what it hosts."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Let a decode worker shake hands with a prefill worker."""
+
+    decode: str
+    prefill: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clean:
+    """Kill what is left of a dead replica."""
+
+    name: str
+
+
+Action = Create | Connect | Clean
+
+
+# -- decisions -------------------------------------------------------------
+
+
+def plan(fleet: Fleet, now_s: float) -> tuple[Action, ...]:
+    """What can be begun now; the caller reports each with `begun` before it acts."""
+    actions: list[Action] = []
+    for replica in fleet.values():
+        if replica.phase is Phase.DEAD:
+            actions.append(Clean(replica.name))
+        elif replica.phase is Phase.MISSING and replica.not_before_s <= now_s:
+            actions.append(Create(replica.name))
+        elif replica.role == "decode" and replica.is_alive and replica.connecting is None:
+            actions += [Connect(replica.name, peer) for peer in _unconnected(fleet, replica)[:1]]
+    return tuple(actions)
+
+
+def next_due_s(fleet: Fleet) -> float | None:
+    """When a waiting replica may next be created; None if nobody waits."""
+    waiting = [r.not_before_s for r in fleet.values() if r.phase is Phase.MISSING]
+    return min(waiting, default=None)
+
+
+def view_members(fleet: Fleet) -> tuple[str, ...]:
+    """The workers that routers may use."""
+    return tuple(r.name for r in fleet.values() if r.phase is Phase.ADMITTED and r.role != "router")
+
+
+def is_ready(fleet: Fleet) -> bool:
+    """Whether everything that should exist does."""
+    return all(r.phase is Phase.ADMITTED for r in fleet.values())
+
+
+def given_up(fleet: Fleet) -> tuple[Replica, ...]:
+    """The replicas that nobody tries to start any more."""
+    return tuple(r for r in fleet.values() if r.phase is Phase.GIVEN_UP)
+
+
+def blamed_for_failed_connection(fleet: Fleet, decode: str) -> Literal["decode", "prefill"]:
+    """Which side to replace when two living workers cannot connect: the newcomer."""
+    return "prefill" if fleet[decode].phase is Phase.ADMITTED else "decode"
+
+
+def _unconnected(fleet: Fleet, decode: Replica) -> list[str]:
+    return [
+        r.name
+        for r in fleet.values()
+        if r.role == "prefill" and r.is_alive and r.name not in decode.connected
+    ]
+
+
+# -- events ----------------------------------------------------------------
+
+
+def new_fleet(roles: Mapping[str, Role]) -> Fleet:
+    """A fleet in which everything is still missing."""
+    return {name: Replica(name, role) for name, role in roles.items()}
+
+
+def begun(fleet: Fleet, action: Action) -> Fleet:
+    """An action is under way."""
+    if isinstance(action, Create):
+        old = fleet[action.name]
+        return _put(fleet, replace(old, phase=Phase.STARTING, incarnation=old.incarnation + 1))
+    if isinstance(action, Connect):
+        return _put(fleet, replace(fleet[action.decode], connecting=action.prefill))
+    return _put(fleet, replace(fleet[action.name], phase=Phase.CLEANING))
+
+
+def started(fleet: Fleet, name: str) -> Fleet:
+    """The replica answers."""
+    return _admit(_put(fleet, replace(fleet[name], phase=Phase.RUNNING)))
+
+
+def connected(fleet: Fleet, decode: str, prefill: str) -> Fleet:
+    """Two workers have shaken hands."""
+    old = fleet[decode]
+    peers = old.connected | {prefill}
+    return _admit(_put(fleet, replace(old, connected=peers, connecting=None)))
+
+
+def failed(fleet: Fleet, name: str, reason: str, *, permanent: bool = False) -> Fleet:
+    """The replica could not be started or connected."""
+    failures = fleet[name].start_failures + 1
+    gone = died(fleet, name, reason)
+    return _put(gone, replace(gone[name], start_failures=failures, permanent=permanent))
+
+
+def died(fleet: Fleet, name: str, reason: str) -> Fleet:
+    """The replica is no more; nobody is connected with it now."""
+    dead = replace(
+        fleet[name], phase=Phase.DEAD, reason=reason, connected=frozenset(), connecting=None
+    )
+    rest = {r.name: _without_peer(r, name) for r in fleet.values()}
+    return _admit({**rest, name: dead})
+
+
+def cleaned(fleet: Fleet, name: str, now_s: float, max_start_failures: int) -> Fleet:
+    """Nothing is left of the dead replica: it may be created anew, or is given up."""
+    old = fleet[name]
+    # What once ran may run again: then nothing is beyond hope at the first failure.
+    hopeless = old.permanent and not old.was_ready
+    if hopeless or old.start_failures >= max_start_failures:
+        return _put(fleet, replace(old, phase=Phase.GIVEN_UP))
+    wait_s = min(MAX_BACKOFF_S, 2.0 ** (old.start_failures - 1)) if old.start_failures else 0.0
+    return _put(fleet, replace(old, phase=Phase.MISSING, not_before_s=now_s + wait_s))
+
+
+def _admit(fleet: Fleet) -> Fleet:
+    """Admits whoever is connected with all admitted workers of the other role, in order."""
+    for replica in fleet.values():
+        if replica.phase is Phase.RUNNING and _knows_admitted_peers(fleet, replica):
+            ready = replace(
+                replica, phase=Phase.ADMITTED, was_ready=True, start_failures=0, reason=""
+            )
+            fleet = _put(fleet, ready)
+    return fleet
+
+
+def _knows_admitted_peers(fleet: Fleet, replica: Replica) -> bool:
+    if replica.role == "router":
+        return True
+    peers = [r for r in fleet.values() if r.phase is Phase.ADMITTED and r.role != "router"]
+    if replica.role == "decode":
+        return all(r.name in replica.connected for r in peers if r.role == "prefill")
+    return all(replica.name in r.connected for r in peers if r.role == "decode")
+
+
+def _without_peer(replica: Replica, name: str) -> Replica:
+    connecting = None if replica.connecting == name else replica.connecting
+    return replace(replica, connected=replica.connected - {name}, connecting=connecting)
+
+
+def _put(fleet: Fleet, replica: Replica) -> Fleet:
+    return {**fleet, replica.name: replica}

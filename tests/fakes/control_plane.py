@@ -1,0 +1,112 @@
+"""Workers and routers without engines, for tests of the control plane.
+
+They keep the interface of `prefill_worker.worker.Worker` and `router.server.Router`,
+and start a child process, as an engine does. Engine arguments steer them:
+
+    fail       raise ValueError with this text at the start
+    crash      the process ends at the start, without a word
+    fail_once  path: fail unless the file exists, and create it
+    refuse     connect_peers raises
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stream2llm.metrics_http import MetricsServer
+from stream2llm.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
+
+
+class FakeWorker:
+    """A worker whose engine is a sleeping process."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._child: subprocess.Popen[bytes]
+        self._metrics: MetricsServer
+
+    async def start(self) -> WorkerAddress:
+        self._fail_as_told()
+        sleep = "import threading; threading.Event().wait()"
+        self._child = await asyncio.to_thread(subprocess.Popen, [sys.executable, "-c", sleep])
+        self._metrics = MetricsServer("127.0.0.1", self._spec.metrics_port)
+        return WorkerAddress(
+            worker_id=self._spec.worker_id,
+            role=self._spec.role,
+            grpc_address=f"127.0.0.1:{self._spec.side_channel_port}",
+            metrics_address=self._metrics.address,
+            pids=self._pids(),
+            max_model_len=1024,
+            num_kv_blocks=100,
+            block_size=32,
+        )
+
+    def _fail_as_told(self) -> None:
+        told = self._spec.engine_args
+        if told.get("crash"):
+            os._exit(3)
+        if told.get("fail"):
+            raise ValueError(told["fail"])
+        once = Path(told.get("fail_once", "/"))
+        if not once.exists():
+            once.touch()
+            raise RuntimeError("not this time")
+
+    async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:
+        if self._spec.engine_args.get("refuse"):
+            raise ConnectionError(f"no handshake with {prefill[0].worker_id}")
+
+    async def wait_dead(self) -> str:
+        code = await asyncio.to_thread(self._child.wait)
+        return f"engine process ended with {code}"
+
+    async def status(self) -> WorkerStatus:
+        return WorkerStatus(0, 100, 0, 32, self._pids())
+
+    async def drain(self, timeout_s: float) -> None:
+        return None
+
+    async def stop(self) -> None:
+        self._child.kill()
+        self._metrics.close()
+
+    def _pids(self) -> tuple[int, ...]:
+        return (os.getpid(), self._child.pid)
+
+
+@dataclass(frozen=True, slots=True)
+class FakeRouterAddress:
+    """What a router tells of itself."""
+
+    router_id: str
+    grpc_address: str
+    metrics_address: str
+
+
+class FakeRouter:
+    """A router that only remembers the views it was given."""
+
+    def __init__(self, spec: Any) -> None:
+        self._spec = spec
+        self._views: list[ClusterView] = []
+
+    async def start(self) -> FakeRouterAddress:
+        return FakeRouterAddress(self._spec.router_id, "127.0.0.1:1", "127.0.0.1:2")
+
+    def set_view(self, view: ClusterView) -> None:
+        self._views.append(view)
+
+    async def status(self) -> dict[str, Any]:
+        return {"views": [[w.worker_id for w in v.workers] for v in self._views]}
+
+    async def drain(self) -> None:
+        return None
+
+    async def stop(self) -> None:
+        return None

@@ -1,0 +1,173 @@
+"""The control plane on a real Ray, with workers that have no engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream2llm.cluster import Cluster
+from stream2llm.config import ClusterConfig, parse_config
+from stream2llm.errors import UnavailableError
+from stream2llm.launch import Factories
+from stream2llm.processes import owned_processes
+
+pytestmark = pytest.mark.integration
+
+FAKES = "tests.fakes.control_plane"
+FACTORIES = Factories(f"{FAKES}:FakeRouter", f"{FAKES}:FakeWorker", f"{FAKES}:FakeWorker")
+READY_S = 120.0
+
+
+def a_config(model: Path, *, replicas: int = 1, **engine: Any) -> ClusterConfig:
+    """A cluster of fakes; `engine` steers its prefill workers."""
+    (model / "config.json").write_text(json.dumps({"max_position_embeddings": 1024}))
+    part = {"replicas": replicas, "num_cpus": 0.1, "engine": {"num_gpu_blocks_override": 8}}
+    return parse_config(
+        {
+            "model": str(model),
+            "router": {"port": 0, "drain_timeout_s": 5},
+            "prefill": {**part, "engine": {**part["engine"], **engine}},  # type: ignore[dict-item]
+            "decode": part,
+        },
+        source="test",
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    config = a_config(tmp_path_factory.mktemp("model"), replicas=2)
+    with Cluster.start(config, factories=FACTORIES) as running:
+        running.wait_ready(READY_S)
+        yield running
+    assert owned_processes(running.cluster_id) == ()
+
+
+def replica(cluster: Cluster, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(r for r in cluster.status()["replicas"] if r["name"] == name)
+    return found
+
+
+def wait_replaced(cluster: Cluster, name: str, before: dict[str, Any]) -> dict[str, Any]:
+    """Returns the replica once a later incarnation of it is ready."""
+    status = cluster.status()
+    while True:
+        now = next(r for r in status["replicas"] if r["name"] == name)
+        if now["incarnation"] > before["incarnation"] and status["ready"]:
+            return now
+        status = cluster.wait_change(status["num_events"], READY_S)
+
+
+def views_of(cluster: Cluster) -> list[list[str]]:
+    import ray
+
+    router = ray.get_actor("router-0", namespace=cluster.config.ray.namespace)
+    views: list[list[str]] = ray.get(router.status.remote())["views"]
+    return views
+
+
+def test_the_router_is_told_of_all_workers(cluster: Cluster) -> None:
+    assert sorted(views_of(cluster)[-1]) == ["decode-0", "decode-1", "prefill-0", "prefill-1"]
+    assert cluster.router_addresses == ("127.0.0.1:1",)
+
+
+@pytest.mark.parametrize("name", ["prefill-0", "decode-1"])
+@pytest.mark.parametrize("which", [0, 1], ids=["actor", "engine"])
+def test_a_killed_process_brings_a_new_worker(cluster: Cluster, name: str, which: int) -> None:
+    before = replica(cluster, name)
+    num_views = len(views_of(cluster))
+    os.kill(before["address"]["pids"][which], signal.SIGKILL)
+    after = wait_replaced(cluster, name, before)
+    told = views_of(cluster)[num_views:]
+    assert name not in told[0]  # at once
+    assert name in told[-1]  # again
+    for pid in before["address"]["pids"]:
+        assert pid not in {p.pid for p in owned_processes(cluster.cluster_id)}
+    assert set(after["address"]["pids"]).isdisjoint(before["address"]["pids"])
+
+
+def test_a_killed_router_is_made_anew_and_told(cluster: Cluster) -> None:
+    before = replica(cluster, "router-0")
+    os.kill(before["address"]["pids"][0], signal.SIGKILL)
+    wait_replaced(cluster, "router-0", before)
+    assert len(views_of(cluster)[-1]) == 4
+
+
+def test_a_second_cluster_in_the_same_process_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(Exception, match="already uses a Ray"):
+        Cluster.start(cluster.config, factories=FACTORIES)
+    assert cluster.status()["ready"]
+
+
+def run_script(model: Path, body: str, **engine: Any) -> subprocess.Popen[str]:
+    """A driver of its own, with `cluster` started and `config` at hand."""
+    config = a_config(model, **engine)
+    script = f"""
+import sys
+from stream2llm.cluster import Cluster
+from stream2llm.config import ClusterConfig
+from stream2llm.launch import Factories
+config = ClusterConfig.model_validate_json({config.model_dump_json()!r})
+factories = Factories(*{[FACTORIES.router, FACTORIES.prefill, FACTORIES.decode]!r})
+with Cluster.start(config, factories=factories) as cluster:
+    print(cluster.cluster_id, flush=True)
+{body}
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", script], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+
+
+def test_a_failing_start_reaches_the_user_and_leaves_nothing(tmp_path: Path) -> None:
+    process = run_script(tmp_path, f"    cluster.wait_ready({READY_S})", fail="no such dtype")
+    out, err = process.communicate(timeout=READY_S)
+    assert process.returncode != 0
+    assert "cannot start prefill-0: ValueError: no such dtype" in err
+    assert owned_processes(out.strip()) == ()
+
+
+def test_a_start_that_fails_once_is_repeated(tmp_path: Path) -> None:
+    process = run_script(
+        tmp_path, f"    cluster.wait_ready({READY_S}, print)", fail_once=str(tmp_path / "tried")
+    )
+    out, err = process.communicate(timeout=READY_S)
+    assert process.returncode == 0, err
+    assert "prefill-0 failed to start: RuntimeError: not this time" in out
+    assert "prefill-0 starting again (2)" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_driver_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    body = f"""
+    cluster.wait_ready({READY_S})
+    print("ready", flush=True)
+    cluster.follow(print)
+"""
+    process = run_script(tmp_path, body)
+    assert process.stdout is not None
+    cluster_id = process.stdout.readline().strip()
+    assert process.stdout.readline() == "ready\n"
+    assert len(owned_processes(cluster_id)) > 4
+    process.send_signal(number)
+    process.communicate(timeout=READY_S)
+    assert owned_processes(cluster_id) == ()
+
+
+def test_a_taken_router_port_fails_before_ray_starts(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        config = a_config(tmp_path)
+        router = config.router.model_copy(update={"port": port})
+        with pytest.raises(UnavailableError, match=f"port {port} on 127.0.0.1 is taken"):
+            Cluster.start(config.model_copy(update={"router": router}), factories=FACTORIES)

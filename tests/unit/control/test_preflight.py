@@ -1,0 +1,115 @@
+"""Checks before anything is started."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream2llm import preflight
+from stream2llm.config import ClusterConfig, load_config, parse_config
+from stream2llm.errors import InvalidRequestError, OverloadedError, UnavailableError
+from stream2llm.launch import Factories, common_environment, cores_of, lay_out
+from stream2llm.model_store import ModelStoreError
+
+pytestmark = pytest.mark.unit
+
+GIB = 1024**3
+DEPLOY = Path(__file__).parents[3] / "deploy"
+
+
+def a_config(**parts: Any) -> ClusterConfig:
+    return parse_config(parts, source="test")
+
+
+def a_model(folder: Path, **keys: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 2048, **keys}))
+    return folder
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_shipped_configurations_load(path: Path) -> None:
+    config = load_config(path)
+    preflight.check_engine_arguments(config)
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    with pytest.raises(ModelStoreError, match=str(missing)):
+        preflight.check_model(a_config(model=str(missing)))
+
+
+def test_a_taken_port_is_named_with_its_key() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(UnavailableError, match=rf"port {port} .*router\.port"):
+            preflight.check_ports(a_config(router={"port": port}))
+
+
+def test_a_port_meant_for_two_is_refused() -> None:
+    config = a_config(router={"port": 20001}, prefill={"metrics_port": 20001})
+    with pytest.raises(InvalidRequestError, match="both ask for port 20001"):
+        preflight.check_ports(config)
+
+
+def test_too_little_memory_names_both_numbers() -> None:
+    part = {"env": {"VLLM_CPU_KVCACHE_SPACE": "4"}, "replicas": 2}
+    config = a_config(prefill=part, decode=part)
+    with pytest.raises(OverloadedError, match=r"need about 19\.2 GiB .* 8\.0 GiB are available"):
+        preflight.check_memory(config, 0, available_bytes=8 * GIB, total_bytes=16 * GIB)
+
+
+def test_enough_memory_passes() -> None:
+    part = {"env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
+    config = a_config(prefill=part, decode=part)
+    preflight.check_memory(config, GIB // 4, available_bytes=8 * GIB, total_bytes=16 * GIB)
+
+
+def test_without_a_cache_size_vllm_takes_its_share_of_all_memory() -> None:
+    with pytest.raises(OverloadedError, match="prefill: 15.5 GiB"):
+        preflight.check_memory(a_config(), 0, available_bytes=16 * GIB, total_bytes=16 * GIB)
+
+
+def test_gpu_workers_need_no_host_memory() -> None:
+    config = a_config(prefill={"num_gpus": 1}, decode={"num_gpus": 1})
+    preflight.check_memory(config, 0, available_bytes=0, total_bytes=GIB)
+
+
+@pytest.mark.parametrize(
+    ("bind", "message"),
+    [("0-3", r"no such cores here: \[2, 3\]"), ("0;1;1", "3 replicas"), ("x", "'x' is neither")],
+)
+def test_bad_core_lists_are_refused(bind: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        preflight.check_cores(a_config(prefill={"cpu_bind": bind}), frozenset({0, 1}))
+
+
+def test_engine_arguments_of_ours_are_refused() -> None:
+    with pytest.raises(InvalidRequestError, match=r"decode\.engine\.kv_transfer_config"):
+        preflight.check_engine_arguments(a_config(decode={"engine": {"kv_transfer_config": {}}}))
+
+
+def test_cores_are_given_in_turn() -> None:
+    assert [cores_of("auto", 0, i, (2, 5)) for i in range(3)] == ["2", "5", "2"]
+    assert [cores_of("0-1;2-3", i, 9, ()) for i in range(2)] == ["0-1", "2-3"]
+
+
+def test_launches_have_names_ports_and_environment(tmp_path: Path) -> None:
+    config = a_config(
+        router={"replicas": 2, "port": 7000},
+        prefill={"engine": {"max_model_len": 512}, "env": {"HF_HUB_OFFLINE": "0"}},
+        decode={"replicas": 2, "metrics_port": 9000},
+    )
+    launches = lay_out(config, a_model(tmp_path), common_environment("disabled"), Factories())
+    by_name: dict[str, Any] = {launch.name: launch for launch in launches}
+    assert list(by_name) == ["router-0", "router-1", "prefill-0", "decode-0", "decode-1"]
+    assert (by_name["router-1"].spec.port, by_name["decode-1"].spec.metrics_port) == (7001, 9001)
+    assert by_name["router-0"].spec.max_model_len == 512
+    assert [by_name[n].core_index for n in ("prefill-0", "decode-0", "decode-1")] == [0, 1, 2]
+    assert by_name["prefill-0"].environment["HF_HUB_OFFLINE"] == "0"
+    assert by_name["decode-0"].environment["VLLM_USE_V2_MODEL_RUNNER"] == "0"

@@ -1,0 +1,138 @@
+"""Processes, logs, metrics and service discovery of the control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from stream2llm import supervision as sv
+from stream2llm.controller_http import ControllerHttp, ControllerMetrics
+from stream2llm.errors import UnavailableError
+from stream2llm.launch import RouterStarted
+from stream2llm.metrics_http import MetricsServer
+from stream2llm.ports import is_port_free, pick_port
+from stream2llm.processes import kill_owned, mark_environment, owned_processes, owner_mark
+from stream2llm.root_cause import describe_failure
+
+pytestmark = pytest.mark.unit
+
+# Says that it runs, then waits for ever; so does its child.
+_PARENT = """
+import subprocess, sys, threading
+code = "print('up', flush=True); import threading; threading.Event().wait()"
+subprocess.Popen([sys.executable, "-c", code])
+threading.Event().wait()
+"""
+
+
+def test_only_processes_with_the_mark_are_killed_children_included() -> None:
+    mark, other = (owner_mark(f"test{os.getpid()}", "w-0", n) for n in (1, 11))
+    mine, theirs = (_start(m) for m in (mark, other))
+    assert len(owned_processes(mark)) == 2
+    assert len(kill_owned(mark)) == 2
+    assert owned_processes(mark) == ()
+    assert theirs.poll() is None
+    kill_owned(other)
+    for process in (mine, theirs):
+        process.communicate()
+
+
+def _start(mark: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, **mark_environment(mark)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PARENT], env=environment, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_the_metrics_server_serves_its_registry_and_ends() -> None:
+    registry = CollectorRegistry()
+    Counter("a", "b", registry=registry).inc()
+    with MetricsServer("127.0.0.1", 0, registry) as server:
+        assert "a_total 1.0" in _get(f"http://{server.address}/metrics")
+        port = int(server.address.rpartition(":")[2])
+    assert is_port_free("127.0.0.1", port)
+
+
+def test_a_taken_metrics_port_is_named() -> None:
+    with MetricsServer("127.0.0.1", 0, CollectorRegistry()) as server:
+        host, _, port = server.address.rpartition(":")
+        with pytest.raises(UnavailableError, match=server.address):
+            MetricsServer(host, int(port), CollectorRegistry())
+
+
+def test_different_owners_pick_different_ports() -> None:
+    assert len({pick_port("127.0.0.1", f"owner-{n}") for n in range(8)}) == 8
+
+
+ENGINE_LOG = """\
+(EngineCore pid=7) ERROR 11-22 06:01:12 [core.py:900] EngineCore failed to start.
+(EngineCore pid=7) ERROR 11-22 06:01:12 [core.py:900] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-22 06:01:12 [core.py:900] ValueError: No available memory for blocks
+(EngineCore pid=7) RuntimeError: Worker failed. See stack trace for root cause.
+RuntimeError: Engine core initialization failed. See root cause above.
+"""
+
+
+def test_the_root_cause_comes_from_the_engine_process() -> None:
+    error = RuntimeError("Engine core initialization failed. See root cause above.")
+    reason, permanent = describe_failure(error, ENGINE_LOG)
+    assert reason.startswith("ValueError: No available memory for blocks")
+    assert permanent
+
+
+def test_an_error_that_explains_itself_is_not_looked_up_in_the_log() -> None:
+    assert describe_failure(ValueError("no"), ENGINE_LOG) == ("ValueError: no", True)
+
+
+def test_an_unexplained_failure_may_be_tried_again() -> None:
+    assert describe_failure(OSError("busy"), "nothing here") == ("OSError: busy", False)
+
+
+async def test_prometheus_finds_every_process_and_the_controller() -> None:
+    router = RouterStarted("router-0", "router", "h:1", "h:2", ())
+    metrics = ControllerMetrics(CollectorRegistry())
+    metrics.record(sv.new_fleet({"router-0": "router"}))
+    http = ControllerHttp(metrics.registry, lambda: [router], lambda: {"ready": False})
+    address = await http.start("127.0.0.1", 0)
+    try:
+        groups: list[dict[str, Any]] = json.loads(await _fetch(f"http://{address}/sd"))
+        exposed = await _fetch(f"http://{address}/metrics")
+    finally:
+        await http.close()
+    assert groups == [
+        {"targets": ["h:2"], "labels": {"role": "router", "worker": "router-0"}},
+        {"targets": [address], "labels": {"role": "controller", "worker": "controller"}},
+    ]
+    assert 'stream2llm_worker_up{role="router",worker="router-0"} 0.0' in exposed
+
+
+async def test_a_taken_http_port_is_named() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        http = ControllerHttp(CollectorRegistry(), list, dict)
+        with pytest.raises(UnavailableError, match=f"127.0.0.1:{port}"):
+            await http.start("127.0.0.1", port)
+
+
+async def _fetch(url: str) -> str:
+    return await asyncio.to_thread(_get, url)
+
+
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        body: bytes = answer.read()
+    return body.decode()

@@ -1,0 +1,134 @@
+"""The controller's decisions: pure functions over frozen fleets."""
+
+from __future__ import annotations
+
+import pytest
+
+from stream2llm import supervision as sv
+from stream2llm.supervision import Clean, Connect, Create, Fleet, Phase
+
+pytestmark = pytest.mark.unit
+
+PAIR: dict[str, sv.Role] = {"prefill-0": "prefill", "decode-0": "decode"}
+PAIRS: dict[str, sv.Role] = {**PAIR, "prefill-1": "prefill", "decode-1": "decode"}
+
+
+def begun_all(fleet: Fleet) -> Fleet:
+    for action in sv.plan(fleet, now_s=0.0):
+        fleet = sv.begun(fleet, action)
+    return fleet
+
+
+def a_ready_fleet(roles: dict[str, sv.Role]) -> Fleet:
+    fleet = begun_all(sv.new_fleet(roles))
+    for name in roles:
+        fleet = sv.started(fleet, name)
+    while connects := [a for a in sv.plan(fleet, 0.0) if isinstance(a, Connect)]:
+        fleet = sv.connected(sv.begun(fleet, connects[0]), connects[0].decode, connects[0].prefill)
+    assert sv.is_ready(fleet)
+    return fleet
+
+
+def test_everything_that_is_missing_is_created_at_once() -> None:
+    fleet = sv.new_fleet({"router-0": "router", **PAIR})
+    assert sv.plan(fleet, 0.0) == (Create("router-0"), Create("prefill-0"), Create("decode-0"))
+
+
+def test_what_is_under_way_is_not_begun_again() -> None:
+    assert sv.plan(begun_all(sv.new_fleet(PAIR)), 0.0) == ()
+
+
+def test_a_decode_worker_is_not_in_the_view_before_it_has_shaken_hands() -> None:
+    fleet = begun_all(sv.new_fleet(PAIR))
+    fleet = sv.started(sv.started(fleet, "prefill-0"), "decode-0")
+    assert sv.view_members(fleet) == ("prefill-0",)
+    assert sv.plan(fleet, 0.0) == (Connect("decode-0", "prefill-0"),)
+    fleet = sv.connected(fleet, "decode-0", "prefill-0")
+    assert sv.view_members(fleet) == ("prefill-0", "decode-0")
+
+
+def test_a_new_prefill_worker_waits_for_every_ready_decode_worker() -> None:
+    fleet = sv.died(a_ready_fleet(PAIRS), "prefill-0", "killed")
+    fleet = begun_all(sv.cleaned(begun_all(fleet), "prefill-0", 0.0, 3))
+    fleet = sv.started(fleet, "prefill-0")
+    assert sv.plan(fleet, 0.0) == (
+        Connect("decode-0", "prefill-0"),
+        Connect("decode-1", "prefill-0"),
+    )
+    fleet = sv.connected(fleet, "decode-0", "prefill-0")
+    assert "prefill-0" not in sv.view_members(fleet)
+    assert sv.is_ready(sv.connected(fleet, "decode-1", "prefill-0"))
+
+
+def test_a_dead_worker_leaves_the_view_and_is_cleaned_and_created_without_delay() -> None:
+    fleet = sv.died(a_ready_fleet(PAIR), "decode-0", "killed")
+    assert sv.view_members(fleet) == ("prefill-0",)
+    assert sv.plan(fleet, 0.0) == (Clean("decode-0"),)
+    fleet = sv.cleaned(begun_all(fleet), "decode-0", now_s=7.0, max_start_failures=3)
+    assert sv.plan(fleet, 7.0) == (Create("decode-0"),)
+
+
+def test_peers_forget_a_dead_worker() -> None:
+    fleet = sv.died(a_ready_fleet(PAIR), "prefill-0", "killed")
+    assert fleet["decode-0"].connected == frozenset()
+    assert sv.view_members(fleet) == ("decode-0",)
+
+
+def test_failed_starts_wait_longer_each_time_and_end() -> None:
+    fleet = sv.new_fleet({"router-0": "router"})
+    waits = []
+    for _ in range(3):
+        fleet = sv.failed(begun_all_at(fleet), "router-0", "no")
+        fleet = sv.cleaned(begun_all_at(fleet), "router-0", now_s=100.0, max_start_failures=3)
+        waits.append(fleet["router-0"].not_before_s - 100.0)
+    assert waits[:2] == [1.0, 2.0]
+    assert [r.reason for r in sv.given_up(fleet)] == ["no"]
+    assert sv.plan(fleet, 1e9) == ()
+
+
+def begun_all_at(fleet: Fleet, now_s: float = 1e6) -> Fleet:
+    for action in sv.plan(fleet, now_s):
+        fleet = sv.begun(fleet, action)
+    return fleet
+
+
+def test_a_permanent_failure_of_the_first_start_is_final() -> None:
+    fleet = begun_all(sv.new_fleet(PAIR))
+    fleet = sv.failed(fleet, "prefill-0", "no such model", permanent=True)
+    fleet = sv.cleaned(begun_all(fleet), "prefill-0", 0.0, max_start_failures=3)
+    assert fleet["prefill-0"].phase is Phase.GIVEN_UP
+
+
+def test_what_once_ran_is_tried_again_after_a_permanent_failure() -> None:
+    fleet = begun_all(sv.died(a_ready_fleet(PAIR), "prefill-0", "killed"))
+    fleet = begun_all(sv.cleaned(fleet, "prefill-0", 0.0, 3))
+    fleet = begun_all(sv.failed(fleet, "prefill-0", "no memory", permanent=True))
+    assert sv.cleaned(fleet, "prefill-0", 0.0, 3)["prefill-0"].phase is Phase.MISSING
+
+
+def test_of_two_that_cannot_connect_the_newcomer_is_blamed() -> None:
+    fleet = a_ready_fleet(PAIR)
+    assert sv.blamed_for_failed_connection(fleet, "decode-0") == "prefill"
+    fresh = sv.started(begun_all(sv.new_fleet(PAIR)), "decode-0")
+    fresh = sv.started(fresh, "prefill-0")
+    assert (
+        sv.blamed_for_failed_connection(
+            sv.begun(fresh, Connect("decode-0", "prefill-0")), "decode-0"
+        )
+        == "prefill"
+    )
+
+
+def test_being_ready_forgives_earlier_failures() -> None:
+    fleet = begun_all(sv.new_fleet({"router-0": "router"}))
+    fleet = begun_all(sv.failed(fleet, "router-0", "no"))
+    fleet = begun_all_at(sv.cleaned(fleet, "router-0", 0.0, 3))
+    fleet = sv.started(fleet, "router-0")
+    assert (fleet["router-0"].start_failures, fleet["router-0"].incarnation) == (0, 2)
+
+
+def test_planning_changes_nothing() -> None:
+    fleet = sv.new_fleet(PAIRS)
+    before = dict(fleet)
+    sv.plan(fleet, 0.0)
+    assert fleet == before

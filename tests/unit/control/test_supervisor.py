@@ -1,0 +1,146 @@
+"""The supervisor against actors in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from stream2llm import supervision as sv
+from stream2llm.launch import RouterStarted, StartOutcome
+from stream2llm.supervisor import Settings, Supervisor
+from stream2llm.worker_spec import ClusterView, WorkerAddress, WorkerStatus
+
+pytestmark = pytest.mark.unit
+
+ROLES: dict[str, sv.Role] = {"router-0": "router", "prefill-0": "prefill", "decode-0": "decode"}
+
+
+class FakeHosts:
+    """Actors that die when told to."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, list[StartOutcome]] = {}
+        self.deaths: dict[str, asyncio.Future[str]] = {}
+        self.views: list[ClusterView] = []
+        self.cleaned: list[str] = []
+        self.connections: list[tuple[str, str]] = []
+        self.refusals = 0
+        self.hung: set[str] = set()
+
+    async def create(self, name: str, incarnation: int) -> StartOutcome:
+        self.deaths[name] = asyncio.get_running_loop().create_future()
+        if planned := self.outcomes.get(name):
+            return planned.pop(0)
+        return an_outcome(name, incarnation)
+
+    async def wait_dead(self, name: str) -> str:
+        return await self.deaths[name]
+
+    async def connect(self, decode: str, prefill: WorkerAddress) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise ConnectionError("no handshake")
+        self.connections.append((decode, prefill.worker_id))
+
+    async def status(self, name: str) -> WorkerStatus:
+        if name in self.hung:
+            await asyncio.Event().wait()
+        return WorkerStatus(0, 10, 0, 32, ())
+
+    async def push_view(self, router: str, view: ClusterView) -> None:
+        self.views.append(view)
+
+    async def clean(self, name: str) -> None:
+        self.cleaned.append(name)
+
+
+def an_outcome(name: str, incarnation: int = 1) -> StartOutcome:
+    role = ROLES[name]
+    if role == "router":
+        return StartOutcome(RouterStarted(name, role, "r:1", "r:2", ()))
+    port = f"w:{incarnation}"
+    return StartOutcome(WorkerAddress(name, role, port, port, (), 1024, 10, 32))
+
+
+@asynccontextmanager
+async def running(hosts: FakeHosts, unresponsive_s: float = 10.0) -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(ROLES, hosts, Settings(2, 0.01, unresponsive_s))
+    task = asyncio.create_task(supervisor.run())
+    try:
+        yield supervisor
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def until_ready(supervisor: Supervisor, past_event: int = 0) -> None:
+    async with asyncio.timeout(10):
+        while supervisor.num_events <= past_event or not sv.is_ready(supervisor.fleet):
+            await supervisor.wait_change(supervisor.num_events)
+
+
+async def test_everything_comes_up_connected_and_the_router_knows() -> None:
+    hosts = FakeHosts()
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+        assert hosts.connections == [("decode-0", "prefill-0")]
+        assert [w.worker_id for w in supervisor.view.workers] == ["prefill-0", "decode-0"]
+    assert hosts.views[-1] == supervisor.view
+
+
+@pytest.mark.parametrize("name", ["prefill-0", "decode-0"])
+async def test_a_death_is_published_at_once_and_the_worker_replaced(name: str) -> None:
+    hosts = FakeHosts()
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+        seen, version = supervisor.num_events, supervisor.view.version
+        hosts.deaths[name].set_result("killed")
+        await until_ready(supervisor, seen)
+        without = next(v for v in hosts.views if v.version == version + 1)
+        assert name not in [w.worker_id for w in without.workers]
+        assert hosts.cleaned == [name]
+        assert hosts.connections == [("decode-0", "prefill-0")] * 2
+        assert supervisor.addresses[name].grpc_address == "w:2"
+        assert f"{name} died: killed" in supervisor.events_since(seen)
+
+
+async def test_a_failed_connection_replaces_the_newcomer() -> None:
+    hosts = FakeHosts()
+    hosts.refusals = 1
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+    assert len(hosts.cleaned) == 1
+    assert "cannot connect" in " ".join(supervisor.events_since(0))
+
+
+async def test_a_hopeless_start_is_given_up_with_its_reason() -> None:
+    hosts = FakeHosts()
+    hosts.outcomes["decode-0"] = [StartOutcome(None, "ValueError: bad dtype", permanent=True)]
+    async with running(hosts) as supervisor:
+        async with asyncio.timeout(10):
+            while not sv.given_up(supervisor.fleet):
+                await supervisor.wait_change(supervisor.num_events)
+    (lost,) = sv.given_up(supervisor.fleet)
+    assert (lost.name, lost.reason) == ("decode-0", "ValueError: bad dtype")
+
+
+async def test_a_worker_that_gives_no_answer_is_replaced() -> None:
+    hosts = FakeHosts()
+    async with running(hosts, unresponsive_s=0.05) as supervisor:
+        await until_ready(supervisor)
+        seen = supervisor.num_events
+        hosts.hung.add("prefill-0")
+        while "prefill-0" not in hosts.cleaned:
+            await supervisor.wait_change(supervisor.num_events)
+        hosts.hung.clear()
+        await until_ready(supervisor, seen)
+
+
+async def test_a_change_is_noticed_only_after_the_events_already_seen() -> None:
+    async with running(FakeHosts()) as supervisor:
+        await until_ready(supervisor)
+        assert supervisor.events_since(supervisor.num_events) == []
+        assert len(supervisor.events_since(0)) == supervisor.num_events
