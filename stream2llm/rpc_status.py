@@ -26,7 +26,7 @@ class _RpcStatusFields(NamedTuple):
     trailing_metadata: Any
 
 
-class RpcStatus(_RpcStatusFields, grpc.Status):  # type: ignore[misc]
+class RpcStatus(_RpcStatusFields, grpc.Status):
     """What `context.abort_with_status` takes."""
 
 

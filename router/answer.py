@@ -1,0 +1,93 @@
+"""An answer in the making: token steps in, deltas and the ending out. Pure.
+
+Prefill's first token and decode's steps go through the same `Answer`, so a
+character or a stop string may begin in one and end in the other. Tokens are
+taken one by one: how an engine groups them into steps changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from router.detokenizer import Detokenizer
+from router.stop_strings import StopStringMatcher
+from router.types import Delta, Ending
+from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a step gave the client; `ending` is None while the answer goes on."""
+
+    delta: Delta
+    ending: Ending | None
+
+
+class Answer:
+    """The state of one answer."""
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stop_strings: tuple[str, ...],
+        max_tokens: int,
+        text_of: Callable[[int], str],
+    ) -> None:
+        self._detokenizer = detokenizer
+        self._matcher = StopStringMatcher(stop_strings)
+        self._max_tokens = max_tokens
+        self._text_of = text_of
+        self.num_tokens = 0
+
+    def take(self, step: TokenStep) -> Taken:
+        """One engine step. Tokens behind the end are dropped."""
+        text: list[str] = []
+        ending = None
+        num_taken = 0
+        for token_id in step.token_ids:
+            num_taken += 1
+            is_last = num_taken == len(step.token_ids)
+            ending = self._take_token(token_id, step if is_last else None, text)
+            if ending is not None:
+                break
+        if not step.token_ids and step.finish_reason is not None:
+            ending = self._end(Ending(step.finish_reason), text)
+        logprobs = tuple(self._with_text(item) for item in step.logprobs[:num_taken])
+        return Taken(Delta("".join(text), step.token_ids[:num_taken], logprobs), ending)
+
+    def _take_token(
+        self, token_id: int, last_of: TokenStep | None, text: list[str]
+    ) -> Ending | None:
+        self.num_tokens += 1
+        reason = last_of.finish_reason if last_of else None
+        if reason is FinishReason.STOP_TOKEN:  # not part of the text
+            stop_token_id = last_of.stop_token_id if last_of else None
+            stopped_by = token_id if stop_token_id is None else stop_token_id
+            return self._end(Ending(reason, stop_token_id=stopped_by), text)
+        stopped = self._show(self._detokenizer.push(token_id), text)
+        if stopped is not None:
+            return stopped
+        if reason is None and self.num_tokens >= self._max_tokens:
+            reason = FinishReason.LENGTH
+        return None if reason is None else self._end(Ending(reason), text)
+
+    def _end(self, ending: Ending, text: list[str]) -> Ending:
+        stopped = self._show(self._detokenizer.flush(), text)
+        if stopped is not None:
+            return stopped
+        text.append(self._matcher.flush())
+        return ending
+
+    def _show(self, piece: str, text: list[str]) -> Ending | None:
+        matched = self._matcher.push(piece)
+        text.append(matched.text)
+        if matched.stop_string is None:
+            return None
+        return Ending(FinishReason.STOP_STRING, stop_string=matched.stop_string)
+
+    def _with_text(self, item: TokenLogprobs) -> TokenLogprobs:
+        return TokenLogprobs(self._named(item.sampled), tuple(map(self._named, item.top)))
+
+    def _named(self, logprob: Logprob) -> Logprob:
+        return replace(logprob, text=self._text_of(logprob.token_id))

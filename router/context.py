@@ -1,0 +1,214 @@
+"""The context log of a session: documents in, splices out. Pure.
+
+The log is the only copy of the context that the system needs to start again
+elsewhere. Appends and updates both end in one operation, "the sequence is now
+T", which is told to prefill as a splice: keep so many tokens, then these.
+
+A document stays known after an update has left it out, because a later update
+may name it by id alone. What a session may make us remember is bounded by
+`max_total_tokens`, counted over its whole life; each document counts as one
+token at least, so that empty ones are bounded too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stream2llm.errors import InvalidRequestError, OverloadedError
+from stream2llm.prefix import Tokens, as_tokens, common_prefix_len
+
+MAX_DOCUMENT_ID_CHARS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ContextLimits:
+    """What one session may send."""
+
+    # A prompt must be shorter: one token of the answer needs a place.
+    max_model_len: int
+    max_total_tokens: int
+    max_documents_per_event: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContentDocument:
+    """A document as an event carries it, tokenized; None names one sent before."""
+
+    document_id: str
+    tokens: Tokens | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Splice:
+    """The sequence is its first `keep_tokens` tokens, then `tail`."""
+
+    keep_tokens: int
+    tail: Tokens
+    # Tokens of content that the event brought.
+    num_new_tokens: int
+    # Whether the sequence is the same as before.
+    is_empty: bool
+
+
+class ContextLog:
+    """One session's context. Every method either succeeds or changes nothing."""
+
+    def __init__(self, prefix: Tokens, limits: ContextLimits) -> None:
+        self._limits = limits
+        self._prefix = prefix
+        self._documents: tuple[Tokens, ...] = ()
+        self._by_id: dict[str, Tokens] = {}
+        self._total_tokens = 0
+        # What prefill has been told; nothing yet.
+        self._told = as_tokens([])
+        self._charge(len(prefix))
+        self._check_length(len(prefix))
+
+    @property
+    def num_told_tokens(self) -> int:
+        """Tokens of the sequence as prefill knows it."""
+        return len(self._told)
+
+    @property
+    def sequence(self) -> Tokens:
+        """The sequence as prefill knows it."""
+        return self._told
+
+    def begin(self) -> Splice:
+        """The prefix, for prefill to start with."""
+        return self._tell(self._prefix, len(self._prefix))
+
+    def append(self, documents: Sequence[ContentDocument]) -> Splice:
+        """More documents at the end."""
+        _check_documents(documents, "append", self._limits)
+        for index, document in enumerate(documents):
+            if document.tokens is None:
+                raise InvalidRequestError(
+                    f"append.documents[{index}] has no content; only an update may name"
+                    " a document by id alone",
+                    reason="DOCUMENT_WITHOUT_CONTENT",
+                    field=f"append.documents[{index}].content",
+                )
+        by_id, added = self._resolve(documents)
+        return self._become(self._documents + added, by_id, documents)
+
+    def update(self, documents: Sequence[ContentDocument]) -> Splice:
+        """The new document list."""
+        _check_documents(documents, "update", self._limits)
+        by_id, listed = self._resolve(documents)
+        return self._become(listed, by_id, documents)
+
+    def seal(self, suffix: Tokens, num_bos_tokens: int) -> Splice:
+        """The final sequence; `num_bos_tokens` of it the client did not send."""
+        parts = [self._prefix, *self._documents, suffix]
+        num_tokens = sum(map(len, parts))
+        if num_tokens <= num_bos_tokens:
+            raise InvalidRequestError("context is empty", reason="EMPTY_CONTEXT")
+        self._check_length(num_tokens)
+        self._charge(len(suffix))
+        return self._tell(np.concatenate(parts), len(suffix))
+
+    def _resolve(
+        self, documents: Sequence[ContentDocument]
+    ) -> tuple[dict[str, Tokens], tuple[Tokens, ...]]:
+        """In order: a document named by id alone is the latest one sent under that id."""
+        by_id = dict(self._by_id)
+        resolved = []
+        for index, document in enumerate(documents):
+            tokens = document.tokens
+            if tokens is None:
+                tokens = _known(by_id, document.document_id, index)
+            elif document.document_id:
+                by_id[document.document_id] = tokens
+            resolved.append(tokens)
+        return by_id, tuple(resolved)
+
+    def _become(
+        self,
+        documents: tuple[Tokens, ...],
+        by_id: dict[str, Tokens],
+        sent: Sequence[ContentDocument],
+    ) -> Splice:
+        # Before anything is copied: a list may name a long document often.
+        self._check_length(len(self._prefix) + sum(map(len, documents)))
+        contents = [document.tokens for document in sent if document.tokens is not None]
+        self._charge(sum(max(len(tokens), 1) for tokens in contents))
+        self._documents, self._by_id = documents, by_id
+        return self._tell(
+            np.concatenate([self._prefix, *documents]), sum(len(tokens) for tokens in contents)
+        )
+
+    def _tell(self, sequence: Tokens, num_new_tokens: int) -> Splice:
+        keep = common_prefix_len(self._told, sequence)
+        is_empty = keep == len(self._told) == len(sequence)
+        self._told = sequence
+        return Splice(keep, sequence[keep:], num_new_tokens, is_empty)
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens >= self._limits.max_model_len:
+            raise InvalidRequestError(
+                f"the context has {num_tokens} tokens; with one for the answer the model"
+                f" takes at most {self._limits.max_model_len} (max_model_len)",
+                reason="CONTEXT_TOO_LONG",
+            )
+
+    def _charge(self, num_tokens: int) -> None:
+        total = self._total_tokens + num_tokens
+        if total > self._limits.max_total_tokens:
+            raise OverloadedError(
+                f"the session has sent {total} tokens over its life; at most"
+                f" {self._limits.max_total_tokens} are allowed (max_session_tokens)",
+                reason="SESSION_TOKENS_EXCEEDED",
+                retry_after_s=0,  # trying again does not help
+            )
+        self._total_tokens = total
+
+
+def _known(by_id: dict[str, Tokens], document_id: str, index: int) -> Tokens:
+    try:
+        return by_id[document_id]
+    except KeyError:
+        raise InvalidRequestError(
+            f"update.documents[{index}] names the unknown document id {document_id!r}",
+            reason="UNKNOWN_DOCUMENT",
+            field=f"update.documents[{index}].id",
+        ) from None
+
+
+def _check_documents(
+    documents: Sequence[ContentDocument], event: str, limits: ContextLimits
+) -> None:
+    if len(documents) > limits.max_documents_per_event:
+        raise InvalidRequestError(
+            f"{event} has {len(documents)} documents; at most"
+            f" {limits.max_documents_per_event} are allowed in one event",
+            reason="TOO_MANY_DOCUMENTS",
+            field=f"{event}.documents",
+        )
+    seen: set[str] = set()
+    for index, document in enumerate(documents):
+        _check_id(document, f"{event}.documents[{index}].id", seen)
+
+
+def _check_id(document: ContentDocument, field: str, seen: set[str]) -> None:
+    document_id = document.document_id
+    if len(document_id) > MAX_DOCUMENT_ID_CHARS:
+        raise InvalidRequestError(
+            f"{field} has {len(document_id)} characters; at most {MAX_DOCUMENT_ID_CHARS}"
+            " are allowed",
+            reason="BAD_DOCUMENT_ID",
+            field=field,
+        )
+    # A document named by id alone may stand in an update more than once.
+    if document.tokens is None or not document_id:
+        return
+    if document_id in seen:
+        raise InvalidRequestError(
+            f"{field} {document_id!r} has a content twice in one event",
+            reason="DUPLICATE_DOCUMENT",
+            field=field,
+        )
+    seen.add(document_id)

@@ -1,0 +1,155 @@
+"""The two RPCs under a session: one to prefill, one to decode.
+
+A leg holds its place at the worker from its making until `close`, turns
+transport failures into domain errors, and cancels its RPC when it is closed
+before its end. Of the answer it knows only the messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import grpc
+
+from router.context import Splice
+from router.status import WORKER_LOST
+from router.workers import Worker, WorkerPool
+from stream2llm import wire
+from stream2llm.errors import InternalError, Stream2LLMError
+from stream2llm.sampling import SamplingParameters
+from stream2llm.token_step import TokenStep
+from stream2llm.v1 import worker_pb2 as pb
+
+_NO_REASON = "ended the session without a reason"
+
+
+class PrefillLeg:
+    """open, splices, seal; progress and one first token come back."""
+
+    def __init__(self, pool: WorkerPool, worker: Worker) -> None:
+        self._pool = pool
+        self._worker = worker
+        self._lease = worker.acquire()
+        self._call: Any = worker.prefill.PrefillSession()
+        self._responses = aiter(self._call)
+        self._is_done_with = False
+
+    async def open(self, session_id: str, sampling: SamplingParameters) -> None:
+        """Begins the session."""
+        message = pb.OpenPrefill(session_id=session_id, sampling=wire.to_proto(sampling))
+        await self._write(pb.PrefillSessionRequest(open=message))
+
+    async def splice(self, revision: int, splice: Splice) -> None:
+        """The sequence is now another one."""
+        await self._write(pb.PrefillSessionRequest(splice=_splice(revision, splice)))
+
+    async def seal(self, revision: int, splice: Splice, *, hand_over: bool) -> None:
+        """The sequence is final."""
+        message = pb.SealPrefill(splice=_splice(revision, splice), hand_over=hand_over)
+        await self._write(pb.PrefillSessionRequest(seal=message))
+
+    async def receive(self) -> pb.PrefillSessionResponse:
+        """The next message; the worker may not end before the first token."""
+        try:
+            return await anext(self._responses)
+        except StopAsyncIteration:
+            raise InternalError(f"worker {self._worker.worker_id} {_NO_REASON}") from None
+        except grpc.aio.AioRpcError as error:
+            raise self._pool.failure(self._worker, error) from error
+
+    async def watch(self) -> None:
+        """After the first token: returns when the worker ends the RPC, raises when it is lost.
+
+        Until decode has the KV, a dead prefill worker means a dead session;
+        afterwards (`finish`) its fate is no longer ours.
+        """
+        try:
+            async for _ in self._responses:
+                pass
+        except grpc.aio.AioRpcError as error:
+            failure = self._pool.failure(self._worker, error)
+            if not self._is_done_with:
+                raise failure from error
+
+    async def finish(self) -> None:
+        """Decode has the KV, or nobody wants it: lets the worker end the RPC.
+
+        A worker sees this half-close on no other path: an RPC that is
+        cancelled without it left its hand-over to nobody.
+        """
+        self._is_done_with = True
+        self._lease.release()
+        with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.InternalError):
+            await self._call.done_writing()
+
+    def close(self) -> None:
+        """Ends the RPC if it still runs; may be called again."""
+        self._lease.release()
+        self._call.cancel()
+
+    async def _write(self, message: pb.PrefillSessionRequest) -> None:
+        try:
+            await self._call.write(message)
+        except grpc.aio.AioRpcError as error:
+            raise self._pool.failure(self._worker, error) from error
+        except asyncio.InvalidStateError:  # it ended before we wrote
+            raise await self._ended() from None
+
+    async def _ended(self) -> Stream2LLMError:
+        code, details = await self._call.code(), await self._call.details()
+        if code is grpc.StatusCode.OK:
+            return InternalError(f"worker {self._worker.worker_id} {_NO_REASON}")
+        initial, trailing = (
+            await self._call.initial_metadata(),
+            await self._call.trailing_metadata(),
+        )
+        return self._pool.failure(
+            self._worker, grpc.aio.AioRpcError(code, initial, trailing, details)
+        )
+
+
+class DecodeLeg:
+    """One request; token steps come back.
+
+    `owns_handover`: whether the hand-over is this worker's to read or to
+    release. That is so from the moment it has accepted the RPC (its initial
+    metadata is here), and no longer when it refuses before its first step. A
+    worker that was lost may still be reading: its hand-over is left to the lease.
+    """
+
+    def __init__(self, pool: WorkerPool, worker: Worker) -> None:
+        self._pool = pool
+        self._worker = worker
+        self._lease = worker.acquire()
+        self._call: Any = None
+        self.owns_handover = False
+
+    async def steps(self, request: pb.DecodeRequest) -> AsyncGenerator[TokenStep, None]:
+        """Everything that decode gives, until it says why it ended."""
+        has_stepped = False
+        try:
+            self._call = self._worker.decode.Decode(request)
+            await self._call.initial_metadata()
+            self.owns_handover = not self._call.done()
+            async for response in self._call:
+                self.owns_handover = has_stepped = True
+                yield wire.token_step_from_proto(response.step)
+        except grpc.aio.AioRpcError as error:
+            failure = self._pool.failure(self._worker, error)
+            self.owns_handover = has_stepped or failure.reason == WORKER_LOST
+            raise failure from error
+
+    def close(self) -> None:
+        """Ends the RPC if it still runs; may be called again."""
+        self._lease.release()
+        if self._call is not None:
+            self._call.cancel()
+
+
+def _splice(revision: int, splice: Splice) -> pb.SplicePrefill:
+    return pb.SplicePrefill(
+        revision=revision, keep_tokens=splice.keep_tokens, token_ids=splice.tail.tolist()
+    )

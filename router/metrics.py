@@ -1,0 +1,156 @@
+"""The router's Prometheus metrics. Labels come from closed sets, never from ids."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from router.progress import WorkerFigures
+
+# vLLM's buckets, so that both can be drawn in one panel.
+_TTFT_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+_INTER_TOKEN_S = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+_LATENCY_S = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+_RATIO = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
+
+
+class Phase(StrEnum):
+    """What a session that is open waits for."""
+
+    QUEUED = "queued"
+    WAITING_INPUT = "waiting_input"
+    PREFILLING = "prefilling"
+    TRANSFERRING = "transferring"
+    DECODING = "decoding"
+
+
+class InputMode(StrEnum):
+    """How the context came; one update makes a session an update session."""
+
+    ONESHOT = "oneshot"
+    APPEND = "append"
+    UPDATE = "update"
+
+
+class InputOp(StrEnum):
+    """Which event brought tokens."""
+
+    OPEN = "open"
+    APPEND = "append"
+    UPDATE = "update"
+    SEAL = "seal"
+
+
+class RouterMetrics:
+    """Everything one router counts, for one model."""
+
+    def __init__(self, registry: CollectorRegistry, model: str) -> None:
+        self._registry = registry
+        self._model = model
+        self._sessions = self._counter("sessions", "Sessions that ended, by outcome", "outcome")
+        self._active = Gauge(
+            "stream2llm_sessions_active",
+            "Sessions now open, by phase",
+            ("model", "phase"),
+            registry=registry,
+        )
+        self._ttft = self._histogram(
+            "time_to_first_token_seconds", "Seal to first token", _TTFT_S, "input_mode"
+        )
+        self._session_ttft = self._histogram(
+            "session_ttft_seconds", "Open to first token", _TTFT_S, "input_mode"
+        )
+        self._inter_token = self._histogram(
+            "inter_token_latency_seconds", "Between two engine steps", _INTER_TOKEN_S
+        )
+        self._handover = self._histogram(
+            "handover_latency_seconds", "First to second token, the KV transfer", _INTER_TOKEN_S
+        )
+        self._e2e = self._histogram("e2e_latency_seconds", "Open to end", _LATENCY_S)
+        self._overlap = self._histogram(
+            "input_overlap_ratio", "Part of the prompt that was prefilled at the seal", _RATIO
+        )
+        self._chunks = self._counter("input_chunks", "Context events received", "op")
+        self._tokens = self._counter("input_tokens", "Context tokens received", "op")
+        self._invalidated = self._counter(
+            "input_tokens_invalidated", "Prefilled, then thrown away by updates"
+        )
+        self._computed = self._counter(
+            "input_tokens_prefilled", "Computed by prefill, recomputation included"
+        )
+        self._reused = self._counter(
+            "input_tokens_reused", "Found in the prefix cache instead of computed"
+        )
+        self._output = self._counter("output_tokens", "Tokens of answers")
+        for phase in Phase:  # 0 rather than absent
+            self._active.labels(model, phase)
+
+    def phase_changed(self, old: Phase | None, new: Phase | None) -> None:
+        """A session moved on; None is before and after its life."""
+        if old is not None:
+            self._active.labels(self._model, old).dec()
+        if new is not None:
+            self._active.labels(self._model, new).inc()
+
+    def session_ended(self, outcome: str, duration_s: float) -> None:
+        """`outcome` is "ok", "cancelled" or the name of a status, in lower case."""
+        self._sessions.labels(self._model, outcome).inc()
+        if outcome == "ok":
+            self._e2e.labels(self._model).observe(duration_s)
+
+    def received(self, op: InputOp, num_tokens: int) -> None:
+        """One event."""
+        self._chunks.labels(self._model, op).inc()
+        self._tokens.labels(self._model, op).inc(num_tokens)
+
+    def prefilled(self, before: WorkerFigures, now: WorkerFigures) -> None:
+        """A prefill worker's word, which counts from the session's start."""
+        for counter, old, new in (
+            (self._computed, before.computed_tokens, now.computed_tokens),
+            (self._reused, before.reused_tokens, now.reused_tokens),
+            (self._invalidated, before.invalidated_tokens, now.invalidated_tokens),
+        ):
+            counter.labels(self._model).inc(max(new - old, 0))
+
+    def first_token(
+        self, mode: InputMode, from_open_s: float, from_seal_s: float, overlap_ratio: float
+    ) -> None:
+        """Prefill gave the first token."""
+        self._session_ttft.labels(self._model, mode).observe(from_open_s)
+        self._ttft.labels(self._model, mode).observe(from_seal_s)
+        self._overlap.labels(self._model).observe(overlap_ratio)
+
+    def decode_step(self, since_last_s: float, *, is_first: bool) -> None:
+        """Decode gave tokens; the first time includes the hand-over."""
+        self._inter_token.labels(self._model).observe(since_last_s)
+        if is_first:
+            self._handover.labels(self._model).observe(since_last_s)
+
+    def output(self, num_tokens: int) -> None:
+        """Tokens went to a client."""
+        self._output.labels(self._model).inc(num_tokens)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        names = ("model", *labels)
+        return Counter(f"stream2llm_{name}_total", text, names, registry=self._registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(
+            f"stream2llm_{name}",
+            text,
+            ("model", *labels),
+            buckets=buckets,
+            registry=self._registry,
+        )

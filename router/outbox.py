@@ -1,0 +1,58 @@
+"""What waits to be written to one client.
+
+One task writes, so messages keep their order and a slow client blocks only its
+own session: `put` waits while the queue is full. Progress never waits and never
+queues up: a newer one replaces the one that has not been written yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from router.types import ProgressFigures, ServerEvent
+
+Send = Callable[[ServerEvent], Awaitable[None]]
+_MAX_QUEUED = 16
+
+
+class _Mark:
+    """Queue entries that are no events."""
+
+
+_PROGRESS, _CLOSED = _Mark(), _Mark()
+
+
+class Outbox:
+    """Many producers, one consumer (`drain`)."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[ServerEvent | _Mark] = asyncio.Queue(_MAX_QUEUED)
+        self._progress: ProgressFigures | None = None
+
+    async def put(self, event: ServerEvent) -> None:
+        """Queues an event that must arrive."""
+        await self._queue.put(event)
+
+    def put_progress(self, figures: ProgressFigures) -> None:
+        """Shows the newest figures as soon as the client takes them."""
+        if self._progress is None and not self._queue.full():
+            self._queue.put_nowait(_PROGRESS)
+        # With a full queue they go out ahead of its next event.
+        self._progress = figures
+
+    async def close(self) -> None:
+        """Nothing follows; `drain` returns when all is written."""
+        await self._queue.put(_CLOSED)
+
+    async def drain(self, send: Send) -> None:
+        """Writes until `close`."""
+        while True:
+            entry = await self._queue.get()
+            progress, self._progress = self._progress, None
+            if progress is not None:
+                await send(progress)
+            if entry is _CLOSED:
+                return
+            if not isinstance(entry, _Mark):
+                await send(entry)

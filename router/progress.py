@@ -1,0 +1,93 @@
+"""What the client is told about its context, and how much more it may send. Pure.
+
+Figures change in two places: here, when an event arrives (received), and at the
+prefill worker (everything else), whose word lags behind. `prefilled` is kept a
+lower bound: a splice lowers it to what the splice keeps.
+
+Credit is the window less the tokens not prefilled yet. It counts from the most
+that was ever prefilled of the current sequence: KV that a preemption took away
+must not close the window, for the seal that would bring it back may be next.
+One token does not count: prefill holds the last one back until the seal.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from router.types import ProgressFigures
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFigures:
+    """What a prefill worker says, see PrefillProgress in the proto."""
+
+    revision: int = 0
+    prefilled_tokens: int = 0
+    computed_tokens: int = 0
+    reused_tokens: int = 0
+    invalidated_tokens: int = 0
+
+
+class ProgressTracker:
+    """The figures of one session."""
+
+    def __init__(self, window_tokens: int) -> None:
+        self._window_tokens = window_tokens
+        self._received = 0
+        self._last_sequence = 0
+        self._prefilled = 0
+        self._most_prefilled = 0
+        self._revision = 0
+        # Splices the worker has not confirmed: (revision, keep_tokens).
+        self._unconfirmed: deque[tuple[int, int]] = deque()
+        self.worker = WorkerFigures()
+
+    def event(self, sequence: int) -> None:
+        """An event that left the token sequence as it was."""
+        self._last_sequence = sequence
+
+    def splice(self, sequence: int, keep_tokens: int, num_tokens: int) -> int:
+        """An event that changed it; returns the splice's revision."""
+        self._revision += 1
+        self._unconfirmed.append((self._revision, keep_tokens))
+        self._prefilled = min(self._prefilled, keep_tokens)
+        self._most_prefilled = min(self._most_prefilled, keep_tokens)
+        self._received = num_tokens
+        self._last_sequence = sequence
+        return self._revision
+
+    def report(self, figures: WorkerFigures) -> None:
+        """The worker's word, which may not include the latest splices."""
+        while self._unconfirmed and self._unconfirmed[0][0] <= figures.revision:
+            self._unconfirmed.popleft()
+        kept = min((keep for _, keep in self._unconfirmed), default=figures.prefilled_tokens)
+        self._prefilled = min(figures.prefilled_tokens, kept)
+        self._most_prefilled = max(self._most_prefilled, self._prefilled)
+        self.worker = figures
+
+    @property
+    def num_outstanding_tokens(self) -> int:
+        """Received, and still to be prefilled before a seal."""
+        return max(self._received - 1 - self._most_prefilled, 0)
+
+    @property
+    def has_credit(self) -> bool:
+        return self.num_outstanding_tokens <= self._window_tokens
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether prefill waits for more context."""
+        return self._prefilled >= self._received - 1
+
+    def figures(self) -> ProgressFigures:
+        """What the client is told."""
+        return ProgressFigures(
+            last_sequence=self._last_sequence,
+            received_tokens=self._received,
+            prefilled_tokens=self._prefilled,
+            computed_tokens=self.worker.computed_tokens,
+            reused_tokens=self.worker.reused_tokens,
+            invalidated_tokens=self.worker.invalidated_tokens,
+            credit_tokens=max(self._window_tokens - self.num_outstanding_tokens, 0),
+        )

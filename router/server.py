@@ -1,0 +1,135 @@
+"""The router's composition root: builds everything in order, closes in reverse."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from router.background import Background
+from router.detokenizer import detokenizer_factory
+from router.live_session import RouterParts
+from router.metrics import RouterMetrics
+from router.service import SERVICE_NAME, StreamingInferenceServicer
+from router.sessions import OpenSessions
+from router.text_input import TextInput
+from router.tokenizer import ModelTokenizer
+from router.types import RouterAddress, RouterSpec
+from router.workers import WorkerPool
+from stream2llm.clock import Clock, SystemClock
+from stream2llm.errors import UnavailableError
+from stream2llm.grpc_options import server_options
+from stream2llm.metrics_http import MetricsServer
+from stream2llm.v1 import inference_pb2_grpc
+from stream2llm.worker_spec import ClusterView
+
+_logger = logging.getLogger(__name__)
+# For what must outlive its session: releases of hand-overs.
+_BACKGROUND_GRACE_S = 5.0
+_CANCEL_GRACE_S = 5.0
+
+
+class Router:
+    """One router process. `start` once, `stop` once; knows nothing of Ray."""
+
+    def __init__(self, spec: RouterSpec, clock: Clock | None = None) -> None:
+        self.spec = spec
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        clock = clock or SystemClock()
+        metrics = RouterMetrics(self.registry, spec.model_name)
+        tokenizer = ModelTokenizer(spec.model_path)
+        self._background = Background()
+        self._parts = RouterParts(
+            spec=spec,
+            text=TextInput(tokenizer),
+            make_detokenizer=detokenizer_factory(tokenizer.backend),
+            workers=WorkerPool(spec.limits.max_message_bytes, self._background),
+            sessions=OpenSessions(spec.limits.max_open_sessions, metrics, clock),
+            metrics=metrics,
+            clock=clock,
+        )
+        self._health = health.aio.HealthServicer()
+        self._server: Any = None
+        self._metrics_server: MetricsServer | None = None
+
+    async def start(self) -> RouterAddress:
+        """Listens; not serving until a view with both kinds of workers comes."""
+        self._metrics_server = MetricsServer(self.spec.host, self.spec.metrics_port, self.registry)
+        try:
+            port = await self._start_grpc()
+        except BaseException:
+            self._metrics_server.close()
+            raise
+        address = f"{self.spec.host}:{port}"
+        _logger.info("router_started router_id=%s address=%s", self.spec.router_id, address)
+        return RouterAddress(self.spec.router_id, address, self._metrics_server.address)
+
+    def set_view(self, view: ClusterView) -> None:
+        """The workers that are ready now. To be called in the router's event loop."""
+        self._parts.workers.set_view(view)
+        self._background.start(self._show_health(), "health")
+
+    async def status(self) -> dict[str, Any]:
+        """For operators."""
+        return {
+            "router_id": self.spec.router_id,
+            "sessions_by_phase": self._parts.sessions.by_phase(),
+        }
+
+    async def drain(self) -> None:
+        """Admits nobody any more and waits for the open sessions, for a while."""
+        self._parts.sessions.refuse_new()
+        await self._health.enter_graceful_shutdown()
+        if not await self._parts.sessions.wait_empty(self.spec.drain_timeout_s):
+            _logger.warning("drain_timed_out sessions=%s", self._parts.sessions.by_phase())
+
+    async def stop(self) -> None:
+        """Cancels what is open and frees everything."""
+        self._parts.sessions.refuse_new()
+        if self._server is not None:
+            await self._server.stop(None)
+        # Cancelled sessions still have to end their worker RPCs and release hand-overs.
+        await self._parts.sessions.wait_empty(_CANCEL_GRACE_S)
+        await self._background.close(_BACKGROUND_GRACE_S)
+        await self._parts.workers.close()
+        self._parts.text.close()
+        if self._metrics_server is not None:
+            self._metrics_server.close()
+
+    async def _start_grpc(self) -> int:
+        self._server = grpc.aio.server(options=server_options(self.spec.limits.max_message_bytes))
+        inference_pb2_grpc.add_StreamingInferenceServiceServicer_to_server(
+            StreamingInferenceServicer(self._parts), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        await self._show_health()
+        port = self._bind()
+        await self._server.start()
+        return port
+
+    def _bind(self) -> int:
+        address = f"{self.spec.host}:{self.spec.port}"
+        try:
+            return int(self._server.add_insecure_port(address))
+        except RuntimeError as error:
+            raise UnavailableError(
+                f"router {self.spec.router_id} cannot listen on {address}: the port is taken"
+                " or the host is not ours (set router.port to another port, or to 0 for any"
+                " free one)",
+                reason="PORT_TAKEN",
+            ) from error
+
+    async def _show_health(self) -> None:
+        workers = self._parts.workers
+        is_serving = workers.has_role("prefill") and workers.has_role("decode")
+        serving = health_pb2.HealthCheckResponse
+        status = serving.SERVING if is_serving else serving.NOT_SERVING
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status)

@@ -1,0 +1,106 @@
+"""The public gRPC service: translates, and turns the one error into a status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+import stream2llm
+from router.live_session import RouterParts
+from router.session_runner import check_model, run_session
+from router.status import abort
+from router.translate import client_events, one_shot_events, server_event
+from router.types import ClientEvent, ServerEvent
+from router.workers import Worker
+from stream2llm.errors import InternalError, Stream2LLMError
+from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.v1 import inference_pb2_grpc, worker_pb2
+
+_logger = logging.getLogger(__name__)
+SERVICE_NAME = "stream2llm.v1.StreamingInferenceService"
+_STATUS_TIMEOUT_S = 1.0
+
+
+class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceServicer):
+    """Knows messages and statuses, nothing of how a session runs."""
+
+    def __init__(self, parts: RouterParts) -> None:
+        self._parts = parts
+
+    async def StreamGenerate(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
+        events = client_events(request_iterator)
+        await self._run(events, pb.StreamGenerateResponse, context)
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
+        await self._run(one_shot_events(request), pb.GenerateResponse, context)
+
+    async def GetModelInfo(
+        self, request: pb.GetModelInfoRequest, context: Any
+    ) -> pb.GetModelInfoResponse:
+        try:
+            check_model(self._parts, request.model)
+        except Stream2LLMError as error:
+            await abort(context, error)
+        return self._model_info()
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: Any
+    ) -> pb.GetServerInfoResponse:
+        workers = await asyncio.gather(*map(_worker_info, self._parts.workers))
+        return pb.GetServerInfoResponse(
+            version=stream2llm.__version__,
+            router_id=self._parts.spec.router_id,
+            sessions_by_phase=self._parts.sessions.by_phase(),
+            workers=workers,
+        )
+
+    async def _run(
+        self, events: AsyncIterator[ClientEvent], response_type: Any, context: Any
+    ) -> None:
+        async def send(event: ServerEvent) -> None:
+            await context.write(server_event(event, response_type()))
+
+        try:
+            await run_session(self._parts, events, send)
+        except Stream2LLMError as error:
+            await abort(context, error)
+        except Exception:
+            _logger.exception("rpc_broke")
+            await abort(context, InternalError("internal error"))
+
+    def _model_info(self) -> pb.GetModelInfoResponse:
+        spec, tokenizer = self._parts.spec, self._parts.text.tokenizer
+        return pb.GetModelInfoResponse(
+            model=spec.model_name,
+            max_model_len=spec.max_model_len,
+            vocab_size=tokenizer.files.vocab_size,
+            has_chat_template=tokenizer.has_chat_template,
+            max_session_tokens=spec.limits.max_session_tokens,
+            max_message_bytes=spec.limits.max_message_bytes,
+            eos_token_ids=tokenizer.files.eos_token_ids,
+        )
+
+
+async def _worker_info(worker: Worker) -> pb.WorkerInfo:
+    """The worker's own word, or what the view says of one that does not answer."""
+    address = worker.address
+    try:
+        response = await worker.status.GetWorkerStatus(
+            worker_pb2.GetWorkerStatusRequest(), timeout=_STATUS_TIMEOUT_S
+        )
+    except grpc.aio.AioRpcError:
+        return pb.WorkerInfo(
+            worker_id=address.worker_id,
+            role=address.role,
+            ready=False,
+            num_kv_blocks=address.num_kv_blocks,
+            block_size=address.block_size,
+            metrics_address=address.metrics_address,
+        )
+    info: pb.WorkerInfo = response.worker
+    info.ready = not worker.is_suspect
+    return info

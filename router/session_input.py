@@ -1,0 +1,152 @@
+"""The input half of a session: client events become splices for prefill.
+
+Reads no further than the credit window allows, so a client that ignores its
+credit is stopped by gRPC's flow control, at the cost of its own session alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from router.context import ContextLimits, ContextLog, Splice
+from router.legs import PrefillLeg
+from router.live_session import LiveSession
+from router.metrics import InputMode, InputOp
+from router.text_input import Frame
+from router.types import AppendEvent, ClientEvent, OpenEvent, SealEvent, UpdateEvent
+from stream2llm.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
+from stream2llm.prefix import Tokens
+from stream2llm.session import Event
+
+_EVENTS: dict[type[ClientEvent], Event] = {
+    OpenEvent: Event.OPEN,
+    AppendEvent: Event.APPEND,
+    UpdateEvent: Event.UPDATE,
+    SealEvent: Event.SEAL,
+}
+
+
+class EventReader:
+    """The client's events in order, each checked against the life cycle."""
+
+    def __init__(self, live: LiveSession, events: AsyncIterator[ClientEvent]) -> None:
+        self._live = live
+        self._events = events
+
+    async def next(self) -> ClientEvent | None:
+        """The next event; None when the client has closed its half after the seal."""
+        if not self._live.is_sealed:
+            await self._live.wait_for_credit()
+        event = await self._read()
+        self._live.apply(Event.CLOSE if event is None else _EVENTS[type(event)])
+        return event
+
+    async def open(self) -> OpenEvent:
+        """The first event."""
+        event = await self.next()
+        assert isinstance(event, OpenEvent), "the life cycle lets nothing else begin"
+        return event
+
+    async def _read(self) -> ClientEvent | None:
+        limit_s = self._live.parts.spec.limits.input_idle_timeout_s
+        try:
+            async with asyncio.timeout(None if self._live.is_sealed else limit_s):
+                return await anext(self._events, None)
+        except TimeoutError:
+            raise IdleTimeoutError(
+                f"no event came for {limit_s:g} s while the session was"
+                f" {self._live.state} (input_idle_timeout_s)"
+            ) from None
+
+
+class SessionInput:
+    """Applies events to the context log and tells prefill."""
+
+    def __init__(
+        self,
+        live: LiveSession,
+        leg: PrefillLeg,
+        frame: Frame,
+        log: ContextLog,
+        on_sealed: Callable[[Tokens], int],
+    ) -> None:
+        self._live = live
+        self._leg = leg
+        self._frame = frame
+        # Takes the sealed prompt; returns how many tokens the answer may have.
+        self._on_sealed = on_sealed
+        self._log = log
+
+    async def run(self, reader: EventReader) -> None:
+        """Everything after the open, until the client closes its half."""
+        while (event := await reader.next()) is not None:
+            await self._handle(event)
+
+    async def begin(self, event: OpenEvent) -> None:
+        """The prefix is prefilled while the first document is on its way."""
+        self._live.mode = InputMode.ONESHOT if event.one_shot else InputMode.APPEND
+        self._live.parts.metrics.received(InputOp.OPEN, len(self._frame.prefix))
+        if event.one_shot:  # the seal follows and brings everything at once
+            self._live.progress.event(event.sequence)
+        else:
+            await self._splice(event.sequence, self._log.begin())
+
+    async def _handle(self, event: ClientEvent) -> None:
+        match event:
+            case AppendEvent():
+                documents = await self._live.parts.text.documents(event.documents, "append")
+                await self._changed(event, InputOp.APPEND, self._log.append(documents))
+            case UpdateEvent():
+                self._live.mode = InputMode.UPDATE
+                documents = await self._live.parts.text.documents(event.documents, "update")
+                await self._changed(event, InputOp.UPDATE, self._log.update(documents))
+            case SealEvent():
+                await self._seal(event)
+            case OpenEvent():  # pragma: no cover - the life cycle refused it
+                raise EventOrderError("a session opens once")
+
+    async def _changed(self, event: ClientEvent, op: InputOp, splice: Splice) -> None:
+        self._live.parts.metrics.received(op, splice.num_new_tokens)
+        await self._splice(event.sequence, splice)
+
+    async def _splice(self, sequence: int, splice: Splice) -> None:
+        if splice.is_empty:
+            self._live.progress.event(sequence)
+        else:
+            await self._leg.splice(self._revise(sequence, splice), splice)
+        self._live.tell_progress()
+
+    async def _seal(self, event: SealEvent) -> None:
+        self._live.timeline.sealed()
+        suffix = await self._suffix(event)
+        splice = self._log.seal(suffix, self._frame.num_bos_tokens)
+        self._live.parts.metrics.received(InputOp.SEAL, len(suffix))
+        max_tokens = self._on_sealed(self._log.sequence)
+        revision = self._revise(event.sequence, splice)
+        await self._leg.seal(revision, splice, hand_over=max_tokens > 1)
+        self._live.tell_progress()
+
+    async def _suffix(self, event: SealEvent) -> Tokens:
+        if event.suffix is None:
+            return self._frame.suffix
+        if self._frame.is_chat:
+            raise InvalidRequestError(
+                "seal.suffix cannot be used with a chat template, which has its own",
+                reason="SUFFIX_WITH_CHAT",
+                field="seal.suffix",
+            )
+        return await self._live.parts.text.content(event.suffix, "seal.suffix")
+
+    def _revise(self, sequence: int, splice: Splice) -> int:
+        return self._live.progress.splice(sequence, splice.keep_tokens, len(self._log.sequence))
+
+
+def limits_of(live: LiveSession) -> ContextLimits:
+    """What this router lets one session send."""
+    spec = live.parts.spec
+    return ContextLimits(
+        max_model_len=spec.max_model_len,
+        max_total_tokens=spec.limits.max_session_tokens,
+        max_documents_per_event=spec.limits.max_documents_per_event,
+    )

@@ -1,0 +1,179 @@
+"""The output half of a session: prefill's first token, then decode's steps.
+
+The first token goes to the client before decode is even asked. From then on
+somebody must read the hand-over or release it: `_unread` holds it as long as
+that is this session's duty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from router.answer import Answer
+from router.legs import DecodeLeg, PrefillLeg
+from router.live_session import LiveSession
+from router.progress import WorkerFigures
+from router.types import Ending, Finished, Usage
+from stream2llm import wire
+from stream2llm.errors import InternalError, UnavailableError
+from stream2llm.prefix import Tokens
+from stream2llm.session import Event
+from stream2llm.token_step import TokenStep
+from stream2llm.v1 import worker_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """What is known from the seal on."""
+
+    prompt: Tokens
+    # Most tokens of the answer.
+    max_tokens: int
+    answer: Answer
+
+
+class SessionOutput:
+    """Relays one answer."""
+
+    def __init__(self, live: LiveSession, leg: PrefillLeg) -> None:
+        self._live = live
+        self._leg = leg
+        self._unread: pb.Handover | None = None
+        self._sealed: _Sealed | None = None
+
+    def sealed(self, prompt: Tokens) -> int:
+        """Takes the sealed prompt; returns the most tokens the answer may have."""
+        parts, sampling = self._live.parts, self._live.sampling
+        room = parts.spec.max_model_len - len(prompt)
+        max_tokens = min(sampling.max_tokens or room, room)
+        answer = Answer(
+            parts.make_detokenizer(),
+            sampling.stop_strings,
+            max_tokens,
+            parts.text.tokenizer.token_text,
+        )
+        self._sealed = _Sealed(prompt, max_tokens, answer)
+        return max_tokens
+
+    @property
+    def _final(self) -> _Sealed:
+        assert self._sealed is not None, "the life cycle allows no token before the seal"
+        return self._sealed
+
+    async def run(self) -> None:
+        """Until the answer has ended and its end is in the outbox."""
+        try:
+            first = await self._first_token()
+            ending = await self._take(wire.token_step_from_proto(first.step))
+            if ending is None:
+                ending = await self._decode(first)
+            await self._leg.finish()
+            await self._finish(ending, first)
+        finally:
+            self._release()
+
+    async def _first_token(self) -> pb.FirstToken:
+        while True:
+            message = await self._leg.receive()
+            if message.WhichOneof("event") == "first_token":
+                break
+            self._report(message.progress)
+            self._live.tell_progress()
+        first = message.first_token
+        self._unread = first.handover if first.HasField("handover") else None
+        self._live.apply(Event.FIRST_TOKEN)
+        if first.HasField("progress"):
+            self._report(first.progress)
+        self._note_first_token(first)
+        return first
+
+    def _note_first_token(self, first: pb.FirstToken) -> None:
+        self._live.timeline.first_token()
+        timings = self._live.timeline.timings()
+        self._live.parts.metrics.first_token(
+            self._live.mode,
+            timings.ttft_from_open_s,
+            timings.ttft_from_seal_s,
+            max(1 - first.uncomputed_at_seal_tokens / len(self._final.prompt), 0.0),
+        )
+
+    async def _decode(self, first: pb.FirstToken) -> Ending:
+        if self._unread is None:
+            raise InternalError("prefill gave no hand-over for an answer that goes on")
+        worker = self._live.parts.workers.pick("decode")
+        if worker is None:
+            raise UnavailableError("no decode worker can be used now", reason="NO_DECODE_WORKER")
+        leg = DecodeLeg(self._live.parts.workers, worker)
+        try:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(self._leg.watch())
+                ending = await self._relay(leg, self._decode_request(first))
+                watch.cancel()
+        finally:
+            if leg.owns_handover:
+                self._unread = None
+            leg.close()
+        return ending
+
+    async def _relay(self, leg: DecodeLeg, request: pb.DecodeRequest) -> Ending:
+        is_first = True
+        async with aclosing(leg.steps(request)) as steps:
+            async for step in steps:
+                if is_first:
+                    await self._leg.finish()
+                since_last_s = self._live.timeline.decode_step()
+                self._live.parts.metrics.decode_step(since_last_s, is_first=is_first)
+                is_first = False
+                self._live.apply(Event.STEP)
+                ending = await self._take(step)
+                if ending is not None:
+                    return ending
+        raise InternalError("the decode worker ended the answer without a reason")
+
+    def _decode_request(self, first: pb.FirstToken) -> pb.DecodeRequest:
+        sampling = replace(self._live.worker_sampling, max_tokens=self._final.max_tokens)
+        return pb.DecodeRequest(
+            session_id=self._live.session_id,
+            prompt_token_ids=[*self._final.prompt.tolist(), *first.step.token_ids],
+            sampling=wire.to_proto(sampling),
+            handover=first.handover,
+        )
+
+    async def _take(self, step: TokenStep) -> Ending | None:
+        taken = self._final.answer.take(step)
+        self._live.parts.metrics.output(len(taken.delta.token_ids))
+        if taken.delta.text or taken.delta.token_ids:
+            await self._live.outbox.put(taken.delta)
+        return taken.ending
+
+    async def _finish(self, ending: Ending, first: pb.FirstToken) -> None:
+        figures = self._live.progress.worker
+        usage = Usage(
+            prompt_tokens=len(self._final.prompt),
+            completion_tokens=self._final.answer.num_tokens,
+            computed_tokens=figures.computed_tokens,
+            reused_tokens=figures.reused_tokens,
+            invalidated_tokens=figures.invalidated_tokens,
+            uncomputed_at_seal_tokens=first.uncomputed_at_seal_tokens,
+        )
+        await self._live.outbox.put(Finished(ending, usage, self._live.timeline.timings()))
+
+    def _report(self, message: pb.PrefillProgress) -> None:
+        self._live.take_report(
+            WorkerFigures(
+                revision=message.revision,
+                prefilled_tokens=message.prefilled_tokens,
+                computed_tokens=message.computed_tokens,
+                reused_tokens=message.reused_tokens,
+                invalidated_tokens=message.invalidated_tokens,
+            )
+        )
+
+    def _release(self) -> None:
+        if self._unread is None:
+            return
+        request = pb.ReleaseHandoverRequest(session_id=self._live.session_id, handover=self._unread)
+        self._live.parts.workers.release_handover(request)
+        self._unread = None

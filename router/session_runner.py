@@ -1,0 +1,150 @@
+"""One session at the router, from its first event to its end.
+
+    input:   client event -> life cycle -> tokens -> context log -> splice to prefill
+    output:  prefill's progress and first token -> outbox; then decode's steps -> outbox
+    writer:  outbox -> client
+
+The three tasks live and die together. The first failure ends the session with
+one error; a cancelled RPC ends it with none. On every way out both worker RPCs
+end, and a hand-over that no decode worker has taken is released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Iterator
+
+from router.context import ContextLog
+from router.legs import PrefillLeg
+from router.live_session import LiveSession, RouterParts
+from router.outbox import Send
+from router.session_input import EventReader, SessionInput, limits_of
+from router.session_output import SessionOutput
+from router.types import Accepted, ClientEvent, OpenEvent
+from stream2llm.errors import (
+    IdleTimeoutError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    Stream2LLMError,
+    UnavailableError,
+)
+from stream2llm.session import Event
+
+_logger = logging.getLogger(__name__)
+MAX_SESSION_ID_CHARS = 256
+
+
+async def run_session(parts: RouterParts, events: AsyncIterator[ClientEvent], send: Send) -> None:
+    """Serves one session; raises the one error that its client gets."""
+    live = LiveSession(parts, parts.sessions.admit())
+    try:
+        await _limited(live, events, send)
+    except asyncio.CancelledError:
+        live.end(Event.CANCEL, "cancelled")
+        _logger.info("session_cancelled session_id=%s", live.session_id)
+        raise
+    except Exception as raised:
+        error = _the_error(raised, live.session_id)
+        live.end(Event.FAIL, error.status_name.lower())
+        _logger.info(
+            "session_failed session_id=%s reason=%s message=%r",
+            *(live.session_id, error.reason, error.message),
+        )
+        raise error from raised
+    live.end(Event.FINISH, "ok")
+
+
+async def _limited(live: LiveSession, events: AsyncIterator[ClientEvent], send: Send) -> None:
+    limit_s = live.parts.spec.limits.max_session_duration_s
+    try:
+        async with asyncio.timeout(limit_s) as deadline:
+            await _serve(live, events, send)
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise IdleTimeoutError(
+            f"the session was open for {limit_s:g} s, which is the limit (max_session_duration_s)",
+            reason="SESSION_TOO_LONG",
+        ) from None
+
+
+async def _serve(live: LiveSession, events: AsyncIterator[ClientEvent], send: Send) -> None:
+    reader = EventReader(live, events)
+    opened = await reader.open()
+    _take_open(live, opened)
+    frame = await live.parts.text.frame(opened.template)
+    log = ContextLog(frame.prefix, limits_of(live))
+    leg = _prefill_leg(live)
+    try:
+        output = SessionOutput(live, leg)
+        session_input = SessionInput(live, leg, frame, log, output.sealed)
+        await leg.open(live.session_id, live.worker_sampling)
+        await live.outbox.put(_accepted(live))
+        await session_input.begin(opened)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(live.outbox.drain(send))
+            reading = group.create_task(session_input.run(reader))
+            await output.run()
+            reading.cancel()  # what a client says after its answer is of no interest
+            await live.outbox.close()
+    finally:
+        leg.close()
+
+
+def _take_open(live: LiveSession, event: OpenEvent) -> None:
+    live.timeline.opened()
+    if len(event.session_id) > MAX_SESSION_ID_CHARS:
+        raise InvalidRequestError(
+            f"session_id has {len(event.session_id)} characters; at most"
+            f" {MAX_SESSION_ID_CHARS} are allowed",
+            field="session_id",
+        )
+    live.session_id = event.session_id or uuid.uuid4().hex
+    check_model(live.parts, event.model)
+    event.sampling.validate(live.parts.text.tokenizer.files.vocab_size)
+    live.sampling = event.sampling
+
+
+def check_model(parts: RouterParts, model: str) -> None:
+    """Raises unless the router serves it; an empty name means the only one."""
+    if model not in ("", parts.spec.model_name):
+        raise NotFoundError(
+            f"model {model!r} is not served here; {parts.spec.model_name!r} is",
+            reason="UNKNOWN_MODEL",
+            field="model",
+        )
+
+
+def _prefill_leg(live: LiveSession) -> PrefillLeg:
+    worker = live.parts.workers.pick("prefill")
+    if worker is None:
+        raise UnavailableError("no prefill worker can be used now", reason="NO_PREFILL_WORKER")
+    return PrefillLeg(live.parts.workers, worker)
+
+
+def _accepted(live: LiveSession) -> Accepted:
+    credit = live.progress.figures().credit_tokens
+    return Accepted(live.session_id, live.parts.spec.model_name, credit)
+
+
+def _the_error(raised: Exception, session_id: str) -> Stream2LLMError:
+    """The one error to report of those that came together."""
+    leaves = list(_leaves(raised))
+    ours = [leaf for leaf in leaves if isinstance(leaf, Stream2LLMError)]
+    if len(ours) < len(leaves) or not ours:
+        _logger.error("session_broke session_id=%s", session_id, exc_info=raised)
+    # A consequence is often reported as our bug beside its cause.
+    causes = [error for error in ours if not isinstance(error, InternalError)]
+    fallback = InternalError(f"internal error in session {session_id or '(unnamed)'}")
+    return next(iter([*causes, *ours]), fallback)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error

@@ -1,0 +1,52 @@
+"""Errors across gRPC: ours to the client, a worker's to us."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import grpc
+
+from stream2llm.errors import (
+    InternalError,
+    OverloadedError,
+    Stream2LLMError,
+    UnavailableError,
+)
+from stream2llm.rpc_status import from_rpc_error, to_status
+
+WORKER_LOST = "WORKER_LOST"
+
+# What gRPC itself says when the other side is gone.
+_LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
+# How grpc.aio reports an exception that a handler let through.
+_HANDLER_RAISED = "Unexpected <class"
+
+
+async def abort(context: Any, error: Stream2LLMError) -> NoReturn:
+    """Ends an RPC with the error's status; the details travel in the trailers."""
+    await context.abort_with_status(to_status(error))
+    raise AssertionError("abort_with_status returned")
+
+
+def worker_error(error: Any, worker_id: str) -> Stream2LLMError:
+    """The domain error for a failed RPC to a worker.
+
+    A worker's own errors pass through. A status that gRPC made means that the
+    worker is gone, or that one of us has a bug.
+    """
+    ours = from_rpc_error(error)
+    if ours is not None:
+        return ours
+    code, details = error.code(), error.details() or ""
+    if is_lost(code, details):
+        return UnavailableError(f"worker {worker_id} was lost: {details}", reason=WORKER_LOST)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return OverloadedError(f"worker {worker_id} refused: {details}")
+    return InternalError(f"worker {worker_id} failed: {code.name}: {details}")
+
+
+def is_lost(code: grpc.StatusCode, details: str) -> bool:
+    """Whether a status that is not ours means that the other side is gone."""
+    if code is grpc.StatusCode.INTERNAL:  # a connection that broke in mid-frame
+        return "RST_STREAM" in details
+    return code in _LOST and not details.startswith(_HANDLER_RAISED)

@@ -1,0 +1,191 @@
+"""The router's view of the workers, and its channels to them.
+
+The controller's view says who is there; the data path finds out first who is
+not. A worker whose RPC broke at transport level is suspect: it gets nothing new
+until it answers again, or until a view brings its successor (another address or
+other processes). One that left the view gets nothing new either, but keeps its
+channel until its last session here has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from router.background import Background
+from router.placement import WorkerView, pick
+from router.status import is_lost, worker_error
+from stream2llm.errors import Stream2LLMError
+from stream2llm.grpc_options import channel_options
+from stream2llm.rpc_status import from_rpc_error
+from stream2llm.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.worker_spec import ClusterView, Role, WorkerAddress
+
+_logger = logging.getLogger(__name__)
+_PROBE_TIMEOUT_S = 10.0
+_RELEASE_TIMEOUT_S = 5.0
+
+
+class Worker:
+    """One worker process: its channel, and how many sessions of ours it holds."""
+
+    def __init__(self, address: WorkerAddress, max_message_bytes: int) -> None:
+        self.address = address
+        self.is_suspect = False
+        self.num_sessions = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.channel = grpc.aio.insecure_channel(
+            address.grpc_address, options=channel_options(max_message_bytes)
+        )
+        self.prefill: Any = worker_pb2_grpc.PrefillServiceStub(self.channel)
+        self.decode: Any = worker_pb2_grpc.DecodeServiceStub(self.channel)
+        self.status: Any = worker_pb2_grpc.WorkerServiceStub(self.channel)
+
+    @property
+    def worker_id(self) -> str:
+        return self.address.worker_id
+
+    def acquire(self) -> Lease:
+        """Counts one session more."""
+        self.num_sessions += 1
+        self.idle.clear()
+        return Lease(self)
+
+    def view(self) -> WorkerView:
+        """What placement needs to know."""
+        return WorkerView(self.worker_id, self.address.role, not self.is_suspect, self.num_sessions)
+
+    def is_same_process(self, address: WorkerAddress) -> bool:
+        """Whether an address of a newer view still means this one."""
+        return (self.address.grpc_address, self.address.pids) == (
+            address.grpc_address,
+            address.pids,
+        )
+
+
+class Lease:
+    """One session's place at a worker; `release` may be called again."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker: Worker | None = worker
+
+    def release(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return
+        worker.num_sessions -= 1
+        if worker.num_sessions == 0:
+            worker.idle.set()
+
+
+class WorkerPool:
+    """The workers of the latest view."""
+
+    def __init__(self, max_message_bytes: int, background: Background) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._background = background
+        self._workers: dict[str, Worker] = {}
+        self._version = -1
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(sorted(self._workers.values(), key=lambda worker: worker.worker_id))
+
+    def set_view(self, view: ClusterView) -> None:
+        """Takes over a newer view; an older one, overtaken on its way, is ignored."""
+        if view.version < self._version:
+            return
+        self._version = view.version
+        addresses = {address.worker_id: address for address in view.workers}
+        for worker in list(self._workers.values()):
+            address = addresses.get(worker.worker_id)
+            if address is None or not worker.is_same_process(address):
+                self._retire(worker)
+        for worker_id, address in addresses.items():
+            if worker_id not in self._workers:
+                self._workers[worker_id] = Worker(address, self._max_message_bytes)
+
+    def has_role(self, role: Role) -> bool:
+        """Whether the view has such a worker, suspect or not."""
+        return any(worker.address.role == role for worker in self._workers.values())
+
+    def pick(self, role: Role) -> Worker | None:
+        """The worker for a new session; None: there is none to use."""
+        worker_id = pick((worker.view() for worker in self._workers.values()), role)
+        return None if worker_id is None else self._workers[worker_id]
+
+    def failure(self, worker: Worker, error: Any) -> Stream2LLMError:
+        """The domain error of a failed RPC; a transport failure makes the worker suspect."""
+        translated = worker_error(error, worker.worker_id)
+        if from_rpc_error(error) is None and is_lost(error.code(), error.details() or ""):
+            self._suspect(worker)
+        return translated
+
+    def release_handover(self, request: worker_pb2.ReleaseHandoverRequest) -> None:
+        """Has KV freed that nobody will read. Returns at once; the work goes on by itself."""
+        self._background.start(self._release_handover(request), "release-handover")
+
+    async def close(self) -> None:
+        """Closes every channel; RPCs that still run on them end."""
+        workers, self._workers = list(self._workers.values()), {}
+        for worker in workers:
+            await worker.channel.close()
+
+    def _retire(self, worker: Worker) -> None:
+        del self._workers[worker.worker_id]
+        worker.is_suspect = False  # ends its probe
+        self._background.start(_close_when_idle(worker), f"retire-{worker.worker_id}")
+
+    def _suspect(self, worker: Worker) -> None:
+        if worker.is_suspect or self._workers.get(worker.worker_id) is not worker:
+            return
+        _logger.warning("worker_suspect worker_id=%s", worker.worker_id)
+        worker.is_suspect = True
+        self._background.start(self._probe(worker), f"probe-{worker.worker_id}")
+
+    async def _probe(self, worker: Worker) -> None:
+        while worker.is_suspect:
+            try:
+                await worker.status.GetWorkerStatus(
+                    worker_pb2.GetWorkerStatusRequest(),
+                    wait_for_ready=True,  # gRPC reconnects, with its own back-off
+                    timeout=_PROBE_TIMEOUT_S,
+                )
+            except grpc.aio.AioRpcError as error:
+                if error.code() in (
+                    grpc.StatusCode.UNAVAILABLE,
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                ):
+                    continue
+            _logger.info("worker_answers_again worker_id=%s", worker.worker_id)
+            worker.is_suspect = False
+
+    async def _release_handover(self, request: worker_pb2.ReleaseHandoverRequest) -> None:
+        tried: set[str] = set()
+        while (worker := self._next_releaser(tried)) is not None:
+            tried.add(worker.worker_id)
+            try:
+                await worker.decode.ReleaseHandover(request, timeout=_RELEASE_TIMEOUT_S)
+                return
+            except grpc.aio.AioRpcError as error:
+                self.failure(worker, error)
+        _logger.warning(
+            "handover_not_released session_id=%s num_blocks=%d tried=%d (its lease will end)",
+            request.session_id,
+            request.handover.num_blocks,
+            len(tried),
+        )
+
+    def _next_releaser(self, tried: set[str]) -> Worker | None:
+        views = (w.view() for w in self._workers.values() if w.worker_id not in tried)
+        worker_id = pick(views, "decode")
+        return None if worker_id is None else self._workers[worker_id]
+
+
+async def _close_when_idle(worker: Worker) -> None:
+    await worker.idle.wait()
+    await worker.channel.close()
