@@ -27,7 +27,11 @@ async def start_decode_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
     args = {key: v for key, v in spec.engine_args.items() if key != "async_scheduling"}
     return await Engine.start(
         dataclasses.replace(spec, engine_args=args),
-        kv_role="kv_consumer",
+        kv_transfer={
+            "kv_connector": "FirstTokenNixlConnector",
+            "kv_connector_module_path": "decode_worker.connector",
+            "kv_role": "kv_consumer",
+        },
         stats=stats,
         fixed_args={
             "async_scheduling": is_async,

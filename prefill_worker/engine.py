@@ -40,7 +40,7 @@ async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
     options = {"progress_interval_tokens": spec.progress_interval_tokens}
     return await Engine.start(
         spec,
-        kv_role="kv_producer",
+        kv_transfer={"kv_connector": "NixlConnector", "kv_role": "kv_producer"},
         stats=stats,
         fixed_args={
             "scheduler_cls": "prefill_worker.scheduler.PrefillScheduler",

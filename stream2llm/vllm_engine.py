@@ -96,17 +96,20 @@ class Engine:
         cls,
         spec: WorkerSpec,
         *,
-        kv_role: str,
+        kv_transfer: dict[str, Any],
         fixed_args: dict[str, Any],
         stats: EngineStats,
         clock: Clock | None = None,
     ) -> Engine:
         """Starts the engine's processes and loads the model; takes 15-50 s on two cores.
 
+        `kv_transfer` names the KV connector and its role, `fixed_args` are
+        engine arguments that a user may not set.
+
         Raises InvalidRequestError for engine arguments that are ours to set or
         that vLLM does not know, and whatever vLLM raises for the rest.
         """
-        args = _engine_args(spec, kv_role, fixed_args)
+        args = _engine_args(spec, kv_transfer, fixed_args)
         llm = await asyncio.to_thread(_build_config_and_llm, args, stats)
         # The output handler must run in this loop; built in a thread, vLLM
         # could not start it.
@@ -192,14 +195,15 @@ class Engine:
         self._llm.shutdown()
 
 
-def _engine_args(spec: WorkerSpec, kv_role: str, fixed_args: dict[str, Any]) -> AsyncEngineArgs:
+def _engine_args(
+    spec: WorkerSpec, kv_transfer: dict[str, Any], fixed_args: dict[str, Any]
+) -> AsyncEngineArgs:
     reserved = _RESERVED_ARGS.union(fixed_args).intersection(spec.engine_args)
     if reserved:
         names = ", ".join(sorted(reserved))
         raise InvalidRequestError(f"{spec.role}.engine: {names}: set by Stream2LLM itself")
     transfer = KVTransferConfig(
-        kv_connector="NixlConnector",
-        kv_role=kv_role,
+        **kv_transfer,
         kv_buffer_device="cpu" if current_platform.is_cpu() else "cuda",
         kv_connector_extra_config={"kv_lease_duration": spec.lease_s},
         # A decode worker must never quietly do the prefill of a lost one.
