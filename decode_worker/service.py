@@ -22,7 +22,7 @@ from stream2llm.errors import (
     Stream2LLMError,
     UnavailableError,
 )
-from stream2llm.grpc_status import abort
+from stream2llm.rpc_status import abort
 from stream2llm.ids import unique_id
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import TokenStep

@@ -18,7 +18,7 @@ from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
 from prefill_worker.metrics import PrefillMetrics
 from stream2llm.engine_worker import EngineWorker
 from stream2llm.errors import EventOrderError, InternalError, Stream2LLMError
-from stream2llm.grpc_status import abort
+from stream2llm.rpc_status import abort
 from stream2llm.ids import unique_id
 from stream2llm.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.vllm_sampling import token_step

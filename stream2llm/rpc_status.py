@@ -8,7 +8,7 @@ and their callers translate here and nowhere else.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -39,6 +39,12 @@ def to_status(error: Stream2LLMError) -> RpcStatus:
         packed.Pack(detail)
         rich.details.append(packed)
     return RpcStatus(code, error.message, ((DETAILS_TRAILER, rich.SerializeToString()),))
+
+
+async def abort(context: Any, error: Stream2LLMError) -> NoReturn:
+    """Ends the RPC of `context` with the error's status."""
+    await context.abort_with_status(to_status(error))
+    raise AssertionError("abort_with_status returned")
 
 
 def _details(error: Stream2LLMError) -> list[Any]:
