@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from vllm.platforms import current_platform
@@ -85,7 +85,7 @@ async def begin_decode(
 
 async def decode_steps(
     engine: Engine, request_id: str, stream: OutputStream, num_logprobs: int | None
-) -> AsyncIterator[TokenStep]:
+) -> AsyncGenerator[TokenStep, None]:
     """The rest of an answer. Closing the iterator early aborts the request."""
     try:
         async for output in stream:

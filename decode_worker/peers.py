@@ -41,7 +41,8 @@ async def connect(engine: Engine, peer: WorkerAddress, max_message_bytes: int) -
 async def _first_token(stub: worker_pb2_grpc.PrefillServiceStub) -> worker_pb2.FirstToken:
     async for response in stub.PrefillSession(_events()):
         if response.WhichOneof("event") == "first_token":
-            return response.first_token
+            first: worker_pb2.FirstToken = response.first_token
+            return first
     raise InternalError("the prefill worker gave no first token")
 
 

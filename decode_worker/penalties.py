@@ -28,9 +28,7 @@ from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 FIRST_TOKEN_KEY = "stream2llm_first_token_id"
 
 
-def missing_penalty(
-    presence: float, frequency: float, *, sampled_again: bool
-) -> float:
+def missing_penalty(presence: float, frequency: float, *, sampled_again: bool) -> float:
     """What vLLM's own penalties lack for the first token.
 
     `sampled_again`: the decode engine has sampled it too, so that its presence

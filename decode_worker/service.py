@@ -22,8 +22,8 @@ from stream2llm.errors import (
     Stream2LLMError,
     UnavailableError,
 )
-from stream2llm.rpc_status import abort
 from stream2llm.ids import unique_id
+from stream2llm.rpc_status import abort
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import TokenStep
 from stream2llm.v1 import worker_pb2, worker_pb2_grpc
@@ -34,7 +34,7 @@ from stream2llm.worker_metrics import TransferMetrics
 _log = logging.getLogger(__name__)
 
 
-class DecodeService(worker_pb2_grpc.DecodeServiceServicer):  # type: ignore[misc]
+class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
     """Serves the answers of one engine."""
 
     def __init__(self, worker: EngineWorker, metrics: TransferMetrics) -> None:

@@ -39,7 +39,11 @@ def truncate_kv(manager: KVCacheManager, request: Request, num_tokens: int) -> N
     blocks = group.req_to_blocks.get(request.request_id, [])
     num_full, partial = divmod(num_tokens, group.block_size)
     num_kept = num_full
-    if partial and num_full < len(blocks) and manager.block_pool.is_block_writable(blocks[num_full]):
+    if (
+        partial
+        and num_full < len(blocks)
+        and manager.block_pool.is_block_writable(blocks[num_full])
+    ):
         num_kept += 1
     else:
         num_tokens = num_full * group.block_size

@@ -119,9 +119,7 @@ class _Planning:
             freed += self._ref_counts[block_id] == 0
         self._blocks_left += freed
         self._evicted.add(victim.request_id)
-        self._evictions.append(
-            Eviction(victim.request_id, freed, EvictionReason.FOR_HIGHER_RANK)
-        )
+        self._evictions.append(Eviction(victim.request_id, freed, EvictionReason.FOR_HIGHER_RANK))
 
     def _grant(self, view: RequestView, num_tokens: int) -> None:
         self._blocks_left -= num_blocks_needed(view, num_tokens, self._block_size)

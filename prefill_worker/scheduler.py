@@ -26,7 +26,6 @@ vLLM: tests/integration/test_vllm_contract.py names what is used of it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +41,7 @@ from prefill_worker.planner import plan_step
 from prefill_worker.policy import POLICIES
 from prefill_worker.session_state import WIRE_KEY, ContextEvent, SessionState
 from prefill_worker.types import DeferralReason, Eviction, RequestView, StepLimits, StepPlan
+from stream2llm.clock import SystemClock
 from stream2llm.orphan_guard import exit_with_parent
 from stream2llm.prefix import common_prefix_len
 
@@ -65,6 +65,7 @@ class PrefillScheduler(Scheduler):
         self._rank = POLICIES[options.get("policy", "fcfs")]
         self._progress_interval = int(options.get("progress_interval_tokens", 256))
         self._live: dict[str, _Live] = {}
+        self._clock = SystemClock()
         self._num_arrivals = 0
         self._num_events = 0
         # Sessions that have work, and sessions whose progress may be due.
@@ -206,6 +207,7 @@ class PrefillScheduler(Scheduler):
     def _adopt_cached_prefix(self, live: _Live) -> int:
         """Takes the blocks the prefix cache has of this session; how many tokens."""
         request = live.request
+        num_tokens: int
         cached, num_tokens, _ = self.kv_cache_manager.get_computed_blocks(request)
         if not num_tokens:
             return 0
@@ -231,7 +233,7 @@ class PrefillScheduler(Scheduler):
         request.num_preemptions += 1
         request.status = RequestStatus.WAITING
         if self.log_stats:
-            request.record_event(EngineCoreEventType.PREEMPTED, time.monotonic())
+            request.record_event(EngineCoreEventType.PREEMPTED, self._clock.monotonic_s())
         self._touch(live)
 
     def _show_chosen(self, plan: StepPlan) -> None:
@@ -258,7 +260,7 @@ class PrefillScheduler(Scheduler):
             self._touch(live)
 
     def _empty_base_queues(self) -> None:
-        self.running = []
+        self.running: list[Request] = []
         for queue in (self.waiting, self.kv_holding_waiting):
             while queue:
                 queue.pop_request()
@@ -270,7 +272,9 @@ class PrefillScheduler(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """The base class's outputs, with the sessions' progress added."""
-        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
+            scheduler_output, model_runner_output
+        )
         self._empty_base_queues()
         for client_outputs in outputs.values():
             for output in client_outputs.outputs:
@@ -312,7 +316,7 @@ class PrefillScheduler(Scheduler):
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
     ) -> list[Request]:
         """Ends sessions from outside (cancel); their blocks are free afterwards."""
-        finished = super().finish_requests(request_ids, finished_status)
+        finished: list[Request] = super().finish_requests(request_ids, finished_status)
         self._forget([request.request_id for request in finished])
         return finished
 
@@ -326,10 +330,9 @@ class PrefillScheduler(Scheduler):
         status = request.status
         if status == RequestStatus.FINISHED_STOPPED:
             request.status = RequestStatus.FINISHED_ABORTED
-        try:
-            return super()._connector_finished(request)
-        finally:
-            request.status = status
+        kept: tuple[bool, dict[str, Any] | None] = super()._connector_finished(request)
+        request.status = status
+        return kept
 
     # -- what the engine asks to know whether it may sleep ---------------------
 
@@ -352,9 +355,7 @@ def _event_of(request: Request) -> ContextEvent | None:
     return ContextEvent.from_wire(raw) if raw else None
 
 
-def _replace_tail(
-    request: Request, num_kept: int, tail: list[int], hash_block_size: int
-) -> None:
+def _replace_tail(request: Request, num_kept: int, tail: list[int], hash_block_size: int) -> None:
     """Makes the request's prompt its first `num_kept` tokens and `tail`."""
     for tokens in (request._all_token_ids, request.prompt_token_ids):
         del tokens[num_kept:]

@@ -18,8 +18,8 @@ from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
 from prefill_worker.metrics import PrefillMetrics
 from stream2llm.engine_worker import EngineWorker
 from stream2llm.errors import EventOrderError, InternalError, Stream2LLMError
-from stream2llm.rpc_status import abort
 from stream2llm.ids import unique_id
+from stream2llm.rpc_status import abort
 from stream2llm.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.vllm_sampling import token_step
 from stream2llm.wire import from_proto, token_step_to_proto
@@ -34,7 +34,7 @@ _NOTHING_COMPUTED = {
 }
 
 
-class PrefillService(worker_pb2_grpc.PrefillServiceServicer):  # type: ignore[misc]
+class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
     """Serves the sessions of one engine."""
 
     def __init__(self, worker: EngineWorker, metrics: PrefillMetrics) -> None:

@@ -68,8 +68,10 @@ class SessionState:
         each `interval` tokens.
         """
         gained = self.computed + self.reused - self.told_gained
-        return self.told_revision != self.revision or gained >= interval or (
-            gained > 0 and not has_work
+        return (
+            self.told_revision != self.revision
+            or gained >= interval
+            or (gained > 0 and not has_work)
         )
 
     def mark_told(self) -> None:

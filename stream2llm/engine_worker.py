@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 from abc import ABC, abstractmethod
-from contextlib import AsyncExitStack, contextmanager
 from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 
 import grpc
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -107,8 +107,11 @@ class EngineWorker(ABC):
             if not self._num_sessions:
                 self._idle.set()
 
-    async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:
-        """Gets ready to fetch KV from these prefill workers; a decode worker overrides it."""
+    async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:  # noqa: B027
+        """Gets ready to fetch KV from these prefill workers.
+
+        Empty because only a decode worker has peers; it overrides this.
+        """
 
     async def wait_dead(self) -> str:
         """Returns the reason once the engine has died."""
@@ -141,11 +144,11 @@ class EngineWorker(ABC):
         await self._open.aclose()
 
 
-class _StatusService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[misc]
+class _StatusService(worker_pb2_grpc.WorkerServiceServicer):
     def __init__(self, worker: EngineWorker) -> None:
         self._worker = worker
 
-    async def GetWorkerStatus(
+    async def GetWorkerStatus(  # noqa: N802 - gRPC names its methods so
         self, request: worker_pb2.GetWorkerStatusRequest, context: grpc.aio.ServicerContext
     ) -> worker_pb2.GetWorkerStatusResponse:
         """Load and memory now."""
@@ -160,5 +163,3 @@ class _StatusService(worker_pb2_grpc.WorkerServiceServicer):  # type: ignore[mis
             block_size=status.block_size,
         )
         return worker_pb2.GetWorkerStatusResponse(worker=info)
-
-
