@@ -1,0 +1,57 @@
+"""The client of Stream2LLM: `AsyncClient`, its synchronous twin `Client`, and what they speak.
+
+Errors are those of `stream2llm.errors`. See docs/client.md.
+"""
+
+from stream2llm.client.aio import AsyncClient, connect
+from stream2llm.client.events import (
+    Accepted,
+    Answer,
+    Event,
+    Finished,
+    ModelInfo,
+    Progress,
+    ServerInfo,
+    Timings,
+    TokenDelta,
+    Usage,
+    WorkerInfo,
+)
+from stream2llm.client.inputs import ChatMessage, Document, DocumentRef
+from stream2llm.client.session import AsyncSession
+from stream2llm.client.stream import AnswerStream
+from stream2llm.client.sync import Client, Session, Stream, connect_sync
+from stream2llm.sampling import SamplingParameters
+from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs
+
+__all__ = [
+    # clients
+    "AsyncClient",
+    "AsyncSession",
+    "AnswerStream",
+    "connect",
+    "Client",
+    "Session",
+    "Stream",
+    "connect_sync",
+    # what they send
+    "ChatMessage",
+    "Document",
+    "DocumentRef",
+    "SamplingParameters",
+    # what they get
+    "Event",
+    "Accepted",
+    "Progress",
+    "TokenDelta",
+    "Finished",
+    "FinishReason",
+    "Answer",
+    "Usage",
+    "Timings",
+    "Logprob",
+    "TokenLogprobs",
+    "ModelInfo",
+    "ServerInfo",
+    "WorkerInfo",
+]

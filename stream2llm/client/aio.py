@@ -1,0 +1,146 @@
+"""The asynchronous client: one channel, any number of sessions at a time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from typing import Any, Self
+
+import grpc
+
+from stream2llm.client.events import Event, ModelInfo, ServerInfo
+from stream2llm.client.inputs import Content, MessageLike, Prompt, template_of
+from stream2llm.client.rpc import OnEvent
+from stream2llm.client.session import AsyncSession
+from stream2llm.client.status import error_from_rpc
+from stream2llm.client.stream import AnswerStream
+from stream2llm.client.translate import (
+    check_size,
+    event_from,
+    generate_message,
+    model_info_from,
+    open_message,
+    server_info_from,
+)
+from stream2llm.grpc_options import channel_options
+from stream2llm.sampling import SamplingParameters
+from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.v1.inference_pb2_grpc import StreamingInferenceServiceStub
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+DEFAULT_INFO_TIMEOUT_S = 10.0
+
+
+class AsyncClient:
+    """Talks to one router at "host:port". Use it in `async with`, or call `close`.
+
+    The channel connects at the first call. Plain text by default; give
+    `credentials` (grpc.ssl_channel_credentials(...)) for TLS.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        options = channel_options(max_message_bytes)
+        self.address = address
+        self._max_message_bytes = max_message_bytes
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options=options)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
+        self._stub: Any = StreamingInferenceServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the channel; open sessions are cancelled."""
+        await self._channel.close()
+
+    def session(
+        self,
+        *,
+        prefix: Content | None = None,
+        suffix: Content | None = None,
+        chat: Sequence[MessageLike] | None = None,
+        context_slot: str | None = None,
+        sampling: SamplingParameters | None = None,
+        model: str = "",
+        session_id: str = "",
+        timeout_s: float | None = None,
+        on_event: OnEvent | None = None,
+    ) -> AsyncSession:
+        """A session whose context streams in; opens in `async with`.
+
+        Give either prefix and suffix, or chat messages of which one holds the
+        slot "{{context}}" (or `context_slot`). `timeout_s` ends the whole
+        session. `on_event` is called with every event as it arrives.
+        """
+        template = template_of(prefix, suffix, chat, context_slot)
+        message = open_message(template, sampling, model, session_id)
+        return AsyncSession(
+            lambda: self._stub.StreamGenerate(timeout=timeout_s),
+            message,
+            self._max_message_bytes,
+            on_event,
+        )
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: SamplingParameters | None = None,
+        model: str = "",
+        session_id: str = "",
+        timeout_s: float | None = None,
+    ) -> AnswerStream:
+        """Answers one complete prompt: text, token ids or chat messages.
+
+        `async for event in client.generate(...)`, or
+        `answer = await client.generate(...).answer()`.
+        """
+        message = generate_message(prompt, sampling, model, session_id)
+        check_size(message, self._max_message_bytes)
+        return AnswerStream(self._generate(message, timeout_s))
+
+    async def model_info(
+        self, model: str = "", *, timeout_s: float | None = DEFAULT_INFO_TIMEOUT_S
+    ) -> ModelInfo:
+        """The served model and its limits."""
+        request = pb.GetModelInfoRequest(model=model)
+        return model_info_from(await _unary(self._stub.GetModelInfo(request, timeout=timeout_s)))
+
+    async def server_info(self, *, timeout_s: float | None = DEFAULT_INFO_TIMEOUT_S) -> ServerInfo:
+        """Versions, workers and load, as the router sees them."""
+        request = pb.GetServerInfoRequest()
+        return server_info_from(await _unary(self._stub.GetServerInfo(request, timeout=timeout_s)))
+
+    async def _generate(
+        self, message: pb.GenerateRequest, timeout_s: float | None
+    ) -> AsyncGenerator[Event, None]:
+        call = self._stub.Generate(message, timeout=timeout_s)
+        try:
+            async for response in call:
+                yield event_from(response)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from None
+        finally:
+            call.cancel()  # does nothing when it has ended
+
+
+async def _unary(call: Awaitable[Any]) -> Any:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise error_from_rpc(error) from None
+
+
+def connect(address: str, **options: Any) -> AsyncClient:
+    """An AsyncClient for "host:port"; options as the class takes them."""
+    return AsyncClient(address, **options)

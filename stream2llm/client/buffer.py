@@ -1,0 +1,68 @@
+"""The bounded buffer between the reader of an RPC and whoever iterates.
+
+An unread Progress is replaced by a newer one, so that a session nobody watches
+holds two events, not thousands. When it is full of others the reader waits,
+and gRPC's flow control then slows the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from stream2llm.client.events import Event, Progress
+
+
+class EventBuffer:
+    """One writer, one reader, both in the same event loop."""
+
+    def __init__(self, capacity: int = 1024) -> None:
+        self._capacity = capacity
+        self._events: deque[Event] = deque()
+        self._readable = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._closed = False
+        self._error: BaseException | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be added any more."""
+        return self._closed
+
+    async def put(self, event: Event) -> None:
+        """Adds an event; waits while the buffer is full. Dropped when closed."""
+        if self._replaces_last(event):
+            self._events[-1] = event
+            return
+        while len(self._events) >= self._capacity and not self._closed:
+            self._writable.clear()
+            await self._writable.wait()
+        if not self._closed:
+            self._events.append(event)
+            self._readable.set()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """After what is buffered the iteration ends, or raises `error`."""
+        if not self._closed:
+            self._closed, self._error = True, error
+            self._readable.set()
+            self._writable.set()
+
+    def __aiter__(self) -> EventBuffer:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._events:
+            if self._closed:
+                raise self._error or StopAsyncIteration
+            self._readable.clear()
+            await self._readable.wait()
+        self._writable.set()
+        return self._events.popleft()
+
+    def _replaces_last(self, event: Event) -> bool:
+        return (
+            isinstance(event, Progress)
+            and bool(self._events)
+            and isinstance(self._events[-1], Progress)
+        )

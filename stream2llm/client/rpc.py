@@ -1,0 +1,172 @@
+"""The RPC under one session: one task reads it, one lock orders the writes.
+
+The reader hands events to two bounded buffers (before and after the seal) and
+keeps the failure, if any; whoever writes or waits afterwards gets that failure.
+Only read() and write() are used on the call: gRPC forbids mixing them with
+iteration. Knows nothing of documents or of the order of events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+import grpc
+
+from stream2llm.client.buffer import EventBuffer
+from stream2llm.client.credit import CreditGate
+from stream2llm.client.events import Accepted, Event, Finished, Progress
+from stream2llm.client.status import cancelled_error, error_from_rpc
+from stream2llm.client.translate import check_size, event_from
+from stream2llm.errors import EventOrderError, InternalError
+from stream2llm.v1 import inference_pb2 as pb
+
+OnEvent = Callable[[Event], None]
+# How long an answered session waits for the server's closing status before it
+# cancels the RPC, so that the server does not count it as cancelled.
+_END_GRACE_S = 1.0
+
+
+class SessionRpc:
+    """Starts reading at once; `close` ends it, whatever state it is in."""
+
+    def __init__(self, call: Any, max_message_bytes: int, on_event: OnEvent | None) -> None:
+        self.credit = CreditGate()
+        self.before_seal = EventBuffer()
+        self.after_seal = EventBuffer()
+        self.accepted: Accepted | None = None
+        self.progress = Progress()
+        self._call = call
+        self._max_message_bytes = max_message_bytes
+        self._on_event = on_event
+        self._sequence = 0
+        self._writing = asyncio.Lock()
+        self._admitted = asyncio.Event()
+        self._finished = False
+        self._failure: BaseException | None = None
+        self._first_status: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._keep_status)
+        self._reader = asyncio.create_task(self._read(), name="stream2llm-session-reader")
+
+    # -- writing -----------------------------------------------------------------
+
+    async def open(self, message: pb.OpenSession) -> None:
+        """Sends the open; returns when the session is admitted."""
+        await self._send(pb.StreamGenerateRequest(open=message))
+        await self._admitted.wait()
+        if self.accepted is None:
+            self._raise_failure()
+
+    async def append(self, message: pb.AppendContext) -> None:
+        """Sends an append."""
+        await self._send(pb.StreamGenerateRequest(append=message))
+
+    async def update(self, message: pb.UpdateContext) -> None:
+        """Sends an update."""
+        await self._send(pb.StreamGenerateRequest(update=message))
+
+    async def seal(self, message: pb.SealContext) -> None:
+        """Sends the seal, and that nothing follows it."""
+        self.before_seal.close(self._failure)
+        await self._send(pb.StreamGenerateRequest(seal=message), last=True)
+
+    async def close(self) -> None:
+        """Ends the RPC; afterwards no task of this session is left."""
+        if self._finished:
+            await asyncio.wait({self._reader}, timeout=_END_GRACE_S)
+        self._call.cancel()
+        self._reader.cancel()
+        await asyncio.wait({self._reader})
+
+    async def _send(self, request: pb.StreamGenerateRequest, *, last: bool = False) -> None:
+        async with self._writing:
+            if self._reader.done() or self._failure is not None:
+                self._raise_failure()
+            request.sequence = self._sequence + 1
+            check_size(request, self._max_message_bytes)
+            self._sequence += 1
+            try:
+                await self._call.write(request)
+                if last:
+                    await self._call.done_writing()
+            except (grpc.RpcError, asyncio.InvalidStateError):
+                await asyncio.wait({self._reader})  # it knows why
+                self._raise_failure()
+
+    def _raise_failure(self) -> NoReturn:
+        raise self._failure or EventOrderError("the session has ended")
+
+    # -- reading -----------------------------------------------------------------
+
+    async def _read(self) -> None:
+        try:
+            await self._read_to_end()
+            self._end(None if self._finished else _ended_early())
+        except grpc.aio.AioRpcError as error:
+            self._end(self._failure_behind(error))
+        except asyncio.CancelledError:
+            self._end(cancelled_error())
+            raise
+        except Exception as error:  # the caller's on_event, or an event we do not know
+            self._call.cancel()
+            self._end(error)
+
+    async def _read_to_end(self) -> None:
+        while True:
+            message = await self._call.read()
+            if message is grpc.aio.EOF:
+                return
+            await self._take(event_from(message))
+
+    async def _take(self, event: Event) -> None:
+        if isinstance(event, Accepted):
+            self.accepted = event
+            self.credit.grant(event.credit_tokens)
+            self._admitted.set()
+        elif isinstance(event, Progress):
+            self.progress = event
+            self.credit.grant(event.credit_tokens)
+        elif isinstance(event, Finished):
+            self._finished = True
+        if self._on_event is not None:
+            self._on_event(event)
+        sealed = self.before_seal.closed
+        await (self.after_seal if sealed else self.before_seal).put(event)
+
+    def _keep_status(self, call: Any) -> None:
+        """Runs when the RPC ends. grpc.aio overwrites the server's status with its own
+        INTERNAL when a write was under way, so the first one is kept here."""
+        code, trailers, details = map(
+            _at_once, (call.code(), call.trailing_metadata(), call.details())
+        )
+        if self._first_status is None:
+            self._first_status = grpc.aio.AioRpcError(
+                code, grpc.aio.Metadata(), trailers, details=details
+            )
+
+    def _failure_behind(self, error: grpc.aio.AioRpcError) -> BaseException:
+        first = self._first_status or error
+        return _ended_early() if first.code() is grpc.StatusCode.OK else error_from_rpc(first)
+
+    def _end(self, failure: BaseException | None) -> None:
+        self._failure = failure
+        self._admitted.set()
+        self.credit.fail(failure or EventOrderError("the session has ended"))
+        self.before_seal.close(failure)
+        self.after_seal.close(failure)
+
+
+def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as result:
+        return result.value
+    coroutine.close()
+    raise AssertionError("the status of an RPC that has ended is known")
+
+
+def _ended_early() -> InternalError:
+    message = "the server ended the session without an answer"
+    return InternalError(message, reason="STREAM_ENDED_EARLY")

@@ -1,0 +1,136 @@
+"""One streaming session, asynchronously.
+
+    async with client.session(prefix=...) as s:     opens; returns when it is admitted
+        await s.append(...); await s.update(...)    wait for credit, then send
+        async for event in s.seal(): ...            the answer
+
+Leaving the block ends the session, whatever state it is in. A failure is
+raised by the next call, and by whoever waits. Which event may follow which is
+decided by the one table in `stream2llm.session`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from typing import Any, Self
+
+from stream2llm.client.events import Answer, Event, Finished, Progress
+from stream2llm.client.inputs import Content, DocumentLike, appended, updated
+from stream2llm.client.rpc import OnEvent, SessionRpc
+from stream2llm.client.stream import AnswerStream
+from stream2llm.client.translate import content_message, document_messages
+from stream2llm.errors import EventOrderError
+from stream2llm.session import Event as SessionEvent
+from stream2llm.session import Session as LifeCycle
+from stream2llm.v1 import inference_pb2 as pb
+
+
+class AsyncSession:
+    """Made by `AsyncClient.session`; use it in `async with`, in one event loop."""
+
+    def __init__(
+        self,
+        start_call: Callable[[], Any],
+        open_message: pb.OpenSession,
+        max_message_bytes: int,
+        on_event: OnEvent | None,
+    ) -> None:
+        self._start_call = start_call
+        self._open_message = open_message
+        self._max_message_bytes = max_message_bytes
+        self._on_event = on_event
+        self._rpc: SessionRpc | None = None
+        self._life = LifeCycle()
+
+    @property
+    def session_id(self) -> str:
+        """The id under which the server logs this session."""
+        accepted = self._rpc.accepted if self._rpc else None
+        return accepted.session_id if accepted else self._open_message.session_id
+
+    @property
+    def model(self) -> str:
+        """The served model's name."""
+        accepted = self._rpc.accepted if self._rpc else None
+        return accepted.model if accepted else self._open_message.model
+
+    @property
+    def progress(self) -> Progress:
+        """The server's latest word; never waits."""
+        return self._rpc.progress if self._rpc else Progress()
+
+    async def __aenter__(self) -> Self:
+        """Opens the session; raises when the server refuses it."""
+        self._life.apply(SessionEvent.OPEN)
+        self._rpc = SessionRpc(self._start_call(), self._max_message_bytes, self._on_event)
+        try:
+            await self._rpc.open(self._open_message)
+        except BaseException:
+            await self._rpc.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._rpc is not None:
+            await self._rpc.close()
+
+    async def append(self, *documents: DocumentLike) -> None:
+        """Sends documents that follow those sent before, in one event.
+
+        A document is text, a list of token ids, or a Document. Waits while the
+        server grants no credit.
+        """
+        rpc = self._rpc_for(SessionEvent.APPEND)
+        messages = document_messages(appended(documents))
+        await rpc.credit.wait()
+        await rpc.append(pb.AppendContext(documents=messages))
+
+    async def update(self, documents: Iterable[DocumentLike]) -> None:
+        """Replaces the document list; DocumentRef("id") names one sent before.
+
+        What the new list shares with the beginning of the old one stays
+        prefilled. Waits for credit when it carries content.
+        """
+        rpc = self._rpc_for(SessionEvent.UPDATE)
+        new_list = updated(documents)
+        if any(document.content is not None for document in new_list):
+            await rpc.credit.wait()
+        await rpc.update(pb.UpdateContext(documents=document_messages(new_list)))
+
+    def seal(self, suffix: Content | None = None) -> AnswerStream:
+        """The context is complete: iterate the answer's events, Finished the last.
+
+        The seal is sent when the iteration begins. `suffix` replaces the one
+        given at the open.
+        """
+        return AnswerStream(self._seal(suffix))
+
+    async def answer(self, suffix: Content | None = None) -> Answer:
+        """Seals, and returns the whole answer."""
+        return await self.seal(suffix).answer()
+
+    def events(self) -> AsyncIterator[Event]:
+        """Accepted and Progress, live, until the seal; raises when the session fails.
+
+        A Progress nobody has read yet is replaced by a newer one. One reader.
+        """
+        if self._rpc is None:
+            raise EventOrderError("the session is not open: use it in `async with`")
+        return self._rpc.before_seal
+
+    async def _seal(self, suffix: Content | None) -> AsyncGenerator[Event, None]:
+        message = pb.SealContext()
+        if suffix is not None:
+            message.suffix.CopyFrom(content_message(suffix))
+        rpc = self._rpc_for(SessionEvent.SEAL)
+        await rpc.seal(message)
+        async for event in rpc.after_seal:
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    def _rpc_for(self, event: SessionEvent) -> SessionRpc:
+        self._life.apply(event)  # raises when the event does not fit
+        if self._rpc is None:
+            raise EventOrderError("the session is not open: use it in `async with`")
+        return self._rpc

@@ -1,0 +1,170 @@
+"""The synchronous twin: the same surface for code without an event loop.
+
+    with Client("host:port") as client, client.session(prefix=...) as s:
+        s.append(document)
+        for event in s.seal(): ...
+
+Everything is forwarded to the asynchronous client, which runs in one background
+thread per Client. Ctrl-C interrupts any call; leaving the blocks cancels the
+sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any, Self
+
+from stream2llm.client.aio import AsyncClient
+from stream2llm.client.events import Answer, Event, ModelInfo, Progress, ServerInfo
+from stream2llm.client.inputs import Content, DocumentLike, Prompt
+from stream2llm.client.portal import Portal
+from stream2llm.client.session import AsyncSession
+from stream2llm.client.stream import AnswerStream
+
+
+class Stream:
+    """The answer as events: iterate it once, or call `answer()`."""
+
+    def __init__(self, portal: Portal, stream: AnswerStream) -> None:
+        self._portal = portal
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        try:
+            return self._portal.call(self._stream.__anext__())
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends a stream that is not read to its end."""
+        self._portal.call(self._stream.aclose())
+
+    def answer(self) -> Answer:
+        """Reads to the end."""
+        return self._portal.call(self._stream.answer())
+
+
+class Session:
+    """Made by `Client.session`; see AsyncSession for what each call does."""
+
+    def __init__(self, portal: Portal, session: AsyncSession) -> None:
+        self._portal = portal
+        self._session = session
+
+    @property
+    def session_id(self) -> str:
+        """The id under which the server logs this session."""
+        return self._session.session_id
+
+    @property
+    def model(self) -> str:
+        """The served model's name."""
+        return self._session.model
+
+    @property
+    def progress(self) -> Progress:
+        """The server's latest word; never waits."""
+        return self._session.progress
+
+    def __enter__(self) -> Self:
+        self._portal.call(self._session.__aenter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._portal.call(self._session.__aexit__())
+
+    def append(self, *documents: DocumentLike) -> None:
+        """Sends documents that follow those sent before; waits for credit."""
+        self._portal.call(self._session.append(*documents))
+
+    def update(self, documents: Iterable[DocumentLike]) -> None:
+        """Replaces the document list."""
+        self._portal.call(self._session.update(list(documents)))
+
+    def seal(self, suffix: Content | None = None) -> Stream:
+        """The context is complete: iterate the answer's events."""
+        return Stream(self._portal, self._session.seal(suffix))
+
+    def answer(self, suffix: Content | None = None) -> Answer:
+        """Seals, and returns the whole answer."""
+        return self.seal(suffix).answer()
+
+    def events(self) -> Iterator[Event]:
+        """Accepted and Progress, live, until the seal; for another thread than the sender's."""
+        events = self._session.events()
+        while True:
+            try:
+                yield self._portal.call(_next(events))
+            except StopAsyncIteration:
+                return
+
+
+class Client:
+    """Talks to one router at "host:port". Use it in `with`, or call `close`.
+
+    Takes the options of AsyncClient. May be used from several threads; each
+    session belongs to one at a time. `on_event` callbacks run in the client's
+    own thread and must not call the client.
+    """
+
+    def __init__(self, address: str, **options: Any) -> None:
+        self.address = address
+        self._portal = Portal()
+        try:
+            self._client = self._portal.call(_made(lambda: AsyncClient(address, **options)))
+        except BaseException:
+            self._portal.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the channel, cancels open sessions and ends the background thread."""
+        try:
+            self._portal.call(self._client.close())
+        except RuntimeError:
+            pass  # closed before
+        finally:
+            self._portal.close()
+
+    def session(self, **options: Any) -> Session:
+        """A session whose context streams in; options as AsyncClient.session takes them."""
+        return Session(self._portal, self._client.session(**options))
+
+    def generate(self, prompt: Prompt, **options: Any) -> Stream:
+        """Answers one complete prompt: iterate it, or `.answer()` it."""
+        return Stream(self._portal, self._client.generate(prompt, **options))
+
+    def model_info(self, model: str = "") -> ModelInfo:
+        """The served model and its limits."""
+        return self._portal.call(self._client.model_info(model))
+
+    def server_info(self) -> ServerInfo:
+        """Versions, workers and load, as the router sees them."""
+        return self._portal.call(self._client.server_info())
+
+
+async def _made(make: Callable[[], AsyncClient]) -> AsyncClient:
+    return make()  # a grpc.aio channel belongs to the loop it is made in
+
+
+async def _next(events: AsyncIterator[Event]) -> Event:
+    return await anext(events)
+
+
+def connect_sync(address: str, **options: Any) -> Client:
+    """A Client for "host:port"; options as AsyncClient takes them."""
+    return Client(address, **options)

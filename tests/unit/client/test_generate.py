@@ -1,0 +1,70 @@
+"""One-shot prompts."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from stream2llm.client import Finished, SamplingParameters, TokenDelta
+from stream2llm.errors import InvalidRequestError, OverloadedError
+from tests import fake_router
+from tests.fake_router import Conversation
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+async def _no_test_hangs():
+    async with asyncio.timeout(20):
+        yield
+
+
+async def test_text_ids_and_chat_prompts(client, router):
+    sampling = SamplingParameters(seed=7)
+    answer = await client.generate("text", sampling=sampling).answer()
+    await client.generate([1, 2, 3]).answer()
+    await client.generate([{"role": "user", "content": "Hi"}]).answer()
+
+    assert answer.text == "one two three"
+    text, ids, chat = router.prompts
+    assert (text.text, text.sampling.seed) == ("text", 7)
+    assert list(ids.token_ids.ids) == [1, 2, 3]
+    assert chat.chat.messages[0].content == "Hi"
+
+
+async def test_events_come_one_by_one(client):
+    events = [event async for event in client.generate("text")]
+    assert [type(event) for event in events] == [TokenDelta] * 3 + [Finished]
+
+
+async def test_an_error_is_typed(client, router):
+    async def refuse(conversation: Conversation) -> None:
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+        await conversation.fail(code, "full", fake_router.error_info("TOO_MANY_SESSIONS"))
+
+    router.script = refuse
+    with pytest.raises(OverloadedError, match="full") as caught:
+        await client.generate("text").answer()
+    assert caught.value.reason == "TOO_MANY_SESSIONS"
+
+
+async def test_leaving_the_stream_cancels_the_rpc(client, router):
+    async def endless(conversation: Conversation) -> None:
+        await conversation.answer_begins("one")
+        await fake_router.forever()
+
+    router.script = endless
+    async with client.generate("text") as stream:
+        assert await anext(stream) == TokenDelta("one", (0,))
+    assert await router.ends.get() == "cancelled"
+
+
+async def test_what_cannot_be_sent_is_refused_here(client):
+    with pytest.raises(InvalidRequestError, match="token ids"):
+        client.generate([1, -2])
+    with pytest.raises(InvalidRequestError, match="sampling"):
+        client.generate("x", sampling=SamplingParameters(max_tokens=-1))
+    with pytest.raises(InvalidRequestError, match="role"):
+        client.generate([{"content": "no role"}])
