@@ -1,0 +1,49 @@
+"""What the scheduler counts of a session."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefill_worker.session_state import ContextEvent, SessionState
+
+pytestmark = pytest.mark.unit
+
+
+def a_state(**changes: int) -> SessionState:
+    state = SessionState(arrival=1, last_event=1, revision=1, sealed=False)
+    for name, value in changes.items():
+        setattr(state, name, value)
+    return state
+
+
+def test_an_event_survives_the_wire() -> None:
+    event = ContextEvent(revision=3, keep_tokens=7, seal=True, begins=False)
+    assert ContextEvent.from_wire(event.to_wire()) == event
+
+
+def test_tokens_below_what_was_lost_count_as_recomputed() -> None:
+    state = a_state(lost_until=100)
+    state.record_computed(64, 64)
+    assert (state.computed, state.recomputed) == (64, 36)
+
+
+def test_tokens_behind_what_was_lost_count_once() -> None:
+    state = a_state(lost_until=100)
+    state.record_computed(128, 64)
+    assert (state.computed, state.recomputed) == (64, 0)
+
+
+def test_a_new_revision_is_told_at_once() -> None:
+    assert a_state().is_worth_telling(256, has_work=True)
+
+
+def test_a_little_progress_is_not_told_while_more_comes() -> None:
+    state = a_state(computed=10, told_revision=1)
+    assert not state.is_worth_telling(256, has_work=True)
+    assert state.is_worth_telling(256, has_work=False)
+
+
+def test_what_was_told_is_not_told_again() -> None:
+    state = a_state(computed=10)
+    state.mark_told()
+    assert not state.is_worth_telling(1, has_work=False)
