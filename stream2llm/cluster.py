@@ -54,6 +54,7 @@ class Cluster:
         self.http_address = ""
         self._owns_ray = owns_ray
         self._controller: Any = None
+        self._connected = False
         self._stopped = False
 
     # -- beginning ---------------------------------------------------------
@@ -93,17 +94,21 @@ class Cluster:
             controller = ray.get_actor(CONTROLLER_NAME, namespace=config.ray.namespace)
             status = ray.get(controller.status.remote(), timeout=30)
         except (ValueError, ray.exceptions.RayError) as error:
-            ray.shutdown()
+            ray_runtime.disconnect()
             raise UnavailableError(
                 f"no cluster runs in namespace {config.ray.namespace!r} of this Ray: {error}"
             ) from error
         cluster = cls(config, status["cluster_id"], owns_ray=False)
         cluster._controller = controller
+        cluster._connected = True
         cluster.http_address = status["http_address"]
         return cluster
 
     def _start(self, model_path: Path, *, detach: bool, factories: Factories) -> None:
         atexit.register(self.stop, drain=False)
+        if ray.is_initialized():
+            raise InvalidRequestError("this process already uses a Ray; end that one first")
+        self._connected = True  # from now on there may be something to end
         self.log_dir = ray_runtime.connect(self.config, owner_mark(self.cluster_id, "ray", 1))
         environment = common_environment(os.environ["RAY_AUTH_MODE"])
         launches = lay_out(self.config, model_path, environment, factories)
@@ -224,26 +229,32 @@ class Cluster:
         """Ends everything of ours, processes included; may be called again."""
         if self._stopped:
             return
-        if ray.is_initialized() and self._controller is not None:
-            if drain:
-                self.drain()
-            with suppress(ray.exceptions.RayError):
-                ray.get(self._controller.stop.remote(), timeout=4 * GRACEFUL_STOP_S)
-            ray.kill(self._controller)
-        self._end_ray()
+        if self._connected:
+            if self._controller is not None and ray.is_initialized():
+                self._stop_actors(drain=drain)
+            self._end_ray()
         self._stopped = True
         atexit.unregister(self.stop)
+
+    def _stop_actors(self, *, drain: bool) -> None:
+        if drain:
+            self.drain()
+        try:
+            ray.get(self._controller.stop.remote(), timeout=4 * GRACEFUL_STOP_S)
+            ray.kill(self._controller)
+        except Exception as error:  # a dead controller, or a dead Ray; the rest is by force
+            _log.warning("no_graceful_stop error=%s", error)
 
     def detach(self) -> None:
         """Leaves the cluster running and forgets it."""
         self._stopped = True
         atexit.unregister(self.stop)
-        ray.shutdown()
+        ray_runtime.disconnect()
 
     def _end_ray(self) -> None:
         if not self._owns_ray:  # in our own, ray.shutdown ends actors too
             ray_runtime.kill_actors_of(self.config.ray.namespace, self._controller)
-        ray.shutdown()
+        ray_runtime.disconnect()
         left = kill_owned(f"{self.cluster_id}/")
         if left:
             _log.warning("killed_leftovers processes=%s", left)

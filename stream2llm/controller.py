@@ -101,8 +101,7 @@ class RayHosts:
         return await self._handles[name].status.remote()
 
     async def push_view(self, router: str, view: ClusterView) -> None:
-        with suppress(ray.exceptions.RayError):  # its death is noticed elsewhere
-            await self._handles[router].set_view.remote(view)
+        await self._handles[router].set_view.remote(view)
 
     async def clean(self, name: str, grace_s: float = 0.0) -> None:
         handle = self._handles.pop(name, None)
@@ -223,7 +222,7 @@ class Controller:
         return {
             "version": __version__,
             "cluster_id": self._spec.cluster_id,
-            "ready": supervision.is_ready(fleet),
+            "ready": supervisor.is_ready,
             "given_up": [r.name for r in supervision.given_up(fleet)],
             "view_version": supervisor.view.version,
             "num_events": supervisor.num_events,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,13 +23,12 @@ _log = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 # Sockets live below it, and their paths may have 107 characters.
 MAX_TEMP_DIR_CHARS = 40
+EXIT_S = 10.0
 
 
 def connect(config: ClusterConfig, mark: str) -> str:
     """Starts or joins Ray; returns where its logs are."""
     settings = config.ray
-    if ray.is_initialized():
-        raise InvalidRequestError("this process already uses a Ray; ray.shutdown() it first")
     _set_auth_mode(settings)
     common = {
         "namespace": settings.namespace,
@@ -48,6 +48,21 @@ def connect(config: ClusterConfig, mark: str) -> str:
             **common,
         )
     return f"{context.address_info['session_dir']}/logs"
+
+
+def disconnect() -> None:
+    """Ends a Ray of our own, or leaves the one we joined.
+
+    Ray kills its processes without waiting for them: they would stay zombies of
+    this process as long as it lives.
+    """
+    # Private, but pinned: nothing public tells the processes that ray.init started.
+    node = ray._private.worker._global_node
+    infos = [] if node is None else [i for each in node.all_processes.values() for i in each]
+    ray.shutdown()
+    for info in infos:
+        with suppress(subprocess.TimeoutExpired):
+            info.process.wait(timeout=EXIT_S)
 
 
 def _set_auth_mode(settings: RayConfig) -> None:

@@ -43,7 +43,7 @@ class Hosts(Protocol):
         ...
 
     async def push_view(self, router: str, view: ClusterView) -> None:
-        """Gives a router the view."""
+        """Gives a router the view; raises when it is dead."""
         ...
 
     async def clean(self, name: str) -> None:
@@ -75,6 +75,7 @@ class Supervisor:
         self.addresses: dict[str, WorkerAddress | RouterStarted] = {}
         self.statuses: dict[str, Any] = {}
         self.num_events = 0
+        self._known_views: dict[str, int] = {}  # by router: the version it has confirmed
         self._events: deque[str] = deque(maxlen=EVENTS_KEPT)
         self._hosts = hosts
         self._settings = settings
@@ -84,6 +85,13 @@ class Supervisor:
         self._group = asyncio.TaskGroup()
 
     # -- what others ask ---------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether everything that should exist does, and every router knows of it."""
+        routers = [r.name for r in self.fleet.values() if r.role == "router"]
+        known = (self._known_views.get(name) == self.view.version for name in routers)
+        return sv.is_ready(self.fleet) and all(known)
 
     def events_since(self, seen: int) -> list[str]:
         """What happened after the first `seen` events, as far as it is kept."""
@@ -155,7 +163,18 @@ class Supervisor:
         self._apply(sv.started(self.fleet, name))
         self._spawn(self._watch(name, incarnation))
         if outcome.address.role == "router":
-            self._spawn(self._hosts.push_view(name, self.view))
+            self._spawn(self._push_view(name, self.view))
+
+    async def _push_view(self, router: str, view: ClusterView) -> None:
+        incarnation = self.fleet[router].incarnation
+        try:
+            await self._hosts.push_view(router, view)
+        except Exception as error:  # if it died, its watcher will say so
+            _log.warning("view_not_delivered router=%s error=%s", router, error)
+            return
+        if self.fleet[router].incarnation == incarnation:
+            self._known_views[router] = max(view.version, self._known_views.get(router, 0))
+            self._note(router, f"knows {len(view.workers)} workers")
 
     async def _connect(self, decode: str, prefill: str) -> None:
         pair = (self.fleet[decode].incarnation, self.fleet[prefill].incarnation)
@@ -191,6 +210,7 @@ class Supervisor:
         await self._hosts.clean(name)
         self.addresses.pop(name, None)
         self.statuses.pop(name, None)
+        self._known_views.pop(name, None)
         fleet = sv.cleaned(self.fleet, name, self._now_s(), self._settings.max_start_failures)
         if fleet[name].phase is sv.Phase.GIVEN_UP:
             _log.error("replica_given_up name=%s reason=%s", name, fleet[name].reason)
@@ -261,7 +281,7 @@ class Supervisor:
         self.view = replace(self.view, version=self.view.version + 1, workers=workers)
         for name, replica in self.fleet.items():
             if replica.role == "router" and replica.is_alive:
-                self._spawn(self._hosts.push_view(name, self.view))
+                self._spawn(self._push_view(name, self.view))
 
     def _note(self, name: str, what: str) -> None:
         _log.info("replica_event name=%s event=%s", name, what)

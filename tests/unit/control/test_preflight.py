@@ -71,7 +71,7 @@ def test_enough_memory_passes() -> None:
 
 
 def test_without_a_cache_size_vllm_takes_its_share_of_all_memory() -> None:
-    with pytest.raises(OverloadedError, match="prefill: 15.5 GiB"):
+    with pytest.raises(OverloadedError, match=r"prefill: 15\.5 GiB"):
         preflight.check_memory(a_config(), 0, available_bytes=16 * GIB, total_bytes=16 * GIB)
 
 

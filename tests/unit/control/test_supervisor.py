@@ -78,7 +78,7 @@ async def running(hosts: FakeHosts, unresponsive_s: float = 10.0) -> AsyncIterat
 
 async def until_ready(supervisor: Supervisor, past_event: int = 0) -> None:
     async with asyncio.timeout(10):
-        while supervisor.num_events <= past_event or not sv.is_ready(supervisor.fleet):
+        while supervisor.num_events <= past_event or not supervisor.is_ready:
             await supervisor.wait_change(supervisor.num_events)
 
 
