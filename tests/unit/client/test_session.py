@@ -330,10 +330,13 @@ async def test_the_session_ends_at_its_deadline(client, router):
         await conversation.accept()
         await fake_router.forever()
 
-    router.script = silent
-    async with client.session(timeout_s=0.3) as session:
-        with pytest.raises(IdleTimeoutError) as caught:
+    async def open_and_answer() -> None:
+        async with client.session(timeout_s=0.3) as session:
             await session.answer()
+
+    router.script = silent
+    with pytest.raises(IdleTimeoutError) as caught:
+        await open_and_answer()
     assert caught.value.reason == "DEADLINE_EXCEEDED"
 
 

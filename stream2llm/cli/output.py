@@ -1,0 +1,168 @@
+"""What `stream2llm generate` shows: the answer on stdout, progress on stderr.
+
+A sink takes each event of the session in order, from the client's thread.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stream2llm.client import Accepted, Event, Finished, Progress, TokenDelta
+from stream2llm.errors import Stream2LLMError
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+_NAMES: dict[type[Any], str] = {
+    Accepted: "accepted",
+    Progress: "progress",
+    TokenDelta: "delta",
+    Finished: "finished",
+}
+
+
+class Sink(Protocol):
+    """Where events go."""
+
+    def event(self, event: Event) -> None: ...
+
+    def error(self, error: Stream2LLMError) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """One object a line on stdout, each with an "event" key."""
+
+    def event(self, event: Event) -> None:
+        self._write({"event": _NAMES[type(event)], **asdict(event)})
+
+    def error(self, error: Stream2LLMError) -> None:
+        fields = ("message", "reason", "field", "retry_after_s")
+        self._write({"event": "error"} | {name: getattr(error, name) for name in fields})
+
+    def close(self) -> None:
+        pass
+
+    def _write(self, value: dict[str, Any]) -> None:
+        print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+class Text:
+    """The answer as it comes, and what `watcher` makes of the progress."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._answering = False
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, Progress) and not self._answering:
+            self._watcher.progress(event)
+        elif isinstance(event, TokenDelta):
+            self._begin()
+            print(event.text, end="", flush=True)
+        elif isinstance(event, Finished):
+            self._begin()
+            print(flush=True)
+            self._watcher.finished(event)
+
+    def error(self, error: Stream2LLMError) -> None:
+        pass  # the command prints it
+
+    def close(self) -> None:
+        self._watcher.close()
+
+    def _begin(self) -> None:
+        self._answering = True
+        self._watcher.close()
+
+
+class Watcher(Protocol):
+    """What a person sees of the progress."""
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def finished(self, finished: Finished) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Quiet:
+    """Nothing."""
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def finished(self, finished: Finished) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Lines(Quiet):
+    """One line on stderr for each change."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def progress(self, progress: Progress) -> None:
+        line = progress_line(progress)
+        if line != self._last:
+            print(line, file=sys.stderr, flush=True)
+        self._last = line
+
+    def finished(self, finished: Finished) -> None:
+        print(summary_line(finished), file=sys.stderr, flush=True)
+
+
+class Live(Quiet):
+    """One line on a terminal that changes in place until the answer begins."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True)
+        self._status: Status | None = None
+
+    def progress(self, progress: Progress) -> None:
+        if self._status is None:
+            self._status = self._console.status("")
+            self._status.start()
+        self._status.update(progress_line(progress))
+
+    def finished(self, finished: Finished) -> None:
+        self._console.print(summary_line(finished), style="dim", highlight=False)
+
+    def close(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def progress_line(progress: Progress) -> str:
+    """The counts that tell how far the context has come."""
+    return (
+        f"context: {progress.received_tokens} tokens received, "
+        f"{progress.prefilled_tokens} prefilled, {progress.reused_tokens} reused, "
+        f"{progress.invalidated_tokens} invalidated"
+    )
+
+
+def summary_line(finished: Finished) -> str:
+    """What the answer took."""
+    usage, timings = finished.usage, finished.timings
+    return (
+        f"{usage.completion_tokens} tokens ({finished.reason}) from {usage.prompt_tokens} of "
+        f"prompt, {usage.uncomputed_at_seal_tokens} of them left at the seal; first token "
+        f"{timings.ttft_from_seal_s:.2f} s after the seal"
+    )
+
+
+def make_sink(*, as_json: bool, quiet: bool) -> Sink:
+    """The sink for these options and this terminal."""
+    if as_json:
+        return JsonLines()
+    if quiet:
+        return Text(Quiet())
+    return Text(Live() if sys.stderr.isatty() else Lines())

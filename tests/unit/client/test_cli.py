@@ -1,0 +1,268 @@
+"""The command line against a scripted server: in process, and as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+import pytest
+from typer.testing import CliRunner, Result
+
+from stream2llm.cli import sources
+from stream2llm.cli.main import app
+from tests import fake_router
+from tests.fake_router import Conversation
+
+pytestmark = pytest.mark.unit
+
+ADDRESS = "STREAM2LLM_ADDRESS"
+
+
+def invoke(*args: str, stdin: str = "", address: str = "127.0.0.1:1") -> Result:
+    return CliRunner().invoke(app, args, input=stdin, env={ADDRESS: address})
+
+
+def generate(router, *args: str, stdin: str = "") -> Result:
+    return invoke("generate", "-q", "Why?", *args, stdin=stdin, address=router.fake.address)
+
+
+def sent_texts(router) -> list[str]:
+    return [
+        document.text
+        for request in router.fake.received
+        if request.WhichOneof("event") == "append"
+        for document in request.append.documents
+    ]
+
+
+def run(router, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stream2llm.cli.main", *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, ADDRESS: router.fake.address},
+    )
+
+
+# -- generate --------------------------------------------------------------------
+
+
+def test_files_are_streamed_and_the_answer_is_printed(threaded_router, tmp_path):
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "b.txt").write_text("second")
+    result = generate(threaded_router, str(tmp_path / "b.txt"), str(tmp_path / "a.txt"))
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "one two three\n"
+    assert sent_texts(threaded_router) == ["second", "first"]
+    opened = threaded_router.fake.received[0].open
+    assert opened.chat.messages[1].content == "{{context}}\n\nWhy?"
+    assert opened.sampling.temperature == 0
+    assert "tokens received" in result.stderr
+    assert "3 tokens (length) from 12 of prompt" in result.stderr
+
+
+def test_quiet_prints_only_the_answer(threaded_router):
+    result = generate(threaded_router, "-", "--quiet", stdin="text")
+    assert (result.stdout, result.stderr) == ("one two three\n", "")
+
+
+def test_json_lines(threaded_router):
+    result = generate(threaded_router, "-", "--json", stdin="text")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    kinds = [event["event"] for event in events if event["event"] != "progress"]
+    assert kinds == ["accepted", "delta", "delta", "delta", "finished"]
+    assert events[-1]["reason"] == "length"
+    assert events[-1]["usage"]["prompt_tokens"] == 12
+
+
+def test_once_sends_one_event(threaded_router):
+    result = generate(threaded_router, "-", "--mode", "once", stdin="a\n---\nb\n")
+    assert result.exit_code == 0
+    kinds = [request.WhichOneof("event") for request in threaded_router.fake.received]
+    assert kinds == ["open", "append", "seal"]
+    assert sent_texts(threaded_router) == ["a\n", "b\n"]
+
+
+def test_a_prefix_makes_a_plain_prompt(threaded_router):
+    assert generate(threaded_router, "-", "--prefix", "P", stdin="a").exit_code == 0
+    opened = threaded_router.fake.received[0].open
+    assert opened.plain.prefix.text == "P"
+    assert opened.plain.suffix.text == "\n\nWhy?\n"
+
+
+def test_a_question_that_contains_the_slot_gets_another_slot(threaded_router):
+    generate(threaded_router, "-", "-q", "What is {{context}}?", stdin="a")
+    template = threaded_router.fake.received[0].open.chat
+    assert template.messages[1].content.count(template.context_slot) == 1
+
+
+def test_a_model_without_chat_template_gets_a_plain_prompt(threaded_router):
+    threaded_router.fake.has_chat_template = False
+    assert generate(threaded_router, "-", stdin="a").exit_code == 0
+    assert threaded_router.fake.received[0].open.WhichOneof("template") == "plain"
+    assert generate(threaded_router, "-", "--system", "S", stdin="a").exit_code == 3
+
+
+def test_sampling_options_arrive(threaded_router):
+    options = ["--max-tokens", "5", "--temperature", "0.5", "--stop", "x", "--stop", "y"]
+    generate(threaded_router, "-", *options, "--seed", "7", stdin="a")
+    sampling = threaded_router.fake.received[0].open.sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.seed) == (5, 0.5, 7)
+    assert list(sampling.stop_strings) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["generate", "-"],
+        ["generate", "-q", "Why?"],
+        ["generate", "-q", "Why?", "/no/such/file"],
+        ["generate", "-q", "Why?", "--mode", "sometimes", "-"],
+        ["generate", "-q", "Why?", "--prefix", "p", "--system", "s", "-"],
+        ["no-such-command"],
+    ],
+)
+def test_bad_usage_exits_2(args: Sequence[str]):
+    assert invoke(*args).exit_code == 2
+
+
+def test_nobody_there_exits_4():
+    result = invoke("generate", "-q", "Why?", "-", stdin="a")
+    assert result.exit_code == 4
+    assert "error:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, 3),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, 3),
+        (grpc.StatusCode.INTERNAL, 3),
+        (grpc.StatusCode.UNAVAILABLE, 4),
+    ],
+)
+def test_a_refusal_exits_3_or_4(threaded_router, code, expected):
+    async def refuse(conversation: Conversation) -> None:
+        await conversation.next()
+        await conversation.fail(code, "no", fake_router.error_info("A_REASON"))
+
+    threaded_router.fake.script = refuse
+    result = generate(threaded_router, "-", "--json", stdin="a")
+    assert result.exit_code == expected
+    assert "error: no [A_REASON]" in result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["reason"] == "A_REASON"
+
+
+def test_a_folder_gives_its_text_files_sorted(threaded_router, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "c.md").write_text("three")
+    (tmp_path / "b.txt").write_text("two")
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / ".hidden").write_text("no")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
+    (tmp_path / "zeros.bin").write_bytes(b"\0\0")
+    generate(threaded_router, str(tmp_path))
+    assert sent_texts(threaded_router) == ["one", "two", "three"]
+
+
+def test_a_binary_file_that_is_named_exits_2(threaded_router, tmp_path):
+    (tmp_path / "zeros.bin").write_bytes(b"\0\0")
+    result = generate(threaded_router, str(tmp_path / "zeros.bin"))
+    assert result.exit_code == 2
+    assert "NUL" in result.stderr
+    assert threaded_router.next_end() == "cancelled"
+
+
+def test_standard_input_is_cut_at_separators():
+    split = sources.split_documents
+    assert list(split(["one\n", "more\n", "---\n", "two\n"])) == ["one\nmore\n", "two\n"]
+    assert list(split(["one\0two\n", "more\0"])) == ["one", "two\nmore"]
+    assert list(split(["---\n", "\n", "---\n"])) == []
+    assert list(split(["all of --- it\n"])) == ["all of --- it\n"]
+
+
+def test_as_a_process_with_documents_on_standard_input(threaded_router):
+    result = run(threaded_router, "generate", "-q", "Why?", "-", stdin="a\0b\0")
+    assert (result.returncode, result.stdout) == (0, "one two three\n")
+    assert sent_texts(threaded_router) == ["a", "b"]
+
+
+def test_documents_leave_as_they_arrive_and_ctrl_c_cancels(threaded_router):
+    got_two = threading.Event()
+
+    async def watch(conversation: Conversation) -> None:
+        await conversation.accept()
+        await conversation.next()
+        await conversation.next()
+        got_two.set()
+        await fake_router.forever()
+
+    threaded_router.fake.script = watch
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stream2llm.cli.main", "generate", "-q", "Why?", "-"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, ADDRESS: threaded_router.fake.address},
+    )
+    try:
+        assert process.stdin is not None
+        process.stdin.write("a\n---\nb\n---\nc")  # and standard input stays open
+        process.stdin.flush()
+        assert got_two.wait(30)
+        os.kill(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "cancelled" in stderr
+    assert threaded_router.next_end() == "cancelled"
+
+
+# -- the rest --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["generate"], ["version"], ["model"], ["model", "fetch"], ["model", "list"]]
+)
+def test_every_command_has_help_with_an_example(args: list[str]):
+    result = invoke(*args, "--help")
+    assert result.exit_code == 0
+    assert "Example: stream2llm" in result.stdout or args in ([], ["model"])
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys; from stream2llm.cli.main import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'grpc', 'ray', 'vllm', 'torch', 'transformers', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(repr(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version_names_what_is_installed():
+    result = invoke("version")
+    assert result.stdout.startswith("stream2llm 0.")
+
+
+def test_models_are_listed_and_fetched(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("STREAM2LLM_CACHE", str(tmp_path))
+    listed = invoke("model", "list")
+    assert "smollm2-135m-instruct" in listed.stdout
+    assert "not fetched" in listed.stdout
+    unknown = invoke("model", "fetch", "gpt-9")
+    assert unknown.exit_code == 3
+    assert "unknown model 'gpt-9'" in unknown.stderr

@@ -1,0 +1,104 @@
+"""What the demo sends and when; and the three ways against a scripted server."""
+
+from __future__ import annotations
+
+import itertools
+from pydoc_data.topics import topics
+
+import pytest
+
+from bench import demo, demo_documents
+from bench.demo_documents import (
+    NOISE_TOPICS,
+    TOPICS,
+    Way,
+    arrivals_of,
+    by_reference,
+    conversation,
+    documents_from,
+    trimmed,
+)
+from bench.demo_view import LinesView
+from stream2llm.client import Document, DocumentRef
+
+pytestmark = pytest.mark.unit
+
+
+def count_words(text: str) -> int:
+    return len(text.split())
+
+
+def documents() -> tuple[Document, ...]:
+    return tuple(Document(f"text of {name}", id=name) for name in TOPICS)
+
+
+def noise() -> tuple[Document, ...]:
+    return tuple(Document(f"text of {name}", id=name) for name in NOISE_TOPICS)
+
+
+def test_documents_are_trimmed_at_paragraphs():
+    text = "one two\n\nthree\n\nfour five six"
+    assert trimmed(text, 3, count_words) == "one two\n\nthree\n\n"
+    assert trimmed(text, 100, count_words) == text + "\n\n"
+    assert trimmed(text, 1, count_words) == ""
+    assert trimmed("one\n\nHeading\n====\n\ntwo three", 3, count_words) == "one\n\n"
+
+
+def test_the_context_stays_within_its_budget():
+    made = documents_from(topics, TOPICS, count_words)
+    assert [document.id for document in made] == list(TOPICS)
+    assert all(document.content for document in made)
+    assert sum(count_words(str(document.content)) for document in made) <= 2_500
+
+
+@pytest.mark.parametrize("way", list(Way))
+def test_all_ways_end_with_the_same_documents_at_the_same_time(way: Way):
+    arrivals = arrivals_of(way, documents(), noise(), gap_s=2.0)
+    assert arrivals[-1].at_s == 12.0
+    assert [a.at_s for a in arrivals] == sorted(a.at_s for a in arrivals)
+    final: list[Document] = []
+    for arrival in arrivals:
+        final = list(arrival.documents) if arrival.replaces else [*final, *arrival.documents]
+    assert final == list(documents())
+
+
+def test_refinements_keep_ever_more_leading_documents():
+    lists = [a.documents for a in arrivals_of(Way.UPDATE, documents(), noise(), 1.0)]
+    kept = []
+    for older, newer in itertools.pairwise(lists):
+        same = [a == b for a, b in zip(older, newer, strict=False)]
+        kept.append(same.index(False))
+    assert kept == [2, 4, 5]
+
+
+def test_a_document_sent_before_is_named_by_id_alone():
+    a, b = Document("A", id="a"), Document("B", id="b")
+    sent: set[str] = set()
+    assert by_reference([a], sent) == (a,)
+    assert by_reference([b, a], sent) == (b, DocumentRef("a"))
+
+
+def test_each_way_begins_with_a_line_of_its_own():
+    first_lines = {conversation(way, "run")[0].content for way in Way}
+    assert len(first_lines) == len(Way)
+    assert conversation(Way.ONCE, "x")[1].content.count(demo_documents.SLOT) == 1
+
+
+async def test_three_ways_against_a_scripted_server(router, capsys):
+    results = await demo.ask_all_ways(router.address, documents(), noise(), 0.0, LinesView())
+    assert [result.way for result in results] == list(Way)
+    assert {result.answer for result in results} == {"one two three"}
+    assert {result.num_documents for result in results} == {6}
+    events = [
+        [request.WhichOneof("event") for request in conversation.received]
+        for conversation in router.conversations
+    ]
+    assert events == [
+        ["open", "append", "seal"],
+        ["open", *["append"] * 6, "seal"],
+        ["open", *["update"] * 4, "seal"],
+    ]
+    printed = capsys.readouterr().out
+    assert "arrived: with" in printed
+    assert "answer: one two three" in printed
+    assert "TTFT from seal" in printed
