@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import ray
@@ -30,6 +33,12 @@ def connect(config: ClusterConfig, mark: str) -> str:
     """Starts or joins Ray; returns where its logs are."""
     settings = config.ray
     _set_auth_mode(settings)
+    with _sigterm_kept():
+        return _init(config, mark)
+
+
+def _init(config: ClusterConfig, mark: str) -> str:
+    settings = config.ray
     common = {
         "namespace": settings.namespace,
         "log_to_driver": False,
@@ -63,6 +72,23 @@ def disconnect() -> None:
     for info in infos:
         with suppress(subprocess.TimeoutExpired):
             info.process.wait(timeout=EXIT_S)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Gives SIGTERM back to Python: ray.init puts a native handler in its place.
+
+    That one ends the process without any clean-up. Where nobody asked for
+    SIGTERM it now raises SystemExit, so that `with` blocks and atexit run.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before if callable(before) else _exit_on_sigterm)
+
+
+def _exit_on_sigterm(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _set_auth_mode(settings: RayConfig) -> None:

@@ -145,8 +145,12 @@ def test_a_start_that_fails_once_is_repeated(tmp_path: Path) -> None:
     assert "prefill-0 starting again (2)" in out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_driver_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)]
+)
+def test_a_signal_to_the_driver_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     body = f"""
     cluster.wait_ready({READY_S})
     print("ready", flush=True)
@@ -158,7 +162,8 @@ def test_a_signal_to_the_driver_leaves_nothing(tmp_path: Path, number: signal.Si
     assert process.stdout.readline() == "ready\n"
     assert len(owned_processes(cluster_id)) > 4
     process.send_signal(number)
-    process.communicate(timeout=READY_S)
+    _, err = process.communicate(timeout=READY_S)
+    assert process.returncode == code, err
     assert owned_processes(cluster_id) == ()
 
 

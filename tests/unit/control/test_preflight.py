@@ -60,7 +60,7 @@ def test_a_port_meant_for_two_is_refused() -> None:
 def test_too_little_memory_names_both_numbers() -> None:
     part = {"env": {"VLLM_CPU_KVCACHE_SPACE": "4"}, "replicas": 2}
     config = a_config(prefill=part, decode=part)
-    with pytest.raises(OverloadedError, match=r"need about 19\.2 GiB .* 8\.0 GiB are available"):
+    with pytest.raises(OverloadedError, match=r"need about 22\.8 GiB .* 8\.0 GiB are available"):
         preflight.check_memory(config, 0, available_bytes=8 * GIB, total_bytes=16 * GIB)
 
 
@@ -71,7 +71,7 @@ def test_enough_memory_passes() -> None:
 
 
 def test_without_a_cache_size_vllm_takes_its_share_of_all_memory() -> None:
-    with pytest.raises(OverloadedError, match=r"prefill: 15\.5 GiB"):
+    with pytest.raises(OverloadedError, match=r"prefill: 16\.4 GiB"):
         preflight.check_memory(a_config(), 0, available_bytes=16 * GIB, total_bytes=16 * GIB)
 
 
