@@ -76,7 +76,9 @@ class Run:
         """Opens, sends, seals, and reads to the end."""
         self._begin_s = self._clock.monotonic_s()
         if self._way is Way.ONCE:
-            await self._until(arrivals[-1].at_s)  # nothing is sent before all is here
+            # Nothing is sent before all is here.
+            await self._until(arrivals[-1].at_s)
+            self._show(news=_arrived(arrivals[-1]))
         async with client.session(
             chat=conversation(self._way, self._run_id), sampling=GREEDY, on_event=self._on_event
         ) as session:
@@ -89,13 +91,12 @@ class Run:
         return self._result()
 
     async def _send(self, session: AsyncSession, arrival: Arrival) -> None:
-        names = ", ".join(document.id for document in arrival.documents)
         if arrival.replaces:
-            self._show(num_documents=len(arrival.documents), news=f"new list: {names}")
+            self._show(num_documents=len(arrival.documents), news=_arrived(arrival))
             await session.update(by_reference(arrival.documents, self._sent))
         else:
             number = self._snapshot.num_documents + len(arrival.documents)
-            self._show(num_documents=number, news=f"arrived: {names}")
+            self._show(num_documents=number, news=_arrived(arrival))
             await session.append(*arrival.documents)
 
     async def _until(self, at_s: float) -> None:
@@ -126,3 +127,8 @@ class Run:
             ttft_from_open_s=self._first_token_s - self._begin_s,
             answer=self._snapshot.answer.strip(),
         )
+
+
+def _arrived(arrival: Arrival) -> str:
+    names = ", ".join(document.id for document in arrival.documents)
+    return f"new list: {names}" if arrival.replaces else f"arrived: {names}"

@@ -7,7 +7,7 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from bench import demo, demo_documents
+from bench import demo_documents
 from bench.demo_documents import (
     NOISE_TOPICS,
     TOPICS,
@@ -18,6 +18,7 @@ from bench.demo_documents import (
     documents_from,
     trimmed,
 )
+from bench.demo_steps import ask_all_ways
 from bench.demo_view import LinesView
 from stream2llm.client import Document, DocumentRef
 
@@ -85,7 +86,7 @@ def test_each_way_begins_with_a_line_of_its_own():
 
 
 async def test_three_ways_against_a_scripted_server(router, capsys):
-    results = await demo.ask_all_ways(router.address, documents(), noise(), 0.0, LinesView())
+    results = await ask_all_ways(router.address, documents(), noise(), 0.0, LinesView())
     assert [result.way for result in results] == list(Way)
     assert {result.answer for result in results} == {"one two three"}
     assert {result.num_documents for result in results} == {6}
