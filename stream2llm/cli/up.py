@@ -16,6 +16,7 @@ from stream2llm.clock import SystemClock
 from stream2llm.cluster import Cluster
 from stream2llm.config import ClusterConfig, load_config
 from stream2llm.errors import Stream2LLMError
+from stream2llm.launch import Factories
 
 EXIT_FAILED = 1
 READY_MARGIN_S = 60.0
@@ -54,8 +55,8 @@ def up(
         ray job submit --working-dir . -- stream2llm up --config FILE --address auto
     """
     try:
-        with _signals_interrupt():
-            _run(_configuration(config, address), detach=detach)
+        with signals_interrupt():
+            run(_configuration(config, address), detach=detach)
     except Stream2LLMError as error:
         _say(f"error: {error.message}", to_stderr=True)
         raise typer.Exit(EXIT_FAILED) from error
@@ -80,11 +81,12 @@ def down(
         raise typer.Exit(EXIT_FAILED) from error
 
 
-def _run(config: ClusterConfig, *, detach: bool) -> None:
+def run(config: ClusterConfig, *, detach: bool = False, factories: Factories | None = None) -> None:
+    """What `up` does, once its options are read."""
     clock = SystemClock()
     begin_s = clock.monotonic_s()
     _say(f"starting {config.model_name}; an engine takes 15 to 60 s")
-    with Cluster.start(config, detach=detach) as cluster:
+    with Cluster.start(config, detach=detach, factories=factories) as cluster:
         _say(f"logs: {cluster.log_dir}")
         longest_s = max(config.prefill.start_timeout_s, config.decode.start_timeout_s)
         # Each start is bounded by itself; this bounds their repetitions.
@@ -128,7 +130,7 @@ def _configuration(path: Path, address: str | None) -> ClusterConfig:
 
 
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
+def signals_interrupt() -> Iterator[None]:
     """SIGTERM means the same as Ctrl-C here, whatever Ray makes of it meanwhile."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:

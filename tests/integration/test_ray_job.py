@@ -1,0 +1,117 @@
+"""`up` as the entrypoint of a Ray job, on a Ray cluster that is not ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stream2llm.ports import pick_port
+from stream2llm.processes import kill_owned, mark_environment, owned_processes, owner_mark
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+HEAD_MARK = owner_mark(f"test{os.getpid()}", "head", 1)
+JOB_ID = "stream2llm-test"
+TEMP_DIR = f"/tmp/s2l-test-{os.getpid()}"  # short: it holds sockets
+
+
+def ray_environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    # A job that is stopped gets so long to drain before it is killed.
+    more = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    return {**kept, **more, "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+
+
+@pytest.fixture
+def jobs_address() -> Iterator[str]:
+    """A Ray head in processes of its own; ended by its mark, never by `ray stop`."""
+    ports = [pick_port("127.0.0.1", f"{HEAD_MARK}{n}") for n in range(2)]
+    head = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--num-cpus=4", f"--port={ports[0]}",
+         f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1",
+         f"--temp-dir={TEMP_DIR}", "--disable-usage-stats"],
+        env={**ray_environment(), **mark_environment(HEAD_MARK)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        _read_until(head, "Ray runtime started")
+        yield f"http://127.0.0.1:{ports[1]}"
+    finally:
+        kill_owned(HEAD_MARK, timeout_s=30)
+        head.communicate()
+        shutil.rmtree(TEMP_DIR)
+
+
+def _read_until(process: subprocess.Popen[str], text: str) -> list[str]:
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError("".join(lines))
+
+
+def a_config_file(folder: Path) -> Path:
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 1024}))
+    part = {"num_cpus": 0.1}
+    tree = {
+        "model": str(folder), "ray": {"address": "auto"}, "router": {"port": 0},
+        "prefill": part, "decode": part,
+    }  # fmt: skip
+    path = folder / "cluster.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def a_working_dir(folder: Path) -> Path:
+    """A checkout with our packages and the fakes, which .rayignore leaves out of a real one."""
+    skip = shutil.ignore_patterns("__pycache__")
+    packages = ("stream2llm", "router", "prefill_worker", "decode_worker", "tests/fakes")
+    for package in packages:
+        shutil.copytree(ROOT / package, folder / package, ignore=skip)
+    return folder
+
+
+def submit(address: str, code: Path, entrypoint: list[str]) -> subprocess.Popen[str]:
+    """`ray job submit`, repeated while the head's job agent is still starting."""
+    options = ["--address", address, "--submission-id", JOB_ID, "--working-dir", str(code)]
+    while True:
+        job = subprocess.Popen(
+            [RAY, "job", "submit", *options, "--", *entrypoint],
+            env=ray_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            _read_until(job, "submitted successfully")
+            return job
+        except AssertionError as error:
+            job.communicate()
+            if "No available agent" not in str(error):
+                raise
+
+
+def test_a_job_serves_until_it_is_stopped_and_leaves_nothing(
+    jobs_address: str, tmp_path: Path
+) -> None:
+    code = a_working_dir(tmp_path / "code")
+    entrypoint = [sys.executable, "-m", "tests.fakes.up", str(a_config_file(tmp_path))]
+    job = submit(jobs_address, code, entrypoint)
+    _read_until(job, "ready after")
+    workers = [p.owner for p in owned_processes("") if "/decode-0/" in p.owner]
+    stop = [RAY, "job", "stop", "--address", jobs_address, JOB_ID]
+    subprocess.run(stop, env=ray_environment(), check=True, capture_output=True)
+    rest, _ = job.communicate()
+    assert "stopped\n" in rest, rest
+    assert workers
+    assert not [p for p in owned_processes("") if p.owner in workers]
+    assert owned_processes(HEAD_MARK)  # the Ray we joined goes on
