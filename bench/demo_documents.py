@@ -29,7 +29,7 @@ MAX_DOCUMENT_TOKENS = 340
 class Way(StrEnum):
     """How the context reaches the server."""
 
-    ONCE = "all at once"
+    ONCE = "at once"
     APPEND = "append"
     UPDATE = "update"
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -61,7 +63,7 @@ class LinesView:
         self._last = None
 
     def table(self, results: Sequence[Result]) -> None:
-        Console(width=110).print(result_table(results))
+        Console(width=80).print(result_table(results))
 
 
 class LiveView:
@@ -116,20 +118,22 @@ def panel(snapshot: Snapshot) -> Panel:
         Text(EXPLANATIONS[snapshot.way], style="dim"),
         Text(f"{snapshot.elapsed_s:5.1f} s  {snapshot.news}"),
         Text(counts(snapshot)),
-        bar,
+        Padding(bar, 0),  # a bar alone ends without a line break
         Text(snapshot.answer.strip() or "…", style="bold"),
     )
     return Panel(lines, title=escape(str(snapshot.way)), title_align="left")
 
 
 def result_table(results: Sequence[Result]) -> Table:
-    """The ways side by side."""
-    table = Table(title="time to first token (TTFT) of the three ways")
-    table.add_column("way")
-    for name in ("docs", "prompt", "left at seal", "computed", "reused", "invalidated"):
-        table.add_column(name, justify="right")
-    table.add_column("TTFT from seal", justify="right", style="bold")
-    table.add_column("TTFT from open", justify="right")
+    """The ways side by side; fits into 80 columns. Counts are of tokens."""
+    title = "Three ways to the same answer (tokens; TTFT: time to first token)"
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("way", no_wrap=True)
+    headers = ("docs", "prompt", "left at\nseal", "com-\nputed", "reused", "invali-\ndated")
+    for header in headers:
+        table.add_column(header, justify="right")
+    table.add_column("TTFT from\nseal", justify="right", style="bold")
+    table.add_column("TTFT from\nopen", justify="right")
     for result in results:
         usage = result.finished.usage
         table.add_row(
