@@ -105,6 +105,7 @@ class PrefillScheduler(Scheduler):
         self._splice(live, update.prompt_token_ids or [], event.keep_tokens)
         live.state.revision = event.revision
         live.state.last_event = self._next_event()
+        live.state.lookup_due = True
         if event.seal:
             self._seal(live, update)
         # Only a request that is announced as new brings the worker process its
@@ -183,8 +184,8 @@ class PrefillScheduler(Scheduler):
         while True:
             plan = self._plan_once()
             chosen = [self._live[grant.request_id] for grant in plan.grants]
-            fresh = [live for live in chosen if not live.request.num_computed_tokens]
-            if not sum(self._adopt_cached_prefix(live) for live in fresh):
+            changed = [live for live in chosen if live.state.lookup_due]
+            if not sum(self._adopt_cached_prefix(live) for live in changed):
                 return plan
 
     def _plan_once(self) -> StepPlan:
@@ -205,12 +206,22 @@ class PrefillScheduler(Scheduler):
         return plan_step(views, self._rank, limits, ledger)
 
     def _adopt_cached_prefix(self, live: _Live) -> int:
-        """Takes the blocks the prefix cache has of this session; how many tokens."""
+        """Takes what the prefix cache has beyond the computed tokens; how many tokens that is.
+
+        Other sessions may have computed the same documents. Only a session
+        that is announced anew may be asked for: its blocks change.
+        """
         request = live.request
+        live.state.lookup_due = False
         num_tokens: int
         cached, num_tokens, _ = self.kv_cache_manager.get_computed_blocks(request)
-        if not num_tokens:
+        num_gained = num_tokens - request.num_computed_tokens
+        if num_gained <= 0:
             return 0
+        # Its own blocks that the cache knows are among the found ones; the
+        # others hold less than was found.
+        self.kv_cache_manager.free(request)
+        request.num_computed_tokens = 0
         allocated = self.kv_cache_manager.allocate_slots(
             request, 0, num_new_computed_tokens=num_tokens, new_computed_blocks=cached
         )
@@ -219,9 +230,9 @@ class PrefillScheduler(Scheduler):
         if request.prefill_stats is not None and not request.num_preemptions:
             request.prefill_stats.set(request.num_prompt_tokens, num_tokens, 0)
         request.num_computed_tokens = num_tokens
-        live.state.reused += num_tokens
+        live.state.reused += num_gained
         self._touch(live)
-        return num_tokens
+        return num_gained
 
     def _evict(self, eviction: Eviction) -> None:
         live = self._live[eviction.request_id]
@@ -232,6 +243,7 @@ class PrefillScheduler(Scheduler):
         request.num_computed_tokens = 0
         request.num_preemptions += 1
         request.status = RequestStatus.WAITING
+        state.lookup_due = True
         if self.log_stats:
             request.record_event(EngineCoreEventType.PREEMPTED, self._clock.monotonic_s())
         self._touch(live)

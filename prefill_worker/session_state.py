@@ -52,6 +52,8 @@ class SessionState:
     # computing below it again counts as recomputed.
     lost_until: int = 0
     uncomputed_at_seal: int = 0
+    # The sequence is new to the prefix cache: it may know more than is computed.
+    lookup_due: bool = True
     # Figures of the last progress that was told.
     told_revision: int = 0
     told_gained: int = 0

@@ -209,12 +209,15 @@ def _engine_args(
         # A decode worker must never quietly do the prefill of a lost one.
         kv_load_failure_policy="fail",
     )
+    platform_args: dict[str, Any] = {}
+    if current_platform.is_cpu():
+        platform_args["worker_cls"] = "stream2llm.cpu_worker.SeedSafeCPUWorker"
     try:
         return AsyncEngineArgs(
             model=spec.model_path,
             kv_transfer_config=transfer,
             enable_log_requests=False,
-            **{**spec.engine_args, **fixed_args},
+            **{**platform_args, **spec.engine_args, **fixed_args},
         )
     except TypeError as error:
         raise InvalidRequestError(f"{spec.role}.engine: {error}") from error

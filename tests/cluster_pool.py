@@ -1,0 +1,111 @@
+"""Real clusters for tests: one at a time, started when first asked for.
+
+Engines take 15-50 s to start on two cores, so all tests of one kind of cluster
+share it; `tests/integration/cluster/conftest.py` orders them by kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stream2llm.cluster import Cluster
+from stream2llm.config import ClusterConfig, parse_config
+from stream2llm.worker_spec import WorkerAddress
+from tests.polling import eventually
+
+MAX_MODEL_LEN = 4096
+START_TIMEOUT_S = 420
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a cluster under test is made of."""
+
+    model: str = "random-llama-sensitive"
+    prefill: int = 1
+    decode: int = 1
+    max_model_len: int = MAX_MODEL_LEN
+    # KV blocks of 32 tokens of each prefill engine; the usual number is far above what tests need.
+    prefill_blocks: int = 400
+
+
+KINDS = {
+    "sensitive-1x1": Kind(),
+    "sensitive-2x2": Kind(prefill=2, decode=2),
+    "smollm2-1x1": Kind(model="smollm2-135m-instruct"),
+}
+
+
+def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
+    """A cluster's configuration; `changes` are sections that replace ours."""
+    engine = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "block_size": 32,
+        "max_model_len": kind.max_model_len,
+        "max_num_batched_tokens": 512,
+        "max_num_seqs": 32,
+    }
+    env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    raw = {
+        "model": kind.model,
+        "router": {
+            "port": 0,
+            "limits": {
+                "max_open_sessions": 64,
+                "max_session_tokens": 60_000,
+                "max_message_bytes": 1024 * 1024,
+                "input_idle_timeout_s": 20,
+            },
+        },
+        "prefill": {
+            "replicas": kind.prefill,
+            "engine": {**engine, "num_gpu_blocks_override": kind.prefill_blocks},
+            "env": env,
+        },
+        "decode": {"replicas": kind.decode, "engine": engine, "env": env},
+        "controller": {"http_port": 0},
+        **changes,
+    }
+    return parse_config(raw, source="the test")
+
+
+class ClusterPool:
+    """Holds the one cluster that runs."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._cluster: Cluster | None = None
+
+    def get(self, name: str) -> Cluster:
+        """A ready cluster of that kind; ends the one of another kind."""
+        if name != self._name:
+            self.stop()
+            self._cluster = Cluster.start(config_of(KINDS[name]))
+            self._name = name
+        assert self._cluster is not None
+        self._cluster.wait_ready(START_TIMEOUT_S)
+        return self._cluster
+
+    def stop(self) -> None:
+        """Ends the cluster, if one runs."""
+        if self._cluster is not None:
+            self._cluster.stop()
+        self._cluster, self._name = None, ""
+
+
+def workers(cluster: Cluster, role: str) -> list[WorkerAddress]:
+    """The addresses of one role's workers."""
+    replicas = [r for r in cluster.status()["replicas"] if r["role"] == role]
+    return [WorkerAddress(**r["address"]) for r in replicas if r["address"]]
+
+
+async def until_blocks_are_free(server_info: Any, timeout_s: float = 30.0) -> None:
+    """Returns when no worker holds a KV block; fails after `timeout_s`."""
+
+    async def held() -> dict[str, int]:
+        info = await server_info()
+        return {w.worker_id: w.num_kv_blocks_held for w in info.workers if w.num_kv_blocks_held}
+
+    await eventually(held, lambda now: not now, timeout_s)

@@ -1,0 +1,63 @@
+"""Fixtures of tests against a whole, real cluster."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from stream2llm.client import AsyncClient
+from stream2llm.cluster import Cluster
+from stream2llm.model_store import resolve_model
+from tests.cluster_pool import KINDS, MAX_MODEL_LEN, ClusterPool, until_blocks_are_free
+from tests.reference_engine import ReferenceEngine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of one kind of cluster one after the other; those that kill workers last."""
+    order = {name: place for place, name in enumerate(KINDS)}
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        marker = item.get_closest_marker("cluster")
+        kind = -1 if marker is None else order[marker.args[0]]
+        return kind, int("kill" in item.nodeid)
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def cluster_pool() -> Iterator[ClusterPool]:
+    """The one cluster that runs; ended at the end."""
+    pool = ClusterPool()
+    yield pool
+    pool.stop()
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest, cluster_pool: ClusterPool) -> Cluster:
+    """The cluster that the test's `cluster` mark names, ready."""
+    marker = request.node.get_closest_marker("cluster")
+    assert marker is not None, "mark the test with pytest.mark.cluster(<kind>)"
+    return cluster_pool.get(marker.args[0])
+
+
+@pytest.fixture
+async def client(cluster: Cluster) -> AsyncIterator[AsyncClient]:
+    """A client of the cluster's router; afterwards nobody may hold a KV block."""
+    async with AsyncClient(cluster.router_addresses[0]) as client:
+        yield client
+        await until_blocks_are_free(client.server_info)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Iterator[ReferenceEngine]:
+    """One engine with the sensitive model."""
+    with ReferenceEngine(resolve_model("random-llama-sensitive"), MAX_MODEL_LEN) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def smollm2_reference() -> Iterator[ReferenceEngine]:
+    """One engine with the default model."""
+    with ReferenceEngine(resolve_model("smollm2-135m-instruct"), MAX_MODEL_LEN) as engine:
+        yield engine

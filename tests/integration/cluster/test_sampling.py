@@ -1,0 +1,124 @@
+"""Sampling parameters across the seam between prefill and decode."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from stream2llm.client import AsyncClient, FinishReason, SamplingParameters
+from tests.reference_engine import ReferenceEngine
+from tests.streams import Stream, collect, play
+
+pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+STREAM = Stream("sampling", (("append", ("a",)),), {"a": 100})
+GREEDY = SamplingParameters(max_tokens=12, temperature=0.0, ignore_eos=True)
+
+
+def greedy(**changes: object) -> SamplingParameters:
+    return dataclasses.replace(GREEDY, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def plain_answer(reference: ReferenceEngine) -> list[int]:
+    return reference.answer(STREAM.prompt, 12)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 3])
+async def test_max_tokens(client: AsyncClient, plain_answer: list[int], max_tokens: int) -> None:
+    outcome = await play(client, STREAM, greedy(max_tokens=max_tokens))
+    assert outcome.token_ids == plain_answer[:max_tokens]
+    assert outcome.finished.reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("place", [0, 1, 5])
+async def test_a_stop_token_ends_the_answer_wherever_it_comes(
+    client: AsyncClient, plain_answer: list[int], place: int
+) -> None:
+    stop = plain_answer[place]
+    expected = plain_answer[: plain_answer.index(stop) + 1]
+    outcome = await play(client, STREAM, greedy(stop_token_ids=(stop,)))
+    assert outcome.token_ids == expected
+    assert outcome.finished.reason is FinishReason.STOP_TOKEN
+    assert outcome.finished.stop_token_id == stop
+
+
+@pytest.mark.parametrize(
+    "penalties",
+    [
+        {"presence_penalty": 1.5},
+        {"frequency_penalty": 1.5},
+        {"presence_penalty": -2.0, "frequency_penalty": -2.0},
+        {"repetition_penalty": 1.8},
+        {"presence_penalty": 0.7, "frequency_penalty": 0.9, "repetition_penalty": 1.3},
+    ],
+    ids=lambda penalties: ",".join(name.removesuffix("_penalty") for name in penalties),
+)
+async def test_penalties_count_the_first_token(
+    client: AsyncClient, reference: ReferenceEngine, penalties: dict[str, float]
+) -> None:
+    """Negative ones make the first token come again, which only they can cause."""
+    outcome = await play(client, STREAM, greedy(**penalties))
+    assert outcome.token_ids == reference.answer(STREAM.prompt, 12, **penalties)
+
+
+async def test_a_negative_presence_penalty_shows_that_the_first_token_counts(
+    client: AsyncClient, plain_answer: list[int]
+) -> None:
+    outcome = await play(client, STREAM, greedy(presence_penalty=-2.0, frequency_penalty=-2.0))
+    assert outcome.token_ids[0] == plain_answer[0]
+    assert outcome.token_ids != plain_answer
+
+
+async def test_a_seeded_answer_is_repeatable(client: AsyncClient) -> None:
+    sampling = SamplingParameters(max_tokens=12, temperature=1.0, seed=11, ignore_eos=True)
+    first = await play(client, STREAM, sampling)
+    second = await play(client, STREAM, sampling, paced=False)
+    other = await play(client, STREAM, dataclasses.replace(sampling, seed=12))
+    assert first.token_ids == second.token_ids
+    assert other.token_ids != first.token_ids
+
+
+async def test_top_k_of_one_is_greedy(client: AsyncClient, plain_answer: list[int]) -> None:
+    sampling = SamplingParameters(max_tokens=12, temperature=1.0, top_k=1, ignore_eos=True)
+    assert (await play(client, STREAM, sampling)).token_ids == plain_answer
+
+
+async def test_a_tiny_top_p_is_greedy(client: AsyncClient, plain_answer: list[int]) -> None:
+    sampling = SamplingParameters(max_tokens=12, temperature=1.0, top_p=1e-6, ignore_eos=True)
+    assert (await play(client, STREAM, sampling)).token_ids == plain_answer
+
+
+async def test_logprobs_come_for_every_token(client: AsyncClient, plain_answer: list[int]) -> None:
+    logprobs = []
+    async with client.session(prefix=STREAM.prompt, sampling=greedy(logprobs=3)) as session:
+        async for event in session.seal():
+            logprobs += getattr(event, "logprobs", ())
+    assert [item.sampled.token_id for item in logprobs] == plain_answer
+    for item in logprobs:
+        # Greedy: the sampled token is the likeliest.
+        assert [entry.rank for entry in item.top] == [1, 2, 3]
+        assert item.top[0].token_id == item.sampled.token_id
+
+
+async def test_a_stop_string_may_span_the_two_workers(client: AsyncClient) -> None:
+    """Cut out of the answer's own text: it begins in the first token and ends in the second."""
+    whole = await play(client, STREAM, GREEDY)
+    async with client.session(prefix=STREAM.prompt, sampling=greedy(max_tokens=1)) as session:
+        first = await collect(session.seal())
+    assert first.text, "this stream's first token has text"
+    begin = len(first.text) - 1
+    stop = whole.text[begin : len(first.text) + 1]
+    outcome = await play(client, STREAM, greedy(stop_strings=(stop,)))
+    assert outcome.finished.reason is FinishReason.STOP_STRING
+    assert outcome.finished.stop_string == stop
+    assert outcome.text == whole.text[: whole.text.index(stop)]
+
+
+async def test_a_stop_string_in_the_first_token_needs_no_decode(client: AsyncClient) -> None:
+    async with client.session(prefix=STREAM.prompt, sampling=greedy(max_tokens=1)) as session:
+        first = await collect(session.seal())
+    outcome = await play(client, STREAM, greedy(stop_strings=(first.text,)))
+    assert outcome.text == ""
+    assert len(outcome.token_ids) == 1
+    assert outcome.finished.reason is FinishReason.STOP_STRING

@@ -1,0 +1,138 @@
+"""Sessions as data: what a client sends, and the prompt that it amounts to."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from stream2llm.client import (
+    AsyncClient,
+    AsyncSession,
+    Document,
+    Event,
+    Finished,
+    Progress,
+    SamplingParameters,
+    TokenDelta,
+)
+
+VOCAB_SIZE = 49_000
+GREEDY = SamplingParameters(max_tokens=8, temperature=0.0, ignore_eos=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A session's events; a document is a name, its tokens follow from the name."""
+
+    name: str
+    # ("append" | "update", document names)
+    events: tuple[tuple[str, tuple[str, ...]], ...]
+    # Length of each document in tokens, by name.
+    lengths: dict[str, int] = field(default_factory=dict)
+    prefix_tokens: int = 7
+    suffix_tokens: int = 5
+
+    def tokens(self, name: str, length: int) -> list[int]:
+        """Token ids that depend on this stream and on the name alone."""
+        rng = random.Random(f"{self.name}/{name}")
+        return [rng.randrange(VOCAB_SIZE) for _ in range(length)]
+
+    def document(self, name: str) -> list[int]:
+        """A document's token ids."""
+        return self.tokens(name, self.lengths[name])
+
+    @property
+    def prefix(self) -> list[int]:
+        """Before the documents."""
+        return self.tokens("prefix", self.prefix_tokens)
+
+    @property
+    def suffix(self) -> list[int]:
+        """Behind them."""
+        return self.tokens("suffix", self.suffix_tokens)
+
+    @property
+    def final_documents(self) -> list[str]:
+        """The names that are in the context at the seal."""
+        current: list[str] = []
+        for kind, names in self.events:
+            current = [*current, *names] if kind == "append" else list(names)
+        return current
+
+    @property
+    def prompt(self) -> list[int]:
+        """The sealed sequence."""
+        middle = [token for name in self.final_documents for token in self.document(name)]
+        return [*self.prefix, *middle, *self.suffix]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An answer's token ids and how it ended."""
+
+    token_ids: list[int]
+    text: str
+    finished: Finished
+
+
+async def play(
+    client: AsyncClient,
+    stream: Stream,
+    sampling: SamplingParameters = GREEDY,
+    *,
+    paced: bool = True,
+) -> Outcome:
+    """Sends a stream's events and reads the answer.
+
+    `paced`: each event only when all before it is prefilled, so that updates
+    really have something to invalidate; else as fast as they go.
+    """
+    async with client.session(
+        prefix=stream.prefix, suffix=stream.suffix, sampling=sampling
+    ) as session:
+        sent: set[str] = set()
+        for sequence, (kind, document_names) in enumerate(stream.events, start=2):
+            documents = [_document(stream, name, sent) for name in document_names]
+            if kind == "append":
+                await session.append(*documents)
+            else:
+                await session.update(documents)
+            if paced:
+                await until_prefilled(session, sequence)
+        return await collect(session.seal())
+
+
+async def until_prefilled(session: AsyncSession, sequence: int) -> Progress:
+    """Waits until all but the held back token of everything sent so far is prefilled."""
+
+    def is_done(now: Progress) -> bool:
+        caught_up = now.prefilled_tokens >= now.received_tokens - 1
+        return now.last_sequence >= sequence and caught_up
+
+    async with asyncio.timeout(60):
+        events = session.events()  # raises when the session fails
+        while not is_done(session.progress):
+            await anext(events)
+    return session.progress
+
+
+def _document(stream: Stream, name: str, sent: set[str]) -> Document:
+    if name in sent:
+        return Document(id=name)
+    sent.add(name)
+    return Document(stream.document(name), id=name)
+
+
+async def collect(events: AsyncIterator[Event]) -> Outcome:
+    """Reads an answer to its end."""
+    token_ids: list[int] = []
+    text = ""
+    async for event in events:
+        if isinstance(event, TokenDelta):
+            token_ids += event.token_ids
+            text += event.text
+        elif isinstance(event, Finished):
+            return Outcome(token_ids, text, event)
+    raise AssertionError("the answer did not finish")
