@@ -41,6 +41,9 @@ from stream2llm.processes import kill_owned, mark_environment, owner_mark
 
 _log = logging.getLogger(__name__)
 
+# Of a call that the controller answers at once, on a machine that is busy.
+STATUS_TIMEOUT_S = 120.0
+
 Report = Callable[[str], None]
 
 
@@ -92,7 +95,7 @@ class Cluster:
         ray_runtime.connect(config, "")
         try:
             controller = ray.get_actor(CONTROLLER_NAME, namespace=config.ray.namespace)
-            status = ray.get(controller.status.remote(), timeout=30)
+            status = ray.get(controller.status.remote(), timeout=STATUS_TIMEOUT_S)
         except (ValueError, ray.exceptions.RayError) as error:
             ray_runtime.disconnect()
             raise UnavailableError(
@@ -190,7 +193,7 @@ class Cluster:
 
     def status(self) -> dict[str, Any]:
         """What /status shows."""
-        status: dict[str, Any] = self._ask(self._controller.status.remote(), timeout_s=30.0)
+        status: dict[str, Any] = self._ask(self._controller.status.remote(), STATUS_TIMEOUT_S)
         return status
 
     def _watch(
@@ -222,15 +225,31 @@ class Cluster:
     def drain(self) -> None:
         """Refuses new sessions and waits for the open ones, at most the configured time."""
         longest_s = self.config.router.drain_timeout_s + 4 * DRAIN_MARGIN_S
-        with suppress(ray.exceptions.RayError):
-            ray.get(self._controller.drain.remote(), timeout=longest_s)
+        try:
+            self._finish(self._controller.drain.remote(), longest_s)
+        except ray.exceptions.RayError as error:
+            _log.warning("no_graceful_drain error=%s", error)
+
+    def _finish(self, call: Any, timeout_s: float) -> None:
+        """Waits for a call, but not for one that a dead Ray will never answer.
+
+        A signal to the whole process group (systemd, `timeout`) ends Ray too.
+        """
+        clock = SystemClock()
+        deadline_s = clock.monotonic_s() + timeout_s
+        while not ray.wait([call], timeout=1.0)[0]:
+            if not ray_runtime.is_whole() or clock.monotonic_s() > deadline_s:
+                raise ray.exceptions.GetTimeoutError("Ray is gone, or the time is over")
+        ray.get(call)
 
     def stop(self, *, drain: bool = True) -> None:
         """Ends everything of ours, processes included; may be called again."""
         if self._stopped:
             return
         if self._connected:
-            if self._controller is not None and ray.is_initialized():
+            if not ray_runtime.is_whole():
+                kill_owned(f"{self.cluster_id}/")  # nobody is left to ask
+            elif self._controller is not None and ray.is_initialized():
                 self._stop_actors(drain=drain)
             self._end_ray()
         self._stopped = True
@@ -240,7 +259,7 @@ class Cluster:
         if drain:
             self.drain()
         try:
-            ray.get(self._controller.stop.remote(), timeout=4 * GRACEFUL_STOP_S)
+            self._finish(self._controller.stop.remote(), 4 * GRACEFUL_STOP_S)
             ray.kill(self._controller)
         except Exception as error:  # a dead controller, or a dead Ray; the rest is by force
             _log.warning("no_graceful_stop error=%s", error)

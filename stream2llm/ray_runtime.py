@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from stream2llm.config import ClusterConfig, RayConfig
-from stream2llm.errors import InvalidRequestError
+from stream2llm.errors import InvalidRequestError, UnavailableError
 from stream2llm.launch import Launch
 from stream2llm.processes import mark_environment
 
@@ -27,14 +27,27 @@ OBJECT_STORE_BYTES = 80 * 1024 * 1024
 # Sockets live below it, and their paths may have 107 characters.
 MAX_TEMP_DIR_CHARS = 40
 EXIT_S = 10.0
+# Ray's patience with its own processes is 30 to 60 s, which they take on a busy machine.
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": "180",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_agent_register_timeout_ms": "180000",
+}
 
 
 def connect(config: ClusterConfig, mark: str) -> str:
     """Starts or joins Ray; returns where its logs are."""
     settings = config.ray
     _set_auth_mode(settings)
-    with _sigterm_kept():
-        return _init(config, mark)
+    try:
+        with _sigterm_kept():
+            return _init(config, mark)
+    except Exception as error:  # Ray raises all sorts, ConnectionError and bare Exception too
+        what = (
+            "start" if settings.address == "local" else f"join (ray.address: {settings.address}) a"
+        )
+        raise UnavailableError(f"cannot {what} Ray: {error}", reason="RAY_UNAVAILABLE") from error
 
 
 def _init(config: ClusterConfig, mark: str) -> str:
@@ -47,7 +60,7 @@ def _init(config: ClusterConfig, mark: str) -> str:
     if settings.address != "local":
         context = ray.init(address=settings.address, **common)
         return f"{context.address_info['session_dir']}/logs"
-    with _environment({**mark_environment(mark), "RAY_USAGE_STATS_ENABLED": "0"}):
+    with _environment({**mark_environment(mark), **_RAY_ENVIRONMENT}):
         context = ray.init(
             address="local",
             num_cpus=_logical_cpus(config),
@@ -65,13 +78,23 @@ def disconnect() -> None:
     Ray kills its processes without waiting for them: they would stay zombies of
     this process as long as it lives.
     """
+    processes = _processes()
+    ray.shutdown()
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=EXIT_S)
+
+
+def is_whole() -> bool:
+    """Whether all processes that ray.init started here are still there."""
+    return all(process.poll() is None for process in _processes())
+
+
+def _processes() -> list[subprocess.Popen[bytes]]:
     # Private, but pinned: nothing public tells the processes that ray.init started.
     node = ray._private.worker._global_node
     infos = [] if node is None else [i for each in node.all_processes.values() for i in each]
-    ray.shutdown()
-    for info in infos:
-        with suppress(subprocess.TimeoutExpired):
-            info.process.wait(timeout=EXIT_S)
+    return [info.process for info in infos]
 
 
 @contextmanager

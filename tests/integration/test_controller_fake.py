@@ -25,6 +25,11 @@ pytestmark = pytest.mark.integration
 FAKES = "tests.fakes.control_plane"
 FACTORIES = Factories(f"{FAKES}:FakeRouter", f"{FAKES}:FakeWorker", f"{FAKES}:FakeWorker")
 READY_S = 120.0
+SERVE = f"""
+    cluster.wait_ready({READY_S})
+    print("ready", flush=True)
+    cluster.follow(print)
+"""
 
 
 def a_config(model: Path, *, replicas: int = 1, **engine: Any) -> ClusterConfig:
@@ -107,6 +112,14 @@ def test_a_second_cluster_in_the_same_process_is_refused(cluster: Cluster) -> No
     assert cluster.status()["ready"]
 
 
+def test_a_signal_to_the_whole_group_leaves_nothing_either(tmp_path: Path) -> None:
+    process = run_script(tmp_path, SERVE)
+    cluster_id = id_once_ready(process)
+    os.killpg(process.pid, signal.SIGTERM)  # Ray's own processes get it too
+    process.communicate(timeout=READY_S)
+    assert owned_processes(cluster_id) == ()
+
+
 def run_script(model: Path, body: str, **engine: Any) -> subprocess.Popen[str]:
     """A driver of its own, with `cluster` started and `config` at hand."""
     config = a_config(model, **engine)
@@ -122,7 +135,7 @@ with Cluster.start(config, factories=factories) as cluster:
 {body}
 """
     return subprocess.Popen(
-        [sys.executable, "-c", script], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", script], text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
 
@@ -145,21 +158,23 @@ def test_a_start_that_fails_once_is_repeated(tmp_path: Path) -> None:
     assert "prefill-0 starting again (2)" in out
 
 
+def id_once_ready(process: subprocess.Popen[str]) -> str:
+    """The id of the cluster that a SERVE script runs, once it is ready."""
+    assert process.stdout is not None
+    cluster_id = process.stdout.readline().strip()
+    if process.stdout.readline() != "ready\n":
+        raise AssertionError(process.communicate()[1])
+    return cluster_id
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)]
 )
 def test_a_signal_to_the_driver_leaves_nothing(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    body = f"""
-    cluster.wait_ready({READY_S})
-    print("ready", flush=True)
-    cluster.follow(print)
-"""
-    process = run_script(tmp_path, body)
-    assert process.stdout is not None
-    cluster_id = process.stdout.readline().strip()
-    assert process.stdout.readline() == "ready\n"
+    process = run_script(tmp_path, SERVE)
+    cluster_id = id_once_ready(process)
     assert len(owned_processes(cluster_id)) > 4
     process.send_signal(number)
     _, err = process.communicate(timeout=READY_S)
