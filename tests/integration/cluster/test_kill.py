@@ -1,0 +1,120 @@
+"""A worker dies: its sessions fail at once and retryably, others go on, it comes back.
+
+kill -9 of each process of a worker: the actor, its EngineCore, its Worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream2llm.client import (
+    AsyncClient,
+    AsyncSession,
+    Event,
+    SamplingParameters,
+    TokenDelta,
+)
+from stream2llm.cluster import Cluster
+from stream2llm.errors import UnavailableError
+from tests.cluster_pool import START_TIMEOUT_S, workers
+from tests.reference_engine import ReferenceEngine
+from tests.streams import Stream, collect, play, until_prefilled
+
+pytestmark = [pytest.mark.integration]
+ENDLESS = SamplingParameters(max_tokens=2000, temperature=0.0, ignore_eos=True)
+SMALL = Stream("kill", (("append", ("a",)),), {"a": 40})
+AT_ONCE_S = 15
+
+slow = pytest.mark.slow
+# One of each kind of worker in the daily test; the rest where there is more time.
+VICTIMS = [
+    pytest.param("prefill", "actor"),
+    pytest.param("prefill", "EngineCore", marks=slow),
+    pytest.param("prefill", "Worker", marks=slow),
+    pytest.param("decode", "actor", marks=slow),
+    pytest.param("decode", "EngineCore"),
+    pytest.param("decode", "Worker", marks=slow),
+]
+
+
+def process_of(cluster: Cluster, role: str, which: str) -> int:
+    """The pid of one of a worker's three processes."""
+    (worker,) = workers(cluster, role)
+    if which == "actor":
+        return worker.pids[0]
+    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in worker.pids[1:]}
+    (pid,) = [pid for pid, title in titles.items() if which.encode() in title]
+    return pid
+
+
+async def until_replaced(cluster: Cluster, role: str, incarnation: int) -> None:
+    """Waits until the controller has made the worker anew and everything is ready."""
+
+    def wait() -> None:
+        status = cluster.status()
+        while _incarnation(status, role) <= incarnation:
+            status = cluster.wait_change(status["num_events"], timeout_s=START_TIMEOUT_S)
+        cluster.wait_ready(START_TIMEOUT_S)
+
+    await asyncio.to_thread(wait)
+
+
+def _incarnation(status: dict[str, Any], role: str) -> int:
+    return max(r["incarnation"] for r in status["replicas"] if r["role"] == role)
+
+
+@pytest.mark.cluster("sensitive-1x1")
+@pytest.mark.parametrize(("role", "which"), VICTIMS)
+async def test_kill(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, role: str, which: str
+) -> None:
+    incarnation = _incarnation(cluster.status(), role)
+    pids = [pid for worker in workers(cluster, role) for pid in worker.pids]
+    streaming = client.session(prefix=SMALL.document("a"), sampling=ENDLESS)
+    async with streaming, client.session(prefix=[1, 2, 3], sampling=ENDLESS) as answering:
+        await until_prefilled(streaming, 1)
+        answer = aiter(answering.seal())
+        num_tokens = 0
+        while num_tokens < 3:
+            event = await anext(answer)
+            num_tokens += len(event.token_ids) if isinstance(event, TokenDelta) else 0
+        os.kill(process_of(cluster, role, which), signal.SIGKILL)
+        async with asyncio.timeout(AT_ONCE_S):
+            await (_streaming_fails(streaming) if role == "prefill" else _fails(answer))
+        if role == "prefill":
+            # The answer left this worker long ago and goes on.
+            assert isinstance(await anext(answer), TokenDelta)
+        else:
+            await streaming.append([4])
+            await until_prefilled(streaming, 2)
+    await until_replaced(cluster, role, incarnation)
+    assert (await play(client, SMALL)).token_ids == reference.answer(SMALL.prompt, 8)
+    assert not [pid for pid in pids if _exists(pid)]
+
+
+async def _streaming_fails(session: AsyncSession) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        await collect(session.seal())
+    _is_retryable(caught.value)
+
+
+async def _fails(answer: AsyncIterator[Event]) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        await collect(answer)
+    _is_retryable(caught.value)
+
+
+def _exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def _is_retryable(error: UnavailableError) -> None:
+    assert error.reason == "WORKER_LOST"
+    assert error.retry_after_s
