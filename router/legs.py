@@ -19,11 +19,10 @@ from router.status import WORKER_LOST
 from router.workers import Worker, WorkerPool
 from stream2llm import wire
 from stream2llm.errors import InternalError, Stream2LLMError
+from stream2llm.final_status import FinalStatus
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import TokenStep
 from stream2llm.v1 import worker_pb2 as pb
-
-_NO_REASON = "ended the session without a reason"
 
 
 class PrefillLeg:
@@ -34,6 +33,7 @@ class PrefillLeg:
         self._worker = worker
         self._lease = worker.acquire()
         self._call: Any = worker.prefill.PrefillSession()
+        self._final = FinalStatus(self._call)
         self._responses = aiter(self._call)
         self._is_done_with = False
 
@@ -56,9 +56,9 @@ class PrefillLeg:
         try:
             return await anext(self._responses)
         except StopAsyncIteration:
-            raise InternalError(f"worker {self._worker.worker_id} {_NO_REASON}") from None
+            raise self._ended_early() from None
         except grpc.aio.AioRpcError as error:
-            raise self._pool.failure(self._worker, error) from error
+            raise await self._failure(error) from error
 
     async def watch(self) -> None:
         """After the first token: returns when the worker ends the RPC, raises when it is lost.
@@ -70,16 +70,12 @@ class PrefillLeg:
             async for _ in self._responses:
                 pass
         except grpc.aio.AioRpcError as error:
-            failure = self._pool.failure(self._worker, error)
+            failure = await self._failure(error)
             if not self._is_done_with:
                 raise failure from error
 
     async def finish(self) -> None:
-        """Decode has the KV, or nobody wants it: lets the worker end the RPC.
-
-        A worker sees this half-close on no other path: an RPC that is
-        cancelled without it left its hand-over to nobody.
-        """
+        """Decode has the KV, or nobody wants it: lets the worker end the RPC in peace."""
         self._is_done_with = True
         self._lease.release()
         with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.InternalError):
@@ -94,21 +90,18 @@ class PrefillLeg:
         try:
             await self._call.write(message)
         except grpc.aio.AioRpcError as error:
-            raise self._pool.failure(self._worker, error) from error
+            raise await self._failure(error) from error
         except asyncio.InvalidStateError:  # it ended before we wrote
-            raise await self._ended() from None
+            raise await self._failure(None) from None
 
-    async def _ended(self) -> Stream2LLMError:
-        code, details = await self._call.code(), await self._call.details()
-        if code is grpc.StatusCode.OK:
-            return InternalError(f"worker {self._worker.worker_id} {_NO_REASON}")
-        initial, trailing = (
-            await self._call.initial_metadata(),
-            await self._call.trailing_metadata(),
-        )
-        return self._pool.failure(
-            self._worker, grpc.aio.AioRpcError(code, initial, trailing, details)
-        )
+    async def _failure(self, error: grpc.aio.AioRpcError | None) -> Stream2LLMError:
+        final = await self._final.of(error)
+        if final.code() is grpc.StatusCode.OK:
+            return self._ended_early()
+        return self._pool.failure(self._worker, final)
+
+    def _ended_early(self) -> InternalError:
+        return InternalError(f"worker {self._worker.worker_id} ended the session without a reason")
 
 
 class DecodeLeg:

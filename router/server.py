@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -36,7 +38,12 @@ _CANCEL_GRACE_S = 5.0
 class Router:
     """One router process. `start` once, `stop` once; knows nothing of Ray."""
 
-    def __init__(self, spec: RouterSpec, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        spec: RouterSpec,
+        clock: Clock | None = None,
+        serve_metrics: Callable[[str, int, CollectorRegistry], MetricsServer] = MetricsServer,
+    ) -> None:
         self.spec = spec
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -55,11 +62,14 @@ class Router:
         )
         self._health = health.aio.HealthServicer()
         self._server: Any = None
+        self._serve_metrics = serve_metrics
         self._metrics_server: MetricsServer | None = None
 
     async def start(self) -> RouterAddress:
         """Listens; not serving until a view with both kinds of workers comes."""
-        self._metrics_server = MetricsServer(self.spec.host, self.spec.metrics_port, self.registry)
+        self._metrics_server = self._serve_metrics(
+            self.spec.host, self.spec.metrics_port, self.registry
+        )
         try:
             port = await self._start_grpc()
         except BaseException:
@@ -98,8 +108,8 @@ class Router:
         await self._background.close(_BACKGROUND_GRACE_S)
         await self._parts.workers.close()
         self._parts.text.close()
-        if self._metrics_server is not None:
-            self._metrics_server.close()
+        if self._metrics_server is not None:  # its thread may take half a second
+            await asyncio.to_thread(self._metrics_server.close)
 
     async def _start_grpc(self) -> int:
         self._server = grpc.aio.server(options=server_options(self.spec.limits.max_message_bytes))

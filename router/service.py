@@ -11,6 +11,7 @@ import grpc
 
 import stream2llm
 from router.live_session import RouterParts
+from router.outbox import ClientGoneError
 from router.session_runner import check_model, run_session
 from router.status import abort
 from router.translate import client_events, one_shot_events, server_event
@@ -61,15 +62,17 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
     async def _run(
         self, events: AsyncIterator[ClientEvent], response_type: Any, context: Any
     ) -> None:
-        async def send(event: ServerEvent) -> None:
-            await context.write(server_event(event, response_type()))
-
+        writer = _Writer(context, response_type)
         try:
-            await run_session(self._parts, events, send)
+            await run_session(self._parts, events, writer.send)
+        except ClientGoneError:
+            return  # gRPC is about to cancel this handler
         except Stream2LLMError as error:
+            await writer.settle()
             await abort(context, error)
         except Exception:
             _logger.exception("rpc_broke")
+            await writer.settle()
             await abort(context, InternalError("internal error"))
 
     def _model_info(self) -> pb.GetModelInfoResponse:
@@ -83,6 +86,40 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
             max_message_bytes=spec.limits.max_message_bytes,
             eos_token_ids=tokenizer.files.eos_token_ids,
         )
+
+
+class _Writer:
+    """Writes to one client.
+
+    A write goes on when its session fails meanwhile: gRPC refuses to send a
+    status while a message is on its way, and the client would wait for ever.
+    """
+
+    def __init__(self, context: Any, response_type: Any) -> None:
+        self._context = context
+        self._response_type = response_type
+        self._pending: asyncio.Future[None] | None = None
+
+    async def send(self, event: ServerEvent) -> None:
+        """Raises ClientGoneError when nobody is there to read."""
+        message = server_event(event, self._response_type())
+        self._pending = asyncio.ensure_future(self._context.write(message))
+        self._pending.add_done_callback(_look_at)
+        try:
+            await asyncio.shield(self._pending)
+        except (grpc.aio.InternalError, grpc.aio.UsageError) as error:
+            raise ClientGoneError from error
+
+    async def settle(self) -> None:
+        """Returns when nothing is being written. The session holds nothing any more."""
+        if self._pending is not None:
+            await asyncio.wait({self._pending})
+
+
+def _look_at(write: asyncio.Future[None]) -> None:
+    # Else asyncio complains about a failure that nobody waited for.
+    if not write.cancelled():
+        write.exception()
 
 
 async def _worker_info(worker: Worker) -> pb.WorkerInfo:

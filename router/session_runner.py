@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Iterator
 from router.context import ContextLog
 from router.legs import PrefillLeg
 from router.live_session import LiveSession, RouterParts
-from router.outbox import Send
+from router.outbox import ClientGoneError, Send
 from router.session_input import EventReader, SessionInput, limits_of
 from router.session_output import SessionOutput
 from router.types import Accepted, ClientEvent, OpenEvent
@@ -38,15 +38,20 @@ MAX_SESSION_ID_CHARS = 256
 
 
 async def run_session(parts: RouterParts, events: AsyncIterator[ClientEvent], send: Send) -> None:
-    """Serves one session; raises the one error that its client gets."""
+    """Serves one session; raises the one error that its client gets.
+
+    Raises ClientGoneError or CancelledError when there is no client any more.
+    """
     live = LiveSession(parts, parts.sessions.admit())
     try:
         await _limited(live, events, send)
     except asyncio.CancelledError:
-        live.end(Event.CANCEL, "cancelled")
-        _logger.info("session_cancelled session_id=%s", live.session_id)
+        _cancelled(live)
         raise
     except Exception as raised:
+        if any(isinstance(leaf, ClientGoneError) for leaf in _leaves(raised)):
+            _cancelled(live)
+            raise ClientGoneError from raised
         error = _the_error(raised, live.session_id)
         live.end(Event.FAIL, error.status_name.lower())
         _logger.info(
@@ -55,6 +60,11 @@ async def run_session(parts: RouterParts, events: AsyncIterator[ClientEvent], se
         )
         raise error from raised
     live.end(Event.FINISH, "ok")
+
+
+def _cancelled(live: LiveSession) -> None:
+    live.end(Event.CANCEL, "cancelled")
+    _logger.info("session_cancelled session_id=%s", live.session_id)
 
 
 async def _limited(live: LiveSession, events: AsyncIterator[ClientEvent], send: Send) -> None:

@@ -77,7 +77,7 @@ class ModelTokenizer:
 
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         """The conversation as the model wants it, ready for its answer."""
-        self._check_chat(messages)
+        self.check_chat(messages)
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return str(
@@ -90,7 +90,8 @@ class ModelTokenizer:
                 field="chat.messages",
             ) from error
 
-    def _check_chat(self, messages: Sequence[ChatMessage]) -> None:
+    def check_chat(self, messages: Sequence[ChatMessage]) -> None:
+        """Raises unless these can be messages for this model."""
         if not self.has_chat_template:
             raise UnsupportedError(
                 "this model has no chat template; use a plain template",
@@ -115,6 +116,7 @@ def split_chat(
     tokenizer: ModelTokenizer, messages: Sequence[ChatMessage], slot: str
 ) -> tuple[str, str]:
     """What the template writes before and behind the one context slot."""
+    tokenizer.check_chat(messages)
     _check_one_slot(messages, slot)
     marker = _unused_marker(messages)
     marked = [ChatMessage(m.role, m.content.replace(slot, marker)) for m in messages]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -32,6 +33,10 @@ from stream2llm.prefix import Tokens
 from stream2llm.v1 import inference_pb2 as pb
 
 DEFAULT_CONTEXT_SLOT = "{{context}}"
+# grpc.aio ends the iteration over a cancelled RPC's requests a moment before it
+# cancels the handler. Without a pause a client that goes away would look like
+# one that closes its half, and its session like a failed one.
+_CANCEL_SETTLES_S = 0.2
 
 
 # -- what clients send ------------------------------------------------------------
@@ -41,6 +46,7 @@ async def client_events(requests: AsyncIterator[Any]) -> AsyncIterator[ClientEve
     """The events of a StreamGenerate RPC."""
     async for request in requests:
         yield client_event(request)
+    await asyncio.sleep(_CANCEL_SETTLES_S)
 
 
 async def one_shot_events(request: pb.GenerateRequest) -> AsyncIterator[ClientEvent]:

@@ -1,0 +1,296 @@
+"""Workers without engines: real gRPC servers, a deterministic answer, no sleeps.
+
+A test steers them with events (clear one to hold something back), reads what
+they saw, and plugs in failures. They check the protocol they are spoken to in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from stream2llm.errors import Stream2LLMError
+from stream2llm.grpc_options import server_options
+from stream2llm.prefix import common_prefix_len
+from stream2llm.rpc_status import to_status
+from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.worker_spec import Role, WorkerAddress
+from tests.tiny_model import EOS
+
+MAX_MODEL_LEN = 1000
+NUM_BLOCKS = 100
+
+
+@dataclass
+class Brain:
+    """The model of a ring: scripted, or a function of the whole sequence."""
+
+    script: list[int] | None = None
+    vocab_size: int = 290
+
+    def token(self, sequence: list[int], index: int) -> int:
+        """The answer's token `index`; `sequence` is everything before it."""
+        if self.script is not None:
+            return self.script[index] if index < len(self.script) else EOS
+        mixed = 0
+        for token_id in sequence:
+            mixed = (mixed * 31 + token_id + 7) % 1_000_003
+        return 3 + mixed % (self.vocab_size - 3)
+
+    def answer(self, prompt: list[int], num_tokens: int) -> list[int]:
+        sequence = list(prompt)
+        for index in range(num_tokens):
+            sequence.append(self.token(sequence, index))
+        return sequence[len(prompt) :]
+
+    def step(self, sequence: list[int], index: int, sampling: Any) -> worker_pb2.TokenStep:
+        """One token as a worker reports it."""
+        token_id = self.token(sequence, index)
+        step = worker_pb2.TokenStep(token_ids=[token_id])
+        if sampling.HasField("logprobs"):
+            step.logprobs.add(sampled=pb.Logprob(token_id=token_id, logprob=-0.5, rank=1))
+        ends = token_id == EOS and not sampling.ignore_eos
+        if ends or token_id in sampling.stop_token_ids:
+            step.finish_reason = pb.FINISH_REASON_STOP_TOKEN
+            step.stop_token_id = token_id
+        return step
+
+
+def _open_gate() -> asyncio.Event:
+    gate = asyncio.Event()
+    gate.set()
+    return gate
+
+
+@dataclass
+class PrefillRecord:
+    """What one PrefillSession saw."""
+
+    open: Any = None
+    sequence: list[int] = field(default_factory=list)
+    splices: list[Any] = field(default_factory=list)
+    hand_over: bool | None = None
+    spliced: asyncio.Event = field(default_factory=asyncio.Event)
+    sealed: asyncio.Event = field(default_factory=asyncio.Event)
+    # gRPC also ends the requests of a cancelled RPC, so only `ended` is sure.
+    half_closed: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    computed: int = 0
+    invalidated: int = 0
+
+
+class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
+    """Computes everything at once, but for what the test holds back."""
+
+    def __init__(self, brain: Brain) -> None:
+        self.brain = brain
+        self.records: list[PrefillRecord] = []
+        self.session_came = asyncio.Event()
+        self.may_compute = _open_gate()
+        self.may_sample = _open_gate()
+        # Raised at "open", "splice", "seal" or "first_token"; once the key matches.
+        self.failures: dict[str, Stream2LLMError | Exception] = {}
+
+    async def PrefillSession(  # noqa: N802
+        self, request_iterator: AsyncIterator[Any], context: Any
+    ) -> AsyncIterator[Any]:
+        record = PrefillRecord()
+        self.records.append(record)
+        self.session_came.set()
+        try:
+            async for request in request_iterator:
+                async for response in self._on_request(record, request, context):
+                    yield response
+            record.half_closed.set()
+        finally:
+            record.ended.set()
+
+    async def _on_request(
+        self, record: PrefillRecord, request: Any, context: Any
+    ) -> AsyncIterator[Any]:
+        event = request.WhichOneof("event")
+        await self._maybe_fail(event, context)
+        if event == "open":
+            assert record.open is None
+            record.open = request.open
+            return
+        splice = request.splice if event == "splice" else request.seal.splice
+        self._apply(record, splice)
+        await self.may_compute.wait()
+        uncomputed = self._compute(record, is_sealed=event == "seal")
+        if event == "splice":
+            yield worker_pb2.PrefillSessionResponse(progress=self._progress(record))
+            return
+        record.hand_over = request.seal.hand_over
+        record.sealed.set()
+        await self.may_sample.wait()
+        await self._maybe_fail("first_token", context)
+        yield self._first_token(record, uncomputed)
+
+    async def _maybe_fail(self, event: str, context: Any) -> None:
+        failure = self.failures.get(event)
+        if isinstance(failure, Stream2LLMError):
+            await context.abort_with_status(to_status(failure))
+        elif failure is not None:
+            raise failure
+
+    def _apply(self, record: PrefillRecord, splice: Any) -> None:
+        assert record.open is not None
+        assert splice.revision == len(record.splices) + 1
+        assert splice.keep_tokens <= len(record.sequence)
+        record.invalidated += max(
+            min(record.computed, len(record.sequence)) - splice.keep_tokens, 0
+        )
+        record.computed = min(record.computed, splice.keep_tokens)
+        record.sequence[splice.keep_tokens :] = splice.token_ids
+        record.splices.append(splice)
+        record.spliced.set()
+
+    def _compute(self, record: PrefillRecord, *, is_sealed: bool) -> int:
+        target = len(record.sequence) - (0 if is_sealed else 1)
+        uncomputed = max(target - record.computed, 0)
+        record.computed += uncomputed
+        return uncomputed
+
+    def _progress(self, record: PrefillRecord) -> Any:
+        return worker_pb2.PrefillProgress(
+            revision=len(record.splices),
+            known_tokens=len(record.sequence),
+            prefilled_tokens=record.computed,
+            computed_tokens=record.computed + record.invalidated,
+            invalidated_tokens=record.invalidated,
+        )
+
+    def _first_token(self, record: PrefillRecord, uncomputed: int) -> Any:
+        step = self.brain.step(record.sequence, 0, record.open.sampling)
+        first = worker_pb2.FirstToken(
+            step=step, progress=self._progress(record), uncomputed_at_seal_tokens=uncomputed
+        )
+        if record.hand_over and not step.finish_reason:
+            first.handover.kv_transfer_params_json = f'{{"session":"{record.open.session_id}"}}'
+            first.handover.num_blocks = 3
+        return worker_pb2.PrefillSessionResponse(first_token=first)
+
+
+class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
+    """One token a step, as many as the test lets through."""
+
+    def __init__(self, brain: Brain) -> None:
+        self.brain = brain
+        self.requests: list[Any] = []
+        self.released: list[Any] = []
+        self.called = asyncio.Event()
+        self.release_called = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.may_accept = _open_gate()
+        self.may_step = _open_gate()
+        # After so many steps `may_step` is cleared.
+        self.hold_after_steps: int | None = None
+        self.rejection: Stream2LLMError | None = None
+        self.release_failure: Stream2LLMError | None = None
+        self.ends_without_reason = False
+        self.tokens_per_step = 1
+
+    async def Decode(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        self.requests.append(request)
+        self.called.set()
+        try:
+            await self.may_accept.wait()
+            if self.rejection is not None:
+                await context.abort_with_status(to_status(self.rejection))
+            await context.send_initial_metadata(())
+            async for step in self._steps(request):
+                yield worker_pb2.DecodeResponse(step=step)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def _steps(self, request: Any) -> AsyncIterator[Any]:
+        sequence, sampling = list(request.prompt_token_ids), request.sampling
+        index, num_steps = 1, 0
+        while not self.ends_without_reason:
+            if num_steps == self.hold_after_steps:
+                self.may_step.clear()
+            await self.may_step.wait()
+            merged = worker_pb2.TokenStep()
+            while len(merged.token_ids) < self.tokens_per_step and not merged.finish_reason:
+                step = self.brain.step(sequence, index, sampling)
+                sequence.extend(step.token_ids)
+                index += 1
+                if index == sampling.max_tokens and not step.finish_reason:
+                    step.finish_reason = pb.FINISH_REASON_LENGTH
+                merged.MergeFrom(step)
+            yield merged
+            num_steps += 1
+            if merged.finish_reason:
+                return
+
+    async def ReleaseHandover(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.released.append(request)
+        self.release_called.set()
+        if self.release_failure is not None:
+            await context.abort_with_status(to_status(self.release_failure))
+        return worker_pb2.ReleaseHandoverResponse()
+
+
+class FakeStatus(worker_pb2_grpc.WorkerServiceServicer):
+    def __init__(self, worker: FakeWorker) -> None:
+        self._worker = worker
+
+    async def GetWorkerStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
+        info = pb.WorkerInfo(
+            worker_id=self._worker.worker_id,
+            role=self._worker.role,
+            ready=True,
+            num_sessions=1,
+            num_kv_blocks=NUM_BLOCKS,
+            num_kv_blocks_held=7,
+            block_size=16,
+        )
+        return worker_pb2.GetWorkerStatusResponse(worker=info)
+
+
+class FakeWorker:
+    """One worker process; `kill` takes its server away in the middle of everything."""
+
+    def __init__(self, worker_id: str, role: Role, brain: Brain) -> None:
+        self.worker_id = worker_id
+        self.role = role
+        self.prefill = FakePrefill(brain)
+        self.decode = FakeDecode(brain)
+        self._server: Any = None
+        self.address: WorkerAddress
+
+    async def start(self, port: int = 0, pid: int = 1) -> WorkerAddress:
+        self._server = grpc.aio.server(options=server_options(1 << 24))
+        if self.role == "prefill":
+            worker_pb2_grpc.add_PrefillServiceServicer_to_server(self.prefill, self._server)
+        else:
+            worker_pb2_grpc.add_DecodeServiceServicer_to_server(self.decode, self._server)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(FakeStatus(self), self._server)
+        port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        await self._server.start()
+        self.address = WorkerAddress(
+            worker_id=self.worker_id,
+            role=self.role,
+            grpc_address=f"127.0.0.1:{port}",
+            metrics_address="127.0.0.1:1",
+            pids=(pid,),
+            max_model_len=MAX_MODEL_LEN,
+            num_kv_blocks=NUM_BLOCKS,
+            block_size=16,
+        )
+        return self.address
+
+    async def kill(self) -> None:
+        await self._server.stop(None)
+
+
+def kept_tokens(old: list[int], new: list[int]) -> int:
+    """For tests that predict a splice."""
+    return common_prefix_len(old, new)

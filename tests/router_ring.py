@@ -1,0 +1,236 @@
+"""A real router between a real client stub and fake workers, all in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from router.server import Router
+from router.types import RouterSpec
+from stream2llm.config import RouterLimits
+from stream2llm.final_status import FinalStatus
+from stream2llm.grpc_options import channel_options
+from stream2llm.metrics_http import MetricsServer
+from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.v1 import inference_pb2_grpc
+from stream2llm.worker_spec import ClusterView
+from tests.fake_workers import (
+    MAX_MODEL_LEN,
+    Brain,
+    FakeDecode,
+    FakePrefill,
+    FakeWorker,
+    PrefillRecord,
+)
+
+TIMEOUT_S = 5.0
+
+
+async def soon(awaitable: Any) -> Any:
+    """What must happen without anybody sleeping for it."""
+    async with asyncio.timeout(TIMEOUT_S):
+        return await awaitable
+
+
+class Conversation:
+    """One StreamGenerate RPC, event by event."""
+
+    def __init__(self, stub: Any) -> None:
+        self.call = stub.StreamGenerate()
+        self._final = FinalStatus(self.call)
+        self._sequence = 0
+
+    async def send(self, **event: Any) -> None:
+        self._sequence += 1
+        request = pb.StreamGenerateRequest(sequence=self._sequence, **event)
+        await soon(self.call.write(request))
+
+    async def open(self, prefix: str = "", suffix: str = "", **fields: Any) -> None:
+        plain = pb.PlainTemplate(prefix=pb.Content(text=prefix), suffix=pb.Content(text=suffix))
+        await self.send(open=pb.OpenSession(plain=plain, **fields))
+
+    async def append(self, *documents: Any) -> None:
+        await self.send(append=pb.AppendContext(documents=map(as_document, documents)))
+
+    async def update(self, *documents: Any) -> None:
+        await self.send(update=pb.UpdateContext(documents=map(as_document, documents)))
+
+    async def seal(self, **fields: Any) -> None:
+        await self.send(seal=pb.SealContext(**fields))
+
+    async def close_half(self) -> None:
+        await soon(self.call.done_writing())
+
+    async def next(self, kind: str | None = None) -> Any:
+        """The next event, or the next of one kind."""
+        while True:
+            message = await soon(self.call.read())
+            assert message is not grpc.aio.EOF, "the answer ended"
+            name = message.WhichOneof("event")
+            if kind in (None, name):
+                return getattr(message, name)
+
+    async def rest(self) -> list[Any]:
+        """Every message up to the end of the RPC."""
+        messages = []
+        while (message := await soon(self.call.read())) is not grpc.aio.EOF:
+            messages.append(message)
+        return messages
+
+    async def answer(self) -> Answered:
+        return Answered.of(await self.rest())
+
+    async def failure(self) -> grpc.aio.AioRpcError:
+        try:
+            messages = await self.rest()
+        except grpc.aio.AioRpcError as error:
+            return await self._final.of(error)
+        raise AssertionError(f"the session did not fail: {messages}")
+
+
+@dataclass
+class Answered:
+    """An answer as a client puts it together."""
+
+    text: str
+    token_ids: list[int]
+    deltas: list[Any]
+    finished: Any
+
+    @classmethod
+    def of(cls, messages: list[Any]) -> Answered:
+        assert messages[-1].WhichOneof("event") == "finished"
+        deltas = [m.delta for m in messages if m.WhichOneof("event") == "delta"]
+        return cls(
+            "".join(delta.text for delta in deltas),
+            [token_id for delta in deltas for token_id in delta.token_ids],
+            deltas,
+            messages[-1].finished,
+        )
+
+
+def as_document(document: Any) -> Any:
+    """A (id, text) pair, a bare text, or a Document."""
+    if isinstance(document, pb.Document):
+        return document
+    document_id, text = document if isinstance(document, tuple) else ("", document)
+    return pb.Document(id=document_id, text=text)
+
+
+def named(document_id: str) -> Any:
+    """A document sent before, by id alone."""
+    return pb.Document(id=document_id)
+
+
+class Ring:
+    """The router, its workers, and a client's stub."""
+
+    def __init__(
+        self, router: Router, address: Any, brain: Brain, workers: list[FakeWorker]
+    ) -> None:
+        self.router = router
+        self.address = address
+        self.brain = brain
+        self.workers = workers
+        self.version = 0
+        # Large on the client's side: it is the server's limit that is tested.
+        options = channel_options(1 << 26)
+        self.channel = grpc.aio.insecure_channel(address.grpc_address, options=options)
+        self.stub = inference_pb2_grpc.StreamingInferenceServiceStub(self.channel)
+
+    @property
+    def prefill(self) -> FakePrefill:
+        return self.worker("prefill").prefill
+
+    @property
+    def decode(self) -> FakeDecode:
+        return self.worker("decode").decode
+
+    @property
+    def record(self) -> PrefillRecord:
+        return self.prefill.records[-1]
+
+    def worker(self, role: str) -> FakeWorker:
+        return next(worker for worker in self.workers if worker.role == role)
+
+    def show(self, *workers: FakeWorker) -> None:
+        """Gives the router a new view."""
+        self.version += 1
+        self.router.set_view(ClusterView(self.version, tuple(w.address for w in workers)))
+
+    def converse(self) -> Conversation:
+        return Conversation(self.stub)
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.router._parts.text.tokenizer.encode(text))
+
+    def decode_text(self, token_ids: list[int]) -> str:
+        backend = self.router._parts.text.tokenizer.backend
+        return str(backend.decode(token_ids, skip_special_tokens=True))
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.router.registry.get_sample_value(name, {"model": "tiny", **labels})
+
+    async def nothing_is_open(self) -> None:
+        """Every session has ended and every worker has got its place back."""
+        assert await self.router._parts.sessions.wait_empty(TIMEOUT_S)
+        assert all(worker.num_sessions == 0 for worker in self.router._parts.workers)
+
+
+class NoMetricsServer(MetricsServer):
+    """A real one takes half a second to stop."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
+        self.address = f"{host}:0"
+
+    def close(self) -> None:
+        pass
+
+
+@asynccontextmanager
+async def a_ring(
+    model_path: Path,
+    *,
+    num_prefill: int = 1,
+    num_decode: int = 1,
+    script: list[int] | None = None,
+    max_model_len: int = MAX_MODEL_LEN,
+    drain_timeout_s: float = 0.05,
+    serve_metrics: bool = False,
+    **limits: Any,
+) -> AsyncIterator[Ring]:
+    """Everything started, and everything gone afterwards."""
+    brain = Brain(script)
+    workers = [FakeWorker(f"prefill-{n}", "prefill", brain) for n in range(num_prefill)]
+    workers += [FakeWorker(f"decode-{n}", "decode", brain) for n in range(num_decode)]
+    spec = RouterSpec(
+        router_id="router-0",
+        host="127.0.0.1",
+        port=0,
+        metrics_port=0,
+        model_name="tiny",
+        model_path=str(model_path),
+        max_model_len=max_model_len,
+        limits=RouterLimits(**limits),
+        drain_timeout_s=drain_timeout_s,
+    )
+    router = Router(spec, serve_metrics=MetricsServer if serve_metrics else NoMetricsServer)
+    ring = Ring(router, await router.start(), brain, workers)
+    try:
+        for worker in workers:
+            await worker.start()
+        ring.show(*workers)
+        yield ring
+        await ring.nothing_is_open()
+    finally:
+        await ring.channel.close()
+        await router.stop()
+        for worker in workers:
+            await worker.kill()

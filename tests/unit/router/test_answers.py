@@ -1,0 +1,307 @@
+"""Sessions that succeed: what the client gets, and what the workers were told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream2llm.v1 import inference_pb2 as pb
+from tests.router_ring import Answered, Ring, a_ring, named, soon
+from tests.tiny_model import BOS, EOS, make_tiny_model
+
+pytestmark = pytest.mark.unit
+
+
+def greedy(**fields: Any) -> pb.SamplingParameters:
+    return pb.SamplingParameters(temperature=0, **fields)
+
+
+async def test_a_complete_prompt_is_answered(ring: Ring) -> None:
+    call = ring.stub.Generate(pb.GenerateRequest(text="hello", sampling=greedy(max_tokens=5)))
+    answered = Answered.of([message async for message in call])
+    expected = ring.brain.answer(ring.encode("hello"), 5)
+    assert answered.token_ids == expected
+    assert answered.text == ring.decode_text(expected)
+    assert answered.finished.reason == pb.FINISH_REASON_LENGTH
+    # Everything at once: nothing is computed before the seal.
+    assert len(ring.record.splices) == 1
+
+
+async def test_appends_and_updates_end_in_the_same_prompt_as_one_shot(ring: Ring) -> None:
+    session = ring.converse()
+    await session.open(prefix="the ", suffix="?", sampling=greedy(max_tokens=4))
+    await session.append(("a", "quick "), ("b", "brown "))
+    await session.update(named("b"), ("c", "fox "), named("b"))
+    await session.append("", "dog")
+    await session.seal()
+    answered = await session.answer()
+    texts = ["the ", "brown ", "fox ", "brown ", "", "dog", "?"]
+    prompt = [token_id for text in texts for token_id in ring.encode(text)]
+    assert ring.record.sequence == prompt
+    assert list(ring.decode.requests[0].prompt_token_ids) == [*prompt, answered.token_ids[0]]
+    assert answered.token_ids == ring.brain.answer(prompt, 4)
+    assert answered.finished.usage.prompt_tokens == len(prompt)
+    assert answered.finished.usage.completion_tokens == 4
+    assert answered.finished.usage.invalidated_tokens == ring.record.invalidated > 0
+
+
+async def test_the_first_token_arrives_before_decode_has_anything(ring: Ring) -> None:
+    ring.decode.may_accept.clear()
+    session = ring.converse()
+    await session.open(prefix="hello", sampling=greedy(max_tokens=3))
+    await session.seal()
+    first = await session.next("delta")
+    assert list(first.token_ids) == ring.brain.answer(ring.encode("hello"), 1)
+    await soon(ring.decode.called.wait())
+    assert not ring.record.ended.is_set()  # prefill stays until decode has the KV
+    ring.decode.may_accept.set()
+    await session.answer()
+    await soon(ring.record.half_closed.wait())
+    assert not ring.decode.released
+
+
+async def test_decode_counts_the_first_token_and_never_sees_stop_strings(ring: Ring) -> None:
+    session = ring.converse()
+    sampling = greedy(max_tokens=7, stop_strings=["never"], stop_token_ids=[5], seed=1)
+    await session.open(prefix="hello", sampling=sampling)
+    await session.seal()
+    await session.answer()
+    sent = ring.decode.requests[0].sampling
+    assert (sent.max_tokens, sent.seed, list(sent.stop_token_ids)) == (7, 1, [5])
+    assert not sent.stop_strings
+    assert not ring.record.open.sampling.stop_strings
+    assert ring.decode.requests[0].handover.num_blocks == 3
+
+
+async def test_without_max_tokens_the_model_limit_holds(make_ring: Any) -> None:
+    ring = await make_ring(max_model_len=20)
+    session = ring.converse()
+    await session.open(prefix="hello", sampling=greedy(ignore_eos=True))
+    await session.seal()
+    answered = await session.answer()
+    assert len(ring.encode("hello")) + len(answered.token_ids) == 20
+    assert answered.finished.reason == pb.FINISH_REASON_LENGTH
+
+
+async def test_one_token_needs_no_decode_and_no_hand_over(ring: Ring) -> None:
+    session = ring.converse()
+    await session.open(prefix="hello", sampling=greedy(max_tokens=1))
+    await session.seal()
+    answered = await session.answer()
+    assert answered.finished.reason == pb.FINISH_REASON_LENGTH
+    assert not answered.finished.timings.HasField("first_to_second_token")
+    assert ring.record.hand_over is False
+    assert not ring.decode.requests
+    assert not ring.decode.released
+
+
+@pytest.mark.parametrize("stops", [{}, {"stop_token_ids": [70], "ignore_eos": True}])
+async def test_a_stop_token_is_counted_but_not_shown(make_ring: Any, stops: Any) -> None:
+    last = 70 if stops else EOS
+    ring = await make_ring(script=[40, 41, last, 42])
+    session = ring.converse()
+    await session.open(prefix="hello", sampling=greedy(**stops))
+    await session.seal()
+    answered = await session.answer()
+    assert answered.token_ids == [40, 41, last]
+    assert answered.text == ring.decode_text([40, 41])
+    assert answered.finished.reason == pb.FINISH_REASON_STOP_TOKEN
+    assert answered.finished.stop_token_id == last
+    assert answered.finished.usage.completion_tokens == 3
+
+
+async def test_a_first_token_that_ends_the_answer_needs_no_decode(make_ring: Any) -> None:
+    ring = await make_ring(script=[EOS])
+    session = ring.converse()
+    await session.open(prefix="hello")
+    await session.seal()
+    answered = await session.answer()
+    assert (answered.text, answered.token_ids) == ("", [EOS])
+    assert answered.finished.reason == pb.FINISH_REASON_STOP_TOKEN
+    assert not ring.decode.requests
+    assert not ring.decode.released
+
+
+async def test_a_stop_string_may_span_the_two_workers(make_ring: Any) -> None:
+    ring = await make_ring()
+    ring.brain.script = [ring.encode(c)[0] for c in "xabcy"]
+    session = ring.converse()
+    await session.open(prefix="hello", sampling=greedy(stop_strings=["zz", "xab"]))
+    await session.seal()
+    answered = await session.answer()
+    assert answered.text == ""
+    assert answered.token_ids == ring.brain.script[:3]
+    assert answered.finished.reason == pb.FINISH_REASON_STOP_STRING
+    assert answered.finished.stop_string == "xab"
+    await ring.nothing_is_open()
+    assert not ring.decode.released  # decode had read it
+
+
+async def test_a_stop_string_in_the_first_token_releases_the_hand_over(make_ring: Any) -> None:
+    ring = await make_ring()
+    ring.brain.script = [ring.encode("the")[0], 50, 51]
+    token_text = ring.decode_text(ring.brain.script[:1])
+    session = ring.converse()
+    await session.open(
+        prefix="hello", session_id="mine", sampling=greedy(stop_strings=[token_text])
+    )
+    await session.seal()
+    answered = await session.answer()
+    assert answered.text == ""
+    assert answered.finished.stop_string == token_text
+    await soon(ring.decode.release_called.wait())
+    assert ring.decode.released[0].handover.num_blocks == 3
+    assert ring.decode.released[0].session_id == "mine"
+    assert not ring.decode.requests
+
+
+async def test_a_character_may_span_the_two_workers(make_ring: Any) -> None:
+    ring = await make_ring()
+    euro = ring.encode("€")
+    assert len(euro) == 3
+    ring.brain.script = [*euro, euro[0], EOS]
+    session = ring.converse()
+    await session.open(prefix="hello")
+    await session.seal()
+    answered = await session.answer()
+    assert answered.text == "€\ufffd"
+    assert [delta.text for delta in answered.deltas][:3] == ["", "", "€"]
+
+
+async def test_logprobs_come_with_the_tokens_text(ring: Ring) -> None:
+    session = ring.converse()
+    await session.open(prefix="hello", sampling=greedy(max_tokens=3, logprobs=0))
+    await session.seal()
+    answered = await session.answer()
+    sampled = [item.sampled for delta in answered.deltas for item in delta.logprobs]
+    assert [item.token_id for item in sampled] == answered.token_ids
+    assert [item.text for item in sampled] == [ring.decode_text([t]) for t in answered.token_ids]
+
+
+async def test_several_tokens_in_a_step_end_where_one_at_a_time_would(make_ring: Any) -> None:
+    ring = await make_ring()
+    ring.brain.script = [ring.encode(c)[0] for c in "qrstuvw"]
+    ring.decode.tokens_per_step = 3
+    session = ring.converse()
+    await session.open(prefix="hello", sampling=greedy(stop_strings=["s"]))
+    await session.seal()
+    answered = await session.answer()
+    assert answered.text == "qr"
+    assert answered.token_ids == ring.brain.script[:3]
+
+
+async def test_chat_messages_become_prefix_and_suffix(ring: Ring) -> None:
+    session = ring.converse()
+    messages = [
+        pb.ChatMessage(role="system", content="be nice"),
+        pb.ChatMessage(role="user", content="Docs: {{context}} Question?"),
+    ]
+    chat = pb.ChatTemplate(messages=messages)
+    await session.send(open=pb.OpenSession(chat=chat, sampling=greedy(max_tokens=2)))
+    await session.append("fox")
+    await session.seal()
+    await session.answer()
+    left = "<|turn|>system\nbe nice<|end|>\n<|turn|>user\nDocs: "
+    right = " Question?<|end|>\n<|turn|>assistant\n"
+    expected = [*ring.encode(left), *ring.encode("fox"), *ring.encode(right)]
+    assert ring.record.sequence == expected
+
+
+async def test_a_complete_chat_prompt(ring: Ring) -> None:
+    chat = pb.ChatPrompt(messages=[pb.ChatMessage(role="user", content="hello")])
+    call = ring.stub.Generate(pb.GenerateRequest(chat=chat, sampling=greedy(max_tokens=2)))
+    Answered.of([message async for message in call])
+    rendered = "<|turn|>user\nhello<|end|>\n<|turn|>assistant\n"
+    assert ring.record.sequence == ring.encode(rendered)
+
+
+async def test_token_ids_are_used_as_they_are(ring: Ring) -> None:
+    session = ring.converse()
+    ids = pb.TokenIds(ids=[9, 8, 511])
+    plain = pb.PlainTemplate(prefix=pb.Content(token_ids=ids))
+    await session.send(open=pb.OpenSession(plain=plain, sampling=greedy(max_tokens=2)))
+    await session.append(pb.Document(token_ids=ids))
+    await session.seal(suffix=pb.Content(token_ids=pb.TokenIds(ids=[7])))
+    await session.answer()
+    assert ring.record.sequence == [9, 8, 511, 9, 8, 511, 7]
+
+
+async def test_the_suffix_of_the_seal_replaces_the_one_of_the_open(ring: Ring) -> None:
+    session = ring.converse()
+    await session.open(prefix="the", suffix="old", sampling=greedy(max_tokens=2))
+    await session.seal(suffix=pb.Content(text="new"))
+    await session.answer()
+    assert ring.record.sequence == [*ring.encode("the"), *ring.encode("new")]
+
+
+async def test_bos_is_put_before_a_text_prefix_only(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "bos", with_bos=True)
+    async with a_ring(model) as ring:
+        for prefix, expected in (
+            (pb.Content(text="the"), [BOS, *ring.encode("the")]),
+            (pb.Content(token_ids=pb.TokenIds(ids=[9])), [9]),
+        ):
+            session = ring.converse()
+            plain = pb.PlainTemplate(prefix=prefix)
+            await session.send(open=pb.OpenSession(plain=plain, sampling=greedy(max_tokens=2)))
+            await session.append("fox")
+            await session.seal()
+            await session.answer()
+            assert ring.record.sequence == [*expected, *ring.encode("fox")]
+
+
+async def test_progress_tells_what_is_received_and_prefilled(ring: Ring) -> None:
+    session = ring.converse()
+    await session.open(prefix="hello ", session_id="mine")
+    accepted = await session.next("accepted")
+    assert (accepted.session_id, accepted.model) == ("mine", "tiny")
+    assert accepted.credit_tokens == ring.router.spec.limits.credit_window_tokens
+    await session.append("world, what is this?")
+    received = len(ring.encode("hello ")) + len(ring.encode("world, what is this?"))
+    while (progress := await session.next("progress")).prefilled_tokens < received - 1:
+        pass
+    assert (progress.last_sequence, progress.received_tokens) == (2, received)
+    assert progress.computed_tokens == received - 1
+    await session.seal()
+    answered = await session.answer()
+    assert answered.finished.usage.uncomputed_at_seal_tokens == 1
+    timings = answered.finished.timings
+    assert timings.total.ToNanoseconds() >= timings.ttft_from_open.ToNanoseconds()
+    assert timings.ttft_from_open.ToNanoseconds() >= timings.ttft_from_seal.ToNanoseconds() > 0
+
+
+async def test_an_event_that_changes_nothing_is_still_confirmed(ring: Ring) -> None:
+    session = ring.converse()
+    await session.open(prefix="hello")
+    await session.append("")
+    await session.update()
+    while (await session.next("progress")).last_sequence < 3:
+        pass
+    assert len(ring.record.splices) == 1
+    session.call.cancel()
+
+
+async def test_the_suffix_reaches_prefill_at_the_seal_and_no_earlier(ring: Ring) -> None:
+    session = ring.converse()
+    await session.open(prefix="the", suffix=" question", sampling=greedy(max_tokens=2))
+    await session.append("fox")
+    await session.seal()
+    await session.answer()
+    *early, last = ring.record.splices
+    sent_early = [token_id for splice in early for token_id in splice.token_ids]
+    assert sent_early == [*ring.encode("the"), *ring.encode("fox")]
+    assert list(last.token_ids) == ring.encode(" question")
+
+
+async def test_two_prefill_workers_share_the_sessions(make_ring: Any) -> None:
+    ring = await make_ring(num_prefill=2)
+    sessions = [ring.converse() for _ in range(4)]
+    for session in sessions:
+        await session.open(prefix="hello")
+        await session.next("accepted")
+    prefills = [worker.prefill for worker in ring.workers if worker.role == "prefill"]
+    assert [len(prefill.records) for prefill in prefills] == [2, 2]
+    for session in sessions:
+        session.call.cancel()

@@ -1,0 +1,142 @@
+"""A client that goes away, at every moment: both worker RPCs end, KV is released."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.router_ring import Conversation, Ring, soon
+
+pytestmark = pytest.mark.unit
+
+Moment = Callable[[Ring, Conversation], Awaitable[None]]
+
+
+async def before_the_open(ring: Ring, session: Conversation) -> None:
+    await soon(session.call.wait_for_connection())
+
+
+async def before_the_first_document(ring: Ring, session: Conversation) -> None:
+    await session.open("hello")
+    await session.next("accepted")
+    await soon(ring.prefill.session_came.wait())
+
+
+async def in_mid_prefill(ring: Ring, session: Conversation) -> None:
+    ring.prefill.may_compute.clear()
+    await session.open("hello")
+    await session.append("fox")
+    await soon(ring.prefill.session_came.wait())
+    await soon(ring.record.spliced.wait())
+
+
+async def after_the_seal(ring: Ring, session: Conversation) -> None:
+    ring.prefill.may_sample.clear()
+    await session.open("hello")
+    await session.seal()
+    await soon(ring.prefill.session_came.wait())
+    await soon(ring.record.sealed.wait())
+
+
+async def between_prefill_and_decode(ring: Ring, session: Conversation) -> None:
+    ring.decode.may_accept.clear()
+    await session.open("hello")
+    await session.seal()
+    await session.next("delta")
+    await soon(ring.decode.called.wait())
+
+
+async def while_decode_reads_the_kv(ring: Ring, session: Conversation) -> None:
+    ring.decode.hold_after_steps = 0
+    await session.open("hello")
+    await session.seal()
+    await session.next("delta")
+    await soon(ring.decode.called.wait())
+
+
+async def in_mid_decode(ring: Ring, session: Conversation) -> None:
+    ring.decode.hold_after_steps = 2
+    await session.open("hello")
+    await session.seal()
+    for _ in range(3):
+        await session.next("delta")
+
+
+MOMENTS: list[Moment] = [
+    before_the_open,
+    before_the_first_document,
+    in_mid_prefill,
+    after_the_seal,
+    between_prefill_and_decode,
+    while_decode_reads_the_kv,
+    in_mid_decode,
+]
+
+
+@pytest.mark.parametrize("how", ["cancel", "close the channel"])
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
+async def test_everything_ends_when_the_client_goes(ring: Ring, moment: Moment, how: str) -> None:
+    session = ring.converse()
+    await moment(ring, session)
+    if how == "cancel":
+        session.call.cancel()
+    else:
+        await ring.channel.close()
+    await ring.nothing_is_open()
+    for record in ring.prefill.records:
+        await soon(record.ended.wait())
+    if ring.decode.requests:
+        await soon(ring.decode.cancelled.wait())
+    if moment is not before_the_open:  # it may go before the router has seen it
+        assert ring.metric("stream2llm_sessions_total", outcome="cancelled") == 1
+
+
+async def test_a_hand_over_that_decode_has_not_accepted_is_released(ring: Ring) -> None:
+    session = ring.converse()
+    await between_prefill_and_decode(ring, session)
+    session.call.cancel()
+    await soon(ring.decode.release_called.wait())
+    assert len(ring.decode.released) == 1
+
+
+@pytest.mark.parametrize("moment", [in_mid_decode])
+async def test_a_hand_over_that_decode_has_read_is_not(ring: Ring, moment: Moment) -> None:
+    session = ring.converse()
+    await moment(ring, session)
+    session.call.cancel()
+    await soon(ring.decode.cancelled.wait())
+    await ring.nothing_is_open()
+    assert not ring.decode.released
+
+
+async def test_a_release_is_tried_at_another_decode_worker(make_ring: Any) -> None:
+    from stream2llm.errors import InternalError
+
+    ring = await make_ring(num_decode=2)
+    first, second = (w.decode for w in ring.workers if w.role == "decode")
+    first.release_failure = InternalError("no")
+    first.may_accept.clear()
+    session = ring.converse()
+    await session.open("hello")
+    await session.seal()
+    await soon(first.called.wait())
+    session.call.cancel()
+    await soon(second.release_called.wait())
+    assert len(first.released) <= 1
+
+
+async def test_other_sessions_go_on(ring: Ring) -> None:
+    ring.decode.hold_after_steps = 1
+    stays, goes = ring.converse(), ring.converse()
+    for session in (stays, goes):
+        await session.open("hello")
+        await session.seal()
+        await session.next("delta")
+    goes.call.cancel()
+    await soon(ring.decode.cancelled.wait())
+    ring.decode.hold_after_steps = None
+    ring.decode.may_step.set()
+    stays_text = await stays.answer()
+    assert stays_text.finished.usage.completion_tokens > 1
