@@ -39,10 +39,14 @@ class Outbox:
         await self._queue.put(event)
 
     def put_progress(self, figures: ProgressFigures) -> None:
-        """Shows the newest figures as soon as the client takes them."""
-        if self._progress is None and not self._queue.full():
+        """Shows the newest figures when their turn comes.
+
+        A full queue is full of the answer, which no longer cares: dropped.
+        """
+        if self._progress is None:
+            if self._queue.full():
+                return
             self._queue.put_nowait(_PROGRESS)
-        # With a full queue they go out ahead of its next event.
         self._progress = figures
 
     async def close(self) -> None:
@@ -53,10 +57,11 @@ class Outbox:
         """Writes until `close`."""
         while True:
             entry = await self._queue.get()
-            progress, self._progress = self._progress, None
-            if progress is not None:
-                await send(progress)
             if entry is _CLOSED:
                 return
-            if not isinstance(entry, _Mark):
+            if isinstance(entry, _Mark):
+                figures, self._progress = self._progress, None
+                assert figures is not None, "a mark stands for figures"
+                await send(figures)
+            else:
                 await send(entry)

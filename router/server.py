@@ -105,6 +105,7 @@ class Router:
             await self._server.stop(None)
         # Cancelled sessions still have to end their worker RPCs and release hand-overs.
         await self._parts.sessions.wait_empty(_CANCEL_GRACE_S)
+        self._parts.workers.stop_probes()
         await self._background.close(_BACKGROUND_GRACE_S)
         await self._parts.workers.close()
         self._parts.text.close()

@@ -37,6 +37,8 @@ class Worker:
         self.address = address
         self.is_suspect = False
         self.num_sessions = 0
+        # Runs while the worker is suspect.
+        self.probe: asyncio.Task[None] | None = None
         self.idle = asyncio.Event()
         self.idle.set()
         self.channel = grpc.aio.insecure_channel(
@@ -59,6 +61,11 @@ class Worker:
     def view(self) -> WorkerView:
         """What placement needs to know."""
         return WorkerView(self.worker_id, self.address.role, not self.is_suspect, self.num_sessions)
+
+    def stop_probe(self) -> None:
+        """Nobody wants to know any more whether it answers."""
+        if self.probe is not None:
+            self.probe.cancel()
 
     def is_same_process(self, address: WorkerAddress) -> bool:
         """Whether an address of a newer view still means this one."""
@@ -129,6 +136,11 @@ class WorkerPool:
         """Has KV freed that nobody will read. Returns at once; the work goes on by itself."""
         self._background.start(self._release_handover(request), "release-handover")
 
+    def stop_probes(self) -> None:
+        """The router is ending: which suspect answers again is of no interest."""
+        for worker in self._workers.values():
+            worker.stop_probe()
+
     async def close(self) -> None:
         """Closes every channel; RPCs that still run on them end."""
         workers, self._workers = list(self._workers.values()), {}
@@ -137,7 +149,7 @@ class WorkerPool:
 
     def _retire(self, worker: Worker) -> None:
         del self._workers[worker.worker_id]
-        worker.is_suspect = False  # ends its probe
+        worker.stop_probe()
         self._background.start(_close_when_idle(worker), f"retire-{worker.worker_id}")
 
     def _suspect(self, worker: Worker) -> None:
@@ -145,7 +157,7 @@ class WorkerPool:
             return
         _logger.warning("worker_suspect worker_id=%s", worker.worker_id)
         worker.is_suspect = True
-        self._background.start(self._probe(worker), f"probe-{worker.worker_id}")
+        worker.probe = self._background.start(self._probe(worker), f"probe-{worker.worker_id}")
 
     async def _probe(self, worker: Worker) -> None:
         while worker.is_suspect:

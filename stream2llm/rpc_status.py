@@ -75,12 +75,9 @@ def from_rpc_error(error: Any) -> Stream2LLMError | None:
     kind = ERRORS_BY_STATUS.get(error.code().name)
     if kind is None:
         return None
-    return kind(
-        error.details() or "",
-        reason=info.reason or None,
-        field=_field_of(rich),
-        retry_after_s=_retry_after_s(rich),
-    )
+    ours = kind(error.details() or "", reason=info.reason or None, field=_field_of(rich))
+    ours.retry_after_s = _retry_after_s(rich)  # what it says, not the class's default
+    return ours
 
 
 def _rich_status(trailers: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stream2llm.errors import InternalError
 from tests.router_ring import Conversation, Ring, soon
 
 pytestmark = pytest.mark.unit
@@ -112,8 +113,6 @@ async def test_a_hand_over_that_decode_has_read_is_not(ring: Ring, moment: Momen
 
 
 async def test_a_release_is_tried_at_another_decode_worker(make_ring: Any) -> None:
-    from stream2llm.errors import InternalError
-
     ring = await make_ring(num_decode=2)
     first, second = (w.decode for w in ring.workers if w.role == "decode")
     first.release_failure = InternalError("no")

@@ -1,0 +1,123 @@
+"""Invariants of the way from token ids to text.
+
+1. The pieces put together are what decoding all ids at once gives.
+2. A stop string is found where searching the whole text one character at a time
+   finds it, wherever the pieces are cut; nothing of it is shown, nothing before it lost.
+3. Without a stop string nothing is lost; held back is only what may become one.
+4. How an engine groups tokens into steps changes neither text nor ending.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from router.answer import Answer
+from router.detokenizer import (
+    ByteLevelDetokenizer,
+    Detokenizer,
+    StreamDetokenizer,
+    detokenizer_factory,
+)
+from router.stop_strings import StopStringMatcher
+from stream2llm.model_store import is_ready, model_dir
+from stream2llm.token_step import TokenStep
+from tests.tiny_model import tiny_tokenizer
+
+pytestmark = pytest.mark.property
+
+TINY = tiny_tokenizer()
+MAKE = detokenizer_factory(TINY)
+SMOLLM2 = "smollm2-135m-instruct"
+IDS = st.lists(st.integers(0, 310), max_size=40)
+
+
+def pieces_of(make: Callable[[], Detokenizer], ids: list[int]) -> str:
+    detokenizer = make()
+    return "".join([*map(detokenizer.push, ids), detokenizer.flush()])
+
+
+@given(IDS)
+def test_pieces_are_the_whole(ids: list[int]) -> None:
+    assert pieces_of(MAKE, ids) == TINY.decode(ids, skip_special_tokens=True)
+
+
+@given(st.text())
+def test_text_survives_encoding_and_pieces(text: str) -> None:
+    assert pieces_of(MAKE, TINY.encode(text).ids) == text
+
+
+@given(IDS)
+def test_other_vocabularies_stream_too(ids: list[int]) -> None:
+    detokenizer = StreamDetokenizer(TINY)
+    pieces = "".join([*map(detokenizer.push, ids), detokenizer.flush()])
+    assert pieces == TINY.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.skipif(not is_ready(SMOLLM2), reason=f"{SMOLLM2} is not in the cache: make model")
+def test_pieces_are_the_whole_for_the_default_model() -> None:
+    tokenizer = Tokenizer.from_file(str(model_dir(SMOLLM2) / "tokenizer.json"))
+    make = detokenizer_factory(tokenizer)
+    assert isinstance(make(), ByteLevelDetokenizer)
+    seeded = random.Random(7)
+    for _ in range(300):
+        ids = [seeded.randrange(tokenizer.get_vocab_size() + 5) for _ in range(50)]
+        assert pieces_of(make, ids) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+STOPS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+def first_match(text: str, stops: list[str]) -> tuple[str, str | None]:
+    """Invariant 2, the slow way."""
+    for end in range(1, len(text) + 1):
+        complete = [stop for stop in stops if text[:end].endswith(stop)]
+        if complete:
+            longest = max(complete, key=len)
+            return text[: end - len(longest)], longest
+    return text, None
+
+
+@given(st.lists(st.text("abc", max_size=4), max_size=12), STOPS)
+def test_stop_strings_are_found_wherever_the_text_is_cut(
+    pieces: list[str], stops: list[str]
+) -> None:
+    matcher, shown = StopStringMatcher(stops), ""
+    for number, piece in enumerate(pieces, start=1):
+        matched = matcher.push(piece)
+        shown += matched.text
+        if matched.stop_string:
+            break
+        held = "".join(pieces[:number])[len(shown) :]
+        assert any(stop.startswith(held) for stop in stops)
+    else:
+        shown, matched = shown + matcher.flush(), None  # type: ignore[assignment]
+    found = matched.stop_string if matched else None
+    assert (shown, found) == first_match("".join(pieces), stops)
+
+
+@given(IDS, st.lists(st.integers(1, 5), min_size=40, max_size=40), STOPS, st.integers(1, 45))
+def test_steps_do_not_matter(
+    ids: list[int], sizes: list[int], stops: list[str], max_tokens: int
+) -> None:
+    def run(groups: list[list[int]]) -> Any:
+        answer = Answer(MAKE(), tuple(stops), max_tokens, str)
+        text, token_ids = "", []
+        for group in groups:
+            taken = answer.take(TokenStep(tuple(group)))
+            text, token_ids = text + taken.delta.text, [*token_ids, *taken.delta.token_ids]
+            if taken.ending:
+                return text, token_ids, taken.ending, answer.num_tokens
+        return text, token_ids, None, answer.num_tokens
+
+    groups, rest = [], ids
+    for size in sizes:
+        groups.append(rest[:size])
+        rest = rest[size:]
+    assert run(groups) == run([[token_id] for token_id in ids])

@@ -1,0 +1,269 @@
+"""Limits, lost workers, draining: what ends a session that is in nobody's wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+
+from stream2llm.rpc_status import from_rpc_error
+from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.v1 import worker_pb2
+from tests.router_ring import Ring, soon
+
+pytestmark = pytest.mark.unit
+
+
+def reason_of(error: Any) -> str:
+    ours = from_rpc_error(error)
+    assert ours is not None, error
+    return ours.reason
+
+
+def retry_of(error: Any) -> float | None:
+    ours = from_rpc_error(error)
+    assert ours is not None
+    return ours.retry_after_s
+
+
+# -- limits -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opened", [False, True])
+async def test_a_silent_session_ends(make_ring: Any, opened: bool) -> None:
+    ring = await make_ring(input_idle_timeout_s=0.05)
+    session = ring.converse()
+    if opened:
+        await session.open("hello")
+    error = await session.failure()
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert reason_of(error) == "INPUT_IDLE"
+    assert "no event came for 0.05 s" in error.details()
+
+
+async def test_a_sealed_session_is_not_silent(make_ring: Any) -> None:
+    ring = await make_ring(input_idle_timeout_s=0.05)
+    ring.prefill.may_sample.clear()
+    session = ring.converse()
+    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=2))
+    await session.seal()
+    # Twice the idle time passes in another session, which does time out.
+    for _ in range(2):
+        silent = ring.converse()
+        await silent.open("x")
+        await silent.failure()
+    ring.prefill.may_sample.set()
+    assert (await session.answer()).finished.usage.completion_tokens == 2
+
+
+async def test_a_session_may_not_last_for_ever(make_ring: Any) -> None:
+    ring = await make_ring(max_session_duration_s=0.2)
+    ring.decode.hold_after_steps = 1
+    session = ring.converse()
+    await session.open("hello")
+    await session.seal()
+    error = await session.failure()
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert reason_of(error) == "SESSION_TOO_LONG"
+    await soon(ring.decode.cancelled.wait())
+
+
+async def test_too_many_sessions_are_refused_for_now(make_ring: Any) -> None:
+    ring = await make_ring(max_open_sessions=1)
+    first = ring.converse()
+    await first.open("hello")
+    await first.next("accepted")
+    second = ring.converse()
+    error = await second.failure()
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert reason_of(error) == "TOO_MANY_SESSIONS"
+    assert retry_of(error) == 1.0
+    first.call.cancel()
+
+
+async def test_a_session_may_send_so_many_tokens_in_its_life(make_ring: Any) -> None:
+    ring = await make_ring(max_session_tokens=50)
+    session = ring.converse()
+    await session.open("zz")
+    for _ in range(3):
+        await session.update("z" * 20)
+    error = await session.failure()
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert reason_of(error) == "SESSION_TOKENS_EXCEEDED"
+    assert not retry_of(error)  # trying again does not help
+    assert "at most 50" in error.details()
+
+
+async def test_too_many_documents_in_an_event(make_ring: Any) -> None:
+    ring = await make_ring(max_documents_per_event=2)
+    session = ring.converse()
+    await session.open("hello")
+    await session.append("a", "b", "c")
+    error = await session.failure()
+    assert reason_of(error) == "TOO_MANY_DOCUMENTS"
+
+
+async def test_beyond_the_window_the_client_is_not_read(make_ring: Any) -> None:
+    ring = await make_ring(credit_window_tokens=10, input_idle_timeout_s=0.2)
+    ring.prefill.may_compute.clear()
+    session = ring.converse()
+    await session.open("z" * 30)
+    assert (await session.next("accepted")).credit_tokens == 10
+    assert (await session.next("progress")).credit_tokens == 0
+    await session.append("y" * 5)
+    await session.seal()
+    # Nothing is read, and waiting for prefill is not the client's idleness.
+    other = ring.converse()
+    await other.failure()
+    assert len(ring.record.splices) == 1
+    assert not ring.record.sealed.is_set()
+    ring.prefill.may_compute.set()
+    answered = await session.answer()
+    assert answered.finished.usage.prompt_tokens == 35
+
+
+# -- workers ----------------------------------------------------------------------
+
+
+async def test_a_lost_prefill_worker_fails_its_sessions_at_once(ring: Ring) -> None:
+    session = ring.converse()
+    await session.open("hello")
+    await session.next("progress")
+    await ring.worker("prefill").kill()
+    error = await session.failure()
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert reason_of(error) == "WORKER_LOST"
+    assert retry_of(error) == 1.0
+    assert "prefill-0 was lost" in error.details()
+
+
+async def test_a_prefill_worker_lost_during_the_hand_over_fails_the_session(ring: Ring) -> None:
+    ring.decode.hold_after_steps = 0
+    session = ring.converse()
+    await session.open("hello")
+    await session.seal()
+    await session.next("delta")
+    await soon(ring.decode.called.wait())
+    await ring.worker("prefill").kill()
+    error = await session.failure()
+    assert reason_of(error) == "WORKER_LOST"
+    await soon(ring.decode.cancelled.wait())
+
+
+async def test_a_prefill_worker_lost_after_the_hand_over_is_nobodys_loss(ring: Ring) -> None:
+    ring.decode.hold_after_steps = 1
+    session = ring.converse()
+    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=4))
+    await session.seal()
+    for _ in range(2):
+        await session.next("delta")
+    await ring.worker("prefill").kill()
+    ring.decode.may_step.set()
+    ring.decode.hold_after_steps = None
+    assert (await session.answer()).finished.usage.completion_tokens == 4
+
+
+async def test_a_lost_decode_worker_fails_its_sessions_at_once(ring: Ring) -> None:
+    ring.decode.hold_after_steps = 1
+    session = ring.converse()
+    await session.open("hello")
+    await session.seal()
+    for _ in range(2):
+        await session.next("delta")
+    await ring.worker("decode").kill()
+    error = await session.failure()
+    assert reason_of(error) == "WORKER_LOST"
+    assert "decode-0" in error.details()
+
+
+async def test_a_lost_worker_gets_nothing_until_its_successor_is_there(make_ring: Any) -> None:
+    ring = await make_ring()
+    session = ring.converse()
+    await session.open("hello")
+    await session.next("progress")
+    worker = ring.worker("prefill")
+    await worker.kill()
+    await session.failure()
+    refused = ring.converse()
+    await refused.open("hello")
+    error = await refused.failure()
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert reason_of(error) == "NO_PREFILL_WORKER"
+    await worker.start(pid=2)
+    ring.show(*ring.workers)
+    again = ring.converse()
+    await again.open("hello", sampling=pb.SamplingParameters(max_tokens=2))
+    await again.seal()
+    assert (await again.answer()).finished.usage.completion_tokens == 2
+
+
+async def test_a_suspect_that_answers_again_is_used_again(ring: Ring) -> None:
+    worker = ring.worker("prefill")
+    session = ring.converse()
+    await session.open("hello")
+    await session.next("progress")
+    port = int(worker.address.grpc_address.rsplit(":", 1)[1])
+    await worker.kill()
+    await session.failure()
+    suspect = next(w for w in ring.router._parts.workers if w.worker_id == "prefill-0")
+    assert suspect.is_suspect
+    await worker.start(port=port)
+    async with asyncio.timeout(10):
+        while suspect.is_suspect:  # the probe's own answer is on its way
+            request = worker_pb2.GetWorkerStatusRequest()
+            await suspect.status.GetWorkerStatus(request, wait_for_ready=True)
+
+
+async def test_without_a_decode_worker_the_hand_over_waits_for_its_lease(ring: Ring) -> None:
+    session = ring.converse()
+    await session.open("hello")
+    await session.next("progress")
+    ring.show(ring.worker("prefill"))
+    await session.seal()
+    error = await session.failure()
+    assert reason_of(error) == "NO_DECODE_WORKER"
+
+
+async def test_a_worker_that_left_the_view_keeps_its_sessions(make_ring: Any) -> None:
+    ring = await make_ring(num_prefill=2)
+    session = ring.converse()
+    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=2))
+    await session.next("progress")
+    ring.show(*(w for w in ring.workers if w.worker_id != "prefill-0"))
+    await session.append("world")
+    await session.seal()
+    assert (await session.answer()).finished.usage.completion_tokens == 2
+
+
+# -- the end ----------------------------------------------------------------------
+
+
+async def test_draining_refuses_new_sessions_and_ends_the_open_ones(make_ring: Any) -> None:
+    ring = await make_ring(drain_timeout_s=5)
+    session = ring.converse()
+    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=2))
+    await session.next("accepted")
+    async with asyncio.TaskGroup() as group:
+        draining = group.create_task(ring.router.drain())
+        await asyncio.sleep(0)  # lets it begin
+        refused = ring.converse()
+        error = await refused.failure()
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert reason_of(error) == "DRAINING"
+        assert not draining.done()
+        await session.seal()
+        assert (await session.answer()).finished.usage.completion_tokens == 2
+        await soon(draining)
+
+
+async def test_stopping_ends_what_is_open(make_ring: Any) -> None:
+    ring = await make_ring()
+    session = ring.converse()
+    await session.open("hello")
+    await session.next("progress")
+    await ring.router.stop()
+    error = await session.failure()
+    assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    await soon(ring.record.ended.wait())

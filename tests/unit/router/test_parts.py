@@ -1,0 +1,302 @@
+"""The router's pure parts, one by one, where the ring would not show the detail."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from router.context import ContentDocument, ContextLimits, ContextLog
+from router.outbox import Outbox
+from router.placement import WorkerView, pick
+from router.progress import ProgressTracker, WorkerFigures
+from router.status import worker_error
+from router.stop_strings import Matched, StopStringMatcher
+from router.text_input import TextInput
+from router.tokenizer import ModelTokenizer
+from router.types import Accepted, DocumentInput, ProgressFigures, ServerEvent
+from stream2llm import wire
+from stream2llm.errors import (
+    ERRORS_BY_STATUS,
+    InternalError,
+    InvalidRequestError,
+    Stream2LLMError,
+    UnavailableError,
+)
+from stream2llm.prefix import as_tokens
+from stream2llm.rpc_status import RpcStatus, from_rpc_error, to_status
+from stream2llm.sampling import SamplingParameters
+from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
+
+pytestmark = pytest.mark.unit
+
+
+def a_worker(worker_id: str, *, usable: bool = True, num_sessions: int = 0) -> WorkerView:
+    role = "prefill" if worker_id.startswith("p") else "decode"
+    return WorkerView(worker_id, role, usable, num_sessions)  # type: ignore[arg-type]
+
+
+# -- placement --------------------------------------------------------------------
+
+
+def test_the_least_loaded_worker_gets_the_session_and_the_id_breaks_ties() -> None:
+    workers = [a_worker("p2", num_sessions=1), a_worker("p1", num_sessions=1), a_worker("d0")]
+    assert pick(workers, "prefill") == "p1"
+    assert pick([*workers, a_worker("p3")], "prefill") == "p3"
+
+
+def test_a_suspect_worker_gets_nothing() -> None:
+    assert pick([a_worker("p0", usable=False)], "prefill") is None
+    assert pick([], "decode") is None
+
+
+# -- context ----------------------------------------------------------------------
+
+
+def a_log(**limits: int) -> ContextLog:
+    defaults = {"max_model_len": 100, "max_total_tokens": 100, "max_documents_per_event": 10}
+    return ContextLog(as_tokens([]), ContextLimits(**defaults | limits))
+
+
+def content(document_id: str, *token_ids: int) -> ContentDocument:
+    return ContentDocument(document_id, as_tokens(token_ids))
+
+
+def named(document_id: str) -> ContentDocument:
+    return ContentDocument(document_id, None)
+
+
+def test_an_update_may_name_a_document_that_an_earlier_one_left_out() -> None:
+    log = a_log()
+    log.append([content("a", 1, 2)])
+    log.update([content("b", 3)])
+    splice = log.update([named("a"), named("b"), named("a")])
+    assert (splice.keep_tokens, splice.tail.tolist()) == (0, [1, 2, 3, 1, 2])
+    assert splice.num_new_tokens == 0
+
+
+def test_in_one_update_a_name_means_the_latest_content() -> None:
+    log = a_log()
+    log.append([content("a", 1)])
+    splice = log.update([named("a"), content("a", 2), named("a")])
+    assert (splice.keep_tokens, splice.tail.tolist()) == (1, [2, 2])
+
+
+def test_two_documents_may_say_the_same() -> None:
+    log = a_log()
+    log.append([content("a", 1), content("b", 1), content("", 1), content("", 1)])
+    assert log.sequence.tolist() == [1, 1, 1, 1]
+
+
+def test_empty_documents_count_too() -> None:
+    log = a_log(max_total_tokens=3)
+    log.append([content(""), content("")])
+    with pytest.raises(Stream2LLMError, match="sent 4 tokens over its life; at most 3"):
+        log.append([content(""), content("")])
+
+
+def test_a_list_that_names_a_long_document_often_is_refused_unread() -> None:
+    log = a_log(max_total_tokens=60, max_model_len=60)
+    log.append([content("a", *range(50))])
+    with pytest.raises(InvalidRequestError, match="has 100 tokens"):
+        log.update([named("a"), named("a")])
+
+
+def test_a_prefix_of_bos_alone_is_an_empty_context() -> None:
+    log = ContextLog(as_tokens([1]), ContextLimits(100, 100, 10))
+    with pytest.raises(InvalidRequestError, match="context is empty"):
+        log.seal(as_tokens([]), num_bos_tokens=1)
+
+
+def test_a_long_document_id_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="257 characters; at most 256"):
+        a_log().append([content("x" * 257, 1)])
+
+
+# -- progress ---------------------------------------------------------------------
+
+
+def test_a_splice_lowers_what_is_prefilled_before_the_worker_says_so() -> None:
+    tracker = ProgressTracker(100)
+    tracker.splice(1, 0, 50)
+    tracker.report(WorkerFigures(revision=1, prefilled_tokens=49))
+    tracker.splice(2, 10, 30)
+    assert tracker.figures() == ProgressFigures(2, 30, 10, credit_tokens=100 - 19)
+    tracker.report(WorkerFigures(revision=1, prefilled_tokens=49))  # it had not heard yet
+    assert tracker.figures().prefilled_tokens == 10
+
+
+def test_a_preemption_does_not_take_credit_back() -> None:
+    tracker = ProgressTracker(10)
+    tracker.splice(1, 0, 50)
+    assert not tracker.has_credit
+    tracker.report(WorkerFigures(revision=1, prefilled_tokens=49))
+    tracker.report(WorkerFigures(revision=1, prefilled_tokens=0))
+    assert tracker.has_credit
+    assert tracker.figures().prefilled_tokens == 0
+
+
+# -- stop strings -----------------------------------------------------------------
+
+
+def test_only_what_may_become_a_stop_string_is_held_back() -> None:
+    matcher = StopStringMatcher(["</end>", "STOP"])
+    assert matcher.push("a </en") == Matched("a ")
+    assert matcher.push("try") == Matched("</entry")
+    assert matcher.push(" ST") == Matched(" ")
+    assert matcher.push("OPq") == Matched("", "STOP")
+
+
+def test_of_strings_complete_at_once_the_longest_wins() -> None:
+    assert StopStringMatcher(["b", "ab"]).push("xab") == Matched("x", "ab")
+
+
+# -- outbox -----------------------------------------------------------------------
+
+
+async def test_progress_is_replaced_and_never_overtakes() -> None:
+    outbox, sent = Outbox(), []
+
+    async def send(event: ServerEvent) -> None:
+        sent.append(event)
+
+    await outbox.put(Accepted("s", "m", 1))
+    outbox.put_progress(ProgressFigures(1))
+    outbox.put_progress(ProgressFigures(2))
+    await outbox.put(Accepted("last", "m", 1))
+    await outbox.close()
+    await outbox.drain(send)
+    assert sent == [Accepted("s", "m", 1), ProgressFigures(2), Accepted("last", "m", 1)]
+
+
+# -- tokenizer --------------------------------------------------------------------
+
+
+async def test_long_text_is_tokenized_off_the_event_loop(tiny_model: Path) -> None:
+    text = TextInput(ModelTokenizer(str(tiny_model)))
+    document = DocumentInput("a", "the quick brown fox " * 20_000)
+    num_turns = 0
+    async with asyncio.TaskGroup() as group:
+        work = group.create_task(text.documents([document], "append"))
+        while not work.done():
+            num_turns += 1
+            await asyncio.sleep(0)
+    assert num_turns > 3
+    (tokenized,) = work.result()
+    assert tokenized.tokens is not None
+    assert np.array_equal(tokenized.tokens, text.tokenizer.encode("the quick brown fox " * 20_000))
+    text.close()
+
+
+def test_a_broken_model_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InvalidRequestError, match=r"config.json: vocab_size is missing"):
+        ModelTokenizer(str(tmp_path))
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(InvalidRequestError, match=r"config.json: not JSON"):
+        ModelTokenizer(str(tmp_path))
+
+
+# -- wire and statuses ------------------------------------------------------------
+
+
+def test_sampling_parameters_survive_the_wire() -> None:
+    sampling = SamplingParameters(
+        max_tokens=3,
+        temperature=0.0,
+        top_p=0.5,
+        top_k=7,
+        seed=-1,
+        stop_strings=("a", "b"),
+        stop_token_ids=(4, 5),
+        presence_penalty=0.25,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.5,
+        logprobs=0,
+        ignore_eos=True,
+    )
+    assert wire.from_proto(wire.to_proto(sampling)) == sampling
+    assert wire.from_proto(wire.to_proto(SamplingParameters())) == SamplingParameters()
+
+
+def test_token_steps_survive_the_wire() -> None:
+    logprobs = TokenLogprobs(Logprob(7, -0.5, 2), (Logprob(8, -0.25, 1),))
+    step = TokenStep((7,), (logprobs,), FinishReason.STOP_TOKEN, 7)
+    assert wire.token_step_from_proto(wire.token_step_to_proto(step)) == step
+    assert wire.token_step_from_proto(wire.token_step_to_proto(TokenStep(()))) == TokenStep(())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"stop_strings": ("",)}, "stop_strings is ''"),
+        ({"stop_strings": ("x",) * 17}, "has 17 entries; at most 16"),
+        ({"stop_token_ids": (1,) * 65}, "has 65 entries; at most 64"),
+        ({"presence_penalty": 2.5}, "presence_penalty is 2.5; it must be between -2 and 2"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty is nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"logprobs": 21}, "logprobs is 21; it must be between 0 and 20"),
+    ],
+)
+def test_bad_sampling_is_named_with_its_limit(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as raised:
+        SamplingParameters(**change).validate(100)  # type: ignore[arg-type]
+    assert raised.value.field == f"sampling.{next(iter(change))}"
+
+
+class FakeRpcError:
+    """A status as grpc.aio.AioRpcError has it."""
+
+    def __init__(self, status: RpcStatus) -> None:
+        self._status = status
+
+    def code(self) -> object:
+        return self._status.code
+
+    def details(self) -> str:
+        return self._status.details
+
+    def trailing_metadata(self) -> object:
+        return self._status.trailing_metadata
+
+
+@pytest.mark.parametrize("kind", ERRORS_BY_STATUS.values())
+def test_every_error_survives_the_wire(kind: type[Stream2LLMError]) -> None:
+    error = kind("what happened", reason="WHY", field="a.b", retry_after_s=2.5)
+    back = from_rpc_error(FakeRpcError(to_status(error)))
+    assert type(back) is kind
+    assert back is not None
+    assert (back.message, back.reason, back.field, back.retry_after_s) == (
+        "what happened",
+        "WHY",
+        "a.b",
+        2.5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind"),
+    [
+        ("UNAVAILABLE", "Socket closed", UnavailableError),
+        ("CANCELLED", "", UnavailableError),
+        ("UNKNOWN", "Stream removed", UnavailableError),
+        ("INTERNAL", "Received RST_STREAM with error code 2", UnavailableError),
+        ("UNKNOWN", "Unexpected <class 'ValueError'>: x", InternalError),
+        ("INTERNAL", "Exception deserializing request!", InternalError),
+        ("UNIMPLEMENTED", "Method not found!", InternalError),
+    ],
+)
+def test_a_status_that_grpc_made_is_a_loss_or_a_bug(
+    code: str, details: str, kind: type[Stream2LLMError]
+) -> None:
+    error = worker_error(FakeRpcError(RpcStatus(grpc.StatusCode[code], details, ())), "prefill-0")
+    assert type(error) is kind
+    assert "prefill-0" in error.message
+    assert (error.reason == "WORKER_LOST") == (kind is UnavailableError)
