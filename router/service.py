@@ -13,11 +13,11 @@ import stream2llm
 from router.live_session import RouterParts
 from router.outbox import ClientGoneError
 from router.session_runner import check_model, run_session
-from router.status import abort
 from router.translate import client_events, one_shot_events, server_event
 from router.types import ClientEvent, ServerEvent
 from router.workers import Worker
 from stream2llm.errors import InternalError, Stream2LLMError
+from stream2llm.rpc_status import abort
 from stream2llm.v1 import inference_pb2 as pb
 from stream2llm.v1 import inference_pb2_grpc, worker_pb2
 

@@ -1,8 +1,8 @@
-"""Errors across gRPC: ours to the client, a worker's to us."""
+"""What a failed RPC to a worker means; `stream2llm/rpc_status.py` does the rest."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
@@ -12,7 +12,7 @@ from stream2llm.errors import (
     Stream2LLMError,
     UnavailableError,
 )
-from stream2llm.rpc_status import from_rpc_error, to_status
+from stream2llm.rpc_status import from_rpc_error
 
 WORKER_LOST = "WORKER_LOST"
 
@@ -20,12 +20,6 @@ WORKER_LOST = "WORKER_LOST"
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
 # How grpc.aio reports an exception that a handler let through.
 _HANDLER_RAISED = "Unexpected <class"
-
-
-async def abort(context: Any, error: Stream2LLMError) -> NoReturn:
-    """Ends an RPC with the error's status; the details travel in the trailers."""
-    await context.abort_with_status(to_status(error))
-    raise AssertionError("abort_with_status returned")
 
 
 def worker_error(error: Any, worker_id: str) -> Stream2LLMError:
