@@ -10,7 +10,7 @@
      |- IdleTimeoutError        DEADLINE_EXCEEDED    the client sent nothing for too long
      `- InternalError           INTERNAL             our bug
 
-The server raises them anywhere; one function (`router/status.py`) turns them
+The server raises them anywhere; one function (`stream2llm/rpc_status.py`) turns them
 into gRPC statuses. The client raises the same classes from the statuses it
 gets. This module knows neither gRPC nor any engine.
 """
