@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -25,6 +25,7 @@ from stream2llm.errors import (
 from stream2llm.ids import unique_id
 from stream2llm.rpc_status import abort
 from stream2llm.sampling import SamplingParameters
+from stream2llm.stream_writer import PeerGoneError, StreamWriter
 from stream2llm.token_step import TokenStep
 from stream2llm.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.vllm_engine import OutputStream
@@ -45,18 +46,26 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         self, request: worker_pb2.DecodeRequest, context: grpc.aio.ServicerContext
     ) -> None:
         """Continues one answer."""
+        # Tells the router that the hand-over is ours from here on.
+        await context.send_initial_metadata(())
+        writer = StreamWriter(context)
         try:
-            async for step in self._steps(request):
-                await context.write(worker_pb2.DecodeResponse(step=step))
+            async with aclosing(self._steps(request)) as steps:
+                async for step in steps:
+                    await writer.write(worker_pb2.DecodeResponse(step=step))
+        except PeerGoneError:
+            return  # gRPC is about to cancel this handler
         except Stream2LLMError as error:
+            await writer.settle()
             await abort(context, error)
         except Exception as error:
             _log.exception("decoding failed")
+            await writer.settle()
             await abort(context, InternalError(f"{type(error).__name__}: {error}"))
 
     async def _steps(
         self, request: worker_pb2.DecodeRequest
-    ) -> AsyncIterator[worker_pb2.TokenStep]:
+    ) -> AsyncGenerator[worker_pb2.TokenStep, None]:
         request_id = unique_id(request.session_id)
         sampling = from_proto(request.sampling)
         engine = self._worker.engine

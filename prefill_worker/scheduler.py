@@ -213,9 +213,8 @@ class PrefillScheduler(Scheduler):
         """
         request = live.request
         live.state.lookup_due = False
-        num_tokens: int
         cached, num_tokens, _ = self.kv_cache_manager.get_computed_blocks(request)
-        num_gained = num_tokens - request.num_computed_tokens
+        num_gained: int = num_tokens - request.num_computed_tokens
         if num_gained <= 0:
             return 0
         # Its own blocks that the cache knows are among the found ones; the

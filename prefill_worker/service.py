@@ -20,6 +20,7 @@ from stream2llm.engine_worker import EngineWorker
 from stream2llm.errors import EventOrderError, InternalError, Stream2LLMError
 from stream2llm.ids import unique_id
 from stream2llm.rpc_status import abort
+from stream2llm.stream_writer import PeerGoneError, StreamWriter
 from stream2llm.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.vllm_sampling import token_step
 from stream2llm.wire import from_proto, token_step_to_proto
@@ -47,19 +48,24 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         context: grpc.aio.ServicerContext,
     ) -> None:
         """Runs one session."""
+        writer = StreamWriter(context)
         try:
             with self._worker.session():
-                await self._run(requests, context)
+                await self._run(requests, writer)
+        except PeerGoneError:
+            return  # gRPC is about to cancel this handler
         except Stream2LLMError as error:
+            await writer.settle()
             await abort(context, error)
         except Exception as error:
             _log.exception("prefill session failed")
+            await writer.settle()
             await abort(context, InternalError(f"{type(error).__name__}: {error}"))
 
     async def _run(
         self,
         requests: AsyncIterator[worker_pb2.PrefillSessionRequest],
-        context: grpc.aio.ServicerContext,
+        writer: StreamWriter,
     ) -> None:
         opening = await anext(aiter(requests), None)
         if opening is None or opening.WhichOneof("event") != "open":
@@ -69,7 +75,7 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
             unique_id(opening.open.session_id),
             from_proto(opening.open.sampling),
         )
-        run = _SessionRun(session, context, self._metrics)
+        run = _SessionRun(session, writer, self._metrics)
         try:
             await run.until_first_token(requests)
         finally:
@@ -83,11 +89,11 @@ class _SessionRun:
     def __init__(
         self,
         session: PrefillSession,
-        context: grpc.aio.ServicerContext,
+        writer: StreamWriter,
         metrics: PrefillMetrics,
     ) -> None:
         self._session = session
-        self._context = context
+        self._writer = writer
         self._metrics = metrics
         self._num_logprobs = session.num_logprobs
         self._told: dict[str, int] = {}
@@ -146,7 +152,7 @@ class _SessionRun:
 
     async def _send_progress(self, progress: dict[str, int]) -> None:
         message = worker_pb2.PrefillSessionResponse(progress=_progress(progress))
-        await self._context.write(message)
+        await self._writer.write(message)
 
     async def _send_first_token(self, output: PrefillOutput) -> None:
         assert output.first_token is not None
@@ -162,7 +168,7 @@ class _SessionRun:
             # The engine ends the answer here, at the one token it was asked
             # for; with a hand-over that is no end, decode goes on.
             first.step.ClearField("finish_reason")
-        await self._context.write(worker_pb2.PrefillSessionResponse(first_token=first))
+        await self._writer.write(worker_pb2.PrefillSessionResponse(first_token=first))
 
 
 def _progress(figures: dict[str, int]) -> worker_pb2.PrefillProgress:

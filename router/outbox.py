@@ -16,10 +16,6 @@ Send = Callable[[ServerEvent], Awaitable[None]]
 _MAX_QUEUED = 16
 
 
-class ClientGoneError(Exception):
-    """Raised by `Send` when nobody is there to read: a cancellation, not a failure."""
-
-
 class _Mark:
     """Queue entries that are no events."""
 

@@ -11,13 +11,13 @@ import grpc
 
 import stream2llm
 from router.live_session import RouterParts
-from router.outbox import ClientGoneError
 from router.session_runner import check_model, run_session
 from router.translate import client_events, one_shot_events, server_event
 from router.types import ClientEvent, ServerEvent
 from router.workers import Worker
 from stream2llm.errors import InternalError, Stream2LLMError
 from stream2llm.rpc_status import abort
+from stream2llm.stream_writer import PeerGoneError, StreamWriter
 from stream2llm.v1 import inference_pb2 as pb
 from stream2llm.v1 import inference_pb2_grpc, worker_pb2
 
@@ -65,7 +65,7 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
         writer = _Writer(context, response_type)
         try:
             await run_session(self._parts, events, writer.send)
-        except ClientGoneError:
+        except PeerGoneError:
             return  # gRPC is about to cancel this handler
         except Stream2LLMError as error:
             await writer.settle()
@@ -88,38 +88,16 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
         )
 
 
-class _Writer:
-    """Writes to one client.
-
-    A write goes on when its session fails meanwhile: gRPC refuses to send a
-    status while a message is on its way, and the client would wait for ever.
-    """
+class _Writer(StreamWriter):
+    """Writes domain events to one client."""
 
     def __init__(self, context: Any, response_type: Any) -> None:
-        self._context = context
+        super().__init__(context)
         self._response_type = response_type
-        self._pending: asyncio.Future[None] | None = None
 
     async def send(self, event: ServerEvent) -> None:
-        """Raises ClientGoneError when nobody is there to read."""
-        message = server_event(event, self._response_type())
-        self._pending = asyncio.ensure_future(self._context.write(message))
-        self._pending.add_done_callback(_look_at)
-        try:
-            await asyncio.shield(self._pending)
-        except (grpc.aio.InternalError, grpc.aio.UsageError) as error:
-            raise ClientGoneError from error
-
-    async def settle(self) -> None:
-        """Returns when nothing is being written. The session holds nothing any more."""
-        if self._pending is not None:
-            await asyncio.wait({self._pending})
-
-
-def _look_at(write: asyncio.Future[None]) -> None:
-    # Else asyncio complains about a failure that nobody waited for.
-    if not write.cancelled():
-        write.exception()
+        """Raises PeerGoneError when nobody is there to read."""
+        await self.write(server_event(event, self._response_type()))
 
 
 async def _worker_info(worker: Worker) -> pb.WorkerInfo:

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Iterator
 from router.context import ContextLog
 from router.legs import PrefillLeg
 from router.live_session import LiveSession, RouterParts
-from router.outbox import ClientGoneError, Send
+from router.outbox import Send
 from router.session_input import EventReader, SessionInput, limits_of
 from router.session_output import SessionOutput
 from router.types import Accepted, ClientEvent, OpenEvent
@@ -32,6 +32,7 @@ from stream2llm.errors import (
     UnavailableError,
 )
 from stream2llm.session import Event
+from stream2llm.stream_writer import PeerGoneError
 
 _logger = logging.getLogger(__name__)
 MAX_SESSION_ID_CHARS = 256
@@ -40,7 +41,7 @@ MAX_SESSION_ID_CHARS = 256
 async def run_session(parts: RouterParts, events: AsyncIterator[ClientEvent], send: Send) -> None:
     """Serves one session; raises the one error that its client gets.
 
-    Raises ClientGoneError or CancelledError when there is no client any more.
+    Raises PeerGoneError or CancelledError when there is no client any more.
     """
     live = LiveSession(parts, parts.sessions.admit())
     try:
@@ -49,9 +50,9 @@ async def run_session(parts: RouterParts, events: AsyncIterator[ClientEvent], se
         _cancelled(live)
         raise
     except Exception as raised:
-        if any(isinstance(leaf, ClientGoneError) for leaf in _leaves(raised)):
+        if any(isinstance(leaf, PeerGoneError) for leaf in _leaves(raised)):
             _cancelled(live)
-            raise ClientGoneError from raised
+            raise PeerGoneError from raised
         error = _the_error(raised, live.session_id)
         live.end(Event.FAIL, error.status_name.lower())
         _logger.info(

@@ -1,0 +1,46 @@
+"""Writing messages of a server-streaming RPC so that a status can still follow.
+
+grpc.aio (1.85) refuses to send a status while a message is on its way
+(TOO_MANY_OPERATIONS), and the other side would wait for ever. So a write goes
+on when the task that asked for it fails meanwhile, and `settle` waits for it
+before a status is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+
+
+class PeerGoneError(Exception):
+    """Nobody is there to read; gRPC is about to cancel the handler."""
+
+
+class StreamWriter:
+    """Writes to one RPC; one writer at a time."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._pending: asyncio.Future[None] | None = None
+
+    async def write(self, message: Any) -> None:
+        """Returns when gRPC has taken the message; raises PeerGoneError."""
+        self._pending = asyncio.ensure_future(self._context.write(message))
+        self._pending.add_done_callback(_look_at)
+        try:
+            await asyncio.shield(self._pending)
+        except (grpc.aio.InternalError, grpc.aio.UsageError) as error:
+            raise PeerGoneError from error
+
+    async def settle(self) -> None:
+        """Returns when nothing is being written."""
+        if self._pending is not None:
+            await asyncio.wait({self._pending})
+
+
+def _look_at(write: asyncio.Future[None]) -> None:
+    # Else asyncio complains about a failure that nobody waited for.
+    if not write.cancelled():
+        write.exception()
