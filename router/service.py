@@ -118,4 +118,5 @@ async def _worker_info(worker: Worker) -> pb.WorkerInfo:
         )
     info: pb.WorkerInfo = response.worker
     info.ready = not worker.is_suspect
+    info.metrics_address = address.metrics_address
     return info
