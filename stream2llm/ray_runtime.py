@@ -18,7 +18,7 @@ import ray
 from stream2llm.config import ClusterConfig, RayConfig
 from stream2llm.errors import InvalidRequestError, UnavailableError
 from stream2llm.launch import Launch
-from stream2llm.processes import mark_environment
+from stream2llm.processes import kill_owned, mark_environment
 
 _log = logging.getLogger(__name__)
 
@@ -27,12 +27,15 @@ OBJECT_STORE_BYTES = 80 * 1024 * 1024
 # Sockets live below it, and their paths may have 107 characters.
 MAX_TEMP_DIR_CHARS = 40
 EXIT_S = 10.0
-# Ray's patience with its own processes is 30 to 60 s, which they take on a busy machine.
+START_ATTEMPTS = 3
+# Ray's patience with its own processes is 30 to 60 s, which they take on a busy
+# machine. Ray also gives workers niceness 15: beside any other busy process on its
+# core an engine would get a thirtieth of it.
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_raylet_start_wait_time_s": "180",
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_agent_register_timeout_ms": "180000",
+    "RAY_worker_niceness": "0",
 }
 
 
@@ -61,15 +64,29 @@ def _init(config: ClusterConfig, mark: str) -> str:
         context = ray.init(address=settings.address, **common)
         return f"{context.address_info['session_dir']}/logs"
     with _environment({**mark_environment(mark), **_RAY_ENVIRONMENT}):
-        context = ray.init(
-            address="local",
-            num_cpus=_logical_cpus(config),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=settings.include_dashboard,
-            _temp_dir=_temp_dir(),
-            **common,
-        )
-    return f"{context.address_info['session_dir']}/logs"
+        return _start_own(config, mark, common)
+
+
+def _start_own(config: ClusterConfig, mark: str, common: dict[str, Any]) -> str:
+    """Starts Ray; again when it lost patience with itself (30 s, fixed in its code)."""
+    for attempts_left in reversed(range(START_ATTEMPTS)):
+        try:
+            context = ray.init(
+                address="local",
+                num_cpus=_logical_cpus(config),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=config.ray.include_dashboard,
+                _temp_dir=_temp_dir(),
+                **common,
+            )
+            return f"{context.address_info['session_dir']}/logs"
+        except Exception as error:
+            ray.shutdown()
+            kill_owned(mark)
+            if not attempts_left:
+                raise
+            _log.warning("ray_did_not_start error=%s action=again", error)
+    raise AssertionError("unreachable")
 
 
 def disconnect() -> None:

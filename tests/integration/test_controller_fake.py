@@ -84,6 +84,13 @@ def test_the_router_is_told_of_all_workers(cluster: Cluster) -> None:
     assert cluster.router_addresses == ("127.0.0.1:1",)
 
 
+def test_engines_are_not_niced(cluster: Cluster) -> None:
+    pids = replica(cluster, "prefill-0")["address"]["pids"]
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in pids} == {
+        os.getpriority(os.PRIO_PROCESS, 0)
+    }
+
+
 @pytest.mark.parametrize("name", ["prefill-0", "decode-1"])
 @pytest.mark.parametrize("which", [0, 1], ids=["actor", "engine"])
 def test_a_killed_process_brings_a_new_worker(cluster: Cluster, name: str, which: int) -> None:
@@ -168,17 +175,19 @@ def id_once_ready(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)]
+    ("number", "codes"),
+    # Ray turns a SystemExit inside ray.get into one with code 1. Dying of SIGTERM would be -15.
+    [(signal.SIGINT, (-signal.SIGINT,)), (signal.SIGTERM, (128 + signal.SIGTERM, 1))],
 )
 def test_a_signal_to_the_driver_leaves_nothing(
-    tmp_path: Path, number: signal.Signals, code: int
+    tmp_path: Path, number: signal.Signals, codes: tuple[int, ...]
 ) -> None:
     process = run_script(tmp_path, SERVE)
     cluster_id = id_once_ready(process)
     assert len(owned_processes(cluster_id)) > 4
     process.send_signal(number)
     _, err = process.communicate(timeout=READY_S)
-    assert process.returncode == code, err
+    assert process.returncode in codes, err
     assert owned_processes(cluster_id) == ()
 
 
