@@ -2,7 +2,7 @@
 #
 #   make env                    CPU machines
 #   make env EXTRA=gpu          CUDA machines: pip resolves vllm==0.32.0
-#   make env TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+#   make env TORCH_INDEX_URL=…  (the address of PyTorch's own CPU index)
 #                               CPU machines whose index serves CUDA builds of
 #                               torch by default, which is so for plain PyPI
 

@@ -7,10 +7,12 @@ share it; `tests/integration/cluster/conftest.py` orders them by kind.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stream2llm.cluster import Cluster
 from stream2llm.config import ClusterConfig, parse_config
+from stream2llm.model_store import ensure_random_llama, fetch_default_model
 from stream2llm.worker_spec import WorkerAddress
 from tests.polling import eventually
 
@@ -71,6 +73,13 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
     return parse_config(raw, source="the test")
 
 
+def model_path(name: str) -> Path:
+    """The model's directory; makes or fetches the model where it is missing."""
+    if name == "random-llama-sensitive":
+        return ensure_random_llama("random-llama-sensitive")
+    return fetch_default_model()
+
+
 class ClusterPool:
     """Holds the one cluster that runs."""
 
@@ -82,6 +91,7 @@ class ClusterPool:
         """A ready cluster of that kind; ends the one of another kind."""
         if name != self._name:
             self.stop()
+            model_path(KINDS[name].model)
             self._cluster = Cluster.start(config_of(KINDS[name]))
             self._name = name
         assert self._cluster is not None

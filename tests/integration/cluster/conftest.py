@@ -8,8 +8,13 @@ import pytest
 
 from stream2llm.client import AsyncClient
 from stream2llm.cluster import Cluster
-from stream2llm.model_store import resolve_model
-from tests.cluster_pool import KINDS, MAX_MODEL_LEN, ClusterPool, until_blocks_are_free
+from tests.cluster_pool import (
+    KINDS,
+    MAX_MODEL_LEN,
+    ClusterPool,
+    model_path,
+    until_blocks_are_free,
+)
 from tests.reference_engine import ReferenceEngine
 
 
@@ -52,12 +57,12 @@ async def client(cluster: Cluster) -> AsyncIterator[AsyncClient]:
 @pytest.fixture(scope="session")
 def reference() -> Iterator[ReferenceEngine]:
     """One engine with the sensitive model."""
-    with ReferenceEngine(resolve_model("random-llama-sensitive"), MAX_MODEL_LEN) as engine:
+    with ReferenceEngine(model_path("random-llama-sensitive"), MAX_MODEL_LEN) as engine:
         yield engine
 
 
 @pytest.fixture(scope="session")
 def smollm2_reference() -> Iterator[ReferenceEngine]:
     """One engine with the default model."""
-    with ReferenceEngine(resolve_model("smollm2-135m-instruct"), MAX_MODEL_LEN) as engine:
+    with ReferenceEngine(model_path("smollm2-135m-instruct"), MAX_MODEL_LEN) as engine:
         yield engine

@@ -1,0 +1,211 @@
+"""Every name of vLLM's inside that we touch, so that a new version fails here, in words.
+
+`Scheduler` and the NIXL connector are no public interfaces; we pin vLLM 0.32.0.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+vllm = pytest.importorskip("vllm")
+
+pytestmark = pytest.mark.integration
+
+
+def source(owner: Any) -> str:
+    return inspect.getsource(owner)
+
+
+def require(owner: Any, *names: str) -> None:
+    """Attributes of a class, or names that its source assigns to `self`."""
+    text = source(owner)
+    for name in names:
+        found = hasattr(owner, name) or f"self.{name}" in text
+        assert found, f"{owner.__module__}.{owner.__qualname__} has no {name!r} any more"
+
+
+def require_parameters(function: Any, *names: str) -> None:
+    parameters = inspect.signature(function).parameters
+    for name in names:
+        assert name in parameters, f"{function.__qualname__} takes no {name!r} any more"
+
+
+def test_the_version_is_the_pinned_one() -> None:
+    assert vllm.__version__.startswith("0.32.0")
+
+
+def test_scheduler() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    require(
+        Scheduler,
+        "schedule",
+        "update_from_output",
+        "add_request",
+        "finish_requests",
+        "get_num_unfinished_requests",
+        "has_finished_requests",
+        "get_request_counts",
+        "_reserve_prefill_lookahead",
+        "_enqueue_waiting_request",
+        "_connector_finished",
+        "_inflight_prefills",
+        "requests",
+        "running",
+        "waiting",
+        "kv_holding_waiting",
+        "deferred_waiting",
+        "finished_req_ids",
+        "kv_cache_manager",
+        "max_num_scheduled_tokens",
+        "max_num_running_reqs",
+        "block_size",
+        "hash_block_size",
+        "use_v2_model_runner",
+        "log_stats",
+    )
+    require_parameters(Scheduler.schedule, "throttle_prefills")
+    require_parameters(
+        Scheduler._reserve_prefill_lookahead, "request", "num_computed_tokens", "num_new_tokens"
+    )
+
+
+def test_the_base_class_caps_every_request_through_the_hook_we_use() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    calls = source(Scheduler.schedule).count("self._reserve_prefill_lookahead(")
+    assert calls == 2, "schedule() asks the hook once for running and once for waiting requests"
+
+
+def test_the_base_class_tells_connectors_of_finished_requests_through_the_hook_we_use() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    assert "self._connector_finished(request)" in source(Scheduler._free_request)
+    before, _, after = source(Scheduler.update_from_output).partition("_handle_stopped_request(")
+    assert "finish_reason = request.get_finished_reason()" in before
+    assert "self._free_request(request)" in after
+
+
+def test_request() -> None:
+    from vllm.v1.request import Request, RequestStatus
+
+    require(
+        Request,
+        "_all_token_ids",
+        "prompt_token_ids",
+        "num_prompt_tokens",
+        "num_computed_tokens",
+        "num_preemptions",
+        "block_hashes",
+        "update_block_hashes",
+        "sampling_params",
+        "kv_transfer_params",
+        "max_tokens",
+        "prefill_stats",
+        "client_index",
+        "is_finished",
+        "record_event",
+    )
+    for name in ("WAITING", "RUNNING", "FINISHED_STOPPED", "FINISHED_ABORTED"):
+        assert hasattr(RequestStatus, name)
+
+
+def test_block_managers() -> None:
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.single_type_kv_cache_manager import (
+        FullAttentionManager,
+        SingleTypeKVCacheManager,
+    )
+
+    require(
+        KVCacheManager,
+        "get_computed_blocks",
+        "allocate_slots",
+        "free",
+        "record_prefix_cache_stats",
+        "coordinator",
+        "block_pool",
+    )
+    require_parameters(
+        KVCacheManager.allocate_slots,
+        "num_new_tokens",
+        "num_new_computed_tokens",
+        "new_computed_blocks",
+    )
+    require(SingleTypeKVCacheManager, "req_to_blocks", "num_cached_block", "block_size")
+    require(BlockPool, "is_block_writable", "free_blocks", "get_num_free_blocks")
+    assert issubclass(FullAttentionManager, SingleTypeKVCacheManager)
+
+
+def test_a_request_announced_as_new_again_refreshes_the_runners_copy() -> None:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    update = source(GPUModelRunner._update_streaming_request)
+    for name in ("prompt_token_ids", "sampling_params", "block_ids", "num_computed_tokens"):
+        assert f"req_state.{name} = new_req_data.{name}" in update
+    assert "self._update_streaming_request(" in source(GPUModelRunner._update_states)
+
+
+def test_the_runner_turns_generators_of_discarded_tokens_back() -> None:
+    """What `stream2llm/cpu_worker.py` is there for; gone, and so may it be."""
+    from vllm.v1.worker.cpu_worker import CPUWorker
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    assert "gen.set_offset(" in source(GPUModelRunner)
+    require(GPUModelRunner, "discard_request_mask", "input_batch", "sample_tokens")
+    require(CPUWorker, "init_device", "model_runner")
+
+
+def test_engine_front_end() -> None:
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    require(
+        AsyncLLM,
+        "from_engine_args",
+        "input_processor",
+        "output_processor",
+        "engine_core",
+        "output_handler",
+        "errored",
+        "dead_error",
+        "abort",
+        "notify_kv_transfer_request_rejected",
+        "get_supported_tasks",
+        "shutdown",
+        "_run_output_handler",
+    )
+    parameters = list(inspect.signature(OutputProcessor.add_request).parameters)
+    assert parameters[1:6] == ["request", "prompt", "parent_req", "request_index", "queue"]
+    assert "req_state.queue.put(request_output)" in source(OutputProcessor.process_outputs)
+    for name in ("request_id", "new_token_ids", "kv_transfer_params"):
+        assert name in EngineCoreOutput.__struct_fields__
+    for name in ("prompt_token_ids", "sampling_params", "external_req_id"):
+        assert name in EngineCoreRequest.__struct_fields__
+
+
+def test_nixl_connector() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl import (
+        NixlConnector,
+        NixlPullConnectorScheduler,
+    )
+
+    require_parameters(NixlConnector.get_num_new_matched_tokens, "request", "num_computed_tokens")
+    finished = source(NixlPullConnectorScheduler.request_finished)
+    for name in ("remote_block_ids", "remote_engine_id", "remote_num_tokens", "do_remote_prefill"):
+        assert f"{name}=" in finished
+    # An aborted request, and only that, is let go at once.
+    assert "RequestStatus.FINISHED_LENGTH_CAPPED" in finished
+    assert "FINISHED_ABORTED" not in finished
+
+
+def test_logits_processors_come_before_the_penalties() -> None:
+    from vllm.v1.sample.sampler import Sampler
+
+    apply = source(Sampler.apply_logits_processors)
+    assert apply.index("processor.apply(logits)") < apply.index("self.apply_penalties(")
