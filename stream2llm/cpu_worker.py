@@ -1,27 +1,37 @@
-"""vLLM's CPU worker, able to prefill a seeded request in several steps.
+"""vLLM's CPU worker with two repairs that matter where there is no GPU.
 
-A step that does not finish a prompt samples all the same; vLLM discards the
+**Seeds.** A step that does not finish a prompt samples all the same; vLLM discards the
 token and turns the request's generator back. CPU generators cannot be turned
 back (`set_offset` raises, and ends the engine), so here a request whose token
 will be discarded samples without its generator, and gets it back afterwards.
 
-Runs inside the engine's worker process, on CPU machines only.
+**NIXL's progress thread.** Its Python API asks it to poll without a pause, which
+keeps one core busy for ever in every idle engine: with two engines on two
+cores, both. Here it sleeps until an event comes, or for `_POLL_S` at most.
+
+Runs inside the engine's worker process, on CPU machines only. On a GPU machine a
+core for the transfer is well spent, and generators can be turned back.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import torch
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+# The thread wakes on events; this only bounds how long it sleeps without one.
+_POLL_S = 0.01
 
-class SeedSafeCPUWorker(CPUWorker):
-    """CPUWorker whose model runner keeps generators away from discarded tokens."""
+
+class QuietCPUWorker(CPUWorker):
+    """CPUWorker that keeps generators from discarded tokens, and NIXL from spinning."""
 
     def init_device(self) -> None:
         """Builds the model runner, then puts ours around its sampling."""
+        let_progress_thread_sleep(round(_POLL_S * 1e6))
         super().init_device()
         runner = self.model_runner
         sample_tokens = runner.sample_tokens
@@ -35,6 +45,21 @@ class SeedSafeCPUWorker(CPUWorker):
                 generators.update(kept)
 
         runner.sample_tokens = sample_with_kept_generators
+
+
+def let_progress_thread_sleep(poll_us: int) -> None:
+    """Makes NIXL agents created from now on, in this process, poll at most that often."""
+    from nixl._api import nixl_agent
+
+    bindings = sys.modules[nixl_agent.__module__].nixlBind
+
+    class QuietAgentConfig(bindings.nixlAgentConfig):  # type: ignore[name-defined]
+        """NIXL's Python API sets this delay to 0 and offers no way to choose it."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, poll_us if name == "pthrDelay" else value)
+
+    bindings.nixlAgentConfig = QuietAgentConfig
 
 
 def take_discarded(

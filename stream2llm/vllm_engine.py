@@ -211,7 +211,7 @@ def _engine_args(
     )
     platform_args: dict[str, Any] = {}
     if current_platform.is_cpu():
-        platform_args["worker_cls"] = "stream2llm.cpu_worker.SeedSafeCPUWorker"
+        platform_args["worker_cls"] = "stream2llm.cpu_worker.QuietCPUWorker"
     try:
         return AsyncEngineArgs(
             model=spec.model_path,

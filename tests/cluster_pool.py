@@ -76,7 +76,7 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
 def model_path(name: str) -> Path:
     """The model's directory; makes or fetches the model where it is missing."""
     if name == "random-llama-sensitive":
-        return ensure_random_llama("random-llama-sensitive")
+        return ensure_random_llama("sensitive")
     return fetch_default_model()
 
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -209,3 +211,20 @@ def test_logits_processors_come_before_the_penalties() -> None:
 
     apply = source(Sampler.apply_logits_processors)
     assert apply.index("processor.apply(logits)") < apply.index("self.apply_penalties(")
+
+
+def test_nixls_progress_thread_sleeps_where_we_ask_it_to() -> None:
+    """An agent as the stock API makes it keeps a whole core busy; one of ours does not."""
+    program = (
+        "import os, time; from nixl._api import nixl_agent, nixl_agent_config\n"
+        "from stream2llm.cpu_worker import let_progress_thread_sleep\n"
+        "let_progress_thread_sleep(10_000)\n"
+        "agent = nixl_agent('quiet', nixl_agent_config(num_threads=4))\n"
+        "before = time.process_time(); time.sleep(1.0)\n"
+        "print('busy', time.process_time() - before, flush=True); os._exit(0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    busy = float(done.stdout.rpartition("busy ")[2])
+    assert busy < 0.3
