@@ -90,6 +90,8 @@ class Engine:
         self._llm = llm
         self.stats = stats
         self._clock = clock
+        # They do not change: an engine whose process died is dead.
+        self.pids = _own_processes()
 
     @classmethod
     async def start(
@@ -126,12 +128,6 @@ class Engine:
             block_size=config.cache_config.block_size,
             vocab_size=config.model_config.get_vocab_size(),
         )
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """This process and its children: EngineCore and its workers."""
-        children = psutil.Process().children(recursive=True)
-        return (os.getpid(), *(child.pid for child in children))
 
     @property
     def is_dead(self) -> bool:
@@ -193,6 +189,13 @@ class Engine:
     def shutdown(self) -> None:
         """Ends the engine's processes. Blocks for up to some seconds."""
         self._llm.shutdown()
+
+
+def _own_processes() -> tuple[int, ...]:
+    """This process, then EngineCore and its workers."""
+    children = psutil.Process().children(recursive=True)
+    engine = [child for child in children if "resource_tracker" not in "".join(child.cmdline())]
+    return (os.getpid(), *(child.pid for child in engine))
 
 
 def _engine_args(

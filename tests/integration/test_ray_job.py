@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,8 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stream2llm.client import SamplingParameters, connect_sync
 from stream2llm.ports import pick_port
 from stream2llm.processes import kill_owned, mark_environment, owned_processes, owner_mark
+from tests.cluster_pool import Kind, config_of, model_path
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -63,24 +64,13 @@ def _read_until(process: subprocess.Popen[str], text: str) -> list[str]:
 
 
 def a_config_file(folder: Path) -> Path:
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 1024}))
-    part = {"num_cpus": 0.1}
-    tree = {
-        "model": str(folder), "ray": {"address": "auto"}, "router": {"port": 0},
-        "prefill": part, "decode": part,
-    }  # fmt: skip
+    """A real cluster of one router, one prefill and one decode worker."""
+    config = config_of(Kind(model=str(model_path("random-llama-sensitive"))))
+    tree = config.model_dump(mode="json")
+    tree["ray"]["address"] = "auto"
     path = folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
-
-
-def a_working_dir(folder: Path) -> Path:
-    """A checkout with our packages and the fakes, which .rayignore leaves out of a real one."""
-    skip = shutil.ignore_patterns("__pycache__")
-    packages = ("stream2llm", "router", "prefill_worker", "decode_worker", "tests/fakes")
-    for package in packages:
-        shutil.copytree(ROOT / package, folder / package, ignore=skip)
-    return folder
 
 
 def submit(address: str, code: Path, entrypoint: list[str]) -> subprocess.Popen[str]:
@@ -100,13 +90,30 @@ def submit(address: str, code: Path, entrypoint: list[str]) -> subprocess.Popen[
                 raise
 
 
+def router_of(lines: list[str]) -> str:
+    """The address that `up` printed."""
+    (line,) = [line for line in lines if line.startswith("router-0: ")]
+    return line.removeprefix("router-0: ").strip()
+
+
+def ask(address: str) -> int:
+    """Streams two documents in; how many tokens came back."""
+    sampling = SamplingParameters(max_tokens=5, temperature=0.0, ignore_eos=True)
+    with connect_sync(address) as client, client.session(sampling=sampling) as session:
+        session.append([1, 2, 3])
+        session.append([4, 5])
+        return len(session.answer().token_ids)
+
+
 def test_a_job_serves_until_it_is_stopped_and_leaves_nothing(
     jobs_address: str, tmp_path: Path
 ) -> None:
-    code = a_working_dir(tmp_path / "code")
-    entrypoint = [sys.executable, "-m", "tests.fakes.up", str(a_config_file(tmp_path))]
-    job = submit(jobs_address, code, entrypoint)
-    _read_until(job, "ready after")
+    """The checkout as working directory, the documented entrypoint, real engines."""
+    config = str(a_config_file(tmp_path))
+    up = [sys.executable, "-m", "stream2llm.cli.main", "up", "--config", config]
+    job = submit(jobs_address, ROOT, up)
+    lines = _read_until(job, "ready after")
+    assert ask(router_of(lines)) == 5
     workers = [p.owner for p in owned_processes("") if "/decode-0/" in p.owner]
     stop = [RAY, "job", "stop", "--address", jobs_address, JOB_ID]
     subprocess.run(stop, env=ray_environment(), check=True, capture_output=True)
