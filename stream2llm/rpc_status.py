@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from stream2llm.errors import ERROR_DOMAIN, ERRORS_BY_STATUS, Stream2LLMError
@@ -83,7 +84,10 @@ def from_rpc_error(error: Any) -> Stream2LLMError | None:
 def _rich_status(trailers: Any) -> Any:
     for key, value in trailers or ():
         if key == DETAILS_TRAILER:
-            return status_pb2.Status.FromString(value)
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:  # not by us
+                return None
     return None
 
 
