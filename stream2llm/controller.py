@@ -194,8 +194,12 @@ class Controller:
     async def stop(self) -> None:
         """Ends all actors but this one, gracefully if they can, and all their processes."""
         await self._end_supervision()
-        for role in ("router", "decode", "prefill"):
-            await self._for_each(role, self._hosts.stop)
+        await self._for_each("router", self._hosts.stop)
+        # An engine takes some seconds to end; nobody needs the others now.
+        await asyncio.gather(
+            self._for_each("decode", self._hosts.stop),
+            self._for_each("prefill", self._hosts.stop),
+        )
         names = [launch.name for launch in self._spec.launches]
         await asyncio.gather(*(self._hosts.clean(name, EXIT_GRACE_S) for name in names))
         await self._http.close()
