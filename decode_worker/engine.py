@@ -16,7 +16,7 @@ from stream2llm.errors import InvalidRequestError
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import TokenStep
 from stream2llm.vllm_engine import Engine, OutputStream, only_output
-from stream2llm.vllm_sampling import decode_seed, to_vllm, token_step
+from stream2llm.vllm_sampling import EngineSeed, engine_seed, to_vllm, token_step
 from stream2llm.worker_spec import WorkerSpec
 
 
@@ -74,7 +74,7 @@ async def begin_decode(
     params = to_vllm(
         sampling,
         max_tokens=sampling.max_tokens - 1,
-        seed=decode_seed(sampling.seed),
+        seed=engine_seed(sampling.seed, EngineSeed.DECODE),
         extra_args={
             "kv_transfer_params": kv_transfer_params,
             FIRST_TOKEN_KEY: prompt_token_ids[-1],

@@ -7,8 +7,6 @@ before a session does; it proves the whole path, too.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import grpc
 
 from decode_worker.engine import begin_decode, decode_steps, parse_handover
@@ -29,7 +27,9 @@ async def connect(engine: Engine, peer: WorkerAddress, max_message_bytes: int) -
     """Fetches a few tokens' KV from `peer`; raises when that does not work."""
     options = channel_options(max_message_bytes)
     async with grpc.aio.insecure_channel(peer.grpc_address, options=options) as channel:
-        first = await _first_token(worker_pb2_grpc.PrefillServiceStub(channel))
+        # Leaving the block ends the RPC, which frees what prefill still holds.
+        call = worker_pb2_grpc.PrefillServiceStub(channel).PrefillSession()
+        first = await _first_token(call)
         transfer = parse_handover(first.handover.kv_transfer_params_json)
         request_id = unique_id("connect")
         tokens = [*_PROMPT_TOKEN_IDS, *first.step.token_ids]
@@ -38,17 +38,14 @@ async def connect(engine: Engine, peer: WorkerAddress, max_message_bytes: int) -
             pass
 
 
-async def _first_token(stub: worker_pb2_grpc.PrefillServiceStub) -> worker_pb2.FirstToken:
-    async for response in stub.PrefillSession(_events()):
+async def _first_token(call: grpc.aio.StreamStreamCall) -> worker_pb2.FirstToken:
+    opening = worker_pb2.OpenPrefill(session_id="connect", sampling=to_proto(_SAMPLING))
+    await call.write(worker_pb2.PrefillSessionRequest(open=opening))
+    splice = worker_pb2.SplicePrefill(revision=1, token_ids=_PROMPT_TOKEN_IDS)
+    seal = worker_pb2.SealPrefill(splice=splice, hand_over=True)
+    await call.write(worker_pb2.PrefillSessionRequest(seal=seal))
+    while (response := await call.read()) is not grpc.aio.EOF:
         if response.WhichOneof("event") == "first_token":
             first: worker_pb2.FirstToken = response.first_token
             return first
     raise InternalError("the prefill worker gave no first token")
-
-
-async def _events() -> AsyncIterator[worker_pb2.PrefillSessionRequest]:
-    opening = worker_pb2.OpenPrefill(session_id="connect", sampling=to_proto(_SAMPLING))
-    yield worker_pb2.PrefillSessionRequest(open=opening)
-    splice = worker_pb2.SplicePrefill(revision=1, token_ids=_PROMPT_TOKEN_IDS)
-    seal = worker_pb2.SealPrefill(splice=splice, hand_over=True)
-    yield worker_pb2.PrefillSessionRequest(seal=seal)

@@ -61,9 +61,12 @@ class FirstTokenPenalty(AdapterLogitsProcessor):
                 params.frequency_penalty,
                 sampled_again=first in output_token_ids,
             )
-            logits[first] = offset_before_repetition(
+            offset = offset_before_repetition(
                 float(logits[first]), missing, params.repetition_penalty
             )
+            # A value that the logits' type cannot hold would raise, and end the engine.
+            largest = torch.finfo(logits.dtype).max
+            logits[first] = min(max(offset, -largest), largest)
             return logits
 
         return apply

@@ -21,7 +21,7 @@ from stream2llm.engine_stats import EngineStats
 from stream2llm.errors import InvalidRequestError
 from stream2llm.sampling import SamplingParameters
 from stream2llm.vllm_engine import Engine, OutputStream, only_output
-from stream2llm.vllm_sampling import to_vllm
+from stream2llm.vllm_sampling import EngineSeed, engine_seed, to_vllm
 from stream2llm.worker_spec import WorkerSpec
 
 # Has the connector keep the blocks for a decode worker when the request ends.
@@ -102,9 +102,9 @@ class PrefillSession:
             await self._begin(event, token_ids, hand_over)
 
     async def cancel(self) -> None:
-        """Frees the session's blocks, unless they are handed over already."""
+        """Frees the session's blocks, also those that still wait for a decode worker."""
         if self._first_request is not None:
-            await self._engine.abort(self._request_id)
+            await self._engine.end(self._request_id)
 
     def _check(self, keep_tokens: int, token_ids: list[int], seal: bool) -> None:
         if keep_tokens > self._num_tokens:
@@ -126,7 +126,7 @@ class PrefillSession:
         params = to_vllm(
             self._sampling,
             max_tokens=1,
-            seed=self._sampling.seed,
+            seed=engine_seed(self._sampling.seed, EngineSeed.PREFILL),
             extra_args=_extra_args(event, hand_over),
         )
         request = await self._engine.build_request(self._request_id, token_ids, params)

@@ -327,9 +327,25 @@ class PrefillScheduler(Scheduler):
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
     ) -> list[Request]:
         """Ends sessions from outside (cancel); their blocks are free afterwards."""
-        finished: list[Request] = super().finish_requests(request_ids, finished_status)
+        if isinstance(request_ids, str):
+            request_ids = (request_ids,)
+        ids = list(self.requests if request_ids is None else request_ids)
+        finished: list[Request] = super().finish_requests(ids, finished_status)
         self._forget([request.request_id for request in finished])
+        for request_id in ids:
+            self._end_lease(request_id)
         return finished
+
+    def _end_lease(self, request_id: str) -> None:
+        """Frees a hand-over that nobody will read any more.
+
+        The router's RPC lasts until decode has read, so its end says so. The
+        connector takes a deadline that has passed, and reports the blocks as
+        sent with its next step.
+        """
+        request = self.requests.get(request_id)
+        if request is not None and request.is_finished() and self.connector is not None:
+            self.connector.connector_scheduler._reqs_need_send[request_id] = 0.0
 
     def _connector_finished(self, request: Request) -> tuple[bool, dict[str, Any] | None]:
         """An answer that its first token ended needs no decode: its blocks are free at once.

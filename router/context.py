@@ -12,7 +12,8 @@ token at least, so that empty ones are bounded too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,8 @@ class ContextLimits:
     max_model_len: int
     max_total_tokens: int
     max_documents_per_event: int
+    # With a content, over the session's whole life.
+    max_documents: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,12 @@ class ContextLog:
     def __init__(self, prefix: Tokens, limits: ContextLimits) -> None:
         self._limits = limits
         self._prefix = prefix
-        self._documents: tuple[Tokens, ...] = ()
+        # The prefix and the documents, as one sequence: an append must not cost
+        # more the more documents there are.
+        self._context = prefix
         self._by_id: dict[str, Tokens] = {}
         self._total_tokens = 0
+        self._num_documents = 0
         # What prefill has been told; nothing yet.
         self._told = as_tokens([])
         self._charge(len(prefix))
@@ -92,30 +98,33 @@ class ContextLog:
                     reason="DOCUMENT_WITHOUT_CONTENT",
                     field=f"append.documents[{index}].content",
                 )
-        by_id, added = self._resolve(documents)
-        return self._become(self._documents + added, by_id, documents)
+        new_ids, added = self._resolve(documents)
+        return self._become([self._context, *added], new_ids, documents)
 
     def update(self, documents: Sequence[ContentDocument]) -> Splice:
         """The new document list."""
         _check_documents(documents, "update", self._limits)
-        by_id, listed = self._resolve(documents)
-        return self._become(listed, by_id, documents)
+        new_ids, listed = self._resolve(documents)
+        return self._become([self._prefix, *listed], new_ids, documents)
 
     def seal(self, suffix: Tokens, num_bos_tokens: int) -> Splice:
         """The final sequence; `num_bos_tokens` of it the client did not send."""
-        parts = [self._prefix, *self._documents, suffix]
-        num_tokens = sum(map(len, parts))
+        num_tokens = len(self._context) + len(suffix)
         if num_tokens <= num_bos_tokens:
             raise InvalidRequestError("context is empty", reason="EMPTY_CONTEXT")
         self._check_length(num_tokens)
         self._charge(len(suffix))
-        return self._tell(np.concatenate(parts), len(suffix))
+        return self._tell(np.concatenate([self._context, suffix]), len(suffix))
 
     def _resolve(
         self, documents: Sequence[ContentDocument]
     ) -> tuple[dict[str, Tokens], tuple[Tokens, ...]]:
-        """In order: a document named by id alone is the latest one sent under that id."""
-        by_id = dict(self._by_id)
+        """What is new under which id, and the contents in order.
+
+        A document named by id alone is the latest one sent under that id.
+        """
+        new_ids: dict[str, Tokens] = {}
+        by_id = ChainMap(new_ids, self._by_id)
         resolved = []
         for index, document in enumerate(documents):
             tokens = document.tokens
@@ -124,22 +133,23 @@ class ContextLog:
             elif document.document_id:
                 by_id[document.document_id] = tokens
             resolved.append(tokens)
-        return by_id, tuple(resolved)
+        return new_ids, tuple(resolved)
 
     def _become(
         self,
-        documents: tuple[Tokens, ...],
-        by_id: dict[str, Tokens],
+        parts: list[Tokens],
+        new_ids: dict[str, Tokens],
         sent: Sequence[ContentDocument],
     ) -> Splice:
         # Before anything is copied: a list may name a long document often.
-        self._check_length(len(self._prefix) + sum(map(len, documents)))
+        self._check_length(sum(map(len, parts)))
         contents = [document.tokens for document in sent if document.tokens is not None]
+        self._check_documents_sent(len(contents))
         self._charge(sum(max(len(tokens), 1) for tokens in contents))
-        self._documents, self._by_id = documents, by_id
-        return self._tell(
-            np.concatenate([self._prefix, *documents]), sum(len(tokens) for tokens in contents)
-        )
+        self._num_documents += len(contents)
+        self._by_id.update(new_ids)
+        self._context = np.concatenate(parts)
+        return self._tell(self._context, sum(len(tokens) for tokens in contents))
 
     def _tell(self, sequence: Tokens, num_new_tokens: int) -> Splice:
         keep = common_prefix_len(self._told, sequence)
@@ -155,6 +165,16 @@ class ContextLog:
                 reason="CONTEXT_TOO_LONG",
             )
 
+    def _check_documents_sent(self, num_more: int) -> None:
+        total = self._num_documents + num_more
+        if total > self._limits.max_documents:
+            raise OverloadedError(
+                f"the session has sent {total} documents over its life; at most"
+                f" {self._limits.max_documents} are allowed (max_session_documents)",
+                reason="SESSION_DOCUMENTS_EXCEEDED",
+                retry_after_s=0,  # trying again does not help
+            )
+
     def _charge(self, num_tokens: int) -> None:
         total = self._total_tokens + num_tokens
         if total > self._limits.max_total_tokens:
@@ -167,7 +187,7 @@ class ContextLog:
         self._total_tokens = total
 
 
-def _known(by_id: dict[str, Tokens], document_id: str, index: int) -> Tokens:
+def _known(by_id: Mapping[str, Tokens], document_id: str, index: int) -> Tokens:
     try:
         return by_id[document_id]
     except KeyError:

@@ -53,7 +53,7 @@ class Router:
         self._background = Background()
         self._parts = RouterParts(
             spec=spec,
-            text=TextInput(tokenizer),
+            text=TextInput(tokenizer, spec.max_model_len),
             make_detokenizer=detokenizer_factory(tokenizer.backend),
             workers=WorkerPool(spec.limits.max_message_bytes, self._background),
             sessions=OpenSessions(spec.limits.max_open_sessions, metrics, clock),

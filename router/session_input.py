@@ -149,4 +149,5 @@ def limits_of(live: LiveSession) -> ContextLimits:
         max_model_len=spec.max_model_len,
         max_total_tokens=spec.limits.max_session_tokens,
         max_documents_per_event=spec.limits.max_documents_per_event,
+        max_documents=spec.limits.max_session_documents,
     )

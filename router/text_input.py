@@ -40,8 +40,9 @@ class Frame:
 class TextInput:
     """Tokenizes templates and documents."""
 
-    def __init__(self, tokenizer: ModelTokenizer) -> None:
+    def __init__(self, tokenizer: ModelTokenizer, max_model_len: int) -> None:
         self.tokenizer = tokenizer
+        self._max_model_len = max_model_len
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="tokenize")
 
     def close(self) -> None:
@@ -51,15 +52,16 @@ class TextInput:
     async def frame(self, template: PlainTemplate | ChatTemplate) -> Frame:
         """The tokens around the documents."""
         if isinstance(template, PlainTemplate):
-            return await self._run(
-                _num_chars(template.prefix) + _num_chars(template.suffix),
-                lambda: self._plain_frame(template),
-            )
+            num_chars = _num_chars(template.prefix) + _num_chars(template.suffix)
+            self._check_chars(num_chars, "open.plain")
+            return await self._run(num_chars, lambda: self._plain_frame(template))
         num_chars = sum(len(message.content) for message in template.messages)
+        self._check_chars(num_chars, "open.chat")
         return await self._run(num_chars, lambda: self._chat_frame(template))
 
     async def content(self, content: Content, field: str) -> Tokens:
         """One content, nothing put around it."""
+        self._check_chars(_num_chars(content), field)
         return await self._run(_num_chars(content), lambda: self._tokens(content, field))
 
     async def documents(
@@ -67,7 +69,19 @@ class TextInput:
     ) -> tuple[ContentDocument, ...]:
         """The documents of one event, each tokenized on its own."""
         num_chars = sum(_num_chars(document.content) for document in documents)
+        self._check_chars(num_chars, f"{event}.documents")
         return await self._run(num_chars, lambda: self._documents(documents, event))
+
+    def _check_chars(self, num_chars: int, field: str) -> None:
+        """Refuses what cannot fit before a long time is spent on tokenizing it."""
+        max_chars = self._max_model_len * self.tokenizer.longest_token_chars
+        if num_chars > max_chars:
+            raise InvalidRequestError(
+                f"{field} has {num_chars} characters; at most {max_chars} can fit into the"
+                f" {self._max_model_len} tokens of the model (max_model_len)",
+                reason="CONTEXT_TOO_LONG",
+                field=field,
+            )
 
     async def _run(self, num_chars: int, work: Callable[[], T]) -> T:
         if num_chars <= _INLINE_CHARS:

@@ -42,6 +42,8 @@ class ModelTokenizer:
         self.backend.no_truncation()
         self.backend.no_padding()
         self._bos = self._find_bos()
+        # Of one token, in characters at most; byte-level tokens count their bytes.
+        self.longest_token_chars = max(map(len, self.backend.get_vocab()), default=1)
 
     @property
     def has_chat_template(self) -> bool:
@@ -49,7 +51,9 @@ class ModelTokenizer:
 
     def encode(self, text: str) -> Tokens:
         """Text as it stands, nothing put around it."""
-        return as_tokens(self.backend.encode(text, add_special_tokens=False).ids)
+        # A batch of one: only encode_batch lets other threads run meanwhile.
+        (encoding,) = self.backend.encode_batch([text], add_special_tokens=False)
+        return as_tokens(encoding.ids)
 
     def encode_prefix(self, text: str) -> Tokens:
         """The beginning of a prompt: BOS first where this tokenizer puts one."""

@@ -42,6 +42,8 @@ class RouterLimits(_Part):
     # Over the whole life of a session, replaced documents included.
     max_session_tokens: int = Field(default=2_000_000, ge=1)
     max_documents_per_event: int = Field(default=4096, ge=1)
+    # Documents with a content, over the whole life of a session.
+    max_session_documents: int = Field(default=65_536, ge=1)
     max_message_bytes: int = Field(default=16 * MIB, ge=64 * KIB)
     # A session that is open and gets no event for so long ends.
     input_idle_timeout_s: float = Field(default=60.0, gt=0)

@@ -6,7 +6,6 @@ rest). Stop strings are the router's alone: only it has text.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from stream2llm.errors import InvalidRequestError
@@ -15,6 +14,10 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGPROBS = 20
+# vLLM's own limit.
+MAX_TEMPERATURE = 2.0
+# Logits are divided by it; below this they leave the range of small float types.
+MIN_REPETITION_PENALTY = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,8 @@ class SamplingParameters:
 
     def _validate_distribution(self) -> None:
         # Written so that NaN fails too.
-        if not 0 <= self.temperature < math.inf:
-            raise _bad("temperature", self.temperature, "finite and at least 0")
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise _bad("temperature", self.temperature, f"between 0 and {MAX_TEMPERATURE:g}")
         if not 0 < self.top_p <= 1:
             raise _bad("top_p", self.top_p, "above 0 and at most 1")
         if self.top_k < 0:
@@ -62,8 +65,9 @@ class SamplingParameters:
             value = getattr(self, name)
             if not -2 <= value <= 2:
                 raise _bad(name, value, "between -2 and 2")
-        if not 0 < self.repetition_penalty <= 2:
-            raise _bad("repetition_penalty", self.repetition_penalty, "above 0 and at most 2")
+        if not MIN_REPETITION_PENALTY <= self.repetition_penalty <= 2:
+            limit = f"between {MIN_REPETITION_PENALTY:g} and 2"
+            raise _bad("repetition_penalty", self.repetition_penalty, limit)
 
     def _validate_stops(self, vocab_size: int) -> None:
         _check_count("stop_strings", len(self.stop_strings), MAX_STOP_STRINGS)

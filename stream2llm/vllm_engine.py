@@ -182,6 +182,12 @@ class Engine:
         if not self._llm.errored:
             await self._llm.abort(request_id, internal=True)
 
+    async def end(self, request_id: str) -> None:
+        """Like `abort`, and for a request that has finished, ends the lease on its blocks."""
+        await self.abort(request_id)
+        # AsyncLLM keeps aborts of finished requests to itself.
+        await self._llm.engine_core.abort_requests_async([request_id])
+
     async def reject_handover(self, request_id: str, kv_transfer_params: dict[str, Any]) -> None:
         """Has the connector tell the prefill engine that its blocks will not be read."""
         await self._llm.notify_kv_transfer_request_rejected(request_id, kv_transfer_params)

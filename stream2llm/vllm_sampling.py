@@ -7,6 +7,7 @@ and give token ids, stop strings are the router's.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import Any
 
 from vllm import SamplingParams
@@ -17,6 +18,16 @@ from vllm.sampling_params import RequestOutputKind
 from stream2llm.errors import InternalError, InvalidRequestError, UnavailableError
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
+
+_MASK_64 = 2**64 - 1
+
+
+class EngineSeed(IntEnum):
+    """Tells the two engines' random numbers apart."""
+
+    PREFILL = 1
+    DECODE = 2
+
 
 _FINISH_REASONS = {None: None, "stop": FinishReason.STOP_TOKEN, "length": FinishReason.LENGTH}
 
@@ -53,13 +64,20 @@ def to_vllm(
         raise InvalidRequestError(f"sampling: {error}", field="sampling") from error
 
 
-def decode_seed(seed: int | None) -> int | None:
-    """The decode engine's seed, made from the client's.
+def engine_seed(seed: int | None, engine: EngineSeed) -> int | None:
+    """One engine's seed, made from the client's.
 
-    Both engines start a generator of their own. With the same seed the second
-    token would be drawn with the random numbers of the first.
+    Both engines start a generator of their own; with one seed for both, the
+    second token would be drawn with the random numbers of the first. Besides,
+    vLLM takes -1 for "no seed", and torch no negative ones. SplitMix64's
+    finalizer (Steele, Lea, Flood 2014) is a bijection of 64 bits; one is dropped.
     """
-    return None if seed is None else (seed * 6364136223846793005 + 1442695040888963407) % 2**63
+    if seed is None:
+        return None
+    mixed = (seed + engine * 0x9E3779B97F4A7C15) & _MASK_64
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    return (mixed ^ (mixed >> 31)) >> 1
 
 
 def token_step(output: CompletionOutput, num_logprobs: int | None) -> TokenStep:

@@ -48,10 +48,11 @@ class PrefillServiceServicer(object):
 
     def PrefillSession(self, request_iterator, context):
         """PrefillSession holds one session: open, splices, seal. The answer is
-        progress while tokens are computed, then one first token. Cancelling it
-        before the first token frees the session's blocks. After a first token
-        with a hand-over, the blocks live until a decode worker has read or
-        released them, or until the lease ends.
+        progress while tokens are computed, then one first token. The end of the
+        RPC, whatever its cause, frees the session's blocks: with a hand-over, keep
+        it open, and the request stream too, until decode has sent a token. Blocks
+        handed over are free earlier when decode has read or released them, or when
+        the lease ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -21,7 +21,9 @@ from stream2llm.prefix import as_tokens
 
 pytestmark = pytest.mark.property
 
-LIMITS = ContextLimits(max_model_len=60, max_total_tokens=300, max_documents_per_event=5)
+LIMITS = ContextLimits(
+    max_model_len=60, max_total_tokens=300, max_documents_per_event=5, max_documents=10_000
+)
 # Few different tokens, so that common prefixes end in mid-document too.
 CONTENTS = st.lists(st.integers(0, 2), max_size=8)
 DOCUMENTS = st.lists(
@@ -72,11 +74,11 @@ def test_splices_reproduce_the_sequence(prefix: Any, events: Any, suffix: Any) -
     log, model = ContextLog(as_tokens(prefix), LIMITS), Model(prefix)
     told = applied([], log.begin())
     for kind, documents in events:
-        before = (told, log._documents, dict(log._by_id), log._total_tokens)
+        before = (told, log._context.tolist(), dict(log._by_id), log._total_tokens)
         try:
             splice = getattr(log, kind)(as_documents(documents))
         except Stream2LLMError:
-            after = (log.sequence.tolist(), log._documents, log._by_id, log._total_tokens)
+            after = (log.sequence.tolist(), log._context.tolist(), log._by_id, log._total_tokens)
             assert after == before
             continue
         model.apply(kind, documents)

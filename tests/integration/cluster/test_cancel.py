@@ -6,10 +6,11 @@ The `client` fixture fails the test when a worker still holds a block at its end
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -156,26 +157,20 @@ async def test_the_client_process_is_killed_by_force(
     await until_no_session(client)
 
 
-async def _first_token(cluster: Cluster) -> worker_pb2.FirstToken:
-    """A session straight at the prefill worker, left alone after its first token."""
-    sampling = to_proto(ENDLESS)
+@asynccontextmanager
+async def _first_token(cluster: Cluster) -> AsyncIterator[worker_pb2.FirstToken]:
+    """A session straight at the prefill worker, up to its first token; its RPC stays open."""
     splice = worker_pb2.SplicePrefill(revision=1, token_ids=SMALL.document("a"))
     seal = worker_pb2.SealPrefill(splice=splice, hand_over=True)
-    opening = worker_pb2.OpenPrefill(session_id="alone", sampling=sampling)
+    opening = worker_pb2.OpenPrefill(session_id="alone", sampling=to_proto(ENDLESS))
     (prefill,) = workers(cluster, "prefill")
     async with grpc.aio.insecure_channel(prefill.grpc_address) as channel:
-        call = worker_pb2_grpc.PrefillServiceStub(channel).PrefillSession(
-            iter(
-                [
-                    worker_pb2.PrefillSessionRequest(open=opening),
-                    worker_pb2.PrefillSessionRequest(seal=seal),
-                ]
-            )
-        )
-        async for response in call:
-            if response.WhichOneof("event") == "first_token":
-                return response.first_token
-    raise AssertionError("no first token")
+        call = worker_pb2_grpc.PrefillServiceStub(channel).PrefillSession()
+        await call.write(worker_pb2.PrefillSessionRequest(open=opening))
+        await call.write(worker_pb2.PrefillSessionRequest(seal=seal))
+        while (response := await call.read()).WhichOneof("event") != "first_token":
+            pass
+        yield response.first_token
 
 
 async def _held(client: AsyncClient, role: str) -> int:
@@ -186,30 +181,42 @@ async def _held(client: AsyncClient, role: str) -> int:
 async def test_a_released_hand_over_is_free_long_before_its_lease_ends(
     cluster: Cluster, client: AsyncClient
 ) -> None:
-    first = await _first_token(cluster)
-    assert await _held(client, "prefill") == first.handover.num_blocks > 0
-    (decode,) = workers(cluster, "decode")
-    async with grpc.aio.insecure_channel(decode.grpc_address) as channel:
-        request = worker_pb2.ReleaseHandoverRequest(session_id="alone", handover=first.handover)
-        await worker_pb2_grpc.DecodeServiceStub(channel).ReleaseHandover(request)
-    lease_s = cluster.config.handover.lease_s
-    await until_blocks_are_free(client.server_info, timeout_s=lease_s / 2)
+    async with _first_token(cluster) as first:
+        assert await _held(client, "prefill") == first.handover.num_blocks > 0
+        (decode,) = workers(cluster, "decode")
+        async with grpc.aio.insecure_channel(decode.grpc_address) as channel:
+            request = worker_pb2.ReleaseHandoverRequest(
+                session_id="HB:alone", handover=first.handover
+            )
+            await worker_pb2_grpc.DecodeServiceStub(channel).ReleaseHandover(request)
+        await until_blocks_are_free(client.server_info, cluster.config.handover.lease_s / 2)
 
 
 async def test_a_forgotten_hand_over_is_free_when_its_lease_ends(
     cluster: Cluster, client: AsyncClient
 ) -> None:
-    first = await _first_token(cluster)
-    assert await _held(client, "prefill") == first.handover.num_blocks
-    await until_blocks_are_free(client.server_info, timeout_s=3 * cluster.config.handover.lease_s)
+    async with _first_token(cluster) as first:
+        assert await _held(client, "prefill") == first.handover.num_blocks
+        await until_blocks_are_free(client.server_info, 3 * cluster.config.handover.lease_s)
+
+
+async def test_a_hand_over_whose_session_ends_is_free_at_once(
+    cluster: Cluster, client: AsyncClient
+) -> None:
+    """The router has vanished between the first token and decode."""
+    async with _first_token(cluster) as first:
+        assert await _held(client, "prefill") == first.handover.num_blocks
+    await until_blocks_are_free(client.server_info, cluster.config.handover.lease_s / 2)
 
 
 async def test_a_hand_over_that_decode_refuses_is_released(
     cluster: Cluster, client: AsyncClient
 ) -> None:
-    first = await _first_token(cluster)
     (decode,) = workers(cluster, "decode")
-    async with grpc.aio.insecure_channel(decode.grpc_address) as channel:
+    async with (
+        _first_token(cluster) as first,
+        grpc.aio.insecure_channel(decode.grpc_address) as channel,
+    ):
         request = worker_pb2.DecodeRequest(
             session_id="alone",
             prompt_token_ids=[*SMALL.document("a"), *first.step.token_ids],
@@ -219,6 +226,12 @@ async def test_a_hand_over_that_decode_refuses_is_released(
         call = worker_pb2_grpc.DecodeServiceStub(channel).Decode(request)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert json.loads(first.handover.kv_transfer_params_json)["remote_engine_id"]
-    await until_blocks_are_free(client.server_info, cluster.config.handover.lease_s / 2)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await until_blocks_are_free(client.server_info, cluster.config.handover.lease_s / 2)
+
+
+async def test_a_session_id_with_a_meaning_to_nixl_is_only_a_name(client: AsyncClient) -> None:
+    """ "HB:" begins a heartbeat among NIXL's notifications."""
+    sampling = SamplingParameters(max_tokens=2, temperature=0.0, ignore_eos=True)
+    await client.generate(SMALL.prompt, sampling=sampling, session_id="HB:a,b").answer()
+    await until_blocks_are_free(client.server_info, timeout_s=5)

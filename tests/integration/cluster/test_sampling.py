@@ -70,8 +70,9 @@ async def test_a_negative_presence_penalty_shows_that_the_first_token_counts(
     assert outcome.token_ids != plain_answer
 
 
-async def test_a_seeded_answer_is_repeatable(client: AsyncClient) -> None:
-    sampling = SamplingParameters(max_tokens=12, temperature=1.0, seed=11, ignore_eos=True)
+@pytest.mark.parametrize("seed", [11, -1])
+async def test_a_seeded_answer_is_repeatable(client: AsyncClient, seed: int) -> None:
+    sampling = SamplingParameters(max_tokens=12, temperature=1.0, seed=seed, ignore_eos=True)
     first = await play(client, STREAM, sampling)
     second = await play(client, STREAM, sampling, paced=False)
     other = await play(client, STREAM, dataclasses.replace(sampling, seed=12))

@@ -6,7 +6,15 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from decode_worker.penalties import missing_penalty, offset_before_repetition
+import torch
+from vllm import SamplingParams
+
+from decode_worker.penalties import (
+    FIRST_TOKEN_KEY,
+    FirstTokenPenalty,
+    missing_penalty,
+    offset_before_repetition,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -24,6 +32,19 @@ def test_after_the_repetition_penalty_just_the_missing_penalty_is_gone(
 ) -> None:
     offset = offset_before_repetition(logit, missing, penalty)
     assert repetition(offset, penalty) == pytest.approx(repetition(logit, penalty) - missing)
+
+
+def test_a_value_beyond_the_logits_type_is_cut_instead_of_raising() -> None:
+    params = SamplingParams(
+        presence_penalty=2.0,
+        repetition_penalty=1e-40,
+        extra_args={FIRST_TOKEN_KEY: 1},
+    )
+    # Only the method that makes the processor is asked; it needs no state.
+    make = FirstTokenPenalty.new_req_logits_processor
+    logits = make(object.__new__(FirstTokenPenalty), params)([], torch.zeros(3))
+    assert logits[1] == torch.finfo(torch.float32).min
+    assert torch.isfinite(logits).all()
 
 
 def test_presence_is_missing_until_decode_samples_the_token_itself() -> None:

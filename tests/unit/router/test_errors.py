@@ -170,7 +170,7 @@ ROWS: list[tuple[Script, Any, str, str, str]] = [
     (too_long_with_its_suffix, BAD, "CONTEXT_TOO_LONG", "", "has 1000 tokens"),
     (appended_by_id_alone, BAD, "DOCUMENT_WITHOUT_CONTENT", "append.documents[0].content", "no content"),
     (duplicate_document, BAD, "DUPLICATE_DOCUMENT", "append.documents[1].id", "twice in one event"),
-    (bad_temperature, BAD, "BAD_SAMPLING", "sampling.temperature", "is -1.0; it must be finite"),
+    (bad_temperature, BAD, "BAD_SAMPLING", "sampling.temperature", "is -1.0; it must be between 0 and 2"),
     (bad_top_p, BAD, "BAD_SAMPLING", "sampling.top_p", "is nan; it must be above 0"),
     (bad_stop_token, BAD, "BAD_SAMPLING", "sampling.stop_token_ids", "below the vocabulary size 512"),
     (bad_token_id, BAD, "BAD_TOKEN_ID", "append.documents[0]", "token id 512"),

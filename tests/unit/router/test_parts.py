@@ -23,6 +23,7 @@ from stream2llm.errors import (
     ERRORS_BY_STATUS,
     InternalError,
     InvalidRequestError,
+    OverloadedError,
     Stream2LLMError,
     UnavailableError,
 )
@@ -57,7 +58,12 @@ def test_a_suspect_worker_gets_nothing() -> None:
 
 
 def a_log(**limits: int) -> ContextLog:
-    defaults = {"max_model_len": 100, "max_total_tokens": 100, "max_documents_per_event": 10}
+    defaults = {
+        "max_model_len": 100,
+        "max_total_tokens": 100,
+        "max_documents_per_event": 10,
+        "max_documents": 50,
+    }
     return ContextLog(as_tokens([]), ContextLimits(**defaults | limits))
 
 
@@ -106,7 +112,7 @@ def test_a_list_that_names_a_long_document_often_is_refused_unread() -> None:
 
 
 def test_a_prefix_of_bos_alone_is_an_empty_context() -> None:
-    log = ContextLog(as_tokens([1]), ContextLimits(100, 100, 10))
+    log = ContextLog(as_tokens([1]), ContextLimits(100, 100, 10, 50))
     with pytest.raises(InvalidRequestError, match="context is empty"):
         log.seal(as_tokens([]), num_bos_tokens=1)
 
@@ -176,7 +182,7 @@ async def test_progress_is_replaced_and_never_overtakes() -> None:
 
 
 async def test_long_text_is_tokenized_off_the_event_loop(tiny_model: Path) -> None:
-    text = TextInput(ModelTokenizer(str(tiny_model)))
+    text = TextInput(ModelTokenizer(str(tiny_model)), max_model_len=1_000_000)
     document = DocumentInput("a", "the quick brown fox " * 20_000)
     num_turns = 0
     async with asyncio.TaskGroup() as group:
@@ -184,11 +190,31 @@ async def test_long_text_is_tokenized_off_the_event_loop(tiny_model: Path) -> No
         while not work.done():
             num_turns += 1
             await asyncio.sleep(0)
-    assert num_turns > 3
+    # Some hundred thousand if the tokenizer lets go of the interpreter; two or three if not.
+    assert num_turns > 100
     (tokenized,) = work.result()
     assert tokenized.tokens is not None
     assert np.array_equal(tokenized.tokens, text.tokenizer.encode("the quick brown fox " * 20_000))
     text.close()
+
+
+async def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(tiny_model: Path) -> None:
+    text = TextInput(ModelTokenizer(str(tiny_model)), max_model_len=10)
+    limit = 10 * text.tokenizer.longest_token_chars
+    documents = [DocumentInput("a", "x" * limit), DocumentInput("b", "x")]
+    with pytest.raises(InvalidRequestError, match=f"{limit + 1} characters; at most {limit}"):
+        await text.documents(documents, "append")
+    text.close()
+
+
+def test_a_session_sends_no_more_documents_than_it_may() -> None:
+    log = ContextLog(as_tokens([1]), ContextLimits(100, 100, 10, max_documents=3))
+    empty = ContentDocument("", as_tokens([]))
+    log.append([empty, empty])
+    log.update([empty])
+    with pytest.raises(OverloadedError, match="4 documents over its life; at most 3"):
+        log.append([empty])
+    assert log.seal(as_tokens([2]), 0).tail.tolist() == [1, 2]
 
 
 def test_a_broken_model_directory_is_named(tmp_path: Path) -> None:
@@ -234,6 +260,7 @@ def test_token_steps_survive_the_wire() -> None:
     [
         ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
         ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": 2.5}, "temperature is 2.5; it must be between 0 and 2"),
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
         ({"top_k": -1}, "top_k is -1"),
         ({"stop_strings": ("",)}, "stop_strings is ''"),
@@ -241,7 +268,10 @@ def test_token_steps_survive_the_wire() -> None:
         ({"stop_token_ids": (1,) * 65}, "has 65 entries; at most 64"),
         ({"presence_penalty": 2.5}, "presence_penalty is 2.5; it must be between -2 and 2"),
         ({"frequency_penalty": float("nan")}, "frequency_penalty is nan"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        (
+            {"repetition_penalty": 1e-40},
+            "repetition_penalty is 1e-40; it must be between 0.01 and 2",
+        ),
         ({"logprobs": 21}, "logprobs is 21; it must be between 0 and 20"),
     ],
 )
