@@ -16,16 +16,11 @@ import grpc
 
 from decode_worker.engine import begin_decode, decode_steps, parse_handover
 from stream2llm.engine_worker import EngineWorker
-from stream2llm.errors import (
-    InternalError,
-    InvalidRequestError,
-    Stream2LLMError,
-    UnavailableError,
-)
+from stream2llm.errors import InvalidRequestError, UnavailableError, describe
 from stream2llm.ids import unique_id
 from stream2llm.rpc_status import abort
 from stream2llm.sampling import SamplingParameters
-from stream2llm.stream_writer import PeerGoneError, StreamWriter
+from stream2llm.stream_writer import StreamWriter, failures_as_status
 from stream2llm.token_step import TokenStep
 from stream2llm.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.vllm_engine import OutputStream
@@ -49,19 +44,12 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         # Tells the router that the hand-over is ours from here on.
         await context.send_initial_metadata(())
         writer = StreamWriter(context)
-        try:
-            async with aclosing(self._steps(request)) as steps:
-                async for step in steps:
-                    await writer.write(worker_pb2.DecodeResponse(step=step))
-        except PeerGoneError:
-            return  # gRPC is about to cancel this handler
-        except Stream2LLMError as error:
-            await writer.settle()
-            await abort(context, error)
-        except Exception as error:
-            _log.exception("decoding failed")
-            await writer.settle()
-            await abort(context, InternalError(f"{type(error).__name__}: {error}"))
+        async with (
+            failures_as_status(context, writer, _log, describe),
+            aclosing(self._steps(request)) as steps,
+        ):
+            async for step in steps:
+                await writer.write(worker_pb2.DecodeResponse(step=step))
 
     async def _steps(
         self, request: worker_pb2.DecodeRequest

@@ -17,10 +17,9 @@ import grpc
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
 from prefill_worker.metrics import PrefillMetrics
 from stream2llm.engine_worker import EngineWorker
-from stream2llm.errors import EventOrderError, InternalError, Stream2LLMError
+from stream2llm.errors import EventOrderError, describe
 from stream2llm.ids import unique_id
-from stream2llm.rpc_status import abort
-from stream2llm.stream_writer import PeerGoneError, StreamWriter
+from stream2llm.stream_writer import StreamWriter, failures_as_status
 from stream2llm.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.vllm_sampling import token_step
 from stream2llm.wire import from_proto, token_step_to_proto
@@ -49,18 +48,9 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
     ) -> None:
         """Runs one session."""
         writer = StreamWriter(context)
-        try:
+        async with failures_as_status(context, writer, _log, describe):
             with self._worker.session():
                 await self._run(requests, writer)
-        except PeerGoneError:
-            return  # gRPC is about to cancel this handler
-        except Stream2LLMError as error:
-            await writer.settle()
-            await abort(context, error)
-        except Exception as error:
-            _log.exception("prefill session failed")
-            await writer.settle()
-            await abort(context, InternalError(f"{type(error).__name__}: {error}"))
 
     async def _run(
         self,

@@ -74,11 +74,6 @@ class ContextLog:
         self._check_length(len(prefix))
 
     @property
-    def num_told_tokens(self) -> int:
-        """Tokens of the sequence as prefill knows it."""
-        return len(self._told)
-
-    @property
     def sequence(self) -> Tokens:
         """The sequence as prefill knows it."""
         return self._told

@@ -15,9 +15,9 @@ from router.session_runner import check_model, run_session
 from router.translate import client_events, one_shot_events, server_event
 from router.types import ClientEvent, ServerEvent
 from router.workers import Worker
-from stream2llm.errors import InternalError, Stream2LLMError
+from stream2llm.errors import Stream2LLMError
 from stream2llm.rpc_status import abort
-from stream2llm.stream_writer import PeerGoneError, StreamWriter
+from stream2llm.stream_writer import StreamWriter, failures_as_status
 from stream2llm.v1 import inference_pb2 as pb
 from stream2llm.v1 import inference_pb2_grpc, worker_pb2
 
@@ -63,17 +63,8 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
         self, events: AsyncIterator[ClientEvent], response_type: Any, context: Any
     ) -> None:
         writer = _Writer(context, response_type)
-        try:
+        async with failures_as_status(context, writer, _logger, lambda _: "internal error"):
             await run_session(self._parts, events, writer.send)
-        except PeerGoneError:
-            return  # gRPC is about to cancel this handler
-        except Stream2LLMError as error:
-            await writer.settle()
-            await abort(context, error)
-        except Exception:
-            _logger.exception("rpc_broke")
-            await writer.settle()
-            await abort(context, InternalError("internal error"))
 
     def _model_info(self) -> pb.GetModelInfoResponse:
         spec, tokenizer = self._parts.spec, self._parts.text.tokenizer

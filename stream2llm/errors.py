@@ -108,6 +108,11 @@ class InternalError(Stream2LLMError):
     default_reason = "INTERNAL"
 
 
+def describe(error: Exception) -> str:
+    """An exception in one line, for parties that may see our inside."""
+    return f"{type(error).__name__}: {error}"
+
+
 ERRORS_BY_STATUS: dict[str, type[Stream2LLMError]] = {
     cls.status_name: cls
     for cls in (

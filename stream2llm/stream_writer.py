@@ -9,9 +9,15 @@ before a status is sent.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+
+from stream2llm.errors import InternalError, Stream2LLMError
+from stream2llm.rpc_status import abort
 
 
 class PeerGoneError(Exception):
@@ -38,6 +44,31 @@ class StreamWriter:
         """Returns when nothing is being written."""
         if self._pending is not None:
             await asyncio.wait({self._pending})
+
+
+@asynccontextmanager
+async def failures_as_status(
+    context: Any,
+    writer: StreamWriter,
+    log: logging.Logger,
+    describe: Callable[[Exception], str],
+) -> AsyncIterator[None]:
+    """Ends the RPC with the status of whatever its handler's body raises.
+
+    What is no error of ours is logged with its traceback; `describe` says what
+    the other side may hear of it.
+    """
+    try:
+        yield
+    except PeerGoneError:
+        return  # gRPC is about to cancel the handler
+    except Stream2LLMError as error:
+        await writer.settle()
+        await abort(context, error)
+    except Exception as error:
+        log.exception("rpc_broke")
+        await writer.settle()
+        await abort(context, InternalError(describe(error)))
 
 
 def _look_at(write: asyncio.Future[None]) -> None:

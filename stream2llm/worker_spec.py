@@ -64,7 +64,3 @@ class ClusterView:
 
     version: int
     workers: tuple[WorkerAddress, ...]
-
-    def of_role(self, role: Role) -> tuple[WorkerAddress, ...]:
-        """The workers of one role."""
-        return tuple(worker for worker in self.workers if worker.role == role)
