@@ -37,7 +37,11 @@ _HAND_OVER = {
 
 async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
     """Starts vLLM with our scheduler, as a producer of KV."""
-    options = {"progress_interval_tokens": spec.progress_interval_tokens}
+    options = {
+        "policy": spec.policy,
+        "patience_steps": spec.patience_steps,
+        "progress_interval_tokens": spec.progress_interval_tokens,
+    }
     return await Engine.start(
         spec,
         kv_transfer={"kv_connector": "NixlConnector", "kv_role": "kv_producer"},

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stream2llm.errors import InvalidRequestError
+from stream2llm.worker_spec import PolicyName
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -92,6 +93,11 @@ class PrefillConfig(WorkerConfig):
 
     # How often a session's progress is sent on, in computed tokens.
     progress_interval_tokens: int = Field(default=256, ge=1)
+    # Who is served first; `stream2llm policy` changes it while the cluster runs.
+    policy: PolicyName = "fcfs"
+    # Engine steps after which a session that still has work is served before
+    # all others, whatever the policy says of it.
+    patience_steps: int = Field(default=1000, ge=1)
 
 
 class DecodeConfig(WorkerConfig):

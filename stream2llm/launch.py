@@ -186,7 +186,8 @@ def _worker_spec(
 ) -> WorkerSpec:
     more: dict[str, Any] = {}
     if isinstance(part, PrefillConfig):
-        more["progress_interval_tokens"] = part.progress_interval_tokens
+        for key in ("progress_interval_tokens", "policy", "patience_steps"):
+            more[key] = getattr(part, key)
     return WorkerSpec(
         worker_id=f"{role}-{index}",
         role=role,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Role = Literal["prefill", "decode"]
+
+# How a prefill worker ranks its sessions; `prefill_worker/policy.py` says what each means.
+PolicyName = Literal["default", "fcfs", "lcas", "mcps"]
+POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,10 @@ class WorkerSpec:
     lease_s: int = 10
     # NIXL's handshake port; one for each engine on a node.
     side_channel_port: int = 0
+    # The next three are for prefill workers.
     progress_interval_tokens: int = 256
+    policy: PolicyName = "fcfs"
+    patience_steps: int = 1000
     max_message_bytes: int = 16 * 1024 * 1024
 
 

@@ -99,6 +99,31 @@ def test_cores_are_given_in_turn() -> None:
     assert [cores_of("0-1;2-3", i, 9, ()) for i in range(2)] == ["0-1", "2-3"]
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"policy": "lifo"}, r"prefill\.policy: .*'default', 'fcfs', 'lcas' or 'mcps'.*'lifo'"),
+        ({"policy": None}, r"prefill\.policy: .*'default', 'fcfs', 'lcas' or 'mcps'"),
+        ({"patience_steps": 0}, r"prefill\.patience_steps: .*greater than or equal to 1.*got 0"),
+        ({"patience_steps": "soon"}, r"prefill\.patience_steps: .*integer.*'soon'"),
+    ],
+)
+def test_a_bad_scheduling_option_is_named_with_what_is_allowed(
+    part: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        a_config(prefill=part)
+
+
+def test_scheduling_options_reach_prefill_workers_alone(tmp_path: Path) -> None:
+    config = a_config(prefill={"policy": "mcps", "patience_steps": 7})
+    launches = lay_out(config, a_model(tmp_path), {}, Factories())
+    by_name: dict[str, Any] = {launch.name: launch.spec for launch in launches}
+    assert (by_name["prefill-0"].policy, by_name["prefill-0"].patience_steps) == ("mcps", 7)
+    with pytest.raises(InvalidRequestError, match=r"unknown key decode\.policy"):
+        a_config(decode={"policy": "mcps"})
+
+
 def test_launches_have_names_ports_and_environment(tmp_path: Path) -> None:
     config = a_config(
         router={"replicas": 2, "port": 7000},
