@@ -11,18 +11,20 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
 from prefill_worker.metrics import PrefillMetrics
+from stream2llm.delay import DelayReason
 from stream2llm.engine_worker import EngineWorker
 from stream2llm.errors import EventOrderError, describe
 from stream2llm.ids import unique_id
 from stream2llm.stream_writer import StreamWriter, failures_as_status
 from stream2llm.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.vllm_sampling import token_step
-from stream2llm.wire import from_proto, token_step_to_proto
+from stream2llm.wire import delay_to_proto, from_proto, token_step_to_proto
 
 _log = logging.getLogger(__name__)
 _NOTHING_COMPUTED = {
@@ -140,7 +142,7 @@ class _SessionRun:
             else:
                 await self._send_first_token(output)
 
-    async def _send_progress(self, progress: dict[str, int]) -> None:
+    async def _send_progress(self, progress: dict[str, Any]) -> None:
         message = worker_pb2.PrefillSessionResponse(progress=_progress(progress))
         await self._writer.write(message)
 
@@ -161,6 +163,11 @@ class _SessionRun:
         await self._writer.write(worker_pb2.PrefillSessionResponse(first_token=first))
 
 
-def _progress(figures: dict[str, int]) -> worker_pb2.PrefillProgress:
+def _progress(figures: dict[str, Any]) -> worker_pb2.PrefillProgress:
+    """The message for a progress as `PrefillScheduler` tells it."""
     names = worker_pb2.PrefillProgress.DESCRIPTOR.fields_by_name
-    return worker_pb2.PrefillProgress(**{k: v for k, v in figures.items() if k in names})
+    known = {key: value for key, value in figures.items() if key in names}
+    delay = known.pop("delay", "")
+    return worker_pb2.PrefillProgress(
+        **known, delay=delay_to_proto(DelayReason(delay) if delay else None)
+    )

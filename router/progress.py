@@ -16,6 +16,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from router.types import ProgressFigures
+from stream2llm.delay import DelayReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class WorkerFigures:
     computed_tokens: int = 0
     reused_tokens: int = 0
     invalidated_tokens: int = 0
+    delay: DelayReason | None = None
 
 
 class ProgressTracker:
@@ -90,4 +92,5 @@ class ProgressTracker:
             reused_tokens=self.worker.reused_tokens,
             invalidated_tokens=self.worker.invalidated_tokens,
             credit_tokens=max(self._window_tokens - self.num_outstanding_tokens, 0),
+            delay=self.worker.delay,
         )

@@ -46,7 +46,7 @@ class SessionOutput:
     def sealed(self, prompt: Tokens) -> int:
         """Takes the sealed prompt; returns the most tokens the answer may have."""
         parts, sampling = self._live.parts, self._live.sampling
-        room = parts.spec.max_model_len - len(prompt)
+        room = self._live.lengths.max_total_tokens - len(prompt)
         max_tokens = min(sampling.max_tokens or room, room)
         answer = Answer(
             parts.make_detokenizer(),
@@ -168,6 +168,7 @@ class SessionOutput:
                 computed_tokens=message.computed_tokens,
                 reused_tokens=message.reused_tokens,
                 invalidated_tokens=message.invalidated_tokens,
+                delay=wire.delay_from_proto(message.delay),
             )
         )
 

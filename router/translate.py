@@ -167,6 +167,7 @@ def _progress(figures: ProgressFigures) -> pb.Progress:
         reused_tokens=figures.reused_tokens,
         invalidated_tokens=figures.invalidated_tokens,
         credit_tokens=figures.credit_tokens,
+        delay=wire.delay_to_proto(figures.delay),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from stream2llm.config import RouterLimits
+from stream2llm.delay import DelayReason
 from stream2llm.prefix import Tokens
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import FinishReason, TokenLogprobs
@@ -144,6 +145,7 @@ class ProgressFigures:
     reused_tokens: int = 0
     invalidated_tokens: int = 0
     credit_tokens: int = 0
+    delay: DelayReason | None = None
 
 
 @dataclass(frozen=True, slots=True)

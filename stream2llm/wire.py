@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from stream2llm.delay import DelayReason
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
 from stream2llm.v1 import inference_pb2, worker_pb2
@@ -29,6 +30,11 @@ _REASONS: dict[FinishReason, Any] = {
     FinishReason.STOP_STRING: inference_pb2.FINISH_REASON_STOP_STRING,
     FinishReason.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
 }
+_DELAYS: dict[DelayReason, Any] = {
+    DelayReason.KV_MEMORY: inference_pb2.DELAY_REASON_KV_MEMORY,
+    DelayReason.KV_LEASED: inference_pb2.DELAY_REASON_KV_LEASED,
+}
+_DELAYS_BACK = {number: delay for delay, number in _DELAYS.items()}
 _REASONS_BACK = {number: reason for reason, number in _REASONS.items()}
 
 
@@ -70,6 +76,16 @@ def finish_reason_from_proto(number: int) -> FinishReason | None:
     if number not in _REASONS_BACK:
         raise ValueError(f"unknown finish reason {number}")
     return _REASONS_BACK[number]
+
+
+def delay_to_proto(delay: DelayReason | None) -> Any:
+    """The enum's number; unspecified when nothing is short."""
+    return inference_pb2.DELAY_REASON_UNSPECIFIED if delay is None else _DELAYS[delay]
+
+
+def delay_from_proto(number: int) -> DelayReason | None:
+    """None for unspecified, and for what a newer server may say: it is only a hint."""
+    return _DELAYS_BACK.get(number)
 
 
 def token_step_from_proto(message: worker_pb2.TokenStep) -> TokenStep:

@@ -142,10 +142,11 @@ class Live(Quiet):
 
 def progress_line(progress: Progress) -> str:
     """The counts that tell how far the context has come."""
+    waits = f"; waits for memory ({progress.delay})" if progress.delay else ""
     return (
         f"context: {progress.received_tokens} tokens received, "
         f"{progress.prefilled_tokens} prefilled, {progress.reused_tokens} reused, "
-        f"{progress.invalidated_tokens} invalidated"
+        f"{progress.invalidated_tokens} invalidated{waits}"
     )
 
 

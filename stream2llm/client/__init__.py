@@ -21,6 +21,7 @@ from stream2llm.client.inputs import ChatMessage, Document, DocumentRef
 from stream2llm.client.session import AsyncSession
 from stream2llm.client.stream import AnswerStream
 from stream2llm.client.sync import Client, Session, Stream, connect_sync
+from stream2llm.delay import DelayReason
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs
 
@@ -43,6 +44,7 @@ __all__ = [
     "Event",
     "Accepted",
     "Progress",
+    "DelayReason",
     "TokenDelta",
     "Finished",
     "FinishReason",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stream2llm.delay import DelayReason
 from stream2llm.token_step import FinishReason, TokenLogprobs
 
 
@@ -38,6 +39,9 @@ class Progress:
     # Had been prefilled and were thrown away by updates.
     invalidated_tokens: int = 0
     credit_tokens: int = 0
+    # "kv_memory" or "kv_leased" while the session waits for KV memory on its
+    # prefill worker.
+    delay: DelayReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,8 @@ class ModelInfo:
     max_session_tokens: int
     max_message_bytes: int
     eos_token_ids: tuple[int, ...]
+    # Most tokens a prompt may have; 0: the server does not say.
+    max_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,7 @@ def model_info_from(message: pb.GetModelInfoResponse) -> events.ModelInfo:
         max_session_tokens=message.max_session_tokens,
         max_message_bytes=message.max_message_bytes,
         eos_token_ids=tuple(message.eos_token_ids),
+        max_prompt_tokens=message.max_prompt_tokens,
     )
 
 
@@ -185,6 +186,7 @@ def _progress(message: pb.Progress) -> events.Progress:
         reused_tokens=message.reused_tokens,
         invalidated_tokens=message.invalidated_tokens,
         credit_tokens=message.credit_tokens,
+        delay=wire.delay_from_proto(message.delay),
     )
 
 

@@ -10,12 +10,21 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class DelayReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DELAY_REASON_UNSPECIFIED: _ClassVar[DelayReason]
+    DELAY_REASON_KV_MEMORY: _ClassVar[DelayReason]
+    DELAY_REASON_KV_LEASED: _ClassVar[DelayReason]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
     FINISH_REASON_STOP_TOKEN: _ClassVar[FinishReason]
     FINISH_REASON_STOP_STRING: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+DELAY_REASON_UNSPECIFIED: DelayReason
+DELAY_REASON_KV_MEMORY: DelayReason
+DELAY_REASON_KV_LEASED: DelayReason
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP_TOKEN: FinishReason
 FINISH_REASON_STOP_STRING: FinishReason
@@ -82,7 +91,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("model", "max_model_len", "vocab_size", "has_chat_template", "max_session_tokens", "max_message_bytes", "eos_token_ids")
+    __slots__ = ("model", "max_model_len", "vocab_size", "has_chat_template", "max_session_tokens", "max_message_bytes", "eos_token_ids", "max_prompt_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +99,7 @@ class GetModelInfoResponse(_message.Message):
     MAX_SESSION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model: str
     max_model_len: int
     vocab_size: int
@@ -97,7 +107,8 @@ class GetModelInfoResponse(_message.Message):
     max_session_tokens: int
     max_message_bytes: int
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., has_chat_template: bool = ..., max_session_tokens: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    max_prompt_tokens: int
+    def __init__(self, model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., has_chat_template: bool = ..., max_session_tokens: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., max_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -267,7 +278,7 @@ class SessionAccepted(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., credit_tokens: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("last_sequence", "received_tokens", "prefilled_tokens", "computed_tokens", "reused_tokens", "invalidated_tokens", "credit_tokens")
+    __slots__ = ("last_sequence", "received_tokens", "prefilled_tokens", "computed_tokens", "reused_tokens", "invalidated_tokens", "credit_tokens", "delay")
     LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFILLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -275,6 +286,7 @@ class Progress(_message.Message):
     REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     INVALIDATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CREDIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DELAY_FIELD_NUMBER: _ClassVar[int]
     last_sequence: int
     received_tokens: int
     prefilled_tokens: int
@@ -282,7 +294,8 @@ class Progress(_message.Message):
     reused_tokens: int
     invalidated_tokens: int
     credit_tokens: int
-    def __init__(self, last_sequence: _Optional[int] = ..., received_tokens: _Optional[int] = ..., prefilled_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., invalidated_tokens: _Optional[int] = ..., credit_tokens: _Optional[int] = ...) -> None: ...
+    delay: DelayReason
+    def __init__(self, last_sequence: _Optional[int] = ..., received_tokens: _Optional[int] = ..., prefilled_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., invalidated_tokens: _Optional[int] = ..., credit_tokens: _Optional[int] = ..., delay: _Optional[_Union[DelayReason, str]] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
     __slots__ = ("text", "token_ids", "logprobs")

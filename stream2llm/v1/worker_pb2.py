@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from stream2llm.v1 import inference_pb2 as stream2llm_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astream2llm/v1/worker.proto\x12\rstream2llm.v1\x1a\x1dstream2llm/v1/inference.proto\"\xa8\x01\n\x15PrefillSessionRequest\x12*\n\x04open\x18\x01 \x01(\x0b\x32\x1a.stream2llm.v1.OpenPrefillH\x00\x12.\n\x06splice\x18\x02 \x01(\x0b\x32\x1c.stream2llm.v1.SplicePrefillH\x00\x12*\n\x04seal\x18\x03 \x01(\x0b\x32\x1a.stream2llm.v1.SealPrefillH\x00\x42\x07\n\x05\x65vent\"V\n\x0bOpenPrefill\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x33\n\x08sampling\x18\x02 \x01(\x0b\x32!.stream2llm.v1.SamplingParameters\"I\n\rSplicePrefill\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x13\n\x0bkeep_tokens\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\"N\n\x0bSealPrefill\x12,\n\x06splice\x18\x01 \x01(\x0b\x32\x1c.stream2llm.v1.SplicePrefill\x12\x11\n\thand_over\x18\x02 \x01(\x08\"\x87\x01\n\x16PrefillSessionResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.stream2llm.v1.PrefillProgressH\x00\x12\x30\n\x0b\x66irst_token\x18\x02 \x01(\x0b\x32\x19.stream2llm.v1.FirstTokenH\x00\x42\x07\n\x05\x65vent\"\xba\x01\n\x0fPrefillProgress\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x14\n\x0cknown_tokens\x18\x02 \x01(\x04\x12\x18\n\x10prefilled_tokens\x18\x03 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x04 \x01(\x04\x12\x15\n\rreused_tokens\x18\x05 \x01(\x04\x12\x1a\n\x12invalidated_tokens\x18\x06 \x01(\x04\x12\x19\n\x11recomputed_tokens\x18\x07 \x01(\x04\"\xb4\x01\n\nFirstToken\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x18.stream2llm.v1.TokenStep\x12)\n\x08handover\x18\x02 \x01(\x0b\x32\x17.stream2llm.v1.Handover\x12\x30\n\x08progress\x18\x03 \x01(\x0b\x32\x1e.stream2llm.v1.PrefillProgress\x12!\n\x19uncomputed_at_seal_tokens\x18\x04 \x01(\x04\"?\n\x08Handover\x12\x1f\n\x17kv_transfer_params_json\x18\x01 \x01(\t\x12\x12\n\nnum_blocks\x18\x02 \x01(\r\"\xb0\x01\n\tTokenStep\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12.\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1c.stream2llm.v1.TokenLogprobs\x12\x32\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1b.stream2llm.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"\x9d\x01\n\rDecodeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x33\n\x08sampling\x18\x03 \x01(\x0b\x32!.stream2llm.v1.SamplingParameters\x12)\n\x08handover\x18\x04 \x01(\x0b\x32\x17.stream2llm.v1.Handover\"8\n\x0e\x44\x65\x63odeResponse\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x18.stream2llm.v1.TokenStep\"W\n\x16ReleaseHandoverRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12)\n\x08handover\x18\x02 \x01(\x0b\x32\x17.stream2llm.v1.Handover\"\x19\n\x17ReleaseHandoverResponse\"\x18\n\x16GetWorkerStatusRequest\"D\n\x17GetWorkerStatusResponse\x12)\n\x06worker\x18\x01 \x01(\x0b\x32\x19.stream2llm.v1.WorkerInfo2s\n\x0ePrefillService\x12\x61\n\x0ePrefillSession\x12$.stream2llm.v1.PrefillSessionRequest\x1a%.stream2llm.v1.PrefillSessionResponse(\x01\x30\x01\x32\xba\x01\n\rDecodeService\x12G\n\x06\x44\x65\x63ode\x12\x1c.stream2llm.v1.DecodeRequest\x1a\x1d.stream2llm.v1.DecodeResponse0\x01\x12`\n\x0fReleaseHandover\x12%.stream2llm.v1.ReleaseHandoverRequest\x1a&.stream2llm.v1.ReleaseHandoverResponse2q\n\rWorkerService\x12`\n\x0fGetWorkerStatus\x12%.stream2llm.v1.GetWorkerStatusRequest\x1a&.stream2llm.v1.GetWorkerStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astream2llm/v1/worker.proto\x12\rstream2llm.v1\x1a\x1dstream2llm/v1/inference.proto\"\xa8\x01\n\x15PrefillSessionRequest\x12*\n\x04open\x18\x01 \x01(\x0b\x32\x1a.stream2llm.v1.OpenPrefillH\x00\x12.\n\x06splice\x18\x02 \x01(\x0b\x32\x1c.stream2llm.v1.SplicePrefillH\x00\x12*\n\x04seal\x18\x03 \x01(\x0b\x32\x1a.stream2llm.v1.SealPrefillH\x00\x42\x07\n\x05\x65vent\"V\n\x0bOpenPrefill\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x33\n\x08sampling\x18\x02 \x01(\x0b\x32!.stream2llm.v1.SamplingParameters\"I\n\rSplicePrefill\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x13\n\x0bkeep_tokens\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\"N\n\x0bSealPrefill\x12,\n\x06splice\x18\x01 \x01(\x0b\x32\x1c.stream2llm.v1.SplicePrefill\x12\x11\n\thand_over\x18\x02 \x01(\x08\"\x87\x01\n\x16PrefillSessionResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.stream2llm.v1.PrefillProgressH\x00\x12\x30\n\x0b\x66irst_token\x18\x02 \x01(\x0b\x32\x19.stream2llm.v1.FirstTokenH\x00\x42\x07\n\x05\x65vent\"\xe5\x01\n\x0fPrefillProgress\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x14\n\x0cknown_tokens\x18\x02 \x01(\x04\x12\x18\n\x10prefilled_tokens\x18\x03 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x04 \x01(\x04\x12\x15\n\rreused_tokens\x18\x05 \x01(\x04\x12\x1a\n\x12invalidated_tokens\x18\x06 \x01(\x04\x12\x19\n\x11recomputed_tokens\x18\x07 \x01(\x04\x12)\n\x05\x64\x65lay\x18\x08 \x01(\x0e\x32\x1a.stream2llm.v1.DelayReason\"\xb4\x01\n\nFirstToken\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x18.stream2llm.v1.TokenStep\x12)\n\x08handover\x18\x02 \x01(\x0b\x32\x17.stream2llm.v1.Handover\x12\x30\n\x08progress\x18\x03 \x01(\x0b\x32\x1e.stream2llm.v1.PrefillProgress\x12!\n\x19uncomputed_at_seal_tokens\x18\x04 \x01(\x04\"?\n\x08Handover\x12\x1f\n\x17kv_transfer_params_json\x18\x01 \x01(\t\x12\x12\n\nnum_blocks\x18\x02 \x01(\r\"\xb0\x01\n\tTokenStep\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12.\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1c.stream2llm.v1.TokenLogprobs\x12\x32\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1b.stream2llm.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"\x9d\x01\n\rDecodeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x33\n\x08sampling\x18\x03 \x01(\x0b\x32!.stream2llm.v1.SamplingParameters\x12)\n\x08handover\x18\x04 \x01(\x0b\x32\x17.stream2llm.v1.Handover\"8\n\x0e\x44\x65\x63odeResponse\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x18.stream2llm.v1.TokenStep\"W\n\x16ReleaseHandoverRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12)\n\x08handover\x18\x02 \x01(\x0b\x32\x17.stream2llm.v1.Handover\"\x19\n\x17ReleaseHandoverResponse\"\x18\n\x16GetWorkerStatusRequest\"D\n\x17GetWorkerStatusResponse\x12)\n\x06worker\x18\x01 \x01(\x0b\x32\x19.stream2llm.v1.WorkerInfo2s\n\x0ePrefillService\x12\x61\n\x0ePrefillSession\x12$.stream2llm.v1.PrefillSessionRequest\x1a%.stream2llm.v1.PrefillSessionResponse(\x01\x30\x01\x32\xba\x01\n\rDecodeService\x12G\n\x06\x44\x65\x63ode\x12\x1c.stream2llm.v1.DecodeRequest\x1a\x1d.stream2llm.v1.DecodeResponse0\x01\x12`\n\x0fReleaseHandover\x12%.stream2llm.v1.ReleaseHandoverRequest\x1a&.stream2llm.v1.ReleaseHandoverResponse2q\n\rWorkerService\x12`\n\x0fGetWorkerStatus\x12%.stream2llm.v1.GetWorkerStatusRequest\x1a&.stream2llm.v1.GetWorkerStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,29 +43,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFILLSESSIONRESPONSE']._serialized_start=491
   _globals['_PREFILLSESSIONRESPONSE']._serialized_end=626
   _globals['_PREFILLPROGRESS']._serialized_start=629
-  _globals['_PREFILLPROGRESS']._serialized_end=815
-  _globals['_FIRSTTOKEN']._serialized_start=818
-  _globals['_FIRSTTOKEN']._serialized_end=998
-  _globals['_HANDOVER']._serialized_start=1000
-  _globals['_HANDOVER']._serialized_end=1063
-  _globals['_TOKENSTEP']._serialized_start=1066
-  _globals['_TOKENSTEP']._serialized_end=1242
-  _globals['_DECODEREQUEST']._serialized_start=1245
-  _globals['_DECODEREQUEST']._serialized_end=1402
-  _globals['_DECODERESPONSE']._serialized_start=1404
-  _globals['_DECODERESPONSE']._serialized_end=1460
-  _globals['_RELEASEHANDOVERREQUEST']._serialized_start=1462
-  _globals['_RELEASEHANDOVERREQUEST']._serialized_end=1549
-  _globals['_RELEASEHANDOVERRESPONSE']._serialized_start=1551
-  _globals['_RELEASEHANDOVERRESPONSE']._serialized_end=1576
-  _globals['_GETWORKERSTATUSREQUEST']._serialized_start=1578
-  _globals['_GETWORKERSTATUSREQUEST']._serialized_end=1602
-  _globals['_GETWORKERSTATUSRESPONSE']._serialized_start=1604
-  _globals['_GETWORKERSTATUSRESPONSE']._serialized_end=1672
-  _globals['_PREFILLSERVICE']._serialized_start=1674
-  _globals['_PREFILLSERVICE']._serialized_end=1789
-  _globals['_DECODESERVICE']._serialized_start=1792
-  _globals['_DECODESERVICE']._serialized_end=1978
-  _globals['_WORKERSERVICE']._serialized_start=1980
-  _globals['_WORKERSERVICE']._serialized_end=2093
+  _globals['_PREFILLPROGRESS']._serialized_end=858
+  _globals['_FIRSTTOKEN']._serialized_start=861
+  _globals['_FIRSTTOKEN']._serialized_end=1041
+  _globals['_HANDOVER']._serialized_start=1043
+  _globals['_HANDOVER']._serialized_end=1106
+  _globals['_TOKENSTEP']._serialized_start=1109
+  _globals['_TOKENSTEP']._serialized_end=1285
+  _globals['_DECODEREQUEST']._serialized_start=1288
+  _globals['_DECODEREQUEST']._serialized_end=1445
+  _globals['_DECODERESPONSE']._serialized_start=1447
+  _globals['_DECODERESPONSE']._serialized_end=1503
+  _globals['_RELEASEHANDOVERREQUEST']._serialized_start=1505
+  _globals['_RELEASEHANDOVERREQUEST']._serialized_end=1592
+  _globals['_RELEASEHANDOVERRESPONSE']._serialized_start=1594
+  _globals['_RELEASEHANDOVERRESPONSE']._serialized_end=1619
+  _globals['_GETWORKERSTATUSREQUEST']._serialized_start=1621
+  _globals['_GETWORKERSTATUSREQUEST']._serialized_end=1645
+  _globals['_GETWORKERSTATUSRESPONSE']._serialized_start=1647
+  _globals['_GETWORKERSTATUSRESPONSE']._serialized_end=1715
+  _globals['_PREFILLSERVICE']._serialized_start=1717
+  _globals['_PREFILLSERVICE']._serialized_end=1832
+  _globals['_DECODESERVICE']._serialized_start=1835
+  _globals['_DECODESERVICE']._serialized_end=2021
+  _globals['_WORKERSERVICE']._serialized_start=2023
+  _globals['_WORKERSERVICE']._serialized_end=2136
 # @@protoc_insertion_point(module_scope)

@@ -52,7 +52,7 @@ class PrefillSessionResponse(_message.Message):
     def __init__(self, progress: _Optional[_Union[PrefillProgress, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ...) -> None: ...
 
 class PrefillProgress(_message.Message):
-    __slots__ = ("revision", "known_tokens", "prefilled_tokens", "computed_tokens", "reused_tokens", "invalidated_tokens", "recomputed_tokens")
+    __slots__ = ("revision", "known_tokens", "prefilled_tokens", "computed_tokens", "reused_tokens", "invalidated_tokens", "recomputed_tokens", "delay")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     KNOWN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFILLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class PrefillProgress(_message.Message):
     REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     INVALIDATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DELAY_FIELD_NUMBER: _ClassVar[int]
     revision: int
     known_tokens: int
     prefilled_tokens: int
@@ -67,7 +68,8 @@ class PrefillProgress(_message.Message):
     reused_tokens: int
     invalidated_tokens: int
     recomputed_tokens: int
-    def __init__(self, revision: _Optional[int] = ..., known_tokens: _Optional[int] = ..., prefilled_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., invalidated_tokens: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ...) -> None: ...
+    delay: _inference_pb2.DelayReason
+    def __init__(self, revision: _Optional[int] = ..., known_tokens: _Optional[int] = ..., prefilled_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., invalidated_tokens: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., delay: _Optional[_Union[_inference_pb2.DelayReason, str]] = ...) -> None: ...
 
 class FirstToken(_message.Message):
     __slots__ = ("step", "handover", "progress", "uncomputed_at_seal_tokens")

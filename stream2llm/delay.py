@@ -1,0 +1,14 @@
+"""Why a session waits for KV memory: what prefill says and a client is told."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class DelayReason(StrEnum):
+    """A shortage of memory that holds a session up. Busy engines are no delay."""
+
+    # Sessions that rank higher hold it.
+    KV_MEMORY = "kv_memory"
+    # Hand-overs that no decode worker has fetched yet hold it.
+    KV_LEASED = "kv_leased"
