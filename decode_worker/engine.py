@@ -15,7 +15,7 @@ from stream2llm.engine_stats import EngineStats
 from stream2llm.errors import InvalidRequestError
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import TokenStep
-from stream2llm.vllm_engine import Engine, OutputStream, only_output
+from stream2llm.vllm_engine import Engine, EngineInfo, OutputStream, only_output
 from stream2llm.vllm_sampling import EngineSeed, engine_seed, to_vllm, token_step
 from stream2llm.worker_spec import WorkerSpec
 
@@ -56,6 +56,18 @@ def parse_handover(raw: str) -> dict[str, Any]:
     return params
 
 
+def check_room(num_tokens: int, info: EngineInfo) -> None:
+    """Raises when the KV of so many tokens can never be here: the engine would wait for ever."""
+    capacity = info.num_kv_blocks * info.block_size
+    if num_tokens > capacity:
+        raise InvalidRequestError(
+            f"prompt and answer need KV memory for {num_tokens} tokens; this decode worker has"
+            f" it for {capacity}",
+            reason="CONTEXT_TOO_LONG",
+            field="sampling.max_tokens",
+        )
+
+
 async def begin_decode(
     engine: Engine,
     request_id: str,
@@ -71,6 +83,8 @@ async def begin_decode(
     """
     if sampling.max_tokens is None or sampling.max_tokens < 2:
         raise InvalidRequestError("must be at least 2", field="sampling.max_tokens")
+    # The first token is counted twice; the last one needs no KV.
+    check_room(len(prompt_token_ids) + sampling.max_tokens - 2, engine.info)
     params = to_vllm(
         sampling,
         max_tokens=sampling.max_tokens - 1,

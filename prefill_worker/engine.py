@@ -16,6 +16,7 @@ import msgspec
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine import EngineCoreRequest
 
+from prefill_worker.limits import check_context
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.engine_stats import EngineStats
 from stream2llm.errors import InvalidRequestError
@@ -59,7 +60,8 @@ async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
 class PrefillOutput:
     """One output of a session: its progress and, at the end, the first token."""
 
-    progress: dict[str, int]
+    # As `SessionState.progress` makes it.
+    progress: dict[str, Any]
     first_token: CompletionOutput | None
     # Transfer parameters for the decode worker; None when nobody shall fetch the KV.
     handover: dict[str, Any] | None
@@ -74,7 +76,6 @@ class PrefillSession:
         self._sampling = sampling
         self._first_request: EngineCoreRequest | None = None
         self._num_tokens = 0
-        self._max_model_len = engine.info.max_model_len
         self.outputs: OutputStream | None = None
 
     @property
@@ -95,7 +96,8 @@ class PrefillSession:
 
         With `seal` the sequence is final and the first token is sampled as
         soon as all is computed. Raises InvalidRequestError, and changes
-        nothing, when it would not leave the model room for an answer.
+        nothing, when it would not leave the model room for an answer or not
+        fit into the engine's KV memory.
         """
         self._check(keep_tokens, token_ids, seal)
         self._num_tokens = keep_tokens + len(token_ids)
@@ -117,12 +119,7 @@ class PrefillSession:
                 field="splice.keep_tokens",
             )
         num_tokens = keep_tokens + len(token_ids)
-        if num_tokens >= self._max_model_len:
-            raise InvalidRequestError(
-                f"the context has {num_tokens} tokens, the model takes {self._max_model_len} "
-                "with at least one for the answer",
-                field="splice.token_ids",
-            )
+        check_context(num_tokens, self._engine.info)
         if seal and not num_tokens:
             raise InvalidRequestError("the context is empty", field="seal")
 

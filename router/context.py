@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from router.lengths import LengthLimits
 from stream2llm.errors import InvalidRequestError, OverloadedError
 from stream2llm.prefix import Tokens, as_tokens, common_prefix_len
 
@@ -28,8 +29,8 @@ MAX_DOCUMENT_ID_CHARS = 256
 class ContextLimits:
     """What one session may send."""
 
-    # A prompt must be shorter: one token of the answer needs a place.
-    max_model_len: int
+    # Of the sequence as it stands, and so of the prompt it may become.
+    length: LengthLimits
     max_total_tokens: int
     max_documents_per_event: int
     # With a content, over the session's whole life.
@@ -71,7 +72,7 @@ class ContextLog:
         # What prefill has been told; nothing yet.
         self._told = as_tokens([])
         self._charge(len(prefix))
-        self._check_length(len(prefix))
+        self._limits.length.check_prompt(len(prefix))
 
     @property
     def sequence(self) -> Tokens:
@@ -107,7 +108,7 @@ class ContextLog:
         num_tokens = len(self._context) + len(suffix)
         if num_tokens <= num_bos_tokens:
             raise InvalidRequestError("context is empty", reason="EMPTY_CONTEXT")
-        self._check_length(num_tokens)
+        self._limits.length.check_prompt(num_tokens)
         self._charge(len(suffix))
         return self._tell(np.concatenate([self._context, suffix]), len(suffix))
 
@@ -137,7 +138,7 @@ class ContextLog:
         sent: Sequence[ContentDocument],
     ) -> Splice:
         # Before anything is copied: a list may name a long document often.
-        self._check_length(sum(map(len, parts)))
+        self._limits.length.check_prompt(sum(map(len, parts)))
         contents = [document.tokens for document in sent if document.tokens is not None]
         self._check_documents_sent(len(contents))
         self._charge(sum(max(len(tokens), 1) for tokens in contents))
@@ -151,14 +152,6 @@ class ContextLog:
         is_empty = keep == len(self._told) == len(sequence)
         self._told = sequence
         return Splice(keep, sequence[keep:], num_new_tokens, is_empty)
-
-    def _check_length(self, num_tokens: int) -> None:
-        if num_tokens >= self._limits.max_model_len:
-            raise InvalidRequestError(
-                f"the context has {num_tokens} tokens; with one for the answer the model"
-                f" takes at most {self._limits.max_model_len} (max_model_len)",
-                reason="CONTEXT_TOO_LONG",
-            )
 
     def _check_documents_sent(self, num_more: int) -> None:
         total = self._num_documents + num_more

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from router.detokenizer import Detokenizer
+from router.lengths import LengthLimits, limits_with
 from router.metrics import InputMode, Phase, RouterMetrics
 from router.outbox import Outbox
 from router.progress import ProgressTracker, WorkerFigures
@@ -36,6 +37,11 @@ class RouterParts:
     metrics: RouterMetrics
     clock: Clock
 
+    def lengths(self) -> LengthLimits:
+        """How long a prompt and its answer may be with the workers of the present view."""
+        addresses = (worker.address for worker in self.workers)
+        return limits_with(self.spec.max_model_len, addresses)
+
 
 _PHASES = {
     State.NEW: Phase.QUEUED,
@@ -52,6 +58,8 @@ class LiveSession:
         self.parts = parts
         self.session_id = ""
         self.sampling = SamplingParameters()
+        # Fixed at the open: a session is not held to less than it began with.
+        self.lengths = LengthLimits(parts.spec.max_model_len)
         self.mode = InputMode.ONESHOT
         self.outbox = Outbox()
         self.timeline = Timeline(parts.clock)

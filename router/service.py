@@ -68,9 +68,11 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
 
     def _model_info(self) -> pb.GetModelInfoResponse:
         spec, tokenizer = self._parts.spec, self._parts.text.tokenizer
+        lengths = self._parts.lengths()
         return pb.GetModelInfoResponse(
             model=spec.model_name,
-            max_model_len=spec.max_model_len,
+            max_model_len=lengths.max_total_tokens,
+            max_prompt_tokens=lengths.max_prompt_tokens,
             vocab_size=tokenizer.files.vocab_size,
             has_chat_template=tokenizer.has_chat_template,
             max_session_tokens=spec.limits.max_session_tokens,

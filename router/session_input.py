@@ -146,7 +146,7 @@ def limits_of(live: LiveSession) -> ContextLimits:
     """What this router lets one session send."""
     spec = live.parts.spec
     return ContextLimits(
-        max_model_len=spec.max_model_len,
+        length=live.lengths,
         max_total_tokens=spec.limits.max_session_tokens,
         max_documents_per_event=spec.limits.max_documents_per_event,
         max_documents=spec.limits.max_session_documents,

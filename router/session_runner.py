@@ -117,6 +117,7 @@ def _take_open(live: LiveSession, event: OpenEvent) -> None:
     check_model(live.parts, event.model)
     event.sampling.validate(live.parts.text.tokenizer.files.vocab_size)
     live.sampling = event.sampling
+    live.lengths = live.parts.lengths().for_answer(event.sampling.max_tokens)
 
 
 def check_model(parts: RouterParts, model: str) -> None:

@@ -53,6 +53,11 @@ class WorkerAddress:
     num_kv_blocks: int
     block_size: int
 
+    @property
+    def num_kv_tokens(self) -> int:
+        """How many tokens the whole KV memory holds."""
+        return self.num_kv_blocks * self.block_size
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:

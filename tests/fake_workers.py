@@ -93,6 +93,8 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         self.session_came = asyncio.Event()
         self.may_compute = _open_gate()
         self.may_sample = _open_gate()
+        # A DelayReason's number, put into every progress.
+        self.delay = pb.DELAY_REASON_UNSPECIFIED
         # Raised at "open", "splice", "seal" or "first_token"; once the key matches.
         self.failures: dict[str, Stream2LLMError | Exception] = {}
 
@@ -164,6 +166,7 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
             prefilled_tokens=record.computed,
             computed_tokens=record.computed + record.invalidated,
             invalidated_tokens=record.invalidated,
+            delay=self.delay,
         )
 
     def _first_token(self, record: PrefillRecord, uncomputed: int) -> Any:
@@ -248,7 +251,7 @@ class FakeStatus(worker_pb2_grpc.WorkerServiceServicer):
             role=self._worker.role,
             ready=True,
             num_sessions=1,
-            num_kv_blocks=NUM_BLOCKS,
+            num_kv_blocks=self._worker.num_blocks,
             num_kv_blocks_held=7,
             block_size=16,
         )
@@ -258,9 +261,12 @@ class FakeStatus(worker_pb2_grpc.WorkerServiceServicer):
 class FakeWorker:
     """One worker process; `kill` takes its server away in the middle of everything."""
 
-    def __init__(self, worker_id: str, role: Role, brain: Brain) -> None:
+    def __init__(
+        self, worker_id: str, role: Role, brain: Brain, num_blocks: int = NUM_BLOCKS
+    ) -> None:
         self.worker_id = worker_id
         self.role = role
+        self.num_blocks = num_blocks
         self.prefill = FakePrefill(brain)
         self.decode = FakeDecode(brain)
         self._server: Any = None
@@ -282,7 +288,7 @@ class FakeWorker:
             metrics_address="127.0.0.1:1",
             pids=(pid,),
             max_model_len=MAX_MODEL_LEN,
-            num_kv_blocks=NUM_BLOCKS,
+            num_kv_blocks=self.num_blocks,
             block_size=16,
         )
         return self.address

@@ -23,6 +23,7 @@ from stream2llm.v1 import inference_pb2_grpc
 from stream2llm.worker_spec import ClusterView
 from tests.fake_workers import (
     MAX_MODEL_LEN,
+    NUM_BLOCKS,
     Brain,
     FakeDecode,
     FakePrefill,
@@ -204,12 +205,20 @@ async def a_ring(
     max_model_len: int = MAX_MODEL_LEN,
     drain_timeout_s: float = 0.05,
     serve_metrics: bool = False,
+    prefill_blocks: int = NUM_BLOCKS,
+    decode_blocks: int = NUM_BLOCKS,
     **limits: Any,
 ) -> AsyncIterator[Ring]:
     """Everything started, and everything gone afterwards."""
     brain = Brain(script)
-    workers = [FakeWorker(f"prefill-{n}", "prefill", brain) for n in range(num_prefill)]
-    workers += [FakeWorker(f"decode-{n}", "decode", brain) for n in range(num_decode)]
+    workers = [
+        FakeWorker(f"{role}-{n}", role, brain, num_blocks)
+        for role, count, num_blocks in (
+            ("prefill", num_prefill, prefill_blocks),
+            ("decode", num_decode, decode_blocks),
+        )
+        for n in range(count)
+    ]
     spec = RouterSpec(
         router_id="router-0",
         host="127.0.0.1",

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.context import ContentDocument, ContextLimits, ContextLog
+from router.lengths import LengthLimits
 from router.progress import ProgressTracker, WorkerFigures
 from stream2llm.errors import Stream2LLMError
 from stream2llm.prefix import as_tokens
@@ -22,7 +23,7 @@ from stream2llm.prefix import as_tokens
 pytestmark = pytest.mark.property
 
 LIMITS = ContextLimits(
-    max_model_len=60, max_total_tokens=300, max_documents_per_event=5, max_documents=10_000
+    length=LengthLimits(60), max_total_tokens=300, max_documents_per_event=5, max_documents=10_000
 )
 # Few different tokens, so that common prefixes end in mid-document too.
 CONTENTS = st.lists(st.integers(0, 2), max_size=8)
@@ -86,7 +87,7 @@ def test_splices_reproduce_the_sequence(prefix: Any, events: Any, suffix: Any) -
         assert told == model.sequence == log.sequence.tolist()
     whole = model.sequence + suffix
     spent = log._total_tokens + len(suffix)
-    may_seal = 0 < len(whole) < LIMITS.max_model_len and spent <= LIMITS.max_total_tokens
+    may_seal = 0 < len(whole) < LIMITS.length.max_model_len and spent <= LIMITS.max_total_tokens
     if may_seal:
         assert applied(told, log.seal(as_tokens(suffix), 0)) == whole
     else:

@@ -85,6 +85,16 @@ async def test_without_max_tokens_the_model_limit_holds(make_ring: Any) -> None:
     assert answered.finished.reason == pb.FINISH_REASON_LENGTH
 
 
+async def test_an_answer_is_no_longer_than_the_decode_workers_memory(make_ring: Any) -> None:
+    ring = await make_ring(decode_blocks=2)  # of 16 tokens
+    session = ring.converse()
+    await session.open(prefix="hello", sampling=greedy(ignore_eos=True, max_tokens=100))
+    await session.seal()
+    answered = await session.answer()
+    assert len(ring.encode("hello")) + len(answered.token_ids) == 32
+    assert answered.finished.reason == pb.FINISH_REASON_LENGTH
+
+
 async def test_one_token_needs_no_decode_and_no_hand_over(ring: Ring) -> None:
     session = ring.converse()
     await session.open(prefix="hello", sampling=greedy(max_tokens=1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import re
 from typing import Any
 
 import grpc
@@ -103,6 +105,74 @@ async def test_too_many_documents_in_an_event(make_ring: Any) -> None:
     await session.append("a", "b", "c")
     error = await session.failure()
     assert reason_of(error) == "TOO_MANY_DOCUMENTS"
+
+
+def ids(num_tokens: int) -> Any:
+    return pb.Document(token_ids=pb.TokenIds(ids=[70] * num_tokens))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "longest", "max_tokens", "message"),
+    [
+        ({"prefill_blocks": 2}, 32, 3, "smallest prefill worker holds at most 32"),
+        ({"decode_blocks": 2}, 31, 3, "one for the answer .*decode worker holds at most 32"),
+        # Prefill samples the only token.
+        ({"prefill_blocks": 3, "decode_blocks": 2}, 48, 1, "prefill worker holds at most 48"),
+        ({"max_model_len": 32}, 31, 3, r"the model takes at most 32 \(max_model_len\)"),
+    ],
+)
+async def test_what_no_worker_can_hold_is_refused_at_once(
+    make_ring: Any, sizes: dict[str, int], longest: int, max_tokens: int, message: str
+) -> None:
+    ring = await make_ring(**sizes)
+    sampling = pb.SamplingParameters(max_tokens=max_tokens, ignore_eos=True)
+    fits = ring.converse()
+    await fits.open(sampling=sampling)
+    await fits.append(ids(longest))
+    await fits.seal()
+    assert (await fits.answer()).finished.usage.prompt_tokens == longest
+    session = ring.converse()
+    await session.open(sampling=sampling)
+    await session.append(ids(longest + 1))  # and no seal
+    error = await session.failure()
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert reason_of(error) == "CONTEXT_TOO_LONG"
+    assert re.search(f"has {longest + 1} tokens; .*{message}", error.details())
+
+
+async def test_the_seals_suffix_counts_too(make_ring: Any) -> None:
+    ring = await make_ring(prefill_blocks=2)
+    session = ring.converse()
+    await session.open()
+    await session.append(ids(32))
+    await session.seal(suffix=pb.Content(token_ids=pb.TokenIds(ids=[70])))
+    error = await session.failure()
+    assert "has 33 tokens; the KV memory of the smallest prefill worker" in error.details()
+
+
+async def test_the_smallest_worker_of_the_view_bounds_a_new_session(make_ring: Any) -> None:
+    ring = await make_ring(num_prefill=2)
+    small = ring.workers[1]
+    small.address = dataclasses.replace(small.address, num_kv_blocks=2, pids=(2,))
+    ring.show(*ring.workers)
+    info = await ring.stub.GetModelInfo(pb.GetModelInfoRequest())
+    assert (info.max_prompt_tokens, info.max_model_len) == (32, 1000)
+    ring.show(ring.workers[0], ring.workers[2])
+    info = await ring.stub.GetModelInfo(pb.GetModelInfoRequest())
+    assert (info.max_prompt_tokens, info.max_model_len) == (999, 1000)
+
+
+async def test_a_shortage_of_memory_is_told(ring: Ring) -> None:
+    ring.prefill.delay = pb.DELAY_REASON_KV_LEASED
+    session = ring.converse()
+    await session.open("hello")
+    while (await session.next("progress")).delay != pb.DELAY_REASON_KV_LEASED:
+        pass
+    ring.prefill.delay = pb.DELAY_REASON_UNSPECIFIED
+    await session.append("more")
+    while (await session.next("progress")).delay != pb.DELAY_REASON_UNSPECIFIED:
+        pass
+    session.call.cancel()
 
 
 async def test_beyond_the_window_the_client_is_not_read(make_ring: Any) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from router.context import ContentDocument, ContextLimits, ContextLog
+from router.lengths import LengthLimits, limits_with
 from router.outbox import Outbox
 from router.placement import WorkerView, pick
 from router.progress import ProgressTracker, WorkerFigures
@@ -19,6 +20,7 @@ from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
 from router.types import Accepted, DocumentInput, ProgressFigures, ServerEvent
 from stream2llm import wire
+from stream2llm.delay import DelayReason
 from stream2llm.errors import (
     ERRORS_BY_STATUS,
     InternalError,
@@ -31,6 +33,7 @@ from stream2llm.prefix import as_tokens
 from stream2llm.rpc_status import RpcStatus, from_rpc_error, to_status
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
+from stream2llm.worker_spec import WorkerAddress
 
 pytestmark = pytest.mark.unit
 
@@ -57,14 +60,10 @@ def test_a_suspect_worker_gets_nothing() -> None:
 # -- context ----------------------------------------------------------------------
 
 
-def a_log(**limits: int) -> ContextLog:
-    defaults = {
-        "max_model_len": 100,
-        "max_total_tokens": 100,
-        "max_documents_per_event": 10,
-        "max_documents": 50,
-    }
-    return ContextLog(as_tokens([]), ContextLimits(**defaults | limits))
+def a_log(*, max_model_len: int = 100, **limits: int) -> ContextLog:
+    defaults = {"max_total_tokens": 100, "max_documents_per_event": 10, "max_documents": 50}
+    length = LengthLimits(max_model_len)
+    return ContextLog(as_tokens([]), ContextLimits(length, **defaults | limits))
 
 
 def content(document_id: str, *token_ids: int) -> ContentDocument:
@@ -112,7 +111,7 @@ def test_a_list_that_names_a_long_document_often_is_refused_unread() -> None:
 
 
 def test_a_prefix_of_bos_alone_is_an_empty_context() -> None:
-    log = ContextLog(as_tokens([1]), ContextLimits(100, 100, 10, 50))
+    log = ContextLog(as_tokens([1]), ContextLimits(LengthLimits(100), 100, 10, 50))
     with pytest.raises(InvalidRequestError, match="context is empty"):
         log.seal(as_tokens([]), num_bos_tokens=1)
 
@@ -120,6 +119,51 @@ def test_a_prefix_of_bos_alone_is_an_empty_context() -> None:
 def test_a_long_document_id_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="257 characters; at most 256"):
         a_log().append([content("x" * 257, 1)])
+
+
+# -- lengths ----------------------------------------------------------------------
+
+
+def an_address(worker_id: str, num_kv_blocks: int) -> WorkerAddress:
+    role = "prefill" if worker_id.startswith("p") else "decode"
+    return WorkerAddress(worker_id, role, "", "", (), 1000, num_kv_blocks, block_size=16)  # type: ignore[arg-type]
+
+
+def test_without_workers_the_model_alone_bounds() -> None:
+    limits = limits_with(1000, [])
+    assert limits == LengthLimits(1000)
+    assert (limits.max_prompt_tokens, limits.max_total_tokens) == (999, 1000)
+
+
+def test_of_each_role_the_smallest_worker_counts() -> None:
+    workers = [an_address(*w) for w in (("p0", 9), ("p1", 5), ("d0", 7), ("d1", 8))]
+    assert limits_with(1000, workers) == LengthLimits(1000, 5 * 16, 7 * 16)
+
+
+@pytest.mark.parametrize(
+    ("limits", "longest", "message"),
+    [
+        (LengthLimits(100, 400, 400), 99, r"with one for the answer .* 100 \(max_model_len\)"),
+        (LengthLimits(100, 80, 400), 80, "KV memory of the smallest prefill worker .* most 80"),
+        (LengthLimits(100, 99, 100), 99, r"the model takes at most 100 \(max_model_len\)"),
+        (LengthLimits(100, 400, 64), 63, "one for the answer .* decode worker holds at most 64"),
+    ],
+)
+def test_the_tightest_limit_is_named(limits: LengthLimits, longest: int, message: str) -> None:
+    limits.check_prompt(longest)
+    with pytest.raises(
+        InvalidRequestError, match=f"has {longest + 1} tokens; .*{message}"
+    ) as error:
+        limits.check_prompt(longest + 1)
+    assert error.value.reason == "CONTEXT_TOO_LONG"
+    assert limits.max_prompt_tokens == longest
+
+
+def test_an_answer_of_one_token_needs_no_decode_worker() -> None:
+    limits = LengthLimits(100, 80, 64)
+    assert limits.for_answer(1).max_prompt_tokens == 80
+    assert limits.for_answer(2) == limits.for_answer(None) == limits
+    assert limits.max_total_tokens == 64
 
 
 # -- progress ---------------------------------------------------------------------
@@ -208,7 +252,7 @@ async def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(tiny_model
 
 
 def test_a_session_sends_no_more_documents_than_it_may() -> None:
-    log = ContextLog(as_tokens([1]), ContextLimits(100, 100, 10, max_documents=3))
+    log = ContextLog(as_tokens([1]), ContextLimits(LengthLimits(100), 100, 10, max_documents=3))
     empty = ContentDocument("", as_tokens([]))
     log.append([empty, empty])
     log.update([empty])
@@ -280,6 +324,15 @@ def test_bad_sampling_is_named_with_its_limit(change: dict[str, object], message
     with pytest.raises(InvalidRequestError, match=message) as raised:
         SamplingParameters(**change).validate(100)  # type: ignore[arg-type]
     assert raised.value.field == f"sampling.{next(iter(change))}"
+
+
+@pytest.mark.parametrize("delay", [None, *DelayReason])
+def test_a_delay_survives_the_wire(delay: DelayReason | None) -> None:
+    assert wire.delay_from_proto(wire.delay_to_proto(delay)) is delay
+
+
+def test_a_delay_of_a_newer_server_is_none() -> None:
+    assert wire.delay_from_proto(99) is None
 
 
 class FakeRpcError:

@@ -1,0 +1,90 @@
+"""How long a prompt and its answer may be. Pure.
+
+Three things bound them: the model takes so many tokens of both together, a
+prefill worker's KV memory has to hold the whole prompt, and a decode worker's
+the prompt and its answer. Of several workers the smallest counts: whether a
+session succeeds must not depend on which one it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from stream2llm.errors import InvalidRequestError
+from stream2llm.worker_spec import WorkerAddress
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """The longest prompt that one of the three lets through."""
+
+    max_prompt_tokens: int
+    # Completes "the context has n tokens; ...".
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LengthLimits:
+    """In tokens; None: nothing is known that bounds it."""
+
+    # Prompt and answer together, as the engines are set.
+    max_model_len: int
+    prefill_kv_tokens: int | None = None
+    decode_kv_tokens: int | None = None
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Most tokens a prompt and its answer may have together."""
+        decode = self.decode_kv_tokens
+        return self.max_model_len if decode is None else min(self.max_model_len, decode)
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Most tokens a prompt may have."""
+        return self._tightest().max_prompt_tokens
+
+    def for_answer(self, max_tokens: int | None) -> LengthLimits:
+        """The limits of an answer that may have so many tokens: one needs no decode worker."""
+        return replace(self, decode_kv_tokens=None) if max_tokens == 1 else self
+
+    def check_prompt(self, num_tokens: int) -> None:
+        """Raises InvalidRequestError, naming the limit, when the prompt is too long."""
+        bound = self._tightest()
+        if num_tokens > bound.max_prompt_tokens:
+            raise InvalidRequestError(
+                f"the context has {num_tokens} tokens; {bound.reason}", reason="CONTEXT_TOO_LONG"
+            )
+
+    def _tightest(self) -> _Bound:
+        return min(self._bounds(), key=lambda bound: bound.max_prompt_tokens)
+
+    def _bounds(self) -> Iterator[_Bound]:
+        yield _Bound(
+            self.max_model_len - 1,
+            f"with one for the answer the model takes at most {self.max_model_len} (max_model_len)",
+        )
+        if self.prefill_kv_tokens is not None:
+            yield _Bound(
+                self.prefill_kv_tokens,
+                "the KV memory of the smallest prefill worker holds at most"
+                f" {self.prefill_kv_tokens}",
+            )
+        if self.decode_kv_tokens is not None:
+            yield _Bound(
+                self.decode_kv_tokens - 1,
+                "with one for the answer the KV memory of the smallest decode worker"
+                f" holds at most {self.decode_kv_tokens}",
+            )
+
+
+def limits_with(max_model_len: int, workers: Iterable[WorkerAddress]) -> LengthLimits:
+    """The limits of a cluster with these workers."""
+    sizes: dict[str, list[int]] = {"prefill": [], "decode": []}
+    for worker in workers:
+        sizes[worker.role].append(worker.num_kv_tokens)
+    return LengthLimits(
+        max_model_len,
+        prefill_kv_tokens=min(sizes["prefill"], default=None),
+        decode_kv_tokens=min(sizes["decode"], default=None),
+    )
