@@ -1,29 +1,116 @@
-"""What a prefill worker counts. The scheduler returns figures; this records them."""
+"""What a prefill worker counts. The scheduler reports figures; this records them.
+
+Counters go up by what a report has more than the one before, so they include
+sessions that were cancelled. Labels come from closed sets, never from ids.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter
+from dataclasses import fields
 
-_KINDS = ("computed", "reused", "invalidated", "recomputed")
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from prefill_worker.policy import POLICIES
+from prefill_worker.report import SchedulerCounters, SchedulerReport
+
+_ROLE = "prefill"
+# A decision takes tens of microseconds; at a tenth of a second it is what a step takes.
+_DECISION_BUCKETS_S = (
+    *(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3),
+    *(2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1),
+)
+_TOKEN_KINDS = {
+    "computed": "computed_tokens",
+    "recomputed": "recomputed_tokens",
+    "reused_within_session": "reused_within_session_tokens",
+    "reused_across_sessions": "reused_across_sessions_tokens",
+    "invalidated": "invalidated_tokens",
+}
+_PREEMPTIONS = {"recompute": "recompute_preemptions", "swap": "swap_preemptions"}
+_SESSION_STATES = {
+    "with_work": "num_sessions_with_work",
+    "idle": "num_sessions_idle",
+    "short_of_blocks": "num_sessions_short_of_blocks",
+}
 
 
 class PrefillMetrics:
-    """Token counters fed from sessions' cumulative progress figures."""
+    """Everything one prefill scheduler says of itself."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._recorded = SchedulerCounters()
         self._tokens = Counter(
             "stream2llm_prefill_tokens",
-            "Prompt tokens by what became of them: computed by the engine, reused from the"
-            " prefix cache, invalidated by an update, recomputed after a preemption (these"
-            " are among the computed ones too).",
+            "Prompt tokens by what became of them: computed by the engine; recomputed after a"
+            " preemption (among the computed ones too); reused within their session or from"
+            " other sessions; invalidated by an update.",
             ("kind",),
             registry=registry,
         )
-        for kind in _KINDS:
-            self._tokens.labels(kind)
+        self._preemptions = Counter(
+            "stream2llm_preemptions",
+            "Sessions whose KV was taken away for others, by what brings it back.",
+            ("role", "policy", "action"),
+            registry=registry,
+        )
+        self._promotions = Counter(
+            "stream2llm_scheduler_promotions",
+            "Sessions served before all others because they had waited for too long.",
+            registry=registry,
+        )
+        self._decision = Histogram(
+            "stream2llm_scheduler_decision_seconds",
+            "Time to decide what an engine step does.",
+            ("role", "policy"),
+            buckets=_DECISION_BUCKETS_S,
+            registry=registry,
+        )
+        self._sessions = Gauge(
+            "stream2llm_prefill_sessions",
+            "Sessions that have tokens to compute; open ones that wait for context; those that"
+            " found no free KV block in the last step.",
+            ("state",),
+            registry=registry,
+        )
+        self._policy = Gauge(
+            "stream2llm_scheduler_policy_info",
+            "1 for the policy in force, 0 for the others.",
+            ("role", "policy"),
+            registry=registry,
+        )
+        self._begin_at_zero()
 
-    def record_progress(self, before: dict[str, int], now: dict[str, int]) -> None:
-        """Adds what a session gained between two of its progress figures."""
-        for kind in _KINDS:
-            key = f"{kind}_tokens"
-            self._tokens.labels(kind).inc(now[key] - before.get(key, 0))
+    def record(self, report: SchedulerReport) -> None:
+        """Takes one report; to be called with every one, in order."""
+        gained = _gained(self._recorded, report.counters)
+        self._recorded = report.counters
+        for kind, name in _TOKEN_KINDS.items():
+            self._tokens.labels(kind).inc(getattr(gained, name))
+        for action, name in _PREEMPTIONS.items():
+            count = getattr(gained, name)
+            self._preemptions.labels(_ROLE, report.policy, action).inc(count)
+        self._promotions.inc(gained.promotions)
+        decision = self._decision.labels(_ROLE, report.policy)
+        for seconds in report.plan_s:
+            decision.observe(seconds)
+        for state, name in _SESSION_STATES.items():
+            self._sessions.labels(state).set(getattr(report, name))
+        for policy in POLICIES:
+            self._policy.labels(_ROLE, policy).set(policy == report.policy)
+
+    def _begin_at_zero(self) -> None:
+        """Every label is there from the start: 0 rather than absent."""
+        for kind in _TOKEN_KINDS:
+            self._tokens.labels(kind)
+        for state in _SESSION_STATES:
+            self._sessions.labels(state)
+        for policy in POLICIES:
+            self._decision.labels(_ROLE, policy)
+            self._policy.labels(_ROLE, policy)
+            for action in _PREEMPTIONS:
+                self._preemptions.labels(_ROLE, policy, action)
+
+
+def _gained(before: SchedulerCounters, now: SchedulerCounters) -> SchedulerCounters:
+    names = [field.name for field in fields(SchedulerCounters)]
+    return SchedulerCounters(*(getattr(now, name) - getattr(before, name) for name in names))

@@ -16,7 +16,6 @@ from typing import Any
 import grpc
 
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
-from prefill_worker.metrics import PrefillMetrics
 from stream2llm.delay import DelayReason
 from stream2llm.engine_worker import EngineWorker
 from stream2llm.errors import EventOrderError, describe
@@ -39,9 +38,8 @@ _NOTHING_COMPUTED = {
 class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
     """Serves the sessions of one engine."""
 
-    def __init__(self, worker: EngineWorker, metrics: PrefillMetrics) -> None:
+    def __init__(self, worker: EngineWorker) -> None:
         self._worker = worker
-        self._metrics = metrics
 
     async def PrefillSession(
         self,
@@ -67,7 +65,7 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
             unique_id(opening.open.session_id),
             from_proto(opening.open.sampling),
         )
-        run = _SessionRun(session, writer, self._metrics)
+        run = _SessionRun(session, writer)
         try:
             await run.until_first_token(requests)
         finally:
@@ -78,17 +76,10 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
 class _SessionRun:
     """The two halves of one session's RPC."""
 
-    def __init__(
-        self,
-        session: PrefillSession,
-        writer: StreamWriter,
-        metrics: PrefillMetrics,
-    ) -> None:
+    def __init__(self, session: PrefillSession, writer: StreamWriter) -> None:
         self._session = session
         self._writer = writer
-        self._metrics = metrics
         self._num_logprobs = session.num_logprobs
-        self._told: dict[str, int] = {}
         self._begun = asyncio.Event()
 
     async def until_first_token(
@@ -135,8 +126,6 @@ class _SessionRun:
         await self._begun.wait()
         assert self._session.outputs is not None
         async for output in prefill_outputs(self._session.outputs):
-            self._metrics.record_progress(self._told, output.progress)
-            self._told = output.progress
             if output.first_token is None:
                 await self._send_progress(output.progress)
             else:

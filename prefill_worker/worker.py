@@ -5,7 +5,6 @@ from __future__ import annotations
 import grpc
 
 from prefill_worker.engine import start_prefill_engine
-from prefill_worker.metrics import PrefillMetrics
 from prefill_worker.service import PrefillService
 from stream2llm.engine_stats import EngineStats
 from stream2llm.engine_worker import EngineWorker
@@ -22,5 +21,5 @@ class Worker(EngineWorker):
 
     def add_services(self, server: grpc.aio.Server) -> None:
         """`PrefillService`."""
-        service = PrefillService(self, PrefillMetrics(self.registry))
+        service = PrefillService(self)
         worker_pb2_grpc.add_PrefillServiceServicer_to_server(service, server)

@@ -44,6 +44,17 @@ class EngineWorker(ABC):
     async def start_engine(self) -> Engine:
         """Starts the role's engine."""
 
+    async def start_more(self, stack: AsyncExitStack) -> None:  # noqa: B027
+        """Starts what the role needs beside its engine; the stack ends it before the engine.
+
+        Empty because only a prefill worker has such parts.
+        """
+
+    @property
+    def policy(self) -> str:
+        """The scheduling policy in force; empty where there is none to choose."""
+        return ""
+
     @abstractmethod
     def add_services(self, server: grpc.aio.Server) -> None:
         """Registers the role's services."""
@@ -63,6 +74,7 @@ class EngineWorker(ABC):
     async def _start(self) -> WorkerAddress:
         self.engine = await self.start_engine()
         self._open.callback(self.engine.shutdown)
+        await self.start_more(self._open)
         gauges = WorkerGauges(self.spec.role, self._read_status)
         self.registry.register(gauges)
         self._open.callback(self.registry.unregister, gauges)
@@ -129,6 +141,7 @@ class EngineWorker(ABC):
             num_kv_blocks_held=self.engine.stats.num_blocks_held(info.num_kv_blocks),
             block_size=info.block_size,
             pids=self.engine.pids,
+            policy=self.policy,
         )
 
     async def drain(self, timeout_s: float) -> None:

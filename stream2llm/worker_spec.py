@@ -5,11 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from stream2llm.errors import InvalidRequestError
+
 Role = Literal["prefill", "decode"]
 
 # How a prefill worker ranks its sessions; `prefill_worker/policy.py` says what each means.
 PolicyName = Literal["default", "fcfs", "lcas", "mcps"]
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
+
+
+def require_policy(name: str) -> PolicyName:
+    """The name, if a policy has it; raises InvalidRequestError that lists them otherwise."""
+    for known in POLICY_NAMES:
+        if name == known:
+            return known
+    raise InvalidRequestError(
+        f"no scheduling policy is called {name!r}; there are {', '.join(POLICY_NAMES)}",
+        reason="UNKNOWN_POLICY",
+        field="policy",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +82,8 @@ class WorkerStatus:
     num_kv_blocks_held: int
     block_size: int
     pids: tuple[int, ...]
+    # The scheduling policy in force; prefill workers only.
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,97 @@
+"""Reports of a scheduler become Prometheus samples."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from prefill_worker.metrics import PrefillMetrics
+from prefill_worker.policy import POLICIES
+from prefill_worker.report import SchedulerCounters, SchedulerReport
+from stream2llm.worker_spec import POLICY_NAMES
+
+pytestmark = pytest.mark.unit
+
+
+class Scrape:
+    """Metrics in a registry of their own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.metrics = PrefillMetrics(self._registry)
+
+    def __call__(self, name: str, **labels: str) -> float | None:
+        return self._registry.get_sample_value(f"stream2llm_{name}", labels)
+
+    def tokens(self, kind: str) -> float | None:
+        return self("prefill_tokens_total", kind=kind)
+
+    def preemptions(self, policy: str, action: str) -> float | None:
+        return self("preemptions_total", role="prefill", policy=policy, action=action)
+
+
+def a_report(policy: str = "fcfs", **fields: object) -> SchedulerReport:
+    counters = SchedulerCounters(
+        **{name: fields.pop(name) for name in list(fields) if hasattr(SchedulerCounters(), name)}  # type: ignore[arg-type]
+    )
+    return SchedulerReport(1, policy, counters, **fields)  # type: ignore[arg-type]
+
+
+def test_the_configuration_names_the_policies_that_there_are() -> None:
+    assert tuple(POLICIES) == POLICY_NAMES
+
+
+def test_everything_begins_at_zero() -> None:
+    scrape = Scrape()
+    kinds = "computed recomputed reused_within_session reused_across_sessions invalidated"
+    assert [scrape.tokens(kind) for kind in kinds.split()] == [0] * 5
+    assert scrape("scheduler_promotions_total") == 0
+    assert scrape("prefill_sessions", state="short_of_blocks") == 0
+    for policy in POLICIES:
+        assert scrape.preemptions(policy, "swap") == scrape.preemptions(policy, "recompute") == 0
+        assert scrape("scheduler_policy_info", role="prefill", policy=policy) == 0
+
+
+def test_cumulative_counters_become_increments() -> None:
+    scrape = Scrape()
+    for computed, invalidated in ((100, 0), (100, 0), (160, 30)):
+        scrape.metrics.record(
+            a_report(computed_tokens=computed, invalidated_tokens=invalidated, promotions=2)
+        )
+    assert (scrape.tokens("computed"), scrape.tokens("invalidated")) == (160, 30)
+    assert scrape("scheduler_promotions_total") == 2
+
+
+def test_each_kind_of_reuse_is_counted_by_itself() -> None:
+    scrape = Scrape()
+    scrape.metrics.record(
+        a_report(
+            recomputed_tokens=1, reused_within_session_tokens=2, reused_across_sessions_tokens=3
+        )
+    )
+    kinds = ("recomputed", "reused_within_session", "reused_across_sessions")
+    assert [scrape.tokens(kind) for kind in kinds] == [1, 2, 3]
+
+
+def test_preemptions_and_decisions_belong_to_the_policy_in_force() -> None:
+    scrape = Scrape()
+    first, second = "default", "mcps"
+    scrape.metrics.record(a_report(first, recompute_preemptions=5, plan_s=(2e-5, 0.2)))
+    scrape.metrics.record(a_report(second, recompute_preemptions=7, swap_preemptions=1))
+    assert scrape.preemptions(first, "recompute") == 5
+    assert scrape.preemptions(second, "recompute") == 2
+    assert scrape.preemptions(second, "swap") == 1
+    labels = {"role": "prefill", "policy": first}
+    assert scrape("scheduler_decision_seconds_count", **labels) == 2
+    assert scrape("scheduler_decision_seconds_bucket", le="2.5e-05", **labels) == 1
+    assert scrape("scheduler_decision_seconds_bucket", le="0.1", **labels) == 1
+    assert scrape("scheduler_policy_info", **labels) == 0
+    assert scrape("scheduler_policy_info", role="prefill", policy=second) == 1
+
+
+def test_the_gauges_show_the_newest_report() -> None:
+    scrape = Scrape()
+    scrape.metrics.record(a_report(num_sessions_with_work=4, num_sessions_short_of_blocks=2))
+    scrape.metrics.record(a_report(num_sessions_with_work=1, num_sessions_idle=3))
+    states = ("with_work", "idle", "short_of_blocks")
+    assert [scrape("prefill_sessions", state=state) for state in states] == [1, 3, 0]
