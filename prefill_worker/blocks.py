@@ -1,4 +1,4 @@
-"""Cutting a session's KV back to a prefix, and reading who holds which block.
+"""Cutting a session's KV back to a prefix, and who holds which block.
 
 An adapter over vLLM's KVCacheManager for models with one KV cache group of
 full attention; `require_single_group` refuses others at start-up.
@@ -6,14 +6,13 @@ full attention; `require_single_group` refuses others at start-up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections import Counter
+from collections.abc import Collection
 
+from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import Request
-
-from prefill_worker.types import BlockLedger
 
 
 def require_single_group(manager: KVCacheManager) -> FullAttentionManager:
@@ -59,18 +58,41 @@ def truncate_kv(manager: KVCacheManager, request: Request, num_tokens: int) -> N
     cached[request.request_id] = min(cached.get(request.request_id, 0), num_full)
 
 
-def num_blocks_held(manager: KVCacheManager, request: Request) -> int:
-    """Blocks in the request's table."""
-    return len(require_single_group(manager).req_to_blocks.get(request.request_id, ()))
+class LiveLedger:
+    """Who holds which blocks, read from vLLM's tables as far as a plan asks."""
+
+    def __init__(self, group: FullAttentionManager, pool: BlockPool) -> None:
+        self._group = group
+        self._pool = pool
+
+    def block_ids(self, request_id: str) -> list[int]:
+        """The blocks of a request, shared ones included."""
+        return [block.block_id for block in self._group.req_to_blocks.get(request_id, ())]
+
+    def num_holders(self, block_id: int) -> int:
+        """How many hold a block: requests, leases and all others."""
+        count: int = self._pool.blocks[block_id].ref_cnt
+        return count
 
 
-def ledger(manager: KVCacheManager, requests: Iterable[Request]) -> BlockLedger:
-    """Who of these requests holds which blocks, and all holders of each."""
-    group = require_single_group(manager)
-    held: dict[str, tuple[int, ...]] = {}
-    ref_counts: dict[int, int] = {}
-    for request in requests:
-        blocks: list[Any] = group.req_to_blocks.get(request.request_id, [])
-        held[request.request_id] = tuple(block.block_id for block in blocks)
-        ref_counts.update((block.block_id, block.ref_cnt) for block in blocks)
-    return BlockLedger(held, ref_counts)
+def check_integrity(manager: KVCacheManager, pinned: Collection[int] = ()) -> None:
+    """Raises AssertionError unless every block is accounted for.
+
+    Each block has as many references as requests (live, or finished with their
+    blocks under a lease) hold it, one more if it is among `pinned`; blocks
+    without any are exactly the free list; the null block is neither.
+    """
+    pool = manager.block_pool
+    holders = Counter(pinned)
+    for blocks in require_single_group(manager).req_to_blocks.values():
+        holders.update(block.block_id for block in blocks if not block.is_null)
+    free = {block.block_id for block in pool.free_block_queue.get_all_free_blocks()}
+    assert len(free) == pool.get_num_free_blocks(), "the free list miscounts itself"
+    for block in pool.blocks:
+        if block.is_null:
+            continue
+        number, references = block.block_id, block.ref_cnt
+        assert references == holders[number], (
+            f"block {number} has {references} references and {holders[number]} holders"
+        )
+        assert (references == 0) == (number in free), f"block {number} is both held and free"

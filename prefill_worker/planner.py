@@ -1,34 +1,36 @@
 """Phase 1 of a step: decide, change nothing.
 
-Walk the ranking. Give each session what is left of the step's tokens, as far
-as its KV blocks fit. Where they do not fit, evict from the bottom of the
-ranking upward, never a session that was already chosen and never one that
-ranks above the one it is for; where that is not enough either, compute the
-part that fits. The top-ranked session can evict all others, so it always
-moves, unless leases hold the memory, and those end.
+Walk the sessions that have work, in rank order. Give each what is left of the
+step's tokens, as far as its KV blocks fit. Where they do not fit, evict. A
+victim may be a session that has nothing to compute, or one that the session in
+question goes before; never one that was chosen already. Where all of them
+together are not enough, compute the part that fits.
+
+So the first in rank can evict everybody else, and moves in every step, unless
+hand-overs hold the memory, and those end. Nobody is evicted in vain: of the
+sessions that were tried as victims, those whose blocks make no difference
+(others or a lease hold them too) are spared.
+
+The walk ends as soon as the tokens, the slots or the memory of the step are
+spent. What it costs depends on the sessions it chooses, not on those that wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator
 
-from prefill_worker.policy import Rank
 from prefill_worker.types import (
-    BlockLedger,
-    Deferral,
-    DeferralReason,
     Eviction,
     EvictionReason,
     Grant,
+    Ledger,
+    Ranking,
     RequestView,
     StepLimits,
     StepPlan,
+    StopReason,
 )
-
-
-def ranked(views: Sequence[RequestView], rank: Rank) -> list[RequestView]:
-    """The sessions, first served first; equal ranks by request id."""
-    return sorted(views, key=lambda view: (rank(view), view.request_id))
 
 
 def num_blocks_needed(view: RequestView, num_tokens: int, block_size: int) -> int:
@@ -37,92 +39,153 @@ def num_blocks_needed(view: RequestView, num_tokens: int, block_size: int) -> in
     return max(total - view.num_blocks, 0)
 
 
-def plan_step(
-    views: Sequence[RequestView],
-    rank: Rank,
-    limits: StepLimits,
-    ledger: BlockLedger | None = None,
-) -> StepPlan:
-    """The plan of one engine step.
-
-    Without a ledger nothing is evicted: sessions that do not fit are deferred
-    with NO_BLOCKS, which tells the caller to plan again with one.
-    """
-    return _Planning(ranked(views, rank), limits, ledger).run()
+def plan_step(ranking: Ranking, limits: StepLimits, ledger: Ledger) -> StepPlan:
+    """The plan of one engine step."""
+    return _Planning(ranking, limits, ledger).run()
 
 
 class _Planning:
     """The scratch state of one call of `plan_step`."""
 
-    def __init__(
-        self, order: list[RequestView], limits: StepLimits, ledger: BlockLedger | None
-    ) -> None:
-        self._order = order
+    def __init__(self, ranking: Ranking, limits: StepLimits, ledger: Ledger) -> None:
+        self._ranking = ranking
         self._block_size = limits.block_size
         self._tokens_left = limits.num_tokens
-        self._requests_left = limits.num_requests
+        self._slots_left = limits.num_requests
         self._blocks_left = limits.num_free_blocks
-        self._victims = list(order) if ledger else []
-        self._block_ids = ledger.block_ids_by_request if ledger else {}
-        self._ref_counts = dict(ledger.ref_counts) if ledger else {}
-        self._evicted: set[str] = set()
+        self._victims = _Victims(ranking, ledger)
+        self._chosen: set[str] = set()
         self._grants: list[Grant] = []
         self._evictions: list[Eviction] = []
-        self._deferrals: list[Deferral] = []
 
     def run(self) -> StepPlan:
-        for position, view in enumerate(self._order):
-            if view.num_wanted_tokens and view.request_id not in self._evicted:
-                self._consider(view, position)
-        return StepPlan(tuple(self._grants), tuple(self._evictions), tuple(self._deferrals))
+        for view in self._ranking.to_serve():
+            if view.request_id in self._victims.evicted:
+                continue
+            reason = self._consider(view)
+            if reason is not None:
+                return self._plan(reason, view.request_id)
+        return self._plan(StopReason.ALL_SERVED, None)
 
-    def _consider(self, view: RequestView, position: int) -> None:
-        reason = self._exhausted()
-        if reason is None:
-            num_tokens = self._fit(view, position, min(view.num_wanted_tokens, self._tokens_left))
-            if num_tokens:
-                self._grant(view, num_tokens)
-                return
-            reason = DeferralReason.NO_BLOCKS
-        self._deferrals.append(Deferral(view.request_id, reason))
+    def _plan(self, stop: StopReason, stopped_at: str | None) -> StepPlan:
+        return StepPlan(tuple(self._grants), tuple(self._evictions), stop, stopped_at)
 
-    def _exhausted(self) -> DeferralReason | None:
+    def _consider(self, view: RequestView) -> StopReason | None:
+        """Serves one session, or says why the walk ends here."""
         if self._tokens_left <= 0:
-            return DeferralReason.TOKEN_BUDGET
-        if self._requests_left <= 0:
-            return DeferralReason.REQUEST_SLOTS
-        return None
+            return StopReason.TOKEN_BUDGET
+        if self._slots_left <= 0:
+            return StopReason.REQUEST_SLOTS
+        num_tokens = self._fit(view, min(view.num_wanted_tokens, self._tokens_left))
+        if num_tokens:
+            self._grant(view, num_tokens)
+            return None
+        # Sessions further down hold no block that could be had and was not
+        # taken, so they cannot get one either.
+        return StopReason.KV_MEMORY if self._grants else StopReason.KV_LEASED
 
-    def _fit(self, view: RequestView, position: int, num_tokens: int) -> int:
+    def _fit(self, view: RequestView, num_tokens: int) -> int:
         """How many of `num_tokens` have room, after evicting for them."""
         needed = num_blocks_needed(view, num_tokens, self._block_size)
-        while needed > self._blocks_left and self._evict_one(position):
-            pass
+        if needed > self._blocks_left:
+            self._evict_for(view, needed - self._blocks_left)
         if needed <= self._blocks_left:
             return num_tokens
         room = (view.num_blocks + self._blocks_left) * self._block_size
         return max(min(num_tokens, room - view.num_computed_tokens), 0)
 
-    def _evict_one(self, position: int) -> bool:
-        """Evicts the lowest-ranked holder behind `position`; False if there is none."""
-        while len(self._victims) > position + 1:
-            victim = self._victims.pop()
-            if self._block_ids.get(victim.request_id):
-                self._evict(victim)
-                return True
-        return False
-
-    def _evict(self, victim: RequestView) -> None:
-        freed = 0
-        for block_id in self._block_ids[victim.request_id]:
-            self._ref_counts[block_id] -= 1
-            freed += self._ref_counts[block_id] == 0
-        self._blocks_left += freed
-        self._evicted.add(victim.request_id)
-        self._evictions.append(Eviction(victim.request_id, freed, EvictionReason.FOR_HIGHER_RANK))
+    def _evict_for(self, view: RequestView, num_blocks: int) -> None:
+        self._chosen.add(view.request_id)
+        for victim, freed in self._victims.take(view, num_blocks, self._chosen):
+            reason = EvictionReason.LOWER_RANK if victim.num_wanted_tokens else EvictionReason.IDLE
+            self._evictions.append(Eviction(victim.request_id, freed, reason, view.request_id))
+            self._blocks_left += freed
 
     def _grant(self, view: RequestView, num_tokens: int) -> None:
         self._blocks_left -= num_blocks_needed(view, num_tokens, self._block_size)
         self._tokens_left -= num_tokens
-        self._requests_left -= 1
+        self._slots_left -= 1
+        self._chosen.add(view.request_id)
         self._grants.append(Grant(view.request_id, num_tokens))
+
+
+class _Victims:
+    """Chooses whom to evict; walks the eviction order once a plan at most."""
+
+    def __init__(self, ranking: Ranking, ledger: Ledger) -> None:
+        self._ranking = ranking
+        self._ledger = ledger
+        self._rest: Iterator[RequestView] | None = None
+        # Tried for an earlier session and not needed, first to evict first.
+        self._spared: deque[RequestView] = deque()
+        # How many holders each block loses by the evictions so far.
+        self._released: Counter[int] = Counter()
+        self.evicted: set[str] = set()
+
+    def take(
+        self, beneficiary: RequestView, num_blocks: int, chosen: set[str]
+    ) -> list[tuple[RequestView, int]]:
+        """Victims that free `num_blocks`, or as many as there are, each with what it frees."""
+        tried = []
+        num_freed = 0
+        for victim in self._candidates(beneficiary, chosen):
+            tried.append(victim)
+            num_freed += self._release(victim)
+            if num_freed >= num_blocks:
+                break
+        kept = self._spare_needless(tried, num_freed - min(num_freed, num_blocks))
+        return self._in_order(kept)
+
+    def _candidates(self, beneficiary: RequestView, chosen: set[str]) -> Iterator[RequestView]:
+        # Whoever may not be evicted now may not be later in this plan either:
+        # those served later go behind `beneficiary`. So nobody is looked at twice.
+        for view in self._not_tried():
+            if view.request_id in chosen:
+                continue
+            if not view.num_wanted_tokens or self._ranking.goes_before(beneficiary, view):
+                yield view
+
+    def _not_tried(self) -> Iterator[RequestView]:
+        while self._spared:
+            yield self._spared.popleft()
+        if self._rest is None:
+            self._rest = self._ranking.to_evict()
+        # No `yield from`: it would close the order with each of these generators.
+        while (view := next(self._rest, None)) is not None:
+            yield view
+
+    def _release(self, victim: RequestView) -> int:
+        """Counts the victim's blocks as let go; how many become free by it."""
+        num_freed = 0
+        for block_id in self._ledger.block_ids(victim.request_id):
+            self._released[block_id] += 1
+            num_freed += self._released[block_id] == self._ledger.num_holders(block_id)
+        return num_freed
+
+    def _take_back(self, victim: RequestView) -> int:
+        """The inverse of `_release`."""
+        num_taken = 0
+        for block_id in self._ledger.block_ids(victim.request_id):
+            num_taken += self._released[block_id] == self._ledger.num_holders(block_id)
+            self._released[block_id] -= 1
+        return num_taken
+
+    def _spare_needless(self, tried: list[RequestView], num_surplus: int) -> list[RequestView]:
+        """Drops victims, the ones to keep longest first, without whom enough is free."""
+        needed = []
+        for victim in reversed(tried):
+            num_taken = self._take_back(victim)
+            if num_taken <= num_surplus:
+                num_surplus -= num_taken
+                self._spared.appendleft(victim)
+            else:
+                self._release(victim)
+                needed.append(victim)
+        return needed[::-1]
+
+    def _in_order(self, victims: list[RequestView]) -> list[tuple[RequestView, int]]:
+        """With what each frees when they are evicted one after the other."""
+        for victim in victims:
+            self._take_back(victim)
+        self.evicted.update(victim.request_id for victim in victims)
+        return [(victim, self._release(victim)) for victim in victims]

@@ -1,7 +1,7 @@
 """Phase 2: vLLM's scheduler, made to follow our plan.
 
 One idea: between steps the base class knows of no request in its queues. Each
-step, phase 1 (`planner.plan_step`) says who computes how much and who is
+step, phase 1 (`SessionBook.plan`) says who computes how much and who is
 evicted. We evict, show the base class only the chosen requests, cap each at
 its grant, and let it allocate and build the step as it always does; so all of
 vLLM (prefix cache, connectors, sampling) keeps working and no code of it is
@@ -20,13 +20,17 @@ Life of a session's request:
     token of the answer. The base class finishes the request and hands its
     blocks to the KV connector.
 
+Whatever touches a session ends in `_touch`, which tells the book: a step costs
+what it touches, not what there is.
+
 Runs inside vLLM's EngineCore process. `Scheduler` is not a public interface of
 vLLM: tests/integration/test_vllm_contract.py names what is used of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,66 +41,96 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from prefill_worker import blocks
-from prefill_worker.planner import plan_step
+from prefill_worker.book import SessionBook
 from prefill_worker.policy import POLICIES
+from prefill_worker.report import SchedulerCommand, SchedulerCounters
+from prefill_worker.reporting import Reporting
+from prefill_worker.request_tokens import event_or_command, replace_tail
 from prefill_worker.session_state import WIRE_KEY, ContextEvent, SessionState
-from prefill_worker.types import DeferralReason, Eviction, RequestView, StepLimits, StepPlan
+from prefill_worker.settings import require_settings
+from prefill_worker.types import Eviction, StepLimits, StepPlan, StopReason
 from stream2llm.clock import SystemClock
 from stream2llm.orphan_guard import exit_with_parent
 from stream2llm.prefix import common_prefix_len
 
+_log = logging.getLogger(__name__)
+
+_DELAYS = (StopReason.KV_MEMORY, StopReason.KV_LEASED)
+
 
 @dataclass(slots=True)
 class _Live:
-    """A session that has not ended: vLLM's request and our counters."""
+    """A session that has not ended: vLLM's request and what we remember of it."""
 
     request: Request
     state: SessionState
 
 
 class PrefillScheduler(Scheduler):
-    """The scheduler of a prefill worker's engine. Needs `async_scheduling=False`."""
+    """The scheduler of a prefill worker's engine."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         exit_with_parent()
-        _require_settings(self)
+        require_settings(self.vllm_config)
         options = self.vllm_config.additional_config.get(WIRE_KEY, {})
-        self._rank = POLICIES[options.get("policy", "fcfs")]
+        self._clock = SystemClock()
+        self._kv = blocks.require_single_group(self.kv_cache_manager)
+        self._ledger = blocks.LiveLedger(self._kv, self.kv_cache_manager.block_pool)
+        self._book = SessionBook(
+            POLICIES[options.get("policy", "fcfs")],
+            patience_steps=int(options.get("patience_steps", 1000)),
+            num_lost_blocks=len(self.kv_cache_manager.block_pool.blocks),
+        )
+        self._counters = SchedulerCounters()
+        self._reporting = Reporting()
         self._progress_interval = int(options.get("progress_interval_tokens", 256))
         self._live: dict[str, _Live] = {}
-        self._clock = SystemClock()
-        self._num_arrivals = 0
-        self._num_events = 0
-        # Sessions that have work, and sessions whose progress may be due.
-        self._active: set[str] = set()
+        # Sessions whose progress may be due.
         self._to_tell: set[str] = set()
         # Tokens granted in the step that is being built.
         self._grants: dict[str, int] = {}
+        # The session that the memory was too short for in the last step.
+        self._delayed: str | None = None
+        self._num_missed_plans = 0
 
-    # -- requests and context events ---------------------------------------
+    # -- requests, context events and commands --------------------------------
 
     def add_request(self, request: Request) -> None:
-        """A new session, or an event of one that is known."""
-        event = _event_of(request)
+        """A new session, an event of one that is known, or a command."""
+        event = event_or_command(request)
         live = self._live.get(request.request_id)
-        if live is not None:
+        if isinstance(event, SchedulerCommand):
+            self._carry_out(request, event)
+        elif live is not None:
             assert event is not None, f"duplicate request id {request.request_id}"
             self._apply_event(live, request, event)
         elif event is None or event.begins:
             self._begin(request, event)
 
+    def _carry_out(self, request: Request, command: SchedulerCommand) -> None:
+        self._reporting.open(request.request_id, request.client_index, command.number)
+        if command.set_policy is not None:
+            self.set_policy(command.set_policy)
+
+    def set_policy(self, name: str) -> None:
+        """Ranks all sessions by another policy from the next step on; none is lost."""
+        policy = POLICIES.get(name)
+        if policy is None:
+            # The sender checks names; this is not worth the engine's life.
+            _log.error("there is no policy %r; %s stays", name, self._book.policy.name)
+            return
+        self._book.set_policy(policy)
+
     def _begin(self, request: Request, event: ContextEvent | None) -> None:
         super().add_request(request)
         self._empty_base_queues()
-        self._num_arrivals += 1
-        state = SessionState(
-            arrival=self._num_arrivals,
-            last_event=self._next_event(),
+        state = self._book.open(
+            request.request_id,
             revision=event.revision if event else 1,
             sealed=event.seal if event else True,
-            uncomputed_at_seal=request.num_tokens,
         )
+        state.uncomputed_at_seal = request.num_tokens
         live = _Live(request, state)
         self._live[request.request_id] = live
         self._touch(live)
@@ -104,8 +138,8 @@ class PrefillScheduler(Scheduler):
     def _apply_event(self, live: _Live, update: Request, event: ContextEvent) -> None:
         self._splice(live, update.prompt_token_ids or [], event.keep_tokens)
         live.state.revision = event.revision
-        live.state.last_event = self._next_event()
         live.state.lookup_due = True
+        self._book.note_event(live.state)
         if event.seal:
             self._seal(live, update)
         # Only a request that is announced as new brings the worker process its
@@ -118,59 +152,66 @@ class PrefillScheduler(Scheduler):
         request, state = live.request, live.state
         old = request._all_token_ids
         assert keep_tokens <= len(old)
-        num_same = keep_tokens + common_prefix_len(old[keep_tokens:], tail)
-        _replace_tail(request, num_same, tail[num_same - keep_tokens :], self.hash_block_size)
-        computed = request.num_computed_tokens
-        state.invalidated += max(computed - num_same, 0)
-        state.lost_until = min(state.lost_until, num_same)
+        num_same = keep_tokens + common_prefix_len(old, tail, old_start=keep_tokens)
+        is_replaced = num_same < len(old)
+        if num_same < request.num_computed_tokens:
+            self._invalidate(live, num_same)
+        replace_tail(request, num_same, tail[num_same - keep_tokens :], self.hash_block_size)
         # At least one token stays uncomputed, or the seal could not sample.
         valid = min(num_same, max(request.num_tokens - 1, 0))
-        if computed > valid:
+        if request.num_computed_tokens > valid:
             blocks.truncate_kv(self.kv_cache_manager, request, valid)
+        state.lost_until = min(state.lost_until, num_same)
+        if is_replaced:
+            self._counters.reused_within_session_tokens += request.num_computed_tokens
+
+    def _invalidate(self, live: _Live, num_same: int) -> None:
+        """Counts the computed tokens that an event makes stale."""
+        num_lost = live.request.num_computed_tokens - num_same
+        self._counters.invalidated_tokens += num_lost
+        live.state.invalidated += num_lost
+        self._remember_lost(live, num_same)
+        self._book.cut(live.state)
+
+    def _remember_lost(self, live: _Live, num_kept_tokens: int) -> None:
+        """The session is about to lose its computed KV behind so many tokens."""
+        request, size = live.request, self.hash_block_size
+        first, last = num_kept_tokens // size, request.num_computed_tokens // size
+        live.state.lost_blocks.add(request.block_hashes[first:last])
 
     def _seal(self, live: _Live, update: Request) -> None:
         request = live.request
-        live.state.sealed = True
+        self._book.seal(live.state, request.num_tokens)
         live.state.uncomputed_at_seal = request.num_tokens - request.num_computed_tokens
         request.sampling_params = update.sampling_params
         request.max_tokens = update.max_tokens
         request.kv_transfer_params = update.kv_transfer_params
 
-    def _next_event(self) -> int:
-        self._num_events += 1
-        return self._num_events
-
     def _touch(self, live: _Live) -> None:
-        """Brings the index of sessions with work up to date."""
-        request_id = live.request.request_id
-        self._to_tell.add(request_id)
-        if self._view(live).num_wanted_tokens:
-            self._active.add(request_id)
-        else:
-            self._active.discard(request_id)
-
-    def _view(self, live: _Live) -> RequestView:
-        request, state = live.request, live.state
-        return RequestView(
-            request_id=request.request_id,
-            sealed=state.sealed,
-            arrival=state.arrival,
-            last_event=state.last_event,
-            num_known_tokens=request.num_tokens,
-            num_computed_tokens=request.num_computed_tokens,
-            num_blocks=blocks.num_blocks_held(self.kv_cache_manager, request),
+        """Brings the book up to date."""
+        request = live.request
+        self._to_tell.add(request.request_id)
+        self._book.update(
+            request.request_id,
+            request.num_tokens,
+            request.num_computed_tokens,
+            len(self._kv.req_to_blocks.get(request.request_id, ())),
         )
 
     # -- a step --------------------------------------------------------------
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Plans a step and has the base class build it."""
+        started_s = self._clock.monotonic_s()
+        self._book.begin_step()
         plan = self._plan()
+        self._reporting.note_plan(self._clock.monotonic_s() - started_s)
         for eviction in plan.evictions:
             self._evict(eviction)
+        self._note_delay(plan)
         self._show_chosen(plan)
         output = super().schedule(throttle_prefills)
-        self._record_scheduled(output)
+        self._record_scheduled(plan, output)
         self._empty_base_queues()
         return output
 
@@ -182,28 +223,19 @@ class PrefillScheduler(Scheduler):
         are taken first, and whoever took one is planned for again.
         """
         while True:
-            plan = self._plan_once()
+            plan = self._book.plan(self._limits(), self._ledger)
             chosen = [self._live[grant.request_id] for grant in plan.grants]
             changed = [live for live in chosen if live.state.lookup_due]
             if not sum(self._adopt_cached_prefix(live) for live in changed):
                 return plan
 
-    def _plan_once(self) -> StepPlan:
-        limits = StepLimits(
+    def _limits(self) -> StepLimits:
+        return StepLimits(
             num_tokens=self.max_num_scheduled_tokens,
-            num_requests=self.max_num_running_reqs,
+            num_requests=min(self.max_num_running_reqs, self.max_num_active_reqs),
             num_free_blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
             block_size=self.block_size,
         )
-        with_work = [self._view(self._live[request_id]) for request_id in self._active]
-        plan = plan_step(with_work, self._rank, limits)
-        if not any(d.reason is DeferralReason.NO_BLOCKS for d in plan.deferrals):
-            return plan
-        # Memory is short: plan again with everybody in sight, idle ones too.
-        views = [self._view(live) for live in self._live.values()]
-        requests = [live.request for live in self._live.values()]
-        ledger = blocks.ledger(self.kv_cache_manager, requests)
-        return plan_step(views, self._rank, limits, ledger)
 
     def _adopt_cached_prefix(self, live: _Live) -> int:
         """Takes what the prefix cache has beyond the computed tokens; how many tokens that is.
@@ -217,6 +249,7 @@ class PrefillScheduler(Scheduler):
         num_gained: int = num_tokens - request.num_computed_tokens
         if num_gained <= 0:
             return 0
+        self._count_reuse(live, num_tokens)
         # Its own blocks that the cache knows are among the found ones; the
         # others hold less than was found.
         self.kv_cache_manager.free(request)
@@ -229,14 +262,26 @@ class PrefillScheduler(Scheduler):
         if request.prefill_stats is not None and not request.num_preemptions:
             request.prefill_stats.set(request.num_prompt_tokens, num_tokens, 0)
         request.num_computed_tokens = num_tokens
-        live.state.reused += num_gained
         self._touch(live)
         return num_gained
+
+    def _count_reuse(self, live: _Live, num_cached_tokens: int) -> None:
+        """Counts a hit of the prefix cache, by whose work it was."""
+        request, size = live.request, self.hash_block_size
+        num_gained = num_cached_tokens - request.num_computed_tokens
+        first = request.num_computed_tokens // size
+        found = request.block_hashes[first : num_cached_tokens // size]
+        num_own = min(live.state.lost_blocks.count(found) * size, num_gained)
+        live.state.reused += num_gained
+        self._counters.reused_within_session_tokens += num_own
+        self._counters.reused_across_sessions_tokens += num_gained - num_own
 
     def _evict(self, eviction: Eviction) -> None:
         live = self._live[eviction.request_id]
         request, state = live.request, live.state
         state.lost_until = max(state.lost_until, request.num_computed_tokens)
+        self._remember_lost(live, 0)
+        self._counters.recompute_preemptions += 1
         self.kv_cache_manager.free(request)
         self._inflight_prefills.discard(request)
         request.num_computed_tokens = 0
@@ -246,6 +291,18 @@ class PrefillScheduler(Scheduler):
         if self.log_stats:
             request.record_event(EngineCoreEventType.PREEMPTED, self._clock.monotonic_s())
         self._touch(live)
+
+    def _note_delay(self, plan: StepPlan) -> None:
+        """Whom the memory was too short for; told to the client side when it changes."""
+        delayed = plan.stopped_at if plan.stop in _DELAYS else None
+        for request_id in (self._delayed, delayed):
+            live = self._live.get(request_id) if request_id is not None else None
+            if live is not None:
+                live.state.delay = plan.stop.value if request_id == delayed else ""
+                self._to_tell.add(live.request.request_id)
+        self._delayed = delayed
+        num_short = self._book.num_with_work - len(plan.grants) if delayed else 0
+        self._reporting.note_short_of_blocks(num_short)
 
     def _show_chosen(self, plan: StepPlan) -> None:
         self._grants = {grant.request_id: grant.num_tokens for grant in plan.grants}
@@ -262,13 +319,22 @@ class PrefillScheduler(Scheduler):
         """The base class asks this for every request: the place to cap it at its grant."""
         return min(num_new_tokens, self._grants[request.request_id])
 
-    def _record_scheduled(self, output: SchedulerOutput) -> None:
-        for request_id, num_tokens in output.num_scheduled_tokens.items():
-            live = self._live[request_id]
-            # The base class has moved num_computed_tokens on already.
-            start = live.request.num_computed_tokens - num_tokens
-            live.state.record_computed(start, num_tokens)
-            self._touch(live)
+    def _record_scheduled(self, plan: StepPlan, output: SchedulerOutput) -> None:
+        if output.num_scheduled_tokens != self._grants:
+            # A flaw of the plan, which the next one makes good: what the base
+            # class did instead is as sound as in stock vLLM.
+            self._num_missed_plans += 1
+            _log.error("the step has %s, planned was %s", output.num_scheduled_tokens, plan)
+        for request_id in self._grants:
+            self._record_computed(request_id, output.num_scheduled_tokens.get(request_id, 0))
+
+    def _record_computed(self, request_id: str, num_tokens: int) -> None:
+        live = self._live[request_id]
+        # The base class has moved num_computed_tokens on already.
+        start = live.request.num_computed_tokens - num_tokens
+        self._counters.computed_tokens += num_tokens
+        self._counters.recomputed_tokens += live.state.record_computed(start, num_tokens)
+        self._touch(live)
 
     def _empty_base_queues(self) -> None:
         self.running: list[Request] = []
@@ -282,7 +348,7 @@ class PrefillScheduler(Scheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        """The base class's outputs, with the sessions' progress added."""
+        """The base class's outputs, with progress and reports added."""
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
             scheduler_output, model_runner_output
         )
@@ -290,8 +356,9 @@ class PrefillScheduler(Scheduler):
         for client_outputs in outputs.values():
             for output in client_outputs.outputs:
                 self._attach_final_progress(output)
-        self._forget_finished()
+        self._forget_finished(scheduler_output.num_scheduled_tokens)
         self._tell_progress(outputs)
+        self._report(outputs)
         return outputs
 
     def _attach_final_progress(self, output: EngineCoreOutput) -> None:
@@ -305,7 +372,7 @@ class PrefillScheduler(Scheduler):
     def _tell_progress(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         for request_id in self._to_tell:
             live = self._live[request_id]
-            has_work = request_id in self._active
+            has_work = self._book.has_work(request_id)
             if not live.state.is_worth_telling(self._progress_interval, has_work=has_work):
                 continue
             live.state.mark_told()
@@ -313,15 +380,28 @@ class PrefillScheduler(Scheduler):
             outputs.setdefault(client, EngineCoreOutputs()).outputs.append(_progress_of(live))
         self._to_tell.clear()
 
-    def _forget_finished(self) -> None:
-        finished = [i for i, live in self._live.items() if live.request.is_finished()]
-        self._forget(finished)
+    def _report(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        self._counters.promotions = self._book.num_promotions
+        num_with_work = self._book.num_with_work
+        due = self._reporting.take_due(
+            self._book.policy.name,
+            self._counters,
+            num_with_work=num_with_work,
+            num_idle=self._book.num_sessions - num_with_work,
+        )
+        if due is not None:
+            client, output = due
+            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(output)
+
+    def _forget_finished(self, scheduled: Iterable[str]) -> None:
+        live = (self._live.get(request_id) for request_id in scheduled)
+        self._forget([x.request.request_id for x in live if x and x.request.is_finished()])
 
     def _forget(self, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:
-            self._live.pop(request_id, None)
-            self._active.discard(request_id)
-            self._to_tell.discard(request_id)
+            if self._live.pop(request_id, None) is not None:
+                self._book.close(request_id)
+                self._to_tell.discard(request_id)
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
@@ -365,7 +445,8 @@ class PrefillScheduler(Scheduler):
 
     def get_num_unfinished_requests(self) -> int:
         """Sessions that need a step; an idle open session needs none."""
-        return len(self._active | self._to_tell)
+        num_to_tell = len(self._to_tell) + self._reporting.is_awaited
+        return max(self._book.num_with_work, num_to_tell)
 
     def has_finished_requests(self) -> bool:
         """Whether the worker must hear of ended requests, or leases are open."""
@@ -374,22 +455,28 @@ class PrefillScheduler(Scheduler):
     def get_request_counts(self) -> tuple[int, int]:
         """(chosen in this step, with work but not chosen); for vLLM's gauges."""
         num_chosen = len(self.running)
-        return num_chosen, max(len(self._active) - num_chosen, 0)
+        return num_chosen, max(self._book.num_with_work - num_chosen, 0)
 
+    # -- for tests ---------------------------------------------------------------
 
-def _event_of(request: Request) -> ContextEvent | None:
-    raw = (request.sampling_params.extra_args or {}).get(WIRE_KEY)
-    return ContextEvent.from_wire(raw) if raw else None
+    def check_integrity(self, pinned: Collection[int] = ()) -> None:
+        """Raises AssertionError unless all blocks are accounted for and the book is true.
 
-
-def _replace_tail(request: Request, num_kept: int, tail: list[int], hash_block_size: int) -> None:
-    """Makes the request's prompt its first `num_kept` tokens and `tail`."""
-    for tokens in (request._all_token_ids, request.prompt_token_ids):
-        del tokens[num_kept:]
-        tokens.extend(tail)
-    request.num_prompt_tokens = len(request.prompt_token_ids)
-    del request.block_hashes[num_kept // hash_block_size :]
-    request.update_block_hashes()
+        `pinned` names blocks that somebody holds who is no request.
+        """
+        blocks.check_integrity(self.kv_cache_manager, pinned)
+        assert not self._num_missed_plans, "the base class did not do what was planned"
+        assert self._book.num_sessions == len(self._live)
+        for request_id, live in self._live.items():
+            request, view = live.request, self._book.view(request_id)
+            held = len(self._kv.req_to_blocks.get(request_id, ()))
+            computed = request.num_computed_tokens
+            assert (view.num_known_tokens, view.num_computed_tokens, view.num_blocks) == (
+                request.num_tokens,
+                computed,
+                held,
+            ), f"the book has {view} of a request with {computed} tokens computed, {held} blocks"
+            assert computed <= view.num_target_tokens or not request.num_tokens
 
 
 def _progress_of(live: _Live) -> EngineCoreOutput:
@@ -398,17 +485,3 @@ def _progress_of(live: _Live) -> EngineCoreOutput:
     return EngineCoreOutput(
         request_id=request.request_id, new_token_ids=[], kv_transfer_params={WIRE_KEY: progress}
     )
-
-
-def _require_settings(scheduler: Scheduler) -> None:
-    """Refuses, at start-up, settings under which streaming would break."""
-    config = scheduler.vllm_config
-    if config.scheduler_config.async_scheduling:
-        raise ValueError("a prefill worker needs async_scheduling=False")
-    if scheduler.use_v2_model_runner:
-        raise ValueError("a prefill worker needs VLLM_USE_V2_MODEL_RUNNER=0")
-    if config.scheduler_config.scheduler_reserve_full_isl:
-        raise ValueError("a prefill worker needs scheduler_reserve_full_isl=False")
-    if config.scheduler_config.watermark:
-        raise ValueError("a prefill worker needs watermark=0: the plan counts every block")
-    blocks.require_single_group(scheduler.kv_cache_manager)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 # Key of our part in SamplingParams.extra_args (frontend to scheduler) and in
@@ -37,6 +38,31 @@ class ContextEvent:
 
 
 @dataclass(slots=True)
+class LostBlocks:
+    """Hashes of KV blocks that a session had computed or held, and lost.
+
+    Found again in the prefix cache, they are reuse of its own work, not of
+    another session's. Keeps the newest `capacity`; older ones than the cache
+    has blocks cannot be found anyway.
+    """
+
+    capacity: int
+    _hashes: dict[bytes, None] = field(default_factory=dict)
+
+    def add(self, hashes: Iterable[bytes]) -> None:
+        """These are lost."""
+        for block_hash in hashes:
+            self._hashes.pop(block_hash, None)
+            self._hashes[block_hash] = None
+        while len(self._hashes) > self.capacity:
+            del self._hashes[next(iter(self._hashes))]
+
+    def count(self, hashes: Iterable[bytes]) -> int:
+        """How many of these were lost."""
+        return sum(block_hash in self._hashes for block_hash in hashes)
+
+
+@dataclass(slots=True)
 class SessionState:
     """Counters of one session; one writer, the scheduler. Counts are of tokens."""
 
@@ -44,7 +70,13 @@ class SessionState:
     last_event: int
     revision: int
     sealed: bool
+    lost_blocks: LostBlocks
+    # The number of its promotion while that lasts, else 0; see patience.py.
+    promotion: int = 0
+    # The promotion lasts until so many tokens are computed.
+    promised_tokens: int = 0
     computed: int = 0
+    # Found in the prefix cache, whoever computed it.
     reused: int = 0
     invalidated: int = 0
     recomputed: int = 0
@@ -54,24 +86,30 @@ class SessionState:
     uncomputed_at_seal: int = 0
     # The sequence is new to the prefix cache: it may know more than is computed.
     lookup_due: bool = True
+    # Why it gets no KV block, though it is its turn: "", "kv_memory", "kv_leased".
+    delay: str = ""
     # Figures of the last progress that was told.
     told_revision: int = 0
     told_gained: int = 0
+    told_delay: str = ""
 
-    def record_computed(self, start: int, num_tokens: int) -> None:
-        """Tokens [start, start + num_tokens) were computed."""
+    def record_computed(self, start: int, num_tokens: int) -> int:
+        """Tokens [start, start + num_tokens) were computed; how many of them again."""
+        num_again = max(min(self.lost_until, start + num_tokens) - start, 0)
         self.computed += num_tokens
-        self.recomputed += max(min(self.lost_until, start + num_tokens) - start, 0)
+        self.recomputed += num_again
+        return num_again
 
     def is_worth_telling(self, interval: int, *, has_work: bool) -> bool:
         """Whether the client side should hear of this session's progress now.
 
-        At every new revision, whenever nothing is left to do, and in between
-        each `interval` tokens.
+        At every new revision, whenever nothing is left to do, in between each
+        `interval` tokens, and when a delay begins or ends.
         """
         gained = self.computed + self.reused - self.told_gained
         return (
             self.told_revision != self.revision
+            or self.told_delay != self.delay
             or gained >= interval
             or (gained > 0 and not has_work)
         )
@@ -80,8 +118,9 @@ class SessionState:
         """The present figures have been told."""
         self.told_revision = self.revision
         self.told_gained = self.computed + self.reused
+        self.told_delay = self.delay
 
-    def progress(self, known: int, prefilled: int) -> dict[str, int]:
+    def progress(self, known: int, prefilled: int) -> dict[str, Any]:
         """The figures of `PrefillProgress`, for the wire."""
         return {
             "revision": self.revision,
@@ -92,4 +131,5 @@ class SessionState:
             "invalidated_tokens": self.invalidated,
             "recomputed_tokens": self.recomputed,
             "uncomputed_at_seal_tokens": self.uncomputed_at_seal,
+            "delay": self.delay,
         }

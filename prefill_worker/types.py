@@ -1,14 +1,16 @@
 """The values that cross the boundary of the pure scheduling core.
 
-`RequestView`, `BlockLedger` and `StepLimits` go in, `StepPlan` comes out. None
-of them refers to vLLM, a clock or anything that can change under the planner.
+A `Ranking` of `RequestView`s, a `Ledger` and `StepLimits` go in, a `StepPlan`
+comes out. None of them refers to vLLM, a clock or anything that changes while
+a plan is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class RequestView:
     num_computed_tokens: int
     # In its block table, shared ones included.
     num_blocks: int
+    # Which promotion put it before all others, counting from 1; 0: none did.
+    promotion: int = 0
 
     @property
     def num_target_tokens(self) -> int:
@@ -43,13 +47,43 @@ class RequestView:
         return max(self.num_target_tokens - self.num_computed_tokens, 0)
 
 
+class Ranking(Protocol):
+    """The sessions in the two orders a plan needs; both are read only as far as needed."""
+
+    def to_serve(self) -> Iterator[RequestView]:
+        """Sessions that have work, first served first."""
+
+    def to_evict(self) -> Iterator[RequestView]:
+        """Sessions that hold blocks, first evicted first."""
+
+    def goes_before(self, first: RequestView, second: RequestView) -> bool:
+        """Whether `first` is served before `second`."""
+
+
+class Ledger(Protocol):
+    """Who holds which KV blocks."""
+
+    def block_ids(self, request_id: str) -> Sequence[int]:
+        """The blocks of a session, shared ones included."""
+
+    def num_holders(self, block_id: int) -> int:
+        """How many hold a block: sessions, leases and all others."""
+
+
 @dataclass(frozen=True, slots=True)
 class BlockLedger:
-    """Who holds which KV blocks; needed only when memory is short."""
+    """A ledger at rest, as simulators and tests use it."""
 
     block_ids_by_request: Mapping[str, tuple[int, ...]]
-    # How many holders each of those blocks has, leases included.
     ref_counts: Mapping[int, int]
+
+    def block_ids(self, request_id: str) -> Sequence[int]:
+        """The blocks of a session, shared ones included."""
+        return self.block_ids_by_request.get(request_id, ())
+
+    def num_holders(self, block_id: int) -> int:
+        """How many hold a block: sessions, leases and all others."""
+        return self.ref_counts[block_id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +99,23 @@ class StepLimits:
 class EvictionReason(StrEnum):
     """Why a session loses its KV."""
 
-    FOR_HIGHER_RANK = "for_higher_rank"
+    # It has nothing to compute, and somebody else has.
+    IDLE = "idle"
+    # It has work, and so has a session that goes before it.
+    LOWER_RANK = "lower_rank"
 
 
-class DeferralReason(StrEnum):
-    """Why a session with work gets nothing in this step."""
+class StopReason(StrEnum):
+    """Why the walk down the ranking ended; all sessions behind that point wait for it."""
 
+    # Everybody with work is served.
+    ALL_SERVED = "all_served"
     TOKEN_BUDGET = "token_budget"
     REQUEST_SLOTS = "request_slots"
-    NO_BLOCKS = "no_blocks"
+    # The rest of the memory is held by sessions that go first.
+    KV_MEMORY = "kv_memory"
+    # Not even the first in rank has room: hand-overs hold the memory.
+    KV_LEASED = "kv_leased"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +131,11 @@ class Eviction:
     """Free all blocks of that session; it will be computed again."""
 
     request_id: str
+    # Blocks that nobody holds afterwards; with several evictions in this order.
     num_blocks_freed: int
     reason: EvictionReason
-
-
-@dataclass(frozen=True, slots=True)
-class Deferral:
-    """Nothing for that session in this step."""
-
-    request_id: str
-    reason: DeferralReason
+    # The session that the blocks are for.
+    beneficiary: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,4 +144,6 @@ class StepPlan:
 
     grants: tuple[Grant, ...] = ()
     evictions: tuple[Eviction, ...] = ()
-    deferrals: tuple[Deferral, ...] = ()
+    stop: StopReason = StopReason.ALL_SERVED
+    # The session at which the walk ended, and the first that waits for `stop`.
+    stopped_at: str | None = None

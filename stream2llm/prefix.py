@@ -13,9 +13,11 @@ import numpy.typing as npt
 
 Tokens = npt.NDArray[np.uint32]
 
-# Equality of a chunk is one vectorized pass; scanning in chunks keeps the cost
-# proportional to the common prefix instead of to the whole sequence.
-_CHUNK_TOKENS = 16_384
+# Equality of a chunk is one vectorized pass. Chunks keep the cost, that of making
+# arrays of lists above all, proportional to the common prefix instead of to the
+# whole sequence; they grow, because most lists differ early or not at all.
+_FIRST_CHUNK_TOKENS = 256
+_LAST_CHUNK_TOKENS = 16_384
 
 
 def as_tokens(token_ids: Sequence[int] | Tokens) -> Tokens:
@@ -23,14 +25,18 @@ def as_tokens(token_ids: Sequence[int] | Tokens) -> Tokens:
     return np.asarray(token_ids, dtype=np.uint32)
 
 
-def common_prefix_len(old: Sequence[int] | Tokens, new: Sequence[int] | Tokens) -> int:
-    """How many leading tokens `old` and `new` share."""
-    a, b = as_tokens(old), as_tokens(new)
-    length = min(len(a), len(b))
-    for start in range(0, length, _CHUNK_TOKENS):
-        stop = min(start + _CHUNK_TOKENS, length)
-        differs = a[start:stop] != b[start:stop]
+def common_prefix_len(
+    old: Sequence[int] | Tokens, new: Sequence[int] | Tokens, *, old_start: int = 0
+) -> int:
+    """How many leading tokens `old[old_start:]` and `new` share."""
+    length = min(len(old) - old_start, len(new))
+    start, size = 0, _FIRST_CHUNK_TOKENS
+    while start < length:
+        stop = min(start + size, length)
+        a = as_tokens(old[old_start + start : old_start + stop])
+        differs = a != as_tokens(new[start:stop])
         first = int(differs.argmax())
         if differs[first]:
             return start + first
+        start, size = stop, min(2 * size, _LAST_CHUNK_TOKENS)
     return length

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from prefill_worker.policy import POLICIES
+from prefill_worker.rank_index import RankIndex, ranking_of
 from prefill_worker.types import BlockLedger, RequestView, StepLimits
 
 
@@ -14,9 +16,17 @@ def a_request(
     known: int = 0,
     computed: int = 0,
     num_blocks: int = 0,
+    promotion: int = 0,
 ) -> RequestView:
     """A session as the planner sees it."""
-    return RequestView(request_id, sealed, arrival, last_event, known, computed, num_blocks)
+    return RequestView(
+        request_id, sealed, arrival, last_event, known, computed, num_blocks, promotion
+    )
+
+
+def a_ranking(*views: RequestView, policy: str = "fcfs") -> RankIndex:
+    """Those sessions, ranked."""
+    return ranking_of(list(views), POLICIES[policy])
 
 
 def limits(
@@ -26,10 +36,10 @@ def limits(
     return StepLimits(tokens, requests, free_blocks, block_size)
 
 
-def a_ledger(**blocks: tuple[int, ...]) -> BlockLedger:
+def a_ledger(*, leased: tuple[int, ...] = (), **blocks: tuple[int, ...]) -> BlockLedger:
     """Who holds which blocks; a block's holders are those that name it."""
     counts: dict[int, int] = {}
-    for ids in blocks.values():
+    for ids in (leased, *blocks.values()):
         for block_id in ids:
             counts[block_id] = counts.get(block_id, 0) + 1
     return BlockLedger(blocks, counts)

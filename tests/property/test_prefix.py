@@ -20,7 +20,13 @@ def test_it_is_common_and_longest(a: list[int], b: list[int]) -> None:
     assert length == min(len(a), len(b)) or a[length] != b[length]
 
 
-@pytest.mark.parametrize("differs_at", [0, 1, 16_383, 16_384, 16_385, 40_000, None])
+@given(tokens, tokens, st.integers(0, 30))
+def test_a_start_is_the_same_as_a_slice(a: list[int], b: list[int], start: int) -> None:
+    start = min(start, len(a))
+    assert common_prefix_len(a, b, old_start=start) == common_prefix_len(a[start:], b)
+
+
+@pytest.mark.parametrize("differs_at", [0, 1, 255, 256, 257, 767, 768, 16_128, 40_000, None])
 def test_it_holds_across_the_chunks_it_compares(differs_at: int | None) -> None:
     a = list(range(50_000))
     b = list(a)

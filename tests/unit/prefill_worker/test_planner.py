@@ -5,112 +5,196 @@ from __future__ import annotations
 import pytest
 
 from prefill_worker.planner import plan_step
-from prefill_worker.policy import fcfs
 from prefill_worker.types import (
-    Deferral,
-    DeferralReason,
+    BlockLedger,
     Eviction,
     EvictionReason,
     Grant,
+    RequestView,
+    StepLimits,
     StepPlan,
+    StopReason,
 )
-from tests.builders import a_ledger, a_request, limits
+from tests.builders import a_ledger, a_ranking, a_request, limits
 
 pytestmark = pytest.mark.unit
-FOR_HIGHER_RANK = EvictionReason.FOR_HIGHER_RANK
+IDLE, LOWER_RANK = EvictionReason.IDLE, EvictionReason.LOWER_RANK
+
+
+def plan_of(
+    *views: RequestView,
+    limits: StepLimits = limits(),  # noqa: B008 - a frozen value
+    ledger: BlockLedger = a_ledger(),  # noqa: B008
+    policy: str = "fcfs",
+) -> StepPlan:
+    return plan_step(a_ranking(*views, policy=policy), limits, ledger)
 
 
 def test_an_open_session_keeps_its_last_token_back() -> None:
-    plan = plan_step([a_request(known=10)], fcfs, limits())
-    assert plan == StepPlan((Grant("a", 9),))
+    assert plan_of(a_request(known=10)) == StepPlan((Grant("a", 9),))
 
 
 def test_a_sealed_session_computes_its_last_token() -> None:
-    plan = plan_step([a_request(known=10, computed=9, sealed=True)], fcfs, limits())
+    plan = plan_of(a_request(known=10, computed=9, sealed=True))
     assert plan == StepPlan((Grant("a", 1),))
 
 
 def test_a_session_without_work_gets_nothing() -> None:
-    assert plan_step([a_request(known=10, computed=9)], fcfs, limits()) == StepPlan()
+    assert plan_of(a_request(known=10, computed=9)) == StepPlan()
 
 
 def test_an_empty_session_gets_nothing() -> None:
-    assert plan_step([a_request(known=0)], fcfs, limits()) == StepPlan()
+    assert plan_of(a_request(known=0)) == StepPlan()
 
 
 def test_sealed_sessions_are_served_before_open_ones() -> None:
     early = a_request("early", arrival=1, known=400)
     sealed = a_request("sealed", arrival=2, known=400, sealed=True)
-    plan = plan_step([early, sealed], fcfs, limits(tokens=500))
+    plan = plan_of(early, sealed, limits=limits(tokens=500))
     assert plan.grants == (Grant("sealed", 400), Grant("early", 100))
 
 
 def test_the_step_never_exceeds_its_tokens() -> None:
     views = [a_request("a", known=400), a_request("b", arrival=2, known=400)]
-    plan = plan_step(views, fcfs, limits(tokens=300))
-    assert plan.grants == (Grant("a", 300),)
-    assert plan.deferrals == (Deferral("b", DeferralReason.TOKEN_BUDGET),)
+    plan = plan_of(*views, limits=limits(tokens=300))
+    assert plan == StepPlan((Grant("a", 300),), (), StopReason.TOKEN_BUDGET, "b")
 
 
 def test_the_step_never_exceeds_its_request_slots() -> None:
     views = [a_request("a", known=4), a_request("b", arrival=2, known=4)]
-    plan = plan_step(views, fcfs, limits(requests=1))
-    assert plan.deferrals == (Deferral("b", DeferralReason.REQUEST_SLOTS),)
+    plan = plan_of(*views, limits=limits(requests=1))
+    assert plan == StepPlan((Grant("a", 3),), (), StopReason.REQUEST_SLOTS, "b")
 
 
-def test_without_a_ledger_what_fits_is_computed_and_nobody_is_evicted() -> None:
-    plan = plan_step([a_request(known=101)], fcfs, limits(free_blocks=2))
+def test_what_fits_is_computed_where_nobody_can_be_evicted() -> None:
+    plan = plan_of(a_request(known=101), limits=limits(free_blocks=2))
     assert plan == StepPlan((Grant("a", 64),))
 
 
-def test_the_lowest_ranked_holder_is_evicted_first() -> None:
+def test_idle_sessions_are_evicted_first() -> None:
     wants = a_request("wants", sealed=True, known=64)
     idle = a_request("idle", arrival=1, known=33, computed=32, num_blocks=1)
     busy = a_request("busy", arrival=2, known=200, computed=32, num_blocks=1)
-    ledger = a_ledger(wants=(), idle=(1,), busy=(2,))
-    plan = plan_step([wants, idle, busy], fcfs, limits(free_blocks=1, tokens=64), ledger)
-    assert plan.evictions == (Eviction("idle", 1, FOR_HIGHER_RANK),)
+    plan = plan_of(
+        wants,
+        idle,
+        busy,
+        limits=limits(free_blocks=1, tokens=64),
+        ledger=a_ledger(idle=(1,), busy=(2,)),
+    )
+    assert plan.evictions == (Eviction("idle", 1, IDLE, "wants"),)
     assert plan.grants == (Grant("wants", 64),)
 
 
-def test_nobody_is_evicted_for_a_lower_rank() -> None:
-    first = a_request("first", arrival=1, known=33, computed=0, num_blocks=0)
-    second = a_request("second", arrival=2, known=65, computed=0)
-    ledger = a_ledger(first=(), second=())
-    plan = plan_step([second, first], fcfs, limits(free_blocks=1), ledger)
-    assert plan.grants == (Grant("first", 32),)
-    assert plan.evictions == ()
-    assert plan.deferrals == (Deferral("second", DeferralReason.NO_BLOCKS),)
+def test_of_those_with_work_the_last_in_rank_is_evicted_first() -> None:
+    wants = a_request("wants", sealed=True, known=64)
+    second = a_request("second", arrival=2, known=200, computed=32, num_blocks=1)
+    third = a_request("third", arrival=3, known=200, computed=32, num_blocks=1)
+    ledger = a_ledger(second=(1,), third=(2,))
+    plan = plan_of(wants, second, third, limits=limits(free_blocks=1, tokens=64), ledger=ledger)
+    assert plan.evictions == (Eviction("third", 1, LOWER_RANK, "wants"),)
+
+
+def test_nobody_with_work_is_evicted_for_a_lower_rank() -> None:
+    first = a_request("first", arrival=1, known=64, computed=32, num_blocks=1)
+    second = a_request("second", arrival=2, known=65)
+    plan = plan_of(second, first, limits=limits(free_blocks=1), ledger=a_ledger(first=(1,)))
+    assert plan == StepPlan((Grant("first", 31),), (), StopReason.KV_MEMORY, "second")
+
+
+def test_an_idle_session_is_evicted_even_for_a_lower_rank() -> None:
+    """mcps ranks whoever computed most first; pinned while idle it would block all others."""
+    idle = a_request("idle", known=65, computed=64, num_blocks=2)
+    wants = a_request("wants", arrival=2, known=33)
+    plan = plan_of(
+        idle, wants, limits=limits(free_blocks=0), ledger=a_ledger(idle=(1, 2)), policy="mcps"
+    )
+    assert plan == StepPlan((Grant("wants", 32),), (Eviction("idle", 2, IDLE, "wants"),))
+
+
+def test_the_default_policy_evicts_the_newest_and_only_for_those_that_run() -> None:
+    oldest = a_request("oldest", arrival=1, known=200, computed=32, num_blocks=1)
+    newest = a_request("newest", arrival=3, known=200, computed=32, num_blocks=1)
+    waits = a_request("waits", arrival=2, known=64, sealed=True)
+    plan = plan_of(
+        oldest,
+        newest,
+        waits,
+        limits=limits(free_blocks=0, tokens=32),
+        ledger=a_ledger(oldest=(1,), newest=(2,)),
+        policy="default",
+    )
+    assert plan.evictions == (Eviction("newest", 1, LOWER_RANK, "oldest"),)
+    assert plan.grants == (Grant("oldest", 32),)
+
+
+def test_a_promoted_session_goes_before_all_others() -> None:
+    sealed = a_request("sealed", sealed=True, known=64)
+    promoted = a_request("promoted", arrival=9, known=65, promotion=1)
+    plan = plan_of(sealed, promoted, limits=limits(tokens=80))
+    assert plan.grants == (Grant("promoted", 64), Grant("sealed", 16))
 
 
 def test_a_shared_block_is_free_only_after_its_last_holder() -> None:
     wants = a_request("wants", sealed=True, known=64)
     one = a_request("one", arrival=2, known=33, computed=32, num_blocks=1)
     two = a_request("two", arrival=3, known=33, computed=32, num_blocks=1)
-    ledger = a_ledger(wants=(), one=(7,), two=(7,))
-    plan = plan_step([wants, one, two], fcfs, limits(free_blocks=1), ledger)
-    assert plan.evictions == (
-        Eviction("two", 0, FOR_HIGHER_RANK),
-        Eviction("one", 1, FOR_HIGHER_RANK),
+    plan = plan_of(
+        wants, one, two, limits=limits(free_blocks=1), ledger=a_ledger(one=(7,), two=(7,))
     )
+    assert plan.evictions == (
+        Eviction("two", 0, IDLE, "wants"),
+        Eviction("one", 1, IDLE, "wants"),
+    )
+
+
+def test_nobody_is_evicted_in_vain() -> None:
+    """A victim whose blocks a lease holds too, or that a better victim makes needless, stays."""
+    wants = a_request("wants", sealed=True, known=128)
+    leased = a_request("leased", arrival=5, known=33, computed=32, num_blocks=1)
+    small = a_request("small", arrival=4, known=33, computed=32, num_blocks=1)
+    large = a_request("large", arrival=3, known=97, computed=96, num_blocks=3)
+    ledger = a_ledger(leased=(9,), small=(1,), large=(2, 3, 4))
+    ledger = BlockLedger(
+        {**ledger.block_ids_by_request, "leased": (9,)}, {**ledger.ref_counts, 9: 2}
+    )
+    plan = plan_of(wants, leased, small, large, limits=limits(free_blocks=1), ledger=ledger)
+    assert plan.evictions == (Eviction("large", 3, IDLE, "wants"),)
+
+
+def test_whoever_was_spared_can_be_evicted_for_the_next() -> None:
+    first = a_request("first", sealed=True, known=128)
+    second = a_request("second", sealed=True, arrival=2, known=32)
+    small = a_request("small", arrival=4, known=33, computed=32, num_blocks=1)
+    large = a_request("large", arrival=3, known=129, computed=128, num_blocks=4)
+    ledger = a_ledger(small=(1,), large=(2, 3, 4, 5))
+    plan = plan_of(first, second, small, large, limits=limits(free_blocks=0), ledger=ledger)
+    assert plan.evictions == (
+        Eviction("large", 4, IDLE, "first"),
+        Eviction("small", 1, IDLE, "second"),
+    )
+    assert plan.grants == (Grant("first", 128), Grant("second", 32))
 
 
 def test_an_evicted_session_computes_nothing_in_the_same_step() -> None:
     wants = a_request("wants", sealed=True, known=64)
     victim = a_request("victim", known=100, computed=64, num_blocks=2)
-    ledger = a_ledger(wants=(), victim=(1, 2))
-    plan = plan_step([wants, victim], fcfs, limits(free_blocks=0), ledger)
-    assert plan.grants == (Grant("wants", 64),)
-    assert plan.deferrals == ()
+    plan = plan_of(wants, victim, limits=limits(free_blocks=0), ledger=a_ledger(victim=(1, 2)))
+    assert plan == StepPlan((Grant("wants", 64),), (Eviction("victim", 2, LOWER_RANK, "wants"),))
 
 
-def test_leased_blocks_can_defer_even_the_first() -> None:
+def test_leased_blocks_can_stop_even_the_first_and_evict_nobody() -> None:
     wants = a_request("wants", sealed=True, known=64)
-    plan = plan_step([wants], fcfs, limits(free_blocks=0), a_ledger(wants=()))
-    assert plan == StepPlan(deferrals=(Deferral("wants", DeferralReason.NO_BLOCKS),))
+    plan = plan_of(wants, limits=limits(free_blocks=0), ledger=a_ledger(leased=(1, 2)))
+    assert plan == StepPlan(stop=StopReason.KV_LEASED, stopped_at="wants")
+
+
+def test_room_in_the_last_block_needs_no_memory() -> None:
+    wants = a_request("wants", sealed=True, known=64, computed=40, num_blocks=2)
+    plan = plan_of(wants, limits=limits(free_blocks=0), ledger=a_ledger(wants=(1, 2)))
+    assert plan == StepPlan((Grant("wants", 24),))
 
 
 def test_equal_ranks_are_served_by_id() -> None:
-    views = [a_request("b", known=9), a_request("a", known=9)]
-    plan = plan_step(views, fcfs, limits())
+    plan = plan_of(a_request("b", known=9), a_request("a", known=9))
     assert [grant.request_id for grant in plan.grants] == ["a", "b"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from prefill_worker.session_state import ContextEvent, SessionState
+from prefill_worker.session_state import ContextEvent, LostBlocks, SessionState
 
 pytestmark = pytest.mark.unit
 
 
 def a_state(**changes: int) -> SessionState:
-    state = SessionState(arrival=1, last_event=1, revision=1, sealed=False)
+    state = SessionState(1, 1, revision=1, sealed=False, lost_blocks=LostBlocks(8))
     for name, value in changes.items():
         setattr(state, name, value)
     return state
@@ -47,3 +47,22 @@ def test_what_was_told_is_not_told_again() -> None:
     state = a_state(computed=10)
     state.mark_told()
     assert not state.is_worth_telling(1, has_work=False)
+
+
+def test_a_delay_is_told_when_it_begins_and_when_it_ends() -> None:
+    state = a_state()
+    state.mark_told()
+    state.delay = "kv_memory"
+    assert state.is_worth_telling(256, has_work=True)
+    state.mark_told()
+    assert not state.is_worth_telling(256, has_work=True)
+    state.delay = ""
+    assert state.is_worth_telling(256, has_work=True)
+
+
+def test_only_the_newest_lost_blocks_are_remembered() -> None:
+    lost = LostBlocks(2)
+    lost.add([b"1", b"2"])
+    lost.add([b"1", b"3"])
+    assert lost.count([b"1", b"2", b"3"]) == 2
+    assert lost.count([b"2"]) == 0

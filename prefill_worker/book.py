@@ -1,0 +1,143 @@
+"""The book of live sessions: what phase 1 reads, kept up to date by events.
+
+Says who is known, in which order they are served and evicted, who waits and
+since when, and makes the plan of a step. Knows nothing of vLLM: the scheduler
+and simulators keep the same book.
+
+One step is `begin_step`, `plan`, then `update` for every session that the plan
+touched. Events in between are `open`, `update` (with `cut` before it, if KV was
+thrown away) and `close`.
+"""
+
+from __future__ import annotations
+
+from prefill_worker.patience import Patience
+from prefill_worker.planner import plan_step
+from prefill_worker.policy import Policy
+from prefill_worker.rank_index import RankIndex
+from prefill_worker.session_state import LostBlocks, SessionState
+from prefill_worker.types import Ledger, RequestView, StepLimits, StepPlan
+
+
+class SessionBook:
+    """All live sessions of one engine, in rank order."""
+
+    def __init__(self, policy: Policy, patience_steps: int, num_lost_blocks: int) -> None:
+        self._index = RankIndex(policy)
+        self._patience = Patience(patience_steps)
+        self._num_lost_blocks = num_lost_blocks
+        self._states: dict[str, SessionState] = {}
+        self._num_arrivals = 0
+        self._num_events = 0
+        self._num_promotions = 0
+        self._step = 0
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that ranks."""
+        return self._index.policy
+
+    @property
+    def num_sessions(self) -> int:
+        """Live sessions."""
+        return len(self._states)
+
+    @property
+    def num_with_work(self) -> int:
+        """Sessions with tokens to compute; the others are open and wait for context."""
+        return self._index.num_with_work
+
+    @property
+    def num_promotions(self) -> int:
+        """Promotions so far."""
+        return self._num_promotions
+
+    def has_work(self, request_id: str) -> bool:
+        """Whether that session has tokens to compute."""
+        return self._index.has_work(request_id)
+
+    def view(self, request_id: str) -> RequestView:
+        """The session as the planner sees it now."""
+        return self._index[request_id]
+
+    def set_policy(self, policy: Policy) -> None:
+        """Ranks everybody anew. Waits and promotions go on."""
+        self._index.set_policy(policy)
+
+    def open(self, request_id: str, *, revision: int, sealed: bool) -> SessionState:
+        """A session begins; `update` gives it its place."""
+        self._num_arrivals += 1
+        state = SessionState(
+            arrival=self._num_arrivals,
+            last_event=0,
+            revision=revision,
+            sealed=sealed,
+            lost_blocks=LostBlocks(self._num_lost_blocks),
+        )
+        self._states[request_id] = state
+        self.note_event(state)
+        return state
+
+    def note_event(self, state: SessionState) -> None:
+        """A context event of this session has arrived."""
+        self._num_events += 1
+        state.last_event = self._num_events
+
+    def seal(self, state: SessionState, num_known_tokens: int) -> None:
+        """Its context is complete; a promise now covers all of it."""
+        state.sealed = True
+        if state.promotion:
+            state.promised_tokens = num_known_tokens
+
+    def cut(self, state: SessionState) -> None:
+        """An update threw computed KV away, and with it what a promotion was for."""
+        state.promotion = 0
+
+    def update(
+        self, request_id: str, num_known_tokens: int, num_computed_tokens: int, num_blocks: int
+    ) -> None:
+        """The session was touched: its figures are these now."""
+        state = self._states[request_id]
+        if num_computed_tokens >= state.promised_tokens:
+            state.promotion = 0
+        view = RequestView(
+            request_id,
+            state.sealed,
+            state.arrival,
+            state.last_event,
+            num_known_tokens,
+            num_computed_tokens,
+            num_blocks,
+            state.promotion,
+        )
+        self._place(view)
+
+    def _place(self, view: RequestView) -> None:
+        self._index.put(view)
+        if view.promotion or not view.num_wanted_tokens:
+            self._patience.ends(view.request_id)
+        else:
+            self._patience.waits(view.request_id, self._step)
+
+    def close(self, request_id: str) -> None:
+        """The session has ended."""
+        del self._states[request_id]
+        self._index.drop(request_id)
+        self._patience.ends(request_id)
+
+    def begin_step(self) -> None:
+        """Counts a step, and promotes those who have waited for too long."""
+        self._step += 1
+        for request_id in self._patience.take_overdue(self._step):
+            self._promote(request_id)
+
+    def _promote(self, request_id: str) -> None:
+        state, view = self._states[request_id], self._index[request_id]
+        self._num_promotions += 1
+        state.promotion = self._num_promotions
+        state.promised_tokens = view.num_target_tokens
+        self.update(request_id, view.num_known_tokens, view.num_computed_tokens, view.num_blocks)
+
+    def plan(self, limits: StepLimits, ledger: Ledger) -> StepPlan:
+        """Phase 1 of this step."""
+        return plan_step(self._index, limits, ledger)

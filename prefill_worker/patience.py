@@ -1,0 +1,51 @@
+"""Nobody waits for ever: who has had work for too many steps goes first.
+
+A policy may prefer others for as long as others come. So each session's wait
+is timed, in engine steps: a wait begins when the session gets work, and ends
+when nothing is left to compute. A wait of `limit_steps` promotes the session:
+it goes before all sessions that are not promoted, and promoted ones go in the
+order of their promotion. A promotion is a promise to compute what the session
+knew at that moment. It ends when that is computed, or when an update throws
+away what was; then a new wait begins.
+
+The bound that follows, for every policy: from the step in which it gets work,
+a session has computed what it knows after at most
+
+    limit_steps + sum over sessions promoted before it, and itself, of
+                  ceil(promised tokens / tokens of a step)
+
+steps in which hand-overs leave room for it. For the first in rank gets all of
+the step's tokens it can use, may evict everybody else, and is evicted by
+nobody.
+"""
+
+from __future__ import annotations
+
+
+class Patience:
+    """Times the waits. Counts steps, knows no clock."""
+
+    def __init__(self, limit_steps: int) -> None:
+        self._limit_steps = limit_steps
+        # Waits in the order in which they began, so that only the oldest need
+        # be looked at.
+        self._since: dict[str, int] = {}
+
+    def waits(self, request_id: str, step: int) -> None:
+        """The session has work; its wait goes on, or begins in this step."""
+        self._since.setdefault(request_id, step)
+
+    def ends(self, request_id: str) -> None:
+        """Nothing is left to compute, or the session was promoted or has ended."""
+        self._since.pop(request_id, None)
+
+    def take_overdue(self, step: int) -> list[str]:
+        """Who has waited for too long, longest first; their waits end."""
+        overdue = []
+        for request_id, since in self._since.items():
+            if step - since < self._limit_steps:
+                break
+            overdue.append(request_id)
+        for request_id in overdue:
+            del self._since[request_id]
+        return overdue

@@ -1,0 +1,125 @@
+"""The sessions in rank order, kept up to date by events.
+
+Sorting all sessions in every step would make a step dearer with each session
+that merely waits. Here a session is placed anew only when its view is
+replaced: O(log n) for whoever was touched, nothing for the rest.
+
+Two orders are kept: of the sessions that have work, to serve, and of those
+that hold blocks, to evict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sortedcontainers import SortedList
+
+from prefill_worker.policy import Policy, RankKey
+from prefill_worker.types import RequestView
+
+_Place = tuple[RankKey, str]
+
+
+class RankIndex:
+    """A `Ranking` that changes with the sessions. Iterators end with the next change."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._views: dict[str, RequestView] = {}
+        self._serving = _Order()
+        self._holding = _Order()
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that ranks."""
+        return self._policy
+
+    @property
+    def num_with_work(self) -> int:
+        """Sessions that have tokens to compute."""
+        return len(self._serving)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __getitem__(self, request_id: str) -> RequestView:
+        return self._views[request_id]
+
+    def has_work(self, request_id: str) -> bool:
+        """Whether that session has tokens to compute."""
+        return request_id in self._serving
+
+    def put(self, view: RequestView) -> None:
+        """A session is new, or was touched."""
+        request_id = view.request_id
+        self._views[request_id] = view
+        has_work = view.num_wanted_tokens > 0
+        self._serving.place(request_id, self._policy.serve_key(view) if has_work else None)
+        holds = view.num_blocks > 0
+        self._holding.place(request_id, self._policy.keep_key(view) if holds else None)
+
+    def drop(self, request_id: str) -> None:
+        """A session has ended."""
+        del self._views[request_id]
+        self._serving.place(request_id, None)
+        self._holding.place(request_id, None)
+
+    def set_policy(self, policy: Policy) -> None:
+        """Ranks everybody anew."""
+        self._policy = policy
+        self._serving = _Order()
+        self._holding = _Order()
+        for view in self._views.values():
+            self.put(view)
+
+    def to_serve(self) -> Iterator[RequestView]:
+        """Sessions that have work, first served first."""
+        return map(self._views.__getitem__, self._serving)
+
+    def to_evict(self) -> Iterator[RequestView]:
+        """Sessions that hold blocks, first evicted first."""
+        return map(self._views.__getitem__, reversed(self._holding))
+
+    def goes_before(self, first: RequestView, second: RequestView) -> bool:
+        """Whether `first` is served before `second`."""
+        return self._policy.serve_key(first) < self._policy.serve_key(second)
+
+
+class _Order:
+    """Request ids by key; equal keys by id."""
+
+    def __init__(self) -> None:
+        self._places: SortedList[_Place] = SortedList()
+        self._key_of: dict[str, RankKey] = {}
+
+    def __len__(self) -> int:
+        return len(self._key_of)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._key_of
+
+    def __iter__(self) -> Iterator[str]:
+        return (request_id for _, request_id in self._places)
+
+    def __reversed__(self) -> Iterator[str]:
+        return (request_id for _, request_id in reversed(self._places))
+
+    def place(self, request_id: str, key: RankKey | None) -> None:
+        """Puts it where it belongs; None takes it out."""
+        old = self._key_of.get(request_id)
+        if old == key:
+            return
+        if old is not None:
+            self._places.remove((old, request_id))
+            del self._key_of[request_id]
+        if key is not None:
+            self._places.add((key, request_id))
+            self._key_of[request_id] = key
+
+
+def ranking_of(views: list[RequestView], policy: Policy) -> RankIndex:
+    """The ranking of these sessions."""
+    index = RankIndex(policy)
+    for view in views:
+        index.put(view)
+    return index

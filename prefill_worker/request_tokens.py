@@ -1,0 +1,26 @@
+"""The token sequence of a vLLM request, and events in the shape of one."""
+
+from __future__ import annotations
+
+from vllm.v1.request import Request
+
+from prefill_worker.report import SchedulerCommand
+from prefill_worker.session_state import WIRE_KEY, ContextEvent
+
+
+def event_or_command(request: Request) -> ContextEvent | SchedulerCommand | None:
+    """What a request really is; None for an ordinary one, which is sealed from the start."""
+    raw = (request.sampling_params.extra_args or {}).get(WIRE_KEY)
+    if not raw:
+        return None
+    return SchedulerCommand.from_wire(raw) or ContextEvent.from_wire(raw)
+
+
+def replace_tail(request: Request, num_kept: int, tail: list[int], hash_block_size: int) -> None:
+    """Makes the request's prompt its first `num_kept` tokens and `tail`."""
+    for tokens in (request._all_token_ids, request.prompt_token_ids):
+        del tokens[num_kept:]
+        tokens.extend(tail)
+    request.num_prompt_tokens = len(request.prompt_token_ids)
+    del request.block_hashes[num_kept // hash_block_size :]
+    request.update_block_hashes()

@@ -1,0 +1,70 @@
+"""The index, kept by events, is the ranking that sorting everybody anew would give."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefill_worker.policy import POLICIES, Policy
+from prefill_worker.rank_index import RankIndex
+from prefill_worker.types import RequestView
+
+pytestmark = pytest.mark.property
+
+IDS = ["a", "b", "c", "d", "e", "f"]
+
+
+@st.composite
+def views(draw: st.DrawFn) -> RequestView:
+    request_id = draw(st.sampled_from(IDS))
+    known = draw(st.integers(1, 20))
+    return RequestView(
+        request_id,
+        sealed=draw(st.booleans()),
+        # Of one session it never changes, and no two have the same.
+        arrival=IDS.index(request_id),
+        last_event=draw(st.integers(1, 9)),
+        num_known_tokens=known,
+        num_computed_tokens=draw(st.integers(0, known - 1)),
+        num_blocks=draw(st.integers(0, 3)),
+        promotion=draw(st.sampled_from([0, 0, 1, 2])),
+    )
+
+
+changes = st.lists(
+    st.one_of(views(), st.sampled_from(IDS), st.sampled_from(sorted(POLICIES)).map(POLICIES.get)),
+    max_size=40,
+)
+
+
+@given(changes)
+def test_it_is_the_ranking_of_sorting_anew(
+    changes: list[RequestView | str | Policy],
+) -> None:
+    index = RankIndex(POLICIES["fcfs"])
+    known: dict[str, RequestView] = {}
+    for change in changes:
+        if isinstance(change, RequestView):
+            index.put(change)
+            known[change.request_id] = change
+        elif isinstance(change, Policy):
+            index.set_policy(change)
+        elif known.pop(change, None):
+            index.drop(change)
+        policy = index.policy
+        serve = sorted(known.values(), key=lambda v: (policy.serve_key(v), v.request_id))
+        keep = sorted(known.values(), key=lambda v: (policy.keep_key(v), v.request_id))
+        assert list(index.to_serve()) == [view for view in serve if view.num_wanted_tokens]
+        assert list(index.to_evict()) == [view for view in keep[::-1] if view.num_blocks]
+        assert index.num_with_work == len(list(index.to_serve()))
+        assert len(index) == len(known)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=lambda policy: policy.name)
+@given(first=views(), second=views())
+def test_no_two_sessions_have_one_rank(
+    policy: Policy, first: RequestView, second: RequestView
+) -> None:
+    if first.request_id != second.request_id:
+        assert policy.serve_key(first) != policy.serve_key(second)

@@ -1,0 +1,116 @@
+"""The book of live sessions: places, waits and promotions."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefill_worker.book import SessionBook
+from prefill_worker.policy import POLICIES
+from prefill_worker.session_state import SessionState
+from prefill_worker.types import StepPlan
+from tests.builders import a_ledger, limits
+
+pytestmark = pytest.mark.unit
+
+
+def a_book(policy: str = "fcfs", patience_steps: int = 3) -> SessionBook:
+    return SessionBook(POLICIES[policy], patience_steps, num_lost_blocks=8)
+
+
+def opened(book: SessionBook, request_id: str, known: int, *, sealed: bool = False) -> SessionState:
+    state = book.open(request_id, revision=1, sealed=sealed)
+    book.update(request_id, known, 0, 0)
+    return state
+
+
+def served(plan: StepPlan) -> list[str]:
+    return [grant.request_id for grant in plan.grants]
+
+
+def step(book: SessionBook, tokens: int = 64) -> list[str]:
+    """A step in which nobody computes anything; who would."""
+    book.begin_step()
+    return served(book.plan(limits(tokens=tokens), a_ledger()))
+
+
+def test_a_session_that_waits_too_long_goes_first() -> None:
+    book = a_book()
+    opened(book, "open", known=65)
+    opened(book, "sealed", known=64, sealed=True)
+    assert [step(book) for _ in range(4)] == [["sealed"], ["sealed"], ["open"], ["open"]]
+    assert book.num_promotions == 2
+
+
+def test_a_promotion_ends_when_the_promise_is_kept() -> None:
+    book = a_book()
+    state = opened(book, "open", known=65)
+    for _ in range(3):
+        step(book)
+    assert (state.promotion, state.promised_tokens) == (1, 64)
+    book.update("open", 200, 63, 2)  # an append does not add to the promise
+    assert state.promotion == 1
+    book.update("open", 200, 64, 2)
+    assert state.promotion == 0
+
+
+def test_an_update_that_throws_kv_away_ends_the_promotion_and_begins_a_new_wait() -> None:
+    book = a_book()
+    state = opened(book, "open", known=65)
+    for _ in range(3):
+        step(book)
+    book.cut(state)
+    book.update("open", 65, 10, 1)
+    assert state.promotion == 0
+    opened(book, "sealed", known=64, sealed=True)
+    assert [step(book) for _ in range(3)] == [["sealed"], ["sealed"], ["open", "sealed"]]
+
+
+def test_the_seal_adds_to_the_promise() -> None:
+    book = a_book()
+    state = opened(book, "open", known=65)
+    for _ in range(3):
+        step(book)
+    book.seal(state, 80)
+    book.update("open", 80, 64, 2)
+    assert (state.promotion, state.promised_tokens) == (1, 80)
+
+
+def test_an_eviction_does_not_end_a_promotion() -> None:
+    book = a_book()
+    state = opened(book, "open", known=65)
+    for _ in range(3):
+        step(book)
+    book.update("open", 65, 40, 2)
+    book.update("open", 65, 0, 0)
+    assert state.promotion == 1
+
+
+def test_idle_sessions_do_not_wait() -> None:
+    book = a_book()
+    state = opened(book, "idle", known=10)
+    book.update("idle", 10, 9, 1)
+    for _ in range(5):
+        assert step(book) == []
+    assert state.promotion == 0
+    assert (book.num_sessions, book.num_with_work) == (1, 0)
+
+
+def test_a_closed_session_is_nowhere() -> None:
+    book = a_book()
+    opened(book, "a", known=10)
+    book.close("a")
+    assert step(book) == []
+    assert (book.num_sessions, book.num_with_work) == (0, 0)
+
+
+def test_switching_the_policy_keeps_sessions_waits_and_promotions() -> None:
+    book = a_book()
+    opened(book, "early", known=65)
+    late = opened(book, "late", known=65)
+    book.update("late", 65, 32, 1)
+    assert step(book) == ["early"]
+    book.set_policy(POLICIES["mcps"])
+    assert step(book) == ["late", "early"]
+    step(book)
+    assert late.promotion == 2
+    assert (book.num_sessions, book.num_with_work) == (2, 2)
