@@ -21,3 +21,7 @@ class PrefillActor(WorkerShell):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch, ray.util.get_node_ip_address())
+
+    async def set_policy(self, policy: str) -> None:
+        """Returns when the scheduler follows that policy."""
+        await self._hosted.set_policy(policy)

@@ -37,7 +37,9 @@ from stream2llm.controller import (
 )
 from stream2llm.errors import InternalError, InvalidRequestError, UnavailableError
 from stream2llm.launch import Factories, Launch, common_environment, lay_out
+from stream2llm.prefill_policy import PolicyState
 from stream2llm.processes import kill_owned, mark_environment, owner_mark
+from stream2llm.worker_spec import require_policy
 
 _log = logging.getLogger(__name__)
 
@@ -195,6 +197,12 @@ class Cluster:
         """What /status shows."""
         status: dict[str, Any] = self._ask(self._controller.status.remote(), STATUS_TIMEOUT_S)
         return status
+
+    def set_policy(self, policy: str) -> PolicyState:
+        """Switches the scheduling policy of all prefill workers; sessions go on."""
+        name = require_policy(policy)
+        state: PolicyState = self._ask(self._controller.set_policy.remote(name), STATUS_TIMEOUT_S)
+        return state
 
     def _watch(
         self, seen: int, left_s: float, status: dict[str, Any], timeout_s: float

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 import ray
@@ -22,10 +22,12 @@ from stream2llm import __version__, supervision
 from stream2llm.actor_shell import load
 from stream2llm.config import ControllerConfig
 from stream2llm.controller_http import ControllerHttp, ControllerMetrics
+from stream2llm.errors import UnavailableError
 from stream2llm.launch import Launch, StartOutcome
+from stream2llm.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy
 from stream2llm.processes import kill_owned, mark_environment, owner_mark
 from stream2llm.supervisor import Settings, Supervisor
-from stream2llm.worker_spec import ClusterView, WorkerAddress
+from stream2llm.worker_spec import ClusterView, PolicyName, WorkerAddress, WorkerSpec
 
 _log = logging.getLogger(__name__)
 
@@ -57,24 +59,55 @@ class ControllerSpec:
 class RayHosts:
     """The actors of one cluster."""
 
-    def __init__(self, spec: ControllerSpec) -> None:
+    def __init__(self, spec: ControllerSpec, policy: PolicyChoice) -> None:
         self._cluster_id = spec.cluster_id
+        self._policy = policy
         self._lifetime = "detached" if spec.detached else None
         self._launches = {launch.name: launch for launch in spec.launches}
         self._handles: dict[str, Any] = {}
         self._node_id = ray.get_runtime_context().get_node_id()
 
     async def create(self, name: str, incarnation: int) -> StartOutcome:
-        launch = self._launches[name]
+        launch = self._with_policy(self._launches[name])
         try:
             self._handles[name] = self._new_actor(launch, incarnation)
             async with asyncio.timeout(launch.start_timeout_s):
                 outcome: StartOutcome = await self._handles[name].start.remote()
+                if outcome.address is not None:
+                    await self._catch_up(launch)
                 return outcome
         except TimeoutError:
             return StartOutcome(None, f"not ready after {launch.start_timeout_s:.0f} s")
         except Exception as error:  # whatever Ray says of a process that died in its start
             return StartOutcome(None, _reason_of(error))
+
+    def _with_policy(self, launch: Launch) -> Launch:
+        if launch.role != "prefill" or not isinstance(launch.spec, WorkerSpec):
+            return launch
+        return replace(launch, spec=replace(launch.spec, policy=self._policy.name))
+
+    async def _catch_up(self, launch: Launch) -> None:
+        """Nobody is told of the worker before it follows what was chosen while it started."""
+        if launch.role == "prefill" and isinstance(launch.spec, WorkerSpec):
+            await self._policy.catch_up(
+                launch.spec.policy, lambda policy: self.set_policy(launch.name, policy)
+            )
+
+    async def set_policy(self, name: str, policy: PolicyName) -> None:
+        await self._ask(name, "set_policy", policy)
+
+    async def policy_of(self, name: str) -> str:
+        policy: str = (await self._ask(name, "status")).policy
+        return policy
+
+    async def _ask(self, name: str, method: str, *arguments: Any) -> Any:
+        handle = self._handles.get(name)
+        if handle is None:
+            raise UnavailableError("its process has died")
+        try:
+            return await getattr(handle, method).remote(*arguments)
+        except ray.exceptions.RayError as error:
+            raise UnavailableError(_reason_of(error)) from error
 
     def _new_actor(self, launch: Launch, incarnation: int) -> Any:
         mark = mark_environment(owner_mark(self._cluster_id, launch.name, incarnation))
@@ -151,7 +184,9 @@ class Controller:
     def __init__(self, spec: ControllerSpec) -> None:
         logging.basicConfig(level=logging.INFO)
         self._spec = spec
-        self._hosts = RayHosts(spec)
+        choice = PolicyChoice(_configured_policy(spec.launches))
+        self._hosts = RayHosts(spec, choice)
+        self._policy = PrefillPolicy(choice, self._hosts, self._prefill_replicas)
         self._metrics = ControllerMetrics(CollectorRegistry())
         self._run: asyncio.Task[None] | None = None
         self._supervisor: Supervisor
@@ -166,7 +201,10 @@ class Controller:
         )
         self._supervisor = Supervisor(roles, self._hosts, settings, self._record)
         self._http = ControllerHttp(
-            self._metrics.registry, self._supervisor.addresses.values, self._status
+            self._metrics.registry,
+            self._supervisor.addresses.values,
+            self._status,
+            self._policy,
         )
         host = ray.util.get_node_ip_address() if config.host == "auto" else config.host
         address = await self._http.start(host, config.http_port)
@@ -181,6 +219,10 @@ class Controller:
     async def status(self) -> dict[str, Any]:
         """Everything as plain data, as /status shows it."""
         return self._status()
+
+    async def set_policy(self, policy: str) -> PolicyState:
+        """Switches all prefill workers; who did not confirm is in the result."""
+        return await self._policy.switch(policy)
 
     async def drain(self) -> None:
         """Ends supervision and lets the open sessions end; new ones are refused."""
@@ -217,6 +259,9 @@ class Controller:
         ]
         await asyncio.gather(*work)
 
+    def _prefill_replicas(self) -> list[supervision.Replica]:
+        return [r for r in self._supervisor.fleet.values() if r.role == "prefill"]
+
     def _record(self) -> None:
         self._metrics.record(self._supervisor.fleet)
 
@@ -227,6 +272,7 @@ class Controller:
             "version": __version__,
             "cluster_id": self._spec.cluster_id,
             "ready": supervisor.is_ready,
+            "policy": self._policy.chosen,
             "given_up": [r.name for r in supervision.given_up(fleet)],
             "view_version": supervisor.view.version,
             "num_events": supervisor.num_events,
@@ -247,6 +293,13 @@ class Controller:
             "address": None if address is None else asdict(address),
             "status": asdict(load_now) if is_dataclass(load_now) else load_now,  # type: ignore[arg-type]
         }
+
+
+def _configured_policy(launches: tuple[Launch, ...]) -> PolicyName:
+    """All prefill workers have the same."""
+    specs = [launch.spec for launch in launches if launch.role == "prefill"]
+    assert isinstance(specs[0], WorkerSpec)
+    return specs[0].policy
 
 
 def _reason_of(error: BaseException) -> str:

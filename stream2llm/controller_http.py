@@ -1,8 +1,10 @@
-"""The controller's HTTP: /sd for Prometheus, /metrics, /status, /healthz."""
+"""The controller's HTTP: /sd for Prometheus, /metrics, /status, /healthz, /policy."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -10,7 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from stream2llm import __version__
-from stream2llm.errors import UnavailableError
+from stream2llm.errors import InvalidRequestError, UnavailableError
+from stream2llm.prefill_policy import PolicyState
 from stream2llm.supervision import Fleet, Phase
 
 
@@ -23,6 +26,13 @@ class Target(Protocol):
     def role(self) -> str: ...
     @property
     def metrics_address(self) -> str: ...
+
+
+class Policy(Protocol):
+    """The scheduling policy of all prefill workers."""
+
+    async def show(self) -> PolicyState: ...
+    async def switch(self, policy: str) -> PolicyState: ...
 
 
 class ControllerMetrics:
@@ -70,10 +80,12 @@ class ControllerHttp:
         registry: CollectorRegistry,
         targets: Callable[[], Iterable[Target]],
         status: Callable[[], dict[str, Any]],
+        policy: Policy,
     ) -> None:
         self._registry = registry
         self._targets = targets
         self._status = status
+        self._policy = policy
         self._runner: web.AppRunner | None = None
         self.address = ""
 
@@ -84,6 +96,9 @@ class ControllerHttp:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/status", self._get_status)
         app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/policy", self._get_policy)
+        # PUT, which no web page of somebody else can send here unasked.
+        app.router.add_put("/policy", self._put_policy)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         try:
@@ -118,3 +133,24 @@ class ControllerHttp:
         """200 when everything that should exist does, else 503 and who is missing."""
         status = self._status()
         return web.json_response({"ready": status["ready"]}, status=200 if status["ready"] else 503)
+
+    async def _get_policy(self, _request: web.Request) -> web.Response:
+        return web.json_response(asdict(await self._policy.show()))
+
+    async def _put_policy(self, request: web.Request) -> web.Response:
+        """200 with what each worker says of it; 400 when there is no such policy."""
+        try:
+            state = await self._policy.switch(_policy_in(await request.text()))
+        except InvalidRequestError as error:
+            told = {"error": error.message, "reason": error.reason, "field": error.field}
+            return web.json_response(told, status=400)
+        return web.json_response(asdict(state))
+
+
+def _policy_in(body: str) -> str:
+    try:
+        return str(json.loads(body)["policy"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidRequestError(
+            'the body must be JSON like {"policy": "fcfs"}', field="policy"
+        ) from error

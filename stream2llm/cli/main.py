@@ -11,6 +11,7 @@ import typer
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.generate import generate
 from stream2llm.cli.model import app as model_app
+from stream2llm.cli.policy import policy
 
 app = typer.Typer(
     name="stream2llm",
@@ -22,6 +23,7 @@ app = typer.Typer(
     "Start a cluster with `stream2llm up`, ask it with `stream2llm generate`.",
 )
 app.command(name="generate")(generate)
+app.command(name="policy")(policy)
 app.add_typer(model_app, name="model")
 
 # Their own options and help are in the modules behind them, which import more

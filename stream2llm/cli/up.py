@@ -94,7 +94,9 @@ def run(config: ClusterConfig, *, detach: bool = False, factories: Factories | N
         cluster.wait_ready(longest_s * attempts + READY_MARGIN_S, _say)
         for number, router in enumerate(cluster.router_addresses):
             _say(f"router-{number}: {router}")
-        _say(f"controller: http://{cluster.http_address} (/status, /metrics, /sd for Prometheus)")
+        _say(
+            f"controller: http://{cluster.http_address} (/status, /metrics, /policy, /sd for Prometheus)"
+        )
         _say(f"ready after {clock.monotonic_s() - begin_s:.0f} s")
         if detach:
             cluster.detach()

@@ -7,6 +7,7 @@ and start a child process, as an engine does. Engine arguments steer them:
     crash      the process ends at the start, without a word
     fail_once  path: fail unless the file exists, and create it
     refuse     connect_peers raises
+    deaf       set_policy raises
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stream2llm.errors import UnavailableError
 from stream2llm.metrics_http import MetricsServer
 from stream2llm.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
 
@@ -30,6 +32,7 @@ class FakeWorker:
         self._spec = spec
         self._child: subprocess.Popen[bytes]
         self._metrics: MetricsServer
+        self._policy: str = spec.policy
 
     async def start(self) -> WorkerAddress:
         self._fail_as_told()
@@ -67,7 +70,13 @@ class FakeWorker:
         return f"engine process ended with {code}"
 
     async def status(self) -> WorkerStatus:
-        return WorkerStatus(0, 100, 0, 32, self._pids())
+        policy = self._policy if self._spec.role == "prefill" else ""
+        return WorkerStatus(0, 100, 0, 32, self._pids(), policy)
+
+    async def set_policy(self, policy: str) -> None:
+        if self._spec.engine_args.get("deaf"):
+            raise UnavailableError("the scheduler did not confirm command 2")
+        self._policy = policy
 
     async def drain(self, timeout_s: float) -> None:
         return None

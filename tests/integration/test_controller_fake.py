@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from stream2llm.cluster import Cluster
 from stream2llm.config import ClusterConfig, parse_config
-from stream2llm.errors import UnavailableError
+from stream2llm.errors import InvalidRequestError, UnavailableError
 from stream2llm.launch import Factories
 from stream2llm.processes import owned_processes
 
@@ -104,6 +105,24 @@ def test_a_killed_process_brings_a_new_worker(cluster: Cluster, name: str, which
     for pid in before["address"]["pids"]:
         assert pid not in {p.pid for p in owned_processes(cluster.cluster_id)}
     assert set(after["address"]["pids"]).isdisjoint(before["address"]["pids"])
+
+
+def test_a_policy_reaches_all_prefill_workers_and_their_successors(cluster: Cluster) -> None:
+    state = cluster.set_policy("lcas")
+    assert [(w.name, w.policy) for w in state.workers] == [
+        ("prefill-0", "lcas"),
+        ("prefill-1", "lcas"),
+    ]
+    before = replica(cluster, "prefill-1")
+    os.kill(before["address"]["pids"][0], signal.SIGKILL)
+    wait_replaced(cluster, "prefill-1", before)
+    with urllib.request.urlopen(f"http://{cluster.http_address}/policy") as answer:
+        shown = json.load(answer)
+    assert (shown["policy"], cluster.status()["policy"]) == ("lcas", "lcas")
+    assert [(w["policy"], w["error"]) for w in shown["workers"]] == [("lcas", "")] * 2
+    with pytest.raises(InvalidRequestError, match="there are default, fcfs"):
+        cluster.set_policy("lifo")
+    assert cluster.set_policy("fcfs").errors == ()
 
 
 def test_a_killed_router_is_made_anew_and_told(cluster: Cluster) -> None:

@@ -20,8 +20,10 @@ from stream2llm.errors import UnavailableError
 from stream2llm.launch import RouterStarted
 from stream2llm.metrics_http import MetricsServer
 from stream2llm.ports import is_port_free, pick_port
+from stream2llm.prefill_policy import PolicyChoice, PrefillPolicy
 from stream2llm.processes import kill_owned, mark_environment, owned_processes, owner_mark
 from stream2llm.root_cause import describe_failure
+from tests.fakes.prefill_policy import FakeHosts
 
 pytestmark = pytest.mark.unit
 
@@ -100,11 +102,16 @@ def test_an_unexplained_failure_may_be_tried_again() -> None:
     assert describe_failure(OSError("busy"), "nothing here") == ("OSError: busy", False)
 
 
+def a_policy() -> PrefillPolicy:
+    """Of a cluster without prefill workers; never asked for here."""
+    return PrefillPolicy(PolicyChoice("fcfs"), FakeHosts({}), list)
+
+
 async def test_prometheus_finds_every_process_and_the_controller() -> None:
     router = RouterStarted("router-0", "router", "h:1", "h:2", ())
     metrics = ControllerMetrics(CollectorRegistry())
     metrics.record(sv.new_fleet({"router-0": "router"}))
-    http = ControllerHttp(metrics.registry, lambda: [router], lambda: {"ready": False})
+    http = ControllerHttp(metrics.registry, lambda: [router], lambda: {"ready": False}, a_policy())
     address = await http.start("127.0.0.1", 0)
     try:
         groups: list[dict[str, Any]] = json.loads(await _fetch(f"http://{address}/sd"))
@@ -123,7 +130,7 @@ async def test_a_taken_http_port_is_named() -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        http = ControllerHttp(CollectorRegistry(), list, dict)
+        http = ControllerHttp(CollectorRegistry(), list, dict, a_policy())
         with pytest.raises(UnavailableError, match=f"127.0.0.1:{port}"):
             await http.start("127.0.0.1", port)
 

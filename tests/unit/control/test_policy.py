@@ -1,0 +1,160 @@
+"""One scheduling policy for all prefill workers: the choice, its HTTP and its command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner, Result
+
+from stream2llm.cli.main import app
+from stream2llm.controller_http import ControllerHttp
+from stream2llm.errors import InvalidRequestError
+from stream2llm.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy, WorkerPolicy
+from stream2llm.supervision import Phase, Replica
+from tests.fakes.prefill_policy import FakeHosts
+
+pytestmark = pytest.mark.unit
+
+
+class Fleet:
+    """Two prefill workers, and the policy of both."""
+
+    def __init__(self, *phases: Phase) -> None:
+        self.replicas = [
+            Replica(f"prefill-{index}", "prefill", phase) for index, phase in enumerate(phases)
+        ]
+        self.hosts = FakeHosts({replica.name: "fcfs" for replica in self.replicas})
+        self.choice = PolicyChoice("fcfs")
+        self.policy = PrefillPolicy(self.choice, self.hosts, lambda: self.replicas)
+
+
+def both() -> Fleet:
+    return Fleet(Phase.ADMITTED, Phase.RUNNING)
+
+
+# -- the choice -------------------------------------------------------------------
+
+
+async def test_all_workers_that_run_are_switched() -> None:
+    fleet = both()
+    state = await fleet.policy.switch("lcas")
+    assert state == PolicyState(
+        "lcas",
+        (WorkerPolicy("prefill-0", "ready", "lcas"), WorkerPolicy("prefill-1", "running", "lcas")),
+    )
+    assert await fleet.policy.show() == state
+    assert fleet.policy.chosen == "lcas"
+
+
+async def test_who_does_not_confirm_is_named_and_the_choice_stays() -> None:
+    fleet = both()
+    fleet.hosts.deaf.add("prefill-0")
+    state = await fleet.policy.switch("mcps")
+    assert state.errors == ("prefill-0: the scheduler did not confirm",)
+    assert fleet.hosts.policies == {"prefill-0": "fcfs", "prefill-1": "mcps"}
+    assert fleet.policy.chosen == "mcps"
+    assert (await fleet.policy.show()).errors == ("prefill-0: its process has died",)
+
+
+async def test_a_worker_that_does_not_run_is_not_told() -> None:
+    fleet = Fleet(Phase.STARTING, Phase.DEAD)
+    state = await fleet.policy.switch("mcps")
+    assert [(w.phase, w.policy, w.error) for w in state.workers] == [
+        ("starting", "", ""),
+        ("dead", "", ""),
+    ]
+    assert fleet.hosts.told == []
+
+
+async def test_an_unknown_policy_changes_nothing() -> None:
+    fleet = both()
+    with pytest.raises(InvalidRequestError, match="'lifo'; there are default, fcfs, lcas, mcps"):
+        await fleet.policy.switch("lifo")
+    assert (fleet.policy.chosen, fleet.hosts.told) == ("fcfs", [])
+
+
+async def test_two_operators_at_once_leave_all_workers_with_one_policy() -> None:
+    fleet = both()
+    await asyncio.gather(fleet.policy.switch("lcas"), fleet.policy.switch("mcps"))
+    assert set(fleet.hosts.policies.values()) == {fleet.policy.chosen} == {"mcps"}
+
+
+async def test_a_worker_that_starts_catches_up_however_often_the_choice_changes() -> None:
+    choice, told = PolicyChoice("lcas"), []
+
+    async def tell(policy: str) -> None:
+        told.append(policy)
+        if policy == "lcas":
+            choice.name = "mcps"
+
+    await choice.catch_up("fcfs", tell)
+    assert told == ["lcas", "mcps"]
+    await choice.catch_up("mcps", tell)
+    assert told == ["lcas", "mcps"]
+
+
+# -- HTTP and the command ---------------------------------------------------------
+
+
+@asynccontextmanager
+async def served(fleet: Fleet) -> AsyncIterator[str]:
+    http = ControllerHttp(CollectorRegistry(), list, dict, fleet.policy)
+    address = await http.start("127.0.0.1", 0)
+    try:
+        yield address
+    finally:
+        await http.close()
+
+
+async def command(*args: str) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, app, ["policy", *args])
+
+
+async def test_the_command_shows_and_switches() -> None:
+    fleet = both()
+    async with served(fleet) as address:
+        shown = await command("--controller", address)
+        switched = await command("lcas", "--controller", address)
+        as_json = await command("--json", "--controller", address)
+    assert (shown.exit_code, shown.stdout) == (0, "prefill-0: fcfs\nprefill-1: fcfs\n")
+    assert (switched.exit_code, switched.stdout) == (0, "prefill-0: lcas\nprefill-1: lcas\n")
+    worker = {"name": "prefill-1", "phase": "running", "policy": "lcas", "error": ""}
+    assert json.loads(as_json.stdout)["policy"] == "lcas"
+    assert json.loads(as_json.stdout)["workers"][1] == worker
+
+
+async def test_the_command_says_what_a_worker_that_starts_will_do() -> None:
+    async with served(Fleet(Phase.ADMITTED, Phase.STARTING)) as address:
+        switched = await command("mcps", "--controller", address)
+    assert switched.exit_code == 0
+    assert "prefill-1: starting, will follow mcps" in switched.stdout
+
+
+async def test_the_command_fails_when_a_worker_did_not_confirm() -> None:
+    fleet = both()
+    fleet.hosts.deaf.add("prefill-1")
+    async with served(fleet) as address:
+        result = await command("mcps", "--controller", address)
+    assert result.exit_code == 4
+    assert result.stdout == "prefill-0: mcps\nprefill-1: unknown\n"
+    wanted = "1 of 2 prefill workers did not confirm mcps: prefill-1: the scheduler did not confirm"
+    assert wanted in result.stderr
+
+
+async def test_the_command_names_the_policies_when_there_is_no_such_one() -> None:
+    fleet = both()
+    async with served(fleet) as address:
+        result = await command("lifo", "--controller", address)
+    assert result.exit_code == 3
+    assert "'lifo'; there are default, fcfs, lcas, mcps [UNKNOWN_POLICY]" in result.stderr
+
+
+async def test_the_command_fails_when_nobody_answers() -> None:
+    result = await command("--controller", "127.0.0.1:1")
+    assert result.exit_code == 4
+    assert "no answer from a controller at 127.0.0.1:1" in result.stderr
