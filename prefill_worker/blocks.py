@@ -7,9 +7,8 @@ full attention; `require_single_group` refuses others at start-up.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import Request
@@ -61,9 +60,10 @@ def truncate_kv(manager: KVCacheManager, request: Request, num_tokens: int) -> N
 class LiveLedger:
     """Who holds which blocks, read from vLLM's tables as far as a plan asks."""
 
-    def __init__(self, group: FullAttentionManager, pool: BlockPool) -> None:
-        self._group = group
-        self._pool = pool
+    def __init__(self, manager: KVCacheManager, requests: Mapping[str, Request]) -> None:
+        self._group = require_single_group(manager)
+        self._pool = manager.block_pool
+        self._requests = requests
 
     def block_ids(self, request_id: str) -> list[int]:
         """The blocks of a request, shared ones included."""
@@ -73,6 +73,21 @@ class LiveLedger:
         """How many hold a block: requests, leases and all others."""
         count: int = self._pool.blocks[block_id].ref_cnt
         return count
+
+    def num_blocks(self, request_id: str) -> int:
+        """How many blocks a request holds."""
+        return len(self._group.req_to_blocks.get(request_id, ()))
+
+    def block_keys(self, request_id: str, first: int, stop: int) -> list[bytes]:
+        """What those full blocks of the request's tokens hold; none without a prefix cache."""
+        hashes: list[bytes] = self._requests[request_id].block_hashes[first:stop]
+        return hashes
+
+    def is_next_block_cached(self, request: Request) -> bool:
+        """Whether the prefix cache knows the block that the request computes next."""
+        index = request.num_computed_tokens // self._group.block_size
+        keys = request.block_hashes[index : index + 1]
+        return bool(keys) and self._pool.get_cached_block(keys[0], [0]) is not None
 
 
 def check_integrity(manager: KVCacheManager, pinned: Collection[int] = ()) -> None:

@@ -11,6 +11,10 @@ hand-overs hold the memory, and those end. Nobody is evicted in vain: of the
 sessions that were tried as victims, those whose blocks make no difference
 (others or a lease hold them too) are spared.
 
+Equal leading documents are computed once: a session whose next block another
+one computes in this step is left out, and takes the block from the prefix cache
+in the next.
+
 The walk ends as soon as the tokens, the slots or the memory of the step are
 spent. What it costs depends on the sessions it chooses, not on those that wait.
 """
@@ -18,7 +22,7 @@ spent. What it costs depends on the sessions it chooses, not on those that wait.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
 from prefill_worker.types import (
     Eviction,
@@ -49,6 +53,7 @@ class _Planning:
 
     def __init__(self, ranking: Ranking, limits: StepLimits, ledger: Ledger) -> None:
         self._ranking = ranking
+        self._ledger = ledger
         self._block_size = limits.block_size
         self._tokens_left = limits.num_tokens
         self._slots_left = limits.num_requests
@@ -57,6 +62,9 @@ class _Planning:
         self._chosen: set[str] = set()
         self._grants: list[Grant] = []
         self._evictions: list[Eviction] = []
+        self._followers: list[str] = []
+        # Keys of the full blocks that this step computes.
+        self._computing: set[Hashable] = set()
 
     def run(self) -> StepPlan:
         for view in self._ranking.to_serve():
@@ -68,7 +76,8 @@ class _Planning:
         return self._plan(StopReason.ALL_SERVED, None)
 
     def _plan(self, stop: StopReason, stopped_at: str | None) -> StepPlan:
-        return StepPlan(tuple(self._grants), tuple(self._evictions), stop, stopped_at)
+        grants, evictions = tuple(self._grants), tuple(self._evictions)
+        return StepPlan(grants, evictions, stop, stopped_at, tuple(self._followers))
 
     def _consider(self, view: RequestView) -> StopReason | None:
         """Serves one session, or says why the walk ends here."""
@@ -76,6 +85,9 @@ class _Planning:
             return StopReason.TOKEN_BUDGET
         if self._slots_left <= 0:
             return StopReason.REQUEST_SLOTS
+        if self._computing.intersection(self._keys_of_step(view, self._block_size)):
+            self._followers.append(view.request_id)
+            return None
         num_tokens = self._fit(view, min(view.num_wanted_tokens, self._tokens_left))
         if num_tokens:
             self._grant(view, num_tokens)
@@ -83,6 +95,13 @@ class _Planning:
         # Sessions further down hold no block that could be had and was not
         # taken, so they cannot get one either.
         return StopReason.KV_MEMORY if self._grants else StopReason.KV_LEASED
+
+    def _keys_of_step(self, view: RequestView, num_tokens: int) -> Sequence[Hashable]:
+        """Keys of the blocks that so many tokens more would make full."""
+        computed, size = view.num_computed_tokens, self._block_size
+        return self._ledger.block_keys(
+            view.request_id, computed // size, (computed + num_tokens) // size
+        )
 
     def _fit(self, view: RequestView, num_tokens: int) -> int:
         """How many of `num_tokens` have room, after evicting for them."""
@@ -107,6 +126,7 @@ class _Planning:
         self._slots_left -= 1
         self._chosen.add(view.request_id)
         self._grants.append(Grant(view.request_id, num_tokens))
+        self._computing.update(self._keys_of_step(view, num_tokens))
 
 
 class _Victims:

@@ -34,6 +34,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreOutputs
@@ -75,8 +76,7 @@ class PrefillScheduler(Scheduler):
         require_settings(self.vllm_config)
         options = self.vllm_config.additional_config.get(WIRE_KEY, {})
         self._clock = SystemClock()
-        self._kv = blocks.require_single_group(self.kv_cache_manager)
-        self._ledger = blocks.LiveLedger(self._kv, self.kv_cache_manager.block_pool)
+        self._ledger = blocks.LiveLedger(self.kv_cache_manager, self.requests)
         self._book = SessionBook(
             POLICIES[options.get("policy", "fcfs")],
             patience_steps=int(options.get("patience_steps", 1000)),
@@ -138,7 +138,6 @@ class PrefillScheduler(Scheduler):
     def _apply_event(self, live: _Live, update: Request, event: ContextEvent) -> None:
         self._splice(live, update.prompt_token_ids or [], event.keep_tokens)
         live.state.revision = event.revision
-        live.state.lookup_due = True
         self._book.note_event(live.state)
         if event.seal:
             self._seal(live, update)
@@ -195,7 +194,7 @@ class PrefillScheduler(Scheduler):
             request.request_id,
             request.num_tokens,
             request.num_computed_tokens,
-            len(self._kv.req_to_blocks.get(request.request_id, ())),
+            self._ledger.num_blocks(request.request_id),
         )
 
     # -- a step --------------------------------------------------------------
@@ -224,9 +223,7 @@ class PrefillScheduler(Scheduler):
         """
         while True:
             plan = self._book.plan(self._limits(), self._ledger)
-            chosen = [self._live[grant.request_id] for grant in plan.grants]
-            changed = [live for live in chosen if live.state.lookup_due]
-            if not sum(self._adopt_cached_prefix(live) for live in changed):
+            if not sum(self._adopt_cached_prefix(grant.request_id) for grant in plan.grants):
                 return plan
 
     def _limits(self) -> StepLimits:
@@ -237,14 +234,16 @@ class PrefillScheduler(Scheduler):
             block_size=self.block_size,
         )
 
-    def _adopt_cached_prefix(self, live: _Live) -> int:
+    def _adopt_cached_prefix(self, request_id: str) -> int:
         """Takes what the prefix cache has beyond the computed tokens; how many tokens that is.
 
-        Other sessions may have computed the same documents. Only a session
-        that is announced anew may be asked for: its blocks change.
+        Other sessions may have computed the same documents, or this one before
+        it lost them.
         """
+        live = self._live[request_id]
         request = live.request
-        live.state.lookup_due = False
+        if not self._ledger.is_next_block_cached(request):
+            return 0
         cached, num_tokens, _ = self.kv_cache_manager.get_computed_blocks(request)
         num_gained: int = num_tokens - request.num_computed_tokens
         if num_gained <= 0:
@@ -262,8 +261,18 @@ class PrefillScheduler(Scheduler):
         if request.prefill_stats is not None and not request.num_preemptions:
             request.prefill_stats.set(request.num_prompt_tokens, num_tokens, 0)
         request.num_computed_tokens = num_tokens
+        # Its blocks are others now: it has to be announced to the worker anew.
+        request.status = RequestStatus.WAITING
         self._touch(live)
         return num_gained
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
+        """Nothing: the plan has taken all hits there are.
+
+        The base class would look again while it builds the step, find blocks
+        that the step itself is about to compute, and go beyond the plan.
+        """
+        return self.kv_cache_manager.empty_kv_cache_blocks, 0, 0, False
 
     def _count_reuse(self, live: _Live, num_cached_tokens: int) -> None:
         """Counts a hit of the prefix cache, by whose work it was."""
@@ -287,7 +296,6 @@ class PrefillScheduler(Scheduler):
         request.num_computed_tokens = 0
         request.num_preemptions += 1
         request.status = RequestStatus.WAITING
-        state.lookup_due = True
         if self.log_stats:
             request.record_event(EngineCoreEventType.PREEMPTED, self._clock.monotonic_s())
         self._touch(live)
@@ -469,7 +477,7 @@ class PrefillScheduler(Scheduler):
         assert self._book.num_sessions == len(self._live)
         for request_id, live in self._live.items():
             request, view = live.request, self._book.view(request_id)
-            held = len(self._kv.req_to_blocks.get(request_id, ()))
+            held = self._ledger.num_blocks(request_id)
             computed = request.num_computed_tokens
             assert (view.num_known_tokens, view.num_computed_tokens, view.num_blocks) == (
                 request.num_tokens,

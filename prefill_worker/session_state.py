@@ -84,8 +84,6 @@ class SessionState:
     # computing below it again counts as recomputed.
     lost_until: int = 0
     uncomputed_at_seal: int = 0
-    # The sequence is new to the prefix cache: it may know more than is computed.
-    lookup_due: bool = True
     # Why it gets no KV block, though it is its turn: "", "kv_memory", "kv_leased".
     delay: str = ""
     # Figures of the last progress that was told.

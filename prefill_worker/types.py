@@ -7,8 +7,8 @@ a plan is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -69,6 +69,13 @@ class Ledger(Protocol):
     def num_holders(self, block_id: int) -> int:
         """How many hold a block: sessions, leases and all others."""
 
+    def block_keys(self, request_id: str, first: int, stop: int) -> Sequence[Hashable]:
+        """What the full blocks [first, stop) of the session's known tokens hold, as far as there are.
+
+        Equal keys mean equal tokens from the start of the sequence on, so that one
+        block can serve both. Without a prefix cache there are none.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class BlockLedger:
@@ -76,6 +83,7 @@ class BlockLedger:
 
     block_ids_by_request: Mapping[str, tuple[int, ...]]
     ref_counts: Mapping[int, int]
+    keys_by_request: Mapping[str, tuple[Hashable, ...]] = field(default_factory=dict)
 
     def block_ids(self, request_id: str) -> Sequence[int]:
         """The blocks of a session, shared ones included."""
@@ -84,6 +92,10 @@ class BlockLedger:
     def num_holders(self, block_id: int) -> int:
         """How many hold a block: sessions, leases and all others."""
         return self.ref_counts[block_id]
+
+    def block_keys(self, request_id: str, first: int, stop: int) -> Sequence[Hashable]:
+        """What those blocks hold; see `Ledger`."""
+        return self.keys_by_request.get(request_id, ())[first:stop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +159,6 @@ class StepPlan:
     stop: StopReason = StopReason.ALL_SERVED
     # The session at which the walk ended, and the first that waits for `stop`.
     stopped_at: str | None = None
+    # Sessions whose next block another one computes in this step; they find it
+    # in the prefix cache afterwards.
+    followers: tuple[str, ...] = ()

@@ -64,6 +64,8 @@ def test_scheduler() -> None:
         "kv_cache_manager",
         "max_num_scheduled_tokens",
         "max_num_running_reqs",
+        "max_num_active_reqs",
+        "_get_local_prefix_cache_hit",
         "block_size",
         "hash_block_size",
         "use_v2_model_runner",
@@ -126,6 +128,7 @@ def test_block_managers() -> None:
     require(
         KVCacheManager,
         "get_computed_blocks",
+        "empty_kv_cache_blocks",
         "allocate_slots",
         "free",
         "record_prefix_cache_stats",
@@ -139,7 +142,15 @@ def test_block_managers() -> None:
         "new_computed_blocks",
     )
     require(SingleTypeKVCacheManager, "req_to_blocks", "num_cached_block", "block_size")
-    require(BlockPool, "is_block_writable", "free_blocks", "get_num_free_blocks")
+    require(
+        BlockPool,
+        "is_block_writable",
+        "free_blocks",
+        "get_num_free_blocks",
+        "get_cached_block",
+        "free_block_queue",
+        "blocks",
+    )
     assert issubclass(FullAttentionManager, SingleTypeKVCacheManager)
 
 

@@ -6,7 +6,8 @@
 4. Planning changes nothing and gives the same plan again.
 5. The first in rank moves whenever blocks that hand-overs do not hold could make room.
 6. No eviction is in vain: without any one of them its beneficiary would get less.
-7. Who is served is a prefix of the ranking, without those that were evicted.
+7. Who is served is a prefix of the ranking, without those that were evicted or follow.
+8. Nobody begins with a block that the step computes already; whoever follows, follows one that is served.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Situation:
 
 @st.composite
 def situations(draw: st.DrawFn) -> Situation:
-    views, held = [], {}
+    views, held, keys = [], {}, {}
     counts: dict[int, int] = {}
     next_block = 0
     for index in range(draw(st.integers(1, 8))):
@@ -76,6 +77,9 @@ def situations(draw: st.DrawFn) -> Situation:
         own = range(next_block, next_block + num_blocks - num_shared)
         next_block += len(own)
         name = f"r{index}"
+        # Keys that begin alike, as those of sequences with a common prefix do.
+        num_alike, num_full = draw(st.integers(0, 4)), known // BLOCK_SIZE
+        keys[name] = tuple(n if n < num_alike else (name, n) for n in range(num_full))
         held[name] = (*range(1000, 1000 + num_shared), *own)
         event, promotion = draw(st.integers(1, 20)), draw(st.sampled_from([0, 0, 0, index + 1]))
         views.append(
@@ -92,7 +96,7 @@ def situations(draw: st.DrawFn) -> Situation:
         block_size=BLOCK_SIZE,
     )
     policy = draw(st.sampled_from(sorted(POLICIES)))
-    return Situation(views, policy, limits, BlockLedger(held, counts))
+    return Situation(views, policy, limits, BlockLedger(held, counts, keys))
 
 
 @given(situations())
@@ -176,11 +180,27 @@ def test_6_no_eviction_is_in_vain(case: Situation) -> None:
 @given(situations())
 def test_7_who_is_served_is_a_prefix_of_the_ranking(case: Situation) -> None:
     plan = case.plan
-    evicted = {eviction.request_id for eviction in plan.evictions}
-    order = [v.request_id for v in case.ranking.to_serve() if v.request_id not in evicted]
+    left_out = {eviction.request_id for eviction in plan.evictions}.union(plan.followers)
+    order = [v.request_id for v in case.ranking.to_serve() if v.request_id not in left_out]
     served = [grant.request_id for grant in plan.grants]
     assert order[: len(served)] == served
     if plan.stop is StopReason.ALL_SERVED:
         assert len(served) == len(order)
     else:
         assert order[len(served)] == plan.stopped_at
+
+
+@given(situations())
+def test_8_followers_wait_for_a_block_that_the_step_computes(case: Situation) -> None:
+    plan, by_id = case.plan, case.by_id
+    computing: set[object] = set()
+    for grant in plan.grants:
+        start = by_id[grant.request_id].num_computed_tokens
+        keys = case.ledger.block_keys(
+            grant.request_id, start // BLOCK_SIZE, (start + grant.num_tokens) // BLOCK_SIZE
+        )
+        assert not computing.intersection(keys[:1])
+        computing.update(keys)
+    for follower in plan.followers:
+        next_block = by_id[follower].num_computed_tokens // BLOCK_SIZE
+        assert computing.intersection(case.ledger.block_keys(follower, next_block, next_block + 1))

@@ -198,3 +198,19 @@ def test_room_in_the_last_block_needs_no_memory() -> None:
 def test_equal_ranks_are_served_by_id() -> None:
     plan = plan_of(a_request("b", known=9), a_request("a", known=9))
     assert [grant.request_id for grant in plan.grants] == ["a", "b"]
+
+
+def test_equal_documents_are_computed_once() -> None:
+    """The second session takes the block from the prefix cache in the next step."""
+    first = a_request("first", arrival=1, known=100)
+    second = a_request("second", arrival=2, known=90)
+    other = a_request("other", arrival=3, known=50)
+    keys = {"first": ("x", "y", "z"), "second": ("x", "y"), "other": ("q",)}
+    plan = plan_of(first, second, other, ledger=BlockLedger({}, {}, keys))
+    assert plan == StepPlan((Grant("first", 99), Grant("other", 49)), followers=("second",))
+
+
+def test_a_block_that_stays_partial_is_nothing_to_wait_for() -> None:
+    views = [a_request("first", known=20), a_request("second", arrival=2, known=20)]
+    plan = plan_of(*views, ledger=BlockLedger({}, {}, {"first": (), "second": ()}))
+    assert plan == StepPlan((Grant("first", 19), Grant("second", 19)))
