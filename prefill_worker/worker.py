@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-import grpc
+from contextlib import AsyncExitStack
 
+import grpc
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from prefill_worker.control import ControlChannel, open_control_channel
 from prefill_worker.engine import start_prefill_engine
+from prefill_worker.metrics import PrefillMetrics
 from prefill_worker.service import PrefillService
 from stream2llm.engine_stats import EngineStats
 from stream2llm.engine_worker import EngineWorker
 from stream2llm.v1 import worker_pb2_grpc
 from stream2llm.vllm_engine import Engine
+from stream2llm.worker_spec import WorkerSpec
 
 
 class Worker(EngineWorker):
     """Prefills streaming sessions and hands their KV over."""
 
+    def __init__(self, spec: WorkerSpec, registry: CollectorRegistry = REGISTRY) -> None:
+        super().__init__(spec, registry)
+        self._metrics = PrefillMetrics(registry)
+        self._control: ControlChannel
+
     async def start_engine(self) -> Engine:
         """vLLM with our scheduler."""
         return await start_prefill_engine(self.spec, EngineStats())
 
+    async def start_more(self, stack: AsyncExitStack) -> None:
+        """The channel to the scheduler."""
+        channel = open_control_channel(self.engine, self._metrics.record)
+        self._control = await stack.enter_async_context(channel)
+
     def add_services(self, server: grpc.aio.Server) -> None:
         """`PrefillService`."""
-        service = PrefillService(self)
-        worker_pb2_grpc.add_PrefillServiceServicer_to_server(service, server)
+        worker_pb2_grpc.add_PrefillServiceServicer_to_server(PrefillService(self), server)
+
+    @property
+    def policy(self) -> str:
+        """What the scheduler last said that it follows."""
+        return self._control.newest_report.policy
+
+    async def set_policy(self, policy: str) -> None:
+        """Returns when the scheduler follows that policy; sessions go on."""
+        await self._control.set_policy(policy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,9 +29,32 @@ def scrape(cluster: Cluster) -> Counter[str]:
             for family in text_string_to_metric_families(response.read().decode()):
                 for sample in family.samples:
                     total[sample.name] += sample.value
-                    kind = sample.labels.get("kind") or sample.labels.get("op")
-                    total[f"{sample.name}/{kind}"] += sample.value
+                    for label in ("kind", "op", "state", "policy"):
+                        if label in sample.labels:
+                            total[f"{sample.name}/{sample.labels[label]}"] += sample.value
     return total
+
+
+def gained_since(cluster: Cluster, before: Counter[str]) -> Callable[[], Awaitable[Counter[str]]]:
+    """Reads what has been added since `before`."""
+
+    async def gained() -> Counter[str]:
+        now = scrape(cluster)
+        now.subtract(before)
+        return now
+
+    return gained
+
+
+def is_counted(sessions: int) -> Callable[[Counter[str]], bool]:
+    """Whether so many sessions have ended, and the scheduler has reported all they cost."""
+
+    def check(gained: Counter[str]) -> bool:
+        router, prefill = "stream2llm_input_tokens_prefilled_total", "stream2llm_prefill_tokens"
+        is_told = gained[router] == gained[f"{prefill}_total/computed"]
+        return gained["stream2llm_sessions_total"] == sessions and is_told
+
+    return check
 
 
 def test_every_actor_is_a_target(cluster: Cluster) -> None:
@@ -50,19 +74,49 @@ async def test_a_session_is_counted(cluster: Cluster, client: AsyncClient) -> No
         outcome = await collect(session.seal(STREAM.suffix))
     usage = outcome.finished.usage
 
-    async def gained() -> Counter[str]:
-        now = scrape(cluster)
-        now.subtract(before)
-        return now
-
-    now = await eventually(gained, lambda c: c["stream2llm_sessions_total"] == 1)
+    now = await eventually(gained_since(cluster, before), is_counted(sessions=1))
     assert now["stream2llm_time_to_first_token_seconds_count"] == 1
     assert now["stream2llm_session_ttft_seconds_count"] == 1
     assert now["stream2llm_inter_token_latency_seconds_count"] == 7
     assert now["stream2llm_prefill_tokens_total/computed"] == usage.computed_tokens
     assert now["stream2llm_prefill_tokens_total/invalidated"] == usage.invalidated_tokens > 0
+    assert now["stream2llm_prefill_tokens_total/reused_within_session"] > 0  # the document "a"
+    assert now["stream2llm_scheduler_decision_seconds_count/fcfs"] > 0
+    assert now["stream2llm_scheduler_decision_seconds_count/mcps"] == 0
+    assert now["stream2llm_preemptions_total"] == 0
     assert now["stream2llm_kv_transfers_total"] == 1
     assert now["stream2llm_kv_transfer_seconds_count"] == 1
     assert now["stream2llm_kv_transfer_bytes_total"] > 0
     assert now["stream2llm_kv_blocks"] == 0  # as many as before
     assert before["stream2llm_kv_blocks"] > 0
+
+
+async def test_what_a_cancelled_session_cost_is_counted(
+    cluster: Cluster, client: AsyncClient
+) -> None:
+    before = scrape(cluster)
+    stream = Stream("cancelled", (), {"a": 300})
+    async with client.session(prefix=stream.prefix, sampling=GREEDY) as session:
+        await session.append(stream.document("a"))
+        progress = await until_prefilled(session, 2)
+    now = await eventually(gained_since(cluster, before), is_counted(sessions=1))
+    computed = now["stream2llm_prefill_tokens_total/computed"]
+    assert computed == progress.computed_tokens == 7 + 300 - 1  # the last one is held back
+
+
+async def test_the_sessions_and_the_policy_of_a_prefill_worker_are_shown(
+    cluster: Cluster, client: AsyncClient
+) -> None:
+    stream = Stream("idle", (), {"a": 50})
+
+    async def now() -> Counter[str]:
+        return scrape(cluster)
+
+    async with client.session(prefix=stream.prefix, sampling=GREEDY) as session:
+        await session.append(stream.document("a"))
+        await until_prefilled(session, 2)
+        shown = await eventually(now, lambda c: c["stream2llm_prefill_sessions/idle"] == 1)
+    assert shown["stream2llm_prefill_sessions/with_work"] == 0
+    assert shown["stream2llm_scheduler_policy_info/fcfs"] == 1
+    assert shown["stream2llm_scheduler_policy_info"] == 1  # and no other
+    await eventually(now, lambda c: c["stream2llm_prefill_sessions/idle"] == 0)
