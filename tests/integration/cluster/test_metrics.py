@@ -8,31 +8,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from stream2llm.client import AsyncClient, Document
 from stream2llm.cluster import Cluster
 from tests.polling import eventually
+from tests.scrape import scrape
 from tests.streams import GREEDY, Stream, collect, until_prefilled
 
 pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
 STREAM = Stream("metrics", (), {"a": 100, "b": 60, "c": 60})
-
-
-def scrape(cluster: Cluster) -> Counter[str]:
-    """All samples of all targets of /sd, summed over their labels."""
-    with urllib.request.urlopen(f"http://{cluster.http_address}/sd") as response:
-        groups = json.load(response)
-    total: Counter[str] = Counter()
-    for target in (target for group in groups for target in group["targets"]):
-        with urllib.request.urlopen(f"http://{target}/metrics") as response:
-            for family in text_string_to_metric_families(response.read().decode()):
-                for sample in family.samples:
-                    total[sample.name] += sample.value
-                    for label in ("kind", "op", "state", "policy"):
-                        if label in sample.labels:
-                            total[f"{sample.name}/{sample.labels[label]}"] += sample.value
-    return total
 
 
 def gained_since(cluster: Cluster, before: Counter[str]) -> Callable[[], Awaitable[Counter[str]]]:

@@ -1,0 +1,27 @@
+"""What Prometheus would see of a whole cluster."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections import Counter
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from stream2llm.cluster import Cluster
+
+
+def scrape(cluster: Cluster) -> Counter[str]:
+    """All samples of all targets of /sd, summed over their labels."""
+    with urllib.request.urlopen(f"http://{cluster.http_address}/sd") as response:
+        groups = json.load(response)
+    total: Counter[str] = Counter()
+    for target in (target for group in groups for target in group["targets"]):
+        with urllib.request.urlopen(f"http://{target}/metrics") as response:
+            for family in text_string_to_metric_families(response.read().decode()):
+                for sample in family.samples:
+                    total[sample.name] += sample.value
+                    for label in ("kind", "op", "state", "policy"):
+                        if label in sample.labels:
+                            total[f"{sample.name}/{sample.labels[label]}"] += sample.value
+    return total
