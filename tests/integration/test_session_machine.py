@@ -1,0 +1,62 @@
+"""Random sessions on the real scheduler class, with and without a prefix cache and hand-overs.
+
+tests/session_machine.py has the machine and its invariants, tests/scheduling/
+what stands for the engine.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+pytest.importorskip("vllm")
+
+from prefill_worker.policy import POLICIES
+from tests.scheduling.driver import SchedulerDriver
+from tests.scheduling.engine_settings import EngineSettings, create_scheduler
+from tests.session_machine import SessionMachine
+
+pytestmark = pytest.mark.integration
+
+# Sessions wait for this many steps at most before they are put first.
+PATIENCE_STEPS = 6
+EXAMPLES = settings(
+    max_examples=100,
+    stateful_step_count=60,
+    deadline=None,
+    print_blob=True,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+def machine(engine: EngineSettings) -> type[SessionMachine]:
+    class Machine(SessionMachine):
+        def make_driver(self) -> SchedulerDriver:
+            return SchedulerDriver(engine)
+
+    return Machine
+
+
+@pytest.mark.parametrize("leases", [True, False], ids=["leases", "no-leases"])
+@pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no-cache"])
+def test_sessions_are_exact_and_none_is_lost(prefix_caching: bool, leases: bool) -> None:
+    engine = EngineSettings(
+        prefix_caching=prefix_caching, leases=leases, options={"patience_steps": PATIENCE_STEPS}
+    )
+    create_scheduler(engine)  # the first one takes a second; examples are timed
+    run_state_machine_as_test(machine(engine), settings=EXAMPLES)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_with_one_request_a_step_and_larger_blocks(policy: str) -> None:
+    engine = EngineSettings(
+        block_size=16,
+        num_blocks=9,
+        step_tokens=10,
+        step_requests=1,
+        options={"policy": policy, "patience_steps": PATIENCE_STEPS},
+    )
+    create_scheduler(engine)
+    run_state_machine_as_test(machine(engine), settings=settings(EXAMPLES, max_examples=40))

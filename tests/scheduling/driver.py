@@ -1,0 +1,332 @@
+"""Drives the real `PrefillScheduler` with a fake executor: thousands of steps a second, no model.
+
+Events travel as `prefill_worker/engine.py` sends them, in an engine's order:
+requests are added between steps, a step is schedule, execute, update; aborts may
+come in the middle of one. Steps are made only while the scheduler has requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.request import Request, RequestStatus
+
+from prefill_worker.policy import POLICIES
+from prefill_worker.session_state import WIRE_KEY, ContextEvent
+from stream2llm.prefix import common_prefix_len
+from tests.scheduling.engine_settings import EngineSettings, block_hasher, create_scheduler
+from tests.scheduling.executor import STOP_TOKEN, FakeExecutor, answer_of, prefix_digests
+from tests.session_machine import DriverLimits, Tokens
+
+_HAND_OVER = {"do_remote_decode": True, "do_remote_prefill": False}
+# Request id of what stands for other people's hand-overs.
+_SHORTAGE = "hand-over-of-somebody"
+
+
+@dataclass
+class DrivenSession:
+    """A session as its router and its worker's service remember it."""
+
+    prefix: Tokens
+    hand_over: bool
+    documents: list[Tokens] = field(default_factory=list)
+    # What the scheduler was told last.
+    tokens: list[int] = field(default_factory=list)
+    revision: int = 0
+    begun: bool = False
+    sealed: bool = False
+    # Progress figures in the order they were told.
+    progress: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A hand-over nobody has read yet."""
+
+    block_ids: list[int]
+    digests: list[int]
+
+
+class SchedulerDriver:
+    """A `SessionDriver` over our scheduler."""
+
+    def __init__(self, settings: EngineSettings | None = None) -> None:
+        self.settings = settings or EngineSettings()
+        self.scheduler = create_scheduler(self.settings)
+        self.executor = FakeExecutor(self.settings.num_blocks, self.settings.block_size)
+        self.sessions: dict[str, DrivenSession] = {}
+        self.outputs: list[EngineCoreOutput] = []
+        self._answers: dict[str, list[int]] = {}
+        self._leases: dict[str, Lease] = {}
+        self._hasher = block_hasher(self.settings)
+        self._num_shortages = 0
+        self._shortages: set[str] = set()
+        # Which prefix a block hash stands for, as far as any session showed it.
+        self._hash_meaning: dict[Any, int] = {}
+
+    # -- the machine's side: events ---------------------------------------------
+
+    @property
+    def limits(self) -> DriverLimits:
+        settings = self.settings
+        in_memory = (settings.num_blocks - 1) * settings.block_size
+        longest = min(settings.max_model_len - 1, in_memory)
+        return DriverLimits(max_tokens=longest, step_tokens=settings.step_tokens)
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        return tuple(POLICIES)
+
+    def open(self, name: str, prefix: Sequence[int], *, hand_over: bool = False) -> None:
+        self.sessions[name] = DrivenSession(tuple(prefix), hand_over and self.settings.leases)
+        self._become(name, list(prefix))
+
+    def append(self, name: str, documents: Sequence[Tokens]) -> None:
+        self.update(name, self.sessions[name].documents + list(documents))
+
+    def update(self, name: str, documents: Sequence[Tokens]) -> None:
+        session = self.sessions[name]
+        old, session.documents = session.documents, list(documents)
+        keep = None
+        if session.revision % 2:
+            # Less than there is in common is allowed, too: whole documents only.
+            same = common_prefix_len_of_lists(old, session.documents)
+            keep = len(session.prefix) + sum(map(len, session.documents[:same]))
+        self._become(name, list(sum(documents, session.prefix)), keep_tokens=keep)
+
+    def seal(self, name: str, suffix: Sequence[int] = ()) -> None:
+        session = self.sessions[name]
+        session.sealed = True
+        self._become(name, session.tokens + list(suffix))
+
+    def _become(self, name: str, tokens: list[int], keep_tokens: int | None = None) -> None:
+        session = self.sessions[name]
+        session.revision += 1
+        if keep_tokens is None:
+            keep_tokens = common_prefix_len(session.tokens, tokens)
+        session.tokens = tokens
+        if session.begun or tokens:
+            event = ContextEvent(
+                session.revision, keep_tokens, session.sealed, begins=not session.begun
+            )
+            self.send(name, tokens[keep_tokens:], event)
+            session.begun = True
+
+    def send(self, name: str, tail: list[int], event: ContextEvent) -> None:
+        """An event as it reaches EngineCore."""
+        extra: dict[str, Any] = {WIRE_KEY: event.to_wire()}
+        if event.seal and self.sessions[name].hand_over:
+            extra["kv_transfer_params"] = dict(_HAND_OVER)
+        self.add_request(name, tail, extra)
+
+    def add_request(self, name: str, tokens: list[int], extra_args: dict[str, Any] | None) -> None:
+        """What EngineCore does with a request of its front end."""
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, stop_token_ids=[STOP_TOKEN], extra_args=extra_args
+        )
+        request = EngineCoreRequest(
+            request_id=name,
+            prompt_token_ids=tokens,
+            mm_features=None,
+            sampling_params=params,
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+            external_req_id=name,
+        )
+        self.scheduler.add_request(Request.from_engine_core_request(request, self._hasher))
+
+    def cancel(self, name: str) -> None:
+        self.scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
+        self.sessions.pop(name, None)
+        self._leases.pop(name, None)
+
+    # -- steps --------------------------------------------------------------------
+
+    def has_work(self) -> bool:
+        return bool(self.scheduler.has_unfinished_requests())
+
+    def step(self, cancel: str | None = None) -> None:
+        if not self.scheduler.has_requests():
+            return
+        output = self.scheduler.schedule()
+        self._check_step(output)
+        result = self.executor.execute(output)
+        if cancel is not None:
+            self.cancel(cancel)
+        self._leases = {
+            name: lease for name, lease in self._leases.items() if name in self.scheduler.requests
+        }
+        by_client = self.scheduler.update_from_output(output, result)
+        for client_outputs in by_client.values():
+            for told in client_outputs.outputs:
+                self._take(told)
+
+    def run(self, max_steps: int = 1000) -> int:
+        """Steps until there is nothing to compute; how many it took."""
+        for num_steps in range(max_steps):
+            if not self.has_work():
+                return num_steps
+            self.step()
+            self.check()
+        raise AssertionError(f"still busy after {max_steps} steps")
+
+    def _take(self, told: EngineCoreOutput) -> None:
+        self.outputs.append(told)
+        params = dict(told.kv_transfer_params or {})
+        progress = params.pop(WIRE_KEY, None)
+        session = self.sessions.get(told.request_id)
+        if session is None:
+            return
+        if progress is not None:
+            self._check_progress(session, progress)
+        if told.new_token_ids:
+            self._answers.setdefault(told.request_id, []).extend(told.new_token_ids)
+            self._take_hand_over(told.request_id, session, params)
+
+    def _take_hand_over(self, name: str, session: DrivenSession, params: dict[str, Any]) -> None:
+        stopped = self._answers[name][-1] == STOP_TOKEN
+        assert bool(params.get("do_remote_prefill")) == (session.hand_over and not stopped)
+        if params.get("do_remote_prefill"):
+            assert params["remote_num_tokens"] == len(session.tokens)
+            block_ids = list(params["remote_block_ids"][0])
+            self._leases[name] = Lease(block_ids, prefix_digests(session.tokens))
+
+    # -- memory and policy ------------------------------------------------------------
+
+    def take_blocks(self, num_blocks: int) -> None:
+        pool = self.scheduler.kv_cache_manager.block_pool
+        num_blocks = min(num_blocks, pool.get_num_free_blocks())
+        if not num_blocks:
+            return
+        self._num_shortages += 1
+        name = f"{_SHORTAGE}-{self._num_shortages}"
+        request = Request(name, [0], SamplingParams(max_tokens=1), None)
+        request.status = RequestStatus.FINISHED_LENGTH_CAPPED
+        group = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0]
+        group.req_to_blocks[name] = pool.get_new_blocks(num_blocks)
+        self.scheduler.requests[name] = request
+        self._shortages.add(name)
+
+    def return_blocks(self) -> None:
+        for name in self._shortages:
+            self.scheduler._free_blocks(self.scheduler.requests[name])
+        self._shortages.clear()
+
+    def set_policy(self, policy: str) -> None:
+        self.scheduler.set_policy(policy)
+
+    def leased(self) -> frozenset[str]:
+        return frozenset(self._leases)
+
+    def end_lease(self, name: str, *, expired: bool) -> None:
+        # To the scheduler both are one: the worker reports the blocks as sent.
+        if name in self.executor.leases.held or not expired:
+            self.executor.leases.end(name)
+            del self._leases[name]
+
+    def close(self) -> None:
+        self.scheduler.shutdown()
+
+    # -- answers and checks -------------------------------------------------------------
+
+    def answers(self) -> Mapping[str, Sequence[int]]:
+        return self._answers
+
+    def one_shot_answer(self, tokens: Sequence[int]) -> int:
+        return answer_of(tokens)
+
+    def _check_step(self, output: SchedulerOutput) -> None:
+        """Invariants 4 and 5, for what the step is about to do."""
+        settings = self.settings
+        num_tokens = output.num_scheduled_tokens
+        assert sum(num_tokens.values()) == output.total_num_scheduled_tokens
+        assert output.total_num_scheduled_tokens <= settings.step_tokens
+        assert len(num_tokens) <= settings.step_requests
+        for name in num_tokens:
+            session, request = self.sessions[name], self.scheduler.requests[name]
+            # The base class has counted the step already.
+            limit = len(session.tokens) - (not session.sealed)
+            assert request.num_computed_tokens <= limit, f"{name} computes beyond {limit}"
+
+    def _check_progress(self, session: DrivenSession, progress: dict[str, Any]) -> None:
+        session.progress.append(progress)
+        assert progress["revision"] <= session.revision
+        assert 0 <= progress["prefilled_tokens"] <= progress["known_tokens"]
+        for key in ("computed_tokens", "reused_tokens", "invalidated_tokens"):
+            assert progress[key] >= 0
+        assert progress["recomputed_tokens"] <= progress["computed_tokens"]
+
+    def check(self) -> None:
+        """Invariants 2, 5 and 6, for what lies between two steps."""
+        self.scheduler.check_integrity()
+        self._check_live()
+        self._check_hashes()
+        for name, lease in self._leases.items():
+            self.executor.assert_holds(f"lease of {name}", lease.block_ids, lease.digests)
+
+    def _check_live(self) -> None:
+        busy = False
+        for name, session in self.sessions.items():
+            request = self.scheduler.requests.get(name)
+            if name in self._answers or request is None:
+                assert name in self._answers or not session.begun, f"{name} is lost"
+                continue
+            assert list(request.all_token_ids) == session.tokens
+            assert list(request.prompt_token_ids) == session.tokens
+            computed = request.num_computed_tokens
+            target = len(session.tokens) - (not session.sealed)
+            assert computed <= max(target, 0)
+            busy |= computed < target
+            self.executor.assert_holds(
+                name, self.table(name), prefix_digests(session.tokens[:computed])
+            )
+        # Outputs that were not told yet are work, too.
+        if busy:
+            assert self.has_work()
+
+    def _check_hashes(self) -> None:
+        """What the prefix cache offers under a hash is the KV of the prefix it stands for."""
+        size = self.settings.block_size
+        for request in self.scheduler.requests.values():
+            digests = prefix_digests(request.all_token_ids)
+            assert len(request.block_hashes) <= len(digests) // size
+            for index, block_hash in enumerate(request.block_hashes):
+                digest = digests[(index + 1) * size - 1]
+                assert self._hash_meaning.setdefault(bytes(block_hash), digest) == digest
+        for block in self.scheduler.kv_cache_manager.block_pool.blocks:
+            if block.block_hash is not None:
+                meaning = self._hash_meaning.get(bytes(block.block_hash)[:-4])
+                assert self.executor.kv[block.block_id][-1] == meaning
+
+    def table(self, name: str) -> list[int]:
+        """Ids of the blocks a session holds."""
+        group = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0]
+        return [block.block_id for block in group.req_to_blocks.get(name, ())]
+
+    @property
+    def num_free_blocks(self) -> int:
+        free: int = self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        return free
+
+    def check_empty(self) -> None:
+        assert self.num_free_blocks == self.settings.num_blocks - 1
+        assert not self.scheduler.requests
+        assert not self.scheduler.has_requests()
+        assert not self.executor.requests
+        assert not self.executor.leases.held
+
+
+def common_prefix_len_of_lists(old: Sequence[Tokens], new: Sequence[Tokens]) -> int:
+    """How many leading documents both lists share."""
+    same = 0
+    while same < min(len(old), len(new)) and old[same] == new[same]:
+        same += 1
+    return same

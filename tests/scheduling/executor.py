@@ -1,0 +1,181 @@
+"""Computes nothing, and notices when a real model would have computed something wrong.
+
+Stands where vLLM's executor stands, and knows only what the scheduler tells it
+in SchedulerOutput, as the model runner of a worker process does: a copy of each
+request's tokens, refreshed when the request is announced as new, and a block
+table that grows by what each step adds.
+
+KV of a position depends on all tokens up to it, so a block holds, at each
+offset, a digest of the whole prefix. Every position a step attends to must hold
+the digest of the request's own prefix; a token is sampled from the digest of
+the whole prompt. KV that was cut wrongly, freed too early, overwritten, found
+under a wrong hash, or computed from tokens that are no longer true shows up as
+a failed assertion or as a different answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+
+NULL_BLOCK = 0
+# Sampled in about one of eight answers; sampling parameters name it as a stop token.
+STOP_TOKEN = 511
+_NUM_ANSWERS = 500
+
+
+def prefix_digests(tokens: Iterable[int]) -> list[int]:
+    """A digest of each prefix; hashes of tuples of ints are the same in every process."""
+    digests, digest = [], 0
+    for token in tokens:
+        digest = hash((digest, token))
+        digests.append(digest)
+    return digests
+
+
+def answer_of(tokens: Sequence[int]) -> int:
+    """The first token of the answer to this sequence."""
+    digest = prefix_digests(tokens)[-1]
+    return STOP_TOKEN if digest % 8 == 0 else 3 + digest % _NUM_ANSWERS
+
+
+@dataclass
+class RunnerCopy:
+    """What a model runner remembers of one request."""
+
+    tokens: list[int]
+    block_ids: list[int]
+    digests: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.digests = prefix_digests(self.tokens)
+
+
+class LeaseHolder:
+    """The worker's half of the NIXL connector: who may still be read, until when."""
+
+    def __init__(self) -> None:
+        self._in_batch: set[str] = set()
+        self._held: set[str] = set()
+        self._done: set[str] = set()
+        # A reader may be faster than the scheduler's word that there is a lease.
+        self._ended: set[str] = set()
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Finished requests whose blocks wait for a reader."""
+        return frozenset(self._held)
+
+    def take(self, metadata: Any) -> None:
+        """What the scheduler's half sends with each step."""
+        self._in_batch |= metadata.reqs_in_batch
+        for request_id in metadata.reqs_not_processed:
+            assert request_id not in self._held, f"{request_id}: aborted under a lease"
+            self._in_batch.discard(request_id)
+        for request_id, deadline_s in metadata.reqs_to_send.items():
+            # The real one ignores what it was not told of before; the blocks
+            # of such a request would never be free again.
+            known = request_id in self._in_batch | self._ended
+            assert known, f"{request_id}: leased, and never announced to the worker"
+            if request_id in self._in_batch:
+                self._held.add(request_id)
+                if deadline_s <= 0:
+                    self.end(request_id)
+
+    def end(self, request_id: str) -> None:
+        """The reader has read, or the deadline has passed."""
+        if request_id in self._in_batch:
+            self._in_batch.discard(request_id)
+            self._held.discard(request_id)
+            self._done.add(request_id)
+            self._ended.add(request_id)
+
+    def report(self) -> KVConnectorOutput | None:
+        """What ended since the last step."""
+        done, self._done = self._done, set()
+        return KVConnectorOutput(finished_sending=done) if done else None
+
+
+class FakeExecutor:
+    """Executes steps against digests instead of tensors."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self._block_size = block_size
+        self.kv: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self.requests: dict[str, RunnerCopy] = {}
+        self.leases = LeaseHolder()
+        self.num_steps = 0
+        self.num_tokens = 0
+
+    def execute(self, output: SchedulerOutput) -> ModelRunnerOutput:
+        """One step, with the assertions of the module's docstring."""
+        self.num_steps += 1
+        self.num_tokens += output.total_num_scheduled_tokens
+        if output.kv_connector_metadata is not None:
+            self.leases.take(output.kv_connector_metadata)
+        starts = self._update_copies(output)
+        assert starts.keys() == output.num_scheduled_tokens.keys()
+        scheduled = output.num_scheduled_tokens.items()
+        # A model writes the KV of the whole batch before it attends to any.
+        for request_id, num_tokens in scheduled:
+            self._write(request_id, starts[request_id], num_tokens)
+        sampled = [self._attend(name, starts[name] + num_tokens) for name, num_tokens in scheduled]
+        return ModelRunnerOutput(
+            req_ids=list(output.num_scheduled_tokens),
+            req_id_to_index={name: i for i, name in enumerate(output.num_scheduled_tokens)},
+            sampled_token_ids=sampled,
+            kv_connector_output=self.leases.report(),
+        )
+
+    def _update_copies(self, output: SchedulerOutput) -> dict[str, int]:
+        """The requests of this step and where each starts, as `_update_states` does it."""
+        for request_id in output.finished_req_ids:
+            self.requests.pop(request_id, None)
+        starts = {}
+        for new in output.scheduled_new_reqs:
+            self.requests[new.req_id] = _copy_of(new)
+            starts[new.req_id] = new.num_computed_tokens
+        return starts | self._extend_copies(output.scheduled_cached_reqs)
+
+    def _extend_copies(self, cached: CachedRequestData) -> dict[str, int]:
+        for request_id, new_blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
+            held = self.requests[request_id].block_ids
+            if request_id in cached.resumed_req_ids:
+                held.clear()
+            held.extend(new_blocks[0] if new_blocks else ())
+        return dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+
+    def _write(self, request_id: str, start: int, num_tokens: int) -> None:
+        copy, end = self.requests[request_id], start + num_tokens
+        assert num_tokens > 0
+        assert end <= len(copy.tokens), f"{request_id}: step ends at {end} of {len(copy.tokens)}"
+        assert NULL_BLOCK not in copy.block_ids
+        assert len(set(copy.block_ids)) == len(copy.block_ids)
+        for position in range(start, end):
+            block, offset = divmod(position, self._block_size)
+            self.kv[copy.block_ids[block]][offset] = copy.digests[position]
+
+    def _attend(self, request_id: str, end: int) -> list[int]:
+        copy = self.requests[request_id]
+        self.assert_holds(request_id, copy.block_ids, copy.digests[:end])
+        return [answer_of(copy.tokens)] if end == len(copy.tokens) else []
+
+    def assert_holds(self, what: str, block_ids: Sequence[int], digests: Sequence[int]) -> None:
+        """The blocks hold the KV of this prefix."""
+        size = self._block_size
+        assert len(block_ids) * size >= len(digests), f"{what}: too few blocks"
+        for position, digest in enumerate(digests):
+            block_id, offset = block_ids[position // size], position % size
+            assert self.kv[block_id][offset] == digest, (
+                f"{what}: position {position} in block {block_id} holds KV of something else"
+            )
+
+
+def _copy_of(new: NewRequestData) -> RunnerCopy:
+    # Another process: nothing is shared with the scheduler.
+    assert new.prompt_token_ids is not None
+    return RunnerCopy(list(new.prompt_token_ids), list(new.block_ids[0]))
