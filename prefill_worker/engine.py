@@ -25,6 +25,13 @@ from stream2llm.vllm_engine import Engine, OutputStream, only_output
 from stream2llm.vllm_sampling import EngineSeed, engine_seed, to_vllm
 from stream2llm.worker_spec import WorkerSpec
 
+# Engine arguments without which our scheduler does not run.
+FIXED_ARGS = {
+    "scheduler_cls": "prefill_worker.scheduler.PrefillScheduler",
+    "async_scheduling": False,
+    "scheduler_reserve_full_isl": False,
+}
+
 # Has the connector keep the blocks for a decode worker when the request ends.
 _HAND_OVER = {
     "do_remote_decode": True,
@@ -47,12 +54,7 @@ async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
         spec,
         kv_transfer={"kv_connector": "NixlConnector", "kv_role": "kv_producer"},
         stats=stats,
-        fixed_args={
-            "scheduler_cls": "prefill_worker.scheduler.PrefillScheduler",
-            "async_scheduling": False,
-            "scheduler_reserve_full_isl": False,
-            "additional_config": {WIRE_KEY: options},
-        },
+        fixed_args={**FIXED_ARGS, "additional_config": {WIRE_KEY: options}},
     )
 
 

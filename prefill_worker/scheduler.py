@@ -94,6 +94,15 @@ class PrefillScheduler(Scheduler):
         self._delayed: str | None = None
         self._num_missed_plans = 0
 
+    @property
+    def counters(self) -> SchedulerCounters:
+        """What was counted since the engine started."""
+        return self._counters
+
+    def has_work(self, request_id: str) -> bool:
+        """Whether a live session has tokens to compute."""
+        return self._book.has_work(request_id)
+
     # -- requests, context events and commands --------------------------------
 
     def add_request(self, request: Request) -> None:
