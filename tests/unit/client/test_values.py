@@ -7,6 +7,8 @@ import asyncio
 import grpc
 import pytest
 
+from stream2llm.cli.output import progress_line
+from stream2llm.client import DelayReason
 from stream2llm.client.buffer import EventBuffer
 from stream2llm.client.credit import CreditGate
 from stream2llm.client.events import Finished, Progress, TokenDelta
@@ -119,6 +121,17 @@ def test_logprobs_and_the_stop_token_are_read():
     finished = pb.GenerationFinished(reason=pb.FINISH_REASON_STOP_TOKEN, stop_token_id=0)
     event = event_from(pb.GenerateResponse(finished=finished))
     assert event == Finished(FinishReason.STOP_TOKEN, stop_token_id=0)
+
+
+def test_a_progress_says_what_holds_the_session_up():
+    message = pb.Progress(received_tokens=9, delay=pb.DELAY_REASON_KV_MEMORY)
+    progress = event_from(pb.StreamGenerateResponse(progress=message))
+    assert progress == Progress(received_tokens=9, delay=DelayReason.KV_MEMORY)
+    assert progress.delay == "kv_memory"
+    assert progress_line(progress).endswith("; waits for memory (kv_memory)")
+    moving = event_from(pb.StreamGenerateResponse(progress=pb.Progress()))
+    assert moving.delay is None
+    assert "waits" not in progress_line(moving)
 
 
 def test_what_this_client_does_not_know_is_an_internal_error():

@@ -332,7 +332,7 @@ async def test_stopping_ends_what_is_open(make_ring: Any) -> None:
     ring = await make_ring()
     session = ring.converse()
     await session.open("hello")
-    await session.next("progress")
+    await soon(ring.prefill.session_came.wait())
     await ring.router.stop()
     error = await session.failure()
     assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
