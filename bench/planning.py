@@ -138,7 +138,9 @@ def _plan_by_index(book: SessionBook, touched: list[Figures], limits: StepLimits
     for each in touched:
         _put(book, each)
     book.begin_step()
-    return book.plan(limits, NO_SHARING)
+    plan = book.plan(limits, NO_SHARING)
+    book.end_step(plan)
+    return plan
 
 
 def _plan_by_sorting(figures: dict[str, Figures], policy: Policy, limits: StepLimits) -> StepPlan:

@@ -4,8 +4,8 @@ Says who is known, in which order they are served and evicted, who waits and
 since when, and makes the plan of a step. Knows nothing of vLLM: the scheduler
 and simulators keep the same book.
 
-One step is `begin_step`, `plan`, then `update` for every session that the plan
-touched. Events in between are `open`, `update` (with `cut` before it, if KV was
+One step is `begin_step`, `plan`, `update` for every session that the plan
+touched, `end_step`. Events in between are `open`, `update` (with `cut` before it, if KV was
 thrown away) and `close`.
 """
 
@@ -108,13 +108,14 @@ class SessionBook:
             num_known_tokens,
             num_computed_tokens,
             num_blocks,
+            state.lost_until,
             state.promotion,
         )
         self._place(view)
 
     def _place(self, view: RequestView) -> None:
         self._index.put(view)
-        if view.promotion or not view.num_wanted_tokens:
+        if view.promotion or not view.has_claim:
             self._patience.ends(view.request_id)
         else:
             self._patience.waits(view.request_id, self._step)
@@ -126,10 +127,13 @@ class SessionBook:
         self._patience.ends(request_id)
 
     def begin_step(self) -> None:
-        """Counts a step, and promotes those who have waited for too long."""
-        self._step += 1
+        """Promotes those who have waited for too long."""
         for request_id in self._patience.take_overdue(self._step):
             self._promote(request_id)
+
+    def end_step(self, plan: StepPlan) -> None:
+        """Counts a step, if it computes anything: only then do others wait for it."""
+        self._step += bool(plan.grants)
 
     def _promote(self, request_id: str) -> None:
         state, view = self._states[request_id], self._index[request_id]

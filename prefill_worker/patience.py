@@ -1,14 +1,14 @@
 """Nobody waits for ever: who has had work for too many steps goes first.
 
 A policy may prefer others for as long as others come. So each session's wait
-is timed, in engine steps: a wait begins when the session gets work, and ends
-when nothing is left to compute. A wait of `limit_steps` promotes the session:
+is timed, in engine steps that compute something: a wait begins when the session
+gets new tokens to compute, and ends when none are left. A wait of `limit_steps` promotes the session:
 it goes before all sessions that are not promoted, and promoted ones go in the
 order of their promotion. A promotion is a promise to compute what the session
 knew at that moment. It ends when that is computed, or when an update throws
 away what was; then a new wait begins.
 
-The bound that follows, for every policy: from the step in which it gets work,
+The bound that follows, for every policy: from the step in which it gets new tokens
 a session has computed what it knows after at most
 
     limit_steps + sum over sessions promoted before it, and itself, of
@@ -32,11 +32,11 @@ class Patience:
         self._since: dict[str, int] = {}
 
     def waits(self, request_id: str, step: int) -> None:
-        """The session has work; its wait goes on, or begins in this step."""
+        """The session has new tokens to compute; its wait goes on, or begins in this step."""
         self._since.setdefault(request_id, step)
 
     def ends(self, request_id: str) -> None:
-        """Nothing is left to compute, or the session was promoted or has ended."""
+        """No new tokens are left, or the session was promoted or has ended."""
         self._since.pop(request_id, None)
 
     def take_overdue(self, step: int) -> list[str]:

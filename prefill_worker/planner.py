@@ -2,9 +2,10 @@
 
 Walk the sessions that have work, in rank order. Give each what is left of the
 step's tokens, as far as its KV blocks fit. Where they do not fit, evict. A
-victim may be a session that has nothing to compute, or one that the session in
-question goes before; never one that was chosen already. Where all of them
-together are not enough, compute the part that fits.
+victim may be a session that has nothing new to compute, or one that the session
+in question goes before; never one that was chosen already. Where all of them
+together are not enough, compute the part that fits. Sessions that would only
+restore lost KV come last, evict nobody, and use what is free.
 
 So the first in rank can evict everybody else, and moves in every step, unless
 hand-overs hold the memory, and those end. Nobody is evicted in vain: of the
@@ -94,6 +95,8 @@ class _Planning:
             return None
         # Sessions further down hold no block that could be had and was not
         # taken, so they cannot get one either.
+        if not view.has_claim:
+            return StopReason.NO_ROOM_TO_RESTORE
         return StopReason.KV_MEMORY if self._grants else StopReason.KV_LEASED
 
     def _keys_of_step(self, view: RequestView, num_tokens: int) -> Sequence[Hashable]:
@@ -106,7 +109,7 @@ class _Planning:
     def _fit(self, view: RequestView, num_tokens: int) -> int:
         """How many of `num_tokens` have room, after evicting for them."""
         needed = num_blocks_needed(view, num_tokens, self._block_size)
-        if needed > self._blocks_left:
+        if needed > self._blocks_left and view.has_claim:
             self._evict_for(view, needed - self._blocks_left)
         if needed <= self._blocks_left:
             return num_tokens
@@ -116,7 +119,7 @@ class _Planning:
     def _evict_for(self, view: RequestView, num_blocks: int) -> None:
         self._chosen.add(view.request_id)
         for victim, freed in self._victims.take(view, num_blocks, self._chosen):
-            reason = EvictionReason.LOWER_RANK if victim.num_wanted_tokens else EvictionReason.IDLE
+            reason = EvictionReason.LOWER_RANK if victim.has_claim else EvictionReason.IDLE
             self._evictions.append(Eviction(victim.request_id, freed, reason, view.request_id))
             self._blocks_left += freed
 
@@ -162,7 +165,7 @@ class _Victims:
         for view in self._not_tried():
             if view.request_id in chosen:
                 continue
-            if not view.num_wanted_tokens or self._ranking.goes_before(beneficiary, view):
+            if not view.has_claim or self._ranking.goes_before(beneficiary, view):
                 yield view
 
     def _not_tried(self) -> Iterator[RequestView]:

@@ -1,10 +1,14 @@
 """Rankings: who is served first, and who is evicted last.
 
 A policy is one function from a view to a sortable key: the lower key is served
-first. That is all a new policy needs, and its line in `POLICIES`. Who is
-evicted follows from it: idle open sessions first, then open ones with work,
-sealed ones last; inside a tier the last in rank first. A policy that evicts in
-another order says so with a second key, `keep`: the higher key goes first.
+first. That is all a new policy needs, and its line in `POLICIES`. Two things
+hold for every policy: promoted sessions (see patience.py) go before all others,
+and those that would only restore KV they have lost go behind all others.
+
+Who is evicted follows from the rank: open sessions with nothing new to compute
+first, then open ones with new tokens, sealed ones last; inside a tier the last
+in rank first. A policy that evicts in another order says so with a second key,
+`keep`: the higher key goes first.
 
 Keys must tell any two sessions apart (the arrival does), and may use only what
 a view holds, because a session is ranked anew only when its view is replaced.
@@ -30,21 +34,21 @@ class Policy(NamedTuple):
     keep: Rank | None = None
 
     def serve_key(self, view: RequestView) -> RankKey:
-        """Promoted sessions first, in the order of their promotion; then the policy's rank."""
-        return (view.promotion == 0, view.promotion, *self.serve(view))
+        """The whole key: lower is served first."""
+        return (view.promotion == 0, view.promotion, not view.has_claim, *self.serve(view))
 
     def keep_key(self, view: RequestView) -> RankKey:
-        """The same for who keeps the KV longest."""
+        """The whole key: higher is evicted first."""
         if self.keep is not None:
             return (view.promotion == 0, view.promotion, *self.keep(view))
         return (view.promotion == 0, view.promotion, _tier(view), *self.serve(view))
 
 
 def _tier(view: RequestView) -> int:
-    """0 sealed, 1 open with work, 2 open and idle."""
+    """0 sealed, 1 open with new tokens, 2 open without."""
     if view.sealed:
         return 0
-    return 1 if view.num_wanted_tokens else 2
+    return 1 if view.has_claim else 2
 
 
 def default(view: RequestView) -> RankKey:
@@ -58,13 +62,13 @@ def newest_first_out(view: RequestView) -> RankKey:
 
 
 def fcfs(view: RequestView) -> RankKey:
-    """Sealed before open, idle last; inside a tier by arrival."""
-    return (_tier(view), view.arrival)
+    """Sealed before open; among each by arrival."""
+    return (not view.sealed, view.arrival)
 
 
 def lcas(view: RequestView) -> RankKey:
-    """Sealed before open, idle last; inside a tier by arrival of the last chunk."""
-    return (_tier(view), view.last_event, view.arrival)
+    """Sealed before open; among each by arrival of the last chunk."""
+    return (not view.sealed, view.last_event, view.arrival)
 
 
 def mcps(view: RequestView) -> RankKey:

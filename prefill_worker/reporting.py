@@ -42,18 +42,24 @@ class Reporting:
         self._num_short_of_blocks = num_sessions
 
     def take_due(
-        self, policy: str, counters: SchedulerCounters, *, num_with_work: int, num_idle: int
+        self,
+        policy: str,
+        counters: SchedulerCounters,
+        *,
+        is_busy: bool,
+        num_with_work: int,
+        num_idle: int,
     ) -> tuple[int, EngineCoreOutput] | None:
         """After a step: the report, with the client it is for, if one is due.
 
-        For every command, when nothing is left to do and there is news, and
-        every so many steps.
+        For every command, when nothing is left that could be done and there is
+        news, and every so many steps.
         """
         self._num_steps += 1
         if self._channel is None:
             self._plan_s.clear()
             return None
-        if not self.is_awaited and num_with_work and self._num_steps < _MAX_STEPS_BETWEEN:
+        if not self.is_awaited and is_busy and self._num_steps < _MAX_STEPS_BETWEEN:
             return None
         report = SchedulerReport(
             last_command=self._last_command,

@@ -93,6 +93,8 @@ class PrefillScheduler(Scheduler):
         # The session that the memory was too short for in the last step.
         self._delayed: str | None = None
         self._num_missed_plans = 0
+        # The free blocks at which the last step could do nothing for anybody.
+        self._stuck_with_free_blocks: int | None = None
 
     @property
     def counters(self) -> SchedulerCounters:
@@ -107,6 +109,7 @@ class PrefillScheduler(Scheduler):
 
     def add_request(self, request: Request) -> None:
         """A new session, an event of one that is known, or a command."""
+        self._stuck_with_free_blocks = None
         event = event_or_command(request)
         live = self._live.get(request.request_id)
         if isinstance(event, SchedulerCommand):
@@ -213,7 +216,9 @@ class PrefillScheduler(Scheduler):
         started_s = self._clock.monotonic_s()
         self._book.begin_step()
         plan = self._plan()
+        self._book.end_step(plan)
         self._reporting.note_plan(self._clock.monotonic_s() - started_s)
+        self._stuck_with_free_blocks = None if plan.grants else self._num_free_blocks
         for eviction in plan.evictions:
             self._evict(eviction)
         self._note_delay(plan)
@@ -235,11 +240,16 @@ class PrefillScheduler(Scheduler):
             if not sum(self._adopt_cached_prefix(grant.request_id) for grant in plan.grants):
                 return plan
 
+    @property
+    def _num_free_blocks(self) -> int:
+        count: int = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        return count
+
     def _limits(self) -> StepLimits:
         return StepLimits(
             num_tokens=self.max_num_scheduled_tokens,
             num_requests=min(self.max_num_running_reqs, self.max_num_active_reqs),
-            num_free_blocks=self.kv_cache_manager.block_pool.get_num_free_blocks(),
+            num_free_blocks=self._num_free_blocks,
             block_size=self.block_size,
         )
 
@@ -403,6 +413,7 @@ class PrefillScheduler(Scheduler):
         due = self._reporting.take_due(
             self._book.policy.name,
             self._counters,
+            is_busy=self._num_with_a_chance > 0,
             num_with_work=num_with_work,
             num_idle=self._book.num_sessions - num_with_work,
         )
@@ -424,6 +435,7 @@ class PrefillScheduler(Scheduler):
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
     ) -> list[Request]:
         """Ends sessions from outside (cancel); their blocks are free afterwards."""
+        self._stuck_with_free_blocks = None
         if isinstance(request_ids, str):
             request_ids = (request_ids,)
         ids = list(self.requests if request_ids is None else request_ids)
@@ -463,7 +475,14 @@ class PrefillScheduler(Scheduler):
     def get_num_unfinished_requests(self) -> int:
         """Sessions that need a step; an idle open session needs none."""
         num_to_tell = len(self._to_tell) + self._reporting.is_awaited
-        return max(self._book.num_with_work, num_to_tell)
+        return max(self._num_with_a_chance, num_to_tell)
+
+    @property
+    def _num_with_a_chance(self) -> int:
+        """Sessions with work, or 0 if none of them could be helped and nothing has changed since."""
+        if self._stuck_with_free_blocks == self._num_free_blocks:
+            return 0
+        return self._book.num_with_work
 
     def has_finished_requests(self) -> bool:
         """Whether the worker must hear of ended requests, or leases are open."""

@@ -29,6 +29,9 @@ class RequestView:
     num_computed_tokens: int
     # In its block table, shared ones included.
     num_blocks: int
+    # So many of the known tokens were computed at some time; fewer are computed
+    # now if the KV was evicted.
+    num_reached_tokens: int = 0
     # Which promotion put it before all others, counting from 1; 0: none did.
     promotion: int = 0
 
@@ -45,6 +48,18 @@ class RequestView:
     def num_wanted_tokens(self) -> int:
         """Tokens that may be computed and are not."""
         return max(self.num_target_tokens - self.num_computed_tokens, 0)
+
+    @property
+    def has_claim(self) -> bool:
+        """Whether others may be evicted for it: it is sealed, or has tokens never computed yet.
+
+        An open session that would only restore KV it has lost has none. If it
+        had, two sessions that do not fit together would evict each other for
+        ever, each idle while the other computes.
+        """
+        if self.sealed:
+            return self.num_wanted_tokens > 0
+        return self.num_target_tokens > max(self.num_computed_tokens, self.num_reached_tokens)
 
 
 class Ranking(Protocol):
@@ -111,9 +126,9 @@ class StepLimits:
 class EvictionReason(StrEnum):
     """Why a session loses its KV."""
 
-    # It has nothing to compute, and somebody else has.
+    # It has nothing new to compute, and somebody else has.
     IDLE = "idle"
-    # It has work, and so has a session that goes before it.
+    # It has, and so has a session that goes before it.
     LOWER_RANK = "lower_rank"
 
 
@@ -128,6 +143,8 @@ class StopReason(StrEnum):
     KV_MEMORY = "kv_memory"
     # Not even the first in rank has room: hand-overs hold the memory.
     KV_LEASED = "kv_leased"
+    # Only sessions are left that would restore lost KV, and nothing is free.
+    NO_ROOM_TO_RESTORE = "no_room_to_restore"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,12 @@ def a_request(
     known: int = 0,
     computed: int = 0,
     num_blocks: int = 0,
+    reached: int = 0,
     promotion: int = 0,
 ) -> RequestView:
     """A session as the planner sees it."""
     return RequestView(
-        request_id, sealed, arrival, last_event, known, computed, num_blocks, promotion
+        request_id, sealed, arrival, last_event, known, computed, num_blocks, reached, promotion
     )
 
 

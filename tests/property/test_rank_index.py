@@ -28,6 +28,7 @@ def views(draw: st.DrawFn) -> RequestView:
         num_known_tokens=known,
         num_computed_tokens=draw(st.integers(0, known - 1)),
         num_blocks=draw(st.integers(0, 3)),
+        num_reached_tokens=draw(st.integers(0, known)),
         promotion=draw(st.sampled_from([0, 0, 1, 2])),
     )
 

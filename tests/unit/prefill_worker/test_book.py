@@ -30,21 +30,23 @@ def served(plan: StepPlan) -> list[str]:
 def step(book: SessionBook, tokens: int = 64) -> list[str]:
     """A step in which nobody computes anything; who would."""
     book.begin_step()
-    return served(book.plan(limits(tokens=tokens), a_ledger()))
+    plan = book.plan(limits(tokens=tokens), a_ledger())
+    book.end_step(plan)
+    return served(plan)
 
 
 def test_a_session_that_waits_too_long_goes_first() -> None:
     book = a_book()
     opened(book, "open", known=65)
     opened(book, "sealed", known=64, sealed=True)
-    assert [step(book) for _ in range(4)] == [["sealed"], ["sealed"], ["open"], ["open"]]
+    assert [step(book) for _ in range(5)] == [["sealed"]] * 3 + [["open"]] * 2
     assert book.num_promotions == 2
 
 
 def test_a_promotion_ends_when_the_promise_is_kept() -> None:
     book = a_book()
     state = opened(book, "open", known=65)
-    for _ in range(3):
+    for _ in range(4):
         step(book)
     assert (state.promotion, state.promised_tokens) == (1, 64)
     book.update("open", 200, 63, 2)  # an append does not add to the promise
@@ -56,19 +58,19 @@ def test_a_promotion_ends_when_the_promise_is_kept() -> None:
 def test_an_update_that_throws_kv_away_ends_the_promotion_and_begins_a_new_wait() -> None:
     book = a_book()
     state = opened(book, "open", known=65)
-    for _ in range(3):
+    for _ in range(4):
         step(book)
     book.cut(state)
     book.update("open", 65, 10, 1)
     assert state.promotion == 0
     opened(book, "sealed", known=64, sealed=True)
-    assert [step(book) for _ in range(3)] == [["sealed"], ["sealed"], ["open", "sealed"]]
+    assert [step(book) for _ in range(4)] == [["sealed"]] * 3 + [["open", "sealed"]]
 
 
 def test_the_seal_adds_to_the_promise() -> None:
     book = a_book()
     state = opened(book, "open", known=65)
-    for _ in range(3):
+    for _ in range(4):
         step(book)
     book.seal(state, 80)
     book.update("open", 80, 64, 2)
@@ -78,7 +80,7 @@ def test_the_seal_adds_to_the_promise() -> None:
 def test_an_eviction_does_not_end_a_promotion() -> None:
     book = a_book()
     state = opened(book, "open", known=65)
-    for _ in range(3):
+    for _ in range(4):
         step(book)
     book.update("open", 65, 40, 2)
     book.update("open", 65, 0, 0)
@@ -93,6 +95,25 @@ def test_idle_sessions_do_not_wait() -> None:
         assert step(book) == []
     assert state.promotion == 0
     assert (book.num_sessions, book.num_with_work) == (1, 0)
+
+
+def test_a_session_that_would_only_restore_its_kv_does_not_wait() -> None:
+    book = a_book()
+    state = opened(book, "open", known=65)
+    state.lost_until = 64
+    book.update("open", 65, 0, 0)
+    for _ in range(5):
+        assert step(book) == ["open"]
+    assert state.promotion == 0
+
+
+def test_steps_that_compute_nothing_are_no_wait() -> None:
+    book = a_book()
+    state = opened(book, "open", known=65)
+    for _ in range(9):
+        book.begin_step()
+        book.end_step(book.plan(limits(free_blocks=0), a_ledger()))
+    assert state.promotion == 0
 
 
 def test_a_closed_session_is_nowhere() -> None:
@@ -111,6 +132,7 @@ def test_switching_the_policy_keeps_sessions_waits_and_promotions() -> None:
     assert step(book) == ["early"]
     book.set_policy(POLICIES["mcps"])
     assert step(book) == ["late", "early"]
+    step(book)
     step(book)
     assert late.promotion == 2
     assert (book.num_sessions, book.num_with_work) == (2, 2)

@@ -112,6 +112,29 @@ def test_an_idle_session_is_evicted_even_for_a_lower_rank() -> None:
     assert plan == StepPlan((Grant("wants", 32),), (Eviction("idle", 2, IDLE, "wants"),))
 
 
+def test_restoring_lost_kv_evicts_nobody_and_comes_last() -> None:
+    """Else two that do not fit together would evict each other for ever."""
+    lost = a_request("lost", arrival=1, known=65, reached=64)
+    idle = a_request("idle", arrival=2, known=65, computed=64, num_blocks=2)
+    fresh = a_request("fresh", arrival=3, known=33)
+    ledger = a_ledger(idle=(1, 2))
+    assert plan_of(lost, idle, limits=limits(free_blocks=1), ledger=ledger) == StepPlan(
+        (Grant("lost", 32),)
+    )
+    assert plan_of(lost, idle, limits=limits(free_blocks=0), ledger=ledger) == StepPlan(
+        (), (), StopReason.NO_ROOM_TO_RESTORE, "lost"
+    )
+    plan = plan_of(lost, idle, fresh, limits=limits(free_blocks=1), ledger=ledger)
+    assert plan.grants == (Grant("fresh", 32),)
+
+
+def test_a_sealed_session_may_evict_to_restore() -> None:
+    lost = a_request("lost", sealed=True, known=64, reached=64)
+    idle = a_request("idle", arrival=2, known=65, computed=64, num_blocks=2)
+    plan = plan_of(lost, idle, limits=limits(free_blocks=0), ledger=a_ledger(idle=(1, 2)))
+    assert plan == StepPlan((Grant("lost", 64),), (Eviction("idle", 2, IDLE, "lost"),))
+
+
 def test_the_default_policy_evicts_the_newest_and_only_for_those_that_run() -> None:
     oldest = a_request("oldest", arrival=1, known=200, computed=32, num_blocks=1)
     newest = a_request("newest", arrival=3, known=200, computed=32, num_blocks=1)
