@@ -4,9 +4,9 @@ Says who is known, in which order they are served and evicted, who waits and
 since when, and makes the plan of a step. Knows nothing of vLLM: the scheduler
 and simulators keep the same book.
 
-One step is `begin_step`, `plan`, `update` for every session that the plan
-touched, `end_step`. Events in between are `open`, `update` (with `cut` before it, if KV was
-thrown away) and `close`.
+One step is `begin_step`, `plan`, `note_eviction` and `update` for every session
+that the plan touched, `end_step`. Events in between are `open`, `note_event`,
+`seal`, each with `update` after it, and `close`.
 """
 
 from __future__ import annotations
@@ -75,23 +75,35 @@ class SessionBook:
             lost_blocks=LostBlocks(self._num_lost_blocks),
         )
         self._states[request_id] = state
-        self.note_event(state)
+        self._count_event(state)
         return state
 
-    def note_event(self, state: SessionState) -> None:
-        """A context event of this session has arrived."""
+    def _count_event(self, state: SessionState) -> None:
         self._num_events += 1
         state.last_event = self._num_events
+
+    def note_event(self, request_id: str, num_same: int) -> None:
+        """A context event leaves the first `num_same` tokens of the sequence as they were.
+
+        One that throws computed KV away also ends the promotion it was for.
+        """
+        state = self._states[request_id]
+        self._count_event(state)
+        state.lost_until = min(state.lost_until, num_same)
+        if self._index[request_id].num_computed_tokens > num_same:
+            state.promotion = 0
+
+    def note_eviction(self, request_id: str) -> None:
+        """The session loses all its KV."""
+        state = self._states[request_id]
+        num_computed = self._index[request_id].num_computed_tokens
+        state.lost_until = max(state.lost_until, num_computed)
 
     def seal(self, state: SessionState, num_known_tokens: int) -> None:
         """Its context is complete; a promise now covers all of it."""
         state.sealed = True
         if state.promotion:
             state.promised_tokens = num_known_tokens
-
-    def cut(self, state: SessionState) -> None:
-        """An update threw computed KV away, and with it what a promotion was for."""
-        state.promotion = 0
 
     def update(
         self, request_id: str, num_known_tokens: int, num_computed_tokens: int, num_blocks: int

@@ -150,7 +150,6 @@ class PrefillScheduler(Scheduler):
     def _apply_event(self, live: _Live, update: Request, event: ContextEvent) -> None:
         self._splice(live, update.prompt_token_ids or [], event.keep_tokens)
         live.state.revision = event.revision
-        self._book.note_event(live.state)
         if event.seal:
             self._seal(live, update)
         # Only a request that is announced as new brings the worker process its
@@ -160,11 +159,12 @@ class PrefillScheduler(Scheduler):
 
     def _splice(self, live: _Live, tail: list[int], keep_tokens: int) -> None:
         """Makes the sequence `old[:keep_tokens] + tail`, keeping valid KV."""
-        request, state = live.request, live.state
+        request = live.request
         old = request._all_token_ids
         assert keep_tokens <= len(old)
         num_same = keep_tokens + common_prefix_len(old, tail, old_start=keep_tokens)
         is_replaced = num_same < len(old)
+        self._book.note_event(request.request_id, num_same)
         if num_same < request.num_computed_tokens:
             self._invalidate(live, num_same)
         replace_tail(request, num_same, tail[num_same - keep_tokens :], self.hash_block_size)
@@ -172,7 +172,6 @@ class PrefillScheduler(Scheduler):
         valid = min(num_same, max(request.num_tokens - 1, 0))
         if request.num_computed_tokens > valid:
             blocks.truncate_kv(self.kv_cache_manager, request, valid)
-        state.lost_until = min(state.lost_until, num_same)
         if is_replaced:
             self._counters.reused_within_session_tokens += request.num_computed_tokens
 
@@ -182,7 +181,6 @@ class PrefillScheduler(Scheduler):
         self._counters.invalidated_tokens += num_lost
         live.state.invalidated += num_lost
         self._remember_lost(live, num_same)
-        self._book.cut(live.state)
 
     def _remember_lost(self, live: _Live, num_kept_tokens: int) -> None:
         """The session is about to lose its computed KV behind so many tokens."""
@@ -306,8 +304,8 @@ class PrefillScheduler(Scheduler):
 
     def _evict(self, eviction: Eviction) -> None:
         live = self._live[eviction.request_id]
-        request, state = live.request, live.state
-        state.lost_until = max(state.lost_until, request.num_computed_tokens)
+        request = live.request
+        self._book.note_eviction(request.request_id)
         self._remember_lost(live, 0)
         self._counters.recompute_preemptions += 1
         self.kv_cache_manager.free(request)

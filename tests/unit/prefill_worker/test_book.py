@@ -60,7 +60,10 @@ def test_an_update_that_throws_kv_away_ends_the_promotion_and_begins_a_new_wait(
     state = opened(book, "open", known=65)
     for _ in range(4):
         step(book)
-    book.cut(state)
+    book.update("open", 65, 20, 1)
+    book.note_event("open", 20)
+    assert state.promotion == 1  # nothing that was computed is lost
+    book.note_event("open", 10)
     book.update("open", 65, 10, 1)
     assert state.promotion == 0
     opened(book, "sealed", known=64, sealed=True)
@@ -83,8 +86,10 @@ def test_an_eviction_does_not_end_a_promotion() -> None:
     for _ in range(4):
         step(book)
     book.update("open", 65, 40, 2)
+    book.note_eviction("open")
     book.update("open", 65, 0, 0)
-    assert state.promotion == 1
+    assert (state.promotion, state.lost_until) == (1, 40)
+    assert book.view("open").has_claim
 
 
 def test_idle_sessions_do_not_wait() -> None:
@@ -100,8 +105,10 @@ def test_idle_sessions_do_not_wait() -> None:
 def test_a_session_that_would_only_restore_its_kv_does_not_wait() -> None:
     book = a_book()
     state = opened(book, "open", known=65)
-    state.lost_until = 64
+    book.update("open", 65, 64, 2)
+    book.note_eviction("open")
     book.update("open", 65, 0, 0)
+    assert not book.view("open").has_claim
     for _ in range(5):
         assert step(book) == ["open"]
     assert state.promotion == 0
