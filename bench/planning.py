@@ -139,7 +139,7 @@ def _plan_by_index(book: SessionBook, touched: list[Figures], limits: StepLimits
         _put(book, each)
     book.begin_step()
     plan = book.plan(limits, NO_SHARING)
-    book.end_step(plan)
+    book.end_step(plan, limits.num_free_blocks)
     return plan
 
 

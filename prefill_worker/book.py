@@ -31,6 +31,9 @@ class SessionBook:
         self._num_events = 0
         self._num_promotions = 0
         self._step = 0
+        # The free blocks with which the last step could do nothing for anybody,
+        # while no session was touched since.
+        self._stuck_with_free_blocks: int | None = None
 
     @property
     def policy(self) -> Policy:
@@ -52,6 +55,12 @@ class SessionBook:
         """Promotions so far."""
         return self._num_promotions
 
+    def num_to_step_for(self, num_free_blocks: int) -> int:
+        """Sessions with work; 0 if the last step could do nothing, and would do no more now."""
+        if self._stuck_with_free_blocks == num_free_blocks:
+            return 0
+        return self.num_with_work
+
     def has_work(self, request_id: str) -> bool:
         """Whether that session has tokens to compute."""
         return self._index.has_work(request_id)
@@ -62,6 +71,7 @@ class SessionBook:
 
     def set_policy(self, policy: Policy) -> None:
         """Ranks everybody anew. Waits and promotions go on."""
+        self._stuck_with_free_blocks = None
         self._index.set_policy(policy)
 
     def open(self, request_id: str, *, revision: int, sealed: bool) -> SessionState:
@@ -126,6 +136,7 @@ class SessionBook:
         self._place(view)
 
     def _place(self, view: RequestView) -> None:
+        self._stuck_with_free_blocks = None
         self._index.put(view)
         if view.promotion or not view.has_claim:
             self._patience.ends(view.request_id)
@@ -134,6 +145,7 @@ class SessionBook:
 
     def close(self, request_id: str) -> None:
         """The session has ended."""
+        self._stuck_with_free_blocks = None
         del self._states[request_id]
         self._index.drop(request_id)
         self._patience.ends(request_id)
@@ -143,9 +155,15 @@ class SessionBook:
         for request_id in self._patience.take_overdue(self._step):
             self._promote(request_id)
 
-    def end_step(self, plan: StepPlan) -> None:
-        """Counts a step, if it computes anything: only then do others wait for it."""
-        self._step += bool(plan.grants)
+    def end_step(self, plan: StepPlan, num_free_blocks: int) -> None:
+        """Counts a step, if it computes anything: only then do others wait for it.
+
+        `num_free_blocks` is what was free for the plan.
+        """
+        if plan.grants:
+            self._step += 1
+        else:
+            self._stuck_with_free_blocks = num_free_blocks
 
     def _promote(self, request_id: str) -> None:
         state, view = self._states[request_id], self._index[request_id]

@@ -93,8 +93,6 @@ class PrefillScheduler(Scheduler):
         # The session that the memory was too short for in the last step.
         self._delayed: str | None = None
         self._num_missed_plans = 0
-        # The free blocks at which the last step could do nothing for anybody.
-        self._stuck_with_free_blocks: int | None = None
 
     @property
     def counters(self) -> SchedulerCounters:
@@ -109,7 +107,6 @@ class PrefillScheduler(Scheduler):
 
     def add_request(self, request: Request) -> None:
         """A new session, an event of one that is known, or a command."""
-        self._stuck_with_free_blocks = None
         event = event_or_command(request)
         live = self._live.get(request.request_id)
         if isinstance(event, SchedulerCommand):
@@ -214,9 +211,8 @@ class PrefillScheduler(Scheduler):
         started_s = self._clock.monotonic_s()
         self._book.begin_step()
         plan = self._plan()
-        self._book.end_step(plan)
+        self._book.end_step(plan, self._num_free_blocks)
         self._reporting.note_plan(self._clock.monotonic_s() - started_s)
-        self._stuck_with_free_blocks = None if plan.grants else self._num_free_blocks
         for eviction in plan.evictions:
             self._evict(eviction)
         self._note_delay(plan)
@@ -411,7 +407,7 @@ class PrefillScheduler(Scheduler):
         due = self._reporting.take_due(
             self._book.policy.name,
             self._counters,
-            is_busy=self._num_with_a_chance > 0,
+            is_busy=self._num_to_step_for > 0,
             num_with_work=num_with_work,
             num_idle=self._book.num_sessions - num_with_work,
         )
@@ -433,7 +429,6 @@ class PrefillScheduler(Scheduler):
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
     ) -> list[Request]:
         """Ends sessions from outside (cancel); their blocks are free afterwards."""
-        self._stuck_with_free_blocks = None
         if isinstance(request_ids, str):
             request_ids = (request_ids,)
         ids = list(self.requests if request_ids is None else request_ids)
@@ -473,14 +468,11 @@ class PrefillScheduler(Scheduler):
     def get_num_unfinished_requests(self) -> int:
         """Sessions that need a step; an idle open session needs none."""
         num_to_tell = len(self._to_tell) + self._reporting.is_awaited
-        return max(self._num_with_a_chance, num_to_tell)
+        return max(self._num_to_step_for, num_to_tell)
 
     @property
-    def _num_with_a_chance(self) -> int:
-        """Sessions with work, or 0 if none of them could be helped and nothing has changed since."""
-        if self._stuck_with_free_blocks == self._num_free_blocks:
-            return 0
-        return self._book.num_with_work
+    def _num_to_step_for(self) -> int:
+        return self._book.num_to_step_for(self._num_free_blocks)
 
     def has_finished_requests(self) -> bool:
         """Whether the worker must hear of ended requests, or leases are open."""

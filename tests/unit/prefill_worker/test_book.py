@@ -31,7 +31,7 @@ def step(book: SessionBook, tokens: int = 64) -> list[str]:
     """A step in which nobody computes anything; who would."""
     book.begin_step()
     plan = book.plan(limits(tokens=tokens), a_ledger())
-    book.end_step(plan)
+    book.end_step(plan, num_free_blocks=1000)
     return served(plan)
 
 
@@ -119,8 +119,20 @@ def test_steps_that_compute_nothing_are_no_wait() -> None:
     state = opened(book, "open", known=65)
     for _ in range(9):
         book.begin_step()
-        book.end_step(book.plan(limits(free_blocks=0), a_ledger()))
+        book.end_step(book.plan(limits(free_blocks=0), a_ledger()), num_free_blocks=0)
     assert state.promotion == 0
+
+
+def test_no_step_is_needed_while_none_could_help_anybody() -> None:
+    book = a_book()
+    opened(book, "open", known=65)
+    assert book.num_to_step_for(num_free_blocks=0) == 1
+    book.begin_step()
+    book.end_step(book.plan(limits(free_blocks=0), a_ledger()), num_free_blocks=0)
+    assert book.num_to_step_for(num_free_blocks=0) == 0
+    assert book.num_to_step_for(num_free_blocks=1) == 1
+    book.update("open", 66, 0, 0)
+    assert book.num_to_step_for(num_free_blocks=0) == 1
 
 
 def test_a_closed_session_is_nowhere() -> None:

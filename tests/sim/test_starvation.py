@@ -1,0 +1,131 @@
+"""Nobody starves: the bound of `prefill_worker/patience.py`, against rivals that never end.
+
+For each policy there is a stream of rivals that it prefers to the victim for
+ever; without patience the victim never gets a token, which the first test
+shows, so that the others mean something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+
+import pytest
+
+from prefill_worker.policy import POLICIES
+from tests.planner_driver import PlannerDriver
+from tests.session_machine import Tokens
+
+pytestmark = pytest.mark.sim
+
+STEP_TOKENS = 8
+PATIENCE_STEPS = 20
+NEVER = 10**9
+VICTIM_TOKENS = 40
+
+
+class Arena:
+    """A planner under a stream of rivals that takes all of every step."""
+
+    def __init__(self, policy: str, patience_steps: int, num_blocks: int = 2000) -> None:
+        self.driver = PlannerDriver(
+            policy=policy,
+            num_blocks=num_blocks,
+            step_tokens=STEP_TOKENS,
+            step_requests=64,
+            patience_steps=patience_steps,
+        )
+        self.num_steps = 0
+        self._next_token = 0
+        self._rivals: Callable[[], None] = {
+            "fcfs": self._sealed_rival,
+            "lcas": self._sealed_rival,
+            "mcps": self._growing_rival,
+            "default": self._growing_rival,
+        }[policy]
+        self._rivals()
+        self._step()
+
+    def tokens(self, count: int) -> Tokens:
+        """Tokens that no other session has."""
+        self._next_token += count
+        return tuple(range(self._next_token - count, self._next_token))
+
+    def _sealed_rival(self) -> None:
+        """A new question each step: sealed sessions go before open ones."""
+        name = f"rival-{self.num_steps}"
+        self.driver.open(name, self.tokens(STEP_TOKENS), hand_over=False)
+        self.driver.seal(name, ())
+
+    def _growing_rival(self) -> None:
+        """A session that runs already, has the most tokens computed, and gets more each step."""
+        if not self.num_steps:
+            # Its last token is held back.
+            self.driver.open("rival", self.tokens(STEP_TOKENS + 1), hand_over=False)
+        else:
+            self.driver.append("rival", [self.tokens(STEP_TOKENS)])
+
+    def _step(self) -> None:
+        self.driver.step()
+        self.driver.check()
+        self.num_steps += 1
+
+    def open_victim(self, name: str) -> None:
+        self.driver.open(name, self.tokens(VICTIM_TOKENS), hand_over=False)
+
+    def steps_until_computed(self, name: str, at_most: int) -> int | None:
+        """In which step from now the session has nothing left to compute."""
+        for step in range(1, at_most + 1):
+            self._rivals()
+            self._step()
+            session = self.driver.sessions.get(name)
+            if session is None or session.computed >= VICTIM_TOKENS - 1:
+                return step
+        return None
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_without_patience_the_victim_would_starve(policy: str) -> None:
+    arena = Arena(policy, NEVER)
+    arena.open_victim("victim")
+    assert arena.steps_until_computed("victim", at_most=300) is None
+    assert arena.driver.sessions["victim"].computed == 0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_session_is_served_within_the_bound(policy: str) -> None:
+    arena = Arena(policy, PATIENCE_STEPS)
+    arena.open_victim("victim")
+    # The rival of the growing kind has caught up in every step: it never waits.
+    bound = PATIENCE_STEPS + ceil(VICTIM_TOKENS / STEP_TOKENS)
+    steps = arena.steps_until_computed("victim", at_most=bound)
+    assert steps is not None
+    assert steps > PATIENCE_STEPS
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_several_victims_are_served_one_after_the_other(policy: str) -> None:
+    arena = Arena(policy, PATIENCE_STEPS)
+    victims = [f"victim-{n}" for n in range(4)]
+    for name in victims:
+        arena.open_victim(name)
+    bound = PATIENCE_STEPS + len(victims) * ceil(VICTIM_TOKENS / STEP_TOKENS)
+    assert arena.steps_until_computed(victims[-1], at_most=bound) is not None
+    assert all(arena.driver.sessions[name].computed for name in victims)
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "lcas"])
+def test_the_bound_holds_where_the_victim_needs_all_of_the_memory(policy: str) -> None:
+    arena = Arena(policy, PATIENCE_STEPS, num_blocks=VICTIM_TOKENS // 4)
+    arena.open_victim("victim")
+    bound = PATIENCE_STEPS + ceil(VICTIM_TOKENS / STEP_TOKENS)
+    assert arena.steps_until_computed("victim", at_most=bound) is not None
+
+
+def test_under_fcfs_a_sealed_session_waits_for_earlier_ones_only() -> None:
+    """A tighter bound than patience gives: the tokens of sealed sessions that came before."""
+    arena = Arena("fcfs", NEVER)
+    arena.open_victim("victim")
+    arena.driver.seal("victim", ())
+    bound = ceil((STEP_TOKENS + VICTIM_TOKENS) / STEP_TOKENS)
+    assert arena.steps_until_computed("victim", at_most=bound) is not None
