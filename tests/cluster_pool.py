@@ -30,11 +30,17 @@ class Kind:
     max_model_len: int = MAX_MODEL_LEN
     # KV blocks of 32 tokens of each prefill engine; the usual number is far above what tests need.
     prefill_blocks: int = 400
+    max_open_sessions: int = 64
+    input_idle_timeout_s: float = 20
 
 
 KINDS = {
     "sensitive-1x1": Kind(),
     "sensitive-2x2": Kind(prefill=2, decode=2),
+    # KV for about 2,000 tokens, for sessions by the hundred.
+    "sensitive-tight": Kind(
+        max_model_len=2048, prefill_blocks=65, max_open_sessions=256, input_idle_timeout_s=300
+    ),
     "smollm2-1x1": Kind(model="smollm2-135m-instruct"),
 }
 
@@ -55,10 +61,10 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
         "router": {
             "port": 0,
             "limits": {
-                "max_open_sessions": 64,
+                "max_open_sessions": kind.max_open_sessions,
                 "max_session_tokens": 60_000,
                 "max_message_bytes": 1024 * 1024,
-                "input_idle_timeout_s": 20,
+                "input_idle_timeout_s": kind.input_idle_timeout_s,
             },
         },
         "prefill": {

@@ -93,15 +93,21 @@ async def play(
         prefix=stream.prefix, suffix=stream.suffix, sampling=sampling
     ) as session:
         sent: set[str] = set()
-        for sequence, (kind, document_names) in enumerate(stream.events, start=2):
-            documents = [_document(stream, name, sent) for name in document_names]
-            if kind == "append":
-                await session.append(*documents)
-            else:
-                await session.update(documents)
+        for index in range(len(stream.events)):
+            await send_event(session, stream, index, sent)
             if paced:
-                await until_prefilled(session, sequence)
+                await until_prefilled(session, sequence=index + 2)
         return await collect(session.seal())
+
+
+async def send_event(session: AsyncSession, stream: Stream, index: int, sent: set[str]) -> None:
+    """Sends one of a stream's events; `sent` collects the names whose content was sent."""
+    kind, names = stream.events[index]
+    documents = [_document(stream, name, sent) for name in names]
+    if kind == "append":
+        await session.append(*documents)
+    else:
+        await session.update(documents)
 
 
 async def until_prefilled(session: AsyncSession, sequence: int) -> Progress:
