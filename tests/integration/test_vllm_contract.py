@@ -55,6 +55,8 @@ def test_scheduler() -> None:
         "_enqueue_waiting_request",
         "_connector_finished",
         "_inflight_prefills",
+        "connector",
+        "vllm_config",
         "requests",
         "running",
         "waiting",
@@ -68,7 +70,6 @@ def test_scheduler() -> None:
         "_get_local_prefix_cache_hit",
         "block_size",
         "hash_block_size",
-        "use_v2_model_runner",
         "log_stats",
     )
     require_parameters(Scheduler.schedule, "throttle_prefills")
@@ -82,6 +83,63 @@ def test_the_base_class_caps_every_request_through_the_hook_we_use() -> None:
 
     calls = source(Scheduler.schedule).count("self._reserve_prefill_lookahead(")
     assert calls == 2, "schedule() asks the hook once for running and once for waiting requests"
+
+
+def test_the_base_class_looks_up_the_prefix_cache_through_the_hook_we_use() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    text = source(Scheduler.schedule)
+    assert text.count("self._get_local_prefix_cache_hit(request)") == 1
+    # It looks up nothing for a request that has computed tokens.
+    assert "if request.num_computed_tokens == 0:" in text
+
+
+def test_queues() -> None:
+    from vllm.v1.core.sched.request_queue import FCFSRequestQueue
+
+    require(FCFSRequestQueue, "pop_request", "add_request", "__bool__")
+
+
+def test_the_lease_that_we_end() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl import (
+        NixlConnector,
+        NixlPullConnectorScheduler,
+    )
+
+    require(NixlConnector, "connector_scheduler")
+    assert "_reqs_need_send" in source(NixlPullConnectorScheduler.__mro__[1])
+
+
+def test_settings_that_we_refuse() -> None:
+    from vllm.config import CompilationConfig, CompilationMode, SchedulerConfig, VllmConfig
+
+    fields = SchedulerConfig.__dataclass_fields__
+    for name in (
+        "async_scheduling",
+        "scheduler_reserve_full_isl",
+        "watermark",
+        "long_prefill_token_threshold",
+        "enable_chunked_prefill",
+        "max_num_scheduled_tokens",
+        "max_num_batched_tokens",
+    ):
+        assert name in fields, f"SchedulerConfig has no {name!r} any more"
+    for name in ("mode", "compile_ranges_endpoints"):
+        assert name in CompilationConfig.__dataclass_fields__
+    assert CompilationMode.NONE.value == 0
+    require(VllmConfig, "use_v2_model_runner")
+    assert {"compilation_config", "additional_config"} <= VllmConfig.__dataclass_fields__.keys()
+
+
+def test_the_engine_sleeps_only_without_requests() -> None:
+    """Idle sessions cost no step because these two say so."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core import EngineCoreProc
+
+    text = source(Scheduler.has_requests)
+    assert "self.has_unfinished_requests()" in text
+    assert "self.has_finished_requests()" in text
+    assert "self.scheduler.has_requests()" in source(EngineCoreProc)
 
 
 def test_the_base_class_tells_connectors_of_finished_requests_through_the_hook_we_use() -> None:
@@ -112,9 +170,22 @@ def test_request() -> None:
         "client_index",
         "is_finished",
         "record_event",
+        "num_tokens",
+        "status",
     )
     for name in ("WAITING", "RUNNING", "FINISHED_STOPPED", "FINISHED_ABORTED"):
         assert hasattr(RequestStatus, name)
+
+    from vllm.v1.engine import EngineCoreEventType
+    from vllm.v1.metrics.stats import PrefillStats
+
+    assert hasattr(EngineCoreEventType, "PREEMPTED")
+    parameters = list(inspect.signature(PrefillStats.set).parameters)
+    assert parameters[1:] == [
+        "num_prompt_tokens",
+        "num_local_cached_tokens",
+        "num_external_cached_tokens",
+    ]
 
 
 def test_block_managers() -> None:
