@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 
 from vllm.v1.engine import EngineCoreOutput
 
@@ -49,7 +50,7 @@ class Reporting:
         is_busy: bool,
         num_with_work: int,
         num_idle: int,
-    ) -> tuple[int, EngineCoreOutput] | None:
+    ) -> Iterator[tuple[int, EngineCoreOutput]]:
         """After a step: the report, with the client it is for, if one is due.
 
         For every command, when nothing is left that could be done and there is
@@ -58,9 +59,9 @@ class Reporting:
         self._num_steps += 1
         if self._channel is None:
             self._plan_s.clear()
-            return None
+            return
         if not self.is_awaited and is_busy and self._num_steps < _MAX_STEPS_BETWEEN:
-            return None
+            return
         report = SchedulerReport(
             last_command=self._last_command,
             policy=policy,
@@ -74,8 +75,8 @@ class Reporting:
         if not has_news and not self.is_awaited:
             # Empty steps that only watch transfers are no news, nor their plans.
             self._plan_s.clear()
-            return None
-        return self._send(report)
+            return
+        yield self._send(report)
 
     def _send(self, report: SchedulerReport) -> tuple[int, EngineCoreOutput]:
         assert self._channel is not None

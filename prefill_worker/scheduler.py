@@ -30,8 +30,7 @@ vLLM: tests/integration/test_vllm_contract.py names what is used of it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -47,8 +46,9 @@ from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCommand, SchedulerCounters
 from prefill_worker.reporting import Reporting
 from prefill_worker.request_tokens import event_or_command, replace_tail
-from prefill_worker.session_state import WIRE_KEY, ContextEvent, SessionState
+from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from prefill_worker.settings import require_settings
+from prefill_worker.telling import LiveSession, Telling
 from prefill_worker.types import Eviction, StepLimits, StepPlan, StopReason
 from stream2llm.clock import SystemClock
 from stream2llm.orphan_guard import exit_with_parent
@@ -57,14 +57,6 @@ from stream2llm.prefix import common_prefix_len
 _log = logging.getLogger(__name__)
 
 _DELAYS = (StopReason.KV_MEMORY, StopReason.KV_LEASED)
-
-
-@dataclass(slots=True)
-class _Live:
-    """A session that has not ended: vLLM's request and what we remember of it."""
-
-    request: Request
-    state: SessionState
 
 
 class PrefillScheduler(Scheduler):
@@ -84,10 +76,8 @@ class PrefillScheduler(Scheduler):
         )
         self._counters = SchedulerCounters()
         self._reporting = Reporting()
-        self._progress_interval = int(options.get("progress_interval_tokens", 256))
-        self._live: dict[str, _Live] = {}
-        # Sessions whose progress may be due.
-        self._to_tell: set[str] = set()
+        self._telling = Telling(int(options.get("progress_interval_tokens", 256)))
+        self._live: dict[str, LiveSession] = {}
         # Tokens granted in the step that is being built.
         self._grants: dict[str, int] = {}
         # The session that the memory was too short for in the last step.
@@ -140,11 +130,11 @@ class PrefillScheduler(Scheduler):
             sealed=event.seal if event else True,
         )
         state.uncomputed_at_seal = request.num_tokens
-        live = _Live(request, state)
+        live = LiveSession(request, state)
         self._live[request.request_id] = live
         self._touch(live)
 
-    def _apply_event(self, live: _Live, update: Request, event: ContextEvent) -> None:
+    def _apply_event(self, live: LiveSession, update: Request, event: ContextEvent) -> None:
         self._splice(live, update.prompt_token_ids or [], event.keep_tokens)
         live.state.revision = event.revision
         if event.seal:
@@ -154,7 +144,7 @@ class PrefillScheduler(Scheduler):
         live.request.status = RequestStatus.WAITING
         self._touch(live)
 
-    def _splice(self, live: _Live, tail: list[int], keep_tokens: int) -> None:
+    def _splice(self, live: LiveSession, tail: list[int], keep_tokens: int) -> None:
         """Makes the sequence `old[:keep_tokens] + tail`, keeping valid KV."""
         request = live.request
         old = request._all_token_ids
@@ -172,20 +162,20 @@ class PrefillScheduler(Scheduler):
         if is_replaced:
             self._counters.reused_within_session_tokens += request.num_computed_tokens
 
-    def _invalidate(self, live: _Live, num_same: int) -> None:
+    def _invalidate(self, live: LiveSession, num_same: int) -> None:
         """Counts the computed tokens that an event makes stale."""
         num_lost = live.request.num_computed_tokens - num_same
         self._counters.invalidated_tokens += num_lost
         live.state.invalidated += num_lost
         self._remember_lost(live, num_same)
 
-    def _remember_lost(self, live: _Live, num_kept_tokens: int) -> None:
+    def _remember_lost(self, live: LiveSession, num_kept_tokens: int) -> None:
         """The session is about to lose its computed KV behind so many tokens."""
         request, size = live.request, self.hash_block_size
         first, last = num_kept_tokens // size, request.num_computed_tokens // size
         live.state.lost_blocks.add(request.block_hashes[first:last])
 
-    def _seal(self, live: _Live, update: Request) -> None:
+    def _seal(self, live: LiveSession, update: Request) -> None:
         request = live.request
         self._book.seal(live.state, request.num_tokens)
         live.state.uncomputed_at_seal = request.num_tokens - request.num_computed_tokens
@@ -193,10 +183,10 @@ class PrefillScheduler(Scheduler):
         request.max_tokens = update.max_tokens
         request.kv_transfer_params = update.kv_transfer_params
 
-    def _touch(self, live: _Live) -> None:
+    def _touch(self, live: LiveSession) -> None:
         """Brings the book up to date."""
         request = live.request
-        self._to_tell.add(request.request_id)
+        self._telling.touch(request.request_id)
         self._book.update(
             request.request_id,
             request.num_tokens,
@@ -287,7 +277,7 @@ class PrefillScheduler(Scheduler):
         """
         return self.kv_cache_manager.empty_kv_cache_blocks, 0, 0, False
 
-    def _count_reuse(self, live: _Live, num_cached_tokens: int) -> None:
+    def _count_reuse(self, live: LiveSession, num_cached_tokens: int) -> None:
         """Counts a hit of the prefix cache, by whose work it was."""
         request, size = live.request, self.hash_block_size
         num_gained = num_cached_tokens - request.num_computed_tokens
@@ -320,7 +310,7 @@ class PrefillScheduler(Scheduler):
             live = self._live.get(request_id) if request_id is not None else None
             if live is not None:
                 live.state.delay = plan.stop.value if request_id == delayed else ""
-                self._to_tell.add(live.request.request_id)
+                self._telling.touch(live.request.request_id)
         self._delayed = delayed
         num_short = self._book.num_with_work - len(plan.grants) if delayed else 0
         self._reporting.note_short_of_blocks(num_short)
@@ -374,46 +364,26 @@ class PrefillScheduler(Scheduler):
             scheduler_output, model_runner_output
         )
         self._empty_base_queues()
-        for client_outputs in outputs.values():
-            for output in client_outputs.outputs:
-                self._attach_final_progress(output)
+        for output in [each for client in outputs.values() for each in client.outputs]:
+            if output.request_id in self._live:
+                self._live[output.request_id].add_final_progress(output)
         self._forget_finished(scheduler_output.num_scheduled_tokens)
-        self._tell_progress(outputs)
-        self._report(outputs)
+        for client, output in self._take_due():
+            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(output)
         return outputs
 
-    def _attach_final_progress(self, output: EngineCoreOutput) -> None:
-        live = self._live.get(output.request_id)
-        if live is None:
-            return
-        num_prompt_tokens = live.request.num_prompt_tokens
-        progress = live.state.progress(num_prompt_tokens, num_prompt_tokens)
-        output.kv_transfer_params = {**(output.kv_transfer_params or {}), WIRE_KEY: progress}
-
-    def _tell_progress(self, outputs: dict[int, EngineCoreOutputs]) -> None:
-        for request_id in self._to_tell:
-            live = self._live[request_id]
-            has_work = self._book.has_work(request_id)
-            if not live.state.is_worth_telling(self._progress_interval, has_work=has_work):
-                continue
-            live.state.mark_told()
-            client = live.request.client_index
-            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(_progress_of(live))
-        self._to_tell.clear()
-
-    def _report(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+    def _take_due(self) -> Iterator[tuple[int, EngineCoreOutput]]:
+        """Progress and report that are due after this step, each with the client it is for."""
+        yield from self._telling.take_due(self._live, self._book.has_work)
         self._counters.promotions = self._book.num_promotions
         num_with_work = self._book.num_with_work
-        due = self._reporting.take_due(
+        yield from self._reporting.take_due(
             self._book.policy.name,
             self._counters,
             is_busy=self._num_to_step_for > 0,
             num_with_work=num_with_work,
             num_idle=self._book.num_sessions - num_with_work,
         )
-        if due is not None:
-            client, output = due
-            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(output)
 
     def _forget_finished(self, scheduled: Iterable[str]) -> None:
         live = (self._live.get(request_id) for request_id in scheduled)
@@ -423,7 +393,7 @@ class PrefillScheduler(Scheduler):
         for request_id in request_ids:
             if self._live.pop(request_id, None) is not None:
                 self._book.close(request_id)
-                self._to_tell.discard(request_id)
+                self._telling.forget(request_id)
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
@@ -467,7 +437,7 @@ class PrefillScheduler(Scheduler):
 
     def get_num_unfinished_requests(self) -> int:
         """Sessions that need a step; an idle open session needs none."""
-        num_to_tell = len(self._to_tell) + self._reporting.is_awaited
+        num_to_tell = len(self._telling) + self._reporting.is_awaited
         return max(self._num_to_step_for, num_to_tell)
 
     @property
@@ -503,11 +473,3 @@ class PrefillScheduler(Scheduler):
                 held,
             ), f"the book has {view} of a request with {computed} tokens computed, {held} blocks"
             assert computed <= view.num_target_tokens or not request.num_tokens
-
-
-def _progress_of(live: _Live) -> EngineCoreOutput:
-    request = live.request
-    progress = live.state.progress(request.num_tokens, request.num_computed_tokens)
-    return EngineCoreOutput(
-        request_id=request.request_id, new_token_ids=[], kv_transfer_params={WIRE_KEY: progress}
-    )

@@ -20,6 +20,9 @@ def require_settings(config: VllmConfig) -> None:
         raise ValueError(
             "a prefill worker needs long_prefill_token_threshold=0: the plan shares out the tokens"
         )
+    if config.max_concurrent_batches > 1:
+        # A step must have ended before the next one may evict what it computes.
+        raise ValueError("a prefill worker needs pipeline_parallel_size=1")
     _require_bounded_steps(config)
 
 

@@ -128,6 +128,7 @@ def test_settings_that_we_refuse() -> None:
         assert name in CompilationConfig.__dataclass_fields__
     assert CompilationMode.NONE.value == 0
     require(VllmConfig, "use_v2_model_runner")
+    require(VllmConfig, "max_concurrent_batches")
     assert {"compilation_config", "additional_config"} <= VllmConfig.__dataclass_fields__.keys()
 
 
