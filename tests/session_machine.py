@@ -15,8 +15,8 @@ Invariants, numbered after the design document:
 4. A step stays inside its tokens, its requests and the blocks that are free.
 5. Computed tokens never exceed known ones, KV is that of the session's own
    tokens, and an open session never samples.
-6. Sessions with nothing to compute cost no step, and of ended ones nothing is
-   remembered.
+6. Sessions with nothing new to compute cost no step: without events the engine
+   comes to rest. Of ended sessions nothing is remembered.
 
 `SessionDriver.check` asserts those that show inside (2, 4, 5, 6), the machine
 those that show outside (1, 3).
@@ -25,7 +25,7 @@ those that show outside (1, 3).
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -75,7 +75,7 @@ class SessionDriver(Protocol):
     def cancel(self, name: str) -> None: ...
 
     def has_work(self) -> bool:
-        """A step could compute something, or would if there were memory."""
+        """A step is due: the engine would not sleep."""
         ...
 
     def step(self, cancel: str | None = None) -> None:
@@ -164,12 +164,27 @@ class SessionMachine(RuleBasedStateMachine):
     # -- events --------------------------------------------------------------
 
     @precondition(lambda self: len(self.live_names) < self.limits.max_sessions)
-    @rule(documents=_documents(3), hand_over=st.booleans())
-    def open(self, documents: list[Tokens], hand_over: bool) -> None:
-        name = f"s{len(self.sessions) + len(self.cancelled)}"
-        prefix = sum(documents, ())
-        self.driver.open(name, prefix, hand_over=hand_over)
-        self.sessions[name] = Expected(prefix)
+    @rule(documents=_documents(3), hand_over=st.booleans(), at_once=st.booleans())
+    def open(self, documents: list[Tokens], hand_over: bool, at_once: bool) -> None:
+        self._open(sum(documents, ()), hand_over, at_once)
+
+    @precondition(lambda self: self.sessions and len(self.live_names) < self.limits.max_sessions)
+    @rule(which=_WHICH, documents=_documents(1), hand_over=st.booleans(), at_once=st.booleans())
+    def open_alike(
+        self, which: int, documents: list[Tokens], hand_over: bool, at_once: bool
+    ) -> None:
+        """Begins with all tokens of another one, which may have ended and be under a lease."""
+        like = list(self.sessions.values())[which % len(self.sessions)]
+        self._open(sum(documents, like.tokens), hand_over, at_once)
+
+    def _open(self, prefix: Tokens, hand_over: bool, at_once: bool) -> None:
+        if self.fits(prefix):
+            name = f"s{len(self.sessions) + len(self.cancelled)}"
+            self.driver.open(name, prefix, hand_over=hand_over)
+            self.sessions[name] = Expected(prefix)
+            if at_once and prefix:
+                self.sessions[name].sealed = True
+                self.driver.seal(name, ())
 
     @precondition(lambda self: self.open_names)
     @rule(which=_WHICH, documents=_documents(4, min_size=1))
@@ -230,6 +245,34 @@ class SessionMachine(RuleBasedStateMachine):
         for _ in range(num_steps):
             self.driver.step()
 
+    @rule()
+    def until_idle(self) -> None:
+        """With memory to be had, work ends: nobody is computed again and again."""
+        self.driver.return_blocks()
+        self._step_until(lambda: not (self.driver.has_work() or self.driver.leased()))
+        sealed = [name for name in self.live_names if self.sessions[name].sealed]
+        assert not sealed, f"{sealed} wait, and nothing will be done"
+
+    def _step_until(self, is_reached: Callable[[], bool]) -> None:
+        bound = self._steps_to_end()
+        for _ in range(bound):
+            if is_reached():
+                return
+            self._end_leases()
+            self.driver.step()
+            self.answers_are_exact_and_come_once()
+            self.driver.check()
+        raise AssertionError(f"still busy after {bound} steps with {self.live_names}")
+
+    def _steps_to_end(self) -> int:
+        """The first in rank computes in every step; each may have to start again once."""
+        live = [len(self.sessions[name].tokens) for name in self.live_names]
+        return 6 + sum(2 * (2 + length // self.limits.step_tokens) for length in live)
+
+    def _end_leases(self) -> None:
+        for name in self.driver.leased():
+            self.driver.end_lease(name, expired=False)
+
     @precondition(lambda self: self.live_names)
     @rule(which=_WHICH)
     def cancel_in_the_middle_of_a_step(self, which: int) -> None:
@@ -287,19 +330,8 @@ class SessionMachine(RuleBasedStateMachine):
         self.driver.return_blocks()
         for name in self.open_names:
             self._seal_or_cancel(name)
-        bound = self._steps_to_end()
-        for _ in range(bound):
-            for name in self.driver.leased():
-                self.driver.end_lease(name, expired=False)
-            if not self.live_names:
-                break
-            assert self.driver.has_work(), f"{self.live_names} wait, and nothing will be done"
-            self.driver.step()
-            self.answers_are_exact_and_come_once()
-            self.driver.check()
-        assert not self.live_names, f"{self.live_names} did not end within {bound} steps"
-        self._end_leases()
-        self.driver.check()
+        self.until_idle()
+        assert not self.live_names, f"{self.live_names} were not answered"
         self.driver.check_empty()
 
     def _seal_or_cancel(self, name: str) -> None:
@@ -310,15 +342,3 @@ class SessionMachine(RuleBasedStateMachine):
             return
         session.sealed = True
         self.driver.seal(name, ())
-
-    def _steps_to_end(self) -> int:
-        """The first in rank computes in every step; each may have to start again once."""
-        live = [len(self.sessions[name].tokens) for name in self.live_names]
-        return 4 + sum(2 * (2 + length // self.limits.step_tokens) for length in live)
-
-    def _end_leases(self) -> None:
-        for _ in range(4):
-            for name in self.driver.leased():
-                self.driver.end_lease(name, expired=False)
-            self.driver.step()
-        assert not self.driver.leased()

@@ -7,7 +7,7 @@ come in the middle of one. Steps are made only while the scheduler has requests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,9 @@ from vllm.v1.request import Request, RequestStatus
 from prefill_worker.policy import POLICIES
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.prefix import common_prefix_len
+from tests.digests import STOP_TOKEN, answer_of, prefix_digests
 from tests.scheduling.engine_settings import EngineSettings, block_hasher, create_scheduler
-from tests.scheduling.executor import STOP_TOKEN, FakeExecutor, answer_of, prefix_digests
+from tests.scheduling.executor import FakeExecutor
 from tests.session_machine import DriverLimits, Tokens
 
 _HAND_OVER = {"do_remote_decode": True, "do_remote_prefill": False}
@@ -61,6 +62,7 @@ class SchedulerDriver:
         self.executor = FakeExecutor(self.settings.num_blocks, self.settings.block_size)
         self.sessions: dict[str, DrivenSession] = {}
         self.outputs: list[EngineCoreOutput] = []
+        self.last_step: SchedulerOutput | None = None
         self._answers: dict[str, list[int]] = {}
         self._leases: dict[str, Lease] = {}
         self._hasher = block_hasher(self.settings)
@@ -151,12 +153,12 @@ class SchedulerDriver:
     # -- steps --------------------------------------------------------------------
 
     def has_work(self) -> bool:
-        return bool(self.scheduler.has_unfinished_requests())
+        return bool(self.scheduler.has_requests())
 
     def step(self, cancel: str | None = None) -> None:
         if not self.scheduler.has_requests():
             return
-        output = self.scheduler.schedule()
+        output = self.last_step = self.scheduler.schedule()
         self._check_step(output)
         result = self.executor.execute(output)
         if cancel is not None:
@@ -172,11 +174,28 @@ class SchedulerDriver:
     def run(self, max_steps: int = 1000) -> int:
         """Steps until there is nothing to compute; how many it took."""
         for num_steps in range(max_steps):
-            if not self.has_work():
+            if not self.scheduler.has_unfinished_requests():
                 return num_steps
             self.step()
             self.check()
         raise AssertionError(f"still busy after {max_steps} steps")
+
+    def run_until_answered(self, names: Iterable[str], max_steps: int = 200) -> int:
+        """Steps until all of these are answered, with readers that are quick; how many it took."""
+        waiting = set(names)
+        for num_steps in range(max_steps):
+            waiting -= self._answers.keys()
+            if not waiting:
+                return num_steps
+            for name in self.leased():
+                self.end_lease(name, expired=False)
+            self.step()
+            self.check()
+        raise AssertionError(f"{waiting} did not end within {max_steps} steps")
+
+    def is_exact(self, name: str) -> bool:
+        """Whether it was answered once, as in one shot."""
+        return list(self._answers[name]) == [answer_of(self.sessions[name].tokens)]
 
     def _take(self, told: EngineCoreOutput) -> None:
         self.outputs.append(told)
@@ -245,11 +264,15 @@ class SchedulerDriver:
 
     def _check_step(self, output: SchedulerOutput) -> None:
         """Invariants 4 and 5, for what the step is about to do."""
+        self._learn_hashes()
         settings = self.settings
         num_tokens = output.num_scheduled_tokens
         assert sum(num_tokens.values()) == output.total_num_scheduled_tokens
         assert output.total_num_scheduled_tokens <= settings.step_tokens
         assert len(num_tokens) <= settings.step_requests
+        announced = [new.req_id for new in output.scheduled_new_reqs]
+        # Once, and in one way.
+        assert sorted([*announced, *output.scheduled_cached_reqs.req_ids]) == sorted(num_tokens)
         for name in num_tokens:
             session, request = self.sessions[name], self.scheduler.requests[name]
             # The base class has counted the step already.
@@ -267,13 +290,15 @@ class SchedulerDriver:
     def check(self) -> None:
         """Invariants 2, 5 and 6, for what lies between two steps."""
         self.scheduler.check_integrity()
+        queues = (self.scheduler.waiting, self.scheduler.kv_holding_waiting)
+        assert not self.scheduler.running
+        assert not any(queues), "a session is in a queue of the base class between steps"
         self._check_live()
         self._check_hashes()
         for name, lease in self._leases.items():
             self.executor.assert_holds(f"lease of {name}", lease.block_ids, lease.digests)
 
     def _check_live(self) -> None:
-        busy = False
         for name, session in self.sessions.items():
             request = self.scheduler.requests.get(name)
             if name in self._answers or request is None:
@@ -284,16 +309,28 @@ class SchedulerDriver:
             computed = request.num_computed_tokens
             target = len(session.tokens) - (not session.sealed)
             assert computed <= max(target, 0)
-            busy |= computed < target
             self.executor.assert_holds(
                 name, self.table(name), prefix_digests(session.tokens[:computed])
             )
-        # Outputs that were not told yet are work, too.
-        if busy:
-            assert self.has_work()
+            self._check_findable(name, computed)
+        self._check_rest()
 
-    def _check_hashes(self) -> None:
-        """What the prefix cache offers under a hash is the KV of the prefix it stands for."""
+    def _check_rest(self) -> None:
+        """Only an engine that could do nothing may sleep."""
+        scheduler = self.scheduler
+        if not scheduler.has_unfinished_requests():
+            plan = scheduler._book.plan(scheduler._limits(), scheduler._ledger)
+            assert not plan.grants, f"{plan} is possible, and no step is due"
+
+    def _check_findable(self, name: str, num_computed: int) -> None:
+        """With a prefix cache, all full blocks can be found by others."""
+        if self.settings.prefix_caching:
+            blocks = self.scheduler.kv_cache_manager.block_pool.blocks
+            for block_id in self.table(name)[: num_computed // self.settings.block_size]:
+                assert blocks[block_id].block_hash is not None, f"{name}: {block_id} is not cached"
+
+    def _learn_hashes(self) -> None:
+        """A block hash stands for one prefix, whoever has it."""
         size = self.settings.block_size
         for request in self.scheduler.requests.values():
             digests = prefix_digests(request.all_token_ids)
@@ -301,9 +338,14 @@ class SchedulerDriver:
             for index, block_hash in enumerate(request.block_hashes):
                 digest = digests[(index + 1) * size - 1]
                 assert self._hash_meaning.setdefault(bytes(block_hash), digest) == digest
+
+    def _check_hashes(self) -> None:
+        """What the prefix cache offers under a hash is the KV of the prefix it stands for."""
+        self._learn_hashes()
         for block in self.scheduler.kv_cache_manager.block_pool.blocks:
             if block.block_hash is not None:
-                meaning = self._hash_meaning.get(bytes(block.block_hash)[:-4])
+                # Behind the hash stands the number of the KV cache group.
+                meaning = self._hash_meaning[bytes(block.block_hash)[:-4]]
                 assert self.executor.kv[block.block_id][-1] == meaning
 
     def table(self, name: str) -> list[int]:
@@ -317,6 +359,7 @@ class SchedulerDriver:
         return free
 
     def check_empty(self) -> None:
+        self.step()  # the worker hears of the last ones
         assert self.num_free_blocks == self.settings.num_blocks - 1
         assert not self.scheduler.requests
         assert not self.scheduler.has_requests()

@@ -15,32 +15,16 @@ a failed assertion or as a different answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
+from tests.digests import answer_of, prefix_digests
+
 NULL_BLOCK = 0
-# Sampled in about one of eight answers; sampling parameters name it as a stop token.
-STOP_TOKEN = 511
-_NUM_ANSWERS = 500
-
-
-def prefix_digests(tokens: Iterable[int]) -> list[int]:
-    """A digest of each prefix; hashes of tuples of ints are the same in every process."""
-    digests, digest = [], 0
-    for token in tokens:
-        digest = hash((digest, token))
-        digests.append(digest)
-    return digests
-
-
-def answer_of(tokens: Sequence[int]) -> int:
-    """The first token of the answer to this sequence."""
-    digest = prefix_digests(tokens)[-1]
-    return STOP_TOKEN if digest % 8 == 0 else 3 + digest % _NUM_ANSWERS
 
 
 @dataclass

@@ -1,0 +1,348 @@
+"""Runs sessions on the production planner alone: a dict of blocks, no vLLM, no model.
+
+What phase 2 does with vLLM's tables is done here with plain ones, so that what
+goes wrong here is wrong in the book, the policies, the patience or the planner.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prefill_worker.book import SessionBook
+from prefill_worker.policy import POLICIES
+from prefill_worker.session_state import SessionState
+from prefill_worker.types import Eviction, StepLimits, StepPlan
+from stream2llm.prefix import common_prefix_len
+from tests.digests import answer_of, prefix_digests
+from tests.session_machine import DriverLimits, Tokens
+
+_SHORTAGE = "hand-over-of-somebody"
+
+
+class BlockPool:
+    """Blocks by number, who holds them, and what the free ones still hold."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.kv: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self.held: dict[str, list[int]] = {}
+        # Free blocks, the one to be used next first.
+        self.free: dict[int, None] = dict.fromkeys(range(num_blocks))
+        self.holders: Counter[int] = Counter()
+        # The prefix cache: full blocks by the digest at their end.
+        self.by_key: dict[Hashable, int] = {}
+        self.key_of: dict[int, Hashable] = {}
+
+    def allocate(self, owner: str, num_blocks: int) -> None:
+        for _ in range(num_blocks):
+            block_id = next(iter(self.free))  # the plan said that there is one
+            key = self.key_of.pop(block_id, None)
+            if key is not None:
+                del self.by_key[key]
+            self.hold(owner, block_id)
+
+    def hold(self, owner: str, block_id: int) -> None:
+        self.free.pop(block_id, None)
+        self.holders[block_id] += 1
+        self.held.setdefault(owner, []).append(block_id)
+
+    def let_go(self, owner: str, num_kept: int = 0) -> int:
+        """Frees all blocks of the owner but the first ones; how many nobody holds now."""
+        table = self.held.get(owner, [])
+        num_freed = 0
+        for block_id in reversed(table[num_kept:]):
+            self.holders[block_id] -= 1
+            if not self.holders[block_id]:
+                num_freed += 1
+                self.free[block_id] = None
+        del table[num_kept:]
+        if not table:
+            self.held.pop(owner, None)
+        return num_freed
+
+    def is_writable(self, block_id: int) -> bool:
+        return self.holders[block_id] == 1 and block_id not in self.key_of
+
+
+@dataclass
+class PlannedSession:
+    """A session as phase 2 keeps it."""
+
+    state: SessionState
+    hand_over: bool
+    prefix: Tokens
+    documents: list[Tokens] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+    computed: int = 0
+
+
+class PlannerDriver:
+    """A `SessionDriver` over `SessionBook`; also the book's `Ledger`."""
+
+    policies = tuple(POLICIES)
+
+    def __init__(
+        self,
+        *,
+        policy: str = "fcfs",
+        prefix_caching: bool = True,
+        num_blocks: int = 24,
+        block_size: int = 4,
+        step_tokens: int = 24,
+        step_requests: int = 3,
+        patience_steps: int = 6,
+    ) -> None:
+        self.pool = BlockPool(num_blocks, block_size)
+        self.sessions: dict[str, PlannedSession] = {}
+        self.limits = DriverLimits(num_blocks * block_size, step_tokens)
+        self.num_evictions = 0
+        self._prefix_caching = prefix_caching
+        self._num_blocks = num_blocks
+        self._block_size = block_size
+        self._step_requests = step_requests
+        self._book = SessionBook(POLICIES[policy], patience_steps, num_lost_blocks=num_blocks)
+        self._answers: dict[str, list[int]] = {}
+        # Answered sessions under a lease: the sequence their blocks hold.
+        self._leases: dict[str, list[int]] = {}
+        self._num_shortages = 0
+
+    # -- the book's side: who holds which blocks ------------------------------------
+
+    def block_ids(self, request_id: str) -> Sequence[int]:
+        return self.pool.held.get(request_id, ())
+
+    def num_holders(self, block_id: int) -> int:
+        return self.pool.holders[block_id]
+
+    def block_keys(self, request_id: str, first: int, stop: int) -> Sequence[Hashable]:
+        if not self._prefix_caching:
+            return ()
+        size, digests = self._block_size, self.sessions[request_id].digests
+        stop = min(stop, len(digests) // size)
+        return [digests[(index + 1) * size - 1] for index in range(first, stop)]
+
+    # -- events -------------------------------------------------------------------------
+
+    def open(self, name: str, prefix: Tokens, *, hand_over: bool) -> None:
+        state = self._book.open(name, revision=1, sealed=False)
+        self.sessions[name] = PlannedSession(state, hand_over, prefix)
+        self._touch(name)
+        self._become(name, list(prefix))
+
+    def append(self, name: str, documents: Sequence[Tokens]) -> None:
+        self.update(name, [*self.sessions[name].documents, *documents])
+
+    def update(self, name: str, documents: Sequence[Tokens]) -> None:
+        session = self.sessions[name]
+        session.documents = list(documents)
+        self._become(name, list(sum(documents, session.prefix)))
+
+    def seal(self, name: str, suffix: Tokens) -> None:
+        session = self.sessions[name]
+        tokens = session.tokens + list(suffix)
+        self._become(name, tokens)
+        self._book.seal(session.state, len(tokens))
+        self._touch(name)
+
+    def _become(self, name: str, tokens: list[int]) -> None:
+        session = self.sessions[name]
+        same = common_prefix_len(session.tokens, tokens)
+        self._book.note_event(name, same)
+        session.tokens, session.digests = tokens, prefix_digests(tokens)
+        self._cut_back(name, min(same, max(len(tokens) - 1, 0)))
+        self._touch(name)
+
+    def _cut_back(self, name: str, valid: int) -> None:
+        session, size = self.sessions[name], self._block_size
+        if session.computed <= valid:
+            return
+        table = self.pool.held.get(name, [])
+        num_kept = valid // size
+        if valid % size and self.pool.is_writable(table[num_kept]):
+            num_kept += 1
+        else:
+            valid = num_kept * size
+        session.computed = valid
+        self.pool.let_go(name, num_kept)
+
+    def _touch(self, name: str) -> None:
+        session = self.sessions[name]
+        num_blocks = len(self.block_ids(name))
+        self._book.update(name, len(session.tokens), session.computed, num_blocks)
+
+    def cancel(self, name: str) -> None:
+        self._leases.pop(name, None)
+        self.pool.let_go(name)
+        if self.sessions.pop(name, None) is not None:
+            self._book.close(name)
+
+    # -- a step ---------------------------------------------------------------------------
+
+    def has_work(self) -> bool:
+        return self._book.num_to_step_for(len(self.pool.free)) > 0
+
+    def step(self, cancel: str | None = None) -> None:
+        self._book.begin_step()
+        plan = self._plan()
+        self._book.end_step(plan, len(self.pool.free))
+        self._book.end_step(plan, len(self.pool.free))
+        for eviction in plan.evictions:
+            self._evict(eviction)
+        self._check_plan(plan)
+        for grant in plan.grants:
+            self._compute(grant.request_id, grant.num_tokens)
+        if cancel is not None:
+            self.cancel(cancel)
+        for grant in plan.grants:
+            self._end_if_complete(grant.request_id)
+
+    def _plan_once(self) -> StepPlan:
+        num_tokens, num_free = self.limits.step_tokens, len(self.pool.free)
+        limits = StepLimits(num_tokens, self._step_requests, num_free, self._block_size)
+        plan = self._book.plan(limits, self)
+        assert plan == self._book.plan(limits, self), "planning changed something"
+        return plan
+
+    def _plan(self) -> StepPlan:
+        """The plan after all that it chose took what the prefix cache has."""
+        while True:
+            plan = self._plan_once()
+            if not sum([self._adopt(grant.request_id) for grant in plan.grants]):
+                return plan
+
+    def _adopt(self, name: str) -> int:
+        """Takes cached blocks behind the computed ones; how many."""
+        session, size = self.sessions[name], self._block_size
+        first = session.computed // size
+        # One token stays uncomputed, or nothing could be sampled.
+        keys = self.block_keys(name, first, max(len(session.tokens) - 1, 0) // size)
+        num_found = 0
+        while num_found < len(keys) and keys[num_found] in self.pool.by_key:
+            num_found += 1
+        if num_found:
+            found = [self.pool.by_key[key] for key in keys[:num_found]]
+            # A partly computed block gives way to the found ones.
+            self.pool.let_go(name, first)
+            for block_id in found:
+                self.pool.hold(name, block_id)
+            session.computed = (first + num_found) * size
+            self._touch(name)
+        return num_found
+
+    def _evict(self, eviction: Eviction) -> None:
+        self.num_evictions += 1
+        self._book.note_eviction(eviction.request_id)
+        freed = self.pool.let_go(eviction.request_id)
+        assert freed == eviction.num_blocks_freed
+        self._book.note_eviction(eviction.request_id)
+        self.sessions[eviction.request_id].computed = 0
+        self._touch(eviction.request_id)
+
+    def _check_plan(self, plan: StepPlan) -> None:
+        """Invariant 4: the step stays inside its tokens, its requests and the free blocks."""
+        assert sum(grant.num_tokens for grant in plan.grants) <= self.limits.step_tokens
+        assert len(plan.grants) <= self._step_requests
+        evicted = {eviction.request_id for eviction in plan.evictions}
+        assert not evicted.intersection(grant.request_id for grant in plan.grants)
+        needed = sum(self._num_missing(grant.request_id, grant.num_tokens) for grant in plan.grants)
+        assert needed <= len(self.pool.free)
+
+    def _num_missing(self, name: str, num_tokens: int) -> int:
+        end = self.sessions[name].computed + num_tokens
+        return max(-(-end // self._block_size) - len(self.block_ids(name)), 0)
+
+    def _compute(self, name: str, num_tokens: int) -> None:
+        session, size = self.sessions[name], self._block_size
+        assert 0 < num_tokens <= self._book.view(name).num_wanted_tokens
+        self.pool.allocate(name, self._num_missing(name, num_tokens))
+        table = self.pool.held[name]
+        for position in range(session.computed, session.computed + num_tokens):
+            block_id, offset = table[position // size], position % size
+            assert self.pool.holders[block_id] == 1, "computes into a block of others"
+            self.pool.kv[block_id][offset] = session.digests[position]
+        first, session.computed = session.computed // size, session.computed + num_tokens
+        for index, key in enumerate(self.block_keys(name, first, session.computed // size), first):
+            if key not in self.pool.by_key:
+                self.pool.by_key[key], self.pool.key_of[table[index]] = table[index], key
+        self._touch(name)
+
+    def _end_if_complete(self, name: str) -> None:
+        session = self.sessions.get(name)
+        if session is None or session.computed < len(session.tokens):
+            return
+        assert session.state.sealed, f"{name} is open and would be sampled"
+        self._answers.setdefault(name, []).append(answer_of(session.tokens))
+        self._check_kv(name, session.tokens)
+        self._book.close(name)
+        del self.sessions[name]
+        if session.hand_over:
+            self._leases[name] = session.tokens
+        else:
+            self.pool.let_go(name)
+
+    # -- memory and policy ------------------------------------------------------------------
+
+    def take_blocks(self, num_blocks: int) -> None:
+        self._num_shortages += 1
+        self.pool.allocate(_SHORTAGE, min(num_blocks, len(self.pool.free)))
+
+    def return_blocks(self) -> None:
+        self.pool.let_go(_SHORTAGE)
+
+    def set_policy(self, policy: str) -> None:
+        self._book.set_policy(POLICIES[policy])
+
+    def leased(self) -> frozenset[str]:
+        return frozenset(self._leases)
+
+    def end_lease(self, name: str, *, expired: bool) -> None:
+        del self._leases[name]
+        self.pool.let_go(name)
+
+    def close(self) -> None:
+        """Nothing outlives it."""
+
+    # -- answers and checks ---------------------------------------------------------------------
+
+    def answers(self) -> Mapping[str, Sequence[int]]:
+        return self._answers
+
+    def one_shot_answer(self, tokens: Tokens) -> int:
+        return answer_of(tokens)
+
+    def check(self) -> None:
+        """Invariants 2, 5 and 6 between two steps."""
+        self._check_blocks()
+        if not self.has_work():
+            assert not self._plan_once().grants, "a step could compute, and none is due"
+        assert self._book.num_sessions == len(self.sessions)
+        num_with_work = 0
+        for name, session in self.sessions.items():
+            view = self._book.view(name)
+            assert view.num_computed_tokens == session.computed <= max(view.num_target_tokens, 0)
+            assert view.num_blocks == len(self.block_ids(name))
+            num_with_work += session.computed < view.num_target_tokens
+            self._check_kv(name, session.tokens[: session.computed])
+        assert self._book.num_with_work == num_with_work
+        for name, tokens in self._leases.items():
+            self._check_kv(name, tokens)
+
+    def _check_blocks(self) -> None:
+        held = Counter(block_id for table in self.pool.held.values() for block_id in table)
+        assert held == +self.pool.holders
+        assert self.pool.free.keys() == set(range(self._num_blocks)) - held.keys()
+        known = self.sessions.keys() | self._leases.keys() | {_SHORTAGE}
+        assert self.pool.held.keys() <= known
+
+    def _check_kv(self, name: str, tokens: Sequence[int]) -> None:
+        table = self.pool.held.get(name, [])
+        for position, digest in enumerate(prefix_digests(tokens)):
+            block, offset = divmod(position, self._block_size)
+            assert self.pool.kv[table[block]][offset] == digest, f"{name}: wrong KV at {position}"
+
+    def check_empty(self) -> None:
+        assert len(self.pool.free) == self._num_blocks
+        assert not self.sessions
+        assert not self._book.num_sessions
