@@ -120,8 +120,6 @@ class SessionBook:
     ) -> None:
         """The session was touched: its figures are these now."""
         state = self._states[request_id]
-        if num_computed_tokens >= state.promised_tokens:
-            state.promotion = 0
         view = RequestView(
             request_id,
             state.sealed,
@@ -133,15 +131,15 @@ class SessionBook:
             state.lost_until,
             state.promotion,
         )
-        self._place(view)
-
-    def _place(self, view: RequestView) -> None:
+        if state.promotion and (num_computed_tokens >= state.promised_tokens or not view.has_claim):
+            state.promotion = 0
+            view = view._replace(promotion=0)
         self._stuck_with_free_blocks = None
         self._index.put(view)
         if view.promotion or not view.has_claim:
-            self._patience.ends(view.request_id)
+            self._patience.ends(request_id)
         else:
-            self._patience.waits(view.request_id, self._step)
+            self._patience.waits(request_id, self._step)
 
     def close(self, request_id: str) -> None:
         """The session has ended."""

@@ -68,8 +68,9 @@ class _Planning:
         self._computing: set[Hashable] = set()
 
     def run(self) -> StepPlan:
+        evicted = self._victims.evicted
         for view in self._ranking.to_serve():
-            if view.request_id in self._victims.evicted:
+            if evicted and view.request_id in evicted:
                 continue
             reason = self._consider(view)
             if reason is not None:
@@ -86,12 +87,15 @@ class _Planning:
             return StopReason.TOKEN_BUDGET
         if self._slots_left <= 0:
             return StopReason.REQUEST_SLOTS
-        if self._computing.intersection(self._keys_of_step(view, self._block_size)):
+        if self._computing and self._follows(view):
             self._followers.append(view.request_id)
             return None
-        num_tokens = self._fit(view, min(view.num_wanted_tokens, self._tokens_left))
+        num_tokens = min(view.num_wanted_tokens, self._tokens_left)
+        num_blocks = num_blocks_needed(view, num_tokens, self._block_size)
+        if num_blocks > self._blocks_left:
+            num_tokens, num_blocks = self._make_room(view, num_tokens, num_blocks)
         if num_tokens:
-            self._grant(view, num_tokens)
+            self._grant(view, num_tokens, num_blocks)
             return None
         # Sessions further down hold no block that could be had and was not
         # taken, so they cannot get one either.
@@ -99,22 +103,25 @@ class _Planning:
             return StopReason.NO_ROOM_TO_RESTORE
         return StopReason.KV_MEMORY if self._grants else StopReason.KV_LEASED
 
+    def _follows(self, view: RequestView) -> bool:
+        """Whether this step computes the session's next block for another one."""
+        return not self._computing.isdisjoint(self._keys_of_step(view, self._block_size))
+
     def _keys_of_step(self, view: RequestView, num_tokens: int) -> Sequence[Hashable]:
         """Keys of the blocks that so many tokens more would make full."""
-        computed, size = view.num_computed_tokens, self._block_size
-        return self._ledger.block_keys(
-            view.request_id, computed // size, (computed + num_tokens) // size
-        )
+        first = view.num_computed_tokens // self._block_size
+        stop = (view.num_computed_tokens + num_tokens) // self._block_size
+        return self._ledger.block_keys(view.request_id, first, stop)
 
-    def _fit(self, view: RequestView, num_tokens: int) -> int:
-        """How many of `num_tokens` have room, after evicting for them."""
-        needed = num_blocks_needed(view, num_tokens, self._block_size)
-        if needed > self._blocks_left and view.has_claim:
-            self._evict_for(view, needed - self._blocks_left)
-        if needed <= self._blocks_left:
-            return num_tokens
+    def _make_room(self, view: RequestView, num_tokens: int, num_blocks: int) -> tuple[int, int]:
+        """Evicts for so many blocks; how many of the tokens have room then, and in how many."""
+        if view.has_claim:
+            self._evict_for(view, num_blocks - self._blocks_left)
+        if num_blocks <= self._blocks_left:
+            return num_tokens, num_blocks
         room = (view.num_blocks + self._blocks_left) * self._block_size
-        return max(min(num_tokens, room - view.num_computed_tokens), 0)
+        num_tokens = max(min(num_tokens, room - view.num_computed_tokens), 0)
+        return num_tokens, num_blocks_needed(view, num_tokens, self._block_size)
 
     def _evict_for(self, view: RequestView, num_blocks: int) -> None:
         self._chosen.add(view.request_id)
@@ -123,8 +130,8 @@ class _Planning:
             self._evictions.append(Eviction(victim.request_id, freed, reason, view.request_id))
             self._blocks_left += freed
 
-    def _grant(self, view: RequestView, num_tokens: int) -> None:
-        self._blocks_left -= num_blocks_needed(view, num_tokens, self._block_size)
+    def _grant(self, view: RequestView, num_tokens: int, num_blocks: int) -> None:
+        self._blocks_left -= num_blocks
         self._tokens_left -= num_tokens
         self._slots_left -= 1
         self._chosen.add(view.request_id)

@@ -25,6 +25,10 @@ RankKey = tuple[int, ...]
 Rank = Callable[[RequestView], RankKey]
 
 
+# Comes after every promotion.
+_NOT_PROMOTED = 1 << 62
+
+
 class Policy(NamedTuple):
     """How sessions are ordered."""
 
@@ -33,22 +37,17 @@ class Policy(NamedTuple):
     # Who keeps the KV longest; None derives it from `serve`.
     keep: Rank | None = None
 
-    def serve_key(self, view: RequestView) -> RankKey:
-        """The whole key: lower is served first."""
-        return (view.promotion == 0, view.promotion, not view.has_claim, *self.serve(view))
-
-    def keep_key(self, view: RequestView) -> RankKey:
-        """The whole key: higher is evicted first."""
+    def keys(self, view: RequestView) -> tuple[RankKey, RankKey]:
+        """The whole keys: the lower first one is served first, the higher second one evicted first."""
+        promotion, has_claim = view.promotion or _NOT_PROMOTED, view.has_claim
+        rank = self.serve(view)
         if self.keep is not None:
-            return (view.promotion == 0, view.promotion, *self.keep(view))
-        return (view.promotion == 0, view.promotion, _tier(view), *self.serve(view))
-
-
-def _tier(view: RequestView) -> int:
-    """0 sealed, 1 open with new tokens, 2 open without."""
-    if view.sealed:
-        return 0
-    return 1 if view.has_claim else 2
+            keep = (promotion, *self.keep(view))
+        else:
+            # Sealed; open with new tokens; open without.
+            tier = 0 if view.sealed else 1 if has_claim else 2
+            keep = (promotion, tier, *rank)
+        return (promotion, not has_claim, *rank), keep
 
 
 def default(view: RequestView) -> RankKey:

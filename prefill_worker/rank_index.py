@@ -53,10 +53,9 @@ class RankIndex:
         """A session is new, or was touched."""
         request_id = view.request_id
         self._views[request_id] = view
-        has_work = view.num_wanted_tokens > 0
-        self._serving.place(request_id, self._policy.serve_key(view) if has_work else None)
-        holds = view.num_blocks > 0
-        self._holding.place(request_id, self._policy.keep_key(view) if holds else None)
+        serve, keep = self._policy.keys(view)
+        self._serving.place(request_id, serve if view.num_wanted_tokens else None)
+        self._holding.place(request_id, keep if view.num_blocks else None)
 
     def drop(self, request_id: str) -> None:
         """A session has ended."""
@@ -82,7 +81,7 @@ class RankIndex:
 
     def goes_before(self, first: RequestView, second: RequestView) -> bool:
         """Whether `first` is served before `second`."""
-        return self._policy.serve_key(first) < self._policy.serve_key(second)
+        return self._policy.keys(first)[0] < self._policy.keys(second)[0]
 
 
 class _Order:

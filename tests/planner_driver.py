@@ -187,7 +187,6 @@ class PlannerDriver:
         self._book.begin_step()
         plan = self._plan()
         self._book.end_step(plan, len(self.pool.free))
-        self._book.end_step(plan, len(self.pool.free))
         for eviction in plan.evictions:
             self._evict(eviction)
         self._check_plan(plan)
@@ -236,7 +235,6 @@ class PlannerDriver:
         self._book.note_eviction(eviction.request_id)
         freed = self.pool.let_go(eviction.request_id)
         assert freed == eviction.num_blocks_freed
-        self._book.note_eviction(eviction.request_id)
         self.sessions[eviction.request_id].computed = 0
         self._touch(eviction.request_id)
 

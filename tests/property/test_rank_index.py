@@ -54,8 +54,8 @@ def test_it_is_the_ranking_of_sorting_anew(
         elif known.pop(change, None):
             index.drop(change)
         policy = index.policy
-        serve = sorted(known.values(), key=lambda v: (policy.serve_key(v), v.request_id))
-        keep = sorted(known.values(), key=lambda v: (policy.keep_key(v), v.request_id))
+        serve = sorted(known.values(), key=lambda v: (policy.keys(v)[0], v.request_id))
+        keep = sorted(known.values(), key=lambda v: (policy.keys(v)[1], v.request_id))
         assert list(index.to_serve()) == [view for view in serve if view.num_wanted_tokens]
         assert list(index.to_evict()) == [view for view in keep[::-1] if view.num_blocks]
         assert index.num_with_work == len(list(index.to_serve()))
@@ -68,4 +68,4 @@ def test_no_two_sessions_have_one_rank(
     policy: Policy, first: RequestView, second: RequestView
 ) -> None:
     if first.request_id != second.request_id:
-        assert policy.serve_key(first) != policy.serve_key(second)
+        assert policy.keys(first)[0] != policy.keys(second)[0]

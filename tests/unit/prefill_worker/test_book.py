@@ -70,6 +70,18 @@ def test_an_update_that_throws_kv_away_ends_the_promotion_and_begins_a_new_wait(
     assert [step(book) for _ in range(4)] == [["sealed"]] * 3 + [["open", "sealed"]]
 
 
+def test_a_promotion_ends_when_an_update_leaves_nothing_new() -> None:
+    book = a_book()
+    state = opened(book, "open", known=65)
+    for _ in range(4):
+        step(book)
+    book.update("open", 65, 30, 1)
+    assert state.promotion == 1
+    book.note_event("open", 30)  # the rest was not computed yet
+    book.update("open", 31, 30, 1)
+    assert state.promotion == 0
+
+
 def test_the_seal_adds_to_the_promise() -> None:
     book = a_book()
     state = opened(book, "open", known=65)

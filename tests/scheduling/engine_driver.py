@@ -1,0 +1,123 @@
+"""A `SessionDriver` over a real engine: the machine's tokens become real ones, the answers too.
+
+Each of the machine's tokens stands for a run of `SPREAD` real tokens, so that
+its short documents are longer than a block of 32 and fill 40 blocks quickly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from bench.local_engine import LocalEngine
+from prefill_worker.policy import POLICIES
+from prefill_worker.session_state import ContextEvent
+from stream2llm.prefix import common_prefix_len
+from tests.reference_engine import ReferenceEngine
+from tests.session_machine import DriverLimits, Tokens
+
+SPREAD = 8
+_FIRST_TOKEN_ID = 1000
+
+
+def spread(tokens: Sequence[int]) -> list[int]:
+    """Real token ids for the machine's."""
+    return [_FIRST_TOKEN_ID + SPREAD * token + i for token in tokens for i in range(SPREAD)]
+
+
+class EngineDriver:
+    """Runs sessions on an engine that outlives it; leaves it empty."""
+
+    policies = tuple(POLICIES)
+
+    def __init__(self, engine: LocalEngine, reference: ReferenceEngine) -> None:
+        self._engine = engine
+        self._reference = reference
+        self._pool = engine.scheduler.kv_cache_manager.block_pool
+        self._documents: dict[str, list[Tokens]] = {}
+        self._prefix: dict[str, Tokens] = {}
+        self._told: dict[str, list[int]] = {}
+        self._revision: dict[str, int] = {}
+        self._answers: dict[str, list[int]] = {}
+        self._taken: list[object] = []
+        self.num_steps = 0
+
+    @property
+    def limits(self) -> DriverLimits:
+        in_memory = (len(self._pool.blocks) - 1) * self._engine.scheduler.block_size
+        step = self._engine.scheduler.max_num_scheduled_tokens
+        # One token of the answer needs a place too.
+        return DriverLimits(max_tokens=(in_memory - 1) // SPREAD, step_tokens=step // SPREAD)
+
+    def open(self, name: str, prefix: Tokens, *, hand_over: bool) -> None:
+        self._documents[name], self._prefix[name] = [], prefix
+        self._become(name, spread(prefix))
+
+    def append(self, name: str, documents: Sequence[Tokens]) -> None:
+        self.update(name, [*self._documents[name], *documents])
+
+    def update(self, name: str, documents: Sequence[Tokens]) -> None:
+        self._documents[name] = list(documents)
+        self._become(name, spread(sum(documents, self._prefix[name])))
+
+    def seal(self, name: str, suffix: Tokens) -> None:
+        self._become(name, self._told[name] + spread(suffix), seal=True)
+
+    def _become(self, name: str, tokens: list[int], *, seal: bool = False) -> None:
+        old = self._told.get(name, [])
+        self._told[name] = tokens
+        begins = name not in self._revision
+        if begins and not tokens:
+            return
+        self._revision[name] = self._revision.get(name, 0) + 1
+        keep = common_prefix_len(old, tokens)
+        event = ContextEvent(self._revision[name], keep, seal, begins)
+        self._engine.add(name, tokens[keep:], event)
+
+    def cancel(self, name: str) -> None:
+        self._engine.cancel(name)
+
+    def has_work(self) -> bool:
+        return bool(self._engine.scheduler.has_unfinished_requests())
+
+    def step(self, cancel: str | None = None) -> None:
+        before_update = partial(self.cancel, cancel) if cancel else None
+        self.num_steps += 1
+        for output in self._engine.step(before_update):
+            if output.new_token_ids:
+                self._answers.setdefault(output.request_id, []).extend(output.new_token_ids)
+
+    def take_blocks(self, num_blocks: int) -> None:
+        num_free = self._pool.get_num_free_blocks()
+        self._taken.extend(self._pool.get_new_blocks(min(num_blocks, num_free)))
+
+    def return_blocks(self) -> None:
+        self._pool.free_blocks(self._taken)
+        self._taken = []
+
+    def set_policy(self, policy: str) -> None:
+        self._engine.scheduler.set_policy(policy)
+
+    def leased(self) -> frozenset[str]:
+        return frozenset()
+
+    def end_lease(self, name: str, *, expired: bool) -> None:
+        raise AssertionError("there is no hand-over here")
+
+    def answers(self) -> Mapping[str, Sequence[int]]:
+        return self._answers
+
+    def one_shot_answer(self, tokens: Tokens) -> int:
+        return self._reference.answer(spread(tokens), max_tokens=1)[0]
+
+    def check(self) -> None:
+        self._engine.scheduler.check_integrity([block.block_id for block in self._taken])
+
+    def check_empty(self) -> None:
+        assert self._pool.get_num_free_blocks() == len(self._pool.blocks) - 1
+        while self._engine.scheduler.has_requests():  # the worker hears of ended ones
+            self._engine.step()
+        assert not self._engine.scheduler.requests
+
+    def close(self) -> None:
+        """The engine stays."""
