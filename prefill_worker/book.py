@@ -148,6 +148,10 @@ class SessionBook:
         self._index.drop(request_id)
         self._patience.ends(request_id)
 
+    def note_freed(self) -> None:
+        """A hand-over has let blocks go, which may not be free by that, but evictable."""
+        self._stuck_with_free_blocks = None
+
     def begin_step(self) -> None:
         """Promotes those who have waited for too long."""
         for request_id in self._patience.take_overdue(self._step):

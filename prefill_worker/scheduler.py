@@ -408,6 +408,11 @@ class PrefillScheduler(Scheduler):
             self._end_lease(request_id)
         return finished
 
+    def _free_blocks(self, request: Request) -> None:
+        """The blocks of an ended request are free: nothing reads them any more."""
+        super()._free_blocks(request)
+        self._book.note_freed()
+
     def _end_lease(self, request_id: str) -> None:
         """Frees a hand-over that nobody will read any more.
 

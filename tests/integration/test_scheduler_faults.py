@@ -129,7 +129,6 @@ def test_s1_what_waits_for_a_hand_over_says_so_and_goes_on_after_it(policy: str)
     driver.check_empty()
 
 
-@pytest.mark.xfail(reason="the book compares counts of free blocks; being repaired", strict=True)
 def test_s1_a_hand_over_that_shares_its_blocks_with_an_idle_session_ends() -> None:
     """No block becomes free by it, but evicting that session does free some from then on."""
     driver = make_driver()

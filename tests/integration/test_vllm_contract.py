@@ -54,6 +54,7 @@ def test_scheduler() -> None:
         "_reserve_prefill_lookahead",
         "_enqueue_waiting_request",
         "_connector_finished",
+        "_free_blocks",
         "_inflight_prefills",
         "connector",
         "vllm_config",
