@@ -53,9 +53,18 @@ class RankIndex:
         """A session is new, or was touched."""
         request_id = view.request_id
         self._views[request_id] = view
+        serve: RankKey | None
+        keep: RankKey | None
         serve, keep = self._policy.keys(view)
-        self._serving.place(request_id, serve if view.num_wanted_tokens else None)
-        self._holding.place(request_id, keep if view.num_blocks else None)
+        if not view.num_wanted_tokens:
+            serve = None
+        if not view.num_blocks:
+            keep = None
+        # Most touches leave a session where it is.
+        if serve != self._serving.key_of.get(request_id):
+            self._serving.place(request_id, serve)
+        if keep != self._holding.key_of.get(request_id):
+            self._holding.place(request_id, keep)
 
     def drop(self, request_id: str) -> None:
         """A session has ended."""
@@ -89,13 +98,13 @@ class _Order:
 
     def __init__(self) -> None:
         self._places: SortedList[_Place] = SortedList()
-        self._key_of: dict[str, RankKey] = {}
+        self.key_of: dict[str, RankKey] = {}
 
     def __len__(self) -> int:
-        return len(self._key_of)
+        return len(self.key_of)
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._key_of
+        return request_id in self.key_of
 
     def __iter__(self) -> Iterator[str]:
         return (request_id for _, request_id in self._places)
@@ -105,15 +114,12 @@ class _Order:
 
     def place(self, request_id: str, key: RankKey | None) -> None:
         """Puts it where it belongs; None takes it out."""
-        old = self._key_of.get(request_id)
-        if old == key:
-            return
+        old = self.key_of.pop(request_id, None)
         if old is not None:
             self._places.remove((old, request_id))
-            del self._key_of[request_id]
         if key is not None:
             self._places.add((key, request_id))
-            self._key_of[request_id] = key
+            self.key_of[request_id] = key
 
 
 def ranking_of(views: list[RequestView], policy: Policy) -> RankIndex:
