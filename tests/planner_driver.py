@@ -76,6 +76,8 @@ class PlannedSession:
     tokens: list[int] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)
     computed: int = 0
+    # So many of the tokens as they are now were computed at some time.
+    reached: int = 0
 
 
 class PlannerDriver:
@@ -150,6 +152,7 @@ class PlannerDriver:
         session = self.sessions[name]
         same = common_prefix_len(session.tokens, tokens)
         self._book.note_event(name, same)
+        session.reached = min(session.reached, same)
         session.tokens, session.digests = tokens, prefix_digests(tokens)
         self._cut_back(name, min(same, max(len(tokens) - 1, 0)))
         self._touch(name)
@@ -169,6 +172,7 @@ class PlannerDriver:
 
     def _touch(self, name: str) -> None:
         session = self.sessions[name]
+        session.reached = max(session.reached, session.computed)
         num_blocks = len(self.block_ids(name))
         self._book.update(name, len(session.tokens), session.computed, num_blocks)
 
@@ -316,11 +320,14 @@ class PlannerDriver:
         if not self.has_work():
             assert not self._plan_once().grants, "a step could compute, and none is due"
         assert self._book.num_sessions == len(self.sessions)
+        work_goes_on = bool(self.has_work() or self._leases or self.pool.held.get(_SHORTAGE))
         num_with_work = 0
         for name, session in self.sessions.items():
             view = self._book.view(name)
             assert view.num_computed_tokens == session.computed <= max(view.num_target_tokens, 0)
             assert view.num_blocks == len(self.block_ids(name))
+            is_served = session.reached >= view.num_target_tokens
+            assert is_served or work_goes_on, f"{name}: new context was never computed"
             num_with_work += session.computed < view.num_target_tokens
             self._check_kv(name, session.tokens[: session.computed])
         assert self._book.num_with_work == num_with_work

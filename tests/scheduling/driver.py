@@ -41,6 +41,8 @@ class DrivenSession:
     revision: int = 0
     begun: bool = False
     sealed: bool = False
+    # So many of the tokens as they are now were computed at some time.
+    reached: int = 0
     # Progress figures in the order they were told.
     progress: list[dict[str, Any]] = field(default_factory=list)
 
@@ -111,6 +113,7 @@ class SchedulerDriver:
         session.revision += 1
         if keep_tokens is None:
             keep_tokens = common_prefix_len(session.tokens, tokens)
+        session.reached = min(session.reached, common_prefix_len(session.tokens, tokens))
         session.tokens = tokens
         if session.begun or tokens:
             event = ContextEvent(
@@ -278,6 +281,13 @@ class SchedulerDriver:
             # The base class has counted the step already.
             limit = len(session.tokens) - (not session.sealed)
             assert request.num_computed_tokens <= limit, f"{name} computes beyond {limit}"
+        self._note_reached()
+
+    def _note_reached(self) -> None:
+        for name, session in self.sessions.items():
+            request = self.scheduler.requests.get(name)
+            if request is not None:
+                session.reached = max(session.reached, request.num_computed_tokens)
 
     def _check_progress(self, session: DrivenSession, progress: dict[str, Any]) -> None:
         session.progress.append(progress)
@@ -309,6 +319,8 @@ class SchedulerDriver:
             computed = request.num_computed_tokens
             target = len(session.tokens) - (not session.sealed)
             assert computed <= max(target, 0)
+            if not self.has_work():
+                assert session.reached >= target, f"{name}: new context was never computed"
             self.executor.assert_holds(
                 name, self.table(name), prefix_digests(session.tokens[:computed])
             )
