@@ -17,6 +17,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.request import Request, RequestStatus
 
 from prefill_worker.policy import POLICIES
+from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.prefix import common_prefix_len
 from tests.digests import STOP_TOKEN, answer_of, prefix_digests
@@ -27,6 +28,7 @@ from tests.session_machine import DriverLimits, Tokens
 _HAND_OVER = {"do_remote_decode": True, "do_remote_prefill": False}
 # Request id of what stands for other people's hand-overs.
 _SHORTAGE = "hand-over-of-somebody"
+_CONTROL = "control"
 
 
 @dataclass
@@ -64,6 +66,8 @@ class SchedulerDriver:
         self.executor = FakeExecutor(self.settings.num_blocks, self.settings.block_size)
         self.sessions: dict[str, DrivenSession] = {}
         self.outputs: list[EngineCoreOutput] = []
+        # What came back on the control channel.
+        self.reports: list[SchedulerReport] = []
         self.last_step: SchedulerOutput | None = None
         self._answers: dict[str, list[int]] = {}
         self._leases: dict[str, Lease] = {}
@@ -88,7 +92,7 @@ class SchedulerDriver:
 
     def open(self, name: str, prefix: Sequence[int], *, hand_over: bool = False) -> None:
         self.sessions[name] = DrivenSession(tuple(prefix), hand_over and self.settings.leases)
-        self._become(name, list(prefix))
+        self.become(name, list(prefix))
 
     def append(self, name: str, documents: Sequence[Tokens]) -> None:
         self.update(name, self.sessions[name].documents + list(documents))
@@ -101,14 +105,15 @@ class SchedulerDriver:
             # Less than there is in common is allowed, too: whole documents only.
             same = common_prefix_len_of_lists(old, session.documents)
             keep = len(session.prefix) + sum(map(len, session.documents[:same]))
-        self._become(name, list(sum(documents, session.prefix)), keep_tokens=keep)
+        self.become(name, list(sum(documents, session.prefix)), keep_tokens=keep)
 
     def seal(self, name: str, suffix: Sequence[int] = ()) -> None:
         session = self.sessions[name]
         session.sealed = True
-        self._become(name, session.tokens + list(suffix))
+        self.become(name, session.tokens + list(suffix))
 
-    def _become(self, name: str, tokens: list[int], keep_tokens: int | None = None) -> None:
+    def become(self, name: str, tokens: list[int], keep_tokens: int | None = None) -> None:
+        """The sequence is now this; by default, all that is common is kept."""
         session = self.sessions[name]
         session.revision += 1
         if keep_tokens is None:
@@ -147,6 +152,10 @@ class SchedulerDriver:
             external_req_id=name,
         )
         self.scheduler.add_request(Request.from_engine_core_request(request, self._hasher))
+
+    def command(self, number: int, set_policy: str | None = None) -> None:
+        """Over the control channel; the next step answers."""
+        self.add_request(_CONTROL, [1], {WIRE_KEY: SchedulerCommand(number, set_policy).to_wire()})
 
     def cancel(self, name: str) -> None:
         self.scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
@@ -204,6 +213,10 @@ class SchedulerDriver:
         self.outputs.append(told)
         params = dict(told.kv_transfer_params or {})
         progress = params.pop(WIRE_KEY, None)
+        if told.request_id == _CONTROL:
+            report = SchedulerReport.from_wire(progress)
+            assert report is not None
+            self.reports.append(report)
         session = self.sessions.get(told.request_id)
         if session is None:
             return
