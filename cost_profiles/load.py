@@ -1,0 +1,158 @@
+"""Profiles in files: reading, writing, and finding the one for a node.
+
+A file is refused as a whole, and the error names the file and every key that is
+wrong. The key order of a written file is that of `types`, so that generating one
+again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from cost_profiles.check import problems_of
+from cost_profiles.rebase import rebase
+from cost_profiles.types import CostProfile, Kind, ModelGeometry
+from stream2llm.errors import InvalidRequestError
+
+_SCHEMA = TypeAdapter(CostProfile)
+# What was measured through the engine is believed first.
+_TRUST = (Kind.MEASURED, Kind.MICROBENCHMARK, Kind.MODELLED)
+
+
+class ProfileError(InvalidRequestError):
+    """A profile cannot be used; the message names file and keys."""
+
+
+def load_profile(path: Path) -> CostProfile:
+    """Reads and checks one file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: cannot be read: {error}") from error
+    return parse_profile(text, source=str(path))
+
+
+def parse_profile(text: str, *, source: str) -> CostProfile:
+    """Checks the JSON of one profile; `source` names it in errors."""
+    try:
+        profile = _SCHEMA.validate_json(text)
+    except ValidationError as error:
+        raise ProfileError(f"{source}: {_describe(error)}") from error
+    _refuse_problems(profile, source)
+    return profile
+
+
+def dump_profile(profile: CostProfile) -> str:
+    """The text of a profile's file: a line for each point, so that diffs can be read."""
+    plain = asdict(profile)
+    rows: list[str] = []
+    for section in ("recompute", "swap_out", "swap_in"):
+        points = plain[section]["points"]
+        plain[section]["points"] = [f"@{len(rows) + index}@" for index in range(len(points))]
+        rows += [json.dumps(point) for point in points]
+    text = json.dumps(plain, indent=2, ensure_ascii=False)
+    for index, row in enumerate(rows):
+        text = text.replace(f'"@{index}@"', row, 1)
+    return text + "\n"
+
+
+def save_profile(profile: CostProfile, path: Path) -> None:
+    """Writes a profile; refuses one that could not be read back."""
+    _refuse_problems(profile, str(path))
+    path.write_text(dump_profile(profile), encoding="utf-8")
+
+
+def load_profiles(directory: Path) -> list[CostProfile]:
+    """Every profile of a directory, by file name."""
+    return [load_profile(path) for path in sorted(directory.glob("*.json"))]
+
+
+def shipped_profiles() -> list[CostProfile]:
+    """Those of the package's own data directory."""
+    with resources.as_file(resources.files("cost_profiles") / "data") as directory:
+        return load_profiles(directory)
+
+
+class Match(NamedTuple):
+    """The profile for a node, or None; `reason` says why, for a log line."""
+
+    profile: CostProfile | None
+    reason: str
+
+
+def find_profile(
+    device_name: str,
+    model: ModelGeometry,
+    tensor_parallel_size: int,
+    *,
+    block_size: int | None = None,
+    profiles: Iterable[CostProfile] | None = None,
+) -> Match:
+    """Picks by device, KV geometry and tensor parallel size; None when none fits.
+
+    Among those that fit: the same model name first (another model of this KV
+    geometry swaps the same and computes differently), then what was measured.
+    Another block size is no obstacle, the profile is rebased to it.
+    """
+    known = list(shipped_profiles() if profiles is None else profiles)
+    of_device = [profile for profile in known if profile.accelerator.is_called(device_name)]
+    if not of_device:
+        return Match(None, f"no profile for the device {device_name!r}")
+    of_model = [profile for profile in of_device if profile.model.has_kv_like(model)]
+    if not of_model:
+        names = ", ".join(sorted({profile.model.name for profile in of_device}))
+        return Match(None, f"profiles for {device_name!r} are of models unlike {model}: {names}")
+    fitting = [p for p in of_model if p.tensor_parallel_size == tensor_parallel_size]
+    if not fitting:
+        sizes = sorted({profile.tensor_parallel_size for profile in of_model})
+        text = f"profiles for {device_name!r} are for tensor parallel sizes {sizes}"
+        return Match(None, f"{text}, not {tensor_parallel_size}")
+    best = min(fitting, key=lambda profile: _preference(profile, model))
+    return _matched(best, model, block_size)
+
+
+def _preference(profile: CostProfile, model: ModelGeometry) -> tuple[bool, int, int]:
+    kinds = (profile.recompute.provenance.kind, profile.swap_out.provenance.kind)
+    other_name = profile.model.name.casefold() != model.name.casefold()
+    return (other_name, _TRUST.index(kinds[0]), _TRUST.index(kinds[1]))
+
+
+def _matched(profile: CostProfile, model: ModelGeometry, block_size: int | None) -> Match:
+    reason = f"{profile.recompute.provenance.kind} on {profile.accelerator.name}"
+    if profile.model.name.casefold() != model.name.casefold():
+        reason += f", of {profile.model.name}, whose KV has the same geometry"
+    if block_size is not None and block_size != profile.block_size:
+        reason += f", rebased from blocks of {profile.block_size} tokens to {block_size}"
+        profile = rebase(profile, block_size)
+    return Match(profile, reason)
+
+
+def _refuse_problems(profile: CostProfile, source: str) -> None:
+    problems = problems_of(profile)
+    if problems:
+        text = "; ".join(str(problem) for problem in problems)
+        raise ProfileError(f"{source}: {text}", field=problems[0].key)
+
+
+def _describe(error: ValidationError) -> str:
+    return "; ".join(_lines(error))
+
+
+def _lines(error: ValidationError) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"]) or "the top level"
+        if item["type"] == "unexpected_keyword_argument":
+            yield f"unknown key {key}"
+        elif item["type"] in ("missing", "missing_argument"):
+            yield f"{key}: is missing"
+        elif item["type"] == "json_invalid":
+            yield f"not JSON: {item['msg']}"
+        else:
+            yield f"{key}: {item['msg']} (got {item['input']!r})"

@@ -1,0 +1,215 @@
+"""Files that are refused, with the file and the key; and the profile that fits a node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cost_profiles.load import (
+    ProfileError,
+    dump_profile,
+    find_profile,
+    load_profile,
+    load_profiles,
+    parse_profile,
+    save_profile,
+)
+from cost_profiles.types import Accelerator, Figure, Kind
+from tests.profiles import A_MEASUREMENT, A_MODEL, a_profile, a_recompute, a_swap
+
+pytestmark = pytest.mark.unit
+Change = Callable[[dict[str, Any]], object]
+
+
+def a_file_with(change: Change) -> str:
+    plain = json.loads(dump_profile(a_profile()))
+    change(plain)
+    return json.dumps(plain)
+
+
+def a_point(plain: dict[str, Any], section: str, index: int) -> dict[str, Any]:
+    return plain[section]["points"][index]
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "abacus.json"
+    save_profile(a_profile(), path)
+    assert load_profile(path) == a_profile()
+    assert load_profiles(tmp_path) == [a_profile()]
+
+
+def test_a_point_takes_one_line() -> None:
+    lines = dump_profile(a_profile()).splitlines()
+    assert sum("num_blocks" in line for line in lines) == 6
+    assert '      {"num_blocks": 1, "seconds": 0.002},' in lines
+
+
+CHANGES: list[tuple[Change, str]] = [
+    (lambda p: p.pop("model"), "model: is missing"),
+    (lambda p: p["model"].pop("head_size"), "model.head_size: is missing"),
+    (lambda p: p.update(colour="red"), "unknown key colour"),
+    (lambda p: p["swap_in"].update(colour="red"), "unknown key swap_in.colour"),
+    (lambda p: p.update(block_size="16"), "block_size: Input should be a valid integer"),
+    (lambda p: p["units"].update(time="ms"), "units.time: Input should be 's'"),
+    (lambda p: p["model"].update(dtype="int4"), "model.dtype: Input should be 'bfloat16'"),
+    (lambda p: p.update(schema_version=2), "schema_version: this release reads version 1, not 2"),
+    (lambda p: p.update(block_size=0), "block_size: must be above 0, is 0"),
+    (lambda p: p["accelerator"].update(name=" "), "accelerator.name: is empty"),
+    (
+        lambda p: p.update(tensor_parallel_size=3),
+        "tensor_parallel_size: 4 KV heads cannot be shared evenly by 3 ranks",
+    ),
+    (
+        lambda p: p["recompute"].update(points=p["recompute"]["points"][:3]),
+        "recompute.points: 3 points, at least 4 are needed",
+    ),
+    (
+        lambda p: p["swap_out"].update(points=p["swap_out"]["points"][1:]),
+        "swap_out.points: 2 points, at least 3 are needed",
+    ),
+    (
+        lambda p: a_point(p, "recompute", 2).update(seconds=0.02),
+        "recompute.points.2.seconds: not monotone: [0, 400) would take 0.02 s, "
+        "[0, 200) takes 0.02 s",
+    ),
+    (
+        lambda p: a_point(p, "recompute", 2).update(num_tokens=200),
+        "recompute.points.2.num_tokens: not monotone: ends at 200, the point before it at 200",
+    ),
+    (
+        lambda p: a_point(p, "recompute", 3).update(num_context_tokens=150),
+        "recompute.points.3.num_context_tokens: no earlier point ends at 150",
+    ),
+    (
+        lambda p: a_point(p, "recompute", 0).update(seconds=-1),
+        "recompute.points.0.seconds: must be above 0, is -1",
+    ),
+    (
+        lambda p: a_point(p, "swap_in", 1).update(num_blocks=1),
+        "swap_in.points.1.num_blocks: not monotone: 1 comes after 1",
+    ),
+    (
+        lambda p: a_point(p, "swap_in", 2).update(seconds=0.01),
+        "swap_in.points.2.seconds: not monotone: 0.01 s comes after 0.01 s",
+    ),
+    (
+        lambda p: p["recompute"]["provenance"].update(machine=None),
+        "recompute.provenance.machine: a section that is measured names its machine",
+    ),
+    (
+        lambda p: p["recompute"]["provenance"].update(kind="modelled"),
+        "recompute.provenance.figures: a modelled section names what it is made from",
+    ),
+    (
+        lambda p: p["swap_in"]["provenance"].update(when="yesterday"),
+        "swap_in.provenance.when: not a date like 2026-11-22: 'yesterday'",
+    ),
+    (
+        lambda p: p["swap_in"]["provenance"].update(command=""),
+        "swap_in.provenance.command: is empty",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES, ids=[text for _, text in CHANGES])
+def test_a_file_is_refused_by_name_and_key(change: Change, expected: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        parse_profile(a_file_with(change), source="node7.json")
+    assert caught.value.message.startswith("node7.json: ")
+    assert expected in caught.value.message
+
+
+def test_infinity_is_no_duration() -> None:
+    text = dump_profile(a_profile()).replace("0.04", "Infinity")
+    with pytest.raises(ProfileError, match=r"recompute\.points\.2\.seconds"):
+        parse_profile(text, source="node7.json")
+
+
+def test_a_figure_without_source_is_refused() -> None:
+    figures = (Figure("peak", 1.0, "FLOP/s", " "),)
+    modelled = replace(A_MEASUREMENT, kind=Kind.MODELLED, figures=figures)
+    text = dump_profile(a_profile(swap_in=a_swap(provenance=modelled)))
+    with pytest.raises(
+        ProfileError, match=r"swap_in\.provenance\.figures\.0\.source: peak has no source"
+    ):
+        parse_profile(text, source="node7.json")
+
+
+def test_all_problems_are_told_at_once() -> None:
+    text = a_file_with(lambda p: p.update(block_size=0, schema_version=9))
+    with pytest.raises(ProfileError, match=r"schema_version: .*; block_size: "):
+        parse_profile(text, source="node7.json")
+
+
+def test_what_is_not_json_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "half.json"
+    path.write_text(dump_profile(a_profile())[:100])
+    with pytest.raises(ProfileError, match=r"half\.json: not JSON: "):
+        load_profile(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"none\.json: cannot be read"):
+        load_profile(tmp_path / "none.json")
+
+
+def test_a_profile_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    with pytest.raises(ProfileError, match=r"bad\.json: block_size"):
+        save_profile(a_profile(block_size=-1), path)
+    assert not path.exists()
+
+
+def test_a_profile_is_found_by_any_name_the_device_reports() -> None:
+    profile = a_profile(accelerator=Accelerator("NVIDIA A100-SXM4-80GB", ("A100 80G",)))
+    for name in ("nvidia a100 sxm4 80gb", "A100-80G"):
+        assert find_profile(name, A_MODEL, 1, profiles=[profile]).profile == profile
+
+
+def test_a_name_that_only_begins_alike_is_another_device() -> None:
+    profile = a_profile(accelerator=Accelerator("NVIDIA L4", ()))
+    found = find_profile("NVIDIA L40", A_MODEL, 1, profiles=[profile])
+    assert found == (None, "no profile for the device 'NVIDIA L40'")
+
+
+def test_another_geometry_is_no_match_and_says_what_there_is() -> None:
+    found = find_profile("abacus", replace(A_MODEL, num_layers=3), 1, profiles=[a_profile()])
+    assert found.profile is None
+    assert "are of models unlike" in found.reason
+    assert found.reason.endswith(": tiny")
+
+
+def test_another_tensor_parallel_size_is_no_match() -> None:
+    found = find_profile("abacus", A_MODEL, 4, profiles=[a_profile(tensor_parallel_size=2)])
+    text = "profiles for 'abacus' are for tensor parallel sizes [2], not 4"
+    assert found == (None, text)
+
+
+def test_a_fine_tune_uses_the_profile_of_its_base() -> None:
+    found = find_profile("abacus", replace(A_MODEL, name="tuned"), 1, profiles=[a_profile()])
+    assert found.profile == a_profile()
+    assert found.reason.endswith("of tiny, whose KV has the same geometry")
+
+
+def test_the_models_own_profile_goes_before_that_of_another() -> None:
+    other = a_profile(model=replace(A_MODEL, name="other"))
+    assert find_profile("abacus", A_MODEL, 1, profiles=[other, a_profile()]).profile == a_profile()
+
+
+def test_what_was_measured_goes_before_a_microbenchmark() -> None:
+    probe = replace(A_MEASUREMENT, kind=Kind.MICROBENCHMARK)
+    quick = a_profile(recompute=a_recompute(provenance=probe))
+    found = find_profile("abacus", A_MODEL, 1, profiles=[quick, a_profile()])
+    assert found == (a_profile(), "measured on Abacus 3000")
+
+
+def test_another_block_size_is_rebased() -> None:
+    found = find_profile("abacus", A_MODEL, 1, block_size=32, profiles=[a_profile(block_size=16)])
+    assert found.profile is not None
+    assert found.profile.block_size == 32
+    assert found.reason.endswith("rebased from blocks of 16 tokens to 32")
