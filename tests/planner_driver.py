@@ -76,8 +76,6 @@ class PlannedSession:
     tokens: list[int] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)
     computed: int = 0
-    # So many of the tokens as they are now were computed at some time.
-    reached: int = 0
 
 
 class PlannerDriver:
@@ -108,7 +106,8 @@ class PlannerDriver:
         self._answers: dict[str, list[int]] = {}
         # Answered sessions under a lease: the sequence their blocks hold.
         self._leases: dict[str, list[int]] = {}
-        self._num_shortages = 0
+        # All digests that were KV at some time, be they lost since or not.
+        self._ever_computed: set[int] = set()
 
     # -- the book's side: who holds which blocks ------------------------------------
 
@@ -152,7 +151,6 @@ class PlannerDriver:
         session = self.sessions[name]
         same = common_prefix_len(session.tokens, tokens)
         self._book.note_event(name, same)
-        session.reached = min(session.reached, same)
         session.tokens, session.digests = tokens, prefix_digests(tokens)
         self._cut_back(name, min(same, max(len(tokens) - 1, 0)))
         self._touch(name)
@@ -172,7 +170,6 @@ class PlannerDriver:
 
     def _touch(self, name: str) -> None:
         session = self.sessions[name]
-        session.reached = max(session.reached, session.computed)
         num_blocks = len(self.block_ids(name))
         self._book.update(name, len(session.tokens), session.computed, num_blocks)
 
@@ -260,11 +257,13 @@ class PlannerDriver:
         assert 0 < num_tokens <= self._book.view(name).num_wanted_tokens
         self.pool.allocate(name, self._num_missing(name, num_tokens))
         table = self.pool.held[name]
-        for position in range(session.computed, session.computed + num_tokens):
+        end = session.computed + num_tokens
+        self._ever_computed.update(session.digests[session.computed : end])
+        for position in range(session.computed, end):
             block_id, offset = table[position // size], position % size
             assert self.pool.holders[block_id] == 1, "computes into a block of others"
             self.pool.kv[block_id][offset] = session.digests[position]
-        first, session.computed = session.computed // size, session.computed + num_tokens
+        first, session.computed = session.computed // size, end
         for index, key in enumerate(self.block_keys(name, first, session.computed // size), first):
             if key not in self.pool.by_key:
                 self.pool.by_key[key], self.pool.key_of[table[index]] = table[index], key
@@ -287,7 +286,6 @@ class PlannerDriver:
     # -- memory and policy ------------------------------------------------------------------
 
     def take_blocks(self, num_blocks: int) -> None:
-        self._num_shortages += 1
         self.pool.allocate(_SHORTAGE, min(num_blocks, len(self.pool.free)))
 
     def return_blocks(self) -> None:
@@ -326,7 +324,8 @@ class PlannerDriver:
             view = self._book.view(name)
             assert view.num_computed_tokens == session.computed <= max(view.num_target_tokens, 0)
             assert view.num_blocks == len(self.block_ids(name))
-            is_served = session.reached >= view.num_target_tokens
+            target = view.num_target_tokens
+            is_served = not target or session.digests[target - 1] in self._ever_computed
             assert is_served or work_goes_on, f"{name}: new context was never computed"
             num_with_work += session.computed < view.num_target_tokens
             self._check_kv(name, session.tokens[: session.computed])

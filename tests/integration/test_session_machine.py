@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 # Sessions wait for this many steps at most before they are put first.
 PATIENCE_STEPS = 6
 EXAMPLES = settings(
-    max_examples=250,
+    max_examples=150,
     stateful_step_count=60,
     deadline=None,
     print_blob=True,
@@ -59,4 +59,4 @@ def test_every_policy_with_one_request_a_step_and_larger_blocks(policy: str) -> 
         options={"policy": policy, "patience_steps": PATIENCE_STEPS},
     )
     create_scheduler(engine)
-    run_state_machine_as_test(machine(engine), settings=settings(EXAMPLES, max_examples=100))
+    run_state_machine_as_test(machine(engine), settings=settings(EXAMPLES, max_examples=60))

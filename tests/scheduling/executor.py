@@ -91,6 +91,8 @@ class FakeExecutor:
         self._block_size = block_size
         self.kv: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
         self.requests: dict[str, RunnerCopy] = {}
+        # All digests that were KV at some time, be they lost since or not.
+        self.ever_computed: set[int] = set()
         self.leases = LeaseHolder()
         self.num_steps = 0
         self.num_tokens = 0
@@ -139,6 +141,7 @@ class FakeExecutor:
         assert end <= len(copy.tokens), f"{request_id}: step ends at {end} of {len(copy.tokens)}"
         assert NULL_BLOCK not in copy.block_ids
         assert len(set(copy.block_ids)) == len(copy.block_ids)
+        self.ever_computed.update(copy.digests[start:end])
         for position in range(start, end):
             block, offset = divmod(position, self._block_size)
             self.kv[copy.block_ids[block]][offset] = copy.digests[position]
