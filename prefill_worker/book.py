@@ -11,6 +11,8 @@ that the plan touched, `end_step`. Events in between are `open`, `note_event`,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prefill_worker.patience import Patience
 from prefill_worker.planner import plan_step
 from prefill_worker.policy import Policy
@@ -69,6 +71,10 @@ class SessionBook:
         """The session as the planner sees it now."""
         return self._index[request_id]
 
+    def to_serve(self) -> Iterator[RequestView]:
+        """Sessions that have work, in rank order; ends with the next change."""
+        return self._index.to_serve()
+
     def set_policy(self, policy: Policy) -> None:
         """Ranks everybody anew. Waits and promotions go on."""
         self._stuck_with_free_blocks = None
@@ -104,7 +110,7 @@ class SessionBook:
             state.promotion = 0
 
     def note_eviction(self, request_id: str) -> None:
-        """The session loses all its KV."""
+        """The session loses KV."""
         state = self._states[request_id]
         num_computed = self._index[request_id].num_computed_tokens
         state.lost_until = max(state.lost_until, num_computed)

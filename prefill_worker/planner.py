@@ -8,13 +8,12 @@ together are not enough, compute the part that fits. Sessions that would only
 restore lost KV come last, evict nobody, and use what is free.
 
 So the first in rank can evict everybody else, and moves in every step, unless
-hand-overs hold the memory, and those end. Nobody is evicted in vain: of the
-sessions that were tried as victims, those whose blocks make no difference
-(others or a lease hold them too) are spared.
+hand-overs hold the memory, and those end. Nobody is evicted in vain, and of
+nobody more than is needed (victims.py).
 
 Equal leading documents are computed once: a session whose next block another
 one computes in this step is left out, and takes the block from the prefix cache
-in the next.
+in the next. As many are looked at as a step has slots.
 
 The walk ends as soon as the tokens, the slots or the memory of the step are
 spent. What it costs depends on the sessions it chooses, not on those that wait.
@@ -22,12 +21,9 @@ spent. What it costs depends on the sessions it chooses, not on those that wait.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 
 from prefill_worker.types import (
-    Eviction,
-    EvictionReason,
     Grant,
     Ledger,
     Ranking,
@@ -36,6 +32,7 @@ from prefill_worker.types import (
     StepPlan,
     StopReason,
 )
+from prefill_worker.victims import Victims
 
 
 def num_blocks_needed(view: RequestView, num_tokens: int, block_size: int) -> int:
@@ -57,12 +54,11 @@ class _Planning:
         self._ledger = ledger
         self._block_size = limits.block_size
         self._tokens_left = limits.num_tokens
-        self._slots_left = limits.num_requests
+        self._slots_left = self._max_followers = limits.num_requests
         self._blocks_left = limits.num_free_blocks
-        self._victims = _Victims(ranking, ledger)
+        self._victims = Victims(ranking, ledger, whole_requests=limits.evicts_whole_requests)
         self._chosen: set[str] = set()
         self._grants: list[Grant] = []
-        self._evictions: list[Eviction] = []
         self._followers: list[str] = []
         # Keys of the full blocks that this step computes.
         self._computing: set[Hashable] = set()
@@ -78,14 +74,14 @@ class _Planning:
         return self._plan(StopReason.ALL_SERVED, None)
 
     def _plan(self, stop: StopReason, stopped_at: str | None) -> StepPlan:
-        grants, evictions = tuple(self._grants), tuple(self._evictions)
+        grants, evictions = tuple(self._grants), self._victims.evictions()
         return StepPlan(grants, evictions, stop, stopped_at, tuple(self._followers))
 
     def _consider(self, view: RequestView) -> StopReason | None:
         """Serves one session, or says why the walk ends here."""
         if self._tokens_left <= 0:
             return StopReason.TOKEN_BUDGET
-        if self._slots_left <= 0:
+        if self._slots_left <= 0 or len(self._followers) >= self._max_followers:
             return StopReason.REQUEST_SLOTS
         if self._computing and self._follows(view):
             self._followers.append(view.request_id)
@@ -116,19 +112,14 @@ class _Planning:
     def _make_room(self, view: RequestView, num_tokens: int, num_blocks: int) -> tuple[int, int]:
         """Evicts for so many blocks; how many of the tokens have room then, and in how many."""
         if view.has_claim:
-            self._evict_for(view, num_blocks - self._blocks_left)
+            self._chosen.add(view.request_id)
+            shortage = num_blocks - self._blocks_left
+            self._blocks_left += self._victims.take(view, shortage, self._chosen)
         if num_blocks <= self._blocks_left:
             return num_tokens, num_blocks
         room = (view.num_blocks + self._blocks_left) * self._block_size
         num_tokens = max(min(num_tokens, room - view.num_computed_tokens), 0)
         return num_tokens, num_blocks_needed(view, num_tokens, self._block_size)
-
-    def _evict_for(self, view: RequestView, num_blocks: int) -> None:
-        self._chosen.add(view.request_id)
-        for victim, freed in self._victims.take(view, num_blocks, self._chosen):
-            reason = EvictionReason.LOWER_RANK if victim.has_claim else EvictionReason.IDLE
-            self._evictions.append(Eviction(victim.request_id, freed, reason, view.request_id))
-            self._blocks_left += freed
 
     def _grant(self, view: RequestView, num_tokens: int, num_blocks: int) -> None:
         self._blocks_left -= num_blocks
@@ -137,85 +128,3 @@ class _Planning:
         self._chosen.add(view.request_id)
         self._grants.append(Grant(view.request_id, num_tokens))
         self._computing.update(self._keys_of_step(view, num_tokens))
-
-
-class _Victims:
-    """Chooses whom to evict; walks the eviction order once a plan at most."""
-
-    def __init__(self, ranking: Ranking, ledger: Ledger) -> None:
-        self._ranking = ranking
-        self._ledger = ledger
-        self._rest: Iterator[RequestView] | None = None
-        # Tried for an earlier session and not needed, first to evict first.
-        self._spared: deque[RequestView] = deque()
-        # How many holders each block loses by the evictions so far.
-        self._released: Counter[int] = Counter()
-        self.evicted: set[str] = set()
-
-    def take(
-        self, beneficiary: RequestView, num_blocks: int, chosen: set[str]
-    ) -> list[tuple[RequestView, int]]:
-        """Victims that free `num_blocks`, or as many as there are, each with what it frees."""
-        tried = []
-        num_freed = 0
-        for victim in self._candidates(beneficiary, chosen):
-            tried.append(victim)
-            num_freed += self._release(victim)
-            if num_freed >= num_blocks:
-                break
-        kept = self._spare_needless(tried, num_freed - min(num_freed, num_blocks))
-        return self._in_order(kept)
-
-    def _candidates(self, beneficiary: RequestView, chosen: set[str]) -> Iterator[RequestView]:
-        # Whoever may not be evicted now may not be later in this plan either:
-        # those served later go behind `beneficiary`. So nobody is looked at twice.
-        for view in self._not_tried():
-            if view.request_id in chosen:
-                continue
-            if not view.has_claim or self._ranking.goes_before(beneficiary, view):
-                yield view
-
-    def _not_tried(self) -> Iterator[RequestView]:
-        while self._spared:
-            yield self._spared.popleft()
-        if self._rest is None:
-            self._rest = self._ranking.to_evict()
-        # No `yield from`: it would close the order with each of these generators.
-        while (view := next(self._rest, None)) is not None:
-            yield view
-
-    def _release(self, victim: RequestView) -> int:
-        """Counts the victim's blocks as let go; how many become free by it."""
-        num_freed = 0
-        for block_id in self._ledger.block_ids(victim.request_id):
-            self._released[block_id] += 1
-            num_freed += self._released[block_id] == self._ledger.num_holders(block_id)
-        return num_freed
-
-    def _take_back(self, victim: RequestView) -> int:
-        """The inverse of `_release`."""
-        num_taken = 0
-        for block_id in self._ledger.block_ids(victim.request_id):
-            num_taken += self._released[block_id] == self._ledger.num_holders(block_id)
-            self._released[block_id] -= 1
-        return num_taken
-
-    def _spare_needless(self, tried: list[RequestView], num_surplus: int) -> list[RequestView]:
-        """Drops victims, the ones to keep longest first, without whom enough is free."""
-        needed = []
-        for victim in reversed(tried):
-            num_taken = self._take_back(victim)
-            if num_taken <= num_surplus:
-                num_surplus -= num_taken
-                self._spared.appendleft(victim)
-            else:
-                self._release(victim)
-                needed.append(victim)
-        return needed[::-1]
-
-    def _in_order(self, victims: list[RequestView]) -> list[tuple[RequestView, int]]:
-        """With what each frees when they are evicted one after the other."""
-        for victim in victims:
-            self._take_back(victim)
-        self.evicted.update(victim.request_id for victim in victims)
-        return [(victim, self._release(victim)) for victim in victims]

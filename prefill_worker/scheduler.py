@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -56,6 +57,7 @@ from stream2llm.prefix import common_prefix_len
 
 _log = logging.getLogger(__name__)
 
+_MAX_REPLANS = 3
 _DELAYS = (StopReason.KV_MEMORY, StopReason.KV_LEASED)
 
 
@@ -122,6 +124,8 @@ class PrefillScheduler(Scheduler):
         self._book.set_policy(policy)
 
     def _begin(self, request: Request, event: ContextEvent | None) -> None:
+        # A prefill engine samples the first token and no other, whatever is asked.
+        request.max_tokens = 1
         super().add_request(request)
         self._empty_base_queues()
         state = self._book.open(
@@ -180,7 +184,6 @@ class PrefillScheduler(Scheduler):
         self._book.seal(live.state, request.num_tokens)
         live.state.uncomputed_at_seal = request.num_tokens - request.num_computed_tokens
         request.sampling_params = update.sampling_params
-        request.max_tokens = update.max_tokens
         request.kv_transfer_params = update.kv_transfer_params
 
     def _touch(self, live: LiveSession) -> None:
@@ -213,16 +216,33 @@ class PrefillScheduler(Scheduler):
         return output
 
     def _plan(self) -> StepPlan:
-        """The plan, after the chosen sessions took what the prefix cache has of them.
+        """The plan, after those whose turn it is took what the prefix cache has of them.
 
         A hit can leave a session nothing to compute, and such a request must
         not be shown to the base class: it would stop all behind it. So hits
-        are taken first, and whoever took one is planned for again.
+        are taken first. Few of those that are chosen then have one left, and
+        they are planned for again; who still has one after that computes it.
         """
-        while True:
+        for request_id in self._hits_in_turn():
+            self._adopt_cached_prefix(request_id)
+        for _ in range(_MAX_REPLANS):
             plan = self._book.plan(self._limits(), self._ledger)
             if not sum(self._adopt_cached_prefix(grant.request_id) for grant in plan.grants):
                 return plan
+        return self._book.plan(self._limits(), self._ledger)
+
+    def _hits_in_turn(self) -> list[str]:
+        """Sessions with a hit, in rank order, as far as the step's tokens and slots may reach."""
+        limits = self._limits()
+        num_tokens, hits = limits.num_tokens, []
+        for view in islice(self._book.to_serve(), limits.num_requests):
+            if num_tokens <= 0:
+                break
+            if self._ledger.is_next_block_cached(self._live[view.request_id].request):
+                hits.append(view.request_id)
+            else:
+                num_tokens -= view.num_wanted_tokens
+        return hits
 
     @property
     def _num_free_blocks(self) -> int:
@@ -292,11 +312,11 @@ class PrefillScheduler(Scheduler):
         live = self._live[eviction.request_id]
         request = live.request
         self._book.note_eviction(request.request_id)
-        self._remember_lost(live, 0)
+        num_kept_tokens = eviction.num_blocks_kept * self.block_size
+        self._remember_lost(live, num_kept_tokens)
         self._counters.recompute_preemptions += 1
-        self.kv_cache_manager.free(request)
+        blocks.truncate_kv(self.kv_cache_manager, request, num_kept_tokens)
         self._inflight_prefills.discard(request)
-        request.num_computed_tokens = 0
         request.num_preemptions += 1
         request.status = RequestStatus.WAITING
         if self.log_stats:
@@ -455,7 +475,7 @@ class PrefillScheduler(Scheduler):
 
     def get_request_counts(self) -> tuple[int, int]:
         """(chosen in this step, with work but not chosen); for vLLM's gauges."""
-        num_chosen = len(self.running)
+        num_chosen = len(self._grants)
         return num_chosen, max(self._book.num_with_work - num_chosen, 0)
 
     # -- for tests ---------------------------------------------------------------

@@ -126,6 +126,8 @@ class StepLimits:
     num_requests: int
     num_free_blocks: int
     block_size: int
+    # The naive way, for comparison: a victim loses all of its blocks.
+    evicts_whole_requests: bool = False
 
 
 class EvictionReason(StrEnum):
@@ -161,9 +163,10 @@ class Grant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """Free all blocks of that session; it will be computed again."""
+    """Free the session's blocks behind the first ones; they will be computed again."""
 
     request_id: str
+    num_blocks_kept: int
     # Blocks that nobody holds afterwards; with several evictions in this order.
     num_blocks_freed: int
     reason: EvictionReason

@@ -31,10 +31,15 @@ def a_ranking(*views: RequestView, policy: str = "fcfs") -> RankIndex:
 
 
 def limits(
-    *, tokens: int = 512, requests: int = 8, free_blocks: int = 1000, block_size: int = 32
+    *,
+    tokens: int = 512,
+    requests: int = 8,
+    free_blocks: int = 1000,
+    block_size: int = 32,
+    whole_requests: bool = False,
 ) -> StepLimits:
     """What a step may use."""
-    return StepLimits(tokens, requests, free_blocks, block_size)
+    return StepLimits(tokens, requests, free_blocks, block_size, whole_requests)
 
 
 def a_ledger(*, leased: tuple[int, ...] = (), **blocks: tuple[int, ...]) -> BlockLedger:

@@ -234,9 +234,9 @@ class PlannerDriver:
     def _evict(self, eviction: Eviction) -> None:
         self.num_evictions += 1
         self._book.note_eviction(eviction.request_id)
-        freed = self.pool.let_go(eviction.request_id)
+        freed = self.pool.let_go(eviction.request_id, eviction.num_blocks_kept)
         assert freed == eviction.num_blocks_freed
-        self.sessions[eviction.request_id].computed = 0
+        self.sessions[eviction.request_id].computed = eviction.num_blocks_kept * self._block_size
         self._touch(eviction.request_id)
 
     def _check_plan(self, plan: StepPlan) -> None:

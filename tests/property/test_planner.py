@@ -6,7 +6,7 @@
    it, and nobody at all for a session that would only restore what it lost.
 4. Planning changes nothing and gives the same plan again.
 5. The first in rank moves whenever blocks that hand-overs do not hold could make room.
-6. No eviction is in vain: without any one of them its beneficiary would get less.
+6. No eviction is in vain: with any one block less of a victim its beneficiary would get less.
 7. Who is served is a prefix of the ranking, without those that were evicted or follow.
 8. Nobody begins with a block that the step computes already; whoever follows, follows one that is served.
 """
@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -50,10 +51,11 @@ class Situation:
     def by_id(self) -> dict[str, RequestView]:
         return {view.request_id: view for view in self.views}
 
-    def num_freed(self, victims: list[str]) -> int:
+    def num_freed(self, num_kept: dict[str, int]) -> int:
+        """Blocks that nobody holds when those sessions keep so many of theirs."""
         counts = dict(self.ledger.ref_counts)
-        for victim in victims:
-            for block_id in self.ledger.block_ids(victim):
+        for victim, kept in num_kept.items():
+            for block_id in self.ledger.block_ids(victim)[kept:]:
                 counts[block_id] -= 1
         return sum(count == 0 for count in counts.values())
 
@@ -115,8 +117,7 @@ def test_1_grants_stay_inside_the_step(case: Situation) -> None:
 @given(situations())
 def test_2_blocks_are_there_when_they_are_allocated(case: Situation) -> None:
     plan = case.plan
-    victims = [eviction.request_id for eviction in plan.evictions]
-    freed = case.num_freed(victims)
+    freed = case.num_freed({e.request_id: e.num_blocks_kept for e in plan.evictions})
     assert sum(eviction.num_blocks_freed for eviction in plan.evictions) == freed
     assert case.num_allocated(plan) <= case.limits.num_free_blocks + freed
 
@@ -150,7 +151,7 @@ def test_5_the_first_in_rank_moves_when_there_is_any_room(case: Situation) -> No
     if not waiting:
         return
     first = waiting[0]
-    others = [view.request_id for view in case.views if view is not first]
+    others = {view.request_id: 0 for view in case.views if view is not first}
     num_blocks = first.num_blocks + case.limits.num_free_blocks + case.num_freed(others)
     wanted = min(first.num_wanted_tokens, case.limits.num_tokens)
     room = num_blocks * BLOCK_SIZE - first.num_computed_tokens
@@ -166,22 +167,31 @@ def test_5_the_first_in_rank_moves_when_there_is_any_room(case: Situation) -> No
 
 @given(situations())
 def test_6_no_eviction_is_in_vain(case: Situation) -> None:
-    """For the first beneficiary; the later ones start from what it left."""
+    """For plans that end with their first beneficiary; later ones start from what it left."""
     plan, by_id = case.plan, case.by_id
-    if not plan.evictions:
+    if not plan.evictions or plan.evictions[0].beneficiary != plan.grants[-1].request_id:
         return
-    beneficiary = plan.evictions[0].beneficiary
-    before = StepPlan(plan.grants[: [g.request_id for g in plan.grants].index(beneficiary)])
-    view = by_id[beneficiary]
+    view = by_id[plan.grants[-1].request_id]
+    before = StepPlan(plan.grants[:-1])
     tokens_left = case.limits.num_tokens - sum(grant.num_tokens for grant in before.grants)
     wanted = min(view.num_wanted_tokens, tokens_left)
     needed = num_blocks_needed(view, wanted, BLOCK_SIZE)
     num_free = case.limits.num_free_blocks - case.num_allocated(before)
-    victims = [e.request_id for e in plan.evictions if e.beneficiary == beneficiary]
-    enough = min(needed, num_free + case.num_freed(victims))
-    for victim in victims:
-        others = [other for other in victims if other != victim]
-        assert num_free + case.num_freed(others) < enough
+    kept = {eviction.request_id: eviction.num_blocks_kept for eviction in plan.evictions}
+    enough = min(needed, num_free + case.num_freed(kept))
+    for victim in kept:
+        one_more = {**kept, victim: kept[victim] + 1}
+        assert num_free + case.num_freed(one_more) < enough
+
+
+@given(situations())
+def test_6_whole_requests_lose_everything(case: Situation) -> None:
+    limits = dataclasses.replace(case.limits, evicts_whole_requests=True)
+    plan = plan_step(case.ranking, limits, case.ledger)
+    assert all(eviction.num_blocks_kept == 0 for eviction in plan.evictions)
+    assert [grant.request_id for grant in plan.grants][:1] == [
+        grant.request_id for grant in case.plan.grants
+    ][:1]
 
 
 @given(situations())

@@ -82,7 +82,7 @@ def test_idle_sessions_are_evicted_first() -> None:
         limits=limits(free_blocks=1, tokens=64),
         ledger=a_ledger(idle=(1,), busy=(2,)),
     )
-    assert plan.evictions == (Eviction("idle", 1, IDLE, "wants"),)
+    assert plan.evictions == (Eviction("idle", 0, 1, IDLE, "wants"),)
     assert plan.grants == (Grant("wants", 64),)
 
 
@@ -92,7 +92,7 @@ def test_of_those_with_work_the_last_in_rank_is_evicted_first() -> None:
     third = a_request("third", arrival=3, known=200, computed=32, num_blocks=1)
     ledger = a_ledger(second=(1,), third=(2,))
     plan = plan_of(wants, second, third, limits=limits(free_blocks=1, tokens=64), ledger=ledger)
-    assert plan.evictions == (Eviction("third", 1, LOWER_RANK, "wants"),)
+    assert plan.evictions == (Eviction("third", 0, 1, LOWER_RANK, "wants"),)
 
 
 def test_nobody_with_work_is_evicted_for_a_lower_rank() -> None:
@@ -109,7 +109,7 @@ def test_an_idle_session_is_evicted_even_for_a_lower_rank() -> None:
     plan = plan_of(
         idle, wants, limits=limits(free_blocks=0), ledger=a_ledger(idle=(1, 2)), policy="mcps"
     )
-    assert plan == StepPlan((Grant("wants", 32),), (Eviction("idle", 2, IDLE, "wants"),))
+    assert plan == StepPlan((Grant("wants", 32),), (Eviction("idle", 1, 1, IDLE, "wants"),))
 
 
 def test_restoring_lost_kv_evicts_nobody_and_comes_last() -> None:
@@ -132,7 +132,7 @@ def test_a_sealed_session_may_evict_to_restore() -> None:
     lost = a_request("lost", sealed=True, known=64, reached=64)
     idle = a_request("idle", arrival=2, known=65, computed=64, num_blocks=2)
     plan = plan_of(lost, idle, limits=limits(free_blocks=0), ledger=a_ledger(idle=(1, 2)))
-    assert plan == StepPlan((Grant("lost", 64),), (Eviction("idle", 2, IDLE, "lost"),))
+    assert plan == StepPlan((Grant("lost", 64),), (Eviction("idle", 0, 2, IDLE, "lost"),))
 
 
 def test_the_default_policy_evicts_the_newest_and_only_for_those_that_run() -> None:
@@ -147,7 +147,7 @@ def test_the_default_policy_evicts_the_newest_and_only_for_those_that_run() -> N
         ledger=a_ledger(oldest=(1,), newest=(2,)),
         policy="default",
     )
-    assert plan.evictions == (Eviction("newest", 1, LOWER_RANK, "oldest"),)
+    assert plan.evictions == (Eviction("newest", 0, 1, LOWER_RANK, "oldest"),)
     assert plan.grants == (Grant("oldest", 32),)
 
 
@@ -166,13 +166,13 @@ def test_a_shared_block_is_free_only_after_its_last_holder() -> None:
         wants, one, two, limits=limits(free_blocks=1), ledger=a_ledger(one=(7,), two=(7,))
     )
     assert plan.evictions == (
-        Eviction("two", 0, IDLE, "wants"),
-        Eviction("one", 1, IDLE, "wants"),
+        Eviction("two", 0, 0, IDLE, "wants"),
+        Eviction("one", 0, 1, IDLE, "wants"),
     )
 
 
 def test_nobody_is_evicted_in_vain() -> None:
-    """A victim whose blocks a lease holds too, or that a better victim makes needless, stays."""
+    """A victim whose blocks a lease holds too stays, and of the others what is not needed."""
     wants = a_request("wants", sealed=True, known=128)
     leased = a_request("leased", arrival=5, known=33, computed=32, num_blocks=1)
     small = a_request("small", arrival=4, known=33, computed=32, num_blocks=1)
@@ -182,19 +182,56 @@ def test_nobody_is_evicted_in_vain() -> None:
         {**ledger.block_ids_by_request, "leased": (9,)}, {**ledger.ref_counts, 9: 2}
     )
     plan = plan_of(wants, leased, small, large, limits=limits(free_blocks=1), ledger=ledger)
-    assert plan.evictions == (Eviction("large", 3, IDLE, "wants"),)
+    assert plan.evictions == (
+        Eviction("small", 0, 1, IDLE, "wants"),
+        Eviction("large", 1, 2, IDLE, "wants"),
+    )
 
 
-def test_whoever_was_spared_can_be_evicted_for_the_next() -> None:
+def test_a_victim_loses_its_tail_only_and_more_of_it_for_the_next() -> None:
+    first = a_request("first", sealed=True, known=32)
+    second = a_request("second", sealed=True, arrival=2, known=32)
+    victim = a_request("victim", arrival=3, known=129, computed=128, num_blocks=4)
+    ledger = a_ledger(victim=(2, 3, 4, 5))
+    plan = plan_of(first, second, victim, limits=limits(free_blocks=0), ledger=ledger)
+    assert plan.evictions == (Eviction("victim", 2, 2, IDLE, "first"),)
+    assert plan.grants == (Grant("first", 32), Grant("second", 32))
+
+
+def test_of_two_that_share_their_blocks_each_loses_the_shared_tail() -> None:
+    wants = a_request("wants", sealed=True, known=32)
+    one = a_request("one", arrival=2, known=65, computed=64, num_blocks=2)
+    two = a_request("two", arrival=3, known=65, computed=64, num_blocks=2)
+    plan = plan_of(
+        wants, one, two, limits=limits(free_blocks=0), ledger=a_ledger(one=(7, 8), two=(7, 8))
+    )
+    assert plan.evictions == (
+        Eviction("two", 1, 0, IDLE, "wants"),
+        Eviction("one", 1, 1, IDLE, "wants"),
+    )
+
+
+def test_whole_requests_a_better_victim_spares_others() -> None:
+    wants = a_request("wants", sealed=True, known=96)
+    small = a_request("small", arrival=4, known=33, computed=32, num_blocks=1)
+    large = a_request("large", arrival=3, known=129, computed=128, num_blocks=4)
+    ledger = a_ledger(small=(1,), large=(2, 3, 4, 5))
+    whole = limits(free_blocks=0, whole_requests=True)
+    plan = plan_of(wants, small, large, limits=whole, ledger=ledger)
+    assert plan.evictions == (Eviction("large", 0, 4, IDLE, "wants"),)
+
+
+def test_whole_requests_whoever_was_spared_can_be_evicted_for_the_next() -> None:
     first = a_request("first", sealed=True, known=128)
     second = a_request("second", sealed=True, arrival=2, known=32)
     small = a_request("small", arrival=4, known=33, computed=32, num_blocks=1)
     large = a_request("large", arrival=3, known=129, computed=128, num_blocks=4)
     ledger = a_ledger(small=(1,), large=(2, 3, 4, 5))
-    plan = plan_of(first, second, small, large, limits=limits(free_blocks=0), ledger=ledger)
+    whole = limits(free_blocks=0, whole_requests=True)
+    plan = plan_of(first, second, small, large, limits=whole, ledger=ledger)
     assert plan.evictions == (
-        Eviction("large", 4, IDLE, "first"),
-        Eviction("small", 1, IDLE, "second"),
+        Eviction("large", 0, 4, IDLE, "first"),
+        Eviction("small", 0, 1, IDLE, "second"),
     )
     assert plan.grants == (Grant("first", 128), Grant("second", 32))
 
@@ -203,7 +240,7 @@ def test_an_evicted_session_computes_nothing_in_the_same_step() -> None:
     wants = a_request("wants", sealed=True, known=64)
     victim = a_request("victim", known=100, computed=64, num_blocks=2)
     plan = plan_of(wants, victim, limits=limits(free_blocks=0), ledger=a_ledger(victim=(1, 2)))
-    assert plan == StepPlan((Grant("wants", 64),), (Eviction("victim", 2, LOWER_RANK, "wants"),))
+    assert plan == StepPlan((Grant("wants", 64),), (Eviction("victim", 0, 2, LOWER_RANK, "wants"),))
 
 
 def test_leased_blocks_can_stop_even_the_first_and_evict_nobody() -> None:
