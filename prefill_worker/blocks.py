@@ -64,6 +64,8 @@ class LiveLedger:
         self._group = require_single_group(manager)
         self._pool = manager.block_pool
         self._requests = requests
+        # vLLM hashes blocks for a connector, too.
+        self._has_prefix_cache = manager.enable_caching
 
     def block_ids(self, request_id: str) -> list[int]:
         """The blocks of a request, shared ones included."""
@@ -80,6 +82,8 @@ class LiveLedger:
 
     def block_keys(self, request_id: str, first: int, stop: int) -> list[bytes]:
         """What those full blocks of the request's tokens hold; none without a prefix cache."""
+        if not self._has_prefix_cache:
+            return []
         hashes: list[bytes] = self._requests[request_id].block_hashes[first:stop]
         return hashes
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prefill_worker.patience import Patience
+from prefill_worker.patience import PROMOTED_TURN, Patience
 from prefill_worker.planner import plan_step
 from prefill_worker.policy import Policy
 from prefill_worker.rank_index import RankIndex
@@ -32,7 +32,9 @@ class SessionBook:
         self._num_arrivals = 0
         self._num_events = 0
         self._num_promotions = 0
+        # Steps that computed something, and steps that were planned.
         self._step = 0
+        self._turn = 0
         # The free blocks with which the last step could do nothing for anybody,
         # while no session was touched since.
         self._stuck_with_free_blocks: int | None = None
@@ -109,11 +111,16 @@ class SessionBook:
         if self._index[request_id].num_computed_tokens > num_same:
             state.promotion = 0
 
-    def note_eviction(self, request_id: str) -> None:
-        """The session loses KV."""
+    def note_eviction(self, request_id: str, num_used_tokens: int | None = None) -> None:
+        """The session loses KV of which `num_used_tokens` served in some step; None: all of it.
+
+        What was found in the prefix cache and is lost before any step used it
+        has not been reached.
+        """
         state = self._states[request_id]
-        num_computed = self._index[request_id].num_computed_tokens
-        state.lost_until = max(state.lost_until, num_computed)
+        if num_used_tokens is None:
+            num_used_tokens = self._index[request_id].num_computed_tokens
+        state.lost_until = max(state.lost_until, num_used_tokens)
 
     def seal(self, state: SessionState, num_known_tokens: int) -> None:
         """Its context is complete; a promise now covers all of it."""
@@ -126,6 +133,8 @@ class SessionBook:
     ) -> None:
         """The session was touched: its figures are these now."""
         state = self._states[request_id]
+        if num_computed_tokens >= state.lost_until:
+            state.lost_until = 0  # made good
         view = RequestView(
             request_id,
             state.sealed,
@@ -159,7 +168,9 @@ class SessionBook:
         self._stuck_with_free_blocks = None
 
     def begin_step(self) -> None:
-        """Promotes those who have waited for too long."""
+        """Promotes those who have waited for too long; gives promoted ones their turn."""
+        self._turn += 1
+        self._index.promoted_first = self._turn % PROMOTED_TURN == 0
         for request_id in self._patience.take_overdue(self._step):
             self._promote(request_id)
 
@@ -182,4 +193,9 @@ class SessionBook:
 
     def plan(self, limits: StepLimits, ledger: Ledger) -> StepPlan:
         """Phase 1 of this step."""
+        plan = plan_step(self._index, limits, ledger)
+        if plan.grants or self._index.promoted_first:
+            return plan
+        # Nothing could be done for the others: it is the promoted ones' turn.
+        self._index.promoted_first = True
         return plan_step(self._index, limits, ledger)

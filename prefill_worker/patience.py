@@ -3,23 +3,29 @@
 A policy may prefer others for as long as others come. So each session's wait
 is timed, in engine steps that compute something: a wait begins when the session
 gets new tokens to compute, and ends when none are left. A wait of `limit_steps` promotes the session:
-it goes before all sessions that are not promoted, and promoted ones go in the
-order of their promotion. A promotion is a promise to compute what the session
-knew at that moment. It ends when that is computed, or when an update throws
-away what was; then a new wait begins.
+in every `PROMOTED_TURN`th step it goes before all sessions that are not
+promoted, promoted ones in the order of their promotion; and no other session
+takes its KV. In the steps between, the policy's order holds, so that many
+promoted sessions slow the others, but never by more than that share. A
+promotion is a promise to compute what the session knew at that moment. It ends
+when that is computed, or when an update throws away what was; then a new wait
+begins.
 
 The bound that follows, for every policy: from the step in which it gets new tokens
 a session has computed what it knows after at most
 
-    limit_steps + sum over sessions promoted before it, and itself, of
-                  ceil(promised tokens / tokens of a step)
+    limit_steps + PROMOTED_TURN * sum over sessions promoted before it, and itself,
+                                  of ceil(promised tokens / tokens of a step)
 
-steps in which hand-overs leave room for it. For the first in rank gets all of
-the step's tokens it can use, may evict everybody else, and is evicted by
-nobody.
+steps in which hand-overs leave room for it. For the first of the promoted gets
+all of the step's tokens it can use when it is their turn, may evict everybody
+else then, and is evicted by nobody.
 """
 
 from __future__ import annotations
+
+# Promoted sessions go first in every fourth step.
+PROMOTED_TURN = 4
 
 
 class Patience:

@@ -2,8 +2,9 @@
 
 A policy is one function from a view to a sortable key: the lower key is served
 first. That is all a new policy needs, and its line in `POLICIES`. Two things
-hold for every policy: promoted sessions (see patience.py) go before all others,
-and those that would only restore KV they have lost go behind all others.
+hold for every policy: promoted sessions (see patience.py) go before all others
+when it is their turn, and those that would only restore KV they have lost go
+behind all others.
 
 Who is evicted follows from the rank: open sessions with nothing new to compute
 first, then open ones with new tokens, sealed ones last; inside a tier the last
@@ -47,7 +48,7 @@ class Policy(NamedTuple):
             # Sealed; open with new tokens; open without.
             tier = 0 if view.sealed else 1 if has_claim else 2
             keep = (promotion, tier, *rank)
-        return (promotion, not has_claim, *rank), keep
+        return (not has_claim, *rank), keep
 
 
 def default(view: RequestView) -> RankKey:

@@ -11,6 +11,7 @@ that hold blocks, to evict.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from sortedcontainers import SortedList
 
@@ -28,6 +29,10 @@ class RankIndex:
         self._views: dict[str, RequestView] = {}
         self._serving = _Order()
         self._holding = _Order()
+        # Of those that serve, the promoted ones.
+        self._promoted = _Order()
+        # Whether it is their turn.
+        self.promoted_first = False
 
     @property
     def policy(self) -> Policy:
@@ -60,36 +65,48 @@ class RankIndex:
             serve = None
         if not view.num_blocks:
             keep = None
+        promotion = (view.promotion,) if serve is not None and view.promotion else None
         # Most touches leave a session where it is.
         if serve != self._serving.key_of.get(request_id):
             self._serving.place(request_id, serve)
         if keep != self._holding.key_of.get(request_id):
             self._holding.place(request_id, keep)
+        if promotion != self._promoted.key_of.get(request_id):
+            self._promoted.place(request_id, promotion)
 
     def drop(self, request_id: str) -> None:
         """A session has ended."""
         del self._views[request_id]
-        self._serving.place(request_id, None)
-        self._holding.place(request_id, None)
+        for order in (self._serving, self._holding, self._promoted):
+            order.place(request_id, None)
 
     def set_policy(self, policy: Policy) -> None:
         """Ranks everybody anew."""
         self._policy = policy
-        self._serving = _Order()
-        self._holding = _Order()
+        self._serving, self._holding, self._promoted = _Order(), _Order(), _Order()
         for view in self._views.values():
             self.put(view)
 
     def to_serve(self) -> Iterator[RequestView]:
         """Sessions that have work, first served first."""
-        return map(self._views.__getitem__, self._serving)
+        if not self.promoted_first or not len(self._promoted):
+            return map(self._views.__getitem__, self._serving)
+        others = (each for each in self._serving if each not in self._promoted)
+        return map(self._views.__getitem__, chain(self._promoted, others))
 
     def to_evict(self) -> Iterator[RequestView]:
         """Sessions that hold blocks, first evicted first."""
         return map(self._views.__getitem__, reversed(self._holding))
 
     def goes_before(self, first: RequestView, second: RequestView) -> bool:
-        """Whether `first` is served before `second`."""
+        """Whether `first` is served before `second`, and may evict it.
+
+        A promoted session keeps its KV, whosever turn it is.
+        """
+        if second.promotion:
+            return self.promoted_first and 0 < first.promotion < second.promotion
+        if first.promotion and self.promoted_first:
+            return True
         return self._policy.keys(first)[0] < self._policy.keys(second)[0]
 
 

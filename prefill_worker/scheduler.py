@@ -82,8 +82,9 @@ class PrefillScheduler(Scheduler):
         self._live: dict[str, LiveSession] = {}
         # Tokens granted in the step that is being built.
         self._grants: dict[str, int] = {}
-        # The session that the memory was too short for in the last step.
-        self._delayed: str | None = None
+        # Who took a hit for the step that is being built, and had so many
+        # tokens computed before.
+        self._adopters: dict[str, int] = {}
         self._num_missed_plans = 0
 
     @property
@@ -189,13 +190,16 @@ class PrefillScheduler(Scheduler):
     def _touch(self, live: LiveSession) -> None:
         """Brings the book up to date."""
         request = live.request
-        self._telling.touch(request.request_id)
+        request_id = request.request_id
+        self._telling.touch(request_id)
         self._book.update(
-            request.request_id,
+            request_id,
             request.num_tokens,
             request.num_computed_tokens,
-            self._ledger.num_blocks(request.request_id),
+            self._ledger.num_blocks(request_id),
         )
+        if not self._book.has_work(request_id):
+            live.state.delay = ""
 
     # -- a step --------------------------------------------------------------
 
@@ -208,8 +212,8 @@ class PrefillScheduler(Scheduler):
         self._reporting.note_plan(self._clock.monotonic_s() - started_s)
         for eviction in plan.evictions:
             self._evict(eviction)
-        self._note_delay(plan)
         self._show_chosen(plan)
+        self._note_delay(plan)
         output = super().schedule(throttle_prefills)
         self._record_scheduled(plan, output)
         self._empty_base_queues()
@@ -223,6 +227,7 @@ class PrefillScheduler(Scheduler):
         are taken first. Few of those that are chosen then have one left, and
         they are planned for again; who still has one after that computes it.
         """
+        self._adopters.clear()
         for request_id in self._hits_in_turn():
             self._adopt_cached_prefix(request_id)
         for _ in range(_MAX_REPLANS):
@@ -272,6 +277,7 @@ class PrefillScheduler(Scheduler):
         if num_gained <= 0:
             return 0
         self._count_reuse(live, num_tokens)
+        self._adopters.setdefault(request_id, request.num_computed_tokens)
         # Its own blocks that the cache knows are among the found ones; the
         # others hold less than was found.
         self.kv_cache_manager.free(request)
@@ -311,7 +317,7 @@ class PrefillScheduler(Scheduler):
     def _evict(self, eviction: Eviction) -> None:
         live = self._live[eviction.request_id]
         request = live.request
-        self._book.note_eviction(request.request_id)
+        self._book.note_eviction(request.request_id, self._adopters.get(request.request_id))
         num_kept_tokens = eviction.num_blocks_kept * self.block_size
         self._remember_lost(live, num_kept_tokens)
         self._counters.recompute_preemptions += 1
@@ -326,12 +332,11 @@ class PrefillScheduler(Scheduler):
     def _note_delay(self, plan: StepPlan) -> None:
         """Whom the memory was too short for; told to the client side when it changes."""
         delayed = plan.stopped_at if plan.stop in _DELAYS else None
-        for request_id in (self._delayed, delayed):
-            live = self._live.get(request_id) if request_id is not None else None
-            if live is not None:
-                live.state.delay = plan.stop.value if request_id == delayed else ""
-                self._telling.touch(live.request.request_id)
-        self._delayed = delayed
+        if delayed is not None:
+            self._live[delayed].state.delay = plan.stop.value
+            self._telling.touch(delayed)
+        for request_id in self._grants:
+            self._live[request_id].state.delay = ""
         num_short = self._book.num_with_work - len(plan.grants) if delayed else 0
         self._reporting.note_short_of_blocks(num_short)
 

@@ -23,8 +23,10 @@ class Victims:
         self._ledger = ledger
         self._whole_requests = whole_requests
         self._rest: Iterator[RequestView] | None = None
-        # Tried for an earlier session and still with blocks, first to evict first.
-        self._tried: deque[RequestView] = deque()
+        # Looked at for an earlier session, first to evict first: with blocks of
+        # their own left, and with a last block that others hold too.
+        self._with_own: deque[_Tail] = deque()
+        self._with_shared: list[_Tail] = []
         # How many holders each block loses by the evictions so far.
         self._released: Counter[int] = Counter()
         self._tails: dict[str, _Tail] = {}
@@ -32,10 +34,50 @@ class Victims:
         self.evicted: dict[str, str] = {}
 
     def take(self, beneficiary: RequestView, num_blocks: int, chosen: set[str]) -> int:
-        """Evicts for so many blocks; how many become free: fewer when there are no more."""
-        used, num_freed = [], 0
-        for view in self._candidates(beneficiary, chosen):
-            tail = self._tail_of(view)
+        """Evicts for so many blocks; how many become free: fewer when there are no more.
+
+        First blocks that a victim holds alone. Shared ones become free with their
+        last holder only, so all holders lose them, if nothing else helps.
+        """
+        used: list[tuple[_Tail, int]] = []
+
+        def may_lose(tail: _Tail) -> bool:
+            view = tail.view
+            if view.request_id in chosen:
+                return False
+            return not view.has_claim or self._ranking.goes_before(beneficiary, view)
+
+        num_freed = self._drop_own(filter(may_lose, self._in_order()), num_blocks, used)
+        if num_freed < num_blocks:
+            shared = filter(may_lose, list(self._with_shared))
+            num_freed += self._drop_shared(shared, num_blocks - num_freed, used)
+        for tail, _ in used:
+            if tail.num_dropped:
+                self.evicted.setdefault(tail.view.request_id, beneficiary.request_id)
+        return num_freed
+
+    def _drop_own(
+        self, tails: Iterator[_Tail], num_blocks: int, used: list[tuple[_Tail, int]]
+    ) -> int:
+        """Drops blocks that are free by it; how many are."""
+        num_freed = 0
+        for tail in tails:
+            used.append((tail, tail.num_kept))
+            num_freed += self._drop(tail, num_blocks - num_freed, only_own=True)
+            if num_freed >= num_blocks:
+                if tail.num_kept:
+                    self._with_own.appendleft(tail)
+                break
+            if tail.num_kept:
+                self._with_shared.append(tail)
+        return num_freed
+
+    def _drop_shared(
+        self, tails: Iterator[_Tail], num_blocks: int, used: list[tuple[_Tail, int]]
+    ) -> int:
+        """Drops whatever there is until enough is free, then gives back what was not needed."""
+        num_freed = 0
+        for tail in tails:
             used.append((tail, tail.num_kept))
             num_freed += self._drop(tail, num_blocks - num_freed)
             if num_freed >= num_blocks:
@@ -45,10 +87,6 @@ class Victims:
             given_back = self._give_back(tail, num_kept_before, surplus)
             surplus -= given_back
             num_freed -= given_back
-        self._tried.extendleft(tail.view for tail, _ in reversed(used) if tail.num_kept)
-        for tail, _ in used:
-            if tail.num_dropped:
-                self.evicted.setdefault(tail.view.request_id, beneficiary.request_id)
         return num_freed
 
     def evictions(self) -> tuple[Eviction, ...]:
@@ -58,53 +96,45 @@ class Victims:
 
     def _eviction(self, request_id: str, beneficiary: str) -> Eviction:
         tail = self._tails[request_id]
-        view = tail.view
         return Eviction(
             request_id,
             num_blocks_kept=tail.num_kept,
             num_blocks_freed=sum(map(self._release, tail.block_ids[tail.num_kept :])),
-            reason=EvictionReason.LOWER_RANK if view.has_claim else EvictionReason.IDLE,
+            reason=EvictionReason.LOWER_RANK if tail.view.has_claim else EvictionReason.IDLE,
             beneficiary=beneficiary,
         )
 
-    def _candidates(self, beneficiary: RequestView, chosen: set[str]) -> Iterator[RequestView]:
+    def _in_order(self) -> Iterator[_Tail]:
         # Whoever may not be evicted now may not be later in this plan either:
-        # those served later go behind `beneficiary`. So nobody is looked at twice.
-        for view in self._in_order():
-            if view.request_id in chosen:
-                continue
-            if not view.has_claim or self._ranking.goes_before(beneficiary, view):
-                yield view
-
-    def _in_order(self) -> Iterator[RequestView]:
-        while self._tried:
-            yield self._tried.popleft()
+        # those served later go behind. So nobody is looked at twice.
+        while self._with_own:
+            yield self._with_own.popleft()
         if self._rest is None:
             self._rest = self._ranking.to_evict()
-        # No `yield from`: it would close the order with each of these generators.
+        # No `for`: it would close the order with each of these generators.
         while (view := next(self._rest, None)) is not None:
-            yield view
+            tail = _Tail(view, self._ledger.block_ids(view.request_id))
+            self._tails[view.request_id] = tail
+            yield tail
 
-    def _tail_of(self, view: RequestView) -> _Tail:
-        tail = self._tails.get(view.request_id)
-        if tail is None:
-            block_ids = self._ledger.block_ids(view.request_id)
-            tail = self._tails[view.request_id] = _Tail(view, block_ids)
-        return tail
-
-    def _drop(self, tail: _Tail, num_blocks: int) -> int:
-        """Drops blocks until so many are free, or none is left; how many are."""
-        num_freed = 0
+    def _drop(self, tail: _Tail, num_blocks: int, *, only_own: bool = False) -> int:
+        """Drops blocks from the end until so many are free, or none is left; how many are."""
+        num_freed, num_kept_before = 0, tail.num_kept
         while tail.num_kept and (num_freed < num_blocks or self._whole_requests):
+            is_free = self._release(tail.block_ids[tail.num_kept - 1])
+            if only_own and not is_free and not self._whole_requests:
+                self._released[tail.block_ids[tail.num_kept - 1]] -= 1
+                break
             tail.num_kept -= 1
-            num_freed += self._release(tail.block_ids[tail.num_kept])
+            num_freed += is_free
+        if only_own and not num_freed:
+            self._give_back(tail, num_kept_before, 0)
         return num_freed
 
     def _give_back(self, tail: _Tail, num_kept_before: int, surplus: int) -> int:
         """Gives the tail's front back as long as at most `surplus` blocks are free no more."""
-        dropped = tail.block_ids[tail.num_kept : num_kept_before]
         num_given = 0
-        for block_id in dropped:
+        for block_id in tail.block_ids[tail.num_kept : num_kept_before]:
             if self._is_free(block_id):
                 if num_given == surplus:
                     break

@@ -25,9 +25,11 @@ def a_request(
     )
 
 
-def a_ranking(*views: RequestView, policy: str = "fcfs") -> RankIndex:
+def a_ranking(*views: RequestView, policy: str = "fcfs", promoted_first: bool = False) -> RankIndex:
     """Those sessions, ranked."""
-    return ranking_of(list(views), POLICIES[policy])
+    ranking = ranking_of(list(views), POLICIES[policy])
+    ranking.promoted_first = promoted_first
+    return ranking
 
 
 def limits(

@@ -5,7 +5,8 @@
 3. Nobody is both evicted and served; nobody with new tokens is evicted for one that goes after
    it, and nobody at all for a session that would only restore what it lost.
 4. Planning changes nothing and gives the same plan again.
-5. The first in rank moves whenever blocks that hand-overs do not hold could make room.
+5. The first in rank moves whenever blocks that it may take could make room: all but those of
+   hand-overs and, when it is not their turn, of promoted sessions.
 6. No eviction is in vain: with any one block less of a victim its beneficiary would get less.
 7. Who is served is a prefix of the ranking, without those that were evicted or follow.
 8. Nobody begins with a block that the step computes already; whoever follows, follows one that is served.
@@ -38,10 +39,13 @@ class Situation:
     policy: str
     limits: StepLimits
     ledger: BlockLedger
+    promoted_first: bool
 
     @property
     def ranking(self) -> RankIndex:
-        return ranking_of(self.views, POLICIES[self.policy])
+        ranking = ranking_of(self.views, POLICIES[self.policy])
+        ranking.promoted_first = self.promoted_first
+        return ranking
 
     @property
     def plan(self) -> StepPlan:
@@ -102,7 +106,7 @@ def situations(draw: st.DrawFn) -> Situation:
         block_size=BLOCK_SIZE,
     )
     policy = draw(st.sampled_from(sorted(POLICIES)))
-    return Situation(views, policy, limits, BlockLedger(held, counts, keys))
+    return Situation(views, policy, limits, BlockLedger(held, counts, keys), draw(st.booleans()))
 
 
 @given(situations())
@@ -151,7 +155,11 @@ def test_5_the_first_in_rank_moves_when_there_is_any_room(case: Situation) -> No
     if not waiting:
         return
     first = waiting[0]
-    others = {view.request_id: 0 for view in case.views if view is not first}
+    others = {
+        view.request_id: 0
+        for view in case.views
+        if view is not first and (not view.has_claim or case.ranking.goes_before(first, view))
+    }
     num_blocks = first.num_blocks + case.limits.num_free_blocks + case.num_freed(others)
     wanted = min(first.num_wanted_tokens, case.limits.num_tokens)
     room = num_blocks * BLOCK_SIZE - first.num_computed_tokens

@@ -56,7 +56,15 @@ def test_it_is_the_ranking_of_sorting_anew(
         policy = index.policy
         serve = sorted(known.values(), key=lambda v: (policy.keys(v)[0], v.request_id))
         keep = sorted(known.values(), key=lambda v: (policy.keys(v)[1], v.request_id))
-        assert list(index.to_serve()) == [view for view in serve if view.num_wanted_tokens]
+        served = [view for view in serve if view.num_wanted_tokens]
+        assert list(index.to_serve()) == served
+        index.promoted_first = True
+        served.sort(key=lambda view: view.promotion or 99)
+        assert [v.promotion or 99 for v in index.to_serve()] == [v.promotion or 99 for v in served]
+        assert [v for v in index.to_serve() if not v.promotion] == [
+            v for v in served if not v.promotion
+        ]
+        index.promoted_first = False
         assert list(index.to_evict()) == [view for view in keep[::-1] if view.num_blocks]
         assert index.num_with_work == len(list(index.to_serve()))
         assert len(index) == len(known)

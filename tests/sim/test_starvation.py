@@ -12,6 +12,7 @@ from math import ceil
 
 import pytest
 
+from prefill_worker.patience import PROMOTED_TURN
 from prefill_worker.policy import POLICIES
 from tests.planner_driver import PlannerDriver
 from tests.session_machine import Tokens
@@ -97,7 +98,7 @@ def test_a_session_is_served_within_the_bound(policy: str) -> None:
     arena = Arena(policy, PATIENCE_STEPS)
     arena.open_victim("victim")
     # The rival of the growing kind has caught up in every step: it never waits.
-    bound = PATIENCE_STEPS + ceil(VICTIM_TOKENS / STEP_TOKENS)
+    bound = PATIENCE_STEPS + PROMOTED_TURN * ceil(VICTIM_TOKENS / STEP_TOKENS)
     steps = arena.steps_until_computed("victim", at_most=bound)
     assert steps is not None
     assert steps > PATIENCE_STEPS
@@ -109,7 +110,7 @@ def test_several_victims_are_served_one_after_the_other(policy: str) -> None:
     victims = [f"victim-{n}" for n in range(4)]
     for name in victims:
         arena.open_victim(name)
-    bound = PATIENCE_STEPS + len(victims) * ceil(VICTIM_TOKENS / STEP_TOKENS)
+    bound = PATIENCE_STEPS + PROMOTED_TURN * len(victims) * ceil(VICTIM_TOKENS / STEP_TOKENS)
     assert arena.steps_until_computed(victims[-1], at_most=bound) is not None
     assert all(arena.driver.sessions[name].computed for name in victims)
 
@@ -118,7 +119,7 @@ def test_several_victims_are_served_one_after_the_other(policy: str) -> None:
 def test_the_bound_holds_where_the_victim_needs_all_of_the_memory(policy: str) -> None:
     arena = Arena(policy, PATIENCE_STEPS, num_blocks=VICTIM_TOKENS // 4)
     arena.open_victim("victim")
-    bound = PATIENCE_STEPS + ceil(VICTIM_TOKENS / STEP_TOKENS)
+    bound = PATIENCE_STEPS + PROMOTED_TURN * ceil(VICTIM_TOKENS / STEP_TOKENS)
     assert arena.steps_until_computed("victim", at_most=bound) is not None
 
 

@@ -26,8 +26,10 @@ def plan_of(
     limits: StepLimits = limits(),  # noqa: B008 - a frozen value
     ledger: BlockLedger = a_ledger(),  # noqa: B008
     policy: str = "fcfs",
+    promoted_first: bool = False,
 ) -> StepPlan:
-    return plan_step(a_ranking(*views, policy=policy), limits, ledger)
+    ranking = a_ranking(*views, policy=policy, promoted_first=promoted_first)
+    return plan_step(ranking, limits, ledger)
 
 
 def test_an_open_session_keeps_its_last_token_back() -> None:
@@ -154,8 +156,10 @@ def test_the_default_policy_evicts_the_newest_and_only_for_those_that_run() -> N
 def test_a_promoted_session_goes_before_all_others() -> None:
     sealed = a_request("sealed", sealed=True, known=64)
     promoted = a_request("promoted", arrival=9, known=65, promotion=1)
-    plan = plan_of(sealed, promoted, limits=limits(tokens=80))
+    plan = plan_of(sealed, promoted, limits=limits(tokens=80), promoted_first=True)
     assert plan.grants == (Grant("promoted", 64), Grant("sealed", 16))
+    plan = plan_of(sealed, promoted, limits=limits(tokens=80))
+    assert plan.grants == (Grant("sealed", 64), Grant("promoted", 16))
 
 
 def test_a_shared_block_is_free_only_after_its_last_holder() -> None:
@@ -211,29 +215,32 @@ def test_of_two_that_share_their_blocks_each_loses_the_shared_tail() -> None:
     )
 
 
-def test_whole_requests_a_better_victim_spares_others() -> None:
+def test_whole_requests_lose_everything_in_rank_order() -> None:
+    """The naive way, for comparison."""
     wants = a_request("wants", sealed=True, known=96)
     small = a_request("small", arrival=4, known=33, computed=32, num_blocks=1)
     large = a_request("large", arrival=3, known=129, computed=128, num_blocks=4)
     ledger = a_ledger(small=(1,), large=(2, 3, 4, 5))
     whole = limits(free_blocks=0, whole_requests=True)
     plan = plan_of(wants, small, large, limits=whole, ledger=ledger)
-    assert plan.evictions == (Eviction("large", 0, 4, IDLE, "wants"),)
-
-
-def test_whole_requests_whoever_was_spared_can_be_evicted_for_the_next() -> None:
-    first = a_request("first", sealed=True, known=128)
-    second = a_request("second", sealed=True, arrival=2, known=32)
-    small = a_request("small", arrival=4, known=33, computed=32, num_blocks=1)
-    large = a_request("large", arrival=3, known=129, computed=128, num_blocks=4)
-    ledger = a_ledger(small=(1,), large=(2, 3, 4, 5))
-    whole = limits(free_blocks=0, whole_requests=True)
-    plan = plan_of(first, second, small, large, limits=whole, ledger=ledger)
     assert plan.evictions == (
-        Eviction("large", 0, 4, IDLE, "first"),
-        Eviction("small", 0, 1, IDLE, "second"),
+        Eviction("small", 0, 1, IDLE, "wants"),
+        Eviction("large", 0, 4, IDLE, "wants"),
     )
-    assert plan.grants == (Grant("first", 128), Grant("second", 32))
+
+
+def test_blocks_of_its_own_are_taken_before_shared_ones() -> None:
+    """However many sessions share theirs: none of them loses anything."""
+    wants = a_request("wants", sealed=True, known=64)
+    sharers = [
+        a_request(f"sharer{n}", arrival=5 + n, known=65, computed=64, num_blocks=2)
+        for n in range(3)
+    ]
+    old = a_request("old", arrival=2, known=97, computed=96, num_blocks=3)
+    blocks = {view.request_id: (7, 8) for view in sharers}
+    ledger = a_ledger(old=(1, 2, 3), **blocks)
+    plan = plan_of(wants, old, *sharers, limits=limits(free_blocks=0), ledger=ledger)
+    assert plan.evictions == (Eviction("old", 1, 2, IDLE, "wants"),)
 
 
 def test_an_evicted_session_computes_nothing_in_the_same_step() -> None:

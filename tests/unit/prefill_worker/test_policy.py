@@ -57,6 +57,16 @@ def test_promoted_sessions_come_first_and_keep_their_kv_longest(policy: str) -> 
         a_request(f"p{n}", arrival=90 + n, known=50, computed=1, num_blocks=1, promotion=n)
         for n in (2, 1)
     ]
-    ranking = a_ranking(*ALL, *promoted, policy=policy)
+    ranking = a_ranking(*ALL, *promoted, policy=policy, promoted_first=True)
     assert [view.request_id for view in ranking.to_serve()][:2] == ["p1", "p2"]
     assert [view.request_id for view in ranking.to_evict()][-2:] == ["p2", "p1"]
+    assert ranking.goes_before(promoted[1], promoted[0])
+    assert ranking.goes_before(promoted[0], SEALED_LATE)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_when_it_is_not_their_turn_promoted_sessions_still_keep_their_kv(policy: str) -> None:
+    promoted = a_request("p", arrival=90, known=50, computed=1, num_blocks=1, promotion=1)
+    ranking = a_ranking(*ALL, promoted, policy=policy)
+    assert next(ranking.to_serve()) is not promoted
+    assert not any(ranking.goes_before(view, promoted) for view in ALL)
