@@ -26,6 +26,8 @@ class LiveSession:
             request_id=request.request_id,
             new_token_ids=[],
             kv_transfer_params={WIRE_KEY: figures},
+            # vLLM's own events; they would gather until the session ends.
+            events=request.take_events(),
         )
 
     def add_final_progress(self, output: EngineCoreOutput) -> None:

@@ -185,6 +185,8 @@ class PlannerDriver:
         return self._book.num_to_step_for(len(self.pool.free)) > 0
 
     def step(self, cancel: str | None = None) -> None:
+        if not self.has_work():
+            return
         self._book.begin_step()
         plan = self._plan()
         self._book.end_step(plan, len(self.pool.free))

@@ -172,6 +172,7 @@ def test_request() -> None:
         "client_index",
         "is_finished",
         "record_event",
+        "take_events",
         "num_tokens",
         "status",
     )
