@@ -64,8 +64,7 @@ class LiveLedger:
         self._group = require_single_group(manager)
         self._pool = manager.block_pool
         self._requests = requests
-        # vLLM hashes blocks for a connector, too.
-        self._has_prefix_cache = manager.enable_caching
+        self._manager = manager
 
     def block_ids(self, request_id: str) -> list[int]:
         """The blocks of a request, shared ones included."""
@@ -82,15 +81,24 @@ class LiveLedger:
 
     def block_keys(self, request_id: str, first: int, stop: int) -> list[bytes]:
         """What those full blocks of the request's tokens hold; none without a prefix cache."""
-        if not self._has_prefix_cache:
+        request = self._requests[request_id]
+        # Blocks are hashed for a connector, too.
+        if not self._manager.prefix_cache_lookup_enabled(request):
             return []
-        hashes: list[bytes] = self._requests[request_id].block_hashes[first:stop]
+        hashes: list[bytes] = request.block_hashes[first:stop]
         return hashes
 
-    def is_next_block_cached(self, request: Request) -> bool:
-        """Whether the prefix cache knows the block that the request computes next."""
+    def has_hit(self, request_id: str) -> bool:
+        """Whether the prefix cache knows the block that the request computes next.
+
+        The block with its last token does not count: that token is always
+        computed, or nothing could be sampled.
+        """
+        request = self._requests[request_id]
         index = request.num_computed_tokens // self._group.block_size
-        keys = request.block_hashes[index : index + 1]
+        if (index + 1) * self._group.block_size >= request.num_tokens:
+            return False
+        keys = self.block_keys(request_id, index, index + 1)
         return bool(keys) and self._pool.get_cached_block(keys[0], [0]) is not None
 
 

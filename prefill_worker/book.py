@@ -4,14 +4,14 @@ Says who is known, in which order they are served and evicted, who waits and
 since when, and makes the plan of a step. Knows nothing of vLLM: the scheduler
 and simulators keep the same book.
 
-One step is `begin_step`, `plan`, `note_eviction` and `update` for every session
+One step is `begin_step`, `hits_in_turn`, `plan`, `note_eviction` and `update` for every session
 that the plan touched, `end_step`. Events in between are `open`, `note_event`,
 `seal`, each with `update` after it, and `close`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import islice
 
 from prefill_worker.patience import PROMOTED_TURN, Patience
 from prefill_worker.planner import plan_step
@@ -73,9 +73,20 @@ class SessionBook:
         """The session as the planner sees it now."""
         return self._index[request_id]
 
-    def to_serve(self) -> Iterator[RequestView]:
-        """Sessions that have work, in rank order; ends with the next change."""
-        return self._index.to_serve()
+    def hits_in_turn(self, limits: StepLimits, ledger: Ledger) -> list[str]:
+        """Whom to give what the prefix cache has of it, before the plan of this step.
+
+        In rank order, as far as the step's tokens and slots may reach.
+        """
+        num_tokens, hits = limits.num_tokens, []
+        for view in islice(self._index.to_serve(), limits.num_requests):
+            if num_tokens <= 0:
+                break
+            if ledger.has_hit(view.request_id):
+                hits.append(view.request_id)
+            else:
+                num_tokens -= view.num_wanted_tokens
+        return hits
 
     def set_policy(self, policy: Policy) -> None:
         """Ranks everybody anew. Waits and promotions go on."""
@@ -181,7 +192,7 @@ class SessionBook:
         """
         if plan.grants:
             self._step += 1
-        else:
+        elif not plan.followers:
             self._stuck_with_free_blocks = num_free_blocks
 
     def _promote(self, request_id: str) -> None:

@@ -11,9 +11,9 @@ So the first in rank can evict everybody else, and moves in every step, unless
 hand-overs hold the memory, and those end. Nobody is evicted in vain, and of
 nobody more than is needed (victims.py).
 
-Equal leading documents are computed once: a session whose next block another
-one computes in this step is left out, and takes the block from the prefix cache
-in the next. As many are looked at as a step has slots.
+Equal leading documents are computed once: a session whose next block the prefix
+cache knows, or another one computes in this step, is left out, and takes the
+block from the cache before the next. As many are looked at as a step has slots.
 
 The walk ends as soon as the tokens, the slots or the memory of the step are
 spent. What it costs depends on the sessions it chooses, not on those that wait.
@@ -83,7 +83,7 @@ class _Planning:
             return StopReason.TOKEN_BUDGET
         if self._slots_left <= 0 or len(self._followers) >= self._max_followers:
             return StopReason.REQUEST_SLOTS
-        if self._computing and self._follows(view):
+        if self._follows(view):
             self._followers.append(view.request_id)
             return None
         num_tokens = min(view.num_wanted_tokens, self._tokens_left)
@@ -100,7 +100,11 @@ class _Planning:
         return StopReason.KV_MEMORY if self._grants else StopReason.KV_LEASED
 
     def _follows(self, view: RequestView) -> bool:
-        """Whether this step computes the session's next block for another one."""
+        """Whether the session's next block is there, or computed for another one in this step."""
+        if self._ledger.has_hit(view.request_id):
+            return True
+        if not self._computing:
+            return False
         return not self._computing.isdisjoint(self._keys_of_step(view, self._block_size))
 
     def _keys_of_step(self, view: RequestView, num_tokens: int) -> Sequence[Hashable]:

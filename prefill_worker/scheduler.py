@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -57,7 +56,6 @@ from stream2llm.prefix import common_prefix_len
 
 _log = logging.getLogger(__name__)
 
-_MAX_REPLANS = 3
 _DELAYS = (StopReason.KV_MEMORY, StopReason.KV_LEASED)
 
 
@@ -224,30 +222,12 @@ class PrefillScheduler(Scheduler):
 
         A hit can leave a session nothing to compute, and such a request must
         not be shown to the base class: it would stop all behind it. So hits
-        are taken first. Few of those that are chosen then have one left, and
-        they are planned for again; who still has one after that computes it.
+        are taken before; whoever still has one is left out of the step.
         """
         self._adopters.clear()
-        for request_id in self._hits_in_turn():
+        for request_id in self._book.hits_in_turn(self._limits(), self._ledger):
             self._adopt_cached_prefix(request_id)
-        for _ in range(_MAX_REPLANS):
-            plan = self._book.plan(self._limits(), self._ledger)
-            if not sum(self._adopt_cached_prefix(grant.request_id) for grant in plan.grants):
-                return plan
         return self._book.plan(self._limits(), self._ledger)
-
-    def _hits_in_turn(self) -> list[str]:
-        """Sessions with a hit, in rank order, as far as the step's tokens and slots may reach."""
-        limits = self._limits()
-        num_tokens, hits = limits.num_tokens, []
-        for view in islice(self._book.to_serve(), limits.num_requests):
-            if num_tokens <= 0:
-                break
-            if self._ledger.is_next_block_cached(self._live[view.request_id].request):
-                hits.append(view.request_id)
-            else:
-                num_tokens -= view.num_wanted_tokens
-        return hits
 
     @property
     def _num_free_blocks(self) -> int:
@@ -262,20 +242,20 @@ class PrefillScheduler(Scheduler):
             block_size=self.block_size,
         )
 
-    def _adopt_cached_prefix(self, request_id: str) -> int:
-        """Takes what the prefix cache has beyond the computed tokens; how many tokens that is.
+    def _adopt_cached_prefix(self, request_id: str) -> None:
+        """Takes what the prefix cache has beyond the computed tokens.
 
         Other sessions may have computed the same documents, or this one before
         it lost them.
         """
         live = self._live[request_id]
         request = live.request
-        if not self._ledger.is_next_block_cached(request):
-            return 0
         cached, num_tokens, _ = self.kv_cache_manager.get_computed_blocks(request)
-        num_gained: int = num_tokens - request.num_computed_tokens
-        if num_gained <= 0:
-            return 0
+        if num_tokens <= request.num_computed_tokens:
+            # Not known to happen. It must not wait for a hit that it cannot take.
+            _log.error("a hit of %s is none", request_id)
+            request.skip_reading_prefix_cache = True
+            return
         self._count_reuse(live, num_tokens)
         self._adopters.setdefault(request_id, request.num_computed_tokens)
         # Its own blocks that the cache knows are among the found ones; the
@@ -293,7 +273,6 @@ class PrefillScheduler(Scheduler):
         # Its blocks are others now: it has to be announced to the worker anew.
         request.status = RequestStatus.WAITING
         self._touch(live)
-        return num_gained
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """Nothing: the plan has taken all hits there are.

@@ -89,6 +89,9 @@ class Ledger(Protocol):
     def num_holders(self, block_id: int) -> int:
         """How many hold a block: sessions, leases and all others."""
 
+    def has_hit(self, request_id: str) -> bool:
+        """Whether the prefix cache knows the block that the session computes next."""
+
     def block_keys(self, request_id: str, first: int, stop: int) -> Sequence[Hashable]:
         """What the full blocks [first, stop) of the session's known tokens hold, as far as there are.
 
@@ -104,6 +107,7 @@ class BlockLedger:
     block_ids_by_request: Mapping[str, tuple[int, ...]]
     ref_counts: Mapping[int, int]
     keys_by_request: Mapping[str, tuple[Hashable, ...]] = field(default_factory=dict)
+    hits: frozenset[str] = frozenset()
 
     def block_ids(self, request_id: str) -> Sequence[int]:
         """The blocks of a session, shared ones included."""
@@ -112,6 +116,10 @@ class BlockLedger:
     def num_holders(self, block_id: int) -> int:
         """How many hold a block: sessions, leases and all others."""
         return self.ref_counts[block_id]
+
+    def has_hit(self, request_id: str) -> bool:
+        """Whether the prefix cache knows the block that the session computes next."""
+        return request_id in self.hits
 
     def block_keys(self, request_id: str, first: int, stop: int) -> Sequence[Hashable]:
         """What those blocks hold; see `Ledger`."""
@@ -183,6 +191,6 @@ class StepPlan:
     stop: StopReason = StopReason.ALL_SERVED
     # The session at which the walk ended, and the first that waits for `stop`.
     stopped_at: str | None = None
-    # Sessions whose next block another one computes in this step; they find it
-    # in the prefix cache afterwards.
+    # Sessions whose next block the prefix cache knows, or will know because
+    # another one computes it in this step; they take it in the next.
     followers: tuple[str, ...] = ()

@@ -117,6 +117,13 @@ class PlannerDriver:
     def num_holders(self, block_id: int) -> int:
         return self.pool.holders[block_id]
 
+    def has_hit(self, request_id: str) -> bool:
+        session, size = self.sessions[request_id], self._block_size
+        first = session.computed // size
+        if (first + 1) * size >= len(session.tokens):
+            return False
+        return any(key in self.pool.by_key for key in self.block_keys(request_id, first, first + 1))
+
     def block_keys(self, request_id: str, first: int, stop: int) -> Sequence[Hashable]:
         if not self._prefix_caching:
             return ()
@@ -200,19 +207,21 @@ class PlannerDriver:
         for grant in plan.grants:
             self._end_if_complete(grant.request_id)
 
-    def _plan_once(self) -> StepPlan:
+    def _step_limits(self) -> StepLimits:
         num_tokens, num_free = self.limits.step_tokens, len(self.pool.free)
-        limits = StepLimits(num_tokens, self._step_requests, num_free, self._block_size)
+        return StepLimits(num_tokens, self._step_requests, num_free, self._block_size)
+
+    def _plan_once(self) -> StepPlan:
+        limits = self._step_limits()
         plan = self._book.plan(limits, self)
         assert plan == self._book.plan(limits, self), "planning changed something"
         return plan
 
     def _plan(self) -> StepPlan:
-        """The plan after all that it chose took what the prefix cache has."""
-        while True:
-            plan = self._plan_once()
-            if not sum([self._adopt(grant.request_id) for grant in plan.grants]):
-                return plan
+        """The plan, after those whose turn it is took what the prefix cache has."""
+        for name in self._book.hits_in_turn(self._step_limits(), self):
+            assert self._adopt(name)
+        return self._plan_once()
 
     def _adopt(self, name: str) -> int:
         """Takes cached blocks behind the computed ones; how many."""

@@ -203,6 +203,7 @@ def test_block_managers() -> None:
         KVCacheManager,
         "get_computed_blocks",
         "empty_kv_cache_blocks",
+        "prefix_cache_lookup_enabled",
         "allocate_slots",
         "free",
         "record_prefix_cache_stats",
