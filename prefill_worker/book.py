@@ -55,6 +55,11 @@ class SessionBook:
         return self._index.num_with_work
 
     @property
+    def num_with_claim(self) -> int:
+        """Of these, sessions whose tokens are new, or that are sealed."""
+        return self._index.num_with_claim
+
+    @property
     def num_promotions(self) -> int:
         """Promotions so far."""
         return self._num_promotions

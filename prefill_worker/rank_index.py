@@ -31,6 +31,7 @@ class RankIndex:
         self._holding = _Order()
         # Of those that serve, the promoted ones.
         self._promoted = _Order()
+        self._with_claim: set[str] = set()
         # Whether it is their turn.
         self.promoted_first = False
 
@@ -43,6 +44,11 @@ class RankIndex:
     def num_with_work(self) -> int:
         """Sessions that have tokens to compute."""
         return len(self._serving)
+
+    @property
+    def num_with_claim(self) -> int:
+        """Of these, sessions that others may be evicted for."""
+        return len(self._with_claim)
 
     def __len__(self) -> int:
         return len(self._views)
@@ -65,6 +71,10 @@ class RankIndex:
             serve = None
         if not view.num_blocks:
             keep = None
+        if view.has_claim:
+            self._with_claim.add(request_id)
+        else:
+            self._with_claim.discard(request_id)
         promotion = (view.promotion,) if serve is not None and view.promotion else None
         # Most touches leave a session where it is.
         if serve != self._serving.key_of.get(request_id):
@@ -79,6 +89,7 @@ class RankIndex:
         del self._views[request_id]
         for order in (self._serving, self._holding, self._promoted):
             order.place(request_id, None)
+        self._with_claim.discard(request_id)
 
     def set_policy(self, policy: Policy) -> None:
         """Ranks everybody anew."""

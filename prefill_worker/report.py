@@ -69,7 +69,7 @@ class SchedulerReport:
     # Sessions with tokens to compute, and open ones that wait for context.
     num_sessions_with_work: int = 0
     num_sessions_idle: int = 0
-    # Sessions that found no free KV block in the last step.
+    # Sessions with new tokens that found no KV block in the last step.
     num_sessions_short_of_blocks: int = 0
     # Seconds phase 1 took, of each step since the last report.
     plan_s: tuple[float, ...] = ()

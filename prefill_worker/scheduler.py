@@ -316,8 +316,8 @@ class PrefillScheduler(Scheduler):
             self._telling.touch(delayed)
         for request_id in self._grants:
             self._live[request_id].state.delay = ""
-        num_short = self._book.num_with_work - len(plan.grants) if delayed else 0
-        self._reporting.note_short_of_blocks(num_short)
+        num_left_out = self._book.num_with_claim - len(plan.grants) - len(plan.followers)
+        self._reporting.note_short_of_blocks(max(num_left_out, 1) if delayed else 0)
 
     def _show_chosen(self, plan: StepPlan) -> None:
         self._grants = {grant.request_id: grant.num_tokens for grant in plan.grants}
@@ -336,8 +336,8 @@ class PrefillScheduler(Scheduler):
 
     def _record_scheduled(self, plan: StepPlan, output: SchedulerOutput) -> None:
         if output.num_scheduled_tokens != self._grants:
-            # A flaw of the plan, which the next one makes good: what the base
-            # class did instead is as sound as in stock vLLM.
+            # Not known to happen with the settings that are accepted. What the
+            # base class did instead is as sound as in stock vLLM.
             self._num_missed_plans += 1
             _log.error("the step has %s, planned was %s", output.num_scheduled_tokens, plan)
         for request_id in self._grants:

@@ -20,6 +20,10 @@ def require_settings(config: VllmConfig) -> None:
         raise ValueError(
             "a prefill worker needs long_prefill_token_threshold=0: the plan shares out the tokens"
         )
+    for name in ("speculative_config", "lora_config"):
+        # Either makes the base class leave out, or add to, what was planned.
+        if getattr(config, name) is not None:
+            raise ValueError(f"a prefill worker takes no {name}")
     if config.max_concurrent_batches > 1:
         # A step must have ended before the next one may evict what it computes.
         raise ValueError("a prefill worker needs pipeline_parallel_size=1")

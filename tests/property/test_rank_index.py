@@ -66,6 +66,7 @@ def test_it_is_the_ranking_of_sorting_anew(
         ]
         index.promoted_first = False
         assert list(index.to_evict()) == [view for view in keep[::-1] if view.num_blocks]
+        assert index.num_with_claim == sum(view.has_claim for view in known.values())
         assert index.num_with_work == len(list(index.to_serve()))
         assert len(index) == len(known)
 

@@ -131,10 +131,15 @@ class SchedulerDriver:
             extra["kv_transfer_params"] = dict(_HAND_OVER)
         self.add_request(name, tail, extra)
 
-    def add_request(self, name: str, tokens: list[int], extra_args: dict[str, Any] | None) -> None:
+    def add_request(
+        self, name: str, tokens: list[int], extra_args: dict[str, Any] | None, max_tokens: int = 1
+    ) -> None:
         """What EngineCore does with a request of its front end."""
         params = SamplingParams(
-            max_tokens=1, temperature=0.0, stop_token_ids=[STOP_TOKEN], extra_args=extra_args
+            max_tokens=max_tokens,
+            temperature=0.0,
+            stop_token_ids=[STOP_TOKEN],
+            extra_args=extra_args,
         )
         request = EngineCoreRequest(
             request_id=name,
