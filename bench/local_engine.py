@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from vllm import SamplingParams, envs
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -44,7 +45,6 @@ class LocalEngine:
     def __init__(
         self, model: Path, *, options: Mapping[str, Any] | None = None, **engine_args: Any
     ) -> None:
-        os.environ.update(_ENVIRONMENT)
         args = {
             "enforce_eager": True,
             "worker_cls": "stream2llm.cpu_worker.QuietCPUWorker",
@@ -53,9 +53,10 @@ class LocalEngine:
             "additional_config": {WIRE_KEY: dict(options or {})},
             **engine_args,
         }
-        config = AsyncEngineArgs(model=str(model), **args).create_engine_config()
-        self._core = EngineCore(config, UniProcExecutor, log_stats=True)
-        # Others in this process may still mean to change the environment.
+        # Others in this process have an environment of their own.
+        with mock.patch.dict(os.environ, _ENVIRONMENT):
+            config = AsyncEngineArgs(model=str(model), **args).create_engine_config()
+            self._core = EngineCore(config, UniProcExecutor, log_stats=True)
         envs.disable_envs_cache()
 
     @property

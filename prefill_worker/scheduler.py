@@ -74,6 +74,8 @@ class PrefillScheduler(Scheduler):
             patience_steps=int(options.get("patience_steps", 1000)),
             num_lost_blocks=len(self.kv_cache_manager.block_pool.blocks),
         )
+        # The naive way, for benchmarks.
+        self._evicts_whole_requests = bool(options.get("evicts_whole_requests", False))
         self._counters = SchedulerCounters()
         self._reporting = Reporting()
         self._telling = Telling(int(options.get("progress_interval_tokens", 256)))
@@ -240,6 +242,7 @@ class PrefillScheduler(Scheduler):
             num_requests=min(self.max_num_running_reqs, self.max_num_active_reqs),
             num_free_blocks=self._num_free_blocks,
             block_size=self.block_size,
+            evicts_whole_requests=self._evicts_whole_requests,
         )
 
     def _adopt_cached_prefix(self, request_id: str) -> None:
