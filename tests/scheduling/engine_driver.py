@@ -16,7 +16,7 @@ from stream2llm.prefix import common_prefix_len
 from tests.reference_engine import ReferenceEngine
 from tests.session_machine import DriverLimits, Tokens
 
-SPREAD = 8
+SPREAD = 16
 _FIRST_TOKEN_ID = 1000
 
 
