@@ -20,7 +20,7 @@ from statistics import median
 from bench.stopwatch import Stopwatch
 from prefill_worker.book import SessionBook
 from prefill_worker.planner import plan_step
-from prefill_worker.policy import POLICIES, Policy
+from prefill_worker.policy import POLICIES, Policy, RankKey
 from prefill_worker.types import BlockLedger, RequestView, StepLimits, StepPlan
 
 BLOCK_TOKENS = 16
@@ -60,7 +60,7 @@ class SortedRanking:
 
     def __init__(self, views: list[RequestView], policy: Policy) -> None:
         self._policy = policy
-        self._order = sorted(views, key=lambda view: (policy.keys(view)[0], view.request_id))
+        self._order = sorted(views, key=lambda view: (self._serve_key(view), view.request_id))
 
     def to_serve(self) -> Iterator[RequestView]:
         """Sessions that have work, first served first."""
@@ -68,12 +68,17 @@ class SortedRanking:
 
     def to_evict(self) -> Iterator[RequestView]:
         """Sessions that hold blocks, first evicted first."""
-        keep = sorted(self._order, key=lambda view: self._policy.keys(view)[1], reverse=True)
+        keep = sorted(
+            self._order, key=lambda view: self._policy.keys(view, view.has_claim)[1], reverse=True
+        )
         return (view for view in keep if view.num_blocks)
 
     def goes_before(self, first: RequestView, second: RequestView) -> bool:
         """Whether `first` is served before `second`."""
-        return self._policy.keys(first)[0] < self._policy.keys(second)[0]
+        return self._serve_key(first) < self._serve_key(second)
+
+    def _serve_key(self, view: RequestView) -> RankKey:
+        return self._policy.keys(view, view.has_claim)[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,8 +166,8 @@ class SessionBook:
             state.promotion = 0
             view = view._replace(promotion=0)
         self._stuck_with_free_blocks = None
-        self._index.put(view)
-        if view.promotion or not view.has_claim:
+        has_claim = self._index.put(view)
+        if view.promotion or not has_claim:
             self._patience.ends(request_id)
         else:
             self._patience.waits(request_id, self._step)
@@ -210,7 +210,7 @@ class SessionBook:
     def plan(self, limits: StepLimits, ledger: Ledger) -> StepPlan:
         """Phase 1 of this step."""
         plan = plan_step(self._index, limits, ledger)
-        if plan.grants or self._index.promoted_first:
+        if plan.grants or self._index.promoted_first or not self._index.num_promoted:
             return plan
         # Nothing could be done for the others: it is the promoted ones' turn.
         self._index.promoted_first = True

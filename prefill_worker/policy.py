@@ -38,9 +38,12 @@ class Policy(NamedTuple):
     # Who keeps the KV longest; None derives it from `serve`.
     keep: Rank | None = None
 
-    def keys(self, view: RequestView) -> tuple[RankKey, RankKey]:
-        """The whole keys: the lower first one is served first, the higher second one evicted first."""
-        promotion, has_claim = view.promotion or _NOT_PROMOTED, view.has_claim
+    def keys(self, view: RequestView, has_claim: bool) -> tuple[RankKey, RankKey]:
+        """The whole keys: the lower first one is served first, the higher second one evicted first.
+
+        `has_claim` is the view's, which the caller has asked for already.
+        """
+        promotion = view.promotion or _NOT_PROMOTED
         rank = self.serve(view)
         if self.keep is not None:
             keep = (promotion, *self.keep(view))

@@ -46,6 +46,11 @@ class RankIndex:
         return len(self._serving)
 
     @property
+    def num_promoted(self) -> int:
+        """Of these, promoted sessions."""
+        return len(self._promoted)
+
+    @property
     def num_with_claim(self) -> int:
         """Of these, sessions that others may be evicted for."""
         return len(self._with_claim)
@@ -60,18 +65,18 @@ class RankIndex:
         """Whether that session has tokens to compute."""
         return request_id in self._serving
 
-    def put(self, view: RequestView) -> None:
-        """A session is new, or was touched."""
-        request_id = view.request_id
+    def put(self, view: RequestView) -> bool:
+        """A session is new, or was touched; whether it has a claim."""
+        request_id, has_claim = view.request_id, view.has_claim
         self._views[request_id] = view
         serve: RankKey | None
         keep: RankKey | None
-        serve, keep = self._policy.keys(view)
+        serve, keep = self._policy.keys(view, has_claim)
         if not view.num_wanted_tokens:
             serve = None
         if not view.num_blocks:
             keep = None
-        if view.has_claim:
+        if has_claim:
             self._with_claim.add(request_id)
         else:
             self._with_claim.discard(request_id)
@@ -83,6 +88,7 @@ class RankIndex:
             self._holding.place(request_id, keep)
         if promotion != self._promoted.key_of.get(request_id):
             self._promoted.place(request_id, promotion)
+        return has_claim
 
     def drop(self, request_id: str) -> None:
         """A session has ended."""
@@ -100,7 +106,7 @@ class RankIndex:
 
     def to_serve(self) -> Iterator[RequestView]:
         """Sessions that have work, first served first."""
-        if not self.promoted_first or not len(self._promoted):
+        if not self.promoted_first or not self.num_promoted:
             return map(self._views.__getitem__, self._serving)
         others = (each for each in self._serving if each not in self._promoted)
         return map(self._views.__getitem__, chain(self._promoted, others))
@@ -118,7 +124,10 @@ class RankIndex:
             return self.promoted_first and 0 < first.promotion < second.promotion
         if first.promotion and self.promoted_first:
             return True
-        return self._policy.keys(first)[0] < self._policy.keys(second)[0]
+        return self._serve_key(first) < self._serve_key(second)
+
+    def _serve_key(self, view: RequestView) -> RankKey:
+        return self._policy.keys(view, view.has_claim)[0]
 
 
 class _Order:

@@ -54,8 +54,8 @@ def test_it_is_the_ranking_of_sorting_anew(
         elif known.pop(change, None):
             index.drop(change)
         policy = index.policy
-        serve = sorted(known.values(), key=lambda v: (policy.keys(v)[0], v.request_id))
-        keep = sorted(known.values(), key=lambda v: (policy.keys(v)[1], v.request_id))
+        serve = sorted(known.values(), key=lambda v: (policy.keys(v, v.has_claim)[0], v.request_id))
+        keep = sorted(known.values(), key=lambda v: (policy.keys(v, v.has_claim)[1], v.request_id))
         served = [view for view in serve if view.num_wanted_tokens]
         assert list(index.to_serve()) == served
         index.promoted_first = True
@@ -77,4 +77,4 @@ def test_no_two_sessions_have_one_rank(
     policy: Policy, first: RequestView, second: RequestView
 ) -> None:
     if first.request_id != second.request_id:
-        assert policy.keys(first)[0] != policy.keys(second)[0]
+        assert policy.keys(first, True)[0] != policy.keys(second, True)[0]

@@ -1,4 +1,4 @@
-"""Over a hundred sessions open at once, with KV memory for a few: every answer exact, none stuck.
+"""Two hundred sessions open at once, with KV memory for a few: every answer exact, none stuck.
 
 64 KV blocks on prefill hold about six of these sessions. They append and
 update in random order, idle while others compute, lose their KV and get it
@@ -21,7 +21,7 @@ from tests.streams import GREEDY, Stream, collect, send_event
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.cluster("sensitive-tight")]
 
-NUM_SESSIONS = 120
+NUM_SESSIONS = 200
 CASES = (
     (("append", ("a",)), ("append", ("b",)), ("append", ("c",))),
     (("update", ("a", "b")), ("update", ("a", "c")), ("append", ("d",))),
