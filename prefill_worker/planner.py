@@ -83,7 +83,7 @@ class _Planning:
             return StopReason.TOKEN_BUDGET
         if self._slots_left <= 0 or len(self._followers) >= self._max_followers:
             return StopReason.REQUEST_SLOTS
-        if self._follows(view):
+        if self._ledger.has_hit(view.request_id) or (self._computing and self._follows(view)):
             self._followers.append(view.request_id)
             return None
         num_tokens = min(view.num_wanted_tokens, self._tokens_left)
@@ -100,11 +100,7 @@ class _Planning:
         return StopReason.KV_MEMORY if self._grants else StopReason.KV_LEASED
 
     def _follows(self, view: RequestView) -> bool:
-        """Whether the session's next block is there, or computed for another one in this step."""
-        if self._ledger.has_hit(view.request_id):
-            return True
-        if not self._computing:
-            return False
+        """Whether this step computes the session's next block for another one."""
         return not self._computing.isdisjoint(self._keys_of_step(view, self._block_size))
 
     def _keys_of_step(self, view: RequestView, num_tokens: int) -> Sequence[Hashable]:
@@ -131,4 +127,6 @@ class _Planning:
         self._slots_left -= 1
         self._chosen.add(view.request_id)
         self._grants.append(Grant(view.request_id, num_tokens))
-        self._computing.update(self._keys_of_step(view, num_tokens))
+        keys = self._keys_of_step(view, num_tokens)
+        if keys:
+            self._computing.update(keys)
