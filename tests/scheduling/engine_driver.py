@@ -120,4 +120,9 @@ class EngineDriver:
         assert not self._engine.scheduler.requests
 
     def close(self) -> None:
-        """The engine stays."""
+        """Leaves the engine as it was found, also when Hypothesis gave an example up half-way."""
+        self.return_blocks()
+        for name in self._told:
+            self.cancel(name)
+        while self._engine.scheduler.has_requests():
+            self._engine.step()
