@@ -27,7 +27,7 @@ from prefill_worker.engine import FIXED_ARGS
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -37,6 +37,24 @@ _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+
+
+def core_request(
+    request_id: str, token_ids: Sequence[int], params: SamplingParams
+) -> EngineCoreRequest:
+    """A request as a front end sends it to EngineCore."""
+    return EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=list(token_ids),
+        mm_features=None,
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+        external_req_id=request_id,
+    )
 
 
 class LocalEngine:
@@ -54,7 +72,7 @@ class LocalEngine:
             **engine_args,
         }
         # Others in this process have an environment of their own.
-        with mock.patch.dict(os.environ, _ENVIRONMENT):
+        with mock.patch.dict(os.environ, ENVIRONMENT):
             config = AsyncEngineArgs(model=str(model), **args).create_engine_config()
             self._core = EngineCore(config, UniProcExecutor, log_stats=True)
         envs.disable_envs_cache()
@@ -79,18 +97,7 @@ class LocalEngine:
             extra_args={WIRE_KEY: event.to_wire()} if event else None,
             **sampling,
         )
-        request = EngineCoreRequest(
-            request_id=request_id,
-            prompt_token_ids=list(token_ids),
-            mm_features=None,
-            sampling_params=params,
-            pooling_params=None,
-            arrival_time=0.0,
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-            external_req_id=request_id,
-        )
+        request = core_request(request_id, token_ids, params)
         self._core.add_request(*self._core.preprocess_add_request(request))
 
     def cancel(self, request_id: str) -> None:

@@ -55,7 +55,7 @@ class PrefillMetrics:
         )
         self._promotions = Counter(
             "stream2llm_scheduler_promotions",
-            "Sessions served before all others because they had waited for too long.",
+            "Sessions that go before others in their turn because they had waited for too long.",
             registry=registry,
         )
         self._decision = Histogram(
@@ -67,8 +67,8 @@ class PrefillMetrics:
         )
         self._sessions = Gauge(
             "stream2llm_prefill_sessions",
-            "Sessions that have tokens to compute; open ones that wait for context; those that"
-            " found no free KV block in the last step.",
+            "Sessions that have tokens to compute; open ones that wait for context; those with"
+            " new tokens that found no KV block in the last step.",
             ("state",),
             registry=registry,
         )

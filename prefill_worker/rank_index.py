@@ -157,11 +157,3 @@ class _Order:
         if key is not None:
             self._places.add((key, request_id))
             self.key_of[request_id] = key
-
-
-def ranking_of(views: list[RequestView], policy: Policy) -> RankIndex:
-    """The ranking of these sessions."""
-    index = RankIndex(policy)
-    for view in views:
-        index.put(view)
-    return index

@@ -35,7 +35,7 @@ class RequestView(NamedTuple):
     # So many of the known tokens were computed at some time; fewer are computed
     # now if the KV was evicted.
     num_reached_tokens: int = 0
-    # Which promotion put it before all others, counting from 1; 0: none did.
+    # Which promotion it has, counting from 1; 0: none (see patience.py).
     promotion: int = 0
 
     @property

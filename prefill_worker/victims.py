@@ -2,9 +2,10 @@
 
 Victims lose blocks from their tail, and only as many as are needed: the head
 stays valid, so less is computed again, and what is computed again attends to
-the same context as before. Blocks that others hold too become free with their
-last holder only; so victims are first counted as they come, then, from the last
-one backwards, whatever made no difference is given back.
+the same context as before. First go blocks that a victim holds alone. Blocks that
+several hold become free with the last holder only; if it takes them, victims are
+counted as they come, and then, from the last one backwards, whatever made no
+difference is given back.
 """
 
 from __future__ import annotations

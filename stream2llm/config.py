@@ -95,8 +95,8 @@ class PrefillConfig(WorkerConfig):
     progress_interval_tokens: int = Field(default=256, ge=1)
     # Who is served first; `stream2llm policy` changes it while the cluster runs.
     policy: PolicyName = "fcfs"
-    # Engine steps after which a session that still has work is served before
-    # all others, whatever the policy says of it.
+    # Engine steps after which a session that still has new tokens is served
+    # before all others in every fourth step, whatever the policy says of it.
     patience_steps: int = Field(default=1000, ge=1)
 
 

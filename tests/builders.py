@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefill_worker.policy import POLICIES
-from prefill_worker.rank_index import RankIndex, ranking_of
+from prefill_worker.rank_index import RankIndex
 from prefill_worker.types import BlockLedger, RequestView, StepLimits
 
 
@@ -27,7 +27,9 @@ def a_request(
 
 def a_ranking(*views: RequestView, policy: str = "fcfs", promoted_first: bool = False) -> RankIndex:
     """Those sessions, ranked."""
-    ranking = ranking_of(list(views), POLICIES[policy])
+    ranking = RankIndex(POLICIES[policy])
+    for view in views:
+        ranking.put(view)
     ranking.promoted_first = promoted_first
     return ranking
 

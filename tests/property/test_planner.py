@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 
 from prefill_worker.planner import num_blocks_needed, plan_step
 from prefill_worker.policy import POLICIES
-from prefill_worker.rank_index import RankIndex, ranking_of
+from prefill_worker.rank_index import RankIndex
 from prefill_worker.types import BlockLedger, RequestView, StepLimits, StepPlan, StopReason
+from tests.builders import a_ranking
 
 pytestmark = pytest.mark.property
 BLOCK_SIZE = 4
@@ -43,9 +44,7 @@ class Situation:
 
     @property
     def ranking(self) -> RankIndex:
-        ranking = ranking_of(self.views, POLICIES[self.policy])
-        ranking.promoted_first = self.promoted_first
-        return ranking
+        return a_ranking(*self.views, policy=self.policy, promoted_first=self.promoted_first)
 
     @property
     def plan(self) -> StepPlan:

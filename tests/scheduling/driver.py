@@ -13,9 +13,10 @@ from typing import Any
 
 from vllm import SamplingParams
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request, RequestStatus
 
+from bench.local_engine import core_request
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
@@ -141,18 +142,7 @@ class SchedulerDriver:
             stop_token_ids=[STOP_TOKEN],
             extra_args=extra_args,
         )
-        request = EngineCoreRequest(
-            request_id=name,
-            prompt_token_ids=tokens,
-            mm_features=None,
-            sampling_params=params,
-            pooling_params=None,
-            arrival_time=0.0,
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-            external_req_id=name,
-        )
+        request = core_request(name, tokens, params)
         self.scheduler.add_request(Request.from_engine_core_request(request, self._hasher))
 
     def command(self, number: int, set_policy: str | None = None) -> None:

@@ -23,16 +23,11 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
+from bench.local_engine import ENVIRONMENT
+from prefill_worker.engine import FIXED_ARGS
 from prefill_worker.scheduler import PrefillScheduler
 from tests.tiny_model import make_tiny_model
 
-_ENVIRONMENT = {
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
 _SHAPE = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 64,
@@ -66,7 +61,7 @@ class EngineSettings:
 @contextmanager
 def engine_environment() -> Iterator[None]:
     """The environment variables that a prefill worker sets before it starts vLLM."""
-    with mock.patch.dict(os.environ, _ENVIRONMENT):
+    with mock.patch.dict(os.environ, ENVIRONMENT):
         yield
 
 
@@ -92,9 +87,7 @@ def _kv_transfer() -> KVTransferConfig:
 def create_config(settings: EngineSettings) -> VllmConfig:
     """vLLM's configuration from engine arguments, as an engine makes it; takes a second."""
     fixed: dict[str, Any] = {
-        "scheduler_cls": "prefill_worker.scheduler.PrefillScheduler",
-        "async_scheduling": False,
-        "scheduler_reserve_full_isl": False,
+        **FIXED_ARGS,
         "enforce_eager": True,
         "enable_prefix_caching": settings.prefix_caching,
         "max_num_batched_tokens": settings.step_tokens,

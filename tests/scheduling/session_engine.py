@@ -12,6 +12,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.request import Request, RequestStatus
 
+from bench.local_engine import core_request
 from stream2llm.vllm_engine import EngineInfo, OutputStream
 from tests.scheduling.engine_settings import EngineSettings, block_hasher, create_scheduler
 from tests.scheduling.executor import FakeExecutor
@@ -40,18 +41,7 @@ class SessionEngine:
     async def build_request(
         self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
     ) -> EngineCoreRequest:
-        return EngineCoreRequest(
-            request_id=request_id,
-            prompt_token_ids=prompt_token_ids,
-            mm_features=None,
-            sampling_params=params,
-            pooling_params=None,
-            arrival_time=0.0,
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-            external_req_id=request_id,
-        )
+        return core_request(request_id, prompt_token_ids, params)
 
     async def submit(self, request: EngineCoreRequest) -> OutputStream:
         stream = OutputStream()

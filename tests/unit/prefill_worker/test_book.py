@@ -35,6 +35,15 @@ def step(book: SessionBook, tokens: int = 64) -> list[str]:
     return served(plan)
 
 
+def a_book_with_a_promotion() -> tuple[SessionBook, SessionState]:
+    """One session, "open", that was promised all of its 64 tokens."""
+    book = a_book()
+    state = opened(book, "open", known=65)
+    for _ in range(4):
+        step(book)
+    return book, state
+
+
 def test_a_session_that_waits_too_long_goes_first() -> None:
     book = a_book()
     opened(book, "open", known=65)
@@ -46,10 +55,7 @@ def test_a_session_that_waits_too_long_goes_first() -> None:
 
 
 def test_a_promotion_ends_when_the_promise_is_kept() -> None:
-    book = a_book()
-    state = opened(book, "open", known=65)
-    for _ in range(4):
-        step(book)
+    book, state = a_book_with_a_promotion()
     assert (state.promotion, state.promised_tokens) == (1, 64)
     book.update("open", 200, 63, 2)  # an append does not add to the promise
     assert state.promotion == 1
@@ -58,10 +64,7 @@ def test_a_promotion_ends_when_the_promise_is_kept() -> None:
 
 
 def test_an_update_that_throws_kv_away_ends_the_promotion_and_begins_a_new_wait() -> None:
-    book = a_book()
-    state = opened(book, "open", known=65)
-    for _ in range(4):
-        step(book)
+    book, state = a_book_with_a_promotion()
     book.update("open", 65, 20, 1)
     book.note_event("open", 20)
     assert state.promotion == 1  # nothing that was computed is lost
@@ -73,10 +76,7 @@ def test_an_update_that_throws_kv_away_ends_the_promotion_and_begins_a_new_wait(
 
 
 def test_a_promotion_ends_when_an_update_leaves_nothing_new() -> None:
-    book = a_book()
-    state = opened(book, "open", known=65)
-    for _ in range(4):
-        step(book)
+    book, state = a_book_with_a_promotion()
     book.update("open", 65, 30, 1)
     assert state.promotion == 1
     book.note_event("open", 30)  # the rest was not computed yet
@@ -85,20 +85,14 @@ def test_a_promotion_ends_when_an_update_leaves_nothing_new() -> None:
 
 
 def test_the_seal_adds_to_the_promise() -> None:
-    book = a_book()
-    state = opened(book, "open", known=65)
-    for _ in range(4):
-        step(book)
+    book, state = a_book_with_a_promotion()
     book.seal(state, 80)
     book.update("open", 80, 64, 2)
     assert (state.promotion, state.promised_tokens) == (1, 80)
 
 
 def test_an_eviction_does_not_end_a_promotion() -> None:
-    book = a_book()
-    state = opened(book, "open", known=65)
-    for _ in range(4):
-        step(book)
+    book, state = a_book_with_a_promotion()
     book.update("open", 65, 40, 2)
     book.note_eviction("open")
     book.update("open", 65, 0, 0)
