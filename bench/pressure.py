@@ -19,8 +19,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from bench.local_engine import LocalEngine
 from bench.stopwatch import Stopwatch
+from prefill_worker.local_engine import LocalEngine
 from prefill_worker.session_state import ContextEvent
 from stream2llm.model_store import ensure_random_llama
 

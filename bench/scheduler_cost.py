@@ -27,8 +27,8 @@ from unittest import mock
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from bench.local_engine import LocalEngine
 from bench.stopwatch import Stopwatch
+from prefill_worker.local_engine import LocalEngine
 from prefill_worker.session_state import ContextEvent
 from stream2llm.model_store import ensure_random_llama, fetch_default_model
 

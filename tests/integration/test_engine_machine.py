@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from bench.local_engine import LocalEngine
+from prefill_worker.local_engine import LocalEngine
 from prefill_worker.policy import POLICIES
 from stream2llm.model_store import ensure_random_llama
 from tests.reference_engine import ReferenceEngine

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from bench.local_engine import LocalEngine
+from prefill_worker.local_engine import LocalEngine
 from prefill_worker.policy import POLICIES
 from prefill_worker.session_state import ContextEvent
 from stream2llm.prefix import common_prefix_len

@@ -23,8 +23,8 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from bench.local_engine import ENVIRONMENT
 from prefill_worker.engine import FIXED_ARGS
+from prefill_worker.local_engine import ENVIRONMENT
 from prefill_worker.scheduler import PrefillScheduler
 from tests.tiny_model import make_tiny_model
 
