@@ -48,7 +48,7 @@ $(DEPS): requirements/torch.txt requirements/cpu.lock | $(BIN)/python
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 ifeq ($(EXTRA),gpu)
 	@echo "env: installing vllm, torch and the development tools for CUDA (minutes)"
-	@$(INSTALL) $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) '.[gpu,dev]'
+	@$(INSTALL) $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) '.[gpu,plot,dev]'
 else
 	@echo "env: installing torch"
 	@$(INSTALL) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) -r requirements/torch.txt
