@@ -70,6 +70,13 @@ class JobResults:
         self.failures |= other.failures
         self.times = _slowest(self.times, other.times)
 
+    def extend(self, later: JobResults) -> None:
+        """Takes the results of a later step."""
+        for number, count in later.num_ranks_done.items():
+            self.num_ranks_done[number] = self.num_ranks_done.get(number, 0) + count
+        self.failures |= later.failures
+        self.times += later.times
+
 
 def _slowest(first: list[CopyTime], second: list[CopyTime]) -> list[CopyTime]:
     """Ranks copy the same batches at the same time, so the pairs belong together."""

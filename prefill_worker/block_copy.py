@@ -1,0 +1,317 @@
+"""Copies KV blocks between the accelerator and a pool of slots on the host.
+
+Knows tensors and jobs, nothing of vLLM. A copier is given the KV memory as
+views [num_blocks, num_parts, words] (`block_regions.py`) and owns the pool
+[num_slots, words of a block]: on the host a block is one contiguous piece.
+
+`HostCopier` is for KV in host memory: what it starts, it finishes. `StagedCopier` is for
+a device with streams, here called lanes, and works while the step computes:
+
+ out: compute lane: gather the blocks into a staging buffer. From here on the
+      step may overwrite them. Side lane: staging buffer to the pool.
+ in:  side lane: pool to a staging buffer, then scatter into the blocks.
+
+ 1. The side lane begins a batch when the compute lane has done all that was
+    queued before: an `in` overwrites no block that an earlier step, or an
+    `out` of this step, still reads.
+ 2. A staging buffer is filled again when the side lane is through with it.
+ 3. The side lane works in the order of the calls, so a slot that is written
+    and read again, or given up and written again, needs no further care.
+ 4. A job is told done, or failed, when its batch has ended on the side lane: before, its blocks
+    and slots are still read or written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, NamedTuple, Protocol
+
+import torch
+
+from prefill_worker.lanes import CudaLane, Lane, M
+from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, StepJobs
+from stream2llm.clock import Clock, SystemClock
+
+_log = logging.getLogger(__name__)
+
+# Device memory of one of the two staging buffers. It comes on top of what vLLM
+# has measured, out of what `gpu_memory_utilization` leaves free.
+STAGING_BYTES = 64 * 1024 * 1024
+
+
+class BlockCopier(Protocol):
+    """What the connector has for copying."""
+
+    def start(self, jobs: StepJobs) -> None:
+        """Copies, or begins to; outs before ins. A job that raises is a failed job."""
+        ...
+
+    def take_results(self, *, wait: bool) -> JobResults:
+        """What has ended since the last call; with `wait`, after all that was started has."""
+        ...
+
+
+def make_copier(
+    views: Sequence[torch.Tensor], num_slots: int, clock: Clock | None = None
+) -> BlockCopier:
+    """The copier for the device that the views are on; allocates the pool.
+
+    Raises RuntimeError when the memory cannot be had, or not be pinned.
+    """
+    device = views[0].device if views else torch.device("cpu")
+    if device.type == "cpu":
+        return HostCopier(views, _empty_pool(views, num_slots), clock or SystemClock())
+    if device.type != "cuda":
+        raise ValueError(f"KV on a {device.type} device cannot be swapped")
+    pool = _pinned(_empty_pool(views, num_slots))
+    num_rows = max(1, min(STAGING_BYTES // max(pool[:1].nbytes, 1), num_slots))
+    shape = (num_rows, pool.shape[1])
+    staging = [torch.empty(shape, dtype=pool.dtype, device=device) for _ in range(2)]
+    return StagedCopier(views, pool, staging, CudaLane(None), CudaLane(torch.cuda.Stream(device)))
+
+
+def _empty_pool(views: Sequence[torch.Tensor], num_slots: int) -> torch.Tensor:
+    """[num_slots, words of a block]; on a CPU the memory is taken when it is first written."""
+    num_words = sum(view.shape[1] * view.shape[2] for view in views)
+    return torch.empty((num_slots, num_words), dtype=views[0].dtype if views else torch.int8)
+
+
+def _pinned(pool: torch.Tensor) -> torch.Tensor:
+    """The same memory, page-locked in place: torch's own pinning would round up to a power of two."""
+    if pool.nbytes:
+        status = torch.cuda.cudart().cudaHostRegister(pool.data_ptr(), pool.nbytes, 0)
+        if status.value != 0:
+            raise RuntimeError(f"{pool.nbytes} bytes of host memory cannot be pinned: {status}")
+    return pool
+
+
+def _split(rows: torch.Tensor, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Rows [n, words of a block] as one view [n, num_parts, words] for each of `views`."""
+    widths = [view.shape[1] * view.shape[2] for view in views]
+    columns = rows.split(widths, dim=1)
+    return [
+        column.unflatten(1, view.shape[1:]) for column, view in zip(columns, views, strict=True)
+    ]
+
+
+def runs_of(pairs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Pairs in order, as (first, second, length) where both go up by one: fewer, longer copies."""
+    first = second = length = 0
+    for left, right in pairs:
+        if length and (left, right) == (first + length, second + length):
+            length += 1
+            continue
+        if length:
+            yield first, second, length
+        first, second, length = left, right, 1
+    if length:
+        yield first, second, length
+
+
+def _check(job: CopyJob, num_blocks: int, num_slots: int) -> None:
+    """Raises ValueError for a job that leads out of the memory: on a GPU that is fatal."""
+    if len(job.block_ids) != len(job.slots):
+        raise ValueError(f"{len(job.block_ids)} blocks, but {len(job.slots)} slots")
+    for name, numbers, end in (
+        ("block", job.block_ids, num_blocks),
+        ("slot", job.slots, num_slots),
+    ):
+        if numbers and not (min(numbers) >= 0 and max(numbers) < end):
+            raise ValueError(f"there is no {name} beyond {end - 1} or below 0: {numbers}")
+
+
+class _Outcome(NamedTuple):
+    """What became of the jobs of one step and direction."""
+
+    numbers: tuple[int, ...]
+    failures: dict[int, str]
+    # Blocks copied; 0 when a job failed, for then the time says nothing.
+    num_blocks: int
+
+    def add_to(self, results: JobResults, direction: Direction, seconds: float) -> None:
+        results.num_ranks_done |= dict.fromkeys(self.numbers, 1)
+        results.failures |= self.failures
+        if self.num_blocks:
+            results.times.append(CopyTime(direction, self.num_blocks, seconds))
+
+
+def _try_each(jobs: Iterable[CopyJob], copy: Callable[[CopyJob], None]) -> _Outcome:
+    """Copies each job; one that raises harms no other."""
+    numbers: list[int] = []
+    failures: dict[int, str] = {}
+    num_blocks = 0
+    for job in jobs:
+        numbers.append(job.number)
+        try:
+            copy(job)
+            num_blocks += len(job.block_ids)
+        except Exception as error:
+            _log.exception("copy job %d (%s) failed", job.number, job.direction.value)
+            failures[job.number] = f"{type(error).__name__}: {error}"
+    return _Outcome(tuple(numbers), failures, 0 if failures else num_blocks)
+
+
+class HostCopier:
+    """Copies at once and in place: KV and pool are both host memory."""
+
+    def __init__(self, views: Sequence[torch.Tensor], pool: torch.Tensor, clock: Clock) -> None:
+        self._num_blocks = views[0].shape[0] if views else 0
+        self._num_slots = pool.shape[0]
+        self._pairs = list(zip(views, _split(pool, views), strict=True)) if views else []
+        self._clock = clock
+        self._results = JobResults()
+
+    def start(self, jobs: StepJobs) -> None:
+        """Copies; see `BlockCopier`."""
+        for direction, batch in ((Direction.OUT, jobs.outs), (Direction.IN, jobs.ins)):
+            started_s = self._clock.monotonic_s()
+            outcome = _try_each(batch, self._copy)
+            seconds = self._clock.monotonic_s() - started_s
+            outcome.add_to(self._results, direction, seconds)
+
+    def take_results(self, *, wait: bool) -> JobResults:
+        """See `BlockCopier`; there is never anything to wait for."""
+        results, self._results = self._results, JobResults()
+        return results
+
+    def _copy(self, job: CopyJob) -> None:
+        _check(job, self._num_blocks, self._num_slots)
+        for block, slot, length in runs_of(zip(job.block_ids, job.slots, strict=True)):
+            for kv, pool in self._pairs:
+                blocks, slots = kv[block : block + length], pool[slot : slot + length]
+                if job.direction is Direction.OUT:
+                    slots.copy_(blocks)
+                else:
+                    blocks.copy_(slots)
+
+
+@dataclass(slots=True)
+class _Staging(Generic[M]):
+    """A piece of device memory [num_rows, words of a block] that blocks pass through."""
+
+    rows: torch.Tensor
+    # The side lane is through with it; None before its first use.
+    is_free: M | None = None
+
+
+class _Batch(NamedTuple, Generic[M]):
+    """The jobs of one step and direction, under way."""
+
+    direction: Direction
+    outcome: _Outcome
+    started: M
+    ended: M
+
+
+class StagedCopier(Generic[M]):
+    """Copies through staging buffers while the step computes; see the head of this module.
+
+    `start` is called where the step's forward pass has not been queued yet, on
+    the thread whose current stream computes it.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[torch.Tensor],
+        pool: torch.Tensor,
+        staging: Iterable[torch.Tensor],
+        compute: Lane[M],
+        side: Lane[M],
+    ) -> None:
+        self._views = views
+        self._pool = pool
+        self._staging: deque[_Staging[M]] = deque(_Staging(rows) for rows in staging)
+        self._compute = compute
+        self._side = side
+        self._batches: deque[_Batch[M]] = deque()
+
+    def start(self, jobs: StepJobs) -> None:
+        """Queues the copies; see `BlockCopier`."""
+        self._start_batch(Direction.OUT, jobs.outs, self._copy_out)
+        self._start_batch(Direction.IN, jobs.ins, self._copy_in)
+
+    def take_results(self, *, wait: bool) -> JobResults:
+        """See `BlockCopier`. Raises what the device raises: then all its memory is lost."""
+        results = JobResults()
+        while self._batches:
+            direction, outcome, started, ended = self._batches[0]
+            if wait:
+                ended.wait()
+            elif not ended.is_reached():
+                break
+            self._batches.popleft()
+            outcome.add_to(results, direction, ended.seconds_since(started))
+        return results
+
+    def _start_batch(
+        self, direction: Direction, jobs: Sequence[CopyJob], copy: Callable[[CopyJob], None]
+    ) -> None:
+        if not jobs:
+            return
+        self._side.wait_for(self._compute.mark())
+        started = self._side.mark()
+        outcome = _try_each(jobs, copy)
+        self._batches.append(_Batch(direction, outcome, started, self._side.mark()))
+
+    def _copy_out(self, job: CopyJob) -> None:
+        for block_ids, slots in self._portions(job):
+            staging = self._next_staging()
+            rows = staging.rows[: len(slots)]
+            if staging.is_free is not None:
+                self._compute.wait_for(staging.is_free)
+            self._compute.run(partial(_gather, self._views, block_ids, rows))
+            self._side.wait_for(self._compute.mark())
+            self._side.run(partial(_store, rows, self._pool, slots))
+            staging.is_free = self._side.mark()
+
+    def _copy_in(self, job: CopyJob) -> None:
+        for block_ids, slots in self._portions(job):
+            staging = self._next_staging()
+            rows = staging.rows[: len(slots)]
+            self._side.run(partial(_load, self._pool, slots, rows))
+            self._side.run(partial(_scatter, rows, self._views, block_ids))
+            staging.is_free = self._side.mark()
+
+    def _portions(self, job: CopyJob) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+        """The job's blocks and slots, as many at a time as a staging buffer holds."""
+        _check(job, self._views[0].shape[0], self._pool.shape[0])
+        num_rows = self._staging[0].rows.shape[0]
+        for at in range(0, len(job.slots), num_rows):
+            yield job.block_ids[at : at + num_rows], job.slots[at : at + num_rows]
+
+    def _next_staging(self) -> _Staging[M]:
+        """The buffers in turn, so that one is filled while the other is emptied."""
+        self._staging.rotate(-1)
+        return self._staging[0]
+
+
+def _gather(views: Sequence[torch.Tensor], block_ids: Sequence[int], rows: torch.Tensor) -> None:
+    index = _on_device(block_ids, rows.device)
+    for view, part in zip(views, _split(rows, views), strict=True):
+        torch.index_select(view, 0, index, out=part)
+
+
+def _scatter(rows: torch.Tensor, views: Sequence[torch.Tensor], block_ids: Sequence[int]) -> None:
+    index = _on_device(block_ids, rows.device)
+    for view, part in zip(views, _split(rows, views), strict=True):
+        view.index_copy_(0, index, part)
+
+
+def _store(rows: torch.Tensor, pool: torch.Tensor, slots: Sequence[int]) -> None:
+    for row, slot, length in runs_of(enumerate(slots)):
+        pool[slot : slot + length].copy_(rows[row : row + length], non_blocking=True)
+
+
+def _load(pool: torch.Tensor, slots: Sequence[int], rows: torch.Tensor) -> None:
+    for row, slot, length in runs_of(enumerate(slots)):
+        rows[row : row + length].copy_(pool[slot : slot + length], non_blocking=True)
+
+
+def _on_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+    """int64 [n], without making the caller wait for the device."""
+    index = torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return index.to(device, non_blocking=True)

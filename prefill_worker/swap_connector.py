@@ -1,0 +1,196 @@
+"""A KV connector of vLLM's that copies blocks to a pool on the host and back, as the scheduler says.
+
+It decides nothing. In the engine's process the scheduler reaches it with
+`find_connector` and gives it jobs; they travel with the next step's metadata
+to every rank, where they are begun before that step's forward pass
+(`handle_preemptions`). What has ended comes back with the output of each step.
+
+To vLLM it is a connector that never has anything to load: blocks that come
+back belong to requests that kept them allocated, which vLLM's own way of
+loading has no word for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorWorkerMetadata,
+    SupportsHMA,
+)
+
+from prefill_worker.block_copy import BlockCopier, make_copier
+from prefill_worker.block_regions import block_bytes, block_views, find_regions
+from prefill_worker.session_state import WIRE_KEY
+from prefill_worker.swap_jobs import CopyJob, Direction, JobResults, StepJobs
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+C = TypeVar("C", bound=KVConnectorBase_V1)
+
+
+def find_connector(connector: KVConnectorBase_V1 | None, kind: type[C]) -> C | None:
+    """The connector of this class: `connector` itself, or the child of a MultiConnector."""
+    children = getattr(connector, "sub_connectors", [connector])
+    return next((child for child in children if isinstance(child, kind)), None)
+
+
+@dataclass
+class SwapMetadata(KVConnectorMetadata):
+    """What a step brings each rank."""
+
+    jobs: StepJobs
+
+
+@dataclass
+class SwapWorkerMeta(KVConnectorWorkerMetadata):
+    """What each rank, or all together, has finished."""
+
+    results: JobResults
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> SwapWorkerMeta:
+        """With another rank's of the same step."""
+        assert isinstance(other, SwapWorkerMeta)
+        self.results.add(other.results)
+        return self
+
+
+class SwapConnector(KVConnectorBase_V1, SupportsHMA):
+    """Both halves of it; vLLM makes one for the scheduler and one for each rank.
+
+    Options, in `additional_config`: `host_pool_bytes`, of all ranks together,
+    or `host_pool_blocks`, which goes before. Raises ValueError, when the
+    engine starts, for KV caches whose layout is not understood.
+    """
+
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
+    ) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        parallel = vllm_config.parallel_config
+        if parallel.pipeline_parallel_size > 1:
+            raise ValueError("swapping needs pipeline_parallel_size=1: all ranks have equal blocks")
+        # So many ranks finish, or fail, each job.
+        self.num_ranks: int = parallel.world_size
+        # Of all ranks. 0 when the engine has no KV memory, as in tests without a worker.
+        self.bytes_per_block = block_bytes(find_regions(kv_cache_config)) * self.num_ranks
+        options = (vllm_config.additional_config or {}).get(WIRE_KEY, {})
+        self.num_slots = _num_slots(options, self.bytes_per_block)
+        # The scheduler's half.
+        self._to_start: dict[Direction, list[CopyJob]] = {each: [] for each in Direction}
+        self._results = JobResults()
+        # The worker's half.
+        self._copier: BlockCopier | None = None
+        self._must_wait = False
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """No: what is not copied is computed again."""
+        return False
+
+    # -- the scheduler's half ----------------------------------------------------
+
+    def start(self, job: CopyJob) -> None:
+        """The next step brings it to the ranks."""
+        self._to_start[job.direction].append(job)
+
+    def take_results(self) -> JobResults:
+        """What has come from the ranks since the last call.
+
+        A job has ended when `num_ranks` have reported it.
+        """
+        results, self._results = self._results, JobResults()
+        return results
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> SwapMetadata:
+        """The jobs that were started since the last step."""
+        outs, ins = (tuple(self._to_start[each]) for each in (Direction.OUT, Direction.IN))
+        self._to_start = {each: [] for each in Direction}
+        is_idle = scheduler_output.total_num_scheduled_tokens == 0
+        return SwapMetadata(StepJobs(outs, ins, is_idle))
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        """Keeps what the ranks report for `take_results`."""
+        meta = connector_output.kv_connector_worker_meta
+        if isinstance(meta, SwapWorkerMeta):
+            self._results.extend(meta.results)
+
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int
+    ) -> tuple[int, bool]:
+        """Never any."""
+        return 0, False
+
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
+        """Nothing to do."""
+
+    def request_finished(
+        self, request: Request, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Blocks of an ended request are of no interest."""
+        return False, None
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Blocks of an ended request are of no interest."""
+        return False, None
+
+    # -- the worker's half -------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Finds the blocks in the caches and allocates this rank's share of the pool."""
+        views = block_views(self._kv_cache_config, kv_caches)
+        self._copier = make_copier(views, self.num_slots)
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        """Begins the step's jobs; vLLM calls this before it touches any block in the step."""
+        assert isinstance(kv_connector_metadata, SwapMetadata)
+        jobs = kv_connector_metadata.jobs
+        self._must_wait = jobs.is_idle
+        if jobs.outs or jobs.ins:
+            assert self._copier is not None, "a step before the KV caches were registered"
+            self._copier.start(jobs)
+
+    def build_connector_worker_meta(self) -> SwapWorkerMeta | None:
+        """What has ended; in a step that computes nothing, all that was begun."""
+        if self._copier is None:
+            return None
+        results = self._copier.take_results(wait=self._must_wait)
+        return SwapWorkerMeta(results) if results.num_ranks_done else None
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Nothing is loaded for the step itself."""
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing is loaded for the step itself."""
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any
+    ) -> None:
+        """Nothing is saved of what the step computes."""
+
+    def wait_for_save(self) -> None:
+        """Nothing is saved of what the step computes."""
+
+
+def _num_slots(options: Mapping[str, Any], bytes_per_block: int) -> int:
+    """How many blocks the pool has room for."""
+    num_blocks = options.get("host_pool_blocks")
+    if num_blocks is not None:
+        return int(num_blocks)
+    return int(options.get("host_pool_bytes", 0)) // bytes_per_block if bytes_per_block else 0
