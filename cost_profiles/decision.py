@@ -39,6 +39,8 @@ class Reason(StrEnum):
     CACHED = "cached"
     # The other way costs more, or as much.
     CHEAPER = "cheaper"
+    # There is no room on the host; whoever asks knows, `cheaper` does not.
+    POOL_FULL = "pool_full"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from itertools import islice
 from prefill_worker.patience import PROMOTED_TURN, Patience
 from prefill_worker.planner import plan_step
 from prefill_worker.policy import Policy
+from prefill_worker.preemption import Preemption
 from prefill_worker.rank_index import RankIndex
 from prefill_worker.session_state import LostBlocks, SessionState
 from prefill_worker.types import Ledger, RequestView, StepLimits, StepPlan
@@ -87,6 +88,8 @@ class SessionBook:
         for view in islice(self._index.to_serve(), limits.num_requests):
             if num_tokens <= 0:
                 break
+            if view.is_loading:
+                continue
             if ledger.has_hit(view.request_id):
                 hits.append(view.request_id)
             else:
@@ -145,9 +148,19 @@ class SessionBook:
             state.promised_tokens = num_known_tokens
 
     def update(
-        self, request_id: str, num_known_tokens: int, num_computed_tokens: int, num_blocks: int
+        self,
+        request_id: str,
+        num_known_tokens: int,
+        num_computed_tokens: int,
+        num_blocks: int,
+        *,
+        host_blocks: tuple[int, int] = (0, 0),
+        is_loading: bool = False,
     ) -> None:
-        """The session was touched: its figures are these now."""
+        """The session was touched: its figures are these now; see `RequestView`.
+
+        `host_blocks` is its next run of blocks on the host, [start, stop).
+        """
         state = self._states[request_id]
         if num_computed_tokens >= state.lost_until:
             state.lost_until = 0  # made good
@@ -161,6 +174,8 @@ class SessionBook:
             num_blocks,
             state.lost_until,
             state.promotion,
+            *host_blocks,
+            is_loading,
         )
         if state.promotion and (num_computed_tokens >= state.promised_tokens or not view.has_claim):
             state.promotion = 0
@@ -197,7 +212,7 @@ class SessionBook:
         """
         if plan.grants:
             self._step += 1
-        elif not plan.followers:
+        elif not plan.followers and not plan.loads:
             self._stuck_with_free_blocks = num_free_blocks
 
     def _promote(self, request_id: str) -> None:
@@ -205,13 +220,20 @@ class SessionBook:
         self._num_promotions += 1
         state.promotion = self._num_promotions
         state.promised_tokens = view.num_target_tokens
-        self.update(request_id, view.num_known_tokens, view.num_computed_tokens, view.num_blocks)
+        self.update(
+            request_id,
+            view.num_known_tokens,
+            view.num_computed_tokens,
+            view.num_blocks,
+            host_blocks=(view.host_start, view.host_stop),
+            is_loading=view.is_loading,
+        )
 
-    def plan(self, limits: StepLimits, ledger: Ledger) -> StepPlan:
+    def plan(self, limits: StepLimits, ledger: Ledger, preemption: Preemption) -> StepPlan:
         """Phase 1 of this step."""
-        plan = plan_step(self._index, limits, ledger)
-        if plan.grants or self._index.promoted_first or not self._index.num_promoted:
+        plan = plan_step(self._index, limits, ledger, preemption)
+        if plan.does_something or self._index.promoted_first or not self._index.num_promoted:
             return plan
         # Nothing could be done for the others: it is the promoted ones' turn.
         self._index.promoted_first = True
-        return plan_step(self._index, limits, ledger)
+        return plan_step(self._index, limits, ledger, preemption)

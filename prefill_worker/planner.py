@@ -15,6 +15,11 @@ Equal leading documents are computed once: a session whose next block the prefix
 cache knows, or another one computes in this step, is left out, and takes the
 block from the cache before the next. As many are looked at as a step has slots.
 
+Blocks of a session that are on the host come back when all before them is
+computed: in a step of their own, because only its end says that they are there.
+That takes blocks and neither tokens nor slots. What lies before them, where an
+eviction dropped it, is computed first, and no further.
+
 The walk ends as soon as the tokens, the slots or the memory of the step are
 spent. What it costs depends on the sessions it chooses, not on those that wait.
 """
@@ -23,9 +28,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+from prefill_worker.preemption import Preemption
 from prefill_worker.types import (
     Grant,
     Ledger,
+    Load,
     Ranking,
     RequestView,
     StepLimits,
@@ -41,32 +48,44 @@ def num_blocks_needed(view: RequestView, num_tokens: int, block_size: int) -> in
     return max(total - view.num_blocks, 0)
 
 
-def plan_step(ranking: Ranking, limits: StepLimits, ledger: Ledger) -> StepPlan:
+def num_tokens_ahead(view: RequestView, block_size: int) -> int:
+    """Tokens to compute before the session's next blocks on the host, or all that it wants."""
+    if not view.host_stop:
+        return view.num_wanted_tokens
+    return min(view.num_wanted_tokens, view.host_start * block_size - view.num_computed_tokens)
+
+
+def plan_step(
+    ranking: Ranking, limits: StepLimits, ledger: Ledger, preemption: Preemption
+) -> StepPlan:
     """The plan of one engine step."""
-    return _Planning(ranking, limits, ledger).run()
+    return _Planning(ranking, limits, ledger, preemption).run()
 
 
 class _Planning:
     """The scratch state of one call of `plan_step`."""
 
-    def __init__(self, ranking: Ranking, limits: StepLimits, ledger: Ledger) -> None:
+    def __init__(
+        self, ranking: Ranking, limits: StepLimits, ledger: Ledger, preemption: Preemption
+    ) -> None:
         self._ranking = ranking
         self._ledger = ledger
         self._block_size = limits.block_size
         self._tokens_left = limits.num_tokens
-        self._slots_left = self._max_followers = limits.num_requests
+        self._slots_left = self._max_others = limits.num_requests
         self._blocks_left = limits.num_free_blocks
-        self._victims = Victims(ranking, ledger, whole_requests=limits.evicts_whole_requests)
+        self._victims = Victims(ranking, ledger, limits, preemption)
         self._chosen: set[str] = set()
         self._grants: list[Grant] = []
+        self._loads: list[Load] = []
         self._followers: list[str] = []
-        # Keys of the full blocks that this step computes.
-        self._computing: set[Hashable] = set()
+        # Keys of the full blocks that this step computes or loads.
+        self._coming: set[Hashable] = set()
 
     def run(self) -> StepPlan:
         evicted = self._victims.evicted
         for view in self._ranking.to_serve():
-            if evicted and view.request_id in evicted:
+            if view.is_loading or (evicted and view.request_id in evicted):
                 continue
             reason = self._consider(view)
             if reason is not None:
@@ -74,59 +93,81 @@ class _Planning:
         return self._plan(StopReason.ALL_SERVED, None)
 
     def _plan(self, stop: StopReason, stopped_at: str | None) -> StepPlan:
-        grants, evictions = tuple(self._grants), self._victims.evictions()
-        return StepPlan(grants, evictions, stop, stopped_at, tuple(self._followers))
+        return StepPlan(
+            tuple(self._grants),
+            self._victims.evictions(),
+            stop,
+            stopped_at,
+            tuple(self._followers),
+            tuple(self._loads),
+        )
 
     def _consider(self, view: RequestView) -> StopReason | None:
         """Serves one session, or says why the walk ends here."""
         if self._tokens_left <= 0:
             return StopReason.TOKEN_BUDGET
-        if self._slots_left <= 0 or len(self._followers) >= self._max_followers:
+        num_others = len(self._followers) + len(self._loads)
+        if self._slots_left <= 0 or num_others >= self._max_others:
             return StopReason.REQUEST_SLOTS
-        if self._ledger.has_hit(view.request_id) or (self._computing and self._follows(view)):
+        if self._ledger.has_hit(view.request_id) or (self._coming and self._follows(view)):
             self._followers.append(view.request_id)
             return None
-        num_tokens = min(view.num_wanted_tokens, self._tokens_left)
-        num_blocks = num_blocks_needed(view, num_tokens, self._block_size)
-        if num_blocks > self._blocks_left:
-            num_tokens, num_blocks = self._make_room(view, num_tokens, num_blocks)
-        if num_tokens:
-            self._grant(view, num_tokens, num_blocks)
+        num_tokens = num_tokens_ahead(view, self._block_size)
+        if self._compute(view, num_tokens) if num_tokens else self._load(view):
             return None
         # Sessions further down hold no block that could be had and was not
         # taken, so they cannot get one either.
         if not view.has_claim:
             return StopReason.NO_ROOM_TO_RESTORE
-        return StopReason.KV_MEMORY if self._grants else StopReason.KV_LEASED
+        return StopReason.KV_MEMORY if self._grants or self._loads else StopReason.KV_LEASED
 
     def _follows(self, view: RequestView) -> bool:
-        """Whether this step computes the session's next block for another one."""
-        return not self._computing.isdisjoint(self._keys_of_step(view, self._block_size))
-
-    def _keys_of_step(self, view: RequestView, num_tokens: int) -> Sequence[Hashable]:
-        """Keys of the blocks that so many tokens more would make full."""
+        """Whether this step brings the session's next block for another one."""
         first = view.num_computed_tokens // self._block_size
-        stop = (view.num_computed_tokens + num_tokens) // self._block_size
-        return self._ledger.block_keys(view.request_id, first, stop)
+        keys = self._ledger.block_keys(view.request_id, first, first + 1)
+        return not self._coming.isdisjoint(keys)
 
-    def _make_room(self, view: RequestView, num_tokens: int, num_blocks: int) -> tuple[int, int]:
-        """Evicts for so many blocks; how many of the tokens have room then, and in how many."""
-        if view.has_claim:
-            self._chosen.add(view.request_id)
-            shortage = num_blocks - self._blocks_left
-            self._blocks_left += self._victims.take(view, shortage, self._chosen)
-        if num_blocks <= self._blocks_left:
-            return num_tokens, num_blocks
-        room = (view.num_blocks + self._blocks_left) * self._block_size
-        num_tokens = max(min(num_tokens, room - view.num_computed_tokens), 0)
-        return num_tokens, num_blocks_needed(view, num_tokens, self._block_size)
-
-    def _grant(self, view: RequestView, num_tokens: int, num_blocks: int) -> None:
+    def _compute(self, view: RequestView, num_tokens: int) -> bool:
+        """Grants as many of these tokens as fit; whether any do."""
+        num_tokens = min(num_tokens, self._tokens_left)
+        num_blocks = num_blocks_needed(view, num_tokens, self._block_size)
+        if num_blocks > self._make_room(view, num_blocks):
+            room = (view.num_blocks + self._blocks_left) * self._block_size
+            num_tokens = min(num_tokens, room - view.num_computed_tokens)
+            num_blocks = num_blocks_needed(view, num_tokens, self._block_size)
+        if num_tokens <= 0:
+            return False
         self._blocks_left -= num_blocks
         self._tokens_left -= num_tokens
         self._slots_left -= 1
         self._chosen.add(view.request_id)
         self._grants.append(Grant(view.request_id, num_tokens))
-        keys = self._keys_of_step(view, num_tokens)
+        self._note_coming(view, view.num_computed_tokens + num_tokens)
+        return True
+
+    def _load(self, view: RequestView) -> bool:
+        """Brings back as many of its blocks on the host as fit; whether any do."""
+        num_blocks = view.host_stop - view.num_blocks
+        num_blocks = min(num_blocks, self._make_room(view, num_blocks))
+        if num_blocks <= 0:
+            return False
+        self._blocks_left -= num_blocks
+        self._chosen.add(view.request_id)
+        self._loads.append(Load(view.request_id, view.host_start, num_blocks))
+        self._note_coming(view, (view.host_start + num_blocks) * self._block_size)
+        return True
+
+    def _make_room(self, view: RequestView, num_blocks: int) -> int:
+        """Evicts for so many blocks, if they are not free; how many are free then."""
+        if num_blocks > self._blocks_left and view.has_claim:
+            self._chosen.add(view.request_id)
+            shortage = num_blocks - self._blocks_left
+            self._blocks_left += self._victims.take(view, shortage, self._chosen)
+        return self._blocks_left
+
+    def _note_coming(self, view: RequestView, num_tokens: int) -> None:
+        """The session's blocks up to so many tokens will be there after this step."""
+        first, stop = view.num_computed_tokens // self._block_size, num_tokens // self._block_size
+        keys = self._ledger.block_keys(view.request_id, first, stop)
         if keys:
-            self._computing.update(keys)
+            self._coming.update(keys)

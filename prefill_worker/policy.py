@@ -8,8 +8,9 @@ behind all others.
 
 Who is evicted follows from the rank: open sessions with nothing new to compute
 first, then open ones with new tokens, sealed ones last; inside a tier the last
-in rank first. A policy that evicts in another order says so with a second key,
-`keep`: the higher key goes first.
+in rank first, but among the idle ones a few whose loss costs little are
+preferred (see victims.py). A policy that evicts in another order says so with a second key,
+`keep`: the higher key goes first, and nothing else counts.
 
 Keys must tell any two sessions apart (the arrival does), and may use only what
 a view holds, because a session is ranked anew only when its view is replaced.
@@ -52,6 +53,16 @@ class Policy(NamedTuple):
             tier = 0 if view.sealed else 1 if has_claim else 2
             keep = (promotion, tier, *rank)
         return (not has_claim, *rank), keep
+
+    def may_swap_order(self, first: RequestView, second: RequestView) -> bool:
+        """Whether the order in which these two are evicted says nothing.
+
+        Of open sessions without new tokens nobody knows who is served next. Of
+        the others it is known: the last in rank will need its KV last.
+        """
+        if self.keep is not None or first.promotion or second.promotion:
+            return False
+        return not (first.sealed or second.sealed or first.has_claim or second.has_claim)
 
 
 def default(view: RequestView) -> RankKey:

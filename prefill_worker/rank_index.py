@@ -126,6 +126,10 @@ class RankIndex:
             return True
         return self._serve_key(first) < self._serve_key(second)
 
+    def may_swap_order(self, first: RequestView, second: RequestView) -> bool:
+        """Whether the order in which these two are evicted says nothing."""
+        return self._policy.may_swap_order(first, second)
+
     def _serve_key(self, view: RequestView) -> RankKey:
         return self._policy.keys(view, view.has_claim)[0]
 

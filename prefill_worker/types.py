@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from cost_profiles.decision import Reason
+
 
 class RequestView(NamedTuple):
     """One session as the planner sees it. Counts are of tokens or blocks.
@@ -37,6 +39,13 @@ class RequestView(NamedTuple):
     num_reached_tokens: int = 0
     # Which promotion it has, counting from 1; 0: none (see patience.py).
     promotion: int = 0
+    # Its blocks [start, stop) are on the host: the next such run behind what is
+    # computed. Equal: none is.
+    host_start: int = 0
+    host_stop: int = 0
+    # Blocks are being copied back, behind what is computed; until they are
+    # there, nothing else can be done for it or with it.
+    is_loading: bool = False
 
     @property
     def num_target_tokens(self) -> int:
@@ -78,6 +87,9 @@ class Ranking(Protocol):
 
     def goes_before(self, first: RequestView, second: RequestView) -> bool:
         """Whether `first` is served before `second`."""
+
+    def may_swap_order(self, first: RequestView, second: RequestView) -> bool:
+        """Whether these two of `to_evict` might as well be evicted the other way round."""
 
 
 class Ledger(Protocol):
@@ -136,6 +148,8 @@ class StepLimits:
     block_size: int
     # The naive way, for comparison: a victim loses all of its blocks.
     evicts_whole_requests: bool = False
+    # Free slots of the host pool, for blocks that are swapped out.
+    num_host_slots: int = 0
 
 
 class EvictionReason(StrEnum):
@@ -169,9 +183,32 @@ class Grant(NamedTuple):
     num_tokens: int
 
 
+class Load(NamedTuple):
+    """Copy so many of the session's blocks back from the host, beginning with that one."""
+
+    request_id: str
+    first_block: int
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwapChoice:
+    """What of an evicted tail goes to the host; the rest is computed again."""
+
+    reason: Reason
+    # Of the session's blocks, [start, stop); equal: none.
+    start: int = 0
+    stop: int = 0
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that are copied."""
+        return self.stop - self.start
+
+
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """Free the session's blocks behind the first ones; they will be computed again."""
+    """Free the session's blocks behind the first ones; some are copied to the host before."""
 
     request_id: str
     num_blocks_kept: int
@@ -180,11 +217,13 @@ class Eviction:
     reason: EvictionReason
     # The session that the blocks are for.
     beneficiary: str
+    # What of it is copied, and why that or nothing.
+    swap: SwapChoice = SwapChoice(Reason.MODE)
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What the next engine step does, in order: evict, then compute."""
+    """What the next engine step does, in order: evict, load, compute."""
 
     grants: tuple[Grant, ...] = ()
     evictions: tuple[Eviction, ...] = ()
@@ -194,3 +233,9 @@ class StepPlan:
     # Sessions whose next block the prefix cache knows, or will know because
     # another one computes it in this step; they take it in the next.
     followers: tuple[str, ...] = ()
+    loads: tuple[Load, ...] = ()
+
+    @property
+    def does_something(self) -> bool:
+        """Whether the step brings anybody further."""
+        return bool(self.grants or self.loads)

@@ -6,24 +6,48 @@ the same context as before. First go blocks that a victim holds alone. Blocks th
 several hold become free with the last holder only; if it takes them, victims are
 counted as they come, and then, from the last one backwards, whatever made no
 difference is given back.
+
+Among sessions that the ranking does not tell apart, because none is known to
+be served before another (open ones without new tokens), first goes whose blocks are cheapest to
+lose, in seconds for each block that becomes free. A few of them are compared at
+a time, so that a plan costs the same however many there are.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from math import inf
 
-from prefill_worker.types import Eviction, EvictionReason, Ledger, Ranking, RequestView
+from prefill_worker.preemption import Preemption
+from prefill_worker.types import (
+    Eviction,
+    EvictionReason,
+    Ledger,
+    Ranking,
+    RequestView,
+    StepLimits,
+)
+
+# So many equals are compared at a time.
+WINDOW = 8
 
 
 class Victims:
     """Chooses whom to evict; walks the eviction order once a plan at most."""
 
-    def __init__(self, ranking: Ranking, ledger: Ledger, *, whole_requests: bool) -> None:
+    def __init__(
+        self, ranking: Ranking, ledger: Ledger, limits: StepLimits, preemption: Preemption
+    ) -> None:
         self._ranking = ranking
         self._ledger = ledger
-        self._whole_requests = whole_requests
+        self._whole_requests = limits.evicts_whole_requests
+        self._slots_left = limits.num_host_slots
+        self._preemption = preemption
         self._rest: Iterator[RequestView] | None = None
+        # Read from the eviction order and not looked at yet, in order.
+        self._window: deque[_Tail] = deque()
+        self._next_view: RequestView | None = None
         # Looked at for an earlier session, first to evict first: with blocks of
         # their own left, and with a last block that others hold too.
         self._with_own: deque[_Tail] = deque()
@@ -48,7 +72,7 @@ class Victims:
                 return False
             return not view.has_claim or self._ranking.goes_before(beneficiary, view)
 
-        num_freed = self._drop_own(filter(may_lose, self._in_order()), num_blocks, used)
+        num_freed = self._drop_own(filter(may_lose, self._in_order(num_blocks)), num_blocks, used)
         if num_freed < num_blocks:
             shared = filter(may_lose, list(self._with_shared))
             num_freed += self._drop_shared(shared, num_blocks - num_freed, used)
@@ -92,31 +116,84 @@ class Victims:
 
     def evictions(self) -> tuple[Eviction, ...]:
         """All of this plan, in order; each with the blocks it makes free after those before it."""
+        num_found = {each: self._num_found(self._tails[each]) for each in self.evicted}
         self._released.clear()
-        return tuple(self._eviction(*each) for each in self.evicted.items())
+        return tuple(self._eviction(*each, num_found[each[0]]) for each in self.evicted.items())
 
-    def _eviction(self, request_id: str, beneficiary: str) -> Eviction:
+    def _num_found(self, tail: _Tail) -> int:
+        """How many of the dropped blocks, from the first, others hold after all evictions."""
+        num_found = 0
+        for block_id in tail.block_ids[tail.num_kept :]:
+            if self._is_free(block_id):
+                break
+            num_found += 1
+        return num_found
+
+    def _eviction(self, request_id: str, beneficiary: str, num_found: int) -> Eviction:
         tail = self._tails[request_id]
+        swap = self._preemption.choose(tail.view, tail.num_kept, num_found, self._slots_left)
+        self._slots_left -= swap.num_blocks
         return Eviction(
             request_id,
             num_blocks_kept=tail.num_kept,
             num_blocks_freed=sum(map(self._release, tail.block_ids[tail.num_kept :])),
             reason=EvictionReason.LOWER_RANK if tail.view.has_claim else EvictionReason.IDLE,
             beneficiary=beneficiary,
+            swap=swap,
         )
 
-    def _in_order(self) -> Iterator[_Tail]:
+    def _in_order(self, num_blocks: int) -> Iterator[_Tail]:
         # Whoever may not be evicted now may not be later in this plan either:
         # those served later go behind. So nobody is looked at twice.
         while self._with_own:
             yield self._with_own.popleft()
+        while self._window or self._fill_window(num_blocks):
+            yield self._window.popleft()
+
+    def _fill_window(self, num_blocks: int) -> bool:
+        """Reads on in the eviction order, as far as the order does not matter."""
+        first = self._read()
+        if first is None:
+            return False
+        views = [first]
+        while len(views) < WINDOW:
+            following = self._read()
+            if following is None:
+                break
+            if not self._ranking.may_swap_order(first, following):
+                self._next_view = following
+                break
+            views.append(following)
+        tails = [_Tail(view, self._ledger.block_ids(view.request_id)) for view in views]
+        self._tails.update((tail.view.request_id, tail) for tail in tails)
+        if len(tails) > 1:
+            # Sorting is stable: among equally cheap ones the ranking's order holds.
+            tails.sort(key=lambda tail: self._seconds_per_block(tail, num_blocks))
+        self._window.extend(tails)
+        return True
+
+    def _read(self) -> RequestView | None:
+        view, self._next_view = self._next_view, None
+        if view is not None:
+            return view
         if self._rest is None:
             self._rest = self._ranking.to_evict()
-        # No `for`: it would close the order with each of these generators.
-        while (view := next(self._rest, None)) is not None:
-            tail = _Tail(view, self._ledger.block_ids(view.request_id))
-            self._tails[view.request_id] = tail
-            yield tail
+        view = next(self._rest, None)
+        # Blocks that are being written cannot be had.
+        while view is not None and view.is_loading:
+            view = next(self._rest, None)
+        return view
+
+    def _seconds_per_block(self, tail: _Tail, num_blocks: int) -> float:
+        """What it costs to lose as many of its own last blocks as are wanted, for each of them."""
+        num_own = 0
+        for block_id in reversed(tail.block_ids):
+            if num_own == num_blocks or self._ledger.num_holders(block_id) > 1:
+                break
+            num_own += 1
+        if not num_own:
+            return inf
+        return self._preemption.seconds(tail.view, num_own) / num_own
 
     def _drop(self, tail: _Tail, num_blocks: int, *, only_own: bool = False) -> int:
         """Drops blocks from the end until so many are free, or none is left; how many are."""

@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from cost_profiles.decision import Mode
 from prefill_worker.policy import POLICIES
+from prefill_worker.preemption import Preemption
 from prefill_worker.rank_index import RankIndex
 from prefill_worker.types import BlockLedger, RequestView, StepLimits
+
+
+@dataclass(frozen=True)
+class LinearCosts:
+    """Seconds that can be reckoned in the head."""
+
+    token_s: float = 0.0
+    # Of copying one block one way.
+    block_s: float = 0.0
+    # Of each copy, however large.
+    copy_s: float = 0.0
+
+    def recompute_s(self, from_token: int, to_token: int) -> float:
+        return self.token_s * (to_token - from_token)
+
+    def swap_out_s(self, num_blocks: int) -> float:
+        return self.copy_s + self.block_s * num_blocks
+
+    def swap_in_s(self, num_blocks: int) -> float:
+        return self.copy_s + self.block_s * num_blocks
+
+
+def a_preemption(
+    mode: str = "recompute", costs: LinearCosts = LinearCosts(), block_size: int = 32
+) -> Preemption:
+    """How to preempt, and what both ways cost."""
+    return Preemption(Mode(mode), costs, block_size)
+
+
+# Costs that tell no two victims apart.
+BY_RANK = a_preemption()
 
 
 def a_request(
@@ -18,10 +53,13 @@ def a_request(
     num_blocks: int = 0,
     reached: int = 0,
     promotion: int = 0,
+    host_blocks: tuple[int, int] = (0, 0),
+    is_loading: bool = False,
 ) -> RequestView:
     """A session as the planner sees it."""
+    counts = (known, computed, num_blocks, reached, promotion)
     return RequestView(
-        request_id, sealed, arrival, last_event, known, computed, num_blocks, reached, promotion
+        request_id, sealed, arrival, last_event, *counts, *host_blocks, is_loading
     )
 
 
@@ -41,9 +79,10 @@ def limits(
     free_blocks: int = 1000,
     block_size: int = 32,
     whole_requests: bool = False,
+    host_slots: int = 0,
 ) -> StepLimits:
     """What a step may use."""
-    return StepLimits(tokens, requests, free_blocks, block_size, whole_requests)
+    return StepLimits(tokens, requests, free_blocks, block_size, whole_requests, host_slots)
 
 
 def a_ledger(*, leased: tuple[int, ...] = (), **blocks: tuple[int, ...]) -> BlockLedger:

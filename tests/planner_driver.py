@@ -11,14 +11,19 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prefill_worker.book import SessionBook
+from prefill_worker.host_pool import HostPool
 from prefill_worker.policy import POLICIES
+from prefill_worker.preemption import Preemption
 from prefill_worker.session_state import SessionState
-from prefill_worker.types import Eviction, StepLimits, StepPlan
+from prefill_worker.types import Eviction, Load, StepLimits, StepPlan
 from stream2llm.prefix import common_prefix_len
+from tests.builders import BY_RANK
 from tests.digests import answer_of, prefix_digests
 from tests.session_machine import DriverLimits, Tokens
 
 _SHORTAGE = "hand-over-of-somebody"
+# Holds the blocks that are being copied to.
+_COPIES = "copies"
 
 
 class BlockPool:
@@ -61,6 +66,15 @@ class BlockPool:
             self.held.pop(owner, None)
         return num_freed
 
+    def unhold(self, owner: str, block_id: int) -> None:
+        """Undoes one `hold`."""
+        self.held[owner].remove(block_id)
+        self.holders[block_id] -= 1
+        if not self.holders[block_id]:
+            self.free[block_id] = None
+        if not self.held[owner]:
+            del self.held[owner]
+
     def is_writable(self, block_id: int) -> bool:
         return self.holders[block_id] == 1 and block_id not in self.key_of
 
@@ -78,6 +92,18 @@ class PlannedSession:
     computed: int = 0
 
 
+@dataclass
+class PendingLoad:
+    """Copies on their way to the accelerator."""
+
+    load: Load
+    slots: tuple[int, ...]
+    block_ids: tuple[int, ...]
+    steps_left: int
+    # The session has ended, or its context changed: nobody wants it any more.
+    is_void: bool = False
+
+
 class PlannerDriver:
     """A `SessionDriver` over `SessionBook`; also the book's `Ledger`."""
 
@@ -93,10 +119,23 @@ class PlannerDriver:
         step_tokens: int = 24,
         step_requests: int = 3,
         patience_steps: int = 6,
+        preemption: Preemption = BY_RANK,
+        num_host_slots: int = 0,
+        # Steps that a copy from the host takes beyond its own.
+        load_delay_steps: int = 0,
     ) -> None:
         self.pool = BlockPool(num_blocks, block_size)
+        self.host = HostPool(num_host_slots)
+        self.num_swapped_in = self.num_swapped_out = 0
+        self._host_kv: list[list[int | None]] = [[None] * block_size for _ in range(num_host_slots)]
+        self._preemption = preemption
+        self._load_delay_steps = load_delay_steps
+        self._loads: dict[str, PendingLoad] = {}
+        self._void_loads: list[PendingLoad] = []
+        self._swaps_fail = False
         self.sessions: dict[str, PlannedSession] = {}
-        self.limits = DriverLimits(num_blocks * block_size, step_tokens)
+        load_steps = 1 + load_delay_steps if num_host_slots else 0
+        self.limits = DriverLimits(num_blocks * block_size, step_tokens, load_steps=load_steps)
         self.num_evictions = 0
         self._prefix_caching = prefix_caching
         self._num_blocks = num_blocks
@@ -164,6 +203,10 @@ class PlannerDriver:
 
     def _cut_back(self, name: str, valid: int) -> None:
         session, size = self.sessions[name], self._block_size
+        self.host.keep(name, 0, valid // size)
+        pending = self._loads.get(name)
+        if pending and valid < (pending.load.first_block + pending.load.num_blocks) * size:
+            self._give_up(name)
         if session.computed <= valid:
             return
         table = self.pool.held.get(name, [])
@@ -177,19 +220,35 @@ class PlannerDriver:
 
     def _touch(self, name: str) -> None:
         session = self.sessions[name]
-        num_blocks = len(self.block_ids(name))
-        self._book.update(name, len(session.tokens), session.computed, num_blocks)
+        self.host.keep(name, session.computed // self._block_size, len(session.tokens))
+        self._book.update(
+            name,
+            len(session.tokens),
+            session.computed,
+            len(self.block_ids(name)),
+            host_blocks=self.host.next_run(name),
+            is_loading=name in self._loads,
+        )
 
     def cancel(self, name: str) -> None:
         self._leases.pop(name, None)
-        self.pool.let_go(name)
         if self.sessions.pop(name, None) is not None:
+            if name in self._loads:
+                self._give_up(name)
+            self.host.forget(name)
             self._book.close(name)
+        self._let_go_of_lease(name)
+
+    def _let_go_of_lease(self, name: str) -> None:
+        """Blocks that others hold too are not free by it, but may be evicted now."""
+        self.pool.let_go(name)
+        self._book.note_freed()
 
     # -- a step ---------------------------------------------------------------------------
 
     def has_work(self) -> bool:
-        return self._book.num_to_step_for(len(self.pool.free)) > 0
+        is_copying = bool(self._loads or self._void_loads)
+        return is_copying or self._book.num_to_step_for(len(self.pool.free)) > 0
 
     def step(self, cancel: str | None = None) -> None:
         if not self.has_work():
@@ -200,21 +259,107 @@ class PlannerDriver:
         for eviction in plan.evictions:
             self._evict(eviction)
         self._check_plan(plan)
+        for load in plan.loads:
+            self._begin_load(load)
         for grant in plan.grants:
             self._compute(grant.request_id, grant.num_tokens)
         if cancel is not None:
             self.cancel(cancel)
+        self._end_loads()
         for grant in plan.grants:
             self._end_if_complete(grant.request_id)
 
+    # -- the host --------------------------------------------------------------------------
+
+    def swaps_fail(self, fail: bool) -> None:
+        self._swaps_fail = fail
+
+    def _swap_out(self, eviction: Eviction) -> None:
+        swap, name = eviction.swap, eviction.request_id
+        if not swap.num_blocks:
+            return
+        slots = self.host.put(name, swap.start, swap.num_blocks)
+        table = self.block_ids(name)
+        for index, slot in zip(range(swap.start, swap.stop), slots, strict=True):
+            kv = self.pool.kv[table[index]]
+            assert None not in kv, "a block that is not full is copied"
+            self._host_kv[slot] = [None] * self._block_size if self._swaps_fail else list(kv)
+        if self._swaps_fail:
+            self.host.lose(name, list(zip(range(swap.start, swap.stop), slots, strict=True)))
+        self.num_swapped_out += len(slots)
+
+    def _begin_load(self, load: Load) -> None:
+        """Blocks are there and slots are held until the copy has ended, whatever happens."""
+        name, session = load.request_id, self.sessions[load.request_id]
+        assert session.computed == load.first_block * self._block_size
+        assert name not in self._loads and load.num_blocks > 0
+        slots = self.host.take(name, load.first_block, load.num_blocks)
+        held = len(self.block_ids(name))
+        self.pool.allocate(name, load.first_block + load.num_blocks - held)
+        block_ids = tuple(self.pool.held[name][load.first_block :])
+        assert len(block_ids) == load.num_blocks
+        for block_id in block_ids:
+            self.pool.hold(_COPIES, block_id)
+        self._loads[name] = PendingLoad(load, slots, block_ids, self._load_delay_steps)
+        self._touch(name)
+
+    def _give_up(self, name: str) -> None:
+        """What is on its way is not wanted any more; it holds its blocks and slots all the same."""
+        pending = self._loads.pop(name)
+        pending.is_void = True
+        self._void_loads.append(pending)
+        self.pool.let_go(name, pending.load.first_block)
+
+    def _end_loads(self) -> None:
+        for pending in [*self._loads.values(), *self._void_loads]:
+            pending.steps_left -= 1
+            if pending.steps_left < 0:
+                self._end_load(pending)
+
+    def _end_load(self, pending: PendingLoad) -> None:
+        load, name = pending.load, pending.load.request_id
+        if not self._swaps_fail:
+            for slot, block_id in zip(pending.slots, pending.block_ids, strict=True):
+                self.pool.kv[block_id] = list(self._host_kv[slot])
+            self.num_swapped_in += load.num_blocks
+        self.host.release(pending.slots)
+        for block_id in pending.block_ids:
+            self.pool.unhold(_COPIES, block_id)
+        if pending.is_void:
+            self._void_loads.remove(pending)
+            self._book.note_freed()
+            return
+        del self._loads[name]
+        if self._swaps_fail:
+            self.pool.let_go(name, load.first_block)
+        else:
+            self._gain(name, (load.first_block + load.num_blocks) * self._block_size)
+        self._touch(name)
+
+    def _gain(self, name: str, num_computed: int) -> None:
+        """The session's KV reaches so far now; the prefix cache knows its full blocks."""
+        session, size = self.sessions[name], self._block_size
+        first, session.computed = session.computed // size, num_computed
+        table = self.pool.held[name]
+        for index, key in enumerate(self.block_keys(name, first, num_computed // size), first):
+            if key not in self.pool.by_key:
+                self.pool.by_key[key], self.pool.key_of[table[index]] = table[index], key
+
     def _step_limits(self) -> StepLimits:
         num_tokens, num_free = self.limits.step_tokens, len(self.pool.free)
-        return StepLimits(num_tokens, self._step_requests, num_free, self._block_size)
+        return StepLimits(
+            num_tokens,
+            self._step_requests,
+            num_free,
+            self._block_size,
+            num_host_slots=self.host.num_free,
+        )
 
     def _plan_once(self) -> StepPlan:
         limits = self._step_limits()
-        plan = self._book.plan(limits, self)
-        assert plan == self._book.plan(limits, self), "planning changed something"
+        plan = self._book.plan(limits, self, self._preemption)
+        again = self._book.plan(limits, self, self._preemption)
+        assert plan == again, "planning changed something"
         return plan
 
     def _plan(self) -> StepPlan:
@@ -244,7 +389,9 @@ class PlannerDriver:
 
     def _evict(self, eviction: Eviction) -> None:
         self.num_evictions += 1
+        assert eviction.request_id not in self._loads
         self._book.note_eviction(eviction.request_id)
+        self._swap_out(eviction)
         freed = self.pool.let_go(eviction.request_id, eviction.num_blocks_kept)
         assert freed == eviction.num_blocks_freed
         self.sessions[eviction.request_id].computed = eviction.num_blocks_kept * self._block_size
@@ -255,9 +402,10 @@ class PlannerDriver:
         assert sum(grant.num_tokens for grant in plan.grants) <= self.limits.step_tokens
         assert len(plan.grants) <= self._step_requests
         evicted = {eviction.request_id for eviction in plan.evictions}
-        assert not evicted.intersection(grant.request_id for grant in plan.grants)
+        served = [each.request_id for each in (*plan.grants, *plan.loads)]
+        assert len(set(served)) == len(served) and not evicted.intersection(served)
         needed = sum(self._num_missing(grant.request_id, grant.num_tokens) for grant in plan.grants)
-        assert needed <= len(self.pool.free)
+        assert needed + sum(load.num_blocks for load in plan.loads) <= len(self.pool.free)
 
     def _num_missing(self, name: str, num_tokens: int) -> int:
         end = self.sessions[name].computed + num_tokens
@@ -274,10 +422,7 @@ class PlannerDriver:
             block_id, offset = table[position // size], position % size
             assert self.pool.holders[block_id] == 1, "computes into a block of others"
             self.pool.kv[block_id][offset] = session.digests[position]
-        first, session.computed = session.computed // size, end
-        for index, key in enumerate(self.block_keys(name, first, session.computed // size), first):
-            if key not in self.pool.by_key:
-                self.pool.by_key[key], self.pool.key_of[table[index]] = table[index], key
+        self._gain(name, end)
         self._touch(name)
 
     def _end_if_complete(self, name: str) -> None:
@@ -287,6 +432,7 @@ class PlannerDriver:
         assert session.state.sealed, f"{name} is open and would be sampled"
         self._answers.setdefault(name, []).append(answer_of(session.tokens))
         self._check_kv(name, session.tokens)
+        assert not self.host.has_copies(name), "copies of what is computed are kept"
         self._book.close(name)
         del self.sessions[name]
         if session.hand_over:
@@ -300,7 +446,7 @@ class PlannerDriver:
         self.pool.allocate(_SHORTAGE, min(num_blocks, len(self.pool.free)))
 
     def return_blocks(self) -> None:
-        self.pool.let_go(_SHORTAGE)
+        self._let_go_of_lease(_SHORTAGE)
 
     def set_policy(self, policy: str) -> None:
         self._book.set_policy(POLICIES[policy])
@@ -310,7 +456,7 @@ class PlannerDriver:
 
     def end_lease(self, name: str, *, expired: bool) -> None:
         del self._leases[name]
-        self.pool.let_go(name)
+        self._let_go_of_lease(name)
 
     def close(self) -> None:
         """Nothing outlives it."""
@@ -327,7 +473,7 @@ class PlannerDriver:
         """Invariants 2, 5 and 6 between two steps."""
         self._check_blocks()
         if not self.has_work():
-            assert not self._plan_once().grants, "a step could compute, and none is due"
+            assert not self._plan_once().does_something, "a step is possible, and none is due"
         assert self._book.num_sessions == len(self.sessions)
         work_goes_on = bool(self.has_work() or self._leases or self.pool.held.get(_SHORTAGE))
         num_with_work = 0
@@ -340,15 +486,28 @@ class PlannerDriver:
             assert is_served or work_goes_on, f"{name}: new context was never computed"
             num_with_work += session.computed < view.num_target_tokens
             self._check_kv(name, session.tokens[: session.computed])
+            self._check_copies(name)
         assert self._book.num_with_work == num_with_work
         for name, tokens in self._leases.items():
             self._check_kv(name, tokens)
 
+    def _check_copies(self, name: str) -> None:
+        """Whatever is on the host is the KV of the session's own tokens, behind what is computed."""
+        session, size = self.sessions[name], self._block_size
+        for index, slot in self.host.copies(name).items():
+            assert (index + 1) * size < max(len(session.tokens), 1), "no token is left to compute"
+            assert index * size >= session.computed
+            digests = session.digests[index * size : (index + 1) * size]
+            assert self._host_kv[slot] == digests, f"{name}: wrong KV on the host, block {index}"
+
     def _check_blocks(self) -> None:
+        loads = [*self._loads.values(), *self._void_loads]
+        self.host.check_integrity([slot for pending in loads for slot in pending.slots])
+        assert self.host.sessions() <= self.sessions.keys()
         held = Counter(block_id for table in self.pool.held.values() for block_id in table)
         assert held == +self.pool.holders
         assert self.pool.free.keys() == set(range(self._num_blocks)) - held.keys()
-        known = self.sessions.keys() | self._leases.keys() | {_SHORTAGE}
+        known = self.sessions.keys() | self._leases.keys() | {_SHORTAGE, _COPIES}
         assert self.pool.held.keys() <= known
 
     def _check_kv(self, name: str, tokens: Sequence[int]) -> None:
@@ -359,5 +518,6 @@ class PlannerDriver:
 
     def check_empty(self) -> None:
         assert len(self.pool.free) == self._num_blocks
+        assert not self.host.num_used
         assert not self.sessions
         assert not self._book.num_sessions

@@ -58,6 +58,8 @@ class DriverLimits:
     max_tokens: int
     step_tokens: int
     max_sessions: int = 8
+    # Steps that KV needs to come back from the host; 0: there is no host pool.
+    load_steps: int = 0
 
 
 class SessionDriver(Protocol):
@@ -88,6 +90,10 @@ class SessionDriver(Protocol):
 
     def return_blocks(self) -> None: ...
     def set_policy(self, policy: str) -> None: ...
+
+    def swaps_fail(self, fail: bool) -> None:
+        """Copies to and from the host fail from now on, or do no more."""
+        ...
 
     def leased(self) -> frozenset[str]:
         """Answered sessions whose blocks wait for a reader."""
@@ -265,9 +271,13 @@ class SessionMachine(RuleBasedStateMachine):
         raise AssertionError(f"still busy after {bound} steps with {self.live_names}")
 
     def _steps_to_end(self) -> int:
-        """The first in rank computes in every step; each may have to start again once."""
+        """The first in rank gets on in every step; each may have to start again once.
+
+        Between two of its steps KV may have to come back from the host.
+        """
         live = [len(self.sessions[name].tokens) for name in self.live_names]
-        return 6 + sum(2 * (2 + length // self.limits.step_tokens) for length in live)
+        num_steps = sum(2 * (2 + length // self.limits.step_tokens) for length in live)
+        return 6 + num_steps * (1 + self.limits.load_steps)
 
     def _end_leases(self) -> None:
         for name in self.driver.leased():
@@ -301,6 +311,10 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(which=_WHICH)
     def set_policy(self, which: int) -> None:
         self.driver.set_policy(self.driver.policies[which % len(self.driver.policies)])
+
+    @rule(fail=st.booleans())
+    def swaps_fail(self, fail: bool) -> None:
+        self.driver.swaps_fail(fail)
 
     # -- invariants ----------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from prefill_worker.planner import num_blocks_needed, plan_step
 from prefill_worker.policy import POLICIES
 from prefill_worker.rank_index import RankIndex
 from prefill_worker.types import BlockLedger, RequestView, StepLimits, StepPlan, StopReason
-from tests.builders import a_ranking
+from tests.builders import BY_RANK, a_ranking
 
 pytestmark = pytest.mark.property
 BLOCK_SIZE = 4
@@ -48,7 +48,7 @@ class Situation:
 
     @property
     def plan(self) -> StepPlan:
-        return plan_step(self.ranking, self.limits, self.ledger)
+        return plan_step(self.ranking, self.limits, self.ledger, BY_RANK)
 
     @property
     def by_id(self) -> dict[str, RequestView]:
@@ -145,8 +145,8 @@ def test_3_victims_are_idle_or_go_after_the_one_they_make_room_for(case: Situati
 def test_4_planning_changes_nothing(case: Situation) -> None:
     before = copy.deepcopy(case)
     ranking = case.ranking
-    first = plan_step(ranking, case.limits, case.ledger)
-    assert plan_step(ranking, case.limits, case.ledger) == first
+    first = plan_step(ranking, case.limits, case.ledger, BY_RANK)
+    assert plan_step(ranking, case.limits, case.ledger, BY_RANK) == first
     assert case == before
     assert list(ranking.to_serve()) == list(case.ranking.to_serve())
 
@@ -203,7 +203,7 @@ def test_6_no_eviction_is_in_vain(case: Situation) -> None:
 @given(situations())
 def test_6_whole_requests_lose_everything(case: Situation) -> None:
     limits = dataclasses.replace(case.limits, evicts_whole_requests=True)
-    plan = plan_step(case.ranking, limits, case.ledger)
+    plan = plan_step(case.ranking, limits, case.ledger, BY_RANK)
     assert all(eviction.num_blocks_kept == 0 for eviction in plan.evictions)
     assert [grant.request_id for grant in plan.grants][:1] == [
         grant.request_id for grant in case.plan.grants

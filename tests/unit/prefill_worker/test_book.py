@@ -8,7 +8,7 @@ from prefill_worker.book import SessionBook
 from prefill_worker.policy import POLICIES
 from prefill_worker.session_state import SessionState
 from prefill_worker.types import StepPlan
-from tests.builders import a_ledger, limits
+from tests.builders import BY_RANK, a_ledger, limits
 
 pytestmark = pytest.mark.unit
 
@@ -30,7 +30,7 @@ def served(plan: StepPlan) -> list[str]:
 def step(book: SessionBook, tokens: int = 64) -> list[str]:
     """A step in which nobody computes anything; who would."""
     book.begin_step()
-    plan = book.plan(limits(tokens=tokens), a_ledger())
+    plan = book.plan(limits(tokens=tokens), a_ledger(), BY_RANK)
     book.end_step(plan, num_free_blocks=1000)
     return served(plan)
 
@@ -127,7 +127,7 @@ def test_steps_that_compute_nothing_are_no_wait() -> None:
     state = opened(book, "open", known=65)
     for _ in range(9):
         book.begin_step()
-        book.end_step(book.plan(limits(free_blocks=0), a_ledger()), num_free_blocks=0)
+        book.end_step(book.plan(limits(free_blocks=0), a_ledger(), BY_RANK), num_free_blocks=0)
     assert state.promotion == 0
 
 
@@ -136,7 +136,7 @@ def test_no_step_is_needed_while_none_could_help_anybody() -> None:
     opened(book, "open", known=65)
     assert book.num_to_step_for(num_free_blocks=0) == 1
     book.begin_step()
-    book.end_step(book.plan(limits(free_blocks=0), a_ledger()), num_free_blocks=0)
+    book.end_step(book.plan(limits(free_blocks=0), a_ledger(), BY_RANK), num_free_blocks=0)
     assert book.num_to_step_for(num_free_blocks=0) == 0
     assert book.num_to_step_for(num_free_blocks=1) == 1
     book.update("open", 66, 0, 0)

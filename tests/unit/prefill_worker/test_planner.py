@@ -15,7 +15,7 @@ from prefill_worker.types import (
     StepPlan,
     StopReason,
 )
-from tests.builders import a_ledger, a_ranking, a_request, limits
+from tests.builders import BY_RANK, a_ledger, a_ranking, a_request, limits
 
 pytestmark = pytest.mark.unit
 IDLE, LOWER_RANK = EvictionReason.IDLE, EvictionReason.LOWER_RANK
@@ -29,7 +29,7 @@ def plan_of(
     promoted_first: bool = False,
 ) -> StepPlan:
     ranking = a_ranking(*views, policy=policy, promoted_first=promoted_first)
-    return plan_step(ranking, limits, ledger)
+    return plan_step(ranking, limits, ledger, BY_RANK)
 
 
 def test_an_open_session_keeps_its_last_token_back() -> None:

@@ -1,0 +1,116 @@
+"""Which blocks of which sessions are on the host. Pure.
+
+A slot is room for one KV block in host memory, on every rank. A session's
+copies are known by the index of the block in the session's sequence; there may
+be gaps between them, from blocks that were dropped instead of copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from sortedcontainers import SortedDict
+
+
+class HostPool:
+    """The slots, and the sessions' copies in them."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        # Handed out from the end: low numbers first.
+        self._free = list(range(num_slots - 1, -1, -1))
+        # Session to block index to slot.
+        self._copies: dict[str, SortedDict[int, int]] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Slots that hold nothing anybody wants."""
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        """Slots that hold a copy, or are taken for a copy that comes or goes."""
+        return self.num_slots - len(self._free)
+
+    def copies(self, request_id: str) -> Mapping[int, int]:
+        """Block index to slot of what is here of that session."""
+        return self._copies.get(request_id, {})
+
+    def has_copies(self, request_id: str) -> bool:
+        """Whether anything of that session is here."""
+        return request_id in self._copies
+
+    def put(self, request_id: str, first_block: int, num_blocks: int) -> tuple[int, ...]:
+        """Takes free slots for those blocks of a session; in the blocks' order."""
+        assert num_blocks <= len(self._free), "the plan knew how many slots are free"
+        slots = tuple(self._free.pop() for _ in range(num_blocks))
+        copies = self._copies.setdefault(request_id, SortedDict())
+        stale = [copies[i] for i in range(first_block, first_block + num_blocks) if i in copies]
+        self._free.extend(stale)
+        copies.update(zip(range(first_block, first_block + num_blocks), slots, strict=True))
+        return slots
+
+    def take(self, request_id: str, first_block: int, num_blocks: int) -> tuple[int, ...]:
+        """Hands the slots of those blocks to the caller, who gives them back with `release`."""
+        copies = self._copies[request_id]
+        slots = tuple(copies.pop(first_block + offset) for offset in range(num_blocks))
+        self._drop_if_empty(request_id)
+        return slots
+
+    def release(self, slots: Iterable[int]) -> None:
+        """The caller of `take` needs these no more."""
+        self._free.extend(slots)
+
+    def next_run(self, request_id: str) -> tuple[int, int]:
+        """The first blocks of the session that are here, one after the other: [start, stop)."""
+        copies = self._copies.get(request_id)
+        if copies is None:
+            return 0, 0
+        start: int = copies.peekitem(0)[0]
+        stop = start
+        for index in copies:
+            if index != stop:
+                break
+            stop += 1
+        return start, stop
+
+    def keep(self, request_id: str, first_block: int, stop_block: int) -> None:
+        """Drops what is outside [first_block, stop_block): computed meanwhile, or not valid."""
+        copies = self._copies.get(request_id)
+        if copies is None:
+            return
+        while copies and copies.peekitem(0)[0] < first_block:
+            self._free.append(copies.popitem(0)[1])
+        while copies and copies.peekitem(-1)[0] >= stop_block:
+            self._free.append(copies.popitem(-1)[1])
+        self._drop_if_empty(request_id)
+
+    def lose(self, request_id: str, blocks: Sequence[tuple[int, int]]) -> int:
+        """These (block, slot) pairs hold no KV after all; how many of them were still wanted."""
+        copies = self._copies.get(request_id, {})
+        lost = [(index, slot) for index, slot in blocks if copies.get(index) == slot]
+        for index, slot in lost:
+            del copies[index]
+            self._free.append(slot)
+        if lost:
+            self._drop_if_empty(request_id)
+        return len(lost)
+
+    def forget(self, request_id: str) -> None:
+        """The session has ended."""
+        self._free.extend(self._copies.pop(request_id, {}).values())
+
+    def _drop_if_empty(self, request_id: str) -> None:
+        if not self._copies[request_id]:
+            del self._copies[request_id]
+
+    def check_integrity(self, taken: Sequence[int]) -> None:
+        """Raises AssertionError unless each slot is free, a session's, or `taken`; once."""
+        held = [slot for copies in self._copies.values() for slot in copies.values()]
+        everything = sorted([*self._free, *held, *taken])
+        assert everything == list(range(self.num_slots)), f"slots: {everything}"
+        assert all(self._copies.values()), "an empty entry is kept"
+
+    def sessions(self) -> set[str]:
+        """Who has copies here."""
+        return set(self._copies)

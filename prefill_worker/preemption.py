@@ -1,0 +1,61 @@
+"""What becomes of a victim's KV, and what losing it costs. Pure; a part of phase 1.
+
+Asked about exactly the tail that a plan takes from one victim. Compared are
+computing that tail again and copying it out and back; what the prefix cache
+would still find of it, because others hold the same blocks, is free to lose.
+Only full blocks are copied: the tokens of a last block that is not full are
+computed again either way, and count for neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cost_profiles.decision import Action, Mode, Reason, cheaper
+from cost_profiles.types import Costs
+from prefill_worker.types import RequestView, SwapChoice
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """How an engine preempts: the way an operator chose, and what both ways cost there."""
+
+    mode: Mode
+    costs: Costs
+    block_size: int
+
+    def choose(
+        self, view: RequestView, num_kept: int, num_found: int, num_slots: int
+    ) -> SwapChoice:
+        """What of the blocks behind the first `num_kept` goes to the host.
+
+        The first `num_found` of them the prefix cache would still find. Where
+        the host has room for a part, its front goes: that is what comes first
+        when the session returns.
+        """
+        if self.mode is Mode.RECOMPUTE:
+            return SwapChoice(Reason.MODE)
+        start, full = num_kept + num_found, view.num_computed_tokens // self.block_size
+        stop = min(full, start + num_slots)
+        if start >= full:
+            return SwapChoice(Reason.CACHED if num_found and num_kept < full else Reason.NO_BLOCKS)
+        if start >= stop:
+            return SwapChoice(Reason.POOL_FULL)
+        size = self.block_size
+        choice = cheaper(self.costs, start * size, stop * size, stop - start, mode=self.mode)
+        if choice.action is Action.RECOMPUTE:
+            return SwapChoice(choice.reason)
+        return SwapChoice(choice.reason, start, stop)
+
+    def seconds(self, view: RequestView, num_blocks: int) -> float:
+        """What it costs to lose the last blocks and have them back, the way `mode` would take."""
+        full = view.num_computed_tokens // self.block_size
+        start = max(view.num_blocks - num_blocks, 0)
+        recompute_s = self.costs.recompute_s(
+            min(start * self.block_size, view.num_computed_tokens), view.num_computed_tokens
+        )
+        if self.mode is Mode.RECOMPUTE or start >= full:
+            return recompute_s
+        num_full = full - start
+        swap_s = self.costs.swap_out_s(num_full) + self.costs.swap_in_s(num_full)
+        return swap_s if self.mode is Mode.SWAP else min(recompute_s, swap_s)
