@@ -16,12 +16,13 @@ import msgspec
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine import EngineCoreRequest
 
+from prefill_worker.kv_transfer import kv_transfer, swaps
 from prefill_worker.limits import check_context
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.engine_stats import EngineStats
 from stream2llm.errors import InvalidRequestError
 from stream2llm.sampling import SamplingParameters
-from stream2llm.vllm_engine import Engine, OutputStream, only_output
+from stream2llm.vllm_engine import Engine, OutputStream, nixl_options, only_output
 from stream2llm.vllm_sampling import EngineSeed, engine_seed, to_vllm
 from stream2llm.worker_spec import WorkerSpec
 
@@ -49,10 +50,14 @@ async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
         "policy": spec.policy,
         "patience_steps": spec.patience_steps,
         "progress_interval_tokens": spec.progress_interval_tokens,
+        "preemption": spec.preemption,
+        "host_pool_bytes": spec.host_pool_bytes,
+        "cost_profile": spec.cost_profile,
     }
+    is_swapping = swaps(spec.preemption, spec.host_pool_bytes)
     return await Engine.start(
         spec,
-        kv_transfer={"kv_connector": "NixlConnector", "kv_role": "kv_producer"},
+        kv_transfer=kv_transfer(nixl_options(spec), swaps=is_swapping),
         stats=stats,
         fixed_args={**FIXED_ARGS, "additional_config": {WIRE_KEY: options}},
     )

@@ -17,6 +17,7 @@ from stream2llm.worker_spec import PolicyName
 
 KIB = 1024
 MIB = 1024 * KIB
+GIB = 1024 * MIB
 
 
 class _Part(BaseModel):
@@ -98,6 +99,15 @@ class PrefillConfig(WorkerConfig):
     # Engine steps after which a session that still has new tokens is served
     # before all others in every fourth step, whatever the policy says of it.
     patience_steps: int = Field(default=1000, ge=1)
+    # What becomes of evicted KV: it is computed again ("recompute"), copied to
+    # the host and back ("swap"), or whichever takes less time ("cost").
+    preemption: Literal["recompute", "swap", "cost"] = "cost"
+    # Host memory for swapped KV, in GiB a worker, all its GPUs together. 0 is
+    # no swapping; when it is full, KV is computed again.
+    host_pool_gib: float = Field(default=4.0, ge=0)
+    # A file with what computing and copying cost on this machine. Without it,
+    # the one that fits GPU, model and block size is looked for.
+    cost_profile: str | None = None
 
 
 class DecodeConfig(WorkerConfig):

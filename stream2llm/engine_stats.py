@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
@@ -29,15 +29,17 @@ class EngineStats:
     def record(self, scheduler_stats: Any) -> None:
         """Takes one report of vLLM's."""
         self.kv_usage = scheduler_stats.kv_cache_usage
-        transfers = scheduler_stats.kv_connector_stats
-        if transfers and self._on_transfer:
-            pairs = zip(
-                transfers.get("transfer_duration", ()),
-                transfers.get("bytes_transferred", ()),
-                strict=True,
-            )
-            for seconds, num_bytes in pairs:
+        if self._on_transfer:
+            for seconds, num_bytes in _transfers(scheduler_stats.kv_connector_stats or {}):
                 self._on_transfer(float(seconds), int(num_bytes))
+
+
+def _transfers(stats: dict[str, Any]) -> Iterator[tuple[float, int]]:
+    """Seconds and bytes of each read; with several connectors, `stats` has a dict for each."""
+    children = [child for child in stats.values() if isinstance(child, dict)]
+    for each in children or [stats]:
+        seconds, num_bytes = each.get("transfer_duration", ()), each.get("bytes_transferred", ())
+        yield from zip(seconds, num_bytes, strict=True)
 
 
 class _Logger(StatLoggerBase):

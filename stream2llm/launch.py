@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from router.types import RouterSpec
-from stream2llm.config import ClusterConfig, PrefillConfig, WorkerConfig
+from stream2llm.config import GIB, ClusterConfig, PrefillConfig, WorkerConfig
 from stream2llm.supervision import Role
 from stream2llm.worker_spec import WorkerAddress, WorkerSpec
 
@@ -186,8 +186,10 @@ def _worker_spec(
 ) -> WorkerSpec:
     more: dict[str, Any] = {}
     if isinstance(part, PrefillConfig):
-        for key in ("progress_interval_tokens", "policy", "patience_steps"):
+        for key in ("progress_interval_tokens", "policy", "patience_steps", "preemption"):
             more[key] = getattr(part, key)
+        more["host_pool_bytes"] = int(part.host_pool_gib * GIB)
+        more["cost_profile"] = part.cost_profile or ""
     return WorkerSpec(
         worker_id=f"{role}-{index}",
         role=role,

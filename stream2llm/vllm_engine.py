@@ -105,8 +105,8 @@ class Engine:
     ) -> Engine:
         """Starts the engine's processes and loads the model; takes 15-50 s on two cores.
 
-        `kv_transfer` names the KV connector and its role, `fixed_args` are
-        engine arguments that a user may not set.
+        `kv_transfer` names the KV connector and its role, and goes before
+        `nixl_options`; `fixed_args` are engine arguments that a user may not set.
 
         Raises InvalidRequestError for engine arguments that are ours to set or
         that vLLM does not know, and whatever vLLM raises for the rest.
@@ -197,6 +197,16 @@ class Engine:
         self._llm.shutdown()
 
 
+def nixl_options(spec: WorkerSpec) -> dict[str, Any]:
+    """What vLLM's NIXL connector is told on either side, whatever its role."""
+    return {
+        "kv_buffer_device": "cpu" if current_platform.is_cpu() else "cuda",
+        "kv_connector_extra_config": {"kv_lease_duration": spec.lease_s},
+        # A decode worker must never quietly do the prefill of a lost one.
+        "kv_load_failure_policy": "fail",
+    }
+
+
 def _own_processes() -> tuple[int, ...]:
     """This process, then EngineCore and its workers."""
     children = psutil.Process().children(recursive=True)
@@ -211,13 +221,7 @@ def _engine_args(
     if reserved:
         names = ", ".join(sorted(reserved))
         raise InvalidRequestError(f"{spec.role}.engine: {names}: set by Stream2LLM itself")
-    transfer = KVTransferConfig(
-        **kv_transfer,
-        kv_buffer_device="cpu" if current_platform.is_cpu() else "cuda",
-        kv_connector_extra_config={"kv_lease_duration": spec.lease_s},
-        # A decode worker must never quietly do the prefill of a lost one.
-        kv_load_failure_policy="fail",
-    )
+    transfer = KVTransferConfig(**{**nixl_options(spec), **kv_transfer})
     platform_args: dict[str, Any] = {}
     if current_platform.is_cpu():
         platform_args["worker_cls"] = "stream2llm.cpu_worker.QuietCPUWorker"

@@ -45,10 +45,16 @@ class WorkerSpec:
     lease_s: int = 10
     # NIXL's handshake port; one for each engine on a node.
     side_channel_port: int = 0
-    # The next three are for prefill workers.
+    # All that follow but the last are for prefill workers.
     progress_interval_tokens: int = 256
     policy: PolicyName = "fcfs"
     patience_steps: int = 1000
+    # What becomes of evicted KV: "recompute", "swap" or "cost".
+    preemption: str = "cost"
+    # Host memory that KV is swapped to, of all GPUs of the worker together; 0: no swapping.
+    host_pool_bytes: int = 0
+    # File with measured costs; "": the one for this machine, if there is one.
+    cost_profile: str = ""
     max_message_bytes: int = 16 * 1024 * 1024
 
 
