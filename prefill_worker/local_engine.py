@@ -15,10 +15,13 @@ from typing import Any
 from unittest import mock
 
 from vllm import SamplingParams, envs
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
+from vllm.v1.executor import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
@@ -32,6 +35,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    # VLLM_CPU_* is nothing to other devices.
     "VLLM_CPU_KVCACHE_SPACE": "1",
     # This process is not ours alone.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -61,21 +65,41 @@ class LocalEngine:
     """One engine; see the module's text."""
 
     def __init__(
-        self, model: Path, *, options: Mapping[str, Any] | None = None, **engine_args: Any
+        self,
+        model: Path,
+        *,
+        options: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+        in_process: bool = True,
+        **engine_args: Any,
     ) -> None:
+        """Loads the model and builds everything; takes 15 to 60 s.
+
+        `options` are our scheduler's. `environment` replaces values of
+        ENVIRONMENT while the engine starts. With `in_process` the model runs in
+        this process too; without, where vLLM would run it for a worker: on a
+        CPU, and with tensor parallelism, in processes that are bound to cores
+        and devices. Raises what vLLM raises.
+        """
         args = {
             "enforce_eager": True,
-            "worker_cls": "stream2llm.cpu_worker.QuietCPUWorker",
-            "distributed_executor_backend": "uni",
+            **_platform_args(in_process=in_process),
             **FIXED_ARGS,
             "additional_config": {WIRE_KEY: dict(options or {})},
             **engine_args,
         }
         # Others in this process have an environment of their own.
-        with mock.patch.dict(os.environ, ENVIRONMENT):
+        with mock.patch.dict(os.environ, {**ENVIRONMENT, **(environment or {})}):
+            envs.disable_envs_cache()
             config = AsyncEngineArgs(model=str(model), **args).create_engine_config()
-            self._core = EngineCore(config, UniProcExecutor, log_stats=True)
+            executor = UniProcExecutor if in_process else Executor.get_class(config)
+            self._core = EngineCore(config, executor, log_stats=True)
         envs.disable_envs_cache()
+
+    @property
+    def config(self) -> VllmConfig:
+        """vLLM's configuration, with what it found out at start-up."""
+        return self._core.vllm_config
 
     @property
     def scheduler(self) -> PrefillScheduler:
@@ -124,3 +148,10 @@ class LocalEngine:
     def close(self) -> None:
         """Ends it."""
         self._core.shutdown()
+
+
+def _platform_args(*, in_process: bool) -> dict[str, Any]:
+    args: dict[str, Any] = {"distributed_executor_backend": "uni"} if in_process else {}
+    if current_platform.is_cpu():
+        args["worker_cls"] = "stream2llm.cpu_worker.QuietCPUWorker"
+    return args

@@ -52,6 +52,12 @@ def status(context: typer.Context) -> None:
     _forward("stream2llm.cli.status", "status", context.args)
 
 
+@app.command(**_FORWARDED)
+def profile(context: typer.Context) -> None:
+    """Measure what recomputing and swapping KV costs on this node."""
+    _forward("stream2llm.cli.profile", "profile", context.args)
+
+
 @app.command()
 def version() -> None:
     """Print the version of Stream2LLM, Python and vLLM.

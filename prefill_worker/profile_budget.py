@@ -1,0 +1,64 @@
+"""The time that a profile run has, and what it says of it while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from stream2llm.clock import Clock
+from stream2llm.errors import InvalidRequestError
+
+# Ticks that come faster are not told.
+TICK_S = 2.0
+
+
+class Progress:
+    """Lines for whoever waits, each with the seconds that the whole run has left."""
+
+    def __init__(self, say: Callable[[str], None], clock: Clock, ends_s: float) -> None:
+        self._say = say
+        self._clock = clock
+        self._ends_s = ends_s
+        self._told_s = clock.monotonic_s()
+
+    def tell(self, line: str) -> None:
+        """Says it now."""
+        self._told_s = self._clock.monotonic_s()
+        self._say(f"[{max(self._ends_s - self._told_s, 0.0):3.0f} s left] {line}")
+
+    def tick(self, line: str) -> None:
+        """Says it unless something was said a moment ago."""
+        if self._clock.monotonic_s() - self._told_s >= TICK_S:
+            self.tell(line)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """An end that is not passed: what will not fit any more is not begun."""
+
+    clock: Clock
+    ends_s: float
+    progress: Progress
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the end; below 0 behind it."""
+        return self.ends_s - self.clock.monotonic_s()
+
+    def part(self, share: float) -> Budget:
+        """A share of what is left, from now on."""
+        ends_s = self.clock.monotonic_s() + share * max(self.left_s, 0.0)
+        return replace(self, ends_s=ends_s)
+
+    def has(self, duration_s: float) -> bool:
+        """Whether something that takes so long would end in time."""
+        return self.left_s >= duration_s
+
+    def too_short(self, what: str) -> InvalidRequestError:
+        """The error that says so."""
+        return InvalidRequestError(
+            f"--minutes is too little here: {what}; give it more (at most 5), or measure with a"
+            " smaller max_num_batched_tokens",
+            reason="TOO_LITTLE_TIME",
+            field="--minutes",
+        )

@@ -1,0 +1,170 @@
+"""What a profile run measures, and what becomes of its times. Pure.
+
+Recompute: runs from nothing that fit into one step, and one long run of full
+steps, each behind those before it. Swap: copies of blocks, doubling. Rounds of
+all sizes are repeated while there is time, so that a disturbance hits one
+sample of each size rather than all of one; the median of a size's samples counts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from cost_profiles.check import MIN_RECOMPUTE_POINTS, MIN_SWAP_POINTS
+from cost_profiles.types import RecomputePoint, SwapPoint
+from stream2llm.errors import InvalidRequestError, UnavailableError
+
+# Shorter runs are all overhead of a step.
+MIN_RUN_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class RecomputePlan:
+    """Lengths in tokens."""
+
+    # From nothing, in one step, growing; the last is the first step of the long run.
+    single_steps: tuple[int, ...]
+    # What one step computes, and how many of them there are.
+    step_tokens: int
+    num_steps: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the long run."""
+        return self.step_tokens * self.num_steps
+
+
+def recompute_plan(step_tokens: int, max_tokens: int) -> RecomputePlan:
+    """For steps of a budget, in sessions of at most `max_tokens` (one more is held back).
+
+    Raises InvalidRequestError when there is no room for enough points.
+    """
+    step_tokens = min(step_tokens, max_tokens)
+    singles = _halved(step_tokens)
+    num_steps = max_tokens // max(step_tokens, 1)
+    if len(singles) + num_steps - 1 < MIN_RECOMPUTE_POINTS:
+        raise InvalidRequestError(
+            f"sessions of at most {max_tokens} tokens in steps of {step_tokens} are too short to"
+            " measure: raise max_model_len, or the KV memory",
+            field="engine.max_model_len",
+        )
+    return RecomputePlan(singles, step_tokens, num_steps)
+
+
+def _halved(size: int) -> tuple[int, ...]:
+    sizes = []
+    while size >= MIN_RUN_TOKENS:
+        sizes.append(size)
+        size //= 2
+    return tuple(reversed(sizes))
+
+
+def swap_sizes(max_blocks: int) -> tuple[int, ...]:
+    """Numbers of blocks: 1, 2, 4 and so on up to `max_blocks`.
+
+    Raises InvalidRequestError when there is no room for enough of them.
+    """
+    sizes = tuple(1 << power for power in range(max_blocks.bit_length()))
+    if len(sizes) < MIN_SWAP_POINTS:
+        raise InvalidRequestError(
+            f"copies of at most {max_blocks} blocks are too small to measure:"
+            " raise the KV memory, or lower the block size"
+        )
+    return sizes
+
+
+class Samples:
+    """Seconds by size."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, list[float]] = defaultdict(list)
+
+    def add(self, size: int, seconds: float) -> None:
+        """One more measurement."""
+        self._seconds[size].append(seconds)
+
+    def medians(self) -> dict[int, float]:
+        """By growing size."""
+        return {size: median(self._seconds[size]) for size in sorted(self._seconds)}
+
+    @property
+    def num_rounds(self) -> tuple[int, int]:
+        """Fewest and most samples that a size has."""
+        counts = [len(each) for each in self._seconds.values()]
+        return min(counts), max(counts)
+
+
+def recompute_points(
+    from_nothing: Mapping[int, float], behind: Mapping[int, float], step_tokens: int
+) -> tuple[RecomputePoint, ...]:
+    """Points of medians: runs from nothing by length, steps by the context before them.
+
+    The first full step is a run from nothing, and what others begin behind. It
+    stays, and those below it are made to grow.
+    """
+    grown = growing(from_nothing)
+    points = [RecomputePoint(size, 0, seconds) for size, seconds in grown.items()]
+    points += [
+        RecomputePoint(step_tokens, context, _rounded(seconds))
+        for context, seconds in sorted(behind.items())
+    ]
+    _require_enough(points, MIN_RECOMPUTE_POINTS, "recompute")
+    return tuple(points)
+
+
+def swap_points(medians: Mapping[int, float]) -> tuple[SwapPoint, ...]:
+    """Points of medians by number of blocks."""
+    points = [SwapPoint(size, seconds) for size, seconds in growing(medians).items()]
+    _require_enough(points, MIN_SWAP_POINTS, "swap")
+    return tuple(points)
+
+
+def _require_enough(points: Sequence[object], at_least: int, what: str) -> None:
+    if len(points) < at_least:
+        raise UnavailableError(
+            f"{what}: only {len(points)} sizes took measurably longer than smaller ones,"
+            f" {at_least} are needed; measure again, for longer or on a quieter machine",
+            reason="TOO_NOISY",
+        )
+
+
+def growing(seconds_by_size: Mapping[int, float]) -> dict[int, float]:
+    """The same curve, made to grow strictly: isotonic regression, then one point a plateau.
+
+    Where a larger size took no longer than a smaller one, both get their mean
+    (pool adjacent violators). Such a plateau keeps its smallest size, because
+    it is a fixed cost, which that size pays in full; the last one keeps its
+    largest, so that the curve reaches as far as was measured.
+    """
+    plateaus: list[dict[int, float]] = []
+    for size, seconds in sorted(seconds_by_size.items()):
+        plateaus.append({size: seconds})
+        while len(plateaus) > 1 and _mean(plateaus[-1]) <= _mean(plateaus[-2]):
+            last = plateaus.pop()
+            plateaus[-1] |= last
+    ends = [min(each) for each in plateaus[:-1]] + [max(each) for each in plateaus[-1:]]
+    return {size: _mean(each) for size, each in zip(ends, plateaus, strict=True)}
+
+
+def _mean(plateau: Mapping[int, float]) -> float:
+    # Rounded here, so that what was told apart stays so.
+    return _rounded(fmean(plateau.values()))
+
+
+def note_of(what: str, samples: Iterable[Samples]) -> str:
+    """How the points of a section came about, for its provenance."""
+    rounds = [each.num_rounds for each in samples]
+    fewest, most = min(low for low, _ in rounds), max(high for _, high in rounds)
+    count = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return (
+        f"{what}. Medians of {count} samples a size, made to grow by isotonic regression;"
+        " sizes that took equally long are one point."
+    )
+
+
+def _rounded(seconds: float) -> float:
+    """Four digits: more are noise."""
+    return float(f"{seconds:.4g}")

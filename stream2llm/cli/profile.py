@@ -1,0 +1,185 @@
+"""`stream2llm profile`: what recomputing and swapping cost on this node, into a file and a figure."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stream2llm.clock import SystemClock
+from stream2llm.config import ClusterConfig, load_config
+from stream2llm.errors import InvalidRequestError, UnsupportedError
+from stream2llm.launch import cores_of
+from stream2llm.model_store import DEFAULT_MODEL, resolve_model
+
+if TYPE_CHECKING:
+    from cost_profiles.types import CostProfile
+    from prefill_worker.profiling import Subject
+
+MAX_MINUTES = 5.0
+# Ending the engine and drawing come after the measurements.
+FINISH_S = 8.0
+
+
+def profile(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A name that `stream2llm model list` shows, or a directory; by default that"
+            f" of --config, else {DEFAULT_MODEL}."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="A cluster's YAML file: its model, and engine arguments, environment and cores"
+            " of its prefill workers.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The profile's file; by default DEVICE_MODEL_tpN.json in this directory.",
+        ),
+    ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="The figure; its suffix decides the format. By default beside --output."),
+    ] = None,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            min=0.5,
+            max=MAX_MINUTES,
+            help="Longest time for all of it, the engine's start included.",
+        ),
+    ] = 4.5,
+    tensor_parallel_size: Annotated[
+        int | None,
+        typer.Option("--tensor-parallel-size", "-tp", min=1, help="Instead of the engine's own."),
+    ] = None,
+) -> None:
+    """Measure what recomputing and swapping KV costs on this node.
+
+    Starts an engine as a prefill worker has it, times prefill and copies between
+    device and host, and writes a cost profile, a figure and a table with the
+    sizes at which the cheaper way changes. Progress goes to stderr, the table
+    to stdout. Keep the device free of other work meanwhile. Exit codes: 0
+    measured, 2 bad usage, 3 it cannot be measured like this, 4 the times are
+    too noisy (try again), 130 cancelled.
+
+    Example: stream2llm profile --config deploy/local-cpu.yaml --output here.json
+    """
+    clock = SystemClock()
+    ends_s = clock.monotonic_s() + minutes * 60 - FINISH_S
+    _quiet_vllm()
+    cluster = load_config(config) if config else _no_config()
+    subject = _subject(cluster, model, tensor_parallel_size)
+    output = output or Path(_file_name(subject))
+    _require_writable(output, "--output")
+    drawn = _figure_path(figure, output)
+    from prefill_worker.profiling import measure_profile
+
+    measured = measure_profile(subject, clock, ends_s, _say)
+    _write(measured, output, drawn)
+
+
+def _quiet_vllm() -> None:
+    """Its own log would drown our progress. Read by it, and its processes, when imported."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+
+
+def _no_config() -> ClusterConfig:
+    from prefill_worker.profiling import default_engine_args
+
+    return ClusterConfig.model_validate({"prefill": {"engine": default_engine_args()}})
+
+
+def _subject(cluster: ClusterConfig, model: str | None, num_ranks: int | None) -> Subject:
+    from prefill_worker.profiling import Subject
+
+    engine_args: dict[str, Any] = dict(cluster.prefill.engine)
+    if num_ranks is not None:
+        engine_args["tensor_parallel_size"] = num_ranks
+    return Subject(
+        model=resolve_model(model or cluster.model),
+        engine_args=engine_args,
+        environment=_environment(cluster),
+        command=shlex.join(["stream2llm", "profile", *sys.argv[2:]]),
+    )
+
+
+def _environment(cluster: ClusterConfig) -> Mapping[str, str]:
+    """What the first prefill worker would have; it says which cores it may use."""
+    part = cluster.prefill
+    if part.num_gpus:
+        return part.env
+    cores = cores_of(part.cpu_bind, 0, 0, tuple(sorted(os.sched_getaffinity(0))))
+    return {"VLLM_CPU_OMP_THREADS_BIND": cores, **part.env}
+
+
+def _file_name(subject: Subject) -> str:
+    from prefill_worker.profiling import device_name
+
+    num_ranks = subject.engine_args.get("tensor_parallel_size", 1)
+    name = f"{device_name()}_{subject.model.name}_tp{num_ranks}.json"
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower())
+
+
+def _require_writable(path: Path, option: str) -> None:
+    """Before minutes are spent on what could not be written."""
+    folder = path.parent
+    if not folder.is_dir():
+        problem = f"there is no directory {folder}"
+    elif path.is_dir():
+        problem = f"{path} is a directory"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        problem = f"{path} cannot be written"
+    else:
+        return
+    raise InvalidRequestError(f"{option}: {problem}", reason="NOT_WRITABLE", field=option)
+
+
+def _figure_path(figure: Path | None, output: Path) -> Path | None:
+    """Where the figure goes; None without matplotlib, unless one was asked for by name."""
+    path = figure or output.with_suffix(".png")
+    _require_writable(path, "--figure")
+    if find_spec("matplotlib") is not None:
+        return path
+    how = "matplotlib is not installed: pip install 'stream2llm[plot]'"
+    if figure is not None:
+        raise UnsupportedError(f"--figure: {how}", field="--figure")
+    _say(f"there will be no figure, {how}; draw it later: python -m cost_profiles.show")
+    return None
+
+
+def _write(measured: CostProfile, output: Path, drawn: Path | None) -> None:
+    from cost_profiles.load import save_profile
+    from cost_profiles.plot import draw, table
+
+    save_profile(measured, output)
+    _say(f"wrote {output}")
+    if drawn is not None:
+        draw(measured, drawn)
+        _say(f"wrote {drawn}")
+    typer.echo(table(measured), nl=False)
+    _say(
+        f"to use it, in the cluster's file:\n\nprefill:\n  cost_profile: {output.absolute()}\n\n"
+        "(or the directory, when nodes differ)"
+    )
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
