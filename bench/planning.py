@@ -18,15 +18,25 @@ from dataclasses import dataclass
 from statistics import median
 
 from bench.stopwatch import Stopwatch
+from cost_profiles.decision import Mode
+from cost_profiles.model import CostModel
+from cost_profiles.roofline import LLAMA_31_8B, fallback_profile
 from prefill_worker.book import SessionBook
 from prefill_worker.planner import plan_step
 from prefill_worker.policy import POLICIES, Policy, RankKey
+from prefill_worker.preemption import Preemption
 from prefill_worker.types import BlockLedger, RequestView, StepLimits, StepPlan
 
 BLOCK_TOKENS = 16
 STEP_TOKENS = 2048  # the paper's step for the crawler
 SHORT_TOKENS = 32
 NO_SHARING = BlockLedger({}, {})
+# Memory is plenty, nobody is evicted.
+PREEMPTION = Preemption(
+    Mode.RECOMPUTE,
+    CostModel(fallback_profile("", LLAMA_31_8B, 1, block_size=BLOCK_TOKENS, num_cpu_cores=1)),
+    BLOCK_TOKENS,
+)
 NUM_ROUNDS, NUM_INDEX_STEPS, NUM_SORTING_STEPS = 12, 50, 4
 
 
@@ -76,6 +86,10 @@ class SortedRanking:
     def goes_before(self, first: RequestView, second: RequestView) -> bool:
         """Whether `first` is served before `second`."""
         return self._serve_key(first) < self._serve_key(second)
+
+    def may_swap_order(self, first: RequestView, second: RequestView) -> bool:
+        """Whether the order in which these two are evicted says nothing."""
+        return self._policy.may_swap_order(first, second)
 
     def _serve_key(self, view: RequestView) -> RankKey:
         return self._policy.keys(view, view.has_claim)[0]
@@ -158,14 +172,14 @@ def _plan_by_index(book: SessionBook, touched: list[Figures], limits: StepLimits
     for each in touched:
         _put(book, each)
     book.begin_step()
-    plan = book.plan(limits, NO_SHARING)
+    plan = book.plan(limits, NO_SHARING, PREEMPTION)
     book.end_step(plan, limits.num_free_blocks)
     return plan
 
 
 def _plan_by_sorting(figures: dict[str, Figures], policy: Policy, limits: StepLimits) -> StepPlan:
     views = [each.view() for each in figures.values()]
-    return plan_step(SortedRanking(views, policy), limits, NO_SHARING)
+    return plan_step(SortedRanking(views, policy), limits, NO_SHARING, PREEMPTION)
 
 
 def _carry_out(plan: StepPlan, figures: dict[str, Figures], short: bool) -> list[str]:

@@ -34,7 +34,8 @@ class HostPool:
 
     def copies(self, request_id: str) -> Mapping[int, int]:
         """Block index to slot of what is here of that session."""
-        return self._copies.get(request_id, {})
+        copies: Mapping[int, int] = self._copies.get(request_id, {})
+        return copies
 
     def has_copies(self, request_id: str) -> bool:
         """Whether anything of that session is here."""
@@ -74,16 +75,25 @@ class HostPool:
             stop += 1
         return start, stop
 
-    def keep(self, request_id: str, first_block: int, stop_block: int) -> None:
-        """Drops what is outside [first_block, stop_block): computed meanwhile, or not valid."""
+    def drop_before(self, request_id: str, block: int) -> None:
+        """Drops copies of blocks before that one; they are computed."""
+        copies = self._copies.get(request_id)
+        if copies is not None:
+            while copies and copies.peekitem(0)[0] < block:
+                self._free.append(copies.popitem(0)[1])
+            self._drop_if_empty(request_id)
+
+    def drop_from(self, request_id: str, block: int) -> int:
+        """Drops copies of that block and what follows; they are not valid. How many there were."""
         copies = self._copies.get(request_id)
         if copies is None:
-            return
-        while copies and copies.peekitem(0)[0] < first_block:
-            self._free.append(copies.popitem(0)[1])
-        while copies and copies.peekitem(-1)[0] >= stop_block:
+            return 0
+        before = len(copies)
+        while copies and copies.peekitem(-1)[0] >= block:
             self._free.append(copies.popitem(-1)[1])
+        num_dropped = before - len(copies)
         self._drop_if_empty(request_id)
+        return num_dropped
 
     def lose(self, request_id: str, blocks: Sequence[tuple[int, int]]) -> int:
         """These (block, slot) pairs hold no KV after all; how many of them were still wanted."""

@@ -12,6 +12,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from cost_profiles.decision import Reason
+from prefill_worker.types import SwapChoice
+
 # Key of a command beside WIRE_KEY's other uses, and of a report.
 CONTROL_KEY = "control"
 REPORT_KEY = "report"
@@ -35,10 +38,71 @@ class SchedulerCounters:
     reused_across_sessions_tokens: int = 0
     # KV behind the common prefix of the old and the new sequence.
     invalidated_tokens: int = 0
+    # KV that came back from the host instead of being computed again.
+    restored_tokens: int = 0
+    # Victims, by what becomes of their KV: at least a part goes to the host, or
+    # all is computed again. Below, the same ones by why.
     recompute_preemptions: int = 0
     swap_preemptions: int = 0
+    recomputed_by_mode: int = 0
+    recomputed_as_cheaper: int = 0
+    recomputed_as_cached: int = 0
+    recomputed_without_full_block: int = 0
+    recomputed_as_pool_full: int = 0
+    swapped_by_mode: int = 0
+    swapped_as_cheaper: int = 0
+    swapped_out_blocks: int = 0
+    swapped_in_blocks: int = 0
+    # Seconds that copies took, of the slowest rank.
+    swap_out_s: float = 0.0
+    swap_in_s: float = 0.0
+    # Jobs that failed; what they were for is computed again.
+    swap_failures: int = 0
     # Sessions put first because they had waited for too long.
     promotions: int = 0
+
+    def count_preemption(self, choice: SwapChoice) -> None:
+        """A session lost KV, and this was chosen for it."""
+        names = _SWAPPED if choice.num_blocks else _RECOMPUTED
+        total, reason = names[0], names[1][choice.reason]
+        setattr(self, total, getattr(self, total) + 1)
+        setattr(self, reason, getattr(self, reason) + 1)
+
+
+_RECOMPUTED = (
+    "recompute_preemptions",
+    {
+        Reason.MODE: "recomputed_by_mode",
+        Reason.CHEAPER: "recomputed_as_cheaper",
+        Reason.CACHED: "recomputed_as_cached",
+        Reason.NO_BLOCKS: "recomputed_without_full_block",
+        Reason.POOL_FULL: "recomputed_as_pool_full",
+    },
+)
+_SWAPPED = (
+    "swap_preemptions",
+    {Reason.MODE: "swapped_by_mode", Reason.CHEAPER: "swapped_as_cheaper"},
+)
+# Action and reason, as a metric's labels, to the counter.
+DECISIONS = {
+    (action, reason.value): counter
+    for action, (_, counters) in {"recompute": _RECOMPUTED, "swap": _SWAPPED}.items()
+    for reason, counter in counters.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SwapState:
+    """The host pool now, and what was learned of the costs."""
+
+    num_slots: int = 0
+    num_slots_used: int = 0
+    # Over all layers and ranks.
+    bytes_per_block: int = 0
+    # Seconds that pass for each one of the profile's.
+    recompute_factor: float = 1.0
+    swap_out_factor: float = 1.0
+    swap_in_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +135,7 @@ class SchedulerReport:
     num_sessions_idle: int = 0
     # Sessions with new tokens that found no KV block in the last step.
     num_sessions_short_of_blocks: int = 0
+    swap: SwapState = SwapState()
     # Seconds phase 1 took, of each step since the last report.
     plan_s: tuple[float, ...] = ()
 
@@ -85,5 +150,6 @@ class SchedulerReport:
             return None
         fields = dict(raw[REPORT_KEY])
         fields["counters"] = SchedulerCounters(**fields["counters"])
+        fields["swap"] = SwapState(**fields["swap"])
         fields["plan_s"] = tuple(fields["plan_s"])
         return cls(**fields)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from vllm.v1.engine import EngineCoreOutput
 
-from prefill_worker.report import SchedulerCounters, SchedulerReport
+from prefill_worker.report import SchedulerCounters, SchedulerReport, SwapState
 from prefill_worker.session_state import WIRE_KEY
 
 # Long enough that reports cost nothing, short enough that a scrape is fresh.
@@ -46,6 +46,7 @@ class Reporting:
         self,
         policy: str,
         counters: SchedulerCounters,
+        swap: SwapState,
         *,
         is_busy: bool,
         num_with_work: int,
@@ -69,6 +70,7 @@ class Reporting:
             num_sessions_with_work=num_with_work,
             num_sessions_idle=num_idle,
             num_sessions_short_of_blocks=self._num_short_of_blocks,
+            swap=swap,
         )
         has_news = report != self._last
         self._last = report

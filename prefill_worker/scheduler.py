@@ -20,6 +20,10 @@ Life of a session's request:
     token of the answer. The base class finishes the request and hands its
     blocks to the KV connector.
 
+KV that an eviction copied to the host comes back in a step in which its session
+is not shown to the base class: it gets blocks, and has them computed once the
+workers say that the copies are done (swapping.py).
+
 Whatever touches a session ends in `_touch`, which tells the book: a step costs
 what it touches, not what there is.
 
@@ -33,6 +37,8 @@ import logging
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector
+from vllm.platforms import current_platform
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -40,16 +46,24 @@ from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreOutp
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from cost_profiles.correction import CorrectedCostModel
+from cost_profiles.decision import Mode
+from cost_profiles.types import Costs
 from prefill_worker import blocks
+from prefill_worker.blocks import truncate_kv
 from prefill_worker.book import SessionBook
+from prefill_worker.costs import costs_for
 from prefill_worker.policy import POLICIES
+from prefill_worker.preemption import Preemption
 from prefill_worker.report import SchedulerCommand, SchedulerCounters
 from prefill_worker.reporting import Reporting
 from prefill_worker.request_tokens import event_or_command, replace_tail
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from prefill_worker.settings import require_settings
+from prefill_worker.swap_connector import SwapConnector, find_connector
+from prefill_worker.swapping import NoCopier, Swapping
 from prefill_worker.telling import LiveSession, Telling
-from prefill_worker.types import Eviction, StepLimits, StepPlan, StopReason
+from prefill_worker.types import Eviction, Load, StepLimits, StepPlan, StopReason
 from stream2llm.clock import SystemClock
 from stream2llm.orphan_guard import exit_with_parent
 from stream2llm.prefix import common_prefix_len
@@ -77,6 +91,11 @@ class PrefillScheduler(Scheduler):
         # The naive way, for benchmarks.
         self._evicts_whole_requests = bool(options.get("evicts_whole_requests", False))
         self._counters = SchedulerCounters()
+        self._mode = Mode(options.get("preemption", "recompute"))
+        self.swapping = self._create_swapping(options)
+        # The step that is under way: when it began, and which tokens it computes.
+        self._step_began_s = 0.0
+        self._step_ranges: list[tuple[int, int]] = []
         self._reporting = Reporting()
         self._telling = Telling(int(options.get("progress_interval_tokens", 256)))
         self._live: dict[str, LiveSession] = {}
@@ -86,6 +105,21 @@ class PrefillScheduler(Scheduler):
         # tokens computed before.
         self._adopters: dict[str, int] = {}
         self._num_missed_plans = 0
+
+    def _create_swapping(self, options: dict[str, Any]) -> Swapping:
+        connector = find_connector(self.connector, SwapConnector)
+        return Swapping(
+            self.kv_cache_manager,
+            connector or NoCopier(),
+            costs_for(self.vllm_config, options.get("cost_profile", "")),
+            self._counters,
+            num_ranks=connector.num_ranks if connector else 1,
+            copies_block=current_platform.is_cpu(),
+        )
+
+    def use_costs(self, base: Costs) -> None:
+        """Forgets what was learned, and starts again from these; for benchmarks and tests."""
+        self.swapping.costs = CorrectedCostModel(base)
 
     @property
     def counters(self) -> SchedulerCounters:
@@ -162,10 +196,17 @@ class PrefillScheduler(Scheduler):
         replace_tail(request, num_same, tail[num_same - keep_tokens :], self.hash_block_size)
         # At least one token stays uncomputed, or the seal could not sample.
         valid = min(num_same, max(request.num_tokens - 1, 0))
+        self._cut_copies(live, valid)
         if request.num_computed_tokens > valid:
-            blocks.truncate_kv(self.kv_cache_manager, request, valid)
+            truncate_kv(self.kv_cache_manager, request, valid)
         if is_replaced:
             self._counters.reused_within_session_tokens += request.num_computed_tokens
+
+    def _cut_copies(self, live: LiveSession, num_valid_tokens: int) -> None:
+        """Drops KV on the host behind so many tokens."""
+        num_blocks = self.swapping.cut(live.request, num_valid_tokens)
+        self._counters.invalidated_tokens += num_blocks * self.block_size
+        live.state.invalidated += num_blocks * self.block_size
 
     def _invalidate(self, live: LiveSession, num_same: int) -> None:
         """Counts the computed tokens that an event makes stale."""
@@ -190,13 +231,16 @@ class PrefillScheduler(Scheduler):
     def _touch(self, live: LiveSession) -> None:
         """Brings the book up to date."""
         request = live.request
-        request_id = request.request_id
+        request_id, swapping = request.request_id, self.swapping
         self._telling.touch(request_id)
+        swapping.drop_computed(request_id, request.num_computed_tokens)
         self._book.update(
             request_id,
             request.num_tokens,
             request.num_computed_tokens,
             self._ledger.num_blocks(request_id),
+            host_blocks=swapping.host.next_run(request_id),
+            is_loading=swapping.is_loading(request_id),
         )
         if not self._book.has_work(request_id):
             live.state.delay = ""
@@ -212,11 +256,14 @@ class PrefillScheduler(Scheduler):
         self._reporting.note_plan(self._clock.monotonic_s() - started_s)
         for eviction in plan.evictions:
             self._evict(eviction)
+        for load in plan.loads:
+            self._load(load)
         self._show_chosen(plan)
         self._note_delay(plan)
         output = super().schedule(throttle_prefills)
         self._record_scheduled(plan, output)
         self._empty_base_queues()
+        self._step_began_s = self._clock.monotonic_s()
         return output
 
     def _plan(self) -> StepPlan:
@@ -229,7 +276,11 @@ class PrefillScheduler(Scheduler):
         self._adopters.clear()
         for request_id in self._book.hits_in_turn(self._limits(), self._ledger):
             self._adopt_cached_prefix(request_id)
-        return self._book.plan(self._limits(), self._ledger)
+        return self._plan_from(self._limits())
+
+    def _plan_from(self, limits: StepLimits) -> StepPlan:
+        preemption = Preemption(self._mode, self.swapping.costs, self.block_size)
+        return self._book.plan(limits, self._ledger, preemption)
 
     @property
     def _num_free_blocks(self) -> int:
@@ -243,6 +294,7 @@ class PrefillScheduler(Scheduler):
             num_free_blocks=self._num_free_blocks,
             block_size=self.block_size,
             evicts_whole_requests=self._evicts_whole_requests,
+            num_host_slots=self.swapping.host.num_free,
         )
 
     def _adopt_cached_prefix(self, request_id: str) -> None:
@@ -302,14 +354,45 @@ class PrefillScheduler(Scheduler):
         self._book.note_eviction(request.request_id, self._adopters.get(request.request_id))
         num_kept_tokens = eviction.num_blocks_kept * self.block_size
         self._remember_lost(live, num_kept_tokens)
-        self._counters.recompute_preemptions += 1
-        blocks.truncate_kv(self.kv_cache_manager, request, num_kept_tokens)
+        self._counters.count_preemption(eviction.swap)
+        if eviction.swap.num_blocks:
+            block_ids = self._ledger.block_ids(request.request_id)
+            self.swapping.swap_out(request.request_id, block_ids, eviction.swap)
+        truncate_kv(self.kv_cache_manager, request, num_kept_tokens)
         self._inflight_prefills.discard(request)
         request.num_preemptions += 1
         request.status = RequestStatus.WAITING
         if self.log_stats:
             request.record_event(EngineCoreEventType.PREEMPTED, self._clock.monotonic_s())
         self._touch(live)
+
+    def _load(self, load: Load) -> None:
+        """Has KV copied back. The session computes nothing until that has ended."""
+        live = self._live[load.request_id]
+        self.swapping.load(live.request, load)
+        self._touch(live)
+
+    def _end_jobs(self) -> None:
+        """Sessions whose KV has come back go on; where a copy failed, it is computed again."""
+        num_pending = self.swapping.num_pending
+        for request_id, num_computed_tokens in self.swapping.take_ended():
+            live = self._live[request_id]
+            if num_computed_tokens is None:
+                truncate_kv(self.kv_cache_manager, live.request, live.request.num_computed_tokens)
+            else:
+                self._restore(live.request, num_computed_tokens)
+            self._touch(live)
+        if self.swapping.num_pending < num_pending:
+            self._book.note_freed()
+
+    def _restore(self, request: Request, num_computed_tokens: int) -> None:
+        """The request's KV reaches so far again."""
+        self._counters.restored_tokens += num_computed_tokens - request.num_computed_tokens
+        request.num_computed_tokens = num_computed_tokens
+        self.kv_cache_manager.cache_blocks(request, num_computed_tokens)
+        # It has to be announced to the worker process, which does not know its
+        # new blocks.
+        request.status = RequestStatus.WAITING
 
     def _note_delay(self, plan: StepPlan) -> None:
         """Whom the memory was too short for; told to the client side when it changes."""
@@ -319,7 +402,8 @@ class PrefillScheduler(Scheduler):
             self._telling.touch(delayed)
         for request_id in self._grants:
             self._live[request_id].state.delay = ""
-        num_left_out = self._book.num_with_claim - len(plan.grants) - len(plan.followers)
+        num_cared_for = len(plan.grants) + len(plan.followers) + len(plan.loads)
+        num_left_out = self._book.num_with_claim - num_cared_for
         self._reporting.note_short_of_blocks(max(num_left_out, 1) if delayed else 0)
 
     def _show_chosen(self, plan: StepPlan) -> None:
@@ -343,6 +427,7 @@ class PrefillScheduler(Scheduler):
             # base class did instead is as sound as in stock vLLM.
             self._num_missed_plans += 1
             _log.error("the step has %s, planned was %s", output.num_scheduled_tokens, plan)
+        self._step_ranges.clear()
         for request_id in self._grants:
             self._record_computed(request_id, output.num_scheduled_tokens.get(request_id, 0))
 
@@ -350,6 +435,7 @@ class PrefillScheduler(Scheduler):
         live = self._live[request_id]
         # The base class has moved num_computed_tokens on already.
         start = live.request.num_computed_tokens - num_tokens
+        self._step_ranges.append((start, start + num_tokens))
         self._counters.computed_tokens += num_tokens
         self._counters.recomputed_tokens += live.state.record_computed(start, num_tokens)
         self._touch(live)
@@ -367,6 +453,7 @@ class PrefillScheduler(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """The base class's outputs, with progress and reports added."""
+        step_s = self._clock.monotonic_s() - self._step_began_s
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
             scheduler_output, model_runner_output
         )
@@ -374,6 +461,8 @@ class PrefillScheduler(Scheduler):
         for output in [each for client in outputs.values() for each in client.outputs]:
             if output.request_id in self._live:
                 self._live[output.request_id].add_final_progress(output)
+        self._end_jobs()
+        self.swapping.observe_step(self._step_ranges, self.max_num_scheduled_tokens, step_s)
         self._forget_finished(scheduler_output.num_scheduled_tokens)
         for client, output in self._take_due():
             outputs.setdefault(client, EngineCoreOutputs()).outputs.append(output)
@@ -387,6 +476,7 @@ class PrefillScheduler(Scheduler):
         yield from self._reporting.take_due(
             self._book.policy.name,
             self._counters,
+            self.swapping.state,
             is_busy=self._num_to_step_for > 0,
             num_with_work=num_with_work,
             num_idle=self._book.num_sessions - num_with_work,
@@ -401,6 +491,7 @@ class PrefillScheduler(Scheduler):
             if self._live.pop(request_id, None) is not None:
                 self._book.close(request_id)
                 self._telling.forget(request_id)
+                self.swapping.forget(request_id)
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
@@ -428,8 +519,9 @@ class PrefillScheduler(Scheduler):
         sent with its next step.
         """
         request = self.requests.get(request_id)
-        if request is not None and request.is_finished() and self.connector is not None:
-            self.connector.connector_scheduler._reqs_need_send[request_id] = 0.0
+        nixl = find_connector(self.connector, NixlConnector)
+        if nixl is not None and request is not None and request.is_finished():
+            nixl.connector_scheduler._reqs_need_send[request_id] = 0.0
 
     def _connector_finished(self, request: Request) -> tuple[bool, dict[str, Any] | None]:
         """An answer that its first token ended needs no decode: its blocks are free at once.
@@ -450,7 +542,7 @@ class PrefillScheduler(Scheduler):
     def get_num_unfinished_requests(self) -> int:
         """Sessions that need a step; an idle open session needs none."""
         num_to_tell = len(self._telling) + self._reporting.is_awaited
-        return max(self._num_to_step_for, num_to_tell)
+        return max(self._num_to_step_for, num_to_tell, self.swapping.num_pending)
 
     @property
     def _num_to_step_for(self) -> int:
@@ -472,13 +564,16 @@ class PrefillScheduler(Scheduler):
 
         `pinned` names blocks that somebody holds who is no request.
         """
-        blocks.check_integrity(self.kv_cache_manager, pinned)
+        blocks.check_integrity(self.kv_cache_manager, [*pinned, *self.swapping.pinned])
+        self.swapping.check_integrity(set(self._live))
         assert not self._num_missed_plans, "the base class did not do what was planned"
         assert self._book.num_sessions == len(self._live)
         for request_id, live in self._live.items():
             request, view = live.request, self._book.view(request_id)
             held = self._ledger.num_blocks(request_id)
             computed = request.num_computed_tokens
+            assert view.is_loading == self.swapping.is_loading(request_id)
+            assert (view.host_start, view.host_stop) == self.swapping.host.next_run(request_id)
             assert (view.num_known_tokens, view.num_computed_tokens, view.num_blocks) == (
                 request.num_tokens,
                 computed,

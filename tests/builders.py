@@ -58,9 +58,7 @@ def a_request(
 ) -> RequestView:
     """A session as the planner sees it."""
     counts = (known, computed, num_blocks, reached, promotion)
-    return RequestView(
-        request_id, sealed, arrival, last_event, *counts, *host_blocks, is_loading
-    )
+    return RequestView(request_id, sealed, arrival, last_event, *counts, *host_blocks, is_loading)
 
 
 def a_ranking(*views: RequestView, policy: str = "fcfs", promoted_first: bool = False) -> RankIndex:

@@ -203,7 +203,7 @@ class PlannerDriver:
 
     def _cut_back(self, name: str, valid: int) -> None:
         session, size = self.sessions[name], self._block_size
-        self.host.keep(name, 0, valid // size)
+        self.host.drop_from(name, valid // size)
         pending = self._loads.get(name)
         if pending and valid < (pending.load.first_block + pending.load.num_blocks) * size:
             self._give_up(name)
@@ -220,7 +220,7 @@ class PlannerDriver:
 
     def _touch(self, name: str) -> None:
         session = self.sessions[name]
-        self.host.keep(name, session.computed // self._block_size, len(session.tokens))
+        self.host.drop_before(name, session.computed // self._block_size)
         self._book.update(
             name,
             len(session.tokens),

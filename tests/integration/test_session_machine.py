@@ -31,10 +31,10 @@ EXAMPLES = settings(
 )
 
 
-def machine(engine: EngineSettings) -> type[SessionMachine]:
+def machine(engine: EngineSettings, *, load_delay_steps: int = 0) -> type[SessionMachine]:
     class Machine(SessionMachine):
         def make_driver(self) -> SchedulerDriver:
-            return SchedulerDriver(engine)
+            return SchedulerDriver(engine, load_delay_steps=load_delay_steps)
 
     return Machine
 
@@ -60,3 +60,22 @@ def test_every_policy_with_one_request_a_step_and_larger_blocks(policy: str) -> 
     )
     create_scheduler(engine)
     run_state_machine_as_test(machine(engine), settings=settings(EXAMPLES, max_examples=60))
+
+
+@pytest.mark.parametrize("host_pool_blocks", [1, 5, 100])
+@pytest.mark.parametrize("leases", [True, False], ids=["leases", "no-leases"])
+@pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no-cache"])
+@pytest.mark.parametrize("mode", ["swap", "cost"])
+def test_sessions_whose_kv_is_swapped_are_exact(
+    mode: str, prefix_caching: bool, leases: bool, host_pool_blocks: int
+) -> None:
+    """With copies that fail at times, and, with leases, that take two steps longer."""
+    engine = EngineSettings(
+        prefix_caching=prefix_caching,
+        leases=leases,
+        host_pool_blocks=host_pool_blocks,
+        options={"patience_steps": PATIENCE_STEPS, "preemption": mode},
+    )
+    create_scheduler(engine)
+    examples = settings(EXAMPLES, max_examples=40)
+    run_state_machine_as_test(machine(engine, load_delay_steps=2 * leases), settings=examples)

@@ -21,12 +21,15 @@ from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.prefix import common_prefix_len
+from tests.builders import LinearCosts
 from tests.digests import STOP_TOKEN, answer_of, prefix_digests
 from tests.scheduling.engine_settings import EngineSettings, block_hasher, create_scheduler
 from tests.scheduling.executor import FakeExecutor
 from tests.session_machine import DriverLimits, Tokens
 
 _HAND_OVER = {"do_remote_decode": True, "do_remote_prefill": False}
+# One block is not worth its copies, two and more are.
+COSTS = LinearCosts(token_s=1.0, block_s=0.5, copy_s=1.5)
 # Request id of what stands for other people's hand-overs.
 _SHORTAGE = "hand-over-of-somebody"
 _CONTROL = "control"
@@ -59,10 +62,19 @@ class Lease:
 class SchedulerDriver:
     """A `SessionDriver` over our scheduler."""
 
-    def __init__(self, settings: EngineSettings | None = None) -> None:
+    def __init__(
+        self, settings: EngineSettings | None = None, *, load_delay_steps: int = 0
+    ) -> None:
         self.settings = settings or EngineSettings()
         self.scheduler = create_scheduler(self.settings)
-        self.executor = FakeExecutor(self.settings.num_blocks, self.settings.block_size)
+        self.scheduler.use_costs(COSTS)
+        self.executor = FakeExecutor(
+            self.settings.num_blocks,
+            self.settings.block_size,
+            self.settings.host_pool_blocks,
+            load_delay_steps,
+        )
+        self._load_delay_steps = load_delay_steps
         self.sessions: dict[str, DrivenSession] = {}
         self.outputs: list[EngineCoreOutput] = []
         # What came back on the control channel.
@@ -83,7 +95,8 @@ class SchedulerDriver:
         settings = self.settings
         in_memory = (settings.num_blocks - 1) * settings.block_size
         longest = min(settings.max_model_len - 1, in_memory)
-        return DriverLimits(max_tokens=longest, step_tokens=settings.step_tokens)
+        load_steps = 1 + self._load_delay_steps if settings.host_pool_blocks else 0
+        return DriverLimits(longest, settings.step_tokens, load_steps=load_steps)
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -250,6 +263,9 @@ class SchedulerDriver:
     def set_policy(self, policy: str) -> None:
         self.scheduler.set_policy(policy)
 
+    def swaps_fail(self, fail: bool) -> None:
+        self.executor.copier.fails = fail
+
     def leased(self) -> frozenset[str]:
         return frozenset(self._leases)
 
@@ -323,14 +339,24 @@ class SchedulerDriver:
                 assert is_known, f"{name}: new context was never computed"
             self.executor.assert_holds(name, self.table(name), digests[:computed])
             self._check_findable(name, computed)
+            self._check_copies(name, digests, computed)
         self._check_rest()
+
+    def _check_copies(self, name: str, digests: Sequence[int], num_computed: int) -> None:
+        """Whatever is on the host is the KV of the session's own tokens, behind what is computed."""
+        size = self.settings.block_size
+        for index, slot in self.scheduler.swapping.host.copies(name).items():
+            expected = list(digests[index * size : (index + 1) * size])
+            assert (index + 1) * size < len(digests), f"{name}: no token is left to compute"
+            assert index * size >= num_computed
+            assert self.executor.copier.host[slot] == expected, f"{name}: wrong copy of {index}"
 
     def _check_rest(self) -> None:
         """Only an engine that could do nothing may sleep."""
         scheduler = self.scheduler
         if not scheduler.has_unfinished_requests():
-            plan = scheduler._book.plan(scheduler._limits(), scheduler._ledger)
-            assert not plan.grants, f"{plan} is possible, and no step is due"
+            plan = scheduler._plan_from(scheduler._limits())
+            assert not plan.does_something, f"{plan} is possible, and no step is due"
 
     def _check_findable(self, name: str, num_computed: int) -> None:
         """With a prefix cache, all full blocks can be found by others."""
@@ -371,6 +397,7 @@ class SchedulerDriver:
     def check_empty(self) -> None:
         self.step()  # the worker hears of the last ones
         assert self.num_free_blocks == self.settings.num_blocks - 1
+        assert not self.scheduler.swapping.host.num_used
         assert not self.scheduler.requests
         assert not self.scheduler.has_requests()
         assert not self.executor.requests

@@ -98,6 +98,9 @@ class EngineDriver:
     def set_policy(self, policy: str) -> None:
         self._engine.scheduler.set_policy(policy)
 
+    def swaps_fail(self, fail: bool) -> None:
+        """Here they never do; tests/integration/test_swapping.py has that."""
+
     def leased(self) -> frozenset[str]:
         return frozenset()
 

@@ -25,7 +25,9 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from prefill_worker.engine import FIXED_ARGS
 from prefill_worker.local_engine import ENVIRONMENT
+from prefill_worker.kv_transfer import SWAP_ONLY, kv_transfer
 from prefill_worker.scheduler import PrefillScheduler
+from prefill_worker.session_state import WIRE_KEY
 from tests.tiny_model import make_tiny_model
 
 _SHAPE = {
@@ -46,6 +48,8 @@ class EngineSettings:
     prefix_caching: bool = True
     # With vLLM's own NIXL connector (the scheduler's half of it).
     leases: bool = True
+    # With our swap connector (the scheduler's half of it), if there are any.
+    host_pool_blocks: int = 0
     block_size: int = 4
     # One of them is vLLM's null block.
     num_blocks: int = 25
@@ -74,14 +78,16 @@ def _model_dir() -> tempfile.TemporaryDirectory[str]:
     return holder
 
 
-def _kv_transfer() -> KVTransferConfig:
-    return KVTransferConfig(
-        kv_connector="NixlConnector",
-        kv_role="kv_producer",
-        kv_buffer_device="cpu",
-        kv_connector_extra_config={"kv_lease_duration": 10},
-        kv_load_failure_policy="fail",
-    )
+def _kv_transfer(settings: EngineSettings) -> KVTransferConfig | None:
+    swaps = settings.host_pool_blocks > 0
+    if settings.leases:
+        nixl = {
+            "kv_buffer_device": "cpu",
+            "kv_connector_extra_config": {"kv_lease_duration": 10},
+            "kv_load_failure_policy": "fail",
+        }
+        return KVTransferConfig(**kv_transfer(nixl, swaps=swaps))
+    return KVTransferConfig(**SWAP_ONLY) if swaps else None
 
 
 def create_config(settings: EngineSettings) -> VllmConfig:
@@ -93,7 +99,7 @@ def create_config(settings: EngineSettings) -> VllmConfig:
         "max_num_batched_tokens": settings.step_tokens,
         "max_num_seqs": settings.step_requests,
         "max_model_len": settings.max_model_len,
-        "kv_transfer_config": _kv_transfer() if settings.leases else None,
+        "kv_transfer_config": _kv_transfer(settings),
     }
     args = {**fixed, **settings.engine_args}
     with engine_environment():
@@ -114,7 +120,8 @@ def _config_for(settings: EngineSettings) -> VllmConfig:
     # EngineCore sets both after it has asked the model.
     config.cache_config.block_size = settings.block_size
     config.cache_config.num_gpu_blocks = settings.num_blocks
-    config.additional_config = {"stream2llm": dict(settings.options)}
+    pool = {"host_pool_blocks": settings.host_pool_blocks}
+    config.additional_config = {WIRE_KEY: {**pool, **settings.options}}
     return config
 
 
@@ -152,7 +159,7 @@ def _hash_function() -> Callable[[Any], bytes]:
 
 def block_hasher(settings: EngineSettings) -> Callable[[Request], list[Any]] | None:
     """As in EngineCore: whoever caches or transfers blocks must know them by content."""
-    if not (settings.prefix_caching or settings.leases):
+    if not (settings.prefix_caching or settings.leases or settings.host_pool_blocks):
         return None
     hasher: Callable[[Request], list[Any]] = get_request_block_hasher(
         settings.block_size, _hash_function()

@@ -19,9 +19,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import (
+    MultiKVConnectorMetadata,
+    MultiKVConnectorWorkerMetadata,
+)
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
+from prefill_worker.swap_connector import SwapMetadata, SwapWorkerMeta
+from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, StepJobs
 from tests.digests import answer_of, prefix_digests
 
 NULL_BLOCK = 0
@@ -78,18 +85,69 @@ class LeaseHolder:
             self._done.add(request_id)
             self._ended.add(request_id)
 
-    def report(self) -> KVConnectorOutput | None:
+    def report(self) -> set[str]:
         """What ended since the last step."""
         done, self._done = self._done, set()
-        return KVConnectorOutput(finished_sending=done) if done else None
+        return done
+
+
+KV = list[list[int | None]]
+
+
+class FakeCopier:
+    """The worker's half of the swap connector, between digests.
+
+    Like a device that copies beside its work: what comes back is written
+    `delay_steps` steps after it was asked for, into the blocks it was asked
+    for, whoever has them by then.
+    """
+
+    def __init__(self, kv: KV, num_slots: int, delay_steps: int) -> None:
+        self._kv = kv
+        self._delay_steps = delay_steps
+        self.host: KV = [[None] * len(kv[0]) for _ in range(num_slots)]
+        self.fails = False
+        self._under_way: list[tuple[int, CopyJob]] = []
+        self._results = JobResults()
+
+    def start(self, jobs: StepJobs) -> None:
+        """Outs at once, ins later."""
+        for job in jobs.outs:
+            self._copy(job)
+        self._under_way += [(self._delay_steps, job) for job in jobs.ins]
+
+    def _copy(self, job: CopyJob) -> None:
+        self._results.num_ranks_done[job.number] = 1
+        if self.fails:
+            self._results.failures[job.number] = "injected"
+            return
+        for block_id, slot in zip(job.block_ids, job.slots, strict=True):
+            if job.direction is Direction.OUT:
+                assert None not in self._kv[block_id], "a block that is not full is copied"
+                self.host[slot] = list(self._kv[block_id])
+            else:
+                self._kv[block_id] = list(self.host[slot])
+        self._results.times.append(CopyTime(job.direction, len(job.slots), 1e-3))
+
+    def report(self) -> JobResults:
+        """After a step."""
+        for delay, job in self._under_way:
+            if not delay:
+                self._copy(job)
+        self._under_way = [(delay - 1, job) for delay, job in self._under_way if delay]
+        results, self._results = self._results, JobResults()
+        return results
 
 
 class FakeExecutor:
     """Executes steps against digests instead of tensors."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, num_slots: int = 0, load_delay_steps: int = 0
+    ) -> None:
         self._block_size = block_size
-        self.kv: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self.kv: KV = [[None] * block_size for _ in range(num_blocks)]
+        self.copier = FakeCopier(self.kv, num_slots, load_delay_steps)
         self.requests: dict[str, RunnerCopy] = {}
         # All digests that were KV at some time, be they lost since or not.
         self.ever_computed: set[int] = set()
@@ -101,8 +159,7 @@ class FakeExecutor:
         """One step, with the assertions of the module's docstring."""
         self.num_steps += 1
         self.num_tokens += output.total_num_scheduled_tokens
-        if output.kv_connector_metadata is not None:
-            self.leases.take(output.kv_connector_metadata)
+        self._take_metadata(output.kv_connector_metadata)
         starts = self._update_copies(output)
         assert starts.keys() == output.num_scheduled_tokens.keys()
         scheduled = output.num_scheduled_tokens.items()
@@ -114,8 +171,25 @@ class FakeExecutor:
             req_ids=list(output.num_scheduled_tokens),
             req_id_to_index={name: i for i, name in enumerate(output.num_scheduled_tokens)},
             sampled_token_ids=sampled,
-            kv_connector_output=self.leases.report(),
+            kv_connector_output=self._report(output.kv_connector_metadata),
         )
+
+    def _take_metadata(self, metadata: Any) -> None:
+        """Each connector's part, as a MultiConnector hands it on."""
+        for part in getattr(metadata, "metadata", (metadata,)):
+            if isinstance(part, SwapMetadata):
+                self.copier.start(part.jobs)
+            elif part is not None:
+                self.leases.take(part)
+
+    def _report(self, metadata: Any) -> KVConnectorOutput | None:
+        done, results = self.leases.report(), self.copier.report()
+        if not done and not results.num_ranks_done:
+            return None
+        meta: KVConnectorWorkerMetadata = SwapWorkerMeta(results)
+        if isinstance(metadata, MultiKVConnectorMetadata):
+            meta = MultiKVConnectorWorkerMetadata((None, meta))
+        return KVConnectorOutput(finished_sending=done, kv_connector_worker_meta=meta)
 
     def _update_copies(self, output: SchedulerOutput) -> dict[str, int]:
         """The requests of this step and where each starts, as `_update_states` does it."""

@@ -1,0 +1,289 @@
+"""KV on its way to the host and back: the scheduler's hands for what a plan swaps.
+
+A copy is a job that the worker processes carry out at the beginning of a step,
+and whose end they report after that step or, on an accelerator that copies
+beside its work, after a later one. Until then the job itself holds what it
+touches: a job that brings KV back has a reference on the blocks it writes, and
+owns the slots it reads. So whatever happens to the session meanwhile (more
+context, cancel), nobody else gets a block that is still being written. A job
+that takes KV away needs no such hold: the worker copies before anything
+overwrites, and slots are written in the order of the jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.request import Request
+
+from cost_profiles.correction import CorrectedCostModel, tells_of_recompute, tells_of_swap
+from prefill_worker import blocks
+from prefill_worker.host_pool import HostPool
+from prefill_worker.report import SchedulerCounters, SwapState
+from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults
+from prefill_worker.types import Load, SwapChoice
+
+_log = logging.getLogger(__name__)
+
+
+class Copier(Protocol):
+    """The scheduler's half of the swap connector."""
+
+    @property
+    def num_slots(self) -> int:
+        """Size of the host pool, in blocks."""
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Over all layers and ranks."""
+
+    def start(self, job: CopyJob) -> None:
+        """Has the workers carry it out in the step that is being built."""
+
+    def take_results(self) -> JobResults:
+        """What they have reported since the last call."""
+
+
+class NoCopier:
+    """Where nothing is swapped: a pool without slots."""
+
+    num_slots = 0
+    bytes_per_block = 0
+
+    def start(self, job: CopyJob) -> None:
+        """Never called: a plan swaps only as much as there are slots."""
+        raise AssertionError(f"{job}: there is no host pool")
+
+    def take_results(self) -> JobResults:
+        """Nothing."""
+        return JobResults()
+
+
+class LoadEnd(NamedTuple):
+    """KV of a session has come back, or will not."""
+
+    request_id: str
+    # Tokens that are computed now; None: no more than before, the copy failed.
+    num_computed_tokens: int | None
+
+
+@dataclass(slots=True)
+class _Job:
+    """A job that the workers have not finished on every rank."""
+
+    direction: Direction
+    # None: nobody wants the result any more.
+    request_id: str | None
+    first_block: int
+    slots: tuple[int, ...]
+    # What it writes to, if it brings KV back; vLLM's KVCacheBlocks.
+    blocks: Sequence[Any] = ()
+    num_ranks_left: int = 1
+    has_failed: bool = False
+
+    @property
+    def stop_block(self) -> int:
+        return self.first_block + len(self.slots)
+
+
+class Swapping:
+    """The host pool, the jobs under way, and what they tell of the costs."""
+
+    def __init__(
+        self,
+        manager: KVCacheManager,
+        copier: Copier,
+        costs: CorrectedCostModel,
+        counters: SchedulerCounters,
+        *,
+        num_ranks: int,
+        copies_block: bool,
+    ) -> None:
+        self._manager = manager
+        self._pool = manager.block_pool
+        self._group = blocks.require_single_group(manager)
+        self._copier = copier
+        self._counters = counters
+        self._num_ranks = num_ranks
+        # Whether a step takes longer by what its copies take.
+        self._copies_block = copies_block
+        self._last_copies_s = 0.0
+        self.costs = costs
+        self.host = HostPool(copier.num_slots)
+        self._num_jobs = 0
+        self._jobs: dict[int, _Job] = {}
+        # Session to the job that brings its KV back.
+        self._loading: dict[str, _Job] = {}
+
+    @property
+    def num_pending(self) -> int:
+        """Jobs under way."""
+        return len(self._jobs)
+
+    def is_loading(self, request_id: str) -> bool:
+        """Whether KV of that session is on its way back."""
+        return request_id in self._loading
+
+    @property
+    def state(self) -> SwapState:
+        """For reports."""
+        factors = self.costs.factors
+        return SwapState(
+            num_slots=self.host.num_slots,
+            num_slots_used=self.host.num_used,
+            bytes_per_block=self._copier.bytes_per_block,
+            recompute_factor=factors.recompute,
+            swap_out_factor=factors.swap_out,
+            swap_in_factor=factors.swap_in,
+        )
+
+    # -- what a plan asks for -------------------------------------------------------
+
+    def swap_out(self, request_id: str, block_ids: Sequence[int], choice: SwapChoice) -> None:
+        """Copies of the session's blocks what `choice` says; they may be freed at once."""
+        slots = self.host.put(request_id, choice.start, choice.num_blocks)
+        self._start(
+            _Job(Direction.OUT, request_id, choice.start, slots),
+            tuple(block_ids[choice.start : choice.stop]),
+        )
+        self._counters.swapped_out_blocks += choice.num_blocks
+
+    def load(self, request: Request, load: Load) -> None:
+        """Gives the session blocks and has its KV copied there; they count when that has ended."""
+        request_id, size = request.request_id, self._group.block_size
+        assert request.num_computed_tokens == load.first_block * size
+        slots = self.host.take(request_id, load.first_block, load.num_blocks)
+        allocated = self._manager.allocate_slots(
+            request, load.num_blocks * size, delay_cache_blocks=True
+        )
+        assert allocated is not None, "the plan knew how many blocks are free"
+        table = self._group.req_to_blocks[request_id]
+        written = table[load.first_block : load.first_block + load.num_blocks]
+        self._pool.touch(written)
+        job = _Job(Direction.IN, request_id, load.first_block, slots, written)
+        self._loading[request_id] = job
+        self._start(job, tuple(block.block_id for block in written))
+        self._counters.swapped_in_blocks += load.num_blocks
+
+    def _start(self, job: _Job, block_ids: tuple[int, ...]) -> None:
+        self._num_jobs += 1
+        job.num_ranks_left = self._num_ranks
+        self._jobs[self._num_jobs] = job
+        self._copier.start(CopyJob(self._num_jobs, job.direction, block_ids, job.slots))
+
+    # -- what happens to a session ----------------------------------------------------
+
+    def cut(self, request: Request, num_valid_tokens: int) -> int:
+        """Copies of KV behind so many tokens are worthless; how many blocks of them there were.
+
+        KV that is on its way back is given up if any of it is worthless.
+        """
+        request_id, num_valid = request.request_id, num_valid_tokens // self._group.block_size
+        job = self._loading.get(request_id)
+        num_lost = 0
+        if job is not None and job.stop_block > num_valid:
+            num_lost = job.stop_block - max(job.first_block, num_valid)
+            self._give_up(request_id)
+            blocks.truncate_kv(self._manager, request, request.num_computed_tokens)
+        return num_lost + self.host.drop_from(request_id, num_valid)
+
+    def drop_computed(self, request_id: str, num_computed_tokens: int) -> None:
+        """So much of the session is computed: copies of it are of no use."""
+        if self.host.has_copies(request_id):
+            self.host.drop_before(request_id, num_computed_tokens // self._group.block_size)
+
+    def forget(self, request_id: str) -> None:
+        """The session has ended."""
+        if request_id in self._loading:
+            self._give_up(request_id)
+        self.host.forget(request_id)
+
+    def _give_up(self, request_id: str) -> None:
+        self._loading.pop(request_id).request_id = None
+
+    # -- after a step -------------------------------------------------------------------
+
+    def take_ended(self) -> list[LoadEnd]:
+        """Takes the workers' results; of live sessions, whose KV has come back or will not."""
+        results = self._copier.take_results()
+        self._note_times(results.times)
+        for number, message in results.failures.items():
+            self._fail(self._jobs[number], message)
+        ended = []
+        for number, num_ranks in results.num_ranks_done.items():
+            job = self._jobs[number]
+            job.num_ranks_left -= num_ranks
+            if not job.num_ranks_left:
+                del self._jobs[number]
+                if job.direction is Direction.IN:
+                    ended.append(job)
+        return [end for end in map(self._end_load, ended) if end is not None]
+
+    def _fail(self, job: _Job, message: str) -> None:
+        """Some rank could not copy, whatever the others do."""
+        if not job.has_failed:
+            self._counters.swap_failures += 1
+        job.has_failed = True
+        _log.error(
+            "swap_failed direction=%s request=%s blocks=%d: %s; it is computed again",
+            *(job.direction, job.request_id, len(job.slots), message),
+        )
+        if job.direction is Direction.OUT and job.request_id is not None:
+            # At once: the next plan must not bring this back.
+            indices = range(job.first_block, job.stop_block)
+            self.host.lose(job.request_id, list(zip(indices, job.slots, strict=True)))
+
+    def _end_load(self, job: _Job) -> LoadEnd | None:
+        self.host.release(job.slots)
+        self._pool.free_blocks(reversed(job.blocks))
+        if job.request_id is None:
+            return None
+        del self._loading[job.request_id]
+        num_tokens = job.stop_block * self._group.block_size
+        return LoadEnd(job.request_id, None if job.has_failed else num_tokens)
+
+    # -- what it costs ----------------------------------------------------------------------
+
+    def _note_times(self, times: Sequence[CopyTime]) -> None:
+        self._last_copies_s = sum(each.seconds for each in times)
+        for direction, num_blocks, seconds in times:
+            if direction is Direction.OUT:
+                self._counters.swap_out_s += seconds
+            else:
+                self._counters.swap_in_s += seconds
+            if tells_of_swap(num_blocks):
+                observe = (
+                    self.costs.observe_swap_out
+                    if direction is Direction.OUT
+                    else self.costs.observe_swap_in
+                )
+                observe(num_blocks, seconds)
+
+    def observe_step(
+        self, ranges: Sequence[tuple[int, int]], step_tokens: int, seconds: float
+    ) -> None:
+        """The last step computed these ranges of tokens, of one session each, in so much time."""
+        if self._copies_block:
+            seconds -= self._last_copies_s
+        if tells_of_recompute(sum(stop - start for start, stop in ranges), step_tokens):
+            self.costs.observe_step(ranges, seconds)
+
+    # -- for tests ---------------------------------------------------------------------------
+
+    @property
+    def pinned(self) -> list[int]:
+        """Blocks that a job holds."""
+        return [block.block_id for job in self._jobs.values() for block in job.blocks]
+
+    def check_integrity(self, live: set[str]) -> None:
+        """Raises AssertionError unless each slot is accounted for, of live sessions only."""
+        taken = [
+            s for job in self._jobs.values() if job.direction is Direction.IN for s in job.slots
+        ]
+        self.host.check_integrity(taken)
+        assert self.host.sessions() <= live
+        assert self._loading.keys() <= live
