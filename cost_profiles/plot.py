@@ -71,9 +71,10 @@ def draw(profile: CostProfile, path: Path) -> None:
     axes.loglog(sizes, [row.recompute_s for row in rows], marker=".", label="recompute")
     axes.loglog(sizes, [row.swap_s for row in rows], marker=".", label="swap out and back")
     for num_tokens in crossings_of(profile):
-        axes.axvline(num_tokens, linestyle="--", color="grey", label=f"{num_tokens} tokens")
+        label = f"the cheaper way changes at {num_tokens} tokens"
+        axes.axvline(num_tokens, linestyle="--", color="grey", label=label)
     axes.set(xlabel="tokens", ylabel="seconds", title=_title(profile))
-    axes.legend()
+    axes.legend(title=None if crossings_of(profile) else "the cheaper way never changes")
     figure.savefig(path)
     pyplot.close(figure)
 

@@ -14,6 +14,8 @@ from prefill_worker.session_state import ContextEvent
 MAX_ROUNDS = 5
 # The first round may take so much of the time: a median wants three.
 FIRST_ROUND_SHARE = 1 / 3
+# How much longer than the last full step the next one is thought to take at most.
+GROWTH = 1.25
 
 
 @dataclass(slots=True)
@@ -35,7 +37,7 @@ class RecomputeMeter:
         self._random = random.Random(seed)
         self._vocab_size = engine.config.model_config.get_vocab_size()
         self._num_sessions = 0
-        # Of the last full step; what the next one will take, or more.
+        # Of the last full step.
         self._full_step_s = 0.0
 
     def measure(self, budget: Budget) -> RecomputeTimes:
@@ -97,7 +99,7 @@ class RecomputeMeter:
         try:
             while (context := counters.computed_tokens - start) < num_tokens:
                 is_full = num_tokens - context >= step_tokens
-                if not budget.has(self._full_step_s if is_full else 0.0):
+                if not budget.has(GROWTH * self._full_step_s if is_full else 0.0):
                     return
                 began_s = clock.monotonic_s()
                 self._engine.step()
