@@ -11,7 +11,7 @@ from dataclasses import fields
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from prefill_worker.policy import POLICIES
-from prefill_worker.report import SchedulerCounters, SchedulerReport
+from prefill_worker.report import DECISIONS, SchedulerCounters, SchedulerReport, SwapState
 
 _ROLE = "prefill"
 # A decision takes tens of microseconds; at a tenth of a second it is what a step takes.
@@ -25,6 +25,7 @@ _TOKEN_KINDS = {
     "reused_within_session": "reused_within_session_tokens",
     "reused_across_sessions": "reused_across_sessions_tokens",
     "invalidated": "invalidated_tokens",
+    "restored": "restored_tokens",
 }
 _PREEMPTIONS = {"recompute": "recompute_preemptions", "swap": "swap_preemptions"}
 _SESSION_STATES = {
@@ -34,16 +35,77 @@ _SESSION_STATES = {
 }
 
 
+class SwapMetrics:
+    """What goes to the host and comes back, and what was learned of the costs."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._decisions = Counter(
+            "stream2llm_preemption_decisions",
+            "Sessions whose KV was taken away, by what was chosen for it and why.",
+            ("action", "reason"),
+            registry=registry,
+        )
+        self._blocks = _per_direction("stream2llm_swapped_blocks", "KV blocks copied.", registry)
+        self._bytes = _per_direction(
+            "stream2llm_swapped_bytes", "Bytes of KV copied, over all ranks.", registry
+        )
+        self._seconds = _per_direction(
+            "stream2llm_swap_seconds", "Time that copies took, of the slowest rank.", registry
+        )
+        self._failures = Counter(
+            "stream2llm_swap_failures",
+            "Copies that failed; what they were for is computed again.",
+            registry=registry,
+        )
+        self._pool = Gauge(
+            "stream2llm_host_pool_blocks",
+            "Room for KV blocks in host memory, by whether one is there.",
+            ("state",),
+            registry=registry,
+        )
+        self._factor = Gauge(
+            "stream2llm_cost_factor",
+            "Seconds that pass for each one that the cost profile predicts, as learned.",
+            ("curve",),
+            registry=registry,
+        )
+        self.record(SchedulerCounters(), SwapState())
+
+    def record(self, gained: SchedulerCounters, state: SwapState) -> None:
+        """Takes what was counted since the last time, and how things are now."""
+        for labels, counter in DECISIONS.items():
+            self._decisions.labels(*labels).inc(getattr(gained, counter))
+        for direction, num_blocks, seconds in (
+            ("out", gained.swapped_out_blocks, gained.swap_out_s),
+            ("in", gained.swapped_in_blocks, gained.swap_in_s),
+        ):
+            self._blocks.labels(direction).inc(num_blocks)
+            self._bytes.labels(direction).inc(num_blocks * state.bytes_per_block)
+            self._seconds.labels(direction).inc(seconds)
+        self._failures.inc(gained.swap_failures)
+        self._pool.labels("used").set(state.num_slots_used)
+        self._pool.labels("free").set(state.num_slots - state.num_slots_used)
+        self._factor.labels("recompute").set(state.recompute_factor)
+        self._factor.labels("swap_out").set(state.swap_out_factor)
+        self._factor.labels("swap_in").set(state.swap_in_factor)
+
+
+def _per_direction(name: str, text: str, registry: CollectorRegistry) -> Counter:
+    text = f"{text} Out: to the host; in: back."
+    return Counter(name, text, ("direction",), registry=registry)
+
+
 class PrefillMetrics:
     """Everything one prefill scheduler says of itself."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._recorded = SchedulerCounters()
+        self._swap = SwapMetrics(registry)
         self._tokens = Counter(
             "stream2llm_prefill_tokens",
             "Prompt tokens by what became of them: computed by the engine; recomputed after a"
-            " preemption (among the computed ones too); reused within their session or from"
-            " other sessions; invalidated by an update.",
+            " preemption (among the computed ones too); restored from the host after one; reused"
+            " within their session or from other sessions; invalidated by an update.",
             ("kind",),
             registry=registry,
         )
@@ -90,6 +152,7 @@ class PrefillMetrics:
             count = getattr(gained, name)
             self._preemptions.labels(_ROLE, report.policy, action).inc(count)
         self._promotions.inc(gained.promotions)
+        self._swap.record(gained, report.swap)
         decision = self._decision.labels(_ROLE, report.policy)
         for seconds in report.plan_s:
             decision.observe(seconds)

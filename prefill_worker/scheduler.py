@@ -375,13 +375,14 @@ class PrefillScheduler(Scheduler):
     def _end_jobs(self) -> None:
         """Sessions whose KV has come back go on; where a copy failed, it is computed again."""
         num_pending = self.swapping.num_pending
-        for request_id, num_computed_tokens in self.swapping.take_ended():
-            live = self._live[request_id]
-            if num_computed_tokens is None:
-                truncate_kv(self.kv_cache_manager, live.request, live.request.num_computed_tokens)
-            else:
-                self._restore(live.request, num_computed_tokens)
-            self._touch(live)
+        ended = self.swapping.take_ended()
+        for request_id, num_computed_tokens in ended.restored:
+            self._restore(self._live[request_id].request, num_computed_tokens)
+        for request_id in ended.not_restored:
+            request = self._live[request_id].request
+            truncate_kv(self.kv_cache_manager, request, request.num_computed_tokens)
+        for request_id in (*dict(ended.restored), *ended.not_restored, *ended.not_saved):
+            self._touch(self._live[request_id])
         if self.swapping.num_pending < num_pending:
             self._book.note_freed()
 

@@ -63,12 +63,15 @@ class NoCopier:
         return JobResults()
 
 
-class LoadEnd(NamedTuple):
-    """KV of a session has come back, or will not."""
+class Ended(NamedTuple):
+    """What became of live sessions' jobs."""
 
-    request_id: str
-    # Tokens that are computed now; None: no more than before, the copy failed.
-    num_computed_tokens: int | None
+    # Sessions whose KV is back, with how many tokens are computed now.
+    restored: list[tuple[str, int]]
+    # Sessions whose KV could not be brought back.
+    not_restored: list[str]
+    # Sessions whose KV did not reach the host.
+    not_saved: list[str]
 
 
 @dataclass(slots=True)
@@ -207,27 +210,28 @@ class Swapping:
 
     # -- after a step -------------------------------------------------------------------
 
-    def take_ended(self) -> list[LoadEnd]:
-        """Takes the workers' results; of live sessions, whose KV has come back or will not."""
+    def take_ended(self) -> Ended:
+        """Takes the workers' results."""
         results = self._copier.take_results()
         self._note_times(results.times)
+        ended = Ended([], [], [])
         for number, message in results.failures.items():
-            self._fail(self._jobs[number], message)
-        ended = []
+            self._fail(self._jobs[number], message, ended)
         for number, num_ranks in results.num_ranks_done.items():
             job = self._jobs[number]
             job.num_ranks_left -= num_ranks
             if not job.num_ranks_left:
                 del self._jobs[number]
                 if job.direction is Direction.IN:
-                    ended.append(job)
-        return [end for end in map(self._end_load, ended) if end is not None]
+                    self._end_load(job, ended)
+        return ended
 
-    def _fail(self, job: _Job, message: str) -> None:
+    def _fail(self, job: _Job, message: str, ended: Ended) -> None:
         """Some rank could not copy, whatever the others do."""
-        if not job.has_failed:
-            self._counters.swap_failures += 1
+        if job.has_failed:
+            return
         job.has_failed = True
+        self._counters.swap_failures += 1
         _log.error(
             "swap_failed direction=%s request=%s blocks=%d: %s; it is computed again",
             *(job.direction, job.request_id, len(job.slots), message),
@@ -235,16 +239,20 @@ class Swapping:
         if job.direction is Direction.OUT and job.request_id is not None:
             # At once: the next plan must not bring this back.
             indices = range(job.first_block, job.stop_block)
-            self.host.lose(job.request_id, list(zip(indices, job.slots, strict=True)))
+            if self.host.lose(job.request_id, list(zip(indices, job.slots, strict=True))):
+                ended.not_saved.append(job.request_id)
 
-    def _end_load(self, job: _Job) -> LoadEnd | None:
+    def _end_load(self, job: _Job, ended: Ended) -> None:
         self.host.release(job.slots)
         self._pool.free_blocks(reversed(job.blocks))
         if job.request_id is None:
-            return None
+            return
         del self._loading[job.request_id]
-        num_tokens = job.stop_block * self._group.block_size
-        return LoadEnd(job.request_id, None if job.has_failed else num_tokens)
+        if job.has_failed:
+            ended.not_restored.append(job.request_id)
+        else:
+            num_tokens = job.stop_block * self._group.block_size
+            ended.restored.append((job.request_id, num_tokens))
 
     # -- what it costs ----------------------------------------------------------------------
 
