@@ -96,6 +96,11 @@ class Samples:
         counts = [len(each) for each in self._seconds.values()]
         return min(counts), max(counts)
 
+    @property
+    def spreads(self) -> list[float]:
+        """Of each size: how far its samples lie apart, as a share of their median."""
+        return [(max(each) - min(each)) / median(each) for each in self._seconds.values()]
+
 
 def recompute_points(
     from_nothing: Mapping[int, float], behind: Mapping[int, float], step_tokens: int
@@ -156,13 +161,20 @@ def _mean(plateau: Mapping[int, float]) -> float:
 
 def note_of(what: str, samples: Iterable[Samples]) -> str:
     """How the points of a section came about, for its provenance."""
-    rounds = [each.num_rounds for each in samples]
+    all_samples = [each for each in samples if each.spreads]
+    rounds = [each.num_rounds for each in all_samples]
     fewest, most = min(low for low, _ in rounds), max(high for _, high in rounds)
     count = f"{most}" if fewest == most else f"{fewest} to {most}"
     return (
-        f"{what}. Medians of {count} samples a size, made to grow by isotonic regression;"
-        " sizes that took equally long are one point."
+        f"{what}. Medians of {count} samples a size, which typically lie"
+        f" {100 * typical_spread(all_samples):.0f} % apart; made to grow by isotonic regression, sizes"
+        " that took equally long being one point."
     )
+
+
+def typical_spread(samples: Iterable[Samples]) -> float:
+    """The median of all sizes' spreads: how noisy the device was, as a share."""
+    return median(spread for each in samples for spread in each.spreads)
 
 
 def _rounded(seconds: float) -> float:

@@ -43,6 +43,7 @@ from prefill_worker.profile_plan import (
     recompute_plan,
     recompute_points,
     swap_points,
+    typical_spread,
 )
 from prefill_worker.profile_recompute import RecomputeMeter, RecomputeTimes
 from prefill_worker.profile_swap import SwapMeter, SwapTimes
@@ -53,6 +54,8 @@ from stream2llm.preflight import machine_memory
 # Copies of this size have long reached the speed of larger ones.
 MAX_POOL_BYTES = 4 * 1024**3
 SWAP_SHARE = 0.3
+# Beyond this the medians are those of a busy machine; a quiet one stays well below.
+NOISY_SPREAD = 0.5
 _SWAP_CONNECTOR = KVTransferConfig(
     kv_connector="SwapConnector",
     kv_connector_module_path="prefill_worker.swap_connector",
@@ -107,7 +110,16 @@ def measure_profile(
         )
         swap = meter.measure(budget.part(SWAP_SHARE))
         recompute = RecomputeMeter(engine, plan).measure(budget)
+        _warn_of_noise(progress, typical_spread((recompute.from_nothing, recompute.behind)))
         return _Writer(engine, subject, clock).profile(plan, recompute, swap)
+
+
+def _warn_of_noise(progress: Progress, spread: float) -> None:
+    if spread > NOISY_SPREAD:
+        progress.tell(
+            f"equal steps took times that lie {100 * spread:.0f} % apart: something else was at work;"
+            " measure again when it is not"
+        )
 
 
 def plan_for(engine: LocalEngine) -> RecomputePlan:
