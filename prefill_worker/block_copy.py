@@ -4,8 +4,10 @@ Knows tensors and jobs, nothing of vLLM. A copier is given the KV memory as
 views [num_blocks, num_parts, words] (`block_regions.py`) and owns the pool
 [num_slots, words of a block]: on the host a block is one contiguous piece.
 
-`HostCopier` is for KV in host memory: what it starts, it finishes. `StagedCopier` is for
-a device with streams, here called lanes, and works while the step computes:
+`HostCopier` is for KV in host memory: what it starts, it finishes.
+`StagedCopier` is for a device with streams, here called lanes, and works while
+the step computes. Its order is tested on lanes that work as late as they may;
+on a GPU (tests marked `gpu`) it has not run yet, nor has its speed been seen.
 
  out: compute lane: gather the blocks into a staging buffer. From here on the
       step may overwrite them. Side lane: staging buffer to the pool.
@@ -17,8 +19,11 @@ a device with streams, here called lanes, and works while the step computes:
  2. A staging buffer is filled again when the side lane is through with it.
  3. The side lane works in the order of the calls, so a slot that is written
     and read again, or given up and written again, needs no further care.
- 4. A job is told done, or failed, when its batch has ended on the side lane: before, its blocks
-    and slots are still read or written.
+ 4. A job is told done, or failed, when its batch has ended on the side lane:
+    before, its blocks and slots are still read or written.
+
+An error that the device reports after the fact (a lost CUDA context) is no
+failed job: nothing on that device can go on, and it is raised.
 """
 
 from __future__ import annotations

@@ -72,7 +72,8 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
 
     Options, in `additional_config`: `host_pool_bytes`, of all ranks together,
     or `host_pool_blocks`, which goes before. Raises ValueError, when the
-    engine starts, for KV caches whose layout is not understood.
+    engine starts, for pipeline stages, for models whose new blocks vLLM clears,
+    and for KV caches whose layout is not understood.
     """
 
     def __init__(
@@ -82,6 +83,11 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         parallel = vllm_config.parallel_config
         if parallel.pipeline_parallel_size > 1:
             raise ValueError("swapping needs pipeline_parallel_size=1: all ranks have equal blocks")
+        if kv_cache_config.needs_kv_cache_zeroing:
+            raise ValueError(
+                "this model's new KV blocks are cleared in each step, after the copies have begun:"
+                " it needs preemption: recompute"
+            )
         # So many ranks finish, or fail, each job.
         self.num_ranks: int = parallel.world_size
         # Of all ranks. 0 when the engine has no KV memory, as in tests without a worker.

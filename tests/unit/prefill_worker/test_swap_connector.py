@@ -10,7 +10,7 @@ import pytest
 import torch
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
-from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheTensor
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec, KVCacheTensor, MambaSpec
 from vllm.v1.outputs import KVConnectorOutput
 
 from prefill_worker.swap_connector import (
@@ -74,6 +74,13 @@ def test_without_kv_memory_the_pool_is_counted_in_blocks() -> None:
 def test_pipeline_stages_are_refused() -> None:
     with pytest.raises(ValueError, match="pipeline_parallel_size=1"):
         a_connector(pp=2)
+
+
+def test_models_whose_new_blocks_are_cleared_are_refused() -> None:
+    state = MambaSpec(block_size=16, shapes=((4,),), dtypes=(torch.float32,))
+    cache = KVCacheConfig(4, [], [KVCacheGroupSpec(["a"], state)])
+    with pytest.raises(ValueError, match="needs preemption: recompute"):
+        a_connector(cache=cache)
 
 
 def test_jobs_go_with_the_next_step_and_once() -> None:
