@@ -43,6 +43,8 @@ class HostPool:
 
     def put(self, request_id: str, first_block: int, num_blocks: int) -> tuple[int, ...]:
         """Takes free slots for those blocks of a session; in the blocks' order."""
+        if not num_blocks:
+            return ()
         assert num_blocks <= len(self._free), "the plan knew how many slots are free"
         slots = tuple(self._free.pop() for _ in range(num_blocks))
         copies = self._copies.setdefault(request_id, SortedDict())

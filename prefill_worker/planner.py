@@ -72,6 +72,7 @@ class _Planning:
         self._ledger = ledger
         self._block_size = limits.block_size
         self._tokens_left = limits.num_tokens
+        # Those who need no slot are bounded by it too, so that the walk is.
         self._slots_left = self._max_others = limits.num_requests
         self._blocks_left = limits.num_free_blocks
         self._victims = Victims(ranking, ledger, limits, preemption)
@@ -106,7 +107,7 @@ class _Planning:
         """Serves one session, or says why the walk ends here."""
         if self._tokens_left <= 0:
             return StopReason.TOKEN_BUDGET
-        num_others = len(self._followers) + len(self._loads)
+        num_others = max(len(self._followers), len(self._loads) - 1)
         if self._slots_left <= 0 or num_others >= self._max_others:
             return StopReason.REQUEST_SLOTS
         if self._ledger.has_hit(view.request_id) or (self._coming and self._follows(view)):

@@ -117,9 +117,14 @@ class PrefillScheduler(Scheduler):
             copies_block=current_platform.is_cpu(),
         )
 
-    def use_costs(self, base: Costs) -> None:
-        """Forgets what was learned, and starts again from these; for benchmarks and tests."""
-        self.swapping.costs = CorrectedCostModel(base)
+    def preempt_by(self, mode: str, costs: Costs | None = None) -> None:
+        """Another mode from the next step on; for benchmarks and tests.
+
+        With `costs`, what was learned is forgotten: it begins again from these.
+        """
+        self._mode = Mode(mode)
+        if costs is not None:
+            self.swapping.costs = CorrectedCostModel(costs)
 
     @property
     def counters(self) -> SchedulerCounters:

@@ -1,6 +1,6 @@
 """The session machine on a real engine: a random Llama, 40 KV blocks, exact answers.
 
-Hypothesis drives append, update, seal, cancel, shortages and policy switches;
+Hypothesis drives append, update, seal, cancel, shortages, policy switches and failing copies;
 every answer is compared with that of a plain engine to the whole prompt. What
 runs here is vLLM's EngineCore with its model runner and kernels, in this
 process; tests/scheduling runs the same machine thousands of steps long on a
@@ -15,16 +15,21 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
+from vllm.config import KVTransferConfig
 
+from prefill_worker.kv_transfer import SWAP_ONLY
 from prefill_worker.local_engine import LocalEngine
 from prefill_worker.policy import POLICIES
 from stream2llm.model_store import ensure_random_llama
+from tests.builders import LinearCosts
 from tests.reference_engine import ReferenceEngine
 from tests.scheduling.engine_driver import EngineDriver
 from tests.session_machine import SessionMachine, Tokens
 
 pytestmark = pytest.mark.integration
 
+# A few blocks are computed again, more are swapped, as long as 30 have room.
+COSTS = LinearCosts(token_s=1.0, block_s=10.0, copy_s=20.0)
 NUM_BLOCKS = 41  # one of them is vLLM's null block
 # vLLM wants room for one prompt of full length: 40 blocks of 32 tokens.
 MAX_MODEL_LEN = 1280
@@ -40,8 +45,10 @@ def engine() -> Iterator[LocalEngine]:
         max_model_len=MAX_MODEL_LEN,
         max_num_batched_tokens=192,
         max_num_seqs=4,
-        options={"patience_steps": 20},
+        kv_transfer_config=KVTransferConfig(**SWAP_ONLY),
+        options={"patience_steps": 20, "host_pool_blocks": 30},
     )
+    engine.scheduler.preempt_by("cost", COSTS)
     yield engine
     engine.close()
 
@@ -83,6 +90,7 @@ def test_sessions_that_do_not_fit_together_are_exact(
     """Six of about twenty blocks each, on forty: all append or update, then all are sealed."""
     before = dataclasses.replace(engine.scheduler.counters)
     engine.scheduler.set_policy(policy)
+    engine.scheduler.preempt_by("recompute")
     driver = EngineDriver(engine, reference)
     sequences: dict[str, Tokens] = {}
     for number in range(6):

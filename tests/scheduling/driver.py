@@ -67,7 +67,7 @@ class SchedulerDriver:
     ) -> None:
         self.settings = settings or EngineSettings()
         self.scheduler = create_scheduler(self.settings)
-        self.scheduler.use_costs(COSTS)
+        self.scheduler.preempt_by(self.settings.options.get("preemption", "recompute"), COSTS)
         self.executor = FakeExecutor(
             self.settings.num_blocks,
             self.settings.block_size,

@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+from prefill_worker.block_copy import BlockCopier
 from prefill_worker.local_engine import LocalEngine
 from prefill_worker.policy import POLICIES
 from prefill_worker.session_state import ContextEvent
+from prefill_worker.swap_connector import SwapConnector, find_connector
+from prefill_worker.swap_jobs import JobResults, StepJobs
 from stream2llm.prefix import common_prefix_len
 from tests.reference_engine import ReferenceEngine
 from tests.session_machine import DriverLimits, Tokens
@@ -23,6 +28,32 @@ _FIRST_TOKEN_ID = 1000
 def spread(tokens: Sequence[int]) -> list[int]:
     """Real token ids for the machine's."""
     return [_FIRST_TOKEN_ID + SPREAD * token + i for token in tokens for i in range(SPREAD)]
+
+
+class UnreliableCopier:
+    """A real one that fails when it is told to."""
+
+    def __init__(self, real: BlockCopier) -> None:
+        self._real = real
+        self.fails = False
+        self._failed = JobResults()
+
+    def start(self, jobs: StepJobs) -> None:
+        if not self.fails:
+            return self._real.start(jobs)
+        for job in (*jobs.outs, *jobs.ins):
+            self._failed.num_ranks_done[job.number] = 1
+            self._failed.failures[job.number] = "injected"
+
+    def take_results(self, *, wait: bool) -> JobResults:
+        results, failed, self._failed = (
+            self._real.take_results(wait=wait),
+            self._failed,
+            JobResults(),
+        )
+        results.num_ranks_done |= failed.num_ranks_done
+        results.failures |= failed.failures
+        return results
 
 
 class EngineDriver:
@@ -99,7 +130,14 @@ class EngineDriver:
         self._engine.scheduler.set_policy(policy)
 
     def swaps_fail(self, fail: bool) -> None:
-        """Here they never do; tests/integration/test_swapping.py has that."""
+        connector = find_connector(
+            get_kv_transfer_group() if has_kv_transfer_group() else None, SwapConnector
+        )
+        if connector is not None:
+            assert connector._copier is not None
+            if not isinstance(connector._copier, UnreliableCopier):
+                connector._copier = UnreliableCopier(connector._copier)
+            connector._copier.fails = fail
 
     def leased(self) -> frozenset[str]:
         return frozenset()
@@ -118,12 +156,14 @@ class EngineDriver:
 
     def check_empty(self) -> None:
         assert self._pool.get_num_free_blocks() == len(self._pool.blocks) - 1
+        assert not self._engine.scheduler.swapping.host.num_used
         while self._engine.scheduler.has_requests():  # the worker hears of ended ones
             self._engine.step()
         assert not self._engine.scheduler.requests
 
     def close(self) -> None:
         """Leaves the engine as it was found, also when Hypothesis gave an example up half-way."""
+        self.swaps_fail(False)
         self.return_blocks()
         for name in self._told:
             self.cancel(name)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
+
 import pytest
 
+from cost_profiles.decision import Reason
 from prefill_worker.planner import plan_step
 from prefill_worker.types import (
     BlockLedger,
     Eviction,
     EvictionReason,
     Grant,
+    Load,
     RequestView,
     StepLimits,
     StepPlan,
     StopReason,
+    SwapChoice,
 )
-from tests.builders import BY_RANK, a_ledger, a_ranking, a_request, limits
+from prefill_worker.victims import WINDOW
+from tests.builders import (
+    BY_RANK,
+    LinearCosts,
+    a_ledger,
+    a_preemption,
+    a_ranking,
+    a_request,
+    limits,
+)
 
 pytestmark = pytest.mark.unit
 IDLE, LOWER_RANK = EvictionReason.IDLE, EvictionReason.LOWER_RANK
@@ -281,3 +296,112 @@ def test_a_block_that_stays_partial_is_nothing_to_wait_for() -> None:
     views = [a_request("first", known=20), a_request("second", arrival=2, known=20)]
     plan = plan_of(*views, ledger=BlockLedger({}, {}, {"first": (), "second": ()}))
     assert plan == StepPlan((Grant("first", 19), Grant("second", 19)))
+
+
+def test_blocks_on_the_host_come_back_when_all_before_them_is_computed() -> None:
+    away = a_request("a", sealed=True, known=200, computed=64, num_blocks=2, host_blocks=(2, 5))
+    assert plan_of(away) == StepPlan(loads=(Load("a", 2, 3),))
+
+
+def test_a_gap_before_them_is_computed_first_and_no_further() -> None:
+    gap = a_request("a", sealed=True, known=200, computed=40, num_blocks=2, host_blocks=(3, 5))
+    assert plan_of(gap) == StepPlan((Grant("a", 56),))
+
+
+def test_as_many_come_back_as_there_is_room_for() -> None:
+    away = a_request("a", sealed=True, known=200, computed=64, num_blocks=2, host_blocks=(2, 5))
+    assert plan_of(away, limits=limits(free_blocks=2)) == StepPlan(loads=(Load("a", 2, 2),))
+
+
+def test_coming_back_takes_blocks_and_no_tokens() -> None:
+    away = a_request("a", sealed=True, known=200, computed=64, num_blocks=2, host_blocks=(2, 5))
+    other = a_request("b", arrival=2, sealed=True, known=64)
+    plan = plan_of(away, other, limits=limits(tokens=64, requests=1, free_blocks=5))
+    assert plan == StepPlan((Grant("b", 64),), loads=(Load("a", 2, 3),))
+    plan = plan_of(away, other, limits=limits(tokens=64, free_blocks=4))
+    assert plan.grants == (Grant("b", 32),)
+
+
+def test_others_are_evicted_for_what_comes_back_to_a_session_with_a_claim() -> None:
+    idle = a_request("idle", arrival=2, known=65, computed=64, num_blocks=2)
+    away = a_request("a", known=200, computed=0, host_blocks=(0, 2), reached=64)
+    plan = plan_of(away, idle, limits=limits(free_blocks=0), ledger=a_ledger(idle=(1, 2)))
+    assert plan == StepPlan(
+        evictions=(Eviction("idle", 0, 2, IDLE, "a"),), loads=(Load("a", 0, 2),)
+    )
+    restores = away._replace(num_reached_tokens=200)
+    plan = plan_of(restores, idle, limits=limits(free_blocks=0), ledger=a_ledger(idle=(1, 2)))
+    assert plan == StepPlan(stop=StopReason.NO_ROOM_TO_RESTORE, stopped_at="a")
+
+
+def test_while_kv_comes_back_a_session_is_left_alone() -> None:
+    coming = a_request("a", sealed=True, known=200, computed=32, num_blocks=3, is_loading=True)
+    other = a_request("b", arrival=2, sealed=True, known=64)
+    plan = plan_of(coming, other, limits=limits(free_blocks=1), ledger=a_ledger(a=(1, 2, 3)))
+    assert plan == StepPlan((Grant("b", 32),))
+
+
+def swaps(**views: int) -> StepPlan:
+    """Idle sessions of so many full blocks, a new one that wants three, and two slots."""
+    idle = [
+        a_request(name, arrival=n, known=32 * size + 1, computed=32 * size, num_blocks=size)
+        for n, (name, size) in enumerate(views.items(), start=2)
+    ]
+    ids = iter(range(100))
+    ledger = a_ledger(**{name: tuple(islice(ids, size)) for name, size in views.items()})
+    new = a_request("new", sealed=True, known=96)
+    costs = LinearCosts(token_s=1.0, block_s=1.0)
+    return plan_step(
+        a_ranking(new, *idle),
+        limits(free_blocks=0, host_slots=2),
+        ledger,
+        a_preemption("cost", costs),
+    )
+
+
+def test_the_host_takes_as_much_as_it_has_room_for() -> None:
+    assert swaps(a=5).evictions == (
+        Eviction("a", 2, 3, IDLE, "new", SwapChoice(Reason.CHEAPER, 2, 4)),
+    )
+    assert swaps(a=1, b=2).evictions == (
+        Eviction("b", 0, 2, IDLE, "new", SwapChoice(Reason.CHEAPER, 0, 2)),
+        Eviction("a", 0, 1, IDLE, "new", SwapChoice(Reason.POOL_FULL)),
+    )
+
+
+class GrowingCosts(LinearCosts):
+    """A token costs as much as it has tokens before it."""
+
+    def recompute_s(self, from_token: int, to_token: int) -> float:
+        return (to_token**2 - from_token**2) / 2
+
+
+def victims(views: Sequence[RequestView], want: int, policy: str = "fcfs") -> list[str]:
+    ids = iter(range(10_000))
+    ledger = a_ledger(**{v.request_id: tuple(islice(ids, v.num_blocks)) for v in views})
+    new = a_request("new", sealed=True, known=32 * want)
+    preemption = a_preemption("recompute", GrowingCosts())
+    ranking = a_ranking(new, *views, policy=policy)
+    plan = plan_step(ranking, limits(free_blocks=0), ledger, preemption)
+    return [eviction.request_id for eviction in plan.evictions]
+
+
+def test_of_idle_sessions_those_go_first_whose_tails_are_cheap() -> None:
+    long = a_request("long", arrival=3, known=321, computed=320, num_blocks=10)
+    short = a_request("short", arrival=2, known=65, computed=64, num_blocks=2)
+    assert victims([short, long], 3) == ["short", "long"]
+    # Of sessions that have work the last in rank goes first, whatever it costs:
+    # the others will need theirs before.
+    working = [view._replace(num_known_tokens=400) for view in (short, long)]
+    assert victims(working, 3) == ["long"]
+    # The naive policy evicts the newest.
+    assert victims([short, long], 3, policy="default") == ["long"]
+
+
+def test_a_few_equals_are_compared_at_a_time() -> None:
+    views = [
+        a_request(f"s{n}", arrival=n, known=32 * n + 1, computed=32 * n, num_blocks=n)
+        for n in range(1, 2 * WINDOW)
+    ]
+    # The ranking offers the last WINDOW ones, of which this is the shortest.
+    assert victims(views, 1) == [f"s{WINDOW}"]
