@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 _ROLE = "kv_producer"
+# For engines that hand nothing over: benchmarks, profiling, tests.
+SWAP_ONLY: dict[str, Any] = {
+    "kv_connector": "SwapConnector",
+    "kv_connector_module_path": "prefill_worker.swap_connector",
+    "kv_role": _ROLE,
+}
 
 
 def swaps(preemption: str, host_pool_bytes: int) -> bool:
@@ -23,14 +29,9 @@ def kv_transfer(nixl_options: Mapping[str, Any], *, swaps: bool) -> dict[str, An
     nixl = {"kv_connector": "NixlConnector", "kv_role": _ROLE, **nixl_options}
     if not swaps:
         return nixl
-    swap = {
-        "kv_connector": "SwapConnector",
-        "kv_connector_module_path": "prefill_worker.swap_connector",
-        "kv_role": _ROLE,
-    }
     return {
         **nixl,
         "kv_connector": "MultiConnector",
         # NIXL first: its layout, transfer parameters and handshake are those that count.
-        "kv_connector_extra_config": {"connectors": [nixl, swap]},
+        "kv_connector_extra_config": {"connectors": [nixl, SWAP_ONLY]},
     }

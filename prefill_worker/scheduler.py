@@ -48,7 +48,6 @@ from vllm.v1.request import Request, RequestStatus
 
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.decision import Mode
-from cost_profiles.types import Costs
 from prefill_worker import blocks
 from prefill_worker.blocks import truncate_kv
 from prefill_worker.book import SessionBook
@@ -117,14 +116,11 @@ class PrefillScheduler(Scheduler):
             copies_block=current_platform.is_cpu(),
         )
 
-    def preempt_by(self, mode: str, costs: Costs | None = None) -> None:
-        """Another mode from the next step on; for benchmarks and tests.
-
-        With `costs`, what was learned is forgotten: it begins again from these.
-        """
+    def preempt_by(self, mode: str, costs: CorrectedCostModel | None = None) -> None:
+        """Another mode, and other costs, from the next step on; for benchmarks and tests."""
         self._mode = Mode(mode)
         if costs is not None:
-            self.swapping.costs = CorrectedCostModel(costs)
+            self.swapping.costs = costs
 
     @property
     def counters(self) -> SchedulerCounters:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.decision import Mode
 from prefill_worker.policy import POLICIES
 from prefill_worker.preemption import Preemption
@@ -29,6 +31,19 @@ class LinearCosts:
 
     def swap_in_s(self, num_blocks: int) -> float:
         return self.copy_s + self.block_s * num_blocks
+
+
+class FrozenCosts(CorrectedCostModel):
+    """Learns nothing, so that a test knows what will be chosen."""
+
+    def observe_step(self, ranges: Sequence[tuple[int, int]], actual_s: float) -> None:
+        """Ignored."""
+
+    def observe_swap_out(self, num_blocks: int, actual_s: float) -> None:
+        """Ignored."""
+
+    def observe_swap_in(self, num_blocks: int, actual_s: float) -> None:
+        """Ignored."""
 
 
 def a_preemption(

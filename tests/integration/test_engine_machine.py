@@ -21,7 +21,7 @@ from prefill_worker.kv_transfer import SWAP_ONLY
 from prefill_worker.local_engine import LocalEngine
 from prefill_worker.policy import POLICIES
 from stream2llm.model_store import ensure_random_llama
-from tests.builders import LinearCosts
+from tests.builders import FrozenCosts, LinearCosts
 from tests.reference_engine import ReferenceEngine
 from tests.scheduling.engine_driver import EngineDriver
 from tests.session_machine import SessionMachine, Tokens
@@ -48,7 +48,7 @@ def engine() -> Iterator[LocalEngine]:
         kv_transfer_config=KVTransferConfig(**SWAP_ONLY),
         options={"patience_steps": 20, "host_pool_blocks": 30},
     )
-    engine.scheduler.preempt_by("cost", COSTS)
+    engine.scheduler.preempt_by("cost", FrozenCosts(COSTS))
     yield engine
     engine.close()
 

@@ -19,7 +19,7 @@ from prefill_worker.local_engine import LocalEngine
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCounters
 from stream2llm.model_store import ensure_random_llama
-from tests.builders import LinearCosts
+from tests.builders import FrozenCosts, LinearCosts
 from tests.reference_engine import ReferenceEngine
 from tests.scheduling.engine_driver import SPREAD, EngineDriver
 from tests.session_machine import Tokens
@@ -140,7 +140,7 @@ def test_every_answer_is_exact(
 ) -> None:
     scheduler = engine.scheduler
     scheduler.set_policy(policy)
-    scheduler.preempt_by(mode, COSTS)
+    scheduler.preempt_by(mode, FrozenCosts(COSTS))
     before = dataclasses.replace(scheduler.counters)
     play = Play(engine, reference)
     play.run()

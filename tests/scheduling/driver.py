@@ -21,7 +21,7 @@ from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.prefix import common_prefix_len
-from tests.builders import LinearCosts
+from tests.builders import FrozenCosts, LinearCosts
 from tests.digests import STOP_TOKEN, answer_of, prefix_digests
 from tests.scheduling.engine_settings import EngineSettings, block_hasher, create_scheduler
 from tests.scheduling.executor import FakeExecutor
@@ -67,7 +67,9 @@ class SchedulerDriver:
     ) -> None:
         self.settings = settings or EngineSettings()
         self.scheduler = create_scheduler(self.settings)
-        self.scheduler.preempt_by(self.settings.options.get("preemption", "recompute"), COSTS)
+        self.scheduler.preempt_by(
+            self.settings.options.get("preemption", "recompute"), FrozenCosts(COSTS)
+        )
         self.executor = FakeExecutor(
             self.settings.num_blocks,
             self.settings.block_size,
