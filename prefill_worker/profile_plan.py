@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean, median, quantiles
 
 from cost_profiles.check import MIN_RECOMPUTE_POINTS, MIN_SWAP_POINTS
 from cost_profiles.types import RecomputePoint, SwapPoint
@@ -98,8 +98,15 @@ class Samples:
 
     @property
     def spreads(self) -> list[float]:
-        """Of each size: how far its samples lie apart, as a share of their median."""
-        return [(max(each) - min(each)) / median(each) for each in self._seconds.values()]
+        """Of each size: what the middle half of its samples spans, as a share of their median."""
+        return [_middle_half(each) / median(each) for each in self._seconds.values()]
+
+
+def _middle_half(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    lower, _, upper = quantiles(values, n=4, method="inclusive")
+    return upper - lower
 
 
 def recompute_points(
@@ -166,9 +173,9 @@ def note_of(what: str, samples: Iterable[Samples]) -> str:
     fewest, most = min(low for low, _ in rounds), max(high for _, high in rounds)
     count = f"{most}" if fewest == most else f"{fewest} to {most}"
     return (
-        f"{what}. Medians of {count} samples a size, which typically lie"
-        f" {100 * typical_spread(all_samples):.0f} % apart; made to grow by isotonic regression, sizes"
-        " that took equally long being one point."
+        f"{what}. Medians of {count} samples a size, the middle half of which typically spans"
+        f" {100 * typical_spread(all_samples):.0f} %; made to grow by isotonic regression, sizes that"
+        " took equally long being one point."
     )
 
 

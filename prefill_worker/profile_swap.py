@@ -18,7 +18,8 @@ from prefill_worker.swap_connector import SwapConnector, SwapWorkerMeta, find_co
 from prefill_worker.swap_jobs import CopyJob, Direction, JobResults
 from stream2llm.errors import InternalError
 
-MAX_ROUNDS = 9
+# Many: they are short, and a disturbance that lasts a second should not have half of them.
+MAX_ROUNDS = 25
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class SwapMeter:
         self._num_slots = min(2 * self.sizes[-1], connector.num_slots)
 
     def measure(self, budget: Budget) -> SwapTimes:
-        """Rounds of all sizes until the time is up, nine at most.
+        """Rounds of all sizes until the time is up, 25 at most.
 
         Raises InvalidRequestError when not even one round fits, InternalError
         when a copy fails.

@@ -55,7 +55,7 @@ from stream2llm.preflight import machine_memory
 MAX_POOL_BYTES = 4 * 1024**3
 SWAP_SHARE = 0.3
 # Beyond this the medians are those of a busy machine; a quiet one stays well below.
-NOISY_SPREAD = 0.5
+NOISY_SPREAD = 0.2
 _SWAP_CONNECTOR = KVTransferConfig(
     kv_connector="SwapConnector",
     kv_connector_module_path="prefill_worker.swap_connector",
@@ -117,7 +117,7 @@ def measure_profile(
 def _warn_of_noise(progress: Progress, spread: float) -> None:
     if spread > NOISY_SPREAD:
         progress.tell(
-            f"equal steps took times that lie {100 * spread:.0f} % apart: something else was at work;"
+            f"times of equal steps vary by {100 * spread:.0f} %: something else was at work;"
             " measure again when it is not"
         )
 

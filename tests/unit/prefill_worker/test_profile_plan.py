@@ -111,14 +111,14 @@ def test_too_few_points_that_grow_ask_for_another_try() -> None:
     assert raised.value.reason == "TOO_NOISY"
 
 
-def test_the_note_says_how_many_samples_there_were_and_how_far_apart() -> None:
+def test_the_note_says_how_many_samples_there_were_and_how_they_vary() -> None:
     some, more, none = Samples(), Samples(), Samples()
     some.add(1, 0.1)
-    for seconds in (0.1, 0.2, 0.15):
+    for seconds in (0.1, 9.0, 0.2, 0.18, 0.22):
         more.add(1, seconds)
-    text = "Medians of {} samples a size, which typically lie {} % apart"
-    assert text.format("3", 67) in note_of("Copies", (more, none))
-    assert text.format("1 to 3", 33) in note_of("Steps", (some, more))
+    text = "Medians of {} samples a size, the middle half of which typically spans {} %"
+    assert text.format("5", 20) in note_of("Copies", (more, none))
+    assert text.format("1 to 5", 10) in note_of("Steps", (some, more))
 
 
 # -- the budget ----------------------------------------------------------------
