@@ -34,6 +34,7 @@ _PERMANENT = frozenset(
         "NotFoundError",
         "UnsupportedError",
         "ModelStoreError",
+        "ProfileError",
     ]
 )
 MAX_REASON_CHARS = 2000

@@ -94,6 +94,14 @@ def test_the_root_cause_comes_from_the_engine_process() -> None:
     assert permanent
 
 
+def test_a_cost_profile_that_cannot_be_used_is_not_tried_again() -> None:
+    log = "(EngineCore pid=7) cost_profiles.load.ProfileError: here.json: cannot be read"
+    error = RuntimeError("Engine core initialization failed. See root cause above.")
+    reason, permanent = describe_failure(error, log)
+    assert reason.startswith("ProfileError: here.json: cannot be read")
+    assert permanent
+
+
 def test_an_error_that_explains_itself_is_not_looked_up_in_the_log() -> None:
     assert describe_failure(ValueError("no"), ENGINE_LOG) == ("ValueError: no", True)
 
