@@ -65,6 +65,7 @@ def table(profile: CostProfile) -> str:
 def draw(profile: CostProfile, path: Path) -> None:
     """Writes a figure; the suffix of the path decides the format."""
     pyplot = _pyplot()
+    require_format(path)
     rows = rows_of(profile)
     sizes = [row.num_tokens for row in rows]
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
@@ -77,6 +78,16 @@ def draw(profile: CostProfile, path: Path) -> None:
     axes.legend(title=None if crossings_of(profile) else "the cheaper way never changes")
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def require_format(path: Path) -> None:
+    """Raises UnsupportedError unless matplotlib, which must be there, can write such a file."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        text = f"{path}: not a format for figures; there are {', '.join(sorted(formats))}"
+        raise UnsupportedError(text, field="--figure")
 
 
 def _title(profile: CostProfile) -> str:

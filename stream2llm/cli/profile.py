@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cost_profiles.load import save_profile
+from cost_profiles.plot import draw, require_format, table
 from stream2llm.clock import SystemClock
 from stream2llm.config import ClusterConfig, load_config
 from stream2llm.errors import InvalidRequestError, UnsupportedError
@@ -67,7 +69,7 @@ def profile(
     ] = 4.5,
     tensor_parallel_size: Annotated[
         int | None,
-        typer.Option("--tensor-parallel-size", "-tp", min=1, help="Instead of the engine's own."),
+        typer.Option(min=1, help="Instead of the engine's own."),
     ] = None,
 ) -> None:
     """Measure what recomputing and swapping KV costs on this node.
@@ -157,6 +159,7 @@ def _figure_path(figure: Path | None, output: Path) -> Path | None:
     path = figure or output.with_suffix(".png")
     _require_writable(path, "--figure")
     if find_spec("matplotlib") is not None:
+        require_format(path)
         return path
     how = "matplotlib is not installed: pip install 'stream2llm[plot]'"
     if figure is not None:
@@ -166,9 +169,6 @@ def _figure_path(figure: Path | None, output: Path) -> Path | None:
 
 
 def _write(measured: CostProfile, output: Path, drawn: Path | None) -> None:
-    from cost_profiles.load import save_profile
-    from cost_profiles.plot import draw, table
-
     save_profile(measured, output)
     _say(f"wrote {output}")
     if drawn is not None:

@@ -86,6 +86,17 @@ def test_a_figure_that_was_asked_for_is_refused_before_anything_is_measured(
     assert not subjects
 
 
+def test_a_figure_of_no_known_format_is_refused_before_anything_is_measured(
+    subjects: list[profiling.Subject], model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "a.docx"
+    result = run("--model", model, "--output", tmp_path / "a.json", "--figure", figure)
+    assert result.exit_code == 3
+    assert f"{figure}: not a format for figures; there are" in result.stderr
+    assert not subjects
+
+
 def test_the_file_is_named_after_device_model_and_ranks(
     subjects: list[profiling.Subject],
     model: Path,
