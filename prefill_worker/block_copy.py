@@ -241,6 +241,9 @@ class StagedCopier(Generic[M]):
         self._compute = compute
         self._side = side
         self._batches: deque[_Batch[M]] = deque()
+        # Told at once, ahead of the end of their batch: the scheduler must not
+        # have brought back what never reached the pool.
+        self._failures: dict[int, str] = {}
 
     def start(self, jobs: StepJobs) -> None:
         """Queues the copies; see `BlockCopier`."""
@@ -249,7 +252,8 @@ class StagedCopier(Generic[M]):
 
     def take_results(self, *, wait: bool) -> JobResults:
         """See `BlockCopier`. Raises what the device raises: then all its memory is lost."""
-        results = JobResults()
+        results = JobResults(failures=self._failures)
+        self._failures = {}
         while self._batches:
             direction, outcome, started, ended = self._batches[0]
             if wait:
@@ -268,6 +272,7 @@ class StagedCopier(Generic[M]):
         self._side.wait_for(self._compute.mark())
         started = self._side.mark()
         outcome = _try_each(jobs, copy)
+        self._failures |= outcome.failures
         self._batches.append(_Batch(direction, outcome, started, self._side.mark()))
 
     def _copy_out(self, job: CopyJob) -> None:

@@ -177,7 +177,8 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         if self._copier is None:
             return None
         results = self._copier.take_results(wait=self._must_wait)
-        return SwapWorkerMeta(results) if results.num_ranks_done else None
+        has_news = results.num_ranks_done or results.failures
+        return SwapWorkerMeta(results) if has_news else None
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Nothing is loaded for the step itself."""

@@ -58,7 +58,8 @@ class JobResults:
 
     # Job number to how many ranks have finished it.
     num_ranks_done: dict[int, int] = field(default_factory=dict)
-    # Job number to why it failed on some rank. That rank counts as done too.
+    # Job number to why it failed on some rank; may come before, and again with, the
+    # rank's being done, as which a failure counts.
     failures: dict[int, str] = field(default_factory=dict)
     # Of the slowest rank.
     times: list[CopyTime] = field(default_factory=list)

@@ -382,10 +382,13 @@ def test_a_job_has_ended_only_when_the_device_is_through_with_it() -> None:
     copier = StagedCopier([memory], pool, [torch.zeros((1, 2))], device.compute, device.side)
     copier.start(StepJobs(outs=(an_out(1, (0, 0), (1, 1)), an_out(2, (9, 2)))))
 
+    # What failed is told at once, and again when it has ended.
+    early = copier.take_results(wait=False)
+    assert (early.num_ranks_done, list(early.failures)) == ({}, [2])
     assert copier.take_results(wait=False) == JobResults()
     results = copier.take_results(wait=True)
     assert results.num_ranks_done == {1: 1, 2: 1}
-    assert list(results.failures) == [2]
+    assert results.failures == early.failures
     assert results.times == []
     assert pool.tolist() == [[1, 1], [1, 1], [0, 0]]
 
