@@ -6,7 +6,7 @@ share it; `tests/integration/cluster/conftest.py` orders them by kind.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,20 @@ class Kind:
     prefill_blocks: int = 400
     max_open_sessions: int = 64
     input_idle_timeout_s: float = 20
+    preemption: str = "cost"
+    host_pool_gib: float = 1.0
 
 
+# KV for about 2,000 tokens.
+_TIGHT = Kind(max_model_len=2048, prefill_blocks=65, input_idle_timeout_s=300)
 KINDS = {
     "sensitive-1x1": Kind(),
     "sensitive-2x2": Kind(prefill=2, decode=2),
-    # KV for about 2,000 tokens, for sessions by the hundred.
-    "sensitive-tight": Kind(
-        max_model_len=2048, prefill_blocks=65, max_open_sessions=256, input_idle_timeout_s=300
-    ),
+    # For sessions by the hundred.
+    "sensitive-tight": replace(_TIGHT, max_open_sessions=256),
+    # Room on the host for about as much as there is on the engine.
+    "sensitive-swap": replace(_TIGHT, preemption="swap", host_pool_gib=0.016),
+    "sensitive-recompute": replace(_TIGHT, preemption="recompute"),
     "smollm2-1x1": Kind(model="smollm2-135m-instruct"),
 }
 
@@ -69,6 +74,8 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
         },
         "prefill": {
             "replicas": kind.prefill,
+            "preemption": kind.preemption,
+            "host_pool_gib": kind.host_pool_gib,
             "engine": {**engine, "num_gpu_blocks_override": kind.prefill_blocks},
             "env": env,
         },

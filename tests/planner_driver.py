@@ -292,7 +292,8 @@ class PlannerDriver:
         """Blocks are there and slots are held until the copy has ended, whatever happens."""
         name, session = load.request_id, self.sessions[load.request_id]
         assert session.computed == load.first_block * self._block_size
-        assert name not in self._loads and load.num_blocks > 0
+        assert name not in self._loads
+        assert load.num_blocks > 0
         slots = self.host.take(name, load.first_block, load.num_blocks)
         held = len(self.block_ids(name))
         self.pool.allocate(name, load.first_block + load.num_blocks - held)
@@ -403,7 +404,8 @@ class PlannerDriver:
         assert len(plan.grants) <= self._step_requests
         evicted = {eviction.request_id for eviction in plan.evictions}
         served = [each.request_id for each in (*plan.grants, *plan.loads)]
-        assert len(set(served)) == len(served) and not evicted.intersection(served)
+        assert len(set(served)) == len(served)
+        assert not evicted.intersection(served)
         needed = sum(self._num_missing(grant.request_id, grant.num_tokens) for grant in plan.grants)
         assert needed + sum(load.num_blocks for load in plan.loads) <= len(self.pool.free)
 

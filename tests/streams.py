@@ -20,6 +20,13 @@ from stream2llm.client import (
 
 VOCAB_SIZE = 49_000
 GREEDY = SamplingParameters(max_tokens=8, temperature=0.0, ignore_eos=True)
+# Events of sessions that append and update; see `Stream.events`.
+CASES = (
+    (("append", ("a",)), ("append", ("b",)), ("append", ("c",))),
+    (("update", ("a", "b")), ("update", ("a", "c")), ("append", ("d",))),
+    (("append", ("a", "b")), ("update", ("b", "a"))),
+    (("update", ("a",)), ("update", ("b",)), ("update", ("a",))),
+)
 
 
 @dataclass(frozen=True, slots=True)

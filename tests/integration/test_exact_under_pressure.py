@@ -128,7 +128,7 @@ class Play:
     def check_answers(self) -> None:
         for name, documents in self.documents.items():
             if name not in self.cancelled:
-                expected = self.driver.one_shot_answer(((1,) + sum(documents, ()) + (9,)))
+                expected = self.driver.one_shot_answer((1, *sum(documents, ()), 9))
                 assert self.driver.answers()[name] == [expected], name
         assert self.driver.answers().keys() == self.documents.keys() - self.cancelled
 

@@ -24,8 +24,8 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from prefill_worker.engine import FIXED_ARGS
-from prefill_worker.local_engine import ENVIRONMENT
 from prefill_worker.kv_transfer import SWAP_ONLY, kv_transfer
+from prefill_worker.local_engine import ENVIRONMENT
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.session_state import WIRE_KEY
 from tests.tiny_model import make_tiny_model

@@ -10,7 +10,6 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,8 @@ from stream2llm.client import (
 )
 from stream2llm.cluster import Cluster
 from stream2llm.errors import UnavailableError
-from tests.cluster_pool import START_TIMEOUT_S, workers
+from tests.cluster_kill import incarnation_of, process_of, until_replaced
+from tests.cluster_pool import workers
 from tests.reference_engine import ReferenceEngine
 from tests.streams import Stream, collect, play, until_prefilled
 
@@ -44,38 +44,12 @@ VICTIMS = [
 ]
 
 
-def process_of(cluster: Cluster, role: str, which: str) -> int:
-    """The pid of one of a worker's three processes."""
-    (worker,) = workers(cluster, role)
-    if which == "actor":
-        return worker.pids[0]
-    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in worker.pids[1:]}
-    (pid,) = [pid for pid, title in titles.items() if which.encode() in title]
-    return pid
-
-
-async def until_replaced(cluster: Cluster, role: str, incarnation: int) -> None:
-    """Waits until the controller has made the worker anew and everything is ready."""
-
-    def wait() -> None:
-        status = cluster.status()
-        while _incarnation(status, role) <= incarnation:
-            status = cluster.wait_change(status["num_events"], timeout_s=START_TIMEOUT_S)
-        cluster.wait_ready(START_TIMEOUT_S)
-
-    await asyncio.to_thread(wait)
-
-
-def _incarnation(status: dict[str, Any], role: str) -> int:
-    return max(r["incarnation"] for r in status["replicas"] if r["role"] == role)
-
-
 @pytest.mark.cluster("sensitive-1x1")
 @pytest.mark.parametrize(("role", "which"), VICTIMS)
 async def test_kill(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, role: str, which: str
 ) -> None:
-    incarnation = _incarnation(cluster.status(), role)
+    incarnation = incarnation_of(cluster.status(), role)
     pids = [pid for worker in workers(cluster, role) for pid in worker.pids]
     streaming = client.session(prefix=SMALL.document("a"), sampling=ENDLESS)
     async with streaming, client.session(prefix=[1, 2, 3], sampling=ENDLESS) as answering:

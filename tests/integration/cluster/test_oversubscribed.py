@@ -17,17 +17,11 @@ from stream2llm.client import AsyncClient
 from stream2llm.cluster import Cluster
 from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape
-from tests.streams import GREEDY, Stream, collect, send_event
+from tests.streams import CASES, GREEDY, Stream, collect, send_event
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.cluster("sensitive-tight")]
 
 NUM_SESSIONS = 200
-CASES = (
-    (("append", ("a",)), ("append", ("b",)), ("append", ("c",))),
-    (("update", ("a", "b")), ("update", ("a", "c")), ("append", ("d",))),
-    (("append", ("a", "b")), ("update", ("b", "a"))),
-    (("update", ("a",)), ("update", ("b",)), ("update", ("a",))),
-)
 
 
 def a_stream(number: int, rng: random.Random) -> Stream:

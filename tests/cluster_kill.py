@@ -1,0 +1,37 @@
+"""Killing a worker's process, and waiting for its successor."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from stream2llm.cluster import Cluster
+from tests.cluster_pool import START_TIMEOUT_S, workers
+
+
+def process_of(cluster: Cluster, role: str, which: str) -> int:
+    """The pid of one of a worker's three processes."""
+    (worker,) = workers(cluster, role)
+    if which == "actor":
+        return worker.pids[0]
+    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in worker.pids[1:]}
+    (pid,) = [pid for pid, title in titles.items() if which.encode() in title]
+    return pid
+
+
+async def until_replaced(cluster: Cluster, role: str, incarnation: int) -> None:
+    """Waits until the controller has made the worker anew and everything is ready."""
+
+    def wait() -> None:
+        status = cluster.status()
+        while incarnation_of(status, role) <= incarnation:
+            status = cluster.wait_change(status["num_events"], timeout_s=START_TIMEOUT_S)
+        cluster.wait_ready(START_TIMEOUT_S)
+
+    await asyncio.to_thread(wait)
+
+
+def incarnation_of(status: dict[str, Any], role: str) -> int:
+    """How often a role's workers were made."""
+    return max(r["incarnation"] for r in status["replicas"] if r["role"] == role)

@@ -1,0 +1,136 @@
+"""Thirty sessions, KV memory on prefill for about eight: exact in each mode and policy.
+
+Through the whole cluster. Sessions append and update, some are cancelled in
+between; then the prefill engine is killed under the same load.
+tests/integration/test_exact_under_pressure.py has the same on an engine, step by step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from contextlib import AsyncExitStack
+
+import pytest
+
+from stream2llm.client import AsyncClient, AsyncSession
+from stream2llm.cluster import Cluster
+from stream2llm.errors import UnavailableError
+from stream2llm.worker_spec import POLICY_NAMES
+from tests.cluster_kill import incarnation_of, process_of, until_replaced
+from tests.polling import eventually
+from tests.reference_engine import ReferenceEngine
+from tests.scrape import scrape
+from tests.streams import CASES, GREEDY, Outcome, Stream, collect, send_event, until_prefilled
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+NUM_SESSIONS = 30
+_KINDS = {"swap": "sensitive-swap", "cost": "sensitive-tight", "recompute": "sensitive-recompute"}
+MODES = [pytest.param(mode, marks=pytest.mark.cluster(kind)) for mode, kind in _KINDS.items()]
+
+
+def streams(salt: str) -> list[Stream]:
+    rng = random.Random(salt)
+    return [
+        Stream(f"{salt}-{n}", CASES[n % len(CASES)], {x: rng.randint(40, 140) for x in "abcd"})
+        for n in range(NUM_SESSIONS)
+    ]
+
+
+class Crowd:
+    """Sessions of which all events but the seal are sent, in random order."""
+
+    def __init__(self, client: AsyncClient, crowd: list[Stream]) -> None:
+        self.streams = crowd
+        self._client = client
+        self.sessions: list[AsyncSession] = []
+
+    async def send(self, stack: AsyncExitStack) -> None:
+        for stream in self.streams:
+            session = self._client.session(
+                prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY
+            )
+            self.sessions.append(await stack.enter_async_context(session))
+        turns = [n for n, stream in enumerate(self.streams) for _ in stream.events]
+        random.Random(5).shuffle(turns)
+        events = [iter(range(len(stream.events))) for stream in self.streams]
+        sent: list[set[str]] = [set() for _ in self.streams]
+        for number in turns:
+            index = next(events[number])
+            await send_event(self.sessions[number], self.streams[number], index, sent[number])
+
+    async def until_prefilled(self) -> None:
+        """Each was prefilled at some time, and many have lost it to the others since."""
+        await asyncio.gather(
+            *(
+                until_prefilled(session, sequence=len(stream.events) + 1)
+                for session, stream in zip(self.sessions, self.streams, strict=True)
+            )
+        )
+
+    async def answers(self, numbers: list[int]) -> list[Outcome | BaseException]:
+        """Of these sessions; the others are left as they are."""
+        reading = (collect(self.sessions[number].seal()) for number in numbers)
+        return await asyncio.gather(*reading, return_exceptions=True)
+
+
+async def play(client: AsyncClient, crowd: list[Stream], reference: ReferenceEngine) -> None:
+    """Every seventh session is cancelled where it is; the others' answers are exact."""
+    kept = [n for n in range(NUM_SESSIONS) if n % 7]
+    async with AsyncExitStack() as stack:
+        sent = Crowd(client, crowd)
+        await sent.send(stack)
+        await sent.until_prefilled()
+        outcomes = await sent.answers(kept)
+    prompts = [crowd[n].prompt for n in kept]
+    expected = await asyncio.to_thread(reference.answers, prompts, 8)
+    assert [getattr(outcome, "token_ids", outcome) for outcome in outcomes] == expected
+
+
+async def until_the_host_pool_is_empty(cluster: Cluster) -> None:
+    async def used() -> float:
+        return (await asyncio.to_thread(scrape, cluster))["stream2llm_host_pool_blocks/used"]
+
+    await eventually(used, lambda now: not now, 30)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_every_answer_is_exact(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, mode: str
+) -> None:
+    before = await asyncio.to_thread(scrape, cluster)
+    for policy in POLICY_NAMES:
+        await asyncio.to_thread(cluster.set_policy, policy)
+        await play(client, streams(f"{mode}-{policy}"), reference)
+    await asyncio.to_thread(cluster.set_policy, "fcfs")
+    await until_the_host_pool_is_empty(cluster)
+    gained = await asyncio.to_thread(scrape, cluster)
+    gained.subtract(before)
+    assert gained["stream2llm_preemptions_total"] > 50
+    assert gained["stream2llm_swap_failures_total"] == 0
+    assert (gained["stream2llm_preemptions_total/swap"] > 0) == (mode != "recompute")
+    assert (gained["stream2llm_swapped_bytes_total/in"] > 0) == (mode != "recompute")
+    if mode != "cost":
+        # What is swapped depends on the room there is, nothing else.
+        assert gained["stream2llm_preemptions_total/recompute"] > 0
+
+
+@pytest.mark.cluster("sensitive-swap")
+async def test_kill_under_pressure(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    """All that it had fails at once and retryably; its successor starts with nothing."""
+    crowd = streams("killed")
+    incarnation = incarnation_of(cluster.status(), "prefill")
+    async with AsyncExitStack() as stack:
+        sent = Crowd(client, crowd)
+        await sent.send(stack)
+        os.kill(process_of(cluster, "prefill", "EngineCore"), signal.SIGKILL)
+        outcomes = await sent.answers(list(range(NUM_SESSIONS)))
+    assert {type(outcome) for outcome in outcomes} == {UnavailableError}
+    await until_replaced(cluster, "prefill", incarnation)
+    await play(client, crowd, reference)
+    await until_the_host_pool_is_empty(cluster)
