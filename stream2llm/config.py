@@ -105,8 +105,8 @@ class PrefillConfig(WorkerConfig):
     # Host memory for swapped KV, in GiB a worker, all its GPUs together. 0 is
     # no swapping; when it is full, KV is computed again.
     host_pool_gib: float = Field(default=4.0, ge=0)
-    # A file with what computing and copying cost on this machine. Without it,
-    # the one that fits GPU, model and block size is looked for.
+    # A file with what computing and copying cost on this machine, or a
+    # directory of them. Without it, a shipped one that fits is looked for.
     cost_profile: str | None = None
 
 
