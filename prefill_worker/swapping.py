@@ -236,8 +236,15 @@ class Swapping:
             "swap_failed direction=%s request=%s blocks=%d: %s; it is computed again",
             *(job.direction, job.request_id, len(job.slots), message),
         )
-        if job.direction is Direction.OUT and job.request_id is not None:
-            # At once: the next plan must not bring this back.
+        if job.direction is Direction.OUT:
+            self._poison(job, ended)
+
+    def _poison(self, job: _Job, ended: Ended) -> None:
+        """Nothing that did not reach the host may come back, nor count if it is on its way."""
+        for other in self._jobs.values():
+            if other.direction is Direction.IN and not set(other.slots).isdisjoint(job.slots):
+                other.has_failed = True
+        if job.request_id is not None:
             indices = range(job.first_block, job.stop_block)
             if self.host.lose(job.request_id, list(zip(indices, job.slots, strict=True))):
                 ended.not_saved.append(job.request_id)
