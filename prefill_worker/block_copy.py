@@ -281,18 +281,24 @@ class StagedCopier(Generic[M]):
             rows = staging.rows[: len(slots)]
             if staging.is_free is not None:
                 self._compute.wait_for(staging.is_free)
-            self._compute.run(partial(_gather, self._views, block_ids, rows))
-            self._side.wait_for(self._compute.mark())
-            self._side.run(partial(_store, rows, self._pool, slots))
-            staging.is_free = self._side.mark()
+            try:
+                self._compute.run(partial(_gather, self._views, block_ids, rows))
+                self._side.wait_for(self._compute.mark())
+                self._side.run(partial(_store, rows, self._pool, slots))
+            finally:
+                # Also when one of them raises: what was queued before uses it.
+                self._side.wait_for(self._compute.mark())
+                staging.is_free = self._side.mark()
 
     def _copy_in(self, job: CopyJob) -> None:
         for block_ids, slots in self._portions(job):
             staging = self._next_staging()
             rows = staging.rows[: len(slots)]
-            self._side.run(partial(_load, self._pool, slots, rows))
-            self._side.run(partial(_scatter, rows, self._views, block_ids))
-            staging.is_free = self._side.mark()
+            try:
+                self._side.run(partial(_load, self._pool, slots, rows))
+                self._side.run(partial(_scatter, rows, self._views, block_ids))
+            finally:
+                staging.is_free = self._side.mark()
 
     def _portions(self, job: CopyJob) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
         """The job's blocks and slots, as many at a time as a staging buffer holds."""

@@ -85,11 +85,10 @@ class SessionBook:
         In rank order, as far as the step's tokens and slots may reach.
         """
         num_tokens, hits = limits.num_tokens, []
-        for view in islice(self._index.to_serve(), limits.num_requests):
+        in_turn = (view for view in self._index.to_serve() if not view.is_loading)
+        for view in islice(in_turn, limits.num_requests):
             if num_tokens <= 0:
                 break
-            if view.is_loading:
-                continue
             if ledger.has_hit(view.request_id):
                 hits.append(view.request_id)
             else:

@@ -17,7 +17,9 @@ a session has computed what it knows after at most
     limit_steps + PROMOTED_TURN * sum over sessions promoted before it, and itself,
                                   of ceil(promised tokens / tokens of a step)
 
-steps in which hand-overs leave room for it. For the first of the promoted gets
+steps in which hand-overs leave room for it, and PROMOTED_TURN more, with those that
+the copy takes, for each piece of their KV that is on the host when they are promoted, and
+for each gap between two pieces. For the first of the promoted gets
 all of the step's tokens it can use when it is their turn, may evict everybody
 else then, and is evicted by nobody.
 """

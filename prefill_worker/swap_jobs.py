@@ -80,8 +80,15 @@ class JobResults:
 
 
 def _slowest(first: list[CopyTime], second: list[CopyTime]) -> list[CopyTime]:
-    """Ranks copy the same batches at the same time, so the pairs belong together."""
-    if len(first) != len(second):
-        # One rank has a batch more under way: it will report that one later.
-        return max(first, second, key=len)
-    return [max(pair, key=lambda each: each.seconds) for pair in zip(first, second, strict=True)]
+    """Of the batches that both ranks report in this step, in the same order on both.
+
+    A rank that lags reports a batch a step later. What each says then is left
+    out: counted twice, or paired with another batch, it would mislead.
+    """
+    slowest, rest = [], list(second)
+    for mine in first:
+        same = [i for i, other in enumerate(rest) if other[:2] == mine[:2]]
+        if same:
+            slowest.append(max(mine, rest[same[0]], key=lambda each: each.seconds))
+            del rest[: same[0] + 1]
+    return slowest
