@@ -415,6 +415,28 @@ def test_a_job_that_raises_half_way_is_told_when_its_copies_have_ended() -> None
     assert pool.tolist() == [[1, 1], [0, 0], [1, 1], [0, 0]]
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("seed", range(8))
+def test_a_load_that_raises_half_way_leaves_its_staging_to_nobody_too_early(seed: int) -> None:
+    device = LateDevice(seed)
+    memory = torch.tensor([[[1.0, 1.0]], [[2.0, 2.0]]])
+    pool = torch.tensor([[9.0, 9.0], [0.0, 0.0]])
+    copier = StagedCopier([memory], pool, [torch.zeros((1, 2))], device.compute, device.side)
+    run, calls = device.side.run, []
+
+    def fail_second(work: Callable[[], None]) -> None:
+        calls.append(work)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        run(work)
+
+    device.side.run = fail_second  # type: ignore[method-assign]
+    copier.start(StepJobs(ins=(an_in(1, (1, 0)),)))
+    copier.start(StepJobs(outs=(an_out(2, (0, 1)),)))
+    assert list(copier.take_results(wait=True).failures) == [1]
+    assert pool[1].tolist() == [1, 1]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("layout", KVCacheLayout)

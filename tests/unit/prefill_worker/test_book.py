@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from prefill_worker.book import SessionBook
@@ -163,3 +165,13 @@ def test_switching_the_policy_keeps_sessions_waits_and_promotions() -> None:
     step(book)
     assert late.promotion == 2
     assert (book.num_sessions, book.num_with_work) == (2, 2)
+
+
+def test_hits_of_those_behind_sessions_whose_kv_comes_back_are_taken() -> None:
+    book = a_book()
+    for name in ("a", "b"):
+        book.open(name, revision=1, sealed=True)
+        book.update(name, 64, 0, 1, is_loading=True)
+    opened(book, "c", 64, sealed=True)
+    ledger = replace(a_ledger(), hits=frozenset("abc"))
+    assert book.hits_in_turn(limits(requests=1), ledger) == ["c"]

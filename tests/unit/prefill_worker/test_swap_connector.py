@@ -105,6 +105,16 @@ def test_results_of_ranks_and_steps_are_added_up() -> None:
     assert connector.take_results() == JobResults()
 
 
+def test_times_of_a_rank_that_lags_are_left_out() -> None:
+    first, second = CopyTime(Direction.OUT, 2, 1.0), CopyTime(Direction.IN, 2, 0.1)
+    ahead, behind = JobResults(times=[first, second]), JobResults(times=[second])
+    ahead.add(behind)
+    assert ahead.times == [second]
+    behind = JobResults(times=[second._replace(seconds=0.3), first])
+    behind.add(JobResults(times=[second]))
+    assert behind.times == [second._replace(seconds=0.3)]
+
+
 def test_a_rank_copies_when_the_step_begins() -> None:
     connector = a_connector(host_pool_blocks=2)
     memory = torch.arange(64, dtype=torch.int8)
