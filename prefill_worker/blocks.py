@@ -46,14 +46,22 @@ def truncate_kv(manager: KVCacheManager, request: Request, num_tokens: int) -> N
     else:
         num_tokens = num_full * group.block_size
     request.num_computed_tokens = num_tokens
+    drop_blocks(manager, request, num_kept)
+
+
+def drop_blocks(manager: KVCacheManager, request: Request, num_kept: int) -> None:
+    """Frees the request's blocks behind the first ones."""
     if num_kept == 0:
         # Takes the num_cached_block entry along: left behind, the next prefix
         # hit of this request would trip an assertion of vLLM's.
         manager.free(request)
         return
+    group = require_single_group(manager)
+    blocks = group.req_to_blocks.get(request.request_id, [])
     manager.block_pool.free_blocks(reversed(blocks[num_kept:]))
     del blocks[num_kept:]
     cached = group.num_cached_block
+    num_full = request.num_computed_tokens // group.block_size
     cached[request.request_id] = min(cached.get(request.request_id, 0), num_full)
 
 

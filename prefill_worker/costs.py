@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from statistics import fmean
 from typing import Any, get_args
 
 from vllm import envs
@@ -73,11 +74,17 @@ def shape_of(vllm_config: Any) -> TransformerShape:
 
 
 def _intermediate_size(text_config: Any, hidden_size: int) -> int:
-    per_expert = getattr(text_config, "moe_intermediate_size", None)
+    per_expert = _mean(getattr(text_config, "moe_intermediate_size", None))
     if per_expert:
-        return int(per_expert * getattr(text_config, "num_experts_per_tok", 1))
+        return int(per_expert * _mean(getattr(text_config, "num_experts_per_tok", 1)))
     # Four times the width is what models do that do not say.
-    return int(getattr(text_config, "intermediate_size", None) or 4 * hidden_size)
+    return int(_mean(getattr(text_config, "intermediate_size", None)) or 4 * hidden_size)
+
+
+def _mean(value: Any) -> float:
+    """Of a number, or of one for each layer; 0 where there is none."""
+    values = [each for each in (value if isinstance(value, list | tuple) else [value]) if each]
+    return fmean(values) if values else 0.0
 
 
 def kv_dtype(cache_dtype: str, model_dtype: Any) -> DType:

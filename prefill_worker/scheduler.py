@@ -378,7 +378,7 @@ class PrefillScheduler(Scheduler):
         num_pending = self.swapping.num_pending
         ended = self.swapping.take_ended()
         for request_id, num_computed_tokens in ended.restored:
-            self._restore(self._live[request_id].request, num_computed_tokens)
+            self._restore(self._live[request_id], num_computed_tokens)
         for request_id in ended.not_restored:
             request = self._live[request_id].request
             truncate_kv(self.kv_cache_manager, request, request.num_computed_tokens)
@@ -387,9 +387,12 @@ class PrefillScheduler(Scheduler):
         if self.swapping.num_pending < num_pending:
             self._book.note_freed()
 
-    def _restore(self, request: Request, num_computed_tokens: int) -> None:
-        """The request's KV reaches so far again."""
-        self._counters.restored_tokens += num_computed_tokens - request.num_computed_tokens
+    def _restore(self, live: LiveSession, num_computed_tokens: int) -> None:
+        """The session's KV reaches so far again."""
+        request = live.request
+        num_restored = num_computed_tokens - request.num_computed_tokens
+        self._counters.restored_tokens += num_restored
+        live.state.restored += num_restored
         request.num_computed_tokens = num_computed_tokens
         self.kv_cache_manager.cache_blocks(request, num_computed_tokens)
         # It has to be announced to the worker process, which does not know its

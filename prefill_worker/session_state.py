@@ -80,6 +80,8 @@ class SessionState:
     reused: int = 0
     invalidated: int = 0
     recomputed: int = 0
+    # Came back from the host.
+    restored: int = 0
     # Highest position that was ever computed and then lost to an eviction;
     # computing below it again counts as recomputed.
     lost_until: int = 0
@@ -104,7 +106,7 @@ class SessionState:
         At every new revision, whenever nothing is left to do, in between each
         `interval` tokens, and when a delay begins or ends.
         """
-        gained = self.computed + self.reused - self.told_gained
+        gained = self._gained - self.told_gained
         return (
             self.told_revision != self.revision
             or self.told_delay != self.delay
@@ -112,10 +114,14 @@ class SessionState:
             or (gained > 0 and not has_work)
         )
 
+    @property
+    def _gained(self) -> int:
+        return self.computed + self.reused + self.restored
+
     def mark_told(self) -> None:
         """The present figures have been told."""
         self.told_revision = self.revision
-        self.told_gained = self.computed + self.reused
+        self.told_gained = self._gained
         self.told_delay = self.delay
 
     def progress(self, known: int, prefilled: int) -> dict[str, Any]:

@@ -87,10 +87,12 @@ class _Job:
     blocks: Sequence[Any] = ()
     num_ranks_left: int = 1
     has_failed: bool = False
+    # Blocks at its end that no longer hold what the session is about.
+    num_stale: int = 0
 
     @property
     def stop_block(self) -> int:
-        return self.first_block + len(self.slots)
+        return self.first_block + len(self.slots) - self.num_stale
 
 
 class Swapping:
@@ -183,16 +185,20 @@ class Swapping:
     def cut(self, request: Request, num_valid_tokens: int) -> int:
         """Copies of KV behind so many tokens are worthless; how many blocks of them there were.
 
-        KV that is on its way back is given up if any of it is worthless.
+        KV that is on its way back counts as far as it is not.
         """
         request_id, num_valid = request.request_id, num_valid_tokens // self._group.block_size
+        num_lost = self.host.drop_from(request_id, num_valid)
         job = self._loading.get(request_id)
-        num_lost = 0
-        if job is not None and job.stop_block > num_valid:
-            num_lost = job.stop_block - max(job.first_block, num_valid)
+        if job is None or job.stop_block <= num_valid:
+            return num_lost
+        num_kept: int = max(num_valid, job.first_block)
+        num_lost += job.stop_block - num_kept
+        job.num_stale += job.stop_block - num_kept
+        blocks.drop_blocks(self._manager, request, num_kept)
+        if num_kept == job.first_block:
             self._give_up(request_id)
-            blocks.truncate_kv(self._manager, request, request.num_computed_tokens)
-        return num_lost + self.host.drop_from(request_id, num_valid)
+        return num_lost
 
     def drop_computed(self, request_id: str, num_computed_tokens: int) -> None:
         """So much of the session is computed: copies of it are of no use."""

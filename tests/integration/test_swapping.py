@@ -60,6 +60,16 @@ def test_what_went_to_the_host_is_not_computed_again() -> None:
     assert counters.swapped_in_blocks == num_out
 
 
+def test_the_client_hears_that_kv_has_come_back() -> None:
+    driver = a_driver()
+    swapped_out(driver)
+    told = len(driver.sessions["a"].progress)
+    driver.cancel("b")
+    driver.run()
+    assert driver.scheduler.counters.swapped_in_blocks > 0
+    assert [each["prefilled_tokens"] for each in driver.sessions["a"].progress[told:]] == [20]
+
+
 def test_an_update_drops_what_is_on_the_host_behind_the_common_prefix() -> None:
     driver = a_driver()
     swapped_out(driver)
@@ -84,10 +94,12 @@ def test_an_update_while_kv_comes_back(num_kept: int) -> None:
     assert driver.scheduler.swapping.is_loading("a")
     if num_kept < 21:
         driver.become("a", [*A[:num_kept], 5, 6, 7])
-        assert driver.scheduler.swapping.is_loading("a") == (num_kept >= 20)
+        # Blocks 3 and 4 are on their way.
+        assert driver.scheduler.swapping.is_loading("a") == (num_kept >= 16)
         driver.seal("a")
     driver.run()
     assert driver.is_exact("a")
+    assert driver.scheduler.counters.restored_tokens == 4 * max(min(num_kept // 4, 5) - 3, 0)
     driver.check_empty()
 
 

@@ -120,6 +120,9 @@ def test_the_type_is_that_of_kv(cache_dtype: str, expected: str) -> None:
 def test_a_mixture_of_experts_counts_with_what_a_token_meets() -> None:
     config = a_config(intermediate_size=None, moe_intermediate_size=1024, num_experts_per_tok=8)
     assert costs.shape_of(config).intermediate_size == 8192
+    # Some models say it for each layer.
+    config = a_config(intermediate_size=[1000, 3000])
+    assert costs.shape_of(config).intermediate_size == 2000
 
 
 def test_cores_are_those_of_the_first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
