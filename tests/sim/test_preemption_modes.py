@@ -1,0 +1,50 @@
+"""`cost` keeps up with the better of the other two, whichever that is; tails cost less than whole requests.
+
+The small end of `bench.preemption_sim`, which has the large one.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.preemption_sim import BOUND, LINKS, WAYS, Pace, Scenario, Way, device
+from bench.virtual_engine import Tally
+
+pytestmark = pytest.mark.sim
+
+DEVICES = {"h100-sxm-80g_llama-3.1-8b_tp1": 1.0, "cpu_smollm2-135m-instruct_tp1": 1 / 8}
+SCENARIO = Scenario(num_questions=80, num_open=30)
+
+
+def busy_s(name: str, link: str, way: Way) -> float:
+    tally = device(name, SCENARIO, Pace.STEPS, DEVICES[name]).run(way, LINKS[link])
+    assert len(tally.ttfts_s) == SCENARIO.num_questions
+    return tally.busy_s
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize(("link", "better"), [("fast", "swap"), ("slow", "recompute")])
+def test_cost_takes_what_the_better_way_takes(name: str, link: str, better: str) -> None:
+    seconds = {way: busy_s(name, link, WAYS[way]) for way in ("recompute", "swap", "cost")}
+    assert min(seconds, key=lambda way: seconds[way] if way != "cost" else 1e9) == better
+    assert seconds["cost"] <= BOUND * seconds[better]
+
+
+@pytest.mark.parametrize(("link", "wrong"), [("fast", "5 x too dear"), ("slow", "5 x too cheap")])
+def test_cost_catches_up_from_wrong_beliefs(link: str, wrong: str) -> None:
+    name = "cpu_smollm2-135m-instruct_tp1"
+    right = busy_s(name, link, WAYS["cost"])
+    assert busy_s(name, link, WAYS[f"cost, copies thought {wrong}"]) <= 1.1 * right
+
+
+def test_tails_are_computed_again_less_than_whole_requests() -> None:
+    scenario = Scenario(num_questions=80, num_open=30, load=0.4, memory_share=0.75)
+    on = device("h100-sxm-80g_llama-3.1-8b_tp1", scenario, Pace.STEPS)
+    tail, whole = on.run(Way(), None), on.run(Way(whole_requests=True), None)
+    assert 0 < tail.recomputed_tokens < whole.recomputed_tokens
+    assert first_computed(tail) == first_computed(whole)
+
+
+def first_computed(tally: Tally) -> int:
+    """Tokens that are computed for the first time."""
+    return tally.computed_tokens - tally.recomputed_tokens
