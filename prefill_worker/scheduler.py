@@ -54,6 +54,7 @@ from prefill_worker.book import SessionBook
 from prefill_worker.costs import costs_for
 from prefill_worker.policy import POLICIES
 from prefill_worker.preemption import Preemption
+from prefill_worker.prefix_hits import PrefixHits
 from prefill_worker.report import SchedulerCommand, SchedulerCounters
 from prefill_worker.reporting import Reporting
 from prefill_worker.request_tokens import event_or_command, replace_tail
@@ -100,9 +101,7 @@ class PrefillScheduler(Scheduler):
         self._live: dict[str, LiveSession] = {}
         # Tokens granted in the step that is being built.
         self._grants: dict[str, int] = {}
-        # Who took a hit for the step that is being built, and had so many
-        # tokens computed before.
-        self._adopters: dict[str, int] = {}
+        self._hits = PrefixHits(self.kv_cache_manager, self._counters, self.hash_block_size)
         self._num_missed_plans = 0
 
     def _create_swapping(self, options: dict[str, Any]) -> Swapping:
@@ -274,9 +273,10 @@ class PrefillScheduler(Scheduler):
         not be shown to the base class: it would stop all behind it. So hits
         are taken before; whoever still has one is left out of the step.
         """
-        self._adopters.clear()
+        self._hits.begin_step()
         for request_id in self._book.hits_in_turn(self._limits(), self._ledger):
-            self._adopt_cached_prefix(request_id)
+            if self._hits.adopt(self._live[request_id]):
+                self._touch(self._live[request_id])
         return self._plan_from(self._limits())
 
     def _plan_from(self, limits: StepLimits) -> StepPlan:
@@ -298,38 +298,6 @@ class PrefillScheduler(Scheduler):
             num_host_slots=self.swapping.host.num_free,
         )
 
-    def _adopt_cached_prefix(self, request_id: str) -> None:
-        """Takes what the prefix cache has beyond the computed tokens.
-
-        Other sessions may have computed the same documents, or this one before
-        it lost them.
-        """
-        live = self._live[request_id]
-        request = live.request
-        cached, num_tokens, _ = self.kv_cache_manager.get_computed_blocks(request)
-        if num_tokens <= request.num_computed_tokens:
-            # Not known to happen. It must not wait for a hit that it cannot take.
-            _log.error("a hit of %s is none", request_id)
-            request.skip_reading_prefix_cache = True
-            return
-        self._count_reuse(live, num_tokens)
-        self._adopters.setdefault(request_id, request.num_computed_tokens)
-        # Its own blocks that the cache knows are among the found ones; the
-        # others hold less than was found.
-        self.kv_cache_manager.free(request)
-        request.num_computed_tokens = 0
-        allocated = self.kv_cache_manager.allocate_slots(
-            request, 0, num_new_computed_tokens=num_tokens, new_computed_blocks=cached
-        )
-        assert allocated is not None, "cached blocks need no free block"
-        self.kv_cache_manager.record_prefix_cache_stats(request, num_tokens)
-        if request.prefill_stats is not None and not request.num_preemptions:
-            request.prefill_stats.set(request.num_prompt_tokens, num_tokens, 0)
-        request.num_computed_tokens = num_tokens
-        # Its blocks are others now: it has to be announced to the worker anew.
-        request.status = RequestStatus.WAITING
-        self._touch(live)
-
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """Nothing: the plan has taken all hits there are.
 
@@ -338,21 +306,10 @@ class PrefillScheduler(Scheduler):
         """
         return self.kv_cache_manager.empty_kv_cache_blocks, 0, 0, False
 
-    def _count_reuse(self, live: LiveSession, num_cached_tokens: int) -> None:
-        """Counts a hit of the prefix cache, by whose work it was."""
-        request, size = live.request, self.hash_block_size
-        num_gained = num_cached_tokens - request.num_computed_tokens
-        first = request.num_computed_tokens // size
-        found = request.block_hashes[first : num_cached_tokens // size]
-        num_own = min(live.state.lost_blocks.count(found) * size, num_gained)
-        live.state.reused += num_gained
-        self._counters.reused_within_session_tokens += num_own
-        self._counters.reused_across_sessions_tokens += num_gained - num_own
-
     def _evict(self, eviction: Eviction) -> None:
         live = self._live[eviction.request_id]
         request = live.request
-        self._book.note_eviction(request.request_id, self._adopters.get(request.request_id))
+        self._book.note_eviction(request.request_id, self._hits.num_used_tokens(request.request_id))
         num_kept_tokens = eviction.num_blocks_kept * self.block_size
         self._remember_lost(live, num_kept_tokens)
         self._counters.count_preemption(eviction.swap)

@@ -1,0 +1,77 @@
+"""Sessions take what the prefix cache has of them, before a step is planned.
+
+Other sessions may have computed the same documents, or this one before it lost
+them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.request import RequestStatus
+
+from prefill_worker.report import SchedulerCounters
+from prefill_worker.telling import LiveSession
+
+_log = logging.getLogger(__name__)
+
+
+class PrefixHits:
+    """Gives sessions the blocks of hits, and counts whose work they are."""
+
+    def __init__(
+        self, manager: KVCacheManager, counters: SchedulerCounters, hash_block_size: int
+    ) -> None:
+        self._manager = manager
+        self._hash_block_size = hash_block_size
+        self._counters = counters
+        # Who took a hit for the step that is being built, and had so many
+        # tokens computed before.
+        self._adopters: dict[str, int] = {}
+
+    def begin_step(self) -> None:
+        """What was taken before has been used by now."""
+        self._adopters.clear()
+
+    def num_used_tokens(self, request_id: str) -> int | None:
+        """Tokens whose KV has served in some step, if the session took a hit since the last one."""
+        return self._adopters.get(request_id)
+
+    def adopt(self, live: LiveSession) -> bool:
+        """Gives the session what the cache has beyond its computed tokens; whether it has any."""
+        request = live.request
+        cached, num_tokens, _ = self._manager.get_computed_blocks(request)
+        if num_tokens <= request.num_computed_tokens:
+            # Not known to happen. It must not wait for a hit that it cannot take.
+            _log.error("a hit of %s is none", request.request_id)
+            request.skip_reading_prefix_cache = True
+            return False
+        self._count(live, num_tokens)
+        self._adopters.setdefault(request.request_id, request.num_computed_tokens)
+        # Its own blocks that the cache knows are among the found ones; the
+        # others hold less than was found.
+        self._manager.free(request)
+        request.num_computed_tokens = 0
+        allocated = self._manager.allocate_slots(
+            request, 0, num_new_computed_tokens=num_tokens, new_computed_blocks=cached
+        )
+        assert allocated is not None, "cached blocks need no free block"
+        self._manager.record_prefix_cache_stats(request, num_tokens)
+        if request.prefill_stats is not None and not request.num_preemptions:
+            request.prefill_stats.set(request.num_prompt_tokens, num_tokens, 0)
+        request.num_computed_tokens = num_tokens
+        # Its blocks are others now: it has to be announced to the worker anew.
+        request.status = RequestStatus.WAITING
+        return True
+
+    def _count(self, live: LiveSession, num_cached_tokens: int) -> None:
+        """Counts a hit, by whose work it was."""
+        request, size = live.request, self._hash_block_size
+        num_gained = num_cached_tokens - request.num_computed_tokens
+        first = request.num_computed_tokens // size
+        found = request.block_hashes[first : num_cached_tokens // size]
+        num_own = min(live.state.lost_blocks.count(found) * size, num_gained)
+        live.state.reused += num_gained
+        self._counters.reused_within_session_tokens += num_own
+        self._counters.reused_across_sessions_tokens += num_gained - num_own
