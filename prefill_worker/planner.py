@@ -26,7 +26,7 @@ spent. What it costs depends on the sessions it chooses, not on those that wait.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 
 from prefill_worker.preemption import Preemption
 from prefill_worker.types import (
