@@ -76,7 +76,7 @@ def shape_of(vllm_config: Any) -> TransformerShape:
 def _intermediate_size(text_config: Any, hidden_size: int) -> int:
     per_expert = _mean(getattr(text_config, "moe_intermediate_size", None))
     if per_expert:
-        return int(per_expert * _mean(getattr(text_config, "num_experts_per_tok", 1)))
+        return int(per_expert * (_mean(getattr(text_config, "num_experts_per_tok", None)) or 1))
     # Four times the width is what models do that do not say.
     return int(_mean(getattr(text_config, "intermediate_size", None)) or 4 * hidden_size)
 

@@ -21,6 +21,8 @@ class HostPool:
         self._free = list(range(num_slots - 1, -1, -1))
         # Session to block index to slot.
         self._copies: dict[str, SortedDict[int, int]] = {}
+        # What `next_run` last said, while it holds: it is asked at each touch.
+        self._runs: dict[str, tuple[int, int]] = {}
 
     @property
     def num_free(self) -> int:
@@ -51,13 +53,14 @@ class HostPool:
         stale = [copies[i] for i in range(first_block, first_block + num_blocks) if i in copies]
         self._free.extend(stale)
         copies.update(zip(range(first_block, first_block + num_blocks), slots, strict=True))
+        self._changed(request_id)
         return slots
 
     def take(self, request_id: str, first_block: int, num_blocks: int) -> tuple[int, ...]:
         """Hands the slots of those blocks to the caller, who gives them back with `release`."""
         copies = self._copies[request_id]
         slots = tuple(copies.pop(first_block + offset) for offset in range(num_blocks))
-        self._drop_if_empty(request_id)
+        self._changed(request_id)
         return slots
 
     def release(self, slots: Iterable[int]) -> None:
@@ -66,9 +69,15 @@ class HostPool:
 
     def next_run(self, request_id: str) -> tuple[int, int]:
         """The first blocks of the session that are here, one after the other: [start, stop)."""
-        copies = self._copies.get(request_id)
-        if copies is None:
+        if request_id not in self._copies:
             return 0, 0
+        run = self._runs.get(request_id)
+        if run is None:
+            run = self._runs[request_id] = self._find_run(request_id)
+        return run
+
+    def _find_run(self, request_id: str) -> tuple[int, int]:
+        copies = self._copies[request_id]
         start: int = copies.peekitem(0)[0]
         stop = start
         for index in copies:
@@ -81,9 +90,11 @@ class HostPool:
         """Drops copies of blocks before that one; they are computed."""
         copies = self._copies.get(request_id)
         if copies is not None:
+            before = len(copies)
             while copies and copies.peekitem(0)[0] < block:
                 self._free.append(copies.popitem(0)[1])
-            self._drop_if_empty(request_id)
+            if len(copies) < before:
+                self._changed(request_id)
 
     def drop_from(self, request_id: str, block: int) -> int:
         """Drops copies of that block and what follows; they are not valid. How many there were."""
@@ -94,7 +105,7 @@ class HostPool:
         while copies and copies.peekitem(-1)[0] >= block:
             self._free.append(copies.popitem(-1)[1])
         num_dropped = before - len(copies)
-        self._drop_if_empty(request_id)
+        self._changed(request_id)
         return num_dropped
 
     def lose(self, request_id: str, blocks: Sequence[tuple[int, int]]) -> int:
@@ -105,14 +116,17 @@ class HostPool:
             del copies[index]
             self._free.append(slot)
         if lost:
-            self._drop_if_empty(request_id)
+            self._changed(request_id)
         return len(lost)
 
     def forget(self, request_id: str) -> None:
         """The session has ended."""
         self._free.extend(self._copies.pop(request_id, {}).values())
+        self._runs.pop(request_id, None)
 
-    def _drop_if_empty(self, request_id: str) -> None:
+    def _changed(self, request_id: str) -> None:
+        """Its copies are others, or none."""
+        self._runs.pop(request_id, None)
         if not self._copies[request_id]:
             del self._copies[request_id]
 
@@ -122,6 +136,7 @@ class HostPool:
         everything = sorted([*self._free, *held, *taken])
         assert everything == list(range(self.num_slots)), f"slots: {everything}"
         assert all(self._copies.values()), "an empty entry is kept"
+        assert all(run == self._find_run(each) for each, run in self._runs.items())
 
     def sessions(self) -> set[str]:
         """Who has copies here."""

@@ -41,6 +41,11 @@ from prefill_worker.types import (
 )
 from prefill_worker.victims import Victims
 
+# So many come back from the host in one step, of all sessions. A copy that has begun
+# is not interrupted, and where nothing is computed meanwhile, whoever comes
+# waits for it: 1 GiB of an 8B model's KV, some tens of milliseconds.
+MAX_LOADED_BLOCKS = 512
+
 
 def num_blocks_needed(view: RequestView, num_tokens: int, block_size: int) -> int:
     """Blocks to allocate so that the session can compute that many more tokens."""
@@ -79,6 +84,9 @@ class _Planning:
         self._chosen: set[str] = set()
         self._grants: list[Grant] = []
         self._loads: list[Load] = []
+        self._loads_left = MAX_LOADED_BLOCKS
+        # For earlier steps' sake; they hold blocks.
+        self._some_are_loading = False
         self._followers: list[str] = []
         # Keys of the full blocks that this step computes or loads.
         self._coming: set[Hashable] = set()
@@ -86,7 +94,10 @@ class _Planning:
     def run(self) -> StepPlan:
         evicted = self._victims.evicted
         for view in self._ranking.to_serve():
-            if view.is_loading or (evicted and view.request_id in evicted):
+            if evicted and view.request_id in evicted:
+                continue
+            if view.is_loading:
+                self._some_are_loading = True
                 continue
             reason = self._consider(view)
             if reason is not None:
@@ -108,7 +119,7 @@ class _Planning:
         if self._tokens_left <= 0:
             return StopReason.TOKEN_BUDGET
         num_others = max(len(self._followers), len(self._loads) - 1)
-        if self._slots_left <= 0 or num_others >= self._max_others:
+        if min(self._slots_left, self._max_others - num_others, self._loads_left) <= 0:
             return StopReason.REQUEST_SLOTS
         if self._ledger.has_hit(view.request_id) or (self._coming and self._follows(view)):
             self._followers.append(view.request_id)
@@ -120,7 +131,8 @@ class _Planning:
         # taken, so they cannot get one either.
         if not view.has_claim:
             return StopReason.NO_ROOM_TO_RESTORE
-        return StopReason.KV_MEMORY if self._grants or self._loads else StopReason.KV_LEASED
+        is_alone = not (self._grants or self._loads or self._some_are_loading)
+        return StopReason.KV_LEASED if is_alone else StopReason.KV_MEMORY
 
     def _follows(self, view: RequestView) -> bool:
         """Whether this step brings the session's next block for another one."""
@@ -148,11 +160,12 @@ class _Planning:
 
     def _load(self, view: RequestView) -> bool:
         """Brings back as many of its blocks on the host as fit; whether any do."""
-        num_blocks = view.host_stop - view.num_blocks
+        num_blocks = min(view.host_stop - view.num_blocks, self._loads_left)
         num_blocks = min(num_blocks, self._make_room(view, num_blocks))
         if num_blocks <= 0:
             return False
         self._blocks_left -= num_blocks
+        self._loads_left -= num_blocks
         self._chosen.add(view.request_id)
         self._loads.append(Load(view.request_id, view.host_start, num_blocks))
         self._note_coming(view, (view.host_start + num_blocks) * self._block_size)

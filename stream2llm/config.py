@@ -104,7 +104,7 @@ class PrefillConfig(WorkerConfig):
     preemption: Literal["recompute", "swap", "cost"] = "cost"
     # Host memory for swapped KV, in GiB a worker, all its GPUs together. 0 is
     # no swapping; when it is full, KV is computed again.
-    host_pool_gib: float = Field(default=4.0, ge=0)
+    host_pool_gib: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     # A file with what computing and copying cost on this machine, or a
     # directory of them. Without it, a shipped one that fits is looked for.
     cost_profile: str | None = None

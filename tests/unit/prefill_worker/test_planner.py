@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from cost_profiles.decision import Reason
-from prefill_worker.planner import plan_step
+from prefill_worker.planner import MAX_LOADED_BLOCKS, plan_step
 from prefill_worker.types import (
     BlockLedger,
     Eviction,
@@ -320,6 +320,27 @@ def test_coming_back_takes_blocks_and_no_tokens() -> None:
     assert plan == StepPlan((Grant("b", 64),), loads=(Load("a", 2, 3),))
     plan = plan_of(away, other, limits=limits(tokens=64, free_blocks=4))
     assert plan.grants == (Grant("b", 32),)
+
+
+def test_a_step_brings_back_a_bounded_number_of_blocks() -> None:
+    size = 32 * 400
+    away = [
+        a_request(name, arrival=n, sealed=True, known=size + 1, host_blocks=(0, 400))
+        for n, name in enumerate("abc")
+    ]
+    plan = plan_of(*away, limits=limits(free_blocks=5000))
+    assert plan == StepPlan(
+        loads=(Load("a", 0, 400), Load("b", 0, MAX_LOADED_BLOCKS - 400)),
+        stop=StopReason.REQUEST_SLOTS,
+        stopped_at="c",
+    )
+
+
+def test_memory_that_others_kv_comes_back_to_is_not_leased() -> None:
+    coming = a_request("a", sealed=True, known=200, num_blocks=3, is_loading=True)
+    waits = a_request("b", arrival=2, sealed=True, known=64)
+    plan = plan_of(coming, waits, limits=limits(free_blocks=0), ledger=a_ledger(a=(1, 2, 3)))
+    assert plan == StepPlan(stop=StopReason.KV_MEMORY, stopped_at="b")
 
 
 def test_others_are_evicted_for_what_comes_back_to_a_session_with_a_claim() -> None:
