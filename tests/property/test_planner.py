@@ -10,6 +10,8 @@
 6. No eviction is in vain: with any one block less of a victim its beneficiary would get less.
 7. Who is served is a prefix of the ranking, without those that were evicted or follow.
 8. Nobody begins with a block that the step computes already; whoever follows, follows one that is served.
+9. KV comes back from where the computed tokens end, nobody computes beyond it, and sessions whose KV is
+   on its way are left alone. What goes to the host has room there, is full, and nobody else has it.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cost_profiles.decision import Mode
 from prefill_worker.planner import num_blocks_needed, plan_step
 from prefill_worker.policy import POLICIES
+from prefill_worker.preemption import Preemption
 from prefill_worker.rank_index import RankIndex
 from prefill_worker.types import BlockLedger, RequestView, StepLimits, StepPlan, StopReason
-from tests.builders import BY_RANK, a_ranking
+from tests.builders import BY_RANK, LinearCosts, a_preemption, a_ranking
 
 pytestmark = pytest.mark.property
 BLOCK_SIZE = 4
@@ -237,3 +241,96 @@ def test_8_followers_wait_for_a_block_that_the_step_computes(case: Situation) ->
     for follower in set(plan.followers) - case.ledger.hits:
         next_block = by_id[follower].num_computed_tokens // BLOCK_SIZE
         assert computing.intersection(case.ledger.block_keys(follower, next_block, next_block + 1))
+
+
+@st.composite
+def swapping(draw: st.DrawFn) -> tuple[Situation, Preemption]:
+    """Some sessions have blocks on the host, of some they are on their way back."""
+    case = draw(situations())
+    views = []
+    for view in case.views:
+        first = -(-view.num_computed_tokens // BLOCK_SIZE)
+        last = max(view.num_known_tokens - 1, 0) // BLOCK_SIZE
+        if first < last and draw(st.booleans()):
+            start = draw(st.integers(first, last - 1))
+            stop = draw(st.integers(start + 1, last))
+            view = view._replace(host_start=start, host_stop=stop)
+        is_loading = draw(st.integers(0, 5)) == 0
+        views.append(view._replace(is_loading=is_loading))
+    num_host_slots = draw(st.integers(0, 12))
+    case = dataclasses.replace(
+        case,
+        views=views,
+        limits=dataclasses.replace(case.limits, num_host_slots=num_host_slots),
+    )
+    costs = LinearCosts(token_s=1.0, block_s=1.0, copy_s=draw(st.sampled_from([0.0, 4.0])))
+    return case, a_preemption(draw(st.sampled_from(list(Mode))), costs, BLOCK_SIZE)
+
+
+@given(swapping())
+def test_9_kv_comes_back_where_the_computed_tokens_end(
+    situation: tuple[Situation, Preemption],
+) -> None:
+    case, preemption = situation
+    plan, by_id = plan_step(case.ranking, case.limits, case.ledger, preemption), case.by_id
+    for load in plan.loads:
+        view = by_id[load.request_id]
+        assert load.first_block == view.host_start
+        assert view.host_start * BLOCK_SIZE == view.num_computed_tokens
+        assert 0 < load.num_blocks <= view.host_stop - view.host_start
+    for grant in plan.grants:
+        view = by_id[grant.request_id]
+        if view.host_stop:
+            end = view.num_computed_tokens + grant.num_tokens
+            assert end <= view.host_start * BLOCK_SIZE
+    freed = case.num_freed({e.request_id: e.num_blocks_kept for e in plan.evictions})
+    loaded = sum(load.num_blocks for load in plan.loads)
+    assert case.num_allocated(plan) + loaded <= case.limits.num_free_blocks + freed
+    served = [each.request_id for each in (*plan.grants, *plan.loads)]
+    touched = [*served, *(eviction.request_id for eviction in plan.evictions)]
+    assert len(set(touched)) == len(touched)
+    assert not any(by_id[name].is_loading for name in touched)
+
+
+@given(swapping())
+def test_9_what_goes_to_the_host_is_full_and_nobody_elses(
+    situation: tuple[Situation, Preemption],
+) -> None:
+    case, preemption = situation
+    plan, by_id = plan_step(case.ranking, case.limits, case.ledger, preemption), case.by_id
+    assert sum(e.swap.num_blocks for e in plan.evictions) <= case.limits.num_host_slots
+    counts = dict(case.ledger.ref_counts)
+    for eviction in plan.evictions:
+        for block_id in case.ledger.block_ids(eviction.request_id)[eviction.num_blocks_kept :]:
+            counts[block_id] -= 1
+    for eviction in plan.evictions:
+        swap, view = eviction.swap, by_id[eviction.request_id]
+        if not swap.num_blocks:
+            continue
+        assert preemption.mode is not Mode.RECOMPUTE
+        assert eviction.num_blocks_kept <= swap.start
+        assert swap.stop * BLOCK_SIZE <= view.num_computed_tokens
+        held = case.ledger.block_ids(eviction.request_id)
+        assert all(counts[block_id] for block_id in held[eviction.num_blocks_kept : swap.start])
+        assert not counts[held[swap.start]]
+
+
+@given(swapping())
+def test_9_the_first_in_rank_moves_or_its_kv_does(situation: tuple[Situation, Preemption]) -> None:
+    case, preemption = situation
+    order = [
+        view
+        for view in case.ranking.to_serve()
+        if not view.is_loading and view.request_id not in case.ledger.hits
+    ]
+    if len(case.ledger.hits) or not order:
+        return
+    first, plan = order[0], plan_step(case.ranking, case.limits, case.ledger, preemption)
+    has_room = first.num_blocks + case.limits.num_free_blocks > (
+        first.num_computed_tokens // BLOCK_SIZE
+    )
+    if has_room:
+        served = [*plan.grants, *plan.loads]
+        assert first.request_id in {each.request_id for each in served}
+    if plan.grants and not plan.loads:
+        assert plan.grants[0].request_id == first.request_id
