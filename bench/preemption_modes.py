@@ -11,7 +11,10 @@ Every round plays all of them one after the other.
     python -m bench.preemption_modes [--check]
 
 `--check` fails unless `cost` takes at most 1.10 of the time of the better of the
-other two, over each link (medians).
+other two over the fast and over the slow link (medians). A run's time is what the engine's
+one thread computed and what it waited for the link. That is what a clock shows
+on a quiet machine; beside other work a clock shows how much that is, and equal runs were
+up to three times apart.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ SEED = 1
 ROUNDS = 5
 MEMORY_SHARE = 0.5
 BOUND = 1.10
+CHECKED_LINKS = ("fast", "slow")
 RECOMPUTE_BUDGET_S = 15.0
 SWAP_BUDGET_S = 8.0
 # A victim in the middle of the crowd: where a copy's cost is set against recompute.
@@ -64,6 +68,19 @@ class Setup:
 
     link: Link
     costs: CostModel
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run over a link."""
+
+    outcome: Outcome
+    waited_s: float
+
+    @property
+    def seconds(self) -> float:
+        """Of computing, and of waiting for the link."""
+        return self.outcome.cpu_s + self.waited_s
 
 
 def links(block_s: float) -> dict[str, Link]:
@@ -117,28 +134,28 @@ def play(prefix_caching: bool) -> dict[str, Any]:
     engine = PressureEngine(num_blocks, prefix_caching=prefix_caching)
     found = setups(engine)
     engine.run(events, SWAP, num_blocks)  # first steps of every shape are slow
-    outcomes: dict[str, list[Outcome]] = defaultdict(list)
+    runs: dict[str, list[Run]] = defaultdict(list)
     for _ in range(ROUNDS):
         for link, way in plan_of_a_round(found):
             setup = found[link]
             costs = CorrectedCostModel(setup.costs)
-            with throttled(setup.link):
+            with throttled(setup.link) as copier:
                 outcome = engine.run(events, WAYS[way], num_blocks, costs)
-            outcomes[f"{link} {way}"].append(outcome)
+            runs[f"{link} {way}"].append(Run(outcome, copier.total_waited_s))
     engine.close()
     return {
         "blocks": num_blocks,
         "crossing": {name: crossing(setup.costs) for name, setup in found.items()},
-        "runs": {name: figures(each) for name, each in outcomes.items()},
+        "runs": {name: figures(each) for name, each in runs.items()},
     }
 
 
-def figures(outcomes: list[Outcome]) -> dict[str, float]:
+def figures(runs: list[Run]) -> dict[str, Any]:
     """Medians of one way's runs."""
+    outcomes = [each.outcome for each in runs]
     return {
-        "seconds": median(each.seconds for each in outcomes),
-        "fastest": min(each.seconds for each in outcomes),
-        "slowest": max(each.seconds for each in outcomes),
+        "seconds": [each.seconds for each in runs],
+        "clock": median(each.seconds for each in outcomes),
         "recomputed": median(each.recomputed for each in outcomes),
         "preemptions": median(each.preemptions for each in outcomes),
         "swapped": median(each.swapped_share for each in outcomes),
@@ -147,10 +164,11 @@ def figures(outcomes: list[Outcome]) -> dict[str, float]:
     }
 
 
-def ratio(runs: Mapping[str, Mapping[str, float]], link: str) -> float:
-    """Time of `cost` to that of the better of the other two, over one link."""
-    better = min(runs[f"{link} {way}"]["seconds"] for way in ("recompute", "swap"))
-    return runs[f"{link} cost"]["seconds"] / better
+def ratio(runs: Mapping[str, Mapping[str, Any]], link: str, way: str) -> float:
+    """Time of a way to that of the better of recompute and swap, over that link."""
+    seconds: dict[str, float] = {name: median(row["seconds"]) for name, row in runs.items()}
+    better = min(seconds[f"{link} {each}"] for each in ("recompute", "swap"))
+    return seconds[f"{link} {way}"] / better
 
 
 def show(prefix_caching: bool, result: Mapping[str, Any]) -> None:
@@ -159,18 +177,16 @@ def show(prefix_caching: bool, result: Mapping[str, Any]) -> None:
     print(f"\nprefix caching {caching}, {result['blocks']} blocks; medians of {ROUNDS} runs")
     print(f"swapping is cheaper from so many blocks on: {result['crossing']}")
     print(
-        "| link | way | time (fastest-slowest) | to the better | recomputed | victims"
-        " | swapped | TTFT mean | P95 |"
+        "| link | way | time (least-most) | to the better | by the clock | recomputed | victims"
+        " | swapped | TTFT mean | P95 |\n|---|---|---|---|---|---|---|---|---|---|"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
     for name, row in runs.items():
-        link, way = name.split()
-        better = min(runs[f"{link} {each}"]["seconds"] for each in ("recompute", "swap"))
-        span = f"{row['fastest']:.2f}-{row['slowest']:.2f}"
+        seconds = row["seconds"]
         print(
-            f"| {link} | {way} | {row['seconds']:.2f} s ({span}) | {row['seconds'] / better:.2f}"
-            f" | {row['recomputed']:,.0f} | {row['preemptions']:.0f} | {row['swapped']:.0%}"
-            f" | {row['mean_ttft_s']:.2f} s | {row['p95_ttft_s']:.2f} s |",
+            f"| {' | '.join(name.split())} | {median(seconds):.2f} s"
+            f" ({min(seconds):.2f}-{max(seconds):.2f}) | {ratio(runs, *name.split()):.2f}"
+            f" | {row['clock']:.2f} s | {row['recomputed']:,.0f} | {row['preemptions']:.0f} | {row['swapped']:.0%}"
+            f" | {row['mean_ttft_s']:.3f} s | {row['p95_ttft_s']:.3f} s |",
             flush=True,
         )
 
@@ -189,10 +205,11 @@ def main() -> None:
         only = "cache" if caching else "no-cache"
         result: dict[str, Any] = in_a_process("bench.preemption_modes", "--only", only)
         show(caching, result)
-        ratios = {link: ratio(result["runs"], link) for link in result["crossing"]}
+        ratios = {link: ratio(result["runs"], link, "cost") for link in CHECKED_LINKS}
         missed += [f"caching {caching}, {k}: {v:.2f}" for k, v in ratios.items() if v > BOUND]
-    if args.check and missed:
-        sys.exit(f"missed: {missed}")
+    if missed:
+        print(f"\nmissed: {missed}")
+    sys.exit(bool(args.check and missed))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ seal to the first token.
 `--check` fails unless, paced by steps, over the fast and over the slow link, `cost` needs
 at most 1.03 of the time of the better of the other two. The link between them is
 not held to it: each decision is right there and their sum is not, because KV that
-comes back as a copy comes back at once, and is evicted again (docs/benchmarks.md).
+comes back as a copy comes back at once, and is evicted again (docs/scheduling.md).
 Beside them stand costs that are wrong by 5 x when a run begins.
 """
 

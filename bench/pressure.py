@@ -119,6 +119,8 @@ class Outcome:
     """What one run cost."""
 
     seconds: float
+    # Of this process's cores: what the seconds would be were nobody else there.
+    cpu_s: float
     steps: int
     # From the seal to the first token.
     mean_ttft_s: float
@@ -171,13 +173,15 @@ class PressureEngine:
         before = asdict(scheduler.counters)
         with self._held_back(self._num_blocks - num_blocks):
             play = _Play(self.local, events)
+            began_s = time.process_time()
             with Stopwatch() as watch:
                 play.run()
+            cpu_s = time.process_time() - began_s
         scheduler.check_integrity()
         assert scheduler.reset_prefix_cache(), "somebody holds blocks after the last answer"
         counted = {key: value - before[key] for key, value in asdict(scheduler.counters).items()}
         p95_s = quantiles(play.ttfts_s, n=20)[-1]
-        return Outcome(watch.seconds, play.steps, mean(play.ttfts_s), p95_s, counted)
+        return Outcome(watch.seconds, cpu_s, play.steps, mean(play.ttfts_s), p95_s, counted)
 
     @contextmanager
     def _held_back(self, num_blocks: int) -> Iterator[None]:

@@ -38,14 +38,18 @@ class ThrottledCopier:
     def __init__(self, copier: BlockCopier, link: Link) -> None:
         self._copier = copier
         self._link = link
+        # Since the last results, and in all.
         self._waited_s = dict.fromkeys(Direction, 0.0)
+        self.total_waited_s = 0.0
 
     def start(self, jobs: StepJobs) -> None:
         """Copies, and waits for what the link would still take."""
         self._copier.start(jobs)
         for direction, batch in ((Direction.OUT, jobs.outs), (Direction.IN, jobs.ins)):
             if batch:
-                self._waited_s[direction] += _wait(self._link.seconds(batch))
+                waited_s = _wait(self._link.seconds(batch))
+                self._waited_s[direction] += waited_s
+                self.total_waited_s += waited_s
 
     def take_results(self, *, wait: bool) -> JobResults:
         """The copier's, with the waits in its times."""
@@ -67,14 +71,14 @@ def _wait(seconds: float) -> float:
 
 
 @contextmanager
-def throttled(link: Link) -> Iterator[None]:
+def throttled(link: Link) -> Iterator[ThrottledCopier]:
     """This process's engine copies over that link meanwhile."""
     connector = find_connector(get_kv_transfer_group(), SwapConnector)
     assert connector is not None, "the engine of this process does not swap"
     copier = connector._copier
     assert copier is not None, "the engine has not started"
-    connector._copier = ThrottledCopier(copier, link)
+    connector._copier = slow = ThrottledCopier(copier, link)
     try:
-        yield
+        yield slow
     finally:
         connector._copier = copier
