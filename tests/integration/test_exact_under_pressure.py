@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from prefill_worker.host_pool import HostPool
 from prefill_worker.local_engine import LocalEngine
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCounters
@@ -64,3 +65,38 @@ def _check_counters(before: SchedulerCounters, now: SchedulerCounters, mode: str
         assert now.restored_tokens > before.restored_tokens
     if mode == "cost":
         assert now.recomputed_as_cheaper > before.recomputed_as_cheaper
+
+
+@pytest.mark.parametrize("num_slots", [0, 1, 5])
+def test_a_small_host_pool(engine: LocalEngine, reference: ReferenceEngine, num_slots: int) -> None:
+    scheduler, swapping = engine.scheduler, engine.scheduler.swapping
+    scheduler.set_policy("fcfs")
+    scheduler.preempt_by("swap", FrozenCosts(COSTS))
+    before = dataclasses.replace(scheduler.counters)
+    whole, swapping.host = swapping.host, HostPool(num_slots)
+    play = Play(engine, reference)
+    play.run()
+    play.check_answers()
+    play.driver.check_empty()
+    swapping.host = whole
+    counters = scheduler.counters
+    assert counters.recomputed_as_pool_full > before.recomputed_as_pool_full
+    assert (counters.swapped_in_blocks > before.swapped_in_blocks) == (num_slots > 0)
+
+
+def test_copies_that_fail_are_computed_again(
+    engine: LocalEngine, reference: ReferenceEngine
+) -> None:
+    scheduler = engine.scheduler
+    scheduler.set_policy("fcfs")
+    scheduler.preempt_by("swap", FrozenCosts(COSTS))
+    before = dataclasses.replace(scheduler.counters)
+    play = Play(engine, reference)
+    # Every third step its copies fail, out and in.
+    play.run(before_step=lambda step: play.driver.swaps_fail(step % 3 == 0))
+    play.driver.swaps_fail(False)
+    play.check_answers()
+    play.driver.check_empty()
+    counters = scheduler.counters
+    assert counters.swap_failures > before.swap_failures + 3
+    assert counters.swapped_in_blocks > before.swapped_in_blocks

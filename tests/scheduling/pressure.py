@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vllm.config import KVTransferConfig
@@ -85,9 +86,10 @@ class Play:
         self.documents: dict[str, list[Tokens]] = {}
         self.cancelled: set[str] = set()
 
-    def run(self) -> None:
+    def run(self, before_step: Callable[[int], None] = lambda step: None) -> None:
         step, events = 0, list(EVENTS)
         while events or self.driver.has_work():
+            before_step(step)
             while events and events[0].step <= step:
                 self._send(events.pop(0))
             self.driver.step()
