@@ -41,6 +41,9 @@ class Reason(StrEnum):
     CHEAPER = "cheaper"
     # There is no room on the host; whoever asks knows, `cheaper` does not.
     POOL_FULL = "pool_full"
+    # Believed to cost more, and taken once to see whether it does; see
+    # prefill_worker/trials.py.
+    TRIAL = "trial"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cost_profiles.correction import tells_of_swap
 from cost_profiles.decision import Action, Mode, Reason, cheaper
 from cost_profiles.types import Costs
 from prefill_worker.types import RequestView, SwapChoice
@@ -23,6 +24,8 @@ class Preemption:
     mode: Mode
     costs: Costs
     block_size: int
+    # The first victim that is large enough is copied, whatever is believed of it.
+    tries_swap: bool = False
 
     def choose(
         self, view: RequestView, num_kept: int, num_found: int, num_slots: int
@@ -43,9 +46,11 @@ class Preemption:
             return SwapChoice(Reason.POOL_FULL)
         size = self.block_size
         choice = cheaper(self.costs, start * size, stop * size, stop - start, mode=self.mode)
-        if choice.action is Action.RECOMPUTE:
-            return SwapChoice(choice.reason)
-        return SwapChoice(choice.reason, start, stop)
+        if choice.action is Action.SWAP:
+            return SwapChoice(choice.reason, start, stop)
+        if self.tries_swap and tells_of_swap(stop - start):
+            return SwapChoice(Reason.TRIAL, start, stop)
+        return SwapChoice(choice.reason)
 
     def seconds(self, view: RequestView, num_blocks: int) -> float:
         """What it costs to lose the last blocks and have them back, the way `mode` would take."""

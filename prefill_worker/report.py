@@ -51,6 +51,7 @@ class SchedulerCounters:
     recomputed_as_pool_full: int = 0
     swapped_by_mode: int = 0
     swapped_as_cheaper: int = 0
+    swapped_as_trial: int = 0
     swapped_out_blocks: int = 0
     swapped_in_blocks: int = 0
     # Seconds that copies took, of the slowest rank.
@@ -81,7 +82,11 @@ _RECOMPUTED = (
 )
 _SWAPPED = (
     "swap_preemptions",
-    {Reason.MODE: "swapped_by_mode", Reason.CHEAPER: "swapped_as_cheaper"},
+    {
+        Reason.MODE: "swapped_by_mode",
+        Reason.CHEAPER: "swapped_as_cheaper",
+        Reason.TRIAL: "swapped_as_trial",
+    },
 )
 # Action and reason, as a metric's labels, to the counter.
 DECISIONS = {

@@ -280,7 +280,10 @@ class PrefillScheduler(Scheduler):
         return self._plan_from(self._limits())
 
     def _plan_from(self, limits: StepLimits) -> StepPlan:
-        preemption = Preemption(self._mode, self.swapping.costs, self.block_size)
+        swapping = self.swapping
+        preemption = Preemption(
+            self._mode, swapping.costs, self.block_size, tries_swap=swapping.trials.is_due
+        )
         return self._book.plan(limits, self._ledger, preemption)
 
     @property
@@ -313,6 +316,7 @@ class PrefillScheduler(Scheduler):
         num_kept_tokens = eviction.num_blocks_kept * self.block_size
         self._remember_lost(live, num_kept_tokens)
         self._counters.count_preemption(eviction.swap)
+        self.swapping.trials.note(eviction.swap)
         if eviction.swap.num_blocks:
             block_ids = self._ledger.block_ids(request.request_id)
             self.swapping.swap_out(request.request_id, block_ids, eviction.swap)

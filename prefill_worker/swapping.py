@@ -25,6 +25,7 @@ from prefill_worker import blocks
 from prefill_worker.host_pool import HostPool
 from prefill_worker.report import SchedulerCounters, SwapState
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults
+from prefill_worker.trials import Trials
 from prefill_worker.types import Load, SwapChoice
 
 _log = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ class Swapping:
         self._copies_block = copies_block
         self._last_copies_s = 0.0
         self.costs = costs
+        self.trials = Trials()
         self.host = HostPool(copier.num_slots)
         self._num_jobs = 0
         self._jobs: dict[int, _Job] = {}
@@ -277,12 +279,15 @@ class Swapping:
             else:
                 self._counters.swap_in_s += seconds
             if tells_of_swap(num_blocks):
-                observe = (
-                    self.costs.observe_swap_out
-                    if direction is Direction.OUT
-                    else self.costs.observe_swap_in
-                )
-                observe(num_blocks, seconds)
+                self._observe_copy(direction, num_blocks, seconds)
+
+    def _observe_copy(self, direction: Direction, num_blocks: int, seconds: float) -> None:
+        if direction is Direction.OUT:
+            self.trials.observe(self.costs.swap_out_s(num_blocks), seconds)
+            self.costs.observe_swap_out(num_blocks, seconds)
+        else:
+            self.trials.observe(self.costs.swap_in_s(num_blocks), seconds)
+            self.costs.observe_swap_in(num_blocks, seconds)
 
     def observe_step(
         self, ranges: Sequence[tuple[int, int]], step_tokens: int, seconds: float

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import inf
 
+from cost_profiles.decision import Reason
 from prefill_worker.preemption import Preemption
 from prefill_worker.types import (
     Eviction,
@@ -133,6 +135,8 @@ class Victims:
         tail = self._tails[request_id]
         swap = self._preemption.choose(tail.view, tail.num_kept, num_found, self._slots_left)
         self._slots_left -= swap.num_blocks
+        if swap.reason is Reason.TRIAL:
+            self._preemption = replace(self._preemption, tries_swap=False)
         return Eviction(
             request_id,
             num_blocks_kept=tail.num_kept,

@@ -21,6 +21,7 @@ PURE = [
             "planner",
             "victims",
             "preemption",
+            "trials",
             "host_pool",
             "swap_jobs",
             "kv_transfer",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from cost_profiles.decision import Reason
+from cost_profiles.correction import HEALING_OBSERVATIONS, CorrectedCostModel
+from cost_profiles.decision import Mode, Reason
+from prefill_worker.preemption import Preemption
+from prefill_worker.trials import MIN_SPACING, Trials
 from prefill_worker.types import SwapChoice
 from tests.builders import LinearCosts, a_preemption, a_request
 
@@ -68,3 +73,60 @@ def test_a_pool_with_little_room_takes_the_front() -> None:
 )
 def test_the_price_of_losing_the_last_blocks(mode: str, num_blocks: int, seconds: float) -> None:
     assert a_preemption(mode, COSTS, block_size=4).seconds(VICTIM, num_blocks) == seconds
+
+
+def test_a_trial_copies_what_is_believed_to_be_dearer_if_it_is_large_enough() -> None:
+    dear = a_preemption("cost", LinearCosts(token_s=1.0, block_s=99.0), block_size=4)
+    trial = replace(dear, tries_swap=True)
+    assert dear.choose(VICTIM, 2, 0, 99) == SwapChoice(Reason.CHEAPER)
+    assert trial.choose(VICTIM, 2, 0, 99) == SwapChoice(Reason.TRIAL, 2, 10)
+    assert trial.choose(VICTIM, 3, 0, 99) == SwapChoice(Reason.CHEAPER)
+    assert trial.choose(VICTIM, 2, 0, 0) == SwapChoice(Reason.POOL_FULL)
+
+
+def tried(trials: Trials, num_victims: int) -> int:
+    """So many victims, each computed again unless a trial is due; how many were copied."""
+    num_tried = 0
+    for _ in range(num_victims):
+        is_due = trials.is_due
+        num_tried += is_due
+        trials.note(SwapChoice(Reason.TRIAL, 0, 8) if is_due else SwapChoice(Reason.CHEAPER))
+    return num_tried
+
+
+def test_trials_become_rarer_as_long_as_nothing_surprises() -> None:
+    trials = Trials()
+    assert tried(trials, 10 * (MIN_SPACING + 1)) == 10
+    for _ in range(3):
+        trials.observe(believed_s=1.0, actual_s=1.2)
+    assert tried(trials, 8 * MIN_SPACING) == 0
+    assert tried(trials, 1) == 1
+    trials.observe(believed_s=1.0, actual_s=0.2)
+    assert tried(trials, 10 * (MIN_SPACING + 1)) == 10
+
+
+def test_what_is_never_chosen_for_its_cost_needs_no_trial() -> None:
+    trials = Trials()
+    for reason in (Reason.MODE, Reason.POOL_FULL, Reason.CACHED, Reason.NO_BLOCKS):
+        for _ in range(2 * MIN_SPACING):
+            trials.note(SwapChoice(reason))
+    assert not trials.is_due
+
+
+def test_copies_that_are_believed_five_times_too_dear_are_found_out() -> None:
+    """Copying takes half of what computing takes; the profile says two and a half times."""
+    truth = LinearCosts(token_s=1.0, block_s=1.0)
+    costs = CorrectedCostModel(LinearCosts(token_s=1.0, block_s=5.0))
+    trials, num_victims = Trials(), 0
+    while True:
+        num_victims += 1
+        preemption = Preemption(Mode.COST, costs, block_size=4, tries_swap=trials.is_due)
+        choice = preemption.choose(VICTIM, 2, 0, 99)
+        if choice.num_blocks and choice.reason is Reason.CHEAPER:
+            break
+        trials.note(choice)
+        if choice.num_blocks:
+            trials.observe(costs.swap_out_s(8), truth.swap_out_s(8))
+            costs.observe_swap_out(8, truth.swap_out_s(8))
+            costs.observe_swap_in(8, truth.swap_in_s(8))
+    assert num_victims <= HEALING_OBSERVATIONS * (MIN_SPACING + 1)
