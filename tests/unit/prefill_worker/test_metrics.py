@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry
 
+from cost_profiles.decision import Reason
 from prefill_worker.metrics import PrefillMetrics
 from prefill_worker.policy import POLICIES
-from prefill_worker.report import SchedulerCounters, SchedulerReport
+from prefill_worker.report import DECISIONS, SchedulerCounters, SchedulerReport, SwapState
+from prefill_worker.types import SwapChoice
 from stream2llm.worker_spec import POLICY_NAMES
 
 pytestmark = pytest.mark.unit
@@ -95,3 +97,40 @@ def test_the_gauges_show_the_newest_report() -> None:
     scrape.metrics.record(a_report(num_sessions_with_work=1, num_sessions_idle=3))
     states = ("with_work", "idle", "short_of_blocks")
     assert [scrape("prefill_sessions", state=state) for state in states] == [1, 3, 0]
+
+
+def test_swapping_is_counted_by_direction_and_decision() -> None:
+    scrape = Scrape()
+    assert scrape("swapped_bytes_total", direction="in") == 0
+    assert scrape("preemption_decisions_total", action="swap", reason="trial") == 0
+    state = SwapState(num_slots=10, num_slots_used=4, bytes_per_block=100, swap_in_factor=2.5)
+    for blocks_out, blocks_in in ((3, 0), (7, 2)):
+        scrape.metrics.record(
+            a_report(
+                swapped_out_blocks=blocks_out,
+                swapped_in_blocks=blocks_in,
+                swap_out_s=0.5,
+                swap_failures=1,
+                restored_tokens=32 * blocks_in,
+                recomputed_as_pool_full=blocks_in,
+                swap=state,
+            )
+        )
+    assert scrape("swapped_blocks_total", direction="out") == 7
+    assert scrape("swapped_bytes_total", direction="in") == 200
+    assert scrape("swap_seconds_total", direction="out") == 0.5
+    assert scrape("swap_failures_total") == 1
+    assert scrape.tokens("restored") == 64
+    assert scrape("preemption_decisions_total", action="recompute", reason="pool_full") == 2
+    assert scrape("host_pool_blocks", state="used") == 4
+    assert scrape("host_pool_blocks", state="free") == 6
+    assert scrape("cost_factor", curve="swap_in") == 2.5
+
+
+def test_every_decision_has_a_counter() -> None:
+    counters = SchedulerCounters()
+    for action, reason in DECISIONS:
+        stop = 3 if action == "swap" else 0
+        counters.count_preemption(SwapChoice(Reason(reason), 0, stop))
+    assert all(getattr(counters, name) == 1 for name in DECISIONS.values())
+    assert counters.swap_preemptions + counters.recompute_preemptions == len(DECISIONS)
