@@ -16,7 +16,7 @@ from vllm.distributed.kv_transfer import get_kv_transfer_group
 
 from prefill_worker.block_copy import BlockCopier
 from prefill_worker.swap_connector import SwapConnector, find_connector
-from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, StepJobs
+from prefill_worker.swap_jobs import CopyJob, Direction, JobResults, StepJobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ class ThrottledCopier:
     def take_results(self, *, wait: bool) -> JobResults:
         """The copier's, with the waits in its times."""
         results = self._copier.take_results(wait=wait)
-        results.times = [
-            CopyTime(direction, num_blocks, seconds + self._waited_s[direction])
-            for direction, num_blocks, seconds in results.times
-        ]
+        results.times = {
+            batch: time._replace(seconds=time.seconds + self._waited_s[time.direction])
+            for batch, time in results.times.items()
+        }
         self._waited_s = dict.fromkeys(Direction, 0.0)
         return results
 

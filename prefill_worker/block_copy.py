@@ -141,7 +141,7 @@ class _Outcome(NamedTuple):
         results.num_ranks_done |= dict.fromkeys(self.numbers, 1)
         results.failures |= self.failures
         if self.num_blocks:
-            results.times.append(CopyTime(direction, self.num_blocks, seconds))
+            results.times[self.numbers[0]] = CopyTime(direction, self.num_blocks, seconds)
 
 
 def _try_each(jobs: Iterable[CopyJob], copy: Callable[[CopyJob], None]) -> _Outcome:

@@ -93,7 +93,7 @@ class SwapMeter:
         results = _results_of(self._engine.execute(self._engine.scheduler.schedule()))
         if results.failures:
             raise InternalError(f"copying {len(blocks)} blocks failed: {results.failures}")
-        [time] = results.times
+        [time] = results.times.values()
         return time.seconds
 
 

@@ -131,7 +131,7 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         """Keeps what the ranks report for `take_results`."""
         meta = connector_output.kv_connector_worker_meta
         if isinstance(meta, SwapWorkerMeta):
-            self._results.extend(meta.results)
+            self._results.add(meta.results)
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int

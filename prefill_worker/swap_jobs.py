@@ -7,6 +7,7 @@ whole, on every rank.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -61,34 +62,20 @@ class JobResults:
     # Job number to why it failed on some rank; may come before, and again with, the
     # rank's being done, as which a failure counts.
     failures: dict[int, str] = field(default_factory=dict)
-    # Of the slowest rank.
-    times: list[CopyTime] = field(default_factory=list)
+    # By the number of a batch's first job; of the slowest rank so far.
+    times: dict[int, CopyTime] = field(default_factory=dict)
 
     def add(self, other: JobResults) -> None:
-        """Takes another rank's results of the same step."""
+        """Takes another rank's results of the same step, or those of a later step."""
         for number, count in other.num_ranks_done.items():
             self.num_ranks_done[number] = self.num_ranks_done.get(number, 0) + count
         self.failures |= other.failures
-        self.times = _slowest(self.times, other.times)
-
-    def extend(self, later: JobResults) -> None:
-        """Takes the results of a later step."""
-        for number, count in later.num_ranks_done.items():
-            self.num_ranks_done[number] = self.num_ranks_done.get(number, 0) + count
-        self.failures |= later.failures
-        self.times += later.times
+        keep_slowest(self.times, other.times)
 
 
-def _slowest(first: list[CopyTime], second: list[CopyTime]) -> list[CopyTime]:
-    """Of the batches that both ranks report in this step, in the same order on both.
-
-    A rank that lags reports a batch a step later. What each says then is left
-    out: counted twice, or paired with another batch, it would mislead.
-    """
-    slowest, rest = [], list(second)
-    for mine in first:
-        same = [i for i, other in enumerate(rest) if other[:2] == mine[:2]]
-        if same:
-            slowest.append(max(mine, rest[same[0]], key=lambda each: each.seconds))
-            del rest[: same[0] + 1]
-    return slowest
+def keep_slowest(times: dict[int, CopyTime], others: Mapping[int, CopyTime]) -> None:
+    """Ranks copy a batch at the same time: it takes as long as the slowest of them."""
+    for batch, other in others.items():
+        mine = times.get(batch)
+        if mine is None or other.seconds > mine.seconds:
+            times[batch] = other

@@ -24,7 +24,7 @@ from cost_profiles.correction import CorrectedCostModel, tells_of_recompute, tel
 from prefill_worker import blocks
 from prefill_worker.host_pool import HostPool
 from prefill_worker.report import SchedulerCounters, SwapState
-from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults
+from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, keep_slowest
 from prefill_worker.trials import Trials
 from prefill_worker.types import Load, SwapChoice
 
@@ -118,6 +118,8 @@ class Swapping:
         # Whether a step takes longer by what its copies take.
         self._copies_block = copies_block
         self._last_copies_s = 0.0
+        # By batch, until all ranks are through with it.
+        self._times: dict[int, CopyTime] = {}
         self.costs = costs
         self.trials = Trials()
         self.host = HostPool(copier.num_slots)
@@ -221,7 +223,8 @@ class Swapping:
     def take_ended(self) -> Ended:
         """Takes the workers' results."""
         results = self._copier.take_results()
-        self._note_times(results.times)
+        keep_slowest(self._times, results.times)
+        self._last_copies_s = sum(each.seconds for each in results.times.values())
         ended = Ended([], [], [])
         for number, message in results.failures.items():
             self._fail(self._jobs[number], message, ended)
@@ -230,6 +233,7 @@ class Swapping:
             job.num_ranks_left -= num_ranks
             if not job.num_ranks_left:
                 del self._jobs[number]
+                self._note_time(self._times.pop(number, None))
                 if job.direction is Direction.IN:
                     self._end_load(job, ended)
         return ended
@@ -271,15 +275,16 @@ class Swapping:
 
     # -- what it costs ----------------------------------------------------------------------
 
-    def _note_times(self, times: Sequence[CopyTime]) -> None:
-        self._last_copies_s = sum(each.seconds for each in times)
-        for direction, num_blocks, seconds in times:
-            if direction is Direction.OUT:
-                self._counters.swap_out_s += seconds
-            else:
-                self._counters.swap_in_s += seconds
-            if tells_of_swap(num_blocks):
-                self._observe_copy(direction, num_blocks, seconds)
+    def _note_time(self, time: CopyTime | None) -> None:
+        """The first job of a batch has ended on all ranks; None: the job was not the first."""
+        if time is None:
+            return
+        if time.direction is Direction.OUT:
+            self._counters.swap_out_s += time.seconds
+        else:
+            self._counters.swap_in_s += time.seconds
+        if tells_of_swap(time.num_blocks):
+            self._observe_copy(*time)
 
     def _observe_copy(self, direction: Direction, num_blocks: int, seconds: float) -> None:
         if direction is Direction.OUT:

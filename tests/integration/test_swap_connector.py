@@ -140,7 +140,7 @@ def test_what_went_to_the_host_and_back_gives_the_exact_answer(
     back = swapper.copy((Direction.IN, blocks, slots))
     assert not out.failures
     assert not back.failures
-    [out_time], [back_time] = out.times, back.times
+    [out_time], [back_time] = out.times.values(), back.times.values()
     assert out_time[:2] == (Direction.OUT, len(blocks))
     assert back_time[:2] == (Direction.IN, len(blocks))
     assert min(out_time.seconds, back_time.seconds) > 0

@@ -127,7 +127,7 @@ class FakeCopier:
                 self.host[slot] = list(self._kv[block_id])
             else:
                 self._kv[block_id] = list(self.host[slot])
-        self._results.times.append(CopyTime(job.direction, len(job.slots), 1e-3))
+        self._results.times[job.number] = CopyTime(job.direction, len(job.slots), 1e-3)
 
     def report(self) -> JobResults:
         """After a step."""

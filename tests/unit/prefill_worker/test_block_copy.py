@@ -199,7 +199,7 @@ def test_a_failing_job_harms_no_other() -> None:
     assert results.num_ranks_done == {1: 1, 2: 1, 3: 1, 4: 1}
     assert results.failures == {2: "ValueError: there is no block beyond 3 or below 0: (1, 7)"}
     # Of the outs, no time: one was not copied.
-    assert results.times == [CopyTime(Direction.IN, 2, 1.0)]
+    assert list(results.times.values()) == [CopyTime(Direction.IN, 2, 1.0)]
     assert torch.equal(memory[[3, 1]], before[[2, 0]])
     assert copier.take_results(wait=False) == JobResults()
 
@@ -389,7 +389,7 @@ def test_a_job_has_ended_only_when_the_device_is_through_with_it() -> None:
     results = copier.take_results(wait=True)
     assert results.num_ranks_done == {1: 1, 2: 1}
     assert results.failures == early.failures
-    assert results.times == []
+    assert results.times == {}
     assert pool.tolist() == [[1, 1], [1, 1], [0, 0]]
 
 
@@ -459,7 +459,7 @@ def test_on_a_gpu_blocks_return_exactly_while_the_step_overwrites_them(
 
     results = copier.take_results(wait=True)
     assert results.num_ranks_done == {1: 1, 2: 1}
-    assert all(time.seconds > 0 for time in results.times)
+    assert all(time.seconds > 0 for time in results.times.values())
     for view, was in zip(views, before, strict=True):
         assert torch.equal(view[others], was[blocks])
 

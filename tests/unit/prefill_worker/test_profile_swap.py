@@ -48,8 +48,8 @@ class ScriptedEngine:
         seconds = self._slow * SECONDS[job.direction] * len(job.block_ids)
         self._clock.advance(seconds)
         failures = {job.number: "no memory"} if self.fails else {}
-        times = [CopyTime(job.direction, len(job.block_ids), seconds)]
-        results = JobResults({job.number: 1}, failures, [] if self.fails else times)
+        times = {job.number: CopyTime(job.direction, len(job.block_ids), seconds)}
+        results = JobResults({job.number: 1}, failures, {} if self.fails else times)
         meta = SwapWorkerMeta(results)
         return SimpleNamespace(kv_connector_output=SimpleNamespace(kv_connector_worker_meta=meta))
 

@@ -96,23 +96,15 @@ def test_results_of_ranks_and_steps_are_added_up() -> None:
     slow, fast = (CopyTime(Direction.OUT, 2, seconds) for seconds in (0.5, 0.25))
     report(
         connector,
-        JobResults({1: 1}, times=[fast]),
-        JobResults({1: 1, 2: 1}, {2: "no"}, times=[slow]),
+        JobResults({1: 1}, times={1: fast}),
+        JobResults({1: 1, 2: 1}, {2: "no"}, times={1: slow}),
     )
-    report(connector, JobResults({2: 1}, times=[fast]))
+    report(connector, JobResults({2: 1, 3: 1}, times={3: fast}))
+    report(connector, JobResults({3: 1}, times={3: slow}))
     connector.update_connector_output(KVConnectorOutput())
-    assert connector.take_results() == JobResults({1: 2, 2: 2}, {2: "no"}, [slow, fast])
+    expected = JobResults({1: 2, 2: 2, 3: 2}, {2: "no"}, {1: slow, 3: slow})
+    assert connector.take_results() == expected
     assert connector.take_results() == JobResults()
-
-
-def test_times_of_a_rank_that_lags_are_left_out() -> None:
-    first, second = CopyTime(Direction.OUT, 2, 1.0), CopyTime(Direction.IN, 2, 0.1)
-    ahead, behind = JobResults(times=[first, second]), JobResults(times=[second])
-    ahead.add(behind)
-    assert ahead.times == [second]
-    behind = JobResults(times=[second._replace(seconds=0.3), first])
-    behind.add(JobResults(times=[second]))
-    assert behind.times == [second._replace(seconds=0.3)]
 
 
 def test_a_rank_copies_when_the_step_begins() -> None:
@@ -127,7 +119,10 @@ def test_a_rank_copies_when_the_step_begins() -> None:
     meta = connector.build_connector_worker_meta()
     assert meta is not None
     assert meta.results.num_ranks_done == {1: 1, 2: 1}
-    assert [time[:2] for time in meta.results.times] == [(Direction.OUT, 2), (Direction.IN, 1)]
+    assert [time[:2] for time in meta.results.times.values()] == [
+        (Direction.OUT, 2),
+        (Direction.IN, 1),
+    ]
 
 
 def test_only_a_step_that_computes_nothing_waits() -> None:
