@@ -14,17 +14,18 @@ from tests.reference_engine import ReferenceEngine
 from tests.scheduling.pressure import COSTS, MAX_MODEL_LEN, Play, tight_engine
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
+# As they are before any engine in this process binds it to one.
+CORES = sorted(os.sched_getaffinity(0))
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LocalEngine]:
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
+    if len(CORES) < 2:
         pytest.skip("vLLM binds each rank to a core of its own")
     engine = tight_engine(
         tensor_parallel_size=2,
         in_process=False,
-        environment={"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[1]}"},
+        environment={"VLLM_CPU_OMP_THREADS_BIND": f"{CORES[0]}|{CORES[1]}"},
     )
     yield engine
     engine.close()
