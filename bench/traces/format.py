@@ -9,7 +9,7 @@ What must hold beyond the types is `check`'s matter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from pydantic import ConfigDict
@@ -44,6 +44,7 @@ class Scale:
 class Header:
     """The first line."""
 
+    line: Literal["header"] = field(default="header", kw_only=True)
     schema: Literal["stream2llm.trace"]
     schema_version: int
     name: str
@@ -56,7 +57,6 @@ class Header:
     seed: int | None = None
     # Which published workload it is to be compared with; None for any other.
     shape: Shape | None = None
-    line: Literal["header"] = "header"
 
     __pydantic_config__ = _STRICT
 
@@ -103,8 +103,8 @@ def _num_tokens(text: str | None, tokens: int | None) -> int:
 class SharedDocument:
     """A line: a document that every later session may name."""
 
+    line: Literal["document"] = field(default="document", kw_only=True)
     document: Document
-    line: Literal["document"] = "document"
 
     __pydantic_config__ = _STRICT
 
@@ -126,6 +126,7 @@ class Event:
 class Session:
     """A line: one question, from its arrival to its seal."""
 
+    line: Literal["session"] = field(default="session", kw_only=True)
     id: str
     # After the beginning of the trace.
     arrival_s: float
@@ -136,7 +137,6 @@ class Session:
     # Its own; shared ones are not repeated.
     documents: tuple[Document, ...]
     events: tuple[Event, ...]
-    line: Literal["session"] = "session"
 
     __pydantic_config__ = _STRICT
 

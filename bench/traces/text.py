@@ -37,7 +37,9 @@ class TextMaker:
         )
 
     def text(self, num_tokens: int, key: str) -> str:
-        """Sentences of about so many tokens; the last one may be cut between words."""
+        """Sentences of about so many tokens, the last one cut between words; "" for none."""
+        if num_tokens == 0:
+            return ""
         rng = random.Random(key)
         words, left = [], num_tokens
         while left > 0:

@@ -203,7 +203,9 @@ def _provenance(context: typer.Context) -> str:
     """The options without the output: equal options give equal files, wherever they are."""
     options = {**context.params}
     del options["output"]
-    given = ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
+    given = ", ".join(
+        f"{name}={value}" for name, value in sorted(options.items()) if value is not None
+    )
     return f"stream2llm trace {context.info_name}: {given}"
 
 
