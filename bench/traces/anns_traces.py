@@ -57,7 +57,7 @@ def anns_items(
     for query in queries:
         events = list(_events(query, corpus, importing.scale.time, report))
         if not events:
-            report(BadRow(query.trace, None, "has no usable window; left out"))
+            report(BadRow(query.trace, None, "has no usable window"))
             continue
         yield from _newly_named(events, corpus, written)
         yield Session(
@@ -154,8 +154,11 @@ def _newly_named(
 def _json_object(path: Path, report: Callable[[BadRow], None]) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError) as error:
-        report(BadRow(path, None, f"cannot be read: {error}"))
+    except OSError as error:
+        report(BadRow(path, None, f"cannot be read: {error.strerror}"))
+        return {}
+    except ValueError as error:
+        report(BadRow(path, None, f"is not JSON: {error}"))
         return {}
     if not isinstance(value, dict):
         report(BadRow(path, None, "is no JSON object"))

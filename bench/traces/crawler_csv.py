@@ -47,7 +47,7 @@ def crawler_sessions(
         rows = list(csv_rows(path, COLUMNS, report))
         documents, events = _appended(_pages(path, rows, report), importing)
         if not events:
-            report(BadRow(path, None, "has no usable page; left out"))
+            report(BadRow(path, None, "has no usable page"))
             continue
         question = next((row["query"] for _, row in rows if row["query"].strip()), "")
         yield Session(

@@ -7,13 +7,13 @@ is imported. Real text cannot be made longer, only cut.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.traces.check import TraceError
-from bench.traces.format import Content, Document, Scale
+from bench.traces.format import Content, Document, Item, Scale
 from bench.traces.text import CountTokens, count_by_words
 
 # A deployment's own instruction would stand here; the artifact's is not in its data.
@@ -98,8 +98,20 @@ def csv_rows(path: Path, columns: tuple[str, ...], report: Report) -> Iterator[t
             for row in reader:
                 yield begins, row
                 begins = reader.line_num + 1
-    except (OSError, csv.Error) as error:
+    except OSError as error:
+        report(BadRow(path, None, f"cannot be read: {error.strerror}"))
+    except csv.Error as error:
         report(BadRow(path, None, f"cannot be read further: {error}"))
+
+
+def not_empty(items: Iterable[Item], source: Path) -> Iterator[Item]:
+    """The same; raises TraceError when there is nothing."""
+    iterator = iter(items)
+    first = next(iterator, None)
+    if first is None:
+        raise TraceError(f"{source}: nothing in it can be imported")
+    yield first
+    yield from iterator
 
 
 def next_arrival(arrivals_s: Iterator[float], source: Path) -> float:

@@ -131,6 +131,6 @@ def _dealt(gaps: Iterator[float], chunks: Sequence[int]) -> list[list[float]]:
 def _times(gaps: Sequence[float], last_s: float) -> tuple[float, ...]:
     """Chunk times that end at `last_s`; gaps shrink if they would not fit."""
     room, total = last_s - SHORTEST_FIRST_S, sum(gaps)
-    shrink = min(1.0, room / total) if total else 1.0
+    shrink = min(1.0, max(room, 0.0) / total) if total else 1.0
     first = last_s - shrink * total
     return tuple(accumulate((shrink * gap for gap in gaps), initial=first))

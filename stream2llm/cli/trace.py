@@ -127,7 +127,7 @@ def import_(
     """
     from bench.traces.anns_traces import anns_items
     from bench.traces.crawler_csv import crawler_sessions
-    from bench.traces.imports import Importing
+    from bench.traces.imports import Importing, not_empty
     from bench.traces.write import write_trace
 
     with errors_as_exits():
@@ -137,7 +137,8 @@ def import_(
         importer = anns_items if shape is ShapeName.ANNS else crawler_sessions
         report = _Reporter()
         items = importer(path, _arrivals(arrivals, rate, seed, scale), importing, report)
-        write_trace(output, _header(context, shape, counted_by, scale, seed), items)
+        header = _header(context, shape, counted_by, scale, seed)
+        write_trace(output, header, not_empty(items, path))
         report.summarize()
         _show(output)
 

@@ -6,6 +6,9 @@ import csv
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from typer.testing import CliRunner, Result
 
 from bench.traces.read import TraceReader
@@ -59,6 +62,31 @@ def test_import_reports_bad_rows_on_stderr(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "query_0.csv, line 3: has no content" in result.stderr
     assert "1 sessions, 1 appends and updates" in result.stdout
+
+
+def test_an_import_of_nothing_is_refused_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "query_0.csv").write_text("type,query,content,endTime\n")
+    result = run("import", "crawler", tmp_path, "-o", tmp_path / "t.jsonl")
+    assert result.exit_code == 3
+    assert "nothing in it can be imported" in result.stderr
+    assert not (tmp_path / "t.jsonl").exists()
+
+
+def test_a_model_s_tokenizer_counts(tmp_path: Path) -> None:
+    """Here one that splits at blanks: as many tokens as words."""
+    model, path = tmp_path / "model", tmp_path / "t.jsonl"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    tokenizer = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(model / "tokenizer.json"))
+    args = ("-n", 3, "--scale-tokens", 0.01, "--tokenizer", model, "-o", path)
+    assert run("generate", "crawler", *args).exit_code == 0
+    with TraceReader(path) as reader:
+        assert reader.header.counted_by == f"tokenizer {model}"
+        for document in (each for session in reader for each in session.documents):
+            assert document.text is not None
+            assert document.tokens == len(document.text.split())
 
 
 def test_show_checks_and_sums_up(tmp_path: Path) -> None:

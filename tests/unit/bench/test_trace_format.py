@@ -85,7 +85,10 @@ def test_all_problems_of_a_line_are_told(tmp_path: Path) -> None:
         read_all(path)
 
 
-@pytest.mark.parametrize("line", ["{", "", "[1]", '{"line": "header"}', "\udcff"])
+@pytest.mark.parametrize(
+    "line",
+    ["{", "", "[1]", '{"line": "session", "arrival_s": NaN}', '{"line": "header"}', "\udcff"],
+)
 def test_a_line_that_is_no_item_is_refused(line: str, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     write_lines(path, plain_header(), plain_session())

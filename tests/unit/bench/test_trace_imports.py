@@ -108,7 +108,7 @@ def test_files_without_the_column_or_without_pages_are_left_out(tmp_path: Path) 
     sessions, bad = crawled(tmp_path)
     assert sessions == []
     assert bad[0] == "query_1.csv, line 1: has no column content"
-    assert "query_2.csv: has no usable page; left out" in bad
+    assert "query_2.csv: has no usable page" in bad
 
 
 def test_pages_longer_than_csv_expects_are_read(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_bad_queries_of_the_map_are_left_out(tmp_path: Path) -> None:
     items, bad = searched(path)
     assert [item.id for item in items if isinstance(item, Session)] == ["0"]
     assert bad[0] == "map.json: query 7: has no 'trace_file'"
-    assert "none.csv: cannot be read further" in bad[1]
+    assert "none.csv: cannot be read: No such file" in bad[1]
     assert bad[2].startswith("map.json: query 9: ")
 
 
