@@ -292,6 +292,35 @@ def test_nixl_connector() -> None:
     assert "FINISHED_ABORTED" not in finished
 
 
+def test_connectors_for_swapping() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1 import base
+    from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheTensor
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    require(MultiConnector, "sub_connectors")
+    require(
+        base.KVConnectorBase_V1,
+        "handle_preemptions",
+        "register_kv_caches",
+        "build_connector_meta",
+        "build_connector_worker_meta",
+        "update_connector_output",
+        "requires_kv_delivery",
+    )
+    # Copies begin before the step touches a block, also in steps that compute nothing.
+    execute = source(GPUModelRunner.execute_model)
+    assert execute.index("handle_preemptions") < execute.index("_update_states(")
+    assert "kv_connector_worker_meta" in KVConnectorOutput.__dataclass_fields__
+    require_parameters(KVCacheManager.allocate_slots, "num_new_tokens", "delay_cache_blocks")
+    require_parameters(KVCacheManager.cache_blocks, "request", "num_computed_tokens")
+    for name in ("layers", "offset", "layer_stride", "block_stride"):
+        assert name in KVCacheTensor.__dataclass_fields__
+    require(KVCacheConfig, "needs_kv_cache_zeroing")
+
+
 def test_logits_processors_come_before_the_penalties() -> None:
     from vllm.v1.sample.sampler import Sampler
 

@@ -393,12 +393,8 @@ def test_a_job_has_ended_only_when_the_device_is_through_with_it() -> None:
     assert pool.tolist() == [[1, 1], [1, 1], [0, 0]]
 
 
-@pytest.mark.unit
-def test_a_job_that_raises_half_way_is_told_when_its_copies_have_ended() -> None:
-    device = LateDevice(seed=2)
-    memory = torch.ones((4, 1, 2))
-    pool = torch.zeros((4, 2))
-    copier = StagedCopier([memory], pool, [torch.zeros((1, 2))], device.compute, device.side)
+def second_call_fails(device: LateDevice) -> None:
+    """The second piece of work for the side lane raises instead of being queued."""
     run, calls = device.side.run, []
 
     def fail_second(work: Callable[[], None]) -> None:
@@ -408,6 +404,15 @@ def test_a_job_that_raises_half_way_is_told_when_its_copies_have_ended() -> None
         run(work)
 
     device.side.run = fail_second  # type: ignore[method-assign]
+
+
+@pytest.mark.unit
+def test_a_job_that_raises_half_way_is_told_when_its_copies_have_ended() -> None:
+    device = LateDevice(seed=2)
+    memory = torch.ones((4, 1, 2))
+    pool = torch.zeros((4, 2))
+    copier = StagedCopier([memory], pool, [torch.zeros((1, 2))], device.compute, device.side)
+    second_call_fails(device)
     copier.start(StepJobs(outs=(an_out(1, (0, 0), (1, 1)), an_out(2, (2, 2)))))
     results = copier.take_results(wait=True)
     assert results.failures == {1: "RuntimeError: out of memory"}
@@ -422,15 +427,7 @@ def test_a_load_that_raises_half_way_leaves_its_staging_to_nobody_too_early(seed
     memory = torch.tensor([[[1.0, 1.0]], [[2.0, 2.0]]])
     pool = torch.tensor([[9.0, 9.0], [0.0, 0.0]])
     copier = StagedCopier([memory], pool, [torch.zeros((1, 2))], device.compute, device.side)
-    run, calls = device.side.run, []
-
-    def fail_second(work: Callable[[], None]) -> None:
-        calls.append(work)
-        if len(calls) == 2:
-            raise RuntimeError("out of memory")
-        run(work)
-
-    device.side.run = fail_second  # type: ignore[method-assign]
+    second_call_fails(device)
     copier.start(StepJobs(ins=(an_in(1, (1, 0)),)))
     copier.start(StepJobs(outs=(an_out(2, (0, 1)),)))
     assert list(copier.take_results(wait=True).failures) == [1]
