@@ -1,0 +1,55 @@
+"""How often a decode worker may fetch ahead without holding up those who decode. Pure.
+
+A fetch costs decoding requests something: memory bandwidth, cores, a longer
+step. How much is learned: steps during a fetch against steps of as many
+requests without one. A fetch that took `t` seconds and makes steps longer by a
+fraction `f` costs `f * t`; the next one begins when the decode time since then
+makes that at most the set share. While nobody decodes, nobody is held up.
+"""
+
+from __future__ import annotations
+
+# Of one observation in the running mean.
+_WEIGHT = 0.1
+# A fetch is never taken for free, for what is measured is noisy; and before
+# anything is known it is taken to stop decoding altogether.
+_LEAST_SLOWDOWN = 0.02
+_MOST_SLOWDOWN = 1.0
+
+
+class FetchPace:
+    """Times are seconds of one monotonic clock."""
+
+    def __init__(self, max_share: float) -> None:
+        self._max_share = max_share
+        self._slowdown = _MOST_SLOWDOWN
+        # Mean seconds of a step without a fetch, by the number of its requests.
+        self._step_s: dict[int, float] = {}
+        self._next_s = 0.0
+
+    @property
+    def slowdown(self) -> float:
+        """By which fraction a fetch makes the steps beside it longer, as far as is known."""
+        return self._slowdown
+
+    def may_begin(self, now_s: float, num_decoding: int) -> bool:
+        """Whether a fetch may begin now, with so many requests that decode."""
+        return not num_decoding or now_s >= self._next_s
+
+    def note_step(self, step_s: float, num_decoding: int, *, is_fetching: bool) -> None:
+        """A step took so long, beside a fetch or not."""
+        alone_s = self._step_s.get(num_decoding)
+        if not is_fetching:
+            self._step_s[num_decoding] = _mean(alone_s, step_s)
+        elif alone_s:
+            longer = min(max(step_s / alone_s - 1.0, _LEAST_SLOWDOWN), _MOST_SLOWDOWN)
+            self._slowdown = _mean(self._slowdown, longer)
+
+    def note_fetch(self, began_s: float, ended_s: float) -> None:
+        """A fetch has ended."""
+        cost_s = (ended_s - began_s) * self._slowdown
+        self._next_s = max(self._next_s, began_s + cost_s / self._max_share)
+
+
+def _mean(old: float | None, new: float) -> float:
+    return new if old is None else old + _WEIGHT * (new - old)

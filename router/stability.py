@@ -1,0 +1,42 @@
+"""How much of a context is worth handing over before the seal. Pure.
+
+KV that crosses to decode and is then replaced was moved in vain. An appended
+document stays. In update-mode a document stays when it has survived an update:
+it and all before it stood in the same place in the list before. What a
+retrieval sends first is the least certain; what came back unchanged tends to
+stay.
+"""
+
+from __future__ import annotations
+
+
+class Stability:
+    """Follows one session's events; tells how many leading tokens are stable."""
+
+    def __init__(self, num_prefix_tokens: int) -> None:
+        # The template's prefix never changes.
+        self._num_prefix_tokens = num_prefix_tokens
+        self._is_update_mode = False
+        self._num_stable_tokens = num_prefix_tokens
+
+    @property
+    def num_stable_tokens(self) -> int:
+        """From the start of the sequence, the prefix included."""
+        return self._num_stable_tokens
+
+    def appended(self, num_tokens: int) -> int:
+        """Documents came at the end; the sequence has `num_tokens` now."""
+        if not self._is_update_mode:
+            self._num_stable_tokens = num_tokens
+        return self._num_stable_tokens
+
+    def updated(self, num_kept_tokens: int) -> int:
+        """A new list came, which leaves the first `num_kept_tokens` as they were."""
+        self._is_update_mode = True
+        self._num_stable_tokens = max(num_kept_tokens, self._num_prefix_tokens)
+        return self._num_stable_tokens
+
+    def sealed(self, num_tokens: int) -> int:
+        """Nothing changes any more."""
+        self._num_stable_tokens = num_tokens
+        return num_tokens

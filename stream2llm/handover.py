@@ -1,0 +1,17 @@
+"""How a session's KV cache reaches its decode worker: the words that all parts share.
+
+`at_seal`: decode pulls everything after the first token. `streamed`: prefill
+offers full blocks while the context still comes in, decode fetches them ahead,
+and after the first token only what is left is pulled.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+HandoverMode = Literal["at_seal", "streamed"]
+HANDOVER_MODES: tuple[HandoverMode, ...] = get_args(HandoverMode)
+
+# Key of our part in SamplingParams.extra_args and in an output's
+# kv_transfer_params, wherever the hand-over is meant.
+HANDOVER_KEY = "stream2llm_handover"
