@@ -43,7 +43,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreOutputs
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from cost_profiles.correction import CorrectedCostModel
@@ -52,6 +52,8 @@ from prefill_worker import blocks
 from prefill_worker.blocks import truncate_kv
 from prefill_worker.book import SessionBook
 from prefill_worker.costs import costs_for
+from prefill_worker.offering import Offering
+from prefill_worker.offers import OfferBook, OfferLimits
 from prefill_worker.policy import POLICIES
 from prefill_worker.preemption import Preemption
 from prefill_worker.prefix_hits import PrefixHits
@@ -96,6 +98,7 @@ class PrefillScheduler(Scheduler):
         # The step that is under way: when it began, and which tokens it computes.
         self._step_began_s = 0.0
         self._step_ranges: list[tuple[int, int]] = []
+        self.offering = self._create_offering(options)
         self._reporting = Reporting()
         self._telling = Telling(int(options.get("progress_interval_tokens", 256)))
         self._live: dict[str, LiveSession] = {}
@@ -103,6 +106,8 @@ class PrefillScheduler(Scheduler):
         self._grants: dict[str, int] = {}
         self._hits = PrefixHits(self.kv_cache_manager, self._counters, self.hash_block_size)
         self._num_missed_plans = 0
+        # The last plan ended because blocks did.
+        self._is_short_of_blocks = False
 
     def _create_swapping(self, options: dict[str, Any]) -> Swapping:
         connector = find_connector(self.connector, SwapConnector)
@@ -113,6 +118,19 @@ class PrefillScheduler(Scheduler):
             self._counters,
             num_ranks=connector.num_ranks if connector else 1,
             copies_block=current_platform.is_cpu(),
+        )
+
+    def _create_offering(self, options: dict[str, Any]) -> Offering:
+        num_blocks = len(self.kv_cache_manager.block_pool.blocks)
+        limits = OfferLimits(
+            self.block_size,
+            min_tokens=int(options.get("min_offer_tokens", 256)),
+            max_pinned_blocks=num_blocks // 2,
+        )
+        nixl = find_connector(self.connector, NixlConnector)
+        lease_s = nixl.connector_scheduler._kv_lease_duration if nixl else 0
+        return Offering(
+            self.kv_cache_manager, nixl, OfferBook(limits, lease_s), self._clock.monotonic_s
         )
 
     def preempt_by(self, mode: str, costs: CorrectedCostModel | None = None) -> None:
@@ -171,10 +189,12 @@ class PrefillScheduler(Scheduler):
         state.uncomputed_at_seal = request.num_tokens
         live = LiveSession(request, state)
         self._live[request.request_id] = live
+        self.offering.spliced(request.request_id, 0, event.stable_tokens if event else 0)
         self._touch(live)
 
     def _apply_event(self, live: LiveSession, update: Request, event: ContextEvent) -> None:
-        self._splice(live, update.prompt_token_ids or [], event.keep_tokens)
+        num_same = self._splice(live, update.prompt_token_ids or [], event.keep_tokens)
+        self.offering.spliced(live.request.request_id, num_same, event.stable_tokens)
         live.state.revision = event.revision
         if event.seal:
             self._seal(live, update)
@@ -183,8 +203,8 @@ class PrefillScheduler(Scheduler):
         live.request.status = RequestStatus.WAITING
         self._touch(live)
 
-    def _splice(self, live: LiveSession, tail: list[int], keep_tokens: int) -> None:
-        """Makes the sequence `old[:keep_tokens] + tail`, keeping valid KV."""
+    def _splice(self, live: LiveSession, tail: list[int], keep_tokens: int) -> int:
+        """Makes the sequence `old[:keep_tokens] + tail`, keeping valid KV; how much is as before."""
         request = live.request
         old = request._all_token_ids
         assert keep_tokens <= len(old)
@@ -201,6 +221,7 @@ class PrefillScheduler(Scheduler):
             truncate_kv(self.kv_cache_manager, request, valid)
         if is_replaced:
             self._counters.reused_within_session_tokens += request.num_computed_tokens
+        return num_same
 
     def _cut_copies(self, live: LiveSession, num_valid_tokens: int) -> None:
         """Drops KV on the host behind so many tokens."""
@@ -233,6 +254,7 @@ class PrefillScheduler(Scheduler):
         request = live.request
         request_id, swapping = request.request_id, self.swapping
         self._telling.touch(request_id)
+        self.offering.touch(request_id)
         swapping.drop_computed(request_id, request.num_computed_tokens)
         self._book.update(
             request_id,
@@ -370,6 +392,7 @@ class PrefillScheduler(Scheduler):
             self._live[request_id].state.delay = ""
         num_cared_for = len(plan.grants) + len(plan.followers) + len(plan.loads)
         num_left_out = self._book.num_with_claim - num_cared_for
+        self._is_short_of_blocks = delayed is not None
         self._reporting.note_short_of_blocks(max(num_left_out, 1) if delayed else 0)
 
     def _show_chosen(self, plan: StepPlan) -> None:
@@ -437,6 +460,9 @@ class PrefillScheduler(Scheduler):
     def _take_due(self) -> Iterator[tuple[int, EngineCoreOutput]]:
         """Progress and report that are due after this step, each with the client it is for."""
         yield from self._telling.take_due(self._live, self._book.has_work)
+        yield from self.offering.take_due(
+            self._live, self._book.has_work, is_short=self._is_short_of_blocks
+        )
         self._counters.promotions = self._book.num_promotions
         num_with_work = self._book.num_with_work
         yield from self._reporting.take_due(
@@ -457,6 +483,7 @@ class PrefillScheduler(Scheduler):
             if self._live.pop(request_id, None) is not None:
                 self._book.close(request_id)
                 self._telling.forget(request_id)
+                self.offering.forget(request_id)
                 self.swapping.forget(request_id)
 
     def finish_requests(
@@ -471,6 +498,16 @@ class PrefillScheduler(Scheduler):
         for request_id in ids:
             self._end_lease(request_id)
         return finished
+
+    def _update_from_kv_xfer_finished(self, kv_connector_output: KVConnectorOutput) -> None:
+        """Offers that nobody reads any more let go; the rest is the base class's."""
+        sent = kv_connector_output.finished_sending
+        ended = {name for name in sent or () if self.offering.end(name)}
+        if ended:
+            # Not ours alone: the base class would look for requests of that name.
+            kv_connector_output.finished_sending = sent - ended
+            self._book.note_freed()
+        super()._update_from_kv_xfer_finished(kv_connector_output)
 
     def _free_blocks(self, request: Request) -> None:
         """The blocks of an ended request are free: nothing reads them any more."""
@@ -515,8 +552,10 @@ class PrefillScheduler(Scheduler):
         return self._book.num_to_step_for(self._num_free_blocks)
 
     def has_finished_requests(self) -> bool:
-        """Whether the worker must hear of ended requests, or leases are open."""
-        return bool(self.finished_req_ids) or len(self.requests) > len(self._live)
+        """Whether the worker must hear of ended requests, or leases or offers are open."""
+        if self.finished_req_ids or self.offering.book.num_offers:
+            return True
+        return len(self.requests) > len(self._live)
 
     def get_request_counts(self) -> tuple[int, int]:
         """(chosen in this step, with work but not chosen); for vLLM's gauges."""
@@ -530,7 +569,9 @@ class PrefillScheduler(Scheduler):
 
         `pinned` names blocks that somebody holds who is no request.
         """
-        blocks.check_integrity(self.kv_cache_manager, [*pinned, *self.swapping.pinned])
+        blocks.check_integrity(
+            self.kv_cache_manager, [*pinned, *self.swapping.pinned, *self.offering.pinned]
+        )
         self.swapping.check_integrity(set(self._live))
         assert not self._num_missed_plans, "the base class did not do what was planned"
         assert self._book.num_sessions == len(self._live)

@@ -21,6 +21,9 @@ class ContextEvent:
     # The session begins. An event that says otherwise and whose session is not
     # known is one that was on its way when the session ended.
     begins: bool = False
+    # How many tokens from the start are not expected to change: their KV may be
+    # handed over ahead of the seal. 0: none.
+    stable_tokens: int = 0
 
     def to_wire(self) -> dict[str, Any]:
         """As a plain dict, for `SamplingParams.extra_args`."""
@@ -29,12 +32,13 @@ class ContextEvent:
             "keep_tokens": self.keep_tokens,
             "seal": self.seal,
             "begins": self.begins,
+            "stable_tokens": self.stable_tokens,
         }
 
     @classmethod
     def from_wire(cls, raw: dict[str, Any]) -> ContextEvent:
         """The inverse of `to_wire`."""
-        return cls(raw["revision"], raw["keep_tokens"], raw["seal"], raw["begins"])
+        return cls(**raw)
 
 
 @dataclass(slots=True)

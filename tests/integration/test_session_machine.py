@@ -31,10 +31,12 @@ EXAMPLES = settings(
 )
 
 
-def machine(engine: EngineSettings, *, load_delay_steps: int = 0) -> type[SessionMachine]:
+def machine(
+    engine: EngineSettings, *, load_delay_steps: int = 0, streams: bool = False
+) -> type[SessionMachine]:
     class Machine(SessionMachine):
         def make_driver(self) -> SchedulerDriver:
-            return SchedulerDriver(engine, load_delay_steps=load_delay_steps)
+            return SchedulerDriver(engine, load_delay_steps=load_delay_steps, streams=streams)
 
     return Machine
 
@@ -79,3 +81,19 @@ def test_sessions_whose_kv_is_swapped_are_exact(
     create_scheduler(engine)
     examples = settings(EXAMPLES, max_examples=40)
     run_state_machine_as_test(machine(engine, load_delay_steps=2 * leases), settings=examples)
+
+
+@pytest.mark.parametrize("host_pool_blocks", [0, 5])
+@pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no-cache"])
+def test_sessions_that_offer_their_kv_are_exact(
+    prefix_caching: bool, host_pool_blocks: int
+) -> None:
+    """Offers hold blocks until a reader or time ends them, whatever becomes of their session."""
+    engine = EngineSettings(
+        prefix_caching=prefix_caching,
+        host_pool_blocks=host_pool_blocks,
+        options={"patience_steps": PATIENCE_STEPS, "preemption": "cost", "min_offer_tokens": 8},
+    )
+    create_scheduler(engine)
+    examples = settings(EXAMPLES, max_examples=100)
+    run_state_machine_as_test(machine(engine, streams=True), settings=examples)

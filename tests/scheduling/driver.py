@@ -20,6 +20,7 @@ from prefill_worker.local_engine import core_request
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
+from stream2llm.handover import HANDOVER_KEY
 from stream2llm.prefix import common_prefix_len
 from tests.builders import FrozenCosts, LinearCosts
 from tests.digests import STOP_TOKEN, answer_of, prefix_digests
@@ -49,6 +50,8 @@ class DrivenSession:
     sealed: bool = False
     # Progress figures in the order they were told.
     progress: list[dict[str, Any]] = field(default_factory=list)
+    # Hand-overs offered ahead of the seal, in order.
+    offers: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,14 @@ class SchedulerDriver:
     """A `SessionDriver` over our scheduler."""
 
     def __init__(
-        self, settings: EngineSettings | None = None, *, load_delay_steps: int = 0
+        self,
+        settings: EngineSettings | None = None,
+        *,
+        load_delay_steps: int = 0,
+        streams: bool = False,
     ) -> None:
+        # Whether sessions hand over ahead of the seal all that they know.
+        self.streams = streams
         self.settings = settings or EngineSettings()
         self.scheduler = create_scheduler(self.settings)
         self.scheduler.preempt_by(
@@ -135,10 +144,18 @@ class SchedulerDriver:
         session.tokens = tokens
         if session.begun or tokens:
             event = ContextEvent(
-                session.revision, keep_tokens, session.sealed, begins=not session.begun
+                session.revision,
+                keep_tokens,
+                session.sealed,
+                begins=not session.begun,
+                stable_tokens=self.stable_tokens(session),
             )
             self.send(name, tokens[keep_tokens:], event)
             session.begun = True
+
+    def stable_tokens(self, session: DrivenSession) -> int:
+        """How much of its present sequence is not expected to change."""
+        return len(session.tokens) if self.streams and session.hand_over else 0
 
     def send(self, name: str, tail: list[int], event: ContextEvent) -> None:
         """An event as it reaches EngineCore."""
@@ -182,9 +199,8 @@ class SchedulerDriver:
         result = self.executor.execute(output)
         if cancel is not None:
             self.cancel(cancel)
-        self._leases = {
-            name: lease for name, lease in self._leases.items() if name in self.scheduler.requests
-        }
+        held = {*self.scheduler.requests, *self.offered()}
+        self._leases = {name: lease for name, lease in self._leases.items() if name in held}
         by_client = self.scheduler.update_from_output(output, result)
         for client_outputs in by_client.values():
             for told in client_outputs.outputs:
@@ -229,9 +245,27 @@ class SchedulerDriver:
             return
         if progress is not None:
             self._check_progress(session, progress)
+        if HANDOVER_KEY in params:
+            self._take_offer(session, params.pop(HANDOVER_KEY))
         if told.new_token_ids:
             self._answers.setdefault(told.request_id, []).extend(told.new_token_ids)
             self._take_hand_over(told.request_id, session, params)
+
+    def offered(self) -> list[str]:
+        """Offers that hold blocks."""
+        return [offer.offer_id for offer in self.scheduler.offering.book.offers()]
+
+    def _take_offer(self, session: DrivenSession, offer: dict[str, Any]) -> None:
+        """An offer is a lease on full blocks of the session's own tokens."""
+        session.offers.append(offer)
+        params, num_tokens = offer["params"], offer["num_tokens"]
+        block_ids = list(params["remote_block_ids"][0])
+        assert offer["revision"] == session.revision
+        assert params["remote_num_tokens"] == num_tokens
+        assert num_tokens == len(block_ids) * self.settings.block_size
+        digests = prefix_digests(session.tokens)[:num_tokens]
+        assert len(digests) == num_tokens, "more is offered than there is"
+        self._leases[params["remote_request_id"]] = Lease(block_ids, digests)
 
     def _take_hand_over(self, name: str, session: DrivenSession, params: dict[str, Any]) -> None:
         stopped = self._answers[name][-1] == STOP_TOKEN

@@ -55,6 +55,8 @@ class LeaseHolder:
         self._done: set[str] = set()
         # A reader may be faster than the scheduler's word that there is a lease.
         self._ended: set[str] = set()
+        # Read before the worker was told of it: a notice waits until the end of a step.
+        self._early: set[str] = set()
 
     @property
     def held(self) -> frozenset[str]:
@@ -76,14 +78,19 @@ class LeaseHolder:
                 self._held.add(request_id)
                 if deadline_s <= 0:
                     self.end(request_id)
+        for request_id in self._early & self._in_batch:
+            self.end(request_id)
+        self._early.clear()
 
     def end(self, request_id: str) -> None:
         """The reader has read, or the deadline has passed."""
-        if request_id in self._in_batch:
-            self._in_batch.discard(request_id)
-            self._held.discard(request_id)
-            self._done.add(request_id)
-            self._ended.add(request_id)
+        if request_id not in self._in_batch:
+            self._early.add(request_id)
+            return
+        self._in_batch.discard(request_id)
+        self._held.discard(request_id)
+        self._done.add(request_id)
+        self._ended.add(request_id)
 
     def report(self) -> set[str]:
         """What ended since the last step."""

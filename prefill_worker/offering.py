@@ -1,0 +1,131 @@
+"""Offers made true on vLLM: blocks held, the connector told, parameters emitted.
+
+To the NIXL connector an offer is a finished request of its own, `<session>#<n>`,
+whose blocks wait for a reader under a lease. To vLLM's scheduler it is nothing:
+the blocks are held by a reference each, and when the connector's worker reports
+the offer as sent (read, refused, or its lease has ended) the references go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.request import RequestStatus
+
+from prefill_worker.offers import Offer, OfferBook
+from prefill_worker.telling import LiveSession
+from stream2llm.handover import HANDOVER_KEY
+
+
+@dataclass(slots=True)
+class _OfferedRequest:
+    """What the connector asks of a finished request."""
+
+    request_id: str
+    num_computed_tokens: int
+    status: RequestStatus = RequestStatus.FINISHED_LENGTH_CAPPED
+    kv_transfer_params: dict[str, Any] = field(
+        default_factory=lambda: {"do_remote_decode": True, "do_remote_prefill": False}
+    )
+
+
+class Offering:
+    """Makes offers of sessions that were touched, and ends them."""
+
+    def __init__(
+        self,
+        manager: KVCacheManager,
+        nixl: NixlConnector | None,
+        book: OfferBook,
+        now_s: Callable[[], float],
+    ) -> None:
+        self._manager = manager
+        self._nixl = nixl
+        self.book = book
+        self._now_s = now_s
+        self._touched: set[str] = set()
+
+    @property
+    def pinned(self) -> list[int]:
+        """Every block that an offer holds, as often as offers hold it."""
+        return [block_id for offer in self.book.offers() for block_id in offer.block_ids]
+
+    def spliced(self, request_id: str, num_same_tokens: int, num_stable_tokens: int) -> None:
+        """A context event: what was offered behind the common prefix is none of it now."""
+        if self._nixl is not None:
+            self.book.spliced(request_id, num_same_tokens, num_stable_tokens)
+
+    def touch(self, request_id: str) -> None:
+        """The session's figures may have changed."""
+        if self.book.state(request_id) is not None:
+            self._touched.add(request_id)
+
+    def forget(self, request_id: str) -> None:
+        """The session has ended; what it offered may still be read."""
+        self._touched.discard(request_id)
+        self.book.forget(request_id)
+
+    def end(self, offer_id: str) -> bool:
+        """Lets an offer's blocks go, which nobody reads any more; whether it was an offer."""
+        offer = self.book.end(offer_id)
+        if offer is None:
+            return False
+        pool = self._manager.block_pool
+        # The tail first, as vLLM frees a request: it is the first to be evicted.
+        pool.free_blocks([pool.blocks[block_id] for block_id in reversed(offer.block_ids)])
+        self.touch(offer.session_id)
+        return True
+
+    def take_due(
+        self,
+        live: Mapping[str, LiveSession],
+        has_work: Callable[[str], bool],
+        *,
+        is_short: bool,
+    ) -> Iterator[tuple[int, EngineCoreOutput]]:
+        """After a step: the offers that are due, each with the client it is for."""
+        for request_id in tuple(self._touched):
+            request = live[request_id].request
+            due = self.book.due(
+                request_id,
+                request.num_computed_tokens,
+                has_work=has_work(request_id),
+                is_short=is_short,
+            )
+            if due.num_tokens:
+                yield request.client_index, self._make(live[request_id], due.num_tokens)
+            if not due.waits_for_memory:
+                self._touched.discard(request_id)
+
+    def _make(self, live: LiveSession, num_tokens: int) -> EngineCoreOutput:
+        request_id = live.request.request_id
+        num_blocks = num_tokens // self.book.limits.block_size
+        blocks = self._manager.get_blocks(request_id).blocks[0][:num_blocks]
+        assert len(blocks) == num_blocks, f"{request_id} has {len(blocks)} of {num_blocks} blocks"
+        self._manager.block_pool.touch(blocks)
+        ids = tuple(block.block_id for block in blocks)
+        offer = self.book.make(request_id, ids, self._now_s())
+        wire = {
+            "revision": live.state.revision,
+            "num_tokens": num_tokens,
+            "params": self._register(offer, num_tokens),
+        }
+        return EngineCoreOutput(
+            request_id=request_id, new_token_ids=[], kv_transfer_params={HANDOVER_KEY: wire}
+        )
+
+    def _register(self, offer: Offer, num_tokens: int) -> dict[str, Any]:
+        """Has the connector keep a lease; returns the parameters for decode."""
+        assert self._nixl is not None, "nothing is offered without a connector"
+        scheduler = self._nixl.connector_scheduler
+        # Its worker ignores deadlines of requests that were in no step.
+        scheduler._reqs_in_batch.add(offer.offer_id)
+        request = _OfferedRequest(offer.offer_id, num_tokens)
+        is_held, params = scheduler.request_finished(request, (list(offer.block_ids),))
+        assert is_held, "the connector keeps blocks of a request that ended as it should"
+        return dict(params)
