@@ -1,6 +1,6 @@
-"""vLLM's schedulers as a decode worker uses them: unchanged, but never orphaned.
+"""vLLM's schedulers as a decode worker uses them: never orphaned, and able to fetch ahead.
 
-Runs inside vLLM's EngineCore process, where this is the only code of ours.
+Runs inside vLLM's EngineCore process.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from decode_worker.fetching import FetchAheadMixin
 from stream2llm.orphan_guard import exit_with_parent
 
 
-class DecodeScheduler(Scheduler):
+class DecodeScheduler(FetchAheadMixin, Scheduler):
     """For `async_scheduling=False`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -21,7 +22,7 @@ class DecodeScheduler(Scheduler):
         exit_with_parent()
 
 
-class AsyncDecodeScheduler(AsyncScheduler):
+class AsyncDecodeScheduler(FetchAheadMixin, AsyncScheduler):
     """For `async_scheduling=True`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,307 @@
+"""Fetches ahead of the seal, in a decode engine's scheduler: a mixin over vLLM's own.
+
+Life of a fetch:
+ 1. `add_request` keeps it to itself until memory and pace allow it (room.py,
+    pace.py); what they do not allow is refused, and prefill hears it at once.
+ 2. It is shown to the base class like any answer whose KV is elsewhere: blocks
+    are allocated, and the connector reads into them.
+ 3. When all is read the blocks enter the prefix cache and the request ends. It
+    never computes a token, so a fetch costs those who decode no step.
+
+Given up (aborted) in step 2, its blocks are free when the read has ended, as
+vLLM does it, and the cache never hears of them. An answer whose session's fetch
+is still being read waits for it: all that it reads is part of the answer's
+prompt, and reading it twice takes longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from decode_worker.fetch_orders import (
+    FetchEnd,
+    FetchOrder,
+    FetchResult,
+    FinalOrder,
+    local_tokens_to_wire,
+    order_from_wire,
+)
+from decode_worker.last_use import LastUse
+from decode_worker.pace import FetchPace
+from decode_worker.room import Room, RoomView, room_for
+from stream2llm.clock import SystemClock
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.scheduler import Scheduler as _Base
+else:
+    _Base = object
+
+# A fetch that could not begin for so long is refused; prefill holds its blocks meanwhile.
+MAX_WAIT_S = 1.0
+# Blocks that an answer which runs may need while a fetch lasts.
+_BLOCKS_PER_ANSWER = 2
+# Of all blocks, kept free besides.
+_RESERVED_SHARE = 1 / 32
+DEFAULT_MAX_SHARE = 0.03
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """One fetch that is known here and has not ended."""
+
+    request: Request
+    order: FetchOrder
+    arrived_s: float
+    # Set when the base class has it: blocks are allocated, the read goes on.
+    began_s: float | None = None
+    num_blocks: int = 0
+
+
+class FetchAheadMixin(_Base):
+    """Stands before vLLM's `Scheduler` or `AsyncScheduler` in a class's bases."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._clock = SystemClock()
+        options = self.vllm_config.additional_config or {}
+        self._pace = FetchPace(float(options.get("max_fetch_share", DEFAULT_MAX_SHARE)))
+        self._last_use = LastUse(self.kv_cache_manager.block_pool, self._clock.monotonic_s)
+        # Not begun, oldest first; and being read, by request id.
+        self._waiting_fetches: dict[str, _Fetch] = {}
+        self._reading: dict[str, _Fetch] = {}
+        # Answers that wait for their session's fetch, by the fetch's id.
+        self._held_finals: dict[str, Request] = {}
+        # Answers of which the front end wants to know what was here.
+        self._finals: set[str] = set()
+        self._fetch_outputs: list[tuple[int, EngineCoreOutput]] = []
+        # Somebody was left waiting, or was preempted, in the last step.
+        self._is_short = False
+        self._step_began_s = 0.0
+
+    # -- requests ------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        """A fetch, an answer that follows fetches, or any other request."""
+        params = request.sampling_params
+        order = order_from_wire(params.extra_args if params else None)
+        if isinstance(order, FetchOrder):
+            fetch = _Fetch(request, order, self._clock.monotonic_s())
+            self._waiting_fetches[request.request_id] = fetch
+        elif isinstance(order, FinalOrder):
+            self._add_final(request, order.session_id)
+        else:
+            super().add_request(request)
+
+    def _add_final(self, request: Request, session_id: str) -> None:
+        self._finals.add(request.request_id)
+        for fetch in list(self._waiting_fetches.values()):
+            if fetch.order.session_id == session_id:
+                self._refuse(fetch, "sealed")
+        for fetch_id, fetch in self._reading.items():
+            if fetch.order.session_id == session_id and not fetch.request.is_finished():
+                self._held_finals[fetch_id] = request
+                # Its lease has to last meanwhile.
+                self.connector.on_new_request(request)
+                return
+        super().add_request(request)
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> list[Request]:
+        """Also ends what the base class does not know yet; prefill hears of it."""
+        if request_ids is None:
+            ids = [*self.requests, *self._waiting_fetches]
+            ids += [request.request_id for request in self._held_finals.values()]
+        else:
+            ids = [request_ids] if isinstance(request_ids, str) else list(request_ids)
+        for request_id in ids:
+            self._let_base_know(request_id)
+        finished: list[Request] = super().finish_requests(ids, finished_status)
+        self._finals.difference_update(ids)
+        for request_id in ids:
+            self._release_final(request_id)
+        return finished
+
+    def _release_final(self, fetch_id: str) -> None:
+        """Whoever waited for that fetch need not wait any more."""
+        final = self._held_finals.pop(fetch_id, None)
+        if final is not None:
+            super().add_request(final)
+
+    def _let_base_know(self, request_id: str) -> None:
+        """Ending it there makes the connector tell prefill."""
+        fetch = self._waiting_fetches.pop(request_id, None)
+        if fetch is not None:
+            super().add_request(fetch.request)
+        for fetch_id, request in list(self._held_finals.items()):
+            if request.request_id == request_id:
+                del self._held_finals[fetch_id]
+                super().add_request(request)
+
+    # -- a step ----------------------------------------------------------------------
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """The base class's step, with the fetches that may begin."""
+        self._step_began_s = self._clock.monotonic_s()
+        shown = [fetch for fetch in list(self._waiting_fetches.values()) if self._admit(fetch)]
+        output = super().schedule(*args, **kwargs)
+        for fetch in shown:
+            self._after_schedule(fetch)
+        self._is_short = bool(self.waiting)
+        return output
+
+    def _admit(self, fetch: _Fetch) -> bool:
+        """Shows a fetch to the base class if it may begin now; refuses it if it should not."""
+        now_s = self._clock.monotonic_s()
+        waited_s = now_s - fetch.arrived_s
+        if self._is_short or not self._pace.may_begin(now_s, len(self.running)):
+            if waited_s > MAX_WAIT_S:
+                self._refuse(fetch, "busy")
+            return False
+        room = self._room_for(fetch)
+        if room is Room.YES:
+            super().add_request(fetch.request)
+        elif room is Room.NOTHING_TO_FETCH:
+            self._end_unread(fetch, FetchResult(FetchEnd.FETCHED))
+        else:
+            self._refuse(fetch, room.value)
+        return room is Room.YES
+
+    def _room_for(self, fetch: _Fetch) -> Room:
+        if not self._can_fetch:
+            return Room.NO_MEMORY
+        hits = self.kv_cache_manager.get_computed_blocks(fetch.request)[0].blocks[0]
+        free_hits = {block.block_id for block in hits if not block.ref_cnt}
+        pool = self.kv_cache_manager.block_pool
+        num_reserved = len(self.running) * _BLOCKS_PER_ANSWER
+        num_reserved += int(len(pool.blocks) * _RESERVED_SHARE)
+        num_reserved += self._inflight_prefill_reserved_blocks()
+        fetch.num_blocks = fetch.order.num_blocks - len(hits)
+        return room_for(
+            RoomView(
+                num_missing=fetch.num_blocks,
+                num_free=pool.get_num_free_blocks(),
+                num_free_hits=len(free_hits),
+                num_reserved=num_reserved,
+                num_yielding=self._last_use.num_yielding(
+                    fetch.order.since_s, fetch.num_blocks, free_hits
+                ),
+            )
+        )
+
+    @property
+    def _can_fetch(self) -> bool:
+        """Whether what is fetched can be found again."""
+        groups = self.kv_cache_config.kv_cache_groups
+        is_plain = len(groups) == 1 and isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
+        return is_plain and self.kv_cache_manager.enable_caching
+
+    def _after_schedule(self, fetch: _Fetch) -> None:
+        """Notes that the read begins; what the base class did not take waits on."""
+        request = fetch.request
+        if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
+            del self._waiting_fetches[request.request_id]
+            fetch.began_s = self._clock.monotonic_s()
+            self._reading[request.request_id] = fetch
+        elif request.request_id in self.requests:
+            # Behind somebody for whom there was no room. It must not stop those
+            # that come later.
+            self.waiting.remove_requests([request])
+            self.deferred_waiting.discard(request)
+            del self.requests[request.request_id]
+
+    def _refuse(self, fetch: _Fetch, reason: str) -> None:
+        self._end_unread(fetch, FetchResult(FetchEnd.REFUSED, reason))
+
+    def _end_unread(self, fetch: _Fetch, result: FetchResult) -> None:
+        """Ends a fetch before its read; the connector tells prefill that nobody will read."""
+        self._tell(fetch, result)
+        self.finish_requests([fetch.request.request_id], RequestStatus.FINISHED_ABORTED)
+
+    def _tell(self, fetch: _Fetch, result: FetchResult) -> None:
+        request = fetch.request
+        output = EngineCoreOutput(
+            request_id=request.request_id,
+            new_token_ids=[],
+            finish_reason=FinishReason.STOP,
+            kv_transfer_params=result.to_wire(),
+        )
+        self._fetch_outputs.append((request.client_index, output))
+
+    # -- after a step ------------------------------------------------------------------
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """The base class's outputs, with the ends of fetches added."""
+        if self.running and scheduler_output.total_num_scheduled_tokens:
+            step_s = self._clock.monotonic_s() - self._step_began_s
+            self._pace.note_step(step_s, len(self.running), is_fetching=bool(self._reading))
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
+            scheduler_output, model_runner_output
+        )
+        for output in [each for client in outputs.values() for each in client.outputs]:
+            self._tell_local(output)
+        for client, output in self._fetch_outputs:
+            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(output)
+        self._fetch_outputs.clear()
+        return outputs
+
+    def _tell_local(self, output: EngineCoreOutput) -> None:
+        stats = output.prefill_stats
+        if stats is not None and output.request_id in self._finals:
+            self._finals.discard(output.request_id)
+            output.kv_transfer_params = {
+                **(output.kv_transfer_params or {}),
+                **local_tokens_to_wire(stats.num_local_cached_tokens),
+            }
+
+    def _update_from_kv_xfer_finished(self, kv_connector_output: KVConnectorOutput) -> None:
+        """Fetches that were read end here, without a step of their own."""
+        super()._update_from_kv_xfer_finished(kv_connector_output)
+        for request_id in kv_connector_output.finished_recving or ():
+            fetch = self._reading.pop(request_id, None)
+            if fetch is not None:
+                self._end_read(fetch)
+
+    def _end_read(self, fetch: _Fetch) -> None:
+        now_s, request = self._clock.monotonic_s(), fetch.request
+        assert fetch.began_s is not None
+        self._pace.note_fetch(fetch.began_s, now_s)
+        if request.request_id in self.finished_recving_kv_req_ids:
+            self._keep(request)
+            seconds = now_s - fetch.began_s
+            result = FetchResult(FetchEnd.FETCHED, num_blocks=fetch.num_blocks, seconds=seconds)
+            self._tell(fetch, result)
+        # Otherwise it was given up, or the read failed: the base class has freed its blocks.
+        self._release_final(request.request_id)
+
+    def _keep(self, request: Request) -> None:
+        """The blocks that were read enter the prefix cache, and are nobody's."""
+        self.finished_recving_kv_req_ids.discard(request.request_id)
+        self.kv_cache_manager.cache_blocks(request, request.num_computed_tokens)
+        # Nothing of it is under way any more, so its blocks are free at once.
+        request.status = RequestStatus.WAITING
+        super().finish_requests([request.request_id], RequestStatus.FINISHED_STOPPED)
+
+    # -- what the engine asks to know whether it may sleep -------------------------------
+
+    def get_num_unfinished_requests(self) -> int:
+        """Those of the base class, and those that it does not know yet."""
+        num_ours = len(self._waiting_fetches) + len(self._held_finals) + len(self._fetch_outputs)
+        return int(super().get_num_unfinished_requests()) + num_ours
+
+    # -- for tests -----------------------------------------------------------------------
+
+    def fetches(self) -> Iterator[str]:
+        """All that have not ended."""
+        yield from self._waiting_fetches
+        yield from self._reading
