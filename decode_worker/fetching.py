@@ -305,3 +305,8 @@ class FetchAheadMixin(_Base):
         """All that have not ended."""
         yield from self._waiting_fetches
         yield from self._reading
+
+    def all_known(self) -> set[str]:
+        """Everything that has not ended."""
+        held = (request.request_id for request in self._held_finals.values())
+        return {*self.requests, *self._waiting_fetches, *held}

@@ -125,7 +125,7 @@ class PrefillScheduler(Scheduler):
         limits = OfferLimits(
             self.block_size,
             min_tokens=int(options.get("min_offer_tokens", 256)),
-            max_pinned_blocks=num_blocks // 2,
+            max_pinned_blocks=num_blocks,
         )
         nixl = find_connector(self.connector, NixlConnector)
         lease_s = nixl.connector_scheduler._kv_lease_duration if nixl else 0

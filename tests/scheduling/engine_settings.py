@@ -78,6 +78,11 @@ def _model_dir() -> tempfile.TemporaryDirectory[str]:
     return holder
 
 
+def model_path() -> Path:
+    """A directory with a model's configuration; it ends with the process."""
+    return Path(_model_dir().name) / "model"
+
+
 def _kv_transfer(settings: EngineSettings) -> KVTransferConfig | None:
     swaps = settings.host_pool_blocks > 0
     if settings.leases:
@@ -103,8 +108,7 @@ def create_config(settings: EngineSettings) -> VllmConfig:
     }
     args = {**fixed, **settings.engine_args}
     with engine_environment():
-        path = str(Path(_model_dir().name) / "model")
-        return AsyncEngineArgs(model=path, **args).create_engine_config()
+        return AsyncEngineArgs(model=str(model_path()), **args).create_engine_config()
 
 
 _configs: dict[str, VllmConfig] = {}

@@ -63,6 +63,11 @@ class LeaseHolder:
         """Finished requests whose blocks wait for a reader."""
         return frozenset(self._held)
 
+    @property
+    def ended(self) -> frozenset[str]:
+        """Those whose lease was known, and is over."""
+        return frozenset(self._ended)
+
     def take(self, metadata: Any) -> None:
         """What the scheduler's half sends with each step."""
         self._in_batch |= metadata.reqs_in_batch

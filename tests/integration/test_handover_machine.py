@@ -1,0 +1,184 @@
+"""Random offers, fetches, updates, cancels, deaths and lease ends on both real scheduler classes.
+
+After every step, on both workers: each block has as many references as holders,
+offers and leases hold the KV they promise (`SchedulerDriver.check`), and what
+decode's prefix cache offers is the KV of the prefix it stands for. At the end
+every session is answered exactly and nothing is held anywhere.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+pytest.importorskip("vllm")
+
+from tests.scheduling.engine_settings import EngineSettings
+from tests.scheduling.handover_pair import Pair
+from tests.session_machine import DOCUMENTS, SUFFIXES, Tokens
+
+pytestmark = pytest.mark.integration
+
+_WHICH = st.integers(0, 7)
+_DOCUMENTS = st.lists(st.sampled_from(DOCUMENTS), max_size=4)
+_MAX_TOKENS = 80
+_MAX_SESSIONS = 5
+
+
+class HandoverMachine(RuleBasedStateMachine):
+    """Sessions come and go; messages between the workers may be late."""
+
+    pair_settings: tuple[EngineSettings, EngineSettings, int]
+
+    def __init__(self) -> None:
+        super().__init__()
+        prefill, decode, read_steps = self.pair_settings
+        self.pair = Pair(prefill, decode, read_steps=read_steps)
+        self.num_opened = 0
+        self.sealed: set[str] = set()
+
+    @property
+    def open_names(self) -> list[str]:
+        return [name for name in self.pair.sessions if name not in self.sealed]
+
+    @precondition(lambda self: len(self.pair.sessions) < _MAX_SESSIONS)
+    @rule(documents=_DOCUMENTS)
+    def open(self, documents: list[Tokens]) -> None:
+        self.num_opened += 1
+        self.pair.open(f"s{self.num_opened}", sum(documents, ()))
+
+    @precondition(lambda self: self.open_names)
+    @rule(which=_WHICH, documents=_DOCUMENTS)
+    def append(self, which: int, documents: list[Tokens]) -> None:
+        name = self.open_names[which % len(self.open_names)]
+        self._become(name, self.pair.prefill.sessions[name].tokens + list(sum(documents, ())))
+
+    @precondition(lambda self: self.open_names)
+    @rule(which=_WHICH, num_kept=st.integers(0, 60), documents=_DOCUMENTS)
+    def update(self, which: int, num_kept: int, documents: list[Tokens]) -> None:
+        name = self.open_names[which % len(self.open_names)]
+        kept = self.pair.prefill.sessions[name].tokens[:num_kept]
+        self._become(name, kept + list(sum(documents, ())))
+
+    def _become(self, name: str, tokens: list[int]) -> None:
+        if len(tokens) <= _MAX_TOKENS and tokens != self.pair.prefill.sessions[name].tokens:
+            self.pair.become(name, tokens)
+
+    @precondition(lambda self: self.open_names)
+    @rule(which=_WHICH, suffix=st.sampled_from(SUFFIXES))
+    def seal(self, which: int, suffix: Tokens) -> None:
+        name = self.open_names[which % len(self.open_names)]
+        if self.pair.prefill.sessions[name].tokens or suffix:
+            self.sealed.add(name)
+            self.pair.seal(name, suffix)
+
+    @precondition(lambda self: self.pair.sessions)
+    @rule(which=_WHICH)
+    def cancel(self, which: int) -> None:
+        name = list(self.pair.sessions)[which % len(self.pair.sessions)]
+        self.pair.cancel(name)
+
+    @precondition(lambda self: self.pair.sessions)
+    @rule(which=_WHICH)
+    def deliver(self, which: int) -> None:
+        self.pair.deliver(list(self.pair.sessions)[which % len(self.pair.sessions)])
+
+    @rule(num_steps=st.sampled_from([1, 1, 2, 5]))
+    def step_prefill(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.pair.step_prefill()
+
+    @rule(num_steps=st.sampled_from([1, 1, 2, 5]))
+    def step_decode(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.pair.step_decode()
+
+    @rule(seconds=st.sampled_from([0.01, 0.5, 2.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.pair.clock.advance(seconds)
+
+    @precondition(lambda self: self.pair.prefill.offered())
+    @rule(which=_WHICH)
+    def a_lease_ends(self, which: int) -> None:
+        offers = self.pair.prefill.offered()
+        self.pair.prefill.end_lease(offers[which % len(offers)], expired=True)
+
+    @rule()
+    def decode_dies(self) -> None:
+        """Its answers are lost; the sessions that it had fetch from the start again."""
+        lost = self.pair.at_decode()
+        self.pair.kill_decode()
+        for name in lost:
+            self.pair.cancel(name)
+
+    @rule(fail=st.booleans())
+    def reads_fail(self, fail: bool) -> None:
+        self.pair.reader.fails = fail
+
+    @rule(num_blocks=st.integers(1, 30))
+    def shortage_at_prefill(self, num_blocks: int) -> None:
+        self.pair.prefill.take_blocks(num_blocks)
+
+    @rule()
+    def end_of_shortage(self) -> None:
+        self.pair.prefill.return_blocks()
+
+    @invariant()
+    def blocks_are_accounted_for(self) -> None:
+        self.pair.check()
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is None:
+            self._settle()
+        self.pair.close()
+
+    def _settle(self) -> None:
+        self.pair.prefill.return_blocks()
+        self.pair.reader.fails = False
+        for name in self.open_names:
+            if self.pair.prefill.sessions[name].tokens:
+                self.pair.seal(name)
+            else:
+                self.pair.cancel(name)
+        self.pair.settle(expire=True)
+        for name in self.pair.sessions:
+            assert self.pair.is_exact(name) or name in self.pair.failed, f"{name} is wrong"
+        self.pair.check_empty()
+
+
+EXAMPLES = settings(
+    max_examples=100,
+    stateful_step_count=50,
+    deadline=None,
+    print_blob=True,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.mark.parametrize("read_steps", [0, 3])
+@pytest.mark.parametrize("decode_blocks", [25, 60], ids=["tight", "roomy"])
+@pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no-cache"])
+def test_answers_are_exact_and_blocks_come_back(
+    prefix_caching: bool, decode_blocks: int, read_steps: int
+) -> None:
+    options = {"min_offer_tokens": 8, "patience_steps": 6}
+
+    class Machine(HandoverMachine):
+        pair_settings = (
+            EngineSettings(prefix_caching=prefix_caching, options=options),
+            EngineSettings(num_blocks=decode_blocks),
+            read_steps,
+        )
+
+    run_state_machine_as_test(Machine, settings=EXAMPLES)

@@ -1,0 +1,373 @@
+"""A prefill and a decode scheduler, both real, with fake executors and a router's memory between.
+
+KV is digests (executor.py). A read copies prefill's blocks as they are when the
+read ends, so blocks that were freed under it bring something else. The worker's
+half of the connector is played as it is: it tells prefill when a read has ended,
+or that there is none, and fails one that ended after its lease.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+from vllm import SamplingParams
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.outputs import KVConnectorOutput
+from vllm.v1.request import Request, RequestStatus
+
+from decode_worker.fetch_orders import (
+    FetchEnd,
+    FetchOrder,
+    FetchResult,
+    FinalOrder,
+    local_tokens_from_wire,
+    order_to_wire,
+)
+from prefill_worker import blocks
+from prefill_worker.local_engine import core_request
+from router.ahead_log import AheadLog, Offered, OfferVerdict
+from stream2llm.clock import ManualClock
+from stream2llm.handover import HANDOVER_KEY
+from tests.digests import STOP_TOKEN, answer_of, prefix_digests
+from tests.scheduling.decode_settings import create_decode_scheduler
+from tests.scheduling.driver import SchedulerDriver
+from tests.scheduling.engine_settings import EngineSettings, block_hasher
+from tests.scheduling.executor import FakeExecutor, LeaseHolder
+
+
+@dataclass
+class _Read:
+    """A read under way at the worker of a decode engine."""
+
+    request_id: str
+    remote_id: str
+    local: list[int]
+    remote: list[int]
+    steps_left: int
+
+
+class ReadingExecutor(FakeExecutor):
+    """A decode engine's worker: reads from another executor's blocks."""
+
+    def __init__(self, settings: EngineSettings, source: FakeExecutor, read_steps: int) -> None:
+        super().__init__(settings.num_blocks, settings.block_size)
+        self._source = source
+        self._read_steps = read_steps
+        self.fails = False
+        self.reads: list[_Read] = []
+        self.num_blocks_read = 0
+
+    def _take_metadata(self, metadata: Any) -> None:
+        for request_id, meta in metadata.reqs_to_recv.items():
+            local = list(meta.local_block_ids[0]) if meta.local_block_ids else []
+            if not local:
+                assert not meta.awaiting_kvs
+                self._source.leases.end(meta.remote.request_id)
+                continue
+            remote = list(meta.remote.block_ids[0])
+            assert len(local) <= len(remote), "more is read than was offered"
+            self.reads.append(
+                _Read(
+                    request_id,
+                    meta.remote.request_id,
+                    local,
+                    remote[-len(local) :],
+                    self._read_steps,
+                )
+            )
+
+    def _report(self, metadata: Any) -> KVConnectorOutput | None:
+        ended = [read for read in self.reads if not read.steps_left]
+        self.reads = [read for read in self.reads if read.steps_left]
+        for read in self.reads:
+            read.steps_left -= 1
+        if not ended:
+            return None
+        invalid = {block for read in ended if not self._end(read) for block in read.local}
+        return KVConnectorOutput(
+            finished_recving={read.request_id for read in ended}, invalid_block_ids=invalid
+        )
+
+    def _end(self, read: _Read) -> bool:
+        """Copies; whether what came is what was asked for."""
+        if self.fails:
+            return False
+        for local, remote in zip(read.local, read.remote, strict=True):
+            self.kv[local] = list(self._source.kv[remote])
+        self.num_blocks_read += len(read.local)
+        in_time = is_leased(self._source.leases, read.remote_id)
+        self._source.leases.end(read.remote_id)
+        return in_time
+
+
+def is_leased(leases: LeaseHolder, remote_id: str) -> bool:
+    """Whether the lease lasts, or prefill's worker has yet to hear of it."""
+    return remote_id in leases.held or remote_id not in leases.ended
+
+
+@dataclass
+class Streamed:
+    """A session at its router."""
+
+    log: AheadLog = field(default_factory=AheadLog)
+    num_fetches: int = 0
+    # Fetches that prefill's offers asked for and decode has not heard of: (tokens, params).
+    undelivered: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    fetch_id: str = ""
+    # The hand-over after the first token, until decode has it.
+    final: dict[str, Any] | None = None
+    results: list[FetchResult] = field(default_factory=list)
+    # Since when its KV lies at decode unused.
+    since_s: float = 0.0
+
+
+class Pair:
+    """Calls are made between steps."""
+
+    def __init__(
+        self,
+        prefill: EngineSettings | None = None,
+        decode: EngineSettings | None = None,
+        *,
+        read_steps: int = 1,
+    ) -> None:
+        options = {"min_offer_tokens": 8}
+        prefill = prefill or EngineSettings(options=options)
+        self._decode_settings = decode or EngineSettings()
+        self._read_steps = read_steps
+        self.clock = ManualClock()
+        self.prefill = SchedulerDriver(prefill, streams=True)
+        self.sessions: dict[str, Streamed] = {}
+        # Of decode, by session; and how many prompt tokens were there before.
+        self.answers: dict[str, list[int]] = {}
+        self.local_tokens: dict[str, int] = {}
+        # Answers that decode gave up: their KV could not be read.
+        self.failed: set[str] = set()
+        self._num_seen = 0
+        self._hasher = block_hasher(prefill)
+        self._meaning: dict[bytes, int] = {}
+        self.start_decode()
+
+    def start_decode(self) -> None:
+        """A new engine; whatever another one had is gone."""
+        with mock.patch("decode_worker.fetching.SystemClock", return_value=self.clock):
+            self.decode = create_decode_scheduler(self._decode_settings)
+        self.reader = ReadingExecutor(
+            self._decode_settings, self.prefill.executor, self._read_steps
+        )
+
+    # -- events ----------------------------------------------------------------------
+
+    def open(self, name: str, prefix: list[int] | tuple[int, ...] = ()) -> None:
+        """Begins a session that streams its hand-over."""
+        self.sessions[name] = Streamed(since_s=self.clock.monotonic_s())
+        self.prefill.open(name, prefix, hand_over=True)
+
+    def become(self, name: str, tokens: list[int]) -> None:
+        """The sequence is now this."""
+        old = self.prefill.sessions[name].tokens
+        self.prefill.become(name, list(tokens))
+        same = next(
+            (i for i, (a, b) in enumerate(zip(old, tokens, strict=False)) if a != b),
+            min(len(old), len(tokens)),
+        )
+        revision = self.prefill.sessions[name].revision
+        if self.sessions[name].log.spliced(revision, same):
+            self.abort(name)
+
+    def seal(self, name: str, suffix: tuple[int, ...] = ()) -> None:
+        """Complete."""
+        session = self.prefill.sessions[name]
+        session.sealed = True
+        self.become(name, session.tokens + list(suffix))
+
+    def abort(self, name: str) -> None:
+        """The router gives the fetch up."""
+        session = self.sessions[name]
+        if session.fetch_id:
+            self.decode.finish_requests([session.fetch_id], RequestStatus.FINISHED_ABORTED)
+        for _, params in session.undelivered:
+            self.release(params)
+        session.undelivered.clear()
+        session.fetch_id = ""
+        session.log.ended()
+
+    def release(self, params: dict[str, Any]) -> None:
+        """Nobody will read this."""
+        self.prefill.executor.leases.end(params["remote_request_id"])
+
+    def cancel(self, name: str) -> None:
+        """The client is gone."""
+        self.abort(name)
+        self.prefill.cancel(name)
+        session = self.sessions.pop(name)
+        if session.final is not None:
+            self.release(session.final)
+        self.decode.finish_requests([name], RequestStatus.FINISHED_ABORTED)
+
+    def kill_decode(self) -> None:
+        """Its reads end with it, and nobody tells prefill."""
+        for session in self.sessions.values():
+            session.fetch_id = ""
+            session.log.ended()
+        self.decode.shutdown()
+        self.start_decode()
+
+    def deliver(self, name: str) -> None:
+        """What the router has for decode arrives."""
+        session = self.sessions[name]
+        for num_tokens, params in session.undelivered:
+            self._fetch(name, num_tokens, params)
+        session.undelivered.clear()
+        if session.final is not None:
+            params, session.final = session.final, None
+            tokens = [*self.prefill.sessions[name].tokens, self.prefill.answers()[name][-1]]
+            self._add(name, tokens, {**order_to_wire(FinalOrder(name))}, params)
+
+    def _fetch(self, name: str, num_tokens: int, params: dict[str, Any]) -> None:
+        session = self.sessions[name]
+        session.num_fetches += 1
+        session.fetch_id = f"{name}/{session.num_fetches}"
+        size = self._decode_settings.block_size
+        order = FetchOrder(name, num_tokens // size, session.since_s)
+        session.since_s = self.clock.monotonic_s()
+        tokens = [*self.prefill.sessions[name].tokens[:num_tokens], 0]
+        self._add(session.fetch_id, tokens, order_to_wire(order), params)
+
+    def _add(
+        self, request_id: str, tokens: list[int], extra: dict[str, Any], params: dict[str, Any]
+    ) -> None:
+        sampling = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            stop_token_ids=[STOP_TOKEN],
+            extra_args={**extra, "kv_transfer_params": dict(params)},
+        )
+        request = Request.from_engine_core_request(
+            core_request(request_id, tokens, sampling), self._hasher
+        )
+        digests = prefix_digests(tokens)
+        size = self._decode_settings.block_size
+        for index, block_hash in enumerate(request.block_hashes):
+            self._meaning[bytes(block_hash)] = digests[(index + 1) * size - 1]
+        self.decode.add_request(request)
+
+    # -- steps -------------------------------------------------------------------------
+
+    def step_prefill(self) -> None:
+        """One step of prefill, and what its router makes of the outputs."""
+        self.prefill.step()
+        new = self.prefill.outputs[self._num_seen :]
+        self._num_seen = len(self.prefill.outputs)
+        for output in new:
+            self._take_prefill(output)
+
+    def _take_prefill(self, output: EngineCoreOutput) -> None:
+        session = self.sessions.get(output.request_id)
+        params = output.kv_transfer_params or {}
+        if HANDOVER_KEY in params:
+            self._take_offer(session, params[HANDOVER_KEY])
+        elif session is not None and params.get("do_remote_prefill"):
+            keys = params.keys() - {"stream2llm"}
+            session.final = {key: params[key] for key in keys}
+
+    def _take_offer(self, session: Streamed | None, offer: dict[str, Any]) -> None:
+        if session is None:
+            self.release(offer["params"])
+            return
+        offered = Offered(offer["revision"], offer["num_tokens"])
+        if session.log.offered(offered) is OfferVerdict.FETCH:
+            session.undelivered.append((offered.num_tokens, offer["params"]))
+        else:
+            self.release(offer["params"])
+
+    def step_decode(self) -> None:
+        """One step of decode, if it is not asleep."""
+        if not self.decode.has_requests():
+            return
+        output: SchedulerOutput = self.decode.schedule()
+        result = self.reader.execute(output)
+        for client in self.decode.update_from_output(output, result).values():
+            for told in client.outputs:
+                self._take_decode(told)
+
+    def _take_decode(self, told: EngineCoreOutput) -> None:
+        local = local_tokens_from_wire(told.kv_transfer_params)
+        if local is not None:
+            self.local_tokens[told.request_id] = local
+        if told.new_token_ids:
+            self.answers.setdefault(told.request_id, []).extend(told.new_token_ids)
+        elif told.finish_reason is not None and told.request_id in self.sessions:
+            self.failed.add(told.request_id)
+        name, _, number = told.request_id.partition("/")
+        session = self.sessions.get(name)
+        if number and session is not None and told.finish_reason is not None:
+            result = FetchResult.from_wire(told.kv_transfer_params)
+            session.results.append(result or FetchResult(FetchEnd.FAILED))
+            if session.fetch_id == told.request_id:
+                session.fetch_id = ""
+                session.log.ended()
+
+    def at_decode(self) -> list[str]:
+        """Sessions whose answer decode has taken over and not given."""
+        return [name for name in self.sessions if name in self.decode.all_known()]
+
+    def settle(self, max_steps: int = 200, *, expire: bool = False) -> None:
+        """Steps both, delivers everything, until nothing is left to do.
+
+        With `expire` leases end that no reader is known to end.
+        """
+        for number in range(max_steps):
+            if expire and number % 20 == 19:
+                self._expire()
+            for name in list(self.sessions):
+                self.deliver(name)
+            if not self.prefill.has_work() and not self.decode.has_requests():
+                return
+            self.step_prefill()
+            self.step_decode()
+            self.clock.advance(0.1)
+            self.check()
+        raise AssertionError(f"still busy: {list(self.decode.requests)}, {self.prefill.offered()}")
+
+    def _expire(self) -> None:
+        """Reads have ended by now, if there are any."""
+        reading = {read.remote_id for read in self.reader.reads}
+        for name in [*self.prefill.offered(), *self.prefill.leased()]:
+            if name in self.prefill.leased() and name not in reading:
+                self.prefill.end_lease(name, expired=True)
+
+    # -- checks --------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Blocks of both workers, and whether what decode's cache offers is true."""
+        self.prefill.check()
+        blocks.check_integrity(self.decode.kv_cache_manager)
+        for block in self.decode.kv_cache_manager.block_pool.blocks:
+            if block.block_hash is not None and not block.is_null:
+                meaning = self._meaning[bytes(block.block_hash)[:-4]]
+                assert self.reader.kv[block.block_id][-1] == meaning, "wrong KV in decode's cache"
+
+    def check_empty(self) -> None:
+        """Nothing is held at either worker."""
+        self.prefill.check_empty()
+        pool = self.decode.kv_cache_manager.block_pool
+        assert pool.get_num_free_blocks() == self._decode_settings.num_blocks - 1
+        assert not self.decode.requests
+        assert not list(self.decode.fetches())
+
+    def is_exact(self, name: str) -> bool:
+        """Whether decode's answer is that of the whole prompt; answers that prefill ended aside."""
+        first = self.prefill.answers()[name]
+        tokens = [*self.prefill.sessions[name].tokens, *first]
+        if first[-1] == STOP_TOKEN:
+            return name not in self.answers
+        return self.answers.get(name) == [answer_of(tokens)]
+
+    def close(self) -> None:
+        """Ends both."""
+        self.prefill.close()
+        self.decode.shutdown()
