@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from vllm.platforms import current_platform
 
+from decode_worker.fetch_orders import FinalOrder, LocalTokens, order_to_wire
 from decode_worker.penalties import FIRST_TOKEN_KEY, FirstTokenPenalty
 from stream2llm.engine_stats import EngineStats
 from stream2llm.errors import InvalidRequestError
@@ -37,6 +38,7 @@ async def start_decode_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
             "async_scheduling": is_async,
             "scheduler_cls": f"decode_worker.scheduler.{name}",
             "logits_processors": [FirstTokenPenalty],
+            "additional_config": {"max_fetch_share": spec.max_fetch_share},
         },
     )
 
@@ -74,6 +76,7 @@ async def begin_decode(
     prompt_token_ids: list[int],
     sampling: SamplingParameters,
     kv_transfer_params: dict[str, Any],
+    fetch_session_id: str = "",
 ) -> OutputStream:
     """Starts the rest of an answer whose first token is the prompt's last one.
 
@@ -90,6 +93,7 @@ async def begin_decode(
         max_tokens=sampling.max_tokens - 1,
         seed=engine_seed(sampling.seed, EngineSeed.DECODE),
         extra_args={
+            **order_to_wire(FinalOrder(fetch_session_id)),
             "kv_transfer_params": kv_transfer_params,
             FIRST_TOKEN_KEY: prompt_token_ids[-1],
         },
@@ -98,11 +102,21 @@ async def begin_decode(
 
 
 async def decode_steps(
-    engine: Engine, request_id: str, stream: OutputStream, num_logprobs: int | None
+    engine: Engine,
+    request_id: str,
+    stream: OutputStream,
+    num_logprobs: int | None,
+    on_local: Callable[[LocalTokens], None] = lambda _: None,
 ) -> AsyncGenerator[TokenStep, None]:
-    """The rest of an answer. Closing the iterator early aborts the request."""
+    """The rest of an answer. Closing the iterator early aborts the request.
+
+    `on_local` hears, before the first step, what was here of the prompt.
+    """
     try:
         async for output in stream:
+            local = LocalTokens.from_wire(output.kv_transfer_params)
+            if local is not None:
+                on_local(local)
             yield token_step(only_output(output), num_logprobs)
     finally:
         if not stream.finished:

@@ -27,9 +27,9 @@ class FetchOrder:
 
 @dataclass(frozen=True, slots=True)
 class FinalOrder:
-    """The request is the answer of a session whose KV was fetched ahead."""
+    """The request is an answer; of a session whose KV was fetched ahead, if it names one."""
 
-    session_id: str
+    session_id: str = ""
 
 
 class FetchEnd(StrEnum):
@@ -55,6 +55,8 @@ class FetchResult:
     # Blocks that crossed, and the seconds from the begin of the read to its end.
     num_blocks: int = 0
     seconds: float = 0.0
+    # Over all layers and ranks.
+    bytes_per_block: int = 0
 
     def to_wire(self) -> dict[str, Any]:
         """For an output's `kv_transfer_params`."""
@@ -81,12 +83,20 @@ def order_from_wire(extra_args: dict[str, Any] | None) -> FetchOrder | FinalOrde
     return FetchOrder(**raw["fetch"]) if "fetch" in raw else FinalOrder(**raw["final"])
 
 
-def local_tokens_to_wire(num_tokens: int) -> dict[str, Any]:
-    """How many of an answer's prompt tokens were here before it came."""
-    return {HANDOVER_KEY: {"local_tokens": num_tokens}}
+@dataclass(frozen=True, slots=True)
+class LocalTokens:
+    """What was here of an answer's prompt before the answer came."""
 
+    num_tokens: int
+    # Over all layers and ranks.
+    bytes_per_block: int = 0
 
-def local_tokens_from_wire(params: dict[str, Any] | None) -> int | None:
-    """The inverse; None when that was not told."""
-    local: int | None = (params or {}).get(HANDOVER_KEY, {}).get("local_tokens")
-    return local
+    def to_wire(self) -> dict[str, Any]:
+        """For an output's `kv_transfer_params`."""
+        return {HANDOVER_KEY: {"local": asdict(self)}}
+
+    @classmethod
+    def from_wire(cls, params: dict[str, Any] | None) -> LocalTokens | None:
+        """The inverse; None when there is nothing of it."""
+        raw = (params or {}).get(HANDOVER_KEY, {}).get("local")
+        return None if raw is None else cls(**raw)

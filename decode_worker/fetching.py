@@ -31,7 +31,7 @@ from decode_worker.fetch_orders import (
     FetchOrder,
     FetchResult,
     FinalOrder,
-    local_tokens_to_wire,
+    LocalTokens,
     order_from_wire,
 )
 from decode_worker.last_use import LastUse
@@ -82,6 +82,9 @@ class FetchAheadMixin(_Base):
         # Answers of which the front end wants to know what was here.
         self._finals: set[str] = set()
         self._fetch_outputs: list[tuple[int, EngineCoreOutput]] = []
+        sizes = sum(tensor.size for tensor in self.kv_cache_config.kv_cache_tensors)
+        num_ranks = self.vllm_config.parallel_config.world_size
+        self._bytes_per_block = sizes // self.kv_cache_config.num_blocks * num_ranks
         # Somebody was left waiting, or was preempted, in the last step.
         self._is_short = False
         self._step_began_s = 0.0
@@ -261,7 +264,7 @@ class FetchAheadMixin(_Base):
             self._finals.discard(output.request_id)
             output.kv_transfer_params = {
                 **(output.kv_transfer_params or {}),
-                **local_tokens_to_wire(stats.num_local_cached_tokens),
+                **LocalTokens(stats.num_local_cached_tokens, self._bytes_per_block).to_wire(),
             }
 
     def _update_from_kv_xfer_finished(self, kv_connector_output: KVConnectorOutput) -> None:
@@ -279,7 +282,12 @@ class FetchAheadMixin(_Base):
         if request.request_id in self.finished_recving_kv_req_ids:
             self._keep(request)
             seconds = now_s - fetch.began_s
-            result = FetchResult(FetchEnd.FETCHED, num_blocks=fetch.num_blocks, seconds=seconds)
+            result = FetchResult(
+                FetchEnd.FETCHED,
+                num_blocks=fetch.num_blocks,
+                seconds=seconds,
+                bytes_per_block=self._bytes_per_block,
+            )
             self._tell(fetch, result)
         # Otherwise it was given up, or the read failed: the base class has freed its blocks.
         self._release_final(request.request_id)

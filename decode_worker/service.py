@@ -15,6 +15,9 @@ from typing import Any
 import grpc
 
 from decode_worker.engine import begin_decode, decode_steps, parse_handover
+from decode_worker.fetch_orders import LocalTokens
+from decode_worker.fetch_service import serve_fetches
+from decode_worker.fetch_sessions import FetchSessions
 from stream2llm.engine_worker import EngineWorker
 from stream2llm.errors import InvalidRequestError, UnavailableError, describe
 from stream2llm.ids import unique_id
@@ -33,36 +36,73 @@ _log = logging.getLogger(__name__)
 class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
     """Serves the answers of one engine."""
 
-    def __init__(self, worker: EngineWorker, metrics: TransferMetrics) -> None:
+    def __init__(
+        self, worker: EngineWorker, metrics: TransferMetrics, fetches: FetchSessions
+    ) -> None:
         self._worker = worker
         self._metrics = metrics
+        self._fetches = fetches
+
+    async def FetchAhead(
+        self,
+        requests: AsyncIterator[worker_pb2.FetchAheadRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> None:
+        """Fetches for one session whose context still streams in."""
+        writer = StreamWriter(context)
+        async with failures_as_status(context, writer, _log, describe):
+            await serve_fetches(self._worker, self._fetches, requests, writer)
 
     async def Decode(
         self, request: worker_pb2.DecodeRequest, context: grpc.aio.ServicerContext
     ) -> None:
         """Continues one answer."""
+        writer = StreamWriter(context)
+        if request.refuse_when_full:
+            async with failures_as_status(context, writer, _log, describe):
+                self._require_room(len(request.prompt_token_ids))
         # Tells the router that the hand-over is ours from here on.
         await context.send_initial_metadata(())
-        writer = StreamWriter(context)
         async with (
             failures_as_status(context, writer, _log, describe),
             aclosing(self._steps(request)) as steps,
         ):
-            async for step in steps:
-                await writer.write(worker_pb2.DecodeResponse(step=step))
+            async for response in steps:
+                await writer.write(response)
+
+    def _require_room(self, num_tokens: int) -> None:
+        """Raises when another worker should take an answer with such a prompt."""
+        if self._worker.is_draining:
+            raise UnavailableError("the worker is draining", reason="DRAINING")
+        info = self._worker.engine.info
+        num_held = self._worker.engine.stats.num_blocks_held(info.num_kv_blocks)
+        num_free = info.num_kv_blocks - num_held
+        if num_tokens > num_free * info.block_size:
+            raise UnavailableError(
+                f"{num_free} KV blocks are free, too few for {num_tokens} tokens", reason="FULL"
+            )
 
     async def _steps(
         self, request: worker_pb2.DecodeRequest
-    ) -> AsyncGenerator[worker_pb2.TokenStep, None]:
+    ) -> AsyncGenerator[worker_pb2.DecodeResponse, None]:
+        # What was here of the prompt goes with the first step.
+        local_tokens: list[int] = []
+
+        def note_local(local: LocalTokens) -> None:
+            num_prompt_tokens = len(request.prompt_token_ids) - 1
+            local_tokens.append(min(local.num_tokens, num_prompt_tokens))
+            self._fetches.settle(request.fetch_session_id, num_prompt_tokens, local)
+
         request_id = unique_id(request.session_id)
         sampling = from_proto(request.sampling)
         engine = self._worker.engine
         async with AsyncExitStack() as stack:
             stream = await self._begin(request_id, request, sampling, stack)
-            steps = decode_steps(engine, request_id, stream, sampling.logprobs)
+            steps = decode_steps(engine, request_id, stream, sampling.logprobs, note_local)
             await stack.enter_async_context(aclosing(steps))
             async for step in self._counting_failures(steps):
-                yield token_step_to_proto(step)
+                local = local_tokens.pop() if local_tokens else None
+                yield worker_pb2.DecodeResponse(step=token_step_to_proto(step), local_tokens=local)
 
     async def _begin(
         self,
@@ -76,7 +116,14 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         tokens = list(request.prompt_token_ids)
         try:
             stack.enter_context(self._worker.session())
-            return await begin_decode(self._worker.engine, request_id, tokens, sampling, transfer)
+            return await begin_decode(
+                self._worker.engine,
+                request_id,
+                tokens,
+                sampling,
+                transfer,
+                request.fetch_session_id,
+            )
         except BaseException:
             await asyncio.shield(self._release(request_id, transfer))
             raise

@@ -8,7 +8,10 @@ import grpc
 
 from decode_worker import peers
 from decode_worker.engine import start_decode_engine
+from decode_worker.fetch_metrics import FetchMetrics
+from decode_worker.fetch_sessions import FetchSessions
 from decode_worker.service import DecodeService
+from stream2llm.clock import SystemClock
 from stream2llm.engine_stats import EngineStats
 from stream2llm.engine_worker import EngineWorker
 from stream2llm.v1 import worker_pb2_grpc
@@ -23,11 +26,13 @@ class Worker(EngineWorker):
     async def start_engine(self) -> Engine:
         """vLLM, reading KV over NIXL."""
         self._metrics = TransferMetrics(self.registry)
+        self._fetch_metrics = FetchMetrics(self.registry)
         return await start_decode_engine(self.spec, EngineStats(self._metrics.record_read))
 
     def add_services(self, server: grpc.aio.Server) -> None:
         """`DecodeService`."""
-        service = DecodeService(self, self._metrics)
+        fetches = FetchSessions(self.engine, self._fetch_metrics, SystemClock())
+        service = DecodeService(self, self._metrics, fetches)
         worker_pb2_grpc.add_DecodeServiceServicer_to_server(service, server)
 
     async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:

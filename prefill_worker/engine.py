@@ -21,6 +21,7 @@ from prefill_worker.limits import check_context
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.engine_stats import EngineStats
 from stream2llm.errors import InvalidRequestError
+from stream2llm.handover import HANDOVER_KEY
 from stream2llm.sampling import SamplingParameters
 from stream2llm.vllm_engine import Engine, OutputStream, nixl_options, only_output
 from stream2llm.vllm_sampling import EngineSeed, engine_seed, to_vllm
@@ -50,6 +51,7 @@ async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
         "policy": spec.policy,
         "patience_steps": spec.patience_steps,
         "progress_interval_tokens": spec.progress_interval_tokens,
+        "min_offer_tokens": spec.min_offer_tokens,
         "preemption": spec.preemption,
         "host_pool_bytes": spec.host_pool_bytes,
         "cost_profile": spec.cost_profile,
@@ -72,6 +74,8 @@ class PrefillOutput:
     first_token: CompletionOutput | None
     # Transfer parameters for the decode worker; None when nobody shall fetch the KV.
     handover: dict[str, Any] | None
+    # KV to fetch ahead of the seal, as `Offering` makes it; then the output is nothing else.
+    offer: dict[str, Any] | None = None
 
 
 class PrefillSession:
@@ -98,8 +102,11 @@ class PrefillSession:
         *,
         seal: bool = False,
         hand_over: bool = False,
+        stable_tokens: int = 0,
     ) -> None:
         """Makes the sequence its first `keep_tokens` tokens and `token_ids`.
+
+        KV of the first `stable_tokens` may be offered to decode ahead of the seal.
 
         With `seal` the sequence is final and the first token is sampled as
         soon as all is computed. Raises InvalidRequestError, and changes
@@ -108,7 +115,8 @@ class PrefillSession:
         """
         self._check(keep_tokens, token_ids, seal)
         self._num_tokens = keep_tokens + len(token_ids)
-        event = ContextEvent(revision, keep_tokens, seal, begins=self._first_request is None)
+        begins = self._first_request is None
+        event = ContextEvent(revision, keep_tokens, seal, begins, stable_tokens)
         if self._first_request is not None:
             await self._engine.send(self._event_request(event, token_ids, hand_over))
         elif token_ids:
@@ -166,6 +174,8 @@ async def prefill_outputs(stream: OutputStream) -> AsyncIterator[PrefillOutput]:
 
 def _translate(output: RequestOutput) -> PrefillOutput:
     params = dict(output.kv_transfer_params or {})
+    if HANDOVER_KEY in params:
+        return PrefillOutput({}, None, None, params[HANDOVER_KEY])
     progress = params.pop(WIRE_KEY, {})
     first_token = only_output(output) if output.finished else None
     handover = params if params.get("do_remote_prefill") else None

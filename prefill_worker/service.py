@@ -114,6 +114,7 @@ class _SessionRun:
             list(splice.token_ids),
             seal=seal,
             hand_over=request.seal.hand_over,
+            stable_tokens=splice.stable_tokens,
         )
         if self._session.outputs is not None:
             self._begun.set()
@@ -126,7 +127,9 @@ class _SessionRun:
         await self._begun.wait()
         assert self._session.outputs is not None
         async for output in prefill_outputs(self._session.outputs):
-            if output.first_token is None:
+            if output.offer is not None:
+                await self._writer.write(_offer(output.offer))
+            elif output.first_token is None:
                 await self._send_progress(output.progress)
             else:
                 await self._send_first_token(output)
@@ -144,12 +147,29 @@ class _SessionRun:
             uncomputed_at_seal_tokens=output.progress["uncomputed_at_seal_tokens"],
         )
         if output.handover is not None:
-            first.handover.kv_transfer_params_json = json.dumps(output.handover)
-            first.handover.num_blocks = sum(map(len, output.handover["remote_block_ids"]))
+            first.handover.CopyFrom(_handover(output.handover))
             # The engine ends the answer here, at the one token it was asked
             # for; with a hand-over that is no end, decode goes on.
             first.step.ClearField("finish_reason")
         await self._writer.write(worker_pb2.PrefillSessionResponse(first_token=first))
+
+
+def _offer(offer: dict[str, Any]) -> worker_pb2.PrefillSessionResponse:
+    """The message for an offer as `Offering` makes it."""
+    message = worker_pb2.HandoverOffer(
+        revision=offer["revision"],
+        num_tokens=offer["num_tokens"],
+        handover=_handover(offer["params"]),
+    )
+    return worker_pb2.PrefillSessionResponse(offer=message)
+
+
+def _handover(params: dict[str, Any]) -> worker_pb2.Handover:
+    """Where KV lies, from vLLM's transfer parameters."""
+    return worker_pb2.Handover(
+        kv_transfer_params_json=json.dumps(params),
+        num_blocks=sum(map(len, params["remote_block_ids"])),
+    )
 
 
 def _progress(figures: dict[str, Any]) -> worker_pb2.PrefillProgress:

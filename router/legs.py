@@ -42,13 +42,18 @@ class PrefillLeg:
         message = pb.OpenPrefill(session_id=session_id, sampling=wire.to_proto(sampling))
         await self._write(pb.PrefillSessionRequest(open=message))
 
-    async def splice(self, revision: int, splice: Splice) -> None:
-        """The sequence is now another one."""
-        await self._write(pb.PrefillSessionRequest(splice=_splice(revision, splice)))
+    async def splice(self, revision: int, splice: Splice, *, stable_tokens: int = 0) -> None:
+        """The sequence is now another one; KV of its first `stable_tokens` may be offered."""
+        message = _splice(revision, splice, stable_tokens)
+        await self._write(pb.PrefillSessionRequest(splice=message))
 
-    async def seal(self, revision: int, splice: Splice, *, hand_over: bool) -> None:
+    async def seal(
+        self, revision: int, splice: Splice, *, hand_over: bool, stable_tokens: int = 0
+    ) -> None:
         """The sequence is final."""
-        message = pb.SealPrefill(splice=_splice(revision, splice), hand_over=hand_over)
+        message = pb.SealPrefill(
+            splice=_splice(revision, splice, stable_tokens), hand_over=hand_over
+        )
         await self._write(pb.PrefillSessionRequest(seal=message))
 
     async def receive(self) -> pb.PrefillSessionResponse:
@@ -119,6 +124,8 @@ class DecodeLeg:
         self._lease = worker.acquire()
         self._call: Any = None
         self.owns_handover = False
+        # Prompt tokens that were at the worker before; known with the first step.
+        self.local_tokens = 0
 
     async def steps(self, request: pb.DecodeRequest) -> AsyncGenerator[TokenStep, None]:
         """Everything that decode gives, until it says why it ended."""
@@ -129,6 +136,8 @@ class DecodeLeg:
             self.owns_handover = not self._call.done()
             async for response in self._call:
                 self.owns_handover = has_stepped = True
+                if response.HasField("local_tokens"):
+                    self.local_tokens = response.local_tokens
                 yield wire.token_step_from_proto(response.step)
         except grpc.aio.AioRpcError as error:
             failure = self._pool.failure(self._worker, error)
@@ -142,7 +151,10 @@ class DecodeLeg:
             self._call.cancel()
 
 
-def _splice(revision: int, splice: Splice) -> pb.SplicePrefill:
+def _splice(revision: int, splice: Splice, stable_tokens: int) -> pb.SplicePrefill:
     return pb.SplicePrefill(
-        revision=revision, keep_tokens=splice.keep_tokens, token_ids=splice.tail.tolist()
+        revision=revision,
+        keep_tokens=splice.keep_tokens,
+        token_ids=splice.tail.tolist(),
+        stable_tokens=stable_tokens,
     )

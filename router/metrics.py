@@ -7,6 +7,7 @@ from enum import StrEnum
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from router.progress import WorkerFigures
+from stream2llm.handover import HandoverMode
 
 # vLLM's buckets, so that both can be drawn in one panel.
 _TTFT_S = (
@@ -76,6 +77,15 @@ class RouterMetrics:
         self._handover = self._histogram(
             "handover_latency_seconds", "First to second token, the KV transfer", _INTER_TOKEN_S
         )
+        self._exposed = self._histogram(
+            "handover_exposed_seconds",
+            "First to second token, by how the session hands over",
+            _INTER_TOKEN_S,
+            "handover",
+        )
+        self._fetches = self._counter(
+            "handover_fetches", "Fetches ahead of the seal, by how they ended", "result"
+        )
         self._e2e = self._histogram("e2e_latency_seconds", "Open to end", _LATENCY_S)
         self._overlap = self._histogram(
             "input_overlap_ratio", "Part of the prompt that was prefilled at the seal", _RATIO
@@ -135,6 +145,15 @@ class RouterMetrics:
         self._inter_token.labels(self._model).observe(since_last_s)
         if is_first:
             self._handover.labels(self._model).observe(since_last_s)
+
+    def exposed(self, seconds: float, *, is_streamed: bool) -> None:
+        """The hand-over of one session, as its client sees it."""
+        mode: HandoverMode = "streamed" if is_streamed else "at_seal"
+        self._exposed.labels(self._model, mode).observe(seconds)
+
+    def fetch_ended(self, end: str) -> None:
+        """A fetch ahead; `end` is a name of the proto's FetchEnd."""
+        self._fetches.labels(self._model, end.removeprefix("FETCH_END_").lower()).inc()
 
     def output(self, num_tokens: int) -> None:
         """Tokens went to a client."""

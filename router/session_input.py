@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+from router.ahead import Ahead
 from router.context import ContextLimits, ContextLog, Splice
 from router.legs import PrefillLeg
 from router.live_session import LiveSession
@@ -70,9 +71,11 @@ class SessionInput:
         frame: Frame,
         log: ContextLog,
         on_sealed: Callable[[Tokens], int],
+        ahead: Ahead,
     ) -> None:
         self._live = live
         self._leg = leg
+        self._ahead = ahead
         self._frame = frame
         # Takes the sealed prompt; returns how many tokens the answer may have.
         self._on_sealed = on_sealed
@@ -86,35 +89,47 @@ class SessionInput:
     async def begin(self, event: OpenEvent) -> None:
         """The prefix is prefilled while the first document is on its way."""
         self._live.mode = InputMode.ONESHOT if event.one_shot else InputMode.APPEND
+        self._ahead.began(len(self._frame.prefix))
         self._live.parts.metrics.received(InputOp.OPEN, len(self._frame.prefix))
         if event.one_shot:  # the seal follows and brings everything at once
             self._live.progress.event(event.sequence)
         else:
-            await self._splice(event.sequence, self._log.begin())
+            splice = self._log.begin()
+            stable = self._ahead.appended(self._log.sequence)
+            await self._splice(event.sequence, splice, stable)
 
     async def _handle(self, event: ClientEvent) -> None:
         match event:
             case AppendEvent():
                 documents = await self._live.parts.text.documents(event.documents, "append")
-                await self._changed(event, InputOp.APPEND, self._log.append(documents))
+                splice = self._log.append(documents)
+                stable = self._ahead.appended(self._log.sequence)
+                await self._changed(event, InputOp.APPEND, splice, stable)
             case UpdateEvent():
                 self._live.mode = InputMode.UPDATE
                 documents = await self._live.parts.text.documents(event.documents, "update")
-                await self._changed(event, InputOp.UPDATE, self._log.update(documents))
+                splice = self._log.update(documents)
+                stable = self._ahead.updated(splice.keep_tokens)
+                await self._changed(event, InputOp.UPDATE, splice, stable)
             case SealEvent():
                 await self._seal(event)
             case OpenEvent():  # pragma: no cover - the life cycle refused it
                 raise EventOrderError("a session opens once")
 
-    async def _changed(self, event: ClientEvent, op: InputOp, splice: Splice) -> None:
+    async def _changed(
+        self, event: ClientEvent, op: InputOp, splice: Splice, stable_tokens: int
+    ) -> None:
         self._live.parts.metrics.received(op, splice.num_new_tokens)
-        await self._splice(event.sequence, splice)
+        await self._splice(event.sequence, splice, stable_tokens)
 
-    async def _splice(self, sequence: int, splice: Splice) -> None:
-        if splice.is_empty:
+    async def _splice(self, sequence: int, splice: Splice, stable_tokens: int) -> None:
+        # A list that came again changes nothing but how sure we are of it.
+        if splice.is_empty and not stable_tokens:
             self._live.progress.event(sequence)
         else:
-            await self._leg.splice(self._revise(sequence, splice), splice)
+            revision = self._revise(sequence, splice)
+            await self._ahead.spliced(revision, splice, self._log.sequence)
+            await self._leg.splice(revision, splice, stable_tokens=stable_tokens)
         self._live.tell_progress()
 
     async def _seal(self, event: SealEvent) -> None:
@@ -124,7 +139,10 @@ class SessionInput:
         self._live.parts.metrics.received(InputOp.SEAL, len(suffix))
         max_tokens = self._on_sealed(self._log.sequence)
         revision = self._revise(event.sequence, splice)
-        await self._leg.seal(revision, splice, hand_over=max_tokens > 1)
+        hand_over = max_tokens > 1
+        stable = self._ahead.sealed(self._log.sequence) if hand_over else 0
+        await self._ahead.spliced(revision, splice, self._log.sequence)
+        await self._leg.seal(revision, splice, hand_over=hand_over, stable_tokens=stable)
         self._live.tell_progress()
 
     async def _suffix(self, event: SealEvent) -> Tokens:

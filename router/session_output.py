@@ -11,17 +11,22 @@ import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from router.ahead import Ahead
 from router.answer import Answer
 from router.legs import DecodeLeg, PrefillLeg
 from router.live_session import LiveSession
 from router.progress import WorkerFigures
 from router.types import Ending, Finished, Usage
+from router.workers import Worker
 from stream2llm import wire
 from stream2llm.errors import InternalError, UnavailableError
 from stream2llm.prefix import Tokens
 from stream2llm.session import Event
 from stream2llm.token_step import TokenStep
 from stream2llm.v1 import worker_pb2 as pb
+
+# Reasons for which a decode worker leaves a hand-over to others.
+_NOT_TAKEN = frozenset({"DRAINING", "FULL"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +42,11 @@ class _Sealed:
 class SessionOutput:
     """Relays one answer."""
 
-    def __init__(self, live: LiveSession, leg: PrefillLeg) -> None:
+    def __init__(self, live: LiveSession, leg: PrefillLeg, ahead: Ahead) -> None:
         self._live = live
         self._leg = leg
+        self._ahead = ahead
+        self._num_local_tokens = 0
         self._unread: pb.Handover | None = None
         self._sealed: _Sealed | None = None
 
@@ -77,8 +84,12 @@ class SessionOutput:
     async def _first_token(self) -> pb.FirstToken:
         while True:
             message = await self._leg.receive()
-            if message.WhichOneof("event") == "first_token":
-                break
+            match message.WhichOneof("event"):
+                case "first_token":
+                    break
+                case "offer":
+                    self._ahead.offered(message.offer)
+                    continue
             self._report(message.progress)
             self._live.tell_progress()
         first = message.first_token
@@ -102,29 +113,54 @@ class SessionOutput:
     async def _decode(self, first: pb.FirstToken) -> Ending:
         if self._unread is None:
             raise InternalError("prefill gave no hand-over for an answer that goes on")
-        worker = self._live.parts.workers.pick("decode")
-        if worker is None:
-            raise UnavailableError("no decode worker can be used now", reason="NO_DECODE_WORKER")
+        request = self._decode_request(first)
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(self._leg.watch())
+            ending = await self._decode_somewhere(request)
+            watch.cancel()
+        return ending
+
+    async def _decode_somewhere(self, request: pb.DecodeRequest) -> Ending:
+        """By the worker that has fetched ahead; by another one if that one does not take it."""
+        workers, tried = self._live.parts.workers, set[str]()
+        chosen = self._ahead.take_worker()
+        while True:
+            worker = chosen[0] if chosen else workers.pick_but("decode", tried)
+            if worker is None:
+                raise UnavailableError(
+                    "no decode worker can be used now", reason="NO_DECODE_WORKER"
+                )
+            tried.add(worker.worker_id)
+            request.fetch_session_id = chosen[1] if chosen else ""
+            others = self._ahead.is_on and workers.pick_but("decode", tried) is not None
+            request.refuse_when_full = others
+            try:
+                return await self._decode_at(worker, request)
+            except UnavailableError as error:
+                if self._unread is None or not others or error.reason not in _NOT_TAKEN:
+                    raise
+            chosen = None
+
+    async def _decode_at(self, worker: Worker, request: pb.DecodeRequest) -> Ending:
         leg = DecodeLeg(self._live.parts.workers, worker)
         try:
-            async with asyncio.TaskGroup() as group:
-                watch = group.create_task(self._leg.watch())
-                ending = await self._relay(leg, self._decode_request(first))
-                watch.cancel()
+            return await self._relay(leg, request)
         finally:
             if leg.owns_handover:
                 self._unread = None
             leg.close()
-        return ending
 
     async def _relay(self, leg: DecodeLeg, request: pb.DecodeRequest) -> Ending:
         is_first = True
         async with aclosing(leg.steps(request)) as steps:
             async for step in steps:
                 if is_first:
+                    self._num_local_tokens = leg.local_tokens
                     await self._leg.finish()
                 since_last_s = self._live.timeline.decode_step()
                 self._live.parts.metrics.decode_step(since_last_s, is_first=is_first)
+                if is_first:
+                    self._live.parts.metrics.exposed(since_last_s, is_streamed=self._ahead.is_on)
                 is_first = False
                 self._live.apply(Event.STEP)
                 ending = await self._take(step)
@@ -157,10 +193,12 @@ class SessionOutput:
             reused_tokens=figures.reused_tokens,
             invalidated_tokens=figures.invalidated_tokens,
             uncomputed_at_seal_tokens=first.uncomputed_at_seal_tokens,
+            handed_over_ahead_tokens=self._num_local_tokens,
         )
         await self._live.outbox.put(Finished(ending, usage, self._live.timeline.timings()))
 
     def _report(self, message: pb.PrefillProgress) -> None:
+        self._ahead.seen(message.revision)
         self._live.take_report(
             WorkerFigures(
                 revision=message.revision,

@@ -16,6 +16,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Iterator
 
+from router.ahead import Ahead
 from router.context import ContextLog
 from router.legs import PrefillLeg
 from router.live_session import LiveSession, RouterParts
@@ -89,19 +90,23 @@ async def _serve(live: LiveSession, events: AsyncIterator[ClientEvent], send: Se
     frame = await live.parts.text.frame(opened.template)
     log = ContextLog(frame.prefix, limits_of(live))
     leg = _prefill_leg(live)
+    ahead = Ahead(live, opened.handover or live.parts.spec.handover)
     try:
-        output = SessionOutput(live, leg)
-        session_input = SessionInput(live, leg, frame, log, output.sealed)
+        output = SessionOutput(live, leg, ahead)
+        session_input = SessionInput(live, leg, frame, log, output.sealed, ahead)
         await leg.open(live.session_id, live.worker_sampling)
         await live.outbox.put(_accepted(live))
         await session_input.begin(opened)
         async with asyncio.TaskGroup() as group:
             group.create_task(live.outbox.drain(send))
             reading = group.create_task(session_input.run(reader))
+            fetching = group.create_task(ahead.run())
             await output.run()
             reading.cancel()  # what a client says after its answer is of no interest
+            fetching.cancel()
             await live.outbox.close()
     finally:
+        ahead.close()
         leg.close()
 
 

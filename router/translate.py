@@ -95,6 +95,7 @@ def _open(sequence: int, message: pb.OpenSession) -> OpenEvent:
         model=message.model,
         template=template,
         sampling=wire.from_proto(message.sampling),
+        handover=wire.handover_from_proto(message.handover),
     )
 
 
@@ -192,6 +193,7 @@ def _finished(finished: Finished) -> pb.GenerationFinished:
             reused_tokens=usage.reused_tokens,
             invalidated_tokens=usage.invalidated_tokens,
             uncomputed_at_seal_tokens=usage.uncomputed_at_seal_tokens,
+            handed_over_ahead_tokens=usage.handed_over_ahead_tokens,
         ),
         timings=_timings(finished.timings),
     )

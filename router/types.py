@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from stream2llm.config import RouterLimits
 from stream2llm.delay import DelayReason
+from stream2llm.handover import HandoverMode
 from stream2llm.prefix import Tokens
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import FinishReason, TokenLogprobs
@@ -29,6 +30,8 @@ class RouterSpec:
     max_model_len: int
     limits: RouterLimits = field(default_factory=RouterLimits)
     drain_timeout_s: float = 30.0
+    # Of sessions that do not say.
+    handover: HandoverMode = "at_seal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class OpenEvent:
     sampling: SamplingParameters
     # The whole prompt is here: the seal follows at once, prefill starts there.
     one_shot: bool = False
+    # None: as the cluster is set.
+    handover: HandoverMode | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,7 @@ class Usage:
     reused_tokens: int = 0
     invalidated_tokens: int = 0
     uncomputed_at_seal_tokens: int = 0
+    handed_over_ahead_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,16 @@ class WorkerPool:
         worker_id = pick((worker.view() for worker in self._workers.values()), role)
         return None if worker_id is None else self._workers[worker_id]
 
+    def pick_but(self, role: Role, tried: set[str]) -> Worker | None:
+        """The worker for a session that those in `tried` did not take; None: no other."""
+        views = (w.view() for w in self._workers.values() if w.worker_id not in tried)
+        worker_id = pick(views, role)
+        return None if worker_id is None else self._workers[worker_id]
+
+    def is_usable(self, worker: Worker) -> bool:
+        """Whether it is still in the view, and not suspect."""
+        return self._workers.get(worker.worker_id) is worker and not worker.is_suspect
+
     def failure(self, worker: Worker, error: Any) -> Stream2LLMError:
         """The domain error of a failed RPC; a transport failure makes the worker suspect."""
         translated = worker_error(error, worker.worker_id)
@@ -193,9 +203,7 @@ class WorkerPool:
         )
 
     def _next_releaser(self, tried: set[str]) -> Worker | None:
-        views = (w.view() for w in self._workers.values() if w.worker_id not in tried)
-        worker_id = pick(views, "decode")
-        return None if worker_id is None else self._workers[worker_id]
+        return self.pick_but("decode", tried)
 
 
 async def _close_when_idle(worker: Worker) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stream2llm.errors import InvalidRequestError
+from stream2llm.handover import HandoverMode
 from stream2llm.worker_spec import PolicyName
 
 KIB = 1024
@@ -115,10 +116,23 @@ class DecodeConfig(WorkerConfig):
 
 
 class HandoverConfig(_Part):
-    """How KV crosses from prefill to decode."""
+    """How KV crosses from prefill to decode. `handover: streamed` alone sets the mode."""
 
+    # "at_seal": all of it after the first token. "streamed": decode fetches it
+    # ahead while the context streams in. A session may ask for either.
+    mode: HandoverMode = "at_seal"
     # vLLM's NIXL connector refuses less than 6 s.
     lease_s: int = Field(default=10, ge=6)
+    # While a session computes on, it offers so many new tokens at a time at
+    # least; once it is through, whatever it has.
+    min_offer_tokens: int = Field(default=256, ge=1)
+    # Of the time of those who decode, the share that fetching ahead may cost them.
+    max_fetch_share: float = Field(default=0.03, gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_alone(cls, raw: Any) -> Any:
+        return {"mode": raw} if isinstance(raw, str) else raw
 
 
 class ControllerConfig(_Part):
@@ -148,6 +162,16 @@ class ClusterConfig(_Part):
     prefill: PrefillConfig = PrefillConfig()
     decode: DecodeConfig = DecodeConfig()
     handover: HandoverConfig = HandoverConfig()
+
+    @model_validator(mode="after")
+    def _decode_caches_what_it_fetches(self) -> ClusterConfig:
+        has_cache = self.decode.engine.get("enable_prefix_caching") is not False
+        if self.handover.mode == "streamed" and not has_cache:
+            raise ValueError(
+                "handover.mode streamed needs decode.engine.enable_prefix_caching: that cache"
+                " holds what is fetched ahead"
+            )
+        return self
 
     @property
     def model_name(self) -> str:

@@ -103,6 +103,11 @@ class EngineWorker(ABC):
         self._open.push_async_callback(server.stop, None)
         return f"{self.spec.host}:{port}"
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes nothing new."""
+        return self._draining
+
     @contextmanager
     def session(self) -> Iterator[None]:
         """Counts a session while it lasts; refuses it when draining or dead."""

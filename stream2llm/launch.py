@@ -138,6 +138,7 @@ def _router(
         limits=part.limits,
         drain_timeout_s=part.drain_timeout_s,
         max_model_len=max_model_len,
+        handover=config.handover.mode,
     )
     # Routers wait most of the time; they take no CPU from Ray's books.
     return Launch(
@@ -198,6 +199,8 @@ def _worker_spec(
         metrics_port=_nth_port(part.metrics_port, index),
         engine_args=dict(part.engine),
         lease_s=config.handover.lease_s,
+        min_offer_tokens=config.handover.min_offer_tokens,
+        max_fetch_share=config.handover.max_fetch_share,
         side_channel_port=0,  # the actor finds a free one on its node
         max_message_bytes=config.router.limits.max_message_bytes,
         **more,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from stream2llm.delay import DelayReason
+from stream2llm.handover import HandoverMode
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
 from stream2llm.v1 import inference_pb2, worker_pb2
@@ -34,6 +35,11 @@ _DELAYS: dict[DelayReason, Any] = {
     DelayReason.KV_MEMORY: inference_pb2.DELAY_REASON_KV_MEMORY,
     DelayReason.KV_LEASED: inference_pb2.DELAY_REASON_KV_LEASED,
 }
+_HANDOVERS: dict[HandoverMode, Any] = {
+    "at_seal": inference_pb2.HANDOVER_MODE_AT_SEAL,
+    "streamed": inference_pb2.HANDOVER_MODE_STREAMED,
+}
+_HANDOVERS_BACK = {number: mode for mode, number in _HANDOVERS.items()}
 _DELAYS_BACK = {number: delay for delay, number in _DELAYS.items()}
 _REASONS_BACK = {number: reason for reason, number in _REASONS.items()}
 
@@ -131,3 +137,13 @@ def _logprob_to_proto(item: Logprob) -> inference_pb2.Logprob:
 
 def _logprob_from_proto(message: inference_pb2.Logprob) -> Logprob:
     return Logprob(message.token_id, message.logprob, message.rank, message.text)
+
+
+def handover_to_proto(mode: HandoverMode | None) -> Any:
+    """The enum value; None is unspecified."""
+    return inference_pb2.HANDOVER_MODE_UNSPECIFIED if mode is None else _HANDOVERS[mode]
+
+
+def handover_from_proto(number: Any) -> HandoverMode | None:
+    """The inverse; a value this version does not know is left to the cluster."""
+    return _HANDOVERS_BACK.get(number)

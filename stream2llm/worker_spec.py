@@ -56,6 +56,10 @@ class WorkerSpec:
     # File with measured costs; "": the one for this machine, if there is one.
     cost_profile: str = ""
     max_message_bytes: int = 16 * 1024 * 1024
+    # Prefill: what one hand-over ahead of the seal brings at least, in tokens.
+    min_offer_tokens: int = 256
+    # Decode: how much of answers' time fetching ahead may cost.
+    max_fetch_share: float = 0.03
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from stream2llm.client.translate import (
     server_info_from,
 )
 from stream2llm.grpc_options import channel_options
+from stream2llm.handover import HandoverMode
 from stream2llm.sampling import SamplingParameters
 from stream2llm.v1 import inference_pb2 as pb
 from stream2llm.v1.inference_pb2_grpc import StreamingInferenceServiceStub
@@ -73,17 +74,19 @@ class AsyncClient:
         sampling: SamplingParameters | None = None,
         model: str = "",
         session_id: str = "",
+        handover: HandoverMode | None = None,
         timeout_s: float | None = None,
         on_event: OnEvent | None = None,
     ) -> AsyncSession:
         """A session whose context streams in; opens in `async with`.
 
         Give either prefix and suffix, or chat messages of which one holds the
-        slot "{{context}}" (or `context_slot`). `timeout_s` ends the whole
-        session. `on_event` is called with every event as it arrives.
+        slot "{{context}}" (or `context_slot`). `handover` says how the
+        context's KV reaches the decode worker, "at_seal" or "streamed"; None
+        is as the cluster is set. `timeout_s` ends the whole session. `on_event` is called with every event as it arrives.
         """
         template = template_of(prefix, suffix, chat, context_slot)
-        message = open_message(template, sampling, model, session_id)
+        message = open_message(template, sampling, model, session_id, handover)
         return AsyncSession(
             lambda: self._stub.StreamGenerate(timeout=timeout_s),
             message,

@@ -65,6 +65,8 @@ class Usage:
     invalidated_tokens: int = 0
     # Still to compute when the seal reached prefill, the suffix included.
     uncomputed_at_seal_tokens: int = 0
+    # Of the prompt, at the decode worker before the first token.
+    handed_over_ahead_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from stream2llm.client.inputs import (
     check_content,
 )
 from stream2llm.errors import InternalError, InvalidRequestError, OverloadedError
+from stream2llm.handover import HandoverMode
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.v1 import inference_pb2 as pb
@@ -32,9 +33,15 @@ def open_message(
     sampling: SamplingParameters | None,
     model: str,
     session_id: str,
+    handover: HandoverMode | None = None,
 ) -> pb.OpenSession:
     """The first event of a session."""
-    message = pb.OpenSession(session_id=session_id, model=model, sampling=_sampling(sampling))
+    message = pb.OpenSession(
+        session_id=session_id,
+        model=model,
+        sampling=_sampling(sampling),
+        handover=wire.handover_to_proto(handover),
+    )
     if isinstance(template, ChatTemplate):
         message.chat.CopyFrom(
             pb.ChatTemplate(messages=_chat(template.messages), context_slot=template.context_slot)
@@ -230,6 +237,7 @@ def _usage(message: pb.Usage) -> events.Usage:
         reused_tokens=message.reused_tokens,
         invalidated_tokens=message.invalidated_tokens,
         uncomputed_at_seal_tokens=message.uncomputed_at_seal_tokens,
+        handed_over_ahead_tokens=message.handed_over_ahead_tokens,
     )
 
 

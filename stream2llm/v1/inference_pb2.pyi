@@ -10,6 +10,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class HandoverMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HANDOVER_MODE_UNSPECIFIED: _ClassVar[HandoverMode]
+    HANDOVER_MODE_AT_SEAL: _ClassVar[HandoverMode]
+    HANDOVER_MODE_STREAMED: _ClassVar[HandoverMode]
+
 class DelayReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DELAY_REASON_UNSPECIFIED: _ClassVar[DelayReason]
@@ -22,6 +28,9 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP_TOKEN: _ClassVar[FinishReason]
     FINISH_REASON_STOP_STRING: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+HANDOVER_MODE_UNSPECIFIED: HandoverMode
+HANDOVER_MODE_AT_SEAL: HandoverMode
+HANDOVER_MODE_STREAMED: HandoverMode
 DELAY_REASON_UNSPECIFIED: DelayReason
 DELAY_REASON_KV_MEMORY: DelayReason
 DELAY_REASON_KV_LEASED: DelayReason
@@ -154,18 +163,20 @@ class WorkerInfo(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., ready: bool = ..., num_sessions: _Optional[int] = ..., num_kv_blocks_held: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("session_id", "model", "plain", "chat", "sampling")
+    __slots__ = ("session_id", "model", "plain", "chat", "sampling", "handover")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PLAIN_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    HANDOVER_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     plain: PlainTemplate
     chat: ChatTemplate
     sampling: SamplingParameters
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., plain: _Optional[_Union[PlainTemplate, _Mapping]] = ..., chat: _Optional[_Union[ChatTemplate, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ...) -> None: ...
+    handover: HandoverMode
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., plain: _Optional[_Union[PlainTemplate, _Mapping]] = ..., chat: _Optional[_Union[ChatTemplate, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., handover: _Optional[_Union[HandoverMode, str]] = ...) -> None: ...
 
 class PlainTemplate(_message.Message):
     __slots__ = ("prefix", "suffix")
@@ -342,20 +353,22 @@ class GenerationFinished(_message.Message):
     def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens", "computed_tokens", "reused_tokens", "invalidated_tokens", "uncomputed_at_seal_tokens")
+    __slots__ = ("prompt_tokens", "completion_tokens", "computed_tokens", "reused_tokens", "invalidated_tokens", "uncomputed_at_seal_tokens", "handed_over_ahead_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     INVALIDATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     UNCOMPUTED_AT_SEAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HANDED_OVER_AHEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
     computed_tokens: int
     reused_tokens: int
     invalidated_tokens: int
     uncomputed_at_seal_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., invalidated_tokens: _Optional[int] = ..., uncomputed_at_seal_tokens: _Optional[int] = ...) -> None: ...
+    handed_over_ahead_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., invalidated_tokens: _Optional[int] = ..., uncomputed_at_seal_tokens: _Optional[int] = ..., handed_over_ahead_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("ttft_from_open", "ttft_from_seal", "first_to_second_token", "total")

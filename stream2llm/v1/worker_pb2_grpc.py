@@ -116,6 +116,11 @@ class DecodeServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.FetchAhead = channel.stream_stream(
+                '/stream2llm.v1.DecodeService/FetchAhead',
+                request_serializer=stream2llm_dot_v1_dot_worker__pb2.FetchAheadRequest.SerializeToString,
+                response_deserializer=stream2llm_dot_v1_dot_worker__pb2.FetchAheadResponse.FromString,
+                _registered_method=True)
         self.Decode = channel.unary_stream(
                 '/stream2llm.v1.DecodeService/Decode',
                 request_serializer=stream2llm_dot_v1_dot_worker__pb2.DecodeRequest.SerializeToString,
@@ -131,6 +136,15 @@ class DecodeServiceStub(object):
 class DecodeServiceServicer(object):
     """DecodeService runs on a decode worker.
     """
+
+    def FetchAhead(self, request_iterator, context):
+        """FetchAhead pulls the KV of a session whose context still streams in, offer by
+        offer, into the worker's prefix cache. The end of the RPC gives up the fetch
+        under way; what was fetched stays as long as nobody needs the memory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Decode(self, request, context):
         """Decode pulls the KV of a hand-over and continues the answer.
@@ -149,6 +163,11 @@ class DecodeServiceServicer(object):
 
 def add_DecodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'FetchAhead': grpc.stream_stream_rpc_method_handler(
+                    servicer.FetchAhead,
+                    request_deserializer=stream2llm_dot_v1_dot_worker__pb2.FetchAheadRequest.FromString,
+                    response_serializer=stream2llm_dot_v1_dot_worker__pb2.FetchAheadResponse.SerializeToString,
+            ),
             'Decode': grpc.unary_stream_rpc_method_handler(
                     servicer.Decode,
                     request_deserializer=stream2llm_dot_v1_dot_worker__pb2.DecodeRequest.FromString,
@@ -170,6 +189,33 @@ def add_DecodeServiceServicer_to_server(servicer, server):
 class DecodeService(object):
     """DecodeService runs on a decode worker.
     """
+
+    @staticmethod
+    def FetchAhead(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/stream2llm.v1.DecodeService/FetchAhead',
+            stream2llm_dot_v1_dot_worker__pb2.FetchAheadRequest.SerializeToString,
+            stream2llm_dot_v1_dot_worker__pb2.FetchAheadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Decode(request,

@@ -23,7 +23,7 @@ from decode_worker.fetch_orders import (
     FetchOrder,
     FetchResult,
     FinalOrder,
-    local_tokens_from_wire,
+    LocalTokens,
     order_to_wire,
 )
 from prefill_worker import blocks
@@ -295,9 +295,9 @@ class Pair:
                 self._take_decode(told)
 
     def _take_decode(self, told: EngineCoreOutput) -> None:
-        local = local_tokens_from_wire(told.kv_transfer_params)
+        local = LocalTokens.from_wire(told.kv_transfer_params)
         if local is not None:
-            self.local_tokens[told.request_id] = local
+            self.local_tokens[told.request_id] = local.num_tokens
         if told.new_token_ids:
             self.answers.setdefault(told.request_id, []).extend(told.new_token_ids)
         elif told.finish_reason is not None and told.request_id in self.sessions:

@@ -1,0 +1,60 @@
+"""Prometheus metrics of hand-overs as a decode worker sees them."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from decode_worker.fetch_ledger import Settled
+from decode_worker.fetch_orders import FetchEnd, FetchResult
+
+_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_WHEN = ("ahead", "after_seal", "wasted")
+
+
+class FetchMetrics:
+    """Blocks and bytes by when they crossed, fetches by how they ended."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._blocks = Counter(
+            "stream2llm_handover_blocks",
+            "KV blocks of prompts: fetched ahead of the seal, pulled after it, and fetched in vain.",
+            ("role", "when"),
+            registry=registry,
+        )
+        self._bytes = Counter(
+            "stream2llm_handover_bytes",
+            "The same in bytes, of all ranks.",
+            ("role", "when"),
+            registry=registry,
+        )
+        self._fetches = Counter(
+            "stream2llm_fetches",
+            "Fetches ahead of the seal by how they ended: fetched, refused, aborted, failed.",
+            ("role", "result"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "stream2llm_fetch_seconds",
+            "Time of one fetch ahead of the seal, from the begin of its read to its end.",
+            ("role",),
+            buckets=_BUCKETS_S,
+            registry=registry,
+        ).labels("decode")
+        for when in _WHEN:  # 0 rather than absent
+            self._blocks.labels("decode", when)
+            self._bytes.labels("decode", when)
+        for end in FetchEnd:
+            self._fetches.labels("decode", end.value)
+
+    def fetch_ended(self, result: FetchResult) -> None:
+        """One fetch."""
+        self._fetches.labels("decode", result.end.value).inc()
+        if result.end is FetchEnd.FETCHED and result.num_blocks:
+            self._seconds.observe(result.seconds)
+
+    def settled(self, settled: Settled, bytes_per_block: int) -> None:
+        """One session's blocks."""
+        counts = (settled.ahead, settled.after_seal, settled.wasted)
+        for when, num_blocks in zip(_WHEN, counts, strict=True):
+            self._blocks.labels("decode", when).inc(num_blocks)
+            self._bytes.labels("decode", when).inc(num_blocks * bytes_per_block)

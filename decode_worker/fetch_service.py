@@ -1,0 +1,96 @@
+"""One FetchAhead RPC: protobuf to fetches, their ends to protobuf.
+
+A reader takes the router's messages while the fetch under way goes on, so that
+it can be given up. Nothing that becomes of a fetch fails the RPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from decode_worker.engine import parse_handover
+from decode_worker.fetch_orders import FetchEnd, FetchResult
+from decode_worker.fetch_sessions import FetchSession, FetchSessions
+from stream2llm.engine_worker import EngineWorker
+from stream2llm.errors import EventOrderError, Stream2LLMError, UnavailableError
+from stream2llm.stream_writer import PeerGoneError, StreamWriter
+from stream2llm.v1 import worker_pb2
+
+_log = logging.getLogger(__name__)
+
+_ENDS: dict[FetchEnd, Any] = {
+    FetchEnd.FETCHED: worker_pb2.FETCH_END_FETCHED,
+    FetchEnd.REFUSED: worker_pb2.FETCH_END_REFUSED,
+    FetchEnd.ABORTED: worker_pb2.FETCH_END_ABORTED,
+    FetchEnd.FAILED: worker_pb2.FETCH_END_FAILED,
+}
+
+
+async def serve_fetches(
+    worker: EngineWorker,
+    sessions: FetchSessions,
+    requests: AsyncIterator[worker_pb2.FetchAheadRequest],
+    writer: StreamWriter,
+) -> None:
+    """Returns when the router closes its side; raises what its peer is to be told."""
+    messages = aiter(requests)
+    opening = await anext(messages, None)
+    if opening is None or opening.WhichOneof("event") != "open":
+        raise EventOrderError("the first event of fetching ahead must be open")
+    if worker.is_draining:
+        raise UnavailableError("the worker is draining", reason="DRAINING")
+    with sessions.open(opening.open.fetch_session_id) as session:
+        await _Rpc(worker, session, writer).run(messages)
+
+
+class _Rpc:
+    def __init__(self, worker: EngineWorker, session: FetchSession, writer: StreamWriter) -> None:
+        self._worker = worker
+        self._session = session
+        self._writer = writer
+        self._fetch: asyncio.Task[None] | None = None
+
+    async def run(self, messages: AsyncIterator[worker_pb2.FetchAheadRequest]) -> None:
+        try:
+            async for message in messages:
+                await self._apply(message)
+        finally:
+            if self._fetch is not None:
+                # Ends the request at the engine, too.
+                self._fetch.cancel()
+                await asyncio.wait({self._fetch})
+
+    async def _apply(self, message: worker_pb2.FetchAheadRequest) -> None:
+        match message.WhichOneof("event"):
+            case "fetch":
+                if self._fetch is not None and not self._fetch.done():
+                    raise EventOrderError("the fetch before has not ended")
+                self._fetch = asyncio.create_task(self._serve(message.fetch))
+            case "abort":
+                await self._session.abort()
+            case event:
+                raise EventOrderError(f"unexpected {event} while fetching ahead")
+
+    async def _serve(self, fetch: worker_pb2.FetchKv) -> None:
+        try:
+            await self._tell(await self._result(fetch))
+        except PeerGoneError:
+            return  # gRPC is about to cancel the handler
+        except Stream2LLMError as error:
+            _log.warning("fetch_failed session_id=%s error=%s", self._session.session_id, error)
+
+    async def _result(self, fetch: worker_pb2.FetchKv) -> FetchResult:
+        transfer = parse_handover(fetch.handover.kv_transfer_params_json)
+        if self._worker.is_draining:
+            await self._worker.engine.reject_handover(self._session.session_id, transfer)
+            return FetchResult(FetchEnd.REFUSED, "draining")
+        return await self._session.fetch(fetch.keep_tokens, list(fetch.token_ids), transfer)
+
+    async def _tell(self, result: FetchResult) -> None:
+        message = worker_pb2.FetchAheadResponse(
+            end=_ENDS[result.end], reason=result.reason, num_blocks=result.num_blocks
+        )
+        await self._writer.write(message)

@@ -1,0 +1,167 @@
+"""The sessions that a decode worker fetches ahead for: one object for each FetchAhead RPC.
+
+Knows the tokens of its session, asks the engine for one fetch at a time, and
+keeps the ledger until the answer, or the end of the RPC, settles it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from decode_worker.fetch_ledger import FetchLedger
+from decode_worker.fetch_metrics import FetchMetrics
+from decode_worker.fetch_orders import (
+    FetchEnd,
+    FetchOrder,
+    FetchResult,
+    LocalTokens,
+    order_to_wire,
+)
+from stream2llm.clock import Clock
+from stream2llm.errors import Stream2LLMError
+from stream2llm.ids import unique_id
+from stream2llm.sampling import SamplingParameters
+from stream2llm.vllm_engine import Engine, only_output
+from stream2llm.vllm_sampling import to_vllm
+
+_SAMPLING = SamplingParameters(max_tokens=1, temperature=0.0)
+# Stands behind the tokens to fetch, so that a cache may hold all of them; it is never computed.
+_ONE_MORE_TOKEN = 0
+
+
+class FetchSession:
+    """One session's fetches, one at a time."""
+
+    def __init__(
+        self, session_id: str, engine: Engine, metrics: FetchMetrics, clock: Clock
+    ) -> None:
+        self.session_id = session_id
+        self._engine = engine
+        self._metrics = metrics
+        self._clock = clock
+        self._tokens: list[int] = []
+        self._request_id = ""
+        self._is_given_up = False
+        # When the session's KV was last touched at this worker.
+        self._since_s = clock.monotonic_s()
+        self._bytes_per_block = 0
+        self.ledger = FetchLedger(engine.info.block_size)
+
+    @property
+    def is_fetching(self) -> bool:
+        """A fetch has not ended."""
+        return bool(self._request_id)
+
+    async def fetch(
+        self, keep_tokens: int, token_ids: list[int], transfer: dict[str, Any]
+    ) -> FetchResult:
+        """Fetches the KV of the first `keep_tokens` tokens of the fetch before and `token_ids`.
+
+        Prefill hears that its blocks were read, or that they will not be.
+        """
+        self.ledger.spliced(keep_tokens)
+        del self._tokens[keep_tokens:]
+        self._tokens += token_ids
+        self._request_id = unique_id(f"{self.session_id}-fetch")
+        self._is_given_up = False
+        try:
+            result = await self._fetch(transfer)
+        finally:
+            self._request_id = ""
+        if result.end is FetchEnd.FETCHED:
+            self.ledger.fetched(len(self._tokens), result.num_blocks)
+            self._bytes_per_block = result.bytes_per_block
+        self._metrics.fetch_ended(result)
+        return result
+
+    async def _fetch(self, transfer: dict[str, Any]) -> FetchResult:
+        order = FetchOrder(
+            self.session_id, len(self._tokens) // self._engine.info.block_size, self._since_s
+        )
+        self._since_s = self._clock.monotonic_s()
+        try:
+            stream = await self._begin(order, transfer)
+        except BaseException as error:
+            # The engine has not got it, so nobody will read.
+            await asyncio.shield(self._engine.reject_handover(self._request_id, transfer))
+            if isinstance(error, Stream2LLMError | ValueError):
+                return FetchResult(FetchEnd.FAILED, str(error))
+            raise
+        try:
+            async for output in stream:
+                result = FetchResult.from_wire(output.kv_transfer_params)
+                if result is not None:
+                    return result
+                if output.finished:
+                    return self._ended_otherwise(only_output(output).finish_reason)
+        except Stream2LLMError as error:
+            return FetchResult(FetchEnd.FAILED, error.reason)
+        finally:
+            if not stream.finished:
+                await asyncio.shield(self._engine.abort(self._request_id))
+        return FetchResult(FetchEnd.ABORTED)
+
+    async def _begin(self, order: FetchOrder, transfer: dict[str, Any]) -> Any:
+        params = to_vllm(
+            _SAMPLING,
+            max_tokens=1,
+            seed=None,
+            extra_args={**order_to_wire(order), "kv_transfer_params": transfer},
+        )
+        tokens = [*self._tokens, _ONE_MORE_TOKEN]
+        request = await self._engine.build_request(self._request_id, tokens, params)
+        return await self._engine.submit(request)
+
+    def _ended_otherwise(self, finish_reason: str | None) -> FetchResult:
+        if self._is_given_up or finish_reason == "abort":
+            return FetchResult(FetchEnd.ABORTED)
+        return FetchResult(FetchEnd.FAILED, "KV_LOST")
+
+    async def abort(self) -> None:
+        """Gives the fetch under way up; `fetch` returns."""
+        if self._request_id:
+            self._is_given_up = True
+            await self._engine.abort(self._request_id)
+
+    def settle(self, num_prompt_tokens: int, local: LocalTokens) -> None:
+        """The session's answer begins."""
+        settled = self.ledger.settle(num_prompt_tokens, local.num_tokens)
+        self._metrics.settled(settled, local.bytes_per_block)
+
+    def give_up(self) -> None:
+        """The session ends here; nothing happens to what is settled."""
+        self._metrics.settled(self.ledger.give_up(), self._bytes_per_block)
+
+
+class FetchSessions:
+    """Those that are open, by id."""
+
+    def __init__(self, engine: Engine, metrics: FetchMetrics, clock: Clock) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._clock = clock
+        self._open: dict[str, FetchSession] = {}
+
+    @contextmanager
+    def open(self, session_id: str) -> Iterator[FetchSession]:
+        """One session, while its RPC lasts."""
+        session = FetchSession(session_id, self._engine, self._metrics, self._clock)
+        self._open[session_id] = session
+        try:
+            yield session
+        finally:
+            del self._open[session_id]
+            session.give_up()
+
+    def settle(self, session_id: str, num_prompt_tokens: int, local: LocalTokens) -> None:
+        """An answer begins, whether anything was fetched for it or not."""
+        session = self._open.get(session_id)
+        if session is not None:
+            session.settle(num_prompt_tokens, local)
+            return
+        ledger = FetchLedger(self._engine.info.block_size)
+        settled = ledger.settle(num_prompt_tokens, local.num_tokens)
+        self._metrics.settled(settled, local.bytes_per_block)

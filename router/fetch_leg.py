@@ -1,0 +1,73 @@
+"""The RPC under a session that has a decode worker fetch ahead.
+
+Says nothing about what to fetch. Whatever breaks it is told by `fetch` as the
+error it is; nobody else is disturbed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import grpc
+
+from router.workers import Worker, WorkerPool
+from stream2llm.errors import InternalError
+from stream2llm.prefix import Tokens, as_tokens, common_prefix_len
+from stream2llm.v1 import worker_pb2 as pb
+
+
+class FetchLeg:
+    """Holds its place at the worker from its making until `close` or `leave`."""
+
+    def __init__(self, pool: WorkerPool, worker: Worker, fetch_session_id: str) -> None:
+        self._pool = pool
+        self.worker = worker
+        self.fetch_session_id = fetch_session_id
+        self._place = worker.acquire()
+        self._call: Any = worker.decode.FetchAhead()
+        self._responses = aiter(self._call)
+        self._is_open = False
+        # What the worker knows of the sequence.
+        self._told = as_tokens([])
+        # One message at a time; an abort may come while a fetch is being written.
+        self._writing = asyncio.Lock()
+
+    async def fetch(self, tokens: Tokens, handover: pb.Handover) -> pb.FetchAheadResponse:
+        """Has the KV of these tokens fetched; raises Stream2LLMError when the RPC broke."""
+        keep = common_prefix_len(self._told, tokens)
+        self._told = tokens
+        fetch = pb.FetchKv(keep_tokens=keep, token_ids=tokens[keep:].tolist(), handover=handover)
+        try:
+            await self._open()
+            await self._write(pb.FetchAheadRequest(fetch=fetch))
+            return await anext(self._responses)
+        except grpc.aio.AioRpcError as error:
+            raise self._pool.failure(self.worker, error) from error
+        except (StopAsyncIteration, asyncio.InvalidStateError) as error:
+            raise InternalError(f"worker {self.worker.worker_id} ended fetching ahead") from error
+
+    async def abort(self) -> None:
+        """The fetch under way is in vain; `fetch` returns its end."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._write(pb.FetchAheadRequest(abort=pb.AbortFetch()))
+
+    def leave(self) -> None:
+        """The session's answer takes the place at the worker."""
+        self._place.release()
+
+    def close(self) -> None:
+        """Ends the RPC, and with it the fetch under way; may be called again."""
+        self._place.release()
+        self._call.cancel()
+
+    async def _open(self) -> None:
+        if not self._is_open:
+            self._is_open = True
+            opening = pb.OpenFetchAhead(fetch_session_id=self.fetch_session_id)
+            await self._write(pb.FetchAheadRequest(open=opening))
+
+    async def _write(self, message: pb.FetchAheadRequest) -> None:
+        async with self._writing:
+            await self._call.write(message)
