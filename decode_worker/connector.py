@@ -1,4 +1,4 @@
-"""vLLM's NIXL connector, told where the prefilled tokens end.
+"""vLLM's NIXL connector, told where the prefilled tokens end, and when a lease did.
 
 The stock connector takes it that prefill computed every token of the decode
 prompt, and asks for as many blocks. Our decode prompt has one token more: the
@@ -7,16 +7,30 @@ prompt fills its last block exactly, that token opens a block that prefill does
 not have, and the stock connector fails an assertion that ends the engine. So
 the scheduler's half asks for the prefilled tokens only, and the decode engine
 computes the first token's KV itself.
+
+The stock connector also takes a read for good that ended after its lease. The
+worker's half reports it as failed.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from typing import Any
+
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector
 from vllm.v1.request import Request
 
+from decode_worker.lease_watch import LeaseWatch
+
 
 class FirstTokenNixlConnector(NixlConnector):
-    """Pulls what prefill computed, never the first token."""
+    """Pulls what prefill computed, never the first token, and keeps what it got in time."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        worker = self.connector_worker
+        self._leases = LeaseWatch(worker._lease_extension if worker is not None else 0)
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
@@ -29,3 +43,41 @@ class FirstTokenNixlConnector(NixlConnector):
         num_prefilled = request.kv_transfer_params["remote_num_tokens"]
         missing = min(num_tokens, num_prefilled - num_computed_tokens)
         return (missing, is_async) if missing > 0 else (0, False)
+
+    # -- the worker's half -----------------------------------------------------------
+
+    def start_load_kv(self, *args: Any, **kwargs: Any) -> None:
+        """Reads begin; signs of life go out for those that wait."""
+        metadata, now_s = self._connector_metadata, _now_s()
+        for request in metadata.reqs_to_recv.values():
+            deadline_s = self._deadline_s(request.remote)
+            if deadline_s is not None and any(request.local_block_ids):
+                self._leases.began(request.remote.request_id, deadline_s)
+        super().start_load_kv(*args, **kwargs)
+        if metadata.heartbeat_by_engine:
+            engines = metadata.heartbeat_by_engine.values()
+            self._leases.sent_signs({name for each in engines for name in each.req_ids}, now_s)
+
+    def _deadline_s(self, remote: Any) -> float | None:
+        """When the lease ends by our clock; None while the other one is not known."""
+        offset_s = self.connector_worker._engine_clock_offset.get(remote.engine_id)
+        if remote.blocks_expiry_time is None or offset_s is None:
+            return None
+        return float(remote.blocks_expiry_time - offset_s)
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        """What has been read; a read that ended after its lease has failed."""
+        worker = self.connector_worker
+        reading: Mapping[str, Any] = dict(worker._recving_metadata)
+        results = super().get_transfer_results(finished_req_ids)
+        for request_id in results.finished_recving:
+            meta = reading[request_id]
+            if not self._leases.ended(meta.remote.request_id, _now_s()):
+                results.failed_recving.add(request_id)
+                worker._invalid_block_ids.put(set(meta.local_block_ids[0]))
+        return results
+
+
+def _now_s() -> float:
+    # The clock that vLLM sets its deadlines by; no other will do.
+    return time.perf_counter()  # noqa: TID251

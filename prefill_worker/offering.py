@@ -128,4 +128,13 @@ class Offering:
         request = _OfferedRequest(offer.offer_id, num_tokens)
         is_held, params = scheduler.request_finished(request, (list(offer.block_ids),))
         assert is_held, "the connector keeps blocks of a request that ended as it should"
-        return dict(params)
+        return with_deadline(params, scheduler)
+
+
+def with_deadline(params: dict[str, Any], scheduler: Any) -> dict[str, Any]:
+    """Transfer parameters that say when their lease ends, by this process's perf_counter.
+
+    `scheduler` is the connector's half that keeps the lease.
+    """
+    deadline_s = scheduler._reqs_need_send.get(params["remote_request_id"])
+    return {**params, "remote_blocks_expiry_time": deadline_s}

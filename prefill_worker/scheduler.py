@@ -52,7 +52,7 @@ from prefill_worker import blocks
 from prefill_worker.blocks import truncate_kv
 from prefill_worker.book import SessionBook
 from prefill_worker.costs import costs_for
-from prefill_worker.offering import Offering
+from prefill_worker.offering import Offering, with_deadline
 from prefill_worker.offers import OfferBook, OfferLimits
 from prefill_worker.policy import POLICIES
 from prefill_worker.preemption import Preemption
@@ -538,7 +538,11 @@ class PrefillScheduler(Scheduler):
             request.status = RequestStatus.FINISHED_ABORTED
         kept: tuple[bool, dict[str, Any] | None] = super()._connector_finished(request)
         request.status = status
-        return kept
+        is_held, params = kept
+        nixl = find_connector(self.connector, NixlConnector)
+        if nixl is not None and is_held and params:
+            params = with_deadline(params, nixl.connector_scheduler)
+        return is_held, params
 
     # -- what the engine asks to know whether it may sleep ---------------------
 

@@ -17,6 +17,7 @@ from stream2llm.client import (
     SamplingParameters,
     TokenDelta,
 )
+from stream2llm.handover import HandoverMode
 
 VOCAB_SIZE = 49_000
 GREEDY = SamplingParameters(max_tokens=8, temperature=0.0, ignore_eos=True)
@@ -90,6 +91,7 @@ async def play(
     sampling: SamplingParameters = GREEDY,
     *,
     paced: bool = True,
+    handover: HandoverMode | None = None,
 ) -> Outcome:
     """Sends a stream's events and reads the answer.
 
@@ -97,7 +99,7 @@ async def play(
     really have something to invalidate; else as fast as they go.
     """
     async with client.session(
-        prefix=stream.prefix, suffix=stream.suffix, sampling=sampling
+        prefix=stream.prefix, suffix=stream.suffix, sampling=sampling, handover=handover
     ) as session:
         sent: set[str] = set()
         for index in range(len(stream.events)):

@@ -1,0 +1,51 @@
+"""Streamed hand-over through the whole cluster: the same answers, and KV that is there in time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from stream2llm.client import AsyncClient
+from tests.integration.cluster.exactness_cases import CASES
+from tests.integration.cluster.test_exactness import check
+from tests.reference_engine import ReferenceEngine
+from tests.streams import GREEDY, Outcome, Stream, play, until_prefilled
+
+pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+BY_NAME = [pytest.param(case, id=case.name.replace(" ", "-")) for case in CASES]
+BLOCK = 32
+
+
+async def streamed(client: AsyncClient, stream: Stream, *, paced: bool = True) -> Outcome:
+    return await play(client, stream, paced=paced, handover="streamed")
+
+
+@pytest.mark.parametrize("stream", BY_NAME)
+async def test_paced(client: AsyncClient, reference: ReferenceEngine, stream: Stream) -> None:
+    check(stream, await streamed(client, stream), reference)
+
+
+async def test_all_at_once(client: AsyncClient, reference: ReferenceEngine) -> None:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(streamed(client, case, paced=False)) for case in CASES]
+    for case, task in zip(CASES, tasks, strict=True):
+        check(case, task.result(), reference)
+
+
+async def test_most_of_the_context_is_at_decode_at_the_seal(
+    client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    """Each block once: what another session or another test left there is not this stream's."""
+    stream = Stream("ahead", (("append", ("a",)), ("append", ("b",))), {"a": 900, "b": 700})
+    async with client.session(
+        prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY, handover="streamed"
+    ) as session:
+        for index, name in enumerate("ab"):
+            await session.append(stream.document(name))
+            await until_prefilled(session, index + 2)
+            await asyncio.sleep(0.5)
+        answer = await session.answer()
+    assert list(answer.token_ids) == reference.answer(stream.prompt, 8)
+    num_stable = len(stream.prompt) - len(stream.suffix) - 1
+    assert answer.finished.usage.handed_over_ahead_tokens >= num_stable - num_stable % BLOCK
