@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from stream2llm.errors import Stream2LLMError
+from stream2llm.errors import Stream2LLMError, UnavailableError
 from stream2llm.grpc_options import server_options
 from stream2llm.prefix import common_prefix_len
 from stream2llm.rpc_status import to_status
@@ -95,6 +95,8 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         self.may_sample = _open_gate()
         # A DelayReason's number, put into every progress.
         self.delay = pb.DELAY_REASON_UNSPECIFIED
+        # Whether the stable part is offered ahead of the seal, in blocks of so many tokens.
+        self.offers_blocks_of = 0
         # Raised at "open", "splice", "seal" or "first_token"; once the key matches.
         self.failures: dict[str, Stream2LLMError | Exception] = {}
 
@@ -127,6 +129,8 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         uncomputed = self._compute(record, is_sealed=event == "seal")
         if event == "splice":
             yield worker_pb2.PrefillSessionResponse(progress=self._progress(record))
+            if self.offers_blocks_of and splice.stable_tokens >= self.offers_blocks_of:
+                yield self._offer(record, splice)
             return
         record.hand_over = request.seal.hand_over
         record.sealed.set()
@@ -169,6 +173,15 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
             delay=self.delay,
         )
 
+    def _offer(self, record: PrefillRecord, splice: Any) -> Any:
+        num_tokens = splice.stable_tokens - splice.stable_tokens % self.offers_blocks_of
+        name = f'{{"offer":"{record.open.session_id}#{splice.revision}"}}'
+        handover = worker_pb2.Handover(kv_transfer_params_json=name, num_blocks=1)
+        offer = worker_pb2.HandoverOffer(
+            revision=splice.revision, num_tokens=num_tokens, handover=handover
+        )
+        return worker_pb2.PrefillSessionResponse(offer=offer)
+
     def _first_token(self, record: PrefillRecord, uncomputed: int) -> Any:
         step = self.brain.step(record.sequence, 0, record.open.sampling)
         first = worker_pb2.FirstToken(
@@ -197,6 +210,16 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
         self.rejection: Stream2LLMError | None = None
         self.release_failure: Stream2LLMError | None = None
         self.ends_without_reason = False
+        # Token sequences that were to be fetched ahead, and what became of it.
+        self.fetched: list[list[int]] = []
+        self.fetch_sessions: list[str] = []
+        self.may_fetch = _open_gate()
+        self.fetch_called = asyncio.Event()
+        self.fetch_aborted = asyncio.Event()
+        self.fetch_session_ended = asyncio.Event()
+        self.fetch_rejection: Stream2LLMError | None = None
+        # Refuses answers that another worker may take.
+        self.is_full = False
         self.tokens_per_step = 1
 
     async def Decode(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
@@ -204,6 +227,9 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
         self.called.set()
         try:
             await self.may_accept.wait()
+            if self.is_full and request.refuse_when_full:
+                full = UnavailableError("no room", reason="FULL")
+                await context.abort_with_status(to_status(full))
             if self.rejection is not None:
                 await context.abort_with_status(to_status(self.rejection))
             await context.send_initial_metadata(())
@@ -212,6 +238,30 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+
+    async def FetchAhead(  # noqa: N802
+        self, request_iterator: AsyncIterator[Any], context: Any
+    ) -> AsyncIterator[Any]:
+        tokens: list[int] = []
+        try:
+            async for request in request_iterator:
+                if self.fetch_rejection is not None:
+                    await context.abort_with_status(to_status(self.fetch_rejection))
+                event = request.WhichOneof("event")
+                if event == "open":
+                    self.fetch_sessions.append(request.open.fetch_session_id)
+                elif event == "fetch":
+                    tokens[request.fetch.keep_tokens :] = request.fetch.token_ids
+                    self.fetched.append(list(tokens))
+                    self.fetch_called.set()
+                    if self.may_fetch.is_set():
+                        end = worker_pb2.FETCH_END_FETCHED
+                        yield worker_pb2.FetchAheadResponse(end=end, num_blocks=1)
+                else:
+                    self.fetch_aborted.set()
+                    yield worker_pb2.FetchAheadResponse(end=worker_pb2.FETCH_END_ABORTED)
+        finally:
+            self.fetch_session_ended.set()
 
     async def _steps(self, request: Any) -> AsyncIterator[Any]:
         sequence, sampling = list(request.prompt_token_ids), request.sampling

@@ -1,0 +1,168 @@
+"""Hand-over ahead of the seal, between a real router and fake workers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from stream2llm.errors import UnavailableError
+from stream2llm.v1 import inference_pb2 as pb
+from tests.fake_workers import FakeDecode, FakeWorker
+from tests.router_ring import Conversation, Ring, named, soon
+
+pytestmark = pytest.mark.unit
+
+GREEDY = pb.SamplingParameters(temperature=0, max_tokens=4, ignore_eos=True)
+
+
+async def streaming(ring: Ring, prefix: str = "one two three four") -> Conversation:
+    """An open session that streams its hand-over, with a prefill worker that offers."""
+    ring.prefill.offers_blocks_of = 2
+    session = ring.converse()
+    await session.open(prefix=prefix, sampling=GREEDY, handover=pb.HANDOVER_MODE_STREAMED)
+    return session
+
+
+def decodes(ring: Ring) -> list[FakeWorker]:
+    return [worker for worker in ring.workers if worker.role == "decode"]
+
+
+async def fetched_by(ring: Ring) -> FakeDecode:
+    """The decode worker that fetches ahead."""
+    events = [asyncio.create_task(w.decode.fetch_called.wait()) for w in decodes(ring)]
+    await soon(asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED))
+    for event in events:
+        event.cancel()
+    return next(w.decode for w in decodes(ring) if w.decode.fetched)
+
+
+def even(tokens: list[int]) -> list[int]:
+    return tokens[: len(tokens) - len(tokens) % 2]
+
+
+async def test_offers_are_fetched_by_the_worker_that_answers(make_ring: Any) -> None:
+    ring = await make_ring(num_decode=2)
+    session = await streaming(ring)
+    chosen = await fetched_by(ring)
+    assert chosen.fetched == [even(ring.encode("one two three four"))]
+    await session.append("five six")
+    await session.next("progress")
+    await session.seal()
+    answered = await session.answer()
+    prompt = ring.record.sequence
+    assert answered.token_ids == ring.brain.answer(prompt, 4)
+    (request,) = chosen.requests
+    assert request.fetch_session_id == chosen.fetch_sessions[0]
+    # Incremental: the second fetch is the first one and more.
+    assert chosen.fetched[-1] == prompt[: len(chosen.fetched[-1])]
+    await soon(chosen.fetch_session_ended.wait())
+
+
+async def test_at_the_seal_nothing_is_fetched_ahead(ring: Ring) -> None:
+    ring.prefill.offers_blocks_of = 2
+    session = ring.converse()
+    await session.open(prefix="one two three", sampling=GREEDY)
+    await session.append("four")
+    await session.seal()
+    await session.answer()
+    assert not ring.decode.fetch_sessions
+    assert not any(splice.stable_tokens for splice in ring.record.splices)
+    assert not ring.decode.requests[0].fetch_session_id
+    assert not ring.decode.requests[0].refuse_when_full
+
+
+async def test_an_offer_of_tokens_that_have_changed_is_released(ring: Ring) -> None:
+    ring.prefill.may_compute.clear()
+    session = await streaming(ring, prefix="one")
+    await session.append("two three four five")
+    await session.update("something else")
+    while (await session.next("progress")).last_sequence < 3:
+        pass  # until the router has sent the update on
+    ring.prefill.may_compute.set()
+    await soon(ring.decode.release_called.wait())
+    released = [each.handover.kv_transfer_params_json for each in ring.decode.released]
+    assert any("#2" in name for name in released)
+    await session.seal()
+    await session.answer()
+
+
+async def test_an_update_aborts_the_fetch_under_way(ring: Ring) -> None:
+    ring.decode.may_fetch.clear()
+    session = await streaming(ring, prefix="")
+    await session.append(("a", "one two three four"))
+    await soon(ring.decode.fetch_called.wait())
+    ring.decode.may_fetch.set()
+    await session.update(("b", "something else"))
+    await soon(ring.decode.fetch_aborted.wait())
+    await session.update(("b2", "something else again"), named("b"))
+    await session.seal()
+    answered = await session.answer()
+    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+
+
+async def test_a_cancelled_session_ends_its_fetch(ring: Ring) -> None:
+    ring.decode.may_fetch.clear()
+    session = await streaming(ring)
+    await soon(ring.decode.fetch_called.wait())
+    session.call.cancel()
+    await soon(ring.decode.fetch_session_ended.wait())
+    await soon(ring.record.ended.wait())
+
+
+async def test_a_decode_worker_that_died_before_the_seal_is_replaced(make_ring: Any) -> None:
+    ring = await make_ring(num_decode=2)
+    session = await streaming(ring)
+    chosen = await fetched_by(ring)
+    victim = next(w for w in decodes(ring) if w.decode is chosen)
+    other = next(w for w in decodes(ring) if w.decode is not chosen)
+    await victim.kill()
+    await session.append("five six")
+    await soon(other.decode.fetch_called.wait())
+    # All of it, from the start.
+    assert other.decode.fetched[0][:4] == ring.encode("one two three four")[:4]
+    await session.seal()
+    answered = await session.answer()
+    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert len(other.decode.requests) == 1
+
+
+async def test_a_full_decode_worker_leaves_the_session_to_another_one(make_ring: Any) -> None:
+    ring = await make_ring(num_decode=2)
+    session = await streaming(ring)
+    chosen = await fetched_by(ring)
+    chosen.is_full = True
+    await session.seal()
+    answered = await session.answer()
+    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    other = next(w.decode for w in decodes(ring) if w.decode is not chosen)
+    assert not other.requests[0].fetch_session_id, "it pulls everything"
+    assert not other.requests[0].refuse_when_full, "the last one has to take it"
+    assert not chosen.released
+    assert not other.released
+
+
+async def test_with_one_decode_worker_it_takes_what_it_is_given(ring: Ring) -> None:
+    session = await streaming(ring)
+    await fetched_by(ring)
+    ring.decode.is_full = True
+    await session.seal()
+    await session.answer()
+    assert not ring.decode.requests[0].refuse_when_full
+
+
+async def test_a_draining_decode_worker_fetches_nothing_and_the_offer_is_released(
+    make_ring: Any,
+) -> None:
+    ring = await make_ring(num_decode=2)
+    for worker in decodes(ring):
+        worker.decode.fetch_rejection = UnavailableError("draining", reason="DRAINING")
+    session = await streaming(ring)
+    events = [asyncio.create_task(w.decode.release_called.wait()) for w in decodes(ring)]
+    await soon(asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED))
+    for event in events:
+        event.cancel()
+    await session.seal()
+    answered = await session.answer()
+    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
