@@ -99,6 +99,8 @@ class Ahead:
                 self._log.ended()
 
     async def _fetch(self, offer: pb.HandoverOffer) -> None:
+        if self._leg is not None and await self._leg.has_ended():
+            self._next_leg()
         if self._leg is None:
             self._release(offer)
             return

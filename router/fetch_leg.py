@@ -13,7 +13,8 @@ from typing import Any
 import grpc
 
 from router.workers import Worker, WorkerPool
-from stream2llm.errors import InternalError
+from stream2llm.errors import InternalError, Stream2LLMError
+from stream2llm.final_status import FinalStatus
 from stream2llm.prefix import Tokens, as_tokens, common_prefix_len
 from stream2llm.v1 import worker_pb2 as pb
 
@@ -27,6 +28,7 @@ class FetchLeg:
         self.fetch_session_id = fetch_session_id
         self._place = worker.acquire()
         self._call: Any = worker.decode.FetchAhead()
+        self._final = FinalStatus(self._call)
         self._responses = aiter(self._call)
         self._is_open = False
         # What the worker knows of the sequence.
@@ -44,9 +46,16 @@ class FetchLeg:
             await self._write(pb.FetchAheadRequest(fetch=fetch))
             return await anext(self._responses)
         except grpc.aio.AioRpcError as error:
-            raise self._pool.failure(self.worker, error) from error
+            raise self._failure(await self._final.of(error)) from error
         except (StopAsyncIteration, asyncio.InvalidStateError) as error:
-            raise InternalError(f"worker {self.worker.worker_id} ended fetching ahead") from error
+            raise self._failure(await self._final.of(None)) from error
+
+    async def has_ended(self) -> bool:
+        """Whether the worker is gone or wants no more, so that nothing reaches it."""
+        if not self._call.done():
+            return False
+        self._failure(await self._final.of(None))
+        return True
 
     async def abort(self) -> None:
         """The fetch under way is in vain; `fetch` returns its end."""
@@ -61,6 +70,11 @@ class FetchLeg:
         """Ends the RPC, and with it the fetch under way; may be called again."""
         self._place.release()
         self._call.cancel()
+
+    def _failure(self, final: grpc.aio.AioRpcError) -> Stream2LLMError:
+        if final.code() is grpc.StatusCode.OK:
+            return InternalError(f"worker {self.worker.worker_id} ended fetching ahead")
+        return self._pool.failure(self.worker, final)
 
     async def _open(self) -> None:
         if not self._is_open:
