@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 
 from router.ahead_log import AheadLog, Offered, OfferVerdict
 from router.context import Splice
@@ -32,6 +33,15 @@ _logger = logging.getLogger(__name__)
 _MOST_WORKERS = 3
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fresh:
+    """An offer that was not stale when it came, and its tokens."""
+
+    what: Offered
+    tokens: Tokens
+    offer: pb.HandoverOffer
+
+
 class Ahead:
     """One session's; does nothing for one that hands over at the seal."""
 
@@ -40,8 +50,11 @@ class Ahead:
         self._log = AheadLog()
         self._stability: Stability | None = None
         self._sequence: Tokens = as_tokens([])
-        # One at most is open at a time, so the queue holds one.
-        self._offers: asyncio.Queue[pb.HandoverOffer] = asyncio.Queue()
+        # One at most is open at a time, so the queue holds one or two.
+        self._offers: asyncio.Queue[_Fresh] = asyncio.Queue()
+        # The fetch at decode, and those of which a splice has changed tokens.
+        self._at_decode: Offered | None = None
+        self._in_vain: set[Offered] = set()
         self._leg: FetchLeg | None = None
         # Whether this session streams its hand-over.
         self.is_on = mode == "streamed"
@@ -73,7 +86,13 @@ class Ahead:
         if not self.is_on:
             return
         self._sequence = sequence
-        if self._log.spliced(revision, splice.keep_tokens) and self._leg is not None:
+        fetching = self._log.fetching
+        if not self._log.spliced(revision, splice.keep_tokens) or fetching is None:
+            return
+        self._log.ended(fetching)
+        if fetching != self._at_decode:
+            self._in_vain.add(fetching)
+        elif self._leg is not None:
             await self._leg.abort()
 
     def seen(self, revision: int) -> None:
@@ -83,29 +102,38 @@ class Ahead:
     # -- offers ---------------------------------------------------------------------
 
     def offered(self, offer: pb.HandoverOffer) -> None:
-        """Prefill has KV to fetch."""
-        self._offers.put_nowait(offer)
+        """Prefill has KV to fetch; to be told in the order of prefill's messages."""
+        what = Offered(offer.revision, offer.num_tokens)
+        if self._log.offered(what) is OfferVerdict.STALE:
+            self._release(offer)
+        else:
+            # The tokens that it is the KV of, whatever the sequence becomes.
+            tokens = self._sequence[: offer.num_tokens]
+            self._offers.put_nowait(_Fresh(what, tokens, offer))
 
     async def run(self) -> None:
         """Serves offers until it is cancelled."""
         while True:
-            offer = await self._offers.get()
-            if self._log.offered(Offered(offer.revision, offer.num_tokens)) is OfferVerdict.STALE:
-                self._release(offer)
+            fresh = await self._offers.get()
+            if fresh.what in self._in_vain:
+                self._in_vain.discard(fresh.what)
+                self._release(fresh.offer)
                 continue
+            self._at_decode = fresh.what
             try:
-                await self._fetch(offer)
+                await self._fetch(fresh.offer, fresh.tokens)
             finally:
-                self._log.ended()
+                self._at_decode = None
+                self._log.ended(fresh.what)
 
-    async def _fetch(self, offer: pb.HandoverOffer) -> None:
+    async def _fetch(self, offer: pb.HandoverOffer, tokens: Tokens) -> None:
         if self._leg is not None and await self._leg.has_ended():
             self._next_leg()
         if self._leg is None:
             self._release(offer)
             return
         try:
-            end = await self._leg.fetch(self._sequence[: offer.num_tokens], offer.handover)
+            end = await self._leg.fetch(tokens, offer.handover)
         except Stream2LLMError as error:
             _logger.info("fetch_broke session_id=%s error=%s", self._live.session_id, error)
             if error.reason != WORKER_LOST:  # one that was lost may still be reading
@@ -145,4 +173,4 @@ class Ahead:
             self._leg.close()
             self._leg = None
         while not self._offers.empty():
-            self._release(self._offers.get_nowait())
+            self._release(self._offers.get_nowait().offer)

@@ -36,17 +36,17 @@ class AheadLog:
     def __init__(self) -> None:
         # Splices that prefill may not have seen: (revision, tokens kept).
         self._unseen: deque[tuple[int, int]] = deque()
-        self._num_fetching_tokens = 0
+        self._fetching: Offered | None = None
 
     @property
-    def is_fetching(self) -> bool:
-        """A fetch is at decode and has not ended."""
-        return self._num_fetching_tokens > 0
+    def fetching(self) -> Offered | None:
+        """The newest fetch that is on its way to decode, or there, and has not ended."""
+        return self._fetching
 
     def spliced(self, revision: int, num_kept_tokens: int) -> bool:
         """The sequence changed behind so many tokens; whether the fetch is to be aborted."""
         self._unseen.append((revision, num_kept_tokens))
-        return num_kept_tokens < self._num_fetching_tokens
+        return self._fetching is not None and num_kept_tokens < self._fetching.num_tokens
 
     def seen(self, revision: int) -> None:
         """Prefill's word includes that splice."""
@@ -54,14 +54,19 @@ class AheadLog:
             self._unseen.popleft()
 
     def offered(self, offer: Offered) -> OfferVerdict:
-        """An offer came; with FETCH it is under way from now on."""
+        """An offer came; with FETCH it is under way from now on.
+
+        To be asked in the order in which prefill's messages come: `seen` of a
+        later one would take an offer that is stale for a fresh one.
+        """
         self.seen(offer.revision)
         kept = min((kept for _, kept in self._unseen), default=offer.num_tokens)
         if kept < offer.num_tokens:
             return OfferVerdict.STALE
-        self._num_fetching_tokens = offer.num_tokens
+        self._fetching = offer
         return OfferVerdict.FETCH
 
-    def ended(self) -> None:
-        """The fetch under way has ended, however."""
-        self._num_fetching_tokens = 0
+    def ended(self, offer: Offered) -> None:
+        """That fetch has ended, however; a later one may be under way already."""
+        if self._fetching == offer:
+            self._fetching = None

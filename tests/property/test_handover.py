@@ -262,10 +262,11 @@ def test_an_offer_behind_a_later_splice_is_stale() -> None:
     log.spliced(1, 0)
     log.spliced(2, 30)
     assert log.offered(Offered(revision=1, num_tokens=32)) is OfferVerdict.STALE
-    assert log.offered(Offered(revision=1, num_tokens=28)) is OfferVerdict.FETCH
+    fresh = Offered(revision=1, num_tokens=28)
+    assert log.offered(fresh) is OfferVerdict.FETCH
     assert not log.spliced(3, 28), "what is being fetched stays as it is"
     assert log.spliced(4, 27), "what is being fetched changes"
-    log.ended()
+    log.ended(fresh)
     assert not log.spliced(5, 0)
 
 
@@ -274,4 +275,4 @@ def test_a_splice_that_prefill_has_seen_is_no_reason_any_more() -> None:
     log.spliced(1, 0)
     log.seen(1)
     assert log.offered(Offered(revision=1, num_tokens=100)) is OfferVerdict.FETCH
-    assert log.is_fetching
+    assert log.fetching == Offered(revision=1, num_tokens=100)

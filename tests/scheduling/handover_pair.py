@@ -123,6 +123,12 @@ class Streamed:
     # Since when its KV lies at decode unused.
     since_s: float = 0.0
 
+    def end_fetch(self) -> None:
+        """The fetch has ended, however."""
+        self.fetch_id = ""
+        if self.log.fetching is not None:
+            self.log.ended(self.log.fetching)
+
 
 class Pair:
     """Calls are made between steps."""
@@ -192,8 +198,7 @@ class Pair:
         for _, params in session.undelivered:
             self.release(params)
         session.undelivered.clear()
-        session.fetch_id = ""
-        session.log.ended()
+        session.end_fetch()
 
     def release(self, params: dict[str, Any]) -> None:
         """Nobody will read this."""
@@ -211,8 +216,7 @@ class Pair:
     def kill_decode(self) -> None:
         """Its reads end with it, and nobody tells prefill."""
         for session in self.sessions.values():
-            session.fetch_id = ""
-            session.log.ended()
+            session.end_fetch()
         self.decode.shutdown()
         self.start_decode()
 
@@ -308,8 +312,7 @@ class Pair:
             result = FetchResult.from_wire(told.kv_transfer_params)
             session.results.append(result or FetchResult(FetchEnd.FAILED))
             if session.fetch_id == told.request_id:
-                session.fetch_id = ""
-                session.log.ended()
+                session.end_fetch()
 
     def at_decode(self) -> list[str]:
         """Sessions whose answer decode has taken over and not given."""
