@@ -127,7 +127,8 @@ class Ahead:
                 self._log.ended(fresh.what)
 
     async def _fetch(self, offer: pb.HandoverOffer, tokens: Tokens) -> None:
-        if self._leg is not None and await self._leg.has_ended():
+        # Lost since the last fetch, or there was none to choose then.
+        if self._leg is None or await self._leg.has_ended():
             self._next_leg()
         if self._leg is None:
             self._release(offer)

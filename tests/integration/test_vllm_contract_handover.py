@@ -1,0 +1,84 @@
+"""Names of vLLM's inside that the streamed hand-over touches; see test_vllm_contract.py."""
+
+from __future__ import annotations
+
+import pytest
+
+vllm = pytest.importorskip("vllm")
+
+from tests.integration.test_vllm_contract import require, require_parameters, source
+
+pytestmark = pytest.mark.integration
+
+
+def test_schedulers() -> None:
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    require(
+        Scheduler,
+        "_update_from_kv_xfer_finished",
+        "_inflight_prefill_reserved_blocks",
+        "finished_recving_kv_req_ids",
+        "deferred_waiting",
+        "waiting",
+        "running",
+        "requests",
+        "kv_cache_manager",
+        "kv_cache_config",
+    )
+    assert issubclass(AsyncScheduler, Scheduler)
+    # A fetch that was aborted under its read is freed where the read's end is reported.
+    assert "_free_blocks" in source(Scheduler._update_from_kv_xfer_finished)
+
+
+def test_the_connectors_halves() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_scheduler import (
+        NixlBaseConnectorScheduler,
+    )
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_worker import (
+        NixlBaseConnectorWorker,
+    )
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import (
+        NixlPullConnectorScheduler,
+    )
+
+    require(
+        NixlBaseConnectorScheduler,
+        "_reqs_in_batch",
+        "_reqs_need_send",
+        "_kv_lease_duration",
+        "on_new_request",
+    )
+    require(
+        NixlBaseConnectorWorker,
+        "_recving_metadata",
+        "_invalid_block_ids",
+        "_engine_clock_offset",
+        "_lease_extension",
+    )
+    # What an offer's stand-in for a request has to have.
+    finished = source(NixlPullConnectorScheduler.request_finished)
+    for name in ("kv_transfer_params", "status", "request_id", "num_computed_tokens"):
+        assert f"request.{name}" in finished
+    # The reader's deadline is by the same clock as the lease.
+    assert "time.perf_counter()" in finished
+
+
+def test_the_block_pool() -> None:
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
+
+    require(BlockPool, "free_blocks", "touch", "blocks", "free_block_queue", "get_num_free_blocks")
+    require(KVCacheManager, "get_computed_blocks", "cache_blocks", "get_blocks", "enable_caching")
+    require(FreeKVCacheBlockQueue, "fake_free_list_head", "fake_free_list_tail")
+    require_parameters(BlockPool.free_blocks, "ordered_blocks")
+
+
+def test_figures_of_an_answer() -> None:
+    from vllm.v1.engine import EngineCoreOutput
+    from vllm.v1.metrics.stats import PrefillStats
+
+    assert "prefill_stats" in EngineCoreOutput.__struct_fields__
+    require(PrefillStats, "num_local_cached_tokens")
