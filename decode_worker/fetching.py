@@ -214,6 +214,12 @@ class FetchAheadMixin(_Base):
             del self._waiting_fetches[request.request_id]
             fetch.began_s = self._clock.monotonic_s()
             self._reading[request.request_id] = fetch
+        elif request.status == RequestStatus.RUNNING:
+            # In this very step an answer brought all that was missing, so that the
+            # base class found nothing to read and computes the token behind it.
+            # Prefill hears that nothing will be read; we need not wait for the token.
+            del self._waiting_fetches[request.request_id]
+            self._tell(fetch, FetchResult(FetchEnd.FETCHED))
         elif request.request_id in self.requests:
             # Behind somebody for whom there was no room. It must not stop those
             # that come later.

@@ -73,9 +73,11 @@ class Ahead:
         """How much of the sequence is stable now that documents came at its end."""
         return self._stability.appended(len(sequence)) if self._stability else 0
 
-    def updated(self, num_kept_tokens: int) -> int:
+    def updated(self, num_kept_tokens: int, num_sure_tokens: int) -> int:
         """How much of the sequence is stable now that a new list came."""
-        return self._stability.updated(num_kept_tokens) if self._stability else 0
+        if self._stability is None:
+            return 0
+        return self._stability.updated(num_kept_tokens, num_sure_tokens)
 
     def sealed(self, sequence: Tokens) -> int:
         """All of it."""

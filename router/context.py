@@ -69,6 +69,8 @@ class ContextLog:
         self._by_id: dict[str, Tokens] = {}
         self._total_tokens = 0
         self._num_documents = 0
+        # Of the last event's parts: the prefix or what was there, then each document.
+        self._part_lengths: list[int] = [len(prefix)]
         # What prefill has been told; nothing yet.
         self._told = as_tokens([])
         self._charge(len(prefix))
@@ -78,6 +80,10 @@ class ContextLog:
     def sequence(self) -> Tokens:
         """The sequence as prefill knows it."""
         return self._told
+
+    def num_tokens_of(self, num_documents: int) -> int:
+        """After an update: of the prefix and so many leading documents of the list."""
+        return sum(self._part_lengths[: 1 + num_documents])
 
     def begin(self) -> Splice:
         """The prefix, for prefill to start with."""
@@ -145,6 +151,7 @@ class ContextLog:
         self._num_documents += len(contents)
         self._by_id.update(new_ids)
         self._context = np.concatenate(parts)
+        self._part_lengths = [len(part) for part in parts]
         return self._tell(self._context, sum(len(tokens) for tokens in contents))
 
     def _tell(self, sequence: Tokens, num_new_tokens: int) -> Splice:

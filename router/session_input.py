@@ -14,6 +14,7 @@ from router.context import ContextLimits, ContextLog, Splice
 from router.legs import PrefillLeg
 from router.live_session import LiveSession
 from router.metrics import InputMode, InputOp
+from router.stability import num_sure
 from router.text_input import Frame
 from router.types import AppendEvent, ClientEvent, OpenEvent, SealEvent, UpdateEvent
 from stream2llm.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
@@ -109,7 +110,9 @@ class SessionInput:
                 self._live.mode = InputMode.UPDATE
                 documents = await self._live.parts.text.documents(event.documents, "update")
                 splice = self._log.update(documents)
-                stable = self._ahead.updated(splice.keep_tokens)
+                num_documents = num_sure(each.stays for each in event.documents)
+                sure = self._log.num_tokens_of(num_documents) if num_documents else 0
+                stable = self._ahead.updated(splice.keep_tokens, sure)
                 await self._changed(event, InputOp.UPDATE, splice, stable)
             case SealEvent():
                 await self._seal(event)

@@ -116,7 +116,10 @@ def _content(message: pb.Content) -> Content:
 
 
 def _documents(documents: Any) -> tuple[DocumentInput, ...]:
-    return tuple(DocumentInput(d.id, _document_content(d)) for d in documents)
+    return tuple(
+        DocumentInput(d.id, _document_content(d), d.stays if d.HasField("stays") else None)
+        for d in documents
+    )
 
 
 def _document_content(document: pb.Document) -> Content | None:

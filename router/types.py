@@ -82,6 +82,8 @@ class DocumentInput:
     document_id: str
     # None names a document sent before.
     content: Content | None
+    # How sure the client is that it stays at its place, in [0, 1]; None: not known.
+    stays: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

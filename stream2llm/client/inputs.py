@@ -24,11 +24,14 @@ class Document:
     content: Content | None = None
     # Unique within an event; an appended document needs one only to be named later.
     id: str = ""
+    # In an update: how sure you are that it stays at its place, in [0, 1]; a hint
+    # to what may be handed over ahead of the seal. None: not known.
+    stays: float | None = None
 
 
-def DocumentRef(id: str) -> Document:  # noqa: N802 - reads as the value it makes
+def DocumentRef(id: str, stays: float | None = None) -> Document:  # noqa: N802 - reads as the value it makes
     """A document sent before, by its id: for `update`, which then sends no text again."""
-    return Document(id=id)
+    return Document(id=id, stays=stays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,8 @@ def _named(document: Document, seen: dict[str, int]) -> Document:
         raise InvalidRequestError("a document needs content or an id", field="update.documents")
     name = f"auto-{_digest(document.content)}"
     seen[name] = seen.get(name, 0) + 1
-    return Document(document.content, name if seen[name] == 1 else f"{name}-{seen[name]}")
+    name = name if seen[name] == 1 else f"{name}-{seen[name]}"
+    return Document(document.content, name, document.stays)
 
 
 def _digest(content: Content) -> str:

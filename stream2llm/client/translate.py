@@ -98,11 +98,12 @@ def check_size(message: Message, limit_bytes: int) -> None:
 
 
 def _document(document: Document) -> pb.Document:
-    if document.content is None:
-        return pb.Document(id=document.id)
+    message = pb.Document(id=document.id, stays=document.stays)
     if isinstance(document.content, str):
-        return pb.Document(id=document.id, text=document.content)
-    return pb.Document(id=document.id, token_ids=_token_ids(document.content))
+        message.text = document.content
+    elif document.content is not None:
+        message.token_ids.CopyFrom(_token_ids(document.content))
+    return message
 
 
 def _token_ids(ids: Sequence[int]) -> pb.TokenIds:

@@ -223,14 +223,16 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Document(_message.Message):
-    __slots__ = ("id", "text", "token_ids")
+    __slots__ = ("id", "text", "token_ids", "stays")
     ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    STAYS_FIELD_NUMBER: _ClassVar[int]
     id: str
     text: str
     token_ids: TokenIds
-    def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ...) -> None: ...
+    stays: float
+    def __init__(self, id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., stays: _Optional[float] = ...) -> None: ...
 
 class AppendContext(_message.Message):
     __slots__ = ("documents",)

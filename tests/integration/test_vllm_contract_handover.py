@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-vllm = pytest.importorskip("vllm")
+pytest.importorskip("vllm")
 
 from tests.integration.test_vllm_contract import require, require_parameters, source
 

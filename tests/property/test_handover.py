@@ -27,7 +27,7 @@ from prefill_worker.offers import (
     next_offer,
 )
 from router.ahead_log import AheadLog, Offered, OfferVerdict
-from router.stability import Stability
+from router.stability import Stability, num_sure
 
 pytestmark = pytest.mark.property
 
@@ -175,6 +175,13 @@ def test_a_document_is_stable_when_it_has_survived_an_update() -> None:
     assert stability.updated(num_kept_tokens=5) == 5
     assert stability.updated(num_kept_tokens=30) == 30
     assert stability.updated(num_kept_tokens=0) == 5, "the prefix never changes"
+
+
+def test_a_document_that_the_client_is_sure_of_need_not_survive_first() -> None:
+    assert num_sure([0.95, 1.0, 0.5, 1.0]) == 2
+    assert num_sure([None, 1.0]) == 0
+    stability = Stability(num_prefix_tokens=5)
+    assert stability.updated(num_kept_tokens=5, num_sure_tokens=30) == 30
 
 
 # -- 2: room ------------------------------------------------------------------------

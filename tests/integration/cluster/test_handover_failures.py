@@ -41,10 +41,10 @@ async def test_cancelled_at_random_moments(client: AsyncClient, reference: Refer
     """F1, F3, F16: while it computes, while decode fetches, around the hand-over, while it decodes."""
 
     async def doomed(number: int) -> None:
+        stream, is_paced = a_stream(f"doomed-{number}"), number % 2 == 0
+        playing = play(client, stream, ENDLESS, paced=is_paced, handover="streamed")
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.04 * number):
-                stream = a_stream(f"doomed-{number}")
-                await play(client, stream, ENDLESS, paced=number % 2 == 0, handover="streamed")
+            await asyncio.wait_for(playing, 0.04 * number)
 
     survivor_stream = a_stream("survivor")
     async with asyncio.TaskGroup() as group:

@@ -166,3 +166,19 @@ async def test_a_draining_decode_worker_fetches_nothing_and_the_offer_is_release
     await session.seal()
     answered = await session.answer()
     assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+
+
+async def test_in_update_mode_only_what_is_stable_is_offered(ring: Ring) -> None:
+    session = await streaming(ring, prefix="")
+    await session.update(("a", "one two"), ("b", "three four"))
+    await session.update(named("a"), ("c", "something else"))
+    sure = pb.Document(id="c", stays=1.0)
+    await session.update(pb.Document(id="a", stays=0.95), sure, ("d", "five"))
+    await session.seal()
+    await session.answer()
+    first, second, third, seal = ring.record.splices
+    a, c = ring.encode("one two"), ring.encode("something else")
+    assert first.stable_tokens == 0
+    assert len(a) <= second.stable_tokens < len(a) + len(c)
+    assert third.stable_tokens == len(a) + len(c)
+    assert seal.stable_tokens == len(ring.record.sequence)

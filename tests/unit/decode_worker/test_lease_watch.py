@@ -1,0 +1,58 @@
+"""Whether a read ended before its lease."""
+
+from __future__ import annotations
+
+import pytest
+
+from decode_worker.lease_watch import MARGIN_S, LeaseWatch
+
+pytestmark = pytest.mark.unit
+
+# A lease of 9 s, which a sign of life makes 6 s longer than the moment of its arrival.
+NAME = "s-a#1"
+
+
+@pytest.fixture
+def watch() -> LeaseWatch:
+    return LeaseWatch(extension_s=6.0)
+
+
+def test_a_read_within_its_lease_counts(watch: LeaseWatch) -> None:
+    watch.began(NAME, deadline_s=9.0)
+    assert watch.ended(NAME, now_s=9.0 - MARGIN_S)
+
+
+def test_a_read_that_ends_after_its_lease_does_not(watch: LeaseWatch) -> None:
+    watch.began(NAME, deadline_s=9.0)
+    assert not watch.ended(NAME, now_s=9.0)
+
+
+def test_signs_of_life_make_a_lease_last(watch: LeaseWatch) -> None:
+    watch.began(NAME, deadline_s=9.0)
+    for sent_s in (4.0, 8.0, 12.0):
+        watch.sent_signs([NAME], sent_s)
+    assert watch.ended(NAME, now_s=17.0)
+
+
+def test_a_sign_that_comes_too_late_is_none(watch: LeaseWatch) -> None:
+    watch.began(NAME, deadline_s=9.0)
+    watch.sent_signs([NAME], 9.0)  # the sender slept
+    assert not watch.ended(NAME, now_s=9.5)
+
+
+def test_signs_count_that_were_sent_before_the_read(watch: LeaseWatch) -> None:
+    watch.sent_signs([NAME], 5.0)
+    watch.sent_signs([NAME], 10.0)
+    watch.began(NAME, deadline_s=9.0)
+    assert watch.ended(NAME, now_s=15.0)
+
+
+def test_nothing_is_remembered_of_those_that_no_sign_goes_to(watch: LeaseWatch) -> None:
+    watch.sent_signs([NAME], 5.0)
+    watch.sent_signs(["other"], 6.0)
+    watch.began(NAME, deadline_s=9.0)
+    assert not watch.ended(NAME, now_s=10.0)
+
+
+def test_of_a_read_without_a_known_lease_nothing_is_said(watch: LeaseWatch) -> None:
+    assert watch.ended(NAME, now_s=1e9)
