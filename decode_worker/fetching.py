@@ -77,6 +77,8 @@ class FetchAheadMixin(_Base):
         # Not begun, oldest first; and being read, by request id.
         self._waiting_fetches: dict[str, _Fetch] = {}
         self._reading: dict[str, _Fetch] = {}
+        # Fetches for which there was nothing to read, and the base class computes a token.
+        self._computing: set[str] = set()
         # Answers that wait for their session's fetch, by the fetch's id.
         self._held_finals: dict[str, Request] = {}
         # Answers of which the front end wants to know what was here.
@@ -129,6 +131,7 @@ class FetchAheadMixin(_Base):
             self._let_base_know(request_id)
         finished: list[Request] = super().finish_requests(ids, finished_status)
         self._finals.difference_update(ids)
+        self._computing.difference_update(ids)
         for request_id in ids:
             self._release_final(request_id)
         return finished
@@ -152,12 +155,14 @@ class FetchAheadMixin(_Base):
     # -- a step ----------------------------------------------------------------------
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """The base class's step, with the fetches that may begin."""
+        """The base class's step, with a fetch that may begin."""
         self._step_began_s = self._clock.monotonic_s()
-        shown = [fetch for fetch in list(self._waiting_fetches.values()) if self._admit(fetch)]
+        # One a step: what it takes is known to the next one then.
+        waiting = list(self._waiting_fetches.values())
+        shown = next((fetch for fetch in waiting if self._admit(fetch)), None)
         output = super().schedule(*args, **kwargs)
-        for fetch in shown:
-            self._after_schedule(fetch)
+        if shown is not None:
+            self._after_schedule(shown)
         self._is_short = bool(self.waiting)
         return output
 
@@ -165,7 +170,7 @@ class FetchAheadMixin(_Base):
         """Shows a fetch to the base class if it may begin now; refuses it if it should not."""
         now_s = self._clock.monotonic_s()
         waited_s = now_s - fetch.arrived_s
-        if self._is_short or not self._pace.may_begin(now_s, len(self.running)):
+        if self._is_short or not self._has_time(now_s):
             if waited_s > MAX_WAIT_S:
                 self._refuse(fetch, "busy")
             return False
@@ -177,6 +182,13 @@ class FetchAheadMixin(_Base):
         else:
             self._refuse(fetch, room.value)
         return room is Room.YES
+
+    def _has_time(self, now_s: float) -> bool:
+        """Whether those who decode can bear it; they bear one fetch at a time."""
+        num_decoding = len(self.running)
+        if num_decoding and self._reading:
+            return False
+        return self._pace.may_begin(now_s, num_decoding)
 
     def _room_for(self, fetch: _Fetch) -> Room:
         if not self._can_fetch:
@@ -217,9 +229,9 @@ class FetchAheadMixin(_Base):
         elif request.status == RequestStatus.RUNNING:
             # In this very step an answer brought all that was missing, so that the
             # base class found nothing to read and computes the token behind it.
-            # Prefill hears that nothing will be read; we need not wait for the token.
+            # Prefill hears that nothing will be read.
             del self._waiting_fetches[request.request_id]
-            self._tell(fetch, FetchResult(FetchEnd.FETCHED))
+            self._computing.add(request.request_id)
         elif request.request_id in self.requests:
             # Behind somebody for whom there was no room. It must not stop those
             # that come later.
@@ -259,6 +271,9 @@ class FetchAheadMixin(_Base):
         )
         for output in [each for client in outputs.values() for each in client.outputs]:
             self._tell_local(output)
+            if output.request_id in self._computing and output.finish_reason is not None:
+                self._computing.discard(output.request_id)
+                output.kv_transfer_params = FetchResult(FetchEnd.FETCHED).to_wire()
         for client, output in self._fetch_outputs:
             outputs.setdefault(client, EngineCoreOutputs()).outputs.append(output)
         self._fetch_outputs.clear()

@@ -162,10 +162,12 @@ class Ahead:
 
     # -- the answer -------------------------------------------------------------------
 
-    def take_worker(self) -> tuple[Worker, str] | None:
+    async def take_worker(self) -> tuple[Worker, str] | None:
         """The worker that has the session's KV, and the name it knows it by; None: no such one."""
         leg = self._leg
-        if leg is None or not self._live.parts.workers.is_usable(leg.worker):
+        if leg is None or await leg.has_ended():
+            return None
+        if not self._live.parts.workers.is_usable(leg.worker):
             return None
         leg.leave()
         return leg.worker, leg.fetch_session_id

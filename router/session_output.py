@@ -123,7 +123,7 @@ class SessionOutput:
     async def _decode_somewhere(self, request: pb.DecodeRequest) -> Ending:
         """By the worker that has fetched ahead; by another one if that one does not take it."""
         workers, tried = self._live.parts.workers, set[str]()
-        chosen = self._ahead.take_worker()
+        chosen = await self._ahead.take_worker()
         while True:
             worker = chosen[0] if chosen else workers.pick_but("decode", tried)
             if worker is None:

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from decode_worker.fetch_orders import FetchEnd
+from decode_worker.fetch_orders import FetchEnd, FetchResult
 from tests.digests import STOP_TOKEN, answer_of
 from tests.scheduling.engine_settings import EngineSettings
 from tests.scheduling.handover_pair import Pair
@@ -161,3 +161,55 @@ def test_a_failing_read_leaves_nothing_and_the_answer_comes_all_the_same(pair: P
     pair.settle()
     assert pair.is_exact("a")
     pair.check_empty()
+
+
+def test_what_an_answer_brings_in_the_step_of_a_fetch_is_not_read_again() -> None:
+    """The base class then finds nothing to read, and runs the fetch like any request."""
+    pair = Pair(decode=EngineSettings(num_blocks=80))
+    pair.open("a", CONTEXT)
+    pair.step_prefill()
+    pair.abort("a")  # nothing of it crosses ahead
+    pair.seal("a", suffix_for(CONTEXT))
+    while "a" not in pair.prefill.answers():
+        pair.step_prefill()
+    pair.abort("a")
+    pair.deliver("a")
+    pair.step_decode()
+    pair.open("b", CONTEXT)
+    while not pair.sessions["b"].undelivered:
+        pair.step_prefill()
+    while pair.reader.reads:
+        pair.step_decode()
+    num_read = pair.reader.num_blocks_read
+    pair.deliver("b")
+    pair.step_decode()
+    pair.check()
+    pair.settle()
+    assert pair.sessions["b"].results[0] == FetchResult(FetchEnd.FETCHED)
+    assert pair.reader.num_blocks_read == num_read
+    pair.seal("b", suffix_for(CONTEXT))
+    pair.settle()
+    assert pair.is_exact("a")
+    assert pair.is_exact("b")
+    pair.check_empty()
+    pair.close()
+
+
+def test_an_answer_is_not_held_up_by_a_fetch_that_was_given_up() -> None:
+    pair = Pair(read_steps=50)
+    pair.open("a", CONTEXT)
+    for _ in range(4):
+        pair.step_prefill()
+    pair.deliver("a")
+    pair.step_decode()
+    pair.abort("a")
+    pair.seal("a", suffix_for(CONTEXT))
+    while "a" not in pair.prefill.answers():
+        pair.step_prefill()
+    pair.deliver("a")
+    pair.step_decode()
+    assert "a" in pair.decode.requests, "it is read beside what is given up"
+    pair.settle()
+    assert pair.is_exact("a")
+    pair.check_empty()
+    pair.close()

@@ -302,7 +302,7 @@ class Pair:
         local = LocalTokens.from_wire(told.kv_transfer_params)
         if local is not None:
             self.local_tokens[told.request_id] = local.num_tokens
-        if told.new_token_ids:
+        if told.new_token_ids and "/" not in told.request_id:
             self.answers.setdefault(told.request_id, []).extend(told.new_token_ids)
         elif told.finish_reason is not None and told.request_id in self.sessions:
             self.failed.add(told.request_id)

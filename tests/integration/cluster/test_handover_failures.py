@@ -11,14 +11,15 @@ import asyncio
 import os
 import random
 import signal
+from collections.abc import Awaitable
 
 import pytest
 
-from stream2llm.client import AsyncClient, SamplingParameters, TokenDelta
+from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters, TokenDelta
 from stream2llm.cluster import Cluster
 from stream2llm.errors import UnavailableError
 from tests.cluster_kill import incarnation_of, process_of, until_replaced
-from tests.cluster_pool import until_blocks_are_free
+from tests.cluster_pool import until_blocks_are_free, workers
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, collect, play, send_event, until_prefilled
 
@@ -141,12 +142,48 @@ async def test_decode_is_killed_while_it_fetches(
         os.kill(process_of(cluster, "decode", which), signal.SIGKILL)
         await send_event(session, stream, 1, sent)
         await until_prefilled(session, 3)
-        await until_replaced(cluster, "decode", incarnation)
+        ticks = await _tick_until(session, until_replaced(cluster, "decode", incarnation))
         for index in (2, 3):
             await send_event(session, stream, index, sent)
+        outcome = await collect(session.seal())
+    documents = [stream.document(name) for name in stream.final_documents]
+    context = [*documents[0], *documents[1], *ticks, *documents[2], *documents[3]]
+    prompt = [*stream.prefix, *context, *stream.suffix]
+    assert outcome.token_ids == reference.answer(prompt, 8)
+
+
+async def _tick_until(session: AsyncSession, awaitable: Awaitable[None]) -> list[int]:
+    """Keeps a session from being idle for too long; the tokens it has got by that."""
+    waiting, ticks = asyncio.ensure_future(awaitable), list[int]()
+    while not (await asyncio.wait({waiting}, timeout=5))[0]:
+        ticks.append(100 + len(ticks))
+        await session.append(ticks[-1:])
+    await waiting
+    return ticks
+
+
+@pytest.mark.slow
+@pytest.mark.cluster("sensitive-2x2")
+async def test_another_decode_worker_takes_a_session_whose_own_was_killed(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    """Before the next offer, and at the seal: either way everything crosses to the other one."""
+    by_id = {worker.worker_id: worker for worker in workers(cluster, "decode")}
+    incarnation = incarnation_of(cluster.status(), "decode")
+    stream = a_stream("other-decode")
+    async with client.session(
+        prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY, handover="streamed"
+    ) as session:
+        sent: set[str] = set()
+        for index in range(4):
+            await send_event(session, stream, index, sent)
             await until_prefilled(session, index + 2)
+        # The first session goes to the first of the least loaded.
+        os.kill(by_id["decode-0"].pids[0], signal.SIGKILL)
         outcome = await collect(session.seal())
     assert outcome.token_ids == reference.answer(stream.prompt, 8)
+    assert not outcome.finished.usage.handed_over_ahead_tokens
+    await until_replaced(cluster, "decode", incarnation)
 
 
 @ONE_BY_ONE
