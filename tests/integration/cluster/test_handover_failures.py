@@ -13,6 +13,7 @@ import random
 import signal
 from collections.abc import Awaitable
 
+import psutil
 import pytest
 
 from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters, TokenDelta
@@ -20,6 +21,7 @@ from stream2llm.cluster import Cluster
 from stream2llm.errors import UnavailableError
 from tests.cluster_kill import incarnation_of, process_of, until_replaced
 from tests.cluster_pool import until_blocks_are_free, workers
+from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, collect, play, send_event, until_prefilled
 
@@ -179,11 +181,18 @@ async def test_another_decode_worker_takes_a_session_whose_own_was_killed(
             await send_event(session, stream, index, sent)
             await until_prefilled(session, index + 2)
         # The first session goes to the first of the least loaded.
-        os.kill(by_id["decode-0"].pids[0], signal.SIGKILL)
+        victim = by_id["decode-0"].pids[0]
+        os.kill(victim, signal.SIGKILL)
+        # Large processes take their time to die; until then they may have taken it.
+        await eventually(lambda: _is_dead(victim), bool)
         outcome = await collect(session.seal())
     assert outcome.token_ids == reference.answer(stream.prompt, 8)
     assert not outcome.finished.usage.handed_over_ahead_tokens
     await until_replaced(cluster, "decode", incarnation)
+
+
+async def _is_dead(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 @ONE_BY_ONE
