@@ -137,9 +137,9 @@ async def _compare(
     moved: dict[str, Counter[str]] = {mode: Counter() for mode in HANDOVER_MODES}
     for number in range(args.repeats):
         for mode in HANDOVER_MODES:
-            # Tokens of its own for each setting: one must not warm the other's cache.
-            seed = args.seed * 1000 + number * 2 + HANDOVER_MODES.index(mode)
-            plan = questions(shape, args.repeats, num_tokens, args.seconds, seed)[number]
+            # The same question but for its tokens: one must not warm the other's cache.
+            seed = args.seed * 1000 + number
+            (plan,) = questions(shape, 1, num_tokens, args.seconds, seed, salt=mode)
             before = bytes_moved(cluster.http_address)
             outcomes[mode].append(await ask(client, plan, mode))
             moved[mode] += bytes_moved(cluster.http_address) - before
@@ -170,8 +170,8 @@ async def _beside(client: AsyncClient, args: argparse.Namespace) -> tuple[Beside
     for number in range(args.repeats):
         # Who begins changes, so that a machine that gets slower does not favour one.
         for mode in HANDOVER_MODES if number % 2 else HANDOVER_MODES[::-1]:
-            seed = 500_000 + args.seed * 1000 + number * 2 + HANDOVER_MODES.index(mode)
-            (plan,) = questions("crawler", 1, num_tokens, args.seconds, seed)
+            seed = 500_000 + args.seed * 1000 + number
+            (plan,) = questions("crawler", 1, num_tokens, args.seconds, seed, salt=mode)
             async with Decoders(client, args.beside, _ANSWER_TOKENS) as decoders:
                 await ask(client, plan, mode)
                 rounds[mode].append(decoders.figures())

@@ -63,20 +63,23 @@ class Question:
 
 
 def questions(
-    shape: Shape, count: int, num_tokens: int, duration_s: float, seed: int
+    shape: Shape, count: int, num_tokens: int, duration_s: float, seed: int, salt: str = ""
 ) -> list[Question]:
-    """Sessions of one shape; contexts of `num_tokens`, the last document after `duration_s`."""
+    """Sessions of one shape; contexts of `num_tokens` at most, the last document after `duration_s`.
+
+    The seed decides sizes and times, the salt makes the token ids others.
+    """
     sessions = generate(shape, [0.0] * count, seed, Scale())
-    return [_question(each, shape, num_tokens, duration_s, seed) for each in sessions]
+    return [_question(each, shape, num_tokens, duration_s, f"{seed}/{salt}") for each in sessions]
 
 
 def _question(
-    session: Session, shape: Shape, num_tokens: int, duration_s: float, seed: int
+    session: Session, shape: Shape, num_tokens: int, duration_s: float, seed: str
 ) -> Question:
     rng = random.Random(f"{shape}/{num_tokens}/{seed}/{session.id}")
-    *_, final = session.lists()
     sizes = {document.id: document.num_tokens for document in session.documents}
-    factor = num_tokens / sum(sizes[name] for name in final)
+    # Of the longest list, which need not be the last: every one has to fit the model.
+    factor = num_tokens / max(sum(sizes[name] for name in names) for names in session.lists())
     last_s = max(session.events[-1].at_s, 1e-3)
     return Question(
         name=f"{shape}-{num_tokens}-{seed}-{session.id}",
