@@ -4,8 +4,11 @@ statistics  percentiles of many values     summary    a run in numbers
 save        records to files and back      as_json    names of `vllm bench serve`
 intervals   bootstrap of a ratio           compare    systems against each other
 lateness    whether the generator kept up  markdown   tables
+series      the points of the plots        plots      matplotlib figures
+page        one HTML page of all of it     write      all of it into a folder
 
-Nothing here knows a cluster, gRPC or a clock.
+Nothing here knows a cluster, gRPC or a clock. Only `plots` needs matplotlib,
+and is imported when something is drawn.
 """
 
 from bench.report.as_json import summary_to_json
@@ -16,6 +19,7 @@ from bench.report.markdown import comparison_table, report_markdown, summary_tab
 from bench.report.save import load_run, save_run
 from bench.report.statistics import PERCENTILES, Distribution, distribution
 from bench.report.summary import Summary, summarize
+from bench.report.write import write_report
 
 __all__ = [
     # numbers
@@ -38,4 +42,5 @@ __all__ = [
     "save_run",
     "summary_table",
     "summary_to_json",
+    "write_report",
 ]

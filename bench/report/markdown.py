@@ -1,7 +1,6 @@
 """Tables for people, in Markdown. Pure.
 
-One table has the latencies of all runs, one row for each run and percentile
-group, one has what was done for them, one compares systems.
+Values of the tables are made here and laid out by `markdown` or by the page.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Final, NamedTuple
 from bench.records import RunRecord
 from bench.report.compare import Comparison, compare
 from bench.report.lateness import generator_lateness_s, lateness_warning
+from bench.report.series import run_labels
 from bench.report.statistics import PERCENTILES, Distribution, percent_word
 from bench.report.summary import Summary, summarize
 
@@ -28,7 +28,7 @@ LATENCY_TITLES: Final = {
 
 
 class Table(NamedTuple):
-    """Titles and rows of text; columns named in `left` are not numbers."""
+    """Titles and rows of text; the first `num_left` columns are not numbers."""
 
     titles: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -41,10 +41,12 @@ def report_markdown(runs: Sequence[RunRecord], ours: str | None = None) -> str:
     parts = ["# Benchmark report", *(f"**{each}**" for each in warnings_of(summaries))]
     parts += ["## Runs", markdown(runs_table(summaries))]
     parts += ["## Latencies", markdown(latency_table(summaries))]
+    parts += ["## Tokens", markdown(tokens_table(summaries))]
     if any(each.errors for each in summaries):
         parts += ["## Errors", markdown(errors_table(summaries))]
     if ours is not None and (found := compare(runs, ours)):
         parts += ["## Compared", comparison_table(found)]
+    parts += ["## Settings and counters", markdown(settings_table(runs))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -70,8 +72,7 @@ def runs_table(summaries: Iterable[Summary]) -> Table:
     """What was asked of each system, and what it did."""
     titles = [
         *("system", "trace", "sessions/s", "completed", "failed", "duration s"),
-        *("answers/s", "output tok/s", "computed", "reused", "invalidated", "recomputed"),
-        *("preemptions", "generator late ms"),
+        *("answers/s", "output tok/s", "most open", "generator late ms"),
     ]
     return Table(titles, [_run_row(each) for each in summaries], 2)
 
@@ -86,12 +87,30 @@ def _run_row(summary: Summary) -> list[str]:
         f"{summary.duration_s:,.1f}",
         f"{summary.per_second(summary.completed):.3g}",
         f"{summary.per_second(summary.output_tokens):,.1f}",
-        f"{summary.computed_tokens:,}",
-        f"{summary.reused_tokens:,}",
-        f"{summary.invalidated_tokens:,}",
-        f"{summary.recomputed_tokens:,}",
-        _number(summary.preemptions, ",.0f"),
+        f"{summary.peak_sessions:,}",
         f"{generator_lateness_s(summary) * 1e3:,.1f}",
+    ]
+
+
+def tokens_table(summaries: Iterable[Summary]) -> Table:
+    """What became of the tokens, and how often KV was taken away."""
+    titles = [
+        *("system", "sessions/s", "prompts", "computed", "reused", "invalidated"),
+        *("recomputed", "answers", "preemptions"),
+    ]
+    return Table(titles, [_tokens_row(each) for each in summaries])
+
+
+def _tokens_row(summary: Summary) -> list[str]:
+    counts = [
+        *(summary.input_tokens, summary.computed_tokens, summary.reused_tokens),
+        *(summary.invalidated_tokens, summary.recomputed_tokens, summary.output_tokens),
+    ]
+    return [
+        summary.system,
+        _number(summary.request_rate, ".3g"),
+        *(f"{count:,}" for count in counts),
+        _number(summary.preemptions, ",.0f"),
     ]
 
 
@@ -121,16 +140,24 @@ def errors_table(summaries: Iterable[Summary]) -> Table:
         for each in summaries
         for error, count in sorted(each.errors.items())
     ]
-    return Table(["system", "sessions/s", "error", "sessions"], rows, 1)
+    return Table(["system", "sessions/s", "error", "sessions"], rows, 3)
+
+
+def settings_table(runs: Sequence[RunRecord]) -> Table:
+    """What else tells runs apart, and what was counted meanwhile: a column for each run."""
+    given = [{**run.settings, **run.counters} for run in runs]
+    names = dict.fromkeys(name for each in given for name in each)
+    rows = [[name, *(_setting(each.get(name)) for each in given)] for name in names]
+    return Table(["", *run_labels(runs)], rows)
 
 
 def comparisons_table(comparisons: Iterable[Comparison]) -> Table:
     """Ours divided by theirs; better only where the 95 % interval excludes 1."""
     titles = [
-        *("ours", "theirs", "sessions/s", "latency", "percentile"),
+        *("ours", "theirs", "latency", "percentile", "sessions/s"),
         *("ratio", "95 % interval", "verdict", "failed"),
     ]
-    return Table(titles, [_comparison_row(each) for each in comparisons], 2)
+    return Table(titles, [_comparison_row(each) for each in comparisons], 4)
 
 
 def _comparison_row(each: Comparison) -> list[str]:
@@ -138,9 +165,9 @@ def _comparison_row(each: Comparison) -> list[str]:
     return [
         each.ours,
         each.theirs,
-        _number(each.request_rate, ".3g"),
         LATENCY_TITLES.get(each.latency, each.latency),
         f"P{percent_word(each.percentile)}",
+        _number(each.request_rate, ".3g"),
         f"{interval.ratio:.3f}",
         f"{interval.low:.3f} to {interval.high:.3f}",
         str(interval.verdict),
@@ -155,6 +182,10 @@ def markdown(table: Table) -> str:
     return "\n".join(
         f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows
     )
+
+
+def _setting(value: str | float | None) -> str:
+    return value if isinstance(value, str) else _number(value, ",.6g")
 
 
 def _number(value: float | None, form: str) -> str:
