@@ -10,7 +10,7 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from bench.replay.run import Target, replay
 from bench.replay.session import Asking
 from bench.report import save_run, write_report
 from bench.report.save import RunFileError
+from bench.traces.format import Header
 from bench.traces.read import TraceReader
 from bench.traces.text import CountTokens, TextMaker
 from stream2llm.client import AsyncClient
@@ -70,8 +71,8 @@ def replay_to_folder(options: Options, count_tokens: CountTokens, say: Say) -> O
     """Replays a trace and writes run and report; raises Stream2LLMError before it has begun."""
     _require_writable(options.output)
     say(f"preparing {options.trace}")
-    plan, name = _plan(options, count_tokens)
-    run, interrupted = asyncio.run(_replay(options, plan, name, say))
+    plan, header = _plan(options, count_tokens)
+    run, interrupted = asyncio.run(_replay(options, plan, header, say))
     save_run(run, options.output / RUN_FILE)
     return Outcome(run, write_report([run], options.output)[0], interrupted)
 
@@ -86,7 +87,7 @@ def _require_writable(folder: Path) -> None:
         raise RunFileError(problem, field="--output") from error
 
 
-def _plan(options: Options, count_tokens: CountTokens) -> tuple[list[PlannedSession], str]:
+def _plan(options: Options, count_tokens: CountTokens) -> tuple[list[PlannedSession], Header]:
     planner = Planner(
         TextMaker(count_tokens), load_scale=options.load_scale, text_seed=options.text_seed
     )
@@ -95,17 +96,17 @@ def _plan(options: Options, count_tokens: CountTokens) -> tuple[list[PlannedSess
         plan = list(planner.plan(sessions, reader.shared))
     if not plan:
         raise InvalidRequestError(f"{options.trace}: has no session", field="--trace")
-    return plan, reader.header.name
+    return plan, reader.header
 
 
 async def _replay(
-    options: Options, plan: Sequence[PlannedSession], name: str, say: Say
+    options: Options, plan: Sequence[PlannedSession], header: Header, say: Say
 ) -> tuple[RunRecord, bool]:
     clock, stop = SystemClock(), asyncio.Event()
     async with AsyncClient(options.addresses[0]) as client:
         model = (await client.model_info()).model  # nobody there: say so now, once
     began = datetime.fromtimestamp(clock.wall_s(), UTC).isoformat(timespec="seconds")
-    target = _target(options, name, {"model": model, "began": began})
+    target = _target(options, header, {"model": model, "began": began})
     say(f"{len(plan):,} sessions to {', '.join(options.addresses)}; {_length(plan)}")
     # What is there now stays: the collector need not walk through it during the run.
     gc.freeze()
@@ -119,17 +120,18 @@ def _length(plan: Sequence[PlannedSession]) -> str:
     return f"the last one is sealed {last_s:,.1f} s after the first may come"
 
 
-def _target(options: Options, name: str, found: dict[str, str | float]) -> Target:
+def _target(options: Options, header: Header, found: Mapping[str, str | float]) -> Target:
     sampling = SamplingParameters(
         max_tokens=options.max_tokens, temperature=0.0, ignore_eos=options.ignore_eos
     )
     return Target(
         addresses=options.addresses,
         system=options.label,
-        trace=name,
+        trace=header.name,
         asking=Asking(sampling, options.timeout_s),
         metrics_urls=options.metrics_urls,
         settings={
+            "trace_provenance": header.provenance,
             "load_scale": options.load_scale,
             "max_tokens": options.max_tokens,
             "ignore_eos": str(options.ignore_eos),

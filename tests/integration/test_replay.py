@@ -108,6 +108,7 @@ async def test_the_command_writes_run_and_report(tmp_path: Path) -> None:
         async with bench_replay(*options, "--max-sessions", 4, "--load-scale", 2) as process:
             code, out, err = await output_of(process)
     assert code == 0, err
+    assert "Warning" not in err
     assert "| TTFT from seal | fake |" in out
     assert out.strip().endswith(str(folder / "report.html"))
     assert {"run.json", "summary.json", "report.md", "report.html"} <= set(os.listdir(folder))
@@ -115,6 +116,7 @@ async def test_the_command_writes_run_and_report(tmp_path: Path) -> None:
     assert [record.due_s for record in run.sessions] == pytest.approx([0, 0.025, 0.05, 0.075])
     assert run.settings["load_scale"] == 2
     assert run.settings["model"] == "fake"
+    assert run.settings["trace_provenance"] == "written by a test"
 
 
 async def test_ctrl_c_reports_what_is_finished(tmp_path: Path) -> None:
