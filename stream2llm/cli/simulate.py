@@ -105,7 +105,7 @@ def trace(
         Path | None, typer.Option("--output", "-o", help="A folder for the report.")
     ] = None,
     policy: Annotated[
-        list[PolicyName] | None,
+        list[str] | None,
         typer.Option(help="May be given several times; by default the cluster's default."),
     ] = None,
     preemption: Annotated[ModeName, typer.Option(help="What victims lose.")] = ModeName.COST,
