@@ -80,6 +80,7 @@ def fit(errors: Errors, start: Fit, num_rounds: int) -> tuple[Fit, float]:
         there = point - np.linalg.solve(normal, slopes.T @ here)
         errors_there = errors(there)
         print(f"round {number}: {_rms(here):.4f} -> {_rms(errors_there):.4f}", flush=True)
+        print(Fit(*np.exp(there).tolist()), flush=True)
         gain = _rms(here) - _rms(errors_there)
         if gain > 0:
             point, here = there, errors_there
