@@ -95,6 +95,8 @@ def _open(sequence: int, message: pb.OpenSession) -> OpenEvent:
         model=message.model,
         template=template,
         sampling=wire.from_proto(message.sampling),
+        ordering=wire.ordering_from_proto(message.ordering),
+        ranking_note=message.ranking_note if message.HasField("ranking_note") else None,
     )
 
 

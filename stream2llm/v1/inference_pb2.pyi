@@ -10,6 +10,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class DocumentOrdering(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DOCUMENT_ORDERING_UNSPECIFIED: _ClassVar[DocumentOrdering]
+    DOCUMENT_ORDERING_AS_GIVEN: _ClassVar[DocumentOrdering]
+    DOCUMENT_ORDERING_STABLE: _ClassVar[DocumentOrdering]
+
 class DelayReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DELAY_REASON_UNSPECIFIED: _ClassVar[DelayReason]
@@ -22,6 +28,9 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP_TOKEN: _ClassVar[FinishReason]
     FINISH_REASON_STOP_STRING: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+DOCUMENT_ORDERING_UNSPECIFIED: DocumentOrdering
+DOCUMENT_ORDERING_AS_GIVEN: DocumentOrdering
+DOCUMENT_ORDERING_STABLE: DocumentOrdering
 DELAY_REASON_UNSPECIFIED: DelayReason
 DELAY_REASON_KV_MEMORY: DelayReason
 DELAY_REASON_KV_LEASED: DelayReason
@@ -154,18 +163,22 @@ class WorkerInfo(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., ready: bool = ..., num_sessions: _Optional[int] = ..., num_kv_blocks_held: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("session_id", "model", "plain", "chat", "sampling")
+    __slots__ = ("session_id", "model", "plain", "chat", "sampling", "ordering", "ranking_note")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PLAIN_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    ORDERING_FIELD_NUMBER: _ClassVar[int]
+    RANKING_NOTE_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     plain: PlainTemplate
     chat: ChatTemplate
     sampling: SamplingParameters
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., plain: _Optional[_Union[PlainTemplate, _Mapping]] = ..., chat: _Optional[_Union[ChatTemplate, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ...) -> None: ...
+    ordering: DocumentOrdering
+    ranking_note: str
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., plain: _Optional[_Union[PlainTemplate, _Mapping]] = ..., chat: _Optional[_Union[ChatTemplate, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., ordering: _Optional[_Union[DocumentOrdering, str]] = ..., ranking_note: _Optional[str] = ...) -> None: ...
 
 class PlainTemplate(_message.Message):
     __slots__ = ("prefix", "suffix")
