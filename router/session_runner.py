@@ -88,7 +88,7 @@ async def _serve(live: LiveSession, events: AsyncIterator[ClientEvent], send: Se
     opened = await reader.open()
     _take_open(live, opened)
     frame = await live.parts.text.frame(opened.template)
-    log = ContextLog(frame.prefix, limits_of(live), opened.ordering)
+    log = ContextLog(frame.prefix, limits_of(live), live.ordering)
     leg = _prefill_leg(live)
     try:
         output = SessionOutput(live, leg)
@@ -119,6 +119,7 @@ def _take_open(live: LiveSession, event: OpenEvent) -> None:
     event.sampling.validate(live.parts.text.tokenizer.files.vocab_size)
     check_ranking_note(event.ranking_note, event.ordering)
     live.sampling = event.sampling
+    live.ordering = event.ordering
     live.lengths = live.parts.lengths().for_answer(event.sampling.max_tokens)
 
 
