@@ -33,6 +33,11 @@ class Arrangement:
     # Places in `documents`, most relevant first.
     ranking: tuple[int, ...] = ()
 
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Places in the list as it was sent, in the order in which the documents stand."""
+        return tuple(sorted(range(len(self.ranking)), key=self.ranking.__getitem__))
+
     def append(self, more: Sequence[ListedDocument]) -> Arrangement:
         """More documents at the end, of the list and of the ranking."""
         begin = len(self.documents)

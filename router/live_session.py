@@ -60,6 +60,8 @@ class LiveSession:
         self.session_id = ""
         self.sampling = SamplingParameters()
         self.ordering = DocumentOrdering.AS_GIVEN
+        # At the seal; see the proto.
+        self.document_order: tuple[int, ...] = ()
         # Fixed at the open: a session is not held to less than it began with.
         self.lengths = LengthLimits(parts.spec.max_model_len)
         self.mode = InputMode.ONESHOT

@@ -128,6 +128,7 @@ class SessionInput:
         note = await self._ranking_note()
         splice = self._log.seal(np.concatenate([note, suffix]), self._frame.num_bos_tokens)
         self._live.parts.metrics.received(InputOp.SEAL, len(suffix))
+        self._live.document_order = self._log.arrangement.order
         max_tokens = self._on_sealed(self._log.sequence)
         revision = self._revise(event.sequence, splice)
         await self._leg.seal(revision, splice, hand_over=max_tokens > 1)

@@ -196,6 +196,7 @@ def _finished(finished: Finished) -> pb.GenerationFinished:
             uncomputed_at_seal_tokens=usage.uncomputed_at_seal_tokens,
         ),
         timings=_timings(finished.timings),
+        document_order=finished.document_order,
     )
 
 

@@ -199,6 +199,8 @@ class Finished:
     ending: Ending
     usage: Usage
     timings: Timings
+    # See the proto; empty where documents stand as given.
+    document_order: tuple[int, ...] = ()
 
 
 ServerEvent = Accepted | ProgressFigures | Delta | Finished

@@ -217,6 +217,7 @@ def _finished(message: pb.GenerationFinished) -> events.Finished:
         timings=_timings(message.timings),
         stop_string=message.stop_string or None,
         stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
+        document_order=tuple(message.document_order),
     )
 
 

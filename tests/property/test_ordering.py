@@ -7,7 +7,7 @@
 5. Behind the first document that is left out, the order is that of the ranking.
 6. The context log with stable order: splices reproduce the sequence, the sequence holds
    the documents of the list, and no permutation of them keeps more documents.
-7. The ranking gives back the list as it was sent.
+7. The ranking gives back the list as it was sent, and the order the documents as they stand.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ def test_the_context_log_lays_out_every_list(prefix: Any, events: Any) -> None:
         assert told == prefix + [token for each in after for token in each]
         assert told == log.sequence.tolist()
         assert [after[place] for place in log.arrangement.ranking] == listed
+        assert [listed[place] for place in log.arrangement.order] == after
         old = [each.tokens.tolist() for each in before.documents]
         if len(listed) <= 6:
             assert shared(old, after) == max(shared(old, each) for each in permutations(listed))

@@ -41,6 +41,7 @@ async def test_the_answer_is_that_of_one_shot_with_the_note(
     one_shot = await client.generate(prompt, sampling=GREEDY).answer()
     assert outcome.token_ids == list(one_shot.token_ids)
     assert outcome.finished.usage.prompt_tokens == len(prompt)
+    assert outcome.finished.document_order == (2, 1, 3, 0)
 
 
 async def test_less_is_invalidated(client: AsyncClient) -> None:

@@ -92,6 +92,26 @@ async def test_a_new_order_invalidates_nothing_and_the_model_is_told(ring: Ring)
     assert ring.record.invalidated == 0
 
 
+async def test_the_client_is_told_where_its_documents_stood(ring: Ring) -> None:
+    session = await converse(ring)
+    await session.update(*texts("abc"))
+    await session.update(named("c"), ("d", TEXTS["d"]), named("a"))
+    await session.append(*texts("b"))
+    await session.seal()
+    answered = await session.answer()
+    # They stand as a, c, d, b; the list is c, d, a, b.
+    assert list(answered.finished.document_order) == [2, 0, 1, 3]
+
+
+async def test_documents_that_stand_as_given_have_no_order_to_tell(ring: Ring) -> None:
+    session = ring.converse()
+    await session.open("P ", sampling=GREEDY)
+    await session.update(*texts("ab"))
+    await session.update(named("b"), named("a"))
+    await session.seal()
+    assert not (await session.answer()).finished.document_order
+
+
 async def test_without_a_difference_there_is_no_note(ring: Ring) -> None:
     session = await converse(ring)
     await session.update(*texts("abc"))
