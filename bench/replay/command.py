@@ -30,6 +30,7 @@ from bench.traces.text import CountTokens, TextMaker
 from stream2llm.client import AsyncClient
 from stream2llm.clock import SystemClock
 from stream2llm.errors import InvalidRequestError
+from stream2llm.ordering import DocumentOrdering
 from stream2llm.sampling import SamplingParameters
 
 Say = Callable[[str], None]
@@ -48,6 +49,7 @@ class Options:
     max_sessions: int | None
     max_tokens: int
     ignore_eos: bool
+    ordering: DocumentOrdering
     timeout_s: float
     text_seed: int
     metrics_urls: Sequence[str] | None
@@ -126,13 +128,14 @@ def _target(options: Options, header: Header, found: Mapping[str, str | float]) 
         addresses=options.addresses,
         system=options.label,
         trace=header.name,
-        asking=Asking(sampling, options.timeout_s),
+        asking=Asking(sampling, options.timeout_s, ordering=options.ordering),
         metrics_urls=options.metrics_urls,
         settings={
             "trace_provenance": header.provenance,
             "load_scale": options.load_scale,
             "max_tokens": options.max_tokens,
             "ignore_eos": str(options.ignore_eos),
+            "ordering": options.ordering.value,
             "timeout_s": options.timeout_s,
             "text_seed": options.text_seed,
             "routers": len(options.addresses),
