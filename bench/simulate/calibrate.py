@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, fields
 from math import log
 from typing import Final
 
@@ -99,9 +99,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument(
+        "--start", type=float, nargs=len(fields(Fit)), default=astuple(START), metavar="VALUE"
+    )
     args = parser.parse_args()
     with ProcessPoolExecutor(2) as pool:
-        found, error = fit(Errors(pool, args.seeds), START, args.rounds)
+        found, error = fit(Errors(pool, args.seeds), Fit(*args.start), args.rounds)
     print(f"root mean square of the weighted log ratios: {error:.3f}\n{found}")
     save_fit(found)
 

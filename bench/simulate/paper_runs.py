@@ -20,6 +20,7 @@ from bench.traces.format import Scale, Shape
 from bench.traces.generate import generate
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.model import CostModel
+from stream2llm.ordering import DocumentOrdering
 
 NUM_QUERIES: Mapping[Shape, int] = {"crawler": 4322, "anns": 500}
 
@@ -34,21 +35,24 @@ class Cell:
     seed: int = 1
     # As the paper evicts; ours takes the tail that is needed.
     whole_requests: bool = True
+    ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
 
 
 @lru_cache(maxsize=8)
-def workload(shape: Shape, rate: float, gap_factor: float, seed: int) -> list[Task]:
+def workload(
+    shape: Shape, rate: float, gap_factor: float, seed: int, ordering: DocumentOrdering
+) -> list[Task]:
     """What is asked, whatever the system."""
     count = NUM_QUERIES[shape]
     arrivals = first(count, poisson(rate, random.Random(f"{seed}/arrivals")), "poisson")
-    asked = tasks(generate(shape, arrivals, seed, Scale()))
+    asked = tasks(generate(shape, arrivals, seed, Scale()), ordering)
     return with_longer_gaps(asked, gap_factor) if gap_factor != 1 else asked
 
 
 def play(cell: Cell, fit: Fit) -> RunRecord:
     """Runs it."""
     setting, shape = cell.setting, cell.setting.shape
-    asked = workload(shape, setting.rate, setting.gap_factor, cell.seed)
+    asked = workload(shape, setting.rate, setting.gap_factor, cell.seed, cell.ordering)
     is_streamed = cell.system != NOT_STREAMED
     settings = PrefillSettings(
         NUM_BLOCKS,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import starmap
 from pathlib import Path
 
 from bench.records import RunRecord
@@ -13,13 +12,13 @@ from bench.simulate.decode import DecodeSettings, DecodeWorker, Link
 from bench.simulate.prefill import PrefillSettings, PrefillWorker
 from bench.simulate.steps import StepLaw, law_of
 from bench.simulate.work import Task, not_streamed, task
-from bench.traces.format import Document, Session
 from bench.traces.read import read_sessions
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.decision import Mode
 from cost_profiles.model import CostModel
 from cost_profiles.types import CostProfile
 from stream2llm.errors import InvalidRequestError
+from stream2llm.ordering import DocumentOrdering
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +59,9 @@ class Way:
     sample_every_s: float | None = 1.0
 
 
-def read_tasks(path: Path) -> list[Task]:
+def read_tasks(path: Path, ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN) -> list[Task]:
     """What a trace asks; raises TraceError at a wrong line."""
-    return list(starmap(task, read_sessions(path)))
-
-
-def tasks_of(sessions: Iterable[tuple[Session, Mapping[str, Document]]]) -> list[Task]:
-    """The same of sessions with their documents."""
-    return list(starmap(task, sessions))
+    return [task(session, documents, ordering) for session, documents in read_sessions(path)]
 
 
 def play_trace(machine: Machine, way: Way, asked: Sequence[Task], trace: str) -> RunRecord:

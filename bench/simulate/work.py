@@ -10,7 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from bench.document_orders import ORDERS, laid_out
 from bench.traces.format import Document, Session
+from stream2llm.ordering import DocumentOrdering
+
+# Of the sentence that tells the model the ranking, for each document: 58 tokens for ten.
+NOTE_TOKENS = 6
 
 
 class Change(NamedTuple):
@@ -48,25 +53,29 @@ class Task:
         return self.changes[-1].num_known
 
 
-def task(session: Session, documents: Mapping[str, Document]) -> Task:
-    """A session of a trace; `documents` has every one it names."""
+def task(
+    session: Session, documents: Mapping[str, Document], ordering: str = DocumentOrdering.AS_GIVEN
+) -> Task:
+    """A session of a trace; `documents` has every one it names, `ordering` is one of ORDERS."""
     opened, prefix = session.arrival_s, session.prefix.num_tokens
     changes = [Change(opened, 0, prefix, seals=False)]
-    current: tuple[str, ...] = ()
-    for event, following in zip(session.events, session.lists(), strict=False):
+    current, given = list[str](), list(session.lists())
+    for event, following in zip(session.events, laid_out(given, ORDERS[ordering]), strict=False):
         shared = _leading(current, following)
         num_kept = prefix + _tokens(shared, documents)
         num_known = prefix + _tokens(following, documents)
         changes.append(Change(opened + event.at_s, num_kept, num_known, seals=False))
         current = following
     num_known, seal_s = changes[-1].num_known, opened + session.events[-1].at_s
-    changes.append(Change(seal_s, num_known, num_known + session.suffix.num_tokens, seals=True))
+    note = NOTE_TOKENS * len(current) if given and current != list(given[-1]) else 0
+    sealed = num_known + note + session.suffix.num_tokens
+    changes.append(Change(seal_s, num_known, sealed, seals=True))
     return Task(session.id, tuple(changes))
 
 
-def tasks(sessions: Iterable[Session]) -> list[Task]:
+def tasks(sessions: Iterable[Session], ordering: str = DocumentOrdering.AS_GIVEN) -> list[Task]:
     """Sessions whose documents are all their own."""
-    return [task(each, each.document_table({})) for each in sessions]
+    return [task(each, each.document_table({}), ordering) for each in sessions]
 
 
 def not_streamed(tasks: Iterable[Task]) -> list[Task]:
@@ -82,19 +91,10 @@ def with_longer_gaps(tasks: Iterable[Task], factor: float) -> list[Task]:
 
 
 def _with_longer_gaps(task: Task, factor: float) -> Task:
-    if len(task.changes) < 2:
-        return task
-    opening, first, *_ = task.changes
-    later = (
-        replace_time(each, first.at_s + factor * (each.at_s - first.at_s))
-        for each in task.changes[1:]
-    )
-    return replace(task, changes=(opening, *later))
-
-
-def replace_time(change: Change, at_s: float) -> Change:
-    """The same change at another moment."""
-    return change._replace(at_s=at_s)
+    opening, *later = task.changes
+    first_s = later[0].at_s
+    moved = (each._replace(at_s=first_s + factor * (each.at_s - first_s)) for each in later)
+    return replace(task, changes=(opening, *moved))
 
 
 def invalidated_tokens(task: Task) -> int:

@@ -12,6 +12,7 @@ import typer
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.clock import SystemClock
 from stream2llm.errors import InvalidRequestError
+from stream2llm.ordering import DocumentOrdering
 from stream2llm.worker_spec import PolicyName, require_policy
 
 if TYPE_CHECKING:
@@ -94,6 +95,19 @@ def policies(
 
 
 @app.command()
+def orderings(seed: Seed = 1, processes: Processes = None, progress: Progress = True) -> None:
+    """Update-mode with documents as given and in the stable order, on the paper's ANNS settings.
+
+    Example: stream2llm simulate orderings
+    """
+    from bench.simulate import order_effect
+
+    with errors_as_exits():
+        found = _outcomes(order_effect.cells(seed), processes, shows=progress)
+        typer.echo(order_effect.table(list(found)))
+
+
+@app.command()
 def trace(
     path: Annotated[Path, typer.Argument(help="A trace, see `stream2llm trace`.")],
     profile: Annotated[
@@ -122,6 +136,9 @@ def trace(
     front_ms: Annotated[
         float, typer.Option(min=0, help="From a client to the engine, with tokenizing.")
     ] = 0.0,
+    ordering: Annotated[
+        DocumentOrdering, typer.Option(help="How updates are laid out.")
+    ] = DocumentOrdering.AS_GIVEN,
     not_streamed: Annotated[
         bool, typer.Option("--not-streamed", help="Also without streaming, for comparison.")
     ] = False,
@@ -151,7 +168,7 @@ def trace(
             front_ms / 1000,
             network_gbit,
         )
-        asked = read_tasks(path)
+        asked = read_tasks(path, ordering)
         mode = Mode(preemption.value)
         ways = [
             Way(require_policy(name), mode, num_output_tokens=output_tokens)
