@@ -7,6 +7,25 @@ from typing import Any
 
 from bench.records import RunRecord, Sample, SessionRecord
 
+# Of what a prefill worker serves, the lines that a replay reads, and one it does not.
+PREFILL_PAGE = """\
+# HELP vllm:num_requests_running x
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0"} 3.0
+stream2llm_worker_sessions{role="prefill"} 7.0
+stream2llm_kv_blocks{role="prefill"} 400.0
+stream2llm_kv_blocks_held{role="prefill"} 100.0
+stream2llm_prefill_sessions{state="with_work"} 2.0
+stream2llm_prefill_sessions{state="idle"} 5.0
+stream2llm_preemptions_total{action="swap",policy="fcfs",role="prefill"} 4.0
+stream2llm_preemptions_total{action="swap",policy="lcas",role="prefill"} 1.0
+stream2llm_preemptions_total{action="recompute",policy="lcas",role="prefill"} 2.0
+stream2llm_prefill_tokens_total{kind="recomputed"} 64.0
+stream2llm_swap_failures_total 0.0
+stream2llm_scheduler_policy_info{policy="fcfs",role="prefill"} 0.0
+stream2llm_scheduler_policy_info{policy="lcas",role="prefill"} 1.0
+"""
+
 
 def a_record(name: str = "q0", **changes: Any) -> SessionRecord:
     """Opened at 1 s, sealed at 3 s; tokens at 3.5, 3.6 and, two of them, 3.8 s."""

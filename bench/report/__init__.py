@@ -18,7 +18,7 @@ from bench.report.lateness import lateness_warning
 from bench.report.markdown import comparison_table, report_markdown, summary_table
 from bench.report.save import load_run, save_run
 from bench.report.statistics import PERCENTILES, Distribution, distribution
-from bench.report.summary import Summary, summarize
+from bench.report.summary import Summary, latencies, summarize
 from bench.report.write import write_report
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Distribution",
     "Summary",
     "distribution",
+    "latencies",
     "lateness_warning",
     "summarize",
     # comparing

@@ -15,7 +15,7 @@ from bench.report.summary import latencies, request_rate
 
 # One value a session: gaps between tokens of one answer are not independent, and
 # would make intervals look narrow.
-COMPARED: Final = ("ttft", "ttft_from_open", "tpot", "e2el")
+COMPARED: Final = ("ttft", "ttft_from_due", "ttft_from_open", "tpot", "e2el")
 COMPARED_PERCENTILES: Final = (50.0, 95.0, 99.0)
 # Rates of the same trace that differ by less are the same load.
 _SAME_RATE = 0.01

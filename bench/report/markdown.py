@@ -19,6 +19,7 @@ from bench.report.summary import Summary, summarize
 LATENCY_TITLES: Final = {
     "ttft": "TTFT from seal",
     "ttft_from_open": "TTFT from open",
+    "ttft_from_due": "TTFT from due seal",
     "itl": "inter-token latency",
     "tpot": "time per output token",
     "e2el": "completion from seal",

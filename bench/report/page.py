@@ -88,7 +88,8 @@ def _cell(tag: str, text: str, *, left: bool) -> str:
 _MARKED: Final = ("better", "worse", "equal")
 _LATENCIES: Final = (
     "Of sessions with a whole answer. TTFT: from the seal, which is when the last document is here, "
-    "or from the open, to the first token. Inter-token latency: gaps between messages. Lateness: how "
+    "or from the open, to the first token; from the due seal: from when the trace had the last document, "
+    "so that a system which lets nobody in gains nothing. Inter-token latency: gaps between messages. Lateness: how "
     "long after it was due an event was submitted, waiting for the system included."
 )
 _TOKENS: Final = (

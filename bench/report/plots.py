@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from bench.records import RunRecord
 from bench.report.series import Line, ccdf, run_labels, thinned, ttft_by_load
@@ -97,15 +97,17 @@ def _ccdf(lines: Sequence[tuple[Line, dict[str, Any]]]) -> Figure:
         # From one value to the next the share is that of the next.
         axes.plot(line.x, line.y, drawstyle="steps-pre", **look)
     axes.set(xscale="log", yscale="log", xlabel="TTFT from seal (s)", ylabel="share of sessions")
-    axes.xaxis.set_major_formatter(_plain(""))
-    axes.yaxis.set_major_formatter(_plain(" %", 100))
+    _plain_ticks(axes.xaxis)
+    _plain_ticks(axes.yaxis, " %", 100)
     axes.legend()
     return figure
 
 
-def _plain(unit: str, factor: float = 1.0) -> Any:
-    """Ticks as 0.1 and 10, which people read faster than powers."""
-    return FuncFormatter(lambda value, _: f"{value * factor:g}{unit}")
+def _plain_ticks(axis: Any, unit: str = "", factor: float = 1.0) -> None:
+    """Ticks of a logarithmic axis as 0.1, 0.2, 0.5, which people read faster than powers."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * factor:g}{unit}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 # -- TTFT against load -----------------------------------------------------------------
@@ -127,7 +129,7 @@ def _load(runs: Sequence[RunRecord], systems: Sequence[str]) -> Figure:
             _draw_loads(axes, own, percent, {"color": colour, "label": system})
         axes.set(xlabel="sessions a second", yscale="log", title=f"P{percent:g}")
     panels[0].set_ylabel("TTFT from seal (s)")
-    panels[0].yaxis.set_major_formatter(_plain(""))
+    _plain_ticks(panels[0].yaxis)
     panels[0].legend()
     figure.supxlabel("hollow: some sessions of the run have no answer", fontsize="small", alpha=0.6)
     return figure

@@ -16,7 +16,9 @@ from typing import Final
 from bench.records import RunRecord, SessionRecord
 from bench.report.statistics import Distribution, distribution
 
+# Names in RunRecord.counters.
 PREEMPTIONS: Final = "preemptions"
+RECOMPUTED: Final = "recomputed_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def summarize(run: RunRecord) -> Summary:
         computed_tokens=sum(session.computed_tokens for session in run.sessions),
         reused_tokens=sum(session.reused_tokens for session in run.sessions),
         invalidated_tokens=sum(session.invalidated_tokens for session in run.sessions),
-        recomputed_tokens=sum(session.recomputed_tokens for session in run.sessions),
+        recomputed_tokens=_recomputed(run),
         preemptions=_preemptions(run.counters),
         peak_output_tokens_per_s=_peak_rate(run.sessions),
         peak_sessions=_peak_sessions(run.sessions),
@@ -103,6 +105,15 @@ def request_rate(run: RunRecord) -> float | None:
 
 def _optional(value: float | None) -> tuple[float, ...]:
     return () if value is None else (value,)
+
+
+def _from_due(session: SessionRecord) -> tuple[float, ...]:
+    """To the first token from when the trace had the last context.
+
+    What a system that lets nobody in keeps its sessions waiting is in here, and
+    not in the time from the seal.
+    """
+    return () if session.ttft_s is None else (session.token_times_s[0] - session.seal_due_s,)
 
 
 def _inter_token(session: SessionRecord) -> Iterator[float]:
@@ -136,6 +147,7 @@ def _completion_from_open(session: SessionRecord) -> tuple[float, ...]:
 LATENCIES: Final[Mapping[str, Callable[[SessionRecord], Iterable[float]]]] = {
     "ttft": lambda session: _optional(session.ttft_s),
     "ttft_from_open": lambda session: _optional(session.ttft_from_open_s),
+    "ttft_from_due": _from_due,
     "tpot": _per_output_token,
     "itl": _inter_token,
     "e2el": _completion,
@@ -154,6 +166,12 @@ def _preemptions(counters: Mapping[str, float]) -> float | None:
         return counters[PREEMPTIONS]
     kinds = [value for name, value in counters.items() if name.startswith(f"{PREEMPTIONS}_")]
     return sum(kinds) if kinds else None
+
+
+def _recomputed(run: RunRecord) -> int:
+    """Of the sessions, or of the counter where only the system as a whole tells it."""
+    of_sessions = sum(session.recomputed_tokens for session in run.sessions)
+    return of_sessions or round(run.counters.get(RECOMPUTED, 0.0))
 
 
 def _peak_rate(sessions: Iterable[SessionRecord]) -> float:

@@ -29,7 +29,7 @@ def test_a_run_survives_its_file(tmp_path: Path) -> None:
         a_record(),
         a_failed_record(sealed_s=None),
         counters={"preemptions_swap": 2.0},
-        settings={"load": 1.5, "policy": "fcfs"},
+        settings={"load": 1.5, "policy": "fcfs", "max_tokens": 16},
     )
     save_run(run, tmp_path / "run.json")
     assert load_run(tmp_path / "run.json") == run

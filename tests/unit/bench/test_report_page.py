@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -26,6 +28,16 @@ def two_systems() -> list[RunRecord]:
         a_run(*with_ttfts([0.1, 0.2, 0.3]), system="ours"),
         a_run(*with_ttfts([0.1, 0.4]), *[a_failed_record(due_s=2.0)], system="<theirs>"),
     ]
+
+
+def test_reports_know_no_cluster() -> None:
+    script = (
+        "import sys, bench.report\n"
+        "heavy = {'grpc', 'ray', 'vllm', 'asyncio', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(repr(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 # -- the points of the plots -----------------------------------------------------------

@@ -22,6 +22,7 @@ def test_the_latencies_of_one_session() -> None:
         {
             "ttft": 0.5,
             "ttft_from_open": 2.5,
+            "ttft_from_due": 0.5,
             "itl": 0.15,  # 0.1 and 0.2; two tokens of one message have no gap
             "tpot": 0.1,
             "e2el": 1.0,
@@ -76,6 +77,20 @@ def test_preemptions_are_the_total_or_the_sum_of_their_kinds(
     counters: dict[str, float], preemptions: float | None
 ) -> None:
     assert summarize(a_run(counters=counters)).preemptions == preemptions
+
+
+def test_waiting_before_the_seal_is_in_the_time_from_its_due_moment() -> None:
+    blocked = a_record(seal_due_s=2.0)
+    found = summary_to_json(summarize(a_run(blocked)))
+    assert found["mean_ttft_ms"] == pytest.approx(500)
+    assert found["mean_ttft_from_due_ms"] == pytest.approx(1500)
+
+
+def test_recomputed_tokens_come_from_the_system_where_sessions_do_not_tell() -> None:
+    counters = {"recomputed_tokens": 7.0}
+    silent = a_record(recomputed_tokens=0)
+    assert summarize(a_run(silent, counters=counters)).recomputed_tokens == 7
+    assert summarize(a_run(a_record(), counters=counters)).recomputed_tokens == 10
 
 
 def test_peaks() -> None:

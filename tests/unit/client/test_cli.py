@@ -234,7 +234,17 @@ def test_documents_leave_as_they_arrive_and_ctrl_c_cancels(threaded_router):
 
 @pytest.mark.parametrize(
     "args",
-    [[], ["generate"], ["version"], ["model"], ["model", "fetch"], ["model", "list"], ["policy"]],
+    [
+        [],
+        ["generate"],
+        ["version"],
+        ["model"],
+        ["model", "fetch"],
+        ["model", "list"],
+        ["policy"],
+        ["bench", "replay"],
+        ["bench", "report"],
+    ],
 )
 def test_every_command_has_help_with_an_example(args: list[str]):
     result = invoke(*args, "--help")
