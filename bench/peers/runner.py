@@ -31,6 +31,7 @@ from bench.peers.cells import (
 from bench.peers.drive import run_trace
 from bench.peers.engines.link import EngineLink
 from bench.peers.engines.messages import HostSpec, Kind
+from bench.peers.machine import TOLERATED_SHARE, MachineWatch
 from bench.peers.memory import BLOCK_SIZE, max_prompt_tokens
 from bench.peers.options import Options
 from bench.peers.scaling import STEP_TOKENS, Pace
@@ -48,6 +49,8 @@ MAX_NUM_SEQS = 256
 WHOLE_STEP_TOKENS = 512
 WHOLE_MAX_TOKENS = 64
 CALIBRATION_SESSIONS = 100
+# Short ones, which fit into scarce memory too.
+WARM_UP_SESSIONS, WARM_UP_TOKENS = 40, 1500
 # Of a run, beside playing: emptying caches, making token ids, writing the record.
 BETWEEN_S = 2.5
 # Of all engines of a shape, or of whole systems.
@@ -85,6 +88,8 @@ class Runner:
         for scarce, cells in phases(shape):
             async with self._links(shape, scarce=scarce) as links:
                 systems = self._engine_systems(links)
+                first_of_ours = systems[ours(self._options.policies[0])]
+                await self._warm_up(shape, (systems[AWAITED], first_of_ours))
                 if not scarce:
                     pace = await self._calibrate("engine", shape, systems[AWAITED])
                     self._paces["engine", shape] = pace
@@ -150,6 +155,7 @@ class Runner:
                 systems[name] = EngineSystem(name, replicas, WHOLE_MAX_TOKENS)
             slowest = (AWAITED, ours(self._options.policies[0]))
             for shape in self._options.shapes:
+                await self._warm_up(shape, [systems[name] for name in slowest])
                 found = [await self._calibrate("whole", shape, systems[name]) for name in slowest]
                 pace = min(found, key=lambda each: each.tokens_per_s)
                 self._paces["whole", shape] = pace
@@ -188,22 +194,32 @@ class Runner:
     # -- cells ---------------------------------------------------------------------
 
     async def _calibrate(self, comparison: Comparison, shape: Shape, system: System) -> Pace:
-        """Prompt tokens a second when a hundred prompts are there at once."""
-        for attempt in ("warm-up", "measured"):
-            key = f"{comparison}/{system.name}/{attempt}"
-            played = burst(shape, CALIBRATION_SESSIONS, key)
-            record = await run_trace(
-                system, played, "calibration", answer_limit_s=600.0, settings={}
-            )
-        if problem := next((each.error for each in record.sessions if each.error), ""):
-            raise Stream2LLMError(f"{system.name} could not be calibrated: {problem}")
-        num_tokens = sum(play.num_prompt_tokens for play in played)
-        pace = Pace(shape, num_tokens / record.duration_s)
+        """How fast the system is on this shape."""
+        pace = Pace(shape, await self._burst(shape, system, comparison, CALIBRATION_SESSIONS))
         self.say(
             f"{comparison} {shape}: {system.name} takes {pace.tokens_per_s:,.0f} tokens/s,"
             f" {pace.prefill_s:.4f} s for a mean prompt; times x {pace.time_scale:.3f}"
         )
         return pace
+
+    async def _warm_up(self, shape: Shape, systems: Sequence[System]) -> None:
+        """The first steps of an engine are slow."""
+        for system in systems:
+            await self._burst(shape, system, "warm-up", WARM_UP_SESSIONS, WARM_UP_TOKENS)
+
+    async def _burst(
+        self, shape: Shape, system: System, key: str, count: int, most_tokens: int = MAX_MODEL_LEN
+    ) -> float:
+        """Prompt tokens a second, when so many prompts are there at once."""
+        played = [
+            play
+            for play in burst(shape, count, f"{key}/{system.name}")
+            if play.num_prompt_tokens <= most_tokens
+        ]
+        record = await run_trace(system, played, "burst", answer_limit_s=600.0, settings={})
+        if problem := next((each.error for each in record.sessions if each.error), ""):
+            raise Stream2LLMError(f"{system.name} failed before the first cell: {problem}")
+        return sum(play.num_prompt_tokens for play in played) / record.duration_s
 
     async def _turns(
         self,
@@ -224,13 +240,15 @@ class Runner:
         # A collection in the middle of a run would make the driver late.
         gc.collect()
         gc.disable()
+        watch = MachineWatch(self._clock)
         try:
             record = await run_trace(
                 system, played, turn.cell.name, answer_limit_s=limit_s, settings=settings
             )
         finally:
             gc.enable()
-        self._keep(turn, record)
+        others = watch.counters(record.counters.get("cpu_s", 0.0))
+        self._keep(turn, replace(record, counters={**record.counters, **others}))
 
     def _keep(self, turn: Turn, record: RunRecord) -> None:
         self.runs.append(record)
@@ -293,9 +311,11 @@ def line_of(turn: Turn, record: RunRecord) -> str:
     failed = sum(bool(session.error) for session in record.sessions)
     shown = f"TTFT P50 {1000 * times[len(times) // 2]:,.1f} ms" if times else "no answer"
     problems = f", {failed} FAILED" if failed else ""
+    share = record.counters.get("others_share", 0.0)
+    noise = f", others took {share:.0%} of the machine" if share > TOLERATED_SHARE else ""
     return (
         f"{turn.repetition} {turn.cell.name}: {turn.system}: {shown}{problems},"
-        f" {record.duration_s:.1f} s"
+        f" {record.duration_s:.1f} s{noise}"
     )
 
 

@@ -74,6 +74,11 @@ class EngineLink:
             raise
         return link
 
+    @property
+    def pid(self) -> int:
+        """Of the host process, which started all others."""
+        return self._process.pid
+
     # -- requests ------------------------------------------------------------------
 
     def send(self, message: ToHost) -> None:
@@ -109,14 +114,18 @@ class EngineLink:
     async def command(
         self, name: Literal["reset", "counters", "policy"], argument: str = ""
     ) -> dict[str, float]:
-        """The engine's counters after a command; raises RequestFailedError if it failed."""
+        """The engine's counters after a command.
+
+        Raises SystemDiedError if it failed: an engine that cannot be emptied, switched or
+        asked is of no use to the next run.
+        """
         number = len(self._replies) + 1
         self._replies[number] = asyncio.get_running_loop().create_future()
         self.send(Command(number, name, argument))
         async with asyncio.timeout(COMMAND_TIMEOUT_S):
             reply = await self._replies[number]
         if reply.error:
-            raise RequestFailedError(f"{name}: {reply.error}")
+            raise SystemDiedError(f"{name}: {reply.error}; {self._log} ends with:\n{self._tail()}")
         return reply.value
 
     # -- receiving -----------------------------------------------------------------
