@@ -46,6 +46,9 @@ class RequestView(NamedTuple):
     # Blocks are being copied back, behind what is computed; until they are
     # there, nothing else can be done for it or with it.
     is_loading: bool = False
+    # Tokens this worker had computed, of all sessions, at the last event: a clock that
+    # stands still when nothing is computed, and that a policy may use.
+    last_event_work: int = 0
 
     @property
     def num_target_tokens(self) -> int:

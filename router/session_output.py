@@ -158,7 +158,8 @@ class SessionOutput:
             invalidated_tokens=figures.invalidated_tokens,
             uncomputed_at_seal_tokens=first.uncomputed_at_seal_tokens,
         )
-        await self._live.outbox.put(Finished(ending, usage, self._live.timeline.timings()))
+        timings = self._live.timeline.timings()
+        await self._live.outbox.put(Finished(ending, usage, timings, self._live.document_order))
 
     def _report(self, message: pb.PrefillProgress) -> None:
         self._live.take_report(

@@ -95,6 +95,8 @@ def _open(sequence: int, message: pb.OpenSession) -> OpenEvent:
         model=message.model,
         template=template,
         sampling=wire.from_proto(message.sampling),
+        ordering=wire.ordering_from_proto(message.ordering),
+        ranking_note=message.ranking_note if message.HasField("ranking_note") else None,
     )
 
 
@@ -194,6 +196,7 @@ def _finished(finished: Finished) -> pb.GenerationFinished:
             uncomputed_at_seal_tokens=usage.uncomputed_at_seal_tokens,
         ),
         timings=_timings(finished.timings),
+        document_order=finished.document_order,
     )
 
 

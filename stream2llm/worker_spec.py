@@ -10,7 +10,7 @@ from stream2llm.errors import InvalidRequestError
 Role = Literal["prefill", "decode"]
 
 # How a prefill worker ranks its sessions; `prefill_worker/policy.py` says what each means.
-PolicyName = Literal["default", "fcfs", "lcas", "mcps"]
+PolicyName = Literal["default", "fcfs", "lcas", "mcps", "srpf"]
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 

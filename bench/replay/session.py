@@ -20,6 +20,7 @@ from bench.replay.plan import PlannedSession, Step
 from stream2llm.client import (
     AsyncClient,
     AsyncSession,
+    DocumentOrdering,
     Event,
     Finished,
     Progress,
@@ -44,6 +45,7 @@ class Asking:
     # From a session's opening to its last token.
     timeout_s: float
     model: str = ""
+    ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
     # Put before the trace's ids, so that two replays at a time do not meet in logs.
     id_prefix: str = ""
 
@@ -115,6 +117,7 @@ class SessionReplay:
         self._opened_s = self._begun(planned.due_s)
         async with client.session(
             prefix=planned.prefix,
+            ordering=asking.ordering,
             sampling=asking.sampling,
             model=asking.model,
             session_id=f"{asking.id_prefix}{planned.session_id}"[:_MAX_ID_CHARS],

@@ -21,7 +21,7 @@ LENGTH_SIGMA = 0.8
 TOP_K = 10
 # New documents come in near the end: at TOP_K x u ** this, u uniform in [0, 1).
 # Small enough that only a part of the sessions invalidates much.
-INSERTION_POWER = 0.05
+INSERTION_POWER = 0.3
 
 
 def crawler_session(

@@ -10,6 +10,7 @@ import typer
 from stream2llm.cli.exits import INTERRUPTED, REFUSED, errors_as_exits
 from stream2llm.cli.generate import DEFAULT_ADDRESS
 from stream2llm.cli.trace import TokenizerOption, token_counter
+from stream2llm.ordering import DocumentOrdering
 
 if TYPE_CHECKING:
     from bench.replay.command import Outcome
@@ -57,6 +58,13 @@ def replay(
             help="Every answer has --max-tokens tokens: equal work for all systems.",
         ),
     ] = True,
+    ordering: Annotated[
+        DocumentOrdering,
+        typer.Option(
+            help="as_given: documents stand as updates list them; stable: they keep their places, "
+            "which invalidates less."
+        ),
+    ] = DocumentOrdering.AS_GIVEN,
     timeout_s: Annotated[
         float,
         typer.Option("--timeout", min=0.1, help="Seconds from a session's opening to its end."),
@@ -102,6 +110,7 @@ def replay(
         max_sessions=max_sessions,
         max_tokens=max_tokens,
         ignore_eos=ignore_eos,
+        ordering=ordering,
         timeout_s=timeout_s,
         text_seed=text_seed,
         metrics_urls=() if no_metrics else metrics_url,

@@ -14,6 +14,7 @@ from stream2llm.client.inputs import (
     Content,
     Document,
     MessageLike,
+    Ordering,
     PlainTemplate,
     Prompt,
     chat_messages,
@@ -32,9 +33,16 @@ def open_message(
     sampling: SamplingParameters | None,
     model: str,
     session_id: str,
+    ordering: Ordering = Ordering(),  # noqa: B008 - a frozen value
 ) -> pb.OpenSession:
     """The first event of a session."""
-    message = pb.OpenSession(session_id=session_id, model=model, sampling=_sampling(sampling))
+    message = pb.OpenSession(
+        session_id=session_id,
+        model=model,
+        sampling=_sampling(sampling),
+        ordering=wire.ordering_to_proto(ordering.ordering),
+        ranking_note=ordering.ranking_note,
+    )
     if isinstance(template, ChatTemplate):
         message.chat.CopyFrom(
             pb.ChatTemplate(messages=_chat(template.messages), context_slot=template.context_slot)
@@ -209,6 +217,7 @@ def _finished(message: pb.GenerationFinished) -> events.Finished:
         timings=_timings(message.timings),
         stop_string=message.stop_string or None,
         stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
+        document_order=tuple(message.document_order),
     )
 
 

@@ -22,6 +22,7 @@ from bench.traces.format import Document, Event
 from bench.traces.text import TextMaker
 from bench.traces.write import write_trace
 from stream2llm.sampling import SamplingParameters
+from stream2llm.v1 import inference_pb2 as pb
 from tests.fake_router import Conversation, FakeRouter, forever, polite
 from tests.traces import a_header, a_session
 
@@ -105,7 +106,9 @@ async def test_the_command_writes_run_and_report(tmp_path: Path) -> None:
     trace, folder = a_trace(tmp_path / "t.jsonl", 6, gap_s=0.05), tmp_path / "out"
     async with FakeRouter() as router:
         options = ["--trace", trace, "-a", router.address, "--label", "fake", "-o", folder]
-        async with bench_replay(*options, "--max-sessions", 4, "--load-scale", 2) as process:
+        async with bench_replay(
+            *options, "--max-sessions", 4, "--load-scale", 2, "--ordering", "stable"
+        ) as process:
             code, out, err = await output_of(process)
     assert code == 0, err
     assert "Warning" not in err
@@ -115,6 +118,9 @@ async def test_the_command_writes_run_and_report(tmp_path: Path) -> None:
     run = load_run(folder / "run.json")
     assert [record.due_s for record in run.sessions] == pytest.approx([0, 0.025, 0.05, 0.075])
     assert run.settings["load_scale"] == 2
+    assert run.settings["ordering"] == "stable"
+    orderings = {each.received[0].open.ordering for each in router.conversations}
+    assert orderings == {pb.DOCUMENT_ORDERING_STABLE}
     assert run.settings["model"] == "fake"
     assert run.settings["trace_provenance"] == "written by a test"
 
