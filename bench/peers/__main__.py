@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.demo import catch_signals
 from bench.peers.cells import SHAPES, ours
 from bench.peers.options import (
     COMPARISONS,
@@ -91,7 +91,7 @@ def write_all(runs: Sequence[RunRecord], output: Path) -> Path:
 def main() -> int:
     """The command line."""
     options = parse(sys.argv[1:])
-    signal.signal(signal.SIGTERM, _interrupt)
+    catch_signals()
     runner = Runner(options, ensure_random_llama(options.model))
     try:
         asyncio.run(runner.run())
@@ -106,10 +106,6 @@ def main() -> int:
             verdicts = write_all(runner.runs, options.output)
             print(f"{verdicts}:\n{verdicts.read_text(encoding='utf-8')}", flush=True)
     return 0
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

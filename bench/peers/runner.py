@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from bench.demo import catch_signals
 from bench.peers.answering import EngineSystem
 from bench.peers.cells import (
     AWAITED,
@@ -184,6 +185,7 @@ class Runner:
         self.say("starting a cluster")
         # In this thread: Ray wants the main one, and nobody else has anything to do.
         with Cluster.start(config) as cluster:
+            catch_signals()  # Ray has put handlers of its own in place
             cluster.wait_ready(READY_TIMEOUT_S, self.say)
             async with AsyncClient(cluster.router_addresses[0]) as client:
                 yield {
