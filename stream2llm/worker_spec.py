@@ -47,7 +47,7 @@ class WorkerSpec:
     side_channel_port: int = 0
     # All that follow but the last are for prefill workers.
     progress_interval_tokens: int = 256
-    policy: PolicyName = "fcfs"
+    policy: PolicyName = "srpf"
     patience_steps: int = 1000
     # What becomes of evicted KV: "recompute", "swap" or "cost".
     preemption: str = "cost"
