@@ -46,7 +46,7 @@ class UpdateModel:
 
 MODELS: Mapping[str, UpdateModel] = {
     "as the generator": UpdateModel(),
-    "in the last third, mostly": UpdateModel(0.2),
+    "at the last place, nearly always": UpdateModel(0.05),
     "rather behind": UpdateModel(0.5),
     "anywhere": UpdateModel(1.0),
     "three at once, near the end": UpdateModel(num_new=3),

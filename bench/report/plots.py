@@ -44,7 +44,7 @@ class Plot(NamedTuple):
 
 def plots_of(runs: Sequence[RunRecord]) -> list[Plot]:
     """All that these runs have points for."""
-    with _style():
+    with plot_style():
         return [*_ccdf_plot(runs), *_load_plot(runs), *_timelines(runs)]
 
 
@@ -57,7 +57,8 @@ def to_svg(plot: Plot) -> bytes:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def plot_style() -> Iterator[None]:
+    """Of all our figures, while they are made."""
     with matplotlib.rc_context(_STYLE):
         yield
 

@@ -57,11 +57,12 @@ def test_a_model_changes_what_it_says(model: UpdateModel) -> None:
 
 
 def test_the_published_workload_saves_little_and_one_that_inserts_anywhere_much() -> None:
-    """Where documents come in near the end, as given loses hardly more than what leaves."""
+    """Where documents come in near the end, nearly half of what is lost is what leaves."""
     sessions = generated(1_000, seed=1)
     here = outcome_of(sessions)
-    assert 0.9 < here.ratio("stable") < 1.0
-    assert here.ratio("left") > 0.8
+    assert here.foresight is not None
+    assert 0.5 < here.foresight < here.ratio("stable") < 0.8
+    assert here.ratio("left") > 0.4
     assert "MISSED" in verdict(here)
     rng = random.Random(1)
     anywhere = outcome_of([MODELS["anywhere"].redraw(each, rng) for each in sessions])
