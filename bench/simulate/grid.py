@@ -79,9 +79,11 @@ def outcomes(cells: Sequence[Cell], num_processes: int | None = None) -> Iterato
         yield from pool.map(outcome, cells)
 
 
-def paper_cells(seed: int, *, whole_requests: bool) -> list[Cell]:
+def paper_cells(seed: int, *, whole_requests: bool, memory: float = 1.0) -> list[Cell]:
     """One for each system and setting that the paper has numbers of."""
-    return [Cell(each.setting, each.system, seed, whole_requests) for each in published()]
+    return [
+        Cell(each.setting, each.system, seed, whole_requests, memory=memory) for each in published()
+    ]
 
 
 def comparisons(found: Iterable[Outcome]) -> list[Comparison]:

@@ -36,6 +36,8 @@ class Cell:
     # As the paper evicts; ours takes the tail that is needed.
     whole_requests: bool = True
     ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
+    # KV memory, in times of what the hardware suggests.
+    memory: float = 1.0
 
 
 @lru_cache(maxsize=8)
@@ -55,7 +57,7 @@ def play(cell: Cell, fit: Fit) -> RunRecord:
     asked = workload(shape, setting.rate, setting.gap_factor, cell.seed, cell.ordering)
     is_streamed = cell.system != NOT_STREAMED
     settings = PrefillSettings(
-        NUM_BLOCKS,
+        int(NUM_BLOCKS * cell.memory),
         BLOCK_SIZE,
         STEP_TOKENS[shape],
         NUM_HOST_BLOCKS,

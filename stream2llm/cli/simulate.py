@@ -47,6 +47,10 @@ def paper(
         bool,
         typer.Option("--tails", help="Evict as production does, not whole requests as the paper."),
     ] = False,
+    memory: Annotated[
+        float,
+        typer.Option(min=0.1, help="KV memory, in times of what the paper's hardware suggests."),
+    ] = 1.0,
     processes: Processes = None,
     progress: Progress = True,
 ) -> None:
@@ -61,8 +65,9 @@ def paper(
     from bench.simulate.h200 import NUM_BLOCKS, load_fit
 
     with errors_as_exits():
-        typer.echo(f"fitted to the non-streaming rows: {load_fit()}\nKV blocks: {NUM_BLOCKS:,}\n")
-        cells = grid.paper_cells(seed, whole_requests=not tails)
+        typer.echo(f"fitted to the non-streaming rows: {load_fit()}")
+        typer.echo(f"KV blocks: {int(NUM_BLOCKS * memory):,}\n")
+        cells = grid.paper_cells(seed, whole_requests=not tails, memory=memory)
         compared = grid.comparisons(_outcomes(cells, processes, shows=progress))
         typer.echo(f"{grid.table(compared)}\n\n{grid.verdict(compared)}")
 
