@@ -38,6 +38,9 @@ class Policy(NamedTuple):
     serve: Rank
     # Who keeps the KV longest; None derives it from `serve`.
     keep: Rank | None = None
+    # Whether a step that computes for sealed sessions leaves open ones out. A client waits
+    # for the end of that step, and open sessions would fill it up.
+    keeps_sealed_apart: bool = False
 
     def keys(self, view: RequestView, has_claim: bool) -> tuple[RankKey, RankKey]:
         """The whole keys: the lower first one is served first, the higher second one evicted first.
@@ -118,6 +121,6 @@ POLICIES: dict[str, Policy] = {
         Policy("fcfs", fcfs),
         Policy("lcas", lcas),
         Policy("mcps", mcps),
-        Policy("srpf", srpf),
+        Policy("srpf", srpf, keeps_sealed_apart=True),
     )
 }

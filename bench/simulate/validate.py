@@ -28,6 +28,7 @@ from statistics import median
 
 import numpy as np
 
+from bench.demo import catch_signals
 from bench.demo_steps import on_free_ports, token_counter
 from bench.records import RunRecord
 from bench.replay.plan import PlannedSession, Planner
@@ -73,6 +74,7 @@ class Trial:
 def main() -> None:
     """Profile, cluster, replay, simulation, table."""
     args = _arguments()
+    catch_signals()
     config = on_free_ports(load_config(args.config))
     with tempfile.TemporaryDirectory() as folder:
         profile = _profile(args.config, args.profile, Path(folder))
@@ -80,6 +82,7 @@ def main() -> None:
     print(f"law of the profile: {law}; off by {worst_error(law, profile):.1%} at most", flush=True)
     missed = []
     with Cluster.start(config) as cluster:
+        catch_signals()  # Ray has put handlers of its own in place
         cluster.wait_ready(READY_TIMEOUT_S, print)
         for shape in args.shapes:
             trial = Trial(shape, args.sessions, args.load, args.policy, args.seed)
