@@ -11,6 +11,7 @@ EXTRA ?= cpu
 TORCH_INDEX_URL ?=
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,7 +30,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env model demo test test-all check proto proto-check clean
+.PHONY: help env model demo bench-peers test test-all check proto proto-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -68,6 +69,9 @@ model: env ## fetch the default model into the cache (93 MB, once)
 # One command, so that make executes it without a shell and Ctrl-C reaches it alone.
 demo: env model ## a local cluster, and documents streaming into an answer
 	@$(BIN)/python -m bench.demo $(DEMO_ARGS)
+
+bench-peers: env model ## stock vLLM and ours side by side (2 h; BENCH_ARGS=--quick: 10 min)
+	@$(BIN)/python -m bench.peers $(BENCH_ARGS)
 
 test: env model ## all tests but the slow ones and those for a GPU
 	@$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)

@@ -32,7 +32,9 @@ from importlib import resources
 from statistics import mean, quantiles
 
 from bench.crawler import MAX_TOKENS, QUESTION_TOKENS, Arrival, crowd, peak_tokens, questions
-from bench.virtual_engine import Settings, Tally, VirtualEngine, play, play_by_steps
+from bench.simulate.paced import Tally, play, play_by_steps
+from bench.simulate.prefill import PrefillSettings, PrefillWorker
+from bench.simulate.steps import Range
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.decision import Mode
 from cost_profiles.load import load_profile
@@ -98,6 +100,10 @@ class ScaledCosts:
     base: Costs
     swap: float
 
+    def step_s(self, ranges: Sequence[Range]) -> float:
+        """A step: what its tokens add to an engine that has other work besides."""
+        return sum(self.base.recompute_s(*each) for each in ranges)
+
     def recompute_s(self, from_token: int, to_token: int) -> float:
         """See `Costs`."""
         return self.base.recompute_s(from_token, to_token)
@@ -148,7 +154,7 @@ class Device:
     def run(self, way: Way, link: float | None) -> Tally:
         """One run."""
         truth = self.costs(link)
-        settings = Settings(
+        settings = PrefillSettings(
             num_blocks=self._num_blocks,
             block_size=self._profile.block_size,
             step_tokens=self._step_tokens,
@@ -157,12 +163,13 @@ class Device:
             mode=way.mode,
             policy=way.policy,
             whole_requests=way.whole_requests,
+            step_requests=64,
             overlaps=self._profile.accelerator.name != "cpu",
         )
         beliefs = CorrectedCostModel(replace(truth, swap=truth.swap * way.swap_error))
-        engine = VirtualEngine(settings, truth, beliefs)
+        worker = PrefillWorker(settings, truth.step_s, truth, beliefs)
         playing = play_by_steps if self._pace is Pace.STEPS else play
-        return playing(engine, self.arrivals)
+        return playing(worker, self.arrivals)
 
 
 def device(name: str, scenario: Scenario, pace: Pace, token_scale: float = 1.0) -> Device:
@@ -203,11 +210,12 @@ def compare(on: Device, link: float | None) -> Comparison:
 def show(name: str, link: str, compared: Comparison) -> None:
     """Prints a row for each way."""
     for way, tally in compared.tallies.items():
-        victims = tally.recomputed_victims + tally.swapped_victims
+        counters = tally.counters
+        victims = counters.recomputed_victims + counters.swapped_victims
         print(
             f"| {name} | {link} | {way} | {tally.busy_s:,.1f} s | {compared.ratio(way):.3f}"
-            f" | {tally.recomputed_tokens / tally.computed_tokens:.0%} | {victims:,}"
-            f" | {tally.swapped_victims / max(victims, 1):.0%}"
+            f" | {counters.recomputed_tokens / counters.computed_tokens:.0%} | {victims:,}"
+            f" | {counters.swapped_victims / max(victims, 1):.0%}"
             f" | {mean(tally.ttfts_s):.2f} s | {_p95(tally.ttfts_s):.2f} s |",
             flush=True,
         )

@@ -31,6 +31,9 @@ class SessionRecord:
     num_prompt_tokens: int
     # The most that any of its events was submitted after it was due.
     lateness_s: float = 0.0
+    # Of that, the most for which the load generator itself was to blame: the event
+    # was due and nothing of the system's held it back.
+    generator_lateness_s: float = 0.0
     computed_tokens: int = 0
     reused_tokens: int = 0
     invalidated_tokens: int = 0

@@ -33,6 +33,8 @@ class SessionBook:
         self._num_arrivals = 0
         self._num_events = 0
         self._num_promotions = 0
+        # Tokens granted so far.
+        self._work = 0
         # Steps that computed something, and steps that were planned.
         self._step = 0
         self._turn = 0
@@ -117,6 +119,7 @@ class SessionBook:
     def _count_event(self, state: SessionState) -> None:
         self._num_events += 1
         state.last_event = self._num_events
+        state.last_event_work = self._work
 
     def note_event(self, request_id: str, num_same: int) -> None:
         """A context event leaves the first `num_same` tokens of the sequence as they were.
@@ -175,6 +178,7 @@ class SessionBook:
             state.promotion,
             *host_blocks,
             is_loading,
+            state.last_event_work,
         )
         if state.promotion and (num_computed_tokens >= state.promised_tokens or not view.has_claim):
             state.promotion = 0
@@ -211,6 +215,7 @@ class SessionBook:
         """
         if plan.grants:
             self._step += 1
+            self._work += sum(grant.num_tokens for grant in plan.grants)
         elif not plan.followers and not plan.loads:
             self._stuck_with_free_blocks = num_free_blocks
 

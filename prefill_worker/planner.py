@@ -20,6 +20,9 @@ computed: in a step of their own, because only its end says that they are there.
 That takes blocks and neither tokens nor slots. What lies before them, where an
 eviction dropped it, is computed first, and no further.
 
+Some policies keep a step that computes for sealed sessions free of open ones: somebody
+waits for its end, and it ends the earlier the less is in it.
+
 The walk ends as soon as the tokens, the slots or the memory of the step are
 spent. What it costs depends on the sessions it chooses, not on those that wait.
 """
@@ -87,6 +90,8 @@ class _Planning:
         self._loads_left = MAX_LOADED_BLOCKS
         # For earlier steps' sake; they hold blocks.
         self._some_are_loading = False
+        # Of those that get tokens.
+        self._some_are_sealed = False
         self._followers: list[str] = []
         # Keys of the full blocks that this step computes or loads.
         self._coming: set[Hashable] = set()
@@ -121,6 +126,8 @@ class _Planning:
         num_others = max(len(self._followers), len(self._loads) - 1)
         if min(self._slots_left, self._max_others - num_others, self._loads_left) <= 0:
             return StopReason.REQUEST_SLOTS
+        if self._some_are_sealed and not view.sealed and self._ranking.keeps_sealed_apart:
+            return StopReason.SEALED_APART
         if self._ledger.has_hit(view.request_id) or (self._coming and self._follows(view)):
             self._followers.append(view.request_id)
             return None
@@ -154,6 +161,7 @@ class _Planning:
         self._tokens_left -= num_tokens
         self._slots_left -= 1
         self._chosen.add(view.request_id)
+        self._some_are_sealed |= view.sealed
         self._grants.append(Grant(view.request_id, num_tokens))
         self._note_coming(view, view.num_computed_tokens + num_tokens)
         return True

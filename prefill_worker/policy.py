@@ -38,6 +38,9 @@ class Policy(NamedTuple):
     serve: Rank
     # Who keeps the KV longest; None derives it from `serve`.
     keep: Rank | None = None
+    # Whether a step that computes for sealed sessions leaves open ones out. A client waits
+    # for the end of that step, and open sessions would fill it up.
+    keeps_sealed_apart: bool = False
 
     def keys(self, view: RequestView, has_claim: bool) -> tuple[RankKey, RankKey]:
         """The whole keys: the lower first one is served first, the higher second one evicted first.
@@ -90,6 +93,27 @@ def mcps(view: RequestView) -> RankKey:
     return (-view.num_computed_tokens, view.arrival)
 
 
+# How many tokens of others may be computed first, for each token of a sealed session's own.
+SRPF_AGEING = 6
+
+
+def srpf(view: RequestView) -> RankKey:
+    """Sealed before open; sealed ones with little left first, all of them ageing alike.
+
+    A sealed session ranks as if sealed `SRPF_AGEING` tokens of the worker's work
+    later for each token it has left. Work is its own clock: the order of
+    two sessions that wait does not change while they do, so nobody need be ranked
+    anew, and what comes later than that cannot overtake. 0 would be the order of
+    seals, infinity shortest-first without ageing: better at P95 and P99, and up to twice as
+    long at P99.9 (docs/benchmarks.md has the comparison that 6 comes from). Open
+    sessions by arrival: nobody knows how long theirs will be.
+    """
+    if not view.sealed:
+        return (True, view.arrival)
+    rank = view.last_event_work + SRPF_AGEING * view.num_wanted_tokens
+    return (False, rank, view.arrival)
+
+
 POLICIES: dict[str, Policy] = {
     policy.name: policy
     for policy in (
@@ -97,5 +121,6 @@ POLICIES: dict[str, Policy] = {
         Policy("fcfs", fcfs),
         Policy("lcas", lcas),
         Policy("mcps", mcps),
+        Policy("srpf", srpf, keeps_sealed_apart=True),
     )
 }

@@ -126,6 +126,11 @@ class RankIndex:
             return True
         return self._serve_key(first) < self._serve_key(second)
 
+    @property
+    def keeps_sealed_apart(self) -> bool:
+        """Whether open sessions get nothing of a step that computes for sealed ones."""
+        return self._policy.keeps_sealed_apart
+
     def may_swap_order(self, first: RequestView, second: RequestView) -> bool:
         """Whether the order in which these two are evicted says nothing."""
         return self._policy.may_swap_order(first, second)

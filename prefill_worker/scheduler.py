@@ -86,7 +86,7 @@ class PrefillScheduler(Scheduler):
         self._clock = SystemClock()
         self._ledger = blocks.LiveLedger(self.kv_cache_manager, self.requests)
         self._book = SessionBook(
-            POLICIES[options.get("policy", "fcfs")],
+            POLICIES[options.get("policy", "srpf")],
             patience_steps=int(options.get("patience_steps", 1000)),
             num_lost_blocks=len(self.kv_cache_manager.block_pool.blocks),
         )

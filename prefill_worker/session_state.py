@@ -75,6 +75,8 @@ class SessionState:
     revision: int
     sealed: bool
     lost_blocks: LostBlocks
+    # Tokens the worker had computed, of all sessions, at the last event.
+    last_event_work: int = 0
     # The number of its promotion while that lasts, else 0; see patience.py.
     promotion: int = 0
     # The promotion lasts until so many tokens are computed.

@@ -46,6 +46,9 @@ class RequestView(NamedTuple):
     # Blocks are being copied back, behind what is computed; until they are
     # there, nothing else can be done for it or with it.
     is_loading: bool = False
+    # Tokens this worker had computed, of all sessions, at the last event: a clock that
+    # stands still when nothing is computed, and that a policy may use.
+    last_event_work: int = 0
 
     @property
     def num_target_tokens(self) -> int:
@@ -87,6 +90,10 @@ class Ranking(Protocol):
 
     def goes_before(self, first: RequestView, second: RequestView) -> bool:
         """Whether `first` is served before `second`."""
+
+    @property
+    def keeps_sealed_apart(self) -> bool:
+        """Whether open sessions get nothing of a step that computes for sealed ones."""
 
     def may_swap_order(self, first: RequestView, second: RequestView) -> bool:
         """Whether these two of `to_evict` might as well be evicted the other way round."""
@@ -164,6 +171,8 @@ class EvictionReason(StrEnum):
 class StopReason(StrEnum):
     """Why the walk down the ranking ended; all sessions behind that point wait for it."""
 
+    # Complete sessions have the step to themselves.
+    SEALED_APART = "sealed_apart"
     # Everybody with work is served.
     ALL_SERVED = "all_served"
     TOKEN_BUDGET = "token_budget"

@@ -4,6 +4,10 @@ The log is the only copy of the context that the system needs to start again
 elsewhere. Appends and updates both end in one operation, "the sequence is now
 T", which is told to prefill as a splice: keep so many tokens, then these.
 
+With the ordering "stable" the documents of an update stand in another order than
+that of the update, such that more of the sequence stays the same; `arrangement`
+has the order of the update, for the model to be told at the seal.
+
 A document stays known after an update has left it out, because a later update
 may name it by id alone. What a session may make us remember is bounded by
 `max_total_tokens`, counted over its whole life; each document counts as one
@@ -18,8 +22,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from router.arrangement import Arrangement, ListedDocument
 from router.lengths import LengthLimits
 from stream2llm.errors import InvalidRequestError, OverloadedError
+from stream2llm.ordering import DocumentOrdering
 from stream2llm.prefix import Tokens, as_tokens, common_prefix_len
 
 MAX_DOCUMENT_ID_CHARS = 256
@@ -60,8 +66,15 @@ class Splice:
 class ContextLog:
     """One session's context. Every method either succeeds or changes nothing."""
 
-    def __init__(self, prefix: Tokens, limits: ContextLimits) -> None:
+    def __init__(
+        self,
+        prefix: Tokens,
+        limits: ContextLimits,
+        ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN,
+    ) -> None:
         self._limits = limits
+        is_stable = ordering is DocumentOrdering.STABLE
+        self._arrangement = Arrangement() if is_stable else None
         self._prefix = prefix
         # The prefix and the documents, as one sequence: an append must not cost
         # more the more documents there are.
@@ -82,8 +95,18 @@ class ContextLog:
         return self._told
 
     def num_tokens_of(self, num_documents: int) -> int:
-        """After an update: of the prefix and so many leading documents of the list."""
+        """After an update: of the prefix and so many leading documents of the list.
+
+        0 in the stable ordering, where they may stand anywhere.
+        """
+        if self._arrangement is not None:
+            return 0
         return sum(self._part_lengths[: 1 + num_documents])
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """The documents as they stand; without any where they stand as given."""
+        return self._arrangement or Arrangement()
 
     def begin(self) -> Splice:
         """The prefix, for prefill to start with."""
@@ -101,13 +124,23 @@ class ContextLog:
                     field=f"append.documents[{index}].content",
                 )
         new_ids, added = self._resolve(documents)
-        return self._become([self._context, *added], new_ids, documents)
+        parts = [self._context, *(each.tokens for each in added)]
+        self._limits.length.check_prompt(sum(map(len, parts)))
+        arrangement = self._arrangement and self._arrangement.append(added)
+        return self._become(parts, new_ids, documents, arrangement)
 
     def update(self, documents: Sequence[ContentDocument]) -> Splice:
         """The new document list."""
         _check_documents(documents, "update", self._limits)
         new_ids, listed = self._resolve(documents)
-        return self._become([self._prefix, *listed], new_ids, documents)
+        # Before anything is read or copied: a list may name a long document often.
+        self._limits.length.check_prompt(
+            len(self._prefix) + sum(len(each.tokens) for each in listed)
+        )
+        arrangement = self._arrangement and self._arrangement.update(listed)
+        laid_out = arrangement.documents if arrangement else listed
+        parts = [self._prefix, *(each.tokens for each in laid_out)]
+        return self._become(parts, new_ids, documents, arrangement)
 
     def seal(self, suffix: Tokens, num_bos_tokens: int) -> Splice:
         """The final sequence; `num_bos_tokens` of it the client did not send."""
@@ -120,8 +153,8 @@ class ContextLog:
 
     def _resolve(
         self, documents: Sequence[ContentDocument]
-    ) -> tuple[dict[str, Tokens], tuple[Tokens, ...]]:
-        """What is new under which id, and the contents in order.
+    ) -> tuple[dict[str, Tokens], tuple[ListedDocument, ...]]:
+        """What is new under which id, and the documents in order, with contents.
 
         A document named by id alone is the latest one sent under that id.
         """
@@ -134,7 +167,7 @@ class ContextLog:
                 tokens = _known(by_id, document.document_id, index)
             elif document.document_id:
                 by_id[document.document_id] = tokens
-            resolved.append(tokens)
+            resolved.append(ListedDocument(document.document_id, tokens))
         return new_ids, tuple(resolved)
 
     def _become(
@@ -142,14 +175,14 @@ class ContextLog:
         parts: list[Tokens],
         new_ids: dict[str, Tokens],
         sent: Sequence[ContentDocument],
+        arrangement: Arrangement | None,
     ) -> Splice:
-        # Before anything is copied: a list may name a long document often.
-        self._limits.length.check_prompt(sum(map(len, parts)))
         contents = [document.tokens for document in sent if document.tokens is not None]
         self._check_documents_sent(len(contents))
         self._charge(sum(max(len(tokens), 1) for tokens in contents))
         self._num_documents += len(contents)
         self._by_id.update(new_ids)
+        self._arrangement = arrangement
         self._context = np.concatenate(parts)
         self._part_lengths = [len(part) for part in parts]
         return self._tell(self._context, sum(len(tokens) for tokens in contents))

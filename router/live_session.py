@@ -21,6 +21,7 @@ from router.timeline import Timeline
 from router.types import RouterSpec
 from router.workers import WorkerPool
 from stream2llm.clock import Clock
+from stream2llm.ordering import DocumentOrdering
 from stream2llm.sampling import SamplingParameters
 from stream2llm.session import Event, Session, State
 
@@ -58,6 +59,9 @@ class LiveSession:
         self.parts = parts
         self.session_id = ""
         self.sampling = SamplingParameters()
+        self.ordering = DocumentOrdering.AS_GIVEN
+        # At the seal; see the proto.
+        self.document_order: tuple[int, ...] = ()
         # Fixed at the open: a session is not held to less than it began with.
         self.lengths = LengthLimits(parts.spec.max_model_len)
         self.mode = InputMode.ONESHOT
@@ -99,7 +103,7 @@ class LiveSession:
 
     def take_report(self, figures: WorkerFigures) -> None:
         """The prefill worker's figures."""
-        self.parts.metrics.prefilled(self.progress.worker, figures)
+        self.parts.metrics.prefilled(self.progress.worker, figures, self.ordering)
         self.progress.report(figures)
 
     async def wait_for_credit(self) -> None:

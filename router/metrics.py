@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from router.progress import WorkerFigures
 from stream2llm.handover import HandoverMode
+from stream2llm.ordering import DocumentOrdering
 
 # vLLM's buckets, so that both can be drawn in one panel.
 _TTFT_S = (
@@ -93,7 +94,7 @@ class RouterMetrics:
         self._chunks = self._counter("input_chunks", "Context events received", "op")
         self._tokens = self._counter("input_tokens", "Context tokens received", "op")
         self._invalidated = self._counter(
-            "input_tokens_invalidated", "Prefilled, then thrown away by updates"
+            "input_tokens_invalidated", "Prefilled, then thrown away by updates", "ordering"
         )
         self._computed = self._counter(
             "input_tokens_prefilled", "Computed by prefill, recomputation included"
@@ -123,14 +124,19 @@ class RouterMetrics:
         self._chunks.labels(self._model, op).inc()
         self._tokens.labels(self._model, op).inc(num_tokens)
 
-    def prefilled(self, before: WorkerFigures, now: WorkerFigures) -> None:
+    def prefilled(
+        self, before: WorkerFigures, now: WorkerFigures, ordering: DocumentOrdering
+    ) -> None:
         """A prefill worker's word, which counts from the session's start."""
+        model = self._model
+        computed, reused = self._computed.labels(model), self._reused.labels(model)
+        invalidated = self._invalidated.labels(model, ordering)
         for counter, old, new in (
-            (self._computed, before.computed_tokens, now.computed_tokens),
-            (self._reused, before.reused_tokens, now.reused_tokens),
-            (self._invalidated, before.invalidated_tokens, now.invalidated_tokens),
+            (computed, before.computed_tokens, now.computed_tokens),
+            (reused, before.reused_tokens, now.reused_tokens),
+            (invalidated, before.invalidated_tokens, now.invalidated_tokens),
         ):
-            counter.labels(self._model).inc(max(new - old, 0))
+            counter.inc(max(new - old, 0))
 
     def first_token(
         self, mode: InputMode, from_open_s: float, from_seal_s: float, overlap_ratio: float

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+import numpy as np
+
 from router.ahead import Ahead
 from router.context import ContextLimits, ContextLog, Splice
 from router.legs import PrefillLeg
 from router.live_session import LiveSession
 from router.metrics import InputMode, InputOp
+from router.ranking_note import ranking_note
 from router.stability import num_sure
 from router.text_input import Frame
 from router.types import AppendEvent, ClientEvent, OpenEvent, SealEvent, UpdateEvent
@@ -81,6 +84,7 @@ class SessionInput:
         # Takes the sealed prompt; returns how many tokens the answer may have.
         self._on_sealed = on_sealed
         self._log = log
+        self._note_template: str | None = None
 
     async def run(self, reader: EventReader) -> None:
         """Everything after the open, until the client closes its half."""
@@ -89,6 +93,7 @@ class SessionInput:
 
     async def begin(self, event: OpenEvent) -> None:
         """The prefix is prefilled while the first document is on its way."""
+        self._note_template = event.ranking_note
         self._live.mode = InputMode.ONESHOT if event.one_shot else InputMode.APPEND
         self._ahead.began(len(self._frame.prefix))
         self._live.parts.metrics.received(InputOp.OPEN, len(self._frame.prefix))
@@ -138,8 +143,10 @@ class SessionInput:
     async def _seal(self, event: SealEvent) -> None:
         self._live.timeline.sealed()
         suffix = await self._suffix(event)
-        splice = self._log.seal(suffix, self._frame.num_bos_tokens)
+        note = await self._ranking_note()
+        splice = self._log.seal(np.concatenate([note, suffix]), self._frame.num_bos_tokens)
         self._live.parts.metrics.received(InputOp.SEAL, len(suffix))
+        self._live.document_order = self._log.arrangement.order
         max_tokens = self._on_sealed(self._log.sequence)
         revision = self._revise(event.sequence, splice)
         hand_over = max_tokens > 1
@@ -158,6 +165,11 @@ class SessionInput:
                 field="seal.suffix",
             )
         return await self._live.parts.text.content(event.suffix, "seal.suffix")
+
+    async def _ranking_note(self) -> Tokens:
+        """Tokenized on its own, so that it goes with a suffix of token ids too."""
+        text = ranking_note(self._note_template, self._log.arrangement)
+        return await self._live.parts.text.content(text, "open.ranking_note")
 
     def _revise(self, sequence: int, splice: Splice) -> int:
         return self._live.progress.splice(sequence, splice.keep_tokens, len(self._log.sequence))

@@ -195,7 +195,8 @@ class SessionOutput:
             uncomputed_at_seal_tokens=first.uncomputed_at_seal_tokens,
             handed_over_ahead_tokens=self._num_local_tokens,
         )
-        await self._live.outbox.put(Finished(ending, usage, self._live.timeline.timings()))
+        timings = self._live.timeline.timings()
+        await self._live.outbox.put(Finished(ending, usage, timings, self._live.document_order))
 
     def _report(self, message: pb.PrefillProgress) -> None:
         self._ahead.seen(message.revision)

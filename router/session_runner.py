@@ -21,6 +21,7 @@ from router.context import ContextLog
 from router.legs import PrefillLeg
 from router.live_session import LiveSession, RouterParts
 from router.outbox import Send
+from router.ranking_note import check_ranking_note
 from router.session_input import EventReader, SessionInput, limits_of
 from router.session_output import SessionOutput
 from router.types import Accepted, ClientEvent, OpenEvent
@@ -88,7 +89,7 @@ async def _serve(live: LiveSession, events: AsyncIterator[ClientEvent], send: Se
     opened = await reader.open()
     _take_open(live, opened)
     frame = await live.parts.text.frame(opened.template)
-    log = ContextLog(frame.prefix, limits_of(live))
+    log = ContextLog(frame.prefix, limits_of(live), live.ordering)
     leg = _prefill_leg(live)
     ahead = Ahead(live, opened.handover or live.parts.spec.handover)
     try:
@@ -121,7 +122,9 @@ def _take_open(live: LiveSession, event: OpenEvent) -> None:
     live.session_id = event.session_id or uuid.uuid4().hex
     check_model(live.parts, event.model)
     event.sampling.validate(live.parts.text.tokenizer.files.vocab_size)
+    check_ranking_note(event.ranking_note, event.ordering)
     live.sampling = event.sampling
+    live.ordering = event.ordering
     live.lengths = live.parts.lengths().for_answer(event.sampling.max_tokens)
 
 

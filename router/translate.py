@@ -96,6 +96,8 @@ def _open(sequence: int, message: pb.OpenSession) -> OpenEvent:
         template=template,
         sampling=wire.from_proto(message.sampling),
         handover=wire.handover_from_proto(message.handover),
+        ordering=wire.ordering_from_proto(message.ordering),
+        ranking_note=message.ranking_note if message.HasField("ranking_note") else None,
     )
 
 
@@ -199,6 +201,7 @@ def _finished(finished: Finished) -> pb.GenerationFinished:
             handed_over_ahead_tokens=usage.handed_over_ahead_tokens,
         ),
         timings=_timings(finished.timings),
+        document_order=finished.document_order,
     )
 
 

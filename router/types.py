@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from stream2llm.config import RouterLimits
 from stream2llm.delay import DelayReason
 from stream2llm.handover import HandoverMode
+from stream2llm.ordering import DocumentOrdering
 from stream2llm.prefix import Tokens
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import FinishReason, TokenLogprobs
@@ -95,6 +96,9 @@ class OpenEvent:
     model: str
     template: PlainTemplate | ChatTemplate
     sampling: SamplingParameters
+    ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
+    # See the proto; None: the router's own.
+    ranking_note: str | None = None
     # The whole prompt is here: the seal follows at once, prefill starts there.
     one_shot: bool = False
     # None: as the cluster is set.
@@ -203,6 +207,8 @@ class Finished:
     ending: Ending
     usage: Usage
     timings: Timings
+    # See the proto; empty where documents stand as given.
+    document_order: tuple[int, ...] = ()
 
 
 ServerEvent = Accepted | ProgressFigures | Delta | Finished

@@ -96,7 +96,7 @@ class PrefillConfig(WorkerConfig):
     # How often a session's progress is sent on, in computed tokens.
     progress_interval_tokens: int = Field(default=256, ge=1)
     # Who is served first; `stream2llm policy` changes it while the cluster runs.
-    policy: PolicyName = "fcfs"
+    policy: PolicyName = "srpf"
     # Engine steps after which a session that still has new tokens is served
     # before all others in every fourth step, whatever the policy says of it.
     patience_steps: int = Field(default=1000, ge=1)

@@ -11,6 +11,11 @@ Options = list[tuple[str, int]]
 
 _KEEPALIVE_TIME_MS = 30_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
+# RPCs that have arrived and that Python has not taken yet. gRPC's default bounds
+# are 1,000 (random loss begins) and 3,000, and what it drops it does not refuse:
+# the client waits for ever. Who is refused is for the router's limits to say, in
+# words; so this is only a bound on memory.
+_MAX_PENDING_RPCS = 65_536
 
 
 def server_options(max_message_bytes: int) -> Options:
@@ -21,6 +26,8 @@ def server_options(max_message_bytes: int) -> Options:
         # Without it a second server on a taken port would start and get half
         # of the connections.
         ("grpc.so_reuseport", 0),
+        ("grpc.server.max_pending_requests", _MAX_PENDING_RPCS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_RPCS),
         ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),

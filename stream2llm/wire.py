@@ -10,6 +10,7 @@ from typing import Any
 
 from stream2llm.delay import DelayReason
 from stream2llm.handover import HandoverMode
+from stream2llm.ordering import DocumentOrdering, bad_ordering
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
 from stream2llm.v1 import inference_pb2, worker_pb2
@@ -40,6 +41,11 @@ _HANDOVERS: dict[HandoverMode, Any] = {
     "streamed": inference_pb2.HANDOVER_MODE_STREAMED,
 }
 _HANDOVERS_BACK = {number: mode for mode, number in _HANDOVERS.items()}
+_ORDERINGS: dict[DocumentOrdering, Any] = {
+    DocumentOrdering.AS_GIVEN: inference_pb2.DOCUMENT_ORDERING_AS_GIVEN,
+    DocumentOrdering.STABLE: inference_pb2.DOCUMENT_ORDERING_STABLE,
+}
+_ORDERINGS_BACK = {number: ordering for ordering, number in _ORDERINGS.items()}
 _DELAYS_BACK = {number: delay for delay, number in _DELAYS.items()}
 _REASONS_BACK = {number: reason for reason, number in _REASONS.items()}
 
@@ -66,6 +72,20 @@ def to_proto(sampling: SamplingParameters) -> inference_pb2.SamplingParameters:
         ignore_eos=sampling.ignore_eos,
         **{name: value for name, value in given.items() if value is not None},
     )
+
+
+def ordering_to_proto(ordering: DocumentOrdering) -> Any:
+    """The enum's number."""
+    return _ORDERINGS[ordering]
+
+
+def ordering_from_proto(number: int) -> DocumentOrdering:
+    """Unspecified is as given; raises InvalidRequestError for a number nobody knows."""
+    if number == inference_pb2.DOCUMENT_ORDERING_UNSPECIFIED:
+        return DocumentOrdering.AS_GIVEN
+    if number not in _ORDERINGS_BACK:
+        raise bad_ordering(number)
+    return _ORDERINGS_BACK[number]
 
 
 def finish_reason_to_proto(reason: FinishReason | None) -> Any:

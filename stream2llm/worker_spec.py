@@ -10,7 +10,7 @@ from stream2llm.errors import InvalidRequestError
 Role = Literal["prefill", "decode"]
 
 # How a prefill worker ranks its sessions; `prefill_worker/policy.py` says what each means.
-PolicyName = Literal["default", "fcfs", "lcas", "mcps"]
+PolicyName = Literal["default", "fcfs", "lcas", "mcps", "srpf"]
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
@@ -47,7 +47,7 @@ class WorkerSpec:
     side_channel_port: int = 0
     # All that follow but the last are for prefill workers.
     progress_interval_tokens: int = 256
-    policy: PolicyName = "fcfs"
+    policy: PolicyName = "srpf"
     patience_steps: int = 1000
     # What becomes of evicted KV: "recompute", "swap" or "cost".
     preemption: str = "cost"

@@ -41,6 +41,9 @@ class Stream:
     lengths: dict[str, int] = field(default_factory=dict)
     prefix_tokens: int = 7
     suffix_tokens: int = 5
+    # Names in the order in which stable ordering has them at the seal, written by
+    # hand; None: the session's documents stand as given.
+    laid_out: tuple[str, ...] | None = None
 
     def tokens(self, name: str, length: int) -> list[int]:
         """Token ids that depend on this stream and on the name alone."""
@@ -63,7 +66,9 @@ class Stream:
 
     @property
     def final_documents(self) -> list[str]:
-        """The names that are in the context at the seal."""
+        """The names that are in the context at the seal, in order."""
+        if self.laid_out is not None:
+            return list(self.laid_out)
         current: list[str] = []
         for kind, names in self.events:
             current = [*current, *names] if kind == "append" else list(names)
@@ -98,8 +103,10 @@ async def play(
     `paced`: each event only when all before it is prefilled, so that updates
     really have something to invalidate; else as fast as they go.
     """
+    # Without the note the prompt has only tokens that a stream has given it.
+    stable = {} if stream.laid_out is None else {"ordering": "stable", "ranking_note": ""}
     async with client.session(
-        prefix=stream.prefix, suffix=stream.suffix, sampling=sampling, handover=handover
+        prefix=stream.prefix, suffix=stream.suffix, sampling=sampling, handover=handover, **stable
     ) as session:
         sent: set[str] = set()
         for index in range(len(stream.events)):

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from stream2llm.cli.output import Sink
-from stream2llm.client import ChatMessage, Client, Document
+from stream2llm.client import ChatMessage, Client, Document, DocumentRef, Session
 from stream2llm.errors import InvalidRequestError, Stream2LLMError
+from stream2llm.ordering import DocumentOrdering
 from stream2llm.sampling import SamplingParameters
 
 DEFAULT_SYSTEM = "You answer questions about the documents you are given, briefly and exactly."
@@ -27,6 +28,9 @@ class Request:
     # Wait for all documents, then send them in one event.
     once: bool = False
     gap_s: float = 0.0
+    # With each document the whole list anew, the newest document the most relevant.
+    updates: bool = False
+    ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
 
 
 def ask(request: Request, documents: Iterable[Document], address: str, sink: Sink) -> None:
@@ -45,14 +49,31 @@ def _ask(request: Request, documents: Iterable[Document], client: Client, sink: 
     chat = request.prefix is None and _uses_chat(request, client)
     if request.once:
         documents = list(documents)  # before the session opens, as "await all" means
-    options = session_options(request, chat=chat)
+    options = session_options(request, chat=chat) | {"ordering": request.ordering}
     with client.session(**options, sampling=request.sampling, on_event=sink.event) as session:
-        if request.once:
-            session.append(*documents)
-        else:
-            for document in documents:
-                session.append(document)
+        _send(request, documents, session)
         session.answer()
+
+
+def _send(request: Request, documents: Iterable[Document], session: Session) -> None:
+    if request.once:
+        session.append(*documents)
+    elif request.updates:
+        for newest_first in _lists(documents):
+            session.update(newest_first)
+    else:
+        for document in documents:
+            session.append(document)
+
+
+def _lists(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """For each document the list with it in front; those sent before by id."""
+    sent: list[Document] = []
+    for number, document in enumerate(documents):
+        # A path may be given twice, and an id stands for one content.
+        newest = Document(document.content, id=f"{number}-{document.id}")
+        yield [newest, *sent]
+        sent.insert(0, DocumentRef(newest.id))
 
 
 def session_options(request: Request, *, chat: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
+from stream2llm.ordering import DocumentOrdering
 
 if TYPE_CHECKING:
     from stream2llm.cli.ask import Request
@@ -19,6 +20,7 @@ class Mode(StrEnum):
     """When documents are sent."""
 
     APPEND = "append"
+    UPDATE = "update"
     ONCE = "once"
 
 
@@ -46,8 +48,18 @@ def generate(
     ] = None,
     mode: Annotated[
         Mode,
-        typer.Option(help="append: send each document when it is here; once: all at the end."),
+        typer.Option(
+            help="append: send each document when it is here; update: the same, as a ranking "
+            "with the newest document first; once: all at the end."
+        ),
     ] = Mode.APPEND,
+    ordering: Annotated[
+        DocumentOrdering,
+        typer.Option(
+            help="With --mode update. as_given: documents stand in the ranking; stable: they keep "
+            "their places, which invalidates less, and the model is told the ranking."
+        ),
+    ] = DocumentOrdering.AS_GIVEN,
     gap_s: Annotated[
         float, typer.Option(min=0, help="Wait between documents, as a slow retrieval would.")
     ] = 0.0,
@@ -79,6 +91,8 @@ def generate(
 
     if prefix is not None and system is not None:
         raise typer.BadParameter("--prefix and --system exclude each other")
+    if ordering is DocumentOrdering.STABLE and mode is not Mode.UPDATE:
+        raise typer.BadParameter("--ordering stable needs --mode update: else nothing moves")
     sampling = SamplingParameters(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -87,8 +101,16 @@ def generate(
         seed=seed,
         stop_strings=tuple(stop or ()),
     )
-    once = mode is Mode.ONCE
-    request = Request(question, system, prefix, sampling, once=once, gap_s=gap_s)
+    request = Request(
+        question,
+        system,
+        prefix,
+        sampling,
+        once=mode is Mode.ONCE,
+        gap_s=gap_s,
+        updates=mode is Mode.UPDATE,
+        ordering=ordering,
+    )
     _run(request, paths, address, as_json=as_json, quiet=quiet)
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import typer
 
+from stream2llm.cli.bench import app as bench_app
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.generate import generate
 from stream2llm.cli.model import app as model_app
 from stream2llm.cli.policy import policy
+from stream2llm.cli.simulate import app as simulate_app
 from stream2llm.cli.trace import app as trace_app
 
 app = typer.Typer(
@@ -27,6 +29,8 @@ app.command(name="generate")(generate)
 app.command(name="policy")(policy)
 app.add_typer(model_app, name="model")
 app.add_typer(trace_app, name="trace")
+app.add_typer(bench_app, name="bench")
+app.add_typer(simulate_app, name="simulate")
 
 # Their own options and help are in the modules behind them, which import more
 # than `--help` should wait for.

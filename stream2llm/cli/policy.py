@@ -16,7 +16,7 @@ DEFAULT_CONTROLLER = "127.0.0.1:8360"
 def policy(
     name: Annotated[
         str | None,
-        typer.Argument(help="default, fcfs, lcas or mcps; without it nothing is changed."),
+        typer.Argument(help="default, fcfs, lcas, mcps or srpf; without it nothing is changed."),
     ] = None,
     controller: Annotated[
         str,

@@ -90,7 +90,7 @@ def generate(
     with errors_as_exits():
         scale = _scale(scale_tokens, scale_time, scale_load)
         times = _first(queries, arrivals, rate, seed, scale)
-        count, counted_by = _counter(tokenizer)
+        count, counted_by = token_counter(tokenizer)
         maker = None if tokens_only else TextMaker(count)
         sessions = generator.generate(shape.value, times, seed, scale, maker)
         write_trace(output, _header(context, shape, counted_by, scale, seed), sessions)
@@ -132,7 +132,7 @@ def import_(
 
     with errors_as_exits():
         scale = _scale(scale_tokens, scale_time, scale_load)
-        count, counted_by = _counter(tokenizer)
+        count, counted_by = token_counter(tokenizer)
         importing = Importing(scale, count, tokens_only)
         importer = anns_items if shape is ShapeName.ANNS else crawler_sessions
         report = _Reporter()
@@ -226,7 +226,7 @@ def _arrivals(path: Path | None, rate: float, seed: int, scale: Scale) -> Iterat
     return poisson(rate * scale.load, random.Random(f"arrivals/{seed}"))
 
 
-def _counter(name: str | None) -> tuple[CountTokens, str]:
+def token_counter(name: str | None) -> tuple[CountTokens, str]:
     """Counts tokens; and what the header says of it."""
     from bench.traces.text import count_by_words
 

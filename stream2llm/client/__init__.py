@@ -22,6 +22,7 @@ from stream2llm.client.session import AsyncSession
 from stream2llm.client.stream import AnswerStream
 from stream2llm.client.sync import Client, Session, Stream, connect_sync
 from stream2llm.delay import DelayReason
+from stream2llm.ordering import DocumentOrdering
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs
 
@@ -39,6 +40,7 @@ __all__ = [
     "ChatMessage",
     "Document",
     "DocumentRef",
+    "DocumentOrdering",
     "SamplingParameters",
     # what they get
     "Event",

@@ -8,7 +8,7 @@ from typing import Any, Self
 import grpc
 
 from stream2llm.client.events import Event, ModelInfo, ServerInfo
-from stream2llm.client.inputs import Content, MessageLike, Prompt, template_of
+from stream2llm.client.inputs import Content, MessageLike, Ordering, Prompt, template_of
 from stream2llm.client.rpc import OnEvent
 from stream2llm.client.session import AsyncSession
 from stream2llm.client.status import error_from_rpc
@@ -23,6 +23,7 @@ from stream2llm.client.translate import (
 )
 from stream2llm.grpc_options import channel_options
 from stream2llm.handover import HandoverMode
+from stream2llm.ordering import DocumentOrdering, ordering_of
 from stream2llm.sampling import SamplingParameters
 from stream2llm.v1 import inference_pb2 as pb
 from stream2llm.v1.inference_pb2_grpc import StreamingInferenceServiceStub
@@ -71,6 +72,8 @@ class AsyncClient:
         suffix: Content | None = None,
         chat: Sequence[MessageLike] | None = None,
         context_slot: str | None = None,
+        ordering: DocumentOrdering | str = DocumentOrdering.AS_GIVEN,
+        ranking_note: str | None = None,
         sampling: SamplingParameters | None = None,
         model: str = "",
         session_id: str = "",
@@ -81,12 +84,16 @@ class AsyncClient:
         """A session whose context streams in; opens in `async with`.
 
         Give either prefix and suffix, or chat messages of which one holds the
-        slot "{{context}}" (or `context_slot`). `handover` says how the
-        context's KV reaches the decode worker, "at_seal" or "streamed"; None
-        is as the cluster is set. `timeout_s` ends the whole session. `on_event` is called with every event as it arrives.
+        slot "{{context}}" (or `context_slot`). `ordering` "stable" lets updates
+        throw away less: documents keep their places, and the model is told their
+        ranking with `ranking_note` (the server's own when None, not at all when
+        empty). `handover` says how the context's KV reaches the decode worker,
+        "at_seal" or "streamed"; None is as the cluster is set. `timeout_s` ends the
+        whole session. `on_event` is called with every event as it arrives.
         """
         template = template_of(prefix, suffix, chat, context_slot)
-        message = open_message(template, sampling, model, session_id, handover)
+        order = Ordering(ordering_of(ordering), ranking_note)
+        message = open_message(template, sampling, model, session_id, order, handover)
         return AsyncSession(
             lambda: self._stub.StreamGenerate(timeout=timeout_s),
             message,

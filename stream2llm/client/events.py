@@ -89,6 +89,9 @@ class Finished:
     timings: Timings = Timings()
     stop_string: str | None = None
     stop_token_id: int | None = None
+    # With the ordering "stable", for each document in the order in which they stood
+    # in the context: its place, from 0, in the list as it was sent.
+    document_order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

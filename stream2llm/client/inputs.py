@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stream2llm.errors import InvalidRequestError
+from stream2llm.ordering import DocumentOrdering
 
 # Text, or the token ids it stands for.
 Content = str | Sequence[int]
@@ -78,6 +79,15 @@ def template_of(
         message = "chat excludes prefix and suffix: write them into the messages"
         raise InvalidRequestError(message, field="open.chat")
     return ChatTemplate(chat_messages(chat), context_slot or DEFAULT_CONTEXT_SLOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Ordering:
+    """In which order the documents of an update stand, and how the model hears of it."""
+
+    ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
+    # None: the server's own; empty: the model is not told the ranking.
+    ranking_note: str | None = None
 
 
 def chat_messages(messages: Iterable[MessageLike]) -> tuple[ChatMessage, ...]:

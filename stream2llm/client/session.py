@@ -89,7 +89,8 @@ class AsyncSession:
         """Replaces the document list; DocumentRef("id") names one sent before.
 
         What the new list shares with the beginning of the old one stays
-        prefilled. Waits for credit when it carries content.
+        prefilled; with the ordering "stable" everything before the first document
+        that it leaves out. Waits for credit when it carries content.
         """
         rpc = self._rpc_for(SessionEvent.UPDATE)
         new_list = updated(documents)

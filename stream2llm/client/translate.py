@@ -14,6 +14,7 @@ from stream2llm.client.inputs import (
     Content,
     Document,
     MessageLike,
+    Ordering,
     PlainTemplate,
     Prompt,
     chat_messages,
@@ -33,6 +34,7 @@ def open_message(
     sampling: SamplingParameters | None,
     model: str,
     session_id: str,
+    ordering: Ordering = Ordering(),  # noqa: B008 - a frozen value
     handover: HandoverMode | None = None,
 ) -> pb.OpenSession:
     """The first event of a session."""
@@ -41,6 +43,8 @@ def open_message(
         model=model,
         sampling=_sampling(sampling),
         handover=wire.handover_to_proto(handover),
+        ordering=wire.ordering_to_proto(ordering.ordering),
+        ranking_note=ordering.ranking_note,
     )
     if isinstance(template, ChatTemplate):
         message.chat.CopyFrom(
@@ -217,6 +221,7 @@ def _finished(message: pb.GenerationFinished) -> events.Finished:
         timings=_timings(message.timings),
         stop_string=message.stop_string or None,
         stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
+        document_order=tuple(message.document_order),
     )
 
 

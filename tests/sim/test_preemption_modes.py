@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from bench.preemption_sim import BOUND, LINKS, WAYS, Pace, Scenario, Way, device
-from bench.virtual_engine import Tally
+from bench.simulate.paced import Tally
 
 pytestmark = pytest.mark.sim
 
@@ -41,10 +41,10 @@ def test_tails_are_computed_again_less_than_whole_requests() -> None:
     scenario = Scenario(num_questions=80, num_open=30, load=0.4, memory_share=0.75)
     on = device("h100-sxm-80g_llama-3.1-8b_tp1", scenario, Pace.STEPS)
     tail, whole = on.run(Way(), None), on.run(Way(whole_requests=True), None)
-    assert 0 < tail.recomputed_tokens < whole.recomputed_tokens
+    assert 0 < tail.counters.recomputed_tokens < whole.counters.recomputed_tokens
     assert first_computed(tail) == first_computed(whole)
 
 
 def first_computed(tally: Tally) -> int:
     """Tokens that are computed for the first time."""
-    return tally.computed_tokens - tally.recomputed_tokens
+    return tally.counters.computed_tokens - tally.counters.recomputed_tokens

@@ -13,7 +13,7 @@ from math import ceil
 import pytest
 
 from prefill_worker.patience import PROMOTED_TURN
-from prefill_worker.policy import POLICIES
+from prefill_worker.policy import POLICIES, SRPF_AGEING
 from tests.planner_driver import PlannerDriver
 from tests.session_machine import Tokens
 
@@ -41,6 +41,7 @@ class Arena:
         self._rivals: Callable[[], None] = {
             "fcfs": self._sealed_rival,
             "lcas": self._sealed_rival,
+            "srpf": self._sealed_rival,
             "mcps": self._growing_rival,
             "default": self._growing_rival,
         }[policy]
@@ -115,7 +116,7 @@ def test_several_victims_are_served_one_after_the_other(policy: str) -> None:
     assert all(arena.driver.sessions[name].computed for name in victims)
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "lcas"])
+@pytest.mark.parametrize("policy", ["fcfs", "lcas", "srpf"])
 def test_the_bound_holds_where_the_victim_needs_all_of_the_memory(policy: str) -> None:
     arena = Arena(policy, PATIENCE_STEPS, num_blocks=VICTIM_TOKENS // 4)
     arena.open_victim("victim")
@@ -130,3 +131,15 @@ def test_under_fcfs_a_sealed_session_waits_for_earlier_ones_only() -> None:
     arena.driver.seal("victim", ())
     bound = ceil((STEP_TOKENS + VICTIM_TOKENS) / STEP_TOKENS)
     assert arena.steps_until_computed("victim", at_most=bound) is not None
+
+
+def test_under_srpf_a_sealed_session_waits_for_so_many_tokens_per_token_of_its_own() -> None:
+    """Shorter ones that come later overtake it, but not for ever, without any promotion."""
+    arena = Arena("srpf", NEVER)
+    arena.open_victim("victim")
+    arena.driver.seal("victim", ())
+    overtaking = SRPF_AGEING * (VICTIM_TOKENS - STEP_TOKENS)
+    bound = ceil((overtaking + STEP_TOKENS + VICTIM_TOKENS) / STEP_TOKENS)
+    steps = arena.steps_until_computed("victim", at_most=bound)
+    assert steps is not None
+    assert steps > overtaking // STEP_TOKENS

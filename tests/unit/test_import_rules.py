@@ -33,7 +33,18 @@ PURE = [
             "limits",
         )
     ),
-    *(f"router/{name}.py" for name in ("context", "lengths", "placement", "progress")),
+    *(
+        f"router/{name}.py"
+        for name in (
+            "arrangement",
+            "context",
+            "lengths",
+            "ordering",
+            "placement",
+            "progress",
+            "ranking_note",
+        )
+    ),
     "stream2llm/session.py",
     "stream2llm/prefix.py",
     "stream2llm/supervision.py",

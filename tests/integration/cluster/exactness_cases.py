@@ -5,9 +5,16 @@ from __future__ import annotations
 from tests.streams import Stream
 
 
-def _stream(name: str, *events: tuple[str, str], **lengths: int) -> Stream:
-    """`events` are ("append" | "update", "names separated by blanks")."""
-    return Stream(name, tuple((kind, tuple(names.split())) for kind, names in events), lengths)
+def _stream(
+    name: str, *events: tuple[str, str], stable: str | None = None, **lengths: int
+) -> Stream:
+    """`events` are ("append" | "update", "names separated by blanks").
+
+    `stable`: the session has stable ordering, and the names stand so at the seal.
+    """
+    split = tuple((kind, tuple(names.split())) for kind, names in events)
+    laid_out = None if stable is None else tuple(stable.split())
+    return Stream(name, split, lengths, laid_out=laid_out)
 
 
 CASES = [
@@ -41,6 +48,11 @@ CASES = [
     _stream("update inserts in front", ("update", "a"), ("update", "b a"), ("update", "c b a"), a=45, b=50, c=33),
     _stream("update lengthens", ("update", "a"), ("update", "a b"), ("update", "a b c"), a=200, b=20, c=100),
     _stream("update of thousands of tokens", ("update", "a b"), ("update", "a c"), a=1300, b=900, c=1100),
+    # -- update-mode, stable ordering
+    _stream("stable, inserts in front", ("update", "a"), ("update", "b a"), ("update", "c b a"), stable="a b c", a=45, b=50, c=33),
+    _stream("stable, one leaves and one joins", ("update", "a b c"), ("update", "d c a"), stable="a d c", a=90, b=50, c=61, d=70),
+    _stream("stable, mixed with appends", ("append", "a b"), ("update", "c b"), ("append", "d"), ("update", "d b c"), stable="c b d", a=64, b=32, c=96, d=31),
+    _stream("stable, repeats a document", ("update", "a b"), ("update", "b a a"), stable="a b a", a=45, b=50),
     # -- mixed
     _stream("append, update, append", ("append", "a b"), ("update", "b"), ("append", "c"), a=90, b=50, c=61),
     _stream("update, append, update", ("update", "a"), ("append", "b"), ("update", "a c b"), a=64, b=32, c=96),

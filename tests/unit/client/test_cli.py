@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from stream2llm.cli import sources
 from stream2llm.cli.main import app
+from stream2llm.v1 import inference_pb2 as pb
 from tests import fake_router
 from tests.fake_router import Conversation
 
@@ -93,6 +94,21 @@ def test_once_sends_one_event(threaded_router):
     assert sent_texts(threaded_router) == ["a\n", "b\n"]
 
 
+def test_updates_put_the_newest_document_in_front(threaded_router):
+    options = ("--mode", "update", "--ordering", "stable")
+    result = generate(threaded_router, "-", *options, stdin="a\0b\0c")
+    assert result.exit_code == 0, result.output
+    received = threaded_router.fake.received
+    assert received[0].open.ordering == pb.DOCUMENT_ORDERING_STABLE
+    updates = [each.update.documents for each in received if each.HasField("update")]
+    assert [[each.text for each in update] for update in updates] == [
+        ["a"],
+        ["b", ""],
+        ["c", "", ""],
+    ]
+    assert [each.id for each in updates[2]][1:] == [each.id for each in updates[1]]
+
+
 def test_a_prefix_makes_a_plain_prompt(threaded_router):
     assert generate(threaded_router, "-", "--prefix", "P", stdin="a").exit_code == 0
     opened = threaded_router.fake.received[0].open
@@ -128,6 +144,8 @@ def test_sampling_options_arrive(threaded_router):
         ["generate", "-q", "Why?"],
         ["generate", "-q", "Why?", "/no/such/file"],
         ["generate", "-q", "Why?", "--mode", "sometimes", "-"],
+        ["generate", "-q", "Why?", "--mode", "update", "--ordering", "best", "-"],
+        ["generate", "-q", "Why?", "--ordering", "stable", "-"],
         ["generate", "-q", "Why?", "--prefix", "p", "--system", "s", "-"],
         ["no-such-command"],
     ],
@@ -234,7 +252,17 @@ def test_documents_leave_as_they_arrive_and_ctrl_c_cancels(threaded_router):
 
 @pytest.mark.parametrize(
     "args",
-    [[], ["generate"], ["version"], ["model"], ["model", "fetch"], ["model", "list"], ["policy"]],
+    [
+        [],
+        ["generate"],
+        ["version"],
+        ["model"],
+        ["model", "fetch"],
+        ["model", "list"],
+        ["policy"],
+        ["bench", "replay"],
+        ["bench", "report"],
+    ],
 )
 def test_every_command_has_help_with_an_example(args: list[str]):
     result = invoke(*args, "--help")

@@ -30,6 +30,7 @@ from stream2llm.errors import (
     Stream2LLMError,
     UnavailableError,
 )
+from stream2llm.v1 import inference_pb2 as pb
 from tests import fake_router
 from tests.fake_router import Conversation, FakeRouter
 
@@ -69,6 +70,28 @@ async def test_a_session_sends_its_events_in_order_and_yields_the_answer(client,
     assert [d.id for d in update.update.documents] == ["second", "c"]
     assert update.update.documents[0].WhichOneof("content") is None
     assert await router.ends.get() == "returned"
+
+
+async def test_an_ordering_and_its_note_are_sent(client, router):
+    async with client.session(ordering="stable", ranking_note="best: {ranking}") as session:
+        await session.answer()
+    opened = router.received[0].open
+    assert opened.ordering == pb.DOCUMENT_ORDERING_STABLE
+    assert opened.ranking_note == "best: {ranking}"
+
+
+async def test_documents_stand_as_given_unless_a_session_says_otherwise(client, router):
+    async with client.session() as session:
+        await session.answer()
+    opened = router.received[0].open
+    assert opened.ordering == pb.DOCUMENT_ORDERING_AS_GIVEN
+    assert not opened.HasField("ranking_note")
+
+
+async def test_an_unknown_ordering_is_refused_before_anything_is_sent(client):
+    with pytest.raises(InvalidRequestError, match="'best'; it must be as_given or stable") as error:
+        client.session(ordering="best")
+    assert error.value.field == "open.ordering"
 
 
 async def test_a_chat_template_and_a_new_suffix_are_sent(client, router):

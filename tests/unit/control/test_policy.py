@@ -73,7 +73,9 @@ async def test_a_worker_that_does_not_run_is_not_told() -> None:
 
 async def test_an_unknown_policy_changes_nothing() -> None:
     fleet = both()
-    with pytest.raises(InvalidRequestError, match="'lifo'; there are default, fcfs, lcas, mcps"):
+    with pytest.raises(
+        InvalidRequestError, match="'lifo'; there are default, fcfs, lcas, mcps, srpf"
+    ):
         await fleet.policy.switch("lifo")
     assert (fleet.policy.chosen, fleet.hosts.told) == ("fcfs", [])
 
@@ -151,7 +153,7 @@ async def test_the_command_names_the_policies_when_there_is_no_such_one() -> Non
     async with served(fleet) as address:
         result = await command("lifo", "--controller", address)
     assert result.exit_code == 3
-    assert "'lifo'; there are default, fcfs, lcas, mcps [UNKNOWN_POLICY]" in result.stderr
+    assert "'lifo'; there are default, fcfs, lcas, mcps, srpf [UNKNOWN_POLICY]" in result.stderr
 
 
 async def test_the_command_fails_when_nobody_answers() -> None:

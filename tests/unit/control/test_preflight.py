@@ -102,8 +102,11 @@ def test_cores_are_given_in_turn() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"policy": "lifo"}, r"prefill\.policy: .*'default', 'fcfs', 'lcas' or 'mcps'.*'lifo'"),
-        ({"policy": None}, r"prefill\.policy: .*'default', 'fcfs', 'lcas' or 'mcps'"),
+        (
+            {"policy": "lifo"},
+            r"prefill\.policy: .*'default', 'fcfs', 'lcas', 'mcps' or 'srpf'.*'lifo'",
+        ),
+        ({"policy": None}, r"prefill\.policy: .*'default', 'fcfs', 'lcas', 'mcps' or 'srpf'"),
         ({"patience_steps": 0}, r"prefill\.patience_steps: .*greater than or equal to 1.*got 0"),
         ({"patience_steps": "soon"}, r"prefill\.patience_steps: .*integer.*'soon'"),
     ],

@@ -175,3 +175,15 @@ def test_hits_of_those_behind_sessions_whose_kv_comes_back_are_taken() -> None:
     opened(book, "c", 64, sealed=True)
     ledger = replace(a_ledger(), hits=frozenset("abc"))
     assert book.hits_in_turn(limits(requests=1), ledger) == ["c"]
+
+
+def test_an_event_is_dated_by_the_tokens_that_were_granted_before() -> None:
+    book = a_book()
+    opened(book, "a", 65)
+    assert step(book) == ["a"]
+    later = opened(book, "b", 65)
+    assert (book.view("a").last_event_work, book.view("b").last_event_work) == (0, 64)
+    step(book, tokens=10)
+    book.note_event("b", 65)
+    book.update("b", 70, 0, 0)
+    assert later.last_event_work == book.view("b").last_event_work == 74

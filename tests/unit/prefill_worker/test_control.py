@@ -134,7 +134,7 @@ async def test_an_unknown_policy_is_refused_with_those_that_there_are() -> None:
     engine = FakeEngine()
     async with open_control_channel(engine, ignore) as channel:
         with pytest.raises(
-            InvalidRequestError, match="'lifo'; there are default, fcfs, lcas, mcps"
+            InvalidRequestError, match="'lifo'; there are default, fcfs, lcas, mcps, srpf"
         ):
             await channel.set_policy("lifo")
     assert len(engine.commands) == 1

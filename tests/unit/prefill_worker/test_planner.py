@@ -71,6 +71,24 @@ def test_sealed_sessions_are_served_before_open_ones() -> None:
     assert plan.grants == (Grant("sealed", 400), Grant("early", 100))
 
 
+def test_srpf_leaves_open_sessions_out_of_a_step_that_computes_for_sealed_ones() -> None:
+    """Somebody waits for the end of that step; what is open waits for nothing yet."""
+    early = a_request("early", arrival=1, known=400)
+    sealed = a_request("sealed", arrival=2, known=400, sealed=True)
+    plan = plan_of(early, sealed, limits=limits(tokens=500), policy="srpf")
+    assert plan == StepPlan((Grant("sealed", 400),), (), StopReason.SEALED_APART, "early")
+    assert plan_of(early, policy="srpf").grants == (Grant("early", 399),)
+
+
+def test_under_srpf_a_promoted_open_session_shares_its_turn_with_sealed_ones() -> None:
+    promoted = a_request("promoted", arrival=1, known=100, promotion=1)
+    sealed = a_request("sealed", arrival=2, known=100, sealed=True)
+    other = a_request("other", arrival=3, known=100)
+    ranking = a_ranking(promoted, sealed, other, policy="srpf", promoted_first=True)
+    plan = plan_step(ranking, limits(tokens=500), a_ledger(), BY_RANK)
+    assert [grant.request_id for grant in plan.grants] == ["promoted", "sealed"]
+
+
 def test_the_step_never_exceeds_its_tokens() -> None:
     views = [a_request("a", known=400), a_request("b", arrival=2, known=400)]
     plan = plan_of(*views, limits=limits(tokens=300))

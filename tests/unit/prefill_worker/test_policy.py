@@ -34,6 +34,11 @@ ALL = (SEALED_LATE, SEALED_NEW, OPEN_OLD, OPEN_NEW, IDLE)
             ["idle", "open-old", "open-new", "sealed-late"],
         ),
         (
+            "srpf",
+            ["sealed-late", "sealed-new", "open-old", "open-new"],
+            ["idle", "open-new", "open-old", "sealed-late"],
+        ),
+        (
             "mcps",
             ["open-old", "open-new", "sealed-late", "sealed-new"],
             ["idle", "open-new", "open-old", "sealed-late"],
@@ -49,6 +54,17 @@ def test_the_order(policy: str, served: list[str], evicted: list[str]) -> None:
     ranking = a_ranking(*ALL, policy=policy)
     assert [view.request_id for view in ranking.to_serve()] == served
     assert [view.request_id for view in ranking.to_evict()] == evicted
+
+
+@pytest.mark.parametrize(("work_between", "first"), [(59, "short"), (61, "long")])
+def test_srpf_lets_a_shorter_one_go_first_if_it_comes_soon_enough(
+    work_between: int, first: str
+) -> None:
+    """Ten tokens more are worth sixty of the worker's."""
+    long = a_request("long", sealed=True, arrival=1, last_event=1, known=50)
+    short = a_request("short", sealed=True, arrival=2, last_event=2, known=40)
+    later = short._replace(last_event_work=work_between)
+    assert next(a_ranking(long, later, policy="srpf").to_serve()).request_id == first
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -152,6 +152,35 @@ async def long_session_id(s: Conversation) -> None:
     await s.open(session_id="x" * 257)
 
 
+async def unknown_ordering(s: Conversation) -> None:
+    await s.open(ordering=7)
+
+
+async def note_without_stable(s: Conversation) -> None:
+    await s.open(ranking_note="{ranking}")
+
+
+async def note_of_nothing(s: Conversation) -> None:
+    await s.open(ordering=pb.DOCUMENT_ORDERING_STABLE, ranking_note="best first")
+
+
+async def note_repeats_itself(s: Conversation) -> None:
+    await s.open(ordering=pb.DOCUMENT_ORDERING_STABLE, ranking_note="{ids} {ids}")
+
+
+async def long_note(s: Conversation) -> None:
+    note = "{ids}" + "x" * 1_996
+    await s.open(ordering=pb.DOCUMENT_ORDERING_STABLE, ranking_note=note)
+
+
+async def too_long_with_its_note(s: Conversation) -> None:
+    note = "{ranking}" + "x" * 60
+    await s.open("y" * 900, "z" * 40, ordering=pb.DOCUMENT_ORDERING_STABLE, ranking_note=note)
+    await s.update(("a", "f"), ("b", "g"))
+    await s.update(named("b"), named("a"))
+    await s.seal()
+
+
 BAD = grpc.StatusCode.INVALID_ARGUMENT
 ORDER = grpc.StatusCode.FAILED_PRECONDITION
 ROWS: list[tuple[Script, Any, str, str, str]] = [
@@ -179,6 +208,12 @@ ROWS: list[tuple[Script, Any, str, str, str]] = [
     (two_slots, BAD, "BAD_CHAT", "chat.messages", "appears 2 times"),
     (template_refuses, BAD, "BAD_CHAT", "chat.messages", "user first"),
     (suffix_with_chat, BAD, "SUFFIX_WITH_CHAT", "seal.suffix", "has its own"),
+    (unknown_ordering, BAD, "BAD_ORDERING", "open.ordering", "is 7; it must be as_given or stable"),
+    (note_without_stable, BAD, "BAD_RANKING_NOTE", "open.ranking_note", "needs open.ordering stable"),
+    (note_of_nothing, BAD, "BAD_RANKING_NOTE", "open.ranking_note", "has neither {ranking} nor {ids}"),
+    (note_repeats_itself, BAD, "BAD_RANKING_NOTE", "open.ranking_note", "more than once"),
+    (long_note, BAD, "BAD_RANKING_NOTE", "open.ranking_note", "has 2001 characters; at most 2000"),
+    (too_long_with_its_note, BAD, "CONTEXT_TOO_LONG", "", "has 1006 tokens; with one for the answer"),
     (long_session_id, BAD, "INVALID_REQUEST", "session_id", "257 characters; at most 256"),
 ]  # fmt: skip
 

@@ -1,0 +1,112 @@
+"""`make bench-peers`: stock vLLM and Stream2LLM on the same traces, one after the other.
+
+Two hours; `--quick` ten minutes. Writes each run, a report for each cell and the
+verdicts into a folder. Exit codes: 0 done, whatever the verdicts; 1 something
+failed; 130 interrupted, with all processes ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.demo import catch_signals
+from bench.peers.cells import SHAPES, ours
+from bench.peers.options import (
+    COMPARISONS,
+    FULL_REPETITIONS,
+    FULL_SESSIONS,
+    QUICK_REPETITIONS,
+    QUICK_RETRIEVAL,
+    QUICK_SESSIONS,
+    Options,
+)
+from bench.peers.runner import Runner
+from bench.peers.verdicts import pooled, verdict_tables
+from bench.records import RunRecord
+from bench.report import write_report
+from prefill_worker.policy import POLICIES
+from stream2llm.errors import Stream2LLMError
+from stream2llm.model_store import PresetName, ensure_random_llama
+
+INTERRUPTED = 130
+# docs/benchmarks.md says why not the larger one.
+MODELS: tuple[PresetName, ...] = ("faster", "fast")
+REPORTED_POLICY = "fcfs"
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """The options of a command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="ten minutes: small cells, once")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=(*COMPARISONS, *SHAPES),
+        default=(),
+        help="these comparisons and shapes",
+    )
+    parser.add_argument("--policies", nargs="+", choices=tuple(POLICIES), default=tuple(POLICIES))
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0], help="a random Llama")
+    parser.add_argument("--sessions", type=int, help="of each run")
+    parser.add_argument("--repetitions", type=int)
+    parser.add_argument("--output", type=Path, default=Path("peers"), help="a folder")
+    args = parser.parse_args(arguments)
+    return Options(
+        output=args.output,
+        model=args.model,
+        retrieval_factor=QUICK_RETRIEVAL if args.quick else 1.0,
+        policies=tuple(args.policies),
+        num_sessions=args.sessions or (QUICK_SESSIONS if args.quick else FULL_SESSIONS),
+        repetitions=args.repetitions or (QUICK_REPETITIONS if args.quick else FULL_REPETITIONS),
+        comparisons=tuple(each for each in COMPARISONS if each in args.only) or COMPARISONS,
+        shapes=tuple(each for each in SHAPES if each in args.only) or SHAPES,
+        cores=two_cores(),
+    )
+
+
+def two_cores() -> tuple[int, int]:
+    """Two that this process may use; raises Stream2LLMError when there is one only."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise Stream2LLMError("two cores are needed: one for the driver, one for the engine")
+    return cores[0], cores[1]
+
+
+def write_all(runs: Sequence[RunRecord], output: Path) -> Path:
+    """Verdicts of all, and a report of each cell."""
+    records = pooled(runs)
+    for trace in dict.fromkeys(record.trace for record in records):
+        cell = [record for record in records if record.trace == trace]
+        write_report(cell, output / trace.replace(" ", "-"), ours(REPORTED_POLICY))
+    verdicts = output / "verdicts.md"
+    verdicts.write_text(verdict_tables(runs), encoding="utf-8")
+    return verdicts
+
+
+def main() -> int:
+    """The command line."""
+    options = parse(sys.argv[1:])
+    catch_signals()
+    runner = Runner(options, ensure_random_llama(options.model))
+    try:
+        asyncio.run(runner.run())
+    except KeyboardInterrupt:
+        print("\ninterrupted; everything that was started is stopped", flush=True)
+        return INTERRUPTED
+    except Stream2LLMError as error:
+        print(f"bench.peers failed: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if runner.runs:
+            verdicts = write_all(runner.runs, options.output)
+            print(f"{verdicts}:\n{verdicts.read_text(encoding='utf-8')}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

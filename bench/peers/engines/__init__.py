@@ -1,0 +1,6 @@
+"""An engine in a process of its own, bound to its cores, behind one socket.
+
+messages  what travels            host   the process: reads, answers, ends with its driver
+stock     vLLM as it is           ours   a prefill worker's engine, without router and Ray
+link      the driver's end: starts the process, sends, receives, ends it
+"""

@@ -1,0 +1,187 @@
+"""What `stream2llm bench replay` does with its options: plan, replay, files.
+
+Ctrl-C ends the replay, not the command: open sessions are cancelled, and what
+was finished is reported. A second one ends the command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+from bench.records import RunRecord
+from bench.replay.display import make_view
+from bench.replay.plan import PlannedSession, Planner
+from bench.replay.run import Target, replay
+from bench.replay.session import Asking
+from bench.report import save_run, write_report
+from bench.report.save import RunFileError
+from bench.traces.format import Header
+from bench.traces.read import TraceReader
+from bench.traces.text import CountTokens, TextMaker
+from stream2llm.client import AsyncClient
+from stream2llm.clock import SystemClock
+from stream2llm.errors import InvalidRequestError
+from stream2llm.ordering import DocumentOrdering
+from stream2llm.sampling import SamplingParameters
+
+Say = Callable[[str], None]
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """As the command's help describes them."""
+
+    trace: Path
+    addresses: Sequence[str]
+    output: Path
+    label: str
+    load_scale: float
+    max_sessions: int | None
+    max_tokens: int
+    ignore_eos: bool
+    ordering: DocumentOrdering
+    timeout_s: float
+    text_seed: int
+    metrics_urls: Sequence[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a replay left behind."""
+
+    run: RunRecord
+    page: Path
+    interrupted: bool
+
+    @property
+    def num_answered(self) -> int:
+        """Sessions with a whole answer."""
+        return sum(not session.error for session in self.run.sessions)
+
+
+def replay_to_folder(options: Options, count_tokens: CountTokens, say: Say) -> Outcome:
+    """Replays a trace and writes run and report; raises Stream2LLMError before it has begun."""
+    _require_writable(options.output)
+    say(f"preparing {options.trace}")
+    plan, header = _plan(options, count_tokens)
+    run, interrupted = asyncio.run(_replay(options, plan, header, say))
+    save_run(run, options.output / RUN_FILE)
+    return Outcome(run, write_report([run], options.output)[0], interrupted)
+
+
+def _require_writable(folder: Path) -> None:
+    """Before minutes are spent on what could not be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN_FILE).touch()
+    except OSError as error:
+        problem = f"{folder}: cannot be written: {error.strerror}"
+        raise RunFileError(problem, field="--output") from error
+
+
+def _plan(options: Options, count_tokens: CountTokens) -> tuple[list[PlannedSession], Header]:
+    planner = Planner(
+        TextMaker(count_tokens), load_scale=options.load_scale, text_seed=options.text_seed
+    )
+    with TraceReader(options.trace) as reader:
+        sessions = islice(reader, options.max_sessions)
+        plan = list(planner.plan(sessions, reader.shared))
+    if not plan:
+        raise InvalidRequestError(f"{options.trace}: has no session", field="--trace")
+    return plan, reader.header
+
+
+async def _replay(
+    options: Options, plan: Sequence[PlannedSession], header: Header, say: Say
+) -> tuple[RunRecord, bool]:
+    clock, stop = SystemClock(), asyncio.Event()
+    async with AsyncClient(options.addresses[0]) as client:
+        model = (await client.model_info()).model  # nobody there: say so now, once
+    began = datetime.fromtimestamp(clock.wall_s(), UTC).isoformat(timespec="seconds")
+    target = _target(options, header, {"model": model, "began": began})
+    say(f"{len(plan):,} sessions to {', '.join(options.addresses)}; {_length(plan)}")
+    with _short_collections(), _interruptible(stop, say):
+        run = await replay(plan, target, stop=stop, view=make_view(), clock=clock)
+    return run, stop.is_set()
+
+
+def _length(plan: Sequence[PlannedSession]) -> str:
+    last_s = max(session.seal_due_s for session in plan)
+    return f"the last one is sealed {last_s:,.1f} s after the first may come"
+
+
+def _target(options: Options, header: Header, found: Mapping[str, str | float]) -> Target:
+    sampling = SamplingParameters(
+        max_tokens=options.max_tokens, temperature=0.0, ignore_eos=options.ignore_eos
+    )
+    return Target(
+        addresses=options.addresses,
+        system=options.label,
+        trace=header.name,
+        asking=Asking(sampling, options.timeout_s, ordering=options.ordering),
+        metrics_urls=options.metrics_urls,
+        settings={
+            "trace_provenance": header.provenance,
+            "load_scale": options.load_scale,
+            "max_tokens": options.max_tokens,
+            "ignore_eos": str(options.ignore_eos),
+            "ordering": options.ordering.value,
+            "timeout_s": options.timeout_s,
+            "text_seed": options.text_seed,
+            "routers": len(options.addresses),
+            **found,
+        },
+    )
+
+
+@contextmanager
+def _short_collections() -> Iterator[None]:
+    """Keeps Python's collector from walking through everything in the middle of the run.
+
+    With 700 sessions open such a walk took 110 ms, more than all else that made the
+    generator late. Young garbage is collected as ever; what a run of minutes leaves
+    beyond that was not to be seen in its memory.
+    """
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(max(thresholds[0], 2_000), thresholds[1], 1_000_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
+@contextmanager
+def _interruptible(stop: asyncio.Event, say: Say) -> Iterator[None]:
+    """The first SIGINT or SIGTERM sets `stop`; a second one does what it always does."""
+    loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt() -> None:
+        say("ending: open sessions are cancelled, what is finished is reported")
+        stop.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    for number in signals:
+        loop.add_signal_handler(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def say_on_stderr(line: str) -> None:
+    """Progress for people; stdout is for results."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,80 @@
+"""Draws the comparison of docs/benchmarks.md: `python -m bench.simulate.figures docs/figures`.
+
+One figure with four panels: the share of sessions that wait longer, against TTFT from the
+seal, for every system at the highest loads of both shapes, as they are and under pressure.
+Evictions are production's, one seed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.report.plots import Plot, plot_style, to_svg
+from bench.simulate.grid import setting_name
+from bench.simulate.h200 import load_fit
+from bench.simulate.paper_runs import Cell, play
+from bench.simulate.published import NOT_STREAMED, Setting
+from cost_profiles.decision import Mode
+
+SYSTEMS = (NOT_STREAMED, "default", "mcps", "lcas", "fcfs", "srpf")
+SETTINGS = (
+    Setting("crawler", 4.0, 1.0, Mode.COST),
+    Setting("anns", 2.0, 1.0, Mode.COST),
+    Setting("crawler", 4.0, 10.0, Mode.COST),
+    Setting("anns", 2.0, 30.0, Mode.COST),
+)
+# Of each line; down to the share that two sessions are.
+NUM_POINTS = 120
+
+
+def ttfts_s(cell: Cell) -> list[float]:
+    """Of every session, sorted."""
+    run = play(cell, load_fit())
+    return sorted(each.ttft_s for each in run.sessions if each.ttft_s is not None)
+
+
+def draw(found: Mapping[tuple[Setting, str], Sequence[float]]) -> Plot:
+    """The figure."""
+    from matplotlib.figure import Figure
+
+    with plot_style():
+        figure = Figure(figsize=(9, 6.5), layout="constrained")
+        panels = figure.subplots(2, 2).ravel()
+        for axes, setting in zip(panels, SETTINGS, strict=True):
+            for number, system in enumerate(SYSTEMS):
+                _line(axes, found[setting, system], system, f"C{number}")
+            axes.set(xscale="log", yscale="log", title=setting_name(setting))
+        panels[0].legend()
+        figure.supxlabel("TTFT from the seal, s")
+        figure.supylabel("share of sessions that wait longer")
+    return Plot("policies", "TTFT by policy", figure)
+
+
+def _line(axes: Any, values: Sequence[float], label: str, colour: str) -> None:
+    shares = np.geomspace(1.0, 2 / len(values), NUM_POINTS)
+    width = 2.2 if label == "srpf" else 1.2
+    axes.plot(np.quantile(values, 1 - shares), shares, label=label, color=colour, linewidth=width)
+
+
+def main() -> None:
+    """Simulates and draws."""
+    folder = Path(sys.argv[1])
+    cells = [Cell(s, system, whole_requests=False) for s in SETTINGS for system in SYSTEMS]
+    with ProcessPoolExecutor() as pool:
+        found = dict(
+            zip(((c.setting, c.system) for c in cells), pool.map(ttfts_s, cells), strict=True)
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "policies.svg"
+    path.write_bytes(to_svg(draw(found)))
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Holds the simulator against a live cluster: `python -m bench.simulate.validate`.
+
+One run on this machine: the cost profile is measured (`stream2llm profile`), a
+cluster is started with the same engine arguments, a generated trace is replayed
+through router and engine, and the same trace is simulated with that profile. Prints
+P50, P95 and P99 of TTFT from the seal, measured, simulated and their ratio;
+`--check` fails when P50 or P95 are further apart than 25 %.
+
+What the profile cannot know, the way from a client to the engine and back, is taken from
+short questions that are asked one at a time before: their TTFT, less what the profile
+says of their step. Keep the machine free of other work meanwhile: a profile
+taken beside a busy neighbour describes another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from bench.demo import catch_signals
+from bench.demo_steps import on_free_ports, token_counter
+from bench.records import RunRecord
+from bench.replay.plan import PlannedSession, Planner
+from bench.replay.run import Target, replay
+from bench.replay.session import Asking
+from bench.simulate.play_trace import Machine, Way, play_trace
+from bench.simulate.steps import StepLaw, law_of, worst_error
+from bench.simulate.work import Task, tasks
+from bench.traces.arrivals import first, poisson
+from bench.traces.format import Scale, Session, Shape
+from bench.traces.generate import generate
+from bench.traces.text import TextMaker
+from cost_profiles.load import load_profile
+from cost_profiles.types import CostProfile
+from stream2llm.client import AsyncClient
+from stream2llm.cluster import Cluster
+from stream2llm.config import ClusterConfig, load_config
+from stream2llm.sampling import SamplingParameters
+
+PERCENTILES = (50, 95, 99)
+CHECKED = (50, 95)
+TOLERANCE = 0.25
+READY_TIMEOUT_S = 300.0
+SESSION_TIMEOUT_S = 600.0
+NUM_SHORT_QUESTIONS = 12
+# The crawler's longest prompts have to fit 8 K tokens of context.
+TOKEN_SCALE = 1 / 8
+ONE_TOKEN = SamplingParameters(max_tokens=1, temperature=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What is compared."""
+
+    shape: Shape
+    num_sessions: int
+    # Of the prefill rate that the profile promises.
+    load: float
+    policy: str
+    seed: int
+
+
+def main() -> None:
+    """Profile, cluster, replay, simulation, table."""
+    args = _arguments()
+    catch_signals()
+    config = on_free_ports(load_config(args.config))
+    with tempfile.TemporaryDirectory() as folder:
+        profile = _profile(args.config, args.profile, Path(folder))
+    law = law_of(profile)
+    print(f"law of the profile: {law}; off by {worst_error(law, profile):.1%} at most", flush=True)
+    missed = []
+    with Cluster.start(config) as cluster:
+        catch_signals()  # Ray has put handlers of its own in place
+        cluster.wait_ready(READY_TIMEOUT_S, print)
+        for shape in args.shapes:
+            trial = Trial(shape, args.sessions, args.load, args.policy, args.seed)
+            missed += _try(cluster, config, profile, law, trial)
+    sys.exit(bool(args.check and missed))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--config", type=Path, default=Path("deploy/local-cpu.yaml"))
+    parser.add_argument("--profile", type=Path, help="one taken a moment ago; by default measured")
+    parser.add_argument("--shapes", nargs="+", default=["crawler", "anns"])
+    parser.add_argument("--sessions", type=int, default=100)
+    parser.add_argument("--load", type=float, default=0.6)
+    parser.add_argument("--policy", default="srpf")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--check", action="store_true", help="fail when they are too far apart")
+    return parser.parse_args()
+
+
+def _profile(config: Path, given: Path | None, folder: Path) -> CostProfile:
+    if given is not None:
+        return load_profile(given)
+    path = folder / "profile.json"
+    # A process of its own: vLLM keeps global state.
+    command = ["-m", "stream2llm.cli.main", "profile", "--config", str(config), "-o", str(path)]
+    subprocess.run([sys.executable, *command], check=True)
+    return load_profile(path)
+
+
+def _try(
+    cluster: Cluster, config: ClusterConfig, profile: CostProfile, law: StepLaw, trial: Trial
+) -> list[str]:
+    """One shape; what is too far apart."""
+    cluster.set_policy(trial.policy)
+    maker = TextMaker(token_counter(config))
+    sessions = _sessions(trial, law, profile, maker)
+    plan = list(Planner(maker).plan(sessions, {}))
+    asked = tasks(sessions)
+    address = cluster.router_addresses[0]
+    front_s = asyncio.run(_front_s(address, law))
+    measured = asyncio.run(_replay(address, plan, trial))
+    machine = Machine(
+        profile,
+        kv_gib=float(config.prefill.env["VLLM_CPU_KVCACHE_SPACE"]),
+        host_gib=config.prefill.host_pool_gib,
+        step_tokens=config.prefill.engine["max_num_batched_tokens"],
+        front_s=front_s,
+        law=law,
+    )
+    return _compare(trial, measured, _simulated(machine, trial, asked), front_s)
+
+
+def _sessions(trial: Trial, law: StepLaw, profile: CostProfile, maker: TextMaker) -> list[Session]:
+    """A trace whose load is the wanted share of what the profile can prefill."""
+    rng = random.Random(f"{trial.seed}/arrivals")
+    scale = Scale(tokens=TOKEN_SCALE)
+    alike = tasks(generate(trial.shape, [0.0] * trial.num_sessions, trial.seed, scale))
+    step_tokens = profile.recompute.step_tokens
+    work_s = sum(_work_s(each, law, step_tokens) for each in alike)
+    arrivals = first(
+        trial.num_sessions, poisson(trial.load * trial.num_sessions / work_s, rng), "poisson"
+    )
+    return list(generate(trial.shape, arrivals, trial.seed, scale, maker))
+
+
+def _work_s(task: Task, law: StepLaw, step_tokens: int) -> float:
+    """All that a session makes an engine compute that keeps up with it."""
+    steps = 0.0
+    changes = (task.changes[0]._replace(num_known=0), *task.changes)
+    for before, after in pairwise(changes):
+        done = min(before.num_known, after.num_kept)
+        steps += law.seconds_to(after.num_known, step_tokens) - law.seconds_to(done, step_tokens)
+    return steps
+
+
+async def _front_s(address: str, law: StepLaw) -> float:
+    """The way there and back, without the step itself; the first question warms up."""
+    found = []
+    async with AsyncClient(address) as client:
+        for number in range(NUM_SHORT_QUESTIONS):
+            loop = asyncio.get_running_loop()
+            async with client.session(prefix=f"{number} is a number.", sampling=ONE_TOKEN) as each:
+                began_s = loop.time()
+                await each.answer()
+                found.append(loop.time() - began_s)
+    return max(median(found[2:]) - law.seconds([(0, 8)]), 0.0)
+
+
+async def _replay(address: str, plan: Sequence[PlannedSession], trial: Trial) -> RunRecord:
+    asking = Asking(ONE_TOKEN, SESSION_TIMEOUT_S)
+    target = Target([address], "measured", trial.shape, asking, metrics_urls=())
+    return await replay(plan, target)
+
+
+def _simulated(machine: Machine, trial: Trial, asked: Sequence[Task]) -> RunRecord:
+    run = play_trace(machine, Way(trial.policy), asked, trial.shape)
+    return replace(run, system="simulated")
+
+
+def _compare(trial: Trial, measured: RunRecord, simulated: RunRecord, front_s: float) -> list[str]:
+    failed = [each.error for each in measured.sessions if each.error]
+    if failed:
+        raise SystemExit(f"{len(failed)} sessions failed, the first with: {failed[0]}")
+    print(
+        f"\n{trial.shape}, {trial.num_sessions} sessions, load {trial.load:g}, {trial.policy}; "
+        f"way to the engine and back {1000 * front_s:.1f} ms; "
+        f"late by {max(each.lateness_s for each in measured.sessions):.3f} s at most\n"
+        f"tokens computed: {_computed(measured):,} measured, {_computed(simulated):,} simulated\n\n"
+        "| TTFT from the seal | measured | simulated | ratio |\n|---|--:|--:|--:|"
+    )
+    missed = []
+    for percent in PERCENTILES:
+        there, here = _percentile(measured, percent), _percentile(simulated, percent)
+        is_far = percent in CHECKED and abs(here / there - 1) > TOLERANCE
+        print(f"| P{percent} | {there:.3f} s | {here:.3f} s | {here / there:.2f}{'*' * is_far} |")
+        missed += [f"{trial.shape} P{percent}"] * is_far
+    return missed
+
+
+def _computed(run: RunRecord) -> int:
+    return sum(each.computed_tokens for each in run.sessions)
+
+
+def _percentile(run: RunRecord, percent: float) -> float:
+    values = [each.ttft_s for each in run.sessions if each.ttft_s is not None]
+    return float(np.percentile(values, percent))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""`stream2llm bench`: traces replayed against a live cluster, and what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stream2llm.cli.exits import INTERRUPTED, REFUSED, errors_as_exits
+from stream2llm.cli.generate import DEFAULT_ADDRESS
+from stream2llm.cli.trace import TokenizerOption, token_counter
+from stream2llm.ordering import DocumentOrdering
+
+if TYPE_CHECKING:
+    from bench.replay.command import Outcome
+
+app = typer.Typer(
+    no_args_is_help=True, help="Replay traces against a live cluster, and report what came of it."
+)
+
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="The folder for all files; made where it is missing.")
+]
+
+
+@app.command()
+def replay(
+    trace: Annotated[
+        Path, typer.Option("--trace", "-t", help="The trace, as `stream2llm trace` writes them.")
+    ],
+    output: Output,
+    address: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--address",
+            "-a",
+            help="HOST:PORT of a router; may be repeated, sessions are then dealt out in turn."
+            f"  [default: {DEFAULT_ADDRESS}]",
+            envvar="STREAM2LLM_ADDRESS",
+        ),
+    ] = None,
+    label: Annotated[
+        str, typer.Option(help="The run's name in tables and plots: system, policy.")
+    ] = "stream2llm",
+    load_scale: Annotated[
+        float,
+        typer.Option(min=1e-6, help="Multiplies the sessions a second; sessions stay as long."),
+    ] = 1.0,
+    max_sessions: Annotated[
+        int | None, typer.Option(min=1, help="Only so many, from the beginning of the trace.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    ignore_eos: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-eos/--stop-at-eos",
+            help="Every answer has --max-tokens tokens: equal work for all systems.",
+        ),
+    ] = True,
+    ordering: Annotated[
+        DocumentOrdering,
+        typer.Option(
+            help="as_given: documents stand as updates list them; stable: they keep their places, "
+            "which invalidates less."
+        ),
+    ] = DocumentOrdering.AS_GIVEN,
+    timeout_s: Annotated[
+        float,
+        typer.Option("--timeout", min=0.1, help="Seconds from a session's opening to its end."),
+    ] = 600.0,
+    text_seed: Annotated[
+        int,
+        typer.Option(
+            help="Decides the text that stands for token counts. Another one for every run on the "
+            "same cluster: equal text is found in prefix caches."
+        ),
+    ] = 0,
+    tokenizer: TokenizerOption = None,
+    metrics_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="HOST:PORT or URL of a prefill worker's metrics, or http://CONTROLLER/sd; may be "
+            "repeated. By default those of the workers that the router names."
+        ),
+    ] = None,
+    no_metrics: Annotated[
+        bool, typer.Option("--no-metrics", help="No timeline, no counts of preemptions.")
+    ] = False,
+) -> None:
+    """Replay a trace against a running cluster, in open loop, and report what came of it.
+
+    Each session is opened at its arrival and gets each event when it is due,
+    however slow the cluster is. Writes run.json (for `bench report`),
+    summary.json (key names as `vllm bench serve`), report.md, report.html and
+    the figures; prints the tables. Ctrl-C cancels what is open and reports what
+    is finished. Exit codes: 0 replayed, 3 refused or no session was answered,
+    4 no router answers (try again), 130 interrupted.
+
+    Example: stream2llm bench replay -t crawler.jsonl --load-scale 2 --label lcas -o lcas-2
+    """
+    from bench.replay.command import Options, replay_to_folder, say_on_stderr
+
+    options = Options(
+        trace=trace,
+        addresses=address or [DEFAULT_ADDRESS],
+        output=output,
+        label=label,
+        load_scale=load_scale,
+        max_sessions=max_sessions,
+        max_tokens=max_tokens,
+        ignore_eos=ignore_eos,
+        ordering=ordering,
+        timeout_s=timeout_s,
+        text_seed=text_seed,
+        metrics_urls=() if no_metrics else metrics_url,
+    )
+    with errors_as_exits():
+        count_tokens, _ = token_counter(tokenizer)
+        _conclude(replay_to_folder(options, count_tokens, say_on_stderr))
+
+
+def _conclude(outcome: Outcome) -> None:
+    """Tables on stdout, warnings on stderr, and how the command ends."""
+    from bench.report import lateness_warning, summarize, summary_table
+
+    summary = summarize(outcome.run)
+    typer.echo(summary_table([summary]))
+    typer.echo(f"\n{outcome.page}")
+    for error, count in sorted(summary.errors.items()):
+        typer.echo(f"{count:,} sessions failed: {error}", err=True)
+    if warning := lateness_warning(summary):
+        typer.echo(f"warning: {warning}", err=True)
+    if outcome.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if not outcome.num_answered:
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def report(
+    files: Annotated[list[Path], typer.Argument(help="Runs, as `bench replay` writes run.json.")],
+    output: Output,
+    ours: Annotated[
+        str | None,
+        typer.Option(help="Compare this system (a run's label) with the others, with intervals."),
+    ] = None,
+) -> None:
+    """Make one report of several runs: other systems, other loads.
+
+    Writes report.html (one page that needs no other file), report.md, the
+    figures as SVG, and one JSON a run with key names as `vllm bench serve`.
+    Prints the page's path. Exit codes: 0 written, 3 a file is no run.
+
+    Example: stream2llm bench report ours/run.json theirs/run.json --ours lcas -o both
+    """
+    from bench.report import load_run, write_report
+
+    with errors_as_exits():
+        runs = [load_run(path) for path in files]
+        _require_system(ours, [run.system for run in runs])
+        typer.echo(write_report(runs, output, ours)[0])
+
+
+def _require_system(ours: str | None, systems: list[str]) -> None:
+    from stream2llm.errors import NotFoundError
+
+    if ours is not None and ours not in systems:
+        there = ", ".join(sorted(set(systems)))
+        raise NotFoundError(f"no run is of {ours!r}; there are: {there}", field="--ours")

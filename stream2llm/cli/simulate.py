@@ -1,0 +1,222 @@
+"""`stream2llm simulate`: the cluster in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stream2llm.cli.exits import errors_as_exits
+from stream2llm.clock import SystemClock
+from stream2llm.errors import InvalidRequestError
+from stream2llm.ordering import DocumentOrdering
+from stream2llm.worker_spec import PolicyName, require_policy
+
+if TYPE_CHECKING:
+    from bench.simulate.grid import Outcome
+    from bench.simulate.paper_runs import Cell
+    from cost_profiles.types import CostProfile
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Run the production scheduler in virtual time, deterministic by seed.",
+)
+
+Seed = Annotated[int, typer.Option(min=0, help="Decides everything that is random.")]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Simulations at once; by default one a core.")
+]
+Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A line a run on stderr.")]
+
+
+class ModeName(StrEnum):
+    """What becomes of a victim's KV."""
+
+    RECOMPUTE = "recompute"
+    SWAP = "swap"
+    COST = "cost"
+
+
+@app.command()
+def paper(
+    seed: Seed = 1,
+    tails: Annotated[
+        bool,
+        typer.Option("--tails", help="Evict as production does, not whole requests as the paper."),
+    ] = False,
+    memory: Annotated[
+        float,
+        typer.Option(min=0.1, help="KV memory, in times of what the paper's hardware suggests."),
+    ] = 1.0,
+    processes: Processes = None,
+    progress: Progress = True,
+) -> None:
+    """The paper's whole grid beside what the paper measured on two H200.
+
+    Prints the fitted parameters, and paper, ours and ratio for every number; * marks a
+    P50 or P95 that is off by more than 25 %. About a minute on two cores.
+
+    Example: stream2llm simulate paper
+    """
+    from bench.simulate import grid
+    from bench.simulate.h200 import NUM_BLOCKS, load_fit
+
+    with errors_as_exits():
+        typer.echo(f"fitted to the non-streaming rows: {load_fit()}")
+        typer.echo(f"KV blocks: {int(NUM_BLOCKS * memory):,}\n")
+        cells = grid.paper_cells(seed, whole_requests=not tails, memory=memory)
+        compared = grid.comparisons(_outcomes(cells, processes, shows=progress))
+        typer.echo(f"{grid.table(compared)}\n\n{grid.verdict(compared)}")
+
+
+@app.command()
+def policies(
+    policy: Annotated[PolicyName, typer.Argument(help="The challenger.")] = "srpf",
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="May be given several times; 1 to 5.")
+    ] = None,
+    processes: Processes = None,
+    progress: Progress = True,
+) -> None:
+    """A policy against the best of fcfs, lcas and mcps in every setting of the paper's grid.
+
+    Exits with 1 where it is worse by more than 3 % (P99.9: 10 %, crawler only).
+
+    Example: stream2llm simulate policies srpf
+    """
+    from bench.simulate import contest
+
+    with errors_as_exits():
+        cells = contest.cells(policy, tuple(seeds or contest.TEST_SEEDS))
+        found = contest.results(_outcomes(cells, processes, shows=progress), policy)
+        typer.echo(contest.table(found, policy))
+        missed = contest.misses(found)
+        typer.echo(f"\nworse than the best of the three: {len(missed)} of {len(found)}")
+        if missed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def orderings(seed: Seed = 1, processes: Processes = None, progress: Progress = True) -> None:
+    """Update-mode with documents as given and in the stable order, on the paper's ANNS settings.
+
+    Example: stream2llm simulate orderings
+    """
+    from bench.simulate import order_effect
+
+    with errors_as_exits():
+        found = _outcomes(order_effect.cells(seed), processes, shows=progress)
+        typer.echo(order_effect.table(list(found)))
+
+
+@app.command()
+def trace(
+    path: Annotated[Path, typer.Argument(help="A trace, see `stream2llm trace`.")],
+    profile: Annotated[
+        str,
+        typer.Option(help="A cost profile: a file, or the name of a shipped one without .json."),
+    ],
+    kv_gib: Annotated[float, typer.Option(min=1e-6, help="KV memory of a worker, all ranks.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder for the report.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="May be given several times; by default the cluster's default."),
+    ] = None,
+    preemption: Annotated[ModeName, typer.Option(help="What victims lose.")] = ModeName.COST,
+    host_gib: Annotated[float, typer.Option(min=0, help="Host pool of a worker.")] = 0.0,
+    step_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a step; by default the profile's.")
+    ] = None,
+    prefill: Annotated[int, typer.Option(min=1, help="Prefill workers.")] = 1,
+    decode: Annotated[int, typer.Option(min=0, help="Decode workers.")] = 0,
+    output_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 1,
+    network_gbit: Annotated[
+        float, typer.Option(min=1e-3, help="From prefill to one decode worker, Gbit/s.")
+    ] = 100.0,
+    front_ms: Annotated[
+        float, typer.Option(min=0, help="From a client to the engine, with tokenizing.")
+    ] = 0.0,
+    ordering: Annotated[
+        DocumentOrdering, typer.Option(help="How updates are laid out.")
+    ] = DocumentOrdering.AS_GIVEN,
+    not_streamed: Annotated[
+        bool, typer.Option("--not-streamed", help="Also without streaming, for comparison.")
+    ] = False,
+) -> None:
+    """A trace on a cluster that a cost profile describes.
+
+    Example: stream2llm simulate trace crawler.jsonl --profile h100-sxm-80g_llama-3.1-8b_tp1
+    --kv-gib 40 --prefill 2 --policy srpf --policy fcfs --not-streamed --output report
+    """
+    from bench.report.markdown import report_markdown
+    from bench.report.write import write_report
+    from bench.simulate.play_trace import Machine, Way, play_trace, read_tasks
+    from cost_profiles.decision import Mode
+
+    with errors_as_exits():
+        if output_tokens > 1 and not decode:
+            raise InvalidRequestError(
+                "--output-tokens above 1 needs --decode 1 or more", field="decode"
+            )
+        machine = Machine(
+            _profile(profile),
+            kv_gib,
+            host_gib,
+            step_tokens,
+            prefill,
+            decode,
+            front_ms / 1000,
+            network_gbit,
+        )
+        asked = read_tasks(path, ordering)
+        mode = Mode(preemption.value)
+        ways = [
+            Way(require_policy(name), mode, num_output_tokens=output_tokens)
+            for name in policy or ["srpf"]
+        ]
+        if not_streamed:
+            ways.append(Way("default", mode, streams=False, num_output_tokens=output_tokens))
+        runs = [play_trace(machine, way, asked, path.stem) for way in ways]
+        typer.echo(report_markdown(runs))
+        if output is not None:
+            for written in write_report(runs, output):
+                typer.echo(f"written: {written}", err=True)
+
+
+def _profile(name: str) -> CostProfile:
+    from importlib import resources
+
+    from cost_profiles.load import load_profile
+
+    if Path(name).is_file():
+        return load_profile(Path(name))
+    with resources.as_file(resources.files("cost_profiles") / "data") as folder:
+        path = folder / f"{name}.json"
+        if not path.is_file():
+            known = ", ".join(sorted(each.stem for each in folder.glob("*.json")))
+            raise InvalidRequestError(
+                f"--profile: {name!r} is neither a file nor one of {known}", field="profile"
+            )
+        return load_profile(path)
+
+
+def _outcomes(cells: list[Cell], processes: int | None, *, shows: bool) -> Iterator[Outcome]:
+    """Simulates, and says what is done."""
+    from bench.simulate.grid import outcomes, setting_name
+
+    clock = SystemClock()
+    began_s = clock.monotonic_s()
+    for number, found in enumerate(outcomes(cells, processes), 1):
+        if shows:
+            cell = found.cell
+            typer.echo(
+                f"{number}/{len(cells)} {setting_name(cell.setting)} {cell.system} seed {cell.seed}"
+                f" ({clock.monotonic_s() - began_s:.0f} s)",
+                err=True,
+            )
+        yield found

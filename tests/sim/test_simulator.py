@@ -1,0 +1,135 @@
+"""The simulator: deterministic, conserves tokens and blocks, and shows what it is for."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from statistics import median
+
+import pytest
+
+from bench.records import RunRecord
+from bench.simulate.contest import misses, results
+from bench.simulate.grid import comparisons, orders, outcome
+from bench.simulate.h200 import load_fit
+from bench.simulate.h200 import profile as h200_profile
+from bench.simulate.paper_runs import Cell
+from bench.simulate.play_trace import Machine, Way, play_trace
+from bench.simulate.published import NOT_STREAMED, Setting
+from bench.simulate.work import Task, invalidated_tokens, tasks, with_longer_gaps
+from bench.traces.arrivals import first, poisson
+from bench.traces.format import Scale, Shape
+from bench.traces.generate import generate
+from cost_profiles.decision import Mode
+from prefill_worker.policy import POLICIES
+from stream2llm.errors import InvalidRequestError
+
+pytestmark = pytest.mark.sim
+
+MACHINE = Machine(h200_profile(load_fit(), 2048), kv_gib=40.0, host_gib=100.0)
+
+
+def workload(shape: Shape, count: int = 120, rate: float = 4.0, gaps: float = 1.0) -> list[Task]:
+    arrivals = first(count, poisson(rate, random.Random("arrivals")), "poisson")
+    return with_longer_gaps(tasks(generate(shape, arrivals, 3, Scale())), gaps)
+
+
+def ttft_s(run: RunRecord) -> list[float]:
+    return [each.ttft_s for each in run.sessions if each.ttft_s is not None]
+
+
+def test_equal_inputs_give_equal_runs() -> None:
+    asked = workload("anns")
+    runs = [play_trace(MACHINE, Way("srpf"), asked, "t") for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_session_is_answered_and_no_token_is_lost(policy: str, mode: Mode) -> None:
+    """KV for a fifth of what is open at once, so that much is evicted."""
+    asked = workload("anns", gaps=20)
+    machine = replace(MACHINE, kv_gib=20.0, num_prefill=2)
+    run = play_trace(machine, Way(policy, mode), asked, "t")
+    assert {each.session_id for each in run.sessions} == {each.name for each in asked}
+    by_name = {each.name: each for each in asked}
+    for record in run.sessions:
+        task = by_name[record.session_id]
+        assert record.num_prompt_tokens == task.num_tokens
+        assert record.invalidated_tokens <= invalidated_tokens(task) + machine.profile.block_size
+        assert record.computed_tokens - record.recomputed_tokens >= task.num_tokens
+    victims = run.counters["recomputed_victims"] + run.counters["swapped_victims"]
+    assert victims > 0
+    assert run.samples[-1].kv_usage == 0
+
+
+def test_streaming_hides_prefill_behind_the_crawl() -> None:
+    asked = workload("crawler")
+    streamed = play_trace(MACHINE, Way("srpf"), asked, "t")
+    awaited = play_trace(MACHINE, Way("default", streams=False), asked, "t")
+    assert median(ttft_s(awaited)) > 3 * median(ttft_s(streamed))
+    assert sum(each.computed_tokens for each in streamed.sessions) == sum(
+        each.computed_tokens for each in awaited.sessions
+    )
+
+
+def test_a_second_prefill_worker_takes_half_of_the_sessions() -> None:
+    asked = workload("crawler", rate=8.0)
+    one, two = (
+        play_trace(replace(MACHINE, num_prefill=count), Way("fcfs"), asked, "t") for count in (1, 2)
+    )
+    assert median(ttft_s(two)) < median(ttft_s(one))
+
+
+def test_answers_are_decoded_after_their_kv_has_crossed() -> None:
+    asked = workload("crawler", count=40)
+    slow, fast = (
+        play_trace(
+            replace(MACHINE, num_decode=1, network_gbit_s=gbit),
+            Way("fcfs", num_output_tokens=8),
+            asked,
+            "t",
+        )
+        for gbit in (10.0, 400.0)
+    )
+    for run in (slow, fast):
+        assert all(len(each.token_times_s) == 8 for each in run.sessions)
+        assert all(list(each.token_times_s) == sorted(each.token_times_s) for each in run.sessions)
+    waits = [
+        median(each.token_times_s[1] - each.token_times_s[0] for each in run.sessions)
+        for run in (slow, fast)
+    ]
+    assert waits[0] > 5 * waits[1]
+
+
+def test_a_session_larger_than_the_memory_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="--kv-gib"):
+        play_trace(replace(MACHINE, kv_gib=0.1), Way("fcfs"), workload("crawler"), "t")
+
+
+def test_the_paper_s_lightest_crawl_is_met() -> None:
+    """One cell of the grid, where nothing but the fitted step law decides."""
+    setting = Setting("crawler", 0.5, 1.0, Mode.COST)
+    found = [outcome(Cell(setting, system)) for system in (NOT_STREAMED, "fcfs", "lcas")]
+    compared = comparisons(found)
+    not_streamed = [
+        c for c in compared if c.system == NOT_STREAMED and c.quantile in ("p50", "p95")
+    ]
+    assert len(not_streamed) == 2
+    assert all(each.is_close for each in not_streamed)
+    assert orders(compared)
+    assert all(
+        each.is_kept for each in orders(compared) if NOT_STREAMED in (each.faster, each.slower)
+    )
+
+
+def test_srpf_is_the_best_of_four_under_a_burst() -> None:
+    """One seed of the heaviest update load; `stream2llm simulate policies` has the grid."""
+    setting = Setting("anns", 2.0, 1.0, Mode.COST)
+    found = [
+        outcome(Cell(setting, policy, seed=9, whole_requests=False))
+        for policy in ("fcfs", "lcas", "mcps", "srpf")
+    ]
+    compared = {each.quantile: each for each in results(found, "srpf")}
+    assert not misses(list(compared.values()))
+    assert compared["p95"].gain > 1.3
