@@ -76,11 +76,21 @@ class _Rpc:
 
     async def _serve(self, fetch: worker_pb2.FetchKv) -> None:
         try:
-            await self._tell(await self._result(fetch))
+            await self._tell(await self._result_or_failure(fetch))
         except PeerGoneError:
             return  # gRPC is about to cancel the handler
+
+    async def _result_or_failure(self, fetch: worker_pb2.FetchKv) -> FetchResult:
+        """What fails here is told: the router waits for the end of each fetch."""
+        try:
+            return await self._result(fetch)
         except Stream2LLMError as error:
             _log.warning("fetch_failed session_id=%s error=%s", self._session.session_id, error)
+            return FetchResult(FetchEnd.FAILED, error.message)
+        except Exception as error:
+            # Of any type: the engine may be dead.
+            _log.exception("fetch_failed session_id=%s", self._session.session_id)
+            return FetchResult(FetchEnd.FAILED, str(error))
 
     async def _result(self, fetch: worker_pb2.FetchKv) -> FetchResult:
         transfer = parse_handover(fetch.handover.kv_transfer_params_json)

@@ -136,7 +136,7 @@ class Ahead:
             self._release(offer)
             return
         try:
-            end = await self._leg.fetch(tokens, offer.handover)
+            end = await self._sent(self._leg, tokens, offer)
         except Stream2LLMError as error:
             _logger.info("fetch_broke session_id=%s error=%s", self._live.session_id, error)
             if error.reason != WORKER_LOST:  # one that was lost may still be reading
@@ -144,6 +144,16 @@ class Ahead:
             self._next_leg()
         else:
             self._live.parts.metrics.fetch_ended(pb.FetchEnd.Name(end.end))
+
+    async def _sent(
+        self, leg: FetchLeg, tokens: Tokens, offer: pb.HandoverOffer
+    ) -> pb.FetchAheadResponse:
+        try:
+            return await leg.fetch(tokens, offer.handover)
+        except asyncio.CancelledError:
+            if not leg.has_sent:  # nobody else will
+                self._release(offer)
+            raise
 
     def _release(self, offer: pb.HandoverOffer) -> None:
         request = pb.ReleaseHandoverRequest(

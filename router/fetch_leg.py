@@ -7,7 +7,6 @@ error it is; nobody else is disturbed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 import grpc
@@ -17,6 +16,8 @@ from stream2llm.errors import InternalError, Stream2LLMError
 from stream2llm.final_status import FinalStatus
 from stream2llm.prefix import Tokens, as_tokens, common_prefix_len
 from stream2llm.v1 import worker_pb2 as pb
+
+ABORT_TIMEOUT_S = 1.0
 
 
 class FetchLeg:
@@ -31,6 +32,8 @@ class FetchLeg:
         self._final = FinalStatus(self._call)
         self._responses = aiter(self._call)
         self._is_open = False
+        # Whether the worker may know of the last fetch.
+        self.has_sent = False
         # What the worker knows of the sequence.
         self._told = as_tokens([])
         # One message at a time; an abort may come while a fetch is being written.
@@ -42,8 +45,7 @@ class FetchLeg:
         self._told = tokens
         fetch = pb.FetchKv(keep_tokens=keep, token_ids=tokens[keep:].tolist(), handover=handover)
         try:
-            await self._open()
-            await self._write(pb.FetchAheadRequest(fetch=fetch))
+            await self._send(fetch)
             return await anext(self._responses)
         except grpc.aio.AioRpcError as error:
             raise self._failure(await self._final.of(error)) from error
@@ -58,9 +60,18 @@ class FetchLeg:
         return True
 
     async def abort(self) -> None:
-        """The fetch under way is in vain; `fetch` returns its end."""
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._write(pb.FetchAheadRequest(abort=pb.AbortFetch()))
+        """The fetch under way is in vain; `fetch` returns its end.
+
+        The session's next splice waits for this, so a worker that does not take
+        the message in time is given up.
+        """
+        try:
+            async with asyncio.timeout(ABORT_TIMEOUT_S), self._writing:
+                await self._call.write(pb.FetchAheadRequest(abort=pb.AbortFetch()))
+        except TimeoutError:
+            self._call.cancel()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # it has ended already, which `fetch` tells
 
     def leave(self) -> None:
         """The session's answer takes the place at the worker."""
@@ -76,12 +87,13 @@ class FetchLeg:
             return InternalError(f"worker {self.worker.worker_id} ended fetching ahead")
         return self._pool.failure(self.worker, final)
 
-    async def _open(self) -> None:
-        if not self._is_open:
-            self._is_open = True
-            opening = pb.OpenFetchAhead(fetch_session_id=self.fetch_session_id)
-            await self._write(pb.FetchAheadRequest(open=opening))
-
-    async def _write(self, message: pb.FetchAheadRequest) -> None:
+    async def _send(self, fetch: pb.FetchKv) -> None:
+        """The fetch, behind the opening if it is the first: no abort comes between them."""
+        self.has_sent = False
         async with self._writing:
-            await self._call.write(message)
+            if not self._is_open:
+                self._is_open = True
+                opening = pb.OpenFetchAhead(fetch_session_id=self.fetch_session_id)
+                await self._call.write(pb.FetchAheadRequest(open=opening))
+            await self._call.write(pb.FetchAheadRequest(fetch=fetch))
+        self.has_sent = True

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from bench.records import RunRecord
 from bench.replay.display import make_view
@@ -83,7 +84,8 @@ def _require_writable(folder: Path) -> None:
     """Before minutes are spent on what could not be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RUN_FILE).touch()
+        with NamedTemporaryFile(dir=folder):
+            pass
     except OSError as error:
         problem = f"{folder}: cannot be written: {error.strerror}"
         raise RunFileError(problem, field="--output") from error

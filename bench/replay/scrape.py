@@ -92,8 +92,11 @@ def _expanded(url: str) -> list[str]:
     if not url.endswith("/sd"):
         return [url]
     groups = json.loads(_fetch(url))
-    prefill = (group for group in groups if group.get("labels", {}).get("role") == "prefill")
-    return [metrics_url(target) for group in prefill for target in group["targets"]]
+    try:
+        prefill = [group for group in groups if group.get("labels", {}).get("role") == "prefill"]
+        return [metrics_url(target) for group in prefill for target in group["targets"]]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{url} is no service discovery: {error!r}") from error
 
 
 def _fetch(url: str) -> str:

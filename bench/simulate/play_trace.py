@@ -108,6 +108,8 @@ def _check_sizes(settings: PrefillSettings, asked: Sequence[Task]) -> None:
     """No session is larger than the memory."""
     room = settings.num_blocks * settings.block_size
     for each in asked:
+        if not each.num_tokens:
+            raise InvalidRequestError(f"session {each.name} has no token", field="trace")
         longest = max(change.num_known for change in each.changes)
         if longest > room:
             raise InvalidRequestError(

@@ -164,7 +164,7 @@ class PrefillWorker:
             session.state.invalidated += lost
             self.counters.invalidated_tokens += lost
         session.num_known = change.num_known
-        valid = min(change.num_kept, change.num_known - 1)
+        valid = min(change.num_kept, max(change.num_known - 1, 0))
         if session.num_computed > valid:
             self._cut(session, valid)
         size = self._settings.block_size

@@ -9,6 +9,7 @@ import typer
 
 from stream2llm.cli.exits import INTERRUPTED, REFUSED, errors_as_exits
 from stream2llm.cli.generate import DEFAULT_ADDRESS
+from stream2llm.cli.numbers import finite
 from stream2llm.cli.trace import TokenizerOption, token_counter
 from stream2llm.ordering import DocumentOrdering
 
@@ -45,7 +46,11 @@ def replay(
     ] = "stream2llm",
     load_scale: Annotated[
         float,
-        typer.Option(min=1e-6, help="Multiplies the sessions a second; sessions stay as long."),
+        typer.Option(
+            min=1e-6,
+            callback=finite,
+            help="Multiplies the sessions a second; sessions stay as long.",
+        ),
     ] = 1.0,
     max_sessions: Annotated[
         int | None, typer.Option(min=1, help="Only so many, from the beginning of the trace.")
@@ -67,7 +72,12 @@ def replay(
     ] = DocumentOrdering.AS_GIVEN,
     timeout_s: Annotated[
         float,
-        typer.Option("--timeout", min=0.1, help="Seconds from a session's opening to its end."),
+        typer.Option(
+            "--timeout",
+            min=0.1,
+            callback=finite,
+            help="Seconds from a session's opening to its end.",
+        ),
     ] = 600.0,
     text_seed: Annotated[
         int,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stream2llm.cli.exits import errors_as_exits
+from stream2llm.cli.numbers import finite
 from stream2llm.clock import SystemClock
 from stream2llm.errors import InvalidRequestError
 from stream2llm.ordering import DocumentOrdering
@@ -49,7 +50,11 @@ def paper(
     ] = False,
     memory: Annotated[
         float,
-        typer.Option(min=0.1, help="KV memory, in times of what the paper's hardware suggests."),
+        typer.Option(
+            min=0.1,
+            callback=finite,
+            help="KV memory, in times of what the paper's hardware suggests.",
+        ),
     ] = 1.0,
     processes: Processes = None,
     progress: Progress = True,
@@ -119,7 +124,9 @@ def trace(
         str,
         typer.Option(help="A cost profile: a file, or the name of a shipped one without .json."),
     ],
-    kv_gib: Annotated[float, typer.Option(min=1e-6, help="KV memory of a worker, all ranks.")],
+    kv_gib: Annotated[
+        float, typer.Option(min=1e-6, callback=finite, help="KV memory of a worker, all ranks.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A folder for the report.")
     ] = None,
@@ -128,7 +135,9 @@ def trace(
         typer.Option(help="May be given several times; by default the cluster's default."),
     ] = None,
     preemption: Annotated[ModeName, typer.Option(help="What victims lose.")] = ModeName.COST,
-    host_gib: Annotated[float, typer.Option(min=0, help="Host pool of a worker.")] = 0.0,
+    host_gib: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Host pool of a worker.")
+    ] = 0.0,
     step_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of a step; by default the profile's.")
     ] = None,
@@ -136,10 +145,12 @@ def trace(
     decode: Annotated[int, typer.Option(min=0, help="Decode workers.")] = 0,
     output_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 1,
     network_gbit: Annotated[
-        float, typer.Option(min=1e-3, help="From prefill to one decode worker, Gbit/s.")
+        float,
+        typer.Option(min=1e-3, callback=finite, help="From prefill to one decode worker, Gbit/s."),
     ] = 100.0,
     front_ms: Annotated[
-        float, typer.Option(min=0, help="From a client to the engine, with tokenizing.")
+        float,
+        typer.Option(min=0, callback=finite, help="From a client to the engine, with tokenizing."),
     ] = 0.0,
     ordering: Annotated[
         DocumentOrdering, typer.Option(help="How updates are laid out.")

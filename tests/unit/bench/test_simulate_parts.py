@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
 from bench.simulate.decode import Answer, DecodeSettings, DecodeWorker, Link
 from bench.simulate.published import NOT_STREAMED, published, settings
@@ -21,6 +22,7 @@ from bench.simulate.work import (
 from bench.traces.format import Content, Document, Event, Session
 from cost_profiles.load import shipped_profiles
 from cost_profiles.types import CostProfile
+from stream2llm.cli.simulate import app
 
 pytestmark = pytest.mark.unit
 
@@ -145,3 +147,10 @@ def test_what_the_paper_published() -> None:
     pressed = next(each for each in settings() if each.shape == "anns" and each.mode == "swap")
     assert found[pressed, "lcas"]["p999"] == pytest.approx(7.3909 / 0.864)
     assert found[pressed, NOT_STREAMED]["p50"] == 0.7998
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_options_that_are_no_numbers_are_refused(value: str) -> None:
+    result = CliRunner().invoke(app, ["paper", "--memory", value])
+    assert result.exit_code == 2
+    assert "not a finite number" in result.output
