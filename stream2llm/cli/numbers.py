@@ -8,7 +8,7 @@ import typer
 
 
 def finite(value: float) -> float:
-    """For `callback=`: the value, unless it is no number; the bounds of an option let NaN pass."""
+    """For `callback=`: the value, unless it is infinite or no number, which a lower bound lets pass."""
     if not isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value
