@@ -87,7 +87,7 @@ def test_a_command_is_answered_once_also_when_there_is_nothing_to_do(
 def test_a_policy_nobody_knows_changes_nothing_and_is_answered(driver: SchedulerDriver) -> None:
     driver.command(1, set_policy="no such policy")
     driver.step()
-    assert (driver.reports[-1].last_command, driver.reports[-1].policy) == (1, "fcfs")
+    assert (driver.reports[-1].last_command, driver.reports[-1].policy) == (1, "srpf")
 
 
 def test_reports_come_when_work_ends_and_every_sixteen_steps() -> None:

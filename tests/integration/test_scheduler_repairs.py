@@ -85,6 +85,8 @@ def test_without_a_prefix_cache_equal_sessions_do_not_wait_for_each_other() -> N
 
 def test_a_delay_is_over_when_tokens_are_granted_and_not_before() -> None:
     driver = make_driver()
+    driver.command(1, set_policy="fcfs")
+    driver.step()
     driver.take_blocks(24)
     driver.open("early", tokens(9, 1))
     driver.open("late", tokens(1, 20))

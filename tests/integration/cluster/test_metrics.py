@@ -65,7 +65,7 @@ async def test_a_session_is_counted(cluster: Cluster, client: AsyncClient) -> No
     assert now["stream2llm_prefill_tokens_total/computed"] == usage.computed_tokens
     assert now["stream2llm_prefill_tokens_total/invalidated"] == usage.invalidated_tokens > 0
     assert now["stream2llm_prefill_tokens_total/reused_within_session"] > 0  # the document "a"
-    assert now["stream2llm_scheduler_decision_seconds_count/fcfs"] > 0
+    assert now["stream2llm_scheduler_decision_seconds_count/srpf"] > 0
     assert now["stream2llm_scheduler_decision_seconds_count/mcps"] == 0
     assert now["stream2llm_preemptions_total"] == 0
     assert now["stream2llm_kv_transfers_total"] == 1
@@ -101,6 +101,6 @@ async def test_the_sessions_and_the_policy_of_a_prefill_worker_are_shown(
         await until_prefilled(session, 2)
         shown = await eventually(now, lambda c: c["stream2llm_prefill_sessions/idle"] == 1)
     assert shown["stream2llm_prefill_sessions/with_work"] == 0
-    assert shown["stream2llm_scheduler_policy_info/fcfs"] == 1
+    assert shown["stream2llm_scheduler_policy_info/srpf"] == 1
     assert shown["stream2llm_scheduler_policy_info"] == 1  # and no other
     await eventually(now, lambda c: c["stream2llm_prefill_sessions/idle"] == 0)

@@ -20,13 +20,19 @@ from tests.streams import GREEDY, Outcome, Stream, collect
 
 pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
 
-# Together 17,000 tokens, on a KV memory for 12,800.
-ROUNDS = (("append", "a"), ("append", "b"), ("update", "a c"), ("append", "d"))
+# One for each policy. Together 18,000 tokens, on a KV memory for 12,800.
+ROUNDS = (
+    ("append", "a"),
+    ("append", "b"),
+    ("update", "a c"),
+    ("append", "d"),
+    ("append", "e"),
+)
 STREAMS = [
     Stream(
         f"switched {number}",
         tuple((kind, tuple(names.split())) for kind, names in ROUNDS),
-        {"a": 700 + number, "b": 650, "c": 600, "d": 800},
+        {"a": 700 + number, "b": 650, "c": 600, "d": 800, "e": 120},
     )
     for number in range(8)
 ]
@@ -39,9 +45,9 @@ async def policy(cluster: Cluster, *args: str) -> Result:
 
 
 @pytest.fixture(autouse=True)
-async def _fcfs_again(cluster: Cluster) -> AsyncIterator[None]:
+async def _default_again(cluster: Cluster) -> AsyncIterator[None]:
     yield
-    assert (await policy(cluster, "fcfs")).exit_code == 0
+    assert (await policy(cluster, "srpf")).exit_code == 0
 
 
 async def send(session: AsyncSession, stream: Stream, number: int) -> None:
@@ -99,4 +105,4 @@ async def test_an_unknown_policy_changes_nothing(cluster: Cluster) -> None:
     refused = await policy(cluster, "lifo")
     assert refused.exit_code == 3
     assert "there are default, fcfs, lcas, mcps, srpf" in refused.stderr
-    assert cluster.status()["policy"] == "fcfs"
+    assert cluster.status()["policy"] == "srpf"

@@ -83,12 +83,20 @@ def test_a_load_is_the_share_of_time_in_which_the_engine_computes() -> None:
     assert pace.rate(0.3) * pace.prefill_s == pytest.approx(0.3)
 
 
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines in this process, started by other tests, keep to one."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+
+
+@pytest.mark.usefixtures("two_cores")
 def test_all_policies_of_the_scheduler_take_part_by_default() -> None:
     options = parse([])
     assert options.policies == tuple(POLICIES)
     assert (options.num_sessions, options.repetitions) == (400, 3)
 
 
+@pytest.mark.usefixtures("two_cores")
 def test_only_chooses_comparisons_and_shapes() -> None:
     options = parse(["--quick", "--only", "engine", "anns", "--output", "there"])
     assert options.comparisons == ("engine",)
