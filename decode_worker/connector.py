@@ -53,10 +53,15 @@ class FirstTokenNixlConnector(NixlConnector):
             deadline_s = self._deadline_s(request.remote)
             if deadline_s is not None and any(request.local_block_ids):
                 self._leases.began(request.remote.request_id, deadline_s)
+        # While the handshake with an engine is under way, vLLM sends it none.
+        reached = [
+            each.req_ids
+            for engine_id, each in metadata.heartbeat_by_engine.items()
+            if engine_id in self.connector_worker._remote_agents
+        ]
         super().start_load_kv(*args, **kwargs)
-        if metadata.heartbeat_by_engine:
-            engines = metadata.heartbeat_by_engine.values()
-            self._leases.sent_signs({name for each in engines for name in each.req_ids}, now_s)
+        if reached:
+            self._leases.sent_signs({name for names in reached for name in names}, now_s)
 
     def _deadline_s(self, remote: Any) -> float | None:
         """When the lease ends by our clock; None while the other one is not known."""
@@ -72,6 +77,10 @@ class FirstTokenNixlConnector(NixlConnector):
         results = super().get_transfer_results(finished_req_ids)
         for request_id in results.finished_recving:
             meta = reading[request_id]
+            deadline_s = self._deadline_s(meta.remote)
+            if deadline_s is not None:
+                # One that began with the handshake was not known to begin.
+                self._leases.began_before(meta.remote.request_id, deadline_s)
             if not self._leases.ended(meta.remote.request_id, _now_s()):
                 results.failed_recving.add(request_id)
                 worker._invalid_block_ids.put(set(meta.local_block_ids[0]))

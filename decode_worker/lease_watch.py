@@ -43,6 +43,11 @@ class LeaseWatch:
         for sent_s in self._signs_s.pop(name, ()):
             self._extend(name, sent_s)
 
+    def began_before(self, name: str, deadline_s: float) -> None:
+        """The same, told late; nothing new where its beginning was told."""
+        if name not in self._until_s:
+            self.began(name, deadline_s)
+
     def ended(self, name: str, now_s: float) -> bool:
         """A read has ended; whether its lease was still on. Nothing is known of others: True."""
         until_s = self._until_s.pop(name, None)

@@ -56,3 +56,18 @@ def test_nothing_is_remembered_of_those_that_no_sign_goes_to(watch: LeaseWatch) 
 
 def test_of_a_read_without_a_known_lease_nothing_is_said(watch: LeaseWatch) -> None:
     assert watch.ended(NAME, now_s=1e9)
+
+
+def test_a_read_whose_beginning_is_told_at_its_end_is_judged_too(watch: LeaseWatch) -> None:
+    watch.sent_signs([NAME], 4.0)
+    watch.began_before(NAME, deadline_s=9.0)
+    assert watch.ended(NAME, now_s=9.7)
+    watch.began_before(NAME, deadline_s=9.0)
+    assert not watch.ended(NAME, now_s=9.7)
+
+
+def test_what_is_told_again_later_changes_nothing(watch: LeaseWatch) -> None:
+    watch.began(NAME, deadline_s=9.0)
+    watch.sent_signs([NAME], 8.0)
+    watch.began_before(NAME, deadline_s=9.0)
+    assert watch.ended(NAME, now_s=13.0)
