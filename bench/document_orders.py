@@ -92,9 +92,10 @@ def _layouts(current: tuple[str, ...], wanted: tuple[str, ...]) -> set[tuple[str
 
 
 def _lost(session: Lists, old: Sequence[str], new: Sequence[str]) -> int:
-    return sum(session.sizes[each] for each in old[_shared(old, new) :])
+    return sum(session.sizes[each] for each in old[num_leading(old, new) :])
 
 
-def _shared(old: Sequence[str], new: Sequence[str]) -> int:
+def num_leading(old: Sequence[str], new: Sequence[str]) -> int:
+    """How many leading documents both have."""
     pairs = enumerate(zip(old, new, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(old), len(new)))

@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import statistics
 from dataclasses import dataclass, field
-from importlib import resources
 
 from bench.handover_plan import Question, questions
 from bench.traces.format import Shape
-from cost_profiles.load import load_profile
+from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
 from prefill_worker.offers import OfferBook, OfferLimits
 from router.stability import Stability
@@ -145,8 +144,7 @@ class HandoverRun:
 def main() -> None:
     """Prints the table."""
     args = _parse()
-    with resources.as_file(resources.files("cost_profiles") / "data" / _PROFILE) as path:
-        costs = CostModel(load_profile(path))
+    costs = CostModel(shipped_profile(_PROFILE))
     print(f"{_PROFILE}: {BYTES_PER_TOKEN / 1e3:.0f} kB a token; medians of {args.count} questions")
     print("| shape | tokens | Gbit/s | at_seal | streamed | gain |\n|---|---|---|---|---|---|")
     for shape in ("crawler", "anns"):

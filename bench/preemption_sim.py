@@ -28,7 +28,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from importlib import resources
 from statistics import mean, quantiles
 
 from bench.crawler import MAX_TOKENS, QUESTION_TOKENS, Arrival, crowd, peak_tokens, questions
@@ -37,7 +36,7 @@ from bench.simulate.prefill import PrefillSettings, PrefillWorker
 from bench.simulate.steps import Range
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.decision import Mode
-from cost_profiles.load import load_profile
+from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
 from cost_profiles.types import CostProfile, Costs
 
@@ -174,8 +173,7 @@ class Device:
 
 def device(name: str, scenario: Scenario, pace: Pace, token_scale: float = 1.0) -> Device:
     """From a shipped profile."""
-    with resources.as_file(resources.files("cost_profiles") / "data" / f"{name}.json") as path:
-        return Device(load_profile(path), scenario, pace, token_scale)
+    return Device(shipped_profile(name), scenario, pace, token_scale)
 
 
 def devices(scenario: Scenario, pace: Pace) -> Iterator[tuple[str, Device]]:

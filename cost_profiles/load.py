@@ -80,6 +80,16 @@ def shipped_profiles() -> list[CostProfile]:
         return load_profiles(directory)
 
 
+def shipped_profile(name: str) -> CostProfile:
+    """One of them by its file's name, without .json; raises ProfileError naming those there are."""
+    with resources.as_file(resources.files("cost_profiles") / "data") as directory:
+        path = directory / f"{name}.json"
+        if not path.is_file():
+            known = ", ".join(sorted(each.stem for each in directory.glob("*.json")))
+            raise ProfileError(f"{name!r} is none of the shipped profiles: {known}")
+        return load_profile(path)
+
+
 class Match(NamedTuple):
     """The profile for a node, or None; `reason` says why, for a log line."""
 

@@ -21,7 +21,7 @@ from router.stability import num_sure
 from router.text_input import Frame
 from router.types import AppendEvent, ClientEvent, OpenEvent, SealEvent, UpdateEvent
 from stream2llm.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
-from stream2llm.prefix import Tokens
+from stream2llm.prefix import Tokens, as_tokens
 from stream2llm.session import Event
 
 _EVENTS: dict[type[ClientEvent], Event] = {
@@ -169,6 +169,8 @@ class SessionInput:
     async def _ranking_note(self) -> Tokens:
         """Tokenized on its own, so that it goes with a suffix of token ids too."""
         text = ranking_note(self._note_template, self._log.arrangement)
+        if not text:
+            return as_tokens([])
         return await self._live.parts.text.content(text, "open.ranking_note")
 
     def _revise(self, sequence: int, splice: Splice) -> int:

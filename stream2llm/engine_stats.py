@@ -24,10 +24,12 @@ class EngineStats:
 
     def as_vllm_logger(self) -> StatLoggerBase:
         """Something vLLM can report to."""
-        return _Logger(self)
+        return StatsRelay(lambda scheduler_stats, _: self.record(scheduler_stats))
 
     def record(self, scheduler_stats: Any) -> None:
-        """Takes one report of vLLM's."""
+        """Takes one report of vLLM's; None when there is nothing to tell of the scheduler."""
+        if scheduler_stats is None:
+            return
         self.kv_usage = scheduler_stats.kv_cache_usage
         if self._on_transfer:
             for seconds, num_bytes in _transfers(scheduler_stats.kv_connector_stats or {}):
@@ -42,9 +44,11 @@ def _transfers(stats: dict[str, Any]) -> Iterator[tuple[float, int]]:
         yield from zip(seconds, num_bytes, strict=True)
 
 
-class _Logger(StatLoggerBase):
-    def __init__(self, stats: EngineStats) -> None:
-        self._stats = stats
+class StatsRelay(StatLoggerBase):
+    """Hands each report of vLLM's on: the scheduler's part and the step's, either may be None."""
+
+    def __init__(self, take: Callable[[Any, Any], None]) -> None:
+        self._take = take
 
     def record(
         self,
@@ -53,8 +57,7 @@ class _Logger(StatLoggerBase):
         mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
-        if scheduler_stats is not None:
-            self._stats.record(scheduler_stats)
+        self._take(scheduler_stats, iteration_stats)
 
     def log_engine_initialized(self) -> None:
         pass

@@ -18,6 +18,7 @@ from bench.simulate.prefill import PrefillWorker, StepResult
 from bench.simulate.work import Change, Task, in_order
 from prefill_worker.session_state import SessionState
 from router.placement import WorkerView, pick
+from stream2llm.worker_spec import Role
 
 _Act = Callable[[], None]
 
@@ -114,14 +115,9 @@ class Cluster:
         self._touched.add(live.prefill)
 
     def _place(self) -> int:
-        views = [
-            WorkerView(f"{number:04}", "prefill", True, num_sessions)
-            for number, num_sessions in enumerate(self._placed)
-        ]
-        chosen = pick(views, "prefill")
-        assert chosen is not None
-        self._placed[int(chosen)] += 1
-        return int(chosen)
+        chosen = _least_loaded("prefill", self._placed)
+        self._placed[chosen] += 1
+        return chosen
 
     # -- prefill -----------------------------------------------------------------------
 
@@ -162,19 +158,10 @@ class Cluster:
             self._prefill[live.prefill].release(name)
             self._end(name)
             return
-        live.decode = self._place_decode()
+        live.decode = _least_loaded("decode", [each.num_sessions for each in self._decode])
         answer = Answer(name, live.task.num_tokens + 1, self._settings.num_output_tokens - 1)
         self._decode[live.decode].submit(answer)
         self._take_up(live.decode)
-
-    def _place_decode(self) -> int:
-        views = [
-            WorkerView(f"{number:04}", "decode", True, worker.num_sessions)
-            for number, worker in enumerate(self._decode)
-        ]
-        chosen = pick(views, "decode")
-        assert chosen is not None
-        return int(chosen)
 
     def _take_up(self, number: int) -> None:
         for at_s, answer in self._decode[number].take_up(self._now_s):
@@ -247,3 +234,13 @@ class Cluster:
         """Sums over the prefill workers."""
         each = [asdict(worker.counters) for worker in self._prefill]
         return {name: sum(counters[name] for counters in each) for name in each[0]}
+
+
+def _least_loaded(role: Role, num_sessions: Sequence[int]) -> int:
+    """Production's choice among workers that hold so many sessions each."""
+    chosen = pick(
+        (WorkerView(f"{number:04}", role, True, held) for number, held in enumerate(num_sessions)),
+        role,
+    )
+    assert chosen is not None
+    return int(chosen)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench.report.plots import Plot, plot_style, to_svg
+from bench.report.summary import latencies
 from bench.simulate.grid import setting_name
 from bench.simulate.h200 import load_fit
 from bench.simulate.paper_runs import Cell, play
@@ -35,8 +36,7 @@ NUM_POINTS = 120
 
 def ttfts_s(cell: Cell) -> list[float]:
     """Of every session, sorted."""
-    run = play(cell, load_fit())
-    return sorted(each.ttft_s for each in run.sessions if each.ttft_s is not None)
+    return sorted(latencies(play(cell, load_fit()), "ttft"))
 
 
 def draw(found: Mapping[tuple[Setting, str], Sequence[float]]) -> Plot:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from importlib import resources
 from pathlib import Path
 
 from bench.simulate.steps import StepLaw
-from cost_profiles.load import load_profile
+from cost_profiles.load import shipped_profile
 from cost_profiles.types import CostProfile, RecomputePoint
 
 DATA = Path(__file__).parent / "data"
@@ -60,9 +59,7 @@ def save_fit(fit: Fit) -> None:
 
 def profile(fit: Fit, step_tokens: int) -> CostProfile:
     """What a scheduler there goes by: recompute from the fit, copies from the datasheet."""
-    name = "data/h200_llama-3.1-8b_tp2.json"
-    with resources.as_file(resources.files("cost_profiles") / name) as path:
-        sheet = load_profile(path)
+    sheet = shipped_profile("h200_llama-3.1-8b_tp2")
     points = tuple(
         RecomputePoint(each.num_tokens, 0, fit.law.seconds_to(each.num_tokens, step_tokens))
         for each in sheet.recompute.points

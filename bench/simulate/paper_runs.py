@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from bench.records import RunRecord
+from bench.report.summary import latencies
 from bench.simulate.cluster import Cluster, ClusterSettings
 from bench.simulate.h200 import BLOCK_SIZE, NUM_BLOCKS, NUM_HOST_BLOCKS, STEP_TOKENS, Fit, profile
 from bench.simulate.prefill import PrefillSettings, PrefillWorker
@@ -73,6 +74,5 @@ def play(cell: Cell, fit: Fit) -> RunRecord:
 
 def quantiles_s(run: RunRecord) -> dict[str, float]:
     """TTFT from the seal, by the names of QUANTILES."""
-    values = [each.ttft_s for each in run.sessions if each.ttft_s is not None]
-    found = np.percentile(values, list(QUANTILES.values()))
+    found = np.percentile(latencies(run, "ttft"), list(QUANTILES.values()))
     return dict(zip(QUANTILES, found.tolist(), strict=True))

@@ -34,6 +34,7 @@ from bench.records import RunRecord
 from bench.replay.plan import PlannedSession, Planner
 from bench.replay.run import Target, replay
 from bench.replay.session import Asking
+from bench.report.summary import latencies
 from bench.simulate.play_trace import Machine, Way, play_trace
 from bench.simulate.steps import StepLaw, law_of, worst_error
 from bench.simulate.work import Task, tasks
@@ -208,8 +209,7 @@ def _computed(run: RunRecord) -> int:
 
 
 def _percentile(run: RunRecord, percent: float) -> float:
-    values = [each.ttft_s for each in run.sessions if each.ttft_s is not None]
-    return float(np.percentile(values, percent))
+    return float(np.percentile(latencies(run, "ttft"), percent))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ lists is that of the two token sequences: instruction and leading documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from bench.document_orders import ORDERS, laid_out
+from bench.document_orders import ORDERS, laid_out, num_leading
 from bench.traces.format import Document, Session
 from stream2llm.ordering import DocumentOrdering
 
@@ -61,7 +61,7 @@ def task(
     changes = [Change(opened, 0, prefix, seals=False)]
     current, given = list[str](), list(session.lists())
     for event, following in zip(session.events, laid_out(given, ORDERS[ordering]), strict=False):
-        shared = _leading(current, following)
+        shared = following[: num_leading(current, following)]
         num_kept = prefix + _tokens(shared, documents)
         num_known = prefix + _tokens(following, documents)
         changes.append(Change(opened + event.at_s, num_kept, num_known, seals=False))
@@ -107,15 +107,6 @@ def in_order(tasks: Iterable[Task]) -> Iterator[tuple[Change, Task]]:
     """All changes of all sessions as they come; those of a moment as they stand."""
     everything = [(change, each) for each in tasks for change in each.changes]
     return iter(sorted(everything, key=lambda pair: pair[0].at_s))
-
-
-def _leading(before: Sequence[str], after: Sequence[str]) -> Sequence[str]:
-    count = 0
-    for one, other in zip(before, after, strict=False):
-        if one != other:
-            break
-        count += 1
-    return before[:count]
 
 
 def _tokens(names: Iterable[str], documents: Mapping[str, Document]) -> int:

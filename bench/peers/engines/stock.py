@@ -15,6 +15,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from bench.peers.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
+from stream2llm.engine_stats import StatsRelay
 
 
 def common_args(spec: HostSpec) -> dict[str, Any]:
@@ -169,7 +170,7 @@ class Counts:
 
     def as_logger(self, vllm_config: Any, engine_index: int = 0) -> StatLoggerBase:
         """Something vLLM can report to."""
-        return _Logger(self)
+        return StatsRelay(self.add)
 
     def add(self, scheduler_stats: Any, iteration_stats: Any) -> None:
         """One report."""
@@ -181,23 +182,6 @@ class Counts:
         if scheduler_stats is not None:
             values["prefix_queries"] += scheduler_stats.prefix_cache_stats.queries
             values["prefix_hits"] += scheduler_stats.prefix_cache_stats.hits
-
-
-class _Logger(StatLoggerBase):
-    def __init__(self, counts: Counts) -> None:
-        self._counts = counts
-
-    def record(
-        self,
-        scheduler_stats: Any,
-        iteration_stats: Any,
-        mm_cache_stats: Any = None,
-        engine_idx: int = 0,
-    ) -> None:
-        self._counts.add(scheduler_stats, iteration_stats)
-
-    def log_engine_initialized(self) -> None:
-        pass
 
 
 def settings_of(config: Any) -> dict[str, str | float]:

@@ -27,6 +27,14 @@ from tests.streams import GREEDY, Stream, collect, play, send_event, until_prefi
 
 pytestmark = [pytest.mark.integration]
 ONE_BY_ONE = pytest.mark.cluster("sensitive-1x1")
+EACH_PROCESS = pytest.mark.parametrize(
+    "which",
+    [
+        "EngineCore",
+        pytest.param("actor", marks=pytest.mark.slow),
+        pytest.param("Worker", marks=pytest.mark.slow),
+    ],
+)
 TIGHT = pytest.mark.cluster("sensitive-tight")
 ENDLESS = SamplingParameters(max_tokens=500, temperature=0.0, ignore_eos=True)
 # Longer than a lease, shorter than the controller's patience.
@@ -122,14 +130,7 @@ async def test_a_decode_worker_that_slept_longer_than_the_lease(
 
 
 @ONE_BY_ONE
-@pytest.mark.parametrize(
-    "which",
-    [
-        "EngineCore",
-        pytest.param("actor", marks=pytest.mark.slow),
-        pytest.param("Worker", marks=pytest.mark.slow),
-    ],
-)
+@EACH_PROCESS
 async def test_decode_is_killed_while_it_fetches(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
 ) -> None:
@@ -200,14 +201,7 @@ async def _is_dead(pid: int) -> bool:
 
 
 @ONE_BY_ONE
-@pytest.mark.parametrize(
-    "which",
-    [
-        "EngineCore",
-        pytest.param("actor", marks=pytest.mark.slow),
-        pytest.param("Worker", marks=pytest.mark.slow),
-    ],
-)
+@EACH_PROCESS
 async def test_prefill_is_killed_while_decode_fetches(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
 ) -> None:

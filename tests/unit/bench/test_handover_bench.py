@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
-
 import pytest
 
 from bench.handover_gain import BYTES_PER_TOKEN, READ_OVERHEAD_S, HandoverRun, Network
 from bench.handover_plan import questions
 from bench.traces.format import Shape
-from cost_profiles.load import load_profile
+from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
 from stream2llm.handover import HandoverMode
 
@@ -18,9 +16,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture(scope="module")
 def h200() -> CostModel:
-    name = "h200_llama-3.1-8b_tp1.json"
-    with resources.as_file(resources.files("cost_profiles") / "data" / name) as path:
-        return CostModel(load_profile(path))
+    return CostModel(shipped_profile("h200_llama-3.1-8b_tp1"))
 
 
 @pytest.mark.parametrize("shape", ["crawler", "anns"])
