@@ -24,7 +24,7 @@ from router.stability import Stability
 from stream2llm.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.prefix import as_tokens, common_prefix_len
 
-_PROFILE = "h200_llama-3.1-8b_tp1.json"
+_PROFILE = "h200_llama-3.1-8b_tp1"
 # Llama 3.1 8B: 32 layers, 8 KV heads of 128, keys and values, 2 bytes each.
 BYTES_PER_TOKEN = 32 * 8 * 128 * 2 * 2
 _BLOCK_SIZE = 16

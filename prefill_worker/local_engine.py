@@ -29,6 +29,7 @@ from vllm.v1.request import RequestStatus
 from prefill_worker.engine import FIXED_ARGS
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
+from stream2llm.cpu_executor import executor_args
 
 ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",
@@ -77,13 +78,13 @@ class LocalEngine:
 
         `options` are our scheduler's. `environment` replaces values of
         ENVIRONMENT while the engine starts. With `in_process` the model runs in
-        this process too; without, where vLLM would run it for a worker: on a
-        CPU, and with tensor parallelism, in processes that are bound to cores
-        and devices. Raises what vLLM raises.
+        this process too; without, as a prefill worker runs it: on a CPU bound to
+        its cores, with tensor parallelism in processes of their own. Raises
+        what vLLM raises.
         """
         args = {
             "enforce_eager": True,
-            **_platform_args(in_process=in_process),
+            **_platform_args(engine_args, in_process=in_process),
             **FIXED_ARGS,
             "additional_config": {WIRE_KEY: dict(options or {})},
             **engine_args,
@@ -150,8 +151,8 @@ class LocalEngine:
         self._core.shutdown()
 
 
-def _platform_args(*, in_process: bool) -> dict[str, Any]:
-    args: dict[str, Any] = {"distributed_executor_backend": "uni"} if in_process else {}
+def _platform_args(engine_args: Mapping[str, Any], *, in_process: bool) -> dict[str, Any]:
+    args = {"distributed_executor_backend": "uni"} if in_process else executor_args(engine_args)
     if current_platform.is_cpu():
         args["worker_cls"] = "stream2llm.cpu_worker.QuietCPUWorker"
     return args

@@ -62,6 +62,16 @@ class Splice:
     # Whether the sequence is the same as before.
     is_empty: bool
 
+    def then(self, following: Splice, sequence: Tokens) -> Splice:
+        """Both as one; `sequence` is what the following one makes."""
+        keep_tokens = min(self.keep_tokens, following.keep_tokens)
+        return Splice(
+            keep_tokens,
+            sequence[keep_tokens:],
+            self.num_new_tokens + following.num_new_tokens,
+            self.is_empty and following.is_empty,
+        )
+
 
 class ContextLog:
     """One session's context. Every method either succeeds or changes nothing."""

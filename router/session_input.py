@@ -1,13 +1,19 @@
 """The input half of a session: client events become splices for prefill.
 
-Reads no further than the credit window allows, so a client that ignores its
+Reads one event further than the credit window allows, so a client that ignores its
 credit is stopped by gRPC's flow control, at the cost of its own session alone.
+
+Events that come together travel together: a client that appends its last
+document and seals does so in two messages, and prefill, told of the first one
+alone, would begin a step that the seal then has to wait for. So what changed is
+held back for a moment, and for as long as the next event is there already.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,12 +38,21 @@ _EVENTS: dict[type[ClientEvent], Event] = {
 }
 
 
+# How long a change waits for the next event. Nobody waits for a change, only for a
+# seal, and one that follows within this time is answered a whole step earlier.
+_LINGER_S = 0.001
+
+
 class EventReader:
-    """The client's events in order, each checked against the life cycle."""
+    """The client's events in order, each checked against the life cycle.
+
+    Closing it is the maker's: the next event is being read while one is handled.
+    """
 
     def __init__(self, live: LiveSession, events: AsyncIterator[ClientEvent]) -> None:
         self._live = live
         self._events = events
+        self._coming: asyncio.Task[ClientEvent | None] | None = None
 
     async def next(self) -> ClientEvent | None:
         """The next event; None when the client has closed its half after the seal."""
@@ -45,7 +60,25 @@ class EventReader:
             await self._live.wait_for_credit()
         event = await self._read()
         self._live.apply(Event.CLOSE if event is None else _EVENTS[type(event)])
+        if event is not None:
+            self._coming = asyncio.create_task(self._pull())
         return event
+
+    async def has_arrived(self, within_s: float) -> bool:
+        """Whether the next event is there, or comes within so many seconds, and may be read."""
+        if self._coming is None or not self._live.progress.has_credit:
+            return False
+        if not self._coming.done():
+            await asyncio.wait({self._coming}, timeout=within_s)
+        return self._coming.done()
+
+    async def close(self) -> None:
+        """Reads no further; what came and was not asked for is forgotten, errors too."""
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.wait({self._coming})
+            if not self._coming.cancelled():
+                self._coming.exception()
 
     async def open(self) -> OpenEvent:
         """The first event."""
@@ -53,16 +86,31 @@ class EventReader:
         assert isinstance(event, OpenEvent), "the life cycle lets nothing else begin"
         return event
 
+    async def _pull(self) -> ClientEvent | None:
+        return await anext(self._events, None)
+
     async def _read(self) -> ClientEvent | None:
         limit_s = self._live.parts.spec.limits.input_idle_timeout_s
+        coming = self._coming or asyncio.create_task(self._pull())
+        self._coming = coming
         try:
             async with asyncio.timeout(None if self._live.is_sealed else limit_s):
-                return await anext(self._events, None)
+                # Not cancelled with us: `close` ends it.
+                return await asyncio.shield(coming)
         except TimeoutError:
             raise IdleTimeoutError(
                 f"no event came for {limit_s:g} s while the session was"
                 f" {self._live.state} (input_idle_timeout_s)"
             ) from None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    """A change of the sequence, up to this revision."""
+
+    revision: int
+    splice: Splice
+    stable_tokens: int
 
 
 class SessionInput:
@@ -85,11 +133,15 @@ class SessionInput:
         self._on_sealed = on_sealed
         self._log = log
         self._note_template: str | None = None
+        # What prefill has not been told yet.
+        self._held: _Held | None = None
 
     async def run(self, reader: EventReader) -> None:
         """Everything after the open, until the client closes its half."""
         while (event := await reader.next()) is not None:
             await self._handle(event)
+            if self._held and not await reader.has_arrived(_LINGER_S):
+                await self._tell()
 
     async def begin(self, event: OpenEvent) -> None:
         """The prefix is prefilled while the first document is on its way."""
@@ -103,6 +155,7 @@ class SessionInput:
             splice = self._log.begin()
             stable = self._ahead.appended(self._log.sequence)
             await self._splice(event.sequence, splice, stable)
+            await self._tell()
 
     async def _handle(self, event: ClientEvent) -> None:
         match event:
@@ -137,8 +190,21 @@ class SessionInput:
         else:
             revision = self._revise(sequence, splice)
             await self._ahead.spliced(revision, splice, self._log.sequence)
-            await self._leg.splice(revision, splice, stable_tokens=stable_tokens)
+            self._hold(revision, splice, stable_tokens)
         self._live.tell_progress()
+
+    def _hold(self, revision: int, splice: Splice, stable_tokens: int) -> _Held:
+        """Both that what is held already and this one, as one change."""
+        if self._held is not None:
+            splice = self._held.splice.then(splice, self._log.sequence)
+        self._held = _Held(revision, splice, stable_tokens)
+        return self._held
+
+    async def _tell(self) -> None:
+        """Tells prefill what is held; nothing where nothing changed."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            await self._leg.splice(held.revision, held.splice, stable_tokens=held.stable_tokens)
 
     async def _seal(self, event: SealEvent) -> None:
         self._live.timeline.sealed()
@@ -152,6 +218,8 @@ class SessionInput:
         hand_over = max_tokens > 1
         stable = self._ahead.sealed(self._log.sequence) if hand_over else 0
         await self._ahead.spliced(revision, splice, self._log.sequence)
+        splice = self._hold(revision, splice, stable).splice
+        self._held = None
         await self._leg.seal(revision, splice, hand_over=hand_over, stable_tokens=stable)
         self._live.tell_progress()
 

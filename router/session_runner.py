@@ -86,6 +86,13 @@ async def _limited(live: LiveSession, events: AsyncIterator[ClientEvent], send: 
 
 async def _serve(live: LiveSession, events: AsyncIterator[ClientEvent], send: Send) -> None:
     reader = EventReader(live, events)
+    try:
+        await _serve_events(live, reader, send)
+    finally:
+        await reader.close()
+
+
+async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> None:
     opened = await reader.open()
     _take_open(live, opened)
     frame = await live.parts.text.frame(opened.template)

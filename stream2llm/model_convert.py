@@ -112,7 +112,7 @@ def _llama_config(recipe: RandomLlama, tokenizer_dir: Path) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
     return LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=recipe.vocab_size or len(tokenizer),
         hidden_size=recipe.hidden_size,
         intermediate_size=2 * recipe.hidden_size,
         num_hidden_layers=recipe.num_layers,

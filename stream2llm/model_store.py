@@ -49,7 +49,7 @@ FORMAT_VERSION = 1
 
 Progress = Callable[[str], None]
 Dtype = Literal["float32", "bfloat16"]
-PresetName = Literal["sensitive", "fast", "faster"]
+PresetName = Literal["sensitive", "fast", "shallow"]
 
 
 class ModelStoreError(Stream2LLMError):
@@ -77,6 +77,8 @@ class RandomLlama:
     # Factor on what each layer adds, over the layer before. Above 1 the later
     # layers outweigh what passes by them, so that small differences grow.
     depth_gain: float = 1.0
+    # None means all tokens of the tokenizer; with fewer, only ids below that are words.
+    vocab_size: int | None = None
 
 
 RANDOM_LLAMAS: dict[PresetName, RandomLlama] = {
@@ -95,9 +97,16 @@ RANDOM_LLAMAS: dict[PresetName, RandomLlama] = {
     "fast": RandomLlama(
         hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, dtype="bfloat16"
     ),
-    # Where many long prompts have to fit into little time: about 40,000 tokens/s on one core.
-    "faster": RandomLlama(
-        hidden_size=128, num_layers=2, num_heads=2, num_kv_heads=1, dtype="bfloat16"
+    # For comparisons of engines: what a step costs however little it computes is small beside what
+    # its tokens cost, as on large models. So few layers, wide ones, and few words: with 49,152 of
+    # them the last matrix alone would be most of a small step.
+    "shallow": RandomLlama(
+        hidden_size=384,
+        num_layers=2,
+        num_heads=3,
+        num_kv_heads=1,
+        dtype="bfloat16",
+        vocab_size=4096,
     ),
 }
 _PRESET_BY_MODEL: dict[str, PresetName] = {
@@ -238,6 +247,7 @@ def make_random_llama(
     initializer_range: float = 0.1,
     attention_gain: float = 1.0,
     depth_gain: float = 1.0,
+    vocab_size: int | None = None,
     dtype: Dtype = "float32",
 ) -> Path:
     """Write a LlamaForCausalLM with random weights and the tokenizer of SmolLM2.
@@ -259,6 +269,7 @@ def make_random_llama(
         initializer_range=initializer_range,
         attention_gain=attention_gain,
         depth_gain=depth_gain,
+        vocab_size=vocab_size,
     )
     source = tokenizer_dir or resolve_model(DEFAULT_MODEL)
     model_convert.write_random_llama(directory, recipe, source)

@@ -29,6 +29,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from stream2llm.clock import Clock, SystemClock
+from stream2llm.cpu_executor import executor_args
 from stream2llm.engine_stats import EngineStats
 from stream2llm.errors import InvalidRequestError, UnavailableError
 from stream2llm.worker_spec import WorkerSpec
@@ -225,6 +226,7 @@ def _engine_args(
     platform_args: dict[str, Any] = {}
     if current_platform.is_cpu():
         platform_args["worker_cls"] = "stream2llm.cpu_worker.QuietCPUWorker"
+        platform_args |= executor_args(spec.engine_args)
     try:
         return AsyncEngineArgs(
             model=spec.model_path,

@@ -11,7 +11,7 @@ from tests.cluster_pool import START_TIMEOUT_S, workers
 
 
 def process_of(cluster: Cluster, role: str, which: str) -> int:
-    """The pid of one of a worker's three processes."""
+    """The pid of one of a worker's processes: its actor, or EngineCore."""
     (worker,) = workers(cluster, role)
     if which == "actor":
         return worker.pids[0]

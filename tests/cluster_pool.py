@@ -34,12 +34,16 @@ class Kind:
     input_idle_timeout_s: float = 20
     preemption: str = "cost"
     host_pool_gib: float = 1.0
+    # None leaves it to us: one process for EngineCore and the model.
+    executor: str | None = None
 
 
 # KV for about 2,000 tokens.
 _TIGHT = Kind(max_model_len=2048, prefill_blocks=65, input_idle_timeout_s=300)
 KINDS = {
     "sensitive-1x1": Kind(),
+    # The model in a process of its own, as with several ranks.
+    "sensitive-ranks": Kind(executor="mp"),
     "sensitive-2x2": Kind(prefill=2, decode=2),
     # For sessions by the hundred.
     "sensitive-tight": replace(_TIGHT, max_open_sessions=256),
@@ -59,6 +63,7 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
         "max_model_len": kind.max_model_len,
         "max_num_batched_tokens": 512,
         "max_num_seqs": 32,
+        "distributed_executor_backend": kind.executor,
     }
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     raw = {

@@ -83,6 +83,11 @@ class PrefillRecord:
     computed: int = 0
     invalidated: int = 0
 
+    @property
+    def revision(self) -> int:
+        """Of the last change."""
+        return self.splices[-1].revision if self.splices else 0
+
 
 class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
     """Computes everything at once, but for what the test holds back."""
@@ -147,7 +152,8 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
 
     def _apply(self, record: PrefillRecord, splice: Any) -> None:
         assert record.open is not None
-        assert splice.revision == len(record.splices) + 1
+        # Changes that came together have the number of the last one.
+        assert splice.revision > record.revision
         assert splice.keep_tokens <= len(record.sequence)
         record.invalidated += max(
             min(record.computed, len(record.sequence)) - splice.keep_tokens, 0
@@ -165,7 +171,7 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
 
     def _progress(self, record: PrefillRecord) -> Any:
         return worker_pb2.PrefillProgress(
-            revision=len(record.splices),
+            revision=record.revision,
             known_tokens=len(record.sequence),
             prefilled_tokens=record.computed,
             computed_tokens=record.computed + record.invalidated,

@@ -133,6 +133,13 @@ def named(document_id: str) -> Any:
 class Ring:
     """The router, its workers, and a client's stub."""
 
+    async def told(self, revision: int) -> None:
+        """Waits until prefill knows of that change: the router sends on together what comes together."""
+        await soon(self.prefill.session_came.wait())
+        while self.record.revision < revision:
+            self.record.spliced.clear()
+            await soon(self.record.spliced.wait())
+
     def __init__(
         self, router: Router, address: Any, brain: Brain, workers: list[FakeWorker]
     ) -> None:

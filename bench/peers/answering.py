@@ -120,7 +120,7 @@ class Streaming:
 
 
 class Ours:
-    """Our engine: the last change and the seal are two events, as a client sends them."""
+    """Our engine: the last change comes with the seal, as a router sends on what a client sends at once."""
 
     def __init__(self, link: EngineLink, play: Play) -> None:
         self._link = link
@@ -133,10 +133,8 @@ class Ours:
         self._splice(change.keep_tokens, change.token_ids)
 
     async def finish(self, last: Change) -> AsyncIterator[int]:
-        """The last event, and the seal behind it."""
-        self._splice(last.keep_tokens, last.token_ids)
-        known = last.keep_tokens + len(last.token_ids)
-        self._splice(known, self._play.question_ids, seal=True)
+        """The last event and the seal, as one."""
+        self._splice(last.keep_tokens, last.token_ids + self._play.question_ids, seal=True)
         async for num_tokens in self._link.answer(self._request_id):
             yield num_tokens
 

@@ -17,8 +17,8 @@ from bench.traces.arrivals import first, poisson
 from bench.traces.format import Event, Scale, Session, Shape
 from bench.traces.generate import generate
 
-# Below: control tokens of the tokenizer; above: its rarest words.
-LOWEST_ID, HIGHEST_ID = 100, 40_000
+# Below: control tokens of the tokenizer; above: what the smallest model does not know.
+LOWEST_ID, HIGHEST_ID = 100, 4_000
 
 
 @dataclass(frozen=True, slots=True)

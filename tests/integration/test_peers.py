@@ -28,7 +28,7 @@ STOCK = (AWAITED, WARMED, STREAMED)
 def a_spec(kind: Kind) -> HostSpec:
     return HostSpec(
         kind=kind,
-        model_path=str(ensure_random_llama("faster")),
+        model_path=str(ensure_random_llama("shallow")),
         cores=(max(os.sched_getaffinity(0)),),
         num_kv_blocks=401,
         block_size=32,

@@ -15,6 +15,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from bench.peers.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
+from stream2llm.cpu_executor import executor_args
 from stream2llm.engine_stats import StatsRelay
 
 
@@ -28,6 +29,7 @@ def common_args(spec: HostSpec) -> dict[str, Any]:
         "max_num_batched_tokens": spec.step_tokens,
         "max_num_seqs": spec.max_num_seqs,
         "num_gpu_blocks_override": spec.num_kv_blocks,
+        **executor_args(spec.engine_args),
         **spec.engine_args,
     }
 

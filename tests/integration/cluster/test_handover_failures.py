@@ -12,6 +12,7 @@ import os
 import random
 import signal
 from collections.abc import Awaitable
+from typing import Any
 
 import psutil
 import pytest
@@ -32,9 +33,15 @@ EACH_PROCESS = pytest.mark.parametrize(
     [
         "EngineCore",
         pytest.param("actor", marks=pytest.mark.slow),
-        pytest.param("Worker", marks=pytest.mark.slow),
     ],
 )
+
+
+def RANKS(test: Any) -> Any:  # noqa: N802 - a mark like the others
+    """Slow, on a cluster whose models have processes of their own."""
+    return pytest.mark.slow(pytest.mark.cluster("sensitive-ranks")(test))
+
+
 TIGHT = pytest.mark.cluster("sensitive-tight")
 ENDLESS = SamplingParameters(max_tokens=500, temperature=0.0, ignore_eos=True)
 # Longer than a lease, shorter than the controller's patience.
@@ -102,9 +109,23 @@ async def test_updates_that_chase_each_other(
 async def test_a_decode_worker_that_slept_longer_than_the_lease(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
 ) -> None:
+    await _sleeps(cluster, client, reference, "EngineCore")
+
+
+@RANKS
+async def test_a_rank_that_slept_longer_than_the_lease(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    """Its EngineCore is awake meanwhile, and gives signs of life."""
+    await _sleeps(cluster, client, reference, "Worker")
+
+
+async def _sleeps(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
+) -> None:
     """F4: what it reads when it wakes may be anything; none of it shows in an answer."""
     stream, other = a_stream("slept"), a_stream("meanwhile", documents=2, length=900)
-    victim = process_of(cluster, "decode", "Worker")
+    victim = process_of(cluster, "decode", which)
     async with client.session(
         prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY, handover="streamed"
     ) as session:
@@ -132,6 +153,19 @@ async def test_a_decode_worker_that_slept_longer_than_the_lease(
 @ONE_BY_ONE
 @EACH_PROCESS
 async def test_decode_is_killed_while_it_fetches(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
+) -> None:
+    await _decode_dies(cluster, client, reference, which)
+
+
+@RANKS
+async def test_a_rank_of_decode_is_killed_while_it_fetches(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    await _decode_dies(cluster, client, reference, "Worker")
+
+
+async def _decode_dies(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
 ) -> None:
     """F5: the session goes on, what was offered is free after a lease, and the answer is right."""
@@ -203,6 +237,19 @@ async def _is_dead(pid: int) -> bool:
 @ONE_BY_ONE
 @EACH_PROCESS
 async def test_prefill_is_killed_while_decode_fetches(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
+) -> None:
+    await _prefill_dies(cluster, client, reference, which)
+
+
+@RANKS
+async def test_a_rank_of_prefill_is_killed_while_decode_fetches(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    await _prefill_dies(cluster, client, reference, "Worker")
+
+
+async def _prefill_dies(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
 ) -> None:
     """F6, F7, F9: the session fails at once, decode holds nothing, and the next one is right."""

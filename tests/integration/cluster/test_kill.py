@@ -37,16 +37,29 @@ slow = pytest.mark.slow
 VICTIMS = [
     pytest.param("prefill", "actor"),
     pytest.param("prefill", "EngineCore", marks=slow),
-    pytest.param("prefill", "Worker", marks=slow),
     pytest.param("decode", "actor", marks=slow),
     pytest.param("decode", "EngineCore"),
-    pytest.param("decode", "Worker", marks=slow),
 ]
 
 
 @pytest.mark.cluster("sensitive-1x1")
 @pytest.mark.parametrize(("role", "which"), VICTIMS)
 async def test_kill(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, role: str, which: str
+) -> None:
+    await _kill(cluster, client, reference, role, which)
+
+
+@slow
+@pytest.mark.cluster("sensitive-ranks")
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_kill_of_a_rank(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, role: str
+) -> None:
+    await _kill(cluster, client, reference, role, "Worker")
+
+
+async def _kill(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, role: str, which: str
 ) -> None:
     incarnation = incarnation_of(cluster.status(), role)

@@ -170,4 +170,4 @@ async def test_ours_sends_splices_and_seals_with_the_question(play: Play) -> Non
         assert isinstance(splice, Splice)
         tokens = tokens[: splice.keep_tokens] + splice.token_ids
     assert tokens == prompt_of(play)
-    assert [splice.seal for splice in sent] == [False] * len(play.changes) + [True]
+    assert [splice.seal for splice in sent] == [False] * (len(play.changes) - 1) + [True]

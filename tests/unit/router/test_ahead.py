@@ -73,10 +73,15 @@ async def test_at_the_seal_nothing_is_fetched_ahead(ring: Ring) -> None:
     assert not ring.decode.requests[0].refuse_when_full
 
 
-async def test_an_offer_of_tokens_that_have_changed_is_released(ring: Ring) -> None:
+async def test_an_offer_of_tokens_that_have_changed_is_released(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.session_input._LINGER_S", 0)
     ring.prefill.may_compute.clear()
     session = await streaming(ring, prefix="one")
     await session.append("two three four five")
+    while (await session.next("progress")).last_sequence < 2:
+        pass  # else both changes would travel together
     await session.update("something else")
     while (await session.next("progress")).last_sequence < 3:
         pass  # until the router has sent the update on
@@ -171,9 +176,12 @@ async def test_a_draining_decode_worker_fetches_nothing_and_the_offer_is_release
 async def test_in_update_mode_only_what_is_stable_is_offered(ring: Ring) -> None:
     session = await streaming(ring, prefix="")
     await session.update(("a", "one two"), ("b", "three four"))
+    await ring.told(1)
     await session.update(named("a"), ("c", "something else"))
+    await ring.told(2)
     sure = pb.Document(id="c", stays=1.0)
     await session.update(pb.Document(id="a", stays=0.95), sure, ("d", "five"))
+    await ring.told(3)
     await session.seal()
     await session.answer()
     first, second, third, seal = ring.record.splices

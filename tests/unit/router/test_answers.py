@@ -33,6 +33,7 @@ async def test_appends_and_updates_end_in_the_same_prompt_as_one_shot(ring: Ring
     session = ring.converse()
     await session.open(prefix="the ", suffix="?", sampling=greedy(max_tokens=4))
     await session.append(("a", "quick "), ("b", "brown "))
+    await ring.told(2)
     await session.update(named("b"), ("c", "fox "), named("b"))
     await session.append("", "dog")
     await session.seal()
@@ -297,6 +298,7 @@ async def test_the_suffix_reaches_prefill_at_the_seal_and_no_earlier(ring: Ring)
     session = ring.converse()
     await session.open(prefix="the", suffix=" question", sampling=greedy(max_tokens=2))
     await session.append("fox")
+    await ring.told(2)
     await session.seal()
     await session.answer()
     *early, last = ring.record.splices
@@ -315,3 +317,25 @@ async def test_two_prefill_workers_share_the_sessions(make_ring: Any) -> None:
     assert [len(prefill.records) for prefill in prefills] == [2, 2]
     for session in sessions:
         session.call.cancel()
+
+
+async def test_what_comes_together_reaches_prefill_as_one_change(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long moment, so that the test does not depend on how fast this machine is."""
+    monkeypatch.setattr("router.session_input._LINGER_S", 5.0)
+    session = ring.converse()
+    await session.open(prefix="the", suffix=" question", sampling=greedy(max_tokens=2))
+    await session.append("fox")
+    await session.update(("a", "quick"), ("b", "brown"))
+    await session.append("dog")
+    await session.seal()
+    answered = await session.answer()
+    words = [*ring.encode("the"), *ring.encode("quick"), *ring.encode("brown")]
+    prompt = [*words, *ring.encode("dog"), *ring.encode(" question")]
+    opening, sealing = ring.record.splices
+    assert ring.record.sequence == prompt
+    assert (opening.revision, sealing.revision) == (1, 5)
+    assert sealing.keep_tokens == len(ring.encode("the"))
+    assert ring.record.invalidated == 0
+    assert answered.token_ids == ring.brain.answer(prompt, 2)

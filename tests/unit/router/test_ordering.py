@@ -208,6 +208,7 @@ def test_a_document_without_an_id_goes_by_its_number() -> None:
 async def test_the_counter_tells_the_orders_apart(ring: Ring) -> None:
     session = await converse(ring)
     await session.update(*texts("ab"))
+    await ring.told(2)
     await session.update(named("b"))
     await sealed(ring, session)
     name = "stream2llm_input_tokens_invalidated_total"
