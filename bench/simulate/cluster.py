@@ -8,16 +8,18 @@ mostly are for a real engine, which is in the middle of a step.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 
 from bench.records import RunRecord, Sample, SessionRecord
+from bench.simulate.ahead import Ahead, Fetch
 from bench.simulate.decode import Answer, DecodeWorker
 from bench.simulate.prefill import PrefillWorker, StepResult
 from bench.simulate.work import Change, Task, in_order
 from prefill_worker.session_state import SessionState
 from router.placement import WorkerView, pick
+from stream2llm.handover import HandoverMode
 from stream2llm.worker_spec import Role
 
 _Act = Callable[[], None]
@@ -33,6 +35,9 @@ class ClusterSettings:
     num_output_tokens: int = 1
     # None: no samples.
     sample_every_s: float | None = None
+    handover: HandoverMode = "at_seal"
+    # What an offer ahead of the seal brings at least, see `handover.min_offer_tokens`.
+    min_offer_tokens: int = 256
 
 
 @dataclass(slots=True)
@@ -42,6 +47,8 @@ class _Live:
     task: Task
     prefill: int
     decode: int | None = None
+    # Prefill has heard of it.
+    is_known: bool = False
     token_times_s: list[float] = field(default_factory=list)
     # Its tokens' fate on the prefill worker, when it has left.
     state: SessionState | None = None
@@ -73,6 +80,8 @@ class Cluster:
         self._records: list[SessionRecord] = []
         self._samples: list[Sample] = []
         self._touched: set[int] = set()
+        streams = settings.handover == "streamed" and settings.num_output_tokens > 1
+        self._ahead = Ahead(prefill, decode, settings.min_offer_tokens) if streams else None
 
     def play(self, tasks: Iterable[Task], system: str, trace: str) -> RunRecord:
         """Runs until every session is answered."""
@@ -108,11 +117,27 @@ class Cluster:
         live = self._live.get(task.name)
         if live is None:
             live = self._live[task.name] = _Live(task, self._place())
+            if self._ahead is not None:
+                live.decode = self._least_loaded_decode()
+                self._decode[live.decode].follow(task.name)
         if self._prefill_busy[live.prefill]:
             self._inboxes[live.prefill].append((task.name, change))
         else:
-            self._prefill[live.prefill].change(task.name, change)
+            self._change(live, change)
         self._touched.add(live.prefill)
+
+    def _change(self, live: _Live, change: Change) -> None:
+        """Prefill hears of it."""
+        name, is_opening = live.task.name, not live.is_known
+        live.is_known = True
+        self._prefill[live.prefill].change(name, change)
+        if self._ahead is None:
+            return
+        if is_opening:
+            assert live.decode is not None
+            self._ahead.opened(name, live.prefill, live.decode, change)
+        else:
+            self._ahead.changed(name, change)
 
     def _place(self) -> int:
         chosen = _least_loaded("prefill", self._placed)
@@ -125,6 +150,7 @@ class Cluster:
         touched, self._touched = sorted(self._touched), set()
         for number in touched:
             if not self._prefill_busy[number]:
+                self._begin_fetches(number)
                 self._begin_prefill_step(number)
 
     def _begin_prefill_step(self, number: int) -> None:
@@ -142,14 +168,33 @@ class Cluster:
             live.state = worker.session_counters(name)
             live.token_times_s.append(self._now_s)
         worker.end_step(result)
+        if self._ahead is not None:
+            for name in result.computed:
+                self._ahead.touch(name)
         for name in result.answered:
             self._placed[number] -= 1
             self._hand_over(name)
         inbox, self._inboxes[number] = self._inboxes[number], []
         for name, change in inbox:
-            worker.change(name, change)
+            self._change(self._live[name], change)
 
     # -- hand-over and decode ----------------------------------------------------------
+
+    def _begin_fetches(self, number: int) -> None:
+        """What this prefill worker has to offer goes on its way to decode."""
+        if self._ahead is not None:
+            for at_s, fetch in self._ahead.begin(number, self._now_s):
+                self._at(at_s, self._fetch_ahead_end(self._ahead, fetch))
+
+    def _fetch_ahead_end(self, ahead: Ahead, fetch: Fetch) -> _Act:
+        def act() -> None:
+            ahead.ended(fetch)
+            self._touched.add(fetch.prefill)
+
+        return act
+
+    def _least_loaded_decode(self) -> int:
+        return _least_loaded("decode", [each.num_sessions for each in self._decode])
 
     def _hand_over(self, name: str) -> None:
         """After the first token; the prefill worker keeps the KV until it is fetched."""
@@ -158,7 +203,10 @@ class Cluster:
             self._prefill[live.prefill].release(name)
             self._end(name)
             return
-        live.decode = _least_loaded("decode", [each.num_sessions for each in self._decode])
+        if self._ahead is not None:
+            live.decode = self._ahead.answered(name)
+        else:
+            live.decode = self._least_loaded_decode()
         answer = Answer(name, live.task.num_tokens + 1, self._settings.num_output_tokens - 1)
         self._decode[live.decode].submit(answer)
         self._take_up(live.decode)
@@ -231,9 +279,18 @@ class Cluster:
             self._at(self._now_s + self._settings.sample_every_s, self._sample)
 
     def _counters(self) -> dict[str, float]:
-        """Sums over the prefill workers."""
-        each = [asdict(worker.counters) for worker in self._prefill]
-        return {name: sum(counters[name] for counters in each) for name in each[0]}
+        """Sums over the workers."""
+        found = _sums([asdict(worker.counters) for worker in self._prefill])
+        if self._decode:
+            crossed = _sums([asdict(worker.counters) for worker in self._decode])
+            found |= {f"handover_{name}": value for name, value in crossed.items()}
+        if self._ahead is not None:
+            found["handover_refused_fetches"] = self._ahead.num_refused
+        return found
+
+
+def _sums(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(counters[name] for counters in each) for name in each[0]}
 
 
 def _least_loaded(role: Role, num_sessions: Sequence[int]) -> int:

@@ -18,6 +18,7 @@ from cost_profiles.decision import Mode
 from cost_profiles.model import CostModel
 from cost_profiles.types import CostProfile
 from stream2llm.errors import InvalidRequestError
+from stream2llm.handover import HandoverMode
 from stream2llm.ordering import DocumentOrdering
 
 
@@ -34,6 +35,8 @@ class Machine:
     num_decode: int = 0
     front_s: float = 0.0
     network_gbit_s: float = 100.0
+    # Of each read, whatever its size.
+    read_overhead_s: float = 0.0
     # Measured while the profile does not say; None: from the profile.
     law: StepLaw | None = None
 
@@ -55,8 +58,11 @@ class Way:
     policy: str
     mode: Mode = Mode.COST
     streams: bool = True
+    # In tables; empty: the policy's name.
+    label: str = ""
     num_output_tokens: int = 1
     sample_every_s: float | None = 1.0
+    handover: HandoverMode = "at_seal"
 
 
 def read_tasks(path: Path, ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN) -> list[Task]:
@@ -76,9 +82,11 @@ def play_trace(machine: Machine, way: Way, asked: Sequence[Task], trace: str) ->
     ]
     decode = [DecodeWorker(_decode_settings(machine, law)) for _ in range(machine.num_decode)]
     cluster = Cluster(
-        ClusterSettings(machine.front_s, way.num_output_tokens, way.sample_every_s), prefill, decode
+        ClusterSettings(machine.front_s, way.num_output_tokens, way.sample_every_s, way.handover),
+        prefill,
+        decode,
     )
-    system = way.policy if way.streams else "not streamed"
+    system = way.label or (way.policy if way.streams else "not streamed")
     return cluster.play(asked if way.streams else not_streamed(asked), system, trace)
 
 
@@ -99,7 +107,7 @@ def _decode_settings(machine: Machine, law: StepLaw) -> DecodeSettings:
     return DecodeSettings(
         num_tokens=machine.num_blocks(machine.kv_gib) * machine.profile.block_size,
         kv_bytes_per_token=machine.kv_bytes_per_token,
-        link=Link(machine.network_gbit_s * 1e9 / 8),
+        link=Link(machine.network_gbit_s * 1e9 / 8, machine.read_overhead_s),
         law=law,
     )
 

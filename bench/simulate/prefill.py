@@ -7,6 +7,7 @@ step, beside its computing where the device does both at once, else after it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from prefill_worker.host_pool import HostPool
 from prefill_worker.policy import POLICIES
 from prefill_worker.preemption import Preemption
 from prefill_worker.session_state import SessionState
-from prefill_worker.types import Eviction, Grant, Load, StepLimits, StepPlan
+from prefill_worker.types import Eviction, Grant, Load, StepLimits, StepPlan, StopReason
 
 # What a step that computes these ranges takes.
 StepSeconds = Callable[[Sequence[Range]], float]
@@ -65,6 +66,8 @@ class StepResult:
     seconds: float
     # Sessions whose first token is there at its end.
     answered: tuple[str, ...]
+    # Sessions it computes for.
+    computed: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -104,6 +107,11 @@ class PrefillWorker:
         self._sessions: dict[str, _Session] = {}
         self._leases: dict[str, list[int]] = {}
         self._loading: list[tuple[Load, tuple[int, ...]]] = []
+        # References of offers on blocks, which outlive what their sessions do.
+        self._pins: Counter[int] = Counter()
+        # Blocks that nobody holds but offers.
+        self._orphans: set[int] = set()
+        self.is_short_of_blocks = False
 
     @property
     def num_sessions(self) -> int:
@@ -131,8 +139,8 @@ class PrefillWorker:
         return self._sessions[request_id].blocks
 
     def num_holders(self, block_id: int) -> int:
-        """One: nothing is shared."""
-        return 1
+        """The session, and offers: nothing else is shared."""
+        return 1 + self._pins[block_id]
 
     def has_hit(self, request_id: str) -> bool:
         """Never: there is no prefix cache."""
@@ -177,12 +185,57 @@ class PrefillWorker:
     def _cut(self, session: _Session, num_tokens: int) -> None:
         session.num_computed = num_tokens
         num_blocks = -(-num_tokens // self._settings.block_size)
-        self._free.extend(session.blocks[num_blocks:])
+        self._let_go(session.blocks[num_blocks:])
         del session.blocks[num_blocks:]
+
+    def _let_go(self, blocks: Sequence[int]) -> None:
+        """A session holds them no more."""
+        if not self._pins:
+            self._free.extend(blocks)
+            return
+        for block in blocks:
+            (self._orphans.add if self._pins[block] else self._free.append)(block)
 
     def release(self, name: str) -> None:
         """The hand-over of an answered session has ended."""
-        self._free.extend(self._leases.pop(name))
+        self._let_go(self._leases.pop(name))
+        self._book.note_freed()
+
+    # -- offers ------------------------------------------------------------------------
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return self._settings.block_size
+
+    @property
+    def num_blocks(self) -> int:
+        """All there are."""
+        return self._settings.num_blocks
+
+    def num_computed(self, name: str) -> int:
+        """Tokens of a live session; between steps."""
+        return self._sessions[name].num_computed
+
+    def has_work(self, name: str) -> bool:
+        """Whether a live session has tokens to compute."""
+        return self._book.has_work(name)
+
+    def pin(self, name: str, num_tokens: int) -> tuple[int, ...]:
+        """Holds the blocks of the session's first tokens; they stay until `unpin`."""
+        blocks = tuple(self._sessions[name].blocks[: num_tokens // self._settings.block_size])
+        self._pins.update(blocks)
+        return blocks
+
+    def unpin(self, blocks: Sequence[int]) -> None:
+        """An offer has ended."""
+        self._pins.subtract(blocks)
+        for block in blocks:
+            if not self._pins[block]:
+                del self._pins[block]
+                if block in self._orphans:
+                    self._orphans.discard(block)
+                    self._free.append(block)
         self._book.note_freed()
 
     def _touch(self, name: str) -> None:
@@ -207,6 +260,7 @@ class PrefillWorker:
         num_free = len(self._free)
         plan = self._book.plan(self._limits(), self, self._preemption)
         self._book.end_step(plan, num_free)
+        self.is_short_of_blocks = plan.stop in (StopReason.KV_MEMORY, StopReason.KV_LEASED)
         outs = [self._evict(eviction) for eviction in plan.evictions]
         self._loading = [(load, self._begin_load(load)) for load in plan.loads]
         if not plan.does_something:
@@ -214,7 +268,8 @@ class PrefillWorker:
         ranges = [self._compute(grant) for grant in plan.grants]
         ins = [load.num_blocks for load in plan.loads]
         seconds = self._seconds(ranges, [each for each in outs if each], ins)
-        return StepResult(seconds, self._answered(plan))
+        computed = tuple(grant.request_id for grant in plan.grants)
+        return StepResult(seconds, self._answered(plan), computed)
 
     def _limits(self) -> StepLimits:
         settings = self._settings

@@ -28,6 +28,8 @@ class Change(NamedTuple):
     # And so many there are now.
     num_known: int
     seals: bool
+    # It replaces the list of documents, even where the new one only goes on.
+    is_update: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ def task(
         shared = following[: num_leading(current, following)]
         num_kept = prefix + _tokens(shared, documents)
         num_known = prefix + _tokens(following, documents)
-        changes.append(Change(opened + event.at_s, num_kept, num_known, seals=False))
+        is_update = event.kind == "update"
+        changes.append(Change(opened + event.at_s, num_kept, num_known, False, is_update))
         current = following
     num_known, seal_s = changes[-1].num_known, opened + session.events[-1].at_s
     note = NOTE_TOKENS * len(current) if given and current != list(given[-1]) else 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stream2llm.cli.exits import errors_as_exits
-from stream2llm.cli.numbers import finite
+from stream2llm.cli.numbers import all_finite, finite
 from stream2llm.clock import SystemClock
 from stream2llm.errors import InvalidRequestError
 from stream2llm.ordering import DocumentOrdering
@@ -31,6 +31,13 @@ Processes = Annotated[
     int | None, typer.Option(min=1, help="Simulations at once; by default one a core.")
 ]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A line a run on stderr.")]
+
+
+class HandoverName(StrEnum):
+    """When KV crosses to decode."""
+
+    AT_SEAL = "at_seal"
+    STREAMED = "streamed"
 
 
 class ModeName(StrEnum):
@@ -118,6 +125,34 @@ def orderings(seed: Seed = 1, processes: Processes = None, progress: Progress = 
 
 
 @app.command()
+def handover(
+    gbit: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=1e-3, callback=all_finite, help="Network, Gbit/s; several; 25, 100 and 400."
+        ),
+    ] = None,
+    seed: Seed = 1,
+    progress: Progress = True,
+) -> None:
+    """KV handed over at the seal and ahead of it: an 8B model on two H200, over several networks.
+
+    Prints the time from the first to the second token, and TTFT. Two minutes.
+
+    Example: stream2llm simulate handover --gbit 50
+    """
+    from bench.simulate import handover_effect as effect
+
+    with errors_as_exits():
+        runs = []
+        for cell in effect.cells(gbit or [25.0, 100.0, 400.0], seed):
+            if progress:
+                typer.echo(f"{cell.shape} {cell.gbit_s:g} Gbit/s {cell.handover}", err=True)
+            runs.append((cell, effect.play(cell)))
+        typer.echo(effect.table(runs))
+
+
+@app.command()
 def trace(
     path: Annotated[Path, typer.Argument(help="A trace, see `stream2llm trace`.")],
     profile: Annotated[
@@ -155,6 +190,9 @@ def trace(
     ordering: Annotated[
         DocumentOrdering, typer.Option(help="How updates are laid out.")
     ] = DocumentOrdering.AS_GIVEN,
+    handover: Annotated[
+        HandoverName, typer.Option(help="Whether KV crosses to decode ahead of the seal.")
+    ] = HandoverName.AT_SEAL,
     not_streamed: Annotated[
         bool, typer.Option("--not-streamed", help="Also without streaming, for comparison.")
     ] = False,
@@ -187,7 +225,12 @@ def trace(
         asked = read_tasks(path, ordering)
         mode = Mode(preemption.value)
         ways = [
-            Way(require_policy(name), mode, num_output_tokens=output_tokens)
+            Way(
+                require_policy(name),
+                mode,
+                num_output_tokens=output_tokens,
+                handover=handover.value,
+            )
             for name in policy or ["srpf"]
         ]
         if not_streamed:

@@ -23,6 +23,7 @@ from bench.traces.generate import generate
 from cost_profiles.decision import Mode
 from prefill_worker.policy import POLICIES
 from stream2llm.errors import InvalidRequestError
+from stream2llm.handover import HANDOVER_MODES, HandoverMode
 
 pytestmark = pytest.mark.sim
 
@@ -133,3 +134,38 @@ def test_srpf_is_the_best_of_four_under_a_burst() -> None:
     compared = {each.quantile: each for each in results(found, "srpf")}
     assert not misses(list(compared.values()))
     assert compared["p95"].gain > 1.3
+
+
+def exposed_s(run: RunRecord) -> list[float]:
+    return [each.token_times_s[1] - each.token_times_s[0] for each in run.sessions]
+
+
+SLOW_NETWORK = replace(MACHINE, num_decode=1, network_gbit_s=25.0, read_overhead_s=0.004)
+
+
+def handed_over(asked: list[Task], mode: HandoverMode, machine: Machine) -> RunRecord:
+    return play_trace(machine, Way("srpf", num_output_tokens=16, handover=mode), asked, "t")
+
+
+@pytest.mark.parametrize("shape", ["crawler", "anns"])
+def test_kv_that_crosses_ahead_is_not_waited_for(shape: Shape) -> None:
+    asked = workload(shape, rate=1.0)
+    at_seal, streamed = (handed_over(asked, mode, SLOW_NETWORK) for mode in HANDOVER_MODES)
+    assert median(exposed_s(at_seal)) > 1.5 * median(exposed_s(streamed))
+    counters = streamed.counters
+    needed = sum(each.num_tokens for each in asked)
+    assert counters["handover_used_tokens"] + counters["handover_after_seal_tokens"] == needed
+    assert 0 < counters["handover_used_tokens"] <= counters["handover_ahead_tokens"]
+    assert at_seal.counters["handover_after_seal_tokens"] == needed
+    assert streamed.samples[-1].kv_usage == 0
+    assert handed_over(asked, "streamed", SLOW_NETWORK) == streamed
+
+
+def test_offers_neither_stop_a_prefill_worker_short_of_memory_nor_leave_blocks() -> None:
+    """KV for a fifth of what is open at once, and a network that is slower than prefill."""
+    asked = workload("anns", gaps=20)
+    machine = replace(SLOW_NETWORK, kv_gib=20.0, num_prefill=2, num_decode=2, network_gbit_s=5.0)
+    run = handed_over(asked, "streamed", machine)
+    assert {each.session_id for each in run.sessions} == {each.name for each in asked}
+    assert run.counters["handover_refused_fetches"] > 0
+    assert run.samples[-1].kv_usage == 0

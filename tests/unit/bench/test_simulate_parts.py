@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from bench.simulate.decode import Answer, DecodeSettings, DecodeWorker, Link
+from bench.simulate.decode import Answer, DecodeSettings, DecodeWorker, HandoverCounters, Link
 from bench.simulate.published import NOT_STREAMED, published, settings
 from bench.simulate.steps import StepLaw, law_of, worst_error
 from bench.simulate.work import (
@@ -118,14 +118,33 @@ def a_decode_worker(num_tokens: int = 1000, max_sessions: int = 8) -> DecodeWork
 
 def test_fetches_share_the_link_one_after_the_other() -> None:
     worker = a_decode_worker()
+    assert worker.fetch_ahead(0.0, "b", 40) == pytest.approx(0.9)
+    worker.fetched_ahead("b")
     worker.submit(Answer("a", 101, 2))
-    worker.submit(Answer("b", 51, 2, num_ahead=40))
+    worker.submit(Answer("b", 51, 2))
     assert [(at_s, each.name) for at_s, each in worker.take_up(10.0)] == [
         (pytest.approx(11.5), "a"),
         (pytest.approx(12.1), "b"),
     ]
     assert worker.begin_step() is None
     assert worker.num_sessions == 2
+
+
+def test_what_was_fetched_ahead_is_cut_taken_and_makes_room() -> None:
+    worker = a_decode_worker(num_tokens=200)
+    for name, num_tokens in (("a", 60), ("b", 80)):
+        assert worker.fetch_ahead(0.0, name, num_tokens) is not None
+        worker.fetched_ahead(name)
+    assert worker.fetch_ahead(0.0, "c", 61) is None  # it never makes room for itself
+    worker.cut("b", 20)
+    assert worker.fetch_ahead(0.0, "b", 40) is not None
+    worker.cut("b", 30)  # on its way, and in vain
+    worker.fetched_ahead("b")
+    worker.submit(Answer("d", 150, 10))
+    worker.submit(Answer("b", 30, 9))
+    worker.take_up(0.0)
+    # "a" had to go for "d"; of "b" 20 tokens were left.
+    assert worker.counters == HandoverCounters(160, 20, 149 + 9)
 
 
 def test_a_full_decode_worker_takes_the_next_when_one_is_done() -> None:
