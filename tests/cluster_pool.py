@@ -44,6 +44,8 @@ KINDS = {
     "sensitive-1x1": Kind(),
     # The model in a process of its own, as with several ranks.
     "sensitive-ranks": Kind(executor="mp"),
+    # For a test that ends it.
+    "sensitive-drained": Kind(),
     "sensitive-2x2": Kind(prefill=2, decode=2),
     # For sessions by the hundred.
     "sensitive-tight": replace(_TIGHT, max_open_sessions=256),

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters, TokenDelta
+from stream2llm.client import AsyncClient, AsyncSession, Event, SamplingParameters, TokenDelta
 from stream2llm.cluster import Cluster
 from stream2llm.errors import UnavailableError
 from tests.cluster_kill import incarnation_of, process_of, until_replaced
@@ -43,6 +43,7 @@ def RANKS(test: Any) -> Any:  # noqa: N802 - a mark like the others
 
 
 TIGHT = pytest.mark.cluster("sensitive-tight")
+ONE_TOKEN = SamplingParameters(max_tokens=1, temperature=0.0)
 ENDLESS = SamplingParameters(max_tokens=500, temperature=0.0, ignore_eos=True)
 # Longer than a lease, shorter than the controller's patience.
 LONGER_THAN_A_LEASE_S = 13
@@ -268,6 +269,44 @@ async def _prefill_dies(
     await until_replaced(cluster, "prefill", incarnation)
     outcome = await play(client, stream, handover="streamed")
     assert outcome.token_ids == reference.answer(stream.prompt, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster("sensitive-drained")
+async def test_a_drain_waits_for_what_decode_still_reads(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    """F8: prefill is told to go while the reader of its KV cannot move."""
+    stream, reader = a_stream("drained"), process_of(cluster, "decode", "EngineCore")
+    async with client.session(
+        prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY, handover="streamed"
+    ) as session:
+        sent: set[str] = set()
+        for index in range(4):
+            await send_event(session, stream, index, sent)
+        os.kill(reader, signal.SIGSTOP)
+        try:
+            answer = aiter(session.seal())
+            events: list[Event] = []
+            while not any(isinstance(each, TokenDelta) for each in events):
+                events.append(await anext(answer))
+            draining = asyncio.create_task(asyncio.to_thread(cluster.drain))
+            await eventually(lambda: _is_refused(client), bool)
+        finally:
+            os.kill(reader, signal.SIGCONT)
+        events += [event async for event in answer]
+    await draining
+    tokens = [token for each in events if isinstance(each, TokenDelta) for token in each.token_ids]
+    assert tokens == reference.answer(stream.prompt, 8)
+
+
+async def _is_refused(client: AsyncClient) -> bool:
+    """Whether the router takes no new session: the drain has begun."""
+    try:
+        await collect(client.generate([1, 2, 3], sampling=ONE_TOKEN))
+    except UnavailableError:
+        return True
+    return False
 
 
 @TIGHT
