@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from router.context import Splice
-from router.status import WORKER_LOST
+from router.status import WORKER_LOST, was_cancelled_here
 from router.workers import Worker, WorkerPool
 from stream2llm import wire
 from stream2llm.errors import InternalError, Stream2LLMError
@@ -101,6 +101,9 @@ class PrefillLeg:
 
     async def _failure(self, error: grpc.aio.AioRpcError | None) -> Stream2LLMError:
         final = await self._final.of(error)
+        if was_cancelled_here(final.code(), final.details() or ""):
+            # With its session, of which this task has not heard yet.
+            raise asyncio.CancelledError
         if final.code() is grpc.StatusCode.OK:
             return self._ended_early()
         return self._pool.failure(self._worker, final)

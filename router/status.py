@@ -18,6 +18,8 @@ WORKER_LOST = "WORKER_LOST"
 
 # What gRPC itself says when the other side is gone.
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
+# And when we have cancelled the RPC ourselves.
+_CANCELLED_HERE = "Locally cancelled by application!"
 # How grpc.aio reports an exception that a handler let through.
 _HANDLER_RAISED = "Unexpected <class"
 
@@ -39,8 +41,15 @@ def worker_error(error: Any, worker_id: str) -> Stream2LLMError:
     return InternalError(f"worker {worker_id} failed: {code.name}: {details}")
 
 
+def was_cancelled_here(code: grpc.StatusCode, details: str) -> bool:
+    """Whether this side ended the RPC, which says nothing about the other one."""
+    return code is grpc.StatusCode.CANCELLED and details == _CANCELLED_HERE
+
+
 def is_lost(code: grpc.StatusCode, details: str) -> bool:
     """Whether a status that is not ours means that the other side is gone."""
+    if was_cancelled_here(code, details):
+        return False
     if code is grpc.StatusCode.INTERNAL:  # a connection that broke in mid-frame
         return "RST_STREAM" in details
     return code in _LOST and not details.startswith(_HANDLER_RAISED)

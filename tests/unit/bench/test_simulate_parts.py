@@ -57,7 +57,7 @@ def test_an_append_keeps_all_and_an_update_the_common_prefix() -> None:
         Change(5.0, 0, 7, seals=False),
         Change(6.0, 7, 17, seals=False),
         Change(7.0, 17, 67, seals=False),
-        Change(8.0, 17, 7 + 10 + 30 + 40, seals=False),
+        Change(8.0, 17, 7 + 10 + 30 + 40, seals=False, is_update=True),
         Change(8.5, 87, 90, seals=True),
     )
     assert invalidated_tokens(found) == 50
@@ -68,7 +68,7 @@ def test_a_document_that_moves_is_computed_again() -> None:
     found = the_task(
         Event(1.0, "update", ("a", "b")), Event(2.0, "update", ("b", "a")), Event(2.0, "seal")
     )
-    assert found.changes[2] == Change(7.0, 7, 37, seals=False)
+    assert found.changes[2] == Change(7.0, 7, 37, seals=False, is_update=True)
 
 
 def test_without_streaming_everything_comes_with_the_seal() -> None:

@@ -10,7 +10,11 @@ from typing import Any
 import grpc
 import pytest
 
+from router.context import Splice
+from router.legs import PrefillLeg
+from stream2llm.prefix import as_tokens
 from stream2llm.rpc_status import from_rpc_error
+from stream2llm.sampling import SamplingParameters
 from stream2llm.v1 import inference_pb2 as pb
 from stream2llm.v1 import worker_pb2
 from tests.router_ring import Ring, soon
@@ -337,3 +341,17 @@ async def test_stopping_ends_what_is_open(make_ring: Any) -> None:
     error = await session.failure()
     assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
     await soon(ring.record.ended.wait())
+
+
+async def test_an_rpc_that_was_cancelled_here_is_no_sign_of_a_lost_worker(ring: Ring) -> None:
+    """A session that ends cancels its RPC; who still writes to it then is not heard."""
+    pool = ring.router._parts.workers
+    worker = pool.pick("prefill")
+    assert worker is not None
+    leg = PrefillLeg(pool, worker)
+    await leg.open("cancelled", SamplingParameters(max_tokens=1))
+    leg.close()
+    tokens = as_tokens([1])
+    with pytest.raises(asyncio.CancelledError):
+        await leg.splice(1, Splice(0, tokens, 1, is_empty=False))
+    assert pool.is_usable(worker)
