@@ -41,6 +41,9 @@ _EVENTS: dict[type[ClientEvent], Event] = {
 # How long a change waits for the next event. Nobody waits for a change, only for a
 # seal, and one that follows within this time is answered a whole step earlier.
 _LINGER_S = 0.001
+# So many events travel as one at most: a client that sends without a pause is
+# prefilled meanwhile.
+_MOST_TOGETHER = 8
 
 
 class EventReader:
@@ -106,11 +109,12 @@ class EventReader:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Held:
-    """A change of the sequence, up to this revision."""
+    """A change of the sequence, up to this revision, by so many events."""
 
     revision: int
     splice: Splice
     stable_tokens: int
+    num_events: int = 1
 
 
 class SessionInput:
@@ -140,8 +144,12 @@ class SessionInput:
         """Everything after the open, until the client closes its half."""
         while (event := await reader.next()) is not None:
             await self._handle(event)
-            if self._held and not await reader.has_arrived(_LINGER_S):
+            if self._held and not await self._grows(self._held, reader):
                 await self._tell()
+
+    async def _grows(self, held: _Held, reader: EventReader) -> bool:
+        """Whether what is held waits for the next event."""
+        return held.num_events < _MOST_TOGETHER and await reader.has_arrived(_LINGER_S)
 
     async def begin(self, event: OpenEvent) -> None:
         """The prefix is prefilled while the first document is on its way."""
@@ -195,9 +203,11 @@ class SessionInput:
 
     def _hold(self, revision: int, splice: Splice, stable_tokens: int) -> _Held:
         """Both that what is held already and this one, as one change."""
+        num_events = 1
         if self._held is not None:
+            num_events += self._held.num_events
             splice = self._held.splice.then(splice, self._log.sequence)
-        self._held = _Held(revision, splice, stable_tokens)
+        self._held = _Held(revision, splice, stable_tokens, num_events)
         return self._held
 
     async def _tell(self) -> None:

@@ -339,3 +339,19 @@ async def test_what_comes_together_reaches_prefill_as_one_change(
     assert sealing.keep_tokens == len(ring.encode("the"))
     assert ring.record.invalidated == 0
     assert answered.token_ids == ring.brain.answer(prompt, 2)
+
+
+async def test_a_client_that_sends_without_a_pause_is_prefilled_meanwhile(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.session_input._LINGER_S", 5.0)
+    session = ring.converse()
+    await session.open(prefix="the", sampling=greedy(max_tokens=2))
+    for _ in range(10):
+        await session.append("fox")
+    await ring.told(9)
+    assert [splice.revision for splice in ring.record.splices] == [1, 9]
+    await session.seal()
+    await session.answer()
+    assert [splice.revision for splice in ring.record.splices] == [1, 9, 12]
+    assert ring.record.sequence == [*ring.encode("the"), *(10 * ring.encode("fox"))]
