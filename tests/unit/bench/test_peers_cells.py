@@ -93,7 +93,7 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_policies_of_the_scheduler_take_part_by_default() -> None:
     options = parse([])
     assert options.policies == tuple(POLICIES)
-    assert (options.num_sessions, options.repetitions) == (400, 3)
+    assert (options.num_sessions, options.repetitions) == (134, 3)
 
 
 @pytest.mark.usefixtures("two_cores")
