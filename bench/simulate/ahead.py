@@ -59,10 +59,9 @@ class Ahead:
         self.num_refused = 0
 
     def opened(self, name: str, prefill: int, decode: int, change: Change) -> None:
-        """The decode worker is chosen; what is there now is the template's prefix."""
+        """Prefill knows of it, and that decode worker follows; what is there is the template's prefix."""
         stability = Stability(change.num_known)
         self._followers[name] = _Follower(prefill, decode, stability, change.num_known)
-        self._decode[decode].follow(name)
         self._spliced(name, 0, change.num_known)
 
     def changed(self, name: str, change: Change) -> None:

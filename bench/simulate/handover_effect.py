@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.handover_gain import READ_OVERHEAD_S
 from bench.records import RunRecord
 from bench.report.summary import latencies
 from bench.simulate.play_trace import Machine, Way, play_trace
@@ -29,8 +30,6 @@ KV_GIB = 95.0
 NUM_SESSIONS = 500
 NUM_OUTPUT_TOKENS = 64
 RATES: dict[Shape, float] = {"crawler": 1.0, "anns": 0.5}
-# Two RPCs, two engine steps, and posting the read: judgement, nothing is published of it.
-READ_OVERHEAD_S = 0.004
 
 
 @dataclass(frozen=True, slots=True)
