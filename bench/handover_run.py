@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from dataclasses import dataclass, field
 
@@ -140,6 +141,11 @@ class Beside:
     def tokens_per_s(self) -> float:
         """Of all together."""
         return self.num_tokens / self.duration_s
+
+    @property
+    def mean_gap_s(self) -> float:
+        """Over all messages."""
+        return statistics.fmean(self.gaps_s)
 
 
 class Decoders:

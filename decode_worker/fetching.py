@@ -50,7 +50,7 @@ MAX_WAIT_S = 1.0
 _BLOCKS_PER_ANSWER = 2
 # Of all blocks, kept free besides.
 _RESERVED_SHARE = 1 / 32
-DEFAULT_MAX_SHARE = 0.03
+DEFAULT_MAX_SHARE = 0.02
 
 
 @dataclass(slots=True)

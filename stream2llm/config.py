@@ -127,7 +127,7 @@ class HandoverConfig(_Part):
     # least; once it is through, whatever it has.
     min_offer_tokens: int = Field(default=256, ge=1)
     # Of the time of those who decode, the share that fetching ahead may cost them.
-    max_fetch_share: float = Field(default=0.03, gt=0, le=1)
+    max_fetch_share: float = Field(default=0.02, gt=0, le=1)
 
     @model_validator(mode="before")
     @classmethod

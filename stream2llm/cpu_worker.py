@@ -1,4 +1,4 @@
-"""vLLM's CPU worker with two repairs that matter where there is no GPU.
+"""vLLM's CPU worker with three repairs that matter where there is no GPU.
 
 **Seeds.** A step that does not finish a prompt samples all the same; vLLM discards the
 token and turns the request's generator back. CPU generators cannot be turned
@@ -9,17 +9,24 @@ will be discarded samples without its generator, and gets it back afterwards.
 keeps one core busy for ever in every idle engine: with two engines on two
 cores, both. Here it sleeps until an event comes, or for `_POLL_S` at most.
 
+**The computing thread's core.** vLLM's NIXL connector moves the thread that creates it to
+the last core of the NUMA node, to keep reads off the cores that compute. That
+thread is the one that computes, so all engines of a machine would share that
+core. Here it goes back to its own; NIXL's threads stay where vLLM wants them.
+
 Runs inside the engine's worker process, on CPU machines only. On a GPU machine a
 core for the transfer is well spent, and generators can be turned back.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import numpy as np
 import torch
+from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 # The thread wakes on events; this only bounds how long it sleeps without one.
@@ -27,7 +34,7 @@ _POLL_S = 0.01
 
 
 class QuietCPUWorker(CPUWorker):
-    """CPUWorker that keeps generators from discarded tokens, and NIXL from spinning."""
+    """CPUWorker that keeps generators from discarded tokens, NIXL from spinning, its core."""
 
     def init_device(self) -> None:
         """Builds the model runner, then puts ours around its sampling."""
@@ -45,6 +52,12 @@ class QuietCPUWorker(CPUWorker):
                 generators.update(kept)
 
         runner.sample_tokens = sample_with_kept_generators
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        """Creates KV cache and connectors, and leaves this thread on its cores."""
+        cores = os.sched_getaffinity(0)
+        super().initialize_from_config(kv_cache_config)
+        os.sched_setaffinity(0, cores)
 
 
 def let_progress_thread_sleep(poll_us: int) -> None:

@@ -59,7 +59,7 @@ class WorkerSpec:
     # Prefill: what one hand-over ahead of the seal brings at least, in tokens.
     min_offer_tokens: int = 256
     # Decode: how much of answers' time fetching ahead may cost.
-    max_fetch_share: float = 0.03
+    max_fetch_share: float = 0.02
 
 
 @dataclass(frozen=True, slots=True)
