@@ -52,6 +52,9 @@ class _Rpc:
         self._session = session
         self._writer = writer
         self._fetch: asyncio.Task[None] | None = None
+        # Its end is not known yet. Once it is, the router may hear of it and send the
+        # next one before the task that tells it is done.
+        self._is_fetching = False
 
     async def run(self, messages: AsyncIterator[worker_pb2.FetchAheadRequest]) -> None:
         try:
@@ -66,17 +69,27 @@ class _Rpc:
     async def _apply(self, message: worker_pb2.FetchAheadRequest) -> None:
         match message.WhichOneof("event"):
             case "fetch":
-                if self._fetch is not None and not self._fetch.done():
-                    raise EventOrderError("the fetch before has not ended")
-                self._fetch = asyncio.create_task(self._serve(message.fetch))
+                await self._begin(message.fetch)
             case "abort":
                 await self._session.abort()
             case event:
                 raise EventOrderError(f"unexpected {event} while fetching ahead")
 
+    async def _begin(self, fetch: worker_pb2.FetchKv) -> None:
+        if self._is_fetching:
+            raise EventOrderError("the fetch before has not ended")
+        if self._fetch is not None:
+            await asyncio.wait({self._fetch})
+        self._is_fetching = True
+        self._fetch = asyncio.create_task(self._serve(fetch))
+
     async def _serve(self, fetch: worker_pb2.FetchKv) -> None:
         try:
-            await self._tell(await self._result_or_failure(fetch))
+            result = await self._result_or_failure(fetch)
+        finally:
+            self._is_fetching = False
+        try:
+            await self._tell(result)
         except PeerGoneError:
             return  # gRPC is about to cancel the handler
 

@@ -1,0 +1,103 @@
+"""One FetchAhead RPC without an engine: which fetches may follow one another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from decode_worker.fetch_orders import FetchEnd, FetchResult
+from decode_worker.fetch_service import serve_fetches
+from stream2llm.errors import EventOrderError
+from stream2llm.v1 import worker_pb2
+
+pytestmark = pytest.mark.unit
+
+
+class _Session:
+    """Ends each fetch when it is let."""
+
+    session_id = "session"
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+
+    async def fetch(self, keep_tokens: int, token_ids: list[int], transfer: Any) -> FetchResult:
+        await self.may_end.wait()
+        return FetchResult(FetchEnd.FETCHED, num_blocks=len(token_ids))
+
+
+class _Sessions:
+    def __init__(self, session: _Session) -> None:
+        self._session = session
+
+    @contextmanager
+    def open(self, session_id: str) -> Iterator[_Session]:
+        yield self._session
+
+
+class _Writer:
+    """The other side has a message before `write` returns."""
+
+    def __init__(self) -> None:
+        self.sent: asyncio.Queue[worker_pb2.FetchAheadResponse] = asyncio.Queue()
+        self.may_return = asyncio.Event()
+
+    async def write(self, message: worker_pb2.FetchAheadResponse) -> None:
+        self.sent.put_nowait(message)
+        await self.may_return.wait()
+
+
+def _opening() -> worker_pb2.FetchAheadRequest:
+    return worker_pb2.FetchAheadRequest(open=worker_pb2.OpenFetchAhead(fetch_session_id="session"))
+
+
+def _fetch(num_tokens: int) -> worker_pb2.FetchAheadRequest:
+    handover = worker_pb2.Handover(kv_transfer_params_json='{"remote_engine_id": "prefill"}')
+    tokens = list(range(num_tokens))
+    return worker_pb2.FetchAheadRequest(
+        fetch=worker_pb2.FetchKv(keep_tokens=0, token_ids=tokens, handover=handover)
+    )
+
+
+async def _serve(
+    session: _Session, writer: _Writer, messages: AsyncIterator[worker_pb2.FetchAheadRequest]
+) -> None:
+    worker: Any = SimpleNamespace(is_draining=False)
+    sessions: Any = _Sessions(session)
+    await serve_fetches(worker, sessions, messages, writer)  # type: ignore[arg-type]
+
+
+async def test_the_next_fetch_may_come_while_the_end_of_the_last_is_still_being_told() -> None:
+    session, writer = _Session(), _Writer()
+    session.may_end.set()
+    ends: list[int] = []
+
+    async def messages() -> AsyncIterator[worker_pb2.FetchAheadRequest]:
+        yield _opening()
+        yield _fetch(3)
+        ends.append((await writer.sent.get()).num_blocks)
+        asyncio.get_running_loop().call_soon(writer.may_return.set)
+        yield _fetch(5)
+        ends.append((await writer.sent.get()).num_blocks)
+
+    await _serve(session, writer, messages())
+    assert ends == [3, 5]
+
+
+async def test_a_fetch_while_another_one_goes_on_is_out_of_order() -> None:
+    session, writer = _Session(), _Writer()
+
+    async def messages() -> AsyncIterator[worker_pb2.FetchAheadRequest]:
+        yield _opening()
+        yield _fetch(3)
+        yield _fetch(5)
+
+    with pytest.raises(EventOrderError, match="the fetch before has not ended"):
+        await _serve(session, writer, messages())
