@@ -118,9 +118,10 @@ class DecodeConfig(WorkerConfig):
 class HandoverConfig(_Part):
     """How KV crosses from prefill to decode. `handover: streamed` alone sets the mode."""
 
-    # "at_seal": all of it after the first token. "streamed": decode fetches it
-    # ahead while the context streams in. A session may ask for either.
-    mode: HandoverMode = "at_seal"
+    # "streamed": decode fetches it ahead while the context streams in. "at_seal":
+    # all of it after the first token; also where decode has no prefix cache. A
+    # session may ask for either.
+    mode: HandoverMode = "streamed"
     # vLLM's NIXL connector refuses less than 6 s.
     lease_s: int = Field(default=10, ge=6)
     # While a session computes on, it offers so many new tokens at a time at
@@ -165,13 +166,22 @@ class ClusterConfig(_Part):
 
     @model_validator(mode="after")
     def _decode_caches_what_it_fetches(self) -> ClusterConfig:
-        has_cache = self.decode.engine.get("enable_prefix_caching") is not False
-        if self.handover.mode == "streamed" and not has_cache:
+        is_asked_for = "mode" in self.handover.model_fields_set
+        if is_asked_for and self.handover.mode == "streamed" and not self._decode_has_cache:
             raise ValueError(
                 "handover.mode streamed needs decode.engine.enable_prefix_caching: that cache"
                 " holds what is fetched ahead"
             )
         return self
+
+    @property
+    def _decode_has_cache(self) -> bool:
+        return self.decode.engine.get("enable_prefix_caching") is not False
+
+    @property
+    def handover_mode(self) -> HandoverMode:
+        """How sessions that ask for nothing hand over."""
+        return self.handover.mode if self._decode_has_cache else "at_seal"
 
     @property
     def model_name(self) -> str:

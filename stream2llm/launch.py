@@ -138,7 +138,7 @@ def _router(
         limits=part.limits,
         drain_timeout_s=part.drain_timeout_s,
         max_model_len=max_model_len,
-        handover=config.handover.mode,
+        handover=config.handover_mode,
     )
     # Routers wait most of the time; they take no CPU from Ray's books.
     return Launch(

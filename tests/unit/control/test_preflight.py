@@ -89,6 +89,15 @@ def test_bad_core_lists_are_refused(bind: str, message: str) -> None:
         preflight.check_cores(a_config(prefill={"cpu_bind": bind}), frozenset({0, 1}))
 
 
+def test_without_a_prefix_cache_at_decode_kv_crosses_at_the_seal() -> None:
+    decode = {"engine": {"enable_prefix_caching": False}}
+    assert a_config().handover_mode == "streamed"
+    assert a_config(decode=decode).handover_mode == "at_seal"
+    assert a_config(handover="at_seal").handover_mode == "at_seal"
+    with pytest.raises(InvalidRequestError, match="needs decode.engine.enable_prefix_caching"):
+        a_config(decode=decode, handover="streamed")
+
+
 def test_engine_arguments_of_ours_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match=r"decode\.engine\.kv_transfer_config"):
         preflight.check_engine_arguments(a_config(decode={"engine": {"kv_transfer_config": {}}}))
