@@ -94,7 +94,7 @@ def test_without_a_prefix_cache_at_decode_kv_crosses_at_the_seal() -> None:
     assert a_config().handover_mode == "streamed"
     assert a_config(decode=decode).handover_mode == "at_seal"
     assert a_config(handover="at_seal").handover_mode == "at_seal"
-    with pytest.raises(InvalidRequestError, match="needs decode.engine.enable_prefix_caching"):
+    with pytest.raises(InvalidRequestError, match=r"needs decode\.engine\.enable_prefix_caching"):
         a_config(decode=decode, handover="streamed")
 
 
