@@ -14,23 +14,32 @@ pytest.importorskip("vllm")
 
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 from decode_worker.fetch_service import serve_fetches
-from stream2llm.errors import EventOrderError
+from stream2llm.errors import EventOrderError, InvalidRequestError
 from stream2llm.v1 import worker_pb2
 
 pytestmark = pytest.mark.unit
 
 
 class _Session:
-    """Ends each fetch when it is let."""
+    """Ends each fetch when it is let, or by an abort; the first `failures` fail."""
 
     session_id = "session"
 
-    def __init__(self) -> None:
+    def __init__(self, *failures: Exception) -> None:
         self.may_end = asyncio.Event()
+        self._failures = list(failures)
+        self._is_aborted = False
 
     async def fetch(self, keep_tokens: int, token_ids: list[int], transfer: Any) -> FetchResult:
         await self.may_end.wait()
-        return FetchResult(FetchEnd.FETCHED, num_blocks=len(token_ids))
+        if self._failures:
+            raise self._failures.pop(0)
+        end = FetchEnd.ABORTED if self._is_aborted else FetchEnd.FETCHED
+        return FetchResult(end, num_blocks=len(token_ids))
+
+    async def abort(self) -> None:
+        self._is_aborted = True
+        self.may_end.set()
 
 
 class _Sessions:
@@ -101,3 +110,40 @@ async def test_a_fetch_while_another_one_goes_on_is_out_of_order() -> None:
 
     with pytest.raises(EventOrderError, match="the fetch before has not ended"):
         await _serve(session, writer, messages())
+
+
+@pytest.mark.parametrize(
+    "failure", [InvalidRequestError("too long", field="splice"), RuntimeError("engine died")]
+)
+async def test_a_fetch_that_fails_is_told_and_the_next_one_goes_on(failure: Exception) -> None:
+    session, writer = _Session(failure), _Writer()
+    session.may_end.set()
+    writer.may_return.set()
+    told: list[worker_pb2.FetchAheadResponse] = []
+
+    async def messages() -> AsyncIterator[worker_pb2.FetchAheadRequest]:
+        yield _opening()
+        for _ in range(2):
+            yield _fetch(3)
+            told.append(await writer.sent.get())
+
+    await _serve(session, writer, messages())
+    failed, fetched = told
+    assert failed.end == worker_pb2.FETCH_END_FAILED
+    assert str(failure) in failed.reason
+    assert fetched.end == worker_pb2.FETCH_END_FETCHED
+
+
+async def test_an_abort_ends_the_fetch_under_way() -> None:
+    session, writer = _Session(), _Writer()
+    writer.may_return.set()
+    told: list[worker_pb2.FetchAheadResponse] = []
+
+    async def messages() -> AsyncIterator[worker_pb2.FetchAheadRequest]:
+        yield _opening()
+        yield _fetch(3)
+        yield worker_pb2.FetchAheadRequest(abort=worker_pb2.AbortFetch())
+        told.append(await writer.sent.get())
+
+    await _serve(session, writer, messages())
+    assert [each.end for each in told] == [worker_pb2.FETCH_END_ABORTED]
