@@ -54,6 +54,12 @@ class Play:
         """At the seal, the question included."""
         return context_length(self.changes) + len(self.question_ids)
 
+    @property
+    def num_longest_tokens(self) -> int:
+        """Most that are known at any moment: a list may be longer before its last update."""
+        lengths = (context_length([change]) for change in self.changes)
+        return max(*lengths, self.num_prompt_tokens)
+
 
 def context_length(changes: Sequence[Change]) -> int:
     """Tokens after these changes."""

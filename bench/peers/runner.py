@@ -216,7 +216,7 @@ class Runner:
         played = [
             play
             for play in burst(shape, count, f"{key}/{system.name}")
-            if play.num_prompt_tokens <= most_tokens
+            if play.num_longest_tokens <= most_tokens
         ]
         record = await run_trace(system, played, "burst", answer_limit_s=600.0, settings={})
         if problem := next((each.error for each in record.sessions if each.error), ""):

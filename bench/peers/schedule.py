@@ -43,7 +43,7 @@ def kv_blocks(
         plays_of(Turn(cell, AWAITED, number), pace, num_sessions, retrieval_factor)
         for number in range(1, repetitions + 1)
     ]
-    longest = max(play.num_prompt_tokens for each in played for play in each)
+    longest = max(play.num_longest_tokens for each in played for play in each)
     return num_kv_blocks(played[0], longest, scarce=scarce)
 
 

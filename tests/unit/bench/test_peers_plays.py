@@ -56,6 +56,12 @@ def test_an_update_that_only_cuts_the_list_sends_nothing() -> None:
     play = a_play(Event(1.0, "update", ("a", "b")), Event(2.0, "update", ("a",)))
     assert play.changes[-1].token_ids == []
     assert play.num_prompt_tokens == 3 + 10 + 4
+    assert play.num_longest_tokens == 3 + 30, "it was longer before"
+
+
+def test_the_question_counts_where_the_context_is_longest_at_the_end() -> None:
+    play = a_play(Event(1.0, "append", ("a",)), Event(2.0, "append", ("b",)))
+    assert play.num_longest_tokens == play.num_prompt_tokens == 3 + 30 + 4
 
 
 def test_gaps_grow_and_the_first_chunk_comes_when_it_did() -> None:
