@@ -243,20 +243,9 @@ def trace(
 
 
 def _profile(name: str) -> CostProfile:
-    from importlib import resources
+    from cost_profiles.load import load_profile, shipped_profile
 
-    from cost_profiles.load import load_profile
-
-    if Path(name).is_file():
-        return load_profile(Path(name))
-    with resources.as_file(resources.files("cost_profiles") / "data") as folder:
-        path = folder / f"{name}.json"
-        if not path.is_file():
-            known = ", ".join(sorted(each.stem for each in folder.glob("*.json")))
-            raise InvalidRequestError(
-                f"--profile: {name!r} is neither a file nor one of {known}", field="profile"
-            )
-        return load_profile(path)
+    return load_profile(Path(name)) if Path(name).is_file() else shipped_profile(name)
 
 
 def _outcomes(cells: list[Cell], processes: int | None, *, shows: bool) -> Iterator[Outcome]:

@@ -162,7 +162,10 @@ async def test_a_cluster_that_dies_gives_errors_and_no_hang(tmp_path: Path) -> N
     router = FakeRouter(script)
     await router.__aenter__()
     async with bench_replay("--trace", trace, "-a", router.address, "-o", folder) as process:
-        await first_is_open.wait()
+        is_open = asyncio.ensure_future(first_is_open.wait())
+        has_ended = asyncio.ensure_future(process.wait())
+        await asyncio.wait({is_open, has_ended}, return_when=asyncio.FIRST_COMPLETED)
+        assert is_open.done(), "it ended before it began"
         await router.__aexit__()
         code, _, err = await output_of(process)
     assert code == 3, err
