@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.demo import catch_signals
-from bench.peers.cells import SHAPES, ours
+from bench.peers.cells import LOAD_NAMES, SHAPES, ours
 from bench.peers.options import (
     COMPARISONS,
     FULL_REPETITIONS,
@@ -46,9 +46,9 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=(*COMPARISONS, *SHAPES),
+        choices=(*COMPARISONS, *SHAPES, *LOAD_NAMES),
         default=(),
-        help="these comparisons and shapes",
+        help="these comparisons, shapes and loads",
     )
     parser.add_argument("--policies", nargs="+", choices=tuple(POLICIES), default=tuple(POLICIES))
     parser.add_argument("--model", choices=MODELS, default=MODELS[0], help="a random Llama")
@@ -65,6 +65,7 @@ def parse(arguments: Sequence[str]) -> Options:
         repetitions=args.repetitions or (QUICK_REPETITIONS if args.quick else FULL_REPETITIONS),
         comparisons=tuple(each for each in COMPARISONS if each in args.only) or COMPARISONS,
         shapes=tuple(each for each in SHAPES if each in args.only) or SHAPES,
+        loads=tuple(each for each in LOAD_NAMES if each in args.only) or LOAD_NAMES,
         cores=two_cores(),
     )
 

@@ -31,6 +31,7 @@ class Load:
 
 LOADS: Final = (Load("light", 0.3), Load("heavy", 0.8), Load("pressure", 0.8, 10.0))
 HEAVY, PRESSURE = LOADS[1], LOADS[2]
+LOAD_NAMES: Final[tuple[LoadName, ...]] = tuple(load.name for load in LOADS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +76,26 @@ def systems_of(cell: Cell, policies: Sequence[str]) -> tuple[str, ...]:
     return (*peers, *(ours(policy) for policy in policies))
 
 
-def cells_of(comparison: Comparison, shape: Shape) -> tuple[Cell, ...]:
-    """All loads, engine against engine; heavy load alone for whole systems."""
+def cells_of(
+    comparison: Comparison, shape: Shape, names: Sequence[LoadName] = LOAD_NAMES
+) -> tuple[Cell, ...]:
+    """All loads of these names, engine against engine; heavy load alone for whole systems."""
     loads = LOADS if comparison == "engine" else (HEAVY,)
-    return tuple(Cell(comparison, shape, load) for load in loads)
+    return tuple(Cell(comparison, shape, load) for load in loads if load.name in names)
 
 
-def phases(shape: Shape) -> tuple[tuple[bool, tuple[Cell, ...]], ...]:
+def phases(
+    shape: Shape, names: Sequence[LoadName] = LOAD_NAMES
+) -> tuple[tuple[bool, tuple[Cell, ...]], ...]:
     """Engine against engine: whether KV memory is scarce, and the cells that are so.
 
-    Each has engines of its own, because their memory is fixed when they start.
+    Each has engines of its own, because their memory is fixed when they start. The
+    first one measures the rate, whatever its cells.
     """
-    light, heavy, pressure = cells_of("engine", shape)
-    return (False, (light, heavy)), (True, (pressure,))
+    cells = cells_of("engine", shape, names)
+    ample = tuple(cell for cell in cells if cell.load != PRESSURE)
+    scarce = tuple(cell for cell in cells if cell.load == PRESSURE)
+    return ((False, ample), (True, scarce)) if scarce else ((False, ample),)
 
 
 def turns(cells: Sequence[Cell], policies: Sequence[str], repetitions: int) -> Iterator[Turn]:

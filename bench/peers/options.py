@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.peers.cells import SHAPES, Comparison
+from bench.peers.cells import LOAD_NAMES, SHAPES, Comparison, LoadName
 from bench.traces.format import Shape
 from stream2llm.model_store import PresetName
 
@@ -30,5 +30,6 @@ class Options:
     retrieval_factor: float = 1.0
     comparisons: tuple[Comparison, ...] = COMPARISONS
     shapes: tuple[Shape, ...] = SHAPES
+    loads: tuple[LoadName, ...] = LOAD_NAMES
     # The driver's; engines that are compared one by one share the second.
     cores: tuple[int, int] = (0, 1)

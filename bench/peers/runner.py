@@ -78,7 +78,7 @@ class Runner:
         for shape in self._options.shapes:
             if "engine" in self._options.comparisons:
                 await self._engines(shape)
-        if "whole" in self._options.comparisons:
+        if "whole" in self._options.comparisons and "heavy" in self._options.loads:
             # Both cores are the systems'; the driver takes what it needs of either.
             os.sched_setaffinity(0, set(self._options.cores))
             await self._whole()
@@ -86,7 +86,7 @@ class Runner:
     # -- engine against engine -----------------------------------------------------
 
     async def _engines(self, shape: Shape) -> None:
-        for scarce, cells in phases(shape):
+        for scarce, cells in phases(shape, self._options.loads):
             async with self._links(shape, scarce=scarce) as links:
                 systems = self._engine_systems(links)
                 first_of_ours = systems[ours(self._options.policies[0])]
@@ -160,7 +160,7 @@ class Runner:
                 found = [await self._calibrate("whole", shape, systems[name]) for name in slowest]
                 pace = min(found, key=lambda each: each.tokens_per_s)
                 self._paces["whole", shape] = pace
-                await self._turns(cells_of("whole", shape), systems, {})
+                await self._turns(cells_of("whole", shape, self._options.loads), systems, {})
 
     @asynccontextmanager
     async def _replicas(self, blocks: int) -> AsyncIterator[list[EngineLink]]:
@@ -273,7 +273,8 @@ class Runner:
         options, total = self._options, 0.0
         for comparison in options.comparisons:
             for shape in options.shapes:
-                cells, prefill_s = cells_of(comparison, shape), self._prefill_s(comparison, shape)
+                cells = cells_of(comparison, shape, options.loads)
+                prefill_s = self._prefill_s(comparison, shape)
                 plan = turns(cells, options.policies, options.repetitions)
                 left = [turn for turn in plan if turn not in self._done]
                 total += sum(BETWEEN_S + self._prefills(turn) * prefill_s for turn in left)

@@ -47,6 +47,13 @@ def test_phases_cover_the_loads_and_only_pressure_is_scarce() -> None:
     assert found == {"light": False, "heavy": False, "pressure": True}
 
 
+def test_the_rate_is_measured_even_where_only_pressure_is_wanted() -> None:
+    (is_scarce, cells), (is_scarce_too, pressure) = phases("anns", ["pressure"])
+    assert (is_scarce, cells) == (False, ())
+    assert (is_scarce_too, [cell.load.name for cell in pressure]) == (True, ["pressure"])
+    assert phases("anns", ["heavy"]) == ((False, cells_of("engine", "anns", ["heavy"])),)
+
+
 def test_every_system_runs_once_in_each_repetition_of_each_cell() -> None:
     cells = cells_of("engine", "crawler")
     plan = list(turns(cells, POLICY_NAMES, 3))
