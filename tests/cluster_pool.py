@@ -12,6 +12,7 @@ from typing import Any
 
 from stream2llm.cluster import Cluster
 from stream2llm.config import ClusterConfig, parse_config
+from stream2llm.handover import HandoverMode
 from stream2llm.model_store import ensure_random_llama, fetch_default_model
 from stream2llm.worker_spec import WorkerAddress
 from tests.polling import eventually
@@ -36,12 +37,14 @@ class Kind:
     host_pool_gib: float = 1.0
     # None leaves it to us: one process for EngineCore and the model.
     executor: str | None = None
+    handover: HandoverMode = "streamed"
 
 
 # KV for about 2,000 tokens.
 _TIGHT = Kind(max_model_len=2048, prefill_blocks=65, input_idle_timeout_s=300)
 KINDS = {
-    "sensitive-1x1": Kind(),
+    # What streams its hand-over here says so; on all others it is the default.
+    "sensitive-1x1": Kind(handover="at_seal"),
     # The model in a process of its own, as with several ranks.
     "sensitive-ranks": Kind(executor="mp"),
     # For a test that ends it.
@@ -87,6 +90,7 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
             "env": env,
         },
         "decode": {"replicas": kind.decode, "engine": engine, "env": env},
+        "handover": kind.handover,
         "controller": {"http_port": 0},
         **changes,
     }
