@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from bench.peers.plays import Play, context_length
 
 BLOCK_SIZE = 32
+# Prompt and answer, of all models that are compared.
+MAX_MODEL_LEN = 16_384
 PRESSURE_SHARE = 1 / 3
 # vLLM keeps one block for itself.
 NULL_BLOCKS = 1

@@ -33,7 +33,7 @@ from bench.peers.drive import run_trace
 from bench.peers.engines.link import EngineLink
 from bench.peers.engines.messages import HostSpec, Kind
 from bench.peers.machine import TOLERATED_SHARE, MachineWatch
-from bench.peers.memory import BLOCK_SIZE, max_prompt_tokens
+from bench.peers.memory import BLOCK_SIZE, MAX_MODEL_LEN, max_prompt_tokens
 from bench.peers.options import Options
 from bench.peers.scaling import STEP_TOKENS, Pace
 from bench.peers.schedule import burst, kv_blocks, plays_of, prefills_of
@@ -45,7 +45,6 @@ from stream2llm.clock import SystemClock
 from stream2llm.errors import Stream2LLMError
 
 # The longest published prompt at our scale, and its answer.
-MAX_MODEL_LEN = 16_384
 MAX_NUM_SEQS = 256
 WHOLE_STEP_TOKENS = 512
 WHOLE_MAX_TOKENS = 64
@@ -216,7 +215,7 @@ class Runner:
         played = [
             play
             for play in burst(shape, count, f"{key}/{system.name}")
-            if play.num_longest_tokens <= most_tokens
+            if play.num_longest_tokens < most_tokens
         ]
         record = await run_trace(system, played, "burst", answer_limit_s=600.0, settings={})
         if problem := next((each.error for each in record.sessions if each.error), ""):

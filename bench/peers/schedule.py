@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from bench.peers.cells import AWAITED, PRESSURE, Cell, Turn
-from bench.peers.memory import num_kv_blocks
+from bench.peers.memory import MAX_MODEL_LEN, num_kv_blocks
 from bench.peers.plays import Play, plays
 from bench.peers.scaling import TOKEN_SCALE, Pace, at_paper_speed
 from bench.traces.format import Scale, Shape
@@ -15,9 +15,11 @@ def plays_of(turn: Turn, pace: Pace, num_sessions: int, retrieval_factor: float)
     """The trace of a turn: equal for all systems but for the token ids.
 
     `retrieval_factor` makes retrieval shorter than at the paper's ratio to prefill.
+    Without sessions that know more at some moment than the model takes; there
+    may be one among a hundred whose list was longer before its last update.
     """
     load = turn.cell.load
-    return plays(
+    played = plays(
         turn.cell.shape,
         num_sessions,
         turn.repetition,
@@ -26,6 +28,8 @@ def plays_of(turn: Turn, pace: Pace, num_sessions: int, retrieval_factor: float)
         scale=Scale(tokens=TOKEN_SCALE, time=pace.time_scale * retrieval_factor),
         gap_factor=load.gap_factor,
     )
+    # One token is the answer's.
+    return [play for play in played if play.num_longest_tokens < MAX_MODEL_LEN]
 
 
 def burst(shape: Shape, count: int, key: str) -> list[Play]:

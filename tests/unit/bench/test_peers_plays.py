@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.peers.memory import max_prompt_tokens, num_kv_blocks, peak_open_tokens
+from bench.peers.cells import AWAITED, HEAVY, Cell, Turn
+from bench.peers.memory import MAX_MODEL_LEN, max_prompt_tokens, num_kv_blocks, peak_open_tokens
 from bench.peers.plays import Play, applied, play_of, plays, with_gaps
+from bench.peers.scaling import at_paper_speed
+from bench.peers.schedule import plays_of
 from bench.traces.format import Content, Document, Event, Scale, Session
 
 pytestmark = pytest.mark.unit
@@ -103,3 +106,11 @@ def test_scarce_memory_is_a_third_of_what_is_open_but_holds_the_longest_prompt()
 def test_an_engine_is_told_no_longer_context_than_its_memory_holds() -> None:
     assert max_prompt_tokens(11, 16_384) == 320
     assert max_prompt_tokens(1000, 16_384) == 16_384
+
+
+def test_no_system_is_sent_a_list_that_its_model_cannot_take() -> None:
+    """The third repetition has one: longer than 16,384 tokens until its last update."""
+    turn = Turn(Cell("engine", "anns", HEAVY), AWAITED, 3)
+    found = plays_of(turn, at_paper_speed("anns"), 134, 1.0)
+    assert len(found) == 133
+    assert all(play.num_longest_tokens < MAX_MODEL_LEN for play in found)
