@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from bench.peers.plays import Play, context_length
 
 BLOCK_SIZE = 32
-# Prompt and answer, of all models that are compared.
+# The longest published prompt at our scale, and its answer.
 MAX_MODEL_LEN = 16_384
 PRESSURE_SHARE = 1 / 3
 # vLLM keeps one block for itself.

@@ -44,7 +44,6 @@ from bench.traces.format import Shape
 from stream2llm.clock import SystemClock
 from stream2llm.errors import Stream2LLMError
 
-# The longest published prompt at our scale, and its answer.
 MAX_NUM_SEQS = 256
 WHOLE_STEP_TOKENS = 512
 WHOLE_MAX_TOKENS = 64
