@@ -47,7 +47,7 @@ def bind_this_thread(cores: list[int]) -> None:
 
 
 def executor_args(engine_args: Mapping[str, Any]) -> dict[str, Any]:
-    """vLLM engine arguments that choose this executor where it is of use.
+    """vLLM engine arguments that choose this executor where it is of use; they go over the user's.
 
     Empty on GPUs, for engines of several ranks, and where the user has chosen one
     (`distributed_executor_backend: mp` gives the model its own process).

@@ -226,13 +226,17 @@ def _engine_args(
     platform_args: dict[str, Any] = {}
     if current_platform.is_cpu():
         platform_args["worker_cls"] = "stream2llm.cpu_worker.QuietCPUWorker"
-        platform_args |= executor_args(spec.engine_args)
     try:
         return AsyncEngineArgs(
             model=spec.model_path,
             kv_transfer_config=transfer,
             enable_log_requests=False,
-            **{**platform_args, **spec.engine_args, **fixed_args},
+            **{
+                **platform_args,
+                **spec.engine_args,
+                **executor_args(spec.engine_args),
+                **fixed_args,
+            },
         )
     except TypeError as error:
         raise InvalidRequestError(f"{spec.role}.engine: {error}") from error
