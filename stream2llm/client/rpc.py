@@ -9,7 +9,7 @@ iteration. Knows nothing of documents or of the order of events.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -20,6 +20,7 @@ from stream2llm.client.events import Accepted, Event, Finished, Progress
 from stream2llm.client.status import cancelled_error, error_from_rpc
 from stream2llm.client.translate import check_size, event_from
 from stream2llm.errors import EventOrderError, InternalError
+from stream2llm.final_status import FinalStatus
 from stream2llm.v1 import inference_pb2 as pb
 
 OnEvent = Callable[[Event], None]
@@ -45,8 +46,7 @@ class SessionRpc:
         self._admitted = asyncio.Event()
         self._finished = False
         self._failure: BaseException | None = None
-        self._first_status: grpc.aio.AioRpcError | None = None
-        call.add_done_callback(self._keep_status)
+        self._status = FinalStatus(call)
         self._reader = asyncio.create_task(self._read(), name="stream2llm-session-reader")
 
     # -- writing -----------------------------------------------------------------
@@ -104,7 +104,7 @@ class SessionRpc:
             await self._read_to_end()
             self._end(None if self._finished else _ended_early())
         except grpc.aio.AioRpcError as error:
-            self._end(self._failure_behind(error))
+            self._end(await self._failure_behind(error))
         except asyncio.CancelledError:
             self._end(cancelled_error())
             raise
@@ -134,20 +134,9 @@ class SessionRpc:
         sealed = self.before_seal.closed
         await (self.after_seal if sealed else self.before_seal).put(event)
 
-    def _keep_status(self, call: Any) -> None:
-        """Runs when the RPC ends. grpc.aio overwrites the server's status with its own
-        INTERNAL when a write was under way, so the first one is kept here."""
-        code, trailers, details = map(
-            _at_once, (call.code(), call.trailing_metadata(), call.details())
-        )
-        if self._first_status is None:
-            self._first_status = grpc.aio.AioRpcError(
-                code, grpc.aio.Metadata(), trailers, details=details
-            )
-
-    def _failure_behind(self, error: grpc.aio.AioRpcError) -> BaseException:
-        first = self._first_status or error
-        return _ended_early() if first.code() is grpc.StatusCode.OK else error_from_rpc(first)
+    async def _failure_behind(self, error: grpc.aio.AioRpcError) -> BaseException:
+        true = await self._status.of(error)
+        return _ended_early() if true.code() is grpc.StatusCode.OK else error_from_rpc(true)
 
     def _end(self, failure: BaseException | None) -> None:
         self._failure = failure
@@ -155,16 +144,6 @@ class SessionRpc:
         self.credit.fail(failure or EventOrderError("the session has ended"))
         self.before_seal.close(failure)
         self.after_seal.close(failure)
-
-
-def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that has nothing to wait for."""
-    try:
-        coroutine.send(None)
-    except StopIteration as result:
-        return result.value
-    coroutine.close()
-    raise AssertionError("the status of an RPC that has ended is known")
 
 
 def _ended_early() -> InternalError:
