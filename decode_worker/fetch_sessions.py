@@ -50,11 +50,6 @@ class FetchSession:
         self._bytes_per_block = 0
         self.ledger = FetchLedger(engine.info.block_size)
 
-    @property
-    def is_fetching(self) -> bool:
-        """A fetch has not ended."""
-        return bool(self._request_id)
-
     async def fetch(
         self, keep_tokens: int, token_ids: list[int], transfer: dict[str, Any]
     ) -> FetchResult:

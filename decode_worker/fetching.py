@@ -38,6 +38,7 @@ from decode_worker.last_use import LastUse
 from decode_worker.pace import FetchPace
 from decode_worker.room import Room, RoomView, room_for
 from stream2llm.clock import SystemClock
+from stream2llm.handover import MAX_FETCH_SHARE
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler as _Base
@@ -50,7 +51,6 @@ MAX_WAIT_S = 1.0
 _BLOCKS_PER_ANSWER = 2
 # Of all blocks, kept free besides.
 _RESERVED_SHARE = 1 / 32
-DEFAULT_MAX_SHARE = 0.02
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class FetchAheadMixin(_Base):
         super().__init__(*args, **kwargs)
         self._clock = SystemClock()
         options = self.vllm_config.additional_config or {}
-        self._pace = FetchPace(float(options.get("max_fetch_share", DEFAULT_MAX_SHARE)))
+        self._pace = FetchPace(float(options.get("max_fetch_share", MAX_FETCH_SHARE)))
         self._last_use = LastUse(self.kv_cache_manager.block_pool, self._clock.monotonic_s)
         # Not begun, oldest first; and being read, by request id.
         self._waiting_fetches: dict[str, _Fetch] = {}

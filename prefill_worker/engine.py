@@ -50,6 +50,7 @@ async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
     options = {
         "policy": spec.policy,
         "patience_steps": spec.patience_steps,
+        "open_step_tokens": spec.open_step_tokens,
         "progress_interval_tokens": spec.progress_interval_tokens,
         "min_offer_tokens": spec.min_offer_tokens,
         "preemption": spec.preemption,

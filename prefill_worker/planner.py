@@ -21,7 +21,8 @@ That takes blocks and neither tokens nor slots. What lies before them, where an
 eviction dropped it, is computed first, and no further.
 
 Some policies keep a step that computes for sealed sessions free of open ones: somebody
-waits for its end, and it ends the earlier the less is in it.
+waits for its end, and it ends the earlier the less is in it. For the same reason a
+step of open ones is shorter there: whoever is sealed meanwhile waits for its end.
 
 The walk ends as soon as the tokens, the slots or the memory of the step are
 spent. What it costs depends on the sessions it chooses, not on those that wait.
@@ -80,6 +81,9 @@ class _Planning:
         self._ledger = ledger
         self._block_size = limits.block_size
         self._tokens_left = limits.num_tokens
+        self._open_tokens = limits.num_tokens
+        if limits.num_open_tokens is not None and ranking.keeps_sealed_apart:
+            self._open_tokens = min(limits.num_tokens, limits.num_open_tokens)
         # Those who need no slot are bounded by it too, so that the walk is.
         self._slots_left = self._max_others = limits.num_requests
         self._blocks_left = limits.num_free_blocks
@@ -126,8 +130,11 @@ class _Planning:
         num_others = max(len(self._followers), len(self._loads) - 1)
         if min(self._slots_left, self._max_others - num_others, self._loads_left) <= 0:
             return StopReason.REQUEST_SLOTS
-        if self._some_are_sealed and not view.sealed and self._ranking.keeps_sealed_apart:
-            return StopReason.SEALED_APART
+        if not view.sealed and self._ranking.keeps_sealed_apart:
+            if self._some_are_sealed:
+                return StopReason.SEALED_APART
+            if not self._grants:
+                self._tokens_left = self._open_tokens
         if self._ledger.has_hit(view.request_id) or (self._coming and self._follows(view)):
             self._followers.append(view.request_id)
             return None

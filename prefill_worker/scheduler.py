@@ -90,6 +90,8 @@ class PrefillScheduler(Scheduler):
             patience_steps=int(options.get("patience_steps", 1000)),
             num_lost_blocks=len(self.kv_cache_manager.block_pool.blocks),
         )
+        # None: as many as any step.
+        self._open_step_tokens: int | None = options.get("open_step_tokens")
         # The naive way, for benchmarks.
         self._evicts_whole_requests = bool(options.get("evicts_whole_requests", False))
         self._counters = SchedulerCounters()
@@ -321,6 +323,7 @@ class PrefillScheduler(Scheduler):
             block_size=self.block_size,
             evicts_whole_requests=self._evicts_whole_requests,
             num_host_slots=self.swapping.host.num_free,
+            num_open_tokens=self._open_step_tokens,
         )
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:

@@ -157,6 +157,9 @@ class StepLimits:
     evicts_whole_requests: bool = False
     # Free slots of the host pool, for blocks that are swapped out.
     num_host_slots: int = 0
+    # What a step without sealed sessions may have of `num_tokens`, under policies that
+    # keep sealed ones apart.
+    num_open_tokens: int | None = None
 
 
 class EvictionReason(StrEnum):

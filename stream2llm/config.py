@@ -13,8 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stream2llm.errors import InvalidRequestError
-from stream2llm.handover import HandoverMode
-from stream2llm.worker_spec import PolicyName
+from stream2llm.handover import MAX_FETCH_SHARE, HandoverMode
+from stream2llm.worker_spec import OPEN_STEP_TOKENS, PolicyName
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -100,6 +100,9 @@ class PrefillConfig(WorkerConfig):
     # Engine steps after which a session that still has new tokens is served
     # before all others in every fourth step, whatever the policy says of it.
     patience_steps: int = Field(default=1000, ge=1)
+    # Policy srpf: most tokens of a step in which nobody waits for an answer. Whoever is
+    # sealed meanwhile waits for its end; much shorter steps cost throughput.
+    open_step_tokens: int = Field(default=OPEN_STEP_TOKENS, ge=1)
     # What becomes of evicted KV: it is computed again ("recompute"), copied to
     # the host and back ("swap"), or whichever takes less time ("cost").
     preemption: Literal["recompute", "swap", "cost"] = "cost"
@@ -128,7 +131,7 @@ class HandoverConfig(_Part):
     # least; once it is through, whatever it has.
     min_offer_tokens: int = Field(default=256, ge=1)
     # Of the time of those who decode, the share that fetching ahead may cost them.
-    max_fetch_share: float = Field(default=0.02, gt=0, le=1)
+    max_fetch_share: float = Field(default=MAX_FETCH_SHARE, gt=0, le=1)
 
     @model_validator(mode="before")
     @classmethod

@@ -178,6 +178,16 @@ def cores_or_auto(cpu_bind: str, replica: int) -> str:
     return cpu_bind if cpu_bind == "auto" else cores_of(cpu_bind, replica, 0, ())
 
 
+# Settings of prefill workers that a spec has under the same name.
+_SAME_IN_SPEC = (
+    "progress_interval_tokens",
+    "policy",
+    "patience_steps",
+    "open_step_tokens",
+    "preemption",
+)
+
+
 def _worker_spec(
     config: ClusterConfig,
     part: WorkerConfig,
@@ -187,7 +197,7 @@ def _worker_spec(
 ) -> WorkerSpec:
     more: dict[str, Any] = {}
     if isinstance(part, PrefillConfig):
-        for key in ("progress_interval_tokens", "policy", "patience_steps", "preemption"):
+        for key in _SAME_IN_SPEC:
             more[key] = getattr(part, key)
         more["host_pool_bytes"] = int(part.host_pool_gib * GIB)
         more["cost_profile"] = part.cost_profile or ""

@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from stream2llm.errors import InvalidRequestError
+from stream2llm.handover import MAX_FETCH_SHARE
 
 Role = Literal["prefill", "decode"]
 
 # How a prefill worker ranks its sessions; `prefill_worker/policy.py` says what each means.
 PolicyName = Literal["default", "fcfs", "lcas", "mcps", "srpf"]
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
+# Of a step for open sessions alone, unless configured. Over 8,192, simulated sessions of a
+# vector search have a fifth less TTFT at P50 on the paper's H200; shorter steps cost P99
+# (docs/benchmarks.md).
+OPEN_STEP_TOKENS = 2048
 
 
 def require_policy(name: str) -> PolicyName:
@@ -49,6 +54,8 @@ class WorkerSpec:
     progress_interval_tokens: int = 256
     policy: PolicyName = "srpf"
     patience_steps: int = 1000
+    # Most tokens of a step for open sessions alone; the policy decides whether it holds.
+    open_step_tokens: int = OPEN_STEP_TOKENS
     # What becomes of evicted KV: "recompute", "swap" or "cost".
     preemption: str = "cost"
     # Host memory that KV is swapped to, of all GPUs of the worker together; 0: no swapping.
@@ -59,7 +66,7 @@ class WorkerSpec:
     # Prefill: what one hand-over ahead of the seal brings at least, in tokens.
     min_offer_tokens: int = 256
     # Decode: how much of answers' time fetching ahead may cost.
-    max_fetch_share: float = 0.02
+    max_fetch_share: float = MAX_FETCH_SHARE
 
 
 @dataclass(frozen=True, slots=True)

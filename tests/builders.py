@@ -93,9 +93,12 @@ def limits(
     block_size: int = 32,
     whole_requests: bool = False,
     host_slots: int = 0,
+    open_tokens: int | None = None,
 ) -> StepLimits:
     """What a step may use."""
-    return StepLimits(tokens, requests, free_blocks, block_size, whole_requests, host_slots)
+    return StepLimits(
+        tokens, requests, free_blocks, block_size, whole_requests, host_slots, open_tokens
+    )
 
 
 def a_ledger(*, leased: tuple[int, ...] = (), **blocks: tuple[int, ...]) -> BlockLedger:

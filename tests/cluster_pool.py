@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stream2llm.client import AsyncClient
 from stream2llm.cluster import Cluster
 from stream2llm.config import ClusterConfig, parse_config
 from stream2llm.handover import HandoverMode
@@ -38,6 +39,9 @@ class Kind:
     # None leaves it to us: one process for EngineCore and the model.
     executor: str | None = None
     handover: HandoverMode = "streamed"
+    # UCX's transports; None leaves them to it. Shared memory is read without the other
+    # side's help, over TCP a read stands still while the other side does.
+    ucx_tls: str | None = None
 
 
 # KV for about 2,000 tokens.
@@ -47,6 +51,7 @@ KINDS = {
     "sensitive-1x1": Kind(handover="at_seal"),
     # The model in a process of its own, as with several ranks.
     "sensitive-ranks": Kind(executor="mp"),
+    "sensitive-tcp": Kind(ucx_tls="tcp"),
     # For a test that ends it.
     "sensitive-drained": Kind(),
     "sensitive-2x2": Kind(prefill=2, decode=2),
@@ -71,6 +76,8 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
         "distributed_executor_backend": kind.executor,
     }
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if kind.ucx_tls is not None:
+        env["UCX_TLS"] = kind.ucx_tls
     raw = {
         "model": kind.model,
         "router": {
@@ -133,6 +140,12 @@ def workers(cluster: Cluster, role: str) -> list[WorkerAddress]:
     """The addresses of one role's workers."""
     replicas = [r for r in cluster.status()["replicas"] if r["role"] == role]
     return [WorkerAddress(**r["address"]) for r in replicas if r["address"]]
+
+
+async def num_blocks_held(client: AsyncClient, role: str) -> int:
+    """KV blocks that one role's workers hold."""
+    info = await client.server_info()
+    return sum(worker.num_kv_blocks_held for worker in info.workers if worker.role == role)
 
 
 async def until_blocks_are_free(server_info: Any, timeout_s: float = 30.0) -> None:

@@ -22,6 +22,7 @@ from prefill_worker.policy import POLICIES
 from prefill_worker.preemption import Preemption
 from prefill_worker.session_state import SessionState
 from prefill_worker.types import Eviction, Grant, Load, StepLimits, StepPlan, StopReason
+from stream2llm.worker_spec import OPEN_STEP_TOKENS
 
 # What a step that computes these ranges takes.
 StepSeconds = Callable[[Sequence[Range]], float]
@@ -43,6 +44,7 @@ class PrefillSettings:
     # Whether copies take place while the step computes.
     overlaps: bool = True
     patience_steps: int = 1000
+    open_step_tokens: int = OPEN_STEP_TOKENS
 
 
 @dataclass(slots=True)
@@ -280,6 +282,7 @@ class PrefillWorker:
             settings.block_size,
             settings.whole_requests,
             self._host.num_free,
+            settings.open_step_tokens,
         )
 
     def _evict(self, eviction: Eviction) -> int:

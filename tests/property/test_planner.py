@@ -107,6 +107,7 @@ def situations(draw: st.DrawFn) -> Situation:
         num_requests=draw(st.integers(1, 8)),
         num_free_blocks=draw(st.integers(0, 12)),
         block_size=BLOCK_SIZE,
+        num_open_tokens=draw(st.none() | st.integers(1, 64)),
     )
     policy = draw(st.sampled_from(sorted(POLICIES)))
     hits = frozenset(name for name in held if draw(st.integers(0, 9)) == 0)

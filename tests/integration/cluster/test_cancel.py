@@ -20,7 +20,7 @@ from stream2llm.client import AsyncClient, Progress, SamplingParameters, TokenDe
 from stream2llm.cluster import Cluster
 from stream2llm.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.wire import to_proto
-from tests.cluster_pool import until_blocks_are_free, workers
+from tests.cluster_pool import num_blocks_held, until_blocks_are_free, workers
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, play, until_prefilled
@@ -173,16 +173,11 @@ async def _first_token(cluster: Cluster) -> AsyncIterator[worker_pb2.FirstToken]
         yield response.first_token
 
 
-async def _held(client: AsyncClient, role: str) -> int:
-    info = await client.server_info()
-    return sum(worker.num_kv_blocks_held for worker in info.workers if worker.role == role)
-
-
 async def test_a_released_hand_over_is_free_long_before_its_lease_ends(
     cluster: Cluster, client: AsyncClient
 ) -> None:
     async with _first_token(cluster) as first:
-        assert await _held(client, "prefill") == first.handover.num_blocks > 0
+        assert await num_blocks_held(client, "prefill") == first.handover.num_blocks > 0
         (decode,) = workers(cluster, "decode")
         async with grpc.aio.insecure_channel(decode.grpc_address) as channel:
             request = worker_pb2.ReleaseHandoverRequest(
@@ -196,7 +191,7 @@ async def test_a_forgotten_hand_over_is_free_when_its_lease_ends(
     cluster: Cluster, client: AsyncClient
 ) -> None:
     async with _first_token(cluster) as first:
-        assert await _held(client, "prefill") == first.handover.num_blocks
+        assert await num_blocks_held(client, "prefill") == first.handover.num_blocks
         await until_blocks_are_free(client.server_info, 3 * cluster.config.handover.lease_s)
 
 
@@ -205,7 +200,7 @@ async def test_a_hand_over_whose_session_ends_is_free_at_once(
 ) -> None:
     """The router has vanished between the first token and decode."""
     async with _first_token(cluster) as first:
-        assert await _held(client, "prefill") == first.handover.num_blocks
+        assert await num_blocks_held(client, "prefill") == first.handover.num_blocks
     await until_blocks_are_free(client.server_info, cluster.config.handover.lease_s / 2)
 
 

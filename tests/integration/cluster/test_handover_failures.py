@@ -11,7 +11,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import psutil
@@ -21,9 +21,10 @@ from stream2llm.client import AsyncClient, AsyncSession, Event, SamplingParamete
 from stream2llm.cluster import Cluster
 from stream2llm.errors import UnavailableError
 from tests.cluster_kill import incarnation_of, process_of, until_replaced
-from tests.cluster_pool import until_blocks_are_free, workers
+from tests.cluster_pool import num_blocks_held, until_blocks_are_free, workers
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
+from tests.scrape import scrape
 from tests.streams import GREEDY, Stream, collect, play, send_event, until_prefilled
 
 pytestmark = [pytest.mark.integration]
@@ -53,6 +54,13 @@ def a_stream(name: str, documents: int = 4, length: int = 400) -> Stream:
     names = [f"d{number}" for number in range(documents)]
     events = tuple(("append", (each,)) for each in names)
     return Stream(name, events, dict.fromkeys(names, length))
+
+
+def streamed(client: AsyncClient, stream: Stream) -> AsyncSession:
+    """A session that streams its hand-over, to be opened."""
+    return client.session(
+        prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY, handover="streamed"
+    )
 
 
 @ONE_BY_ONE
@@ -127,9 +135,7 @@ async def _sleeps(
     """F4: what it reads when it wakes may be anything; none of it shows in an answer."""
     stream, other = a_stream("slept"), a_stream("meanwhile", documents=2, length=900)
     victim = process_of(cluster, "decode", which)
-    async with client.session(
-        prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY, handover="streamed"
-    ) as session:
+    async with streamed(client, stream) as session:
         sent: set[str] = set()
         await send_event(session, stream, 0, sent)
         os.kill(victim, signal.SIGSTOP)
@@ -172,18 +178,27 @@ async def _decode_dies(
     """F5: the session goes on, what was offered is free after a lease, and the answer is right."""
     incarnation = incarnation_of(cluster.status(), "decode")
     stream = a_stream(f"decode-dies-{which}")
-    async with client.session(
-        prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY, handover="streamed"
-    ) as session:
+    async with streamed(client, stream) as session:
         sent: set[str] = set()
         await send_event(session, stream, 0, sent)
         os.kill(process_of(cluster, "decode", which), signal.SIGKILL)
         await send_event(session, stream, 1, sent)
         await until_prefilled(session, 3)
         ticks = await _tick_until(session, until_replaced(cluster, "decode", incarnation))
-        for index in (2, 3):
-            await send_event(session, stream, index, sent)
-        outcome = await collect(session.seal())
+        await _goes_on(session, stream, sent, ticks, reference)
+
+
+async def _goes_on(
+    session: AsyncSession,
+    stream: Stream,
+    sent: set[str],
+    ticks: list[int],
+    reference: ReferenceEngine,
+) -> None:
+    """The session's last documents, behind ticks, and its answer."""
+    for index in (2, 3):
+        await send_event(session, stream, index, sent)
+    outcome = await collect(session.seal())
     documents = [stream.document(name) for name in stream.final_documents]
     context = [*documents[0], *documents[1], *ticks, *documents[2], *documents[3]]
     prompt = [*stream.prefix, *context, *stream.suffix]
@@ -209,9 +224,7 @@ async def test_another_decode_worker_takes_a_session_whose_own_was_killed(
     by_id = {worker.worker_id: worker for worker in workers(cluster, "decode")}
     incarnation = incarnation_of(cluster.status(), "decode")
     stream = a_stream("other-decode")
-    async with client.session(
-        prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY, handover="streamed"
-    ) as session:
+    async with streamed(client, stream) as session:
         sent: set[str] = set()
         for index in range(4):
             await send_event(session, stream, index, sent)
@@ -256,19 +269,81 @@ async def _prefill_dies(
     """F6, F7, F9: the session fails at once, decode holds nothing, and the next one is right."""
     incarnation = incarnation_of(cluster.status(), "prefill")
     stream = a_stream(f"prefill-dies-{which}")
-    async with client.session(
-        prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY, handover="streamed"
-    ) as session:
+    async with streamed(client, stream) as session:
         sent: set[str] = set()
         await send_event(session, stream, 0, sent)
         os.kill(process_of(cluster, "prefill", which), signal.SIGKILL)
-        async with asyncio.timeout(15):
-            with pytest.raises(UnavailableError) as caught:
-                await collect(session.seal())
-        assert caught.value.reason == "WORKER_LOST"
+        await _fails_at_once(session)
     await until_replaced(cluster, "prefill", incarnation)
     outcome = await play(client, stream, handover="streamed")
     assert outcome.token_ids == reference.answer(stream.prompt, 8)
+
+
+async def _fails_at_once(session: AsyncSession) -> None:
+    async with asyncio.timeout(15):
+        with pytest.raises(UnavailableError) as caught:
+            await collect(session.seal())
+    assert caught.value.reason == "WORKER_LOST"
+
+
+@pytest.mark.slow
+@pytest.mark.cluster("sensitive-tcp")
+@pytest.mark.parametrize("role", ["decode", "prefill"])
+async def test_killed_in_the_middle_of_a_read(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, role: str
+) -> None:
+    """F5, F6, F7 where decode surely reads: over TCP it cannot end while prefill stands still."""
+    incarnation = incarnation_of(cluster.status(), role)
+    stream = a_stream(f"mid-read-{role}")
+    pids = {each: process_of(cluster, each, "EngineCore") for each in ("prefill", "decode")}
+    async with streamed(client, stream) as session:
+        sent: set[str] = set()
+        num_before = await _num_fetches(cluster)
+        await send_event(session, stream, 0, sent)
+        await eventually(lambda: _num_fetches(cluster), lambda num: num > num_before)
+        tick = await _read_that_stands_still(cluster, client, session, stream, pids, sent)
+        os.kill(pids[role], signal.SIGKILL)
+        os.kill(pids["prefill"], signal.SIGCONT)
+        if role == "prefill":
+            await _fails_at_once(session)
+        else:
+            ticks = [*tick, *await _tick_until(session, until_replaced(cluster, role, incarnation))]
+            await _goes_on(session, stream, sent, ticks, reference)
+    await until_replaced(cluster, role, incarnation)
+    again = await play(client, stream, handover="streamed")
+    assert again.token_ids == reference.answer(stream.prompt, 8)
+
+
+async def _read_that_stands_still(
+    cluster: Cluster,
+    client: AsyncClient,
+    session: AsyncSession,
+    stream: Stream,
+    pids: Mapping[str, int],
+    sent: set[str],
+) -> list[int]:
+    """Returns when decode reads the stream's second document and cannot end; one token was sent.
+
+    Both sides know each other from the first one's read.
+    """
+    num_before = await _num_fetches(cluster)
+    os.kill(pids["decode"], signal.SIGSTOP)
+    await send_event(session, stream, 1, sent)
+    await until_prefilled(session, 3)
+    # What the router hears of this step, it hears behind the offer of the one before.
+    tick = [99]
+    await session.append(tick)
+    await until_prefilled(session, 4)
+    os.kill(pids["prefill"], signal.SIGSTOP)
+    os.kill(pids["decode"], signal.SIGCONT)
+    await eventually(lambda: num_blocks_held(client, "decode"), bool)
+    assert await _num_fetches(cluster) == num_before
+    return tick
+
+
+async def _num_fetches(cluster: Cluster) -> float:
+    """Fetches at decode that have ended."""
+    return (await asyncio.to_thread(scrape, cluster))["stream2llm_fetches_total"]
 
 
 @pytest.mark.slow
@@ -278,9 +353,7 @@ async def test_a_drain_waits_for_what_decode_still_reads(
 ) -> None:
     """F8: prefill is told to go while the reader of its KV cannot move."""
     stream, reader = a_stream("drained"), process_of(cluster, "decode", "EngineCore")
-    async with client.session(
-        prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY, handover="streamed"
-    ) as session:
+    async with streamed(client, stream) as session:
         sent: set[str] = set()
         for index in range(4):
             await send_event(session, stream, index, sent)

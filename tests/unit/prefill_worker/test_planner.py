@@ -80,6 +80,18 @@ def test_srpf_leaves_open_sessions_out_of_a_step_that_computes_for_sealed_ones()
     assert plan_of(early, policy="srpf").grants == (Grant("early", 399),)
 
 
+def test_srpf_keeps_steps_short_in_which_nobody_waits() -> None:
+    """Whoever is sealed meanwhile waits for the end."""
+    views = [a_request("a", known=400), a_request("b", arrival=2, known=400)]
+    short = limits(tokens=500, open_tokens=300)
+    assert plan_of(*views, limits=short, policy="srpf").grants == (Grant("a", 300),)
+    assert plan_of(*views, limits=short, policy="fcfs").grants == (Grant("a", 399), Grant("b", 101))
+    sealed = a_request("sealed", arrival=3, known=400, sealed=True)
+    assert plan_of(*views, sealed, limits=short, policy="srpf").grants == (Grant("sealed", 400),)
+    long = limits(tokens=500, open_tokens=900)
+    assert sum(g.num_tokens for g in plan_of(*views, limits=long, policy="srpf").grants) == 500
+
+
 def test_under_srpf_a_promoted_open_session_shares_its_turn_with_sealed_ones() -> None:
     promoted = a_request("promoted", arrival=1, known=100, promotion=1)
     sealed = a_request("sealed", arrival=2, known=100, sealed=True)
