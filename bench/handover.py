@@ -1,6 +1,6 @@
 """What handing over ahead of the seal gains, and what it costs others.
 
-    python -m bench.handover                       # both shapes, 1, 4 and 16 thousand tokens
+    python -m bench.handover                       # both shapes, 1, 4, 16 thousand tokens; 22 min
     python -m bench.handover --tokens 1000 --repeats 2 --seconds 3
     python -m bench.handover --json result.json --check
 
@@ -100,10 +100,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Hand-over ahead of the seal against at the seal.")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1000, 4000, 16_000])
     parser.add_argument("--shapes", nargs="+", default=list(_SHAPES), choices=_SHAPES)
-    parser.add_argument("--repeats", type=int, default=5, help="questions of each kind")
+    parser.add_argument("--repeats", type=int, default=10, help="questions of each kind")
     parser.add_argument("--seconds", type=float, default=6.0, help="that a context takes to come")
     parser.add_argument("--beside", type=int, default=2, help="answers that decode meanwhile")
-    parser.add_argument("--pairs", type=int, default=12, help="questions beside them, each way")
+    parser.add_argument("--pairs", type=int, default=30, help="questions beside them, each way")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--check", action="store_true")
