@@ -57,6 +57,9 @@ SESSION_TIMEOUT_S = 600.0
 NUM_SHORT_QUESTIONS = 12
 # The crawler's longest prompts have to fit 8 K tokens of context.
 TOKEN_SCALE = 1 / 8
+# Of the model's length, what a session may have of it by its trace's count, which is
+# that of its texts to within a few percent. Longer ones would be refused, and are left out.
+LONGEST_SHARE = 0.95
 ONE_TOKEN = SamplingParameters(max_tokens=1, temperature=0.0)
 
 
@@ -120,7 +123,8 @@ def _try(
     """One shape; what is too far apart."""
     cluster.set_policy(trial.policy)
     maker = TextMaker(token_counter(config))
-    sessions = _sessions(trial, law, profile, maker)
+    most_tokens = int(LONGEST_SHARE * config.prefill.engine["max_model_len"])
+    sessions = fitting_sessions(trial, law, profile.recompute.step_tokens, most_tokens, maker)
     plan = list(Planner(maker).plan(sessions, {}))
     asked = tasks(sessions)
     address = cluster.router_addresses[0]
@@ -137,17 +141,24 @@ def _try(
     return _compare(trial, measured, _simulated(machine, trial, asked), front_s)
 
 
-def _sessions(trial: Trial, law: StepLaw, profile: CostProfile, maker: TextMaker) -> list[Session]:
-    """A trace whose load is the wanted share of what the profile can prefill."""
+def fitting_sessions(
+    trial: Trial, law: StepLaw, step_tokens: int, most_tokens: int, maker: TextMaker | None
+) -> list[Session]:
+    """A trace whose load is the wanted share of what the law can prefill, without longer sessions."""
     rng = random.Random(f"{trial.seed}/arrivals")
     scale = Scale(tokens=TOKEN_SCALE)
     alike = tasks(generate(trial.shape, [0.0] * trial.num_sessions, trial.seed, scale))
-    step_tokens = profile.recompute.step_tokens
-    work_s = sum(_work_s(each, law, step_tokens) for each in alike)
+    work_s = sum(_work_s(t, law, step_tokens) for t in alike if longest_tokens(t) <= most_tokens)
     arrivals = first(
         trial.num_sessions, poisson(trial.load * trial.num_sessions / work_s, rng), "poisson"
     )
-    return list(generate(trial.shape, arrivals, trial.seed, scale, maker))
+    generated = generate(trial.shape, arrivals, trial.seed, scale, maker)
+    return [each for each in generated if longest_tokens(tasks([each])[0]) <= most_tokens]
+
+
+def longest_tokens(task: Task) -> int:
+    """Most that are known at any moment: a list may be longer before its last update."""
+    return max(change.num_known for change in task.changes)
 
 
 def _work_s(task: Task, law: StepLaw, step_tokens: int) -> float:
@@ -189,7 +200,7 @@ def _compare(trial: Trial, measured: RunRecord, simulated: RunRecord, front_s: f
     if failed:
         raise SystemExit(f"{len(failed)} sessions failed, the first with: {failed[0]}")
     print(
-        f"\n{trial.shape}, {trial.num_sessions} sessions, load {trial.load:g}, {trial.policy}; "
+        f"\n{trial.shape}, {len(measured.sessions)} sessions, load {trial.load:g}, {trial.policy}; "
         f"way to the engine and back {1000 * front_s:.1f} ms; "
         f"late by {max(each.lateness_s for each in measured.sessions):.3f} s at most\n"
         f"tokens computed: {_computed(measured):,} measured, {_computed(simulated):,} simulated\n\n"
