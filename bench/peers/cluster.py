@@ -13,6 +13,7 @@ import psutil
 
 from bench.peers.cells import ours, policy_of
 from bench.peers.plays import Change, Play
+from bench.peers.scaling import OPEN_STEP_TOKENS
 from bench.peers.systems import Asking, SystemDiedError
 from bench.traces.format import Event
 from stream2llm.client import (
@@ -40,7 +41,12 @@ def cluster_config(
         "model": model,
         "router": {"port": 0},
         "controller": {"http_port": 0},
-        "prefill": {**worker, "cpu_bind": str(cores[0]), "host_pool_gib": 1},
+        "prefill": {
+            **worker,
+            "cpu_bind": str(cores[0]),
+            "host_pool_gib": 1,
+            "open_step_tokens": OPEN_STEP_TOKENS,
+        },
         "decode": {**worker, "cpu_bind": str(cores[1])},
     }
     return parse_config(raw, source="bench.peers")

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 
 from bench.traces.format import Shape
 from bench.traces.targets import TARGETS
+from stream2llm import worker_spec
 
 TOKEN_SCALE = 1 / 8
 # Llama-3.1-8B on two H200, from the digest of the paper: 8,889 tokens in 0.15 s.
 PAPER_TOKENS_PER_S = 8_889 / 0.15
 # Its step budgets, 2,048 and 8,192 tokens, at the scale of the lengths.
 STEP_TOKENS: dict[Shape, int] = {"crawler": 256, "anns": 1024}
+# Ours by default, likewise.
+OPEN_STEP_TOKENS = round(worker_spec.OPEN_STEP_TOKENS * TOKEN_SCALE)
 
 
 @dataclass(frozen=True, slots=True)

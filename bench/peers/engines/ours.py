@@ -38,6 +38,7 @@ def worker_spec(spec: HostSpec) -> WorkerSpec:
         metrics_port=0,
         engine_args=common_args(spec),
         policy=spec.policy,  # type: ignore[arg-type]  # checked by whoever chose it
+        open_step_tokens=spec.open_step_tokens,
         host_pool_bytes=HOST_POOL_BYTES,
     )
 

@@ -46,6 +46,7 @@ def RANKS(test: Any) -> Any:  # noqa: N802 - a mark like the others
 TIGHT = pytest.mark.cluster("sensitive-tight")
 ONE_TOKEN = SamplingParameters(max_tokens=1, temperature=0.0)
 ENDLESS = SamplingParameters(max_tokens=500, temperature=0.0, ignore_eos=True)
+AT_ONCE_S = 15
 # Longer than a lease, shorter than the controller's patience.
 LONGER_THAN_A_LEASE_S = 13
 
@@ -280,7 +281,7 @@ async def _prefill_dies(
 
 
 async def _fails_at_once(session: AsyncSession) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(AT_ONCE_S):
         with pytest.raises(UnavailableError) as caught:
             await collect(session.seal())
     assert caught.value.reason == "WORKER_LOST"
@@ -303,10 +304,10 @@ async def test_killed_in_the_middle_of_a_read(
         await eventually(lambda: _num_fetches(cluster), lambda num: num > num_before)
         tick = await _read_that_stands_still(cluster, client, session, stream, pids, sent)
         os.kill(pids[role], signal.SIGKILL)
-        os.kill(pids["prefill"], signal.SIGCONT)
         if role == "prefill":
             await _fails_at_once(session)
         else:
+            os.kill(pids["prefill"], signal.SIGCONT)
             ticks = [*tick, *await _tick_until(session, until_replaced(cluster, role, incarnation))]
             await _goes_on(session, stream, sent, ticks, reference)
     await until_replaced(cluster, role, incarnation)
@@ -328,22 +329,59 @@ async def _read_that_stands_still(
     """
     num_before = await _num_fetches(cluster)
     os.kill(pids["decode"], signal.SIGSTOP)
-    await send_event(session, stream, 1, sent)
-    await until_prefilled(session, 3)
-    # What the router hears of this step, it hears behind the offer of the one before.
-    tick = [99]
-    await session.append(tick)
-    await until_prefilled(session, 4)
-    os.kill(pids["prefill"], signal.SIGSTOP)
-    os.kill(pids["decode"], signal.SIGCONT)
-    await eventually(lambda: num_blocks_held(client, "decode"), bool)
-    assert await _num_fetches(cluster) == num_before
+    try:
+        await send_event(session, stream, 1, sent)
+        await until_prefilled(session, 3)
+        # What the router hears of this step, it hears behind the offer of the one before.
+        tick = [99]
+        await session.append(tick)
+        await until_prefilled(session, 4)
+        os.kill(pids["prefill"], signal.SIGSTOP)
+    finally:
+        os.kill(pids["decode"], signal.SIGCONT)
+    try:
+        await eventually(lambda: num_blocks_held(client, "decode"), bool)
+        assert await _num_fetches(cluster) == num_before
+    except BaseException:
+        os.kill(pids["prefill"], signal.SIGCONT)
+        raise
     return tick
 
 
 async def _num_fetches(cluster: Cluster) -> float:
     """Fetches at decode that have ended."""
     return (await asyncio.to_thread(scrape, cluster))["stream2llm_fetches_total"]
+
+
+@pytest.mark.slow
+@pytest.mark.cluster("sensitive-tcp")
+@pytest.mark.parametrize("role", ["decode", "prefill"])
+async def test_killed_between_the_first_token_and_the_second(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, role: str
+) -> None:
+    """F5 and F6 of the hand-over itself: decode has the answer, and cannot have read its last KV."""
+    incarnation = incarnation_of(cluster.status(), role)
+    stream = a_stream(f"mid-handover-{role}")
+    pids = {each: process_of(cluster, each, "EngineCore") for each in ("prefill", "decode")}
+    async with streamed(client, stream) as session:
+        sent: set[str] = set()
+        for index in range(4):
+            await send_event(session, stream, index, sent)
+        await until_prefilled(session, 5)
+        os.kill(pids["decode"], signal.SIGSTOP)
+        answer = aiter(session.seal())
+        while not isinstance(await anext(answer), TokenDelta):
+            pass
+        os.kill(pids[role], signal.SIGKILL)
+        if role == "prefill":
+            os.kill(pids["decode"], signal.SIGCONT)
+        async with asyncio.timeout(AT_ONCE_S):
+            with pytest.raises(UnavailableError) as caught:
+                await collect(answer)
+    assert caught.value.retry_after_s
+    await until_replaced(cluster, role, incarnation)
+    again = await play(client, stream, handover="streamed")
+    assert again.token_ids == reference.answer(stream.prompt, 8)
 
 
 @pytest.mark.slow
