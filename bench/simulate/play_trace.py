@@ -118,10 +118,9 @@ def _check_sizes(settings: PrefillSettings, asked: Sequence[Task]) -> None:
     for each in asked:
         if not each.num_tokens:
             raise InvalidRequestError(f"session {each.name} has no token", field="trace")
-        longest = max(change.num_known for change in each.changes)
-        if longest > room:
+        if each.num_longest_tokens > room:
             raise InvalidRequestError(
-                f"session {each.name} has {longest:,} tokens of context; the KV memory of a "
+                f"session {each.name} has {each.num_longest_tokens:,} tokens of context; the KV memory of a "
                 f"prefill worker holds {room:,} (--kv-gib)",
                 field="kv_gib",
             )

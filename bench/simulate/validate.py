@@ -148,17 +148,14 @@ def fitting_sessions(
     rng = random.Random(f"{trial.seed}/arrivals")
     scale = Scale(tokens=TOKEN_SCALE)
     alike = tasks(generate(trial.shape, [0.0] * trial.num_sessions, trial.seed, scale))
-    work_s = sum(_work_s(t, law, step_tokens) for t in alike if longest_tokens(t) <= most_tokens)
+    fitting = [each for each in alike if each.num_longest_tokens <= most_tokens]
+    work_s = sum(_work_s(each, law, step_tokens) for each in fitting)
     arrivals = first(
         trial.num_sessions, poisson(trial.load * trial.num_sessions / work_s, rng), "poisson"
     )
     generated = generate(trial.shape, arrivals, trial.seed, scale, maker)
-    return [each for each in generated if longest_tokens(tasks([each])[0]) <= most_tokens]
-
-
-def longest_tokens(task: Task) -> int:
-    """Most that are known at any moment: a list may be longer before its last update."""
-    return max(change.num_known for change in task.changes)
+    pairs = [(each, tasks([each])[0]) for each in generated]
+    return [session for session, task in pairs if task.num_longest_tokens <= most_tokens]
 
 
 def _work_s(task: Task, law: StepLaw, step_tokens: int) -> float:

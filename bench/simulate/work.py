@@ -54,6 +54,11 @@ class Task:
         """Of the sealed sequence."""
         return self.changes[-1].num_known
 
+    @property
+    def num_longest_tokens(self) -> int:
+        """Most that are known at any moment: a list may be longer before its last update."""
+        return max(change.num_known for change in self.changes)
+
 
 def task(
     session: Session, documents: Mapping[str, Document], ordering: str = DocumentOrdering.AS_GIVEN

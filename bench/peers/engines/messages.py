@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from bench.peers.scaling import OPEN_STEP_TOKENS
-
 Kind = Literal["stock", "ours"]
 _LENGTH_BYTES = 4
 
@@ -32,9 +30,8 @@ class HostSpec:
     step_tokens: int
     max_num_seqs: int
     max_model_len: int
-    # Ours only: the policy it begins with, and the length of steps in which nobody waits.
+    # Beginning with this policy; ours only.
     policy: str = "fcfs"
-    open_step_tokens: int = OPEN_STEP_TOKENS
     engine_args: dict[str, Any] = field(default_factory=dict)
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 from bench.peers.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
 from bench.peers.engines.stock import common_args, settings_of
+from bench.peers.scaling import OPEN_STEP_TOKENS
 from prefill_worker.control import ControlChannel, open_control_channel
 from prefill_worker.engine import PrefillSession, prefill_outputs, start_prefill_engine
 from stream2llm.engine_stats import EngineStats
@@ -38,7 +39,7 @@ def worker_spec(spec: HostSpec) -> WorkerSpec:
         metrics_port=0,
         engine_args=common_args(spec),
         policy=spec.policy,  # type: ignore[arg-type]  # checked by whoever chose it
-        open_step_tokens=spec.open_step_tokens,
+        open_step_tokens=OPEN_STEP_TOKENS,
         host_pool_bytes=HOST_POOL_BYTES,
     )
 

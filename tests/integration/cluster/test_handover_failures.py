@@ -11,7 +11,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any
 
 import psutil
@@ -274,17 +274,34 @@ async def _prefill_dies(
         sent: set[str] = set()
         await send_event(session, stream, 0, sent)
         os.kill(process_of(cluster, "prefill", which), signal.SIGKILL)
-        await _fails_at_once(session)
-    await until_replaced(cluster, "prefill", incarnation)
-    outcome = await play(client, stream, handover="streamed")
-    assert outcome.token_ids == reference.answer(stream.prompt, 8)
+        assert (await _fails_at_once(session.seal())).reason == "WORKER_LOST"
+    await _comes_back(cluster, client, reference, "prefill", incarnation, stream)
 
 
-async def _fails_at_once(session: AsyncSession) -> None:
+async def _fails_at_once(answer: AsyncIterator[Event]) -> UnavailableError:
     async with asyncio.timeout(AT_ONCE_S):
         with pytest.raises(UnavailableError) as caught:
-            await collect(session.seal())
-    assert caught.value.reason == "WORKER_LOST"
+            await collect(answer)
+    return caught.value
+
+
+async def _comes_back(
+    cluster: Cluster,
+    client: AsyncClient,
+    reference: ReferenceEngine,
+    role: str,
+    incarnation: int,
+    stream: Stream,
+) -> None:
+    """Another one stands in the killed worker's place, and the same context is answered."""
+    await until_replaced(cluster, role, incarnation)
+    again = await play(client, stream, handover="streamed")
+    assert again.token_ids == reference.answer(stream.prompt, 8)
+
+
+def _engines(cluster: Cluster) -> dict[str, int]:
+    """The EngineCore process of each role's only worker."""
+    return {role: process_of(cluster, role, "EngineCore") for role in ("prefill", "decode")}
 
 
 @pytest.mark.slow
@@ -296,7 +313,7 @@ async def test_killed_in_the_middle_of_a_read(
     """F5, F6, F7 where decode surely reads: over TCP it cannot end while prefill stands still."""
     incarnation = incarnation_of(cluster.status(), role)
     stream = a_stream(f"mid-read-{role}")
-    pids = {each: process_of(cluster, each, "EngineCore") for each in ("prefill", "decode")}
+    pids = _engines(cluster)
     async with streamed(client, stream) as session:
         sent: set[str] = set()
         num_before = await _num_fetches(cluster)
@@ -305,14 +322,12 @@ async def test_killed_in_the_middle_of_a_read(
         tick = await _read_that_stands_still(cluster, client, session, stream, pids, sent)
         os.kill(pids[role], signal.SIGKILL)
         if role == "prefill":
-            await _fails_at_once(session)
+            assert (await _fails_at_once(session.seal())).reason == "WORKER_LOST"
         else:
             os.kill(pids["prefill"], signal.SIGCONT)
             ticks = [*tick, *await _tick_until(session, until_replaced(cluster, role, incarnation))]
             await _goes_on(session, stream, sent, ticks, reference)
-    await until_replaced(cluster, role, incarnation)
-    again = await play(client, stream, handover="streamed")
-    assert again.token_ids == reference.answer(stream.prompt, 8)
+    await _comes_back(cluster, client, reference, role, incarnation, stream)
 
 
 async def _read_that_stands_still(
@@ -362,7 +377,7 @@ async def test_killed_between_the_first_token_and_the_second(
     """F5 and F6 of the hand-over itself: decode has the answer, and cannot have read its last KV."""
     incarnation = incarnation_of(cluster.status(), role)
     stream = a_stream(f"mid-handover-{role}")
-    pids = {each: process_of(cluster, each, "EngineCore") for each in ("prefill", "decode")}
+    pids = _engines(cluster)
     async with streamed(client, stream) as session:
         sent: set[str] = set()
         for index in range(4):
@@ -375,13 +390,8 @@ async def test_killed_between_the_first_token_and_the_second(
         os.kill(pids[role], signal.SIGKILL)
         if role == "prefill":
             os.kill(pids["decode"], signal.SIGCONT)
-        async with asyncio.timeout(AT_ONCE_S):
-            with pytest.raises(UnavailableError) as caught:
-                await collect(answer)
-    assert caught.value.retry_after_s
-    await until_replaced(cluster, role, incarnation)
-    again = await play(client, stream, handover="streamed")
-    assert again.token_ids == reference.answer(stream.prompt, 8)
+        assert (await _fails_at_once(answer)).retry_after_s
+    await _comes_back(cluster, client, reference, role, incarnation, stream)
 
 
 @pytest.mark.slow

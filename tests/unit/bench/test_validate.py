@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.simulate.steps import StepLaw
-from bench.simulate.validate import Trial, fitting_sessions, longest_tokens
+from bench.simulate.validate import Trial, fitting_sessions
 from bench.simulate.work import tasks
 
 pytestmark = pytest.mark.unit
@@ -21,9 +21,9 @@ def test_sessions_that_were_too_long_at_any_moment_are_left_out():
     left_out = [task for task in tasks(every) if task.name not in kept]
     assert len(every) == 80
     assert left_out
-    assert all(longest_tokens(task) > 7782 for task in left_out)
+    assert all(task.num_longest_tokens > 7782 for task in left_out)
     assert any(task.num_tokens <= 7782 for task in left_out), "one that fits at its seal"
-    assert all(longest_tokens(task) <= 7782 for task in tasks(short))
+    assert all(task.num_longest_tokens <= 7782 for task in tasks(short))
 
 
 def test_the_load_is_that_of_the_sessions_that_are_kept():
