@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from router.ordering import layout, num_kept
 from stream2llm.ordering import DocumentOrdering
+from stream2llm.prefix import common_prefix_len
 
 # Document ids as they stand and as a ranking has them, to those that stand next.
 Order = Callable[[Sequence[str], Sequence[str]], list[str]]
@@ -96,6 +97,7 @@ def _lost(session: Lists, old: Sequence[str], new: Sequence[str]) -> int:
 
 
 def num_leading(old: Sequence[str], new: Sequence[str]) -> int:
-    """How many leading documents both have."""
-    pairs = enumerate(zip(old, new, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), min(len(old), len(new)))
+    """How many leading documents both have, by the function that compares tokens in production."""
+    numbers: dict[str, int] = {}
+    olds, news = ([numbers.setdefault(name, len(numbers)) for name in each] for each in (old, new))
+    return common_prefix_len(olds, news)

@@ -34,10 +34,11 @@ class SessionRecord:
     # Of that, the most for which the load generator itself was to blame: the event
     # was due and nothing of the system's held it back.
     generator_lateness_s: float = 0.0
-    computed_tokens: int = 0
-    reused_tokens: int = 0
-    invalidated_tokens: int = 0
-    recomputed_tokens: int = 0
+    # Prompt tokens by what became of them; None: the runner cannot tell for one session.
+    computed_tokens: int | None = None
+    reused_tokens: int | None = None
+    invalidated_tokens: int | None = None
+    recomputed_tokens: int | None = None
     # Why there is no whole answer; empty: there is.
     error: str = ""
 

@@ -69,6 +69,7 @@ from prefill_worker.types import Eviction, Load, StepLimits, StepPlan, StopReaso
 from stream2llm.clock import SystemClock
 from stream2llm.orphan_guard import exit_with_parent
 from stream2llm.prefix import common_prefix_len
+from stream2llm.worker_spec import DEFAULT_POLICY
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class PrefillScheduler(Scheduler):
         self._clock = SystemClock()
         self._ledger = blocks.LiveLedger(self.kv_cache_manager, self.requests)
         self._book = SessionBook(
-            POLICIES[options.get("policy", "srpf")],
+            POLICIES[options.get("policy", DEFAULT_POLICY)],
             patience_steps=int(options.get("patience_steps", 1000)),
             num_lost_blocks=len(self.kv_cache_manager.block_pool.blocks),
         )

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stream2llm.errors import InvalidRequestError
 from stream2llm.handover import MAX_FETCH_SHARE, HandoverMode
-from stream2llm.worker_spec import OPEN_STEP_TOKENS, PolicyName
+from stream2llm.worker_spec import DEFAULT_POLICY, OPEN_STEP_TOKENS, PolicyName
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -96,7 +96,7 @@ class PrefillConfig(WorkerConfig):
     # How often a session's progress is sent on, in computed tokens.
     progress_interval_tokens: int = Field(default=256, ge=1)
     # Who is served first; `stream2llm policy` changes it while the cluster runs.
-    policy: PolicyName = "srpf"
+    policy: PolicyName = DEFAULT_POLICY
     # Engine steps after which a session that still has new tokens is served
     # before all others in every fourth step, whatever the policy says of it.
     patience_steps: int = Field(default=1000, ge=1)

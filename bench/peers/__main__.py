@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from bench.demo import catch_signals
 from bench.peers.cells import LOAD_NAMES, SHAPES, ours
@@ -32,11 +33,13 @@ from bench.report import write_report
 from prefill_worker.policy import POLICIES
 from stream2llm.errors import Stream2LLMError
 from stream2llm.model_store import PresetName, ensure_random_llama
+from stream2llm.worker_spec import DEFAULT_POLICY
+
+Name = TypeVar("Name", bound=str)
 
 INTERRUPTED = 130
 # docs/benchmarks.md says why not the larger one.
 MODELS: tuple[PresetName, ...] = ("shallow", "fast")
-REPORTED_POLICY = "fcfs"
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -56,6 +59,9 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--repetitions", type=int)
     parser.add_argument("--output", type=Path, default=Path("peers"), help="a folder")
     args = parser.parse_args(arguments)
+    loads = _chosen(LOAD_NAMES, args.only)
+    if "engine" not in _chosen(COMPARISONS, args.only) and "heavy" not in loads:
+        parser.error("--only: whole systems are compared at heavy load")
     return Options(
         output=args.output,
         model=args.model,
@@ -63,11 +69,21 @@ def parse(arguments: Sequence[str]) -> Options:
         policies=tuple(args.policies),
         num_sessions=args.sessions or (QUICK_SESSIONS if args.quick else FULL_SESSIONS),
         repetitions=args.repetitions or (QUICK_REPETITIONS if args.quick else FULL_REPETITIONS),
-        comparisons=tuple(each for each in COMPARISONS if each in args.only) or COMPARISONS,
-        shapes=tuple(each for each in SHAPES if each in args.only) or SHAPES,
-        loads=tuple(each for each in LOAD_NAMES if each in args.only) or LOAD_NAMES,
+        comparisons=_chosen(COMPARISONS, args.only),
+        shapes=_chosen(SHAPES, args.only),
+        loads=loads,
         cores=two_cores(),
     )
+
+
+def _chosen(known: tuple[Name, ...], only: Sequence[str]) -> tuple[Name, ...]:
+    """Those of a kind that were named; all, when none was."""
+    return tuple(each for each in known if each in only) or known
+
+
+def reported_policy(policies: Sequence[str]) -> str:
+    """Of those that ran, the one that clusters use by default, or else the last."""
+    return DEFAULT_POLICY if DEFAULT_POLICY in policies else policies[-1]
 
 
 def two_cores() -> tuple[int, int]:
@@ -78,12 +94,12 @@ def two_cores() -> tuple[int, int]:
     return cores[0], cores[1]
 
 
-def write_all(runs: Sequence[RunRecord], output: Path) -> Path:
-    """Verdicts of all, and a report of each cell."""
+def write_all(runs: Sequence[RunRecord], output: Path, policy: str) -> Path:
+    """Verdicts of all, and a report of each cell that compares this policy of ours with the rest."""
     records = pooled(runs)
     for trace in dict.fromkeys(record.trace for record in records):
         cell = [record for record in records if record.trace == trace]
-        write_report(cell, output / trace.replace(" ", "-"), ours(REPORTED_POLICY))
+        write_report(cell, output / trace.replace(" ", "-"), ours(policy))
     verdicts = output / "verdicts.md"
     verdicts.write_text(verdict_tables(runs), encoding="utf-8")
     return verdicts
@@ -91,9 +107,18 @@ def write_all(runs: Sequence[RunRecord], output: Path) -> Path:
 
 def main() -> int:
     """The command line."""
-    options = parse(sys.argv[1:])
+    try:
+        options = parse(sys.argv[1:])
+        model = ensure_random_llama(options.model)
+    except Stream2LLMError as error:
+        print(f"bench.peers failed: {error}", file=sys.stderr)
+        return 1
     catch_signals()
-    runner = Runner(options, ensure_random_llama(options.model))
+    return run(options, Runner(options, model))
+
+
+def run(options: Options, runner: Runner) -> int:
+    """Everything, with the verdicts of what there is, however it ends; returns the exit code."""
     try:
         asyncio.run(runner.run())
     except KeyboardInterrupt:
@@ -104,7 +129,7 @@ def main() -> int:
         return 1
     finally:
         if runner.runs:
-            verdicts = write_all(runner.runs, options.output)
+            verdicts = write_all(runner.runs, options.output, reported_policy(options.policies))
             print(f"{verdicts}:\n{verdicts.read_text(encoding='utf-8')}", flush=True)
     return 0
 

@@ -69,9 +69,9 @@ def policy_of(system: str) -> str | None:
 
 
 def systems_of(cell: Cell, policies: Sequence[str]) -> tuple[str, ...]:
-    """Who takes part. vLLM's streaming input appends only, and it has no second replica to go to."""
+    """Who takes part. vLLM's streaming input appends only."""
     peers = [AWAITED, WARMED]
-    if cell.comparison == "engine" and cell.shape == "crawler":
+    if cell.shape == "crawler":
         peers.append(STREAMED)
     return (*peers, *(ours(policy) for policy in policies))
 

@@ -15,6 +15,8 @@ from bench.peers.cells import ours, policy_of
 from bench.peers.plays import Change, Play
 from bench.peers.scaling import OPEN_STEP_TOKENS
 from bench.peers.systems import Asking, SystemDiedError
+from bench.replay.run import find_urls
+from bench.replay.scrape import Scraper
 from bench.traces.format import Event
 from stream2llm.client import (
     AsyncClient,
@@ -62,6 +64,7 @@ class ClusterSystem:
         self._sampling = SamplingParameters(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
         self._pids: frozenset[int] = frozenset()
         self._cpu_before_s = 0.0
+        self._scraper = self._new_scraper()
 
     @property
     def name(self) -> str:
@@ -80,15 +83,23 @@ class ClusterSystem:
         if state.errors:
             raise SystemDiedError(f"the policy was not set: {'; '.join(state.errors)}")
         self._pids = self._processes()
+        self._scraper = self._new_scraper()
+        await self._scraper.scrape()
         self._cpu_before_s = cpu_s(self._pids)
 
     async def end_run(self) -> Mapping[str, float]:
-        """CPU time; a process that is another one than before has died meanwhile."""
+        """CPU time and metrics; a process that is another one than before has died meanwhile."""
+        cpu_used_s = cpu_s(self._pids) - self._cpu_before_s
         if missing := self._pids - self._processes():
             raise SystemDiedError(
                 f"processes of the cluster died: {sorted(missing)}; logs: {self._cluster.log_dir}"
             )
-        return {"cpu_s": cpu_s(self._pids) - self._cpu_before_s}
+        await self._scraper.scrape()
+        return {**self._scraper.counters(), "cpu_s": cpu_used_s}
+
+    def _new_scraper(self) -> Scraper:
+        """Used before and after a run alone: in between the cores are the systems'."""
+        return Scraper(find_urls(self._client), lambda: 0.0)
 
     def _processes(self) -> frozenset[int]:
         return frozenset(each.pid for each in owned_processes(f"{self._cluster.cluster_id}/"))

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from bench.peers.plays import Change, Play
 from bench.peers.systems import Asking, System, SystemDiedError
 from bench.records import RunRecord, SessionRecord
+from bench.replay.lag import LagProbe
 from stream2llm.clock import Clock, SystemClock
 
 # Sessions that arrive at the very beginning would be late.
@@ -34,16 +35,18 @@ async def run_trace(
     """
     clock = clock or SystemClock()
     await system.begin_run()
+    probe = LagProbe(clock)
+    measuring = asyncio.create_task(probe.run())
     begin_s = clock.monotonic_s() + LEAD_S
     runs = [_SessionRun(system.asks(play), play, begin_s, answer_limit_s, clock) for play in played]
     tasks = [asyncio.create_task(run.record()) for run in runs]
     try:
         sessions = await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
+        for task in (*tasks, measuring):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    counters = await system.end_run()
+        await asyncio.gather(*tasks, measuring, return_exceptions=True)
+    counters = {**await system.end_run(), **probe.counters()}
     return RunRecord(
         system=system.name,
         trace=trace,
@@ -68,7 +71,9 @@ class _SessionRun:
         self._clock = clock
         self._opened_s = 0.0
         self._sealed_s: float | None = None
-        self._lateness_s = 0.0
+        # When the system had taken the change before.
+        self._free_s = 0.0
+        self._lateness_s = self._own_lateness_s = 0.0
         self._token_times_s: list[float] = []
 
     async def record(self) -> SessionRecord:
@@ -94,6 +99,7 @@ class _SessionRun:
             await self._wait_for(change)
             self._opened_s = self._opened_s or self._now_s()
             await self._asking.change(change)
+            self._free_s = self._now_s()
         await self._wait_for(last)
         self._sealed_s = self._now_s()
         async for num_tokens in self._asking.finish(last):
@@ -102,7 +108,9 @@ class _SessionRun:
     async def _wait_for(self, change: Change) -> None:
         due_s = self._due_s + change.at_s
         await asyncio.sleep(max(0.0, due_s - self._now_s()))
-        self._lateness_s = max(self._lateness_s, self._now_s() - due_s)
+        now_s = self._now_s()
+        self._lateness_s = max(self._lateness_s, now_s - due_s)
+        self._own_lateness_s = max(self._own_lateness_s, now_s - max(due_s, self._free_s))
 
     def _now_s(self) -> float:
         return self._clock.monotonic_s() - self._begin_s
@@ -118,5 +126,6 @@ class _SessionRun:
             ended_s=ended_s,
             num_prompt_tokens=self._play.num_prompt_tokens,
             lateness_s=self._lateness_s,
+            generator_lateness_s=self._own_lateness_s,
             error=error,
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bench.document_orders import num_leading
 from bench.traces.arrivals import first, poisson
 from bench.traces.format import Event, Scale, Session, Shape
 from bench.traces.generate import generate
@@ -115,10 +116,7 @@ def _changes(
 ) -> Iterator[Change]:
     old: tuple[str, ...] = ()
     for event, new in zip(session.events, session.lists(), strict=False):
-        common = next(
-            (i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]),
-            min(len(old), len(new)),
-        )
+        common = num_leading(old, new)
         keep = num_prefix_tokens + sum(len(documents[each]) for each in new[:common])
         tokens = [token for each in new[common:] for token in documents[each]]
         yield Change(event.at_s, keep, tokens)

@@ -40,6 +40,7 @@ from bench.peers.schedule import burst, kv_blocks, plays_of, prefills_of
 from bench.peers.systems import System
 from bench.records import RunRecord
 from bench.report import save_run
+from bench.report.summary import REQUEST_RATE
 from bench.traces.format import Shape
 from stream2llm.clock import SystemClock
 from stream2llm.errors import Stream2LLMError
@@ -150,7 +151,7 @@ class Runner:
     async def _whole(self) -> None:
         blocks = max(self._blocks(shape, scarce=False) for shape in self._options.shapes)
         async with self._replicas(blocks) as replicas, self._cluster(blocks) as systems:
-            for name in STOCK[:2]:
+            for name in STOCK:
                 systems[name] = EngineSystem(name, replicas, WHOLE_MAX_TOKENS)
             slowest = (AWAITED, ours(self._options.policies[0]))
             for shape in self._options.shapes:
@@ -300,7 +301,7 @@ def settings_of(turn: Turn, pace: Pace) -> dict[str, str | float]:
         "load": load["name"],
         "repetition": turn.repetition,
         "tokens_per_s": round(pace.tokens_per_s, 1),
-        "rate": round(pace.rate(load["share"]), 4),
+        REQUEST_RATE: round(pace.rate(load["share"]), 4),
         "time_scale": round(pace.time_scale, 5),
         "gap_factor": load["gap_factor"],
     }

@@ -7,13 +7,14 @@ bootstrap interval of it is above 1 altogether.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import mean, median
 
 from bench.peers.cells import AWAITED, OURS, STOCK, policy_of
 from bench.records import RunRecord, SessionRecord
 from bench.report import RatioInterval, Verdict, ratio_interval
+from bench.report.lateness import LOOP_LAG_MAX, LOOP_LAG_P99
 from bench.report.statistics import distribution
 
 PERCENTILES = (50.0, 95.0, 99.0)
@@ -73,22 +74,34 @@ def _repetition(run: RunRecord) -> float:
 
 def _joined(group: Sequence[RunRecord], begins: Mapping[tuple[str, float], float]) -> RunRecord:
     sessions: list[SessionRecord] = []
-    counters: dict[str, float] = {}
     end_s = 0.0
     for run in sorted(group, key=_repetition):
         begin_s = begins[run.trace, _repetition(run)]
         sessions += [shifted(each, begin_s, f"r{_repetition(run):g}/") for each in run.sessions]
         end_s = begin_s + run.duration_s
-        for name, value in run.counters.items():
-            counters[name] = counters.get(name, 0.0) + value
     settings = {key: value for key, value in group[0].settings.items() if key != "repetition"}
     return replace(
         group[0],
         duration_s=end_s,
         sessions=tuple(sessions),
-        counters=counters,
+        counters=_joined_counters([run.counters for run in group]),
         settings={**settings, "repetitions": len(group)},
     )
+
+
+def _joined_counters(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Sums; of shares the mean, and of how late the driver's loop was the worst."""
+    values: dict[str, list[float]] = {}
+    for counters in each:
+        for name, value in counters.items():
+            values.setdefault(name, []).append(value)
+    return {name: _joining(name)(found) for name, found in values.items()}
+
+
+def _joining(name: str) -> Callable[[Sequence[float]], float]:
+    if name in (LOOP_LAG_P99, LOOP_LAG_MAX):
+        return max
+    return mean if name.endswith("_share") else sum
 
 
 def shifted(session: SessionRecord, by_s: float, prefix: str) -> SessionRecord:
@@ -170,7 +183,7 @@ def wanted(found: Sequence[Against]) -> list[Wanted]:
 
 def _against_awaited(each: Against) -> Iterable[Wanted]:
     median_ratio = each.ratios[50.0]
-    if each.trace == "engine crawler heavy" and median_ratio is not None:
+    if " crawler " in each.trace and median_ratio is not None:
         yield Wanted(
             f"{each.trace}: median TTFT of {each.ours} {WANTED_MEDIAN_RATIO:g} x that of"
             f" {each.theirs} or better",

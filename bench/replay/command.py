@@ -24,6 +24,7 @@ from bench.replay.plan import PlannedSession, Planner
 from bench.replay.run import Target, replay
 from bench.replay.session import Asking
 from bench.report import save_run, write_report
+from bench.report.compare import PROVENANCE
 from bench.report.save import RunFileError
 from bench.traces.format import Header
 from bench.traces.read import TraceReader
@@ -133,7 +134,7 @@ def _target(options: Options, header: Header, found: Mapping[str, str | float]) 
         asking=Asking(sampling, options.timeout_s, ordering=options.ordering),
         metrics_urls=options.metrics_urls,
         settings={
-            "trace_provenance": header.provenance,
+            PROVENANCE: header.provenance,
             "load_scale": options.load_scale,
             "max_tokens": options.max_tokens,
             "ignore_eos": str(options.ignore_eos),

@@ -29,11 +29,20 @@ class LagProbe:
         while True:
             before_s = self._clock.monotonic_s()
             await asyncio.sleep(_EVERY_S)
-            self._lags_s.append(max(self._clock.monotonic_s() - before_s - _EVERY_S, 0.0))
+            lag_s = max(self._clock.monotonic_s() - before_s - _EVERY_S, 0.0)
+            self._lags_s += with_missed(lag_s, _EVERY_S)
 
     def counters(self) -> dict[str, float]:
         """For RunRecord.counters; nothing when there was no time to measure."""
         return lag_counters(self._lags_s)
+
+
+def with_missed(lag_s: float, every_s: float) -> list[float]:
+    """A lag, and those of whoever would have been woken while it lasted.
+
+    One stall of five seconds would else count as much as one moment of none.
+    """
+    return [lag_s - number * every_s for number in range(int(lag_s / every_s) + 1)]
 
 
 def lag_counters(lags_s: Sequence[float]) -> dict[str, float]:

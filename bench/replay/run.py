@@ -49,12 +49,13 @@ async def replay(
     """Replays the plan; `stop` ends it early, with a record of what was until then."""
     clock, view = clock or SystemClock(), view or Quiet()
     async with AsyncExitStack() as stack:
+        stack.callback(view.close)
         clients = [
             await stack.enter_async_context(AsyncClient(address)) for address in target.addresses
         ]
         driver = Driver(plan, clients, target.asking, clock)
         probe = LagProbe(clock)
-        scraper = Scraper(_find_urls(clients[0], target.metrics_urls), lambda: driver.elapsed_s)
+        scraper = Scraper(find_urls(clients[0], target.metrics_urls), lambda: driver.elapsed_s)
         with_metrics = target.metrics_urls is None or bool(target.metrics_urls)
         helpers: list[Helper] = [probe.run, lambda: _show(driver, view)]
         if with_metrics:
@@ -65,7 +66,6 @@ async def replay(
         duration_s = driver.elapsed_s
         if with_metrics:
             await scraper.scrape()
-        view.close()
     return _record(target, driver, probe, scraper, duration_s)
 
 
@@ -87,7 +87,9 @@ async def _show(driver: Driver, view: View) -> None:
         await asyncio.sleep(_SHOW_EVERY_S)
 
 
-def _find_urls(client: AsyncClient, given: Sequence[str] | None) -> FindUrls:
+def find_urls(client: AsyncClient, given: Sequence[str] | None = None) -> FindUrls:
+    """Those that were given, or those of the prefill workers that the client's router names."""
+
     async def of_router() -> Sequence[str]:
         try:
             info = await client.server_info()

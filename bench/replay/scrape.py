@@ -15,7 +15,7 @@ from http.client import HTTPException
 from urllib.request import urlopen
 
 from bench.records import Sample
-from bench.replay.figures import Page, increase, sample_of
+from bench.replay.metrics import Page, increase, sample_of
 
 FindUrls = Callable[[], Awaitable[Sequence[str]]]
 _EVERY_S = 1.0
@@ -25,7 +25,7 @@ _FAILURES = (OSError, HTTPException, ValueError)
 
 
 class Scraper:
-    """Run it as a task, cancel it at the end, then `finish`."""
+    """Run it as a task, cancel it at the end, then `scrape` once more."""
 
     def __init__(self, find_urls: FindUrls, elapsed_s: Callable[[], float]) -> None:
         self._find_urls = find_urls

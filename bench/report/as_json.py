@@ -45,7 +45,8 @@ def _of_ours(summary: Summary) -> dict[str, Any]:
     return {
         "system": summary.system,
         "trace": summary.trace,
-        "errors": dict(summary.errors),
+        # vLLM's `errors` is a list, one text for each request.
+        "error_counts": dict(summary.errors),
         "computed_tokens": summary.computed_tokens,
         "reused_tokens": summary.reused_tokens,
         "invalidated_tokens": summary.invalidated_tokens,

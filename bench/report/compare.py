@@ -19,6 +19,8 @@ COMPARED: Final = ("ttft", "ttft_from_due", "ttft_from_open", "tpot", "e2el")
 COMPARED_PERCENTILES: Final = (50.0, 95.0, 99.0)
 # Rates of the same trace that differ by less are the same load.
 _SAME_RATE = 0.01
+# In RunRecord.settings, how the trace was made; two of the same name may differ in it.
+PROVENANCE: Final = "trace_provenance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,14 @@ def compare(
 def same_load(one: RunRecord, other: RunRecord) -> bool:
     """Whether both replayed the same trace equally fast."""
     rates = request_rate(one), request_rate(other)
-    if one.trace != other.trace or rates[0] is None or rates[1] is None:
-        return one.trace == other.trace and rates[0] == rates[1]
+    if not _same_trace(one, other) or rates[0] is None or rates[1] is None:
+        return _same_trace(one, other) and rates[0] == rates[1]
     return abs(rates[0] - rates[1]) <= _SAME_RATE * max(rates[0], rates[1])
+
+
+def _same_trace(one: RunRecord, other: RunRecord) -> bool:
+    made = {run.settings[PROVENANCE] for run in (one, other) if PROVENANCE in run.settings}
+    return one.trace == other.trace and len(made) <= 1
 
 
 def _comparisons(

@@ -110,7 +110,7 @@ def _tokens_row(summary: Summary) -> list[str]:
     return [
         summary.system,
         _number(summary.request_rate, ".3g"),
-        *(f"{count:,}" for count in counts),
+        *(_number(count, ",") for count in counts),
         _number(summary.preemptions, ",.0f"),
     ]
 

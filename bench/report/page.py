@@ -95,7 +95,7 @@ _LATENCIES: Final = (
 _TOKENS: Final = (
     "Prompts and answers: of sessions with a whole answer. The rest, of all sessions, is what became "
     "of prompt tokens: computed, found in a cache, thrown away by updates, computed again after a "
-    "preemption. Preemptions: sessions whose KV was taken for others; – where nobody counted."
+    "preemption. Preemptions: sessions whose KV was taken for others. – where nobody counted."
 )
 _COMPARED: Final = (
     "Ours divided by theirs, with the 95 % bootstrap interval; better or worse only where it excludes "

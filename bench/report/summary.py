@@ -16,9 +16,11 @@ from typing import Final
 from bench.records import RunRecord, SessionRecord
 from bench.report.statistics import Distribution, distribution
 
-# Names in RunRecord.counters.
+# Name in RunRecord.counters.
 PREEMPTIONS: Final = "preemptions"
-RECOMPUTED: Final = "recomputed_tokens"
+# Name in RunRecord.settings of a run whose sessions do not show their rate, such as
+# several repetitions one after the other.
+REQUEST_RATE: Final = "request_rate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,11 @@ class Summary:
     # Of completed sessions.
     input_tokens: int
     output_tokens: int
-    # Of all sessions: prompt tokens by what became of them.
-    computed_tokens: int
-    reused_tokens: int
-    invalidated_tokens: int
-    recomputed_tokens: int
+    # Of all sessions: prompt tokens by what became of them; None when nobody counted.
+    computed_tokens: int | None
+    reused_tokens: int | None
+    invalidated_tokens: int | None
+    recomputed_tokens: int | None
     # Sessions whose KV was taken for others; None when the runner did not count.
     preemptions: float | None
     # Most answer tokens in any second, and sessions open at one moment.
@@ -73,10 +75,10 @@ def summarize(run: RunRecord) -> Summary:
         request_rate=request_rate(run),
         input_tokens=sum(session.num_prompt_tokens for session in done),
         output_tokens=sum(len(session.token_times_s) for session in done),
-        computed_tokens=sum(session.computed_tokens for session in run.sessions),
-        reused_tokens=sum(session.reused_tokens for session in run.sessions),
-        invalidated_tokens=sum(session.invalidated_tokens for session in run.sessions),
-        recomputed_tokens=_recomputed(run),
+        computed_tokens=_tokens(run, "computed"),
+        reused_tokens=_tokens(run, "reused"),
+        invalidated_tokens=_tokens(run, "invalidated"),
+        recomputed_tokens=_tokens(run, "recomputed"),
         preemptions=_preemptions(run.counters),
         peak_output_tokens_per_s=_peak_rate(run.sessions),
         peak_sessions=_peak_sessions(run.sessions),
@@ -94,6 +96,8 @@ def latencies(run: RunRecord, name: str) -> list[float]:
 
 def request_rate(run: RunRecord) -> float | None:
     """Sessions a second that the trace asked for; None when it asked for no rate."""
+    if REQUEST_RATE in run.settings:
+        return float(run.settings[REQUEST_RATE])
     due = [session.due_s for session in run.sessions]
     if len(due) < 2 or max(due) <= min(due):
         return None
@@ -168,10 +172,19 @@ def _preemptions(counters: Mapping[str, float]) -> float | None:
     return sum(kinds) if kinds else None
 
 
-def _recomputed(run: RunRecord) -> int:
-    """Of the sessions, or of the counter where only the system as a whole tells it."""
-    of_sessions = sum(session.recomputed_tokens for session in run.sessions)
-    return of_sessions or round(run.counters.get(RECOMPUTED, 0.0))
+def _tokens(run: RunRecord, kind: str) -> int | None:
+    """Of the sessions, or of the counters, as "reused_across_sessions_tokens", where only the
+    system as a whole tells."""
+    of_sessions: list[int | None] = [getattr(each, f"{kind}_tokens") for each in run.sessions]
+    told = [count for count in of_sessions if count is not None]
+    if told:
+        return sum(told)
+    counted = [
+        value
+        for name, value in run.counters.items()
+        if name.startswith(f"{kind}_") and name.endswith("_tokens")
+    ]
+    return round(sum(counted)) if counted else None
 
 
 def _peak_rate(sessions: Iterable[SessionRecord]) -> float:

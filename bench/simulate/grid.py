@@ -151,7 +151,7 @@ def setting_name(setting: Setting) -> str:
 
 
 def verdict(compared: Sequence[Comparison]) -> str:
-    """How many of the wanted agreements there are."""
+    """How many of the wanted agreements there are, and which pairs are the other way round."""
     lines = []
     for name in CHECKED:
         numbers = [each for each in compared if each.quantile == name]
@@ -162,4 +162,12 @@ def verdict(compared: Sequence[Comparison]) -> str:
     lines.append(
         f"order: {kept} of {len(pairs)} pairs that differ by more than {CLEAR_DIFFERENCE:.0%}"
     )
+    lines += [_reversed_line(each) for each in pairs if not each.is_kept]
     return "\n".join(lines)
+
+
+def _reversed_line(pair: Order) -> str:
+    return (
+        f"reversed: {setting_name(pair.setting)} {pair.quantile}: {pair.slower} takes"
+        f" {pair.paper:.2f} x {pair.faster} in the paper, {pair.ours:.2f} x here"
+    )

@@ -23,6 +23,7 @@ from bench.traces.format import Scale, Shape
 from bench.traces.generate import generate
 from cost_profiles.load import shipped_profile
 from stream2llm.handover import HANDOVER_MODES, HandoverMode
+from stream2llm.worker_spec import DEFAULT_POLICY
 
 PROFILE = "h200_llama-3.1-8b_tp1"
 # 141 GB, of which nine tenths less 16 GB of weights: 99 GiB for KV; some are left for activations.
@@ -62,7 +63,7 @@ def play(cell: Cell) -> RunRecord:
         read_overhead_s=READ_OVERHEAD_S,
     )
     way = Way(
-        "srpf",
+        DEFAULT_POLICY,
         num_output_tokens=NUM_OUTPUT_TOKENS,
         sample_every_s=None,
         handover=cell.handover,

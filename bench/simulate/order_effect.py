@@ -9,11 +9,12 @@ from bench.simulate.paper_runs import Cell
 from bench.simulate.published import QUANTILES, settings
 from cost_profiles.decision import Mode
 from stream2llm.ordering import DocumentOrdering
+from stream2llm.worker_spec import DEFAULT_POLICY
 
 ORDERINGS = (DocumentOrdering.AS_GIVEN, DocumentOrdering.STABLE)
 
 
-def cells(seed: int, policy: str = "srpf") -> list[Cell]:
+def cells(seed: int, policy: str = DEFAULT_POLICY) -> list[Cell]:
     """Both orders in each ANNS setting, one after the other."""
     return [
         Cell(setting, policy, seed, whole_requests=False, ordering=ordering)

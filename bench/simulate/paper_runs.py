@@ -22,6 +22,7 @@ from bench.traces.generate import generate
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.model import CostModel
 from stream2llm.ordering import DocumentOrdering
+from stream2llm.worker_spec import OPEN_STEP_TOKENS
 
 NUM_QUERIES: Mapping[Shape, int] = {"crawler": 4322, "anns": 500}
 
@@ -39,6 +40,8 @@ class Cell:
     ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
     # KV memory, in times of what the hardware suggests.
     memory: float = 1.0
+    # Of a step for open sessions alone, under policies that keep sealed ones apart.
+    open_step_tokens: int = OPEN_STEP_TOKENS
 
 
 @lru_cache(maxsize=8)
@@ -65,6 +68,7 @@ def play(cell: Cell, fit: Fit) -> RunRecord:
         setting.mode,
         policy=cell.system if is_streamed else "default",
         whole_requests=cell.whole_requests,
+        open_step_tokens=cell.open_step_tokens,
     )
     costs = CostModel(profile(fit, STEP_TOKENS[shape]))
     worker = PrefillWorker(settings, fit.law.seconds, costs, CorrectedCostModel(costs))

@@ -20,6 +20,7 @@ from cost_profiles.types import CostProfile
 from stream2llm.errors import InvalidRequestError
 from stream2llm.handover import HandoverMode
 from stream2llm.ordering import DocumentOrdering
+from stream2llm.worker_spec import OPEN_STEP_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Machine:
     read_overhead_s: float = 0.0
     # Measured while the profile does not say; None: from the profile.
     law: StepLaw | None = None
+    # Of a step for open sessions alone, under policies that keep sealed ones apart.
+    open_step_tokens: int = OPEN_STEP_TOKENS
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -100,6 +103,7 @@ def _prefill_settings(machine: Machine, way: Way) -> PrefillSettings:
         mode=way.mode,
         policy=way.policy,
         overlaps=profile.accelerator.name != "cpu",
+        open_step_tokens=machine.open_step_tokens,
     )
 
 

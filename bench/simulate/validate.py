@@ -34,7 +34,7 @@ from bench.records import RunRecord
 from bench.replay.plan import PlannedSession, Planner
 from bench.replay.run import Target, replay
 from bench.replay.session import Asking
-from bench.report.summary import latencies
+from bench.report.summary import latencies, summarize
 from bench.simulate.play_trace import Machine, Way, play_trace
 from bench.simulate.steps import StepLaw, law_of, worst_error
 from bench.simulate.work import Task, tasks
@@ -47,14 +47,16 @@ from cost_profiles.types import CostProfile
 from stream2llm.client import AsyncClient
 from stream2llm.cluster import Cluster
 from stream2llm.config import ClusterConfig, load_config
+from stream2llm.errors import InvalidRequestError
 from stream2llm.sampling import SamplingParameters
+from stream2llm.worker_spec import DEFAULT_POLICY
 
 PERCENTILES = (50, 95, 99)
 CHECKED = (50, 95)
 TOLERANCE = 0.25
 READY_TIMEOUT_S = 300.0
 SESSION_TIMEOUT_S = 600.0
-NUM_SHORT_QUESTIONS = 12
+NUM_SHORT_QUESTIONS, NUM_WARM_UP_QUESTIONS = 12, 2
 # The crawler's longest prompts have to fit 8 K tokens of context.
 TOKEN_SCALE = 1 / 8
 # Of the model's length, what a session may have of it by its trace's count, which is
@@ -101,7 +103,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", default=["crawler", "anns"])
     parser.add_argument("--sessions", type=int, default=100)
     parser.add_argument("--load", type=float, default=0.6)
-    parser.add_argument("--policy", default="srpf")
+    parser.add_argument("--policy", default=DEFAULT_POLICY)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--check", action="store_true", help="fail when they are too far apart")
     return parser.parse_args()
@@ -132,13 +134,25 @@ def _try(
     measured = asyncio.run(_replay(address, plan, trial))
     machine = Machine(
         profile,
-        kv_gib=float(config.prefill.env["VLLM_CPU_KVCACHE_SPACE"]),
+        kv_gib=_kv_gib(config),
         host_gib=config.prefill.host_pool_gib,
         step_tokens=config.prefill.engine["max_num_batched_tokens"],
+        num_prefill=config.prefill.replicas,
         front_s=front_s,
         law=law,
+        open_step_tokens=config.prefill.open_step_tokens,
     )
     return _compare(trial, measured, _simulated(machine, trial, asked), front_s)
+
+
+def _kv_gib(config: ClusterConfig) -> float:
+    """Of a prefill worker; raises InvalidRequestError where the configuration does not say."""
+    name = "VLLM_CPU_KVCACHE_SPACE"
+    if name not in config.prefill.env:
+        raise InvalidRequestError(
+            f"the simulator has to know the KV memory: give {name}", field=f"prefill.env.{name}"
+        )
+    return float(config.prefill.env[name])
 
 
 def fitting_sessions(
@@ -169,7 +183,7 @@ def _work_s(task: Task, law: StepLaw, step_tokens: int) -> float:
 
 
 async def _front_s(address: str, law: StepLaw) -> float:
-    """The way there and back, without the step itself; the first question warms up."""
+    """The way there and back, without the step itself; the first questions warm up."""
     found = []
     async with AsyncClient(address) as client:
         for number in range(NUM_SHORT_QUESTIONS):
@@ -178,7 +192,7 @@ async def _front_s(address: str, law: StepLaw) -> float:
                 began_s = loop.time()
                 await each.answer()
                 found.append(loop.time() - began_s)
-    return max(median(found[2:]) - law.seconds([(0, 8)]), 0.0)
+    return max(median(found[NUM_WARM_UP_QUESTIONS:]) - law.seconds([(0, 8)]), 0.0)
 
 
 async def _replay(address: str, plan: Sequence[PlannedSession], trial: Trial) -> RunRecord:
@@ -213,7 +227,7 @@ def _compare(trial: Trial, measured: RunRecord, simulated: RunRecord, front_s: f
 
 
 def _computed(run: RunRecord) -> int:
-    return sum(each.computed_tokens for each in run.sessions)
+    return summarize(run).computed_tokens or 0
 
 
 def _percentile(run: RunRecord, percent: float) -> float:

@@ -72,12 +72,22 @@ def anns_items(
 
 def _queries(map_path: Path, report: Report) -> Iterator[_Query]:
     for name, entry in _json_object(map_path, _refuse).items():
-        try:
-            question, trace = str(entry["query"]), _trace_path(map_path, entry["trace_file"])
-        except (TypeError, KeyError) as error:
-            report(BadRow(map_path, None, f"query {name}: has no {error}"))
+        if problem := _problem(entry):
+            report(BadRow(map_path, None, f"query {name}: {problem}"))
             continue
-        yield _Query(name, question, trace, _windows(trace, report))
+        trace = _trace_path(map_path, entry["trace_file"])
+        yield _Query(name, str(entry["query"]), trace, _windows(trace, report))
+
+
+def _problem(entry: Any) -> str:
+    """What is wrong with an entry of the map; empty: nothing."""
+    if not isinstance(entry, dict):
+        return "is no JSON object"
+    if "query" not in entry:
+        return "has no query"
+    if not isinstance(entry.get("trace_file"), str):
+        return "has no trace_file"
+    return ""
 
 
 def _trace_path(map_path: Path, trace_file: str) -> Path:

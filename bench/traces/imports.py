@@ -87,6 +87,7 @@ def encodable(text: str) -> str:
 
 def csv_rows(path: Path, columns: tuple[str, ...], report: Report) -> Iterator[tuple[int, Row]]:
     """Rows with the line on which each begins; reports what cannot be read."""
+    line = None
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
             reader = csv.DictReader(file, restval="")
@@ -94,14 +95,14 @@ def csv_rows(path: Path, columns: tuple[str, ...], report: Report) -> Iterator[t
             if missing:
                 report(BadRow(path, 1, f"has no column {', '.join(missing)}"))
                 return
-            begins = reader.line_num + 1
+            line = reader.line_num + 1
             for row in reader:
-                yield begins, row
-                begins = reader.line_num + 1
+                yield line, row
+                line = reader.line_num + 1
     except OSError as error:
         report(BadRow(path, None, f"cannot be read: {error.strerror}"))
     except csv.Error as error:
-        report(BadRow(path, None, f"cannot be read further: {error}"))
+        report(BadRow(path, line, f"cannot be read further: {error}"))
 
 
 def not_empty(items: Iterable[Item], source: Path) -> Iterator[Item]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, takewhile
+from itertools import pairwise
 
+from bench.document_orders import num_leading
 from bench.traces.format import Document, Scale, Session
 
 
@@ -60,9 +61,4 @@ def _num_tokens(names: Iterable[str], table: Mapping[str, Document]) -> int:
 
 
 def _invalidated(lists: Sequence[tuple[str, ...]], table: Mapping[str, Document]) -> int:
-    return sum(_num_tokens(old[_common(old, new) :], table) for old, new in pairwise(lists))
-
-
-def _common(old: Sequence[str], new: Sequence[str]) -> int:
-    pairs = zip(old, new, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return sum(_num_tokens(old[num_leading(old, new) :], table) for old, new in pairwise(lists))

@@ -23,7 +23,8 @@ class Document:
     """One retrieved document; without content it names one sent before."""
 
     content: Content | None = None
-    # Unique within an event; an appended document needs one only to be named later.
+    # A content has it once in an event, while an update may name it again and again; an
+    # appended document needs one only to be named later.
     id: str = ""
     # In an update: how sure you are that it stays at its place, in [0, 1]; a hint
     # to what may be handed over ahead of the seal. None: not known.

@@ -17,6 +17,7 @@ from bench.peers.engines.messages import HostSpec, Kind
 from bench.peers.plays import plays
 from bench.peers.systems import SystemDiedError
 from bench.records import RunRecord
+from bench.report import summarize
 from bench.traces.format import Scale, Shape
 from stream2llm.model_store import ensure_random_llama
 
@@ -66,6 +67,11 @@ async def test_every_way_to_ask_answers_every_question(
             assert [session.error for session in record.sessions] == [""] * NUM_SESSIONS, name
             assert [len(s.token_times_s) for s in record.sessions] == [1] * NUM_SESSIONS, name
             assert record.counters["cpu_s"] > 0
+            summary = summarize(record)
+            assert summary.preemptions == 0
+            if names is not STOCK:
+                assert summary.computed_tokens
+                assert summary.computed_tokens >= summary.input_tokens - NUM_SESSIONS
 
 
 async def test_an_engine_that_dies_fails_the_run_with_its_log(

@@ -58,6 +58,12 @@ class Situation:
     def by_id(self) -> dict[str, RequestView]:
         return {view.request_id: view for view in self.views}
 
+    def num_step_tokens(self, first: RequestView) -> int:
+        """Of a step that begins with this session: some policies have shorter ones for open ones."""
+        is_short = self.ranking.keeps_sealed_apart and not first.sealed
+        most = self.limits.num_open_tokens if is_short else None
+        return min(self.limits.num_tokens, most or self.limits.num_tokens)
+
     def num_freed(self, num_kept: dict[str, int]) -> int:
         """Blocks that nobody holds when those sessions keep so many of theirs."""
         counts = dict(self.ledger.ref_counts)
@@ -172,7 +178,7 @@ def test_5_the_first_in_rank_moves_when_there_is_any_room(case: Situation) -> No
         if view is not first and (not view.has_claim or case.ranking.goes_before(first, view))
     }
     num_blocks = first.num_blocks + case.limits.num_free_blocks + case.num_freed(others)
-    wanted = min(first.num_wanted_tokens, case.limits.num_tokens)
+    wanted = min(first.num_wanted_tokens, case.num_step_tokens(first))
     room = num_blocks * BLOCK_SIZE - first.num_computed_tokens
     plan = case.plan
     if not first.has_claim:

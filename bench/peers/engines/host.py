@@ -45,7 +45,7 @@ ENVIRONMENT = {
 
 
 class HostedEngine(Protocol):
-    """An engine behind the socket. `begin` raises nothing: what fails is sent."""
+    """An engine behind the socket. What its methods raise is sent to the driver."""
 
     def settings(self) -> dict[str, str | float]:
         """What the engine turned out to be."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -30,9 +30,6 @@ class HostSpec:
     step_tokens: int
     max_num_seqs: int
     max_model_len: int
-    # Beginning with this policy; ours only.
-    policy: str = "fcfs"
-    engine_args: dict[str, Any] = field(default_factory=dict)
 
 
 class Ask(msgspec.Struct, tag=True, frozen=True):

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from bench.peers.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
 from bench.peers.engines.stock import common_args, settings_of
 from bench.peers.scaling import OPEN_STEP_TOKENS
+from bench.report.summary import PREEMPTIONS
 from prefill_worker.control import ControlChannel, open_control_channel
 from prefill_worker.engine import PrefillSession, prefill_outputs, start_prefill_engine
 from stream2llm.engine_stats import EngineStats
@@ -38,7 +39,6 @@ def worker_spec(spec: HostSpec) -> WorkerSpec:
         host=_HOST,
         metrics_port=0,
         engine_args=common_args(spec),
-        policy=spec.policy,  # type: ignore[arg-type]  # checked by whoever chose it
         open_step_tokens=OPEN_STEP_TOKENS,
         host_pool_bytes=HOST_POOL_BYTES,
     )
@@ -100,9 +100,11 @@ class OurEngine:
         await self._control.set_policy(policy)
 
     def counters(self) -> dict[str, float]:
-        """What the scheduler last reported."""
-        report = self._control.newest_report
-        return {name: float(value) for name, value in asdict(report.counters).items()}
+        """What the scheduler last reported, preemptions under the names of `bench.report`."""
+        values = asdict(self._control.newest_report.counters)
+        for action in ("recompute", "swap"):
+            values[f"{PREEMPTIONS}_{action}"] = values.pop(f"{action}_preemptions")
+        return {name: float(value) for name, value in values.items()}
 
     async def ask(self, message: Ask) -> None:
         """A whole prompt: opened and sealed at once."""

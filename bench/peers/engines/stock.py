@@ -29,8 +29,7 @@ def common_args(spec: HostSpec) -> dict[str, Any]:
         "max_num_batched_tokens": spec.step_tokens,
         "max_num_seqs": spec.max_num_seqs,
         "num_gpu_blocks_override": spec.num_kv_blocks,
-        **spec.engine_args,
-        **executor_args(spec.engine_args),
+        **executor_args({}),
     }
 
 

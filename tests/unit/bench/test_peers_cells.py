@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers.__main__ import parse
+from bench.peers.__main__ import parse, reported_policy
 from bench.peers.cells import (
     AWAITED,
     HEAVY,
@@ -34,7 +34,7 @@ def test_vllms_streaming_takes_part_where_contexts_are_appended_only() -> None:
     crawler, anns = (Cell("engine", shape, HEAVY) for shape in SHAPES)
     assert STREAMED in systems_of(crawler, POLICY_NAMES)
     assert STREAMED not in systems_of(anns, POLICY_NAMES)
-    assert STREAMED not in systems_of(Cell("whole", "crawler", HEAVY), POLICY_NAMES)
+    assert STREAMED in systems_of(Cell("whole", "crawler", HEAVY), POLICY_NAMES)
 
 
 def test_whole_systems_meet_at_heavy_load_only() -> None:
@@ -63,7 +63,7 @@ def test_every_system_runs_once_in_each_repetition_of_each_cell() -> None:
 
 def test_systems_of_a_cell_run_one_after_the_other_and_take_turns_in_being_first() -> None:
     plan = list(turns(cells_of("whole", "crawler"), POLICY_NAMES, 2))
-    first, second = plan[:4], plan[4:]
+    first, second = plan[:5], plan[5:]
     assert {turn.repetition for turn in first} == {1}
     assert {turn.system for turn in first} == {turn.system for turn in second}
     assert first[0].system != second[0].system
@@ -110,3 +110,18 @@ def test_only_chooses_comparisons_and_shapes() -> None:
     assert options.shapes == ("anns",)
     assert options.output == Path("there")
     assert options.retrieval_factor < 1
+
+
+@pytest.mark.usefixtures("two_cores")
+@pytest.mark.parametrize("only", [["whole", "light"], ["whole", "anns", "pressure"]])
+def test_what_would_run_nothing_is_refused(
+    only: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--only", *only])
+    assert "whole systems are compared at heavy load" in capsys.readouterr().err
+
+
+def test_reports_compare_the_default_policy_or_the_last_one_that_ran() -> None:
+    assert reported_policy(("default", "srpf", "fcfs")) == "srpf"
+    assert reported_policy(("default", "fcfs")) == "fcfs"

@@ -15,7 +15,9 @@ from bench.peers.engines.messages import Ask, End, Feed, Splice
 from bench.peers.plays import Change, Play, plays
 from bench.peers.systems import SystemDiedError
 from bench.records import RunRecord
+from bench.report.lateness import LOOP_LAG_MAX
 from bench.traces.format import Scale
+from stream2llm.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 
@@ -78,8 +80,33 @@ async def test_each_session_gets_its_changes_and_its_tokens_their_times() -> Non
     assert [asking.num_changes for asking in system.asked] == [len(p.changes) - 1 for p in played]
     assert [len(session.token_times_s) for session in record.sessions] == [3, 3, 3]
     assert all(session.ttft_s is not None and not session.error for session in record.sessions)
-    assert record.counters == {"steps": 7.0}
+    assert record.counters["steps"] == 7.0
+    assert LOOP_LAG_MAX in record.counters
     assert all(asking.cancelled for asking in system.asked)
+
+
+class SlowToTake(FakeAsking):
+    """Holds the driver back until it is told otherwise, as a client without credit."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__("answers")
+        self._clock = clock
+
+    async def change(self, change: Change) -> None:
+        await super().change(change)
+        self._clock.advance(5.0)
+
+
+async def test_what_a_system_holds_back_is_late_and_not_the_driver_s_fault() -> None:
+    clock, system = ManualClock(), FakeSystem()
+    asked = SlowToTake(clock)
+    system.asks = lambda play: asked  # type: ignore[method-assign]
+    record = await run_trace(
+        system, some_plays(1), "t", answer_limit_s=600, settings={}, clock=clock
+    )
+    (session,) = record.sessions
+    assert session.lateness_s == pytest.approx(5.0 * asked.num_changes, abs=1.0)
+    assert session.generator_lateness_s < 1.0
 
 
 async def test_a_failure_and_a_silence_are_of_their_sessions_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,8 @@ from bench.peers.cells import AWAITED, WARMED, ours
 from bench.peers.verdicts import DEFAULT, against_all, pooled, verdict_tables, wanted
 from bench.records import RunRecord, SessionRecord
 from bench.report import Verdict
+from bench.report.lateness import LOOP_LAG_P99
+from bench.report.summary import REQUEST_RATE, request_rate
 
 pytestmark = pytest.mark.unit
 CELL = "engine crawler heavy"
@@ -92,6 +95,24 @@ def test_pooled_repetitions_follow_each_other_at_the_same_times_for_all_systems(
         assert len({session.session_id for session in record.sessions}) == 4
         assert record.settings["repetitions"] == 2
         assert record.counters == {"cpu_s": 10.0}
+
+
+def test_pooled_counters_are_sums_but_for_shares_and_lags() -> None:
+    runs = [a_run(FCFS, [1.0], number) for number in (1, 2)]
+    counted = [
+        replace(run, counters={"cpu_s": 5.0, "others_share": share, LOOP_LAG_P99: lag_s})
+        for run, share, lag_s in zip(runs, (0.02, 0.04), (0.003, 0.001), strict=True)
+    ]
+    (record,) = pooled(counted)
+    assert record.counters == pytest.approx(
+        {"cpu_s": 10.0, "others_share": 0.03, LOOP_LAG_P99: 0.003}
+    )
+
+
+def test_pooled_repetitions_keep_the_rate_that_each_was_played_at() -> None:
+    runs = [a_run(FCFS, [1.0, 1.0], number) for number in (1, 2)]
+    rated = [replace(run, settings={**run.settings, REQUEST_RATE: 12.5}) for run in runs]
+    assert request_rate(pooled(rated)[0]) == 12.5
 
 
 def test_what_is_wanted_is_judged_at_heavy_load_for_policies_but_the_default() -> None:

@@ -11,7 +11,7 @@ from bench.records import Sample
 from bench.replay.display import progress_line
 from bench.replay.driver import Snapshot
 from bench.replay.errors import error_code
-from bench.replay.figures import Page, increase, sample_of
+from bench.replay.metrics import Page, increase, sample_of
 from bench.replay.plan import PlannedSession, Planner
 from bench.replay.scrape import metrics_url
 from bench.traces.format import Content, Document, Event, SharedDocument

@@ -16,6 +16,7 @@ from bench.report import (
     report_markdown,
     save_run,
 )
+from bench.report.compare import PROVENANCE
 from bench.report.save import RunFileError
 from tests.runs import a_failed_record, a_record, a_run, with_ttfts
 
@@ -108,6 +109,14 @@ def test_only_runs_of_equal_load_and_trace_are_compared() -> None:
     (found,) = compare(runs_of_two_systems(), "ours", latency_names=["ttft"], percentiles=[99.0])
     assert (found.theirs, found.request_rate) == ("theirs", pytest.approx(1.0))
     assert found.interval.verdict is Verdict.BETTER
+
+
+def test_traces_of_one_name_that_were_made_differently_are_not_compared() -> None:
+    ours, equal, other = (
+        a_run(*with_ttfts(FAST), system=system, settings={PROVENANCE: provenance})
+        for system, provenance in (("ours", "seed 1"), ("equal", "seed 1"), ("other", "seed 2"))
+    )
+    assert {each.theirs for each in compare([ours, equal, other], "ours")} == {"equal"}
 
 
 def test_what_has_no_values_is_not_compared() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.replay.lag import lag_counters, with_missed
 from bench.report import PERCENTILES, lateness_warning, summarize, summary_to_json
 from bench.report.lateness import LOOP_LAG_P99, generator_lateness_s
 from tests.runs import a_failed_record, a_record, a_run, with_ttfts
@@ -39,7 +40,7 @@ def test_a_session_without_an_answer_is_counted_by_its_error_and_has_no_latency(
     )
     found = summary_to_json(summarize(run))
     assert (found["completed"], found["failed"]) == (1, 3)
-    assert found["errors"] == {"UNAVAILABLE": 2, "X": 1}
+    assert found["error_counts"] == {"UNAVAILABLE": 2, "X": 1}
     assert found["mean_ttft_ms"] == pytest.approx(500)
     assert found["mean_e2el_ms"] == pytest.approx(1000)
     assert found["request_throughput"] == 0.1
@@ -88,9 +89,25 @@ def test_waiting_before_the_seal_is_in_the_time_from_its_due_moment() -> None:
 
 def test_recomputed_tokens_come_from_the_system_where_sessions_do_not_tell() -> None:
     counters = {"recomputed_tokens": 7.0}
-    silent = a_record(recomputed_tokens=0)
+    silent = a_record(recomputed_tokens=None)
     assert summarize(a_run(silent, counters=counters)).recomputed_tokens == 7
     assert summarize(a_run(a_record(), counters=counters)).recomputed_tokens == 10
+
+
+def test_tokens_that_only_the_system_tells_are_its_counters_and_nobody_s_are_null() -> None:
+    silent = a_record(computed_tokens=None, reused_tokens=None, invalidated_tokens=None)
+    counters = {"reused_across_sessions_tokens": 3.0, "reused_within_session_tokens": 4.0}
+    counters |= {"computed_tokens": 5.0, "recomputed_as_cheaper": 9.0}
+    found = summarize(a_run(silent, counters=counters))
+    assert (found.computed_tokens, found.reused_tokens, found.invalidated_tokens) == (5, 7, None)
+    assert summary_to_json(found)["invalidated_tokens"] is None
+
+
+def test_a_stall_counts_for_all_who_would_have_been_woken_meanwhile() -> None:
+    assert with_missed(0.0, 0.05) == [0.0]
+    assert with_missed(0.12, 0.05) == pytest.approx([0.12, 0.07, 0.02])
+    lags_s = [*[0.0] * 900, *with_missed(5.0, 0.05)]
+    assert lag_counters(lags_s)[LOOP_LAG_P99] > 4.0
 
 
 def test_peaks() -> None:

@@ -111,6 +111,20 @@ def test_files_without_the_column_or_without_pages_are_left_out(tmp_path: Path) 
     assert "query_2.csv: has no usable page" in bad
 
 
+def test_what_csv_cannot_read_is_reported_with_the_row_s_line(tmp_path: Path) -> None:
+    row = ("page_scrape", "Q", "words", "1")
+    write_csv(tmp_path / "query_1.csv", HEAD, row, ("page_scrape", "Q", "x" * 500, "1"), row)
+    before = csv.field_size_limit(400)
+    try:
+        (session,), bad = crawled(tmp_path)
+    finally:
+        csv.field_size_limit(before)
+    assert len(session.documents) == 1
+    assert bad == [
+        "query_1.csv, line 3: cannot be read further: field larger than field limit (400)"
+    ]
+
+
 def test_pages_longer_than_csv_expects_are_read(tmp_path: Path) -> None:
     row = ("page_scrape", "Q", "word " * 100_000, "1")
     write_csv(tmp_path / "query_1.csv", HEAD, row)
@@ -206,9 +220,9 @@ def test_bad_queries_of_the_map_are_left_out(tmp_path: Path) -> None:
     path.write_text(json.dumps({"7": {"query": "Q"}, "8": missing, "9": "Q", "0": good}))
     items, bad = searched(path)
     assert [item.id for item in items if isinstance(item, Session)] == ["0"]
-    assert bad[0] == "map.json: query 7: has no 'trace_file'"
+    assert bad[0] == "map.json: query 7: has no trace_file"
     assert "none.csv: cannot be read: No such file" in bad[1]
-    assert bad[2].startswith("map.json: query 9: ")
+    assert bad[2] == "map.json: query 9: is no JSON object"
 
 
 def test_text_that_utf8_cannot_hold_is_repaired(tmp_path: Path) -> None:
