@@ -15,7 +15,7 @@ from decode_worker.engine import parse_handover
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 from decode_worker.fetch_sessions import FetchSession, FetchSessions
 from stream2llm.engine_worker import EngineWorker
-from stream2llm.errors import EventOrderError, Stream2LLMError, UnavailableError
+from stream2llm.errors import EventOrderError, Stream2LLMError
 from stream2llm.stream_writer import PeerGoneError, StreamWriter
 from stream2llm.v1 import worker_pb2
 
@@ -40,8 +40,7 @@ async def serve_fetches(
     opening = await anext(messages, None)
     if opening is None or opening.WhichOneof("event") != "open":
         raise EventOrderError("the first event of fetching ahead must be open")
-    if worker.is_draining:
-        raise UnavailableError("the worker is draining", reason="DRAINING")
+    worker.require_open()
     with sessions.open(opening.open.fetch_session_id) as session:
         await _Rpc(worker, session, writer).run(messages)
 

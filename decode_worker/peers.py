@@ -27,7 +27,7 @@ async def connect(engine: Engine, peer: WorkerAddress, max_message_bytes: int) -
     """Fetches a few tokens' KV from `peer`; raises when that does not work."""
     options = channel_options(max_message_bytes)
     async with grpc.aio.insecure_channel(peer.grpc_address, options=options) as channel:
-        # Leaving the block ends the RPC, which frees what prefill still holds.
+        # What has been read prefill has freed; leaving the block frees what it never handed over.
         call = worker_pb2_grpc.PrefillServiceStub(channel).PrefillSession()
         first = await _first_token(call)
         transfer = parse_handover(first.handover.kv_transfer_params_json)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any
 
 import grpc
@@ -125,7 +125,8 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
                 request.fetch_session_id,
             )
         except BaseException:
-            await asyncio.shield(self._release(request_id, transfer))
+            with suppress(UnavailableError):  # a dead engine reads nothing; the lease ends
+                await asyncio.shield(self._release(request_id, transfer))
             raise
 
     async def _counting_failures(self, steps: AsyncIterator[TokenStep]) -> AsyncIterator[TokenStep]:
@@ -143,9 +144,9 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         """Tells prefill that nobody will read this hand-over."""
         try:
             transfer = parse_handover(request.handover.kv_transfer_params_json)
-        except InvalidRequestError as error:
+            await self._release(request.session_id, transfer)
+        except (InvalidRequestError, UnavailableError) as error:
             await abort(context, error)
-        await self._release(request.session_id, transfer)
         return worker_pb2.ReleaseHandoverResponse()
 
     async def _release(self, hint: str, transfer: dict[str, Any]) -> None:

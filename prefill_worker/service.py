@@ -2,7 +2,8 @@
 
 One RPC is one session. A reader feeds the router's events to the engine while
 a writer sends progress and, at the end, the first token; they live and die
-together. Whatever ends the RPC early frees the session's blocks.
+together. Whatever ends the RPC early frees the session's blocks, but for those that
+decode may be reading by then.
 """
 
 from __future__ import annotations
@@ -66,11 +67,17 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
             from_proto(opening.open.sampling),
         )
         run = _SessionRun(session, writer)
+        is_read = False
         try:
             await run.until_first_token(requests)
+            is_read = True
         finally:
-            # Shielded: a second cancellation must not leave blocks behind.
-            await asyncio.shield(session.cancel())
+            # An RPC that breaks says nothing of decode, which may be reading what was handed
+            # over: blocks that were written anew would give it wrong KV. Decode says when it
+            # has read, or will not; a lease ends what nobody says anything of.
+            if is_read or not run.has_handed_over:
+                # Shielded: a second cancellation must not leave blocks behind.
+                await asyncio.shield(session.cancel())
 
 
 class _SessionRun:
@@ -81,6 +88,8 @@ class _SessionRun:
         self._writer = writer
         self._num_logprobs = session.num_logprobs
         self._begun = asyncio.Event()
+        # From then on the blocks are decode's to read.
+        self.has_handed_over = False
 
     async def until_first_token(
         self, requests: AsyncIterator[worker_pb2.PrefillSessionRequest]
@@ -147,6 +156,7 @@ class _SessionRun:
             uncomputed_at_seal_tokens=output.progress["uncomputed_at_seal_tokens"],
         )
         if output.handover is not None:
+            self.has_handed_over = True
             first.handover.CopyFrom(_handover(output.handover))
             # The engine ends the answer here, at the one token it was asked
             # for; with a hand-over that is no end, decode goes on.

@@ -162,8 +162,8 @@ class Ahead:
         self._live.parts.workers.release_handover(request)
 
     def _next_leg(self) -> None:
-        """Another decode worker, if there is one."""
-        self.close()
+        """Another decode worker, if there is one. It gets the offers that wait, too."""
+        self._close_leg()
         worker = self._live.parts.workers.pick("decode") if self._legs_left else None
         if worker is not None:
             self._legs_left -= 1
@@ -184,8 +184,11 @@ class Ahead:
 
     def close(self) -> None:
         """Gives up what is under way; may be called again."""
+        self._close_leg()
+        while not self._offers.empty():
+            self._release(self._offers.get_nowait().offer)
+
+    def _close_leg(self) -> None:
         if self._leg is not None:
             self._leg.close()
             self._leg = None
-        while not self._offers.empty():
-            self._release(self._offers.get_nowait().offer)

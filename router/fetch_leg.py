@@ -11,8 +11,9 @@ from typing import Any
 
 import grpc
 
+from router.status import WORKER_LOST
 from router.workers import Worker, WorkerPool
-from stream2llm.errors import InternalError, Stream2LLMError
+from stream2llm.errors import InternalError, Stream2LLMError, UnavailableError
 from stream2llm.final_status import FinalStatus
 from stream2llm.prefix import Tokens, as_tokens, common_prefix_len
 from stream2llm.v1 import worker_pb2 as pb
@@ -34,6 +35,9 @@ class FetchLeg:
         self._is_open = False
         # Whether the worker may know of the last fetch.
         self.has_sent = False
+        # Took no abort in time: the RPC is cancelled, which a fetch under way must not take
+        # for its session's end.
+        self._is_given_up = False
         # What the worker knows of the sequence.
         self._told = as_tokens([])
         # One message at a time; an abort may come while a fetch is being written.
@@ -47,9 +51,16 @@ class FetchLeg:
         try:
             await self._send(fetch)
             return await anext(self._responses)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._is_given_up or (task is not None and task.cancelling()):
+                raise
+            raise self._gave_up() from None
         except grpc.aio.AioRpcError as error:
             raise self._failure(await self._final.of(error)) from error
         except (StopAsyncIteration, asyncio.InvalidStateError) as error:
+            if self._is_given_up:
+                raise self._gave_up() from error
             raise self._failure(await self._final.of(None)) from error
 
     async def has_ended(self) -> bool:
@@ -69,6 +80,7 @@ class FetchLeg:
             async with asyncio.timeout(ABORT_TIMEOUT_S), self._writing:
                 await self._call.write(pb.FetchAheadRequest(abort=pb.AbortFetch()))
         except TimeoutError:
+            self._is_given_up = True
             self._call.cancel()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # it has ended already, which `fetch` tells
@@ -81,6 +93,12 @@ class FetchLeg:
         """Ends the RPC, and with it the fetch under way; may be called again."""
         self._place.release()
         self._call.cancel()
+
+    def _gave_up(self) -> UnavailableError:
+        return UnavailableError(
+            f"worker {self.worker.worker_id} took no abort for {ABORT_TIMEOUT_S:g} s",
+            reason=WORKER_LOST,  # for this session: what it was told to fetch it may still read
+        )
 
     def _failure(self, final: grpc.aio.AioRpcError) -> Stream2LLMError:
         if final.code() is grpc.StatusCode.OK:

@@ -116,9 +116,9 @@ class DecodeLeg:
     """One request; token steps come back.
 
     `owns_handover`: whether the hand-over is this worker's to read or to
-    release. That is so from the moment it has accepted the RPC (its initial
-    metadata is here), and no longer when it refuses before its first step. A
-    worker that was lost may still be reading: its hand-over is left to the lease.
+    release. That is so from the moment it may have accepted the RPC, and no longer when
+    it refuses before its first step. A worker that was lost, or was not waited for,
+    may still be reading: its hand-over is left to the lease.
     """
 
     def __init__(self, pool: WorkerPool, worker: Worker) -> None:
@@ -135,6 +135,7 @@ class DecodeLeg:
         has_stepped = False
         try:
             self._call = self._worker.decode.Decode(request)
+            self.owns_handover = True
             await self._call.initial_metadata()
             self.owns_handover = not self._call.done()
             async for response in self._call:

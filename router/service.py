@@ -110,6 +110,6 @@ async def _worker_info(worker: Worker) -> pb.WorkerInfo:
             metrics_address=address.metrics_address,
         )
     info: pb.WorkerInfo = response.worker
-    info.ready = not worker.is_suspect
+    info.ready = info.ready and not worker.is_suspect
     info.metrics_address = address.metrics_address
     return info

@@ -1,7 +1,9 @@
 """The input half of a session: client events become splices for prefill.
 
 Reads one event further than the credit window allows, so a client that ignores its
-credit is stopped by gRPC's flow control, at the cost of its own session alone.
+credit is stopped by gRPC's flow control, at the cost of its own session alone. A seal
+needs no credit: it brings no document, and until prefill knows of it the session ranks
+as one that nobody waits for.
 
 Events that come together travel together: a client that appends its last
 document and seals does so in two messages, and prefill, told of the first one
@@ -60,17 +62,32 @@ class EventReader:
     async def next(self) -> ClientEvent | None:
         """The next event; None when the client has closed its half after the seal."""
         if not self._live.is_sealed:
-            await self._live.wait_for_credit()
+            await self._wait_for_credit()
         event = await self._read()
         self._live.apply(Event.CLOSE if event is None else _EVENTS[type(event)])
         if event is not None:
             self._coming = asyncio.create_task(self._pull())
         return event
 
+    async def _wait_for_credit(self) -> None:
+        """Returns when the client may be read again, or has sealed."""
+        if self._live.progress.has_credit:
+            return
+        credit = asyncio.create_task(self._live.wait_for_credit())
+        try:
+            if self._coming is not None:
+                await asyncio.wait({credit, self._coming}, return_when=asyncio.FIRST_COMPLETED)
+            if not _is_seal(self._coming):
+                await credit
+        finally:
+            credit.cancel()
+
     async def has_arrived(self, within_s: float) -> bool:
         """Whether the next event is there, or comes within so many seconds, and may be read."""
-        if self._coming is None or not self._live.progress.has_credit:
+        if self._coming is None:
             return False
+        if not self._live.progress.has_credit:
+            return _is_seal(self._coming)
         if not self._coming.done():
             await asyncio.wait({self._coming}, timeout=within_s)
         return self._coming.done()
@@ -90,7 +107,11 @@ class EventReader:
         return event
 
     async def _pull(self) -> ClientEvent | None:
-        return await anext(self._events, None)
+        event = await anext(self._events, None)
+        if isinstance(event, SealEvent):
+            # From here on the client waits, also while what came before is being handled.
+            self._live.timeline.sealed()
+        return event
 
     async def _read(self) -> ClientEvent | None:
         limit_s = self._live.parts.spec.limits.input_idle_timeout_s
@@ -105,6 +126,13 @@ class EventReader:
                 f"no event came for {limit_s:g} s while the session was"
                 f" {self._live.state} (input_idle_timeout_s)"
             ) from None
+
+
+def _is_seal(coming: asyncio.Task[ClientEvent | None] | None) -> bool:
+    """Whether the next event is there already, and is the seal."""
+    if coming is None or not coming.done() or coming.cancelled() or coming.exception():
+        return False
+    return isinstance(coming.result(), SealEvent)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,7 +245,6 @@ class SessionInput:
             await self._leg.splice(held.revision, held.splice, stable_tokens=held.stable_tokens)
 
     async def _seal(self, event: SealEvent) -> None:
-        self._live.timeline.sealed()
         suffix = await self._suffix(event)
         note = await self._ranking_note()
         splice = self._log.seal(np.concatenate([note, suffix]), self._frame.num_bos_tokens)

@@ -1,8 +1,8 @@
 """The router's view of the workers, and its channels to them.
 
 The controller's view says who is there; the data path finds out first who is
-not. A worker whose RPC broke at transport level is suspect: it gets nothing new
-until it answers again, or until a view brings its successor (another address or
+not. A worker whose RPC broke at transport level, or that says its engine is dead, is
+suspect: it gets nothing new until it answers again, or until a view brings its successor (another address or
 other processes). One that left the view gets nothing new either, but keeps its
 channel until its last session here has ended.
 """
@@ -18,15 +18,15 @@ import grpc
 
 from router.background import Background
 from router.placement import WorkerView, pick
-from router.status import is_lost, worker_error
+from router.status import WORKER_LOST, worker_error
 from stream2llm.errors import Stream2LLMError
 from stream2llm.grpc_options import channel_options
-from stream2llm.rpc_status import from_rpc_error
 from stream2llm.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.worker_spec import ClusterView, Role, WorkerAddress
 
 _logger = logging.getLogger(__name__)
 _PROBE_TIMEOUT_S = 10.0
+_PROBE_AGAIN_AFTER_S = 1.0
 _RELEASE_TIMEOUT_S = 5.0
 
 
@@ -136,9 +136,12 @@ class WorkerPool:
         return self._workers.get(worker.worker_id) is worker and not worker.is_suspect
 
     def failure(self, worker: Worker, error: Any) -> Stream2LLMError:
-        """The domain error of a failed RPC; a transport failure makes the worker suspect."""
+        """The domain error of a failed RPC; one that says the worker is lost makes it suspect.
+
+        gRPC says so when its process is gone, and the worker itself when its engine is.
+        """
         translated = worker_error(error, worker.worker_id)
-        if from_rpc_error(error) is None and is_lost(error.code(), error.details() or ""):
+        if translated.reason == WORKER_LOST:
             self._suspect(worker)
         return translated
 
@@ -172,7 +175,7 @@ class WorkerPool:
     async def _probe(self, worker: Worker) -> None:
         while worker.is_suspect:
             try:
-                await worker.status.GetWorkerStatus(
+                response = await worker.status.GetWorkerStatus(
                     worker_pb2.GetWorkerStatusRequest(),
                     wait_for_ready=True,  # gRPC reconnects, with its own back-off
                     timeout=_PROBE_TIMEOUT_S,
@@ -182,6 +185,10 @@ class WorkerPool:
                     grpc.StatusCode.UNAVAILABLE,
                     grpc.StatusCode.DEADLINE_EXCEEDED,
                 ):
+                    continue
+            else:
+                if not response.worker.ready:  # its engine is dead, and the actor will follow
+                    await asyncio.sleep(_PROBE_AGAIN_AFTER_S)
                     continue
             _logger.info("worker_answers_again worker_id=%s", worker.worker_id)
             worker.is_suspect = False

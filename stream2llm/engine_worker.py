@@ -111,10 +111,7 @@ class EngineWorker(ABC):
     @contextmanager
     def session(self) -> Iterator[None]:
         """Counts a session while it lasts; refuses it when draining or dead."""
-        if self._draining:
-            raise UnavailableError("the worker is draining", reason="DRAINING")
-        if self.engine.is_dead:
-            raise UnavailableError("the worker's engine died", reason="WORKER_LOST")
+        self.require_open()
         self._num_sessions += 1
         self._idle.clear()
         try:
@@ -123,6 +120,13 @@ class EngineWorker(ABC):
             self._num_sessions -= 1
             if not self._num_sessions:
                 self._idle.set()
+
+    def require_open(self) -> None:
+        """Raises UnavailableError when nothing new may begin here: draining, or dead."""
+        if self._draining:
+            raise UnavailableError("the worker is draining", reason="DRAINING")
+        if self.engine.is_dead:
+            raise UnavailableError("the worker's engine died", reason="WORKER_LOST")
 
     async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:  # noqa: B027
         """Gets ready to fetch KV from these prefill workers.

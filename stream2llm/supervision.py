@@ -8,6 +8,7 @@ every event gives a new one. Life cycle of a replica:
        |                  v                  v                   v
        |                DEAD <---- start failed, connect failed, died
        '----cleaned---- CLEANING -cleaned, failed too often-> GIVEN_UP
+                         | something of it does not end: DEAD, cleaned again later
 
 A running decode worker is connected with every running prefill worker. A worker
 is admitted once it is connected with all admitted workers of the other role, so
@@ -26,6 +27,8 @@ Role = Literal["router", "prefill", "decode"]
 
 # Waiting times between failed starts: 1, 2, 4 ... s.
 MAX_BACKOFF_S = 30.0
+# A process that SIGKILL does not end hangs in its driver; it may end later.
+CLEAN_AGAIN_AFTER_S = 10.0
 
 
 class Phase(StrEnum):
@@ -100,7 +103,7 @@ def plan(fleet: Fleet, now_s: float) -> tuple[Action, ...]:
     """What can be begun now; the caller reports each with `begun` before it acts."""
     actions: list[Action] = []
     for replica in fleet.values():
-        if replica.phase is Phase.DEAD:
+        if replica.phase is Phase.DEAD and replica.not_before_s <= now_s:
             actions.append(Clean(replica.name))
         elif replica.phase is Phase.MISSING and replica.not_before_s <= now_s:
             actions.append(Create(replica.name))
@@ -110,8 +113,9 @@ def plan(fleet: Fleet, now_s: float) -> tuple[Action, ...]:
 
 
 def next_due_s(fleet: Fleet) -> float | None:
-    """When a waiting replica may next be created; None if nobody waits."""
-    waiting = [r.not_before_s for r in fleet.values() if r.phase is Phase.MISSING]
+    """When a waiting replica may next be created or cleaned; None if nobody waits."""
+    waits = (Phase.MISSING, Phase.DEAD)
+    waiting = [r.not_before_s for r in fleet.values() if r.phase in waits]
     return min(waiting, default=None)
 
 
@@ -183,7 +187,12 @@ def failed(fleet: Fleet, name: str, reason: str, *, permanent: bool = False) -> 
 def died(fleet: Fleet, name: str, reason: str) -> Fleet:
     """The replica is no more; nobody is connected with it now."""
     dead = replace(
-        fleet[name], phase=Phase.DEAD, reason=reason, connected=frozenset(), connecting=None
+        fleet[name],
+        phase=Phase.DEAD,
+        reason=reason,
+        connected=frozenset(),
+        connecting=None,
+        not_before_s=0.0,
     )
     rest = {r.name: _without_peer(r, name) for r in fleet.values()}
     return _admit({**rest, name: dead})
@@ -198,6 +207,14 @@ def cleaned(fleet: Fleet, name: str, now_s: float, max_start_failures: int) -> F
         return _put(fleet, replace(old, phase=Phase.GIVEN_UP))
     wait_s = min(MAX_BACKOFF_S, 2.0 ** (old.start_failures - 1)) if old.start_failures else 0.0
     return _put(fleet, replace(old, phase=Phase.MISSING, not_before_s=now_s + wait_s))
+
+
+def not_cleaned(fleet: Fleet, name: str, now_s: float, reason: str) -> Fleet:
+    """Something of the dead replica does not end: nothing can take its place yet."""
+    again = replace(
+        fleet[name], phase=Phase.DEAD, reason=reason, not_before_s=now_s + CLEAN_AGAIN_AFTER_S
+    )
+    return _put(fleet, again)
 
 
 def _admit(fleet: Fleet) -> Fleet:

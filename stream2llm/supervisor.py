@@ -58,6 +58,8 @@ class Settings:
     max_start_failures: int
     health_interval_s: float
     unresponsive_after_s: float
+    # A handshake takes seconds; one that takes longer has lost its answer.
+    connect_timeout_s: float = 120.0
 
 
 class Supervisor:
@@ -181,7 +183,12 @@ class Supervisor:
         address = self.addresses[prefill]
         assert isinstance(address, WorkerAddress)
         try:
-            await self._hosts.connect(decode, address)
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                await self._hosts.connect(decode, address)
+        except TimeoutError:
+            reason = f"no answer came for {self._settings.connect_timeout_s:g} s"
+            await self._connection_failed(decode, prefill, pair, reason)
+            return
         except Exception as error:
             await self._connection_failed(decode, prefill, pair, f"{type(error).__name__}: {error}")
             return
@@ -207,7 +214,14 @@ class Supervisor:
         return now == pair and self.fleet[decode].connecting == prefill
 
     async def _clean(self, name: str) -> None:
-        await self._hosts.clean(name)
+        try:
+            await self._hosts.clean(name)
+        except Exception as error:
+            reason = f"what is left of it does not end: {type(error).__name__}: {error}"
+            _log.exception("replica_not_cleaned name=%s", name)
+            self._note(name, reason)
+            self._apply(sv.not_cleaned(self.fleet, name, self._now_s(), reason))
+            return
         self.addresses.pop(name, None)
         self.statuses.pop(name, None)
         self._known_views.pop(name, None)

@@ -191,7 +191,10 @@ class Engine:
 
     async def reject_handover(self, request_id: str, kv_transfer_params: dict[str, Any]) -> None:
         """Has the connector tell the prefill engine that its blocks will not be read."""
-        await self._llm.notify_kv_transfer_request_rejected(request_id, kv_transfer_params)
+        try:
+            await self._llm.notify_kv_transfer_request_rejected(request_id, kv_transfer_params)
+        except EngineDeadError as error:
+            raise engine_error(error) from error
 
     def shutdown(self) -> None:
         """Ends the engine's processes. Blocks for up to some seconds."""

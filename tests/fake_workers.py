@@ -305,7 +305,7 @@ class FakeStatus(worker_pb2_grpc.WorkerServiceServicer):
         info = pb.WorkerInfo(
             worker_id=self._worker.worker_id,
             role=self._worker.role,
-            ready=True,
+            ready=self._worker.is_ready,
             num_sessions=1,
             num_kv_blocks=self._worker.num_blocks,
             num_kv_blocks_held=7,
@@ -323,6 +323,8 @@ class FakeWorker:
         self.worker_id = worker_id
         self.role = role
         self.num_blocks = num_blocks
+        # Whether it says that its engine lives.
+        self.is_ready = True
         self.prefill = FakePrefill(brain)
         self.decode = FakeDecode(brain)
         self._server: Any = None

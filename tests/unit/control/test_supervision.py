@@ -132,3 +132,13 @@ def test_planning_changes_nothing() -> None:
     before = dict(fleet)
     sv.plan(fleet, 0.0)
     assert fleet == before
+
+
+def test_what_could_not_be_cleaned_is_cleaned_again_later_and_not_created_before() -> None:
+    fleet = begun_all(sv.died(a_ready_fleet(PAIR), "decode-0", "killed"))
+    fleet = sv.not_cleaned(fleet, "decode-0", now_s=7.0, reason="a process does not end")
+    assert fleet["decode-0"].reason == "a process does not end"
+    assert sv.plan(fleet, 7.0) == ()
+    due_s = sv.next_due_s(fleet)
+    assert due_s == 7.0 + sv.CLEAN_AGAIN_AFTER_S
+    assert sv.plan(fleet, due_s) == (Clean("decode-0"),)

@@ -29,6 +29,8 @@ class FakeHosts:
         self.connections: list[tuple[str, str]] = []
         self.refusals = 0
         self.hung: set[str] = set()
+        self.num_silent_connections = 0
+        self.num_cleanings_that_fail = 0
 
     async def create(self, name: str, incarnation: int) -> StartOutcome:
         self.deaths[name] = asyncio.get_running_loop().create_future()
@@ -43,6 +45,9 @@ class FakeHosts:
         if self.refusals:
             self.refusals -= 1
             raise ConnectionError("no handshake")
+        if self.num_silent_connections:
+            self.num_silent_connections -= 1
+            await asyncio.Event().wait()
         self.connections.append((decode, prefill.worker_id))
 
     async def status(self, name: str) -> WorkerStatus:
@@ -54,6 +59,9 @@ class FakeHosts:
         self.views.append(view)
 
     async def clean(self, name: str) -> None:
+        if self.num_cleanings_that_fail:
+            self.num_cleanings_that_fail -= 1
+            raise TimeoutError("these processes do not end")
         self.cleaned.append(name)
 
 
@@ -66,8 +74,10 @@ def an_outcome(name: str, incarnation: int = 1) -> StartOutcome:
 
 
 @asynccontextmanager
-async def running(hosts: FakeHosts, unresponsive_s: float = 10.0) -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(ROLES, hosts, Settings(2, 0.01, unresponsive_s))
+async def running(
+    hosts: FakeHosts, unresponsive_s: float = 10.0, settings: Settings | None = None
+) -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(ROLES, hosts, settings or Settings(2, 0.01, unresponsive_s))
     task = asyncio.create_task(supervisor.run())
     try:
         yield supervisor
@@ -114,6 +124,31 @@ async def test_a_failed_connection_replaces_the_newcomer() -> None:
         await until_ready(supervisor)
     assert len(hosts.cleaned) == 1
     assert "cannot connect" in " ".join(supervisor.events_since(0))
+
+
+async def test_a_connection_without_an_answer_replaces_the_newcomer() -> None:
+    hosts = FakeHosts()
+    hosts.num_silent_connections = 1
+    settings = Settings(2, 0.01, 10.0, connect_timeout_s=0.05)
+    async with running(hosts, settings=settings) as supervisor:
+        await until_ready(supervisor)
+    assert len(hosts.cleaned) == 1
+    assert "no answer came for 0.05 s" in " ".join(supervisor.events_since(0))
+
+
+async def test_a_worker_that_cannot_be_cleaned_is_cleaned_again_and_then_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sv, "CLEAN_AGAIN_AFTER_S", 0.01)
+    hosts = FakeHosts()
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+        seen, hosts.num_cleanings_that_fail = supervisor.num_events, 2
+        hosts.deaths["prefill-0"].set_result("killed")
+        await until_ready(supervisor, seen)
+        told = supervisor.events_since(seen)
+    assert hosts.cleaned == ["prefill-0"]
+    assert sum("what is left of it does not end" in line for line in told) == 2
 
 
 async def test_a_hopeless_start_is_given_up_with_its_reason() -> None:

@@ -78,7 +78,7 @@ def _fetch(num_tokens: int) -> worker_pb2.FetchAheadRequest:
 async def _serve(
     session: _Session, writer: _Writer, messages: AsyncIterator[worker_pb2.FetchAheadRequest]
 ) -> None:
-    worker: Any = SimpleNamespace(is_draining=False)
+    worker: Any = SimpleNamespace(is_draining=False, require_open=lambda: None)
     sessions: Any = _Sessions(session)
     await serve_fetches(worker, sessions, messages, writer)  # type: ignore[arg-type]
 

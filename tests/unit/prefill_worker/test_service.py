@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 pytest.importorskip("vllm")
 
-from prefill_worker.service import _progress
+from prefill_worker import service
+from prefill_worker.engine import PrefillOutput
+from prefill_worker.service import PrefillService, _progress
 from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.v1 import worker_pb2
 
 pytestmark = pytest.mark.unit
 
@@ -24,3 +32,86 @@ pytestmark = pytest.mark.unit
 def test_a_delay_becomes_its_reason(told: dict[str, str], sent: int) -> None:
     message = _progress({"revision": 2, "known_tokens": 7, **told})
     assert (message.revision, message.known_tokens, message.delay) == (2, 7, sent)
+
+
+class FakeSession:
+    """A session whose first token is there as soon as it is sealed."""
+
+    def __init__(self, handover: dict[str, Any] | None) -> None:
+        self.num_logprobs = None
+        self.outputs: Any = None
+        self.handover = handover
+        self.num_cancels = 0
+
+    async def splice(self, *args: Any, **kwargs: Any) -> None:
+        self.outputs = object()
+
+    async def cancel(self) -> None:
+        self.num_cancels += 1
+
+
+class Router:
+    """The other end of the RPC: has the first token, and then closes or breaks."""
+
+    def __init__(self) -> None:
+        self.has_first_token = asyncio.Event()
+        self.closes = asyncio.Event()
+
+    async def write(self, message: Any) -> None:
+        if message.WhichOneof("event") == "first_token":
+            self.has_first_token.set()
+
+    async def requests(self) -> AsyncIterator[worker_pb2.PrefillSessionRequest]:
+        yield worker_pb2.PrefillSessionRequest(open=worker_pb2.OpenPrefill(session_id="s"))
+        yield worker_pb2.PrefillSessionRequest(seal=worker_pb2.SealPrefill(hand_over=True))
+        await self.closes.wait()
+
+
+async def served(
+    monkeypatch: pytest.MonkeyPatch, handover: dict[str, Any] | None
+) -> tuple[FakeSession, Router, asyncio.Task[None]]:
+    """A session that has answered, and its RPC."""
+    session, router = FakeSession(handover), Router()
+    token = SimpleNamespace(token_ids=[7], logprobs=None, finish_reason="length", stop_reason=None)
+
+    async def outputs(_: Any) -> AsyncIterator[PrefillOutput]:
+        figures = {"revision": 1, "known_tokens": 1, "uncomputed_at_seal_tokens": 0}
+        yield PrefillOutput(figures, token, session.handover)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(service, "PrefillSession", lambda *args: session)
+    monkeypatch.setattr(service, "prefill_outputs", outputs)
+    worker: Any = SimpleNamespace(engine=None)
+    running = asyncio.create_task(PrefillService(worker)._run(router.requests(), router))  # type: ignore[arg-type]
+    await asyncio.wait_for(router.has_first_token.wait(), 5)
+    return session, router, running
+
+
+HANDOVER = {"remote_block_ids": [[1, 2]]}
+
+
+async def test_an_rpc_that_breaks_leaves_what_was_handed_over_to_decode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Decode may be in the middle of reading it; blocks written anew would be wrong KV there."""
+    session, _, running = await served(monkeypatch, HANDOVER)
+    running.cancel()
+    await asyncio.wait({running})
+    assert session.num_cancels == 0
+
+
+async def test_a_router_that_closes_its_side_says_that_decode_has_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session, router, running = await served(monkeypatch, HANDOVER)
+    router.closes.set()
+    await asyncio.wait_for(running, 5)
+    assert session.num_cancels == 1
+
+
+async def test_an_rpc_that_breaks_frees_what_was_not_handed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session, _, running = await served(monkeypatch, None)
+    running.cancel()
+    await asyncio.wait({running})
+    assert session.num_cancels == 1

@@ -12,6 +12,7 @@ import pytest
 from router.ahead import Ahead
 from router.context import Splice
 from router.fetch_leg import FetchLeg
+from stream2llm.errors import UnavailableError
 from stream2llm.prefix import as_tokens
 from stream2llm.v1 import worker_pb2 as pb
 
@@ -44,7 +45,7 @@ class StuckCall:
 
     async def __anext__(self) -> Any:
         await self.cancelled.wait()
-        raise StopAsyncIteration
+        raise asyncio.CancelledError  # so does grpc.aio, whoever reads
 
     def add_done_callback(self, callback: Any) -> None:
         pass
@@ -70,6 +71,7 @@ class Side:
 
     def __init__(self) -> None:
         self.calls: list[StuckCall] = []
+        self.has_second_call = asyncio.Event()
         self.released: list[str] = []
         self.places = 0
         self.worker = SimpleNamespace(
@@ -90,6 +92,8 @@ class Side:
 
     def _call(self) -> StuckCall:
         self.calls.append(StuckCall())
+        if len(self.calls) == 2:
+            self.has_second_call.set()
         return self.calls[-1]
 
     def _acquire(self) -> Any:
@@ -136,8 +140,26 @@ async def test_an_abort_waits_no_longer_for_a_fetch_that_decode_does_not_take(si
     await asyncio.wait_for(leg.abort(), 5)
     assert side.calls[0].cancelled.is_set()
     side.calls[0].may_write.set()
-    with pytest.raises(ConnectionError, match="cancelled here"):
+    with pytest.raises(UnavailableError, match="took no abort"):
         await asyncio.wait_for(fetching, 5)
+
+
+async def test_a_session_goes_on_when_decode_did_not_take_its_abort(side, monkeypatch):
+    """The fetch is over, the offer is left to its lease, and the next one gets a leg of its own."""
+    monkeypatch.setattr("router.fetch_leg.ABORT_TIMEOUT_S", 0.01)
+    ahead, running, stuck = await offered(side)
+    await ahead.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
+    stuck.may_write.set()
+    ahead.seen(2)
+    ahead.offered(pb.HandoverOffer(revision=2, num_tokens=4, handover=SECOND))
+    await asyncio.wait_for(side.has_second_call.wait(), 5)
+    await asyncio.wait_for(side.calls[1].writing.wait(), 5)
+    assert not running.done()
+    assert "one" not in side.released
+    running.cancel()
+    await asyncio.wait([running])
+    ahead.close()
+    assert not side.places
 
 
 async def test_an_abort_that_is_taken_leaves_the_rpc_as_it_is(side):

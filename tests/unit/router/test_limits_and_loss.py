@@ -12,6 +12,7 @@ import pytest
 
 from router.context import Splice
 from router.legs import PrefillLeg
+from stream2llm.errors import UnavailableError
 from stream2llm.prefix import as_tokens
 from stream2llm.rpc_status import from_rpc_error
 from stream2llm.sampling import SamplingParameters
@@ -288,6 +289,21 @@ async def test_a_suspect_that_answers_again_is_used_again(ring: Ring) -> None:
         while suspect.is_suspect:  # the probe's own answer is on its way
             request = worker_pb2.GetWorkerStatusRequest()
             await suspect.status.GetWorkerStatus(request, wait_for_ready=True)
+
+
+async def test_a_worker_whose_engine_died_gets_nothing_while_it_says_so(ring: Ring) -> None:
+    """Its actor lives, so gRPC finds nothing wrong; with no session it would be chosen first."""
+    worker = ring.worker("prefill")
+    ring.prefill.failures["open"] = UnavailableError("its engine died", reason="WORKER_LOST")
+    worker.is_ready = False
+    session = ring.converse()
+    await session.open("hello")
+    assert reason_of(await session.failure()) == "WORKER_LOST"
+    refused = ring.converse()
+    await refused.open("hello")
+    assert reason_of(await refused.failure()) == "NO_PREFILL_WORKER"
+    info = await ring.stub.GetServerInfo(pb.GetServerInfoRequest())
+    assert [each.ready for each in info.workers if each.role == "prefill"] == [False]
 
 
 async def test_without_a_decode_worker_the_hand_over_waits_for_its_lease(ring: Ring) -> None:

@@ -1,0 +1,91 @@
+"""When the router reads a client's next event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from router.session_input import EventReader
+from router.timeline import Timeline
+from router.types import AppendEvent, ClientEvent, SealEvent
+from stream2llm.clock import ManualClock
+
+pytestmark = pytest.mark.unit
+
+
+class FakeLive:
+    """A session as its reader sees it; credit is the test's to give."""
+
+    def __init__(self) -> None:
+        self.is_sealed = False
+        self.progress: Any = self
+        self.has_credit = True
+        self.credit_came = asyncio.Event()
+        self.parts: Any = self
+        self.spec: Any = self
+        self.limits: Any = self
+        self.input_idle_timeout_s = 60.0
+        self.clock = ManualClock()
+        self.timeline = Timeline(self.clock)
+
+    async def wait_for_credit(self) -> None:
+        await self.credit_came.wait()
+        self.has_credit = True
+
+    def apply(self, event: Any) -> None: ...
+
+
+async def reading(*events: ClientEvent) -> tuple[FakeLive, EventReader]:
+    """A reader that has read the first event, and has no credit for the rest."""
+
+    async def client() -> AsyncIterator[ClientEvent]:
+        for event in events:
+            yield event
+        await asyncio.Event().wait()
+
+    live = FakeLive()
+    reader = EventReader(live, client())  # type: ignore[arg-type]
+    assert await reader.next() is events[0]
+    live.has_credit = False
+    return live, reader
+
+
+async def test_a_seal_needs_no_credit() -> None:
+    live, reader = await reading(AppendEvent(2, ()), SealEvent(3))
+    assert await asyncio.wait_for(reader.next(), 5) == SealEvent(3)
+    assert not live.credit_came.is_set()
+    await reader.close()
+
+
+async def test_a_seal_behind_a_change_that_is_held_travels_with_it() -> None:
+    _, reader = await reading(AppendEvent(2, ()), SealEvent(3))
+    assert reader._coming is not None
+    await asyncio.wait({reader._coming})
+    assert await reader.has_arrived(0.0)
+    await reader.close()
+
+
+async def test_a_document_waits_for_credit() -> None:
+    live, reader = await reading(AppendEvent(2, ()), AppendEvent(3, ()), SealEvent(4))
+    coming = asyncio.create_task(reader.next())
+    await asyncio.wait({coming}, timeout=0.01)
+    assert not coming.done()
+    assert not await reader.has_arrived(0.0)
+    live.credit_came.set()
+    assert await asyncio.wait_for(coming, 5) == AppendEvent(3, ())
+    await reader.close()
+
+
+async def test_the_client_waits_from_when_its_seal_is_here() -> None:
+    """Not from when what came before it has been handled."""
+    live, reader = await reading(AppendEvent(2, ()), SealEvent(3))
+    assert reader._coming is not None
+    await asyncio.wait({reader._coming})
+    live.clock.advance(7.0)
+    await reader.next()
+    live.timeline.first_token()
+    assert live.timeline.timings().ttft_from_seal_s == pytest.approx(7.0)
+    await reader.close()
