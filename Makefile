@@ -70,7 +70,7 @@ model: env ## fetch the default model into the cache (93 MB, once)
 demo: env model ## a local cluster, and documents streaming into an answer
 	@$(BIN)/python -m bench.demo $(DEMO_ARGS)
 
-bench-peers: env model ## stock vLLM and ours side by side (1 h 45 min; BENCH_ARGS=--quick: 10 min)
+bench-peers: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
 	@$(BIN)/python -m bench.peers $(BENCH_ARGS)
 
 test: env model ## all tests but the slow ones and those for a GPU

@@ -521,9 +521,9 @@ class PrefillScheduler(Scheduler):
     def _end_lease(self, request_id: str) -> None:
         """Frees a hand-over that nobody will read any more.
 
-        The router's RPC lasts until decode has read, so its end says so. The
-        connector takes a deadline that has passed, and reports the blocks as
-        sent with its next step.
+        The router closes its half when decode has read, and of an RPC that breaks after
+        the first token nobody tells the engine. The connector takes a deadline that has
+        passed, and reports the blocks as sent with its next step.
         """
         request = self.requests.get(request_id)
         nixl = find_connector(self.connector, NixlConnector)

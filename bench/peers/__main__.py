@@ -1,6 +1,6 @@
 """`make bench-peers`: stock vLLM and Stream2LLM on the same traces, one after the other.
 
-An hour and three quarters; `--quick` ten minutes. Writes each run, a report for each cell and the
+Eighty minutes; `--quick` ten. Writes each run, a report for each cell and the
 verdicts into a folder. Exit codes: 0 done, whatever the verdicts; 1 something
 failed; 130 interrupted, with all processes ended.
 """

@@ -1,7 +1,7 @@
 """Draws the comparison of docs/benchmarks.md: `python -m bench.simulate.figures docs/figures`.
 
 One figure with four panels: the share of sessions that wait longer, against TTFT from the
-seal, for every system at the highest loads of both shapes, as they are and under pressure.
+seal, for every system at the highest loads of both shapes, as they are and with longer gaps.
 Evictions are production's, one seed.
 """
 
