@@ -2,9 +2,9 @@
 
 The controller's view says who is there; the data path finds out first who is
 not. A worker whose RPC broke at transport level, or that says its engine is dead, is
-suspect: it gets nothing new until it answers again, or until a view brings its successor (another address or
-other processes). One that left the view gets nothing new either, but keeps its
-channel until its last session here has ended.
+suspect: it gets nothing new until it answers again, or until a view brings its successor
+(another address or other processes). One that left the view gets nothing new either, but
+keeps its channel until its last session here has ended.
 """
 
 from __future__ import annotations
