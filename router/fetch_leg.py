@@ -55,12 +55,10 @@ class FetchLeg:
             task = asyncio.current_task()
             if not self._is_given_up or (task is not None and task.cancelling()):
                 raise
-            raise self._gave_up() from None
+            raise self._failure(await self._final.of(None)) from None
         except grpc.aio.AioRpcError as error:
             raise self._failure(await self._final.of(error)) from error
         except (StopAsyncIteration, asyncio.InvalidStateError) as error:
-            if self._is_given_up:
-                raise self._gave_up() from error
             raise self._failure(await self._final.of(None)) from error
 
     async def has_ended(self) -> bool:
@@ -94,13 +92,12 @@ class FetchLeg:
         self._place.release()
         self._call.cancel()
 
-    def _gave_up(self) -> UnavailableError:
-        return UnavailableError(
-            f"worker {self.worker.worker_id} took no abort for {ABORT_TIMEOUT_S:g} s",
-            reason=WORKER_LOST,  # for this session: what it was told to fetch it may still read
-        )
-
     def _failure(self, final: grpc.aio.AioRpcError) -> Stream2LLMError:
+        if self._is_given_up:
+            return UnavailableError(
+                f"worker {self.worker.worker_id} took no abort for {ABORT_TIMEOUT_S:g} s",
+                reason=WORKER_LOST,  # for this session: what it was told to fetch it may still read
+            )
         if final.code() is grpc.StatusCode.OK:
             return InternalError(f"worker {self.worker.worker_id} ended fetching ahead")
         return self._pool.failure(self.worker, final)

@@ -183,17 +183,22 @@ class Supervisor:
         address = self.addresses[prefill]
         assert isinstance(address, WorkerAddress)
         try:
-            async with asyncio.timeout(self._settings.connect_timeout_s):
-                await self._hosts.connect(decode, address)
-        except TimeoutError:
-            reason = f"no answer came for {self._settings.connect_timeout_s:g} s"
-            await self._connection_failed(decode, prefill, pair, reason)
-            return
+            await self._shake_hands(decode, address)
         except Exception as error:
             await self._connection_failed(decode, prefill, pair, f"{type(error).__name__}: {error}")
             return
         if self._is_current(decode, prefill, pair):
             self._apply(sv.connected(self.fleet, decode, prefill))
+
+    async def _shake_hands(self, decode: str, prefill: WorkerAddress) -> None:
+        limit_s = self._settings.connect_timeout_s
+        try:
+            async with asyncio.timeout(limit_s) as deadline:
+                await self._hosts.connect(decode, prefill)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise TimeoutError(f"no answer came for {limit_s:g} s") from None
 
     async def _connection_failed(
         self, decode: str, prefill: str, pair: tuple[int, int], error: str

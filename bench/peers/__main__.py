@@ -59,8 +59,8 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--repetitions", type=int)
     parser.add_argument("--output", type=Path, default=Path("peers"), help="a folder")
     args = parser.parse_args(arguments)
-    loads = _chosen(LOAD_NAMES, args.only)
-    if "engine" not in _chosen(COMPARISONS, args.only) and "heavy" not in loads:
+    comparisons, loads = _chosen(COMPARISONS, args.only), _chosen(LOAD_NAMES, args.only)
+    if "engine" not in comparisons and "heavy" not in loads:
         parser.error("--only: whole systems are compared at heavy load")
     return Options(
         output=args.output,
@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str]) -> Options:
         policies=tuple(args.policies),
         num_sessions=args.sessions or (QUICK_SESSIONS if args.quick else FULL_SESSIONS),
         repetitions=args.repetitions or (QUICK_REPETITIONS if args.quick else FULL_REPETITIONS),
-        comparisons=_chosen(COMPARISONS, args.only),
+        comparisons=comparisons,
         shapes=_chosen(SHAPES, args.only),
         loads=loads,
         cores=two_cores(),

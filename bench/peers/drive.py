@@ -14,6 +14,7 @@ from bench.peers.plays import Change, Play
 from bench.peers.systems import Asking, System, SystemDiedError
 from bench.records import RunRecord, SessionRecord
 from bench.replay.lag import LagProbe
+from bench.replay.lateness import Lateness
 from stream2llm.clock import Clock, SystemClock
 
 # Sessions that arrive at the very beginning would be late.
@@ -71,9 +72,7 @@ class _SessionRun:
         self._clock = clock
         self._opened_s = 0.0
         self._sealed_s: float | None = None
-        # When the system had taken the change before.
-        self._free_s = 0.0
-        self._lateness_s = self._own_lateness_s = 0.0
+        self._lateness = Lateness()
         self._token_times_s: list[float] = []
 
     async def record(self) -> SessionRecord:
@@ -99,7 +98,7 @@ class _SessionRun:
             await self._wait_for(change)
             self._opened_s = self._opened_s or self._now_s()
             await self._asking.change(change)
-            self._free_s = self._now_s()
+            self._lateness.taken(self._now_s())
         await self._wait_for(last)
         self._sealed_s = self._now_s()
         async for num_tokens in self._asking.finish(last):
@@ -108,9 +107,7 @@ class _SessionRun:
     async def _wait_for(self, change: Change) -> None:
         due_s = self._due_s + change.at_s
         await asyncio.sleep(max(0.0, due_s - self._now_s()))
-        now_s = self._now_s()
-        self._lateness_s = max(self._lateness_s, now_s - due_s)
-        self._own_lateness_s = max(self._own_lateness_s, now_s - max(due_s, self._free_s))
+        self._lateness.begun(due_s, self._now_s())
 
     def _now_s(self) -> float:
         return self._clock.monotonic_s() - self._begin_s
@@ -125,7 +122,7 @@ class _SessionRun:
             token_times_s=tuple(self._token_times_s),
             ended_s=ended_s,
             num_prompt_tokens=self._play.num_prompt_tokens,
-            lateness_s=self._lateness_s,
-            generator_lateness_s=self._own_lateness_s,
+            lateness_s=self._lateness.total_s,
+            generator_lateness_s=self._lateness.own_s,
             error=error,
         )

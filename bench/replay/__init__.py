@@ -2,6 +2,7 @@
 
 plan      a trace to sessions that are ready to be sent      errors   codes to count by
 session   one session: every event when it is due            driver   all of them, and the lag
+lateness  of a session's events, and whose fault it is
 lag       how late the event loop itself is                  metrics  pages of metrics to samples
 scrape    metrics of workers, once a second                  run      composition: a RunRecord
 display   what a person sees meanwhile

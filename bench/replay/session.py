@@ -4,8 +4,7 @@
 
 Times are taken where things happen: when an event is begun, when its sending is
 over, when a message is read. An event is begun as soon as it is due and the one
-before it is sent; that it was begun later than that is the generator's fault,
-everything else that makes it late is the system's (no credit, no admission).
+before it is sent.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 
 from bench.records import SessionRecord
 from bench.replay.errors import CANCELLED, error_code
+from bench.replay.lateness import Lateness
 from bench.replay.plan import PlannedSession, Step
 from stream2llm.client import (
     AsyncClient,
@@ -61,9 +61,7 @@ class SessionReplay:
         self._opened_s = planned.due_s
         self._sealed_s: float | None = None
         self._ended_s = planned.due_s
-        # When the event before was sent.
-        self._free_s = 0.0
-        self._lateness_s = self._own_lateness_s = 0.0
+        self._lateness = Lateness()
         self._token_times_s: list[float] = []
         self._progress = Progress()
         self._finished: Finished | None = None
@@ -104,12 +102,12 @@ class SessionReplay:
             token_times_s=tuple(self._token_times_s),
             ended_s=self._ended_s,
             num_prompt_tokens=usage.prompt_tokens if usage else progress.received_tokens,
-            lateness_s=self._lateness_s,
+            lateness_s=self._lateness.total_s,
             computed_tokens=spent.computed_tokens,
             reused_tokens=spent.reused_tokens,
             invalidated_tokens=spent.invalidated_tokens,
             error="" if self.answered else self._error,
-            generator_lateness_s=self._own_lateness_s,
+            generator_lateness_s=self._lateness.own_s,
         )
 
     async def _converse(self, client: AsyncClient, asking: Asking) -> None:
@@ -124,7 +122,7 @@ class SessionReplay:
             timeout_s=asking.timeout_s,
             on_event=self._on_event,
         ) as session:
-            self._free_s = self._now_s()
+            self._lateness.taken(self._now_s())
             for step in planned.steps:
                 await self._send(session, step)
             await self._until(planned.seal_due_s)
@@ -139,14 +137,12 @@ class SessionReplay:
             await session.update(step.documents)
         else:
             await session.append(*step.documents)
-        self._free_s = self._now_s()
-        self._lateness_s = max(self._lateness_s, self._free_s - step.due_s)
+        self._lateness.sent(step.due_s, self._now_s())
 
     def _begun(self, due_s: float) -> float:
-        """Notes that an event is begun now, and whose fault it is that it was not before."""
+        """Notes that an event is begun now."""
         now_s = self._now_s()
-        self._lateness_s = max(self._lateness_s, now_s - due_s)
-        self._own_lateness_s = max(self._own_lateness_s, now_s - max(due_s, self._free_s))
+        self._lateness.begun(due_s, now_s)
         return now_s
 
     def _on_event(self, event: Event) -> None:
