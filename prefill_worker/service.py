@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -51,12 +51,13 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         writer = StreamWriter(context)
         async with failures_as_status(context, writer, _log, describe):
             with self._worker.session():
-                await self._run(requests, writer)
+                await self._run(requests, writer, context.cancelled)
 
     async def _run(
         self,
         requests: AsyncIterator[worker_pb2.PrefillSessionRequest],
         writer: StreamWriter,
+        is_broken: Callable[[], bool] = lambda: False,
     ) -> None:
         opening = await anext(aiter(requests), None)
         if opening is None or opening.WhichOneof("event") != "open":
@@ -70,7 +71,8 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         is_read = False
         try:
             await run.until_first_token(requests)
-            is_read = True
+            # The requests of an RPC that breaks may end as those of one that is closed do.
+            is_read = not is_broken()
         finally:
             # An RPC that breaks says nothing of decode, which may be reading what was handed
             # over: blocks that were written anew would give it wrong KV. Decode says when it
