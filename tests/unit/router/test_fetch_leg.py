@@ -6,7 +6,6 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-import grpc
 import pytest
 
 from router.ahead import Ahead
@@ -15,71 +14,11 @@ from router.fetch_leg import FetchLeg
 from stream2llm.errors import UnavailableError
 from stream2llm.prefix import as_tokens
 from stream2llm.v1 import worker_pb2 as pb
+from tests.stuck_call import StuckCall
 
 pytestmark = pytest.mark.unit
 
 FIRST, SECOND = (pb.Handover(kv_transfer_params_json=name) for name in ("one", "two"))
-
-
-class StuckCall:
-    """A call of grpc.aio whose other end takes no message until the test lets it."""
-
-    def __init__(self) -> None:
-        self.may_write = asyncio.Event()
-        self.writing = asyncio.Event()
-        self.written: list[Any] = []
-        self.has_fetch = asyncio.Event()
-        self.has_abort = asyncio.Event()
-        self.ends: asyncio.Queue[Any] = asyncio.Queue()
-        self.cancelled = asyncio.Event()
-
-    async def write(self, message: Any) -> None:
-        self.writing.set()
-        if self.cancelled.is_set():
-            raise asyncio.InvalidStateError("RPC already finished.")
-        await self.may_write.wait()
-        self.written.append(message)
-        match message.WhichOneof("event"):
-            case "fetch":
-                self.has_fetch.set()
-            case "abort":
-                self.has_abort.set()
-
-    def __aiter__(self) -> StuckCall:
-        return self
-
-    async def __anext__(self) -> Any:
-        end, cancelled = asyncio.create_task(self.ends.get()), self.cancelled.wait()
-        ending = asyncio.create_task(cancelled)
-        await asyncio.wait({end, ending}, return_when=asyncio.FIRST_COMPLETED)
-        if ending.done():
-            end.cancel()
-            raise asyncio.CancelledError  # so does grpc.aio, whoever reads
-        ending.cancel()
-        return end.result()
-
-    @property
-    def kinds(self) -> list[str]:
-        """What has been written."""
-        return [message.WhichOneof("event") for message in self.written]
-
-    def add_done_callback(self, callback: Any) -> None:
-        pass
-
-    def done(self) -> bool:
-        return self.cancelled.is_set()
-
-    def cancel(self) -> None:
-        self.cancelled.set()
-
-    async def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.CANCELLED
-
-    async def details(self) -> str:
-        return "cancelled here"
-
-    async def trailing_metadata(self) -> grpc.aio.Metadata:
-        return grpc.aio.Metadata()
 
 
 class Side:
