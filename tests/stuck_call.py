@@ -17,6 +17,8 @@ class StuckCall:
         self.written: list[Any] = []
         self.has_fetch = asyncio.Event()
         self.has_abort = asyncio.Event()
+        # Ends of fetches, for whoever reads; and whether one was read.
+        self.has_ended = asyncio.Event()
         self.ends: asyncio.Queue[Any] = asyncio.Queue()
         self.cancelled = asyncio.Event()
 
@@ -24,7 +26,11 @@ class StuckCall:
         self.writing.set()
         if self.cancelled.is_set():
             raise asyncio.InvalidStateError("RPC already finished.")
-        await self.may_write.wait()
+        try:
+            await self.may_write.wait()
+        except asyncio.CancelledError:  # so does grpc.aio
+            self.cancel()
+            raise
         self.written.append(message)
         match message.WhichOneof("event"):
             case "fetch":
@@ -43,6 +49,7 @@ class StuckCall:
             end.cancel()
             raise asyncio.CancelledError  # so does grpc.aio, whoever reads
         ending.cancel()
+        self.has_ended.set()
         return end.result()
 
     @property

@@ -28,6 +28,7 @@ class Side:
         self.calls: list[StuckCall] = []
         self.has_second_call = asyncio.Event()
         self.released: list[str] = []
+        self.has_release = asyncio.Event()
         self.places = 0
         self.worker = SimpleNamespace(
             worker_id="decode-0",
@@ -36,9 +37,7 @@ class Side:
         )
         pool = SimpleNamespace(
             pick=lambda role: self.worker,
-            release_handover=lambda request: self.released.append(
-                request.handover.kv_transfer_params_json
-            ),
+            release_handover=self._release_handover,
             failure=lambda worker, error: ConnectionError(error.details()),
         )
         self.ended: list[str] = []
@@ -55,6 +54,10 @@ class Side:
     def _acquire(self) -> Any:
         self.places += 1
         return SimpleNamespace(release=self._release)
+
+    def _release_handover(self, request: pb.ReleaseHandoverRequest) -> None:
+        self.released.append(request.handover.kv_transfer_params_json)
+        self.has_release.set()
 
     def _release(self) -> None:
         self.places -= 1
@@ -122,7 +125,10 @@ async def test_an_abort_comes_before_the_next_fetch(side):
         return await leg.fetch(as_tokens([1, 2, 3]), SECOND)
 
     following = asyncio.create_task(next_fetch())
-    await asyncio.sleep(0)
+    await asyncio.wait_for(call.has_ended.wait(), 5)
+    for _ in range(10):  # whoever is in a hurry may go on now
+        await asyncio.sleep(0)
+    assert call.kinds == ["open", "fetch"]
     call.may_write.set()
     await asyncio.wait_for(call.has_abort.wait(), 5)
     await asyncio.wait_for(call.has_fetch.wait(), 5)
@@ -225,6 +231,25 @@ async def test_a_splice_that_changes_no_token_of_them_leaves_offers_and_fetches_
     await asyncio.wait_for(call.has_fetch.wait(), 5)
     assert side.ended == ["FETCH_END_FETCHED"]
     assert call.kinds == ["open", "fetch", "fetch"]
+    running.cancel()
+    await asyncio.wait([running])
+    ahead.close()
+
+
+async def test_a_fetch_that_is_in_vain_before_it_is_sent_is_released(side):
+    """Its leg was lost, and a splice comes while that is found out."""
+    ahead = Ahead(side.live, "streamed")
+    ahead.began(4)
+    ahead.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False), as_tokens([1, 2, 3, 4]))
+    ahead.seen(1)
+    side.calls[0].cancel()
+    ahead.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=FIRST))
+    running = asyncio.create_task(ahead.run())
+    await asyncio.sleep(0)
+    ahead.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
+    await asyncio.wait_for(side.has_release.wait(), 5)
+    assert side.released == ["one"]
+    assert not side.calls[-1].writing.is_set()
     running.cancel()
     await asyncio.wait([running])
     ahead.close()
