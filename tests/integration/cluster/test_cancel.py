@@ -230,8 +230,11 @@ async def test_a_hand_over_that_decode_refuses_is_released(
         await until_blocks_are_free(client.server_info, cluster.config.handover.lease_s / 2)
 
 
-async def test_a_session_id_with_a_meaning_to_nixl_is_only_a_name(client: AsyncClient) -> None:
+@LONG_LEASE
+async def test_a_session_id_with_a_meaning_to_nixl_is_only_a_name(
+    cluster: Cluster, client: AsyncClient
+) -> None:
     """ "HB:" begins a heartbeat among NIXL's notifications."""
     sampling = SamplingParameters(max_tokens=2, temperature=0.0, ignore_eos=True)
     await client.generate(SMALL.prompt, sampling=sampling, session_id="HB:a,b").answer()
-    await until_blocks_are_free(client.server_info, timeout_s=5)
+    await until_blocks_are_free(client.server_info, cluster.config.handover.lease_s / 2)
