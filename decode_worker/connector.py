@@ -21,7 +21,7 @@ from typing import Any
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector
 from vllm.v1.request import Request
 
-from decode_worker.lease_watch import LeaseWatch
+from decode_worker.lease_watch import LeaseWatch, clock_offset_s
 
 
 class FirstTokenNixlConnector(NixlConnector):
@@ -65,10 +65,10 @@ class FirstTokenNixlConnector(NixlConnector):
 
     def _deadline_s(self, remote: Any) -> float | None:
         """When the lease ends by our clock; None while the other one is not known."""
-        offset_s = self.connector_worker._engine_clock_offset.get(remote.engine_id)
-        if remote.blocks_expiry_time is None or offset_s is None:
+        measured_s = self.connector_worker._engine_clock_offset.get(remote.engine_id)
+        if remote.blocks_expiry_time is None or measured_s is None:
             return None
-        return float(remote.blocks_expiry_time - offset_s)
+        return float(remote.blocks_expiry_time - clock_offset_s(remote.host, measured_s))
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
         """What has been read; a read that ended after its lease has failed."""

@@ -15,7 +15,8 @@ from decode_worker.engine import parse_handover
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 from decode_worker.fetch_sessions import FetchSession, FetchSessions
 from stream2llm.engine_worker import EngineWorker
-from stream2llm.errors import EventOrderError, Stream2LLMError
+from stream2llm.errors import EventOrderError, InvalidRequestError, Stream2LLMError
+from stream2llm.ids import unique_id
 from stream2llm.stream_writer import PeerGoneError, StreamWriter
 from stream2llm.v1 import worker_pb2
 
@@ -79,8 +80,13 @@ class _Rpc:
             raise EventOrderError("the fetch before has not ended")
         if self._fetch is not None:
             await asyncio.wait({self._fetch})
+        # Before anything can come between: the router counts these tokens as told.
+        self._session.spliced(fetch.keep_tokens, list(fetch.token_ids))
         self._is_fetching = True
         self._fetch = asyncio.create_task(self._serve(fetch))
+        # A task that is cancelled before its first step does nothing at all, and this one is to
+        # tell prefill of its blocks.
+        await asyncio.sleep(0)
 
     async def _serve(self, fetch: worker_pb2.FetchKv) -> None:
         try:
@@ -107,12 +113,36 @@ class _Rpc:
     async def _result(self, fetch: worker_pb2.FetchKv) -> FetchResult:
         transfer = parse_handover(fetch.handover.kv_transfer_params_json)
         if self._worker.is_draining:
-            await self._worker.engine.reject_handover(self._session.session_id, transfer)
+            await self._reject(transfer)
             return FetchResult(FetchEnd.REFUSED, "draining")
-        return await self._session.fetch(fetch.keep_tokens, list(fetch.token_ids), transfer)
+        try:
+            check_num_tokens(self._session.num_tokens, transfer)
+        except InvalidRequestError:
+            await self._reject(transfer)
+            raise
+        return await self._session.fetch(transfer)
+
+    async def _reject(self, transfer: dict[str, Any]) -> None:
+        """Prefill hears that nobody will read; nothing that comes meanwhile keeps it from it."""
+        name = unique_id(self._session.session_id)
+        await asyncio.shield(self._worker.engine.reject_handover(name, transfer))
 
     async def _tell(self, result: FetchResult) -> None:
         message = worker_pb2.FetchAheadResponse(
             end=_ENDS[result.end], reason=result.reason, num_blocks=result.num_blocks
         )
         await self._writer.write(message)
+
+
+def check_num_tokens(num_tokens: int, transfer: dict[str, Any]) -> None:
+    """Raises InvalidRequestError unless a hand-over is the KV of so many tokens.
+
+    With others the KV of one prefix would enter the prefix cache as that of another.
+    """
+    num_offered = transfer.get("remote_num_tokens")
+    if num_offered != num_tokens:
+        raise InvalidRequestError(
+            f"the fetch is of {num_tokens} tokens, its hand-over is the KV of {num_offered}",
+            reason="TOKENS_DIFFER",
+            field="fetch.token_ids",
+        )

@@ -21,7 +21,7 @@ from decode_worker.fetch_orders import (
     order_to_wire,
 )
 from stream2llm.clock import Clock
-from stream2llm.errors import Stream2LLMError
+from stream2llm.errors import InvalidRequestError, Stream2LLMError
 from stream2llm.ids import unique_id
 from stream2llm.sampling import SamplingParameters
 from stream2llm.vllm_engine import Engine, only_output
@@ -50,18 +50,34 @@ class FetchSession:
         self._bytes_per_block = 0
         self.ledger = FetchLedger(engine.info.block_size)
 
-    async def fetch(
-        self, keep_tokens: int, token_ids: list[int], transfer: dict[str, Any]
-    ) -> FetchResult:
-        """Fetches the KV of the first `keep_tokens` tokens of the fetch before and `token_ids`.
+    @property
+    def num_tokens(self) -> int:
+        """Of the sequence that the newest fetch is of."""
+        return len(self._tokens)
 
-        Prefill hears that its blocks were read, or that they will not be.
+    def spliced(self, keep_tokens: int, token_ids: list[int]) -> None:
+        """What is to be fetched next: so many tokens of the fetch before, then `token_ids`.
+
+        To be told with the message that says so, whatever becomes of its fetch: the
+        next one counts from here. Raises InvalidRequestError, and changes nothing, when
+        there are fewer tokens.
         """
+        if keep_tokens > len(self._tokens):
+            raise InvalidRequestError(
+                f"is {keep_tokens}, the fetch before had {len(self._tokens)} tokens",
+                field="fetch.keep_tokens",
+            )
         self.ledger.spliced(keep_tokens)
         del self._tokens[keep_tokens:]
         self._tokens += token_ids
-        self._request_id = unique_id(f"{self.session_id}-fetch")
         self._is_given_up = False
+
+    async def fetch(self, transfer: dict[str, Any]) -> FetchResult:
+        """Fetches the KV of the tokens that `spliced` told.
+
+        Prefill hears that its blocks were read, or that they will not be.
+        """
+        self._request_id = unique_id(f"{self.session_id}-fetch")
         try:
             result = await self._fetch(transfer)
         finally:
@@ -86,6 +102,8 @@ class FetchSession:
                 return FetchResult(FetchEnd.FAILED, str(error))
             raise
         try:
+            if self._is_given_up:  # while the engine was being told of it
+                await self._engine.abort(self._request_id)
             async for output in stream:
                 result = FetchResult.from_wire(output.kv_transfer_params)
                 if result is not None:
@@ -116,9 +134,9 @@ class FetchSession:
         return FetchResult(FetchEnd.FAILED, "KV_LOST")
 
     async def abort(self) -> None:
-        """Gives the fetch under way up; `fetch` returns."""
+        """Gives the newest fetch up; `fetch` returns, also one that the engine does not know yet."""
+        self._is_given_up = True
         if self._request_id:
-            self._is_given_up = True
             await self._engine.abort(self._request_id)
 
     def settle(self, num_prompt_tokens: int, local: LocalTokens) -> None:

@@ -20,6 +20,7 @@ from decode_worker.fetch_service import serve_fetches
 from decode_worker.fetch_sessions import FetchSessions
 from stream2llm.engine_worker import EngineWorker
 from stream2llm.errors import InvalidRequestError, UnavailableError, describe
+from stream2llm.handover import ACCEPTED_METADATA
 from stream2llm.ids import unique_id
 from stream2llm.rpc_status import abort
 from stream2llm.sampling import SamplingParameters
@@ -62,7 +63,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
             async with failures_as_status(context, writer, _log, describe):
                 self._require_room(len(request.prompt_token_ids))
         # Tells the router that the hand-over is ours from here on.
-        await context.send_initial_metadata(())
+        await context.send_initial_metadata(ACCEPTED_METADATA)
         async with (
             failures_as_status(context, writer, _log, describe),
             aclosing(self._steps(request)) as steps,

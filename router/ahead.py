@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 
-from router.ahead_log import AheadLog, Offered, OfferVerdict
+from router.ahead_log import AheadLog, Fetch, Offered, OfferVerdict
 from router.context import Splice
 from router.fetch_leg import FetchLeg
 from router.live_session import LiveSession
 from router.stability import Stability
-from router.status import WORKER_LOST
+from router.status import WORKER_LOST, NeverArrivedError
 from router.workers import Worker
 from stream2llm.errors import Stream2LLMError
 from stream2llm.handover import HandoverMode
 from stream2llm.ids import unique_id
-from stream2llm.prefix import Tokens, as_tokens
+from stream2llm.prefix import Tokens
 from stream2llm.v1 import worker_pb2 as pb
 
 _logger = logging.getLogger(__name__)
@@ -33,28 +32,15 @@ _logger = logging.getLogger(__name__)
 _MOST_WORKERS = 3
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Fresh:
-    """An offer that was not stale when it came, and its tokens."""
-
-    what: Offered
-    tokens: Tokens
-    offer: pb.HandoverOffer
-
-
 class Ahead:
     """One session's; does nothing for one that hands over at the seal."""
 
     def __init__(self, live: LiveSession, mode: HandoverMode) -> None:
         self._live = live
-        self._log = AheadLog()
+        self._log = AheadLog[pb.Handover]()
         self._stability: Stability | None = None
-        self._sequence: Tokens = as_tokens([])
-        # One at most is open at a time, so the queue holds one or two.
-        self._offers: asyncio.Queue[_Fresh] = asyncio.Queue()
-        # The fetch at decode, and those of which a splice has changed tokens.
-        self._at_decode: Offered | None = None
-        self._in_vain: set[Offered] = set()
+        # Set when the log may have a fetch to send.
+        self._has_news = asyncio.Event()
         self._leg: FetchLeg | None = None
         # Whether this session streams its hand-over.
         self.is_on = mode == "streamed"
@@ -83,19 +69,15 @@ class Ahead:
         """All of it."""
         return self._stability.sealed(len(sequence)) if self._stability else 0
 
-    async def spliced(self, revision: int, splice: Splice, sequence: Tokens) -> None:
-        """Prefill is about to hear of this splice."""
+    def spliced(self, revision: int, splice: Splice, sequence: Tokens) -> None:
+        """Prefill is about to hear of this splice, which waits for nothing in here."""
         if not self.is_on:
             return
-        self._sequence = sequence
-        fetching = self._log.fetching
-        if not self._log.spliced(revision, splice.keep_tokens) or fetching is None:
-            return
-        self._log.ended(fetching)
-        if fetching != self._at_decode:
-            self._in_vain.add(fetching)
-        elif self._leg is not None:
-            await self._leg.abort()
+        spliced = self._log.spliced(revision, splice.keep_tokens, sequence)
+        for handover in spliced.released:
+            self._release(handover)
+        if spliced.aborts and self._leg is not None:
+            self._leg.abort()
 
     def seen(self, revision: int) -> None:
         """Prefill's progress includes that splice."""
@@ -106,59 +88,68 @@ class Ahead:
     def offered(self, offer: pb.HandoverOffer) -> None:
         """Prefill has KV to fetch; to be told in the order of prefill's messages."""
         what = Offered(offer.revision, offer.num_tokens)
-        if self._log.offered(what) is OfferVerdict.STALE:
-            self._release(offer)
+        if self._log.offered(what, offer.handover) is OfferVerdict.STALE:
+            self._release(offer.handover)
         else:
-            # The tokens that it is the KV of, whatever the sequence becomes.
-            tokens = self._sequence[: offer.num_tokens]
-            self._offers.put_nowait(_Fresh(what, tokens, offer))
+            self._has_news.set()
 
     async def run(self) -> None:
         """Serves offers until it is cancelled."""
         while True:
-            fresh = await self._offers.get()
-            if fresh.what in self._in_vain:
-                self._in_vain.discard(fresh.what)
-                self._release(fresh.offer)
+            fetch = self._log.next()
+            if fetch is None:
+                self._has_news.clear()
+                await self._has_news.wait()
                 continue
-            self._at_decode = fresh.what
             try:
-                await self._fetch(fresh.offer, fresh.tokens)
+                await self._fetch(fetch)
             finally:
-                self._at_decode = None
-                self._log.ended(fresh.what)
+                self._log.ended(fetch)
 
-    async def _fetch(self, offer: pb.HandoverOffer, tokens: Tokens) -> None:
-        # Lost since the last fetch, or there was none to choose then.
-        if self._leg is None or await self._leg.has_ended():
-            self._next_leg()
-        if self._leg is None:
-            self._release(offer)
-            return
-        try:
-            end = await self._sent(self._leg, tokens, offer)
-        except Stream2LLMError as error:
-            _logger.info("fetch_broke session_id=%s error=%s", self._live.session_id, error)
-            if error.reason != WORKER_LOST:  # one that was lost may still be reading
-                self._release(offer)
-            self._next_leg()
-        else:
-            self._live.parts.metrics.fetch_ended(pb.FetchEnd.Name(end.end))
+    async def _fetch(self, fetch: Fetch[pb.Handover]) -> None:
+        """Has it fetched by this leg's worker; by the next one if that one is not there."""
+        leg = await self._living_leg(fetch)
+        while leg is not None and not self._log.is_in_vain(fetch):
+            try:
+                end = await self._sent(leg, fetch)
+            except NeverArrivedError as error:
+                self._log_broken(error)
+                self._next_leg()
+                leg = self._leg
+            except Stream2LLMError as error:
+                self._log_broken(error)
+                if error.reason != WORKER_LOST:  # one that was lost may still be reading
+                    self._release(fetch.handover)
+                self._next_leg()
+                return
+            else:
+                self._live.parts.metrics.fetch_ended(pb.FetchEnd.Name(end.end))
+                return
+        self._release(fetch.handover)
 
-    async def _sent(
-        self, leg: FetchLeg, tokens: Tokens, offer: pb.HandoverOffer
-    ) -> pb.FetchAheadResponse:
+    async def _living_leg(self, fetch: Fetch[pb.Handover]) -> FetchLeg | None:
+        """The leg; another one where it was lost since the last fetch, or there was none then."""
         try:
-            return await leg.fetch(tokens, offer.handover)
+            if self._leg is None or await self._leg.has_ended():
+                self._next_leg()
+        except asyncio.CancelledError:
+            self._release(fetch.handover)
+            raise
+        return self._leg
+
+    async def _sent(self, leg: FetchLeg, fetch: Fetch[pb.Handover]) -> pb.FetchAheadResponse:
+        try:
+            return await leg.fetch(fetch.tokens, fetch.handover)
         except asyncio.CancelledError:
             if not leg.has_sent:  # nobody else will
-                self._release(offer)
+                self._release(fetch.handover)
             raise
 
-    def _release(self, offer: pb.HandoverOffer) -> None:
-        request = pb.ReleaseHandoverRequest(
-            session_id=self._live.session_id, handover=offer.handover
-        )
+    def _log_broken(self, error: Stream2LLMError) -> None:
+        _logger.info("fetch_broke session_id=%s error=%s", self._live.session_id, error)
+
+    def _release(self, handover: pb.Handover) -> None:
+        request = pb.ReleaseHandoverRequest(session_id=self._live.session_id, handover=handover)
         self._live.parts.workers.release_handover(request)
 
     def _next_leg(self) -> None:
@@ -185,8 +176,8 @@ class Ahead:
     def close(self) -> None:
         """Gives up what is under way; may be called again."""
         self._close_leg()
-        while not self._offers.empty():
-            self._release(self._offers.get_nowait().offer)
+        for handover in self._log.close():
+            self._release(handover)
 
     def _close_leg(self) -> None:
         if self._leg is not None:

@@ -1,7 +1,8 @@
 """The RPC under a session that has a decode worker fetch ahead.
 
 Says nothing about what to fetch. Whatever breaks it is told by `fetch` as the
-error it is; nobody else is disturbed.
+error it is; nobody else is disturbed. An abort is written by the `fetch` that it
+ends, so that whoever asks for it waits for nothing, and the next fetch comes behind it.
 """
 
 from __future__ import annotations
@@ -42,9 +43,30 @@ class FetchLeg:
         self._told = as_tokens([])
         # One message at a time; an abort may come while a fetch is being written.
         self._writing = asyncio.Lock()
+        # Set when the fetch under way is in vain; each fetch has one of its own.
+        self._abort = asyncio.Event()
 
     async def fetch(self, tokens: Tokens, handover: pb.Handover) -> pb.FetchAheadResponse:
         """Has the KV of these tokens fetched; raises Stream2LLMError when the RPC broke."""
+        self._abort = asyncio.Event()
+        aborting = asyncio.create_task(self._abort_when_asked(self._abort))
+        try:
+            end = await self._end_of(tokens, handover)
+            if self._abort.is_set():
+                # Not cut short: a write that is cancelled ends the RPC.
+                await asyncio.wait({aborting})
+            return end
+        finally:
+            aborting.cancel()
+
+    def abort(self) -> None:
+        """The fetch under way is in vain; `fetch` returns its end. Returns at once.
+
+        A worker that does not take the message in time is given up.
+        """
+        self._abort.set()
+
+    async def _end_of(self, tokens: Tokens, handover: pb.Handover) -> pb.FetchAheadResponse:
         keep = common_prefix_len(self._told, tokens)
         self._told = tokens
         fetch = pb.FetchKv(keep_tokens=keep, token_ids=tokens[keep:].tolist(), handover=handover)
@@ -61,19 +83,8 @@ class FetchLeg:
         except (StopAsyncIteration, asyncio.InvalidStateError) as error:
             raise self._failure(await self._final.of(None)) from error
 
-    async def has_ended(self) -> bool:
-        """Whether the worker is gone or wants no more, so that nothing reaches it."""
-        if not self._call.done():
-            return False
-        self._failure(await self._final.of(None))
-        return True
-
-    async def abort(self) -> None:
-        """The fetch under way is in vain; `fetch` returns its end.
-
-        The session's next splice waits for this, so a worker that does not take
-        the message in time is given up.
-        """
+    async def _abort_when_asked(self, asked: asyncio.Event) -> None:
+        await asked.wait()
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S), self._writing:
                 await self._call.write(pb.FetchAheadRequest(abort=pb.AbortFetch()))
@@ -82,6 +93,13 @@ class FetchLeg:
             self._call.cancel()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # it has ended already, which `fetch` tells
+
+    async def has_ended(self) -> bool:
+        """Whether the worker is gone or wants no more, so that nothing reaches it."""
+        if not self._call.done():
+            return False
+        self._failure(await self._final.of(None))
+        return True
 
     def leave(self) -> None:
         """The session's answer takes the place at the worker."""

@@ -15,11 +15,12 @@ from typing import Any
 import grpc
 
 from router.context import Splice
-from router.status import WORKER_LOST, was_cancelled_here
+from router.status import WORKER_LOST, NeverArrivedError, was_cancelled_here
 from router.workers import Worker, WorkerPool
 from stream2llm import wire
 from stream2llm.errors import InternalError, Stream2LLMError
 from stream2llm.final_status import FinalStatus
+from stream2llm.handover import ACCEPTED_KEY
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import TokenStep
 from stream2llm.v1 import worker_pb2 as pb
@@ -38,7 +39,7 @@ class PrefillLeg:
         self._is_done_with = False
 
     async def open(self, session_id: str, sampling: SamplingParameters) -> None:
-        """Begins the session."""
+        """Begins the session; NeverArrivedError when the worker could not be reached."""
         message = pb.OpenPrefill(session_id=session_id, sampling=wire.to_proto(sampling))
         await self._write(pb.PrefillSessionRequest(open=message))
 
@@ -118,7 +119,11 @@ class DecodeLeg:
     `owns_handover`: whether the hand-over is this worker's to read or to
     release. That is so from the moment it may have accepted the RPC, and no longer when
     it refuses before its first step. A worker that was lost, or was not waited for,
-    may still be reading: its hand-over is left to the lease.
+    may still be reading: its hand-over is left to the lease. One that could not be
+    reached knows nothing of it.
+
+    `is_accepted`: whether the worker said that it takes the hand-over. Whatever it
+    says afterwards, it may have read or released it, so no other worker can read it.
     """
 
     def __init__(self, pool: WorkerPool, worker: Worker) -> None:
@@ -127,6 +132,7 @@ class DecodeLeg:
         self._lease = worker.acquire()
         self._call: Any = None
         self.owns_handover = False
+        self.is_accepted = False
         # Prompt tokens that were at the worker before; known with the first step.
         self.local_tokens = 0
 
@@ -136,7 +142,8 @@ class DecodeLeg:
         try:
             self._call = self._worker.decode.Decode(request)
             self.owns_handover = True
-            await self._call.initial_metadata()
+            metadata = await self._call.initial_metadata()
+            self.is_accepted = ACCEPTED_KEY in metadata
             self.owns_handover = not self._call.done()
             async for response in self._call:
                 self.owns_handover = has_stepped = True
@@ -145,7 +152,9 @@ class DecodeLeg:
                 yield wire.token_step_from_proto(response.step)
         except grpc.aio.AioRpcError as error:
             failure = self._pool.failure(self._worker, error)
-            self.owns_handover = has_stepped or failure.reason == WORKER_LOST
+            is_lost = failure.reason == WORKER_LOST
+            has_arrived = not isinstance(failure, NeverArrivedError)
+            self.owns_handover = has_stepped or (is_lost and has_arrived)
             raise failure from error
 
     def close(self) -> None:

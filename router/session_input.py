@@ -225,7 +225,7 @@ class SessionInput:
             self._live.progress.event(sequence)
         else:
             revision = self._revise(sequence, splice)
-            await self._ahead.spliced(revision, splice, self._log.sequence)
+            self._ahead.spliced(revision, splice, self._log.sequence)
             self._hold(revision, splice, stable_tokens)
         self._live.tell_progress()
 
@@ -254,7 +254,7 @@ class SessionInput:
         revision = self._revise(event.sequence, splice)
         hand_over = max_tokens > 1
         stable = self._ahead.sealed(self._log.sequence) if hand_over else 0
-        await self._ahead.spliced(revision, splice, self._log.sequence)
+        self._ahead.spliced(revision, splice, self._log.sequence)
         splice = self._hold(revision, splice, stable).splice
         self._held = None
         await self._leg.seal(revision, splice, hand_over=hand_over, stable_tokens=stable)

@@ -16,6 +16,7 @@ from router.answer import Answer
 from router.legs import DecodeLeg, PrefillLeg
 from router.live_session import LiveSession
 from router.progress import WorkerFigures
+from router.status import NeverArrivedError
 from router.types import Ending, Finished, Usage
 from router.workers import Worker
 from stream2llm import wire
@@ -27,6 +28,14 @@ from stream2llm.v1 import worker_pb2 as pb
 
 # Reasons for which a decode worker leaves a hand-over to others.
 _NOT_TAKEN = frozenset({"DRAINING", "FULL"})
+
+
+class _NotTakenError(Exception):
+    """The decode worker has not touched the hand-over, so another one may take it."""
+
+    def __init__(self, why: UnavailableError) -> None:
+        super().__init__(why.message)
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,27 +133,31 @@ class SessionOutput:
         """By the worker that has fetched ahead; by another one if that one does not take it."""
         workers, tried = self._live.parts.workers, set[str]()
         chosen = await self._ahead.take_worker()
+        worker = chosen[0] if chosen else workers.pick("decode")
+        if worker is None:
+            raise UnavailableError("no decode worker can be used now", reason="NO_DECODE_WORKER")
+        request.fetch_session_id = chosen[1] if chosen else ""
         while True:
-            worker = chosen[0] if chosen else workers.pick_but("decode", tried)
-            if worker is None:
-                raise UnavailableError(
-                    "no decode worker can be used now", reason="NO_DECODE_WORKER"
-                )
             tried.add(worker.worker_id)
-            request.fetch_session_id = chosen[1] if chosen else ""
-            others = self._ahead.is_on and workers.pick_but("decode", tried) is not None
-            request.refuse_when_full = others
+            others = workers.pick_but("decode", tried) is not None
+            request.refuse_when_full = others and self._ahead.is_on
             try:
                 return await self._decode_at(worker, request)
-            except UnavailableError as error:
-                if self._unread is None or not others or error.reason not in _NOT_TAKEN:
-                    raise
-            chosen = None
+            except _NotTakenError as not_taken:
+                worker = workers.pick_but("decode", tried)
+                if worker is None:
+                    raise not_taken.why from not_taken
+            request.fetch_session_id = ""
 
     async def _decode_at(self, worker: Worker, request: pb.DecodeRequest) -> Ending:
         leg = DecodeLeg(self._live.parts.workers, worker)
         try:
             return await self._relay(leg, request)
+        except UnavailableError as error:
+            is_free = not (leg.owns_handover or leg.is_accepted)
+            if is_free and (isinstance(error, NeverArrivedError) or error.reason in _NOT_TAKEN):
+                raise _NotTakenError(error) from error
+            raise
         finally:
             if leg.owns_handover:
                 self._unread = None

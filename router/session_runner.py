@@ -24,6 +24,7 @@ from router.outbox import Send
 from router.ranking_note import check_ranking_note
 from router.session_input import EventReader, SessionInput, limits_of
 from router.session_output import SessionOutput
+from router.status import NeverArrivedError
 from router.types import Accepted, ClientEvent, OpenEvent
 from stream2llm.errors import (
     IdleTimeoutError,
@@ -97,12 +98,11 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
     _take_open(live, opened)
     frame = await live.parts.text.frame(opened.template)
     log = ContextLog(frame.prefix, limits_of(live), live.ordering)
-    leg = _prefill_leg(live)
+    leg = await _open_leg(live)
     ahead = Ahead(live, opened.handover or live.parts.spec.handover)
     try:
         output = SessionOutput(live, leg, ahead)
         session_input = SessionInput(live, leg, frame, log, output.sealed, ahead)
-        await leg.open(live.session_id, live.worker_sampling)
         await live.outbox.put(_accepted(live))
         await session_input.begin(opened)
         async with asyncio.TaskGroup() as group:
@@ -145,11 +145,26 @@ def check_model(parts: RouterParts, model: str) -> None:
         )
 
 
-def _prefill_leg(live: LiveSession) -> PrefillLeg:
-    worker = live.parts.workers.pick("prefill")
+async def _open_leg(live: LiveSession) -> PrefillLeg:
+    """The session, open at a prefill worker; one that cannot be reached leaves it to another."""
+    workers, tried = live.parts.workers, set[str]()
+    worker = workers.pick("prefill")
     if worker is None:
         raise UnavailableError("no prefill worker can be used now", reason="NO_PREFILL_WORKER")
-    return PrefillLeg(live.parts.workers, worker)
+    while True:
+        tried.add(worker.worker_id)
+        leg = PrefillLeg(workers, worker)
+        try:
+            await leg.open(live.session_id, live.worker_sampling)
+            return leg
+        except NeverArrivedError:
+            leg.close()
+            worker = workers.pick_but("prefill", tried)
+            if worker is None:
+                raise
+        except BaseException:
+            leg.close()
+            raise
 
 
 def _accepted(live: LiveSession) -> Accepted:

@@ -20,8 +20,15 @@ WORKER_LOST = "WORKER_LOST"
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
 # And when we have cancelled the RPC ourselves.
 _CANCELLED_HERE = "Locally cancelled by application!"
+# How gRPC begins when it had no connection and got none: nothing of the RPC left this process.
+# (It retries by itself what a connection that ends has surely not taken.)
+_NOT_CONNECTED = "failed to connect to all addresses"
 # How grpc.aio reports an exception that a handler let through.
 _HANDLER_RAISED = "Unexpected <class"
+
+
+class NeverArrivedError(UnavailableError):
+    """The worker could not be reached, so it knows nothing of the RPC: another one may take it."""
 
 
 def worker_error(error: Any, worker_id: str) -> Stream2LLMError:
@@ -34,6 +41,8 @@ def worker_error(error: Any, worker_id: str) -> Stream2LLMError:
     if ours is not None:
         return ours
     code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_NOT_CONNECTED):
+        return NeverArrivedError(f"worker {worker_id} was lost: {details}", reason=WORKER_LOST)
     if is_lost(code, details):
         return UnavailableError(f"worker {worker_id} was lost: {details}", reason=WORKER_LOST)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -19,7 +19,7 @@ import grpc
 from router.background import Background
 from router.placement import WorkerView, pick
 from router.status import WORKER_LOST, worker_error
-from stream2llm.errors import Stream2LLMError
+from stream2llm.errors import InvalidRequestError, Stream2LLMError
 from stream2llm.grpc_options import channel_options
 from stream2llm.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.worker_spec import ClusterView, Role, WorkerAddress
@@ -28,6 +28,9 @@ _logger = logging.getLogger(__name__)
 _PROBE_TIMEOUT_S = 10.0
 _PROBE_AGAIN_AFTER_S = 1.0
 _RELEASE_TIMEOUT_S = 5.0
+# Before a release that no worker took is tried again: one may be back by then. Behind
+# the last try the lease ends the hand-over.
+_RELEASE_PAUSES_S = (0.1, 0.4, 1.6)
 
 
 class Worker:
@@ -93,7 +96,13 @@ class Lease:
 class WorkerPool:
     """The workers of the latest view."""
 
-    def __init__(self, max_message_bytes: int, background: Background) -> None:
+    def __init__(
+        self,
+        max_message_bytes: int,
+        background: Background,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._sleep = sleep
         self._max_message_bytes = max_message_bytes
         self._background = background
         self._workers: dict[str, Worker] = {}
@@ -174,43 +183,61 @@ class WorkerPool:
 
     async def _probe(self, worker: Worker) -> None:
         while worker.is_suspect:
-            try:
-                response = await worker.status.GetWorkerStatus(
-                    worker_pb2.GetWorkerStatusRequest(),
-                    wait_for_ready=True,  # gRPC reconnects, with its own back-off
-                    timeout=_PROBE_TIMEOUT_S,
-                )
-            except grpc.aio.AioRpcError as error:
-                if error.code() in (
-                    grpc.StatusCode.UNAVAILABLE,
-                    grpc.StatusCode.DEADLINE_EXCEEDED,
-                ):
-                    continue
+            if await _answers(worker):
+                _logger.info("worker_answers_again worker_id=%s", worker.worker_id)
+                worker.is_suspect = False
             else:
-                if not response.worker.ready:  # its engine is dead, and the actor will follow
-                    await asyncio.sleep(_PROBE_AGAIN_AFTER_S)
-                    continue
-            _logger.info("worker_answers_again worker_id=%s", worker.worker_id)
-            worker.is_suspect = False
+                await self._sleep(_PROBE_AGAIN_AFTER_S)
 
     async def _release_handover(self, request: worker_pb2.ReleaseHandoverRequest) -> None:
+        for pause_s in (*_RELEASE_PAUSES_S, None):
+            try:
+                if await self._is_released(request):
+                    return
+            except Stream2LLMError as error:
+                _logger.warning(
+                    "handover_release_refused session_id=%s error=%s", request.session_id, error
+                )
+                break
+            if pause_s is not None:
+                await self._sleep(pause_s)
+        _logger.warning(
+            "handover_not_released session_id=%s num_blocks=%d (its lease will end)",
+            request.session_id,
+            request.handover.num_blocks,
+        )
+
+    async def _is_released(self, request: worker_pb2.ReleaseHandoverRequest) -> bool:
+        """Asks each worker that can be used once, until one does it.
+
+        Raises what one says that all of them would say: the request is wrong.
+        """
         tried: set[str] = set()
-        while (worker := self._next_releaser(tried)) is not None:
+        while (worker := self.pick_but("decode", tried)) is not None:
             tried.add(worker.worker_id)
             try:
                 await worker.decode.ReleaseHandover(request, timeout=_RELEASE_TIMEOUT_S)
-                return
+                return True
             except grpc.aio.AioRpcError as error:
-                self.failure(worker, error)
-        _logger.warning(
-            "handover_not_released session_id=%s num_blocks=%d tried=%d (its lease will end)",
-            request.session_id,
-            request.handover.num_blocks,
-            len(tried),
-        )
+                failure = self.failure(worker, error)
+                if isinstance(failure, InvalidRequestError):
+                    raise failure from error
+        return False
 
-    def _next_releaser(self, tried: set[str]) -> Worker | None:
-        return self.pick_but("decode", tried)
+
+async def _answers(worker: Worker) -> bool:
+    """Whether it serves again; may take as long as gRPC needs to connect."""
+    try:
+        response = await worker.status.GetWorkerStatus(
+            worker_pb2.GetWorkerStatusRequest(),
+            wait_for_ready=True,  # gRPC reconnects, with its own back-off
+            timeout=_PROBE_TIMEOUT_S,
+        )
+    except grpc.aio.AioRpcError as error:
+        # Any other status was given by the worker itself.
+        is_gone = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return error.code() not in is_gone
+    return bool(response.worker.ready)  # else its engine is dead, and the actor will follow
 
 
 async def _close_when_idle(worker: Worker) -> None:

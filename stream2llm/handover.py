@@ -19,3 +19,7 @@ HANDOVER_KEY = "stream2llm_handover"
 # unless configured. Small, since decode works for others all the time and a
 # session has seconds for its fetches.
 MAX_FETCH_SHARE = 0.02
+# In the initial metadata of a Decode RPC: the worker reads the hand-over, or tells prefill that
+# it will not. An RPC that ends without it has not touched the hand-over.
+ACCEPTED_KEY = "stream2llm-handover-accepted"
+ACCEPTED_METADATA = ((ACCEPTED_KEY, "1"),)

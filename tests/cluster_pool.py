@@ -33,19 +33,23 @@ class Kind:
     # KV blocks of 32 tokens of each prefill engine; the usual number is far above what tests need.
     prefill_blocks: int = 400
     max_open_sessions: int = 64
-    input_idle_timeout_s: float = 20
+    # No test waits for it, and a slow machine must not run into it.
+    input_idle_timeout_s: float = 300
     preemption: str = "cost"
     host_pool_gib: float = 1.0
     # None leaves it to us: one process for EngineCore and the model.
     executor: str | None = None
     handover: HandoverMode = "streamed"
+    # Short where tests wait for leases to end. Elsewhere a machine that stands still for that
+    # long would fail them, and a release that is missing would be made good by the lease.
+    lease_s: int = 10
     # UCX's transports; None leaves them to it. Shared memory is read without the other
     # side's help, over TCP a read stands still while the other side does.
     ucx_tls: str | None = None
 
 
 # KV for about 2,000 tokens.
-_TIGHT = Kind(max_model_len=2048, prefill_blocks=65, input_idle_timeout_s=300)
+_TIGHT = Kind(max_model_len=2048, prefill_blocks=65, lease_s=100)
 KINDS = {
     # What streams its hand-over here says so; on all others it is the default.
     "sensitive-1x1": Kind(handover="at_seal"),
@@ -97,7 +101,7 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
             "env": env,
         },
         "decode": {"replicas": kind.decode, "engine": engine, "env": env},
-        "handover": kind.handover,
+        "handover": {"mode": kind.handover, "lease_s": kind.lease_s},
         "controller": {"http_port": 0},
         **changes,
     }

@@ -15,6 +15,7 @@ import grpc
 
 from stream2llm.errors import Stream2LLMError, UnavailableError
 from stream2llm.grpc_options import server_options
+from stream2llm.handover import ACCEPTED_METADATA
 from stream2llm.prefix import common_prefix_len
 from stream2llm.rpc_status import to_status
 from stream2llm.v1 import inference_pb2 as pb
@@ -214,6 +215,8 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
         # After so many steps `may_step` is cleared.
         self.hold_after_steps: int | None = None
         self.rejection: Stream2LLMError | None = None
+        # When it has said that it takes the hand-over.
+        self.late_rejection: Stream2LLMError | None = None
         self.release_failure: Stream2LLMError | None = None
         self.ends_without_reason = False
         # Token sequences that were to be fetched ahead, and what became of it.
@@ -238,7 +241,9 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
                 await context.abort_with_status(to_status(full))
             if self.rejection is not None:
                 await context.abort_with_status(to_status(self.rejection))
-            await context.send_initial_metadata(())
+            await context.send_initial_metadata(ACCEPTED_METADATA)
+            if self.late_rejection is not None:
+                await context.abort_with_status(to_status(self.late_rejection))
             async for step in self._steps(request):
                 yield worker_pb2.DecodeResponse(step=step)
         except asyncio.CancelledError:
@@ -249,6 +254,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
         self, request_iterator: AsyncIterator[Any], context: Any
     ) -> AsyncIterator[Any]:
         tokens: list[int] = []
+        is_fetching = False
         try:
             async for request in request_iterator:
                 if self.fetch_rejection is not None:
@@ -257,15 +263,21 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
                 if event == "open":
                     self.fetch_sessions.append(request.open.fetch_session_id)
                 elif event == "fetch":
+                    assert not is_fetching, "the fetch before has not ended"
+                    assert request.fetch.keep_tokens <= len(tokens)
+                    is_fetching = True
                     tokens[request.fetch.keep_tokens :] = request.fetch.token_ids
                     self.fetched.append(list(tokens))
                     self.fetch_called.set()
                     if self.may_fetch.is_set():
+                        is_fetching = False
                         end = worker_pb2.FETCH_END_FETCHED
                         yield worker_pb2.FetchAheadResponse(end=end, num_blocks=1)
                 else:
                     self.fetch_aborted.set()
-                    yield worker_pb2.FetchAheadResponse(end=worker_pb2.FETCH_END_ABORTED)
+                    if is_fetching:  # else it comes behind the end, and there is none to tell
+                        is_fetching = False
+                        yield worker_pb2.FetchAheadResponse(end=worker_pb2.FETCH_END_ABORTED)
         finally:
             self.fetch_session_ended.set()
 

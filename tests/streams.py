@@ -133,7 +133,7 @@ async def until_prefilled(session: AsyncSession, sequence: int) -> Progress:
         caught_up = now.prefilled_tokens >= now.received_tokens - 1
         return now.last_sequence >= sequence and caught_up
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):  # a fault ends it, not a slow machine
         events = session.events()  # raises when the session fails
         while not is_done(session.progress):
             await anext(events)

@@ -147,7 +147,10 @@ class DecodeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Decode(self, request, context):
-        """Decode pulls the KV of a hand-over and continues the answer.
+        """Decode pulls the KV of a hand-over and continues the answer. The key
+        stream2llm-handover-accepted in its initial metadata says that the worker
+        reads the hand-over, or tells prefill that it will not. An RPC that ends
+        without it has not touched the hand-over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

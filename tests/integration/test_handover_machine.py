@@ -9,6 +9,7 @@ every session is answered exactly and nothing is held anywhere.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,6 +24,7 @@ from hypothesis.stateful import (
 
 pytest.importorskip("vllm")
 
+from router.ahead_log import Fetch
 from tests.scheduling.engine_settings import EngineSettings
 from tests.scheduling.handover_pair import Pair
 from tests.session_machine import DOCUMENTS, SUFFIXES, Tokens
@@ -39,11 +41,12 @@ class HandoverMachine(RuleBasedStateMachine):
     """Sessions come and go; messages between the workers may be late."""
 
     pair_settings: tuple[EngineSettings, EngineSettings, int]
+    pair_type: type[Pair] = Pair
 
     def __init__(self) -> None:
         super().__init__()
         prefill, decode, read_steps = self.pair_settings
-        self.pair = Pair(prefill, decode, read_steps=read_steps)
+        self.pair = self.pair_type(prefill, decode, read_steps=read_steps)
         self.num_opened = 0
         self.sealed: set[str] = set()
 
@@ -92,6 +95,11 @@ class HandoverMachine(RuleBasedStateMachine):
     @rule(which=_WHICH)
     def deliver(self, which: int) -> None:
         self.pair.deliver(list(self.pair.sessions)[which % len(self.pair.sessions)])
+
+    @precondition(lambda self: self.pair.sessions)
+    @rule(which=_WHICH)
+    def deliver_final(self, which: int) -> None:
+        self.pair.deliver_final(list(self.pair.sessions)[which % len(self.pair.sessions)])
 
     @rule(num_steps=st.sampled_from([1, 1, 2, 5]))
     def step_prefill(self, num_steps: int) -> None:
@@ -166,12 +174,9 @@ EXAMPLES = settings(
 )
 
 
-@pytest.mark.parametrize("read_steps", [0, 3])
-@pytest.mark.parametrize("decode_blocks", [25, 60], ids=["tight", "roomy"])
-@pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no-cache"])
-def test_answers_are_exact_and_blocks_come_back(
+def _machine_type(
     prefix_caching: bool, decode_blocks: int, read_steps: int
-) -> None:
+) -> type[HandoverMachine]:
     options = {"min_offer_tokens": 8, "patience_steps": 6}
 
     class Machine(HandoverMachine):
@@ -181,4 +186,67 @@ def test_answers_are_exact_and_blocks_come_back(
             read_steps,
         )
 
-    run_state_machine_as_test(Machine, settings=EXAMPLES)
+    return Machine
+
+
+def EACH_PAIR(test: Any) -> Any:  # noqa: N802 - a mark like the others
+    """With every combination of what the two workers may be like."""
+    test = pytest.mark.parametrize("read_steps", [0, 3])(test)
+    test = pytest.mark.parametrize("decode_blocks", [25, 60], ids=["tight", "roomy"])(test)
+    ids = ["cache", "no-cache"]
+    return pytest.mark.parametrize("prefix_caching", [True, False], ids=ids)(test)
+
+
+@EACH_PAIR
+def test_answers_are_exact_and_blocks_come_back(
+    prefix_caching: bool, decode_blocks: int, read_steps: int
+) -> None:
+    machine = _machine_type(prefix_caching, decode_blocks, read_steps)
+    run_state_machine_as_test(machine, settings=EXAMPLES)
+
+
+@EACH_PAIR
+def test_an_offer_is_under_way_when_decode_dies_and_the_context_changes(
+    prefix_caching: bool, decode_blocks: int, read_steps: int
+) -> None:
+    """Its tokens are gone from the sequence when it arrives at the next decode worker."""
+    machine = _machine_type(prefix_caching, decode_blocks, read_steps)()
+    machine.open(documents=[(7,)] * 4)
+    machine.update(which=0, num_kept=4, documents=[(7,)])
+    machine.step_prefill(num_steps=1)
+    assert machine.pair.sessions["s1"].under_way
+    machine.decode_dies()
+    machine.update(which=0, num_kept=0, documents=[(7,)] * 3)
+    machine.blocks_are_accounted_for()
+    machine.teardown()
+
+
+class _CutsLate(Pair):
+    """A fault: a fetch is told the tokens of the sequence as it is when the fetch is sent."""
+
+    def tokens_to_fetch(self, name: str, fetch: Fetch[dict[str, Any]]) -> list[int]:
+        return self.prefill.sessions[name].tokens[: fetch.what.num_tokens]
+
+
+def _step_and_check(machine: HandoverMachine, num_steps: int) -> None:
+    for _ in range(num_steps):
+        machine.step_decode(num_steps=1)
+        machine.blocks_are_accounted_for()
+
+
+@EACH_PAIR
+def test_tokens_that_are_cut_too_late_are_found(
+    prefix_caching: bool, decode_blocks: int, read_steps: int
+) -> None:
+    """The check of decode's cache can fail."""
+    machine = _machine_type(prefix_caching, decode_blocks, read_steps)
+    machine.pair_type = _CutsLate
+    state = machine()
+    state.open(documents=[(7,)] * 4)
+    state.append(which=0, documents=[(7,)])
+    state.step_prefill(num_steps=1)
+    state.update(which=0, num_kept=0, documents=[(31, 32, 33, 34), (7,)])
+    state.deliver(which=0)
+    with pytest.raises(AssertionError, match="wrong KV in decode's cache"):
+        _step_and_check(state, read_steps + 2)
+    state.pair.close()

@@ -168,15 +168,15 @@ def test_what_an_answer_brings_in_the_step_of_a_fetch_is_not_read_again() -> Non
     pair = Pair(decode=EngineSettings(num_blocks=80))
     pair.open("a", CONTEXT)
     pair.step_prefill()
-    pair.abort("a")  # nothing of it crosses ahead
+    pair.refuse("a")  # nothing of it crosses ahead
     pair.seal("a", suffix_for(CONTEXT))
     while "a" not in pair.prefill.answers():
         pair.step_prefill()
-    pair.abort("a")
+    pair.refuse("a")
     pair.deliver("a")
     pair.step_decode()
     pair.open("b", CONTEXT)
-    while not pair.sessions["b"].undelivered:
+    while not pair.sessions["b"].under_way:
         pair.step_prefill()
     while pair.reader.reads:
         pair.step_decode()
@@ -202,8 +202,10 @@ def test_an_answer_is_not_held_up_by_a_fetch_that_was_given_up() -> None:
         pair.step_prefill()
     pair.deliver("a")
     pair.step_decode()
-    pair.abort("a")
-    pair.seal("a", suffix_for(CONTEXT))
+    changed = [*CONTEXT[:8], *range(2000, 2030)]
+    pair.become("a", changed)
+    pair.deliver("a")
+    pair.seal("a", suffix_for(changed))
     while "a" not in pair.prefill.answers():
         pair.step_prefill()
     pair.deliver("a")

@@ -5,7 +5,8 @@
 2. A fetch never takes what answers need, nor what was used more recently.
 3. Those who decode lose the set share of their time at most.
 4. Every block that crossed ahead is counted once: used or wasted.
-5. A fetch under way is of tokens that are still those of the sequence.
+5. A fetch is of the tokens that its offer is the KV of; they are still those of the
+   sequence, or it is in vain. Every offer ends exactly once.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from prefill_worker.offers import (
     OfferView,
     next_offer,
 )
-from router.ahead_log import AheadLog, Offered, OfferVerdict
+from router.ahead_log import AheadLog, Offered, OfferVerdict, Spliced
 from router.stability import Stability, num_sure
+from stream2llm.prefix import as_tokens
 
 pytestmark = pytest.mark.property
 
@@ -264,22 +266,116 @@ def test_every_block_that_crossed_is_used_or_wasted(
 # -- 5: the router's log ---------------------------------------------------------------
 
 
+class AheadLogMachine(RuleBasedStateMachine):
+    """Splices, offers that lag behind them, and fetches that end late, against plain lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = AheadLog[int]()
+        # By revision; and the newest one that prefill has seen.
+        self.sequences: list[list[int]] = [[]]
+        self.seen = 0
+        # What each offer is the KV of, by its number; and those that came to an end.
+        self.promised: list[list[int]] = []
+        self.over: list[int] = []
+        self.num_changes = 0
+
+    @rule(keep=counts, length=st.integers(0, 8))
+    def splice(self, keep: int, length: int) -> None:
+        keep = min(keep, len(self.sequences[-1]))
+        self.num_changes += 1
+        sequence = self.sequences[-1][:keep] + [self.num_changes] * length
+        fetch = self.log.at_decode
+        was_in_vain = fetch is not None and self.log.is_in_vain(fetch)
+        self.sequences.append(sequence)
+        spliced = self.log.spliced(len(self.sequences) - 1, keep, as_tokens(sequence))
+        self.over += spliced.released
+        assert all(len(self.promised[number]) > keep for number in spliced.released)
+        changes = fetch is not None and fetch.what.num_tokens > keep
+        assert spliced.aborts == (changes and not was_in_vain), (
+            "aborted once, and only if it changes"
+        )
+
+    @rule(lead=st.integers(0, 3))
+    def prefill_sees(self, lead: int) -> None:
+        self.seen = min(self.seen + lead, len(self.sequences) - 1)
+        self.log.seen(self.seen)
+
+    @rule(num_tokens=st.integers(1, 8))
+    def offer(self, num_tokens: int) -> None:
+        tokens = self.sequences[self.seen][:num_tokens]
+        number = len(self.promised)
+        self.promised.append(tokens)
+        verdict = self.log.offered(Offered(self.seen, len(tokens)), number)
+        if verdict is OfferVerdict.STALE:
+            self.over.append(number)
+        else:
+            assert self.sequences[-1][: len(tokens)] == tokens
+
+    @rule()
+    def send(self) -> None:
+        fetch = self.log.next()
+        if fetch is not None:
+            assert fetch.tokens.tolist() == self.promised[fetch.handover]
+
+    @precondition(lambda self: self.log.at_decode is not None)
+    @rule()
+    def fetch_ends(self) -> None:
+        fetch = self.log.at_decode
+        assert fetch is not None
+        self.log.ended(fetch)
+        self.over.append(fetch.handover)
+
+    @invariant()
+    def what_is_at_decode_is_true_or_in_vain(self) -> None:
+        fetch = self.log.at_decode
+        if fetch is not None:
+            assert fetch.tokens.tolist() == self.promised[fetch.handover]
+            is_true = self.sequences[-1][: len(fetch.tokens)] == fetch.tokens.tolist()
+            assert is_true or self.log.is_in_vain(fetch)
+
+    def teardown(self) -> None:
+        self.over += self.log.close()
+        if self.log.at_decode is not None:
+            self.over.append(self.log.at_decode.handover)
+        assert sorted(self.over) == list(range(len(self.promised))), "an offer ends exactly once"
+
+
+TestAheadLog = AheadLogMachine.TestCase
+
+
 def test_an_offer_behind_a_later_splice_is_stale() -> None:
-    log = AheadLog()
-    log.spliced(1, 0)
-    log.spliced(2, 30)
-    assert log.offered(Offered(revision=1, num_tokens=32)) is OfferVerdict.STALE
-    fresh = Offered(revision=1, num_tokens=28)
-    assert log.offered(fresh) is OfferVerdict.FETCH
-    assert not log.spliced(3, 28), "what is being fetched stays as it is"
-    assert log.spliced(4, 27), "what is being fetched changes"
-    log.ended(fresh)
-    assert not log.spliced(5, 0)
+    log = AheadLog[str]()
+    log.spliced(1, 0, as_tokens([1] * 32))
+    log.spliced(2, 30, as_tokens([1] * 30 + [2] * 2))
+    assert log.offered(Offered(revision=1, num_tokens=32), "stale") is OfferVerdict.STALE
+    assert log.offered(Offered(revision=1, num_tokens=28), "fresh") is OfferVerdict.FETCH
+    fetch = log.next()
+    assert fetch is not None
+    assert log.spliced(3, 28, as_tokens([1] * 28)) == Spliced(), "the fetch stays as it is"
+    assert log.spliced(4, 27, as_tokens([1] * 27)) == Spliced(aborts=True)
+    assert log.spliced(5, 0, as_tokens([])) == Spliced(), "it is aborted once"
+    log.ended(fetch)
+    assert log.spliced(6, 0, as_tokens([])) == Spliced()
+
+
+def test_offers_are_fetched_one_at_a_time_with_the_tokens_they_came_with() -> None:
+    log = AheadLog[str]()
+    log.spliced(1, 0, as_tokens([1, 2, 3, 4]))
+    log.offered(Offered(revision=1, num_tokens=2), "first")
+    log.offered(Offered(revision=1, num_tokens=4), "second")
+    first = log.next()
+    assert first is not None
+    assert log.next() is None, "one is at decode"
+    assert log.spliced(2, 1, as_tokens([1, 9])) == Spliced(("second",), aborts=True)
+    assert (first.handover, first.tokens.tolist()) == ("first", [1, 2])
+    assert log.is_in_vain(first)
+    log.ended(first)
+    assert log.next() is None, "the second one was released"
 
 
 def test_a_splice_that_prefill_has_seen_is_no_reason_any_more() -> None:
-    log = AheadLog()
-    log.spliced(1, 0)
+    log = AheadLog[str]()
+    log.spliced(1, 0, as_tokens([1] * 100))
     log.seen(1)
-    assert log.offered(Offered(revision=1, num_tokens=100)) is OfferVerdict.FETCH
-    assert log.fetching == Offered(revision=1, num_tokens=100)
+    assert log.offered(Offered(revision=1, num_tokens=100), "fresh") is OfferVerdict.FETCH

@@ -3,11 +3,14 @@
 KV is digests (executor.py). A read copies prefill's blocks as they are when the
 read ends, so blocks that were freed under it bring something else. The worker's
 half of the connector is played as it is: it tells prefill when a read has ended,
-or that there is none, and fails one that ended after its lease.
+or that there is none, and fails one that ended after its lease. The router's
+decisions are those of its own log (router/ahead_log.py); this carries them out, as
+late as the caller likes.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -28,9 +31,11 @@ from decode_worker.fetch_orders import (
 )
 from prefill_worker import blocks
 from prefill_worker.local_engine import core_request
-from router.ahead_log import AheadLog, Offered, OfferVerdict
+from prefill_worker.session_state import WIRE_KEY
+from router.ahead_log import AheadLog, Fetch, Offered, OfferVerdict
 from stream2llm.clock import ManualClock
 from stream2llm.handover import HANDOVER_KEY
+from stream2llm.prefix import as_tokens
 from tests.digests import STOP_TOKEN, answer_of, prefix_digests
 from tests.scheduling.decode_settings import create_decode_scheduler
 from tests.scheduling.driver import SchedulerDriver
@@ -108,14 +113,19 @@ def is_leased(leases: LeaseHolder, remote_id: str) -> bool:
     return remote_id in leases.held or remote_id not in leases.ended
 
 
+class _Abort:
+    """The fetch under way is in vain."""
+
+
 @dataclass
 class Streamed:
     """A session at its router."""
 
-    log: AheadLog = field(default_factory=AheadLog)
+    log: AheadLog[dict[str, Any]] = field(default_factory=AheadLog)
+    # What was sent to decode and has not arrived, oldest first.
+    under_way: deque[Fetch[dict[str, Any]] | _Abort] = field(default_factory=deque)
     num_fetches: int = 0
-    # Fetches that prefill's offers asked for and decode has not heard of: (tokens, params).
-    undelivered: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    # The fetch that decode knows of; empty when there is none.
     fetch_id: str = ""
     # The hand-over after the first token, until decode has it.
     final: dict[str, Any] | None = None
@@ -123,11 +133,23 @@ class Streamed:
     # Since when its KV lies at decode unused.
     since_s: float = 0.0
 
+    def send_next(self) -> None:
+        """Sends decode the next fetch, if it is time for one."""
+        fetch = self.log.next()
+        if fetch is not None:
+            self.under_way.append(fetch)
+
     def end_fetch(self) -> None:
-        """The fetch has ended, however."""
+        """The fetch at decode has ended, however, or will never get there."""
         self.fetch_id = ""
-        if self.log.fetching is not None:
-            self.log.ended(self.log.fetching)
+        self.under_way.clear()
+        if self.log.at_decode is not None:
+            self.log.ended(self.log.at_decode)
+        self.send_next()
+
+    @property
+    def has_fetch_under_way(self) -> bool:
+        return self.log.at_decode is not None and self.log.at_decode in self.under_way
 
 
 class Pair:
@@ -171,6 +193,8 @@ class Pair:
         """Begins a session that streams its hand-over."""
         self.sessions[name] = Streamed(since_s=self.clock.monotonic_s())
         self.prefill.open(name, prefix, hand_over=True)
+        revision = self.prefill.sessions[name].revision
+        self.sessions[name].log.spliced(revision, 0, as_tokens(prefix))
 
     def become(self, name: str, tokens: list[int]) -> None:
         """The sequence is now this."""
@@ -180,9 +204,12 @@ class Pair:
             (i for i, (a, b) in enumerate(zip(old, tokens, strict=False)) if a != b),
             min(len(old), len(tokens)),
         )
-        revision = self.prefill.sessions[name].revision
-        if self.sessions[name].log.spliced(revision, same):
-            self.abort(name)
+        revision, session = self.prefill.sessions[name].revision, self.sessions[name]
+        spliced = session.log.spliced(revision, same, as_tokens(tokens))
+        for params in spliced.released:
+            self.release(params)
+        if spliced.aborts:
+            session.under_way.append(_Abort())
 
     def seal(self, name: str, suffix: tuple[int, ...] = ()) -> None:
         """Complete."""
@@ -190,56 +217,82 @@ class Pair:
         session.sealed = True
         self.become(name, session.tokens + list(suffix))
 
-    def abort(self, name: str) -> None:
-        """The router gives the fetch up."""
-        session = self.sessions[name]
-        if session.fetch_id:
-            self.decode.finish_requests([session.fetch_id], RequestStatus.FINISHED_ABORTED)
-        for _, params in session.undelivered:
-            self.release(params)
-        session.undelivered.clear()
-        session.end_fetch()
-
     def release(self, params: dict[str, Any]) -> None:
         """Nobody will read this."""
         self.prefill.executor.leases.end(params["remote_request_id"])
 
     def cancel(self, name: str) -> None:
         """The client is gone."""
-        self.abort(name)
-        self.prefill.cancel(name)
         session = self.sessions.pop(name)
-        if session.final is not None:
-            self.release(session.final)
-        self.decode.finish_requests([name], RequestStatus.FINISHED_ABORTED)
+        unread = [*session.log.close()]
+        unread += [each.handover for each in session.under_way if isinstance(each, Fetch)]
+        unread += [session.final] if session.final is not None else []
+        for params in unread:
+            self.release(params)
+        self.prefill.cancel(name)
+        requests = [name, session.fetch_id] if session.fetch_id else [name]
+        self.decode.finish_requests(requests, RequestStatus.FINISHED_ABORTED)
 
     def kill_decode(self) -> None:
-        """Its reads end with it, and nobody tells prefill."""
+        """Its reads end with it, and nobody tells prefill; what it never got goes to the next one."""
         for session in self.sessions.values():
-            session.end_fetch()
+            fetch = session.log.at_decode
+            if fetch is None:
+                continue
+            if not session.has_fetch_under_way:
+                session.end_fetch()
+            elif session.log.is_in_vain(fetch):
+                self.release(fetch.handover)
+                session.end_fetch()
         self.decode.shutdown()
         self.start_decode()
 
-    def deliver(self, name: str) -> None:
-        """What the router has for decode arrives."""
+    def refuse(self, name: str) -> None:
+        """Decode refuses the fetch that is under way to it, as a worker that drains does."""
         session = self.sessions[name]
-        for num_tokens, params in session.undelivered:
-            self._fetch(name, num_tokens, params)
-        session.undelivered.clear()
+        if session.has_fetch_under_way:
+            assert session.log.at_decode is not None
+            self.release(session.log.at_decode.handover)
+            session.end_fetch()
+
+    def deliver(self, name: str) -> None:
+        """The oldest message that the router has for decode arrives."""
+        session = self.sessions[name]
+        if not session.under_way:
+            self.deliver_final(name)
+            return
+        message = session.under_way.popleft()
+        if isinstance(message, Fetch):
+            self._fetch(name, message)
+        elif session.fetch_id:
+            self.decode.finish_requests([session.fetch_id], RequestStatus.FINISHED_ABORTED)
+            session.results.append(FetchResult(FetchEnd.ABORTED))
+            session.end_fetch()
+
+    def deliver_final(self, name: str) -> None:
+        """The hand-over after the first token arrives, if there is one.
+
+        It has an RPC of its own, so it may overtake the fetch and its abort.
+        """
+        session = self.sessions[name]
         if session.final is not None:
             params, session.final = session.final, None
             tokens = [*self.prefill.sessions[name].tokens, self.prefill.answers()[name][-1]]
             self._add(name, tokens, {**order_to_wire(FinalOrder(name))}, params)
 
-    def _fetch(self, name: str, num_tokens: int, params: dict[str, Any]) -> None:
+    def _fetch(self, name: str, fetch: Fetch[dict[str, Any]]) -> None:
         session = self.sessions[name]
         session.num_fetches += 1
         session.fetch_id = f"{name}/{session.num_fetches}"
         size = self._decode_settings.block_size
-        order = FetchOrder(name, num_tokens // size, session.since_s)
+        order = FetchOrder(name, fetch.what.num_tokens // size, session.since_s)
         session.since_s = self.clock.monotonic_s()
-        tokens = [*self.prefill.sessions[name].tokens[:num_tokens], 0]
-        self._add(session.fetch_id, tokens, order_to_wire(order), params)
+        tokens = [*self.tokens_to_fetch(name, fetch), 0]
+        self._add(session.fetch_id, tokens, order_to_wire(order), fetch.handover)
+
+    def tokens_to_fetch(self, name: str, fetch: Fetch[dict[str, Any]]) -> list[int]:
+        """What the router tells decode that the KV is of."""
+        return [int(token) for token in fetch.tokens]
 
     def _add(
         self, request_id: str, tokens: list[int], extra: dict[str, Any], params: dict[str, Any]
@@ -274,19 +327,23 @@ class Pair:
         params = output.kv_transfer_params or {}
         if HANDOVER_KEY in params:
             self._take_offer(session, params[HANDOVER_KEY])
-        elif session is not None and params.get("do_remote_prefill"):
-            keys = params.keys() - {"stream2llm"}
-            session.final = {key: params[key] for key in keys}
+            return
+        if session is None:
+            return
+        progress = params.get(WIRE_KEY)
+        if progress is not None:
+            session.log.seen(progress["revision"])
+        if params.get("do_remote_prefill"):
+            session.final = {key: params[key] for key in params.keys() - {WIRE_KEY}}
 
     def _take_offer(self, session: Streamed | None, offer: dict[str, Any]) -> None:
         if session is None:
             self.release(offer["params"])
             return
         offered = Offered(offer["revision"], offer["num_tokens"])
-        if session.log.offered(offered) is OfferVerdict.FETCH:
-            session.undelivered.append((offered.num_tokens, offer["params"]))
-        else:
+        if session.log.offered(offered, offer["params"]) is OfferVerdict.STALE:
             self.release(offer["params"])
+        session.send_next()
 
     def step_decode(self) -> None:
         """One step of decode, if it is not asleep."""

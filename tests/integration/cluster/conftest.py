@@ -51,7 +51,7 @@ async def client(cluster: Cluster) -> AsyncIterator[AsyncClient]:
     """A client of the cluster's router; afterwards nobody may hold a KV block."""
     async with AsyncClient(cluster.router_addresses[0]) as client:
         yield client
-        await until_blocks_are_free(client.server_info)
+        await until_blocks_are_free(client.server_info, 3 * cluster.config.handover.lease_s)
 
 
 @pytest.fixture(scope="session")

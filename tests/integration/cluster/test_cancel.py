@@ -26,6 +26,8 @@ from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, play, until_prefilled
 
 pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+# Where a lease makes nothing good, however slow the machine is.
+LONG_LEASE = pytest.mark.cluster("sensitive-tight")
 ENDLESS = SamplingParameters(max_tokens=500, temperature=0.0, ignore_eos=True)
 STREAM = Stream("cancel", (("append", ("a",)),), {"a": 3000})
 SMALL = Stream("small", (("append", ("a",)),), {"a": 40})
@@ -173,6 +175,7 @@ async def _first_token(cluster: Cluster) -> AsyncIterator[worker_pb2.FirstToken]
         yield response.first_token
 
 
+@LONG_LEASE
 async def test_a_released_hand_over_is_free_long_before_its_lease_ends(
     cluster: Cluster, client: AsyncClient
 ) -> None:
@@ -205,6 +208,7 @@ async def test_a_hand_over_whose_router_vanishes_is_left_to_decode_and_the_lease
     await until_blocks_are_free(client.server_info, 3 * cluster.config.handover.lease_s)
 
 
+@LONG_LEASE
 async def test_a_hand_over_that_decode_refuses_is_released(
     cluster: Cluster, client: AsyncClient
 ) -> None:
@@ -226,8 +230,11 @@ async def test_a_hand_over_that_decode_refuses_is_released(
         await until_blocks_are_free(client.server_info, cluster.config.handover.lease_s / 2)
 
 
-async def test_a_session_id_with_a_meaning_to_nixl_is_only_a_name(client: AsyncClient) -> None:
+@LONG_LEASE
+async def test_a_session_id_with_a_meaning_to_nixl_is_only_a_name(
+    cluster: Cluster, client: AsyncClient
+) -> None:
     """ "HB:" begins a heartbeat among NIXL's notifications."""
     sampling = SamplingParameters(max_tokens=2, temperature=0.0, ignore_eos=True)
     await client.generate(SMALL.prompt, sampling=sampling, session_id="HB:a,b").answer()
-    await until_blocks_are_free(client.server_info, timeout_s=5)
+    await until_blocks_are_free(client.server_info, cluster.config.handover.lease_s / 2)

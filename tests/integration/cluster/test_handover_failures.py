@@ -1,8 +1,8 @@
 """Failures of the field while KV is handed over ahead of the seal, on real engines.
 
 The numbers are those of the list of failures that neighbouring systems met. The
-`client` fixture fails a test when a worker still holds a block half a minute
-after its end, which is three leases.
+`client` fixture fails a test when a worker still holds a block three leases
+after its end.
 """
 
 from __future__ import annotations

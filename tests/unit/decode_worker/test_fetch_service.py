@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -30,12 +31,15 @@ class _Session:
         self._failures = list(failures)
         self._is_aborted = False
 
-    async def fetch(self, keep_tokens: int, token_ids: list[int], transfer: Any) -> FetchResult:
+    def spliced(self, keep_tokens: int, token_ids: list[int]) -> None:
+        self.num_tokens = keep_tokens + len(token_ids)
+
+    async def fetch(self, transfer: Any) -> FetchResult:
         await self.may_end.wait()
         if self._failures:
             raise self._failures.pop(0)
         end = FetchEnd.ABORTED if self._is_aborted else FetchEnd.FETCHED
-        return FetchResult(end, num_blocks=len(token_ids))
+        return FetchResult(end, num_blocks=self.num_tokens)
 
     async def abort(self) -> None:
         self._is_aborted = True
@@ -67,8 +71,13 @@ def _opening() -> worker_pb2.FetchAheadRequest:
     return worker_pb2.FetchAheadRequest(open=worker_pb2.OpenFetchAhead(fetch_session_id="session"))
 
 
+def _handover(num_tokens: int) -> worker_pb2.Handover:
+    params = {"remote_engine_id": "prefill", "remote_num_tokens": num_tokens}
+    return worker_pb2.Handover(kv_transfer_params_json=json.dumps(params))
+
+
 def _fetch(num_tokens: int) -> worker_pb2.FetchAheadRequest:
-    handover = worker_pb2.Handover(kv_transfer_params_json='{"remote_engine_id": "prefill"}')
+    handover = _handover(num_tokens)
     tokens = list(range(num_tokens))
     return worker_pb2.FetchAheadRequest(
         fetch=worker_pb2.FetchKv(keep_tokens=0, token_ids=tokens, handover=handover)

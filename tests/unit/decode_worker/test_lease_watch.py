@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from decode_worker.lease_watch import MARGIN_S, LeaseWatch
+from decode_worker.lease_watch import MARGIN_S, LeaseWatch, clock_offset_s
 
 pytestmark = pytest.mark.unit
 
@@ -71,3 +71,13 @@ def test_what_is_told_again_later_changes_nothing(watch: LeaseWatch) -> None:
     watch.sent_signs([NAME], 8.0)
     watch.began_before(NAME, deadline_s=9.0)
     assert watch.ended(NAME, now_s=13.0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.1.1", "::1", "localhost"])
+def test_on_one_machine_there_is_one_clock_however_long_the_handshake_took(host: str) -> None:
+    assert clock_offset_s(host, measured_s=2.4) == 0.0
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7", "prefill-0.example", "fe80::1"])
+def test_the_clock_of_another_machine_is_as_measured(host: str) -> None:
+    assert clock_offset_s(host, measured_s=-3000.5) == -3000.5

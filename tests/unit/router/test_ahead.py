@@ -11,6 +11,7 @@ from stream2llm.errors import UnavailableError
 from stream2llm.v1 import inference_pb2 as pb
 from tests.fake_workers import FakeDecode, FakeWorker
 from tests.router_ring import Conversation, Ring, named, soon
+from tests.stuck_call import StuckCall
 
 pytestmark = pytest.mark.unit
 
@@ -105,6 +106,43 @@ async def test_an_update_aborts_the_fetch_under_way(ring: Ring) -> None:
     await session.seal()
     answered = await session.answer()
     assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+
+
+async def test_a_decode_worker_that_takes_no_message_delays_no_update_and_no_seal(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.fetch_leg.ABORT_TIMEOUT_S", 3600)
+    call = StuckCall()
+    (worker,) = (w for w in ring.router._parts.workers if w.worker_id == "decode-0")
+    monkeypatch.setattr(worker.decode, "FetchAhead", lambda: call)
+    session = await streaming(ring, prefix="")
+    await session.append(("a", "one two three four"))
+    await soon(call.writing.wait())
+    await session.update(("b", "something else"))
+    while ring.record.sequence != ring.encode("something else"):
+        await ring.told(ring.record.revision + 1)
+    await session.seal()
+    answered = await session.answer()
+    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert not call.written
+
+
+async def test_an_abort_goes_out_when_decode_takes_messages_again(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.fetch_leg.ABORT_TIMEOUT_S", 3600)
+    call = StuckCall()
+    (worker,) = (w for w in ring.router._parts.workers if w.worker_id == "decode-0")
+    monkeypatch.setattr(worker.decode, "FetchAhead", lambda: call)
+    session = await streaming(ring, prefix="")
+    await session.append(("a", "one two three four"))
+    await soon(call.writing.wait())
+    await session.update(("b", "something else"))
+    call.may_write.set()
+    await soon(call.has_abort.wait())
+    assert call.kinds == ["open", "fetch", "abort"]
+    await session.seal()
+    await session.answer()
 
 
 async def test_a_cancelled_session_ends_its_fetch(ring: Ring) -> None:

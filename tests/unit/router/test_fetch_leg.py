@@ -6,7 +6,6 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-import grpc
 import pytest
 
 from router.ahead import Ahead
@@ -15,55 +14,11 @@ from router.fetch_leg import FetchLeg
 from stream2llm.errors import UnavailableError
 from stream2llm.prefix import as_tokens
 from stream2llm.v1 import worker_pb2 as pb
+from tests.stuck_call import StuckCall
 
 pytestmark = pytest.mark.unit
 
 FIRST, SECOND = (pb.Handover(kv_transfer_params_json=name) for name in ("one", "two"))
-
-
-class StuckCall:
-    """A call of grpc.aio whose other end takes no message until the test lets it."""
-
-    def __init__(self) -> None:
-        self.may_write = asyncio.Event()
-        self.writing = asyncio.Event()
-        self.written: list[Any] = []
-        self.has_fetch = asyncio.Event()
-        self.cancelled = asyncio.Event()
-
-    async def write(self, message: Any) -> None:
-        self.writing.set()
-        if self.cancelled.is_set():
-            raise asyncio.InvalidStateError("RPC already finished.")
-        await self.may_write.wait()
-        self.written.append(message)
-        if message.WhichOneof("event") == "fetch":
-            self.has_fetch.set()
-
-    def __aiter__(self) -> StuckCall:
-        return self
-
-    async def __anext__(self) -> Any:
-        await self.cancelled.wait()
-        raise asyncio.CancelledError  # so does grpc.aio, whoever reads
-
-    def add_done_callback(self, callback: Any) -> None:
-        pass
-
-    def done(self) -> bool:
-        return self.cancelled.is_set()
-
-    def cancel(self) -> None:
-        self.cancelled.set()
-
-    async def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.CANCELLED
-
-    async def details(self) -> str:
-        return "cancelled here"
-
-    async def trailing_metadata(self) -> grpc.aio.Metadata:
-        return grpc.aio.Metadata()
 
 
 class Side:
@@ -73,6 +28,7 @@ class Side:
         self.calls: list[StuckCall] = []
         self.has_second_call = asyncio.Event()
         self.released: list[str] = []
+        self.has_release = asyncio.Event()
         self.places = 0
         self.worker = SimpleNamespace(
             worker_id="decode-0",
@@ -81,12 +37,11 @@ class Side:
         )
         pool = SimpleNamespace(
             pick=lambda role: self.worker,
-            release_handover=lambda request: self.released.append(
-                request.handover.kv_transfer_params_json
-            ),
+            release_handover=self._release_handover,
             failure=lambda worker, error: ConnectionError(error.details()),
         )
-        metrics = SimpleNamespace(fetch_ended=lambda end: None)
+        self.ended: list[str] = []
+        metrics = SimpleNamespace(fetch_ended=self.ended.append)
         parts = SimpleNamespace(workers=pool, metrics=metrics)
         self.live: Any = SimpleNamespace(session_id="s", parts=parts)
 
@@ -99,6 +54,10 @@ class Side:
     def _acquire(self) -> Any:
         self.places += 1
         return SimpleNamespace(release=self._release)
+
+    def _release_handover(self, request: pb.ReleaseHandoverRequest) -> None:
+        self.released.append(request.handover.kv_transfer_params_json)
+        self.has_release.set()
 
     def _release(self) -> None:
         self.places -= 1
@@ -116,7 +75,7 @@ async def offered(side: Side) -> tuple[Ahead, asyncio.Task[None], StuckCall]:
     """A session whose first offer is being written to decode."""
     ahead = Ahead(side.live, "streamed")
     ahead.began(4)
-    await ahead.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False), as_tokens([1, 2, 3, 4]))
+    ahead.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False), as_tokens([1, 2, 3, 4]))
     ahead.seen(1)
     ahead.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=FIRST))
     running = asyncio.create_task(ahead.run())
@@ -127,9 +86,15 @@ async def offered(side: Side) -> tuple[Ahead, asyncio.Task[None], StuckCall]:
 
 async def test_an_abort_that_decode_does_not_take_ends_the_rpc(side, monkeypatch):
     monkeypatch.setattr("router.fetch_leg.ABORT_TIMEOUT_S", 0.01)
-    leg = side.leg()
-    await asyncio.wait_for(leg.abort(), 5)
-    assert side.calls[0].cancelled.is_set()
+    leg, call = side.leg(), side.calls[0]
+    call.may_write.set()
+    fetching = asyncio.create_task(leg.fetch(as_tokens([1, 2]), FIRST))
+    await asyncio.wait_for(call.has_fetch.wait(), 5)
+    call.may_write.clear()
+    leg.abort()
+    with pytest.raises(UnavailableError, match="took no abort"):
+        await asyncio.wait_for(fetching, 5)
+    assert call.cancelled.is_set()
 
 
 async def test_an_abort_waits_no_longer_for_a_fetch_that_decode_does_not_take(side, monkeypatch):
@@ -137,18 +102,56 @@ async def test_an_abort_waits_no_longer_for_a_fetch_that_decode_does_not_take(si
     leg = side.leg()
     fetching = asyncio.create_task(leg.fetch(as_tokens([1, 2]), FIRST))
     await side.calls[0].writing.wait()
-    await asyncio.wait_for(leg.abort(), 5)
-    assert side.calls[0].cancelled.is_set()
+    leg.abort()
+    await asyncio.wait_for(side.calls[0].cancelled.wait(), 5)
     side.calls[0].may_write.set()
     with pytest.raises(UnavailableError, match="took no abort"):
         await asyncio.wait_for(fetching, 5)
+
+
+async def test_an_abort_comes_before_the_next_fetch(side):
+    """Also when the end of the fetch is there already, but nobody has looked at it."""
+    leg, call = side.leg(), side.calls[0]
+    call.may_write.set()
+    fetching = asyncio.create_task(leg.fetch(as_tokens([1, 2]), FIRST))
+    await asyncio.wait_for(call.has_fetch.wait(), 5)
+    call.may_write.clear()
+    call.ends.put_nowait("first")
+    leg.abort()
+
+    async def next_fetch() -> Any:
+        assert await fetching == "first"
+        call.has_fetch.clear()
+        return await leg.fetch(as_tokens([1, 2, 3]), SECOND)
+
+    following = asyncio.create_task(next_fetch())
+    await asyncio.wait_for(call.has_ended.wait(), 5)
+    for _ in range(10):  # whoever is in a hurry may go on now
+        await asyncio.sleep(0)
+    assert call.kinds == ["open", "fetch"]
+    call.may_write.set()
+    await asyncio.wait_for(call.has_abort.wait(), 5)
+    await asyncio.wait_for(call.has_fetch.wait(), 5)
+    call.ends.put_nowait("second")
+    assert await asyncio.wait_for(following, 5) == "second"
+    assert call.kinds == ["open", "fetch", "abort", "fetch"]
+
+
+async def test_an_abort_when_no_fetch_is_under_way_says_nothing(side):
+    leg, call = side.leg(), side.calls[0]
+    call.may_write.set()
+    leg.abort()
+    call.ends.put_nowait("first")
+    assert await asyncio.wait_for(leg.fetch(as_tokens([1, 2]), FIRST), 5) == "first"
+    assert call.kinds == ["open", "fetch"]
 
 
 async def test_a_session_goes_on_when_decode_did_not_take_its_abort(side, monkeypatch):
     """The fetch is over, the offer is left to its lease, and the next one gets a leg of its own."""
     monkeypatch.setattr("router.fetch_leg.ABORT_TIMEOUT_S", 0.01)
     ahead, running, stuck = await offered(side)
-    await ahead.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
+    ahead.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
+    await asyncio.wait_for(stuck.cancelled.wait(), 5)
     stuck.may_write.set()
     ahead.seen(2)
     ahead.offered(pb.HandoverOffer(revision=2, num_tokens=4, handover=SECOND))
@@ -163,11 +166,15 @@ async def test_a_session_goes_on_when_decode_did_not_take_its_abort(side, monkey
 
 
 async def test_an_abort_that_is_taken_leaves_the_rpc_as_it_is(side):
-    leg = side.leg()
-    side.calls[0].may_write.set()
-    await leg.abort()
-    assert [each.WhichOneof("event") for each in side.calls[0].written] == ["abort"]
-    assert not side.calls[0].done()
+    leg, call = side.leg(), side.calls[0]
+    call.may_write.set()
+    fetching = asyncio.create_task(leg.fetch(as_tokens([1, 2]), FIRST))
+    await asyncio.wait_for(call.has_fetch.wait(), 5)
+    leg.abort()
+    await asyncio.wait_for(call.has_abort.wait(), 5)
+    call.ends.put_nowait("aborted")
+    assert await asyncio.wait_for(fetching, 5) == "aborted"
+    assert not call.done()
 
 
 async def test_a_session_that_ends_before_decode_has_its_offer_releases_it(side):
@@ -197,3 +204,52 @@ async def test_offers_that_nobody_looked_at_are_released_with_the_session(side):
     await asyncio.wait([running])
     ahead.close()
     assert sorted(side.released) == ["one", "two"]
+
+
+async def test_a_splice_releases_the_offers_that_wait_and_aborts_the_fetch_under_way(side):
+    ahead, running, call = await offered(side)
+    ahead.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=SECOND))
+    ahead.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
+    assert side.released == ["two"]
+    call.may_write.set()
+    await asyncio.wait_for(call.has_abort.wait(), 5)
+    assert call.kinds == ["open", "fetch", "abort"]
+    running.cancel()
+    await asyncio.wait([running])
+    ahead.close()
+    assert side.released == ["two"], "decode answers for what it has"
+
+
+async def test_a_splice_that_changes_no_token_of_them_leaves_offers_and_fetches_alone(side):
+    ahead, running, call = await offered(side)
+    ahead.spliced(2, Splice(4, as_tokens([5]), 0, False), as_tokens([1, 2, 3, 4, 5]))
+    call.may_write.set()
+    await asyncio.wait_for(call.has_fetch.wait(), 5)
+    call.ends.put_nowait(pb.FetchAheadResponse(end=pb.FETCH_END_FETCHED))
+    ahead.offered(pb.HandoverOffer(revision=2, num_tokens=5, handover=SECOND))
+    call.has_fetch.clear()
+    await asyncio.wait_for(call.has_fetch.wait(), 5)
+    assert side.ended == ["FETCH_END_FETCHED"]
+    assert call.kinds == ["open", "fetch", "fetch"]
+    running.cancel()
+    await asyncio.wait([running])
+    ahead.close()
+
+
+async def test_a_fetch_that_is_in_vain_before_it_is_sent_is_released(side):
+    """Its leg was lost, and a splice comes while that is found out."""
+    ahead = Ahead(side.live, "streamed")
+    ahead.began(4)
+    ahead.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False), as_tokens([1, 2, 3, 4]))
+    ahead.seen(1)
+    side.calls[0].cancel()
+    ahead.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=FIRST))
+    running = asyncio.create_task(ahead.run())
+    await asyncio.sleep(0)
+    ahead.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
+    await asyncio.wait_for(side.has_release.wait(), 5)
+    assert side.released == ["one"]
+    assert not side.calls[-1].writing.is_set()
+    running.cancel()
+    await asyncio.wait([running])
+    ahead.close()

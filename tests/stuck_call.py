@@ -1,0 +1,76 @@
+"""An RPC whose other end does not keep up."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+
+
+class StuckCall:
+    """A call of grpc.aio whose other end takes no message until the test lets it."""
+
+    def __init__(self) -> None:
+        self.may_write = asyncio.Event()
+        self.writing = asyncio.Event()
+        self.written: list[Any] = []
+        self.has_fetch = asyncio.Event()
+        self.has_abort = asyncio.Event()
+        # Ends of fetches, for whoever reads; and whether one was read.
+        self.has_ended = asyncio.Event()
+        self.ends: asyncio.Queue[Any] = asyncio.Queue()
+        self.cancelled = asyncio.Event()
+
+    async def write(self, message: Any) -> None:
+        self.writing.set()
+        if self.cancelled.is_set():
+            raise asyncio.InvalidStateError("RPC already finished.")
+        try:
+            await self.may_write.wait()
+        except asyncio.CancelledError:  # so does grpc.aio
+            self.cancel()
+            raise
+        self.written.append(message)
+        match message.WhichOneof("event"):
+            case "fetch":
+                self.has_fetch.set()
+            case "abort":
+                self.has_abort.set()
+
+    def __aiter__(self) -> StuckCall:
+        return self
+
+    async def __anext__(self) -> Any:
+        end, cancelled = asyncio.create_task(self.ends.get()), self.cancelled.wait()
+        ending = asyncio.create_task(cancelled)
+        await asyncio.wait({end, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if ending.done():
+            end.cancel()
+            raise asyncio.CancelledError  # so does grpc.aio, whoever reads
+        ending.cancel()
+        self.has_ended.set()
+        return end.result()
+
+    @property
+    def kinds(self) -> list[str]:
+        """What has been written."""
+        return [message.WhichOneof("event") for message in self.written]
+
+    def add_done_callback(self, callback: Any) -> None:
+        pass
+
+    def done(self) -> bool:
+        return self.cancelled.is_set()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    async def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.CANCELLED
+
+    async def details(self) -> str:
+        return "cancelled here"
+
+    async def trailing_metadata(self) -> grpc.aio.Metadata:
+        return grpc.aio.Metadata()

@@ -1,0 +1,317 @@
+"""Workers that cannot be reached: what never arrived, another worker may take."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import grpc
+import pytest
+
+from router.background import Background
+from router.fetch_leg import FetchLeg
+from router.legs import DecodeLeg, PrefillLeg
+from router.status import WORKER_LOST, NeverArrivedError, worker_error
+from router.workers import Worker, WorkerPool
+from stream2llm.errors import InvalidRequestError, UnavailableError
+from stream2llm.prefix import as_tokens
+from stream2llm.rpc_status import to_status
+from stream2llm.sampling import SamplingParameters
+from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.v1 import worker_pb2
+from stream2llm.worker_spec import ClusterView, Role, WorkerAddress
+from tests.fake_workers import Brain, FakeWorker
+from tests.router_ring import Ring, soon
+
+pytestmark = pytest.mark.unit
+
+RELEASE = worker_pb2.ReleaseHandoverRequest(session_id="s")
+
+
+@pytest.fixture
+def unreachable() -> Iterator[Callable[[str, Role], WorkerAddress]]:
+    """Addresses of workers whose process is not there."""
+    with ExitStack() as stack:
+
+        def make(worker_id: str, role: Role) -> WorkerAddress:
+            # Bound, so that no other process gets the port, but nothing listens.
+            taken = stack.enter_context(socket.socket())
+            taken.bind(("127.0.0.1", 0))
+            return WorkerAddress(
+                worker_id=worker_id,
+                role=role,
+                grpc_address=f"127.0.0.1:{taken.getsockname()[1]}",
+                metrics_address="127.0.0.1:1",
+                pids=(2,),
+                max_model_len=1000,
+                num_kv_blocks=100,
+                block_size=16,
+            )
+
+        yield make
+
+
+def show(ring: Ring, *gone: WorkerAddress) -> None:
+    """The ring's own workers, and others that are not there."""
+    ring.version += 1
+    there = tuple(worker.address for worker in ring.workers)
+    ring.router.set_view(ClusterView(ring.version, (*there, *gone)))
+
+
+def view_of(ring: Ring, worker_id: str) -> Worker:
+    return next(w for w in ring.router._parts.workers if w.worker_id == worker_id)
+
+
+# -- how it is known ------------------------------------------------------------------
+
+
+async def fetches(pool: WorkerPool, worker: Worker) -> None:
+    leg = FetchLeg(pool, worker, "s-1")
+    try:
+        await leg.fetch(as_tokens([1, 2]), worker_pb2.Handover())
+    finally:
+        leg.close()
+
+
+async def prefills(pool: WorkerPool, worker: Worker) -> None:
+    leg = PrefillLeg(pool, worker)
+    try:
+        await leg.open("s", SamplingParameters())
+    finally:
+        leg.close()
+
+
+async def decodes(pool: WorkerPool, worker: Worker) -> None:
+    leg = DecodeLeg(pool, worker)
+    try:
+        async for _ in leg.steps(worker_pb2.DecodeRequest()):
+            pass
+    finally:
+        leg.close()
+        assert not leg.owns_handover
+        assert not leg.is_accepted
+
+
+@pytest.mark.parametrize("rpc", [fetches, prefills, decodes])
+async def test_grpc_says_that_nothing_has_arrived(rpc: Any, unreachable: Any) -> None:
+    """Its words, which no documentation promises."""
+    background = Background()
+    pool = WorkerPool(1 << 20, background)
+    pool.set_view(ClusterView(1, (unreachable("gone", "decode"),)))
+    (worker,) = pool
+    with pytest.raises(NeverArrivedError, match="worker gone was lost") as caught:
+        await soon(rpc(pool, worker))
+    assert caught.value.reason == WORKER_LOST
+    assert worker.is_suspect
+    pool.stop_probes()
+    await pool.close()
+    await background.close(0)
+
+
+@pytest.mark.parametrize("details", ["Socket closed", "recvmsg:Connection reset by peer"])
+def test_a_connection_that_broke_may_have_brought_it_there(details: str) -> None:
+    error = grpc.aio.AioRpcError(
+        grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details
+    )
+    assert not isinstance(worker_error(error, "decode-0"), NeverArrivedError)
+
+
+# -- what becomes of a session ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [pb.HANDOVER_MODE_AT_SEAL, pb.HANDOVER_MODE_STREAMED])
+async def test_at_the_seal_another_decode_worker_takes_the_answer(
+    ring: Ring, unreachable: Any, mode: Any
+) -> None:
+    # Less loaded and first by name, so it is the one that is chosen.
+    show(ring, unreachable("a-decode", "decode"))
+    session = ring.converse()
+    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=4), handover=mode)
+    await session.seal()
+    answered = await session.answer()
+    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert len(ring.decode.requests) == 1
+    assert not ring.decode.released
+    assert view_of(ring, "a-decode").is_suspect
+
+
+async def test_a_worker_that_has_fetched_ahead_and_is_gone_leaves_the_answer_to_another(
+    make_ring: Any,
+) -> None:
+    ring = await make_ring(num_decode=2)
+    ring.prefill.offers_blocks_of = 2
+    session = ring.converse()
+    sampling = pb.SamplingParameters(max_tokens=4)
+    streamed = pb.HANDOVER_MODE_STREAMED
+    await session.open("one two three four", sampling=sampling, handover=streamed)
+    first, second = (w for w in ring.workers if w.role == "decode")
+    await soon(first.decode.fetch_called.wait())
+    await first.kill()
+    await session.seal()
+    answered = await session.answer()
+    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    (request,) = second.decode.requests
+    assert not request.fetch_session_id
+
+
+async def test_without_another_decode_worker_the_session_fails_and_its_kv_is_released(
+    ring: Ring,
+) -> None:
+    worker = ring.worker("decode")
+    port = int(worker.address.grpc_address.rsplit(":", 1)[1])
+    await worker.kill()
+    session = ring.converse()
+    await session.open("hello")
+    await session.seal()
+    error = await session.failure()
+    assert "decode-0 was lost" in error.details()
+    await worker.start(port=port)
+    await soon(ring.decode.release_called.wait())
+    assert ring.decode.released[0].handover.num_blocks == 3
+
+
+async def test_a_decode_worker_that_took_the_hand_over_and_then_refuses_is_the_last_one(
+    make_ring: Any,
+) -> None:
+    """It has told prefill that nobody will read, so another one would read freed blocks."""
+    ring = await make_ring(num_decode=2)
+    for worker in ring.workers:
+        worker.decode.late_rejection = UnavailableError("draining", reason="DRAINING")
+    session = ring.converse()
+    await session.open("hello", handover=pb.HANDOVER_MODE_STREAMED)
+    await session.seal()
+    assert "draining" in (await session.failure()).details()
+    assert sum(len(w.decode.requests) for w in ring.workers) == 1
+
+
+async def test_at_the_open_another_prefill_worker_takes_the_session(
+    ring: Ring, unreachable: Any
+) -> None:
+    show(ring, unreachable("a-prefill", "prefill"))
+    session = ring.converse()
+    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=4))
+    await session.seal()
+    answered = await session.answer()
+    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert view_of(ring, "a-prefill").is_suspect
+
+
+async def test_without_another_prefill_worker_the_session_fails_at_once(ring: Ring) -> None:
+    await ring.worker("prefill").kill()
+    session = ring.converse()
+    await session.open("hello")
+    assert "prefill-0 was lost" in (await session.failure()).details()
+
+
+async def test_an_offer_that_never_arrived_is_fetched_by_the_next_decode_worker(
+    ring: Ring, unreachable: Any
+) -> None:
+    show(ring, unreachable("a-decode", "decode"))
+    ring.prefill.offers_blocks_of = 2
+    session = ring.converse()
+    await session.open("one two three four", handover=pb.HANDOVER_MODE_STREAMED)
+    await soon(ring.decode.fetch_called.wait())
+    assert not ring.decode.released
+    await session.seal()
+    await session.answer()
+
+
+# -- releases -----------------------------------------------------------------------------
+
+
+class Pauses:
+    """Stands in for sleep: tells the test of each pause, and goes on when it says so."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[float] = asyncio.Queue()
+        self.may_go_on = asyncio.Semaphore(0)
+
+    async def __call__(self, pause_s: float) -> None:
+        self.asked.put_nowait(pause_s)
+        await self.may_go_on.acquire()
+
+
+@pytest.fixture
+async def decode() -> Any:
+    worker = FakeWorker("decode-0", "decode", Brain())
+    await worker.start()
+    yield worker
+    await worker.kill()
+
+
+async def released(pool: WorkerPool, background: Background) -> None:
+    """Waits for the release that runs."""
+    pool.stop_probes()
+    await soon(background.close(5))
+
+
+async def test_a_release_that_no_worker_takes_is_tried_again_after_longer_and_longer_pauses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pauses, background = Pauses(), Background()
+    pool = WorkerPool(1 << 20, background, pauses)
+    pool.release_handover(RELEASE)  # there is no worker at all
+    asked = []
+    for _ in range(3):
+        asked.append(await soon(pauses.asked.get()))
+        pauses.may_go_on.release()
+    await released(pool, background)
+    assert asked == sorted(asked)
+    assert asked[0] > 0
+    assert "handover_not_released session_id=s" in caplog.text
+    assert pauses.asked.empty()
+
+
+async def test_a_worker_that_is_back_after_the_pause_does_the_release(decode: Any) -> None:
+    pauses, background = Pauses(), Background()
+    pool = WorkerPool(1 << 20, background, pauses)
+    pool.release_handover(RELEASE)
+    await soon(pauses.asked.get())
+    pool.set_view(ClusterView(1, (decode.address,)))
+    pauses.may_go_on.release()
+    await soon(decode.decode.release_called.wait())
+    await released(pool, background)
+    assert len(decode.decode.released) == 1
+    await pool.close()
+
+
+async def test_a_release_that_is_wrong_is_not_tried_again(decode: Any) -> None:
+    decode.decode.release_failure = InvalidRequestError("names no remote engine")
+    pauses, background = Pauses(), Background()
+    pool = WorkerPool(1 << 20, background, pauses)
+    pool.set_view(ClusterView(1, (decode.address,)))
+    pool.release_handover(RELEASE)
+    await released(pool, background)
+    assert len(decode.decode.released) == 1
+    assert pauses.asked.empty()
+    await pool.close()
+
+
+async def test_a_probe_that_is_refused_pauses_before_the_next_one(decode: Any) -> None:
+    decode.is_ready = False
+    pauses, background = Pauses(), Background()
+    pool = WorkerPool(1 << 20, background, pauses)
+    pool.set_view(ClusterView(1, (decode.address,)))
+    (worker,) = pool
+    lost = to_status(UnavailableError("its engine died", reason=WORKER_LOST))
+    pool.failure(worker, FakeError(lost))
+    assert await soon(pauses.asked.get()) > 0
+    decode.is_ready = True
+    assert worker.is_suspect
+    pauses.may_go_on.release()
+    assert worker.probe is not None
+    await soon(worker.probe)
+    assert not worker.is_suspect
+    await pool.close()
+
+
+class FakeError:
+    """A failed RPC's status."""
+
+    def __init__(self, status: Any) -> None:
+        self.code = lambda: status.code
+        self.details = lambda: status.details
+        self.trailing_metadata = lambda: status.trailing_metadata
