@@ -66,6 +66,7 @@ from prefill_worker.swap_connector import SwapConnector, find_connector
 from prefill_worker.swapping import NoCopier, Swapping
 from prefill_worker.telling import LiveSession, Telling
 from prefill_worker.types import Eviction, Load, StepLimits, StepPlan, StopReason
+from stream2llm import side_channel
 from stream2llm.clock import SystemClock
 from stream2llm.orphan_guard import exit_with_parent
 from stream2llm.prefix import common_prefix_len
@@ -131,6 +132,8 @@ class PrefillScheduler(Scheduler):
             max_pinned_blocks=num_blocks,
         )
         nixl = find_connector(self.connector, NixlConnector)
+        if nixl:
+            side_channel.install(nixl.connector_scheduler)
         lease_s = nixl.connector_scheduler._kv_lease_duration if nixl else 0
         return Offering(
             self.kv_cache_manager, nixl, OfferBook(limits, lease_s), self._clock.monotonic_s
