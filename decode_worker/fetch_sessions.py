@@ -21,7 +21,7 @@ from decode_worker.fetch_orders import (
     order_to_wire,
 )
 from stream2llm.clock import Clock
-from stream2llm.errors import Stream2LLMError
+from stream2llm.errors import InvalidRequestError, Stream2LLMError
 from stream2llm.ids import unique_id
 from stream2llm.sampling import SamplingParameters
 from stream2llm.vllm_engine import Engine, only_output
@@ -55,8 +55,15 @@ class FetchSession:
     ) -> FetchResult:
         """Fetches the KV of the first `keep_tokens` tokens of the fetch before and `token_ids`.
 
-        Prefill hears that its blocks were read, or that they will not be.
+        Prefill hears that its blocks were read, or that they will not be. Raises
+        InvalidRequestError when there were not so many tokens to keep.
         """
+        if keep_tokens > len(self._tokens):
+            await self._engine.reject_handover(unique_id(self.session_id), transfer)
+            raise InvalidRequestError(
+                f"keep_tokens is {keep_tokens}; the fetch before had {len(self._tokens)} tokens",
+                field="fetch.keep_tokens",
+            )
         self.ledger.spliced(keep_tokens)
         del self._tokens[keep_tokens:]
         self._tokens += token_ids
@@ -142,7 +149,11 @@ class FetchSessions:
 
     @contextmanager
     def open(self, session_id: str) -> Iterator[FetchSession]:
-        """One session, while its RPC lasts."""
+        """One session, while its RPC lasts; raises InvalidRequestError for an id that is taken."""
+        if session_id in self._open:
+            raise InvalidRequestError(
+                f"session {session_id!r} is fetching already", field="open.fetch_session_id"
+            )
         session = FetchSession(session_id, self._engine, self._metrics, self._clock)
         self._open[session_id] = session
         try:

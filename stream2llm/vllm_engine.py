@@ -146,16 +146,20 @@ class Engine:
     async def build_request(
         self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
     ) -> EngineCoreRequest:
-        """Validates and fills in a request the way vLLM does; raises ValueError."""
+        """Fills in a request; raises InvalidRequestError for one that vLLM refuses."""
         if self._llm.errored:
             raise engine_error(self._llm.dead_error)
-        request = self._llm.input_processor.process_inputs(
-            request_id,
-            tokens_input(prompt_token_ids),
-            params,
-            supported_tasks=await self._llm.get_supported_tasks(),
-            arrival_time=self._clock.wall_s(),
-        )
+        tasks = await self._llm.get_supported_tasks()
+        try:
+            request = self._llm.input_processor.process_inputs(
+                request_id,
+                tokens_input(prompt_token_ids),
+                params,
+                supported_tasks=tasks,
+                arrival_time=self._clock.wall_s(),
+            )
+        except (ValueError, OverflowError) as error:
+            raise InvalidRequestError(f"the engine refuses the request: {error}") from error
         request.external_req_id = request_id
         return request
 

@@ -12,7 +12,9 @@ from contextlib import contextmanager, suppress
 import msgspec
 import pytest
 
-zmq = pytest.importorskip("zmq")
+pytest.importorskip("zmq")
+
+import zmq
 
 from stream2llm import side_channel
 from tests.side_channel_garbage import NUM_BAD_MESSAGES, bad_messages, throw_garbage

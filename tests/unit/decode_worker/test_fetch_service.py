@@ -80,7 +80,7 @@ async def _serve(
 ) -> None:
     worker: Any = SimpleNamespace(is_draining=False, require_open=lambda: None)
     sessions: Any = _Sessions(session)
-    await serve_fetches(worker, sessions, messages, writer)  # type: ignore[arg-type]
+    await serve_fetches(worker, sessions, messages, writer, lambda _: {})  # type: ignore[arg-type]
 
 
 async def test_the_next_fetch_may_come_while_the_end_of_the_last_is_still_being_told() -> None:
