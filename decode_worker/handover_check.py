@@ -113,16 +113,23 @@ def parse_handover(raw: str) -> Transfer:
     Raises InvalidRequestError that names the key.
     """
     params = _loaded(raw)
+    check_keys(params)
+    return params
+
+
+def check_keys(params: Transfer) -> None:
+    """Raises InvalidRequestError that names a key which is missing, unknown, or has no such value."""
     unknown = sorted(map(str, params.keys() - _CHECKS.keys()))
     if unknown:
         raise _bad(unknown[0][:64], "is no key of a hand-over")
     for key, check in _CHECKS.items():
         if key not in params:
+            if key in _OPTIONAL:
+                continue
             raise _bad(key, "is missing")
         wrong = check(params[key])
         if wrong:
             raise _bad(key, wrong)
-    return params
 
 
 def _loaded(raw: str) -> Transfer:
@@ -200,10 +207,10 @@ def _text(pattern: re.Pattern[str], max_chars: int) -> _Check:
 
 
 def _blocks(value: Any) -> str:
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list | tuple) or not value:
         return "must be a list with a list for each group of layers"
     for group in value:
-        if not isinstance(group, list) or not group:
+        if not isinstance(group, list | tuple) or not group:
             return "must be lists of block ids, none of them empty"
         if any(type(block_id) is not int or block_id < 0 for block_id in group):
             return "must be lists of integers that are not negative"
@@ -234,7 +241,10 @@ _CHECKS: Mapping[str, _Check] = {
     "remote_num_tokens": _integer(1, _MAX_TOKENS),
     "remote_block_ids": _blocks,
     "remote_blocks_expiry_time": _deadline,
+    # Hits of prefill's prefix cache, with the hand-over after the first token.
+    "remote_prefill_cached_tokens": _integer(0, _MAX_TOKENS),
 }
+_OPTIONAL = frozenset({"remote_prefill_cached_tokens"})
 
 
 def _not_json(why: str) -> InvalidRequestError:

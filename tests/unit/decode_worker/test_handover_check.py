@@ -50,6 +50,8 @@ def check(raw: str, num_blocks: int = 2, num_tokens: int | None = 40) -> dict[st
 
 
 def test_a_whole_handover_is_taken_as_it_is() -> None:
+    after_the_first_token = a_handover(remote_prefill_cached_tokens=32)
+    assert check(after_the_first_token) == json.loads(after_the_first_token)
     assert check(a_handover()) == json.loads(a_handover())
     assert check(a_handover(remote_blocks_expiry_time=None))["remote_blocks_expiry_time"] is None
 
@@ -91,6 +93,7 @@ def test_no_key_may_be_missing_or_of_another_type(key: str) -> None:
         ("remote_blocks_expiry_time", "soon"),
         ("remote_blocks_expiry_time", float("nan")),
         ("remote_blocks_expiry_time", float("inf")),
+        ("remote_prefill_cached_tokens", -1),
         ("remote_block_size", 16),  # what the connector reads, and prefill does not send
         ("_remote_blocks_processed", True),
     ],
