@@ -20,6 +20,7 @@ from stream2llm import side_channel
 from stream2llm.errors import UnavailableError
 from stream2llm.grpc_options import server_options
 from stream2llm.metrics_http import MetricsServer
+from stream2llm.undecodable import RefuseUndecodable
 from stream2llm.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from stream2llm.vllm_engine import Engine
 from stream2llm.worker_metrics import WorkerGauges
@@ -99,7 +100,10 @@ class EngineWorker(ABC):
         )
 
     async def _start_grpc(self) -> str:
-        server = grpc.aio.server(options=server_options(self.spec.max_message_bytes))
+        server = grpc.aio.server(
+            interceptors=[RefuseUndecodable()],
+            options=server_options(self.spec.max_message_bytes),
+        )
         self.add_services(server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(_StatusService(self), server)
         port = server.add_insecure_port(f"{self.spec.host}:0")

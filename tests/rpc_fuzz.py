@@ -193,13 +193,17 @@ def _odd_streams(
     messages: Sequence[Message], whole: list[bytes], rng: random.Random
 ) -> Iterator[Case]:
     places = range(len(whole))
-    yield Case("nothing", ())
+    # What has one message by its kind has it: for what never comes gRPC waits by itself,
+    # and ends the RPC with its client.
+    if len(whole) > 1:
+        yield Case("nothing", ())
     for index in places:
         kind = type(messages[index])
         before, after = whole[:index], whole[index + 1 :]
-        yield Case(f"without {index}", (*before, *after))
+        if len(whole) > 1:
+            yield Case(f"without {index}", (*before, *after))
+            yield Case(f"ends before {index}", tuple(before))
         yield Case(f"{index} twice", (*before, whole[index], whole[index], *after))
-        yield Case(f"ends before {index}", tuple(before))
         yield Case(f"half of {index}", (*before, whole[index][: len(whole[index]) // 2], *after))
         yield Case(f"noise for {index}", (*before, rng.randbytes(60), *after))
         for number in range(6):
