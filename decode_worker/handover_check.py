@@ -50,6 +50,10 @@ class PrefillEngine:
     block_size: int
     # Without vLLM's null block, whose id is 0.
     num_kv_blocks: int
+    # Groups of layers, each with block ids of its own.
+    num_groups: int
+    # Layers with a window of their own keep fewer blocks than the tokens fill.
+    may_keep_fewer: bool
 
 
 class KnownEngines:
@@ -59,10 +63,13 @@ class KnownEngines:
         self._capacity = capacity
         self._engines: dict[str, PrefillEngine] = {}
 
-    def learn(self, raw: str, *, block_size: int, num_kv_blocks: int) -> Transfer:
+    def learn(
+        self, raw: str, *, block_size: int, num_kv_blocks: int, may_keep_fewer: bool
+    ) -> Transfer:
         """The transfer parameters of a hand-over by an engine that is asked for the first time.
 
-        Its sizes are those of the address that the control plane gave.
+        Its sizes are those of the address that the control plane gave;
+        `may_keep_fewer` is a property of the model, which both engines have.
         """
         params = parse_handover(raw)
         engine = PrefillEngine(
@@ -74,6 +81,8 @@ class KnownEngines:
             pp_size=params["pp_size"],
             block_size=block_size,
             num_kv_blocks=num_kv_blocks,
+            num_groups=len(params["remote_block_ids"]),
+            may_keep_fewer=may_keep_fewer,
         )
         _check_against(params, engine)
         self._engines.pop(engine.engine_id, None)
@@ -160,12 +169,14 @@ def _check_against(params: Transfer, engine: PrefillEngine) -> None:
             raise _bad(key, f"is {params[key]!r}, the engine's is {its_own!r}")
     num_blocks = -(-params["remote_num_tokens"] // (engine.block_size * engine.dcp_size))
     groups = params["remote_block_ids"]
+    if len(groups) != engine.num_groups:
+        raise _bad("remote_block_ids", f"has {len(groups)} lists, the engine's {engine.num_groups}")
     for block_ids in groups:
         highest = max(block_ids)
         if highest > engine.num_kv_blocks:
             raise _bad("remote_block_ids", f"has {highest}, the last is {engine.num_kv_blocks}")
-        # Layers with a window of their own keep fewer than those that see everything.
-        if len(block_ids) > num_blocks or (len(groups) == 1 and len(block_ids) != num_blocks):
+        is_fewer = len(block_ids) < num_blocks and not engine.may_keep_fewer
+        if len(block_ids) > num_blocks or is_fewer:
             raise _bad(
                 "remote_block_ids",
                 f"has {len(block_ids)} blocks for {params['remote_num_tokens']} tokens,"

@@ -19,7 +19,7 @@ from stream2llm.rpc_status import abort
 _OURS = "/stream2llm."
 
 
-class RefuseUndecodable(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class RefuseUndecodable(grpc.aio.ServerInterceptor):
     """For servers of our services; those of others stay as they are.
 
     Takes handlers that are coroutines and write to their context, as all of ours are.

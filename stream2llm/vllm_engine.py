@@ -50,6 +50,8 @@ class EngineInfo:
     num_kv_blocks: int
     block_size: int
     vocab_size: int
+    # Layers see, and keep, a window of the context only.
+    has_windows: bool = False
 
 
 class OutputStream:
@@ -123,11 +125,15 @@ class Engine:
     def info(self) -> EngineInfo:
         """Sizes of the model and of its KV memory."""
         config = self._llm.vllm_config
+        model = config.model_config
         return EngineInfo(
-            max_model_len=config.model_config.max_model_len,
+            max_model_len=model.max_model_len,
             num_kv_blocks=config.cache_config.num_gpu_blocks - 1,  # one is vLLM's null block
             block_size=config.cache_config.block_size,
-            vocab_size=config.model_config.get_vocab_size(),
+            vocab_size=model.get_vocab_size(),
+            has_windows=bool(
+                model.get_sliding_window() or model.attention_chunk_size or model.is_hybrid
+            ),
         )
 
     @property

@@ -39,9 +39,15 @@ def a_handover(**changes: Any) -> str:
     return json.dumps({k: v for k, v in {**whole, **changes}.items() if v is not MISSING})
 
 
-def known() -> KnownEngines:
-    engines = KnownEngines()
-    engines.learn(a_handover(), block_size=BLOCK_SIZE, num_kv_blocks=NUM_BLOCKS)
+def known(*names: str, may_keep_fewer: bool = False, capacity: int = 10) -> KnownEngines:
+    engines = KnownEngines(capacity)
+    for name in names or ("engine-1",):
+        engines.learn(
+            a_handover(remote_engine_id=name),
+            block_size=BLOCK_SIZE,
+            num_kv_blocks=NUM_BLOCKS,
+            may_keep_fewer=may_keep_fewer,
+        )
     return engines
 
 
@@ -88,7 +94,7 @@ def test_no_key_may_be_missing_or_of_another_type(key: str) -> None:
         ("remote_block_ids", [[1, 1]]),
         ("remote_block_ids", [[1]]),
         ("remote_block_ids", [[1, 2, 3]]),
-        ("remote_block_ids", [[1, 2], [1, 2, 3]]),
+        ("remote_block_ids", [[1, 2], [1, 2]]),
         ("remote_block_ids", []),
         ("remote_blocks_expiry_time", "soon"),
         ("remote_blocks_expiry_time", float("nan")),
@@ -103,6 +109,13 @@ def test_what_cannot_be_is_refused_with_its_key(key: str, value: Any) -> None:
         check(a_handover(**{key: value}))
     assert caught.value.field == f"{FIELD}.{key}"
     assert key in caught.value.message
+
+
+def test_layers_with_a_window_may_keep_fewer_blocks_and_never_more() -> None:
+    engines = known(may_keep_fewer=True)
+    assert engines.check(a_handover(remote_block_ids=[[1]]), 1)
+    with pytest.raises(InvalidRequestError, match="has 3 blocks for 40 tokens, which fill 2"):
+        engines.check(a_handover(remote_block_ids=[[1, 2, 3]]), 3)
 
 
 def test_blocks_and_tokens_must_be_those_of_the_rpc() -> None:
@@ -129,9 +142,7 @@ def test_a_handover_is_not_read_beyond_its_limit() -> None:
 
 
 def test_the_oldest_engines_are_forgotten() -> None:
-    engines = KnownEngines(capacity=2)
-    for name in ("a", "b", "a", "c"):
-        engines.learn(a_handover(remote_engine_id=name), block_size=BLOCK_SIZE, num_kv_blocks=100)
+    engines = known("a", "b", "a", "c", capacity=2)
     engines.check(a_handover(remote_engine_id="a"), 2)
     with pytest.raises(InvalidRequestError, match="not shaken hands"):
         engines.check(a_handover(remote_engine_id="b"), 2)
