@@ -9,7 +9,8 @@ the scheduler's half asks for the prefilled tokens only, and the decode engine
 computes the first token's KV itself.
 
 The stock connector also takes a read for good that ended after its lease. The
-worker's half reports it as failed.
+worker's half reports it as failed. And its side channel ends at the first message
+that it does not expect; ours (stream2llm/side_channel.py) does not.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector
 from vllm.v1.request import Request
 
 from decode_worker.lease_watch import LeaseWatch, clock_offset_s
+from stream2llm import side_channel
 
 
 class FirstTokenNixlConnector(NixlConnector):
@@ -29,6 +31,8 @@ class FirstTokenNixlConnector(NixlConnector):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.connector_scheduler is not None:
+            side_channel.install(self.connector_scheduler)
         worker = self.connector_worker
         self._leases = LeaseWatch(worker._lease_extension if worker is not None else 0)
 

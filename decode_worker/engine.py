@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -41,21 +40,6 @@ async def start_decode_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
             "additional_config": {"max_fetch_share": spec.max_fetch_share},
         },
     )
-
-
-def parse_handover(raw: str) -> dict[str, Any]:
-    """vLLM's transfer parameters from a hand-over; raises InvalidRequestError."""
-    try:
-        params = json.loads(raw)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"not JSON: {error}", field="handover.kv_transfer_params_json"
-        ) from error
-    if not isinstance(params, dict) or not params.get("remote_engine_id"):
-        raise InvalidRequestError(
-            "names no remote engine", field="handover.kv_transfer_params_json"
-        )
-    return params
 
 
 def check_room(num_tokens: int, info: EngineInfo) -> None:

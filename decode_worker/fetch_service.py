@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from decode_worker.engine import parse_handover
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 from decode_worker.fetch_sessions import FetchSession, FetchSessions
 from stream2llm.engine_worker import EngineWorker
 from stream2llm.errors import EventOrderError, InvalidRequestError, Stream2LLMError
 from stream2llm.ids import unique_id
+from stream2llm.request_check import check_id
 from stream2llm.stream_writer import PeerGoneError, StreamWriter
 from stream2llm.v1 import worker_pb2
 
 _log = logging.getLogger(__name__)
+
+# vLLM's transfer parameters of a hand-over; raises InvalidRequestError.
+CheckHandover = Callable[[worker_pb2.Handover], dict[str, Any]]
 
 _ENDS: dict[FetchEnd, Any] = {
     FetchEnd.FETCHED: worker_pb2.FETCH_END_FETCHED,
@@ -35,20 +38,32 @@ async def serve_fetches(
     sessions: FetchSessions,
     requests: AsyncIterator[worker_pb2.FetchAheadRequest],
     writer: StreamWriter,
+    check: CheckHandover,
 ) -> None:
-    """Returns when the router closes its side; raises what its peer is to be told."""
+    """Returns when the router closes its side; raises what its peer is to be told.
+
+    `check` turns the hand-over of each fetch into transfer parameters, or raises.
+    """
     messages = aiter(requests)
     opening = await anext(messages, None)
     if opening is None or opening.WhichOneof("event") != "open":
         raise EventOrderError("the first event of fetching ahead must be open")
+    check_id(opening.open.fetch_session_id, "open.fetch_session_id", may_be_empty=False)
     worker.require_open()
     with sessions.open(opening.open.fetch_session_id) as session:
-        await _Rpc(worker, session, writer).run(messages)
+        await _Rpc(worker, session, writer, check).run(messages)
 
 
 class _Rpc:
-    def __init__(self, worker: EngineWorker, session: FetchSession, writer: StreamWriter) -> None:
+    def __init__(
+        self,
+        worker: EngineWorker,
+        session: FetchSession,
+        writer: StreamWriter,
+        check: CheckHandover,
+    ) -> None:
         self._worker = worker
+        self._check = check
         self._session = session
         self._writer = writer
         self._fetch: asyncio.Task[None] | None = None
@@ -111,7 +126,7 @@ class _Rpc:
             return FetchResult(FetchEnd.FAILED, str(error))
 
     async def _result(self, fetch: worker_pb2.FetchKv) -> FetchResult:
-        transfer = parse_handover(fetch.handover.kv_transfer_params_json)
+        transfer = self._check(fetch.handover)
         if self._worker.is_draining:
             await self._reject(transfer)
             return FetchResult(FetchEnd.REFUSED, "draining")

@@ -160,7 +160,11 @@ class FetchSessions:
 
     @contextmanager
     def open(self, session_id: str) -> Iterator[FetchSession]:
-        """One session, while its RPC lasts."""
+        """One session, while its RPC lasts; raises InvalidRequestError for an id that is taken."""
+        if session_id in self._open:
+            raise InvalidRequestError(
+                f"session {session_id!r} is fetching already", field="open.fetch_session_id"
+            )
         session = FetchSession(session_id, self._engine, self._metrics, self._clock)
         self._open[session_id] = session
         try:

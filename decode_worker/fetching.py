@@ -16,6 +16,7 @@ prompt, and reading it twice takes longer.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,16 +35,20 @@ from decode_worker.fetch_orders import (
     LocalTokens,
     order_from_wire,
 )
+from decode_worker.handover_check import check_keys
 from decode_worker.last_use import LastUse
 from decode_worker.pace import FetchPace
 from decode_worker.room import Room, RoomView, room_for
 from stream2llm.clock import SystemClock
+from stream2llm.failed_request import failed_output
 from stream2llm.handover import MAX_FETCH_SHARE
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler as _Base
 else:
     _Base = object
+
+_log = logging.getLogger(__name__)
 
 # A fetch that could not begin for so long is refused; prefill holds its blocks meanwhile.
 MAX_WAIT_S = 1.0
@@ -94,7 +99,18 @@ class FetchAheadMixin(_Base):
     # -- requests ------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
-        """A fetch, an answer that follows fetches, or any other request."""
+        """A fetch, an answer that follows fetches, or any other request.
+
+        One that cannot be handled ends by itself, and no other.
+        """
+        try:
+            self._add(request)
+        except Exception:
+            self._fail(request)
+
+    def _add(self, request: Request) -> None:
+        if request.kv_transfer_params is not None:
+            check_keys(request.kv_transfer_params)
         params = request.sampling_params
         order = order_from_wire(params.extra_args if params else None)
         if isinstance(order, FetchOrder):
@@ -104,6 +120,12 @@ class FetchAheadMixin(_Base):
             self._add_final(request, order.session_id)
         else:
             super().add_request(request)
+
+    def _fail(self, request: Request) -> None:
+        """To be called while its exception is handled."""
+        _log.exception("request_failed request_id=%s", request.request_id)
+        self._fetch_outputs.append((request.client_index, failed_output(request)))
+        self.finish_requests([request.request_id], RequestStatus.FINISHED_ERROR)
 
     def _add_final(self, request: Request, session_id: str) -> None:
         self._finals.add(request.request_id)
@@ -159,12 +181,19 @@ class FetchAheadMixin(_Base):
         self._step_began_s = self._clock.monotonic_s()
         # One a step: what it takes is known to the next one then.
         waiting = list(self._waiting_fetches.values())
-        shown = next((fetch for fetch in waiting if self._admit(fetch)), None)
+        shown = next((fetch for fetch in waiting if self._admit_or_fail(fetch)), None)
         output = super().schedule(*args, **kwargs)
         if shown is not None:
             self._after_schedule(shown)
         self._is_short = bool(self.waiting)
         return output
+
+    def _admit_or_fail(self, fetch: _Fetch) -> bool:
+        try:
+            return self._admit(fetch)
+        except Exception:
+            self._fail(fetch.request)
+            return False
 
     def _admit(self, fetch: _Fetch) -> bool:
         """Shows a fetch to the base class if it may begin now; refuses it if it should not."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import grpc
 
-from decode_worker.engine import begin_decode, decode_steps, parse_handover
+from decode_worker.engine import begin_decode, decode_steps
+from decode_worker.handover_check import KnownEngines
 from stream2llm.errors import InternalError
 from stream2llm.grpc_options import channel_options
 from stream2llm.ids import unique_id
@@ -23,14 +24,24 @@ _SAMPLING = SamplingParameters(max_tokens=2, temperature=0, ignore_eos=True)
 _PROMPT_TOKEN_IDS = [1, 2, 3, 4]
 
 
-async def connect(engine: Engine, peer: WorkerAddress, max_message_bytes: int) -> None:
-    """Fetches a few tokens' KV from `peer`; raises when that does not work."""
+async def connect(
+    engine: Engine, known: KnownEngines, peer: WorkerAddress, max_message_bytes: int
+) -> None:
+    """Fetches a few tokens' KV from `peer`; from then on its hand-overs are known.
+
+    Raises when that does not work.
+    """
     options = channel_options(max_message_bytes)
     async with grpc.aio.insecure_channel(peer.grpc_address, options=options) as channel:
         # What has been read prefill has freed; leaving the block frees what it never handed over.
         call = worker_pb2_grpc.PrefillServiceStub(channel).PrefillSession()
         first = await _first_token(call)
-        transfer = parse_handover(first.handover.kv_transfer_params_json)
+        transfer = known.learn(
+            first.handover.kv_transfer_params_json,
+            block_size=peer.block_size,
+            num_kv_blocks=peer.num_kv_blocks,
+            may_keep_fewer=engine.info.has_windows,
+        )
         request_id = unique_id("connect")
         tokens = [*_PROMPT_TOKEN_IDS, *first.step.token_ids]
         stream = await begin_decode(engine, request_id, tokens, _SAMPLING, transfer)

@@ -18,6 +18,7 @@ Runs inside the decode engine's worker process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,6 +44,42 @@ def offset_before_repetition(logit: float, missing: float, repetition: float) ->
     return wanted * repetition if wanted > 0 else wanted / repetition
 
 
+class SampledAgain:
+    """Whether one token is among an answer's, without reading the whole answer at each step.
+
+    Each token is read once. vLLM puts -1 where a step's token is not known yet and the
+    token there later: what comes from the first of those on is read again the next time.
+    A step adds one token, and may take back the last ones before it.
+    """
+
+    def __init__(self, token_id: int) -> None:
+        self._token_id = token_id
+        # So many tokens from the start have been read, the last of them was this one,
+        # and it is the only one that may be the token.
+        self._num_read = 0
+        self._last_read = -1
+
+    def in_answer(self, token_ids: Sequence[int]) -> bool:
+        """The same as `token_id in token_ids`, for the answer as it is at each step."""
+        if self._num_read and not self._is_as_it_was(token_ids):
+            self._num_read, self._last_read = 0, -1
+        if self._last_read == self._token_id:
+            return True
+        for position in range(self._num_read, len(token_ids)):
+            token_id = token_ids[position]
+            if token_id < 0:
+                return self._token_id in token_ids[position:]
+            self._num_read, self._last_read = position + 1, token_id
+            if token_id == self._token_id:
+                return True
+        return False
+
+    def _is_as_it_was(self, token_ids: Sequence[int]) -> bool:
+        """Whether nothing that was read has been taken back."""
+        is_long_enough = len(token_ids) >= self._num_read
+        return is_long_enough and token_ids[self._num_read - 1] == self._last_read
+
+
 class FirstTokenPenalty(AdapterLogitsProcessor):
     """Applies `missing_penalty` to requests that have presence or frequency penalties."""
 
@@ -54,12 +91,13 @@ class FirstTokenPenalty(AdapterLogitsProcessor):
         first = (params.extra_args or {}).get(FIRST_TOKEN_KEY)
         if first is None or not (params.presence_penalty or params.frequency_penalty):
             return None
+        sampled = SampledAgain(first)
 
         def apply(output_token_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
             missing = missing_penalty(
                 params.presence_penalty,
                 params.frequency_penalty,
-                sampled_again=first in output_token_ids,
+                sampled_again=sampled.in_answer(output_token_ids),
             )
             offset = offset_before_repetition(
                 float(logits[first]), missing, params.repetition_penalty

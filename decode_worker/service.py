@@ -10,18 +10,19 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, suppress
-from typing import Any
 
 import grpc
 
-from decode_worker.engine import begin_decode, decode_steps, parse_handover
+from decode_worker.engine import begin_decode, decode_steps
 from decode_worker.fetch_orders import LocalTokens
 from decode_worker.fetch_service import serve_fetches
 from decode_worker.fetch_sessions import FetchSessions
+from decode_worker.handover_check import KnownEngines, Transfer
 from stream2llm.engine_worker import EngineWorker
 from stream2llm.errors import InvalidRequestError, UnavailableError, describe
 from stream2llm.handover import ACCEPTED_METADATA
 from stream2llm.ids import unique_id
+from stream2llm.request_check import check_id, check_token_ids
 from stream2llm.rpc_status import abort
 from stream2llm.sampling import SamplingParameters
 from stream2llm.stream_writer import StreamWriter, failures_as_status
@@ -38,11 +39,16 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
     """Serves the answers of one engine."""
 
     def __init__(
-        self, worker: EngineWorker, metrics: TransferMetrics, fetches: FetchSessions
+        self,
+        worker: EngineWorker,
+        metrics: TransferMetrics,
+        fetches: FetchSessions,
+        known: KnownEngines,
     ) -> None:
         self._worker = worker
         self._metrics = metrics
         self._fetches = fetches
+        self._known = known
 
     async def FetchAhead(
         self,
@@ -52,24 +58,30 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         """Fetches for one session whose context still streams in."""
         writer = StreamWriter(context)
         async with failures_as_status(context, writer, _log, describe):
-            await serve_fetches(self._worker, self._fetches, requests, writer)
+            await serve_fetches(self._worker, self._fetches, requests, writer, self._transfer)
 
     async def Decode(
         self, request: worker_pb2.DecodeRequest, context: grpc.aio.ServicerContext
     ) -> None:
         """Continues one answer."""
         writer = StreamWriter(context)
-        if request.refuse_when_full:
-            async with failures_as_status(context, writer, _log, describe):
-                self._require_room(len(request.prompt_token_ids))
+        num_tokens = len(request.prompt_token_ids)
+        async with failures_as_status(context, writer, _log, describe):
+            transfer = self._transfer(request.handover, num_tokens - 1)
+            if request.refuse_when_full:
+                self._require_room(num_tokens)
         # Tells the router that the hand-over is ours from here on.
         await context.send_initial_metadata(ACCEPTED_METADATA)
         async with (
             failures_as_status(context, writer, _log, describe),
-            aclosing(self._steps(request)) as steps,
+            aclosing(self._steps(request, transfer)) as steps,
         ):
             async for response in steps:
                 await writer.write(response)
+
+    def _transfer(self, handover: worker_pb2.Handover, num_tokens: int | None = None) -> Transfer:
+        """What vLLM is told of a hand-over; raises InvalidRequestError for one that is not whole."""
+        return self._known.check(handover.kv_transfer_params_json, handover.num_blocks, num_tokens)
 
     def _require_room(self, num_tokens: int) -> None:
         """Raises when another worker should take an answer with such a prompt."""
@@ -84,7 +96,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
             )
 
     async def _steps(
-        self, request: worker_pb2.DecodeRequest
+        self, request: worker_pb2.DecodeRequest, transfer: Transfer
     ) -> AsyncGenerator[worker_pb2.DecodeResponse, None]:
         # What was here of the prompt goes with the first step.
         local_tokens: list[int] = []
@@ -98,7 +110,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         sampling = from_proto(request.sampling)
         engine = self._worker.engine
         async with AsyncExitStack() as stack:
-            stream = await self._begin(request_id, request, sampling, stack)
+            stream = await self._begin(request_id, request, sampling, transfer, stack)
             steps = decode_steps(engine, request_id, stream, sampling.logprobs, note_local)
             await stack.enter_async_context(aclosing(steps))
             async for step in self._counting_failures(steps):
@@ -110,12 +122,13 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         request_id: str,
         request: worker_pb2.DecodeRequest,
         sampling: SamplingParameters,
+        transfer: Transfer,
         stack: AsyncExitStack,
     ) -> OutputStream:
         """Hands the request to the engine; on any failure nobody will read, and prefill hears it."""
-        transfer = parse_handover(request.handover.kv_transfer_params_json)
         tokens = list(request.prompt_token_ids)
         try:
+            self._check(request, sampling)
             stack.enter_context(self._worker.session())
             return await begin_decode(
                 self._worker.engine,
@@ -129,6 +142,14 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
             with suppress(UnavailableError):  # a dead engine reads nothing; the lease ends
                 await asyncio.shield(self._release(request_id, transfer))
             raise
+
+    def _check(self, request: worker_pb2.DecodeRequest, sampling: SamplingParameters) -> None:
+        """Raises InvalidRequestError for what no engine should see; the hand-over is fine."""
+        vocab_size = self._worker.engine.info.vocab_size
+        check_id(request.session_id, "session_id")
+        check_id(request.fetch_session_id, "fetch_session_id")
+        check_token_ids(request.prompt_token_ids, vocab_size, "prompt_token_ids")
+        sampling.validate(vocab_size)
 
     async def _counting_failures(self, steps: AsyncIterator[TokenStep]) -> AsyncIterator[TokenStep]:
         try:
@@ -144,12 +165,12 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
     ) -> worker_pb2.ReleaseHandoverResponse:
         """Tells prefill that nobody will read this hand-over."""
         try:
-            transfer = parse_handover(request.handover.kv_transfer_params_json)
-            await self._release(request.session_id, transfer)
+            check_id(request.session_id, "session_id")
+            await self._release(request.session_id, self._transfer(request.handover))
         except (InvalidRequestError, UnavailableError) as error:
             await abort(context, error)
         return worker_pb2.ReleaseHandoverResponse()
 
-    async def _release(self, hint: str, transfer: dict[str, Any]) -> None:
+    async def _release(self, hint: str, transfer: Transfer) -> None:
         self._metrics.record_released()
         await self._worker.engine.reject_handover(unique_id(hint), transfer)

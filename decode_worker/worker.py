@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import grpc
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from decode_worker import peers
 from decode_worker.engine import start_decode_engine
 from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.fetch_sessions import FetchSessions
+from decode_worker.handover_check import KnownEngines
 from decode_worker.service import DecodeService
 from stream2llm.clock import SystemClock
 from stream2llm.engine_stats import EngineStats
@@ -17,11 +19,15 @@ from stream2llm.engine_worker import EngineWorker
 from stream2llm.v1 import worker_pb2_grpc
 from stream2llm.vllm_engine import Engine
 from stream2llm.worker_metrics import TransferMetrics
-from stream2llm.worker_spec import WorkerAddress
+from stream2llm.worker_spec import WorkerAddress, WorkerSpec
 
 
 class Worker(EngineWorker):
     """Pulls KV from prefill workers and continues answers."""
+
+    def __init__(self, spec: WorkerSpec, registry: CollectorRegistry = REGISTRY) -> None:
+        super().__init__(spec, registry)
+        self._known = KnownEngines()
 
     async def start_engine(self) -> Engine:
         """vLLM, reading KV over NIXL."""
@@ -32,10 +38,11 @@ class Worker(EngineWorker):
     def add_services(self, server: grpc.aio.Server) -> None:
         """`DecodeService`."""
         fetches = FetchSessions(self.engine, self._fetch_metrics, SystemClock())
-        service = DecodeService(self, self._metrics, fetches)
+        service = DecodeService(self, self._metrics, fetches, self._known)
         worker_pb2_grpc.add_DecodeServiceServicer_to_server(service, server)
 
     async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:
         """Exchanges NIXL metadata with these prefill workers, all at once."""
         size = self.spec.max_message_bytes
-        await asyncio.gather(*(peers.connect(self.engine, peer, size) for peer in prefill))
+        connects = (peers.connect(self.engine, self._known, peer, size) for peer in prefill)
+        await asyncio.gather(*connects)

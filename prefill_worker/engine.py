@@ -22,6 +22,7 @@ from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.engine_stats import EngineStats
 from stream2llm.errors import InvalidRequestError
 from stream2llm.handover import HANDOVER_KEY
+from stream2llm.request_check import check_token_ids
 from stream2llm.sampling import SamplingParameters
 from stream2llm.vllm_engine import Engine, OutputStream, nixl_options, only_output
 from stream2llm.vllm_sampling import EngineSeed, engine_seed, to_vllm
@@ -33,6 +34,8 @@ FIXED_ARGS = {
     "async_scheduling": False,
     "scheduler_reserve_full_isl": False,
 }
+
+MAX_REVISION = 2**63 - 1
 
 # Has the connector keep the blocks for a decode worker when the request ends.
 _HAND_OVER = {
@@ -88,6 +91,8 @@ class PrefillSession:
         self._sampling = sampling
         self._first_request: EngineCoreRequest | None = None
         self._num_tokens = 0
+        # Of the last splice.
+        self._revision = 0
         self.outputs: OutputStream | None = None
 
     @property
@@ -111,10 +116,11 @@ class PrefillSession:
 
         With `seal` the sequence is final and the first token is sampled as
         soon as all is computed. Raises InvalidRequestError, and changes
-        nothing, when it would not leave the model room for an answer or not
-        fit into the engine's KV memory.
+        nothing, when a figure cannot be, or when the sequence would not leave
+        the model room for an answer or not fit into the engine's KV memory.
         """
-        self._check(keep_tokens, token_ids, seal)
+        self._check(revision, keep_tokens, token_ids, seal, stable_tokens)
+        self._revision = revision
         self._num_tokens = keep_tokens + len(token_ids)
         begins = self._first_request is None
         event = ContextEvent(revision, keep_tokens, seal, begins, stable_tokens)
@@ -128,7 +134,16 @@ class PrefillSession:
         if self._first_request is not None:
             await self._engine.end(self._request_id)
 
-    def _check(self, keep_tokens: int, token_ids: list[int], seal: bool) -> None:
+    def _check(
+        self, revision: int, keep_tokens: int, token_ids: list[int], seal: bool, stable_tokens: int
+    ) -> None:
+        if not self._revision < revision <= MAX_REVISION:
+            raise InvalidRequestError(
+                f"revision is {revision}; after {self._revision} it must be larger, and at most"
+                f" {MAX_REVISION}",
+                field="splice.revision",
+            )
+        check_token_ids(token_ids, self._engine.info.vocab_size, "splice.token_ids")
         if keep_tokens > self._num_tokens:
             raise InvalidRequestError(
                 f"keep_tokens is {keep_tokens}, the sequence has {self._num_tokens} tokens",
@@ -136,6 +151,11 @@ class PrefillSession:
             )
         num_tokens = keep_tokens + len(token_ids)
         check_context(num_tokens, self._engine.info)
+        if stable_tokens > num_tokens:
+            raise InvalidRequestError(
+                f"stable_tokens is {stable_tokens}, the sequence has {num_tokens} tokens",
+                field="splice.stable_tokens",
+            )
         if seal and not num_tokens:
             raise InvalidRequestError("the context is empty", field="seal")
 

@@ -66,7 +66,9 @@ from prefill_worker.swap_connector import SwapConnector, find_connector
 from prefill_worker.swapping import NoCopier, Swapping
 from prefill_worker.telling import LiveSession, Telling
 from prefill_worker.types import Eviction, Load, StepLimits, StepPlan, StopReason
+from stream2llm import side_channel
 from stream2llm.clock import SystemClock
+from stream2llm.failed_request import failed_output
 from stream2llm.orphan_guard import exit_with_parent
 from stream2llm.prefix import common_prefix_len
 from stream2llm.worker_spec import DEFAULT_POLICY
@@ -105,6 +107,8 @@ class PrefillScheduler(Scheduler):
         self._reporting = Reporting()
         self._telling = Telling(int(options.get("progress_interval_tokens", 256)))
         self._live: dict[str, LiveSession] = {}
+        # The ends of requests that could not be handled, each with the client it is for.
+        self._failed: list[tuple[int, EngineCoreOutput]] = []
         # Tokens granted in the step that is being built.
         self._grants: dict[str, int] = {}
         self._hits = PrefixHits(self.kv_cache_manager, self._counters, self.hash_block_size)
@@ -131,6 +135,8 @@ class PrefillScheduler(Scheduler):
             max_pinned_blocks=num_blocks,
         )
         nixl = find_connector(self.connector, NixlConnector)
+        if nixl:
+            side_channel.install(nixl.connector_scheduler)
         lease_s = nixl.connector_scheduler._kv_lease_duration if nixl else 0
         return Offering(
             self.kv_cache_manager, nixl, OfferBook(limits, lease_s), self._clock.monotonic_s
@@ -154,7 +160,18 @@ class PrefillScheduler(Scheduler):
     # -- requests, context events and commands --------------------------------
 
     def add_request(self, request: Request) -> None:
-        """A new session, an event of one that is known, or a command."""
+        """A new session, an event of one that is known, or a command.
+
+        One that cannot be handled ends its session, and no other.
+        """
+        try:
+            self._add(request)
+        except Exception:
+            _log.exception("request_failed request_id=%s", request.request_id)
+            self._failed.append((request.client_index, failed_output(request)))
+            self.finish_requests(request.request_id, RequestStatus.FINISHED_ERROR)
+
+    def _add(self, request: Request) -> None:
         event = event_or_command(request)
         live = self._live.get(request.request_id)
         if isinstance(event, SchedulerCommand):
@@ -463,6 +480,8 @@ class PrefillScheduler(Scheduler):
 
     def _take_due(self) -> Iterator[tuple[int, EngineCoreOutput]]:
         """Progress and report that are due after this step, each with the client it is for."""
+        failed, self._failed = self._failed, []
+        yield from failed
         yield from self._telling.take_due(self._live, self._book.has_work)
         yield from self.offering.take_due(
             self._live, self._book.has_work, is_short=self._is_short_of_blocks
@@ -552,7 +571,7 @@ class PrefillScheduler(Scheduler):
 
     def get_num_unfinished_requests(self) -> int:
         """Sessions that need a step; an idle open session needs none."""
-        num_to_tell = len(self._telling) + self._reporting.is_awaited
+        num_to_tell = len(self._telling) + self._reporting.is_awaited + len(self._failed)
         return max(self._num_to_step_for, num_to_tell, self.swapping.num_pending)
 
     @property

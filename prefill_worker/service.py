@@ -21,6 +21,7 @@ from stream2llm.delay import DelayReason
 from stream2llm.engine_worker import EngineWorker
 from stream2llm.errors import EventOrderError, describe
 from stream2llm.ids import unique_id
+from stream2llm.request_check import check_id
 from stream2llm.stream_writer import StreamWriter, failures_as_status
 from stream2llm.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.vllm_sampling import token_step
@@ -62,11 +63,11 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         opening = await anext(aiter(requests), None)
         if opening is None or opening.WhichOneof("event") != "open":
             raise EventOrderError("the first event of a prefill session must be open")
-        session = PrefillSession(
-            self._worker.engine,
-            unique_id(opening.open.session_id),
-            from_proto(opening.open.sampling),
-        )
+        check_id(opening.open.session_id, "open.session_id")
+        sampling = from_proto(opening.open.sampling)
+        sampling.validate(self._worker.engine.info.vocab_size)
+        request_id = unique_id(opening.open.session_id)
+        session = PrefillSession(self._worker.engine, request_id, sampling)
         run = _SessionRun(session, writer)
         is_read = False
         try:

@@ -26,6 +26,7 @@ from stream2llm.clock import Clock, SystemClock
 from stream2llm.errors import UnavailableError
 from stream2llm.grpc_options import server_options
 from stream2llm.metrics_http import MetricsServer
+from stream2llm.undecodable import RefuseUndecodable
 from stream2llm.v1 import inference_pb2_grpc
 from stream2llm.worker_spec import ClusterView
 
@@ -113,7 +114,10 @@ class Router:
             await asyncio.to_thread(self._metrics_server.close)
 
     async def _start_grpc(self) -> int:
-        self._server = grpc.aio.server(options=server_options(self.spec.limits.max_message_bytes))
+        self._server = grpc.aio.server(
+            interceptors=[RefuseUndecodable()],
+            options=server_options(self.spec.limits.max_message_bytes),
+        )
         inference_pb2_grpc.add_StreamingInferenceServiceServicer_to_server(
             StreamingInferenceServicer(self._parts), self._server
         )

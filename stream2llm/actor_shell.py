@@ -94,6 +94,11 @@ class WorkerShell(_Shell):
         """Decode: shakes hands with these prefill workers, so that no session waits for it."""
         await self._hosted.connect_peers(prefill)
 
+    async def examine(self) -> str:
+        """What keeps others from connecting with the worker; "" for nothing."""
+        fault: str = await self._hosted.examine()
+        return fault
+
     async def wait_dead(self) -> str:
         """Returns a reason when the engine has died."""
         reason: str = await self._hosted.wait_dead()

@@ -22,7 +22,7 @@ from stream2llm import __version__, supervision
 from stream2llm.actor_shell import load
 from stream2llm.config import ControllerConfig
 from stream2llm.controller_http import ControllerHttp, ControllerMetrics
-from stream2llm.errors import UnavailableError
+from stream2llm.errors import InvalidRequestError, UnavailableError
 from stream2llm.launch import Launch, StartOutcome
 from stream2llm.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy
 from stream2llm.processes import kill_owned, mark_environment, owner_mark
@@ -130,6 +130,10 @@ class RayHosts:
     async def connect(self, decode: str, prefill: WorkerAddress) -> None:
         await self._handles[decode].connect_peers.remote((prefill,))
 
+    async def examine(self, name: str) -> str:
+        fault: str = await self._handles[name].examine.remote()
+        return fault
+
     async def status(self, name: str) -> Any:
         return await self._handles[name].status.remote()
 
@@ -205,6 +209,7 @@ class Controller:
             self._supervisor.addresses.values,
             self._status,
             self._policy,
+            self._retry,
         )
         host = ray.util.get_node_ip_address() if config.host == "auto" else config.host
         address = await self._http.start(host, config.http_port)
@@ -223,6 +228,16 @@ class Controller:
     async def set_policy(self, policy: str) -> PolicyState:
         """Switches all prefill workers; who did not confirm is in the result."""
         return await self._policy.switch(policy)
+
+    def _retry(self, name: str | None) -> list[str]:
+        if name is not None and name not in self._supervisor.fleet:
+            raise InvalidRequestError(
+                f"no router or worker is called {name!r}; there are"
+                f" {', '.join(self._supervisor.fleet)}",
+                reason="UNKNOWN_WORKER",
+                field="name",
+            )
+        return self._supervisor.retry(name)
 
     async def drain(self) -> None:
         """Ends supervision and lets the open sessions end; new ones are refused."""

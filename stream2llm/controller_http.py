@@ -1,4 +1,4 @@
-"""The controller's HTTP: /sd for Prometheus, /metrics, /status, /healthz, /policy."""
+"""The controller's HTTP: /sd for Prometheus, /metrics, /status, /healthz, /policy, /retry."""
 
 from __future__ import annotations
 
@@ -81,7 +81,10 @@ class ControllerHttp:
         targets: Callable[[], Iterable[Target]],
         status: Callable[[], dict[str, Any]],
         policy: Policy,
+        retry: Callable[[str | None], list[str]] = lambda _: [],
     ) -> None:
+        """`retry` tries what was given up at once, all or one by name, and returns the names."""
+        self._retry = retry
         self._registry = registry
         self._targets = targets
         self._status = status
@@ -99,6 +102,7 @@ class ControllerHttp:
         app.router.add_get("/policy", self._get_policy)
         # PUT, which no web page of somebody else can send here unasked.
         app.router.add_put("/policy", self._put_policy)
+        app.router.add_put("/retry", self._put_retry)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         try:
@@ -142,9 +146,32 @@ class ControllerHttp:
         try:
             state = await self._policy.switch(_policy_in(await request.text()))
         except InvalidRequestError as error:
-            told = {"error": error.message, "reason": error.reason, "field": error.field}
-            return web.json_response(told, status=400)
+            return _refused(error)
         return web.json_response(asdict(state))
+
+    async def _put_retry(self, request: web.Request) -> web.Response:
+        """200 with the names of what is tried again; 400 when there is no such name."""
+        try:
+            names = self._retry(_name_in(await request.read()))
+        except InvalidRequestError as error:
+            return _refused(error)
+        return web.json_response({"retried": names})
+
+
+def _refused(error: InvalidRequestError) -> web.Response:
+    told = {"error": error.message, "reason": error.reason, "field": error.field}
+    return web.json_response(told, status=400)
+
+
+def _name_in(body: bytes) -> str | None:
+    """The name in {"name": "decode-0"}; None, all of them, for {}."""
+    try:
+        name = json.loads(body).get("name")
+    except (ValueError, RecursionError, AttributeError):
+        name = 0
+    if name is not None and not isinstance(name, str):
+        raise InvalidRequestError('the body must be JSON like {"name": "decode-0"}', field="name")
+    return name
 
 
 def _policy_in(body: str) -> str:

@@ -16,15 +16,20 @@ from contextlib import AsyncExitStack, contextmanager
 import grpc
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from stream2llm import side_channel
 from stream2llm.errors import UnavailableError
 from stream2llm.grpc_options import server_options
 from stream2llm.metrics_http import MetricsServer
+from stream2llm.undecodable import RefuseUndecodable
 from stream2llm.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from stream2llm.vllm_engine import Engine
 from stream2llm.worker_metrics import WorkerGauges
 from stream2llm.worker_spec import WorkerAddress, WorkerSpec, WorkerStatus
 
 _log = logging.getLogger(__name__)
+
+# Twice what vLLM's readers wait for an answer.
+_SIDE_CHANNEL_LIMIT_S = 10.0
 
 
 class EngineWorker(ABC):
@@ -95,7 +100,10 @@ class EngineWorker(ABC):
         )
 
     async def _start_grpc(self) -> str:
-        server = grpc.aio.server(options=server_options(self.spec.max_message_bytes))
+        server = grpc.aio.server(
+            interceptors=[RefuseUndecodable()],
+            options=server_options(self.spec.max_message_bytes),
+        )
         self.add_services(server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(_StatusService(self), server)
         port = server.add_insecure_port(f"{self.spec.host}:0")
@@ -133,6 +141,18 @@ class EngineWorker(ABC):
 
         Empty because only a decode worker has peers; it overrides this.
         """
+
+    async def examine(self) -> str:
+        """What keeps others from connecting with this worker; "" when nothing is found.
+
+        Its engine must live, and answer on its NIXL side channel.
+        """
+        if self.engine.is_dead:
+            return "its engine is dead"
+        if not self.spec.side_channel_port:
+            return ""
+        host, port = self.spec.host, self.spec.side_channel_port
+        return await asyncio.to_thread(side_channel.ask, host, port, _SIDE_CHANNEL_LIMIT_S)
 
     async def wait_dead(self) -> str:
         """Returns the reason once the engine has died."""

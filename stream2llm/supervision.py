@@ -10,10 +10,17 @@ every event gives a new one. Life cycle of a replica:
        '----cleaned---- CLEANING -cleaned, failed too often-> GIVEN_UP
                          | something of it does not end: DEAD, cleaned again later
 
+GIVEN_UP is created once more after a pause that doubles each time, and at once when
+an operator asks for it.
+
 A running decode worker is connected with every running prefill worker. A worker
 is admitted once it is connected with all admitted workers of the other role, so
 each pair that a router can choose has shaken hands. Admission ends a row of
 failed starts.
+
+When two living workers cannot connect, both are asked what is wrong, and others are
+asked to connect with either (`Evidence`). Only where that tells nothing the newcomer is
+replaced, and when its successor cannot connect with the same partner, the partner.
 """
 
 from __future__ import annotations
@@ -29,6 +36,9 @@ Role = Literal["router", "prefill", "decode"]
 MAX_BACKOFF_S = 30.0
 # A process that SIGKILL does not end hangs in its driver; it may end later.
 CLEAN_AGAIN_AFTER_S = 10.0
+# Pauses before what was given up is tried again: 60, 120, 240 ... s.
+FIRST_RETRY_AFTER_S = 60.0
+MAX_RETRY_AFTER_S = 900.0
 
 
 class Phase(StrEnum):
@@ -61,6 +71,11 @@ class Replica:
     # Decode workers only: prefill workers that it has shaken hands with.
     connected: frozenset[str] = frozenset()
     connecting: str | None = None
+    # How often it was given up, since it was last admitted.
+    num_given_up: int = 0
+    # Workers, by name and incarnation, that could not connect with it when it was
+    # replaced as the newcomer; since it was last admitted.
+    replaced_for: frozenset[tuple[str, int]] = frozenset()
 
     @property
     def is_alive(self) -> bool:
@@ -69,6 +84,18 @@ class Replica:
 
 
 Fleet = Mapping[str, Replica]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was found out about two living workers that cannot connect."""
+
+    # What a side says is wrong with it, or that it says nothing; "" for one that is well.
+    decode_fault: str = ""
+    prefill_fault: str = ""
+    # Whether it connects with another worker; None when there is no other one.
+    decode_connects: bool | None = None
+    prefill_connects: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +123,13 @@ class Clean:
 Action = Create | Connect | Clean
 
 
+# Counts further than this change nothing, and 2.0 to their power has an end.
+_MANY = 100
+# Of two, the one that others connect with is the better; not tried is in between.
+_STANDING = {False: 0, None: 1, True: 2}
+_TO_CREATE = (Phase.MISSING, Phase.GIVEN_UP)
+
+
 # -- decisions -------------------------------------------------------------
 
 
@@ -105,7 +139,7 @@ def plan(fleet: Fleet, now_s: float) -> tuple[Action, ...]:
     for replica in fleet.values():
         if replica.phase is Phase.DEAD and replica.not_before_s <= now_s:
             actions.append(Clean(replica.name))
-        elif replica.phase is Phase.MISSING and replica.not_before_s <= now_s:
+        elif replica.phase in _TO_CREATE and replica.not_before_s <= now_s:
             actions.append(Create(replica.name))
         elif replica.role == "decode" and replica.is_alive and replica.connecting is None:
             actions += [Connect(replica.name, peer) for peer in _unconnected(fleet, replica)[:1]]
@@ -113,8 +147,8 @@ def plan(fleet: Fleet, now_s: float) -> tuple[Action, ...]:
 
 
 def next_due_s(fleet: Fleet) -> float | None:
-    """When a waiting replica may next be created or cleaned; None if nobody waits."""
-    waits = (Phase.MISSING, Phase.DEAD)
+    """When a waiting replica may next be created or cleaned; None if none waits."""
+    waits = (*_TO_CREATE, Phase.DEAD)
     waiting = [r.not_before_s for r in fleet.values() if r.phase in waits]
     return min(waiting, default=None)
 
@@ -130,13 +164,29 @@ def is_ready(fleet: Fleet) -> bool:
 
 
 def given_up(fleet: Fleet) -> tuple[Replica, ...]:
-    """The replicas that nobody tries to start any more."""
+    """The replicas that failed too often, and are tried again only now and then."""
     return tuple(r for r in fleet.values() if r.phase is Phase.GIVEN_UP)
 
 
-def blamed_for_failed_connection(fleet: Fleet, decode: str) -> Literal["decode", "prefill"]:
-    """Which side to replace when two living workers cannot connect: the newcomer."""
-    return "prefill" if fleet[decode].phase is Phase.ADMITTED else "decode"
+def blamed_for_failed_connection(
+    fleet: Fleet, decode: str, prefill: str, evidence: Evidence
+) -> tuple[str, str]:
+    """Which of two living workers that cannot connect is to be replaced, and why it."""
+    names = (decode, prefill)
+    faults = (evidence.decode_fault, evidence.prefill_fault)
+    if bool(faults[0]) != bool(faults[1]):
+        return (decode, faults[0]) if faults[0] else (prefill, faults[1])
+    standing = (_STANDING[evidence.decode_connects], _STANDING[evidence.prefill_connects])
+    if standing[0] != standing[1]:
+        worse = names[standing.index(min(standing))]
+        better = prefill if worse == decode else decode
+        if max(standing) == _STANDING[True]:
+            return worse, f"{better} connects with another worker"
+        return worse, "it connects with no other worker either"
+    newcomer, partner = names if fleet[decode].phase is not Phase.ADMITTED else names[::-1]
+    if (partner, fleet[partner].incarnation) in fleet[newcomer].replaced_for:
+        return partner, f"{newcomer} was replaced for it already"
+    return newcomer, "it is the newcomer"
 
 
 def _unconnected(fleet: Fleet, decode: Replica) -> list[str]:
@@ -184,6 +234,36 @@ def failed(fleet: Fleet, name: str, reason: str, *, permanent: bool = False) -> 
     return _put(gone, replace(gone[name], start_failures=failures, permanent=permanent))
 
 
+def connection_failed(
+    fleet: Fleet, decode: str, prefill: str, evidence: Evidence, error: str
+) -> tuple[Fleet, str]:
+    """Two living workers cannot connect: one is replaced, and which one."""
+    blamed, why = blamed_for_failed_connection(fleet, decode, prefill, evidence)
+    partner = prefill if blamed == decode else decode
+    pair = (partner, fleet[partner].incarnation)
+    reason = f"{decode} cannot connect to {prefill}: {error}; {blamed} is replaced: {why}"
+    gone = failed(fleet, blamed, reason)
+    replaced_for = gone[blamed].replaced_for | {pair}
+    return _put(gone, replace(gone[blamed], replaced_for=replaced_for)), blamed
+
+
+def retried(fleet: Fleet, name: str) -> Fleet:
+    """An operator wants it to be tried now; nothing changes unless it waits for that."""
+    old = fleet[name]
+    if old.phase not in _TO_CREATE:
+        return fleet
+    again = replace(
+        old,
+        phase=Phase.MISSING,
+        not_before_s=0.0,
+        start_failures=0,
+        permanent=False,
+        num_given_up=0,
+        replaced_for=frozenset(),
+    )
+    return _put(fleet, again)
+
+
 def died(fleet: Fleet, name: str, reason: str) -> Fleet:
     """The replica is no more; nobody is connected with it now."""
     dead = replace(
@@ -204,8 +284,19 @@ def cleaned(fleet: Fleet, name: str, now_s: float, max_start_failures: int) -> F
     # What once ran may run again: then nothing is beyond hope at the first failure.
     hopeless = old.permanent and not old.was_ready
     if hopeless or old.start_failures >= max_start_failures:
-        return _put(fleet, replace(old, phase=Phase.GIVEN_UP))
-    wait_s = min(MAX_BACKOFF_S, 2.0 ** (old.start_failures - 1)) if old.start_failures else 0.0
+        pause_s = min(MAX_RETRY_AFTER_S, FIRST_RETRY_AFTER_S * 2.0**old.num_given_up)
+        given_up = replace(
+            old,
+            phase=Phase.GIVEN_UP,
+            num_given_up=min(old.num_given_up + 1, _MANY),
+            not_before_s=now_s + pause_s,
+        )
+        return _put(fleet, given_up)
+    wait_s = (
+        min(MAX_BACKOFF_S, 2.0 ** (min(old.start_failures, _MANY) - 1))
+        if old.start_failures
+        else 0.0
+    )
     return _put(fleet, replace(old, phase=Phase.MISSING, not_before_s=now_s + wait_s))
 
 
@@ -222,7 +313,13 @@ def _admit(fleet: Fleet) -> Fleet:
     for replica in fleet.values():
         if replica.phase is Phase.RUNNING and _knows_admitted_peers(fleet, replica):
             ready = replace(
-                replica, phase=Phase.ADMITTED, was_ready=True, start_failures=0, reason=""
+                replica,
+                phase=Phase.ADMITTED,
+                was_ready=True,
+                start_failures=0,
+                num_given_up=0,
+                replaced_for=frozenset(),
+                reason="",
             )
             fleet = _put(fleet, ready)
     return fleet

@@ -38,6 +38,10 @@ class Hosts(Protocol):
         """Lets the decode worker shake hands; raises when that fails."""
         ...
 
+    async def examine(self, name: str) -> str:
+        """What keeps others from connecting with a worker, "" for nothing; raises when it is dead."""
+        ...
+
     async def status(self, name: str) -> Any:
         """Load; raises when the process is dead."""
         ...
@@ -60,6 +64,9 @@ class Settings:
     unresponsive_after_s: float
     # A handshake takes seconds; one that takes longer has lost its answer.
     connect_timeout_s: float = 120.0
+    # For each question when two workers could not connect: they connect with others, or
+    # say what is wrong with them.
+    evidence_timeout_s: float = 30.0
 
 
 class Supervisor:
@@ -110,6 +117,21 @@ class Supervisor:
                 await listener.wait()
         finally:
             self._listeners.discard(listener)
+
+    def retry(self, name: str | None) -> list[str]:
+        """Tries what was given up, or waits to be created anew, at once; returns their names.
+
+        `name` None: all of them. Raises KeyError for a name that is none.
+        """
+        names = list(self.fleet) if name is None else [self.fleet[name].name]
+        again = []
+        for each in names:
+            fleet = sv.retried(self.fleet, each)
+            if fleet is not self.fleet:
+                again.append(each)
+                self._note(each, "is tried again, as somebody asked for")
+                self._apply(fleet)
+        return again
 
     # -- the loop ----------------------------------------------------------
 
@@ -207,12 +229,51 @@ class Supervisor:
         for name in (prefill, decode):
             if self.fleet[name].is_alive and (reason := await self._probe(name, timeout_s=5.0)):
                 self._died(name, self.fleet[name].incarnation, reason)
+        if not self._is_current(decode, prefill, pair):
+            return
+        evidence = await self._gather_evidence(decode, prefill)
         if self._is_current(decode, prefill, pair):
-            side = sv.blamed_for_failed_connection(self.fleet, decode)
-            name = decode if side == "decode" else prefill
-            reason = f"{decode} cannot connect to {prefill}: {error}"
-            self._note(name, f"is replaced: {reason}")
-            self._apply(sv.failed(self.fleet, name, reason))
+            fleet, blamed = sv.connection_failed(self.fleet, decode, prefill, evidence, error)
+            self._note(blamed, f"is replaced: {fleet[blamed].reason}")
+            self._apply(fleet)
+
+    async def _gather_evidence(self, decode: str, prefill: str) -> sv.Evidence:
+        """Asks both what is wrong with them; where they know nothing, others that are ready."""
+        faults = await asyncio.gather(self._examine(decode), self._examine(prefill))
+        if any(faults):
+            return sv.Evidence(*faults)
+        connects = await asyncio.gather(
+            self._connects(decode, self._another("prefill", prefill)),
+            self._connects(self._another("decode", decode), prefill),
+        )
+        return sv.Evidence("", "", *connects)
+
+    def _another(self, role: sv.Role, name: str) -> str | None:
+        ready = (r.name for r in self.fleet.values() if r.phase is sv.Phase.ADMITTED)
+        return next((n for n in ready if self.fleet[n].role == role and n != name), None)
+
+    async def _examine(self, name: str) -> str:
+        limit_s = self._settings.evidence_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._hosts.examine(name)
+        except TimeoutError:
+            return f"it did not say for {limit_s:g} s whether it is well"
+        except Exception as error:
+            return f"it cannot say whether it is well: {type(error).__name__}: {error}"
+
+    async def _connects(self, decode: str | None, prefill: str | None) -> bool | None:
+        """Whether those two connect; None where there are no two."""
+        address = self.addresses.get(prefill or "")
+        if decode is None or not isinstance(address, WorkerAddress):
+            return None
+        try:
+            async with asyncio.timeout(self._settings.evidence_timeout_s):
+                await self._hosts.connect(decode, address)
+        except Exception as error:
+            _log.warning("no_connection decode=%s prefill=%s error=%r", decode, prefill, error)
+            return False
+        return True
 
     def _is_current(self, decode: str, prefill: str, pair: tuple[int, int]) -> bool:
         now = (self.fleet[decode].incarnation, self.fleet[prefill].incarnation)
@@ -233,7 +294,10 @@ class Supervisor:
         fleet = sv.cleaned(self.fleet, name, self._now_s(), self._settings.max_start_failures)
         if fleet[name].phase is sv.Phase.GIVEN_UP:
             _log.error("replica_given_up name=%s reason=%s", name, fleet[name].reason)
-            self._note(name, f"is given up: {fleet[name].reason}")
+            pause_s = fleet[name].not_before_s - self._now_s()
+            self._note(
+                name, f"is given up: {fleet[name].reason} (it is tried again in {pause_s:.0f} s)"
+            )
         self._apply(fleet)
 
     # -- watching ----------------------------------------------------------

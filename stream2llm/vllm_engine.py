@@ -50,6 +50,8 @@ class EngineInfo:
     num_kv_blocks: int
     block_size: int
     vocab_size: int
+    # Layers see, and keep, a window of the context only.
+    has_windows: bool = False
 
 
 class OutputStream:
@@ -123,11 +125,15 @@ class Engine:
     def info(self) -> EngineInfo:
         """Sizes of the model and of its KV memory."""
         config = self._llm.vllm_config
+        model = config.model_config
         return EngineInfo(
-            max_model_len=config.model_config.max_model_len,
+            max_model_len=model.max_model_len,
             num_kv_blocks=config.cache_config.num_gpu_blocks - 1,  # one is vLLM's null block
             block_size=config.cache_config.block_size,
-            vocab_size=config.model_config.get_vocab_size(),
+            vocab_size=model.get_vocab_size(),
+            has_windows=bool(
+                model.get_sliding_window() or model.attention_chunk_size or model.is_hybrid
+            ),
         )
 
     @property
@@ -146,16 +152,20 @@ class Engine:
     async def build_request(
         self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
     ) -> EngineCoreRequest:
-        """Validates and fills in a request the way vLLM does; raises ValueError."""
+        """Fills in a request; raises InvalidRequestError for one that vLLM refuses."""
         if self._llm.errored:
             raise engine_error(self._llm.dead_error)
-        request = self._llm.input_processor.process_inputs(
-            request_id,
-            tokens_input(prompt_token_ids),
-            params,
-            supported_tasks=await self._llm.get_supported_tasks(),
-            arrival_time=self._clock.wall_s(),
-        )
+        tasks = await self._llm.get_supported_tasks()
+        try:
+            request = self._llm.input_processor.process_inputs(
+                request_id,
+                tokens_input(prompt_token_ids),
+                params,
+                supported_tasks=tasks,
+                arrival_time=self._clock.wall_s(),
+            )
+        except (ValueError, OverflowError) as error:
+            raise InvalidRequestError(f"the engine refuses the request: {error}") from error
         request.external_req_id = request_id
         return request
 

@@ -16,6 +16,7 @@ from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
 
 from stream2llm.errors import InternalError, InvalidRequestError, UnavailableError
+from stream2llm.failed_request import FAILED_REQUEST
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
 
@@ -86,7 +87,7 @@ def token_step(output: CompletionOutput, num_logprobs: int | None) -> TokenStep:
     Raises UnavailableError when the engine gave the request up.
     """
     if output.finish_reason not in _FINISH_REASONS:
-        raise _given_up(output.finish_reason)
+        raise _given_up(output)
     return TokenStep(
         token_ids=tuple(output.token_ids),
         logprobs=_logprobs(output, num_logprobs or 0),
@@ -100,7 +101,10 @@ def _stop_token(output: CompletionOutput) -> int:
     return output.stop_reason if isinstance(output.stop_reason, int) else output.token_ids[-1]
 
 
-def _given_up(finish_reason: str | None) -> Exception:
+def _given_up(output: CompletionOutput) -> Exception:
+    finish_reason = output.finish_reason
+    if finish_reason == "error" and output.stop_reason == FAILED_REQUEST:
+        return InternalError("the engine could not handle the request; its log says why")
     if finish_reason == "error":
         return UnavailableError(
             "the KV cache of the prompt could not be fetched from the prefill worker",

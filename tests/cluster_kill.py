@@ -20,6 +20,14 @@ def process_of(cluster: Cluster, role: str, which: str) -> int:
     return pid
 
 
+def side_channel_of(cluster: Cluster, role: str) -> tuple[str, int]:
+    """Where the worker's engine gives its NIXL metadata."""
+    environ = Path(f"/proc/{process_of(cluster, role, 'EngineCore')}/environ").read_bytes()
+    variables = dict(item.split(b"=", 1) for item in environ.split(b"\0") if b"=" in item)
+    host, port = (variables[b"VLLM_NIXL_SIDE_CHANNEL_" + name] for name in (b"HOST", b"PORT"))
+    return host.decode(), int(port)
+
+
 async def until_replaced(cluster: Cluster, role: str, incarnation: int) -> None:
     """Waits until the controller has made the worker anew and everything is ready."""
 

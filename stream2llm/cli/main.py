@@ -15,6 +15,7 @@ from stream2llm.cli.model import app as model_app
 from stream2llm.cli.policy import policy
 from stream2llm.cli.simulate import app as simulate_app
 from stream2llm.cli.trace import app as trace_app
+from stream2llm.cli.workers import app as workers_app
 
 app = typer.Typer(
     name="stream2llm",
@@ -31,6 +32,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(trace_app, name="trace")
 app.add_typer(bench_app, name="bench")
 app.add_typer(simulate_app, name="simulate")
+app.add_typer(workers_app, name="workers")
 
 # Their own options and help are in the modules behind them, which import more
 # than `--help` should wait for.

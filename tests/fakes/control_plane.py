@@ -7,6 +7,7 @@ and start a child process, as an engine does. Engine arguments steer them:
     crash      the process ends at the start, without a word
     fail_once  path: fail unless the file exists, and create it
     refuse     connect_peers raises
+    sick       examine says so
     deaf       set_policy raises
 """
 
@@ -64,6 +65,9 @@ class FakeWorker:
     async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:
         if self._spec.engine_args.get("refuse"):
             raise ConnectionError(f"no handshake with {prefill[0].worker_id}")
+
+    async def examine(self) -> str:
+        return str(self._spec.engine_args.get("sick", ""))
 
     async def wait_dead(self) -> str:
         code = await asyncio.to_thread(self._child.wait)

@@ -82,3 +82,34 @@ def test_figures_of_an_answer() -> None:
 
     assert "prefill_stats" in EngineCoreOutput.__struct_fields__
     require(PrefillStats, "num_local_cached_tokens")
+
+
+def test_the_side_channel() -> None:
+    """Ours replaces the thread's function, and answers the one question as vLLM's reader asks it."""
+    import msgspec
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_scheduler import (
+        NixlBaseConnectorScheduler,
+    )
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_worker import (
+        NixlBaseConnectorWorker,
+    )
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import GET_META_MSG
+
+    from stream2llm import side_channel
+
+    start = source(NixlBaseConnectorScheduler.set_xfer_handshake_metadata)
+    assert "target=self._nixl_handshake_listener," in start
+    require_parameters(
+        NixlBaseConnectorScheduler._nixl_handshake_listener,
+        "encoded_data",
+        "ready_event",
+        "stop_event",
+        "host",
+        "port",
+    )
+    question = msgspec.msgpack.encode((GET_META_MSG, 2, 3))
+    assert len(question) <= side_channel.MAX_QUESTION_BYTES
+    assert side_channel.rank_asked_for([b"", question]) == (2, 3)
+    asks = source(NixlBaseConnectorWorker._nixl_handshake)
+    assert "(GET_META_MSG, remote_pp_rank, remote_rank)" in asks
+    assert "assert len(reply_parts) == 2" in asks

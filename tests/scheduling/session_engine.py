@@ -35,7 +35,7 @@ class SessionEngine:
             max_model_len=settings.max_model_len,
             num_kv_blocks=settings.num_blocks - 1,
             block_size=settings.block_size,
-            vocab_size=512,
+            vocab_size=50_000,
         )
 
     async def build_request(

@@ -45,6 +45,8 @@ PURE = [
             "ranking_note",
         )
     ),
+    "decode_worker/handover_check.py",
+    "stream2llm/request_check.py",
     "stream2llm/session.py",
     "stream2llm/prefix.py",
     "stream2llm/supervision.py",

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from stream2llm import side_channel
 from stream2llm.client import (
     AsyncClient,
     AsyncSession,
@@ -22,9 +24,10 @@ from stream2llm.client import (
 )
 from stream2llm.cluster import Cluster
 from stream2llm.errors import UnavailableError
-from tests.cluster_kill import incarnation_of, process_of, until_replaced
+from tests.cluster_kill import incarnation_of, process_of, side_channel_of, until_replaced
 from tests.cluster_pool import workers
 from tests.reference_engine import ReferenceEngine
+from tests.side_channel_garbage import throw_garbage
 from tests.streams import Stream, collect, play, until_prefilled
 
 pytestmark = [pytest.mark.integration]
@@ -62,7 +65,12 @@ async def test_kill_of_a_rank(
 async def _kill(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, role: str, which: str
 ) -> None:
+    """Its successor shakes hands with a worker on whose side channel there was garbage."""
     incarnation = incarnation_of(cluster.status(), role)
+    partner = "decode" if role == "prefill" else "prefill"
+    host, port = side_channel_of(cluster, partner)
+    partners_incarnation = incarnation_of(cluster.status(), partner)
+    await asyncio.to_thread(throw_garbage, host, port, random.Random(role))
     pids = [pid for worker in workers(cluster, role) for pid in worker.pids]
     streaming = client.session(prefix=SMALL.document("a"), sampling=ENDLESS)
     async with streaming, client.session(prefix=[1, 2, 3], sampling=ENDLESS) as answering:
@@ -83,6 +91,8 @@ async def _kill(
             await until_prefilled(streaming, 2)
     await until_replaced(cluster, role, incarnation)
     assert (await play(client, SMALL)).token_ids == reference.answer(SMALL.prompt, 8)
+    assert incarnation_of(cluster.status(), partner) == partners_incarnation
+    assert side_channel.ask(host, port, timeout_s=30) == ""
     assert not [pid for pid in pids if _exists(pid)]
 
 

@@ -83,7 +83,6 @@ def test_failed_starts_wait_longer_each_time_and_end() -> None:
         waits.append(fleet["router-0"].not_before_s - 100.0)
     assert waits[:2] == [1.0, 2.0]
     assert [r.reason for r in sv.given_up(fleet)] == ["no"]
-    assert sv.plan(fleet, 1e9) == ()
 
 
 def begun_all_at(fleet: Fleet, now_s: float = 1e6) -> Fleet:
@@ -106,17 +105,110 @@ def test_what_once_ran_is_tried_again_after_a_permanent_failure() -> None:
     assert sv.cleaned(fleet, "prefill-0", 0.0, 3)["prefill-0"].phase is Phase.MISSING
 
 
-def test_of_two_that_cannot_connect_the_newcomer_is_blamed() -> None:
-    fleet = a_ready_fleet(PAIR)
-    assert sv.blamed_for_failed_connection(fleet, "decode-0") == "prefill"
-    fresh = sv.started(begun_all(sv.new_fleet(PAIR)), "decode-0")
-    fresh = sv.started(fresh, "prefill-0")
-    assert (
-        sv.blamed_for_failed_connection(
-            sv.begun(fresh, Connect("decode-0", "prefill-0")), "decode-0"
-        )
-        == "prefill"
-    )
+def test_what_was_given_up_is_tried_again_after_pauses_that_grow_to_a_limit() -> None:
+    fleet, now_s, pauses = sv.new_fleet({"router-0": "router"}), 0.0, []
+    while len(pauses) < 7:
+        fleet = sv.failed(begun_all_at(fleet, now_s), "router-0", "no")
+        fleet = sv.cleaned(begun_all_at(fleet, now_s), "router-0", now_s, max_start_failures=1)
+        assert sv.given_up(fleet)
+        due_s = sv.next_due_s(fleet)
+        assert due_s is not None
+        assert sv.plan(fleet, due_s - 0.001) == ()
+        assert sv.plan(fleet, due_s) == (Create("router-0"),)
+        pauses.append(due_s - now_s)
+        now_s = due_s
+    assert pauses == [60.0, 120.0, 240.0, 480.0, 900.0, 900.0, 900.0]
+
+
+def test_what_comes_up_after_all_begins_with_the_shortest_pause_again() -> None:
+    fleet = a_fleet_that_gave_up("router-0")
+    assert fleet["router-0"].num_given_up == 1
+    fleet = sv.started(begun_all_at(fleet), "router-0")
+    assert sv.is_ready(fleet)
+    assert (fleet["router-0"].num_given_up, fleet["router-0"].start_failures) == (0, 0)
+
+
+def a_fleet_that_gave_up(name: str) -> Fleet:
+    fleet = sv.failed(begun_all(sv.new_fleet({name: "router"})), name, "no", permanent=True)
+    return sv.cleaned(begun_all(fleet), name, 0.0, max_start_failures=3)
+
+
+def test_an_operator_has_it_tried_at_once_with_all_its_starts() -> None:
+    fleet = sv.retried(a_fleet_that_gave_up("router-0"), "router-0")
+    assert sv.plan(fleet, 0.0) == (Create("router-0"),)
+    fleet = sv.failed(begun_all(fleet), "router-0", "no")
+    fleet = sv.cleaned(begun_all(fleet), "router-0", 0.0, max_start_failures=3)
+    assert (fleet["router-0"].phase, fleet["router-0"].not_before_s) == (Phase.MISSING, 1.0)
+    assert sv.plan(sv.retried(fleet, "router-0"), 0.0) == (Create("router-0"),)
+
+
+def test_what_runs_or_is_under_way_is_not_tried_again() -> None:
+    for fleet in (a_ready_fleet(PAIR), begun_all(sv.new_fleet(PAIR))):
+        assert sv.retried(fleet, "decode-0") is fleet
+
+
+# -- who is to blame ---------------------------------------------------------------
+
+FAULT = "its side channel gave no answer"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "blamed"),
+    [
+        (sv.Evidence(decode_fault=FAULT), "decode-0"),
+        (sv.Evidence(prefill_fault=FAULT), "prefill-0"),
+        # A fault that it says itself outweighs what others see.
+        (sv.Evidence(prefill_fault=FAULT, prefill_connects=True), "prefill-0"),
+        (sv.Evidence(decode_connects=True, prefill_connects=False), "prefill-0"),
+        (sv.Evidence(decode_connects=True), "prefill-0"),
+        (sv.Evidence(prefill_connects=False), "prefill-0"),
+        (sv.Evidence(decode_connects=False, prefill_connects=True), "decode-0"),
+        (sv.Evidence(prefill_connects=True), "decode-0"),
+        (sv.Evidence(decode_connects=False), "decode-0"),
+    ],
+)
+@pytest.mark.parametrize("newcomer", ["decode-0", "prefill-0"])
+def test_evidence_says_who_is_to_blame_however_new_it_is(
+    evidence: sv.Evidence, blamed: str, newcomer: str
+) -> None:
+    fleet = a_fleet_with_a_newcomer(newcomer)
+    assert sv.blamed_for_failed_connection(fleet, "decode-0", "prefill-0", evidence)[0] == blamed
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        sv.Evidence(),
+        sv.Evidence(FAULT, FAULT),
+        sv.Evidence(decode_connects=True, prefill_connects=True),
+        sv.Evidence(decode_connects=False, prefill_connects=False),
+    ],
+)
+@pytest.mark.parametrize("newcomer", ["decode-0", "prefill-0"])
+def test_without_evidence_the_newcomer_is_replaced_and_then_its_partner(
+    evidence: sv.Evidence, newcomer: str
+) -> None:
+    fleet, replaced = a_fleet_with_a_newcomer(newcomer), []
+    for _ in range(2):
+        fleet, blamed = sv.connection_failed(fleet, "decode-0", "prefill-0", evidence, "timeout")
+        assert "decode-0 cannot connect to prefill-0: timeout" in fleet[blamed].reason
+        replaced.append(blamed)
+        fleet = created_anew(fleet, blamed)
+    partner = "prefill-0" if newcomer == "decode-0" else "decode-0"
+    assert replaced == [newcomer, partner]
+    fleet = sv.connected(begun_all(fleet), "decode-0", "prefill-0")
+    assert sv.is_ready(fleet)
+    assert not any(replica.replaced_for for replica in fleet.values())
+
+
+def a_fleet_with_a_newcomer(name: str) -> Fleet:
+    """decode-0 and prefill-0 try to connect; one of them was ready before the other came."""
+    return begun_all(created_anew(sv.died(a_ready_fleet(PAIR), name, "killed"), name))
+
+
+def created_anew(fleet: Fleet, name: str) -> Fleet:
+    fleet = sv.cleaned(begun_all_at(fleet), name, 0.0, max_start_failures=9)
+    return sv.started(begun_all_at(fleet), name)
 
 
 def test_being_ready_forgives_earlier_failures() -> None:

@@ -31,6 +31,8 @@ class FakeHosts:
         self.hung: set[str] = set()
         self.num_silent_connections = 0
         self.num_cleanings_that_fail = 0
+        # Workers that nobody can connect with until they are made anew, and what they say of it.
+        self.sick: dict[str, str] = {}
 
     async def create(self, name: str, incarnation: int) -> StartOutcome:
         self.deaths[name] = asyncio.get_running_loop().create_future()
@@ -45,10 +47,15 @@ class FakeHosts:
         if self.refusals:
             self.refusals -= 1
             raise ConnectionError("no handshake")
+        if self.sick.keys() & {decode, prefill.worker_id}:
+            raise ConnectionError("no handshake")
         if self.num_silent_connections:
             self.num_silent_connections -= 1
             await asyncio.Event().wait()
         self.connections.append((decode, prefill.worker_id))
+
+    async def examine(self, name: str) -> str:
+        return self.sick.get(name, "")
 
     async def status(self, name: str) -> WorkerStatus:
         if name in self.hung:
@@ -63,10 +70,11 @@ class FakeHosts:
             self.num_cleanings_that_fail -= 1
             raise TimeoutError("these processes do not end")
         self.cleaned.append(name)
+        self.sick.pop(name, None)
 
 
 def an_outcome(name: str, incarnation: int = 1) -> StartOutcome:
-    role = ROLES[name]
+    role = name.split("-")[0]
     if role == "router":
         return StartOutcome(RouterStarted(name, role, "r:1", "r:2", ()))
     port = f"w:{incarnation}"
@@ -75,9 +83,12 @@ def an_outcome(name: str, incarnation: int = 1) -> StartOutcome:
 
 @asynccontextmanager
 async def running(
-    hosts: FakeHosts, unresponsive_s: float = 10.0, settings: Settings | None = None
+    hosts: FakeHosts,
+    unresponsive_s: float = 10.0,
+    settings: Settings | None = None,
+    roles: dict[str, sv.Role] = ROLES,
 ) -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(ROLES, hosts, settings or Settings(2, 0.01, unresponsive_s))
+    supervisor = Supervisor(roles, hosts, settings or Settings(2, 0.01, unresponsive_s))
     task = asyncio.create_task(supervisor.run())
     try:
         yield supervisor
@@ -134,6 +145,69 @@ async def test_a_connection_without_an_answer_replaces_the_newcomer() -> None:
         await until_ready(supervisor)
     assert len(hosts.cleaned) == 1
     assert "no answer came for 0.05 s" in " ".join(supervisor.events_since(0))
+
+
+async def test_an_old_worker_that_says_what_is_wrong_is_replaced_and_the_newcomer_stays() -> None:
+    hosts = FakeHosts()
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+        seen = supervisor.num_events
+        hosts.sick["prefill-0"] = "its side channel gave no answer"
+        hosts.deaths["decode-0"].set_result("killed")
+        await until_ready(supervisor, seen)
+        told = " ".join(supervisor.events_since(seen))
+    assert hosts.cleaned == ["decode-0", "prefill-0"]
+    assert "prefill-0 is replaced: its side channel gave no answer" in told
+
+
+async def test_an_old_worker_that_others_cannot_connect_with_is_replaced() -> None:
+    """It says that it is well; the newcomer connects with another one, so it is not the newcomer."""
+    hosts = FakeHosts()
+    two: dict[str, sv.Role] = {**ROLES, "prefill-1": "prefill"}
+    async with running(hosts, roles=two) as supervisor:
+        await until_ready(supervisor)
+        seen = supervisor.num_events
+        hosts.sick["prefill-0"] = ""
+        hosts.deaths["decode-0"].set_result("killed")
+        await until_ready(supervisor, seen)
+        told = " ".join(supervisor.events_since(seen))
+    assert hosts.cleaned == ["decode-0", "prefill-0"]
+    assert "prefill-0 is replaced: decode-0 connects with another worker" in told
+
+
+async def test_an_old_worker_of_which_nothing_is_known_is_replaced_after_the_newcomer() -> None:
+    hosts = FakeHosts()
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+        seen = supervisor.num_events
+        hosts.sick["prefill-0"] = ""
+        hosts.deaths["decode-0"].set_result("killed")
+        await until_ready(supervisor, seen)
+    assert hosts.cleaned == ["decode-0", "decode-0", "prefill-0"]
+
+
+async def test_what_is_given_up_is_tried_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sv, "FIRST_RETRY_AFTER_S", 0.01)
+    hosts = FakeHosts()
+    hosts.outcomes["decode-0"] = [StartOutcome(None, "no memory")] * 4
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+        told = supervisor.events_since(0)
+    assert sum("is given up: no memory" in line for line in told) == 3
+
+
+async def test_what_is_given_up_is_tried_at_once_when_somebody_asks() -> None:
+    hosts = FakeHosts()
+    hosts.outcomes["decode-0"] = [StartOutcome(None, "no memory", permanent=True)]
+    async with running(hosts) as supervisor:
+        async with asyncio.timeout(10):
+            while not sv.given_up(supervisor.fleet):
+                await supervisor.wait_change(supervisor.num_events)
+        assert supervisor.retry("prefill-0") == []
+        assert supervisor.retry(None) == ["decode-0"]
+        await until_ready(supervisor)
+    with pytest.raises(KeyError):
+        supervisor.retry("decode-7")
 
 
 async def test_a_worker_that_cannot_be_cleaned_is_cleaned_again_and_then_replaced(

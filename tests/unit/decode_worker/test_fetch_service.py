@@ -76,6 +76,11 @@ def _handover(num_tokens: int) -> worker_pb2.Handover:
     return worker_pb2.Handover(kv_transfer_params_json=json.dumps(params))
 
 
+def _transfer_of(handover: worker_pb2.Handover) -> dict[str, Any]:
+    transfer: dict[str, Any] = json.loads(handover.kv_transfer_params_json)
+    return transfer
+
+
 def _fetch(num_tokens: int) -> worker_pb2.FetchAheadRequest:
     handover = _handover(num_tokens)
     tokens = list(range(num_tokens))
@@ -89,7 +94,7 @@ async def _serve(
 ) -> None:
     worker: Any = SimpleNamespace(is_draining=False, require_open=lambda: None)
     sessions: Any = _Sessions(session)
-    await serve_fetches(worker, sessions, messages, writer)  # type: ignore[arg-type]
+    await serve_fetches(worker, sessions, messages, writer, _transfer_of)  # type: ignore[arg-type]
 
 
 async def test_the_next_fetch_may_come_while_the_end_of_the_last_is_still_being_told() -> None:

@@ -75,6 +75,14 @@ class _Engine:
         self.rejected.append(transfer["name"])
 
 
+def _transfer_of(handover: pb.Handover) -> dict[str, Any]:
+    """The transfer parameters; refuses those that name no engine."""
+    transfer: dict[str, Any] = json.loads(handover.kv_transfer_params_json)
+    if "remote_engine_id" not in transfer:
+        raise InvalidRequestError("remote_engine_id is missing")
+    return transfer
+
+
 class _Rpc:
     """One FetchAhead RPC, message by message."""
 
@@ -93,7 +101,7 @@ class _Rpc:
     async def _serve(self) -> None:
         sessions = FetchSessions(self.engine, self._metrics, ManualClock())
         writer: Any = SimpleNamespace(write=self._told.put)
-        await serve_fetches(self.worker, sessions, self._requests(), writer)
+        await serve_fetches(self.worker, sessions, self._requests(), writer, _transfer_of)
 
     async def _requests(self) -> AsyncIterator[pb.FetchAheadRequest]:
         while True:
@@ -223,3 +231,18 @@ async def test_an_rpc_that_ends_straight_behind_a_fetch_leaves_no_block_behind()
     rpc.fetch("left", 0, 1, 2)
     await rpc.close()
     assert rpc.engine.rejected == ["left"]
+
+
+def test_an_id_that_is_taken_is_refused_and_its_owner_goes_on() -> None:
+    engine: Any = SimpleNamespace(info=SimpleNamespace(block_size=BLOCK_SIZE))
+    sessions = FetchSessions(engine, FetchMetrics(CollectorRegistry()), ManualClock())
+    with sessions.open("a"):
+        with (
+            pytest.raises(InvalidRequestError, match="'a' is fetching already"),
+            sessions.open("a"),
+        ):
+            pass
+        with sessions.open("b"):
+            pass
+    with sessions.open("a"):
+        pass

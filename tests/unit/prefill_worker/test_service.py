@@ -80,7 +80,7 @@ async def served(
 
     monkeypatch.setattr(service, "PrefillSession", lambda *args: session)
     monkeypatch.setattr(service, "prefill_outputs", outputs)
-    worker: Any = SimpleNamespace(engine=None)
+    worker: Any = SimpleNamespace(engine=SimpleNamespace(info=SimpleNamespace(vocab_size=10)))
     running = asyncio.create_task(PrefillService(worker)._run(router.requests(), router))  # type: ignore[arg-type]
     await asyncio.wait_for(router.has_first_token.wait(), 5)
     return session, router, running

@@ -1,0 +1,138 @@
+"""The well-formed RPC of each kind that fuzzing starts from, and how a case of it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from stream2llm.final_status import FinalStatus
+from stream2llm.rpc_status import from_rpc_error
+from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.v1 import worker_pb2 as worker
+from tests.rpc_fuzz import Case
+
+PROMPT = list(range(100, 164))
+SAMPLING = pb.SamplingParameters(max_tokens=4, temperature=0, ignore_eos=True)
+DEADLINE_S = 60.0
+# An answer may be as long as the model allows; nobody reads it to its end.
+MOST_RESPONSES = 12
+# A client's fault has a status of its own, and every RPC ends before its deadline.
+_NEVER = (
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+
+
+def prefill_session(_: object = None) -> list[Message]:
+    kind = worker.PrefillSessionRequest
+    splices = [
+        worker.SplicePrefill(revision=1, token_ids=PROMPT[:40], stable_tokens=40),
+        worker.SplicePrefill(revision=2, keep_tokens=30, token_ids=PROMPT[30:50], stable_tokens=50),
+        worker.SplicePrefill(revision=3, keep_tokens=50, token_ids=PROMPT[50:], stable_tokens=64),
+    ]
+    return [
+        kind(open=worker.OpenPrefill(session_id="fuzz", sampling=SAMPLING)),
+        kind(splice=splices[0]),
+        kind(splice=splices[1]),
+        kind(seal=worker.SealPrefill(splice=splices[2], hand_over=True)),
+    ]
+
+
+def decode(first: worker.FirstToken) -> list[Message]:
+    return [
+        worker.DecodeRequest(
+            session_id="fuzz",
+            prompt_token_ids=[*PROMPT, *first.step.token_ids],
+            sampling=SAMPLING,
+            handover=first.handover,
+            fetch_session_id="fuzz-none",
+            refuse_when_full=True,
+        )
+    ]
+
+
+def fetch_ahead(first: worker.FirstToken) -> list[Message]:
+    kind = worker.FetchAheadRequest
+    fetch = worker.FetchKv(token_ids=PROMPT, handover=first.handover)
+    name = f"fuzz-{first.handover.kv_transfer_params_json[-40:]}"
+    return [
+        kind(open=worker.OpenFetchAhead(fetch_session_id=name)),
+        kind(fetch=fetch),
+        kind(abort=worker.AbortFetch()),
+    ]
+
+
+def release(first: worker.FirstToken) -> list[Message]:
+    return [worker.ReleaseHandoverRequest(session_id="fuzz", handover=first.handover)]
+
+
+def stream_generate(_: object = None) -> list[Message]:
+    kind = pb.StreamGenerateRequest
+    content = pb.Content(token_ids=pb.TokenIds(ids=PROMPT[:7]))
+    opening = pb.OpenSession(
+        session_id="fuzz",
+        plain=pb.PlainTemplate(prefix=content, suffix=pb.Content(text="why?")),
+        sampling=SAMPLING,
+        ordering=pb.DOCUMENT_ORDERING_STABLE,
+        ranking_note="",
+        handover=pb.HANDOVER_MODE_STREAMED,
+    )
+    documents = [
+        pb.Document(id="a", token_ids=pb.TokenIds(ids=PROMPT), stays=0.5),
+        pb.Document(id="b", text="a text"),
+    ]
+    return [
+        kind(sequence=1, open=opening),
+        kind(sequence=2, append=pb.AppendContext(documents=documents)),
+        kind(sequence=3, update=pb.UpdateContext(documents=documents[:1])),
+        kind(sequence=4, seal=pb.SealContext(suffix=content)),
+    ]
+
+
+def generate(_: object = None) -> list[Message]:
+    message = pb.ChatMessage(role="user", content="why?")
+    return [
+        pb.GenerateRequest(
+            session_id="fuzz", chat=pb.ChatPrompt(messages=[message]), sampling=SAMPLING
+        )
+    ]
+
+
+async def end_of(channel: grpc.aio.Channel, rpc: str, case: Case) -> tuple[str, str]:
+    """The status that a case ends with, and what is wrong with that, "" for nothing."""
+    call = channel.stream_stream(f"/stream2llm.v1.{rpc}")(timeout=DEADLINE_S)
+    final, failure = FinalStatus(call), None
+    try:
+        await _exchange(call, case)
+    except grpc.aio.AioRpcError as error:
+        failure = error
+    status = await final.of(failure)
+    ours = from_rpc_error(status)
+    is_lost = status.code() is grpc.StatusCode.UNAVAILABLE and (
+        ours is None or ours.reason == "WORKER_LOST"
+    )
+    is_wrong = is_lost or status.code() in _NEVER
+    return status.code().name, f"{status.code().name}: {status.details()}" if is_wrong else ""
+
+
+async def _exchange(call: Any, case: Case) -> None:
+    async def send() -> None:
+        try:
+            for message in case.messages:
+                await call.write(message)
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return  # it has ended
+
+    sending = asyncio.create_task(send())
+    try:
+        for _ in range(MOST_RESPONSES):
+            if await call.read() is grpc.aio.EOF:
+                return
+        call.cancel()
+    finally:
+        await sending

@@ -1,0 +1,184 @@
+"""Every RPC of router and workers with requests that nobody of ours sends.
+
+Whatever comes, the RPC ends, with a status that says whose fault it was; nothing of
+it is held afterwards, and the engines answer others as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+
+from stream2llm.client import AsyncClient
+from stream2llm.cluster import Cluster
+from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.v1 import worker_pb2 as worker
+from stream2llm.v1 import worker_pb2_grpc
+from tests import fuzz_rpcs as rpcs
+from tests.cluster_kill import incarnation_of
+from tests.cluster_pool import workers
+from tests.reference_engine import ReferenceEngine
+from tests.rpc_fuzz import mutants
+from tests.streams import Stream, play
+
+pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+
+ORDINARY = Stream("fuzz", (("append", ("a",)), ("append", ("b",))), {"a": 90, "b": 300})
+SEED = 20261128
+# Of all cases of an RPC, in the daily test.
+NUM_CASES = 60
+NUM_AT_ONCE = 6
+
+
+# -- the well-formed RPCs that the cases are made from -----------------------------------
+
+
+@asynccontextmanager
+async def _nothing(_: _Targets) -> AsyncIterator[None]:
+    yield None
+
+
+@asynccontextmanager
+async def _a_first_token(targets: _Targets) -> AsyncIterator[worker.FirstToken]:
+    """A hand-over that waits for decode, while the block lasts."""
+    call = worker_pb2_grpc.PrefillServiceStub(targets.prefill).PrefillSession(
+        timeout=rpcs.DEADLINE_S
+    )
+    for request in rpcs.prefill_session(None):
+        await call.write(request)
+    while not (response := await call.read()).HasField("first_token"):
+        assert response is not grpc.aio.EOF
+    yield response.first_token
+    await call.done_writing()
+    assert await call.code() is grpc.StatusCode.OK
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """How a well-formed one is made: what it needs first, and then its messages."""
+
+    needs: Callable[[_Targets], Any]
+    messages: Callable[[Any], Sequence[Message]]
+
+
+RPCS = {
+    "StreamingInferenceService/StreamGenerate": Rpc(_nothing, rpcs.stream_generate),
+    "StreamingInferenceService/Generate": Rpc(_nothing, rpcs.generate),
+    "StreamingInferenceService/GetModelInfo": Rpc(_nothing, lambda _: [pb.GetModelInfoRequest()]),
+    "StreamingInferenceService/GetServerInfo": Rpc(_nothing, lambda _: [pb.GetServerInfoRequest()]),
+    "PrefillService/PrefillSession": Rpc(_nothing, rpcs.prefill_session),
+    "DecodeService/FetchAhead": Rpc(_a_first_token, rpcs.fetch_ahead),
+    "DecodeService/Decode": Rpc(_a_first_token, rpcs.decode),
+    "DecodeService/ReleaseHandover": Rpc(_a_first_token, rpcs.release),
+    "WorkerService/GetWorkerStatus": Rpc(_nothing, lambda _: [worker.GetWorkerStatusRequest()]),
+}
+
+
+def test_every_rpc_is_tried() -> None:
+    services = [each for file in (pb, worker) for each in file.DESCRIPTOR.services_by_name.values()]
+    names = {f"{service.name}/{method.name}" for service in services for method in service.methods}
+    assert names == RPCS.keys()
+
+
+# -- a run ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    """A channel to each process."""
+
+    router: grpc.aio.Channel
+    prefill: grpc.aio.Channel
+    decode: grpc.aio.Channel
+
+    def of(self, rpc: str) -> list[grpc.aio.Channel]:
+        """Where that RPC is served."""
+        match rpc.split("/")[0]:
+            case "StreamingInferenceService":
+                return [self.router]
+            case "PrefillService":
+                return [self.prefill]
+            case "DecodeService":
+                return [self.decode]
+        return [self.prefill, self.decode]
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+async def test_no_request_hurts_anybody_else(
+    rpc: str, cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    await _fuzz(rpc, cluster, client, reference, NUM_CASES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rpc", RPCS)
+async def test_no_request_of_all_there_are_hurts_anybody_else(
+    rpc: str, cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    await _fuzz(rpc, cluster, client, reference, None)
+
+
+async def _fuzz(
+    rpc: str,
+    cluster: Cluster,
+    client: AsyncClient,
+    reference: ReferenceEngine,
+    num_cases: int | None,
+) -> None:
+    before = [incarnation_of(cluster.status(), role) for role in ("router", "prefill", "decode")]
+    async with AsyncExitStack() as stack:
+        addresses = (
+            cluster.router_addresses[0],
+            workers(cluster, "prefill")[0].grpc_address,
+            workers(cluster, "decode")[0].grpc_address,
+        )
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(address))
+            for address in addresses
+        ]
+        targets = _Targets(*channels)
+        wrong = await _wrong_ends(rpc, targets, num_cases)
+    assert not wrong, "\n".join(wrong)
+    outcome = await play(client, ORDINARY)
+    assert outcome.token_ids == reference.answer(ORDINARY.prompt, 8)
+    after = [incarnation_of(cluster.status(), role) for role in ("router", "prefill", "decode")]
+    assert after == before, "a process had to be replaced"
+
+
+async def _wrong_ends(rpc: str, targets: _Targets, num_cases: int | None) -> list[str]:
+    """Plays the cases, some at once; what became of those that did not end as they should."""
+    made = RPCS[rpc]
+    async with made.needs(targets) as needed:
+        total = sum(1 for _ in mutants(made.messages(needed), random.Random(SEED)))
+    numbers = list(range(total))
+    if num_cases is not None:
+        random.Random(SEED).shuffle(numbers)
+        numbers = numbers[:num_cases]
+    wrong: list[str] = []
+    codes: Counter[str] = Counter()
+    at_once = asyncio.Semaphore(NUM_AT_ONCE)
+
+    async def play_one(number: int) -> None:
+        async with at_once, made.needs(targets) as needed:
+            case = list(mutants(made.messages(needed), random.Random(SEED)))[number]
+            for channel in targets.of(rpc):
+                code, told = await rpcs.end_of(channel, rpc, case)
+                codes[code] += 1
+                if told:
+                    wrong.append(f"{rpc} {case.name}: {told}")
+
+    async with asyncio.TaskGroup() as group:
+        for number in numbers:
+            group.create_task(play_one(number))
+    print(rpc, dict(codes))
+    # Cases that are all refused for one reason would show nothing.
+    return wrong
