@@ -31,6 +31,8 @@ START_ATTEMPTS = 3
 # machine. Ray also gives workers niceness 15: beside any other busy process on its
 # core an engine would get a thirtieth of it.
 _RAY_ENVIRONMENT = {
+    # See `_on_loopback`: for the processes of Ray that join it again, such as its job agent.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_agent_register_timeout_ms": "180000",
@@ -113,7 +115,7 @@ def _on_loopback() -> Iterator[None]:
     interfaces when that is not loopback. `ray.init` replaces a loopback address
     that it is given by one that leads outward, unless it takes this machine for one on
     which Ray runs no clusters (its default on macOS and Windows). The
-    environment variable for that is read when Ray is imported, which has happened.
+    environment variable for that is read when Ray is imported, which has happened here.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False

@@ -47,7 +47,8 @@ def _addresses(pid: int) -> list[tuple[str, int]]:
 
 
 def _name_of(command: str) -> str:
-    """The title a process gave itself, or its program's name, or the script that Python runs."""
-    words = command.split()
-    scripts = [word for word in words if word.endswith(".py")]
-    return (scripts or words or ["?"])[0].rpartition("/")[2]
+    """The title a process gave itself, its program's name, or the script that Python runs."""
+    words = command.split() or ["?"]
+    name = words[0].rpartition("/")[2]
+    scripts = [word.rpartition("/")[2] for word in words if word.endswith(".py")]
+    return scripts[0] if name.startswith("python") and scripts else name
