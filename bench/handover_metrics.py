@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from stream2llm.own_http import open_url
 
 _BYTES = "stream2llm_handover_bytes_total"
 
@@ -29,6 +30,6 @@ def _targets(http_address: str) -> Iterator[str]:
 
 
 def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=30) as response:
+    with open_url(url, 30) as response:
         text: str = response.read().decode()
         return text

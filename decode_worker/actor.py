@@ -6,6 +6,7 @@ import ray
 
 from stream2llm.actor_shell import WorkerShell
 from stream2llm.launch import Launch
+from stream2llm.node_address import node_address
 
 
 # Never restarted by Ray: a new process has lost its state, ports and peers, so
@@ -20,4 +21,4 @@ class DecodeActor(WorkerShell):
     """Hosts one decode worker process."""
 
     def __init__(self, launch: Launch) -> None:
-        super().__init__(launch, ray.util.get_node_ip_address())
+        super().__init__(launch, node_address())

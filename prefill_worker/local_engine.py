@@ -30,6 +30,7 @@ from prefill_worker.engine import FIXED_ARGS
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.cpu_executor import executor_args
+from stream2llm.engine_sockets import socket_environment
 
 ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",
@@ -41,6 +42,7 @@ ENVIRONMENT = {
     # This process is not ours alone.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    **socket_environment("127.0.0.1"),
 }
 
 

@@ -19,6 +19,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
+from stream2llm import garbage
 from stream2llm.launch import Launch, RouterStarted, StartOutcome, cores_of
 from stream2llm.ports import pick_port
 from stream2llm.processes import OWNER_VARIABLE
@@ -51,7 +52,9 @@ class _Shell:
         """Builds and starts what is hosted here; never raises for its errors."""
         log = LogTail()
         try:
-            return StartOutcome(await self._start())
+            address = await self._start()
+            garbage.settle()
+            return StartOutcome(address)
         except Exception as error:
             _log.exception("start_failed name=%s", self._launch.name)
             reason, permanent = describe_failure(error, log.read())

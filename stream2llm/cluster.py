@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,7 +24,7 @@ from typing import Any, Self
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from stream2llm import preflight, ray_runtime
+from stream2llm import preflight, ray_auth, ray_runtime
 from stream2llm.clock import SystemClock
 from stream2llm.config import ClusterConfig
 from stream2llm.controller import (
@@ -94,7 +93,7 @@ class Cluster:
         """Finds a cluster that `start(detach=True)` left running."""
         if config.ray.address == "local":
             raise InvalidRequestError("ray.address is local: give the address of a running Ray")
-        ray_runtime.connect(config, "")
+        ray_runtime.connect(config, "", "")
         try:
             controller = ray.get_actor(CONTROLLER_NAME, namespace=config.ray.namespace)
             status = ray.get(controller.status.remote(), timeout=STATUS_TIMEOUT_S)
@@ -114,8 +113,9 @@ class Cluster:
         if ray.is_initialized():
             raise InvalidRequestError("this process already uses a Ray; end that one first")
         self._connected = True  # from now on there may be something to end
-        self.log_dir = ray_runtime.connect(self.config, owner_mark(self.cluster_id, "ray", 1))
-        environment = common_environment(os.environ["RAY_AUTH_MODE"])
+        mark = owner_mark(self.cluster_id, "ray", 1)
+        self.log_dir = ray_runtime.connect(self.config, self.cluster_id, mark)
+        environment = common_environment()
         launches = lay_out(self.config, model_path, environment, factories)
         self._check_ray(launches)
         # In a Ray of our own the actors need no owner: they end with it.
@@ -167,6 +167,15 @@ class Cluster:
         replicas = self.status()["replicas"]
         routers = [r for r in replicas if r["role"] == "router" and r["address"]]
         return tuple(r["address"]["grpc_address"] for r in routers)
+
+    @property
+    def ray_token_file(self) -> Path | None:
+        """The file with the token of a Ray of our own; None where there is none.
+
+        Ray's commands take it in RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token.
+        """
+        has_token = self._owns_ray and self.config.ray.auth_mode == "token"
+        return ray_auth.token_file(self.cluster_id) if has_token else None
 
     def wait_ready(self, timeout_s: float, report: Report | None = None) -> None:
         """Returns when every replica is ready; raises when one is given up, with its reason.
@@ -281,7 +290,7 @@ class Cluster:
     def _end_ray(self) -> None:
         if not self._owns_ray:  # in our own, ray.shutdown ends actors too
             ray_runtime.kill_actors_of(self.config.ray.namespace, self._controller)
-        ray_runtime.disconnect()
+        ray_runtime.disconnect(self.cluster_id if self._owns_ray else "")
         left = kill_owned(f"{self.cluster_id}/")
         if left:
             _log.warning("killed_leftovers processes=%s", left)

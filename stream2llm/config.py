@@ -32,9 +32,9 @@ class RayConfig(_Part):
     # address joins one that runs.
     address: str = "local"
     namespace: str = "stream2llm"
-    # Ray 2.60 turns token authentication on for local clusters and writes a
-    # token file in the home directory; we always say which mode we want.
-    auth_mode: Literal["disabled", "token"] = "disabled"
+    # Of a Ray of our own. One that we join has its own mode: that of the environment
+    # (RAY_AUTH_MODE) goes before this, which then counts only if it is set.
+    auth_mode: Literal["disabled", "token"] = "token"
     include_dashboard: bool = False
 
 

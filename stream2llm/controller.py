@@ -18,12 +18,13 @@ import ray
 from prometheus_client import CollectorRegistry
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from stream2llm import __version__, supervision
+from stream2llm import __version__, garbage, supervision
 from stream2llm.actor_shell import load
 from stream2llm.config import ControllerConfig
 from stream2llm.controller_http import ControllerHttp, ControllerMetrics
 from stream2llm.errors import InvalidRequestError, UnavailableError
 from stream2llm.launch import Launch, StartOutcome
+from stream2llm.node_address import node_address
 from stream2llm.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy
 from stream2llm.processes import kill_owned, mark_environment, owner_mark
 from stream2llm.supervisor import Settings, Supervisor
@@ -211,8 +212,9 @@ class Controller:
             self._policy,
             self._retry,
         )
-        host = ray.util.get_node_ip_address() if config.host == "auto" else config.host
+        host = node_address() if config.host == "auto" else config.host
         address = await self._http.start(host, config.http_port)
+        garbage.settle()
         self._run = asyncio.create_task(self._supervisor.run())
         return address
 

@@ -7,6 +7,8 @@ connection's RPCs, so servers and channels take their options from here.
 
 from __future__ import annotations
 
+from stream2llm.loopback import host_of, is_loopback
+
 Options = list[tuple[str, int]]
 
 _KEEPALIVE_TIME_MS = 30_000
@@ -37,7 +39,27 @@ def server_options(max_message_bytes: int) -> Options:
 
 
 def channel_options(max_message_bytes: int) -> Options:
-    """For grpc.aio.insecure_channel and its secure and synchronous relatives."""
+    """For every channel between our own parts, which never goes through a proxy.
+
+    With `http_proxy` in the environment gRPC would ask the proxy for a worker's loopback address.
+    """
+    return [*_options(max_message_bytes), _NO_PROXY]
+
+
+def client_channel_options(address: str, max_message_bytes: int) -> Options:
+    """For a client's channel to a router at `address`.
+
+    A proxy of the environment may be the only way there, and gRPC heeds `no_proxy`; but no proxy
+    leads to a loopback address.
+    """
+    options = _options(max_message_bytes)
+    return [*options, _NO_PROXY] if is_loopback(host_of(address)) else options
+
+
+_NO_PROXY = ("grpc.enable_http_proxy", 0)
+
+
+def _options(max_message_bytes: int) -> Options:
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),

@@ -92,9 +92,9 @@ def lay_out(
     return (*routers, *prefill, *decode)
 
 
-def common_environment(auth_mode: str) -> dict[str, str]:
-    """What every actor of ours runs with."""
-    variables = {**_COMMON_ENVIRONMENT, "RAY_AUTH_MODE": auth_mode}
+def common_environment() -> dict[str, str]:
+    """What every actor of ours runs with, beside what it inherits of its Ray."""
+    variables = dict(_COMMON_ENVIRONMENT)
     root = Path(__file__).resolve().parent.parent
     if root.name != "site-packages":  # a checkout, or the working_dir of a Ray job
         inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)

@@ -6,15 +6,16 @@ import logging
 import os
 import signal
 import subprocess
-import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
+from stream2llm import ray_auth
 from stream2llm.config import ClusterConfig, RayConfig
 from stream2llm.errors import InvalidRequestError, UnavailableError
 from stream2llm.launch import Launch
@@ -24,14 +25,14 @@ _log = logging.getLogger(__name__)
 
 # No object of ours goes through Ray's store; this is its minimum.
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
-# Sockets live below it, and their paths may have 107 characters.
-MAX_TEMP_DIR_CHARS = 40
 EXIT_S = 10.0
 START_ATTEMPTS = 3
 # Ray's patience with its own processes is 30 to 60 s, which they take on a busy
 # machine. Ray also gives workers niceness 15: beside any other busy process on its
 # core an engine would get a thirtieth of it.
 _RAY_ENVIRONMENT = {
+    # See `_on_loopback`: for the processes of Ray that join it again, such as its job agent.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_agent_register_timeout_ms": "180000",
@@ -39,13 +40,14 @@ _RAY_ENVIRONMENT = {
 }
 
 
-def connect(config: ClusterConfig, mark: str) -> str:
+def connect(config: ClusterConfig, cluster_id: str, mark: str) -> str:
     """Starts or joins Ray; returns where its logs are."""
     settings = config.ray
-    _set_auth_mode(settings)
     try:
         with _sigterm_kept():
-            return _init(config, mark)
+            return (
+                _join(settings) if settings.address != "local" else _own(config, cluster_id, mark)
+            )
     except Exception as error:  # Ray raises all sorts, ConnectionError and bare Exception too
         what = (
             "start" if settings.address == "local" else f"join (ray.address: {settings.address}) a"
@@ -53,21 +55,37 @@ def connect(config: ClusterConfig, mark: str) -> str:
         raise UnavailableError(f"cannot {what} Ray: {error}", reason="RAY_UNAVAILABLE") from error
 
 
-def _init(config: ClusterConfig, mark: str) -> str:
-    settings = config.ray
-    common = {
+def _common(settings: RayConfig) -> dict[str, Any]:
+    return {
         "namespace": settings.namespace,
         "log_to_driver": False,
         "logging_level": logging.WARNING,
     }
-    if settings.address != "local":
-        context = ray.init(address=settings.address, **common)
-        return f"{context.address_info['session_dir']}/logs"
-    with _environment({**mark_environment(mark), **_RAY_ENVIRONMENT}):
-        return _start_own(config, mark, common)
 
 
-def _start_own(config: ClusterConfig, mark: str, common: dict[str, Any]) -> str:
+def _join(settings: RayConfig) -> str:
+    """Joins with the mode and the token of the environment, as Ray's own commands find them."""
+    if "auth_mode" in settings.model_fields_set:
+        os.environ.setdefault(ray_auth.MODE_VARIABLE, settings.auth_mode)
+    ray_auth.read_again()
+    context = ray.init(address=settings.address, **_common(settings))
+    return f"{context.address_info['session_dir']}/logs"
+
+
+def _own(config: ClusterConfig, cluster_id: str, mark: str) -> str:
+    token = ray_auth.token_file(cluster_id)
+    if config.ray.auth_mode == "token":
+        ray_auth.write_token(token)
+    authentication = ray_auth.own_environment(config.ray.auth_mode, token)
+    with (
+        _environment({**mark_environment(mark), **_RAY_ENVIRONMENT, **authentication}),
+        _on_loopback(),
+    ):
+        ray_auth.read_again()
+        return _start_own(config, mark)
+
+
+def _start_own(config: ClusterConfig, mark: str) -> str:
     """Starts Ray; again when it lost patience with itself (30 s, fixed in its code)."""
     for attempts_left in reversed(range(START_ATTEMPTS)):
         try:
@@ -76,8 +94,8 @@ def _start_own(config: ClusterConfig, mark: str, common: dict[str, Any]) -> str:
                 num_cpus=_logical_cpus(config),
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=config.ray.include_dashboard,
-                _temp_dir=_temp_dir(),
-                **common,
+                _temp_dir=str(ray_auth.private_directory() / "ray"),
+                **_common(config.ray),
             )
             return f"{context.address_info['session_dir']}/logs"
         except Exception as error:
@@ -89,8 +107,26 @@ def _start_own(config: ClusterConfig, mark: str, common: dict[str, Any]) -> str:
     raise AssertionError("unreachable")
 
 
-def disconnect() -> None:
-    """Ends a Ray of our own, or leaves the one we joined.
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started inside listens on the loopback address alone.
+
+    Every process of Ray listens where its node's address is, and on all
+    interfaces when that is not loopback. `ray.init` replaces a loopback address
+    that it is given by one that leads outward, unless it takes this machine for one on
+    which Ray runs no clusters (its default on macOS and Windows). The
+    environment variable for that is read when Ray is imported, which has happened here.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def disconnect(cluster_id: str = "") -> None:
+    """Ends the Ray of our own that was started for this cluster, or leaves the one we joined.
 
     Ray kills its processes without waiting for them: they would stay zombies of
     this process as long as it lives.
@@ -100,6 +136,9 @@ def disconnect() -> None:
     for process in processes:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=EXIT_S)
+    ray_auth.read_again()  # nothing here may use the token from now on
+    if cluster_id:
+        ray_auth.token_file(cluster_id).unlink(missing_ok=True)
 
 
 def is_whole() -> bool:
@@ -131,12 +170,6 @@ def _exit_on_sigterm(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _set_auth_mode(settings: RayConfig) -> None:
-    """Our own Ray has the mode that is configured; a job's environment wins when we join."""
-    if settings.address == "local" or "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = settings.auth_mode
-
-
 def _logical_cpus(config: ClusterConfig) -> int:
     """Enough in Ray's books for all workers, also on a machine with fewer cores."""
     roles = (config.prefill, config.decode)
@@ -144,27 +177,23 @@ def _logical_cpus(config: ClusterConfig) -> int:
     return max(len(os.sched_getaffinity(0)), int(needed + 0.999))
 
 
-def _temp_dir() -> str:
-    base = tempfile.gettempdir()
-    name = f"stream2llm-{os.getuid()}"
-    if len(base) + len(name) > MAX_TEMP_DIR_CHARS:
-        base = "/tmp"
-    return f"{base}/{name}"
-
-
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Sets variables for the processes that are started inside."""
+def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Sets variables (None: removes them) for the processes that are started inside."""
     before = {key: os.environ.get(key) for key in variables}
-    os.environ.update(variables)
+    _set(variables)
     try:
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for key, value in variables.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
 
 
 def check_gpus(launches: tuple[Launch, ...], *, can_grow: bool) -> None:

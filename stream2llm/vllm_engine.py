@@ -30,6 +30,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from stream2llm.clock import Clock, SystemClock
 from stream2llm.cpu_executor import executor_args
+from stream2llm.engine_sockets import socket_environment
 from stream2llm.engine_stats import EngineStats
 from stream2llm.errors import InvalidRequestError, UnavailableError
 from stream2llm.worker_spec import WorkerSpec
@@ -114,6 +115,7 @@ class Engine:
         Raises InvalidRequestError for engine arguments that are ours to set or
         that vLLM does not know, and whatever vLLM raises for the rest.
         """
+        _set_socket_environment(spec.host)
         args = _engine_args(spec, kv_transfer, fixed_args)
         llm = await asyncio.to_thread(_build_config_and_llm, args, stats)
         # The output handler must run in this loop; built in a thread, vLLM
@@ -209,6 +211,12 @@ class Engine:
     def shutdown(self) -> None:
         """Ends the engine's processes. Blocks for up to some seconds."""
         self._llm.shutdown()
+
+
+def _set_socket_environment(host: str) -> None:
+    """The engine's processes read it when they start; what is set already wins."""
+    for name, value in socket_environment(host).items():
+        os.environ.setdefault(name, value)
 
 
 def nixl_options(spec: WorkerSpec) -> dict[str, Any]:

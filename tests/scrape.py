@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from collections import Counter
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream2llm.cluster import Cluster
+from stream2llm.own_http import open_url
 
 
 def scrape(cluster: Cluster) -> Counter[str]:
     """All samples of all targets of /sd, summed over their labels."""
-    with urllib.request.urlopen(f"http://{cluster.http_address}/sd") as response:
+    with open_url(f"http://{cluster.http_address}/sd", 30) as response:
         groups = json.load(response)
     total: Counter[str] = Counter()
     for target in (target for group in groups for target in group["targets"]):
-        with urllib.request.urlopen(f"http://{target}/metrics") as response:
+        with open_url(f"http://{target}/metrics", 30) as response:
             for family in text_string_to_metric_families(response.read().decode()):
                 for sample in family.samples:
                     total[sample.name] += sample.value

@@ -12,10 +12,10 @@ import json
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from http.client import HTTPException
-from urllib.request import urlopen
 
 from bench.records import Sample
 from bench.replay.metrics import Page, increase, sample_of
+from stream2llm.own_http import open_url
 
 FindUrls = Callable[[], Awaitable[Sequence[str]]]
 _EVERY_S = 1.0
@@ -100,6 +100,6 @@ def _expanded(url: str) -> list[str]:
 
 
 def _fetch(url: str) -> str:
-    with urlopen(url, timeout=_TIMEOUT_S) as response:
+    with open_url(url, _TIMEOUT_S) as response:
         text: str = response.read().decode()
         return text

@@ -49,7 +49,9 @@ def policy(
 
 def _ask(controller: str, name: str | None, timeout_s: float) -> dict[str, Any]:
     from urllib.error import HTTPError, URLError
-    from urllib.request import Request, urlopen
+    from urllib.request import Request
+
+    from stream2llm.own_http import open_url
 
     body = None if name is None else json.dumps({"policy": name}).encode()
     request = Request(
@@ -59,7 +61,7 @@ def _ask(controller: str, name: str | None, timeout_s: float) -> dict[str, Any]:
         headers={"Content-Type": "application/json"},
     )
     try:
-        with urlopen(request, timeout=timeout_s) as answer:
+        with open_url(request, timeout_s) as answer:
             state: dict[str, Any] = json.load(answer)
             return state
     except HTTPError as error:

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from stream2llm.client.aio import MAX_MESSAGE_BYTES
+from stream2llm.grpc_options import client_channel_options
 from stream2llm.v1 import inference_pb2, inference_pb2_grpc
 
 EXIT_UNREACHABLE = 1
@@ -46,7 +48,8 @@ def status(
 
 
 def _ask(address: str, timeout_s: float) -> inference_pb2.GetServerInfoResponse:
-    with grpc.insecure_channel(address) as channel:
+    options = client_channel_options(address, MAX_MESSAGE_BYTES)
+    with grpc.insecure_channel(address, options=options) as channel:
         stub = inference_pb2_grpc.StreamingInferenceServiceStub(channel)
         answer: inference_pb2.GetServerInfoResponse = stub.GetServerInfo(
             inference_pb2.GetServerInfoRequest(), timeout=timeout_s

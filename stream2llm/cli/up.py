@@ -88,6 +88,8 @@ def run(config: ClusterConfig, *, detach: bool = False, factories: Factories | N
     _say(f"starting {config.model_name}; an engine takes 15 to 60 s")
     with Cluster.start(config, detach=detach, factories=factories) as cluster:
         _say(f"logs: {cluster.log_dir}")
+        if cluster.ray_token_file is not None:
+            _say(f"token of its Ray: {cluster.ray_token_file}")
         longest_s = max(config.prefill.start_timeout_s, config.decode.start_timeout_s)
         # Each start is bounded by itself; this bounds their repetitions.
         attempts = config.controller.max_start_failures

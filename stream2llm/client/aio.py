@@ -21,7 +21,7 @@ from stream2llm.client.translate import (
     open_message,
     server_info_from,
 )
-from stream2llm.grpc_options import channel_options
+from stream2llm.grpc_options import client_channel_options
 from stream2llm.handover import HandoverMode
 from stream2llm.ordering import DocumentOrdering, ordering_of
 from stream2llm.sampling import SamplingParameters
@@ -46,7 +46,7 @@ class AsyncClient:
         credentials: grpc.ChannelCredentials | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        options = channel_options(max_message_bytes)
+        options = client_channel_options(address, max_message_bytes)
         self.address = address
         self._max_message_bytes = max_message_bytes
         if credentials is None:

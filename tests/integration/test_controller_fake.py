@@ -162,8 +162,13 @@ with Cluster.start(config, factories=factories) as cluster:
 """
     return subprocess.Popen(
         [sys.executable, "-c", script], text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, **proxies(), "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
+
+
+def proxies() -> dict[str, str]:
+    """A proxy that answers nobody: a cluster must start and end beside it."""
+    return dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:1")
 
 
 def test_a_failing_start_reaches_the_user_and_leaves_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`up` as the entrypoint of a Ray job, on a Ray cluster that is not ours."""
+"""`up` as the entrypoint of a Ray job, on a Ray cluster that is not ours and asks for a token."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import yaml
 from stream2llm.client import SamplingParameters, connect_sync
 from stream2llm.ports import pick_port
 from stream2llm.processes import kill_owned, mark_environment, owned_processes, owner_mark
+from stream2llm.ray_auth import write_token
 from tests.cluster_pool import Kind, config_of, model_path
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -26,30 +28,45 @@ JOB_ID = "stream2llm-test"
 TEMP_DIR = f"/tmp/s2l-test-{os.getpid()}"  # short: it holds sockets
 
 
-def ray_environment() -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    # A job that is stopped gets so long to drain before it is killed.
+def ray_environment(token: Path | None) -> dict[str, str]:
+    """Of the head and of Ray's commands, with a token or without one."""
+    own = {"PYTHONPATH", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+    kept = {key: value for key, value in os.environ.items() if key not in own}
     more = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    if token is not None:
+        more |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    # A job that is stopped gets so long to drain before it is killed.
     return {**kept, **more, "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 
-@pytest.fixture
-def jobs_address() -> Iterator[str]:
-    """A Ray head in processes of its own; ended by its mark, never by `ray stop`."""
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A Ray head that runs: where it is, and the file with its token."""
+
+    gcs_address: str
+    jobs_address: str
+    token: Path
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """In processes of its own; ended by their mark, never by `ray stop`."""
     ports = [pick_port("127.0.0.1", f"{HEAD_MARK}{n}") for n in range(2)]
-    head = subprocess.Popen(
+    token = tmp_path_factory.mktemp("head") / "token"
+    write_token(token)
+    process = subprocess.Popen(
         [RAY, "start", "--head", "--block", "--num-cpus=4", f"--port={ports[0]}",
          f"--dashboard-port={ports[1]}", "--dashboard-host=127.0.0.1",
          f"--temp-dir={TEMP_DIR}", "--disable-usage-stats"],
-        env={**ray_environment(), **mark_environment(HEAD_MARK)},
+        env={**ray_environment(token), **mark_environment(HEAD_MARK)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
-        _read_until(head, "Ray runtime started")
-        yield f"http://127.0.0.1:{ports[1]}"
+        _read_until(process, "Ray runtime started")
+        yield Head(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", token)
     finally:
         kill_owned(HEAD_MARK, timeout_s=30)
-        head.communicate()
+        process.communicate()
         shutil.rmtree(TEMP_DIR)
 
 
@@ -73,13 +90,21 @@ def a_config_file(folder: Path) -> Path:
     return path
 
 
-def submit(address: str, code: Path, entrypoint: list[str]) -> subprocess.Popen[str]:
+def submit(head: Head, code: Path, entrypoint: list[str]) -> subprocess.Popen[str]:
     """`ray job submit`, repeated while the head's job agent is still starting."""
-    options = ["--address", address, "--submission-id", JOB_ID, "--working-dir", str(code)]
+    options = [
+        "--address",
+        head.jobs_address,
+        "--submission-id",
+        JOB_ID,
+        "--working-dir",
+        str(code),
+    ]
     while True:
         job = subprocess.Popen(
             [RAY, "job", "submit", *options, "--", *entrypoint],
-            env=ray_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=ray_environment(head.token), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
             _read_until(job, "submitted successfully")
@@ -105,20 +130,58 @@ def ask(address: str) -> int:
         return len(session.answer().token_ids)
 
 
-def test_a_job_serves_until_it_is_stopped_and_leaves_nothing(
-    jobs_address: str, tmp_path: Path
-) -> None:
+def test_a_job_serves_until_it_is_stopped_and_leaves_nothing(head: Head, tmp_path: Path) -> None:
     """The checkout as working directory, the documented entrypoint, real engines."""
+    listing = [RAY, "job", "list", "--address", head.jobs_address]
+    refused = subprocess.run(
+        listing, env=ray_environment(None), check=False, capture_output=True, text=True
+    )
+    assert refused.returncode != 0
+    assert "Authentication required" in refused.stdout + refused.stderr
     config = str(a_config_file(tmp_path))
     up = [sys.executable, "-m", "stream2llm.cli.main", "up", "--config", config]
-    job = submit(jobs_address, ROOT, up)
+    job = submit(head, ROOT, up)
     lines = _read_until(job, "ready after")
     assert ask(router_of(lines)) == 5
     workers = [p.owner for p in owned_processes("") if "/decode-0/" in p.owner]
-    stop = [RAY, "job", "stop", "--address", jobs_address, JOB_ID]
-    subprocess.run(stop, env=ray_environment(), check=True, capture_output=True)
+    stop = [RAY, "job", "stop", "--address", head.jobs_address, JOB_ID]
+    subprocess.run(stop, env=ray_environment(head.token), check=True, capture_output=True)
     rest, _ = job.communicate()
     assert "stopped\n" in rest, rest
     assert workers
     assert not [p for p in owned_processes("") if p.owner in workers]
     assert owned_processes(HEAD_MARK)  # the Ray we joined goes on
+
+
+def test_a_detached_cluster_is_found_again_by_who_has_the_token(head: Head, tmp_path: Path) -> None:
+    """`up --detach`, then `down` from another process, with workers that have no engine."""
+    start = """
+with Cluster.start(config, detach=True, factories=factories) as cluster:
+    cluster.wait_ready(120)
+    cluster.detach()
+"""
+    find = "print('ready:', Cluster.attach(config).status()['ready'])"
+    end = "cluster = Cluster.attach(config); cluster.drain(); cluster.stop(drain=False)"
+    assert run(head, tmp_path, start, head.token) == ""
+    assert "ready: True" in run(head, tmp_path, find, head.token)
+    assert "UnavailableError: cannot join" in run(head, tmp_path, find, None)
+    assert run(head, tmp_path, end, head.token) == ""
+    assert "no cluster runs" in run(head, tmp_path, find, head.token)
+
+
+def run(head: Head, model: Path, body: str, token: Path | None) -> str:
+    """What a process of its own prints; `config` and `factories` are at hand in it."""
+    (model / "config.json").write_text('{"max_position_embeddings": 1024}')
+    fakes = "tests.fakes.control_plane"
+    begin = f"""
+from stream2llm.cluster import Cluster
+from stream2llm.config import parse_config
+from stream2llm.launch import Factories
+tree = {{"model": {str(model)!r}, "ray": {{"address": {head.gcs_address!r}}}, "router": {{"port": 0}}}}
+config = parse_config(tree, source="test")
+factories = Factories("{fakes}:FakeRouter", "{fakes}:FakeWorker", "{fakes}:FakeWorker")
+"""
+    environment = {**ray_environment(token), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", begin + body]
+    process = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    return process.stdout + ("" if process.returncode == 0 else process.stderr)

@@ -147,7 +147,7 @@ def test_launches_have_names_ports_and_environment(tmp_path: Path) -> None:
         prefill={"engine": {"max_model_len": 512}, "env": {"HF_HUB_OFFLINE": "0"}},
         decode={"replicas": 2, "metrics_port": 9000},
     )
-    launches = lay_out(config, a_model(tmp_path), common_environment("disabled"), Factories())
+    launches = lay_out(config, a_model(tmp_path), common_environment(), Factories())
     by_name: dict[str, Any] = {launch.name: launch for launch in launches}
     assert list(by_name) == ["router-0", "router-1", "prefill-0", "decode-0", "decode-1"]
     assert (by_name["router-1"].spec.port, by_name["decode-1"].spec.metrics_port) == (7001, 9001)

@@ -1,0 +1,141 @@
+"""Nothing of a cluster with the default hosts is reached from outside, or by a local user without a token."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request
+
+import grpc
+import pytest
+import ray
+
+from stream2llm.cluster import Cluster
+from stream2llm.grpc_options import channel_options
+from stream2llm.loopback import is_loopback
+from stream2llm.own_http import open_url
+from stream2llm.processes import owned_processes
+from tests.listening import Listener, listeners
+from tests.polling import eventually
+
+pytestmark = pytest.mark.integration
+
+# One call of each service that Ray's processes offer: of the GCS, of the raylet's two servers, of
+# every worker, driver included, and of the agent.
+RAY_CALLS = (
+    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
+    "/ray.rpc.NodeManagerService/GetNodeStats",
+    "/ray.rpc.ObjectManagerService/Pull",
+    "/ray.rpc.CoreWorkerService/PushTask",
+    "/ray.rpc.ReporterService/GetTraceback",
+)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("sensitive-1x1", marks=pytest.mark.cluster("sensitive-1x1")),
+        # With processes, and message queues between them, that the other one does not have.
+        pytest.param("sensitive-ranks", marks=pytest.mark.cluster("sensitive-ranks")),
+    ],
+)
+def test_every_listening_socket_is_on_loopback(cluster: Cluster, kind: str) -> None:
+    """Routers, workers, their engines, NIXL and UCX, and all of Ray's processes."""
+    found = listeners(cluster.cluster_id)
+    print(*found, sep="\n")
+    assert [str(each) for each in found if not is_loopback(each.host)] == []
+    # The list is whole: each process is there that is known to listen.
+    owners = {each.owner.partition("/")[0] for each in found}
+    assert {"driver", "ray", "controller", "router-0", "prefill-0", "decode-0"} <= owners
+    ray_processes = {each.process for each in found if each.owner == "ray/1"}
+    known = {"gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+    assert known <= ray_processes
+    engines = {each.owner.partition("/")[0] for each in found if each.process.startswith("VLLM::")}
+    assert engines == {"prefill-0", "decode-0"}
+
+
+@pytest.mark.cluster("sensitive-1x1")
+async def test_a_job_without_the_token_is_refused_and_never_runs(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """The port of Ray's job agent would otherwise be a shell for whoever reaches it."""
+    assert cluster.ray_token_file is not None
+    token = cluster.ray_token_file.read_text()
+    assert _post_job(tmp_path / "none") == 401
+    assert _post_job(tmp_path / "wrong", "0" * len(token)) == 403
+    assert _post_job(tmp_path / "right", token) == 200
+    # What is asked for does run with the token, so the others had their time, too.
+    made = await eventually(lambda: asyncio.to_thread(os.listdir, tmp_path), bool, 60.0)
+    assert made == ["right"]
+
+
+def _post_job(path: Path, token: str = "") -> int:
+    """Asks Ray's agent to create that file; returns the HTTP status."""
+    (node,) = ray.nodes()
+    url = f"http://127.0.0.1:{node['DashboardAgentListenPort']}/api/job_agent/jobs/"
+    headers = {"Content-Type": "application/json"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    body = json.dumps({"entrypoint": f"touch {path}"}).encode()
+    try:
+        with open_url(Request(url, body, headers), 60) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        with error:
+            return error.code
+
+
+@pytest.mark.cluster("sensitive-1x1")
+def test_ray_answers_no_rpc_without_the_token(cluster: Cluster) -> None:
+    refused, answered = set(), []
+    for listener in listeners(cluster.cluster_id):
+        if listener.process.startswith("VLLM::"):
+            continue  # an engine's, which Ray knows nothing of
+        for call, code in _answers(listener):
+            if code is grpc.StatusCode.UNAUTHENTICATED:
+                refused.add(listener.process)
+            elif code not in _NOT_THERE:
+                answered.append((str(listener), call, code))
+    assert answered == []
+    assert {"gcs_server", "raylet", "ray::DashboardAgent", "ray::Controller", "ray::RouterActor",
+            "ray::PrefillActor", "ray::DecodeActor", "this process"} <= refused  # fmt: skip
+
+
+# No such service, or nothing that speaks gRPC.
+_NOT_THERE = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)
+
+
+def _answers(listener: Listener) -> Iterator[tuple[str, grpc.StatusCode]]:
+    host = listener.host.removeprefix("::ffff:")
+    with grpc.insecure_channel(f"{host}:{listener.port}", channel_options(1 << 20)) as channel:
+        for call in RAY_CALLS:
+            code = _code_of(channel, call)
+            yield call, code
+            if code is grpc.StatusCode.UNAVAILABLE:
+                return
+
+
+def _code_of(channel: grpc.Channel, call: str) -> grpc.StatusCode:
+    try:
+        channel.unary_unary(call)(b"", timeout=30)
+    except grpc.RpcError as error:
+        code: grpc.StatusCode = error.code()
+        return code
+    return grpc.StatusCode.OK
+
+
+@pytest.mark.cluster("sensitive-1x1")
+def test_the_token_stands_in_its_file_alone(cluster: Cluster) -> None:
+    file = cluster.ray_token_file
+    assert file is not None
+    token = file.read_bytes()
+    for process in owned_processes(f"{cluster.cluster_id}/"):
+        for what in ("environ", "cmdline"):
+            assert token not in Path(f"/proc/{process.pid}/{what}").read_bytes(), process
+    logs = [path for path in Path(cluster.log_dir).rglob("*") if path.is_file()]
+    assert logs
+    assert [path for path in logs if token in path.read_bytes()] == []
