@@ -27,13 +27,22 @@ from router.detokenizer import (
 )
 from router.stop_strings import StopStringMatcher
 from stream2llm.model_store import is_ready, model_dir
+from stream2llm.prefix import as_tokens
 from stream2llm.token_step import TokenStep
 from tests.tiny_model import tiny_tokenizer
 
 pytestmark = pytest.mark.property
 
 TINY = tiny_tokenizer()
-MAKE = detokenizer_factory(TINY)
+NO_PROMPT = as_tokens([])
+
+
+def maker(tokenizer: Tokenizer) -> Callable[[], Detokenizer]:
+    make = detokenizer_factory(tokenizer)
+    return lambda: make(NO_PROMPT)
+
+
+MAKE = maker(TINY)
 SMOLLM2 = "smollm2-135m-instruct"
 IDS = st.lists(st.integers(0, 310), max_size=40)
 
@@ -63,7 +72,7 @@ def test_other_vocabularies_stream_too(ids: list[int]) -> None:
 @pytest.mark.skipif(not is_ready(SMOLLM2), reason=f"{SMOLLM2} is not in the cache: make model")
 def test_pieces_are_the_whole_for_the_default_model() -> None:
     tokenizer = Tokenizer.from_file(str(model_dir(SMOLLM2) / "tokenizer.json"))
-    make = detokenizer_factory(tokenizer)
+    make = maker(tokenizer)
     assert isinstance(make(), ByteLevelDetokenizer)
     seeded = random.Random(7)
     for _ in range(300):
