@@ -171,14 +171,14 @@ def _join_filter(parts: Iterable[Any], separator: str = "", attribute: str | Non
 class _MarkingCodeGenerator(CodeGenerator):
     """Compiles the template's literals to text that is marked as the template's."""
 
-    def visit_Const(self, node: Const, frame: Frame) -> None: # noqa: N802 - jinja
+    def visit_Const(self, node: Const, frame: Frame) -> None:  # noqa: N802 - jinja
         value = node.as_const(frame.eval_ctx)
         if isinstance(value, str):
             self.write(f"environment.written({value!r})")
         else:
             super().visit_Const(node, frame)
 
-    def visit_Concat(self, node: Concat, frame: Frame) -> None: # noqa: N802 - jinja
+    def visit_Concat(self, node: Concat, frame: Frame) -> None:  # noqa: N802 - jinja
         self.write("environment.join_texts((")
         for part in node.nodes:
             self.visit(part, frame)

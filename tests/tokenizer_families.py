@@ -30,7 +30,7 @@ CONTROL = ["<|turn|>", "<|end|>", "[INST]", "<tool_call>", "</think>", "<strips>
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
     "{{ '<|turn|>' + m.role }}{% if m.name %} ({{ m.name | trim }}){% endif %}\n"
-    "{% if '</think>' in m.content %}{{ m.content.split('</think>')[-1] | trim }}"
+    "{% if m.role == 'assistant' and '</think>' in m.content %}{{ m.content.split('</think>')[-1] | trim }}"
     "{% elif m.role == 'system' %}{{ m.content | tojson }}{{ '<tool_call>' }}"
     "{% else %}{{ m.content | trim }}{% endif %}<|end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
