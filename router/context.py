@@ -238,7 +238,7 @@ class ContextLog:
     ) -> Splice:
         contents = [document for document in sent if document.tokens is not None]
         self._check_documents_sent(len(contents))
-        self._charge(sum(_charged_tokens(each) for each in contents) + _num_untold(sent))
+        self._charge(sum(_charged_tokens(each) for each in contents))
         assert not _num_untold(sent), "a document that cannot fit has failed"
         self._num_documents += len(contents)
         self._by_id.update(new_ids)

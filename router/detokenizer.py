@@ -76,7 +76,7 @@ class ByteTable:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
-        self._byte_of_char = {char: byte for byte, char in enumerate(_byte_alphabet())}
+        self._byte_of_char = {char: byte for byte, char in enumerate(byte_alphabet())}
         # As large as the vocabulary at most.
         self._known: dict[int, bytes] = {}
 
@@ -215,7 +215,7 @@ class StreamDetokenizer:
         return _REPLACEMENT
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """The character that stands for each byte in byte-level vocabularies.
 
     Printable Latin-1 stands for itself; the rest follows from U+0100 upward.

@@ -11,7 +11,7 @@ a thread for long. Has no mutable state, so threads may share it.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from router.chat_template import TemplateText
-from router.vocabulary import control_ids, plain_tokenizer
+from router.vocabulary import control_ids, plain_tokenizers
 from stream2llm.errors import InvalidRequestError
 from stream2llm.prefix import Tokens, as_tokens
 
@@ -27,6 +27,7 @@ from stream2llm.prefix import Tokens, as_tokens
 PIECE_CHARS = 8_000
 # A text without a space for so long is cut where it happens to be.
 _LONGEST_PIECE_CHARS = 2 * PIECE_CHARS
+_INSIDE_BYTE_NAME = re.compile("(?<=<)(?=0x[0-9A-F]{2}>)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +50,25 @@ class TextEncoder:
         """Raises InvalidRequestError for a tokenizer that would let control tokens through."""
         self._tokenizer = tokenizer
         try:
-            self._inside = plain_tokenizer(tokenizer, word_mark=False)
-            self._first = plain_tokenizer(tokenizer, word_mark=True)
+            plain = plain_tokenizers(tokenizer)
         except Exception as error:  # the library raises nothing narrower
             message = f"{model_path}: its tokenizer cannot be used for text alone: {error}"
             raise InvalidRequestError(message) from error
+        self._first, self._inside = plain.first, plain.inside
+        self.max_token_bytes = plain.max_token_bytes
         self.control_ids = control_ids(tokenizer)
         self.head = self._find_head()
         self._marks_after_control = self._find_marks_after_control()
-        self.max_token_bytes = self._find_max_token_bytes()
+        # Unigram models take the name of a byte token in a text for the byte.
+        self._reads_byte_names = tokenizer.token_to_id("<0x41>") in _ids(self._inside, "<0x41>")
         self._check(model_path)
 
     def parts(self, text: str, *, is_first: bool = False) -> list[Part]:
         """A text as it stands: inside a prompt, or as its beginning."""
-        return [Piece(piece, is_first and not i) for i, piece in enumerate(pieces(text))]
+        cut = pieces(text)
+        if self._reads_byte_names and "<0x" in text:
+            cut = [part for piece in cut for part in _INSIDE_BYTE_NAME.split(piece)]
+        return [Piece(piece, is_first and not i) for i, piece in enumerate(cut)]
 
     def parts_written(self, text: TemplateText, *, is_first: bool) -> list[Part]:
         """A text with control tokens where its template wrote them."""
@@ -141,15 +147,6 @@ class TextEncoder:
             if ids.ids[:1] == [token_id] and ids.ids[1:] in (marked, unmarked):
                 return marked != unmarked and ids.ids[1:] == marked
         return False
-
-    def _find_max_token_bytes(self) -> int | None:
-        """Of how many bytes of a text one token can be; None where a normalizer may shorten it,
-        or an unknown token may stand for any number of characters."""
-        spec = json.loads(self._inside.to_str())
-        kind = (spec["pre_tokenizer"] or {}).get("type")
-        if kind != "ByteLevel" or spec["normalizer"] or spec["added_tokens"]:
-            return None
-        return max(map(len, self._tokenizer.get_vocab()), default=1)
 
     def _check(self, model_path: str) -> None:
         added = self._tokenizer.get_added_tokens_decoder()

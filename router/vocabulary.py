@@ -1,21 +1,24 @@
 """Tokenizers of the same vocabulary that know no control tokens. Pure, but for the library.
 
 An added token (`<|im_end|>`, `<tool_call>`, `<s>`) matches wherever its text stands, so the
-tokenizer that comes with a model lets any text write control tokens. `plain_tokenizer` makes
-one from the same files in which an added token is text like any other, also where the model's
+tokenizer that comes with a model lets any text write control tokens. `plain_tokenizers` makes
+others from the same files in which an added token is text like any other, also where the model's
 own vocabulary has it. Added tokens of white space alone are text, not control tokens.
 
 Tokenizers of the SentencePiece kind put a word mark in front of each text. That is right once,
-at the beginning of a prompt: with `word_mark=False` a text goes on where another one ended.
+at the beginning of a prompt; everywhere else a text goes on where another one ended.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
+
+from router.detokenizer import byte_alphabet
 
 _WORD_MARK = "\u2581"
 
@@ -26,21 +29,52 @@ def control_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(i for i, token in added.items() if not _is_text(token.content, token.special))
 
 
-def plain_tokenizer(tokenizer: Tokenizer, *, word_mark: bool) -> Tokenizer:
-    """Encodes every text without control tokens and with nothing around it.
+@dataclass(frozen=True, slots=True)
+class PlainTokenizers:
+    """They encode every text without control tokens and with nothing around it.
 
     A character that the vocabulary has no token for still becomes the unknown token.
-    Raises Exception when the library cannot build it.
     """
+
+    # For a text with which a prompt begins, and for one inside it.
+    first: Tokenizer
+    inside: Tokenizer
+    # Of how many bytes of a text one token can be; None where a normalizer may shorten
+    # the text, or an unknown token may stand for any number of characters.
+    max_token_bytes: int | None
+
+
+def plain_tokenizers(tokenizer: Tokenizer) -> PlainTokenizers:
+    """Raises Exception when the library cannot build them."""
     spec: dict[str, Any] = json.loads(tokenizer.to_str())
     added = spec["added_tokens"]
     spec["added_tokens"] = [each for each in added if _is_text(each["content"], each["special"])]
     spec.update(post_processor=None, truncation=None, padding=None)
-    spec["normalizer"] = _without_strip(spec["normalizer"], word_mark)
-    if not word_mark:
-        spec["pre_tokenizer"] = _without_mark(spec["pre_tokenizer"])
+    max_token_bytes = _max_token_bytes(spec)
     _hide(spec["model"], control_ids(tokenizer))
-    return Tokenizer.from_str(json.dumps(spec))
+    ends = [
+        (_without_strip(spec["normalizer"], word_mark=True), spec["pre_tokenizer"]),
+        (
+            _without_strip(spec["normalizer"], word_mark=False),
+            _without_mark(spec["pre_tokenizer"]),
+        ),
+    ]
+    inside = _built(spec, *ends[1])  # a large vocabulary takes a second
+    first = inside if ends[0] == ends[1] else _built(spec, *ends[0])
+    return PlainTokenizers(first, inside, max_token_bytes)
+
+
+def _built(spec: dict[str, Any], normalizer: Any, pre_tokenizer: Any) -> Tokenizer:
+    whole = {**spec, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
+    return Tokenizer.from_str(json.dumps(whole))
+
+
+def _max_token_bytes(spec: dict[str, Any]) -> int | None:
+    kind = (spec["pre_tokenizer"] or {}).get("type")
+    if kind != "ByteLevel" or spec["normalizer"] or spec["added_tokens"]:
+        return None
+    vocab = spec["model"]["vocab"]
+    return max(map(len, vocab)) if vocab.keys() >= set(byte_alphabet()) else None
 
 
 def _is_text(content: str, special: bool) -> bool:

@@ -62,7 +62,7 @@ def hostile(model: ModelTokenizer) -> list[str]:
     """Every added token by itself, inside words, among spaces, and as a page would use them."""
     tokens = added(model)
     around = [form.format(token) for token in tokens for form in ("{}", "a{}b", " {}\n", "{0}{0}")]
-    return [*around, "".join(tokens), f"x{''.join(reversed(tokens))} y"]
+    return [*around, "<0x0A><0x41", "a <0x41>", "".join(tokens), f"x{''.join(reversed(tokens))} y"]
 
 
 def control(model: ModelTokenizer, tokens: Tokens) -> list[int]:
