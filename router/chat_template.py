@@ -107,8 +107,8 @@ def _like(text: str) -> TemplateText:
 
 
 def _joined(parts: Iterable[str]) -> TemplateText:
-    parts = [_like(part) for part in parts]
-    return TemplateText("".join(parts), b"".join(part.marks for part in parts))
+    marked = [_like(part) for part in parts]
+    return TemplateText("".join(marked), b"".join(part.marks for part in marked))
 
 
 class ChatRenderer:

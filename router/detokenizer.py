@@ -152,8 +152,9 @@ class PieceTable:
         """A token that stands before another one, so that this one is not the first."""
         for token_id in range(self._tokenizer.get_vocab_size()):
             token = self._tokenizer.id_to_token(token_id)
-            is_text = token and token_id not in self._special_ids and token.isalnum()
-            if is_text and self._decode([token_id, token_id]) == 2 * token:
+            if token_id in self._special_ids or not (token and token.isalnum()):
+                continue
+            if self._decode([token_id, token_id]) == 2 * token:
                 return [token_id]
         return []
 

@@ -145,7 +145,7 @@ class TextEncoder:
         for token_id in self.control_ids:
             ids = self._tokenizer.encode(f"{added[token_id].content}a", add_special_tokens=False)
             if ids.ids[:1] == [token_id] and ids.ids[1:] in (marked, unmarked):
-                return marked != unmarked and ids.ids[1:] == marked
+                return marked != unmarked and bool(ids.ids[1:] == marked)
         return False
 
     def _check(self, model_path: str) -> None:

@@ -6,6 +6,7 @@ Tokenizes them, and does with those that are too long what the session asked for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from router.context import ContentDocument, ContextLog, Reserve
 from router.oversized import Oversized, capped, fit
@@ -38,7 +39,7 @@ class Intake:
 
     async def take(self, event: AppendEvent | UpdateEvent) -> Taken:
         """Its documents, tokenized, and fitted where the session asked for that."""
-        name = "append" if isinstance(event, AppendEvent) else "update"
+        name: Literal["append", "update"] = "append" if isinstance(event, AppendEvent) else "update"
         fails = self._action is OversizedDocuments.FAIL
         room = self._log.room(name, Reserve() if fails else self._reserve)
         documents = await self._text.documents(
