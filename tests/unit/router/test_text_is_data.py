@@ -100,15 +100,15 @@ async def test_no_plain_prefix_or_suffix_makes_a_control_token(text: TextInput) 
 
 async def test_no_chat_content_makes_a_control_token(text: TextInput) -> None:
     model = text.tokenizer
+    roles = ["system", "user", "assistant", "user"]
+    benign = await chat_frame(text, roles, "benign")
+    expected = control(model, np.concatenate([benign.prefix, benign.suffix]))
     for page in hostile(model):
-        said = page.strip()  # as the template does
-        for roles in (["user"], ["system", "user"], ["user", "assistant", "user"]):
-            frame = await chat_frame(text, roles, page)
-            benign = await chat_frame(text, roles, "benign")
-            whole = np.concatenate([frame.prefix, frame.suffix])
-            expected = control(model, np.concatenate([benign.prefix, benign.suffix]))
-            assert control(model, whole) == expected, page
-            assert said in model.backend.decode(whole.tolist(), skip_special_tokens=False)
+        frame = await chat_frame(text, roles, page)
+        whole = np.concatenate([frame.prefix, frame.suffix])
+        assert control(model, whole) == expected, page
+        shown = model.backend.decode(whole.tolist(), skip_special_tokens=False)
+        assert page.strip() in shown  # as the template trims it
 
 
 async def chat_frame(text: TextInput, roles: list[str], content: str):  # type: ignore[no-untyped-def]
