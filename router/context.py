@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -49,6 +50,38 @@ class ContentDocument:
 
     document_id: str
     tokens: Tokens | None
+    # It has at least so many tokens more, which were not made: it cannot fit.
+    num_untold: int = 0
+    # Only so many of its tokens stand in the context; None: all.
+    cap: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Of its content, at least."""
+        return self.num_untold + (0 if self.tokens is None else len(self.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many tokens the documents of an event may have together."""
+
+    # Of the prompt.
+    context_tokens: int
+    # Of all that the session may send; documents named by id are not sent.
+    session_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """For documents with a content."""
+        return min(self.context_tokens, self.session_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """What documents leave free, in tokens."""
+
+    suffix_tokens: int = 0
+    answer_tokens: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,6 +151,20 @@ class ContextLog:
         """The documents as they stand; without any where they stand as given."""
         return self._arrangement or Arrangement()
 
+    def room(self, event: Literal["append", "update"], reserve: Reserve) -> Room:
+        """For the documents of such an event, as things stand."""
+        before = self._context if event == "append" else self._prefix
+        prompt = self._limits.length.max_prompt_before(reserve.answer_tokens)
+        return Room(
+            max(prompt - reserve.suffix_tokens - len(before), 0),
+            max(self._limits.max_total_tokens - self._total_tokens - reserve.suffix_tokens, 0),
+        )
+
+    def num_known(self, document_id: str) -> int | None:
+        """Tokens of the document that this id names; None: it names none."""
+        tokens = self._by_id.get(document_id)
+        return None if tokens is None else len(tokens)
+
     def begin(self) -> Splice:
         """The prefix, for prefill to start with."""
         return self._tell(self._prefix, len(self._prefix))
@@ -135,7 +182,7 @@ class ContextLog:
                 )
         new_ids, added = self._resolve(documents)
         parts = [self._context, *(each.tokens for each in added)]
-        self._limits.length.check_prompt(sum(map(len, parts)))
+        self._check_prompt(sum(map(len, parts)), documents)
         arrangement = self._arrangement and self._arrangement.append(added)
         return self._become(parts, new_ids, documents, arrangement)
 
@@ -144,9 +191,7 @@ class ContextLog:
         _check_documents(documents, "update", self._limits)
         new_ids, listed = self._resolve(documents)
         # Before anything is read or copied: a list may name a long document often.
-        self._limits.length.check_prompt(
-            len(self._prefix) + sum(len(each.tokens) for each in listed)
-        )
+        self._check_prompt(len(self._prefix) + sum(len(each.tokens) for each in listed), documents)
         arrangement = self._arrangement and self._arrangement.update(listed)
         laid_out = arrangement.documents if arrangement else listed
         parts = [self._prefix, *(each.tokens for each in laid_out)]
@@ -177,8 +222,12 @@ class ContextLog:
                 tokens = _known(by_id, document.document_id, index)
             elif document.document_id:
                 by_id[document.document_id] = tokens
-            resolved.append(ListedDocument(document.document_id, tokens))
+            resolved.append(ListedDocument(document.document_id, tokens[: document.cap]))
         return new_ids, tuple(resolved)
+
+    def _check_prompt(self, num_tokens: int, sent: Sequence[ContentDocument]) -> None:
+        num_untold = _num_untold(sent)
+        self._limits.length.check_prompt(num_tokens + num_untold, at_least=num_untold > 0)
 
     def _become(
         self,
@@ -187,15 +236,16 @@ class ContextLog:
         sent: Sequence[ContentDocument],
         arrangement: Arrangement | None,
     ) -> Splice:
-        contents = [document.tokens for document in sent if document.tokens is not None]
+        contents = [document for document in sent if document.tokens is not None]
         self._check_documents_sent(len(contents))
-        self._charge(sum(max(len(tokens), 1) for tokens in contents))
+        self._charge(sum(_charged_tokens(each) for each in contents))
+        assert not _num_untold(sent), "a document that cannot fit has failed"
         self._num_documents += len(contents)
         self._by_id.update(new_ids)
         self._arrangement = arrangement
         self._context = np.concatenate(parts)
         self._part_lengths = [len(part) for part in parts]
-        return self._tell(self._context, sum(len(tokens) for tokens in contents))
+        return self._tell(self._context, sum(each.num_tokens for each in contents))
 
     def _tell(self, sequence: Tokens, num_new_tokens: int) -> Splice:
         keep = common_prefix_len(self._told, sequence)
@@ -223,6 +273,15 @@ class ContextLog:
                 retry_after_s=0,  # trying again does not help
             )
         self._total_tokens = total
+
+
+def _charged_tokens(document: ContentDocument) -> int:
+    """One at least, so that empty documents are bounded; what was refused costs nothing."""
+    return document.num_tokens if document.cap is not None else max(document.num_tokens, 1)
+
+
+def _num_untold(documents: Sequence[ContentDocument]) -> int:
+    return sum(document.num_untold for document in documents)
 
 
 def _known(by_id: Mapping[str, Tokens], document_id: str, index: int) -> Tokens:

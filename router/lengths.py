@@ -48,12 +48,20 @@ class LengthLimits:
         """The limits of an answer that may have so many tokens: one needs no decode worker."""
         return replace(self, decode_kv_tokens=None) if max_tokens == 1 else self
 
-    def check_prompt(self, num_tokens: int) -> None:
-        """Raises InvalidRequestError, naming the limit, when the prompt is too long."""
+    def max_prompt_before(self, num_answer_tokens: int) -> int:
+        """Most tokens a prompt may have whose answer may have so many; 0 if there is no room."""
+        return max(min(self.max_prompt_tokens, self.max_total_tokens - num_answer_tokens), 0)
+
+    def check_prompt(self, num_tokens: int, *, at_least: bool = False) -> None:
+        """Raises InvalidRequestError, naming the limit, when the prompt is too long.
+
+        With `at_least` some of its tokens were not counted.
+        """
         bound = self._tightest()
         if num_tokens > bound.max_prompt_tokens:
+            has = "has at least" if at_least else "has"
             raise InvalidRequestError(
-                f"the context has {num_tokens} tokens; {bound.reason}", reason="CONTEXT_TOO_LONG"
+                f"the context {has} {num_tokens} tokens; {bound.reason}", reason="CONTEXT_TOO_LONG"
             )
 
     def _tightest(self) -> _Bound:

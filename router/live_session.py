@@ -22,6 +22,7 @@ from router.types import RouterSpec
 from router.workers import WorkerPool
 from stream2llm.clock import Clock
 from stream2llm.ordering import DocumentOrdering
+from stream2llm.prefix import Tokens
 from stream2llm.sampling import SamplingParameters
 from stream2llm.session import Event, Session, State
 
@@ -32,7 +33,8 @@ class RouterParts:
 
     spec: RouterSpec
     text: TextInput
-    make_detokenizer: Callable[[], Detokenizer]
+    # Of an answer to these prompt tokens.
+    make_detokenizer: Callable[[Tokens], Detokenizer]
     workers: WorkerPool
     sessions: OpenSessions
     metrics: RouterMetrics

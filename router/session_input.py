@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from router.ahead import Ahead
-from router.context import ContextLimits, ContextLog, Splice
+from router.context import ContentDocument, ContextLimits, ContextLog, Splice
+from router.intake import Intake
 from router.legs import PrefillLeg
 from router.live_session import LiveSession
 from router.metrics import InputMode, InputOp
@@ -31,6 +32,7 @@ from router.types import AppendEvent, ClientEvent, OpenEvent, SealEvent, UpdateE
 from stream2llm.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
 from stream2llm.prefix import Tokens, as_tokens
 from stream2llm.session import Event
+from stream2llm.text_options import ControlTokens
 
 _EVENTS: dict[type[ClientEvent], Event] = {
     OpenEvent: Event.OPEN,
@@ -156,15 +158,17 @@ class SessionInput:
         log: ContextLog,
         on_sealed: Callable[[Tokens], int],
         ahead: Ahead,
+        opened: OpenEvent,
     ) -> None:
         self._live = live
         self._leg = leg
         self._ahead = ahead
+        self._opened = opened
+        self._intake = Intake(live.parts.text, log, opened, len(frame.suffix))
         self._frame = frame
         # Takes the sealed prompt; returns how many tokens the answer may have.
         self._on_sealed = on_sealed
         self._log = log
-        self._note_template: str | None = None
         # What prefill has not been told yet.
         self._held: _Held | None = None
 
@@ -179,9 +183,9 @@ class SessionInput:
         """Whether what is held waits for the next event."""
         return held.num_events < _MOST_TOGETHER and await reader.has_arrived(_LINGER_S)
 
-    async def begin(self, event: OpenEvent) -> None:
+    async def begin(self) -> None:
         """The prefix is prefilled while the first document is on its way."""
-        self._note_template = event.ranking_note
+        event = self._opened
         self._live.mode = InputMode.ONESHOT if event.one_shot else InputMode.APPEND
         self._ahead.began(len(self._frame.prefix))
         self._live.parts.metrics.received(InputOp.OPEN, len(self._frame.prefix))
@@ -196,13 +200,13 @@ class SessionInput:
     async def _handle(self, event: ClientEvent) -> None:
         match event:
             case AppendEvent():
-                documents = await self._live.parts.text.documents(event.documents, "append")
+                documents = await self._documents(event)
                 splice = self._log.append(documents)
                 stable = self._ahead.appended(self._log.sequence)
                 await self._changed(event, InputOp.APPEND, splice, stable)
             case UpdateEvent():
                 self._live.mode = InputMode.UPDATE
-                documents = await self._live.parts.text.documents(event.documents, "update")
+                documents = await self._documents(event)
                 splice = self._log.update(documents)
                 num_documents = num_sure(each.stays for each in event.documents)
                 sure = self._log.num_tokens_of(num_documents) if num_documents else 0
@@ -212,6 +216,12 @@ class SessionInput:
                 await self._seal(event)
             case OpenEvent():  # pragma: no cover - the life cycle refused it
                 raise EventOrderError("a session opens once")
+
+    async def _documents(self, event: AppendEvent | UpdateEvent) -> tuple[ContentDocument, ...]:
+        taken = await self._intake.take(event)
+        for oversized in taken.oversized:
+            await self._live.outbox.put(oversized)
+        return taken.documents
 
     async def _changed(
         self, event: ClientEvent, op: InputOp, splice: Splice, stable_tokens: int
@@ -269,11 +279,15 @@ class SessionInput:
                 reason="SUFFIX_WITH_CHAT",
                 field="seal.suffix",
             )
-        return await self._live.parts.text.content(event.suffix, "seal.suffix")
+        return await self._live.parts.text.content(
+            event.suffix,
+            "seal.suffix",
+            with_control_tokens=self._opened.control_tokens is not ControlTokens.NONE,
+        )
 
     async def _ranking_note(self) -> Tokens:
         """Tokenized on its own, so that it goes with a suffix of token ids too."""
-        text = ranking_note(self._note_template, self._log.arrangement)
+        text = ranking_note(self._opened.ranking_note, self._log.arrangement)
         if not text:
             return as_tokens([])
         return await self._live.parts.text.content(text, "open.ranking_note")

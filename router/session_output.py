@@ -65,7 +65,7 @@ class SessionOutput:
         room = self._live.lengths.max_total_tokens - len(prompt)
         max_tokens = min(sampling.max_tokens or room, room)
         answer = Answer(
-            parts.make_detokenizer(),
+            parts.make_detokenizer(prompt),
             sampling.stop_strings,
             max_tokens,
             parts.text.tokenizer.token_text,

@@ -96,15 +96,15 @@ async def _serve(live: LiveSession, events: AsyncIterator[ClientEvent], send: Se
 async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> None:
     opened = await reader.open()
     _take_open(live, opened)
-    frame = await live.parts.text.frame(opened.template)
+    frame = await live.parts.text.frame(opened.template, opened.control_tokens)
     log = ContextLog(frame.prefix, limits_of(live), live.ordering)
     leg = await _open_leg(live)
     ahead = Ahead(live, opened.handover or live.parts.spec.handover)
     try:
         output = SessionOutput(live, leg, ahead)
-        session_input = SessionInput(live, leg, frame, log, output.sealed, ahead)
+        session_input = SessionInput(live, leg, frame, log, output.sealed, ahead, opened)
         await live.outbox.put(_accepted(live))
-        await session_input.begin(opened)
+        await session_input.begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(live.outbox.drain(send))
             reading = group.create_task(session_input.run(reader))

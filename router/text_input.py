@@ -1,28 +1,36 @@
 """Contents of events to token ids, off the event loop when there is much text.
 
 Owns the threads for it. Order inside a session is the caller's: it awaits one
-event before the next.
+event before the next. Long texts have a thread of their own and go through it
+piece by piece in turn, so they delay no short one, and each other evenly.
+What cannot fit is not tokenized further than necessary to know that.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
+
 from router.context import ContentDocument
+from router.encoder import PIECE_CHARS, Part, Piece
 from router.tokenizer import ModelTokenizer, split_chat
 from router.types import ChatTemplate, Content, DocumentInput, PlainTemplate
 from stream2llm.errors import InvalidRequestError
-from stream2llm.prefix import Tokens
+from stream2llm.prefix import Tokens, as_tokens
+from stream2llm.text_options import ControlTokens, OversizedDocuments
 
 T = TypeVar("T")
 # Below this many characters tokenizing takes less time than a thread switch
 # under load.
 _INLINE_CHARS = 2_000
-_NUM_THREADS = 2
+# Above this many it takes too long for others to wait for it.
+_SHORT_CHARS = 2 * PIECE_CHARS
+_NUM_SHORT_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,104 +45,262 @@ class Frame:
     is_chat: bool
 
 
+@dataclass(slots=True)
+class _Room:
+    """How many tokens the documents of an event may still have."""
+
+    num_tokens: int
+    oversized: OversizedDocuments
+    # Nothing behind a document that fails the session matters.
+    is_over: bool = field(default=False, init=False)
+
+    def take(self, tokens: Tokens, num_untold: int) -> None:
+        """A document with these tokens, and at least so many more."""
+        if len(tokens) + num_untold <= self.num_tokens:
+            self.num_tokens -= len(tokens)
+        elif self.oversized is OversizedDocuments.CUT:
+            self.num_tokens = 0
+        else:
+            self.is_over = self.oversized is OversizedDocuments.FAIL
+
+
 class TextInput:
     """Tokenizes templates and documents."""
 
     def __init__(self, tokenizer: ModelTokenizer, max_model_len: int) -> None:
         self.tokenizer = tokenizer
         self._max_model_len = max_model_len
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="tokenize")
+        self._short = ThreadPoolExecutor(_NUM_SHORT_THREADS, thread_name_prefix="tokenize")
+        self._long = ThreadPoolExecutor(1, thread_name_prefix="tokenize-long")
 
     def close(self) -> None:
         """Waits for what is being tokenized."""
-        self._threads.shutdown(cancel_futures=True)
+        for threads in (self._short, self._long):
+            threads.shutdown(cancel_futures=True)
 
-    async def frame(self, template: PlainTemplate | ChatTemplate) -> Frame:
+    async def frame(
+        self,
+        template: PlainTemplate | ChatTemplate,
+        control_tokens: ControlTokens = ControlTokens.NONE,
+    ) -> Frame:
         """The tokens around the documents."""
+        parse = control_tokens is not ControlTokens.NONE
         if isinstance(template, PlainTemplate):
-            num_chars = _num_chars(template.prefix) + _num_chars(template.suffix)
-            self._check_chars(num_chars, "open.plain")
-            return await self._run(num_chars, lambda: self._plain_frame(template))
-        num_chars = sum(len(message.content) for message in template.messages)
-        self._check_chars(num_chars, "open.chat")
-        return await self._run(num_chars, lambda: self._chat_frame(template))
+            return await self._plain_frame(template, parse=parse)
+        return await self._chat_frame(template, parse=parse)
 
-    async def content(self, content: Content, field: str) -> Tokens:
-        """One content, nothing put around it."""
-        self._check_chars(_num_chars(content), field)
-        return await self._run(_num_chars(content), lambda: self._tokens(content, field))
+    async def content(
+        self,
+        content: Content,
+        name: str,
+        *,
+        is_first: bool = False,
+        with_control_tokens: bool = False,
+    ) -> Tokens:
+        """One content, nothing put around it but BOS where a prompt begins with it.
+
+        `name` is the field it came in.
+        """
+        if not isinstance(content, str):
+            return self.tokenizer.check_ids(content, f"{name}.token_ids")
+        _check_encodable(content, name)
+        parse = with_control_tokens
+        parts = await self._run(
+            len(content),
+            lambda: self.tokenizer.parts(content, is_first=is_first, with_control_tokens=parse),
+        )
+        return await self._all(parts, name)
 
     async def documents(
-        self, documents: Sequence[DocumentInput], event: str
+        self,
+        documents: Sequence[DocumentInput],
+        event: str,
+        room_tokens: int,
+        *,
+        oversized: OversizedDocuments = OversizedDocuments.FAIL,
+        with_control_tokens: bool = False,
     ) -> tuple[ContentDocument, ...]:
-        """The documents of one event, each tokenized on its own."""
-        num_chars = sum(_num_chars(document.content) for document in documents)
-        self._check_chars(num_chars, f"{event}.documents")
-        return await self._run(num_chars, lambda: self._documents(documents, event))
+        """The documents of one event, each tokenized on its own.
 
-    def _check_chars(self, num_chars: int, field: str) -> None:
-        """Refuses what cannot fit before a long time is spent on tokenizing it."""
-        max_chars = self._max_model_len * self.tokenizer.longest_token_chars
-        if num_chars > max_chars:
-            raise InvalidRequestError(
-                f"{field} has {num_chars} characters; at most {max_chars} can fit into the"
-                f" {self._max_model_len} tokens of the model (max_model_len)",
-                reason="CONTEXT_TOO_LONG",
-                field=field,
+        Those with more than `room_tokens`, after what the ones before take of it,
+        come with the beginning of their tokens alone.
+        """
+        room = _Room(room_tokens, oversized)
+        num_chars = sum(map(_num_chars, documents))
+        done: list[ContentDocument] = []
+        for group in _groups(documents):
+            names = [f"{event}.documents[{len(done) + i}]" for i in range(len(group))]
+            if _num_chars(group[0]) > _SHORT_CHARS:
+                done.append(
+                    await self._long_document(group[0], names[0], room, with_control_tokens)
+                )
+                continue
+            done += await self._run(
+                num_chars,
+                lambda group=group, names=names: [  # type: ignore[misc]
+                    self._short_document(each, name, room, with_control_tokens)
+                    for each, name in zip(group, names, strict=True)
+                ],
             )
+        return tuple(done)
+
+    async def cut(self, text: str, max_tokens: int) -> tuple[int, int]:
+        """How many tokens and characters of a document are its longest beginning of so many
+        tokens that ends between two characters."""
+        num_tokens = num_chars = 0
+        for part in self.tokenizer.encoder.parts(text):
+            assert isinstance(part, Piece), "a document is text"
+            spans = await self._run(
+                len(text),
+                lambda part=part: self.tokenizer.encoder.spans(part),  # type: ignore[misc]
+            )
+            left = max_tokens - num_tokens
+            if len(spans) > left:
+                while left and spans[left][0] < spans[left - 1][1]:
+                    left -= 1
+                return num_tokens + left, num_chars + (spans[left - 1][1] if left else 0)
+            num_tokens += len(spans)
+            num_chars += len(part.text)
+        return num_tokens, num_chars
+
+    # -- what stands around the documents ----------------------------------------
+
+    async def _plain_frame(self, template: PlainTemplate, *, parse: bool) -> Frame:
+        prefix = await self.content(
+            template.prefix, "prefix", is_first=True, with_control_tokens=parse
+        )
+        suffix = await self.content(template.suffix, "suffix", with_control_tokens=parse)
+        num_bos = self.tokenizer.num_bos_tokens if isinstance(template.prefix, str) else 0
+        return Frame(prefix, suffix, num_bos, is_chat=False)
+
+    async def _chat_frame(self, template: ChatTemplate, *, parse: bool) -> Frame:
+        num_chars = sum(len(message.content) for message in template.messages)
+        left, right = await self._run(num_chars, lambda: self._chat_parts(template, parse))
+        name = "chat.messages"
+        return Frame(await self._all(left, name), await self._all(right, name), 0, is_chat=True)
+
+    def _chat_parts(self, template: ChatTemplate, parse: bool) -> tuple[list[Part], list[Part]]:
+        for index, message in enumerate(template.messages):
+            _check_encodable(message.content, f"chat.messages[{index}].content")
+        tokenizer, messages, slot = self.tokenizer, template.messages, template.context_slot
+        written = tokenizer.encoder.parts_written
+        if slot is None:
+            whole = tokenizer.render_chat(messages, with_control_tokens=parse)
+            return written(whole, is_first=True), []
+        left, right = split_chat(tokenizer, messages, slot, with_control_tokens=parse)
+        return written(left, is_first=True), written(right, is_first=False)
+
+    async def _all(self, parts: Sequence[Part], name: str) -> Tokens:
+        """All tokens; raises where they are more than the model takes."""
+        tokens, num_untold = await self._encode(parts, self._max_model_len)
+        if num_untold:
+            raise InvalidRequestError(
+                f"{name} has at least {len(tokens) + num_untold} tokens; the model takes at most"
+                f" {self._max_model_len} (max_model_len)",
+                reason="CONTEXT_TOO_LONG",
+                field=name,
+            )
+        return tokens
+
+    # -- documents ---------------------------------------------------------------
+
+    def _short_document(
+        self, document: DocumentInput, name: str, room: _Room, parse: bool
+    ) -> ContentDocument:
+        content = document.content
+        if content is None:
+            return ContentDocument(document.document_id, None)
+        if room.is_over:
+            return ContentDocument(document.document_id, _NOTHING, num_untold=1)
+        if isinstance(content, str):
+            _check_encodable(content, name)
+            parts = self.tokenizer.parts(content, with_control_tokens=parse)
+            tokens = self.tokenizer.encoder.encode(parts)
+        else:
+            tokens = self.tokenizer.check_ids(content, name)
+        room.take(tokens, 0)
+        return ContentDocument(document.document_id, tokens)
+
+    async def _long_document(
+        self, document: DocumentInput, name: str, room: _Room, parse: bool
+    ) -> ContentDocument:
+        text = document.content
+        assert isinstance(text, str), "ids are never long"
+        if room.is_over:
+            return ContentDocument(document.document_id, _NOTHING, num_untold=1)
+        _check_encodable(text, name)
+        # A cut document's beginning is wanted in any case.
+        too_many = 0 if room.oversized is OversizedDocuments.CUT else self._least_tokens(text)
+        if too_many > room.num_tokens:
+            tokens, num_untold = _NOTHING, too_many
+        else:
+            parts = await self._run(
+                len(text), lambda: self.tokenizer.parts(text, with_control_tokens=parse)
+            )
+            tokens, num_untold = await self._encode(parts, room.num_tokens)
+        room.take(tokens, num_untold)
+        return ContentDocument(document.document_id, tokens, num_untold)
+
+    def _least_tokens(self, text: str) -> int:
+        """So many tokens the text has at least; 0 where only tokenizing tells."""
+        max_token_bytes = self.tokenizer.encoder.max_token_bytes
+        return -(-len(text.encode()) // max_token_bytes) if max_token_bytes else 0
+
+    async def _encode(self, parts: Sequence[Part], max_tokens: int) -> tuple[Tokens, int]:
+        """The tokens, and how many more there are at least where it stopped behind so many."""
+        encoder = self.tokenizer.encoder
+        num_chars = sum(len(part.text) for part in parts if isinstance(part, Piece))
+        if num_chars <= _SHORT_CHARS:
+            return await self._run(num_chars, lambda: encoder.encode(parts)), 0
+        encoded: list[Tokens] = [_NOTHING]
+        num_tokens = 0
+        for done, part in enumerate(parts, start=1):
+            encoded.append(
+                await self._run(num_chars, lambda part=part: encoder.encode_part(part))  # type: ignore[misc]
+                if isinstance(part, Piece)
+                else encoder.encode_part(part)
+            )
+            num_tokens += len(encoded[-1])
+            if num_tokens > max_tokens and done < len(parts):
+                return np.concatenate(encoded), 1
+        return np.concatenate(encoded), 0
 
     async def _run(self, num_chars: int, work: Callable[[], T]) -> T:
+        """Does work on a text, or a piece of one, of so many characters."""
         if num_chars <= _INLINE_CHARS:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-
-    def _plain_frame(self, template: PlainTemplate) -> Frame:
-        prefix, suffix = template.prefix, template.suffix
-        num_bos = self.tokenizer.num_bos_tokens if isinstance(prefix, str) else 0
-        prefix_tokens = (
-            self.tokenizer.encode_prefix(prefix)
-            if isinstance(prefix, str)
-            else self._tokens(prefix, "prefix.token_ids")
-        )
-        suffix_tokens = self._tokens(suffix, "suffix.token_ids")
-        return Frame(prefix_tokens, suffix_tokens, num_bos, is_chat=False)
-
-    def _chat_frame(self, template: ChatTemplate) -> Frame:
-        if template.context_slot is None:
-            left, right = self.tokenizer.render_chat(template.messages), ""
-        else:
-            left, right = split_chat(self.tokenizer, template.messages, template.context_slot)
-        encode = self.tokenizer.encode  # the template writes its own special tokens
-        return Frame(encode(left), encode(right), 0, is_chat=True)
-
-    def _documents(
-        self, documents: Sequence[DocumentInput], event: str
-    ) -> tuple[ContentDocument, ...]:
-        return tuple(
-            ContentDocument(
-                document.document_id,
-                None
-                if document.content is None
-                else self._tokens(document.content, f"{event}.documents[{index}]"),
-            )
-            for index, document in enumerate(documents)
-        )
-
-    def _tokens(self, content: Content, field: str) -> Tokens:
-        if isinstance(content, str):
-            return self.tokenizer.encode(_encodable(content, field))
-        return self.tokenizer.check_ids(content, field)
+        threads = self._short if num_chars <= _SHORT_CHARS else self._long
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
 
 
-def _encodable(text: str, field: str) -> str:
+_NOTHING = as_tokens([])
+
+
+def _groups(documents: Sequence[DocumentInput]) -> Iterator[list[DocumentInput]]:
+    """Consecutive documents that are tokenized in one go; a long one is alone."""
+    group: list[DocumentInput] = []
+    num_chars = 0
+    for document in documents:
+        more = _num_chars(document)
+        if group and num_chars + more > PIECE_CHARS:
+            yield group
+            group, num_chars = [], 0
+        group.append(document)
+        num_chars += more
+    if group:
+        yield group
+
+
+def _check_encodable(text: str, name: str) -> None:
     # Protobuf text is valid UTF-8; a lone surrogate can only come from code.
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequestError(f"{field} is not valid Unicode: {error.reason}") from error
-    return text
+        raise InvalidRequestError(
+            f"{name} is not valid Unicode: {error.reason}", reason="BAD_TEXT", field=name
+        ) from error
 
 
-def _num_chars(content: Content | None) -> int:
+def _num_chars(document: DocumentInput) -> int:
     # Checking token ids costs next to nothing.
-    return len(content) if isinstance(content, str) else 0
+    return len(document.content) if isinstance(document.content, str) else 0

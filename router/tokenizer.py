@@ -4,22 +4,27 @@ Documents, prefix and suffix are tokenized one by one, so equal text always
 gives equal tokens. Goes to the Rust tokenizer directly: it has no mutable
 state, so threads may share it (transformers' wrapper sets truncation on every
 call and cannot be shared). Knows nothing of sessions.
+
+Tokenizers that are written in Python, SentencePiece's own and mistral-common's
+among them, are refused at the start: they cannot encode text as text alone.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from router.chat_template import ChatRenderer, TemplateText
+from router.encoder import Part, TextEncoder
 from router.types import ChatMessage
 from stream2llm.errors import InvalidRequestError, UnsupportedError
-from stream2llm.prefix import Tokens, as_tokens
+from stream2llm.prefix import Tokens
 
+_logger = logging.getLogger(__name__)
 CHAT_ROLES = ("system", "user", "assistant")
 
 
@@ -41,28 +46,33 @@ class ModelTokenizer:
         self.backend = self._wrapper.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
-        self._bos = self._find_bos()
-        # Of one token, in characters at most; byte-level tokens count their bytes.
-        self.longest_token_chars = max(map(len, self.backend.get_vocab()), default=1)
+        self.encoder = TextEncoder(self.backend, model_path)
+        self._chat = self._chat_renderer(model_path)
 
     @property
     def has_chat_template(self) -> bool:
-        return bool(self._wrapper.chat_template)
+        return self._chat is not None
+
+    def parts(
+        self, text: str, *, is_first: bool = False, with_control_tokens: bool = False
+    ) -> list[Part]:
+        """Text as it stands; the beginning of a prompt has BOS first, once, where there is one."""
+        encoder = self.encoder
+        if with_control_tokens:
+            parts = encoder.parts_written(TemplateText.written(text), is_first=is_first)
+        else:
+            parts = encoder.parts(text, is_first=is_first)
+        head: list[Part] = encoder.head.tolist() if is_first else []
+        return parts if parts[: len(head)] == head else [*head, *parts]
 
     def encode(self, text: str) -> Tokens:
-        """Text as it stands, nothing put around it."""
-        # A batch of one: only encode_batch lets other threads run meanwhile.
-        (encoding,) = self.backend.encode_batch([text], add_special_tokens=False)
-        return as_tokens(encoding.ids)
-
-    def encode_prefix(self, text: str) -> Tokens:
-        """The beginning of a prompt: BOS first where this tokenizer puts one."""
-        return np.concatenate([self._bos, self.encode(text)])
+        """Text inside a prompt, nothing put around it."""
+        return self.encoder.encode(self.encoder.parts(text))
 
     @property
     def num_bos_tokens(self) -> int:
-        """Tokens that `encode_prefix` puts before the text."""
-        return len(self._bos)
+        """Tokens that stand before the text at the beginning of a prompt."""
+        return len(self.encoder.head)
 
     def check_ids(self, token_ids: Tokens, field: str) -> Tokens:
         """The same ids, if the model knows them all."""
@@ -79,14 +89,19 @@ class ModelTokenizer:
         """One token by itself, special ones included."""
         return str(self.backend.decode([token_id], skip_special_tokens=False))
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
-        """The conversation as the model wants it, ready for its answer."""
+    def render_chat(
+        self, messages: Sequence[ChatMessage], *, with_control_tokens: bool = False
+    ) -> TemplateText:
+        """The conversation as the model wants it, ready for its answer.
+
+        With control tokens the contents too may write them, but no role.
+        """
         self.check_chat(messages)
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        assert self._chat is not None, "check_chat raises without a template"
+        kind = TemplateText.written if with_control_tokens else str
+        turns = [{"role": each.role, "content": kind(each.content)} for each in messages]
         try:
-            return str(
-                self._wrapper.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            )
+            return self._chat.render(turns)
         except Exception as error:  # templates raise what they like
             raise InvalidRequestError(
                 f"the model's chat template refuses the messages: {error}",
@@ -98,7 +113,8 @@ class ModelTokenizer:
         """Raises unless these can be messages for this model."""
         if not self.has_chat_template:
             raise UnsupportedError(
-                "this model has no chat template; use a plain template",
+                "this model has no chat template, or one that the router cannot use (its log says"
+                " so); use a plain template",
                 reason="NO_CHAT_TEMPLATE",
                 field="chat",
             )
@@ -110,21 +126,50 @@ class ModelTokenizer:
                 field = f"chat.messages[{index}].role"
                 raise _bad_chat(f"{field} is {message.role!r}; it must be one of {roles}", field)
 
-    def _find_bos(self) -> Tokens:
-        bos_id = self._wrapper.bos_token_id
-        added = self.backend.encode("", add_special_tokens=True).ids
-        return as_tokens([bos_id] if bos_id is not None and added[:1] == [bos_id] else [])
+    def _chat_renderer(self, model_path: str) -> ChatRenderer | None:
+        """None without a template, and for one whose control tokens we cannot tell from data."""
+        if not self._wrapper.chat_template:
+            return None
+        chat = ChatRenderer(self._wrapper.get_chat_template(), self._wrapper.special_tokens_map)
+        if self._writes_what_transformers_writes(chat):
+            return chat
+        _logger.error(
+            "chat_template_not_usable model=%r why=%r",
+            model_path,
+            "the control tokens that it writes cannot be told from those in the messages",
+        )
+        return None
+
+    def _writes_what_transformers_writes(self, chat: ChatRenderer) -> bool:
+        """Whether we find in a conversation the control tokens that transformers finds."""
+        turns = [{"role": role, "content": "text"} for role in ("user", "assistant", "user")]
+        try:
+            whole = self._wrapper.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+            rendered = chat.render(turns)
+        except Exception:  # it takes other conversations: each is tried when it comes
+            return True
+        expected = self.backend.encode(whole, add_special_tokens=False).ids
+        found = self.encoder.parts_written(rendered, is_first=True)
+        control = self.encoder.control_ids
+        return [i for i in found if isinstance(i, int)] == [i for i in expected if i in control]
 
 
 def split_chat(
-    tokenizer: ModelTokenizer, messages: Sequence[ChatMessage], slot: str
-) -> tuple[str, str]:
+    tokenizer: ModelTokenizer,
+    messages: Sequence[ChatMessage],
+    slot: str,
+    *,
+    with_control_tokens: bool = False,
+) -> tuple[TemplateText, TemplateText]:
     """What the template writes before and behind the one context slot."""
     tokenizer.check_chat(messages)
     _check_one_slot(messages, slot)
     marker = _unused_marker(messages)
     marked = [ChatMessage(m.role, m.content.replace(slot, marker)) for m in messages]
-    parts = tokenizer.render_chat(marked).split(marker)
+    rendered = tokenizer.render_chat(marked, with_control_tokens=with_control_tokens)
+    parts = rendered.split(marker)
     if len(parts) != 2:
         raise _bad_chat(
             f"the model's chat template shows the context slot {len(parts) - 1} times, not once",
@@ -195,6 +240,7 @@ def _load(model_path: str) -> Any:
         raise InvalidRequestError(f"{model_path}: no tokenizer: {error}") from error
     if getattr(wrapper, "backend_tokenizer", None) is None:
         raise InvalidRequestError(
-            f"{model_path}: needs a fast tokenizer (tokenizer.json), has {type(wrapper).__name__}"
+            f"{model_path}: needs a tokenizer of the tokenizers library (tokenizer.json), has"
+            f" {type(wrapper).__name__}"
         )
     return wrapper

@@ -20,6 +20,7 @@ from router.types import (
     DocumentInput,
     Finished,
     OpenEvent,
+    OversizedDocument,
     PlainTemplate,
     ProgressFigures,
     SealEvent,
@@ -58,6 +59,7 @@ async def one_shot_events(request: pb.GenerateRequest) -> AsyncIterator[ClientEv
         template=_prompt(request),
         sampling=wire.from_proto(request.sampling),
         one_shot=True,
+        control_tokens=wire.control_tokens_from_proto(request.control_tokens),
     )
     yield SealEvent(sequence=0)
 
@@ -98,6 +100,8 @@ def _open(sequence: int, message: pb.OpenSession) -> OpenEvent:
         handover=wire.handover_from_proto(message.handover),
         ordering=wire.ordering_from_proto(message.ordering),
         ranking_note=message.ranking_note if message.HasField("ranking_note") else None,
+        control_tokens=wire.control_tokens_from_proto(message.control_tokens),
+        oversized_documents=wire.oversized_from_proto(message.oversized_documents),
     )
 
 
@@ -161,6 +165,8 @@ def server_event(event: ServerEvent, message: Any) -> Any:
             message.delta.CopyFrom(_delta(event))
         case Finished():
             message.finished.CopyFrom(_finished(event))
+        case OversizedDocument():
+            message.oversized_document.CopyFrom(_oversized(event))
     return message
 
 
@@ -182,6 +188,21 @@ def _delta(delta: Delta) -> pb.TokenDelta:
         text=delta.text,
         token_ids=delta.token_ids,
         logprobs=[wire.token_logprobs_to_proto(item) for item in delta.logprobs],
+    )
+
+
+def _oversized(document: OversizedDocument) -> pb.OversizedDocument:
+    return pb.OversizedDocument(
+        sequence=document.sequence,
+        index=document.index,
+        id=document.document_id,
+        action=wire.oversized_to_proto(document.action),
+        reason=document.reason,
+        room_tokens=document.room_tokens,
+        kept_tokens=document.kept_tokens,
+        kept_chars=document.kept_chars,
+        cut_chars=document.cut_chars,
+        cut_tokens=document.cut_tokens,
     )
 
 

@@ -10,6 +10,7 @@ from stream2llm.handover import HandoverMode
 from stream2llm.ordering import DocumentOrdering
 from stream2llm.prefix import Tokens
 from stream2llm.sampling import SamplingParameters
+from stream2llm.text_options import ControlTokens, OversizedDocuments
 from stream2llm.token_step import FinishReason, TokenLogprobs
 
 
@@ -103,6 +104,8 @@ class OpenEvent:
     one_shot: bool = False
     # None: as the cluster is set.
     handover: HandoverMode | None = None
+    control_tokens: ControlTokens = ControlTokens.NONE
+    oversized_documents: OversizedDocuments = OversizedDocuments.FAIL
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,4 +214,20 @@ class Finished:
     document_order: tuple[int, ...] = ()
 
 
-ServerEvent = Accepted | ProgressFigures | Delta | Finished
+@dataclass(frozen=True, slots=True)
+class OversizedDocument:
+    """A document was longer than the room left for it, see the proto."""
+
+    sequence: int
+    index: int
+    document_id: str
+    action: OversizedDocuments
+    reason: str
+    room_tokens: int
+    kept_tokens: int
+    kept_chars: int | None = None
+    cut_chars: int | None = None
+    cut_tokens: int | None = None
+
+
+ServerEvent = Accepted | ProgressFigures | Delta | Finished | OversizedDocument

@@ -12,6 +12,7 @@ from stream2llm.delay import DelayReason
 from stream2llm.handover import HandoverMode
 from stream2llm.ordering import DocumentOrdering, bad_ordering
 from stream2llm.sampling import SamplingParameters
+from stream2llm.text_options import ControlTokens, OversizedDocuments, bad_option
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
 from stream2llm.v1 import inference_pb2, worker_pb2
 
@@ -46,6 +47,18 @@ _ORDERINGS: dict[DocumentOrdering, Any] = {
     DocumentOrdering.STABLE: inference_pb2.DOCUMENT_ORDERING_STABLE,
 }
 _ORDERINGS_BACK = {number: ordering for ordering, number in _ORDERINGS.items()}
+_CONTROL_TOKENS: dict[ControlTokens, Any] = {
+    ControlTokens.NONE: inference_pb2.CONTROL_TOKENS_NONE,
+    ControlTokens.TEMPLATE: inference_pb2.CONTROL_TOKENS_TEMPLATE,
+    ControlTokens.ALL: inference_pb2.CONTROL_TOKENS_ALL,
+}
+_CONTROL_TOKENS_BACK = {number: option for option, number in _CONTROL_TOKENS.items()}
+_OVERSIZED: dict[OversizedDocuments, Any] = {
+    OversizedDocuments.FAIL: inference_pb2.OVERSIZED_DOCUMENTS_FAIL,
+    OversizedDocuments.REFUSE: inference_pb2.OVERSIZED_DOCUMENTS_REFUSE,
+    OversizedDocuments.CUT: inference_pb2.OVERSIZED_DOCUMENTS_CUT,
+}
+_OVERSIZED_BACK = {number: option for option, number in _OVERSIZED.items()}
 _DELAYS_BACK = {number: delay for delay, number in _DELAYS.items()}
 _REASONS_BACK = {number: reason for reason, number in _REASONS.items()}
 
@@ -80,12 +93,40 @@ def ordering_to_proto(ordering: DocumentOrdering) -> Any:
 
 
 def ordering_from_proto(number: int) -> DocumentOrdering:
-    """Unspecified is as given; raises InvalidRequestError for a number nobody knows."""
+    """Unspecified is as given; raises InvalidRequestError for an unknown number."""
     if number == inference_pb2.DOCUMENT_ORDERING_UNSPECIFIED:
         return DocumentOrdering.AS_GIVEN
     if number not in _ORDERINGS_BACK:
         raise bad_ordering(number)
     return _ORDERINGS_BACK[number]
+
+
+def control_tokens_to_proto(option: ControlTokens) -> Any:
+    """The enum's number."""
+    return _CONTROL_TOKENS[option]
+
+
+def control_tokens_from_proto(number: int) -> ControlTokens:
+    """Unspecified is none; raises InvalidRequestError for an unknown number."""
+    if number == inference_pb2.CONTROL_TOKENS_UNSPECIFIED:
+        return ControlTokens.NONE
+    if number not in _CONTROL_TOKENS_BACK:
+        raise bad_option(ControlTokens, number)
+    return _CONTROL_TOKENS_BACK[number]
+
+
+def oversized_to_proto(option: OversizedDocuments) -> Any:
+    """The enum's number."""
+    return _OVERSIZED[option]
+
+
+def oversized_from_proto(number: int) -> OversizedDocuments:
+    """Unspecified is fail; raises InvalidRequestError for an unknown number."""
+    if number == inference_pb2.OVERSIZED_DOCUMENTS_UNSPECIFIED:
+        return OversizedDocuments.FAIL
+    if number not in _OVERSIZED_BACK:
+        raise bad_option(OversizedDocuments, number)
+    return _OVERSIZED_BACK[number]
 
 
 def finish_reason_to_proto(reason: FinishReason | None) -> Any:

@@ -179,6 +179,11 @@ class Ring:
     def encode(self, text: str) -> list[int]:
         return list(self.router._parts.text.tokenizer.encode(text))
 
+    def encode_written(self, text: str) -> list[int]:
+        """What a chat template wrote: control tokens and text."""
+        backend = self.router._parts.text.tokenizer.backend
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
     def decode_text(self, token_ids: list[int]) -> str:
         backend = self.router._parts.text.tokenizer.backend
         return str(backend.decode(token_ids, skip_special_tokens=True))

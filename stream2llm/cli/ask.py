@@ -12,6 +12,7 @@ from stream2llm.client import ChatMessage, Client, Document, DocumentRef, Sessio
 from stream2llm.errors import InvalidRequestError, Stream2LLMError
 from stream2llm.ordering import DocumentOrdering
 from stream2llm.sampling import SamplingParameters
+from stream2llm.text_options import OversizedDocuments
 
 DEFAULT_SYSTEM = "You answer questions about the documents you are given, briefly and exactly."
 
@@ -31,6 +32,7 @@ class Request:
     # With each document the whole list anew, the newest document the most relevant.
     updates: bool = False
     ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
+    oversized: OversizedDocuments = OversizedDocuments.FAIL
 
 
 def ask(request: Request, documents: Iterable[Document], address: str, sink: Sink) -> None:
@@ -49,7 +51,10 @@ def _ask(request: Request, documents: Iterable[Document], client: Client, sink: 
     chat = request.prefix is None and _uses_chat(request, client)
     if request.once:
         documents = list(documents)  # before the session opens, as "await all" means
-    options = session_options(request, chat=chat) | {"ordering": request.ordering}
+    options = session_options(request, chat=chat) | {
+        "ordering": request.ordering,
+        "oversized_documents": request.oversized,
+    }
     with client.session(**options, sampling=request.sampling, on_event=sink.event) as session:
         _send(request, documents, session)
         session.answer()

@@ -9,6 +9,7 @@ import typer
 
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.ordering import DocumentOrdering
+from stream2llm.text_options import OversizedDocuments
 
 if TYPE_CHECKING:
     from stream2llm.cli.ask import Request
@@ -60,6 +61,12 @@ def generate(
             "their places, which invalidates less, and the model is told the ranking."
         ),
     ] = DocumentOrdering.AS_GIVEN,
+    oversized: Annotated[
+        OversizedDocuments,
+        typer.Option(
+            help="What a document that is too long does: fail it all, be left out, be cut."
+        ),
+    ] = OversizedDocuments.FAIL,
     gap_s: Annotated[
         float, typer.Option(min=0, help="Wait between documents, as a slow retrieval would.")
     ] = 0.0,
@@ -110,6 +117,7 @@ def generate(
         gap_s=gap_s,
         updates=mode is Mode.UPDATE,
         ordering=ordering,
+        oversized=oversized,
     )
     _run(request, paths, address, as_json=as_json, quiet=quiet)
 

@@ -10,7 +10,14 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stream2llm.client import Accepted, Event, Finished, Progress, TokenDelta
+from stream2llm.client import (
+    Accepted,
+    Event,
+    Finished,
+    OversizedDocument,
+    Progress,
+    TokenDelta,
+)
 from stream2llm.errors import Stream2LLMError
 
 if TYPE_CHECKING:
@@ -21,6 +28,7 @@ _NAMES: dict[type[Any], str] = {
     Progress: "progress",
     TokenDelta: "delta",
     Finished: "finished",
+    OversizedDocument: "oversized_document",
 }
 
 
@@ -64,6 +72,8 @@ class Text:
         elif isinstance(event, TokenDelta):
             self._begin()
             print(event.text, end="", flush=True)
+        elif isinstance(event, OversizedDocument):
+            print(oversized_line(event), file=sys.stderr)
         elif isinstance(event, Finished):
             self._begin()
             print(flush=True)
@@ -78,6 +88,13 @@ class Text:
     def _begin(self) -> None:
         self._answering = True
         self._watcher.close()
+
+
+def oversized_line(event: OversizedDocument) -> str:
+    """What became of a document that was too long."""
+    name = event.document_id or f"number {event.index + 1}"
+    done = "left out" if not event.kept_tokens else f"cut behind {event.kept_tokens} tokens"
+    return f"document {name} is too long and was {done} ({event.reason})"
 
 
 class Watcher(Protocol):

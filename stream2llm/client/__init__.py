@@ -10,6 +10,7 @@ from stream2llm.client.events import (
     Event,
     Finished,
     ModelInfo,
+    OversizedDocument,
     Progress,
     ServerInfo,
     Timings,
@@ -24,6 +25,7 @@ from stream2llm.client.sync import Client, Session, Stream, connect_sync
 from stream2llm.delay import DelayReason
 from stream2llm.ordering import DocumentOrdering
 from stream2llm.sampling import SamplingParameters
+from stream2llm.text_options import ControlTokens, OversizedDocuments
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs
 
 __all__ = [
@@ -42,10 +44,13 @@ __all__ = [
     "DocumentRef",
     "DocumentOrdering",
     "SamplingParameters",
+    "ControlTokens",
+    "OversizedDocuments",
     # what they get
     "Event",
     "Accepted",
     "Progress",
+    "OversizedDocument",
     "DelayReason",
     "TokenDelta",
     "Finished",

@@ -25,6 +25,7 @@ from stream2llm.grpc_options import client_channel_options
 from stream2llm.handover import HandoverMode
 from stream2llm.ordering import DocumentOrdering, ordering_of
 from stream2llm.sampling import SamplingParameters
+from stream2llm.text_options import ControlTokens, OversizedDocuments, option_of
 from stream2llm.v1 import inference_pb2 as pb
 from stream2llm.v1.inference_pb2_grpc import StreamingInferenceServiceStub
 
@@ -78,6 +79,8 @@ class AsyncClient:
         model: str = "",
         session_id: str = "",
         handover: HandoverMode | None = None,
+        control_tokens: ControlTokens | str = ControlTokens.NONE,
+        oversized_documents: OversizedDocuments | str = OversizedDocuments.FAIL,
         timeout_s: float | None = None,
         on_event: OnEvent | None = None,
     ) -> AsyncSession:
@@ -88,12 +91,25 @@ class AsyncClient:
         throw away less: documents keep their places, and the model is told their
         ranking with `ranking_note` (the server's own when None, not at all when
         empty). `handover` says how the context's KV reaches the decode worker,
-        "at_seal" or "streamed"; None is as the cluster is set. `timeout_s` ends the
+        "at_seal" or "streamed"; None is as the cluster is set. `control_tokens` says
+        in which texts "<|im_end|>" and the like are control tokens: "none", "template"
+        (prefix, suffix and chat messages) or "all" (documents too). `oversized_documents`
+        says what becomes of a document that is too long: it may "fail" the session,
+        be alone in being left out ("refuse"), or be "cut". `timeout_s` ends the
         whole session. `on_event` is called with every event as it arrives.
         """
         template = template_of(prefix, suffix, chat, context_slot)
         order = Ordering(ordering_of(ordering), ranking_note)
-        message = open_message(template, sampling, model, session_id, order, handover)
+        message = open_message(
+            template,
+            sampling,
+            model,
+            session_id,
+            order,
+            handover,
+            option_of(ControlTokens, control_tokens),
+            option_of(OversizedDocuments, oversized_documents),
+        )
         return AsyncSession(
             lambda: self._stub.StreamGenerate(timeout=timeout_s),
             message,
@@ -108,6 +124,7 @@ class AsyncClient:
         sampling: SamplingParameters | None = None,
         model: str = "",
         session_id: str = "",
+        control_tokens: ControlTokens | str = ControlTokens.NONE,
         timeout_s: float | None = None,
     ) -> AnswerStream:
         """Answers one complete prompt: text, token ids or chat messages.
@@ -115,7 +132,8 @@ class AsyncClient:
         `async for event in client.generate(...)`, or
         `answer = await client.generate(...).answer()`.
         """
-        message = generate_message(prompt, sampling, model, session_id)
+        control = option_of(ControlTokens, control_tokens)
+        message = generate_message(prompt, sampling, model, session_id, control)
         check_size(message, self._max_message_bytes)
         return AnswerStream(self._generate(message, timeout_s))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stream2llm.delay import DelayReason
+from stream2llm.text_options import OversizedDocuments
 from stream2llm.token_step import FinishReason, TokenLogprobs
 
 
@@ -42,6 +43,30 @@ class Progress:
     # "kv_memory" or "kv_leased" while the session waits for KV memory on its
     # prefill worker.
     delay: DelayReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OversizedDocument:
+    """A document was longer than the room left for it; the session goes on."""
+
+    # The event that brought or named it, as in Progress.last_sequence.
+    sequence: int
+    # Its place, from 0, in the list of that event.
+    index: int
+    # May be empty.
+    document_id: str
+    # "refuse" or "cut".
+    action: OversizedDocuments
+    # CONTEXT_TOO_LONG or SESSION_TOKENS_EXCEEDED.
+    reason: str
+    # Most tokens it could have had.
+    room_tokens: int
+    # Of it, what stands in the context: tokens, and for a text also characters.
+    kept_tokens: int
+    kept_chars: int | None = None
+    # What does not: characters of a text, tokens of everything else.
+    cut_chars: int | None = None
+    cut_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,4 +169,4 @@ class ServerInfo:
     workers: tuple[WorkerInfo, ...]
 
 
-Event = Accepted | Progress | TokenDelta | Finished
+Event = Accepted | Progress | OversizedDocument | TokenDelta | Finished

@@ -16,7 +16,7 @@ import grpc
 
 from stream2llm.client.buffer import EventBuffer
 from stream2llm.client.credit import CreditGate
-from stream2llm.client.events import Accepted, Event, Finished, Progress
+from stream2llm.client.events import Accepted, Event, Finished, OversizedDocument, Progress
 from stream2llm.client.status import cancelled_error, error_from_rpc
 from stream2llm.client.translate import check_size, event_from
 from stream2llm.errors import EventOrderError, InternalError
@@ -38,6 +38,8 @@ class SessionRpc:
         self.after_seal = EventBuffer()
         self.accepted: Accepted | None = None
         self.progress = Progress()
+        # One for each at most that this session sent or named.
+        self.oversized: list[OversizedDocument] = []
         self._call = call
         self._max_message_bytes = max_message_bytes
         self._on_event = on_event
@@ -127,6 +129,8 @@ class SessionRpc:
         elif isinstance(event, Progress):
             self.progress = event
             self.credit.grant(event.credit_tokens)
+        elif isinstance(event, OversizedDocument):
+            self.oversized.append(event)
         elif isinstance(event, Finished):
             self._finished = True
         if self._on_event is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import Any, Self
 
-from stream2llm.client.events import Answer, Event, Finished, Progress
+from stream2llm.client.events import Answer, Event, Finished, OversizedDocument, Progress
 from stream2llm.client.inputs import Content, DocumentLike, appended, updated
 from stream2llm.client.rpc import OnEvent, SessionRpc
 from stream2llm.client.stream import AnswerStream
@@ -58,6 +58,11 @@ class AsyncSession:
     def progress(self) -> Progress:
         """The server's latest word; never waits."""
         return self._rpc.progress if self._rpc else Progress()
+
+    @property
+    def oversized_documents(self) -> tuple[OversizedDocument, ...]:
+        """Documents that were refused or cut so far; all of them once the answer begins."""
+        return tuple(self._rpc.oversized) if self._rpc else ()
 
     async def __aenter__(self) -> Self:
         """Opens the session; raises when the server refuses it."""
@@ -111,7 +116,7 @@ class AsyncSession:
         return await self.seal(suffix).answer()
 
     def events(self) -> AsyncIterator[Event]:
-        """Accepted and Progress, live, until the seal; raises when the session fails.
+        """Accepted, Progress and OversizedDocument, live, until the seal; raises when the session fails.
 
         A Progress nobody has read yet is replaced by a newer one. One reader.
         """

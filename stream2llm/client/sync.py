@@ -15,7 +15,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Self
 
 from stream2llm.client.aio import AsyncClient
-from stream2llm.client.events import Answer, Event, ModelInfo, Progress, ServerInfo
+from stream2llm.client.events import (
+    Answer,
+    Event,
+    ModelInfo,
+    OversizedDocument,
+    Progress,
+    ServerInfo,
+)
 from stream2llm.client.inputs import Content, DocumentLike, Prompt
 from stream2llm.client.portal import Portal
 from stream2llm.client.session import AsyncSession
@@ -74,6 +81,11 @@ class Session:
     def progress(self) -> Progress:
         """The server's latest word; never waits."""
         return self._session.progress
+
+    @property
+    def oversized_documents(self) -> tuple[OversizedDocument, ...]:
+        """Documents that were refused or cut so far; all of them once the answer begins."""
+        return self._session.oversized_documents
 
     def __enter__(self) -> Self:
         self._portal.call(self._session.__aenter__())

@@ -23,6 +23,7 @@ from stream2llm.client.inputs import (
 from stream2llm.errors import InternalError, InvalidRequestError, OverloadedError
 from stream2llm.handover import HandoverMode
 from stream2llm.sampling import SamplingParameters
+from stream2llm.text_options import ControlTokens, OversizedDocuments
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.v1 import inference_pb2 as pb
 
@@ -36,6 +37,8 @@ def open_message(
     session_id: str,
     ordering: Ordering = Ordering(),  # noqa: B008 - a frozen value
     handover: HandoverMode | None = None,
+    control_tokens: ControlTokens = ControlTokens.NONE,
+    oversized_documents: OversizedDocuments = OversizedDocuments.FAIL,
 ) -> pb.OpenSession:
     """The first event of a session."""
     message = pb.OpenSession(
@@ -45,6 +48,8 @@ def open_message(
         handover=wire.handover_to_proto(handover),
         ordering=wire.ordering_to_proto(ordering.ordering),
         ranking_note=ordering.ranking_note,
+        control_tokens=wire.control_tokens_to_proto(control_tokens),
+        oversized_documents=wire.oversized_to_proto(oversized_documents),
     )
     if isinstance(template, ChatTemplate):
         message.chat.CopyFrom(
@@ -73,10 +78,19 @@ def document_messages(documents: Iterable[Document]) -> list[pb.Document]:
 
 
 def generate_message(
-    prompt: Prompt, sampling: SamplingParameters | None, model: str, session_id: str
+    prompt: Prompt,
+    sampling: SamplingParameters | None,
+    model: str,
+    session_id: str,
+    control_tokens: ControlTokens = ControlTokens.NONE,
 ) -> pb.GenerateRequest:
     """A complete prompt: text, token ids or chat messages."""
-    message = pb.GenerateRequest(session_id=session_id, model=model, sampling=_sampling(sampling))
+    message = pb.GenerateRequest(
+        session_id=session_id,
+        model=model,
+        sampling=_sampling(sampling),
+        control_tokens=wire.control_tokens_to_proto(control_tokens),
+    )
     if isinstance(prompt, str):
         message.text = prompt
     elif prompt and not isinstance(prompt[0], int):
@@ -137,7 +151,7 @@ def _sampling(sampling: SamplingParameters | None) -> pb.SamplingParameters:
 
 
 def event_from(message: pb.StreamGenerateResponse | pb.GenerateResponse) -> events.Event:
-    """The typed event in a response; both RPCs have the same four."""
+    """The typed event in a response; Generate has the first four."""
     kind = message.WhichOneof("event")
     if kind == "accepted":
         accepted = message.accepted
@@ -148,6 +162,9 @@ def event_from(message: pb.StreamGenerateResponse | pb.GenerateResponse) -> even
         return _delta(message.delta)
     if kind == "finished":
         return _finished(message.finished)
+    if kind == "oversized_document":
+        assert isinstance(message, pb.StreamGenerateResponse), "it has documents"
+        return _oversized(message.oversized_document)
     raise InternalError("the server sent an event this client does not know: update the client")
 
 
@@ -199,6 +216,21 @@ def _progress(message: pb.Progress) -> events.Progress:
         invalidated_tokens=message.invalidated_tokens,
         credit_tokens=message.credit_tokens,
         delay=wire.delay_from_proto(message.delay),
+    )
+
+
+def _oversized(message: pb.OversizedDocument) -> events.OversizedDocument:
+    return events.OversizedDocument(
+        sequence=message.sequence,
+        index=message.index,
+        document_id=message.id,
+        action=wire.oversized_from_proto(message.action),
+        reason=message.reason,
+        room_tokens=message.room_tokens,
+        kept_tokens=message.kept_tokens,
+        kept_chars=message.kept_chars if message.HasField("kept_chars") else None,
+        cut_chars=message.cut_chars if message.HasField("cut_chars") else None,
+        cut_tokens=message.cut_tokens if message.HasField("cut_tokens") else None,
     )
 
 

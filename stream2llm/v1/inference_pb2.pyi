@@ -10,6 +10,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ControlTokens(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONTROL_TOKENS_UNSPECIFIED: _ClassVar[ControlTokens]
+    CONTROL_TOKENS_NONE: _ClassVar[ControlTokens]
+    CONTROL_TOKENS_TEMPLATE: _ClassVar[ControlTokens]
+    CONTROL_TOKENS_ALL: _ClassVar[ControlTokens]
+
+class OversizedDocuments(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OVERSIZED_DOCUMENTS_UNSPECIFIED: _ClassVar[OversizedDocuments]
+    OVERSIZED_DOCUMENTS_FAIL: _ClassVar[OversizedDocuments]
+    OVERSIZED_DOCUMENTS_REFUSE: _ClassVar[OversizedDocuments]
+    OVERSIZED_DOCUMENTS_CUT: _ClassVar[OversizedDocuments]
+
 class DocumentOrdering(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DOCUMENT_ORDERING_UNSPECIFIED: _ClassVar[DocumentOrdering]
@@ -34,6 +48,14 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP_TOKEN: _ClassVar[FinishReason]
     FINISH_REASON_STOP_STRING: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+CONTROL_TOKENS_UNSPECIFIED: ControlTokens
+CONTROL_TOKENS_NONE: ControlTokens
+CONTROL_TOKENS_TEMPLATE: ControlTokens
+CONTROL_TOKENS_ALL: ControlTokens
+OVERSIZED_DOCUMENTS_UNSPECIFIED: OversizedDocuments
+OVERSIZED_DOCUMENTS_FAIL: OversizedDocuments
+OVERSIZED_DOCUMENTS_REFUSE: OversizedDocuments
+OVERSIZED_DOCUMENTS_CUT: OversizedDocuments
 DOCUMENT_ORDERING_UNSPECIFIED: DocumentOrdering
 DOCUMENT_ORDERING_AS_GIVEN: DocumentOrdering
 DOCUMENT_ORDERING_STABLE: DocumentOrdering
@@ -63,32 +85,36 @@ class StreamGenerateRequest(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., open: _Optional[_Union[OpenSession, _Mapping]] = ..., append: _Optional[_Union[AppendContext, _Mapping]] = ..., update: _Optional[_Union[UpdateContext, _Mapping]] = ..., seal: _Optional[_Union[SealContext, _Mapping]] = ...) -> None: ...
 
 class StreamGenerateResponse(_message.Message):
-    __slots__ = ("accepted", "progress", "delta", "finished")
+    __slots__ = ("accepted", "progress", "delta", "finished", "oversized_document")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    OVERSIZED_DOCUMENT_FIELD_NUMBER: _ClassVar[int]
     accepted: SessionAccepted
     progress: Progress
     delta: TokenDelta
     finished: GenerationFinished
-    def __init__(self, accepted: _Optional[_Union[SessionAccepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., delta: _Optional[_Union[TokenDelta, _Mapping]] = ..., finished: _Optional[_Union[GenerationFinished, _Mapping]] = ...) -> None: ...
+    oversized_document: OversizedDocument
+    def __init__(self, accepted: _Optional[_Union[SessionAccepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., delta: _Optional[_Union[TokenDelta, _Mapping]] = ..., finished: _Optional[_Union[GenerationFinished, _Mapping]] = ..., oversized_document: _Optional[_Union[OversizedDocument, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("session_id", "model", "text", "token_ids", "chat", "sampling")
+    __slots__ = ("session_id", "model", "text", "token_ids", "chat", "sampling", "control_tokens")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     text: str
     token_ids: TokenIds
     chat: ChatPrompt
     sampling: SamplingParameters
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ...) -> None: ...
+    control_tokens: ControlTokens
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., control_tokens: _Optional[_Union[ControlTokens, str]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("accepted", "progress", "delta", "finished")
@@ -172,7 +198,7 @@ class WorkerInfo(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., ready: bool = ..., num_sessions: _Optional[int] = ..., num_kv_blocks_held: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("session_id", "model", "plain", "chat", "sampling", "ordering", "ranking_note", "handover")
+    __slots__ = ("session_id", "model", "plain", "chat", "sampling", "ordering", "ranking_note", "handover", "control_tokens", "oversized_documents")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PLAIN_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +207,8 @@ class OpenSession(_message.Message):
     ORDERING_FIELD_NUMBER: _ClassVar[int]
     RANKING_NOTE_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OVERSIZED_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     plain: PlainTemplate
@@ -189,7 +217,33 @@ class OpenSession(_message.Message):
     ordering: DocumentOrdering
     ranking_note: str
     handover: HandoverMode
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., plain: _Optional[_Union[PlainTemplate, _Mapping]] = ..., chat: _Optional[_Union[ChatTemplate, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., ordering: _Optional[_Union[DocumentOrdering, str]] = ..., ranking_note: _Optional[str] = ..., handover: _Optional[_Union[HandoverMode, str]] = ...) -> None: ...
+    control_tokens: ControlTokens
+    oversized_documents: OversizedDocuments
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., plain: _Optional[_Union[PlainTemplate, _Mapping]] = ..., chat: _Optional[_Union[ChatTemplate, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., ordering: _Optional[_Union[DocumentOrdering, str]] = ..., ranking_note: _Optional[str] = ..., handover: _Optional[_Union[HandoverMode, str]] = ..., control_tokens: _Optional[_Union[ControlTokens, str]] = ..., oversized_documents: _Optional[_Union[OversizedDocuments, str]] = ...) -> None: ...
+
+class OversizedDocument(_message.Message):
+    __slots__ = ("sequence", "index", "id", "action", "reason", "room_tokens", "kept_tokens", "kept_chars", "cut_chars", "cut_tokens")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ROOM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_CHARS_FIELD_NUMBER: _ClassVar[int]
+    CUT_CHARS_FIELD_NUMBER: _ClassVar[int]
+    CUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    index: int
+    id: str
+    action: OversizedDocuments
+    reason: str
+    room_tokens: int
+    kept_tokens: int
+    kept_chars: int
+    cut_chars: int
+    cut_tokens: int
+    def __init__(self, sequence: _Optional[int] = ..., index: _Optional[int] = ..., id: _Optional[str] = ..., action: _Optional[_Union[OversizedDocuments, str]] = ..., reason: _Optional[str] = ..., room_tokens: _Optional[int] = ..., kept_tokens: _Optional[int] = ..., kept_chars: _Optional[int] = ..., cut_chars: _Optional[int] = ..., cut_tokens: _Optional[int] = ...) -> None: ...
 
 class PlainTemplate(_message.Message):
     __slots__ = ("prefix", "suffix")

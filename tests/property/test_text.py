@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -25,15 +25,26 @@ from router.detokenizer import (
     StreamDetokenizer,
     detokenizer_factory,
 )
+from router.encoder import TextEncoder
 from router.stop_strings import StopStringMatcher
 from stream2llm.model_store import is_ready, model_dir
+from stream2llm.prefix import as_tokens
 from stream2llm.token_step import TokenStep
 from tests.tiny_model import tiny_tokenizer
+from tests.tokenizer_families import FAMILIES
 
 pytestmark = pytest.mark.property
 
 TINY = tiny_tokenizer()
-MAKE = detokenizer_factory(TINY)
+NO_PROMPT = as_tokens([])
+
+
+def maker(tokenizer: Tokenizer) -> Callable[[], Detokenizer]:
+    make = detokenizer_factory(tokenizer)
+    return lambda: make(NO_PROMPT)
+
+
+MAKE = maker(TINY)
 SMOLLM2 = "smollm2-135m-instruct"
 IDS = st.lists(st.integers(0, 310), max_size=40)
 
@@ -63,7 +74,7 @@ def test_other_vocabularies_stream_too(ids: list[int]) -> None:
 @pytest.mark.skipif(not is_ready(SMOLLM2), reason=f"{SMOLLM2} is not in the cache: make model")
 def test_pieces_are_the_whole_for_the_default_model() -> None:
     tokenizer = Tokenizer.from_file(str(model_dir(SMOLLM2) / "tokenizer.json"))
-    make = detokenizer_factory(tokenizer)
+    make = maker(tokenizer)
     assert isinstance(make(), ByteLevelDetokenizer)
     seeded = random.Random(7)
     for _ in range(300):
@@ -121,3 +132,71 @@ def test_steps_do_not_matter(
         groups.append(rest[:size])
         rest = rest[size:]
     assert run(groups) == run([[token_id] for token_id in ids])
+
+
+# -- every family of tokenizers ---------------------------------------------------
+
+FAMILY_TOKENIZERS = {family.name: family.tokenizer() for family in FAMILIES}
+ENCODERS = {name: TextEncoder(each, name) for name, each in FAMILY_TOKENIZERS.items()}
+# With what the vocabularies know, what they have no token for, and what SentencePiece marks.
+WORDS = st.lists(
+    st.sampled_from([" ", "  ", "the", " end", "\n", "€", "😀", "e\u0301", "\u2581", "x1", "</s>"])
+)
+TEXTS = st.one_of(WORDS.map("".join), st.text(max_size=20))
+
+
+def continued(name: str, prompt: str, text: str) -> tuple[list[int], list[int]]:
+    """A prompt and how it goes on, each in tokens."""
+    encoder = ENCODERS[name]
+    before = [*encoder.head, *encoder.encode(encoder.parts(prompt, is_first=True))]
+    return [int(i) for i in before], encoder.encode(encoder.parts(text)).tolist()
+
+
+@pytest.mark.parametrize("name", FAMILY_TOKENIZERS)
+@settings(max_examples=25)
+@given(prompt=TEXTS, text=TEXTS)
+def test_an_answer_goes_on_where_the_prompt_ends(name: str, prompt: str, text: str) -> None:
+    """Its pieces are the text that was encoded: leading space, bytes and all."""
+    before, ids = continued(name, prompt or "x", text)
+    detokenizer = detokenizer_factory(FAMILY_TOKENIZERS[name])(as_tokens(before))
+    pieces = "".join([*map(detokenizer.push, ids), detokenizer.flush()])
+    # A text's own word marks are spaces to SentencePiece, in its vocabulary and ours.
+    assert pieces == (text if "level" in name or name == "llama3" else text.replace("\u2581", " "))
+
+
+@pytest.mark.parametrize("name", FAMILY_TOKENIZERS)
+@settings(max_examples=25)
+@given(prompt=TEXTS, text=TEXTS)
+def test_pieces_are_what_decoding_all_at_once_adds(name: str, prompt: str, text: str) -> None:
+    tokenizer = FAMILY_TOKENIZERS[name]
+    before, ids = continued(name, prompt, text)
+    detokenizer = detokenizer_factory(tokenizer)(as_tokens(before))
+    pieces = "".join([*map(detokenizer.push, ids), detokenizer.flush()])
+    assert tokenizer.decode(before) + pieces == tokenizer.decode([*before, *ids])
+
+
+@pytest.mark.parametrize("name", FAMILY_TOKENIZERS)
+def test_a_stop_string_may_begin_with_a_space_and_hold_bytes(name: str) -> None:
+    before, ids = continued(name, "the quick", " brown 😀€ fox")
+    detokenizer = detokenizer_factory(FAMILY_TOKENIZERS[name])(as_tokens(before))
+    answer = Answer(detokenizer, (" 😀€",), 100, str)
+    text, ending = "", None
+    while ids and ending is None:
+        taken = answer.take(TokenStep((ids.pop(0),)))
+        text, ending = text + taken.delta.text, taken.ending
+    assert text == " brown"
+    assert ending is not None
+    assert ending.stop_string == " 😀€"
+
+
+@pytest.mark.parametrize("name", FAMILY_TOKENIZERS)
+@settings(max_examples=25)
+@given(first=TEXTS, second=TEXTS)
+def test_texts_are_encoded_without_regard_to_each_other(name: str, first: str, second: str) -> None:
+    """And decoded as one; no text makes a control token."""
+    tokenizer, encoder = FAMILY_TOKENIZERS[name], ENCODERS[name]
+    ids = [i for text in ("x", first, second) for i in encoder.encode(encoder.parts(text)).tolist()]
+    assert not encoder.control_ids.intersection(ids)
+    whole = f"x{first}{second}"
+    expected = whole if "level" in name or name == "llama3" else whole.replace("\u2581", " ")
+    assert tokenizer.decode(ids, skip_special_tokens=False) == expected

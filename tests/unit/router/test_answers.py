@@ -216,7 +216,7 @@ async def test_chat_messages_become_prefix_and_suffix(ring: Ring) -> None:
     await session.answer()
     left = "<|turn|>system\nbe nice<|end|>\n<|turn|>user\nDocs: "
     right = " Question?<|end|>\n<|turn|>assistant\n"
-    expected = [*ring.encode(left), *ring.encode("fox"), *ring.encode(right)]
+    expected = [*ring.encode_written(left), *ring.encode("fox"), *ring.encode_written(right)]
     assert ring.record.sequence == expected
 
 
@@ -225,7 +225,7 @@ async def test_a_complete_chat_prompt(ring: Ring) -> None:
     call = ring.stub.Generate(pb.GenerateRequest(chat=chat, sampling=greedy(max_tokens=2)))
     Answered.of([message async for message in call])
     rendered = "<|turn|>user\nhello<|end|>\n<|turn|>assistant\n"
-    assert ring.record.sequence == ring.encode(rendered)
+    assert ring.record.sequence == ring.encode_written(rendered)
 
 
 async def test_token_ids_are_used_as_they_are(ring: Ring) -> None:

@@ -195,7 +195,8 @@ async def test_in_a_chat_the_note_is_in_the_turn_of_the_documents(ring: Ring) ->
     left = "<|turn|>system\nbe nice<|end|>\n<|turn|>user\n"
     right = " Question?<|end|>\n<|turn|>assistant\n"
     note = default_note("2, 1")
-    expected = joined(ring, left, TEXTS["a"], TEXTS["b"], note, right)
+    inside = joined(ring, TEXTS["a"], TEXTS["b"], note)
+    expected = [*ring.encode_written(left), *inside, *ring.encode_written(right)]
     assert await sealed(ring, session) == expected
 
 

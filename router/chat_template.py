@@ -1,0 +1,189 @@
+"""Renders a model's chat template and keeps apart what the template wrote from what it was given.
+
+Only text that the template itself wrote may become control tokens. So its literals are
+`TemplateText`, strings that know which of their characters come from the template; roles,
+names and contents are plain strings, and what an operation makes of a plain string is
+plain again. An operation that this module does not know loses the mark, never adds it.
+The template sees its input unchanged, so it may trim, split, compare and quote it as usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, SupportsIndex
+
+from jinja2 import Template
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.nodes import Concat, Const
+
+_OURS, _GIVEN = b"\1", b"\0"
+
+
+class TemplateText(str):
+    """Text with a mark for each character: whether the template wrote it."""
+
+    __slots__ = ("marks",)
+    # One byte for each character.
+    marks: bytes
+
+    def __new__(cls, text: str, marks: bytes | None = None) -> TemplateText:
+        """Without marks nothing in it is the template's."""
+        made = super().__new__(cls, text)
+        made.marks = _GIVEN * len(text) if marks is None else marks
+        return made
+
+    @classmethod
+    def written(cls, text: str) -> TemplateText:
+        """Text that the template wrote, all of it."""
+        return cls(text, _OURS * len(text))
+
+    def runs(self) -> Iterable[tuple[str, bool]]:
+        """Its longest pieces of one origin, in order: the text, and whether it is the template's."""
+        begin = 0
+        while begin < len(self):
+            mark = self.marks[begin : begin + 1]
+            other = _GIVEN if mark == _OURS else _OURS
+            end = self.marks.find(other, begin)
+            end = len(self) if end < 0 else end
+            yield str.__getitem__(self, slice(begin, end)), mark == _OURS
+            begin = end
+
+    def __str__(self) -> TemplateText:
+        return self
+
+    def __add__(self, other: str) -> TemplateText:
+        return _joined((self, other)) if isinstance(other, str) else NotImplemented
+
+    def __radd__(self, other: str) -> TemplateText:
+        return _joined((other, self)) if isinstance(other, str) else NotImplemented
+
+    def __getitem__(self, key: SupportsIndex | slice) -> TemplateText:
+        taken = super().__getitem__(key)
+        index = key if isinstance(key, slice) else slice(key, (key.__index__() + 1) or None)
+        return TemplateText(taken, self.marks[index])
+
+    def __mul__(self, count: SupportsIndex) -> TemplateText:
+        return TemplateText(super().__mul__(count), self.marks * count.__index__())
+
+    def join(self, parts: Iterable[str]) -> TemplateText:
+        """As str.join."""
+        joined: list[str] = []
+        for part in parts:
+            joined += [self, part] if joined else [part]
+        return _joined(joined)
+
+    def strip(self, characters: str | None = None) -> TemplateText:
+        """As str.strip."""
+        return self.lstrip(characters).rstrip(characters)
+
+    def lstrip(self, characters: str | None = None) -> TemplateText:
+        """As str.lstrip."""
+        return self[len(self) - len(super().lstrip(characters)) :]
+
+    def rstrip(self, characters: str | None = None) -> TemplateText:
+        """As str.rstrip."""
+        return self[: len(super().rstrip(characters))]
+
+    def replace(self, old: str, new: str, count: SupportsIndex = -1) -> TemplateText:
+        """As str.replace."""
+        if not old:
+            return TemplateText(super().replace(old, new, count))
+        return _like(new).join(self.split(old, count))
+
+    def split(  # type: ignore[override]
+        self, separator: str | None = None, maxsplit: SupportsIndex = -1
+    ) -> list[TemplateText]:
+        """As str.split."""
+        parts, begin = [], 0
+        for part in super().split(separator, maxsplit):
+            begin = self.index(part, begin)
+            parts.append(self[begin : begin + len(part)])
+            begin += len(part) + len(separator or "")
+        return parts
+
+
+def _like(text: str) -> TemplateText:
+    return text if isinstance(text, TemplateText) else TemplateText(text)
+
+
+def _joined(parts: Iterable[str]) -> TemplateText:
+    marked = [_like(part) for part in parts]
+    return TemplateText("".join(marked), b"".join(part.marks for part in marked))
+
+
+class ChatRenderer:
+    """One chat template, compiled. Thread-safe."""
+
+    def __init__(self, template: str, special_tokens: Mapping[str, Any]) -> None:
+        """`special_tokens`: bos_token and the like, each a text or a list of texts."""
+        self._template = _compile(template)
+        # Of the model, so as good as written in the template.
+        self._special_tokens = {name: _written(given) for name, given in special_tokens.items()}
+
+    def render(self, messages: list[dict[str, Any]]) -> TemplateText:
+        """The conversation as the model wants it, ready for its answer.
+
+        Raises what the template raises.
+        """
+        rendered = self._template.render(
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=True,
+            **self._special_tokens,
+        )
+        return _like(rendered)
+
+
+def _written(given: Any) -> Any:
+    if isinstance(given, str):
+        return TemplateText.written(given)
+    return [_written(each) for each in given] if isinstance(given, list) else given
+
+
+def _compile(template: str) -> Template:
+    """Compiles it as transformers does, in the same sandbox, with marked literals."""
+    from transformers.utils import chat_template_utils  # here: importing it takes seconds
+
+    plain: Template = chat_template_utils._compile_jinja_template(template)
+    # Not optimised: folding literals into a list or a dictionary loses their marks.
+    environment = plain.environment.overlay(optimized=False)
+    vars(environment).update(
+        code_generator_class=_MarkingCodeGenerator,
+        concat=_joined,
+        written=TemplateText.written,
+        join_texts=_join_texts,
+        filters={**environment.filters, "join": _join_filter},
+    )
+    return environment.from_string(template)
+
+
+def _join_texts(parts: Iterable[Any]) -> TemplateText:
+    """What the operator `~` does."""
+    return _joined(map(str, parts))
+
+
+def _join_filter(parts: Iterable[Any], separator: str = "", attribute: str | None = None) -> str:
+    chosen = parts if attribute is None else (part[attribute] for part in parts)
+    return _like(separator).join(map(str, chosen))
+
+
+class _MarkingCodeGenerator(CodeGenerator):
+    """Compiles the template's literals to text that is marked as the template's."""
+
+    def visit_Const(self, node: Const, frame: Frame) -> None:  # noqa: N802 - jinja
+        value = node.as_const(frame.eval_ctx)
+        if isinstance(value, str):
+            self.write(f"environment.written({value!r})")
+        else:
+            super().visit_Const(node, frame)
+
+    def visit_Concat(self, node: Concat, frame: Frame) -> None:  # noqa: N802 - jinja
+        self.write("environment.join_texts((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+    def _output_const_repr(self, group: Iterable[Any]) -> str:
+        return f"environment.written({super()._output_const_repr(group)})"

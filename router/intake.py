@@ -1,0 +1,92 @@
+"""The documents of an event, from text to what the context log takes.
+
+Tokenizes them, and does with those that are too long what the session asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from router.context import ContentDocument, ContextLog, Reserve
+from router.oversized import Oversized, capped, fit
+from router.text_input import TextInput
+from router.types import AppendEvent, DocumentInput, OpenEvent, OversizedDocument, UpdateEvent
+from stream2llm.text_options import ControlTokens, OversizedDocuments
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The documents of one event."""
+
+    documents: tuple[ContentDocument, ...]
+    # What the client is told of them.
+    oversized: tuple[OversizedDocument, ...] = ()
+
+
+class Intake:
+    """Of one session."""
+
+    def __init__(
+        self, text: TextInput, log: ContextLog, opened: OpenEvent, suffix_tokens: int
+    ) -> None:
+        """`suffix_tokens`: of the suffix given at the open."""
+        self._text = text
+        self._log = log
+        self._action = opened.oversized_documents
+        self._parse = opened.control_tokens is ControlTokens.ALL
+        self._reserve = Reserve(suffix_tokens, opened.sampling.max_tokens or 1)
+
+    async def take(self, event: AppendEvent | UpdateEvent) -> Taken:
+        """Its documents, tokenized, and fitted where the session asked for that."""
+        name: Literal["append", "update"] = "append" if isinstance(event, AppendEvent) else "update"
+        fails = self._action is OversizedDocuments.FAIL
+        room = self._log.room(name, Reserve() if fails else self._reserve)
+        documents = await self._text.documents(
+            event.documents,
+            name,
+            room.num_tokens,
+            oversized=self._action,
+            with_control_tokens=self._parse,
+        )
+        if fails:  # the log raises
+            return Taken(documents)
+        fitted, oversized = fit(documents, room, self._action, self._log.num_known)
+        result = list(fitted)
+        told = []
+        for each in oversized:
+            sent = event.documents[each.index]
+            result[each.index], what = await self._one(event.sequence, each, sent, fitted)
+            told.append(what)
+        return Taken(tuple(result), tuple(told))
+
+    async def _one(
+        self,
+        sequence: int,
+        oversized: Oversized,
+        sent: DocumentInput,
+        fitted: tuple[ContentDocument, ...],
+    ) -> tuple[ContentDocument, OversizedDocument]:
+        document = fitted[oversized.index]
+        kept_tokens = document.cap or 0
+        kept_chars = cut_chars = cut_tokens = None
+        if isinstance(sent.content, str) and not self._parse:
+            kept_chars = 0
+            if kept_tokens:
+                kept_tokens, kept_chars = await self._text.cut(sent.content, kept_tokens)
+                document = capped(document, kept_tokens)
+            cut_chars = len(sent.content) - kept_chars
+        else:
+            cut_tokens = oversized.num_tokens - kept_tokens
+        return document, OversizedDocument(
+            sequence=sequence,
+            index=oversized.index,
+            document_id=sent.document_id,
+            action=self._action,
+            reason=oversized.reason,
+            room_tokens=oversized.room_tokens,
+            kept_tokens=kept_tokens,
+            kept_chars=kept_chars,
+            cut_chars=cut_chars,
+            cut_tokens=cut_tokens,
+        )

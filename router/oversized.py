@@ -1,0 +1,75 @@
+"""Documents that are longer than the room left for them: refused, or cut. Pure.
+
+A refused document stands in the list as an empty one, so that the places of all
+others, and its id, mean what the client thinks. One that is named by its id is cut
+or refused in this list alone; what is known under the id stays whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from router.context import ContentDocument, Room
+from stream2llm.prefix import as_tokens
+from stream2llm.text_options import OversizedDocuments
+
+CONTEXT_TOO_LONG, SESSION_TOKENS_EXCEEDED = "CONTEXT_TOO_LONG", "SESSION_TOKENS_EXCEEDED"
+
+
+@dataclass(frozen=True, slots=True)
+class Oversized:
+    """One that does not fit."""
+
+    # In the list of the event.
+    index: int
+    # Most tokens it could have had.
+    room_tokens: int
+    # At least.
+    num_tokens: int
+    reason: str
+
+
+def fit(
+    documents: Sequence[ContentDocument],
+    room: Room,
+    action: OversizedDocuments,
+    num_known: Callable[[str], int | None],
+) -> tuple[tuple[ContentDocument, ...], tuple[Oversized, ...]]:
+    """The documents as they fit, in order, and those that did not.
+
+    `num_known` tells the tokens of a document sent before, by id.
+    """
+    left = room
+    fitted: list[ContentDocument] = []
+    oversized: list[Oversized] = []
+    new: dict[str, int] = {}
+    for index, document in enumerate(documents):
+        is_named = document.tokens is None
+        num_tokens = document.num_tokens
+        if is_named:
+            known = new.get(document.document_id, num_known(document.document_id))
+            num_tokens = known or 0  # an unknown one fails the session, here as elsewhere
+        room_tokens = left.context_tokens if is_named else left.num_tokens
+        if num_tokens > room_tokens:
+            is_full = left.context_tokens <= room_tokens
+            reason = CONTEXT_TOO_LONG if is_full else SESSION_TOKENS_EXCEEDED
+            oversized.append(Oversized(index, room_tokens, num_tokens, reason))
+            num_tokens = room_tokens if action is OversizedDocuments.CUT else 0
+            document = capped(document, num_tokens)
+        if not is_named and document.document_id:
+            new[document.document_id] = num_tokens
+        fitted.append(document)
+        left = Room(
+            left.context_tokens - num_tokens,
+            left.session_tokens - (0 if is_named else num_tokens),
+        )
+    return tuple(fitted), tuple(oversized)
+
+
+def capped(document: ContentDocument, num_tokens: int) -> ContentDocument:
+    """Its first tokens alone."""
+    tokens = document.tokens
+    if tokens is not None:
+        tokens = as_tokens(tokens[:num_tokens])
+    return replace(document, tokens=tokens, num_untold=0, cap=num_tokens)
