@@ -21,7 +21,7 @@ from stream2llm.client import (
     TokenDelta,
     connect_sync,
 )
-from stream2llm.errors import InvalidRequestError, UnavailableError
+from stream2llm.errors import EventOrderError, InvalidRequestError, UnavailableError
 from tests import fake_router
 from tests.fake_router import Conversation
 
@@ -99,8 +99,10 @@ def test_errors_are_those_of_the_asynchronous_client(threaded_router):
     with Client(threaded_router.fake.address) as client:
         with pytest.raises(UnavailableError, match="draining"), client.session():
             pytest.fail("refused")
-        with pytest.raises(InvalidRequestError, match="must be open"):
+        with pytest.raises(EventOrderError, match="the session is not open"):
             client.session().answer()
+        with pytest.raises(InvalidRequestError, match=r"sampling\.temperature is None"):
+            client.generate("x", sampling=SamplingParameters(temperature=None))
 
 
 def test_a_closed_client_says_so():

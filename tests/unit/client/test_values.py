@@ -52,9 +52,9 @@ def test_an_append_needs_content():
 
 
 def test_a_list_of_texts_is_not_a_document():
-    with pytest.raises(TypeError, match=r"append\(\*documents\)"):
+    with pytest.raises(InvalidRequestError, match=r"append\(\*documents\)"):
         appended([["a", "b"]])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="bytes"):
+    with pytest.raises(InvalidRequestError, match="bytes"):
         appended([b"a"])
     with pytest.raises(InvalidRequestError, match="content or an id"):
         updated([Document()])
