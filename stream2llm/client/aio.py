@@ -25,7 +25,7 @@ from stream2llm.client.translate import (
     open_message,
     server_info_from,
 )
-from stream2llm.grpc_options import channel_options
+from stream2llm.grpc_options import Options, channel_options
 from stream2llm.handover import HandoverMode
 from stream2llm.ordering import DocumentOrdering, ordering_of
 from stream2llm.sampling import SamplingParameters
@@ -53,11 +53,12 @@ class AsyncClient:
     ) -> None:
         refuse_after_fork()
         self.address = arguments.text(address, "address")
-        self._credentials = _checked_credentials(credentials)
         self._max_message_bytes = arguments.integer(
             max_message_bytes, "max_message_bytes", 1, _MOST_MESSAGE_BYTES
         )
-        self._connection = Connection(self._channel)
+        credentials = _checked_credentials(credentials)
+        options = channel_options(self._max_message_bytes)
+        self._connection = Connection(lambda: _channel(address, credentials, options))
 
     async def __aenter__(self) -> Self:
         return self
@@ -159,11 +160,13 @@ class AsyncClient:
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, timeout_s, f"{method} got no answer") from None
 
-    def _channel(self) -> Any:
-        options = channel_options(self._max_message_bytes)
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(self.address, options=options)
-        return grpc.aio.secure_channel(self.address, self._credentials, options=options)
+
+def _channel(
+    address: str, credentials: grpc.ChannelCredentials | None, options: Options
+) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 def _checked_credentials(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
@@ -17,8 +18,8 @@ from weakref import WeakSet
 from stream2llm.v1.inference_pb2_grpc import StreamingInferenceServiceStub
 
 _AFTER_FORK = (
-    "this process was forked from one with a live client, and gRPC does not survive that: "
-    'start it with multiprocessing.get_context("spawn"), or close every client before the fork'
+    "this process was forked from one in which gRPC was running, and gRPC does not survive "
+    'that: start it with multiprocessing.get_context("spawn")'
 )
 
 
@@ -50,7 +51,7 @@ class Connection:
     async def close(self) -> None:
         """Closes the channel, and with it what is under way; once closed does nothing."""
         self._closed = True
-        channel, self._channel = self._channel, None
+        channel, self._channel, self._stub = self._channel, None, None
         if channel is None or _is_forked:
             return
         _live.discard(self)
@@ -60,7 +61,7 @@ class Connection:
 
 
 def refuse_after_fork() -> None:
-    """Raises RuntimeError in a process that was forked from one with a live client."""
+    """Raises RuntimeError in a process that was forked from one in which gRPC ran."""
     if _is_forked:
         raise RuntimeError(_AFTER_FORK)
 
@@ -74,12 +75,22 @@ def _other_loop(first: asyncio.AbstractEventLoop) -> str:
 
 
 _live: WeakSet[Connection] = WeakSet()
-_is_forked = False
+_grpc_runs = False  # in this process, when it forks
+_is_forked = False  # from one in which gRPC ran
+
+# grpc.aio's own thread: it lives as long as anything refers to a channel, a call or a
+# server, also behind a client that is closed.
+_POLLER = "_poll_wrapper"
 
 
-def _note_fork() -> None:
+def _before_fork() -> None:
+    global _grpc_runs
+    _grpc_runs = bool(_live) or any(_POLLER in thread.name for thread in threading.enumerate())
+
+
+def _in_child() -> None:
     global _is_forked
-    _is_forked = _is_forked or len(_live) > 0
+    _is_forked = _is_forked or _grpc_runs
 
 
-os.register_at_fork(after_in_child=_note_fork)
+os.register_at_fork(before=_before_fork, after_in_child=_in_child)
