@@ -140,6 +140,11 @@ class Live(Quiet):
             self._status = None
 
 
+def tell(line: str) -> None:
+    """A line on stderr that also `--quiet` leaves: something was not done."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def progress_line(progress: Progress) -> str:
     """The counts that tell how far the context has come."""
     waits = f"; waits for memory ({progress.delay})" if progress.delay else ""
