@@ -104,7 +104,7 @@ def many(value: Any, field: str, wanted: str, *single: type) -> list[Any]:
     return as_list(value)
 
 
-def as_list(value: Iterable[Any]) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     """The items as plain Python values; arrays and tensors convert themselves, in one go."""
     convert = getattr(value, "tolist", None)
     items = convert() if callable(convert) else list(value)

@@ -147,7 +147,7 @@ def generate(
         updates=mode is Mode.UPDATE,
         ordering=ordering,
     )
-    stdin = sys.stdin and sys.stdin.buffer  # None where it is closed
+    stdin = None if sys.stdin is None else sys.stdin.buffer  # None: it is closed
     sources = Sources(paths, stdin, Reading(encoding, null=null), tell)
     _run(request, sources, address, make_sink(as_json=as_json, quiet=quiet))
 

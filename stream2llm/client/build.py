@@ -33,7 +33,7 @@ def build(kind: type[M], path: str, **values: Any) -> M:
     return kind(**checked)
 
 
-def _checked(field: FieldDescriptor, value: Any, path: str) -> Any:
+def _checked(field: Any, value: Any, path: str) -> Any:
     check = _CHECKS.get(field.cpp_type)
     if check is None or (value is None and field.has_presence):
         return value

@@ -315,13 +315,13 @@ def test_one_path_twice_in_one_event_has_two_ids(threaded_router, tmp_path):
     assert [document.id for document in documents] == [path, f"{path}#2"]
 
 
-def command(router, *args: str | bytes, **options: object) -> subprocess.Popen[bytes]:
+def command(router, *args: str | bytes, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "stream2llm.cli.main", "generate", "-q", *args],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "STREAM2LLM_ADDRESS": router.fake.address},
+        env={**os.environ, "STREAM2LLM_ADDRESS": router.fake.address, **environment},
     )
 
 
@@ -365,3 +365,19 @@ def test_arguments_and_input_that_are_no_text_give_one_line_each(threaded_router
     assert of_input.returncode == 2
     assert len(stderr.splitlines()) == 2
     assert b"Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [([], rb"\u4e16"), (["--json"], rb'"text": "\u4e16"')]
+)
+def test_an_answer_is_written_whatever_stdout_can_encode(threaded_router, options, expected):
+    async def answer(conversation: Conversation) -> None:
+        await conversation.accept()
+        while (request := await conversation.next()) is not None:
+            if request.HasField("seal"):
+                await conversation.answer("世")
+
+    threaded_router.fake.script = answer
+    process = command(threaded_router, "Why?", *options, "-", PYTHONIOENCODING="ascii")
+    stdout, stderr = process.communicate(b"text", timeout=60)
+    assert (process.returncode, expected in stdout) == (0, True), stderr
