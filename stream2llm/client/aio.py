@@ -33,6 +33,7 @@ from stream2llm.v1 import inference_pb2 as pb
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _MOST_MESSAGE_BYTES = 2**31 - 1  # gRPC's own bound
+_HIGHEST_PORT = 2**16 - 1
 DEFAULT_INFO_TIMEOUT_S = 10.0
 
 
@@ -52,7 +53,7 @@ class AsyncClient:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         refuse_after_fork()
-        self.address = arguments.text(address, "address")
+        self.address = _checked_address(address)
         self._max_message_bytes = arguments.integer(
             max_message_bytes, "max_message_bytes", 1, _MOST_MESSAGE_BYTES
         )
@@ -167,6 +168,14 @@ def _channel(
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, credentials, options=options)
+
+
+def _checked_address(address: str) -> str:
+    """Anything that gRPC can make a name of; it takes a port that is too large modulo 2^16."""
+    port = arguments.text(address, "address").rpartition(":")[2]
+    if not address.strip() or (port.isdecimal() and int(port) > _HIGHEST_PORT):
+        raise arguments.refused("address", address, '"host:port"')
+    return address
 
 
 def _checked_credentials(

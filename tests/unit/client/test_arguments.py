@@ -291,6 +291,8 @@ async def test_a_document_is_refused_by_its_place_and_the_session_lives_on(clien
     ("field", "arguments"),
     [
         ("address", {"address": None}),
+        ("address", {"address": ""}),
+        ("address", {"address": "127.0.0.1:99999"}),
         ("max_message_bytes", {"address": "a:1", "max_message_bytes": "16"}),
         ("max_message_bytes", {"address": "a:1", "max_message_bytes": 0}),
         ("credentials", {"address": "a:1", "credentials": "cert.pem"}),
