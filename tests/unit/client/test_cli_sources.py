@@ -309,6 +309,11 @@ def test_bad_options_exit_2(threaded_router, args):
     assert generate(threaded_router, *args).exit_code == 2
 
 
+def test_null_makes_separator_lines_text(threaded_router):
+    assert generate(threaded_router, "-0", "-", stdin=b"a\n---\nb\0c").exit_code == 0
+    assert sent_texts(threaded_router) == ["a\n---\nb", "c"]
+
+
 def test_one_path_twice_in_one_event_has_two_ids(threaded_router, tmp_path):
     (tmp_path / "a.txt").write_text("text")
     path = str(tmp_path / "a.txt")
@@ -327,8 +332,7 @@ def command(router, *args: str | bytes) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.parametrize("options", [[], ["-0"]])
-def test_documents_that_end_in_nul_leave_as_they_arrive(threaded_router, options):
+def test_documents_that_end_in_nul_leave_as_they_arrive(threaded_router):
     got_one = threading.Event()
 
     async def watch(conversation: Conversation) -> None:
@@ -338,7 +342,7 @@ def test_documents_that_end_in_nul_leave_as_they_arrive(threaded_router, options
         await fake_router.forever()
 
     threaded_router.fake.script = watch
-    process = command(threaded_router, "Why?", *options, "-")
+    process = command(threaded_router, "Why?", "-")
     try:
         assert process.stdin is not None
         process.stdin.write(b"a\n b\0c")  # and standard input stays open
