@@ -6,6 +6,8 @@ rest). Stop strings are the router's alone: only it has text.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from stream2llm import arguments
 from stream2llm.errors import InvalidRequestError
 
+BAD_SAMPLING = "BAD_SAMPLING"
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 64
@@ -59,8 +62,8 @@ class SamplingParameters:
     def _make_tuple(self, name: str, wanted: str, single: type) -> None:
         value: Any = getattr(self, name)
         if type(value) is not tuple:
-            field = f"sampling.{name}"
-            items = arguments.many(value, field, wanted, single)
+            with bad_sampling():
+                items = arguments.many(value, f"sampling.{name}", wanted, single)
             object.__setattr__(self, name, tuple(items))  # frozen for everybody else
 
     def validate(self, vocab_size: int) -> None:
@@ -104,11 +107,22 @@ class SamplingParameters:
                 raise _bad("stop_token_ids", token_id, limit)
 
 
+@contextmanager
+def bad_sampling() -> Iterator[None]:
+    """Gives errors of arguments the reason that all errors of sampling parameters have."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if error.reason == InvalidRequestError.default_reason:
+            error.reason = BAD_SAMPLING
+        raise
+
+
 def _check_count(name: str, count: int, limit: int) -> None:
     if count > limit:
         raise InvalidRequestError(
             f"sampling.{name} has {count} entries; at most {limit} are allowed",
-            reason="BAD_SAMPLING",
+            reason=BAD_SAMPLING,
             field=f"sampling.{name}",
         )
 
@@ -116,6 +130,6 @@ def _check_count(name: str, count: int, limit: int) -> None:
 def _bad(name: str, value: object, limit: str) -> InvalidRequestError:
     return InvalidRequestError(
         f"sampling.{name} is {value}; it must be {limit}",
-        reason="BAD_SAMPLING",
+        reason=BAD_SAMPLING,
         field=f"sampling.{name}",
     )

@@ -25,7 +25,7 @@ from stream2llm.client.inputs import (
 )
 from stream2llm.errors import InternalError, OverloadedError
 from stream2llm.handover import HANDOVER_MODES, HandoverMode
-from stream2llm.sampling import SamplingParameters
+from stream2llm.sampling import SamplingParameters, bad_sampling
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.v1 import inference_pb2 as pb
 
@@ -142,7 +142,8 @@ def _sampling(sampling: SamplingParameters | None) -> pb.SamplingParameters:
         return pb.SamplingParameters()
     if not isinstance(sampling, SamplingParameters):
         raise arguments.refused("sampling", sampling, "SamplingParameters")
-    return build(pb.SamplingParameters, "sampling", **wire.sampling_fields(sampling))
+    with bad_sampling():
+        return build(pb.SamplingParameters, "sampling", **wire.sampling_fields(sampling))
 
 
 def _handover(mode: HandoverMode | None) -> Any:

@@ -73,8 +73,9 @@ def test_what_has_no_order_or_no_items_is_no_list(field, use, value):
 
 @pytest.mark.parametrize("value", ["12", True, None, 1.5, b"1"])
 def test_what_is_no_list_of_stop_tokens(value):
-    with pytest.raises(InvalidRequestError, match=r"sampling\.stop_token_ids"):
+    with pytest.raises(InvalidRequestError, match=r"sampling\.stop_token_ids") as caught:
         SamplingParameters(stop_token_ids=value)
+    assert caught.value.reason == "BAD_SAMPLING"
 
 
 def test_a_text_is_no_chat():
@@ -231,8 +232,9 @@ def test_none_stands_for_not_given_where_that_is_the_default():
     ],
 )
 async def test_a_sampling_parameter_of_another_type_is_refused_by_name(client, name, value):
-    with pytest.raises(InvalidRequestError, match=rf"sampling\.{name}.* must be"):
+    with pytest.raises(InvalidRequestError, match=rf"sampling\.{name}.* must be") as caught:
         client.generate("x", sampling=SamplingParameters(**{name: value}))
+    assert caught.value.reason == "BAD_SAMPLING"
 
 
 async def test_numbers_of_numpy_are_numbers(client, router):
