@@ -101,6 +101,8 @@ def _outcome(watch: _Watch, settled_tokens: int) -> Outcome:
     if watch.finished is None:
         raise InternalError("the answer did not end")
     usage, timings = watch.finished.usage, watch.finished.timings
+    if timings.first_to_second_token_s is None:
+        raise InternalError("the answer has no second token, whose time is the hand-over's")
     return Outcome(
         exposed_s=timings.first_to_second_token_s,
         ttft_s=timings.ttft_from_seal_s,

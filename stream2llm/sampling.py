@@ -6,10 +6,16 @@ rest). Stop strings are the router's alone: only it has text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from numbers import Integral
+from typing import Any
 
+from stream2llm import arguments
 from stream2llm.errors import InvalidRequestError
 
+BAD_SAMPLING = "BAD_SAMPLING"
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 64
@@ -22,7 +28,12 @@ MIN_REPETITION_PENALTY = 0.01
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """Defaults are vLLM's, but for max_tokens."""
+    """Defaults are vLLM's, but for max_tokens.
+
+    A list that is one item by itself, `stop_strings="END"`, is a list of one. None
+    stands for "not given" where that is the default; elsewhere it is refused, as
+    InvalidRequestError. All else is the server's to check, with `validate`.
+    """
 
     # Most tokens of the answer; None means up to the model's limit.
     max_tokens: int | None = None
@@ -40,6 +51,20 @@ class SamplingParameters:
     # How many of the likeliest tokens to report; None reports no logprobs.
     logprobs: int | None = None
     ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.default is not None and getattr(self, each.name) is None:
+                raise _bad(each.name, None, f"a value; leave it out for {each.default!r}")
+        self._make_tuple("stop_strings", "a list of texts", str)
+        self._make_tuple("stop_token_ids", "a list of token ids", Integral)
+
+    def _make_tuple(self, name: str, wanted: str, single: type) -> None:
+        value: Any = getattr(self, name)
+        if type(value) is not tuple:
+            with bad_sampling():
+                items = arguments.many(value, f"sampling.{name}", wanted, single)
+            object.__setattr__(self, name, tuple(items))  # frozen for everybody else
 
     def validate(self, vocab_size: int) -> None:
         """Raises InvalidRequestError naming the first bad field and its limit."""
@@ -82,11 +107,22 @@ class SamplingParameters:
                 raise _bad("stop_token_ids", token_id, limit)
 
 
+@contextmanager
+def bad_sampling() -> Iterator[None]:
+    """Gives errors of arguments the reason that all errors of sampling parameters have."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if error.reason == InvalidRequestError.default_reason:
+            error.reason = BAD_SAMPLING
+        raise
+
+
 def _check_count(name: str, count: int, limit: int) -> None:
     if count > limit:
         raise InvalidRequestError(
             f"sampling.{name} has {count} entries; at most {limit} are allowed",
-            reason="BAD_SAMPLING",
+            reason=BAD_SAMPLING,
             field=f"sampling.{name}",
         )
 
@@ -94,6 +130,6 @@ def _check_count(name: str, count: int, limit: int) -> None:
 def _bad(name: str, value: object, limit: str) -> InvalidRequestError:
     return InvalidRequestError(
         f"sampling.{name} is {value}; it must be {limit}",
-        reason="BAD_SAMPLING",
+        reason=BAD_SAMPLING,
         field=f"sampling.{name}",
     )

@@ -78,13 +78,18 @@ def from_proto(message: inference_pb2.SamplingParameters) -> SamplingParameters:
 
 def to_proto(sampling: SamplingParameters) -> inference_pb2.SamplingParameters:
     """The message that `from_proto` reads back to an equal value."""
+    return inference_pb2.SamplingParameters(**sampling_fields(sampling))
+
+
+def sampling_fields(sampling: SamplingParameters) -> dict[str, Any]:
+    """The fields of the message that are set, by name."""
     given = {name: getattr(sampling, name) for name in _OPTIONAL_SAMPLING}
-    return inference_pb2.SamplingParameters(
-        stop_strings=sampling.stop_strings,
-        stop_token_ids=sampling.stop_token_ids,
-        ignore_eos=sampling.ignore_eos,
+    return {
+        "stop_strings": sampling.stop_strings,
+        "stop_token_ids": sampling.stop_token_ids,
+        "ignore_eos": sampling.ignore_eos,
         **{name: value for name, value in given.items() if value is not None},
-    )
+    }
 
 
 def ordering_to_proto(ordering: DocumentOrdering) -> Any:

@@ -74,9 +74,7 @@ def _send(request: Request, documents: Iterable[Document], session: Session) -> 
 def _lists(documents: Iterable[Document]) -> Iterator[list[Document]]:
     """For each document the list with it in front; those sent before by id."""
     sent: list[Document] = []
-    for number, document in enumerate(documents):
-        # A path may be given twice, and an id stands for one content.
-        newest = Document(document.content, id=f"{number}-{document.id}")
+    for newest in documents:
         yield [newest, *sent]
         sent.insert(0, DocumentRef(newest.id))
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
+from stream2llm.cli.numbers import finite
 from stream2llm.ordering import DocumentOrdering
 from stream2llm.text_options import OversizedDocuments
 
 if TYPE_CHECKING:
     from stream2llm.cli.ask import Request
+    from stream2llm.cli.output import Sink
+    from stream2llm.cli.sources import Sources
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -25,12 +29,23 @@ class Mode(StrEnum):
     ONCE = "once"
 
 
+def _known_encoding(name: str) -> str:
+    from stream2llm.cli.decoding import check_encoding
+
+    try:
+        return check_encoding(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def generate(
     paths: Annotated[
         list[str],
         typer.Argument(
             help="Documents: files, folders (their text files, sorted, recursively), or - for "
-            "standard input, where a line --- or a NUL ends a document."
+            "standard input, where a line --- or a NUL ends a document: the first of either "
+            "decides, the other is text. What is no text is left out and named on stderr, but "
+            "for a file given here."
         ),
     ],
     question: Annotated[str, typer.Option("--question", "-q", help="What to ask.")],
@@ -67,8 +82,22 @@ def generate(
             help="What a document that is too long does: fail it all, be left out, be cut."
         ),
     ] = OversizedDocuments.FAIL,
+    encoding: Annotated[
+        str,
+        typer.Option(
+            callback=_known_encoding,
+            help="Of files and standard input without a byte order mark.",
+        ),
+    ] = "utf-8",
+    null: Annotated[
+        bool,
+        typer.Option("--null", "-0", help="On standard input NULs end documents, and --- is text."),
+    ] = False,
     gap_s: Annotated[
-        float, typer.Option(min=0, help="Wait between documents, as a slow retrieval would.")
+        float,
+        typer.Option(
+            min=0, callback=finite, help="Wait between documents, as a slow retrieval would."
+        ),
     ] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -86,20 +115,27 @@ def generate(
     """Stream documents as the context of a question, and print the answer.
 
     The answer goes to stdout as it is made, progress to stderr. Ctrl-C cancels
-    the session on the server. Exit codes: 0 answered, 2 bad usage, 3 the server
-    refused or failed, 4 it is unavailable (try again), 130 cancelled.
+    the session on the server. Exit codes: 0 answered, 2 bad usage or no document
+    that is text, 3 the server refused or failed, 4 it is unavailable (try again),
+    130 cancelled.
 
     Example: stream2llm generate -q "What does the with statement do?" docs/*.txt
 
     Example: cat notes.txt | stream2llm generate -q "Summarize." -
+
+    Example: some-crawler --print0 | stream2llm generate -0 -q "What is new?" -
     """
     from stream2llm.cli.ask import Request
+    from stream2llm.cli.output import make_sink, tell
+    from stream2llm.cli.sources import Reading, Sources
     from stream2llm.sampling import SamplingParameters
 
     if prefix is not None and system is not None:
         raise typer.BadParameter("--prefix and --system exclude each other")
     if ordering is DocumentOrdering.STABLE and mode is not Mode.UPDATE:
         raise typer.BadParameter("--ordering stable needs --mode update: else nothing moves")
+    if null and "-" not in paths:
+        raise typer.BadParameter("--null is for standard input: give - as a path")
     sampling = SamplingParameters(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -119,21 +155,19 @@ def generate(
         ordering=ordering,
         oversized=oversized,
     )
-    _run(request, paths, address, as_json=as_json, quiet=quiet)
+    stdin = None if sys.stdin is None else sys.stdin.buffer  # None: it is closed
+    sources = Sources(paths, stdin, Reading(encoding, null=null), tell)
+    _run(request, sources, address, make_sink(as_json=as_json, quiet=quiet))
 
 
-def _run(request: Request, paths: list[str], address: str, *, as_json: bool, quiet: bool) -> None:
-    import sys
-
+def _run(request: Request, sources: Sources, address: str, sink: Sink) -> None:
     from stream2llm.cli.ask import ask
-    from stream2llm.cli.output import make_sink
-    from stream2llm.cli.sources import SourceError, check_paths, documents_of
+    from stream2llm.cli.sources import SourceError
 
-    sink = make_sink(as_json=as_json, quiet=quiet)
     try:
         with errors_as_exits():
-            check_paths(paths)
-            ask(request, documents_of(paths, sys.stdin), address, sink)
+            sources.check()
+            ask(request, sources.documents(), address, sink)
     except SourceError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(BAD_USAGE) from None

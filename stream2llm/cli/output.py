@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stream2llm.client import (
@@ -56,7 +57,8 @@ class JsonLines:
         pass
 
     def _write(self, value: dict[str, Any]) -> None:
-        print(json.dumps(value, ensure_ascii=False), flush=True)
+        # Where stdout cannot have every character, JSON's own escapes.
+        print(json.dumps(value, ensure_ascii=not _is_utf8(sys.stdout.encoding)), flush=True)
 
 
 class Text:
@@ -157,6 +159,11 @@ class Live(Quiet):
             self._status = None
 
 
+def tell(line: str) -> None:
+    """A line on stderr that also `--quiet` leaves: something was not done."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def progress_line(progress: Progress) -> str:
     """The counts that tell how far the context has come."""
     waits = f"; waits for memory ({progress.delay})" if progress.delay else ""
@@ -177,8 +184,14 @@ def summary_line(finished: Finished) -> str:
     )
 
 
+def _is_utf8(encoding: str) -> bool:
+    return encoding.lower().replace("-", "") == "utf8"
+
+
 def make_sink(*, as_json: bool, quiet: bool) -> Sink:
     """The sink for these options and this terminal."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of an answer nothing is lost
     if as_json:
         return JsonLines()
     if quiet:

@@ -1,97 +1,231 @@
 """Documents for `stream2llm generate`: files, folders and standard input.
 
-A folder gives its text files in sorted order. Standard input is cut at lines
-that are just `---`, or at NUL characters, and a document is handed on as soon
-as its end is seen. Knows nothing of sessions.
+A folder gives its text files in sorted order. What cannot be read there, and a document
+of standard input that is no text, is left out and named; a file that the user named has
+to be text. Documents are handed on as soon as they are complete, under ids that are
+unique and not too long for the router. Knows nothing of sessions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
+from stream2llm.cli.decoding import (
+    DEFAULT_ENCODING,
+    NotTextError,
+    check_decoded,
+    decode,
+    decode_stream,
+    encoding_of,
+)
+from stream2llm.cli.splitting import split_documents
 from stream2llm.client.inputs import Document
 
-SEPARATOR_LINE = "---"
-NUL = "\0"
+STDIN = "-"
+# The router's limit.
+MAX_ID_CHARS = 256
+# Of what is left out, how many are named.
+MAX_NAMED = 20
+_CHUNK_BYTES = 64 * 1024
 
 
 class SourceError(Exception):
-    """A path that cannot be read; the message names it."""
+    """A source that cannot be read, or gives nothing; the message names it."""
 
 
-def documents_of(paths: Iterable[str], stdin: TextIO) -> Iterator[Document]:
-    """The documents behind the paths, in order; "-" is standard input."""
-    for path in paths:
-        if path == "-":
-            yield from _named("stdin", split_documents(stdin))
-        else:
-            yield from _documents_at(Path(path))
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How bytes become documents."""
+
+    # Where no byte order mark says otherwise.
+    encoding: str = DEFAULT_ENCODING
+    # NULs end the documents of standard input, whatever comes first.
+    null: bool = False
 
 
-def check_paths(paths: Iterable[str]) -> None:
-    """Raises SourceError for the first path that does not exist."""
-    for path in paths:
-        if path != "-" and not Path(path).exists():
-            raise SourceError(f"{path}: no such file or directory")
+class LeftOut:
+    """Names what is not sent, up to a number, and counts the rest."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self.count = 0
+
+    def add(self, name: str, why: object) -> None:
+        """One source that is left out."""
+        self.count += 1
+        if self.count <= MAX_NAMED:
+            self._tell(f"left out {name}: {why}")
+
+    def finish(self) -> None:
+        """Nothing follows."""
+        if self.count > MAX_NAMED:
+            self._tell(f"left out {self.count - MAX_NAMED} more")
 
 
-def split_documents(lines: Iterable[str]) -> Iterator[str]:
-    """Text cut at separator lines and NULs; blank documents are left out."""
-    pending: list[str] = []
-    for line in lines:
-        if line.rstrip("\r\n") == SEPARATOR_LINE:
-            yield from _joined(pending)
-            continue
-        *ended, rest = line.split(NUL)
-        for part in ended:
-            pending.append(part)
-            yield from _joined(pending)
-        pending.append(rest)
-    yield from _joined(pending)
+class Sources:
+    """The documents behind some paths; `tell` gets a line for each that is left out."""
 
+    def __init__(
+        self,
+        paths: Iterable[str],
+        stdin: BinaryIO | None,
+        reading: Reading,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._paths = list(paths)
+        self._stdin = stdin
+        self._reading = reading
+        self._left_out = LeftOut(tell)
 
-def text_files(folder: Path) -> list[Path]:
-    """All files below, sorted; hidden ones are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    def check(self) -> None:
+        """Raises SourceError for the first path that does not exist."""
+        for path in self._paths:
+            if path != STDIN:
+                _stat(path)
 
+    def documents(self) -> Iterator[Document]:
+        """In order, once. Raises SourceError for a named file that is no text, and at the
+        end when there was no document."""
+        ids = DocumentIds()
+        num_documents = 0
+        for name, text in self._texts():
+            if not text.strip():
+                self._left_out.add(name, "empty")
+                continue
+            num_documents += 1
+            yield Document(text, id=ids.of(name))
+        self._left_out.finish()
+        if not num_documents:
+            names = ", ".join(map(readable_name, self._paths))
+            raise SourceError(f"no document in {names}: {self._left_out.count} left out")
 
-def _joined(pending: list[str]) -> Iterator[str]:
-    text = "".join(pending)
-    pending.clear()
-    if text.strip():
-        yield text
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        for path in self._paths:
+            if path == STDIN:
+                yield from self._stdin_texts()
+            elif stat.S_ISDIR(_stat(path).st_mode):
+                yield from self._folder_texts(path)
+            else:
+                yield readable_name(path), self._named_text(path)
 
-
-def _named(name: str, texts: Iterable[str]) -> Iterator[Document]:
-    for number, text in enumerate(texts, start=1):
-        yield Document(text, id=f"{name}-{number}")
-
-
-def _documents_at(path: Path) -> Iterator[Document]:
-    if not path.is_dir():
-        yield Document(_read(path), id=str(path))
-        return
-    for file in text_files(path):
+    def _stdin_texts(self) -> Iterator[tuple[str, str]]:
+        texts = decode_stream(_chunks(self._stdin), self._reading.encoding)
         try:
-            yield Document(_read(file), id=str(file))
-        except SourceError:
-            continue  # a folder may hold other things than text
+            documents = split_documents(texts, null=self._reading.null)
+            for number, text in enumerate(documents, start=1):
+                name = f"stdin-{number}"
+                try:
+                    check_decoded(text, self._reading.encoding)
+                except NotTextError as error:
+                    self._left_out.add(name, error)
+                else:
+                    yield name, text
+        except NotTextError as error:
+            raise SourceError(f"standard input: {error}") from error
+
+    def _folder_texts(self, folder: str) -> Iterator[tuple[str, str]]:
+        for path in text_files(folder, self._left_out):
+            try:
+                yield readable_name(path), _read(path, self._reading.encoding)
+            except NotTextError as error:
+                self._left_out.add(readable_name(path), error)
+            except OSError as error:
+                self._left_out.add(readable_name(path), error.strerror)
+
+    def _named_text(self, path: str) -> str:
+        try:
+            return _read(path, self._reading.encoding)
+        except NotTextError as error:
+            raise SourceError(f"{readable_name(path)}: {error}") from error
+        except OSError as error:
+            raise SourceError(f"{readable_name(path)}: {error.strerror}") from error
 
 
-def _read(path: Path) -> str:
+def text_files(folder: str, left_out: LeftOut) -> Iterator[str]:
+    """The files below, sorted. Hidden ones are not meant; what is no file is left out,
+    links to folders too, so that no folder is read twice or for ever."""
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        try:
+            if path == folder or stat.S_ISDIR(os.lstat(path).st_mode):
+                waiting += reversed(_visible(path))
+            elif stat.S_ISREG(mode := os.stat(path).st_mode):
+                yield path
+            elif stat.S_ISDIR(mode):
+                left_out.add(readable_name(path), "a link to a folder; name it to have it read")
+            else:
+                left_out.add(readable_name(path), "not a regular file")
+        except OSError as error:
+            left_out.add(readable_name(path), error.strerror)
+
+
+def _visible(folder: str) -> list[str]:
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    return [os.path.join(folder, name) for name in names]
+
+
+class DocumentIds:
+    """An id for each name: the name itself, unless it came before or is too long."""
+
+    def __init__(self) -> None:
+        self._times_given: Counter[str] = Counter()
+        self._given: set[str] = set()
+
+    def of(self, name: str) -> str:
+        """An id that was not given before."""
+        document_id = ""
+        while not document_id or document_id in self._given:
+            self._times_given[name] += 1
+            times = self._times_given[name]
+            document_id = _fitting(name if times == 1 else f"{name}#{times}")
+        self._given.add(document_id)
+        return document_id
+
+
+def _fitting(name: str) -> str:
+    if len(name) <= MAX_ID_CHARS:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{digest}…{name[-(MAX_ID_CHARS - len(digest) - 1) :]}"
+
+
+def readable_name(path: str) -> str:
+    """A path as text in one line: bytes that are no text, and line breaks, are escaped."""
+    name = os.fsencode(Path(path) if path else "''").decode(errors="backslashreplace")
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
+
+
+def _stat(path: str) -> os.stat_result:
     try:
-        text = path.read_text(encoding="utf-8")
+        return os.stat(path)
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: not UTF-8 text") from error
-    if NUL in text:
-        raise SourceError(f"{path}: not a text file (it contains NUL characters)")
-    return text
+        raise SourceError(f"{readable_name(path)}: {error.strerror}") from error
+
+
+def _chunks(stdin: BinaryIO | None) -> Iterator[bytes]:
+    """Bytes as they come."""
+    if stdin is None:
+        raise SourceError("standard input is closed")
+    read1: Callable[[int], bytes] = getattr(stdin, "read1")  # noqa: B009 - of buffered ones only
+    try:
+        while chunk := read1(_CHUNK_BYTES):
+            yield chunk
+    except OSError as error:
+        raise SourceError(f"standard input: {error.strerror}") from error
+
+
+def _read(path: str, encoding: str) -> str:
+    """A file's text; of one that is plainly none only the beginning is read."""
+    with open(path, "rb") as file:
+        head = file.read(_CHUNK_BYTES)
+        if encoding_of(head, encoding) == DEFAULT_ENCODING and b"\0" in head:
+            return decode(head, encoding)  # raises
+        return decode(head + file.read(), encoding)

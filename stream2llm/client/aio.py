@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from inspect import iscoroutinefunction
 from typing import Any, Self
 
 import grpc
 
+from stream2llm import arguments
+from stream2llm.client.connection import Connection, refuse_after_fork
 from stream2llm.client.events import Event, ModelInfo, ServerInfo
 from stream2llm.client.inputs import Content, MessageLike, Ordering, Prompt, template_of
 from stream2llm.client.rpc import OnEvent
@@ -18,26 +21,29 @@ from stream2llm.client.translate import (
     event_from,
     generate_message,
     model_info_from,
+    model_info_message,
     open_message,
     server_info_from,
 )
-from stream2llm.grpc_options import client_channel_options
+from stream2llm.grpc_options import Options, client_channel_options
 from stream2llm.handover import HandoverMode
 from stream2llm.ordering import DocumentOrdering, ordering_of
 from stream2llm.sampling import SamplingParameters
 from stream2llm.text_options import ControlTokens, OversizedDocuments, option_of
 from stream2llm.v1 import inference_pb2 as pb
-from stream2llm.v1.inference_pb2_grpc import StreamingInferenceServiceStub
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_MOST_MESSAGE_BYTES = 2**31 - 1  # gRPC's own bound
+_HIGHEST_PORT = 2**16 - 1
 DEFAULT_INFO_TIMEOUT_S = 10.0
 
 
 class AsyncClient:
     """Talks to one router at "host:port". Use it in `async with`, or call `close`.
 
-    The channel connects at the first call. Plain text by default; give
-    `credentials` (grpc.ssl_channel_credentials(...)) for TLS.
+    The channel is made and connects at the first call, and belongs to the event loop
+    and the process of that call. Plain text by default; give `credentials`
+    (grpc.ssl_channel_credentials(...)) for TLS.
     """
 
     def __init__(
@@ -47,14 +53,14 @@ class AsyncClient:
         credentials: grpc.ChannelCredentials | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        options = client_channel_options(address, max_message_bytes)
-        self.address = address
-        self._max_message_bytes = max_message_bytes
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options=options)
-        else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
-        self._stub: Any = StreamingInferenceServiceStub(self._channel)
+        refuse_after_fork()
+        self.address = _checked_address(address)
+        self._max_message_bytes = arguments.integer(
+            max_message_bytes, "max_message_bytes", 1, _MOST_MESSAGE_BYTES
+        )
+        credentials = _checked_credentials(credentials)
+        options = client_channel_options(address, self._max_message_bytes)
+        self._connection = Connection(lambda: _channel(address, credentials, options))
 
     async def __aenter__(self) -> Self:
         return self
@@ -64,7 +70,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the channel; open sessions are cancelled."""
-        await self._channel.close()
+        await self._connection.close()
 
     def session(
         self,
@@ -98,6 +104,7 @@ class AsyncClient:
         be alone in being left out ("refuse"), or be "cut". `timeout_s` ends the
         whole session. `on_event` is called with every event as it arrives.
         """
+        timeout_s = arguments.seconds(timeout_s, "timeout_s")
         template = template_of(prefix, suffix, chat, context_slot)
         order = Ordering(ordering_of(ordering), ranking_note)
         message = open_message(
@@ -111,10 +118,11 @@ class AsyncClient:
             option_of(OversizedDocuments, oversized_documents),
         )
         return AsyncSession(
-            lambda: self._stub.StreamGenerate(timeout=timeout_s),
+            lambda: self._connection.stub().StreamGenerate(timeout=timeout_s),
             message,
             self._max_message_bytes,
-            on_event,
+            _checked_callback(on_event),
+            timeout_s,
         )
 
     def generate(
@@ -132,6 +140,7 @@ class AsyncClient:
         `async for event in client.generate(...)`, or
         `answer = await client.generate(...).answer()`.
         """
+        timeout_s = arguments.seconds(timeout_s, "timeout_s")
         control = option_of(ControlTokens, control_tokens)
         message = generate_message(prompt, sampling, model, session_id, control)
         check_size(message, self._max_message_bytes)
@@ -141,32 +150,64 @@ class AsyncClient:
         self, model: str = "", *, timeout_s: float | None = DEFAULT_INFO_TIMEOUT_S
     ) -> ModelInfo:
         """The served model and its limits."""
-        request = pb.GetModelInfoRequest(model=model)
-        return model_info_from(await _unary(self._stub.GetModelInfo(request, timeout=timeout_s)))
+        return model_info_from(
+            await self._unary("GetModelInfo", model_info_message(model), timeout_s)
+        )
 
     async def server_info(self, *, timeout_s: float | None = DEFAULT_INFO_TIMEOUT_S) -> ServerInfo:
         """Versions, workers and load, as the router sees them."""
-        request = pb.GetServerInfoRequest()
-        return server_info_from(await _unary(self._stub.GetServerInfo(request, timeout=timeout_s)))
+        return server_info_from(
+            await self._unary("GetServerInfo", pb.GetServerInfoRequest(), timeout_s)
+        )
 
     async def _generate(
         self, message: pb.GenerateRequest, timeout_s: float | None
     ) -> AsyncGenerator[Event, None]:
-        call = self._stub.Generate(message, timeout=timeout_s)
+        call = self._connection.stub().Generate(message, timeout=timeout_s)
         try:
             async for response in call:
                 yield event_from(response)
         except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from None
+            raise error_from_rpc(error, timeout_s, "the answer did not end") from None
         finally:
             call.cancel()  # does nothing when it has ended
 
+    async def _unary(self, method: str, request: Any, timeout_s: float | None) -> Any:
+        timeout_s = arguments.seconds(timeout_s, "timeout_s")
+        try:
+            return await getattr(self._connection.stub(), method)(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, timeout_s, f"{method} got no answer") from None
 
-async def _unary(call: Awaitable[Any]) -> Any:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise error_from_rpc(error) from None
+
+def _channel(
+    address: str, credentials: grpc.ChannelCredentials | None, options: Options
+) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, credentials, options=options)
+
+
+def _checked_address(address: str) -> str:
+    """Anything that gRPC can make a name of; it takes a port that is too large modulo 2^16."""
+    port = arguments.text(address, "address").rpartition(":")[2]
+    if not address.strip() or (port.isdecimal() and int(port) > _HIGHEST_PORT):
+        raise arguments.refused("address", address, '"host:port"')
+    return address
+
+
+def _checked_credentials(
+    credentials: grpc.ChannelCredentials | None,
+) -> grpc.ChannelCredentials | None:
+    if credentials is None or isinstance(credentials, grpc.ChannelCredentials):
+        return credentials
+    raise arguments.refused("credentials", credentials, "grpc.ChannelCredentials or None")
+
+
+def _checked_callback(on_event: OnEvent | None) -> OnEvent | None:
+    if on_event is None or (callable(on_event) and not iscoroutinefunction(on_event)):
+        return on_event
+    raise arguments.refused("on_event", on_event, "a plain function of one event, or None")
 
 
 def connect(address: str, **options: Any) -> AsyncClient:

@@ -100,8 +100,9 @@ class Timings:
 
     ttft_from_open_s: float = 0.0
     ttft_from_seal_s: float = 0.0
-    # The hand-over from prefill to decode, as the client sees it.
-    first_to_second_token_s: float = 0.0
+    # The hand-over from prefill to decode, as the client sees it; None for an answer
+    # of one token.
+    first_to_second_token_s: float | None = None
     total_s: float = 0.0
 
 

@@ -1,19 +1,31 @@
 """What a client sends: documents, templates and prompts, as plain values.
 
+Here every argument gets its plain form, or is refused by the name of its field.
 Knows nothing of gRPC; `translate.py` makes messages of these.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, SupportsIndex
 
-from stream2llm.errors import InvalidRequestError
+from stream2llm import arguments
+from stream2llm.errors import InvalidRequestError, UnsupportedError
 from stream2llm.ordering import DocumentOrdering
 
+
+class TokenArray(Protocol):
+    """Integers in one dimension: an array of numpy, a tensor of torch and the like."""
+
+    def __len__(self) -> int: ...
+
+    def tolist(self) -> Any: ...
+
+
 # Text, or the token ids it stands for.
-Content = str | Sequence[int]
+Content = str | Sequence[SupportsIndex] | TokenArray
 
 DEFAULT_CONTEXT_SLOT = "{{context}}"
 
@@ -44,8 +56,10 @@ class ChatMessage:
     content: str
 
 
+# Contents as OpenAI's clients write them: {"type": "text", "text": ...}.
+TextParts = Sequence[Mapping[str, Any]]
 DocumentLike = Document | Content
-MessageLike = ChatMessage | Mapping[str, str]
+MessageLike = ChatMessage | Mapping[str, str | TextParts]
 Prompt = Content | Sequence[MessageLike]
 
 
@@ -75,11 +89,19 @@ def template_of(
     if chat is None:
         if context_slot is not None:
             raise InvalidRequestError("context_slot needs chat", field="open.plain")
-        return PlainTemplate(prefix or "", suffix or "")
+        return PlainTemplate(
+            _content_or_none(prefix, "open.plain.prefix"),
+            _content_or_none(suffix, "open.plain.suffix"),
+        )
     if prefix is not None or suffix is not None:
         message = "chat excludes prefix and suffix: write them into the messages"
         raise InvalidRequestError(message, field="open.chat")
-    return ChatTemplate(chat_messages(chat), context_slot or DEFAULT_CONTEXT_SLOT)
+    slot = DEFAULT_CONTEXT_SLOT if context_slot is None else context_slot
+    return ChatTemplate(chat_messages(chat), slot)
+
+
+def _content_or_none(content: Content | None, field: str) -> Content:
+    return "" if content is None else content_of(content, field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,63 +115,124 @@ class Ordering:
 
 def chat_messages(messages: Iterable[MessageLike]) -> tuple[ChatMessage, ...]:
     """Messages given as values or as {"role": ..., "content": ...}."""
-    return tuple(_chat_message(message) for message in messages)
+    field = "chat.messages"
+    items = arguments.many(messages, field, "a list of chat messages", ChatMessage, Mapping)
+    return tuple(_chat_message(message, f"{field}[{index}]") for index, message in enumerate(items))
 
 
-def _chat_message(message: MessageLike) -> ChatMessage:
+def _chat_message(message: MessageLike, field: str) -> ChatMessage:
     if isinstance(message, ChatMessage):
-        return message
+        return replace(message, content=_chat_content(message.content, f"{field}.content"))
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         raise InvalidRequestError(
-            f"a chat message has a role and a content, not {message!r}", field="chat.messages"
+            f"a chat message has a role and a content, not {arguments.shown(message)}",
+            field=field,
         )
-    return ChatMessage(message["role"], message["content"])
+    role: Any = message["role"]  # checked where the message is made
+    return ChatMessage(role, _chat_content(message["content"], f"{field}.content"))
+
+
+def _chat_content(content: object, field: str) -> str:
+    """Text as it is; text parts one behind the other, with nothing in between."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        raise arguments.refused(field, content, "text or a list of text parts")
+    return "".join(_part_text(part, f"{field}[{index}]") for index, part in enumerate(content))
+
+
+def _part_text(part: object, field: str) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping) or not isinstance(kind, str):
+        raise arguments.refused(field, part, '{"type": "text", "text": ...}')
+    if kind != "text":
+        raise UnsupportedError(
+            f"{field} is a part of type {arguments.shown(kind)}; only text parts are supported",
+            field=field,
+        )
+    if set(part) != {"type", "text"}:
+        raise arguments.refused(field, part, "a part with the keys type and text alone")
+    return arguments.text(part["text"], f"{field}.text")
 
 
 def appended(documents: Iterable[DocumentLike]) -> tuple[Document, ...]:
     """Documents for an append: each has content; ids may be empty."""
-    result = tuple(_document(item) for item in documents)
-    for document in result:
+    result = _documents(documents, "append.documents")
+    for index, document in enumerate(result):
         if document.content is None:
-            message = f"document {document.id!r} has no content; only an update may name it by id"
-            raise InvalidRequestError(message, field="append.documents")
+            message = (
+                f"document {arguments.shown(document.id)} has no content; "
+                "only an update may name it by id"
+            )
+            raise InvalidRequestError(message, field=f"append.documents[{index}].content")
     return result
 
 
 def updated(documents: Iterable[DocumentLike]) -> tuple[Document, ...]:
-    """Documents for an update: all have ids; those without one are named by content."""
+    """Documents for an update: all have ids; those without one are named by content.
+
+    A text or a Document by itself is a list of one.
+    """
     seen: dict[str, int] = {}
-    return tuple(_named(_document(item), seen) for item in documents)
+    return tuple(
+        _named(document, seen, f"update.documents[{index}]")
+        for index, document in enumerate(_documents(documents, "update.documents"))
+    )
 
 
-def _document(item: DocumentLike) -> Document:
-    if isinstance(item, Document):
-        if item.content is not None:
-            check_content(item.content)
+def _documents(documents: Iterable[DocumentLike], field: str) -> tuple[Document, ...]:
+    items = arguments.many(documents, field, "a list of documents", str, Document)
+    return tuple(_document(item, f"{field}[{index}]") for index, item in enumerate(items))
+
+
+def _document(item: DocumentLike, field: str) -> Document:
+    if not isinstance(item, Document):
+        return Document(content_of(item, field))
+    if item.content is None:
         return item
-    check_content(item)
-    return Document(item)
+    return replace(item, content=content_of(item.content, f"{field}.content"))
 
 
-def check_content(content: object) -> None:
-    """Refuses what is neither text nor a sequence of token ids."""
+_HIGHEST_TOKEN_ID = 2**32 - 1
+
+
+def content_of(content: object, field: str) -> str | list[int]:
+    """Text as it is, token ids as a list of int; refuses what is neither."""
     if isinstance(content, str):
-        return
-    if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise TypeError(f"expected text or a list of token ids, not {type(content).__name__}")
-    for token_id in content:
-        if not isinstance(token_id, int):
-            raise TypeError(
-                f"a list stands for the token ids of one document, and {token_id!r} is none; "
-                "give several documents as append(first, second) or append(*documents)"
-            )
+        return content
+    is_list = isinstance(content, Sized) and isinstance(content, Iterable)
+    if not is_list or isinstance(content, bytes | bytearray | Mapping | Set):
+        raise arguments.refused(field, content, "text or a list of token ids")
+    ids = [
+        item if type(item) is int else _token_id(item, f"{field}[{index}]")
+        for index, item in enumerate(arguments.as_list(content))
+    ]
+    if ids and not (min(ids) >= 0 and max(ids) <= _HIGHEST_TOKEN_ID):
+        for index, token_id in enumerate(ids):
+            arguments.integer(token_id, f"{field}[{index}]", 0, _HIGHEST_TOKEN_ID)
+    return ids
 
 
-def _named(document: Document, seen: dict[str, int]) -> Document:
-    if document.id:
+def _token_id(item: object, field: str) -> int:
+    if isinstance(item, str | bytes | Document | Sequence):
+        advice = (
+            "; give several documents as append(first, second) or append(*documents)"
+            if field.startswith("append.")
+            else ""
+        )
+        raise InvalidRequestError(
+            f"a list stands for the token ids of one text, and {field} is "
+            f"{arguments.shown(item)}{advice}",
+            field=field,
+        )
+    return arguments.integer(item, field, 0, _HIGHEST_TOKEN_ID)
+
+
+def _named(document: Document, seen: dict[str, int], field: str) -> Document:
+    if document.id != "":  # its type is checked where the message is made
         return document
     if document.content is None:
-        raise InvalidRequestError("a document needs content or an id", field="update.documents")
+        raise InvalidRequestError("a document needs content or an id", field=field)
     name = f"auto-{_digest(document.content)}"
     seen[name] = seen.get(name, 0) + 1
     name = name if seen[name] == 1 else f"{name}-{seen[name]}"
@@ -157,5 +240,5 @@ def _named(document: Document, seen: dict[str, int]) -> Document:
 
 
 def _digest(content: Content) -> str:
-    data = content if isinstance(content, str) else f"ids:{list(content)}"
+    data = content if isinstance(content, str) else f"ids:{content}"
     return hashlib.sha256(data.encode("utf-8", "surrogatepass")).hexdigest()[:16]

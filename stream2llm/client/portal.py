@@ -7,6 +7,7 @@ once; the coroutine it waited for is then cancelled.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -22,17 +23,15 @@ class Portal:
         self._loop.set_exception_handler(_quiet_poller)
         self._thread = threading.Thread(target=self._run, name="stream2llm-client", daemon=True)
         self._closed = False
+        self._pid = os.getpid()
         self._thread.start()
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs it in the loop and returns its result; an interrupt cancels it."""
-        if self._closed or threading.current_thread() is self._thread:
+        unusable = self._unusable()
+        if unusable:
             coroutine.close()
-            raise RuntimeError(
-                "the client is closed"
-                if self._closed
-                else "a callback cannot call the client it belongs to: it would wait for itself"
-            )
+            raise RuntimeError(unusable)
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
@@ -44,8 +43,23 @@ class Portal:
         """Cancels what still runs and ends the thread."""
         if not self._closed:
             self._closed = True
+            if os.getpid() != self._pid:
+                return  # the thread is in the parent, and its loop is the parent's
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+
+    def _unusable(self) -> str | None:
+        """Why no call can be made from here."""
+        if self._closed:
+            return "the client is closed"
+        if os.getpid() != self._pid:
+            return (
+                "the client belongs to the process that made it, of which this one is a fork: "
+                'start processes with multiprocessing.get_context("spawn")'
+            )
+        if threading.current_thread() is self._thread:
+            return "a callback cannot call the client it belongs to: it would wait for itself"
+        return None
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -32,7 +32,13 @@ _END_GRACE_S = 1.0
 class SessionRpc:
     """Starts reading at once; `close` ends it, whatever state it is in."""
 
-    def __init__(self, call: Any, max_message_bytes: int, on_event: OnEvent | None) -> None:
+    def __init__(
+        self,
+        call: Any,
+        max_message_bytes: int,
+        on_event: OnEvent | None,
+        timeout_s: float | None = None,
+    ) -> None:
         self.credit = CreditGate()
         self.before_seal = EventBuffer()
         self.after_seal = EventBuffer()
@@ -43,6 +49,7 @@ class SessionRpc:
         self._call = call
         self._max_message_bytes = max_message_bytes
         self._on_event = on_event
+        self._timeout_s = timeout_s
         self._sequence = 0
         self._writing = asyncio.Lock()
         self._admitted = asyncio.Event()
@@ -67,6 +74,10 @@ class SessionRpc:
     async def update(self, message: pb.UpdateContext) -> None:
         """Sends an update."""
         await self._send(pb.StreamGenerateRequest(update=message))
+
+    def check_seal(self, message: pb.SealContext) -> None:
+        """Raises when the seal is too large to be sent."""
+        check_size(pb.StreamGenerateRequest(seal=message), self._max_message_bytes)
 
     async def seal(self, message: pb.SealContext) -> None:
         """Sends the seal, and that nothing follows it."""
@@ -140,7 +151,17 @@ class SessionRpc:
 
     async def _failure_behind(self, error: grpc.aio.AioRpcError) -> BaseException:
         true = await self._status.of(error)
-        return _ended_early() if true.code() is grpc.StatusCode.OK else error_from_rpc(true)
+        if true.code() is grpc.StatusCode.OK:
+            return _ended_early()
+        return error_from_rpc(true, self._timeout_s, self._waited_for())
+
+    def _waited_for(self) -> str:
+        """What a session that ran out of time had not come to."""
+        if self.accepted is None:
+            return "the session was not admitted"
+        if not self.before_seal.closed:
+            return "the session was not sealed"
+        return "the answer did not end"
 
     def _end(self, failure: BaseException | None) -> None:
         self._failure = failure

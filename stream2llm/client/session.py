@@ -18,7 +18,7 @@ from stream2llm.client.events import Answer, Event, Finished, OversizedDocument,
 from stream2llm.client.inputs import Content, DocumentLike, appended, updated
 from stream2llm.client.rpc import OnEvent, SessionRpc
 from stream2llm.client.stream import AnswerStream
-from stream2llm.client.translate import content_message, document_messages
+from stream2llm.client.translate import document_messages, seal_message
 from stream2llm.errors import EventOrderError
 from stream2llm.session import Event as SessionEvent
 from stream2llm.session import Session as LifeCycle
@@ -34,11 +34,13 @@ class AsyncSession:
         open_message: pb.OpenSession,
         max_message_bytes: int,
         on_event: OnEvent | None,
+        timeout_s: float | None = None,
     ) -> None:
         self._start_call = start_call
         self._open_message = open_message
         self._max_message_bytes = max_message_bytes
         self._on_event = on_event
+        self._timeout_s = timeout_s
         self._rpc: SessionRpc | None = None
         self._life = LifeCycle()
 
@@ -67,7 +69,9 @@ class AsyncSession:
     async def __aenter__(self) -> Self:
         """Opens the session; raises when the server refuses it."""
         self._life.apply(SessionEvent.OPEN)
-        self._rpc = SessionRpc(self._start_call(), self._max_message_bytes, self._on_event)
+        self._rpc = SessionRpc(
+            self._start_call(), self._max_message_bytes, self._on_event, self._timeout_s
+        )
         try:
             await self._rpc.open(self._open_message)
         except BaseException:
@@ -86,7 +90,7 @@ class AsyncSession:
         server grants no credit.
         """
         rpc = self._rpc_for(SessionEvent.APPEND)
-        messages = document_messages(appended(documents))
+        messages = document_messages(appended(documents), "append.documents")
         await rpc.credit.wait()
         await rpc.append(pb.AppendContext(documents=messages))
 
@@ -99,9 +103,10 @@ class AsyncSession:
         """
         rpc = self._rpc_for(SessionEvent.UPDATE)
         new_list = updated(documents)
+        messages = document_messages(new_list, "update.documents")
         if any(document.content is not None for document in new_list):
             await rpc.credit.wait()
-        await rpc.update(pb.UpdateContext(documents=document_messages(new_list)))
+        await rpc.update(pb.UpdateContext(documents=messages))
 
     def seal(self, suffix: Content | None = None) -> AnswerStream:
         """The context is complete: iterate the answer's events, Finished the last.
@@ -109,7 +114,7 @@ class AsyncSession:
         The seal is sent when the iteration begins. `suffix` replaces the one
         given at the open.
         """
-        return AnswerStream(self._seal(suffix))
+        return AnswerStream(self._seal(seal_message(suffix)))
 
     async def answer(self, suffix: Content | None = None) -> Answer:
         """Seals, and returns the whole answer."""
@@ -120,14 +125,10 @@ class AsyncSession:
 
         A Progress nobody has read yet is replaced by a newer one. One reader.
         """
-        if self._rpc is None:
-            raise EventOrderError("the session is not open: use it in `async with`")
-        return self._rpc.before_seal
+        return self._opened().before_seal
 
-    async def _seal(self, suffix: Content | None) -> AsyncGenerator[Event, None]:
-        message = pb.SealContext()
-        if suffix is not None:
-            message.suffix.CopyFrom(content_message(suffix))
+    async def _seal(self, message: pb.SealContext) -> AsyncGenerator[Event, None]:
+        self._opened().check_seal(message)  # before the session counts as sealed
         rpc = self._rpc_for(SessionEvent.SEAL)
         await rpc.seal(message)
         async for event in rpc.after_seal:
@@ -136,7 +137,15 @@ class AsyncSession:
                 return
 
     def _rpc_for(self, event: SessionEvent) -> SessionRpc:
+        rpc = self._opened()
         self._life.apply(event)  # raises when the event does not fit
+        return rpc
+
+    def _opened(self) -> SessionRpc:
         if self._rpc is None:
-            raise EventOrderError("the session is not open: use it in `async with`")
+            raise EventOrderError(
+                "the session is not open: it opens where its block begins, `async with "
+                "client.session(...) as session:` (the synchronous client's with `with`)",
+                reason="SESSION_NOT_OPEN",
+            )
         return self._rpc

@@ -9,6 +9,7 @@ import grpc
 
 from stream2llm.errors import (
     ERRORS_BY_STATUS,
+    IdleTimeoutError,
     InternalError,
     OverloadedError,
     Stream2LLMError,
@@ -24,10 +25,25 @@ _FOREIGN: dict[str, type[Stream2LLMError]] = {
 }
 
 
-def error_from_rpc(error: grpc.aio.AioRpcError) -> Stream2LLMError:
-    """The typed error for a failed RPC."""
+def error_from_rpc(
+    error: grpc.aio.AioRpcError,
+    timeout_s: float | None = None,
+    waited_for: str = "the call did not end",
+) -> Stream2LLMError:
+    """The typed error for a failed RPC.
+
+    `timeout_s` is what the caller gave it; when that is over, the error says what had
+    not happened by then (`waited_for`), where gRPC says "Stream removed".
+    """
+    ours = from_rpc_error(error)
+    if ours is not None:
+        return ours
     code: grpc.StatusCode = error.code()
-    return from_rpc_error(error) or _transport_error(code, error.details() or code.name)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s is not None:
+        return IdleTimeoutError(
+            f"{waited_for} within the client's timeout_s of {timeout_s:g} s", reason=code.name
+        )
+    return _transport_error(code, error.details() or code.name)
 
 
 def cancelled_error() -> Stream2LLMError:

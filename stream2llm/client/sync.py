@@ -11,7 +11,7 @@ sessions.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Self
 
 from stream2llm.client.aio import AsyncClient
@@ -100,7 +100,9 @@ class Session:
 
     def update(self, documents: Iterable[DocumentLike]) -> None:
         """Replaces the document list."""
-        self._portal.call(self._session.update(list(documents)))
+        if isinstance(documents, Iterator):
+            documents = list(documents)  # made in this thread, which may have to wait for it
+        self._portal.call(self._session.update(documents))
 
     def seal(self, suffix: Content | None = None) -> Stream:
         """The context is complete: iterate the answer's events."""
@@ -129,13 +131,9 @@ class Client:
     """
 
     def __init__(self, address: str, **options: Any) -> None:
-        self.address = address
+        self._client = AsyncClient(address, **options)
+        self.address = self._client.address
         self._portal = Portal()
-        try:
-            self._client = self._portal.call(_made(lambda: AsyncClient(address, **options)))
-        except BaseException:
-            self._portal.close()
-            raise
 
     def __enter__(self) -> Self:
         return self
@@ -167,10 +165,6 @@ class Client:
     def server_info(self) -> ServerInfo:
         """Versions, workers and load, as the router sees them."""
         return self._portal.call(self._client.server_info())
-
-
-async def _made(make: Callable[[], AsyncClient]) -> AsyncClient:
-    return make()  # a grpc.aio channel belongs to the loop it is made in
 
 
 async def _next(events: AsyncIterator[Event]) -> Event:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from stream2llm import wire
+from stream2llm import arguments, wire
 from stream2llm.client import events
+from stream2llm.client.build import build
 from stream2llm.client.inputs import (
+    ChatMessage,
     ChatTemplate,
     Content,
     Document,
@@ -18,11 +21,11 @@ from stream2llm.client.inputs import (
     PlainTemplate,
     Prompt,
     chat_messages,
-    check_content,
+    content_of,
 )
-from stream2llm.errors import InternalError, InvalidRequestError, OverloadedError
-from stream2llm.handover import HandoverMode
-from stream2llm.sampling import SamplingParameters
+from stream2llm.errors import InternalError, OverloadedError
+from stream2llm.handover import HANDOVER_MODES, HandoverMode
+from stream2llm.sampling import SamplingParameters, bad_sampling
 from stream2llm.text_options import ControlTokens, OversizedDocuments
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.v1 import inference_pb2 as pb
@@ -41,40 +44,40 @@ def open_message(
     oversized_documents: OversizedDocuments = OversizedDocuments.FAIL,
 ) -> pb.OpenSession:
     """The first event of a session."""
-    message = pb.OpenSession(
+    message = build(
+        pb.OpenSession,
+        "open",
         session_id=session_id,
         model=model,
         sampling=_sampling(sampling),
-        handover=wire.handover_to_proto(handover),
+        handover=_handover(handover),
         ordering=wire.ordering_to_proto(ordering.ordering),
         ranking_note=ordering.ranking_note,
         control_tokens=wire.control_tokens_to_proto(control_tokens),
         oversized_documents=wire.oversized_to_proto(oversized_documents),
     )
     if isinstance(template, ChatTemplate):
-        message.chat.CopyFrom(
-            pb.ChatTemplate(messages=_chat(template.messages), context_slot=template.context_slot)
-        )
+        chat = build(pb.ChatTemplate, "open.chat", context_slot=template.context_slot)
+        chat.messages.extend(_chat(template.messages))
+        message.chat.CopyFrom(chat)
     else:
-        message.plain.CopyFrom(
-            pb.PlainTemplate(
-                prefix=content_message(template.prefix), suffix=content_message(template.suffix)
-            )
-        )
+        message.plain.SetInParent()
+        _put_content(message.plain.prefix, template.prefix, "open.plain.prefix")
+        _put_content(message.plain.suffix, template.suffix, "open.plain.suffix")
     return message
 
 
-def content_message(content: Content) -> pb.Content:
-    """Text or token ids."""
-    check_content(content)
-    if isinstance(content, str):
-        return pb.Content(text=content)
-    return pb.Content(token_ids=_token_ids(content))
+def seal_message(suffix: Content | None) -> pb.SealContext:
+    """The last event of a client; None leaves the suffix as it was given at the open."""
+    message = pb.SealContext()
+    if suffix is not None:
+        _put_content(message.suffix, content_of(suffix, "seal.suffix"), "seal.suffix")
+    return message
 
 
-def document_messages(documents: Iterable[Document]) -> list[pb.Document]:
-    """Documents, in order."""
-    return [_document(document) for document in documents]
+def document_messages(documents: Iterable[Document], field: str) -> list[pb.Document]:
+    """Documents, in order; `field` is the name of the list."""
+    return [_document(document, f"{field}[{index}]") for index, document in enumerate(documents)]
 
 
 def generate_message(
@@ -85,21 +88,31 @@ def generate_message(
     control_tokens: ControlTokens = ControlTokens.NONE,
 ) -> pb.GenerateRequest:
     """A complete prompt: text, token ids or chat messages."""
-    message = pb.GenerateRequest(
+    message = build(
+        pb.GenerateRequest,
+        "",
         session_id=session_id,
         model=model,
         sampling=_sampling(sampling),
         control_tokens=wire.control_tokens_to_proto(control_tokens),
     )
-    if isinstance(prompt, str):
-        message.text = prompt
-    elif prompt and not isinstance(prompt[0], int):
+    if _is_chat(prompt):
         messages = chat_messages(cast("Sequence[MessageLike]", prompt))
         message.chat.CopyFrom(pb.ChatPrompt(messages=_chat(messages)))
     else:
-        check_content(prompt)
-        message.token_ids.CopyFrom(_token_ids(cast("Sequence[int]", prompt)))
+        _put_content(message, content_of(prompt, "prompt"), "prompt")
     return message
+
+
+def model_info_message(model: str) -> pb.GetModelInfoRequest:
+    """Asks for a model by its name; empty is the only one."""
+    return build(pb.GetModelInfoRequest, "", model=model)
+
+
+def _is_chat(prompt: object) -> bool:
+    if isinstance(prompt, list | tuple) and prompt:
+        return isinstance(prompt[0], Mapping | ChatMessage)
+    return isinstance(prompt, Mapping | ChatMessage)
 
 
 def check_size(message: Message, limit_bytes: int) -> None:
@@ -115,36 +128,42 @@ def check_size(message: Message, limit_bytes: int) -> None:
         raise error
 
 
-def _document(document: Document) -> pb.Document:
-    message = pb.Document(id=document.id, stays=document.stays)
-    if isinstance(document.content, str):
-        message.text = document.content
-    elif document.content is not None:
-        message.token_ids.CopyFrom(_token_ids(document.content))
+def _document(document: Document, field: str) -> pb.Document:
+    message = build(pb.Document, field, id=document.id, stays=document.stays)
+    if document.content is not None:
+        _put_content(message, document.content, f"{field}.content")
     return message
 
 
-def _token_ids(ids: Sequence[int]) -> pb.TokenIds:
-    try:
-        return pb.TokenIds(ids=ids)
-    except ValueError as error:  # negative, or too large for uint32
-        raise InvalidRequestError(f"token ids: {error}", field="token_ids") from error
+def _put_content(message: Any, content: Content, field: str) -> None:
+    """Text or token ids into a message that has a field for each."""
+    if isinstance(content, str):
+        message.text = arguments.text(content, field)
+    else:
+        message.token_ids.SetInParent()  # an empty list is one, too
+        message.token_ids.ids.extend(cast("Sequence[int]", content))
 
 
-def _chat(messages: Iterable[object]) -> list[pb.ChatMessage]:
+def _chat(messages: Iterable[ChatMessage]) -> list[pb.ChatMessage]:
     return [
-        pb.ChatMessage(role=message.role, content=message.content)
-        for message in chat_messages(cast("Iterable[MessageLike]", messages))
+        build(pb.ChatMessage, f"chat.messages[{index}]", role=message.role, content=message.content)
+        for index, message in enumerate(messages)
     ]
 
 
 def _sampling(sampling: SamplingParameters | None) -> pb.SamplingParameters:
     if sampling is None:
         return pb.SamplingParameters()
-    try:
-        return wire.to_proto(sampling)
-    except ValueError as error:  # what the message type cannot carry, for instance -1
-        raise InvalidRequestError(f"sampling: {error}", field="sampling") from error
+    if not isinstance(sampling, SamplingParameters):
+        raise arguments.refused("sampling", sampling, "SamplingParameters")
+    with bad_sampling():
+        return build(pb.SamplingParameters, "sampling", **wire.sampling_fields(sampling))
+
+
+def _handover(mode: HandoverMode | None) -> Any:
+    if mode is not None and mode not in HANDOVER_MODES:
+        raise arguments.refused("open.handover", mode, " or ".join(HANDOVER_MODES))
+    return wire.handover_to_proto(mode)
 
 
 # -- server to client --------------------------------------------------------
@@ -280,9 +299,14 @@ def _usage(message: pb.Usage) -> events.Usage:
 
 
 def _timings(message: pb.Timings) -> events.Timings:
+    has_second = message.HasField("first_to_second_token")
     return events.Timings(
-        ttft_from_open_s=message.ttft_from_open.ToTimedelta().total_seconds(),
-        ttft_from_seal_s=message.ttft_from_seal.ToTimedelta().total_seconds(),
-        first_to_second_token_s=message.first_to_second_token.ToTimedelta().total_seconds(),
-        total_s=message.total.ToTimedelta().total_seconds(),
+        ttft_from_open_s=_seconds(message.ttft_from_open),
+        ttft_from_seal_s=_seconds(message.ttft_from_seal),
+        first_to_second_token_s=_seconds(message.first_to_second_token) if has_second else None,
+        total_s=_seconds(message.total),
     )
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.ToTimedelta().total_seconds()

@@ -84,6 +84,9 @@ def test_json_lines(threaded_router):
     assert kinds == ["accepted", "delta", "delta", "delta", "finished"]
     assert events[-1]["reason"] == "length"
     assert events[-1]["usage"]["prompt_tokens"] == 12
+    assert events[-1]["timings"]["ttft_from_seal_s"] == 0.25
+    # The fake router says nothing of a second token.
+    assert events[-1]["timings"]["first_to_second_token_s"] is None
 
 
 def test_once_sends_one_event(threaded_router):

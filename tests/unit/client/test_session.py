@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import grpc
 import pytest
@@ -300,8 +301,10 @@ async def test_no_task_is_left_behind(client):
 
 async def test_events_out_of_order_are_refused_here(client, router):
     session = client.session()
-    with pytest.raises(InvalidRequestError):
-        await session.append("before open")
+    for call in (session.append("early"), session.update([]), session.answer()):
+        with pytest.raises(EventOrderError, match=r"async with client\.session") as caught:
+            await call
+        assert caught.value.reason == "SESSION_NOT_OPEN"
     async with session:
         await session.answer()
         for call in (session.append("late"), session.update([]), session.answer()):
@@ -348,19 +351,56 @@ async def test_a_slow_reader_gets_every_token(client, router):
         assert (await session.answer()).text == "".join(texts)
 
 
-async def test_the_session_ends_at_its_deadline(client, router):
-    async def silent(conversation: Conversation) -> None:
-        await conversation.accept()
-        await fake_router.forever()
+async def silent(conversation: Conversation) -> None:
+    await conversation.accept()
+    await fake_router.forever()
 
-    async def open_and_answer() -> None:
+
+async def deaf(conversation: Conversation) -> None:
+    await fake_router.forever()
+
+
+@pytest.mark.parametrize(
+    ("script", "seals", "unfinished"),
+    [
+        (deaf, False, "the session was not admitted"),
+        (silent, False, "the session was not sealed"),
+        (silent, True, "the answer did not end"),
+    ],
+)
+async def test_a_session_that_is_out_of_time_says_what_did_not_happen(
+    client, router, script, seals, unfinished
+):
+    async def use() -> None:
         async with client.session(timeout_s=0.3) as session:
-            await session.answer()
+            if seals:
+                await session.answer()
+            async for _ in session.events():
+                pass
 
-    router.script = silent
+    router.script = script
     with pytest.raises(IdleTimeoutError) as caught:
-        await open_and_answer()
+        await use()
+    assert caught.value.message == f"{unfinished} within the client's timeout_s of 0.3 s"
     assert caught.value.reason == "DEADLINE_EXCEEDED"
+
+
+async def test_a_prompt_and_an_info_that_are_out_of_time_say_so(client, router):
+    router.script = deaf
+    with pytest.raises(IdleTimeoutError, match=r"the answer did not end within .* 0\.3 s"):
+        await client.generate("x", timeout_s=0.3).answer()
+    listening = socket.create_server(("127.0.0.1", 0))  # accepts, and says nothing
+    with listening, pytest.raises(IdleTimeoutError, match=r"GetModelInfo got no answer within"):
+        async with AsyncClient(f"127.0.0.1:{listening.getsockname()[1]}") as other:
+            await other.model_info(timeout_s=0.3)
+
+
+async def test_a_suffix_that_is_too_large_leaves_the_session_open(router):
+    small = AsyncClient(router.address, max_message_bytes=10_000)
+    async with small, small.session() as session:
+        with pytest.raises(OverloadedError, match="10000 are allowed"):
+            await session.answer("x" * 20_000)
+        assert (await session.answer("short")).text == "one two three"
 
 
 async def test_a_message_that_is_too_large_is_named_and_the_session_goes_on(router):

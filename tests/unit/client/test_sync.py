@@ -21,7 +21,12 @@ from stream2llm.client import (
     TokenDelta,
     connect_sync,
 )
-from stream2llm.errors import InvalidRequestError, UnavailableError
+from stream2llm.errors import (
+    EventOrderError,
+    IdleTimeoutError,
+    InvalidRequestError,
+    UnavailableError,
+)
 from tests import fake_router
 from tests.fake_router import Conversation
 
@@ -99,8 +104,26 @@ def test_errors_are_those_of_the_asynchronous_client(threaded_router):
     with Client(threaded_router.fake.address) as client:
         with pytest.raises(UnavailableError, match="draining"), client.session():
             pytest.fail("refused")
-        with pytest.raises(InvalidRequestError, match="must be open"):
+        with pytest.raises(EventOrderError, match="the session is not open"):
             client.session().answer()
+        with pytest.raises(InvalidRequestError, match=r"sampling\.temperature is None"):
+            client.generate("x", sampling=SamplingParameters(temperature=None))
+
+
+def test_a_session_that_is_out_of_time_says_so(threaded_router):
+    async def silent(conversation: Conversation) -> None:
+        await conversation.accept()
+        await fake_router.forever()
+
+    def ask() -> None:
+        with client.session(timeout_s=0.3) as session:
+            session.answer()
+
+    threaded_router.fake.script = silent
+    with Client(threaded_router.fake.address) as client:
+        with pytest.raises(IdleTimeoutError, match=r"the answer did not end within .* of 0\.3 s"):
+            ask()
+        assert client.model_info().model == "fake"
 
 
 def test_a_closed_client_says_so():

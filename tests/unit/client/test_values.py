@@ -6,6 +6,7 @@ import asyncio
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from stream2llm.cli.output import progress_line
 from stream2llm.client import DelayReason
@@ -52,9 +53,9 @@ def test_an_append_needs_content():
 
 
 def test_a_list_of_texts_is_not_a_document():
-    with pytest.raises(TypeError, match=r"append\(\*documents\)"):
+    with pytest.raises(InvalidRequestError, match=r"append\(\*documents\)"):
         appended([["a", "b"]])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="bytes"):
+    with pytest.raises(InvalidRequestError, match="bytes"):
         appended([b"a"])
     with pytest.raises(InvalidRequestError, match="content or an id"):
         updated([Document()])
@@ -121,6 +122,19 @@ def test_logprobs_and_the_stop_token_are_read():
     finished = pb.GenerationFinished(reason=pb.FINISH_REASON_STOP_TOKEN, stop_token_id=0)
     event = event_from(pb.GenerateResponse(finished=finished))
     assert event == Finished(FinishReason.STOP_TOKEN, stop_token_id=0)
+
+
+def test_a_second_token_that_did_not_come_has_no_time():
+    def time_s(**fields: object) -> float | None:
+        timings = pb.Timings(**fields)
+        finished = pb.GenerationFinished(reason=pb.FINISH_REASON_LENGTH, timings=timings)
+        event = event_from(pb.GenerateResponse(finished=finished))
+        assert isinstance(event, Finished)
+        return event.timings.first_to_second_token_s
+
+    assert time_s() is None
+    assert time_s(first_to_second_token=Duration()) == 0.0
+    assert time_s(first_to_second_token=Duration(nanos=500_000_000)) == 0.5
 
 
 def test_a_progress_says_what_holds_the_session_up():

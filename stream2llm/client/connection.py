@@ -1,0 +1,96 @@
+"""The channel behind a client: where it may be made and used, and where it may not.
+
+A grpc.aio channel belongs to the event loop in which it is made and to the process
+whose threads drive it. It is therefore made when it is first needed, in the loop that
+runs then; a call from another loop, or in a process that was forked off meanwhile,
+would wait for ever or crash, and is refused instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet
+
+from stream2llm.v1.inference_pb2_grpc import StreamingInferenceServiceStub
+
+_AFTER_FORK = (
+    "this process was forked from one in which gRPC was running, and gRPC does not survive "
+    'that: start it with multiprocessing.get_context("spawn")'
+)
+
+
+class Connection:
+    """Makes its channel at the first call; `make_channel` runs inside the event loop."""
+
+    def __init__(self, make_channel: Callable[[], Any]) -> None:
+        self._make_channel = make_channel
+        self._channel: Any = None
+        self._stub: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    def stub(self) -> Any:
+        """The service's stub; raises RuntimeError where it cannot be used."""
+        refuse_after_fork()
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._channel = self._make_channel()
+            self._stub = StreamingInferenceServiceStub(self._channel)
+            self._loop = loop
+            _live.add(self)
+        elif self._loop is not loop:
+            raise RuntimeError(_other_loop(self._loop))
+        return self._stub
+
+    async def close(self) -> None:
+        """Closes the channel, and with it what is under way; once closed does nothing."""
+        self._closed = True
+        channel, self._channel, self._stub = self._channel, None, None
+        if channel is None or _is_forked:
+            return
+        _live.discard(self)
+        if self._loop is asyncio.get_running_loop():
+            await channel.close()
+        # Elsewhere it cannot be awaited: the channel closes when it is collected.
+
+
+def refuse_after_fork() -> None:
+    """Raises RuntimeError in a process that was forked from one in which gRPC ran."""
+    if _is_forked:
+        raise RuntimeError(_AFTER_FORK)
+
+
+def _other_loop(first: asyncio.AbstractEventLoop) -> str:
+    ended = ", which has ended" if first.is_closed() else ""
+    return (
+        f"the client belongs to the event loop of its first call{ended}: "
+        "make one client for each event loop"
+    )
+
+
+_live: WeakSet[Connection] = WeakSet()
+_grpc_runs = False  # in this process, when it forks
+_is_forked = False  # from one in which gRPC ran
+
+# grpc.aio's own thread: it lives as long as anything refers to a channel, a call or a
+# server, also behind a client that is closed.
+_POLLER = "_poll_wrapper"
+
+
+def _before_fork() -> None:
+    global _grpc_runs
+    _grpc_runs = bool(_live) or any(_POLLER in thread.name for thread in threading.enumerate())
+
+
+def _in_child() -> None:
+    global _is_forked
+    _is_forked = _is_forked or _grpc_runs
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_in_child)
