@@ -18,7 +18,7 @@ import ray
 from prometheus_client import CollectorRegistry
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from stream2llm import __version__, supervision
+from stream2llm import __version__, logs, supervision
 from stream2llm.actor_shell import load
 from stream2llm.config import ControllerConfig
 from stream2llm.controller_http import ControllerHttp, ControllerMetrics
@@ -182,7 +182,7 @@ class Controller:
     """Supervises one cluster."""
 
     def __init__(self, spec: ControllerSpec) -> None:
-        logging.basicConfig(level=logging.INFO)
+        logs.configure()
         self._spec = spec
         choice = PolicyChoice(_configured_policy(spec.launches))
         self._hosts = RayHosts(spec, choice)

@@ -28,6 +28,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from stream2llm import logs
 from stream2llm.clock import Clock, SystemClock
 from stream2llm.cpu_executor import executor_args
 from stream2llm.engine_stats import EngineStats
@@ -113,6 +114,7 @@ class Engine:
         that vLLM does not know, and whatever vLLM raises for the rest.
         """
         args = _engine_args(spec, kv_transfer, fixed_args)
+        logs.guard("vllm")  # importing it has given it handlers of its own
         llm = await asyncio.to_thread(_build_config_and_llm, args, stats)
         # The output handler must run in this loop; built in a thread, vLLM
         # could not start it.

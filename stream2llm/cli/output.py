@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from stream2llm.client import Accepted, Event, Finished, Progress, TokenDelta
 from stream2llm.errors import Stream2LLMError
+from stream2llm.logs import for_terminal
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -48,7 +49,7 @@ class JsonLines:
         pass
 
     def _write(self, value: dict[str, Any]) -> None:
-        print(json.dumps(value, ensure_ascii=False), flush=True)
+        print(_shown(json.dumps(value, ensure_ascii=False)), flush=True)
 
 
 class Text:
@@ -63,7 +64,7 @@ class Text:
             self._watcher.progress(event)
         elif isinstance(event, TokenDelta):
             self._begin()
-            print(event.text, end="", flush=True)
+            print(_shown(event.text), end="", flush=True)
         elif isinstance(event, Finished):
             self._begin()
             print(flush=True)
@@ -158,6 +159,14 @@ def summary_line(finished: Finished) -> str:
         f"prompt, {usage.uncomputed_at_seal_tokens} of them left at the seal; first token "
         f"{timings.ttft_from_seal_s:.2f} s after the seal"
     )
+
+
+def _shown(text: str) -> str:
+    """For stdout: to a file as it is, to a terminal without what would drive it.
+
+    An answer may repeat what documents from anywhere say.
+    """
+    return for_terminal(text) if sys.stdout.isatty() else text
 
 
 def make_sink(*, as_json: bool, quiet: bool) -> Sink:
