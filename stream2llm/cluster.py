@@ -80,7 +80,7 @@ class Cluster:
         owns_ray = config.ray.address == "local"
         if detach and owns_ray:
             raise InvalidRequestError("a local Ray ends with us: detach needs ray.address: auto")
-        model_path = preflight.check(config) if owns_ray else preflight.check_model(config)
+        model_path = preflight.check(config, on_this_machine=owns_ray, runs_vllm=factories is None)
         cluster = cls(config, uuid.uuid4().hex[:12], owns_ray=owns_ray)
         try:
             cluster._start(model_path, detach=detach, factories=factories or Factories())

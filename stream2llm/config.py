@@ -160,6 +160,9 @@ class ClusterConfig(_Part):
     model: str = "smollm2-135m-instruct"
     # The name clients use; the model's own by default.
     served_model_name: str | None = None
+    # Answers do not depend on what runs beside them: vLLM's batch-invariant mode, on GPUs
+    # (docs/operations.md says what holds without it).
+    deterministic: bool = False
     ray: RayConfig = RayConfig()
     controller: ControllerConfig = ControllerConfig()
     router: RouterConfig = RouterConfig()
@@ -195,9 +198,11 @@ class ClusterConfig(_Part):
 def load_config(path: Path) -> ClusterConfig:
     """Reads and checks a YAML file; raises InvalidRequestError naming file and key."""
     try:
-        raw = yaml.safe_load(path.read_text()) or {}
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise InvalidRequestError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{path}: not UTF-8 text") from error
     except yaml.YAMLError as error:
         raise InvalidRequestError(f"{path}: not YAML: {error}") from error
     return parse_config(raw, source=str(path))
