@@ -57,6 +57,7 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
             router_id=self._parts.spec.router_id,
             sessions_by_phase=self._parts.sessions.by_phase(),
             workers=workers,
+            controller_address=self._parts.workers.controller_address,
         )
 
     async def _run(

@@ -195,6 +195,14 @@ class ClusterConfig(_Part):
         return self.served_model_name or Path(self.model).name
 
 
+def default_config() -> Path:
+    """The file of a cluster on this machine without a GPU, which comes with the package.
+
+    It is deploy/local-cpu.yaml; a checkout has a link to it here.
+    """
+    return Path(__file__).with_name("local-cpu.yaml")
+
+
 def load_config(path: Path) -> ClusterConfig:
     """Reads and checks a YAML file; raises InvalidRequestError naming file and key."""
     try:

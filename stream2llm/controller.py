@@ -188,6 +188,7 @@ class Controller:
         self._hosts = RayHosts(spec, choice)
         self._policy = PrefillPolicy(choice, self._hosts, self._prefill_replicas)
         self._metrics = ControllerMetrics(CollectorRegistry())
+        self._last_errors: dict[str, str] = {}  # by replica
         self._run: asyncio.Task[None] | None = None
         self._supervisor: Supervisor
         self._http: ControllerHttp
@@ -208,6 +209,7 @@ class Controller:
         )
         host = ray.util.get_node_ip_address() if config.host == "auto" else config.host
         address = await self._http.start(host, config.http_port)
+        self._supervisor.view = replace(self._supervisor.view, controller_address=address)
         self._run = asyncio.create_task(self._supervisor.run())
         return address
 
@@ -263,7 +265,10 @@ class Controller:
         return [r for r in self._supervisor.fleet.values() if r.role == "prefill"]
 
     def _record(self) -> None:
-        self._metrics.record(self._supervisor.fleet)
+        fleet = self._supervisor.fleet
+        self._metrics.record(fleet)
+        # Kept when the successor is ready: who asks later why there were restarts.
+        self._last_errors |= {r.name: r.reason for r in fleet.values() if r.reason}
 
     def _status(self) -> dict[str, Any]:
         supervisor = self._supervisor
@@ -288,8 +293,10 @@ class Controller:
             "role": replica.role,
             "phase": replica.phase.value,
             "incarnation": replica.incarnation,
+            "restarts": max(0, replica.incarnation - 1),
             "start_failures": replica.start_failures,
             "reason": replica.reason,
+            "last_error": self._last_errors.get(replica.name, ""),
             "address": None if address is None else asdict(address),
             "status": asdict(load_now) if is_dataclass(load_now) else load_now,  # type: ignore[arg-type]
         }
