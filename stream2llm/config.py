@@ -212,8 +212,15 @@ def load_config(path: Path) -> ClusterConfig:
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"{path}: not UTF-8 text") from error
     except yaml.YAMLError as error:
-        raise InvalidRequestError(f"{path}: not YAML: {error}") from error
+        raise InvalidRequestError(f"{path}: not YAML: {_problem(error)}") from error
     return parse_config(raw, source=str(path))
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """In one line, with the place."""
+    mark = getattr(error, "problem_mark", None)
+    where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+    return f"{getattr(error, 'problem', None) or error}{where}"
 
 
 def parse_config(raw: Any, *, source: str) -> ClusterConfig:

@@ -43,8 +43,10 @@ RESERVED_VARIABLES: Mapping[str, str] = {
     "VLLM_NIXL_SIDE_CHANNEL_PORT": "each worker takes a free port",
 }
 PREFIX = "VLLM_"
-# How alike a name must be to be the one that was meant.
-LIKENESS = 0.85
+# How alike a name must be to one of vLLM's: an argument to be helped, for it is refused
+# anyway; a variable to be refused, for it may be a plugin's.
+ARGUMENT_LIKENESS = 0.6
+VARIABLE_LIKENESS = 0.85
 
 
 def check_arguments(role: str, arguments: Mapping[str, Any]) -> None:
@@ -57,7 +59,9 @@ def check_arguments(role: str, arguments: Mapping[str, Any]) -> None:
             message = f"{key} is set by Stream2LLM itself ({reserved[name]}); remove it"
             raise InvalidRequestError(message, reason="RESERVED_ARGUMENT", field=key)
         if known and name not in known:
-            message = f"{key}: vLLM has no such engine argument{_hint(name, known)}"
+            message = (
+                f"{key}: vLLM has no such engine argument{_hint(name, known, ARGUMENT_LIKENESS)}"
+            )
             raise InvalidRequestError(message, reason="UNKNOWN_ARGUMENT", field=key)
 
 
@@ -80,7 +84,7 @@ def _check_variable(
         message = f"{key} is set by Stream2LLM itself ({RESERVED_VARIABLES[name]}); remove it"
         raise InvalidRequestError(message, reason="RESERVED_ARGUMENT", field=key)
     if name not in parsers:
-        hint = _hint(name, frozenset(parsers))
+        hint = _hint(name, frozenset(parsers), VARIABLE_LIKENESS)
         if hint:
             message = f"{key}: vLLM knows no such variable{hint}"
             raise InvalidRequestError(message, reason="UNKNOWN_ARGUMENT", field=key)
@@ -132,8 +136,8 @@ def _vllm_folder() -> Path | None:
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
-def _hint(name: str, known: frozenset[str]) -> str:
-    alike = get_close_matches(name, known, n=1, cutoff=LIKENESS)
+def _hint(name: str, known: frozenset[str], likeness: float) -> str:
+    alike = get_close_matches(name.replace("-", "_"), known, n=1, cutoff=likeness)
     return f"; did you mean {alike[0]}?" if alike else ""
 
 

@@ -89,7 +89,9 @@ def _in_words(error: Exception) -> str:
     details = getattr(error, "errors", None)
     if not callable(details):
         return f"{type(error).__name__}: {error}"
-    return "; ".join(_detail(item) for item in details())
+    # One line a field: of a union, pydantic says what each member wanted.
+    by_field = {item["loc"][:1]: item for item in reversed(details())}
+    return "; ".join(_detail(item) for item in reversed(by_field.values()))
 
 
 def _detail(item: dict[str, Any]) -> str:

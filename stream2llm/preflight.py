@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,11 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
     """The same, one by one, for whoever wants to hear of more than the first problem."""
     found = [Check("model", lambda: check_model(config))]
     if runs_vllm:
-        found.append(Check("engine arguments", lambda: check_engine_arguments(config)))
+        found.append(Check("environment", check_environment))
+        found += [
+            Check(f"{role} engine", partial(_check_part, role, part))
+            for role, part in _roles(config)
+        ]
     found.append(Check("deterministic answers", lambda: check_deterministic(config)))
     if on_this_machine:
         cores = frozenset(os.sched_getaffinity(0))
@@ -84,15 +89,20 @@ def check_model(config: ClusterConfig) -> Path:
 
 
 def check_engine_arguments(config: ClusterConfig) -> None:
-    """Names that vLLM has and that are not ours to set; variables that it can read.
+    """Names that vLLM has and that are not ours to set; variables that it can read."""
+    for role, part in _roles(config):
+        _check_part(role, part)
 
-    What workers inherit from this process's environment counts, too.
-    """
+
+def check_environment() -> None:
+    """Workers inherit this process's variables, and vLLM has to be able to read them."""
     inherited = {key: value for key, value in os.environ.items() if key not in _OURS_TO_SET}
     check_variables("environment", inherited)
-    for role, part in _roles(config):
-        check_arguments(role, part.engine)
-        check_variables(f"{role}.env", part.env)
+
+
+def _check_part(role: str, part: WorkerConfig) -> None:
+    check_arguments(role, part.engine)
+    check_variables(f"{role}.env", part.env)
 
 
 def check_deterministic(config: ClusterConfig) -> None:

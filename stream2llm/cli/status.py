@@ -207,7 +207,7 @@ def show(found: Found, console: Console) -> None:
     for row in listed:
         if row.why:
             when = "" if row.state != "ready" else " (before its last restart)"
-            _line(console, f"{row.name}{when}: {row.why}")
+            _line(console, one_line(f"{row.name}{when}: {row.why}"))
     if found.router is not None:
         phases = sorted(found.router["sessions_by_phase"].items())
         listing = ", ".join(f"{n} {phase}" for phase, n in phases if n) or "none"
