@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_what_runs_passes(model: Path) -> None:
     ("engine", "said"),
     [
         ({"dtype": "float33"}, r"dtype: Input should be .*'float32' \(got 'float33'\)"),
-        ({"max_num_seqs": "many"}, "TypeError|max_num_seqs"),
+        ({"max_num_seqs": "many"}, "TypeError: .*'str'"),
         ({"max_model_len": 10_000_000}, "max_model_len .* is greater than the derived"),
         ({"block_size": "large"}, "block_size"),
     ],
@@ -59,13 +60,7 @@ def test_values_that_vllm_refuses(
     check = check_prefill if role == "prefill" else check_decode
     with pytest.raises(Exception) as caught:
         check(launches(model, **engine)[role].spec)
-    assert caught.match(said) or _matches(said, _in_words(caught.value))
-
-
-def _matches(pattern: str, text: str) -> bool:
-    import re
-
-    return re.search(pattern, text) is not None
+    assert re.search(said, _in_words(caught.value))
 
 
 def test_our_scheduler_is_asked_too(model: Path) -> None:
