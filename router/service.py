@@ -11,6 +11,7 @@ import grpc
 
 import stream2llm
 from router.live_session import RouterParts
+from router.message_limit import TooLarge
 from router.refusals import Refusals
 from router.session_runner import check_model, run_session
 from router.translate import client_events, one_shot_events, server_event
@@ -24,6 +25,8 @@ from stream2llm.v1 import inference_pb2_grpc, worker_pb2
 
 _logger = logging.getLogger(__name__)
 SERVICE_NAME = "stream2llm.v1.StreamingInferenceService"
+# Those whose requests carry documents or prompts.
+LIMITED_METHODS = frozenset(f"/{SERVICE_NAME}/{name}" for name in ("StreamGenerate", "Generate"))
 _STATUS_TIMEOUT_S = 1.0
 
 
@@ -38,9 +41,9 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
         events = client_events(request_iterator)
         await self._run(events, pb.StreamGenerateResponse, context)
 
-    async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
-        events = one_shot_events(request)
-        await self._run(events, pb.GenerateResponse, context, request.session_id)
+    async def Generate(self, request: pb.GenerateRequest | TooLarge, context: Any) -> None:
+        session_id = "" if isinstance(request, TooLarge) else request.session_id
+        await self._run(one_shot_events(request), pb.GenerateResponse, context, session_id)
 
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, context: Any

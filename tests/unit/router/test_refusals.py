@@ -13,6 +13,7 @@ import pytest
 from router.refusals import LINES_PER_PERIOD, PERIOD_S, LineBudget, Reason, label_of
 from stream2llm import logs
 from stream2llm.errors import InvalidRequestError, OverloadedError
+from stream2llm.rpc_status import from_rpc_error
 from stream2llm.v1 import inference_pb2 as pb
 from tests.router_ring import Ring, soon
 
@@ -120,6 +121,27 @@ async def test_each_other_refusal_is_counted_under_its_reason(
     assert counted == dict(zip(counted, (2, 1, 1, 1), strict=True))
     assert "rpc=GetModelInfo" in refusals_in(caplog)[0]
     assert "session_failed session_id=long reason=CONTEXT_TOO_LONG" in caplog.text
+
+
+async def test_a_message_too_large_is_named_counted_and_logged(
+    make_ring: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    ring: Ring = await make_ring(max_message_bytes=1 << 16)
+    session = ring.converse()
+    await session.open("hello", session_id="streamed")
+    await session.next("accepted")
+    await session.append("x" * (1 << 17))
+    error = from_rpc_error(await session.failure())
+    assert isinstance(error, OverloadedError)
+    assert (error.reason, error.retry_after_s) == ("MESSAGE_TOO_LARGE", None)
+    await fails(ring.stub.Generate(pb.GenerateRequest(text="x" * (1 << 17))))
+    await ring.nothing_is_open()
+    assert ring.metric("stream2llm_errors_total", reason="MESSAGE_TOO_LARGE") == 2
+    assert "session_failed session_id=streamed reason=MESSAGE_TOO_LARGE" in caplog.text
+    # Far above the limit gRPC refuses alone, and the client hears of it all the same.
+    huge = ring.stub.Generate(pb.GenerateRequest(text="x" * (3 << 20)))
+    assert await soon(huge.code()) is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_a_client_that_leaves_is_no_error(ring: Ring) -> None:
