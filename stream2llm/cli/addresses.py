@@ -35,9 +35,14 @@ def no_answer(what: str, address: str, why: object) -> UnavailableError:
 
 
 def ask_controller(
-    controller: str, path: str, timeout_s: float, body: dict[str, Any] | None = None
+    controller: str,
+    path: str,
+    timeout_s: float,
+    *,
+    expects: str,
+    body: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The controller's JSON; with a `body` by PUT.
+    """The controller's JSON, which has a list called `expects`; with a `body` by PUT.
 
     Raises UnavailableError when it gives no answer, InvalidRequestError for what it refuses.
     """
@@ -52,7 +57,7 @@ def ask_controller(
         request = Request(f"http://{controller}{path}", data=data, method=method, headers=headers)
         # Between parts of ours there is no proxy, whatever the environment says.
         with build_opener(ProxyHandler({})).open(request, timeout=timeout_s) as answer:
-            return _plain(answer.read(), controller)
+            return _plain(answer.read(), controller, expects)
     except HTTPError as error:
         with error:
             raise _refusal(error.code, error.read(), controller) from None
@@ -60,9 +65,9 @@ def ask_controller(
         raise no_answer("controller", controller, getattr(error, "reason", error)) from error
 
 
-def _plain(body: bytes, controller: str) -> dict[str, Any]:
+def _plain(body: bytes, controller: str, expects: str) -> dict[str, Any]:
     value = json.loads(body)
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not isinstance(value.get(expects), list):
         raise UnavailableError(f"what answers at {controller} is no controller")
     return value
 

@@ -49,7 +49,7 @@ def policy(
 
 def _ask(controller: str, name: str | None, timeout_s: float) -> dict[str, Any]:
     body = None if name is None else {"policy": name}
-    return ask_controller(controller, "/policy", timeout_s, body)
+    return ask_controller(controller, "/policy", timeout_s, expects="workers", body=body)
 
 
 def _lines(state: dict[str, Any]) -> str:

@@ -87,7 +87,7 @@ def find(address: str, controller: str | None, timeout_s: float) -> Found:
     if not where:
         return Found(router, None, "this router has not heard of a controller: give --controller")
     try:
-        return Found(router, ask_controller(where, "/status", timeout_s))
+        return Found(router, ask_controller(where, "/status", timeout_s, expects="replicas"))
     except Stream2LLMError as error:
         return Found(
             router, None, f"{error.message} Workers that are dead or starting are not shown."
@@ -96,7 +96,9 @@ def find(address: str, controller: str | None, timeout_s: float) -> Found:
 
 def _without_router(error: UnavailableError, controller: str | None, timeout_s: float) -> Found:
     try:
-        told = ask_controller(controller or DEFAULT_CONTROLLER, "/status", timeout_s)
+        told = ask_controller(
+            controller or DEFAULT_CONTROLLER, "/status", timeout_s, expects="replicas"
+        )
     except Stream2LLMError:
         raise error from None  # the router is what was asked for
     return Found(None, told, error.message)

@@ -122,7 +122,7 @@ def test_json_has_both_and_says_what_is_missing(threaded_router: FakeRouter) -> 
     assert shown["workers"]
 
 
-@pytest.mark.parametrize("answer", [b"\xff", b"[]", b"<html>", b""])
+@pytest.mark.parametrize("answer", [b"\xff", b"[]", b"<html>", b"", b"{}"])
 def test_something_else_at_the_controllers_address_is_one_line(
     answer: bytes, threaded_router: FakeRouter
 ) -> None:
@@ -130,6 +130,13 @@ def test_something_else_at_the_controllers_address_is_one_line(
         result = invoke(address=threaded_router.fake.address, controller=controller)
     assert result.exit_code == 4, result.output
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_policy_says_the_same_of_something_else() -> None:
+    with a_controller(b"{}") as controller:
+        result = CliRunner().invoke(app, ["policy", "--controller", controller])
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert f"what answers at {controller} is no controller" in result.stderr
 
 
 def test_nobody_at_all_is_one_line_about_the_router() -> None:
