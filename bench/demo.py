@@ -18,7 +18,6 @@ import typer
 # Everything else is imported when the signals are caught: importing takes
 # seconds, and Ctrl-C shall be quiet then too.
 
-DEFAULT_CONFIG = Path("deploy/local-cpu.yaml")
 INTERRUPTED = 130
 
 
@@ -28,8 +27,9 @@ def demo(
         typer.Option(help="HOST:PORT of a running cluster's router; by default one is started."),
     ] = None,
     config: Annotated[
-        Path, typer.Option(help="Configuration of the cluster to start.")
-    ] = DEFAULT_CONFIG,
+        Path | None,
+        typer.Option(help="Configuration of the cluster to start; by default that of `up`."),
+    ] = None,
     gap_s: Annotated[
         float, typer.Option(min=0, help="Time between two documents, as if each were fetched.")
     ] = 2.0,
@@ -48,15 +48,15 @@ def demo(
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _demo(address: str | None, config: Path, gap_s: float) -> None:
+def _demo(address: str | None, config: Path | None, gap_s: float) -> None:
     from bench.demo_steps import run
     from bench.demo_view import make_view
-    from stream2llm.config import load_config
+    from stream2llm.config import default_config, load_config
     from stream2llm.errors import Stream2LLMError
 
     view = make_view()
     try:
-        run(view, load_config(config), address, gap_s, catch_signals)
+        run(view, load_config(config or default_config()), address, gap_s, catch_signals)
     except (Stream2LLMError, TimeoutError) as error:
         print(f"demo failed: {error or 'it took too long'}", file=sys.stderr)
         raise typer.Exit(1) from None

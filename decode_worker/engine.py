@@ -15,31 +15,42 @@ from stream2llm.engine_stats import EngineStats
 from stream2llm.errors import InvalidRequestError
 from stream2llm.sampling import SamplingParameters
 from stream2llm.token_step import TokenStep
-from stream2llm.vllm_engine import Engine, EngineInfo, OutputStream, only_output
+from stream2llm.vllm_engine import Engine, EngineInfo, OutputStream, engine_args, only_output
 from stream2llm.vllm_sampling import EngineSeed, engine_seed, to_vllm, token_step
 from stream2llm.worker_spec import WorkerSpec
 
 
 async def start_decode_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
     """Starts vLLM as a consumer of KV."""
+    spec, settings = _settings(spec)
+    return await Engine.start(spec, stats=stats, **settings)
+
+
+def check_arguments(spec: WorkerSpec) -> None:
+    """Raises whatever vLLM has against this worker's engine arguments."""
+    spec, settings = _settings(spec)
+    engine_args(spec, **settings).create_engine_config()
+
+
+def _settings(spec: WorkerSpec) -> tuple[WorkerSpec, dict[str, Any]]:
+    """The spec without what we decide from it, and what `Engine.start` takes beside it."""
     is_async = bool(spec.engine_args.get("async_scheduling", not current_platform.is_cpu()))
     name = "AsyncDecodeScheduler" if is_async else "DecodeScheduler"
     args = {key: v for key, v in spec.engine_args.items() if key != "async_scheduling"}
-    return await Engine.start(
-        dataclasses.replace(spec, engine_args=args),
-        kv_transfer={
+    settings = {
+        "kv_transfer": {
             "kv_connector": "FirstTokenNixlConnector",
             "kv_connector_module_path": "decode_worker.connector",
             "kv_role": "kv_consumer",
         },
-        stats=stats,
-        fixed_args={
+        "fixed_args": {
             "async_scheduling": is_async,
             "scheduler_cls": f"decode_worker.scheduler.{name}",
             "logits_processors": [FirstTokenPenalty],
             "additional_config": {"max_fetch_share": spec.max_fetch_share},
         },
-    )
+    }
+    return dataclasses.replace(spec, engine_args=args), settings
 
 
 def check_room(num_tokens: int, info: EngineInfo) -> None:

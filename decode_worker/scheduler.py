@@ -11,6 +11,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from decode_worker.fetching import FetchAheadMixin
+from stream2llm import logs
 from stream2llm.orphan_guard import exit_with_parent
 
 
@@ -19,6 +20,7 @@ class DecodeScheduler(FetchAheadMixin, Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        logs.configure_child()
         exit_with_parent()
 
 
@@ -27,4 +29,5 @@ class AsyncDecodeScheduler(FetchAheadMixin, AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        logs.configure_child()
         exit_with_parent()

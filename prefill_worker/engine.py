@@ -19,12 +19,19 @@ from vllm.v1.engine import EngineCoreRequest
 from prefill_worker.kv_transfer import kv_transfer, swaps
 from prefill_worker.limits import check_context
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
+from prefill_worker.settings import require_settings
 from stream2llm.engine_stats import EngineStats
 from stream2llm.errors import InvalidRequestError
 from stream2llm.handover import HANDOVER_KEY
 from stream2llm.request_check import check_token_ids
 from stream2llm.sampling import SamplingParameters
-from stream2llm.vllm_engine import Engine, OutputStream, nixl_options, only_output
+from stream2llm.vllm_engine import (
+    Engine,
+    OutputStream,
+    engine_args,
+    nixl_options,
+    only_output,
+)
 from stream2llm.vllm_sampling import EngineSeed, engine_seed, to_vllm
 from stream2llm.worker_spec import WorkerSpec
 
@@ -50,6 +57,16 @@ _HAND_OVER = {
 
 async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
     """Starts vLLM with our scheduler, as a producer of KV."""
+    return await Engine.start(spec, stats=stats, **_settings(spec))
+
+
+def check_arguments(spec: WorkerSpec) -> None:
+    """Raises whatever vLLM, or our scheduler, has against this worker's engine arguments."""
+    require_settings(engine_args(spec, **_settings(spec)).create_engine_config())
+
+
+def _settings(spec: WorkerSpec) -> dict[str, Any]:
+    """What `Engine.start` and `engine_args` take beside the spec."""
     options = {
         "policy": spec.policy,
         "patience_steps": spec.patience_steps,
@@ -61,12 +78,10 @@ async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
         "cost_profile": spec.cost_profile,
     }
     is_swapping = swaps(spec.preemption, spec.host_pool_bytes)
-    return await Engine.start(
-        spec,
-        kv_transfer=kv_transfer(nixl_options(spec), swaps=is_swapping),
-        stats=stats,
-        fixed_args={**FIXED_ARGS, "additional_config": {WIRE_KEY: options}},
-    )
+    return {
+        "kv_transfer": kv_transfer(nixl_options(spec), swaps=is_swapping),
+        "fixed_args": {**FIXED_ARGS, "additional_config": {WIRE_KEY: options}},
+    }
 
 
 @dataclass(frozen=True, slots=True)

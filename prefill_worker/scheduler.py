@@ -66,7 +66,7 @@ from prefill_worker.swap_connector import SwapConnector, find_connector
 from prefill_worker.swapping import NoCopier, Swapping
 from prefill_worker.telling import LiveSession, Telling
 from prefill_worker.types import Eviction, Load, StepLimits, StepPlan, StopReason
-from stream2llm import side_channel
+from stream2llm import logs, side_channel
 from stream2llm.clock import SystemClock
 from stream2llm.failed_request import failed_output
 from stream2llm.orphan_guard import exit_with_parent
@@ -83,6 +83,7 @@ class PrefillScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        logs.configure_child()
         exit_with_parent()
         require_settings(self.vllm_config)
         options = self.vllm_config.additional_config.get(WIRE_KEY, {})

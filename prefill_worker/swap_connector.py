@@ -28,6 +28,7 @@ from prefill_worker.block_copy import BlockCopier, make_copier
 from prefill_worker.block_regions import block_bytes, block_views, find_regions
 from prefill_worker.session_state import WIRE_KEY
 from prefill_worker.swap_jobs import CopyJob, Direction, JobResults, StepJobs
+from stream2llm import logs
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +81,7 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        logs.configure_child()  # the copies' log is of the ranks' processes
         parallel = vllm_config.parallel_config
         if parallel.pipeline_parallel_size > 1:
             raise ValueError("swapping needs pipeline_parallel_size=1: all ranks have equal blocks")

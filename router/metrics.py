@@ -60,6 +60,9 @@ class RouterMetrics:
         self._registry = registry
         self._model = model
         self._sessions = self._counter("sessions", "Sessions that ended, by outcome", "outcome")
+        self._errors = self._counter(
+            "errors", "RPCs that ended with an error, refusals at the door included", "reason"
+        )
         self._active = Gauge(
             "stream2llm_sessions_active",
             "Sessions now open, by phase",
@@ -118,6 +121,10 @@ class RouterMetrics:
         self._sessions.labels(self._model, outcome).inc()
         if outcome == "ok":
             self._e2e.labels(self._model).observe(duration_s)
+
+    def rpc_failed(self, reason: str) -> None:
+        """`reason` is one of `router.refusals.Reason`."""
+        self._errors.labels(self._model, reason).inc()
 
     def received(self, op: InputOp, num_tokens: int) -> None:
         """One event."""

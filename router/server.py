@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from router.background import Background
 from router.detokenizer import detokenizer_factory
 from router.live_session import RouterParts
+from router.message_limit import MessageLimit, grpc_limit
 from router.metrics import RouterMetrics
-from router.service import SERVICE_NAME, StreamingInferenceServicer
+from router.service import LIMITED_METHODS, SERVICE_NAME, StreamingInferenceServicer
 from router.sessions import OpenSessions
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
@@ -114,9 +115,10 @@ class Router:
             await asyncio.to_thread(self._metrics_server.close)
 
     async def _start_grpc(self) -> int:
+        limit_bytes = self.spec.limits.max_message_bytes
         self._server = grpc.aio.server(
-            interceptors=[RefuseUndecodable()],
-            options=server_options(self.spec.limits.max_message_bytes),
+            interceptors=[RefuseUndecodable(), MessageLimit(limit_bytes, LIMITED_METHODS)],
+            options=server_options(grpc_limit(limit_bytes)),
         )
         inference_pb2_grpc.add_StreamingInferenceServiceServicer_to_server(
             StreamingInferenceServicer(self._parts), self._server

@@ -11,6 +11,8 @@ import grpc
 
 import stream2llm
 from router.live_session import RouterParts
+from router.message_limit import TooLarge
+from router.refusals import Refusals
 from router.session_runner import check_model, run_session
 from router.translate import client_events, one_shot_events, server_event
 from router.types import ClientEvent, ServerEvent
@@ -23,6 +25,8 @@ from stream2llm.v1 import inference_pb2_grpc, worker_pb2
 
 _logger = logging.getLogger(__name__)
 SERVICE_NAME = "stream2llm.v1.StreamingInferenceService"
+# Those whose requests carry documents or prompts.
+LIMITED_METHODS = frozenset(f"/{SERVICE_NAME}/{name}" for name in ("StreamGenerate", "Generate"))
 _STATUS_TIMEOUT_S = 1.0
 
 
@@ -31,19 +35,23 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
 
     def __init__(self, parts: RouterParts) -> None:
         self._parts = parts
+        self._refusals = Refusals(parts.metrics, parts.clock)
 
     async def StreamGenerate(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         events = client_events(request_iterator)
         await self._run(events, pb.StreamGenerateResponse, context)
 
-    async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:
-        await self._run(one_shot_events(request), pb.GenerateResponse, context)
+    async def Generate(self, request: pb.GenerateRequest | TooLarge, context: Any) -> None:
+        session_id = "" if isinstance(request, TooLarge) else request.session_id
+        await self._run(one_shot_events(request), pb.GenerateResponse, context, session_id)
 
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, context: Any
     ) -> pb.GetModelInfoResponse:
+        refusals = self._refusals
         try:
-            check_model(self._parts, request.model)
+            with refusals.counted(), refusals.at_the_door("GetModelInfo", context.peer()):
+                check_model(self._parts, request.model)
         except Stream2LLMError as error:
             await abort(context, error)
         return self._model_info()
@@ -57,14 +65,23 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
             router_id=self._parts.spec.router_id,
             sessions_by_phase=self._parts.sessions.by_phase(),
             workers=workers,
+            controller_address=self._parts.workers.controller_address,
         )
 
     async def _run(
-        self, events: AsyncIterator[ClientEvent], response_type: Any, context: Any
+        self,
+        events: AsyncIterator[ClientEvent],
+        response_type: Any,
+        context: Any,
+        session_id: str = "",
     ) -> None:
         writer = _Writer(context, response_type)
+        rpc = response_type.DESCRIPTOR.name.removesuffix("Response")
         async with failures_as_status(context, writer, _logger, lambda _: "internal error"):
-            await run_session(self._parts, events, writer.send)
+            with self._refusals.counted():
+                with self._refusals.at_the_door(rpc, context.peer(), session_id):
+                    place = self._parts.sessions.admit()
+                await run_session(self._parts, place, events, writer.send)
 
     def _model_info(self) -> pb.GetModelInfoResponse:
         spec, tokenizer = self._parts.spec, self._parts.text.tokenizer

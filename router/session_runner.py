@@ -24,6 +24,7 @@ from router.outbox import Send
 from router.ranking_note import check_ranking_note
 from router.session_input import EventReader, SessionInput, limits_of
 from router.session_output import SessionOutput
+from router.sessions import SessionPlace
 from router.status import NeverArrivedError
 from router.types import Accepted, ClientEvent, OpenEvent
 from stream2llm.errors import (
@@ -41,12 +42,14 @@ _logger = logging.getLogger(__name__)
 MAX_SESSION_ID_CHARS = 256
 
 
-async def run_session(parts: RouterParts, events: AsyncIterator[ClientEvent], send: Send) -> None:
-    """Serves one session; raises the one error that its client gets.
+async def run_session(
+    parts: RouterParts, place: SessionPlace, events: AsyncIterator[ClientEvent], send: Send
+) -> None:
+    """Serves one admitted session and leaves its place; raises the one error its client gets.
 
     Raises PeerGoneError or CancelledError when there is no client any more.
     """
-    live = LiveSession(parts, parts.sessions.admit())
+    live = LiveSession(parts, place)
     try:
         await _limited(live, events, send)
     except asyncio.CancelledError:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
+from router.message_limit import TooLarge
 from router.types import (
     Accepted,
     AppendEvent,
@@ -46,12 +47,16 @@ _CANCEL_SETTLES_S = 0.2
 async def client_events(requests: AsyncIterator[Any]) -> AsyncIterator[ClientEvent]:
     """The events of a StreamGenerate RPC."""
     async for request in requests:
+        if isinstance(request, TooLarge):
+            raise request.error()
         yield client_event(request)
     await asyncio.sleep(_CANCEL_SETTLES_S)
 
 
-async def one_shot_events(request: pb.GenerateRequest) -> AsyncIterator[ClientEvent]:
+async def one_shot_events(request: pb.GenerateRequest | TooLarge) -> AsyncIterator[ClientEvent]:
     """A complete prompt, as a session that is sealed at once."""
+    if isinstance(request, TooLarge):
+        raise request.error()
     yield OpenEvent(
         sequence=0,
         session_id=request.session_id,

@@ -107,6 +107,7 @@ class WorkerPool:
         self._background = background
         self._workers: dict[str, Worker] = {}
         self._version = -1
+        self.controller_address = ""
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(sorted(self._workers.values(), key=lambda worker: worker.worker_id))
@@ -116,6 +117,7 @@ class WorkerPool:
         if view.version < self._version:
             return
         self._version = view.version
+        self.controller_address = view.controller_address
         addresses = {address.worker_id: address for address in view.workers}
         for worker in list(self._workers.values()):
             address = addresses.get(worker.worker_id)

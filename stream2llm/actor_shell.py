@@ -19,7 +19,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from stream2llm import garbage
+from stream2llm import garbage, logs
 from stream2llm.launch import Launch, RouterStarted, StartOutcome, cores_of
 from stream2llm.ports import pick_port
 from stream2llm.processes import OWNER_VARIABLE
@@ -39,7 +39,7 @@ class _Shell:
     """What both kinds of actors share."""
 
     def __init__(self, launch: Launch, node_ip: str) -> None:
-        logging.basicConfig(level=logging.INFO)
+        logs.configure()
         self._launch = launch
         self._node_ip = node_ip
         self._hosted: Any = None

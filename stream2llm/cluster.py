@@ -34,7 +34,12 @@ from stream2llm.controller import (
     Controller,
     ControllerSpec,
 )
-from stream2llm.errors import InternalError, InvalidRequestError, UnavailableError
+from stream2llm.errors import (
+    InternalError,
+    InvalidRequestError,
+    Stream2LLMError,
+    UnavailableError,
+)
 from stream2llm.launch import Factories, Launch, common_environment, lay_out
 from stream2llm.prefill_policy import PolicyState
 from stream2llm.processes import kill_owned, mark_environment, owner_mark
@@ -79,7 +84,7 @@ class Cluster:
         owns_ray = config.ray.address == "local"
         if detach and owns_ray:
             raise InvalidRequestError("a local Ray ends with us: detach needs ray.address: auto")
-        model_path = preflight.check(config) if owns_ray else preflight.check_model(config)
+        model_path = preflight.check(config, on_this_machine=owns_ray, runs_vllm=factories is None)
         cluster = cls(config, uuid.uuid4().hex[:12], owns_ray=owns_ray)
         try:
             cluster._start(model_path, detach=detach, factories=factories or Factories())
@@ -100,7 +105,8 @@ class Cluster:
         except (ValueError, ray.exceptions.RayError) as error:
             ray_runtime.disconnect()
             raise UnavailableError(
-                f"no cluster runs in namespace {config.ray.namespace!r} of this Ray: {error}"
+                f"no cluster runs in namespace {config.ray.namespace!r} of this Ray:"
+                f" {ray_runtime.first_line(error)}"
             ) from error
         cluster = cls(config, status["cluster_id"], owns_ray=False)
         cluster._controller = controller
@@ -204,7 +210,13 @@ class Cluster:
 
     def status(self) -> dict[str, Any]:
         """What /status shows."""
-        status: dict[str, Any] = self._ask(self._controller.status.remote(), STATUS_TIMEOUT_S)
+        try:
+            status: dict[str, Any] = self._ask(self._controller.status.remote(), STATUS_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError as error:
+            raise UnavailableError(
+                f"the controller gave no answer for {STATUS_TIMEOUT_S:.0f} s (logs: {self.log_dir})",
+                reason="CONTROLLER_LOST",
+            ) from error
         return status
 
     def set_policy(self, policy: str) -> PolicyState:
@@ -234,6 +246,14 @@ class Cluster:
             raise InternalError(
                 "the controller has died: sessions go on, but a worker that dies is not"
                 f" replaced; restart the cluster (logs: {self.log_dir})",
+                reason="CONTROLLER_LOST",
+            ) from error
+        except (Stream2LLMError, ray.exceptions.GetTimeoutError):  # what it raised; the caller's
+            raise
+        except ray.exceptions.RayError as error:
+            raise InternalError(
+                f"the controller gives no answer: {ray_runtime.first_line(error)}"
+                f" (logs: {self.log_dir})",
                 reason="CONTROLLER_LOST",
             ) from error
 

@@ -160,6 +160,9 @@ class ClusterConfig(_Part):
     model: str = "smollm2-135m-instruct"
     # The name clients use; the model's own by default.
     served_model_name: str | None = None
+    # Answers do not depend on what runs beside them: vLLM's batch-invariant mode, on GPUs
+    # (docs/operations.md says what holds without it).
+    deterministic: bool = False
     ray: RayConfig = RayConfig()
     controller: ControllerConfig = ControllerConfig()
     router: RouterConfig = RouterConfig()
@@ -192,15 +195,32 @@ class ClusterConfig(_Part):
         return self.served_model_name or Path(self.model).name
 
 
+def default_config() -> Path:
+    """The file of a cluster on this machine without a GPU, which comes with the package.
+
+    It is deploy/local-cpu.yaml; a checkout has a link to it here.
+    """
+    return Path(__file__).with_name("local-cpu.yaml")
+
+
 def load_config(path: Path) -> ClusterConfig:
     """Reads and checks a YAML file; raises InvalidRequestError naming file and key."""
     try:
-        raw = yaml.safe_load(path.read_text()) or {}
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise InvalidRequestError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{path}: not UTF-8 text") from error
     except yaml.YAMLError as error:
-        raise InvalidRequestError(f"{path}: not YAML: {error}") from error
+        raise InvalidRequestError(f"{path}: not YAML: {_problem(error)}") from error
     return parse_config(raw, source=str(path))
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """In one line, with the place."""
+    mark = getattr(error, "problem_mark", None)
+    where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+    return f"{getattr(error, 'problem', None) or error}{where}"
 
 
 def parse_config(raw: Any, *, source: str) -> ClusterConfig:

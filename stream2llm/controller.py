@@ -18,7 +18,7 @@ import ray
 from prometheus_client import CollectorRegistry
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from stream2llm import __version__, garbage, supervision
+from stream2llm import __version__, garbage, logs, supervision
 from stream2llm.actor_shell import load
 from stream2llm.config import ControllerConfig
 from stream2llm.controller_http import ControllerHttp, ControllerMetrics
@@ -187,12 +187,13 @@ class Controller:
     """Supervises one cluster."""
 
     def __init__(self, spec: ControllerSpec) -> None:
-        logging.basicConfig(level=logging.INFO)
+        logs.configure()
         self._spec = spec
         choice = PolicyChoice(_configured_policy(spec.launches))
         self._hosts = RayHosts(spec, choice)
         self._policy = PrefillPolicy(choice, self._hosts, self._prefill_replicas)
         self._metrics = ControllerMetrics(CollectorRegistry())
+        self._last_errors: dict[str, str] = {}  # by replica
         self._run: asyncio.Task[None] | None = None
         self._supervisor: Supervisor
         self._http: ControllerHttp
@@ -215,6 +216,7 @@ class Controller:
         host = node_address() if config.host == "auto" else config.host
         address = await self._http.start(host, config.http_port)
         garbage.settle()
+        self._supervisor.view = replace(self._supervisor.view, controller_address=address)
         self._run = asyncio.create_task(self._supervisor.run())
         return address
 
@@ -280,7 +282,10 @@ class Controller:
         return [r for r in self._supervisor.fleet.values() if r.role == "prefill"]
 
     def _record(self) -> None:
-        self._metrics.record(self._supervisor.fleet)
+        fleet = self._supervisor.fleet
+        self._metrics.record(fleet)
+        # Kept when the successor is ready: who asks later why there were restarts.
+        self._last_errors |= {r.name: r.reason for r in fleet.values() if r.reason}
 
     def _status(self) -> dict[str, Any]:
         supervisor = self._supervisor
@@ -305,8 +310,10 @@ class Controller:
             "role": replica.role,
             "phase": replica.phase.value,
             "incarnation": replica.incarnation,
+            "restarts": max(0, replica.incarnation - 1),
             "start_failures": replica.start_failures,
             "reason": replica.reason,
+            "last_error": self._last_errors.get(replica.name, ""),
             "address": None if address is None else asdict(address),
             "status": asdict(load_now) if is_dataclass(load_now) else load_now,  # type: ignore[arg-type]
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -15,6 +15,11 @@ from stream2llm import __version__
 from stream2llm.errors import InvalidRequestError, UnavailableError
 from stream2llm.prefill_policy import PolicyState
 from stream2llm.supervision import Fleet, Phase
+
+# A policy's name needs fifty.
+MAX_BODY_BYTES = 64 * 1024
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Target(Protocol):
@@ -94,7 +99,7 @@ class ControllerHttp:
 
     async def start(self, host: str, port: int) -> str:
         """Listens; port 0 takes any free one. Returns host:port."""
-        app = web.Application()
+        app = web.Application(middlewares=[_errors_as_json])
         app.router.add_get("/sd", self._sd)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/status", self._get_status)
@@ -103,7 +108,7 @@ class ControllerHttp:
         # PUT, which no web page of somebody else can send here unasked.
         app.router.add_put("/policy", self._put_policy)
         app.router.add_put("/retry", self._put_retry)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, auto_decompress=False)
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, host, port).start()
@@ -143,41 +148,80 @@ class ControllerHttp:
 
     async def _put_policy(self, request: web.Request) -> web.Response:
         """200 with what each worker says of it; 400 when there is no such policy."""
-        try:
-            state = await self._policy.switch(_policy_in(await request.text()))
-        except InvalidRequestError as error:
-            return _refused(error)
-        return web.json_response(asdict(state))
+        policy = _policy_in(await _body_of(request))
+        return web.json_response(asdict(await self._policy.switch(policy)))
 
     async def _put_retry(self, request: web.Request) -> web.Response:
         """200 with the names of what is tried again; 400 when there is no such name."""
-        try:
-            names = self._retry(_name_in(await request.read()))
-        except InvalidRequestError as error:
-            return _refused(error)
+        names = self._retry(_name_in(await _body_of(request)))
         return web.json_response({"retried": names})
 
 
-def _refused(error: InvalidRequestError) -> web.Response:
-    told = {"error": error.message, "reason": error.reason, "field": error.field}
-    return web.json_response(told, status=400)
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What is wrong with a request is its sender's to read: JSON, never a bare 500."""
+    try:
+        return await handler(request)
+    except InvalidRequestError as error:
+        return _refused(400, error.message, error.reason, error.field)
+    except web.HTTPException as error:  # no such path, no such method
+        if error.status < 400:
+            raise
+        text = f"{error.reason}: {request.method} {request.path}"
+        allowed = {k: v for k, v in error.headers.items() if k == "Allow"}
+        return _refused(error.status, text, "INVALID_REQUEST", headers=allowed)
+
+
+def _refused(
+    status: int,
+    message: str,
+    reason: str,
+    field: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
+    told = {"error": message, "reason": reason, "field": field}
+    return web.json_response(told, status=status, headers=headers)
+
+
+async def _body_of(request: web.Request) -> bytes:
+    """All of the body; raises InvalidRequestError for one that is too long."""
+    body = bytearray()
+    async for part in request.content.iter_any():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise InvalidRequestError(
+                f"the body is longer than {MAX_BODY_BYTES} bytes", reason="MESSAGE_TOO_LARGE"
+            )
+    return bytes(body)
+
+
+def _policy_in(body: bytes) -> str:
+    """The name in {"policy": "fcfs"}."""
+    policy = _object_in(body, "policy", '{"policy": "fcfs"}').get("policy")
+    if not isinstance(policy, str):
+        raise InvalidRequestError('the body must be JSON like {"policy": "fcfs"}', field="policy")
+    return policy
 
 
 def _name_in(body: bytes) -> str | None:
     """The name in {"name": "decode-0"}; None, all of them, for {}."""
-    try:
-        name = json.loads(body).get("name")
-    except (ValueError, RecursionError, AttributeError):
-        name = 0
+    name = _object_in(body, "name", '{"name": "decode-0"}').get("name")
     if name is not None and not isinstance(name, str):
         raise InvalidRequestError('the body must be JSON like {"name": "decode-0"}', field="name")
     return name
 
 
-def _policy_in(body: str) -> str:
+def _object_in(body: bytes, field: str, example: str) -> dict[str, Any]:
+    """The object in a body of UTF-8 JSON; its Content-Type is not asked for.
+
+    Raises InvalidRequestError, which names `field` and shows `example`.
+    """
     try:
-        return str(json.loads(body)["policy"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidRequestError(
-            'the body must be JSON like {"policy": "fcfs"}', field="policy"
-        ) from error
+        value = json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"the body is not UTF-8: {error}", field=field) from error
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"the body must be JSON like {example}", field=field)
+    return value

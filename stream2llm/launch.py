@@ -14,10 +14,13 @@ from typing import Any, Literal
 
 from router.types import RouterSpec
 from stream2llm.config import GIB, ClusterConfig, PrefillConfig, WorkerConfig
+from stream2llm.errors import InvalidRequestError
 from stream2llm.supervision import Role
 from stream2llm.worker_spec import WorkerAddress, WorkerSpec
 
 DEFAULT_MAX_MODEL_LEN = 8192
+# vLLM's batch-invariant mode.
+DETERMINISTIC_VARIABLE = "VLLM_BATCH_INVARIANT"
 
 # Nothing calls home, no model is looked up on the network, and the runner is
 # the one whose slots our scheduler knows (DESIGN 3).
@@ -105,10 +108,29 @@ def common_environment() -> dict[str, str]:
 
 def served_max_model_len(config: ClusterConfig, model_path: Path) -> int:
     """The context that both roles can take."""
-    model = json.loads((model_path / "config.json").read_text())
-    of_model = int(model.get("max_position_embeddings", DEFAULT_MAX_MODEL_LEN))
-    roles = (config.prefill, config.decode)
-    return min(int(role.engine.get("max_model_len") or of_model) for role in roles)
+    of_model = _max_position_embeddings(model_path / "config.json")
+    roles = {"prefill": config.prefill, "decode": config.decode}
+    return min(_max_model_len(role, part.engine) or of_model for role, part in roles.items())
+
+
+def _max_position_embeddings(path: Path) -> int:
+    try:
+        return int(
+            json.loads(path.read_text()).get("max_position_embeddings", DEFAULT_MAX_MODEL_LEN)
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InvalidRequestError(
+            f"{path} is no model's config.json: {error}", field="model"
+        ) from error
+
+
+def _max_model_len(role: str, engine: Mapping[str, Any]) -> int | None:
+    value = engine.get("max_model_len")
+    if value is None or (isinstance(value, int) and value > 0):
+        return value
+    key = f"{role}.engine.max_model_len"
+    message = f"{key} must be a number of tokens, at least 1, not {value!r}"
+    raise InvalidRequestError(message, reason="BAD_ARGUMENT", field=key)
 
 
 def cores_of(cpu_bind: str, replica: int, core_index: int, cores: tuple[int, ...]) -> str:
@@ -156,6 +178,7 @@ def _workers(
     first_core: int,
 ) -> list[Launch]:
     part: WorkerConfig = config.prefill if role == "prefill" else config.decode
+    mode = {DETERMINISTIC_VARIABLE: "1"} if config.deterministic else {}
     return [
         Launch(
             name=f"{role}-{index}",
@@ -167,7 +190,7 @@ def _workers(
             num_cpus=part.num_cpus,
             num_gpus=part.num_gpus,
             start_timeout_s=part.start_timeout_s,
-            environment={**environment, **part.env},
+            environment={**environment, **part.env, **mode},
         )
         for index in range(part.replicas)
     ]

@@ -23,6 +23,15 @@ def is_port_free(host: str, port: int) -> bool:
         return True
 
 
+def is_listening(host: str, port: int, timeout_s: float) -> bool:
+    """Whether a connection is taken there."""
+    try:
+        with socket.create_connection((host, port), timeout_s):
+            return True
+    except (OSError, ValueError, OverflowError):  # a name or a number that is none, too
+        return False
+
+
 def pick_port(host: str, seed: str) -> int:
     """A port that is free now and that another seed hardly picks."""
     order = random.Random(seed)

@@ -7,11 +7,27 @@ person at the terminal should know in a second, with the numbers.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stream2llm.config import ClusterConfig, WorkerConfig
-from stream2llm.errors import InvalidRequestError, OverloadedError, UnavailableError
+from stream2llm.engine_arguments import (
+    RESERVED_VARIABLES,
+    check_arguments,
+    check_variables,
+    known_variables,
+)
+from stream2llm.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    Stream2LLMError,
+    UnavailableError,
+    UnsupportedError,
+)
+from stream2llm.launch import DETERMINISTIC_VARIABLE, served_max_model_len
 from stream2llm.model_store import resolve_model
 from stream2llm.ports import is_port_free
 
@@ -19,32 +35,96 @@ GIB = 1024**3
 # Python, torch and vLLM in the three processes of one CPU engine (measured: 1.7 GiB).
 ENGINE_OVERHEAD_BYTES = int(1.7 * GIB)
 DEFAULT_MEMORY_UTILIZATION = 0.92  # vLLM's; of all memory, also on CPUs
+_SPACE = "VLLM_CPU_KVCACHE_SPACE"  # whole GiB
+# Of this process's environment these do not reach a worker: it sets its own.
+_OURS_TO_SET = RESERVED_VARIABLES.keys()
 
 
-def check(config: ClusterConfig) -> Path:
-    """All checks for a cluster on this machine; returns the model's directory."""
-    model_path = check_model(config)
-    check_engine_arguments(config)
-    check_ports(config)
-    check_cores(config, frozenset(os.sched_getaffinity(0)))
-    check_memory(config, model_bytes(model_path), *machine_memory())
-    return model_path
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that can be wrong; `run` raises a Stream2LLMError that says what."""
+
+    what: str
+    run: Callable[[], object]
+
+
+def check(config: ClusterConfig, *, on_this_machine: bool = True, runs_vllm: bool = True) -> Path:
+    """All that takes less than a second; returns the model's directory.
+
+    `on_this_machine`: the workers will be here, and not on other nodes of a Ray.
+    `runs_vllm`: they host vLLM; tests have workers that do not.
+    """
+    for each in checks(config, on_this_machine=on_this_machine, runs_vllm=runs_vllm):
+        each.run()
+    return check_model(config)
+
+
+def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> tuple[Check, ...]:
+    """The same, one by one, for whoever wants to hear of more than the first problem."""
+    found = [Check("model", lambda: check_model(config))]
+    if runs_vllm:
+        found.append(Check("environment", check_environment))
+        found += [
+            Check(f"{role} engine", partial(_check_part, role, part))
+            for role, part in _roles(config)
+        ]
+    found.append(Check("deterministic answers", lambda: check_deterministic(config)))
+    if on_this_machine:
+        cores = frozenset(os.sched_getaffinity(0))
+        found += [
+            Check("ports", lambda: check_ports(config)),
+            Check("cores", lambda: check_cores(config, cores)),
+            Check(
+                "memory", lambda: check_memory(config, _weights_bytes(config), *machine_memory())
+            ),
+        ]
+    return tuple(found)
 
 
 def check_model(config: ClusterConfig) -> Path:
-    """The model is where the configuration says."""
-    return resolve_model(config.model)
+    """The model is where the configuration says, and tells how long a context it takes."""
+    path = resolve_model(config.model)
+    served_max_model_len(config, path)
+    return path
 
 
 def check_engine_arguments(config: ClusterConfig) -> None:
-    """No engine argument that is ours to set; vLLM checks the others."""
-    ours = {"model", "kv_transfer_config", "scheduler_cls"}
+    """Names that vLLM has and that are not ours to set; variables that it can read."""
     for role, part in _roles(config):
-        for key in ours & part.engine.keys():
-            raise InvalidRequestError(
-                f"{role}.engine.{key} is set by Stream2LLM itself; remove it",
-                field=f"{role}.engine.{key}",
-            )
+        _check_part(role, part)
+
+
+def check_environment() -> None:
+    """Workers inherit this process's variables, and vLLM has to be able to read them."""
+    inherited = {key: value for key, value in os.environ.items() if key not in _OURS_TO_SET}
+    check_variables("environment", inherited)
+
+
+def _check_part(role: str, part: WorkerConfig) -> None:
+    check_arguments(role, part.engine)
+    check_variables(f"{role}.env", part.env)
+
+
+def check_deterministic(config: ClusterConfig) -> None:
+    """vLLM has its batch-invariant mode where it is asked for."""
+    if not config.deterministic:
+        return
+    on_cpus = [role for role, part in _roles(config) if not part.num_gpus]
+    if on_cpus:
+        raise UnsupportedError(
+            f"deterministic: vLLM has no batch-invariant mode on CPUs ({', '.join(on_cpus)} workers"
+            " have num_gpus: 0). There, dtype: float32 under prefill.engine and decode.engine keeps"
+            " what runs beside an answer to rounding errors of the last digits, which change a"
+            " token only where two are equally likely; bfloat16 does not",
+            reason="NOT_DETERMINISTIC",
+            field="deterministic",
+        )
+    if known_variables() and DETERMINISTIC_VARIABLE not in known_variables():
+        raise UnsupportedError(
+            f"deterministic: the installed vLLM has no {DETERMINISTIC_VARIABLE}",
+            reason="NOT_DETERMINISTIC",
+            field="deterministic",
+        )
 
 
 def check_ports(config: ClusterConfig) -> None:
@@ -138,12 +218,34 @@ def _engine_bytes(part: WorkerConfig, weights_bytes: int, total_bytes: int) -> i
 def _kv_cache_bytes(part: WorkerConfig, total_bytes: int) -> int:
     if part.engine.get("num_gpu_blocks_override"):
         return 0  # used for small caches
-    if space := part.env.get("VLLM_CPU_KVCACHE_SPACE", os.environ.get("VLLM_CPU_KVCACHE_SPACE")):
-        return int(space) * GIB
+    if space := part.env.get(_SPACE, os.environ.get(_SPACE)):
+        return int(_number(_SPACE, space, int) * GIB)
     if given := part.engine.get("kv_cache_memory_bytes"):
-        return int(given)
-    share = float(part.engine.get("gpu_memory_utilization", DEFAULT_MEMORY_UTILIZATION))
-    return int(share * total_bytes)
+        return int(_number("engine.kv_cache_memory_bytes", given, int))
+    share = part.engine.get("gpu_memory_utilization", DEFAULT_MEMORY_UTILIZATION)
+    return int(_number("engine.gpu_memory_utilization", share, float) * total_bytes)
+
+
+def _number(key: str, value: Any, kind: type[int] | type[float]) -> float:
+    """The value as a number; raises InvalidRequestError for one that is none, or negative."""
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        number = -1
+    if not 0 <= number < float("inf"):
+        what = "a whole number" if kind is int else "a number"
+        raise InvalidRequestError(
+            f"{key} must be {what}, at least 0, not {value!r}", reason="BAD_ARGUMENT", field=key
+        )
+    return number
+
+
+def _weights_bytes(config: ClusterConfig) -> int:
+    """0 for a model that is not here, which is a problem of its own."""
+    try:
+        return model_bytes(resolve_model(config.model))
+    except Stream2LLMError:
+        return 0
 
 
 def _roles(config: ClusterConfig) -> tuple[tuple[str, WorkerConfig], ...]:

@@ -19,6 +19,7 @@ from stream2llm import ray_auth
 from stream2llm.config import ClusterConfig, RayConfig
 from stream2llm.errors import InvalidRequestError, UnavailableError
 from stream2llm.launch import Launch
+from stream2llm.ports import is_listening
 from stream2llm.processes import kill_owned, mark_environment
 
 _log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 # No object of ours goes through Ray's store; this is its minimum.
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 EXIT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
 START_ATTEMPTS = 3
 # Ray's patience with its own processes is 30 to 60 s, which they take on a busy
 # machine. Ray also gives workers niceness 15: beside any other busy process on its
@@ -43,6 +45,7 @@ _RAY_ENVIRONMENT = {
 def connect(config: ClusterConfig, cluster_id: str, mark: str) -> str:
     """Starts or joins Ray; returns where its logs are."""
     settings = config.ray
+    _require_listener(settings.address)
     try:
         with _sigterm_kept():
             return (
@@ -52,7 +55,27 @@ def connect(config: ClusterConfig, cluster_id: str, mark: str) -> str:
         what = (
             "start" if settings.address == "local" else f"join (ray.address: {settings.address}) a"
         )
-        raise UnavailableError(f"cannot {what} Ray: {error}", reason="RAY_UNAVAILABLE") from error
+        raise UnavailableError(
+            f"cannot {what} Ray: {first_line(error)}", reason="RAY_UNAVAILABLE"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of Ray's says before its pages of advice."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself tries for minutes where nobody listens."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "://" in address:
+        return  # "auto", "local", or a scheme of Ray's own
+    if not is_listening(host.strip("[]"), int(port), CONNECT_TIMEOUT_S):
+        raise UnavailableError(
+            f"cannot join a Ray: nothing listens on {address} (ray.address, --address)",
+            reason="RAY_UNAVAILABLE",
+        )
 
 
 def _common(settings: RayConfig) -> dict[str, Any]:

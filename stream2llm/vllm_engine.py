@@ -28,19 +28,16 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from stream2llm import logs
 from stream2llm.clock import Clock, SystemClock
 from stream2llm.cpu_executor import executor_args
+from stream2llm.engine_arguments import RESERVED
 from stream2llm.engine_sockets import socket_environment
 from stream2llm.engine_stats import EngineStats
 from stream2llm.errors import InvalidRequestError, UnavailableError
 from stream2llm.worker_spec import WorkerSpec
 
 _log = logging.getLogger(__name__)
-
-# What we set ourselves; a user's engine arguments may not.
-_RESERVED_ARGS = frozenset(
-    {"model", "scheduler_cls", "kv_transfer_config", "additional_config", "logits_processors"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +113,8 @@ class Engine:
         that vLLM does not know, and whatever vLLM raises for the rest.
         """
         _set_socket_environment(spec.host)
-        args = _engine_args(spec, kv_transfer, fixed_args)
+        args = engine_args(spec, kv_transfer, fixed_args)
+        logs.guard("vllm")  # importing it has given it handlers of its own
         llm = await asyncio.to_thread(_build_config_and_llm, args, stats)
         # The output handler must run in this loop; built in a thread, vLLM
         # could not start it.
@@ -236,10 +234,11 @@ def _own_processes() -> tuple[int, ...]:
     return (os.getpid(), *(child.pid for child in engine))
 
 
-def _engine_args(
+def engine_args(
     spec: WorkerSpec, kv_transfer: dict[str, Any], fixed_args: dict[str, Any]
 ) -> AsyncEngineArgs:
-    reserved = _RESERVED_ARGS.union(fixed_args).intersection(spec.engine_args)
+    """vLLM's own arguments for a worker; raises InvalidRequestError for names that cannot be."""
+    reserved = (RESERVED.keys() | fixed_args.keys()) & spec.engine_args.keys()
     if reserved:
         names = ", ".join(sorted(reserved))
         raise InvalidRequestError(f"{spec.role}.engine: {names}: set by Stream2LLM itself")

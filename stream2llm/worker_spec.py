@@ -111,3 +111,5 @@ class ClusterView:
 
     version: int
     workers: tuple[WorkerAddress, ...]
+    # host:port of the controller's HTTP.
+    controller_address: str = ""

@@ -46,7 +46,7 @@ from cost_profiles.load import load_profile
 from cost_profiles.types import CostProfile
 from stream2llm.client import AsyncClient
 from stream2llm.cluster import Cluster
-from stream2llm.config import ClusterConfig, load_config
+from stream2llm.config import ClusterConfig, default_config, load_config
 from stream2llm.errors import InvalidRequestError
 from stream2llm.sampling import SamplingParameters
 from stream2llm.worker_spec import DEFAULT_POLICY
@@ -98,7 +98,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--config", type=Path, default=Path("deploy/local-cpu.yaml"))
+    parser.add_argument("--config", type=Path, default=default_config())
     parser.add_argument("--profile", type=Path, help="one taken a moment ago; by default measured")
     parser.add_argument("--shapes", nargs="+", default=["crawler", "anns"])
     parser.add_argument("--sessions", type=int, default=100)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE
 from stream2llm.cli.exits import INTERRUPTED, REFUSED, errors_as_exits
-from stream2llm.cli.generate import DEFAULT_ADDRESS
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.trace import TokenizerOption, token_counter
 from stream2llm.ordering import DocumentOrdering
@@ -37,8 +37,8 @@ def replay(
             "--address",
             "-a",
             help="HOST:PORT of a router; may be repeated, sessions are then dealt out in turn."
-            f"  [default: {DEFAULT_ADDRESS}]",
-            envvar="STREAM2LLM_ADDRESS",
+            f"  [default: {DEFAULT_ROUTER}]",
+            envvar=ROUTER_VARIABLE,
         ),
     ] = None,
     label: Annotated[
@@ -113,7 +113,7 @@ def replay(
 
     options = Options(
         trace=trace,
-        addresses=address or [DEFAULT_ADDRESS],
+        addresses=address or [DEFAULT_ROUTER],
         output=output,
         label=label,
         load_scale=load_scale,

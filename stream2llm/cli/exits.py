@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from stream2llm.errors import Stream2LLMError, UnavailableError
+from stream2llm.logs import for_terminal
 
 BAD_USAGE = 2
 REFUSED = 3
@@ -27,7 +28,7 @@ def describe(error: Stream2LLMError) -> str:
         parts.append(f"(field {error.field})")
     if error.retry_after_s is not None:
         parts.append(f"- try again in {error.retry_after_s:g} s")
-    return " ".join(parts)
+    return for_terminal(" ".join(parts))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.numbers import finite
 from stream2llm.ordering import DocumentOrdering
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from stream2llm.cli.ask import Request
     from stream2llm.cli.output import Sink
     from stream2llm.cli.sources import Sources
-
-DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 
 class Mode(StrEnum):
@@ -52,9 +51,9 @@ def generate(
     address: Annotated[
         str,
         typer.Option(
-            help="HOST:PORT of a router; `stream2llm up` prints it.", envvar="STREAM2LLM_ADDRESS"
+            help="HOST:PORT of a router; `stream2llm up` prints it.", envvar=ROUTER_VARIABLE
         ),
-    ] = DEFAULT_ADDRESS,
+    ] = DEFAULT_ROUTER,
     system: Annotated[
         str | None, typer.Option(help="System message; the chat template is used.")
     ] = None,

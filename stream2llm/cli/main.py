@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import typer
 
+from stream2llm import logs
 from stream2llm.cli.bench import app as bench_app
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.generate import generate
@@ -107,6 +109,7 @@ def _forward(module_name: str, function_name: str, args: list[str]) -> None:
 
 def main() -> None:
     """The entry point of the `stream2llm` script."""
+    logs.configure(logging.WARNING)
     app()
 
 

@@ -20,6 +20,7 @@ from stream2llm.client import (
     TokenDelta,
 )
 from stream2llm.errors import Stream2LLMError
+from stream2llm.logs import for_terminal
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -58,7 +59,8 @@ class JsonLines:
 
     def _write(self, value: dict[str, Any]) -> None:
         # Where stdout cannot have every character, JSON's own escapes.
-        print(json.dumps(value, ensure_ascii=not _is_utf8(sys.stdout.encoding)), flush=True)
+        text = json.dumps(value, ensure_ascii=not _is_utf8(sys.stdout.encoding))
+        print(_shown(text), flush=True)
 
 
 class Text:
@@ -73,7 +75,7 @@ class Text:
             self._watcher.progress(event)
         elif isinstance(event, TokenDelta):
             self._begin()
-            print(event.text, end="", flush=True)
+            print(_shown(event.text), end="", flush=True)
         elif isinstance(event, OversizedDocument):
             print(oversized_line(event), file=sys.stderr)
         elif isinstance(event, Finished):
@@ -186,6 +188,14 @@ def summary_line(finished: Finished) -> str:
 
 def _is_utf8(encoding: str) -> bool:
     return encoding.lower().replace("-", "") == "utf8"
+
+
+def _shown(text: str) -> str:
+    """For stdout: to a file as it is, to a terminal without what would drive it.
+
+    An answer may repeat what documents from anywhere say.
+    """
+    return for_terminal(text) if sys.stdout.isatty() else text
 
 
 def make_sink(*, as_json: bool, quiet: bool) -> Sink:

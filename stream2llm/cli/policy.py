@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from stream2llm.cli.addresses import CONTROLLER_VARIABLE, DEFAULT_CONTROLLER, ask_controller
 from stream2llm.cli.exits import errors_as_exits
-from stream2llm.errors import InvalidRequestError, UnavailableError
-
-DEFAULT_CONTROLLER = "127.0.0.1:8360"
+from stream2llm.errors import UnavailableError
+from stream2llm.logs import for_terminal
 
 
 def policy(
@@ -22,7 +22,7 @@ def policy(
         str,
         typer.Option(
             help="HOST:PORT of the controller; `stream2llm up` prints it.",
-            envvar="STREAM2LLM_CONTROLLER",
+            envvar=CONTROLLER_VARIABLE,
         ),
     ] = DEFAULT_CONTROLLER,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
@@ -43,44 +43,13 @@ def policy(
     """
     with errors_as_exits():
         state = _ask(controller, name, timeout_s)
-        typer.echo(json.dumps(state, indent=2) if as_json else _lines(state))
+        typer.echo(json.dumps(state, indent=2) if as_json else for_terminal(_lines(state)))
         _raise_for_errors(state, switched=name is not None)
 
 
 def _ask(controller: str, name: str | None, timeout_s: float) -> dict[str, Any]:
-    from urllib.error import HTTPError, URLError
-    from urllib.request import Request
-
-    from stream2llm.own_http import open_url
-
-    body = None if name is None else json.dumps({"policy": name}).encode()
-    request = Request(
-        f"http://{controller}/policy",
-        data=body,
-        method="GET" if name is None else "PUT",
-        headers={"Content-Type": "application/json"},
-    )
-    try:
-        with open_url(request, timeout_s) as answer:
-            state: dict[str, Any] = json.load(answer)
-            return state
-    except HTTPError as error:
-        with error:
-            raise _refusal(error.code, error.read(), controller) from None
-    except (URLError, TimeoutError, ConnectionError) as error:
-        raise UnavailableError(
-            f"no answer from a controller at {controller}: {getattr(error, 'reason', error)};"
-            " is the cluster up (stream2llm up), and is this the address it printed?"
-        ) from error
-
-
-def _refusal(code: int, body: bytes, controller: str) -> Exception:
-    try:
-        told = json.loads(body)
-        message, reason, field = told["error"], told["reason"], told["field"]
-    except (ValueError, KeyError, TypeError):
-        return UnavailableError(f"what answers at {controller} is no controller (HTTP {code})")
-    return InvalidRequestError(message, reason=reason, field=field)
+    body = None if name is None else {"policy": name}
+    return ask_controller(controller, "/policy", timeout_s, expects="workers", body=body)
 
 
 def _lines(state: dict[str, Any]) -> str:

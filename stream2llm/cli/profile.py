@@ -17,6 +17,7 @@ from cost_profiles.load import save_profile
 from cost_profiles.plot import draw, require_format, table
 from stream2llm.clock import SystemClock
 from stream2llm.config import ClusterConfig, load_config
+from stream2llm.engine_arguments import check_arguments, check_variables
 from stream2llm.errors import InvalidRequestError, UnsupportedError
 from stream2llm.launch import cores_of
 from stream2llm.model_store import DEFAULT_MODEL, resolve_model
@@ -87,6 +88,8 @@ def profile(
     ends_s = clock.monotonic_s() + minutes * 60 - FINISH_S
     _quiet_vllm()
     cluster = load_config(config) if config else _no_config()
+    check_arguments("prefill", cluster.prefill.engine)
+    check_variables("prefill.env", cluster.prefill.env)
     subject = _subject(cluster, model, tensor_parallel_size)
     output = output or Path(_file_name(subject))
     _require_writable(output, "--output")

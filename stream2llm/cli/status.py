@@ -1,67 +1,130 @@
-"""`stream2llm status`: workers, sessions and KV use, as one router sees them."""
+"""`stream2llm status`: every router and worker that should exist, and why one does not serve.
+
+A router knows the workers that it can use, and where the controller is; the
+controller knows of the others. Either may be gone, then the other one is shown.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import grpc
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from stream2llm.cli.addresses import (
+    CONTROLLER_VARIABLE,
+    DEFAULT_CONTROLLER,
+    DEFAULT_ROUTER,
+    RouterOption,
+    ask_controller,
+    no_answer,
+)
+from stream2llm.cli.exits import errors_as_exits
 from stream2llm.client.aio import MAX_MESSAGE_BYTES
+from stream2llm.errors import Stream2LLMError, UnavailableError
 from stream2llm.grpc_options import client_channel_options
+from stream2llm.logs import for_terminal, one_line
 from stream2llm.v1 import inference_pb2, inference_pb2_grpc
 
-EXIT_UNREACHABLE = 1
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What could be learned; at least one of the two is there."""
+
+    router: dict[str, Any] | None
+    # The controller's /status.
+    controller: dict[str, Any] | None
+    # What is missing above, and why.
+    missing: str = ""
 
 
 def status(
-    address: Annotated[
-        str, typer.Option("--address", "-a", help="A router, host:port, as `stream2llm up` prints.")
-    ] = "127.0.0.1:50051",
+    address: RouterOption = DEFAULT_ROUTER,
+    controller: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT of the controller; by default the router says where it is.",
+            envvar=CONTROLLER_VARIABLE,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON for programs instead of tables.")
     ] = False,
     timeout_s: Annotated[
-        float, typer.Option("--timeout", help="Seconds to wait for the router.")
+        float, typer.Option("--timeout", min=0.001, help="Seconds to wait for each of the two.")
     ] = 5.0,
 ) -> None:
-    """Show the workers of a running cluster, its open sessions and its KV cache use.
+    """Show the routers and workers of a cluster, open sessions and KV cache use.
 
-    Asks one router over gRPC, so it works from every machine that clients use.
+    Asks one router over gRPC and the controller over HTTP. What is dead, starting
+    or given up is shown with the reason. Exit codes: 0 both answered, whatever
+    they say; 4 one of them gave no answer (what the other one knows is shown).
+
+    Example: stream2llm status
+
+    Example: stream2llm status --json --address 10.0.0.1:50051
     """
+    with errors_as_exits():
+        found = find(address, controller, timeout_s)
+        if as_json:
+            typer.echo(json.dumps(as_dict(found), indent=2))
+        else:
+            show(found, Console(soft_wrap=True))
+        if found.missing:
+            raise UnavailableError(found.missing, reason="NO_ANSWER")
+
+
+def find(address: str, controller: str | None, timeout_s: float) -> Found:
+    """Asks both; raises UnavailableError when neither answers."""
     try:
-        info = _ask(address, timeout_s)
+        router = _ask_router(address, timeout_s)
+    except UnavailableError as error:
+        return _without_router(error, controller, timeout_s)
+    where = controller or router["controller_address"]
+    if not where:
+        return Found(router, None, "this router has not heard of a controller: give --controller")
+    try:
+        return Found(router, ask_controller(where, "/status", timeout_s, expects="replicas"))
+    except Stream2LLMError as error:
+        return Found(
+            router, None, f"{error.message} Workers that are dead or starting are not shown."
+        )
+
+
+def _without_router(error: UnavailableError, controller: str | None, timeout_s: float) -> Found:
+    try:
+        told = ask_controller(
+            controller or DEFAULT_CONTROLLER, "/status", timeout_s, expects="replicas"
+        )
+    except Stream2LLMError:
+        raise error from None  # the router is what was asked for
+    return Found(None, told, error.message)
+
+
+def _ask_router(address: str, timeout_s: float) -> dict[str, Any]:
+    try:
+        options = client_channel_options(address, MAX_MESSAGE_BYTES)
+        with grpc.insecure_channel(address, options=options) as channel:
+            stub = inference_pb2_grpc.StreamingInferenceServiceStub(channel)
+            info = stub.GetServerInfo(inference_pb2.GetServerInfoRequest(), timeout=timeout_s)
     except grpc.RpcError as error:
-        typer.echo(
-            f"error: no answer from a router at {address}: {error.details()};"
-            " is the cluster up (stream2llm up), and is this the address it printed?",
-            err=True,
-        )
-        raise typer.Exit(EXIT_UNREACHABLE) from error
-    if as_json:
-        typer.echo(json.dumps(_as_dict(info), indent=2))
-        return
-    _show(info, Console())
+        raise no_answer("router", address, error.details()) from error
+    except ValueError as error:  # no address at all
+        raise no_answer("router", address, error) from error
+    return _plain(info)
 
 
-def _ask(address: str, timeout_s: float) -> inference_pb2.GetServerInfoResponse:
-    options = client_channel_options(address, MAX_MESSAGE_BYTES)
-    with grpc.insecure_channel(address, options=options) as channel:
-        stub = inference_pb2_grpc.StreamingInferenceServiceStub(channel)
-        answer: inference_pb2.GetServerInfoResponse = stub.GetServerInfo(
-            inference_pb2.GetServerInfoRequest(), timeout=timeout_s
-        )
-        return answer
-
-
-def _as_dict(info: inference_pb2.GetServerInfoResponse) -> dict[str, Any]:
+def _plain(info: Any) -> dict[str, Any]:
     """Plain data with every field, zeros included."""
     return {
         "version": info.version,
         "router_id": info.router_id,
+        "controller_address": info.controller_address,
         "sessions_by_phase": dict(info.sessions_by_phase),
         "workers": [
             {field.name: getattr(worker, field.name) for field in worker.DESCRIPTOR.fields}
@@ -70,28 +133,105 @@ def _as_dict(info: inference_pb2.GetServerInfoResponse) -> dict[str, Any]:
     }
 
 
-def _show(info: inference_pb2.GetServerInfoResponse, console: Console) -> None:
-    console.print(f"{info.router_id}, Stream2LLM {info.version}")
-    console.print(_workers(info))
-    open_sessions = {phase: n for phase, n in sorted(info.sessions_by_phase.items()) if n}
-    listing = ", ".join(f"{n} {phase}" for phase, n in open_sessions.items()) or "none"
-    console.print(f"open sessions: {listing}")
+def as_dict(found: Found) -> dict[str, Any]:
+    """For --json: the router's fields at the top, the controller's answer under its name."""
+    nothing: dict[str, Any] = {"sessions_by_phase": {}, "workers": []}
+    return {**(found.router or nothing), "controller": found.controller, "missing": found.missing}
 
 
-def _workers(info: inference_pb2.GetServerInfoResponse) -> Table:
-    table = Table("worker", "role", "state", title=None)
-    for title in ("sessions", "KV blocks held", "KV use"):
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One replica, as the table shows it."""
+
+    name: str
+    role: str
+    state: str
+    restarts: str
+    sessions: str = ""
+    kv: str = ""
+    use: str = ""
+    metrics: str = ""
+    # Why it is not ready, or was not.
+    why: str = ""
+
+
+def rows(found: Found) -> list[Row]:
+    """Every replica that the controller wants; without one the workers that the router sees."""
+    workers = {w["worker_id"]: w for w in (found.router or {}).get("workers", ())}
+    if found.controller is None:
+        return [_row(name, w, None) for name, w in sorted(workers.items())]
+    replicas = {r["name"]: r for r in found.controller.get("replicas", ())}
+    return [_row(name, workers.get(name), replica) for name, replica in replicas.items()]
+
+
+def _row(name: str, worker: dict[str, Any] | None, replica: dict[str, Any] | None) -> Row:
+    replica = replica or {}
+    role = (worker or replica).get("role", "")
+    load = worker or _load_of(replica)
+    more = _load_columns(load) if load.get("num_kv_blocks") is not None else {}
+    address = replica.get("address") or worker or {}
+    return Row(
+        name=name,
+        role=role,
+        state=_state(worker, replica),
+        restarts=str(replica.get("restarts", "")),
+        metrics=address.get("metrics_address", ""),
+        why=replica.get("reason") or replica.get("last_error") or "",
+        **more,
+    )
+
+
+def _state(worker: dict[str, Any] | None, replica: dict[str, Any]) -> str:
+    phase = str(replica.get("phase", "")).replace("_", " ")
+    if worker is not None and not worker["ready"]:
+        return f"{phase}, not usable by the router" if phase == "ready" else phase or "not ready"
+    return phase or "ready"
+
+
+def _load_of(replica: dict[str, Any]) -> dict[str, Any]:
+    """What the controller last heard of a worker that this router does not see."""
+    load = replica.get("status")
+    return load if isinstance(load, dict) and replica.get("phase") in ("running", "ready") else {}
+
+
+def _load_columns(load: dict[str, Any]) -> dict[str, str]:
+    held, total = load["num_kv_blocks_held"], load["num_kv_blocks"]
+    return {
+        "sessions": str(load["num_sessions"]),
+        "kv": f"{held} of {total}",
+        "use": f"{held / total if total else 0.0:.0%}",
+    }
+
+
+def show(found: Found, console: Console) -> None:
+    """The tables for a person."""
+    if found.router is not None:
+        _line(console, f"{found.router['router_id']}, Stream2LLM {found.router['version']}")
+    listed = rows(found)
+    console.print(_table(listed))
+    for row in listed:
+        if row.why:
+            when = "" if row.state != "ready" else " (before its last restart)"
+            _line(console, one_line(f"{row.name}{when}: {row.why}"))
+    if found.router is not None:
+        phases = sorted(found.router["sessions_by_phase"].items())
+        listing = ", ".join(f"{n} {phase}" for phase, n in phases if n) or "none"
+        _line(console, f"open sessions: {listing}")
+
+
+def _table(listed: list[Row]) -> Table:
+    table = Table("replica", "role", "state")
+    for title in ("restarts", "sessions", "KV blocks held", "KV use"):
         table.add_column(title, justify="right")
     table.add_column("metrics", overflow="fold")
-    for worker in sorted(info.workers, key=lambda w: w.worker_id):
-        use = worker.num_kv_blocks_held / worker.num_kv_blocks if worker.num_kv_blocks else 0.0
-        table.add_row(
-            worker.worker_id,
-            worker.role,
-            "ready" if worker.ready else "not ready",
-            str(worker.num_sessions),
-            f"{worker.num_kv_blocks_held} of {worker.num_kv_blocks}",
-            f"{use:.0%}",
-            worker.metrics_address,
+    for row in listed:
+        columns = (
+            *(row.name, row.role, row.state, row.restarts),
+            *(row.sessions, row.kv, row.use, row.metrics),
         )
+        table.add_row(*(Text(one_line(column)) for column in columns))
     return table
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(Text(for_terminal(text)))

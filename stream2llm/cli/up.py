@@ -14,15 +14,22 @@ import typer
 
 from stream2llm.clock import SystemClock
 from stream2llm.cluster import Cluster
-from stream2llm.config import ClusterConfig, load_config
+from stream2llm.config import ClusterConfig, default_config, load_config
 from stream2llm.errors import Stream2LLMError
 from stream2llm.launch import Factories
+from stream2llm.logs import for_terminal
 
 EXIT_FAILED = 1
 READY_MARGIN_S = 60.0
 
 ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="The cluster's YAML file, see deploy/*.yaml.")
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="The cluster's YAML file; by default one for this machine without a GPU, which"
+        " comes with the package (deploy/local-cpu.yaml of a checkout).",
+    ),
 ]
 AddressOption = Annotated[
     str | None,
@@ -35,8 +42,24 @@ AddressOption = Annotated[
 
 
 def up(
-    config: ConfigOption = Path("deploy/local-cpu.yaml"),
+    config: ConfigOption = None,
     address: AddressOption = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Start nothing: check configuration, model, engine arguments (with vLLM itself,"
+            " some 10 s), ports, cores and memory, and print what would be started.",
+        ),
+    ] = False,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="Answers that do not depend on what runs beside them: vLLM's batch-invariant"
+            " mode, which costs speed and needs GPUs (docs/operations.md).",
+        ),
+    ] = False,
     detach: Annotated[
         bool,
         typer.Option(
@@ -53,20 +76,27 @@ def up(
     second Ctrl-C stops at once. Also the entrypoint of a Ray job:
 
         ray job submit --working-dir . -- stream2llm up --config FILE --address auto
+
+    Exit codes: 0 it was ended, or --check found nothing wrong; 1 it cannot
+    start, or --check found something; 2 bad usage; 130 stopped before it was ready.
     """
     try:
         with signals_interrupt():
-            run(_configuration(config, address), detach=detach)
+            configured = _configuration(config, address, deterministic=deterministic)
+            if check:
+                _check(configured)
+            else:
+                run(configured, detach=detach)
     except Stream2LLMError as error:
         _say(f"error: {error.message}", to_stderr=True)
-        raise typer.Exit(EXIT_FAILED) from error
+        raise typer.Exit(EXIT_FAILED) from None
     except KeyboardInterrupt:
         _say("stopped before it was ready")
         raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def down(
-    config: ConfigOption = Path("deploy/local-cpu.yaml"),
+    config: ConfigOption = None,
     address: AddressOption = None,
 ) -> None:
     """End a cluster that `stream2llm up --detach` left running.
@@ -78,7 +108,7 @@ def down(
         _end(cluster)
     except Stream2LLMError as error:
         _say(f"error: {error.message}", to_stderr=True)
-        raise typer.Exit(EXIT_FAILED) from error
+        raise typer.Exit(EXIT_FAILED) from None
 
 
 def run(config: ClusterConfig, *, detach: bool = False, factories: Factories | None = None) -> None:
@@ -126,11 +156,22 @@ def _end(cluster: Cluster) -> None:
     _say("stopped")
 
 
-def _configuration(path: Path, address: str | None) -> ClusterConfig:
-    config = load_config(path)
-    if address is None:
-        return config
-    return config.model_copy(update={"ray": config.ray.model_copy(update={"address": address})})
+def _check(config: ClusterConfig) -> None:
+    from stream2llm.cli.check import check
+
+    if not check(config, _say):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _configuration(
+    path: Path | None, address: str | None, *, deterministic: bool = False
+) -> ClusterConfig:
+    config = load_config(path or default_config())
+    if address is not None:
+        config = config.model_copy(
+            update={"ray": config.ray.model_copy(update={"address": address})}
+        )
+    return config.model_copy(update={"deterministic": True}) if deterministic else config
 
 
 @contextmanager
@@ -152,4 +193,4 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _say(line: str, *, to_stderr: bool = False) -> None:
-    print(line, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+    print(for_terminal(line), file=sys.stderr if to_stderr else sys.stdout, flush=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from stream2llm.cli.addresses import CONTROLLER_VARIABLE, DEFAULT_CONTROLLER, ask_controller
 from stream2llm.cli.exits import errors_as_exits
-from stream2llm.cli.policy import DEFAULT_CONTROLLER
-from stream2llm.errors import InvalidRequestError, UnavailableError
 
 app = typer.Typer(no_args_is_help=True, help="Start workers again that were given up.")
 
@@ -28,7 +26,7 @@ def retry(
         str,
         typer.Option(
             help="HOST:PORT of the controller; `stream2llm up` prints it.",
-            envvar="STREAM2LLM_CONTROLLER",
+            envvar=CONTROLLER_VARIABLE,
         ),
     ] = DEFAULT_CONTROLLER,
     timeout_s: Annotated[
@@ -47,39 +45,7 @@ def retry(
     Example: stream2llm workers retry decode-0
     """
     with errors_as_exits():
-        names = _ask(controller, name, timeout_s)
+        body = {} if name is None else {"name": name}
+        told = ask_controller(controller, "/retry", timeout_s, expects="retried", body=body)
+        names: list[str] = told["retried"]
         typer.echo("\n".join(names) or "nothing waits to be started again")
-
-
-def _ask(controller: str, name: str | None, timeout_s: float) -> list[str]:
-    from urllib.error import HTTPError
-    from urllib.request import ProxyHandler, Request, build_opener
-
-    request = Request(
-        f"http://{controller}/retry",
-        data=json.dumps({} if name is None else {"name": name}).encode(),
-        method="PUT",
-        headers={"Content-Type": "application/json"},
-    )
-    try:
-        # Without a proxy: the controller is one of ours.
-        with build_opener(ProxyHandler({})).open(request, timeout=timeout_s) as answer:
-            names: list[str] = json.load(answer)["retried"]
-            return names
-    except HTTPError as error:
-        with error:
-            raise _refusal(error.code, error.read(), controller) from None
-    except (OSError, ValueError) as error:
-        raise UnavailableError(
-            f"no answer from a controller at {controller}: {getattr(error, 'reason', error)};"
-            " is the cluster up (stream2llm up), and is this the address it printed?"
-        ) from error
-
-
-def _refusal(code: int, body: bytes, controller: str) -> Exception:
-    try:
-        told: dict[str, Any] = json.loads(body)
-        message, reason, field = told["error"], told["reason"], told["field"]
-    except (ValueError, KeyError, TypeError):
-        return UnavailableError(f"what answers at {controller} is no controller (HTTP {code})")
-    return InvalidRequestError(message, reason=reason, field=field)

@@ -159,7 +159,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "router_id", "sessions_by_phase", "workers")
+    __slots__ = ("version", "router_id", "sessions_by_phase", "workers", "controller_address")
     class SessionsByPhaseEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -171,11 +171,13 @@ class GetServerInfoResponse(_message.Message):
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_BY_PHASE_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    CONTROLLER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     version: str
     router_id: str
     sessions_by_phase: _containers.ScalarMap[str, int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerInfo]
-    def __init__(self, version: _Optional[str] = ..., router_id: _Optional[str] = ..., sessions_by_phase: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerInfo, _Mapping]]] = ...) -> None: ...
+    controller_address: str
+    def __init__(self, version: _Optional[str] = ..., router_id: _Optional[str] = ..., sessions_by_phase: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerInfo, _Mapping]]] = ..., controller_address: _Optional[str] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
     __slots__ = ("worker_id", "role", "ready", "num_sessions", "num_kv_blocks_held", "num_kv_blocks", "block_size", "metrics_address")

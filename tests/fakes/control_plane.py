@@ -116,7 +116,8 @@ class FakeRouter:
         self._views.append(view)
 
     async def status(self) -> dict[str, Any]:
-        return {"views": [[w.worker_id for w in v.workers] for v in self._views]}
+        views = [[w.worker_id for w in v.workers] for v in self._views]
+        return {"views": views, "controller": self._views[-1].controller_address}
 
     async def drain(self) -> None:
         return None

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from stream2llm.cli.main import app
 from stream2llm.cluster import Cluster
 from stream2llm.config import ClusterConfig, parse_config
 from stream2llm.errors import InvalidRequestError, UnavailableError
@@ -102,6 +104,8 @@ def test_a_killed_process_brings_a_new_worker(cluster: Cluster, name: str, which
     told = views_of(cluster)[num_views:]
     assert name not in told[0]  # at once
     assert name in told[-1]  # again
+    assert after["restarts"] == before["restarts"] + 1
+    assert (after["reason"], bool(after["last_error"])) == ("", True)
     for pid in before["address"]["pids"]:
         assert pid not in {p.pid for p in owned_processes(cluster.cluster_id)}
     assert set(after["address"]["pids"]).isdisjoint(before["address"]["pids"])
@@ -123,6 +127,22 @@ def test_a_policy_reaches_all_prefill_workers_and_their_successors(cluster: Clus
     with pytest.raises(InvalidRequestError, match="there are default, fcfs"):
         cluster.set_policy("lifo")
     assert cluster.set_policy("fcfs").errors == ()
+
+
+def test_status_shows_every_replica_and_why_there_were_restarts(cluster: Cluster) -> None:
+    asked = ["status", "--address", "127.0.0.1:1", "--controller", cluster.http_address]
+    shown = CliRunner().invoke(app, asked)
+    names = [r["name"] for r in cluster.status()["replicas"]]
+    assert [line for line in shown.stdout.splitlines() if line.startswith("prefill-0 (before")]
+    assert all(name in shown.stdout for name in names)
+    assert shown.exit_code == 4  # the fake router has no gRPC
+
+
+def test_routers_know_where_the_controller_is(cluster: Cluster) -> None:
+    import ray
+
+    router = ray.get_actor("router-0", namespace=cluster.config.ray.namespace)
+    assert ray.get(router.status.remote())["controller"] == cluster.http_address
 
 
 def test_a_killed_router_is_made_anew_and_told(cluster: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,8 +16,11 @@ import grpc
 import pytest
 from typer.testing import CliRunner, Result
 
-from stream2llm.cli import sources
+from stream2llm.cli import exits, sources
 from stream2llm.cli.main import app
+from stream2llm.cli.output import make_sink
+from stream2llm.client import TokenDelta
+from stream2llm.errors import InvalidRequestError
 from stream2llm.v1 import inference_pb2 as pb
 from tests import fake_router
 from tests.fake_router import Conversation
@@ -298,3 +302,39 @@ def test_models_are_listed_and_fetched(monkeypatch, tmp_path: Path):
     unknown = invoke("model", "fetch", "gpt-9")
     assert unknown.exit_code == 3
     assert "unknown model 'gpt-9'" in unknown.stderr
+
+
+# -- a terminal ------------------------------------------------------------------
+
+DRIVES_A_TERMINAL = "safe\n\tkept \x1b]0;title\x07\x1b[2J\r\x9b1A\u202e"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "file"])
+def test_an_answer_cannot_drive_a_terminal_and_reaches_a_file_as_it_is(
+    as_json: bool, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", stream)
+    sink = make_sink(as_json=as_json, quiet=True)
+    sink.event(TokenDelta(text=DRIVES_A_TERMINAL, token_ids=(1,), logprobs=()))
+    written = stream.getvalue()
+    stream.truncate(0)
+    stream.seek(0)
+    if stream.isatty():
+        assert all(char in "\n\t" or char.isprintable() for char in written)
+    else:
+        assert DRIVES_A_TERMINAL in (json.loads(written)["text"] if as_json else written)
+    if as_json:
+        assert json.loads(written)["text"] == DRIVES_A_TERMINAL
+
+
+def test_a_servers_error_cannot_drive_a_terminal() -> None:
+    shown = exits.describe(InvalidRequestError("no\x1b[2K", reason="R", field="f\r"))
+    assert shown == "no\\u001b[2K [R] (field f\\r)"

@@ -168,3 +168,15 @@ def test_minutes_have_bounds(minutes: str) -> None:
     result = run("--minutes", minutes)
     assert result.exit_code == 2
     assert "--minutes" in result.stderr
+
+
+def test_a_misspelt_engine_argument_is_named_before_anything_is_measured(
+    subjects: list[profiling.Subject], model: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "cluster.yaml"
+    config.write_text(f"model: {model}\nprefill: {{engine: {{blok_size: 32}}}}")
+    result = run("--config", config)
+    assert result.exit_code == 3
+    assert "prefill.engine.blok_size: " in result.stderr
+    assert "did you mean block_size?" in result.stderr
+    assert subjects == []

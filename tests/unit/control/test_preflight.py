@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import socket
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stream2llm import preflight
-from stream2llm.config import ClusterConfig, load_config, parse_config
-from stream2llm.errors import InvalidRequestError, OverloadedError, UnavailableError
+from stream2llm import engine_arguments, preflight, ray_runtime
+from stream2llm.config import ClusterConfig, default_config, load_config, parse_config
+from stream2llm.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    UnavailableError,
+    UnsupportedError,
+)
 from stream2llm.launch import Factories, common_environment, cores_of, lay_out
 from stream2llm.model_store import ModelStoreError
 
@@ -155,3 +163,172 @@ def test_launches_have_names_ports_and_environment(tmp_path: Path) -> None:
     assert [by_name[n].core_index for n in ("prefill-0", "decode-0", "decode-1")] == [0, 1, 2]
     assert by_name["prefill-0"].environment["HF_HUB_OFFLINE"] == "0"
     assert by_name["decode-0"].environment["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+
+
+# -- what vLLM has, by its own word --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("role", "part", "message"),
+    [
+        ("prefill", {"engine": {"max_num_sqs": 4}}, r"max_num_sqs: .*did you mean max_num_seqs\?"),
+        ("decode", {"engine": {"max-model-len": 4}}, r"did you mean max_model_len\?"),
+        (
+            "prefill",
+            {"engine": {"zzz": 4}},
+            r"prefill\.engine\.zzz: vLLM has no such engine argument$",
+        ),
+        (
+            "prefill",
+            {"engine": {"async_scheduling": True}},
+            r"is set by Stream2LLM itself \(a prefill",
+        ),
+        ("decode", {"engine": {"enable_log_requests": True}}, r"is set by Stream2LLM itself"),
+        (
+            "decode",
+            {"env": {"VLLM_CPU_KVCACHE_SPACE": "0.5"}},
+            r"decode\.env\.VLLM_CPU_KVCACHE_SPACE: vLLM cannot take '0\.5'",
+        ),
+        (
+            "prefill",
+            {"env": {"VLLM_CPU_KVCACHE_SPACES": "1"}},
+            r"did you mean VLLM_CPU_KVCACHE_SPACE\?",
+        ),
+        ("prefill", {"env": {"VLLM_USE_V2_MODEL_RUNNER": "1"}}, r"set by Stream2LLM itself"),
+    ],
+)
+def test_what_vllm_cannot_take_is_named_before_anything_starts(
+    role: str, part: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        preflight.check_engine_arguments(a_config(**{role: part}))
+    assert caught.value.field is not None
+    assert caught.value.field.startswith(f"{role}.")
+
+
+def test_variables_that_no_vllm_has_are_a_plugins_business() -> None:
+    env = {"VLLM_ASCEND_ENABLE_X": "1", "UCX_TLS": "tcp", "VLLM_LOGGING_LEVEL": "WARNING"}
+    preflight.check_engine_arguments(a_config(prefill={"env": env}))
+
+
+def test_inherited_variables_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "half")
+    with pytest.raises(InvalidRequestError, match=r"environment\.VLLM_CPU_KVCACHE_SPACE: .*'half'"):
+        preflight.check_environment()
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "half"
+
+
+def test_names_are_those_of_the_installed_vllms_own_class() -> None:
+    from vllm import envs
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    fields = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    assert engine_arguments.known_arguments() == fields
+    assert engine_arguments.known_variables().keys() == envs.environment_variables.keys()
+    assert engine_arguments.RESERVED.keys() <= fields
+    assert engine_arguments.RESERVED_PREFILL.keys() <= fields
+
+
+def test_all_that_prefill_fixes_is_reserved() -> None:
+    from prefill_worker.engine import FIXED_ARGS
+
+    reserved = {**engine_arguments.RESERVED, **engine_arguments.RESERVED_PREFILL}
+    assert FIXED_ARGS.keys() <= reserved.keys()
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            {"env": {"VLLM_CPU_KVCACHE_SPACE": "0.5"}},
+            "VLLM_CPU_KVCACHE_SPACE must be a whole number",
+        ),
+        ({"env": {"VLLM_CPU_KVCACHE_SPACE": "-1"}}, "at least 0, not '-1'"),
+        (
+            {"engine": {"gpu_memory_utilization": "lots"}},
+            "must be a number, at least 0, not 'lots'",
+        ),
+        (
+            {"engine": {"kv_cache_memory_bytes": "1G"}},
+            "kv_cache_memory_bytes must be a whole number",
+        ),
+        ({"engine": {"gpu_memory_utilization": float("nan")}}, "not nan"),
+    ],
+)
+def test_sizes_that_are_none_are_named(part: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        preflight.check_memory(a_config(prefill=part), 0, available_bytes=GIB, total_bytes=GIB)
+
+
+@pytest.mark.parametrize("length", ["8k", 0, -1, 1.5])
+def test_a_context_length_that_is_none_is_named(length: Any, tmp_path: Path) -> None:
+    config = a_config(model=str(a_model(tmp_path)), decode={"engine": {"max_model_len": length}})
+    with pytest.raises(InvalidRequestError, match=r"decode\.engine\.max_model_len must be"):
+        preflight.check_model(config)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"max_position_embeddings": "many"}', "\x00"])
+def test_a_folder_that_is_no_model_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InvalidRequestError, match=r"config\.json is no model's"):
+        preflight.check_model(a_config(model=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "not UTF-8"),
+        (b"a: [1", r"not YAML: .*\(line 1, column 6\)$"),
+        (b"- 1", "the top level"),
+        (b"5", "the top level"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_line(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        load_config(path)
+    assert "\n" not in caught.value.message
+
+
+# -- deterministic ----------------------------------------------------------------
+
+
+def test_deterministic_answers_are_refused_on_cpus_with_what_holds_there() -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"no batch-invariant mode on CPUs.*float32"
+    ) as caught:
+        preflight.check_deterministic(a_config(deterministic=True))
+    assert caught.value.field == "deterministic"
+    preflight.check_deterministic(a_config())
+
+
+def test_deterministic_answers_ask_vllm_on_gpus(tmp_path: Path) -> None:
+    part = {"num_gpus": 1, "env": {"VLLM_BATCH_INVARIANT": "0"}}
+    config = a_config(deterministic=True, prefill=part, decode=part)
+    preflight.check_deterministic(config)
+    launches = lay_out(config, a_model(tmp_path), {}, Factories())
+    asked = {each.name: each.environment.get("VLLM_BATCH_INVARIANT") for each in launches}
+    assert asked == {"router-0": None, "prefill-0": "1", "decode-0": "1"}
+    assert "VLLM_BATCH_INVARIANT" in engine_arguments.known_variables()
+
+
+# -- the file that comes with the package -------------------------------------------
+
+
+def test_the_packages_configuration_is_that_of_the_checkout() -> None:
+    assert default_config().read_bytes() == (DEPLOY / "local-cpu.yaml").read_bytes()
+    settings = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
+    shipped = settings["tool"]["setuptools"]["package-data"]["stream2llm"]
+    assert default_config().name in shipped
+
+
+def test_an_address_where_nobody_listens_is_told_at_once() -> None:
+    with socket.socket() as holder:  # bound, not listening: nobody else takes it
+        holder.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{holder.getsockname()[1]}"
+        config = a_config(ray={"address": address})
+        with pytest.raises(UnavailableError, match=f"nothing listens on {address}"):
+            ray_runtime.connect(config, "")

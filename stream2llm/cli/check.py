@@ -1,0 +1,65 @@
+"""`stream2llm up --check`: everything that can be known before anything is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from stream2llm import preflight
+from stream2llm.config import ClusterConfig
+from stream2llm.engine_check import Verdict, check_engines
+from stream2llm.errors import Stream2LLMError
+from stream2llm.launch import Factories, Launch, common_environment, lay_out
+
+Say = Callable[[str], None]
+
+
+def check(config: ClusterConfig, say: Say) -> bool:
+    """Says what was checked and what would be started; whether nothing is wrong."""
+    is_here = config.ray.address == "local"
+    wanted = preflight.checks(config, on_this_machine=is_here, runs_vllm=True)
+    problems = [each for each in wanted if not _passes(each, say)]
+    if not is_here:
+        say(f"left out: ports, cores and memory of the nodes of {config.ray.address}")
+    if problems:  # vLLM would find the same again, in longer words
+        say(f"{len(problems)} of {len(wanted)} checks failed; nothing was started")
+        return False
+    launches = lay_out(
+        config, preflight.check_model(config), common_environment(_auth_mode(config)), Factories()
+    )
+    has_passed = _show_verdicts(check_engines(launches), say)
+    _show_launches(launches, config, say)
+    return has_passed
+
+
+def _passes(each: preflight.Check, say: Say) -> bool:
+    try:
+        each.run()
+    except Stream2LLMError as error:
+        say(f"FAILED   {each.what}: {error.message}")
+        return False
+    say(f"ok       {each.what}")
+    return True
+
+
+def _show_verdicts(verdicts: Sequence[Verdict], say: Say) -> bool:
+    for each in verdicts:
+        what = f"{each.role} engine, by vLLM"
+        if each.problem:
+            say(f"FAILED   {what}: {each.problem}")
+        else:
+            say(f"left out {what}: {each.left_out}" if each.left_out else f"ok       {what}")
+    return not any(each.problem for each in verdicts)
+
+
+def _show_launches(launches: Sequence[Launch], config: ClusterConfig, say: Say) -> None:
+    say(f"would start {config.model_name}:")
+    for each in launches:
+        port = getattr(each.spec, "port", 0)
+        place = f"{each.spec.host}:{port}" if port else f"{each.spec.host}, any free port"
+        needs = f", {each.num_gpus:g} GPUs" if each.num_gpus else ""
+        say(f"  {each.name} on {place}{needs}")
+
+
+def _auth_mode(config: ClusterConfig) -> str:
+    return os.environ.get("RAY_AUTH_MODE", config.ray.auth_mode)

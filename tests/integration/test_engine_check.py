@@ -1,0 +1,79 @@
+"""What `up --check` hears from vLLM itself, without an engine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from decode_worker.engine import check_arguments as check_decode
+from prefill_worker.engine import check_arguments as check_prefill
+from stream2llm.config import parse_config
+from stream2llm.engine_check import Verdict, _in_words, check_engines
+from stream2llm.launch import Factories, Launch, common_environment, lay_out
+from tests.cluster_pool import model_path
+
+pytestmark = pytest.mark.integration
+
+GOOD = {"dtype": "float32", "enforce_eager": True, "block_size": 32, "max_model_len": 2048}
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return model_path("random-llama-sensitive")
+
+
+@pytest.fixture(autouse=True)
+def _as_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def launches(model: Path, **engine: Any) -> dict[str, Launch]:
+    part = {"engine": {**GOOD, **engine}, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
+    config = parse_config({"model": str(model), "prefill": part, "decode": part}, source="test")
+    laid = lay_out(config, model, common_environment("disabled"), Factories())
+    return {launch.role: launch for launch in laid}
+
+
+def test_what_runs_passes(model: Path) -> None:
+    check_prefill(launches(model)["prefill"].spec)
+    check_decode(launches(model)["decode"].spec)
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"dtype": "float33"}, r"dtype: Input should be .*'float32' \(got 'float33'\)"),
+        ({"max_num_seqs": "many"}, "TypeError: .*'str'"),
+        ({"max_model_len": 10_000_000}, "max_model_len .* is greater than the derived"),
+        ({"block_size": "large"}, "block_size"),
+    ],
+)
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_values_that_vllm_refuses(
+    role: str, engine: dict[str, Any], said: str, model: Path
+) -> None:
+    check = check_prefill if role == "prefill" else check_decode
+    with pytest.raises(Exception) as caught:
+        check(launches(model, **engine)[role].spec)
+    assert re.search(said, _in_words(caught.value))
+
+
+def test_our_scheduler_is_asked_too(model: Path) -> None:
+    with pytest.raises(ValueError, match="chunked"):
+        check_prefill(launches(model, enable_chunked_prefill=False)["prefill"].spec)
+
+
+@pytest.mark.slow
+def test_each_role_is_asked_in_a_process_of_its_own(model: Path) -> None:
+    found = check_engines(launches(model, dtype="float33").values())
+    assert [verdict.role for verdict in found] == ["prefill", "decode"]
+    assert all("float33" in verdict.problem for verdict in found)
+    assert check_engines(launches(model).values()) == [
+        Verdict("prefill", "", ""),
+        Verdict("decode", "", ""),
+    ]

@@ -1,0 +1,155 @@
+"""`stream2llm status`: what is shown, from whom it comes, and what is said when one is gone."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from stream2llm.cli.main import app
+from stream2llm.cli.status import Found, Row, rows
+from tests.fake_router import FakeRouter
+
+pytestmark = pytest.mark.unit
+
+NOBODY = "127.0.0.1:1"
+
+
+def a_worker(name: str, *, ready: bool = True) -> dict[str, Any]:
+    role = name.partition("-")[0]
+    load = {"num_sessions": 3, "num_kv_blocks_held": 25, "num_kv_blocks": 100}
+    return {"worker_id": name, "role": role, "ready": ready, "metrics_address": "h:1", **load}
+
+
+def a_replica(name: str, phase: str = "ready", **fields: Any) -> dict[str, Any]:
+    role = name.partition("-")[0]
+    known = {"restarts": 0, "reason": "", "last_error": "", "address": None, "status": None}
+    return {"name": name, "role": role, "phase": phase, **known, **fields}
+
+
+def found(workers: list[Any], replicas: list[Any] | None) -> Found:
+    router = {"version": "1", "router_id": "router-0", "sessions_by_phase": {}, "workers": workers}
+    controller = None if replicas is None else {"replicas": replicas}
+    return Found(router, controller)
+
+
+def test_what_no_router_sees_is_shown_with_the_reason() -> None:
+    replicas = [
+        a_replica("prefill-0"),
+        a_replica("prefill-1", "given_up", restarts=2, reason="ValueError: no such dtype"),
+        a_replica("decode-0", "starting", restarts=1, last_error="died: killed"),
+    ]
+    shown = rows(found([a_worker("prefill-0")], replicas))
+    assert shown == [
+        Row("prefill-0", "prefill", "ready", "0", "3", "25 of 100", "25%", "h:1"),
+        Row("prefill-1", "prefill", "given up", "2", why="ValueError: no such dtype"),
+        Row("decode-0", "decode", "starting", "1", why="died: killed"),
+    ]
+
+
+def test_a_worker_that_the_router_cannot_use_is_not_called_ready() -> None:
+    (row,) = rows(found([a_worker("decode-0", ready=False)], [a_replica("decode-0")]))
+    assert row.state == "ready, not usable by the router"
+
+
+def test_without_a_controller_the_routers_workers_are_shown() -> None:
+    shown = rows(found([a_worker("prefill-0"), a_worker("decode-0", ready=False)], None))
+    assert [(r.name, r.state, r.restarts) for r in shown] == [
+        ("decode-0", "not ready", ""),
+        ("prefill-0", "ready", ""),
+    ]
+
+
+@contextmanager
+def a_controller(answer: bytes) -> Iterator[str]:
+    """Something that answers every GET with these bytes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def invoke(*args: str, address: str = NOBODY, controller: str = NOBODY) -> Result:
+    env = {"STREAM2LLM_ADDRESS": address, "STREAM2LLM_CONTROLLER": controller}
+    return CliRunner().invoke(app, ["status", *args], env=env)
+
+
+def test_both_addresses_come_from_the_environment(threaded_router: FakeRouter) -> None:
+    answer = {"replicas": [a_replica("prefill-1", "dead", reason="killed\x1b[2K\nforged")]}
+    with a_controller(json.dumps(answer).encode()) as controller:
+        result = invoke(address=threaded_router.fake.address, controller=controller)
+    assert result.exit_code == 0, result.output
+    assert "prefill-1" in result.stdout
+    assert "prefill-1: killed\\u001b[2K\\nforged" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_a_dead_router_leaves_what_the_controller_knows() -> None:
+    answer = {"replicas": [a_replica("router-0", "dead", reason="its process has died")]}
+    with a_controller(json.dumps(answer).encode()) as controller:
+        result = invoke(controller=controller)
+    assert result.exit_code == 4
+    assert "router-0: its process has died" in result.stdout
+    assert f"no answer from a router at {NOBODY}" in result.stderr
+
+
+def test_json_has_both_and_says_what_is_missing(threaded_router: FakeRouter) -> None:
+    result = invoke("--json", address=threaded_router.fake.address)
+    shown = json.loads(result.stdout)
+    assert result.exit_code == 4
+    assert shown["controller"] is None
+    assert "no answer from a controller" in shown["missing"]
+    assert shown["workers"]
+
+
+@pytest.mark.parametrize("answer", [b"\xff", b"[]", b"<html>", b"", b"{}"])
+def test_something_else_at_the_controllers_address_is_one_line(
+    answer: bytes, threaded_router: FakeRouter
+) -> None:
+    with a_controller(answer) as controller:
+        result = invoke(address=threaded_router.fake.address, controller=controller)
+    assert result.exit_code == 4, result.output
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_policy_says_the_same_of_something_else() -> None:
+    with a_controller(b"{}") as controller:
+        result = CliRunner().invoke(app, ["policy", "--controller", controller])
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert f"what answers at {controller} is no controller" in result.stderr
+
+
+def test_nobody_at_all_is_one_line_about_the_router() -> None:
+    result = invoke()
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert result.stderr.startswith(f"error: no answer from a router at {NOBODY}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("address", ["", "nonsense:://", "a b", "127.0.0.1:99999"])
+def test_an_address_that_is_none_is_no_traceback(address: str) -> None:
+    result = CliRunner().invoke(
+        app, ["status", "--address", address, "--controller", address, "--timeout", "0.5"]
+    )
+    assert result.exit_code == 4, result.output
+    assert len(result.stderr.splitlines()) == 1

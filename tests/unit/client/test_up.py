@@ -1,0 +1,150 @@
+"""`stream2llm up`, `--check` and `down`, as far as nothing is started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from stream2llm.cli import check as check_command
+from stream2llm.cli.main import app
+from stream2llm.config import parse_config
+from stream2llm.engine_check import NO_GPU_HERE, Verdict
+from tests.tiny_model import make_tiny_model
+
+pytestmark = pytest.mark.unit
+
+SMALL = {"env": {"VLLM_CPU_KVCACHE_SPACE": "0"}, "engine": {"num_gpu_blocks_override": 8}}
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def up(*args: str) -> Result:
+    return CliRunner().invoke(app, ["up", *args])
+
+
+def a_tree(model: Path, **parts: Any) -> dict[str, Any]:
+    small = {"prefill": {**SMALL, "host_pool_gib": 0}, "decode": SMALL}
+    return {"model": str(model), "router": {"port": 0}, **small, **parts}
+
+
+def a_file(folder: Path, tree: dict[str, Any]) -> str:
+    path = folder / "cluster.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def test_the_default_configuration_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STREAM2LLM_CACHE", str(tmp_path))
+    result = up()
+    assert result.exit_code == 1
+    assert "model 'smollm2-135m-instruct' is not in the cache" in result.output
+
+
+def test_up_fails_in_one_line_before_ray_starts(tmp_path: Path, tiny_model: Path) -> None:
+    tree = a_tree(tiny_model, decode={"env": {"VLLM_CPU_KVCACHE_SPACE": "0.5"}})
+    result = up("--config", a_file(tmp_path, tree))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: decode.env.VLLM_CPU_KVCACHE_SPACE: vLLM cannot take")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "cannot be read"), ("a: [1", "not YAML"), ("zzz: 1", "unknown key zzz")],
+)
+def test_a_bad_file_is_one_line_and_no_traceback(
+    command: str, content: str | None, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "cluster.yaml"
+    if content is not None:
+        path.write_text(content)
+    result = CliRunner().invoke(app, [command, "--config", str(path)])
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_no_ray_is_one_line_and_no_traceback(
+    command: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    """In a process of its own: what Ray prints would be seen, too."""
+    options = ["--config", a_file(tmp_path, a_tree(tiny_model)), "--address", "127.0.0.1:1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "stream2llm.cli.main", command, *options],
+        capture_output=True, text=True, check=False, timeout=120, env=dict(os.environ),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: cannot join a Ray: nothing listens on 127.0.0.1:1 (ray.address, --address)\n"
+    )
+
+
+def test_check_tells_every_problem_and_starts_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    tree = a_tree(tiny_model, router={"port": 7001, "metrics_port": 7001}, deterministic=True)
+    tree["prefill"] = {"engine": {"max_num_sqs": 4, "num_gpu_blocks_override": 8}}
+    result = up("--config", a_file(tmp_path, tree), "--check")
+    assert result.exit_code == 1
+    failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
+    assert [line.split(":")[0].split(maxsplit=1)[1] for line in failed] == [
+        "prefill engine",
+        "deterministic answers",
+        "ports",
+    ]
+    assert "3 of 8 checks failed; nothing was started" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("verdict", "line", "passes"),
+    [
+        (Verdict("decode", "", ""), "ok       decode engine, by vLLM", True),
+        (Verdict("decode", "dtype: no", ""), "FAILED   decode engine, by vLLM: dtype: no", False),
+        (
+            Verdict("decode", "", NO_GPU_HERE),
+            f"left out decode engine, by vLLM: {NO_GPU_HERE}",
+            True,
+        ),
+    ],
+)
+def test_check_ends_with_vllms_word_and_what_would_be_started(
+    verdict: Verdict, line: str, passes: bool, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(check_command, "check_engines", lambda _: [verdict])
+    config = parse_config(a_tree(tiny_model, decode={**SMALL, "replicas": 2}), source="test")
+    assert check_command.check(config, said.append) is passes
+    assert line in said
+    assert [each.split()[0] for each in said if each.startswith("  ")] == [
+        "router-0",
+        "prefill-0",
+        "decode-0",
+        "decode-1",
+    ]
+
+
+def test_deterministic_is_an_option(tmp_path: Path, tiny_model: Path) -> None:
+    result = up("--config", a_file(tmp_path, a_tree(tiny_model)), "--deterministic")
+    assert result.exit_code == 1
+    assert "no batch-invariant mode on CPUs" in result.stderr
+
+
+def test_help_waits_for_neither_vllm_nor_ray() -> None:
+    code = (
+        "import sys; import stream2llm.cli.main; print({'vllm', 'ray', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,155 @@
+"""Whoever is turned away is counted by reason, and logged without flooding the log."""
+
+from __future__ import annotations
+
+import ast
+import logging
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from router.refusals import LINES_PER_PERIOD, PERIOD_S, LineBudget, Reason, label_of
+from stream2llm import logs
+from stream2llm.errors import InvalidRequestError, OverloadedError
+from stream2llm.rpc_status import from_rpc_error
+from stream2llm.v1 import inference_pb2 as pb
+from tests.router_ring import Ring, soon
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[3]
+# What can reach a client of a router. Its own modules, the workers', and what both share.
+SOURCES = [
+    *(ROOT / "router").glob("*.py"),
+    *(ROOT / "decode_worker").glob("*.py"),
+    *(path for path in (ROOT / "prefill_worker").glob("*.py") if "profil" not in path.name),
+    *(
+        ROOT / "stream2llm" / f"{name}.py"
+        for name in ("errors", "session", "sampling", "ordering", "vllm_sampling", "vllm_engine")
+    ),
+]
+# Said to the controller, or at a start, never to a client.
+NOT_FOR_CLIENTS = {"PORT_TAKEN", "NOT_CONFIRMED", "UNKNOWN"}
+
+
+def reasons_in(path: Path) -> set[str]:
+    """The constants given as `reason=` or `default_reason = `."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.keyword) and node.arg == "reason":
+            found |= _text(node.value)
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(t, ast.Name) and t.id == "default_reason" for t in targets):
+                found |= _text(node.value)
+    return found
+
+
+def _text(node: ast.expr) -> set[str]:
+    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value
+    return {node.value} if is_text else set()
+
+
+def test_every_reason_that_a_client_can_get_is_a_label_of_its_own() -> None:
+    given = set().union(*map(reasons_in, SOURCES)) - NOT_FOR_CLIENTS
+    assert len(given) > 25
+    assert given <= set(Reason.__members__), "add them to router.refusals.Reason"
+
+
+def test_what_is_not_known_is_one_label_and_our_bug_another() -> None:
+    assert label_of(OverloadedError("", reason="FROM_THE_FUTURE")) is Reason.OTHER
+    assert label_of(ZeroDivisionError()) is Reason.INTERNAL
+    assert label_of(InvalidRequestError("")) is Reason.INVALID_REQUEST
+
+
+def test_a_flood_of_one_reason_hides_no_other_and_says_how_many_it_was() -> None:
+    budget = LineBudget()
+    taken = [budget.take(Reason.DRAINING, 0.0) for _ in range(LINES_PER_PERIOD + 5)]
+    assert taken == [0] * LINES_PER_PERIOD + [None] * 5
+    assert budget.take(Reason.UNKNOWN_MODEL, 0.0) == 0
+    assert budget.take(Reason.DRAINING, PERIOD_S) == 5
+    assert budget.take(Reason.DRAINING, 2 * PERIOD_S) == 0
+
+
+def refusals_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    formatter = logs.SafeFormatter(logs.FORMAT)
+    return [formatter.format(r) for r in caplog.records if r.name == "router.refusals"]
+
+
+async def fails(call: Any) -> None:
+    assert await soon(call.code()) is not grpc.StatusCode.OK
+
+
+async def test_too_many_sessions_are_in_the_log_and_in_the_metrics(
+    make_ring: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    ring: Ring = await make_ring(max_open_sessions=1)
+    held = ring.converse()
+    await held.open("hello")
+    await held.next("accepted")
+    forged = "mine\nINFO:router.refusals:refused all is well"
+    await fails(ring.stub.Generate(pb.GenerateRequest(text="x", session_id=forged)))
+    second = ring.converse()
+    await second.failure()
+    generate, stream = refusals_in(caplog)
+    assert generate.startswith("INFO:router.refusals:refused rpc=Generate session_id=mine\\nINFO")
+    assert "reason=TOO_MANY_SESSIONS" in generate
+    assert "\n" not in generate
+    assert "rpc=StreamGenerate session_id=(not known yet) peer=ipv4:127.0.0.1:" in stream
+    assert ring.metric("stream2llm_errors_total", reason="TOO_MANY_SESSIONS") == 2
+    held.call.cancel()
+
+
+async def test_each_other_refusal_is_counted_under_its_reason(
+    ring: Ring, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await fails(ring.stub.Generate(pb.GenerateRequest(text="x", model="other")))
+    await fails(ring.stub.GetModelInfo(pb.GetModelInfoRequest(model="other")))
+    bad = pb.SamplingParameters(temperature=-1)
+    await fails(ring.stub.Generate(pb.GenerateRequest(text="x", sampling=bad)))
+    await fails(ring.stub.Generate(pb.GenerateRequest(text="x " * 5000, session_id="long")))
+    ring.show()  # no workers
+    await fails(ring.stub.Generate(pb.GenerateRequest(text="x")))
+    counted = {
+        reason: ring.metric("stream2llm_errors_total", reason=reason)
+        for reason in ("UNKNOWN_MODEL", "BAD_SAMPLING", "CONTEXT_TOO_LONG", "NO_PREFILL_WORKER")
+    }
+    assert counted == dict(zip(counted, (2, 1, 1, 1), strict=True))
+    assert "rpc=GetModelInfo" in refusals_in(caplog)[0]
+    assert "session_failed session_id=long reason=CONTEXT_TOO_LONG" in caplog.text
+
+
+async def test_a_message_too_large_is_named_counted_and_logged(
+    make_ring: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    ring: Ring = await make_ring(max_message_bytes=1 << 16)
+    session = ring.converse()
+    await session.open("hello", session_id="streamed")
+    await session.next("accepted")
+    await session.append("x" * (1 << 17))
+    error = from_rpc_error(await session.failure())
+    assert isinstance(error, OverloadedError)
+    assert (error.reason, error.retry_after_s) == ("MESSAGE_TOO_LARGE", None)
+    await fails(ring.stub.Generate(pb.GenerateRequest(text="x" * (1 << 17))))
+    await ring.nothing_is_open()
+    assert ring.metric("stream2llm_errors_total", reason="MESSAGE_TOO_LARGE") == 2
+    assert "session_failed session_id=streamed reason=MESSAGE_TOO_LARGE" in caplog.text
+    # Far above the limit gRPC refuses alone, and the client hears of it all the same.
+    huge = ring.stub.Generate(pb.GenerateRequest(text="x" * (3 << 20)))
+    assert await soon(huge.code()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_client_that_leaves_is_no_error(ring: Ring) -> None:
+    session = ring.converse()
+    await session.open("hello")
+    await session.next("accepted")
+    session.call.cancel()
+    await ring.nothing_is_open()
+    assert ring.metric("stream2llm_sessions_total", outcome="cancelled") == 1
+    samples = [s for m in ring.router.registry.collect() for s in m.samples]
+    assert not [s for s in samples if s.name == "stream2llm_errors_total"]
