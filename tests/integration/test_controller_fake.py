@@ -92,8 +92,16 @@ def test_engines_are_not_niced(cluster: Cluster) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["prefill-0", "decode-1"])
-@pytest.mark.parametrize("which", [0, 1], ids=["actor", "engine"])
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        pytest.param("prefill-0", 0, id="prefill-actor"),
+        pytest.param("decode-1", 1, id="decode-engine"),
+        # The same watch sees both roles.
+        pytest.param("prefill-0", 1, id="prefill-engine", marks=pytest.mark.slow),
+        pytest.param("decode-1", 0, id="decode-actor", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_process_brings_a_new_worker(cluster: Cluster, name: str, which: int) -> None:
     before = replica(cluster, name)
     num_views = len(views_of(cluster))
@@ -196,7 +204,11 @@ def id_once_ready(process: subprocess.Popen[str]) -> str:
 @pytest.mark.parametrize(
     ("number", "codes"),
     # Ray turns a SystemExit inside ray.get into one with code 1. Dying of SIGTERM would be -15.
-    [(signal.SIGINT, (-signal.SIGINT,)), (signal.SIGTERM, (128 + signal.SIGTERM, 1))],
+    [
+        (signal.SIGINT, (-signal.SIGINT,)),
+        # The test above sends it to the whole group every day.
+        pytest.param(signal.SIGTERM, (128 + signal.SIGTERM, 1), marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_to_the_driver_leaves_nothing(
     tmp_path: Path, number: signal.Signals, codes: tuple[int, ...]

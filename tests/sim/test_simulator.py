@@ -144,7 +144,7 @@ def test_a_session_larger_than_the_memory_is_refused() -> None:
 
 def test_a_cell_of_the_grid_is_put_beside_the_paper_s_numbers() -> None:
     """How close they are is for `stream2llm simulate paper` to tell, not for a test."""
-    setting = Setting("crawler", 0.5, 1.0, Mode.COST)
+    setting = Setting("anns", 0.5, 1.0, Mode.COST)
     found = [outcome(Cell(setting, system)) for system in (NOT_STREAMED, "fcfs", "lcas")]
     compared = comparisons(found)
     by_system = {(each.system, each.quantile): each for each in compared}

@@ -65,7 +65,11 @@ WRONG_SESSIONS: list[tuple[Callable[[Plain], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), WRONG_SESSIONS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    WRONG_SESSIONS,
+    ids=lambda value: value[:30] if isinstance(value, str) else "change",
+)
 def test_a_wrong_session_is_refused_with_its_line_and_key(
     change: Callable[[Plain], object], message: str, tmp_path: Path
 ) -> None:
