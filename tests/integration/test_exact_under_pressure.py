@@ -46,11 +46,15 @@ CASES = [
     for case in itertools.product(("cache", "no-cache"), ("recompute", "swap", "cost"), POLICIES)
 ]
 CACHE = pytest.mark.parametrize(
-    "engine", ["cache", pytest.param("no-cache", marks=pytest.mark.slow)], indirect=True
+    "engine",
+    ["cache", pytest.param("no-cache", marks=pytest.mark.slow)],
+    indirect=True,
+    scope="module",
 )
 
 
-@pytest.mark.parametrize(("engine", "mode", "policy"), CASES, indirect=["engine"])
+# Without the scope the engine would start anew for each of them.
+@pytest.mark.parametrize(("engine", "mode", "policy"), CASES, indirect=["engine"], scope="module")
 def test_every_answer_is_exact(
     engine: LocalEngine, reference: ReferenceEngine, mode: str, policy: str
 ) -> None:

@@ -41,7 +41,7 @@ def test_sessions_are_exact_and_none_is_lost(prefix_caching: bool, leases: bool)
         prefix_caching=prefix_caching, leases=leases, options={"patience_steps": PATIENCE_STEPS}
     )
     create_scheduler(engine)  # the first one takes a second; examples are timed
-    run_state_machine_as_test(machine(engine), settings=examples(40, STEPS))
+    run_state_machine_as_test(machine(engine), settings=examples(30, STEPS))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -54,7 +54,7 @@ def test_every_policy_with_one_request_a_step_and_larger_blocks(policy: str) -> 
         options={"policy": policy, "patience_steps": PATIENCE_STEPS},
     )
     create_scheduler(engine)
-    run_state_machine_as_test(machine(engine), settings=examples(20, STEPS))
+    run_state_machine_as_test(machine(engine), settings=examples(15, STEPS))
 
 
 @pytest.mark.parametrize("host_pool_blocks", [1, 5, 100])
@@ -73,7 +73,7 @@ def test_sessions_whose_kv_is_swapped_are_exact(
     )
     create_scheduler(engine)
     run_state_machine_as_test(
-        machine(engine, load_delay_steps=2 * leases), settings=examples(12, STEPS)
+        machine(engine, load_delay_steps=2 * leases), settings=examples(8, STEPS)
     )
 
 
@@ -89,4 +89,4 @@ def test_sessions_that_offer_their_kv_are_exact(
         options={"patience_steps": PATIENCE_STEPS, "preemption": "cost", "min_offer_tokens": 8},
     )
     create_scheduler(engine)
-    run_state_machine_as_test(machine(engine, streams=True), settings=examples(25, STEPS))
+    run_state_machine_as_test(machine(engine, streams=True), settings=examples(15, STEPS))
