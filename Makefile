@@ -89,7 +89,7 @@ run_tests = status=0; \
     second=$$?; [ $$second -eq 5 ] || status=$$second; }; \
   exit $$status
 
-test: env model ## all tests but the slow ones and those for a GPU (8 min on two cores)
+test: env model ## all tests but the slow ones and those for a GPU
 	@$(call run_tests,not slow and not gpu)
 
 test-all: env model ## the slow ones too
