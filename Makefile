@@ -10,6 +10,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 EXTRA ?= cpu
 TORCH_INDEX_URL ?=
 PYTEST_ARGS ?=
+# Processes for tests that need neither engine nor cluster.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); if [ $$n -gt 4 ]; then echo 4; else echo $$n; fi)
+# Of `make test-random`; `SEED=…` repeats a run.
+ifndef SEED
+SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+endif
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
@@ -30,7 +36,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env model demo bench-peers test test-all check proto proto-check clean
+.PHONY: help env model demo bench-peers test test-all test-random check proto proto-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -73,11 +79,30 @@ demo: env model ## a local cluster, and documents streaming into an answer
 bench-peers: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
 	@$(BIN)/python -m bench.peers $(BENCH_ARGS)
 
+# Those without engines side by side, then the others, one after the other, also when the
+# first ones failed. 5: PYTEST_ARGS chose none of these.
+FAST_TESTS := tests/unit tests/property tests/sim
+run_tests = status=0; \
+  $(BIN)/python -m pytest -n $(JOBS) -m "$(1)" $(PYTEST_ARGS) $(FAST_TESTS) || status=$$?; \
+  [ $$status -ne 5 ] || status=0; \
+  $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) tests/integration || { \
+    second=$$?; [ $$second -eq 5 ] || status=$$second; }; \
+  exit $$status
+
 test: env model ## all tests but the slow ones and those for a GPU
-	@$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	@$(call run_tests,not slow and not gpu)
 
 test-all: env model ## the slow ones too
-	@$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	@$(call run_tests,not gpu)
+
+# What Hypothesis decides: every other test is the same each time.
+RANDOM_TESTS := tests/property tests/integration/test_session_machine.py \
+  tests/integration/test_handover_machine.py tests/integration/test_engine_machine.py
+test-random: env model ## Hypothesis with a fresh seed, which it prints (SEED=… repeats a run)
+	@echo "repeat this run with: make test-random SEED=$(SEED)"
+	@$(BIN)/python -m pytest --hypothesis-profile=random --hypothesis-seed=$(SEED) \
+	  -m "not slow and not gpu" $(PYTEST_ARGS) $(RANDOM_TESTS) || { status=$$?; \
+	  echo "repeat this run with: make test-random SEED=$(SEED)"; exit $$status; }
 
 check: env ## what CI asks of every commit: format, lint, types, protos, fast tests
 	@$(BIN)/ruff format --check --quiet .
@@ -85,7 +110,7 @@ check: env ## what CI asks of every commit: format, lint, types, protos, fast te
 	@$(BIN)/mypy
 	@$(BIN)/buf lint
 	@$(MAKE) --no-print-directory proto-check
-	@$(BIN)/python -m pytest -q -m "unit or property or sim" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not gpu" $(PYTEST_ARGS) $(FAST_TESTS)
 
 proto: env ## regenerate stream2llm/v1 from proto/
 	@rm -f stream2llm/v1/*_pb2.py stream2llm/v1/*_pb2.pyi stream2llm/v1/*_pb2_grpc.py

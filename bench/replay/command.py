@@ -37,6 +37,8 @@ from stream2llm.sampling import SamplingParameters
 
 Say = Callable[[str], None]
 RUN_FILE = "run.json"
+# Of an answer where neither the command nor the trace says.
+DEFAULT_MAX_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Options:
     label: str
     load_scale: float
     max_sessions: int | None
-    max_tokens: int
+    # None: as long as the trace says, else DEFAULT_MAX_TOKENS.
+    max_tokens: int | None
     ignore_eos: bool
     ordering: DocumentOrdering
     timeout_s: float
@@ -111,7 +114,7 @@ async def _replay(
     async with AsyncClient(options.addresses[0]) as client:
         model = (await client.model_info()).model  # nobody there: say so now, once
     began = datetime.fromtimestamp(clock.wall_s(), UTC).isoformat(timespec="seconds")
-    target = _target(options, header, {"model": model, "began": began})
+    target = _target(options, header, plan, {"model": model, "began": began})
     say(f"{len(plan):,} sessions to {', '.join(options.addresses)}; {_length(plan)}")
     with _short_collections(), _interruptible(stop, say):
         run = await replay(plan, target, stop=stop, view=make_view(), clock=clock)
@@ -123,20 +126,39 @@ def _length(plan: Sequence[PlannedSession]) -> str:
     return f"the last one is sealed {last_s:,.1f} s after the first may come"
 
 
-def _target(options: Options, header: Header, found: Mapping[str, str | float]) -> Target:
+def _recorded_answers(max_tokens: int | None, plan: Sequence[PlannedSession]) -> str:
+    """What becomes of the lengths that the trace has for its answers."""
+    if not any(session.output_tokens for session in plan):
+        return "none"
+    return "replayed" if max_tokens is None else f"cut at {max_tokens}"
+
+
+def _target(
+    options: Options,
+    header: Header,
+    plan: Sequence[PlannedSession],
+    found: Mapping[str, str | float],
+) -> Target:
+    max_tokens = options.max_tokens or DEFAULT_MAX_TOKENS
     sampling = SamplingParameters(
-        max_tokens=options.max_tokens, temperature=0.0, ignore_eos=options.ignore_eos
+        max_tokens=max_tokens, temperature=0.0, ignore_eos=options.ignore_eos
     )
     return Target(
         addresses=options.addresses,
         system=options.label,
         trace=header.name,
-        asking=Asking(sampling, options.timeout_s, ordering=options.ordering),
+        asking=Asking(
+            sampling,
+            options.timeout_s,
+            ordering=options.ordering,
+            longest_answer=options.max_tokens,
+        ),
         metrics_urls=options.metrics_urls,
         settings={
             PROVENANCE: header.provenance,
             "load_scale": options.load_scale,
-            "max_tokens": options.max_tokens,
+            "max_tokens": max_tokens,
+            "recorded_answers": _recorded_answers(options.max_tokens, plan),
             "ignore_eos": str(options.ignore_eos),
             "ordering": options.ordering.value,
             "timeout_s": options.timeout_s,

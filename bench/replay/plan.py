@@ -35,6 +35,8 @@ class PlannedSession:
     seal_due_s: float
     # Sent with the seal.
     suffix: str
+    # Of the answer where it was recorded; None leaves it to the run.
+    output_tokens: int | None = None
 
 
 class Planner:
@@ -72,6 +74,7 @@ class Planner:
             steps=tuple(self._steps(session, due_s, self._documents(session, shared))),
             seal_due_s=due_s + seal.at_s,
             suffix=self._text(session.suffix, f"{session.id}/suffix"),
+            output_tokens=session.output_tokens,
         )
 
     def _documents(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.records import SessionRecord
 from bench.replay.errors import CANCELLED, error_code
@@ -48,6 +48,15 @@ class Asking:
     ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
     # Put before the trace's ids, so that two replays at a time do not meet in logs.
     id_prefix: str = ""
+    # Of an answer whose recorded length is longer; None replays recorded lengths as they are.
+    longest_answer: int | None = None
+
+    def sampling_of(self, planned: PlannedSession) -> SamplingParameters:
+        """The run's, with the answer's recorded length where the trace has one."""
+        if planned.output_tokens is None:
+            return self.sampling
+        limits = [planned.output_tokens, self.longest_answer or planned.output_tokens]
+        return replace(self.sampling, max_tokens=min(limits))
 
 
 class SessionReplay:
@@ -116,7 +125,7 @@ class SessionReplay:
         async with client.session(
             prefix=planned.prefix,
             ordering=asking.ordering,
-            sampling=asking.sampling,
+            sampling=asking.sampling_of(planned),
             model=asking.model,
             session_id=f"{asking.id_prefix}{planned.session_id}"[:_MAX_ID_CHARS],
             timeout_s=asking.timeout_s,

@@ -31,7 +31,7 @@ class ClusterSettings:
 
     # From a client's submission to the prefill engine: network, tokenizing, queues.
     front_s: float = 0.0
-    # Of each answer; the first comes from prefill.
+    # Of each answer whose task does not say; the first comes from prefill.
     num_output_tokens: int = 1
     # None: no samples.
     sample_every_s: float | None = None
@@ -63,8 +63,6 @@ class Cluster:
         prefill: Sequence[PrefillWorker],
         decode: Sequence[DecodeWorker] = (),
     ) -> None:
-        if settings.num_output_tokens > 1 and not decode:
-            raise ValueError("answers of more than one token need a decode worker")
         self._settings = settings
         self._prefill = prefill
         self._decode = decode
@@ -80,12 +78,13 @@ class Cluster:
         self._records: list[SessionRecord] = []
         self._samples: list[Sample] = []
         self._touched: set[int] = set()
-        streams = settings.handover == "streamed" and settings.num_output_tokens > 1
-        self._ahead = Ahead(prefill, decode, settings.min_offer_tokens) if streams else None
+        self._ahead: Ahead | None = None
 
     def play(self, tasks: Iterable[Task], system: str, trace: str) -> RunRecord:
-        """Runs until every session is answered."""
-        for change, each in in_order(tasks):
+        """Runs until every session is answered; raises ValueError where nobody could decode."""
+        asked = list(tasks)
+        self._prepare(max(map(self._num_output_tokens, asked), default=1))
+        for change, each in in_order(asked):
             self._at(change.at_s + self._settings.front_s, self._arrival(each, change))
         if self._settings.sample_every_s is not None:
             self._at(0.0, self._sample)
@@ -104,6 +103,15 @@ class Cluster:
             tuple(self._samples),
             self._counters(),
         )
+
+    def _prepare(self, longest_answer: int) -> None:
+        if longest_answer > 1 and not self._decode:
+            raise ValueError("answers of more than one token need a decode worker")
+        if longest_answer > 1 and self._settings.handover == "streamed":
+            self._ahead = Ahead(self._prefill, self._decode, self._settings.min_offer_tokens)
+
+    def _num_output_tokens(self, task: Task) -> int:
+        return task.num_output_tokens or self._settings.num_output_tokens
 
     def _at(self, at_s: float, act: _Act) -> None:
         heapq.heappush(self._heap, (at_s, next(self._numbers), act))
@@ -199,15 +207,16 @@ class Cluster:
     def _hand_over(self, name: str) -> None:
         """After the first token; the prefill worker keeps the KV until it is fetched."""
         live = self._live[name]
-        if self._settings.num_output_tokens <= 1:
+        if self._ahead is not None:
+            live.decode = self._ahead.answered(name)
+        num_left = self._num_output_tokens(live.task) - 1
+        if not num_left:
             self._prefill[live.prefill].release(name)
             self._end(name)
             return
-        if self._ahead is not None:
-            live.decode = self._ahead.answered(name)
-        else:
+        if live.decode is None:
             live.decode = self._least_loaded_decode()
-        answer = Answer(name, live.task.num_tokens + 1, self._settings.num_output_tokens - 1)
+        answer = Answer(name, live.task.num_tokens + 1, num_left)
         self._decode[live.decode].submit(answer)
         self._take_up(live.decode)
 

@@ -38,6 +38,8 @@ class Task:
 
     name: str
     changes: tuple[Change, ...]
+    # Of its answer; None leaves it to the cluster's settings.
+    num_output_tokens: int | None = None
 
     @property
     def opened_s(self) -> float:
@@ -78,7 +80,7 @@ def task(
     note = NOTE_TOKENS * len(current) if given and current != list(given[-1]) else 0
     sealed = num_known + note + session.suffix.num_tokens
     changes.append(Change(seal_s, num_known, sealed, seals=True))
-    return Task(session.id, tuple(changes))
+    return Task(session.id, tuple(changes), session.output_tokens)
 
 
 def tasks(sessions: Iterable[Session], ordering: str = DocumentOrdering.AS_GIVEN) -> list[Task]:
@@ -89,8 +91,14 @@ def tasks(sessions: Iterable[Session], ordering: str = DocumentOrdering.AS_GIVEN
 def not_streamed(tasks: Iterable[Task]) -> list[Task]:
     """What everybody does without streaming: one prompt, when all of it is there."""
     return [
-        Task(each.name, (Change(each.sealed_s, 0, each.num_tokens, seals=True),)) for each in tasks
+        replace(each, changes=(Change(each.sealed_s, 0, each.num_tokens, seals=True),))
+        for each in tasks
     ]
+
+
+def with_answers_of(tasks: Iterable[Task], num_tokens: int | None) -> list[Task]:
+    """Every answer that long, whatever was recorded; None: as the cluster's settings say."""
+    return [replace(each, num_output_tokens=num_tokens) for each in tasks]
 
 
 def with_longer_gaps(tasks: Iterable[Task], factor: float) -> list[Task]:

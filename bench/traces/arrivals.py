@@ -7,13 +7,20 @@ between arrivals.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from itertools import accumulate, islice, repeat
-from math import isfinite
 from pathlib import Path
 
 from bench.traces.check import TraceError
+
+# The clock of recordings: whole nanoseconds. Seconds since 1970 as a float lose the seventh digit.
+NS = 1_000_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Of a time in seconds: beyond the year 9999, whatever it counts from.
+_LONGEST_S = 10**12
 
 
 def poisson(rate: float, rng: random.Random) -> Iterator[float]:
@@ -28,19 +35,19 @@ def from_file(path: Path, load: float = 1.0) -> list[float]:
     zone); blank lines and those with # in front are left out.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(f"{path}: cannot be read: {error}") from error
-    times: list[float] = []
+    times_ns: list[int] = []
     for number, line in enumerate(lines, 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
-        time_s = _seconds(text, f"{path}, line {number}")
-        if times and time_s < times[-1]:
+        time_ns = _time_ns(text, f"{path}, line {number}")
+        if times_ns and time_ns < times_ns[-1]:
             raise TraceError(f"{path}, line {number}: {text} is before the line above it")
-        times.append(time_s)
-    return [(time_s - times[0]) / load for time_s in times]
+        times_ns.append(time_ns)
+    return [(time_ns - times_ns[0]) / NS / load for time_ns in times_ns]
 
 
 def first(count: int, arrivals: Iterator[float] | list[float], source: str) -> list[float]:
@@ -51,20 +58,36 @@ def first(count: int, arrivals: Iterator[float] | list[float], source: str) -> l
     return found
 
 
-def _seconds(text: str, where: str) -> float:
+def seconds_ns(text: str) -> int | None:
+    """A number of seconds; None for other text; raises ValueError where the number is no time."""
     try:
-        seconds = float(text)
-    except ValueError:
-        return _iso_seconds(text, where)
-    if not isfinite(seconds):
-        raise TraceError(f"{where}: {text!r} is no time")
-    return seconds
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    if not number.is_finite() or abs(number) > _LONGEST_S:
+        raise ValueError(f"{text!r} is no time")
+    return round(number * NS)
 
 
-def _iso_seconds(text: str, where: str) -> float:
+def moment_ns(text: str) -> int:
+    """An ISO 8601 time, since 1970; raises ValueError where it is none.
+
+    In UTC when it names no zone. Nine digits of a fraction count, the others are cut off.
+    """
+    parts = re.fullmatch(r"(.+:\d\d)[.,](\d+)(.*)", text.strip())
+    whole, fraction, zone = parts.groups() if parts else (text.strip(), "", "")
+    moment = datetime.fromisoformat(whole + zone)
+    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
+    return since // timedelta(microseconds=1) * 1000 + int(fraction[:9].ljust(9, "0"))
+
+
+def _time_ns(text: str, where: str) -> int:
     try:
-        moment = datetime.fromisoformat(text)
+        number_ns = seconds_ns(text)
+    except ValueError as error:
+        raise TraceError(f"{where}: {error}") from None
+    try:
+        return moment_ns(text) if number_ns is None else number_ns
     except ValueError:
         problem = f"{where}: {text!r} is neither seconds nor an ISO 8601 time"
         raise TraceError(problem) from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

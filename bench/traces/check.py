@@ -1,7 +1,8 @@
 """What must hold of a trace beyond the types of its fields. Pure.
 
 The reader and the writer use the same checker, so that what was written can be
-read. It remembers ids of sessions and of shared documents, nothing else.
+read. It remembers ids of sessions and of shared documents, nothing else; numbered
+ids ("r0", "r1", ...) take no memory however many there are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from bench.traces.format import (
-    SCHEMA_VERSION,
+    READABLE_VERSIONS,
     Content,
     Document,
     Event,
@@ -24,6 +25,8 @@ from stream2llm.errors import InvalidRequestError
 
 # The same as the router's, which would refuse the session at replay.
 MAX_ID_CHARS = 256
+# Of a number at the end of an id that counts as one; int() refuses thousands of digits.
+MAX_DIGITS = 18
 
 
 class TraceError(InvalidRequestError):
@@ -40,12 +43,53 @@ class Problem(NamedTuple):
         return f"{self.key}: {self.text}"
 
 
+class SeenIds:
+    """A set of ids in which runs of numbered ones are kept as their first and last number."""
+
+    def __init__(self) -> None:
+        # By what stands before the number: a run without gaps.
+        self._runs: dict[str, tuple[int, int]] = {}
+        self._others: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        stem, number = _stem_and_number(name)
+        first, last = self._runs.get(stem, (0, -1))
+        return first <= number <= last or name in self._others
+
+    def add(self, name: str) -> None:
+        """One more; adding one twice changes nothing."""
+        stem, number = _stem_and_number(name)
+        if number < 0:
+            self._others.add(name)
+        elif name not in self:
+            self._add_numbered(stem, number)
+
+    def _add_numbered(self, stem: str, number: int) -> None:
+        first, last = self._runs.get(stem, (number, number - 1))
+        if number == last + 1:
+            self._runs[stem] = (first, number)
+        elif first == last:
+            # Hardly a run: the new one may become one.
+            self._others.add(f"{stem}{first}")
+            self._runs[stem] = (number, number)
+        else:
+            self._others.add(f"{stem}{number}")
+
+
+def _stem_and_number(name: str) -> tuple[str, int]:
+    """ "r12" is ("r", 12); -1 stands for no number, also where it has a 0 in front."""
+    stem = name.rstrip("0123456789")
+    digits = name[len(stem) :]
+    is_plain = digits and (digits == "0" or digits[0] != "0")
+    return (stem, int(digits)) if is_plain and len(digits) <= MAX_DIGITS else (name, -1)
+
+
 class Checker:
     """Takes the items of one trace in order."""
 
     def __init__(self) -> None:
         self._shared_ids: set[str] = set()
-        self._session_ids: set[str] = set()
+        self._session_ids = SeenIds()
         self._last_arrival_s = 0.0
 
     def problems(self, item: Item) -> list[Problem]:
@@ -82,6 +126,8 @@ class Checker:
         yield from _problems_of_order(session.events)
         for number, event in enumerate(session.events):
             yield from self._problems_of_names(f"events.{number}.documents", event, own)
+        if session.output_tokens is not None and session.output_tokens < 1:
+            yield Problem("output_tokens", f"must be positive (got {session.output_tokens})")
 
     def _problems_of_names(self, key: str, event: Event, own: set[str]) -> Iterator[Problem]:
         if event.kind == "seal":
@@ -97,8 +143,9 @@ class Checker:
 
 def problems_of_header(header: Header) -> Iterator[Problem]:
     """What is wrong with the first line."""
-    if header.schema_version != SCHEMA_VERSION:
-        text = f"is {header.schema_version}; this program reads {SCHEMA_VERSION}"
+    if header.schema_version not in READABLE_VERSIONS:
+        readable = " and ".join(map(str, READABLE_VERSIONS))
+        text = f"is {header.schema_version}; this program reads {readable}"
         yield Problem("schema_version", text)
     scale = header.scale
     for key, factor in (("tokens", scale.tokens), ("time", scale.time), ("load", scale.load)):

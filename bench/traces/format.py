@@ -15,7 +15,9 @@ from typing import Final, Literal
 from pydantic import ConfigDict
 
 SCHEMA: Final = "stream2llm.trace"
-SCHEMA_VERSION = 1
+# What is written. Version 2 added a session's output tokens; files of version 1 are read as well.
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 # A string is no number, and a key that nobody reads is a typing error.
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -137,6 +139,8 @@ class Session:
     # Its own; shared ones are not repeated.
     documents: tuple[Document, ...]
     events: tuple[Event, ...]
+    # How long its answer was where it was recorded; None where the trace does not say.
+    output_tokens: int | None = None
 
     __pydantic_config__ = _STRICT
 

@@ -89,7 +89,7 @@ def csv_rows(path: Path, columns: tuple[str, ...], report: Report) -> Iterator[t
     """Rows with the line on which each begins; reports what cannot be read."""
     line = None
     try:
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             reader = csv.DictReader(file, restval="")
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:

@@ -10,7 +10,7 @@ import typer
 from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE
 from stream2llm.cli.exits import INTERRUPTED, REFUSED, errors_as_exits
 from stream2llm.cli.numbers import finite
-from stream2llm.cli.trace import TokenizerOption, token_counter
+from stream2llm.cli.trace_options import TokenizerOption, token_counter
 from stream2llm.ordering import DocumentOrdering
 
 if TYPE_CHECKING:
@@ -55,12 +55,18 @@ def replay(
     max_sessions: Annotated[
         int | None, typer.Option(min=1, help="Only so many, from the beginning of the trace.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Longest answer.  [default: what the trace says of each session, else 128]",
+        ),
+    ] = None,
     ignore_eos: Annotated[
         bool,
         typer.Option(
             "--ignore-eos/--stop-at-eos",
-            help="Every answer has --max-tokens tokens: equal work for all systems.",
+            help="Every answer has that many tokens: equal work for all systems.",
         ),
     ] = True,
     ordering: Annotated[

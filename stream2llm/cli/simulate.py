@@ -185,7 +185,14 @@ def trace(
     open_step_tokens: OpenStepTokens = OPEN_STEP_TOKENS,
     prefill: Annotated[int, typer.Option(min=1, help="Prefill workers.")] = 1,
     decode: Annotated[int, typer.Option(min=0, help="Decode workers.")] = 0,
-    output_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 1,
+    output_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of each answer; by default what the trace says, else 1. Without decode workers "
+            "all answers end with their first token.",
+        ),
+    ] = None,
     network_gbit: Annotated[
         float,
         typer.Option(min=1e-3, callback=finite, help="From prefill to one decode worker, Gbit/s."),
@@ -212,10 +219,11 @@ def trace(
     from bench.report.markdown import report_markdown
     from bench.report.write import write_report
     from bench.simulate.play_trace import Machine, Way, play_trace, read_tasks
+    from bench.simulate.work import with_answers_of
     from cost_profiles.decision import Mode
 
     with errors_as_exits():
-        if output_tokens > 1 and not decode:
+        if (output_tokens or 1) > 1 and not decode:
             raise InvalidRequestError(
                 "--output-tokens above 1 needs --decode 1 or more", field="decode"
             )
@@ -231,18 +239,19 @@ def trace(
             open_step_tokens=open_step_tokens,
         )
         asked = read_tasks(path, ordering)
+        if output_tokens is not None or not decode:
+            asked = with_answers_of(asked, output_tokens or 1)
         mode = Mode(preemption.value)
         ways = [
             Way(
                 require_policy(name),
                 mode,
-                num_output_tokens=output_tokens,
                 handover=handover.value,
             )
             for name in policy or [DEFAULT_POLICY]
         ]
         if not_streamed:
-            ways.append(Way("default", mode, streams=False, num_output_tokens=output_tokens))
+            ways.append(Way("default", mode, streams=False))
         runs = [play_trace(machine, way, asked, path.stem) for way in ways]
         typer.echo(report_markdown(runs))
         if output is not None:

@@ -29,7 +29,7 @@ FAKES = "tests.fakes.control_plane"
 FACTORIES = Factories(f"{FAKES}:FakeRouter", f"{FAKES}:FakeWorker", f"{FAKES}:FakeWorker")
 READY_S = 120.0
 SERVE = f"""
-    cluster.wait_ready({READY_S})
+    cluster.wait_ready({READY_S}, print)
     print("ready", flush=True)
     cluster.follow(print)
 """
@@ -94,8 +94,16 @@ def test_engines_are_not_niced(cluster: Cluster) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["prefill-0", "decode-1"])
-@pytest.mark.parametrize("which", [0, 1], ids=["actor", "engine"])
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        pytest.param("prefill-0", 0, id="prefill-actor"),
+        pytest.param("decode-1", 1, id="decode-engine"),
+        # The same watch sees both roles.
+        pytest.param("prefill-0", 1, id="prefill-engine", marks=pytest.mark.slow),
+        pytest.param("decode-1", 0, id="decode-actor", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_process_brings_a_new_worker(cluster: Cluster, name: str, which: int) -> None:
     before = replica(cluster, name)
     num_views = len(views_of(cluster))
@@ -158,14 +166,6 @@ def test_a_second_cluster_in_the_same_process_is_refused(cluster: Cluster) -> No
     assert cluster.status()["ready"]
 
 
-def test_a_signal_to_the_whole_group_leaves_nothing_either(tmp_path: Path) -> None:
-    process = run_script(tmp_path, SERVE)
-    cluster_id = id_once_ready(process)
-    os.killpg(process.pid, signal.SIGTERM)  # Ray's own processes get it too
-    process.communicate(timeout=READY_S)
-    assert owned_processes(cluster_id) == ()
-
-
 def run_script(model: Path, body: str, **engine: Any) -> subprocess.Popen[str]:
     """A driver of its own, with `cluster` started and `config` at hand."""
     config = a_config(model, **engine)
@@ -199,35 +199,44 @@ def test_a_failing_start_reaches_the_user_and_leaves_nothing(tmp_path: Path) -> 
     assert owned_processes(out.strip()) == ()
 
 
-def test_a_start_that_fails_once_is_repeated(tmp_path: Path) -> None:
-    process = run_script(
-        tmp_path, f"    cluster.wait_ready({READY_S}, print)", fail_once=str(tmp_path / "tried")
-    )
-    out, err = process.communicate(timeout=READY_S)
-    assert process.returncode == 0, err
-    assert "prefill-0 failed to start: RuntimeError: not this time" in out
-    assert "prefill-0 starting again (2)" in out
+def test_a_start_that_fails_once_is_repeated_and_a_signal_to_the_group_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    process = run_script(tmp_path, SERVE, fail_once=str(tmp_path / "tried"))
+    cluster_id, *lines = lines_until_ready(process)
+    told = "\n".join(lines)
+    assert "prefill-0 failed to start: RuntimeError: not this time" in told
+    assert "prefill-0 starting again (2)" in told
+    os.killpg(process.pid, signal.SIGTERM)  # Ray's own processes get it too
+    process.communicate(timeout=READY_S)
+    assert owned_processes(cluster_id) == ()
 
 
-def id_once_ready(process: subprocess.Popen[str]) -> str:
-    """The id of the cluster that a SERVE script runs, once it is ready."""
+def lines_until_ready(process: subprocess.Popen[str]) -> list[str]:
+    """What a SERVE script says until its cluster is ready; the first line is the cluster's id."""
     assert process.stdout is not None
-    cluster_id = process.stdout.readline().strip()
-    if process.stdout.readline() != "ready\n":
-        raise AssertionError(process.communicate()[1])
-    return cluster_id
+    lines: list[str] = []
+    while (line := process.stdout.readline()) != "ready\n":
+        if not line:
+            raise AssertionError(process.communicate()[1])
+        lines.append(line.rstrip("\n"))
+    return lines
 
 
 @pytest.mark.parametrize(
     ("number", "codes"),
     # Ray turns a SystemExit inside ray.get into one with code 1. Dying of SIGTERM would be -15.
-    [(signal.SIGINT, (-signal.SIGINT,)), (signal.SIGTERM, (128 + signal.SIGTERM, 1))],
+    [
+        (signal.SIGINT, (-signal.SIGINT,)),
+        # The test above sends it to the whole group every day.
+        pytest.param(signal.SIGTERM, (128 + signal.SIGTERM, 1), marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_to_the_driver_leaves_nothing(
     tmp_path: Path, number: signal.Signals, codes: tuple[int, ...]
 ) -> None:
     process = run_script(tmp_path, SERVE)
-    cluster_id = id_once_ready(process)
+    cluster_id = lines_until_ready(process)[0]
     assert len(owned_processes(cluster_id)) > 4
     process.send_signal(number)
     _, err = process.communicate(timeout=READY_S)

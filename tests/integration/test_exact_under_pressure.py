@@ -7,6 +7,7 @@ between; every answer is compared with that of a plain engine to the whole promp
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -15,29 +16,45 @@ from prefill_worker.host_pool import HostPool
 from prefill_worker.local_engine import LocalEngine
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCounters
-from stream2llm.model_store import ensure_random_llama
 from tests.builders import FrozenCosts
 from tests.reference_engine import ReferenceEngine
-from tests.scheduling.pressure import COSTS, MAX_MODEL_LEN, Play, tight_engine
+from tests.scheduling.pressure import COSTS, Play, tight_engine
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["cache", "no-cache"])
+@pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest) -> Iterator[LocalEngine]:
-    engine = tight_engine(enable_prefix_caching=request.param)
+    """With a prefix cache, or (where a test's parameter is "no-cache") without."""
+    engine = tight_engine(enable_prefix_caching=request.param == "cache")
     yield engine
     engine.close()
 
 
-@pytest.fixture(scope="module")
-def reference() -> Iterator[ReferenceEngine]:
-    with ReferenceEngine(ensure_random_llama("sensitive"), MAX_MODEL_LEN) as reference:
-        yield reference
+# Each cache, mode and policy, and each mode with and without a cache. `slow` has all of them.
+DAILY = {
+    ("cache", "recompute", "fcfs"),
+    ("cache", "swap", "lcas"),
+    ("cache", "cost", "mcps"),
+    ("cache", "cost", "srpf"),
+    ("no-cache", "recompute", "default"),
+    ("no-cache", "swap", "srpf"),
+    ("no-cache", "cost", "fcfs"),
+}
+CASES = [
+    pytest.param(*case, id="-".join(case), marks=() if case in DAILY else pytest.mark.slow)
+    for case in itertools.product(("cache", "no-cache"), ("recompute", "swap", "cost"), POLICIES)
+]
+CACHE = pytest.mark.parametrize(
+    "engine",
+    ["cache", pytest.param("no-cache", marks=pytest.mark.slow)],
+    indirect=True,
+    scope="module",
+)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("mode", ["recompute", "swap", "cost"])
+# Without the scope the engine would start anew for each of them.
+@pytest.mark.parametrize(("engine", "mode", "policy"), CASES, indirect=["engine"], scope="module")
 def test_every_answer_is_exact(
     engine: LocalEngine, reference: ReferenceEngine, mode: str, policy: str
 ) -> None:
@@ -67,6 +84,7 @@ def _check_counters(before: SchedulerCounters, now: SchedulerCounters, mode: str
         assert now.recomputed_as_cheaper > before.recomputed_as_cheaper
 
 
+@CACHE
 @pytest.mark.parametrize("num_slots", [0, 1, 5])
 def test_a_small_host_pool(engine: LocalEngine, reference: ReferenceEngine, num_slots: int) -> None:
     scheduler, swapping = engine.scheduler, engine.scheduler.swapping
@@ -84,6 +102,7 @@ def test_a_small_host_pool(engine: LocalEngine, reference: ReferenceEngine, num_
     assert (counters.swapped_in_blocks > before.swapped_in_blocks) == (num_slots > 0)
 
 
+@CACHE
 def test_copies_that_fail_are_computed_again(
     engine: LocalEngine, reference: ReferenceEngine
 ) -> None:

@@ -7,12 +7,12 @@ what stands for the engine.
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 pytest.importorskip("vllm")
 
 from prefill_worker.policy import POLICIES
+from tests.examples import examples
 from tests.scheduling.driver import SchedulerDriver
 from tests.scheduling.engine_settings import EngineSettings, create_scheduler
 from tests.session_machine import SessionMachine
@@ -21,14 +21,7 @@ pytestmark = pytest.mark.integration
 
 # Sessions wait for this many steps at most before they are put first.
 PATIENCE_STEPS = 6
-EXAMPLES = settings(
-    max_examples=150,
-    stateful_step_count=60,
-    deadline=None,
-    print_blob=True,
-    report_multiple_bugs=False,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+STEPS = 60
 
 
 def machine(
@@ -48,7 +41,7 @@ def test_sessions_are_exact_and_none_is_lost(prefix_caching: bool, leases: bool)
         prefix_caching=prefix_caching, leases=leases, options={"patience_steps": PATIENCE_STEPS}
     )
     create_scheduler(engine)  # the first one takes a second; examples are timed
-    run_state_machine_as_test(machine(engine), settings=EXAMPLES)
+    run_state_machine_as_test(machine(engine), settings=examples(30, STEPS))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -61,7 +54,7 @@ def test_every_policy_with_one_request_a_step_and_larger_blocks(policy: str) -> 
         options={"policy": policy, "patience_steps": PATIENCE_STEPS},
     )
     create_scheduler(engine)
-    run_state_machine_as_test(machine(engine), settings=settings(EXAMPLES, max_examples=60))
+    run_state_machine_as_test(machine(engine), settings=examples(15, STEPS))
 
 
 @pytest.mark.parametrize("host_pool_blocks", [1, 5, 100])
@@ -79,8 +72,9 @@ def test_sessions_whose_kv_is_swapped_are_exact(
         options={"patience_steps": PATIENCE_STEPS, "preemption": mode},
     )
     create_scheduler(engine)
-    examples = settings(EXAMPLES, max_examples=40)
-    run_state_machine_as_test(machine(engine, load_delay_steps=2 * leases), settings=examples)
+    run_state_machine_as_test(
+        machine(engine, load_delay_steps=2 * leases), settings=examples(8, STEPS)
+    )
 
 
 @pytest.mark.parametrize("host_pool_blocks", [0, 5])
@@ -95,5 +89,4 @@ def test_sessions_that_offer_their_kv_are_exact(
         options={"patience_steps": PATIENCE_STEPS, "preemption": "cost", "min_offer_tokens": 8},
     )
     create_scheduler(engine)
-    examples = settings(EXAMPLES, max_examples=100)
-    run_state_machine_as_test(machine(engine, streams=True), settings=examples)
+    run_state_machine_as_test(machine(engine, streams=True), settings=examples(15, STEPS))

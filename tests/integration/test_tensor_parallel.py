@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from prefill_worker.local_engine import LocalEngine
-from stream2llm.model_store import ensure_random_llama
 from tests.builders import FrozenCosts
 from tests.reference_engine import ReferenceEngine
-from tests.scheduling.pressure import COSTS, MAX_MODEL_LEN, Play, tight_engine
+from tests.scheduling.pressure import COSTS, Play, tight_engine
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 # As they are before any engine in this process binds it to one.
@@ -29,13 +28,6 @@ def engine() -> Iterator[LocalEngine]:
     )
     yield engine
     engine.close()
-
-
-@pytest.fixture(scope="module")
-def reference() -> Iterator[ReferenceEngine]:
-    """One rank."""
-    with ReferenceEngine(ensure_random_llama("sensitive"), MAX_MODEL_LEN) as reference:
-        yield reference
 
 
 @pytest.mark.parametrize("mode", ["swap", "cost"])

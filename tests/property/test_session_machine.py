@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from prefill_worker.policy import POLICIES
 from tests.builders import LinearCosts, a_preemption
+from tests.examples import examples
 from tests.planner_driver import PlannerDriver
 from tests.session_machine import SessionMachine
 
 pytestmark = pytest.mark.property
-
-EXAMPLES = settings(
-    max_examples=60,
-    stateful_step_count=50,
-    deadline=None,
-    print_blob=True,
-    report_multiple_bugs=False,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no-cache"])
@@ -30,7 +21,7 @@ def test_sessions_end_and_blocks_come_back(policy: str, prefix_caching: bool) ->
         def make_driver(self) -> PlannerDriver:
             return PlannerDriver(policy=policy, prefix_caching=prefix_caching)
 
-    run_state_machine_as_test(Machine, settings=EXAMPLES)
+    run_state_machine_as_test(Machine, settings=examples(30))
 
 
 # One block is not worth its copies, two and more are.
@@ -53,4 +44,4 @@ def test_swapped_sessions_end_and_slots_come_back(
                 load_delay_steps=load_delay_steps,
             )
 
-    run_state_machine_as_test(Machine, settings=settings(EXAMPLES, max_examples=30))
+    run_state_machine_as_test(Machine, settings=examples(15))

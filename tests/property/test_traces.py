@@ -66,7 +66,8 @@ def sessions_at(draw: st.DrawFn, name: str, arrival_s: float) -> Session:
     events = [Event(at_s, draw(kinds), draw(lists)) for at_s in times]
     seal = Event(times[-1] if times else 0.0, "seal")
     prefix, suffix = draw(CONTENTS), draw(CONTENTS)
-    return Session(name, arrival_s, prefix, suffix, tuple(own), (*events, seal))
+    output_tokens = draw(st.none() | st.integers(1, 10**6))
+    return Session(name, arrival_s, prefix, suffix, tuple(own), (*events, seal), output_tokens)
 
 
 @given(traces())

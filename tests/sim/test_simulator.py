@@ -117,6 +117,26 @@ def test_answers_are_decoded_after_their_kv_has_crossed() -> None:
     assert waits[0] > 5 * waits[1]
 
 
+@pytest.mark.parametrize("mode", HANDOVER_MODES)
+def test_recorded_answers_are_as_long_as_they_were(mode: HandoverMode) -> None:
+    """Also those of one token, which need no decode worker."""
+    asked = [
+        replace(each, num_output_tokens=(1, 5, None)[number % 3])
+        for number, each in enumerate(workload("crawler", count=30))
+    ]
+    way = Way("fcfs", num_output_tokens=3, handover=mode)
+    run = play_trace(replace(MACHINE, num_decode=1), way, asked, "t")
+    wanted = {each.name: each.num_output_tokens or 3 for each in asked}
+    assert {each.session_id: len(each.token_times_s) for each in run.sessions} == wanted
+    assert run.samples[-1].kv_usage == 0
+
+
+def test_answers_that_nobody_could_decode_are_refused() -> None:
+    asked = [replace(each, num_output_tokens=2) for each in workload("crawler", count=1)]
+    with pytest.raises(ValueError, match="need a decode worker"):
+        play_trace(MACHINE, Way("fcfs"), asked, "t")
+
+
 def test_a_session_larger_than_the_memory_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="--kv-gib"):
         play_trace(replace(MACHINE, kv_gib=0.1), Way("fcfs"), workload("crawler"), "t")
@@ -124,7 +144,7 @@ def test_a_session_larger_than_the_memory_is_refused() -> None:
 
 def test_a_cell_of_the_grid_is_put_beside_the_paper_s_numbers() -> None:
     """How close they are is for `stream2llm simulate paper` to tell, not for a test."""
-    setting = Setting("crawler", 0.5, 1.0, Mode.COST)
+    setting = Setting("anns", 0.5, 1.0, Mode.COST)
     found = [outcome(Cell(setting, system)) for system in (NOT_STREAMED, "fcfs", "lcas")]
     compared = comparisons(found)
     by_system = {(each.system, each.quantile): each for each in compared}

@@ -53,6 +53,11 @@ PURE = [
 ]
 
 
+# Values that pure modules may share: their folder's `types`, and those of stream2llm that are
+# held to the same rules below.
+LEAVES = {"types", "errors"}
+
+
 def imports_of(path: Path) -> set[str]:
     """Dotted names of what a file imports."""
     names = set()
@@ -73,12 +78,29 @@ def test_pure_modules_know_no_machinery(path: str) -> None:
 @pytest.mark.parametrize("path", PURE)
 def test_pure_modules_of_ours_import_pure_ones_only(path: str) -> None:
     folder = path.split("/")[0]
-    if folder == "stream2llm":
-        return
-    inside = {name for name in imports_of(ROOT / path) if name.startswith(f"{folder}.")}
-    modules = {name.split(".")[1] for name in inside}
-    allowed = {Path(each).stem for each in PURE if each.startswith(folder)} | {"types"}
-    assert modules <= allowed
+    assert impure_imports(folder, imports_of(ROOT / path)) == set()
+
+
+def impure_imports(folder: str, names: set[str]) -> set[str]:
+    """Modules of this folder that are imported and not known as pure."""
+    modules = {name.split(".")[1] for name in names if name.startswith(f"{folder}.")}
+    pure = {Path(each).stem for each in PURE if each.startswith(f"{folder}/")}
+    return modules - pure - LEAVES
+
+
+@pytest.mark.parametrize("folder", ["router", "prefill_worker", "stream2llm"])
+def test_an_import_of_machinery_of_ours_would_be_found(folder: str) -> None:
+    own = next(Path(each).stem for each in PURE if each.startswith(f"{folder}/"))
+    names = {f"{folder}.actor", f"{folder}.{own}", "json", "json.decoder"}
+    assert impure_imports(folder, names) == {"actor"}
+
+
+@pytest.mark.parametrize("path", sorted(f"stream2llm/{name}.py" for name in LEAVES - {"types"}))
+def test_leaves_import_nothing_of_ours_but_leaves(path: str) -> None:
+    names = imports_of(ROOT / path)
+    tops = {name.split(".")[0] for name in names}
+    assert not tops & (MACHINERY | set(COMPONENTS))
+    assert impure_imports("stream2llm", names) == set()
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

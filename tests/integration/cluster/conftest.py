@@ -55,13 +55,6 @@ async def client(cluster: Cluster) -> AsyncIterator[AsyncClient]:
 
 
 @pytest.fixture(scope="session")
-def reference() -> Iterator[ReferenceEngine]:
-    """One engine with the sensitive model."""
-    with ReferenceEngine(model_path("random-llama-sensitive"), MAX_MODEL_LEN) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="session")
 def smollm2_reference() -> Iterator[ReferenceEngine]:
     """One engine with the default model."""
     with ReferenceEngine(model_path("smollm2-135m-instruct"), MAX_MODEL_LEN) as engine:

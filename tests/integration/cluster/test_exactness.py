@@ -64,18 +64,6 @@ async def test_long_answers(client: AsyncClient, reference: ReferenceEngine) -> 
 
 
 @ONE_BY_ONE
-async def test_more_sessions_than_kv_memory_takes(
-    client: AsyncClient, reference: ReferenceEngine
-) -> None:
-    """20 sessions of up to 1,300 tokens, 400 blocks of 32: half of them must wait or be evicted."""
-    streams = [_random_stream(seed) for seed in range(20)]
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(play(client, stream, paced=False)) for stream in streams]
-    for stream, task in zip(streams, tasks, strict=True):
-        check(stream, task.result(), reference)
-
-
-@ONE_BY_ONE
 async def test_equal_documents_of_different_sessions(
     client: AsyncClient, reference: ReferenceEngine
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -71,6 +72,21 @@ async def test_a_session_is_sent_as_planned_and_recorded() -> None:
     assert moments == sorted(moments)
     assert 0 < record.generator_lateness_s <= record.lateness_s
     assert run.duration_s >= record.ended_s
+
+
+@pytest.mark.parametrize(
+    ("recorded", "longest", "sent"), [(None, None, 3), (7, None, 7), (7, 5, 5), (2, 5, 2)]
+)
+async def test_an_answer_is_as_long_as_it_was_recorded(
+    recorded: int | None, longest: int | None, sent: int
+) -> None:
+    sampling = SamplingParameters(max_tokens=3, ignore_eos=True)
+    asking = Asking(sampling, timeout_s=60, longest_answer=longest)
+    async with FakeRouter() as router:
+        plan = a_plan(0.0, output_tokens=recorded)
+        await replay(plan, replace(a_target(router.address), asking=asking))
+    opened = router.received[0].open
+    assert (opened.sampling.max_tokens, opened.sampling.ignore_eos) == (sent, True)
 
 
 async def test_a_session_opens_when_due_whatever_the_one_before_does() -> None:

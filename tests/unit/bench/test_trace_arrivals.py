@@ -40,6 +40,13 @@ def test_iso_times_are_utc_unless_they_say_otherwise(tmp_path: Path) -> None:
     assert from_file(path) == [0.0, 1.0]
 
 
+def test_times_keep_all_their_digits(tmp_path: Path) -> None:
+    """A float of seconds since 1970 has six; a byte order mark is no part of the first time."""
+    text = "\ufeff2023-11-16 18:17:03.9799600\r\n2023-11-16 18:17:03,9799601\r\n"
+    path = a_file(tmp_path, f"{text}2023-11-16T20:17:04.98+02:00\r\n")
+    assert from_file(path) == [0.0, 1e-7, 1.00004]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

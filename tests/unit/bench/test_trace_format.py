@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.traces.check import TraceError
+from bench.traces.check import SeenIds, TraceError
 from bench.traces.format import Content, Document, Event, SharedDocument
 from bench.traces.read import TraceReader, read_sessions
 from bench.traces.write import write_trace
@@ -45,6 +46,7 @@ WRONG_SESSIONS: list[tuple[Callable[[Plain], object], str]] = [
     (lambda s: s.update(colour="red"), "colour: unknown key"),
     (lambda s: s.pop("suffix"), "suffix: is missing"),
     (lambda s: s.update(line="sesion"), "line: must be header, document or session"),
+    (lambda s: s.update(output_tokens=0), "output_tokens: must be positive (got 0)"),
     (lambda s: s.update(id=""), "id: must have 1 to 256 characters"),
     (lambda s: s.update(id="first"), "id: a session 'first' came before"),
     (lambda s: s.update(prefix={}), "prefix: needs a text or a number of tokens"),
@@ -63,7 +65,11 @@ WRONG_SESSIONS: list[tuple[Callable[[Plain], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), WRONG_SESSIONS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    WRONG_SESSIONS,
+    ids=lambda value: value[:30] if isinstance(value, str) else "change",
+)
 def test_a_wrong_session_is_refused_with_its_line_and_key(
     change: Callable[[Plain], object], message: str, tmp_path: Path
 ) -> None:
@@ -115,10 +121,34 @@ def test_the_first_line_is_the_header(tmp_path: Path) -> None:
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
-    header = plain_header() | {"schema_version": 2}
+    header = plain_header() | {"schema_version": 3}
     path = write_lines(tmp_path / "t.jsonl", header)
-    with pytest.raises(TraceError, match="line 1: schema_version: is 2; this program reads 1"):
+    with pytest.raises(
+        TraceError, match="line 1: schema_version: is 3; this program reads 1 and 2"
+    ):
         TraceReader(path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_session_may_say_how_long_its_answer_was(version: int, tmp_path: Path) -> None:
+    header = plain_header() | {"schema_version": version}
+    sessions = (plain_session("q0") | {"output_tokens": 7}, plain_session("q1"))
+    with TraceReader(write_lines(tmp_path / "t.jsonl", header, *sessions)) as reader:
+        assert [session.output_tokens for session in reader] == [7, None]
+
+
+def test_numbered_ids_are_told_apart_and_take_no_memory() -> None:
+    seen, others = SeenIds(), ["r", "r01", "-1", "7a", "r5000"]
+    for name in (*others, *(f"r{number}" for number in range(1000))):
+        assert name not in seen
+        seen.add(name)
+        seen.add(name)
+        assert name in seen
+    assert not [name for name in ("r1000", "r4999", "r5001", "r00", "-", "1") if name in seen]
+    size = len(pickle.dumps(seen))
+    for number in range(1000, 5000):
+        seen.add(f"r{number}")
+    assert len(pickle.dumps(seen)) <= size + 16
 
 
 def test_scale_factors_are_positive(tmp_path: Path) -> None:

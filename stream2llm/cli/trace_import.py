@@ -1,0 +1,284 @@
+"""`stream2llm trace import`: recordings of others, turned into our traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stream2llm.cli.exits import errors_as_exits
+from stream2llm.cli.numbers import finite
+from stream2llm.cli.trace_options import (
+    Arrivals,
+    Output,
+    Rate,
+    ScaleLoad,
+    ScaleTime,
+    ScaleTokens,
+    Seed,
+    TokenizerOption,
+    TokensOnly,
+    arrivals_of,
+    header_of,
+    scale_of,
+    show_trace,
+    token_counter,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.traces.format import Item, Scale, Shape
+    from bench.traces.imports import BadRow, Importing, Report
+    from bench.traces.requests import Streaming
+
+app = typer.Typer(no_args_is_help=True, help="Turn recordings of others into traces.")
+
+# Every bad row counts, not every one is shown.
+SHOWN_BAD_ROWS = 20
+
+MaxSessions = Annotated[
+    int | None, typer.Option(min=1, help="Only so many, from the beginning of the recording.")
+]
+Parts = Annotated[
+    int,
+    typer.Option(
+        "--documents", min=1, help="Appends in which each prompt comes: so many equal documents."
+    ),
+]
+Gap = Annotated[
+    float,
+    typer.Option("--gap", min=0, callback=finite, help="Seconds from one append to the next."),
+]
+
+
+@app.command()
+def crawler(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="The folder of query_*.csv.")],
+    output: Output,
+    seed: Seed = 0,
+    rate: Rate = 1.0,
+    arrivals: Arrivals = None,
+    scale_tokens: ScaleTokens = 1.0,
+    scale_time: ScaleTime = 1.0,
+    scale_load: ScaleLoad = 1.0,
+    tokens_only: TokensOnly = False,
+    tokenizer: TokenizerOption = None,
+) -> None:
+    """The paper's artifact: crawled pages, a file for each question.
+
+    Rows that cannot be used are left out and reported on stderr with file and
+    line. Recordings have no arrivals: they are Poisson, or those of a file.
+
+    Example: stream2llm trace import crawler traces/simpleQA -o crawler.jsonl
+    """
+    from bench.traces.crawler_csv import crawler_sessions
+
+    with errors_as_exits():
+        scale = scale_of(scale_tokens, scale_time, scale_load)
+        importing, counted_by = _importing(scale, tokenizer, tokens_only)
+        times = arrivals_of(arrivals, rate, seed, scale)
+        report = _Reporter()
+        items = crawler_sessions(path, times, importing, report)
+        _write(context, path, output, items, report, scale, counted_by, seed, "crawler")
+
+
+@app.command()
+def anns(
+    context: typer.Context,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="The JSON map of queries to traces, with retrieved_corpus_content.part.*.json "
+            "beside it."
+        ),
+    ],
+    output: Output,
+    seed: Seed = 0,
+    rate: Rate = 1.0,
+    arrivals: Arrivals = None,
+    scale_tokens: ScaleTokens = 1.0,
+    scale_time: ScaleTime = 1.0,
+    scale_load: ScaleLoad = 1.0,
+    tokens_only: TokensOnly = False,
+    tokenizer: TokenizerOption = None,
+) -> None:
+    """The paper's artifact: vector searches whose results get better while they run.
+
+    Rows that cannot be used are left out and reported on stderr with file and
+    line. Recordings have no arrivals: they are Poisson, or those of a file.
+
+    Example: stream2llm trace import anns traces/map.json -o anns.jsonl
+    """
+    from bench.traces.anns_traces import anns_items
+
+    with errors_as_exits():
+        scale = scale_of(scale_tokens, scale_time, scale_load)
+        importing, counted_by = _importing(scale, tokenizer, tokens_only)
+        times = arrivals_of(arrivals, rate, seed, scale)
+        report = _Reporter()
+        items = anns_items(path, times, importing, report)
+        _write(context, path, output, items, report, scale, counted_by, seed, "anns")
+
+
+@app.command()
+def azure(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="AzureLLMInferenceTrace_*.csv.")],
+    output: Output,
+    max_sessions: MaxSessions = None,
+    documents: Parts = 1,
+    gap: Gap = 0.0,
+    scale_tokens: ScaleTokens = 1.0,
+    scale_load: ScaleLoad = 1.0,
+) -> None:
+    """The Azure LLM inference traces of 2023 and 2024: times, prompt and answer lengths.
+
+    A prompt comes as one document at the request's time, or as several. Rows that
+    cannot be used are left out and reported on stderr with file and line.
+
+    Example: stream2llm trace import azure AzureLLMInferenceTrace_conv.csv -o conv.jsonl
+    """
+    from bench.traces.azure_csv import azure_sessions
+
+    _import(
+        context,
+        path,
+        output,
+        azure_sessions,
+        max_sessions,
+        (documents, gap),
+        scale_tokens,
+        scale_load,
+    )
+
+
+@app.command()
+def burstgpt(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="BurstGPT_*.csv.")],
+    output: Output,
+    max_sessions: MaxSessions = None,
+    documents: Parts = 1,
+    gap: Gap = 0.0,
+    scale_tokens: ScaleTokens = 1.0,
+    scale_load: ScaleLoad = 1.0,
+) -> None:
+    """BurstGPT: times, prompt and answer lengths of a ChatGPT and GPT-4 service.
+
+    A prompt comes as one document at the request's time, or as several. Rows that
+    cannot be used, requests without an answer among them, are left out and
+    reported on stderr with file and line.
+
+    Example: stream2llm trace import burstgpt BurstGPT_1.csv --max-sessions 1000 -o burst.jsonl
+    """
+    from bench.traces.burstgpt_csv import burstgpt_sessions
+
+    _import(
+        context,
+        path,
+        output,
+        burstgpt_sessions,
+        max_sessions,
+        (documents, gap),
+        scale_tokens,
+        scale_load,
+    )
+
+
+@app.command()
+def mooncake(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="A trace of Mooncake, JSON Lines.")],
+    output: Output,
+    max_sessions: MaxSessions = None,
+    documents: Parts = 1,
+    gap: Gap = 0.0,
+    block_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens that each of a request's hash_ids stands for.")
+    ] = 512,
+    scale_tokens: ScaleTokens = 1.0,
+    scale_load: ScaleLoad = 1.0,
+) -> None:
+    """Mooncake's traces: times, prompt and answer lengths, and which beginnings prompts share.
+
+    Each block of a prompt is a document; equal blocks are equal text. They come at
+    the request's time, or in several appends. Lines that cannot be used are left
+    out and reported on stderr with file and line.
+
+    Example: stream2llm trace import mooncake conversation_trace.jsonl -o conversation.jsonl
+    """
+    from functools import partial
+
+    from bench.traces.mooncake_jsonl import mooncake_items
+
+    importer = partial(mooncake_items, block_tokens=block_tokens)
+    _import(
+        context, path, output, importer, max_sessions, (documents, gap), scale_tokens, scale_load
+    )
+
+
+def _import(
+    context: typer.Context,
+    path: Path,
+    output: Path,
+    importer: Callable[[Path, Scale, Streaming, Report], Iterator[Item]],
+    max_sessions: int | None,
+    streamed: tuple[int, float],
+    scale_tokens: float,
+    scale_load: float,
+) -> None:
+    """A recording of requests; `streamed` is how many appends bring a prompt, and their gap."""
+    from bench.traces.requests import Streaming, first_sessions
+
+    with errors_as_exits():
+        scale = scale_of(scale_tokens, 1.0, scale_load)
+        report = _Reporter()
+        items = first_sessions(importer(path, scale, Streaming(*streamed), report), max_sessions)
+        _write(context, path, output, items, report, scale, "the recording", None, None)
+
+
+def _importing(scale: Scale, tokenizer: str | None, tokens_only: bool) -> tuple[Importing, str]:
+    from bench.traces.imports import Importing
+
+    count, counted_by = token_counter(tokenizer)
+    return Importing(scale, count, tokens_only), counted_by
+
+
+def _write(
+    context: typer.Context,
+    path: Path,
+    output: Path,
+    items: Iterable[Item],
+    report: _Reporter,
+    scale: Scale,
+    counted_by: str,
+    seed: int | None,
+    shape: Shape | None,
+) -> None:
+    from bench.traces.imports import not_empty
+    from bench.traces.write import write_trace
+
+    header = header_of(context, str(context.info_name), counted_by, scale, seed, shape)
+    write_trace(output, header, not_empty(items, path))
+    report.summarize()
+    show_trace(output)
+
+
+class _Reporter:
+    """Tells the first bad rows on stderr, counts all."""
+
+    def __init__(self) -> None:
+        self.num_bad = 0
+
+    def __call__(self, problem: BadRow) -> None:
+        self.num_bad += 1
+        if self.num_bad <= SHOWN_BAD_ROWS:
+            typer.echo(f"left out: {problem}", err=True)
+
+    def summarize(self) -> None:
+        if self.num_bad > SHOWN_BAD_ROWS:
+            typer.echo(f"left out: {self.num_bad} in all", err=True)

@@ -1,0 +1,118 @@
+"""What the commands that write traces have in common: options, and what they make of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.traces.format import Header, Scale, Shape
+    from bench.traces.text import CountTokens
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="The trace to write (JSONL).")]
+Seed = Annotated[int, typer.Option(help="Decides everything that is random.")]
+Rate = Annotated[
+    float, typer.Option(min=1e-6, help="Poisson arrivals: sessions a second on average.")
+]
+Arrivals = Annotated[
+    Path | None,
+    typer.Option(help="Instead of --rate: a file with a time a line, seconds or ISO 8601."),
+]
+ScaleTokens = Annotated[float, typer.Option(min=1e-6, help="Multiplies prompt lengths.")]
+ScaleTime = Annotated[
+    float, typer.Option(min=1e-6, help="Multiplies times within a session, not the arrivals.")
+]
+ScaleLoad = Annotated[
+    float, typer.Option(min=1e-6, help="Multiplies the sessions a second, of a file as well.")
+]
+TokensOnly = Annotated[
+    bool, typer.Option("--tokens-only", help="Token counts instead of text: a small file.")
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Count with this model's tokenizer: a name that `stream2llm model list` shows, or a "
+        "directory. Without it tokens are estimated from words."
+    ),
+]
+
+
+def show_trace(path: Path) -> None:
+    """Checks a trace and prints its summary."""
+    from bench.traces.summary import summary
+
+    typer.echo(summary(path))
+
+
+def scale_of(tokens: float, time: float, load: float) -> Scale:
+    """The scale of a header."""
+    from bench.traces.format import Scale
+
+    return Scale(tokens=tokens, time=time, load=load)
+
+
+def header_of(
+    context: typer.Context,
+    name: str,
+    counted_by: str,
+    scale: Scale,
+    seed: int | None,
+    shape: Shape | None,
+) -> Header:
+    """The first line of a trace that this command writes."""
+    from bench.traces.format import SCHEMA, SCHEMA_VERSION, Header
+
+    return Header(
+        schema=SCHEMA,
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        provenance=_provenance(context),
+        counted_by=counted_by,
+        scale=scale,
+        seed=seed,
+        shape=shape,
+    )
+
+
+def _provenance(context: typer.Context) -> str:
+    """The options without the output: equal options give equal files, wherever they are."""
+    options = {**context.params}
+    del options["output"]
+    given = ", ".join(
+        f"{name}={value}" for name, value in sorted(options.items()) if value is not None
+    )
+    command = context.command_path.partition("trace ")[2]
+    return f"stream2llm trace {command}: {given}"
+
+
+def arrivals_of(path: Path | None, rate: float, seed: int, scale: Scale) -> Iterator[float]:
+    """Seconds after the beginning of the trace: those of a file, else Poisson without end."""
+    import random
+
+    from bench.traces.arrivals import from_file, poisson
+
+    if path is not None:
+        return iter(from_file(path, scale.load))
+    return poisson(rate * scale.load, random.Random(f"arrivals/{seed}"))
+
+
+def token_counter(name: str | None) -> tuple[CountTokens, str]:
+    """Counts tokens; and what the header says of it."""
+    from bench.traces.text import count_by_words
+
+    if name is None:
+        return count_by_words, "words"
+    from tokenizers import Tokenizer
+
+    from stream2llm.model_store import resolve_model
+
+    tokenizer = Tokenizer.from_file(str(resolve_model(name) / "tokenizer.json"))
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    return count, f"tokenizer {name}"

@@ -1,0 +1,16 @@
+"""What all rings have in common: how Hypothesis chooses its examples.
+
+`make test` and CI run the same examples every time: a red test is red again, and a
+green one was not lucky. `make test-random` explores with a fresh seed, which it prints;
+what that finds becomes an explicit example, in the same commit as its repair. No example
+has a time limit: machines are busy.
+"""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
+# Command lines may load another: --hypothesis-profile=random.
+settings.load_profile("fixed")
