@@ -21,8 +21,11 @@ def code(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A comment or docstring as one line of a table."""
-    return re.sub(r"\s+", " ", text).strip()
+    """A comment, docstring or help text as one line of a table, where only `code` is marked up."""
+    parts = re.split(r"(`[^`]*`)", _joined(text))
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([\[\]<*])", r"\\\1", part) for part in parts
+    )
 
 
 def prose(text: str) -> str:
@@ -44,4 +47,8 @@ def _row(cells: Sequence[str]) -> str:
 def _block(block: str) -> str:
     if block.startswith("    "):
         return f"```\n{textwrap.dedent(block)}\n```"
-    return textwrap.fill(one_line(block), WIDTH, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(_joined(block), WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _joined(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()

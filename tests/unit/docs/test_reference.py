@@ -11,7 +11,7 @@ from prometheus_client import Counter
 from pydantic import BaseModel, ConfigDict, Field
 
 from tools.reference import commands, configuration, metrics, protos
-from tools.reference.markdown import WIDTH, prose, table
+from tools.reference.markdown import WIDTH, one_line, prose, table
 from tools.reference.pages import FOLDER, PAGES
 
 pytestmark = pytest.mark.unit
@@ -85,7 +85,7 @@ def test_a_command_shows_usage_help_and_options_also_one_that_is_forwarded() -> 
     one, two = commands.sections(app, {"second": lambda: other})
     assert one.startswith("## stream2llm first\n\n```\nstream2llm first [OPTIONS]\n```\n\nDo it.")
     assert "```\nstream2llm first --size 4\n```" in one
-    assert "How many. [default: 3]" in one
+    assert r"How many. \[default: 3\]" in one
     assert "The real one." in two
 
 
@@ -142,6 +142,10 @@ def test_prose_is_reflowed_and_indented_blocks_are_code() -> None:
 
 def test_a_pipe_in_a_cell_does_not_end_it() -> None:
     assert table(["a"], [["x|y"]]).endswith("| x\\|y |")
+
+
+def test_text_in_a_cell_is_no_markup_but_for_code() -> None:
+    assert one_line("In [0, 1],\n `a[0]` of <b>") == r"In \[0, 1\], `a[0]` of \<b>"
 
 
 def _text(groups: list[metrics.Group]) -> str:
