@@ -114,7 +114,7 @@ docs/changelog.md: CHANGELOG.md
 
 docs: $(DOCS) docs/changelog.md ## the documentation site in site/ (a broken link is an error)
 	@$(MKDOCS) build --strict
-	@echo "docs: open site/index.html"
+	@echo "docs: open site/index.html; make docs-serve has the search, too"
 
 docs-serve: $(DOCS) docs/changelog.md ## the site on http://127.0.0.1:8000, built anew at each change
 	@$(MKDOCS) serve --livereload

@@ -50,7 +50,8 @@ def _row(record: tuple[str, str] | None, command_path: str) -> tuple[str, str]:
     names, text = record or ("a hidden parameter", "")
     if not text or text.startswith("["):
         raise ValueError(f"{names} of `{command_path}` has no help text")
-    return code(names), one_line(text)
+    # Renderers disagree on how a pipe in code is written inside a table.
+    return code(names.replace("|", " / ")), one_line(text)
 
 
 def _help(text: str) -> str:

@@ -44,7 +44,8 @@ def sections(file: FileDescriptorProto) -> Iterator[str]:
     comments = {
         tuple(place.path): place.leading_comments for place in file.source_code_info.location
     }
-    known = {f".{file.package}.{each.name}" for each in [*file.message_type, *file.enum_type]}
+    names = [*(each.name for each in file.message_type), *(each.name for each in file.enum_type)]
+    known = {f".{file.package}.{name}" for name in names}
     for index, service in enumerate(file.service):
         yield _service(service, (_SERVICES, index), comments, known)
     places: list[tuple[int, str]] = []
