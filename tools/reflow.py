@@ -1,4 +1,6 @@
-"""Reflows the prose of Markdown files to at most 120 characters a line: `make docs-reflow`.
+"""Reflows the prose of Markdown files to at most 120 characters a line.
+
+`python -m tools.reflow FILE...` changes the files in place.
 
 Tables, code, headings, HTML and link definitions stay as they are; so does a
 paragraph whose lines are short enough, so that a change of one word is a change

@@ -79,8 +79,9 @@ def _commands() -> str:
         "Command line",
         "the commands",
         """
-        Every command prints this text with `--help`. Exit codes are given where a command has more than 0 (done)
-        and 2 (bad usage).
+        Every command prints this text with `--help`. Exit codes: 0 done; 1 a cluster could not be started, ended
+        or reached, or a bound of `--check` was missed; 2 bad usage; 3 refused or failed; 4 unavailable, the same
+        command may succeed later; 130 interrupted.
         """,
         commands.sections(app, {name: partial(forwarded, name) for name in FORWARDED_TO}),
     )
