@@ -29,6 +29,9 @@ DEPS := $(VENV)/.installed-$(EXTRA)
 PROJECT := $(VENV)/.installed-project-$(EXTRA)
 PROTOS := $(wildcard proto/stream2llm/v1/*.proto)
 PROTOC := $(BIN)/python -m grpc_tools.protoc -Iproto
+DOCS := $(VENV)/.installed-docs
+# Without it mkdocs-material prints an announcement at each build.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA must be cpu or gpu, not '$(EXTRA)')
@@ -36,7 +39,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env model demo bench-peers test test-all test-random check proto proto-check clean
+.PHONY: help env model demo bench-peers test test-all test-random check proto proto-check docs docs-serve docs-reference clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -122,6 +125,25 @@ proto-check: env ## fail when the committed stubs are not those of proto/
 	  diff -r -x __init__.py -x __pycache__ "$$fresh/stream2llm/v1" stream2llm/v1 || \
 	  { echo "stream2llm/v1 is not what proto/ generates: run 'make proto' and commit" >&2; exit 1; }
 
+docs-reference: env ## regenerate docs/reference from the code
+	@$(BIN)/python -m tools.reference
+
+$(DOCS): $(PROJECT) pyproject.toml
+	@echo "docs: installing mkdocs-material and mkdocstrings"
+	@$(INSTALL) --no-build-isolation -e '.[docs]'
+	@touch $@
+
+# The changelog as a page: its links begin at the top of the repository.
+docs/changelog.md: CHANGELOG.md
+	@sed 's|](docs/|](|g' CHANGELOG.md >$@
+
+docs: $(DOCS) docs/changelog.md ## the documentation site in site/ (a broken link is an error)
+	@$(MKDOCS) build --strict
+	@echo "docs: open site/index.html; make docs-serve has the search, too"
+
+docs-serve: $(DOCS) docs/changelog.md ## the site on http://127.0.0.1:8000, built anew at each change
+	@$(MKDOCS) serve --livereload
+
 clean: ## remove .venv and caches of tools (not the model cache)
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist site docs/changelog.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

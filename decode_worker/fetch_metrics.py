@@ -17,25 +17,25 @@ class FetchMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._blocks = Counter(
             "stream2llm_handover_blocks",
-            "KV blocks of prompts: fetched ahead of the seal, pulled after it, and fetched in vain.",
+            "KV blocks of prompts: fetched ahead of the seal; read after it; fetched but never used.",
             ("role", "when"),
             registry=registry,
         )
         self._bytes = Counter(
             "stream2llm_handover_bytes",
-            "The same in bytes, of all ranks.",
+            "Bytes of the same blocks, over all ranks.",
             ("role", "when"),
             registry=registry,
         )
         self._fetches = Counter(
             "stream2llm_fetches",
-            "Fetches ahead of the seal by how they ended: fetched, refused, aborted, failed.",
+            "Fetches ahead of the seal, by result.",
             ("role", "result"),
             registry=registry,
         )
         self._seconds = Histogram(
             "stream2llm_fetch_seconds",
-            "Time of one fetch ahead of the seal, from the begin of its read to its end.",
+            "Seconds of one fetch ahead of the seal, from the start of its read to its end.",
             ("role",),
             buckets=_BUCKETS_S,
             registry=registry,

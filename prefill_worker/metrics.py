@@ -41,31 +41,37 @@ class SwapMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._decisions = Counter(
             "stream2llm_preemption_decisions",
-            "Sessions whose KV was taken away, by what was chosen for it and why.",
+            "Sessions whose KV was evicted, by action and reason: mode (no choice), cheaper, cached"
+            " (other sessions hold the blocks), no_blocks (no full block), pool_full, trial (copied"
+            " to learn what it costs).",
             ("action", "reason"),
             registry=registry,
         )
-        self._blocks = _per_direction("stream2llm_swapped_blocks", "KV blocks copied.", registry)
+        self._blocks = _per_direction(
+            "stream2llm_swapped_blocks", "KV blocks copied between device and host.", registry
+        )
         self._bytes = _per_direction(
-            "stream2llm_swapped_bytes", "Bytes of KV copied, over all ranks.", registry
+            "stream2llm_swapped_bytes",
+            "Bytes of KV copied between device and host, over all ranks.",
+            registry,
         )
         self._seconds = _per_direction(
-            "stream2llm_swap_seconds", "Time that copies took, of the slowest rank.", registry
+            "stream2llm_swap_seconds", "Seconds that copies took on the slowest rank.", registry
         )
         self._failures = Counter(
             "stream2llm_swap_failures",
-            "Copies that failed; what they were for is computed again.",
+            "Copies that failed; their tokens are computed again.",
             registry=registry,
         )
         self._pool = Gauge(
             "stream2llm_host_pool_blocks",
-            "Room for KV blocks in host memory, by whether one is there.",
+            "KV blocks that the host pool has room for, used and free.",
             ("state",),
             registry=registry,
         )
         self._factor = Gauge(
             "stream2llm_cost_factor",
-            "Seconds that pass for each one that the cost profile predicts, as learned.",
+            "Learned correction of the cost profile: actual seconds for each predicted one.",
             ("curve",),
             registry=registry,
         )
@@ -91,7 +97,7 @@ class SwapMetrics:
 
 
 def _per_direction(name: str, text: str, registry: CollectorRegistry) -> Counter:
-    text = f"{text} Out: to the host; in: back."
+    text = f"{text} out: to the host; in: back."
     return Counter(name, text, ("direction",), registry=registry)
 
 
@@ -103,34 +109,34 @@ class PrefillMetrics:
         self._swap = SwapMetrics(registry)
         self._tokens = Counter(
             "stream2llm_prefill_tokens",
-            "Prompt tokens by what became of them: computed by the engine; recomputed after a"
-            " preemption (among the computed ones too); restored from the host after one; reused"
-            " within their session or from other sessions; invalidated by an update.",
+            "Prompt tokens: computed by the engine; of those, recomputed after a preemption; restored"
+            " from the host after one; reused from the prefix cache, within their session or across"
+            " sessions; invalidated by an update.",
             ("kind",),
             registry=registry,
         )
         self._preemptions = Counter(
             "stream2llm_preemptions",
-            "Sessions whose KV was taken away for others, by what brings it back.",
+            "Sessions whose KV was evicted for others, by the action that brings it back.",
             ("role", "policy", "action"),
             registry=registry,
         )
         self._promotions = Counter(
             "stream2llm_scheduler_promotions",
-            "Sessions that go before others in their turn because they had waited for too long.",
+            "Sessions that the starvation bound (prefill.patience_steps) put before others.",
             registry=registry,
         )
         self._decision = Histogram(
             "stream2llm_scheduler_decision_seconds",
-            "Time to decide what an engine step does.",
+            "Seconds to plan one engine step.",
             ("role", "policy"),
             buckets=_DECISION_BUCKETS_S,
             registry=registry,
         )
         self._sessions = Gauge(
             "stream2llm_prefill_sessions",
-            "Sessions that have tokens to compute; open ones that wait for context; those with"
-            " new tokens that found no KV block in the last step.",
+            "Sessions: with_work have tokens to compute; idle ones are open and wait for context;"
+            " short_of_blocks got no KV block for their new tokens in the last step.",
             ("state",),
             registry=registry,
         )

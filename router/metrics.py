@@ -59,53 +59,87 @@ class RouterMetrics:
     def __init__(self, registry: CollectorRegistry, model: str) -> None:
         self._registry = registry
         self._model = model
-        self._sessions = self._counter("sessions", "Sessions that ended, by outcome", "outcome")
+        self._sessions = self._counter(
+            "sessions",
+            "Sessions that ended, by outcome: ok, cancelled, or a gRPC status in lower case.",
+            "outcome",
+        )
         self._errors = self._counter(
-            "errors", "RPCs that ended with an error, refusals at the door included", "reason"
+            "errors",
+            "RPCs that ended with an error, refusals at the door included, by reason.",
+            "reason",
         )
         self._active = Gauge(
             "stream2llm_sessions_active",
-            "Sessions now open, by phase",
+            "Sessions open now, by what they wait for.",
             ("model", "phase"),
             registry=registry,
         )
         self._ttft = self._histogram(
-            "time_to_first_token_seconds", "Seal to first token", _TTFT_S, "input_mode"
+            "time_to_first_token_seconds",
+            "Seconds from seal to first token, by how the context came: oneshot, append, update.",
+            _TTFT_S,
+            "input_mode",
         )
         self._session_ttft = self._histogram(
-            "session_ttft_seconds", "Open to first token", _TTFT_S, "input_mode"
+            "session_ttft_seconds",
+            "Seconds from open to first token, by how the context came: oneshot, append, update.",
+            _TTFT_S,
+            "input_mode",
         )
         self._inter_token = self._histogram(
-            "inter_token_latency_seconds", "Between two engine steps", _INTER_TOKEN_S
+            "inter_token_latency_seconds",
+            "Seconds between two outputs of one session; the first of decode is after the hand-over.",
+            _INTER_TOKEN_S,
         )
         self._handover = self._histogram(
-            "handover_latency_seconds", "First to second token, the KV transfer", _INTER_TOKEN_S
+            "handover_latency_seconds",
+            "Seconds from first to second token: the hand-over as the client sees it.",
+            _INTER_TOKEN_S,
         )
         self._exposed = self._histogram(
             "handover_exposed_seconds",
-            "First to second token, by how the session hands over",
+            "The same seconds, by hand-over mode: at_seal, streamed.",
             _INTER_TOKEN_S,
             "handover",
         )
         self._fetches = self._counter(
-            "handover_fetches", "Fetches ahead of the seal, by how they ended", "result"
+            "handover_fetches",
+            "Fetches ahead of the seal, by result: fetched, refused, aborted, failed.",
+            "result",
         )
-        self._e2e = self._histogram("e2e_latency_seconds", "Open to end", _LATENCY_S)
+        self._e2e = self._histogram(
+            "e2e_latency_seconds",
+            "Seconds from open to end of sessions that succeeded.",
+            _LATENCY_S,
+        )
         self._overlap = self._histogram(
-            "input_overlap_ratio", "Part of the prompt that was prefilled at the seal", _RATIO
+            "input_overlap_ratio",
+            "Share of the prompt's tokens, 0 to 1, that had been prefilled when the seal came.",
+            _RATIO,
         )
-        self._chunks = self._counter("input_chunks", "Context events received", "op")
-        self._tokens = self._counter("input_tokens", "Context tokens received", "op")
+        self._chunks = self._counter(
+            "input_chunks",
+            "Events received, by event: open, append, update, seal.",
+            "op",
+        )
+        self._tokens = self._counter(
+            "input_tokens",
+            "Tokens received, by event: open, append, update, seal.",
+            "op",
+        )
         self._invalidated = self._counter(
-            "input_tokens_invalidated", "Prefilled, then thrown away by updates", "ordering"
+            "input_tokens_invalidated",
+            "Prefilled tokens that updates invalidated, by document ordering: as_given, stable.",
+            "ordering",
         )
         self._computed = self._counter(
-            "input_tokens_prefilled", "Computed by prefill, recomputation included"
+            "input_tokens_prefilled", "Tokens that prefill computed, recomputation included."
         )
         self._reused = self._counter(
-            "input_tokens_reused", "Found in the prefix cache instead of computed"
+            "input_tokens_reused", "Tokens found in the prefix cache instead of computed."
         )
-        self._output = self._counter("output_tokens", "Tokens of answers")
+        self._output = self._counter("output_tokens", "Tokens of answers sent to clients.")
         for phase in Phase:  # 0 rather than absent
             self._active.labels(model, phase)
 

@@ -22,96 +22,113 @@ GIB = 1024 * MIB
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A docstring under a field is its description in docs/reference/configuration.md.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class RayConfig(_Part):
-    """Where the actors live."""
+    """The Ray cluster that the actors run on."""
 
-    # "local" starts a Ray of our own and ends it with us; "auto" or an
-    # address joins one that runs.
     address: str = "local"
+    """Ray cluster to use. "local": start one and stop it with us. "auto" or host:port: join one
+    that runs."""
     namespace: str = "stream2llm"
-    # Of a Ray of our own. One that we join has its own mode: that of the environment
-    # (RAY_AUTH_MODE) goes before this, which then counts only if it is set.
+    """Ray namespace of the actors. Two clusters on one Ray need different ones."""
     auth_mode: Literal["disabled", "token"] = "token"
+    """Authentication mode of a Ray of our own. A Ray that is joined has its own mode: the
+    environment's (RAY_AUTH_MODE) wins, and this counts only if it is set in the file."""
     include_dashboard: bool = False
+    """Whether a "local" Ray starts its web dashboard."""
 
 
 class RouterLimits(_Part):
-    """What one router admits."""
+    """Limits of one router. Requests beyond them are refused with an error that names the limit."""
 
     max_open_sessions: int = Field(default=1024, ge=1)
-    # Over the whole life of a session, replaced documents included.
+    """Most sessions open at one router at the same time; more are refused (`TOO_MANY_SESSIONS`)."""
     max_session_tokens: int = Field(default=2_000_000, ge=1)
+    """Most tokens a session may send over its whole life, replaced documents included."""
     max_documents_per_event: int = Field(default=4096, ge=1)
-    # Documents with a content, over the whole life of a session.
+    """Most documents in one append or update."""
     max_session_documents: int = Field(default=65_536, ge=1)
+    """Most documents with content that a session may send over its whole life."""
     max_message_bytes: int = Field(default=16 * MIB, ge=64 * KIB)
-    # A session that is open and gets no event for so long ends.
+    """Most bytes of one gRPC message, between client and router and between router and workers."""
     input_idle_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds without an event from the client after which an unsealed session ends."""
     max_session_duration_s: float = Field(default=3600.0, gt=0)
-    # Tokens received but not prefilled yet, above which the router stops
-    # reading from the client.
+    """Seconds from open after which a session ends, whatever its state."""
     credit_window_tokens: int = Field(default=65_536, ge=1)
+    """Tokens received but not yet prefilled, above which the router stops reading from the
+    client."""
 
 
 class RouterConfig(_Part):
-    """The routers."""
+    """The routers, which clients connect to."""
 
     replicas: int = Field(default=1, ge=1)
+    """Number of routers."""
     host: str = "127.0.0.1"
-    # Of the first router; the others take the following ports. 0: any free port.
+    """Address that routers listen on. "auto": that of the node that Ray places the router on."""
     port: int = Field(default=50051, ge=0, le=65535)
+    """gRPC port of the first router; the others take the following ports. 0: any free."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Prometheus port of the first router; the others take the following ports. 0: any free."""
     limits: RouterLimits = RouterLimits()
-    # How long a drain waits for open sessions.
+    """What a router admits."""
     drain_timeout_s: float = Field(default=30.0, ge=0)
+    """Seconds that a drain waits for open sessions to end."""
 
 
 class WorkerConfig(_Part):
     """The workers of one role."""
 
     replicas: int = Field(default=1, ge=1)
-    # Where workers listen; the address other nodes reach them at. "auto" is the
-    # address of the node that Ray places them on.
+    """Number of workers of this role."""
     host: str = "127.0.0.1"
+    """Address that workers listen on and that other nodes reach them at. "auto": that of the node
+    that Ray places the worker on."""
     num_gpus: float = Field(default=0, ge=0)
+    """GPUs that Ray reserves for each worker. 0: a CPU engine."""
     num_cpus: float = Field(default=1, ge=0)
+    """CPUs that Ray reserves for each worker. Reservation only; `cpu_bind` chooses the cores."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    # vLLM engine arguments, checked by vLLM's own AsyncEngineArgs.
+    """Prometheus port of the first worker; the others take the following ports. 0: any free."""
     engine: dict[str, Any] = {}
-    # Environment of the actor, for instance VLLM_CPU_KVCACHE_SPACE.
+    """vLLM engine arguments, checked by vLLM (`AsyncEngineArgs`)."""
     env: dict[str, str] = {}
-    # CPU engines only: cores of each replica as vLLM's
-    # VLLM_CPU_OMP_THREADS_BIND wants them, replicas apart by ";" ("0-1;2-3");
-    # "auto" gives one core each, in turn.
+    """Environment variables of the worker's process, for instance `VLLM_CPU_KVCACHE_SPACE`."""
     cpu_bind: str = "auto"
+    """CPU engines only: cores of each replica in the syntax of vLLM's
+    `VLLM_CPU_OMP_THREADS_BIND`, replicas separated by ";" (`0-1;2-3`). "auto": one core each, in
+    turn."""
     start_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds that one start of a worker may take."""
 
 
 class PrefillConfig(WorkerConfig):
     """The prefill workers."""
 
-    # How often a session's progress is sent on, in computed tokens.
     progress_interval_tokens: int = Field(default=256, ge=1)
-    # Who is served first; `stream2llm policy` changes it while the cluster runs.
+    """Computed tokens between two progress reports of a session."""
     policy: PolicyName = DEFAULT_POLICY
-    # Engine steps after which a session that still has new tokens is served
-    # before all others in every fourth step, whatever the policy says of it.
+    """Scheduling policy: which session is served first. `stream2llm policy` changes it while the
+    cluster runs."""
     patience_steps: int = Field(default=1000, ge=1)
-    # Policy srpf: most tokens of a step in which nobody waits for an answer. Whoever is
-    # sealed meanwhile waits for its end; much shorter steps cost throughput.
+    """Starvation bound: engine steps after which a session with uncomputed tokens is served before
+    all others in every fourth step, whatever the policy ranks first."""
     open_step_tokens: int = Field(default=OPEN_STEP_TOKENS, ge=1)
-    # What becomes of evicted KV: it is computed again ("recompute"), copied to
-    # the host and back ("swap"), or whichever takes less time ("cost").
+    """Policy `srpf` only: token budget of a step without sealed sessions. A session sealed during
+    such a step waits for its end; much smaller budgets cost throughput."""
     preemption: Literal["recompute", "swap", "cost"] = "cost"
-    # Host memory for swapped KV, in GiB a worker, all its GPUs together. 0 is
-    # no swapping; when it is full, KV is computed again.
+    """What happens to evicted KV: computed again (`recompute`), copied to the host and back
+    (`swap`), or whichever takes less time (`cost`)."""
     host_pool_gib: float = Field(default=4.0, ge=0, allow_inf_nan=False)
-    # A file with what computing and copying cost on this machine, or a
-    # directory of them. Without it, a shipped one that fits is looked for.
+    """Host memory for swapped KV of one worker, all its GPUs together. 0 disables swapping. When
+    the pool is full, KV is computed again."""
     cost_profile: str | None = None
+    """File with measured costs of computing and copying on this machine, or a directory of such
+    files. Unset: a shipped profile that fits is searched for."""
 
 
 class DecodeConfig(WorkerConfig):
@@ -119,19 +136,19 @@ class DecodeConfig(WorkerConfig):
 
 
 class HandoverConfig(_Part):
-    """How KV crosses from prefill to decode. `handover: streamed` alone sets the mode."""
+    """How KV crosses from prefill to decode. The short form `handover: streamed` sets the mode."""
 
-    # "streamed": decode fetches it ahead while the context streams in. "at_seal":
-    # all of it after the first token; also where decode has no prefix cache. A
-    # session may ask for either.
     mode: HandoverMode = "streamed"
-    # vLLM's NIXL connector refuses less than 6 s.
+    """`streamed`: decode fetches KV while the context streams in. `at_seal`: all of it after the
+    first token; also used where decode has no prefix cache. A session may ask for either."""
     lease_s: int = Field(default=10, ge=6)
-    # While a session computes on, it offers so many new tokens at a time at
-    # least; once it is through, whatever it has.
+    """Seconds that prefill keeps KV for a decode worker that shows no sign of life. vLLM's NIXL
+    connector refuses less than 6."""
     min_offer_tokens: int = Field(default=256, ge=1)
-    # Of the time of those who decode, the share that fetching ahead may cost them.
+    """Fewest new tokens in one offer while the session is still computing. Once all its tokens are
+    computed, it offers whatever is left."""
     max_fetch_share: float = Field(default=MAX_FETCH_SHARE, gt=0, le=1)
+    """Largest share of the time of running answers on decode that fetching ahead may take."""
 
     @model_validator(mode="before")
     @classmethod
@@ -140,35 +157,43 @@ class HandoverConfig(_Part):
 
 
 class ControllerConfig(_Part):
-    """The controller."""
+    """The controller, which starts, watches and replaces routers and workers."""
 
     host: str = "127.0.0.1"
-    # HTTP: /sd for Prometheus, /status, /healthz. 0: any free port.
+    """Address that the controller listens on. "auto": that of the node it runs on."""
     http_port: int = Field(default=0, ge=0, le=65535)
+    """HTTP port: `/sd` for Prometheus, `/metrics`, `/status`, `/healthz`, `/policy`. 0: any free."""
     health_interval_s: float = Field(default=1.0, gt=0)
-    # A worker that gives no answer to a health call for so long is replaced.
+    """Seconds between two health checks of a worker."""
     unresponsive_after_s: float = Field(default=60.0, gt=0)
-    # A worker that fails to start that often in a row is given up; its role
-    # stays short until an operator acts.
+    """Seconds without an answer to health checks after which a worker is replaced."""
     max_start_failures: int = Field(default=3, ge=1)
+    """Failed starts in a row after which a worker is given up; its role stays short until an
+    operator acts."""
 
 
 class ClusterConfig(_Part):
-    """Everything."""
+    """The whole cluster; the top level of the YAML file."""
 
-    # A name `stream2llm model fetch` knows, or a directory.
     model: str = "smollm2-135m-instruct"
-    # The name clients use; the model's own by default.
+    """Model name that `stream2llm model fetch` knows, or a directory."""
     served_model_name: str | None = None
-    # Answers do not depend on what runs beside them: vLLM's batch-invariant mode, on GPUs
-    # (docs/operations.md says what holds without it).
+    """Name that clients use for the model. Unset: the model's own name."""
     deterministic: bool = False
+    """Whether answers are independent of what runs beside them: vLLM's batch-invariant mode, on
+    GPUs only (docs/operations.md says what holds without it)."""
     ray: RayConfig = RayConfig()
+    """The Ray cluster that the actors run on."""
     controller: ControllerConfig = ControllerConfig()
+    """The controller."""
     router: RouterConfig = RouterConfig()
+    """The routers."""
     prefill: PrefillConfig = PrefillConfig()
+    """The prefill workers."""
     decode: DecodeConfig = DecodeConfig()
+    """The decode workers."""
     handover: HandoverConfig = HandoverConfig()
+    """How KV crosses from prefill to decode. A plain string sets `mode`."""
 
     @model_validator(mode="after")
     def _decode_caches_what_it_fetches(self) -> ClusterConfig:

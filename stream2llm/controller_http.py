@@ -47,14 +47,22 @@ class ControllerMetrics:
         self.registry = registry
         labels = ("worker", "role")
         self._up = Gauge(
-            "stream2llm_worker_up", "1 while routers may use it", labels, registry=registry
+            "stream2llm_worker_up",
+            "1 while routers use the replica, else 0.",
+            labels,
+            registry=registry,
         )
         self._restarts = Counter(
-            "stream2llm_worker_restarts_total", "Creations after the first", labels,
+            "stream2llm_worker_restarts_total", "Times that a replica was created again.", labels,
             registry=registry,
         )  # fmt: skip
         self._seen: dict[str, int] = {}
-        build = Gauge("stream2llm_build_info", "Always 1", ("version",), registry=registry)
+        build = Gauge(
+            "stream2llm_build_info",
+            "Always 1; the label has the version of Stream2LLM.",
+            ("version",),
+            registry=registry,
+        )
         build.labels(__version__).set(1)
 
     def record(self, fleet: Fleet) -> None:

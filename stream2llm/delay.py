@@ -8,7 +8,7 @@ from enum import StrEnum
 class DelayReason(StrEnum):
     """A shortage of memory that holds a session up. Busy engines are no delay."""
 
-    # Sessions that rank higher hold it.
     KV_MEMORY = "kv_memory"
-    # Hand-overs that no decode worker has fetched yet hold it.
+    """Sessions that rank higher hold it."""
     KV_LEASED = "kv_leased"
+    """Hand-overs that no decode worker has fetched yet hold it."""

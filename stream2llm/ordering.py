@@ -10,10 +10,10 @@ from stream2llm.errors import InvalidRequestError
 class DocumentOrdering(StrEnum):
     """Chosen when a session opens; `router/ordering.py` says what each amounts to."""
 
-    # The order of the update.
     AS_GIVEN = "as_given"
-    # What the update leaves valid stays where it is; the model is told the ranking.
+    """The order of the update."""
     STABLE = "stable"
+    """What the update leaves valid stays where it is; the model is told the ranking."""
 
 
 def ordering_of(name: str) -> DocumentOrdering:

@@ -35,22 +35,30 @@ class SamplingParameters:
     InvalidRequestError. All else is the server's to check, with `validate`.
     """
 
-    # Most tokens of the answer; None means up to the model's limit.
     max_tokens: int | None = None
-    # 0 is greedy.
+    """Most tokens of the answer; None means up to the model's limit."""
     temperature: float = 1.0
+    """0 is greedy."""
     top_p: float = 1.0
-    # 0 is off.
+    """Nucleus sampling, in (0, 1]."""
     top_k: int = 0
+    """0 is off."""
     seed: int | None = None
+    """Makes a sampled answer repeatable."""
     stop_strings: tuple[str, ...] = ()
+    """Texts that end the answer and are not part of it. At most 16."""
     stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer. At most 64."""
     presence_penalty: float = 0.0
+    """In [-2, 2]."""
     frequency_penalty: float = 0.0
+    """In [-2, 2]."""
     repetition_penalty: float = 1.0
-    # How many of the likeliest tokens to report; None reports no logprobs.
+    """In [0.01, 2]."""
     logprobs: int | None = None
+    """How many of the likeliest tokens to report; None reports no logprobs."""
     ignore_eos: bool = False
+    """Go on past the end-of-sequence token."""
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -10,8 +10,11 @@ class FinishReason(StrEnum):
     """Why an answer ended."""
 
     STOP_TOKEN = "stop_token"
+    """The end-of-sequence token, or one of `stop_token_ids`, was sampled."""
     STOP_STRING = "stop_string"
+    """One of `stop_strings` appeared."""
     LENGTH = "length"
+    """`max_tokens` or the model's limit was reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +22,13 @@ class Logprob:
     """One token's log-probability."""
 
     token_id: int
-    # Natural logarithm.
+    """The token."""
     logprob: float
-    # 1 is the likeliest.
+    """Natural logarithm."""
     rank: int
-    # Only the router fills it in.
+    """1 is the likeliest."""
     text: str = ""
+    """Only the router fills it in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,9 @@ class TokenLogprobs:
     """The log-probabilities at one position."""
 
     sampled: Logprob
-    # Likeliest first.
+    """The sampled token."""
     top: tuple[Logprob, ...] = ()
+    """Likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,14 +29,16 @@ class WorkerGauges(Collector):
         """The gauges as they are now."""
         status = self._read_status()
         yield self._gauge(
-            "stream2llm_worker_sessions", "Sessions this worker holds.", status.num_sessions
+            "stream2llm_worker_sessions", "Sessions that this worker holds.", status.num_sessions
         )
         yield self._gauge(
-            "stream2llm_kv_blocks", "KV blocks of this worker's engine.", status.num_kv_blocks
+            "stream2llm_kv_blocks",
+            "KV blocks that this worker's engine has in all.",
+            status.num_kv_blocks,
         )
         yield self._gauge(
             "stream2llm_kv_blocks_held",
-            "KV blocks held by a session or a lease.",
+            "KV blocks that a session or a lease holds.",
             status.num_kv_blocks_held,
         )
 
@@ -53,17 +55,20 @@ class TransferMetrics:
         labels = ("role", "backend")
         self._seconds = Histogram(
             "stream2llm_kv_transfer_seconds",
-            "Time of one KV read.",
+            "Seconds of one KV read over NIXL after the seal.",
             labels,
             buckets=_TRANSFER_BUCKETS_S,
             registry=registry,
         ).labels("decode", "nixl")
         self._bytes = Counter(
-            "stream2llm_kv_transfer_bytes", "KV bytes read.", labels, registry=registry
+            "stream2llm_kv_transfer_bytes",
+            "Bytes of KV read over NIXL after the seal.",
+            labels,
+            registry=registry,
         ).labels("decode", "nixl")
         self._results = Counter(
             "stream2llm_kv_transfers",
-            "Hand-overs by result: read, failed, released (nobody wanted it).",
+            "Hand-overs after the seal, by result: read; failed; released without a read.",
             (*labels, "result"),
             registry=registry,
         )

@@ -13,11 +13,11 @@ Role = Literal["prefill", "decode"]
 # How a prefill worker ranks its sessions; `prefill_worker/policy.py` says what each means.
 PolicyName = Literal["default", "fcfs", "lcas", "mcps", "srpf"]
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
-# The one that nobody has to ask for (docs/benchmarks.md has the contest).
+# The one that nobody has to ask for (docs/benchmark-results.md has the contest).
 DEFAULT_POLICY: PolicyName = "srpf"
 # Of a step for open sessions alone, unless configured. Over 8,192, simulated sessions of a
 # vector search have a fifth less TTFT at P50 on the paper's H200; shorter steps cost P95
-# of a crawler (docs/benchmarks.md).
+# of a crawler (docs/benchmark-results.md).
 OPEN_STEP_TOKENS = 2048
 
 

@@ -1,4 +1,4 @@
-"""Draws the comparison of docs/benchmarks.md: `python -m bench.simulate.figures docs/figures`.
+"""Draws the comparison of docs/benchmark-results.md: `python -m bench.simulate.figures docs/figures`.
 
 One figure with four panels: the share of sessions that wait longer, against TTFT from the
 seal, for every system at the highest loads of both shapes, as they are and with longer gaps.

@@ -38,6 +38,12 @@ app.add_typer(workers_app, name="workers")
 
 # Their own options and help are in the modules behind them, which import more
 # than `--help` should wait for.
+FORWARDED_TO = {
+    "up": "stream2llm.cli.up",
+    "down": "stream2llm.cli.up",
+    "status": "stream2llm.cli.status",
+    "profile": "stream2llm.cli.profile",
+}
 _FORWARDED: dict[str, Any] = {
     "add_help_option": False,
     "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
@@ -47,25 +53,25 @@ _FORWARDED: dict[str, Any] = {
 @app.command(**_FORWARDED)
 def up(context: typer.Context) -> None:
     """Start a cluster and keep it running; Ctrl-C drains it."""
-    _forward("stream2llm.cli.up", "up", context.args)
+    _forward("up", context.args)
 
 
 @app.command(**_FORWARDED)
 def down(context: typer.Context) -> None:
     """End a cluster that `up --detach` left running."""
-    _forward("stream2llm.cli.up", "down", context.args)
+    _forward("down", context.args)
 
 
 @app.command(**_FORWARDED)
 def status(context: typer.Context) -> None:
     """Show workers, sessions and KV use of a running cluster."""
-    _forward("stream2llm.cli.status", "status", context.args)
+    _forward("status", context.args)
 
 
 @app.command(**_FORWARDED)
 def profile(context: typer.Context) -> None:
     """Measure what recomputing and swapping KV costs on this node."""
-    _forward("stream2llm.cli.profile", "profile", context.args)
+    _forward("profile", context.args)
 
 
 @app.command()
@@ -93,18 +99,24 @@ def _own_version() -> str:
     return __version__
 
 
-def _forward(module_name: str, function_name: str, args: list[str]) -> None:
-    try:
-        function: Callable[..., Any] = getattr(import_module(module_name), function_name)
-    except ImportError as error:
-        typer.echo(f"error: {function_name} cannot run here: {error}", err=True)
-        raise typer.Exit(BAD_USAGE) from None
+def forwarded(name: str) -> typer.Typer:
+    """The application of one of FORWARDED_TO; raises ImportError where it cannot run."""
+    function: Callable[..., Any] = getattr(import_module(FORWARDED_TO[name]), name)
     command = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
     command.command()(function)
+    return command
+
+
+def _forward(name: str, args: list[str]) -> None:
+    try:
+        command = forwarded(name)
+    except ImportError as error:
+        typer.echo(f"error: {name} cannot run here: {error}", err=True)
+        raise typer.Exit(BAD_USAGE) from None
     with errors_as_exits():
-        command(args=args, prog_name=f"stream2llm {function_name}")
+        command(args=args, prog_name=f"stream2llm {name}")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""The client of Stream2LLM: `AsyncClient`, its synchronous twin `Client`, and what they speak.
+"""The Python client: `AsyncClient`, its synchronous twin `Client`, and the values they exchange.
 
-Errors are those of `stream2llm.errors`. See docs/client.md.
+Import names from `stream2llm.client`, errors from `stream2llm.errors`.
 """
 
 from stream2llm.client.aio import AsyncClient, connect

@@ -18,54 +18,56 @@ class Accepted:
     """The session is admitted."""
 
     session_id: str
+    """The session's id, as the server logs it."""
     model: str
-    # Tokens that may be sent before a Progress with more credit comes.
+    """The served model's name."""
     credit_tokens: int
+    """Tokens that may be sent before a Progress with more credit comes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far the context has come; all counts are of tokens."""
 
-    # The last event of ours that these figures include; `open` is 1.
     last_sequence: int = 0
-    # In the sequence as it stands now.
+    """The last event of ours that these figures include; `open` is 1."""
     received_tokens: int = 0
-    # Of those, how many have their KV in memory.
+    """In the sequence as it stands now."""
     prefilled_tokens: int = 0
-    # Computed for this session so far, recomputation included.
+    """Of those, how many have their KV in memory."""
     computed_tokens: int = 0
-    # Found in the prefix cache instead of computed.
+    """Computed for this session so far, recomputation included."""
     reused_tokens: int = 0
-    # Had been prefilled and were thrown away by updates.
+    """Found in the prefix cache instead of computed."""
     invalidated_tokens: int = 0
+    """Had been prefilled and were thrown away by updates."""
     credit_tokens: int = 0
-    # "kv_memory" or "kv_leased" while the session waits for KV memory on its
-    # prefill worker.
+    """Tokens that may be sent before a Progress with more credit comes."""
     delay: DelayReason | None = None
+    """"kv_memory" or "kv_leased" while the session waits for KV memory on its prefill worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class OversizedDocument:
     """A document was longer than the room left for it; the session goes on."""
 
-    # The event that brought or named it, as in Progress.last_sequence.
     sequence: int
-    # Its place, from 0, in the list of that event.
+    """The event that brought or named it, as in Progress.last_sequence."""
     index: int
-    # May be empty.
+    """Its place, from 0, in the list of that event."""
     document_id: str
-    # "refuse" or "cut".
+    """May be empty."""
     action: OversizedDocuments
-    # CONTEXT_TOO_LONG or SESSION_TOKENS_EXCEEDED.
+    """"refuse" or "cut"."""
     reason: str
-    # Most tokens it could have had.
+    """CONTEXT_TOO_LONG or SESSION_TOKENS_EXCEEDED."""
     room_tokens: int
-    # Of it, what stands in the context: tokens, and for a text also characters.
+    """Most tokens it could have had."""
     kept_tokens: int
+    """Of it, what stands in the context: tokens, and for a text also characters."""
     kept_chars: int | None = None
-    # What does not: characters of a text, tokens of everything else.
     cut_chars: int | None = None
+    """What does not: characters of a text, tokens of everything else."""
     cut_tokens: int | None = None
 
 
@@ -74,9 +76,11 @@ class TokenDelta:
     """More of the answer; token ids may run ahead of the text."""
 
     text: str
+    """Text; may be empty."""
     token_ids: tuple[int, ...] = ()
-    # One for each token id when logprobs were asked for, else empty.
+    """Token ids; may be empty."""
     logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each token id when logprobs were asked for, else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +88,19 @@ class Usage:
     """Counts of tokens."""
 
     prompt_tokens: int = 0
+    """Tokens of the sealed prompt."""
     completion_tokens: int = 0
+    """Tokens of the answer."""
     computed_tokens: int = 0
+    """Computed by prefill for this session, recomputation included."""
     reused_tokens: int = 0
+    """Found in the prefix cache instead of computed."""
     invalidated_tokens: int = 0
-    # Still to compute when the seal reached prefill, the suffix included.
+    """Prefilled, then invalidated by updates."""
     uncomputed_at_seal_tokens: int = 0
-    # Of the prompt, at the decode worker before the first token.
+    """Still to compute when the seal reached prefill, the suffix included."""
     handed_over_ahead_tokens: int = 0
+    """Of the prompt, at the decode worker before the first token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +108,14 @@ class Timings:
     """In seconds, by the router's clock."""
 
     ttft_from_open_s: float = 0.0
+    """From open to the first token."""
     ttft_from_seal_s: float = 0.0
-    # The hand-over from prefill to decode, as the client sees it; None for an answer
-    # of one token.
+    """From the seal to the first token."""
     first_to_second_token_s: float | None = None
+    """The hand-over from prefill to decode, as the client sees it; None for an answer of one
+    token."""
     total_s: float = 0.0
+    """From open to the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +123,18 @@ class Finished:
     """The last event of an answer that succeeded."""
 
     reason: FinishReason
+    """Why the answer ended."""
     usage: Usage = Usage()
+    """Counts of tokens."""
     timings: Timings = Timings()
+    """Durations."""
     stop_string: str | None = None
+    """The stop string that appeared, when one did."""
     stop_token_id: int | None = None
-    # With the ordering "stable", for each document in the order in which they stood
-    # in the context: its place, from 0, in the list as it was sent.
+    """The token that ended the answer, when one did."""
     document_order: tuple[int, ...] = ()
+    """With the ordering "stable", for each document in the order in which they stood in the
+    context: its place, from 0, in the list as it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +142,13 @@ class Answer:
     """A whole answer."""
 
     text: str
+    """Text; may be empty."""
     token_ids: tuple[int, ...]
+    """Token ids; may be empty."""
     finished: Finished
+    """The answer's last event."""
     logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each token id when logprobs were asked for, else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +156,21 @@ class ModelInfo:
     """The served model and its limits."""
 
     model: str
-    # Most tokens a prompt and its answer may have together.
+    """The served model's name."""
     max_model_len: int
+    """Most tokens a prompt and its answer may have together."""
     vocab_size: int
+    """Number of token ids; valid ids are below it."""
     has_chat_template: bool
+    """Whether chat prompts are accepted."""
     max_session_tokens: int
+    """Most tokens that a session may send over its whole life."""
     max_message_bytes: int
+    """Most bytes of one message."""
     eos_token_ids: tuple[int, ...]
-    # Most tokens a prompt may have; 0: the server does not say.
+    """Tokens that end an answer unless `ignore_eos` is set."""
     max_prompt_tokens: int = 0
+    """Most tokens a prompt may have; 0: the server does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +178,21 @@ class WorkerInfo:
     """One worker as the router sees it."""
 
     worker_id: str
+    """Name, for instance "prefill-0"."""
     role: str
+    """"prefill" or "decode"."""
     ready: bool
+    """Whether the router uses it."""
     num_sessions: int
+    """Sessions that it holds."""
     num_kv_blocks_held: int
+    """KV blocks that a session or a lease holds."""
     num_kv_blocks: int
+    """KV blocks in all."""
     block_size: int
+    """Tokens in one KV block."""
     metrics_address: str
+    """Where its Prometheus metrics are, host:port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +200,13 @@ class ServerInfo:
     """The cluster as one router sees it."""
 
     version: str
+    """Version of Stream2LLM."""
     router_id: str
+    """The router that answered."""
     sessions_by_phase: dict[str, int]
+    """Sessions open at this router, by phase."""
     workers: tuple[WorkerInfo, ...]
+    """The workers that it knows."""
 
 
 Event = Accepted | Progress | OversizedDocument | TokenDelta | Finished

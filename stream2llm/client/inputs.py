@@ -35,12 +35,13 @@ class Document:
     """One retrieved document; without content it names one sent before."""
 
     content: Content | None = None
-    # A content has it once in an event, while an update may name it again and again; an
-    # appended document needs one only to be named later.
+    """Text or token ids; None names a document sent before."""
     id: str = ""
-    # In an update: how sure you are that it stays at its place, in [0, 1]; a hint
-    # to what may be handed over ahead of the seal. None: not known.
+    """The document's name: unique among those with content in one event; an update may list it more
+    than once. An appended document needs one only to be named later."""
     stays: float | None = None
+    """In an update: how sure you are that it stays at its place, in [0, 1]; a hint to what may be
+    handed over ahead of the seal. None: not known."""
 
 
 def DocumentRef(id: str, stays: float | None = None) -> Document:  # noqa: N802 - reads as the value it makes
@@ -53,7 +54,9 @@ class ChatMessage:
     """One turn of a conversation; role is "system", "user" or "assistant"."""
 
     role: str
+    """"system", "user" or "assistant"."""
     content: str
+    """What is said."""
 
 
 # Contents as OpenAI's clients write them: {"type": "text", "text": ...}.

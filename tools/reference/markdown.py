@@ -1,0 +1,54 @@
+"""The few pieces of Markdown that generated pages are made of."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+
+WIDTH = 120
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; cells must not contain line breaks, pipes are escaped."""
+    lines = [_row(header), _row(["---"] * len(header))]
+    return "\n".join([*lines, *(_row(row) for row in rows)])
+
+
+def code(text: str) -> str:
+    """Text in code font."""
+    return f"`{text}`" if "`" not in text else f"`` {text} ``"
+
+
+def one_line(text: str) -> str:
+    """A comment, docstring or help text as one line of a table, where only `code` is marked up."""
+    parts = re.split(r"(`[^`]*`)", _joined(text))
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([\[\]<*])", r"\\\1", part) for part in parts
+    )
+
+
+def prose(text: str) -> str:
+    """Paragraphs, reflowed to lines of at most WIDTH characters; indented blocks become code."""
+    blocks = re.split(r"\n\s*\n", textwrap.dedent(text).strip("\n"))
+    return "\n\n".join(_block(block) for block in blocks if block.strip())
+
+
+def page(title: str, source: str, introduction: str, sections: Iterable[str]) -> str:
+    """A whole page, with a note for those who would edit it."""
+    note = f"<!-- Generated from {source} by `make docs-reference`. Edit that, not this. -->"
+    return "\n\n".join([note, f"# {title}", prose(introduction), *sections]) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _block(block: str) -> str:
+    if block.startswith("    "):
+        return f"```\n{textwrap.dedent(block)}\n```"
+    return textwrap.fill(_joined(block), WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _joined(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()

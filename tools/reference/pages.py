@@ -1,0 +1,127 @@
+"""Which pages there are, and where their models come from. Nothing else here knows that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+
+from decode_worker.fetch_metrics import FetchMetrics
+from prefill_worker.metrics import PrefillMetrics
+from router.metrics import RouterMetrics
+from stream2llm.cli.main import FORWARDED_TO, app, forwarded
+from stream2llm.config import ClusterConfig
+from stream2llm.controller_http import ControllerMetrics
+from stream2llm.worker_metrics import TransferMetrics, WorkerGauges
+from stream2llm.worker_spec import WorkerStatus
+from tools.reference import commands, configuration, metrics, protos
+from tools.reference.markdown import page
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docs" / "reference"
+_PROTOS = ("stream2llm/v1/inference.proto", "stream2llm/v1/worker.proto")
+
+
+def _configuration() -> str:
+    return page(
+        "Configuration",
+        "the models of the configuration",
+        """
+        A cluster is configured by one YAML file, which `stream2llm up --config FILE` reads once and checks as a
+        whole. An unknown key or a value outside its limits is an error that names the key. Keys in the tables
+        are full paths: `router.limits.max_open_sessions` is `max_open_sessions` under `limits` under `router`.
+        Keys that are left out have the default. `deploy/local-cpu.yaml` and `deploy/gpu-h100.yaml` are commented
+        examples.
+        """,
+        configuration.sections(ClusterConfig.model_json_schema()),
+    )
+
+
+def _metrics() -> str:
+    return page(
+        "Metrics",
+        "the metrics' registries",
+        """
+        Every process serves Prometheus metrics over HTTP at `/metrics`; the controller lists all of them at `/sd`
+        (HTTP service discovery). Times are in seconds, sizes in bytes. Workers serve vLLM's own `vllm:*` metrics
+        from the same port, routers also `process_*` of the Prometheus client. A histogram `NAME` has the series
+        `NAME_bucket`, `NAME_sum` and `NAME_count`. Where a label's values are listed, each is exported from the
+        start, with 0; other values appear when they first occur.
+        """,
+        metrics.sections(_metric_groups()),
+    )
+
+
+def _metric_groups() -> list[metrics.Group]:
+    router = metrics.Group("Router", "Label `model` is the served model's name.")
+    RouterMetrics(router.registry, "<model>")
+    worker = metrics.Group("Every worker", "Read at the moment of the scrape.")
+    status = WorkerStatus(0, 0, 0, 0, ())
+    for role in ("prefill", "decode"):
+        worker.registry.register(WorkerGauges(role, lambda: status))
+    prefill = metrics.Group(
+        "Prefill worker",
+        "Taken from the scheduler's reports: at least every 16 engine steps, and whenever no work is left.",
+    )
+    PrefillMetrics(prefill.registry)
+    decode = metrics.Group("Decode worker", "KV reads over NIXL, after the seal and ahead of it.")
+    TransferMetrics(decode.registry)
+    FetchMetrics(decode.registry)
+    controller = metrics.Group("Controller", "Served on the controller's HTTP port.")
+    ControllerMetrics(controller.registry)
+    return [router, worker, prefill, decode, controller]
+
+
+def _commands() -> str:
+    return page(
+        "Command line",
+        "the commands",
+        """
+        Every command prints this text with `--help`. Exit codes: 0 done; 1 a cluster could not be started, ended
+        or reached, or a bound of `--check` was missed; 2 bad usage; 3 refused or failed; 4 unavailable, the same
+        command may succeed later; 130 interrupted.
+        """,
+        commands.sections(app, {name: partial(forwarded, name) for name in FORWARDED_TO}),
+    )
+
+
+def _public_grpc() -> str:
+    return page(
+        "gRPC API",
+        "proto/stream2llm/v1/inference.proto",
+        """
+        The public API, package `stream2llm.v1`. Servers answer gRPC health checks and server reflection. The
+        [Python client](python.md) speaks it; `grpcurl` and clients in other languages can as well.
+        """,
+        protos.sections(_files()[0]),
+    )
+
+
+def _internal_grpc() -> str:
+    return page(
+        "gRPC between parts",
+        "proto/stream2llm/v1/worker.proto",
+        """
+        What routers and workers send to each other, for those who work on Stream2LLM. It is no public API and
+        changes with every release. Types that are not on this page are in the [public API](grpc.md).
+        """,
+        protos.sections(_files()[1]),
+    )
+
+
+@cache
+def _files() -> list[FileDescriptorProto]:
+    found = {file.name: file for file in protos.describe(ROOT / "proto", _PROTOS)}
+    return [found[name] for name in _PROTOS]
+
+
+# File name in FOLDER, and what writes it.
+PAGES: Mapping[str, Callable[[], str]] = {
+    "configuration.md": _configuration,
+    "metrics.md": _metrics,
+    "cli.md": _commands,
+    "grpc.md": _public_grpc,
+    "grpc-internal.md": _internal_grpc,
+}
