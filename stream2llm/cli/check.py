@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 from stream2llm import preflight
@@ -24,9 +23,7 @@ def check(config: ClusterConfig, say: Say) -> bool:
     if problems:  # vLLM would find the same again, in longer words
         say(f"{len(problems)} of {len(wanted)} checks failed; nothing was started")
         return False
-    launches = lay_out(
-        config, preflight.check_model(config), common_environment(_auth_mode(config)), Factories()
-    )
+    launches = lay_out(config, preflight.check_model(config), common_environment(), Factories())
     has_passed = _show_verdicts(check_engines(launches), say)
     _show_launches(launches, config, say)
     return has_passed
@@ -59,7 +56,3 @@ def _show_launches(launches: Sequence[Launch], config: ClusterConfig, say: Say) 
         place = f"{each.spec.host}:{port}" if port else f"{each.spec.host}, any free port"
         needs = f", {each.num_gpus:g} GPUs" if each.num_gpus else ""
         say(f"  {each.name} on {place}{needs}")
-
-
-def _auth_mode(config: ClusterConfig) -> str:
-    return os.environ.get("RAY_AUTH_MODE", config.ray.auth_mode)

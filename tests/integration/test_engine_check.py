@@ -35,7 +35,7 @@ def _as_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
 def launches(model: Path, **engine: Any) -> dict[str, Launch]:
     part = {"engine": {**GOOD, **engine}, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
     config = parse_config({"model": str(model), "prefill": part, "decode": part}, source="test")
-    laid = lay_out(config, model, common_environment("disabled"), Factories())
+    laid = lay_out(config, model, common_environment(), Factories())
     return {launch.role: launch for launch in laid}
 
 
