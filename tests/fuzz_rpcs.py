@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import grpc
@@ -58,7 +59,8 @@ def decode(first: worker.FirstToken) -> list[Message]:
 def fetch_ahead(first: worker.FirstToken) -> list[Message]:
     kind = worker.FetchAheadRequest
     fetch = worker.FetchKv(token_ids=PROMPT, handover=first.handover)
-    name = f"fuzz-{first.handover.kv_transfer_params_json[-40:]}"
+    # Unique, since several cases run at once.
+    name = str(json.loads(first.handover.kv_transfer_params_json)["remote_request_id"])
     return [
         kind(open=worker.OpenFetchAhead(fetch_session_id=name)),
         kind(fetch=fetch),
