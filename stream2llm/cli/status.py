@@ -7,6 +7,7 @@ controller knows of the others. Either may be gone, then the other one is shown.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -74,7 +75,7 @@ def status(
         if as_json:
             typer.echo(json.dumps(as_dict(found), indent=2))
         else:
-            show(found, Console(soft_wrap=True))
+            show(found, _console())
         if found.missing:
             raise UnavailableError(found.missing, reason="NO_ANSWER")
 
@@ -203,6 +204,11 @@ def _load_columns(load: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _console() -> Console:
+    """As wide as the terminal; in a file or a pipe nothing is wrapped."""
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
 def show(found: Found, console: Console) -> None:
     """The tables for a person."""
     if found.router is not None:
@@ -220,9 +226,12 @@ def show(found: Found, console: Console) -> None:
 
 
 def _table(listed: list[Row]) -> Table:
-    table = Table("replica", "role", "state")
-    for title in ("restarts", "sessions", "KV blocks held", "KV use"):
-        table.add_column(title, justify="right")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("replica", no_wrap=True)
+    table.add_column("role", no_wrap=True)
+    table.add_column("state")
+    for title in ("restarts", "sessions", "KV blocks", "KV use"):
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("metrics", overflow="fold")
     for row in listed:
         columns = (
@@ -234,4 +243,4 @@ def _table(listed: list[Row]) -> Table:
 
 
 def _line(console: Console, text: str) -> None:
-    console.print(Text(for_terminal(text)))
+    console.print(Text(for_terminal(text)), soft_wrap=True)

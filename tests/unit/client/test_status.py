@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from stream2llm.cli.main import app
-from stream2llm.cli.status import Found, Row, rows
+from stream2llm.cli.status import Found, Row, rows, show
 from tests.fake_router import FakeRouter
 
 pytestmark = pytest.mark.unit
@@ -51,6 +53,15 @@ def test_what_no_router_sees_is_shown_with_the_reason() -> None:
         Row("prefill-1", "prefill", "given up", "2", why="ValueError: no such dtype"),
         Row("decode-0", "decode", "starting", "1", why="died: killed"),
     ]
+
+
+def test_names_and_states_are_whole_on_a_narrow_terminal() -> None:
+    replicas = [a_replica("prefill-10", "given_up", restarts=12, reason="ValueError: no")]
+    console = Console(width=80, record=True, file=io.StringIO())
+    show(found([a_worker("prefill-10", ready=False)], replicas), console)
+    text = console.export_text()
+    assert "prefill-10  prefill  given up        12         3  25 of 100     25%  h:1" in text
+    assert "prefill-10: ValueError: no" in text
 
 
 def test_a_worker_that_the_router_cannot_use_is_not_called_ready() -> None:
