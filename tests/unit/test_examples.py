@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
@@ -11,11 +13,12 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
-def profile(request: pytest.FixtureRequest) -> None:
+def profile(request: pytest.FixtureRequest) -> Iterator[None]:
     """Loads the profile that the parameter names; afterwards it is as before."""
     before = settings.get_current_profile_name()
     settings.load_profile(request.param)
-    request.addfinalizer(lambda: settings.load_profile(before))
+    yield
+    settings.load_profile(before)
 
 
 @pytest.mark.parametrize("profile", ["fixed"], indirect=True)
