@@ -205,24 +205,21 @@ async def _body_of(request: web.Request) -> bytes:
 
 def _policy_in(body: bytes) -> str:
     """The name in {"policy": "fcfs"}."""
-    policy = _object_in(body, "policy", '{"policy": "fcfs"}').get("policy")
-    if not isinstance(policy, str):
+    policy = _text_in(body, "policy", '{"policy": "fcfs"}')
+    if policy is None:
         raise InvalidRequestError('the body must be JSON like {"policy": "fcfs"}', field="policy")
     return policy
 
 
 def _name_in(body: bytes) -> str | None:
     """The name in {"name": "decode-0"}; None, all of them, for {}."""
-    name = _object_in(body, "name", '{"name": "decode-0"}').get("name")
-    if name is not None and not isinstance(name, str):
-        raise InvalidRequestError('the body must be JSON like {"name": "decode-0"}', field="name")
-    return name
+    return _text_in(body, "name", '{"name": "decode-0"}')
 
 
-def _object_in(body: bytes, field: str, example: str) -> dict[str, Any]:
-    """The object in a body of UTF-8 JSON; its Content-Type is not asked for.
+def _text_in(body: bytes, field: str, example: str) -> str | None:
+    """The text under `field` in an object of UTF-8 JSON, None if there is none.
 
-    Raises InvalidRequestError, which names `field` and shows `example`.
+    The body's Content-Type is not asked for. Raises InvalidRequestError, which names `field` and shows `example`.
     """
     try:
         value = json.loads(body.decode("utf-8"))
@@ -232,4 +229,7 @@ def _object_in(body: bytes, field: str, example: str) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise InvalidRequestError(f"the body must be JSON like {example}", field=field)
-    return value
+    text = value.get(field)
+    if text is not None and not isinstance(text, str):
+        raise InvalidRequestError(f"{field} must be a text", field=field)
+    return text

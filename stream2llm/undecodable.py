@@ -81,12 +81,16 @@ class _Messages:
     """
 
     def __init__(self, requests: AsyncIterator[Any]) -> None:
-        self._requests = aiter(requests)
+        self._stream = requests
+        # Made with the first read: gRPC's warns when it is made and never used.
+        self._requests: AsyncIterator[Any] | None = None
 
     def __aiter__(self) -> _Messages:
         return self
 
     async def __anext__(self) -> Any:
+        if self._requests is None:
+            self._requests = aiter(self._stream)
         message = await anext(self._requests)
         if isinstance(message, InvalidRequestError):
             raise message

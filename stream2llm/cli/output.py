@@ -186,8 +186,9 @@ def summary_line(finished: Finished) -> str:
     )
 
 
-def _is_utf8(encoding: str) -> bool:
-    return encoding.lower().replace("-", "") == "utf8"
+def _is_utf8(encoding: str | None) -> bool:
+    """Whether a stream has every character; one without an encoding keeps text as it is."""
+    return encoding is None or encoding.lower().replace("-", "") == "utf8"
 
 
 def _shown(text: str) -> str:

@@ -331,4 +331,4 @@ def test_an_address_where_nobody_listens_is_told_at_once() -> None:
         address = f"127.0.0.1:{holder.getsockname()[1]}"
         config = a_config(ray={"address": address})
         with pytest.raises(UnavailableError, match=f"nothing listens on {address}"):
-            ray_runtime.connect(config, "")
+            ray_runtime.connect(config, "cluster", "")
