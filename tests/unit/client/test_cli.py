@@ -101,6 +101,13 @@ def test_once_sends_one_event(threaded_router):
     assert sent_texts(threaded_router) == ["a\n", "b\n"]
 
 
+def test_what_is_too_long_may_be_left_out(threaded_router):
+    result = generate(threaded_router, "-", "--oversized", "refuse", stdin="a")
+    assert result.exit_code == 0, result.output
+    opened = threaded_router.fake.received[0].open
+    assert opened.oversized_documents == pb.OVERSIZED_DOCUMENTS_REFUSE
+
+
 def test_updates_put_the_newest_document_in_front(threaded_router):
     options = ("--mode", "update", "--ordering", "stable")
     result = generate(threaded_router, "-", *options, stdin="a\0b\0c")

@@ -179,10 +179,12 @@ async def test_a_short_document_does_not_wait_for_long_ones(text: TextInput) -> 
     release = threading.Event()
     text._long.submit(release.wait)
     long = asyncio.create_task(text.documents([DocumentInput("", LONG)], "append", MUCH))
-    await soon(text.documents([DocumentInput("", LONG[:10_000])], "append", MUCH))
-    assert not long.done()
-    release.set()
-    await soon(long)
+    try:
+        await soon(text.documents([DocumentInput("", LONG[:10_000])], "append", MUCH))
+        assert not long.done()
+    finally:
+        release.set()
+    await long
 
 
 async def test_long_documents_take_turns(text: TextInput) -> None:
