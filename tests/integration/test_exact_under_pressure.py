@@ -70,7 +70,7 @@ DAILY = {
 }
 CASES = [
     pytest.param(*case, id="-".join(case), marks=() if case in DAILY else pytest.mark.slow)
-    for case in itertools.product(("cache", "no-cache"), ("recompute", "swap", "cost"), POLICIES)
+    for case in itertools.product(("no-cache", "cache"), ("recompute", "swap", "cost"), POLICIES)
 ]
 CACHE = pytest.mark.parametrize(
     "engine",
