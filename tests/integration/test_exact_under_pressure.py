@@ -23,12 +23,39 @@ from tests.scheduling.pressure import COSTS, Play, tight_engine
 pytestmark = pytest.mark.integration
 
 
+class EnginePool:
+    """Holds the one engine that runs, "cache" or "no-cache"; starting one takes seconds."""
+
+    def __init__(self) -> None:
+        self._kind = ""
+        self._engine: LocalEngine | None = None
+
+    def get(self, kind: str) -> LocalEngine:
+        """An engine of that kind; ends the one of the other kind."""
+        if self._engine is None or kind != self._kind:
+            self.close()
+            self._engine = tight_engine(enable_prefix_caching=kind == "cache")
+            self._kind = kind
+        return self._engine
+
+    def close(self) -> None:
+        """Ends the engine, if one runs."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+
+
 @pytest.fixture(scope="module")
-def engine(request: pytest.FixtureRequest) -> Iterator[LocalEngine]:
-    """With a prefix cache, or (where a test's parameter is "no-cache") without."""
-    engine = tight_engine(enable_prefix_caching=request.param == "cache")
-    yield engine
-    engine.close()
+def engine_pool() -> Iterator[EnginePool]:
+    pool = EnginePool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, engine_pool: EnginePool) -> LocalEngine:
+    """With a prefix cache or without, as the test's parameter says."""
+    return engine_pool.get(request.param)
 
 
 # Each cache, mode and policy, and each mode with and without a cache. `slow` has all of them.
@@ -43,18 +70,16 @@ DAILY = {
 }
 CASES = [
     pytest.param(*case, id="-".join(case), marks=() if case in DAILY else pytest.mark.slow)
-    for case in itertools.product(("cache", "no-cache"), ("recompute", "swap", "cost"), POLICIES)
+    for case in itertools.product(("no-cache", "cache"), ("recompute", "swap", "cost"), POLICIES)
 ]
 CACHE = pytest.mark.parametrize(
     "engine",
     ["cache", pytest.param("no-cache", marks=pytest.mark.slow)],
     indirect=True,
-    scope="module",
 )
 
 
-# Without the scope the engine would start anew for each of them.
-@pytest.mark.parametrize(("engine", "mode", "policy"), CASES, indirect=["engine"], scope="module")
+@pytest.mark.parametrize(("engine", "mode", "policy"), CASES, indirect=["engine"])
 def test_every_answer_is_exact(
     engine: LocalEngine, reference: ReferenceEngine, mode: str, policy: str
 ) -> None:

@@ -165,7 +165,7 @@ class HandoverMachine(RuleBasedStateMachine):
 
 
 EXAMPLES = settings(
-    max_examples=100,
+    max_examples=30,
     stateful_step_count=50,
     deadline=None,
     print_blob=True,
