@@ -4,11 +4,20 @@
 green one was not lucky. `make test-random` explores with a fresh seed, which it prints;
 what that finds becomes an explicit example, in the same commit as its repair. No example
 has a time limit: machines are busy.
+
+Tests use raw channels and urllib on this machine, which a proxy of the environment must
+not stand between.
 """
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import settings
+
+os.environ["no_proxy"] = ",".join(
+    filter(None, [os.environ.get("no_proxy"), "127.0.0.1,localhost,::1"])
+)
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
