@@ -21,18 +21,6 @@ PAGES = sorted(
     for path in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
     if path.stem != "changelog"
 )
-# Pages that are older than the rule.
-UNWRAPPED = {
-    "README.md",
-    "architecture.md",
-    "benchmarks.md",
-    "client.md",
-    "cost-profiles.md",
-    "handover.md",
-    "operations.md",
-    "scheduling.md",
-    "testing.md",
-}
 PACKAGES = ("router", "prefill_worker", "decode_worker", "cost_profiles", "stream2llm")
 _PATH_IN_CODE = re.compile(r"`((?:[\w.*-]+/)+[\w.*-]+\.(?:py|proto|json|yaml|yml|md|lock|txt))`")
 _REASON = re.compile(r"[A-Z][A-Z_]+")
@@ -48,8 +36,7 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_prose_has_lines_of_at_most_120_characters(page: Path) -> None:
-    if page.name not in UNWRAPPED:
-        assert not overlong(page.read_text()), "run `python -m tools.reflow` on the page"
+    assert not overlong(page.read_text()), "run `python -m tools.reflow` on the page"
 
 
 def test_every_reason_of_an_error_stands_in_troubleshooting() -> None:
