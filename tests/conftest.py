@@ -6,18 +6,23 @@ what that finds becomes an explicit example, in the same commit as its repair. N
 has a time limit: machines are busy.
 
 Tests use raw channels and urllib on this machine, which a proxy of the environment must
-not stand between.
+not stand between. And they interrupt processes: a shell that starts the tests in the
+background has them ignore SIGINT, which their children would inherit.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import settings
 
 os.environ["no_proxy"] = ",".join(
     filter(None, [os.environ.get("no_proxy"), "127.0.0.1,localhost,::1"])
 )
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
