@@ -67,7 +67,8 @@ class EngineWorker(ABC):
     async def start(self) -> WorkerAddress:
         """Starts all parts; returns when the engine is ready. On failure nothing is left."""
         # vLLM reads these when the engine's processes start.
-        os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = self.spec.host
+        # The actor has set it already, to an address of the node where the host is 0.0.0.0.
+        os.environ.setdefault("VLLM_NIXL_SIDE_CHANNEL_HOST", self.spec.host)
         if self.spec.side_channel_port:
             os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(self.spec.side_channel_port)
         try:
