@@ -82,15 +82,15 @@ demo: env model ## a local cluster, and documents streaming into an answer
 bench-peers: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
 	@$(BIN)/python -m bench.peers $(BENCH_ARGS)
 
-# Those without engines side by side, then the others, one after the other, also when the
-# first ones failed. 5: PYTEST_ARGS chose none of these.
+# The tests without engines run beside those that start some, which mostly wait for processes;
+# what they print comes at the end. 5: PYTEST_ARGS chose none of these.
 FAST_TESTS := tests/unit tests/property tests/sim
-run_tests = status=0; \
-  $(BIN)/python -m pytest -n $(JOBS) -m "$(1)" $(PYTEST_ARGS) $(FAST_TESTS) || status=$$?; \
-  [ $$status -ne 5 ] || status=0; \
-  $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) tests/integration || { \
-    second=$$?; [ $$second -eq 5 ] || status=$$second; }; \
-  exit $$status
+run_tests = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; fast=0; \
+  $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) $(FAST_TESTS) >"$$log" 2>&1 & \
+  $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) tests/integration || status=$$?; \
+  wait $$! || fast=$$?; cat "$$log"; \
+  [ $$status -ne 5 ] || status=0; [ $$fast -ne 5 ] || fast=0; \
+  exit $$((status ? status : fast))
 
 test: env model ## all tests but the slow ones and those for a GPU
 	@$(call run_tests,not slow and not gpu)

@@ -52,7 +52,8 @@ class Kind:
 _TIGHT = Kind(max_model_len=2048, prefill_blocks=65, lease_s=100)
 KINDS = {
     # What streams its hand-over here says so; on all others it is the default.
-    "sensitive-1x1": Kind(handover="at_seal"),
+    # More than a hundred sessions are open on it at once.
+    "sensitive-1x1": Kind(handover="at_seal", max_open_sessions=160),
     # The model in a process of its own, as with several ranks.
     "sensitive-ranks": Kind(executor="mp"),
     "sensitive-tcp": Kind(ucx_tls="tcp"),

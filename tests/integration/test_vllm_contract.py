@@ -328,6 +328,7 @@ def test_logits_processors_come_before_the_penalties() -> None:
     assert apply.index("processor.apply(logits)") < apply.index("self.apply_penalties(")
 
 
+@pytest.mark.slow
 def test_nixls_progress_thread_sleeps_where_we_ask_it_to() -> None:
     """An agent as the stock API makes it keeps a whole core busy; one of ours does not."""
     program = (

@@ -28,6 +28,8 @@ from tests.streams import GREEDY, Stream, play, until_prefilled
 pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
 # Where a lease makes nothing good, however slow the machine is.
 LONG_LEASE = pytest.mark.cluster("sensitive-tight")
+# A cluster of their own, so not in the daily run.
+slow = pytest.mark.slow
 ENDLESS = SamplingParameters(max_tokens=500, temperature=0.0, ignore_eos=True)
 STREAM = Stream("cancel", (("append", ("a",)),), {"a": 3000})
 SMALL = Stream("small", (("append", ("a",)),), {"a": 40})
@@ -175,6 +177,7 @@ async def _first_token(cluster: Cluster) -> AsyncIterator[worker_pb2.FirstToken]
         yield response.first_token
 
 
+@slow
 @LONG_LEASE
 async def test_a_released_hand_over_is_free_long_before_its_lease_ends(
     cluster: Cluster, client: AsyncClient
@@ -198,6 +201,7 @@ async def test_a_forgotten_hand_over_is_free_when_its_lease_ends(
         await until_blocks_are_free(client.server_info, 3 * cluster.config.handover.lease_s)
 
 
+@slow
 async def test_a_hand_over_whose_router_vanishes_is_left_to_decode_and_the_lease(
     cluster: Cluster, client: AsyncClient
 ) -> None:
@@ -208,6 +212,7 @@ async def test_a_hand_over_whose_router_vanishes_is_left_to_decode_and_the_lease
     await until_blocks_are_free(client.server_info, 3 * cluster.config.handover.lease_s)
 
 
+@slow
 @LONG_LEASE
 async def test_a_hand_over_that_decode_refuses_is_released(
     cluster: Cluster, client: AsyncClient
@@ -230,6 +235,7 @@ async def test_a_hand_over_that_decode_refuses_is_released(
         await until_blocks_are_free(client.server_info, cluster.config.handover.lease_s / 2)
 
 
+@slow
 @LONG_LEASE
 async def test_a_session_id_with_a_meaning_to_nixl_is_only_a_name(
     cluster: Cluster, client: AsyncClient

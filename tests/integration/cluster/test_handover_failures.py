@@ -116,6 +116,7 @@ async def test_updates_that_chase_each_other(
 
 
 @ONE_BY_ONE
+@pytest.mark.slow
 async def test_a_decode_worker_that_slept_longer_than_the_lease(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
 ) -> None:
@@ -159,6 +160,7 @@ async def _sleeps(
 
 
 @ONE_BY_ONE
+@pytest.mark.slow
 @EACH_PROCESS
 async def test_decode_is_killed_while_it_fetches(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
@@ -431,6 +433,7 @@ async def _is_refused(client: AsyncClient) -> bool:
 
 
 @TIGHT
+@pytest.mark.slow
 async def test_pinned_blocks_neither_deadlock_nor_starve_prefill(
     client: AsyncClient, reference: ReferenceEngine
 ) -> None:

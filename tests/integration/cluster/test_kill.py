@@ -38,7 +38,7 @@ AT_ONCE_S = 15
 slow = pytest.mark.slow
 # One of each kind of worker in the daily test; the rest where there is more time.
 VICTIMS = [
-    pytest.param("prefill", "actor"),
+    pytest.param("prefill", "actor", marks=slow),
     pytest.param("prefill", "EngineCore", marks=slow),
     pytest.param("decode", "actor", marks=slow),
     pytest.param("decode", "EngineCore"),

@@ -40,7 +40,9 @@ RAY_CALLS = (
     [
         pytest.param("sensitive-1x1", marks=pytest.mark.cluster("sensitive-1x1")),
         # With processes, and message queues between them, that the other one does not have.
-        pytest.param("sensitive-ranks", marks=pytest.mark.cluster("sensitive-ranks")),
+        pytest.param(
+            "sensitive-ranks", marks=[pytest.mark.slow, pytest.mark.cluster("sensitive-ranks")]
+        ),
     ],
 )
 def test_every_listening_socket_is_on_loopback(cluster: Cluster, kind: str) -> None:

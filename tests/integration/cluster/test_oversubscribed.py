@@ -1,6 +1,6 @@
-"""A hundred and twenty sessions open at once, KV memory for a few: every answer exact, none stuck.
+"""A hundred and twenty sessions open at once, KV memory for a quarter: every answer exact, none stuck.
 
-64 KV blocks on prefill hold about six of these sessions. They append and
+400 KV blocks on prefill hold about a quarter of these sessions. They append and
 update in random order, idle while others compute, lose their KV and get it
 back; hand-overs hold blocks besides.
 """
@@ -19,7 +19,7 @@ from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape
 from tests.streams import CASES, GREEDY, Stream, collect, send_event
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-tight")]
+pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
 
 NUM_SESSIONS = 120
 
