@@ -66,7 +66,7 @@ def test_every_answer_is_the_one_shot_answer(
     run_state_machine_as_test(
         EngineMachine,
         settings=settings(
-            max_examples=12,
+            max_examples=6,
             stateful_step_count=50,
             # Each example takes seconds: a failure is told as it was found.
             phases=[Phase.generate],

@@ -57,7 +57,10 @@ def test_every_policy_with_one_request_a_step_and_larger_blocks(policy: str) -> 
     run_state_machine_as_test(machine(engine), settings=examples(15, STEPS))
 
 
-@pytest.mark.parametrize("host_pool_blocks", [1, 5, 100])
+@pytest.mark.parametrize(
+    "host_pool_blocks",
+    [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(100, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("leases", [True, False], ids=["leases", "no-leases"])
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no-cache"])
 @pytest.mark.parametrize("mode", ["swap", "cost"])

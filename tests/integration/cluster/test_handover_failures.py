@@ -252,6 +252,7 @@ async def _is_dead(pid: int) -> bool:
 
 
 @ONE_BY_ONE
+@pytest.mark.slow
 @EACH_PROCESS
 async def test_prefill_is_killed_while_decode_fetches(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
