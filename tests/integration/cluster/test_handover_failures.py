@@ -29,13 +29,7 @@ from tests.streams import GREEDY, Stream, collect, play, send_event, until_prefi
 
 pytestmark = [pytest.mark.integration]
 ONE_BY_ONE = pytest.mark.cluster("sensitive-1x1")
-EACH_PROCESS = pytest.mark.parametrize(
-    "which",
-    [
-        "EngineCore",
-        pytest.param("actor", marks=pytest.mark.slow),
-    ],
-)
+EACH_PROCESS = pytest.mark.parametrize("which", ["EngineCore", "actor"])
 
 
 def RANKS(test: Any) -> Any:  # noqa: N802 - a mark like the others
