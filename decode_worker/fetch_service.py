@@ -138,7 +138,7 @@ class _Rpc:
         return await self._session.fetch(transfer)
 
     async def _reject(self, transfer: dict[str, Any]) -> None:
-        """Prefill hears that nobody will read; nothing that comes meanwhile keeps it from it."""
+        """Tells prefill that its blocks will not be read; a cancelled task still does so."""
         name = unique_id(self._session.session_id)
         await asyncio.shield(self._worker.engine.reject_handover(name, transfer))
 

@@ -52,11 +52,11 @@ class FetchSession:
 
     @property
     def num_tokens(self) -> int:
-        """Of the sequence that the newest fetch is of."""
+        """Number of tokens of the sequence that the newest fetch covers."""
         return len(self._tokens)
 
     def spliced(self, keep_tokens: int, token_ids: list[int]) -> None:
-        """What is to be fetched next: so many tokens of the fetch before, then `token_ids`.
+        """Sets the next fetch's sequence: `keep_tokens` tokens of the previous one, then `token_ids`.
 
         To be told with the message that says so, whatever becomes of its fetch: the
         next one counts from here. Raises InvalidRequestError, and changes nothing, when

@@ -1,4 +1,4 @@
-"""Whether a hand-over is whole and possible, before an engine sees it. Pure.
+"""Checks that a hand-over is complete and possible before an engine sees it. Pure.
 
 What comes with a Decode, FetchAhead or ReleaseHandover RPC goes through vLLM's
 scheduler and NIXL connector into reads of another process's memory. They take it

@@ -45,7 +45,7 @@ def offset_before_repetition(logit: float, missing: float, repetition: float) ->
 
 
 class SampledAgain:
-    """Whether one token is among an answer's, without reading the whole answer at each step.
+    """Tells whether a token occurs in an answer, without reading the whole answer at each step.
 
     Each token is read once. vLLM puts -1 where a step's token is not known yet and the
     token there later: what comes from the first of those on is read again the next time.
@@ -75,7 +75,7 @@ class SampledAgain:
         return False
 
     def _is_as_it_was(self, token_ids: Sequence[int]) -> bool:
-        """Whether nothing that was read has been taken back."""
+        """Tells whether the tokens read so far are still a prefix of the answer."""
         is_long_enough = len(token_ids) >= self._num_read
         return is_long_enough and token_ids[self._num_read - 1] == self._last_read
 

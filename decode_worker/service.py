@@ -80,7 +80,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
                 await writer.write(response)
 
     def _transfer(self, handover: worker_pb2.Handover, num_tokens: int | None = None) -> Transfer:
-        """What vLLM is told of a hand-over; raises InvalidRequestError for one that is not whole."""
+        """vLLM's transfer parameters of a hand-over; InvalidRequestError if it is incomplete."""
         return self._known.check(handover.kv_transfer_params_json, handover.num_blocks, num_tokens)
 
     def _require_room(self, num_tokens: int) -> None:

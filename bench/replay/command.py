@@ -127,7 +127,7 @@ def _length(plan: Sequence[PlannedSession]) -> str:
 
 
 def _recorded_answers(max_tokens: int | None, plan: Sequence[PlannedSession]) -> str:
-    """What becomes of the lengths that the trace has for its answers."""
+    """How the answer lengths of a trace are used."""
     if not any(session.output_tokens for session in plan):
         return "none"
     return "replayed" if max_tokens is None else f"cut at {max_tokens}"

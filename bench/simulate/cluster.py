@@ -81,7 +81,7 @@ class Cluster:
         self._ahead: Ahead | None = None
 
     def play(self, tasks: Iterable[Task], system: str, trace: str) -> RunRecord:
-        """Runs until every session is answered; raises ValueError where nobody could decode."""
+        """Runs until every session is answered; ValueError: longer answers need a decode worker."""
         asked = list(tasks)
         self._prepare(max(map(self._num_output_tokens, asked), default=1))
         for change, each in in_order(asked):

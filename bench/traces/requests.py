@@ -40,7 +40,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """How a prompt that was recorded whole comes in parts."""
+    """How a recorded prompt is split into appends."""
 
     num_parts: int = 1
     # From one part to the next; the first is there when the session opens.
