@@ -5,6 +5,7 @@ Tokenizes them, and does with those that are too long what the session asked for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,8 @@ class Intake:
         self._action = opened.oversized_documents
         self._parse = opened.control_tokens is ControlTokens.ALL
         self._reserve = Reserve(suffix_tokens, opened.sampling.max_tokens or 1)
+        # Tokens kept of each oversized document with an id in the last list.
+        self._kept: dict[str, int] = {}
 
     async def take(self, event: AppendEvent | UpdateEvent) -> Taken:
         """Its documents, tokenized, and fitted where the session asked for that."""
@@ -58,7 +61,25 @@ class Intake:
             sent = event.documents[each.index]
             result[each.index], what = await self._one(event.sequence, each, sent, fitted)
             told.append(what)
-        return Taken(tuple(result), tuple(told))
+        return Taken(tuple(result), tuple(self._news(event, told)))
+
+    def _news(
+        self, event: AppendEvent | UpdateEvent, oversized: Sequence[OversizedDocument]
+    ) -> list[OversizedDocument]:
+        """Without those named by id of which the last list kept as much.
+
+        An update names all documents again: a client that adds one at a time to a full
+        context would get a number of events that grows with the square of theirs.
+        """
+        before = self._kept
+        now = {each.document_id: each.kept_tokens for each in oversized if each.document_id}
+        self._kept = now if isinstance(event, UpdateEvent) else before | now
+        return [
+            each
+            for each in oversized
+            if event.documents[each.index].content is not None
+            or before.get(each.document_id) != each.kept_tokens
+        ]
 
     async def _one(
         self,

@@ -57,6 +57,7 @@ class Reason(StrEnum):
     NO_CHAT_TEMPLATE = "NO_CHAT_TEMPLATE"
     NO_DECODE_WORKER = "NO_DECODE_WORKER"
     NO_EVENT = "NO_EVENT"
+    NO_MESSAGE = "NO_MESSAGE"
     NO_PREFILL_WORKER = "NO_PREFILL_WORKER"
     NO_PROMPT = "NO_PROMPT"
     NOT_FOUND = "NOT_FOUND"
@@ -141,6 +142,11 @@ class Refusals:
         except Stream2LLMError as error:
             self._log(error, rpc, peer, session_id)
             raise
+
+    def turned_away(self, error: Stream2LLMError, rpc: str, peer: str) -> None:
+        """Counts and logs a request that reaches no handler."""
+        self._metrics.rpc_failed(label_of(error))
+        self._log(error, rpc, peer, "")
 
     def _log(self, error: Stream2LLMError, rpc: str, peer: str, session_id: str) -> None:
         left_out = self._budget.take(label_of(error), self._clock.monotonic_s())

@@ -116,13 +116,13 @@ class Router:
 
     async def _start_grpc(self) -> int:
         limit_bytes = self.spec.limits.max_message_bytes
+        servicer = StreamingInferenceServicer(self._parts)
+        refuse_undecodable = RefuseUndecodable(servicer.refusals.turned_away)
         self._server = grpc.aio.server(
-            interceptors=[RefuseUndecodable(), MessageLimit(limit_bytes, LIMITED_METHODS)],
+            interceptors=[refuse_undecodable, MessageLimit(limit_bytes, LIMITED_METHODS)],
             options=server_options(grpc_limit(limit_bytes)),
         )
-        inference_pb2_grpc.add_StreamingInferenceServiceServicer_to_server(
-            StreamingInferenceServicer(self._parts), self._server
-        )
+        inference_pb2_grpc.add_StreamingInferenceServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)

@@ -35,7 +35,7 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
 
     def __init__(self, parts: RouterParts) -> None:
         self._parts = parts
-        self._refusals = Refusals(parts.metrics, parts.clock)
+        self.refusals = Refusals(parts.metrics, parts.clock)
 
     async def StreamGenerate(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         events = client_events(request_iterator)
@@ -48,7 +48,7 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, context: Any
     ) -> pb.GetModelInfoResponse:
-        refusals = self._refusals
+        refusals = self.refusals
         try:
             with refusals.counted(), refusals.at_the_door("GetModelInfo", context.peer()):
                 check_model(self._parts, request.model)
@@ -78,8 +78,8 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
         writer = _Writer(context, response_type)
         rpc = response_type.DESCRIPTOR.name.removesuffix("Response")
         async with failures_as_status(context, writer, _logger, lambda _: "internal error"):
-            with self._refusals.counted():
-                with self._refusals.at_the_door(rpc, context.peer(), session_id):
+            with self.refusals.counted():
+                with self.refusals.at_the_door(rpc, context.peer(), session_id):
                     place = self._parts.sessions.admit()
                 await run_session(self._parts, place, events, writer.send)
 

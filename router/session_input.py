@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from router.ahead import Ahead
-from router.context import ContentDocument, ContextLimits, ContextLog, Splice
+from router.context import ContentDocument, ContextLimits, ContextLog, Reserve, Splice
 from router.intake import Intake
 from router.legs import PrefillLeg
 from router.live_session import LiveSession
@@ -32,7 +32,7 @@ from router.types import AppendEvent, ClientEvent, OpenEvent, SealEvent, UpdateE
 from stream2llm.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
 from stream2llm.prefix import Tokens, as_tokens
 from stream2llm.session import Event
-from stream2llm.text_options import ControlTokens
+from stream2llm.text_options import ControlTokens, OversizedDocuments
 
 _EVENTS: dict[type[ClientEvent], Event] = {
     OpenEvent: Event.OPEN,
@@ -257,6 +257,8 @@ class SessionInput:
     async def _seal(self, event: SealEvent) -> None:
         suffix = await self._suffix(event)
         note = await self._ranking_note()
+        if not self._has_room_for(note, suffix):
+            note = as_tokens([])
         splice = self._log.seal(np.concatenate([note, suffix]), self._frame.num_bos_tokens)
         self._live.parts.metrics.received(InputOp.SEAL, len(suffix))
         self._live.document_order = self._log.arrangement.order
@@ -269,6 +271,12 @@ class SessionInput:
         self._held = None
         await self._leg.seal(revision, splice, hand_over=hand_over, stable_tokens=stable)
         self._live.tell_progress()
+
+    def _has_room_for(self, note: Tokens, suffix: Tokens) -> bool:
+        """Whether the note stands; where documents are refused or cut it must not fail the seal."""
+        if self._opened.oversized_documents is OversizedDocuments.FAIL:
+            return True
+        return len(note) <= self._log.room("append", Reserve(len(suffix))).num_tokens
 
     async def _suffix(self, event: SealEvent) -> Tokens:
         if event.suffix is None:

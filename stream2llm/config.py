@@ -168,8 +168,8 @@ class ControllerConfig(_Part):
     unresponsive_after_s: float = Field(default=60.0, gt=0)
     """Seconds without an answer to health checks after which a worker is replaced."""
     max_start_failures: int = Field(default=3, ge=1)
-    """Failed starts in a row after which a worker is given up; its role stays short until an
-    operator acts."""
+    """Failed starts in a row after which a worker is given up: it is tried again after 60 s, with
+    pauses that grow to 15 min, or at once by `stream2llm workers retry`."""
 
 
 class ClusterConfig(_Part):

@@ -152,7 +152,9 @@ class EngineWorker(ABC):
             return "its engine is dead"
         if not self.spec.side_channel_port:
             return ""
-        host, port = self.spec.host, self.spec.side_channel_port
+        # Where it listens; the worker's own host may be 0.0.0.0.
+        host = os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"]
+        port = self.spec.side_channel_port
         return await asyncio.to_thread(side_channel.ask, host, port, _SIDE_CHANNEL_LIMIT_S)
 
     async def wait_dead(self) -> str:

@@ -10,8 +10,11 @@ import os
 import re
 from pathlib import Path
 
+from stream2llm.logs import TRACE_MARK
+
 # "(EngineCore pid=1) ERROR 11-22 06:01:12 [core.py:1] ValueError: text" or plain "ValueError: text"
-_PREFIX = r"(?:\([^)]*pid=\d+\)\s*)?(?:\w+ \d\d-\d\d [\d:]+ \[[^\]]*\]\s?)?"
+_MARK = re.escape(TRACE_MARK.strip())  # of the lines of a trace in our own logs
+_PREFIX = rf"(?:\([^)]*pid=\d+\)\s*)?(?:\w+ \d\d-\d\d [\d:]+ \[[^\]]*\]\s?)?(?: *{_MARK} )?"
 _EXCEPTION = re.compile(
     rf"^{_PREFIX}((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)): (\S.*)$", re.MULTILINE
 )

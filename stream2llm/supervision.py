@@ -217,7 +217,7 @@ def begun(fleet: Fleet, action: Action) -> Fleet:
 
 def started(fleet: Fleet, name: str) -> Fleet:
     """The replica answers."""
-    return _admit(_put(fleet, replace(fleet[name], phase=Phase.RUNNING)))
+    return _admit(_put(fleet, replace(fleet[name], phase=Phase.RUNNING, permanent=False)))
 
 
 def connected(fleet: Fleet, decode: str, prefill: str) -> Fleet:

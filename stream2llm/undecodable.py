@@ -17,13 +17,18 @@ from stream2llm.errors import InvalidRequestError
 from stream2llm.rpc_status import abort
 
 _OURS = "/stream2llm."
+TurnedAway = Callable[[InvalidRequestError, str, str], None]
 
 
 class RefuseUndecodable(grpc.aio.ServerInterceptor):
     """For servers of our services; those of others stay as they are.
 
     Takes handlers that are coroutines and write to their context, as all of ours are.
+    `turned_away` hears of a request that reaches no handler: the error, the RPC, the peer.
     """
+
+    def __init__(self, turned_away: TurnedAway | None = None) -> None:
+        self._turned_away = turned_away
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: Any
@@ -39,11 +44,27 @@ class RefuseUndecodable(grpc.aio.ServerInterceptor):
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _with_message(handler.unary_stream), decode, handler.response_serializer
+                self._with_message(handler.unary_stream, details.method),
+                decode,
+                handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
-            _with_message(handler.unary_unary), decode, handler.response_serializer
+            self._with_message(handler.unary_unary, details.method),
+            decode,
+            handler.response_serializer,
         )
+
+    def _with_message(
+        self, handler: Callable[..., Awaitable[Any]], method: str
+    ) -> Callable[..., Awaitable[Any]]:
+        async def handle(request: Any, context: Any) -> Any:
+            if isinstance(request, InvalidRequestError):
+                if self._turned_away is not None:
+                    self._turned_away(request, method.rpartition("/")[2], context.peer())
+                await abort(context, request)
+            return await handler(request, context)
+
+        return handle
 
 
 def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -56,15 +77,6 @@ def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
             return InvalidRequestError(f"these bytes are no message: {error}", reason="NO_MESSAGE")
 
     return decode_or_refuse
-
-
-def _with_message(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def handle(request: Any, context: Any) -> Any:
-        if isinstance(request, InvalidRequestError):
-            await abort(context, request)
-        return await handler(request, context)
-
-    return handle
 
 
 def _with_stream(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -30,6 +30,7 @@ from stream2llm.client.aio import MAX_MESSAGE_BYTES
 from stream2llm.errors import Stream2LLMError, UnavailableError
 from stream2llm.grpc_options import client_channel_options
 from stream2llm.logs import for_terminal, one_line
+from stream2llm.loopback import host_of, is_loopback
 from stream2llm.v1 import inference_pb2, inference_pb2_grpc
 
 
@@ -89,6 +90,10 @@ def find(address: str, controller: str | None, timeout_s: float) -> Found:
     where = controller or router["controller_address"]
     if not where:
         return Found(router, None, "this router has not heard of a controller: give --controller")
+    if controller is None and is_loopback(host_of(where)) and not is_loopback(host_of(address)):
+        return Found(
+            router, None, f"the controller listens on {where} of its own machine: give --controller"
+        )
     try:
         return Found(router, ask_controller(where, "/status", timeout_s, expects="replicas"))
     except Stream2LLMError as error:

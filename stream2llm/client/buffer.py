@@ -1,8 +1,10 @@
 """The bounded buffer between the reader of an RPC and whoever iterates.
 
-An unread Progress is replaced by a newer one, so that a session nobody watches
-holds two events, not thousands. When it is full of others the reader waits,
-and gRPC's flow control then slows the server.
+An unread Progress is replaced by a newer one, so that a session whose events are
+not read holds two events, not thousands. A full buffer drops its oldest Progress or
+OversizedDocument: both can be asked of the session, and the reader must go on to hear
+of credit and failures. When it is full of tokens the reader waits, and gRPC's flow
+control then slows the server.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from stream2llm.client.events import Event, Progress
+from stream2llm.client.events import Event, OversizedDocument, Progress
 
 
 class EventBuffer:
@@ -34,6 +36,8 @@ class EventBuffer:
         if self._replaces_last(event):
             self._events[-1] = event
             return
+        if len(self._events) >= self._capacity:
+            self._drop_oldest_report()
         while len(self._events) >= self._capacity and not self._closed:
             self._writable.clear()
             await self._writable.wait()
@@ -59,6 +63,12 @@ class EventBuffer:
             await self._readable.wait()
         self._writable.set()
         return self._events.popleft()
+
+    def _drop_oldest_report(self) -> None:
+        for index, event in enumerate(self._events):
+            if isinstance(event, Progress | OversizedDocument):
+                del self._events[index]
+                return
 
     def _replaces_last(self, event: Event) -> bool:
         return (

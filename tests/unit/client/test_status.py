@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from stream2llm.cli.main import app
-from stream2llm.cli.status import Found, Row, rows, show
+from stream2llm.cli.status import Found, Row, find, rows, show
 from tests.fake_router import FakeRouter
 
 pytestmark = pytest.mark.unit
@@ -164,3 +164,13 @@ def test_an_address_that_is_none_is_no_traceback(address: str) -> None:
     )
     assert result.exit_code == 4, result.output
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_controller_on_another_machines_loopback_is_not_asked_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = {"controller_address": "127.0.0.1:8360"}
+    monkeypatch.setattr("stream2llm.cli.status._ask_router", lambda address, timeout_s: told)
+    answer = find("10.0.0.1:50051", None, 1.0)
+    assert answer.controller is None
+    assert "give --controller" in answer.missing

@@ -12,7 +12,7 @@ from stream2llm.cli.output import progress_line
 from stream2llm.client import DelayReason
 from stream2llm.client.buffer import EventBuffer
 from stream2llm.client.credit import CreditGate
-from stream2llm.client.events import Finished, Progress, TokenDelta
+from stream2llm.client.events import Finished, OversizedDocument, Progress, TokenDelta
 from stream2llm.client.inputs import Document, DocumentRef, appended, template_of, updated
 from stream2llm.client.status import error_from_rpc
 from stream2llm.client.stream import Gathered
@@ -24,6 +24,7 @@ from stream2llm.errors import (
     Stream2LLMError,
     UnavailableError,
 )
+from stream2llm.text_options import OversizedDocuments
 from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.v1 import inference_pb2 as pb
 from tests import fake_router
@@ -75,6 +76,22 @@ async def test_an_unread_progress_is_replaced_by_a_newer_one():
     await buffer.put(TokenDelta("x"))
     buffer.close()
     assert [event async for event in buffer] == [Progress(received_tokens=99), TokenDelta("x")]
+
+
+async def test_reports_never_make_the_writer_wait():
+    buffer = EventBuffer(capacity=4)
+    for number in range(50):
+        document = OversizedDocument(
+            sequence=number, index=0, document_id="", action=OversizedDocuments.REFUSE,
+            reason="CONTEXT_TOO_LONG", room_tokens=0, kept_tokens=0,
+        )  # fmt: skip
+        async with asyncio.timeout(5):
+            await buffer.put(document)
+            await buffer.put(Progress(received_tokens=number))
+    buffer.close()
+    seen = [event async for event in buffer]
+    assert len(seen) == 4
+    assert seen[-1] == Progress(received_tokens=49)
 
 
 async def test_a_full_buffer_makes_the_writer_wait():

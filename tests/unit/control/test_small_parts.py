@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from stream2llm import logs
 from stream2llm import supervision as sv
 from stream2llm.controller_http import ControllerHttp, ControllerMetrics
 from stream2llm.errors import UnavailableError
@@ -100,6 +102,18 @@ def test_a_cost_profile_that_cannot_be_used_is_not_tried_again() -> None:
     reason, permanent = describe_failure(error, log)
     assert reason.startswith("ProfileError: here.json: cannot be read")
     assert permanent
+
+
+def test_the_root_cause_is_found_in_a_trace_of_our_own_log() -> None:
+    try:
+        raise OSError("Address already in use")
+    except OSError:
+        record = logging.LogRecord("x", logging.ERROR, "f", 1, "died", (), sys.exc_info())
+    log = logs.SafeFormatter(logs.FORMAT).format(record)
+    error = RuntimeError("Engine core initialization failed. See root cause above.")
+    for prefix in ("", "(EngineCore pid=7) "):
+        lines = "\n".join(prefix + line for line in log.splitlines())
+        assert describe_failure(error, lines)[0].startswith("OSError: Address already in use")
 
 
 def test_an_error_that_explains_itself_is_not_looked_up_in_the_log() -> None:

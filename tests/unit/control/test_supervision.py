@@ -105,6 +105,15 @@ def test_what_once_ran_is_tried_again_after_a_permanent_failure() -> None:
     assert sv.cleaned(fleet, "prefill-0", 0.0, 3)["prefill-0"].phase is Phase.MISSING
 
 
+def test_what_starts_after_a_permanent_failure_is_no_longer_one_that_cannot() -> None:
+    fleet = begun_all(sv.new_fleet(PAIR))
+    fleet = sv.failed(fleet, "prefill-0", "no such module", permanent=True)
+    fleet = sv.cleaned(begun_all(fleet), "prefill-0", 0.0, max_start_failures=3)
+    fleet = sv.begun(fleet, Create("prefill-0"))
+    fleet = begun_all(sv.died(sv.started(fleet, "prefill-0"), "prefill-0", "killed"))
+    assert sv.cleaned(fleet, "prefill-0", 0.0, 3)["prefill-0"].phase is Phase.MISSING
+
+
 def test_what_was_given_up_is_tried_again_after_pauses_that_grow_to_a_limit() -> None:
     fleet, now_s, pauses = sv.new_fleet({"router-0": "router"}), 0.0, []
     while len(pauses) < 7:

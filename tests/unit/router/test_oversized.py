@@ -282,6 +282,37 @@ async def test_in_an_update_a_named_document_is_cut_too_and_places_stay(make_rin
     assert len(await finish(ring, session)) == 99
 
 
+async def test_a_list_reports_what_it_names_again_only_when_less_or_more_is_kept(
+    make_ring: Any,
+) -> None:
+    ring = await make_ring(max_model_len=100)
+    session = await open_session(ring, PB_CUT, max_tokens=1)
+    await session.update(("a", "x1" * 400))
+    first = await session.next("oversized_document")
+    await session.update(named("a"))
+    await session.update(("b", "the fox"), named("a"))
+    second = await session.next("oversized_document")
+    assert (first.sequence, second.sequence) == (2, 4)
+    assert second.kept_tokens < first.kept_tokens
+    await finish(ring, session)
+
+
+async def test_a_ranking_note_without_room_does_not_fail_the_seal(make_ring: Any) -> None:
+    ring = await make_ring(max_model_len=100)
+    session = ring.converse()
+    sampling = pb.SamplingParameters(temperature=0)
+    await session.open(
+        "P", " Q?", sampling=sampling, oversized_documents=PB_CUT,
+        ordering=pb.DOCUMENT_ORDERING_STABLE,
+    )  # fmt: skip
+    await session.update(("a", "the fox"), ("b", "x1" * 400))
+    await session.next("oversized_document")
+    await session.update(named("b"), named("a"))
+    sequence = await finish(ring, session)
+    assert sequence[-len(ring.encode(" Q?")) :] == ring.encode(" Q?")
+    assert len(sequence) < 100
+
+
 async def test_token_ids_are_cut_as_well(make_ring: Any) -> None:
     ring = await make_ring(max_model_len=100)
     session = await open_session(ring, PB_CUT)

@@ -27,7 +27,20 @@ SOURCES = [
     *(path for path in (ROOT / "prefill_worker").glob("*.py") if "profil" not in path.name),
     *(
         ROOT / "stream2llm" / f"{name}.py"
-        for name in ("errors", "session", "sampling", "ordering", "vllm_sampling", "vllm_engine")
+        for name in (
+            "errors",
+            "session",
+            "sampling",
+            "ordering",
+            "vllm_sampling",
+            "vllm_engine",
+            "undecodable",
+            "request_check",
+            "wire",
+            "text_options",
+            "delay",
+            "handover",
+        )
     ),
 ]
 # Said to the controller, or at a start, never to a client.
@@ -153,3 +166,18 @@ async def test_a_client_that_leaves_is_no_error(ring: Ring) -> None:
     assert ring.metric("stream2llm_sessions_total", outcome="cancelled") == 1
     samples = [s for m in ring.router.registry.collect() for s in m.samples]
     assert not [s for s in samples if s.name == "stream2llm_errors_total"]
+
+
+@pytest.mark.parametrize("rpc", ["GetModelInfo", "Generate", "StreamGenerate"])
+async def test_bytes_that_are_no_message_are_counted_and_logged(
+    ring: Ring, caplog: pytest.LogCaptureFixture, rpc: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with grpc.aio.insecure_channel(ring.address.grpc_address) as channel:
+        call = channel.stream_stream(f"/stream2llm.v1.StreamingInferenceService/{rpc}")(timeout=30)
+        await call.write(b"\xff\xff")
+        await call.done_writing()
+        await fails(call)
+    assert ring.metric("stream2llm_errors_total", reason="NO_MESSAGE") == 1
+    logged = refusals_in(caplog) or [r.getMessage() for r in caplog.records]  # a session's own end
+    assert [line for line in logged if "reason=NO_MESSAGE" in line]
