@@ -58,7 +58,7 @@ def _demo(address: str | None, config: Path | None, gap_s: float) -> None:
     try:
         run(view, load_config(config or default_config()), address, gap_s, catch_signals)
     except (Stream2LLMError, TimeoutError) as error:
-        print(f"demo failed: {error or 'it took too long'}", file=sys.stderr)
+        print(f"demo failed: {str(error) or 'it took too long'}", file=sys.stderr)
         raise typer.Exit(1) from None
     finally:
         view.end()

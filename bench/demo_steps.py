@@ -22,8 +22,9 @@ from stream2llm.client import AsyncClient, Document, SamplingParameters
 from stream2llm.clock import SystemClock
 from stream2llm.config import ClusterConfig
 
-READY_TIMEOUT_S = 200.0
-ASK_TIMEOUT_S = 120.0
+# Bounds against a hang, far above what a busy machine of two cores takes.
+READY_TIMEOUT_S = 600.0
+ASK_TIMEOUT_S = 900.0
 
 
 def run(

@@ -50,8 +50,9 @@ async def _nothing(_: _Targets) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _a_first_token(targets: _Targets) -> AsyncIterator[worker.FirstToken]:
     """A hand-over that waits for decode, while the block lasts."""
+    # Longer than the case that it is for, whose own end is what counts.
     call = worker_pb2_grpc.PrefillServiceStub(targets.prefill).PrefillSession(
-        timeout=rpcs.DEADLINE_S
+        timeout=3 * rpcs.DEADLINE_S
     )
     for request in rpcs.prefill_session(None):
         await call.write(request)
