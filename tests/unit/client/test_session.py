@@ -332,6 +332,13 @@ async def test_a_failing_callback_fails_the_session(client, router):
         if isinstance(event, Progress):
             raise ZeroDivisionError
 
+    async def never_answers(conversation: Conversation) -> None:
+        await conversation.accept()
+        await conversation.next()
+        await conversation.progress()
+        await asyncio.Event().wait()
+
+    router.script = never_answers
     async with client.session(on_event=broken) as session:
         await session.append("one")
         with pytest.raises(ZeroDivisionError):
