@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from cost_profiles.check import problems_of
 from cost_profiles.rebase import rebase
 from cost_profiles.types import CostProfile, Kind, ModelGeometry
-from stream2llm.errors import InvalidRequestError
+from stream2llm.api.errors import InvalidRequestError
 
 _SCHEMA = TypeAdapter(CostProfile)
 # What was measured through the engine is believed first.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from cost_profiles.model import CostModel
 from cost_profiles.types import CostProfile
-from stream2llm.errors import UnsupportedError
+from stream2llm.api.errors import UnsupportedError
 
 _LARGEST_TOKENS = 262_144
 

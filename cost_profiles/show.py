@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cost_profiles.load import load_profile
 from cost_profiles.plot import draw, table
-from stream2llm.errors import Stream2LLMError
+from stream2llm.api.errors import Stream2LLMError
 
 
 def main(arguments: list[str] | None = None) -> int:

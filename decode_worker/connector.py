@@ -10,7 +10,7 @@ computes the first token's KV itself.
 
 The stock connector also takes a read for good that ended after its lease. The
 worker's half reports it as failed. And its side channel ends at the first message
-that it does not expect; ours (stream2llm/side_channel.py) does not.
+that it does not expect; ours (stream2llm/engine/side_channel.py) does not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector
 from vllm.v1.request import Request
 
 from decode_worker.lease_watch import LeaseWatch, clock_offset_s
-from stream2llm import side_channel
+from stream2llm.engine import side_channel
 
 
 class FirstTokenNixlConnector(NixlConnector):

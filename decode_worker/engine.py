@@ -11,13 +11,13 @@ from vllm.platforms import current_platform
 
 from decode_worker.fetch_orders import FinalOrder, LocalTokens, order_to_wire
 from decode_worker.penalties import FIRST_TOKEN_KEY, FirstTokenPenalty
-from stream2llm.engine_stats import EngineStats
-from stream2llm.errors import InvalidRequestError
-from stream2llm.sampling import SamplingParameters
-from stream2llm.token_step import TokenStep
-from stream2llm.vllm_engine import Engine, EngineInfo, OutputStream, engine_args, only_output
-from stream2llm.vllm_sampling import EngineSeed, engine_seed, to_vllm, token_step
-from stream2llm.worker_spec import WorkerSpec
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.token_step import TokenStep
+from stream2llm.engine.stats import EngineStats
+from stream2llm.engine.vllm_engine import Engine, EngineInfo, OutputStream, engine_args, only_output
+from stream2llm.engine.vllm_sampling import EngineSeed, engine_seed, to_vllm, token_step
+from stream2llm.serving.worker_spec import WorkerSpec
 
 
 async def start_decode_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:

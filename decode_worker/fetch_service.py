@@ -13,12 +13,12 @@ from typing import Any
 
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 from decode_worker.fetch_sessions import FetchSession, FetchSessions
-from stream2llm.engine_worker import EngineWorker
-from stream2llm.errors import EventOrderError, InvalidRequestError, Stream2LLMError
-from stream2llm.ids import unique_id
-from stream2llm.request_check import check_id
-from stream2llm.stream_writer import PeerGoneError, StreamWriter
-from stream2llm.v1 import worker_pb2
+from stream2llm.api.errors import EventOrderError, InvalidRequestError, Stream2LLMError
+from stream2llm.api.v1 import worker_pb2
+from stream2llm.engine.worker import EngineWorker
+from stream2llm.serving.ids import unique_id
+from stream2llm.serving.request_check import check_id
+from stream2llm.serving.stream_writer import PeerGoneError, StreamWriter
 
 _log = logging.getLogger(__name__)
 

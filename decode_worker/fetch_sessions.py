@@ -20,12 +20,12 @@ from decode_worker.fetch_orders import (
     LocalTokens,
     order_to_wire,
 )
-from stream2llm.clock import Clock
-from stream2llm.errors import InvalidRequestError, Stream2LLMError
-from stream2llm.ids import unique_id
-from stream2llm.sampling import SamplingParameters
-from stream2llm.vllm_engine import Engine, only_output
-from stream2llm.vllm_sampling import to_vllm
+from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.engine.vllm_engine import Engine, only_output
+from stream2llm.engine.vllm_sampling import to_vllm
+from stream2llm.serving.clock import Clock
+from stream2llm.serving.ids import unique_id
 
 _SAMPLING = SamplingParameters(max_tokens=1, temperature=0.0)
 # Stands behind the tokens to fetch, so that a cache may hold all of them; it is never computed.

@@ -39,9 +39,9 @@ from decode_worker.handover_check import check_keys
 from decode_worker.last_use import LastUse
 from decode_worker.pace import FetchPace
 from decode_worker.room import Room, RoomView, room_for
-from stream2llm.clock import SystemClock
-from stream2llm.failed_request import failed_output
-from stream2llm.handover import MAX_FETCH_SHARE
+from stream2llm.api.handover import MAX_FETCH_SHARE
+from stream2llm.engine.failed_request import failed_output
+from stream2llm.serving.clock import SystemClock
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler as _Base

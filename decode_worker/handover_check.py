@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stream2llm.errors import InvalidRequestError
+from stream2llm.api.errors import InvalidRequestError
 
 FIELD = "handover.kv_transfer_params_json"
 # A million tokens in blocks of 16 need half of it.

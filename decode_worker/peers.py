@@ -11,14 +11,14 @@ import grpc
 
 from decode_worker.engine import begin_decode, decode_steps
 from decode_worker.handover_check import KnownEngines
-from stream2llm.errors import InternalError
-from stream2llm.grpc_options import channel_options
-from stream2llm.ids import unique_id
-from stream2llm.sampling import SamplingParameters
-from stream2llm.v1 import worker_pb2, worker_pb2_grpc
-from stream2llm.vllm_engine import Engine
-from stream2llm.wire import to_proto
-from stream2llm.worker_spec import WorkerAddress
+from stream2llm.api.codec import to_proto
+from stream2llm.api.errors import InternalError
+from stream2llm.api.grpc_options import channel_options
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.engine.vllm_engine import Engine
+from stream2llm.serving.ids import unique_id
+from stream2llm.serving.worker_spec import WorkerAddress
 
 _SAMPLING = SamplingParameters(max_tokens=2, temperature=0, ignore_eos=True)
 _PROMPT_TOKEN_IDS = [1, 2, 3, 4]

@@ -11,8 +11,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from decode_worker.fetching import FetchAheadMixin
-from stream2llm import logs
-from stream2llm.orphan_guard import exit_with_parent
+from stream2llm.engine.orphan_guard import exit_with_parent
+from stream2llm.serving import logs
 
 
 class DecodeScheduler(FetchAheadMixin, Scheduler):

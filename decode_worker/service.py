@@ -18,19 +18,19 @@ from decode_worker.fetch_orders import LocalTokens
 from decode_worker.fetch_service import serve_fetches
 from decode_worker.fetch_sessions import FetchSessions
 from decode_worker.handover_check import KnownEngines, Transfer
-from stream2llm.engine_worker import EngineWorker
-from stream2llm.errors import InvalidRequestError, UnavailableError, describe
-from stream2llm.handover import ACCEPTED_METADATA
-from stream2llm.ids import unique_id
-from stream2llm.request_check import check_id, check_token_ids
-from stream2llm.rpc_status import abort
-from stream2llm.sampling import SamplingParameters
-from stream2llm.stream_writer import StreamWriter, failures_as_status
-from stream2llm.token_step import TokenStep
-from stream2llm.v1 import worker_pb2, worker_pb2_grpc
-from stream2llm.vllm_engine import OutputStream
-from stream2llm.wire import from_proto, token_step_to_proto
-from stream2llm.worker_metrics import TransferMetrics
+from stream2llm.api.codec import from_proto, token_step_to_proto
+from stream2llm.api.errors import InvalidRequestError, UnavailableError, describe
+from stream2llm.api.handover import ACCEPTED_METADATA
+from stream2llm.api.rpc_status import abort
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.token_step import TokenStep
+from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.engine.vllm_engine import OutputStream
+from stream2llm.engine.worker import EngineWorker
+from stream2llm.engine.worker_metrics import TransferMetrics
+from stream2llm.serving.ids import unique_id
+from stream2llm.serving.request_check import check_id, check_token_ids
+from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
 
 _log = logging.getLogger(__name__)
 

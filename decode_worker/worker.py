@@ -13,13 +13,13 @@ from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.fetch_sessions import FetchSessions
 from decode_worker.handover_check import KnownEngines
 from decode_worker.service import DecodeService
-from stream2llm.clock import SystemClock
-from stream2llm.engine_stats import EngineStats
-from stream2llm.engine_worker import EngineWorker
-from stream2llm.v1 import worker_pb2_grpc
-from stream2llm.vllm_engine import Engine
-from stream2llm.worker_metrics import TransferMetrics
-from stream2llm.worker_spec import WorkerAddress, WorkerSpec
+from stream2llm.api.v1 import worker_pb2_grpc
+from stream2llm.engine.stats import EngineStats
+from stream2llm.engine.vllm_engine import Engine
+from stream2llm.engine.worker import EngineWorker
+from stream2llm.engine.worker_metrics import TransferMetrics
+from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec
 
 
 class Worker(EngineWorker):

@@ -39,7 +39,7 @@ import torch
 
 from prefill_worker.lanes import CudaLane, Lane, M
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, StepJobs
-from stream2llm.clock import Clock, SystemClock
+from stream2llm.serving.clock import Clock, SystemClock
 
 _log = logging.getLogger(__name__)
 

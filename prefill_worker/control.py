@@ -21,11 +21,11 @@ from vllm import SamplingParams
 
 from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY
-from stream2llm.errors import InternalError, Stream2LLMError, UnavailableError
-from stream2llm.sampling import SamplingParameters
-from stream2llm.vllm_engine import OutputStream
-from stream2llm.vllm_sampling import to_vllm
-from stream2llm.worker_spec import PolicyName, require_policy
+from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.engine.vllm_engine import OutputStream
+from stream2llm.engine.vllm_sampling import to_vllm
+from stream2llm.serving.worker_spec import PolicyName, require_policy
 
 _log = logging.getLogger(__name__)
 

@@ -20,20 +20,20 @@ from prefill_worker.kv_transfer import kv_transfer, swaps
 from prefill_worker.limits import check_context
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from prefill_worker.settings import require_settings
-from stream2llm.engine_stats import EngineStats
-from stream2llm.errors import InvalidRequestError
-from stream2llm.handover import HANDOVER_KEY
-from stream2llm.request_check import check_token_ids
-from stream2llm.sampling import SamplingParameters
-from stream2llm.vllm_engine import (
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.handover import HANDOVER_KEY
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.engine.stats import EngineStats
+from stream2llm.engine.vllm_engine import (
     Engine,
     OutputStream,
     engine_args,
     nixl_options,
     only_output,
 )
-from stream2llm.vllm_sampling import EngineSeed, engine_seed, to_vllm
-from stream2llm.worker_spec import WorkerSpec
+from stream2llm.engine.vllm_sampling import EngineSeed, engine_seed, to_vllm
+from stream2llm.serving.request_check import check_token_ids
+from stream2llm.serving.worker_spec import WorkerSpec
 
 # Engine arguments without which our scheduler does not run.
 FIXED_ARGS = {

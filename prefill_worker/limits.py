@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from stream2llm.errors import InvalidRequestError
+from stream2llm.api.errors import InvalidRequestError
 
 
 class Capacity(Protocol):

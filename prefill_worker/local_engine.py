@@ -29,8 +29,8 @@ from vllm.v1.request import RequestStatus
 from prefill_worker.engine import FIXED_ARGS
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
-from stream2llm.cpu_executor import executor_args
-from stream2llm.engine_sockets import socket_environment
+from stream2llm.engine.cpu_executor import executor_args
+from stream2llm.engine.sockets import socket_environment
 
 ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",
@@ -156,5 +156,5 @@ class LocalEngine:
 def _platform_args(engine_args: Mapping[str, Any], *, in_process: bool) -> dict[str, Any]:
     args = {"distributed_executor_backend": "uni"} if in_process else executor_args(engine_args)
     if current_platform.is_cpu():
-        args["worker_cls"] = "stream2llm.cpu_worker.QuietCPUWorker"
+        args["worker_cls"] = "stream2llm.engine.cpu_worker.QuietCPUWorker"
     return args

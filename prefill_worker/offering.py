@@ -19,7 +19,7 @@ from vllm.v1.request import RequestStatus
 
 from prefill_worker.offers import Offer, OfferBook
 from prefill_worker.telling import LiveSession
-from stream2llm.handover import HANDOVER_KEY
+from stream2llm.api.handover import HANDOVER_KEY
 
 
 @dataclass(slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from stream2llm.clock import Clock
-from stream2llm.errors import InvalidRequestError
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.serving.clock import Clock
 
 # Ticks that come faster are not told.
 TICK_S = 2.0

@@ -15,7 +15,7 @@ from statistics import fmean, median, quantiles
 
 from cost_profiles.check import MIN_RECOMPUTE_POINTS, MIN_SWAP_POINTS
 from cost_profiles.types import RecomputePoint, SwapPoint
-from stream2llm.errors import InvalidRequestError, UnavailableError
+from stream2llm.api.errors import InvalidRequestError, UnavailableError
 
 # Shorter runs are all overhead of a step.
 MIN_RUN_TOKENS = 32

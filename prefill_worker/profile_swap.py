@@ -16,7 +16,7 @@ from prefill_worker.profile_budget import Budget
 from prefill_worker.profile_plan import Samples, swap_sizes
 from prefill_worker.swap_connector import SwapConnector, SwapWorkerMeta, find_connector
 from prefill_worker.swap_jobs import CopyJob, Direction, JobResults
-from stream2llm.errors import InternalError
+from stream2llm.api.errors import InternalError
 
 # Many: they are short, and a disturbance that lasts a second should not have half of them.
 MAX_ROUNDS = 25

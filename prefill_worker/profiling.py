@@ -47,9 +47,9 @@ from prefill_worker.profile_plan import (
 )
 from prefill_worker.profile_recompute import RecomputeMeter, RecomputeTimes
 from prefill_worker.profile_swap import SwapMeter, SwapTimes
-from stream2llm.clock import Clock
-from stream2llm.errors import InvalidRequestError, describe
-from stream2llm.preflight import machine_memory
+from stream2llm.api.errors import InvalidRequestError, describe
+from stream2llm.cluster.preflight import machine_memory
+from stream2llm.serving.clock import Clock
 
 # Copies of this size have long reached the speed of larger ones.
 MAX_POOL_BYTES = 4 * 1024**3

@@ -66,12 +66,13 @@ from prefill_worker.swap_connector import SwapConnector, find_connector
 from prefill_worker.swapping import NoCopier, Swapping
 from prefill_worker.telling import LiveSession, Telling
 from prefill_worker.types import Eviction, Load, StepLimits, StepPlan, StopReason
-from stream2llm import logs, side_channel
-from stream2llm.clock import SystemClock
-from stream2llm.failed_request import failed_output
-from stream2llm.orphan_guard import exit_with_parent
-from stream2llm.prefix import common_prefix_len
-from stream2llm.worker_spec import DEFAULT_POLICY
+from stream2llm.engine import side_channel
+from stream2llm.engine.failed_request import failed_output
+from stream2llm.engine.orphan_guard import exit_with_parent
+from stream2llm.serving import logs
+from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.prefix import common_prefix_len
+from stream2llm.serving.worker_spec import DEFAULT_POLICY
 
 _log = logging.getLogger(__name__)
 

@@ -17,15 +17,15 @@ from typing import Any
 import grpc
 
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
-from stream2llm.delay import DelayReason
-from stream2llm.engine_worker import EngineWorker
-from stream2llm.errors import EventOrderError, describe
-from stream2llm.ids import unique_id
-from stream2llm.request_check import check_id
-from stream2llm.stream_writer import StreamWriter, failures_as_status
-from stream2llm.v1 import worker_pb2, worker_pb2_grpc
-from stream2llm.vllm_sampling import token_step
-from stream2llm.wire import delay_to_proto, from_proto, token_step_to_proto
+from stream2llm.api.codec import delay_to_proto, from_proto, token_step_to_proto
+from stream2llm.api.delay import DelayReason
+from stream2llm.api.errors import EventOrderError, describe
+from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.engine.vllm_sampling import token_step
+from stream2llm.engine.worker import EngineWorker
+from stream2llm.serving.ids import unique_id
+from stream2llm.serving.request_check import check_id
+from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
 
 _log = logging.getLogger(__name__)
 _NOTHING_COMPUTED = {

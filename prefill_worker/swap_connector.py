@@ -28,7 +28,7 @@ from prefill_worker.block_copy import BlockCopier, make_copier
 from prefill_worker.block_regions import block_bytes, block_views, find_regions
 from prefill_worker.session_state import WIRE_KEY
 from prefill_worker.swap_jobs import CopyJob, Direction, JobResults, StepJobs
-from stream2llm import logs
+from stream2llm.serving import logs
 
 if TYPE_CHECKING:
     import torch

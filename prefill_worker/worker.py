@@ -11,11 +11,11 @@ from prefill_worker.control import ControlChannel, open_control_channel
 from prefill_worker.engine import start_prefill_engine
 from prefill_worker.metrics import PrefillMetrics
 from prefill_worker.service import PrefillService
-from stream2llm.engine_stats import EngineStats
-from stream2llm.engine_worker import EngineWorker
-from stream2llm.v1 import worker_pb2_grpc
-from stream2llm.vllm_engine import Engine
-from stream2llm.worker_spec import WorkerSpec
+from stream2llm.api.v1 import worker_pb2_grpc
+from stream2llm.engine.stats import EngineStats
+from stream2llm.engine.vllm_engine import Engine
+from stream2llm.engine.worker import EngineWorker
+from stream2llm.serving.worker_spec import WorkerSpec
 
 
 class Worker(EngineWorker):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ray
 
-from stream2llm.actor_shell import RouterShell
-from stream2llm.launch import Launch
-from stream2llm.node_address import node_address
+from stream2llm.cluster.layout import Launch
+from stream2llm.serving.actor_shell import RouterShell
+from stream2llm.serving.node_address import node_address
 
 
 # Never restarted by Ray: a new process has lost its state, ports and peers, so

@@ -21,11 +21,11 @@ from router.live_session import LiveSession
 from router.stability import Stability
 from router.status import WORKER_LOST, NeverArrivedError
 from router.workers import Worker
-from stream2llm.errors import Stream2LLMError
-from stream2llm.handover import HandoverMode
-from stream2llm.ids import unique_id
-from stream2llm.prefix import Tokens
-from stream2llm.v1 import worker_pb2 as pb
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.handover import HandoverMode
+from stream2llm.api.v1 import worker_pb2 as pb
+from stream2llm.serving.ids import unique_id
+from stream2llm.serving.prefix import Tokens
 
 _logger = logging.getLogger(__name__)
 # A session whose decode workers break again and again hands over at the seal.

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
-from stream2llm.prefix import Tokens, as_tokens
+from stream2llm.serving.prefix import Tokens, as_tokens
 
 # Where the KV lies; of no meaning here.
 HandoverT = TypeVar("HandoverT")

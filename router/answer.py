@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from router.detokenizer import Detokenizer
 from router.stop_strings import StopStringMatcher
 from router.types import Delta, Ending
-from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
+from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from stream2llm.prefix import Tokens
+from stream2llm.serving.prefix import Tokens
 
 _REPLACEMENT = "\ufffd"
 # What a new DecodeStream needs to see to put spaces as the old one would.

@@ -14,10 +14,10 @@ import grpc
 
 from router.status import WORKER_LOST
 from router.workers import Worker, WorkerPool
-from stream2llm.errors import InternalError, Stream2LLMError, UnavailableError
-from stream2llm.final_status import FinalStatus
-from stream2llm.prefix import Tokens, as_tokens, common_prefix_len
-from stream2llm.v1 import worker_pb2 as pb
+from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
+from stream2llm.api.final_status import FinalStatus
+from stream2llm.api.v1 import worker_pb2 as pb
+from stream2llm.serving.prefix import Tokens, as_tokens, common_prefix_len
 
 ABORT_TIMEOUT_S = 1.0
 

@@ -13,7 +13,7 @@ from router.context import ContentDocument, ContextLog, Reserve
 from router.oversized import Oversized, capped, fit
 from router.text_input import TextInput
 from router.types import AppendEvent, DocumentInput, OpenEvent, OversizedDocument, UpdateEvent
-from stream2llm.text_options import ControlTokens, OversizedDocuments
+from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,13 @@ import grpc
 from router.context import Splice
 from router.status import WORKER_LOST, NeverArrivedError, was_cancelled_here
 from router.workers import Worker, WorkerPool
-from stream2llm import wire
-from stream2llm.errors import InternalError, Stream2LLMError
-from stream2llm.final_status import FinalStatus
-from stream2llm.handover import ACCEPTED_KEY
-from stream2llm.sampling import SamplingParameters
-from stream2llm.token_step import TokenStep
-from stream2llm.v1 import worker_pb2 as pb
+from stream2llm.api import codec as wire
+from stream2llm.api.errors import InternalError, Stream2LLMError
+from stream2llm.api.final_status import FinalStatus
+from stream2llm.api.handover import ACCEPTED_KEY
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.token_step import TokenStep
+from stream2llm.api.v1 import worker_pb2 as pb
 
 
 class PrefillLeg:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from stream2llm.errors import InvalidRequestError
-from stream2llm.worker_spec import WorkerAddress
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.serving.worker_spec import WorkerAddress
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,11 @@ from router.text_input import TextInput
 from router.timeline import Timeline
 from router.types import RouterSpec
 from router.workers import WorkerPool
-from stream2llm.clock import Clock
-from stream2llm.ordering import DocumentOrdering
-from stream2llm.prefix import Tokens
-from stream2llm.sampling import SamplingParameters
-from stream2llm.session import Event, Session, State
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.session import Event, Session, State
+from stream2llm.serving.clock import Clock
+from stream2llm.serving.prefix import Tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from stream2llm.errors import OverloadedError
+from stream2llm.api.errors import OverloadedError
 
 MIB = 1024 * 1024
 

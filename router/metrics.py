@@ -7,8 +7,8 @@ from enum import StrEnum
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from router.progress import WorkerFigures
-from stream2llm.handover import HandoverMode
-from stream2llm.ordering import DocumentOrdering
+from stream2llm.api.handover import HandoverMode
+from stream2llm.api.ordering import DocumentOrdering
 
 # vLLM's buckets, so that both can be drawn in one panel.
 _TTFT_S = (

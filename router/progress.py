@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from router.types import ProgressFigures
-from stream2llm.delay import DelayReason
+from stream2llm.api.delay import DelayReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ turn that holds the context slot, right behind the documents.
 from __future__ import annotations
 
 from router.arrangement import Arrangement
-from stream2llm.errors import InvalidRequestError
-from stream2llm.ordering import DocumentOrdering
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.ordering import DocumentOrdering
 
 RANKING, IDS = "{ranking}", "{ids}"
 DEFAULT_RANKING_NOTE = (

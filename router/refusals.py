@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from router.metrics import RouterMetrics
-from stream2llm.clock import Clock
-from stream2llm.errors import Stream2LLMError
-from stream2llm.stream_writer import PeerGoneError
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.serving.clock import Clock
+from stream2llm.serving.stream_writer import PeerGoneError
 
 _logger = logging.getLogger(__name__)
 

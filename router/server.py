@@ -23,13 +23,13 @@ from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
 from router.types import RouterAddress, RouterSpec
 from router.workers import WorkerPool
-from stream2llm.clock import Clock, SystemClock
-from stream2llm.errors import UnavailableError
-from stream2llm.grpc_options import server_options
-from stream2llm.metrics_http import MetricsServer
-from stream2llm.undecodable import RefuseUndecodable
-from stream2llm.v1 import inference_pb2_grpc
-from stream2llm.worker_spec import ClusterView
+from stream2llm.api.errors import UnavailableError
+from stream2llm.api.grpc_options import server_options
+from stream2llm.api.v1 import inference_pb2_grpc
+from stream2llm.serving.clock import Clock, SystemClock
+from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.undecodable import RefuseUndecodable
+from stream2llm.serving.worker_spec import ClusterView
 
 _logger = logging.getLogger(__name__)
 # For what must outlive its session: releases of hand-overs.

@@ -17,14 +17,14 @@ from router.session_runner import check_model, run_session
 from router.translate import client_events, one_shot_events, server_event
 from router.types import ClientEvent, ServerEvent
 from router.workers import Worker
-from stream2llm.errors import Stream2LLMError
-from stream2llm.rpc_status import abort
-from stream2llm.stream_writer import StreamWriter, failures_as_status
-from stream2llm.v1 import inference_pb2 as pb
-from stream2llm.v1 import inference_pb2_grpc, worker_pb2
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.rpc_status import abort
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.api.v1 import inference_pb2_grpc, worker_pb2
+from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
 
 _logger = logging.getLogger(__name__)
-SERVICE_NAME = "stream2llm.v1.StreamingInferenceService"
+SERVICE_NAME = "stream2llm.api.v1.StreamingInferenceService"
 # Those whose requests carry documents or prompts.
 LIMITED_METHODS = frozenset(f"/{SERVICE_NAME}/{name}" for name in ("StreamGenerate", "Generate"))
 _STATUS_TIMEOUT_S = 1.0

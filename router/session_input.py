@@ -29,10 +29,10 @@ from router.ranking_note import ranking_note
 from router.stability import num_sure
 from router.text_input import Frame
 from router.types import AppendEvent, ClientEvent, OpenEvent, SealEvent, UpdateEvent
-from stream2llm.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
-from stream2llm.prefix import Tokens, as_tokens
-from stream2llm.session import Event
-from stream2llm.text_options import ControlTokens, OversizedDocuments
+from stream2llm.api.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
+from stream2llm.api.session import Event
+from stream2llm.api.text_options import ControlTokens, OversizedDocuments
+from stream2llm.serving.prefix import Tokens, as_tokens
 
 _EVENTS: dict[type[ClientEvent], Event] = {
     OpenEvent: Event.OPEN,

@@ -19,12 +19,12 @@ from router.progress import WorkerFigures
 from router.status import NeverArrivedError
 from router.types import Ending, Finished, Usage
 from router.workers import Worker
-from stream2llm import wire
-from stream2llm.errors import InternalError, UnavailableError
-from stream2llm.prefix import Tokens
-from stream2llm.session import Event
-from stream2llm.token_step import TokenStep
-from stream2llm.v1 import worker_pb2 as pb
+from stream2llm.api import codec as wire
+from stream2llm.api.errors import InternalError, UnavailableError
+from stream2llm.api.session import Event
+from stream2llm.api.token_step import TokenStep
+from stream2llm.api.v1 import worker_pb2 as pb
+from stream2llm.serving.prefix import Tokens
 
 # Reasons for which a decode worker leaves a hand-over to others.
 _NOT_TAKEN = frozenset({"DRAINING", "FULL"})

@@ -27,7 +27,7 @@ from router.session_output import SessionOutput
 from router.sessions import SessionPlace
 from router.status import NeverArrivedError
 from router.types import Accepted, ClientEvent, OpenEvent
-from stream2llm.errors import (
+from stream2llm.api.errors import (
     IdleTimeoutError,
     InternalError,
     InvalidRequestError,
@@ -35,8 +35,8 @@ from stream2llm.errors import (
     Stream2LLMError,
     UnavailableError,
 )
-from stream2llm.session import Event
-from stream2llm.stream_writer import PeerGoneError
+from stream2llm.api.session import Event
+from stream2llm.serving.stream_writer import PeerGoneError
 
 _logger = logging.getLogger(__name__)
 MAX_SESSION_ID_CHARS = 256

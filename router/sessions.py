@@ -6,8 +6,8 @@ import asyncio
 from collections import Counter
 
 from router.metrics import Phase, RouterMetrics
-from stream2llm.clock import Clock
-from stream2llm.errors import OverloadedError, UnavailableError
+from stream2llm.api.errors import OverloadedError, UnavailableError
+from stream2llm.serving.clock import Clock
 
 
 class OpenSessions:

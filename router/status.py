@@ -1,4 +1,4 @@
-"""What a failed RPC to a worker means; `stream2llm/rpc_status.py` does the rest."""
+"""What a failed RPC to a worker means; `stream2llm/api/rpc_status.py` does the rest."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 import grpc
 
-from stream2llm.errors import (
+from stream2llm.api.errors import (
     InternalError,
     OverloadedError,
     Stream2LLMError,
     UnavailableError,
 )
-from stream2llm.rpc_status import from_rpc_error
+from stream2llm.api.rpc_status import from_rpc_error
 
 WORKER_LOST = "WORKER_LOST"
 

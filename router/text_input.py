@@ -20,9 +20,9 @@ from router.context import ContentDocument
 from router.encoder import PIECE_CHARS, Part, Piece
 from router.tokenizer import ModelTokenizer, split_chat
 from router.types import ChatTemplate, Content, DocumentInput, PlainTemplate
-from stream2llm.errors import InvalidRequestError
-from stream2llm.prefix import Tokens, as_tokens
-from stream2llm.text_options import ControlTokens, OversizedDocuments
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.text_options import ControlTokens, OversizedDocuments
+from stream2llm.serving.prefix import Tokens, as_tokens
 
 T = TypeVar("T")
 # Below this many characters tokenizing takes less time than a thread switch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from router.types import Timings
-from stream2llm.clock import Clock
+from stream2llm.serving.clock import Clock
 
 
 class Timeline:

@@ -21,8 +21,8 @@ from typing import Any
 from router.chat_template import ChatRenderer, TemplateText
 from router.encoder import Part, TextEncoder
 from router.types import ChatMessage
-from stream2llm.errors import InvalidRequestError, UnsupportedError
-from stream2llm.prefix import Tokens
+from stream2llm.api.errors import InvalidRequestError, UnsupportedError
+from stream2llm.serving.prefix import Tokens
 
 _logger = logging.getLogger(__name__)
 CHAT_ROLES = ("system", "user", "assistant")

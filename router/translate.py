@@ -29,10 +29,10 @@ from router.types import (
     Timings,
     UpdateEvent,
 )
-from stream2llm import wire
-from stream2llm.errors import InvalidRequestError
-from stream2llm.prefix import Tokens
-from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.api import codec as wire
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.serving.prefix import Tokens
 
 DEFAULT_CONTEXT_SLOT = "{{context}}"
 # grpc.aio ends the iteration over a cancelled RPC's requests a moment before it

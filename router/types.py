@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from stream2llm.config import RouterLimits
-from stream2llm.delay import DelayReason
-from stream2llm.handover import HandoverMode
-from stream2llm.ordering import DocumentOrdering
-from stream2llm.prefix import Tokens
-from stream2llm.sampling import SamplingParameters
-from stream2llm.text_options import ControlTokens, OversizedDocuments
-from stream2llm.token_step import FinishReason, TokenLogprobs
+from stream2llm.api.delay import DelayReason
+from stream2llm.api.handover import HandoverMode
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.text_options import ControlTokens, OversizedDocuments
+from stream2llm.api.token_step import FinishReason, TokenLogprobs
+from stream2llm.cluster.config import RouterLimits
+from stream2llm.serving.prefix import Tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ import grpc
 from router.background import Background
 from router.placement import WorkerView, pick
 from router.status import WORKER_LOST, worker_error
-from stream2llm.errors import InvalidRequestError, Stream2LLMError
-from stream2llm.grpc_options import channel_options
-from stream2llm.v1 import worker_pb2, worker_pb2_grpc
-from stream2llm.worker_spec import ClusterView, Role, WorkerAddress
+from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
+from stream2llm.api.grpc_options import channel_options
+from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.serving.worker_spec import ClusterView, Role, WorkerAddress
 
 _logger = logging.getLogger(__name__)
 _PROBE_TIMEOUT_S = 10.0

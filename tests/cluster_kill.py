@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from stream2llm.cluster import Cluster
+from stream2llm.cluster.cluster import Cluster
 from tests.cluster_pool import START_TIMEOUT_S, workers
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stream2llm.api.handover import HandoverMode
 from stream2llm.client import AsyncClient
-from stream2llm.cluster import Cluster
-from stream2llm.config import ClusterConfig, parse_config
-from stream2llm.handover import HandoverMode
-from stream2llm.model_store import ensure_random_llama, fetch_default_model
-from stream2llm.worker_spec import WorkerAddress
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.cluster.config import ClusterConfig, parse_config
+from stream2llm.models.store import ensure_random_llama, fetch_default_model
+from stream2llm.serving.worker_spec import WorkerAddress
 from tests.polling import eventually
 
 MAX_MODEL_LEN = 4096

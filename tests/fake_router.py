@@ -15,9 +15,9 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from stream2llm.grpc_options import server_options
-from stream2llm.v1 import inference_pb2 as pb
-from stream2llm.v1 import inference_pb2_grpc
+from stream2llm.api.grpc_options import server_options
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.api.v1 import inference_pb2_grpc
 
 Script = Callable[["Conversation"], Awaitable[None]]
 CREDIT = 1000

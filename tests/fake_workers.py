@@ -13,14 +13,14 @@ from typing import Any
 
 import grpc
 
-from stream2llm.errors import Stream2LLMError, UnavailableError
-from stream2llm.grpc_options import server_options
-from stream2llm.handover import ACCEPTED_METADATA
-from stream2llm.prefix import common_prefix_len
-from stream2llm.rpc_status import to_status
-from stream2llm.v1 import inference_pb2 as pb
-from stream2llm.v1 import worker_pb2, worker_pb2_grpc
-from stream2llm.worker_spec import Role, WorkerAddress
+from stream2llm.api.errors import Stream2LLMError, UnavailableError
+from stream2llm.api.grpc_options import server_options
+from stream2llm.api.handover import ACCEPTED_METADATA
+from stream2llm.api.rpc_status import to_status
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.serving.prefix import common_prefix_len
+from stream2llm.serving.worker_spec import Role, WorkerAddress
 from tests.tiny_model import EOS
 
 MAX_MODEL_LEN = 1000

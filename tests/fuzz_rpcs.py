@@ -9,10 +9,10 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from stream2llm.final_status import FinalStatus
-from stream2llm.rpc_status import from_rpc_error
-from stream2llm.v1 import inference_pb2 as pb
-from stream2llm.v1 import worker_pb2 as worker
+from stream2llm.api.final_status import FinalStatus
+from stream2llm.api.rpc_status import from_rpc_error
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.api.v1 import worker_pb2 as worker
 from tests.rpc_fuzz import Case
 
 PROMPT = list(range(100, 164))
@@ -20,7 +20,7 @@ SAMPLING = pb.SamplingParameters(max_tokens=4, temperature=0, ignore_eos=True)
 DEADLINE_S = 60.0
 # An answer may be as long as the model allows; nobody reads it to its end.
 MOST_RESPONSES = 12
-# What grpc.aio says when an RPC ends while it is written to, see stream2llm/final_status.py.
+# What grpc.aio says when an RPC ends while it is written to, see stream2llm/api/final_status.py.
 _OF_OUR_SIDE, _TRIES = "Internal error from Core", 3
 # A client's fault has a status of its own, and every RPC ends before its deadline.
 _NEVER = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from stream2llm.processes import owned_processes
+from stream2llm.serving.processes import owned_processes
 
 
 @dataclass(frozen=True, slots=True, order=True)

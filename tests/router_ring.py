@@ -14,13 +14,13 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from router.server import Router
 from router.types import RouterSpec
-from stream2llm.config import RouterLimits
-from stream2llm.final_status import FinalStatus
-from stream2llm.grpc_options import channel_options
-from stream2llm.metrics_http import MetricsServer
-from stream2llm.v1 import inference_pb2 as pb
-from stream2llm.v1 import inference_pb2_grpc
-from stream2llm.worker_spec import ClusterView
+from stream2llm.api.final_status import FinalStatus
+from stream2llm.api.grpc_options import channel_options
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.api.v1 import inference_pb2_grpc
+from stream2llm.cluster.config import RouterLimits
+from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.worker_spec import ClusterView
 from tests.fake_workers import (
     MAX_MODEL_LEN,
     NUM_BLOCKS,

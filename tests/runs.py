@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from bench.records import RunRecord, Sample, SessionRecord
+from stream2llm.workload.records import RunRecord, Sample, SessionRecord
 
 # Of what a prefill worker serves, the lines that a replay reads, and one it does not.
 PREFILL_PAGE = """\

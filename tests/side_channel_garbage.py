@@ -9,7 +9,7 @@ from contextlib import suppress
 import msgspec
 import zmq
 
-from stream2llm.side_channel import GET_METADATA, MAX_QUESTION_BYTES
+from stream2llm.engine.side_channel import GET_METADATA, MAX_QUESTION_BYTES
 
 _encode = msgspec.msgpack.encode
 

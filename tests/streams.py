@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from stream2llm.api.handover import HandoverMode
 from stream2llm.client import (
     AsyncClient,
     AsyncSession,
@@ -17,7 +18,6 @@ from stream2llm.client import (
     SamplingParameters,
     TokenDelta,
 )
-from stream2llm.handover import HandoverMode
 
 VOCAB_SIZE = 49_000
 GREEDY = SamplingParameters(max_tokens=8, temperature=0.0, ignore_eos=True)

@@ -6,7 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.traces.format import SCHEMA, Content, Document, Event, Header, Scale, Session
+from stream2llm.workload.traces.format import (
+    SCHEMA,
+    Content,
+    Document,
+    Event,
+    Header,
+    Scale,
+    Session,
+)
 
 
 def a_header(**changes: Any) -> Header:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stream2llm.errors import InvalidRequestError, UnavailableError
+from stream2llm.api.errors import InvalidRequestError, UnavailableError
 
 DEFAULT_ROUTER = "127.0.0.1:50051"
 DEFAULT_CONTROLLER = "127.0.0.1:8360"
@@ -50,7 +50,7 @@ def ask_controller(
     from urllib.error import HTTPError, URLError
     from urllib.request import Request
 
-    from stream2llm.own_http import open_url
+    from stream2llm.serving.own_http import open_url
 
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.text_options import OversizedDocuments
 from stream2llm.cli.output import Sink
 from stream2llm.client import ChatMessage, Client, Document, DocumentRef, Session
-from stream2llm.errors import InvalidRequestError, Stream2LLMError
-from stream2llm.ordering import DocumentOrdering
-from stream2llm.sampling import SamplingParameters
-from stream2llm.text_options import OversizedDocuments
 
 DEFAULT_SYSTEM = "You answer questions about the documents you are given, briefly and exactly."
 

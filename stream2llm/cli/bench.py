@@ -1,4 +1,4 @@
-"""`stream2llm bench`: traces replayed against a live cluster, and what came of it."""
+"""`stream2llm experiments`: traces replayed against a live cluster, and what came of it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE
 from stream2llm.cli.exits import INTERRUPTED, REFUSED, errors_as_exits
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.trace_options import TokenizerOption, token_counter
-from stream2llm.ordering import DocumentOrdering
 
 if TYPE_CHECKING:
-    from bench.replay.command import Outcome
+    from stream2llm.workload.replay.command import Outcome
 
 app = typer.Typer(
     no_args_is_help=True, help="Replay traces against a live cluster, and report what came of it."
@@ -107,15 +107,15 @@ def replay(
     """Replay a trace against a running cluster, in open loop, and report what came of it.
 
     Each session is opened at its arrival and gets each event when it is due,
-    however slow the cluster is. Writes run.json (for `bench report`),
-    summary.json (key names as `vllm bench serve`), report.md, report.html and
+    however slow the cluster is. Writes run.json (for `experiments report`),
+    summary.json (key names as `vllm experiments serve`), report.md, report.html and
     the figures; prints the tables. Ctrl-C cancels what is open and reports what
     is finished. Exit codes: 0 replayed, 3 refused or no session was answered,
     4 no router answers (try again), 130 interrupted.
 
-    Example: stream2llm bench replay -t crawler.jsonl --load-scale 2 --label lcas -o lcas-2
+    Example: stream2llm experiments replay -t crawler.jsonl --load-scale 2 --label lcas -o lcas-2
     """
-    from bench.replay.command import Options, replay_to_folder, say_on_stderr
+    from stream2llm.workload.replay.command import Options, replay_to_folder, say_on_stderr
 
     options = Options(
         trace=trace,
@@ -138,7 +138,7 @@ def replay(
 
 def _conclude(outcome: Outcome) -> None:
     """Tables on stdout, warnings on stderr, and how the command ends."""
-    from bench.report import lateness_warning, summarize, summary_table
+    from stream2llm.workload.report import lateness_warning, summarize, summary_table
 
     summary = summarize(outcome.run)
     typer.echo(summary_table([summary]))
@@ -155,7 +155,9 @@ def _conclude(outcome: Outcome) -> None:
 
 @app.command()
 def report(
-    files: Annotated[list[Path], typer.Argument(help="Runs, as `bench replay` writes run.json.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Runs, as `experiments replay` writes run.json.")
+    ],
     output: Output,
     ours: Annotated[
         str | None,
@@ -165,12 +167,12 @@ def report(
     """Make one report of several runs: other systems, other loads.
 
     Writes report.html (one page that needs no other file), report.md, the
-    figures as SVG, and one JSON a run with key names as `vllm bench serve`.
+    figures as SVG, and one JSON a run with key names as `vllm experiments serve`.
     Prints the page's path. Exit codes: 0 written, 3 a file is no run.
 
-    Example: stream2llm bench report ours/run.json theirs/run.json --ours lcas -o both
+    Example: stream2llm experiments report ours/run.json theirs/run.json --ours lcas -o both
     """
-    from bench.report import load_run, write_report
+    from stream2llm.workload.report import load_run, write_report
 
     with errors_as_exits():
         runs = [load_run(path) for path in files]
@@ -179,7 +181,7 @@ def report(
 
 
 def _require_system(ours: str | None, systems: list[str]) -> None:
-    from stream2llm.errors import NotFoundError
+    from stream2llm.api.errors import NotFoundError
 
     if ours is not None and ours not in systems:
         there = ", ".join(sorted(set(systems)))

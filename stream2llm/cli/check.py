@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from stream2llm import preflight
-from stream2llm.config import ClusterConfig
-from stream2llm.engine_check import Verdict, check_engines
-from stream2llm.errors import Stream2LLMError
-from stream2llm.launch import Factories, Launch, common_environment, lay_out
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.cluster import preflight
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.engine_check import Verdict, check_engines
+from stream2llm.cluster.layout import Factories, Launch, common_environment, lay_out
 
 Say = Callable[[str], None]
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import typer
 
-from stream2llm.errors import Stream2LLMError, UnavailableError
-from stream2llm.logs import for_terminal
+from stream2llm.api.errors import Stream2LLMError, UnavailableError
+from stream2llm.serving.logs import for_terminal
 
 BAD_USAGE = 2
 REFUSED = 3

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.text_options import OversizedDocuments
 from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.numbers import finite
-from stream2llm.ordering import DocumentOrdering
-from stream2llm.text_options import OversizedDocuments
 
 if TYPE_CHECKING:
     from stream2llm.cli.ask import Request
@@ -124,10 +124,10 @@ def generate(
 
     Example: some-crawler --print0 | stream2llm generate -0 -q "What is new?" -
     """
+    from stream2llm.api.sampling import SamplingParameters
     from stream2llm.cli.ask import Request
     from stream2llm.cli.output import make_sink, tell
     from stream2llm.cli.sources import Reading, Sources
-    from stream2llm.sampling import SamplingParameters
 
     if prefix is not None and system is not None:
         raise typer.BadParameter("--prefix and --system exclude each other")

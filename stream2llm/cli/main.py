@@ -9,7 +9,6 @@ from typing import Any
 
 import typer
 
-from stream2llm import logs
 from stream2llm.cli.bench import app as bench_app
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.generate import generate
@@ -18,6 +17,7 @@ from stream2llm.cli.policy import policy
 from stream2llm.cli.simulate import app as simulate_app
 from stream2llm.cli.trace import app as trace_app
 from stream2llm.cli.workers import app as workers_app
+from stream2llm.serving import logs
 
 app = typer.Typer(
     name="stream2llm",
@@ -32,7 +32,7 @@ app.command(name="generate")(generate)
 app.command(name="policy")(policy)
 app.add_typer(model_app, name="model")
 app.add_typer(trace_app, name="trace")
-app.add_typer(bench_app, name="bench")
+app.add_typer(bench_app, name="experiments")
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(workers_app, name="workers")
 

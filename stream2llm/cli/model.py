@@ -27,7 +27,7 @@ def fetch(
 
     Example: stream2llm model fetch
     """
-    from stream2llm.model_store import fetch_model
+    from stream2llm.models.store import fetch_model
 
     with errors_as_exits():
         path = fetch_model(name, progress=lambda line: typer.echo(line, err=True))
@@ -42,7 +42,7 @@ def list_models() -> None:
 
     Example: stream2llm model list
     """
-    from stream2llm.model_store import KNOWN_MODELS, is_ready, model_dir
+    from stream2llm.models.store import KNOWN_MODELS, is_ready, model_dir
 
     for name in KNOWN_MODELS:
         state = str(model_dir(name)) if is_ready(name) else "not fetched"

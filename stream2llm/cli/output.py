@@ -11,6 +11,7 @@ from dataclasses import asdict
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stream2llm.api.errors import Stream2LLMError
 from stream2llm.client import (
     Accepted,
     Event,
@@ -19,8 +20,7 @@ from stream2llm.client import (
     Progress,
     TokenDelta,
 )
-from stream2llm.errors import Stream2LLMError
-from stream2llm.logs import for_terminal
+from stream2llm.serving.logs import for_terminal
 
 if TYPE_CHECKING:
     from rich.status import Status

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from stream2llm.api.errors import UnavailableError
 from stream2llm.cli.addresses import CONTROLLER_VARIABLE, DEFAULT_CONTROLLER, ask_controller
 from stream2llm.cli.exits import errors_as_exits
-from stream2llm.errors import UnavailableError
-from stream2llm.logs import for_terminal
+from stream2llm.serving.logs import for_terminal
 
 
 def policy(

@@ -15,12 +15,12 @@ import typer
 
 from cost_profiles.load import save_profile
 from cost_profiles.plot import draw, require_format, table
-from stream2llm.clock import SystemClock
-from stream2llm.config import ClusterConfig, load_config
-from stream2llm.engine_arguments import check_arguments, check_variables
-from stream2llm.errors import InvalidRequestError, UnsupportedError
-from stream2llm.launch import cores_of
-from stream2llm.model_store import DEFAULT_MODEL, resolve_model
+from stream2llm.api.errors import InvalidRequestError, UnsupportedError
+from stream2llm.cluster.config import ClusterConfig, load_config
+from stream2llm.cluster.layout import cores_of
+from stream2llm.engine.arguments import check_arguments, check_variables
+from stream2llm.models.store import DEFAULT_MODEL, resolve_model
+from stream2llm.serving.clock import SystemClock
 
 if TYPE_CHECKING:
     from cost_profiles.types import CostProfile

@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.numbers import all_finite, finite
-from stream2llm.clock import SystemClock
-from stream2llm.errors import InvalidRequestError
-from stream2llm.ordering import DocumentOrdering
-from stream2llm.worker_spec import DEFAULT_POLICY, OPEN_STEP_TOKENS, PolicyName, require_policy
+from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.worker_spec import (
+    DEFAULT_POLICY,
+    OPEN_STEP_TOKENS,
+    PolicyName,
+    require_policy,
+)
 
 if TYPE_CHECKING:
-    from bench.simulate.grid import Outcome
-    from bench.simulate.paper_runs import Cell
     from cost_profiles.types import CostProfile
+    from stream2llm.simulator.grid import Outcome
+    from stream2llm.simulator.paper_runs import Cell
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,8 +80,8 @@ def paper(
 
     Example: stream2llm simulate paper
     """
-    from bench.simulate import grid
-    from bench.simulate.h200 import NUM_BLOCKS, load_fit
+    from stream2llm.simulator import grid
+    from stream2llm.simulator.h200 import NUM_BLOCKS, load_fit
 
     with errors_as_exits():
         typer.echo(f"fitted to the non-streaming rows: {load_fit()}")
@@ -104,7 +109,7 @@ def policies(
 
     Example: stream2llm simulate policies srpf
     """
-    from bench.simulate import contest
+    from stream2llm.simulator import contest
 
     with errors_as_exits():
         cells = contest.cells(policy, tuple(seeds or contest.TEST_SEEDS), memory, open_step_tokens)
@@ -123,7 +128,7 @@ def orderings(seed: Seed = 1, processes: Processes = None, progress: Progress = 
 
     Example: stream2llm simulate orderings
     """
-    from bench.simulate import order_effect
+    from stream2llm.simulator import order_effect
 
     with errors_as_exits():
         found = _outcomes(order_effect.cells(seed), processes, shows=progress)
@@ -147,7 +152,7 @@ def handover(
 
     Example: stream2llm simulate handover --gbit 50
     """
-    from bench.simulate import handover_effect as effect
+    from stream2llm.simulator import handover_effect as effect
 
     with errors_as_exits():
         runs = []
@@ -216,11 +221,11 @@ def trace(
     Example: stream2llm simulate trace crawler.jsonl --profile h100-sxm-80g_llama-3.1-8b_tp1
     --kv-gib 40 --prefill 2 --policy srpf --policy fcfs --not-streamed --output report
     """
-    from bench.report.markdown import report_markdown
-    from bench.report.write import write_report
-    from bench.simulate.play_trace import Machine, Way, play_trace, read_tasks
-    from bench.simulate.work import with_answers_of
     from cost_profiles.decision import Mode
+    from stream2llm.simulator.play_trace import Machine, Way, play_trace, read_tasks
+    from stream2llm.simulator.work import with_answers_of
+    from stream2llm.workload.report.markdown import report_markdown
+    from stream2llm.workload.report.write import write_report
 
     with errors_as_exits():
         if (output_tokens or 1) > 1 and not decode:
@@ -267,7 +272,7 @@ def _profile(name: str) -> CostProfile:
 
 def _outcomes(cells: list[Cell], processes: int | None, *, shows: bool) -> Iterator[Outcome]:
     """Simulates, and says what is done."""
-    from bench.simulate.grid import outcomes, setting_name
+    from stream2llm.simulator.grid import outcomes, setting_name
 
     clock = SystemClock()
     began_s = clock.monotonic_s()

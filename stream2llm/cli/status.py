@@ -17,6 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stream2llm.api.errors import Stream2LLMError, UnavailableError
+from stream2llm.api.grpc_options import client_channel_options
+from stream2llm.api.loopback import host_of, is_loopback
+from stream2llm.api.v1 import inference_pb2, inference_pb2_grpc
 from stream2llm.cli.addresses import (
     CONTROLLER_VARIABLE,
     DEFAULT_CONTROLLER,
@@ -27,11 +31,7 @@ from stream2llm.cli.addresses import (
 )
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.client.aio import MAX_MESSAGE_BYTES
-from stream2llm.errors import Stream2LLMError, UnavailableError
-from stream2llm.grpc_options import client_channel_options
-from stream2llm.logs import for_terminal, one_line
-from stream2llm.loopback import host_of, is_loopback
-from stream2llm.v1 import inference_pb2, inference_pb2_grpc
+from stream2llm.serving.logs import for_terminal, one_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from stream2llm.cli.trace_options import (
 )
 
 if TYPE_CHECKING:
-    from bench.traces.format import Scale
+    from stream2llm.workload.traces.format import Scale
 
 app = typer.Typer(
     no_args_is_help=True, help="Make, import and look at traces of streamed-context workloads."
@@ -66,9 +66,9 @@ def generate(
 
     Example: stream2llm trace generate crawler -n 200 --scale-tokens 0.05 -o crawler.jsonl
     """
-    from bench.traces import generate as generator
-    from bench.traces.text import TextMaker
-    from bench.traces.write import write_trace
+    from stream2llm.workload.traces import generate as generator
+    from stream2llm.workload.traces.text import TextMaker
+    from stream2llm.workload.traces.write import write_trace
 
     with errors_as_exits():
         scale = scale_of(scale_tokens, scale_time, scale_load)
@@ -94,6 +94,6 @@ def show(path: Annotated[Path, typer.Argument(help="A trace.")]) -> None:
 
 
 def _first(count: int, path: Path | None, rate: float, seed: int, scale: Scale) -> list[float]:
-    from bench.traces.arrivals import first
+    from stream2llm.workload.traces.arrivals import first
 
     return first(count, arrivals_of(path, rate, seed, scale), str(path or "Poisson arrivals"))

@@ -30,9 +30,9 @@ from stream2llm.cli.trace_options import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bench.traces.format import Item, Scale, Shape
-    from bench.traces.imports import BadRow, Importing, Report
-    from bench.traces.requests import Streaming
+    from stream2llm.workload.traces.format import Item, Scale, Shape
+    from stream2llm.workload.traces.imports import BadRow, Importing, Report
+    from stream2llm.workload.traces.requests import Streaming
 
 app = typer.Typer(no_args_is_help=True, help="Turn recordings of others into traces.")
 
@@ -75,7 +75,7 @@ def crawler(
 
     Example: stream2llm trace import crawler traces/simpleQA -o crawler.jsonl
     """
-    from bench.traces.crawler_csv import crawler_sessions
+    from stream2llm.workload.traces.crawler_csv import crawler_sessions
 
     with errors_as_exits():
         scale = scale_of(scale_tokens, scale_time, scale_load)
@@ -113,7 +113,7 @@ def anns(
 
     Example: stream2llm trace import anns traces/map.json -o anns.jsonl
     """
-    from bench.traces.anns_traces import anns_items
+    from stream2llm.workload.traces.anns_traces import anns_items
 
     with errors_as_exits():
         scale = scale_of(scale_tokens, scale_time, scale_load)
@@ -142,7 +142,7 @@ def azure(
 
     Example: stream2llm trace import azure AzureLLMInferenceTrace_conv.csv -o conv.jsonl
     """
-    from bench.traces.azure_csv import azure_sessions
+    from stream2llm.workload.traces.azure_csv import azure_sessions
 
     _import(
         context,
@@ -175,7 +175,7 @@ def burstgpt(
 
     Example: stream2llm trace import burstgpt BurstGPT_1.csv --max-sessions 1000 -o burst.jsonl
     """
-    from bench.traces.burstgpt_csv import burstgpt_sessions
+    from stream2llm.workload.traces.burstgpt_csv import burstgpt_sessions
 
     _import(
         context,
@@ -213,7 +213,7 @@ def mooncake(
     """
     from functools import partial
 
-    from bench.traces.mooncake_jsonl import mooncake_items
+    from stream2llm.workload.traces.mooncake_jsonl import mooncake_items
 
     importer = partial(mooncake_items, block_tokens=block_tokens)
     _import(
@@ -232,7 +232,7 @@ def _import(
     scale_load: float,
 ) -> None:
     """A recording of requests; `streamed` is how many appends bring a prompt, and their gap."""
-    from bench.traces.requests import Streaming, first_sessions
+    from stream2llm.workload.traces.requests import Streaming, first_sessions
 
     with errors_as_exits():
         scale = scale_of(scale_tokens, 1.0, scale_load)
@@ -242,7 +242,7 @@ def _import(
 
 
 def _importing(scale: Scale, tokenizer: str | None, tokens_only: bool) -> tuple[Importing, str]:
-    from bench.traces.imports import Importing
+    from stream2llm.workload.traces.imports import Importing
 
     count, counted_by = token_counter(tokenizer)
     return Importing(scale, count, tokens_only), counted_by
@@ -259,8 +259,8 @@ def _write(
     seed: int | None,
     shape: Shape | None,
 ) -> None:
-    from bench.traces.imports import not_empty
-    from bench.traces.write import write_trace
+    from stream2llm.workload.traces.imports import not_empty
+    from stream2llm.workload.traces.write import write_trace
 
     header = header_of(context, str(context.info_name), counted_by, scale, seed, shape)
     write_trace(output, header, not_empty(items, path))

@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bench.traces.format import Header, Scale, Shape
-    from bench.traces.text import CountTokens
+    from stream2llm.workload.traces.format import Header, Scale, Shape
+    from stream2llm.workload.traces.text import CountTokens
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The trace to write (JSONL).")]
 Seed = Annotated[int, typer.Option(help="Decides everything that is random.")]
@@ -43,14 +43,14 @@ TokenizerOption = Annotated[
 
 def show_trace(path: Path) -> None:
     """Checks a trace and prints its summary."""
-    from bench.traces.summary import summary
+    from stream2llm.workload.traces.summary import summary
 
     typer.echo(summary(path))
 
 
 def scale_of(tokens: float, time: float, load: float) -> Scale:
     """The scale of a header."""
-    from bench.traces.format import Scale
+    from stream2llm.workload.traces.format import Scale
 
     return Scale(tokens=tokens, time=time, load=load)
 
@@ -64,7 +64,7 @@ def header_of(
     shape: Shape | None,
 ) -> Header:
     """The first line of a trace that this command writes."""
-    from bench.traces.format import SCHEMA, SCHEMA_VERSION, Header
+    from stream2llm.workload.traces.format import SCHEMA, SCHEMA_VERSION, Header
 
     return Header(
         schema=SCHEMA,
@@ -93,7 +93,7 @@ def arrivals_of(path: Path | None, rate: float, seed: int, scale: Scale) -> Iter
     """Seconds after the beginning of the trace: those of a file, else Poisson without end."""
     import random
 
-    from bench.traces.arrivals import from_file, poisson
+    from stream2llm.workload.traces.arrivals import from_file, poisson
 
     if path is not None:
         return iter(from_file(path, scale.load))
@@ -102,13 +102,13 @@ def arrivals_of(path: Path | None, rate: float, seed: int, scale: Scale) -> Iter
 
 def token_counter(name: str | None) -> tuple[CountTokens, str]:
     """Counts tokens; and what the header says of it."""
-    from bench.traces.text import count_by_words
+    from stream2llm.workload.traces.text import count_by_words
 
     if name is None:
         return count_by_words, "words"
     from tokenizers import Tokenizer
 
-    from stream2llm.model_store import resolve_model
+    from stream2llm.models.store import resolve_model
 
     tokenizer = Tokenizer.from_file(str(resolve_model(name) / "tokenizer.json"))
 

@@ -12,12 +12,12 @@ from typing import Annotated
 
 import typer
 
-from stream2llm.clock import SystemClock
-from stream2llm.cluster import Cluster
-from stream2llm.config import ClusterConfig, default_config, load_config
-from stream2llm.errors import Stream2LLMError
-from stream2llm.launch import Factories
-from stream2llm.logs import for_terminal
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.cluster.config import ClusterConfig, default_config, load_config
+from stream2llm.cluster.layout import Factories
+from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.logs import for_terminal
 
 EXIT_FAILED = 1
 READY_MARGIN_S = 60.0

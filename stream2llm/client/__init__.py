@@ -1,8 +1,13 @@
 """The Python client: `AsyncClient`, its synchronous twin `Client`, and the values they exchange.
 
-Import names from `stream2llm.client`, errors from `stream2llm.errors`.
+Import names from `stream2llm.client`, errors from `stream2llm.api.errors`.
 """
 
+from stream2llm.api.delay import DelayReason
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.text_options import ControlTokens, OversizedDocuments
+from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.client.aio import AsyncClient, connect
 from stream2llm.client.events import (
     Accepted,
@@ -22,11 +27,6 @@ from stream2llm.client.inputs import ChatMessage, Document, DocumentRef
 from stream2llm.client.session import AsyncSession
 from stream2llm.client.stream import AnswerStream
 from stream2llm.client.sync import Client, Session, Stream, connect_sync
-from stream2llm.delay import DelayReason
-from stream2llm.ordering import DocumentOrdering
-from stream2llm.sampling import SamplingParameters
-from stream2llm.text_options import ControlTokens, OversizedDocuments
-from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs
 
 __all__ = [
     # clients

@@ -8,7 +8,13 @@ from typing import Any, Self
 
 import grpc
 
-from stream2llm import arguments
+from stream2llm.api import arguments
+from stream2llm.api.grpc_options import Options, client_channel_options
+from stream2llm.api.handover import HandoverMode
+from stream2llm.api.ordering import DocumentOrdering, ordering_of
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.text_options import ControlTokens, OversizedDocuments, option_of
+from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.connection import Connection, refuse_after_fork
 from stream2llm.client.events import Event, ModelInfo, ServerInfo
 from stream2llm.client.inputs import Content, MessageLike, Ordering, Prompt, template_of
@@ -25,12 +31,6 @@ from stream2llm.client.translate import (
     open_message,
     server_info_from,
 )
-from stream2llm.grpc_options import Options, client_channel_options
-from stream2llm.handover import HandoverMode
-from stream2llm.ordering import DocumentOrdering, ordering_of
-from stream2llm.sampling import SamplingParameters
-from stream2llm.text_options import ControlTokens, OversizedDocuments, option_of
-from stream2llm.v1 import inference_pb2 as pb
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _MOST_MESSAGE_BYTES = 2**31 - 1  # gRPC's own bound

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from stream2llm import arguments
+from stream2llm.api import arguments
 
 M = TypeVar("M", bound=Message)
 Check = Callable[[Any, str], Any]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
-from stream2llm.v1.inference_pb2_grpc import StreamingInferenceServiceStub
+from stream2llm.api.v1.inference_pb2_grpc import StreamingInferenceServiceStub
 
 _AFTER_FORK = (
     "this process was forked from one in which gRPC was running, and gRPC does not survive "

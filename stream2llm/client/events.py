@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stream2llm.delay import DelayReason
-from stream2llm.text_options import OversizedDocuments
-from stream2llm.token_step import FinishReason, TokenLogprobs
+from stream2llm.api.delay import DelayReason
+from stream2llm.api.text_options import OversizedDocuments
+from stream2llm.api.token_step import FinishReason, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)

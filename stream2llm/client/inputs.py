@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, SupportsIndex
 
-from stream2llm import arguments
-from stream2llm.errors import InvalidRequestError, UnsupportedError
-from stream2llm.ordering import DocumentOrdering
+from stream2llm.api import arguments
+from stream2llm.api.errors import InvalidRequestError, UnsupportedError
+from stream2llm.api.ordering import DocumentOrdering
 
 
 class TokenArray(Protocol):

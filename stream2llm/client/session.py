@@ -6,7 +6,7 @@
 
 Leaving the block ends the session, whatever state it is in. A failure is
 raised by the next call, and by whoever waits. Which event may follow which is
-decided by the one table in `stream2llm.session`.
+decided by the one table in `stream2llm.api.session`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import Any, Self
 
+from stream2llm.api.errors import EventOrderError
+from stream2llm.api.session import Event as SessionEvent
+from stream2llm.api.session import Session as LifeCycle
+from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.events import Answer, Event, Finished, OversizedDocument, Progress
 from stream2llm.client.inputs import Content, DocumentLike, appended, updated
 from stream2llm.client.rpc import OnEvent, SessionRpc
 from stream2llm.client.stream import AnswerStream
 from stream2llm.client.translate import document_messages, seal_message
-from stream2llm.errors import EventOrderError
-from stream2llm.session import Event as SessionEvent
-from stream2llm.session import Session as LifeCycle
-from stream2llm.v1 import inference_pb2 as pb
 
 
 class AsyncSession:

@@ -1,4 +1,4 @@
-"""Which typed error a failed RPC stands for; `stream2llm/rpc_status.py` reads the details.
+"""Which typed error a failed RPC stands for; `stream2llm/api/rpc_status.py` reads the details.
 
 A status without details of ours was made by gRPC itself, on the way or in this process.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import grpc
 
-from stream2llm.errors import (
+from stream2llm.api.errors import (
     ERRORS_BY_STATUS,
     IdleTimeoutError,
     InternalError,
@@ -15,7 +15,7 @@ from stream2llm.errors import (
     Stream2LLMError,
     UnavailableError,
 )
-from stream2llm.rpc_status import from_rpc_error
+from stream2llm.api.rpc_status import from_rpc_error
 
 # Statuses that no error of ours has, and the class that comes nearest.
 _FOREIGN: dict[str, type[Stream2LLMError]] = {

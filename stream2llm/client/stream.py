@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from stream2llm.api.errors import InternalError
 from stream2llm.client.events import Answer, Event, Finished, TokenDelta
-from stream2llm.errors import InternalError
 
 
 class AnswerStream:

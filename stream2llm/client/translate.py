@@ -8,7 +8,14 @@ from typing import Any, cast
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from stream2llm import arguments, wire
+from stream2llm.api import arguments
+from stream2llm.api import codec as wire
+from stream2llm.api.errors import InternalError, OverloadedError
+from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
+from stream2llm.api.sampling import SamplingParameters, bad_sampling
+from stream2llm.api.text_options import ControlTokens, OversizedDocuments
+from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
+from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client import events
 from stream2llm.client.build import build
 from stream2llm.client.inputs import (
@@ -23,12 +30,6 @@ from stream2llm.client.inputs import (
     chat_messages,
     content_of,
 )
-from stream2llm.errors import InternalError, OverloadedError
-from stream2llm.handover import HANDOVER_MODES, HandoverMode
-from stream2llm.sampling import SamplingParameters, bad_sampling
-from stream2llm.text_options import ControlTokens, OversizedDocuments
-from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs
-from stream2llm.v1 import inference_pb2 as pb
 
 # -- client to server --------------------------------------------------------
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stream2llm.errors import UnavailableError
-from stream2llm.metrics_http import MetricsServer
-from stream2llm.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
+from stream2llm.api.errors import UnavailableError
+from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
 
 
 class FakeWorker:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from stream2llm.errors import UnavailableError
-from stream2llm.worker_spec import PolicyName
+from stream2llm.api.errors import UnavailableError
+from stream2llm.serving.worker_spec import PolicyName
 
 
 @dataclass

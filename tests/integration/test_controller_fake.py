@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.cli.main import app
-from stream2llm.cluster import Cluster
-from stream2llm.config import ClusterConfig, parse_config
-from stream2llm.errors import InvalidRequestError, UnavailableError
-from stream2llm.launch import Factories
-from stream2llm.processes import owned_processes
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.cluster.config import ClusterConfig, parse_config
+from stream2llm.cluster.layout import Factories
+from stream2llm.serving.processes import owned_processes
 
 pytestmark = pytest.mark.integration
 
@@ -177,9 +177,9 @@ def run_script(model: Path, body: str, **engine: Any) -> subprocess.Popen[str]:
     config = a_config(model, **engine)
     script = f"""
 import sys
-from stream2llm.cluster import Cluster
-from stream2llm.config import ClusterConfig
-from stream2llm.launch import Factories
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.layout import Factories
 config = ClusterConfig.model_validate_json({config.model_dump_json()!r})
 factories = Factories(*{[FACTORIES.router, FACTORIES.prefill, FACTORIES.decode]!r})
 with Cluster.start(config, factories=factories) as cluster:

@@ -20,7 +20,7 @@ from vllm.config import KVTransferConfig
 from prefill_worker.kv_transfer import SWAP_ONLY
 from prefill_worker.local_engine import LocalEngine
 from prefill_worker.policy import POLICIES
-from stream2llm.model_store import ensure_random_llama
+from stream2llm.models.store import ensure_random_llama
 from tests.builders import FrozenCosts, LinearCosts
 from tests.reference_engine import ReferenceEngine
 from tests.scheduling.engine_driver import EngineDriver

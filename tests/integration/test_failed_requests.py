@@ -21,11 +21,11 @@ from decode_worker.fetch_orders import FetchOrder, FinalOrder, order_to_wire
 from prefill_worker.engine import PrefillSession, prefill_outputs
 from prefill_worker.local_engine import core_request
 from prefill_worker.session_state import ContextEvent
-from stream2llm.errors import InternalError
-from stream2llm.failed_request import FAILED_REQUEST
-from stream2llm.handover import HANDOVER_KEY
-from stream2llm.sampling import SamplingParameters
-from stream2llm.vllm_sampling import token_step
+from stream2llm.api.errors import InternalError
+from stream2llm.api.handover import HANDOVER_KEY
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.engine.failed_request import FAILED_REQUEST
+from stream2llm.engine.vllm_sampling import token_step
 from tests.scheduling.engine_settings import EngineSettings, block_hasher
 from tests.scheduling.handover_pair import Pair
 from tests.scheduling.session_engine import SessionEngine

@@ -9,17 +9,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.peers.answering import EngineSystem
-from bench.peers.cells import AWAITED, STREAMED, WARMED, ours
-from bench.peers.drive import run_trace
-from bench.peers.engines.link import EngineLink
-from bench.peers.engines.messages import HostSpec, Kind
-from bench.peers.plays import plays
-from bench.peers.systems import SystemDiedError
-from bench.records import RunRecord
-from bench.report import summarize
-from bench.traces.format import Scale, Shape
-from stream2llm.model_store import ensure_random_llama
+from experiments.peers.answering import EngineSystem
+from experiments.peers.cells import AWAITED, STREAMED, WARMED, ours
+from experiments.peers.drive import run_trace
+from experiments.peers.engines.link import EngineLink
+from experiments.peers.engines.messages import HostSpec, Kind
+from experiments.peers.plays import plays
+from experiments.peers.systems import SystemDiedError
+from stream2llm.models.store import ensure_random_llama
+from stream2llm.workload.records import RunRecord
+from stream2llm.workload.report import summarize
+from stream2llm.workload.traces.format import Scale, Shape
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 NUM_SESSIONS = 6

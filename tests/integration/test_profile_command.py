@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 from cost_profiles.load import load_profile
 from cost_profiles.model import CostModel
 from cost_profiles.types import Kind
-from stream2llm.model_store import ensure_random_llama
+from stream2llm.models.store import ensure_random_llama
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

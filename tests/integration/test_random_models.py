@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stream2llm import model_store
+from stream2llm.models import store as model_store
 
 pytestmark = [pytest.mark.integration]
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from stream2llm.client import SamplingParameters, connect_sync
-from stream2llm.ports import pick_port
-from stream2llm.processes import kill_owned, mark_environment, owned_processes, owner_mark
-from stream2llm.ray_auth import write_token
+from stream2llm.cluster.ray_auth import write_token
+from stream2llm.serving.ports import pick_port
+from stream2llm.serving.processes import kill_owned, mark_environment, owned_processes, owner_mark
 from tests.cluster_pool import Kind, config_of, model_path
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -175,9 +175,9 @@ def run(head: Head, model: Path, body: str) -> str:
     (model / "config.json").write_text('{"max_position_embeddings": 1024}')
     fakes = "tests.fakes.control_plane"
     begin = f"""
-from stream2llm.cluster import Cluster
-from stream2llm.config import parse_config
-from stream2llm.launch import Factories
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.layout import Factories
 tree = {{"model": {str(model)!r}, "ray": {{"address": {head.gcs_address!r}}}, "router": {{"port": 0}}}}
 config = parse_config(tree, source="test")
 factories = Factories("{fakes}:FakeRouter", "{fakes}:FakeWorker", "{fakes}:FakeWorker")

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from bench.replay.plan import Planner
-from bench.replay.run import Target, replay
-from bench.replay.session import Asking
-from bench.report import lateness_warning, load_run, summarize, summary_to_json
-from bench.traces.format import Document, Event
-from bench.traces.text import TextMaker
-from bench.traces.write import write_trace
-from stream2llm.sampling import SamplingParameters
-from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.workload.replay.plan import Planner
+from stream2llm.workload.replay.run import Target, replay
+from stream2llm.workload.replay.session import Asking
+from stream2llm.workload.report import lateness_warning, load_run, summarize, summary_to_json
+from stream2llm.workload.traces.format import Document, Event
+from stream2llm.workload.traces.text import TextMaker
+from stream2llm.workload.traces.write import write_trace
 from tests.fake_router import Conversation, FakeRouter, forever, polite
 from tests.traces import a_header, a_session
 
@@ -81,8 +81,15 @@ async def test_two_thousand_sessions_are_open_at_a_time_and_all_complete() -> No
 
 @asynccontextmanager
 async def bench_replay(*args: Any) -> AsyncIterator[Process]:
-    """`stream2llm bench replay`; ended when the block is left."""
-    command = [sys.executable, "-m", "stream2llm.cli.main", "bench", "replay", *map(str, args)]
+    """`stream2llm experiments replay`; ended when the block is left."""
+    command = [
+        sys.executable,
+        "-m",
+        "stream2llm.cli.main",
+        "experiments",
+        "replay",
+        *map(str, args),
+    ]
     environment = {**os.environ, "STREAM2LLM_ADDRESS": "", "PYTHONWARNINGS": "default"}
     process = await asyncio.create_subprocess_exec(
         *command, stdout=PIPE, stderr=PIPE, env=environment

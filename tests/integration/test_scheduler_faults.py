@@ -29,10 +29,10 @@ from vllm.config import CompilationMode
 from prefill_worker.engine import PrefillSession, prefill_outputs
 from prefill_worker.policy import POLICIES
 from prefill_worker.session_state import ContextEvent
-from stream2llm.errors import InvalidRequestError, UnavailableError
-from stream2llm.sampling import SamplingParameters
-from stream2llm.vllm_engine import OutputStream
-from stream2llm.vllm_sampling import token_step
+from stream2llm.api.errors import InvalidRequestError, UnavailableError
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.engine.vllm_engine import OutputStream
+from stream2llm.engine.vllm_sampling import token_step
 from tests.digests import answer_of
 from tests.scheduling.driver import SchedulerDriver
 from tests.scheduling.engine_settings import EngineSettings, create_config, create_scheduler

@@ -239,7 +239,7 @@ def test_a_request_announced_as_new_again_refreshes_the_runners_copy() -> None:
 
 
 def test_the_runner_turns_generators_of_discarded_tokens_back() -> None:
-    """What `stream2llm/cpu_worker.py` is there for; gone, and so may it be."""
+    """What `stream2llm/engine/cpu_worker.py` is there for; gone, and so may it be."""
     from vllm.v1.worker.cpu_worker import CPUWorker
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -333,7 +333,7 @@ def test_nixls_progress_thread_sleeps_where_we_ask_it_to() -> None:
     """An agent as the stock API makes it keeps a whole core busy; one of ours does not."""
     program = (
         "import os, time; from nixl._api import nixl_agent, nixl_agent_config\n"
-        "from stream2llm.cpu_worker import let_progress_thread_sleep\n"
+        "from stream2llm.engine.cpu_worker import let_progress_thread_sleep\n"
         "let_progress_thread_sleep(10_000)\n"
         "agent = nixl_agent('quiet', nixl_agent_config(num_threads=4))\n"
         "before = time.process_time(); time.sleep(1.0)\n"

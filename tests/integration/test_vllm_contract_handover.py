@@ -95,7 +95,7 @@ def test_the_side_channel() -> None:
     )
     from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import GET_META_MSG
 
-    from stream2llm import side_channel
+    from stream2llm.engine import side_channel
 
     start = source(NixlBaseConnectorScheduler.set_xfer_handshake_metadata)
     assert "target=self._nixl_handshake_listener," in start

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from router.context import ContentDocument, ContextLimits, ContextLog
 from router.lengths import LengthLimits
 from router.progress import ProgressTracker, WorkerFigures
-from stream2llm.errors import Stream2LLMError
-from stream2llm.prefix import as_tokens
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.serving.prefix import as_tokens
 
 pytestmark = pytest.mark.property
 

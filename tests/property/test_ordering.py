@@ -24,9 +24,9 @@ from router.arrangement import Arrangement, ListedDocument
 from router.context import ContextLimits, ContextLog
 from router.lengths import LengthLimits
 from router.ordering import layout, num_kept
-from stream2llm.errors import Stream2LLMError
-from stream2llm.ordering import DocumentOrdering
-from stream2llm.prefix import as_tokens
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.serving.prefix import as_tokens
 from tests.property.test_context import applied, as_documents
 
 pytestmark = pytest.mark.property

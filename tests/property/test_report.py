@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.records import RunRecord, Sample, SessionRecord
-from bench.report import Verdict, distribution, ratio_interval, summarize
-from bench.report.save import run_from_text, run_to_text
+from stream2llm.workload.records import RunRecord, Sample, SessionRecord
+from stream2llm.workload.report import Verdict, distribution, ratio_interval, summarize
+from stream2llm.workload.report.save import run_from_text, run_to_text
 
 pytestmark = pytest.mark.property
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream2llm.errors import (
+from stream2llm.api.errors import (
     EventOrderError,
     InternalError,
     InvalidRequestError,
     Stream2LLMError,
 )
-from stream2llm.session import CLIENT_EVENTS, ENDS, TRANSITIONS, Event, Session, State
+from stream2llm.api.session import CLIENT_EVENTS, ENDS, TRANSITIONS, Event, Session, State
 
 pytestmark = pytest.mark.property
 

@@ -27,9 +27,9 @@ from router.detokenizer import (
 )
 from router.encoder import TextEncoder
 from router.stop_strings import StopStringMatcher
-from stream2llm.model_store import is_ready, model_dir
-from stream2llm.prefix import as_tokens
-from stream2llm.token_step import TokenStep
+from stream2llm.api.token_step import TokenStep
+from stream2llm.models.store import is_ready, model_dir
+from stream2llm.serving.prefix import as_tokens
 from tests.tiny_model import tiny_tokenizer
 from tests.tokenizer_families import FAMILIES
 

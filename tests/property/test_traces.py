@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.traces.check import Checker
-from bench.traces.format import (
+from stream2llm.workload.traces.check import Checker
+from stream2llm.workload.traces.format import (
     Content,
     Document,
     Event,
@@ -27,10 +27,10 @@ from bench.traces.format import (
     Shape,
     SharedDocument,
 )
-from bench.traces.generate import generate
-from bench.traces.plan import SHORTEST_FIRST_S, long_enough
-from bench.traces.read import TraceReader
-from bench.traces.write import write_trace
+from stream2llm.workload.traces.generate import generate
+from stream2llm.workload.traces.plan import SHORTEST_FIRST_S, long_enough
+from stream2llm.workload.traces.read import TraceReader
+from stream2llm.workload.traces.write import write_trace
 from tests.traces import a_header
 
 pytestmark = pytest.mark.property

@@ -20,8 +20,8 @@ from prefill_worker.local_engine import core_request
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
-from stream2llm.handover import HANDOVER_KEY
-from stream2llm.prefix import common_prefix_len
+from stream2llm.api.handover import HANDOVER_KEY
+from stream2llm.serving.prefix import common_prefix_len
 from tests.builders import FrozenCosts, LinearCosts
 from tests.digests import STOP_TOKEN, answer_of, prefix_digests
 from tests.scheduling.engine_settings import EngineSettings, block_hasher, create_scheduler

@@ -33,9 +33,9 @@ from prefill_worker import blocks
 from prefill_worker.local_engine import core_request
 from prefill_worker.session_state import WIRE_KEY
 from router.ahead_log import AheadLog, Fetch, Offered, OfferVerdict
-from stream2llm.clock import ManualClock
-from stream2llm.handover import HANDOVER_KEY
-from stream2llm.prefix import as_tokens
+from stream2llm.api.handover import HANDOVER_KEY
+from stream2llm.serving.clock import ManualClock
+from stream2llm.serving.prefix import as_tokens
 from tests.digests import STOP_TOKEN, answer_of, prefix_digests
 from tests.scheduling.decode_settings import create_decode_scheduler
 from tests.scheduling.driver import SchedulerDriver

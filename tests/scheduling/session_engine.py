@@ -13,13 +13,13 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.request import Request, RequestStatus
 
 from prefill_worker.local_engine import core_request
-from stream2llm.vllm_engine import EngineInfo, OutputStream
+from stream2llm.engine.vllm_engine import EngineInfo, OutputStream
 from tests.scheduling.engine_settings import EngineSettings, block_hasher, create_scheduler
 from tests.scheduling.executor import FakeExecutor
 
 
 class SessionEngine:
-    """Stands for `stream2llm.vllm_engine.Engine`."""
+    """Stands for `stream2llm.engine.vllm_engine.Engine`."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings

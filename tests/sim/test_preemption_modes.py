@@ -1,14 +1,14 @@
 """`cost` keeps up with the better of the other two, whichever that is; tails cost less than whole requests.
 
-The small end of `bench.preemption_sim`, which has the large one.
+The small end of `experiments.preemption_sim`, which has the large one.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from bench.preemption_sim import BOUND, LINKS, WAYS, Pace, Scenario, Way, device
-from bench.simulate.paced import Tally
+from experiments.preemption_sim import BOUND, LINKS, WAYS, Pace, Scenario, Way, device
+from stream2llm.simulator.paced import Tally
 
 pytestmark = pytest.mark.sim
 

@@ -8,22 +8,22 @@ from statistics import median
 
 import pytest
 
-from bench.records import RunRecord
-from bench.simulate.contest import gains_line, highest_loads, misses, results
-from bench.simulate.grid import comparisons, orders, outcome, table, verdict
-from bench.simulate.h200 import load_fit
-from bench.simulate.h200 import profile as h200_profile
-from bench.simulate.paper_runs import Cell
-from bench.simulate.play_trace import Machine, Way, play_trace
-from bench.simulate.published import NOT_STREAMED, QUANTILES, Setting
-from bench.simulate.work import Task, invalidated_tokens, tasks, with_longer_gaps
-from bench.traces.arrivals import first, poisson
-from bench.traces.format import Scale, Shape
-from bench.traces.generate import generate
 from cost_profiles.decision import Mode
 from prefill_worker.policy import POLICIES
-from stream2llm.errors import InvalidRequestError
-from stream2llm.handover import HANDOVER_MODES, HandoverMode
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
+from stream2llm.simulator.contest import gains_line, highest_loads, misses, results
+from stream2llm.simulator.grid import comparisons, orders, outcome, table, verdict
+from stream2llm.simulator.h200 import load_fit
+from stream2llm.simulator.h200 import profile as h200_profile
+from stream2llm.simulator.paper_runs import Cell
+from stream2llm.simulator.play_trace import Machine, Way, play_trace
+from stream2llm.simulator.published import NOT_STREAMED, QUANTILES, Setting
+from stream2llm.simulator.work import Task, invalidated_tokens, tasks, with_longer_gaps
+from stream2llm.workload.records import RunRecord
+from stream2llm.workload.traces.arrivals import first, poisson
+from stream2llm.workload.traces.format import Scale, Shape
+from stream2llm.workload.traces.generate import generate
 
 pytestmark = pytest.mark.sim
 

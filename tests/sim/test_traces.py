@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from bench.traces.fit import fit, fit_table
-from bench.traces.format import Scale, Shape
-from bench.traces.generate import generate
-from bench.traces.measure import Samples, statistic
-from bench.traces.targets import TARGETS
+from stream2llm.workload.traces.fit import fit, fit_table
+from stream2llm.workload.traces.format import Scale, Shape
+from stream2llm.workload.traces.generate import generate
+from stream2llm.workload.traces.measure import Samples, statistic
+from stream2llm.workload.traces.targets import TARGETS
 
 pytestmark = pytest.mark.sim
 

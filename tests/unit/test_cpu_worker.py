@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from stream2llm.cpu_worker import take_discarded
+from stream2llm.engine.cpu_worker import take_discarded
 
 pytestmark = pytest.mark.unit
 

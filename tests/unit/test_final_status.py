@@ -9,10 +9,10 @@ from typing import Any
 import grpc
 import pytest
 
+from stream2llm.api.errors import OverloadedError
+from stream2llm.api.final_status import FinalStatus
+from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.rpc import SessionRpc
-from stream2llm.errors import OverloadedError
-from stream2llm.final_status import FinalStatus
-from stream2llm.v1 import inference_pb2 as pb
 
 PROVISIONAL = (grpc.StatusCode.INTERNAL, "Internal error from Core")
 TRUE = (grpc.StatusCode.RESOURCE_EXHAUSTED, "at most 60000 are allowed")

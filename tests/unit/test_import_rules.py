@@ -46,10 +46,10 @@ PURE = [
         )
     ),
     "decode_worker/handover_check.py",
-    "stream2llm/request_check.py",
-    "stream2llm/session.py",
-    "stream2llm/prefix.py",
-    "stream2llm/supervision.py",
+    "stream2llm/serving/request_check.py",
+    "stream2llm/api/session.py",
+    "stream2llm/serving/prefix.py",
+    "stream2llm/cluster/supervision.py",
 ]
 
 

@@ -12,12 +12,19 @@ from typing import Any
 
 import pytest
 
-from stream2llm import logs
+from stream2llm.serving import logs
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("stream2llm", "router", "prefill_worker", "decode_worker", "cost_profiles", "bench")
+PACKAGES = (
+    "stream2llm",
+    "router",
+    "prefill_worker",
+    "decode_worker",
+    "cost_profiles",
+    "experiments",
+)
 METHODS = {"debug", "info", "warning", "error", "critical", "exception"}
 # What ends or rewrites a line somewhere: in a terminal, an editor, a log shipper.
 HOSTILE = "x\nERROR:router:forged\r\x1b[2K\x0b\x0c\x00\x7f\x85\x9b1A\u2028\u2029\u202e\u2066\ud800"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from stream2llm.engine_sockets import socket_environment
-from stream2llm.grpc_options import channel_options, client_channel_options
-from stream2llm.loopback import host_of, is_loopback
+from stream2llm.api.grpc_options import channel_options, client_channel_options
+from stream2llm.api.loopback import host_of, is_loopback
+from stream2llm.engine.sockets import socket_environment
 
 pytestmark = pytest.mark.unit
 

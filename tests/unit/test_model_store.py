@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from stream2llm import model_store
-from stream2llm.model_store import DEFAULT_MODEL, ModelStoreError
+from stream2llm.models import store as model_store
+from stream2llm.models.store import DEFAULT_MODEL, ModelStoreError
 
 pytestmark = pytest.mark.unit
 
@@ -174,7 +174,7 @@ def test_a_ready_preset_is_not_built_again(tmp_path: Path) -> None:
 
 def test_importing_the_store_imports_neither_torch_nor_transformers() -> None:
     program = (
-        "import sys, stream2llm.model_store;"
+        "import sys, stream2llm.models.store;"
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -16,7 +16,7 @@ pytest.importorskip("zmq")
 
 import zmq
 
-from stream2llm import side_channel
+from stream2llm.engine import side_channel
 from tests.side_channel_garbage import NUM_BAD_MESSAGES, bad_messages, throw_garbage
 
 pytestmark = pytest.mark.unit

@@ -12,16 +12,16 @@ from decode_worker.fetch_metrics import FetchMetrics
 from prefill_worker.metrics import PrefillMetrics
 from router.metrics import RouterMetrics
 from stream2llm.cli.main import FORWARDED_TO, app, forwarded
-from stream2llm.config import ClusterConfig
-from stream2llm.controller_http import ControllerMetrics
-from stream2llm.worker_metrics import TransferMetrics, WorkerGauges
-from stream2llm.worker_spec import WorkerStatus
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.controller_http import ControllerMetrics
+from stream2llm.engine.worker_metrics import TransferMetrics, WorkerGauges
+from stream2llm.serving.worker_spec import WorkerStatus
 from tools.reference import commands, configuration, metrics, protos
 from tools.reference.markdown import page
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "reference"
-_PROTOS = ("stream2llm/v1/inference.proto", "stream2llm/v1/worker.proto")
+_PROTOS = ("stream2llm/api/v1/inference.proto", "stream2llm/api/v1/worker.proto")
 
 
 def _configuration() -> str:
@@ -90,9 +90,9 @@ def _commands() -> str:
 def _public_grpc() -> str:
     return page(
         "gRPC API",
-        "proto/stream2llm/v1/inference.proto",
+        "proto/stream2llm/api/v1/inference.proto",
         """
-        The public API, package `stream2llm.v1`. Servers answer gRPC health checks and server reflection. The
+        The public API, package `stream2llm.api.v1`. Servers answer gRPC health checks and server reflection. The
         [Python client](python.md) speaks it; `grpcurl` and clients in other languages can as well.
         """,
         protos.sections(_files()[0]),
@@ -102,7 +102,7 @@ def _public_grpc() -> str:
 def _internal_grpc() -> str:
     return page(
         "gRPC between parts",
-        "proto/stream2llm/v1/worker.proto",
+        "proto/stream2llm/api/v1/worker.proto",
         """
         What routers and workers send to each other, for those who work on Stream2LLM. It is no public API and
         changes with every release. Types that are not on this page are in the [public API](grpc.md).

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from stream2llm.client import AsyncClient
-from stream2llm.cluster import Cluster
+from stream2llm.cluster.cluster import Cluster
 from tests.cluster_pool import (
     KINDS,
     MAX_MODEL_LEN,

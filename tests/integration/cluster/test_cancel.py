@@ -16,10 +16,10 @@ from pathlib import Path
 import grpc
 import pytest
 
+from stream2llm.api.codec import to_proto
+from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.client import AsyncClient, Progress, SamplingParameters, TokenDelta
-from stream2llm.cluster import Cluster
-from stream2llm.v1 import worker_pb2, worker_pb2_grpc
-from stream2llm.wire import to_proto
+from stream2llm.cluster.cluster import Cluster
 from tests.cluster_pool import num_blocks_held, until_blocks_are_free, workers
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine

@@ -7,7 +7,7 @@ import os
 import psutil
 import pytest
 
-from stream2llm.cluster import Cluster
+from stream2llm.cluster.cluster import Cluster
 from tests.cluster_kill import process_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]

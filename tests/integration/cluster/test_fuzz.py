@@ -18,11 +18,11 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.api.v1 import worker_pb2 as worker
+from stream2llm.api.v1 import worker_pb2_grpc
 from stream2llm.client import AsyncClient
-from stream2llm.cluster import Cluster
-from stream2llm.v1 import inference_pb2 as pb
-from stream2llm.v1 import worker_pb2 as worker
-from stream2llm.v1 import worker_pb2_grpc
+from stream2llm.cluster.cluster import Cluster
 from tests import fuzz_rpcs as rpcs
 from tests.cluster_kill import incarnation_of
 from tests.cluster_pool import workers

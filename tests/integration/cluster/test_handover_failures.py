@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
+from stream2llm.api.errors import UnavailableError
 from stream2llm.client import AsyncClient, AsyncSession, Event, SamplingParameters, TokenDelta
-from stream2llm.cluster import Cluster
-from stream2llm.errors import UnavailableError
+from stream2llm.cluster.cluster import Cluster
 from tests.cluster_kill import incarnation_of, process_of, until_replaced
 from tests.cluster_pool import num_blocks_held, until_blocks_are_free, workers
 from tests.polling import eventually

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from stream2llm import side_channel
+from stream2llm.api.errors import UnavailableError
 from stream2llm.client import (
     AsyncClient,
     AsyncSession,
@@ -22,8 +22,8 @@ from stream2llm.client import (
     SamplingParameters,
     TokenDelta,
 )
-from stream2llm.cluster import Cluster
-from stream2llm.errors import UnavailableError
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.engine import side_channel
 from tests.cluster_kill import incarnation_of, process_of, side_channel_of, until_replaced
 from tests.cluster_pool import workers
 from tests.reference_engine import ReferenceEngine

@@ -14,11 +14,11 @@ import grpc
 import pytest
 import ray
 
-from stream2llm.cluster import Cluster
-from stream2llm.grpc_options import channel_options
-from stream2llm.loopback import is_loopback
-from stream2llm.own_http import open_url
-from stream2llm.processes import owned_processes
+from stream2llm.api.grpc_options import channel_options
+from stream2llm.api.loopback import is_loopback
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.serving.own_http import open_url
+from stream2llm.serving.processes import owned_processes
 from tests.listening import Listener, listeners
 from tests.polling import eventually
 

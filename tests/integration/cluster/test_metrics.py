@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from stream2llm.client import AsyncClient, Document
-from stream2llm.cluster import Cluster
+from stream2llm.cluster.cluster import Cluster
 from tests.polling import eventually
 from tests.scrape import scrape
 from tests.streams import GREEDY, Stream, collect, until_prefilled

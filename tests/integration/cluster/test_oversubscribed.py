@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from stream2llm.client import AsyncClient
-from stream2llm.cluster import Cluster
+from stream2llm.cluster.cluster import Cluster
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape

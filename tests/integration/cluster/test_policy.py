@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient, AsyncSession, Document
-from stream2llm.cluster import Cluster
-from stream2llm.worker_spec import POLICY_NAMES
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.serving.worker_spec import POLICY_NAMES
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape

@@ -15,10 +15,10 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from stream2llm.api.errors import UnavailableError
 from stream2llm.client import AsyncClient, AsyncSession
-from stream2llm.cluster import Cluster
-from stream2llm.errors import UnavailableError
-from stream2llm.worker_spec import POLICY_NAMES
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.serving.worker_spec import POLICY_NAMES
 from tests.cluster_kill import incarnation_of, process_of, until_replaced
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.replay.plan import PlannedSession, Planner
-from bench.replay.run import Target, replay
-from bench.replay.session import Asking
-from bench.report import load_run, save_run, summarize, write_report
-from bench.traces.format import Scale, Shape
-from bench.traces.generate import generate
-from bench.traces.text import TextMaker
+from stream2llm.api.sampling import SamplingParameters
 from stream2llm.client import AsyncClient
-from stream2llm.cluster import Cluster
-from stream2llm.sampling import SamplingParameters
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.workload.replay.plan import PlannedSession, Planner
+from stream2llm.workload.replay.run import Target, replay
+from stream2llm.workload.replay.session import Asking
+from stream2llm.workload.report import load_run, save_run, summarize, write_report
+from stream2llm.workload.traces.format import Scale, Shape
+from stream2llm.workload.traces.generate import generate
+from stream2llm.workload.traces.text import TextMaker
 from tests.polling import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.cluster("sensitive-tight")]

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from stream2llm.client import AsyncClient, ChatMessage, Document, SamplingParameters
-from stream2llm.cluster import Cluster
+from stream2llm.cluster.cluster import Cluster
 from tests.cluster_pool import model_path
 from tests.reference_engine import ReferenceEngine
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from bench.handover_gain import BYTES_PER_TOKEN, READ_OVERHEAD_S, HandoverRun, Network
-from bench.handover_plan import questions
-from bench.traces.format import Shape
 from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
-from stream2llm.handover import HandoverMode
+from experiments.handover_gain import BYTES_PER_TOKEN, READ_OVERHEAD_S, HandoverRun, Network
+from experiments.handover_plan import questions
+from stream2llm.api.handover import HandoverMode
+from stream2llm.workload.traces.format import Shape
 
 pytestmark = pytest.mark.unit
 

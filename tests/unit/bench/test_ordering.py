@@ -6,9 +6,16 @@ import random
 
 import pytest
 
-from bench.document_orders import ORDERS, Lists, invalidated, laid_out, left, with_foresight
-from bench.ordering import generated, outcome_of, row, verdict
-from bench.update_models import MODELS, UpdateModel
+from experiments.ordering import generated, outcome_of, row, verdict
+from experiments.update_models import MODELS, UpdateModel
+from stream2llm.workload.document_orders import (
+    ORDERS,
+    Lists,
+    invalidated,
+    laid_out,
+    left,
+    with_foresight,
+)
 
 pytestmark = pytest.mark.unit
 

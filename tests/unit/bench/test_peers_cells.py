@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers.__main__ import parse, reported_policy
-from bench.peers.cells import (
+from experiments.peers.__main__ import parse, reported_policy
+from experiments.peers.cells import (
     AWAITED,
     HEAVY,
     LOADS,
@@ -22,9 +22,9 @@ from bench.peers.cells import (
     systems_of,
     turns,
 )
-from bench.peers.scaling import Pace, at_paper_speed
-from bench.traces.format import Shape
+from experiments.peers.scaling import Pace, at_paper_speed
 from prefill_worker.policy import POLICIES
+from stream2llm.workload.traces.format import Shape
 
 pytestmark = pytest.mark.unit
 POLICY_NAMES = ("default", "fcfs")

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from bench.peers.answering import Awaited, Ours, Streaming, Warmed
-from bench.peers.drive import run_trace
-from bench.peers.engines.messages import Ask, End, Feed, Splice
-from bench.peers.plays import Change, Play, plays
-from bench.peers.systems import SystemDiedError
-from bench.records import RunRecord
-from bench.report.lateness import LOOP_LAG_MAX
-from bench.traces.format import Scale
-from stream2llm.clock import ManualClock
+from experiments.peers.answering import Awaited, Ours, Streaming, Warmed
+from experiments.peers.drive import run_trace
+from experiments.peers.engines.messages import Ask, End, Feed, Splice
+from experiments.peers.plays import Change, Play, plays
+from experiments.peers.systems import SystemDiedError
+from stream2llm.serving.clock import ManualClock
+from stream2llm.workload.records import RunRecord
+from stream2llm.workload.report.lateness import LOOP_LAG_MAX
+from stream2llm.workload.traces.format import Scale
 
 pytestmark = pytest.mark.unit
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.peers.cells import AWAITED, HEAVY, Cell, Turn
-from bench.peers.memory import MAX_MODEL_LEN, max_prompt_tokens, num_kv_blocks, peak_open_tokens
-from bench.peers.plays import Play, applied, play_of, plays, with_gaps
-from bench.peers.scaling import at_paper_speed
-from bench.peers.schedule import plays_of
-from bench.traces.format import Content, Document, Event, Scale, Session
+from experiments.peers.cells import AWAITED, HEAVY, Cell, Turn
+from experiments.peers.memory import (
+    MAX_MODEL_LEN,
+    max_prompt_tokens,
+    num_kv_blocks,
+    peak_open_tokens,
+)
+from experiments.peers.plays import Play, applied, play_of, plays, with_gaps
+from experiments.peers.scaling import at_paper_speed
+from experiments.peers.schedule import plays_of
+from stream2llm.workload.traces.format import Content, Document, Event, Scale, Session
 
 pytestmark = pytest.mark.unit
 PREFIX = [1, 2, 3]

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from bench.peers.cells import AWAITED, WARMED, ours
-from bench.peers.verdicts import DEFAULT, against_all, pooled, verdict_tables, wanted
-from bench.records import RunRecord, SessionRecord
-from bench.report import Verdict
-from bench.report.lateness import LOOP_LAG_P99
-from bench.report.summary import REQUEST_RATE, request_rate
+from experiments.peers.cells import AWAITED, WARMED, ours
+from experiments.peers.verdicts import DEFAULT, against_all, pooled, verdict_tables, wanted
+from stream2llm.workload.records import RunRecord, SessionRecord
+from stream2llm.workload.report import Verdict
+from stream2llm.workload.report.lateness import LOOP_LAG_P99
+from stream2llm.workload.report.summary import REQUEST_RATE, request_rate
 
 pytestmark = pytest.mark.unit
 CELL = "engine crawler heavy"

@@ -13,18 +13,18 @@ import grpc
 import pytest
 from aiohttp import web
 
-from bench.records import RunRecord
-from bench.replay.display import View
-from bench.replay.driver import Snapshot
-from bench.replay.plan import PlannedSession, Planner
-from bench.replay.run import Target, replay
-from bench.replay.scrape import Scraper, expanded
-from bench.replay.session import Asking
-from bench.report import summarize
-from bench.report.lateness import LOOP_LAG_P99
-from bench.traces.format import Event
-from bench.traces.text import TextMaker
-from stream2llm.sampling import SamplingParameters
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.workload.records import RunRecord
+from stream2llm.workload.replay.display import View
+from stream2llm.workload.replay.driver import Snapshot
+from stream2llm.workload.replay.plan import PlannedSession, Planner
+from stream2llm.workload.replay.run import Target, replay
+from stream2llm.workload.replay.scrape import Scraper, expanded
+from stream2llm.workload.replay.session import Asking
+from stream2llm.workload.report import summarize
+from stream2llm.workload.report.lateness import LOOP_LAG_P99
+from stream2llm.workload.traces.format import Event
+from stream2llm.workload.traces.text import TextMaker
 from tests.fake_router import Conversation, FakeRouter, Script, error_info, forever, polite
 from tests.runs import PREFILL_PAGE as PAGE
 from tests.traces import a_session

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from bench.records import Sample
-from bench.replay.display import progress_line
-from bench.replay.driver import Snapshot
-from bench.replay.errors import error_code
-from bench.replay.metrics import Page, increase, sample_of
-from bench.replay.plan import PlannedSession, Planner
-from bench.replay.scrape import metrics_url
-from bench.traces.format import Content, Document, Event, SharedDocument
-from bench.traces.read import TraceReader
-from bench.traces.text import TextMaker
-from bench.traces.write import write_trace
-from stream2llm.errors import OverloadedError, Stream2LLMError, UnavailableError
+from stream2llm.api.errors import OverloadedError, Stream2LLMError, UnavailableError
+from stream2llm.workload.records import Sample
+from stream2llm.workload.replay.display import progress_line
+from stream2llm.workload.replay.driver import Snapshot
+from stream2llm.workload.replay.errors import error_code
+from stream2llm.workload.replay.metrics import Page, increase, sample_of
+from stream2llm.workload.replay.plan import PlannedSession, Planner
+from stream2llm.workload.replay.scrape import metrics_url
+from stream2llm.workload.traces.format import Content, Document, Event, SharedDocument
+from stream2llm.workload.traces.read import TraceReader
+from stream2llm.workload.traces.text import TextMaker
+from stream2llm.workload.traces.write import write_trace
 from tests.runs import PREFILL_PAGE as PAGE
 from tests.traces import a_header, a_session
 

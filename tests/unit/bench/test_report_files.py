@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.records import RunRecord
-from bench.report import (
+from stream2llm.workload.records import RunRecord
+from stream2llm.workload.report import (
     Verdict,
     compare,
     load_run,
@@ -16,8 +16,8 @@ from bench.report import (
     report_markdown,
     save_run,
 )
-from bench.report.compare import PROVENANCE
-from bench.report.save import RunFileError
+from stream2llm.workload.report.compare import PROVENANCE
+from stream2llm.workload.report.save import RunFileError
 from tests.runs import a_failed_record, a_record, a_run, with_ttfts
 
 pytestmark = pytest.mark.unit

@@ -1,4 +1,4 @@
-"""Figures, the page, and `stream2llm bench report`."""
+"""Figures, the page, and `stream2llm experiments report`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from bench.records import RunRecord, Sample
-from bench.report import save_run, write_report
-from bench.report.page import Image, report_html
-from bench.report.series import MAX_POINTS, ccdf, run_labels, thinned, ttft_by_load
 from stream2llm.cli.main import app
+from stream2llm.workload.records import RunRecord, Sample
+from stream2llm.workload.report import save_run, write_report
+from stream2llm.workload.report.page import Image, report_html
+from stream2llm.workload.report.series import MAX_POINTS, ccdf, run_labels, thinned, ttft_by_load
 from tests.runs import a_failed_record, a_record, a_run, with_ttfts
 
 pytestmark = pytest.mark.unit
@@ -32,7 +32,7 @@ def two_systems() -> list[RunRecord]:
 
 def test_reports_know_no_cluster() -> None:
     script = (
-        "import sys, bench.report\n"
+        "import sys, experiments.report\n"
         "heavy = {'grpc', 'ray', 'vllm', 'asyncio', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(repr(heavy) if heavy else 0)"
     )
@@ -86,7 +86,7 @@ def test_runs_get_names_that_differ() -> None:
 
 def test_every_figure_is_drawn_and_drawn_alike() -> None:
     pytest.importorskip("matplotlib")
-    from bench.report.plots import plots_of, to_svg
+    from stream2llm.workload.report.plots import plots_of, to_svg
 
     plots = plots_of(two_systems())
     assert [plot.name for plot in plots] == ["ttft_ccdf", "ttft_load", "timeline_1", "timeline_2"]
@@ -98,7 +98,7 @@ def test_every_figure_is_drawn_and_drawn_alike() -> None:
 
 def test_what_has_no_points_has_no_figure() -> None:
     pytest.importorskip("matplotlib")
-    from bench.report.plots import plots_of
+    from stream2llm.workload.report.plots import plots_of
 
     assert plots_of([a_run(a_failed_record(), samples=())]) == []
 
@@ -145,7 +145,7 @@ def test_the_page_warns_of_a_late_generator() -> None:
 def test_without_matplotlib_there_is_everything_but_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.report.write.can_draw", lambda: False)
+    monkeypatch.setattr("stream2llm.workload.report.write.can_draw", lambda: False)
     paths = write_report([a_run()], tmp_path / "new" / "folder")
     assert [path.name for path in paths] == ["report.html", "report.md", "summary.json"]
 
@@ -154,7 +154,7 @@ def test_without_matplotlib_there_is_everything_but_figures(
 
 
 def run(*args: object) -> Result:
-    return CliRunner().invoke(app, ["bench", "report", *map(str, args)])
+    return CliRunner().invoke(app, ["experiments", "report", *map(str, args)])
 
 
 def saved(tmp_path: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""A run in numbers, and under the names of `vllm bench serve`."""
+"""A run in numbers, and under the names of `vllm experiments serve`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.replay.lag import lag_counters, with_missed
-from bench.report import PERCENTILES, lateness_warning, summarize, summary_to_json
-from bench.report.lateness import LOOP_LAG_P99, generator_lateness_s
+from stream2llm.workload.replay.lag import lag_counters, with_missed
+from stream2llm.workload.report import PERCENTILES, lateness_warning, summarize, summary_to_json
+from stream2llm.workload.report.lateness import LOOP_LAG_P99, generator_lateness_s
 from tests.runs import a_failed_record, a_record, a_run, with_ttfts
 
 pytestmark = pytest.mark.unit

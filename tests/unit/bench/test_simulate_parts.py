@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from bench.simulate.decode import Answer, DecodeSettings, DecodeWorker, HandoverCounters, Link
-from bench.simulate.published import NOT_STREAMED, published, settings
-from bench.simulate.steps import StepLaw, law_of, worst_error
-from bench.simulate.work import (
+from cost_profiles.load import shipped_profiles
+from cost_profiles.types import CostProfile
+from stream2llm.cli.simulate import app
+from stream2llm.simulator.decode import Answer, DecodeSettings, DecodeWorker, HandoverCounters, Link
+from stream2llm.simulator.published import NOT_STREAMED, published, settings
+from stream2llm.simulator.steps import StepLaw, law_of, worst_error
+from stream2llm.simulator.work import (
     Change,
     Task,
     in_order,
@@ -19,10 +22,7 @@ from bench.simulate.work import (
     task,
     with_longer_gaps,
 )
-from bench.traces.format import Content, Document, Event, Session
-from cost_profiles.load import shipped_profiles
-from cost_profiles.types import CostProfile
-from stream2llm.cli.simulate import app
+from stream2llm.workload.traces.format import Content, Document, Event, Session
 
 pytestmark = pytest.mark.unit
 

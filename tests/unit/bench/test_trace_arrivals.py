@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.traces.arrivals import first, from_file, poisson
-from bench.traces.check import TraceError
+from stream2llm.workload.traces.arrivals import first, from_file, poisson
+from stream2llm.workload.traces.check import TraceError
 
 pytestmark = pytest.mark.unit
 

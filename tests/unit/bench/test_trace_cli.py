@@ -11,8 +11,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from typer.testing import CliRunner, Result
 
-from bench.traces.read import TraceReader
 from stream2llm.cli.main import app
+from stream2llm.workload.traces.read import TraceReader
 from tests.traces import plain_header, plain_session, write_lines
 
 pytestmark = pytest.mark.unit

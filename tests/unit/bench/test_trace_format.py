@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bench.traces.check import SeenIds, TraceError
-from bench.traces.format import Content, Document, Event, SharedDocument
-from bench.traces.read import TraceReader, read_sessions
-from bench.traces.write import write_trace
+from stream2llm.workload.traces.check import SeenIds, TraceError
+from stream2llm.workload.traces.format import Content, Document, Event, SharedDocument
+from stream2llm.workload.traces.read import TraceReader, read_sessions
+from stream2llm.workload.traces.write import write_trace
 from tests.traces import a_header, a_session, plain_header, plain_session, write_lines
 
 pytestmark = pytest.mark.unit

@@ -7,14 +7,14 @@ from itertools import pairwise
 
 import pytest
 
-from bench.traces.fit import FitRow, fit_table
-from bench.traces.format import Content, Document, Event, Scale, Session, Shape
-from bench.traces.generate import generate
-from bench.traces.layout import TOP_K, split
-from bench.traces.measure import Samples, statistic
-from bench.traces.plan import coupled, long_enough, plans
-from bench.traces.quantiles import Quantiles
-from bench.traces.text import TextMaker, count_by_words, sentences, text_of
+from stream2llm.workload.traces.fit import FitRow, fit_table
+from stream2llm.workload.traces.format import Content, Document, Event, Scale, Session, Shape
+from stream2llm.workload.traces.generate import generate
+from stream2llm.workload.traces.layout import TOP_K, split
+from stream2llm.workload.traces.measure import Samples, statistic
+from stream2llm.workload.traces.plan import coupled, long_enough, plans
+from stream2llm.workload.traces.quantiles import Quantiles
+from stream2llm.workload.traces.text import TextMaker, count_by_words, sentences, text_of
 from tests.traces import a_session
 
 pytestmark = pytest.mark.unit

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from bench.traces.anns_traces import anns_items
-from bench.traces.check import TraceError
-from bench.traces.crawler_csv import crawler_sessions
-from bench.traces.format import Document, Event, Item, Scale, Session, SharedDocument
-from bench.traces.imports import BadRow, Importing, shortened
+from stream2llm.workload.traces.anns_traces import anns_items
+from stream2llm.workload.traces.check import TraceError
+from stream2llm.workload.traces.crawler_csv import crawler_sessions
+from stream2llm.workload.traces.format import Document, Event, Item, Scale, Session, SharedDocument
+from stream2llm.workload.traces.imports import BadRow, Importing, shortened
 
 pytestmark = pytest.mark.unit
 

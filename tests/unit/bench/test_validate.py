@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bench.simulate.steps import StepLaw
-from bench.simulate.validate import Trial, fitting_sessions
-from bench.simulate.work import tasks
+from stream2llm.simulator.steps import StepLaw
+from stream2llm.simulator.validate import Trial, fitting_sessions
+from stream2llm.simulator.work import tasks
 
 pytestmark = pytest.mark.unit
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from stream2llm.api.errors import InvalidRequestError, UnsupportedError
+from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client import AsyncClient, ChatMessage, Client, Document, SamplingParameters
 from stream2llm.client.inputs import appended, chat_messages, template_of, updated
-from stream2llm.errors import InvalidRequestError, UnsupportedError
-from stream2llm.v1 import inference_pb2 as pb
 
 pytestmark = pytest.mark.unit
 

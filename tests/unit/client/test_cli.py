@@ -16,12 +16,12 @@ import grpc
 import pytest
 from typer.testing import CliRunner, Result
 
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.cli import exits, sources
 from stream2llm.cli.main import app
 from stream2llm.cli.output import make_sink
 from stream2llm.client import TokenDelta
-from stream2llm.errors import InvalidRequestError
-from stream2llm.v1 import inference_pb2 as pb
 from tests import fake_router
 from tests.fake_router import Conversation
 
@@ -274,8 +274,8 @@ def test_documents_leave_as_they_arrive_and_ctrl_c_cancels(threaded_router):
         ["model", "fetch"],
         ["model", "list"],
         ["policy"],
-        ["bench", "replay"],
-        ["bench", "report"],
+        ["experiments", "replay"],
+        ["experiments", "report"],
     ],
 )
 def test_every_command_has_help_with_an_example(args: list[str]):

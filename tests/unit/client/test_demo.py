@@ -7,8 +7,7 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from bench import demo_documents
-from bench.demo_documents import (
+from examples.demo.documents import (
     NOISE_TOPICS,
     TOPICS,
     Way,
@@ -18,8 +17,9 @@ from bench.demo_documents import (
     documents_from,
     trimmed,
 )
-from bench.demo_steps import ask_all_ways
-from bench.demo_view import LinesView
+from examples.demo.steps import ask_all_ways
+from examples.demo.view import LinesView
+from experiments import demo_documents
 from stream2llm.client import Document, DocumentRef
 
 pytestmark = pytest.mark.unit

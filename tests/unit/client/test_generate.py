@@ -7,8 +7,8 @@ import asyncio
 import grpc
 import pytest
 
+from stream2llm.api.errors import InvalidRequestError, OverloadedError
 from stream2llm.client import Finished, SamplingParameters, TokenDelta
-from stream2llm.errors import InvalidRequestError, OverloadedError
 from tests import fake_router
 from tests.fake_router import Conversation
 

@@ -8,6 +8,17 @@ import socket
 import grpc
 import pytest
 
+from stream2llm.api.errors import (
+    EventOrderError,
+    IdleTimeoutError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    Stream2LLMError,
+    UnavailableError,
+)
+from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client import (
     Accepted,
     AsyncClient,
@@ -21,17 +32,6 @@ from stream2llm.client import (
     SamplingParameters,
     TokenDelta,
 )
-from stream2llm.errors import (
-    EventOrderError,
-    IdleTimeoutError,
-    InternalError,
-    InvalidRequestError,
-    NotFoundError,
-    OverloadedError,
-    Stream2LLMError,
-    UnavailableError,
-)
-from stream2llm.v1 import inference_pb2 as pb
 from tests import fake_router
 from tests.fake_router import Conversation, FakeRouter
 

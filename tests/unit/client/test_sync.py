@@ -11,6 +11,12 @@ import threading
 import grpc
 import pytest
 
+from stream2llm.api.errors import (
+    EventOrderError,
+    IdleTimeoutError,
+    InvalidRequestError,
+    UnavailableError,
+)
 from stream2llm.client import (
     Accepted,
     Client,
@@ -20,12 +26,6 @@ from stream2llm.client import (
     SamplingParameters,
     TokenDelta,
     connect_sync,
-)
-from stream2llm.errors import (
-    EventOrderError,
-    IdleTimeoutError,
-    InvalidRequestError,
-    UnavailableError,
 )
 from tests import fake_router
 from tests.fake_router import Conversation

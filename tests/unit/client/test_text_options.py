@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client import AsyncClient, ControlTokens, OversizedDocument, OversizedDocuments
-from stream2llm.errors import InvalidRequestError
-from stream2llm.v1 import inference_pb2 as pb
 from tests.fake_router import Conversation, FakeRouter
 
 pytestmark = pytest.mark.unit

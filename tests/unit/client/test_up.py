@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 from stream2llm.cli import check as check_command
 from stream2llm.cli.main import app
-from stream2llm.config import parse_config
-from stream2llm.engine_check import NO_GPU_HERE, Verdict
+from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.engine_check import NO_GPU_HERE, Verdict
 from tests.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.unit

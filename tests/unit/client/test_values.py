@@ -8,6 +8,16 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from stream2llm.api.errors import (
+    InternalError,
+    InvalidRequestError,
+    OverloadedError,
+    Stream2LLMError,
+    UnavailableError,
+)
+from stream2llm.api.text_options import OversizedDocuments
+from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
+from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.cli.output import progress_line
 from stream2llm.client import DelayReason
 from stream2llm.client.buffer import EventBuffer
@@ -17,16 +27,6 @@ from stream2llm.client.inputs import Document, DocumentRef, appended, template_o
 from stream2llm.client.status import error_from_rpc
 from stream2llm.client.stream import Gathered
 from stream2llm.client.translate import event_from
-from stream2llm.errors import (
-    InternalError,
-    InvalidRequestError,
-    OverloadedError,
-    Stream2LLMError,
-    UnavailableError,
-)
-from stream2llm.text_options import OversizedDocuments
-from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs
-from stream2llm.v1 import inference_pb2 as pb
 from tests import fake_router
 
 pytestmark = pytest.mark.unit

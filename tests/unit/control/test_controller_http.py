@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from stream2llm.controller_http import MAX_BODY_BYTES, ControllerHttp
-from stream2llm.prefill_policy import PolicyChoice, PrefillPolicy
+from stream2llm.cluster.controller_http import MAX_BODY_BYTES, ControllerHttp
+from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
 from tests.fakes.prefill_policy import FakeHosts
 
 pytestmark = pytest.mark.unit

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stream2llm.actor_shell import RouterShell, WorkerShell
-from stream2llm.config import ClusterConfig
-from stream2llm.launch import Factories, lay_out
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.layout import Factories, lay_out
+from stream2llm.serving.actor_shell import RouterShell, WorkerShell
 
 pytestmark = pytest.mark.unit
 

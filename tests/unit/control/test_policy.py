@@ -11,11 +11,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner, Result
 
+from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cli.main import app
-from stream2llm.controller_http import ControllerHttp
-from stream2llm.errors import InvalidRequestError
-from stream2llm.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy, WorkerPolicy
-from stream2llm.supervision import Phase, Replica
+from stream2llm.cluster.controller_http import ControllerHttp
+from stream2llm.cluster.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy, WorkerPolicy
+from stream2llm.cluster.supervision import Phase, Replica
 from tests.fakes.prefill_policy import FakeHosts
 
 pytestmark = pytest.mark.unit

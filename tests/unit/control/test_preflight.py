@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from stream2llm import engine_arguments, preflight, ray_runtime
-from stream2llm.config import ClusterConfig, default_config, load_config, parse_config
-from stream2llm.errors import (
+from stream2llm.api.errors import (
     InvalidRequestError,
     OverloadedError,
     UnavailableError,
     UnsupportedError,
 )
-from stream2llm.launch import Factories, common_environment, cores_of, lay_out
-from stream2llm.model_store import ModelStoreError
+from stream2llm.cluster import preflight, ray_runtime
+from stream2llm.cluster.config import ClusterConfig, default_config, load_config, parse_config
+from stream2llm.cluster.layout import Factories, common_environment, cores_of, lay_out
+from stream2llm.engine import arguments as engine_arguments
+from stream2llm.models.store import ModelStoreError
 
 pytestmark = pytest.mark.unit
 

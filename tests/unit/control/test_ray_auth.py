@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from stream2llm import ray_auth
-from stream2llm.config import ClusterConfig
-from stream2llm.errors import UnavailableError
+from stream2llm.api.errors import UnavailableError
+from stream2llm.cluster import ray_auth
+from stream2llm.cluster.config import ClusterConfig
 
 pytestmark = pytest.mark.unit
 

@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from stream2llm import logs
-from stream2llm import supervision as sv
-from stream2llm.controller_http import ControllerHttp, ControllerMetrics
-from stream2llm.errors import UnavailableError
-from stream2llm.launch import RouterStarted
-from stream2llm.metrics_http import MetricsServer
-from stream2llm.ports import is_port_free, pick_port
-from stream2llm.prefill_policy import PolicyChoice, PrefillPolicy
-from stream2llm.processes import kill_owned, mark_environment, owned_processes, owner_mark
-from stream2llm.root_cause import describe_failure
+from stream2llm.api.errors import UnavailableError
+from stream2llm.cluster import supervision as sv
+from stream2llm.cluster.controller_http import ControllerHttp, ControllerMetrics
+from stream2llm.cluster.layout import RouterStarted
+from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
+from stream2llm.serving import logs
+from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.ports import is_port_free, pick_port
+from stream2llm.serving.processes import kill_owned, mark_environment, owned_processes, owner_mark
+from stream2llm.serving.root_cause import describe_failure
 from tests.fakes.prefill_policy import FakeHosts
 
 pytestmark = pytest.mark.unit

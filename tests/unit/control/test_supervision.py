@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stream2llm import supervision as sv
-from stream2llm.supervision import Clean, Connect, Create, Fleet, Phase
+from stream2llm.cluster import supervision as sv
+from stream2llm.cluster.supervision import Clean, Connect, Create, Fleet, Phase
 
 pytestmark = pytest.mark.unit
 

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from stream2llm import supervision as sv
-from stream2llm.launch import RouterStarted, StartOutcome
-from stream2llm.supervisor import Settings, Supervisor
-from stream2llm.worker_spec import ClusterView, WorkerAddress, WorkerStatus
+from stream2llm.cluster import supervision as sv
+from stream2llm.cluster.layout import RouterStarted, StartOutcome
+from stream2llm.cluster.supervisor import Settings, Supervisor
+from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerStatus
 
 pytestmark = pytest.mark.unit
 

@@ -19,8 +19,8 @@ from cost_profiles.plot import crossings_of, draw, table
 from cost_profiles.roofline import LLAMA_31_8B, TransformerShape, fallback_profile, is_known
 from cost_profiles.show import main as show
 from cost_profiles.types import CostProfile, Kind, ModelGeometry
-from stream2llm.errors import UnsupportedError
-from stream2llm.model_store import DEFAULT_MODEL
+from stream2llm.api.errors import UnsupportedError
+from stream2llm.models.store import DEFAULT_MODEL
 from tests.profiles import a_profile, a_recompute, a_swap
 
 pytestmark = pytest.mark.unit

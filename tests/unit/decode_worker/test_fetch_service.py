@@ -15,8 +15,8 @@ pytest.importorskip("vllm")
 
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 from decode_worker.fetch_service import serve_fetches
-from stream2llm.errors import EventOrderError, InvalidRequestError
-from stream2llm.v1 import worker_pb2
+from stream2llm.api.errors import EventOrderError, InvalidRequestError
+from stream2llm.api.v1 import worker_pb2
 
 pytestmark = pytest.mark.unit
 

@@ -17,9 +17,9 @@ from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 from decode_worker.fetch_service import serve_fetches
 from decode_worker.fetch_sessions import FetchSessions
-from stream2llm.clock import ManualClock
-from stream2llm.errors import InvalidRequestError
-from stream2llm.v1 import worker_pb2 as pb
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.v1 import worker_pb2 as pb
+from stream2llm.serving.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decode_worker.handover_check import FIELD, MAX_JSON_BYTES, KnownEngines, parse_handover
-from stream2llm.errors import InvalidRequestError
+from stream2llm.api.errors import InvalidRequestError
 
 pytestmark = pytest.mark.unit
 

@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("vllm")
 
 from decode_worker.engine import check_room
-from stream2llm.errors import InvalidRequestError
-from stream2llm.vllm_engine import EngineInfo
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.engine.vllm_engine import EngineInfo
 
 pytestmark = pytest.mark.unit
 

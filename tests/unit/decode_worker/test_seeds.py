@@ -8,7 +8,7 @@ pytest.importorskip("vllm")
 
 from vllm import SamplingParams
 
-from stream2llm.vllm_sampling import EngineSeed, engine_seed
+from stream2llm.engine.vllm_sampling import EngineSeed, engine_seed
 
 pytestmark = pytest.mark.unit
 SEEDS = [0, 1, -1, -2, 2**63 - 1, -(2**63)]

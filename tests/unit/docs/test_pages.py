@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stream2llm.errors import ERRORS_BY_STATUS
+from stream2llm.api.errors import ERRORS_BY_STATUS
 from tools.reflow import overlong, reflow
 
 pytestmark = pytest.mark.unit

@@ -18,8 +18,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from prefill_worker.control import CONTROL_REQUEST_ID, open_control_channel
 from prefill_worker.report import SchedulerCommand, SchedulerCounters, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY
-from stream2llm.errors import InternalError, InvalidRequestError, UnavailableError
-from stream2llm.vllm_engine import OutputStream
+from stream2llm.api.errors import InternalError, InvalidRequestError, UnavailableError
+from stream2llm.engine.vllm_engine import OutputStream
 
 pytestmark = pytest.mark.unit
 

@@ -12,11 +12,11 @@ from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 
 from prefill_worker.kv_transfer import kv_transfer, swaps
-from stream2llm.config import ClusterConfig, load_config
-from stream2llm.engine_stats import EngineStats
-from stream2llm.launch import Factories, lay_out
-from stream2llm.vllm_engine import nixl_options
-from stream2llm.worker_spec import WorkerSpec
+from stream2llm.cluster.config import ClusterConfig, load_config
+from stream2llm.cluster.layout import Factories, lay_out
+from stream2llm.engine.stats import EngineStats
+from stream2llm.engine.vllm_engine import nixl_options
+from stream2llm.serving.worker_spec import WorkerSpec
 
 pytestmark = pytest.mark.unit
 

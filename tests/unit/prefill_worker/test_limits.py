@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from prefill_worker.limits import check_context
-from stream2llm.errors import InvalidRequestError
+from stream2llm.api.errors import InvalidRequestError
 
 pytestmark = pytest.mark.unit
 

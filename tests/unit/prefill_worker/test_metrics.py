@@ -10,7 +10,7 @@ from prefill_worker.metrics import PrefillMetrics
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import DECISIONS, SchedulerCounters, SchedulerReport, SwapState
 from prefill_worker.types import SwapChoice
-from stream2llm.worker_spec import POLICY_NAMES
+from stream2llm.serving.worker_spec import POLICY_NAMES
 
 pytestmark = pytest.mark.unit
 

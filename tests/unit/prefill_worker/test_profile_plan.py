@@ -17,8 +17,8 @@ from prefill_worker.profile_plan import (
     swap_points,
     swap_sizes,
 )
-from stream2llm.clock import ManualClock
-from stream2llm.errors import InvalidRequestError, UnavailableError
+from stream2llm.api.errors import InvalidRequestError, UnavailableError
+from stream2llm.serving.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 

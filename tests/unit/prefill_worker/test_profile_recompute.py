@@ -14,8 +14,8 @@ from prefill_worker.profile_budget import Budget, Progress
 from prefill_worker.profile_plan import recompute_plan
 from prefill_worker.profile_recompute import MAX_ROUNDS, RecomputeMeter, RecomputeTimes
 from prefill_worker.session_state import ContextEvent
-from stream2llm.clock import ManualClock
-from stream2llm.errors import InvalidRequestError
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.serving.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 

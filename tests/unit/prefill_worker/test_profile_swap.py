@@ -13,8 +13,8 @@ from prefill_worker.profile_budget import Budget, Progress
 from prefill_worker.profile_swap import MAX_ROUNDS, SwapMeter
 from prefill_worker.swap_connector import SwapConnector, SwapWorkerMeta
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults
-from stream2llm.clock import ManualClock
-from stream2llm.errors import InternalError, InvalidRequestError
+from stream2llm.api.errors import InternalError, InvalidRequestError
+from stream2llm.serving.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 

@@ -14,8 +14,8 @@ pytest.importorskip("vllm")
 from prefill_worker import service
 from prefill_worker.engine import PrefillOutput
 from prefill_worker.service import PrefillService, _progress
-from stream2llm.v1 import inference_pb2 as pb
-from stream2llm.v1 import worker_pb2
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.api.v1 import worker_pb2
 
 pytestmark = pytest.mark.unit
 

@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("vllm")
 
 from prefill_worker.engine import MAX_REVISION, PrefillSession
-from stream2llm.errors import InvalidRequestError
-from stream2llm.sampling import SamplingParameters
-from stream2llm.vllm_engine import EngineInfo
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.engine.vllm_engine import EngineInfo
 
 pytestmark = pytest.mark.unit
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from stream2llm.errors import UnavailableError
-from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.api.errors import UnavailableError
+from stream2llm.api.v1 import inference_pb2 as pb
 from tests.fake_workers import FakeDecode, FakeWorker
 from tests.router_ring import Conversation, Ring, named, soon
 from tests.stuck_call import StuckCall

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.api.v1 import inference_pb2 as pb
 from tests.router_ring import Answered, Ring, a_ring, named, soon
 from tests.tiny_model import BOS, EOS, make_tiny_model
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stream2llm.errors import InternalError
+from stream2llm.api.errors import InternalError
 from tests.router_ring import Conversation, Ring, soon
 
 pytestmark = pytest.mark.unit

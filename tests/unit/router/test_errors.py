@@ -11,9 +11,9 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from stream2llm.errors import InternalError, OverloadedError, UnsupportedError
-from stream2llm.rpc_status import DETAILS_TRAILER, from_rpc_error
-from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.api.errors import InternalError, OverloadedError, UnsupportedError
+from stream2llm.api.rpc_status import DETAILS_TRAILER, from_rpc_error
+from stream2llm.api.v1 import inference_pb2 as pb
 from tests.router_ring import Answered, Conversation, Ring, a_ring, named, soon
 from tests.tiny_model import make_tiny_model
 

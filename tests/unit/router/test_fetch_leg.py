@@ -11,9 +11,9 @@ import pytest
 from router.ahead import Ahead
 from router.context import Splice
 from router.fetch_leg import FetchLeg
-from stream2llm.errors import UnavailableError
-from stream2llm.prefix import as_tokens
-from stream2llm.v1 import worker_pb2 as pb
+from stream2llm.api.errors import UnavailableError
+from stream2llm.api.v1 import worker_pb2 as pb
+from stream2llm.serving.prefix import as_tokens
 from tests.stuck_call import StuckCall
 
 pytestmark = pytest.mark.unit

@@ -12,12 +12,12 @@ import pytest
 
 from router.context import Splice
 from router.legs import PrefillLeg
-from stream2llm.errors import UnavailableError
-from stream2llm.prefix import as_tokens
-from stream2llm.rpc_status import from_rpc_error
-from stream2llm.sampling import SamplingParameters
-from stream2llm.v1 import inference_pb2 as pb
-from stream2llm.v1 import worker_pb2
+from stream2llm.api.errors import UnavailableError
+from stream2llm.api.rpc_status import from_rpc_error
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.api.v1 import worker_pb2
+from stream2llm.serving.prefix import as_tokens
 from tests.router_ring import Ring, soon
 
 pytestmark = pytest.mark.unit

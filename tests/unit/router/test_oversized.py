@@ -18,10 +18,10 @@ from router.oversized import CONTEXT_TOO_LONG, SESSION_TOKENS_EXCEEDED, Oversize
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
 from router.types import DocumentInput, PlainTemplate
-from stream2llm.errors import InvalidRequestError, OverloadedError
-from stream2llm.prefix import as_tokens
-from stream2llm.text_options import OversizedDocuments
-from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.api.errors import InvalidRequestError, OverloadedError
+from stream2llm.api.text_options import OversizedDocuments
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.serving.prefix import as_tokens
 from tests.router_ring import Ring, named, soon
 
 pytestmark = pytest.mark.unit

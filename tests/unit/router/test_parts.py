@@ -19,9 +19,9 @@ from router.stop_strings import Matched, StopStringMatcher
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
 from router.types import Accepted, DocumentInput, ProgressFigures, ServerEvent
-from stream2llm import wire
-from stream2llm.delay import DelayReason
-from stream2llm.errors import (
+from stream2llm.api import codec as wire
+from stream2llm.api.delay import DelayReason
+from stream2llm.api.errors import (
     ERRORS_BY_STATUS,
     InternalError,
     InvalidRequestError,
@@ -29,11 +29,11 @@ from stream2llm.errors import (
     Stream2LLMError,
     UnavailableError,
 )
-from stream2llm.prefix import as_tokens
-from stream2llm.rpc_status import RpcStatus, from_rpc_error, to_status
-from stream2llm.sampling import SamplingParameters
-from stream2llm.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
-from stream2llm.worker_spec import WorkerAddress
+from stream2llm.api.rpc_status import RpcStatus, from_rpc_error, to_status
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
+from stream2llm.serving.prefix import as_tokens
+from stream2llm.serving.worker_spec import WorkerAddress
 
 pytestmark = pytest.mark.unit
 

@@ -11,10 +11,10 @@ import grpc
 import pytest
 
 from router.refusals import LINES_PER_PERIOD, PERIOD_S, LineBudget, Reason, label_of
-from stream2llm import logs
-from stream2llm.errors import InvalidRequestError, OverloadedError
-from stream2llm.rpc_status import from_rpc_error
-from stream2llm.v1 import inference_pb2 as pb
+from stream2llm.api.errors import InvalidRequestError, OverloadedError
+from stream2llm.api.rpc_status import from_rpc_error
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.serving import logs
 from tests.router_ring import Ring, soon
 
 pytestmark = pytest.mark.unit

@@ -11,7 +11,7 @@ import pytest
 from router.session_input import EventReader
 from router.timeline import Timeline
 from router.types import AppendEvent, ClientEvent, SealEvent
-from stream2llm.clock import ManualClock
+from stream2llm.serving.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 

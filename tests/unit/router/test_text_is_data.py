@@ -21,10 +21,10 @@ from router.encoder import PIECE_CHARS, pieces
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
 from router.types import ChatMessage, ChatTemplate, DocumentInput, PlainTemplate
-from stream2llm.errors import InvalidRequestError
-from stream2llm.model_store import is_ready, model_dir
-from stream2llm.prefix import Tokens
-from stream2llm.text_options import ControlTokens
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.text_options import ControlTokens
+from stream2llm.models.store import is_ready, model_dir
+from stream2llm.serving.prefix import Tokens
 from tests.tokenizer_families import BEGIN, END, FAMILIES, UNKNOWN, Family
 
 pytestmark = pytest.mark.unit

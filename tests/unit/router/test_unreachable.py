@@ -16,13 +16,13 @@ from router.fetch_leg import FetchLeg
 from router.legs import DecodeLeg, PrefillLeg
 from router.status import WORKER_LOST, NeverArrivedError, worker_error
 from router.workers import Worker, WorkerPool
-from stream2llm.errors import InvalidRequestError, UnavailableError
-from stream2llm.prefix import as_tokens
-from stream2llm.rpc_status import to_status
-from stream2llm.sampling import SamplingParameters
-from stream2llm.v1 import inference_pb2 as pb
-from stream2llm.v1 import worker_pb2
-from stream2llm.worker_spec import ClusterView, Role, WorkerAddress
+from stream2llm.api.errors import InvalidRequestError, UnavailableError
+from stream2llm.api.rpc_status import to_status
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.api.v1 import worker_pb2
+from stream2llm.serving.prefix import as_tokens
+from stream2llm.serving.worker_spec import ClusterView, Role, WorkerAddress
 from tests.fake_workers import Brain, FakeWorker
 from tests.router_ring import Ring, soon
 

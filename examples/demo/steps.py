@@ -1,0 +1,102 @@
+"""The demo itself: documents, a cluster, three answers. `demo.py` is its command line."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from pydoc_data.topics import topics
+
+from examples.demo.documents import (
+    NOISE_TOPICS,
+    QUESTION,
+    TOPICS,
+    CountTokens,
+    Way,
+    arrivals_of,
+    documents_from,
+)
+from examples.demo.run import Result, Run
+from examples.demo.view import View
+from stream2llm.client import AsyncClient, Document, SamplingParameters
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.serving.clock import SystemClock
+
+# Bounds against a hang, far above what a busy machine of two cores takes.
+READY_TIMEOUT_S = 600.0
+ASK_TIMEOUT_S = 900.0
+
+
+def run(
+    view: View,
+    config: ClusterConfig,
+    address: str | None,
+    gap_s: float,
+    catch_signals: Callable[[], None],
+) -> None:
+    """Asks the cluster at `address`, or one that lives as long as the question."""
+    count_tokens = token_counter(config)
+    documents = documents_from(topics, TOPICS, count_tokens)
+    noise = documents_from(topics, NOISE_TOPICS, count_tokens)
+    if address is not None:
+        asyncio.run(ask_all_ways(address, documents, noise, gap_s, view))
+        return
+    from stream2llm.cluster.cluster import Cluster
+
+    view.say(f"starting a cluster with {config.model_name} on this machine")
+    with Cluster.start(on_free_ports(config)) as cluster:
+        catch_signals()  # Ray has put handlers of its own in place
+        cluster.wait_ready(READY_TIMEOUT_S, view.say)
+        asyncio.run(ask_all_ways(cluster.router_addresses[0], documents, noise, gap_s, view))
+        view.say("stopping the cluster")
+
+
+def on_free_ports(config: ClusterConfig) -> ClusterConfig:
+    """The same cluster, beside one that may already run on the usual ports."""
+    router = config.router.model_copy(update={"port": 0})
+    controller = config.controller.model_copy(update={"http_port": 0})
+    return config.model_copy(update={"router": router, "controller": controller})
+
+
+async def ask_all_ways(
+    address: str,
+    documents: Sequence[Document],
+    noise: Sequence[Document],
+    gap_s: float,
+    view: View,
+) -> list[Result]:
+    """The question, three times; raises when one of them fails."""
+    run_id = uuid.uuid4().hex[:8]
+    _explain(view, documents, gap_s)
+    results = []
+    async with asyncio.timeout(ASK_TIMEOUT_S), AsyncClient(address) as client:
+        # The first steps of an engine are slow; they would count against the first way.
+        await client.generate("Hello", sampling=SamplingParameters(max_tokens=4)).answer()
+        for way in Way:
+            view.begin(way)
+            arrivals = arrivals_of(way, documents, noise, gap_s)
+            results.append(await Run(way, run_id, SystemClock(), view).answer(client, arrivals))
+            view.end()
+    view.table(results)
+    return results
+
+
+def _explain(view: View, documents: Sequence[Document], gap_s: float) -> None:
+    names = ", ".join(document.id for document in documents)
+    view.say(f"question: {QUESTION}")
+    view.say(f"documents: Python's help on {names}; complete after {gap_s * len(documents):g} s")
+    view.say(
+        "Each way begins with a line of its own, so that the prefix cache cannot help it with\n"
+        "what an earlier way computed. TTFT from seal counts from the last document's arrival,\n"
+        "TTFT from open from the begin of the retrieval. Answers are greedy."
+    )
+
+
+def token_counter(config: ClusterConfig) -> CountTokens:
+    """Counts with the model's tokenizer; raises when the model is not here."""
+    from tokenizers import Tokenizer
+
+    from stream2llm.models.store import resolve_model
+
+    tokenizer = Tokenizer.from_file(str(resolve_model(config.model) / "tokenizer.json"))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -1,0 +1,156 @@
+"""What updates invalidate when documents stand as given, and in the stable order.
+
+    python -m experiments.ordering [--queries N] [--seeds N ...] [--trace FILE ...]
+
+First the ANNS trace as it is generated (or the files), then the same sessions
+with updates drawn from other models: how documents come and go is judgement, and
+decides the figures. Ratios are to what is invalidated as given: of the stable
+order, of two others (`stream2llm/workload/document_orders.py`), and of the documents that updates
+leave out, which no order can avoid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.update_models import MODELS
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.workload.document_orders import ORDERS, Lists, invalidated, left, with_foresight
+from stream2llm.workload.traces.format import Scale, Session
+from stream2llm.workload.traces.generate import generate
+from stream2llm.workload.traces.read import read_sessions
+
+WANTED_RATIO = 0.5
+MANY_TOKENS = 10_000
+FORESIGHT_EVERY = 10
+_GIVEN, _STABLE = DocumentOrdering.AS_GIVEN, DocumentOrdering.STABLE
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Tokens that the updates of each session invalidate, by order."""
+
+    tokens: Mapping[str, Sequence[int]]
+    # Ratio of the best order that knows all updates; None: not known.
+    foresight: float | None
+
+    def ratio(self, order: str) -> float:
+        """Of what is invalidated when documents stand as given."""
+        return sum(self.tokens[order]) / max(sum(self.tokens[_GIVEN]), 1)
+
+    def share(self, holds: Callable[[int, int], bool]) -> float:
+        """Of the sessions that invalidate anything as given; `holds(as given, stable)`."""
+        pairs = zip(self.tokens[_GIVEN], self.tokens[_STABLE], strict=True)
+        told = [holds(given, stable) for given, stable in pairs if given]
+        return sum(told) / max(len(told), 1)
+
+    def over(self, order: str) -> float:
+        """Share of all sessions that invalidate many tokens."""
+        tokens = self.tokens[order]
+        return sum(each > MANY_TOKENS for each in tokens) / max(len(tokens), 1)
+
+
+def outcome_of(sessions: Sequence[Lists], *, ranks_stay: bool = True) -> Outcome:
+    """All orders on the same sessions. `ranks_stay`: foresight can be computed."""
+    tokens = {
+        name: [invalidated(each, order) for each in sessions] for name, order in ORDERS.items()
+    }
+    tokens["left"] = [left(each) for each in sessions]
+    return Outcome(tokens, _foresight(sessions, tokens[_GIVEN]) if ranks_stay else None)
+
+
+def _foresight(sessions: Sequence[Lists], given: Sequence[int]) -> float:
+    # Of some: it tries many orders of each.
+    known = sum(with_foresight(each) for each in sessions[::FORESIGHT_EVERY])
+    return known / max(sum(given[::FORESIGHT_EVERY]), 1)
+
+
+def lists_of(session: Session, sizes: Mapping[str, int]) -> Lists:
+    """What updates and appends of a trace's session amount to."""
+    return Lists(tuple(session.lists()), sizes)
+
+
+def generated(num_queries: int, seed: int) -> list[Lists]:
+    """The ANNS workload at the published scale."""
+    sessions = generate("anns", [0.0] * num_queries, seed, Scale())
+    return [lists_of(each, {d.id: d.num_tokens for d in each.documents}) for each in sessions]
+
+
+def recorded(path: Path) -> list[Lists]:
+    """The sessions of a file."""
+    return [
+        lists_of(session, {name: each.num_tokens for name, each in table.items()})
+        for session, table in read_sessions(path)
+    ]
+
+
+_COLUMNS: Mapping[str, Callable[[Outcome], str]] = {
+    "as given, tokens": lambda outcome: f"{sum(outcome.tokens[_GIVEN]):,}",
+    "stable, tokens": lambda outcome: f"{sum(outcome.tokens[_STABLE]):,}",
+    "ratio": lambda outcome: f"{outcome.ratio(_STABLE):.2f}",
+    "survivors first": lambda outcome: f"{outcome.ratio('survivors first'):.2f}",
+    "with foresight": lambda outcome: _or_dash(outcome.foresight),
+    "left out": lambda outcome: f"{outcome.ratio('left'):.2f}",
+    "sessions at most half": lambda outcome: (
+        f"{outcome.share(lambda given, stable: stable <= WANTED_RATIO * given):.0%}"
+    ),
+    "fewer": lambda outcome: f"{outcome.share(lambda given, stable: stable < given):.0%}",
+    "more": lambda outcome: f"{outcome.share(lambda given, stable: stable > given):.0%}",
+    "over 10,000": lambda outcome: f"{outcome.over(_GIVEN):.0%} to {outcome.over(_STABLE):.0%}",
+}
+
+
+def _or_dash(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"
+
+
+def head(what: str) -> str:
+    """The table's first two lines."""
+    return f"| {' | '.join((what, *_COLUMNS))} |\n|---|{'--:|' * len(_COLUMNS)}"
+
+
+def row(name: str, outcome: Outcome) -> str:
+    """One of its others."""
+    return f"| {' | '.join((name, *(show(outcome) for show in _COLUMNS.values())))} |"
+
+
+def verdict(outcome: Outcome) -> str:
+    """Whether what was wanted is met, and whether it could be."""
+    ratio = outcome.ratio(_STABLE)
+    return (
+        f"wanted: at most {WANTED_RATIO:g} of as given; "
+        f"{'met' if ratio <= WANTED_RATIO else 'MISSED'}: {ratio:.3f}. Knowing every later"
+        f" update: {_or_dash(outcome.foresight)}. The documents left out: "
+        f"{outcome.ratio('left'):.3f}."
+    )
+
+
+def main() -> None:
+    """Both tables, and what is wanted of the first."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--queries", type=int, default=4997, help="sessions of each seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--trace", type=Path, nargs="+", help="files instead of generated traces")
+    args = parser.parse_args()
+    if args.trace:
+        traces = {path.name: recorded(path) for path in args.trace}
+    else:
+        traces = {f"generated, seed {seed}": generated(args.queries, seed) for seed in args.seeds}
+    print(head("trace"))
+    for name, sessions in traces.items():
+        print(row(name, outcome_of(sessions)), flush=True)
+    sessions = [session for trace in traces.values() for session in trace]
+    print(f"\n{verdict(outcome_of(sessions))}\n\nThe same sessions, updates drawn anew:\n")
+    print(head("a new document comes in"))
+    for name, model in MODELS.items():
+        rng = random.Random(name)
+        redrawn = [model.redraw(each, rng) for each in sessions]
+        print(row(name, outcome_of(redrawn, ranks_stay=not model.reranks)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""A crawl under memory pressure on a real engine: the workload, and one run of it.
+
+A crawl in the shape of the paper's (documents of log-normal length, appended one
+by one, many questions at a time) on a small random Llama, on KV memory for a few
+of the sessions. Events come at given engine steps, not at given times, so every
+way to preempt sees the same ones, and a busy machine changes nothing but the
+seconds.
+
+One engine plays many runs: between them the prefix cache is emptied, and a run
+with less memory has the rest of the blocks held by nobody's session. So the ways
+can be interleaved within seconds of each other, where a shared machine is still
+as fast as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from statistics import mean, quantiles
+from typing import Any
+
+from vllm.config import KVTransferConfig
+
+from cost_profiles.correction import CorrectedCostModel
+from experiments.stopwatch import Stopwatch
+from prefill_worker.kv_transfer import SWAP_ONLY
+from prefill_worker.local_engine import LocalEngine
+from prefill_worker.session_state import ContextEvent
+from stream2llm.models.store import ensure_random_llama
+
+NUM_SESSIONS = 40
+BLOCK_SIZE = 32
+STEP_TOKENS = 512
+MAX_MODEL_LEN = 4096
+# Host memory for all that is ever evicted at once: what a pool that is too small
+# costs is another question.
+NUM_HOST_BLOCKS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something a session sends at an engine step."""
+
+    name: str
+    revision: int
+    keep_tokens: int
+    tokens: list[int]
+    seal: bool
+
+
+Workload = Mapping[int, Sequence[Event]]
+
+
+def workload(seed: int) -> Workload:
+    """Events by step: an opening with the first document, appends, a seal with the question."""
+    rng = random.Random(seed)
+    events: dict[int, list[Event]] = defaultdict(list)
+    begin = 0
+    for number in range(NUM_SESSIONS):
+        begin += round(rng.expovariate(1 / 5))
+        step, known = begin, 0
+        num_chunks = rng.randint(3, 8)
+        for chunk in range(num_chunks + 1):
+            seal = chunk == num_chunks
+            length = 12 if seal else min(round(rng.lognormvariate(5.0, 0.8)), 480)
+            tokens = [rng.randrange(100, 30_000) for _ in range(length)]
+            events[step].append(Event(f"s{number}", chunk + 1, known, tokens, seal))
+            known += length
+            step += 1 + round(rng.expovariate(1 / 12))
+    return events
+
+
+def num_tokens(events: Workload) -> int:
+    """Of all prompts together: what has to be computed once."""
+    return sum(len(event.tokens) for batch in events.values() for event in batch)
+
+
+def peak_blocks(events: Workload) -> int:
+    """KV of all that is open at once, were each chunk computed in the step it comes in."""
+    held: dict[str, int] = {}
+    peak = 0
+    for step in sorted(events):
+        sealed = []
+        for event in events[step]:
+            held[event.name] = -(-(event.keep_tokens + len(event.tokens)) // BLOCK_SIZE)
+            sealed += [event.name] * event.seal
+        peak = max(peak, sum(held.values()))
+        for name in sealed:
+            del held[name]
+    return peak
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How an engine preempts."""
+
+    # As in `prefill.preemption`.
+    mode: str = "recompute"
+    whole_requests: bool = False
+    policy: str = "fcfs"
+
+
+RECOMPUTE, SWAP, COST = Way("recompute"), Way("swap"), Way("cost")
+WHOLE = Way(whole_requests=True)
+# Stock vLLM's order, and its way to preempt.
+NAIVE = Way(whole_requests=True, policy="default")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one run cost."""
+
+    seconds: float
+    # Of this process's cores: what the seconds would be were nobody else there.
+    cpu_s: float
+    steps: int
+    # From the seal to the first token.
+    mean_ttft_s: float
+    p95_ttft_s: float
+    # The scheduler's counters of this run.
+    counted: Mapping[str, float]
+
+    @property
+    def recomputed(self) -> int:
+        """Tokens computed again, because an eviction threw their KV away."""
+        return int(self.counted["recomputed_tokens"])
+
+    @property
+    def preemptions(self) -> int:
+        """Victims."""
+        return int(self.counted["recompute_preemptions"] + self.counted["swap_preemptions"])
+
+    @property
+    def swapped_share(self) -> float:
+        """Of the victims, those whose KV went to the host."""
+        return self.counted["swap_preemptions"] / max(self.preemptions, 1)
+
+
+class PressureEngine:
+    """An engine that plays runs with as much of its KV memory as each of them says."""
+
+    def __init__(self, num_blocks: int, *, prefix_caching: bool) -> None:
+        self._num_blocks = num_blocks
+        self.local = LocalEngine(
+            ensure_random_llama("fast"),
+            block_size=BLOCK_SIZE,
+            num_gpu_blocks_override=num_blocks + 1,  # one is vLLM's null block
+            max_model_len=MAX_MODEL_LEN,
+            max_num_batched_tokens=STEP_TOKENS,
+            max_num_seqs=32,
+            enable_prefix_caching=prefix_caching,
+            options={"host_pool_blocks": NUM_HOST_BLOCKS},
+            kv_transfer_config=KVTransferConfig(**SWAP_ONLY),
+        )
+
+    def run(
+        self, events: Workload, way: Way, num_blocks: int, costs: CorrectedCostModel | None = None
+    ) -> Outcome:
+        """Plays the workload on so many blocks; `costs` are what the scheduler begins with."""
+        scheduler = self.local.scheduler
+        scheduler.set_policy(way.policy)
+        scheduler.preempt_by(way.mode, costs)
+        # Set when an engine starts; here one engine plays both.
+        scheduler._evicts_whole_requests = way.whole_requests
+        before = asdict(scheduler.counters)
+        with self._held_back(self._num_blocks - num_blocks):
+            play = _Play(self.local, events)
+            began_s = time.process_time()
+            with Stopwatch() as watch:
+                play.run()
+            cpu_s = time.process_time() - began_s
+        scheduler.check_integrity()
+        assert scheduler.reset_prefix_cache(), "somebody holds blocks after the last answer"
+        counted = {key: value - before[key] for key, value in asdict(scheduler.counters).items()}
+        p95_s = quantiles(play.ttfts_s, n=20)[-1]
+        return Outcome(watch.seconds, cpu_s, play.steps, mean(play.ttfts_s), p95_s, counted)
+
+    @contextmanager
+    def _held_back(self, num_blocks: int) -> Iterator[None]:
+        pool: Any = self.local.scheduler.kv_cache_manager.block_pool
+        blocks = pool.get_new_blocks(num_blocks)
+        try:
+            yield
+        finally:
+            pool.free_blocks(blocks)
+
+    def close(self) -> None:
+        """Ends it."""
+        self.local.close()
+
+
+def in_a_process(module: str, *arguments: str) -> Any:
+    """What that module prints as JSON in its last line; one process an engine, as vLLM wants it.
+
+    On one thread: several wait for each other after every operation, and are 20
+    times slower than one when the cores have other work too.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class _Play:
+    """One run under way."""
+
+    def __init__(self, engine: LocalEngine, events: Workload) -> None:
+        self._engine = engine
+        self._events = events
+        self._num_sessions = sum(e.seal for batch in events.values() for e in batch)
+        self._sealed_s: dict[str, float] = {}
+        self.steps = 0
+        self.ttfts_s: list[float] = []
+
+    def run(self) -> None:
+        """Until the last answer."""
+        while len(self.ttfts_s) < self._num_sessions:
+            for event in self._events.get(self.steps, ()):
+                self._send(event)
+            for output in self._engine.step():
+                if output.new_token_ids:
+                    took_s = time.perf_counter() - self._sealed_s[output.request_id]
+                    self.ttfts_s.append(took_s)
+            self.steps += 1
+
+    def _send(self, event: Event) -> None:
+        begins = event.revision == 1
+        said = ContextEvent(event.revision, event.keep_tokens, event.seal, begins)
+        self._engine.add(event.name, event.tokens, said)
+        if event.seal:
+            self._sealed_s[event.name] = time.perf_counter()

@@ -1,0 +1,1 @@
+"""The API: values, errors, statuses and their protobuf codec; generated stubs in v1."""

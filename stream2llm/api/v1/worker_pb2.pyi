@@ -1,0 +1,218 @@
+from stream2llm.api.v1 import inference_pb2 as _inference_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FetchEnd(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FETCH_END_UNSPECIFIED: _ClassVar[FetchEnd]
+    FETCH_END_FETCHED: _ClassVar[FetchEnd]
+    FETCH_END_REFUSED: _ClassVar[FetchEnd]
+    FETCH_END_ABORTED: _ClassVar[FetchEnd]
+    FETCH_END_FAILED: _ClassVar[FetchEnd]
+FETCH_END_UNSPECIFIED: FetchEnd
+FETCH_END_FETCHED: FetchEnd
+FETCH_END_REFUSED: FetchEnd
+FETCH_END_ABORTED: FetchEnd
+FETCH_END_FAILED: FetchEnd
+
+class PrefillSessionRequest(_message.Message):
+    __slots__ = ("open", "splice", "seal")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    SPLICE_FIELD_NUMBER: _ClassVar[int]
+    SEAL_FIELD_NUMBER: _ClassVar[int]
+    open: OpenPrefill
+    splice: SplicePrefill
+    seal: SealPrefill
+    def __init__(self, open: _Optional[_Union[OpenPrefill, _Mapping]] = ..., splice: _Optional[_Union[SplicePrefill, _Mapping]] = ..., seal: _Optional[_Union[SealPrefill, _Mapping]] = ...) -> None: ...
+
+class OpenPrefill(_message.Message):
+    __slots__ = ("session_id", "sampling")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    sampling: _inference_pb2.SamplingParameters
+    def __init__(self, session_id: _Optional[str] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParameters, _Mapping]] = ...) -> None: ...
+
+class SplicePrefill(_message.Message):
+    __slots__ = ("revision", "keep_tokens", "token_ids", "stable_tokens")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    KEEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    STABLE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    keep_tokens: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    stable_tokens: int
+    def __init__(self, revision: _Optional[int] = ..., keep_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., stable_tokens: _Optional[int] = ...) -> None: ...
+
+class SealPrefill(_message.Message):
+    __slots__ = ("splice", "hand_over")
+    SPLICE_FIELD_NUMBER: _ClassVar[int]
+    HAND_OVER_FIELD_NUMBER: _ClassVar[int]
+    splice: SplicePrefill
+    hand_over: bool
+    def __init__(self, splice: _Optional[_Union[SplicePrefill, _Mapping]] = ..., hand_over: bool = ...) -> None: ...
+
+class PrefillSessionResponse(_message.Message):
+    __slots__ = ("progress", "first_token", "offer")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
+    progress: PrefillProgress
+    first_token: FirstToken
+    offer: HandoverOffer
+    def __init__(self, progress: _Optional[_Union[PrefillProgress, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., offer: _Optional[_Union[HandoverOffer, _Mapping]] = ...) -> None: ...
+
+class PrefillProgress(_message.Message):
+    __slots__ = ("revision", "known_tokens", "prefilled_tokens", "computed_tokens", "reused_tokens", "invalidated_tokens", "recomputed_tokens", "delay")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    INVALIDATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DELAY_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    known_tokens: int
+    prefilled_tokens: int
+    computed_tokens: int
+    reused_tokens: int
+    invalidated_tokens: int
+    recomputed_tokens: int
+    delay: _inference_pb2.DelayReason
+    def __init__(self, revision: _Optional[int] = ..., known_tokens: _Optional[int] = ..., prefilled_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., invalidated_tokens: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., delay: _Optional[_Union[_inference_pb2.DelayReason, str]] = ...) -> None: ...
+
+class FirstToken(_message.Message):
+    __slots__ = ("step", "handover", "progress", "uncomputed_at_seal_tokens")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    HANDOVER_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    UNCOMPUTED_AT_SEAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    step: TokenStep
+    handover: Handover
+    progress: PrefillProgress
+    uncomputed_at_seal_tokens: int
+    def __init__(self, step: _Optional[_Union[TokenStep, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., progress: _Optional[_Union[PrefillProgress, _Mapping]] = ..., uncomputed_at_seal_tokens: _Optional[int] = ...) -> None: ...
+
+class Handover(_message.Message):
+    __slots__ = ("kv_transfer_params_json", "num_blocks")
+    KV_TRANSFER_PARAMS_JSON_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    kv_transfer_params_json: str
+    num_blocks: int
+    def __init__(self, kv_transfer_params_json: _Optional[str] = ..., num_blocks: _Optional[int] = ...) -> None: ...
+
+class HandoverOffer(_message.Message):
+    __slots__ = ("revision", "num_tokens", "handover")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HANDOVER_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    num_tokens: int
+    handover: Handover
+    def __init__(self, revision: _Optional[int] = ..., num_tokens: _Optional[int] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ...) -> None: ...
+
+class TokenStep(_message.Message):
+    __slots__ = ("token_ids", "logprobs", "finish_reason", "stop_token_id")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedCompositeFieldContainer[_inference_pb2.TokenLogprobs]
+    finish_reason: _inference_pb2.FinishReason
+    stop_token_id: int
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_inference_pb2.TokenLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ...) -> None: ...
+
+class DecodeRequest(_message.Message):
+    __slots__ = ("session_id", "prompt_token_ids", "sampling", "handover", "fetch_session_id", "refuse_when_full")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    HANDOVER_FIELD_NUMBER: _ClassVar[int]
+    FETCH_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    REFUSE_WHEN_FULL_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    sampling: _inference_pb2.SamplingParameters
+    handover: Handover
+    fetch_session_id: str
+    refuse_when_full: bool
+    def __init__(self, session_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParameters, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., fetch_session_id: _Optional[str] = ..., refuse_when_full: bool = ...) -> None: ...
+
+class DecodeResponse(_message.Message):
+    __slots__ = ("step", "local_tokens")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    step: TokenStep
+    local_tokens: int
+    def __init__(self, step: _Optional[_Union[TokenStep, _Mapping]] = ..., local_tokens: _Optional[int] = ...) -> None: ...
+
+class FetchAheadRequest(_message.Message):
+    __slots__ = ("open", "fetch", "abort")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
+    open: OpenFetchAhead
+    fetch: FetchKv
+    abort: AbortFetch
+    def __init__(self, open: _Optional[_Union[OpenFetchAhead, _Mapping]] = ..., fetch: _Optional[_Union[FetchKv, _Mapping]] = ..., abort: _Optional[_Union[AbortFetch, _Mapping]] = ...) -> None: ...
+
+class OpenFetchAhead(_message.Message):
+    __slots__ = ("fetch_session_id",)
+    FETCH_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    fetch_session_id: str
+    def __init__(self, fetch_session_id: _Optional[str] = ...) -> None: ...
+
+class FetchKv(_message.Message):
+    __slots__ = ("keep_tokens", "token_ids", "handover")
+    KEEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    HANDOVER_FIELD_NUMBER: _ClassVar[int]
+    keep_tokens: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    handover: Handover
+    def __init__(self, keep_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ...) -> None: ...
+
+class AbortFetch(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FetchAheadResponse(_message.Message):
+    __slots__ = ("end", "reason", "num_blocks")
+    END_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    end: FetchEnd
+    reason: str
+    num_blocks: int
+    def __init__(self, end: _Optional[_Union[FetchEnd, str]] = ..., reason: _Optional[str] = ..., num_blocks: _Optional[int] = ...) -> None: ...
+
+class ReleaseHandoverRequest(_message.Message):
+    __slots__ = ("session_id", "handover")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    HANDOVER_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    handover: Handover
+    def __init__(self, session_id: _Optional[str] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ...) -> None: ...
+
+class ReleaseHandoverResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetWorkerStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetWorkerStatusResponse(_message.Message):
+    __slots__ = ("worker",)
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    worker: _inference_pb2.WorkerInfo
+    def __init__(self, worker: _Optional[_Union[_inference_pb2.WorkerInfo, _Mapping]] = ...) -> None: ...

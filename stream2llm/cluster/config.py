@@ -1,0 +1,267 @@
+"""The configuration of a cluster: one frozen tree, read once from YAML.
+
+Unknown keys are refused by name, and every default is here. Nothing below the
+composition roots reads the environment or a file; they get a part of this tree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.handover import MAX_FETCH_SHARE, HandoverMode
+from stream2llm.serving.worker_spec import DEFAULT_POLICY, OPEN_STEP_TOKENS, PolicyName
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+class _Part(BaseModel):
+    # A docstring under a field is its description in docs/reference/configuration.md.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RayConfig(_Part):
+    """The Ray cluster that the actors run on."""
+
+    address: str = "local"
+    """Ray cluster to use. "local": start one and stop it with us. "auto" or host:port: join one
+    that runs."""
+    namespace: str = "stream2llm"
+    """Ray namespace of the actors. Two clusters on one Ray need different ones."""
+    auth_mode: Literal["disabled", "token"] = "token"
+    """Authentication mode of a Ray of our own. A Ray that is joined has its own mode: the
+    environment's (RAY_AUTH_MODE) wins, and this counts only if it is set in the file."""
+    include_dashboard: bool = False
+    """Whether a "local" Ray starts its web dashboard."""
+
+
+class RouterLimits(_Part):
+    """Limits of one router. Requests beyond them are refused with an error that names the limit."""
+
+    max_open_sessions: int = Field(default=1024, ge=1)
+    """Most sessions open at one router at the same time; more are refused (`TOO_MANY_SESSIONS`)."""
+    max_session_tokens: int = Field(default=2_000_000, ge=1)
+    """Most tokens a session may send over its whole life, replaced documents included."""
+    max_documents_per_event: int = Field(default=4096, ge=1)
+    """Most documents in one append or update."""
+    max_session_documents: int = Field(default=65_536, ge=1)
+    """Most documents with content that a session may send over its whole life."""
+    max_message_bytes: int = Field(default=16 * MIB, ge=64 * KIB)
+    """Most bytes of one gRPC message, between client and router and between router and workers."""
+    input_idle_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds without an event from the client after which an unsealed session ends."""
+    max_session_duration_s: float = Field(default=3600.0, gt=0)
+    """Seconds from open after which a session ends, whatever its state."""
+    credit_window_tokens: int = Field(default=65_536, ge=1)
+    """Tokens received but not yet prefilled, above which the router stops reading from the
+    client."""
+
+
+class RouterConfig(_Part):
+    """The routers, which clients connect to."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Number of routers."""
+    host: str = "127.0.0.1"
+    """Address that routers listen on. "auto": that of the node that Ray places the router on."""
+    port: int = Field(default=50051, ge=0, le=65535)
+    """gRPC port of the first router; the others take the following ports. 0: any free."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Prometheus port of the first router; the others take the following ports. 0: any free."""
+    limits: RouterLimits = RouterLimits()
+    """What a router admits."""
+    drain_timeout_s: float = Field(default=30.0, ge=0)
+    """Seconds that a drain waits for open sessions to end."""
+
+
+class WorkerConfig(_Part):
+    """The workers of one role."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Number of workers of this role."""
+    host: str = "127.0.0.1"
+    """Address that workers listen on and that other nodes reach them at. "auto": that of the node
+    that Ray places the worker on."""
+    num_gpus: float = Field(default=0, ge=0)
+    """GPUs that Ray reserves for each worker. 0: a CPU engine."""
+    num_cpus: float = Field(default=1, ge=0)
+    """CPUs that Ray reserves for each worker. Reservation only; `cpu_bind` chooses the cores."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Prometheus port of the first worker; the others take the following ports. 0: any free."""
+    engine: dict[str, Any] = {}
+    """vLLM engine arguments, checked by vLLM (`AsyncEngineArgs`)."""
+    env: dict[str, str] = {}
+    """Environment variables of the worker's process, for instance `VLLM_CPU_KVCACHE_SPACE`."""
+    cpu_bind: str = "auto"
+    """CPU engines only: cores of each replica in the syntax of vLLM's
+    `VLLM_CPU_OMP_THREADS_BIND`, replicas separated by ";" (`0-1;2-3`). "auto": one core each, in
+    turn."""
+    start_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds that one start of a worker may take."""
+
+
+class PrefillConfig(WorkerConfig):
+    """The prefill workers."""
+
+    progress_interval_tokens: int = Field(default=256, ge=1)
+    """Computed tokens between two progress reports of a session."""
+    policy: PolicyName = DEFAULT_POLICY
+    """Scheduling policy: which session is served first. `stream2llm policy` changes it while the
+    cluster runs."""
+    patience_steps: int = Field(default=1000, ge=1)
+    """Starvation bound: engine steps after which a session with uncomputed tokens is served before
+    all others in every fourth step, whatever the policy ranks first."""
+    open_step_tokens: int = Field(default=OPEN_STEP_TOKENS, ge=1)
+    """Policy `srpf` only: token budget of a step without sealed sessions. A session sealed during
+    such a step waits for its end; much smaller budgets cost throughput."""
+    preemption: Literal["recompute", "swap", "cost"] = "cost"
+    """What happens to evicted KV: computed again (`recompute`), copied to the host and back
+    (`swap`), or whichever takes less time (`cost`)."""
+    host_pool_gib: float = Field(default=4.0, ge=0, allow_inf_nan=False)
+    """Host memory for swapped KV of one worker, all its GPUs together. 0 disables swapping. When
+    the pool is full, KV is computed again."""
+    cost_profile: str | None = None
+    """File with measured costs of computing and copying on this machine, or a directory of such
+    files. Unset: a shipped profile that fits is searched for."""
+
+
+class DecodeConfig(WorkerConfig):
+    """The decode workers."""
+
+
+class HandoverConfig(_Part):
+    """How KV crosses from prefill to decode. The short form `handover: streamed` sets the mode."""
+
+    mode: HandoverMode = "streamed"
+    """`streamed`: decode fetches KV while the context streams in. `at_seal`: all of it after the
+    first token; also used where decode has no prefix cache. A session may ask for either."""
+    lease_s: int = Field(default=10, ge=6)
+    """Seconds that prefill keeps KV for a decode worker that shows no sign of life. vLLM's NIXL
+    connector refuses less than 6."""
+    min_offer_tokens: int = Field(default=256, ge=1)
+    """Fewest new tokens in one offer while the session is still computing. Once all its tokens are
+    computed, it offers whatever is left."""
+    max_fetch_share: float = Field(default=MAX_FETCH_SHARE, gt=0, le=1)
+    """Largest share of the time of running answers on decode that fetching ahead may take."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_alone(cls, raw: Any) -> Any:
+        return {"mode": raw} if isinstance(raw, str) else raw
+
+
+class ControllerConfig(_Part):
+    """The controller, which starts, watches and replaces routers and workers."""
+
+    host: str = "127.0.0.1"
+    """Address that the controller listens on. "auto": that of the node it runs on."""
+    http_port: int = Field(default=0, ge=0, le=65535)
+    """HTTP port: `/sd` for Prometheus, `/metrics`, `/status`, `/healthz`, `/policy`. 0: any free."""
+    health_interval_s: float = Field(default=1.0, gt=0)
+    """Seconds between two health checks of a worker."""
+    unresponsive_after_s: float = Field(default=60.0, gt=0)
+    """Seconds without an answer to health checks after which a worker is replaced."""
+    max_start_failures: int = Field(default=3, ge=1)
+    """Failed starts in a row after which a worker is given up: it is tried again after 60 s, with
+    pauses that grow to 15 min, or at once by `stream2llm workers retry`."""
+
+
+class ClusterConfig(_Part):
+    """The whole cluster; the top level of the YAML file."""
+
+    model: str = "smollm2-135m-instruct"
+    """Model name that `stream2llm model fetch` knows, or a directory."""
+    served_model_name: str | None = None
+    """Name that clients use for the model. Unset: the model's own name."""
+    deterministic: bool = False
+    """Whether answers are independent of what runs beside them: vLLM's batch-invariant mode, on
+    GPUs only (docs/operations.md says what holds without it)."""
+    ray: RayConfig = RayConfig()
+    """The Ray cluster that the actors run on."""
+    controller: ControllerConfig = ControllerConfig()
+    """The controller."""
+    router: RouterConfig = RouterConfig()
+    """The routers."""
+    prefill: PrefillConfig = PrefillConfig()
+    """The prefill workers."""
+    decode: DecodeConfig = DecodeConfig()
+    """The decode workers."""
+    handover: HandoverConfig = HandoverConfig()
+    """How KV crosses from prefill to decode. A plain string sets `mode`."""
+
+    @model_validator(mode="after")
+    def _decode_caches_what_it_fetches(self) -> ClusterConfig:
+        is_asked_for = "mode" in self.handover.model_fields_set
+        if is_asked_for and self.handover.mode == "streamed" and not self._decode_has_cache:
+            raise ValueError(
+                "handover.mode streamed needs decode.engine.enable_prefix_caching: that cache"
+                " holds what is fetched ahead"
+            )
+        return self
+
+    @property
+    def _decode_has_cache(self) -> bool:
+        return self.decode.engine.get("enable_prefix_caching") is not False
+
+    @property
+    def handover_mode(self) -> HandoverMode:
+        """How sessions that ask for nothing hand over."""
+        return self.handover.mode if self._decode_has_cache else "at_seal"
+
+    @property
+    def model_name(self) -> str:
+        """The name clients use for the model."""
+        return self.served_model_name or Path(self.model).name
+
+
+def default_config() -> Path:
+    """The file of a cluster on this machine without a GPU, which comes with the package.
+
+    It is deploy/local-cpu.yaml; a checkout has a link to it here.
+    """
+    return Path(__file__).with_name("local-cpu.yaml")
+
+
+def load_config(path: Path) -> ClusterConfig:
+    """Reads and checks a YAML file; raises InvalidRequestError naming file and key."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise InvalidRequestError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{path}: not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        raise InvalidRequestError(f"{path}: not YAML: {_problem(error)}") from error
+    return parse_config(raw, source=str(path))
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """In one line, with the place."""
+    mark = getattr(error, "problem_mark", None)
+    where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+    return f"{getattr(error, 'problem', None) or error}{where}"
+
+
+def parse_config(raw: Any, *, source: str) -> ClusterConfig:
+    """Checks a plain tree; `source` names it in errors."""
+    try:
+        return ClusterConfig.model_validate(raw)
+    except ValidationError as error:
+        raise InvalidRequestError(f"{source}: {_describe(error)}") from error
+
+
+def _describe(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "the top level"
+        if item["type"] == "extra_forbidden":
+            problems.append(f"unknown key {key}")
+        else:
+            problems.append(f"{key}: {item['msg']} (got {item['input']!r})")
+    return "; ".join(problems)

@@ -1,0 +1,100 @@
+"""Builds each role's engine configuration with vLLM itself, and no engine: `up --check`.
+
+In processes of their own, because vLLM reads its variables when it is imported and
+leaves traces in the process that builds a configuration. Takes some ten seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple
+
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.cluster.layout import Launch
+from stream2llm.serving.actor_shell import load
+from stream2llm.serving.worker_spec import WorkerSpec
+
+_BUILDERS = {
+    "prefill": "prefill_worker.engine:check_arguments",
+    "decode": "decode_worker.engine:check_arguments",
+}
+NO_GPU_HERE = "there is no GPU here, so vLLM could not look at the values"
+
+
+class Verdict(NamedTuple):
+    """What vLLM says of one role."""
+
+    role: str
+    # Why the engine would not start; "" when nothing is known against it.
+    problem: str
+    # What could not be checked here, in words; "" when all was.
+    left_out: str
+
+
+def check_engines(launches: Iterable[Launch]) -> list[Verdict]:
+    """One verdict a role: replicas of a role have equal arguments."""
+    workers = {each.role: each for each in launches if isinstance(each.spec, WorkerSpec)}
+    pools = [_pool() for _ in workers]
+    try:
+        jobs = [
+            pool.submit(_verdict, each) for pool, each in zip(pools, workers.values(), strict=True)
+        ]
+        return [_result(role, job) for role, job in zip(workers, jobs, strict=True)]
+    finally:
+        for pool in pools:
+            pool.shutdown()
+
+
+def require_engines(verdicts: Iterable[Verdict]) -> None:
+    """Raises InvalidRequestError with the problems, if there are any."""
+    problems = [f"{each.role}.engine: {each.problem}" for each in verdicts if each.problem]
+    if problems:
+        raise InvalidRequestError("; ".join(problems), reason="BAD_ARGUMENT")
+
+
+def _pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _result(role: str, job: Any) -> Verdict:
+    try:
+        verdict: Verdict = job.result()
+    except BrokenProcessPool as error:
+        return Verdict(role, f"the process that checks it ended: {error}", "")
+    return verdict
+
+
+def _verdict(launch: Launch) -> Verdict:
+    """In a process of its own, before anything has imported vLLM."""
+    os.environ.update({"VLLM_LOGGING_LEVEL": "ERROR", **launch.environment})
+    from vllm.platforms import current_platform
+
+    if (launch.num_gpus and current_platform.is_cpu()) or current_platform.is_unspecified():
+        return Verdict(launch.role, "", NO_GPU_HERE)
+    try:
+        load(_BUILDERS[launch.role])(launch.spec)
+    except (
+        Exception
+    ) as error:  # vLLM raises what comes: pydantic's, ValueError, TypeError, assertions
+        return Verdict(launch.role, _in_words(error), "")
+    return Verdict(launch.role, "", "")
+
+
+def _in_words(error: Exception) -> str:
+    """pydantic's errors without its advertisements; others as they are."""
+    details = getattr(error, "errors", None)
+    if not callable(details):
+        return f"{type(error).__name__}: {error}"
+    # One line a field: of a union, pydantic says what each member wanted.
+    by_field = {item["loc"][:1]: item for item in reversed(details())}
+    return "; ".join(_detail(item) for item in reversed(by_field.values()))
+
+
+def _detail(item: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in item["loc"][:1])
+    message: str = item["msg"].removeprefix("Value error, ")
+    return f"{where}: {message} (got {item['input']!r})" if where else message

@@ -1,0 +1,244 @@
+"""From a configuration to what must run: one Launch for each router and worker.
+
+Pure. Also the environment of each actor, in one place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from router.types import RouterSpec
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.cluster.config import GIB, ClusterConfig, PrefillConfig, WorkerConfig
+from stream2llm.cluster.supervision import Role
+from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec
+
+DEFAULT_MAX_MODEL_LEN = 8192
+# vLLM's batch-invariant mode.
+DETERMINISTIC_VARIABLE = "VLLM_BATCH_INVARIANT"
+
+# Nothing calls home, no model is looked up on the network, and the runner is
+# the one whose slots our scheduler knows (DESIGN 3).
+_COMMON_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Factories:
+    """Dotted paths of the classes that actors host; tests put fakes here."""
+
+    router: str = "router.server:Router"
+    prefill: str = "prefill_worker.worker:Worker"
+    decode: str = "decode_worker.worker:Worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One replica: what its actor needs, and how Ray places it."""
+
+    name: str
+    role: Role
+    factory: str
+    spec: WorkerSpec | RouterSpec
+    # VLLM_CPU_OMP_THREADS_BIND; "auto" is resolved on the actor's node, None on GPUs.
+    cpu_bind: str | None
+    # Counts the workers of the cluster; "auto" gives each the next core.
+    core_index: int
+    num_cpus: float
+    num_gpus: float
+    start_timeout_s: float
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStarted:
+    """What the controller keeps of a router."""
+
+    worker_id: str
+    role: str
+    grpc_address: str
+    metrics_address: str
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartOutcome:
+    """How a start ended. A value, because engine exceptions do not always pickle."""
+
+    address: WorkerAddress | RouterStarted | None
+    error: str = ""
+    permanent: bool = False
+
+
+def lay_out(
+    config: ClusterConfig, model_path: Path, environment: Mapping[str, str], factories: Factories
+) -> tuple[Launch, ...]:
+    """Everything that must run. `environment` goes to all; a role's own wins."""
+    max_model_len = served_max_model_len(config, model_path)
+    routers = [
+        _router(config, model_path, index, max_model_len, dict(environment), factories.router)
+        for index in range(config.router.replicas)
+    ]
+    prefill = _workers(config, "prefill", model_path, environment, factories.prefill, 0)
+    decode = _workers(config, "decode", model_path, environment, factories.decode, len(prefill))
+    return (*routers, *prefill, *decode)
+
+
+def common_environment() -> dict[str, str]:
+    """What every actor of ours runs with, beside what it inherits of its Ray."""
+    variables = dict(_COMMON_ENVIRONMENT)
+    root = Path(__file__).resolve().parent.parent
+    if root.name != "site-packages":  # a checkout, or the working_dir of a Ray job
+        inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        others = [path for path in inherited if path and path != str(root)]
+        variables["PYTHONPATH"] = os.pathsep.join([str(root), *others])
+    return variables
+
+
+def served_max_model_len(config: ClusterConfig, model_path: Path) -> int:
+    """The context that both roles can take."""
+    of_model = _max_position_embeddings(model_path / "config.json")
+    roles = {"prefill": config.prefill, "decode": config.decode}
+    return min(_max_model_len(role, part.engine) or of_model for role, part in roles.items())
+
+
+def _max_position_embeddings(path: Path) -> int:
+    try:
+        return int(
+            json.loads(path.read_text()).get("max_position_embeddings", DEFAULT_MAX_MODEL_LEN)
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InvalidRequestError(
+            f"{path} is no model's config.json: {error}", field="model"
+        ) from error
+
+
+def _max_model_len(role: str, engine: Mapping[str, Any]) -> int | None:
+    value = engine.get("max_model_len")
+    if value is None or (isinstance(value, int) and value > 0):
+        return value
+    key = f"{role}.engine.max_model_len"
+    message = f"{key} must be a number of tokens, at least 1, not {value!r}"
+    raise InvalidRequestError(message, reason="BAD_ARGUMENT", field=key)
+
+
+def cores_of(cpu_bind: str, replica: int, core_index: int, cores: tuple[int, ...]) -> str:
+    """The binding of one replica: its part of "a;b;c", or its core in turn."""
+    if cpu_bind == "auto":
+        return str(cores[core_index % len(cores)])
+    parts = cpu_bind.split(";")
+    return parts[replica % len(parts)].strip()
+
+
+def _router(
+    config: ClusterConfig,
+    model_path: Path,
+    index: int,
+    max_model_len: int,
+    environment: dict[str, str],
+    factory: str,
+) -> Launch:
+    part = config.router
+    spec = RouterSpec(
+        router_id=f"router-{index}",
+        host=part.host,
+        port=_nth_port(part.port, index),
+        metrics_port=_nth_port(part.metrics_port, index),
+        model_name=config.model_name,
+        model_path=str(model_path),
+        limits=part.limits,
+        drain_timeout_s=part.drain_timeout_s,
+        max_model_len=max_model_len,
+        handover=config.handover_mode,
+    )
+    # Routers wait most of the time; they take no CPU from Ray's books.
+    return Launch(
+        name=spec.router_id, role="router", factory=factory, spec=spec, cpu_bind=None,
+        core_index=0, num_cpus=0, num_gpus=0, start_timeout_s=120.0, environment=environment,
+    )  # fmt: skip
+
+
+def _workers(
+    config: ClusterConfig,
+    role: Literal["prefill", "decode"],
+    model_path: Path,
+    environment: Mapping[str, str],
+    factory: str,
+    first_core: int,
+) -> list[Launch]:
+    part: WorkerConfig = config.prefill if role == "prefill" else config.decode
+    mode = {DETERMINISTIC_VARIABLE: "1"} if config.deterministic else {}
+    return [
+        Launch(
+            name=f"{role}-{index}",
+            role=role,
+            factory=factory,
+            spec=_worker_spec(config, part, role, model_path, index),
+            cpu_bind=None if part.num_gpus else cores_or_auto(part.cpu_bind, index),
+            core_index=first_core + index,
+            num_cpus=part.num_cpus,
+            num_gpus=part.num_gpus,
+            start_timeout_s=part.start_timeout_s,
+            environment={**environment, **part.env, **mode},
+        )
+        for index in range(part.replicas)
+    ]
+
+
+def cores_or_auto(cpu_bind: str, replica: int) -> str:
+    """Leaves "auto" to the actor, which knows its node's cores."""
+    return cpu_bind if cpu_bind == "auto" else cores_of(cpu_bind, replica, 0, ())
+
+
+# Settings of prefill workers that a spec has under the same name.
+_SAME_IN_SPEC = (
+    "progress_interval_tokens",
+    "policy",
+    "patience_steps",
+    "open_step_tokens",
+    "preemption",
+)
+
+
+def _worker_spec(
+    config: ClusterConfig,
+    part: WorkerConfig,
+    role: Literal["prefill", "decode"],
+    model_path: Path,
+    index: int,
+) -> WorkerSpec:
+    more: dict[str, Any] = {}
+    if isinstance(part, PrefillConfig):
+        for key in _SAME_IN_SPEC:
+            more[key] = getattr(part, key)
+        more["host_pool_bytes"] = int(part.host_pool_gib * GIB)
+        more["cost_profile"] = part.cost_profile or ""
+    return WorkerSpec(
+        worker_id=f"{role}-{index}",
+        role=role,
+        model_path=str(model_path),
+        host=part.host,
+        metrics_port=_nth_port(part.metrics_port, index),
+        engine_args=dict(part.engine),
+        lease_s=config.handover.lease_s,
+        min_offer_tokens=config.handover.min_offer_tokens,
+        max_fetch_share=config.handover.max_fetch_share,
+        side_channel_port=0,  # the actor finds a free one on its node
+        max_message_bytes=config.router.limits.max_message_bytes,
+        **more,
+    )
+
+
+def _nth_port(first: int, index: int) -> int:
+    return first + index if first else 0

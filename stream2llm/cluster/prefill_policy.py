@@ -1,0 +1,144 @@
+"""One scheduling policy for all prefill workers, those made anew included.
+
+An operator's choice holds until the next one or the end of the controller; a
+worker that starts is told before anybody uses it. Knows no Ray, so tests run it
+against workers in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.cluster.supervision import Replica
+from stream2llm.serving.worker_spec import PolicyName, require_policy
+
+# A little over what a worker itself grants its scheduler.
+TELL_TIMEOUT_S = 40.0
+ASK_TIMEOUT_S = 10.0
+
+
+class PolicyHosts(Protocol):
+    """The workers, by name. Both raise UnavailableError, or an error of the worker's."""
+
+    async def set_policy(self, name: str, policy: PolicyName) -> None:
+        """Returns when the worker's scheduler follows the policy."""
+        ...
+
+    async def policy_of(self, name: str) -> str:
+        """The policy that the worker's scheduler follows."""
+        ...
+
+
+@dataclass(slots=True)
+class PolicyChoice:
+    """What prefill workers are to follow; changes while some of them start."""
+
+    name: PolicyName
+
+    async def catch_up(
+        self, begun_with: PolicyName, tell: Callable[[PolicyName], Awaitable[None]]
+    ) -> None:
+        """Brings a worker that has just started up to date, however often the choice changes."""
+        told = begun_with
+        while told != self.name:
+            told = self.name
+            await tell(told)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPolicy:
+    """One prefill worker's part."""
+
+    name: str
+    # Of its life, see `supervision.Phase`.
+    phase: str
+    # Empty while it is not running or does not say.
+    policy: str = ""
+    # Why it did not confirm, or did not say.
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """The choice, and what each prefill worker makes of it."""
+
+    policy: PolicyName
+    workers: tuple[WorkerPolicy, ...]
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """One line for each worker that runs and did not confirm, or did not say."""
+        return tuple(f"{w.name}: {w.error}" for w in self.workers if w.error)
+
+
+class PrefillPolicy:
+    """Asks and tells all prefill workers."""
+
+    def __init__(
+        self,
+        choice: PolicyChoice,
+        hosts: PolicyHosts,
+        replicas: Callable[[], Iterable[Replica]],
+    ) -> None:
+        self._choice = choice
+        self._hosts = hosts
+        # The prefill workers that should exist, as they are now.
+        self._replicas = replicas
+        # Two operators at once must not leave workers with different policies.
+        self._switching = asyncio.Lock()
+
+    @property
+    def chosen(self) -> PolicyName:
+        """What workers follow, or will."""
+        return self._choice.name
+
+    async def show(self) -> PolicyState:
+        """What each worker follows now, by its own word."""
+        return await self._of_each(self._ask)
+
+    async def switch(self, policy: str) -> PolicyState:
+        """Has all workers follow a policy; raises InvalidRequestError for an unknown one.
+
+        Who does not confirm is in the result. The choice stays, so telling it
+        again is all that there is to do.
+        """
+        name = require_policy(policy)
+        async with self._switching:
+            self._choice.name = name
+            return await self._of_each(lambda replica: self._tell(replica, name))
+
+    async def _of_each(self, act: Callable[[Replica], Awaitable[WorkerPolicy]]) -> PolicyState:
+        workers = await asyncio.gather(
+            *(act(r) if r.is_alive else _not_running(r) for r in self._replicas())
+        )
+        return PolicyState(self.chosen, tuple(workers))
+
+    async def _tell(self, replica: Replica, policy: PolicyName) -> WorkerPolicy:
+        return await self._outcome(replica, self._told(replica.name, policy), TELL_TIMEOUT_S)
+
+    async def _told(self, name: str, policy: PolicyName) -> str:
+        await self._hosts.set_policy(name, policy)
+        return policy
+
+    async def _ask(self, replica: Replica) -> WorkerPolicy:
+        return await self._outcome(replica, self._hosts.policy_of(replica.name), ASK_TIMEOUT_S)
+
+    async def _outcome(
+        self, replica: Replica, answer: Awaitable[str], timeout_s: float
+    ) -> WorkerPolicy:
+        phase = replica.phase.value
+        try:
+            async with asyncio.timeout(timeout_s):
+                return WorkerPolicy(replica.name, phase, policy=await answer)
+        except TimeoutError:
+            return WorkerPolicy(replica.name, phase, error=f"no answer for {timeout_s:g} s")
+        except Stream2LLMError as error:
+            return WorkerPolicy(replica.name, phase, error=error.message)
+
+
+async def _not_running(replica: Replica) -> WorkerPolicy:
+    return WorkerPolicy(replica.name, replica.phase.value)

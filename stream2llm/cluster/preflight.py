@@ -1,0 +1,280 @@
+"""Looks for what would make a start fail, before anything is started.
+
+An engine takes up to a minute to find out that it has too little memory; the
+person at the terminal should know in a second, with the numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stream2llm.api.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    Stream2LLMError,
+    UnavailableError,
+    UnsupportedError,
+)
+from stream2llm.cluster.config import ClusterConfig, WorkerConfig
+from stream2llm.cluster.layout import DETERMINISTIC_VARIABLE, served_max_model_len
+from stream2llm.engine.arguments import (
+    RESERVED_VARIABLES,
+    check_arguments,
+    check_variables,
+    known_variables,
+)
+from stream2llm.models.store import resolve_model
+from stream2llm.serving.ports import is_port_free
+
+GIB = 1024**3
+# Python, torch and vLLM in the three processes of one CPU engine (measured: 1.7 GiB).
+ENGINE_OVERHEAD_BYTES = int(1.7 * GIB)
+DEFAULT_MEMORY_UTILIZATION = 0.92  # vLLM's; of all memory, also on CPUs
+_SPACE = "VLLM_CPU_KVCACHE_SPACE"  # whole GiB
+# Of this process's environment these do not reach a worker: it sets its own.
+_OURS_TO_SET = RESERVED_VARIABLES.keys()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that can be wrong; `run` raises a Stream2LLMError that says what."""
+
+    what: str
+    run: Callable[[], object]
+
+
+def check(config: ClusterConfig, *, on_this_machine: bool = True, runs_vllm: bool = True) -> Path:
+    """All that takes less than a second; returns the model's directory.
+
+    `on_this_machine`: the workers will be here, and not on other nodes of a Ray.
+    `runs_vllm`: they host vLLM; tests have workers that do not.
+    """
+    for each in checks(config, on_this_machine=on_this_machine, runs_vllm=runs_vllm):
+        each.run()
+    return check_model(config)
+
+
+def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> tuple[Check, ...]:
+    """The same, one by one, for whoever wants to hear of more than the first problem."""
+    found = [Check("model", lambda: check_model(config))]
+    if runs_vllm:
+        found.append(Check("environment", check_environment))
+        found += [
+            Check(f"{role} engine", partial(_check_part, role, part))
+            for role, part in _roles(config)
+        ]
+    found.append(Check("deterministic answers", lambda: check_deterministic(config)))
+    if on_this_machine:
+        cores = frozenset(os.sched_getaffinity(0))
+        found += [
+            Check("ports", lambda: check_ports(config)),
+            Check("cores", lambda: check_cores(config, cores)),
+            Check(
+                "memory", lambda: check_memory(config, _weights_bytes(config), *machine_memory())
+            ),
+        ]
+    return tuple(found)
+
+
+def check_model(config: ClusterConfig) -> Path:
+    """The model is where the configuration says, and tells how long a context it takes."""
+    path = resolve_model(config.model)
+    served_max_model_len(config, path)
+    return path
+
+
+def check_engine_arguments(config: ClusterConfig) -> None:
+    """Names that vLLM has and that are not ours to set; variables that it can read."""
+    for role, part in _roles(config):
+        _check_part(role, part)
+
+
+def check_environment() -> None:
+    """Workers inherit this process's variables, and vLLM has to be able to read them."""
+    inherited = {key: value for key, value in os.environ.items() if key not in _OURS_TO_SET}
+    check_variables("environment", inherited)
+
+
+def _check_part(role: str, part: WorkerConfig) -> None:
+    check_arguments(role, part.engine)
+    check_variables(f"{role}.env", part.env)
+
+
+def check_deterministic(config: ClusterConfig) -> None:
+    """vLLM has its batch-invariant mode where it is asked for."""
+    if not config.deterministic:
+        return
+    on_cpus = [role for role, part in _roles(config) if not part.num_gpus]
+    if on_cpus:
+        raise UnsupportedError(
+            f"deterministic: vLLM has no batch-invariant mode on CPUs ({', '.join(on_cpus)} workers"
+            " have num_gpus: 0). There, dtype: float32 under prefill.engine and decode.engine keeps"
+            " what runs beside an answer to rounding errors of the last digits, which change a"
+            " token only where two are equally likely; bfloat16 does not",
+            reason="NOT_DETERMINISTIC",
+            field="deterministic",
+        )
+    if known_variables() and DETERMINISTIC_VARIABLE not in known_variables():
+        raise UnsupportedError(
+            f"deterministic: the installed vLLM has no {DETERMINISTIC_VARIABLE}",
+            reason="NOT_DETERMINISTIC",
+            field="deterministic",
+        )
+
+
+def check_ports(config: ClusterConfig) -> None:
+    """Every fixed port is free, and none is meant for two."""
+    wanted: dict[int, str] = {}
+    for key, host, port in _fixed_ports(config):
+        if port in wanted:
+            raise InvalidRequestError(f"{key} and {wanted[port]} both ask for port {port}")
+        wanted[port] = key
+        if not is_port_free("0.0.0.0" if host == "auto" else host, port):
+            raise UnavailableError(
+                f"port {port} on {host} is taken ({key});"
+                " stop what listens there, or set another port",
+                reason="PORT_TAKEN",
+                field=key,
+            )
+
+
+def check_cores(config: ClusterConfig, cores: frozenset[int]) -> None:
+    """Explicit core lists name cores that we may use, for each replica."""
+    for role, part in _roles(config):
+        if part.cpu_bind in ("auto", "nobind") or part.num_gpus:
+            continue
+        replicas = part.cpu_bind.split(";")
+        if len(replicas) not in (1, part.replicas):
+            raise InvalidRequestError(
+                f"{role}.cpu_bind names cores for {len(replicas)} replicas,"
+                f" but {role}.replicas is {part.replicas}",
+                field=f"{role}.cpu_bind",
+            )
+        missing = _cores_in(part.cpu_bind, role) - cores
+        if missing:
+            raise InvalidRequestError(
+                f"{role}.cpu_bind: no such cores here: {sorted(missing)}"
+                f" (this process may use {sorted(cores)})",
+                field=f"{role}.cpu_bind",
+            )
+
+
+def check_memory(
+    config: ClusterConfig, weights_bytes: int, available_bytes: int, total_bytes: int
+) -> None:
+    """The CPU engines fit into the memory that is available now."""
+    parts = [
+        (f"{part.replicas} {role}", part.replicas * _engine_bytes(part, weights_bytes, total_bytes))
+        for role, part in _roles(config)
+        if not part.num_gpus
+    ]
+    needed = sum(size for _, size in parts)
+    if needed <= available_bytes:
+        return
+    listing = ", ".join(f"{what}: {size / GIB:.1f} GiB" for what, size in parts)
+    raise OverloadedError(
+        f"too little memory: the engines need about {needed / GIB:.1f} GiB ({listing}),"
+        f" {available_bytes / GIB:.1f} GiB are available; set VLLM_CPU_KVCACHE_SPACE (GiB)"
+        " under prefill.env and decode.env to less, or start fewer replicas",
+        reason="TOO_LITTLE_MEMORY",
+    )
+
+
+def model_bytes(model_path: Path) -> int:
+    """The size of the weights on disk."""
+    return sum(file.stat().st_size for file in model_path.glob("*.safetensors"))
+
+
+def machine_memory() -> tuple[int, int]:
+    """(available, total) bytes, of the machine or of the control group if that is less."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available, total = (int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
+    limit, used = _control_group_memory()
+    if limit is not None:
+        available, total = min(available, limit - used), min(total, limit)
+    return available, total
+
+
+def _control_group_memory() -> tuple[int | None, int]:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return None, 0
+    return (None if limit == "max" else int(limit)), used
+
+
+def _engine_bytes(part: WorkerConfig, weights_bytes: int, total_bytes: int) -> int:
+    """One CPU engine, with its KV cache."""
+    return weights_bytes + ENGINE_OVERHEAD_BYTES + _kv_cache_bytes(part, total_bytes)
+
+
+def _kv_cache_bytes(part: WorkerConfig, total_bytes: int) -> int:
+    if part.engine.get("num_gpu_blocks_override"):
+        return 0  # used for small caches
+    if space := part.env.get(_SPACE, os.environ.get(_SPACE)):
+        return int(_number(_SPACE, space, int) * GIB)
+    if given := part.engine.get("kv_cache_memory_bytes"):
+        return int(_number("engine.kv_cache_memory_bytes", given, int))
+    share = part.engine.get("gpu_memory_utilization", DEFAULT_MEMORY_UTILIZATION)
+    return int(_number("engine.gpu_memory_utilization", share, float) * total_bytes)
+
+
+def _number(key: str, value: Any, kind: type[int] | type[float]) -> float:
+    """The value as a number; raises InvalidRequestError for one that is none, or negative."""
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        number = -1
+    if not 0 <= number < float("inf"):
+        what = "a whole number" if kind is int else "a number"
+        raise InvalidRequestError(
+            f"{key} must be {what}, at least 0, not {value!r}", reason="BAD_ARGUMENT", field=key
+        )
+    return number
+
+
+def _weights_bytes(config: ClusterConfig) -> int:
+    """0 for a model that is not here, which is a problem of its own."""
+    try:
+        return model_bytes(resolve_model(config.model))
+    except Stream2LLMError:
+        return 0
+
+
+def _roles(config: ClusterConfig) -> tuple[tuple[str, WorkerConfig], ...]:
+    return (("prefill", config.prefill), ("decode", config.decode))
+
+
+def _fixed_ports(config: ClusterConfig) -> Iterator[tuple[str, str, int]]:
+    router = config.router
+    ranges = [
+        ("router.port", router.host, router.port, router.replicas),
+        ("router.metrics_port", router.host, router.metrics_port, router.replicas),
+        ("controller.http_port", config.controller.host, config.controller.http_port, 1),
+    ]
+    for role, part in _roles(config):
+        ranges.append((f"{role}.metrics_port", part.host, part.metrics_port, part.replicas))
+    for key, host, first, count in ranges:
+        for port in range(first, first + count) if first else ():
+            yield key, host, port
+
+
+def _cores_in(cpu_bind: str, role: str) -> set[int]:
+    cores: set[int] = set()
+    for item in cpu_bind.replace(";", ",").replace("|", ",").split(","):
+        first, _, last = item.strip().partition("-")
+        try:
+            cores |= set(range(int(first), int(last or first) + 1))
+        except ValueError as error:
+            raise InvalidRequestError(
+                f"{role}.cpu_bind: {item.strip()!r} is neither a core nor a range like 0-3",
+                field=f"{role}.cpu_bind",
+            ) from error
+    return cores

@@ -1,0 +1,240 @@
+"""Starts a Ray of our own, or joins one that runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+
+from stream2llm.api.errors import InvalidRequestError, UnavailableError
+from stream2llm.cluster import ray_auth
+from stream2llm.cluster.config import ClusterConfig, RayConfig
+from stream2llm.cluster.layout import Launch
+from stream2llm.serving.ports import is_listening
+from stream2llm.serving.processes import kill_owned, mark_environment
+
+_log = logging.getLogger(__name__)
+
+# No object of ours goes through Ray's store; this is its minimum.
+OBJECT_STORE_BYTES = 80 * 1024 * 1024
+EXIT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
+START_ATTEMPTS = 3
+# Ray's patience with its own processes is 30 to 60 s, which they take on a busy
+# machine. Ray also gives workers niceness 15: beside any other busy process on its
+# core an engine would get a thirtieth of it.
+_RAY_ENVIRONMENT = {
+    # See `_on_loopback`: for the processes of Ray that join it again, such as its job agent.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_agent_register_timeout_ms": "180000",
+    "RAY_worker_niceness": "0",
+}
+
+
+def connect(config: ClusterConfig, cluster_id: str, mark: str) -> str:
+    """Starts or joins Ray; returns where its logs are."""
+    settings = config.ray
+    _require_listener(settings.address)
+    try:
+        with _sigterm_kept():
+            return (
+                _join(settings) if settings.address != "local" else _own(config, cluster_id, mark)
+            )
+    except Exception as error:  # Ray raises all sorts, ConnectionError and bare Exception too
+        what = (
+            "start" if settings.address == "local" else f"join (ray.address: {settings.address}) a"
+        )
+        raise UnavailableError(
+            f"cannot {what} Ray: {first_line(error)}", reason="RAY_UNAVAILABLE"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of Ray's says before its pages of advice."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself tries for minutes where nobody listens."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "://" in address:
+        return  # "auto", "local", or a scheme of Ray's own
+    if not is_listening(host.strip("[]"), int(port), CONNECT_TIMEOUT_S):
+        raise UnavailableError(
+            f"cannot join a Ray: nothing listens on {address} (ray.address, --address)",
+            reason="RAY_UNAVAILABLE",
+        )
+
+
+def _common(settings: RayConfig) -> dict[str, Any]:
+    return {
+        "namespace": settings.namespace,
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+    }
+
+
+def _join(settings: RayConfig) -> str:
+    """Joins with the mode and the token of the environment, as Ray's own commands find them."""
+    if "auth_mode" in settings.model_fields_set:
+        os.environ.setdefault(ray_auth.MODE_VARIABLE, settings.auth_mode)
+    ray_auth.read_again()
+    context = ray.init(address=settings.address, **_common(settings))
+    return f"{context.address_info['session_dir']}/logs"
+
+
+def _own(config: ClusterConfig, cluster_id: str, mark: str) -> str:
+    token = ray_auth.token_file(cluster_id)
+    if config.ray.auth_mode == "token":
+        ray_auth.write_token(token)
+    authentication = ray_auth.own_environment(config.ray.auth_mode, token)
+    with (
+        _environment({**mark_environment(mark), **_RAY_ENVIRONMENT, **authentication}),
+        _on_loopback(),
+    ):
+        ray_auth.read_again()
+        return _start_own(config, mark)
+
+
+def _start_own(config: ClusterConfig, mark: str) -> str:
+    """Starts Ray; again when it lost patience with itself (30 s, fixed in its code)."""
+    for attempts_left in reversed(range(START_ATTEMPTS)):
+        try:
+            context = ray.init(
+                address="local",
+                num_cpus=_logical_cpus(config),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=config.ray.include_dashboard,
+                _temp_dir=str(ray_auth.private_directory() / "ray"),
+                **_common(config.ray),
+            )
+            return f"{context.address_info['session_dir']}/logs"
+        except Exception as error:
+            ray.shutdown()
+            kill_owned(mark)
+            if not attempts_left:
+                raise
+            _log.warning("ray_did_not_start error=%s action=again", error)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started inside listens on the loopback address alone.
+
+    Every process of Ray listens where its node's address is, and on all
+    interfaces when that is not loopback. `ray.init` replaces a loopback address
+    that it is given by one that leads outward, unless it takes this machine for one on
+    which Ray runs no clusters (its default on macOS and Windows). The
+    environment variable for that is read when Ray is imported, which has happened here.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def disconnect(cluster_id: str = "") -> None:
+    """Ends the Ray of our own that was started for this cluster, or leaves the one we joined.
+
+    Ray kills its processes without waiting for them: they would stay zombies of
+    this process as long as it lives.
+    """
+    processes = _processes()
+    ray.shutdown()
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=EXIT_S)
+    ray_auth.read_again()  # nothing here may use the token from now on
+    if cluster_id:
+        ray_auth.token_file(cluster_id).unlink(missing_ok=True)
+
+
+def is_whole() -> bool:
+    """Whether all processes that ray.init started here are still there."""
+    return all(process.poll() is None for process in _processes())
+
+
+def _processes() -> list[subprocess.Popen[bytes]]:
+    # Private, but pinned: nothing public tells the processes that ray.init started.
+    node = ray._private.worker._global_node
+    infos = [] if node is None else [i for each in node.all_processes.values() for i in each]
+    return [info.process for info in infos]
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Gives SIGTERM back to Python: ray.init puts a native handler in its place.
+
+    That one ends the process without any clean-up. Where nobody asked for
+    SIGTERM it now raises SystemExit, so that `with` blocks and atexit run.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before if callable(before) else _exit_on_sigterm)
+
+
+def _exit_on_sigterm(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _logical_cpus(config: ClusterConfig) -> int:
+    """Enough in Ray's books for all workers, also on a machine with fewer cores."""
+    roles = (config.prefill, config.decode)
+    needed = sum(role.replicas * role.num_cpus for role in roles)
+    return max(len(os.sched_getaffinity(0)), int(needed + 0.999))
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Sets variables (None: removes them) for the processes that are started inside."""
+    before = {key: os.environ.get(key) for key in variables}
+    _set(variables)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for key, value in variables.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
+
+
+def check_gpus(launches: tuple[Launch, ...], *, can_grow: bool) -> None:
+    needed = sum(launch.num_gpus for launch in launches)
+    present = ray.cluster_resources().get("GPU", 0.0)
+    if needed <= present:
+        return
+    message = f"the workers need {needed:g} GPUs, Ray has {present:g}"
+    if not can_grow:
+        raise InvalidRequestError(f"{message}; set num_gpus or replicas to less")
+    _log.warning("%s: waiting for an autoscaler to add nodes", message)
+
+
+def kill_actors_of(namespace: str, controller: Any) -> None:
+    """For the case that the controller did not end its actors."""
+    if controller is None or not ray.is_initialized():
+        return
+    for name in ray.util.list_named_actors():
+        if name.partition("-")[0] in ("router", "prefill", "decode"):
+            with suppress(ValueError):
+                ray.kill(ray.get_actor(name, namespace=namespace))

@@ -1,0 +1,381 @@
+"""Carries out what `supervision` decides: one loop, one task for each action under way.
+
+Owns the fleet, the addresses and the cluster view. Knows no Ray: all that touches
+actors goes through `Hosts`, so tests run it against fakes in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from stream2llm.cluster import supervision as sv
+from stream2llm.cluster.layout import RouterStarted, StartOutcome
+from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
+
+_log = logging.getLogger(__name__)
+
+EVENTS_KEPT = 1000
+
+
+class Hosts(Protocol):
+    """The actors, by name."""
+
+    async def create(self, name: str, incarnation: int) -> StartOutcome:
+        """Creates the actor and starts what it hosts; errors are in the outcome."""
+        ...
+
+    async def wait_dead(self, name: str) -> str:
+        """Returns why, once the process or its engine is dead."""
+        ...
+
+    async def connect(self, decode: str, prefill: WorkerAddress) -> None:
+        """Lets the decode worker shake hands; raises when that fails."""
+        ...
+
+    async def examine(self, name: str) -> str:
+        """What keeps others from connecting with a worker, "" for nothing; raises when it is dead."""
+        ...
+
+    async def status(self, name: str) -> Any:
+        """Load; raises when the process is dead."""
+        ...
+
+    async def push_view(self, router: str, view: ClusterView) -> None:
+        """Gives a router the view; raises when it is dead."""
+        ...
+
+    async def clean(self, name: str) -> None:
+        """Kills the actor and every process it left."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How patient the supervisor is."""
+
+    max_start_failures: int
+    health_interval_s: float
+    unresponsive_after_s: float
+    # A handshake takes seconds; one that takes longer has lost its answer.
+    connect_timeout_s: float = 120.0
+    # For each question when two workers could not connect: they connect with others, or
+    # say what is wrong with them.
+    evidence_timeout_s: float = 30.0
+
+
+class Supervisor:
+    """Makes the fleet what it should be, and keeps it so while `run` runs."""
+
+    def __init__(
+        self,
+        roles: Mapping[str, sv.Role],
+        hosts: Hosts,
+        settings: Settings,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.fleet = sv.new_fleet(roles)
+        self.view = ClusterView(0, ())
+        self.addresses: dict[str, WorkerAddress | RouterStarted] = {}
+        self.statuses: dict[str, Any] = {}
+        self.num_events = 0
+        self._known_views: dict[str, int] = {}  # by router: the version it has confirmed
+        self._events: deque[str] = deque(maxlen=EVENTS_KEPT)
+        self._hosts = hosts
+        self._settings = settings
+        self._on_change = on_change
+        self._changed = asyncio.Event()
+        self._listeners: set[asyncio.Event] = set()
+        self._group = asyncio.TaskGroup()
+
+    # -- what others ask ---------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether everything that should exist does, and every router knows of it."""
+        routers = [r.name for r in self.fleet.values() if r.role == "router"]
+        known = (self._known_views.get(name) == self.view.version for name in routers)
+        return sv.is_ready(self.fleet) and all(known)
+
+    def events_since(self, seen: int) -> list[str]:
+        """What happened after the first `seen` events, as far as it is kept."""
+        new = min(self.num_events - seen, len(self._events))
+        return list(self._events)[len(self._events) - new :] if new > 0 else []
+
+    async def wait_change(self, seen: int) -> None:
+        """Returns once there are more than `seen` events."""
+        listener = asyncio.Event()
+        self._listeners.add(listener)
+        try:
+            while self.num_events <= seen:
+                listener.clear()
+                await listener.wait()
+        finally:
+            self._listeners.discard(listener)
+
+    def retry(self, name: str | None) -> list[str]:
+        """Tries what was given up, or waits to be created anew, at once; returns their names.
+
+        `name` None: all of them. Raises KeyError for a name that is none.
+        """
+        names = list(self.fleet) if name is None else [self.fleet[name].name]
+        again = []
+        for each in names:
+            fleet = sv.retried(self.fleet, each)
+            if fleet is not self.fleet:
+                again.append(each)
+                self._note(each, "is tried again, as somebody asked for")
+                self._apply(fleet)
+        return again
+
+    # -- the loop ----------------------------------------------------------
+
+    async def run(self) -> None:
+        """Supervises until it is cancelled; leaves the actors as they are."""
+        async with self._group:
+            while True:
+                self._changed.clear()
+                self._begin_actions()
+                await self._sleep_until_due()
+
+    def _begin_actions(self) -> None:
+        for action in sv.plan(self.fleet, self._now_s()):
+            self.fleet = sv.begun(self.fleet, action)
+            match action:
+                case sv.Create(name):
+                    self._spawn(self._create(name))
+                case sv.Clean(name):
+                    self._spawn(self._clean(name))
+                case sv.Connect(decode, prefill):
+                    self._spawn(self._connect(decode, prefill))
+
+    async def _sleep_until_due(self) -> None:
+        due_s = sv.next_due_s(self.fleet)
+        wait_s = None if due_s is None else max(0.0, due_s - self._now_s())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait()
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception:  # the loop must outlive a bug in one action
+                _log.exception("controller_action_failed")
+
+        self._group.create_task(guarded())
+
+    # -- actions -----------------------------------------------------------
+
+    async def _create(self, name: str) -> None:
+        incarnation = self.fleet[name].incarnation
+        self._note(name, "starting" if incarnation == 1 else f"starting again ({incarnation})")
+        begin_s = self._now_s()
+        outcome = await self._hosts.create(name, incarnation)
+        if outcome.address is None:
+            self._note(name, f"failed to start: {outcome.error}")
+            failed = sv.failed(self.fleet, name, outcome.error, permanent=outcome.permanent)
+            self._apply(failed)
+            return
+        self.addresses[name] = outcome.address
+        self._note(name, f"started in {self._now_s() - begin_s:.1f} s")
+        self._apply(sv.started(self.fleet, name))
+        self._spawn(self._watch(name, incarnation))
+        if outcome.address.role == "router":
+            self._spawn(self._push_view(name, self.view))
+
+    async def _push_view(self, router: str, view: ClusterView) -> None:
+        incarnation = self.fleet[router].incarnation
+        try:
+            await self._hosts.push_view(router, view)
+        except Exception as error:  # if it died, its watcher will say so
+            _log.warning("view_not_delivered router=%s error=%s", router, error)
+            return
+        if self.fleet[router].incarnation == incarnation:
+            self._known_views[router] = max(view.version, self._known_views.get(router, 0))
+            self._note(router, f"knows {len(view.workers)} workers")
+
+    async def _connect(self, decode: str, prefill: str) -> None:
+        pair = (self.fleet[decode].incarnation, self.fleet[prefill].incarnation)
+        address = self.addresses[prefill]
+        assert isinstance(address, WorkerAddress)
+        try:
+            await self._shake_hands(decode, address)
+        except Exception as error:
+            await self._connection_failed(decode, prefill, pair, f"{type(error).__name__}: {error}")
+            return
+        if self._is_current(decode, prefill, pair):
+            self._apply(sv.connected(self.fleet, decode, prefill))
+
+    async def _shake_hands(self, decode: str, prefill: WorkerAddress) -> None:
+        limit_s = self._settings.connect_timeout_s
+        try:
+            async with asyncio.timeout(limit_s) as deadline:
+                await self._hosts.connect(decode, prefill)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise TimeoutError(f"no answer came for {limit_s:g} s") from None
+
+    async def _connection_failed(
+        self, decode: str, prefill: str, pair: tuple[int, int], error: str
+    ) -> None:
+        # The death of either side is the likeliest reason, and may be known in a moment.
+        for name in (prefill, decode):
+            if self.fleet[name].is_alive and (reason := await self._probe(name, timeout_s=5.0)):
+                self._died(name, self.fleet[name].incarnation, reason)
+        if not self._is_current(decode, prefill, pair):
+            return
+        evidence = await self._gather_evidence(decode, prefill)
+        if self._is_current(decode, prefill, pair):
+            fleet, blamed = sv.connection_failed(self.fleet, decode, prefill, evidence, error)
+            self._note(blamed, f"is replaced: {fleet[blamed].reason}")
+            self._apply(fleet)
+
+    async def _gather_evidence(self, decode: str, prefill: str) -> sv.Evidence:
+        """Asks both what is wrong with them; where they know nothing, others that are ready."""
+        faults = await asyncio.gather(self._examine(decode), self._examine(prefill))
+        if any(faults):
+            return sv.Evidence(*faults)
+        connects = await asyncio.gather(
+            self._connects(decode, self._another("prefill", prefill)),
+            self._connects(self._another("decode", decode), prefill),
+        )
+        return sv.Evidence("", "", *connects)
+
+    def _another(self, role: sv.Role, name: str) -> str | None:
+        ready = (r.name for r in self.fleet.values() if r.phase is sv.Phase.ADMITTED)
+        return next((n for n in ready if self.fleet[n].role == role and n != name), None)
+
+    async def _examine(self, name: str) -> str:
+        limit_s = self._settings.evidence_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._hosts.examine(name)
+        except TimeoutError:
+            return f"it did not say for {limit_s:g} s whether it is well"
+        except Exception as error:
+            return f"it cannot say whether it is well: {type(error).__name__}: {error}"
+
+    async def _connects(self, decode: str | None, prefill: str | None) -> bool | None:
+        """Whether those two connect; None where there are no two."""
+        address = self.addresses.get(prefill or "")
+        if decode is None or not isinstance(address, WorkerAddress):
+            return None
+        try:
+            async with asyncio.timeout(self._settings.evidence_timeout_s):
+                await self._hosts.connect(decode, address)
+        except Exception as error:
+            _log.warning("no_connection decode=%s prefill=%s error=%r", decode, prefill, error)
+            return False
+        return True
+
+    def _is_current(self, decode: str, prefill: str, pair: tuple[int, int]) -> bool:
+        now = (self.fleet[decode].incarnation, self.fleet[prefill].incarnation)
+        return now == pair and self.fleet[decode].connecting == prefill
+
+    async def _clean(self, name: str) -> None:
+        try:
+            await self._hosts.clean(name)
+        except Exception as error:
+            reason = f"what is left of it does not end: {type(error).__name__}: {error}"
+            _log.exception("replica_not_cleaned name=%s", name)
+            self._note(name, reason)
+            self._apply(sv.not_cleaned(self.fleet, name, self._now_s(), reason))
+            return
+        self.addresses.pop(name, None)
+        self.statuses.pop(name, None)
+        self._known_views.pop(name, None)
+        fleet = sv.cleaned(self.fleet, name, self._now_s(), self._settings.max_start_failures)
+        if fleet[name].phase is sv.Phase.GIVEN_UP:
+            _log.error("replica_given_up name=%s reason=%s", name, fleet[name].reason)
+            pause_s = fleet[name].not_before_s - self._now_s()
+            self._note(
+                name, f"is given up: {fleet[name].reason} (it is tried again in {pause_s:.0f} s)"
+            )
+        self._apply(fleet)
+
+    # -- watching ----------------------------------------------------------
+
+    async def _watch(self, name: str, incarnation: int) -> None:
+        """Waits for the death of one incarnation, whoever sees it first."""
+        watchers = {
+            asyncio.ensure_future(self._hosts.wait_dead(name)),
+            asyncio.ensure_future(self._check_health(name)),
+        }
+        try:
+            done, _ = await asyncio.wait(watchers, return_when=asyncio.FIRST_COMPLETED)
+            self._died(name, incarnation, done.pop().result())
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+
+    async def _check_health(self, name: str) -> str:
+        while True:
+            reason = await self._probe(name, self._settings.unresponsive_after_s)
+            if reason:
+                return reason
+            await asyncio.sleep(self._settings.health_interval_s)
+
+    async def _probe(self, name: str, timeout_s: float) -> str | None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                self.statuses[name] = await self._hosts.status(name)
+        except TimeoutError:
+            return f"gave no answer for {timeout_s:.0f} s"
+        except Exception as error:
+            return f"status call failed: {error}"
+        return None
+
+    def _died(self, name: str, incarnation: int, reason: str) -> None:
+        replica = self.fleet[name]
+        if replica.incarnation == incarnation and replica.is_alive:
+            _log.error("replica_died name=%s reason=%s", name, reason)
+            self._note(name, f"died: {reason}")
+            self._apply(sv.died(self.fleet, name, reason))
+
+    # -- state -------------------------------------------------------------
+
+    def _apply(self, fleet: sv.Fleet) -> None:
+        admitted = [
+            name
+            for name, replica in fleet.items()
+            if replica.phase is sv.Phase.ADMITTED
+            and self.fleet[name].phase is not sv.Phase.ADMITTED
+        ]
+        self.fleet = fleet
+        self._publish_view()
+        for name in admitted:
+            self._note(name, "is ready")
+        self._changed.set()
+        self._on_change()
+        self._wake_listeners()
+
+    def _publish_view(self) -> None:
+        members = [self.addresses[name] for name in sv.view_members(self.fleet)]
+        workers = tuple(a for a in members if isinstance(a, WorkerAddress))
+        if workers == self.view.workers:
+            return
+        self.view = replace(self.view, version=self.view.version + 1, workers=workers)
+        for name, replica in self.fleet.items():
+            if replica.role == "router" and replica.is_alive:
+                self._spawn(self._push_view(name, self.view))
+
+    def _note(self, name: str, what: str) -> None:
+        _log.info("replica_event name=%s event=%s", name, what)
+        self._events.append(f"{name} {what}")
+        self.num_events += 1
+        self._wake_listeners()
+
+    def _wake_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.set()
+
+    @staticmethod
+    def _now_s() -> float:
+        return asyncio.get_running_loop().time()

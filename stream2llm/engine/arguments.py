@@ -1,0 +1,155 @@
+"""vLLM's engine arguments and variables in a configuration, looked at without starting vLLM.
+
+The names are those of the installed vLLM: the fields of its `AsyncEngineArgs`, read
+from its source (importing it takes ten seconds), and its own table of environment
+variables with its own parsers. What the values of arguments may be is for
+`engine_check`, which imports vLLM, to say.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stream2llm.api.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Engine arguments that are ours to set, and why a user's cannot be honoured.
+RESERVED: Mapping[str, str] = {
+    "model": "the key `model` at the top level names the model",
+    "scheduler_cls": "the engines run our schedulers",
+    "kv_transfer_config": "`handover` and `prefill.preemption` describe how KV moves",
+    "additional_config": "it carries our settings into the engine",
+    "logits_processors": "penalties on the first token need ours",
+    "enable_log_requests": "the router logs sessions, the engine none of their text",
+}
+# For prefill workers alone, beside these.
+RESERVED_PREFILL: Mapping[str, str] = {
+    "async_scheduling": "a prefill step is planned when the one before has ended",
+    "scheduler_reserve_full_isl": "the plan, not the engine, says whether a context fits",
+}
+RESERVED_VARIABLES: Mapping[str, str] = {
+    "VLLM_USE_V2_MODEL_RUNNER": "streaming prefill runs on the first model runner",
+    "VLLM_NIXL_SIDE_CHANNEL_HOST": "each worker takes the address it listens on",
+    "VLLM_NIXL_SIDE_CHANNEL_PORT": "each worker takes a free port",
+}
+PREFIX = "VLLM_"
+# How alike a name must be to one of vLLM's: an argument to be helped, for it is refused
+# anyway; a variable to be refused, for it may be a plugin's.
+ARGUMENT_LIKENESS = 0.6
+VARIABLE_LIKENESS = 0.85
+
+
+def check_arguments(role: str, arguments: Mapping[str, Any]) -> None:
+    """Raises InvalidRequestError for the first argument that is ours, or that vLLM does not have."""
+    reserved = {**RESERVED, **(RESERVED_PREFILL if role == "prefill" else {})}
+    known = known_arguments()
+    for name in arguments:
+        key = f"{role}.engine.{name}"
+        if name in reserved:
+            message = f"{key} is set by Stream2LLM itself ({reserved[name]}); remove it"
+            raise InvalidRequestError(message, reason="RESERVED_ARGUMENT", field=key)
+        if known and name not in known:
+            message = (
+                f"{key}: vLLM has no such engine argument{_hint(name, known, ARGUMENT_LIKENESS)}"
+            )
+            raise InvalidRequestError(message, reason="UNKNOWN_ARGUMENT", field=key)
+
+
+def check_variables(key: str, variables: Mapping[str, str]) -> None:
+    """Raises InvalidRequestError for a VLLM_ variable that is misspelt, ours, or has a bad value.
+
+    `key` says where they come from ("prefill.env"). A name that is like none of
+    vLLM's is a plugin's business and passes.
+    """
+    parsers = known_variables()
+    for name, value in variables.items():
+        if name.startswith(PREFIX):
+            _check_variable(f"{key}.{name}", name, value, parsers)
+
+
+def _check_variable(
+    key: str, name: str, value: str, parsers: Mapping[str, Callable[[], Any]]
+) -> None:
+    if name in RESERVED_VARIABLES:
+        message = f"{key} is set by Stream2LLM itself ({RESERVED_VARIABLES[name]}); remove it"
+        raise InvalidRequestError(message, reason="RESERVED_ARGUMENT", field=key)
+    if name not in parsers:
+        hint = _hint(name, frozenset(parsers), VARIABLE_LIKENESS)
+        if hint:
+            message = f"{key}: vLLM knows no such variable{hint}"
+            raise InvalidRequestError(message, reason="UNKNOWN_ARGUMENT", field=key)
+        return
+    with _variable(name, value):
+        try:
+            parsers[name]()
+        except Exception as error:  # its parsers are of all sorts
+            message = f"{key}: vLLM cannot take {value!r}: {error}"
+            raise InvalidRequestError(message, reason="BAD_ARGUMENT", field=key) from error
+
+
+@cache
+def known_arguments() -> frozenset[str]:
+    """The fields of the installed vLLM's AsyncEngineArgs; empty without a vLLM."""
+    folder = _vllm_folder()
+    if folder is None:
+        return frozenset()
+    tree = ast.parse((folder / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    fields = [item for name in ("EngineArgs", "AsyncEngineArgs") for item in classes[name].body]
+    return frozenset(
+        item.target.id
+        for item in fields
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(item.target, ast.Name)
+        and "ClassVar" not in ast.unparse(item.annotation)
+    )
+
+
+@cache
+def known_variables() -> Mapping[str, Callable[[], Any]]:
+    """The installed vLLM's environment variables, each with its parser; empty without a vLLM."""
+    folder = _vllm_folder()
+    if folder is None:
+        return {}
+    # By its file: importing it by its name would import all of vLLM, and torch.
+    spec = spec_from_file_location("stream2llm_vllm_envs", folder / "envs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    table: Mapping[str, Callable[[], Any]] = module.environment_variables
+    return table
+
+
+def _vllm_folder() -> Path | None:
+    spec = find_spec("vllm")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def _hint(name: str, known: frozenset[str], likeness: float) -> str:
+    alike = get_close_matches(name.replace("-", "_"), known, n=1, cutoff=likeness)
+    return f"; did you mean {alike[0]}?" if alike else ""
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """The parsers read the environment."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

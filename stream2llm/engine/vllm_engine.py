@@ -1,0 +1,274 @@
+"""A vLLM engine as our workers use it: token ids in, single outputs out.
+
+Wraps AsyncLLM, which runs EngineCore in a process of its own. It differs from
+`AsyncLLM.generate` in two points: the outputs of a request reach its reader
+one by one (vLLM's collector merges them when the reader lags, and overwrites
+transfer parameters), and requests can be built by the caller, which is how
+context events travel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+from vllm import SamplingParams
+from vllm.config import KVTransferConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import tokens_input
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.platforms import current_platform
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from stream2llm.api.errors import InvalidRequestError, UnavailableError
+from stream2llm.engine.arguments import RESERVED
+from stream2llm.engine.cpu_executor import executor_args
+from stream2llm.engine.sockets import socket_environment
+from stream2llm.engine.stats import EngineStats
+from stream2llm.serving import logs
+from stream2llm.serving.clock import Clock, SystemClock
+from stream2llm.serving.worker_spec import WorkerSpec
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine turned out to be."""
+
+    max_model_len: int
+    num_kv_blocks: int
+    block_size: int
+    vocab_size: int
+    # Layers see, and keep, a window of the context only.
+    has_windows: bool = False
+
+
+class OutputStream:
+    """The outputs of one request, in order and unmerged; vLLM's output processor fills it.
+
+    Bounded by the request: a session has one first token and one progress for
+    each event or interval, an answer at most max_tokens outputs.
+    """
+
+    def __init__(self) -> None:
+        self._items: asyncio.Queue[RequestOutput | Exception] = asyncio.Queue()
+        self.finished = False
+
+    def put(self, item: RequestOutput | Exception) -> None:
+        """Called by vLLM's output processor, in the event loop."""
+        self._items.put_nowait(item)
+
+    async def __aiter__(self) -> AsyncIterator[RequestOutput]:
+        while not self.finished:
+            item = await self._items.get()
+            if isinstance(item, Exception):
+                self.finished = True
+                raise engine_error(item) from item
+            self.finished = item.finished
+            yield item
+
+
+def engine_error(error: Exception) -> Exception:
+    """What the client is told when the engine raises `error`."""
+    if isinstance(error, EngineDeadError):
+        return UnavailableError("the worker's engine died", reason="WORKER_LOST")
+    return error
+
+
+class Engine:
+    """One running vLLM engine."""
+
+    def __init__(self, llm: AsyncLLM, stats: EngineStats, clock: Clock) -> None:
+        self._llm = llm
+        self.stats = stats
+        self._clock = clock
+        # They do not change: an engine whose process died is dead.
+        self.pids = _own_processes()
+
+    @classmethod
+    async def start(
+        cls,
+        spec: WorkerSpec,
+        *,
+        kv_transfer: dict[str, Any],
+        fixed_args: dict[str, Any],
+        stats: EngineStats,
+        clock: Clock | None = None,
+    ) -> Engine:
+        """Starts the engine's processes and loads the model; takes 15-50 s on two cores.
+
+        `kv_transfer` names the KV connector and its role, and goes before
+        `nixl_options`; `fixed_args` are engine arguments that a user may not set.
+
+        Raises InvalidRequestError for engine arguments that are ours to set or
+        that vLLM does not know, and whatever vLLM raises for the rest.
+        """
+        _set_socket_environment(spec.host)
+        args = engine_args(spec, kv_transfer, fixed_args)
+        logs.guard("vllm")  # importing it has given it handlers of its own
+        llm = await asyncio.to_thread(_build_config_and_llm, args, stats)
+        # The output handler must run in this loop; built in a thread, vLLM
+        # could not start it.
+        llm._run_output_handler()
+        return cls(llm, stats, clock or SystemClock())
+
+    @property
+    def info(self) -> EngineInfo:
+        """Sizes of the model and of its KV memory."""
+        config = self._llm.vllm_config
+        model = config.model_config
+        return EngineInfo(
+            max_model_len=model.max_model_len,
+            num_kv_blocks=config.cache_config.num_gpu_blocks - 1,  # one is vLLM's null block
+            block_size=config.cache_config.block_size,
+            vocab_size=model.get_vocab_size(),
+            has_windows=bool(
+                model.get_sliding_window() or model.attention_chunk_size or model.is_hybrid
+            ),
+        )
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine can do nothing any more."""
+        return bool(self._llm.errored)
+
+    async def wait_dead(self) -> str:
+        """Returns a reason once one of the engine's processes has died."""
+        handler = self._llm.output_handler
+        assert handler is not None
+        # It ends when EngineCore, or a worker of it, is gone.
+        await asyncio.wait({handler})
+        return str(self._llm.dead_error)
+
+    async def build_request(
+        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
+    ) -> EngineCoreRequest:
+        """Fills in a request; raises InvalidRequestError for one that vLLM refuses."""
+        if self._llm.errored:
+            raise engine_error(self._llm.dead_error)
+        tasks = await self._llm.get_supported_tasks()
+        try:
+            request = self._llm.input_processor.process_inputs(
+                request_id,
+                tokens_input(prompt_token_ids),
+                params,
+                supported_tasks=tasks,
+                arrival_time=self._clock.wall_s(),
+            )
+        except (ValueError, OverflowError) as error:
+            raise InvalidRequestError(f"the engine refuses the request: {error}") from error
+        request.external_req_id = request_id
+        return request
+
+    async def submit(self, request: EngineCoreRequest) -> OutputStream:
+        """Starts a request; its outputs come from the returned stream."""
+        stream = OutputStream()
+        self._llm.output_processor.add_request(request, None, None, 0, stream)
+        try:
+            await self.send(request)
+        except BaseException:
+            # Cancelled half-way: the engine may have it or not.
+            await asyncio.shield(self.abort(request.request_id))
+            raise
+        return stream
+
+    async def send(self, request: EngineCoreRequest) -> None:
+        """Sends a request to the engine without registering a reader: a context event."""
+        try:
+            await self._llm.engine_core.add_request_async(request)
+        except EngineDeadError as error:
+            raise engine_error(error) from error
+
+    async def abort(self, request_id: str) -> None:
+        """Ends a request and frees its blocks; nothing happens if it has ended."""
+        if not self._llm.errored:
+            await self._llm.abort(request_id, internal=True)
+
+    async def end(self, request_id: str) -> None:
+        """Like `abort`, and for a request that has finished, ends the lease on its blocks."""
+        await self.abort(request_id)
+        # AsyncLLM keeps aborts of finished requests to itself.
+        await self._llm.engine_core.abort_requests_async([request_id])
+
+    async def reject_handover(self, request_id: str, kv_transfer_params: dict[str, Any]) -> None:
+        """Has the connector tell the prefill engine that its blocks will not be read."""
+        try:
+            await self._llm.notify_kv_transfer_request_rejected(request_id, kv_transfer_params)
+        except EngineDeadError as error:
+            raise engine_error(error) from error
+
+    def shutdown(self) -> None:
+        """Ends the engine's processes. Blocks for up to some seconds."""
+        self._llm.shutdown()
+
+
+def _set_socket_environment(host: str) -> None:
+    """The engine's processes read it when they start; what is set already wins."""
+    for name, value in socket_environment(host).items():
+        os.environ.setdefault(name, value)
+
+
+def nixl_options(spec: WorkerSpec) -> dict[str, Any]:
+    """What vLLM's NIXL connector is told on either side, whatever its role."""
+    return {
+        "kv_buffer_device": "cpu" if current_platform.is_cpu() else "cuda",
+        "kv_connector_extra_config": {"kv_lease_duration": spec.lease_s},
+        # A decode worker must never quietly do the prefill of a lost one.
+        "kv_load_failure_policy": "fail",
+    }
+
+
+def _own_processes() -> tuple[int, ...]:
+    """This process, then EngineCore and its workers."""
+    children = psutil.Process().children(recursive=True)
+    engine = [child for child in children if "resource_tracker" not in "".join(child.cmdline())]
+    return (os.getpid(), *(child.pid for child in engine))
+
+
+def engine_args(
+    spec: WorkerSpec, kv_transfer: dict[str, Any], fixed_args: dict[str, Any]
+) -> AsyncEngineArgs:
+    """vLLM's own arguments for a worker; raises InvalidRequestError for names that cannot be."""
+    reserved = (RESERVED.keys() | fixed_args.keys()) & spec.engine_args.keys()
+    if reserved:
+        names = ", ".join(sorted(reserved))
+        raise InvalidRequestError(f"{spec.role}.engine: {names}: set by Stream2LLM itself")
+    transfer = KVTransferConfig(**{**nixl_options(spec), **kv_transfer})
+    platform_args: dict[str, Any] = {}
+    if current_platform.is_cpu():
+        platform_args["worker_cls"] = "stream2llm.engine.cpu_worker.QuietCPUWorker"
+    try:
+        return AsyncEngineArgs(
+            model=spec.model_path,
+            kv_transfer_config=transfer,
+            enable_log_requests=False,
+            **{
+                **platform_args,
+                **spec.engine_args,
+                **executor_args(spec.engine_args),
+                **fixed_args,
+            },
+        )
+    except TypeError as error:
+        raise InvalidRequestError(f"{spec.role}.engine: {error}") from error
+
+
+def _build_config_and_llm(args: AsyncEngineArgs, stats: EngineStats) -> AsyncLLM:
+    def logger(vllm_config: Any, engine_index: int = 0) -> StatLoggerBase:
+        return stats.as_vllm_logger()
+
+    return AsyncLLM.from_engine_args(args, stat_loggers=[logger])
+
+
+def only_output(output: RequestOutput) -> CompletionOutput:
+    """The one completion of a request (n is always 1 here)."""
+    return output.outputs[0]

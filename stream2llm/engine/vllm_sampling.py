@@ -1,0 +1,129 @@
+"""Our sampling parameters as vLLM's, and vLLM's token outputs as ours.
+
+The only place that knows both vocabularies. Text never appears: workers get
+and give token ids, stop strings are the router's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.logprobs import Logprob as VllmLogprob
+from vllm.outputs import CompletionOutput
+from vllm.sampling_params import RequestOutputKind
+
+from stream2llm.api.errors import InternalError, InvalidRequestError, UnavailableError
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
+from stream2llm.engine.failed_request import FAILED_REQUEST
+
+_MASK_64 = 2**64 - 1
+
+
+class EngineSeed(IntEnum):
+    """Tells the two engines' random numbers apart."""
+
+    PREFILL = 1
+    DECODE = 2
+
+
+_FINISH_REASONS = {None: None, "stop": FinishReason.STOP_TOKEN, "length": FinishReason.LENGTH}
+
+
+def to_vllm(
+    params: SamplingParameters,
+    *,
+    max_tokens: int,
+    seed: int | None,
+    extra_args: dict[str, Any] | None = None,
+) -> SamplingParams:
+    """vLLM's parameters for one of the two engines an answer passes through.
+
+    Raises InvalidRequestError when vLLM refuses them.
+    """
+    try:
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            seed=seed,
+            stop_token_ids=list(params.stop_token_ids),
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            repetition_penalty=params.repetition_penalty,
+            logprobs=params.logprobs,
+            ignore_eos=params.ignore_eos,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args=extra_args,
+        )
+    except ValueError as error:
+        raise InvalidRequestError(f"sampling: {error}", field="sampling") from error
+
+
+def engine_seed(seed: int | None, engine: EngineSeed) -> int | None:
+    """One engine's seed, made from the client's.
+
+    Both engines start a generator of their own; with one seed for both, the
+    second token would be drawn with the random numbers of the first. Besides,
+    vLLM takes -1 for "no seed", and torch no negative ones. SplitMix64's
+    finalizer (Steele, Lea, Flood 2014) is a bijection of 64 bits; one is dropped.
+    """
+    if seed is None:
+        return None
+    mixed = (seed + engine * 0x9E3779B97F4A7C15) & _MASK_64
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    return (mixed ^ (mixed >> 31)) >> 1
+
+
+def token_step(output: CompletionOutput, num_logprobs: int | None) -> TokenStep:
+    """One output of an engine, in our words, with that many likeliest tokens.
+
+    Raises UnavailableError when the engine gave the request up.
+    """
+    if output.finish_reason not in _FINISH_REASONS:
+        raise _given_up(output)
+    return TokenStep(
+        token_ids=tuple(output.token_ids),
+        logprobs=_logprobs(output, num_logprobs or 0),
+        finish_reason=_FINISH_REASONS[output.finish_reason],
+        stop_token_id=_stop_token(output) if output.finish_reason == "stop" else None,
+    )
+
+
+def _stop_token(output: CompletionOutput) -> int:
+    # None means the model's own end-of-sequence token, the last one sampled.
+    return output.stop_reason if isinstance(output.stop_reason, int) else output.token_ids[-1]
+
+
+def _given_up(output: CompletionOutput) -> Exception:
+    finish_reason = output.finish_reason
+    if finish_reason == "error" and output.stop_reason == FAILED_REQUEST:
+        return InternalError("the engine could not handle the request; its log says why")
+    if finish_reason == "error":
+        return UnavailableError(
+            "the KV cache of the prompt could not be fetched from the prefill worker",
+            reason="KV_LOST",
+        )
+    if finish_reason == "abort":
+        return UnavailableError("the engine aborted the request", reason="WORKER_LOST")
+    return InternalError(f"unknown finish reason {finish_reason!r}")
+
+
+def _logprobs(output: CompletionOutput, num_top: int) -> tuple[TokenLogprobs, ...]:
+    if not output.logprobs:
+        return ()
+    pairs = zip(output.token_ids, output.logprobs, strict=True)
+    return tuple(_position(token_id, at or {}, num_top) for token_id, at in pairs)
+
+
+def _position(token_id: int, at: Mapping[int, VllmLogprob], num_top: int) -> TokenLogprobs:
+    """vLLM lists the likeliest tokens and the sampled one, which may be one of them."""
+    entries = {i: Logprob(i, lp.logprob, lp.rank or 0) for i, lp in at.items()}
+    likeliest = sorted(entries.values(), key=lambda entry: entry.rank)
+    return TokenLogprobs(entries[token_id], tuple(e for e in likeliest if e.rank <= num_top))

@@ -1,0 +1,90 @@
+"""Prometheus metrics that both kinds of workers have.
+
+They stand beside vLLM's own `vllm:*` metrics in the same registry, so one
+scrape of a worker brings both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from stream2llm.serving.worker_spec import Role, WorkerStatus
+
+# A hand-over takes from under a millisecond (shared memory) to seconds.
+_TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class WorkerGauges(Collector):
+    """Sessions and KV blocks, read when scraped."""
+
+    def __init__(self, role: Role, read_status: Callable[[], WorkerStatus]) -> None:
+        self._role = role
+        self._read_status = read_status
+
+    def collect(self) -> Iterator[Metric]:
+        """The gauges as they are now."""
+        status = self._read_status()
+        yield self._gauge(
+            "stream2llm_worker_sessions", "Sessions that this worker holds.", status.num_sessions
+        )
+        yield self._gauge(
+            "stream2llm_kv_blocks",
+            "KV blocks that this worker's engine has in all.",
+            status.num_kv_blocks,
+        )
+        yield self._gauge(
+            "stream2llm_kv_blocks_held",
+            "KV blocks that a session or a lease holds.",
+            status.num_kv_blocks_held,
+        )
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(name, text, labels=["role"])
+        family.add_metric([self._role], value)
+        return family
+
+
+class TransferMetrics:
+    """KV read over NIXL by a decode worker."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ("role", "backend")
+        self._seconds = Histogram(
+            "stream2llm_kv_transfer_seconds",
+            "Seconds of one KV read over NIXL after the seal.",
+            labels,
+            buckets=_TRANSFER_BUCKETS_S,
+            registry=registry,
+        ).labels("decode", "nixl")
+        self._bytes = Counter(
+            "stream2llm_kv_transfer_bytes",
+            "Bytes of KV read over NIXL after the seal.",
+            labels,
+            registry=registry,
+        ).labels("decode", "nixl")
+        self._results = Counter(
+            "stream2llm_kv_transfers",
+            "Hand-overs after the seal, by result: read; failed; released without a read.",
+            (*labels, "result"),
+            registry=registry,
+        )
+        for result in ("read", "failed", "released"):
+            self._results.labels("decode", "nixl", result)
+
+    def record_read(self, seconds: float, num_bytes: int) -> None:
+        """One finished NIXL read."""
+        self._seconds.observe(seconds)
+        self._bytes.inc(num_bytes)
+        self._results.labels("decode", "nixl", "read").inc()
+
+    def record_failed(self) -> None:
+        """A hand-over whose KV could not be read."""
+        self._results.labels("decode", "nixl", "failed").inc()
+
+    def record_released(self) -> None:
+        """A hand-over that nobody read."""
+        self._results.labels("decode", "nixl", "released").inc()

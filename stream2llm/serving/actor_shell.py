@@ -1,0 +1,156 @@
+"""What runs inside an actor: prepares the process, then builds and forwards.
+
+Knows neither Ray nor vLLM; `*/actor.py` put Ray's decorator around it. The
+hosted class is named by a dotted path and imported only in `start`, when the
+environment that vLLM reads on import is complete.
+
+All methods must run on ONE event loop, because the engine and the gRPC server
+live on it. Ray gives each concurrency group a loop of its own, so all of these
+stay in the default group (wide enough that nothing queues); only `ping` is in
+the group `control`, and says that the process lives even when the loop is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+from dataclasses import replace
+from typing import Any
+
+from stream2llm.cluster.layout import Launch, RouterStarted, StartOutcome, cores_of
+from stream2llm.serving import garbage, logs
+from stream2llm.serving.ports import pick_port
+from stream2llm.serving.processes import OWNER_VARIABLE
+from stream2llm.serving.root_cause import LogTail, describe_failure
+from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
+
+_log = logging.getLogger(__name__)
+
+
+def load(dotted: str) -> Any:
+    """What "package.module:name" names."""
+    module, _, name = dotted.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class _Shell:
+    """What both kinds of actors share."""
+
+    def __init__(self, launch: Launch, node_ip: str) -> None:
+        logs.configure()
+        self._launch = launch
+        self._node_ip = node_ip
+        self._hosted: Any = None
+
+    def ping(self) -> int:
+        """The process number."""
+        return os.getpid()
+
+    async def start(self) -> StartOutcome:
+        """Builds and starts what is hosted here; never raises for its errors."""
+        log = LogTail()
+        try:
+            address = await self._start()
+            garbage.settle()
+            return StartOutcome(address)
+        except Exception as error:
+            _log.exception("start_failed name=%s", self._launch.name)
+            reason, permanent = describe_failure(error, log.read())
+            return StartOutcome(None, reason, permanent)
+
+    async def _start(self) -> WorkerAddress | RouterStarted:
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        """Frees everything that is hosted here; may be called before `start` ended."""
+        if self._hosted is not None:
+            await self._hosted.stop()
+
+    def _resolve_host(self, host: str) -> str:
+        return self._node_ip if host == "auto" else host
+
+
+class WorkerShell(_Shell):
+    """Hosts a prefill or decode worker."""
+
+    async def _start(self) -> WorkerAddress:
+        spec = self._prepare_process()
+        self._hosted = load(self._launch.factory)(spec)
+        address: WorkerAddress = await self._hosted.start()
+        return address
+
+    def _prepare_process(self) -> WorkerSpec:
+        assert isinstance(self._launch.spec, WorkerSpec)
+        host = self._resolve_host(self._launch.spec.host)
+        port = pick_port(host, os.environ.get(OWNER_VARIABLE, self._launch.name))
+        os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = self._node_ip if host == "0.0.0.0" else host
+        os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(port)
+        if self._launch.cpu_bind is not None:
+            cores = tuple(sorted(os.sched_getaffinity(0)))
+            bind = cores_of(self._launch.cpu_bind, 0, self._launch.core_index, cores)
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bind)
+        return replace(self._launch.spec, host=host, side_channel_port=port)
+
+    async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:
+        """Decode: shakes hands with these prefill workers, so that no session waits for it."""
+        await self._hosted.connect_peers(prefill)
+
+    async def examine(self) -> str:
+        """What keeps others from connecting with the worker; "" for nothing."""
+        fault: str = await self._hosted.examine()
+        return fault
+
+    async def wait_dead(self) -> str:
+        """Returns a reason when the engine has died."""
+        reason: str = await self._hosted.wait_dead()
+        return reason
+
+    async def status(self) -> WorkerStatus:
+        """Load and memory."""
+        status: WorkerStatus = await self._hosted.status()
+        return status
+
+    async def drain(self, timeout_s: float) -> None:
+        """Takes no new sessions and waits for the open ones."""
+        await self._hosted.drain(timeout_s)
+
+
+class RouterShell(_Shell):
+    """Hosts a router."""
+
+    def __init__(self, launch: Launch, node_ip: str) -> None:
+        super().__init__(launch, node_ip)
+        self._view_version = -1
+
+    async def _start(self) -> RouterStarted:
+        spec: Any = self._launch.spec
+        spec = replace(spec, host=self._resolve_host(spec.host))
+        self._hosted = load(self._launch.factory)(spec)
+        address = await self._hosted.start()
+        return RouterStarted(
+            address.router_id, "router", address.grpc_address, address.metrics_address,
+            (os.getpid(),),
+        )  # fmt: skip
+
+    async def set_view(self, view: ClusterView) -> None:
+        """Tells the router who is there; late older news are dropped."""
+        if view.version > self._view_version:
+            self._view_version = view.version
+            self._hosted.set_view(view)
+
+    async def wait_dead(self) -> str:
+        """Never returns: a router dies with its process."""
+        await asyncio.Event().wait()
+        return "unreachable"
+
+    async def status(self) -> dict[str, Any]:
+        """Sessions by phase."""
+        status: dict[str, Any] = await self._hosted.status()
+        return status
+
+    async def drain(self, timeout_s: float) -> None:
+        """Takes no new sessions and waits for the open ones."""
+        async with asyncio.timeout(timeout_s):
+            await self._hosted.drain()

@@ -1,0 +1,109 @@
+"""Finds and kills processes of ours on this machine, by a mark in their environment.
+
+Each actor is started with STREAM2LLM_OWNER=<cluster>/<replica>/<incarnation>/.
+Engine processes inherit it, so a process is known as ours without trusting its
+number, which the kernel reuses. SPT_NOENV keeps setproctitle (Ray, vLLM) from
+overwriting the memory that /proc/<pid>/environ shows. Linux only.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from stream2llm.serving.clock import SystemClock
+
+OWNER_VARIABLE = "STREAM2LLM_OWNER"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedProcess:
+    """A living process that carries an owner mark."""
+
+    pid: int
+    owner: str
+    command: str
+
+
+def owner_mark(cluster_id: str, replica: str, incarnation: int) -> str:
+    """The mark of one incarnation; each field closed by a slash, so prefixes are exact."""
+    return f"{cluster_id}/{replica}/{incarnation}/"
+
+
+def mark_environment(mark: str) -> dict[str, str]:
+    """The variables that mark a process and all its descendants."""
+    return {OWNER_VARIABLE: mark, "SPT_NOENV": "1"}
+
+
+def owned_processes(prefix: str) -> tuple[OwnedProcess, ...]:
+    """Living processes on this machine, but for our own, whose mark begins so."""
+    pids = (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit())
+    found = (_read(pid) for pid in pids if pid != os.getpid())
+    return tuple(p for p in found if p is not None and p.owner.startswith(prefix))
+
+
+def kill_owned(
+    prefix: str, grace_s: float = 0.0, timeout_s: float = 10.0
+) -> tuple[OwnedProcess, ...]:
+    """Kills them, waits for their end, repeats until none is left; returns the killed.
+
+    Those that end by themselves within the grace are not killed.
+    """
+    clock = SystemClock()
+    deadline_s = clock.monotonic_s() + grace_s + timeout_s
+    _wait_for_end(owned_processes(prefix), clock.monotonic_s() + grace_s)
+    killed: dict[int, OwnedProcess] = {}
+    while targets := owned_processes(prefix):
+        if clock.monotonic_s() > deadline_s:
+            raise TimeoutError(f"these processes do not end: {targets}")
+        killed.update({p.pid: p for p in targets})
+        _wait_for_end(targets, deadline_s, signal.SIGKILL)
+    return tuple(killed.values())
+
+
+def _wait_for_end(
+    targets: tuple[OwnedProcess, ...], deadline_s: float, first: signal.Signals | None = None
+) -> None:
+    """Sends all of them a signal, if one is given, and waits."""
+    clock = SystemClock()
+    descriptors = [fd for target in targets if (fd := _open(target)) is not None]
+    try:
+        for fd in descriptors if first is not None else ():
+            assert first is not None
+            signal.pidfd_send_signal(fd, first)
+        for fd in descriptors:  # a pidfd becomes readable when its process has ended
+            select.select([fd], [], [], max(0.0, deadline_s - clock.monotonic_s()))
+    finally:
+        for fd in descriptors:
+            os.close(fd)
+
+
+def _open(target: OwnedProcess) -> int | None:
+    """Its pidfd, if the number still means this process."""
+    try:
+        fd = os.pidfd_open(target.pid)
+    except ProcessLookupError:
+        return None
+    # The descriptor pins the process, so this second look is no race.
+    now = _read(target.pid)
+    if now is None or now.owner != target.owner:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _read(pid: int) -> OwnedProcess | None:
+    key = f"{OWNER_VARIABLE}=".encode()
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return None  # gone, or another user's
+    for entry in entries:
+        if entry.startswith(key):
+            text = command.replace(b"\0", b" ").decode(errors="replace").strip()
+            return OwnedProcess(pid, entry[len(key) :].decode(), text)
+    return None

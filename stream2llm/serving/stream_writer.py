@@ -1,0 +1,77 @@
+"""Writing messages of a server-streaming RPC so that a status can still follow.
+
+grpc.aio (1.85) refuses to send a status while a message is on its way
+(TOO_MANY_OPERATIONS), and the other side would wait for ever. So a write goes
+on when the task that asked for it fails meanwhile, and `settle` waits for it
+before a status is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from stream2llm.api.errors import InternalError, Stream2LLMError
+from stream2llm.api.rpc_status import abort
+
+
+class PeerGoneError(Exception):
+    """Nobody is there to read; gRPC is about to cancel the handler."""
+
+
+class StreamWriter:
+    """Writes to one RPC; one writer at a time."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._pending: asyncio.Future[None] | None = None
+
+    async def write(self, message: Any) -> None:
+        """Returns when gRPC has taken the message; raises PeerGoneError."""
+        self._pending = asyncio.ensure_future(self._context.write(message))
+        self._pending.add_done_callback(_look_at)
+        try:
+            await asyncio.shield(self._pending)
+        except (grpc.aio.InternalError, grpc.aio.UsageError) as error:
+            raise PeerGoneError from error
+
+    async def settle(self) -> None:
+        """Returns when nothing is being written."""
+        if self._pending is not None:
+            await asyncio.wait({self._pending})
+
+
+@asynccontextmanager
+async def failures_as_status(
+    context: Any,
+    writer: StreamWriter,
+    log: logging.Logger,
+    describe: Callable[[Exception], str],
+) -> AsyncIterator[None]:
+    """Ends the RPC with the status of whatever its handler's body raises.
+
+    What is no error of ours is logged with its traceback; `describe` says what
+    the other side may hear of it.
+    """
+    try:
+        yield
+    except PeerGoneError:
+        return  # gRPC is about to cancel the handler
+    except Stream2LLMError as error:
+        await writer.settle()
+        await abort(context, error)
+    except Exception as error:
+        log.exception("rpc_broke")
+        await writer.settle()
+        await abort(context, InternalError(describe(error)))
+
+
+def _look_at(write: asyncio.Future[None]) -> None:
+    # Else asyncio complains about a failure that nobody waited for.
+    if not write.cancelled():
+        write.exception()

@@ -1,0 +1,312 @@
+"""Prefill and decode workers in virtual time, and what happens between them.
+
+One heap of moments. Everything of one moment is told before anybody plans a
+step, so that a chunk and the seal that follows it at once are one change, as they
+mostly are for a real engine, which is in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import count
+
+from prefill_worker.session_state import SessionState
+from router.placement import WorkerView, pick
+from stream2llm.api.handover import HandoverMode
+from stream2llm.serving.worker_spec import Role
+from stream2llm.simulator.ahead import Ahead, Fetch
+from stream2llm.simulator.decode import Answer, DecodeWorker
+from stream2llm.simulator.prefill import PrefillWorker, StepResult
+from stream2llm.simulator.work import Change, Task, in_order
+from stream2llm.workload.records import RunRecord, Sample, SessionRecord
+
+_Act = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """Beside its workers."""
+
+    # From a client's submission to the prefill engine: network, tokenizing, queues.
+    front_s: float = 0.0
+    # Of each answer whose task does not say; the first comes from prefill.
+    num_output_tokens: int = 1
+    # None: no samples.
+    sample_every_s: float | None = None
+    handover: HandoverMode = "at_seal"
+    # What an offer ahead of the seal brings at least, see `handover.min_offer_tokens`.
+    min_offer_tokens: int = 256
+
+
+@dataclass(slots=True)
+class _Live:
+    """A session from its opening to its last token."""
+
+    task: Task
+    prefill: int
+    decode: int | None = None
+    # Prefill has heard of it.
+    is_known: bool = False
+    token_times_s: list[float] = field(default_factory=list)
+    # Its tokens' fate on the prefill worker, when it has left.
+    state: SessionState | None = None
+
+
+class Cluster:
+    """Plays tasks once; see the module's text."""
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        prefill: Sequence[PrefillWorker],
+        decode: Sequence[DecodeWorker] = (),
+    ) -> None:
+        self._settings = settings
+        self._prefill = prefill
+        self._decode = decode
+        self._now_s = 0.0
+        self._numbers = count()
+        self._heap: list[tuple[float, int, _Act]] = []
+        # What came during a step of that worker; applied before its next.
+        self._inboxes: list[list[tuple[str, Change]]] = [[] for _ in prefill]
+        self._prefill_busy = [False] * len(prefill)
+        self._decode_busy = [False] * len(decode)
+        self._placed = [0] * len(prefill)
+        self._live: dict[str, _Live] = {}
+        self._records: list[SessionRecord] = []
+        self._samples: list[Sample] = []
+        self._touched: set[int] = set()
+        self._ahead: Ahead | None = None
+
+    def play(self, tasks: Iterable[Task], system: str, trace: str) -> RunRecord:
+        """Runs until every session is answered; ValueError: longer answers need a decode worker."""
+        asked = list(tasks)
+        self._prepare(max(map(self._num_output_tokens, asked), default=1))
+        for change, each in in_order(asked):
+            self._at(change.at_s + self._settings.front_s, self._arrival(each, change))
+        if self._settings.sample_every_s is not None:
+            self._at(0.0, self._sample)
+        while self._heap:
+            self._now_s = self._heap[0][0]
+            while self._heap and self._heap[0][0] == self._now_s:
+                heapq.heappop(self._heap)[2]()
+            self._begin_steps()
+        assert not self._live, f"sessions wait, and nothing will ever come: {list(self._live)[:3]}"
+        records = sorted(self._records, key=lambda record: (record.opened_s, record.session_id))
+        return RunRecord(
+            system,
+            trace,
+            max((record.ended_s for record in records), default=0.0),
+            tuple(records),
+            tuple(self._samples),
+            self._counters(),
+        )
+
+    def _prepare(self, longest_answer: int) -> None:
+        if longest_answer > 1 and not self._decode:
+            raise ValueError("answers of more than one token need a decode worker")
+        if longest_answer > 1 and self._settings.handover == "streamed":
+            self._ahead = Ahead(self._prefill, self._decode, self._settings.min_offer_tokens)
+
+    def _num_output_tokens(self, task: Task) -> int:
+        return task.num_output_tokens or self._settings.num_output_tokens
+
+    def _at(self, at_s: float, act: _Act) -> None:
+        heapq.heappush(self._heap, (at_s, next(self._numbers), act))
+
+    # -- context -----------------------------------------------------------------------
+
+    def _arrival(self, task: Task, change: Change) -> _Act:
+        return lambda: self._arrive(task, change)
+
+    def _arrive(self, task: Task, change: Change) -> None:
+        live = self._live.get(task.name)
+        if live is None:
+            live = self._live[task.name] = _Live(task, self._place())
+            if self._ahead is not None:
+                live.decode = self._least_loaded_decode()
+                self._decode[live.decode].follow(task.name)
+        if self._prefill_busy[live.prefill]:
+            self._inboxes[live.prefill].append((task.name, change))
+        else:
+            self._change(live, change)
+        self._touched.add(live.prefill)
+
+    def _change(self, live: _Live, change: Change) -> None:
+        """Prefill hears of it."""
+        name, is_opening = live.task.name, not live.is_known
+        live.is_known = True
+        self._prefill[live.prefill].change(name, change)
+        if self._ahead is None:
+            return
+        if is_opening:
+            assert live.decode is not None
+            self._ahead.opened(name, live.prefill, live.decode, change)
+        else:
+            self._ahead.changed(name, change)
+
+    def _place(self) -> int:
+        chosen = _least_loaded("prefill", self._placed)
+        self._placed[chosen] += 1
+        return chosen
+
+    # -- prefill -----------------------------------------------------------------------
+
+    def _begin_steps(self) -> None:
+        touched, self._touched = sorted(self._touched), set()
+        for number in touched:
+            if not self._prefill_busy[number]:
+                self._begin_fetches(number)
+                self._begin_prefill_step(number)
+
+    def _begin_prefill_step(self, number: int) -> None:
+        result = self._prefill[number].begin_step()
+        if result is not None:
+            self._prefill_busy[number] = True
+            self._at(self._now_s + result.seconds, lambda: self._end_prefill_step(number, result))
+
+    def _end_prefill_step(self, number: int, result: StepResult) -> None:
+        worker = self._prefill[number]
+        self._prefill_busy[number] = False
+        self._touched.add(number)
+        for name in result.answered:
+            live = self._live[name]
+            live.state = worker.session_counters(name)
+            live.token_times_s.append(self._now_s)
+        worker.end_step(result)
+        if self._ahead is not None:
+            for name in result.computed:
+                self._ahead.touch(name)
+        for name in result.answered:
+            self._placed[number] -= 1
+            self._hand_over(name)
+        inbox, self._inboxes[number] = self._inboxes[number], []
+        for name, change in inbox:
+            self._change(self._live[name], change)
+
+    # -- hand-over and decode ----------------------------------------------------------
+
+    def _begin_fetches(self, number: int) -> None:
+        """What this prefill worker has to offer goes on its way to decode."""
+        if self._ahead is not None:
+            for at_s, fetch in self._ahead.begin(number, self._now_s):
+                self._at(at_s, self._fetch_ahead_end(self._ahead, fetch))
+
+    def _fetch_ahead_end(self, ahead: Ahead, fetch: Fetch) -> _Act:
+        def act() -> None:
+            ahead.ended(fetch)
+            self._touched.add(fetch.prefill)
+
+        return act
+
+    def _least_loaded_decode(self) -> int:
+        return _least_loaded("decode", [each.num_sessions for each in self._decode])
+
+    def _hand_over(self, name: str) -> None:
+        """After the first token; the prefill worker keeps the KV until it is fetched."""
+        live = self._live[name]
+        if self._ahead is not None:
+            live.decode = self._ahead.answered(name)
+        num_left = self._num_output_tokens(live.task) - 1
+        if not num_left:
+            self._prefill[live.prefill].release(name)
+            self._end(name)
+            return
+        if live.decode is None:
+            live.decode = self._least_loaded_decode()
+        answer = Answer(name, live.task.num_tokens + 1, num_left)
+        self._decode[live.decode].submit(answer)
+        self._take_up(live.decode)
+
+    def _take_up(self, number: int) -> None:
+        for at_s, answer in self._decode[number].take_up(self._now_s):
+            self._at(at_s, self._fetch_end(number, answer))
+
+    def _fetch_end(self, number: int, answer: Answer) -> _Act:
+        def act() -> None:
+            live = self._live[answer.name]
+            self._prefill[live.prefill].release(answer.name)
+            self._touched.add(live.prefill)
+            self._decode[number].fetched(answer)
+            self._begin_decode_step(number)
+
+        return act
+
+    def _begin_decode_step(self, number: int) -> None:
+        worker = self._decode[number]
+        seconds = None if self._decode_busy[number] else worker.begin_step()
+        if seconds is not None:
+            self._decode_busy[number] = True
+            names = worker.names()
+            self._at(self._now_s + seconds, lambda: self._end_decode_step(number, names))
+
+    def _end_decode_step(self, number: int, names: tuple[str, ...]) -> None:
+        self._decode_busy[number] = False
+        for name in names:
+            self._live[name].token_times_s.append(self._now_s)
+        for name in self._decode[number].end_step(names):
+            self._end(name)
+        self._take_up(number)
+        self._begin_decode_step(number)
+
+    # -- what is told ------------------------------------------------------------------
+
+    def _end(self, name: str) -> None:
+        live = self._live.pop(name)
+        task, state = live.task, live.state
+        assert state is not None
+        self._records.append(
+            SessionRecord(
+                name,
+                due_s=task.opened_s,
+                opened_s=task.opened_s,
+                seal_due_s=task.sealed_s,
+                sealed_s=task.sealed_s,
+                token_times_s=tuple(live.token_times_s),
+                ended_s=self._now_s,
+                num_prompt_tokens=task.num_tokens,
+                computed_tokens=state.computed,
+                invalidated_tokens=state.invalidated,
+                recomputed_tokens=state.recomputed,
+            )
+        )
+
+    def _sample(self) -> None:
+        workers = self._prefill
+        self._samples.append(
+            Sample(
+                self._now_s,
+                sum(worker.kv_usage for worker in workers) / len(workers),
+                sum(worker.num_sessions for worker in workers),
+                sum(worker.num_with_work for worker in workers),
+            )
+        )
+        if self._heap:
+            assert self._settings.sample_every_s is not None
+            self._at(self._now_s + self._settings.sample_every_s, self._sample)
+
+    def _counters(self) -> dict[str, float]:
+        """Sums over the workers."""
+        found = _sums([asdict(worker.counters) for worker in self._prefill])
+        if self._decode:
+            crossed = _sums([asdict(worker.counters) for worker in self._decode])
+            found |= {f"handover_{name}": value for name, value in crossed.items()}
+        if self._ahead is not None:
+            found["handover_refused_fetches"] = self._ahead.num_refused
+        return found
+
+
+def _sums(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(counters[name] for counters in each) for name in each[0]}
+
+
+def _least_loaded(role: Role, num_sessions: Sequence[int]) -> int:
+    """Production's choice among workers that hold so many sessions each."""
+    chosen = pick(
+        (WorkerView(f"{number:04}", role, True, held) for number, held in enumerate(num_sessions)),
+        role,
+    )
+    assert chosen is not None
+    return int(chosen)

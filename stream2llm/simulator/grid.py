@@ -1,0 +1,173 @@
+"""The paper's whole grid, simulated, beside what the paper measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+
+from stream2llm.simulator.h200 import Fit, load_fit
+from stream2llm.simulator.paper_runs import Cell, play, quantiles_s
+from stream2llm.simulator.published import QUANTILES, Setting, published
+
+# Wanted: within this of the paper at these quantiles ...
+TOLERANCE = 0.25
+CHECKED = ("p50", "p95")
+# ... and the same order wherever the paper's systems differ by more than this.
+CLEAR_DIFFERENCE = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A simulated cell. Seconds by the names of QUANTILES."""
+
+    cell: Cell
+    ttft_s: Mapping[str, float]
+    counters: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One number of the paper and ours."""
+
+    setting: Setting
+    system: str
+    quantile: str
+    paper_s: float
+    ours_s: float
+
+    @property
+    def ratio(self) -> float:
+        """Ours to the paper's."""
+        return self.ours_s / self.paper_s
+
+    @property
+    def is_close(self) -> bool:
+        """Whether it is within the tolerance, either way."""
+        return 1 - TOLERANCE <= self.ratio <= 1 + TOLERANCE
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Two systems of one setting that differ clearly in the paper."""
+
+    setting: Setting
+    quantile: str
+    faster: str
+    slower: str
+    # Theirs and ours: the slower one's seconds to the faster one's.
+    paper: float
+    ours: float
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether ours are in the same order."""
+        return self.ours > 1
+
+
+def outcome(cell: Cell, fit: Fit | None = None) -> Outcome:
+    """Simulates a cell."""
+    run = play(cell, fit or load_fit())
+    return Outcome(cell, quantiles_s(run), run.counters)
+
+
+def outcomes(cells: Sequence[Cell], num_processes: int | None = None) -> Iterator[Outcome]:
+    """Each cell, in order, on all cores of the machine or as many as said."""
+    with ProcessPoolExecutor(num_processes or len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(outcome, cells)
+
+
+def paper_cells(seed: int, *, whole_requests: bool, memory: float = 1.0) -> list[Cell]:
+    """One for each system and setting that the paper has numbers of."""
+    return [
+        Cell(each.setting, each.system, seed, whole_requests, memory=memory) for each in published()
+    ]
+
+
+def comparisons(found: Iterable[Outcome]) -> list[Comparison]:
+    """Each number of the paper for which there is one of ours."""
+    paper = {(each.setting, each.system): each.ttft_s for each in published()}
+    return [
+        Comparison(o.cell.setting, o.cell.system, name, seconds, o.ttft_s[name])
+        for o in found
+        for name, seconds in paper.get((o.cell.setting, o.cell.system), {}).items()
+    ]
+
+
+def orders(compared: Sequence[Comparison]) -> list[Order]:
+    """All pairs of systems whose P50 or P95 differ clearly in the paper."""
+    by_setting: dict[tuple[Setting, str], list[Comparison]] = {}
+    for each in compared:
+        if each.quantile in CHECKED:
+            by_setting.setdefault((each.setting, each.quantile), []).append(each)
+    return [
+        _order(one, other)
+        for group in by_setting.values()
+        for one, other in combinations(group, 2)
+        if max(one.paper_s, other.paper_s)
+        > (1 + CLEAR_DIFFERENCE) * min(one.paper_s, other.paper_s)
+    ]
+
+
+def _order(one: Comparison, other: Comparison) -> Order:
+    fast, slow = sorted((one, other), key=lambda each: each.paper_s)
+    return Order(
+        one.setting,
+        one.quantile,
+        fast.system,
+        slow.system,
+        slow.paper_s / fast.paper_s,
+        slow.ours_s / fast.ours_s,
+    )
+
+
+def table(compared: Sequence[Comparison]) -> str:
+    """Markdown: paper, ours and ratio of every number."""
+    heads = [f"{name} paper | ours | ratio" for name in QUANTILES]
+    lines = [
+        f"| setting | system | {' | '.join(heads)} |",
+        "|---|---|" + "--:|--:|--:|" * len(QUANTILES),
+    ]
+    rows: dict[tuple[Setting, str], list[Comparison]] = {}
+    for each in compared:
+        rows.setdefault((each.setting, each.system), []).append(each)
+    for (setting, system), numbers in rows.items():
+        cells = [f"{n.paper_s:.3f} | {n.ours_s:.3f} | {_marked(n)}" for n in numbers]
+        lines.append(f"| {setting_name(setting)} | {system} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _marked(number: Comparison) -> str:
+    is_missed = number.quantile in CHECKED and not number.is_close
+    return f"{number.ratio:.2f}{'*' if is_missed else ''}"
+
+
+def setting_name(setting: Setting) -> str:
+    """For people."""
+    gaps = f", gaps x{setting.gap_factor:g}, {setting.mode}" if setting.gap_factor != 1 else ""
+    return f"{setting.shape} {setting.rate:g}/s{gaps}"
+
+
+def verdict(compared: Sequence[Comparison]) -> str:
+    """How many of the wanted agreements there are, and which pairs are the other way round."""
+    lines = []
+    for name in CHECKED:
+        numbers = [each for each in compared if each.quantile == name]
+        close = sum(each.is_close for each in numbers)
+        lines.append(f"{name}: {close} of {len(numbers)} within {TOLERANCE:.0%}")
+    pairs = orders(compared)
+    kept = sum(each.is_kept for each in pairs)
+    lines.append(
+        f"order: {kept} of {len(pairs)} pairs that differ by more than {CLEAR_DIFFERENCE:.0%}"
+    )
+    lines += [_reversed_line(each) for each in pairs if not each.is_kept]
+    return "\n".join(lines)
+
+
+def _reversed_line(pair: Order) -> str:
+    return (
+        f"reversed: {setting_name(pair.setting)} {pair.quantile}: {pair.slower} takes"
+        f" {pair.paper:.2f} x {pair.faster} in the paper, {pair.ours:.2f} x here"
+    )

@@ -1,0 +1,130 @@
+"""A trace of anybody's, on a cluster that a cost profile describes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cost_profiles.correction import CorrectedCostModel
+from cost_profiles.decision import Mode
+from cost_profiles.model import CostModel
+from cost_profiles.types import CostProfile
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.handover import HandoverMode
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.serving.worker_spec import OPEN_STEP_TOKENS
+from stream2llm.simulator.cluster import Cluster, ClusterSettings
+from stream2llm.simulator.decode import DecodeSettings, DecodeWorker, Link
+from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
+from stream2llm.simulator.steps import StepLaw, law_of
+from stream2llm.simulator.work import Task, not_streamed, task
+from stream2llm.workload.records import RunRecord
+from stream2llm.workload.traces.read import read_sessions
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What is simulated; sizes are of one worker."""
+
+    profile: CostProfile
+    kv_gib: float
+    host_gib: float = 0.0
+    # None: the budget that the profile was taken with.
+    step_tokens: int | None = None
+    num_prefill: int = 1
+    num_decode: int = 0
+    front_s: float = 0.0
+    network_gbit_s: float = 100.0
+    # Of each read, whatever its size.
+    read_overhead_s: float = 0.0
+    # Measured while the profile does not say; None: from the profile.
+    law: StepLaw | None = None
+    # Of a step for open sessions alone, under policies that keep sealed ones apart.
+    open_step_tokens: int = OPEN_STEP_TOKENS
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """On all ranks together."""
+        ranks = self.profile.tensor_parallel_size
+        return ranks * self.profile.model.kv_bytes_per_token(ranks)
+
+    def num_blocks(self, gib: float) -> int:
+        """Of KV in so much memory."""
+        return int(gib * 2**30 / self.kv_bytes_per_token / self.profile.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How it is run."""
+
+    policy: str
+    mode: Mode = Mode.COST
+    streams: bool = True
+    # In tables; empty: the policy's name.
+    label: str = ""
+    num_output_tokens: int = 1
+    sample_every_s: float | None = 1.0
+    handover: HandoverMode = "at_seal"
+
+
+def read_tasks(path: Path, ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN) -> list[Task]:
+    """What a trace asks; raises TraceError at a wrong line."""
+    return [task(session, documents, ordering) for session, documents in read_sessions(path)]
+
+
+def play_trace(machine: Machine, way: Way, asked: Sequence[Task], trace: str) -> RunRecord:
+    """Runs it; raises InvalidRequestError for what can never fit."""
+    law = machine.law or law_of(machine.profile)
+    settings = _prefill_settings(machine, way)
+    _check_sizes(settings, asked)
+    costs = CostModel(machine.profile)
+    prefill = [
+        PrefillWorker(settings, law.seconds, costs, CorrectedCostModel(costs))
+        for _ in range(machine.num_prefill)
+    ]
+    decode = [DecodeWorker(_decode_settings(machine, law)) for _ in range(machine.num_decode)]
+    cluster = Cluster(
+        ClusterSettings(machine.front_s, way.num_output_tokens, way.sample_every_s, way.handover),
+        prefill,
+        decode,
+    )
+    system = way.label or (way.policy if way.streams else "not streamed")
+    return cluster.play(asked if way.streams else not_streamed(asked), system, trace)
+
+
+def _prefill_settings(machine: Machine, way: Way) -> PrefillSettings:
+    profile = machine.profile
+    return PrefillSettings(
+        num_blocks=machine.num_blocks(machine.kv_gib),
+        block_size=profile.block_size,
+        step_tokens=machine.step_tokens or profile.recompute.step_tokens,
+        num_host_blocks=machine.num_blocks(machine.host_gib),
+        mode=way.mode,
+        policy=way.policy,
+        overlaps=profile.accelerator.name != "cpu",
+        open_step_tokens=machine.open_step_tokens,
+    )
+
+
+def _decode_settings(machine: Machine, law: StepLaw) -> DecodeSettings:
+    return DecodeSettings(
+        num_tokens=machine.num_blocks(machine.kv_gib) * machine.profile.block_size,
+        kv_bytes_per_token=machine.kv_bytes_per_token,
+        link=Link(machine.network_gbit_s * 1e9 / 8, machine.read_overhead_s),
+        law=law,
+    )
+
+
+def _check_sizes(settings: PrefillSettings, asked: Sequence[Task]) -> None:
+    """No session is larger than the memory."""
+    room = settings.num_blocks * settings.block_size
+    for each in asked:
+        if not each.num_tokens:
+            raise InvalidRequestError(f"session {each.name} has no token", field="trace")
+        if each.num_longest_tokens > room:
+            raise InvalidRequestError(
+                f"session {each.name} has {each.num_longest_tokens:,} tokens of context; the KV memory of a "
+                f"prefill worker holds {room:,} (--kv-gib)",
+                field="kv_gib",
+            )

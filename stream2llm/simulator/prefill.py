@@ -1,0 +1,371 @@
+"""One prefill worker in virtual time; keeps no clock of its own.
+
+Book, plan, victims, preemption and host pool are those of a prefill worker. No
+prefix cache, and no blocks that two sessions share. A step's copies end with the
+step, beside its computing where the device does both at once, else after it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+from cost_profiles.correction import CorrectedCostModel, tells_of_recompute, tells_of_swap
+from cost_profiles.decision import Mode
+from cost_profiles.types import Costs
+from prefill_worker.book import SessionBook
+from prefill_worker.host_pool import HostPool
+from prefill_worker.policy import POLICIES
+from prefill_worker.preemption import Preemption
+from prefill_worker.session_state import SessionState
+from prefill_worker.types import Eviction, Grant, Load, StepLimits, StepPlan, StopReason
+from stream2llm.serving.worker_spec import OPEN_STEP_TOKENS
+from stream2llm.simulator.steps import Range
+from stream2llm.simulator.work import Change
+
+# What a step that computes these ranges takes.
+StepSeconds = Callable[[Sequence[Range]], float]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillSettings:
+    """Of a worker and its scheduler."""
+
+    num_blocks: int
+    block_size: int
+    step_tokens: int
+    num_host_blocks: int = 0
+    mode: Mode = Mode.COST
+    policy: str = "fcfs"
+    # Victims lose everything, as in the paper; ours lose what is needed.
+    whole_requests: bool = False
+    step_requests: int = 256
+    # Whether copies take place while the step computes.
+    overlaps: bool = True
+    patience_steps: int = 1000
+    open_step_tokens: int = OPEN_STEP_TOKENS
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened so far; seconds are virtual, the rest tokens, blocks and numbers."""
+
+    steps: int = 0
+    busy_s: float = 0.0
+    computed_tokens: int = 0
+    recomputed_tokens: int = 0
+    invalidated_tokens: int = 0
+    recomputed_victims: int = 0
+    swapped_victims: int = 0
+    swapped_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """A step that has begun."""
+
+    seconds: float
+    # Sessions whose first token is there at its end.
+    answered: tuple[str, ...]
+    # Sessions it computes for.
+    computed: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Session:
+    state: SessionState
+    num_known: int = 0
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    is_loading: bool = False
+
+
+class PrefillWorker:
+    """See the module's text. Also the book's `Ledger`.
+
+    `step_s` and `truth` are what steps and copies take, `beliefs` what the scheduler
+    goes by and corrects.
+    """
+
+    def __init__(
+        self,
+        settings: PrefillSettings,
+        step_s: StepSeconds,
+        truth: Costs,
+        beliefs: CorrectedCostModel,
+    ) -> None:
+        self.counters = Counters()
+        self._settings = settings
+        self._step_s = step_s
+        self._truth = truth
+        self._beliefs = beliefs
+        self._preemption = Preemption(settings.mode, beliefs, settings.block_size)
+        self._book = SessionBook(
+            POLICIES[settings.policy], settings.patience_steps, settings.num_blocks
+        )
+        self._free = list(range(settings.num_blocks - 1, -1, -1))
+        self._host = HostPool(settings.num_host_blocks)
+        self._sessions: dict[str, _Session] = {}
+        self._leases: dict[str, list[int]] = {}
+        self._loading: list[tuple[Load, tuple[int, ...]]] = []
+        # References of offers on blocks, which outlive what their sessions do.
+        self._pins: Counter[int] = Counter()
+        # Blocks that nobody holds but offers.
+        self._orphans: set[int] = set()
+        self.is_short_of_blocks = False
+
+    @property
+    def num_sessions(self) -> int:
+        """Open and unanswered ones."""
+        return len(self._sessions)
+
+    @property
+    def num_with_work(self) -> int:
+        """Of these, sessions with tokens to compute."""
+        return self._book.num_with_work
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the blocks that sessions or leases hold."""
+        return 1 - len(self._free) / self._settings.num_blocks
+
+    def session_counters(self, name: str) -> SessionState:
+        """What became of a session's tokens; before it is answered."""
+        return self._sessions[name].state
+
+    # -- the book's side ---------------------------------------------------------------
+
+    def block_ids(self, request_id: str) -> Sequence[int]:
+        """The blocks of a session."""
+        return self._sessions[request_id].blocks
+
+    def num_holders(self, block_id: int) -> int:
+        """The session, and offers: nothing else is shared."""
+        return 1 + self._pins[block_id]
+
+    def has_hit(self, request_id: str) -> bool:
+        """Never: there is no prefix cache."""
+        return False
+
+    def block_keys(self, request_id: str, first: int, stop: int) -> Sequence[Hashable]:
+        """None: no two blocks are equal."""
+        return ()
+
+    # -- events, between steps ---------------------------------------------------------
+
+    def change(self, name: str, change: Change) -> None:
+        """A session's sequence becomes another one; the first change opens it."""
+        session = self._sessions.get(name)
+        if session is None:
+            state = self._book.open(name, revision=1, sealed=change.seals)
+            session = self._sessions[name] = _Session(state)
+            # What an opening brings is no event of its own.
+            session.num_known = change.num_known
+        else:
+            self._splice(name, session, change)
+        self._touch(name)
+
+    def _splice(self, name: str, session: _Session, change: Change) -> None:
+        """Keeps what is valid, as the scheduler does."""
+        self._book.note_event(name, change.num_kept)
+        lost = session.num_computed - change.num_kept
+        if lost > 0:
+            session.state.invalidated += lost
+            self.counters.invalidated_tokens += lost
+        session.num_known = change.num_known
+        valid = min(change.num_kept, max(change.num_known - 1, 0))
+        if session.num_computed > valid:
+            self._cut(session, valid)
+        size = self._settings.block_size
+        num_cut = self._host.drop_from(name, valid // size) * size
+        session.state.invalidated += num_cut
+        self.counters.invalidated_tokens += num_cut
+        if change.seals:
+            self._book.seal(session.state, change.num_known)
+
+    def _cut(self, session: _Session, num_tokens: int) -> None:
+        session.num_computed = num_tokens
+        num_blocks = -(-num_tokens // self._settings.block_size)
+        self._let_go(session.blocks[num_blocks:])
+        del session.blocks[num_blocks:]
+
+    def _let_go(self, blocks: Sequence[int]) -> None:
+        """A session holds them no more."""
+        if not self._pins:
+            self._free.extend(blocks)
+            return
+        for block in blocks:
+            (self._orphans.add if self._pins[block] else self._free.append)(block)
+
+    def release(self, name: str) -> None:
+        """The hand-over of an answered session has ended."""
+        self._let_go(self._leases.pop(name))
+        self._book.note_freed()
+
+    # -- offers ------------------------------------------------------------------------
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return self._settings.block_size
+
+    @property
+    def num_blocks(self) -> int:
+        """All there are."""
+        return self._settings.num_blocks
+
+    def num_computed(self, name: str) -> int:
+        """Tokens of a live session; between steps."""
+        return self._sessions[name].num_computed
+
+    def has_work(self, name: str) -> bool:
+        """Whether a live session has tokens to compute."""
+        return self._book.has_work(name)
+
+    def pin(self, name: str, num_tokens: int) -> tuple[int, ...]:
+        """Holds the blocks of the session's first tokens; they stay until `unpin`."""
+        blocks = tuple(self._sessions[name].blocks[: num_tokens // self._settings.block_size])
+        self._pins.update(blocks)
+        return blocks
+
+    def unpin(self, blocks: Sequence[int]) -> None:
+        """An offer has ended."""
+        self._pins.subtract(blocks)
+        for block in blocks:
+            if not self._pins[block]:
+                del self._pins[block]
+                if block in self._orphans:
+                    self._orphans.discard(block)
+                    self._free.append(block)
+        self._book.note_freed()
+
+    def _touch(self, name: str) -> None:
+        session = self._sessions[name]
+        self._host.drop_before(name, session.num_computed // self._settings.block_size)
+        self._book.update(
+            name,
+            session.num_known,
+            session.num_computed,
+            len(session.blocks),
+            host_blocks=self._host.next_run(name),
+            is_loading=session.is_loading,
+        )
+
+    # -- a step ------------------------------------------------------------------------
+
+    def begin_step(self) -> StepResult | None:
+        """Plans and begins a step; None: it would bring nobody further."""
+        if not self._book.num_to_step_for(len(self._free)):
+            return None
+        self._book.begin_step()
+        num_free = len(self._free)
+        plan = self._book.plan(self._limits(), self, self._preemption)
+        self._book.end_step(plan, num_free)
+        self.is_short_of_blocks = plan.stop in (StopReason.KV_MEMORY, StopReason.KV_LEASED)
+        outs = [self._evict(eviction) for eviction in plan.evictions]
+        self._loading = [(load, self._begin_load(load)) for load in plan.loads]
+        if not plan.does_something:
+            return None
+        ranges = [self._compute(grant) for grant in plan.grants]
+        ins = [load.num_blocks for load in plan.loads]
+        seconds = self._seconds(ranges, [each for each in outs if each], ins)
+        computed = tuple(grant.request_id for grant in plan.grants)
+        return StepResult(seconds, self._answered(plan), computed)
+
+    def _limits(self) -> StepLimits:
+        settings = self._settings
+        return StepLimits(
+            settings.step_tokens,
+            settings.step_requests,
+            len(self._free),
+            settings.block_size,
+            settings.whole_requests,
+            self._host.num_free,
+            settings.open_step_tokens,
+        )
+
+    def _evict(self, eviction: Eviction) -> int:
+        """Carries an eviction out; how many blocks go to the host."""
+        name, swap = eviction.request_id, eviction.swap
+        session = self._sessions[name]
+        self._book.note_eviction(name)
+        if swap.num_blocks:
+            self._host.put(name, swap.start, swap.num_blocks)
+            self.counters.swapped_victims += 1
+            self.counters.swapped_blocks += swap.num_blocks
+        else:
+            self.counters.recomputed_victims += 1
+        self._cut(session, eviction.num_blocks_kept * self._settings.block_size)
+        self._touch(name)
+        return swap.num_blocks
+
+    def _begin_load(self, load: Load) -> tuple[int, ...]:
+        session = self._sessions[load.request_id]
+        slots = self._host.take(load.request_id, load.first_block, load.num_blocks)
+        self._allocate(session, load.first_block + load.num_blocks)
+        session.is_loading = True
+        self._touch(load.request_id)
+        return slots
+
+    def _allocate(self, session: _Session, num_blocks: int) -> None:
+        num_more = num_blocks - len(session.blocks)
+        if num_more > 0:
+            session.blocks.extend(self._free[-num_more:])
+            del self._free[-num_more:]
+
+    def _compute(self, grant: Grant) -> Range:
+        session = self._sessions[grant.request_id]
+        start, stop = session.num_computed, session.num_computed + grant.num_tokens
+        self._allocate(session, -(-stop // self._settings.block_size))
+        session.num_computed = stop
+        again = session.state.record_computed(start, grant.num_tokens)
+        self.counters.computed_tokens += grant.num_tokens
+        self.counters.recomputed_tokens += again
+        self._touch(grant.request_id)
+        return start, stop
+
+    def _answered(self, plan: StepPlan) -> tuple[str, ...]:
+        return tuple(grant.request_id for grant in plan.grants if self._is_done(grant.request_id))
+
+    def _is_done(self, name: str) -> bool:
+        session = self._sessions[name]
+        return session.state.sealed and session.num_computed == session.num_known
+
+    def end_step(self, result: StepResult) -> None:
+        """Copies are there; answered sessions keep their blocks for the hand-over alone."""
+        for load, slots in self._loading:
+            session = self._sessions[load.request_id]
+            session.is_loading = False
+            session.num_computed = len(session.blocks) * self._settings.block_size
+            self._host.release(slots)
+            self._touch(load.request_id)
+        self._loading = []
+        for name in result.answered:
+            self._leases[name] = self._sessions.pop(name).blocks
+            self._host.forget(name)
+            self._book.close(name)
+
+    # -- time --------------------------------------------------------------------------
+
+    def _seconds(self, ranges: Sequence[Range], outs: Sequence[int], ins: Sequence[int]) -> float:
+        """The step's seconds; what production would learn of them is learned."""
+        compute_s = self._step_s(ranges)
+        out_s = sum(map(self._truth.swap_out_s, outs))
+        in_s = sum(map(self._truth.swap_in_s, ins))
+        copy_s = out_s + in_s
+        seconds = max(compute_s, copy_s) if self._settings.overlaps else compute_s + copy_s
+        self.counters.steps += 1
+        self.counters.busy_s += seconds
+        self._learn(ranges, seconds if self._settings.overlaps else compute_s)
+        if tells_of_swap(sum(outs)):
+            self._beliefs.observe_swap_out(sum(outs), out_s)
+        if tells_of_swap(sum(ins)):
+            self._beliefs.observe_swap_in(sum(ins), in_s)
+        return seconds
+
+    def _learn(self, ranges: Sequence[Range], seconds: float) -> None:
+        """Where copies are made beside the step, production cannot tell them from it."""
+        num_tokens = sum(stop - start for start, stop in ranges)
+        if tells_of_recompute(num_tokens, self._settings.step_tokens):
+            self._beliefs.observe_step(ranges, seconds)

@@ -1,0 +1,129 @@
+"""What a trace asks of a prefill worker, in token counts. Pure.
+
+Equal documents are equal tokens, so that the longest common prefix of two document
+lists is that of the two token sequences: instruction and leading documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.workload.document_orders import ORDERS, laid_out, num_leading
+from stream2llm.workload.traces.format import Document, Session
+
+# Of the sentence that tells the model the ranking, for each document: 58 tokens for ten.
+NOTE_TOKENS = 6
+
+
+class Change(NamedTuple):
+    """From this moment on the session's sequence is another one."""
+
+    # Seconds after the beginning of the run, when it is submitted.
+    at_s: float
+    # So many of the tokens before are still valid.
+    num_kept: int
+    # And so many there are now.
+    num_known: int
+    seals: bool
+    # It replaces the list of documents, even where the new one only goes on.
+    is_update: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One session: what it submits, in order; the last change seals it."""
+
+    name: str
+    changes: tuple[Change, ...]
+    # Of its answer; None leaves it to the cluster's settings.
+    num_output_tokens: int | None = None
+
+    @property
+    def opened_s(self) -> float:
+        """When it is opened."""
+        return self.changes[0].at_s
+
+    @property
+    def sealed_s(self) -> float:
+        """When the last of its context is submitted."""
+        return self.changes[-1].at_s
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the sealed sequence."""
+        return self.changes[-1].num_known
+
+    @property
+    def num_longest_tokens(self) -> int:
+        """Most that are known at any moment: a list may be longer before its last update."""
+        return max(change.num_known for change in self.changes)
+
+
+def task(
+    session: Session, documents: Mapping[str, Document], ordering: str = DocumentOrdering.AS_GIVEN
+) -> Task:
+    """A session of a trace; `documents` has every one it names, `ordering` is one of ORDERS."""
+    opened, prefix = session.arrival_s, session.prefix.num_tokens
+    changes = [Change(opened, 0, prefix, seals=False)]
+    current, given = list[str](), list(session.lists())
+    for event, following in zip(session.events, laid_out(given, ORDERS[ordering]), strict=False):
+        shared = following[: num_leading(current, following)]
+        num_kept = prefix + _tokens(shared, documents)
+        num_known = prefix + _tokens(following, documents)
+        is_update = event.kind == "update"
+        changes.append(Change(opened + event.at_s, num_kept, num_known, False, is_update))
+        current = following
+    num_known, seal_s = changes[-1].num_known, opened + session.events[-1].at_s
+    note = NOTE_TOKENS * len(current) if given and current != list(given[-1]) else 0
+    sealed = num_known + note + session.suffix.num_tokens
+    changes.append(Change(seal_s, num_known, sealed, seals=True))
+    return Task(session.id, tuple(changes), session.output_tokens)
+
+
+def tasks(sessions: Iterable[Session], ordering: str = DocumentOrdering.AS_GIVEN) -> list[Task]:
+    """Sessions whose documents are all their own."""
+    return [task(each, each.document_table({}), ordering) for each in sessions]
+
+
+def not_streamed(tasks: Iterable[Task]) -> list[Task]:
+    """What everybody does without streaming: one prompt, when all of it is there."""
+    return [
+        replace(each, changes=(Change(each.sealed_s, 0, each.num_tokens, seals=True),))
+        for each in tasks
+    ]
+
+
+def with_answers_of(tasks: Iterable[Task], num_tokens: int | None) -> list[Task]:
+    """Every answer that long, whatever was recorded; None: as the cluster's settings say."""
+    return [replace(each, num_output_tokens=num_tokens) for each in tasks]
+
+
+def with_longer_gaps(tasks: Iterable[Task], factor: float) -> list[Task]:
+    """Times between a session's chunks multiplied; the first chunk comes when it came."""
+    return [_with_longer_gaps(each, factor) for each in tasks]
+
+
+def _with_longer_gaps(task: Task, factor: float) -> Task:
+    opening, *later = task.changes
+    first_s = later[0].at_s
+    moved = (each._replace(at_s=first_s + factor * (each.at_s - first_s)) for each in later)
+    return replace(task, changes=(opening, *moved))
+
+
+def invalidated_tokens(task: Task) -> int:
+    """Of its context, what updates threw away, computed or not."""
+    pairs = zip(task.changes, task.changes[1:], strict=False)
+    return sum(before.num_known - after.num_kept for before, after in pairs)
+
+
+def in_order(tasks: Iterable[Task]) -> Iterator[tuple[Change, Task]]:
+    """All changes of all sessions as they come; those of a moment as they stand."""
+    everything = [(change, each) for each in tasks for change in each.changes]
+    return iter(sorted(everything, key=lambda pair: pair[0].at_s))
+
+
+def _tokens(names: Iterable[str], documents: Mapping[str, Document]) -> int:
+    return sum(documents[name].num_tokens for name in names)

@@ -1,0 +1,1 @@
+"""Traces, replay and reports."""

@@ -1,0 +1,71 @@
+"""A trace compared with the published workload of its shape. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from stream2llm.workload.traces.format import Shape
+from stream2llm.workload.traces.measure import Samples, statistic
+from stream2llm.workload.traces.targets import MANY_TOKENS, TARGETS
+
+TOLERANCE = 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class FitRow:
+    """One published number and what a trace has in its place."""
+
+    quantity: str
+    statistic: str
+    target: float
+    reached: float
+    # Whether the target is a lower bound.
+    at_least: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """Reached, in targets."""
+        return self.reached / self.target
+
+    @property
+    def is_met(self) -> bool:
+        """Within the tolerance, or beyond the bound."""
+        if self.at_least:
+            return self.ratio >= 1
+        return abs(self.ratio - 1) <= TOLERANCE
+
+
+def fit(samples: Samples, shape: Shape) -> list[FitRow]:
+    """Every number of the shape's table."""
+    return list(_rows(samples, shape))
+
+
+def fit_table(rows: Iterable[FitRow]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| quantity | statistic | target | reached | ratio |  |", "|---|---|--:|--:|--:|---|"]
+    for row in rows:
+        target = f"{'≥ ' if row.at_least else ''}{_number(row.target)}"
+        verdict = "" if row.is_met else "MISSED"
+        cells = (row.quantity, row.statistic, target, _number(row.reached), f"{row.ratio:.3f}")
+        lines.append(f"| {' | '.join(cells)} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _rows(samples: Samples, shape: Shape) -> Iterator[FitRow]:
+    target = TARGETS[shape]
+    for quantity, statistics in target.statistics.items():
+        values = getattr(samples, quantity)
+        for name, value in statistics.items():
+            yield FitRow(quantity, name, value, statistic(values, name))
+    if target.invalidating_share:
+        many = [value > MANY_TOKENS for value in samples.invalidated]
+        share = statistic(many, "mean")
+        name = f"share over {MANY_TOKENS}"
+        yield FitRow("invalidated", name, target.invalidating_share, share, at_least=True)
+
+
+def _number(value: float) -> str:
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

@@ -1,0 +1,136 @@
+"""How long each session is and when its chunks come, at the published scale. Pure.
+
+Each quantity has its published distribution. Three of them are bound together:
+the retrieval time is the time to the first chunk plus all gaps. So gaps are drawn
+first, and retrieval times are handed out at random among those that are long enough; what
+a session's gaps leave of its retrieval time passes before its first chunk. Longer
+prompts have more chunks, with some noise. No other dependence is modelled,
+since nothing is published about any.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from statistics import NormalDist
+
+from stream2llm.workload.traces.format import Shape
+from stream2llm.workload.traces.quantiles import HIGHEST_P, LOWEST_P, Quantiles
+from stream2llm.workload.traces.targets import TARGETS
+
+# Correlation of the ranks of prompt length and number of chunks; judgement.
+TOKENS_WITH_CHUNKS = 0.5
+# A first chunk needs some time; judgement.
+SHORTEST_FIRST_S = 0.1
+_SCORE = NormalDist().inv_cdf
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One session before it has documents."""
+
+    # Of the whole prompt.
+    num_tokens: int
+    # When each chunk comes, after the arrival; the last one brings the seal.
+    times_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """What the table leaves open: ends, and the width of the chunk counts.
+
+    Chosen so that the published means are met; `fit` shows how well.
+    """
+
+    tokens: tuple[float, float]
+    retrieval_s: tuple[float, float]
+    gap_ms: tuple[float, float]
+    chunks: Mapping[float, float]
+
+
+_RESTS: Mapping[Shape, _Rest] = {
+    "crawler": _Rest(
+        tokens=(400, 60_000),
+        retrieval_s=(2.0, 30.0),
+        gap_ms=(5, 10_000),
+        chunks={LOWEST_P: 1, 0.05: 4, 0.5: 8, 0.95: 12, HIGHEST_P: 17},
+    ),
+    "anns": _Rest(
+        tokens=(1_500, 131_072),
+        retrieval_s=(0.9, 25.0),
+        gap_ms=(0.2, 4_000),
+        chunks={LOWEST_P: 1, 0.05: 2, 0.5: 4, 0.95: 8, HIGHEST_P: 26},
+    ),
+}
+
+
+def plans(shape: Shape, count: int, rng: random.Random) -> list[Plan]:
+    """So many sessions of a shape, in random order."""
+    rest = _RESTS[shape]
+    chunks = [round(each) for each in Quantiles(rest.chunks).sample(count, rng)]
+    gap_values = _published(shape, "gap_ms", rest.gap_ms).sample(sum(chunks) - count, rng)
+    gaps = _dealt((each / 1000 for each in gap_values), chunks)
+    retrieval = _published(shape, "retrieval_s", rest.retrieval_s).sample(count, rng)
+    tokens = _published(shape, "tokens", rest.tokens).sample(count, rng)
+    lasts = long_enough(retrieval, [sum(each) for each in gaps], rng)
+    sizes = coupled(tokens, chunks, TOKENS_WITH_CHUNKS, rng)
+    return [
+        Plan(round(size), _times(between, last))
+        for size, between, last in zip(sizes, gaps, lasts, strict=True)
+    ]
+
+
+def long_enough(totals: Sequence[float], parts: Sequence[float], rng: random.Random) -> list[float]:
+    """The totals in an order in which each is at least its part, where that can be.
+
+    The largest part chooses first, at random among all totals that are large
+    enough for it: whatever it takes, no smaller part has less to choose from
+    than it needs. Where no total is large enough, the largest one left is given.
+    """
+    rising, fitting = sorted(totals), list[float]()
+    chosen = [0.0] * len(parts)
+    for index in sorted(range(len(parts)), key=parts.__getitem__, reverse=True):
+        needed = parts[index] + SHORTEST_FIRST_S
+        while rising and (rising[-1] >= needed or not fitting):
+            fitting.append(rising.pop())
+        number = rng.randrange(len(fitting))
+        fitting[number], fitting[-1] = fitting[-1], fitting[number]
+        chosen[index] = fitting.pop()
+    return chosen
+
+
+def coupled(
+    values: Sequence[float], keys: Sequence[float], strength: float, rng: random.Random
+) -> list[float]:
+    """The values in an order that follows `keys`, strictly at 1, not at all at 0."""
+    by_key = sorted(range(len(keys)), key=lambda index: (keys[index], rng.random()))
+    noisy = [0.0] * len(keys)
+    for rank, index in enumerate(by_key):
+        score = _SCORE((rank + 0.5) / len(keys))
+        noisy[index] = strength * score + (1 - strength**2) ** 0.5 * rng.gauss(0, 1)
+    placed = [0.0] * len(keys)
+    order = sorted(range(len(keys)), key=noisy.__getitem__)
+    for index, value in zip(order, sorted(values), strict=True):
+        placed[index] = value
+    return placed
+
+
+def _published(shape: Shape, quantity: str, ends: tuple[float, float]) -> Quantiles:
+    table = TARGETS[shape].statistics[quantity]
+    points = {int(name[1:]) / 100: value for name, value in table.items() if name.startswith("P")}
+    return Quantiles(points | {LOWEST_P: ends[0], HIGHEST_P: ends[1]})
+
+
+def _dealt(gaps: Iterator[float], chunks: Sequence[int]) -> list[list[float]]:
+    """One gap less than chunks for each session."""
+    return [list(islice(gaps, count - 1)) for count in chunks]
+
+
+def _times(gaps: Sequence[float], last_s: float) -> tuple[float, ...]:
+    """Chunk times that end at `last_s`; gaps shrink if they would not fit."""
+    room, total = last_s - SHORTEST_FIRST_S, sum(gaps)
+    shrink = min(1.0, max(room, 0.0) / total) if total else 1.0
+    first = last_s - shrink * total
+    return tuple(accumulate((shrink * gap for gap in gaps), initial=first))

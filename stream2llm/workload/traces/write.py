@@ -1,0 +1,66 @@
+"""A trace into a file, item by item.
+
+Nothing is written that could not be read back. The file appears under its name
+when it is whole; until then, and after a failure, the name is untouched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import TypeAdapter
+
+from stream2llm.workload.traces.check import Checker, Problem, TraceError, problems_of_header
+from stream2llm.workload.traces.format import Header, Item, Line
+
+_LINE: TypeAdapter[Line] = TypeAdapter(Line)
+
+
+class TraceWriter:
+    """Writes lines to an open file; `open_writer` makes one."""
+
+    def __init__(self, file: BinaryIO, header: Header, *, source: str) -> None:
+        self._file = file
+        self._source = source
+        self._checker = Checker()
+        self.num_lines = 0
+        self._write(header, list(problems_of_header(header)))
+
+    def add(self, item: Item) -> None:
+        """The next line; raises TraceError for one that does not fit."""
+        self._write(item, self._checker.problems(item))
+
+    def _write(self, line: Line, problems: list[Problem]) -> None:
+        self.num_lines += 1
+        if problems:
+            text = "; ".join(map(str, problems))
+            message = f"{self._source}, line {self.num_lines}: {text}"
+            raise TraceError(message, field=problems[0].key)
+        self._file.write(_LINE.dump_json(line, exclude_none=True) + b"\n")
+
+
+@contextmanager
+def open_writer(path: Path, header: Header) -> Iterator[TraceWriter]:
+    """A writer whose file takes its place when the block ends well."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield TraceWriter(file, header, source=str(path))
+        part.replace(path)
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def write_trace(path: Path, header: Header, items: Iterable[Item]) -> int:
+    """Writes all of them; returns the number of lines."""
+    with open_writer(path, header) as writer:
+        for item in items:
+            writer.add(item)
+        return writer.num_lines
