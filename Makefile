@@ -27,7 +27,7 @@ INSTALL := $(PIP) install --quiet --quiet --progress-bar off
 # Written last, so that an interrupted installation starts again.
 DEPS := $(VENV)/.installed-$(EXTRA)
 PROJECT := $(VENV)/.installed-project-$(EXTRA)
-PROTOS := $(wildcard proto/stream2llm/api/v1/*.proto)
+PROTOS := $(wildcard proto/stream2llm/v1/*.proto)
 PROTOC := $(BIN)/python -m grpc_tools.protoc -Iproto
 DOCS := $(VENV)/.installed-docs
 # Without it mkdocs-material prints an announcement at each build.
@@ -77,7 +77,7 @@ model: env ## fetch the default model into the cache (93 MB, once)
 
 # One command, so that make executes it without a shell and Ctrl-C reaches it alone.
 demo: env model ## a local cluster, and documents streaming into an answer
-	@$(BIN)/python -m examples.demo.__main__ $(DEMO_ARGS)
+	@$(BIN)/python -m examples.demo $(DEMO_ARGS)
 
 bench-peers: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
 	@$(BIN)/python -m experiments.peers $(BENCH_ARGS)
@@ -115,15 +115,21 @@ check: env ## what CI asks of every commit: format, lint, types, protos, fast te
 	@$(MAKE) --no-print-directory proto-check
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not gpu" $(PYTEST_ARGS) $(FAST_TESTS)
 
+STUBS := stream2llm/api/v1
+# The stubs of package stream2llm.v1 into folder $(1), importable as stream2llm.api.v1.
+generate_stubs = $(PROTOC) --python_out="$(1)" --pyi_out="$(1)" --grpc_python_out="$(1)" $(PROTOS) && \
+  sed -i.orig 's/^from stream2llm\.v1 import/from stream2llm.api.v1 import/' "$(1)"/stream2llm/v1/* && \
+  rm "$(1)"/stream2llm/v1/*.orig
+
 proto: env ## regenerate stream2llm/api/v1 from proto/
-	@rm -f stream2llm/api/v1/*_pb2.py stream2llm/api/v1/*_pb2.pyi stream2llm/api/v1/*_pb2_grpc.py
-	@$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call generate_stubs,$$fresh) && \
+	  rm -f $(STUBS)/*_pb2.py $(STUBS)/*_pb2.pyi $(STUBS)/*_pb2_grpc.py && \
+	  cp "$$fresh"/stream2llm/v1/* $(STUBS)
 
 proto-check: env ## fail when the committed stubs are not those of proto/
-	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
-	  $(PROTOC) --python_out="$$fresh" --pyi_out="$$fresh" --grpc_python_out="$$fresh" $(PROTOS) && \
-	  diff -r -x __init__.py -x __pycache__ "$$fresh/stream2llm/api/v1" stream2llm/api/v1 || \
-	  { echo "stream2llm/api/v1 is not what proto/ generates: run 'make proto' and commit" >&2; exit 1; }
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call generate_stubs,$$fresh) && \
+	  diff -r -x __init__.py -x __pycache__ "$$fresh/stream2llm/v1" $(STUBS) || \
+	  { echo "$(STUBS) is not what proto/ generates: run 'make proto' and commit" >&2; exit 1; }
 
 docs-reference: env ## regenerate docs/reference from the code
 	@$(BIN)/python -m tools.reference

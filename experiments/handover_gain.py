@@ -22,6 +22,7 @@ from prefill_worker.offers import OfferBook, OfferLimits
 from router.stability import Stability
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.serving.prefix import as_tokens, common_prefix_len
+from stream2llm.simulator.handover_effect import READ_OVERHEAD_S
 from stream2llm.workload.traces.format import Shape
 
 _PROFILE = "h200_llama-3.1-8b_tp1"
@@ -29,8 +30,6 @@ _PROFILE = "h200_llama-3.1-8b_tp1"
 BYTES_PER_TOKEN = 32 * 8 * 128 * 2 * 2
 _BLOCK_SIZE = 16
 _STEP_TOKENS = 2048
-# Two RPCs, two engine steps, and posting the read: judgement, nothing is published of it.
-READ_OVERHEAD_S = 0.004
 _GBIT = 1e9 / 8
 _SESSION = "q"
 

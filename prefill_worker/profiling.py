@@ -48,8 +48,8 @@ from prefill_worker.profile_plan import (
 from prefill_worker.profile_recompute import RecomputeMeter, RecomputeTimes
 from prefill_worker.profile_swap import SwapMeter, SwapTimes
 from stream2llm.api.errors import InvalidRequestError, describe
-from stream2llm.cluster.preflight import machine_memory
 from stream2llm.serving.clock import Clock
+from stream2llm.serving.machine_memory import machine_memory
 
 # Copies of this size have long reached the speed of larger ones.
 MAX_POOL_BYTES = 4 * 1024**3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ray
 
-from stream2llm.cluster.layout import Launch
 from stream2llm.serving.actor_shell import RouterShell
+from stream2llm.serving.launch import Launch
 from stream2llm.serving.node_address import node_address
 
 

@@ -18,13 +18,13 @@ from router.progress import ProgressTracker, WorkerFigures
 from router.sessions import OpenSessions, SessionPlace
 from router.text_input import TextInput
 from router.timeline import Timeline
-from router.types import RouterSpec
 from router.workers import WorkerPool
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.session import Event, Session, State
 from stream2llm.serving.clock import Clock
 from stream2llm.serving.prefix import Tokens
+from stream2llm.serving.router_spec import RouterSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,14 @@ from router.service import LIMITED_METHODS, SERVICE_NAME, StreamingInferenceServ
 from router.sessions import OpenSessions
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
-from router.types import RouterAddress, RouterSpec
+from router.types import RouterAddress
 from router.workers import WorkerPool
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.grpc_options import server_options
 from stream2llm.api.v1 import inference_pb2_grpc
 from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.router_spec import RouterSpec
 from stream2llm.serving.undecodable import RefuseUndecodable
 from stream2llm.serving.worker_spec import ClusterView
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from stream2llm.api.delay import DelayReason
 from stream2llm.api.handover import HandoverMode
@@ -10,30 +10,7 @@ from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.api.token_step import FinishReason, TokenLogprobs
-from stream2llm.cluster.config import RouterLimits
 from stream2llm.serving.prefix import Tokens
-
-
-@dataclass(frozen=True, slots=True)
-class RouterSpec:
-    """Everything a router needs to start."""
-
-    # Unique in the cluster, for instance "router-0".
-    router_id: str
-    host: str
-    # 0: any free port.
-    port: int
-    metrics_port: int
-    # The name clients use.
-    model_name: str
-    # A directory with the tokenizer and config.json.
-    model_path: str
-    # Most tokens a prompt and its answer may have together, as the engines are set.
-    max_model_len: int
-    limits: RouterLimits = field(default_factory=RouterLimits)
-    drain_timeout_s: float = 30.0
-    # Of sessions that do not say.
-    handover: HandoverMode = "at_seal"
 
 
 @dataclass(frozen=True, slots=True)

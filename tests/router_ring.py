@@ -13,13 +13,12 @@ import grpc
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from router.server import Router
-from router.types import RouterSpec
 from stream2llm.api.final_status import FinalStatus
 from stream2llm.api.grpc_options import channel_options
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import inference_pb2_grpc
-from stream2llm.cluster.config import RouterLimits
 from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.router_spec import RouterLimits, RouterSpec
 from stream2llm.serving.worker_spec import ClusterView
 from tests.fake_workers import (
     MAX_MODEL_LEN,

@@ -7,13 +7,13 @@ failed, 130 interrupted.
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
+
+from stream2llm.serving.signals import catch_signals
 
 # Everything else is imported when the signals are caught: importing takes
 # seconds, and Ctrl-C shall be quiet then too.
@@ -36,9 +36,9 @@ def demo(
 ) -> None:
     """Start a local cluster and answer one question over real documents three ways.
 
-    Example: python -m examples.demo.__main__
+    Example: python -m examples.demo
 
-    Example: python -m examples.demo.__main__ --address 127.0.0.1:50051 --gap-s 1
+    Example: python -m examples.demo --address 127.0.0.1:50051 --gap-s 1
     """
     catch_signals()
     try:
@@ -62,18 +62,6 @@ def _demo(address: str | None, config: Path | None, gap_s: float) -> None:
         raise typer.Exit(1) from None
     finally:
         view.end()
-
-
-def catch_signals() -> None:
-    """The first Ctrl-C or SIGTERM interrupts; later ones must not disturb the cleaning up."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from examples.demo.documents import (
     NOISE_TOPICS,
     QUESTION,
     TOPICS,
-    CountTokens,
     Way,
     arrivals_of,
     documents_from,
@@ -19,7 +18,8 @@ from examples.demo.documents import (
 from examples.demo.run import Result, Run
 from examples.demo.view import View
 from stream2llm.client import AsyncClient, Document, SamplingParameters
-from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config import ClusterConfig, on_free_ports
+from stream2llm.models.token_counter import token_counter
 from stream2llm.serving.clock import SystemClock
 
 # Bounds against a hang, far above what a busy machine of two cores takes.
@@ -35,7 +35,7 @@ def run(
     catch_signals: Callable[[], None],
 ) -> None:
     """Asks the cluster at `address`, or one that lives as long as the question."""
-    count_tokens = token_counter(config)
+    count_tokens = token_counter(config.model)
     documents = documents_from(topics, TOPICS, count_tokens)
     noise = documents_from(topics, NOISE_TOPICS, count_tokens)
     if address is not None:
@@ -49,13 +49,6 @@ def run(
         cluster.wait_ready(READY_TIMEOUT_S, view.say)
         asyncio.run(ask_all_ways(cluster.router_addresses[0], documents, noise, gap_s, view))
         view.say("stopping the cluster")
-
-
-def on_free_ports(config: ClusterConfig) -> ClusterConfig:
-    """The same cluster, beside one that may already run on the usual ports."""
-    router = config.router.model_copy(update={"port": 0})
-    controller = config.controller.model_copy(update={"http_port": 0})
-    return config.model_copy(update={"router": router, "controller": controller})
 
 
 async def ask_all_ways(
@@ -90,13 +83,3 @@ def _explain(view: View, documents: Sequence[Document], gap_s: float) -> None:
         "what an earlier way computed. TTFT from seal counts from the last document's arrival,\n"
         "TTFT from open from the begin of the retrieval. Answers are greedy."
     )
-
-
-def token_counter(config: ClusterConfig) -> CountTokens:
-    """Counts with the model's tokenizer; raises when the model is not here."""
-    from tokenizers import Tokenizer
-
-    from stream2llm.models.store import resolve_model
-
-    tokenizer = Tokenizer.from_file(str(resolve_model(config.model) / "tokenizer.json"))
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from examples.demo.__main__ import catch_signals
+from stream2llm.serving.signals import catch_signals
 from experiments.peers.cells import LOAD_NAMES, SHAPES, ours
 from experiments.peers.options import (
     COMPARISONS,

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from examples.demo.__main__ import catch_signals
+from stream2llm.serving.signals import catch_signals
 from experiments.peers.answering import EngineSystem
 from experiments.peers.cells import (
     AWAITED,

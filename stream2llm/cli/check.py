@@ -8,7 +8,8 @@ from stream2llm.api.errors import Stream2LLMError
 from stream2llm.cluster import preflight
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.engine_check import Verdict, check_engines
-from stream2llm.cluster.layout import Factories, Launch, common_environment, lay_out
+from stream2llm.cluster.layout import Factories, common_environment, lay_out
+from stream2llm.serving.launch import Launch
 
 Say = Callable[[str], None]
 

@@ -17,10 +17,10 @@ from cost_profiles.load import save_profile
 from cost_profiles.plot import draw, require_format, table
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.cluster.config import ClusterConfig, load_config
-from stream2llm.cluster.layout import cores_of
 from stream2llm.engine.arguments import check_arguments, check_variables
 from stream2llm.models.store import DEFAULT_MODEL, resolve_model
 from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.launch import cores_of
 
 if TYPE_CHECKING:
     from cost_profiles.types import CostProfile

@@ -106,13 +106,6 @@ def token_counter(name: str | None) -> tuple[CountTokens, str]:
 
     if name is None:
         return count_by_words, "words"
-    from tokenizers import Tokenizer
+    from stream2llm.models import token_counter as models
 
-    from stream2llm.models.store import resolve_model
-
-    tokenizer = Tokenizer.from_file(str(resolve_model(name) / "tokenizer.json"))
-
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-    return count, f"tokenizer {name}"
+    return models.token_counter(name), f"tokenizer {name}"

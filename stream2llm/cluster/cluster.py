@@ -39,9 +39,10 @@ from stream2llm.cluster.controller import (
     Controller,
     ControllerSpec,
 )
-from stream2llm.cluster.layout import Factories, Launch, common_environment, lay_out
+from stream2llm.cluster.layout import Factories, common_environment, lay_out
 from stream2llm.cluster.prefill_policy import PolicyState
 from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.launch import Launch
 from stream2llm.serving.processes import kill_owned, mark_environment, owner_mark
 from stream2llm.serving.worker_spec import require_policy
 

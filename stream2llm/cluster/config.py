@@ -10,23 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import MAX_FETCH_SHARE, HandoverMode
+from stream2llm.serving.router_spec import FrozenModel, RouterLimits
 from stream2llm.serving.worker_spec import DEFAULT_POLICY, OPEN_STEP_TOKENS, PolicyName
 
-KIB = 1024
-MIB = 1024 * KIB
-GIB = 1024 * MIB
 
-
-class _Part(BaseModel):
-    # A docstring under a field is its description in docs/reference/configuration.md.
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class RayConfig(_Part):
+class RayConfig(FrozenModel):
     """The Ray cluster that the actors run on."""
 
     address: str = "local"
@@ -41,29 +33,7 @@ class RayConfig(_Part):
     """Whether a "local" Ray starts its web dashboard."""
 
 
-class RouterLimits(_Part):
-    """Limits of one router. Requests beyond them are refused with an error that names the limit."""
-
-    max_open_sessions: int = Field(default=1024, ge=1)
-    """Most sessions open at one router at the same time; more are refused (`TOO_MANY_SESSIONS`)."""
-    max_session_tokens: int = Field(default=2_000_000, ge=1)
-    """Most tokens a session may send over its whole life, replaced documents included."""
-    max_documents_per_event: int = Field(default=4096, ge=1)
-    """Most documents in one append or update."""
-    max_session_documents: int = Field(default=65_536, ge=1)
-    """Most documents with content that a session may send over its whole life."""
-    max_message_bytes: int = Field(default=16 * MIB, ge=64 * KIB)
-    """Most bytes of one gRPC message, between client and router and between router and workers."""
-    input_idle_timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds without an event from the client after which an unsealed session ends."""
-    max_session_duration_s: float = Field(default=3600.0, gt=0)
-    """Seconds from open after which a session ends, whatever its state."""
-    credit_window_tokens: int = Field(default=65_536, ge=1)
-    """Tokens received but not yet prefilled, above which the router stops reading from the
-    client."""
-
-
-class RouterConfig(_Part):
+class RouterConfig(FrozenModel):
     """The routers, which clients connect to."""
 
     replicas: int = Field(default=1, ge=1)
@@ -80,7 +50,7 @@ class RouterConfig(_Part):
     """Seconds that a drain waits for open sessions to end."""
 
 
-class WorkerConfig(_Part):
+class WorkerConfig(FrozenModel):
     """The workers of one role."""
 
     replicas: int = Field(default=1, ge=1)
@@ -94,9 +64,9 @@ class WorkerConfig(_Part):
     """CPUs that Ray reserves for each worker. Reservation only; `cpu_bind` chooses the cores."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Prometheus port of the first worker; the others take the following ports. 0: any free."""
-    engine: dict[str, Any] = {}
+    engine: dict[str, Any] = Field(default_factory=dict)
     """vLLM engine arguments, checked by vLLM (`AsyncEngineArgs`)."""
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of the worker's process, for instance `VLLM_CPU_KVCACHE_SPACE`."""
     cpu_bind: str = "auto"
     """CPU engines only: cores of each replica in the syntax of vLLM's
@@ -135,7 +105,7 @@ class DecodeConfig(WorkerConfig):
     """The decode workers."""
 
 
-class HandoverConfig(_Part):
+class HandoverConfig(FrozenModel):
     """How KV crosses from prefill to decode. The short form `handover: streamed` sets the mode."""
 
     mode: HandoverMode = "streamed"
@@ -156,7 +126,7 @@ class HandoverConfig(_Part):
         return {"mode": raw} if isinstance(raw, str) else raw
 
 
-class ControllerConfig(_Part):
+class ControllerConfig(FrozenModel):
     """The controller, which starts, watches and replaces routers and workers."""
 
     host: str = "127.0.0.1"
@@ -172,7 +142,7 @@ class ControllerConfig(_Part):
     pauses that grow to 15 min, or at once by `stream2llm workers retry`."""
 
 
-class ClusterConfig(_Part):
+class ClusterConfig(FrozenModel):
     """The whole cluster; the top level of the YAML file."""
 
     model: str = "smollm2-135m-instruct"
@@ -254,6 +224,13 @@ def parse_config(raw: Any, *, source: str) -> ClusterConfig:
         return ClusterConfig.model_validate(raw)
     except ValidationError as error:
         raise InvalidRequestError(f"{source}: {_describe(error)}") from error
+
+
+def on_free_ports(config: ClusterConfig) -> ClusterConfig:
+    """The same cluster, beside one that may already run on the usual ports."""
+    router = config.router.model_copy(update={"port": 0})
+    controller = config.controller.model_copy(update={"http_port": 0})
+    return config.model_copy(update={"router": router, "controller": controller})
 
 
 def _describe(error: ValidationError) -> str:

@@ -23,11 +23,11 @@ from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.cluster import supervision
 from stream2llm.cluster.config import ControllerConfig
 from stream2llm.cluster.controller_http import ControllerHttp, ControllerMetrics
-from stream2llm.cluster.layout import Launch, StartOutcome
 from stream2llm.cluster.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy
 from stream2llm.cluster.supervisor import Settings, Supervisor
 from stream2llm.serving import garbage, logs
 from stream2llm.serving.actor_shell import load
+from stream2llm.serving.launch import Launch, StartOutcome
 from stream2llm.serving.node_address import node_address
 from stream2llm.serving.processes import kill_owned, mark_environment, owner_mark
 from stream2llm.serving.worker_spec import ClusterView, PolicyName, WorkerAddress, WorkerSpec

@@ -14,8 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cluster.layout import Launch
 from stream2llm.serving.actor_shell import load
+from stream2llm.serving.launch import Launch
 from stream2llm.serving.worker_spec import WorkerSpec
 
 _BUILDERS = {

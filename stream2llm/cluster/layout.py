@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from router.types import RouterSpec
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cluster.config import GIB, ClusterConfig, PrefillConfig, WorkerConfig
-from stream2llm.cluster.supervision import Role
-from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec
+from stream2llm.cluster.config import ClusterConfig, PrefillConfig, WorkerConfig
+from stream2llm.serving.launch import Launch, cores_of
+from stream2llm.serving.router_spec import GIB, RouterSpec
+from stream2llm.serving.worker_spec import WorkerSpec
 
 DEFAULT_MAX_MODEL_LEN = 8192
 # vLLM's batch-invariant mode.
@@ -41,44 +41,6 @@ class Factories:
     router: str = "router.server:Router"
     prefill: str = "prefill_worker.worker:Worker"
     decode: str = "decode_worker.worker:Worker"
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One replica: what its actor needs, and how Ray places it."""
-
-    name: str
-    role: Role
-    factory: str
-    spec: WorkerSpec | RouterSpec
-    # VLLM_CPU_OMP_THREADS_BIND; "auto" is resolved on the actor's node, None on GPUs.
-    cpu_bind: str | None
-    # Counts the workers of the cluster; "auto" gives each the next core.
-    core_index: int
-    num_cpus: float
-    num_gpus: float
-    start_timeout_s: float
-    environment: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class RouterStarted:
-    """What the controller keeps of a router."""
-
-    worker_id: str
-    role: str
-    grpc_address: str
-    metrics_address: str
-    pids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StartOutcome:
-    """How a start ended. A value, because engine exceptions do not always pickle."""
-
-    address: WorkerAddress | RouterStarted | None
-    error: str = ""
-    permanent: bool = False
 
 
 def lay_out(
@@ -131,14 +93,6 @@ def _max_model_len(role: str, engine: Mapping[str, Any]) -> int | None:
     key = f"{role}.engine.max_model_len"
     message = f"{key} must be a number of tokens, at least 1, not {value!r}"
     raise InvalidRequestError(message, reason="BAD_ARGUMENT", field=key)
-
-
-def cores_of(cpu_bind: str, replica: int, core_index: int, cores: tuple[int, ...]) -> str:
-    """The binding of one replica: its part of "a;b;c", or its core in turn."""
-    if cpu_bind == "auto":
-        return str(cores[core_index % len(cores)])
-    parts = cpu_bind.split(";")
-    return parts[replica % len(parts)].strip()
 
 
 def _router(

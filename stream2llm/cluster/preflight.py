@@ -29,6 +29,7 @@ from stream2llm.engine.arguments import (
     known_variables,
 )
 from stream2llm.models.store import resolve_model
+from stream2llm.serving.machine_memory import machine_memory
 from stream2llm.serving.ports import is_port_free
 
 GIB = 1024**3
@@ -188,26 +189,6 @@ def check_memory(
 def model_bytes(model_path: Path) -> int:
     """The size of the weights on disk."""
     return sum(file.stat().st_size for file in model_path.glob("*.safetensors"))
-
-
-def machine_memory() -> tuple[int, int]:
-    """(available, total) bytes, of the machine or of the control group if that is less."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available, total = (int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
-    limit, used = _control_group_memory()
-    if limit is not None:
-        available, total = min(available, limit - used), min(total, limit)
-    return available, total
-
-
-def _control_group_memory() -> tuple[int | None, int]:
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return None, 0
-    return (None if limit == "max" else int(limit)), used
 
 
 def _engine_bytes(part: WorkerConfig, weights_bytes: int, total_bytes: int) -> int:

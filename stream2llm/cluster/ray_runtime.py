@@ -18,7 +18,7 @@ from ray._private import ray_constants
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.cluster import ray_auth
 from stream2llm.cluster.config import ClusterConfig, RayConfig
-from stream2llm.cluster.layout import Launch
+from stream2llm.serving.launch import Launch
 from stream2llm.serving.ports import is_listening
 from stream2llm.serving.processes import kill_owned, mark_environment
 

@@ -28,9 +28,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal
 
-Role = Literal["router", "prefill", "decode"]
+from stream2llm.serving.launch import ReplicaRole
+
+Role = ReplicaRole
 
 # Waiting times between failed starts: 1, 2, 4 ... s.
 MAX_BACKOFF_S = 30.0

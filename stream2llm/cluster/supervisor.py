@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from stream2llm.cluster import supervision as sv
-from stream2llm.cluster.layout import RouterStarted, StartOutcome
+from stream2llm.serving.launch import RouterStarted, StartOutcome
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
 
 _log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from stream2llm.cluster.layout import Launch, RouterStarted, StartOutcome, cores_of
 from stream2llm.serving import garbage, logs
+from stream2llm.serving.launch import Launch, RouterStarted, StartOutcome, cores_of
 from stream2llm.serving.ports import pick_port
 from stream2llm.serving.processes import OWNER_VARIABLE
 from stream2llm.serving.root_cause import LogTail, describe_failure

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cost_profiles.load import shipped_profile
-from experiments.handover_gain import READ_OVERHEAD_S
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.serving.worker_spec import DEFAULT_POLICY
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
@@ -24,6 +23,9 @@ from stream2llm.workload.report.summary import latencies
 from stream2llm.workload.traces.arrivals import first, poisson
 from stream2llm.workload.traces.format import Scale, Shape
 from stream2llm.workload.traces.generate import generate
+
+# Two RPCs, two engine steps, and posting the read: judgement, nothing is published of it.
+READ_OVERHEAD_S = 0.004
 
 PROFILE = "h200_llama-3.1-8b_tp1"
 # 141 GB, of which nine tenths less 16 GB of weights: 99 GiB for KV; some are left for activations.

@@ -12,7 +12,8 @@ from decode_worker.engine import check_arguments as check_decode
 from prefill_worker.engine import check_arguments as check_prefill
 from stream2llm.cluster.config import parse_config
 from stream2llm.cluster.engine_check import Verdict, _in_words, check_engines
-from stream2llm.cluster.layout import Factories, Launch, common_environment, lay_out
+from stream2llm.cluster.layout import Factories, common_environment, lay_out
+from stream2llm.serving.launch import Launch
 from tests.cluster_pool import model_path
 
 pytestmark = pytest.mark.integration

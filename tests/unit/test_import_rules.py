@@ -1,110 +1,50 @@
-"""Who may import whom: the pure modules nothing of the machinery, the components not each other."""
+"""Who may import whom: the contracts of [tool.importlinter] in pyproject.toml."""
 
 from __future__ import annotations
 
-import ast
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import grimp
 import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
-COMPONENTS = ("router", "prefill_worker", "decode_worker")
-MACHINERY = {"vllm", "ray", "grpc", "nixl", "torch", "asyncio", "threading", "time", "logging"}
-PURE = [
-    *(
-        f"prefill_worker/{name}.py"
-        for name in (
-            "types",
-            "policy",
-            "planner",
-            "victims",
-            "preemption",
-            "trials",
-            "host_pool",
-            "swap_jobs",
-            "kv_transfer",
-            "rank_index",
-            "patience",
-            "book",
-            "session_state",
-            "report",
-            "limits",
-        )
-    ),
-    *(
-        f"router/{name}.py"
-        for name in (
-            "arrangement",
-            "context",
-            "lengths",
-            "ordering",
-            "placement",
-            "progress",
-            "ranking_note",
-        )
-    ),
-    "decode_worker/handover_check.py",
-    "stream2llm/serving/request_check.py",
-    "stream2llm/api/session.py",
-    "stream2llm/serving/prefix.py",
-    "stream2llm/cluster/supervision.py",
-]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+LAYERS, PURE = SETTINGS["contracts"]
 
 
-# Values that pure modules may share: their folder's `types`, and those of stream2llm that are
-# held to the same rules below.
-LEAVES = {"types", "errors"}
+@pytest.fixture(scope="module")
+def graph() -> Any:
+    return grimp.build_graph(
+        *SETTINGS["root_packages"],
+        include_external_packages=True,
+        exclude_type_checking_imports=True,
+        cache_dir=None,
+    )
 
 
-def imports_of(path: Path) -> set[str]:
-    """Dotted names of what a file imports."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+def test_the_contracts_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(no_cache=True) == EXIT_STATUS_SUCCESS
 
 
-@pytest.mark.parametrize("path", PURE)
-def test_pure_modules_know_no_machinery(path: str) -> None:
-    tops = {name.split(".")[0] for name in imports_of(ROOT / path)}
-    assert not tops & MACHINERY
+def test_every_room_has_its_place(graph: Any) -> None:
+    rooms = {each for layer in LAYERS["layers"] for each in layer.split(" | ")}
+    packages = {*graph.find_children("stream2llm"), *SETTINGS["root_packages"]} - {"stream2llm"}
+    assert rooms == packages
 
 
-@pytest.mark.parametrize("path", PURE)
-def test_pure_modules_of_ours_import_pure_ones_only(path: str) -> None:
-    folder = path.split("/")[0]
-    assert impure_imports(folder, imports_of(ROOT / path)) == set()
-
-
-def impure_imports(folder: str, names: set[str]) -> set[str]:
-    """Modules of this folder that are imported and not known as pure."""
-    modules = {name.split(".")[1] for name in names if name.startswith(f"{folder}.")}
-    pure = {Path(each).stem for each in PURE if each.startswith(f"{folder}/")}
-    return modules - pure - LEAVES
-
-
-@pytest.mark.parametrize("folder", ["router", "prefill_worker", "stream2llm"])
-def test_an_import_of_machinery_of_ours_would_be_found(folder: str) -> None:
-    own = next(Path(each).stem for each in PURE if each.startswith(f"{folder}/"))
-    names = {f"{folder}.actor", f"{folder}.{own}", "json", "json.decoder"}
-    assert impure_imports(folder, names) == {"actor"}
-
-
-@pytest.mark.parametrize("path", sorted(f"stream2llm/{name}.py" for name in LEAVES - {"types"}))
-def test_leaves_import_nothing_of_ours_but_leaves(path: str) -> None:
-    names = imports_of(ROOT / path)
-    tops = {name.split(".")[0] for name in names}
-    assert not tops & (MACHINERY | set(COMPONENTS))
-    assert impure_imports("stream2llm", names) == set()
-
-
-@pytest.mark.parametrize("component", COMPONENTS)
-def test_components_do_not_import_each_other(component: str) -> None:
-    others = set(COMPONENTS) - {component}
-    for path in (ROOT / component).rglob("*.py"):
-        assert not {name.split(".")[0] for name in imports_of(path)} & others, path
+@pytest.mark.parametrize("component", ["router", "prefill_worker", "decode_worker"])
+def test_every_pure_module_of_a_component_is_held_to_it(graph: Any, component: str) -> None:
+    """A module that imports nothing that acts has to stay so."""
+    machinery = [each for each in PURE["forbidden_modules"] if each in graph.modules]
+    pure = {
+        module
+        for module in graph.find_descendants(component)
+        if not any(graph.chain_exists(module, each) for each in machinery)
+    }
+    assert pure == {m for m in PURE["source_modules"] if m.startswith(f"{component}.")}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from experiments.validate_simulator import Trial, fitting_sessions
 from stream2llm.simulator.steps import StepLaw
-from stream2llm.simulator.validate import Trial, fitting_sessions
 from stream2llm.simulator.work import tasks
 
 pytestmark = pytest.mark.unit

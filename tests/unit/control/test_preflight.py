@@ -20,9 +20,10 @@ from stream2llm.api.errors import (
 )
 from stream2llm.cluster import preflight, ray_runtime
 from stream2llm.cluster.config import ClusterConfig, default_config, load_config, parse_config
-from stream2llm.cluster.layout import Factories, common_environment, cores_of, lay_out
+from stream2llm.cluster.layout import Factories, common_environment, lay_out
 from stream2llm.engine import arguments as engine_arguments
 from stream2llm.models.store import ModelStoreError
+from stream2llm.serving.launch import cores_of
 
 pytestmark = pytest.mark.unit
 

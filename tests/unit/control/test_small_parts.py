@@ -18,9 +18,9 @@ from prometheus_client import CollectorRegistry, Counter
 from stream2llm.api.errors import UnavailableError
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.controller_http import ControllerHttp, ControllerMetrics
-from stream2llm.cluster.layout import RouterStarted
 from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
 from stream2llm.serving import logs
+from stream2llm.serving.launch import RouterStarted
 from stream2llm.serving.metrics_http import MetricsServer
 from stream2llm.serving.ports import is_port_free, pick_port
 from stream2llm.serving.processes import kill_owned, mark_environment, owned_processes, owner_mark

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from stream2llm.cluster import supervision as sv
-from stream2llm.cluster.layout import RouterStarted, StartOutcome
 from stream2llm.cluster.supervisor import Settings, Supervisor
+from stream2llm.serving.launch import RouterStarted, StartOutcome
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerStatus
 
 pytestmark = pytest.mark.unit

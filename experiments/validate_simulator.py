@@ -1,4 +1,4 @@
-"""Holds the simulator against a live cluster: `python -m stream2llm.simulator.validate`.
+"""Holds the simulator against a live cluster: `python -m experiments.validate_simulator`.
 
 One run on this machine: the cost profile is measured (`stream2llm profile`), a
 cluster is started with the same engine arguments, a generated trace is replayed
@@ -30,13 +30,13 @@ import numpy as np
 
 from cost_profiles.load import load_profile
 from cost_profiles.types import CostProfile
-from examples.demo.__main__ import catch_signals
-from examples.demo.steps import on_free_ports, token_counter
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.cluster.config import ClusterConfig, default_config, load_config
+from stream2llm.cluster.config import ClusterConfig, default_config, load_config, on_free_ports
+from stream2llm.models.token_counter import token_counter
+from stream2llm.serving.signals import catch_signals
 from stream2llm.serving.worker_spec import DEFAULT_POLICY
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
 from stream2llm.simulator.steps import StepLaw, law_of, worst_error
@@ -124,7 +124,7 @@ def _try(
 ) -> list[str]:
     """One shape; what is too far apart."""
     cluster.set_policy(trial.policy)
-    maker = TextMaker(token_counter(config))
+    maker = TextMaker(token_counter(config.model))
     most_tokens = int(LONGEST_SHARE * config.prefill.engine["max_model_len"])
     sessions = fitting_sessions(trial, law, profile.recompute.step_tokens, most_tokens, maker)
     plan = list(Planner(maker).plan(sessions, {}))
