@@ -80,6 +80,4 @@ def _section(samples: Samples) -> SwapSection:
 
 def _provenance() -> Provenance:
     when = datetime.fromtimestamp(SystemClock().wall_s()).date().isoformat()
-    return Provenance(
-        Kind.MEASURED, when, "experiments", "this machine", (), "for one benchmark run"
-    )
+    return Provenance(Kind.MEASURED, when, "bench", "this machine", (), "for one benchmark run")

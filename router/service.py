@@ -24,7 +24,7 @@ from stream2llm.api.v1 import inference_pb2_grpc, worker_pb2
 from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
 
 _logger = logging.getLogger(__name__)
-SERVICE_NAME = "stream2llm.api.v1.StreamingInferenceService"
+SERVICE_NAME = "stream2llm.v1.StreamingInferenceService"
 # Those whose requests carry documents or prompts.
 LIMITED_METHODS = frozenset(f"/{SERVICE_NAME}/{name}" for name in ("StreamGenerate", "Generate"))
 _STATUS_TIMEOUT_S = 1.0

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from stream2llm.serving.signals import catch_signals
 from experiments.peers.cells import LOAD_NAMES, SHAPES, ours
 from experiments.peers.options import (
     COMPARISONS,
@@ -31,6 +30,7 @@ from experiments.peers.verdicts import pooled, verdict_tables
 from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.models.store import PresetName, ensure_random_llama
+from stream2llm.serving.signals import catch_signals
 from stream2llm.serving.worker_spec import DEFAULT_POLICY
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report import write_report

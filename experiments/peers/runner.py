@@ -15,7 +15,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from stream2llm.serving.signals import catch_signals
 from experiments.peers.answering import EngineSystem
 from experiments.peers.cells import (
     AWAITED,
@@ -40,6 +39,7 @@ from experiments.peers.schedule import burst, kv_blocks, plays_of, prefills_of
 from experiments.peers.systems import System
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.signals import catch_signals
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report import save_run
 from stream2llm.workload.report.summary import REQUEST_RATE

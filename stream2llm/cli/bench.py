@@ -1,4 +1,4 @@
-"""`stream2llm experiments`: traces replayed against a live cluster, and what came of it."""
+"""`stream2llm bench`: traces replayed against a live cluster, and what came of it."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def replay(
     is finished. Exit codes: 0 replayed, 3 refused or no session was answered,
     4 no router answers (try again), 130 interrupted.
 
-    Example: stream2llm experiments replay -t crawler.jsonl --load-scale 2 --label lcas -o lcas-2
+    Example: stream2llm bench replay -t crawler.jsonl --load-scale 2 --label lcas -o lcas-2
     """
     from stream2llm.workload.replay.command import Options, replay_to_folder, say_on_stderr
 
@@ -155,9 +155,7 @@ def _conclude(outcome: Outcome) -> None:
 
 @app.command()
 def report(
-    files: Annotated[
-        list[Path], typer.Argument(help="Runs, as `experiments replay` writes run.json.")
-    ],
+    files: Annotated[list[Path], typer.Argument(help="Runs, as `bench replay` writes run.json.")],
     output: Output,
     ours: Annotated[
         str | None,
@@ -170,7 +168,7 @@ def report(
     figures as SVG, and one JSON a run with key names as `vllm experiments serve`.
     Prints the page's path. Exit codes: 0 written, 3 a file is no run.
 
-    Example: stream2llm experiments report ours/run.json theirs/run.json --ours lcas -o both
+    Example: stream2llm bench report ours/run.json theirs/run.json --ours lcas -o both
     """
     from stream2llm.workload.report import load_run, write_report
 

@@ -32,7 +32,7 @@ app.command(name="generate")(generate)
 app.command(name="policy")(policy)
 app.add_typer(model_app, name="model")
 app.add_typer(trace_app, name="trace")
-app.add_typer(bench_app, name="experiments")
+app.add_typer(bench_app, name="bench")
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(workers_app, name="workers")
 

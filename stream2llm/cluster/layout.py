@@ -60,7 +60,7 @@ def lay_out(
 def common_environment() -> dict[str, str]:
     """What every actor of ours runs with, beside what it inherits of its Ray."""
     variables = dict(_COMMON_ENVIRONMENT)
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if root.name != "site-packages":  # a checkout, or the working_dir of a Ray job
         inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         others = [path for path in inherited if path and path != str(root)]

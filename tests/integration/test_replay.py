@@ -81,12 +81,12 @@ async def test_two_thousand_sessions_are_open_at_a_time_and_all_complete() -> No
 
 @asynccontextmanager
 async def bench_replay(*args: Any) -> AsyncIterator[Process]:
-    """`stream2llm experiments replay`; ended when the block is left."""
+    """`stream2llm bench replay`; ended when the block is left."""
     command = [
         sys.executable,
         "-m",
         "stream2llm.cli.main",
-        "experiments",
+        "bench",
         "replay",
         *map(str, args),
     ]

@@ -24,6 +24,7 @@ PACKAGES = (
     "decode_worker",
     "cost_profiles",
     "experiments",
+    "examples",
 )
 METHODS = {"debug", "info", "warning", "error", "critical", "exception"}
 # What ends or rewrites a line somewhere: in a terminal, an editor, a log shipper.

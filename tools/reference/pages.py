@@ -21,7 +21,7 @@ from tools.reference.markdown import page
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "reference"
-_PROTOS = ("stream2llm/api/v1/inference.proto", "stream2llm/api/v1/worker.proto")
+_PROTOS = ("stream2llm/v1/inference.proto", "stream2llm/v1/worker.proto")
 
 
 def _configuration() -> str:
@@ -90,7 +90,7 @@ def _commands() -> str:
 def _public_grpc() -> str:
     return page(
         "gRPC API",
-        "proto/stream2llm/api/v1/inference.proto",
+        "proto/stream2llm/v1/inference.proto",
         """
         The public API, package `stream2llm.api.v1`. Servers answer gRPC health checks and server reflection. The
         [Python client](python.md) speaks it; `grpcurl` and clients in other languages can as well.
@@ -102,7 +102,7 @@ def _public_grpc() -> str:
 def _internal_grpc() -> str:
     return page(
         "gRPC between parts",
-        "proto/stream2llm/api/v1/worker.proto",
+        "proto/stream2llm/v1/worker.proto",
         """
         What routers and workers send to each other, for those who work on Stream2LLM. It is no public API and
         changes with every release. Types that are not on this page are in the [public API](grpc.md).

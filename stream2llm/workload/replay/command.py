@@ -1,4 +1,4 @@
-"""What `stream2llm experiments replay` does with its options: plan, replay, files.
+"""What `stream2llm bench replay` does with its options: plan, replay, files.
 
 Ctrl-C ends the replay, not the command: open sessions are cancelled, and what
 was finished is reported. A second one ends the command.

@@ -212,7 +212,7 @@ async def test_a_session_of_wrong_order_is_refused_by_the_client_too(client: Asy
 async def test_health_of_each_service(cluster: Cluster) -> None:
     async with grpc.aio.insecure_channel(cluster.router_addresses[0]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        for service in ("", "stream2llm.api.v1.StreamingInferenceService"):
+        for service in ("", "stream2llm.v1.StreamingInferenceService"):
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
@@ -220,7 +220,7 @@ async def test_health_of_each_service(cluster: Cluster) -> None:
 async def test_reflection_lists_the_service(cluster: Cluster) -> None:
     with grpc.insecure_channel(cluster.router_addresses[0]) as channel:
         services = ProtoReflectionDescriptorDatabase(channel).get_services()
-    assert "stream2llm.api.v1.StreamingInferenceService" in services
+    assert "stream2llm.v1.StreamingInferenceService" in services
 
 
 async def test_model_info(client: AsyncClient) -> None:

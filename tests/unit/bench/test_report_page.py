@@ -1,4 +1,4 @@
-"""Figures, the page, and `stream2llm experiments report`."""
+"""Figures, the page, and `stream2llm bench report`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def two_systems() -> list[RunRecord]:
 
 def test_reports_know_no_cluster() -> None:
     script = (
-        "import sys, experiments.report\n"
+        "import sys, stream2llm.workload.report\n"
         "heavy = {'grpc', 'ray', 'vllm', 'asyncio', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(repr(heavy) if heavy else 0)"
     )
@@ -154,7 +154,7 @@ def test_without_matplotlib_there_is_everything_but_figures(
 
 
 def run(*args: object) -> Result:
-    return CliRunner().invoke(app, ["experiments", "report", *map(str, args)])
+    return CliRunner().invoke(app, ["bench", "report", *map(str, args)])
 
 
 def saved(tmp_path: Path) -> list[Path]:

@@ -274,8 +274,8 @@ def test_documents_leave_as_they_arrive_and_ctrl_c_cancels(threaded_router):
         ["model", "fetch"],
         ["model", "list"],
         ["policy"],
-        ["experiments", "replay"],
-        ["experiments", "report"],
+        ["bench", "replay"],
+        ["bench", "report"],
     ],
 )
 def test_every_command_has_help_with_an_example(args: list[str]):

@@ -9,6 +9,7 @@ import pytest
 
 from examples.demo.documents import (
     NOISE_TOPICS,
+    SLOT,
     TOPICS,
     Way,
     arrivals_of,
@@ -19,7 +20,6 @@ from examples.demo.documents import (
 )
 from examples.demo.steps import ask_all_ways
 from examples.demo.view import LinesView
-from experiments import demo_documents
 from stream2llm.client import Document, DocumentRef
 
 pytestmark = pytest.mark.unit
@@ -82,7 +82,7 @@ def test_a_document_sent_before_is_named_by_id_alone():
 def test_each_way_begins_with_a_line_of_its_own():
     first_lines = {conversation(way, "run")[0].content for way in Way}
     assert len(first_lines) == len(Way)
-    assert conversation(Way.ONCE, "x")[1].content.count(demo_documents.SLOT) == 1
+    assert conversation(Way.ONCE, "x")[1].content.count(SLOT) == 1
 
 
 async def test_three_ways_against_a_scripted_server(router, capsys):

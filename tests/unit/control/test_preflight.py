@@ -324,7 +324,7 @@ def test_the_packages_configuration_is_that_of_the_checkout() -> None:
     assert default_config().read_bytes() == (DEPLOY / "local-cpu.yaml").read_bytes()
     settings = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
     shipped = settings["tool"]["setuptools"]["package-data"]["stream2llm"]
-    assert default_config().name in shipped
+    assert f"cluster/{default_config().name}" in shipped
 
 
 def test_an_address_where_nobody_listens_is_told_at_once() -> None:
