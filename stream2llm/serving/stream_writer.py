@@ -2,8 +2,8 @@
 
 grpc.aio (1.85) refuses to send a status while a message is on its way
 (TOO_MANY_OPERATIONS), and the other side would wait for ever. So a write goes
-on when the task that asked for it fails meanwhile, and `settle` waits for it
-before a status is sent.
+on when the task that asked for it fails or is cancelled meanwhile, and `settle`
+waits for it before a status is sent, also that of a handler that returns.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ async def failures_as_status(
     log: logging.Logger,
     describe: Callable[[Exception], str],
 ) -> AsyncIterator[None]:
-    """Ends the RPC with the status of whatever its handler's body raises.
+    """Ends the RPC with the status of whatever its handler's body raises, or without an error.
 
     What is no error of ours is logged with its traceback; `describe` says what
     the other side may hear of it.
     """
     try:
         yield
+        await writer.settle()
     except PeerGoneError:
         return  # gRPC is about to cancel the handler
     except Stream2LLMError as error:

@@ -121,7 +121,6 @@ class _Targets:
         "StreamingInferenceService/StreamGenerate",
         "PrefillService/PrefillSession",
         "DecodeService/Decode",
-        pytest.param("DecodeService/FetchAhead", marks=pytest.mark.slow),
     ],
 )
 async def test_no_request_hurts_anybody_else(
@@ -130,10 +129,8 @@ async def test_no_request_hurts_anybody_else(
     await _fuzz(rpc, cluster, client, reference, NUM_CASES)
 
 
-# Left out: of all cases of FetchAhead ten did not end within their deadline on a machine that
-# ran three clusters at once. Whether that is the machine or a fault is not known yet.
 @pytest.mark.slow
-@pytest.mark.parametrize("rpc", [rpc for rpc in RPCS if rpc != "DecodeService/FetchAhead"])
+@pytest.mark.parametrize("rpc", RPCS)
 async def test_no_request_of_all_there_are_hurts_anybody_else(
     rpc: str, cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
 ) -> None:
