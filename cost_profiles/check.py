@@ -70,7 +70,7 @@ def _of_model(model: ModelGeometry, tensor_parallel_size: int) -> Iterator[Probl
 
 def _of_recompute(section: RecomputeSection) -> Iterator[Problem]:
     yield from _of_provenance("recompute.provenance", section.provenance)
-    yield from _positive("recompute.step_tokens", section.step_tokens)
+    yield from _positive("recompute.token_budget", section.token_budget)
     yield from _enough("recompute.points", section.points, MIN_RECOMPUTE_POINTS)
     bad_values = list(_bad_recompute_values(section.points))
     yield from bad_values or _bad_chain(section.points)

@@ -68,9 +68,9 @@ def _clipped(value: float, bound: float) -> float:
     return max(-bound, min(bound, value))
 
 
-def tells_of_recompute(num_tokens: int, step_tokens: int) -> bool:
+def tells_of_recompute(num_tokens: int, token_budget: int) -> bool:
     """Whether a step is full enough to learn from: half of its budget."""
-    return 2 * num_tokens >= step_tokens
+    return 2 * num_tokens >= token_budget
 
 
 def tells_of_swap(num_blocks: int) -> bool:

@@ -28,7 +28,7 @@ class Node:
     tensor_parallel_size: int
     block_size: int
     # Token budget of one engine step.
-    step_tokens: int
+    token_budget: int
     # Cores of a CPU engine; no matter to others.
     num_cpu_cores: int
 
@@ -109,7 +109,7 @@ def _fallback(node: Node) -> CostProfile:
         node.tensor_parallel_size,
         block_size=node.block_size,
         num_cpu_cores=node.num_cpu_cores,
-        step_tokens=node.step_tokens,
+        token_budget=node.token_budget,
     )
 
 

@@ -104,12 +104,12 @@ def modelled_profile(
     tensor_parallel_size: int,
     *,
     block_size: int,
-    step_tokens: int = DEFAULT_STEP_TOKENS,
+    token_budget: int = DEFAULT_STEP_TOKENS,
     command: str,
 ) -> CostProfile:
     """The profile that the figures of a datasheet give."""
     rates = _rates_of(sheet, shape, tensor_parallel_size)
-    seconds_to = rates.seconds_to(_NUM_TOKENS, step_tokens)
+    seconds_to = rates.seconds_to(_NUM_TOKENS, token_budget)
     recompute = tuple(
         RecomputePoint(num_tokens, 0, _rounded(seconds))
         for num_tokens, seconds in zip(_NUM_TOKENS, seconds_to, strict=True)
@@ -130,7 +130,7 @@ def modelled_profile(
         versions=NOTHING_RAN,
         recompute=RecomputeSection(
             _provenance(command, _step_figures(sheet, tensor_parallel_size), ""),
-            step_tokens,
+            token_budget,
             recompute,
         ),
         swap_out=SwapSection(copied, swaps),
@@ -145,7 +145,7 @@ def fallback_profile(
     *,
     block_size: int,
     num_cpu_cores: int,
-    step_tokens: int = DEFAULT_STEP_TOKENS,
+    token_budget: int = DEFAULT_STEP_TOKENS,
 ) -> CostProfile:
     """What to start from when no profile fits: the datasheet of a known device, else a guess."""
     sheet = datasheet_for(device_name, num_cpu_cores)
@@ -154,7 +154,7 @@ def fallback_profile(
         shape,
         tensor_parallel_size,
         block_size=block_size,
-        step_tokens=step_tokens,
+        token_budget=token_budget,
         command="fallback at start-up",
     )
 
@@ -182,13 +182,13 @@ class _Rates:
         read_s = self.weights_s + num_context_tokens * self.per_context_token_s
         return max(compute_s, read_s) + num_tokens * self.per_token_sums_s + STEP_OVERHEAD.value
 
-    def seconds_to(self, sizes: Sequence[int], step_tokens: int) -> list[float]:
+    def seconds_to(self, sizes: Sequence[int], token_budget: int) -> list[float]:
         """For each size, a run from nothing in steps of the budget."""
-        return [self._run_s(size, step_tokens) for size in sizes]
+        return [self._run_s(size, token_budget) for size in sizes]
 
-    def _run_s(self, num_tokens: int, step_tokens: int) -> float:
-        starts = (index * step_tokens for index in range(ceil(num_tokens / step_tokens)))
-        return sum(self.step_s(min(step_tokens, num_tokens - start), start) for start in starts)
+    def _run_s(self, num_tokens: int, token_budget: int) -> float:
+        starts = (index * token_budget for index in range(ceil(num_tokens / token_budget)))
+        return sum(self.step_s(min(token_budget, num_tokens - start), start) for start in starts)
 
 
 def _rates_of(sheet: Datasheet, shape: TransformerShape, num_ranks: int) -> _Rates:

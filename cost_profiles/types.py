@@ -174,7 +174,7 @@ class RecomputeSection:
 
     provenance: Provenance
     # Token budget of the engine steps that the points are made of.
-    step_tokens: int
+    token_budget: int
     points: tuple[RecomputePoint, ...]
 
     __pydantic_config__ = _STRICT

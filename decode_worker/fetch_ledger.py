@@ -1,4 +1,4 @@
-"""What became of the blocks that were fetched ahead for one session. Pure."""
+"""What became of the blocks that were prefetched for one session. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Settled:
     """The end of a session's hand-over, in blocks."""
 
     # Fetched ahead, and part of the prompt.
-    ahead: int = 0
+    prefetched: int = 0
     # Had still to be pulled after the seal, a partly filled last one included.
     after_seal: int = 0
     # Fetched ahead, and in vain: an update replaced them, they were evicted, or

@@ -8,7 +8,7 @@ from decode_worker.fetch_ledger import Settled
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-_WHEN = ("ahead", "after_seal", "wasted")
+_WHEN = ("prefetched", "after_seal", "wasted")
 
 
 class FetchMetrics:
@@ -17,7 +17,7 @@ class FetchMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._blocks = Counter(
             "stream2llm_handover_blocks",
-            "KV blocks of prompts: fetched ahead of the seal; read after it; fetched but never used.",
+            "KV blocks of prompts: prefetched before the seal; read after it; fetched but never used.",
             ("role", "when"),
             registry=registry,
         )
@@ -29,13 +29,13 @@ class FetchMetrics:
         )
         self._fetches = Counter(
             "stream2llm_fetches",
-            "Fetches ahead of the seal, by result.",
+            "KV prefetches, by result.",
             ("role", "result"),
             registry=registry,
         )
         self._seconds = Histogram(
             "stream2llm_fetch_seconds",
-            "Seconds of one fetch ahead of the seal, from the start of its read to its end.",
+            "Seconds of one KV prefetch, from the start of its read to its end.",
             ("role",),
             buckets=_BUCKETS_S,
             registry=registry,
@@ -54,7 +54,7 @@ class FetchMetrics:
 
     def settled(self, settled: Settled, bytes_per_block: int) -> None:
         """One session's blocks."""
-        counts = (settled.ahead, settled.after_seal, settled.wasted)
+        counts = (settled.prefetched, settled.after_seal, settled.wasted)
         for when, num_blocks in zip(_WHEN, counts, strict=True):
             self._blocks.labels("decode", when).inc(num_blocks)
             self._bytes.labels("decode", when).inc(num_blocks * bytes_per_block)

@@ -27,7 +27,7 @@ class FetchOrder:
 
 @dataclass(frozen=True, slots=True)
 class FinalOrder:
-    """The request is an answer; of a session whose KV was fetched ahead, if it names one."""
+    """The request is an answer; of a session whose KV was prefetched, if it names one."""
 
     session_id: str = ""
 

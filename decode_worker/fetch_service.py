@@ -1,4 +1,4 @@
-"""One FetchAhead RPC: protobuf to fetches, their ends to protobuf.
+"""One PrefetchKv RPC: protobuf to fetches, their ends to protobuf.
 
 A reader takes the router's messages while the fetch under way goes on, so that
 it can be given up. Nothing that becomes of a fetch fails the RPC.
@@ -36,7 +36,7 @@ _ENDS: dict[FetchEnd, Any] = {
 async def serve_fetches(
     worker: EngineWorker,
     sessions: FetchSessions,
-    requests: AsyncIterator[worker_pb2.FetchAheadRequest],
+    requests: AsyncIterator[worker_pb2.PrefetchKvRequest],
     writer: StreamWriter,
     check: CheckHandover,
 ) -> None:
@@ -47,7 +47,7 @@ async def serve_fetches(
     messages = aiter(requests)
     opening = await anext(messages, None)
     if opening is None or opening.WhichOneof("event") != "open":
-        raise EventOrderError("the first event of fetching ahead must be open")
+        raise EventOrderError("the first event of KV prefetch must be open")
     check_id(opening.open.fetch_session_id, "open.fetch_session_id", may_be_empty=False)
     worker.require_open()
     with sessions.open(opening.open.fetch_session_id) as session:
@@ -71,7 +71,7 @@ class _Rpc:
         # next one before the task that tells it is done.
         self._is_fetching = False
 
-    async def run(self, messages: AsyncIterator[worker_pb2.FetchAheadRequest]) -> None:
+    async def run(self, messages: AsyncIterator[worker_pb2.PrefetchKvRequest]) -> None:
         try:
             async for message in messages:
                 await self._apply(message)
@@ -81,14 +81,14 @@ class _Rpc:
                 self._fetch.cancel()
                 await asyncio.wait({self._fetch})
 
-    async def _apply(self, message: worker_pb2.FetchAheadRequest) -> None:
+    async def _apply(self, message: worker_pb2.PrefetchKvRequest) -> None:
         match message.WhichOneof("event"):
             case "fetch":
                 await self._begin(message.fetch)
             case "abort":
                 await self._session.abort()
             case event:
-                raise EventOrderError(f"unexpected {event} while fetching ahead")
+                raise EventOrderError(f"unexpected {event} while KV prefetch")
 
     async def _begin(self, fetch: worker_pb2.FetchKv) -> None:
         if self._is_fetching:
@@ -143,7 +143,7 @@ class _Rpc:
         await asyncio.shield(self._worker.engine.reject_handover(name, transfer))
 
     async def _tell(self, result: FetchResult) -> None:
-        message = worker_pb2.FetchAheadResponse(
+        message = worker_pb2.PrefetchKvResponse(
             end=_ENDS[result.end], reason=result.reason, num_blocks=result.num_blocks
         )
         await self._writer.write(message)

@@ -1,4 +1,4 @@
-"""The sessions that a decode worker fetches ahead for: one object for each FetchAhead RPC.
+"""The sessions that a decode worker prefetches for: one object for each PrefetchKv RPC.
 
 Knows the tokens of its session, asks the engine for one fetch at a time, and
 keeps the ledger until the answer, or the end of the RPC, settles it.

@@ -70,7 +70,7 @@ class _Fetch:
     num_blocks: int = 0
 
 
-class FetchAheadMixin(_Base):
+class KvPrefetchMixin(_Base):
     """Stands before vLLM's `Scheduler` or `AsyncScheduler` in a class's bases."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,6 +1,6 @@
 """Checks that a hand-over is complete and possible before an engine sees it. Pure.
 
-What comes with a Decode, FetchAhead or ReleaseHandover RPC goes through vLLM's
+What comes with a Decode, PrefetchKv or ReleaseHandover RPC goes through vLLM's
 scheduler and NIXL connector into reads of another process's memory. They take it
 that every key is there and fits: a missing one ends the engine inside a step, a
 block id beyond the other side's memory reads what is not KV. So every key that the

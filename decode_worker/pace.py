@@ -1,4 +1,4 @@
-"""How often a decode worker may fetch ahead without holding up those who decode. Pure.
+"""How often a decode worker may prefetch without holding up those who decode. Pure.
 
 A fetch costs decoding requests something: memory bandwidth, cores, a longer
 step. How much is learned: steps during a fetch against steps of as many

@@ -1,4 +1,4 @@
-"""Whether a decode worker has room to fetch KV ahead of its seal. Pure.
+"""Whether a decode worker has room to prefetch KV of its seal. Pure.
 
 Fetched blocks are nobody's: they lie in the prefix cache until their session's
 answer takes them, and may be evicted like all others. So what a fetch takes it

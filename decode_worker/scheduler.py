@@ -1,4 +1,4 @@
-"""vLLM's schedulers as a decode worker uses them: never orphaned, and able to fetch ahead.
+"""vLLM's schedulers as a decode worker uses them: never orphaned, and able to prefetch.
 
 Runs inside vLLM's EngineCore process.
 """
@@ -10,12 +10,12 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from decode_worker.fetching import FetchAheadMixin
+from decode_worker.fetching import KvPrefetchMixin
 from stream2llm.engine.orphan_guard import exit_with_parent
 from stream2llm.serving import logs
 
 
-class DecodeScheduler(FetchAheadMixin, Scheduler):
+class DecodeScheduler(KvPrefetchMixin, Scheduler):
     """For `async_scheduling=False`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -24,7 +24,7 @@ class DecodeScheduler(FetchAheadMixin, Scheduler):
         exit_with_parent()
 
 
-class AsyncDecodeScheduler(FetchAheadMixin, AsyncScheduler):
+class AsyncDecodeScheduler(KvPrefetchMixin, AsyncScheduler):
     """For `async_scheduling=True`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -50,9 +50,9 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         self._fetches = fetches
         self._known = known
 
-    async def FetchAhead(
+    async def PrefetchKv(
         self,
-        requests: AsyncIterator[worker_pb2.FetchAheadRequest],
+        requests: AsyncIterator[worker_pb2.PrefetchKvRequest],
         context: grpc.aio.ServicerContext,
     ) -> None:
         """Fetches for one session whose context still streams in."""

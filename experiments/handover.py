@@ -48,9 +48,9 @@ class Row:
     exposed_ms: float
     ttft_ms: float
     # Of the prompt at decode before the first token, and of what had settled.
-    ahead_share: float
+    prefetched_share: float
     settled_share: float
-    # Of the bytes fetched ahead, those in vain; 0 where nothing is fetched.
+    # Of the bytes prefetched, those in vain; 0 where nothing is fetched.
     wasted_share: float
 
 
@@ -163,15 +163,17 @@ async def _compare(
 def _row(
     shape: Shape, num_tokens: int, mode: str, outcomes: list[Outcome], moved: Counter[str] | None
 ) -> Row:
-    fetched = moved["ahead"] + moved["wasted"] if moved else 0
+    fetched = moved["prefetched"] + moved["wasted"] if moved else 0
     return Row(
         shape=shape,
         num_tokens=num_tokens,
         mode=mode,
         exposed_ms=1e3 * statistics.median(each.exposed_s for each in outcomes),
         ttft_ms=1e3 * statistics.median(each.ttft_s for each in outcomes),
-        ahead_share=statistics.median(each.ahead_tokens / each.prompt_tokens for each in outcomes),
-        settled_share=statistics.median(each.ahead_share for each in outcomes),
+        prefetched_share=statistics.median(
+            each.prefetched_tokens / each.prompt_tokens for each in outcomes
+        ),
+        settled_share=statistics.median(each.prefetched_share for each in outcomes),
         wasted_share=moved["wasted"] / fetched if moved and fetched else 0.0,
     )
 
@@ -222,7 +224,7 @@ def table(report: Report) -> str:
     ]
     lines += [
         f"| {row.shape} | {row.num_tokens:,} | {row.mode} | {row.exposed_ms:.1f} ms"
-        f" | {row.ttft_ms:.0f} ms | {row.ahead_share:.0%} | {row.settled_share:.0%}"
+        f" | {row.ttft_ms:.0f} ms | {row.prefetched_share:.0%} | {row.settled_share:.0%}"
         f" | {row.wasted_share:.0%} |"
         for row in report.rows
     ]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
 from experiments.handover_plan import Question, questions
-from prefill_worker.offers import OfferBook, OfferLimits
+from prefill_worker.offers import OfferLimits, OfferTable
 from router.stability import Stability
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.serving.prefix import as_tokens, common_prefix_len
@@ -64,28 +64,28 @@ class HandoverRun:
 
     def exposed_s(self) -> float:
         """From the first token to the moment when decode has everything."""
-        book = OfferBook(OfferLimits(_BLOCK_SIZE), lease_s=10)
+        table = OfferTable(OfferLimits(_BLOCK_SIZE), lease_s=10)
         stability = Stability(len(self.question.prefix))
         changes = [(at_s, tokens) for at_s, tokens in self.question.sequences()]
         for (at_s, tokens), following in zip(changes, [*changes[1:], None], strict=True):
-            self._splice(book, stability, max(self.now_s, at_s), tokens)
+            self._splice(table, stability, max(self.now_s, at_s), tokens)
             until_s = following[0] if following else self.question.seal_s
-            self._compute(book, until_s, is_sealed=False)
+            self._compute(table, until_s, is_sealed=False)
         self.now_s = max(self.now_s, self.question.seal_s)
-        self._splice(book, stability, self.now_s, self.question.prompt, is_sealed=True)
-        self._compute(book, float("inf"), is_sealed=True)
-        return self._finish(book) - self.now_s
+        self._splice(table, stability, self.now_s, self.question.prompt, is_sealed=True)
+        self._compute(table, float("inf"), is_sealed=True)
+        return self._finish(table) - self.now_s
 
     def _splice(
         self,
-        book: OfferBook,
+        table: OfferTable,
         stability: Stability,
         at_s: float,
         tokens: list[int],
         *,
         is_sealed: bool = False,
     ) -> None:
-        self._pass(book, at_s)
+        self._pass(table, at_s)
         same = common_prefix_len(as_tokens(self.tokens), as_tokens(tokens))
         if is_sealed:
             stable = stability.sealed(len(tokens))
@@ -95,44 +95,44 @@ class HandoverRun:
             stable = stability.appended(len(tokens))
         self.tokens, self.num_computed = tokens, min(self.num_computed, same)
         self.num_at_decode = min(self.num_at_decode, same - same % _BLOCK_SIZE)
-        book.spliced(_SESSION, same, stable if self.mode == "streamed" else 0)
+        table.spliced(_SESSION, same, stable if self.mode == "streamed" else 0)
         if self.fetch is not None and self.fetch[1] > same:
-            book.end(self.fetch[2])
+            table.end(self.fetch[2])
             self.fetch = None
 
-    def _compute(self, book: OfferBook, until_s: float, *, is_sealed: bool) -> None:
+    def _compute(self, table: OfferTable, until_s: float, *, is_sealed: bool) -> None:
         """Steps until nothing is left or the next event is due; a step is not broken off."""
         target = len(self.tokens) - (not is_sealed)
         while self.num_computed < target and self.now_s < until_s:
             last = min(self.num_computed + _STEP_TOKENS, target)
             step_s = self.costs.recompute_s(self.num_computed, last)
             self.num_computed = last
-            self._pass(book, self.now_s + step_s)
+            self._pass(table, self.now_s + step_s)
             if last < target or not is_sealed:  # then there is the first token
-                self._offer(book, has_work=last < target)
+                self._offer(table, has_work=last < target)
         if not is_sealed:
-            self._pass(book, max(self.now_s, until_s))
+            self._pass(table, max(self.now_s, until_s))
 
-    def _pass(self, book: OfferBook, at_s: float) -> None:
+    def _pass(self, table: OfferTable, at_s: float) -> None:
         """Time goes on; a fetch may end, and another offer be due."""
         while self.fetch is not None and self.fetch[0] <= at_s:
             self.now_s, self.num_at_decode, offer_id = self.fetch
             self.fetch = None
-            book.end(offer_id)
-            self._offer(book, has_work=False)
+            table.end(offer_id)
+            self._offer(table, has_work=False)
         self.now_s = max(self.now_s, at_s)
 
-    def _offer(self, book: OfferBook, *, has_work: bool) -> None:
-        due = book.due(_SESSION, self.num_computed, has_work=has_work, is_short=False)
+    def _offer(self, table: OfferTable, *, has_work: bool) -> None:
+        due = table.due(_SESSION, self.num_computed, has_work=has_work, is_short=False)
         if not due.num_tokens:
             return
-        offer = book.make(_SESSION, tuple(range(due.num_tokens // _BLOCK_SIZE)), self.now_s)
+        offer = table.make(_SESSION, tuple(range(due.num_tokens // _BLOCK_SIZE)), self.now_s)
         num_new = due.num_tokens - self.num_at_decode
         self.moved_tokens += num_new
         end_s = self.now_s + self.network.read_s(num_new)
         self.fetch = (end_s, due.num_tokens, offer.offer_id)
 
-    def _finish(self, book: OfferBook) -> float:
+    def _finish(self, table: OfferTable) -> float:
         """When decode has the rest, too: a fetch under way ends first."""
         ready_s = self.now_s
         if self.fetch is not None:

@@ -14,7 +14,7 @@ _BYTES = "stream2llm_handover_bytes_total"
 
 
 def bytes_moved(http_address: str) -> Counter[str]:
-    """So far, over all workers: "ahead" and used, "after_seal", "wasted"."""
+    """So far, over all workers: "prefetched" and used, "after_seal", "wasted"."""
     total: Counter[str] = Counter()
     for target in _targets(http_address):
         for family in text_string_to_metric_families(_get(f"http://{target}/metrics")):

@@ -35,16 +35,16 @@ class Outcome:
     ttft_s: float
     prompt_tokens: int
     # At decode before the first token.
-    ahead_tokens: int
+    prefetched_tokens: int
     # Of the prompt, computed and unchanged from half a second before the seal on.
     settled_tokens: int
 
     @property
-    def ahead_share(self) -> float:
+    def prefetched_share(self) -> float:
         """Of what had settled, how much was at decode."""
         if not self.settled_tokens:
             return 1.0
-        return min(self.ahead_tokens / self.settled_tokens, 1.0)
+        return min(self.prefetched_tokens / self.settled_tokens, 1.0)
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ def _outcome(watch: _Watch, settled_tokens: int) -> Outcome:
         exposed_s=timings.first_to_second_token_s,
         ttft_s=timings.ttft_from_seal_s,
         prompt_tokens=usage.prompt_tokens,
-        ahead_tokens=usage.handed_over_ahead_tokens,
+        prefetched_tokens=usage.prefetched_tokens,
         settled_tokens=settled_tokens,
     )
 

@@ -21,10 +21,10 @@ from cost_profiles.decision import Mode
 from cost_profiles.model import CostModel
 from cost_profiles.roofline import LLAMA_31_8B, fallback_profile
 from experiments.stopwatch import Stopwatch
-from prefill_worker.book import SessionBook
 from prefill_worker.planner import plan_step
 from prefill_worker.policy import POLICIES, Policy, RankKey
 from prefill_worker.preemption import Preemption
+from prefill_worker.session_table import SessionTable
 from prefill_worker.types import BlockLedger, RequestView, StepLimits, StepPlan
 
 BLOCK_TOKENS = 16
@@ -124,16 +124,16 @@ def measure(num_sessions: int, num_with_work: int, policy: str, *, short: bool) 
     sessions; otherwise thousands, and a step goes to one or two.
     """
     figures = _sessions(num_sessions, num_with_work, short)
-    book = SessionBook(POLICIES[policy], patience_steps=10**9, num_lost_blocks=0)
+    table = SessionTable(POLICIES[policy], starvation_guard_steps=10**9, num_lost_blocks=0)
     for each in figures.values():
-        book.open(each.request_id, revision=1, sealed=each.sealed)
-        _put(book, each)
+        table.open(each.request_id, revision=1, sealed=each.sealed)
+        _put(table, each)
     limits = StepLimits(STEP_TOKENS, 256, 10**9, BLOCK_TOKENS)
     touched = list(figures)[:10]
     index_s, sorting_s, num_chosen = [], [], []
     for step in range(NUM_ROUNDS * (NUM_INDEX_STEPS + NUM_SORTING_STEPS)):
         with Stopwatch() as index:
-            plan = _plan_by_index(book, [figures[name] for name in touched], limits)
+            plan = _plan_by_index(table, [figures[name] for name in touched], limits)
         if step % (NUM_INDEX_STEPS + NUM_SORTING_STEPS) < NUM_INDEX_STEPS:
             index_s.append(index.seconds)
         else:
@@ -169,16 +169,16 @@ def _sessions(num_sessions: int, num_with_work: int, short: bool) -> dict[str, F
     return sessions
 
 
-def _put(book: SessionBook, each: Figures) -> None:
-    book.update(each.request_id, each.known, each.computed, -(-each.computed // BLOCK_TOKENS))
+def _put(table: SessionTable, each: Figures) -> None:
+    table.update(each.request_id, each.known, each.computed, -(-each.computed // BLOCK_TOKENS))
 
 
-def _plan_by_index(book: SessionBook, touched: list[Figures], limits: StepLimits) -> StepPlan:
+def _plan_by_index(table: SessionTable, touched: list[Figures], limits: StepLimits) -> StepPlan:
     for each in touched:
-        _put(book, each)
-    book.begin_step()
-    plan = book.plan(limits, NO_SHARING, PREEMPTION)
-    book.end_step(plan, limits.num_free_blocks)
+        _put(table, each)
+    table.begin_step()
+    plan = table.plan(limits, NO_SHARING, PREEMPTION)
+    table.end_step(plan, limits.num_free_blocks)
     return plan
 
 

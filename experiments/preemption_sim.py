@@ -131,18 +131,18 @@ class Device:
     ) -> None:
         self._profile = profile
         self._model = CostModel(profile)
-        self._step_tokens = min(STEP_TOKENS, profile.recompute.step_tokens)
+        self._token_budget = min(STEP_TOKENS, profile.recompute.token_budget)
         self._pace = pace
         self.arrivals = self._arrivals(scenario, token_scale)
         tokens = scenario.memory_share * peak_tokens(self.arrivals)
         # The longest session has to fit, whatever the share.
-        longest = round(token_scale * MAX_TOKENS) + QUESTION_TOKENS + self._step_tokens
+        longest = round(token_scale * MAX_TOKENS) + QUESTION_TOKENS + self._token_budget
         self._num_blocks = round(max(tokens, longest) / profile.block_size)
 
     def _arrivals(self, scenario: Scenario, token_scale: float) -> list[Arrival]:
         asked = questions(scenario.num_questions, scenario.seed, token_scale)
         if self._pace is Pace.STEPS:
-            work = sum(each.num_tokens for each in asked) / self._step_tokens
+            work = sum(each.num_tokens for each in asked) / self._token_budget
         else:
             work = sum(self._model.recompute_s(0, each.num_tokens) for each in asked)
         return crowd(asked, work / scenario.load, scenario.num_open, scenario.seed)
@@ -151,10 +151,10 @@ class Device:
         """What it really takes, with this link to the host."""
         if link is None:
             return ScaledCosts(self._model, 1.0)
-        num_blocks = self._step_tokens // self._profile.block_size
+        num_blocks = self._token_budget // self._profile.block_size
         there_and_back_s = self._model.swap_out_s(num_blocks) + self._model.swap_in_s(num_blocks)
-        before = TYPICAL_STEPS_BEFORE * self._step_tokens
-        again_s = self._model.recompute_s(before, before + self._step_tokens)
+        before = TYPICAL_STEPS_BEFORE * self._token_budget
+        again_s = self._model.recompute_s(before, before + self._token_budget)
         return ScaledCosts(self._model, link * again_s / there_and_back_s)
 
     def run(self, way: Way, link: float | None) -> Tally:
@@ -163,7 +163,7 @@ class Device:
         settings = PrefillSettings(
             num_blocks=self._num_blocks,
             block_size=self._profile.block_size,
-            step_tokens=self._step_tokens,
+            token_budget=self._token_budget,
             # Room for all that is not on the device at any moment.
             num_host_blocks=4 * self._num_blocks,
             mode=way.mode,

@@ -157,7 +157,7 @@ class PressureEngine:
             max_num_batched_tokens=STEP_TOKENS,
             max_num_seqs=32,
             enable_prefix_caching=prefix_caching,
-            options={"host_pool_blocks": NUM_HOST_BLOCKS},
+            options={"offload_pool_blocks": NUM_HOST_BLOCKS},
             kv_transfer_config=KVTransferConfig(**SWAP_ONLY),
         )
 

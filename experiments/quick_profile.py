@@ -34,9 +34,9 @@ def measure_recompute(engine: LocalEngine, seconds: float) -> RecomputeSection:
     plan = plan_for(engine)
     times: RecomputeTimes = RecomputeMeter(engine, plan).measure(_budget(seconds))
     points = recompute_points(
-        times.from_nothing.medians(), times.behind.medians(), plan.step_tokens
+        times.from_nothing.medians(), times.behind.medians(), plan.token_budget
     )
-    return RecomputeSection(_provenance(), plan.step_tokens, points)
+    return RecomputeSection(_provenance(), plan.token_budget, points)
 
 
 def measure_swap(engine: LocalEngine, seconds: float) -> tuple[SwapSection, SwapSection]:

@@ -1,4 +1,4 @@
-"""A slower link to the host, on a machine where KV and host pool are one memory.
+"""A slower link to the host, on a machine where KV and CPU KV offload pool are one memory.
 
 Wraps the copier of this process's engine: each job waits beside what it takes
 anyway, and says so in the times that it reports. So profiles that are measured

@@ -126,7 +126,7 @@ def _try(
     cluster.set_policy(trial.policy)
     maker = TextMaker(token_counter(config.model))
     most_tokens = int(LONGEST_SHARE * config.prefill.engine["max_model_len"])
-    sessions = fitting_sessions(trial, law, profile.recompute.step_tokens, most_tokens, maker)
+    sessions = fitting_sessions(trial, law, profile.recompute.token_budget, most_tokens, maker)
     plan = list(Planner(maker).plan(sessions, {}))
     asked = tasks(sessions)
     address = cluster.router_addresses[0]
@@ -135,12 +135,12 @@ def _try(
     machine = Machine(
         profile,
         kv_gib=_kv_gib(config),
-        host_gib=config.prefill.host_pool_gib,
-        step_tokens=config.prefill.engine["max_num_batched_tokens"],
+        host_gib=config.prefill.offload_pool_gib,
+        token_budget=config.prefill.engine["max_num_batched_tokens"],
         num_prefill=config.prefill.replicas,
         front_s=front_s,
         law=law,
-        open_step_tokens=config.prefill.open_step_tokens,
+        open_token_budget=config.prefill.open_token_budget,
     )
     return _compare(trial, measured, _simulated(machine, trial, asked), front_s)
 
@@ -156,14 +156,14 @@ def _kv_gib(config: ClusterConfig) -> float:
 
 
 def fitting_sessions(
-    trial: Trial, law: StepLaw, step_tokens: int, most_tokens: int, maker: TextMaker | None
+    trial: Trial, law: StepLaw, token_budget: int, most_tokens: int, maker: TextMaker | None
 ) -> list[Session]:
     """A trace whose load is the wanted share of what the law can prefill, without longer sessions."""
     rng = random.Random(f"{trial.seed}/arrivals")
     scale = Scale(tokens=TOKEN_SCALE)
     alike = tasks(generate(trial.shape, [0.0] * trial.num_sessions, trial.seed, scale))
     fitting = [each for each in alike if each.num_longest_tokens <= most_tokens]
-    work_s = sum(_work_s(each, law, step_tokens) for each in fitting)
+    work_s = sum(_work_s(each, law, token_budget) for each in fitting)
     arrivals = first(
         trial.num_sessions, poisson(trial.load * trial.num_sessions / work_s, rng), "poisson"
     )
@@ -172,13 +172,13 @@ def fitting_sessions(
     return [session for session, task in pairs if task.num_longest_tokens <= most_tokens]
 
 
-def _work_s(task: Task, law: StepLaw, step_tokens: int) -> float:
+def _work_s(task: Task, law: StepLaw, token_budget: int) -> float:
     """All that a session makes an engine compute that keeps up with it."""
     steps = 0.0
     changes = (task.changes[0]._replace(num_known=0), *task.changes)
     for before, after in pairwise(changes):
         done = min(before.num_known, after.num_kept)
-        steps += law.seconds_to(after.num_known, step_tokens) - law.seconds_to(done, step_tokens)
+        steps += law.seconds_to(after.num_known, token_budget) - law.seconds_to(done, token_budget)
     return steps
 
 

@@ -5,21 +5,21 @@ views [num_blocks, num_parts, words] (`block_regions.py`) and owns the pool
 [num_slots, words of a block]: on the host a block is one contiguous piece.
 
 `HostCopier` is for KV in host memory: what it starts, it finishes.
-`StagedCopier` is for a device with streams, here called lanes, and works while
-the step computes. Its order is tested on lanes that work as late as they may;
+`StagedCopier` is for a device with streams, here called streams, and works while
+the step computes. Its order is tested on streams that work as late as they may;
 on a GPU (tests marked `gpu`) it has not run yet, nor has its speed been seen.
 
- out: compute lane: gather the blocks into a staging buffer. From here on the
-      step may overwrite them. Side lane: staging buffer to the pool.
- in:  side lane: pool to a staging buffer, then scatter into the blocks.
+ out: compute stream: gather the blocks into a staging buffer. From here on the
+      step may overwrite them. Side stream: staging buffer to the pool.
+ in:  side stream: pool to a staging buffer, then scatter into the blocks.
 
- 1. The side lane begins a batch when the compute lane has done all that was
+ 1. The side stream begins a batch when the compute stream has done all that was
     queued before: an `in` overwrites no block that an earlier step, or an
     `out` of this step, still reads.
- 2. A staging buffer is filled again when the side lane is through with it.
- 3. The side lane works in the order of the calls, so a slot that is written
+ 2. A staging buffer is filled again when the side stream is through with it.
+ 3. The side stream works in the order of the calls, so a slot that is written
     and read again, or given up and written again, needs no further care.
- 4. A job is told done, or failed, when its batch has ended on the side lane:
+ 4. A job is told done, or failed, when its batch has ended on the side stream:
     before, its blocks and slots are still read or written.
 
 An error that the device reports after the fact (a lost CUDA context) is no
@@ -37,7 +37,7 @@ from typing import Any, Generic, NamedTuple, Protocol
 
 import torch
 
-from prefill_worker.lanes import CudaLane, Lane, M
+from prefill_worker.copy_streams import CopyStream, CudaCopyStream, M
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, StepJobs
 from stream2llm.serving.clock import Clock, SystemClock
 
@@ -76,7 +76,9 @@ def make_copier(
     num_rows = max(1, min(STAGING_BYTES // max(pool[:1].nbytes, 1), num_slots))
     shape = (num_rows, pool.shape[1])
     staging = [torch.empty(shape, dtype=pool.dtype, device=device) for _ in range(2)]
-    return StagedCopier(views, pool, staging, CudaLane(None), CudaLane(torch.cuda.Stream(device)))
+    return StagedCopier(
+        views, pool, staging, CudaCopyStream(None), CudaCopyStream(torch.cuda.Stream(device))
+    )
 
 
 def _empty_pool(views: Sequence[torch.Tensor], num_slots: int) -> torch.Tensor:
@@ -207,7 +209,7 @@ class _Staging(Generic[M]):
     """A piece of device memory [num_rows, words of a block] that blocks pass through."""
 
     rows: torch.Tensor
-    # The side lane is through with it; None before its first use.
+    # The side stream is through with it; None before its first use.
     is_free: M | None = None
 
 
@@ -232,8 +234,8 @@ class StagedCopier(Generic[M]):
         views: Sequence[torch.Tensor],
         pool: torch.Tensor,
         staging: Iterable[torch.Tensor],
-        compute: Lane[M],
-        side: Lane[M],
+        compute: CopyStream[M],
+        side: CopyStream[M],
     ) -> None:
         self._views = views
         self._pool = pool

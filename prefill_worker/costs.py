@@ -49,7 +49,7 @@ def node_of(vllm_config: Any, device_name: str) -> Node:
         shape=shape_of(vllm_config),
         tensor_parallel_size=vllm_config.parallel_config.tensor_parallel_size,
         block_size=vllm_config.cache_config.block_size,
-        step_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
+        token_budget=vllm_config.scheduler_config.max_num_batched_tokens,
         num_cpu_cores=num_cpu_cores(),
     )
 

@@ -69,15 +69,15 @@ def _settings(spec: WorkerSpec) -> dict[str, Any]:
     """What `Engine.start` and `engine_args` take beside the spec."""
     options = {
         "policy": spec.policy,
-        "patience_steps": spec.patience_steps,
-        "open_step_tokens": spec.open_step_tokens,
+        "starvation_guard_steps": spec.starvation_guard_steps,
+        "open_token_budget": spec.open_token_budget,
         "progress_interval_tokens": spec.progress_interval_tokens,
         "min_offer_tokens": spec.min_offer_tokens,
         "preemption": spec.preemption,
-        "host_pool_bytes": spec.host_pool_bytes,
+        "offload_pool_bytes": spec.offload_pool_bytes,
         "cost_profile": spec.cost_profile,
     }
-    is_swapping = swaps(spec.preemption, spec.host_pool_bytes)
+    is_swapping = swaps(spec.preemption, spec.offload_pool_bytes)
     return {
         "kv_transfer": kv_transfer(nixl_options(spec), swaps=is_swapping),
         "fixed_args": {**FIXED_ARGS, "additional_config": {WIRE_KEY: options}},
@@ -93,7 +93,7 @@ class PrefillOutput:
     first_token: CompletionOutput | None
     # Transfer parameters for the decode worker; None when nobody shall fetch the KV.
     handover: dict[str, Any] | None
-    # KV to fetch ahead of the seal, as `Offering` makes it; then the output is nothing else.
+    # KV to prefetch before the seal, as `Offering` makes it; then the output is nothing else.
     offer: dict[str, Any] | None = None
 
 

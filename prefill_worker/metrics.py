@@ -64,8 +64,8 @@ class SwapMetrics:
             registry=registry,
         )
         self._pool = Gauge(
-            "stream2llm_host_pool_blocks",
-            "KV blocks that the host pool has room for, used and free.",
+            "stream2llm_offload_pool_blocks",
+            "KV blocks that the CPU KV offload pool has room for, used and free.",
             ("state",),
             registry=registry,
         )
@@ -123,7 +123,7 @@ class PrefillMetrics:
         )
         self._promotions = Counter(
             "stream2llm_scheduler_promotions",
-            "Sessions that the starvation bound (prefill.patience_steps) put before others.",
+            "Sessions that the starvation bound (prefill.starvation_guard_steps) put before others.",
             registry=registry,
         )
         self._decision = Histogram(

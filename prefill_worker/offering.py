@@ -17,8 +17,8 @@ from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import RequestStatus
 
-from prefill_worker.offers import Offer, OfferBook
-from prefill_worker.telling import LiveSession
+from prefill_worker.offers import Offer, OfferTable
+from prefill_worker.progress_reporting import LiveSession
 from stream2llm.api.handover import HANDOVER_KEY
 
 
@@ -41,38 +41,38 @@ class Offering:
         self,
         manager: KVCacheManager,
         nixl: NixlConnector | None,
-        book: OfferBook,
+        table: OfferTable,
         now_s: Callable[[], float],
     ) -> None:
         self._manager = manager
         self._nixl = nixl
-        self.book = book
+        self.table = table
         self._now_s = now_s
         self._touched: set[str] = set()
 
     @property
     def pinned(self) -> list[int]:
         """Every block that an offer holds, as often as offers hold it."""
-        return [block_id for offer in self.book.offers() for block_id in offer.block_ids]
+        return [block_id for offer in self.table.offers() for block_id in offer.block_ids]
 
     def spliced(self, request_id: str, num_same_tokens: int, num_stable_tokens: int) -> None:
         """A context event: what was offered behind the common prefix is none of it now."""
         if self._nixl is not None:
-            self.book.spliced(request_id, num_same_tokens, num_stable_tokens)
+            self.table.spliced(request_id, num_same_tokens, num_stable_tokens)
 
     def touch(self, request_id: str) -> None:
         """The session's figures may have changed."""
-        if self.book.state(request_id) is not None:
+        if self.table.state(request_id) is not None:
             self._touched.add(request_id)
 
     def forget(self, request_id: str) -> None:
         """The session has ended; what it offered may still be read."""
         self._touched.discard(request_id)
-        self.book.forget(request_id)
+        self.table.forget(request_id)
 
     def end(self, offer_id: str) -> bool:
         """Lets an offer's blocks go, which nobody reads any more; whether it was an offer."""
-        offer = self.book.end(offer_id)
+        offer = self.table.end(offer_id)
         if offer is None:
             return False
         pool = self._manager.block_pool
@@ -91,7 +91,7 @@ class Offering:
         """After a step: the offers that are due, each with the client it is for."""
         for request_id in tuple(self._touched):
             request = live[request_id].request
-            due = self.book.due(
+            due = self.table.due(
                 request_id,
                 request.num_computed_tokens,
                 has_work=has_work(request_id),
@@ -104,12 +104,12 @@ class Offering:
 
     def _make(self, live: LiveSession, num_tokens: int) -> EngineCoreOutput:
         request_id = live.request.request_id
-        num_blocks = num_tokens // self.book.limits.block_size
+        num_blocks = num_tokens // self.table.limits.block_size
         blocks = self._manager.get_blocks(request_id).blocks[0][:num_blocks]
         assert len(blocks) == num_blocks, f"{request_id} has {len(blocks)} of {num_blocks} blocks"
         self._manager.block_pool.touch(blocks)
         ids = tuple(block.block_id for block in blocks)
-        offer = self.book.make(request_id, ids, self._now_s())
+        offer = self.table.make(request_id, ids, self._now_s())
         wire = {
             "revision": live.state.revision,
             "num_tokens": num_tokens,

@@ -104,7 +104,7 @@ class OfferState:
     in_flight: str | None = None
 
 
-class OfferBook:
+class OfferTable:
     """The offers of one engine, and who may make the next one."""
 
     def __init__(self, limits: OfferLimits, lease_s: float) -> None:

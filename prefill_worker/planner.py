@@ -57,7 +57,7 @@ def num_blocks_needed(view: RequestView, num_tokens: int, block_size: int) -> in
     return max(total - view.num_blocks, 0)
 
 
-def num_tokens_ahead(view: RequestView, block_size: int) -> int:
+def num_tokens_to_host_blocks(view: RequestView, block_size: int) -> int:
     """Tokens to compute before the session's next blocks on the host, or all that it wants."""
     if not view.host_stop:
         return view.num_wanted_tokens
@@ -138,7 +138,7 @@ class _Planning:
         if self._ledger.has_hit(view.request_id) or (self._coming and self._follows(view)):
             self._followers.append(view.request_id)
             return None
-        num_tokens = num_tokens_ahead(view, self._block_size)
+        num_tokens = num_tokens_to_host_blocks(view, self._block_size)
         if self._compute(view, num_tokens) if num_tokens else self._load(view):
             return None
         # Sessions further down hold no block that could be had and was not

@@ -2,7 +2,7 @@
 
 A policy is one function from a view to a sortable key: the lower key is served
 first. That is all a new policy needs, and its line in `POLICIES`. Two things
-hold for every policy: promoted sessions (see patience.py) go before all others
+hold for every policy: promoted sessions (see the starvation guard.py) go before all others
 when it is their turn, and those that would only restore KV they have lost go
 behind all others.
 

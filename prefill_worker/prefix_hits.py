@@ -11,8 +11,8 @@ import logging
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import RequestStatus
 
+from prefill_worker.progress_reporting import LiveSession
 from prefill_worker.report import SchedulerCounters
-from prefill_worker.telling import LiveSession
 
 _log = logging.getLogger(__name__)
 

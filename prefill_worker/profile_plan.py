@@ -28,30 +28,30 @@ class RecomputePlan:
     # From nothing, in one step, growing; the last is the first step of the long run.
     single_steps: tuple[int, ...]
     # What one step computes, and how many of them there are.
-    step_tokens: int
+    token_budget: int
     num_steps: int
 
     @property
     def longest(self) -> int:
         """Tokens of the long run."""
-        return self.step_tokens * self.num_steps
+        return self.token_budget * self.num_steps
 
 
-def recompute_plan(step_tokens: int, max_tokens: int) -> RecomputePlan:
+def recompute_plan(token_budget: int, max_tokens: int) -> RecomputePlan:
     """For steps of a budget, in sessions of at most `max_tokens` (one more is held back).
 
     Raises InvalidRequestError when there is no room for enough points.
     """
-    step_tokens = min(step_tokens, max_tokens)
-    singles = _halved(step_tokens)
-    num_steps = max_tokens // max(step_tokens, 1)
+    token_budget = min(token_budget, max_tokens)
+    singles = _halved(token_budget)
+    num_steps = max_tokens // max(token_budget, 1)
     if len(singles) + num_steps - 1 < MIN_RECOMPUTE_POINTS:
         raise InvalidRequestError(
-            f"sessions of at most {max_tokens} tokens in steps of {step_tokens} are too short to"
+            f"sessions of at most {max_tokens} tokens in steps of {token_budget} are too short to"
             " measure: raise max_model_len, or the KV memory",
             field="engine.max_model_len",
         )
-    return RecomputePlan(singles, step_tokens, num_steps)
+    return RecomputePlan(singles, token_budget, num_steps)
 
 
 def _halved(size: int) -> tuple[int, ...]:
@@ -110,7 +110,7 @@ def _middle_half(values: Sequence[float]) -> float:
 
 
 def recompute_points(
-    from_nothing: Mapping[int, float], behind: Mapping[int, float], step_tokens: int
+    from_nothing: Mapping[int, float], behind: Mapping[int, float], token_budget: int
 ) -> tuple[RecomputePoint, ...]:
     """Points of medians: runs from nothing by length, steps by the context before them.
 
@@ -120,7 +120,7 @@ def recompute_points(
     grown = growing(from_nothing)
     points = [RecomputePoint(size, 0, seconds) for size, seconds in grown.items()]
     points += [
-        RecomputePoint(step_tokens, context, _rounded(seconds))
+        RecomputePoint(token_budget, context, _rounded(seconds))
         for context, seconds in sorted(behind.items())
     ]
     _require_enough(points, MIN_RECOMPUTE_POINTS, "recompute")

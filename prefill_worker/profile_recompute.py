@@ -61,9 +61,9 @@ class RecomputeMeter:
         """First steps allocate and compile."""
         plan = self._plan
         budget.progress.tell(
-            f"recompute: up to {plan.num_steps} steps of {plan.step_tokens} tokens"
+            f"recompute: up to {plan.num_steps} steps of {plan.token_budget} tokens"
         )
-        for num_tokens in (plan.single_steps[0], plan.step_tokens):
+        for num_tokens in (plan.single_steps[0], plan.token_budget):
             for _ in self._steps(num_tokens, budget):
                 pass
 
@@ -75,16 +75,16 @@ class RecomputeMeter:
         return self._long_run(times, budget, num_steps, number)
 
     def _long_run(self, times: RecomputeTimes, budget: Budget, num_steps: int, number: int) -> int:
-        num_done, step_tokens = 0, self._plan.step_tokens
-        for context, seconds in self._steps(num_steps * step_tokens, budget):
+        num_done, token_budget = 0, self._plan.token_budget
+        for context, seconds in self._steps(num_steps * token_budget, budget):
             if context:
                 times.behind.add(context, seconds)
             else:
-                times.from_nothing.add(step_tokens, seconds)
+                times.from_nothing.add(token_budget, seconds)
             num_done += 1
             budget.progress.tick(
                 f"recompute: round {number} of {MAX_ROUNDS}, step {num_done} of {num_steps}:"
-                f" {step_tokens} tokens behind {context} in {seconds:.3f} s"
+                f" {token_budget} tokens behind {context} in {seconds:.3f} s"
             )
         return num_done
 
@@ -95,10 +95,10 @@ class RecomputeMeter:
         """
         session, clock = self._open(num_tokens), budget.clock
         counters = self._engine.scheduler.counters
-        start, step_tokens = counters.computed_tokens, self._plan.step_tokens
+        start, token_budget = counters.computed_tokens, self._plan.token_budget
         try:
             while (context := counters.computed_tokens - start) < num_tokens:
-                is_full = num_tokens - context >= step_tokens
+                is_full = num_tokens - context >= token_budget
                 if not budget.has(GROWTH * self._full_step_s if is_full else 0.0):
                     return
                 began_s = clock.monotonic_s()

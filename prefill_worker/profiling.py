@@ -106,7 +106,7 @@ def measure_profile(
         meter, plan = SwapMeter(engine), plan_for(engine)
         progress.tell(
             f"measuring copies of up to {meter.sizes[-1]} blocks, and {plan.num_steps} steps of"
-            f" {plan.step_tokens} tokens"
+            f" {plan.token_budget} tokens"
         )
         swap = meter.measure(budget.part(SWAP_SHARE))
         recompute = RecomputeMeter(engine, plan).measure(budget)
@@ -143,7 +143,7 @@ def _engine(subject: Subject) -> Iterator[LocalEngine]:
     try:
         engine = LocalEngine(
             subject.model,
-            options={"host_pool_bytes": min(MAX_POOL_BYTES, available // 4)},
+            options={"offload_pool_bytes": min(MAX_POOL_BYTES, available // 4)},
             environment=subject.environment,
             in_process=False,
             kv_transfer_config=_SWAP_CONNECTOR,
@@ -172,7 +172,7 @@ class _Writer:
         self, plan: RecomputePlan, recompute: RecomputeTimes, swap: SwapTimes
     ) -> CostProfile:
         from_nothing, behind = recompute.from_nothing, recompute.behind
-        points = recompute_points(from_nothing.medians(), behind.medians(), plan.step_tokens)
+        points = recompute_points(from_nothing.medians(), behind.medians(), plan.token_budget)
         note = note_of("Whole steps of a session alone in the engine", (from_nothing, behind))
         return CostProfile(
             schema_version=SCHEMA_VERSION,
@@ -182,7 +182,7 @@ class _Writer:
             tensor_parallel_size=self._num_ranks,
             block_size=self._node.block_size,
             versions=_versions(),
-            recompute=RecomputeSection(self._provenance(note), plan.step_tokens, points),
+            recompute=RecomputeSection(self._provenance(note), plan.token_budget, points),
             swap_out=self._swap(swap.out),
             swap_in=self._swap(swap.back),
         )

@@ -98,7 +98,7 @@ DECISIONS = {
 
 @dataclass(frozen=True, slots=True)
 class SwapState:
-    """The host pool now, and what was learned of the costs."""
+    """The CPU KV offload pool now, and what was learned of the costs."""
 
     num_slots: int = 0
     num_slots_used: int = 0

@@ -1,7 +1,7 @@
 """Phase 2: vLLM's scheduler, made to follow our plan.
 
 One idea: between steps the base class knows of no request in its queues. Each
-step, phase 1 (`SessionBook.plan`) says who computes how much and who is
+step, phase 1 (`SessionTable.plan`) says who computes how much and who is
 evicted. We evict, show the base class only the chosen requests, cap each at
 its grant, and let it allocate and build the step as it always does; so all of
 vLLM (prefix cache, connectors, sampling) keeps working and no code of it is
@@ -24,7 +24,7 @@ KV that an eviction copied to the host comes back in a step in which its session
 is not shown to the base class: it gets blocks, and has them computed once the
 workers say that the copies are done (swapping.py).
 
-Whatever touches a session ends in `_touch`, which tells the book: a step costs
+Whatever touches a session ends in `_touch`, which tells the session table: a step costs
 what it touches, not what there is.
 
 Runs inside vLLM's EngineCore process. `Scheduler` is not a public interface of
@@ -50,21 +50,21 @@ from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.decision import Mode
 from prefill_worker import blocks
 from prefill_worker.blocks import truncate_kv
-from prefill_worker.book import SessionBook
 from prefill_worker.costs import costs_for
 from prefill_worker.offering import Offering, with_deadline
-from prefill_worker.offers import OfferBook, OfferLimits
+from prefill_worker.offers import OfferLimits, OfferTable
 from prefill_worker.policy import POLICIES
 from prefill_worker.preemption import Preemption
 from prefill_worker.prefix_hits import PrefixHits
+from prefill_worker.progress_reporting import LiveSession, ProgressReporting
 from prefill_worker.report import SchedulerCommand, SchedulerCounters
 from prefill_worker.reporting import Reporting
 from prefill_worker.request_tokens import event_or_command, replace_tail
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
+from prefill_worker.session_table import SessionTable
 from prefill_worker.settings import require_settings
 from prefill_worker.swap_connector import SwapConnector, find_connector
 from prefill_worker.swapping import NoCopier, Swapping
-from prefill_worker.telling import LiveSession, Telling
 from prefill_worker.types import Eviction, Load, StepLimits, StepPlan, StopReason
 from stream2llm.engine import side_channel
 from stream2llm.engine.failed_request import failed_output
@@ -90,13 +90,13 @@ class PrefillScheduler(Scheduler):
         options = self.vllm_config.additional_config.get(WIRE_KEY, {})
         self._clock = SystemClock()
         self._ledger = blocks.LiveLedger(self.kv_cache_manager, self.requests)
-        self._book = SessionBook(
+        self._table = SessionTable(
             POLICIES[options.get("policy", DEFAULT_POLICY)],
-            patience_steps=int(options.get("patience_steps", 1000)),
+            starvation_guard_steps=int(options.get("starvation_guard_steps", 1000)),
             num_lost_blocks=len(self.kv_cache_manager.block_pool.blocks),
         )
         # None: as many as any step.
-        self._open_step_tokens: int | None = options.get("open_step_tokens")
+        self._open_token_budget: int | None = options.get("open_token_budget")
         # The naive way, for benchmarks.
         self._evicts_whole_requests = bool(options.get("evicts_whole_requests", False))
         self._counters = SchedulerCounters()
@@ -107,7 +107,9 @@ class PrefillScheduler(Scheduler):
         self._step_ranges: list[tuple[int, int]] = []
         self.offering = self._create_offering(options)
         self._reporting = Reporting()
-        self._telling = Telling(int(options.get("progress_interval_tokens", 256)))
+        self._progress_reporting = ProgressReporting(
+            int(options.get("progress_interval_tokens", 256))
+        )
         self._live: dict[str, LiveSession] = {}
         # The ends of requests that could not be handled, each with the client it is for.
         self._failed: list[tuple[int, EngineCoreOutput]] = []
@@ -141,7 +143,7 @@ class PrefillScheduler(Scheduler):
             side_channel.install(nixl.connector_scheduler)
         lease_s = nixl.connector_scheduler._kv_lease_duration if nixl else 0
         return Offering(
-            self.kv_cache_manager, nixl, OfferBook(limits, lease_s), self._clock.monotonic_s
+            self.kv_cache_manager, nixl, OfferTable(limits, lease_s), self._clock.monotonic_s
         )
 
     def preempt_by(self, mode: str, costs: CorrectedCostModel | None = None) -> None:
@@ -157,7 +159,7 @@ class PrefillScheduler(Scheduler):
 
     def has_work(self, request_id: str) -> bool:
         """Whether a live session has tokens to compute."""
-        return self._book.has_work(request_id)
+        return self._table.has_work(request_id)
 
     # -- requests, context events and commands --------------------------------
 
@@ -194,16 +196,16 @@ class PrefillScheduler(Scheduler):
         policy = POLICIES.get(name)
         if policy is None:
             # The sender checks names; this is not worth the engine's life.
-            _log.error("there is no policy %r; %s stays", name, self._book.policy.name)
+            _log.error("there is no policy %r; %s stays", name, self._table.policy.name)
             return
-        self._book.set_policy(policy)
+        self._table.set_policy(policy)
 
     def _begin(self, request: Request, event: ContextEvent | None) -> None:
         # A prefill engine samples the first token and no other, whatever is asked.
         request.max_tokens = 1
         super().add_request(request)
         self._empty_base_queues()
-        state = self._book.open(
+        state = self._table.open(
             request.request_id,
             revision=event.revision if event else 1,
             sealed=event.seal if event else True,
@@ -232,7 +234,7 @@ class PrefillScheduler(Scheduler):
         assert keep_tokens <= len(old)
         num_same = keep_tokens + common_prefix_len(old, tail, old_start=keep_tokens)
         is_replaced = num_same < len(old)
-        self._book.note_event(request.request_id, num_same)
+        self._table.note_event(request.request_id, num_same)
         if num_same < request.num_computed_tokens:
             self._invalidate(live, num_same)
         replace_tail(request, num_same, tail[num_same - keep_tokens :], self.hash_block_size)
@@ -266,19 +268,19 @@ class PrefillScheduler(Scheduler):
 
     def _seal(self, live: LiveSession, update: Request) -> None:
         request = live.request
-        self._book.seal(live.state, request.num_tokens)
+        self._table.seal(live.state, request.num_tokens)
         live.state.uncomputed_at_seal = request.num_tokens - request.num_computed_tokens
         request.sampling_params = update.sampling_params
         request.kv_transfer_params = update.kv_transfer_params
 
     def _touch(self, live: LiveSession) -> None:
-        """Brings the book up to date."""
+        """Brings the session table up to date."""
         request = live.request
         request_id, swapping = request.request_id, self.swapping
-        self._telling.touch(request_id)
+        self._progress_reporting.touch(request_id)
         self.offering.touch(request_id)
         swapping.drop_computed(request_id, request.num_computed_tokens)
-        self._book.update(
+        self._table.update(
             request_id,
             request.num_tokens,
             request.num_computed_tokens,
@@ -286,7 +288,7 @@ class PrefillScheduler(Scheduler):
             host_blocks=swapping.host.next_run(request_id),
             is_loading=swapping.is_loading(request_id),
         )
-        if not self._book.has_work(request_id):
+        if not self._table.has_work(request_id):
             live.state.delay = ""
 
     # -- a step --------------------------------------------------------------
@@ -294,9 +296,9 @@ class PrefillScheduler(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Plans a step and has the base class build it."""
         started_s = self._clock.monotonic_s()
-        self._book.begin_step()
+        self._table.begin_step()
         plan = self._plan()
-        self._book.end_step(plan, self._num_free_blocks)
+        self._table.end_step(plan, self._num_free_blocks)
         self._reporting.note_plan(self._clock.monotonic_s() - started_s)
         for eviction in plan.evictions:
             self._evict(eviction)
@@ -318,7 +320,7 @@ class PrefillScheduler(Scheduler):
         are taken before; whoever still has one is left out of the step.
         """
         self._hits.begin_step()
-        for request_id in self._book.hits_in_turn(self._limits(), self._ledger):
+        for request_id in self._table.hits_in_turn(self._limits(), self._ledger):
             if self._hits.adopt(self._live[request_id]):
                 self._touch(self._live[request_id])
         return self._plan_from(self._limits())
@@ -328,7 +330,7 @@ class PrefillScheduler(Scheduler):
         preemption = Preemption(
             self._mode, swapping.costs, self.block_size, tries_swap=swapping.trials.is_due
         )
-        return self._book.plan(limits, self._ledger, preemption)
+        return self._table.plan(limits, self._ledger, preemption)
 
     @property
     def _num_free_blocks(self) -> int:
@@ -343,7 +345,7 @@ class PrefillScheduler(Scheduler):
             block_size=self.block_size,
             evicts_whole_requests=self._evicts_whole_requests,
             num_host_slots=self.swapping.host.num_free,
-            num_open_tokens=self._open_step_tokens,
+            num_open_tokens=self._open_token_budget,
         )
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
@@ -357,7 +359,9 @@ class PrefillScheduler(Scheduler):
     def _evict(self, eviction: Eviction) -> None:
         live = self._live[eviction.request_id]
         request = live.request
-        self._book.note_eviction(request.request_id, self._hits.num_used_tokens(request.request_id))
+        self._table.note_eviction(
+            request.request_id, self._hits.num_used_tokens(request.request_id)
+        )
         num_kept_tokens = eviction.num_blocks_kept * self.block_size
         self._remember_lost(live, num_kept_tokens)
         self._counters.count_preemption(eviction.swap)
@@ -391,7 +395,7 @@ class PrefillScheduler(Scheduler):
         for request_id in (*dict(ended.restored), *ended.not_restored, *ended.not_saved):
             self._touch(self._live[request_id])
         if self.swapping.num_pending < num_pending:
-            self._book.note_freed()
+            self._table.note_freed()
 
     def _restore(self, live: LiveSession, num_computed_tokens: int) -> None:
         """The session's KV reaches so far again."""
@@ -410,11 +414,11 @@ class PrefillScheduler(Scheduler):
         delayed = plan.stopped_at if plan.stop in _DELAYS else None
         if delayed is not None:
             self._live[delayed].state.delay = plan.stop.value
-            self._telling.touch(delayed)
+            self._progress_reporting.touch(delayed)
         for request_id in self._grants:
             self._live[request_id].state.delay = ""
         num_cared_for = len(plan.grants) + len(plan.followers) + len(plan.loads)
-        num_left_out = self._book.num_with_claim - num_cared_for
+        num_left_out = self._table.num_with_claim - num_cared_for
         self._is_short_of_blocks = delayed is not None
         self._reporting.note_short_of_blocks(max(num_left_out, 1) if delayed else 0)
 
@@ -484,19 +488,19 @@ class PrefillScheduler(Scheduler):
         """Progress and report that are due after this step, each with the client it is for."""
         failed, self._failed = self._failed, []
         yield from failed
-        yield from self._telling.take_due(self._live, self._book.has_work)
+        yield from self._progress_reporting.take_due(self._live, self._table.has_work)
         yield from self.offering.take_due(
-            self._live, self._book.has_work, is_short=self._is_short_of_blocks
+            self._live, self._table.has_work, is_short=self._is_short_of_blocks
         )
-        self._counters.promotions = self._book.num_promotions
-        num_with_work = self._book.num_with_work
+        self._counters.promotions = self._table.num_promotions
+        num_with_work = self._table.num_with_work
         yield from self._reporting.take_due(
-            self._book.policy.name,
+            self._table.policy.name,
             self._counters,
             self.swapping.state,
             is_busy=self._num_to_step_for > 0,
             num_with_work=num_with_work,
-            num_idle=self._book.num_sessions - num_with_work,
+            num_idle=self._table.num_sessions - num_with_work,
         )
 
     def _forget_finished(self, scheduled: Iterable[str]) -> None:
@@ -506,8 +510,8 @@ class PrefillScheduler(Scheduler):
     def _forget(self, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:
             if self._live.pop(request_id, None) is not None:
-                self._book.close(request_id)
-                self._telling.forget(request_id)
+                self._table.close(request_id)
+                self._progress_reporting.forget(request_id)
                 self.offering.forget(request_id)
                 self.swapping.forget(request_id)
 
@@ -531,13 +535,13 @@ class PrefillScheduler(Scheduler):
         if ended:
             # Not ours alone: the base class would look for requests of that name.
             kv_connector_output.finished_sending = sent - ended
-            self._book.note_freed()
+            self._table.note_freed()
         super()._update_from_kv_xfer_finished(kv_connector_output)
 
     def _free_blocks(self, request: Request) -> None:
         """The blocks of an ended request are free: nothing reads them any more."""
         super()._free_blocks(request)
-        self._book.note_freed()
+        self._table.note_freed()
 
     def _end_lease(self, request_id: str) -> None:
         """Frees a hand-over that nobody will read any more.
@@ -573,28 +577,28 @@ class PrefillScheduler(Scheduler):
 
     def get_num_unfinished_requests(self) -> int:
         """Sessions that need a step; an idle open session needs none."""
-        num_to_tell = len(self._telling) + self._reporting.is_awaited + len(self._failed)
+        num_to_tell = len(self._progress_reporting) + self._reporting.is_awaited + len(self._failed)
         return max(self._num_to_step_for, num_to_tell, self.swapping.num_pending)
 
     @property
     def _num_to_step_for(self) -> int:
-        return self._book.num_to_step_for(self._num_free_blocks)
+        return self._table.num_to_step_for(self._num_free_blocks)
 
     def has_finished_requests(self) -> bool:
         """Whether the worker must hear of ended requests, or leases or offers are open."""
-        if self.finished_req_ids or self.offering.book.num_offers:
+        if self.finished_req_ids or self.offering.table.num_offers:
             return True
         return len(self.requests) > len(self._live)
 
     def get_request_counts(self) -> tuple[int, int]:
         """(chosen in this step, with work but not chosen); for vLLM's gauges."""
         num_chosen = len(self._grants)
-        return num_chosen, max(self._book.num_with_work - num_chosen, 0)
+        return num_chosen, max(self._table.num_with_work - num_chosen, 0)
 
     # -- for tests ---------------------------------------------------------------
 
     def check_integrity(self, pinned: Collection[int] = ()) -> None:
-        """Raises AssertionError unless all blocks are accounted for and the book is true.
+        """Raises AssertionError unless all blocks are accounted for and the session table is true.
 
         `pinned` names blocks that somebody holds who is no request.
         """
@@ -603,9 +607,9 @@ class PrefillScheduler(Scheduler):
         )
         self.swapping.check_integrity(set(self._live))
         assert not self._num_missed_plans, "the base class did not do what was planned"
-        assert self._book.num_sessions == len(self._live)
+        assert self._table.num_sessions == len(self._live)
         for request_id, live in self._live.items():
-            request, view = live.request, self._book.view(request_id)
+            request, view = live.request, self._table.view(request_id)
             held = self._ledger.num_blocks(request_id)
             computed = request.num_computed_tokens
             assert view.is_loading == self.swapping.is_loading(request_id)
@@ -614,5 +618,7 @@ class PrefillScheduler(Scheduler):
                 request.num_tokens,
                 computed,
                 held,
-            ), f"the book has {view} of a request with {computed} tokens computed, {held} blocks"
+            ), (
+                f"the session table has {view} of a request with {computed} tokens computed, {held} blocks"
+            )
             assert computed <= view.num_target_tokens or not request.num_tokens

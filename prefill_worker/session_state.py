@@ -77,7 +77,7 @@ class SessionState:
     lost_blocks: LostBlocks
     # Tokens the worker had computed, of all sessions, at the last event.
     last_event_work: int = 0
-    # The number of its promotion while that lasts, else 0; see patience.py.
+    # The number of its promotion while that lasts, else 0; see the starvation guard.py.
     promotion: int = 0
     # The promotion lasts until so many tokens are computed.
     promised_tokens: int = 0
@@ -106,7 +106,7 @@ class SessionState:
         self.recomputed += num_again
         return num_again
 
-    def is_worth_telling(self, interval: int, *, has_work: bool) -> bool:
+    def is_worth_reporting(self, interval: int, *, has_work: bool) -> bool:
         """Whether the client side should hear of this session's progress now.
 
         At every new revision, whenever nothing is left to do, in between each

@@ -71,8 +71,8 @@ class SwapWorkerMeta(KVConnectorWorkerMetadata):
 class SwapConnector(KVConnectorBase_V1, SupportsHMA):
     """Both halves of it; vLLM makes one for the scheduler and one for each rank.
 
-    Options, in `additional_config`: `host_pool_bytes`, of all ranks together,
-    or `host_pool_blocks`, which goes before. Raises ValueError, when the
+    Options, in `additional_config`: `offload_pool_bytes`, of all ranks together,
+    or `offload_pool_blocks`, which goes before. Raises ValueError, when the
     engine starts, for pipeline stages, for models whose new blocks vLLM clears,
     and for KV caches whose layout is not understood.
     """
@@ -199,7 +199,7 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
 
 def _num_slots(options: Mapping[str, Any], bytes_per_block: int) -> int:
     """How many blocks the pool has room for."""
-    num_blocks = options.get("host_pool_blocks")
+    num_blocks = options.get("offload_pool_blocks")
     if num_blocks is not None:
         return int(num_blocks)
-    return int(options.get("host_pool_bytes", 0)) // bytes_per_block if bytes_per_block else 0
+    return int(options.get("offload_pool_bytes", 0)) // bytes_per_block if bytes_per_block else 0

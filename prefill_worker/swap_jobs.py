@@ -23,7 +23,7 @@ class Direction(StrEnum):
 
 
 class CopyJob(NamedTuple):
-    """Copies between KV blocks of the accelerator and slots of the host pool, pair by pair."""
+    """Copies between KV blocks of the accelerator and slots of the CPU KV offload pool, pair by pair."""
 
     number: int
     direction: Direction

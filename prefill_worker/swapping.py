@@ -22,7 +22,7 @@ from vllm.v1.request import Request
 
 from cost_profiles.correction import CorrectedCostModel, tells_of_recompute, tells_of_swap
 from prefill_worker import blocks
-from prefill_worker.host_pool import HostPool
+from prefill_worker.offload_pool import OffloadPool
 from prefill_worker.report import SchedulerCounters, SwapState
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, keep_slowest
 from prefill_worker.trials import Trials
@@ -36,7 +36,7 @@ class Copier(Protocol):
 
     @property
     def num_slots(self) -> int:
-        """Size of the host pool, in blocks."""
+        """Size of the CPU KV offload pool, in blocks."""
 
     @property
     def bytes_per_block(self) -> int:
@@ -57,7 +57,7 @@ class NoCopier:
 
     def start(self, job: CopyJob) -> None:
         """Never called: a plan swaps only as much as there are slots."""
-        raise AssertionError(f"{job}: there is no host pool")
+        raise AssertionError(f"{job}: there is no CPU KV offload pool")
 
     def take_results(self) -> JobResults:
         """Nothing."""
@@ -97,7 +97,7 @@ class _Job:
 
 
 class Swapping:
-    """The host pool, the jobs under way, and what they tell of the costs."""
+    """The CPU KV offload pool, the jobs under way, and what they tell of the costs."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Swapping:
         self._times: dict[int, CopyTime] = {}
         self.costs = costs
         self.trials = Trials()
-        self.host = HostPool(copier.num_slots)
+        self.host = OffloadPool(copier.num_slots)
         self._num_jobs = 0
         self._jobs: dict[int, _Job] = {}
         # Session to the job that brings its KV back.
@@ -295,12 +295,12 @@ class Swapping:
             self.costs.observe_swap_in(num_blocks, seconds)
 
     def observe_step(
-        self, ranges: Sequence[tuple[int, int]], step_tokens: int, seconds: float
+        self, ranges: Sequence[tuple[int, int]], token_budget: int, seconds: float
     ) -> None:
         """The last step computed these ranges of tokens, of one session each, in so much time."""
         if self._copies_block:
             seconds -= self._last_copies_s
-        if tells_of_recompute(sum(stop - start for start, stop in ranges), step_tokens):
+        if tells_of_recompute(sum(stop - start for start, stop in ranges), token_budget):
             self.costs.observe_step(ranges, seconds)
 
     # -- for tests ---------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class RequestView(NamedTuple):
     # So many of the known tokens were computed at some time; fewer are computed
     # now if the KV was evicted.
     num_reached_tokens: int = 0
-    # Which promotion it has, counting from 1; 0: none (see patience.py).
+    # Which promotion it has, counting from 1; 0: none (see the starvation guard.py).
     promotion: int = 0
     # Its blocks [start, stop) are on the host: the next such run behind what is
     # computed. Equal: none is.
@@ -155,7 +155,7 @@ class StepLimits:
     block_size: int
     # The naive way, for comparison: a victim loses all of its blocks.
     evicts_whole_requests: bool = False
-    # Free slots of the host pool, for blocks that are swapped out.
+    # Free slots of the CPU KV offload pool, for blocks that are swapped out.
     num_host_slots: int = 0
     # What a step without sealed sessions may have of `num_tokens`, under policies that
     # keep sealed ones apart.

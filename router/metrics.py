@@ -199,7 +199,7 @@ class RouterMetrics:
         self._exposed.labels(self._model, mode).observe(seconds)
 
     def fetch_ended(self, end: str) -> None:
-        """A fetch ahead; `end` is a name of the proto's FetchEnd."""
+        """A prefetch; `end` is a name of the proto's FetchEnd."""
         self._fetches.labels(self._model, end.removeprefix("FETCH_END_").lower()).inc()
 
     def output(self, num_tokens: int) -> None:

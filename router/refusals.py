@@ -1,7 +1,7 @@
 """Errors that clients get, counted by reason; refusals at the door, also in the log.
 
 A session that was admitted logs its own end. Whoever is turned away before that has
-no session: a client without patience could write thousands of lines a second here,
+no session: a client without the starvation guard could write thousands of lines a second here,
 so each reason has so many lines a period, and the first line of the next period says
 how many were left out.
 """

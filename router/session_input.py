@@ -19,16 +19,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from router.ahead import Ahead
 from router.context import ContentDocument, ContextLimits, ContextLog, Reserve, Splice
 from router.intake import Intake
-from router.legs import PrefillLeg
+from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
 from router.metrics import InputMode, InputOp
 from router.ranking_note import ranking_note
 from router.stability import num_sure
 from router.text_input import Frame
 from router.types import AppendEvent, ClientEvent, OpenEvent, SealEvent, UpdateEvent
+from router.worker_calls import PrefillCall
 from stream2llm.api.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
 from stream2llm.api.session import Event
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
@@ -153,16 +153,16 @@ class SessionInput:
     def __init__(
         self,
         live: LiveSession,
-        leg: PrefillLeg,
+        worker_call: PrefillCall,
         frame: Frame,
         log: ContextLog,
         on_sealed: Callable[[Tokens], int],
-        ahead: Ahead,
+        prefetch: KvPrefetch,
         opened: OpenEvent,
     ) -> None:
         self._live = live
-        self._leg = leg
-        self._ahead = ahead
+        self._worker_call = worker_call
+        self._prefetch = prefetch
         self._opened = opened
         self._intake = Intake(live.parts.text, log, opened, len(frame.suffix))
         self._frame = frame
@@ -187,13 +187,13 @@ class SessionInput:
         """The prefix is prefilled while the first document is on its way."""
         event = self._opened
         self._live.mode = InputMode.ONESHOT if event.one_shot else InputMode.APPEND
-        self._ahead.began(len(self._frame.prefix))
+        self._prefetch.began(len(self._frame.prefix))
         self._live.parts.metrics.received(InputOp.OPEN, len(self._frame.prefix))
         if event.one_shot:  # the seal follows and brings everything at once
             self._live.progress.event(event.sequence)
         else:
             splice = self._log.begin()
-            stable = self._ahead.appended(self._log.sequence)
+            stable = self._prefetch.appended(self._log.sequence)
             await self._splice(event.sequence, splice, stable)
             await self._tell()
 
@@ -202,7 +202,7 @@ class SessionInput:
             case AppendEvent():
                 documents = await self._documents(event)
                 splice = self._log.append(documents)
-                stable = self._ahead.appended(self._log.sequence)
+                stable = self._prefetch.appended(self._log.sequence)
                 await self._changed(event, InputOp.APPEND, splice, stable)
             case UpdateEvent():
                 self._live.mode = InputMode.UPDATE
@@ -210,7 +210,7 @@ class SessionInput:
                 splice = self._log.update(documents)
                 num_documents = num_sure(each.stays for each in event.documents)
                 sure = self._log.num_tokens_of(num_documents) if num_documents else 0
-                stable = self._ahead.updated(splice.keep_tokens, sure)
+                stable = self._prefetch.updated(splice.keep_tokens, sure)
                 await self._changed(event, InputOp.UPDATE, splice, stable)
             case SealEvent():
                 await self._seal(event)
@@ -235,7 +235,7 @@ class SessionInput:
             self._live.progress.event(sequence)
         else:
             revision = self._revise(sequence, splice)
-            self._ahead.spliced(revision, splice, self._log.sequence)
+            self._prefetch.spliced(revision, splice, self._log.sequence)
             self._hold(revision, splice, stable_tokens)
         self._live.tell_progress()
 
@@ -252,7 +252,9 @@ class SessionInput:
         """Tells prefill what is held; nothing where nothing changed."""
         if self._held is not None:
             held, self._held = self._held, None
-            await self._leg.splice(held.revision, held.splice, stable_tokens=held.stable_tokens)
+            await self._worker_call.splice(
+                held.revision, held.splice, stable_tokens=held.stable_tokens
+            )
 
     async def _seal(self, event: SealEvent) -> None:
         suffix = await self._suffix(event)
@@ -265,11 +267,11 @@ class SessionInput:
         max_tokens = self._on_sealed(self._log.sequence)
         revision = self._revise(event.sequence, splice)
         hand_over = max_tokens > 1
-        stable = self._ahead.sealed(self._log.sequence) if hand_over else 0
-        self._ahead.spliced(revision, splice, self._log.sequence)
+        stable = self._prefetch.sealed(self._log.sequence) if hand_over else 0
+        self._prefetch.spliced(revision, splice, self._log.sequence)
         splice = self._hold(revision, splice, stable).splice
         self._held = None
-        await self._leg.seal(revision, splice, hand_over=hand_over, stable_tokens=stable)
+        await self._worker_call.seal(revision, splice, hand_over=hand_over, stable_tokens=stable)
         self._live.tell_progress()
 
     def _has_room_for(self, note: Tokens, suffix: Tokens) -> bool:

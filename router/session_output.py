@@ -11,13 +11,13 @@ import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from router.ahead import Ahead
 from router.answer import Answer
-from router.legs import DecodeLeg, PrefillLeg
+from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
 from router.progress import WorkerFigures
 from router.status import NeverArrivedError
 from router.types import Ending, Finished, Usage
+from router.worker_calls import DecodeCall, PrefillCall
 from router.workers import Worker
 from stream2llm.api import codec as wire
 from stream2llm.api.errors import InternalError, UnavailableError
@@ -51,10 +51,10 @@ class _Sealed:
 class SessionOutput:
     """Relays one answer."""
 
-    def __init__(self, live: LiveSession, leg: PrefillLeg, ahead: Ahead) -> None:
+    def __init__(self, live: LiveSession, worker_call: PrefillCall, prefetch: KvPrefetch) -> None:
         self._live = live
-        self._leg = leg
-        self._ahead = ahead
+        self._worker_call = worker_call
+        self._prefetch = prefetch
         self._num_local_tokens = 0
         self._unread: pb.Handover | None = None
         self._sealed: _Sealed | None = None
@@ -85,19 +85,19 @@ class SessionOutput:
             ending = await self._take(wire.token_step_from_proto(first.step))
             if ending is None:
                 ending = await self._decode(first)
-            await self._leg.finish()
+            await self._worker_call.finish()
             await self._finish(ending, first)
         finally:
             self._release()
 
     async def _first_token(self) -> pb.FirstToken:
         while True:
-            message = await self._leg.receive()
+            message = await self._worker_call.receive()
             match message.WhichOneof("event"):
                 case "first_token":
                     break
                 case "offer":
-                    self._ahead.offered(message.offer)
+                    self._prefetch.offered(message.offer)
                     continue
             self._report(message.progress)
             self._live.tell_progress()
@@ -124,15 +124,15 @@ class SessionOutput:
             raise InternalError("prefill gave no hand-over for an answer that goes on")
         request = self._decode_request(first)
         async with asyncio.TaskGroup() as group:
-            watch = group.create_task(self._leg.watch())
+            watch = group.create_task(self._worker_call.watch())
             ending = await self._decode_somewhere(request)
             watch.cancel()
         return ending
 
     async def _decode_somewhere(self, request: pb.DecodeRequest) -> Ending:
-        """By the worker that has fetched ahead; by another one if that one does not take it."""
+        """By the worker that has prefetched; by another one if that one does not take it."""
         workers, tried = self._live.parts.workers, set[str]()
-        chosen = await self._ahead.take_worker()
+        chosen = await self._prefetch.take_worker()
         worker = chosen[0] if chosen else workers.pick("decode")
         if worker is None:
             raise UnavailableError("no decode worker can be used now", reason="NO_DECODE_WORKER")
@@ -140,7 +140,7 @@ class SessionOutput:
         while True:
             tried.add(worker.worker_id)
             others = workers.pick_but("decode", tried) is not None
-            request.refuse_when_full = others and self._ahead.is_on
+            request.refuse_when_full = others and self._prefetch.is_on
             try:
                 return await self._decode_at(worker, request)
             except _NotTakenError as not_taken:
@@ -150,30 +150,30 @@ class SessionOutput:
             request.fetch_session_id = ""
 
     async def _decode_at(self, worker: Worker, request: pb.DecodeRequest) -> Ending:
-        leg = DecodeLeg(self._live.parts.workers, worker)
+        worker_call = DecodeCall(self._live.parts.workers, worker)
         try:
-            return await self._relay(leg, request)
+            return await self._relay(worker_call, request)
         except UnavailableError as error:
-            is_free = not (leg.owns_handover or leg.is_accepted)
+            is_free = not (worker_call.owns_handover or worker_call.is_accepted)
             if is_free and (isinstance(error, NeverArrivedError) or error.reason in _NOT_TAKEN):
                 raise _NotTakenError(error) from error
             raise
         finally:
-            if leg.owns_handover:
+            if worker_call.owns_handover:
                 self._unread = None
-            leg.close()
+            worker_call.close()
 
-    async def _relay(self, leg: DecodeLeg, request: pb.DecodeRequest) -> Ending:
+    async def _relay(self, worker_call: DecodeCall, request: pb.DecodeRequest) -> Ending:
         is_first = True
-        async with aclosing(leg.steps(request)) as steps:
+        async with aclosing(worker_call.steps(request)) as steps:
             async for step in steps:
                 if is_first:
-                    self._num_local_tokens = leg.local_tokens
-                    await self._leg.finish()
+                    self._num_local_tokens = worker_call.local_tokens
+                    await self._worker_call.finish()
                 since_last_s = self._live.timeline.decode_step()
                 self._live.parts.metrics.decode_step(since_last_s, is_first=is_first)
                 if is_first:
-                    self._live.parts.metrics.exposed(since_last_s, is_streamed=self._ahead.is_on)
+                    self._live.parts.metrics.exposed(since_last_s, is_streamed=self._prefetch.is_on)
                 is_first = False
                 self._live.apply(Event.STEP)
                 ending = await self._take(step)
@@ -206,13 +206,13 @@ class SessionOutput:
             reused_tokens=figures.reused_tokens,
             invalidated_tokens=figures.invalidated_tokens,
             uncomputed_at_seal_tokens=first.uncomputed_at_seal_tokens,
-            handed_over_ahead_tokens=self._num_local_tokens,
+            prefetched_tokens=self._num_local_tokens,
         )
         timings = self._live.timeline.timings()
         await self._live.outbox.put(Finished(ending, usage, timings, self._live.document_order))
 
     def _report(self, message: pb.PrefillProgress) -> None:
-        self._ahead.seen(message.revision)
+        self._prefetch.seen(message.revision)
         self._live.take_report(
             WorkerFigures(
                 revision=message.revision,

@@ -16,9 +16,8 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Iterator
 
-from router.ahead import Ahead
 from router.context import ContextLog
-from router.legs import PrefillLeg
+from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession, RouterParts
 from router.outbox import Send
 from router.ranking_note import check_ranking_note
@@ -27,6 +26,7 @@ from router.session_output import SessionOutput
 from router.sessions import SessionPlace
 from router.status import NeverArrivedError
 from router.types import Accepted, ClientEvent, OpenEvent
+from router.worker_calls import PrefillCall
 from stream2llm.api.errors import (
     IdleTimeoutError,
     InternalError,
@@ -101,24 +101,24 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
     _take_open(live, opened)
     frame = await live.parts.text.frame(opened.template, opened.control_tokens)
     log = ContextLog(frame.prefix, limits_of(live), live.ordering)
-    leg = await _open_leg(live)
-    ahead = Ahead(live, opened.handover or live.parts.spec.handover)
+    worker_call = await _open_call(live)
+    prefetch = KvPrefetch(live, opened.handover or live.parts.spec.handover)
     try:
-        output = SessionOutput(live, leg, ahead)
-        session_input = SessionInput(live, leg, frame, log, output.sealed, ahead, opened)
+        output = SessionOutput(live, worker_call, prefetch)
+        session_input = SessionInput(live, worker_call, frame, log, output.sealed, prefetch, opened)
         await live.outbox.put(_accepted(live))
         await session_input.begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(live.outbox.drain(send))
             reading = group.create_task(session_input.run(reader))
-            fetching = group.create_task(ahead.run())
+            fetching = group.create_task(prefetch.run())
             await output.run()
             reading.cancel()  # what a client says after its answer is of no interest
             fetching.cancel()
             await live.outbox.close()
     finally:
-        ahead.close()
-        leg.close()
+        prefetch.close()
+        worker_call.close()
 
 
 def _take_open(live: LiveSession, event: OpenEvent) -> None:
@@ -148,7 +148,7 @@ def check_model(parts: RouterParts, model: str) -> None:
         )
 
 
-async def _open_leg(live: LiveSession) -> PrefillLeg:
+async def _open_call(live: LiveSession) -> PrefillCall:
     """The session, open at a prefill worker; one that cannot be reached leaves it to another."""
     workers, tried = live.parts.workers, set[str]()
     worker = workers.pick("prefill")
@@ -156,17 +156,17 @@ async def _open_leg(live: LiveSession) -> PrefillLeg:
         raise UnavailableError("no prefill worker can be used now", reason="NO_PREFILL_WORKER")
     while True:
         tried.add(worker.worker_id)
-        leg = PrefillLeg(workers, worker)
+        worker_call = PrefillCall(workers, worker)
         try:
-            await leg.open(live.session_id, live.worker_sampling)
-            return leg
+            await worker_call.open(live.session_id, live.worker_sampling)
+            return worker_call
         except NeverArrivedError:
-            leg.close()
+            worker_call.close()
             worker = workers.pick_but("prefill", tried)
             if worker is None:
                 raise
         except BaseException:
-            leg.close()
+            worker_call.close()
             raise
 
 

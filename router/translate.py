@@ -224,7 +224,7 @@ def _finished(finished: Finished) -> pb.GenerationFinished:
             reused_tokens=usage.reused_tokens,
             invalidated_tokens=usage.invalidated_tokens,
             uncomputed_at_seal_tokens=usage.uncomputed_at_seal_tokens,
-            handed_over_ahead_tokens=usage.handed_over_ahead_tokens,
+            prefetched_tokens=usage.prefetched_tokens,
         ),
         timings=_timings(finished.timings),
         document_order=finished.document_order,

@@ -167,7 +167,7 @@ class Usage:
     reused_tokens: int = 0
     invalidated_tokens: int = 0
     uncomputed_at_seal_tokens: int = 0
-    handed_over_ahead_tokens: int = 0
+    prefetched_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Kind:
     # No test waits for it, and a slow machine must not run into it.
     input_idle_timeout_s: float = 300
     preemption: str = "cost"
-    host_pool_gib: float = 1.0
+    offload_pool_gib: float = 1.0
     # None leaves it to us: one process for EngineCore and the model.
     executor: str | None = None
     handover: HandoverMode = "streamed"
@@ -63,7 +63,7 @@ KINDS = {
     # For sessions by the hundred.
     "sensitive-tight": replace(_TIGHT, max_open_sessions=256),
     # Room on the host for about as much as there is on the engine.
-    "sensitive-swap": replace(_TIGHT, preemption="swap", host_pool_gib=0.016),
+    "sensitive-swap": replace(_TIGHT, preemption="swap", offload_pool_gib=0.016),
     "sensitive-recompute": replace(_TIGHT, preemption="recompute"),
     "smollm2-1x1": Kind(model="smollm2-135m-instruct"),
 }
@@ -97,7 +97,7 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
         "prefill": {
             "replicas": kind.prefill,
             "preemption": kind.preemption,
-            "host_pool_gib": kind.host_pool_gib,
+            "offload_pool_gib": kind.offload_pool_gib,
             "engine": {**engine, "num_gpu_blocks_override": kind.prefill_blocks},
             "env": env,
         },

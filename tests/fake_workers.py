@@ -219,7 +219,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
         self.late_rejection: Stream2LLMError | None = None
         self.release_failure: Stream2LLMError | None = None
         self.ends_without_reason = False
-        # Token sequences that were to be fetched ahead, and what became of it.
+        # Token sequences that were to be prefetched, and what became of it.
         self.fetched: list[list[int]] = []
         self.fetch_sessions: list[str] = []
         self.may_fetch = _open_gate()
@@ -250,7 +250,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
             self.cancelled.set()
             raise
 
-    async def FetchAhead(  # noqa: N802
+    async def PrefetchKv(  # noqa: N802
         self, request_iterator: AsyncIterator[Any], context: Any
     ) -> AsyncIterator[Any]:
         tokens: list[int] = []
@@ -272,12 +272,12 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
                     if self.may_fetch.is_set():
                         is_fetching = False
                         end = worker_pb2.FETCH_END_FETCHED
-                        yield worker_pb2.FetchAheadResponse(end=end, num_blocks=1)
+                        yield worker_pb2.PrefetchKvResponse(end=end, num_blocks=1)
                 else:
                     self.fetch_aborted.set()
                     if is_fetching:  # else it comes behind the end, and there is none to tell
                         is_fetching = False
-                        yield worker_pb2.FetchAheadResponse(end=worker_pb2.FETCH_END_ABORTED)
+                        yield worker_pb2.PrefetchKvResponse(end=worker_pb2.FETCH_END_ABORTED)
         finally:
             self.fetch_session_ended.set()
 

@@ -58,13 +58,13 @@ def decode(first: worker.FirstToken) -> list[Message]:
     ]
 
 
-def fetch_ahead(first: worker.FirstToken) -> list[Message]:
-    kind = worker.FetchAheadRequest
+def prefetch_kv(first: worker.FirstToken) -> list[Message]:
+    kind = worker.PrefetchKvRequest
     fetch = worker.FetchKv(token_ids=PROMPT, handover=first.handover)
     # Unique, since several cases run at once.
     name = str(json.loads(first.handover.kv_transfer_params_json)["remote_request_id"])
     return [
-        kind(open=worker.OpenFetchAhead(fetch_session_id=name)),
+        kind(open=worker.OpenPrefetch(fetch_session_id=name)),
         kind(fetch=fetch),
         kind(abort=worker.AbortFetch()),
     ]

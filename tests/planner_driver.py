@@ -1,7 +1,7 @@
 """Runs sessions on the production planner alone: a dict of blocks, no vLLM, no model.
 
 What phase 2 does with vLLM's tables is done here with plain ones, so that what
-goes wrong here is wrong in the book, the policies, the patience or the planner.
+goes wrong here is wrong in the session table, the policies, the starvation guard or the planner.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from prefill_worker.book import SessionBook
-from prefill_worker.host_pool import HostPool
+from prefill_worker.offload_pool import OffloadPool
 from prefill_worker.policy import POLICIES
 from prefill_worker.preemption import Preemption
 from prefill_worker.session_state import SessionState
+from prefill_worker.session_table import SessionTable
 from prefill_worker.types import Eviction, Load, StepLimits, StepPlan
 from stream2llm.serving.prefix import common_prefix_len
 from tests.builders import BY_RANK
@@ -105,7 +105,7 @@ class PendingLoad:
 
 
 class PlannerDriver:
-    """A `SessionDriver` over `SessionBook`; also the book's `Ledger`."""
+    """A `SessionDriver` over `SessionTable`; also the session table's `Ledger`."""
 
     policies = tuple(POLICIES)
 
@@ -116,16 +116,16 @@ class PlannerDriver:
         prefix_caching: bool = True,
         num_blocks: int = 24,
         block_size: int = 4,
-        step_tokens: int = 24,
+        token_budget: int = 24,
         step_requests: int = 3,
-        patience_steps: int = 6,
+        starvation_guard_steps: int = 6,
         preemption: Preemption = BY_RANK,
         num_host_slots: int = 0,
         # Steps that a copy from the host takes beyond its own.
         load_delay_steps: int = 0,
     ) -> None:
         self.pool = BlockPool(num_blocks, block_size)
-        self.host = HostPool(num_host_slots)
+        self.host = OffloadPool(num_host_slots)
         self.num_swapped_in = self.num_swapped_out = 0
         self._host_kv: list[list[int | None]] = [[None] * block_size for _ in range(num_host_slots)]
         self._preemption = preemption
@@ -135,20 +135,22 @@ class PlannerDriver:
         self._swaps_fail = False
         self.sessions: dict[str, PlannedSession] = {}
         load_steps = 1 + load_delay_steps if num_host_slots else 0
-        self.limits = DriverLimits(num_blocks * block_size, step_tokens, load_steps=load_steps)
+        self.limits = DriverLimits(num_blocks * block_size, token_budget, load_steps=load_steps)
         self.num_evictions = 0
         self._prefix_caching = prefix_caching
         self._num_blocks = num_blocks
         self._block_size = block_size
         self._step_requests = step_requests
-        self._book = SessionBook(POLICIES[policy], patience_steps, num_lost_blocks=num_blocks)
+        self._table = SessionTable(
+            POLICIES[policy], starvation_guard_steps, num_lost_blocks=num_blocks
+        )
         self._answers: dict[str, list[int]] = {}
         # Answered sessions under a lease: the sequence their blocks hold.
         self._leases: dict[str, list[int]] = {}
         # All digests that were KV at some time, be they lost since or not.
         self._ever_computed: set[int] = set()
 
-    # -- the book's side: who holds which blocks ------------------------------------
+    # -- the session table's side: who holds which blocks ------------------------------------
 
     def block_ids(self, request_id: str) -> Sequence[int]:
         return self.pool.held.get(request_id, ())
@@ -173,7 +175,7 @@ class PlannerDriver:
     # -- events -------------------------------------------------------------------------
 
     def open(self, name: str, prefix: Tokens, *, hand_over: bool) -> None:
-        state = self._book.open(name, revision=1, sealed=False)
+        state = self._table.open(name, revision=1, sealed=False)
         self.sessions[name] = PlannedSession(state, hand_over, prefix)
         self._touch(name)
         self._become(name, list(prefix))
@@ -190,13 +192,13 @@ class PlannerDriver:
         session = self.sessions[name]
         tokens = session.tokens + list(suffix)
         self._become(name, tokens)
-        self._book.seal(session.state, len(tokens))
+        self._table.seal(session.state, len(tokens))
         self._touch(name)
 
     def _become(self, name: str, tokens: list[int]) -> None:
         session = self.sessions[name]
         same = common_prefix_len(session.tokens, tokens)
-        self._book.note_event(name, same)
+        self._table.note_event(name, same)
         session.tokens, session.digests = tokens, prefix_digests(tokens)
         self._cut_back(name, min(same, max(len(tokens) - 1, 0)))
         self._touch(name)
@@ -221,7 +223,7 @@ class PlannerDriver:
     def _touch(self, name: str) -> None:
         session = self.sessions[name]
         self.host.drop_before(name, session.computed // self._block_size)
-        self._book.update(
+        self._table.update(
             name,
             len(session.tokens),
             session.computed,
@@ -236,26 +238,26 @@ class PlannerDriver:
             if name in self._loads:
                 self._give_up(name)
             self.host.forget(name)
-            self._book.close(name)
+            self._table.close(name)
         self._let_go_of_lease(name)
 
     def _let_go_of_lease(self, name: str) -> None:
         """Blocks that others hold too are not free by it, but may be evicted now."""
         self.pool.let_go(name)
-        self._book.note_freed()
+        self._table.note_freed()
 
     # -- a step ---------------------------------------------------------------------------
 
     def has_work(self) -> bool:
         is_copying = bool(self._loads or self._void_loads)
-        return is_copying or self._book.num_to_step_for(len(self.pool.free)) > 0
+        return is_copying or self._table.num_to_step_for(len(self.pool.free)) > 0
 
     def step(self, cancel: str | None = None) -> None:
         if not self.has_work():
             return
-        self._book.begin_step()
+        self._table.begin_step()
         plan = self._plan()
-        self._book.end_step(plan, len(self.pool.free))
+        self._table.end_step(plan, len(self.pool.free))
         for eviction in plan.evictions:
             self._evict(eviction)
         self._check_plan(plan)
@@ -328,7 +330,7 @@ class PlannerDriver:
             self.pool.unhold(_COPIES, block_id)
         if pending.is_void:
             self._void_loads.remove(pending)
-            self._book.note_freed()
+            self._table.note_freed()
             return
         del self._loads[name]
         if self._swaps_fail:
@@ -347,7 +349,7 @@ class PlannerDriver:
                 self.pool.by_key[key], self.pool.key_of[table[index]] = table[index], key
 
     def _step_limits(self) -> StepLimits:
-        num_tokens, num_free = self.limits.step_tokens, len(self.pool.free)
+        num_tokens, num_free = self.limits.token_budget, len(self.pool.free)
         return StepLimits(
             num_tokens,
             self._step_requests,
@@ -358,14 +360,14 @@ class PlannerDriver:
 
     def _plan_once(self) -> StepPlan:
         limits = self._step_limits()
-        plan = self._book.plan(limits, self, self._preemption)
-        again = self._book.plan(limits, self, self._preemption)
+        plan = self._table.plan(limits, self, self._preemption)
+        again = self._table.plan(limits, self, self._preemption)
         assert plan == again, "planning changed something"
         return plan
 
     def _plan(self) -> StepPlan:
         """The plan, after those whose turn it is took what the prefix cache has."""
-        for name in self._book.hits_in_turn(self._step_limits(), self):
+        for name in self._table.hits_in_turn(self._step_limits(), self):
             assert self._adopt(name)
         return self._plan_once()
 
@@ -391,7 +393,7 @@ class PlannerDriver:
     def _evict(self, eviction: Eviction) -> None:
         self.num_evictions += 1
         assert eviction.request_id not in self._loads
-        self._book.note_eviction(eviction.request_id)
+        self._table.note_eviction(eviction.request_id)
         self._swap_out(eviction)
         freed = self.pool.let_go(eviction.request_id, eviction.num_blocks_kept)
         assert freed == eviction.num_blocks_freed
@@ -400,7 +402,7 @@ class PlannerDriver:
 
     def _check_plan(self, plan: StepPlan) -> None:
         """Invariant 4: the step stays inside its tokens, its requests and the free blocks."""
-        assert sum(grant.num_tokens for grant in plan.grants) <= self.limits.step_tokens
+        assert sum(grant.num_tokens for grant in plan.grants) <= self.limits.token_budget
         assert len(plan.grants) <= self._step_requests
         evicted = {eviction.request_id for eviction in plan.evictions}
         served = [each.request_id for each in (*plan.grants, *plan.loads)]
@@ -415,7 +417,7 @@ class PlannerDriver:
 
     def _compute(self, name: str, num_tokens: int) -> None:
         session, size = self.sessions[name], self._block_size
-        assert 0 < num_tokens <= self._book.view(name).num_wanted_tokens
+        assert 0 < num_tokens <= self._table.view(name).num_wanted_tokens
         self.pool.allocate(name, self._num_missing(name, num_tokens))
         table = self.pool.held[name]
         end = session.computed + num_tokens
@@ -435,7 +437,7 @@ class PlannerDriver:
         self._answers.setdefault(name, []).append(answer_of(session.tokens))
         self._check_kv(name, session.tokens)
         assert not self.host.has_copies(name), "copies of what is computed are kept"
-        self._book.close(name)
+        self._table.close(name)
         del self.sessions[name]
         if session.hand_over:
             self._leases[name] = session.tokens
@@ -451,7 +453,7 @@ class PlannerDriver:
         self._let_go_of_lease(_SHORTAGE)
 
     def set_policy(self, policy: str) -> None:
-        self._book.set_policy(POLICIES[policy])
+        self._table.set_policy(POLICIES[policy])
 
     def leased(self) -> frozenset[str]:
         return frozenset(self._leases)
@@ -476,11 +478,11 @@ class PlannerDriver:
         self._check_blocks()
         if not self.has_work():
             assert not self._plan_once().does_something, "a step is possible, and none is due"
-        assert self._book.num_sessions == len(self.sessions)
+        assert self._table.num_sessions == len(self.sessions)
         work_goes_on = bool(self.has_work() or self._leases or self.pool.held.get(_SHORTAGE))
         num_with_work = 0
         for name, session in self.sessions.items():
-            view = self._book.view(name)
+            view = self._table.view(name)
             assert view.num_computed_tokens == session.computed <= max(view.num_target_tokens, 0)
             assert view.num_blocks == len(self.block_ids(name))
             target = view.num_target_tokens
@@ -489,7 +491,7 @@ class PlannerDriver:
             num_with_work += session.computed < view.num_target_tokens
             self._check_kv(name, session.tokens[: session.computed])
             self._check_copies(name)
-        assert self._book.num_with_work == num_with_work
+        assert self._table.num_with_work == num_with_work
         for name, tokens in self._leases.items():
             self._check_kv(name, tokens)
 
@@ -522,4 +524,4 @@ class PlannerDriver:
         assert len(self.pool.free) == self._num_blocks
         assert not self.host.num_used
         assert not self.sessions
-        assert not self._book.num_sessions
+        assert not self._table.num_sessions

@@ -38,9 +38,9 @@ AN_ABACUS = Accelerator("Abacus 3000", ("abacus",))
 def a_recompute(
     points: tuple[tuple[int, int, float], ...] = LINEAR,
     provenance: Provenance = A_MEASUREMENT,
-    step_tokens: int = 512,
+    token_budget: int = 512,
 ) -> RecomputeSection:
-    return RecomputeSection(provenance, step_tokens, tuple(RecomputePoint(*p) for p in points))
+    return RecomputeSection(provenance, token_budget, tuple(RecomputePoint(*p) for p in points))
 
 
 def a_swap(

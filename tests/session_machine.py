@@ -56,9 +56,9 @@ class DriverLimits:
     """What the driver's engine can do."""
 
     max_tokens: int
-    step_tokens: int
+    token_budget: int
     max_sessions: int = 8
-    # Steps that KV needs to come back from the host; 0: there is no host pool.
+    # Steps that KV needs to come back from the host; 0: there is no CPU KV offload pool.
     load_steps: int = 0
 
 
@@ -276,7 +276,7 @@ class SessionMachine(RuleBasedStateMachine):
         Between two of its steps KV may have to come back from the host.
         """
         live = [len(self.sessions[name].tokens) for name in self.live_names]
-        num_steps = sum(2 * (2 + length // self.limits.step_tokens) for length in live)
+        num_steps = sum(2 * (2 + length // self.limits.token_budget) for length in live)
         return 6 + num_steps * (1 + self.limits.load_steps)
 
     def _end_leases(self) -> None:

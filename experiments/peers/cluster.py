@@ -46,8 +46,8 @@ def cluster_config(
         "prefill": {
             **worker,
             "cpu_bind": str(cores[0]),
-            "host_pool_gib": 1,
-            "open_step_tokens": OPEN_STEP_TOKENS,
+            "offload_pool_gib": 1,
+            "open_token_budget": OPEN_STEP_TOKENS,
         },
         "decode": {**worker, "cpu_bind": str(cores[1])},
     }

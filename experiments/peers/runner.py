@@ -133,7 +133,7 @@ class Runner:
             cores=cores,
             num_kv_blocks=blocks,
             block_size=BLOCK_SIZE,
-            step_tokens=step,
+            token_budget=step,
             max_num_seqs=MAX_NUM_SEQS,
             max_model_len=max_prompt_tokens(blocks, MAX_MODEL_LEN),
         )

@@ -41,7 +41,7 @@ Memory = Annotated[
         min=0.1, callback=finite, help="KV memory, in times of what the paper's hardware suggests."
     ),
 ]
-OpenStepTokens = Annotated[
+OpenTokenBudget = Annotated[
     int, typer.Option(min=1, help="Of a step for open sessions alone, under srpf.")
 ]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A line a run on stderr.")]
@@ -98,7 +98,7 @@ def policies(
         list[int] | None, typer.Option("--seed", help="May be given several times; 1 to 5.")
     ] = None,
     memory: Memory = 1.0,
-    open_step_tokens: OpenStepTokens = OPEN_STEP_TOKENS,
+    open_token_budget: OpenTokenBudget = OPEN_STEP_TOKENS,
     processes: Processes = None,
     progress: Progress = True,
 ) -> None:
@@ -112,7 +112,7 @@ def policies(
     from stream2llm.simulator import contest
 
     with errors_as_exits():
-        cells = contest.cells(policy, tuple(seeds or contest.TEST_SEEDS), memory, open_step_tokens)
+        cells = contest.cells(policy, tuple(seeds or contest.TEST_SEEDS), memory, open_token_budget)
         found = contest.results(_outcomes(cells, processes, shows=progress), policy)
         typer.echo(contest.table(found, policy))
         missed = contest.misses(found)
@@ -182,12 +182,12 @@ def trace(
     ] = None,
     preemption: Annotated[ModeName, typer.Option(help="What victims lose.")] = ModeName.COST,
     host_gib: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Host pool of a worker.")
+        float, typer.Option(min=0, callback=finite, help="CPU KV offload pool of a worker.")
     ] = 0.0,
-    step_tokens: Annotated[
+    token_budget: Annotated[
         int | None, typer.Option(min=1, help="Of a step; by default the profile's.")
     ] = None,
-    open_step_tokens: OpenStepTokens = OPEN_STEP_TOKENS,
+    open_token_budget: OpenTokenBudget = OPEN_STEP_TOKENS,
     prefill: Annotated[int, typer.Option(min=1, help="Prefill workers.")] = 1,
     decode: Annotated[int, typer.Option(min=0, help="Decode workers.")] = 0,
     output_tokens: Annotated[
@@ -236,12 +236,12 @@ def trace(
             _profile(profile),
             kv_gib,
             host_gib,
-            step_tokens,
+            token_budget,
             prefill,
             decode,
             front_ms / 1000,
             network_gbit,
-            open_step_tokens=open_step_tokens,
+            open_token_budget=open_token_budget,
         )
         asked = read_tasks(path, ordering)
         if output_tokens is not None or not decode:

@@ -99,7 +99,7 @@ class Usage:
     """Prefilled, then invalidated by updates."""
     uncomputed_at_seal_tokens: int = 0
     """Still to compute when the seal reached prefill, the suffix included."""
-    handed_over_ahead_tokens: int = 0
+    prefetched_tokens: int = 0
     """Of the prompt, at the decode worker before the first token."""
 
 

@@ -295,7 +295,7 @@ def _usage(message: pb.Usage) -> events.Usage:
         reused_tokens=message.reused_tokens,
         invalidated_tokens=message.invalidated_tokens,
         uncomputed_at_seal_tokens=message.uncomputed_at_seal_tokens,
-        handed_over_ahead_tokens=message.handed_over_ahead_tokens,
+        prefetched_tokens=message.prefetched_tokens,
     )
 
 

@@ -84,16 +84,16 @@ class PrefillConfig(WorkerConfig):
     policy: PolicyName = DEFAULT_POLICY
     """Scheduling policy: which session is served first. `stream2llm policy` changes it while the
     cluster runs."""
-    patience_steps: int = Field(default=1000, ge=1)
+    starvation_guard_steps: int = Field(default=1000, ge=1)
     """Starvation bound: engine steps after which a session with uncomputed tokens is served before
     all others in every fourth step, whatever the policy ranks first."""
-    open_step_tokens: int = Field(default=OPEN_STEP_TOKENS, ge=1)
+    open_token_budget: int = Field(default=OPEN_STEP_TOKENS, ge=1)
     """Policy `srpf` only: token budget of a step without sealed sessions. A session sealed during
     such a step waits for its end; much smaller budgets cost throughput."""
     preemption: Literal["recompute", "swap", "cost"] = "cost"
     """What happens to evicted KV: computed again (`recompute`), copied to the host and back
     (`swap`), or whichever takes less time (`cost`)."""
-    host_pool_gib: float = Field(default=4.0, ge=0, allow_inf_nan=False)
+    offload_pool_gib: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     """Host memory for swapped KV of one worker, all its GPUs together. 0 disables swapping. When
     the pool is full, KV is computed again."""
     cost_profile: str | None = None
@@ -118,7 +118,7 @@ class HandoverConfig(FrozenModel):
     """Fewest new tokens in one offer while the session is still computing. Once all its tokens are
     computed, it offers whatever is left."""
     max_fetch_share: float = Field(default=MAX_FETCH_SHARE, gt=0, le=1)
-    """Largest share of the time of running answers on decode that fetching ahead may take."""
+    """Largest share of the time of running answers on decode that KV prefetch may take."""
 
     @model_validator(mode="before")
     @classmethod
@@ -171,7 +171,7 @@ class ClusterConfig(FrozenModel):
         if is_asked_for and self.handover.mode == "streamed" and not self._decode_has_cache:
             raise ValueError(
                 "handover.mode streamed needs decode.engine.enable_prefix_caching: that cache"
-                " holds what is fetched ahead"
+                " holds what is prefetched"
             )
         return self
 

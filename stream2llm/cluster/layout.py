@@ -159,8 +159,8 @@ def cores_or_auto(cpu_bind: str, replica: int) -> str:
 _SAME_IN_SPEC = (
     "progress_interval_tokens",
     "policy",
-    "patience_steps",
-    "open_step_tokens",
+    "starvation_guard_steps",
+    "open_token_budget",
     "preemption",
 )
 
@@ -176,7 +176,7 @@ def _worker_spec(
     if isinstance(part, PrefillConfig):
         for key in _SAME_IN_SPEC:
             more[key] = getattr(part, key)
-        more["host_pool_bytes"] = int(part.host_pool_gib * GIB)
+        more["offload_pool_bytes"] = int(part.offload_pool_gib * GIB)
         more["cost_profile"] = part.cost_profile or ""
     return WorkerSpec(
         worker_id=f"{role}-{index}",

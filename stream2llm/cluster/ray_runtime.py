@@ -29,7 +29,7 @@ OBJECT_STORE_BYTES = 80 * 1024 * 1024
 EXIT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 START_ATTEMPTS = 3
-# Ray's patience with its own processes is 30 to 60 s, which they take on a busy
+# Ray's the starvation guard with its own processes is 30 to 60 s, which they take on a busy
 # machine. Ray also gives workers niceness 15: beside any other busy process on its
 # core an engine would get a thirtieth of it.
 _RAY_ENVIRONMENT = {
@@ -109,7 +109,7 @@ def _own(config: ClusterConfig, cluster_id: str, mark: str) -> str:
 
 
 def _start_own(config: ClusterConfig, mark: str) -> str:
-    """Starts Ray; again when it lost patience with itself (30 s, fixed in its code)."""
+    """Starts Ray; again when it lost the starvation guard with itself (30 s, fixed in its code)."""
     for attempts_left in reversed(range(START_ATTEMPTS)):
         try:
             context = ray.init(

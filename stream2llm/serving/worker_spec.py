@@ -55,19 +55,19 @@ class WorkerSpec:
     # All that follow but the last are for prefill workers.
     progress_interval_tokens: int = 256
     policy: PolicyName = DEFAULT_POLICY
-    patience_steps: int = 1000
+    starvation_guard_steps: int = 1000
     # Most tokens of a step for open sessions alone; the policy decides whether it holds.
-    open_step_tokens: int = OPEN_STEP_TOKENS
+    open_token_budget: int = OPEN_STEP_TOKENS
     # What becomes of evicted KV: "recompute", "swap" or "cost".
     preemption: str = "cost"
     # Host memory that KV is swapped to, of all GPUs of the worker together; 0: no swapping.
-    host_pool_bytes: int = 0
+    offload_pool_bytes: int = 0
     # File with measured costs; "": the one for this machine, if there is one.
     cost_profile: str = ""
     max_message_bytes: int = 16 * 1024 * 1024
     # Prefill: what one hand-over ahead of the seal brings at least, in tokens.
     min_offer_tokens: int = 256
-    # Decode: how much of answers' time fetching ahead may cost.
+    # Decode: how much of answers' time KV prefetch may cost.
     max_fetch_share: float = MAX_FETCH_SHARE
 
 

@@ -16,8 +16,8 @@ from prefill_worker.session_state import SessionState
 from router.placement import WorkerView, pick
 from stream2llm.api.handover import HandoverMode
 from stream2llm.serving.worker_spec import Role
-from stream2llm.simulator.ahead import Ahead, Fetch
 from stream2llm.simulator.decode import Answer, DecodeWorker
+from stream2llm.simulator.prefetch import Fetch, KvPrefetch
 from stream2llm.simulator.prefill import PrefillWorker, StepResult
 from stream2llm.simulator.work import Change, Task, in_order
 from stream2llm.workload.records import RunRecord, Sample, SessionRecord
@@ -78,7 +78,7 @@ class Cluster:
         self._records: list[SessionRecord] = []
         self._samples: list[Sample] = []
         self._touched: set[int] = set()
-        self._ahead: Ahead | None = None
+        self._prefetch: KvPrefetch | None = None
 
     def play(self, tasks: Iterable[Task], system: str, trace: str) -> RunRecord:
         """Runs until every session is answered; ValueError: longer answers need a decode worker."""
@@ -108,7 +108,9 @@ class Cluster:
         if longest_answer > 1 and not self._decode:
             raise ValueError("answers of more than one token need a decode worker")
         if longest_answer > 1 and self._settings.handover == "streamed":
-            self._ahead = Ahead(self._prefill, self._decode, self._settings.min_offer_tokens)
+            self._prefetch = KvPrefetch(
+                self._prefill, self._decode, self._settings.min_offer_tokens
+            )
 
     def _num_output_tokens(self, task: Task) -> int:
         return task.num_output_tokens or self._settings.num_output_tokens
@@ -125,7 +127,7 @@ class Cluster:
         live = self._live.get(task.name)
         if live is None:
             live = self._live[task.name] = _Live(task, self._place())
-            if self._ahead is not None:
+            if self._prefetch is not None:
                 live.decode = self._least_loaded_decode()
                 self._decode[live.decode].follow(task.name)
         if self._prefill_busy[live.prefill]:
@@ -139,13 +141,13 @@ class Cluster:
         name, is_opening = live.task.name, not live.is_known
         live.is_known = True
         self._prefill[live.prefill].change(name, change)
-        if self._ahead is None:
+        if self._prefetch is None:
             return
         if is_opening:
             assert live.decode is not None
-            self._ahead.opened(name, live.prefill, live.decode, change)
+            self._prefetch.opened(name, live.prefill, live.decode, change)
         else:
-            self._ahead.changed(name, change)
+            self._prefetch.changed(name, change)
 
     def _place(self) -> int:
         chosen = _least_loaded("prefill", self._placed)
@@ -176,9 +178,9 @@ class Cluster:
             live.state = worker.session_counters(name)
             live.token_times_s.append(self._now_s)
         worker.end_step(result)
-        if self._ahead is not None:
+        if self._prefetch is not None:
             for name in result.computed:
-                self._ahead.touch(name)
+                self._prefetch.touch(name)
         for name in result.answered:
             self._placed[number] -= 1
             self._hand_over(name)
@@ -190,13 +192,13 @@ class Cluster:
 
     def _begin_fetches(self, number: int) -> None:
         """What this prefill worker has to offer goes on its way to decode."""
-        if self._ahead is not None:
-            for at_s, fetch in self._ahead.begin(number, self._now_s):
-                self._at(at_s, self._fetch_ahead_end(self._ahead, fetch))
+        if self._prefetch is not None:
+            for at_s, fetch in self._prefetch.begin(number, self._now_s):
+                self._at(at_s, self._prefetch_end(self._prefetch, fetch))
 
-    def _fetch_ahead_end(self, ahead: Ahead, fetch: Fetch) -> _Act:
+    def _prefetch_end(self, prefetch: KvPrefetch, fetch: Fetch) -> _Act:
         def act() -> None:
-            ahead.ended(fetch)
+            prefetch.ended(fetch)
             self._touched.add(fetch.prefill)
 
         return act
@@ -207,8 +209,8 @@ class Cluster:
     def _hand_over(self, name: str) -> None:
         """After the first token; the prefill worker keeps the KV until it is fetched."""
         live = self._live[name]
-        if self._ahead is not None:
-            live.decode = self._ahead.answered(name)
+        if self._prefetch is not None:
+            live.decode = self._prefetch.answered(name)
         num_left = self._num_output_tokens(live.task) - 1
         if not num_left:
             self._prefill[live.prefill].release(name)
@@ -293,8 +295,8 @@ class Cluster:
         if self._decode:
             crossed = _sums([asdict(worker.counters) for worker in self._decode])
             found |= {f"handover_{name}": value for name, value in crossed.items()}
-        if self._ahead is not None:
-            found["handover_refused_fetches"] = self._ahead.num_refused
+        if self._prefetch is not None:
+            found["handover_refused_fetches"] = self._prefetch.num_refused
         return found
 
 

@@ -57,7 +57,7 @@ def cells(
     challenger: str,
     seeds: Sequence[int] = TEST_SEEDS,
     memory: float = 1.0,
-    open_step_tokens: int = OPEN_STEP_TOKENS,
+    open_token_budget: int = OPEN_STEP_TOKENS,
 ) -> list[Cell]:
     """Everything to simulate, with evictions as production makes them; see `Cell`."""
     return [
@@ -67,7 +67,7 @@ def cells(
             seed,
             whole_requests=False,
             memory=memory,
-            open_step_tokens=open_step_tokens,
+            open_token_budget=open_token_budget,
         )
         for setting in settings()
         for seed in seeds

@@ -4,7 +4,7 @@ Sessions are taken up in order, each when its whole context and answer fit; KV c
 over the link one session after the other. A step reads the weights and the
 KV of everybody once.
 
-KV that was fetched ahead of the seal belongs to nobody until its answer is taken up:
+KV that was prefetched before the seal belongs to nobody until its answer is taken up:
 it makes room for running answers, the oldest first, and a fetch never makes room
 for itself.
 """
@@ -53,9 +53,9 @@ class Answer:
 
 @dataclass(slots=True)
 class HandoverCounters:
-    """Tokens whose KV crossed; wasted are those fetched ahead that no answer used."""
+    """Tokens whose KV crossed; wasted are those prefetched that no answer used."""
 
-    ahead_tokens: int = 0
+    prefetched_tokens: int = 0
     used_tokens: int = 0
     after_seal_tokens: int = 0
 
@@ -72,8 +72,8 @@ class DecodeWorker:
         self._link_free_s = 0.0
         # Sessions that will hand over to this worker.
         self._followers: set[str] = set()
-        # Of sessions, tokens fetched ahead: here, and on their way.
-        self._ahead: dict[str, int] = {}
+        # Of sessions, tokens prefetched: here, and on their way.
+        self._prefetch: dict[str, int] = {}
         self._coming: dict[str, int] = {}
         self.counters = HandoverCounters()
 
@@ -92,44 +92,47 @@ class DecodeWorker:
         """It has ended, or is about to be submitted."""
         self._followers.discard(name)
 
-    def fetch_ahead(self, now_s: float, name: str, num_tokens: int) -> float | None:
+    def prefetch_kv(self, now_s: float, name: str, num_tokens: int) -> float | None:
         """Fetches what is missing of the first `num_tokens`: when that ends; None: no room."""
-        num_missing = num_tokens - self._ahead.get(name, 0)
-        num_held = self._reserved_tokens + self._num_ahead + num_missing
+        num_missing = num_tokens - self._prefetch.get(name, 0)
+        num_held = self._reserved_tokens + self._num_prefetched + num_missing
         if self._waiting or num_held > self._settings.num_tokens:
             return None
         self._coming[name] = num_tokens
-        self.counters.ahead_tokens += num_missing
+        self.counters.prefetched_tokens += num_missing
         return self._read(now_s, num_missing)
 
     @property
-    def _num_ahead(self) -> int:
-        coming = (each - self._ahead.get(name, 0) for name, each in self._coming.items())
-        return sum(self._ahead.values()) + sum(coming)
+    def _num_prefetched(self) -> int:
+        coming = (each - self._prefetch.get(name, 0) for name, each in self._coming.items())
+        return sum(self._prefetch.values()) + sum(coming)
 
-    def fetched_ahead(self, name: str) -> None:
+    def prefetched(self, name: str) -> None:
         """That fetch has ended; nothing is kept of one that was cut, or that an answer has taken."""
         if (num_tokens := self._coming.pop(name, None)) is not None:
-            self._ahead[name] = num_tokens
+            self._prefetch[name] = num_tokens
 
     def cut(self, name: str, num_tokens: int) -> None:
         """The session's sequence has changed behind so many tokens."""
-        if name in self._ahead:
-            self._ahead[name] = min(self._ahead[name], num_tokens)
+        if name in self._prefetch:
+            self._prefetch[name] = min(self._prefetch[name], num_tokens)
         if self._coming.get(name, 0) > num_tokens:
             del self._coming[name]
 
-    def _take_ahead(self, name: str) -> int:
+    def _take_prefetched(self, name: str) -> int:
         """Tokens of the session that need not cross again; they are the answer's from now on."""
-        num_here = self._ahead.pop(name, 0)
-        num_ahead = max(num_here, self._coming.pop(name, 0))
-        self.counters.used_tokens += num_ahead
-        return num_ahead
+        num_here = self._prefetch.pop(name, 0)
+        num_prefetched = max(num_here, self._coming.pop(name, 0))
+        self.counters.used_tokens += num_prefetched
+        return num_prefetched
 
     def _make_room(self) -> None:
-        """Running answers go before what was fetched ahead."""
-        while self._ahead and self._reserved_tokens + self._num_ahead > self._settings.num_tokens:
-            del self._ahead[next(iter(self._ahead))]
+        """Running answers go before what was prefetched."""
+        while (
+            self._prefetch
+            and self._reserved_tokens + self._num_prefetched > self._settings.num_tokens
+        ):
+            del self._prefetch[next(iter(self._prefetch))]
 
     def _read(self, now_s: float, num_tokens: int) -> float:
         """One after the other; when this one ends."""
@@ -155,7 +158,7 @@ class DecodeWorker:
             answer = self._waiting.popleft()
             self._reserved_tokens += answer.num_tokens + answer.num_left
             self._num_fetching += 1
-            num_missing = answer.num_tokens - 1 - self._take_ahead(answer.name)
+            num_missing = answer.num_tokens - 1 - self._take_prefetched(answer.name)
             self.counters.after_seal_tokens += num_missing
             self._make_room()
             begun.append((self._read(now_s, num_missing), answer))

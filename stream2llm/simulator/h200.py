@@ -57,12 +57,12 @@ def save_fit(fit: Fit) -> None:
     FIT.write_text(json.dumps(rounded, indent=2) + "\n", "utf-8")
 
 
-def profile(fit: Fit, step_tokens: int) -> CostProfile:
+def profile(fit: Fit, token_budget: int) -> CostProfile:
     """What a scheduler there goes by: recompute from the fit, copies from the datasheet."""
     sheet = shipped_profile("h200_llama-3.1-8b_tp2")
     points = tuple(
-        RecomputePoint(each.num_tokens, 0, fit.law.seconds_to(each.num_tokens, step_tokens))
+        RecomputePoint(each.num_tokens, 0, fit.law.seconds_to(each.num_tokens, token_budget))
         for each in sheet.recompute.points
     )
-    section = replace(sheet.recompute, step_tokens=step_tokens, points=points)
+    section = replace(sheet.recompute, token_budget=token_budget, points=points)
     return replace(sheet, recompute=section)

@@ -109,9 +109,10 @@ def _line(cell: Cell, at_seal: RunRecord, streamed: RunRecord) -> str:
 
 
 def _shares(streamed: RunRecord) -> Iterator[str]:
-    """Of what answers needed, what was there; of what was fetched ahead, what none used."""
-    ahead, used, after = (
-        streamed.counters[f"handover_{name}_tokens"] for name in ("ahead", "used", "after_seal")
+    """Of what answers needed, what was there; of what was prefetched, what none used."""
+    prefetch, used, after = (
+        streamed.counters[f"handover_{name}_tokens"]
+        for name in ("prefetched", "used", "after_seal")
     )
     yield f"{used / (used + after):.0%}"
-    yield f"{1 - used / ahead:.0%}"
+    yield f"{1 - used / prefetch:.0%}"

@@ -48,7 +48,7 @@ class Cell:
     # KV memory, in times of what the hardware suggests.
     memory: float = 1.0
     # Of a step for open sessions alone, under policies that keep sealed ones apart.
-    open_step_tokens: int = OPEN_STEP_TOKENS
+    open_token_budget: int = OPEN_STEP_TOKENS
 
 
 @lru_cache(maxsize=8)
@@ -75,7 +75,7 @@ def play(cell: Cell, fit: Fit) -> RunRecord:
         setting.mode,
         policy=cell.system if is_streamed else "default",
         whole_requests=cell.whole_requests,
-        open_step_tokens=cell.open_step_tokens,
+        open_token_budget=cell.open_token_budget,
     )
     costs = CostModel(profile(fit, STEP_TOKENS[shape]))
     worker = PrefillWorker(settings, fit.law.seconds, costs, CorrectedCostModel(costs))

@@ -31,7 +31,7 @@ class Machine:
     kv_gib: float
     host_gib: float = 0.0
     # None: the budget that the profile was taken with.
-    step_tokens: int | None = None
+    token_budget: int | None = None
     num_prefill: int = 1
     num_decode: int = 0
     front_s: float = 0.0
@@ -41,7 +41,7 @@ class Machine:
     # Measured while the profile does not say; None: from the profile.
     law: StepLaw | None = None
     # Of a step for open sessions alone, under policies that keep sealed ones apart.
-    open_step_tokens: int = OPEN_STEP_TOKENS
+    open_token_budget: int = OPEN_STEP_TOKENS
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -98,12 +98,12 @@ def _prefill_settings(machine: Machine, way: Way) -> PrefillSettings:
     return PrefillSettings(
         num_blocks=machine.num_blocks(machine.kv_gib),
         block_size=profile.block_size,
-        step_tokens=machine.step_tokens or profile.recompute.step_tokens,
+        token_budget=machine.token_budget or profile.recompute.token_budget,
         num_host_blocks=machine.num_blocks(machine.host_gib),
         mode=way.mode,
         policy=way.policy,
         overlaps=profile.accelerator.name != "cpu",
-        open_step_tokens=machine.open_step_tokens,
+        open_token_budget=machine.open_token_budget,
     )
 
 

@@ -1,6 +1,6 @@
 """One prefill worker in virtual time; keeps no clock of its own.
 
-Book, plan, victims, preemption and host pool are those of a prefill worker. No
+Book, plan, victims, preemption and CPU KV offload pool are those of a prefill worker. No
 prefix cache, and no blocks that two sessions share. A step's copies end with the
 step, beside its computing where the device does both at once, else after it.
 """
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from cost_profiles.correction import CorrectedCostModel, tells_of_recompute, tells_of_swap
 from cost_profiles.decision import Mode
 from cost_profiles.types import Costs
-from prefill_worker.book import SessionBook
-from prefill_worker.host_pool import HostPool
+from prefill_worker.offload_pool import OffloadPool
 from prefill_worker.policy import POLICIES
 from prefill_worker.preemption import Preemption
 from prefill_worker.session_state import SessionState
+from prefill_worker.session_table import SessionTable
 from prefill_worker.types import Eviction, Grant, Load, StepLimits, StepPlan, StopReason
 from stream2llm.serving.worker_spec import OPEN_STEP_TOKENS
 from stream2llm.simulator.steps import Range
@@ -34,7 +34,7 @@ class PrefillSettings:
 
     num_blocks: int
     block_size: int
-    step_tokens: int
+    token_budget: int
     num_host_blocks: int = 0
     mode: Mode = Mode.COST
     policy: str = "fcfs"
@@ -43,8 +43,8 @@ class PrefillSettings:
     step_requests: int = 256
     # Whether copies take place while the step computes.
     overlaps: bool = True
-    patience_steps: int = 1000
-    open_step_tokens: int = OPEN_STEP_TOKENS
+    starvation_guard_steps: int = 1000
+    open_token_budget: int = OPEN_STEP_TOKENS
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class _Session:
 
 
 class PrefillWorker:
-    """See the module's text. Also the book's `Ledger`.
+    """See the module's text. Also the session table's `Ledger`.
 
     `step_s` and `truth` are what steps and copies take, `beliefs` what the scheduler
     goes by and corrects.
@@ -101,11 +101,11 @@ class PrefillWorker:
         self._truth = truth
         self._beliefs = beliefs
         self._preemption = Preemption(settings.mode, beliefs, settings.block_size)
-        self._book = SessionBook(
-            POLICIES[settings.policy], settings.patience_steps, settings.num_blocks
+        self._table = SessionTable(
+            POLICIES[settings.policy], settings.starvation_guard_steps, settings.num_blocks
         )
         self._free = list(range(settings.num_blocks - 1, -1, -1))
-        self._host = HostPool(settings.num_host_blocks)
+        self._host = OffloadPool(settings.num_host_blocks)
         self._sessions: dict[str, _Session] = {}
         self._leases: dict[str, list[int]] = {}
         self._loading: list[tuple[Load, tuple[int, ...]]] = []
@@ -123,7 +123,7 @@ class PrefillWorker:
     @property
     def num_with_work(self) -> int:
         """Of these, sessions with tokens to compute."""
-        return self._book.num_with_work
+        return self._table.num_with_work
 
     @property
     def kv_usage(self) -> float:
@@ -134,7 +134,7 @@ class PrefillWorker:
         """What became of a session's tokens; before it is answered."""
         return self._sessions[name].state
 
-    # -- the book's side ---------------------------------------------------------------
+    # -- the session table's side ---------------------------------------------------------------
 
     def block_ids(self, request_id: str) -> Sequence[int]:
         """The blocks of a session."""
@@ -158,7 +158,7 @@ class PrefillWorker:
         """A session's sequence becomes another one; the first change opens it."""
         session = self._sessions.get(name)
         if session is None:
-            state = self._book.open(name, revision=1, sealed=change.seals)
+            state = self._table.open(name, revision=1, sealed=change.seals)
             session = self._sessions[name] = _Session(state)
             # What an opening brings is no event of its own.
             session.num_known = change.num_known
@@ -168,7 +168,7 @@ class PrefillWorker:
 
     def _splice(self, name: str, session: _Session, change: Change) -> None:
         """Keeps what is valid, as the scheduler does."""
-        self._book.note_event(name, change.num_kept)
+        self._table.note_event(name, change.num_kept)
         lost = session.num_computed - change.num_kept
         if lost > 0:
             session.state.invalidated += lost
@@ -182,7 +182,7 @@ class PrefillWorker:
         session.state.invalidated += num_cut
         self.counters.invalidated_tokens += num_cut
         if change.seals:
-            self._book.seal(session.state, change.num_known)
+            self._table.seal(session.state, change.num_known)
 
     def _cut(self, session: _Session, num_tokens: int) -> None:
         session.num_computed = num_tokens
@@ -201,7 +201,7 @@ class PrefillWorker:
     def release(self, name: str) -> None:
         """The hand-over of an answered session has ended."""
         self._let_go(self._leases.pop(name))
-        self._book.note_freed()
+        self._table.note_freed()
 
     # -- offers ------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class PrefillWorker:
 
     def has_work(self, name: str) -> bool:
         """Whether a live session has tokens to compute."""
-        return self._book.has_work(name)
+        return self._table.has_work(name)
 
     def pin(self, name: str, num_tokens: int) -> tuple[int, ...]:
         """Holds the blocks of the session's first tokens; they stay until `unpin`."""
@@ -238,12 +238,12 @@ class PrefillWorker:
                 if block in self._orphans:
                     self._orphans.discard(block)
                     self._free.append(block)
-        self._book.note_freed()
+        self._table.note_freed()
 
     def _touch(self, name: str) -> None:
         session = self._sessions[name]
         self._host.drop_before(name, session.num_computed // self._settings.block_size)
-        self._book.update(
+        self._table.update(
             name,
             session.num_known,
             session.num_computed,
@@ -256,12 +256,12 @@ class PrefillWorker:
 
     def begin_step(self) -> StepResult | None:
         """Plans and begins a step; None: it would bring nobody further."""
-        if not self._book.num_to_step_for(len(self._free)):
+        if not self._table.num_to_step_for(len(self._free)):
             return None
-        self._book.begin_step()
+        self._table.begin_step()
         num_free = len(self._free)
-        plan = self._book.plan(self._limits(), self, self._preemption)
-        self._book.end_step(plan, num_free)
+        plan = self._table.plan(self._limits(), self, self._preemption)
+        self._table.end_step(plan, num_free)
         self.is_short_of_blocks = plan.stop in (StopReason.KV_MEMORY, StopReason.KV_LEASED)
         outs = [self._evict(eviction) for eviction in plan.evictions]
         self._loading = [(load, self._begin_load(load)) for load in plan.loads]
@@ -276,20 +276,20 @@ class PrefillWorker:
     def _limits(self) -> StepLimits:
         settings = self._settings
         return StepLimits(
-            settings.step_tokens,
+            settings.token_budget,
             settings.step_requests,
             len(self._free),
             settings.block_size,
             settings.whole_requests,
             self._host.num_free,
-            settings.open_step_tokens,
+            settings.open_token_budget,
         )
 
     def _evict(self, eviction: Eviction) -> int:
         """Carries an eviction out; how many blocks go to the host."""
         name, swap = eviction.request_id, eviction.swap
         session = self._sessions[name]
-        self._book.note_eviction(name)
+        self._table.note_eviction(name)
         if swap.num_blocks:
             self._host.put(name, swap.start, swap.num_blocks)
             self.counters.swapped_victims += 1
@@ -344,7 +344,7 @@ class PrefillWorker:
         for name in result.answered:
             self._leases[name] = self._sessions.pop(name).blocks
             self._host.forget(name)
-            self._book.close(name)
+            self._table.close(name)
 
     # -- time --------------------------------------------------------------------------
 
@@ -367,5 +367,5 @@ class PrefillWorker:
     def _learn(self, ranges: Sequence[Range], seconds: float) -> None:
         """Where copies are made beside the step, production cannot tell them from it."""
         num_tokens = sum(stop - start for start, stop in ranges)
-        if tells_of_recompute(num_tokens, self._settings.step_tokens):
+        if tells_of_recompute(num_tokens, self._settings.token_budget):
             self._beliefs.observe_step(ranges, seconds)

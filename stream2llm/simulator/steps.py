@@ -43,11 +43,11 @@ class StepLaw:
         linear_s = self.per_token_s * tokens + self.per_context_token_s * context
         return self.fixed_s + linear_s + self.per_pair_s * pairs
 
-    def seconds_to(self, num_tokens: int, step_tokens: int) -> float:
+    def seconds_to(self, num_tokens: int, token_budget: int) -> float:
         """One sequence from nothing, alone, in steps of so many tokens."""
-        starts = range(0, num_tokens, step_tokens)
+        starts = range(0, num_tokens, token_budget)
         return sum(
-            self.seconds([(start, min(start + step_tokens, num_tokens))]) for start in starts
+            self.seconds([(start, min(start + token_budget, num_tokens))]) for start in starts
         )
 
 
@@ -59,7 +59,7 @@ def law_of(profile: CostProfile) -> StepLaw:
     """The law that comes closest to a profile's points, by relative error; no part below zero."""
     knots = np.array(recompute_knots(profile.recompute.points)[1:], dtype=float)
     sizes, seconds = knots.T
-    steps = np.ceil(sizes / profile.recompute.step_tokens)
+    steps = np.ceil(sizes / profile.recompute.token_budget)
     columns = np.stack([steps, sizes, sizes * (sizes + 1) / 2], axis=1) / seconds[:, None]
     fixed, per_token, per_pair = _non_negative(columns)
     return StepLaw(fixed, per_token, per_pair)
@@ -67,9 +67,9 @@ def law_of(profile: CostProfile) -> StepLaw:
 
 def worst_error(law: StepLaw, profile: CostProfile) -> float:
     """The largest relative error at a point of the profile."""
-    step_tokens = profile.recompute.step_tokens
+    token_budget = profile.recompute.token_budget
     knots = recompute_knots(profile.recompute.points)[1:]
-    return max(abs(law.seconds_to(size, step_tokens) / seconds - 1) for size, seconds in knots)
+    return max(abs(law.seconds_to(size, token_budget) / seconds - 1) for size, seconds in knots)
 
 
 def _non_negative(columns: NDArray[np.float64]) -> tuple[float, ...]:

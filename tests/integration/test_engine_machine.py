@@ -46,7 +46,7 @@ def engine() -> Iterator[LocalEngine]:
         max_num_batched_tokens=192,
         max_num_seqs=4,
         kv_transfer_config=KVTransferConfig(**SWAP_ONLY),
-        options={"patience_steps": 20, "host_pool_blocks": 30},
+        options={"starvation_guard_steps": 20, "offload_pool_blocks": 30},
     )
     engine.scheduler.preempt_by("cost", FrozenCosts(COSTS))
     yield engine

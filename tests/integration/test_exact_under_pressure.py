@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefill_worker.host_pool import HostPool
 from prefill_worker.local_engine import LocalEngine
+from prefill_worker.offload_pool import OffloadPool
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCounters
 from tests.builders import FrozenCosts
@@ -111,12 +111,14 @@ def _check_counters(before: SchedulerCounters, now: SchedulerCounters, mode: str
 
 @CACHE
 @pytest.mark.parametrize("num_slots", [0, 1, 5])
-def test_a_small_host_pool(engine: LocalEngine, reference: ReferenceEngine, num_slots: int) -> None:
+def test_a_small_offload_pool(
+    engine: LocalEngine, reference: ReferenceEngine, num_slots: int
+) -> None:
     scheduler, swapping = engine.scheduler, engine.scheduler.swapping
     scheduler.set_policy("fcfs")
     scheduler.preempt_by("swap", FrozenCosts(COSTS))
     before = dataclasses.replace(scheduler.counters)
-    whole, swapping.host = swapping.host, HostPool(num_slots)
+    whole, swapping.host = swapping.host, OffloadPool(num_slots)
     play = Play(engine, reference)
     play.run()
     play.check_answers()

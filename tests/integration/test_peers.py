@@ -33,7 +33,7 @@ def a_spec(kind: Kind) -> HostSpec:
         cores=(max(os.sched_getaffinity(0)),),
         num_kv_blocks=401,
         block_size=32,
-        step_tokens=256,
+        token_budget=256,
         max_num_seqs=64,
         max_model_len=8192,
     )

@@ -53,7 +53,7 @@ def test_a_profile_is_measured_in_time_written_and_drawn(tmp_path: Path) -> None
     written = load_profile(output)
     assert {written.recompute.provenance.kind, written.swap_in.provenance.kind} == {Kind.MEASURED}
     assert (written.accelerator.name, written.model.name) == ("cpu", "random-llama-fast")
-    assert (written.block_size, written.recompute.step_tokens) == (32, 512)
+    assert (written.block_size, written.recompute.token_budget) == (32, 512)
     # 256 blocks, a quarter of them in one copy; sessions of seven full steps.
     assert written.swap_out.points[-1].num_blocks == written.swap_in.points[-1].num_blocks == 64
     assert written.recompute.points[-1].end == 7 * 512

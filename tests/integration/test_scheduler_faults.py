@@ -46,7 +46,9 @@ NUM_BLOCKS = EngineSettings.num_blocks - 1
 
 
 def settings_of(policy: str = "fcfs", **settings: Any) -> EngineSettings:
-    return EngineSettings(options={"policy": policy, "patience_steps": PATIENCE_STEPS}, **settings)
+    return EngineSettings(
+        options={"policy": policy, "starvation_guard_steps": PATIENCE_STEPS}, **settings
+    )
 
 
 def make_driver(policy: str = "fcfs", **settings: Any) -> SchedulerDriver:
@@ -66,9 +68,9 @@ def tokens(session: int, num_tokens: int) -> list[int]:
 
 
 def steps_to_end(driver: SchedulerDriver, lengths: Sequence[int]) -> int:
-    """By patience's bound, were all of them promoted one after the other."""
-    step_tokens = driver.settings.step_tokens
-    return 2 + PATIENCE_STEPS + sum(1 + length // step_tokens for length in lengths)
+    """By the starvation guard's bound, were all of them promoted one after the other."""
+    token_budget = driver.settings.token_budget
+    return 2 + PATIENCE_STEPS + sum(1 + length // token_budget for length in lengths)
 
 
 def assert_all_end(driver: SchedulerDriver, names: Sequence[str]) -> None:

@@ -91,7 +91,7 @@ def test_a_policy_nobody_knows_changes_nothing_and_is_answered(driver: Scheduler
 
 
 def test_reports_come_when_work_ends_and_every_sixteen_steps() -> None:
-    driver = SchedulerDriver(EngineSettings(step_tokens=3, num_blocks=40))
+    driver = SchedulerDriver(EngineSettings(token_budget=3, num_blocks=40))
     driver.command(1)
     driver.step()
     driver.open("s", [*A, *B, *C, *range(400, 470)])

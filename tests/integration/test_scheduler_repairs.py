@@ -35,7 +35,7 @@ def delays(driver: SchedulerDriver, name: str) -> Sequence[str]:
 
 def test_more_hits_than_slots_are_taken_without_evicting_anybody() -> None:
     """Those beyond the slots computed it all again, and evicted everybody for it."""
-    driver = make_driver(leases=False, num_blocks=26, step_tokens=128, step_requests=4)
+    driver = make_driver(leases=False, num_blocks=26, token_budget=128, step_requests=4)
     shared = tokens(0, 92)
     for number in range(30):
         driver.open(f"s{number}", [*shared, number])
@@ -47,7 +47,7 @@ def test_more_hits_than_slots_are_taken_without_evicting_anybody() -> None:
 
 
 def test_blocks_that_one_session_holds_alone_go_before_those_that_many_share() -> None:
-    driver = make_driver(leases=False, num_blocks=31, step_tokens=128, step_requests=32)
+    driver = make_driver(leases=False, num_blocks=31, token_budget=128, step_requests=32)
     driver.open("old", tokens(1, 60))
     driver.run()
     shared = tokens(0, 41)
@@ -62,7 +62,7 @@ def test_blocks_that_one_session_holds_alone_go_before_those_that_many_share() -
 
 
 def test_a_hit_that_is_lost_before_any_step_used_it_costs_no_claim() -> None:
-    driver = make_driver(leases=False, num_blocks=25, step_tokens=128, step_requests=8)
+    driver = make_driver(leases=False, num_blocks=25, token_budget=128, step_requests=8)
     shared = tokens(1, 40)
     driver.open("first", shared)
     driver.seal("first", [3])
@@ -75,7 +75,7 @@ def test_a_hit_that_is_lost_before_any_step_used_it_costs_no_claim() -> None:
 
 def test_without_a_prefix_cache_equal_sessions_do_not_wait_for_each_other() -> None:
     """vLLM hashes blocks for a connector, too."""
-    driver = make_driver(prefix_caching=False, num_blocks=60, step_tokens=128, step_requests=8)
+    driver = make_driver(prefix_caching=False, num_blocks=60, token_budget=128, step_requests=8)
     for number in range(6):
         driver.open(f"s{number}", [*tokens(0, 8), number])
     driver.step()
@@ -105,7 +105,7 @@ def test_a_delay_is_over_when_tokens_are_granted_and_not_before() -> None:
 
 def test_kv_that_was_made_good_is_not_counted_as_recomputed_again() -> None:
     driver = make_driver(
-        leases=False, block_size=16, num_blocks=9, step_tokens=64, max_model_len=400
+        leases=False, block_size=16, num_blocks=9, token_budget=64, max_model_len=400
     )
     sequence = tokens(1, 65)
     driver.open("a", sequence)

@@ -38,7 +38,9 @@ def machine(
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no-cache"])
 def test_sessions_are_exact_and_none_is_lost(prefix_caching: bool, leases: bool) -> None:
     engine = EngineSettings(
-        prefix_caching=prefix_caching, leases=leases, options={"patience_steps": PATIENCE_STEPS}
+        prefix_caching=prefix_caching,
+        leases=leases,
+        options={"starvation_guard_steps": PATIENCE_STEPS},
     )
     create_scheduler(engine)  # the first one takes a second; examples are timed
     run_state_machine_as_test(machine(engine), settings=examples(30, STEPS))
@@ -49,30 +51,30 @@ def test_every_policy_with_one_request_a_step_and_larger_blocks(policy: str) -> 
     engine = EngineSettings(
         block_size=16,
         num_blocks=9,
-        step_tokens=10,
+        token_budget=10,
         step_requests=1,
-        options={"policy": policy, "patience_steps": PATIENCE_STEPS},
+        options={"policy": policy, "starvation_guard_steps": PATIENCE_STEPS},
     )
     create_scheduler(engine)
     run_state_machine_as_test(machine(engine), settings=examples(15, STEPS))
 
 
 @pytest.mark.parametrize(
-    "host_pool_blocks",
+    "offload_pool_blocks",
     [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(100, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("leases", [True, False], ids=["leases", "no-leases"])
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no-cache"])
 @pytest.mark.parametrize("mode", ["swap", "cost"])
 def test_sessions_whose_kv_is_swapped_are_exact(
-    mode: str, prefix_caching: bool, leases: bool, host_pool_blocks: int
+    mode: str, prefix_caching: bool, leases: bool, offload_pool_blocks: int
 ) -> None:
     """With copies that fail at times, and, with leases, that take two steps longer."""
     engine = EngineSettings(
         prefix_caching=prefix_caching,
         leases=leases,
-        host_pool_blocks=host_pool_blocks,
-        options={"patience_steps": PATIENCE_STEPS, "preemption": mode},
+        offload_pool_blocks=offload_pool_blocks,
+        options={"starvation_guard_steps": PATIENCE_STEPS, "preemption": mode},
     )
     create_scheduler(engine)
     run_state_machine_as_test(
@@ -80,16 +82,20 @@ def test_sessions_whose_kv_is_swapped_are_exact(
     )
 
 
-@pytest.mark.parametrize("host_pool_blocks", [0, 5])
+@pytest.mark.parametrize("offload_pool_blocks", [0, 5])
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no-cache"])
 def test_sessions_that_offer_their_kv_are_exact(
-    prefix_caching: bool, host_pool_blocks: int
+    prefix_caching: bool, offload_pool_blocks: int
 ) -> None:
     """Offers hold blocks until a reader or time ends them, whatever becomes of their session."""
     engine = EngineSettings(
         prefix_caching=prefix_caching,
-        host_pool_blocks=host_pool_blocks,
-        options={"patience_steps": PATIENCE_STEPS, "preemption": "cost", "min_offer_tokens": 8},
+        offload_pool_blocks=offload_pool_blocks,
+        options={
+            "starvation_guard_steps": PATIENCE_STEPS,
+            "preemption": "cost",
+            "min_offer_tokens": 8,
+        },
     )
     create_scheduler(engine)
     run_state_machine_as_test(machine(engine, streams=True), settings=examples(15, STEPS))

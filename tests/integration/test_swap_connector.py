@@ -109,7 +109,7 @@ def swapper() -> Iterator[Swapper]:
             # Nothing but the copies may bring a session its KV.
             enable_prefix_caching=False,
             kv_transfer_config=KVTransferConfig(**kv_transfer(NIXL, swaps=True)),
-            options={"preemption": "recompute", "host_pool_blocks": NUM_SLOTS},
+            options={"preemption": "recompute", "offload_pool_blocks": NUM_SLOTS},
         )
         yield Swapper(engine)
         engine.close()

@@ -28,9 +28,9 @@ def a_driver(
     """Eight blocks of four tokens: room for one of the sessions and a half."""
     settings = EngineSettings(
         options={"preemption": mode},
-        host_pool_blocks=slots,
+        offload_pool_blocks=slots,
         num_blocks=num_blocks,
-        step_tokens=64,
+        token_budget=64,
         leases=False,
         prefix_caching=False,
     )

@@ -22,12 +22,12 @@ from decode_worker.room import Room, RoomView, room_for
 from prefill_worker.offers import (
     Due,
     MemoryView,
-    OfferBook,
     OfferLimits,
+    OfferTable,
     OfferView,
     next_offer,
 )
-from router.ahead_log import AheadLog, Offered, OfferVerdict, Spliced
+from router.kv_prefetch_log import KvPrefetchLog, Offered, OfferVerdict, Spliced
 from router.stability import Stability, num_sure
 from stream2llm.serving.prefix import as_tokens
 
@@ -68,7 +68,7 @@ class OfferMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.book = OfferBook(OfferLimits(SIZE, min_tokens=6, max_pinned_blocks=40), lease_s=10)
+        self.table = OfferTable(OfferLimits(SIZE, min_tokens=6, max_pinned_blocks=40), lease_s=10)
         self.sequences: dict[str, list[int]] = {}
         self.pins: dict[str, tuple[int, ...]] = {}
         self.next_block = 0
@@ -82,7 +82,7 @@ class OfferMachine(RuleBasedStateMachine):
         name = f"s{self.num_opened}"
         self.sequences[name] = [self.num_opened] * length
         self.tables[name] = []
-        self.book.spliced(name, 0, length)
+        self.table.spliced(name, 0, length)
 
     @precondition(lambda self: self.sequences)
     @rule(which=counts, keep=counts, length=st.integers(0, 60), stable=counts)
@@ -91,7 +91,7 @@ class OfferMachine(RuleBasedStateMachine):
         keep = min(keep, len(self.sequences[name]))
         self.sequences[name] = self.sequences[name][:keep] + [self.num_opened] * length
         del self.tables[name][keep // SIZE :]
-        self.book.spliced(name, keep, min(stable, len(self.sequences[name])))
+        self.table.spliced(name, keep, min(stable, len(self.sequences[name])))
 
     @precondition(lambda self: self.sequences)
     @rule(which=counts, computed=counts, has_work=st.booleans(), is_short=st.booleans())
@@ -101,43 +101,43 @@ class OfferMachine(RuleBasedStateMachine):
         while len(self.tables[name]) < -(-computed // SIZE):
             self.next_block += 1
             self.tables[name].append(self.next_block)
-        due = self.book.due(name, computed, has_work=has_work, is_short=is_short)
+        due = self.table.due(name, computed, has_work=has_work, is_short=is_short)
         if due.num_tokens:
             blocks = tuple(self.tables[name][: due.num_tokens // SIZE])
-            offer = self.book.make(name, blocks, self.now_s)
+            offer = self.table.make(name, blocks, self.now_s)
             assert offer.offer_id not in self.pins, "an offer's name comes twice"
             assert offer.deadline_s == self.now_s + 10
             self.pins[offer.offer_id] = blocks
-            again = self.book.due(name, computed, has_work=False, is_short=False)
+            again = self.table.due(name, computed, has_work=False, is_short=False)
             assert again == Due(), "two offers of one session are in flight"
 
     @precondition(lambda self: self.pins)
     @rule(which=counts)
     def read_or_refused_or_expired(self, which: int) -> None:
         name = sorted(self.pins)[which % len(self.pins)]
-        offer = self.book.end(name)
+        offer = self.table.end(name)
         assert offer is not None
         assert offer.block_ids == self.pins.pop(name)
-        assert self.book.end(name) is None, "an offer ended twice"
+        assert self.table.end(name) is None, "an offer ended twice"
 
     @precondition(lambda self: self.sequences)
     @rule(which=counts)
     def end_session(self, which: int) -> None:
         name = sorted(self.sequences)[which % len(self.sequences)]
         del self.sequences[name], self.tables[name]
-        self.book.forget(name)
+        self.table.forget(name)
 
     @invariant()
     def pins_are_counted(self) -> None:
-        assert {o.offer_id: o.block_ids for o in self.book.offers()} == self.pins
-        assert self.book.num_offers == len(self.pins)
-        assert self.book.num_pinned_blocks == sum(map(len, self.pins.values()))
-        assert self.book.num_pinned_blocks <= 40
+        assert {o.offer_id: o.block_ids for o in self.table.offers()} == self.pins
+        assert self.table.num_offers == len(self.pins)
+        assert self.table.num_pinned_blocks == sum(map(len, self.pins.values()))
+        assert self.table.num_pinned_blocks <= 40
 
     def teardown(self) -> None:
         for name in list(self.pins):
-            self.book.end(name)
-        assert not self.book.num_pinned_blocks
+            self.table.end(name)
+        assert not self.table.num_pinned_blocks
 
 
 TestOffers = OfferMachine.TestCase
@@ -257,8 +257,8 @@ def test_every_block_that_crossed_is_used_or_wasted(
             ledger.spliced(number * SIZE + 1)
             here = min(here, number)
     settled = ledger.settle(num_prompt_tokens=70, num_local_tokens=local)
-    assert settled.ahead + settled.wasted == crossed
-    assert settled.ahead <= local // SIZE
+    assert settled.prefetched + settled.wasted == crossed
+    assert settled.prefetched <= local // SIZE
     assert settled.after_seal == -(-(70 - local) // SIZE)
     assert ledger.give_up() == Settled()
 
@@ -266,12 +266,12 @@ def test_every_block_that_crossed_is_used_or_wasted(
 # -- 5: the router's log ---------------------------------------------------------------
 
 
-class AheadLogMachine(RuleBasedStateMachine):
+class KvPrefetchLogMachine(RuleBasedStateMachine):
     """Splices, offers that lag behind them, and fetches that end late, against plain lists."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.log = AheadLog[int]()
+        self.log = KvPrefetchLog[int]()
         # By revision; and the newest one that prefill has seen.
         self.sequences: list[list[int]] = [[]]
         self.seen = 0
@@ -341,11 +341,11 @@ class AheadLogMachine(RuleBasedStateMachine):
         assert sorted(self.over) == list(range(len(self.promised))), "an offer ends exactly once"
 
 
-TestAheadLog = AheadLogMachine.TestCase
+TestKvPrefetchLog = KvPrefetchLogMachine.TestCase
 
 
 def test_an_offer_behind_a_later_splice_is_stale() -> None:
-    log = AheadLog[str]()
+    log = KvPrefetchLog[str]()
     log.spliced(1, 0, as_tokens([1] * 32))
     log.spliced(2, 30, as_tokens([1] * 30 + [2] * 2))
     assert log.offered(Offered(revision=1, num_tokens=32), "stale") is OfferVerdict.STALE
@@ -360,7 +360,7 @@ def test_an_offer_behind_a_later_splice_is_stale() -> None:
 
 
 def test_offers_are_fetched_one_at_a_time_with_the_tokens_they_came_with() -> None:
-    log = AheadLog[str]()
+    log = KvPrefetchLog[str]()
     log.spliced(1, 0, as_tokens([1, 2, 3, 4]))
     log.offered(Offered(revision=1, num_tokens=2), "first")
     log.offered(Offered(revision=1, num_tokens=4), "second")
@@ -375,7 +375,7 @@ def test_offers_are_fetched_one_at_a_time_with_the_tokens_they_came_with() -> No
 
 
 def test_a_splice_that_prefill_has_seen_is_no_reason_any_more() -> None:
-    log = AheadLog[str]()
+    log = KvPrefetchLog[str]()
     log.spliced(1, 0, as_tokens([1] * 100))
     log.seen(1)
     assert log.offered(Offered(revision=1, num_tokens=100), "fresh") is OfferVerdict.FETCH

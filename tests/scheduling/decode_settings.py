@@ -19,7 +19,7 @@ from tests.scheduling.engine_settings import (
 
 
 @functools.cache
-def _config(max_model_len: int, step_tokens: int, step_requests: int) -> VllmConfig:
+def _config(max_model_len: int, token_budget: int, step_requests: int) -> VllmConfig:
     transfer = KVTransferConfig(
         kv_connector="FirstTokenNixlConnector",
         kv_connector_module_path="decode_worker.connector",
@@ -34,7 +34,7 @@ def _config(max_model_len: int, step_tokens: int, step_requests: int) -> VllmCon
             enforce_eager=True,
             enable_prefix_caching=True,
             async_scheduling=False,
-            max_num_batched_tokens=step_tokens,
+            max_num_batched_tokens=token_budget,
             max_num_seqs=step_requests,
             max_model_len=max_model_len,
             kv_transfer_config=transfer,
@@ -44,7 +44,7 @@ def _config(max_model_len: int, step_tokens: int, step_requests: int) -> VllmCon
 def create_decode_scheduler(settings: EngineSettings) -> DecodeScheduler:
     """Our scheduler, made the way EngineCore makes it."""
     config = copy.copy(
-        _config(settings.max_model_len, settings.step_tokens, settings.step_requests)
+        _config(settings.max_model_len, settings.token_budget, settings.step_requests)
     )
     config.cache_config = copy.copy(config.cache_config)
     config.cache_config.block_size = settings.block_size

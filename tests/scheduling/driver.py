@@ -82,7 +82,7 @@ class SchedulerDriver:
         self.executor = FakeExecutor(
             self.settings.num_blocks,
             self.settings.block_size,
-            self.settings.host_pool_blocks,
+            self.settings.offload_pool_blocks,
             load_delay_steps,
         )
         self._load_delay_steps = load_delay_steps
@@ -106,8 +106,8 @@ class SchedulerDriver:
         settings = self.settings
         in_memory = (settings.num_blocks - 1) * settings.block_size
         longest = min(settings.max_model_len - 1, in_memory)
-        load_steps = 1 + self._load_delay_steps if settings.host_pool_blocks else 0
-        return DriverLimits(longest, settings.step_tokens, load_steps=load_steps)
+        load_steps = 1 + self._load_delay_steps if settings.offload_pool_blocks else 0
+        return DriverLimits(longest, settings.token_budget, load_steps=load_steps)
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -253,7 +253,7 @@ class SchedulerDriver:
 
     def offered(self) -> list[str]:
         """Offers that hold blocks."""
-        return [offer.offer_id for offer in self.scheduler.offering.book.offers()]
+        return [offer.offer_id for offer in self.scheduler.offering.table.offers()]
 
     def _take_offer(self, session: DrivenSession, offer: dict[str, Any]) -> None:
         """An offer is a lease on full blocks of the session's own tokens."""
@@ -328,7 +328,7 @@ class SchedulerDriver:
         settings = self.settings
         num_tokens = output.num_scheduled_tokens
         assert sum(num_tokens.values()) == output.total_num_scheduled_tokens
-        assert output.total_num_scheduled_tokens <= settings.step_tokens
+        assert output.total_num_scheduled_tokens <= settings.token_budget
         assert len(num_tokens) <= settings.step_requests
         announced = [new.req_id for new in output.scheduled_new_reqs]
         # Once, and in one way.

@@ -73,14 +73,14 @@ class EngineDriver:
         self._taken: list[object] = []
         self.num_steps = 0
         # For the end: whoever comes next finds the engine as it was.
-        self._policy = engine.scheduler._book.policy.name
+        self._policy = engine.scheduler._table.policy.name
 
     @property
     def limits(self) -> DriverLimits:
         in_memory = (len(self._pool.blocks) - 1) * self._engine.scheduler.block_size
         step = self._engine.scheduler.max_num_scheduled_tokens
         # One token of the answer needs a place too.
-        return DriverLimits(max_tokens=(in_memory - 1) // SPREAD, step_tokens=step // SPREAD)
+        return DriverLimits(max_tokens=(in_memory - 1) // SPREAD, token_budget=step // SPREAD)
 
     def open(self, name: str, prefix: Tokens, *, hand_over: bool) -> None:
         self._documents[name], self._prefix[name] = [], prefix

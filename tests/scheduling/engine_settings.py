@@ -49,11 +49,11 @@ class EngineSettings:
     # With vLLM's own NIXL connector (the scheduler's half of it).
     leases: bool = True
     # With our swap connector (the scheduler's half of it), if there are any.
-    host_pool_blocks: int = 0
+    offload_pool_blocks: int = 0
     block_size: int = 4
     # One of them is vLLM's null block.
     num_blocks: int = 25
-    step_tokens: int = 24
+    token_budget: int = 24
     step_requests: int = 3
     max_model_len: int = 128
     # Options of our scheduler.
@@ -84,7 +84,7 @@ def model_path() -> Path:
 
 
 def _kv_transfer(settings: EngineSettings) -> KVTransferConfig | None:
-    swaps = settings.host_pool_blocks > 0
+    swaps = settings.offload_pool_blocks > 0
     if settings.leases:
         nixl = {
             "kv_buffer_device": "cpu",
@@ -101,7 +101,7 @@ def create_config(settings: EngineSettings) -> VllmConfig:
         **FIXED_ARGS,
         "enforce_eager": True,
         "enable_prefix_caching": settings.prefix_caching,
-        "max_num_batched_tokens": settings.step_tokens,
+        "max_num_batched_tokens": settings.token_budget,
         "max_num_seqs": settings.step_requests,
         "max_model_len": settings.max_model_len,
         "kv_transfer_config": _kv_transfer(settings),
@@ -124,7 +124,7 @@ def _config_for(settings: EngineSettings) -> VllmConfig:
     # EngineCore sets both after it has asked the model.
     config.cache_config.block_size = settings.block_size
     config.cache_config.num_gpu_blocks = settings.num_blocks
-    pool = {"host_pool_blocks": settings.host_pool_blocks}
+    pool = {"offload_pool_blocks": settings.offload_pool_blocks}
     config.additional_config = {WIRE_KEY: {**pool, **settings.options}}
     return config
 
@@ -163,7 +163,7 @@ def _hash_function() -> Callable[[Any], bytes]:
 
 def block_hasher(settings: EngineSettings) -> Callable[[Request], list[Any]] | None:
     """As in EngineCore: whoever caches or transfers blocks must know them by content."""
-    if not (settings.prefix_caching or settings.leases or settings.host_pool_blocks):
+    if not (settings.prefix_caching or settings.leases or settings.offload_pool_blocks):
         return None
     hasher: Callable[[Request], list[Any]] = get_request_block_hasher(
         settings.block_size, _hash_function()

@@ -4,7 +4,7 @@ KV is digests (executor.py). A read copies prefill's blocks as they are when the
 read ends, so blocks that were freed under it bring something else. The worker's
 half of the connector is played as it is: it tells prefill when a read has ended,
 or that there is none, and fails one that ended after its lease. The router's
-decisions are those of its own log (router/ahead_log.py); this carries them out, as
+decisions are those of its own log (router/kv_prefetch_log.py); this carries them out, as
 late as the caller likes.
 """
 
@@ -32,7 +32,7 @@ from decode_worker.fetch_orders import (
 from prefill_worker import blocks
 from prefill_worker.local_engine import core_request
 from prefill_worker.session_state import WIRE_KEY
-from router.ahead_log import AheadLog, Fetch, Offered, OfferVerdict
+from router.kv_prefetch_log import Fetch, KvPrefetchLog, Offered, OfferVerdict
 from stream2llm.api.handover import HANDOVER_KEY
 from stream2llm.serving.clock import ManualClock
 from stream2llm.serving.prefix import as_tokens
@@ -121,7 +121,7 @@ class _Abort:
 class Streamed:
     """A session at its router."""
 
-    log: AheadLog[dict[str, Any]] = field(default_factory=AheadLog)
+    log: KvPrefetchLog[dict[str, Any]] = field(default_factory=KvPrefetchLog)
     # What was sent to decode and has not arrived, oldest first.
     under_way: deque[Fetch[dict[str, Any]] | _Abort] = field(default_factory=deque)
     num_fetches: int = 0

@@ -37,7 +37,7 @@ def tight_engine(**engine_args: Any) -> LocalEngine:
         max_num_batched_tokens=256,
         max_num_seqs=8,
         kv_transfer_config=KVTransferConfig(**SWAP_ONLY),
-        options={"patience_steps": 50, "host_pool_blocks": 150},
+        options={"starvation_guard_steps": 50, "offload_pool_blocks": 150},
         **engine_args,
     )
 

@@ -30,9 +30,9 @@ class Crowd:
         self.driver = PlannerDriver(
             policy=policy,
             num_blocks=NUM_BLOCKS,
-            step_tokens=STEP_TOKENS,
+            token_budget=STEP_TOKENS,
             step_requests=16,
-            patience_steps=200,
+            starvation_guard_steps=200,
         )
         self.open: dict[str, list[Tokens]] = {}
         self.num_tokens = 0

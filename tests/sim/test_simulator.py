@@ -85,9 +85,9 @@ def test_a_second_prefill_worker_takes_half_of_the_sessions() -> None:
 def test_steps_for_open_sessions_alone_are_as_short_as_they_are_told() -> None:
     """What an update replaces is further from being computed; fcfs knows no such steps."""
     asked = workload("anns", rate=2.0)
-    short, full = (replace(MACHINE, open_step_tokens=tokens) for tokens in (512, 2048))
+    short, full = (replace(MACHINE, open_token_budget=tokens) for tokens in (512, 2048))
     runs = {
-        (policy, machine.open_step_tokens): play_trace(machine, Way(policy), asked, "t")
+        (policy, machine.open_token_budget): play_trace(machine, Way(policy), asked, "t")
         for policy in ("srpf", "fcfs")
         for machine in (short, full)
     }
@@ -191,7 +191,7 @@ def test_kv_that_crosses_ahead_is_not_waited_for(shape: Shape) -> None:
     counters = streamed.counters
     needed = sum(each.num_tokens for each in asked)
     assert counters["handover_used_tokens"] + counters["handover_after_seal_tokens"] == needed
-    assert 0 < counters["handover_used_tokens"] <= counters["handover_ahead_tokens"]
+    assert 0 < counters["handover_used_tokens"] <= counters["handover_prefetched_tokens"]
     assert at_seal.counters["handover_after_seal_tokens"] == needed
     assert streamed.samples[-1].kv_usage == 0
     assert handed_over(asked, "streamed", SLOW_NETWORK) == streamed

@@ -1,7 +1,7 @@
-"""Nobody starves: the bound of `prefill_worker/patience.py`, against rivals that never end.
+"""Nobody starves: the bound of `prefill_worker/starvation_guard.py`, against rivals that never end.
 
 For each policy there is a stream of rivals that it prefers to the victim for
-ever; without patience the victim never gets a token, which the first test
+ever; without the starvation guard the victim never gets a token, which the first test
 shows, so that the others mean something.
 """
 
@@ -12,8 +12,8 @@ from math import ceil
 
 import pytest
 
-from prefill_worker.patience import PROMOTED_TURN
 from prefill_worker.policy import POLICIES, SRPF_AGEING
+from prefill_worker.starvation_guard import PROMOTED_TURN
 from tests.planner_driver import PlannerDriver
 from tests.session_machine import Tokens
 
@@ -28,13 +28,13 @@ VICTIM_TOKENS = 40
 class Arena:
     """A planner under a stream of rivals that takes all of every step."""
 
-    def __init__(self, policy: str, patience_steps: int, num_blocks: int = 2000) -> None:
+    def __init__(self, policy: str, starvation_guard_steps: int, num_blocks: int = 2000) -> None:
         self.driver = PlannerDriver(
             policy=policy,
             num_blocks=num_blocks,
-            step_tokens=STEP_TOKENS,
+            token_budget=STEP_TOKENS,
             step_requests=64,
-            patience_steps=patience_steps,
+            starvation_guard_steps=starvation_guard_steps,
         )
         self.num_steps = 0
         self._next_token = 0
@@ -87,7 +87,7 @@ class Arena:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_without_patience_the_victim_would_starve(policy: str) -> None:
+def test_without_the_starvation_guard_the_victim_would_starve(policy: str) -> None:
     arena = Arena(policy, NEVER)
     arena.open_victim("victim")
     assert arena.steps_until_computed("victim", at_most=300) is None
@@ -125,7 +125,7 @@ def test_the_bound_holds_where_the_victim_needs_all_of_the_memory(policy: str) -
 
 
 def test_under_fcfs_a_sealed_session_waits_for_earlier_ones_only() -> None:
-    """A tighter bound than patience gives: the tokens of sealed sessions that came before."""
+    """A tighter bound than the starvation guard gives: the tokens of sealed sessions that came before."""
     arena = Arena("fcfs", NEVER)
     arena.open_victim("victim")
     arena.driver.seal("victim", ())

@@ -21,11 +21,11 @@ NO_MESSAGE = b"\xff\xff"
 class Servicer(worker_pb2_grpc.DecodeServiceServicer):
     """One RPC of each kind that we have."""
 
-    async def FetchAhead(self, requests: Any, context: Any) -> None:  # noqa: N802
+    async def PrefetchKv(self, requests: Any, context: Any) -> None:  # noqa: N802
         writer = StreamWriter(context)
         async with failures_as_status(context, writer, None, str):  # type: ignore[arg-type]
             async for _ in requests:
-                await writer.write(worker_pb2.FetchAheadResponse(num_blocks=1))
+                await writer.write(worker_pb2.PrefetchKvResponse(num_blocks=1))
 
     async def Decode(self, request: Any, context: Any) -> None:  # noqa: N802
         await context.write(worker_pb2.DecodeResponse(local_tokens=len(request.prompt_token_ids)))
@@ -45,7 +45,7 @@ async def channel() -> AsyncIterator[grpc.aio.Channel]:
     await server.stop(None)
 
 
-@pytest.mark.parametrize("method", ["FetchAhead", "Decode", "ReleaseHandover"])
+@pytest.mark.parametrize("method", ["PrefetchKv", "Decode", "ReleaseHandover"])
 async def test_they_are_the_senders_fault(channel: grpc.aio.Channel, method: str) -> None:
     call = channel.stream_stream(f"/stream2llm.v1.DecodeService/{method}")(timeout=30)
     await call.write(NO_MESSAGE)
@@ -60,9 +60,9 @@ async def test_they_are_the_senders_fault(channel: grpc.aio.Channel, method: str
 async def test_messages_before_them_are_taken_and_others_go_through(
     channel: grpc.aio.Channel,
 ) -> None:
-    call = channel.stream_stream("/stream2llm.v1.DecodeService/FetchAhead")(timeout=30)
-    await call.write(worker_pb2.FetchAheadRequest().SerializeToString())
-    assert worker_pb2.FetchAheadResponse.FromString(await call.read()).num_blocks == 1
+    call = channel.stream_stream("/stream2llm.v1.DecodeService/PrefetchKv")(timeout=30)
+    await call.write(worker_pb2.PrefetchKvRequest().SerializeToString())
+    assert worker_pb2.PrefetchKvResponse.FromString(await call.read()).num_blocks == 1
     await call.write(NO_MESSAGE)
     assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
     stub = worker_pb2_grpc.DecodeServiceStub(channel)

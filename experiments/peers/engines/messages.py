@@ -27,7 +27,7 @@ class HostSpec:
     cores: tuple[int, ...]
     num_kv_blocks: int
     block_size: int
-    step_tokens: int
+    token_budget: int
     max_num_seqs: int
     max_model_len: int
 

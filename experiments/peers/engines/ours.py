@@ -39,8 +39,8 @@ def worker_spec(spec: HostSpec) -> WorkerSpec:
         host=_HOST,
         metrics_port=0,
         engine_args=common_args(spec),
-        open_step_tokens=OPEN_STEP_TOKENS,
-        host_pool_bytes=HOST_POOL_BYTES,
+        open_token_budget=OPEN_STEP_TOKENS,
+        offload_pool_bytes=HOST_POOL_BYTES,
     )
 
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from stream2llm.api.v1 import inference_pb2 as stream2llm_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astream2llm/v1/worker.proto\x12\rstream2llm.v1\x1a\x1dstream2llm/v1/inference.proto\"\xa8\x01\n\x15PrefillSessionRequest\x12*\n\x04open\x18\x01 \x01(\x0b\x32\x1a.stream2llm.v1.OpenPrefillH\x00\x12.\n\x06splice\x18\x02 \x01(\x0b\x32\x1c.stream2llm.v1.SplicePrefillH\x00\x12*\n\x04seal\x18\x03 \x01(\x0b\x32\x1a.stream2llm.v1.SealPrefillH\x00\x42\x07\n\x05\x65vent\"V\n\x0bOpenPrefill\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x33\n\x08sampling\x18\x02 \x01(\x0b\x32!.stream2llm.v1.SamplingParameters\"`\n\rSplicePrefill\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x13\n\x0bkeep_tokens\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rstable_tokens\x18\x04 \x01(\r\"N\n\x0bSealPrefill\x12,\n\x06splice\x18\x01 \x01(\x0b\x32\x1c.stream2llm.v1.SplicePrefill\x12\x11\n\thand_over\x18\x02 \x01(\x08\"\xb6\x01\n\x16PrefillSessionResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.stream2llm.v1.PrefillProgressH\x00\x12\x30\n\x0b\x66irst_token\x18\x02 \x01(\x0b\x32\x19.stream2llm.v1.FirstTokenH\x00\x12-\n\x05offer\x18\x03 \x01(\x0b\x32\x1c.stream2llm.v1.HandoverOfferH\x00\x42\x07\n\x05\x65vent\"\xe5\x01\n\x0fPrefillProgress\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x14\n\x0cknown_tokens\x18\x02 \x01(\x04\x12\x18\n\x10prefilled_tokens\x18\x03 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x04 \x01(\x04\x12\x15\n\rreused_tokens\x18\x05 \x01(\x04\x12\x1a\n\x12invalidated_tokens\x18\x06 \x01(\x04\x12\x19\n\x11recomputed_tokens\x18\x07 \x01(\x04\x12)\n\x05\x64\x65lay\x18\x08 \x01(\x0e\x32\x1a.stream2llm.v1.DelayReason\"\xb4\x01\n\nFirstToken\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x18.stream2llm.v1.TokenStep\x12)\n\x08handover\x18\x02 \x01(\x0b\x32\x17.stream2llm.v1.Handover\x12\x30\n\x08progress\x18\x03 \x01(\x0b\x32\x1e.stream2llm.v1.PrefillProgress\x12!\n\x19uncomputed_at_seal_tokens\x18\x04 \x01(\x04\"?\n\x08Handover\x12\x1f\n\x17kv_transfer_params_json\x18\x01 \x01(\t\x12\x12\n\nnum_blocks\x18\x02 \x01(\r\"`\n\rHandoverOffer\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12)\n\x08handover\x18\x03 \x01(\x0b\x32\x17.stream2llm.v1.Handover\"\xb0\x01\n\tTokenStep\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12.\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1c.stream2llm.v1.TokenLogprobs\x12\x32\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1b.stream2llm.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"\xd1\x01\n\rDecodeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x33\n\x08sampling\x18\x03 \x01(\x0b\x32!.stream2llm.v1.SamplingParameters\x12)\n\x08handover\x18\x04 \x01(\x0b\x32\x17.stream2llm.v1.Handover\x12\x18\n\x10\x66\x65tch_session_id\x18\x05 \x01(\t\x12\x18\n\x10refuse_when_full\x18\x06 \x01(\x08\"d\n\x0e\x44\x65\x63odeResponse\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x18.stream2llm.v1.TokenStep\x12\x19\n\x0clocal_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_local_tokens\"\xa0\x01\n\x11\x46\x65tchAheadRequest\x12-\n\x04open\x18\x01 \x01(\x0b\x32\x1d.stream2llm.v1.OpenFetchAheadH\x00\x12\'\n\x05\x66\x65tch\x18\x02 \x01(\x0b\x32\x16.stream2llm.v1.FetchKvH\x00\x12*\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x19.stream2llm.v1.AbortFetchH\x00\x42\x07\n\x05\x65vent\"*\n\x0eOpenFetchAhead\x12\x18\n\x10\x66\x65tch_session_id\x18\x01 \x01(\t\"\\\n\x07\x46\x65tchKv\x12\x13\n\x0bkeep_tokens\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12)\n\x08handover\x18\x03 \x01(\x0b\x32\x17.stream2llm.v1.Handover\"\x0c\n\nAbortFetch\"^\n\x12\x46\x65tchAheadResponse\x12$\n\x03\x65nd\x18\x01 \x01(\x0e\x32\x17.stream2llm.v1.FetchEnd\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\"W\n\x16ReleaseHandoverRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12)\n\x08handover\x18\x02 \x01(\x0b\x32\x17.stream2llm.v1.Handover\"\x19\n\x17ReleaseHandoverResponse\"\x18\n\x16GetWorkerStatusRequest\"D\n\x17GetWorkerStatusResponse\x12)\n\x06worker\x18\x01 \x01(\x0b\x32\x19.stream2llm.v1.WorkerInfo*\x80\x01\n\x08\x46\x65tchEnd\x12\x19\n\x15\x46\x45TCH_END_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46\x45TCH_END_FETCHED\x10\x01\x12\x15\n\x11\x46\x45TCH_END_REFUSED\x10\x02\x12\x15\n\x11\x46\x45TCH_END_ABORTED\x10\x03\x12\x14\n\x10\x46\x45TCH_END_FAILED\x10\x04\x32s\n\x0ePrefillService\x12\x61\n\x0ePrefillSession\x12$.stream2llm.v1.PrefillSessionRequest\x1a%.stream2llm.v1.PrefillSessionResponse(\x01\x30\x01\x32\x91\x02\n\rDecodeService\x12U\n\nFetchAhead\x12 .stream2llm.v1.FetchAheadRequest\x1a!.stream2llm.v1.FetchAheadResponse(\x01\x30\x01\x12G\n\x06\x44\x65\x63ode\x12\x1c.stream2llm.v1.DecodeRequest\x1a\x1d.stream2llm.v1.DecodeResponse0\x01\x12`\n\x0fReleaseHandover\x12%.stream2llm.v1.ReleaseHandoverRequest\x1a&.stream2llm.v1.ReleaseHandoverResponse2q\n\rWorkerService\x12`\n\x0fGetWorkerStatus\x12%.stream2llm.v1.GetWorkerStatusRequest\x1a&.stream2llm.v1.GetWorkerStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astream2llm/v1/worker.proto\x12\rstream2llm.v1\x1a\x1dstream2llm/v1/inference.proto\"\xa8\x01\n\x15PrefillSessionRequest\x12*\n\x04open\x18\x01 \x01(\x0b\x32\x1a.stream2llm.v1.OpenPrefillH\x00\x12.\n\x06splice\x18\x02 \x01(\x0b\x32\x1c.stream2llm.v1.SplicePrefillH\x00\x12*\n\x04seal\x18\x03 \x01(\x0b\x32\x1a.stream2llm.v1.SealPrefillH\x00\x42\x07\n\x05\x65vent\"V\n\x0bOpenPrefill\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x33\n\x08sampling\x18\x02 \x01(\x0b\x32!.stream2llm.v1.SamplingParameters\"`\n\rSplicePrefill\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x13\n\x0bkeep_tokens\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rstable_tokens\x18\x04 \x01(\r\"N\n\x0bSealPrefill\x12,\n\x06splice\x18\x01 \x01(\x0b\x32\x1c.stream2llm.v1.SplicePrefill\x12\x11\n\thand_over\x18\x02 \x01(\x08\"\xb6\x01\n\x16PrefillSessionResponse\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.stream2llm.v1.PrefillProgressH\x00\x12\x30\n\x0b\x66irst_token\x18\x02 \x01(\x0b\x32\x19.stream2llm.v1.FirstTokenH\x00\x12-\n\x05offer\x18\x03 \x01(\x0b\x32\x1c.stream2llm.v1.HandoverOfferH\x00\x42\x07\n\x05\x65vent\"\xe5\x01\n\x0fPrefillProgress\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x14\n\x0cknown_tokens\x18\x02 \x01(\x04\x12\x18\n\x10prefilled_tokens\x18\x03 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x04 \x01(\x04\x12\x15\n\rreused_tokens\x18\x05 \x01(\x04\x12\x1a\n\x12invalidated_tokens\x18\x06 \x01(\x04\x12\x19\n\x11recomputed_tokens\x18\x07 \x01(\x04\x12)\n\x05\x64\x65lay\x18\x08 \x01(\x0e\x32\x1a.stream2llm.v1.DelayReason\"\xb4\x01\n\nFirstToken\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x18.stream2llm.v1.TokenStep\x12)\n\x08handover\x18\x02 \x01(\x0b\x32\x17.stream2llm.v1.Handover\x12\x30\n\x08progress\x18\x03 \x01(\x0b\x32\x1e.stream2llm.v1.PrefillProgress\x12!\n\x19uncomputed_at_seal_tokens\x18\x04 \x01(\x04\"?\n\x08Handover\x12\x1f\n\x17kv_transfer_params_json\x18\x01 \x01(\t\x12\x12\n\nnum_blocks\x18\x02 \x01(\r\"`\n\rHandoverOffer\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\x12)\n\x08handover\x18\x03 \x01(\x0b\x32\x17.stream2llm.v1.Handover\"\xb0\x01\n\tTokenStep\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12.\n\x08logprobs\x18\x02 \x03(\x0b\x32\x1c.stream2llm.v1.TokenLogprobs\x12\x32\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1b.stream2llm.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_stop_token_id\"\xd1\x01\n\rDecodeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x33\n\x08sampling\x18\x03 \x01(\x0b\x32!.stream2llm.v1.SamplingParameters\x12)\n\x08handover\x18\x04 \x01(\x0b\x32\x17.stream2llm.v1.Handover\x12\x18\n\x10\x66\x65tch_session_id\x18\x05 \x01(\t\x12\x18\n\x10refuse_when_full\x18\x06 \x01(\x08\"d\n\x0e\x44\x65\x63odeResponse\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x18.stream2llm.v1.TokenStep\x12\x19\n\x0clocal_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_local_tokens\"\x9e\x01\n\x11PrefetchKvRequest\x12+\n\x04open\x18\x01 \x01(\x0b\x32\x1b.stream2llm.v1.OpenPrefetchH\x00\x12\'\n\x05\x66\x65tch\x18\x02 \x01(\x0b\x32\x16.stream2llm.v1.FetchKvH\x00\x12*\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x19.stream2llm.v1.AbortFetchH\x00\x42\x07\n\x05\x65vent\"(\n\x0cOpenPrefetch\x12\x18\n\x10\x66\x65tch_session_id\x18\x01 \x01(\t\"\\\n\x07\x46\x65tchKv\x12\x13\n\x0bkeep_tokens\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12)\n\x08handover\x18\x03 \x01(\x0b\x32\x17.stream2llm.v1.Handover\"\x0c\n\nAbortFetch\"^\n\x12PrefetchKvResponse\x12$\n\x03\x65nd\x18\x01 \x01(\x0e\x32\x17.stream2llm.v1.FetchEnd\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\"W\n\x16ReleaseHandoverRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12)\n\x08handover\x18\x02 \x01(\x0b\x32\x17.stream2llm.v1.Handover\"\x19\n\x17ReleaseHandoverResponse\"\x18\n\x16GetWorkerStatusRequest\"D\n\x17GetWorkerStatusResponse\x12)\n\x06worker\x18\x01 \x01(\x0b\x32\x19.stream2llm.v1.WorkerInfo*\x80\x01\n\x08\x46\x65tchEnd\x12\x19\n\x15\x46\x45TCH_END_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46\x45TCH_END_FETCHED\x10\x01\x12\x15\n\x11\x46\x45TCH_END_REFUSED\x10\x02\x12\x15\n\x11\x46\x45TCH_END_ABORTED\x10\x03\x12\x14\n\x10\x46\x45TCH_END_FAILED\x10\x04\x32s\n\x0ePrefillService\x12\x61\n\x0ePrefillSession\x12$.stream2llm.v1.PrefillSessionRequest\x1a%.stream2llm.v1.PrefillSessionResponse(\x01\x30\x01\x32\x91\x02\n\rDecodeService\x12U\n\nPrefetchKv\x12 .stream2llm.v1.PrefetchKvRequest\x1a!.stream2llm.v1.PrefetchKvResponse(\x01\x30\x01\x12G\n\x06\x44\x65\x63ode\x12\x1c.stream2llm.v1.DecodeRequest\x1a\x1d.stream2llm.v1.DecodeResponse0\x01\x12`\n\x0fReleaseHandover\x12%.stream2llm.v1.ReleaseHandoverRequest\x1a&.stream2llm.v1.ReleaseHandoverResponse2q\n\rWorkerService\x12`\n\x0fGetWorkerStatus\x12%.stream2llm.v1.GetWorkerStatusRequest\x1a&.stream2llm.v1.GetWorkerStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stream2llm.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FETCHEND']._serialized_start=2393
-  _globals['_FETCHEND']._serialized_end=2521
+  _globals['_FETCHEND']._serialized_start=2389
+  _globals['_FETCHEND']._serialized_end=2517
   _globals['_PREFILLSESSIONREQUEST']._serialized_start=77
   _globals['_PREFILLSESSIONREQUEST']._serialized_end=245
   _globals['_OPENPREFILL']._serialized_start=247
@@ -58,28 +58,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECODEREQUEST']._serialized_end=1665
   _globals['_DECODERESPONSE']._serialized_start=1667
   _globals['_DECODERESPONSE']._serialized_end=1767
-  _globals['_FETCHAHEADREQUEST']._serialized_start=1770
-  _globals['_FETCHAHEADREQUEST']._serialized_end=1930
-  _globals['_OPENFETCHAHEAD']._serialized_start=1932
-  _globals['_OPENFETCHAHEAD']._serialized_end=1974
-  _globals['_FETCHKV']._serialized_start=1976
-  _globals['_FETCHKV']._serialized_end=2068
-  _globals['_ABORTFETCH']._serialized_start=2070
-  _globals['_ABORTFETCH']._serialized_end=2082
-  _globals['_FETCHAHEADRESPONSE']._serialized_start=2084
-  _globals['_FETCHAHEADRESPONSE']._serialized_end=2178
-  _globals['_RELEASEHANDOVERREQUEST']._serialized_start=2180
-  _globals['_RELEASEHANDOVERREQUEST']._serialized_end=2267
-  _globals['_RELEASEHANDOVERRESPONSE']._serialized_start=2269
-  _globals['_RELEASEHANDOVERRESPONSE']._serialized_end=2294
-  _globals['_GETWORKERSTATUSREQUEST']._serialized_start=2296
-  _globals['_GETWORKERSTATUSREQUEST']._serialized_end=2320
-  _globals['_GETWORKERSTATUSRESPONSE']._serialized_start=2322
-  _globals['_GETWORKERSTATUSRESPONSE']._serialized_end=2390
-  _globals['_PREFILLSERVICE']._serialized_start=2523
-  _globals['_PREFILLSERVICE']._serialized_end=2638
-  _globals['_DECODESERVICE']._serialized_start=2641
-  _globals['_DECODESERVICE']._serialized_end=2914
-  _globals['_WORKERSERVICE']._serialized_start=2916
-  _globals['_WORKERSERVICE']._serialized_end=3029
+  _globals['_PREFETCHKVREQUEST']._serialized_start=1770
+  _globals['_PREFETCHKVREQUEST']._serialized_end=1928
+  _globals['_OPENPREFETCH']._serialized_start=1930
+  _globals['_OPENPREFETCH']._serialized_end=1970
+  _globals['_FETCHKV']._serialized_start=1972
+  _globals['_FETCHKV']._serialized_end=2064
+  _globals['_ABORTFETCH']._serialized_start=2066
+  _globals['_ABORTFETCH']._serialized_end=2078
+  _globals['_PREFETCHKVRESPONSE']._serialized_start=2080
+  _globals['_PREFETCHKVRESPONSE']._serialized_end=2174
+  _globals['_RELEASEHANDOVERREQUEST']._serialized_start=2176
+  _globals['_RELEASEHANDOVERREQUEST']._serialized_end=2263
+  _globals['_RELEASEHANDOVERRESPONSE']._serialized_start=2265
+  _globals['_RELEASEHANDOVERRESPONSE']._serialized_end=2290
+  _globals['_GETWORKERSTATUSREQUEST']._serialized_start=2292
+  _globals['_GETWORKERSTATUSREQUEST']._serialized_end=2316
+  _globals['_GETWORKERSTATUSRESPONSE']._serialized_start=2318
+  _globals['_GETWORKERSTATUSRESPONSE']._serialized_end=2386
+  _globals['_PREFILLSERVICE']._serialized_start=2519
+  _globals['_PREFILLSERVICE']._serialized_end=2634
+  _globals['_DECODESERVICE']._serialized_start=2637
+  _globals['_DECODESERVICE']._serialized_end=2910
+  _globals['_WORKERSERVICE']._serialized_start=2912
+  _globals['_WORKERSERVICE']._serialized_end=3025
 # @@protoc_insertion_point(module_scope)

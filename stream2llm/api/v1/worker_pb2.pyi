@@ -155,17 +155,17 @@ class DecodeResponse(_message.Message):
     local_tokens: int
     def __init__(self, step: _Optional[_Union[TokenStep, _Mapping]] = ..., local_tokens: _Optional[int] = ...) -> None: ...
 
-class FetchAheadRequest(_message.Message):
+class PrefetchKvRequest(_message.Message):
     __slots__ = ("open", "fetch", "abort")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     FETCH_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
-    open: OpenFetchAhead
+    open: OpenPrefetch
     fetch: FetchKv
     abort: AbortFetch
-    def __init__(self, open: _Optional[_Union[OpenFetchAhead, _Mapping]] = ..., fetch: _Optional[_Union[FetchKv, _Mapping]] = ..., abort: _Optional[_Union[AbortFetch, _Mapping]] = ...) -> None: ...
+    def __init__(self, open: _Optional[_Union[OpenPrefetch, _Mapping]] = ..., fetch: _Optional[_Union[FetchKv, _Mapping]] = ..., abort: _Optional[_Union[AbortFetch, _Mapping]] = ...) -> None: ...
 
-class OpenFetchAhead(_message.Message):
+class OpenPrefetch(_message.Message):
     __slots__ = ("fetch_session_id",)
     FETCH_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     fetch_session_id: str
@@ -185,7 +185,7 @@ class AbortFetch(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class FetchAheadResponse(_message.Message):
+class PrefetchKvResponse(_message.Message):
     __slots__ = ("end", "reason", "num_blocks")
     END_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]

@@ -116,10 +116,10 @@ class DecodeServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.FetchAhead = channel.stream_stream(
-                '/stream2llm.v1.DecodeService/FetchAhead',
-                request_serializer=stream2llm_dot_v1_dot_worker__pb2.FetchAheadRequest.SerializeToString,
-                response_deserializer=stream2llm_dot_v1_dot_worker__pb2.FetchAheadResponse.FromString,
+        self.PrefetchKv = channel.stream_stream(
+                '/stream2llm.v1.DecodeService/PrefetchKv',
+                request_serializer=stream2llm_dot_v1_dot_worker__pb2.PrefetchKvRequest.SerializeToString,
+                response_deserializer=stream2llm_dot_v1_dot_worker__pb2.PrefetchKvResponse.FromString,
                 _registered_method=True)
         self.Decode = channel.unary_stream(
                 '/stream2llm.v1.DecodeService/Decode',
@@ -137,8 +137,8 @@ class DecodeServiceServicer(object):
     """DecodeService runs on a decode worker.
     """
 
-    def FetchAhead(self, request_iterator, context):
-        """FetchAhead pulls the KV of a session whose context still streams in, offer by
+    def PrefetchKv(self, request_iterator, context):
+        """PrefetchKv pulls the KV of a session whose context still streams in, offer by
         offer, into the worker's prefix cache. The end of the RPC gives up the fetch
         under way; what was fetched stays as long as nobody needs the memory.
         """
@@ -166,10 +166,10 @@ class DecodeServiceServicer(object):
 
 def add_DecodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'FetchAhead': grpc.stream_stream_rpc_method_handler(
-                    servicer.FetchAhead,
-                    request_deserializer=stream2llm_dot_v1_dot_worker__pb2.FetchAheadRequest.FromString,
-                    response_serializer=stream2llm_dot_v1_dot_worker__pb2.FetchAheadResponse.SerializeToString,
+            'PrefetchKv': grpc.stream_stream_rpc_method_handler(
+                    servicer.PrefetchKv,
+                    request_deserializer=stream2llm_dot_v1_dot_worker__pb2.PrefetchKvRequest.FromString,
+                    response_serializer=stream2llm_dot_v1_dot_worker__pb2.PrefetchKvResponse.SerializeToString,
             ),
             'Decode': grpc.unary_stream_rpc_method_handler(
                     servicer.Decode,
@@ -194,7 +194,7 @@ class DecodeService(object):
     """
 
     @staticmethod
-    def FetchAhead(request_iterator,
+    def PrefetchKv(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -207,9 +207,9 @@ class DecodeService(object):
         return grpc.experimental.stream_stream(
             request_iterator,
             target,
-            '/stream2llm.v1.DecodeService/FetchAhead',
-            stream2llm_dot_v1_dot_worker__pb2.FetchAheadRequest.SerializeToString,
-            stream2llm_dot_v1_dot_worker__pb2.FetchAheadResponse.FromString,
+            '/stream2llm.v1.DecodeService/PrefetchKv',
+            stream2llm_dot_v1_dot_worker__pb2.PrefetchKvRequest.SerializeToString,
+            stream2llm_dot_v1_dot_worker__pb2.PrefetchKvResponse.FromString,
             options,
             channel_credentials,
             insecure,

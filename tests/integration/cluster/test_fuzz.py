@@ -78,7 +78,7 @@ RPCS = {
     "StreamingInferenceService/GetModelInfo": Rpc(_nothing, lambda _: [pb.GetModelInfoRequest()]),
     "StreamingInferenceService/GetServerInfo": Rpc(_nothing, lambda _: [pb.GetServerInfoRequest()]),
     "PrefillService/PrefillSession": Rpc(_nothing, rpcs.prefill_session),
-    "DecodeService/FetchAhead": Rpc(_a_first_token, rpcs.fetch_ahead),
+    "DecodeService/PrefetchKv": Rpc(_a_first_token, rpcs.prefetch_kv),
     "DecodeService/Decode": Rpc(_a_first_token, rpcs.decode),
     "DecodeService/ReleaseHandover": Rpc(_a_first_token, rpcs.release),
     "WorkerService/GetWorkerStatus": Rpc(_nothing, lambda _: [worker.GetWorkerStatusRequest()]),

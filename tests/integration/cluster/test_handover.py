@@ -48,4 +48,4 @@ async def test_most_of_the_context_is_at_decode_at_the_seal(
         answer = await session.answer()
     assert list(answer.token_ids) == reference.answer(stream.prompt, 8)
     num_stable = len(stream.prompt) - len(stream.suffix) - 1
-    assert answer.finished.usage.handed_over_ahead_tokens >= num_stable - num_stable % BLOCK
+    assert answer.finished.usage.prefetched_tokens >= num_stable - num_stable % BLOCK

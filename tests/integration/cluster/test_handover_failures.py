@@ -41,7 +41,7 @@ TIGHT = pytest.mark.cluster("sensitive-tight")
 ONE_TOKEN = SamplingParameters(max_tokens=1, temperature=0.0)
 ENDLESS = SamplingParameters(max_tokens=500, temperature=0.0, ignore_eos=True)
 AT_ONCE_S = 15
-# Longer than a lease, shorter than the controller's patience.
+# Longer than a lease, shorter than the controller's the starvation guard.
 LONGER_THAN_A_LEASE_S = 13
 
 
@@ -78,7 +78,7 @@ async def test_cancelled_at_random_moments(client: AsyncClient, reference: Refer
 
 @ONE_BY_ONE
 async def test_cancelled_between_the_first_token_and_decode(client: AsyncClient) -> None:
-    """F16: the blocks of the hand-over and those fetched ahead are free at once."""
+    """F16: the blocks of the hand-over and those prefetched are free at once."""
     for number in range(10):
         prefix = a_stream(f"f16-{number}", documents=1).document("d0")
         async with client.session(prefix=prefix, sampling=ENDLESS, handover="streamed") as session:
@@ -233,7 +233,7 @@ async def test_another_decode_worker_takes_a_session_whose_own_was_killed(
         await eventually(lambda: _is_dead(victim), bool)
         outcome = await collect(session.seal())
     assert outcome.token_ids == reference.answer(stream.prompt, 8)
-    assert not outcome.finished.usage.handed_over_ahead_tokens
+    assert not outcome.finished.usage.prefetched_tokens
     await until_replaced(cluster, "decode", incarnation)
 
 

@@ -90,9 +90,9 @@ async def play(client: AsyncClient, crowd: list[Stream], reference: ReferenceEng
     assert [getattr(outcome, "token_ids", outcome) for outcome in outcomes] == expected
 
 
-async def until_the_host_pool_is_empty(cluster: Cluster) -> None:
+async def until_the_offload_pool_is_empty(cluster: Cluster) -> None:
     async def used() -> float:
-        return (await asyncio.to_thread(scrape, cluster))["stream2llm_host_pool_blocks/used"]
+        return (await asyncio.to_thread(scrape, cluster))["stream2llm_offload_pool_blocks/used"]
 
     await eventually(used, lambda now: not now, 30)
 
@@ -106,7 +106,7 @@ async def test_every_answer_is_exact(
         await asyncio.to_thread(cluster.set_policy, policy)
         await play(client, streams(f"{mode}-{policy}"), reference)
     await asyncio.to_thread(cluster.set_policy, "fcfs")
-    await until_the_host_pool_is_empty(cluster)
+    await until_the_offload_pool_is_empty(cluster)
     gained = await asyncio.to_thread(scrape, cluster)
     gained.subtract(before)
     assert gained["stream2llm_preemptions_total"] > 50
@@ -133,4 +133,4 @@ async def test_kill_under_pressure(
     assert {type(outcome) for outcome in outcomes} == {UnavailableError}
     await until_replaced(cluster, "prefill", incarnation)
     await play(client, crowd, reference)
-    await until_the_host_pool_is_empty(cluster)
+    await until_the_offload_pool_is_empty(cluster)

@@ -100,7 +100,7 @@ def test_a_step_costs_its_fixed_part_once() -> None:
     # Tokens 3 and 4 see three and four others.
     assert law.seconds([(2, 4)]) == pytest.approx(1.0 + 0.2 + 0.07 + 0.002)
     assert law.seconds([(2, 4), (0, 1)]) == pytest.approx(1.0 + 0.3 + 0.08 + 0.002)
-    assert law.seconds_to(5, step_tokens=2) == pytest.approx(3.0 + 0.5 + 0.15 + 0.006)
+    assert law.seconds_to(5, token_budget=2) == pytest.approx(3.0 + 0.5 + 0.15 + 0.006)
 
 
 @pytest.mark.parametrize("profile", shipped_profiles(), ids=lambda each: each.accelerator.name)
@@ -118,8 +118,8 @@ def a_decode_worker(num_tokens: int = 1000, max_sessions: int = 8) -> DecodeWork
 
 def test_fetches_share_the_link_one_after_the_other() -> None:
     worker = a_decode_worker()
-    assert worker.fetch_ahead(0.0, "b", 40) == pytest.approx(0.9)
-    worker.fetched_ahead("b")
+    assert worker.prefetch_kv(0.0, "b", 40) == pytest.approx(0.9)
+    worker.prefetched("b")
     worker.submit(Answer("a", 101, 2))
     worker.submit(Answer("b", 51, 2))
     assert [(at_s, each.name) for at_s, each in worker.take_up(10.0)] == [
@@ -133,13 +133,13 @@ def test_fetches_share_the_link_one_after_the_other() -> None:
 def test_what_was_fetched_ahead_is_cut_taken_and_makes_room() -> None:
     worker = a_decode_worker(num_tokens=200)
     for name, num_tokens in (("a", 60), ("b", 80)):
-        assert worker.fetch_ahead(0.0, name, num_tokens) is not None
-        worker.fetched_ahead(name)
-    assert worker.fetch_ahead(0.0, "c", 61) is None  # it never makes room for itself
+        assert worker.prefetch_kv(0.0, name, num_tokens) is not None
+        worker.prefetched(name)
+    assert worker.prefetch_kv(0.0, "c", 61) is None  # it never makes room for itself
     worker.cut("b", 20)
-    assert worker.fetch_ahead(0.0, "b", 40) is not None
+    assert worker.prefetch_kv(0.0, "b", 40) is not None
     worker.cut("b", 30)  # on its way, and in vain
-    worker.fetched_ahead("b")
+    worker.prefetched("b")
     worker.submit(Answer("d", 150, 10))
     worker.submit(Answer("b", 30, 9))
     worker.take_up(0.0)

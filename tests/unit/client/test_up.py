@@ -33,7 +33,7 @@ def up(*args: str) -> Result:
 
 
 def a_tree(model: Path, **parts: Any) -> dict[str, Any]:
-    small = {"prefill": {**SMALL, "host_pool_gib": 0}, "decode": SMALL}
+    small = {"prefill": {**SMALL, "offload_pool_gib": 0}, "decode": SMALL}
     return {"model": str(model), "router": {"port": 0}, **small, **parts}
 
 

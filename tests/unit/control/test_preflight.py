@@ -126,11 +126,14 @@ def test_cores_are_given_in_turn() -> None:
             r"prefill\.policy: .*'default', 'fcfs', 'lcas', 'mcps' or 'srpf'.*'lifo'",
         ),
         ({"policy": None}, r"prefill\.policy: .*'default', 'fcfs', 'lcas', 'mcps' or 'srpf'"),
-        ({"patience_steps": 0}, r"prefill\.patience_steps: .*greater than or equal to 1.*got 0"),
-        ({"patience_steps": "soon"}, r"prefill\.patience_steps: .*integer.*'soon'"),
         (
-            {"open_step_tokens": 0},
-            r"prefill\.open_step_tokens: .*greater than or equal to 1.*got 0",
+            {"starvation_guard_steps": 0},
+            r"prefill\.starvation_guard_steps: .*greater than or equal to 1.*got 0",
+        ),
+        ({"starvation_guard_steps": "soon"}, r"prefill\.starvation_guard_steps: .*integer.*'soon'"),
+        (
+            {"open_token_budget": 0},
+            r"prefill\.open_token_budget: .*greater than or equal to 1.*got 0",
         ),
     ],
 )
@@ -142,11 +145,13 @@ def test_a_bad_scheduling_option_is_named_with_what_is_allowed(
 
 
 def test_scheduling_options_reach_prefill_workers_alone(tmp_path: Path) -> None:
-    config = a_config(prefill={"policy": "mcps", "patience_steps": 7, "open_step_tokens": 512})
+    config = a_config(
+        prefill={"policy": "mcps", "starvation_guard_steps": 7, "open_token_budget": 512}
+    )
     launches = lay_out(config, a_model(tmp_path), {}, Factories())
     by_name: dict[str, Any] = {launch.name: launch.spec for launch in launches}
-    assert (by_name["prefill-0"].policy, by_name["prefill-0"].patience_steps) == ("mcps", 7)
-    assert by_name["prefill-0"].open_step_tokens == 512
+    assert (by_name["prefill-0"].policy, by_name["prefill-0"].starvation_guard_steps) == ("mcps", 7)
+    assert by_name["prefill-0"].open_token_budget == 512
     with pytest.raises(InvalidRequestError, match=r"unknown key decode\.policy"):
         a_config(decode={"policy": "mcps"})
 

@@ -73,7 +73,7 @@ def test_what_is_no_number_is_refused() -> None:
 
 
 def test_only_large_work_tells_something() -> None:
-    assert tells_of_recompute(1024, step_tokens=2048)
-    assert not tells_of_recompute(1023, step_tokens=2048)
+    assert tells_of_recompute(1024, token_budget=2048)
+    assert not tells_of_recompute(1023, token_budget=2048)
     assert tells_of_swap(8)
     assert not tells_of_swap(7)

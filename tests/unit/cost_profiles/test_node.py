@@ -20,7 +20,7 @@ NODE = Node(
     shape=TransformerShape(A_MODEL, hidden_size=64, intermediate_size=128, num_query_heads=8),
     tensor_parallel_size=1,
     block_size=16,
-    step_tokens=256,
+    token_budget=256,
     num_cpu_cores=2,
 )
 
@@ -44,7 +44,7 @@ def test_a_shipped_profile_is_found_and_rebased() -> None:
 def test_without_one_it_starts_from_figures_and_says_why(device_name: str, basis: str) -> None:
     start = start_for(replace(NODE, device_name=device_name), shipped=[a_profile()])
     assert start.profile.recompute.provenance.kind is Kind.MODELLED
-    assert start.profile.recompute.step_tokens == 256
+    assert start.profile.recompute.token_budget == 256
     assert start.profile.block_size == 16
     assert start.reason.startswith(f"no profile for the device '{device_name}'; {basis}")
 

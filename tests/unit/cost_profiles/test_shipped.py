@@ -136,7 +136,7 @@ def test_an_unknown_device_gets_a_guess_that_says_so() -> None:
 
 
 def test_the_cpu_fallback_is_near_what_two_cores_were_seen_to_do() -> None:
-    profile = fallback_profile("cpu", SMALL, 1, block_size=32, num_cpu_cores=2, step_tokens=512)
+    profile = fallback_profile("cpu", SMALL, 1, block_size=32, num_cpu_cores=2, token_budget=512)
     assert 350 < 1024 / CostModel(profile).recompute_s(0, 1024) < 550
     assert problems_of(profile) == []
 

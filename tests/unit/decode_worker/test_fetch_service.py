@@ -1,4 +1,4 @@
-"""One FetchAhead RPC without an engine: which fetches may follow one another."""
+"""One PrefetchKv RPC without an engine: which fetches may follow one another."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ class _Writer:
     """The other side has a message before `write` returns."""
 
     def __init__(self) -> None:
-        self.sent: asyncio.Queue[worker_pb2.FetchAheadResponse] = asyncio.Queue()
+        self.sent: asyncio.Queue[worker_pb2.PrefetchKvResponse] = asyncio.Queue()
         self.may_return = asyncio.Event()
 
-    async def write(self, message: worker_pb2.FetchAheadResponse) -> None:
+    async def write(self, message: worker_pb2.PrefetchKvResponse) -> None:
         self.sent.put_nowait(message)
         await self.may_return.wait()
 
 
-def _opening() -> worker_pb2.FetchAheadRequest:
-    return worker_pb2.FetchAheadRequest(open=worker_pb2.OpenFetchAhead(fetch_session_id="session"))
+def _opening() -> worker_pb2.PrefetchKvRequest:
+    return worker_pb2.PrefetchKvRequest(open=worker_pb2.OpenPrefetch(fetch_session_id="session"))
 
 
 def _handover(num_tokens: int) -> worker_pb2.Handover:
@@ -81,16 +81,16 @@ def _transfer_of(handover: worker_pb2.Handover) -> dict[str, Any]:
     return transfer
 
 
-def _fetch(num_tokens: int) -> worker_pb2.FetchAheadRequest:
+def _fetch(num_tokens: int) -> worker_pb2.PrefetchKvRequest:
     handover = _handover(num_tokens)
     tokens = list(range(num_tokens))
-    return worker_pb2.FetchAheadRequest(
+    return worker_pb2.PrefetchKvRequest(
         fetch=worker_pb2.FetchKv(keep_tokens=0, token_ids=tokens, handover=handover)
     )
 
 
 async def _serve(
-    session: _Session, writer: _Writer, messages: AsyncIterator[worker_pb2.FetchAheadRequest]
+    session: _Session, writer: _Writer, messages: AsyncIterator[worker_pb2.PrefetchKvRequest]
 ) -> None:
     worker: Any = SimpleNamespace(is_draining=False, require_open=lambda: None)
     sessions: Any = _Sessions(session)
@@ -102,7 +102,7 @@ async def test_the_next_fetch_may_come_while_the_end_of_the_last_is_still_being_
     session.may_end.set()
     ends: list[int] = []
 
-    async def messages() -> AsyncIterator[worker_pb2.FetchAheadRequest]:
+    async def messages() -> AsyncIterator[worker_pb2.PrefetchKvRequest]:
         yield _opening()
         yield _fetch(3)
         ends.append((await writer.sent.get()).num_blocks)
@@ -117,7 +117,7 @@ async def test_the_next_fetch_may_come_while_the_end_of_the_last_is_still_being_
 async def test_a_fetch_while_another_one_goes_on_is_out_of_order() -> None:
     session, writer = _Session(), _Writer()
 
-    async def messages() -> AsyncIterator[worker_pb2.FetchAheadRequest]:
+    async def messages() -> AsyncIterator[worker_pb2.PrefetchKvRequest]:
         yield _opening()
         yield _fetch(3)
         yield _fetch(5)
@@ -133,9 +133,9 @@ async def test_a_fetch_that_fails_is_told_and_the_next_one_goes_on(failure: Exce
     session, writer = _Session(failure), _Writer()
     session.may_end.set()
     writer.may_return.set()
-    told: list[worker_pb2.FetchAheadResponse] = []
+    told: list[worker_pb2.PrefetchKvResponse] = []
 
-    async def messages() -> AsyncIterator[worker_pb2.FetchAheadRequest]:
+    async def messages() -> AsyncIterator[worker_pb2.PrefetchKvRequest]:
         yield _opening()
         for _ in range(2):
             yield _fetch(3)
@@ -151,12 +151,12 @@ async def test_a_fetch_that_fails_is_told_and_the_next_one_goes_on(failure: Exce
 async def test_an_abort_ends_the_fetch_under_way() -> None:
     session, writer = _Session(), _Writer()
     writer.may_return.set()
-    told: list[worker_pb2.FetchAheadResponse] = []
+    told: list[worker_pb2.PrefetchKvResponse] = []
 
-    async def messages() -> AsyncIterator[worker_pb2.FetchAheadRequest]:
+    async def messages() -> AsyncIterator[worker_pb2.PrefetchKvRequest]:
         yield _opening()
         yield _fetch(3)
-        yield worker_pb2.FetchAheadRequest(abort=worker_pb2.AbortFetch())
+        yield worker_pb2.PrefetchKvRequest(abort=worker_pb2.AbortFetch())
         told.append(await writer.sent.get())
 
     await _serve(session, writer, messages())

@@ -1,4 +1,4 @@
-"""FetchAhead on real sessions: their tokens, and who tells prefill of its blocks; no engine."""
+"""PrefetchKv on real sessions: their tokens, and who tells prefill of its blocks; no engine."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _transfer_of(handover: pb.Handover) -> dict[str, Any]:
 
 
 class _Rpc:
-    """One FetchAhead RPC, message by message."""
+    """One PrefetchKv RPC, message by message."""
 
     def __init__(self) -> None:
         self.engine: Any = _Engine()
@@ -92,10 +92,10 @@ class _Rpc:
             engine=self.engine, is_draining=False, require_open=lambda: None
         )
         self._metrics = FetchMetrics(CollectorRegistry())
-        self._messages: asyncio.Queue[pb.FetchAheadRequest | None] = asyncio.Queue()
+        self._messages: asyncio.Queue[pb.PrefetchKvRequest | None] = asyncio.Queue()
         self._has_taken_all = asyncio.Event()
-        self._told: asyncio.Queue[pb.FetchAheadResponse] = asyncio.Queue()
-        self.send(open=pb.OpenFetchAhead(fetch_session_id="session"))
+        self._told: asyncio.Queue[pb.PrefetchKvResponse] = asyncio.Queue()
+        self.send(open=pb.OpenPrefetch(fetch_session_id="session"))
         self.serving = asyncio.create_task(self._serve())
 
     async def _serve(self) -> None:
@@ -103,7 +103,7 @@ class _Rpc:
         writer: Any = SimpleNamespace(write=self._told.put)
         await serve_fetches(self.worker, sessions, self._requests(), writer, _transfer_of)
 
-    async def _requests(self) -> AsyncIterator[pb.FetchAheadRequest]:
+    async def _requests(self) -> AsyncIterator[pb.PrefetchKvRequest]:
         while True:
             if self._messages.empty():
                 self._has_taken_all.set()
@@ -118,7 +118,7 @@ class _Rpc:
 
     def send(self, **event: Any) -> None:
         self._has_taken_all.clear()
-        self._messages.put_nowait(pb.FetchAheadRequest(**event))
+        self._messages.put_nowait(pb.PrefetchKvRequest(**event))
 
     def fetch(
         self,
@@ -139,7 +139,7 @@ class _Rpc:
     def abort(self) -> None:
         self.send(abort=pb.AbortFetch())
 
-    async def end(self) -> pb.FetchAheadResponse:
+    async def end(self) -> pb.PrefetchKvResponse:
         """The end of the oldest fetch that nobody asked for."""
         return await asyncio.wait_for(self._told.get(), 5)
 

@@ -3,7 +3,7 @@
 1. Blocks come back from the host as they were, whatever the layout.
 2. A copy touches no byte that it was not asked for.
 3. A job that fails harms no other, and is told after all its copies have ended.
-4. With lanes that work as late and in as bad an order as they may: outs read
+4. With streams that work as late and in as bad an order as they may: outs read
    what was there before the step, ins write behind whoever read before.
 """
 
@@ -214,7 +214,7 @@ def test_jobs_that_lead_out_of_the_memory_fail() -> None:
     assert sorted(copier.take_results(wait=False).failures) == [1, 2, 3, 4, 5]
 
 
-# -- lanes -----------------------------------------------------------------------
+# -- streams -----------------------------------------------------------------------
 
 
 @dataclass
@@ -237,9 +237,9 @@ class LateMark:
 
 
 @dataclass
-class LateLane:
+class LateStream:
     device: LateDevice
-    # Work, a mark of its own that it sets, or one of the other lane's that it waits for.
+    # Work, a mark of its own that it sets, or one of the other stream's that it waits for.
     queue: deque[tuple[str, Callable[[], None] | LateMark]] = field(default_factory=deque)
 
     def run(self, work: Callable[[], None]) -> None:
@@ -268,19 +268,19 @@ class LateLane:
 
 
 class LateDevice:
-    """Two lanes; nothing is done before somebody waits or looks, and then in any order."""
+    """Two streams; nothing is done before somebody waits or looks, and then in any order."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
-        self.compute, self.side = LateLane(self), LateLane(self)
-        # So that all is done late on one lane, then on the other, too.
+        self.compute, self.side = LateStream(self), LateStream(self)
+        # So that all is done late on one stream, then on the other, too.
         self._bias = self._random.choice([0.02, 0.5, 0.98])
 
     def work(self) -> None:
-        lanes = [lane for lane in (self.compute, self.side) if lane.can_work()]
-        assert lanes, "the lanes wait for each other"
-        lane = self.compute if self._random.random() < self._bias else self.side
-        (lane if lane in lanes else lanes[0]).work()
+        streams = [stream for stream in (self.compute, self.side) if stream.can_work()]
+        assert streams, "the streams wait for each other"
+        stream = self.compute if self._random.random() < self._bias else self.side
+        (stream if stream in streams else streams[0]).work()
 
     def work_a_little(self) -> None:
         for _ in range(self._random.randrange(6)):
@@ -394,7 +394,7 @@ def test_a_job_has_ended_only_when_the_device_is_through_with_it() -> None:
 
 
 def second_call_fails(device: LateDevice) -> None:
-    """The second piece of work for the side lane raises instead of being queued."""
+    """The second piece of work for the side stream raises instead of being queued."""
     run, calls = device.side.run, []
 
     def fail_second(work: Callable[[], None]) -> None:

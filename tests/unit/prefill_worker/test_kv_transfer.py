@@ -72,16 +72,20 @@ def test_kv_is_swapped_where_there_is_a_pool_and_a_wish(
 
 def test_the_options_reach_the_worker(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
-    prefill = {"preemption": "swap", "host_pool_gib": 0.5, "cost_profile": "a.json"}
+    prefill = {"preemption": "swap", "offload_pool_gib": 0.5, "cost_profile": "a.json"}
     config = ClusterConfig.model_validate({"prefill": prefill})
     specs: list[Any] = [each.spec for each in lay_out(config, tmp_path, {}, Factories())]
     spec = next(each for each in specs if getattr(each, "role", "") == "prefill")
-    assert (spec.preemption, spec.host_pool_bytes, spec.cost_profile) == ("swap", 1 << 29, "a.json")
+    assert (spec.preemption, spec.offload_pool_bytes, spec.cost_profile) == (
+        "swap",
+        1 << 29,
+        "a.json",
+    )
 
 
 def test_the_configurations_we_ship_say_how_much_memory_swapping_takes() -> None:
-    assert load_config(DEPLOY / "local-cpu.yaml").prefill.host_pool_gib == 1
-    assert load_config(DEPLOY / "gpu-h100.yaml").prefill.host_pool_gib == 32
+    assert load_config(DEPLOY / "local-cpu.yaml").prefill.offload_pool_gib == 1
+    assert load_config(DEPLOY / "gpu-h100.yaml").prefill.offload_pool_gib == 32
 
 
 @pytest.mark.parametrize("name", [None, "NixlPullConnector"])

@@ -122,8 +122,8 @@ def test_swapping_is_counted_by_direction_and_decision() -> None:
     assert scrape("swap_failures_total") == 1
     assert scrape.tokens("restored") == 64
     assert scrape("preemption_decisions_total", action="recompute", reason="pool_full") == 2
-    assert scrape("host_pool_blocks", state="used") == 4
-    assert scrape("host_pool_blocks", state="free") == 6
+    assert scrape("offload_pool_blocks", state="used") == 4
+    assert scrape("offload_pool_blocks", state="free") == 6
     assert scrape("cost_factor", curve="swap_in") == 2.5
 
 

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from router.context import Splice
-from router.legs import PrefillLeg
+from router.worker_calls import PrefillCall
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.sampling import SamplingParameters
@@ -364,10 +364,10 @@ async def test_an_rpc_that_was_cancelled_here_is_no_sign_of_a_lost_worker(ring: 
     pool = ring.router._parts.workers
     worker = pool.pick("prefill")
     assert worker is not None
-    leg = PrefillLeg(pool, worker)
-    await leg.open("cancelled", SamplingParameters(max_tokens=1))
-    leg.close()
+    worker_call = PrefillCall(pool, worker)
+    await worker_call.open("cancelled", SamplingParameters(max_tokens=1))
+    worker_call.close()
     tokens = as_tokens([1])
     with pytest.raises(asyncio.CancelledError):
-        await leg.splice(1, Splice(0, tokens, 1, is_empty=False))
+        await worker_call.splice(1, Splice(0, tokens, 1, is_empty=False))
     assert pool.is_usable(worker)

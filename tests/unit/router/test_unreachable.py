@@ -12,9 +12,9 @@ import grpc
 import pytest
 
 from router.background import Background
-from router.fetch_leg import FetchLeg
-from router.legs import DecodeLeg, PrefillLeg
+from router.prefetch_call import PrefetchCall
 from router.status import WORKER_LOST, NeverArrivedError, worker_error
+from router.worker_calls import DecodeCall, PrefillCall
 from router.workers import Worker, WorkerPool
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.api.rpc_status import to_status
@@ -69,30 +69,30 @@ def view_of(ring: Ring, worker_id: str) -> Worker:
 
 
 async def fetches(pool: WorkerPool, worker: Worker) -> None:
-    leg = FetchLeg(pool, worker, "s-1")
+    worker_call = PrefetchCall(pool, worker, "s-1")
     try:
-        await leg.fetch(as_tokens([1, 2]), worker_pb2.Handover())
+        await worker_call.fetch(as_tokens([1, 2]), worker_pb2.Handover())
     finally:
-        leg.close()
+        worker_call.close()
 
 
 async def prefills(pool: WorkerPool, worker: Worker) -> None:
-    leg = PrefillLeg(pool, worker)
+    worker_call = PrefillCall(pool, worker)
     try:
-        await leg.open("s", SamplingParameters())
+        await worker_call.open("s", SamplingParameters())
     finally:
-        leg.close()
+        worker_call.close()
 
 
 async def decodes(pool: WorkerPool, worker: Worker) -> None:
-    leg = DecodeLeg(pool, worker)
+    worker_call = DecodeCall(pool, worker)
     try:
-        async for _ in leg.steps(worker_pb2.DecodeRequest()):
+        async for _ in worker_call.steps(worker_pb2.DecodeRequest()):
             pass
     finally:
-        leg.close()
-        assert not leg.owns_handover
-        assert not leg.is_accepted
+        worker_call.close()
+        assert not worker_call.owns_handover
+        assert not worker_call.is_accepted
 
 
 @pytest.mark.parametrize("rpc", [fetches, prefills, decodes])

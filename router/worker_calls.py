@@ -1,6 +1,6 @@
 """The two RPCs under a session: one to prefill, one to decode.
 
-A leg holds its place at the worker from its making until `close`, turns
+A worker call holds its place at the worker from its making until `close`, turns
 transport failures into domain errors, and cancels its RPC when it is closed
 before its end. Of the answer it knows only the messages.
 """
@@ -26,7 +26,7 @@ from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
 
 
-class PrefillLeg:
+class PrefillCall:
     """open, splices, seal; progress and one first token come back."""
 
     def __init__(self, pool: WorkerPool, worker: Worker) -> None:
@@ -113,7 +113,7 @@ class PrefillLeg:
         return InternalError(f"worker {self._worker.worker_id} ended the session without a reason")
 
 
-class DecodeLeg:
+class DecodeCall:
     """One request; token steps come back.
 
     `owns_handover`: whether the hand-over is this worker's to read or to

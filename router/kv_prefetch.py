@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from router.ahead_log import AheadLog, Fetch, Offered, OfferVerdict
 from router.context import Splice
-from router.fetch_leg import FetchLeg
+from router.kv_prefetch_log import Fetch, KvPrefetchLog, Offered, OfferVerdict
 from router.live_session import LiveSession
+from router.prefetch_call import PrefetchCall
 from router.stability import Stability
 from router.status import WORKER_LOST, NeverArrivedError
 from router.workers import Worker
@@ -32,21 +32,21 @@ _logger = logging.getLogger(__name__)
 _MOST_WORKERS = 3
 
 
-class Ahead:
+class KvPrefetch:
     """One session's; does nothing for one that hands over at the seal."""
 
     def __init__(self, live: LiveSession, mode: HandoverMode) -> None:
         self._live = live
-        self._log = AheadLog[pb.Handover]()
+        self._log = KvPrefetchLog[pb.Handover]()
         self._stability: Stability | None = None
         # Set when the log may have a fetch to send.
         self._has_news = asyncio.Event()
-        self._leg: FetchLeg | None = None
+        self._worker_call: PrefetchCall | None = None
         # Whether this session streams its hand-over.
         self.is_on = mode == "streamed"
-        self._legs_left = _MOST_WORKERS
+        self._calls_left = _MOST_WORKERS
         if self.is_on:
-            self._next_leg()
+            self._next_call()
 
     # -- the context ---------------------------------------------------------------
 
@@ -76,8 +76,8 @@ class Ahead:
         spliced = self._log.spliced(revision, splice.keep_tokens, sequence)
         for handover in spliced.released:
             self._release(handover)
-        if spliced.aborts and self._leg is not None:
-            self._leg.abort()
+        if spliced.aborts and self._worker_call is not None:
+            self._worker_call.abort()
 
     def seen(self, revision: int) -> None:
         """Prefill's progress includes that splice."""
@@ -107,41 +107,43 @@ class Ahead:
                 self._log.ended(fetch)
 
     async def _fetch(self, fetch: Fetch[pb.Handover]) -> None:
-        """Has it fetched by this leg's worker; by the next one if that one is not there."""
-        leg = await self._living_leg(fetch)
-        while leg is not None and not self._log.is_in_vain(fetch):
+        """Has it fetched by this worker call's worker; by the next one if that one is not there."""
+        worker_call = await self._living_call(fetch)
+        while worker_call is not None and not self._log.is_in_vain(fetch):
             try:
-                end = await self._sent(leg, fetch)
+                end = await self._sent(worker_call, fetch)
             except NeverArrivedError as error:
                 self._log_broken(error)
-                self._next_leg()
-                leg = self._leg
+                self._next_call()
+                worker_call = self._worker_call
             except Stream2LLMError as error:
                 self._log_broken(error)
                 if error.reason != WORKER_LOST:  # one that was lost may still be reading
                     self._release(fetch.handover)
-                self._next_leg()
+                self._next_call()
                 return
             else:
                 self._live.parts.metrics.fetch_ended(pb.FetchEnd.Name(end.end))
                 return
         self._release(fetch.handover)
 
-    async def _living_leg(self, fetch: Fetch[pb.Handover]) -> FetchLeg | None:
-        """The leg; another one where it was lost since the last fetch, or there was none then."""
+    async def _living_call(self, fetch: Fetch[pb.Handover]) -> PrefetchCall | None:
+        """The worker call; another one where it was lost since the last fetch, or there was none then."""
         try:
-            if self._leg is None or await self._leg.has_ended():
-                self._next_leg()
+            if self._worker_call is None or await self._worker_call.has_ended():
+                self._next_call()
         except asyncio.CancelledError:
             self._release(fetch.handover)
             raise
-        return self._leg
+        return self._worker_call
 
-    async def _sent(self, leg: FetchLeg, fetch: Fetch[pb.Handover]) -> pb.FetchAheadResponse:
+    async def _sent(
+        self, worker_call: PrefetchCall, fetch: Fetch[pb.Handover]
+    ) -> pb.PrefetchKvResponse:
         try:
-            return await leg.fetch(fetch.tokens, fetch.handover)
+            return await worker_call.fetch(fetch.tokens, fetch.handover)
         except asyncio.CancelledError:
-            if not leg.has_sent:  # nobody else will
+            if not worker_call.has_sent:  # nobody else will
                 self._release(fetch.handover)
             raise
 
@@ -152,34 +154,34 @@ class Ahead:
         request = pb.ReleaseHandoverRequest(session_id=self._live.session_id, handover=handover)
         self._live.parts.workers.release_handover(request)
 
-    def _next_leg(self) -> None:
+    def _next_call(self) -> None:
         """Another decode worker, if there is one. It gets the offers that wait, too."""
-        self._close_leg()
-        worker = self._live.parts.workers.pick("decode") if self._legs_left else None
+        self._close_call()
+        worker = self._live.parts.workers.pick("decode") if self._calls_left else None
         if worker is not None:
-            self._legs_left -= 1
+            self._calls_left -= 1
             name = unique_id(self._live.session_id)
-            self._leg = FetchLeg(self._live.parts.workers, worker, name)
+            self._worker_call = PrefetchCall(self._live.parts.workers, worker, name)
 
     # -- the answer -------------------------------------------------------------------
 
     async def take_worker(self) -> tuple[Worker, str] | None:
         """The worker that has the session's KV, and the name it knows it by; None: no such one."""
-        leg = self._leg
-        if leg is None or await leg.has_ended():
+        worker_call = self._worker_call
+        if worker_call is None or await worker_call.has_ended():
             return None
-        if not self._live.parts.workers.is_usable(leg.worker):
+        if not self._live.parts.workers.is_usable(worker_call.worker):
             return None
-        leg.leave()
-        return leg.worker, leg.fetch_session_id
+        worker_call.leave()
+        return worker_call.worker, worker_call.fetch_session_id
 
     def close(self) -> None:
         """Gives up what is under way; may be called again."""
-        self._close_leg()
+        self._close_call()
         for handover in self._log.close():
             self._release(handover)
 
-    def _close_leg(self) -> None:
-        if self._leg is not None:
-            self._leg.close()
-            self._leg = None
+    def _close_call(self) -> None:
+        if self._worker_call is not None:
+            self._worker_call.close()
+            self._worker_call = None

@@ -1,8 +1,8 @@
-"""The book of live sessions: what phase 1 reads, kept up to date by events.
+"""The session table of live sessions: what phase 1 reads, kept up to date by events.
 
 Says who is known, in which order they are served and evicted, who waits and
 since when, and makes the plan of a step. Knows nothing of vLLM: the scheduler
-and simulators keep the same book.
+and simulators keep the same session table.
 
 One step is `begin_step`, `hits_in_turn`, `plan`, `note_eviction` and `update` for every session
 that the plan touched, `end_step`. Events in between are `open`, `note_event`,
@@ -13,21 +13,21 @@ from __future__ import annotations
 
 from itertools import islice
 
-from prefill_worker.patience import PROMOTED_TURN, Patience
 from prefill_worker.planner import plan_step
 from prefill_worker.policy import Policy
 from prefill_worker.preemption import Preemption
 from prefill_worker.rank_index import RankIndex
 from prefill_worker.session_state import LostBlocks, SessionState
+from prefill_worker.starvation_guard import PROMOTED_TURN, StarvationGuard
 from prefill_worker.types import Ledger, RequestView, StepLimits, StepPlan
 
 
-class SessionBook:
+class SessionTable:
     """All live sessions of one engine, in rank order."""
 
-    def __init__(self, policy: Policy, patience_steps: int, num_lost_blocks: int) -> None:
+    def __init__(self, policy: Policy, starvation_guard_steps: int, num_lost_blocks: int) -> None:
         self._index = RankIndex(policy)
-        self._patience = Patience(patience_steps)
+        self._starvation_guard = StarvationGuard(starvation_guard_steps)
         self._num_lost_blocks = num_lost_blocks
         self._states: dict[str, SessionState] = {}
         self._num_arrivals = 0
@@ -186,16 +186,16 @@ class SessionBook:
         self._stuck_with_free_blocks = None
         has_claim = self._index.put(view)
         if view.promotion or not has_claim:
-            self._patience.ends(request_id)
+            self._starvation_guard.ends(request_id)
         else:
-            self._patience.waits(request_id, self._step)
+            self._starvation_guard.waits(request_id, self._step)
 
     def close(self, request_id: str) -> None:
         """The session has ended."""
         self._stuck_with_free_blocks = None
         del self._states[request_id]
         self._index.drop(request_id)
-        self._patience.ends(request_id)
+        self._starvation_guard.ends(request_id)
 
     def note_freed(self) -> None:
         """A hand-over has let blocks go, which may not be free by that, but evictable."""
@@ -205,7 +205,7 @@ class SessionBook:
         """Promotes those who have waited for too long; gives promoted ones their turn."""
         self._turn += 1
         self._index.promoted_first = self._turn % PROMOTED_TURN == 0
-        for request_id in self._patience.take_overdue(self._step):
+        for request_id in self._starvation_guard.take_overdue(self._step):
             self._promote(request_id)
 
     def end_step(self, plan: StepPlan, num_free_blocks: int) -> None:

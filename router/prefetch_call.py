@@ -1,4 +1,4 @@
-"""The RPC under a session that has a decode worker fetch ahead.
+"""The RPC under a session that has a decode worker prefetch.
 
 Says nothing about what to fetch. Whatever breaks it is told by `fetch` as the
 error it is; nobody else is disturbed. An abort is written by the `fetch` that it
@@ -22,7 +22,7 @@ from stream2llm.serving.prefix import Tokens, as_tokens, common_prefix_len
 ABORT_TIMEOUT_S = 1.0
 
 
-class FetchLeg:
+class PrefetchCall:
     """Holds its place at the worker from its making until `close` or `leave`."""
 
     def __init__(self, pool: WorkerPool, worker: Worker, fetch_session_id: str) -> None:
@@ -30,7 +30,7 @@ class FetchLeg:
         self.worker = worker
         self.fetch_session_id = fetch_session_id
         self._place = worker.acquire()
-        self._call: Any = worker.decode.FetchAhead()
+        self._call: Any = worker.decode.PrefetchKv()
         self._final = FinalStatus(self._call)
         self._responses = aiter(self._call)
         self._is_open = False
@@ -46,7 +46,7 @@ class FetchLeg:
         # Set when the fetch under way is in vain; each fetch has one of its own.
         self._abort = asyncio.Event()
 
-    async def fetch(self, tokens: Tokens, handover: pb.Handover) -> pb.FetchAheadResponse:
+    async def fetch(self, tokens: Tokens, handover: pb.Handover) -> pb.PrefetchKvResponse:
         """Has the KV of these tokens fetched; raises Stream2LLMError when the RPC broke."""
         self._abort = asyncio.Event()
         aborting = asyncio.create_task(self._abort_when_asked(self._abort))
@@ -66,7 +66,7 @@ class FetchLeg:
         """
         self._abort.set()
 
-    async def _end_of(self, tokens: Tokens, handover: pb.Handover) -> pb.FetchAheadResponse:
+    async def _end_of(self, tokens: Tokens, handover: pb.Handover) -> pb.PrefetchKvResponse:
         keep = common_prefix_len(self._told, tokens)
         self._told = tokens
         fetch = pb.FetchKv(keep_tokens=keep, token_ids=tokens[keep:].tolist(), handover=handover)
@@ -87,7 +87,7 @@ class FetchLeg:
         await asked.wait()
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S), self._writing:
-                await self._call.write(pb.FetchAheadRequest(abort=pb.AbortFetch()))
+                await self._call.write(pb.PrefetchKvRequest(abort=pb.AbortFetch()))
         except TimeoutError:
             self._is_given_up = True
             self._call.cancel()
@@ -117,7 +117,7 @@ class FetchLeg:
                 reason=WORKER_LOST,  # for this session: what it was told to fetch it may still read
             )
         if final.code() is grpc.StatusCode.OK:
-            return InternalError(f"worker {self.worker.worker_id} ended fetching ahead")
+            return InternalError(f"worker {self.worker.worker_id} ended KV prefetch")
         return self._pool.failure(self.worker, final)
 
     async def _send(self, fetch: pb.FetchKv) -> None:
@@ -126,7 +126,7 @@ class FetchLeg:
         async with self._writing:
             if not self._is_open:
                 self._is_open = True
-                opening = pb.OpenFetchAhead(fetch_session_id=self.fetch_session_id)
-                await self._call.write(pb.FetchAheadRequest(open=opening))
-            await self._call.write(pb.FetchAheadRequest(fetch=fetch))
+                opening = pb.OpenPrefetch(fetch_session_id=self.fetch_session_id)
+                await self._call.write(pb.PrefetchKvRequest(open=opening))
+            await self._call.write(pb.PrefetchKvRequest(fetch=fetch))
         self.has_sent = True

@@ -37,7 +37,7 @@ class LiveSession:
         output.kv_transfer_params = {**(output.kv_transfer_params or {}), WIRE_KEY: figures}
 
 
-class Telling:
+class ProgressReporting:
     """Collects who was touched since the last step ended."""
 
     def __init__(self, interval_tokens: int) -> None:
@@ -62,7 +62,7 @@ class Telling:
         for request_id in self._touched:
             session = live[request_id]
             state = session.state
-            if state.is_worth_telling(self._interval_tokens, has_work=has_work(request_id)):
+            if state.is_worth_reporting(self._interval_tokens, has_work=has_work(request_id)):
                 state.mark_told()
                 yield session.request.client_index, session.progress()
         self._touched.clear()

@@ -1,16 +1,16 @@
-"""Slots of the host pool and whose blocks they hold."""
+"""Slots of the CPU KV offload pool and whose blocks they hold."""
 
 from __future__ import annotations
 
 import pytest
 
-from prefill_worker.host_pool import HostPool
+from prefill_worker.offload_pool import OffloadPool
 
 pytestmark = pytest.mark.unit
 
 
 def test_runs_begin_behind_gaps() -> None:
-    pool = HostPool(10)
+    pool = OffloadPool(10)
     assert pool.put("a", 3, 2) == (0, 1)
     assert pool.put("a", 7, 1) == (2,)
     assert pool.next_run("a") == (3, 5)
@@ -21,14 +21,14 @@ def test_runs_begin_behind_gaps() -> None:
 
 
 def test_an_eviction_further_up_joins_what_is_there() -> None:
-    pool = HostPool(10)
+    pool = OffloadPool(10)
     pool.put("a", 4, 2)
     pool.put("a", 2, 2)
     assert pool.next_run("a") == (2, 6)
 
 
 def test_who_takes_slots_gives_them_back() -> None:
-    pool = HostPool(4)
+    pool = OffloadPool(4)
     pool.put("a", 0, 4)
     slots = pool.take("a", 0, 3)
     assert pool.next_run("a") == (3, 4)
@@ -39,7 +39,7 @@ def test_who_takes_slots_gives_them_back() -> None:
 
 
 def test_what_is_behind_the_common_prefix_is_dropped() -> None:
-    pool = HostPool(8)
+    pool = OffloadPool(8)
     pool.put("a", 2, 6)
     assert pool.drop_from("a", 5) == 3
     assert pool.next_run("a") == (2, 5)
@@ -49,7 +49,7 @@ def test_what_is_behind_the_common_prefix_is_dropped() -> None:
 
 
 def test_a_copy_that_failed_is_lost_unless_it_was_replaced() -> None:
-    pool = HostPool(4)
+    pool = OffloadPool(4)
     first = pool.put("a", 0, 2)
     pool.drop_from("a", 1)
     second = pool.put("a", 1, 1)
@@ -61,7 +61,7 @@ def test_a_copy_that_failed_is_lost_unless_it_was_replaced() -> None:
 
 
 def test_a_session_that_ends_leaves_nothing() -> None:
-    pool = HostPool(4)
+    pool = OffloadPool(4)
     pool.put("a", 0, 3)
     pool.put("b", 0, 1)
     pool.forget("a")
@@ -71,7 +71,7 @@ def test_a_session_that_ends_leaves_nothing() -> None:
 
 
 def test_a_pool_without_slots_holds_nothing() -> None:
-    pool = HostPool(0)
+    pool = OffloadPool(0)
     assert pool.put("a", 3, 0) == ()
     assert not pool.has_copies("a")
     pool.check_integrity([])

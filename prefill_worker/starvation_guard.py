@@ -30,7 +30,7 @@ from __future__ import annotations
 PROMOTED_TURN = 4
 
 
-class Patience:
+class StarvationGuard:
     """Times the waits. Counts steps, knows no clock."""
 
     def __init__(self, limit_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""Lanes of work on a device, and points in them: what a copier needs to know of CUDA streams.
+"""CopyStreams of work on a device, and points in them: what a copier needs to know of CUDA streams.
 
 As Protocols, so that a test can have lanes that work as late, and in as bad an
 order, as a device may.
@@ -30,7 +30,7 @@ class Mark(Protocol):
         ...
 
 
-class Lane(Protocol[M]):
+class CopyStream(Protocol[M]):
     """A queue of work that a device does in order, beside its other lanes."""
 
     def run(self, work: Callable[[], None]) -> None:
@@ -65,7 +65,7 @@ class CudaMark:
         return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
-class CudaLane:
+class CudaCopyStream:
     """A CUDA stream; None is the one that is current when it is used."""
 
     def __init__(self, stream: torch.cuda.Stream | None) -> None:

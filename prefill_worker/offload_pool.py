@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sortedcontainers import SortedDict
 
 
-class HostPool:
+class OffloadPool:
     """The slots, and the sessions' copies in them."""
 
     def __init__(self, num_slots: int) -> None:

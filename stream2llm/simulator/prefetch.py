@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefill_worker.offers import OfferBook, OfferLimits
+from prefill_worker.offers import OfferLimits, OfferTable
 from router.stability import Stability
 from stream2llm.simulator.decode import DecodeWorker
 from stream2llm.simulator.prefill import PrefillWorker
@@ -39,7 +39,7 @@ class _Follower:
     num_known: int
 
 
-class Ahead:
+class KvPrefetch:
     """All sessions of a cluster; keeps no clock of its own."""
 
     def __init__(
@@ -47,8 +47,8 @@ class Ahead:
     ) -> None:
         self._prefill = prefill
         self._decode = decode
-        self._books = [
-            OfferBook(
+        self._tables = [
+            OfferTable(
                 OfferLimits(worker.block_size, min_tokens, worker.num_blocks), lease_s=_FOR_EVER_S
             )
             for worker in prefill
@@ -80,9 +80,9 @@ class Ahead:
 
     def _spliced(self, name: str, num_same: int, num_stable: int) -> None:
         follower = self._followers[name]
-        book = self._books[follower.prefill]
-        book.spliced(name, num_same, num_stable)
-        self._decode[follower.decode].cut(name, num_same - num_same % book.limits.block_size)
+        table = self._tables[follower.prefill]
+        table.spliced(name, num_same, num_stable)
+        self._decode[follower.decode].cut(name, num_same - num_same % table.limits.block_size)
         self.touch(name)
 
     def touch(self, name: str) -> None:
@@ -100,9 +100,9 @@ class Ahead:
         follower = self._followers.get(name)
         if follower is None:
             return None
-        number, book = follower.prefill, self._books[follower.prefill]
+        number, table = follower.prefill, self._tables[follower.prefill]
         worker = self._prefill[number]
-        due = book.due(
+        due = table.due(
             name,
             worker.num_computed(name),
             has_work=worker.has_work(name),
@@ -112,8 +112,8 @@ class Ahead:
             self._due[number][name] = None
         if not due.num_tokens:
             return None
-        offer = book.make(name, worker.pin(name, due.num_tokens), now_s)
-        ends_s = self._decode[follower.decode].fetch_ahead(now_s, name, due.num_tokens)
+        offer = table.make(name, worker.pin(name, due.num_tokens), now_s)
+        ends_s = self._decode[follower.decode].prefetch_kv(now_s, name, due.num_tokens)
         fetch = Fetch(name, number, follower.decode, offer.offer_id)
         if ends_s is None:
             self.num_refused += 1
@@ -123,18 +123,18 @@ class Ahead:
 
     def ended(self, fetch: Fetch) -> None:
         """All of it has been read."""
-        self._decode[fetch.decode].fetched_ahead(fetch.name)
+        self._decode[fetch.decode].prefetched(fetch.name)
         self._end_offer(fetch)
         self.touch(fetch.name)
 
     def _end_offer(self, fetch: Fetch) -> None:
-        offer = self._books[fetch.prefill].end(fetch.offer_id)
+        offer = self._tables[fetch.prefill].end(fetch.offer_id)
         assert offer is not None
         self._prefill[fetch.prefill].unpin(offer.block_ids)
 
     def answered(self, name: str) -> int:
         """The session has its first token: the decode worker that goes on with it."""
         follower = self._followers.pop(name)
-        self._books[follower.prefill].forget(name)
+        self._tables[follower.prefill].forget(name)
         self._decode[follower.decode].leave(name)
         return follower.decode

@@ -31,7 +31,7 @@ def decodes(ring: Ring) -> list[FakeWorker]:
 
 
 async def fetched_by(ring: Ring) -> FakeDecode:
-    """The decode worker that fetches ahead."""
+    """The decode worker that prefetches."""
     events = [asyncio.create_task(w.decode.fetch_called.wait()) for w in decodes(ring)]
     await soon(asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED))
     for event in events:
@@ -111,10 +111,10 @@ async def test_an_update_aborts_the_fetch_under_way(ring: Ring) -> None:
 async def test_a_decode_worker_that_takes_no_message_delays_no_update_and_no_seal(
     ring: Ring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.fetch_leg.ABORT_TIMEOUT_S", 3600)
+    monkeypatch.setattr("router.prefetch_call.ABORT_TIMEOUT_S", 3600)
     call = StuckCall()
     (worker,) = (w for w in ring.router._parts.workers if w.worker_id == "decode-0")
-    monkeypatch.setattr(worker.decode, "FetchAhead", lambda: call)
+    monkeypatch.setattr(worker.decode, "PrefetchKv", lambda: call)
     session = await streaming(ring, prefix="")
     await session.append(("a", "one two three four"))
     await soon(call.writing.wait())
@@ -130,10 +130,10 @@ async def test_a_decode_worker_that_takes_no_message_delays_no_update_and_no_sea
 async def test_an_abort_goes_out_when_decode_takes_messages_again(
     ring: Ring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.fetch_leg.ABORT_TIMEOUT_S", 3600)
+    monkeypatch.setattr("router.prefetch_call.ABORT_TIMEOUT_S", 3600)
     call = StuckCall()
     (worker,) = (w for w in ring.router._parts.workers if w.worker_id == "decode-0")
-    monkeypatch.setattr(worker.decode, "FetchAhead", lambda: call)
+    monkeypatch.setattr(worker.decode, "PrefetchKv", lambda: call)
     session = await streaming(ring, prefix="")
     await session.append(("a", "one two three four"))
     await soon(call.writing.wait())

@@ -1,6 +1,6 @@
 """What one session hands over ahead of its seal, as its router knows it. Pure.
 
-Decides everything that `router/ahead.py` carries out, so that a test that plays a
+Decides everything that `router/kv_prefetch.py` carries out, so that a test that plays a
 router decides the same. Life of an offer from prefill:
 
     offered -> stale: released at once, prefill makes a better one when it has seen the splice
@@ -65,7 +65,7 @@ class Spliced(Generic[HandoverT]):
     aborts: bool = False
 
 
-class AheadLog(Generic[HandoverT]):
+class KvPrefetchLog(Generic[HandoverT]):
     """One session's."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The RPC under a session that has decode fetch ahead, where its other end does not keep up."""
+"""The RPC under a session that has decode prefetch, where its other end does not keep up."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from router.ahead import Ahead
 from router.context import Splice
-from router.fetch_leg import FetchLeg
+from router.kv_prefetch import KvPrefetch
+from router.prefetch_call import PrefetchCall
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.prefix import as_tokens
@@ -33,7 +33,7 @@ class Side:
         self.worker = SimpleNamespace(
             worker_id="decode-0",
             acquire=self._acquire,
-            decode=SimpleNamespace(FetchAhead=self._call),
+            decode=SimpleNamespace(PrefetchKv=self._call),
         )
         pool = SimpleNamespace(
             pick=lambda role: self.worker,
@@ -62,8 +62,8 @@ class Side:
     def _release(self) -> None:
         self.places -= 1
 
-    def leg(self) -> FetchLeg:
-        return FetchLeg(self.live.parts.workers, self.worker, "s-1")  # type: ignore[arg-type]
+    def worker_call(self) -> PrefetchCall:
+        return PrefetchCall(self.live.parts.workers, self.worker, "s-1")  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -71,38 +71,38 @@ def side() -> Side:
     return Side()
 
 
-async def offered(side: Side) -> tuple[Ahead, asyncio.Task[None], StuckCall]:
+async def offered(side: Side) -> tuple[KvPrefetch, asyncio.Task[None], StuckCall]:
     """A session whose first offer is being written to decode."""
-    ahead = Ahead(side.live, "streamed")
-    ahead.began(4)
-    ahead.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False), as_tokens([1, 2, 3, 4]))
-    ahead.seen(1)
-    ahead.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=FIRST))
-    running = asyncio.create_task(ahead.run())
+    prefetch = KvPrefetch(side.live, "streamed")
+    prefetch.began(4)
+    prefetch.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False), as_tokens([1, 2, 3, 4]))
+    prefetch.seen(1)
+    prefetch.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=FIRST))
+    running = asyncio.create_task(prefetch.run())
     (call,) = side.calls
     await asyncio.wait_for(call.writing.wait(), 5)
-    return ahead, running, call
+    return prefetch, running, call
 
 
 async def test_an_abort_that_decode_does_not_take_ends_the_rpc(side, monkeypatch):
-    monkeypatch.setattr("router.fetch_leg.ABORT_TIMEOUT_S", 0.01)
-    leg, call = side.leg(), side.calls[0]
+    monkeypatch.setattr("router.prefetch_call.ABORT_TIMEOUT_S", 0.01)
+    worker_call, call = side.worker_call(), side.calls[0]
     call.may_write.set()
-    fetching = asyncio.create_task(leg.fetch(as_tokens([1, 2]), FIRST))
+    fetching = asyncio.create_task(worker_call.fetch(as_tokens([1, 2]), FIRST))
     await asyncio.wait_for(call.has_fetch.wait(), 5)
     call.may_write.clear()
-    leg.abort()
+    worker_call.abort()
     with pytest.raises(UnavailableError, match="took no abort"):
         await asyncio.wait_for(fetching, 5)
     assert call.cancelled.is_set()
 
 
 async def test_an_abort_waits_no_longer_for_a_fetch_that_decode_does_not_take(side, monkeypatch):
-    monkeypatch.setattr("router.fetch_leg.ABORT_TIMEOUT_S", 0.01)
-    leg = side.leg()
-    fetching = asyncio.create_task(leg.fetch(as_tokens([1, 2]), FIRST))
+    monkeypatch.setattr("router.prefetch_call.ABORT_TIMEOUT_S", 0.01)
+    worker_call = side.worker_call()
+    fetching = asyncio.create_task(worker_call.fetch(as_tokens([1, 2]), FIRST))
     await side.calls[0].writing.wait()
-    leg.abort()
+    worker_call.abort()
     await asyncio.wait_for(side.calls[0].cancelled.wait(), 5)
     side.calls[0].may_write.set()
     with pytest.raises(UnavailableError, match="took no abort"):
@@ -111,18 +111,18 @@ async def test_an_abort_waits_no_longer_for_a_fetch_that_decode_does_not_take(si
 
 async def test_an_abort_comes_before_the_next_fetch(side):
     """Also when the end of the fetch is there already, but nobody has looked at it."""
-    leg, call = side.leg(), side.calls[0]
+    worker_call, call = side.worker_call(), side.calls[0]
     call.may_write.set()
-    fetching = asyncio.create_task(leg.fetch(as_tokens([1, 2]), FIRST))
+    fetching = asyncio.create_task(worker_call.fetch(as_tokens([1, 2]), FIRST))
     await asyncio.wait_for(call.has_fetch.wait(), 5)
     call.may_write.clear()
     call.ends.put_nowait("first")
-    leg.abort()
+    worker_call.abort()
 
     async def next_fetch() -> Any:
         assert await fetching == "first"
         call.has_fetch.clear()
-        return await leg.fetch(as_tokens([1, 2, 3]), SECOND)
+        return await worker_call.fetch(as_tokens([1, 2, 3]), SECOND)
 
     following = asyncio.create_task(next_fetch())
     await asyncio.wait_for(call.has_ended.wait(), 5)
@@ -138,39 +138,39 @@ async def test_an_abort_comes_before_the_next_fetch(side):
 
 
 async def test_an_abort_when_no_fetch_is_under_way_says_nothing(side):
-    leg, call = side.leg(), side.calls[0]
+    worker_call, call = side.worker_call(), side.calls[0]
     call.may_write.set()
-    leg.abort()
+    worker_call.abort()
     call.ends.put_nowait("first")
-    assert await asyncio.wait_for(leg.fetch(as_tokens([1, 2]), FIRST), 5) == "first"
+    assert await asyncio.wait_for(worker_call.fetch(as_tokens([1, 2]), FIRST), 5) == "first"
     assert call.kinds == ["open", "fetch"]
 
 
 async def test_a_session_goes_on_when_decode_did_not_take_its_abort(side, monkeypatch):
-    """The fetch is over, the offer is left to its lease, and the next one gets a leg of its own."""
-    monkeypatch.setattr("router.fetch_leg.ABORT_TIMEOUT_S", 0.01)
-    ahead, running, stuck = await offered(side)
-    ahead.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
+    """The fetch is over, the offer is left to its lease, and the next one gets a worker call of its own."""
+    monkeypatch.setattr("router.prefetch_call.ABORT_TIMEOUT_S", 0.01)
+    prefetch, running, stuck = await offered(side)
+    prefetch.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
     await asyncio.wait_for(stuck.cancelled.wait(), 5)
     stuck.may_write.set()
-    ahead.seen(2)
-    ahead.offered(pb.HandoverOffer(revision=2, num_tokens=4, handover=SECOND))
+    prefetch.seen(2)
+    prefetch.offered(pb.HandoverOffer(revision=2, num_tokens=4, handover=SECOND))
     await asyncio.wait_for(side.has_second_call.wait(), 5)
     await asyncio.wait_for(side.calls[1].writing.wait(), 5)
     assert not running.done()
     assert "one" not in side.released
     running.cancel()
     await asyncio.wait([running])
-    ahead.close()
+    prefetch.close()
     assert not side.places
 
 
 async def test_an_abort_that_is_taken_leaves_the_rpc_as_it_is(side):
-    leg, call = side.leg(), side.calls[0]
+    worker_call, call = side.worker_call(), side.calls[0]
     call.may_write.set()
-    fetching = asyncio.create_task(leg.fetch(as_tokens([1, 2]), FIRST))
+    fetching = asyncio.create_task(worker_call.fetch(as_tokens([1, 2]), FIRST))
     await asyncio.wait_for(call.has_fetch.wait(), 5)
-    leg.abort()
+    worker_call.abort()
     await asyncio.wait_for(call.has_abort.wait(), 5)
     call.ends.put_nowait("aborted")
     assert await asyncio.wait_for(fetching, 5) == "aborted"
@@ -178,78 +178,78 @@ async def test_an_abort_that_is_taken_leaves_the_rpc_as_it_is(side):
 
 
 async def test_a_session_that_ends_before_decode_has_its_offer_releases_it(side):
-    ahead, running, _ = await offered(side)
+    prefetch, running, _ = await offered(side)
     running.cancel()
     await asyncio.wait([running])
-    ahead.close()
+    prefetch.close()
     assert side.released == ["one"]
     assert not side.places
 
 
 async def test_a_session_that_ends_when_decode_has_its_offer_leaves_it_to_decode(side):
-    ahead, running, call = await offered(side)
+    prefetch, running, call = await offered(side)
     call.may_write.set()
     await call.has_fetch.wait()
     running.cancel()
     await asyncio.wait([running])
-    ahead.close()
+    prefetch.close()
     assert not side.released
     assert not side.places
 
 
 async def test_offers_that_nobody_looked_at_are_released_with_the_session(side):
-    ahead, running, _ = await offered(side)
-    ahead.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=SECOND))
+    prefetch, running, _ = await offered(side)
+    prefetch.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=SECOND))
     running.cancel()
     await asyncio.wait([running])
-    ahead.close()
+    prefetch.close()
     assert sorted(side.released) == ["one", "two"]
 
 
 async def test_a_splice_releases_the_offers_that_wait_and_aborts_the_fetch_under_way(side):
-    ahead, running, call = await offered(side)
-    ahead.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=SECOND))
-    ahead.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
+    prefetch, running, call = await offered(side)
+    prefetch.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=SECOND))
+    prefetch.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
     assert side.released == ["two"]
     call.may_write.set()
     await asyncio.wait_for(call.has_abort.wait(), 5)
     assert call.kinds == ["open", "fetch", "abort"]
     running.cancel()
     await asyncio.wait([running])
-    ahead.close()
+    prefetch.close()
     assert side.released == ["two"], "decode answers for what it has"
 
 
 async def test_a_splice_that_changes_no_token_of_them_leaves_offers_and_fetches_alone(side):
-    ahead, running, call = await offered(side)
-    ahead.spliced(2, Splice(4, as_tokens([5]), 0, False), as_tokens([1, 2, 3, 4, 5]))
+    prefetch, running, call = await offered(side)
+    prefetch.spliced(2, Splice(4, as_tokens([5]), 0, False), as_tokens([1, 2, 3, 4, 5]))
     call.may_write.set()
     await asyncio.wait_for(call.has_fetch.wait(), 5)
-    call.ends.put_nowait(pb.FetchAheadResponse(end=pb.FETCH_END_FETCHED))
-    ahead.offered(pb.HandoverOffer(revision=2, num_tokens=5, handover=SECOND))
+    call.ends.put_nowait(pb.PrefetchKvResponse(end=pb.FETCH_END_FETCHED))
+    prefetch.offered(pb.HandoverOffer(revision=2, num_tokens=5, handover=SECOND))
     call.has_fetch.clear()
     await asyncio.wait_for(call.has_fetch.wait(), 5)
     assert side.ended == ["FETCH_END_FETCHED"]
     assert call.kinds == ["open", "fetch", "fetch"]
     running.cancel()
     await asyncio.wait([running])
-    ahead.close()
+    prefetch.close()
 
 
 async def test_a_fetch_that_is_in_vain_before_it_is_sent_is_released(side):
-    """Its leg was lost, and a splice comes while that is found out."""
-    ahead = Ahead(side.live, "streamed")
-    ahead.began(4)
-    ahead.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False), as_tokens([1, 2, 3, 4]))
-    ahead.seen(1)
+    """Its worker call was lost, and a splice comes while that is found out."""
+    prefetch = KvPrefetch(side.live, "streamed")
+    prefetch.began(4)
+    prefetch.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False), as_tokens([1, 2, 3, 4]))
+    prefetch.seen(1)
     side.calls[0].cancel()
-    ahead.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=FIRST))
-    running = asyncio.create_task(ahead.run())
+    prefetch.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=FIRST))
+    running = asyncio.create_task(prefetch.run())
     await asyncio.sleep(0)
-    ahead.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
+    prefetch.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
     await asyncio.wait_for(side.has_release.wait(), 5)
     assert side.released == ["one"]
     assert not side.calls[-1].writing.is_set()
     running.cancel()
     await asyncio.wait([running])
-    ahead.close()
+    prefetch.close()

@@ -1,0 +1,191 @@
+"""The session table of live sessions: places, waits and promotions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from prefill_worker.policy import POLICIES
+from prefill_worker.session_state import SessionState
+from prefill_worker.session_table import SessionTable
+from prefill_worker.types import StepPlan
+from tests.builders import BY_RANK, a_ledger, limits
+
+pytestmark = pytest.mark.unit
+
+
+def a_table(policy: str = "fcfs", starvation_guard_steps: int = 3) -> SessionTable:
+    return SessionTable(POLICIES[policy], starvation_guard_steps, num_lost_blocks=8)
+
+
+def opened(
+    table: SessionTable, request_id: str, known: int, *, sealed: bool = False
+) -> SessionState:
+    state = table.open(request_id, revision=1, sealed=sealed)
+    table.update(request_id, known, 0, 0)
+    return state
+
+
+def served(plan: StepPlan) -> list[str]:
+    return [grant.request_id for grant in plan.grants]
+
+
+def step(table: SessionTable, tokens: int = 64) -> list[str]:
+    """A step in which nobody computes anything; who would."""
+    table.begin_step()
+    plan = table.plan(limits(tokens=tokens), a_ledger(), BY_RANK)
+    table.end_step(plan, num_free_blocks=1000)
+    return served(plan)
+
+
+def a_table_with_a_promotion() -> tuple[SessionTable, SessionState]:
+    """One session, "open", that was promised all of its 64 tokens."""
+    table = a_table()
+    state = opened(table, "open", known=65)
+    for _ in range(4):
+        step(table)
+    return table, state
+
+
+def test_a_session_that_waits_too_long_goes_first() -> None:
+    table = a_table()
+    opened(table, "open", known=65)
+    opened(table, "sealed", known=64, sealed=True)
+    # Every fourth step is the promoted ones' turn.
+    turns = [["sealed"]] * 3 + [["open"]]
+    assert [step(table) for _ in range(8)] == turns * 2
+    assert table.num_promotions == 2
+
+
+def test_a_promotion_ends_when_the_promise_is_kept() -> None:
+    table, state = a_table_with_a_promotion()
+    assert (state.promotion, state.promised_tokens) == (1, 64)
+    table.update("open", 200, 63, 2)  # an append does not add to the promise
+    assert state.promotion == 1
+    table.update("open", 200, 64, 2)
+    assert state.promotion == 0
+
+
+def test_an_update_that_throws_kv_away_ends_the_promotion_and_begins_a_new_wait() -> None:
+    table, state = a_table_with_a_promotion()
+    table.update("open", 65, 20, 1)
+    table.note_event("open", 20)
+    assert state.promotion == 1  # nothing that was computed is lost
+    table.note_event("open", 10)
+    table.update("open", 65, 10, 1)
+    assert state.promotion == 0
+    opened(table, "sealed", known=64, sealed=True)
+    assert [step(table) for _ in range(4)] == [["sealed"]] * 3 + [["open", "sealed"]]
+
+
+def test_a_promotion_ends_when_an_update_leaves_nothing_new() -> None:
+    table, state = a_table_with_a_promotion()
+    table.update("open", 65, 30, 1)
+    assert state.promotion == 1
+    table.note_event("open", 30)  # the rest was not computed yet
+    table.update("open", 31, 30, 1)
+    assert state.promotion == 0
+
+
+def test_the_seal_adds_to_the_promise() -> None:
+    table, state = a_table_with_a_promotion()
+    table.seal(state, 80)
+    table.update("open", 80, 64, 2)
+    assert (state.promotion, state.promised_tokens) == (1, 80)
+
+
+def test_an_eviction_does_not_end_a_promotion() -> None:
+    table, state = a_table_with_a_promotion()
+    table.update("open", 65, 40, 2)
+    table.note_eviction("open")
+    table.update("open", 65, 0, 0)
+    assert (state.promotion, state.lost_until) == (1, 40)
+    assert table.view("open").has_claim
+
+
+def test_idle_sessions_do_not_wait() -> None:
+    table = a_table()
+    state = opened(table, "idle", known=10)
+    table.update("idle", 10, 9, 1)
+    for _ in range(5):
+        assert step(table) == []
+    assert state.promotion == 0
+    assert (table.num_sessions, table.num_with_work) == (1, 0)
+
+
+def test_a_session_that_would_only_restore_its_kv_does_not_wait() -> None:
+    table = a_table()
+    state = opened(table, "open", known=65)
+    table.update("open", 65, 64, 2)
+    table.note_eviction("open")
+    table.update("open", 65, 0, 0)
+    assert not table.view("open").has_claim
+    for _ in range(5):
+        assert step(table) == ["open"]
+    assert state.promotion == 0
+
+
+def test_steps_that_compute_nothing_are_no_wait() -> None:
+    table = a_table()
+    state = opened(table, "open", known=65)
+    for _ in range(9):
+        table.begin_step()
+        table.end_step(table.plan(limits(free_blocks=0), a_ledger(), BY_RANK), num_free_blocks=0)
+    assert state.promotion == 0
+
+
+def test_no_step_is_needed_while_none_could_help_anybody() -> None:
+    table = a_table()
+    opened(table, "open", known=65)
+    assert table.num_to_step_for(num_free_blocks=0) == 1
+    table.begin_step()
+    table.end_step(table.plan(limits(free_blocks=0), a_ledger(), BY_RANK), num_free_blocks=0)
+    assert table.num_to_step_for(num_free_blocks=0) == 0
+    assert table.num_to_step_for(num_free_blocks=1) == 1
+    table.update("open", 66, 0, 0)
+    assert table.num_to_step_for(num_free_blocks=0) == 1
+
+
+def test_a_closed_session_is_nowhere() -> None:
+    table = a_table()
+    opened(table, "a", known=10)
+    table.close("a")
+    assert step(table) == []
+    assert (table.num_sessions, table.num_with_work) == (0, 0)
+
+
+def test_switching_the_policy_keeps_sessions_waits_and_promotions() -> None:
+    table = a_table()
+    opened(table, "early", known=65)
+    late = opened(table, "late", known=65)
+    table.update("late", 65, 32, 1)
+    assert step(table) == ["early"]
+    table.set_policy(POLICIES["mcps"])
+    assert step(table) == ["late", "early"]
+    step(table)
+    step(table)
+    assert late.promotion == 2
+    assert (table.num_sessions, table.num_with_work) == (2, 2)
+
+
+def test_hits_of_those_behind_sessions_whose_kv_comes_back_are_taken() -> None:
+    table = a_table()
+    for name in ("a", "b"):
+        table.open(name, revision=1, sealed=True)
+        table.update(name, 64, 0, 1, is_loading=True)
+    opened(table, "c", 64, sealed=True)
+    ledger = replace(a_ledger(), hits=frozenset("abc"))
+    assert table.hits_in_turn(limits(requests=1), ledger) == ["c"]
+
+
+def test_an_event_is_dated_by_the_tokens_that_were_granted_before() -> None:
+    table = a_table()
+    opened(table, "a", 65)
+    assert step(table) == ["a"]
+    later = opened(table, "b", 65)
+    assert (table.view("a").last_event_work, table.view("b").last_event_work) == (0, 64)
+    step(table, tokens=10)
+    table.note_event("b", 65)
+    table.update("b", 70, 0, 0)
+    assert later.last_event_work == table.view("b").last_event_work == 74
