@@ -19,13 +19,13 @@ from typing import Any, Protocol
 
 from vllm import SamplingParams
 
+from prefill_worker.policy import require_policy
 from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY
 from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.vllm_engine import OutputStream
 from stream2llm.engine.vllm_sampling import to_vllm
-from stream2llm.serving.worker_spec import PolicyName, require_policy
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class ControlChannel:
         self._on_report(report)
         self._news.set()
 
-    def _next_command(self, policy: PolicyName | None) -> SchedulerCommand:
+    def _next_command(self, policy: str | None) -> SchedulerCommand:
         self._num_commands += 1
         return SchedulerCommand(self._num_commands, policy)
 

@@ -16,7 +16,7 @@ import msgspec
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine import EngineCoreRequest
 
-from prefill_worker.kv_transfer import kv_transfer, swaps
+from prefill_worker.kv_transfer import kv_transfer
 from prefill_worker.limits import check_context
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from prefill_worker.settings import require_settings
@@ -67,20 +67,10 @@ def check_arguments(spec: WorkerSpec) -> None:
 
 def _settings(spec: WorkerSpec) -> dict[str, Any]:
     """What `Engine.start` and `engine_args` take beside the spec."""
-    options = {
-        "policy": spec.policy,
-        "starvation_guard_steps": spec.starvation_guard_steps,
-        "open_token_budget": spec.open_token_budget,
-        "progress_interval_tokens": spec.progress_interval_tokens,
-        "min_offer_tokens": spec.min_offer_tokens,
-        "preemption": spec.preemption,
-        "offload_pool_bytes": spec.offload_pool_bytes,
-        "cost_profile": spec.cost_profile,
-    }
-    is_swapping = swaps(spec.preemption, spec.offload_pool_bytes)
+    options = spec.options
     return {
-        "kv_transfer": kv_transfer(nixl_options(spec), swaps=is_swapping),
-        "fixed_args": {**FIXED_ARGS, "additional_config": {WIRE_KEY: options}},
+        "kv_transfer": kv_transfer(nixl_options(spec), swaps=options.prefill.swaps),
+        "fixed_args": {**FIXED_ARGS, "additional_config": options.to_additional_config()},
     }
 
 

@@ -31,6 +31,7 @@ from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.engine.cpu_executor import executor_args
 from stream2llm.engine.sockets import socket_environment
+from stream2llm.serving.worker_options import WorkerOptions
 
 ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",
@@ -44,6 +45,8 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     **socket_environment("127.0.0.1"),
 }
+
+_DEFAULTS = WorkerOptions()
 
 
 def core_request(
@@ -71,14 +74,14 @@ class LocalEngine:
         self,
         model: Path,
         *,
-        options: Mapping[str, Any] | None = None,
+        options: WorkerOptions = _DEFAULTS,
         environment: Mapping[str, str] | None = None,
         in_process: bool = True,
         **engine_args: Any,
     ) -> None:
         """Loads the model and builds everything; takes 15 to 60 s.
 
-        `options` are our scheduler's. `environment` replaces values of
+        `options` set our scheduler. `environment` replaces values of
         ENVIRONMENT while the engine starts. With `in_process` the model runs in
         this process too; without, as a prefill worker runs it: on a CPU bound to
         its cores, with tensor parallelism in processes of their own. Raises
@@ -88,7 +91,7 @@ class LocalEngine:
             "enforce_eager": True,
             **_platform_args(engine_args, in_process=in_process),
             **FIXED_ARGS,
-            "additional_config": {WIRE_KEY: dict(options or {})},
+            "additional_config": options.to_additional_config(),
             **engine_args,
         }
         # Others in this process have an environment of their own.

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from prefill_worker.types import RequestView
+from stream2llm.api.errors import InvalidRequestError
 
 RankKey = tuple[int, ...]
 Rank = Callable[[RequestView], RankKey]
@@ -124,3 +125,14 @@ POLICIES: dict[str, Policy] = {
         Policy("srpf", srpf, keeps_sealed_apart=True),
     )
 }
+
+
+def require_policy(name: str) -> str:
+    """The name, if a policy has it; raises InvalidRequestError that lists them otherwise."""
+    if name not in POLICIES:
+        raise InvalidRequestError(
+            f"no scheduling policy is called {name!r}; there are {', '.join(POLICIES)}",
+            reason="UNKNOWN_POLICY",
+            field="policy",
+        )
+    return name

@@ -60,7 +60,7 @@ from prefill_worker.progress_reporting import LiveSession, ProgressReporting
 from prefill_worker.report import SchedulerCommand, SchedulerCounters
 from prefill_worker.reporting import Reporting
 from prefill_worker.request_tokens import event_or_command, replace_tail
-from prefill_worker.session_state import WIRE_KEY, ContextEvent
+from prefill_worker.session_state import ContextEvent
 from prefill_worker.session_table import SessionTable
 from prefill_worker.settings import require_settings
 from prefill_worker.swap_connector import SwapConnector, find_connector
@@ -72,7 +72,7 @@ from stream2llm.engine.orphan_guard import exit_with_parent
 from stream2llm.serving import logs
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.prefix import common_prefix_len
-from stream2llm.serving.worker_spec import DEFAULT_POLICY
+from stream2llm.serving.worker_options import WorkerOptions
 
 _log = logging.getLogger(__name__)
 
@@ -87,29 +87,26 @@ class PrefillScheduler(Scheduler):
         logs.configure_child()
         exit_with_parent()
         require_settings(self.vllm_config)
-        options = self.vllm_config.additional_config.get(WIRE_KEY, {})
+        options = WorkerOptions.from_additional_config(self.vllm_config.additional_config)
+        self._options = options.prefill
         self._clock = SystemClock()
         self._ledger = blocks.LiveLedger(self.kv_cache_manager, self.requests)
         self._table = SessionTable(
-            POLICIES[options.get("policy", DEFAULT_POLICY)],
-            starvation_guard_steps=int(options.get("starvation_guard_steps", 1000)),
+            POLICIES[self._options.policy],
+            starvation_guard_steps=self._options.starvation_guard_steps,
             num_lost_blocks=len(self.kv_cache_manager.block_pool.blocks),
         )
-        # None: as many as any step.
-        self._open_token_budget: int | None = options.get("open_token_budget")
         # The naive way, for benchmarks.
-        self._evicts_whole_requests = bool(options.get("evicts_whole_requests", False))
+        self._evicts_whole_requests = False
         self._counters = SchedulerCounters()
-        self._mode = Mode(options.get("preemption", "recompute"))
-        self.swapping = self._create_swapping(options)
+        self._mode = Mode(self._options.preemption)
+        self.swapping = self._create_swapping()
         # The step that is under way: when it began, and which tokens it computes.
         self._step_began_s = 0.0
         self._step_ranges: list[tuple[int, int]] = []
-        self.offering = self._create_offering(options)
+        self.offering = self._create_offering(options.handover.min_offer_tokens)
         self._reporting = Reporting()
-        self._progress_reporting = ProgressReporting(
-            int(options.get("progress_interval_tokens", 256))
-        )
+        self._progress_reporting = ProgressReporting(self._options.progress_interval_tokens)
         self._live: dict[str, LiveSession] = {}
         # The ends of requests that could not be handled, each with the client it is for.
         self._failed: list[tuple[int, EngineCoreOutput]] = []
@@ -120,22 +117,22 @@ class PrefillScheduler(Scheduler):
         # The last plan ended because blocks did.
         self._is_short_of_blocks = False
 
-    def _create_swapping(self, options: dict[str, Any]) -> Swapping:
+    def _create_swapping(self) -> Swapping:
         connector = find_connector(self.connector, SwapConnector)
         return Swapping(
             self.kv_cache_manager,
             connector or NoCopier(),
-            costs_for(self.vllm_config, options.get("cost_profile", "")),
+            costs_for(self.vllm_config, self._options.cost_profile or ""),
             self._counters,
             num_ranks=connector.num_ranks if connector else 1,
             copies_block=current_platform.is_cpu(),
         )
 
-    def _create_offering(self, options: dict[str, Any]) -> Offering:
+    def _create_offering(self, min_tokens: int) -> Offering:
         num_blocks = len(self.kv_cache_manager.block_pool.blocks)
         limits = OfferLimits(
             self.block_size,
-            min_tokens=int(options.get("min_offer_tokens", 256)),
+            min_tokens=min_tokens,
             max_pinned_blocks=num_blocks,
         )
         nixl = find_connector(self.connector, NixlConnector)
@@ -345,7 +342,7 @@ class PrefillScheduler(Scheduler):
             block_size=self.block_size,
             evicts_whole_requests=self._evicts_whole_requests,
             num_host_slots=self.swapping.host.num_free,
-            num_open_tokens=self._open_token_budget,
+            num_open_tokens=self._options.open_token_budget,
         )
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:

@@ -12,7 +12,6 @@ loading has no word for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,9 +25,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from prefill_worker.block_copy import BlockCopier, make_copier
 from prefill_worker.block_regions import block_bytes, block_views, find_regions
-from prefill_worker.session_state import WIRE_KEY
 from prefill_worker.swap_jobs import CopyJob, Direction, JobResults, StepJobs
 from stream2llm.serving import logs
+from stream2llm.serving.worker_options import WorkerOptions
 
 if TYPE_CHECKING:
     import torch
@@ -71,10 +70,9 @@ class SwapWorkerMeta(KVConnectorWorkerMetadata):
 class SwapConnector(KVConnectorBase_V1, SupportsHMA):
     """Both halves of it; vLLM makes one for the scheduler and one for each rank.
 
-    Options, in `additional_config`: `offload_pool_bytes`, of all ranks together,
-    or `offload_pool_blocks`, which goes before. Raises ValueError, when the
-    engine starts, for pipeline stages, for models whose new blocks vLLM clears,
-    and for KV caches whose layout is not understood.
+    The size of the pool is in `WorkerOptions`, for all ranks together. Raises
+    ValueError, when the engine starts, for pipeline stages, for models whose new
+    blocks vLLM clears, and for KV caches whose layout is not understood.
     """
 
     def __init__(
@@ -94,7 +92,7 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         self.num_ranks: int = parallel.world_size
         # Of all ranks. 0 when the engine has no KV memory, as in tests without a worker.
         self.bytes_per_block = block_bytes(find_regions(kv_cache_config)) * self.num_ranks
-        options = (vllm_config.additional_config or {}).get(WIRE_KEY, {})
+        options = WorkerOptions.from_additional_config(vllm_config.additional_config)
         self.num_slots = _num_slots(options, self.bytes_per_block)
         # The scheduler's half.
         self._to_start: dict[Direction, list[CopyJob]] = {each: [] for each in Direction}
@@ -197,9 +195,8 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         """Nothing is saved of what the step computes."""
 
 
-def _num_slots(options: Mapping[str, Any], bytes_per_block: int) -> int:
+def _num_slots(options: WorkerOptions, bytes_per_block: int) -> int:
     """How many blocks the pool has room for."""
-    num_blocks = options.get("offload_pool_blocks")
-    if num_blocks is not None:
-        return int(num_blocks)
-    return int(options.get("offload_pool_bytes", 0)) // bytes_per_block if bytes_per_block else 0
+    if options.offload_pool_blocks is not None:
+        return options.offload_pool_blocks
+    return options.prefill.offload_pool_bytes // bytes_per_block if bytes_per_block else 0

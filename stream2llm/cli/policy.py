@@ -16,7 +16,7 @@ from stream2llm.serving.logs import for_terminal
 def policy(
     name: Annotated[
         str | None,
-        typer.Argument(help="default, fcfs, lcas, mcps or srpf; without it nothing is changed."),
+        typer.Argument(help="A policy, see docs/scheduling.md; without it nothing is changed."),
     ] = None,
     controller: Annotated[
         str,

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from prefill_worker.policy import require_policy
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.cluster.supervision import Replica
-from stream2llm.serving.worker_spec import PolicyName, require_policy
 
 # A little over what a worker itself grants its scheduler.
 TELL_TIMEOUT_S = 40.0
@@ -24,7 +24,7 @@ ASK_TIMEOUT_S = 10.0
 class PolicyHosts(Protocol):
     """The workers, by name. Both raise UnavailableError, or an error of the worker's."""
 
-    async def set_policy(self, name: str, policy: PolicyName) -> None:
+    async def set_policy(self, name: str, policy: str) -> None:
         """Returns when the worker's scheduler follows the policy."""
         ...
 
@@ -37,11 +37,9 @@ class PolicyHosts(Protocol):
 class PolicyChoice:
     """What prefill workers are to follow; changes while some of them start."""
 
-    name: PolicyName
+    name: str
 
-    async def catch_up(
-        self, begun_with: PolicyName, tell: Callable[[PolicyName], Awaitable[None]]
-    ) -> None:
+    async def catch_up(self, begun_with: str, tell: Callable[[str], Awaitable[None]]) -> None:
         """Brings a worker that has just started up to date, however often the choice changes."""
         told = begun_with
         while told != self.name:
@@ -66,7 +64,7 @@ class WorkerPolicy:
 class PolicyState:
     """The choice, and what each prefill worker makes of it."""
 
-    policy: PolicyName
+    policy: str
     workers: tuple[WorkerPolicy, ...]
 
     @property
@@ -92,7 +90,7 @@ class PrefillPolicy:
         self._switching = asyncio.Lock()
 
     @property
-    def chosen(self) -> PolicyName:
+    def chosen(self) -> str:
         """What workers follow, or will."""
         return self._choice.name
 
@@ -117,10 +115,10 @@ class PrefillPolicy:
         )
         return PolicyState(self.chosen, tuple(workers))
 
-    async def _tell(self, replica: Replica, policy: PolicyName) -> WorkerPolicy:
+    async def _tell(self, replica: Replica, policy: str) -> WorkerPolicy:
         return await self._outcome(replica, self._told(replica.name, policy), TELL_TIMEOUT_S)
 
-    async def _told(self, name: str, policy: PolicyName) -> str:
+    async def _told(self, name: str, policy: str) -> str:
         await self._hosts.set_policy(name, policy)
         return policy
 

@@ -221,7 +221,7 @@ def nixl_options(spec: WorkerSpec) -> dict[str, Any]:
     """What vLLM's NIXL connector is told on either side, whatever its role."""
     return {
         "kv_buffer_device": "cpu" if current_platform.is_cpu() else "cuda",
-        "kv_connector_extra_config": {"kv_lease_duration": spec.lease_s},
+        "kv_connector_extra_config": {"kv_lease_duration": spec.options.handover.lease_s},
         # A decode worker must never quietly do the prefill of a lost one.
         "kv_load_failure_policy": "fail",
     }

@@ -1,4 +1,4 @@
-"""What the control plane tells a router. Plain values."""
+"""What the control plane gives a router to start with. Plain values."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class RouterSpec:
     model_path: str
     # Most tokens a prompt and its answer may have together, as the engines are set.
     max_model_len: int
+    # How sessions hand over that do not say.
+    handover: HandoverMode
+    # How long a drain waits for open sessions.
+    drain_timeout_s: float
     limits: RouterLimits = field(default_factory=RouterLimits)
-    drain_timeout_s: float = 30.0
-    # Of sessions that do not say.
-    handover: HandoverMode = "at_seal"

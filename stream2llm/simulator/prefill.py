@@ -20,7 +20,7 @@ from prefill_worker.preemption import Preemption
 from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
 from prefill_worker.types import Eviction, Grant, Load, StepLimits, StepPlan, StopReason
-from stream2llm.serving.worker_spec import OPEN_STEP_TOKENS
+from stream2llm.serving.worker_options import PrefillOptions
 from stream2llm.simulator.steps import Range
 from stream2llm.simulator.work import Change
 
@@ -36,15 +36,13 @@ class PrefillSettings:
     block_size: int
     token_budget: int
     num_host_blocks: int = 0
-    mode: Mode = Mode.COST
-    policy: str = "fcfs"
+    # `offload_pool_gib` counts for nothing here: `num_host_blocks` does.
+    options: PrefillOptions = field(default_factory=PrefillOptions)
     # Victims lose everything, as in the paper; ours lose what is needed.
     whole_requests: bool = False
     step_requests: int = 256
     # Whether copies take place while the step computes.
     overlaps: bool = True
-    starvation_guard_steps: int = 1000
-    open_token_budget: int = OPEN_STEP_TOKENS
 
 
 @dataclass(slots=True)
@@ -100,9 +98,10 @@ class PrefillWorker:
         self._step_s = step_s
         self._truth = truth
         self._beliefs = beliefs
-        self._preemption = Preemption(settings.mode, beliefs, settings.block_size)
+        options = settings.options
+        self._preemption = Preemption(Mode(options.preemption), beliefs, settings.block_size)
         self._table = SessionTable(
-            POLICIES[settings.policy], settings.starvation_guard_steps, settings.num_blocks
+            POLICIES[options.policy], options.starvation_guard_steps, settings.num_blocks
         )
         self._free = list(range(settings.num_blocks - 1, -1, -1))
         self._host = OffloadPool(settings.num_host_blocks)
@@ -282,7 +281,7 @@ class PrefillWorker:
             settings.block_size,
             settings.whole_requests,
             self._host.num_free,
-            settings.open_token_budget,
+            settings.options.open_token_budget,
         )
 
     def _evict(self, eviction: Eviction) -> int:

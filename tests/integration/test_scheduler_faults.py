@@ -35,7 +35,12 @@ from stream2llm.engine.vllm_engine import OutputStream
 from stream2llm.engine.vllm_sampling import token_step
 from tests.digests import answer_of
 from tests.scheduling.driver import SchedulerDriver
-from tests.scheduling.engine_settings import EngineSettings, create_config, create_scheduler
+from tests.scheduling.engine_settings import (
+    EngineSettings,
+    create_config,
+    create_scheduler,
+    worker_options,
+)
 from tests.scheduling.session_engine import SessionEngine
 
 pytestmark = pytest.mark.integration
@@ -46,9 +51,8 @@ NUM_BLOCKS = EngineSettings.num_blocks - 1
 
 
 def settings_of(policy: str = "fcfs", **settings: Any) -> EngineSettings:
-    return EngineSettings(
-        options={"policy": policy, "starvation_guard_steps": PATIENCE_STEPS}, **settings
-    )
+    options = worker_options(policy=policy, starvation_guard_steps=PATIENCE_STEPS)
+    return EngineSettings(options=options, **settings)
 
 
 def make_driver(policy: str = "fcfs", **settings: Any) -> SchedulerDriver:
