@@ -18,6 +18,7 @@ from vllm.v1.engine import EngineCoreRequest
 
 from prefill_worker.kv_transfer import kv_transfer
 from prefill_worker.limits import check_context
+from prefill_worker.policy_loading import find_policies
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from prefill_worker.settings import require_settings
 from stream2llm.api.errors import InvalidRequestError
@@ -57,11 +58,13 @@ _HAND_OVER = {
 
 async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
     """Starts vLLM with our scheduler, as a producer of KV."""
+    find_policies(spec.options.prefill.import_paths)  # EngineCore's errors are hard to find
     return await Engine.start(spec, stats=stats, **_settings(spec))
 
 
 def check_arguments(spec: WorkerSpec) -> None:
     """Raises whatever vLLM, or our scheduler, has against this worker's engine arguments."""
+    find_policies(spec.options.prefill.import_paths)
     require_settings(engine_args(spec, **_settings(spec)).create_engine_config())
 
 

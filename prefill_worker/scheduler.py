@@ -53,7 +53,8 @@ from prefill_worker.blocks import truncate_kv
 from prefill_worker.costs import costs_for
 from prefill_worker.offering import Offering, with_deadline
 from prefill_worker.offers import OfferLimits, OfferTable
-from prefill_worker.policy import POLICIES
+from prefill_worker.policy import POLICIES, Policy
+from prefill_worker.policy_loading import Guard, find_policies
 from prefill_worker.preemption import Preemption
 from prefill_worker.prefix_hits import PrefixHits
 from prefill_worker.progress_reporting import LiveSession, ProgressReporting
@@ -72,10 +73,11 @@ from stream2llm.engine.orphan_guard import exit_with_parent
 from stream2llm.serving import logs
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.prefix import common_prefix_len
-from stream2llm.serving.worker_options import WorkerOptions
+from stream2llm.serving.worker_options import DEFAULT_POLICY, WorkerOptions
 
 _log = logging.getLogger(__name__)
 
+_STAND_IN = POLICIES[DEFAULT_POLICY]
 _DELAYS = (StopReason.KV_MEMORY, StopReason.KV_LEASED)
 
 
@@ -91,8 +93,10 @@ class PrefillScheduler(Scheduler):
         self._options = options.prefill
         self._clock = SystemClock()
         self._ledger = blocks.LiveLedger(self.kv_cache_manager, self.requests)
+        self._policies = find_policies(self._options.import_paths)
+        self._policy_guard = Guard()
         self._table = SessionTable(
-            POLICIES[self._options.policy],
+            self._guarded(self._options.policy),
             starvation_guard_steps=self._options.starvation_guard_steps,
             num_lost_blocks=len(self.kv_cache_manager.block_pool.blocks),
         )
@@ -190,12 +194,25 @@ class PrefillScheduler(Scheduler):
 
     def set_policy(self, name: str) -> None:
         """Ranks all sessions by another policy from the next step on; none is lost."""
-        policy = POLICIES.get(name)
-        if policy is None:
+        if name not in self._policies:
             # The sender checks names; this is not worth the engine's life.
             _log.error("there is no policy %r; %s stays", name, self._table.policy.name)
             return
-        self._table.set_policy(policy)
+        self._table.set_policy(self._guarded(name))
+
+    def _guarded(self, name: str) -> Policy:
+        """The policy; one that is not built in gets a guard, as it may raise anything."""
+        self._policy_guard = Guard()
+        policy = self._policies[name]
+        return policy if name in POLICIES else self._policy_guard.around(policy, _STAND_IN)
+
+    def _replace_failed_policy(self) -> None:
+        """Follows the default from now on, if the policy has raised."""
+        error = self._policy_guard.error
+        if error is not None:
+            failed, stand_in = self._table.policy.name, _STAND_IN.name
+            _log.error("policy_failed policy=%s now=%s", failed, stand_in, exc_info=error)
+            self.set_policy(stand_in)
 
     def _begin(self, request: Request, event: ContextEvent | None) -> None:
         # A prefill engine samples the first token and no other, whatever is asked.
@@ -293,6 +310,7 @@ class PrefillScheduler(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Plans a step and has the base class build it."""
         started_s = self._clock.monotonic_s()
+        self._replace_failed_policy()
         self._table.begin_step()
         plan = self._plan()
         self._table.end_step(plan, self._num_free_blocks)

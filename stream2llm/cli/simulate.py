@@ -92,7 +92,10 @@ def paper(
 @app.command()
 def policies(
     policy: Annotated[
-        str | None, typer.Argument(help="The challenger; by default the cluster's default.")
+        str | None,
+        typer.Argument(
+            help="The challenger, a name or MODULE:NAME; by default the cluster's default."
+        ),
     ] = None,
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", help="May be given several times; 1 to 5.")
@@ -109,13 +112,13 @@ def policies(
 
     Example: stream2llm simulate policies srpf
     """
-    from prefill_worker.policy import require_policy
+    from prefill_worker.policy_loading import find_policy
     from stream2llm.serving.worker_options import PrefillOptions
     from stream2llm.simulator import contest
 
     with errors_as_exits():
         defaults = PrefillOptions()
-        name = require_policy(policy or defaults.policy)
+        name = find_policy(policy or defaults.policy).name
         cells = contest.cells(
             name,
             tuple(seeds or contest.TEST_SEEDS),
@@ -187,7 +190,9 @@ def trace(
     ] = None,
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="May be given several times; by default the cluster's default."),
+        typer.Option(
+            help="A name or MODULE:NAME; may be given several times. By default the cluster's default."
+        ),
     ] = None,
     preemption: Annotated[ModeName, typer.Option(help="What victims lose.")] = ModeName.COST,
     host_gib: Annotated[
@@ -231,7 +236,7 @@ def trace(
     --kv-gib 40 --prefill 2 --policy srpf --policy fcfs --not-streamed --output report
     """
     from cost_profiles.decision import Mode
-    from prefill_worker.policy import require_policy
+    from prefill_worker.policy_loading import find_policy
     from stream2llm.serving.worker_options import PrefillOptions
     from stream2llm.simulator.play_trace import Machine, Way, play_trace, read_tasks
     from stream2llm.simulator.work import with_answers_of
@@ -261,7 +266,7 @@ def trace(
         mode = Mode(preemption.value)
         ways = [
             Way(
-                require_policy(name),
+                find_policy(name).name,
                 mode,
                 handover=handover.value,
             )

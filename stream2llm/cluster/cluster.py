@@ -24,7 +24,7 @@ from typing import Any, Self
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from prefill_worker.policy import require_policy
+from prefill_worker.policy_loading import require_policy
 from stream2llm.api.errors import (
     InternalError,
     InvalidRequestError,
@@ -222,7 +222,7 @@ class Cluster:
 
     def set_policy(self, policy: str) -> PolicyState:
         """Switches the scheduling policy of all prefill workers; sessions go on."""
-        name = require_policy(policy)
+        name = require_policy(policy, self.config.prefill.import_paths)
         state: PolicyState = self._ask(self._controller.set_policy.remote(name), STATUS_TIMEOUT_S)
         return state
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from prefill_worker.policy import require_policy
+from prefill_worker.policy_loading import require_policy
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HandoverMode
 from stream2llm.serving.router_spec import FrozenModel, RouterLimits
@@ -84,9 +84,10 @@ class PrefillConfig(PrefillOptions, WorkerConfig):
 
     @field_validator("policy")
     @classmethod
-    def _is_a_policy(cls, name: str) -> str:
+    def _is_named_or_a_path(cls, name: str) -> str:
+        """Paths are followed in preflight: reading a file runs no code."""
         try:
-            return require_policy(name)
+            return name if ":" in name else require_policy(name)
         except InvalidRequestError as error:
             raise ValueError(error.message) from error
 

@@ -193,7 +193,7 @@ class Controller:
     def __init__(self, spec: ControllerSpec) -> None:
         logs.configure()
         self._spec = spec
-        choice = PolicyChoice(_configured_policy(spec.launches))
+        choice = _configured_policy(spec.launches)
         self._hosts = RayHosts(spec, choice)
         self._policy = PrefillPolicy(choice, self._hosts, self._prefill_replicas)
         self._metrics = ControllerMetrics(CollectorRegistry())
@@ -323,11 +323,12 @@ class Controller:
         }
 
 
-def _configured_policy(launches: tuple[Launch, ...]) -> str:
+def _configured_policy(launches: tuple[Launch, ...]) -> PolicyChoice:
     """All prefill workers have the same."""
     specs = [launch.spec for launch in launches if launch.role == "prefill"]
     assert isinstance(specs[0], WorkerSpec)
-    return specs[0].options.prefill.policy
+    options = specs[0].options.prefill
+    return PolicyChoice(options.policy, options.import_paths)
 
 
 def _reason_of(error: BaseException) -> str:

@@ -63,7 +63,7 @@ def common_environment() -> dict[str, str]:
     root = Path(__file__).resolve().parents[2]
     if root.name != "site-packages":  # a checkout, or the working_dir of a Ray job
         inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        others = [path for path in inherited if path and path != str(root)]
+        others = [os.path.abspath(path) for path in inherited if path and path != str(root)]
         variables["PYTHONPATH"] = os.pathsep.join([str(root), *others])
     return variables
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from prefill_worker.policy import require_policy
+from prefill_worker.policy_loading import require_policy
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.cluster.supervision import Replica
 
@@ -38,6 +38,8 @@ class PolicyChoice:
     """What prefill workers are to follow; changes while some of them start."""
 
     name: str
+    # Of the configuration's own policies. No caller can have any other imported.
+    import_paths: tuple[str, ...] = ()
 
     async def catch_up(self, begun_with: str, tell: Callable[[str], Awaitable[None]]) -> None:
         """Brings a worker that has just started up to date, however often the choice changes."""
@@ -104,7 +106,7 @@ class PrefillPolicy:
         Who does not confirm is in the result. The choice stays, so telling it
         again is all that there is to do.
         """
-        name = require_policy(policy)
+        name = require_policy(policy, self._choice.import_paths)
         async with self._switching:
             self._choice.name = name
             return await self._of_each(lambda replica: self._tell(replica, name))

@@ -8,9 +8,9 @@ field here, and a line where it is used. Every default is here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from stream2llm.api.handover import HandoverMode
 from stream2llm.serving.router_spec import GIB, FrozenModel
@@ -21,6 +21,7 @@ DEFAULT_POLICY = "srpf"
 # Our key in vLLM's `additional_config`.
 _CONFIG_KEY = "stream2llm"
 
+ImportPath = Annotated[str, StringConstraints(pattern=r"^[\w.]+:[\w.]+$")]
 PreemptionMode = Literal["recompute", "swap", "cost"]
 
 
@@ -30,8 +31,12 @@ class PrefillOptions(FrozenModel):
     progress_interval_tokens: int = Field(default=256, ge=1)
     """Computed tokens between two progress reports of a session."""
     policy: str = DEFAULT_POLICY
-    """Scheduling policy: which session is served first. `stream2llm policy` changes it while the
-    cluster runs."""
+    """Scheduling policy: which session is served first. A name (docs/operations.md has a table of
+    them), or the import path of your own policy (`package.module:name`). `stream2llm policy` changes
+    it while the cluster runs."""
+    extra_policies: tuple[ImportPath, ...] = ()
+    """Import paths of further policies that `stream2llm policy` may switch to. Only they and
+    `policy` are ever imported."""
     starvation_guard_steps: int = Field(default=1000, ge=1)
     """Starvation bound: engine steps after which a session with uncomputed tokens is served before
     all others in every fourth step, whatever the policy ranks first."""
@@ -54,6 +59,12 @@ class PrefillOptions(FrozenModel):
     def offload_pool_bytes(self) -> int:
         """Host memory for swapped KV."""
         return int(self.offload_pool_gib * GIB)
+
+    @property
+    def import_paths(self) -> tuple[str, ...]:
+        """Of all policies that are not built in."""
+        paths = (self.policy, *self.extra_policies)
+        return tuple(dict.fromkeys(path for path in paths if ":" in path))
 
     @property
     def swaps(self) -> bool:
@@ -92,8 +103,9 @@ class WorkerOptions(FrozenModel):
     offload_pool_blocks: int | None = None
 
     def with_policy(self, policy: str) -> WorkerOptions:
-        """The same, but for the policy."""
-        prefill = self.prefill.model_copy(update={"policy": policy})
+        """The same, but for the policy; the one before can be chosen again."""
+        change = {"policy": policy, "extra_policies": self.prefill.import_paths}
+        prefill = self.prefill.model_copy(update=change)
         return self.model_copy(update={"prefill": prefill})
 
     def to_additional_config(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One prefill worker in virtual time; keeps no clock of its own.
 
-Book, plan, victims, preemption and CPU KV offload pool are those of a prefill worker. No
+Session table, plan, victims, preemption and CPU KV offload pool are those of a prefill worker. No
 prefix cache, and no blocks that two sessions share. A step's copies end with the
 step, beside its computing where the device does both at once, else after it.
 """
@@ -15,7 +15,7 @@ from cost_profiles.correction import CorrectedCostModel, tells_of_recompute, tel
 from cost_profiles.decision import Mode
 from cost_profiles.types import Costs
 from prefill_worker.offload_pool import OffloadPool
-from prefill_worker.policy import POLICIES
+from prefill_worker.policy_loading import find_policy
 from prefill_worker.preemption import Preemption
 from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
@@ -101,7 +101,7 @@ class PrefillWorker:
         options = settings.options
         self._preemption = Preemption(Mode(options.preemption), beliefs, settings.block_size)
         self._table = SessionTable(
-            POLICIES[options.policy], options.starvation_guard_steps, settings.num_blocks
+            find_policy(options.policy), options.starvation_guard_steps, settings.num_blocks
         )
         self._free = list(range(settings.num_blocks - 1, -1, -1))
         self._host = OffloadPool(settings.num_host_blocks)

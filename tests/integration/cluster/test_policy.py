@@ -104,5 +104,5 @@ async def play_in_rounds(client: AsyncClient, stream: Stream, told: asyncio.Barr
 async def test_an_unknown_policy_changes_nothing(cluster: Cluster) -> None:
     refused = await policy(cluster, "lifo")
     assert refused.exit_code == 3
-    assert "there are default, fcfs, lcas, mcps, srpf" in refused.stderr
+    assert f"there are {', '.join(POLICIES)}" in refused.stderr
     assert cluster.status()["policy"] == "srpf"

@@ -146,6 +146,33 @@ def test_a_bad_scheduling_option_is_named_with_what_is_allowed(
         a_config(prefill=part)
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"policy": "nowhere.at_all:lifo"}, r"prefill\.policy: .*nowhere\.at_all:lifo cannot be"),
+        ({"extra_policies": ["json:dump"]}, r"prefill\.extra_policies: .*json:dump failed for"),
+    ],
+)
+def test_a_policy_by_import_path_is_followed_before_the_start(
+    part: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        preflight.check_policies(a_config(prefill=part))
+    assert caught.value.reason == "BAD_POLICY"
+
+
+def test_an_import_path_has_a_module_and_a_name() -> None:
+    with pytest.raises(InvalidRequestError, match=r"prefill\.extra_policies\.0: .*'lifo'"):
+        a_config(prefill={"extra_policies": ["lifo"]})
+
+
+def test_a_worker_that_starts_with_another_policy_still_knows_the_configured_one() -> None:
+    config = a_config(prefill={"policy": "mine:lifo", "extra_policies": ["mine:fifo"]})
+    options = config.worker_options.with_policy("fcfs").prefill
+    assert options.policy == "fcfs"
+    assert options.import_paths == config.prefill.import_paths == ("mine:lifo", "mine:fifo")
+
+
 def test_scheduling_options_reach_prefill_workers_alone(tmp_path: Path) -> None:
     config = a_config(
         prefill={"policy": "mcps", "starvation_guard_steps": 7, "open_token_budget": 512}
