@@ -165,14 +165,24 @@ class KvPrefetchMixin(_Base):
             super().add_request(final)
 
     def _let_base_know(self, request_id: str) -> None:
-        """Ending it there makes the connector tell prefill."""
+        """Ending a request in the base class makes the connector send prefill its end."""
         fetch = self._waiting_fetches.pop(request_id, None)
         if fetch is not None:
-            super().add_request(fetch.request)
+            self._add_to_end(fetch.request)
         for fetch_id, request in list(self._held_finals.items()):
             if request.request_id == request_id:
                 del self._held_finals[fetch_id]
-                super().add_request(request)
+                self._add_to_end(request)
+
+    def _add_to_end(self, request: Request) -> None:
+        """Adds a request that ends at once, so what fails here must not fail the engine."""
+        if request.request_id in self.requests:
+            return  # it failed while the base class took it
+        try:
+            super().add_request(request)
+        except Exception:
+            # The base class has it: its connector, which comes last, did not take it.
+            _log.exception("request_not_added request_id=%s", request.request_id)
 
     # -- a step ----------------------------------------------------------------------
 
