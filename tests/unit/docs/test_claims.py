@@ -89,6 +89,16 @@ def parse(words: list[str]) -> None:
         command.make_parser(context).parse_args(args=words)
 
 
+def _options() -> set[str]:
+    """Of every command, and of the programs that read their options with argparse."""
+    programs = (ROOT / folder for folder in ("experiments", "cost_profiles", "examples"))
+    sources = [path.read_text() for folder in programs for path in folder.rglob("*.py")]
+    return set(re.findall(r"--[a-z][a-z-]+", "\n".join([REFERENCE["cli.md"](), *sources])))
+
+
+_OPTIONS = _options()
+
+
 @each_page
 def test_command_lines_parse(page: Path) -> None:
     for words in commands(page):
@@ -100,6 +110,16 @@ def test_a_command_line_that_does_not_parse_is_found() -> None:
         parse(["workers", "retries"])
     with pytest.raises(Exception, match="--colour"):
         parse(["status", "--colour"])
+
+
+# Of ruff, buf and ray.
+_OF_OTHERS = {"--fix", "--against", "--generate", "--head", "--working-dir"}
+
+
+@each_page
+def test_options_exist(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text()))
+    assert not named - _OPTIONS - _OF_OTHERS
 
 
 @each_page
@@ -163,9 +183,7 @@ def _value(text: str) -> str | float:
 
 def metrics() -> dict[str, dict[str, set[str]]]:
     """Every metric of ours with its labels, and the values that are known of each."""
-    rows = re.findall(
-        r"^\| `(\w+)` \| \w+ \| ([^|]*) \|", REFERENCE["metrics.md"](), re.MULTILINE
-    )
+    rows = re.findall(r"^\| `(\w+)` \| \w+ \| ([^|]*) \|", REFERENCE["metrics.md"](), re.MULTILINE)
     found = {}
     for name, labels in rows:
         parts = [re.findall(r"`([^`]+)`", part) for part in labels.split(";")]
@@ -222,7 +240,11 @@ def test_the_map_of_modules_is_that_of_the_import_rules() -> None:
                 module = f"{package}.{name}"
                 assert find_spec(module), module
                 assert (module in pure) is is_pure, module
-    assert [cells[0] for cells in rows[2:]] == ["`router/`", "`prefill_worker/`", "`decode_worker/`"]
+    assert [cells[0] for cells in rows[2:]] == [
+        "`router/`",
+        "`prefill_worker/`",
+        "`decode_worker/`",
+    ]
 
 
 def test_the_map_of_rooms_is_that_of_the_import_rules() -> None:
