@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import tomllib
+from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,16 @@ def test_modules_that_are_run_exist(page: Path) -> None:
             assert find_spec(name), name
 
 
+@each_page
+def test_python_is_valid_and_imports_what_there_is(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        tree = compile(block, page.name, "exec", PyCF_ALLOW_TOP_LEVEL_AWAIT | PyCF_ONLY_AST)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                module = import_module(node.module)
+                assert not [each.name for each in node.names if not hasattr(module, each.name)]
+
+
 # -- settings ------------------------------------------------------------------------
 
 
@@ -253,6 +266,21 @@ def test_the_map_of_rooms_is_that_of_the_import_rules() -> None:
     rows = [c for h, c in table_rows(ROOT / "docs" / "architecture.md") if h[0] == "layer"]
     drawn = [[name.rstrip("/").replace("/", ".") for name in _SPAN.findall(c[0])] for c in rows[2:]]
     assert drawn == layers
+
+
+@each_page
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s:]+)\)", _FENCE.sub("", page.read_text())):
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        # Made by `make docs`.
+        assert file.exists() or name == "changelog.md", target
+        assert not anchor or file.parent.name == "reference" or anchor in _anchors(file), target
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
 # -- words ---------------------------------------------------------------------------
