@@ -8,6 +8,7 @@ import shlex
 import tomllib
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,14 +76,19 @@ def commands(page: Path) -> Iterator[list[str]]:
             yield shlex.split(found[1].replace("…", ""))
 
 
+_COMMANDS: Any = get_command(app)
+
+
+@cache
+def _forwarded(name: str) -> Any:
+    return get_command(forwarded(name))
+
+
 def parse(words: list[str]) -> None:
     """Raises an error of click's for a command or an option that there is not."""
-    command: Any = get_command(app)
-    context, name = Context(command, info_name="stream2llm"), words.pop(0)
-    command = (
-        get_command(forwarded(name)) if name in FORWARDED_TO else command.get_command(context, name)
-    )
-    assert command is not None, f"no command {name}"
+    command, name = _COMMANDS, words.pop(0)
+    assert name in command.commands, f"no command {name}"
+    command = _forwarded(name) if name in FORWARDED_TO else command.commands[name]
     while words and (subcommands := getattr(command, "commands", {})):
         name = words.pop(0)
         assert name in subcommands, f"no command {name}"
