@@ -1,7 +1,7 @@
 """The configuration of a cluster: one frozen tree, read once from YAML.
 
-Unknown keys are refused by name; docs/reference/configuration.md has every key with its
-default. What is below the composition roots gets a part of this tree, never the file.
+Unknown keys are refused by name, and every default is here. Nothing below the
+composition roots reads the environment or a file; they get a part of this tree.
 """
 
 from __future__ import annotations

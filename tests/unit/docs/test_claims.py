@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer import Context
 from typer.main import get_command
 
 from prefill_worker.policy import POLICIES
 from stream2llm.cli.main import FORWARDED_TO, app, forwarded
+from stream2llm.cluster.config import parse_config
+from stream2llm.workload.traces.read import read_sessions
 from tools.reference.pages import PAGES as REFERENCE
 
 pytestmark = pytest.mark.unit
@@ -153,6 +156,22 @@ def test_python_is_valid_and_imports_what_there_is(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and node.module:
                 module = import_module(node.module)
                 assert not [each.name for each in node.names if not hasattr(module, each.name)]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_trace_that_a_page_shows_is_valid(tmp_path: Path) -> None:
+    (block,) = blocks("benchmarks.md", "json")
+    (tmp_path / "trace.jsonl").write_text(block)
+    assert [session.id for session, _ in read_sessions(tmp_path / "trace.jsonl")] == ["q0"]
+
+
+def test_the_configuration_that_a_page_shows_is_valid() -> None:
+    (block,) = blocks("cost-profiles.md", "yaml")
+    parse_config(yaml.safe_load(block), source="docs")
 
 
 # -- settings ------------------------------------------------------------------------
