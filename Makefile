@@ -39,7 +39,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env model demo bench-peers test test-all test-random check proto proto-check docs docs-serve docs-reference dashboards clean
+.PHONY: help env model demo bench-baselines test test-all test-random check proto proto-check docs docs-serve docs-reference dashboards clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -79,8 +79,8 @@ model: env ## fetch the default model into the cache (93 MB, once)
 demo: env model ## a local cluster, and documents streaming into an answer
 	@$(BIN)/python -m examples.demo $(DEMO_ARGS)
 
-bench-peers: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
-	@$(BIN)/python -m experiments.peers $(BENCH_ARGS)
+bench-baselines: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
+	@$(BIN)/python -m experiments.baselines $(BENCH_ARGS)
 
 # The tests without engines run beside those that start some, which mostly wait for processes;
 # what they print comes at the end. 5: PYTEST_ARGS chose none of these.

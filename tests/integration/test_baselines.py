@@ -1,4 +1,4 @@
-"""A tiny cell through a stock engine and ours, as the peers benchmark plays it."""
+"""A tiny cell through a stock engine and ours, as the baselines benchmark plays it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiments.peers.answering import EngineSystem
-from experiments.peers.cells import AWAITED, STREAMED, WARMED, ours
-from experiments.peers.drive import run_trace
-from experiments.peers.engines.link import EngineLink
-from experiments.peers.engines.messages import HostSpec, Kind
-from experiments.peers.plays import plays
-from experiments.peers.systems import SystemDiedError
+from experiments.baselines.answering import EngineSystem
+from experiments.baselines.cells import NON_STREAMING, STREAMED, WARMED, ours
+from experiments.baselines.drive import run_trace
+from experiments.baselines.engines.link import EngineLink
+from experiments.baselines.engines.messages import HostSpec, Kind
+from experiments.baselines.plays import plays
+from experiments.baselines.systems import SystemDiedError
 from stream2llm.models.store import ensure_random_llama
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report import summarize
@@ -23,7 +23,7 @@ from stream2llm.workload.traces.format import Scale, Shape
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 NUM_SESSIONS = 6
-STOCK = (AWAITED, WARMED, STREAMED)
+STOCK = (NON_STREAMING, WARMED, STREAMED)
 
 
 def a_spec(kind: Kind) -> HostSpec:
@@ -77,7 +77,7 @@ async def test_every_way_to_ask_answers_every_question(
 async def test_an_engine_that_dies_fails_the_run_with_its_log(
     link: EngineLink, request: pytest.FixtureRequest
 ) -> None:
-    name = AWAITED if request.node.callspec.id == "stock" else ours("fcfs")
+    name = NON_STREAMING if request.node.callspec.id == "stock" else ours("fcfs")
     for child in psutil.Process(link.pid).children(recursive=True):
         child.kill()
     with pytest.raises(SystemDiedError, match="ends with"):

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 
-from experiments.peers.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
-from experiments.peers.engines.stock import common_args, settings_of
-from experiments.peers.scaling import OPEN_STEP_TOKENS
+from experiments.baselines.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
+from experiments.baselines.engines.stock import common_args, settings_of
+from experiments.baselines.scaling import OPEN_STEP_TOKENS
 from prefill_worker.control import ControlChannel, open_control_channel
 from prefill_worker.engine import PrefillSession, prefill_outputs, start_prefill_engine
 from stream2llm.api.sampling import SamplingParameters
@@ -128,7 +128,7 @@ class _Session:
     """A PrefillSession whose events keep their order."""
 
     def __init__(self, engine: Engine) -> None:
-        self._prefill = PrefillSession(engine, unique_id("peer"), _SAMPLING)
+        self._prefill = PrefillSession(engine, unique_id("baseline"), _SAMPLING)
         self._revision = 0
         self._in_order = asyncio.Lock()
         self._read = False

@@ -15,9 +15,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.peers.answering import EngineSystem
-from experiments.peers.cells import (
-    AWAITED,
+from experiments.baselines.answering import EngineSystem
+from experiments.baselines.cells import (
+    NON_STREAMING,
     STOCK,
     Cell,
     Comparison,
@@ -28,15 +28,15 @@ from experiments.peers.cells import (
     policy_of,
     turns,
 )
-from experiments.peers.drive import run_trace
-from experiments.peers.engines.link import EngineLink
-from experiments.peers.engines.messages import HostSpec, Kind
-from experiments.peers.machine import TOLERATED_SHARE, MachineWatch
-from experiments.peers.memory import BLOCK_SIZE, MAX_MODEL_LEN, max_prompt_tokens
-from experiments.peers.options import Options
-from experiments.peers.scaling import STEP_TOKENS, Pace
-from experiments.peers.schedule import burst, kv_blocks, plays_of, prefills_of
-from experiments.peers.systems import System
+from experiments.baselines.drive import run_trace
+from experiments.baselines.engines.link import EngineLink
+from experiments.baselines.engines.messages import HostSpec, Kind
+from experiments.baselines.machine import TOLERATED_SHARE, MachineWatch
+from experiments.baselines.memory import BLOCK_SIZE, MAX_MODEL_LEN, max_prompt_tokens
+from experiments.baselines.options import Options
+from experiments.baselines.scaling import STEP_TOKENS, Pace
+from experiments.baselines.schedule import burst, kv_blocks, plays_of, prefills_of
+from experiments.baselines.systems import System
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.signals import catch_signals
@@ -89,9 +89,9 @@ class Runner:
             async with self._links(shape, scarce=scarce) as links:
                 systems = self._engine_systems(links)
                 first_of_ours = systems[ours(self._options.policies[0])]
-                await self._warm_up(shape, (systems[AWAITED], first_of_ours))
+                await self._warm_up(shape, (systems[NON_STREAMING], first_of_ours))
                 if not scarce:
-                    pace = await self._calibrate("engine", shape, systems[AWAITED])
+                    pace = await self._calibrate("engine", shape, systems[NON_STREAMING])
                     self._paces["engine", shape] = pace
                 await self._turns(cells, systems, links)
 
@@ -153,7 +153,7 @@ class Runner:
         async with self._replicas(blocks) as replicas, self._cluster(blocks) as systems:
             for name in STOCK:
                 systems[name] = EngineSystem(name, replicas, WHOLE_MAX_TOKENS)
-            slowest = (AWAITED, ours(self._options.policies[0]))
+            slowest = (NON_STREAMING, ours(self._options.policies[0]))
             for shape in self._options.shapes:
                 await self._warm_up(shape, [systems[name] for name in slowest])
                 found = [await self._calibrate("whole", shape, systems[name]) for name in slowest]
@@ -176,7 +176,7 @@ class Runner:
     @asynccontextmanager
     async def _cluster(self, blocks: int) -> AsyncIterator[dict[str, System]]:
         # Ray takes seconds to import, and is not needed for engines alone.
-        from experiments.peers.cluster import READY_TIMEOUT_S, ClusterSystem, cluster_config
+        from experiments.baselines.cluster import READY_TIMEOUT_S, ClusterSystem, cluster_config
         from stream2llm.client import AsyncClient
         from stream2llm.cluster.cluster import Cluster
 
@@ -282,7 +282,7 @@ class Runner:
         return total
 
     def _prefills(self, turn: Turn) -> float:
-        one = replace(turn, system=AWAITED)  # All systems' traces are as long as this one's.
+        one = replace(turn, system=NON_STREAMING)  # All systems' traces are as long as this one's.
         return prefills_of(one, self._options.num_sessions, self._options.retrieval_factor)
 
     def _prefill_s(self, comparison: Comparison, shape: Shape) -> float:

@@ -12,9 +12,9 @@ Comparison = Literal["engine", "whole"]
 LoadName = Literal["light", "heavy", "pressure"]
 
 # What everybody does, the best one can do without us, vLLM's own streaming.
-AWAITED, WARMED, STREAMED = "vllm awaited", "vllm warmed", "vllm streaming"
+NON_STREAMING, WARMED, STREAMED = "vllm non-streaming", "vllm warmed", "vllm streaming"
 OURS = "stream2llm"
-STOCK: Final = (AWAITED, WARMED, STREAMED)
+STOCK: Final = (NON_STREAMING, WARMED, STREAMED)
 SHAPES: Final[tuple[Shape, ...]] = ("crawler", "anns")
 
 
@@ -63,17 +63,17 @@ def ours(policy: str) -> str:
 
 
 def policy_of(system: str) -> str | None:
-    """The policy that such a name means; None for a peer."""
+    """The policy that such a name means; None for a baseline."""
     owner, _, policy = system.partition(" ")
     return policy if owner == OURS else None
 
 
 def systems_of(cell: Cell, policies: Sequence[str]) -> tuple[str, ...]:
     """Who takes part. vLLM's streaming input appends only."""
-    peers = [AWAITED, WARMED]
+    baselines = [NON_STREAMING, WARMED]
     if cell.shape == "crawler":
-        peers.append(STREAMED)
-    return (*peers, *(ours(policy) for policy in policies))
+        baselines.append(STREAMED)
+    return (*baselines, *(ours(policy) for policy in policies))
 
 
 def cells_of(

@@ -1,4 +1,4 @@
-"""The driver, on systems that are made up, and what each peer sends to an engine."""
+"""The driver, on systems that are made up, and what each baseline sends to an engine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from experiments.peers.answering import Awaited, Ours, Streaming, Warmed
-from experiments.peers.drive import run_trace
-from experiments.peers.engines.messages import Ask, End, Feed, Splice
-from experiments.peers.plays import Change, Play, plays
-from experiments.peers.systems import SystemDiedError
+from experiments.baselines.answering import NonStreaming, Ours, Streaming, Warmed
+from experiments.baselines.drive import run_trace
+from experiments.baselines.engines.messages import Ask, End, Feed, Splice
+from experiments.baselines.plays import Change, Play, plays
+from experiments.baselines.systems import SystemDiedError
 from stream2llm.serving.clock import ManualClock
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report.lateness import LOOP_LAG_MAX
@@ -165,8 +165,8 @@ def play() -> Play:
     return next(each for each in some_plays(20) if len(each.changes) > 3)
 
 
-async def test_awaited_sends_one_request_with_all(play: Play) -> None:
-    (ask,) = await sent_by(Awaited, play, 5)
+async def test_non_streaming_sends_one_request_with_all(play: Play) -> None:
+    (ask,) = await sent_by(NonStreaming, play, 5)
     assert (ask.token_ids, ask.max_tokens) == (prompt_of(play), 5)
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from experiments.peers.cells import AWAITED, HEAVY, Cell, Turn
-from experiments.peers.memory import (
+from experiments.baselines.cells import HEAVY, NON_STREAMING, Cell, Turn
+from experiments.baselines.memory import (
     MAX_MODEL_LEN,
     max_prompt_tokens,
     num_kv_blocks,
     peak_open_tokens,
 )
-from experiments.peers.plays import Play, applied, play_of, plays, with_gaps
-from experiments.peers.scaling import at_paper_speed
-from experiments.peers.schedule import plays_of
+from experiments.baselines.plays import Play, applied, play_of, plays, with_gaps
+from experiments.baselines.scaling import at_paper_speed
+from experiments.baselines.schedule import plays_of
 from stream2llm.workload.traces.format import Content, Document, Event, Scale, Session
 
 pytestmark = pytest.mark.unit
@@ -115,7 +115,7 @@ def test_an_engine_is_told_no_longer_context_than_its_memory_holds() -> None:
 
 def test_no_system_is_sent_a_list_that_its_model_cannot_take() -> None:
     """The third repetition has one: longer than 16,384 tokens until its last update."""
-    turn = Turn(Cell("engine", "anns", HEAVY), AWAITED, 3)
+    turn = Turn(Cell("engine", "anns", HEAVY), NON_STREAMING, 3)
     found = plays_of(turn, at_paper_speed("anns"), 134, 1.0)
     assert len(found) == 133
     assert all(play.num_longest_tokens < MAX_MODEL_LEN for play in found)

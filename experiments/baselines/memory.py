@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.peers.plays import Play, context_length
+from experiments.baselines.plays import Play, context_length
 
 BLOCK_SIZE = 32
 # The longest published prompt at our scale, and its answer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.peers.cells import LOAD_NAMES, SHAPES, Comparison, LoadName
+from experiments.baselines.cells import LOAD_NAMES, SHAPES, Comparison, LoadName
 from stream2llm.models.store import PresetName
 from stream2llm.workload.traces.format import Shape
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from experiments.peers.cells import AWAITED, PRESSURE, Cell, Turn
-from experiments.peers.memory import MAX_MODEL_LEN, num_kv_blocks
-from experiments.peers.plays import Play, plays
-from experiments.peers.scaling import TOKEN_SCALE, Pace, at_paper_speed
+from experiments.baselines.cells import NON_STREAMING, PRESSURE, Cell, Turn
+from experiments.baselines.memory import MAX_MODEL_LEN, num_kv_blocks
+from experiments.baselines.plays import Play, plays
+from experiments.baselines.scaling import TOKEN_SCALE, Pace, at_paper_speed
 from stream2llm.workload.traces.format import Scale, Shape
 
 
@@ -44,7 +44,7 @@ def kv_blocks(
     """Of each engine. Known before its speed is: see `at_paper_speed`."""
     cell, pace = Cell("engine", shape, PRESSURE), at_paper_speed(shape)
     played = [
-        plays_of(Turn(cell, AWAITED, number), pace, num_sessions, retrieval_factor)
+        plays_of(Turn(cell, NON_STREAMING, number), pace, num_sessions, retrieval_factor)
         for number in range(1, repetitions + 1)
     ]
     longest = max(play.num_longest_tokens for each in played for play in each)

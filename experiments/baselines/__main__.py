@@ -1,4 +1,4 @@
-"""`make bench-peers`: stock vLLM and Stream2LLM on the same traces, one after the other.
+"""`make bench-baselines`: stock vLLM and Stream2LLM on the same traces, one after the other.
 
 Eighty minutes; `--quick` ten. Writes each run, a report for each cell and the
 verdicts into a folder. Exit codes: 0 done, whatever the verdicts; 1 something
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from experiments.peers.cells import LOAD_NAMES, SHAPES, ours
-from experiments.peers.options import (
+from experiments.baselines.cells import LOAD_NAMES, SHAPES, ours
+from experiments.baselines.options import (
     COMPARISONS,
     FULL_REPETITIONS,
     FULL_SESSIONS,
@@ -25,8 +25,8 @@ from experiments.peers.options import (
     QUICK_SESSIONS,
     Options,
 )
-from experiments.peers.runner import Runner
-from experiments.peers.verdicts import pooled, verdict_tables
+from experiments.baselines.runner import Runner
+from experiments.baselines.verdicts import pooled, verdict_tables
 from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.models.store import PresetName, ensure_random_llama
@@ -44,7 +44,7 @@ MODELS: tuple[PresetName, ...] = ("shallow", "fast")
 
 def parse(arguments: Sequence[str]) -> Options:
     """The options of a command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.baselines", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="ten minutes: small cells, once")
     parser.add_argument(
         "--only",
@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--model", choices=MODELS, default=MODELS[0], help="a random Llama")
     parser.add_argument("--sessions", type=int, help="of each run")
     parser.add_argument("--repetitions", type=int)
-    parser.add_argument("--output", type=Path, default=Path("peers"), help="a folder")
+    parser.add_argument("--output", type=Path, default=Path("baselines"), help="a folder")
     args = parser.parse_args(arguments)
     comparisons, loads = _chosen(COMPARISONS, args.only), _chosen(LOAD_NAMES, args.only)
     if "engine" not in comparisons and "heavy" not in loads:
@@ -111,7 +111,7 @@ def main() -> int:
         options = parse(sys.argv[1:])
         model = ensure_random_llama(options.model)
     except Stream2LLMError as error:
-        print(f"experiments.peers failed: {error}", file=sys.stderr)
+        print(f"experiments.baselines failed: {error}", file=sys.stderr)
         return 1
     catch_signals()
     return run(options, Runner(options, model))
@@ -125,7 +125,7 @@ def run(options: Options, runner: Runner) -> int:
         print("\ninterrupted; everything that was started is stopped", flush=True)
         return INTERRUPTED
     except Stream2LLMError as error:
-        print(f"experiments.peers failed: {error}", file=sys.stderr)
+        print(f"experiments.baselines failed: {error}", file=sys.stderr)
         return 1
     finally:
         if runner.runs:

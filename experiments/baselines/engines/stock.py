@@ -14,13 +14,13 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from experiments.peers.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
+from experiments.baselines.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
 from stream2llm.engine.cpu_executor import executor_args
 from stream2llm.engine.stats import StatsRelay
 
 
 def common_args(spec: HostSpec) -> dict[str, Any]:
-    """What every peer's engine is started with."""
+    """What every baseline's engine is started with."""
     return {
         "dtype": "bfloat16",
         "enforce_eager": True,

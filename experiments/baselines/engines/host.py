@@ -1,4 +1,4 @@
-"""The process around one engine: `python -m experiments.peers.engines.host FD SPEC`.
+"""The process around one engine: `python -m experiments.baselines.engines.host FD SPEC`.
 
 Everything it starts inherits its cores. It ends its engine and itself when the
 driver closes the socket, or is killed: nothing outlives a run.
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from experiments.peers.engines.messages import (
+from experiments.baselines.engines.messages import (
     Ask,
     Command,
     End,
@@ -91,10 +91,10 @@ class HostedEngine(Protocol):
 async def start(spec: HostSpec, send: Send) -> HostedEngine:
     """The engine that the spec asks for."""
     if spec.kind == "stock":
-        from experiments.peers.engines.stock import StockEngine
+        from experiments.baselines.engines.stock import StockEngine
 
         return await StockEngine.start(spec, send)
-    from experiments.peers.engines.ours import OurEngine
+    from experiments.baselines.engines.ours import OurEngine
 
     return await OurEngine.start(spec, send)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.peers.__main__ import parse, reported_policy
-from experiments.peers.cells import (
-    AWAITED,
+from experiments.baselines.__main__ import parse, reported_policy
+from experiments.baselines.cells import (
     HEAVY,
     LOADS,
+    NON_STREAMING,
     SHAPES,
     STREAMED,
     Cell,
@@ -22,7 +22,7 @@ from experiments.peers.cells import (
     systems_of,
     turns,
 )
-from experiments.peers.scaling import Pace, at_paper_speed
+from experiments.baselines.scaling import Pace, at_paper_speed
 from prefill_worker.policy import POLICIES
 from stream2llm.workload.traces.format import Shape
 
@@ -71,7 +71,7 @@ def test_systems_of_a_cell_run_one_after_the_other_and_take_turns_in_being_first
 
 def test_the_name_of_a_system_of_ours_tells_its_policy() -> None:
     assert policy_of(ours("lcas")) == "lcas"
-    assert policy_of(AWAITED) is None
+    assert policy_of(NON_STREAMING) is None
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.peers.engines.messages import (
+from experiments.baselines.engines.messages import (
     Command,
     End,
     Failed,
@@ -28,7 +28,7 @@ from experiments.peers.engines.messages import (
     read,
     write,
 )
-from experiments.peers.systems import SystemDiedError
+from experiments.baselines.systems import SystemDiedError
 from stream2llm.api.errors import Stream2LLMError
 
 START_TIMEOUT_S = 300.0
@@ -177,7 +177,7 @@ def _start_process(spec: HostSpec, connection: socket.socket, log: Path) -> subp
     """In a session of its own: Ctrl-C shall reach the driver alone, and whatever the engine
     starts can be ended as one group."""
     descriptor = connection.fileno()
-    command = (sys.executable, "-m", "experiments.peers.engines.host", str(descriptor))
+    command = (sys.executable, "-m", "experiments.baselines.engines.host", str(descriptor))
     with log.open("wb") as output:
         return subprocess.Popen(
             [*command, json.dumps(asdict(spec))],

@@ -1,13 +1,11 @@
-"""A cost profile that is wrong by five times heals, on a real engine.
+"""Online calibration of cost profiles that are wrong by a factor of five, on a real engine.
 
-The crawl of `experiments.pressure`, three times: the scheduler starts from a profile
-that was measured just before, from one whose every number is five times too
-high, and from one five times too low, and corrects each from its own steps and
-copies. Then all three should mean the same seconds. What a curve's seconds
-are at the end is compared with those of the run that began right, so a slow or busy
-machine changes little. In mode `swap`, so that copies are seen too.
-
-    python -m experiments.healing [--check]
+The crawl of `experiments.pressure` is played three times. The scheduler starts from
+a profile measured just before, from the same one with every number five times too
+high, and five times too low, and corrects each from its own steps and copies. In the
+end all three should predict the same seconds. Each curve is compared with that of
+the run that began with the right profile, so a slow or busy machine changes little.
+In mode `swap`, so that copies are observed too.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from experiments.quick_profile import measure_recompute, measure_swap, profile_o
 
 WRONG_BY = (1.0, 5.0, 0.2)
 CURVES = ("recompute", "swap_out", "swap_in")
-# How far apart the healed curves may be. What a step takes differs by as much on a busy machine.
+# How far apart the calibrated curves may be: steps differ by as much on a busy machine.
 ACCEPTED = 1.5
 SEED, MEMORY_SHARE = 1, 0.5
 
@@ -65,32 +63,37 @@ def play() -> list[dict[str, Any]]:
         costs = CorrectedCostModel(WrongCosts(CostModel(right), wrong_by))
         engine.run(events, SWAP, num_blocks, costs)
         rows.append(
-            {"wrong_by": wrong_by} | {curve: _healed(costs, curve, wrong_by) for curve in CURVES}
+            {"wrong_by": wrong_by}
+            | {curve: _calibrated(costs, curve, wrong_by) for curve in CURVES}
         )
     engine.close()
     return rows
 
 
-def _healed(costs: CorrectedCostModel, curve: str, wrong_by: float) -> tuple[float, int]:
-    """Seconds now for each one of the measured profile's, and the observations behind it."""
+def _calibrated(costs: CorrectedCostModel, curve: str, wrong_by: float) -> tuple[float, int]:
+    """Predicted seconds per second of the measured profile, and the number of observations."""
     correction = getattr(costs, curve)
     return wrong_by * correction.factor, correction.num_observations
 
 
 def main() -> int:
-    """Prints the table; with --check, 1 when a profile did not heal."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.healing", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail when one did not heal")
+    """Prints the table; with --check, 1 when a profile was not corrected."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.online_calibration", description=__doc__
+    )
+    parser.add_argument("--check", action="store_true", help="fail when one was not corrected")
     parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
         print(json.dumps(play()))
         return 0
-    rows = in_a_process("experiments.healing", "--run")
-    print("began at   curve       healed to   of the run that began right   observations")
+    rows = in_a_process("experiments.online_calibration", "--run")
+    print("began at   curve       learned     of the run that began right   observations")
     worst = max(_print_row(row, curve, rows[0]) for row in rows for curve in CURVES)
     if options.check and worst > ACCEPTED:
-        print(f"a profile did not heal: {worst:.2f}x is more than {ACCEPTED}x", file=sys.stderr)
+        print(
+            f"a profile was not corrected: {worst:.2f}x is more than {ACCEPTED}x", file=sys.stderr
+        )
         return 1
     return 0
 

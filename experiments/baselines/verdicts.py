@@ -1,7 +1,7 @@
 """Which system is better where, from the records of a run. Pure.
 
 Repetitions of a cell are pooled: a percentile is that of all their sessions. A
-ratio says how many times as long the peer takes; better means that the 95 %
+ratio says how many times as long the baseline takes; better means that the 95 %
 bootstrap interval of it is above 1 altogether.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
 
-from experiments.peers.cells import AWAITED, OURS, STOCK, policy_of
+from experiments.baselines.cells import NON_STREAMING, OURS, STOCK, policy_of
 from stream2llm.workload.records import RunRecord, SessionRecord
 from stream2llm.workload.report import RatioInterval, Verdict, ratio_interval
 from stream2llm.workload.report.lateness import LOOP_LAG_MAX, LOOP_LAG_P99
@@ -26,7 +26,7 @@ ACCEPTED_COMPLETION = 1.01
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """One of our policies against one peer, in one cell."""
+    """One of our policies against one baseline, in one cell."""
 
     trace: str
     ours: str
@@ -125,7 +125,7 @@ def ttfts_s(runs: Iterable[RunRecord]) -> list[float]:
 
 
 def against_all(runs: Sequence[RunRecord]) -> list[Against]:
-    """Every policy of ours against every peer of its cell; `default` is a peer to the others."""
+    """Every policy of ours against every baseline of its cell; `default` is a baseline to the others."""
     found = []
     for trace in dict.fromkeys(run.trace for run in runs):
         by_system: dict[str, list[RunRecord]] = {}
@@ -133,8 +133,8 @@ def against_all(runs: Sequence[RunRecord]) -> list[Against]:
             if run.trace == trace:
                 by_system.setdefault(run.system, []).append(run)
         for ours in (name for name in by_system if policy_of(name) is not None):
-            peers = [name for name in (*STOCK, DEFAULT) if name in by_system and name != ours]
-            found += [_against(trace, ours, theirs, by_system) for theirs in peers]
+            baselines = [name for name in (*STOCK, DEFAULT) if name in by_system and name != ours]
+            found += [_against(trace, ours, theirs, by_system) for theirs in baselines]
     return found
 
 
@@ -174,14 +174,14 @@ def wanted(found: Sequence[Against]) -> list[Wanted]:
     for each in found:
         if not each.trace.endswith(" heavy") or each.ours == DEFAULT:
             continue
-        if each.theirs == AWAITED:
-            rows += list(_against_awaited(each))
+        if each.theirs == NON_STREAMING:
+            rows += list(_against_non_streaming(each))
         else:
             rows.append(_better_everywhere(each))
     return rows
 
 
-def _against_awaited(each: Against) -> Iterable[Wanted]:
+def _against_non_streaming(each: Against) -> Iterable[Wanted]:
     median_ratio = each.ratios[50.0]
     if " crawler " in each.trace and median_ratio is not None:
         yield Wanted(
@@ -214,7 +214,7 @@ def _better_everywhere(each: Against) -> Wanted:
 def verdict_tables(runs: Sequence[RunRecord]) -> str:
     """All of it as Markdown."""
     found = against_all(runs)
-    parts = ["# Peers", "", *_wanted_lines(wanted(found))]
+    parts = ["# Baselines", "", *_wanted_lines(wanted(found))]
     for trace in dict.fromkeys(run.trace for run in runs):
         cell = [run for run in runs if run.trace == trace]
         parts += ["", f"## {trace}", "", *_absolute_lines(cell)]

@@ -1,10 +1,10 @@
-"""How each peer uses an engine: what it sends for each change of the context.
+"""How each baseline uses an engine: what it sends for each change of the context.
 
-awaited    nothing before the seal, then one request
-warmed     at each change the whole prompt so far with one token to answer, so that the
-           prefix cache has it; a newer one aborts it. Then the real request
-streaming  vLLM's streaming input: each change is a part; appends only
-ours       context events, then the seal
+non-streaming  nothing before the seal, then one request
+warmed         at each change the whole prompt so far with one token to answer, so that the
+               prefix cache has it; a newer one aborts it. Then the real request
+streaming      vLLM's streaming input: each change is a part; appends only
+ours           context events, then the seal
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from itertools import count
 
-from experiments.peers.cells import AWAITED, STREAMED, WARMED, policy_of
-from experiments.peers.engines.link import EngineLink
-from experiments.peers.engines.messages import Ask, Feed, Splice
-from experiments.peers.plays import Change, Play, applied
-from experiments.peers.systems import Asking
+from experiments.baselines.cells import NON_STREAMING, STREAMED, WARMED, policy_of
+from experiments.baselines.engines.link import EngineLink
+from experiments.baselines.engines.messages import Ask, Feed, Splice
+from experiments.baselines.plays import Change, Play, applied
+from experiments.baselines.systems import Asking
 
 _NUMBERS = count(1)
 
@@ -26,8 +26,8 @@ def _unique(play: Play, what: str = "") -> str:
     return f"{play.session.id}/{what}{next(_NUMBERS)}"
 
 
-class Awaited:
-    """What everybody does."""
+class NonStreaming:
+    """The usual client: one request with the complete context."""
 
     def __init__(self, link: EngineLink, play: Play, max_tokens: int) -> None:
         self._link = link
@@ -53,7 +53,7 @@ class Awaited:
         self._link.end(self._request_id)
 
 
-class Warmed(Awaited):
+class Warmed(NonStreaming):
     """The best one can do with an engine that knows no streams."""
 
     def __init__(self, link: EngineLink, play: Play, max_tokens: int) -> None:
@@ -147,7 +147,7 @@ class Ours:
 
 
 _STOCK: Mapping[str, Callable[[EngineLink, Play, int], Asking]] = {
-    AWAITED: Awaited,
+    NON_STREAMING: NonStreaming,
     WARMED: Warmed,
     STREAMED: Streaming,
 }

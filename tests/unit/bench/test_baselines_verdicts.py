@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.peers.cells import AWAITED, WARMED, ours
-from experiments.peers.verdicts import DEFAULT, against_all, pooled, verdict_tables, wanted
+from experiments.baselines.cells import NON_STREAMING, WARMED, ours
+from experiments.baselines.verdicts import DEFAULT, against_all, pooled, verdict_tables, wanted
 from stream2llm.workload.records import RunRecord, SessionRecord
 from stream2llm.workload.report import Verdict
 from stream2llm.workload.report.lateness import LOOP_LAG_P99
@@ -47,9 +47,9 @@ def around(ttft_s: float) -> list[float | None]:
 
 
 def test_a_peer_that_takes_longer_makes_us_better_and_the_ratio_says_how_much() -> None:
-    runs = [a_run(AWAITED, around(1.0)), a_run(FCFS, around(0.1))]
+    runs = [a_run(NON_STREAMING, around(1.0)), a_run(FCFS, around(0.1))]
     (found,) = against_all(runs)
-    assert found.theirs == AWAITED
+    assert found.theirs == NON_STREAMING
     for ratio in found.ratios.values():
         assert ratio is not None
         assert ratio.verdict is Verdict.BETTER
@@ -57,27 +57,27 @@ def test_a_peer_that_takes_longer_makes_us_better_and_the_ratio_says_how_much() 
 
 
 def test_equal_times_are_equal_and_longer_ones_worse() -> None:
-    runs = [a_run(AWAITED, around(1.0)), a_run(WARMED, around(0.5)), a_run(FCFS, around(1.0))]
-    to_awaited, to_warmed = against_all(runs)
-    verdicts = [found.ratios[50.0] for found in (to_awaited, to_warmed)]
+    runs = [a_run(NON_STREAMING, around(1.0)), a_run(WARMED, around(0.5)), a_run(FCFS, around(1.0))]
+    to_non_streaming, to_warmed = against_all(runs)
+    verdicts = [found.ratios[50.0] for found in (to_non_streaming, to_warmed)]
     assert [ratio.verdict for ratio in verdicts if ratio] == [Verdict.EQUAL, Verdict.WORSE]
 
 
 def test_the_default_policy_is_a_peer_to_the_others_and_not_to_itself() -> None:
-    runs = [a_run(name, around(1.0)) for name in (AWAITED, DEFAULT, FCFS)]
+    runs = [a_run(name, around(1.0)) for name in (NON_STREAMING, DEFAULT, FCFS)]
     pairs = {(found.ours, found.theirs) for found in against_all(runs)}
-    assert pairs == {(DEFAULT, AWAITED), (FCFS, AWAITED), (FCFS, DEFAULT)}
+    assert pairs == {(DEFAULT, NON_STREAMING), (FCFS, NON_STREAMING), (FCFS, DEFAULT)}
 
 
 def test_percentiles_are_those_of_all_repetitions_and_completion_is_the_median() -> None:
-    theirs = [a_run(AWAITED, around(1.0), number, 100.0 + number) for number in (1, 2, 3)]
+    theirs = [a_run(NON_STREAMING, around(1.0), number, 100.0 + number) for number in (1, 2, 3)]
     mine = [a_run(FCFS, around(0.5), number, 51.0 * number) for number in (1, 2, 3)]
     (found,) = against_all([*theirs, *mine])
     assert found.completion == pytest.approx(102.0 / 102.0)
 
 
 def test_failures_are_counted_on_both_sides_and_have_no_ratio_where_nobody_answers() -> None:
-    runs = [a_run(AWAITED, [None, None]), a_run(FCFS, [0.1, None])]
+    runs = [a_run(NON_STREAMING, [None, None]), a_run(FCFS, [0.1, None])]
     (found,) = against_all(runs)
     assert (found.our_failed, found.their_failed) == (1, 2)
     assert set(found.ratios.values()) == {None}
@@ -85,10 +85,10 @@ def test_failures_are_counted_on_both_sides_and_have_no_ratio_where_nobody_answe
 
 def test_pooled_repetitions_follow_each_other_at_the_same_times_for_all_systems() -> None:
     runs = [
-        a_run(AWAITED, [1.0, 1.0], 1, 100.0),
+        a_run(NON_STREAMING, [1.0, 1.0], 1, 100.0),
         a_run(FCFS, [1.0, 1.0], 1, 90.0),
         a_run(FCFS, [1.0, 1.0], 2, 95.0),
-        a_run(AWAITED, [1.0, 1.0], 2, 80.0),
+        a_run(NON_STREAMING, [1.0, 1.0], 2, 80.0),
     ]
     for record in pooled(runs):
         assert [session.due_s for session in record.sessions] == [0.0, 1.0, 100.0, 101.0]
@@ -117,22 +117,22 @@ def test_pooled_repetitions_keep_the_rate_that_each_was_played_at() -> None:
 
 def test_what_is_wanted_is_judged_at_heavy_load_for_policies_but_the_default() -> None:
     runs = [
-        a_run(AWAITED, around(1.0)),
+        a_run(NON_STREAMING, around(1.0)),
         a_run(WARMED, around(0.05)),
         a_run(DEFAULT, around(0.2)),
         a_run(FCFS, around(0.09), duration_s=102.0),
     ]
     holds = {row.what.removeprefix(f"{CELL}: "): row.holds for row in wanted(against_all(runs))}
     assert holds == {
-        f"median TTFT of {FCFS} 10 x that of {AWAITED} or better": True,
-        f"{FCFS} completes the trace within 1 % of {AWAITED}": False,
+        f"median TTFT of {FCFS} 10 x that of {NON_STREAMING} or better": True,
+        f"{FCFS} completes the trace within 1 % of {NON_STREAMING}": False,
         f"{FCFS} better than {WARMED} at P50, P95 and P99": False,
         f"{FCFS} better than {DEFAULT} at P50, P95 and P99": True,
     }
 
 
 def test_the_tables_show_failures_and_verdicts() -> None:
-    text = verdict_tables([a_run(AWAITED, [1.0, None]), a_run(FCFS, [0.1, 0.1])])
-    assert f"| {AWAITED} | 1 | 1 |" in text
+    text = verdict_tables([a_run(NON_STREAMING, [1.0, None]), a_run(FCFS, [0.1, 0.1])])
+    assert f"| {NON_STREAMING} | 1 | 1 |" in text
     assert "better" in text
     assert "0, 1 |" in text

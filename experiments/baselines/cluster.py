@@ -11,10 +11,10 @@ from typing import Any
 
 import psutil
 
-from experiments.peers.cells import ours, policy_of
-from experiments.peers.plays import Change, Play
-from experiments.peers.scaling import OPEN_STEP_TOKENS
-from experiments.peers.systems import Asking, SystemDiedError
+from experiments.baselines.cells import ours, policy_of
+from experiments.baselines.plays import Change, Play
+from experiments.baselines.scaling import OPEN_STEP_TOKENS
+from experiments.baselines.systems import Asking, SystemDiedError
 from stream2llm.client import (
     AsyncClient,
     AsyncSession,
@@ -51,7 +51,7 @@ def cluster_config(
         },
         "decode": {**worker, "cpu_bind": str(cores[1])},
     }
-    return parse_config(raw, source="experiments.peers")
+    return parse_config(raw, source="experiments.baselines")
 
 
 class ClusterSystem:
