@@ -109,7 +109,7 @@ class _Rpc:
         finally:
             self._is_fetching = False
         try:
-            await self._tell(result)
+            await self._send(result)
         except PeerGoneError:
             return  # gRPC is about to cancel the handler
 
@@ -142,7 +142,7 @@ class _Rpc:
         name = unique_id(self._session.session_id)
         await asyncio.shield(self._worker.engine.reject_handover(name, transfer))
 
-    async def _tell(self, result: FetchResult) -> None:
+    async def _send(self, result: FetchResult) -> None:
         message = worker_pb2.PrefetchKvResponse(
             end=_ENDS[result.end], reason=result.reason, num_blocks=result.num_blocks
         )

@@ -283,10 +283,10 @@ class KvPrefetchMixin(_Base):
 
     def _end_unread(self, fetch: _Fetch, result: FetchResult) -> None:
         """Ends a fetch before its read; the connector notifies prefill."""
-        self._tell(fetch, result)
+        self._report(fetch, result)
         self.finish_requests([fetch.request.request_id], RequestStatus.FINISHED_ABORTED)
 
-    def _tell(self, fetch: _Fetch, result: FetchResult) -> None:
+    def _report(self, fetch: _Fetch, result: FetchResult) -> None:
         request = fetch.request
         output = EngineCoreOutput(
             request_id=request.request_id,
@@ -309,7 +309,7 @@ class KvPrefetchMixin(_Base):
             scheduler_output, model_runner_output
         )
         for output in [each for client in outputs.values() for each in client.outputs]:
-            self._tell_local(output)
+            self._report_local(output)
             if output.request_id in self._computing and output.finish_reason is not None:
                 self._computing.discard(output.request_id)
                 output.kv_transfer_params = FetchResult(FetchEnd.FETCHED).to_wire()
@@ -318,7 +318,7 @@ class KvPrefetchMixin(_Base):
         self._fetch_outputs.clear()
         return outputs
 
-    def _tell_local(self, output: EngineCoreOutput) -> None:
+    def _report_local(self, output: EngineCoreOutput) -> None:
         stats = output.prefill_stats
         if stats is not None and output.request_id in self._finals:
             self._finals.discard(output.request_id)
@@ -348,7 +348,7 @@ class KvPrefetchMixin(_Base):
                 seconds=seconds,
                 bytes_per_block=self._bytes_per_block,
             )
-            self._tell(fetch, result)
+            self._report(fetch, result)
         # Otherwise it was aborted, or the read failed: the base class has freed its blocks.
         self._release_final(request.request_id)
 

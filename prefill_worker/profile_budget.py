@@ -19,17 +19,17 @@ class Progress:
         self._say = say
         self._clock = clock
         self._ends_s = ends_s
-        self._told_s = clock.monotonic_s()
+        self._reported_s = clock.monotonic_s()
 
-    def tell(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Prints a message now."""
-        self._told_s = self._clock.monotonic_s()
-        self._say(f"[{max(self._ends_s - self._told_s, 0.0):3.0f} s left] {line}")
+        self._reported_s = self._clock.monotonic_s()
+        self._say(f"[{max(self._ends_s - self._reported_s, 0.0):3.0f} s left] {line}")
 
     def tick(self, line: str) -> None:
         """Prints a message unless one was printed a moment ago."""
-        if self._clock.monotonic_s() - self._told_s >= TICK_S:
-            self.tell(line)
+        if self._clock.monotonic_s() - self._reported_s >= TICK_S:
+            self.report(line)
 
 
 @dataclass(frozen=True, slots=True)
