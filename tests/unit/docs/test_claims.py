@@ -266,6 +266,17 @@ def test_files_that_a_page_names_without_a_folder_exist(page: Path) -> None:
     assert named <= there
 
 
+def test_code_refers_to_no_file_and_no_document_that_is_not_here() -> None:
+    files = [path for folder in ROOT.glob("[a-z]*") for path in folder.rglob("*.[mp][dy]")]
+    there = {path.name for path in files}
+    for path in files:
+        if path.suffix == ".py" and path != Path(__file__):
+            text = path.read_text()
+            named = re.findall(r"\b(?:docs/|[Ss]ee `?(?:\w+/)*)([\w-]+\.(?:md|py))\b", text)
+            assert set(named) <= there, path
+            assert not re.search(r"\bDESIGN\b|[Dd]esign document|[Aa]s in the design", text), path
+
+
 def test_the_map_of_modules_is_that_of_the_import_rules() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     pure = set(contracts["contracts"][1]["source_modules"])
