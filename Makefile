@@ -39,7 +39,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env model demo bench-baselines test test-all test-random check proto proto-check docs docs-serve docs-reference clean
+.PHONY: help env model demo bench-baselines test test-all test-random check proto proto-check docs docs-serve docs-reference dashboards clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -133,6 +133,9 @@ proto-check: env ## fail when the committed stubs are not those of proto/
 
 docs-reference: env ## regenerate docs/reference from the code
 	@$(BIN)/python -m tools.reference
+
+dashboards: env ## regenerate deploy/grafana from tools/dashboards
+	@$(BIN)/python -m tools.dashboards
 
 $(DOCS): $(PROJECT) pyproject.toml
 	@echo "docs: installing mkdocs-material and mkdocstrings"
