@@ -195,7 +195,7 @@ def test_settings_exist(page: Path) -> None:
             # What stands below these is vLLM's and the environment's.
             known = re.sub(r"\.(engine|env)\..*", r".\1", key.rstrip("."))
             parts = {known, *(f"{known}.{each}" for each in ("mode", "max_open_sessions"))}
-            assert known.endswith((".py", ".md")) or parts & SETTINGS.keys(), key
+            assert known.endswith((".py", ".md", ".json")) or parts & SETTINGS.keys(), key
 
 
 @each_page
