@@ -266,6 +266,20 @@ def test_files_that_a_page_names_without_a_folder_exist(page: Path) -> None:
     assert named <= there
 
 
+@each_page
+def test_names_in_code_font_occur_in_the_code(page: Path) -> None:
+    """Names of log lines, fields, labels and variables: whatever has an underscore inside."""
+    names = {text for text in spans(page) if re.fullmatch(r"[A-Za-z]+(?:_[A-Za-z0-9]+)+", text)}
+    assert not {name for name in names - METRICS.keys() if name not in _sources()}
+
+
+@cache
+def _sources() -> str:
+    folders = [folder for folder in ROOT.glob("[a-z]*") if folder.name not in ("docs", "site")]
+    files = [path for folder in folders for path in folder.rglob("*.[pyj][yrsa]*")]
+    return "".join(path.read_text() for path in [*files, ROOT / "Makefile"])
+
+
 def test_code_refers_to_no_file_and_no_document_that_is_not_here() -> None:
     files = [path for folder in ROOT.glob("[a-z]*") for path in folder.rglob("*.[mp][dy]")]
     there = {path.name for path in files}
