@@ -52,7 +52,7 @@ def find_policy(name: str, field: str = "policy") -> Policy:
     try:
         for view in _SAMPLES:
             policy.keys(view, view.has_claim)
-    except Exception as error:  # a function of somebody else's may raise anything
+    except Exception as error:  # foreign code may raise anything
         raise _bad(name, f"failed for {view}: {_in_words(error)}", field) from error
     return policy
 
@@ -123,7 +123,7 @@ class Guard:
             if self.error is None:
                 try:
                     return rank(view)
-                except Exception as error:  # whoever holds the guard logs it
+                except Exception as error:  # the guard's owner logs it
                     self.error = error
             return stand_in(view)
 

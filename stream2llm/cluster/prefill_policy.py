@@ -38,7 +38,7 @@ class PolicyChoice:
     """The policy that prefill workers are to follow; may change while some of them start."""
 
     name: str
-    # Of the configuration's own policies. No caller can have any other imported.
+    # Policies that the configuration names by import path; a caller can choose no others.
     import_paths: tuple[str, ...] = ()
 
     async def catch_up(self, begun_with: str, tell: Callable[[str], Awaitable[None]]) -> None:

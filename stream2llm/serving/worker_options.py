@@ -62,7 +62,7 @@ class PrefillOptions(FrozenModel):
 
     @property
     def import_paths(self) -> tuple[str, ...]:
-        """Of all policies that are not built in."""
+        """Import paths of all policies that are not built in."""
         paths = (self.policy, *self.extra_policies)
         return tuple(dict.fromkeys(path for path in paths if ":" in path))
 

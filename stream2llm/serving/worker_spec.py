@@ -26,11 +26,11 @@ class WorkerSpec:
     metrics_port: int
     # vLLM engine arguments; vLLM checks them.
     engine_args: dict[str, Any] = field(default_factory=dict)
-    # What its scheduler is set by.
+    # Settings of its scheduler.
     options: WorkerOptions = field(default_factory=WorkerOptions)
     # NIXL's handshake port; one for each engine on a node.
     side_channel_port: int = 0
-    # Of one gRPC message, as the routers' limits have it.
+    # Maximum size of one gRPC message, from the routers' limits.
     max_message_bytes: int = RouterLimits().max_message_bytes
 
 

@@ -36,7 +36,7 @@ class PrefillSettings:
     block_size: int
     token_budget: int
     num_host_blocks: int = 0
-    # `offload_pool_gib` counts for nothing here: `num_host_blocks` does.
+    # Its `offload_pool_gib` is ignored here in favour of `num_host_blocks`.
     options: PrefillOptions = field(default_factory=PrefillOptions)
     # Victims lose everything, as in the paper; ours lose what is needed.
     whole_requests: bool = False
