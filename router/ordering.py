@@ -5,7 +5,7 @@ is a beginning of the present sequence. `layout` keeps the longest there is: up
 to the first document that the update leaves out. Everything behind has to be
 computed anyway, so its order is free, and it gets the order of the ranking: the
 least relevant documents are those that later updates leave out first, and the
-further back they stand, the less they take along. `python -m experiments.ordering`
+further back they stand, the less they take along. `python -m experiments document-orders`
 compares this with other orders that keep as much.
 
 Documents are known by anything hashable. One that occurs several times counts

@@ -5,7 +5,8 @@ plays      sessions as token ids                    memory    KV blocks for a pr
 systems    what a driver asks of a system           drive     plays a trace in real time
 engines    one host process that owns an engine: messages, host, stock, ours, link
 answering  how each baseline uses an engine             cluster   ours as a whole
-verdicts   better, equal or worse                   runner    all of it; __main__ its command line
+verdicts   better, equal or worse                   runner    all of it
+command    its command line
 
-`python -m experiments.baselines`, or `make bench-baselines`. docs/benchmarks.md says how and why.
+`python -m experiments baselines`, or `make bench-baselines`. docs/benchmarks.md says how and why.
 """

@@ -89,7 +89,7 @@ def play_trace(machine: Machine, way: Way, asked: Sequence[Task], trace: str) ->
         prefill,
         decode,
     )
-    system = way.label or (way.policy if way.streams else "not streamed")
+    system = way.label or (way.policy if way.streams else "non-streaming")
     return cluster.play(asked if way.streams else not_streamed(asked), system, trace)
 
 

@@ -119,6 +119,19 @@ def invalidated_tokens(task: Task) -> int:
     return sum(before.num_known - after.num_kept for before, after in pairs)
 
 
+def peak_tokens(tasks: Iterable[Task]) -> int:
+    """Most tokens of context that open sessions know at one moment; each is open until its seal."""
+    known = dict[str, int]()
+    total = peak = 0
+    for change, each in in_order(tasks):
+        total += change.num_known - known.get(each.name, 0)
+        known[each.name] = change.num_known
+        peak = max(peak, total)
+        if change.seals:
+            total -= known.pop(each.name)
+    return peak
+
+
 def in_order(tasks: Iterable[Task]) -> Iterator[tuple[Change, Task]]:
     """All changes of all sessions as they come; those of a moment as they stand."""
     everything = [(change, each) for each in tasks for change in each.changes]

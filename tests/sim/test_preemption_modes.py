@@ -1,14 +1,14 @@
 """`cost` keeps up with the better of the other two, whichever that is; tails cost less than whole requests.
 
-The small end of `experiments.preemption_sim`, which has the large one.
+The small end of `experiments.preemption_simulated`, which has the large one.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from experiments.preemption_sim import BOUND, LINKS, WAYS, Pace, Scenario, Way, device
-from stream2llm.simulator.paced import Tally
+from experiments.paced import Tally
+from experiments.preemption_simulated import BOUND, LINKS, WAYS, Pace, Scenario, Way, device
 
 pytestmark = pytest.mark.sim
 

@@ -6,10 +6,10 @@ import pytest
 
 from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
-from experiments.handover_gain import BYTES_PER_TOKEN, HandoverRun, Network
+from experiments.handover_cluster import READ_OVERHEAD_S
+from experiments.handover_network import BYTES_PER_TOKEN, HandoverRun, Network
 from experiments.handover_plan import questions
 from stream2llm.api.handover import HandoverMode
-from stream2llm.simulator.handover_effect import READ_OVERHEAD_S
 from stream2llm.workload.traces.format import Shape
 
 pytestmark = pytest.mark.unit

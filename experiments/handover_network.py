@@ -1,8 +1,6 @@
 """What handing over ahead of the seal would gain on an accelerator and a network, in virtual time.
 
-    python -m experiments.handover_gain            # an 8B model on an H200, over 25, 100 and 400 Gbit/s
-
-One question at a time, in the published shapes, with the production rules for
+An 8B model on an H200, one question at a time, in the published shapes, with the production rules for
 what is stable and what is offered. Prefill computes at the profile's speed, the
 network carries one read at a time, and each read costs a set time besides. What
 else a machine does (other sessions, the engines' own steps) is not modelled: the
@@ -11,18 +9,20 @@ figure is what the network alone makes of the wait for the second token.
 
 from __future__ import annotations
 
-import argparse
 import statistics
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
+from experiments.handover_cluster import READ_OVERHEAD_S
 from experiments.handover_plan import Question, questions
 from prefill_worker.offers import OfferLimits, OfferTable
 from router.stability import Stability
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.serving.prefix import as_tokens, common_prefix_len
-from stream2llm.simulator.handover_effect import READ_OVERHEAD_S
+from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.format import Shape
 
 _PROFILE = "h200_llama-3.1-8b_tp1"
@@ -32,6 +32,7 @@ _BLOCK_SIZE = 16
 _STEP_TOKENS = 2048
 _GBIT = 1e9 / 8
 _SESSION = "q"
+_SHAPES: tuple[Shape, ...] = ("crawler", "anns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +141,24 @@ class HandoverRun:
         return ready_s + self.network.read_s(len(self.tokens) - self.num_at_decode)
 
 
-def main() -> None:
+def main(args: Namespace) -> Sequence[str]:
     """Prints the table."""
-    args = _parse()
     costs = CostModel(shipped_profile(_PROFILE))
     print(f"{_PROFILE}: {BYTES_PER_TOKEN / 1e3:.0f} kB a token; medians of {args.count} questions")
-    print("| shape | tokens | Gbit/s | at_seal | streamed | gain |\n|---|---|---|---|---|---|")
-    for shape in ("crawler", "anns"):
-        for num_tokens in args.tokens:
-            for gbit in args.gbit:
-                print(_line(shape, num_tokens, gbit, costs, args))
+    rows = [
+        _cells(shape, num_tokens, gbit, costs, args)
+        for shape in _SHAPES
+        for num_tokens in args.tokens
+        for gbit in args.gbit
+    ]
+    titles = ["shape", "tokens", "Gbit/s", "at_seal", "streamed", "gain"]
+    print(markdown(Table(titles, rows)))
+    return ()
 
 
-def _line(
-    shape: Shape, num_tokens: int, gbit: float, costs: CostModel, args: argparse.Namespace
-) -> str:
+def _cells(
+    shape: Shape, num_tokens: int, gbit: float, costs: CostModel, args: Namespace
+) -> list[str]:
     asked = questions(shape, args.count, num_tokens, args.seconds, seed=0)
     at_seal, streamed = (
         statistics.median(
@@ -162,22 +166,13 @@ def _line(
         )
         for mode in HANDOVER_MODES
     )
-    return (
-        f"| {shape} | {num_tokens:,} | {gbit:g} | {1e3 * at_seal:.1f} ms | {1e3 * streamed:.1f} ms"
-        f" | {at_seal / streamed:.1f} x |"
-    )
+    times = [f"{1e3 * each:.1f} ms" for each in (at_seal, streamed)]
+    return [shape, f"{num_tokens:,}", f"{gbit:g}", *times, f"{at_seal / streamed:.1f} x"]
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Predicted gain of handing over ahead of the seal."
-    )
+def add_options(parser: ArgumentParser) -> None:
+    """Which questions, over which networks."""
     parser.add_argument("--tokens", type=int, nargs="+", default=[1000, 4000, 9000, 16_000])
     parser.add_argument("--gbit", type=float, nargs="+", default=[25.0, 100.0, 400.0])
     parser.add_argument("--count", type=int, default=40, help="questions of each kind")
     parser.add_argument("--seconds", type=float, default=6.0, help="that a context takes to come")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()
