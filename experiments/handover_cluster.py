@@ -45,20 +45,16 @@ class Cell:
     shape: Shape
     gbit_s: float
     handover: HandoverMode
-    seed: int
 
 
-def cells(gbit_s: Sequence[float], seed: int) -> list[Cell]:
+def cells(gbit_s: Sequence[float]) -> list[Cell]:
     """All of them; the two that are compared one after the other."""
     return [
-        Cell(shape, speed, mode, seed)
-        for shape in RATES
-        for speed in gbit_s
-        for mode in HANDOVER_MODES
+        Cell(shape, speed, mode) for shape in RATES for speed in gbit_s for mode in HANDOVER_MODES
     ]
 
 
-def play(cell: Cell) -> RunRecord:
+def play(cell: Cell, asked: Sequence[Task]) -> RunRecord:
     """Runs it."""
     machine = Machine(
         shipped_profile(PROFILE),
@@ -74,10 +70,10 @@ def play(cell: Cell) -> RunRecord:
         handover=cell.handover,
         label=cell.handover,
     )
-    return play_trace(machine, way, asked(cell.shape, cell.seed), cell.shape)
+    return play_trace(machine, way, asked, cell.shape)
 
 
-def asked(shape: Shape, seed: int) -> list[Task]:
+def workload(shape: Shape, seed: int) -> list[Task]:
     """The workload of a shape, at its published size."""
     comes = poisson(RATES[shape], random.Random(f"{seed}/arrivals"))
     return tasks(generate(shape, first(NUM_SESSIONS, comes, "poisson"), seed, Scale()))
@@ -127,8 +123,9 @@ def add_options(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> Sequence[str]:
     """Prints the table."""
     runs = []
-    for cell in cells(args.gbit, args.seed):
+    asked = {shape: workload(shape, args.seed) for shape in RATES}
+    for cell in cells(args.gbit):
         print(f"{cell.shape} {cell.gbit_s:g} Gbit/s {cell.handover}", file=sys.stderr)
-        runs.append((cell, play(cell)))
+        runs.append((cell, play(cell, asked[cell.shape])))
     print(table(runs))
     return ()

@@ -6,8 +6,8 @@ from functools import cache
 
 from experiments.baselines.cells import NON_STREAMING, PRESSURE, Cell, Turn
 from experiments.baselines.memory import MAX_MODEL_LEN, num_kv_blocks
-from experiments.baselines.plays import Play, plays
 from experiments.baselines.scaling import TOKEN_SCALE, Pace, at_paper_speed
+from experiments.plays import Play, plays
 from stream2llm.workload.traces.format import Scale, Shape
 
 

@@ -122,13 +122,14 @@ def invalidated_tokens(task: Task) -> int:
 def peak_tokens(tasks: Iterable[Task]) -> int:
     """Most tokens of context that open sessions know at one moment; each is open until its seal."""
     known = dict[str, int]()
-    total = peak = 0
-    for change, each in in_order(tasks):
-        total += change.num_known - known.get(each.name, 0)
-        known[each.name] = change.num_known
-        peak = max(peak, total)
+    peak = 0
+    # At one moment what comes counts before what goes.
+    for change, each in sorted(in_order(tasks), key=lambda pair: (pair[0].at_s, pair[0].seals)):
         if change.seals:
-            total -= known.pop(each.name)
+            known.pop(each.name, None)
+        else:
+            known[each.name] = change.num_known
+            peak = max(peak, sum(known.values()))
     return peak
 
 
