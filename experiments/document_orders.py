@@ -38,14 +38,14 @@ class Outcome:
     foresight: float | None
 
     def ratio(self, order: str) -> float:
-        """Of what is invalidated when documents stand as given."""
+        """Tokens that this order invalidates, to those invalidated as given."""
         return sum(self.tokens[order]) / max(sum(self.tokens[_GIVEN]), 1)
 
     def share(self, holds: Callable[[int, int], bool]) -> float:
-        """Of the sessions that invalidate anything as given; `holds(as given, stable)`."""
+        """Share of the sessions that invalidate tokens as given for which `holds(as given, stable)`."""
         pairs = zip(self.tokens[_GIVEN], self.tokens[_STABLE], strict=True)
-        told = [holds(given, stable) for given, stable in pairs if given]
-        return sum(told) / max(len(told), 1)
+        found = [holds(given, stable) for given, stable in pairs if given]
+        return sum(found) / max(len(found), 1)
 
     def over(self, order: str) -> float:
         """Share of all sessions that invalidate many tokens."""
@@ -63,7 +63,7 @@ def outcome_of(sessions: Sequence[Lists], *, ranks_stay: bool = True) -> Outcome
 
 
 def _foresight(sessions: Sequence[Lists], given: Sequence[int]) -> float:
-    # Of some: it tries many orders of each.
+    # A tenth of the sessions: it tries many orders of each.
     known = sum(with_foresight(each) for each in sessions[::FORESIGHT_EVERY])
     return known / max(sum(given[::FORESIGHT_EVERY]), 1)
 

@@ -42,10 +42,10 @@ class Row:
     mode: str
     exposed_ms: float
     ttft_ms: float
-    # Of the prompt at decode before the first token, and of what had settled.
+    # Share of the prompt, and of its settled tokens, at decode before the first token.
     prefetched_share: float
     settled_share: float
-    # Of the bytes prefetched, those in vain; 0 where nothing is fetched.
+    # Share of the prefetched bytes that no answer used; 0 where nothing is fetched.
     wasted_share: float
 
 

@@ -105,7 +105,7 @@ def _cells(cell: Cell, at_seal: RunRecord, streamed: RunRecord) -> list[str]:
 
 
 def _shares(streamed: RunRecord) -> Iterator[str]:
-    """Of what answers needed, what was there; of what was prefetched, what none used."""
+    """Share of the needed tokens that were prefetched; share of the prefetched that none used."""
     prefetch, used, after = (
         streamed.counters[f"handover_{name}_tokens"]
         for name in ("prefetched", "used", "after_seal")

@@ -36,12 +36,12 @@ class Outcome:
     prompt_tokens: int
     # At decode before the first token.
     prefetched_tokens: int
-    # Of the prompt, computed and unchanged from half a second before the seal on.
+    # Prompt tokens that were computed half a second before the seal and did not change any more.
     settled_tokens: int
 
     @property
     def prefetched_share(self) -> float:
-        """Of what had settled, how much was at decode."""
+        """Share of the settled tokens that were at decode."""
         if not self.settled_tokens:
             return 1.0
         return min(self.prefetched_tokens / self.settled_tokens, 1.0)
@@ -128,7 +128,7 @@ class Beside:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all together."""
+        """Tokens a second, all answers together."""
         return self.num_tokens / self.duration_s
 
     @property

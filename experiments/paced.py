@@ -20,7 +20,7 @@ class Tally:
 
     @property
     def busy_s(self) -> float:
-        """Of steps, without waiting for context."""
+        """Seconds of all steps, without waiting for context."""
         return self.counters.busy_s
 
 

@@ -1,7 +1,7 @@
 """What phase 1 costs, against sorting all sessions in each step.
 
 Both sides start from the same figures of the same sessions and make the same
-plans (compared). The index is told of the sessions that the last step touched;
+plans (compared). The index gets the sessions that the last step touched;
 the baseline builds a view of every session and sorts them all. Times include
 building views. Runs of steps of the two alternate, so that a busy machine slows
 both; runs, not single steps, because each sort of 10,000 sessions leaves the
@@ -31,7 +31,7 @@ BLOCK_TOKENS = 16
 STEP_TOKENS = 2048  # the paper's step for the crawler
 SHORT_TOKENS = 32
 NO_SHARING = BlockLedger({}, {})
-# Memory is plenty, nobody is evicted.
+# Memory is plenty, no session is evicted.
 PREEMPTION = Preemption(
     Mode.RECOMPUTE,
     CostModel(fallback_profile("", LLAMA_31_8B, 1, block_size=BLOCK_TOKENS, num_cpu_cores=1)),

@@ -76,7 +76,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Of computing, and of waiting for the link."""
+        """CPU seconds, and those that it waited for the link."""
         return self.outcome.cpu_s + self.waited_s
 
 

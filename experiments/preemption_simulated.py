@@ -84,7 +84,7 @@ class Scenario:
     """How hard it is."""
 
     num_questions: int = 300
-    # Of the engine's time, or of its steps, what computing every token once takes.
+    # Share of the engine's time, or of its steps, that computing every token once takes.
     load: float = 0.7
     # So many sessions are open on average.
     num_open: int = 60

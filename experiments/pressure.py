@@ -7,7 +7,7 @@ way to preempt sees the same ones, and a busy machine changes nothing but the
 seconds.
 
 One engine plays many runs: between them the prefix cache is emptied, and a run
-with less memory has the rest of the blocks held by nobody's session. So the ways
+with less memory has the rest of the blocks allocated to no session. So the ways
 can be interleaved within seconds of each other, where a shared machine is still
 as fast as it was.
 """
@@ -80,7 +80,7 @@ def workload(seed: int) -> Workload:
 
 
 def num_tokens(events: Workload) -> int:
-    """Of all prompts together: what has to be computed once."""
+    """Tokens of all prompts together: what has to be computed once."""
     return sum(len(event.tokens) for batch in events.values() for event in batch)
 
 
@@ -120,7 +120,7 @@ class Outcome:
     """What one run cost."""
 
     seconds: float
-    # Of this process's cores: what the seconds would be were nobody else there.
+    # CPU seconds of this process: what `seconds` would be on a quiet machine.
     cpu_s: float
     steps: int
     # From the seal to the first token.
@@ -141,7 +141,7 @@ class Outcome:
 
     @property
     def swapped_share(self) -> float:
-        """Of the victims, those whose KV went to the host."""
+        """Share of the victims whose KV went to the host."""
         return self.counted["swap_preemptions"] / max(self.preemptions, 1)
 
 

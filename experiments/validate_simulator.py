@@ -60,8 +60,8 @@ SESSION_TIMEOUT_S = 600.0
 NUM_SHORT_QUESTIONS, NUM_WARM_UP_QUESTIONS = 12, 2
 # The crawler's longest prompts have to fit 8 K tokens of context.
 TOKEN_SCALE = 1 / 8
-# Of the model's length, what a session may have of it by its trace's count, which is
-# that of its texts to within a few percent. Longer ones would be refused, and are left out.
+# The longest session, as a share of the model's length, by the trace's count, which is that
+# of its texts to within a few percent. Longer ones would be refused, and are left out.
 LONGEST_SHARE = 0.95
 ONE_TOKEN = SamplingParameters(max_tokens=1, temperature=0.0)
 
@@ -72,7 +72,7 @@ class Trial:
 
     shape: Shape
     num_sessions: int
-    # Of the prefill rate that the profile promises.
+    # Share of the prefill rate that the profile promises.
     load: float
     policy: str
     seed: int
@@ -144,7 +144,7 @@ def _try(
 
 
 def _kv_gib(config: ClusterConfig) -> float:
-    """Of a prefill worker; raises InvalidRequestError where the configuration does not say."""
+    """KV memory of a prefill worker; raises InvalidRequestError if the configuration has none."""
     name = "VLLM_CPU_KVCACHE_SPACE"
     if name not in config.prefill.env:
         raise InvalidRequestError(

@@ -81,7 +81,7 @@ def _chosen(known: tuple[Name, ...], only: Sequence[str]) -> tuple[Name, ...]:
 
 
 def reported_policy(policies: Sequence[str]) -> str:
-    """Of those that ran, the one that clusters use by default, or else the last."""
+    """The default policy of clusters if it ran, else the last one that ran."""
     return DEFAULT_POLICY if DEFAULT_POLICY in policies else policies[-1]
 
 

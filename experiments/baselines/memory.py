@@ -30,5 +30,5 @@ def num_kv_blocks(pressed: Sequence[Play], longest_tokens: int, *, scarce: bool)
 
 
 def max_prompt_tokens(num_blocks: int, of_model: int) -> int:
-    """What an engine may be told as its longest context: it refuses more than its memory holds."""
+    """The engine's longest context: vLLM refuses to start with more than its memory holds."""
     return min(of_model, (num_blocks - NULL_BLOCKS) * BLOCK_SIZE)

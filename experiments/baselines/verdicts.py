@@ -120,7 +120,7 @@ def shifted(session: SessionRecord, by_s: float, prefix: str) -> SessionRecord:
 
 
 def ttfts_s(runs: Iterable[RunRecord]) -> list[float]:
-    """Of all sessions that have one."""
+    """TTFT in seconds of all sessions that have one."""
     found = (session.ttft_s for run in runs for session in run.sessions)
     return [each for each in found if each is not None]
 

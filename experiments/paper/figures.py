@@ -30,12 +30,12 @@ SETTINGS = (
     Setting("crawler", 4.0, 10.0, Mode.COST),
     Setting("anns", 2.0, 30.0, Mode.COST),
 )
-# Of each line; down to the share that two sessions are.
+# Points of each line, down to the share that two sessions are.
 NUM_POINTS = 120
 
 
 def ttfts_s(cell: Cell) -> list[float]:
-    """Of every session, sorted."""
+    """TTFT of every session in seconds, sorted."""
     return sorted(latencies(play(cell, load_fit()), "ttft"))
 
 

@@ -47,7 +47,7 @@ class Cell:
     ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
     # KV memory, in times of what the hardware suggests.
     memory: float = 1.0
-    # Of a step for open sessions alone, under policies that keep sealed ones apart.
+    # Token budget of a step without sealed sessions, under policies that keep sealed ones apart.
     open_token_budget: int = OPEN_STEP_TOKENS
 
 

@@ -135,7 +135,7 @@ def errors_table(summaries: Iterable[Summary]) -> Table:
 
 
 def settings_table(runs: Sequence[RunRecord]) -> Table:
-    """What else tells runs apart, and what was counted meanwhile: a column for each run."""
+    """Settings in which runs differ, and counters: a column for each run."""
     given = [{**run.settings, **run.counters} for run in runs]
     names = dict.fromkeys(name for each in given for name in each)
     rows = [[name, *(_setting(each.get(name)) for each in given)] for name in names]
