@@ -1,4 +1,4 @@
-"""Numbers that options take."""
+"""Checks of numbers in options."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import typer
 
 
 def finite(value: float) -> float:
-    """For `callback=`: the value, unless it is infinite or no number, which a lower bound lets pass."""
+    """For `callback=`: returns the value unless it is infinite or NaN, which `min` lets pass."""
     if not isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value
 
 
 def all_finite(values: list[float] | None) -> list[float] | None:
-    """The same for an option that may be given several times."""
+    """Like `finite`, for an option that may be given several times."""
     for value in values or ():
         finite(value)
     return values

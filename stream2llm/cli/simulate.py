@@ -31,31 +31,35 @@ app = typer.Typer(
     help="Run the production scheduler in virtual time, deterministic by seed.",
 )
 
-Seed = Annotated[int, typer.Option(min=0, help="Decides everything that is random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Determines everything that is random.")]
 Processes = Annotated[
-    int | None, typer.Option(min=1, help="Simulations at once; by default one a core.")
+    int | None, typer.Option(min=1, help="Concurrent simulations; by default one per core.")
 ]
 Memory = Annotated[
     float,
     typer.Option(
-        min=0.1, callback=finite, help="KV memory, in times of what the paper's hardware suggests."
+        min=0.1,
+        callback=finite,
+        help="KV memory, as a multiple of what the paper's hardware suggests.",
     ),
 ]
 OpenTokenBudget = Annotated[
-    int, typer.Option(min=1, help="Of a step for open sessions alone, under srpf.")
+    int, typer.Option(min=1, help="Token budget of a step without sealed sessions, under srpf.")
 ]
-Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A line a run on stderr.")]
+Progress = Annotated[
+    bool, typer.Option("--progress/--no-progress", help="A line per run on stderr.")
+]
 
 
 class HandoverName(StrEnum):
-    """When KV crosses to decode."""
+    """When KV is transferred to decode."""
 
     AT_SEAL = "at_seal"
     STREAMED = "streamed"
 
 
 class ModeName(StrEnum):
-    """What becomes of a victim's KV."""
+    """What happens to a victim's KV."""
 
     RECOMPUTE = "recompute"
     SWAP = "swap"
@@ -146,7 +150,7 @@ def handover(
     seed: Seed = 1,
     progress: Progress = True,
 ) -> None:
-    """KV handed over at the seal and ahead of it: an 8B model on two H200, over several networks.
+    """KV handed over at the seal and prefetched: an 8B model on two H200, over several networks.
 
     Prints the time from the first to the second token, and TTFT. Two minutes.
 
@@ -180,12 +184,14 @@ def trace(
         list[str] | None,
         typer.Option(help="May be given several times; by default the cluster's default."),
     ] = None,
-    preemption: Annotated[ModeName, typer.Option(help="What victims lose.")] = ModeName.COST,
+    preemption: Annotated[
+        ModeName, typer.Option(help="What happens to victims' KV.")
+    ] = ModeName.COST,
     host_gib: Annotated[
         float, typer.Option(min=0, callback=finite, help="CPU KV offload pool of a worker.")
     ] = 0.0,
     token_budget: Annotated[
-        int | None, typer.Option(min=1, help="Of a step; by default the profile's.")
+        int | None, typer.Option(min=1, help="Token budget of a step; by default the profile's.")
     ] = None,
     open_token_budget: OpenTokenBudget = OPEN_STEP_TOKENS,
     prefill: Annotated[int, typer.Option(min=1, help="Prefill workers.")] = 1,
@@ -194,29 +200,33 @@ def trace(
         int | None,
         typer.Option(
             min=1,
-            help="Of each answer; by default what the trace says, else 1. Without decode workers "
+            help="Tokens of each answer; by default the trace's, else 1. Without decode workers "
             "all answers end with their first token.",
         ),
     ] = None,
     network_gbit: Annotated[
         float,
-        typer.Option(min=1e-3, callback=finite, help="From prefill to one decode worker, Gbit/s."),
+        typer.Option(
+            min=1e-3, callback=finite, help="Link from prefill to one decode worker, Gbit/s."
+        ),
     ] = 100.0,
     front_ms: Annotated[
         float,
-        typer.Option(min=0, callback=finite, help="From a client to the engine, with tokenizing."),
+        typer.Option(
+            min=0, callback=finite, help="Delay from a client to the engine, with tokenizing."
+        ),
     ] = 0.0,
     ordering: Annotated[
         DocumentOrdering, typer.Option(help="How updates are laid out.")
     ] = DocumentOrdering.AS_GIVEN,
     handover: Annotated[
-        HandoverName, typer.Option(help="Whether KV crosses to decode ahead of the seal.")
+        HandoverName, typer.Option(help="Whether KV is transferred to decode before the seal.")
     ] = HandoverName.AT_SEAL,
     not_streamed: Annotated[
         bool, typer.Option("--not-streamed", help="Also without streaming, for comparison.")
     ] = False,
 ) -> None:
-    """A trace on a cluster that a cost profile describes.
+    """A trace on a cluster described by a cost profile.
 
     Example: stream2llm simulate trace crawler.jsonl --profile h100-sxm-80g_llama-3.1-8b_tp1
     --kv-gib 40 --prefill 2 --policy srpf --policy fcfs --not-streamed --output report
@@ -271,7 +281,7 @@ def _profile(name: str) -> CostProfile:
 
 
 def _outcomes(cells: list[Cell], processes: int | None, *, shows: bool) -> Iterator[Outcome]:
-    """Simulates, and says what is done."""
+    """Runs the simulations, and reports those that are done."""
     from stream2llm.simulator.grid import outcomes, setting_name
 
     clock = SystemClock()

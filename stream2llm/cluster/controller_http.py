@@ -187,8 +187,8 @@ def _refused(
     field: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
-    told = {"error": message, "reason": reason, "field": field}
-    return web.json_response(told, status=status, headers=headers)
+    answer = {"error": message, "reason": reason, "field": field}
+    return web.json_response(answer, status=status, headers=headers)
 
 
 async def _body_of(request: web.Request) -> bytes:
