@@ -11,7 +11,7 @@ from stream2llm.serving.worker_spec import PolicyName
 
 @dataclass
 class FakeHosts:
-    """Workers that do as they are told, but for the deaf."""
+    """Workers that follow what is set, except the deaf ones."""
 
     policies: dict[str, str]
     deaf: set[str] = field(default_factory=set)

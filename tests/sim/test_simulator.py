@@ -143,7 +143,7 @@ def test_a_session_larger_than_the_memory_is_refused() -> None:
 
 
 def test_a_cell_of_the_grid_is_put_beside_the_paper_s_numbers() -> None:
-    """How close they are is for `stream2llm simulate paper` to tell, not for a test."""
+    """How close they are is reported by `stream2llm simulate paper`, not by a test."""
     setting = Setting("anns", 0.5, 1.0, Mode.COST)
     found = [outcome(Cell(setting, system)) for system in (NOT_STREAMED, "fcfs", "lcas")]
     compared = comparisons(found)

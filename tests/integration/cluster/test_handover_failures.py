@@ -396,7 +396,7 @@ async def test_killed_between_the_first_token_and_the_second(
 async def test_a_drain_waits_for_what_decode_still_reads(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
 ) -> None:
-    """F8: prefill is told to go while the reader of its KV cannot move."""
+    """F8: prefill has to stop while the reader of its KV cannot move."""
     stream, reader = a_stream("drained"), process_of(cluster, "decode", "EngineCore")
     async with streamed(client, stream) as session:
         sent: set[str] = set()

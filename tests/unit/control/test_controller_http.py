@@ -1,4 +1,4 @@
-"""The controller's HTTP, asked by somebody who means it no good."""
+"""The controller's HTTP, with malformed and hostile requests."""
 
 from __future__ import annotations
 
