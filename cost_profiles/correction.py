@@ -55,7 +55,7 @@ class Correction:
         as a coarse clock may report, has no ratio and is left out.
         """
         if not (isfinite(predicted_s) and isfinite(actual_s)):
-            raise ValueError(f"no durations: {predicted_s} s predicted, {actual_s} s observed")
+            raise ValueError(f"invalid durations: {predicted_s} s predicted, {actual_s} s observed")
         if predicted_s <= 0 or actual_s <= 0:
             return self
         surprise = log(actual_s) - log(predicted_s) - self.log_factor

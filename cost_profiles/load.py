@@ -86,7 +86,7 @@ def shipped_profile(name: str) -> CostProfile:
         path = directory / f"{name}.json"
         if not path.is_file():
             known = ", ".join(sorted(each.stem for each in directory.glob("*.json")))
-            raise ProfileError(f"{name!r} is none of the shipped profiles: {known}")
+            raise ProfileError(f"{name!r} is not a shipped profile; there are {known}")
         return load_profile(path)
 
 

@@ -29,7 +29,7 @@ class CostModel:
     def recompute_s(self, from_token: int, to_token: int) -> float:
         """Returns the seconds to compute tokens [from, to) with [0, from) as context."""
         if not 0 <= from_token <= to_token:
-            raise ValueError(f"no range of tokens: [{from_token}, {to_token})")
+            raise ValueError(f"invalid range of tokens: [{from_token}, {to_token})")
         if from_token == to_token:
             return 0.0
         return self._recompute.at(to_token) - self._recompute.at(from_token)
@@ -45,5 +45,5 @@ class CostModel:
 
 def _checked(num_blocks: int) -> int:
     if num_blocks < 0:
-        raise ValueError(f"no number of blocks: {num_blocks}")
+        raise ValueError(f"invalid number of blocks: {num_blocks}")
     return num_blocks

@@ -19,7 +19,7 @@ from cost_profiles.types import CostProfile, SwapPoint, SwapSection
 def rebase(profile: CostProfile, block_size: int) -> CostProfile:
     """Returns the same profile, counted in blocks of `block_size` tokens."""
     if block_size <= 0:
-        raise ValueError(f"no block size: {block_size}")
+        raise ValueError(f"invalid block size: {block_size}")
     if block_size == profile.block_size:
         return profile
     return replace(

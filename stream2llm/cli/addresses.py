@@ -69,7 +69,7 @@ def ask_controller(
 def _plain(body: bytes, controller: str, expects: str) -> dict[str, Any]:
     value = json.loads(body)
     if not isinstance(value, dict) or not isinstance(value.get(expects), list):
-        raise UnavailableError(f"what answers at {controller} is no controller")
+        raise UnavailableError(f"the server at {controller} is not a controller")
     return value
 
 
@@ -78,5 +78,5 @@ def _refusal(code: int, body: bytes, controller: str) -> Exception:
         answer = json.loads(body)
         message, reason, field = answer["error"], answer["reason"], answer["field"]
     except (ValueError, KeyError, TypeError):
-        return UnavailableError(f"what answers at {controller} is no controller (HTTP {code})")
+        return UnavailableError(f"the server at {controller} is not a controller (HTTP {code})")
     return InvalidRequestError(message, reason=reason, field=field)

@@ -183,4 +183,4 @@ def _require_system(ours: str | None, systems: list[str]) -> None:
 
     if ours is not None and ours not in systems:
         there = ", ".join(sorted(set(systems)))
-        raise NotFoundError(f"no run is of {ours!r}; there are: {there}", field="--ours")
+        raise NotFoundError(f"no run has the label {ours!r}; there are: {there}", field="--ours")

@@ -35,7 +35,7 @@ def check_encoding(name: str) -> str:
     except UnicodeDecodeError:
         pass  # of more bytes than that
     except (LookupError, ValueError) as error:
-        raise ValueError(f"{name!r} is no text encoding that Python knows") from error
+        raise ValueError(f"{name!r} is not a text encoding of Python") from error
     return name
 
 

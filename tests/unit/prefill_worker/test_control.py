@@ -170,7 +170,7 @@ async def test_a_scheduler_without_the_channel_fails_the_start() -> None:
     ("end", "error", "message"),
     [
         (FakeEngine.die, UnavailableError, "engine died"),
-        (lambda engine: engine.put({}, finished=True), InternalError, "no report: {}"),
+        (lambda engine: engine.put({}, finished=True), InternalError, "invalid report: {}"),
         (lambda engine: engine.put({WIRE_KEY: {"report": {}}}), InternalError, "KeyError"),
     ],
 )
