@@ -20,12 +20,14 @@ from stream2llm.api.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from stream2llm.api.extras import install_command
 from stream2llm.cluster.config import ClusterConfig, WorkerConfig
 from stream2llm.cluster.layout import DETERMINISTIC_VARIABLE, served_max_model_len
 from stream2llm.engine.arguments import (
     RESERVED_VARIABLES,
     check_arguments,
     check_variables,
+    known_arguments,
     known_variables,
 )
 from stream2llm.models.store import resolve_model
@@ -70,6 +72,8 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
             for role, part in _roles(config)
         ]
     found.append(Check("deterministic answers", lambda: check_deterministic(config)))
+    if runs_vllm and on_this_machine:
+        found.append(Check("vLLM", check_vllm))
     if on_this_machine:
         cores = frozenset(os.sched_getaffinity(0))
         found += [
@@ -87,6 +91,13 @@ def check_model(config: ClusterConfig) -> Path:
     path = resolve_model(config.model)
     served_max_model_len(config, path)
     return path
+
+
+def check_vllm() -> None:
+    """The workers of this machine find vLLM."""
+    if not known_arguments():
+        text = f"vllm is not installed: {install_command('vllm')}"
+        raise UnsupportedError(text, reason="DEPENDENCY_MISSING")
 
 
 def check_engine_arguments(config: ClusterConfig) -> None:

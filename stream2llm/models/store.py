@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.extras import install_command
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 CACHE_VARIABLE = "STREAM2LLM_CACHE"
@@ -408,7 +409,7 @@ def _convert_gguf(gguf: Path, directory: Path) -> None:
     except ImportError as error:
         raise ModelStoreError(
             f"converting the model needs torch, transformers, gguf and accelerate: {error};"
-            " install the extra [cpu] or [gpu], or run: make env",
+            f" {install_command('gguf')}, or run: make env",
             reason="DEPENDENCY_MISSING",
         ) from error
 

@@ -1,4 +1,4 @@
-"""Time as a parameter. The only module that touches `time`; ruff forbids it elsewhere.
+"""Time as a parameter. ruff forbids `time` elsewhere, but where vLLM's own clock is needed.
 
 `monotonic_s` is for durations and deadlines, `wall_s` for timestamps. A deadline is
 an absolute `monotonic_s` instant, set once at the edge.

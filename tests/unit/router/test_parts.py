@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -29,7 +31,7 @@ from stream2llm.api.errors import (
     Stream2LLMError,
     UnavailableError,
 )
-from stream2llm.api.rpc_status import RpcStatus, from_rpc_error, to_status
+from stream2llm.api.rpc_status import from_rpc_error, to_status
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
 from stream2llm.serving.prefix import as_tokens
@@ -329,7 +331,7 @@ def test_a_delay_of_a_newer_server_is_none() -> None:
 class FakeRpcError:
     """A status as grpc.aio.AioRpcError has it."""
 
-    def __init__(self, status: RpcStatus) -> None:
+    def __init__(self, status: Any) -> None:
         self._status = status
 
     def code(self) -> object:
@@ -371,7 +373,8 @@ def test_every_error_survives_the_wire(kind: type[Stream2LLMError]) -> None:
 def test_a_status_that_grpc_made_is_a_loss_or_a_bug(
     code: str, details: str, kind: type[Stream2LLMError]
 ) -> None:
-    error = worker_error(FakeRpcError(RpcStatus(grpc.StatusCode[code], details, ())), "prefill-0")
+    status = SimpleNamespace(code=grpc.StatusCode[code], details=details, trailing_metadata=())
+    error = worker_error(FakeRpcError(status), "prefill-0")
     assert type(error) is kind
     assert "prefill-0" in error.message
     assert (error.reason == "WORKER_LOST") == (kind is UnavailableError)
