@@ -40,13 +40,13 @@ class PolicyChoice:
     name: PolicyName
 
     async def catch_up(
-        self, begun_with: PolicyName, tell: Callable[[PolicyName], Awaitable[None]]
+        self, begun_with: PolicyName, send: Callable[[PolicyName], Awaitable[None]]
     ) -> None:
         """Brings a worker that has just started up to date, however often the choice changes."""
-        told = begun_with
-        while told != self.name:
-            told = self.name
-            await tell(told)
+        sent = begun_with
+        while sent != self.name:
+            sent = self.name
+            await send(sent)
 
 
 @dataclass(frozen=True, slots=True)
