@@ -34,7 +34,7 @@ class Pace:
 
     @property
     def mean_tokens(self) -> float:
-        """Of a prompt, at the scale used here."""
+        """Mean tokens of a prompt, at the scale used here."""
         return TARGETS[self.shape].statistics["tokens"]["mean"] * TOKEN_SCALE
 
     @property

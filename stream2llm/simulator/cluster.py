@@ -1,6 +1,6 @@
 """Prefill and decode workers in virtual time, and what happens between them.
 
-One heap of moments. Everything of one moment is told before anybody plans a
+One heap of moments. All events of one moment are delivered before a worker plans a
 step, so that a chunk and the seal that follows it at once are one change, as they
 mostly are for a real engine, which is in the middle of a step.
 """
@@ -32,7 +32,7 @@ class ClusterSettings:
 
     # From a client's submission to the prefill engine: network, tokenizing, queues.
     front_s: float = 0.0
-    # Of each answer whose task does not say; the first comes from prefill.
+    # Tokens of each answer whose task has no length; the first comes from prefill.
     num_output_tokens: int = 1
     # None: no samples.
     sample_every_s: float | None = None
@@ -254,7 +254,7 @@ class Cluster:
         self._take_up(number)
         self._begin_decode_step(number)
 
-    # -- what is told ------------------------------------------------------------------
+    # -- records -----------------------------------------------------------------------
 
     def _end(self, name: str) -> None:
         live = self._live.pop(name)

@@ -1,4 +1,4 @@
-"""A trace of anybody's, on a cluster that a cost profile describes."""
+"""A trace on a simulated cluster that a cost profile describes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Machine:
     num_decode: int = 0
     front_s: float = 0.0
     network_gbit_s: float = 100.0
-    # Of each read, whatever its size.
+    # Seconds of each read, whatever its size.
     read_overhead_s: float = 0.0
     # Measured while the profile does not say; None: from the profile.
     law: StepLaw | None = None
@@ -50,7 +50,7 @@ class Machine:
         return ranks * self.profile.model.kv_bytes_per_token(ranks)
 
     def num_blocks(self, gib: float) -> int:
-        """Of KV in so much memory."""
+        """KV blocks that fit into so much memory of a worker."""
         return int(gib * 2**30 / self.kv_bytes_per_token / self.profile.block_size)
 
 
@@ -89,7 +89,7 @@ def play_trace(machine: Machine, way: Way, asked: Sequence[Task], trace: str) ->
         prefill,
         decode,
     )
-    system = way.label or (way.policy if way.streams else "not streamed")
+    system = way.label or (way.policy if way.streams else "non-streaming")
     return cluster.play(asked if way.streams else not_streamed(asked), system, trace)
 
 

@@ -30,7 +30,7 @@ StepSeconds = Callable[[Sequence[Range]], float]
 
 @dataclass(frozen=True, slots=True)
 class PrefillSettings:
-    """Of a worker and its scheduler."""
+    """Settings of a worker and its scheduler."""
 
     num_blocks: int
     block_size: int
@@ -110,7 +110,7 @@ class PrefillWorker:
         self._loading: list[tuple[Load, tuple[int, ...]]] = []
         # References of offers on blocks, which outlive what their sessions do.
         self._pins: Counter[int] = Counter()
-        # Blocks that nobody holds but offers.
+        # Blocks that offers hold, and no session any more.
         self._orphans: set[int] = set()
         self.is_short_of_blocks = False
 
@@ -121,7 +121,7 @@ class PrefillWorker:
 
     @property
     def num_with_work(self) -> int:
-        """Of these, sessions with tokens to compute."""
+        """Sessions with tokens to compute."""
         return self._table.num_with_work
 
     @property
@@ -254,7 +254,7 @@ class PrefillWorker:
     # -- a step ------------------------------------------------------------------------
 
     def begin_step(self) -> StepResult | None:
-        """Plans and begins a step; None: it would bring nobody further."""
+        """Plans and begins a step; None: it would do nothing."""
         if not self._table.num_to_step_for(len(self._free)):
             return None
         self._table.begin_step()

@@ -11,10 +11,7 @@ import numpy as np
 
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.model import CostModel
-from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.serving.worker_options import PrefillOptions
-from stream2llm.simulator.cluster import Cluster, ClusterSettings
-from stream2llm.simulator.h200 import (
+from experiments.paper.h200 import (
     BLOCK_SIZE,
     NUM_BLOCKS,
     NUM_HOST_BLOCKS,
@@ -22,8 +19,11 @@ from stream2llm.simulator.h200 import (
     Fit,
     profile,
 )
+from experiments.paper.published import NOT_STREAMED, QUANTILES, Setting
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.simulator.cluster import Cluster, ClusterSettings
 from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
-from stream2llm.simulator.published import NOT_STREAMED, QUANTILES, Setting
 from stream2llm.simulator.work import Task, not_streamed, tasks, with_longer_gaps
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report.summary import latencies
