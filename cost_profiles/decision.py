@@ -1,8 +1,8 @@
-"""Recompute or swap: the cheaper way to give up blocks and have them back.
+"""Recompute or swap: the cheaper way to evict blocks and restore them.
 
-Pure: the caller knows what is evicted, this module only prices it. Compared are
-the costs of exactly that part, there and back. What the prefix cache would still
-find when the session returns need not be computed again, so it is free to lose.
+Pure: the caller decides what to evict, this module computes the costs of exactly that
+part, out and back. What the prefix cache would still have when the session returns need
+not be computed again, so losing it costs nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from cost_profiles.types import Costs
 
 
 class Action(StrEnum):
-    """What becomes of evicted KV."""
+    """What happens to evicted KV."""
 
     RECOMPUTE = "recompute"
     SWAP = "swap"
 
 
 class Mode(StrEnum):
-    """What an operator chose: one way always, or whichever costs less."""
+    """An operator's choice: always one way, or the cheaper one."""
 
     RECOMPUTE = "recompute"
     SWAP = "swap"
@@ -39,21 +39,21 @@ class Reason(StrEnum):
     CACHED = "cached"
     # The other way costs more, or as much.
     CHEAPER = "cheaper"
-    # There is no room on the host; whoever asks knows, `cheaper` does not.
+    # The host has no room; the caller of `cheaper` checks that.
     POOL_FULL = "pool_full"
-    # Believed to cost more, and taken once to see whether it does; see
+    # Believed to cost more, but done once to measure it; see
     # prefill_worker/trials.py.
     TRIAL = "trial"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An action with what both ways would cost, for metrics and for the reader of a log."""
+    """An action with the costs of both ways, for metrics and logs."""
 
     action: Action
     reason: Reason
     recompute_s: float
-    # There and back.
+    # Out and back.
     swap_s: float
 
 
@@ -67,8 +67,8 @@ def cheaper(
 ) -> Choice:
     """Chooses for an eviction of tokens [from, to) that frees `num_blocks`.
 
-    `num_cached_tokens` counts tokens of that range, from its start, that the
-    prefix cache would still find. A tie goes to recompute: it needs no host memory.
+    The prefix cache would still have the first `num_cached_tokens` tokens of that range.
+    A tie goes to recompute, which needs no host memory.
     """
     if not 0 <= num_cached_tokens <= to_token - from_token:
         raise ValueError(f"{num_cached_tokens} cached tokens of [{from_token}, {to_token})")

@@ -1,6 +1,6 @@
 """Writes the modelled profiles of data/: `python -m cost_profiles.generate`.
 
-Measured files are written by nobody but the measuring command and are left alone.
+Leaves measured files alone, which only the measuring command writes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHIPPED: dict[str, Datasheet] = {
 
 
 def modelled_profiles() -> dict[str, CostProfile]:
-    """Every generated profile by its file name."""
+    """Returns every generated profile by its file name."""
     return {
         f"{device}_{LLAMA_31_8B.geometry.name.lower()}_tp{num_ranks}.json": modelled_profile(
             sheet, LLAMA_31_8B, num_ranks, block_size=BLOCK_SIZE, command=COMMAND
@@ -38,7 +38,7 @@ def modelled_profiles() -> dict[str, CostProfile]:
 
 
 def main() -> None:
-    """Writes them all."""
+    """Writes all generated profiles."""
     DATA.mkdir(exist_ok=True)
     for name, profile in modelled_profiles().items():
         save_profile(profile, DATA / name)

@@ -1,8 +1,8 @@
-"""Profiles in files: reading, writing, and finding the one for a node.
+"""Profiles in files: reads, writes, and finds the one for a node.
 
-A file is refused as a whole, and the error names the file and every key that is
-wrong. The key order of a written file is that of `types`, so that generating one
-again gives the same bytes.
+A file is refused as a whole, and the error names the file and every wrong key. The key
+order of a written file is that of `types`, so that generating one again gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cost_profiles.rebase import rebase
 from cost_profiles.types import CostProfile, Kind, ModelGeometry
 from stream2llm.api.errors import InvalidRequestError
 
-# What was measured through the engine is believed first.
+# Profiles measured through the engine are preferred.
 _TRUST = (Kind.MEASURED, Kind.MICROBENCHMARK, Kind.MODELLED)
 
 
@@ -30,7 +30,7 @@ class ProfileError(InvalidRequestError):
 
 
 def load_profile(path: Path) -> CostProfile:
-    """Reads and checks one file."""
+    """Reads and checks one file; raises ProfileError."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -39,7 +39,7 @@ def load_profile(path: Path) -> CostProfile:
 
 
 def parse_profile(text: str, *, source: str) -> CostProfile:
-    """Checks the JSON of one profile; `source` names it in errors."""
+    """Parses and checks the JSON of one profile; `source` names it in errors."""
     try:
         profile = SCHEMA.validate_json(text)
     except ValidationError as error:
@@ -50,7 +50,7 @@ def parse_profile(text: str, *, source: str) -> CostProfile:
 
 
 def dump_profile(profile: CostProfile) -> str:
-    """The text of a profile's file: a line for each point, so that diffs can be read."""
+    """Returns the text of a profile's file: a line per point, so that diffs are readable."""
     plain = asdict(profile)
     rows: list[str] = []
     for section in ("recompute", "swap_out", "swap_in"):
@@ -71,28 +71,28 @@ def save_profile(profile: CostProfile, path: Path) -> None:
 
 
 def load_profiles(directory: Path) -> list[CostProfile]:
-    """Every profile of a directory, by file name."""
+    """Returns every profile of a directory, by file name."""
     return [load_profile(path) for path in sorted(directory.glob("*.json"))]
 
 
 def shipped_profiles() -> list[CostProfile]:
-    """Those of the package's own data directory."""
+    """Returns the profiles of the package's own data directory."""
     with resources.as_file(resources.files("cost_profiles") / "data") as directory:
         return load_profiles(directory)
 
 
 def shipped_profile(name: str) -> CostProfile:
-    """One of them by its file's name, without .json; raises ProfileError naming those there are."""
+    """Returns the shipped profile of a file name without .json; raises ProfileError."""
     with resources.as_file(resources.files("cost_profiles") / "data") as directory:
         path = directory / f"{name}.json"
         if not path.is_file():
             known = ", ".join(sorted(each.stem for each in directory.glob("*.json")))
-            raise ProfileError(f"{name!r} is none of the shipped profiles: {known}")
+            raise ProfileError(f"{name!r} is not a shipped profile; there are {known}")
         return load_profile(path)
 
 
 class Match(NamedTuple):
-    """The profile for a node, or None; `reason` says why, for a log line."""
+    """The profile for a node, or None; `reason` is for a log line."""
 
     profile: CostProfile | None
     reason: str
@@ -106,11 +106,11 @@ def find_profile(
     block_size: int | None = None,
     profiles: Iterable[CostProfile] | None = None,
 ) -> Match:
-    """Picks by device, KV geometry and tensor parallel size; None when none fits.
+    """Finds a profile by device, KV geometry and tensor parallel size; None when none fits.
 
-    Among those that fit: the same model name first (another model of this KV
-    geometry swaps the same and computes differently), then what was measured.
-    Another block size is no obstacle, the profile is rebased to it.
+    Among those that fit, the same model name comes first (another model with this KV
+    geometry swaps equally but computes differently), then measured ones. A profile with
+    another block size fits too, and is rebased.
     """
     known = list(shipped_profiles() if profiles is None else profiles)
     of_device = [profile for profile in known if profile.accelerator.is_called(device_name)]

@@ -1,15 +1,14 @@
-"""The cost model of one profile: data in, seconds out, nothing else.
+"""The cost model of one profile: data in, seconds out.
 
-`recompute_s` is the difference of two values of one curve: the seconds that
-[0, n) takes from nothing, in steps of the profile's budget. So it is exactly
-additive (evicting a tail block by block costs what evicting it at once does)
-and never falls when more is computed. It is what the tokens add to an engine
-that has other work for the rest of a step, as an engine under memory pressure
-has; alone in their step a few tokens take longer. The first tokens of a
-sequence bear the fixed cost of the step they were measured in.
+`recompute_s` is the difference of two values of one curve: the seconds that [0, n) takes
+from nothing, in steps of the profile's budget. So it is exactly additive (evicting a
+tail block by block costs as much as evicting it at once) and never falls when more is
+computed. It is the time that the tokens add to an engine that has other work for the
+rest of a step, as an engine under memory pressure has; alone in their step a few tokens
+take longer. The first tokens of a sequence bear the fixed cost of the step in which they
+were measured.
 
-Swaps are priced one copy at a time: two copies of n blocks cost a fixed part
-more than one of 2n.
+Swaps are priced per copy: two copies of n blocks cost a fixed part more than one of 2n.
 """
 
 from __future__ import annotations
@@ -28,23 +27,23 @@ class CostModel:
         self._swap_in = swap_curve(profile.swap_in.points)
 
     def recompute_s(self, from_token: int, to_token: int) -> float:
-        """Seconds to compute tokens [from, to) with [0, from) as context."""
+        """Returns the seconds to compute tokens [from, to) with [0, from) as context."""
         if not 0 <= from_token <= to_token:
-            raise ValueError(f"no range of tokens: [{from_token}, {to_token})")
+            raise ValueError(f"invalid range of tokens: [{from_token}, {to_token})")
         if from_token == to_token:
             return 0.0
         return self._recompute.at(to_token) - self._recompute.at(from_token)
 
     def swap_out_s(self, num_blocks: int) -> float:
-        """Seconds to copy blocks to the host."""
+        """Returns the seconds to copy blocks to the host."""
         return self._swap_out.at(_checked(num_blocks))
 
     def swap_in_s(self, num_blocks: int) -> float:
-        """Seconds to copy blocks back."""
+        """Returns the seconds to copy blocks back."""
         return self._swap_in.at(_checked(num_blocks))
 
 
 def _checked(num_blocks: int) -> int:
     if num_blocks < 0:
-        raise ValueError(f"no number of blocks: {num_blocks}")
+        raise ValueError(f"invalid number of blocks: {num_blocks}")
     return num_blocks

@@ -1,8 +1,7 @@
-"""Which profile a node starts from: the given one, a shipped one, or figures.
+"""Finds the profile that a node starts from: a given one, a shipped one, or a modelled one.
 
-Pure: what the node is, its caller knows. A profile that was named by an operator
-must fit, and says what differs when it does not; everything else is a start, which
-the correction improves.
+Pure: the caller describes the node. A profile that an operator names must fit, and the
+error says what differs; any other is a start, which online calibration improves.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from cost_profiles.types import CostProfile
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What costs depend on, as an engine on this node has it."""
+    """The properties of a node and its engine on which costs depend."""
 
     # As the device reports it; "cpu" for every CPU.
     device_name: str
@@ -29,12 +28,12 @@ class Node:
     block_size: int
     # Token budget of one engine step.
     token_budget: int
-    # Cores of a CPU engine; no matter to others.
+    # Cores of a CPU engine; ignored for other devices.
     num_cpu_cores: int
 
 
 class Start(NamedTuple):
-    """A profile in the node's block size, and one line that says where it is from."""
+    """A profile in the node's block size, and one line about its source."""
 
     profile: CostProfile
     reason: str
@@ -43,12 +42,12 @@ class Start(NamedTuple):
 def start_for(
     node: Node, profile_path: str = "", *, shipped: Iterable[CostProfile] | None = None
 ) -> Start:
-    """The profile to start from.
+    """Returns the profile to start from.
 
     `profile_path` names a file, which must fit model and tensor parallel size, or a
-    directory, of which the fitting file is taken if there is one; empty, the
-    shipped profiles are searched. Nothing found gives a modelled one. Raises
-    ProfileError naming the file and what is wrong with it.
+    directory, of which the fitting file is taken if there is one; if it is empty, the
+    shipped profiles are searched. If nothing fits, the profile is modelled. Raises
+    ProfileError that names the file and what is wrong with it.
     """
     path = Path(profile_path).expanduser()
     if not profile_path:
@@ -73,7 +72,7 @@ def _given(node: Node, profile: CostProfile, path: Path) -> Start:
 
 
 def _differences(node: Node, profile: CostProfile) -> Iterator[str]:
-    """What makes the numbers meaningless here. The device is the operator's choice."""
+    """Yields what makes the numbers meaningless here. The device is the operator's choice."""
     here, there = node.shape.geometry, profile.model
     for key in ("num_layers", "num_kv_heads", "head_size", "dtype"):
         if getattr(here, key) != getattr(there, key):
@@ -91,7 +90,7 @@ def _searched(node: Node, tried: str, shipped: Iterable[CostProfile] | None) -> 
 
 
 def _found(node: Node, profiles: Iterable[CostProfile] | None) -> Start | str:
-    """The one that fits, or why there is none."""
+    """Returns the profile that fits, or why there is none."""
     match = find_profile(
         node.device_name,
         node.shape.geometry,
@@ -114,7 +113,7 @@ def _fallback(node: Node) -> CostProfile:
 
 
 def _basis(node: Node) -> str:
-    """What the fallback rests on, and how to do better."""
+    """Returns the source of the fallback, and how to get a better one."""
     if is_known(node.device_name):
         basis = "modelled from its datasheet"
     elif node.device_name.casefold().startswith("cpu"):

@@ -1,7 +1,7 @@
-"""One profile to look at: a table for terminals, a figure where matplotlib is installed.
+"""Shows one profile: a table for terminals, a figure where matplotlib is installed.
 
-Both compare computing the first n tokens of a session again with copying their
-blocks out and back, and mark the size from which copying is cheaper.
+Both compare computing the first n tokens of a session again with copying their blocks
+out and back, and mark the size from which copying is cheaper.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def rows_of(profile: CostProfile) -> list[Row]:
-    """Sizes that double, from one block to beyond the last point."""
+    """Returns sizes that double, from one block to beyond the last point."""
     model, rows = CostModel(profile), []
     num_tokens = profile.block_size
     while num_tokens <= _LARGEST_TOKENS:
@@ -37,7 +37,7 @@ def rows_of(profile: CostProfile) -> list[Row]:
 
 
 def crossings_of(profile: CostProfile) -> list[int]:
-    """Sizes in tokens, whole blocks, at which the cheaper way changes."""
+    """Returns the sizes in tokens, whole blocks, at which the cheaper way changes."""
     model, rows = CostModel(profile), rows_of(profile)
     return [
         _first_changed(model, before.num_tokens, after.num_tokens)
@@ -47,7 +47,7 @@ def crossings_of(profile: CostProfile) -> list[int]:
 
 
 def table(profile: CostProfile) -> str:
-    """Plain text, a line for each size and one for each crossing."""
+    """Returns plain text, a line for each size and one for each crossing."""
     lines = [
         f"{profile.model.name}, tensor parallel {profile.tensor_parallel_size}, on "
         f"{profile.accelerator.name}; recompute {profile.recompute.provenance.kind}, "
@@ -64,7 +64,7 @@ def table(profile: CostProfile) -> str:
 
 
 def draw(profile: CostProfile, path: Path) -> None:
-    """Writes a figure; the suffix of the path decides the format."""
+    """Writes a figure; the suffix of the path determines the format."""
     pyplot = _pyplot()
     require_format(path)
     rows = rows_of(profile)
@@ -82,7 +82,7 @@ def draw(profile: CostProfile, path: Path) -> None:
 
 
 def require_format(path: Path) -> None:
-    """Raises UnsupportedError unless matplotlib, which must be there, can write such a file."""
+    """Raises UnsupportedError unless matplotlib is installed and can write such a file."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = FigureCanvasBase.get_supported_filetypes()
@@ -98,7 +98,7 @@ def _title(profile: CostProfile) -> str:
 
 
 def _pyplot() -> Any:
-    """matplotlib without a display; imported here, because only a figure needs it."""
+    """Returns matplotlib without a display; imported here, because only a figure needs it."""
     try:
         import matplotlib
         from matplotlib import pyplot
@@ -120,7 +120,7 @@ def _swap_wins(row: Row) -> bool:
 
 
 def _first_changed(model: CostModel, before: int, after: int) -> int:
-    """Halves down to the block at which another way wins than at `before`."""
+    """Bisects to the block at which another way is cheaper than at `before`."""
     size = model.profile.block_size
     low, high = before // size, after // size
     at_low = _swap_wins(_row(model, before))

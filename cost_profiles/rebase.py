@@ -1,9 +1,9 @@
 """A profile for another block size.
 
-A copy is priced by its bytes: what so many bytes took in blocks of one size, they
-take in blocks of another. That leaves out what each block costs by itself (small
-blocks are copied in more pieces), so a rebased profile flatters small blocks; the
-correction heals it. Recompute points count tokens and stay.
+A copy is priced by its bytes: blocks of another size take as long for as many bytes.
+That ignores the cost per block (small blocks are copied in more pieces), so a rebased
+profile underestimates small blocks; online calibration corrects that. Recompute points
+count tokens and stay.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from cost_profiles.types import CostProfile, SwapPoint, SwapSection
 
 
 def rebase(profile: CostProfile, block_size: int) -> CostProfile:
-    """The same profile, counted in blocks of `block_size` tokens."""
+    """Returns the same profile, counted in blocks of `block_size` tokens."""
     if block_size <= 0:
-        raise ValueError(f"no block size: {block_size}")
+        raise ValueError(f"invalid block size: {block_size}")
     if block_size == profile.block_size:
         return profile
     return replace(
@@ -42,7 +42,7 @@ def _rebased(section: SwapSection, old_size: int, new_size: int) -> SwapSection:
 
 
 def _counts(old_counts: Iterable[int], old_size: int, new_size: int) -> list[int]:
-    """Whole new blocks that hold what the old ones held; doubled on where they run together."""
+    """Rounds counts up to whole new blocks; doubles the last one until there are enough."""
     counts = sorted({-(-count * old_size // new_size) for count in old_counts})
     while len(counts) < MIN_SWAP_POINTS:
         counts.append(2 * counts[-1])

@@ -1,4 +1,4 @@
-"""Profiles from datasheet figures, for devices that nobody has measured yet.
+"""Profiles from datasheet figures, for devices without a measured one.
 
 One engine step computes n tokens behind c others. Its floating point operations
 are those of the weights (2 for each weight and token) and of attention (4 for each
@@ -10,8 +10,8 @@ sums and a fixed part:
     max(flops / rate, bytes / bandwidth) + sums / link + overhead
 
 Copies take a fixed part and the bytes of the blocks over the link; every rank copies
-its share over a link of its own. That presumes a copy in large pieces: block by
-block and layer by layer it would take several times as long (docs/cost-profiles.md).
+its share over a separate link. That presumes a copy in large pieces: block by block and
+layer by layer it would take several times as long (docs/cost-profiles.md).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _NUM_BLOCKS = (1, 8, 32, 128, 512, 2048, 8192)
 
 @dataclass(frozen=True, slots=True)
 class TransformerShape:
-    """A dense decoder with grouped attention and a gated MLP, as Llama's are."""
+    """A dense decoder with grouped attention and a gated MLP, like Llama."""
 
     geometry: ModelGeometry
     hidden_size: int
@@ -78,7 +78,7 @@ class TransformerShape:
 
     @property
     def num_weights(self) -> int:
-        """Those that every prompt token meets: no embedding, no output head."""
+        """Weights that every prompt token uses: no embedding, no output head."""
         query = self.hidden_size * self.num_query_heads * self.geometry.head_size
         key = self.hidden_size * self.geometry.num_kv_heads * self.geometry.head_size
         mlp = self.hidden_size * self.intermediate_size
@@ -86,7 +86,7 @@ class TransformerShape:
 
     @property
     def attention_flops_per_pair(self) -> int:
-        """Scores and weighted sum, of one token with one it attends to."""
+        """Scores and weighted sum, for one token and one that it attends to."""
         return 4 * self.geometry.num_layers * self.num_query_heads * self.geometry.head_size
 
 
@@ -107,7 +107,7 @@ def modelled_profile(
     token_budget: int = DEFAULT_STEP_TOKENS,
     command: str,
 ) -> CostProfile:
-    """The profile that the figures of a datasheet give."""
+    """Returns the profile that a datasheet's figures give."""
     rates = _rates_of(sheet, shape, tensor_parallel_size)
     seconds_to = rates.seconds_to(_NUM_TOKENS, token_budget)
     recompute = tuple(
@@ -147,7 +147,7 @@ def fallback_profile(
     num_cpu_cores: int,
     token_budget: int = DEFAULT_STEP_TOKENS,
 ) -> CostProfile:
-    """What to start from when no profile fits: the datasheet of a known device, else a guess."""
+    """Returns a profile from the datasheet of a known device, else from a guess."""
     sheet = datasheet_for(device_name, num_cpu_cores)
     return modelled_profile(
         sheet,
@@ -160,13 +160,13 @@ def fallback_profile(
 
 
 def is_known(device_name: str) -> bool:
-    """Whether the fallback for a device rests on its own datasheet."""
+    """Whether the fallback for a device uses its own datasheet."""
     return any(sheet.accelerator.is_called(device_name) for sheet in GPUS)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rates:
-    """Seconds that each kind of work takes, on all ranks together."""
+    """Seconds of each kind of work, on all ranks together."""
 
     per_token_s: float
     per_pair_s: float
@@ -183,7 +183,7 @@ class _Rates:
         return max(compute_s, read_s) + num_tokens * self.per_token_sums_s + STEP_OVERHEAD.value
 
     def seconds_to(self, sizes: Sequence[int], token_budget: int) -> list[float]:
-        """For each size, a run from nothing in steps of the budget."""
+        """Returns for each size the seconds of a run from nothing, in steps of the budget."""
         return [self._run_s(size, token_budget) for size in sizes]
 
     def _run_s(self, num_tokens: int, token_budget: int) -> float:
@@ -206,7 +206,7 @@ def _rates_of(sheet: Datasheet, shape: TransformerShape, num_ranks: int) -> _Rat
 
 
 def _sums_s(sheet: Datasheet, shape: TransformerShape, num_ranks: int) -> float:
-    """A ring all-reduce sends 2 (p - 1) / p of the data each way; two of them a layer."""
+    """A ring all-reduce sends 2 (p - 1) / p of the data each way; a layer has two of them."""
     if num_ranks == 1:
         return 0.0
     activations = shape.hidden_size * DTYPE_BYTES[shape.geometry.dtype]
@@ -231,5 +231,5 @@ def _provenance(command: str, figures: tuple[Figure, ...], note: str) -> Provena
 
 
 def _rounded(seconds: float) -> float:
-    """Six digits: more would pretend, and differ between machines."""
+    """Rounds to six digits: more would be false precision, and differ between machines."""
     return float(f"{seconds:.6g}")

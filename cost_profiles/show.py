@@ -12,7 +12,7 @@ from stream2llm.api.errors import Stream2LLMError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 2 for a file that cannot be used, or a figure that cannot be drawn."""
+    """Returns exit code 2 for an unusable file, or a figure that cannot be drawn."""
     parser = argparse.ArgumentParser(prog="python -m cost_profiles.show", description=__doc__)
     parser.add_argument("file", type=Path, help="a cost profile")
     parser.add_argument("--figure", type=Path, help="also draw it; the suffix decides the format")

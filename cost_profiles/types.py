@@ -1,8 +1,8 @@
-"""What a cost profile is made of, and what a cost model answers.
+"""The parts of a cost profile, and the interface of a cost model.
 
-Values only, with the limits of each; how files are read is `load`'s matter, what
-must hold between values `check`'s. Seconds are of the whole engine: with tensor parallelism all
-ranks work at the same time, so a profile says what the slowest of them takes.
+Values only, with the limits of each; `load` reads files, `check` has conditions between
+values. Seconds are those of the whole engine: with tensor parallelism all ranks work at
+the same time, so a profile has the times of the slowest one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Annotated, Final, Literal, Protocol
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 SCHEMA_VERSION: Final = 1
-# A string is no number, and a key without a reader is a typing error. Values that were made
-# here are checked again before they are written.
+# A string is not a number, and an unknown key is a typing error. Values made in Python are
+# checked again before they are written.
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, revalidate_instances="always"
 )
@@ -26,24 +26,24 @@ DTYPE_BYTES: dict[DType, int] = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8
 
 
 class Kind(StrEnum):
-    """Where the numbers of a section come from."""
+    """The source of a section's numbers."""
 
     # Through the engine and the swap path that use them.
     MEASURED = "measured"
     # On the device, but not through the engine.
     MICROBENCHMARK = "microbenchmark"
-    # Computed from figures that others published.
+    # Computed from published figures.
     MODELLED = "modelled"
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number that a model was fed with."""
+    """An input of a model."""
 
     name: str
     value: float
     unit: str
-    # Who published it and where; "judgement: ..." when nobody did.
+    # Who published it and where; "judgement: ..." where none was published.
     source: _Text
 
     __pydantic_config__ = _STRICT
@@ -51,16 +51,16 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """How a section came about."""
+    """The origin of a section."""
 
     kind: Kind
     # An ISO date.
     when: str
-    # What was run to make it.
+    # The command that made it.
     command: _Text
-    # Measured or microbenchmarked: where. Modelled: None.
+    # The machine of a measurement; None for a modelled section.
     machine: str | None
-    # Modelled: everything that went in. Otherwise empty.
+    # All inputs of a modelled section; otherwise empty.
     figures: tuple[Figure, ...]
     note: str
 
@@ -69,7 +69,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """A device, by every name it reports."""
+    """A device, by every name that it reports."""
 
     name: _Text
     aliases: tuple[str, ...]
@@ -77,22 +77,22 @@ class Accelerator:
     __pydantic_config__ = _STRICT
 
     def is_called(self, device_name: str) -> bool:
-        """Whether a device that reports this name is meant.
+        """Whether a device that reports this name is this one.
 
-        Whole names, apart from case, blanks and dashes: "L4" is no "L40".
+        Compares whole names, apart from case, blanks and dashes: "L4" is not "L40".
         """
         wanted = plain_name(device_name)
         return any(plain_name(name) == wanted for name in (self.name, *self.aliases))
 
 
 def plain_name(device_name: str) -> str:
-    """A device name without what differs between drivers."""
+    """Returns a device name without what differs between drivers."""
     return " ".join(device_name.replace("-", " ").casefold().split())
 
 
 @dataclass(frozen=True, slots=True)
 class ModelGeometry:
-    """What decides the size of a model's KV. `dtype` is that of weights and KV."""
+    """What determines the size of a model's KV. `dtype` is that of weights and KV."""
 
     name: str
     num_layers: PositiveInt
@@ -103,7 +103,7 @@ class ModelGeometry:
     __pydantic_config__ = _STRICT
 
     def has_kv_like(self, other: ModelGeometry) -> bool:
-        """Whether blocks of both are of one size and shape; fine-tunes share it."""
+        """Whether blocks of both have the same size and shape, as those of fine-tunes do."""
         return self._shape == other._shape
 
     @property
@@ -111,14 +111,14 @@ class ModelGeometry:
         return (self.num_layers, self.num_kv_heads, self.head_size, self.dtype)
 
     def kv_bytes_per_token(self, tensor_parallel_size: int) -> int:
-        """On one rank. A head is never divided: more ranks than heads hold copies."""
+        """Returns the bytes on one rank. With more ranks than heads, ranks hold copies of heads."""
         heads_per_rank = max(1, self.num_kv_heads // tensor_parallel_size)
         return 2 * self.num_layers * heads_per_rank * self.head_size * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """What the numbers were taken with; None for software that had no part in them."""
+    """Versions of the software involved; None for what was not involved."""
 
     stream2llm: str | None
     vllm: str | None
@@ -129,7 +129,7 @@ class Versions:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Written into every file, so that nobody has to guess."""
+    """Units, written into every file to make it self-explanatory."""
 
     time: Literal["s"]
     recompute: Literal["tokens"]
@@ -144,10 +144,10 @@ UNITS = Units(time="s", recompute="tokens", swap="blocks")
 
 @dataclass(frozen=True, slots=True)
 class RecomputePoint:
-    """Computing so many tokens behind a context took so long.
+    """The time to compute a number of tokens behind a context.
 
-    The context is empty or ends where an earlier point of the section ends:
-    both a run from nothing and the steps of one chunked run are told this way.
+    The context is empty or ends where an earlier point of the section ends, which covers
+    both runs from nothing and the steps of one chunked run.
     """
 
     num_tokens: PositiveInt
@@ -158,13 +158,13 @@ class RecomputePoint:
 
     @property
     def end(self) -> int:
-        """Tokens that are computed afterwards."""
+        """Number of tokens that are computed afterwards."""
         return self.num_context_tokens + self.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class SwapPoint:
-    """Copying so many blocks one way took so long."""
+    """The time to copy a number of blocks one way."""
 
     num_blocks: PositiveInt
     seconds: PositiveFloat
@@ -174,10 +174,10 @@ class SwapPoint:
 
 @dataclass(frozen=True, slots=True)
 class RecomputeSection:
-    """Prefill. By growing `end`; each reaches further, and later, than the one before."""
+    """Prefill times by growing `end`; each point reaches further, and later, than the last."""
 
     provenance: Provenance
-    # Token budget of the engine steps that the points are made of.
+    # Token budget of the engine steps behind the points.
     token_budget: PositiveInt
     points: tuple[RecomputePoint, ...]
 
@@ -186,7 +186,7 @@ class RecomputeSection:
 
 @dataclass(frozen=True, slots=True)
 class SwapSection:
-    """Copies one way, by growing number of blocks."""
+    """Times of copies one way, by growing number of blocks."""
 
     provenance: Provenance
     points: tuple[SwapPoint, ...]
@@ -196,14 +196,14 @@ class SwapSection:
 
 @dataclass(frozen=True, slots=True)
 class CostProfile:
-    """What one model costs on one accelerator."""
+    """The costs of one model on one accelerator."""
 
     schema_version: Literal[1]
     units: Units
     accelerator: Accelerator
     model: ModelGeometry
     tensor_parallel_size: PositiveInt
-    # Tokens of one KV block.
+    # Tokens per KV block.
     block_size: PositiveInt
     versions: Versions
     recompute: RecomputeSection
@@ -216,23 +216,23 @@ class CostProfile:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """On one rank."""
+        """Bytes on one rank."""
         return self.model.kv_bytes_per_token(self.tensor_parallel_size)
 
     @property
     def kv_bytes_per_block(self) -> int:
-        """On one rank."""
+        """Bytes on one rank."""
         return self.block_size * self.kv_bytes_per_token
 
 
 class Costs(Protocol):
-    """The three questions a scheduler asks; all answers in seconds."""
+    """The costs that a scheduler asks for, in seconds."""
 
     def recompute_s(self, from_token: int, to_token: int) -> float:
-        """Computing tokens [from, to) behind [0, from)."""
+        """Returns the seconds to compute tokens [from, to) behind [0, from)."""
 
     def swap_out_s(self, num_blocks: int) -> float:
-        """Copying KV blocks to the host."""
+        """Returns the seconds to copy KV blocks to the host."""
 
     def swap_in_s(self, num_blocks: int) -> float:
-        """Copying KV blocks back."""
+        """Returns the seconds to copy KV blocks back."""

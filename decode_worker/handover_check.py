@@ -130,7 +130,7 @@ def check_keys(params: Transfer) -> None:
     """Raises InvalidRequestError that names a missing or unknown key, or one with a bad value."""
     unknown = sorted(map(str, params.keys() - _CHECKS.keys()))
     if unknown:
-        raise _bad(unknown[0][:64], "is no key of a hand-over")
+        raise _bad(unknown[0][:64], "is not a key of a hand-over")
     for key, check in _CHECKS.items():
         if key not in params:
             if key in _OPTIONAL:
@@ -212,7 +212,7 @@ def _text(pattern: re.Pattern[str], max_chars: int) -> _Check:
     def check(value: Any) -> str:
         if not isinstance(value, str) or not 0 < len(value) <= max_chars:
             return f"must be a string of 1 to {max_chars} characters"
-        return "" if pattern.fullmatch(value) else f"may hold {pattern.pattern} only"
+        return "" if pattern.fullmatch(value) else f"must match {pattern.pattern}"
 
     return check
 
@@ -260,7 +260,7 @@ _OPTIONAL = frozenset({"remote_prefill_cached_tokens"})
 
 def _not_json(why: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"kv_transfer_params_json is no JSON object: {why}", reason="BAD_HANDOVER", field=FIELD
+        f"kv_transfer_params_json is not a JSON object: {why}", reason="BAD_HANDOVER", field=FIELD
     )
 
 

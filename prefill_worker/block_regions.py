@@ -75,7 +75,7 @@ def _parts_of(tensor: KVCacheTensor, num_blocks: int) -> list[tuple[int, int]]:
     num_pieces, rest = divmod(tensor.layer_stride, span)
     if rest:
         raise ValueError(
-            f"a layer of {tensor.layer_stride} bytes is no whole number of pieces of {span} bytes"
+            f"a layer of {tensor.layer_stride} bytes is not a whole number of pieces of {span} bytes"
         )
     count = num_pieces * len(tensor.layers)
     return [(tensor.offset + i * span, tensor.block_stride) for i in range(count)]

@@ -126,7 +126,7 @@ class ControlChannel:
     def _take(self, raw: dict[str, Any]) -> None:
         report = SchedulerReport.from_wire(raw)
         if report is None:
-            raise InternalError(f"the scheduler sent something that is no report: {raw!r}")
+            raise InternalError(f"the scheduler sent an invalid report: {raw!r}")
         self._report = report
         self._on_report(report)
         self._news.set()

@@ -44,7 +44,7 @@ class PrefixHits:
         cached, num_tokens, _ = self._manager.get_computed_blocks(request)
         if num_tokens <= request.num_computed_tokens:
             # Should not happen; the session must not wait for a hit that it cannot take.
-            _log.error("a hit of %s is none", request.request_id)
+            _log.error("a hit of %s has no tokens", request.request_id)
             request.skip_reading_prefix_cache = True
             return False
         self._count(live, num_tokens)

@@ -195,7 +195,7 @@ class PrefillScheduler(Scheduler):
         """Ranks all sessions by another policy from the next step on; none is lost."""
         if name not in self._policies:
             # The sender has checked the name; an unknown one is not worth ending the engine.
-            _log.error("there is no policy %r; %s stays", name, self._table.policy.name)
+            _log.error("unknown policy %r; %s stays", name, self._table.policy.name)
             return
         self._table.set_policy(self._guarded(name))
 

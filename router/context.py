@@ -36,7 +36,7 @@ MAX_DOCUMENT_ID_CHARS = 256
 class ContextLimits:
     """Limits on what one session may send."""
 
-    # Of the present sequence, and so of the prompt.
+    # For the sequence, and so for the prompt.
     length: LengthLimits
     max_total_tokens: int
     max_documents_per_event: int

@@ -18,9 +18,9 @@ class LinearCosts:
     """Seconds that can be reckoned in the head."""
 
     token_s: float = 0.0
-    # Of copying one block one way.
+    # Cost of copying one block one way.
     block_s: float = 0.0
-    # Of each copy, however large.
+    # Fixed cost of each copy.
     copy_s: float = 0.0
 
     def recompute_s(self, from_token: int, to_token: int) -> float:
@@ -53,7 +53,7 @@ def a_preemption(
     return Preemption(Mode(mode), costs, block_size)
 
 
-# Costs that tell no two victims apart.
+# Costs by which no two victims differ.
 BY_RANK = a_preemption()
 
 

@@ -86,7 +86,7 @@ class PrefillRecord:
 
     @property
     def revision(self) -> int:
-        """Of the last change."""
+        """The revision of the last change."""
         return self.splices[-1].revision if self.splices else 0
 
 

@@ -18,7 +18,7 @@ from tests.rpc_fuzz import Case
 PROMPT = list(range(100, 164))
 SAMPLING = pb.SamplingParameters(max_tokens=4, temperature=0, ignore_eos=True)
 DEADLINE_S = 60.0
-# An answer may be as long as the model allows; nobody reads it to its end.
+# An answer may be as long as the model allows, and is not read to its end.
 MOST_RESPONSES = 12
 # What grpc.aio says when an RPC ends while it is written to, see stream2llm/api/final_status.py.
 _OF_OUR_SIDE, _TRIES = "Internal error from Core", 3

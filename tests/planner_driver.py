@@ -54,7 +54,7 @@ class BlockPool:
         self.held.setdefault(owner, []).append(block_id)
 
     def let_go(self, owner: str, num_kept: int = 0) -> int:
-        """Frees all blocks of the owner but the first ones; how many nobody holds now."""
+        """Frees the owner's blocks behind the first ones; returns how many have no holder now."""
         table = self.held.get(owner, [])
         num_freed = 0
         for block_id in reversed(table[num_kept:]):
@@ -101,7 +101,7 @@ class PendingLoad:
     slots: tuple[int, ...]
     block_ids: tuple[int, ...]
     steps_left: int
-    # The session has ended, or its context changed: nobody wants it any more.
+    # The session has ended, or its context changed: the result is not needed any more.
     is_void: bool = False
 
 

@@ -34,7 +34,7 @@ TIMEOUT_S = 5.0
 
 
 async def soon(awaitable: Any) -> Any:
-    """What must happen without anybody sleeping for it."""
+    """What must happen without a sleep."""
     async with asyncio.timeout(TIMEOUT_S):
         return await awaitable
 

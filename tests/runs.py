@@ -7,7 +7,7 @@ from typing import Any
 
 from stream2llm.workload.records import RunRecord, Sample, SessionRecord
 
-# Of what a prefill worker serves, the lines that a replay reads, and one it does not.
+# Lines of a prefill worker's metrics that a replay reads, and one that it does not.
 PREFILL_PAGE = """\
 # HELP vllm:num_requests_running x
 # TYPE vllm:num_requests_running gauge

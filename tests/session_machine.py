@@ -85,7 +85,7 @@ class SessionDriver(Protocol):
         ...
 
     def take_blocks(self, num_blocks: int) -> None:
-        """Somebody else's hand-over takes up to so many of the free blocks."""
+        """Another hand-over takes up to so many of the free blocks."""
         ...
 
     def return_blocks(self) -> None: ...
@@ -253,7 +253,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @rule()
     def until_idle(self) -> None:
-        """With memory to be had, work ends: nobody is computed again and again."""
+        """With memory available, work ends: no session is recomputed for ever."""
         self.driver.return_blocks()
         self._step_until(lambda: not (self.driver.has_work() or self.driver.leased()))
         sealed = [name for name in self.live_names if self.sessions[name].sealed]

@@ -47,7 +47,7 @@ class StuckCall:
         await asyncio.wait({end, ending}, return_when=asyncio.FIRST_COMPLETED)
         if ending.done():
             end.cancel()
-            raise asyncio.CancelledError  # so does grpc.aio, whoever reads
+            raise asyncio.CancelledError  # as grpc.aio does, for any reader
         ending.cancel()
         self.has_ended.set()
         return end.result()

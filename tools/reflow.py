@@ -2,9 +2,8 @@
 
 `python -m tools.reflow FILE...` changes the files in place.
 
-Tables, code, headings, HTML and link definitions stay as they are; so does a
-paragraph whose lines are short enough, so that a change of one word is a change
-of one line.
+Tables, code, headings, HTML and link definitions stay as they are; so does a paragraph
+whose lines are short enough, so that changing one word changes one line.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ _MEANS_SOMETHING = re.compile(r"([-*+#>|]|\d+[.)])(\s|$)|>|\||```|~~~|::: ")
 
 @dataclass(frozen=True)
 class Block:
-    """A paragraph, or a list item; or one line of anything else."""
+    """A paragraph or a list item; or one line of anything else."""
 
     lines: list[str]
     is_prose: bool
 
 
 def reflow(text: str) -> str:
-    """The text with every overlong paragraph and list item wrapped anew."""
+    """Returns the text with every overlong paragraph and list item wrapped anew."""
     blocks = _blocks(text.split("\n"))
     return "\n".join(line for block in blocks for line in _wrapped(block))
 
 
 def overlong(text: str) -> list[int]:
-    """Numbers, from 1, of the lines of prose that are longer than WIDTH and can be wrapped."""
+    """Returns the numbers, from 1, of prose lines that exceed WIDTH and can be wrapped."""
     found, number = [], 1
     for block in _blocks(text.split("\n")):
         if _wrapped(block) != block.lines:
@@ -89,7 +88,7 @@ def _wrapped(block: Block) -> list[str]:
             break_long_words=False,
             break_on_hyphens=False,
         )
-        # A word such as "-" or "#" at the beginning of a line would mean something.
+        # A word such as "-" or "#" at the beginning of a line would be markup.
         if not any(_MEANS_SOMETHING.match(line.lstrip()) for line in lines[1:]):
             return lines
     return lines

@@ -1,4 +1,4 @@
-"""Where commands find a running cluster; the same variables and words for all of them."""
+"""Addresses of a running cluster, with the same variables and words for all commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RouterOption = Annotated[
 
 
 def no_answer(what: str, address: str, why: object) -> UnavailableError:
-    """Nobody answers there; `what` is "router" or "controller"."""
+    """Returns the error for an address without an answer; `what` is "router" or "controller"."""
     return UnavailableError(
         f"no answer from a {what} at {address}: {why};"
         " is the cluster up (stream2llm up), and is this the address it printed?",
@@ -42,9 +42,9 @@ def ask_controller(
     expects: str,
     body: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The controller's JSON, which has a list called `expects`; with a `body` by PUT.
+    """Returns the controller's JSON, which has a list called `expects`; with `body` by PUT.
 
-    Raises UnavailableError when it gives no answer, InvalidRequestError for what it refuses.
+    Raises UnavailableError without an answer, InvalidRequestError for a refusal.
     """
     from http.client import HTTPException
     from urllib.error import HTTPError, URLError
@@ -69,14 +69,14 @@ def ask_controller(
 def _plain(body: bytes, controller: str, expects: str) -> dict[str, Any]:
     value = json.loads(body)
     if not isinstance(value, dict) or not isinstance(value.get(expects), list):
-        raise UnavailableError(f"what answers at {controller} is no controller")
+        raise UnavailableError(f"the server at {controller} is not a controller")
     return value
 
 
 def _refusal(code: int, body: bytes, controller: str) -> Exception:
     try:
-        told = json.loads(body)
-        message, reason, field = told["error"], told["reason"], told["field"]
+        answer = json.loads(body)
+        message, reason, field = answer["error"], answer["reason"], answer["field"]
     except (ValueError, KeyError, TypeError):
-        return UnavailableError(f"what answers at {controller} is no controller (HTTP {code})")
+        return UnavailableError(f"the server at {controller} is not a controller (HTTP {code})")
     return InvalidRequestError(message, reason=reason, field=field)

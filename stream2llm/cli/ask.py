@@ -1,4 +1,4 @@
-"""One question with streamed documents, as `stream2llm generate` asks it."""
+"""One question with streamed documents, for `stream2llm generate`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_SYSTEM = "You answer questions about the documents you are given, briefl
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A question, and how to send what belongs to it."""
+    """A question, and how to send its documents."""
 
     question: str
     system: str | None
@@ -29,14 +29,14 @@ class Request:
     # Wait for all documents, then send them in one event.
     once: bool = False
     gap_s: float = 0.0
-    # With each document the whole list anew, the newest document the most relevant.
+    # With each document send the whole list, the newest document as the most relevant.
     updates: bool = False
     ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
     oversized: OversizedDocuments = OversizedDocuments.FAIL
 
 
 def ask(request: Request, documents: Iterable[Document], address: str, sink: Sink) -> None:
-    """Streams the documents and shows the answer; raises what the server refuses."""
+    """Streams the documents and shows the answer; raises the server's errors."""
     try:
         with Client(address) as client:
             _ask(request, _paced(documents, request.gap_s), client, sink)
@@ -50,7 +50,7 @@ def ask(request: Request, documents: Iterable[Document], address: str, sink: Sin
 def _ask(request: Request, documents: Iterable[Document], client: Client, sink: Sink) -> None:
     chat = request.prefix is None and _uses_chat(request, client)
     if request.once:
-        documents = list(documents)  # before the session opens, as "await all" means
+        documents = list(documents)  # before the session opens: "once" waits for all of them
     options = session_options(request, chat=chat) | {
         "ordering": request.ordering,
         "oversized_documents": request.oversized,
@@ -72,7 +72,7 @@ def _send(request: Request, documents: Iterable[Document], session: Session) -> 
 
 
 def _lists(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """For each document the list with it in front; those sent before by id."""
+    """Yields per document the list that it heads; those sent before by id."""
     sent: list[Document] = []
     for newest in documents:
         yield [newest, *sent]
@@ -80,7 +80,7 @@ def _lists(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def session_options(request: Request, *, chat: bool) -> dict[str, Any]:
-    """The template: a conversation, or plain text around the documents."""
+    """Returns the template: a conversation, or plain text around the documents."""
     if not chat:
         return {"prefix": request.prefix or "", "suffix": f"\n\n{request.question}\n"}
     system = request.system or DEFAULT_SYSTEM
@@ -102,7 +102,7 @@ def _uses_chat(request: Request, client: Client) -> bool:
 
 
 def _free_slot(text: str) -> str:
-    """A slot that the conversation's own words do not contain."""
+    """Returns a slot that the conversation's own text does not contain."""
     slot = "{{context}}"
     while slot in text:
         slot = f"{{{slot}}}"
@@ -110,8 +110,8 @@ def _free_slot(text: str) -> str:
 
 
 def _paced(documents: Iterable[Document], gap_s: float) -> Iterator[Document]:
-    nobody = threading.Event()
+    never_set = threading.Event()
     for number, document in enumerate(documents):
         if number and gap_s:
-            nobody.wait(gap_s)
+            never_set.wait(gap_s)
         yield document

@@ -1,4 +1,4 @@
-"""`stream2llm bench`: traces replayed against a live cluster, and what came of it."""
+"""`stream2llm bench`: replays traces against a live cluster, and reports the results."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from stream2llm.workload.replay.command import Outcome
 
 app = typer.Typer(
-    no_args_is_help=True, help="Replay traces against a live cluster, and report what came of it."
+    no_args_is_help=True, help="Replay traces against a live cluster, and report the results."
 )
 
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="The folder for all files; made where it is missing.")
+    Path, typer.Option("--output", "-o", help="The folder for all files; created if missing.")
 ]
 
 
@@ -49,17 +49,17 @@ def replay(
         typer.Option(
             min=1e-6,
             callback=finite,
-            help="Multiplies the sessions a second; sessions stay as long.",
+            help="Multiplies the sessions per second; sessions keep their durations.",
         ),
     ] = 1.0,
     max_sessions: Annotated[
-        int | None, typer.Option(min=1, help="Only so many, from the beginning of the trace.")
+        int | None, typer.Option(min=1, help="Number of sessions, from the beginning of the trace.")
     ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Longest answer.  [default: what the trace says of each session, else 128]",
+            help="Longest answer.  [default: each session's in the trace, else 128]",
         ),
     ] = None,
     ignore_eos: Annotated[
@@ -72,8 +72,8 @@ def replay(
     ordering: Annotated[
         DocumentOrdering,
         typer.Option(
-            help="as_given: documents stand as updates list them; stable: they keep their places, "
-            "which invalidates less."
+            help="as_given: documents are laid out as updates list them; stable: they keep their "
+            "places, which invalidates less."
         ),
     ] = DocumentOrdering.AS_GIVEN,
     timeout_s: Annotated[
@@ -88,7 +88,7 @@ def replay(
     text_seed: Annotated[
         int,
         typer.Option(
-            help="Decides the text that stands for token counts. Another one for every run on the "
+            help="Determines the text for token counts. Use another one for every run on the "
             "same cluster: equal text is found in prefix caches."
         ),
     ] = 0,
@@ -104,11 +104,11 @@ def replay(
         bool, typer.Option("--no-metrics", help="No timeline, no counts of preemptions.")
     ] = False,
 ) -> None:
-    """Replay a trace against a running cluster, in open loop, and report what came of it.
+    """Replay a trace against a running cluster, in open loop, and report the results.
 
     Each session is opened at its arrival and gets each event when it is due,
-    however slow the cluster is. Writes run.json (for `stream2llm bench report`),
-    summary.json (key names as `vllm bench serve`), report.md, report.html and
+    however slow the cluster is. Writes run.json (for `bench report`),
+    summary.json (key names as in `vllm bench serve`), report.md, report.html and
     the figures; prints the tables. Ctrl-C cancels what is open and reports what
     is finished. Exit codes: 0 replayed, 3 refused or no session was answered,
     4 no router answers (try again), 130 interrupted.
@@ -137,7 +137,7 @@ def replay(
 
 
 def _conclude(outcome: Outcome) -> None:
-    """Tables on stdout, warnings on stderr, and how the command ends."""
+    """Prints tables on stdout and warnings on stderr, and sets the exit code."""
     from stream2llm.workload.report import lateness_warning, summarize, summary_table
 
     summary = summarize(outcome.run)
@@ -164,8 +164,8 @@ def report(
 ) -> None:
     """Make one report of several runs: other systems, other loads.
 
-    Writes report.html (one page that needs no other file), report.md, the
-    figures as SVG, and one JSON a run with key names as `vllm bench serve`.
+    Writes report.html (one self-contained page), report.md, the figures as SVG,
+    and one JSON per run with key names as in `vllm bench serve`.
     Prints the page's path. Exit codes: 0 written, 3 a file is no run.
 
     Example: stream2llm bench report ours/run.json theirs/run.json --ours lcas -o both
@@ -183,4 +183,4 @@ def _require_system(ours: str | None, systems: list[str]) -> None:
 
     if ours is not None and ours not in systems:
         there = ", ".join(sorted(set(systems)))
-        raise NotFoundError(f"no run is of {ours!r}; there are: {there}", field="--ours")
+        raise NotFoundError(f"no run has the label {ours!r}; there are: {there}", field="--ours")

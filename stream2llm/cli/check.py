@@ -1,4 +1,4 @@
-"""`stream2llm up --check`: everything that can be known before anything is started."""
+"""`stream2llm up --check`: all checks that are possible before anything is started."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Say = Callable[[str], None]
 
 
 def check(config: ClusterConfig, say: Say) -> bool:
-    """Says what was checked and what would be started; whether nothing is wrong."""
+    """Prints the checks and what would be started; returns whether all is well."""
     is_here = config.ray.address == "local"
     wanted = preflight.checks(config, on_this_machine=is_here, runs_vllm=True)
     problems = [each for each in wanted if not _passes(each, say)]
     if not is_here:
         say(f"left out: ports, cores and memory of the nodes of {config.ray.address}")
-    if problems:  # vLLM would find the same again, in longer words
+    if problems:  # vLLM would report the same again, in longer words
         say(f"{len(problems)} of {len(wanted)} checks failed; nothing was started")
         return False
     launches = lay_out(config, preflight.check_model(config), common_environment(), Factories())

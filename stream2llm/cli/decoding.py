@@ -1,6 +1,6 @@
-"""Bytes to text: by their byte order mark, else in the encoding that was asked for.
+"""Bytes to text: by their byte order mark, else in the given encoding.
 
-Line ends become "\\n", as Python's text files have them.
+Line ends become "\\n", as in Python's text files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from io import IncrementalNewlineDecoder
 
 DEFAULT_ENCODING = "utf-8"
 NUL = "\0"
-# The marks of UTF-32 come first: one of them begins like UTF-16's.
+# UTF-32's marks come first, because one of them begins like UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -19,31 +19,31 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Where Python puts a byte that it cannot decode (PEP 383).
+# Python's escapes for undecodable bytes (PEP 383).
 _ESCAPED = range(0xDC80, 0xDD00)
 
 
 class NotTextError(Exception):
-    """Bytes that are no text; the message says why, and what may help."""
+    """The bytes are not text; the message says why, and what may help."""
 
 
 def check_encoding(name: str) -> str:
-    """The name of an encoding of text; raises ValueError for any other."""
+    """Returns the name of a text encoding; raises ValueError for any other."""
     try:
         codecs.getincrementaldecoder(name)
         b"a".decode(name)
     except UnicodeDecodeError:
         pass  # of more bytes than that
     except (LookupError, ValueError) as error:
-        raise ValueError(f"{name!r} is no text encoding that Python knows") from error
+        raise ValueError(f"{name!r} is not a text encoding of Python") from error
     return name
 
 
 def decode(data: bytes, encoding: str) -> str:
-    """The text of a whole file; raises NotTextError."""
+    """Returns the text of a whole file; raises NotTextError."""
     found = encoding_of(data, encoding)
     if found == DEFAULT_ENCODING and NUL.encode() in data:
-        raise _binary()  # at once: it may be large
+        raise _binary()  # without reading the whole file, which may be large
     try:
         text = data.decode(found)
     except UnicodeDecodeError as error:
@@ -55,8 +55,8 @@ def decode(data: bytes, encoding: str) -> str:
 
 
 def decode_stream(chunks: Iterable[bytes], encoding: str) -> Iterator[str]:
-    """Text as its bytes come. What cannot be decoded is left for `check_decoded`, so
-    that the documents around it are not lost; raises NotTextError where no text can follow."""
+    """Yields text as its bytes arrive. Leaves undecodable bytes to `check_decoded`, so that the
+    documents around them are not lost; raises NotTextError where no text can follow."""
     decoder: IncrementalNewlineDecoder | None = None
     head = b""
     for chunk in chunks:
@@ -73,7 +73,7 @@ def decode_stream(chunks: Iterable[bytes], encoding: str) -> Iterator[str]:
 
 
 def check_decoded(text: str, encoding: str) -> None:
-    """Raises NotTextError for a document out of `decode_stream` that is no text."""
+    """Raises NotTextError for a document of `decode_stream` that is not text."""
     if NUL in text:
         raise NotTextError("it contains NUL characters, which end a document with --null alone")
     try:
@@ -85,7 +85,7 @@ def check_decoded(text: str, encoding: str) -> None:
 
 
 def encoding_of(head: bytes, default: str) -> str:
-    """By the byte order mark, if there is one."""
+    """Returns the encoding of the byte order mark, if there is one."""
     return next((name for mark, name in _MARKS if head.startswith(mark)), default)
 
 
@@ -101,7 +101,7 @@ def _decoder(encoding: str) -> IncrementalNewlineDecoder:
 def _decoded(decoder: IncrementalNewlineDecoder, chunk: bytes, *, final: bool = False) -> str:
     try:
         return decoder.decode(chunk, final=final)
-    except UnicodeDecodeError as error:  # of an encoding in which bytes cannot be skipped
+    except UnicodeDecodeError as error:  # in an encoding whose bytes cannot be skipped
         raise _undecodable(error.encoding, error.reason) from error
 
 

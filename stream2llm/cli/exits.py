@@ -1,4 +1,4 @@
-"""What an error means to a shell: one line on stderr and an exit code."""
+"""Turns errors into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ INTERRUPTED = 130
 
 
 def exit_code(error: Stream2LLMError) -> int:
-    """4 when trying again may help without changing anything, 3 otherwise."""
+    """Returns 4 when a retry may help without changing anything, 3 otherwise."""
     return UNAVAILABLE if isinstance(error, UnavailableError) else REFUSED
 
 
 def describe(error: Stream2LLMError) -> str:
-    """The message, with what a program or a person can act on."""
+    """Returns the message, with the details that a program or a person can act on."""
     parts = [error.message, f"[{error.reason}]"]
     if error.field:
         parts.append(f"(field {error.field})")
@@ -33,7 +33,7 @@ def describe(error: Stream2LLMError) -> str:
 
 @contextmanager
 def errors_as_exits() -> Iterator[None]:
-    """Turns errors of ours into an exit code, and Ctrl-C into 130."""
+    """Turns our errors into an exit code, and Ctrl-C into 130."""
     try:
         yield
     except Stream2LLMError as error:

@@ -42,9 +42,9 @@ def generate(
         list[str],
         typer.Argument(
             help="Documents: files, folders (their text files, sorted, recursively), or - for "
-            "standard input, where a line --- or a NUL ends a document: the first of either "
-            "decides, the other is text. What is no text is left out and named on stderr, but "
-            "for a file given here."
+            "standard input, where a line --- or a NUL ends a document: whichever comes first is "
+            "the separator, the other is text. Files that are not text are left out and named on "
+            "stderr, unless they are given here."
         ),
     ],
     question: Annotated[str, typer.Option("--question", "-q", help="What to ask.")],
@@ -64,28 +64,28 @@ def generate(
     mode: Annotated[
         Mode,
         typer.Option(
-            help="append: send each document when it is here; update: the same, as a ranking "
-            "with the newest document first; once: all at the end."
+            help="append: send each document on arrival; update: the same, as a ranking with the "
+            "newest document first; once: all at the end."
         ),
     ] = Mode.APPEND,
     ordering: Annotated[
         DocumentOrdering,
         typer.Option(
-            help="With --mode update. as_given: documents stand in the ranking; stable: they keep "
-            "their places, which invalidates less, and the model is told the ranking."
+            help="With --mode update. as_given: documents are laid out as the ranking; stable: they "
+            "keep their places, which invalidates less, and the model gets the ranking as text."
         ),
     ] = DocumentOrdering.AS_GIVEN,
     oversized: Annotated[
         OversizedDocuments,
         typer.Option(
-            help="What a document that is too long does: fail it all, be left out, be cut."
+            help="For a document that is too long: fail the session, leave it out, or cut it."
         ),
     ] = OversizedDocuments.FAIL,
     encoding: Annotated[
         str,
         typer.Option(
             callback=_known_encoding,
-            help="Of files and standard input without a byte order mark.",
+            help="The encoding of files and standard input without a byte order mark.",
         ),
     ] = "utf-8",
     null: Annotated[
@@ -108,15 +108,15 @@ def generate(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the answer.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line for each event, on stdout.")
+        bool, typer.Option("--json", help="One JSON object per line for each event, on stdout.")
     ] = False,
 ) -> None:
     """Stream documents as the context of a question, and print the answer.
 
-    The answer goes to stdout as it is made, progress to stderr. Ctrl-C cancels
-    the session on the server. Exit codes: 0 answered, 2 bad usage or no document
-    that is text, 3 the server refused or failed, 4 it is unavailable (try again),
-    130 cancelled.
+    The answer goes to stdout as it is generated, progress to stderr. Ctrl-C
+    cancels the session on the server. Exit codes: 0 answered, 2 bad usage or no
+    document that is text, 3 the server refused or failed, 4 it is unavailable
+    (try again), 130 cancelled.
 
     Example: stream2llm generate -q "What does the with statement do?" docs/*.txt
 
@@ -126,7 +126,7 @@ def generate(
     """
     from stream2llm.api.sampling import SamplingParameters
     from stream2llm.cli.ask import Request
-    from stream2llm.cli.output import make_sink, tell
+    from stream2llm.cli.output import make_sink, warn
     from stream2llm.cli.sources import Reading, Sources
 
     if prefix is not None and system is not None:
@@ -155,7 +155,7 @@ def generate(
         oversized=oversized,
     )
     stdin = None if sys.stdin is None else sys.stdin.buffer  # None: it is closed
-    sources = Sources(paths, stdin, Reading(encoding, null=null), tell)
+    sources = Sources(paths, stdin, Reading(encoding, null=null), warn)
     _run(request, sources, address, make_sink(as_json=as_json, quiet=quiet))
 
 

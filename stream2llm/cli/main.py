@@ -1,4 +1,4 @@
-"""The `stream2llm` command. Light: what a command needs is imported when it runs."""
+"""The `stream2llm` command. Imports what a command needs only when it runs."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(workers_app, name="workers")
 
-# Their own options and help are in the modules behind them, which import more
-# than `--help` should wait for.
+# Commands whose options and help are in modules that import too much for `--help` of
+# the others to wait for.
 FORWARDED_TO = {
     "up": "stream2llm.cli.up",
     "down": "stream2llm.cli.up",
@@ -71,7 +71,7 @@ def status(context: typer.Context) -> None:
 
 @app.command(**_FORWARDED)
 def profile(context: typer.Context) -> None:
-    """Measure what recomputing and swapping KV costs on this node."""
+    """Measure the costs of recomputing and swapping KV on this node."""
     _forward("profile", context.args)
 
 
@@ -101,7 +101,7 @@ def _own_version() -> str:
 
 
 def forwarded(name: str) -> typer.Typer:
-    """The application of one of FORWARDED_TO."""
+    """Returns the application of one of FORWARDED_TO."""
     function: Callable[..., Any] = getattr(import_module(FORWARDED_TO[name]), name)
     command = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None

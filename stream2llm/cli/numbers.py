@@ -1,4 +1,4 @@
-"""Numbers that options take."""
+"""Checks of numbers in options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 
 def finite(value: float) -> float:
-    """For `callback=`: the value, unless it is infinite or no number, which a lower bound lets pass."""
+    """For `callback=`: returns the value unless it is infinite or NaN, which `min` lets pass."""
     if not isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value

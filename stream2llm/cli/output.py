@@ -1,6 +1,6 @@
-"""What `stream2llm generate` shows: the answer on stdout, progress on stderr.
+"""The output of `stream2llm generate`: the answer on stdout, progress on stderr.
 
-A sink takes each event of the session in order, from the client's thread.
+A sink gets each event of the session in order, from the client's thread.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NAMES: dict[type[Any], str] = {
 
 
 class Sink(Protocol):
-    """Where events go."""
+    """The destination of events."""
 
     def event(self, event: Event) -> None: ...
 
@@ -45,7 +45,7 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """One object a line on stdout, each with an "event" key."""
+    """One object per line on stdout, each with an "event" key."""
 
     def event(self, event: Event) -> None:
         self._write({"event": _NAMES[type(event)], **asdict(event)})
@@ -58,13 +58,13 @@ class JsonLines:
         pass
 
     def _write(self, value: dict[str, Any]) -> None:
-        # Where stdout cannot have every character, JSON's own escapes.
+        # JSON's own escapes where stdout cannot encode every character.
         text = json.dumps(value, ensure_ascii=not _is_utf8(sys.stdout.encoding))
         print(_shown(text), flush=True)
 
 
 class Text:
-    """The answer as it comes, and what `watcher` makes of the progress."""
+    """Prints the answer as it arrives; `watcher` shows the progress."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
@@ -95,14 +95,14 @@ class Text:
 
 
 def oversized_line(event: OversizedDocument) -> str:
-    """What became of a document that was too long."""
+    """Describes what happened to a document that was too long."""
     name = event.document_id or f"number {event.index + 1}"
     done = "left out" if not event.kept_tokens else f"cut behind {event.kept_tokens} tokens"
     return f"document {name} is too long and was {done} ({event.reason})"
 
 
 class Watcher(Protocol):
-    """What a person sees of the progress."""
+    """Shows the progress to a person."""
 
     def progress(self, progress: Progress) -> None: ...
 
@@ -112,7 +112,7 @@ class Watcher(Protocol):
 
 
 class Quiet:
-    """Nothing."""
+    """Shows nothing."""
 
     def progress(self, progress: Progress) -> None: ...
 
@@ -122,7 +122,7 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """One line on stderr for each change."""
+    """Prints one line on stderr for each change."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -138,7 +138,7 @@ class Lines(Quiet):
 
 
 class Live(Quiet):
-    """One line on a terminal that changes in place until the answer begins."""
+    """Updates one line on a terminal in place until the answer begins."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -161,13 +161,13 @@ class Live(Quiet):
             self._status = None
 
 
-def tell(line: str) -> None:
-    """A line on stderr that also `--quiet` leaves: something was not done."""
+def warn(line: str) -> None:
+    """Prints a line on stderr, even with `--quiet`: something was not done."""
     print(line, file=sys.stderr, flush=True)
 
 
 def progress_line(progress: Progress) -> str:
-    """The counts that tell how far the context has come."""
+    """Returns the counts that show how much of the context is prefilled."""
     waits = f"; waits for memory ({progress.delay})" if progress.delay else ""
     return (
         f"context: {progress.received_tokens} tokens received, "
@@ -177,7 +177,7 @@ def progress_line(progress: Progress) -> str:
 
 
 def summary_line(finished: Finished) -> str:
-    """What the answer took."""
+    """Returns the answer's counts and times."""
     usage, timings = finished.usage, finished.timings
     return (
         f"{usage.completion_tokens} tokens ({finished.reason}) from {usage.prompt_tokens} of "
@@ -187,22 +187,22 @@ def summary_line(finished: Finished) -> str:
 
 
 def _is_utf8(encoding: str | None) -> bool:
-    """Whether a stream has every character; one without an encoding keeps text as it is."""
+    """Whether a stream can encode every character; one without an encoding keeps text as is."""
     return encoding is None or encoding.lower().replace("-", "") == "utf8"
 
 
 def _shown(text: str) -> str:
-    """For stdout: to a file as it is, to a terminal without what would drive it.
+    """Returns text for stdout: unchanged for a file, without control characters for a terminal.
 
-    An answer may repeat what documents from anywhere say.
+    An answer may repeat what untrusted documents contain.
     """
     return for_terminal(text) if sys.stdout.isatty() else text
 
 
 def make_sink(*, as_json: bool, quiet: bool) -> Sink:
-    """The sink for these options and this terminal."""
+    """Returns the sink for these options and this terminal."""
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # of an answer nothing is lost
+        sys.stdout.reconfigure(errors="backslashreplace")  # lose no part of an answer
     if as_json:
         return JsonLines()
     if quiet:

@@ -1,4 +1,4 @@
-"""`stream2llm policy`: which sessions prefill workers serve first, seen and changed."""
+"""`stream2llm policy`: shows and changes which sessions prefill workers serve first."""
 
 from __future__ import annotations
 

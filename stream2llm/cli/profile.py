@@ -1,4 +1,4 @@
-"""`stream2llm profile`: what recomputing and swapping cost on this node, into a file and a figure."""
+"""`stream2llm profile`: measures the costs of recomputing and swapping on this node."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from prefill_worker.profiling import Subject
 
 MAX_MINUTES = 5.0
-# Ending the engine and drawing come after the measurements.
+# Time after the measurements for ending the engine and drawing.
 FINISH_S = 8.0
 
 
@@ -66,17 +66,17 @@ def profile(
         typer.Option(
             min=0.5,
             max=MAX_MINUTES,
-            help="Longest time for all of it, the engine's start included.",
+            help="Maximum time in minutes, the engine's start included.",
         ),
     ] = 4.5,
     tensor_parallel_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Instead of the engine's own."),
+        typer.Option(min=1, help="Overrides the engine's."),
     ] = None,
 ) -> None:
-    """Measure what recomputing and swapping KV costs on this node.
+    """Measure the costs of recomputing and swapping KV on this node.
 
-    Starts an engine as a prefill worker has it, times prefill and copies between
+    Starts an engine like a prefill worker's, times prefill and copies between
     device and host, and writes a cost profile, a figure and a table with the
     sizes at which the cheaper way changes. Progress goes to stderr, the table
     to stdout. Keep the device free of other work meanwhile. Exit codes: 0
@@ -102,7 +102,7 @@ def profile(
 
 
 def _quiet_vllm() -> None:
-    """Its own log would drown our progress. Read by it, and its processes, when imported."""
+    """Silences vLLM's log. Must run before vLLM, which reads these variables, is imported."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
 
@@ -128,7 +128,7 @@ def _subject(cluster: ClusterConfig, model: str | None, num_ranks: int | None) -
 
 
 def _environment(cluster: ClusterConfig) -> Mapping[str, str]:
-    """What the first prefill worker would have; it says which cores it may use."""
+    """Returns the first prefill worker's environment, which includes its cores."""
     part = cluster.prefill
     if part.num_gpus:
         return part.env
@@ -145,7 +145,7 @@ def _file_name(subject: Subject) -> str:
 
 
 def _require_writable(path: Path, option: str) -> None:
-    """Before minutes are spent on what could not be written."""
+    """Fails early, before minutes are spent on an unwritable result."""
     folder = path.parent
     if not folder.is_dir():
         problem = f"there is no directory {folder}"
@@ -159,7 +159,7 @@ def _require_writable(path: Path, option: str) -> None:
 
 
 def _figure_path(figure: Path | None, output: Path) -> Path | None:
-    """Where the figure goes; None without matplotlib, unless one was asked for by name."""
+    """Returns the figure's path; None without matplotlib, unless `figure` names one."""
     path = figure or output.with_suffix(".png")
     _require_writable(path, "--figure")
     if find_spec("matplotlib") is not None:

@@ -31,14 +31,14 @@ OpenTokenBudget = Annotated[
 
 
 class HandoverName(StrEnum):
-    """When KV crosses to decode."""
+    """When KV is transferred to decode."""
 
     AT_SEAL = "at_seal"
     STREAMED = "streamed"
 
 
 class ModeName(StrEnum):
-    """What becomes of a victim's KV."""
+    """What happens to a victim's KV."""
 
     RECOMPUTE = "recompute"
     SWAP = "swap"
@@ -69,12 +69,14 @@ def trace(
             help="A name or MODULE:NAME; may be given several times. By default the cluster's default."
         ),
     ] = None,
-    preemption: Annotated[ModeName, typer.Option(help="What victims lose.")] = ModeName.COST,
+    preemption: Annotated[
+        ModeName, typer.Option(help="What happens to victims' KV.")
+    ] = ModeName.COST,
     host_gib: Annotated[
         float, typer.Option(min=0, callback=finite, help="CPU KV offload pool of a worker.")
     ] = 0.0,
     token_budget: Annotated[
-        int | None, typer.Option(min=1, help="Of a step; by default the profile's.")
+        int | None, typer.Option(min=1, help="Token budget of a step; by default the profile's.")
     ] = None,
     open_token_budget: OpenTokenBudget = None,
     prefill: Annotated[int, typer.Option(min=1, help="Prefill workers.")] = 1,
@@ -83,29 +85,33 @@ def trace(
         int | None,
         typer.Option(
             min=1,
-            help="Of each answer; by default what the trace says, else 1. Without decode workers "
+            help="Tokens of each answer; by default the trace's, else 1. Without decode workers "
             "all answers end with their first token.",
         ),
     ] = None,
     network_gbit: Annotated[
         float,
-        typer.Option(min=1e-3, callback=finite, help="From prefill to one decode worker, Gbit/s."),
+        typer.Option(
+            min=1e-3, callback=finite, help="Link from prefill to one decode worker, Gbit/s."
+        ),
     ] = 100.0,
     front_ms: Annotated[
         float,
-        typer.Option(min=0, callback=finite, help="From a client to the engine, with tokenizing."),
+        typer.Option(
+            min=0, callback=finite, help="Delay from a client to the engine, with tokenizing."
+        ),
     ] = 0.0,
     ordering: Annotated[
         DocumentOrdering, typer.Option(help="How updates are laid out.")
     ] = DocumentOrdering.AS_GIVEN,
     handover: Annotated[
-        HandoverName, typer.Option(help="Whether KV crosses to decode ahead of the seal.")
+        HandoverName, typer.Option(help="Whether KV is transferred to decode before the seal.")
     ] = HandoverName.AT_SEAL,
     non_streaming: Annotated[
         bool, typer.Option("--non-streaming", help="Also without streaming, for comparison.")
     ] = False,
 ) -> None:
-    """A trace on a cluster that a cost profile describes.
+    """A trace on a cluster described by a cost profile.
 
     Example: stream2llm simulate trace crawler.jsonl --profile h100-sxm-80g_llama-3.1-8b_tp1
     --kv-gib 40 --prefill 2 --policy srpf --policy fcfs --non-streaming --output report

@@ -1,9 +1,9 @@
 """Documents for `stream2llm generate`: files, folders and standard input.
 
-A folder gives its text files in sorted order. What cannot be read there, and a document
-of standard input that is no text, is left out and named; a file that the user named has
-to be text. Documents are handed on as soon as they are complete, under ids that are
-unique and not too long for the router. Knows nothing of sessions.
+A folder yields its text files in sorted order. Files there that cannot be read, and
+documents of standard input that are not text, are left out and named; a file that the user
+named has to be text. Documents are yielded as soon as they are complete, under ids that
+are unique and not too long for the router. Independent of sessions.
 """
 
 from __future__ import annotations
@@ -31,58 +31,58 @@ from stream2llm.client.inputs import Document
 STDIN = "-"
 # The router's limit.
 MAX_ID_CHARS = 256
-# Of what is left out, how many are named.
+# Maximum number of left out sources that are named.
 MAX_NAMED = 20
 _CHUNK_BYTES = 64 * 1024
 
 
 class SourceError(Exception):
-    """A source that cannot be read, or gives nothing; the message names it."""
+    """A source that cannot be read, or has no document; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How bytes become documents."""
 
-    # Where no byte order mark says otherwise.
+    # For text without a byte order mark.
     encoding: str = DEFAULT_ENCODING
-    # NULs end the documents of standard input, whatever comes first.
+    # NULs end the documents of standard input, whatever separator comes first.
     null: bool = False
 
 
 class LeftOut:
     """Names what is not sent, up to a number, and counts the rest."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
         self.count = 0
 
     def add(self, name: str, why: object) -> None:
-        """One source that is left out."""
+        """Notes one source that is left out."""
         self.count += 1
         if self.count <= MAX_NAMED:
-            self._tell(f"left out {name}: {why}")
+            self._warn(f"left out {name}: {why}")
 
     def finish(self) -> None:
-        """Nothing follows."""
+        """Prints the count of the rest."""
         if self.count > MAX_NAMED:
-            self._tell(f"left out {self.count - MAX_NAMED} more")
+            self._warn(f"left out {self.count - MAX_NAMED} more")
 
 
 class Sources:
-    """The documents behind some paths; `tell` gets a line for each that is left out."""
+    """The documents of some paths; calls `warn` with a line for each that is left out."""
 
     def __init__(
         self,
         paths: Iterable[str],
         stdin: BinaryIO | None,
         reading: Reading,
-        tell: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         self._paths = list(paths)
         self._stdin = stdin
         self._reading = reading
-        self._left_out = LeftOut(tell)
+        self._left_out = LeftOut(warn)
 
     def check(self) -> None:
         """Raises SourceError for the first path that does not exist."""
@@ -91,8 +91,8 @@ class Sources:
                 _stat(path)
 
     def documents(self) -> Iterator[Document]:
-        """In order, once. Raises SourceError for a named file that is no text, and at the
-        end when there was no document."""
+        """Yields them in order, once. Raises SourceError for a named file that is not text, and at
+        the end when there was no document."""
         ids = DocumentIds()
         num_documents = 0
         for name, text in self._texts():
@@ -149,8 +149,8 @@ class Sources:
 
 
 def text_files(folder: str, left_out: LeftOut) -> Iterator[str]:
-    """The files below, sorted. Hidden ones are not meant; what is no file is left out,
-    links to folders too, so that no folder is read twice or for ever."""
+    """Yields the files below, sorted, without hidden ones. Leaves out what is not a file, links
+    to folders included, so that no folder is read twice or for ever."""
     waiting = [folder]
     while waiting:
         path = waiting.pop()
@@ -173,14 +173,14 @@ def _visible(folder: str) -> list[str]:
 
 
 class DocumentIds:
-    """An id for each name: the name itself, unless it came before or is too long."""
+    """Ids for names: the name itself, unless it came before or is too long."""
 
     def __init__(self) -> None:
         self._times_given: Counter[str] = Counter()
         self._given: set[str] = set()
 
     def of(self, name: str) -> str:
-        """An id that was not given before."""
+        """Returns an id that was not returned before."""
         document_id = ""
         while not document_id or document_id in self._given:
             self._times_given[name] += 1
@@ -198,7 +198,7 @@ def _fitting(name: str) -> str:
 
 
 def readable_name(path: str) -> str:
-    """A path as text in one line: bytes that are no text, and line breaks, are escaped."""
+    """Returns a path as text in one line: undecodable bytes and line breaks are escaped."""
     name = os.fsencode(Path(path) if path else "''").decode(errors="backslashreplace")
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
 
@@ -211,7 +211,7 @@ def _stat(path: str) -> os.stat_result:
 
 
 def _chunks(stdin: BinaryIO | None) -> Iterator[bytes]:
-    """Bytes as they come."""
+    """Yields bytes as they arrive."""
     if stdin is None:
         raise SourceError("standard input is closed")
     read1: Callable[[int], bytes] = getattr(stdin, "read1")  # noqa: B009 - of buffered ones only
@@ -223,7 +223,7 @@ def _chunks(stdin: BinaryIO | None) -> Iterator[bytes]:
 
 
 def _read(path: str, encoding: str) -> str:
-    """A file's text; of one that is plainly none only the beginning is read."""
+    """Returns a file's text; reads only the beginning of one that is clearly not text."""
     with open(path, "rb") as file:
         head = file.read(_CHUNK_BYTES)
         if encoding_of(head, encoding) == DEFAULT_ENCODING and b"\0" in head:

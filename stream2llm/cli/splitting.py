@@ -1,7 +1,7 @@
-"""A stream of text to documents, each as soon as its end is there.
+"""Splits a stream of text into documents, each as soon as its end has arrived.
 
-Documents end at lines that are just `---`, or at NUL characters: the first of either
-decides for the whole stream, and the other is text from then on.
+Documents end at lines that are just `---`, or at NUL characters: whichever comes first is
+the separator of the whole stream, and the other is text from then on.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _AT_EITHER = re.compile(f"{NUL}|^{SEPARATOR_LINE}\n", re.MULTILINE)
 
 
 def split_documents(texts: Iterable[str], *, null: bool = False) -> Iterator[str]:
-    """The documents in a text that comes in pieces; blank ones are left out.
+    """Yields the documents of a text that arrives in pieces; blank ones are left out.
 
-    With `null` NULs end documents, whatever comes first.
+    With `null`, NULs end documents, whatever comes first.
     """
     splitter = _Splitter(_AT_NULS if null else _AT_EITHER)
     for text in texts:
@@ -29,17 +29,17 @@ def split_documents(texts: Iterable[str], *, null: bool = False) -> Iterator[str
 
 
 class _Splitter:
-    """Keeps the document that has not ended yet."""
+    """Holds the document that has not ended yet."""
 
     def __init__(self, separator: re.Pattern[str]) -> None:
         self._separator = separator
         self._pieces: list[str] = []
-        # Not looked at to its end: one character for "^" to look back at, and behind it
-        # what may be the beginning of a separator line.
+        # Not examined to its end: one character that "^" looks back at, and behind it what
+        # may be the beginning of a separator line.
         self._held = "\n"
 
     def feed(self, text: str) -> Iterator[str]:
-        """The documents that end in this piece."""
+        """Yields the documents that end in this piece."""
         text = self._held + text
         begin = 1
         while found := self._separator.search(text, begin):
@@ -51,7 +51,7 @@ class _Splitter:
         self._held = text[end - 1 :]
 
     def finish(self) -> Iterator[str]:
-        """The last document, which nothing needs to end."""
+        """Yields the last document, which needs no separator."""
         rest = self._held[1:]
         is_separator = rest == SEPARATOR_LINE and self._separator is not _AT_NULS
         yield self._document("" if is_separator else rest)
@@ -64,6 +64,6 @@ class _Splitter:
 
 
 def _certain_end(text: str) -> int:
-    """Where the text ends that cannot belong to a separator line."""
+    """Returns the end of the text that cannot belong to a separator line."""
     line_begin = text.rfind("\n", -len(SEPARATOR_LINE) - 1) + 1
     return line_begin if line_begin and SEPARATOR_LINE.startswith(text[line_begin:]) else len(text)

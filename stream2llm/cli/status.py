@@ -1,7 +1,7 @@
-"""`stream2llm status`: every router and worker that should exist, and why one does not serve.
+"""`stream2llm status`: every desired router and worker, and why one does not serve.
 
-A router knows the workers that it can use, and where the controller is; the
-controller knows of the others. Either may be gone, then the other one is shown.
+A router knows the workers that it can use, and the controller's address; the controller
+knows the others. If one of the two is gone, the other one is shown.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from stream2llm.serving.logs import for_terminal, one_line
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What could be learned; at least one of the two is there."""
+    """What was found; at least one of the two is there."""
 
     router: dict[str, Any] | None
     # The controller's /status.
     controller: dict[str, Any] | None
-    # What is missing above, and why.
+    # What is missing, and why.
     missing: str = ""
 
 
@@ -104,12 +104,12 @@ def find(address: str, controller: str | None, timeout_s: float) -> Found:
 
 def _without_router(error: UnavailableError, controller: str | None, timeout_s: float) -> Found:
     try:
-        told = ask_controller(
+        answer = ask_controller(
             controller or DEFAULT_CONTROLLER, "/status", timeout_s, expects="replicas"
         )
     except Stream2LLMError:
-        raise error from None  # the router is what was asked for
-    return Found(None, told, error.message)
+        raise error from None  # the command is about the router
+    return Found(None, answer, error.message)
 
 
 def _ask_router(address: str, timeout_s: float) -> dict[str, Any]:
@@ -120,13 +120,13 @@ def _ask_router(address: str, timeout_s: float) -> dict[str, Any]:
             info = stub.GetServerInfo(inference_pb2.GetServerInfoRequest(), timeout=timeout_s)
     except grpc.RpcError as error:
         raise no_answer("router", address, error.details()) from error
-    except ValueError as error:  # no address at all
+    except ValueError as error:  # not an address
         raise no_answer("router", address, error) from error
     return _plain(info)
 
 
 def _plain(info: Any) -> dict[str, Any]:
-    """Plain data with every field, zeros included."""
+    """Returns plain data with every field, zeros included."""
     return {
         "version": info.version,
         "router_id": info.router_id,
@@ -147,7 +147,7 @@ def as_dict(found: Found) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One replica, as the table shows it."""
+    """One replica in the table."""
 
     name: str
     role: str
@@ -162,7 +162,7 @@ class Row:
 
 
 def rows(found: Found) -> list[Row]:
-    """Every replica that the controller wants; without one the workers that the router sees."""
+    """Returns every desired replica; without a controller the workers that the router sees."""
     workers = {w["worker_id"]: w for w in (found.router or {}).get("workers", ())}
     if found.controller is None:
         return [_row(name, w, None) for name, w in sorted(workers.items())]
@@ -195,7 +195,7 @@ def _state(worker: dict[str, Any] | None, replica: dict[str, Any]) -> str:
 
 
 def _load_of(replica: dict[str, Any]) -> dict[str, Any]:
-    """What the controller last heard of a worker that this router does not see."""
+    """Returns the controller's last figures of a worker that this router does not see."""
     load = replica.get("status")
     return load if isinstance(load, dict) and replica.get("phase") in ("running", "ready") else {}
 
@@ -215,7 +215,7 @@ def _console() -> Console:
 
 
 def show(found: Found, console: Console) -> None:
-    """The tables for a person."""
+    """Prints the tables."""
     if found.router is not None:
         _line(console, f"{found.router['router_id']}, Stream2LLM {found.router['version']}")
     listed = rows(found)

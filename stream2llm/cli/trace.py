@@ -1,4 +1,4 @@
-"""`stream2llm trace`: workloads to replay, made, imported and looked at."""
+"""`stream2llm trace`: generates, imports and shows workloads to replay."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def generate(
 ) -> None:
     """Make a trace with the quantiles of a published workload, and print how well it fits.
 
-    crawler appends web pages, anns updates the list of a vector search. Text is
-    sentences of Python's own help. The same options give the same file. The fit is
-    that of the file, scaled back.
+    crawler appends web pages, anns updates the list of a vector search. The text is
+    made of sentences of Python's own help. The same options give the same file. The
+    fit is that of the file, scaled back.
 
     Example: stream2llm trace generate crawler -n 200 --scale-tokens 0.05 -o crawler.jsonl
     """
@@ -83,7 +83,7 @@ def generate(
 
 @app.command()
 def show(path: Annotated[Path, typer.Argument(help="A trace.")]) -> None:
-    """Check a trace, sum it up, and compare it with the workload it is like.
+    """Check a trace, summarise it, and compare it with the workload that it resembles.
 
     Exit codes: 0 it is valid, 3 it is not; the error names line and key.
 

@@ -1,4 +1,4 @@
-"""`stream2llm trace import`: recordings of others, turned into our traces."""
+"""`stream2llm trace import`: converts other recordings to traces."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from stream2llm.workload.traces.imports import BadRow, Importing, Report
     from stream2llm.workload.traces.requests import Streaming
 
-app = typer.Typer(no_args_is_help=True, help="Turn recordings of others into traces.")
+app = typer.Typer(no_args_is_help=True, help="Convert other recordings to traces.")
 
-# Every bad row counts, not every one is shown.
+# All bad rows are counted, but only the first are shown.
 SHOWN_BAD_ROWS = 20
 
 MaxSessions = Annotated[
-    int | None, typer.Option(min=1, help="Only so many, from the beginning of the recording.")
+    int | None, typer.Option(min=1, help="Number of sessions, from the beginning of the recording.")
 ]
 Parts = Annotated[
     int,
     typer.Option(
-        "--documents", min=1, help="Appends in which each prompt comes: so many equal documents."
+        "--documents", min=1, help="Number of appends, of equal documents, that bring each prompt."
     ),
 ]
 Gap = Annotated[
@@ -231,7 +231,7 @@ def _import(
     scale_tokens: float,
     scale_load: float,
 ) -> None:
-    """A recording of requests; `streamed` is how many appends bring a prompt, and their gap."""
+    """Imports a recording of requests; `streamed` is the appends per prompt, and their gap."""
     from stream2llm.workload.traces.requests import Streaming, first_sessions
 
     with errors_as_exits():
@@ -269,7 +269,7 @@ def _write(
 
 
 class _Reporter:
-    """Tells the first bad rows on stderr, counts all."""
+    """Prints the first bad rows on stderr, and counts all."""
 
     def __init__(self) -> None:
         self.num_bad = 0

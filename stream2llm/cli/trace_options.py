@@ -1,4 +1,4 @@
-"""What the commands that write traces have in common: options, and what they make of them."""
+"""Common options of the commands that write traces, and their evaluation."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ if TYPE_CHECKING:
     from stream2llm.workload.traces.text import CountTokens
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The trace to write (JSONL).")]
-Seed = Annotated[int, typer.Option(help="Decides everything that is random.")]
-Rate = Annotated[
-    float, typer.Option(min=1e-6, help="Poisson arrivals: sessions a second on average.")
-]
+Seed = Annotated[int, typer.Option(help="Determines everything that is random.")]
+Rate = Annotated[float, typer.Option(min=1e-6, help="Poisson arrivals: mean sessions per second.")]
 Arrivals = Annotated[
     Path | None,
-    typer.Option(help="Instead of --rate: a file with a time a line, seconds or ISO 8601."),
+    typer.Option(help="Instead of --rate: a file with one time per line, seconds or ISO 8601."),
 ]
 ScaleTokens = Annotated[float, typer.Option(min=1e-6, help="Multiplies prompt lengths.")]
 ScaleTime = Annotated[
     float, typer.Option(min=1e-6, help="Multiplies times within a session, not the arrivals.")
 ]
 ScaleLoad = Annotated[
-    float, typer.Option(min=1e-6, help="Multiplies the sessions a second, of a file as well.")
+    float, typer.Option(min=1e-6, help="Multiplies the sessions per second, also of a file.")
 ]
 TokensOnly = Annotated[
     bool, typer.Option("--tokens-only", help="Token counts instead of text: a small file.")
@@ -49,7 +47,7 @@ def show_trace(path: Path) -> None:
 
 
 def scale_of(tokens: float, time: float, load: float) -> Scale:
-    """The scale of a header."""
+    """Returns the scale for a header."""
     from stream2llm.workload.traces.format import Scale
 
     return Scale(tokens=tokens, time=time, load=load)
@@ -63,7 +61,7 @@ def header_of(
     seed: int | None,
     shape: Shape | None,
 ) -> Header:
-    """The first line of a trace that this command writes."""
+    """Returns the first line of a trace that this command writes."""
     from stream2llm.workload.traces.format import SCHEMA, SCHEMA_VERSION, Header
 
     return Header(
@@ -79,7 +77,7 @@ def header_of(
 
 
 def _provenance(context: typer.Context) -> str:
-    """The options without the output: equal options give equal files, wherever they are."""
+    """Returns the options without the output: equal options give equal files anywhere."""
     options = {**context.params}
     del options["output"]
     given = ", ".join(
@@ -90,7 +88,7 @@ def _provenance(context: typer.Context) -> str:
 
 
 def arrivals_of(path: Path | None, rate: float, seed: int, scale: Scale) -> Iterator[float]:
-    """Seconds after the beginning of the trace: those of a file, else Poisson without end."""
+    """Yields seconds after the trace's beginning: those of a file, else Poisson without end."""
     import random
 
     from stream2llm.workload.traces.arrivals import from_file, poisson
@@ -101,7 +99,7 @@ def arrivals_of(path: Path | None, rate: float, seed: int, scale: Scale) -> Iter
 
 
 def token_counter(name: str | None) -> tuple[CountTokens, str]:
-    """Counts tokens; and what the header says of it."""
+    """Returns a function that counts tokens, and its name for the header."""
     from stream2llm.workload.traces.text import count_by_words
 
     if name is None:

@@ -1,4 +1,4 @@
-"""`stream2llm up` and `stream2llm down`: a cluster that keeps running, and its end."""
+"""`stream2llm up` and `stream2llm down`: start a cluster and keep it running; end it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AddressOption = Annotated[
     str | None,
     typer.Option(
         "--address",
-        help="Instead of ray.address of the file: 'local' starts a Ray of its own,"
+        help="Overrides the file's ray.address: 'local' starts its own Ray,"
         " 'auto' joins the one that runs here, host:port joins that one.",
     ),
 ]
@@ -56,7 +56,7 @@ def up(
         bool,
         typer.Option(
             "--deterministic",
-            help="Answers that do not depend on what runs beside them: vLLM's batch-invariant"
+            help="Answers that do not depend on concurrent requests: vLLM's batch-invariant"
             " mode, which costs speed and needs GPUs (docs/operations.md).",
         ),
     ] = False,
@@ -101,7 +101,7 @@ def down(
 ) -> None:
     """End a cluster that `stream2llm up --detach` left running.
 
-    Drains it as Ctrl-C would. The Ray cluster itself goes on.
+    Drains it as Ctrl-C would. The Ray cluster itself keeps running.
     """
     try:
         cluster = Cluster.attach(_configuration(config, address or "auto"))
@@ -112,7 +112,7 @@ def down(
 
 
 def run(config: ClusterConfig, *, detach: bool = False, factories: Factories | None = None) -> None:
-    """What `up` does, once its options are read."""
+    """Runs `up` with its options read."""
     clock = SystemClock()
     begin_s = clock.monotonic_s()
     _say(f"starting {config.model_name}; an engine takes 15 to 60 s")
@@ -121,7 +121,7 @@ def run(config: ClusterConfig, *, detach: bool = False, factories: Factories | N
         if cluster.ray_token_file is not None:
             _say(f"token of its Ray: {cluster.ray_token_file}")
         longest_s = max(config.prefill.start_timeout_s, config.decode.start_timeout_s)
-        # Each start is bounded by itself; this bounds their repetitions.
+        # Each start has a time limit; this limits their repetition.
         attempts = config.controller.max_start_failures
         cluster.wait_ready(longest_s * attempts + READY_MARGIN_S, _say)
         for number, router in enumerate(cluster.router_addresses):
@@ -137,7 +137,7 @@ def run(config: ClusterConfig, *, detach: bool = False, factories: Factories | N
 
 
 def _serve(cluster: Cluster) -> None:
-    """Reports what happens until a signal comes, then drains."""
+    """Reports events until a signal arrives, then drains."""
     _say("Ctrl-C drains and stops; twice stops at once")
     try:
         cluster.follow(_say)
@@ -176,7 +176,7 @@ def _configuration(
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """SIGTERM means the same as Ctrl-C here, whatever Ray makes of it meanwhile."""
+    """Makes SIGTERM act like Ctrl-C, even after Ray has replaced its handler."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""`stream2llm workers`: what an operator tells the controller about workers."""
+"""`stream2llm workers`: an operator's commands about workers."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def retry(
 ) -> None:
     """Start a router or worker now that was given up, or waits to be started again.
 
-    A cluster does that by itself, with pauses that grow to 15 minutes; this is for
-    when the cause has been removed. What runs is left alone. Prints the names of what
-    is started. Exit codes: 0 the controller has heard of it, 3 nothing has that name,
-    4 the controller gives no answer.
+    A cluster does that by itself, with pauses that grow to 15 minutes; use this
+    when the cause has been removed. Running ones are left alone. Prints the names
+    of those that are started. Exit codes: 0 the controller has accepted it, 3
+    nothing has that name, 4 the controller gives no answer.
 
     Example: stream2llm workers retry
 
@@ -46,6 +46,6 @@ def retry(
     """
     with errors_as_exits():
         body = {} if name is None else {"name": name}
-        told = ask_controller(controller, "/retry", timeout_s, expects="retried", body=body)
-        names: list[str] = told["retried"]
+        answer = ask_controller(controller, "/retry", timeout_s, expects="retried", body=body)
+        names: list[str] = answer["retried"]
         typer.echo("\n".join(names) or "nothing waits to be started again")

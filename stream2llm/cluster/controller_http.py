@@ -187,8 +187,8 @@ def _refused(
     field: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
-    told = {"error": message, "reason": reason, "field": field}
-    return web.json_response(told, status=status, headers=headers)
+    answer = {"error": message, "reason": reason, "field": field}
+    return web.json_response(answer, status=status, headers=headers)
 
 
 async def _body_of(request: web.Request) -> bytes:
@@ -231,5 +231,5 @@ def _text_in(body: bytes, field: str, example: str) -> str | None:
         raise InvalidRequestError(f"the body must be JSON like {example}", field=field)
     text = value.get(field)
     if text is not None and not isinstance(text, str):
-        raise InvalidRequestError(f"{field} must be a text", field=field)
+        raise InvalidRequestError(f"{field} must be a string", field=field)
     return text

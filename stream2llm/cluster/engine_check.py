@@ -22,7 +22,7 @@ _BUILDERS = {
     "prefill": "prefill_worker.engine:check_arguments",
     "decode": "decode_worker.engine:check_arguments",
 }
-NO_GPU_HERE = "there is no GPU here, so vLLM could not look at the values"
+NO_GPU_HERE = "vLLM cannot check the values without a GPU here"
 
 
 class Verdict(NamedTuple):

@@ -41,12 +41,12 @@ class PolicyChoice:
     # Policies that the configuration names by import path; a caller can choose no others.
     import_paths: tuple[str, ...] = ()
 
-    async def catch_up(self, begun_with: str, tell: Callable[[str], Awaitable[None]]) -> None:
+    async def catch_up(self, begun_with: str, send: Callable[[str], Awaitable[None]]) -> None:
         """Brings a worker that has just started up to date, however often the choice changes."""
-        told = begun_with
-        while told != self.name:
-            told = self.name
-            await tell(told)
+        sent = begun_with
+        while sent != self.name:
+            sent = self.name
+            await send(sent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ event returns a new one. Life cycle of a replica:
        |                  v                  v                   v
        |                DEAD <---- start failed, connect failed, died
        '----cleaned---- CLEANING -cleaned, failed too often-> GIVEN_UP
-                                               | a process of it does not end: DEAD, cleaned again later
+                         | a process of it does not end: DEAD, cleaned again later
 
 GIVEN_UP is created once more after a pause that doubles each time, and at once when an
 operator requests it.

@@ -24,15 +24,15 @@ class RouterLimits(FrozenModel):
     """Limits of one router. Requests beyond them are refused with an error that names the limit."""
 
     max_open_sessions: int = Field(default=1024, ge=1)
-    """Most sessions open at one router at the same time; more are refused (`TOO_MANY_SESSIONS`)."""
+    """Maximum sessions open at one router at the same time; more are refused (`TOO_MANY_SESSIONS`)."""
     max_session_tokens: int = Field(default=2_000_000, ge=1)
-    """Most tokens a session may send over its whole life, replaced documents included."""
+    """Maximum tokens a session may send over its whole life, replaced documents included."""
     max_documents_per_event: int = Field(default=4096, ge=1)
-    """Most documents in one append or update."""
+    """Maximum documents in one append or update."""
     max_session_documents: int = Field(default=65_536, ge=1)
-    """Most documents with content that a session may send over its whole life."""
+    """Maximum documents with content that a session may send over its whole life."""
     max_message_bytes: int = Field(default=16 * MIB, ge=64 * KIB)
-    """Most bytes of one gRPC message, between client and router and between router and workers."""
+    """Maximum bytes of one gRPC message, between client and router and between router and workers."""
     input_idle_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds without an event from the client after which an unsealed session ends."""
     max_session_duration_s: float = Field(default=3600.0, gt=0)

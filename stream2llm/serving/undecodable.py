@@ -74,7 +74,9 @@ def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         try:
             return decode(data)
         except DecodeError as error:
-            return InvalidRequestError(f"these bytes are no message: {error}", reason="NO_MESSAGE")
+            return InvalidRequestError(
+                f"the message cannot be decoded: {error}", reason="NO_MESSAGE"
+            )
 
     return decode_or_refuse
 

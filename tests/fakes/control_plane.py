@@ -95,7 +95,7 @@ class FakeWorker:
 
 @dataclass(frozen=True, slots=True)
 class FakeRouterAddress:
-    """What a router tells of itself."""
+    """A router's own status."""
 
     router_id: str
     grpc_address: str

@@ -10,7 +10,7 @@ from stream2llm.api.errors import UnavailableError
 
 @dataclass
 class FakeHosts:
-    """Workers that do as they are told, but for the deaf."""
+    """Workers that follow what is set, except the deaf ones."""
 
     policies: dict[str, str]
     deaf: set[str] = field(default_factory=set)

@@ -194,7 +194,7 @@ with Cluster.start(config, factories=factories) as cluster:
 
 
 def proxies() -> dict[str, str]:
-    """A proxy that answers nobody: a cluster must start and end beside it."""
+    """A proxy that never answers: a cluster must start and end beside it."""
     return dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:1")
 
 

@@ -69,7 +69,7 @@ def test_every_answer_is_the_one_shot_answer(
         settings=settings(
             max_examples=6,
             stateful_step_count=50,
-            # Each example takes seconds: a failure is told as it was found.
+            # Each example takes seconds: a failure is reported as found, without shrinking.
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),

@@ -222,7 +222,7 @@ def test_an_offer_is_under_way_when_decode_dies_and_the_context_changes(
 
 
 class _CutsLate(Pair):
-    """A fault: a fetch is told the tokens of the sequence as it is when the fetch is sent."""
+    """A fault: a fetch carries the tokens of the sequence as it is when the fetch is sent."""
 
     def tokens_to_fetch(self, name: str, fetch: Fetch[dict[str, Any]]) -> list[int]:
         return self.prefill.sessions[name].tokens[: fetch.what.num_tokens]

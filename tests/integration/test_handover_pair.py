@@ -134,7 +134,7 @@ def test_a_dead_decode_worker_costs_a_lease_and_another_one_takes_everything(pai
     pair.deliver("a")
     pair.step_decode()
     pair.kill_decode()
-    assert pair.prefill.offered(), "nobody told prefill"
+    assert pair.prefill.offered(), "prefill was not notified"
     for offer in pair.prefill.offered():
         pair.prefill.end_lease(offer, expired=True)
     pair.settle()

@@ -29,7 +29,7 @@ TEMP_DIR = f"/tmp/s2l-test-{os.getpid()}"  # short: it holds sockets
 
 
 def ray_environment(token: Path | None) -> dict[str, str]:
-    """Of the head and of Ray's commands, with a token or without one."""
+    """Environment of the head and of Ray's commands, with a token or without one."""
     own = {"PYTHONPATH", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
     kept = {key: value for key, value in os.environ.items() if key not in own}
     more = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}

@@ -70,7 +70,7 @@ def driver() -> Iterator[SchedulerDriver]:
 
 
 def tokens(session: int, num_tokens: int) -> list[int]:
-    """Nobody else's tokens."""
+    """No other session's tokens."""
     return [1000 * (session + 1) + position for position in range(num_tokens)]
 
 
@@ -296,7 +296,7 @@ async def test_s4_an_abort_is_an_error_and_never_a_silent_end() -> None:
     stream = await ended_by(engine, session)
     outputs = [output async for output in prefill_outputs(stream)]
     end = outputs[-1].first_token
-    assert end is not None, "the stream ended, and nobody would know why"
+    assert end is not None, "the stream ended without a reason"
     # What the service does with the end of a stream.
     with pytest.raises(UnavailableError) as raised:
         token_step(end, None)

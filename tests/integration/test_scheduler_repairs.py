@@ -25,7 +25,7 @@ def make_driver(**settings: Any) -> SchedulerDriver:
 
 
 def tokens(session: int, num_tokens: int) -> list[int]:
-    """Nobody else's tokens."""
+    """No other session's tokens."""
     return [1000 * (session + 1) + position for position in range(num_tokens)]
 
 
@@ -34,7 +34,7 @@ def delays(driver: SchedulerDriver, name: str) -> Sequence[str]:
 
 
 def test_more_hits_than_slots_are_taken_without_evicting_anybody() -> None:
-    """Those beyond the slots computed it all again, and evicted everybody for it."""
+    """Sessions beyond the slots computed it all again, and evicted all others for it."""
     driver = make_driver(leases=False, num_blocks=26, token_budget=128, step_requests=4)
     shared = tokens(0, 92)
     for number in range(30):

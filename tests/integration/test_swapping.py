@@ -173,7 +173,7 @@ class LateFailure(FakeCopier):
 
 
 def test_kv_that_never_reached_the_host_does_not_come_back() -> None:
-    """Though the load was under way when the failure was told."""
+    """Though the load was under way when the failure was reported."""
     driver = a_driver()
     driver.executor.copier = LateFailure(driver.executor.copier)
     driver.open("a", A)

@@ -1,4 +1,4 @@
-"""Invariants of the context log and of what the client is told about it.
+"""Invariants of the context log and of what the client learns about it.
 
 1. Applying every splice in order gives prefix + documents (+ suffix), always.
 2. A splice keeps exactly the longest common prefix of old and new.

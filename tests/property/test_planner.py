@@ -2,16 +2,16 @@
 
 1. Grants never exceed the step's tokens, slots, or what a session wants.
 2. Blocks allocated never exceed the free ones and those that evictions free.
-3. Nobody is both evicted and served; nobody with new tokens is evicted for one that goes after
-   it, and nobody at all for a session that would only restore what it lost.
+3. No session is both evicted and served; none with new tokens is evicted for one that goes after
+   it, and none at all for a session that would only restore what it lost.
 4. Planning changes nothing and gives the same plan again.
 5. The first in rank moves whenever blocks that it may take could make room: all but those of
    hand-overs and, when it is not their turn, of promoted sessions.
 6. No eviction is in vain: with any one block less of a victim its beneficiary would get less.
 7. Who is served is a prefix of the ranking, without those that were evicted or follow.
-8. Nobody begins with a block that the step computes already; whoever follows, follows one that is served.
-9. KV comes back from where the computed tokens end, nobody computes beyond it, and sessions whose KV is
-   on its way are left alone. What goes to the host has room there, is full, and nobody else has it.
+8. No session begins with a block that the step computes already; a follower follows one that is served.
+9. KV comes back from where the computed tokens end, nothing is computed beyond it, and sessions whose
+   KV is being restored are left alone. What goes to the host has room there, is full, and unshared.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Situation:
         return {view.request_id: view for view in self.views}
 
     def num_step_tokens(self, first: RequestView) -> int:
-        """Of a step that begins with this session: some policies have shorter ones for open ones."""
+        """The budget of a step that begins with this session: some policies limit open ones."""
         is_short = self.ranking.keeps_sealed_apart and not first.sealed
         most = self.limits.num_open_tokens if is_short else None
         return min(self.limits.num_tokens, most or self.limits.num_tokens)
 
     def num_freed(self, num_kept: dict[str, int]) -> int:
-        """Blocks that nobody holds when those sessions keep so many of theirs."""
+        """Blocks without a holder when those sessions keep so many of theirs."""
         counts = dict(self.ledger.ref_counts)
         for victim, kept in num_kept.items():
             for block_id in self.ledger.block_ids(victim)[kept:]:
@@ -102,7 +102,7 @@ def situations(draw: st.DrawFn) -> Situation:
         view = RequestView(
             name, sealed, index, event, known, computed, num_blocks, reached, promotion
         )
-        # Whoever is promoted has something new to compute; see session_table.py.
+        # A promoted session has new tokens to compute; see session_table.py.
         views.append(view if view.has_claim else view._replace(promotion=0))
         for block_id in held[name]:
             # One more holder than sessions: a lease on a block that is shared with it.

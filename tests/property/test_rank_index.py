@@ -1,4 +1,4 @@
-"""The index, kept by events, is the ranking that sorting everybody anew would give."""
+"""The index, kept by events, is the ranking that sorting all sessions anew would give."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def views(draw: st.DrawFn) -> RequestView:
     return RequestView(
         request_id,
         sealed=draw(st.booleans()),
-        # Of one session it never changes, and no two have the same.
+        # One session's never changes, and no two have the same.
         arrival=IDS.index(request_id),
         last_event=draw(st.integers(1, 9)),
         num_known_tokens=known,

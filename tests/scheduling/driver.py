@@ -43,12 +43,12 @@ class DrivenSession:
     prefix: Tokens
     hand_over: bool
     documents: list[Tokens] = field(default_factory=list)
-    # What the scheduler was told last.
+    # The tokens last sent to the scheduler.
     tokens: list[int] = field(default_factory=list)
     revision: int = 0
     begun: bool = False
     sealed: bool = False
-    # Progress figures in the order they were told.
+    # Progress figures in the order in which they were reported.
     progress: list[dict[str, Any]] = field(default_factory=list)
     # Hand-overs offered ahead of the seal, in order.
     offers: list[dict[str, Any]] = field(default_factory=list)
@@ -56,7 +56,7 @@ class DrivenSession:
 
 @dataclass(frozen=True)
 class Lease:
-    """A hand-over nobody has read yet."""
+    """A hand-over that has not been read yet."""
 
     block_ids: list[int]
     digests: list[int]
@@ -400,7 +400,7 @@ class SchedulerDriver:
                 assert blocks[block_id].block_hash is not None, f"{name}: {block_id} is not cached"
 
     def _learn_hashes(self) -> None:
-        """A block hash stands for one prefix, whoever has it."""
+        """A block hash stands for one prefix, whichever session has it."""
         size = self.settings.block_size
         for request in self.scheduler.requests.values():
             digests = prefix_digests(request.all_token_ids)

@@ -31,7 +31,7 @@ def spread(tokens: Sequence[int]) -> list[int]:
 
 
 class UnreliableCopier:
-    """A real one that fails when it is told to."""
+    """A real one that fails on demand."""
 
     def __init__(self, real: BlockCopier) -> None:
         self._real = real
@@ -72,7 +72,7 @@ class EngineDriver:
         self._answers: dict[str, list[int]] = {}
         self._taken: list[object] = []
         self.num_steps = 0
-        # For the end: whoever comes next finds the engine as it was.
+        # For the end: the next user finds the engine as it was.
         self._policy = engine.scheduler._table.policy.name
 
     @property

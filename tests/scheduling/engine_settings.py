@@ -172,7 +172,7 @@ def _hash_function() -> Callable[[Any], bytes]:
 
 
 def block_hasher(settings: EngineSettings) -> Callable[[Request], list[Any]] | None:
-    """As in EngineCore: whoever caches or transfers blocks must know them by content."""
+    """As in EngineCore: caches and transfers must know blocks by content."""
     if not (settings.prefix_caching or settings.leases or settings.offload_pool_blocks):
         return None
     hasher: Callable[[Request], list[Any]] = get_request_block_hasher(

@@ -55,7 +55,7 @@ class LeaseHolder:
         self._done: set[str] = set()
         # A reader may be faster than the scheduler's word that there is a lease.
         self._ended: set[str] = set()
-        # Read before the worker was told of it: a notice waits until the end of a step.
+        # Read before the worker knew of it: a notice waits until the end of a step.
         self._early: set[str] = set()
 
     @property

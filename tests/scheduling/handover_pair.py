@@ -168,7 +168,7 @@ class Pair:
         self.clock = ManualClock()
         self.prefill = SchedulerDriver(prefill, streams=True)
         self.sessions: dict[str, Streamed] = {}
-        # Of decode, by session; and how many prompt tokens were there before.
+        # Decode's answers by session; and how many prompt tokens were there before.
         self.answers: dict[str, list[int]] = {}
         self.local_tokens: dict[str, int] = {}
         # Answers that decode gave up: their KV could not be read.
@@ -217,7 +217,7 @@ class Pair:
         self.become(name, session.tokens + list(suffix))
 
     def release(self, params: dict[str, Any]) -> None:
-        """Nobody will read this."""
+        """Releases a hand-over that will not be read."""
         self.prefill.executor.leases.end(params["remote_request_id"])
 
     def cancel(self, name: str) -> None:
@@ -233,7 +233,7 @@ class Pair:
         self.decode.finish_requests(requests, RequestStatus.FINISHED_ABORTED)
 
     def kill_decode(self) -> None:
-        """Its reads end with it, and nobody tells prefill; what it never got goes to the next one."""
+        """Its reads end with it, without a notice to prefill; what it never got goes to the next."""
         for session in self.sessions.values():
             fetch = session.log.at_decode
             if fetch is None:
@@ -290,7 +290,7 @@ class Pair:
         self._add(session.fetch_id, tokens, order_to_wire(order), fetch.handover)
 
     def tokens_to_fetch(self, name: str, fetch: Fetch[dict[str, Any]]) -> list[int]:
-        """What the router tells decode that the KV is of."""
+        """The tokens of which the KV is, according to the router's message to decode."""
         return [int(token) for token in fetch.tokens]
 
     def _add(

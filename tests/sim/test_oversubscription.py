@@ -100,7 +100,7 @@ def test_idle_sessions_that_do_not_fit_together_come_to_rest(policy: str) -> Non
         num_steps += 1
     assert not driver.has_work()
     assert driver.num_evictions < 2 * crowd.num_events + 40
-    # Whoever seals is served all the same.
+    # A session that seals is served all the same.
     for name in sorted(crowd.open):
         driver.seal(name, crowd.document())
     for _ in range(40 * ceil(5 * 30 / STEP_TOKENS)):

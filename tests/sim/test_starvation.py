@@ -1,4 +1,4 @@
-"""Nobody starves: the bound of `prefill_worker/starvation_guard.py`, against rivals that never end.
+"""No session starves: the bound of `prefill_worker/starvation_guard.py`, with endless rivals.
 
 For each policy there is a stream of rivals that it prefers to the victim for
 ever; without the starvation guard the victim never gets a token, which the first test

@@ -1,4 +1,4 @@
-"""What Hypothesis tries is the same every time, unless somebody asks for chance."""
+"""Hypothesis tries the same examples every time, unless random ones are requested."""
 
 from __future__ import annotations
 

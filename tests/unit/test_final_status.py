@@ -1,4 +1,4 @@
-"""The true status of an RPC, in each order in which grpc.aio may tell it."""
+"""The true status of an RPC, in each order in which grpc.aio may report it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRUE = (grpc.StatusCode.RESOURCE_EXHAUSTED, "at most 60000 are allowed")
 
 
 class ScriptedCall:
-    """A call of grpc.aio whose statuses the test sets; only the first is told to callbacks."""
+    """A call of grpc.aio whose statuses the test sets; callbacks get only the first."""
 
     def __init__(self) -> None:
         self._status: tuple[grpc.StatusCode, str] | None = None

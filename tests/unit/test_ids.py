@@ -1,4 +1,4 @@
-"""Engine ids hold nothing that means something to somebody else."""
+"""Engine ids contain nothing that has a meaning to other software."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No log line and no printed line can be forged, whoever forgets to think of it."""
+"""No log line and no printed line can be forged, wherever its text comes from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line reference: a tree of typer commands becomes one section for each command."""
+"""The command line reference: one section per command of a typer command tree."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PROGRAM = "stream2llm"
 # Wider than any usage line, so that none is wrapped to this terminal.
 _WIDTH = 1000
 
-# Commands as typer makes them; which class that is differs between its versions.
+# typer's commands, whose class differs between its versions.
 Command = Any
 
 
 def sections(app: typer.Typer, forwarded: Mapping[str, Callable[[], typer.Typer]]) -> Iterator[str]:
-    """Every command, depth first; `forwarded` has those that the tree only passes on."""
+    """Yields every command, depth first; `forwarded` has those that the tree only passes on."""
     root: Command = get_command(app)
     context = _context(root, PROGRAM, None)
     for name in root.list_commands(context):
@@ -55,7 +55,7 @@ def _row(record: tuple[str, str] | None, command_path: str) -> tuple[str, str]:
 
 
 def _help(text: str) -> str:
-    """The docstring; lines of examples in code font."""
+    """Returns the docstring, with lines of examples in code font."""
     lines = inspect.cleandoc(text).split("\n")
     marked = (
         f"Example:\n\n    {line.removeprefix('Example: ')}"

@@ -1,4 +1,4 @@
-"""The configuration reference: a JSON schema of nested parts becomes one table for each part."""
+"""The configuration reference: one table per nested part of a JSON schema."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MIB = 1024 * 1024
 
 
 def sections(schema: Schema) -> Iterator[str]:
-    """One section for each part of the tree, the top level first."""
+    """Yields one section for each part of the tree, the top level first."""
     definitions = schema.get("$defs", {})
     yield from _part("", schema, definitions)
 

@@ -1,4 +1,4 @@
-"""The few pieces of Markdown that generated pages are made of."""
+"""Markdown elements of generated pages."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ WIDTH = 120
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; cells must not contain line breaks, pipes are escaped."""
+    """Returns a table; cells must not contain line breaks, pipes are escaped."""
     lines = [_row(header), _row(["---"] * len(header))]
     return "\n".join([*lines, *(_row(row) for row in rows)])
 
 
 def code(text: str) -> str:
-    """Text in code font."""
+    """Returns text in code font."""
     return f"`{text}`" if "`" not in text else f"`` {text} ``"
 
 
 def one_line(text: str) -> str:
-    """A comment, docstring or help text as one line of a table, where only `code` is marked up."""
+    """Returns a comment, docstring or help text as one line of a table; keeps `code` markup."""
     parts = re.split(r"(`[^`]*`)", _joined(text))
     return "".join(
         part if part.startswith("`") else re.sub(r"([\[\]<*])", r"\\\1", part) for part in parts
@@ -29,13 +29,13 @@ def one_line(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Paragraphs, reflowed to lines of at most WIDTH characters; indented blocks become code."""
+    """Reflows paragraphs to lines of at most WIDTH characters; indented blocks become code."""
     blocks = re.split(r"\n\s*\n", textwrap.dedent(text).strip("\n"))
     return "\n\n".join(_block(block) for block in blocks if block.strip())
 
 
 def page(title: str, source: str, introduction: str, sections: Iterable[str]) -> str:
-    """A whole page, with a note for those who would edit it."""
+    """Returns a whole page, with a note for those who would edit it."""
     note = f"<!-- Generated from {source} by `make docs-reference`. Edit that, not this. -->"
     return "\n\n".join([note, f"# {title}", prose(introduction), *sections]) + "\n"
 

@@ -1,4 +1,4 @@
-"""The metrics reference: what is registered, without running what counts it."""
+"""The metrics reference: the registered metrics, without running their processes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from prometheus_client.registry import Collector
 from tools.reference.markdown import code, one_line, prose, table
 
 _HEADER = ("metric", "type", "labels", "meaning")
-# Buckets of histograms; and what changes with every release.
+# Labels of histogram buckets, and of versions, which change with every release.
 _LABELS_WITHOUT_VALUES = {"le", "version"}
 
 
 class Listing(CollectorRegistry):
-    """A registry that also lists what was registered, in order."""
+    """A registry that also lists its collectors, in order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.collectors: list[Collector] = []
 
     def register(self, collector: Collector) -> None:
-        """Registers as any registry does."""
+        """Registers and lists a collector."""
         super().register(collector)
         self.collectors.append(collector)
 
@@ -39,7 +39,7 @@ class Group:
 
 
 def sections(groups: Iterable[Group]) -> Iterator[str]:
-    """One section with a table for each group."""
+    """Yields one section with a table for each group."""
     for group in groups:
         heading = f"## {group.title}"
         rows = [_row(*found) for found in _distinct(group.registry.collectors).values()]
@@ -47,7 +47,7 @@ def sections(groups: Iterable[Group]) -> Iterator[str]:
 
 
 def _distinct(collectors: Iterable[Collector]) -> dict[str, tuple[Metric, Collector]]:
-    """Metrics by name; of those that several collectors export, the samples of all."""
+    """Returns metrics by name; those of several collectors have the samples of all."""
     found: dict[str, tuple[Metric, Collector]] = {}
     for collector in collectors:
         for metric in collector.collect():
@@ -64,7 +64,7 @@ def _row(metric: Metric, collector: Collector) -> tuple[str, ...]:
 
 
 def _labels(metric: Metric, collector: Collector) -> Iterator[str]:
-    """Each label, with the values that are there from the start."""
+    """Yields each label, with the values that exist from the start."""
     values: dict[str, dict[str, None]] = {}
     for name in getattr(collector, "_labelnames", ()):
         values[name] = {}

@@ -1,4 +1,4 @@
-"""Which pages there are, and where their models come from. Nothing else here knows that."""
+"""The list of pages, and where their models come from."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _files() -> list[FileDescriptorProto]:
     return [found[name] for name in _PROTOS]
 
 
-# File name in FOLDER, and what writes it.
+# File name in FOLDER, and the function that writes it.
 PAGES: Mapping[str, Callable[[], str]] = {
     "configuration.md": _configuration,
     "metrics.md": _metrics,

@@ -20,7 +20,7 @@ from google.protobuf.descriptor_pb2 import (
 
 from tools.reference.markdown import code, one_line, prose, table
 
-# Numbers of the fields of descriptors, of which source locations are paths.
+# Field numbers in descriptors; paths of source locations consist of them.
 _MESSAGES, _ENUMS, _SERVICES = 4, 5, 6
 _MEMBERS = 2  # fields of a message, values of an enum, methods of a service
 
@@ -40,7 +40,7 @@ def describe(folder: Path, files: Sequence[str]) -> list[FileDescriptorProto]:
 
 
 def sections(file: FileDescriptorProto) -> Iterator[str]:
-    """Services first, then messages and enums in the order of the file."""
+    """Yields services first, then messages and enums in the order of the file."""
     comments = {
         tuple(place.path): place.leading_comments for place in file.source_code_info.location
     }

@@ -47,12 +47,11 @@ class PrefillServiceServicer(object):
     """
 
     def PrefillSession(self, request_iterator, context):
-        """PrefillSession holds one session: open, splices, seal. The answer is
-        progress while tokens are computed, then one first token. The end of the
-        RPC, whatever its cause, frees the session's blocks: with a hand-over, keep
-        it open, and the request stream too, until decode has sent a token. Blocks
-        handed over are free earlier when decode has read or released them, or when
-        the lease ends.
+        """PrefillSession holds one session: open, splices, seal. The responses are
+        progress while tokens are computed, then one first token. The end of the RPC,
+        whatever its cause, frees the session's blocks: with a hand-over, keep it open,
+        and the request stream too, until decode has sent a token. Blocks handed over
+        are freed earlier when decode has read or released them, or when the lease ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,18 +137,18 @@ class DecodeServiceServicer(object):
     """
 
     def PrefetchKv(self, request_iterator, context):
-        """PrefetchKv pulls the KV of a session whose context still streams in, offer by
-        offer, into the worker's prefix cache. The end of the RPC gives up the fetch
-        under way; what was fetched stays as long as nobody needs the memory.
+        """PrefetchKv reads the KV of a session whose context still streams in, offer by
+        offer, into the worker's prefix cache. The end of the RPC aborts the fetch under
+        way; what was fetched stays until the memory is needed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Decode(self, request, context):
-        """Decode pulls the KV of a hand-over and continues the answer. The key
-        stream2llm-handover-accepted in its initial metadata says that the worker
-        reads the hand-over, or tells prefill that it will not. An RPC that ends
+        """Decode reads the KV of a hand-over and continues the answer. The key
+        stream2llm-handover-accepted in its initial metadata means that the worker
+        reads the hand-over, or notifies prefill that it will not. An RPC that ends
         without it has not touched the hand-over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -157,7 +156,7 @@ class DecodeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseHandover(self, request, context):
-        """ReleaseHandover tells prefill that nobody will read a hand-over.
+        """ReleaseHandover notifies prefill that a hand-over will not be read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -297,7 +296,7 @@ class WorkerServiceServicer(object):
     """
 
     def GetWorkerStatus(self, request, context):
-        """GetWorkerStatus tells load and memory.
+        """GetWorkerStatus returns load and memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

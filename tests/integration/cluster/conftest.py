@@ -48,7 +48,7 @@ def cluster(request: pytest.FixtureRequest, cluster_pool: ClusterPool) -> Cluste
 
 @pytest.fixture
 async def client(cluster: Cluster) -> AsyncIterator[AsyncClient]:
-    """A client of the cluster's router; afterwards nobody may hold a KV block."""
+    """A client of the cluster's router; afterwards no KV block may be held."""
     async with AsyncClient(cluster.router_addresses[0]) as client:
         yield client
         await until_blocks_are_free(client.server_info, 3 * cluster.config.handover.lease_s)

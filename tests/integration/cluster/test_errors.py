@@ -1,4 +1,4 @@
-"""What a client is told, and that the engines live on: status, reason, field, message."""
+"""Errors as a client gets them (status, reason, field, message), and engines that live on."""
 
 from __future__ import annotations
 

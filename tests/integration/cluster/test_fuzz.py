@@ -1,4 +1,4 @@
-"""Every RPC of router and workers with requests that nobody of ours sends.
+"""Every RPC of router and workers with requests that our own code never sends.
 
 Whatever comes, the RPC ends, with a status that says whose fault it was; nothing of
 it is held afterwards, and the engines answer others as before.
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
 
 ORDINARY = Stream("fuzz", (("append", ("a",)), ("append", ("b",))), {"a": 90, "b": 300})
 SEED = 20261128
-# Of all cases of an RPC, in the daily test.
+# Share of an RPC's cases in the daily test.
 NUM_CASES = 40
 NUM_AT_ONCE = 6
 

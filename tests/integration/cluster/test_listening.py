@@ -64,7 +64,7 @@ def test_every_listening_socket_is_on_loopback(cluster: Cluster, kind: str) -> N
 async def test_a_job_without_the_token_is_refused_and_never_runs(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """The port of Ray's job agent would otherwise be a shell for whoever reaches it."""
+    """The port of Ray's job agent would otherwise be a shell for everyone who reaches it."""
     assert cluster.ray_token_file is not None
     token = cluster.ray_token_file.read_text()
     assert _post_job(tmp_path / "none") == 401

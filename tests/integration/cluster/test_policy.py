@@ -1,4 +1,4 @@
-"""Switching who is served first while sessions stream: nobody is lost, no answer changes."""
+"""Switching the policy while sessions stream: no session is lost, no answer changes."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Crowd:
         )
 
     async def answers(self, numbers: list[int]) -> list[Outcome | BaseException]:
-        """Of these sessions; the others are left as they are."""
+        """Preempts these sessions; the others are left as they are."""
         reading = (collect(self.sessions[number].seal()) for number in numbers)
         return await asyncio.gather(*reading, return_exceptions=True)
 

@@ -33,7 +33,7 @@ TEXT = "Grüße, 世界\n"
 def read(
     *paths: object, stdin: bytes | None = None, **reading: object
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """(id, text) of each document, and what was told."""
+    """(id, text) of each document, and the warnings."""
     told: list[str] = []
     source = None if stdin is None else BytesIO(stdin)
     sources = Sources(map(str, paths), source, Reading(**reading), told.append)

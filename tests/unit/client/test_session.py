@@ -460,7 +460,7 @@ async def test_nobody_listening_is_unavailable():
     async with AsyncClient("127.0.0.1:1") as client:
         with pytest.raises(UnavailableError):
             async with client.session():
-                pytest.fail("nobody is there")
+                pytest.fail("the server is not there")
 
 
 async def test_infos(client: AsyncClient, router: FakeRouter):

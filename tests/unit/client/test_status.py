@@ -147,7 +147,7 @@ def test_policy_says_the_same_of_something_else() -> None:
     with a_controller(b"{}") as controller:
         result = CliRunner().invoke(app, ["policy", "--controller", controller])
     assert (result.exit_code, result.stdout) == (4, "")
-    assert f"what answers at {controller} is no controller" in result.stderr
+    assert f"the server at {controller} is not a controller" in result.stderr
 
 
 def test_nobody_at_all_is_one_line_about_the_router() -> None:

@@ -1,4 +1,4 @@
-"""The controller's HTTP, asked by somebody who means it no good."""
+"""The controller's HTTP, with malformed and hostile requests."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_every_route_and_method_answers_to_garbage() -> None:
     [
         (BODIES["bad UTF-8"], "not UTF-8"),
         (BODIES["not JSON"], "must be JSON like"),
-        (BODIES["a number"], "must be a text"),
+        (BODIES["a number"], "must be a string"),
         (BODIES["too long"], f"longer than {MAX_BODY_BYTES} bytes"),
         (b'{"policy": "lifo"}', f"there are {', '.join(POLICIES)}"),
     ],

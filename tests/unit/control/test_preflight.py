@@ -363,7 +363,7 @@ def test_the_packages_configuration_is_that_of_the_checkout() -> None:
 
 
 def test_an_address_where_nobody_listens_is_told_at_once() -> None:
-    with socket.socket() as holder:  # bound, not listening: nobody else takes it
+    with socket.socket() as holder:  # bound, not listening: the port stays free of others
         holder.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{holder.getsockname()[1]}"
         config = a_config(ray={"address": address})

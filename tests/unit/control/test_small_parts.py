@@ -125,7 +125,7 @@ def test_an_unexplained_failure_may_be_tried_again() -> None:
 
 
 def a_policy() -> PrefillPolicy:
-    """Of a cluster without prefill workers; never asked for here."""
+    """The policy of a cluster without prefill workers; never queried here."""
     return PrefillPolicy(PolicyChoice("fcfs"), FakeHosts({}), list)
 
 

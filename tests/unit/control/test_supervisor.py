@@ -19,7 +19,7 @@ ROLES: dict[str, sv.Role] = {"router-0": "router", "prefill-0": "prefill", "deco
 
 
 class FakeHosts:
-    """Actors that die when told to."""
+    """Actors that die on demand."""
 
     def __init__(self) -> None:
         self.outcomes: dict[str, list[StartOutcome]] = {}
@@ -31,7 +31,7 @@ class FakeHosts:
         self.hung: set[str] = set()
         self.num_silent_connections = 0
         self.num_cleanings_that_fail = 0
-        # Workers that nobody can connect with until they are made anew, and what they say of it.
+        # Workers that cannot be connected with until they are recreated, and what they report.
         self.sick: dict[str, str] = {}
 
     async def create(self, name: str, incarnation: int) -> StartOutcome:

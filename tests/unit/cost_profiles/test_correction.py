@@ -68,7 +68,7 @@ def test_what_has_no_ratio_is_left_out(predicted_s: float, actual_s: float) -> N
 
 
 def test_what_is_no_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="no durations"):
+    with pytest.raises(ValueError, match="invalid durations"):
         Correction().after(1.0, float("nan"))
 
 

@@ -78,12 +78,12 @@ def test_each_way_has_a_curve_of_its_own() -> None:
 
 @pytest.mark.parametrize(("begin", "end"), [(-1, 5), (6, 5)])
 def test_a_range_that_is_none_is_refused(begin: int, end: int) -> None:
-    with pytest.raises(ValueError, match="no range of tokens"):
+    with pytest.raises(ValueError, match="invalid range of tokens"):
         CostModel(a_profile()).recompute_s(begin, end)
 
 
 def test_a_negative_number_of_blocks_is_refused() -> None:
-    with pytest.raises(ValueError, match="no number of blocks: -1"):
+    with pytest.raises(ValueError, match="invalid number of blocks: -1"):
         CostModel(a_profile()).swap_in_s(-1)
 
 

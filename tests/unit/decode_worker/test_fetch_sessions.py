@@ -1,4 +1,4 @@
-"""PrefetchKv on real sessions: their tokens, and who tells prefill of its blocks; no engine."""
+"""PrefetchKv on real sessions: their tokens, and who notifies prefill of its blocks; no engine."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class _Rpc:
         self.send(abort=pb.AbortFetch())
 
     async def end(self) -> pb.PrefetchKvResponse:
-        """The end of the oldest fetch that nobody asked for."""
+        """The oldest result of a fetch that has not been taken."""
         return await asyncio.wait_for(self._told.get(), 5)
 
     async def close(self) -> None:

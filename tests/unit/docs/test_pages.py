@@ -15,7 +15,7 @@ from tools.reflow import overlong, reflow
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[3]
-# The changelog tells of what was, too.
+# The changelog also describes the past.
 PAGES = sorted(
     path
     for path in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]

@@ -2,9 +2,9 @@
 
 1. Blocks come back from the host as they were, whatever the layout.
 2. A copy touches no byte that it was not asked for.
-3. A job that fails harms no other, and is told after all its copies have ended.
+3. A job that fails affects no other, and is reported after all its copies have ended.
 4. With streams that work as late and in as bad an order as they may: outs read
-   what was there before the step, ins write behind whoever read before.
+   what was there before the step, ins write after earlier readers.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def test_a_failing_job_harms_no_other() -> None:
     results = copier.take_results(wait=False)
     assert results.num_ranks_done == {1: 1, 2: 1, 3: 1, 4: 1}
     assert results.failures == {2: "ValueError: there is no block beyond 3 or below 0: (1, 7)"}
-    # Of the outs, no time: one was not copied.
+    # No time for the outs: one was not copied.
     assert list(results.times.values()) == [CopyTime(Direction.IN, 2, 1.0)]
     assert torch.equal(memory[[3, 1]], before[[2, 0]])
     assert copier.take_results(wait=False) == JobResults()
@@ -268,7 +268,7 @@ class LateStream:
 
 
 class LateDevice:
-    """Two streams; nothing is done before somebody waits or looks, and then in any order."""
+    """Two streams; nothing is done before a wait or a query, and then in any order."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -382,7 +382,7 @@ def test_a_job_has_ended_only_when_the_device_is_through_with_it() -> None:
     copier = StagedCopier([memory], pool, [torch.zeros((1, 2))], device.compute, device.side)
     copier.start(StepJobs(outs=(an_out(1, (0, 0), (1, 1)), an_out(2, (9, 2)))))
 
-    # What failed is told at once, and again when it has ended.
+    # A failure is reported at once, and again when the job has ended.
     early = copier.take_results(wait=False)
     assert (early.num_ranks_done, list(early.failures)) == ({}, [2])
     assert copier.take_results(wait=False) == JobResults()

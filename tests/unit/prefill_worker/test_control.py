@@ -40,7 +40,7 @@ class Sent:
 
 
 class FakeEngine:
-    """A scheduler that does as it is told, unless a test holds it back."""
+    """A scheduler that obeys, unless a test holds it back."""
 
     def __init__(self) -> None:
         self.commands: list[SchedulerCommand] = []
@@ -169,7 +169,7 @@ async def test_a_scheduler_without_the_channel_fails_the_start() -> None:
     ("end", "error", "message"),
     [
         (FakeEngine.die, UnavailableError, "engine died"),
-        (lambda engine: engine.put({}, finished=True), InternalError, "no report: {}"),
+        (lambda engine: engine.put({}, finished=True), InternalError, "invalid report: {}"),
         (lambda engine: engine.put({WIRE_KEY: {"report": {}}}), InternalError, "KeyError"),
     ],
 )
@@ -183,7 +183,7 @@ async def test_when_the_channel_ends_whoever_waits_is_told(
         switching = asyncio.create_task(channel.set_policy("mcps"))
         await engine.has_come.wait()
         end(engine)
-        for _ in range(2):  # also whoever comes later
+        for _ in range(2):  # later calls, too
             with pytest.raises(error, match=message):
                 await switching
             switching = asyncio.create_task(channel.set_policy("lcas"))

@@ -72,7 +72,7 @@ def test_sealed_sessions_are_served_before_open_ones() -> None:
 
 
 def test_srpf_leaves_open_sessions_out_of_a_step_that_computes_for_sealed_ones() -> None:
-    """Somebody waits for the end of that step; what is open waits for nothing yet."""
+    """A client waits for the end of that step, but none for open sessions."""
     early = a_request("early", arrival=1, known=400)
     sealed = a_request("sealed", arrival=2, known=400, sealed=True)
     plan = plan_of(early, sealed, limits=limits(tokens=500), policy="srpf")
@@ -81,7 +81,7 @@ def test_srpf_leaves_open_sessions_out_of_a_step_that_computes_for_sealed_ones()
 
 
 def test_srpf_keeps_steps_short_in_which_nobody_waits() -> None:
-    """Whoever is sealed meanwhile waits for the end."""
+    """A session that is sealed meanwhile waits for the end."""
     views = [a_request("a", known=400), a_request("b", arrival=2, known=400)]
     short = limits(tokens=500, open_tokens=300)
     assert plan_of(*views, limits=short, policy="srpf").grants == (Grant("a", 300),)
@@ -150,7 +150,7 @@ def test_nobody_with_work_is_evicted_for_a_lower_rank() -> None:
 
 
 def test_an_idle_session_is_evicted_even_for_a_lower_rank() -> None:
-    """mcps ranks whoever computed most first; pinned while idle it would block all others."""
+    """mcps ranks the session that computed most first; idle and pinned it would block all others."""
     idle = a_request("idle", known=65, computed=64, num_blocks=2)
     wants = a_request("wants", arrival=2, known=33)
     plan = plan_of(
@@ -441,7 +441,7 @@ def test_of_idle_sessions_those_go_first_whose_tails_are_cheap() -> None:
     long = a_request("long", arrival=3, known=321, computed=320, num_blocks=10)
     short = a_request("short", arrival=2, known=65, computed=64, num_blocks=2)
     assert victims([short, long], 3) == ["short", "long"]
-    # Of sessions that have work the last in rank goes first, whatever it costs:
+    # Among sessions that have work the last in rank goes first, whatever it costs:
     # the others will need theirs before.
     working = [view._replace(num_known_tokens=400) for view in (short, long)]
     assert victims(working, 3) == ["long"]

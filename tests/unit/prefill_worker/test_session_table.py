@@ -32,7 +32,7 @@ def served(plan: StepPlan) -> list[str]:
 
 
 def step(table: SessionTable, tokens: int = 64) -> list[str]:
-    """A step in which nobody computes anything; who would."""
+    """Runs a step without computing anything; returns the sessions it would serve."""
     table.begin_step()
     plan = table.plan(limits(tokens=tokens), a_ledger(), BY_RANK)
     table.end_step(plan, num_free_blocks=1000)

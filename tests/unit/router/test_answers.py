@@ -1,4 +1,4 @@
-"""Sessions that succeed: what the client gets, and what the workers were told."""
+"""Sessions that succeed: what the client gets, and what the workers received."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits, lost workers, draining: what ends a session that is in nobody's wrong."""
+"""Limits, lost workers, draining: ends of a session for which its client is not to blame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions with stable order: what prefill is told, and what the model is told of the ranking."""
+"""Sessions with stable order: what prefill gets, and how the model learns the ranking."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ async def test_an_abort_waits_no_longer_for_a_fetch_that_decode_does_not_take(si
 
 
 async def test_an_abort_comes_before_the_next_fetch(side):
-    """Also when the end of the fetch is there already, but nobody has looked at it."""
+    """Also when the result of the fetch has arrived but has not been read."""
     worker_call, call = side.worker_call(), side.calls[0]
     call.may_write.set()
     fetching = asyncio.create_task(worker_call.fetch(as_tokens([1, 2]), FIRST))
@@ -126,7 +126,7 @@ async def test_an_abort_comes_before_the_next_fetch(side):
 
     following = asyncio.create_task(next_fetch())
     await asyncio.wait_for(call.has_ended.wait(), 5)
-    for _ in range(10):  # whoever is in a hurry may go on now
+    for _ in range(10):  # other tasks may run now
         await asyncio.sleep(0)
     assert call.kinds == ["open", "fetch"]
     call.may_write.set()

@@ -1,4 +1,4 @@
-"""With a proxy in the environment that answers nobody, everything of ours still meets."""
+"""With a proxy in the environment that never answers, all of our parts still connect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever is turned away is counted by reason, and logged without flooding the log."""
+"""Refused requests are counted by reason, and logged without flooding the log."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def control(model: ModelTokenizer, tokens: Tokens) -> list[int]:
 
 
 def decoded(model: ModelTokenizer, *parts: Tokens) -> str:
-    """Of what follows some text, control tokens included."""
+    """The tokens of what follows some text, control tokens included."""
     before = model.encode("x")
     whole = np.concatenate([before, *parts]).tolist()
     text = str(model.backend.decode(whole, skip_special_tokens=False))

@@ -176,7 +176,7 @@ async def test_without_another_decode_worker_the_session_fails_and_its_kv_is_rel
 async def test_a_decode_worker_that_took_the_hand_over_and_then_refuses_is_the_last_one(
     make_ring: Any,
 ) -> None:
-    """It has told prefill that nobody will read, so another one would read freed blocks."""
+    """It has notified prefill that it will not read, so another one would read freed blocks."""
     ring = await make_ring(num_decode=2)
     for worker in ring.workers:
         worker.decode.late_rejection = UnavailableError("draining", reason="DRAINING")
@@ -223,7 +223,7 @@ async def test_an_offer_that_never_arrived_is_fetched_by_the_next_decode_worker(
 
 
 class Pauses:
-    """Stands in for sleep: tells the test of each pause, and goes on when it says so."""
+    """Replaces sleep: reports each pause to the test, and continues on its signal."""
 
     def __init__(self) -> None:
         self.asked: asyncio.Queue[float] = asyncio.Queue()
