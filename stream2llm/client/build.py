@@ -1,8 +1,8 @@
-"""Protobuf messages out of checked values: every field by what its descriptor says.
+"""Builds protobuf messages from a caller's values, checked by the fields' descriptors.
 
-The one place where what a caller hands in goes into a message, so that text that
-cannot be encoded, a number out of range or a value of another type is an
-InvalidRequestError with the field's name, for the fields of today and of tomorrow.
+All of a caller's values pass through here, so that text that cannot be encoded, a number
+out of range or a value of another type is an InvalidRequestError with the field's name,
+for future fields too.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Check = Callable[[Any, str], Any]
 
 
 def build(kind: type[M], path: str, **values: Any) -> M:
-    """A message of `kind`; `path` is its dotted name in errors.
+    """Returns a message of `kind`; `path` is its dotted name in errors.
 
-    None leaves a field unset that may be unset, and is refused elsewhere. Enums and
-    messages are taken as they are.
+    None leaves an optional field unset, and is refused elsewhere. Enums and messages are
+    taken as they are.
     """
     fields = kind.DESCRIPTOR.fields_by_name
     checked = {
