@@ -35,6 +35,7 @@ from cost_profiles.decision import Mode
 from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
 from cost_profiles.types import CostProfile, Costs
+from stream2llm.serving.worker_options import PrefillOptions
 from stream2llm.simulator.crawler import (
     MAX_TOKENS,
     QUESTION_TOKENS,
@@ -166,8 +167,7 @@ class Device:
             token_budget=self._token_budget,
             # Room for all that is not on the device at any moment.
             num_host_blocks=4 * self._num_blocks,
-            mode=way.mode,
-            policy=way.policy,
+            options=PrefillOptions(policy=way.policy, preemption=way.mode.value),
             whole_requests=way.whole_requests,
             step_requests=64,
             overlaps=self._profile.accelerator.name != "cpu",

@@ -35,6 +35,7 @@ from prefill_worker.kv_transfer import SWAP_ONLY
 from prefill_worker.local_engine import LocalEngine
 from prefill_worker.session_state import ContextEvent
 from stream2llm.models.store import ensure_random_llama
+from stream2llm.serving.worker_options import WorkerOptions
 
 NUM_SESSIONS = 40
 BLOCK_SIZE = 32
@@ -157,7 +158,7 @@ class PressureEngine:
             max_num_batched_tokens=STEP_TOKENS,
             max_num_seqs=32,
             enable_prefix_caching=prefix_caching,
-            options={"offload_pool_blocks": NUM_HOST_BLOCKS},
+            options=WorkerOptions(offload_pool_blocks=NUM_HOST_BLOCKS),
             kv_transfer_config=KVTransferConfig(**SWAP_ONLY),
         )
 

@@ -14,12 +14,6 @@ from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.numbers import all_finite, finite
 from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.worker_spec import (
-    DEFAULT_POLICY,
-    OPEN_STEP_TOKENS,
-    PolicyName,
-    require_policy,
-)
 
 if TYPE_CHECKING:
     from cost_profiles.types import CostProfile
@@ -42,7 +36,11 @@ Memory = Annotated[
     ),
 ]
 OpenTokenBudget = Annotated[
-    int, typer.Option(min=1, help="Of a step for open sessions alone, under srpf.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Token budget of a step without sealed sessions, under srpf; by default the cluster's.",
+    ),
 ]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="A line a run on stderr.")]
 
@@ -93,12 +91,17 @@ def paper(
 
 @app.command()
 def policies(
-    policy: Annotated[PolicyName, typer.Argument(help="The challenger.")] = DEFAULT_POLICY,
+    policy: Annotated[
+        str | None,
+        typer.Argument(
+            help="The challenger, a name or MODULE:NAME; by default the cluster's default."
+        ),
+    ] = None,
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", help="May be given several times; 1 to 5.")
     ] = None,
     memory: Memory = 1.0,
-    open_token_budget: OpenTokenBudget = OPEN_STEP_TOKENS,
+    open_token_budget: OpenTokenBudget = None,
     processes: Processes = None,
     progress: Progress = True,
 ) -> None:
@@ -109,12 +112,21 @@ def policies(
 
     Example: stream2llm simulate policies srpf
     """
+    from prefill_worker.policy_loading import find_policy
+    from stream2llm.serving.worker_options import PrefillOptions
     from stream2llm.simulator import contest
 
     with errors_as_exits():
-        cells = contest.cells(policy, tuple(seeds or contest.TEST_SEEDS), memory, open_token_budget)
-        found = contest.results(_outcomes(cells, processes, shows=progress), policy)
-        typer.echo(contest.table(found, policy))
+        defaults = PrefillOptions()
+        name = find_policy(policy or defaults.policy).name
+        cells = contest.cells(
+            name,
+            tuple(seeds or contest.TEST_SEEDS),
+            memory,
+            open_token_budget or defaults.open_token_budget,
+        )
+        found = contest.results(_outcomes(cells, processes, shows=progress), name)
+        typer.echo(contest.table(found, name))
         missed = contest.misses(found)
         typer.echo(f"\nworse than the best of the three: {len(missed)} of {len(found)}")
         typer.echo(contest.gains_line(found))
@@ -178,7 +190,9 @@ def trace(
     ] = None,
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="May be given several times; by default the cluster's default."),
+        typer.Option(
+            help="A name or MODULE:NAME; may be given several times. By default the cluster's default."
+        ),
     ] = None,
     preemption: Annotated[ModeName, typer.Option(help="What victims lose.")] = ModeName.COST,
     host_gib: Annotated[
@@ -187,7 +201,7 @@ def trace(
     token_budget: Annotated[
         int | None, typer.Option(min=1, help="Of a step; by default the profile's.")
     ] = None,
-    open_token_budget: OpenTokenBudget = OPEN_STEP_TOKENS,
+    open_token_budget: OpenTokenBudget = None,
     prefill: Annotated[int, typer.Option(min=1, help="Prefill workers.")] = 1,
     decode: Annotated[int, typer.Option(min=0, help="Decode workers.")] = 0,
     output_tokens: Annotated[
@@ -222,6 +236,8 @@ def trace(
     --kv-gib 40 --prefill 2 --policy srpf --policy fcfs --not-streamed --output report
     """
     from cost_profiles.decision import Mode
+    from prefill_worker.policy_loading import find_policy
+    from stream2llm.serving.worker_options import PrefillOptions
     from stream2llm.simulator.play_trace import Machine, Way, play_trace, read_tasks
     from stream2llm.simulator.work import with_answers_of
     from stream2llm.workload.report.markdown import report_markdown
@@ -232,6 +248,7 @@ def trace(
             raise InvalidRequestError(
                 "--output-tokens above 1 needs --decode 1 or more", field="decode"
             )
+        defaults = PrefillOptions()
         machine = Machine(
             _profile(profile),
             kv_gib,
@@ -241,7 +258,7 @@ def trace(
             decode,
             front_ms / 1000,
             network_gbit,
-            open_token_budget=open_token_budget,
+            open_token_budget=open_token_budget or defaults.open_token_budget,
         )
         asked = read_tasks(path, ordering)
         if output_tokens is not None or not decode:
@@ -249,11 +266,11 @@ def trace(
         mode = Mode(preemption.value)
         ways = [
             Way(
-                require_policy(name),
+                find_policy(name).name,
                 mode,
                 handover=handover.value,
             )
-            for name in policy or [DEFAULT_POLICY]
+            for name in policy or [defaults.policy]
         ]
         if not_streamed:
             ways.append(Way("default", mode, streams=False))

@@ -15,6 +15,7 @@ from itertools import count
 from prefill_worker.session_state import SessionState
 from router.placement import WorkerView, pick
 from stream2llm.api.handover import HandoverMode
+from stream2llm.serving.worker_options import HandoverOptions
 from stream2llm.serving.worker_spec import Role
 from stream2llm.simulator.decode import Answer, DecodeWorker
 from stream2llm.simulator.prefetch import Fetch, KvPrefetch
@@ -36,8 +37,8 @@ class ClusterSettings:
     # None: no samples.
     sample_every_s: float | None = None
     handover: HandoverMode = "at_seal"
-    # What an offer ahead of the seal brings at least, see `handover.min_offer_tokens`.
-    min_offer_tokens: int = 256
+    # See `handover.min_offer_tokens`.
+    min_offer_tokens: int = HandoverOptions().min_offer_tokens
 
 
 @dataclass(slots=True)

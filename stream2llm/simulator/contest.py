@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from stream2llm.serving.worker_spec import OPEN_STEP_TOKENS
+from stream2llm.serving.worker_options import PrefillOptions
 from stream2llm.simulator.grid import Outcome, setting_name
 from stream2llm.simulator.paper_runs import Cell
 from stream2llm.simulator.published import POLICIES, QUANTILES, Setting, settings
@@ -57,7 +57,7 @@ def cells(
     challenger: str,
     seeds: Sequence[int] = TEST_SEEDS,
     memory: float = 1.0,
-    open_token_budget: int = OPEN_STEP_TOKENS,
+    open_token_budget: int = PrefillOptions().open_token_budget,
 ) -> list[Cell]:
     """Everything to simulate, with evictions as production makes them; see `Cell`."""
     return [

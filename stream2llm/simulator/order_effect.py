@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cost_profiles.decision import Mode
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.serving.worker_spec import DEFAULT_POLICY
+from stream2llm.serving.worker_options import DEFAULT_POLICY
 from stream2llm.simulator.grid import Outcome, setting_name
 from stream2llm.simulator.paper_runs import Cell
 from stream2llm.simulator.published import QUANTILES, settings

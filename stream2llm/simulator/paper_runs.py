@@ -12,7 +12,7 @@ import numpy as np
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.model import CostModel
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.serving.worker_spec import OPEN_STEP_TOKENS
+from stream2llm.serving.worker_options import PrefillOptions
 from stream2llm.simulator.cluster import Cluster, ClusterSettings
 from stream2llm.simulator.h200 import (
     BLOCK_SIZE,
@@ -47,8 +47,8 @@ class Cell:
     ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
     # KV memory, in times of what the hardware suggests.
     memory: float = 1.0
-    # Of a step for open sessions alone, under policies that keep sealed ones apart.
-    open_token_budget: int = OPEN_STEP_TOKENS
+    # See `prefill.open_token_budget`.
+    open_token_budget: int = PrefillOptions().open_token_budget
 
 
 @lru_cache(maxsize=8)
@@ -72,10 +72,12 @@ def play(cell: Cell, fit: Fit) -> RunRecord:
         BLOCK_SIZE,
         STEP_TOKENS[shape],
         NUM_HOST_BLOCKS,
-        setting.mode,
-        policy=cell.system if is_streamed else "default",
+        PrefillOptions(
+            policy=cell.system if is_streamed else "default",
+            preemption=setting.mode.value,
+            open_token_budget=cell.open_token_budget,
+        ),
         whole_requests=cell.whole_requests,
-        open_token_budget=cell.open_token_budget,
     )
     costs = CostModel(profile(fit, STEP_TOKENS[shape]))
     worker = PrefillWorker(settings, fit.law.seconds, costs, CorrectedCostModel(costs))

@@ -13,7 +13,7 @@ from cost_profiles.types import CostProfile
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.serving.worker_spec import OPEN_STEP_TOKENS
+from stream2llm.serving.worker_options import PrefillOptions
 from stream2llm.simulator.cluster import Cluster, ClusterSettings
 from stream2llm.simulator.decode import DecodeSettings, DecodeWorker, Link
 from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
@@ -40,8 +40,8 @@ class Machine:
     read_overhead_s: float = 0.0
     # Measured while the profile does not say; None: from the profile.
     law: StepLaw | None = None
-    # Of a step for open sessions alone, under policies that keep sealed ones apart.
-    open_token_budget: int = OPEN_STEP_TOKENS
+    # See `prefill.open_token_budget`.
+    open_token_budget: int = PrefillOptions().open_token_budget
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -100,10 +100,12 @@ def _prefill_settings(machine: Machine, way: Way) -> PrefillSettings:
         block_size=profile.block_size,
         token_budget=machine.token_budget or profile.recompute.token_budget,
         num_host_blocks=machine.num_blocks(machine.host_gib),
-        mode=way.mode,
-        policy=way.policy,
+        options=PrefillOptions(
+            policy=way.policy,
+            preemption=way.mode.value,
+            open_token_budget=machine.open_token_budget,
+        ),
         overlaps=profile.accelerator.name != "cpu",
-        open_token_budget=machine.open_token_budget,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -24,6 +25,7 @@ from stream2llm.workload.records import RunRecord
 from stream2llm.workload.traces.arrivals import first, poisson
 from stream2llm.workload.traces.format import Scale, Shape
 from stream2llm.workload.traces.generate import generate
+from tests.example_policy import install_example
 
 pytestmark = pytest.mark.sim
 
@@ -43,6 +45,21 @@ def test_equal_inputs_give_equal_runs() -> None:
     asked = workload("anns")
     runs = [play_trace(MACHINE, Way("srpf"), asked, "t") for _ in range(2)]
     assert runs[0] == runs[1]
+
+
+def test_a_policy_by_import_path_is_simulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest first leaves the first of a burst waiting: longer than under fcfs at P99."""
+    module = install_example(tmp_path, monkeypatch)
+    asked = workload("anns", rate=20.0)
+    own, fcfs = (
+        play_trace(MACHINE, Way(policy), asked, "t") for policy in (f"{module}:lifo", "fcfs")
+    )
+    assert len(ttft_s(own)) == len(ttft_s(fcfs)) == len(asked)
+    assert max(ttft_s(own)) > max(ttft_s(fcfs))
+    with pytest.raises(InvalidRequestError, match=r"policy: .*example:nothing cannot be imported"):
+        play_trace(MACHINE, Way(f"{module}:nothing"), asked, "t")
 
 
 @pytest.mark.parametrize("mode", Mode)
