@@ -67,7 +67,7 @@ else
 endif
 	@touch $@
 
-$(PROJECT): $(DEPS) pyproject.toml
+$(PROJECT): $(DEPS) pyproject.toml stream2llm/__init__.py
 	@echo "env: installing stream2llm (editable)"
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@

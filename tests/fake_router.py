@@ -177,7 +177,7 @@ class FakeRouter(inference_pb2_grpc.StreamingInferenceServiceServicer):
     async def GetServerInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         worker = pb.WorkerInfo(worker_id="prefill-0", role="prefill", ready=True, block_size=32)
         return pb.GetServerInfoResponse(
-            version="0.1.0", router_id="router-0", sessions_by_phase={"open": 2}, workers=[worker]
+            version="0.2.0", router_id="router-0", sessions_by_phase={"open": 2}, workers=[worker]
         )
 
     async def _run(self, script: Script, conversation: Conversation) -> None:

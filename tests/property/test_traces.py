@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream2llm.workload.traces.check import Checker
+from stream2llm.workload.traces.check import LINE, Checker
 from stream2llm.workload.traces.format import (
     Content,
     Document,
@@ -90,6 +90,7 @@ def test_2_and_3_generated_sessions_are_valid(
     checker = Checker()
     arrivals = [float(number) for number in range(count)]
     for session in generate(shape, arrivals, seed, Scale(tokens, time)):
+        assert LINE.validate_python(session) == session
         assert checker.problems(session) == []
         assert session.events[-1].at_s == session.events[-2].at_s
         assert session.events[0].at_s >= 0

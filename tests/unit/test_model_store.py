@@ -38,6 +38,16 @@ def store(cache: Path, build: Callable[[Path], None]) -> Path:
     return model_store._store(DEFAULT_MODEL, cache, build, lambda _message: None)
 
 
+def test_without_the_converter_nothing_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_store, "find_spec", lambda _: None)
+    monkeypatch.setattr(subprocess, "run", lambda *_args, **_options: pytest.fail("downloads"))
+    with pytest.raises(ModelStoreError, match=r"needs torch, .*'stream2llm\[gpu\]'") as caught:
+        model_store.fetch_default_model(tmp_path)
+    assert caught.value.reason == "DEPENDENCY_MISSING"
+
+
 def test_the_environment_names_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(model_store.CACHE_VARIABLE, str(tmp_path))
     assert model_store.default_cache_dir() == tmp_path

@@ -7,9 +7,10 @@ of several SVGs in one document would meet.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
 from typing import Final, NamedTuple
+
+from jinja2 import Environment
 
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report.compare import compare
@@ -22,7 +23,7 @@ from stream2llm.workload.report.markdown import (
     tokens_table,
     warnings_of,
 )
-from stream2llm.workload.report.summary import Summary, summarize
+from stream2llm.workload.report.summary import summarize
 from stream2llm.workload.table import Table
 
 
@@ -32,60 +33,29 @@ class Image(NamedTuple):
     title: str
     svg: bytes
 
+    @property
+    def base64(self) -> str:
+        """The SVG as a data URL has it."""
+        return b64encode(self.svg).decode("ascii")
+
 
 def report_html(runs: Sequence[RunRecord], images: Sequence[Image], ours: str | None = None) -> str:
     """The page; with `ours` that system is compared with the others."""
     summaries = [summarize(run) for run in runs]
-    parts = [f"<h1>{escape(_title(summaries))}</h1>"]
-    parts += [f'<p class="warning">{escape(text)}</p>' for text in warnings_of(summaries)]
-    parts += [_section("Runs", _table(runs_table(summaries)))]
+    # Of each its title, a table or a figure, and a note.
+    sections: list[tuple[str, Table | Image, str]] = [("Runs", runs_table(summaries), "")]
     if ours is not None and (found := compare(runs, ours)):
-        table = _table(comparisons_table(found))
-        parts += [_section(f"{ours} compared", f"{table}<p>{_COMPARED}</p>")]
-    parts += [_figure(image) for image in images]
-    parts += [_section("Latencies", f"{_table(latency_table(summaries))}<p>{_LATENCIES}</p>")]
-    parts += [_section("Tokens", f"{_table(tokens_table(summaries))}<p>{_TOKENS}</p>")]
+        sections.append((f"{ours} compared", comparisons_table(found), _COMPARED))
+    sections += [(image.title, image, "") for image in images]
+    sections.append(("Latencies", latency_table(summaries), _LATENCIES))
+    sections.append(("Tokens", tokens_table(summaries), _TOKENS))
     if any(each.errors for each in summaries):
-        parts += [_section("Errors", _table(errors_table(summaries)))]
-    parts += [_section("Settings and counters", _table(settings_table(runs)))]
-    return _PAGE.format(title=escape(_title(summaries)), style=_STYLE, body="\n".join(parts))
+        sections.append(("Errors", errors_table(summaries), ""))
+    sections.append(("Settings and counters", settings_table(runs), ""))
+    title = f"Benchmark: {', '.join(dict.fromkeys(each.system for each in summaries))}"
+    return _PAGE.render(title=title, warnings=warnings_of(summaries), sections=sections)
 
 
-def _title(summaries: Iterable[Summary]) -> str:
-    systems = dict.fromkeys(each.system for each in summaries)
-    return f"Benchmark: {', '.join(systems)}"
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
-
-
-def _figure(image: Image) -> str:
-    source = b64encode(image.svg).decode("ascii")
-    title = escape(image.title, quote=True)
-    picture = f'<img alt="{title}" src="data:image/svg+xml;base64,{source}">'
-    return _section(image.title, f"<figure>{picture}</figure>")
-
-
-def _table(table: Table) -> str:
-    head = _row("th", table.titles, table.num_left)
-    body = "\n".join(_row("td", row, table.num_left) for row in table.rows)
-    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _row(tag: str, cells: Sequence[str], num_left: int) -> str:
-    return (
-        f"<tr>{''.join(_cell(tag, text, left=n < num_left) for n, text in enumerate(cells))}</tr>"
-    )
-
-
-def _cell(tag: str, text: str, *, left: bool) -> str:
-    names = [*(["left"] if left else []), *([text] if text in _MARKED else [])]
-    classes = f' class="{" ".join(names)}"' if names else ""
-    return f"<{tag}{classes}>{escape(text)}</{tag}>"
-
-
-_MARKED: Final = ("better", "worse", "equal")
 _LATENCIES: Final = (
     "Of sessions with a whole answer. TTFT: from the seal, which is when the last document is here, "
     "or from the open, to the first token; from the due seal: from when the trace had the last document, "
@@ -101,7 +71,25 @@ _COMPARED: Final = (
     "Ours divided by theirs, with the 95 % bootstrap interval; better or worse only where it excludes "
     "1. Failed sessions, ours and theirs, have no latency: read both together."
 )
-_STYLE: Final = """
+# Everything that is inserted is escaped.
+_PAGE: Final = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""
+{%- macro row(tag, cells, num_left) -%}
+<tr>
+{%- for text in cells -%}
+{%- set marked = ("better", "worse", "equal") -%}
+{%- set names = (["left"] if loop.index0 < num_left else []) + [text] | select("in", marked) | list -%}
+<{{ tag }}{% if names %} class="{{ names | join(" ") }}"{% endif %}>{{ text }}</{{ tag }}>
+{%- endfor -%}
+</tr>
+{%- endmacro -%}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+
 body { margin: 0 auto; padding: 2rem 1.5rem; max-width: 76rem; color: #1c2330; background: #f6f7f9;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 1rem; }
@@ -120,17 +108,26 @@ tbody tr:hover { background: #f6f8fb; }
 .worse { color: #b3261e; font-weight: 600; }
 figure { margin: 0; }
 img { width: 100%; max-width: 60rem; height: auto; display: block; margin: auto; }
-"""
-_PAGE: Final = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
+</style>
 </head>
 <body>
-{body}
+<h1>{{ title }}</h1>
+{% for text in warnings %}
+<p class="warning">{{ text }}</p>
+{% endfor %}
+{% for title, content, note in sections %}
+<section><h2>{{ title }}</h2>
+{% if content.svg %}
+<figure><img alt="{{ title }}" src="data:image/svg+xml;base64,{{ content.base64 }}"></figure>
+{% else %}
+<div class="scroll"><table><thead>{{ row("th", content.titles, content.num_left) }}</thead><tbody>
+{% for cells in content.rows %}
+{{ row("td", cells, content.num_left) }}
+{% endfor %}
+</tbody></table></div>
+{% endif %}
+{% if note %}<p>{{ note }}</p>{% endif %}</section>
+{% endfor %}
 </body>
 </html>
-"""
+""")

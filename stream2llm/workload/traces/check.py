@@ -1,4 +1,4 @@
-"""What must hold of a trace beyond the types of its fields. Pure.
+"""What must hold of a trace beyond the limits of its fields (`format`). Pure.
 
 The reader and the writer use the same checker, so that what was written can be
 read. It remembers ids of sessions and of shared documents, nothing else; numbered
@@ -8,23 +8,22 @@ ids ("r0", "r1", ...) take no memory however many there are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isfinite
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.workload.traces.format import (
-    READABLE_VERSIONS,
     Content,
     Document,
     Event,
-    Header,
     Item,
+    Line,
     Session,
     SharedDocument,
 )
 
-# The same as the router's, which would refuse the session at replay.
-MAX_ID_CHARS = 256
+LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="line")])
 # Of a number at the end of an id that counts as one; int() refuses thousands of digits.
 MAX_DIGITS = 18
 
@@ -41,6 +40,28 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.key}: {self.text}"
+
+
+def problems_in_values(error: ValidationError) -> Iterator[Problem]:
+    """What pydantic found in one line."""
+    for item in error.errors(include_url=False):
+        # The first part is the kind of line, which is no key.
+        key = ".".join(map(str, item["loc"][1:])) or "the line"
+        if item["type"] == "json_invalid":
+            yield Problem(key, f"not JSON: {item['ctx']['error']}")
+        elif item["type"].startswith("union_tag"):
+            yield Problem("line", "must be header, document or session")
+        elif item["type"] == "unexpected_keyword_argument":
+            yield Problem(key, "unknown key")
+        elif item["type"] in ("missing", "missing_argument"):
+            yield Problem(key, "is missing")
+        else:
+            yield Problem(key, f"{item['msg']} (got {_short(item['input'])})")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class SeenIds:
@@ -106,15 +127,14 @@ class Checker:
         return found
 
     def _problems_of_shared(self, document: Document) -> Iterator[Problem]:
-        yield from _problems_of_document("document", document)
+        yield from _problems_of_content("document", document)
         if document.id in self._shared_ids:
             yield Problem("document.id", f"{document.id!r} is defined twice")
 
     def _problems_of_session(self, session: Session) -> Iterator[Problem]:
-        yield from _problems_of_id("id", session.id)
         if session.id in self._session_ids:
             yield Problem("id", f"a session {session.id!r} came before")
-        if not isfinite(session.arrival_s) or session.arrival_s < self._last_arrival_s:
+        if session.arrival_s < self._last_arrival_s:
             text = (
                 f"{session.arrival_s!r} is before {self._last_arrival_s!r}: sessions are in order"
             )
@@ -126,8 +146,6 @@ class Checker:
         yield from _problems_of_order(session.events)
         for number, event in enumerate(session.events):
             yield from self._problems_of_names(f"events.{number}.documents", event, own)
-        if session.output_tokens is not None and session.output_tokens < 1:
-            yield Problem("output_tokens", f"must be positive (got {session.output_tokens})")
 
     def _problems_of_names(self, key: str, event: Event, own: set[str]) -> Iterator[Problem]:
         if event.kind == "seal":
@@ -141,49 +159,19 @@ class Checker:
                 yield Problem(key, f"names {each!r}, which no line so far defines")
 
 
-def problems_of_header(header: Header) -> Iterator[Problem]:
-    """What is wrong with the first line."""
-    if header.schema_version not in READABLE_VERSIONS:
-        readable = " and ".join(map(str, READABLE_VERSIONS))
-        text = f"is {header.schema_version}; this program reads {readable}"
-        yield Problem("schema_version", text)
-    scale = header.scale
-    for key, factor in (("tokens", scale.tokens), ("time", scale.time), ("load", scale.load)):
-        if not (isfinite(factor) and factor > 0):
-            yield Problem(f"scale.{key}", f"must be positive (got {factor!r})")
-
-
 def _problems_of_documents(documents: tuple[Document, ...]) -> Iterator[Problem]:
     seen: set[str] = set()
     for number, document in enumerate(documents):
         key = f"documents.{number}"
-        yield from _problems_of_document(key, document)
+        yield from _problems_of_content(key, document)
         if document.id in seen:
             yield Problem(f"{key}.id", f"{document.id!r} is defined twice")
         seen.add(document.id)
 
 
-def _problems_of_document(key: str, document: Document) -> Iterator[Problem]:
-    yield from _problems_of_id(f"{key}.id", document.id)
-    if document.text is None and document.tokens is None:
-        yield Problem(key, "needs a text or a number of tokens")
-    if document.text == "":
-        yield Problem(f"{key}.text", "is empty")
-    if document.tokens is not None and document.tokens < 1:
-        yield Problem(f"{key}.tokens", f"must be positive (got {document.tokens})")
-
-
-def _problems_of_content(key: str, content: Content) -> Iterator[Problem]:
-    """Prefix and suffix may be empty, documents not."""
+def _problems_of_content(key: str, content: Content | Document) -> Iterator[Problem]:
     if content.text is None and content.tokens is None:
         yield Problem(key, "needs a text or a number of tokens")
-    if content.tokens is not None and content.tokens < 0:
-        yield Problem(f"{key}.tokens", f"must not be negative (got {content.tokens})")
-
-
-def _problems_of_id(key: str, text: str) -> Iterator[Problem]:
-    if not 1 <= len(text) <= MAX_ID_CHARS:
-        yield Problem(key, f"must have 1 to {MAX_ID_CHARS} characters (got {len(text)})")
 
 
 def _problems_of_order(events: tuple[Event, ...]) -> Iterator[Problem]:
@@ -192,7 +180,7 @@ def _problems_of_order(events: tuple[Event, ...]) -> Iterator[Problem]:
         yield Problem("events", f"exactly one seal, and it is the last (got {len(seals)})")
     before = 0.0
     for number, event in enumerate(events):
-        if not isfinite(event.at_s) or event.at_s < before:
+        if event.at_s < before:
             text = f"{event.at_s!r} is before {before!r}: offsets never decrease"
             yield Problem(f"events.{number}.at_s", text)
         before = event.at_s

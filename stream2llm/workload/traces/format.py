@@ -3,23 +3,28 @@
 A file is JSON Lines: one header, then sessions in the order of their arrival,
 and documents that several sessions share, each before the first session that
 names it. Times are seconds, sizes are tokens. docs/benchmarks.md has the table.
-What must hold beyond the types is `check`'s matter.
+What must hold between values is `check`'s matter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 SCHEMA: Final = "stream2llm.trace"
 # What is written. Version 2 added a session's output tokens; files of version 1 are read as well.
-SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-# A string is no number, and a key that is not known is a typing error.
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+SCHEMA_VERSION: Final = 2
+# A string is no number, and a key without a reader is a typing error. Values that were made
+# here are checked again before they are written.
+_STRICT = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False, revalidate_instances="always"
+)
+# The router's limit, which would refuse the session at replay.
+MAX_ID_CHARS = 256
+_Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
 Shape = Literal["crawler", "anns"]
 EventKind = Literal["append", "update", "seal"]
@@ -33,11 +38,11 @@ class Scale:
     """What the recorded or published sizes were multiplied with; 1 leaves them."""
 
     # Prompt lengths.
-    tokens: float = 1.0
+    tokens: PositiveFloat = 1.0
     # Offsets within a session; arrivals are not touched.
-    time: float = 1.0
+    time: PositiveFloat = 1.0
     # Sessions a second.
-    load: float = 1.0
+    load: PositiveFloat = 1.0
 
     __pydantic_config__ = _STRICT
 
@@ -48,7 +53,7 @@ class Header:
 
     line: Literal["header"] = field(default="header", kw_only=True)
     schema: Literal["stream2llm.trace"]
-    schema_version: int
+    schema_version: Literal[1, 2]
     name: str
     # What made the file: a command, or a sentence.
     provenance: str
@@ -68,7 +73,7 @@ class Content:
     """Text, or how many tokens of filler stand for it; with both, the text counts so many."""
 
     text: str | None = None
-    tokens: int | None = None
+    tokens: NonNegativeInt | None = None
 
     __pydantic_config__ = _STRICT
 
@@ -82,9 +87,9 @@ class Content:
 class Document:
     """Content that events name by its id."""
 
-    id: str
-    text: str | None = None
-    tokens: int | None = None
+    id: _Id
+    text: Annotated[str, Field(min_length=1)] | None = None
+    tokens: PositiveInt | None = None
 
     __pydantic_config__ = _STRICT
 
@@ -129,7 +134,7 @@ class Session:
     """A line: one question, from its arrival to its seal."""
 
     line: Literal["session"] = field(default="session", kw_only=True)
-    id: str
+    id: _Id
     # After the beginning of the trace.
     arrival_s: float
     # Before the documents: the instruction.
@@ -140,7 +145,7 @@ class Session:
     documents: tuple[Document, ...]
     events: tuple[Event, ...]
     # How long its answer was where it was recorded; None where the trace does not say.
-    output_tokens: int | None = None
+    output_tokens: PositiveInt | None = None
 
     __pydantic_config__ = _STRICT
 

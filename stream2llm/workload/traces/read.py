@@ -7,16 +7,13 @@ file, line and every key that is wrong in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from stream2llm.workload.traces.check import Checker, Problem, TraceError, problems_of_header
+from stream2llm.workload.traces.check import LINE, Checker, Problem, TraceError, problems_in_values
 from stream2llm.workload.traces.format import Document, Header, Line, Session, SharedDocument
-
-_LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="line")])
 
 
 class TraceReader:
@@ -63,15 +60,13 @@ class TraceReader:
         first = self._parse(self._file.readline(), 1)
         if not isinstance(first, Header):
             raise self._error(1, [Problem("line", "the first line is the header")])
-        if problems := list(problems_of_header(first)):
-            raise self._error(1, problems)
         return first
 
     def _parse(self, raw: bytes, number: int) -> Line:
         try:
-            return _LINE.validate_json(raw)
+            return LINE.validate_json(raw)
         except ValidationError as error:
-            raise self._error(number, list(_problems_of(error))) from error
+            raise self._error(number, list(problems_in_values(error))) from error
 
     def _error(self, number: int, problems: list[Problem]) -> TraceError:
         text = "; ".join(map(str, problems))
@@ -83,24 +78,3 @@ def read_sessions(path: Path) -> Iterator[tuple[Session, Mapping[str, Document]]
     with TraceReader(path) as reader:
         for session in reader:
             yield session, session.document_table(reader.shared)
-
-
-def _problems_of(error: ValidationError) -> Iterable[Problem]:
-    for item in error.errors(include_url=False):
-        # The first part is the kind of line, which is no key.
-        key = ".".join(str(part) for part in item["loc"][1:]) or "the line"
-        if item["type"] == "json_invalid":
-            yield Problem(key, f"not JSON: {item['ctx']['error']}")
-        elif item["type"].startswith("union_tag"):
-            yield Problem("line", "must be header, document or session")
-        elif item["type"] == "unexpected_keyword_argument":
-            yield Problem(key, "unknown key")
-        elif item["type"] in ("missing", "missing_argument"):
-            yield Problem(key, "is missing")
-        else:
-            yield Problem(key, f"{item['msg']} (got {_short(item['input'])})")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,12 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pydantic import TypeAdapter
+from pydantic import ValidationError
 
-from stream2llm.workload.traces.check import Checker, Problem, TraceError, problems_of_header
+from stream2llm.workload.traces.check import LINE, Checker, Problem, TraceError, problems_in_values
 from stream2llm.workload.traces.format import Header, Item, Line
-
-_LINE: TypeAdapter[Line] = TypeAdapter(Line)
 
 
 class TraceWriter:
@@ -28,19 +26,26 @@ class TraceWriter:
         self._source = source
         self._checker = Checker()
         self.num_lines = 0
-        self._write(header, list(problems_of_header(header)))
+        self._write(header)
 
     def add(self, item: Item) -> None:
         """The next line; raises TraceError for one that does not fit."""
-        self._write(item, self._checker.problems(item))
+        self._write(item)
 
-    def _write(self, line: Line, problems: list[Problem]) -> None:
+    def _write(self, line: Line) -> None:
         self.num_lines += 1
-        if problems:
+        if problems := self._problems_of(line):
             text = "; ".join(map(str, problems))
             message = f"{self._source}, line {self.num_lines}: {text}"
             raise TraceError(message, field=problems[0].key)
-        self._file.write(_LINE.dump_json(line, exclude_none=True) + b"\n")
+        self._file.write(LINE.dump_json(line, exclude_none=True) + b"\n")
+
+    def _problems_of(self, line: Line) -> list[Problem]:
+        try:
+            LINE.validate_python(line)
+        except ValidationError as error:
+            return list(problems_in_values(error))
+        return [] if isinstance(line, Header) else self._checker.problems(line)
 
 
 @contextmanager
