@@ -12,14 +12,17 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import fields
 from typing import Any
 
 import grpc
 
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
-from stream2llm.api.codec import delay_to_proto, from_proto, token_step_to_proto
+from stream2llm.api import codec
 from stream2llm.api.delay import DelayReason
 from stream2llm.api.errors import EventOrderError, describe
+from stream2llm.api.prefill_progress import PrefillProgress
+from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.engine.vllm_sampling import token_step
 from stream2llm.engine.worker import EngineWorker
@@ -28,13 +31,6 @@ from stream2llm.serving.request_check import check_id
 from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
 
 _log = logging.getLogger(__name__)
-_NOTHING_COMPUTED = {
-    "prefilled_tokens": 0,
-    "computed_tokens": 0,
-    "reused_tokens": 0,
-    "invalidated_tokens": 0,
-    "recomputed_tokens": 0,
-}
 
 
 class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
@@ -64,7 +60,7 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         if opening is None or opening.WhichOneof("event") != "open":
             raise EventOrderError("the first event of a prefill session must be open")
         check_id(opening.open.session_id, "open.session_id")
-        sampling = from_proto(opening.open.sampling)
+        sampling = codec.decode(SamplingParameters, opening.open.sampling)
         sampling.validate(self._worker.engine.info.vocab_size)
         request_id = unique_id(opening.open.session_id)
         session = PrefillSession(self._worker.engine, request_id, sampling)
@@ -77,7 +73,7 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         finally:
             # An RPC that breaks says nothing of decode, which may be reading what was handed
             # over: blocks that were written anew would give it wrong KV. Decode says when it
-            # has read, or will not; a lease ends what nobody says anything of.
+            # has read, or will not; a lease ends all other hand-overs.
             if is_read or not run.has_handed_over:
                 # Shielded: a second cancellation must not leave blocks behind.
                 await asyncio.shield(session.cancel())
@@ -103,7 +99,7 @@ class _SessionRun:
                 tasks.create_task(self._read(requests))
                 tasks.create_task(self._write())
         except BaseExceptionGroup as group:
-            # The halves fail for one cause; the first error is the one to tell.
+            # The halves fail for one cause; the first error is the one to report.
             raise group.exceptions[0] from None
 
     async def _read(self, requests: AsyncIterator[worker_pb2.PrefillSessionRequest]) -> None:
@@ -132,8 +128,7 @@ class _SessionRun:
             self._begun.set()
         else:
             # No token yet, so the engine knows nothing of this session.
-            nothing = {"revision": splice.revision, "known_tokens": 0, **_NOTHING_COMPUTED}
-            await self._send_progress(nothing)
+            await self._send_progress(PrefillProgress(splice.revision))
 
     async def _write(self) -> None:
         await self._begun.wait()
@@ -142,20 +137,20 @@ class _SessionRun:
             if output.offer is not None:
                 await self._writer.write(_offer(output.offer))
             elif output.first_token is None:
-                await self._send_progress(output.progress)
+                await self._send_progress(_progress(output.progress))
             else:
                 await self._send_first_token(output)
 
-    async def _send_progress(self, progress: dict[str, Any]) -> None:
-        message = worker_pb2.PrefillSessionResponse(progress=_progress(progress))
+    async def _send_progress(self, progress: PrefillProgress) -> None:
+        message = worker_pb2.PrefillSessionResponse(progress=codec.fields(progress))
         await self._writer.write(message)
 
     async def _send_first_token(self, output: PrefillOutput) -> None:
         assert output.first_token is not None
         step = token_step(output.first_token, self._num_logprobs)
         first = worker_pb2.FirstToken(
-            step=token_step_to_proto(step),
-            progress=_progress(output.progress),
+            step=codec.fields(step),
+            progress=codec.fields(_progress(output.progress)),
             uncomputed_at_seal_tokens=output.progress["uncomputed_at_seal_tokens"],
         )
         if output.handover is not None:
@@ -185,11 +180,11 @@ def _handover(params: dict[str, Any]) -> worker_pb2.Handover:
     )
 
 
-def _progress(figures: dict[str, Any]) -> worker_pb2.PrefillProgress:
-    """The message for a progress as `PrefillScheduler` tells it."""
-    names = worker_pb2.PrefillProgress.DESCRIPTOR.fields_by_name
-    known = {key: value for key, value in figures.items() if key in names}
-    delay = known.pop("delay", "")
-    return worker_pb2.PrefillProgress(
-        **known, delay=delay_to_proto(DelayReason(delay) if delay else None)
-    )
+def _progress(figures: dict[str, Any]) -> PrefillProgress:
+    """The figures of a session as `SessionState.progress` makes them."""
+    delay = figures.get("delay")
+    counts = {name: figures[name] for name in _COUNTS if name in figures}
+    return PrefillProgress(**counts, delay=DelayReason(delay) if delay else None)
+
+
+_COUNTS = [each.name for each in fields(PrefillProgress) if each.name != "delay"]

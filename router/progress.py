@@ -1,4 +1,4 @@
-"""What the client is told about its context, and how much more it may send. Pure.
+"""What the client learns of its context, and how much more it may send. Pure.
 
 Figures change in two places: here, when an event arrives (received), and at the
 prefill worker (everything else), whose word lags behind. `prefilled` is kept a
@@ -13,22 +13,9 @@ One token does not count: prefill holds the last one back until the seal.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
-from router.types import ProgressFigures
-from stream2llm.api.delay import DelayReason
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFigures:
-    """What a prefill worker says, see PrefillProgress in the proto."""
-
-    revision: int = 0
-    prefilled_tokens: int = 0
-    computed_tokens: int = 0
-    reused_tokens: int = 0
-    invalidated_tokens: int = 0
-    delay: DelayReason | None = None
+from stream2llm.api.events import Progress
+from stream2llm.api.prefill_progress import PrefillProgress
 
 
 class ProgressTracker:
@@ -43,7 +30,7 @@ class ProgressTracker:
         self._revision = 0
         # Splices the worker has not confirmed: (revision, keep_tokens).
         self._unconfirmed: deque[tuple[int, int]] = deque()
-        self.worker = WorkerFigures()
+        self.worker = PrefillProgress()
 
     def event(self, sequence: int) -> None:
         """An event that left the token sequence as it was."""
@@ -59,7 +46,7 @@ class ProgressTracker:
         self._last_sequence = sequence
         return self._revision
 
-    def report(self, figures: WorkerFigures) -> None:
+    def report(self, figures: PrefillProgress) -> None:
         """The worker's word, which may not include the latest splices."""
         while self._unconfirmed and self._unconfirmed[0][0] <= figures.revision:
             self._unconfirmed.popleft()
@@ -82,9 +69,9 @@ class ProgressTracker:
         """Whether prefill waits for more context."""
         return self._prefilled >= self._received - 1
 
-    def figures(self) -> ProgressFigures:
-        """What the client is told."""
-        return ProgressFigures(
+    def figures(self) -> Progress:
+        """For the client."""
+        return Progress(
             last_sequence=self._last_sequence,
             received_tokens=self._received,
             prefilled_tokens=self._prefilled,

@@ -3,10 +3,10 @@
 Reads one event further than the credit window allows, so a client that ignores its
 credit is stopped by gRPC's flow control, at the cost of its own session alone. A seal
 needs no credit: it brings no document, and until prefill knows of it the session ranks
-as one that nobody waits for.
+as one that has no reader waiting.
 
 Events that come together travel together: a client that appends its last
-document and seals does so in two messages, and prefill, told of the first one
+document and seals does so in two messages, and prefill, if it got the first one
 alone, would begin a step that the seal then has to wait for. So what changed is
 held back for a moment, and for as long as the next event is there already.
 """
@@ -27,22 +27,28 @@ from router.metrics import InputMode, InputOp
 from router.ranking_note import ranking_note
 from router.stability import num_sure
 from router.text_input import Frame
-from router.types import AppendEvent, ClientEvent, OpenEvent, SealEvent, UpdateEvent
 from router.worker_calls import PrefillCall
 from stream2llm.api.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
+from stream2llm.api.requests import (
+    AppendContext,
+    ClientEvent,
+    OpenSession,
+    SealContext,
+    UpdateContext,
+)
 from stream2llm.api.session import Event
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.serving.prefix import Tokens, as_tokens
 
 _EVENTS: dict[type[ClientEvent], Event] = {
-    OpenEvent: Event.OPEN,
-    AppendEvent: Event.APPEND,
-    UpdateEvent: Event.UPDATE,
-    SealEvent: Event.SEAL,
+    OpenSession: Event.OPEN,
+    AppendContext: Event.APPEND,
+    UpdateContext: Event.UPDATE,
+    SealContext: Event.SEAL,
 }
 
 
-# How long a change waits for the next event. Nobody waits for a change, only for a
+# How long a change waits for the next event. Clients wait for no change, only for a
 # seal, and one that follows within this time is answered a whole step earlier.
 _LINGER_S = 0.001
 # So many events travel as one at most: a client that sends without a pause is
@@ -102,15 +108,15 @@ class EventReader:
             if not self._coming.cancelled():
                 self._coming.exception()
 
-    async def open(self) -> OpenEvent:
+    async def open(self) -> OpenSession:
         """The first event."""
         event = await self.next()
-        assert isinstance(event, OpenEvent), "the life cycle lets nothing else begin"
+        assert isinstance(event, OpenSession), "the life cycle lets nothing else begin"
         return event
 
     async def _pull(self) -> ClientEvent | None:
         event = await anext(self._events, None)
-        if isinstance(event, SealEvent):
+        if isinstance(event, SealContext):
             # From here on the client waits, also while what came before is being handled.
             self._live.timeline.sealed()
         return event
@@ -134,7 +140,7 @@ def _is_seal(coming: asyncio.Task[ClientEvent | None] | None) -> bool:
     """Whether the next event is there already, and is the seal."""
     if coming is None or not coming.done() or coming.cancelled() or coming.exception():
         return False
-    return isinstance(coming.result(), SealEvent)
+    return isinstance(coming.result(), SealContext)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,7 +154,7 @@ class _Held:
 
 
 class SessionInput:
-    """Applies events to the context log and tells prefill."""
+    """Applies events to the context log and sends what changed to prefill."""
 
     def __init__(
         self,
@@ -158,7 +164,7 @@ class SessionInput:
         log: ContextLog,
         on_sealed: Callable[[Tokens], int],
         prefetch: KvPrefetch,
-        opened: OpenEvent,
+        opened: OpenSession,
     ) -> None:
         self._live = live
         self._worker_call = worker_call
@@ -169,7 +175,7 @@ class SessionInput:
         # Takes the sealed prompt; returns how many tokens the answer may have.
         self._on_sealed = on_sealed
         self._log = log
-        # What prefill has not been told yet.
+        # What has not been sent to prefill yet.
         self._held: _Held | None = None
 
     async def run(self, reader: EventReader) -> None:
@@ -199,12 +205,12 @@ class SessionInput:
 
     async def _handle(self, event: ClientEvent) -> None:
         match event:
-            case AppendEvent():
+            case AppendContext():
                 documents = await self._documents(event)
                 splice = self._log.append(documents)
                 stable = self._prefetch.appended(self._log.sequence)
                 await self._changed(event, InputOp.APPEND, splice, stable)
-            case UpdateEvent():
+            case UpdateContext():
                 self._live.mode = InputMode.UPDATE
                 documents = await self._documents(event)
                 splice = self._log.update(documents)
@@ -212,12 +218,12 @@ class SessionInput:
                 sure = self._log.num_tokens_of(num_documents) if num_documents else 0
                 stable = self._prefetch.updated(splice.keep_tokens, sure)
                 await self._changed(event, InputOp.UPDATE, splice, stable)
-            case SealEvent():
+            case SealContext():
                 await self._seal(event)
-            case OpenEvent():  # pragma: no cover - the life cycle refused it
+            case OpenSession():  # pragma: no cover - the life cycle refused it
                 raise EventOrderError("a session opens once")
 
-    async def _documents(self, event: AppendEvent | UpdateEvent) -> tuple[ContentDocument, ...]:
+    async def _documents(self, event: AppendContext | UpdateContext) -> tuple[ContentDocument, ...]:
         taken = await self._intake.take(event)
         for oversized in taken.oversized:
             await self._live.outbox.put(oversized)
@@ -249,14 +255,14 @@ class SessionInput:
         return self._held
 
     async def _tell(self) -> None:
-        """Tells prefill what is held; nothing where nothing changed."""
+        """Sends prefill what is held; nothing where nothing changed."""
         if self._held is not None:
             held, self._held = self._held, None
             await self._worker_call.splice(
                 held.revision, held.splice, stable_tokens=held.stable_tokens
             )
 
-    async def _seal(self, event: SealEvent) -> None:
+    async def _seal(self, event: SealContext) -> None:
         suffix = await self._suffix(event)
         note = await self._ranking_note()
         if not self._has_room_for(note, suffix):
@@ -280,7 +286,7 @@ class SessionInput:
             return True
         return len(note) <= self._log.room("append", Reserve(len(suffix))).num_tokens
 
-    async def _suffix(self, event: SealEvent) -> Tokens:
+    async def _suffix(self, event: SealContext) -> Tokens:
         if event.suffix is None:
             return self._frame.suffix
         if self._frame.is_chat:

@@ -15,6 +15,7 @@ from stream2llm.api.errors import (
     Stream2LLMError,
     UnavailableError,
 )
+from stream2llm.api.events import Finished, OversizedDocument, Progress, TokenDelta
 from stream2llm.api.text_options import OversizedDocuments
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.api.v1 import inference_pb2 as pb
@@ -22,7 +23,6 @@ from stream2llm.cli.output import progress_line
 from stream2llm.client import DelayReason
 from stream2llm.client.buffer import EventBuffer
 from stream2llm.client.credit import CreditGate
-from stream2llm.client.events import Finished, OversizedDocument, Progress, TokenDelta
 from stream2llm.client.inputs import Document, DocumentRef, appended, template_of, updated
 from stream2llm.client.status import error_from_rpc
 from stream2llm.client.stream import Gathered
@@ -82,7 +82,7 @@ async def test_reports_never_make_the_writer_wait():
     buffer = EventBuffer(capacity=4)
     for number in range(50):
         document = OversizedDocument(
-            sequence=number, index=0, document_id="", action=OversizedDocuments.REFUSE,
+            sequence=number, index=0, id="", action=OversizedDocuments.REFUSE,
             reason="CONTEXT_TOO_LONG", room_tokens=0, kept_tokens=0,
         )  # fmt: skip
         async with asyncio.timeout(5):
