@@ -1,4 +1,4 @@
-"""`DecodeService`: continues answers, and releases KV that nobody wants.
+"""`DecodeService`: continues answers, and releases KV that is not wanted.
 
 From the moment a Decode request has arrived, this worker answers for its
 hand-over: it reads the KV, or tells prefill that it will not.
@@ -125,7 +125,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         transfer: Transfer,
         stack: AsyncExitStack,
     ) -> OutputStream:
-        """Hands the request to the engine; on any failure nobody will read, and prefill hears it."""
+        """Hands the request to the engine; on any failure the KV stays unread, and prefill hears it."""
         tokens = list(request.prompt_token_ids)
         try:
             self._check(request, sampling)
@@ -163,7 +163,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
     async def ReleaseHandover(
         self, request: worker_pb2.ReleaseHandoverRequest, context: grpc.aio.ServicerContext
     ) -> worker_pb2.ReleaseHandoverResponse:
-        """Tells prefill that nobody will read this hand-over."""
+        """Tells prefill that this hand-over will not be read."""
         try:
             check_id(request.session_id, "session_id")
             await self._release(request.session_id, self._transfer(request.handover))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 # Key of our part in SamplingParams.extra_args (frontend to scheduler) and in
@@ -27,13 +27,7 @@ class ContextEvent:
 
     def to_wire(self) -> dict[str, Any]:
         """As a plain dict, for `SamplingParams.extra_args`."""
-        return {
-            "revision": self.revision,
-            "keep_tokens": self.keep_tokens,
-            "seal": self.seal,
-            "begins": self.begins,
-            "stable_tokens": self.stable_tokens,
-        }
+        return asdict(self)
 
     @classmethod
     def from_wire(cls, raw: dict[str, Any]) -> ContextEvent:

@@ -59,12 +59,12 @@ class Intake:
             return Taken(documents)
         fitted, oversized = fit(documents, room, self._action, self._log.num_known)
         result = list(fitted)
-        told = []
+        reports = []
         for each in oversized:
             sent = event.documents[each.index]
-            result[each.index], what = await self._one(event.sequence, each, sent, fitted)
-            told.append(what)
-        return Taken(tuple(result), tuple(self._news(event, told)))
+            result[each.index], report = await self._one(event.sequence, each, sent, fitted)
+            reports.append(report)
+        return Taken(tuple(result), tuple(self._news(event, reports)))
 
     def _news(
         self, event: AppendContext | UpdateContext, oversized: Sequence[OversizedDocument]

@@ -34,7 +34,7 @@ class RouterParts:
 
     spec: RouterSpec
     text: TextInput
-    # Of an answer to these prompt tokens.
+    # Makes the detokenizer for an answer to these prompt tokens.
     make_detokenizer: Callable[[Tokens], Detokenizer]
     workers: WorkerPool
     sessions: OpenSessions

@@ -75,9 +75,7 @@ class ProgressTracker:
             last_sequence=self._last_sequence,
             received_tokens=self._received,
             prefilled_tokens=self._prefilled,
-            computed_tokens=self.worker.computed_tokens,
-            reused_tokens=self.worker.reused_tokens,
-            invalidated_tokens=self.worker.invalidated_tokens,
             credit_tokens=max(self._window_tokens - self.num_outstanding_tokens, 0),
             delay=self.worker.delay,
+            **self.worker.used(),
         )

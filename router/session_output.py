@@ -198,15 +198,12 @@ class SessionOutput:
         return taken.ending
 
     async def _finish(self, ending: Finished, first: pb.FirstToken) -> None:
-        figures = self._live.progress.worker
         usage = Usage(
             prompt_tokens=len(self._final.prompt),
             completion_tokens=self._final.answer.num_tokens,
-            computed_tokens=figures.computed_tokens,
-            reused_tokens=figures.reused_tokens,
-            invalidated_tokens=figures.invalidated_tokens,
             uncomputed_at_seal_tokens=first.uncomputed_at_seal_tokens,
             prefetched_tokens=self._num_local_tokens,
+            **self._live.progress.worker.used(),
         )
         finished = replace(
             ending,

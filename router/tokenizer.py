@@ -32,7 +32,7 @@ CHAT_ROLES = ("system", "user", "assistant")
 class ModelFiles:
     """What a model directory says about its vocabulary."""
 
-    # Of the model, not of the tokenizer: embeddings are often padded.
+    # The model's, not the tokenizer's: embeddings are often padded.
     vocab_size: int
     eos_token_ids: tuple[int, ...]
 
@@ -137,7 +137,7 @@ class ModelTokenizer:
         _logger.error(
             "chat_template_not_usable model=%r why=%r",
             model_path,
-            "the control tokens that it writes cannot be told from those in the messages",
+            "the control tokens that it writes cannot be distinguished from those in the messages",
         )
         return None
 

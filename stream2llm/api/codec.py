@@ -30,7 +30,7 @@ from google.protobuf.message import Message
 
 from stream2llm.api import events, requests, token_step
 from stream2llm.api.errors import InternalError, Stream2LLMError
-from stream2llm.api.ordering import DocumentOrdering, bad_ordering
+from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments, bad_option
@@ -112,9 +112,10 @@ Convert = Callable[[Any], Any]
 
 
 class _Codec:
-    """Of one type: a dict out of a value, a value out of a message.
+    """Turns values of one type into arguments for its message, and messages into values.
 
-    Both are compiled, as `dataclasses` compiles `__init__`: they run for each token.
+    Both functions are compiled from source, as `dataclasses` compiles `__init__`, because
+    they run for each token.
     """
 
     def __init__(self, kind: type) -> None:
@@ -131,7 +132,7 @@ class _Codec:
 
 
 class _Codecs(dict[type, _Codec]):
-    """Each made at the first use of its type."""
+    """One for each type, made at its first use."""
 
     def __missing__(self, kind: type) -> _Codec:
         self[kind] = _Codec(kind)
@@ -182,7 +183,7 @@ def _sources(
 def _converters(
     field: FieldDescriptor, hint: Any, default: Any
 ) -> tuple[Convert, Convert] | tuple[None, None]:
-    """One item to what the message takes for it, and back; None: as it is."""
+    """Converters of one item, to the message and back; None where both have the same."""
     if field.enum_type:
         return _enum(field.enum_type, hint, default)
     if field.message_type is None or field.message_type.GetOptions().map_entry:
@@ -208,7 +209,7 @@ def _seconds(duration: Duration) -> float:
 
 # What a number that is no option means; where there is nothing, it was only a hint.
 _UNKNOWN: dict[Any, Callable[[int], Stream2LLMError]] = {
-    DocumentOrdering: bad_ordering,
+    DocumentOrdering: partial(bad_option, DocumentOrdering),
     ControlTokens: partial(bad_option, ControlTokens),
     OversizedDocuments: partial(bad_option, OversizedDocuments),
     token_step.FinishReason: lambda number: InternalError(
@@ -241,7 +242,10 @@ def _enum(enum: EnumDescriptor, hint: Any, default: Any) -> tuple[Convert, Conve
 
 @cache
 def _oneof(descriptor: Descriptor, name: str) -> tuple[Convert, Callable[[Any, Any], Any]]:
-    """Text, token ids, or a message, by the type of the value: to the one argument, and back."""
+    """Turns a value into the one argument that sets a member of a oneof, and back.
+
+    The value's type says which member: text, token ids, or a message of MESSAGES.
+    """
     kinds = {message.DESCRIPTOR: kind for kind, message in MESSAGES.items()}
     members = {
         each.name: kinds[each.message_type]

@@ -35,7 +35,7 @@ class Progress:
     received_tokens: int = 0
     """In the sequence as it stands now."""
     prefilled_tokens: int = 0
-    """Of those, how many have their KV in memory."""
+    """How many of the received ones have their KV in memory."""
     computed_tokens: int = 0
     """Computed for this session so far, recomputation included."""
     reused_tokens: int = 0
@@ -103,7 +103,7 @@ class Usage:
     uncomputed_at_seal_tokens: int = 0
     """Still to compute when the seal reached prefill, the suffix included."""
     prefetched_tokens: int = 0
-    """Of the prompt, at the decode worker before the first token."""
+    """Prompt tokens that were at the decode worker before the first token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from stream2llm.api.delay import DelayReason
+from stream2llm.api.events import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class PrefillProgress:
     revision: int = 0
     # In the sequence.
     known_tokens: int = 0
-    # Of those, how many have their KV in memory.
+    # How many of the known ones have their KV in memory.
     prefilled_tokens: int = 0
     computed_tokens: int = 0
     # Found in the prefix cache.
@@ -26,3 +27,10 @@ class PrefillProgress:
     recomputed_tokens: int = 0
     # Why it gets no KV memory now, if that is so.
     delay: DelayReason | None = None
+
+    def used(self) -> dict[str, int]:
+        """The counts that go on to the client, by their names in Progress and Usage."""
+        return {name: getattr(self, name) for name in _USED}
+
+
+_USED = [each.name for each in fields(PrefillProgress) if each.name in Usage.__dataclass_fields__]

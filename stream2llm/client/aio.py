@@ -12,7 +12,7 @@ from stream2llm.api import arguments, codec
 from stream2llm.api.events import Event, ModelInfo, ServerInfo
 from stream2llm.api.grpc_options import Options, client_channel_options
 from stream2llm.api.handover import HandoverMode
-from stream2llm.api.ordering import DocumentOrdering, ordering_of
+from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.requests import Content, GenerateRequest, OpenSession
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments, option_of
@@ -109,7 +109,7 @@ class AsyncClient:
             model=model,
             template=template_of(prefix, suffix, chat, context_slot),
             sampling=sampling_of(sampling),
-            ordering=ordering_of(ordering),
+            ordering=option_of(DocumentOrdering, ordering),
             ranking_note=ranking_note,
             handover=handover_of(handover),
             control_tokens=option_of(ControlTokens, control_tokens),

@@ -2,7 +2,7 @@
 
 Credit counts tokens, and only the server can count the tokens of a text, so
 the rule is simple: wait while the last known credit is 0, send otherwise. A
-failed session wakes all who wait, so nobody waits for a server that is gone.
+failed session wakes all who wait, so no call waits for a server that is gone.
 """
 
 from __future__ import annotations

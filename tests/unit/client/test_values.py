@@ -6,7 +6,6 @@ import asyncio
 
 import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
 
 from stream2llm.api.errors import (
     InternalError,
@@ -15,9 +14,8 @@ from stream2llm.api.errors import (
     Stream2LLMError,
     UnavailableError,
 )
-from stream2llm.api.events import Finished, OversizedDocument, Progress, TokenDelta
+from stream2llm.api.events import OversizedDocument, Progress, TokenDelta
 from stream2llm.api.text_options import OversizedDocuments
-from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.cli.output import progress_line
 from stream2llm.client import DelayReason
@@ -125,33 +123,6 @@ async def test_credit_opens_closes_and_fails():
     gate.grant(0)
     with pytest.raises(UnavailableError):
         await waiter
-
-
-def test_logprobs_and_the_stop_token_are_read():
-    logprob = pb.Logprob(token_id=5, logprob=-0.5, rank=1, text="x")
-    delta = pb.TokenDelta(
-        text="x", token_ids=[5], logprobs=[pb.TokenLogprobs(sampled=logprob, top=[logprob])]
-    )
-    value = Logprob(5, -0.5, 1, "x")
-    expected = TokenDelta("x", (5,), (TokenLogprobs(value, (value,)),))
-    assert event_from(pb.StreamGenerateResponse(delta=delta)) == expected
-
-    finished = pb.GenerationFinished(reason=pb.FINISH_REASON_STOP_TOKEN, stop_token_id=0)
-    event = event_from(pb.GenerateResponse(finished=finished))
-    assert event == Finished(FinishReason.STOP_TOKEN, stop_token_id=0)
-
-
-def test_a_second_token_that_did_not_come_has_no_time():
-    def time_s(**fields: object) -> float | None:
-        timings = pb.Timings(**fields)
-        finished = pb.GenerationFinished(reason=pb.FINISH_REASON_LENGTH, timings=timings)
-        event = event_from(pb.GenerateResponse(finished=finished))
-        assert isinstance(event, Finished)
-        return event.timings.first_to_second_token_s
-
-    assert time_s() is None
-    assert time_s(first_to_second_token=Duration()) == 0.0
-    assert time_s(first_to_second_token=Duration(nanos=500_000_000)) == 0.5
 
 
 def test_a_progress_says_what_holds_the_session_up():
