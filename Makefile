@@ -39,7 +39,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env model demo bench-peers test test-all test-random check proto proto-check docs docs-serve docs-reference clean
+.PHONY: help env model demo bench-baselines test test-all test-random check proto proto-check docs docs-serve docs-reference dashboards clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -79,8 +79,8 @@ model: env ## fetch the default model into the cache (93 MB, once)
 demo: env model ## a local cluster, and documents streaming into an answer
 	@$(BIN)/python -m examples.demo $(DEMO_ARGS)
 
-bench-peers: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
-	@$(BIN)/python -m experiments.peers $(BENCH_ARGS)
+bench-baselines: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
+	@$(BIN)/python -m experiments.baselines $(BENCH_ARGS)
 
 # The tests without engines run beside those that start some, which mostly wait for processes;
 # what they print comes at the end. 5: PYTEST_ARGS chose none of these.
@@ -133,6 +133,9 @@ proto-check: env ## fail when the committed stubs are not those of proto/
 
 docs-reference: env ## regenerate docs/reference from the code
 	@$(BIN)/python -m tools.reference
+
+dashboards: env ## regenerate deploy/grafana from tools/dashboards
+	@$(BIN)/python -m tools.dashboards
 
 $(DOCS): $(PROJECT) pyproject.toml
 	@echo "docs: installing mkdocs-material and mkdocstrings"

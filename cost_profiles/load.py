@@ -8,20 +8,19 @@ again gives the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from cost_profiles.check import problems_of
+from cost_profiles.check import SCHEMA, Problem, between_values, in_values, problems_of
 from cost_profiles.rebase import rebase
 from cost_profiles.types import CostProfile, Kind, ModelGeometry
 from stream2llm.api.errors import InvalidRequestError
 
-_SCHEMA = TypeAdapter(CostProfile)
 # What was measured through the engine is believed first.
 _TRUST = (Kind.MEASURED, Kind.MICROBENCHMARK, Kind.MODELLED)
 
@@ -42,10 +41,11 @@ def load_profile(path: Path) -> CostProfile:
 def parse_profile(text: str, *, source: str) -> CostProfile:
     """Checks the JSON of one profile; `source` names it in errors."""
     try:
-        profile = _SCHEMA.validate_json(text)
+        profile = SCHEMA.validate_json(text)
     except ValidationError as error:
-        raise ProfileError(f"{source}: {_describe(error)}") from error
-    _refuse_problems(profile, source)
+        raise _error(source, list(in_values(error))) from error
+    if problems := between_values(profile):
+        raise _error(source, problems)
     return profile
 
 
@@ -65,7 +65,8 @@ def dump_profile(profile: CostProfile) -> str:
 
 def save_profile(profile: CostProfile, path: Path) -> None:
     """Writes a profile; refuses one that could not be read back."""
-    _refuse_problems(profile, str(path))
+    if problems := problems_of(profile):
+        raise _error(str(path), problems)
     path.write_text(dump_profile(profile), encoding="utf-8")
 
 
@@ -144,25 +145,5 @@ def _matched(profile: CostProfile, model: ModelGeometry, block_size: int | None)
     return Match(profile, reason)
 
 
-def _refuse_problems(profile: CostProfile, source: str) -> None:
-    problems = problems_of(profile)
-    if problems:
-        text = "; ".join(str(problem) for problem in problems)
-        raise ProfileError(f"{source}: {text}", field=problems[0].key)
-
-
-def _describe(error: ValidationError) -> str:
-    return "; ".join(_lines(error))
-
-
-def _lines(error: ValidationError) -> Iterator[str]:
-    for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"]) or "the top level"
-        if item["type"] == "unexpected_keyword_argument":
-            yield f"unknown key {key}"
-        elif item["type"] in ("missing", "missing_argument"):
-            yield f"{key}: is missing"
-        elif item["type"] == "json_invalid":
-            yield f"not JSON: {item['msg']}"
-        else:
-            yield f"{key}: {item['msg']} (got {item['input']!r})"
+def _error(source: str, problems: Sequence[Problem]) -> ProfileError:
+    return ProfileError(f"{source}: {'; '.join(map(str, problems))}", field=problems[0].key)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from cost_profiles.model import CostModel
 from cost_profiles.types import CostProfile
 from stream2llm.api.errors import UnsupportedError
+from stream2llm.api.extras import not_installed
 
 _LARGEST_TOKENS = 262_144
 
@@ -102,8 +103,8 @@ def _pyplot() -> Any:
         import matplotlib
         from matplotlib import pyplot
     except ImportError as error:
-        text = "a figure needs matplotlib, which is not installed: pip install 'stream2llm[plot]'"
-        raise UnsupportedError(f"{text}; the table needs nothing") from error
+        text = f"{not_installed('matplotlib')}; the table needs nothing"
+        raise UnsupportedError(text) from error
     matplotlib.use("agg")
     return pyplot
 

@@ -1,7 +1,7 @@
 """What a cost profile is made of, and what a cost model answers.
 
-Values only: how files are read is `load`'s matter, what must hold of the
-numbers `check`'s. Seconds are of the whole engine: with tensor parallelism all
+Values only, with the limits of each; how files are read is `load`'s matter, what
+must hold between values `check`'s. Seconds are of the whole engine: with tensor parallelism all
 ranks work at the same time, so a profile says what the slowest of them takes.
 """
 
@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-SCHEMA_VERSION = 1
-# A string is no number, and a key that nobody reads is a typing error.
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+SCHEMA_VERSION: Final = 1
+# A string is no number, and a key without a reader is a typing error. Values that were made
+# here are checked again before they are written.
+_STRICT = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False, revalidate_instances="always"
+)
+_Text = Annotated[str, Field(pattern=r"\S")]
 
 DType = Literal["bfloat16", "float16", "float32", "fp8"]
 DTYPE_BYTES: dict[DType, int] = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1}
@@ -40,7 +44,7 @@ class Figure:
     value: float
     unit: str
     # Who published it and where; "judgement: ..." when nobody did.
-    source: str
+    source: _Text
 
     __pydantic_config__ = _STRICT
 
@@ -53,7 +57,7 @@ class Provenance:
     # An ISO date.
     when: str
     # What was run to make it.
-    command: str
+    command: _Text
     # Measured or microbenchmarked: where. Modelled: None.
     machine: str | None
     # Modelled: everything that went in. Otherwise empty.
@@ -67,7 +71,7 @@ class Provenance:
 class Accelerator:
     """A device, by every name it reports."""
 
-    name: str
+    name: _Text
     aliases: tuple[str, ...]
 
     __pydantic_config__ = _STRICT
@@ -91,9 +95,9 @@ class ModelGeometry:
     """What decides the size of a model's KV. `dtype` is that of weights and KV."""
 
     name: str
-    num_layers: int
-    num_kv_heads: int
-    head_size: int
+    num_layers: PositiveInt
+    num_kv_heads: PositiveInt
+    head_size: PositiveInt
     dtype: DType
 
     __pydantic_config__ = _STRICT
@@ -146,9 +150,9 @@ class RecomputePoint:
     both a run from nothing and the steps of one chunked run are told this way.
     """
 
-    num_tokens: int
-    num_context_tokens: int
-    seconds: float
+    num_tokens: PositiveInt
+    num_context_tokens: NonNegativeInt
+    seconds: PositiveFloat
 
     __pydantic_config__ = _STRICT
 
@@ -162,8 +166,8 @@ class RecomputePoint:
 class SwapPoint:
     """Copying so many blocks one way took so long."""
 
-    num_blocks: int
-    seconds: float
+    num_blocks: PositiveInt
+    seconds: PositiveFloat
 
     __pydantic_config__ = _STRICT
 
@@ -174,7 +178,7 @@ class RecomputeSection:
 
     provenance: Provenance
     # Token budget of the engine steps that the points are made of.
-    token_budget: int
+    token_budget: PositiveInt
     points: tuple[RecomputePoint, ...]
 
     __pydantic_config__ = _STRICT
@@ -194,13 +198,13 @@ class SwapSection:
 class CostProfile:
     """What one model costs on one accelerator."""
 
-    schema_version: int
+    schema_version: Literal[1]
     units: Units
     accelerator: Accelerator
     model: ModelGeometry
-    tensor_parallel_size: int
+    tensor_parallel_size: PositiveInt
     # Tokens of one KV block.
-    block_size: int
+    block_size: PositiveInt
     versions: Versions
     recompute: RecomputeSection
     # Accelerator to host.

@@ -1,1 +1,1 @@
-"""The decode worker: pulls the KV blocks and continues from the first token."""
+"""The decode worker: reads the KV blocks of a prompt and continues from the first token."""

@@ -1,16 +1,16 @@
-"""vLLM's NIXL connector, told where the prefilled tokens end, and when a lease did.
+"""vLLM's NIXL connector with two corrections: how many tokens it reads, and until when.
 
-The stock connector takes it that prefill computed every token of the decode
-prompt, and asks for as many blocks. Our decode prompt has one token more: the
-first token of the answer, which prefill sampled but never computed. When the
-prompt fills its last block exactly, that token opens a block that prefill does
-not have, and the stock connector fails an assertion that ends the engine. So
-the scheduler's half asks for the prefilled tokens only, and the decode engine
-computes the first token's KV itself.
+The stock connector assumes that prefill computed every token of the decode prompt,
+and asks for as many blocks. Our decode prompt has one token more: the first token
+of the answer, which prefill sampled but never computed. When the prompt fills its
+last block exactly, that token opens a block that prefill does not have, and the
+stock connector fails an assertion that ends the engine. So the scheduler's half
+asks for the prefilled tokens only, and the decode engine computes the first
+token's KV itself.
 
-The stock connector also takes a read for good that ended after its lease. The
-worker's half reports it as failed. And its side channel ends at the first message
-that it does not expect; ours (stream2llm/engine/side_channel.py) does not.
+The stock connector also accepts a read that ended after its lease; the worker's
+half reports such a read as failed. Finally, the stock side channel ends at the first
+message that it does not expect; ours (stream2llm/engine/side_channel.py) does not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stream2llm.engine import side_channel
 
 
 class FirstTokenNixlConnector(NixlConnector):
-    """Pulls what prefill computed, never the first token, and keeps what it got in time."""
+    """Reads what prefill computed, without the first token, and rejects reads that ended late."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -39,7 +39,7 @@ class FirstTokenNixlConnector(NixlConnector):
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        """Tokens to fetch beyond the `num_computed_tokens` that are here, and whether async."""
+        """Returns the number of tokens to read beyond `num_computed_tokens`, and whether async."""
         num_tokens, is_async = super().get_num_new_matched_tokens(request, num_computed_tokens)
         if not num_tokens:
             return num_tokens, is_async
@@ -51,13 +51,13 @@ class FirstTokenNixlConnector(NixlConnector):
     # -- the worker's half -----------------------------------------------------------
 
     def start_load_kv(self, *args: Any, **kwargs: Any) -> None:
-        """Reads begin; signs of life go out for those that wait."""
+        """Starts the step's reads, and sends heartbeats for requests that wait to read."""
         metadata, now_s = self._connector_metadata, _now_s()
         for request in metadata.reqs_to_recv.values():
             deadline_s = self._deadline_s(request.remote)
             if deadline_s is not None and any(request.local_block_ids):
                 self._leases.began(request.remote.request_id, deadline_s)
-        # While the handshake with an engine is under way, vLLM sends it none.
+        # vLLM sends an engine no heartbeat while the handshake with it is under way.
         reached = [
             each.req_ids
             for engine_id, each in metadata.heartbeat_by_engine.items()
@@ -68,14 +68,14 @@ class FirstTokenNixlConnector(NixlConnector):
             self._leases.sent_signs({name for names in reached for name in names}, now_s)
 
     def _deadline_s(self, remote: Any) -> float | None:
-        """When the lease ends by our clock; None while the other one is not known."""
+        """Returns the lease's end by the local clock; None while the remote clock is unknown."""
         measured_s = self.connector_worker._engine_clock_offset.get(remote.engine_id)
         if remote.blocks_expiry_time is None or measured_s is None:
             return None
         return float(remote.blocks_expiry_time - clock_offset_s(remote.host, measured_s))
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
-        """What has been read; a read that ended after its lease has failed."""
+        """Returns vLLM's results, with reads that ended after their lease marked as failed."""
         worker = self.connector_worker
         reading: Mapping[str, Any] = dict(worker._recving_metadata)
         results = super().get_transfer_results(finished_req_ids)
@@ -83,7 +83,7 @@ class FirstTokenNixlConnector(NixlConnector):
             meta = reading[request_id]
             deadline_s = self._deadline_s(meta.remote)
             if deadline_s is not None:
-                # One that began with the handshake was not known to begin.
+                # A read that began with the handshake is not in the metadata of `start_load_kv`.
                 self._leases.began_before(meta.remote.request_id, deadline_s)
             if not self._leases.ended(meta.remote.request_id, _now_s()):
                 results.failed_recving.add(request_id)
@@ -92,5 +92,5 @@ class FirstTokenNixlConnector(NixlConnector):
 
 
 def _now_s() -> float:
-    # The clock that vLLM sets its deadlines by; no other will do.
+    # vLLM sets its deadlines by this clock.
     return time.perf_counter()  # noqa: TID251

@@ -1,4 +1,4 @@
-"""A decode worker's engine: pulls a prompt's KV and continues the answer."""
+"""A decode worker's engine: reads a prompt's KV and continues the answer."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from stream2llm.serving.worker_spec import WorkerSpec
 
 
 async def start_decode_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
-    """Starts vLLM as a consumer of KV."""
+    """Starts vLLM as a KV consumer."""
     spec, settings = _settings(spec)
     return await Engine.start(spec, stats=stats, **settings)
 
 
 def check_arguments(spec: WorkerSpec) -> None:
-    """Raises whatever vLLM has against this worker's engine arguments."""
+    """Raises vLLM's error when it rejects this worker's engine arguments."""
     spec, settings = _settings(spec)
     engine_args(spec, **settings).create_engine_config()
 
 
 def _settings(spec: WorkerSpec) -> tuple[WorkerSpec, dict[str, Any]]:
-    """The spec without what we decide from it, and what `Engine.start` takes beside it."""
+    """Returns the spec without the arguments set here, and further arguments of `Engine.start`."""
     is_async = bool(spec.engine_args.get("async_scheduling", not current_platform.is_cpu()))
     name = "AsyncDecodeScheduler" if is_async else "DecodeScheduler"
     args = {key: v for key, v in spec.engine_args.items() if key != "async_scheduling"}
@@ -54,7 +54,7 @@ def _settings(spec: WorkerSpec) -> tuple[WorkerSpec, dict[str, Any]]:
 
 
 def check_room(num_tokens: int, info: EngineInfo) -> None:
-    """Raises when the KV of so many tokens can never be here: the engine would wait for ever."""
+    """Raises InvalidRequestError when the KV of `num_tokens` tokens exceeds the KV memory."""
     capacity = info.num_kv_blocks * info.block_size
     if num_tokens > capacity:
         raise InvalidRequestError(
@@ -75,8 +75,8 @@ async def begin_decode(
 ) -> OutputStream:
     """Starts the rest of an answer whose first token is the prompt's last one.
 
-    `sampling.max_tokens` counts that first token. Once this has returned, the
-    engine reads the KV or, when the request is aborted, tells prefill that it
+    `sampling.max_tokens` counts that first token. After this has returned, the
+    engine reads the KV or, when the request is aborted, notifies prefill that it
     will not.
     """
     if sampling.max_tokens is None or sampling.max_tokens < 2:
@@ -103,9 +103,9 @@ async def decode_steps(
     num_logprobs: int | None,
     on_local: Callable[[LocalTokens], None] = lambda _: None,
 ) -> AsyncGenerator[TokenStep, None]:
-    """The rest of an answer. Closing the iterator early aborts the request.
+    """Yields the rest of an answer. Closing the iterator early aborts the request.
 
-    `on_local` hears, before the first step, what was here of the prompt.
+    `on_local` is called before the first step with the prompt tokens that were here already.
     """
     try:
         async for output in stream:

@@ -12,7 +12,7 @@ _WHEN = ("prefetched", "after_seal", "wasted")
 
 
 class FetchMetrics:
-    """Blocks and bytes by when they crossed, fetches by how they ended."""
+    """Counts blocks and bytes by when they were read, and fetches by result."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._blocks = Counter(
@@ -47,13 +47,13 @@ class FetchMetrics:
             self._fetches.labels("decode", end.value)
 
     def fetch_ended(self, result: FetchResult) -> None:
-        """One fetch."""
+        """Counts one fetch."""
         self._fetches.labels("decode", result.end.value).inc()
         if result.end is FetchEnd.FETCHED and result.num_blocks:
             self._seconds.observe(result.seconds)
 
     def settled(self, settled: Settled, bytes_per_block: int) -> None:
-        """One session's blocks."""
+        """Counts the blocks of one session."""
         counts = (settled.prefetched, settled.after_seal, settled.wasted)
         for when, num_blocks in zip(_WHEN, counts, strict=True):
             self._blocks.labels("decode", when).inc(num_blocks)

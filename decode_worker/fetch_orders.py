@@ -1,7 +1,7 @@
-"""What the front end of a decode worker asks of its scheduler, and what it hears back. Plain values.
+"""Values that a decode worker's front end and its scheduler exchange.
 
 Orders travel in `SamplingParams.extra_args`, results in `kv_transfer_params` of
-outputs, under HANDOVER_KEY. Without one a request is an answer like any other.
+outputs, under HANDOVER_KEY. A request without an order is an ordinary answer.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from stream2llm.api.handover import HANDOVER_KEY
 
 @dataclass(frozen=True, slots=True)
 class FetchOrder:
-    """The request is no answer: fetch the KV of its first tokens into the prefix cache."""
+    """Asks to fetch the KV of the request's first tokens into the prefix cache; no answer."""
 
     session_id: str
-    # Whole blocks. The request has one token more, so that all of them can be found.
+    # Whole blocks. The request has one more token, so that the cache can hit all of them.
     num_blocks: int
-    # When the session's KV was last touched here, by the machine's monotonic
-    # clock: only what nobody used since may be evicted for it.
+    # Last use of the session's KV here, in seconds of the machine's monotonic clock:
+    # the fetch may evict only blocks that have not been used since.
     since_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class FinalOrder:
-    """The request is an answer; of a session whose KV was prefetched, if it names one."""
+    """Asks for an answer; `session_id` names the session whose KV was prefetched, if any."""
 
     session_id: str = ""
 
@@ -39,7 +39,7 @@ class FetchEnd(StrEnum):
     FETCHED = "fetched"
     # Decode had no room or no time for it; nothing was read.
     REFUSED = "refused"
-    # Somebody gave it up; what was read is not kept.
+    # The client or an update cancelled it; what was read is not kept.
     ABORTED = "aborted"
     # The read failed, or ended after the lease; nothing is kept.
     FAILED = "failed"
@@ -47,36 +47,36 @@ class FetchEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FetchResult:
-    """The end of a fetch."""
+    """The outcome of a fetch."""
 
     end: FetchEnd
-    # Why not, where that is known.
+    # Why it did not succeed, where that is known.
     reason: str = ""
-    # Blocks that crossed, and the seconds from the begin of the read to its end.
+    # Number of blocks read, and the duration of the read.
     num_blocks: int = 0
     seconds: float = 0.0
     # Over all layers and ranks.
     bytes_per_block: int = 0
 
     def to_wire(self) -> dict[str, Any]:
-        """For an output's `kv_transfer_params`."""
+        """Returns the value for an output's `kv_transfer_params`."""
         return {HANDOVER_KEY: {"result": asdict(self)}}
 
     @classmethod
     def from_wire(cls, params: dict[str, Any] | None) -> FetchResult | None:
-        """The inverse; None when there is none."""
+        """Inverse of `to_wire`; None when `params` hold no result."""
         raw = (params or {}).get(HANDOVER_KEY, {}).get("result")
         return None if raw is None else cls(**{**raw, "end": FetchEnd(raw["end"])})
 
 
 def order_to_wire(order: FetchOrder | FinalOrder) -> dict[str, Any]:
-    """For `SamplingParams.extra_args`."""
+    """Returns the value for `SamplingParams.extra_args`."""
     kind = "fetch" if isinstance(order, FetchOrder) else "final"
     return {HANDOVER_KEY: {kind: asdict(order)}}
 
 
 def order_from_wire(extra_args: dict[str, Any] | None) -> FetchOrder | FinalOrder | None:
-    """The inverse; None for a request without."""
+    """Inverse of `order_to_wire`; None for a request without an order."""
     raw = (extra_args or {}).get(HANDOVER_KEY)
     if not raw:
         return None
@@ -85,18 +85,18 @@ def order_from_wire(extra_args: dict[str, Any] | None) -> FetchOrder | FinalOrde
 
 @dataclass(frozen=True, slots=True)
 class LocalTokens:
-    """What was here of an answer's prompt before the answer came."""
+    """The part of an answer's prompt whose KV was here before the answer arrived."""
 
     num_tokens: int
     # Over all layers and ranks.
     bytes_per_block: int = 0
 
     def to_wire(self) -> dict[str, Any]:
-        """For an output's `kv_transfer_params`."""
+        """Returns the value for an output's `kv_transfer_params`."""
         return {HANDOVER_KEY: {"local": asdict(self)}}
 
     @classmethod
     def from_wire(cls, params: dict[str, Any] | None) -> LocalTokens | None:
-        """The inverse; None when there is nothing of it."""
+        """Inverse of `to_wire`; None when `params` hold no such value."""
         raw = (params or {}).get(HANDOVER_KEY, {}).get("local")
         return None if raw is None else cls(**raw)

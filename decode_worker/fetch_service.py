@@ -1,7 +1,7 @@
-"""One PrefetchKv RPC: protobuf to fetches, their ends to protobuf.
+"""Serves one PrefetchKv RPC: translates its messages to fetches, and their results back.
 
-A reader takes the router's messages while the fetch under way goes on, so that
-it can be given up. Nothing that becomes of a fetch fails the RPC.
+A reader takes the router's messages while a fetch is under way, so that the router
+can abort it. The failure of a fetch does not fail the RPC.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stream2llm.serving.stream_writer import PeerGoneError, StreamWriter
 
 _log = logging.getLogger(__name__)
 
-# vLLM's transfer parameters of a hand-over; raises InvalidRequestError.
+# Returns vLLM's transfer parameters of a hand-over; raises InvalidRequestError.
 CheckHandover = Callable[[worker_pb2.Handover], dict[str, Any]]
 
 _ENDS: dict[FetchEnd, Any] = {
@@ -40,9 +40,9 @@ async def serve_fetches(
     writer: StreamWriter,
     check: CheckHandover,
 ) -> None:
-    """Returns when the router closes its side; raises what its peer is to be told.
+    """Serves until the router closes its side; raises errors that end the RPC.
 
-    `check` turns the hand-over of each fetch into transfer parameters, or raises.
+    `check` returns the transfer parameters of each fetch's hand-over, or raises.
     """
     messages = aiter(requests)
     opening = await anext(messages, None)
@@ -67,8 +67,8 @@ class _Rpc:
         self._session = session
         self._writer = writer
         self._fetch: asyncio.Task[None] | None = None
-        # Its end is not known yet. Once it is, the router may hear of it and send the
-        # next one before the task that tells it is done.
+        # False as soon as the result is known: after it is sent, the router may send the next
+        # fetch before the task of this one is done.
         self._is_fetching = False
 
     async def run(self, messages: AsyncIterator[worker_pb2.PrefetchKvRequest]) -> None:
@@ -77,7 +77,7 @@ class _Rpc:
                 await self._apply(message)
         finally:
             if self._fetch is not None:
-                # Ends the request at the engine, too.
+                # Also ends the request at the engine.
                 self._fetch.cancel()
                 await asyncio.wait({self._fetch})
 
@@ -88,19 +88,19 @@ class _Rpc:
             case "abort":
                 await self._session.abort()
             case event:
-                raise EventOrderError(f"unexpected {event} while KV prefetch")
+                raise EventOrderError(f"unexpected {event} during a KV prefetch")
 
     async def _begin(self, fetch: worker_pb2.FetchKv) -> None:
         if self._is_fetching:
-            raise EventOrderError("the fetch before has not ended")
+            raise EventOrderError("the previous fetch has not ended")
         if self._fetch is not None:
             await asyncio.wait({self._fetch})
-        # Before anything can come between: the router counts these tokens as told.
+        # Before any failure: the router regards these tokens as sent.
         self._session.spliced(fetch.keep_tokens, list(fetch.token_ids))
         self._is_fetching = True
         self._fetch = asyncio.create_task(self._serve(fetch))
-        # A task that is cancelled before its first step does nothing at all, and this one is to
-        # tell prefill of its blocks.
+        # A task that is cancelled before its first step does not run at all, and this one
+        # has to notify prefill of the blocks.
         await asyncio.sleep(0)
 
     async def _serve(self, fetch: worker_pb2.FetchKv) -> None:
@@ -109,19 +109,19 @@ class _Rpc:
         finally:
             self._is_fetching = False
         try:
-            await self._tell(result)
+            await self._send(result)
         except PeerGoneError:
             return  # gRPC is about to cancel the handler
 
     async def _result_or_failure(self, fetch: worker_pb2.FetchKv) -> FetchResult:
-        """What fails here is told: the router waits for the end of each fetch."""
+        """Returns failures as a result: the router waits for the end of each fetch."""
         try:
             return await self._result(fetch)
         except Stream2LLMError as error:
             _log.warning("fetch_failed session_id=%s error=%s", self._session.session_id, error)
             return FetchResult(FetchEnd.FAILED, error.message)
         except Exception as error:
-            # Of any type: the engine may be dead.
+            # Any type: the engine may be dead.
             _log.exception("fetch_failed session_id=%s", self._session.session_id)
             return FetchResult(FetchEnd.FAILED, str(error))
 
@@ -138,11 +138,11 @@ class _Rpc:
         return await self._session.fetch(transfer)
 
     async def _reject(self, transfer: dict[str, Any]) -> None:
-        """Tells prefill that its blocks will not be read; a cancelled task still does so."""
+        """Notifies prefill that its blocks will not be read, even in a cancelled task."""
         name = unique_id(self._session.session_id)
         await asyncio.shield(self._worker.engine.reject_handover(name, transfer))
 
-    async def _tell(self, result: FetchResult) -> None:
+    async def _send(self, result: FetchResult) -> None:
         message = worker_pb2.PrefetchKvResponse(
             end=_ENDS[result.end], reason=result.reason, num_blocks=result.num_blocks
         )
@@ -150,9 +150,9 @@ class _Rpc:
 
 
 def check_num_tokens(num_tokens: int, transfer: dict[str, Any]) -> None:
-    """Raises InvalidRequestError unless a hand-over is the KV of so many tokens.
+    """Raises InvalidRequestError unless a hand-over is the KV of `num_tokens` tokens.
 
-    With others the KV of one prefix would enter the prefix cache as that of another.
+    Otherwise the KV of one prefix would enter the prefix cache as that of another.
     """
     num_offered = transfer.get("remote_num_tokens")
     if num_offered != num_tokens:

@@ -1,7 +1,7 @@
-"""The sessions that a decode worker prefetches for: one object for each PrefetchKv RPC.
+"""The sessions that a decode worker prefetches for: one object per PrefetchKv RPC.
 
-Knows the tokens of its session, asks the engine for one fetch at a time, and
-keeps the ledger until the answer, or the end of the RPC, settles it.
+Each knows its session's tokens, submits one fetch at a time to the engine, and
+keeps the ledger until the answer or the end of the RPC settles it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from stream2llm.serving.clock import Clock
 from stream2llm.serving.ids import unique_id
 
 _SAMPLING = SamplingParameters(max_tokens=1, temperature=0.0)
-# Stands behind the tokens to fetch, so that a cache may hold all of them; it is never computed.
+# Follows the tokens to fetch, so that the cache can hit all of them; it is never computed.
 _ONE_MORE_TOKEN = 0
 
 
 class FetchSession:
-    """One session's fetches, one at a time."""
+    """The fetches of one session, one at a time."""
 
     def __init__(
         self, session_id: str, engine: Engine, metrics: FetchMetrics, clock: Clock
@@ -45,7 +45,7 @@ class FetchSession:
         self._tokens: list[int] = []
         self._request_id = ""
         self._is_given_up = False
-        # When the session's KV was last touched at this worker.
+        # Last use of the session's KV at this worker.
         self._since_s = clock.monotonic_s()
         self._bytes_per_block = 0
         self.ledger = FetchLedger(engine.info.block_size)
@@ -58,13 +58,13 @@ class FetchSession:
     def spliced(self, keep_tokens: int, token_ids: list[int]) -> None:
         """Sets the next fetch's sequence: `keep_tokens` tokens of the previous one, then `token_ids`.
 
-        To be told with the message that says so, whatever becomes of its fetch: the
-        next one counts from here. Raises InvalidRequestError, and changes nothing, when
-        there are fewer tokens.
+        Call it for each fetch message, even if its fetch fails: the next message counts
+        from this sequence. Raises InvalidRequestError, and changes nothing, when the
+        previous sequence has fewer than `keep_tokens` tokens.
         """
         if keep_tokens > len(self._tokens):
             raise InvalidRequestError(
-                f"is {keep_tokens}, the fetch before had {len(self._tokens)} tokens",
+                f"is {keep_tokens}, the previous fetch had {len(self._tokens)} tokens",
                 field="fetch.keep_tokens",
             )
         self.ledger.spliced(keep_tokens)
@@ -73,9 +73,9 @@ class FetchSession:
         self._is_given_up = False
 
     async def fetch(self, transfer: dict[str, Any]) -> FetchResult:
-        """Fetches the KV of the tokens that `spliced` told.
+        """Fetches the KV of the tokens that `spliced` has set.
 
-        Prefill hears that its blocks were read, or that they will not be.
+        Prefill is notified that its blocks were read, or that they will not be.
         """
         self._request_id = unique_id(f"{self.session_id}-fetch")
         try:
@@ -96,13 +96,13 @@ class FetchSession:
         try:
             stream = await self._begin(order, transfer)
         except BaseException as error:
-            # The engine has not got it, so nobody will read.
+            # The engine does not have the request, so it cannot reject the hand-over itself.
             await asyncio.shield(self._engine.reject_handover(self._request_id, transfer))
             if isinstance(error, Stream2LLMError | ValueError):
                 return FetchResult(FetchEnd.FAILED, str(error))
             raise
         try:
-            if self._is_given_up:  # while the engine was being told of it
+            if self._is_given_up:  # while the engine was taking the request
                 await self._engine.abort(self._request_id)
             async for output in stream:
                 result = FetchResult.from_wire(output.kv_transfer_params)
@@ -134,23 +134,23 @@ class FetchSession:
         return FetchResult(FetchEnd.FAILED, "KV_LOST")
 
     async def abort(self) -> None:
-        """Gives the newest fetch up; `fetch` returns, also one that the engine does not know yet."""
+        """Aborts the newest fetch, also one that the engine does not have yet; `fetch` returns."""
         self._is_given_up = True
         if self._request_id:
             await self._engine.abort(self._request_id)
 
     def settle(self, num_prompt_tokens: int, local: LocalTokens) -> None:
-        """The session's answer begins."""
+        """Settles the ledger when the session's answer begins."""
         settled = self.ledger.settle(num_prompt_tokens, local.num_tokens)
         self._metrics.settled(settled, local.bytes_per_block)
 
     def give_up(self) -> None:
-        """The session ends here; nothing happens to what is settled."""
+        """Counts what is not settled as wasted when the session ends here."""
         self._metrics.settled(self.ledger.give_up(), self._bytes_per_block)
 
 
 class FetchSessions:
-    """Those that are open, by id."""
+    """The open sessions by id."""
 
     def __init__(self, engine: Engine, metrics: FetchMetrics, clock: Clock) -> None:
         self._engine = engine
@@ -160,10 +160,10 @@ class FetchSessions:
 
     @contextmanager
     def open(self, session_id: str) -> Iterator[FetchSession]:
-        """One session, while its RPC lasts; raises InvalidRequestError for an id that is taken."""
+        """Opens a session for its RPC's duration; raises InvalidRequestError for an id in use."""
         if session_id in self._open:
             raise InvalidRequestError(
-                f"session {session_id!r} is fetching already", field="open.fetch_session_id"
+                f"session {session_id!r} is already prefetching", field="open.fetch_session_id"
             )
         session = FetchSession(session_id, self._engine, self._metrics, self._clock)
         self._open[session_id] = session
@@ -174,7 +174,7 @@ class FetchSessions:
             session.give_up()
 
     def settle(self, session_id: str, num_prompt_tokens: int, local: LocalTokens) -> None:
-        """An answer begins, whether anything was fetched for it or not."""
+        """Settles the session of an answer that begins, if it has prefetched."""
         session = self._open.get(session_id)
         if session is not None:
             session.settle(num_prompt_tokens, local)

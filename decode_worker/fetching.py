@@ -1,17 +1,17 @@
-"""Fetches ahead of the seal, in a decode engine's scheduler: a mixin over vLLM's own.
+"""KV prefetch in a decode engine's scheduler: a mixin over vLLM's scheduler.
 
 Life of a fetch:
- 1. `add_request` keeps it to itself until memory and pace allow it (room.py,
-    pace.py); what they do not allow is refused, and prefill hears it at once.
- 2. It is shown to the base class like any answer whose KV is elsewhere: blocks
-    are allocated, and the connector reads into them.
- 3. When all is read the blocks enter the prefix cache and the request ends. It
-    never computes a token, so a fetch costs those who decode no step.
+ 1. `add_request` keeps it back until memory and pace allow it (room.py, pace.py).
+    A fetch that they do not allow is refused, and prefill is notified at once.
+ 2. The base class receives it like any answer with remote KV: it allocates blocks,
+    and the connector reads into them.
+ 3. When the read has ended, the blocks enter the prefix cache and the request ends.
+    It never computes a token, so a fetch takes no step from decoding requests.
 
-Given up (aborted) in step 2, its blocks are free when the read has ended, as
-vLLM does it, and the cache never hears of them. An answer whose session's fetch
-is still being read waits for it: all that it reads is part of the answer's
-prompt, and reading it twice takes longer.
+ The blocks of a fetch that is aborted in step 2 become free when the read has ended,
+ as in vLLM, and never enter the cache. An answer waits for its session's fetch while
+ that is being read: all that it reads is part of the answer's prompt, and reading it
+ twice takes longer.
 """
 
 from __future__ import annotations
@@ -50,28 +50,28 @@ else:
 
 _log = logging.getLogger(__name__)
 
-# A fetch that could not begin for so long is refused; prefill holds its blocks meanwhile.
+# A fetch that cannot begin within this time is refused: prefill holds its blocks meanwhile.
 MAX_WAIT_S = 1.0
-# Blocks that an answer which runs may need while a fetch lasts.
+# Blocks that a running answer may need while a fetch lasts.
 _BLOCKS_PER_ANSWER = 2
-# Of all blocks, kept free besides.
+# Share of all blocks that is kept free as well.
 _RESERVED_SHARE = 1 / 32
 
 
 @dataclass(slots=True)
 class _Fetch:
-    """One fetch that is known here and has not ended."""
+    """A fetch that this scheduler has and that has not ended."""
 
     request: Request
     order: FetchOrder
     arrived_s: float
-    # Set when the base class has it: blocks are allocated, the read goes on.
+    # Set when the base class has taken it: blocks are allocated, the read is under way.
     began_s: float | None = None
     num_blocks: int = 0
 
 
 class KvPrefetchMixin(_Base):
-    """Stands before vLLM's `Scheduler` or `AsyncScheduler` in a class's bases."""
+    """Precedes vLLM's `Scheduler` or `AsyncScheduler` among a class's bases."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -79,29 +79,29 @@ class KvPrefetchMixin(_Base):
         options = self.vllm_config.additional_config or {}
         self._pace = FetchPace(float(options.get("max_fetch_share", MAX_FETCH_SHARE)))
         self._last_use = LastUse(self.kv_cache_manager.block_pool, self._clock.monotonic_s)
-        # Not begun, oldest first; and being read, by request id.
+        # By request id: fetches that have not begun, oldest first, and fetches being read.
         self._waiting_fetches: dict[str, _Fetch] = {}
         self._reading: dict[str, _Fetch] = {}
-        # Fetches for which there was nothing to read, and the base class computes a token.
+        # Fetches without anything to read, for which the base class computes a token.
         self._computing: set[str] = set()
-        # Answers that wait for their session's fetch, by the fetch's id.
+        # Answers that wait for their session's fetch, by the fetch's request id.
         self._held_finals: dict[str, Request] = {}
-        # Answers of which the front end wants to know what was here.
+        # Answers whose number of local tokens the front end waits for.
         self._finals: set[str] = set()
         self._fetch_outputs: list[tuple[int, EngineCoreOutput]] = []
         sizes = sum(tensor.size for tensor in self.kv_cache_config.kv_cache_tensors)
         num_ranks = self.vllm_config.parallel_config.world_size
         self._bytes_per_block = sizes // self.kv_cache_config.num_blocks * num_ranks
-        # Somebody was left waiting, or was preempted, in the last step.
+        # A request waited for memory or was preempted in the last step.
         self._is_short = False
         self._step_began_s = 0.0
 
     # -- requests ------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
-        """A fetch, an answer that follows fetches, or any other request.
+        """Adds a fetch, an answer that follows fetches, or any other request.
 
-        One that cannot be handled ends by itself, and no other.
+        A request that cannot be handled fails alone.
         """
         try:
             self._add(request)
@@ -122,7 +122,7 @@ class KvPrefetchMixin(_Base):
             super().add_request(request)
 
     def _fail(self, request: Request) -> None:
-        """To be called while its exception is handled."""
+        """Fails a request; call it while its exception is being handled."""
         _log.exception("request_failed request_id=%s", request.request_id)
         self._fetch_outputs.append((request.client_index, failed_output(request)))
         self.finish_requests([request.request_id], RequestStatus.FINISHED_ERROR)
@@ -135,7 +135,7 @@ class KvPrefetchMixin(_Base):
         for fetch_id, fetch in self._reading.items():
             if fetch.order.session_id == session_id and not fetch.request.is_finished():
                 self._held_finals[fetch_id] = request
-                # Its lease has to last meanwhile.
+                # Renews the lease meanwhile.
                 self.connector.on_new_request(request)
                 return
         super().add_request(request)
@@ -143,7 +143,7 @@ class KvPrefetchMixin(_Base):
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
     ) -> list[Request]:
-        """Also ends what the base class does not know yet; prefill hears of it."""
+        """Also ends requests that the base class does not have yet, and notifies prefill."""
         if request_ids is None:
             ids = [*self.requests, *self._waiting_fetches]
             ids += [request.request_id for request in self._held_finals.values()]
@@ -159,27 +159,37 @@ class KvPrefetchMixin(_Base):
         return finished
 
     def _release_final(self, fetch_id: str) -> None:
-        """Whoever waited for that fetch need not wait any more."""
+        """Adds the answer that waits for a fetch, if there is one."""
         final = self._held_finals.pop(fetch_id, None)
         if final is not None:
             super().add_request(final)
 
     def _let_base_know(self, request_id: str) -> None:
-        """Ending it there makes the connector tell prefill."""
+        """Adds a request so that ending it makes the connector notify prefill."""
         fetch = self._waiting_fetches.pop(request_id, None)
         if fetch is not None:
-            super().add_request(fetch.request)
+            self._add_to_end(fetch.request)
         for fetch_id, request in list(self._held_finals.items()):
             if request.request_id == request_id:
                 del self._held_finals[fetch_id]
-                super().add_request(request)
+                self._add_to_end(request)
+
+    def _add_to_end(self, request: Request) -> None:
+        """Adds a request that ends at once; a failure here must not fail the engine."""
+        if request.request_id in self.requests:
+            return  # it failed while the base class added it
+        try:
+            super().add_request(request)
+        except Exception:
+            # The base class has it, but its connector, which is called last, failed.
+            _log.exception("request_not_added request_id=%s", request.request_id)
 
     # -- a step ----------------------------------------------------------------------
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """The base class's step, with a fetch that may begin."""
+        """Runs the base class's step, after admitting one fetch if that is possible."""
         self._step_began_s = self._clock.monotonic_s()
-        # One a step: what it takes is known to the next one then.
+        # One per step: the next one then sees the blocks that it takes.
         waiting = list(self._waiting_fetches.values())
         shown = next((fetch for fetch in waiting if self._admit_or_fail(fetch)), None)
         output = super().schedule(*args, **kwargs)
@@ -196,7 +206,7 @@ class KvPrefetchMixin(_Base):
             return False
 
     def _admit(self, fetch: _Fetch) -> bool:
-        """Shows a fetch to the base class if it may begin now; refuses it if it should not."""
+        """Adds a fetch to the base class if it may begin now; refuses it if it never may."""
         now_s = self._clock.monotonic_s()
         waited_s = now_s - fetch.arrived_s
         if self._is_short or not self._has_time(now_s):
@@ -213,7 +223,7 @@ class KvPrefetchMixin(_Base):
         return room is Room.YES
 
     def _has_time(self, now_s: float) -> bool:
-        """Whether those who decode can bear it; they bear one fetch at a time."""
+        """Whether pace.py allows a fetch now; one at a time."""
         num_decoding = len(self.running)
         if num_decoding and self._reading:
             return False
@@ -243,27 +253,27 @@ class KvPrefetchMixin(_Base):
 
     @property
     def _can_fetch(self) -> bool:
-        """Whether what is fetched can be found again."""
+        """Whether the prefix cache can hit what is fetched."""
         groups = self.kv_cache_config.kv_cache_groups
         is_plain = len(groups) == 1 and isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
         return is_plain and self.kv_cache_manager.enable_caching
 
     def _after_schedule(self, fetch: _Fetch) -> None:
-        """Notes that the read begins; what the base class did not take waits on."""
+        """Notes that the read has begun; a fetch that the base class did not take keeps waiting."""
         request = fetch.request
         if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
             del self._waiting_fetches[request.request_id]
             fetch.began_s = self._clock.monotonic_s()
             self._reading[request.request_id] = fetch
         elif request.status == RequestStatus.RUNNING:
-            # In this very step an answer brought all that was missing, so that the
-            # base class found nothing to read and computes the token behind it.
-            # Prefill hears that nothing will be read.
+            # An answer of this very step brought every missing block, so the base class
+            # found nothing to read and computes the token behind them. Prefill is notified
+            # that nothing will be read.
             del self._waiting_fetches[request.request_id]
             self._computing.add(request.request_id)
         elif request.request_id in self.requests:
-            # Behind somebody for whom there was no room. It must not stop those
-            # that come later.
+            # It queues behind a request without room, and must not block those that
+            # come later.
             self.waiting.remove_requests([request])
             self.deferred_waiting.discard(request)
             del self.requests[request.request_id]
@@ -272,11 +282,11 @@ class KvPrefetchMixin(_Base):
         self._end_unread(fetch, FetchResult(FetchEnd.REFUSED, reason))
 
     def _end_unread(self, fetch: _Fetch, result: FetchResult) -> None:
-        """Ends a fetch before its read; the connector tells prefill that nobody will read."""
-        self._tell(fetch, result)
+        """Ends a fetch before its read; the connector notifies prefill."""
+        self._report(fetch, result)
         self.finish_requests([fetch.request.request_id], RequestStatus.FINISHED_ABORTED)
 
-    def _tell(self, fetch: _Fetch, result: FetchResult) -> None:
+    def _report(self, fetch: _Fetch, result: FetchResult) -> None:
         request = fetch.request
         output = EngineCoreOutput(
             request_id=request.request_id,
@@ -291,7 +301,7 @@ class KvPrefetchMixin(_Base):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        """The base class's outputs, with the ends of fetches added."""
+        """Returns the base class's outputs, with the results of fetches added."""
         if self.running and scheduler_output.total_num_scheduled_tokens:
             step_s = self._clock.monotonic_s() - self._step_began_s
             self._pace.note_step(step_s, len(self.running), is_fetching=bool(self._reading))
@@ -299,7 +309,7 @@ class KvPrefetchMixin(_Base):
             scheduler_output, model_runner_output
         )
         for output in [each for client in outputs.values() for each in client.outputs]:
-            self._tell_local(output)
+            self._report_local(output)
             if output.request_id in self._computing and output.finish_reason is not None:
                 self._computing.discard(output.request_id)
                 output.kv_transfer_params = FetchResult(FetchEnd.FETCHED).to_wire()
@@ -308,7 +318,7 @@ class KvPrefetchMixin(_Base):
         self._fetch_outputs.clear()
         return outputs
 
-    def _tell_local(self, output: EngineCoreOutput) -> None:
+    def _report_local(self, output: EngineCoreOutput) -> None:
         stats = output.prefill_stats
         if stats is not None and output.request_id in self._finals:
             self._finals.discard(output.request_id)
@@ -318,7 +328,7 @@ class KvPrefetchMixin(_Base):
             }
 
     def _update_from_kv_xfer_finished(self, kv_connector_output: KVConnectorOutput) -> None:
-        """Fetches that were read end here, without a step of their own."""
+        """Ends fetches whose read has ended, without a step of their own."""
         super()._update_from_kv_xfer_finished(kv_connector_output)
         for request_id in kv_connector_output.finished_recving or ():
             fetch = self._reading.pop(request_id, None)
@@ -338,33 +348,33 @@ class KvPrefetchMixin(_Base):
                 seconds=seconds,
                 bytes_per_block=self._bytes_per_block,
             )
-            self._tell(fetch, result)
-        # Otherwise it was given up, or the read failed: the base class has freed its blocks.
+            self._report(fetch, result)
+        # Otherwise it was aborted, or the read failed: the base class has freed its blocks.
         self._release_final(request.request_id)
 
     def _keep(self, request: Request) -> None:
-        """The blocks that were read enter the prefix cache, and are nobody's."""
+        """Puts the blocks that were read into the prefix cache, and frees them."""
         self.finished_recving_kv_req_ids.discard(request.request_id)
         self.kv_cache_manager.cache_blocks(request, request.num_computed_tokens)
-        # Nothing of it is under way any more, so its blocks are free at once.
+        # No read is under way any more, so freeing is immediate.
         request.status = RequestStatus.WAITING
         super().finish_requests([request.request_id], RequestStatus.FINISHED_STOPPED)
 
-    # -- what the engine asks to know whether it may sleep -------------------------------
+    # -- queries by which the engine decides whether to idle -----------------------------
 
     def get_num_unfinished_requests(self) -> int:
-        """Those of the base class, and those that it does not know yet."""
+        """Counts the base class's requests, and those that it does not have yet."""
         num_ours = len(self._waiting_fetches) + len(self._held_finals) + len(self._fetch_outputs)
         return int(super().get_num_unfinished_requests()) + num_ours
 
     # -- for tests -----------------------------------------------------------------------
 
     def fetches(self) -> Iterator[str]:
-        """All that have not ended."""
+        """Yields the ids of fetches that have not ended."""
         yield from self._waiting_fetches
         yield from self._reading
 
     def all_known(self) -> set[str]:
-        """Everything that has not ended."""
+        """Returns the ids of all requests that have not ended."""
         held = (request.request_id for request in self._held_finals.values())
         return {*self.requests, *self._waiting_fetches, *held}

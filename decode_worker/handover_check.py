@@ -1,14 +1,14 @@
-"""Checks that a hand-over is complete and possible before an engine sees it. Pure.
+"""Checks that a hand-over is complete and valid before it reaches an engine. Pure.
 
-What comes with a Decode, PrefetchKv or ReleaseHandover RPC goes through vLLM's
-scheduler and NIXL connector into reads of another process's memory. They take it
-that every key is there and fits: a missing one ends the engine inside a step, a
-block id beyond the other side's memory reads what is not KV. So every key that the
-stock connector or ours reads is checked here, and all others are refused.
+The transfer parameters of a Decode, PrefetchKv or ReleaseHandover RPC go through
+vLLM's scheduler and NIXL connector into reads of another process's memory. Both
+assume that every key is there and fits: a missing key ends the engine inside a
+step, and a block id beyond the other side's memory reads bytes that are not KV. So
+every key that the stock connector or ours reads is checked here; others are refused.
 
-Only engines that this worker has shaken hands with may be named. The first
-hand-over of each one, which the worker asks for itself when it connects, tells
-where it listens and how large its memory is.
+A hand-over may only name an engine that this worker has shaken hands with. On
+connecting, the worker asks that engine for a first hand-over, which gives its side
+channel's address and the size of its memory.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any
 from stream2llm.api.errors import InvalidRequestError
 
 FIELD = "handover.kv_transfer_params_json"
-# A million tokens in blocks of 16 need half of it.
+# A million tokens in blocks of 16 need half of that.
 MAX_JSON_BYTES = 1024 * 1024
 MAX_ID_CHARS = 256
 MAX_HOST_CHARS = 255
 MAX_RANKS = 1024
 _MAX_TOKENS = 2**31 - 1
 _MAX_CLOCK_S = 1e12
-# In NIXL's notifications ":" and "," have a meaning.
+# ":" and "," are separators in NIXL's notifications.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.#-]+")
 _ENGINE_ID = re.compile(r"[A-Za-z0-9_.:-]+")
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]+")
@@ -50,14 +50,14 @@ class PrefillEngine:
     block_size: int
     # Without vLLM's null block, whose id is 0.
     num_kv_blocks: int
-    # Groups of layers, each with block ids of its own.
+    # Groups of layers, each with its own list of block ids.
     num_groups: int
-    # Layers with a window of their own keep fewer blocks than the tokens fill.
+    # Layers with a sliding window keep fewer blocks than the tokens fill.
     may_keep_fewer: bool
 
 
 class KnownEngines:
-    """The prefill engines whose hand-overs are taken; the newest `capacity`."""
+    """The prefill engines whose hand-overs are accepted; the newest `capacity`."""
 
     def __init__(self, capacity: int = 1024) -> None:
         self._capacity = capacity
@@ -66,9 +66,9 @@ class KnownEngines:
     def learn(
         self, raw: str, *, block_size: int, num_kv_blocks: int, may_keep_fewer: bool
     ) -> Transfer:
-        """The transfer parameters of a hand-over by an engine that is asked for the first time.
+        """Returns the transfer parameters of an engine's first hand-over, and remembers the engine.
 
-        Its sizes are those of the address that the control plane gave;
+        The engine's sizes come with the address that the control plane gave;
         `may_keep_fewer` is a property of the model, which both engines have.
         """
         params = parse_handover(raw)
@@ -92,10 +92,10 @@ class KnownEngines:
         return params
 
     def check(self, raw: str, num_blocks: int, num_tokens: int | None = None) -> Transfer:
-        """The transfer parameters of a hand-over that says to hold `num_blocks` blocks.
+        """Returns the transfer parameters of a hand-over that is to hold `num_blocks` blocks.
 
-        `num_tokens`: how many tokens' KV it must be of; None where only the sender knows.
-        Raises InvalidRequestError that names what is wrong.
+        `num_tokens` is the number of tokens whose KV it must be; None where only the
+        sender knows it. Raises InvalidRequestError that names what is wrong.
         """
         params = parse_handover(raw)
         engine = self._engines.get(params["remote_engine_id"])
@@ -111,15 +111,15 @@ class KnownEngines:
                 field="handover.num_blocks",
             )
         if num_tokens is not None and params["remote_num_tokens"] != num_tokens:
-            told = params["remote_num_tokens"]
-            raise _bad("remote_num_tokens", f"is {told}; the tokens sent want {num_tokens}")
+            held_tokens = params["remote_num_tokens"]
+            raise _bad("remote_num_tokens", f"is {held_tokens}; the tokens sent need {num_tokens}")
         return params
 
 
 def parse_handover(raw: str) -> Transfer:
-    """vLLM's transfer parameters, each key of the right type and in a range of its own.
+    """Returns vLLM's transfer parameters, each key with the right type and in its range.
 
-    Raises InvalidRequestError that names the key.
+    Raises InvalidRequestError that names the key otherwise.
     """
     params = _loaded(raw)
     check_keys(params)
@@ -127,7 +127,7 @@ def parse_handover(raw: str) -> Transfer:
 
 
 def check_keys(params: Transfer) -> None:
-    """Raises InvalidRequestError that names a key which is missing, unknown, or has no such value."""
+    """Raises InvalidRequestError that names a missing or unknown key, or one with a bad value."""
     unknown = sorted(map(str, params.keys() - _CHECKS.keys()))
     if unknown:
         raise _bad(unknown[0][:64], "is no key of a hand-over")
@@ -157,7 +157,7 @@ def _loaded(raw: str) -> Transfer:
 
 
 def _check_against(params: Transfer, engine: PrefillEngine) -> None:
-    """Raises InvalidRequestError for what that engine cannot have handed over."""
+    """Raises InvalidRequestError for what `engine` cannot have handed over."""
     for key, its_own in (
         ("remote_host", engine.host),
         ("remote_port", engine.port),
@@ -186,13 +186,13 @@ def _check_against(params: Transfer, engine: PrefillEngine) -> None:
 
 # -- the keys ------------------------------------------------------------------------
 # Each check returns what is wrong with a value, "" for one that is right.
-
+# Each check returns what is wrong with a value, "" for a valid one.
 _Check = Callable[[Any], str]
 
 
 def _must_be(wanted: Any) -> _Check:
     def check(value: Any) -> str:
-        # 0 equals False, and is no boolean.
+        # 0 == False, but 0 is no boolean.
         is_right = type(value) is type(wanted) and value == wanted
         return "" if is_right else f"must be {wanted!r}"
 
@@ -201,7 +201,7 @@ def _must_be(wanted: Any) -> _Check:
 
 def _integer(lowest: int, highest: int) -> _Check:
     def check(value: Any) -> str:
-        if type(value) is not int:  # True is an int of another type
+        if type(value) is not int:  # isinstance(True, int) holds
             return "must be an integer"
         return "" if lowest <= value <= highest else f"must be between {lowest} and {highest}"
 
@@ -233,7 +233,7 @@ def _blocks(value: Any) -> str:
 def _deadline(value: Any) -> str:
     if value is None:
         return ""
-    # Not a number compares as false.
+    # The comparison is false for NaN.
     is_right = type(value) in (int, float) and 0 <= value <= _MAX_CLOCK_S
     return "" if is_right else "must be seconds of a clock, or null"
 
@@ -252,7 +252,7 @@ _CHECKS: Mapping[str, _Check] = {
     "remote_num_tokens": _integer(1, _MAX_TOKENS),
     "remote_block_ids": _blocks,
     "remote_blocks_expiry_time": _deadline,
-    # Hits of prefill's prefix cache, with the hand-over after the first token.
+    # Hits in prefill's prefix cache; in a hand-over after the first token.
     "remote_prefill_cached_tokens": _integer(0, _MAX_TOKENS),
 }
 _OPTIONAL = frozenset({"remote_prefill_cached_tokens"})

@@ -1,8 +1,8 @@
-"""When each KV block was last used, which vLLM does not note.
+"""Records when each KV block was last used, which vLLM does not.
 
-A block is in use while somebody holds it; its last use is when the last holder
-lets go. vLLM keeps free blocks in the order in which it takes them, and frees
-them in one place, which is where we look.
+A block is in use while a request holds it; its last use is when the last holder
+frees it. vLLM keeps free blocks in the order in which it takes them, and frees
+them in one method, which is hooked here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vllm.v1.core.block_pool import BlockPool
 
 
 class LastUse:
-    """Watches one block pool from its making on."""
+    """Watches one block pool from its construction on."""
 
     def __init__(self, pool: BlockPool, now_s: Callable[[], float]) -> None:
         self._pool = pool
@@ -31,10 +31,10 @@ class LastUse:
         self._free_blocks(blocks)
 
     def num_yielding(self, since_s: float, at_most: int, leaving_out: set[int]) -> int:
-        """Free blocks in the order in which they are taken that nobody used after `since_s`.
+        """Counts free blocks, in the order they are taken, that were not used after `since_s`.
 
-        Counts up to the first that somebody did, and up to `at_most`; cached
-        ones among `leaving_out` are not taken, and not counted.
+        Counts up to the first block that was, and up to `at_most`; cached blocks
+        among `leaving_out` are not taken, and not counted.
         """
         count = 0
         for block in self._in_order():

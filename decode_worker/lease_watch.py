@@ -1,10 +1,10 @@
-"""Until when the KV that a decode worker reads was surely held for it. Pure.
+"""Until when prefill has certainly held the KV that a decode worker reads. Pure.
 
 A prefill worker frees blocks when their lease ends. A reader that was stopped
-for that long (a paused machine, a lost network) finds its read complete, and in
-the blocks whatever came after. So each read is judged when it ends: was the
-lease still on? A lease begins with a deadline that prefill set, and each sign
-of life moves it on, if it was sent before the lease was over.
+that long (a paused machine, a lost network) finds its read complete, but the
+blocks may hold other KV. So each read is judged when it ends: was the lease still
+valid? A lease begins with a deadline that prefill sets; each heartbeat that is sent
+before the deadline extends it.
 
 All times are seconds of the reader's own monotonic clock.
 """
@@ -14,16 +14,16 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection
 
-# For the way of a sign of life, and for what is not known of the other clock.
+# Covers a heartbeat's latency and the error in the offset of the other clock.
 MARGIN_S = 0.25
 
 
 def clock_offset_s(host: str, measured_s: float) -> float:
-    """How far the monotonic clock of a prefill worker at `host` is ahead of ours.
+    """Returns how far the monotonic clock of a prefill worker at `host` is ahead of ours.
 
-    A handshake measures it, and errs by half of what the handshake took: seconds on a
-    busy machine, by which every lease would seem longer or shorter than it is. On one
-    machine there is one clock. `host` is an IP address or a name.
+    `measured_s` comes from the handshake, and errs by up to half the handshake's
+    duration: seconds on a busy machine, which would lengthen or shorten every lease. On
+    one machine there is one clock. `host` is an IP address or a name.
     """
     try:
         is_here = ipaddress.ip_address(host).is_loopback
@@ -33,18 +33,18 @@ def clock_offset_s(host: str, measured_s: float) -> float:
 
 
 class LeaseWatch:
-    """The leases that one worker process reads under."""
+    """The leases under which one worker process reads."""
 
     def __init__(self, extension_s: float) -> None:
-        # What a sign of life is worth, from its arrival on.
+        # By how much a heartbeat extends a lease, from its arrival on.
         self._extension_s = extension_s
-        # By the name that prefill knows the blocks by.
+        # Deadlines by the name under which prefill holds the blocks.
         self._until_s: dict[str, float] = {}
-        # Signs of life that were sent before the deadline was known.
+        # Heartbeats that were sent before the deadline was known.
         self._signs_s: dict[str, list[float]] = {}
 
     def sent_signs(self, names: Collection[str], now_s: float) -> None:
-        """Signs of life go out for these, and for no others."""
+        """Heartbeats go out for `names`, and for no others."""
         self._signs_s = {name: s for name, s in self._signs_s.items() if name in names}
         for name in names:
             if name in self._until_s:
@@ -53,18 +53,18 @@ class LeaseWatch:
                 self._signs_s.setdefault(name, []).append(now_s)
 
     def began(self, name: str, deadline_s: float) -> None:
-        """A read begins under a lease that ends then, if nobody gave a sign of life."""
+        """A read begins under a lease that ends at `deadline_s` unless heartbeats extend it."""
         self._until_s[name] = deadline_s
         for sent_s in self._signs_s.pop(name, ()):
             self._extend(name, sent_s)
 
     def began_before(self, name: str, deadline_s: float) -> None:
-        """The same, told late; nothing new where its beginning was told."""
+        """Like `began`, for a read that began earlier; ignored where `began` was called."""
         if name not in self._until_s:
             self.began(name, deadline_s)
 
     def ended(self, name: str, now_s: float) -> bool:
-        """A read has ended; whether its lease was still on. Nothing is known of others: True."""
+        """A read ends; returns whether its lease is still valid. True for an unknown name."""
         until_s = self._until_s.pop(name, None)
         return until_s is None or now_s + MARGIN_S <= until_s
 

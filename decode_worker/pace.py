@@ -1,24 +1,24 @@
-"""How often a decode worker may prefetch without holding up those who decode. Pure.
+"""How often a decode worker may prefetch without delaying decoding requests. Pure.
 
-A fetch costs decoding requests something: memory bandwidth, cores, a longer
-step. How much is learned: steps during a fetch against steps of as many
+A fetch costs decoding requests memory bandwidth and cores, so their steps get
+longer. By how much is measured: steps during a fetch against steps of as many
 requests without one. A fetch that took `t` seconds and makes steps longer by a
 fraction `f` costs `f * t`; the next one begins when the decode time since then
-makes that at most the set share. While nobody decodes, nobody is held up.
+makes that at most the configured share. Idle decode workers are not limited.
 """
 
 from __future__ import annotations
 
-# Of one observation in the running mean.
+# Weight of one observation in the running mean.
 _WEIGHT = 0.1
-# A fetch is never taken for free, for what is measured is noisy; and before
-# anything is known it is taken to stop decoding altogether.
+# A fetch is never assumed to be free, because measurements are noisy; before the
+# first measurement it is assumed to stop decoding altogether.
 _LEAST_SLOWDOWN = 0.02
 _MOST_SLOWDOWN = 1.0
 
 
 class FetchPace:
-    """Times are seconds of one monotonic clock."""
+    """The pace of one worker's fetches. Times are seconds of one monotonic clock."""
 
     def __init__(self, max_share: float) -> None:
         self._max_share = max_share
@@ -29,15 +29,15 @@ class FetchPace:
 
     @property
     def slowdown(self) -> float:
-        """By which fraction a fetch makes the steps beside it longer, as far as is known."""
+        """The fraction by which a fetch lengthens concurrent steps, as far as is known."""
         return self._slowdown
 
     def may_begin(self, now_s: float, num_decoding: int) -> bool:
-        """Whether a fetch may begin now, with so many requests that decode."""
+        """Whether a fetch may begin now, beside `num_decoding` decoding requests."""
         return not num_decoding or now_s >= self._next_s
 
     def note_step(self, step_s: float, num_decoding: int, *, is_fetching: bool) -> None:
-        """A step took so long, beside a fetch or not."""
+        """A step of `num_decoding` requests took `step_s`, beside a fetch or not."""
         alone_s = self._step_s.get(num_decoding)
         if not is_fetching:
             self._step_s[num_decoding] = _mean(alone_s, step_s)

@@ -1,8 +1,8 @@
-"""Gets a decode worker ready to fetch KV from a prefill worker.
+"""Prepares a decode worker to read KV from a prefill worker.
 
-The first hand-over between two NIXL agents exchanges their metadata, which
-takes far longer than reading the KV. One tiny answer goes through the pair
-before a session does; it proves the whole path, too.
+The first hand-over between two NIXL agents exchanges their metadata, which takes
+far longer than reading the KV. So one tiny answer goes through each pair before
+any session does, which also tests the whole path.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _PROMPT_TOKEN_IDS = [1, 2, 3, 4]
 async def connect(
     engine: Engine, known: KnownEngines, peer: WorkerAddress, max_message_bytes: int
 ) -> None:
-    """Fetches a few tokens' KV from `peer`; from then on its hand-overs are known.
+    """Reads a few tokens' KV from `peer`, whose hand-overs are accepted from then on.
 
-    Raises when that does not work.
+    Raises when that fails.
     """
     options = channel_options(max_message_bytes)
     async with grpc.aio.insecure_channel(peer.grpc_address, options=options) as channel:
-        # What has been read prefill has freed; leaving the block frees what it never handed over.
+        # Prefill has freed what was read; leaving the block frees what it never handed over.
         call = worker_pb2_grpc.PrefillServiceStub(channel).PrefillSession()
         first = await _first_token(call)
         transfer = known.learn(

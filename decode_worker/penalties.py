@@ -1,17 +1,17 @@
 """Makes presence and frequency penalties count the first token.
 
-The first token of an answer was sampled by the prefill engine and stands in
-the decode engine's prompt, where those two penalties do not look. This logits
-processor adds what is missing:
+The prefill engine samples an answer's first token, which then stands in the decode
+engine's prompt, where those two penalties do not look. This logits processor adds
+the missing part:
 
 - frequency: the first token's count is one higher than vLLM knows;
 - presence: the first token is present although vLLM has not seen it sampled.
 
 vLLM applies it before its own penalties, of which the repetition penalty is a
-multiplication. The first token is in the prompt, so that one always hits it;
-the offset is put in such that what comes out after it is exactly lower by the
-missing penalty (with r the repetition penalty, R(x) = x / r for x > 0, x * r
-else: x' = R^-1(R(x) - missing)).
+multiplication that always applies to the first token, since it is in the prompt.
+So the offset is chosen such that the result is exactly lower by the missing
+penalty (with r the repetition penalty, R(x) = x / r for x > 0, x * r else:
+x' = R^-1(R(x) - missing)).
 
 Runs inside the decode engine's worker process.
 """
@@ -30,37 +30,36 @@ FIRST_TOKEN_KEY = "stream2llm_first_token_id"
 
 
 def missing_penalty(presence: float, frequency: float, *, sampled_again: bool) -> float:
-    """What vLLM's own penalties lack for the first token.
+    """Returns what vLLM's own penalties lack for the first token.
 
-    `sampled_again`: the decode engine has sampled it too, so that its presence
-    is counted already.
+    `sampled_again`: the decode engine has sampled it too, so vLLM counts its presence.
     """
     return frequency + (0.0 if sampled_again else presence)
 
 
 def offset_before_repetition(logit: float, missing: float, repetition: float) -> float:
-    """The logit that the repetition penalty turns into `R(logit) - missing`."""
+    """Returns the logit that the repetition penalty turns into `R(logit) - missing`."""
     wanted = (logit / repetition if logit > 0 else logit * repetition) - missing
     return wanted * repetition if wanted > 0 else wanted / repetition
 
 
 class SampledAgain:
-    """Tells whether a token occurs in an answer, without reading the whole answer at each step.
+    """Finds a token in a growing answer without reading all of it at each step.
 
-    Each token is read once. vLLM puts -1 where a step's token is not known yet and the
-    token there later: what comes from the first of those on is read again the next time.
-    A step adds one token, and may take back the last ones before it.
+    Each token is read once. vLLM puts -1 where a step's token is not known yet and
+    replaces it later, so reading resumes at the first -1. A step adds one token, and
+    may take back the last ones before it.
     """
 
     def __init__(self, token_id: int) -> None:
         self._token_id = token_id
-        # So many tokens from the start have been read, the last of them was this one,
-        # and it is the only one that may be the token.
+        # Number of tokens read from the start, and the last of them, the only one that
+        # may be the token.
         self._num_read = 0
         self._last_read = -1
 
     def in_answer(self, token_ids: Sequence[int]) -> bool:
-        """The same as `token_id in token_ids`, for the answer as it is at each step."""
+        """Equals `token_id in token_ids` for the answer at each step."""
         if self._num_read and not self._is_as_it_was(token_ids):
             self._num_read, self._last_read = 0, -1
         if self._last_read == self._token_id:
@@ -75,7 +74,7 @@ class SampledAgain:
         return False
 
     def _is_as_it_was(self, token_ids: Sequence[int]) -> bool:
-        """Tells whether the tokens read so far are still a prefix of the answer."""
+        """Whether the tokens read so far are still a prefix of the answer."""
         is_long_enough = len(token_ids) >= self._num_read
         return is_long_enough and token_ids[self._num_read - 1] == self._last_read
 
@@ -87,7 +86,7 @@ class FirstTokenPenalty(AdapterLogitsProcessor):
         return False
 
     def new_req_logits_processor(self, params: SamplingParams) -> Any:
-        """The processor of one request, None when it needs none."""
+        """Returns the processor of one request, None when it needs none."""
         first = (params.extra_args or {}).get(FIRST_TOKEN_KEY)
         if first is None or not (params.presence_penalty or params.frequency_penalty):
             return None
@@ -102,7 +101,7 @@ class FirstTokenPenalty(AdapterLogitsProcessor):
             offset = offset_before_repetition(
                 float(logits[first]), missing, params.repetition_penalty
             )
-            # A value that the logits' type cannot hold would raise, and end the engine.
+            # A value beyond the range of the logits' type would raise, and end the engine.
             largest = torch.finfo(logits.dtype).max
             logits[first] = min(max(offset, -largest), largest)
             return logits

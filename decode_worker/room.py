@@ -1,15 +1,15 @@
-"""Whether a decode worker has room to prefetch KV of its seal. Pure.
+"""Whether a decode worker has room to prefetch a session's KV. Pure.
 
-Fetched blocks are nobody's: they lie in the prefix cache until their session's
-answer takes them, and may be evicted like all others. So what a fetch takes it
-takes from three others, and each has a rule here:
+No request holds fetched blocks: they stay in the prefix cache until their session's
+answer takes them, and may be evicted like all others. A fetch takes resources from
+three sides, each with its own rule:
 
-- from answers that decode: they keep a reserve of free blocks while a fetch
-  lasts (it cannot be preempted), and nothing is fetched while anybody waits for
-  memory;
-- from cached blocks: those may go that nobody has used since this session's own
-  KV was last touched. So two sessions never evict each other's head in turn;
-- from the time of answers: that is pace.py's.
+- memory of decoding answers: a reserve of blocks stays free for them while a fetch
+  lasts, since it cannot be preempted, and no fetch begins while a request waits
+  for memory;
+- cached blocks: a fetch may evict only blocks that have not been used since its
+  own session's KV was, so that two sessions never evict each other in turn;
+- decode time: see pace.py.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from enum import StrEnum
 
 
 class Room(StrEnum):
-    """The answer."""
+    """Whether a fetch may begin, and why not."""
 
     YES = "yes"
     # Every block is here already.
     NOTHING_TO_FETCH = "nothing_to_fetch"
     # Answers need the memory, or wait for it.
     NO_MEMORY = "no_memory"
-    # It would cost blocks that were used more recently.
+    # It would evict blocks that were used more recently.
     NO_EVICTION = "no_eviction"
 
 
 @dataclass(frozen=True, slots=True)
 class RoomView:
-    """A decode worker's memory as one fetch sees it. Counts are of blocks."""
+    """A decode worker's memory as seen by one fetch. Counts are of blocks."""
 
-    # Of the fetch; those that the prefix cache has do not count.
+    # Blocks that the fetch needs and the prefix cache does not have.
     num_missing: int
-    # Nobody holds them; cached ones count.
+    # Blocks that no request holds, cached ones included.
     num_free: int
-    # Free blocks among those that the fetch finds in the cache: it holds them, too.
+    # Free blocks among the fetch's cache hits: the fetch holds them, too.
     num_free_hits: int
-    # What running answers may need before the fetch has ended.
+    # Blocks that running answers may need before the fetch has ended.
     num_reserved: int
     # Free blocks, in the order in which they would be taken, up to the first
     # that was used more recently than this session's KV. At most `num_missing`.
     num_yielding: int
-    # An answer waits for memory, or was preempted just now.
+    # An answer waits for memory, or was preempted in the last step.
     is_short: bool = False
 
 
 def room_for(view: RoomView) -> Room:
-    """Whether the fetch may begin."""
+    """Decides whether the fetch may begin."""
     if not view.num_missing:
         return Room.NOTHING_TO_FETCH
     num_taken = view.num_missing + view.num_free_hits

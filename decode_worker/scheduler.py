@@ -1,4 +1,4 @@
-"""vLLM's schedulers as a decode worker uses them: never orphaned, and able to prefetch.
+"""vLLM's schedulers with KV prefetch, which end with their parent process.
 
 Runs inside vLLM's EngineCore process.
 """
@@ -16,7 +16,7 @@ from stream2llm.serving import logs
 
 
 class DecodeScheduler(KvPrefetchMixin, Scheduler):
-    """For `async_scheduling=False`."""
+    """The scheduler for `async_scheduling=False`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -25,7 +25,7 @@ class DecodeScheduler(KvPrefetchMixin, Scheduler):
 
 
 class AsyncDecodeScheduler(KvPrefetchMixin, AsyncScheduler):
-    """For `async_scheduling=True`."""
+    """The scheduler for `async_scheduling=True`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

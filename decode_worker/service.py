@@ -1,7 +1,7 @@
-"""`DecodeService`: continues answers, and releases KV that is not wanted.
+"""`DecodeService`: continues answers, and releases hand-overs that are not read.
 
-From the moment a Decode request has arrived, this worker answers for its
-hand-over: it reads the KV, or tells prefill that it will not.
+From the arrival of a Decode request on, this worker is responsible for its
+hand-over: it reads the KV, or notifies prefill that it will not.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         requests: AsyncIterator[worker_pb2.PrefetchKvRequest],
         context: grpc.aio.ServicerContext,
     ) -> None:
-        """Fetches for one session whose context still streams in."""
+        """Prefetches KV for one session whose context is still streaming in."""
         writer = StreamWriter(context)
         async with failures_as_status(context, writer, _log, describe):
             await serve_fetches(self._worker, self._fetches, requests, writer, self._transfer)
@@ -70,7 +70,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
             transfer = self._transfer(request.handover, num_tokens - 1)
             if request.refuse_when_full:
                 self._require_room(num_tokens)
-        # Tells the router that the hand-over is ours from here on.
+        # From here on this worker, not the router, is responsible for the hand-over.
         await context.send_initial_metadata(ACCEPTED_METADATA)
         async with (
             failures_as_status(context, writer, _log, describe),
@@ -80,11 +80,11 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
                 await writer.write(response)
 
     def _transfer(self, handover: worker_pb2.Handover, num_tokens: int | None = None) -> Transfer:
-        """vLLM's transfer parameters of a hand-over; InvalidRequestError if it is incomplete."""
+        """Returns vLLM's transfer parameters of a hand-over; raises InvalidRequestError."""
         return self._known.check(handover.kv_transfer_params_json, handover.num_blocks, num_tokens)
 
     def _require_room(self, num_tokens: int) -> None:
-        """Raises when another worker should take an answer with such a prompt."""
+        """Raises UnavailableError when another worker should take an answer of `num_tokens`."""
         if self._worker.is_draining:
             raise UnavailableError("the worker is draining", reason="DRAINING")
         info = self._worker.engine.info
@@ -98,7 +98,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
     async def _steps(
         self, request: worker_pb2.DecodeRequest, transfer: Transfer
     ) -> AsyncGenerator[worker_pb2.DecodeResponse, None]:
-        # What was here of the prompt goes with the first step.
+        # The number of local prompt tokens goes out with the first step.
         local_tokens: list[int] = []
 
         def note_local(local: LocalTokens) -> None:
@@ -125,7 +125,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         transfer: Transfer,
         stack: AsyncExitStack,
     ) -> OutputStream:
-        """Hands the request to the engine; on any failure the KV stays unread, and prefill hears it."""
+        """Submits the request to the engine; on any failure, notifies prefill of the hand-over."""
         tokens = list(request.prompt_token_ids)
         try:
             self._check(request, sampling)
@@ -139,12 +139,12 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
                 request.fetch_session_id,
             )
         except BaseException:
-            with suppress(UnavailableError):  # a dead engine reads nothing; the lease ends
+            with suppress(UnavailableError):  # a dead engine cannot notify; the lease ends
                 await asyncio.shield(self._release(request_id, transfer))
             raise
 
     def _check(self, request: worker_pb2.DecodeRequest, sampling: SamplingParameters) -> None:
-        """Raises InvalidRequestError for what no engine should see; the hand-over is fine."""
+        """Raises InvalidRequestError for a request that must not reach the engine."""
         vocab_size = self._worker.engine.info.vocab_size
         check_id(request.session_id, "session_id")
         check_id(request.fetch_session_id, "fetch_session_id")
@@ -163,7 +163,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
     async def ReleaseHandover(
         self, request: worker_pb2.ReleaseHandoverRequest, context: grpc.aio.ServicerContext
     ) -> worker_pb2.ReleaseHandoverResponse:
-        """Tells prefill that this hand-over will not be read."""
+        """Notifies prefill that this hand-over will not be read."""
         try:
             check_id(request.session_id, "session_id")
             await self._release(request.session_id, self._transfer(request.handover))

@@ -23,26 +23,26 @@ from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec
 
 
 class Worker(EngineWorker):
-    """Pulls KV from prefill workers and continues answers."""
+    """Reads KV from prefill workers and continues answers."""
 
     def __init__(self, spec: WorkerSpec, registry: CollectorRegistry = REGISTRY) -> None:
         super().__init__(spec, registry)
         self._known = KnownEngines()
 
     async def start_engine(self) -> Engine:
-        """vLLM, reading KV over NIXL."""
+        """Starts vLLM as a KV consumer over NIXL."""
         self._metrics = TransferMetrics(self.registry)
         self._fetch_metrics = FetchMetrics(self.registry)
         return await start_decode_engine(self.spec, EngineStats(self._metrics.record_read))
 
     def add_services(self, server: grpc.aio.Server) -> None:
-        """`DecodeService`."""
+        """Adds `DecodeService`."""
         fetches = FetchSessions(self.engine, self._fetch_metrics, SystemClock())
         service = DecodeService(self, self._metrics, fetches, self._known)
         worker_pb2_grpc.add_DecodeServiceServicer_to_server(service, server)
 
     async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:
-        """Exchanges NIXL metadata with these prefill workers, all at once."""
+        """Exchanges NIXL metadata with these prefill workers concurrently."""
         size = self.spec.max_message_bytes
         connects = (peers.connect(self.engine, self._known, peer, size) for peer in prefill)
         await asyncio.gather(*connects)

@@ -9,8 +9,8 @@ from stream2llm.serving.launch import Launch
 from stream2llm.serving.node_address import node_address
 
 
-# Never restarted by Ray: a new process has lost its state, ports and peers, so
-# the controller makes it anew. Why one group for nearly all: see actor_shell.
+# Ray never restarts it: a new process has lost its state, ports and peers, so the
+# controller creates a new actor. For the concurrency groups see actor_shell.
 @ray.remote(
     max_restarts=0,
     max_task_retries=0,
@@ -24,5 +24,5 @@ class PrefillActor(WorkerShell):
         super().__init__(launch, node_address())
 
     async def set_policy(self, policy: str) -> None:
-        """Returns when the scheduler follows that policy."""
+        """Sets the scheduler's policy; returns when the scheduler follows it."""
         await self._hosted.set_policy(policy)

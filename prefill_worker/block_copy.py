@@ -1,29 +1,28 @@
 """Copies KV blocks between the accelerator and a pool of slots on the host.
 
-Knows tensors and jobs, nothing of vLLM. A copier is given the KV memory as
-views [num_blocks, num_parts, words] (`block_regions.py`) and owns the pool
+Knows tensors and jobs, but not vLLM. A copier gets the KV memory as views
+[num_blocks, num_parts, words] (`block_regions.py`) and owns the pool
 [num_slots, words of a block]: on the host a block is one contiguous piece.
 
-`HostCopier` is for KV in host memory: what it starts, it finishes.
-`StagedCopier` is for a device with streams, here called streams, and works while
-the step computes. Its order is tested on streams that work as late as they may;
-on a GPU (tests marked `gpu`) it has not run yet, nor has its speed been seen.
+`HostCopier` is for KV in host memory and copies synchronously.
+`StagedCopier` is for a device with streams and copies while the step computes. Its
+ordering is tested on fake streams that run as late as is allowed; it has not yet
+run on a GPU (tests marked `gpu`), nor has its speed been measured.
 
- out: compute stream: gather the blocks into a staging buffer. From here on the
-      step may overwrite them. Side stream: staging buffer to the pool.
+ out: compute stream: gather the blocks into a staging buffer; after that the step
+      may overwrite them. Side stream: staging buffer to the pool.
  in:  side stream: pool to a staging buffer, then scatter into the blocks.
-
- 1. The side stream begins a batch when the compute stream has done all that was
-    queued before: an `in` overwrites no block that an earlier step, or an
-    `out` of this step, still reads.
- 2. A staging buffer is filled again when the side stream is through with it.
+ 1. The side stream begins a batch when the compute stream has finished what was
+    queued before: an `in` overwrites no block that an earlier step, or an `out` of
+    this step, still reads.
+ 2. A staging buffer is filled again when the side stream has finished with it.
  3. The side stream works in the order of the calls, so a slot that is written
-    and read again, or given up and written again, needs no further care.
- 4. A job is told done, or failed, when its batch has ended on the side stream:
-    before, its blocks and slots are still read or written.
+    and read again, or released and written again, needs no further care.
+ 4. A job is reported as done, or failed, when its batch has ended on the side
+    stream: until then its blocks and slots are read or written.
 
-An error that the device reports after the fact (a lost CUDA context) is no
-failed job: nothing on that device can go on, and it is raised.
+An asynchronous error of the device (a lost CUDA context) does not fail a job: it is
+raised, because no work on that device can go on.
 """
 
 from __future__ import annotations
@@ -43,29 +42,29 @@ from stream2llm.serving.clock import Clock, SystemClock
 
 _log = logging.getLogger(__name__)
 
-# Device memory of one of the two staging buffers. It comes on top of what vLLM
-# has measured, out of what `gpu_memory_utilization` leaves free.
+# Device memory of one of the two staging buffers, which `gpu_memory_utilization` has to
+# leave free: vLLM's memory profiling does not see it.
 STAGING_BYTES = 64 * 1024 * 1024
 
 
 class BlockCopier(Protocol):
-    """What the connector has for copying."""
+    """Copies the jobs of a step; what the connector needs."""
 
     def start(self, jobs: StepJobs) -> None:
-        """Copies, or begins to; outs before ins. A job that raises is a failed job."""
+        """Copies, or begins to; `outs` before `ins`. A job that raises is a failed job."""
         ...
 
     def take_results(self, *, wait: bool) -> JobResults:
-        """What has ended since the last call; with `wait`, after all that was started has."""
+        """Returns what has ended since the last call; `wait` first waits for everything started."""
         ...
 
 
 def make_copier(
     views: Sequence[torch.Tensor], num_slots: int, clock: Clock | None = None
 ) -> BlockCopier:
-    """The copier for the device that the views are on; allocates the pool.
+    """Returns the copier for the device of `views`; allocates the pool.
 
-    Raises RuntimeError when the memory cannot be had, or not be pinned.
+    Raises RuntimeError when the host memory cannot be allocated or pinned.
     """
     device = views[0].device if views else torch.device("cpu")
     if device.type == "cpu":
@@ -82,13 +81,13 @@ def make_copier(
 
 
 def _empty_pool(views: Sequence[torch.Tensor], num_slots: int) -> torch.Tensor:
-    """[num_slots, words of a block]; on a CPU the memory is taken when it is first written."""
+    """Returns [num_slots, words of a block]; a CPU commits the memory on the first write."""
     num_words = sum(view.shape[1] * view.shape[2] for view in views)
     return torch.empty((num_slots, num_words), dtype=views[0].dtype if views else torch.int8)
 
 
 def _pinned(pool: torch.Tensor) -> torch.Tensor:
-    """The same memory, page-locked in place: torch's own pinning would round up to a power of two."""
+    """Page-locks `pool` in place: torch's own pinning would round up to a power of two."""
     if pool.nbytes:
         status = torch.cuda.cudart().cudaHostRegister(pool.data_ptr(), pool.nbytes, 0)
         if status.value != 0:
@@ -97,7 +96,7 @@ def _pinned(pool: torch.Tensor) -> torch.Tensor:
 
 
 def _split(rows: torch.Tensor, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Rows [n, words of a block] as one view [n, num_parts, words] for each of `views`."""
+    """Splits rows [n, words of a block] into a view [n, num_parts, words] for each of `views`."""
     widths = [view.shape[1] * view.shape[2] for view in views]
     columns = rows.split(widths, dim=1)
     return [
@@ -106,7 +105,7 @@ def _split(rows: torch.Tensor, views: Sequence[torch.Tensor]) -> list[torch.Tens
 
 
 def runs_of(pairs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Pairs in order, as (first, second, length) where both go up by one: fewer, longer copies."""
+    """Yields runs (first, second, length) in which both go up by one: fewer, longer copies."""
     first = second = length = 0
     for left, right in pairs:
         if length and (left, right) == (first + length, second + length):
@@ -120,7 +119,7 @@ def runs_of(pairs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
 
 
 def _check(job: CopyJob, num_blocks: int, num_slots: int) -> None:
-    """Raises ValueError for a job that leads out of the memory: on a GPU that is fatal."""
+    """Raises ValueError for a job outside the memory, which would be fatal on a GPU."""
     if len(job.block_ids) != len(job.slots):
         raise ValueError(f"{len(job.block_ids)} blocks, but {len(job.slots)} slots")
     for name, numbers, end in (
@@ -132,11 +131,11 @@ def _check(job: CopyJob, num_blocks: int, num_slots: int) -> None:
 
 
 class _Outcome(NamedTuple):
-    """What became of the jobs of one step and direction."""
+    """The outcome of the jobs of one step and direction."""
 
     numbers: tuple[int, ...]
     failures: dict[int, str]
-    # Blocks copied; 0 when a job failed, for then the time says nothing.
+    # Blocks copied; 0 when a job failed, because the time is meaningless then.
     num_blocks: int
 
     def add_to(self, results: JobResults, direction: Direction, seconds: float) -> None:
@@ -147,7 +146,7 @@ class _Outcome(NamedTuple):
 
 
 def _try_each(jobs: Iterable[CopyJob], copy: Callable[[CopyJob], None]) -> _Outcome:
-    """Copies each job; one that raises harms no other."""
+    """Copies each job; one that raises does not affect the others."""
     numbers: list[int] = []
     failures: dict[int, str] = {}
     num_blocks = 0
@@ -163,11 +162,11 @@ def _try_each(jobs: Iterable[CopyJob], copy: Callable[[CopyJob], None]) -> _Outc
 
 
 class HostCopier:
-    """Copies at once and in place: KV and pool are both host memory.
+    """Copies synchronously and in place: KV and pool are both host memory.
 
-    With numpy, which copies on this thread alone. torch would wake its OpenMP
-    threads for each block and wait for the last of them: 5 ms a copy instead of
-    0.1 ms when the cores have other work too.
+    Uses numpy, which copies on this thread alone. torch would wake its OpenMP threads
+    for each block and wait for the last of them: 5 ms a copy instead of 0.1 ms when
+    the cores have other work too.
     """
 
     def __init__(self, views: Sequence[torch.Tensor], pool: torch.Tensor, clock: Clock) -> None:
@@ -181,7 +180,7 @@ class HostCopier:
         self._results = JobResults()
 
     def start(self, jobs: StepJobs) -> None:
-        """Copies; see `BlockCopier`."""
+        """See `BlockCopier`; returns when all is copied."""
         for direction, batch in ((Direction.OUT, jobs.outs), (Direction.IN, jobs.ins)):
             started_s = self._clock.monotonic_s()
             outcome = _try_each(batch, self._copy)
@@ -189,7 +188,7 @@ class HostCopier:
             outcome.add_to(self._results, direction, seconds)
 
     def take_results(self, *, wait: bool) -> JobResults:
-        """See `BlockCopier`; there is never anything to wait for."""
+        """See `BlockCopier`; there is never a copy to wait for."""
         results, self._results = self._results, JobResults()
         return results
 
@@ -206,15 +205,15 @@ class HostCopier:
 
 @dataclass(slots=True)
 class _Staging(Generic[M]):
-    """A piece of device memory [num_rows, words of a block] that blocks pass through."""
+    """A buffer in device memory [num_rows, words of a block] that blocks pass through."""
 
     rows: torch.Tensor
-    # The side stream is through with it; None before its first use.
+    # Reached when the side stream has finished with the buffer; None before its first use.
     is_free: M | None = None
 
 
 class _Batch(NamedTuple, Generic[M]):
-    """The jobs of one step and direction, under way."""
+    """The jobs of one step and direction that are under way."""
 
     direction: Direction
     outcome: _Outcome
@@ -223,10 +222,10 @@ class _Batch(NamedTuple, Generic[M]):
 
 
 class StagedCopier(Generic[M]):
-    """Copies through staging buffers while the step computes; see the head of this module.
+    """Copies through staging buffers while the step computes; see the module docstring.
 
-    `start` is called where the step's forward pass has not been queued yet, on
-    the thread whose current stream computes it.
+    Call `start` before the step's forward pass is queued, on the thread whose current
+    stream computes it.
     """
 
     def __init__(
@@ -243,17 +242,17 @@ class StagedCopier(Generic[M]):
         self._compute = compute
         self._side = side
         self._batches: deque[_Batch[M]] = deque()
-        # Told at once, ahead of the end of their batch: the scheduler must not
-        # have brought back what never reached the pool.
+        # Reported before their batch has ended: the scheduler must not restore blocks
+        # that never reached the pool.
         self._failures: dict[int, str] = {}
 
     def start(self, jobs: StepJobs) -> None:
-        """Queues the copies; see `BlockCopier`."""
+        """See `BlockCopier`; queues the copies."""
         self._start_batch(Direction.OUT, jobs.outs, self._copy_out)
         self._start_batch(Direction.IN, jobs.ins, self._copy_in)
 
     def take_results(self, *, wait: bool) -> JobResults:
-        """See `BlockCopier`. Raises what the device raises: then all its memory is lost."""
+        """See `BlockCopier`. Raises the device's errors, after which its memory is lost."""
         results = JobResults(failures=self._failures)
         self._failures = {}
         while self._batches:
@@ -288,7 +287,7 @@ class StagedCopier(Generic[M]):
                 self._side.wait_for(self._compute.mark())
                 self._side.run(partial(_store, rows, self._pool, slots))
             finally:
-                # Also when one of them raises: what was queued before uses it.
+                # Even if one of them raises: what was queued before uses the buffer.
                 self._side.wait_for(self._compute.mark())
                 staging.is_free = self._side.mark()
 
@@ -303,14 +302,14 @@ class StagedCopier(Generic[M]):
                 staging.is_free = self._side.mark()
 
     def _portions(self, job: CopyJob) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-        """The job's blocks and slots, as many at a time as a staging buffer holds."""
+        """Yields the job's blocks and slots in portions that fit into a staging buffer."""
         _check(job, self._views[0].shape[0], self._pool.shape[0])
         num_rows = self._staging[0].rows.shape[0]
         for at in range(0, len(job.slots), num_rows):
             yield job.block_ids[at : at + num_rows], job.slots[at : at + num_rows]
 
     def _next_staging(self) -> _Staging[M]:
-        """The buffers in turn, so that one is filled while the other is emptied."""
+        """Returns the buffers in turn, so that one is filled while the other is emptied."""
         self._staging.rotate(-1)
         return self._staging[0]
 
@@ -338,6 +337,6 @@ def _load(pool: torch.Tensor, slots: Sequence[int], rows: torch.Tensor) -> None:
 
 
 def _on_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
-    """int64 [n], without making the caller wait for the device."""
+    """Returns int64 [n] on the device without synchronising with it."""
     index = torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type == "cuda")
     return index.to(device, non_blocking=True)

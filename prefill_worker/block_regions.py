@@ -1,10 +1,10 @@
-"""Where the bytes of a KV block are: vLLM's placement of layers, as views a block can be copied by.
+"""Finds the bytes of a KV block: vLLM's placement of layers, as views to copy blocks by.
 
 vLLM 0.32 allocates the whole KV cache at once and describes where each layer's
-page of a block lies (`KVCacheTensor`). Six physical layouts come down to two
-cases. Either a layer has pieces of its own, each of which holds one part of
-every block, one block after the other; or a block is one piece that holds all
-layers. Layers of different cache groups may share bytes: a part is copied once.
+page of a block lies (`KVCacheTensor`). Its six physical layouts reduce to two cases:
+either a layer has its own pieces, each of which holds one part of every block, one
+block after the other; or a block is one piece that holds all layers. Layers of
+different cache groups may share bytes: a part is copied once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheTensor
 
 
 class Region(NamedTuple):
-    """`num_parts` parts of every block: bytes shaped [num_parts, num_blocks, part_bytes]."""
+    """`num_parts` parts of every block: bytes of shape [num_parts, num_blocks, part_bytes]."""
 
     # Bytes from the start of the allocation.
     start: int
@@ -26,9 +26,9 @@ class Region(NamedTuple):
 
 
 def find_regions(config: KVCacheConfig) -> list[Region]:
-    """Where all parts of all blocks are, each byte once, in the order of the addresses.
+    """Returns the regions of all parts of all blocks, each byte once, by address.
 
-    Raises ValueError for a placement that cannot be read so.
+    Raises ValueError for a placement that does not reduce to such regions.
     """
     parts: set[tuple[int, int]] = set()
     for tensor in config.kv_cache_tensors:
@@ -39,16 +39,16 @@ def find_regions(config: KVCacheConfig) -> list[Region]:
 
 
 def block_bytes(regions: Iterable[Region]) -> int:
-    """Bytes of one block over all layers, on one rank."""
+    """Returns the bytes of one block over all layers, on one rank."""
     return sum(region.num_parts * region.part_bytes for region in regions)
 
 
 def block_views(config: KVCacheConfig, kv_caches: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """One view for each region of `find_regions`, [num_blocks, num_parts, words of a part].
+    """Returns a view per region of `find_regions`, [num_blocks, num_parts, words of a part].
 
-    Views into the memory that `kv_caches` (layer name to its tensor) lie in, of
-    words of 8 bytes if the placement allows it and of bytes otherwise. Raises
-    ValueError when the caches are not where `config` says.
+    The views share the memory of `kv_caches` (layer name to tensor); their words have
+    8 bytes if the placement allows it and 1 byte otherwise. Raises ValueError when
+    the caches are not where `config` says.
     """
     regions = find_regions(config)
     if not regions:
@@ -66,12 +66,12 @@ def block_views(config: KVCacheConfig, kv_caches: Mapping[str, torch.Tensor]) ->
 
 
 def _parts_of(tensor: KVCacheTensor, num_blocks: int) -> list[tuple[int, int]]:
-    """(start, bytes) of each piece that holds one part of every block."""
+    """Returns (start, bytes) of each piece that holds one part of every block."""
     span = num_blocks * tensor.block_stride
     if tensor.layer_stride < span:
-        # Block by block, and in a block all layers, also those of other groups.
+        # Block by block; a block holds all layers, also those of other groups.
         return [(0, tensor.block_stride)]
-    # A layer after the other; a layer may be several pieces, one a KV head.
+    # Layer by layer; a layer may have several pieces, one per KV head.
     num_pieces, rest = divmod(tensor.layer_stride, span)
     if rest:
         raise ValueError(
@@ -82,7 +82,7 @@ def _parts_of(tensor: KVCacheTensor, num_blocks: int) -> list[tuple[int, int]]:
 
 
 def _join(parts: list[tuple[int, int]], num_blocks: int) -> list[Region]:
-    """Neighbours of one size as one region; raises ValueError for parts that overlap."""
+    """Joins neighbours of equal size into regions; raises ValueError for parts that overlap."""
     regions: list[Region] = []
     end = 0
     for start, part_bytes in parts:
@@ -98,7 +98,7 @@ def _join(parts: list[tuple[int, int]], num_blocks: int) -> list[Region]:
 
 
 def _allocation(config: KVCacheConfig, kv_caches: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The bytes that all caches lie in; raises ValueError unless they lie there as described."""
+    """Returns the bytes that hold all caches; raises ValueError unless they lie as described."""
     missing = sorted(
         {name for tensor in config.kv_cache_tensors for name in tensor.layers} - kv_caches.keys()
     )
@@ -117,7 +117,7 @@ def _allocation(config: KVCacheConfig, kv_caches: Mapping[str, torch.Tensor]) ->
 
 
 def _require_place(name: str, cache: torch.Tensor, base: int, offset: int) -> None:
-    # A layer without a shape of its own is given the flat allocation itself.
+    # A layer without a shape of its own gets the flat allocation itself.
     expected = base if cache.dim() == 1 else base + offset
     if cache.data_ptr() != expected:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Cutting a session's KV back to a prefix, and who holds which block.
+"""Truncates a session's KV to a prefix, and counts the holders of blocks.
 
 An adapter over vLLM's KVCacheManager for models with one KV cache group of
 full attention; `require_single_group` refuses others at start-up.
@@ -15,7 +15,7 @@ from vllm.v1.request import Request
 
 
 def require_single_group(manager: KVCacheManager) -> FullAttentionManager:
-    """The manager of the only KV cache group; raises ValueError if there are others."""
+    """Returns the manager of the only KV cache group; raises ValueError if there are others."""
     managers = manager.coordinator.single_type_managers
     if len(managers) != 1 or not isinstance(managers[0], FullAttentionManager):
         kinds = ", ".join(type(m).__name__ for m in managers)
@@ -50,10 +50,10 @@ def truncate_kv(manager: KVCacheManager, request: Request, num_tokens: int) -> N
 
 
 def drop_blocks(manager: KVCacheManager, request: Request, num_kept: int) -> None:
-    """Frees the request's blocks behind the first ones."""
+    """Frees the request's blocks behind the first `num_kept`."""
     if num_kept == 0:
-        # Takes the num_cached_block entry along: left behind, the next prefix
-        # hit of this request would trip an assertion of vLLM's.
+        # Also removes the num_cached_block entry: left behind, it would trip an assertion
+        # of vLLM's at the next prefix hit of this request.
         manager.free(request)
         return
     group = require_single_group(manager)
@@ -66,7 +66,7 @@ def drop_blocks(manager: KVCacheManager, request: Request, num_kept: int) -> Non
 
 
 class LiveLedger:
-    """Who holds which blocks, read from vLLM's tables as far as a plan asks."""
+    """Which requests hold which blocks, read from vLLM's tables on demand."""
 
     def __init__(self, manager: KVCacheManager, requests: Mapping[str, Request]) -> None:
         self._group = require_single_group(manager)
@@ -75,32 +75,32 @@ class LiveLedger:
         self._manager = manager
 
     def block_ids(self, request_id: str) -> list[int]:
-        """The blocks of a request, shared ones included."""
+        """Returns the blocks of a request, shared ones included."""
         return [block.block_id for block in self._group.req_to_blocks.get(request_id, ())]
 
     def num_holders(self, block_id: int) -> int:
-        """How many hold a block: requests, leases and all others."""
+        """Returns the number of references to a block: requests, leases and all others."""
         count: int = self._pool.blocks[block_id].ref_cnt
         return count
 
     def num_blocks(self, request_id: str) -> int:
-        """How many blocks a request holds."""
+        """Returns the number of blocks that a request holds."""
         return len(self._group.req_to_blocks.get(request_id, ()))
 
     def block_keys(self, request_id: str, first: int, stop: int) -> list[bytes]:
-        """What those full blocks of the request's tokens hold; none without a prefix cache."""
+        """Returns the keys of the request's full blocks [first, stop); none without prefix cache."""
         request = self._requests[request_id]
-        # Blocks are hashed for a connector, too.
+        # vLLM also hashes blocks for a connector.
         if not self._manager.prefix_cache_lookup_enabled(request):
             return []
         hashes: list[bytes] = request.block_hashes[first:stop]
         return hashes
 
     def has_hit(self, request_id: str) -> bool:
-        """Whether the prefix cache knows the block that the request computes next.
+        """Whether the prefix cache has the block that the request computes next.
 
-        The block with its last token does not count: that token is always
-        computed, or nothing could be sampled.
+        The block of its last token does not count: that token is always computed,
+        because nothing could be sampled otherwise.
         """
         request = self._requests[request_id]
         index = request.num_computed_tokens // self._group.block_size
@@ -113,9 +113,9 @@ class LiveLedger:
 def check_integrity(manager: KVCacheManager, pinned: Collection[int] = ()) -> None:
     """Raises AssertionError unless every block is accounted for.
 
-    Each block has as many references as requests (live, or finished with their
-    blocks under a lease) hold it, one more if it is among `pinned`; blocks
-    without any are exactly the free list; the null block is neither.
+    A block has one reference per request that holds it (live, or finished with its
+    blocks under a lease), plus one if it is among `pinned`. Blocks without references
+    are exactly the free list; the null block is neither.
     """
     pool = manager.block_pool
     holders = Counter(pinned)

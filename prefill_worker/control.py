@@ -1,12 +1,12 @@
-"""The front end's half of the control channel: commands to the scheduler, its reports back.
+"""The front end's half of the control channel: sends commands, receives reports.
 
-The scheduler lives in another process and hears of nothing but requests. One
+The scheduler runs in another process and receives nothing but requests. So one
 request that never ends, the control request, is the channel: each command is a
-request with its id, and the reports are its outputs (`report.py` has both). To
-vLLM's front end it is a request like any other whose outputs have no tokens; it
-counts as one first token in `vllm:time_to_first_token_seconds`, and each report
-as one `vllm:inter_token_latency_seconds`, which mean nothing on a prefill worker
-anyhow. It ends with its engine.
+request with its id, and the reports are its outputs (`report.py` defines both). To
+vLLM's front end it is a request whose outputs have no tokens; it counts as one first
+token in `vllm:time_to_first_token_seconds`, and each report as one
+`vllm:inter_token_latency_seconds`, which mean nothing on a prefill worker anyway.
+The channel ends with its engine.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _log = logging.getLogger(__name__)
 CONTROL_REQUEST_ID = "stream2llm-control"
 # The scheduler answers between two steps, and a step takes seconds at most.
 CONFIRM_TIMEOUT_S = 30.0
-# A request has to have a token; nobody computes this one.
+# A request needs a token; this one is never computed.
 _NO_PROMPT = [0]
 
 
 class ControlledEngine(Protocol):
-    """What the channel needs of an `Engine`."""
+    """The methods of `Engine` that the channel uses."""
 
     async def build_request(
         self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
     ) -> Any:
-        """Fills in a request; raises when the engine is dead."""
+        """Builds a request; raises when the engine is dead."""
         ...
 
     async def submit(self, request: Any) -> OutputStream:
-        """Starts a request whose outputs are wanted."""
+        """Starts a request and returns its outputs."""
         ...
 
     async def send(self, request: Any) -> None:
@@ -55,7 +55,7 @@ class ControlledEngine(Protocol):
 
 
 class ControlChannel:
-    """Open while its `open_control_channel` block lasts."""
+    """A channel, open for the duration of its `open_control_channel` block."""
 
     def __init__(
         self,
@@ -71,20 +71,20 @@ class ControlChannel:
         self._failure: Stream2LLMError | None = None
         # Set by every report and by the end of the channel.
         self._news = asyncio.Event()
-        # One command at a time, so that a confirmation is that of its command.
+        # One command at a time, so that a report's confirmation is unambiguous.
         self._commanding = asyncio.Lock()
 
     @property
     def newest_report(self) -> SchedulerReport:
-        """What the scheduler last said of itself."""
+        """The newest report of the scheduler."""
         assert self._report is not None, "an open channel has had its first report"
         return self._report
 
     async def set_policy(self, policy: str) -> None:
-        """Returns when the scheduler follows that policy.
+        """Sets the scheduler's policy; returns when the scheduler follows it.
 
-        Raises InvalidRequestError for a name that is none, UnavailableError when
-        the engine is dead or does not confirm in time.
+        Raises InvalidRequestError for an unknown policy, UnavailableError when the
+        engine is dead or does not confirm in time.
         """
         name = require_policy(policy)
         async with self._commanding:
@@ -92,33 +92,31 @@ class ControlChannel:
             await self._engine.send(await self._request(command))
             report = await self._confirmed(command)
         if report.policy != name:
-            raise InternalError(
-                f"the scheduler was told to follow {name} and follows {report.policy}"
-            )
+            raise InternalError(f"the scheduler was set to {name} but follows {report.policy}")
         _log.info("policy_set policy=%s", name)
 
     async def open(self) -> OutputStream:
-        """Sends the first command; somebody must `follow` the stream from then on."""
+        """Sends the first command; the caller must `follow` the stream from then on."""
         return await self._engine.submit(await self._request(self._next_command(None)))
 
     async def first_report(self) -> None:
-        """Returns when the scheduler has answered the first command."""
+        """Waits for the scheduler's answer to the first command."""
         await self._confirmed(SchedulerCommand(number=1))
 
     async def follow(self, stream: OutputStream) -> None:
-        """Takes reports until the engine dies; never raises, whoever waits is told."""
+        """Takes reports until the engine dies; never raises, but fails all waiting calls."""
         try:
             async for output in stream:
                 self._take((output.kv_transfer_params or {}).get(WIRE_KEY, {}))
             self.fail(InternalError("the engine ended the control request"))
-        except UnavailableError as error:  # the engine is dead, as its watcher says too
+        except UnavailableError as error:  # the engine is dead; its watcher reports that too
             self.fail(error)
         except Exception as error:
             _log.exception("control_channel_broke")
             self.fail(InternalError(f"the control channel broke: {error!r}"))
 
     def fail(self, error: Stream2LLMError) -> None:
-        """No report will come any more; the first reason stays."""
+        """Fails all waiting and later calls; the first error stays."""
         self._failure = self._failure or error
         self._news.set()
 
@@ -166,7 +164,7 @@ async def open_control_channel(
     on_report: Callable[[SchedulerReport], None],
     confirm_timeout_s: float = CONFIRM_TIMEOUT_S,
 ) -> AsyncIterator[ControlChannel]:
-    """The channel to an engine's scheduler; `on_report` gets every report."""
+    """Opens the channel to an engine's scheduler; calls `on_report` with every report."""
     channel = ControlChannel(engine, on_report, confirm_timeout_s)
     follower = asyncio.create_task(channel.follow(await channel.open()))
     try:

@@ -1,6 +1,6 @@
-"""CopyStreams of work on a device, and points in them: what a copier needs to know of CUDA streams.
+"""Streams of work on a device, and marks in them: the part of CUDA that a copier uses.
 
-As Protocols, so that a test can have lanes that work as late, and in as bad an
+Protocols, so that a test can use streams that run as late, and in as bad an
 order, as a device may.
 """
 
@@ -15,34 +15,34 @@ M = TypeVar("M", bound="Mark")
 
 
 class Mark(Protocol):
-    """A point in a lane's work."""
+    """A point in a stream's work."""
 
     def is_reached(self) -> bool:
         """Whether all work before it is done."""
         ...
 
     def wait(self) -> None:
-        """Blocks until it is."""
+        """Blocks until all work before it is done."""
         ...
 
     def seconds_since(self, earlier: Self) -> float:
-        """Time between two marks that have been reached."""
+        """Returns the time between two marks that have been reached."""
         ...
 
 
 class CopyStream(Protocol[M]):
-    """A queue of work that a device does in order, beside its other lanes."""
+    """A queue of work that a device does in order, concurrently with other streams."""
 
     def run(self, work: Callable[[], None]) -> None:
-        """Queues what `work` asks of the device."""
+        """Queues the device work that `work` issues."""
         ...
 
     def mark(self) -> M:
-        """The point behind all that has been queued."""
+        """Returns the point behind all that has been queued."""
         ...
 
     def wait_for(self, mark: M) -> None:
-        """What is queued from now on begins after a mark of another lane."""
+        """Makes work queued from now on wait for a mark of another stream."""
         ...
 
 
@@ -53,7 +53,7 @@ class CudaMark:
         self.event = event
 
     def is_reached(self) -> bool:
-        """Asks the device."""
+        """Queries the device."""
         return bool(self.event.query())
 
     def wait(self) -> None:
@@ -61,12 +61,12 @@ class CudaMark:
         self.event.synchronize()
 
     def seconds_since(self, earlier: Self) -> float:
-        """As the device measured it."""
+        """Returns the device's own measurement."""
         return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
 class CudaCopyStream:
-    """A CUDA stream; None is the one that is current when it is used."""
+    """A CUDA stream; None stands for the stream that is current at each call."""
 
     def __init__(self, stream: torch.cuda.Stream | None) -> None:
         self._own = stream
@@ -76,16 +76,16 @@ class CudaCopyStream:
         return self._own if self._own is not None else torch.cuda.current_stream()
 
     def run(self, work: Callable[[], None]) -> None:
-        """Memory that `work` allocates belongs to this stream, so its reuse is in order too."""
+        """Allocations of `work` belong to this stream, so their reuse is in order too."""
         with torch.cuda.stream(self._stream):
             work()
 
     def mark(self) -> CudaMark:
-        """An event that can be timed."""
+        """Records an event with timing."""
         event = torch.cuda.Event(enable_timing=True)
         event.record(self._stream)
         return CudaMark(event)
 
     def wait_for(self, mark: CudaMark) -> None:
-        """The device waits, not the thread."""
+        """Makes the device wait, not the thread."""
         self._stream.wait_event(mark.event)

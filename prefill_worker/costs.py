@@ -3,9 +3,9 @@
 Adapter from vLLM's configuration to `cost_profiles.node`. Runs inside vLLM's
 EngineCore process.
 
-vLLM calls every CPU "cpu", so the shipped profile of a model is found on all of
-them, whatever they are. They differ by several times; such a profile is a start,
-and heals.
+vLLM calls every CPU "cpu", so a model's shipped profile is found on all of them,
+although their speeds differ by several times. Such a profile is a start, which
+online calibration corrects.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from cost_profiles.node import Node, start_for
 from cost_profiles.roofline import TransformerShape
 from cost_profiles.types import DType, ModelGeometry
 
-# One of vLLM's loggers: others have no handler in its process.
+# A child of vLLM's logger: other loggers have no handler in its process.
 _log = init_logger("vllm.stream2llm.costs")
 
 
 def costs_for(vllm_config: Any, profile_path: str = "") -> CorrectedCostModel:
-    """Costs on this node, to be corrected by what is observed; logs what they start from.
+    """Returns this node's costs, subject to online calibration; logs their source.
 
     `profile_path` is a file or a directory of profiles; see `cost_profiles.node`.
     Raises ProfileError for a file that cannot be used or does not fit.
@@ -43,7 +43,7 @@ def costs_for(vllm_config: Any, profile_path: str = "") -> CorrectedCostModel:
 
 
 def node_of(vllm_config: Any, device_name: str) -> Node:
-    """What costs depend on, from a VllmConfig."""
+    """Returns from a VllmConfig what costs depend on."""
     return Node(
         device_name=device_name,
         shape=shape_of(vllm_config),
@@ -55,7 +55,7 @@ def node_of(vllm_config: Any, device_name: str) -> Node:
 
 
 def shape_of(vllm_config: Any) -> TransformerShape:
-    """The model's sizes; a mixture of experts counts with those that a token meets."""
+    """Returns the model's sizes; a mixture of experts counts the experts active per token."""
     model, text = vllm_config.model_config, vllm_config.model_config.hf_text_config
     geometry = ModelGeometry(
         name=model_name(model.model),
@@ -77,18 +77,18 @@ def _intermediate_size(text_config: Any, hidden_size: int) -> int:
     per_expert = _mean(getattr(text_config, "moe_intermediate_size", None))
     if per_expert:
         return int(per_expert * (_mean(getattr(text_config, "num_experts_per_tok", None)) or 1))
-    # Four times the width is what models do that do not say.
+    # Models that do not say use four times the width.
     return int(_mean(getattr(text_config, "intermediate_size", None)) or 4 * hidden_size)
 
 
 def _mean(value: Any) -> float:
-    """Of a number, or of one for each layer; 0 where there is none."""
+    """Returns a number, or the mean of one per layer; 0 for None."""
     values = [each for each in (value if isinstance(value, list | tuple) else [value]) if each]
     return fmean(values) if values else 0.0
 
 
 def kv_dtype(cache_dtype: str, model_dtype: Any) -> DType:
-    """The type of a KV value. Packed types count as fp8: a profile knows nothing smaller."""
+    """Returns the type of a KV value. Packed types count as fp8, the smallest in a profile."""
     name = str(model_dtype).removeprefix("torch.") if cache_dtype == "auto" else cache_dtype
     for known in get_args(DType):
         if known == name:
@@ -97,7 +97,7 @@ def kv_dtype(cache_dtype: str, model_dtype: Any) -> DType:
 
 
 def model_name(model: str) -> str:
-    """The last part of a path or hub name; of a hub's cache directory, the name in it."""
+    """Returns the last part of a path or hub name, or the name in a hub's cache directory."""
     path = Path(model)
     for part in path.parts:
         if part.startswith("models--") and "snapshots" in path.parts:
@@ -106,7 +106,7 @@ def model_name(model: str) -> str:
 
 
 def num_cpu_cores() -> int:
-    """Cores of the first rank of a CPU engine in this process's environment."""
+    """Returns the number of cores of a CPU engine's first rank in this process's environment."""
     binding = envs.VLLM_CPU_OMP_THREADS_BIND
     if binding in ("auto", "nobind"):
         return len(os.sched_getaffinity(0))

@@ -1,8 +1,8 @@
-"""A prefill worker's engine: sessions of growing token sequences in, one first token out.
+"""A prefill worker's engine: takes sessions of growing token sequences, samples first tokens.
 
-Adapter between `PrefillService` and vLLM. Knows how a session's events travel
-to `PrefillScheduler`: as requests with one and the same id, whose
-`SamplingParams.extra_args` say what is meant.
+Adapter between `PrefillService` and vLLM. A session's events travel to
+`PrefillScheduler` as requests with one and the same id, whose
+`SamplingParams.extra_args` describe the event.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from stream2llm.engine.vllm_sampling import EngineSeed, engine_seed, to_vllm
 from stream2llm.serving.request_check import check_token_ids
 from stream2llm.serving.worker_spec import WorkerSpec
 
-# Engine arguments without which our scheduler does not run.
+# Engine arguments that our scheduler requires.
 FIXED_ARGS = {
     "scheduler_cls": "prefill_worker.scheduler.PrefillScheduler",
     "async_scheduling": False,
@@ -44,7 +44,7 @@ FIXED_ARGS = {
 
 MAX_REVISION = 2**63 - 1
 
-# Has the connector keep the blocks for a decode worker when the request ends.
+# Makes the connector keep the blocks for a decode worker when the request ends.
 _HAND_OVER = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -56,17 +56,17 @@ _HAND_OVER = {
 
 
 async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
-    """Starts vLLM with our scheduler, as a producer of KV."""
+    """Starts vLLM with our scheduler, as a KV producer."""
     return await Engine.start(spec, stats=stats, **_settings(spec))
 
 
 def check_arguments(spec: WorkerSpec) -> None:
-    """Raises whatever vLLM, or our scheduler, has against this worker's engine arguments."""
+    """Raises the error of vLLM or of our scheduler if it rejects this worker's arguments."""
     require_settings(engine_args(spec, **_settings(spec)).create_engine_config())
 
 
 def _settings(spec: WorkerSpec) -> dict[str, Any]:
-    """What `Engine.start` and `engine_args` take beside the spec."""
+    """Returns the arguments of `Engine.start` and `engine_args` beside the spec."""
     options = {
         "policy": spec.policy,
         "starvation_guard_steps": spec.starvation_guard_steps,
@@ -88,17 +88,17 @@ def _settings(spec: WorkerSpec) -> dict[str, Any]:
 class PrefillOutput:
     """One output of a session: its progress and, at the end, the first token."""
 
-    # As `SessionState.progress` makes it.
+    # From `SessionState.progress`.
     progress: dict[str, Any]
     first_token: CompletionOutput | None
-    # Transfer parameters for the decode worker; None when nobody shall fetch the KV.
+    # Transfer parameters for the decode worker; None when no decode worker shall read the KV.
     handover: dict[str, Any] | None
-    # KV to prefetch before the seal, as `Offering` makes it; then the output is nothing else.
+    # KV to prefetch before the seal, from `Offering`; such an output holds nothing else.
     offer: dict[str, Any] | None = None
 
 
 class PrefillSession:
-    """One session at the engine. Not for use from several tasks at once."""
+    """One session at the engine. Not safe for concurrent use."""
 
     def __init__(self, engine: Engine, request_id: str, sampling: SamplingParameters) -> None:
         self._engine = engine
@@ -106,13 +106,13 @@ class PrefillSession:
         self._sampling = sampling
         self._first_request: EngineCoreRequest | None = None
         self._num_tokens = 0
-        # Of the last splice.
+        # Revision of the last splice.
         self._revision = 0
         self.outputs: OutputStream | None = None
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to report; None reports no logprobs."""
+        """Number of likeliest tokens to report; None reports no logprobs."""
         return self._sampling.logprobs
 
     async def splice(
@@ -127,12 +127,12 @@ class PrefillSession:
     ) -> None:
         """Makes the sequence its first `keep_tokens` tokens and `token_ids`.
 
-        KV of the first `stable_tokens` may be offered to decode ahead of the seal.
+        KV of the first `stable_tokens` may be offered to decode before the seal.
 
-        With `seal` the sequence is final and the first token is sampled as
-        soon as all is computed. Raises InvalidRequestError, and changes
-        nothing, when a figure cannot be, or when the sequence would not leave
-        the model room for an answer or not fit into the engine's KV memory.
+        With `seal` the sequence is final, and the first token is sampled as soon as
+        all is computed. Raises InvalidRequestError, and changes nothing, when an
+        argument is invalid, or when the sequence would not leave the model room for
+        an answer or not fit into the engine's KV memory.
         """
         self._check(revision, keep_tokens, token_ids, seal, stable_tokens)
         self._revision = revision
@@ -145,7 +145,7 @@ class PrefillSession:
             await self._begin(event, token_ids, hand_over)
 
     async def cancel(self) -> None:
-        """Frees the session's blocks, also those that still wait for a decode worker."""
+        """Frees the session's blocks, also those that wait for a decode worker."""
         if self._first_request is not None:
             await self._engine.end(self._request_id)
 
@@ -203,7 +203,7 @@ def _extra_args(event: ContextEvent, hand_over: bool) -> dict[str, Any]:
 
 
 async def prefill_outputs(stream: OutputStream) -> AsyncIterator[PrefillOutput]:
-    """A session's outputs, in our words."""
+    """Yields a session's outputs."""
     async for output in stream:
         yield _translate(output)
 

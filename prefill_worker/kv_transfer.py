@@ -1,4 +1,4 @@
-"""Which KV connectors a prefill worker's engine has: NIXL for the hand-over, ours for swapping."""
+"""Configures a prefill worker's KV connectors: NIXL for the hand-over, ours for swapping."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _ROLE = "kv_producer"
-# For engines that hand nothing over: benchmarks, profiling, tests.
+# For engines without a hand-over: benchmarks, profiling, tests.
 SWAP_ONLY: dict[str, Any] = {
     "kv_connector": "SwapConnector",
     "kv_connector_module_path": "prefill_worker.swap_connector",
@@ -20,11 +20,10 @@ def swaps(preemption: str, offload_pool_bytes: int) -> bool:
 
 
 def kv_transfer(nixl_options: Mapping[str, Any], *, swaps: bool) -> dict[str, Any]:
-    """vLLM's `kv_transfer_config`.
+    """Returns vLLM's `kv_transfer_config`.
 
-    `nixl_options` is what NIXL is told beside its role; under a MultiConnector
-    each child has a configuration of its own, and what the scheduler asks is
-    read from the parent's.
+    `nixl_options` are further options of NIXL. Under a MultiConnector each child has
+    its own configuration, but the scheduler reads that of the parent.
     """
     nixl = {"kv_connector": "NixlConnector", "kv_role": _ROLE, **nixl_options}
     if not swaps:
@@ -32,6 +31,6 @@ def kv_transfer(nixl_options: Mapping[str, Any], *, swaps: bool) -> dict[str, An
     return {
         **nixl,
         "kv_connector": "MultiConnector",
-        # NIXL first: its layout, transfer parameters and handshake are those that count.
+        # NIXL first: vLLM uses the first child's layout, transfer parameters and handshake.
         "kv_connector_extra_config": {"connectors": [nixl, SWAP_ONLY]},
     }

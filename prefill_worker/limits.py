@@ -1,4 +1,4 @@
-"""What one session may ask of this worker's engine. Pure."""
+"""Limits of one session on this worker's engine. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stream2llm.api.errors import InvalidRequestError
 
 
 class Capacity(Protocol):
-    """The sizes of an engine that bound a session."""
+    """The sizes of an engine that limit a session."""
 
     @property
     def max_model_len(self) -> int: ...
@@ -19,11 +19,11 @@ class Capacity(Protocol):
 
 
 def check_context(num_tokens: int, capacity: Capacity) -> None:
-    """Raises InvalidRequestError when the engine could never compute that many tokens.
+    """Raises InvalidRequestError when the engine could never compute `num_tokens` tokens.
 
-    vLLM checks the length of each request, but not of a sequence that events
-    make longer; and a session that needs more blocks than there are would wait
-    for ever, with all others evicted.
+    vLLM checks the length of each request, but not of a sequence that grows by events;
+    and a session that needs more blocks than there are would wait for ever, with all
+    others evicted.
     """
     if num_tokens >= capacity.max_model_len:
         raise _too_long(

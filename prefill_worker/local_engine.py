@@ -1,9 +1,8 @@
-"""A real vLLM engine with our scheduler in this very process, stepped by hand.
+"""A real vLLM engine with our scheduler in this process, stepped by hand.
 
-EngineCore, model runner and kernels are those of a prefill worker; what is
-missing is the process around them, the hand-over and the front end. So a test
-can ask between any two steps what the scheduler holds, and a benchmark sees
-each step's time. One a process: vLLM keeps global state.
+EngineCore, model runner and kernels are those of a prefill worker; process,
+hand-over and front end are missing. So a test can inspect the scheduler between any
+two steps, and a benchmark can time each step. One per process: vLLM keeps global state.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    # VLLM_CPU_* is nothing to other devices.
+    # Other devices ignore VLLM_CPU_*.
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    # This process is not ours alone.
+    # This process also has other work.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "ERROR",
     **socket_environment("127.0.0.1"),
@@ -49,7 +48,7 @@ ENVIRONMENT = {
 def core_request(
     request_id: str, token_ids: Sequence[int], params: SamplingParams
 ) -> EngineCoreRequest:
-    """A request as a front end sends it to EngineCore."""
+    """Builds a request in the form in which a front end sends it to EngineCore."""
     return EngineCoreRequest(
         request_id=request_id,
         prompt_token_ids=list(token_ids),
@@ -65,7 +64,7 @@ def core_request(
 
 
 class LocalEngine:
-    """One engine; see the module's text."""
+    """One engine; see the module docstring."""
 
     def __init__(
         self,
@@ -78,11 +77,10 @@ class LocalEngine:
     ) -> None:
         """Loads the model and builds everything; takes 15 to 60 s.
 
-        `options` are our scheduler's. `environment` replaces values of
-        ENVIRONMENT while the engine starts. With `in_process` the model runs in
-        this process too; without, as a prefill worker runs it: on a CPU bound to
-        its cores, with tensor parallelism in processes of their own. Raises
-        what vLLM raises.
+        `options` are our scheduler's. `environment` replaces values of ENVIRONMENT
+        while the engine starts. With `in_process` the model runs in this process too;
+        otherwise as in a prefill worker: on a CPU bound to its cores, with tensor
+        parallelism in separate processes. Raises vLLM's errors.
         """
         args = {
             "enforce_eager": True,
@@ -91,7 +89,7 @@ class LocalEngine:
             "additional_config": {WIRE_KEY: dict(options or {})},
             **engine_args,
         }
-        # Others in this process have an environment of their own.
+        # The environment of the rest of this process must not change.
         with mock.patch.dict(os.environ, {**ENVIRONMENT, **(environment or {})}):
             envs.disable_envs_cache()
             config = AsyncEngineArgs(model=str(model), **args).create_engine_config()
@@ -101,12 +99,12 @@ class LocalEngine:
 
     @property
     def config(self) -> VllmConfig:
-        """vLLM's configuration, with what it found out at start-up."""
+        """vLLM's configuration, with what it determined at start-up."""
         return self._core.vllm_config
 
     @property
     def scheduler(self) -> PrefillScheduler:
-        """The scheduler, between two steps."""
+        """The scheduler; use it between two steps."""
         scheduler: PrefillScheduler = self._core.scheduler
         return scheduler
 
@@ -117,7 +115,7 @@ class LocalEngine:
         event: ContextEvent | None = None,
         **sampling: Any,
     ) -> None:
-        """A session's event; without one, an ordinary request."""
+        """Adds a session's event; without `event`, an ordinary request."""
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -128,7 +126,7 @@ class LocalEngine:
         self._core.add_request(*self._core.preprocess_add_request(request))
 
     def cancel(self, request_id: str) -> None:
-        """Ends a session from outside."""
+        """Cancels a session."""
         self.scheduler.finish_requests([request_id], RequestStatus.FINISHED_ABORTED)
 
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
@@ -138,7 +136,7 @@ class LocalEngine:
         return output if output is not None else executor.sample_tokens(None)
 
     def step(self, before_update: Callable[[], None] | None = None) -> list[EngineCoreOutput]:
-        """One step, if there is anything to do; the outputs of it."""
+        """Runs one step, if there is anything to do; returns its outputs."""
         if not self.scheduler.has_requests():
             return []
         step = self.scheduler.schedule()
@@ -149,7 +147,7 @@ class LocalEngine:
         return [output for outputs in by_client.values() for output in outputs.outputs]
 
     def close(self) -> None:
-        """Ends it."""
+        """Shuts the engine down."""
         self._core.shutdown()
 
 

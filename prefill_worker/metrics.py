@@ -1,7 +1,7 @@
-"""What a prefill worker counts. The scheduler reports figures; this records them.
+"""A prefill worker's metrics, recorded from the scheduler's reports.
 
-Counters go up by what a report has more than the one before, so they include
-sessions that were cancelled. Labels come from closed sets, never from ids.
+Counters grow by the difference between two reports, so they include cancelled
+sessions. Labels come from closed sets, never from ids.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prefill_worker.policy import POLICIES
 from prefill_worker.report import DECISIONS, SchedulerCounters, SchedulerReport, SwapState
 
 _ROLE = "prefill"
-# A decision takes tens of microseconds; at a tenth of a second it is what a step takes.
+# A decision takes tens of microseconds; 0.1 s would be as long as a step.
 _DECISION_BUCKETS_S = (
     *(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3),
     *(2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1),
@@ -36,7 +36,7 @@ _SESSION_STATES = {
 
 
 class SwapMetrics:
-    """What goes to the host and comes back, and what was learned of the costs."""
+    """Copies to and from the host, and the calibrated costs."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._decisions = Counter(
@@ -78,7 +78,7 @@ class SwapMetrics:
         self.record(SchedulerCounters(), SwapState())
 
     def record(self, gained: SchedulerCounters, state: SwapState) -> None:
-        """Takes what was counted since the last time, and how things are now."""
+        """Adds what was counted since the last report, and sets the present state."""
         for labels, counter in DECISIONS.items():
             self._decisions.labels(*labels).inc(getattr(gained, counter))
         for direction, num_blocks, seconds in (
@@ -102,7 +102,7 @@ def _per_direction(name: str, text: str, registry: CollectorRegistry) -> Counter
 
 
 class PrefillMetrics:
-    """Everything one prefill scheduler says of itself."""
+    """All metrics of one prefill scheduler."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._recorded = SchedulerCounters()
@@ -149,7 +149,7 @@ class PrefillMetrics:
         self._begin_at_zero()
 
     def record(self, report: SchedulerReport) -> None:
-        """Takes one report; to be called with every one, in order."""
+        """Records one report; call it with every report, in order."""
         gained = _gained(self._recorded, report.counters)
         self._recorded = report.counters
         for kind, name in _TOKEN_KINDS.items():
@@ -168,7 +168,7 @@ class PrefillMetrics:
             self._policy.labels(_ROLE, policy).set(policy == report.policy)
 
     def _begin_at_zero(self) -> None:
-        """Every label is there from the start: 0 rather than absent."""
+        """Creates every label at the start, so that it reads 0 rather than absent."""
         for kind in _TOKEN_KINDS:
             self._tokens.labels(kind)
         for state in _SESSION_STATES:

@@ -1,9 +1,9 @@
-"""Offers made true on vLLM: blocks held, the connector told, parameters emitted.
+"""Carries out KV offers on vLLM: holds the blocks, registers the lease, emits parameters.
 
 To the NIXL connector an offer is a finished request of its own, `<session>#<n>`,
-whose blocks wait for a reader under a lease. To vLLM's scheduler it is nothing:
-the blocks are held by a reference each, and when the connector's worker reports
-the offer as sent (read, refused, or its lease has ended) the references go.
+whose blocks wait for a reader under a lease. vLLM's scheduler does not know it:
+each block is held by a reference, and when the connector's worker reports the offer
+as sent (read, refused, or its lease has ended) the references are dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stream2llm.api.handover import HANDOVER_KEY
 
 @dataclass(slots=True)
 class _OfferedRequest:
-    """What the connector asks of a finished request."""
+    """The part of a finished request that the connector reads."""
 
     request_id: str
     num_computed_tokens: int
@@ -35,7 +35,7 @@ class _OfferedRequest:
 
 
 class Offering:
-    """Makes offers of sessions that were touched, and ends them."""
+    """Makes offers for touched sessions, and ends them."""
 
     def __init__(
         self,
@@ -52,11 +52,11 @@ class Offering:
 
     @property
     def pinned(self) -> list[int]:
-        """Every block that an offer holds, as often as offers hold it."""
+        """Every block that an offer holds, once per offer that holds it."""
         return [block_id for offer in self.table.offers() for block_id in offer.block_ids]
 
     def spliced(self, request_id: str, num_same_tokens: int, num_stable_tokens: int) -> None:
-        """A context event: what was offered behind the common prefix is none of it now."""
+        """A context event: offered KV behind the common prefix is no longer the session's."""
         if self._nixl is not None:
             self.table.spliced(request_id, num_same_tokens, num_stable_tokens)
 
@@ -66,17 +66,17 @@ class Offering:
             self._touched.add(request_id)
 
     def forget(self, request_id: str) -> None:
-        """The session has ended; what it offered may still be read."""
+        """The session has ended; its offer may still be read."""
         self._touched.discard(request_id)
         self.table.forget(request_id)
 
     def end(self, offer_id: str) -> bool:
-        """Lets an offer's blocks go, which nobody reads any more; whether it was an offer."""
+        """Frees an offer's blocks after its read; returns whether the id is an offer's."""
         offer = self.table.end(offer_id)
         if offer is None:
             return False
         pool = self._manager.block_pool
-        # The tail first, as vLLM frees a request: it is the first to be evicted.
+        # Tail first, as vLLM frees a request, so that the tail is evicted first.
         pool.free_blocks([pool.blocks[block_id] for block_id in reversed(offer.block_ids)])
         self.touch(offer.session_id)
         return True
@@ -88,7 +88,7 @@ class Offering:
         *,
         is_short: bool,
     ) -> Iterator[tuple[int, EngineCoreOutput]]:
-        """After a step: the offers that are due, each with the client it is for."""
+        """Returns after a step the offers that are due, each with its client index."""
         for request_id in tuple(self._touched):
             request = live[request_id].request
             due = self.table.due(
@@ -120,10 +120,10 @@ class Offering:
         )
 
     def _register(self, offer: Offer, num_tokens: int) -> dict[str, Any]:
-        """Has the connector keep a lease; returns the parameters for decode."""
+        """Makes the connector keep a lease; returns the parameters for decode."""
         assert self._nixl is not None, "nothing is offered without a connector"
         scheduler = self._nixl.connector_scheduler
-        # Its worker ignores deadlines of requests that were in no step.
+        # The connector's worker ignores deadlines of requests that were in no step.
         scheduler._reqs_in_batch.add(offer.offer_id)
         request = _OfferedRequest(offer.offer_id, num_tokens)
         is_held, params = scheduler.request_finished(request, (list(offer.block_ids),))
@@ -132,9 +132,9 @@ class Offering:
 
 
 def with_deadline(params: dict[str, Any], scheduler: Any) -> dict[str, Any]:
-    """Transfer parameters that say when their lease ends, by this process's perf_counter.
+    """Adds the end of their lease to transfer parameters, in this process's perf_counter.
 
-    `scheduler` is the connector's half that keeps the lease.
+    `scheduler` is the half of the connector that keeps the lease.
     """
     deadline_s = scheduler._reqs_need_send.get(params["remote_request_id"])
     return {**params, "remote_blocks_expiry_time": deadline_s}

@@ -1,13 +1,13 @@
-"""Which KV to offer to decode ahead of the seal, and what offers hold. Pure.
+"""Decides which KV to offer to decode before the seal, and tracks what offers hold. Pure.
 
-An offer is cumulative: it names all full blocks from the start of the sequence
-up to some token. Decode pulls what its prefix cache lacks of them, so nothing
-crosses twice, and whatever it lost in the meantime comes again with the next.
+An offer is cumulative: it names all full blocks from the start of the sequence up to
+some token. Decode reads those that its prefix cache lacks, so nothing crosses twice,
+and whatever it has lost in the meantime comes again with the next offer.
 
-A session has one offer in flight at most. It holds its blocks until decode has
-read or said that it will not, or its lease has ended; whatever becomes of the
-session. After that the offered tokens count as fetched. A fetch that came to
-nothing (decode had no room) is made good by the next offer, or by the hand-over.
+A session has at most one offer in flight. It holds its blocks until decode has read
+or refused them, or its lease has ended, whatever happens to the session. After that
+the offered tokens count as fetched. If the fetch failed (decode had no room), the
+next offer or the hand-over makes up for it.
 
     none --offer--> in flight --ended--> offered up to n
                         |
@@ -24,14 +24,14 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class OfferLimits:
-    """How offers are cut."""
+    """The parameters of offers."""
 
-    # Tokens in a block; only full blocks are offered.
+    # Tokens per block; only full blocks are offered.
     block_size: int
-    # While a session computes on, an offer brings at least so many new tokens.
-    # One that has nothing left to compute offers whatever it has.
+    # While a session still computes, an offer has at least this many new tokens.
+    # A session without work offers whatever it has.
     min_tokens: int = 256
-    # Most blocks that offers may hold together.
+    # Maximum number of blocks that all offers may hold.
     max_pinned_blocks: int = 1 << 30
 
 
@@ -40,11 +40,11 @@ class OfferView:
     """A session as the offer policy sees it. Counts are of tokens from its start."""
 
     num_computed_tokens: int
-    # Not expected to change any more; 0: this session hands over at the seal.
+    # Not expected to change any more; 0 for a session that hands over at the seal.
     num_stable_tokens: int
-    # Offered before, and still those of the sequence.
+    # Offered before, and still part of the sequence.
     num_offered_tokens: int
-    # It has tokens to compute now.
+    # The session has tokens to compute now.
     has_work: bool
     # An earlier offer has not ended.
     is_in_flight: bool
@@ -56,22 +56,22 @@ class MemoryView:
 
     # Blocks that offers hold now.
     num_pinned_blocks: int
-    # A session found no block in the last step. What an offer holds no eviction
-    # can free, so there are no new ones until that is over.
+    # A session found no block in the last step. Eviction cannot free offered blocks,
+    # so there are no new offers meanwhile.
     is_short: bool
 
 
 class Due(NamedTuple):
-    """What a session offers now."""
+    """The offer that a session makes now."""
 
-    # Up to which token, a whole number of blocks; 0: nothing.
+    # Tokens to offer, whole blocks; 0: none.
     num_tokens: int = 0
-    # There is something to offer, once there is memory for it.
+    # There are tokens to offer once there is memory for it.
     waits_for_memory: bool = False
 
 
 def next_offer(view: OfferView, memory: MemoryView, limits: OfferLimits) -> Due:
-    """What to offer now."""
+    """Decides what to offer now."""
     size = limits.block_size
     num_blocks = min(view.num_computed_tokens, view.num_stable_tokens) // size
     num_new_tokens = num_blocks * size - view.num_offered_tokens
@@ -90,13 +90,13 @@ class Offer:
     offer_id: str
     session_id: str
     block_ids: tuple[int, ...]
-    # When its lease ends if the reader gives no sign of life, by our clock.
+    # End of its lease without heartbeats of the reader, by our clock.
     deadline_s: float
 
 
 @dataclass(slots=True)
 class OfferState:
-    """What is remembered of one session that streams its hand-over."""
+    """The state of one session that streams its hand-over."""
 
     num_stable_tokens: int = 0
     num_offered_tokens: int = 0
@@ -105,7 +105,7 @@ class OfferState:
 
 
 class OfferTable:
-    """The offers of one engine, and who may make the next one."""
+    """The offers of one engine, and the sessions that may make more."""
 
     def __init__(self, limits: OfferLimits, lease_s: float) -> None:
         self.limits = limits
@@ -116,24 +116,24 @@ class OfferTable:
 
     @property
     def num_offers(self) -> int:
-        """Offers that hold blocks."""
+        """Number of offers that hold blocks."""
         return len(self._offers)
 
     @property
     def num_pinned_blocks(self) -> int:
-        """References that offers hold; a block in two offers counts twice."""
+        """Number of references that offers hold; a block in two offers counts twice."""
         return self._num_pinned_blocks
 
     def offers(self) -> Iterator[Offer]:
-        """All that hold blocks, oldest first."""
+        """Yields all that hold blocks, oldest first."""
         return iter(self._offers.values())
 
     def state(self, session_id: str) -> OfferState | None:
-        """A live session's, if it has ever streamed."""
+        """Returns a live session's state, if it has ever streamed."""
         return self._sessions.get(session_id)
 
     def spliced(self, session_id: str, num_same_tokens: int, num_stable_tokens: int) -> None:
-        """The sequence is another one behind so many tokens, and so many are stable."""
+        """The sequence changed behind `num_same_tokens`; `num_stable_tokens` are stable."""
         state = self._sessions.get(session_id)
         if state is None:
             if not num_stable_tokens:
@@ -146,7 +146,7 @@ class OfferTable:
     def due(
         self, session_id: str, num_computed_tokens: int, *, has_work: bool, is_short: bool
     ) -> Due:
-        """What the session offers now."""
+        """Returns what the session offers now."""
         state = self._sessions.get(session_id)
         if state is None:
             return Due()
@@ -161,7 +161,7 @@ class OfferTable:
         return next_offer(view, memory, self.limits)
 
     def make(self, session_id: str, block_ids: tuple[int, ...], now_s: float) -> Offer:
-        """Offers those blocks, the first ones of the session; they are held from now on."""
+        """Offers the session's first blocks, which are held from now on."""
         state = self._sessions[session_id]
         assert state.in_flight is None, f"{session_id} has an offer in flight"
         state.num_offers += 1
@@ -174,7 +174,7 @@ class OfferTable:
         return offer
 
     def end(self, offer_id: str) -> Offer | None:
-        """Nobody reads it any more: its blocks may go. None: it is no offer."""
+        """Ends an offer whose blocks are no longer read; None for an id that is no offer's."""
         offer = self._offers.pop(offer_id, None)
         if offer is None:
             return None
@@ -185,5 +185,5 @@ class OfferTable:
         return offer
 
     def forget(self, session_id: str) -> None:
-        """The session has ended. Its offer goes on: somebody may be reading."""
+        """The session has ended. Its offer stays, since decode may be reading it."""
         self._sessions.pop(session_id, None)

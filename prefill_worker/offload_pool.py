@@ -1,8 +1,8 @@
-"""Which blocks of which sessions are on the host. Pure.
+"""Tracks which blocks of which sessions are in the CPU KV offload pool. Pure.
 
-A slot is room for one KV block in host memory, on every rank. A session's
-copies are known by the index of the block in the session's sequence; there may
-be gaps between them, from blocks that were dropped instead of copied.
+A slot is room for one KV block in host memory, on every rank. A session's copies are
+indexed by the block's position in the session's sequence; there may be gaps between
+them, from blocks that were dropped instead of copied.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ class OffloadPool:
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
-        # Handed out from the end: low numbers first.
+        # Taken from the end: low numbers first.
         self._free = list(range(num_slots - 1, -1, -1))
         # Session to block index to slot.
         self._copies: dict[str, SortedDict[int, int]] = {}
-        # What `next_run` last said, while it holds: it is asked at each touch.
+        # Cached results of `next_run`, which is called at each touch.
         self._runs: dict[str, tuple[int, int]] = {}
 
     @property
     def num_free(self) -> int:
-        """Slots that hold nothing anybody wants."""
+        """Number of unused slots."""
         return len(self._free)
 
     @property
     def num_used(self) -> int:
-        """Slots that hold a copy, or are taken for a copy that comes or goes."""
+        """Number of slots that hold a copy, or are reserved for a copy under way."""
         return self.num_slots - len(self._free)
 
     def copies(self, request_id: str) -> Mapping[int, int]:
-        """Block index to slot of what is here of that session."""
+        """Returns the session's copies as block index to slot."""
         copies: Mapping[int, int] = self._copies.get(request_id, {})
         return copies
 
     def has_copies(self, request_id: str) -> bool:
-        """Whether anything of that session is here."""
+        """Whether the pool has any copy of the session."""
         return request_id in self._copies
 
     def put(self, request_id: str, first_block: int, num_blocks: int) -> tuple[int, ...]:
-        """Takes free slots for those blocks of a session; in the blocks' order."""
+        """Takes free slots for these blocks of a session, and returns them in the blocks' order."""
         if not num_blocks:
             return ()
         assert num_blocks <= len(self._free), "the plan knew how many slots are free"
@@ -57,18 +57,18 @@ class OffloadPool:
         return slots
 
     def take(self, request_id: str, first_block: int, num_blocks: int) -> tuple[int, ...]:
-        """Hands the slots of those blocks to the caller, who gives them back with `release`."""
+        """Passes the slots of these blocks to the caller, who returns them with `release`."""
         copies = self._copies[request_id]
         slots = tuple(copies.pop(first_block + offset) for offset in range(num_blocks))
         self._changed(request_id)
         return slots
 
     def release(self, slots: Iterable[int]) -> None:
-        """The caller of `take` needs these no more."""
+        """Returns slots that the caller has had from `take`."""
         self._free.extend(slots)
 
     def next_run(self, request_id: str) -> tuple[int, int]:
-        """The first blocks of the session that are here, one after the other: [start, stop)."""
+        """Returns the session's first consecutive blocks in the pool as [start, stop)."""
         if request_id not in self._copies:
             return 0, 0
         run = self._runs.get(request_id)
@@ -87,7 +87,7 @@ class OffloadPool:
         return start, stop
 
     def drop_before(self, request_id: str, block: int) -> None:
-        """Drops copies of blocks before that one; they are computed."""
+        """Drops copies of blocks before `block`, which are computed now."""
         copies = self._copies.get(request_id)
         if copies is not None:
             before = len(copies)
@@ -97,7 +97,7 @@ class OffloadPool:
                 self._changed(request_id)
 
     def drop_from(self, request_id: str, block: int) -> int:
-        """Drops copies of that block and what follows; they are not valid. How many there were."""
+        """Drops copies from `block` on, which are invalid now; returns how many there were."""
         copies = self._copies.get(request_id)
         if copies is None:
             return 0
@@ -109,7 +109,7 @@ class OffloadPool:
         return num_dropped
 
     def lose(self, request_id: str, blocks: Sequence[tuple[int, int]]) -> int:
-        """These (block, slot) pairs hold no KV after all; how many of them were still wanted."""
+        """Drops (block, slot) pairs that hold no KV; returns how many were still in use."""
         copies = self._copies.get(request_id, {})
         lost = [(index, slot) for index, slot in blocks if copies.get(index) == slot]
         for index, slot in lost:
@@ -120,18 +120,18 @@ class OffloadPool:
         return len(lost)
 
     def forget(self, request_id: str) -> None:
-        """The session has ended."""
+        """Drops everything of an ended session."""
         self._free.extend(self._copies.pop(request_id, {}).values())
         self._runs.pop(request_id, None)
 
     def _changed(self, request_id: str) -> None:
-        """Its copies are others, or none."""
+        """Invalidates what is cached of the session's copies."""
         self._runs.pop(request_id, None)
         if not self._copies[request_id]:
             del self._copies[request_id]
 
     def check_integrity(self, taken: Sequence[int]) -> None:
-        """Raises AssertionError unless each slot is free, a session's, or `taken`; once."""
+        """Raises AssertionError unless each slot is free, a session's, or `taken`, exactly once."""
         held = [slot for copies in self._copies.values() for slot in copies.values()]
         everything = sorted([*self._free, *held, *taken])
         assert everything == list(range(self.num_slots)), f"slots: {everything}"
@@ -139,5 +139,5 @@ class OffloadPool:
         assert all(run == self._find_run(each) for each, run in self._runs.items())
 
     def sessions(self) -> set[str]:
-        """Who has copies here."""
+        """Returns the sessions that have copies."""
         return set(self._copies)

@@ -1,31 +1,31 @@
 """Phase 1 of a step: decide, change nothing.
 
-Walk the sessions that have work, in rank order. Give each what is left of the
-step's tokens, as far as its KV blocks fit. Where they do not fit, evict. A
-victim may be a session that has nothing new to compute, or one that the session
-in question goes before; never one that was chosen already. Where all of them
-together are not enough, compute the part that fits. Sessions that would only
-restore lost KV come last, evict nobody, and use what is free.
+Walks the sessions that have work in rank order, and grants each the rest of the token
+budget, as far as its KV blocks fit. Where they do not fit, it evicts. A victim may be
+a session without new tokens, or one that ranks behind the session in question; never
+one that was chosen already. If all victims together are not enough, the part that
+fits is computed. Sessions that would only restore lost KV come last, evict no
+session, and use what is free.
 
-So the first in rank can evict everybody else, and moves in every step, unless
-hand-overs hold the memory, and those end. Nobody is evicted in vain, and of
-nobody more than is needed (victims.py).
+So the first in rank can evict all others, and progresses in every step, unless
+hand-overs hold the memory, and those end. An eviction that would not help is not
+made, and no session loses more than is needed (victims.py).
 
-Equal leading documents are computed once: a session whose next block the prefix
-cache knows, or another one computes in this step, is left out, and takes the
-block from the cache before the next. As many are looked at as a step has slots.
+Equal leading documents are computed once: a session is left out if its next block is
+in the prefix cache or is computed by another session in this step; it takes the block
+from the cache before the next step. At most as many are examined as a step has slots.
 
-Blocks of a session that are on the host come back when all before them is
-computed: in a step of their own, because only its end says that they are there.
-That takes blocks and neither tokens nor slots. What lies before them, where an
-eviction dropped it, is computed first, and no further.
+Blocks of a session in the CPU KV offload pool are loaded when all before them is
+computed: in a step of their own, because only its end confirms the copy. That takes
+blocks, but neither tokens nor slots. What lies before them, where an eviction dropped
+it, is computed first, and no further.
 
-Some policies keep a step that computes for sealed sessions free of open ones: somebody
-waits for its end, and it ends the earlier the less is in it. For the same reason a
-step of open ones is shorter there: whoever is sealed meanwhile waits for its end.
+Some policies keep open sessions out of a step that computes for sealed ones: a client
+waits for its end, and less work ends earlier. For the same reason steps of open
+sessions are shorter there: a session that is sealed meanwhile waits for their end.
 
 The walk ends as soon as the tokens, the slots or the memory of the step are
-spent. What it costs depends on the sessions it chooses, not on those that wait.
+spent. Its cost depends on the sessions it chooses, not on those that wait.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ from prefill_worker.types import (
 )
 from prefill_worker.victims import Victims
 
-# So many come back from the host in one step, of all sessions. A copy that has begun
-# is not interrupted, and where nothing is computed meanwhile, whoever comes
-# waits for it: 1 GiB of an 8B model's KV, some tens of milliseconds.
+# Maximum number of blocks loaded from the host in one step, over all sessions. A copy
+# cannot be interrupted, and where nothing is computed meanwhile, new sessions wait for
+# it: 1 GiB of an 8B model's KV, some tens of milliseconds.
 MAX_LOADED_BLOCKS = 512
 
 
 def num_blocks_needed(view: RequestView, num_tokens: int, block_size: int) -> int:
-    """Blocks to allocate so that the session can compute that many more tokens."""
+    """Returns the blocks to allocate so that the session can compute `num_tokens` more tokens."""
     total = -(-(view.num_computed_tokens + num_tokens) // block_size)
     return max(total - view.num_blocks, 0)
 
 
 def num_tokens_to_host_blocks(view: RequestView, block_size: int) -> int:
-    """Tokens to compute before the session's next blocks on the host, or all that it wants."""
+    """Returns the tokens to compute before its next blocks on the host, or all that it wants."""
     if not view.host_stop:
         return view.num_wanted_tokens
     return min(view.num_wanted_tokens, view.host_start * block_size - view.num_computed_tokens)
@@ -67,7 +67,7 @@ def num_tokens_to_host_blocks(view: RequestView, block_size: int) -> int:
 def plan_step(
     ranking: Ranking, limits: StepLimits, ledger: Ledger, preemption: Preemption
 ) -> StepPlan:
-    """The plan of one engine step."""
+    """Plans one engine step."""
     return _Planning(ranking, limits, ledger, preemption).run()
 
 
@@ -84,7 +84,7 @@ class _Planning:
         self._open_tokens = limits.num_tokens
         if limits.num_open_tokens is not None and ranking.keeps_sealed_apart:
             self._open_tokens = min(limits.num_tokens, limits.num_open_tokens)
-        # Those who need no slot are bounded by it too, so that the walk is.
+        # Sessions that need no slot are limited too, so that the walk ends.
         self._slots_left = self._max_others = limits.num_requests
         self._blocks_left = limits.num_free_blocks
         self._victims = Victims(ranking, ledger, limits, preemption)
@@ -92,9 +92,9 @@ class _Planning:
         self._grants: list[Grant] = []
         self._loads: list[Load] = []
         self._loads_left = MAX_LOADED_BLOCKS
-        # For earlier steps' sake; they hold blocks.
+        # Blocks of earlier steps are being loaded, and hold memory.
         self._some_are_loading = False
-        # Of those that get tokens.
+        # A session that gets tokens is sealed.
         self._some_are_sealed = False
         self._followers: list[str] = []
         # Keys of the full blocks that this step computes or loads.
@@ -124,7 +124,7 @@ class _Planning:
         )
 
     def _consider(self, view: RequestView) -> StopReason | None:
-        """Serves one session, or says why the walk ends here."""
+        """Serves one session; returns a reason if the walk ends here."""
         if self._tokens_left <= 0:
             return StopReason.TOKEN_BUDGET
         num_others = max(len(self._followers), len(self._loads) - 1)
@@ -141,21 +141,21 @@ class _Planning:
         num_tokens = num_tokens_to_host_blocks(view, self._block_size)
         if self._compute(view, num_tokens) if num_tokens else self._load(view):
             return None
-        # Sessions further down hold no block that could be had and was not
-        # taken, so they cannot get one either.
+        # Later sessions hold no block that could be evicted and was not, so they
+        # cannot get one either.
         if not view.has_claim:
             return StopReason.NO_ROOM_TO_RESTORE
         is_alone = not (self._grants or self._loads or self._some_are_loading)
         return StopReason.KV_LEASED if is_alone else StopReason.KV_MEMORY
 
     def _follows(self, view: RequestView) -> bool:
-        """Whether this step brings the session's next block for another one."""
+        """Whether this step already computes or loads the session's next block for another."""
         first = view.num_computed_tokens // self._block_size
         keys = self._ledger.block_keys(view.request_id, first, first + 1)
         return not self._coming.isdisjoint(keys)
 
     def _compute(self, view: RequestView, num_tokens: int) -> bool:
-        """Grants as many of these tokens as fit; whether any do."""
+        """Grants as many of these tokens as fit; returns whether any do."""
         num_tokens = min(num_tokens, self._tokens_left)
         num_blocks = num_blocks_needed(view, num_tokens, self._block_size)
         if num_blocks > self._make_room(view, num_blocks):
@@ -174,7 +174,7 @@ class _Planning:
         return True
 
     def _load(self, view: RequestView) -> bool:
-        """Brings back as many of its blocks on the host as fit; whether any do."""
+        """Loads as many of its blocks on the host as fit; returns whether any do."""
         num_blocks = min(view.host_stop - view.num_blocks, self._loads_left)
         num_blocks = min(num_blocks, self._make_room(view, num_blocks))
         if num_blocks <= 0:
@@ -187,7 +187,7 @@ class _Planning:
         return True
 
     def _make_room(self, view: RequestView, num_blocks: int) -> int:
-        """Evicts for so many blocks, if they are not free; how many are free then."""
+        """Evicts until `num_blocks` are free, if possible; returns how many are free then."""
         if num_blocks > self._blocks_left and view.has_claim:
             self._chosen.add(view.request_id)
             shortage = num_blocks - self._blocks_left
@@ -195,7 +195,7 @@ class _Planning:
         return self._blocks_left
 
     def _note_coming(self, view: RequestView, num_tokens: int) -> None:
-        """The session's blocks up to so many tokens will be there after this step."""
+        """Notes the session's full blocks up to `num_tokens`, which exist after this step."""
         first, stop = view.num_computed_tokens // self._block_size, num_tokens // self._block_size
         keys = self._ledger.block_keys(view.request_id, first, stop)
         if keys:

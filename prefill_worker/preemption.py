@@ -1,10 +1,10 @@
-"""What becomes of a victim's KV, and what losing it costs. Pure; a part of phase 1.
+"""Decides what becomes of a victim's KV, and what losing it costs. Pure; a part of phase 1.
 
-Asked about exactly the tail that a plan takes from one victim. Compared are
-computing that tail again and copying it out and back; what the prefix cache
-would still find of it, because others hold the same blocks, is free to lose.
-Only full blocks are copied: the tokens of a last block that is not full are
-computed again either way, and count for neither.
+Considers exactly the tail that a plan takes from one victim. It compares computing
+that tail again with copying it out and back; blocks that the prefix cache would still
+have, because other sessions hold them, cost nothing. Only full blocks are copied: the
+tokens of a partly filled last block are computed again either way, and count for
+neither.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from prefill_worker.types import RequestView, SwapChoice
 
 @dataclass(frozen=True, slots=True)
 class Preemption:
-    """How an engine preempts: the way an operator chose, and what both ways cost there."""
+    """How an engine preempts: the configured mode, and the costs of both ways."""
 
     mode: Mode
     costs: Costs
     block_size: int
-    # The first victim that is large enough is copied, whatever is believed of it.
+    # A trial: the first victim that is large enough is copied whatever the costs say.
     tries_swap: bool = False
 
     def choose(
         self, view: RequestView, num_kept: int, num_found: int, num_slots: int
     ) -> SwapChoice:
-        """What of the blocks behind the first `num_kept` goes to the host.
+        """Decides which blocks behind the first `num_kept` go to the host.
 
-        The first `num_found` of them the prefix cache would still find. Where
-        the host has room for a part, its front goes: that is what comes first
-        when the session returns.
+        The prefix cache would still have the first `num_found` of them. If the host
+        has room for a part only, the front goes: the returning session needs that
+        first.
         """
         if self.mode is Mode.RECOMPUTE:
             return SwapChoice(Reason.MODE)
@@ -53,7 +53,7 @@ class Preemption:
         return SwapChoice(choice.reason)
 
     def seconds(self, view: RequestView, num_blocks: int) -> float:
-        """What it costs to lose the last blocks and have them back, the way `mode` would take."""
+        """Returns the cost of losing the last blocks and restoring them in the way of `mode`."""
         full = view.num_computed_tokens // self.block_size
         start = max(view.num_blocks - num_blocks, 0)
         recompute_s = self.costs.recompute_s(

@@ -1,6 +1,6 @@
-"""Sessions take what the prefix cache has of them, before a step is planned.
+"""Gives sessions their prefix cache hits before a step is planned.
 
-Other sessions may have computed the same documents, or this one before it lost
+Other sessions may have computed the same documents, or this session before it lost
 them.
 """
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class PrefixHits:
-    """Gives sessions the blocks of hits, and counts whose work they are."""
+    """Gives sessions the blocks of hits, and counts which session had computed them."""
 
     def __init__(
         self, manager: KVCacheManager, counters: SchedulerCounters, hash_block_size: int
@@ -26,31 +26,31 @@ class PrefixHits:
         self._manager = manager
         self._hash_block_size = hash_block_size
         self._counters = counters
-        # Who took a hit for the step that is being built, and had so many
-        # tokens computed before.
+        # Sessions that took a hit for the step being built, with the number of tokens
+        # they had computed before.
         self._adopters: dict[str, int] = {}
 
     def begin_step(self) -> None:
-        """What was taken before has been used by now."""
+        """Forgets earlier hits, which a step has used by now."""
         self._adopters.clear()
 
     def num_used_tokens(self, request_id: str) -> int | None:
-        """Tokens whose KV has served in some step, if the session took a hit since the last one."""
+        """Number of tokens whose KV a step has used, if the session took a hit since then."""
         return self._adopters.get(request_id)
 
     def adopt(self, live: LiveSession) -> bool:
-        """Gives the session what the cache has beyond its computed tokens; whether it has any."""
+        """Gives the session the cached blocks beyond its computed tokens; returns whether any."""
         request = live.request
         cached, num_tokens, _ = self._manager.get_computed_blocks(request)
         if num_tokens <= request.num_computed_tokens:
-            # Not known to happen. It must not wait for a hit that it cannot take.
+            # Should not happen; the session must not wait for a hit that it cannot take.
             _log.error("a hit of %s is none", request.request_id)
             request.skip_reading_prefix_cache = True
             return False
         self._count(live, num_tokens)
         self._adopters.setdefault(request.request_id, request.num_computed_tokens)
-        # Its own blocks that the cache knows are among the found ones; the
-        # others hold less than was found.
+        # Its own cached blocks are among the hits; its other blocks cover fewer tokens
+        # than the hits.
         self._manager.free(request)
         request.num_computed_tokens = 0
         allocated = self._manager.allocate_slots(
@@ -61,12 +61,12 @@ class PrefixHits:
         if request.prefill_stats is not None and not request.num_preemptions:
             request.prefill_stats.set(request.num_prompt_tokens, num_tokens, 0)
         request.num_computed_tokens = num_tokens
-        # Its blocks are others now: it has to be announced to the worker anew.
+        # Its blocks have changed, so it has to be announced to the worker anew.
         request.status = RequestStatus.WAITING
         return True
 
     def _count(self, live: LiveSession, num_cached_tokens: int) -> None:
-        """Counts a hit, by whose work it was."""
+        """Counts a hit by the session that had computed it."""
         request, size = live.request, self._hash_block_size
         num_gained = num_cached_tokens - request.num_computed_tokens
         first = request.num_computed_tokens // size

@@ -1,9 +1,9 @@
-"""What a profile run measures, and what becomes of its times. Pure.
+"""Plans what a profile run measures, and evaluates its times. Pure.
 
-Recompute: runs from nothing that fit into one step, and one long run of full
-steps, each behind those before it. Swap: copies of blocks, doubling. Rounds of
-all sizes are repeated while there is time, so that a disturbance hits one
-sample of each size rather than all of one; the median of a size's samples counts.
+Recompute: runs from an empty context that fit into one step, and one long run of full
+steps, each behind those before it. Swap: copies of blocks, doubling. Rounds of all
+sizes are repeated while there is time, so that a disturbance affects one sample of
+each size rather than all of one; the median of a size's samples counts.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from cost_profiles.check import MIN_RECOMPUTE_POINTS, MIN_SWAP_POINTS
 from cost_profiles.types import RecomputePoint, SwapPoint
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 
-# Shorter runs are all overhead of a step.
+# In shorter runs the overhead of a step dominates.
 MIN_RUN_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class RecomputePlan:
-    """Lengths in tokens."""
+    """The runs of a recompute measurement; lengths in tokens."""
 
-    # From nothing, in one step, growing; the last is the first step of the long run.
+    # Runs from an empty context, in one step, growing; the last begins the long run.
     single_steps: tuple[int, ...]
-    # What one step computes, and how many of them there are.
+    # Tokens of one step, and number of steps.
     token_budget: int
     num_steps: int
 
@@ -38,7 +38,7 @@ class RecomputePlan:
 
 
 def recompute_plan(token_budget: int, max_tokens: int) -> RecomputePlan:
-    """For steps of a budget, in sessions of at most `max_tokens` (one more is held back).
+    """Plans steps of `token_budget` in sessions of at most `max_tokens` (one is held back).
 
     Raises InvalidRequestError when there is no room for enough points.
     """
@@ -63,7 +63,7 @@ def _halved(size: int) -> tuple[int, ...]:
 
 
 def swap_sizes(max_blocks: int) -> tuple[int, ...]:
-    """Numbers of blocks: 1, 2, 4 and so on up to `max_blocks`.
+    """Returns numbers of blocks: 1, 2, 4 and so on up to `max_blocks`.
 
     Raises InvalidRequestError when there is no room for enough of them.
     """
@@ -83,22 +83,22 @@ class Samples:
         self._seconds: dict[int, list[float]] = defaultdict(list)
 
     def add(self, size: int, seconds: float) -> None:
-        """One more measurement."""
+        """Adds a measurement."""
         self._seconds[size].append(seconds)
 
     def medians(self) -> dict[int, float]:
-        """By growing size."""
+        """Returns the median by size, in growing order."""
         return {size: median(self._seconds[size]) for size in sorted(self._seconds)}
 
     @property
     def num_rounds(self) -> tuple[int, int]:
-        """Fewest and most samples that a size has."""
+        """Returns the fewest and the most samples that a size has."""
         counts = [len(each) for each in self._seconds.values()]
         return min(counts), max(counts)
 
     @property
     def spreads(self) -> list[float]:
-        """Of each size: what the middle half of its samples spans, as a share of their median."""
+        """Returns for each size the interquartile range as a share of the median."""
         return [_middle_half(each) / median(each) for each in self._seconds.values()]
 
 
@@ -112,10 +112,10 @@ def _middle_half(values: Sequence[float]) -> float:
 def recompute_points(
     from_nothing: Mapping[int, float], behind: Mapping[int, float], token_budget: int
 ) -> tuple[RecomputePoint, ...]:
-    """Points of medians: runs from nothing by length, steps by the context before them.
+    """Returns points of medians: runs from nothing by length, steps by the context before them.
 
-    The first full step is a run from nothing, and what others begin behind. It
-    stays, and those below it are made to grow.
+    The first full step is both a run from nothing and the start of the long run. It
+    stays as measured, and those below it are made to grow.
     """
     grown = growing(from_nothing)
     points = [RecomputePoint(size, 0, seconds) for size, seconds in grown.items()]
@@ -128,7 +128,7 @@ def recompute_points(
 
 
 def swap_points(medians: Mapping[int, float]) -> tuple[SwapPoint, ...]:
-    """Points of medians by number of blocks."""
+    """Returns points of medians by number of blocks."""
     points = [SwapPoint(size, seconds) for size, seconds in growing(medians).items()]
     _require_enough(points, MIN_SWAP_POINTS, "swap")
     return tuple(points)
@@ -144,7 +144,7 @@ def _require_enough(points: Sequence[object], at_least: int, what: str) -> None:
 
 
 def growing(seconds_by_size: Mapping[int, float]) -> dict[int, float]:
-    """The same curve, made to grow strictly: isotonic regression, then one point a plateau.
+    """Makes a curve strictly growing: isotonic regression, then one point per plateau.
 
     Where a larger size took no longer than a smaller one, both get their mean
     (pool adjacent violators). Such a plateau keeps its smallest size, because
@@ -162,12 +162,12 @@ def growing(seconds_by_size: Mapping[int, float]) -> dict[int, float]:
 
 
 def _mean(plateau: Mapping[int, float]) -> float:
-    # Rounded here, so that what was told apart stays so.
+    # Rounded here, so that rounding cannot make distinct plateaus equal.
     return _rounded(fmean(plateau.values()))
 
 
 def note_of(what: str, samples: Iterable[Samples]) -> str:
-    """How the points of a section came about, for its provenance."""
+    """Describes how the points of a section were made, for its provenance."""
     all_samples = [each for each in samples if each.spreads]
     rounds = [each.num_rounds for each in all_samples]
     fewest, most = min(low for low, _ in rounds), max(high for _, high in rounds)
@@ -180,10 +180,10 @@ def note_of(what: str, samples: Iterable[Samples]) -> str:
 
 
 def typical_spread(samples: Iterable[Samples]) -> float:
-    """The median of all sizes' spreads: how noisy the device was, as a share."""
+    """Returns the median of all sizes' spreads: the device's noise, as a share."""
     return median(spread for each in samples for spread in each.spreads)
 
 
 def _rounded(seconds: float) -> float:
-    """Four digits: more are noise."""
+    """Rounds to four significant digits: the rest is noise."""
     return float(f"{seconds:.4g}")

@@ -1,4 +1,4 @@
-"""Times of prefill, on a real engine: sessions of random tokens, step by step."""
+"""Measures prefill times on a real engine: sessions of random tokens, step by step."""
 
 from __future__ import annotations
 
@@ -12,40 +12,39 @@ from prefill_worker.profile_plan import RecomputePlan, Samples
 from prefill_worker.session_state import ContextEvent
 
 MAX_ROUNDS = 5
-# The first round may take so much of the time: a median wants three.
+# Maximum share of the time for the first round: a median needs three rounds.
 FIRST_ROUND_SHARE = 1 / 3
-# How much longer than the last full step the next one is thought to take at most.
+# Assumed maximum ratio between the durations of a full step and the one before it.
 GROWTH = 1.25
 
 
 @dataclass(slots=True)
 class RecomputeTimes:
-    """Seconds of whole engine steps: scheduling, the model, and what follows it."""
+    """Seconds of whole engine steps: scheduling, the model, and postprocessing."""
 
     from_nothing: Samples = field(default_factory=Samples)
-    # By the context that the step came behind.
+    # By the number of context tokens before the step.
     behind: Samples = field(default_factory=Samples)
 
 
 class RecomputeMeter:
-    """Runs a plan on an engine that has nothing else to do."""
+    """Runs a plan on an otherwise idle engine."""
 
     def __init__(self, engine: LocalEngine, plan: RecomputePlan, seed: int = 0) -> None:
         self._engine = engine
         self._plan = plan
-        # Equal tokens would be found in the prefix cache.
+        # Equal tokens would hit the prefix cache.
         self._random = random.Random(seed)
         self._vocab_size = engine.config.model_config.get_vocab_size()
         self._num_sessions = 0
-        # Of the last full step.
+        # Duration of the last full step.
         self._full_step_s = 0.0
 
     def measure(self, budget: Budget) -> RecomputeTimes:
-        """Rounds until the time is up, five at most.
+        """Runs up to five rounds until the time is up.
 
-        The first round decides how far the long run goes: as far as a third of
-        the time reaches. Raises InvalidRequestError when that is not even its
-        first step.
+        The first round decides how far the long run goes: as far as a third of the
+        time reaches. Raises InvalidRequestError when that is not even its first step.
         """
         self._warm_up(budget)
         times = RecomputeTimes()
@@ -58,9 +57,9 @@ class RecomputeMeter:
         return times
 
     def _warm_up(self, budget: Budget) -> None:
-        """First steps allocate and compile."""
+        """Runs the first steps, which allocate and compile."""
         plan = self._plan
-        budget.progress.tell(
+        budget.progress.report(
             f"recompute: up to {plan.num_steps} steps of {plan.token_budget} tokens"
         )
         for num_tokens in (plan.single_steps[0], plan.token_budget):
@@ -68,7 +67,7 @@ class RecomputeMeter:
                 pass
 
     def _round(self, times: RecomputeTimes, budget: Budget, num_steps: int, number: int) -> int:
-        """All sizes once; how many steps of the long run fitted into the time."""
+        """Runs all sizes once; returns how many steps of the long run fitted into the time."""
         for num_tokens in self._plan.single_steps[:-1]:
             for _, seconds in self._steps(num_tokens, budget):
                 times.from_nothing.add(num_tokens, seconds)
@@ -89,7 +88,7 @@ class RecomputeMeter:
         return num_done
 
     def _steps(self, num_tokens: int, budget: Budget) -> Iterator[tuple[int, float]]:
-        """A session's context before each of its steps, and the step's seconds.
+        """Yields a session's context before each of its steps, and the step's seconds.
 
         Ends early when another step like the last one would not end in time.
         """
@@ -111,7 +110,7 @@ class RecomputeMeter:
             self._engine.cancel(session)
 
     def _open(self, num_tokens: int) -> str:
-        """An open session; it holds its last token back, so it gets one more."""
+        """Opens a session, with one token more than asked because the last one is held back."""
         self._num_sessions += 1
         session = f"profile-{self._num_sessions}"
         tokens = [self._random.randrange(self._vocab_size) for _ in range(num_tokens + 1)]

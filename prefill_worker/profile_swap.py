@@ -1,8 +1,8 @@
-"""Times of swapping, through the connector that swaps: copies in steps that compute nothing.
+"""Measures swap times through the swap connector: copies in steps that compute nothing.
 
-Blocks and slots are scattered, as they are in an engine that has worked for a
-while: neighbours would be copied in fewer, longer pieces. The seconds are those
-that the connector reports, which are also what the correction learns from.
+Blocks and slots are scattered, as in an engine that has run for a while: neighbours
+would be copied in fewer, longer pieces. The seconds are those that the connector
+reports, from which online calibration learns too.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from prefill_worker.swap_connector import SwapConnector, SwapWorkerMeta, find_co
 from prefill_worker.swap_jobs import CopyJob, Direction, JobResults
 from stream2llm.api.errors import InternalError
 
-# Many: they are short, and a disturbance that lasts a second should not have half of them.
+# Many, because they are short: a disturbance of a second should not affect half of them.
 MAX_ROUNDS = 25
 
 
 @dataclass(slots=True)
 class SwapTimes:
-    """Seconds by number of blocks, one way each."""
+    """Seconds by number of blocks, for each direction."""
 
     out: Samples = field(default_factory=Samples)
     back: Samples = field(default_factory=Samples)
 
 
 class SwapMeter:
-    """Copies on an engine that has a SwapConnector and no sessions."""
+    """Copies blocks on an engine that has a SwapConnector and no sessions."""
 
     def __init__(self, engine: LocalEngine, seed: int = 0) -> None:
         connector = find_connector(engine.scheduler.connector, SwapConnector)
@@ -43,11 +43,11 @@ class SwapMeter:
         # One block is vLLM's null block.
         self._num_blocks = engine.config.cache_config.num_gpu_blocks - 1
         self.sizes = swap_sizes(min(self._num_blocks // 4, connector.num_slots))
-        # Room to scatter; to write all of a large pool would only take time.
+        # Enough to scatter the slots; writing all of a large pool would only take time.
         self._num_slots = min(2 * self.sizes[-1], connector.num_slots)
 
     def measure(self, budget: Budget) -> SwapTimes:
-        """Rounds of all sizes until the time is up, 25 at most.
+        """Runs up to 25 rounds of all sizes until the time is up.
 
         Raises InvalidRequestError when not even one round fits, InternalError
         when a copy fails.
@@ -69,9 +69,9 @@ class SwapMeter:
         return times
 
     def _warm_up(self, budget: Budget) -> None:
-        """Memory of the pool is taken when it is first written."""
+        """Writes the pool once, because that is when its memory is committed."""
         size = self.sizes[-1]
-        budget.progress.tell(f"swap: 1 to {size} blocks out and back")
+        budget.progress.report(f"swap: 1 to {size} blocks out and back")
         for first in range(0, self._num_slots, size):
             if not budget.has(0):
                 raise budget.too_short("the host memory to swap to could not be written once")
@@ -87,7 +87,7 @@ class SwapMeter:
             times.back.add(size, self._copy(Direction.IN, blocks, slots))
 
     def _copy(self, direction: Direction, blocks: tuple[int, ...], slots: tuple[int, ...]) -> float:
-        """Seconds of one job, in a step of its own."""
+        """Returns the seconds of one job, in a step of its own."""
         self._num_jobs += 1
         self._connector.start(CopyJob(self._num_jobs, direction, blocks, slots))
         results = _results_of(self._engine.execute(self._engine.scheduler.schedule()))
@@ -98,9 +98,9 @@ class SwapMeter:
 
 
 def _results_of(output: Any) -> JobResults:
-    """What the ranks report; the step was idle, so they have waited for all of it.
+    """Returns the ranks' results; the step was idle, so they have waited for all copies.
 
-    Read off the step's output: the scheduler's own sessions have no part in these jobs.
+    Taken from the step's output: the scheduler has no sessions for these jobs.
     """
     connector_output = output.kv_connector_output
     meta = connector_output.kv_connector_worker_meta if connector_output else None

@@ -1,7 +1,7 @@
-"""Measures a cost profile: a real engine on this node, the real swap path, within a budget.
+"""Measures a cost profile on this node: a real engine and swap path, within a time budget.
 
-The engine is started as a prefill worker's would be, without the hand-over.
-Swapping is measured first, because it takes little; recomputing gets what is left.
+The engine is started like a prefill worker's, but without the hand-over. Swapping
+is measured first, because it takes little time; recomputing gets the rest.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ from stream2llm.api.errors import InvalidRequestError, describe
 from stream2llm.serving.clock import Clock
 from stream2llm.serving.machine_memory import machine_memory
 
-# Copies of this size have long reached the speed of larger ones.
+# Copies of this size reach full bandwidth.
 MAX_POOL_BYTES = 4 * 1024**3
 SWAP_SHARE = 0.3
-# Beyond this the medians are those of a busy machine; a quiet one stays well below.
+# A larger spread means a busy machine; a quiet one stays well below.
 NOISY_SPREAD = 0.2
 _SWAP_CONNECTOR = KVTransferConfig(
     kv_connector="SwapConnector",
     kv_connector_module_path="prefill_worker.swap_connector",
     kv_role="kv_both",
 )
-# What is ours to set.
+# Engine arguments that this module sets.
 _RESERVED_ARGS = {"model", "kv_transfer_config", "additional_config", *FIXED_ARGS}
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured."""
+    """The engine to measure."""
 
     # A directory in the Hugging Face layout.
     model: Path
@@ -75,18 +75,18 @@ class Subject:
     engine_args: Mapping[str, Any]
     # As in `prefill.env`, with the cores of a CPU engine.
     environment: Mapping[str, str]
-    # How a person would ask for it again.
+    # The command that repeats the measurement.
     command: str
 
 
 def device_name() -> str:
-    """As a worker on this node will look for its profile."""
+    """Returns the name under which a worker on this node looks for its profile."""
     name: str = current_platform.get_device_name()
     return name
 
 
 def default_engine_args() -> dict[str, Any]:
-    """Engine arguments for whoever gives none: those of deploy/local-cpu.yaml, on a CPU."""
+    """Returns the default engine arguments: those of deploy/local-cpu.yaml on a CPU."""
     return {"enforce_eager": True, "block_size": 32} if current_platform.is_cpu() else {}
 
 
@@ -95,16 +95,16 @@ def measure_profile(
 ) -> CostProfile:
     """Starts an engine, measures until `ends_s` of the clock at the latest, and ends it.
 
-    `say` gets lines of progress. Raises InvalidRequestError for engine arguments
-    that cannot be used and for too little time, UnavailableError when times
-    are too noisy to make a profile of.
+    Calls `say` with progress messages. Raises InvalidRequestError for unusable engine
+    arguments and for too little time, UnavailableError when the times are too noisy
+    for a profile.
     """
     progress = Progress(say, clock, ends_s)
     budget = Budget(clock, ends_s, progress)
-    progress.tell(f"starting an engine for {subject.model.name} on {device_name()}")
+    progress.report(f"starting an engine for {subject.model.name} on {device_name()}")
     with _engine(subject) as engine:
         meter, plan = SwapMeter(engine), plan_for(engine)
-        progress.tell(
+        progress.report(
             f"measuring copies of up to {meter.sizes[-1]} blocks, and {plan.num_steps} steps of"
             f" {plan.token_budget} tokens"
         )
@@ -116,17 +116,17 @@ def measure_profile(
 
 def _warn_of_noise(progress: Progress, spread: float) -> None:
     if spread > NOISY_SPREAD:
-        progress.tell(
+        progress.report(
             f"times of equal steps vary by {100 * spread:.0f} %: something else was at work;"
             " measure again when it is not"
         )
 
 
 def plan_for(engine: LocalEngine) -> RecomputePlan:
-    """As far as a session can grow in this engine."""
+    """Plans runs up to the longest session of this engine."""
     cache, model = engine.config.cache_config, engine.config.model_config
     num_kv_tokens = (cache.num_gpu_blocks - 1) * cache.block_size
-    # A token is held back, and another one would be the answer.
+    # One token is held back, and one is the answer.
     max_tokens = min(model.max_model_len - 2, num_kv_tokens - 1)
     return recompute_plan(engine.config.scheduler_config.max_num_batched_tokens, max_tokens)
 
@@ -138,7 +138,7 @@ def _engine(subject: Subject) -> Iterator[LocalEngine]:
         names = ", ".join(sorted(reserved))
         raise InvalidRequestError(f"prefill.engine: {names}: set by Stream2LLM itself")
     available, _ = machine_memory()
-    # LocalEngine would not compile, a prefill worker's engine does.
+    # Unlike LocalEngine's default, a prefill worker's engine compiles.
     defaults = {"enforce_eager": False, "use_tqdm_on_load": False}
     try:
         engine = LocalEngine(
@@ -150,7 +150,7 @@ def _engine(subject: Subject) -> Iterator[LocalEngine]:
             **{**defaults, **subject.engine_args},
         )
     except Exception as error:
-        # Of any type: what vLLM says of arguments that it cannot follow, or of too little memory.
+        # Any type: vLLM raises various errors for bad arguments and for too little memory.
         text = f"the engine does not start: {describe(error)}"
         raise InvalidRequestError(text, reason="ENGINE_FAILED") from error
     try:
@@ -160,7 +160,7 @@ def _engine(subject: Subject) -> Iterator[LocalEngine]:
 
 
 class _Writer:
-    """Times into a profile, with where they come from."""
+    """Makes a profile of measured times, with their provenance."""
 
     def __init__(self, engine: LocalEngine, subject: Subject, clock: Clock) -> None:
         self._node = node_of(engine.config, device_name())
@@ -196,7 +196,7 @@ class _Writer:
         return Provenance(Kind.MEASURED, self._when, command, machine, (), note)
 
     def _machine(self) -> str:
-        """In words, without the name of a host."""
+        """Describes the machine without the name of a host."""
         available = len(os.sched_getaffinity(0))
         cpu = f"{available} cores of {cpu_model()}"
         if current_platform.is_cpu():
@@ -210,7 +210,7 @@ def _bound_to(environment: Mapping[str, str], num_cores: int) -> str:
 
 
 def cpu_model() -> str:
-    """What the processor calls itself."""
+    """Returns the processor's model name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name":

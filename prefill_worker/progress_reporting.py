@@ -13,32 +13,32 @@ from prefill_worker.session_state import WIRE_KEY, SessionState
 
 @dataclass(slots=True)
 class LiveSession:
-    """A session that has not ended: vLLM's request and what we remember of it."""
+    """A session that has not ended: vLLM's request, and our state of it."""
 
     request: Request
     state: SessionState
 
     def progress(self) -> EngineCoreOutput:
-        """An output without tokens that says how far the session is."""
+        """Returns an output without tokens that carries the session's progress."""
         request = self.request
         figures = self.state.progress(request.num_tokens, request.num_computed_tokens)
         return EngineCoreOutput(
             request_id=request.request_id,
             new_token_ids=[],
             kv_transfer_params={WIRE_KEY: figures},
-            # vLLM's own events; they would gather until the session ends.
+            # vLLM's own events, which would accumulate until the session ends.
             events=request.take_events(),
         )
 
     def add_final_progress(self, output: EngineCoreOutput) -> None:
-        """Puts the last progress into the output that carries the first token."""
+        """Adds the last progress to the output that carries the first token."""
         num_prompt_tokens = self.request.num_prompt_tokens
         figures = self.state.progress(num_prompt_tokens, num_prompt_tokens)
         output.kv_transfer_params = {**(output.kv_transfer_params or {}), WIRE_KEY: figures}
 
 
 class ProgressReporting:
-    """Collects who was touched since the last step ended."""
+    """Collects the sessions touched since the last step ended."""
 
     def __init__(self, interval_tokens: int) -> None:
         self._interval_tokens = interval_tokens
@@ -58,11 +58,11 @@ class ProgressReporting:
     def take_due(
         self, live: Mapping[str, LiveSession], has_work: Callable[[str], bool]
     ) -> Iterator[tuple[int, EngineCoreOutput]]:
-        """The outputs that are due, each with the client it is for."""
+        """Returns the outputs that are due, each with its client index."""
         for request_id in self._touched:
             session = live[request_id]
             state = session.state
             if state.is_worth_reporting(self._interval_tokens, has_work=has_work(request_id)):
-                state.mark_told()
+                state.mark_reported()
                 yield session.request.client_index, session.progress()
         self._touched.clear()

@@ -1,11 +1,11 @@
 """The sessions in rank order, kept up to date by events.
 
-Sorting all sessions in every step would make a step dearer with each session
-that merely waits. Here a session is placed anew only when its view is
-replaced: O(log n) for whoever was touched, nothing for the rest.
+Sorting all sessions in every step would make each step more expensive with every
+session that merely waits. Here a session is repositioned only when its view is
+replaced: O(log n) per touched session, nothing for the others.
 
-Two orders are kept: of the sessions that have work, to serve, and of those
-that hold blocks, to evict.
+Two orders are kept: the serving order of sessions that have work, and the eviction
+order of those that hold blocks.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ _Place = tuple[RankKey, str]
 
 
 class RankIndex:
-    """A `Ranking` that changes with the sessions. Iterators end with the next change."""
+    """A `Ranking` that changes with the sessions. A change invalidates its iterators."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._views: dict[str, RequestView] = {}
         self._serving = _Order()
         self._holding = _Order()
-        # Of those that serve, the promoted ones.
+        # The promoted sessions among the serving ones.
         self._promoted = _Order()
         self._with_claim: set[str] = set()
-        # Whether it is their turn.
+        # Whether promoted sessions go first in this step.
         self.promoted_first = False
 
     @property
     def policy(self) -> Policy:
-        """The policy that ranks."""
+        """The policy that ranks the sessions."""
         return self._policy
 
     @property
     def num_with_work(self) -> int:
-        """Sessions that have tokens to compute."""
+        """Number of sessions that have tokens to compute."""
         return len(self._serving)
 
     @property
     def num_promoted(self) -> int:
-        """Of these, promoted sessions."""
+        """Number of promoted sessions among those with work."""
         return len(self._promoted)
 
     @property
     def num_with_claim(self) -> int:
-        """Of these, sessions that others may be evicted for."""
+        """Number of sessions with work that others may be evicted for."""
         return len(self._with_claim)
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class RankIndex:
         return request_id in self._serving
 
     def put(self, view: RequestView) -> bool:
-        """A session is new, or was touched; whether it has a claim."""
+        """Adds or repositions a session; returns whether it has a claim."""
         request_id, has_claim = view.request_id, view.has_claim
         self._views[request_id] = view
         serve: RankKey | None
@@ -81,7 +81,7 @@ class RankIndex:
         else:
             self._with_claim.discard(request_id)
         promotion = (view.promotion,) if serve is not None and view.promotion else None
-        # Most touches leave a session where it is.
+        # Most touches do not change a session's position.
         if serve != self._serving.key_of.get(request_id):
             self._serving.place(request_id, serve)
         if keep != self._holding.key_of.get(request_id):
@@ -91,34 +91,34 @@ class RankIndex:
         return has_claim
 
     def drop(self, request_id: str) -> None:
-        """A session has ended."""
+        """Removes a session that has ended."""
         del self._views[request_id]
         for order in (self._serving, self._holding, self._promoted):
             order.place(request_id, None)
         self._with_claim.discard(request_id)
 
     def set_policy(self, policy: Policy) -> None:
-        """Ranks everybody anew."""
+        """Ranks all sessions anew."""
         self._policy = policy
         self._serving, self._holding, self._promoted = _Order(), _Order(), _Order()
         for view in self._views.values():
             self.put(view)
 
     def to_serve(self) -> Iterator[RequestView]:
-        """Sessions that have work, first served first."""
+        """Yields sessions that have work in serving order."""
         if not self.promoted_first or not self.num_promoted:
             return map(self._views.__getitem__, self._serving)
         others = (each for each in self._serving if each not in self._promoted)
         return map(self._views.__getitem__, chain(self._promoted, others))
 
     def to_evict(self) -> Iterator[RequestView]:
-        """Sessions that hold blocks, first evicted first."""
+        """Yields sessions that hold blocks in eviction order."""
         return map(self._views.__getitem__, reversed(self._holding))
 
     def goes_before(self, first: RequestView, second: RequestView) -> bool:
         """Whether `first` is served before `second`, and may evict it.
 
-        A promoted session keeps its KV, whosever turn it is.
+        A promoted session is never evicted, in whichever step.
         """
         if second.promotion:
             return self.promoted_first and 0 < first.promotion < second.promotion
@@ -128,11 +128,11 @@ class RankIndex:
 
     @property
     def keeps_sealed_apart(self) -> bool:
-        """Whether open sessions get nothing of a step that computes for sealed ones."""
+        """Whether open sessions are kept out of a step that computes for sealed ones."""
         return self._policy.keeps_sealed_apart
 
     def may_swap_order(self, first: RequestView, second: RequestView) -> bool:
-        """Whether the order in which these two are evicted says nothing."""
+        """Whether the policy does not care in which order these two are evicted."""
         return self._policy.may_swap_order(first, second)
 
     def _serve_key(self, view: RequestView) -> RankKey:
@@ -159,7 +159,7 @@ class _Order:
         return (request_id for _, request_id in reversed(self._places))
 
     def place(self, request_id: str, key: RankKey | None) -> None:
-        """Puts it where it belongs; None takes it out."""
+        """Moves a request id to the position of `key`; None removes it."""
         old = self.key_of.pop(request_id, None)
         if old is not None:
             self._places.remove((old, request_id))

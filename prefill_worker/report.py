@@ -1,9 +1,9 @@
-"""What a prefill scheduler counts, and the control channel that carries it out.
+"""A prefill scheduler's counters, and the messages of its control channel.
 
-The scheduler runs in vLLM's EngineCore process. One request that never ends,
-the control request, is the way in and out: commands go down in its
-`SamplingParams.extra_args`, reports come up in `kv_transfer_params` of outputs
-without tokens. Pure values; neither side's machinery is known here.
+The scheduler runs in vLLM's EngineCore process. One request that never ends, the
+control request, is the channel: commands travel in its `SamplingParams.extra_args`,
+reports in `kv_transfer_params` of outputs without tokens. Pure values; both
+sides' mechanics are elsewhere.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from typing import Any
 from cost_profiles.decision import Reason
 from prefill_worker.types import SwapChoice
 
-# Key of a command beside WIRE_KEY's other uses, and of a report.
+# Key of a command beside other values under WIRE_KEY, and of a report.
 CONTROL_KEY = "control"
 REPORT_KEY = "report"
 
 
 @dataclass(slots=True)
 class SchedulerCounters:
-    """Cumulative since the engine started; one writer, the scheduler.
+    """Cumulative counts since the engine started, written by the scheduler only.
 
-    Tokens are prompt tokens. Recomputed ones are among the computed ones too.
+    Tokens are prompt tokens. Recomputed tokens are counted as computed, too.
     """
 
     computed_tokens: int = 0
-    # Computed again because an eviction threw the KV away.
+    # Computed again because an eviction discarded the KV.
     recomputed_tokens: int = 0
-    # KV of the session itself that served again: kept when a context event
-    # replaced what follows it, or found in the prefix cache after an eviction
-    # or an update that came back to earlier documents.
+    # The session's own KV that was used again: kept when a context event replaced what
+    # follows it, or found in the prefix cache after an eviction or an update that
+    # returned to earlier documents.
     reused_within_session_tokens: int = 0
     # KV that other sessions computed, found in the prefix cache.
     reused_across_sessions_tokens: int = 0
     # KV behind the common prefix of the old and the new sequence.
     invalidated_tokens: int = 0
-    # KV that came back from the host instead of being computed again.
+    # KV restored from the host instead of being computed again.
     restored_tokens: int = 0
-    # Victims, by what becomes of their KV: at least a part goes to the host, or
-    # all is computed again. Below, the same ones by why.
+    # Victims by the fate of their KV: at least a part is swapped out, or all is
+    # recomputed. Below, the same victims by reason.
     recompute_preemptions: int = 0
     swap_preemptions: int = 0
     recomputed_by_mode: int = 0
@@ -54,16 +54,16 @@ class SchedulerCounters:
     swapped_as_trial: int = 0
     swapped_out_blocks: int = 0
     swapped_in_blocks: int = 0
-    # Seconds that copies took, of the slowest rank.
+    # Seconds of copying on the slowest rank.
     swap_out_s: float = 0.0
     swap_in_s: float = 0.0
-    # Jobs that failed; what they were for is computed again.
+    # Failed jobs; their tokens are computed again.
     swap_failures: int = 0
-    # Sessions put first because they had waited for too long.
+    # Promotions by the starvation guard.
     promotions: int = 0
 
     def count_preemption(self, choice: SwapChoice) -> None:
-        """A session lost KV, and this was chosen for it."""
+        """Counts a session that lost KV, by what was chosen for it."""
         names = _SWAPPED if choice.num_blocks else _RECOMPUTED
         total, reason = names[0], names[1][choice.reason]
         setattr(self, total, getattr(self, total) + 1)
@@ -88,7 +88,7 @@ _SWAPPED = (
         Reason.TRIAL: "swapped_as_trial",
     },
 )
-# Action and reason, as a metric's labels, to the counter.
+# (action, reason), as labels of a metric, to the counter.
 DECISIONS = {
     (action, reason.value): counter
     for action, (_, counters) in {"recompute": _RECOMPUTED, "swap": _SWAPPED}.items()
@@ -98,13 +98,13 @@ DECISIONS = {
 
 @dataclass(frozen=True, slots=True)
 class SwapState:
-    """The CPU KV offload pool now, and what was learned of the costs."""
+    """The present CPU KV offload pool and calibrated costs."""
 
     num_slots: int = 0
     num_slots_used: int = 0
     # Over all layers and ranks.
     bytes_per_block: int = 0
-    # Seconds that pass for each one of the profile's.
+    # Actual seconds per predicted second.
     recompute_factor: float = 1.0
     swap_out_factor: float = 1.0
     swap_in_factor: float = 1.0
@@ -112,25 +112,25 @@ class SwapState:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerCommand:
-    """What is asked of the scheduler. The first command opens the channel."""
+    """A command to the scheduler. The first command opens the channel."""
 
-    # Counts up; a report names the newest one that was carried out.
+    # Increases; a report names the newest command that was carried out.
     number: int
     set_policy: str | None = None
 
     def to_wire(self) -> dict[str, Any]:
-        """As a plain dict, for `SamplingParams.extra_args`."""
+        """Returns a plain dict for `SamplingParams.extra_args`."""
         return {CONTROL_KEY: dataclasses.asdict(self)}
 
     @classmethod
     def from_wire(cls, raw: dict[str, Any]) -> SchedulerCommand | None:
-        """The inverse of `to_wire`; None when `raw` is something else."""
+        """Inverse of `to_wire`; None when `raw` is something else."""
         return cls(**raw[CONTROL_KEY]) if CONTROL_KEY in raw else None
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerReport:
-    """State of the scheduler after a step."""
+    """The scheduler's state after a step."""
 
     last_command: int
     policy: str
@@ -141,16 +141,16 @@ class SchedulerReport:
     # Sessions with new tokens that found no KV block in the last step.
     num_sessions_short_of_blocks: int = 0
     swap: SwapState = SwapState()
-    # Seconds phase 1 took, of each step since the last report.
+    # Duration of phase 1 in seconds, for each step since the last report.
     plan_s: tuple[float, ...] = ()
 
     def to_wire(self) -> dict[str, Any]:
-        """As a plain dict, for an output's `kv_transfer_params`."""
+        """Returns a plain dict for an output's `kv_transfer_params`."""
         return {REPORT_KEY: dataclasses.asdict(self)}
 
     @classmethod
     def from_wire(cls, raw: dict[str, Any]) -> SchedulerReport | None:
-        """The inverse of `to_wire`; None when `raw` is something else."""
+        """Inverse of `to_wire`; None when `raw` is something else."""
         if REPORT_KEY not in raw:
             return None
         fields = dict(raw[REPORT_KEY])

@@ -1,4 +1,4 @@
-"""When the scheduler reports, and what: the scheduler's half of the control channel."""
+"""Decides when the scheduler reports: the scheduler's half of the control channel."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MAX_STEPS_BETWEEN = 16
 
 
 class Reporting:
-    """Collects what one report holds, from the first command on."""
+    """Collects the contents of a report, from the first command on."""
 
     def __init__(self) -> None:
         self._channel: tuple[str, int] | None = None
         self._last_command = 0
-        # A command has come and no report since.
+        # A command has arrived since the last report.
         self.is_awaited = False
         self._plan_s: list[float] = []
         self._num_short_of_blocks = 0
@@ -29,17 +29,17 @@ class Reporting:
         self._last: SchedulerReport | None = None
 
     def open(self, request_id: str, client_index: int, command_number: int) -> None:
-        """A command came: reports go to where it came from."""
+        """A command has arrived: reports go to its sender."""
         self._channel = (request_id, client_index)
         self._last_command = command_number
         self.is_awaited = True
 
     def note_plan(self, plan_s: float) -> None:
-        """Phase 1 of a step took so long."""
+        """Notes the duration of phase 1 of a step."""
         self._plan_s.append(plan_s)
 
     def note_short_of_blocks(self, num_sessions: int) -> None:
-        """So many sessions found no KV block in this step."""
+        """Notes how many sessions found no KV block in this step."""
         self._num_short_of_blocks = num_sessions
 
     def take_due(
@@ -52,10 +52,10 @@ class Reporting:
         num_with_work: int,
         num_idle: int,
     ) -> Iterator[tuple[int, EngineCoreOutput]]:
-        """After a step: the report, with the client it is for, if one is due.
+        """Returns after a step the report and its client index, if a report is due.
 
-        For every command, when nothing is left that could be done and there is
-        news, and every so many steps.
+        It is due for every command, when the engine is about to idle and figures
+        have changed, and every `_MAX_STEPS_BETWEEN` steps.
         """
         self._num_steps += 1
         if self._channel is None:
@@ -75,7 +75,7 @@ class Reporting:
         has_news = report != self._last
         self._last = report
         if not has_news and not self.is_awaited:
-            # Empty steps that only watch transfers are no news, nor their plans.
+            # Empty steps that only watch transfers are not reported, nor are their plans.
             self._plan_s.clear()
             return
         yield self._send(report)

@@ -1,4 +1,4 @@
-"""The token sequence of a vLLM request, and events in the shape of one."""
+"""The token sequence of a vLLM request, and events in the form of requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefill_worker.session_state import WIRE_KEY, ContextEvent
 
 
 def event_or_command(request: Request) -> ContextEvent | SchedulerCommand | None:
-    """What a request really is; None for an ordinary one, which is sealed from the start."""
+    """Returns the event or command in a request; None for an ordinary, sealed request."""
     raw = (request.sampling_params.extra_args or {}).get(WIRE_KEY)
     if not raw:
         return None
@@ -17,7 +17,7 @@ def event_or_command(request: Request) -> ContextEvent | SchedulerCommand | None
 
 
 def replace_tail(request: Request, num_kept: int, tail: list[int], hash_block_size: int) -> None:
-    """Makes the request's prompt its first `num_kept` tokens and `tail`."""
+    """Replaces the request's prompt behind its first `num_kept` tokens with `tail`."""
     for tokens in (request._all_token_ids, request.prompt_token_ids):
         del tokens[num_kept:]
         tokens.extend(tail)

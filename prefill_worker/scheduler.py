@@ -1,34 +1,33 @@
 """Phase 2: vLLM's scheduler, made to follow our plan.
 
-One idea: between steps the base class knows of no request in its queues. Each
-step, phase 1 (`SessionTable.plan`) says who computes how much and who is
-evicted. We evict, show the base class only the chosen requests, cap each at
-its grant, and let it allocate and build the step as it always does; so all of
-vLLM (prefix cache, connectors, sampling) keeps working and no code of it is
-repeated here.
+Between steps the base class has no request in its queues. In each step, phase 1
+(`SessionTable.plan`) decides who computes how much and who is evicted. The scheduler
+then evicts, adds only the chosen requests to the base class's queues, caps each at its
+grant, and lets the base class allocate and build the step as always; so all of vLLM
+(prefix cache, connectors, sampling) keeps working, and none of its code is copied.
 
 Life of a session's request:
- 1. `add_request` with an id that is new: a session begins (an ordinary request
-    is a session that is sealed from the start).
- 2. `add_request` with a known id: a context event. The sequence is spliced, KV
-    behind the common prefix is dropped, and the request goes back to WAITING,
-    because only a request that is announced anew brings the worker process its
-    new tokens. It keeps its blocks.
- 3. Steps compute up to the target; the last token of an open session is held
-    back, so nothing is sampled before the seal.
- 4. The step that computes the last token of a sealed session samples the first
-    token of the answer. The base class finishes the request and hands its
-    blocks to the KV connector.
+ 1. `add_request` with a new id: a session begins (an ordinary request is a session
+    that is sealed from the start).
+ 2. `add_request` with a known id: a context event. The sequence is spliced, KV behind
+    the common prefix is dropped, and the request returns to WAITING, because only a
+    request that is announced anew brings the worker process its new tokens. It keeps
+    its blocks.
+ 3. Steps compute up to the target; the last token of an open session is held back, so
+    nothing is sampled before the seal.
+ 4. The step that computes the last token of a sealed session samples the first token
+    of the answer. The base class finishes the request and hands its blocks to the KV
+    connector.
 
-KV that an eviction copied to the host comes back in a step in which its session
-is not shown to the base class: it gets blocks, and has them computed once the
-workers say that the copies are done (swapping.py).
+KV that an eviction copied to the host is restored in a step in which its session is
+not in the base class's queues: it gets blocks, which count as computed once the
+workers report that the copies are done (swapping.py).
 
-Whatever touches a session ends in `_touch`, which tells the session table: a step costs
-what it touches, not what there is.
+Every change to a session ends in `_touch`, which updates the session table: a step
+costs in proportion to what it touches, not to the number of sessions.
 
 Runs inside vLLM's EngineCore process. `Scheduler` is not a public interface of
-vLLM: tests/integration/test_vllm_contract.py names what is used of it.
+vLLM: tests/integration/test_vllm_contract.py lists what is used of it.
 """
 
 from __future__ import annotations
@@ -95,14 +94,14 @@ class PrefillScheduler(Scheduler):
             starvation_guard_steps=int(options.get("starvation_guard_steps", 1000)),
             num_lost_blocks=len(self.kv_cache_manager.block_pool.blocks),
         )
-        # None: as many as any step.
+        # None: no separate budget.
         self._open_token_budget: int | None = options.get("open_token_budget")
-        # The naive way, for benchmarks.
+        # The baseline of benchmarks.
         self._evicts_whole_requests = bool(options.get("evicts_whole_requests", False))
         self._counters = SchedulerCounters()
         self._mode = Mode(options.get("preemption", "recompute"))
         self.swapping = self._create_swapping(options)
-        # The step that is under way: when it began, and which tokens it computes.
+        # Start of the step under way, and the tokens that it computes.
         self._step_began_s = 0.0
         self._step_ranges: list[tuple[int, int]] = []
         self.offering = self._create_offering(options)
@@ -111,13 +110,13 @@ class PrefillScheduler(Scheduler):
             int(options.get("progress_interval_tokens", 256))
         )
         self._live: dict[str, LiveSession] = {}
-        # The ends of requests that could not be handled, each with the client it is for.
+        # Outputs that end requests which could not be handled, each with its client index.
         self._failed: list[tuple[int, EngineCoreOutput]] = []
-        # Tokens granted in the step that is being built.
+        # Tokens granted in the step being built.
         self._grants: dict[str, int] = {}
         self._hits = PrefixHits(self.kv_cache_manager, self._counters, self.hash_block_size)
         self._num_missed_plans = 0
-        # The last plan ended because blocks did.
+        # The last plan ended for lack of blocks.
         self._is_short_of_blocks = False
 
     def _create_swapping(self, options: dict[str, Any]) -> Swapping:
@@ -147,14 +146,14 @@ class PrefillScheduler(Scheduler):
         )
 
     def preempt_by(self, mode: str, costs: CorrectedCostModel | None = None) -> None:
-        """Another mode, and other costs, from the next step on; for benchmarks and tests."""
+        """Changes mode and costs from the next step on; for benchmarks and tests."""
         self._mode = Mode(mode)
         if costs is not None:
             self.swapping.costs = costs
 
     @property
     def counters(self) -> SchedulerCounters:
-        """What was counted since the engine started."""
+        """Counts since the engine started."""
         return self._counters
 
     def has_work(self, request_id: str) -> bool:
@@ -164,9 +163,9 @@ class PrefillScheduler(Scheduler):
     # -- requests, context events and commands --------------------------------
 
     def add_request(self, request: Request) -> None:
-        """A new session, an event of one that is known, or a command.
+        """Takes a new session, an event of a known one, or a command.
 
-        One that cannot be handled ends its session, and no other.
+        A request that cannot be handled ends its own session only.
         """
         try:
             self._add(request)
@@ -195,13 +194,13 @@ class PrefillScheduler(Scheduler):
         """Ranks all sessions by another policy from the next step on; none is lost."""
         policy = POLICIES.get(name)
         if policy is None:
-            # The sender checks names; this is not worth the engine's life.
+            # The sender has checked the name; an unknown one is not worth ending the engine.
             _log.error("there is no policy %r; %s stays", name, self._table.policy.name)
             return
         self._table.set_policy(policy)
 
     def _begin(self, request: Request, event: ContextEvent | None) -> None:
-        # A prefill engine samples the first token and no other, whatever is asked.
+        # A prefill engine samples only the first token, whatever is requested.
         request.max_tokens = 1
         super().add_request(request)
         self._empty_base_queues()
@@ -222,13 +221,13 @@ class PrefillScheduler(Scheduler):
         live.state.revision = event.revision
         if event.seal:
             self._seal(live, update)
-        # Only a request that is announced as new brings the worker process its
-        # new tokens, so it has to be WAITING, whatever it was.
+        # Only a request that is announced as new brings the worker process its new
+        # tokens, so it has to be WAITING, whatever its status was.
         live.request.status = RequestStatus.WAITING
         self._touch(live)
 
     def _splice(self, live: LiveSession, tail: list[int], keep_tokens: int) -> int:
-        """Makes the sequence `old[:keep_tokens] + tail`, keeping valid KV; how much is as before."""
+        """Makes the sequence `old[:keep_tokens] + tail`; returns the common prefix's length."""
         request = live.request
         old = request._all_token_ids
         assert keep_tokens <= len(old)
@@ -238,7 +237,7 @@ class PrefillScheduler(Scheduler):
         if num_same < request.num_computed_tokens:
             self._invalidate(live, num_same)
         replace_tail(request, num_same, tail[num_same - keep_tokens :], self.hash_block_size)
-        # At least one token stays uncomputed, or the seal could not sample.
+        # At least one token stays uncomputed, because the seal could not sample otherwise.
         valid = min(num_same, max(request.num_tokens - 1, 0))
         self._cut_copies(live, valid)
         if request.num_computed_tokens > valid:
@@ -248,20 +247,20 @@ class PrefillScheduler(Scheduler):
         return num_same
 
     def _cut_copies(self, live: LiveSession, num_valid_tokens: int) -> None:
-        """Drops KV on the host behind so many tokens."""
+        """Drops KV on the host behind the first `num_valid_tokens` tokens."""
         num_blocks = self.swapping.cut(live.request, num_valid_tokens)
         self._counters.invalidated_tokens += num_blocks * self.block_size
         live.state.invalidated += num_blocks * self.block_size
 
     def _invalidate(self, live: LiveSession, num_same: int) -> None:
-        """Counts the computed tokens that an event makes stale."""
+        """Counts the computed tokens that an event invalidates."""
         num_lost = live.request.num_computed_tokens - num_same
         self._counters.invalidated_tokens += num_lost
         live.state.invalidated += num_lost
         self._remember_lost(live, num_same)
 
     def _remember_lost(self, live: LiveSession, num_kept_tokens: int) -> None:
-        """The session is about to lose its computed KV behind so many tokens."""
+        """Notes that the session loses its computed KV behind `num_kept_tokens` tokens."""
         request, size = live.request, self.hash_block_size
         first, last = num_kept_tokens // size, request.num_computed_tokens // size
         live.state.lost_blocks.add(request.block_hashes[first:last])
@@ -274,7 +273,7 @@ class PrefillScheduler(Scheduler):
         request.kv_transfer_params = update.kv_transfer_params
 
     def _touch(self, live: LiveSession) -> None:
-        """Brings the session table up to date."""
+        """Updates the session table."""
         request = live.request
         request_id, swapping = request.request_id, self.swapping
         self._progress_reporting.touch(request_id)
@@ -294,7 +293,7 @@ class PrefillScheduler(Scheduler):
     # -- a step --------------------------------------------------------------
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """Plans a step and has the base class build it."""
+        """Plans a step and makes the base class build it."""
         started_s = self._clock.monotonic_s()
         self._table.begin_step()
         plan = self._plan()
@@ -313,11 +312,11 @@ class PrefillScheduler(Scheduler):
         return output
 
     def _plan(self) -> StepPlan:
-        """The plan, after those whose turn it is took what the prefix cache has of them.
+        """Returns the plan, after the first sessions in rank have taken their prefix cache hits.
 
-        A hit can leave a session nothing to compute, and such a request must
-        not be shown to the base class: it would stop all behind it. So hits
-        are taken before; whoever still has one is left out of the step.
+        A hit can leave a session nothing to compute, and such a request must not enter
+        the base class's queues: it would block all behind it. So hits are taken before
+        the plan; a session that still has one is left out of the step.
         """
         self._hits.begin_step()
         for request_id in self._table.hits_in_turn(self._limits(), self._ledger):
@@ -349,10 +348,10 @@ class PrefillScheduler(Scheduler):
         )
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """Nothing: the plan has taken all hits there are.
+        """Returns no hit: sessions have taken all hits before the plan.
 
-        The base class would look again while it builds the step, find blocks
-        that the step itself is about to compute, and go beyond the plan.
+        While it builds the step, the base class would find blocks that the step
+        itself is about to compute, and go beyond the plan.
         """
         return self.kv_cache_manager.empty_kv_cache_blocks, 0, 0, False
 
@@ -378,13 +377,13 @@ class PrefillScheduler(Scheduler):
         self._touch(live)
 
     def _load(self, load: Load) -> None:
-        """Has KV copied back. The session computes nothing until that has ended."""
+        """Starts copying KV back. The session computes nothing until that has ended."""
         live = self._live[load.request_id]
         self.swapping.load(live.request, load)
         self._touch(live)
 
     def _end_jobs(self) -> None:
-        """Sessions whose KV has come back go on; where a copy failed, it is computed again."""
+        """Resumes sessions whose KV was restored; KV of failed copies is computed again."""
         num_pending = self.swapping.num_pending
         ended = self.swapping.take_ended()
         for request_id, num_computed_tokens in ended.restored:
@@ -398,19 +397,19 @@ class PrefillScheduler(Scheduler):
             self._table.note_freed()
 
     def _restore(self, live: LiveSession, num_computed_tokens: int) -> None:
-        """The session's KV reaches so far again."""
+        """Sets the session's computed tokens after its KV was restored."""
         request = live.request
         num_restored = num_computed_tokens - request.num_computed_tokens
         self._counters.restored_tokens += num_restored
         live.state.restored += num_restored
         request.num_computed_tokens = num_computed_tokens
         self.kv_cache_manager.cache_blocks(request, num_computed_tokens)
-        # It has to be announced to the worker process, which does not know its
+        # It has to be announced to the worker process anew, which does not know its
         # new blocks.
         request.status = RequestStatus.WAITING
 
     def _note_delay(self, plan: StepPlan) -> None:
-        """Whom the memory was too short for; told to the client side when it changes."""
+        """Notes which sessions lack memory; a change is reported to the client."""
         delayed = plan.stopped_at if plan.stop in _DELAYS else None
         if delayed is not None:
             self._live[delayed].state.delay = plan.stop.value
@@ -434,13 +433,13 @@ class PrefillScheduler(Scheduler):
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        """The base class asks this for every request: the place to cap it at its grant."""
+        """Called by the base class for every request: the place to cap it at its grant."""
         return min(num_new_tokens, self._grants[request.request_id])
 
     def _record_scheduled(self, plan: StepPlan, output: SchedulerOutput) -> None:
         if output.num_scheduled_tokens != self._grants:
-            # Not known to happen with the settings that are accepted. What the
-            # base class did instead is as sound as in stock vLLM.
+            # Should not happen with accepted settings. The base class's own decision is
+            # as sound as in stock vLLM.
             self._num_missed_plans += 1
             _log.error("the step has %s, planned was %s", output.num_scheduled_tokens, plan)
         self._step_ranges.clear()
@@ -449,7 +448,7 @@ class PrefillScheduler(Scheduler):
 
     def _record_computed(self, request_id: str, num_tokens: int) -> None:
         live = self._live[request_id]
-        # The base class has moved num_computed_tokens on already.
+        # The base class has already advanced num_computed_tokens.
         start = live.request.num_computed_tokens - num_tokens
         self._step_ranges.append((start, start + num_tokens))
         self._counters.computed_tokens += num_tokens
@@ -468,7 +467,7 @@ class PrefillScheduler(Scheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        """The base class's outputs, with progress and reports added."""
+        """Returns the base class's outputs, with progress and reports added."""
         step_s = self._clock.monotonic_s() - self._step_began_s
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
             scheduler_output, model_runner_output
@@ -485,7 +484,7 @@ class PrefillScheduler(Scheduler):
         return outputs
 
     def _take_due(self) -> Iterator[tuple[int, EngineCoreOutput]]:
-        """Progress and report that are due after this step, each with the client it is for."""
+        """Yields progress and report that are due after this step, each with its client index."""
         failed, self._failed = self._failed, []
         yield from failed
         yield from self._progress_reporting.take_due(self._live, self._table.has_work)
@@ -529,25 +528,25 @@ class PrefillScheduler(Scheduler):
         return finished
 
     def _update_from_kv_xfer_finished(self, kv_connector_output: KVConnectorOutput) -> None:
-        """Offers that nobody reads any more let go; the rest is the base class's."""
+        """Frees offers that are no longer read; the base class handles the rest."""
         sent = kv_connector_output.finished_sending
         ended = {name for name in sent or () if self.offering.end(name)}
         if ended:
-            # Not ours alone: the base class would look for requests of that name.
+            # Offers only: the base class looks up requests by these names.
             kv_connector_output.finished_sending = sent - ended
             self._table.note_freed()
         super()._update_from_kv_xfer_finished(kv_connector_output)
 
     def _free_blocks(self, request: Request) -> None:
-        """The blocks of an ended request are free: nothing reads them any more."""
+        """Frees the blocks of an ended request, which are no longer read."""
         super()._free_blocks(request)
         self._table.note_freed()
 
     def _end_lease(self, request_id: str) -> None:
-        """Frees a hand-over that nobody will read any more.
+        """Frees a hand-over that will not be read any more.
 
-        The router closes its half when decode has read, and of an RPC that breaks after
-        the first token nobody tells the engine. The connector takes a deadline that has
+        The router closes its half when decode has read; an RPC that breaks after the
+        first token does not reach the engine. The connector accepts a deadline that has
         passed, and reports the blocks as sent with its next step.
         """
         request = self.requests.get(request_id)
@@ -556,11 +555,10 @@ class PrefillScheduler(Scheduler):
             nixl.connector_scheduler._reqs_need_send[request_id] = 0.0
 
     def _connector_finished(self, request: Request) -> tuple[bool, dict[str, Any] | None]:
-        """An answer that its first token ended needs no decode: its blocks are free at once.
+        """Frees the blocks of an answer that its first token ended: it needs no decode.
 
-        The connector would keep them for a reader, as it does when the one
-        token it was asked for was reached; told that the request was aborted,
-        it lets go.
+        The connector would keep them for a reader, since the request reached its one
+        token; with the status of an aborted request it frees them.
         """
         status = request.status
         if status == RequestStatus.FINISHED_STOPPED:
@@ -573,34 +571,36 @@ class PrefillScheduler(Scheduler):
             params = with_deadline(params, nixl.connector_scheduler)
         return is_held, params
 
-    # -- what the engine asks to know whether it may sleep ---------------------
+    # -- queries by which the engine decides whether to idle ---------------------
 
     def get_num_unfinished_requests(self) -> int:
-        """Sessions that need a step; an idle open session needs none."""
-        num_to_tell = len(self._progress_reporting) + self._reporting.is_awaited + len(self._failed)
-        return max(self._num_to_step_for, num_to_tell, self.swapping.num_pending)
+        """Returns the number of sessions that need a step; an idle open session does not."""
+        num_to_report = (
+            len(self._progress_reporting) + self._reporting.is_awaited + len(self._failed)
+        )
+        return max(self._num_to_step_for, num_to_report, self.swapping.num_pending)
 
     @property
     def _num_to_step_for(self) -> int:
         return self._table.num_to_step_for(self._num_free_blocks)
 
     def has_finished_requests(self) -> bool:
-        """Whether the worker must hear of ended requests, or leases or offers are open."""
+        """Whether ended requests must reach the worker, or leases or offers are open."""
         if self.finished_req_ids or self.offering.table.num_offers:
             return True
         return len(self.requests) > len(self._live)
 
     def get_request_counts(self) -> tuple[int, int]:
-        """(chosen in this step, with work but not chosen); for vLLM's gauges."""
+        """Returns (chosen in this step, with work but not chosen), for vLLM's gauges."""
         num_chosen = len(self._grants)
         return num_chosen, max(self._table.num_with_work - num_chosen, 0)
 
     # -- for tests ---------------------------------------------------------------
 
     def check_integrity(self, pinned: Collection[int] = ()) -> None:
-        """Raises AssertionError unless all blocks are accounted for and the session table is true.
+        """Raises AssertionError unless all blocks are accounted for and the table is correct.
 
-        `pinned` names blocks that somebody holds who is no request.
+        `pinned` names blocks that are held by something other than a request.
         """
         blocks.check_integrity(
             self.kv_cache_manager, [*pinned, *self.swapping.pinned, *self.offering.pinned]

@@ -1,9 +1,8 @@
-"""`PrefillService`: protobuf to session events, engine outputs to protobuf.
+"""`PrefillService`: translates protobuf to session events, and engine outputs to protobuf.
 
-One RPC is one session. A reader feeds the router's events to the engine while
-a writer sends progress and, at the end, the first token; they live and die
-together. Whatever ends the RPC early frees the session's blocks, but for those that
-decode may be reading by then.
+One RPC is one session. A reader passes the router's events to the engine while a
+writer sends progress and, at the end, the first token; both end together. If the RPC
+ends early, the session's blocks are freed, except those that decode may be reading.
 """
 
 from __future__ import annotations
@@ -68,26 +67,26 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         is_read = False
         try:
             await run.until_first_token(requests)
-            # The requests of an RPC that breaks may end as those of one that is closed do.
+            # The request stream of a broken RPC may end like that of a closed one.
             is_read = not is_broken()
         finally:
-            # An RPC that breaks says nothing of decode, which may be reading what was handed
-            # over: blocks that were written anew would give it wrong KV. Decode says when it
-            # has read, or will not; a lease ends all other hand-overs.
+            # A broken RPC says nothing about decode, which may be reading the hand-over:
+            # blocks that are overwritten would give it wrong KV. Decode notifies this
+            # engine when it has read, or will not; otherwise the lease ends.
             if is_read or not run.has_handed_over:
-                # Shielded: a second cancellation must not leave blocks behind.
+                # Shielded: a second cancellation must not leak blocks.
                 await asyncio.shield(session.cancel())
 
 
 class _SessionRun:
-    """The two halves of one session's RPC."""
+    """The reader and the writer of one session's RPC."""
 
     def __init__(self, session: PrefillSession, writer: StreamWriter) -> None:
         self._session = session
         self._writer = writer
         self._num_logprobs = session.num_logprobs
         self._begun = asyncio.Event()
-        # From then on the blocks are decode's to read.
+        # From then on decode may read the blocks.
         self.has_handed_over = False
 
     async def until_first_token(
@@ -99,7 +98,7 @@ class _SessionRun:
                 tasks.create_task(self._read(requests))
                 tasks.create_task(self._write())
         except BaseExceptionGroup as group:
-            # The halves fail for one cause; the first error is the one to report.
+            # Both halves fail for one cause; the first error is reported.
             raise group.exceptions[0] from None
 
     async def _read(self, requests: AsyncIterator[worker_pb2.PrefillSessionRequest]) -> None:
@@ -156,14 +155,14 @@ class _SessionRun:
         if output.handover is not None:
             self.has_handed_over = True
             first.handover.CopyFrom(_handover(output.handover))
-            # The engine ends the answer here, at the one token it was asked
-            # for; with a hand-over that is no end, decode goes on.
+            # The engine finishes the answer here, at its max_tokens of 1; with a
+            # hand-over that is not the end, because decode continues.
             first.step.ClearField("finish_reason")
         await self._writer.write(worker_pb2.PrefillSessionResponse(first_token=first))
 
 
 def _offer(offer: dict[str, Any]) -> worker_pb2.PrefillSessionResponse:
-    """The message for an offer as `Offering` makes it."""
+    """Returns the message for an offer from `Offering`."""
     message = worker_pb2.HandoverOffer(
         revision=offer["revision"],
         num_tokens=offer["num_tokens"],
@@ -173,7 +172,7 @@ def _offer(offer: dict[str, Any]) -> worker_pb2.PrefillSessionResponse:
 
 
 def _handover(params: dict[str, Any]) -> worker_pb2.Handover:
-    """Where KV lies, from vLLM's transfer parameters."""
+    """Returns a hand-over from vLLM's transfer parameters."""
     return worker_pb2.Handover(
         kv_transfer_params_json=json.dumps(params),
         num_blocks=sum(map(len, params["remote_block_ids"])),

@@ -1,4 +1,4 @@
-"""What the scheduler remembers of one session beside vLLM's own request."""
+"""The scheduler's state of one session beside vLLM's own request."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Key of our part in SamplingParams.extra_args (frontend to scheduler) and in
-# an output's kv_transfer_params (scheduler to frontend).
+# Key of our values in SamplingParams.extra_args (front end to scheduler) and in an
+# output's kv_transfer_params (scheduler to front end).
 WIRE_KEY = "stream2llm"
 
 
 @dataclass(frozen=True, slots=True)
 class ContextEvent:
-    """The sequence becomes its first `keep_tokens` tokens and the request's prompt tokens."""
+    """Makes the sequence its first `keep_tokens` tokens and the request's prompt tokens."""
 
     revision: int
     keep_tokens: int
     seal: bool
-    # The session begins. An event that says otherwise and whose session is not
-    # known is one that was on its way when the session ended.
+    # The session begins. An event without it whose session is unknown was sent
+    # before the session ended.
     begins: bool = False
-    # How many tokens from the start are not expected to change: their KV may be
-    # handed over ahead of the seal. 0: none.
+    # Number of leading tokens that are not expected to change: their KV may be
+    # handed over before the seal. 0: none.
     stable_tokens: int = 0
 
     def to_wire(self) -> dict[str, Any]:
@@ -31,7 +31,7 @@ class ContextEvent:
 
     @classmethod
     def from_wire(cls, raw: dict[str, Any]) -> ContextEvent:
-        """The inverse of `to_wire`."""
+        """Inverse of `to_wire`."""
         return cls(**raw)
 
 
@@ -39,16 +39,16 @@ class ContextEvent:
 class LostBlocks:
     """Hashes of KV blocks that a session had computed or held, and lost.
 
-    Found again in the prefix cache, they are reuse of its own work, not of
-    another session's. Keeps the newest `capacity`; older ones than the cache
-    has blocks cannot be found anyway.
+    A later prefix cache hit on them reuses the session's own work, not another
+    session's. Keeps the newest `capacity`; more than the cache has blocks cannot
+    be found anyway.
     """
 
     capacity: int
     _hashes: dict[bytes, None] = field(default_factory=dict)
 
     def add(self, hashes: Iterable[bytes]) -> None:
-        """These are lost."""
+        """Adds the hashes of lost blocks."""
         for block_hash in hashes:
             self._hashes.pop(block_hash, None)
             self._hashes[block_hash] = None
@@ -56,60 +56,60 @@ class LostBlocks:
             del self._hashes[next(iter(self._hashes))]
 
     def count(self, hashes: Iterable[bytes]) -> int:
-        """How many of these were lost."""
+        """Returns how many of these were lost."""
         return sum(block_hash in self._hashes for block_hash in hashes)
 
 
 @dataclass(slots=True)
 class SessionState:
-    """Counters of one session; one writer, the scheduler. Counts are of tokens."""
+    """Counters of one session, written by the scheduler only. Counts are of tokens."""
 
     arrival: int
     last_event: int
     revision: int
     sealed: bool
     lost_blocks: LostBlocks
-    # Tokens the worker had computed, of all sessions, at the last event.
+    # Tokens that the worker had computed for all sessions at the last event.
     last_event_work: int = 0
-    # The number of its promotion while that lasts, else 0; see the starvation guard.py.
+    # The number of its promotion while that lasts, else 0; see starvation_guard.py.
     promotion: int = 0
-    # The promotion lasts until so many tokens are computed.
+    # The promotion lasts until this many tokens are computed.
     promised_tokens: int = 0
     computed: int = 0
-    # Found in the prefix cache, whoever computed it.
+    # Found in the prefix cache, whether computed by this session or another.
     reused: int = 0
     invalidated: int = 0
     recomputed: int = 0
-    # Came back from the host.
+    # Restored from the host.
     restored: int = 0
-    # Highest position that was ever computed and then lost to an eviction;
-    # computing below it again counts as recomputed.
+    # Highest position that was ever computed and then lost to an eviction; computing
+    # below it counts as recomputing.
     lost_until: int = 0
     uncomputed_at_seal: int = 0
-    # Why it gets no KV block, though it is its turn: "", "kv_memory", "kv_leased".
+    # Why it gets no KV block in its turn: "", "kv_memory", "kv_leased".
     delay: str = ""
-    # Figures of the last progress that was told.
-    told_revision: int = 0
-    told_gained: int = 0
-    told_delay: str = ""
+    # Figures of the last reported progress.
+    reported_revision: int = 0
+    reported_gained: int = 0
+    reported_delay: str = ""
 
     def record_computed(self, start: int, num_tokens: int) -> int:
-        """Tokens [start, start + num_tokens) were computed; how many of them again."""
+        """Tokens [start, start + num_tokens) were computed; returns how many of them again."""
         num_again = max(min(self.lost_until, start + num_tokens) - start, 0)
         self.computed += num_tokens
         self.recomputed += num_again
         return num_again
 
     def is_worth_reporting(self, interval: int, *, has_work: bool) -> bool:
-        """Whether the client side should hear of this session's progress now.
+        """Whether the session's progress should be reported now.
 
-        At every new revision, whenever nothing is left to do, in between each
+        It is at every new revision, when no work is left, in between each
         `interval` tokens, and when a delay begins or ends.
         """
-        gained = self._gained - self.told_gained
+        gained = self._gained - self.reported_gained
         return (
-            self.told_revision != self.revision
-            or self.told_delay != self.delay
+            self.reported_revision != self.revision
+            or self.reported_delay != self.delay
             or gained >= interval
             or (gained > 0 and not has_work)
         )
@@ -118,14 +118,14 @@ class SessionState:
     def _gained(self) -> int:
         return self.computed + self.reused + self.restored
 
-    def mark_told(self) -> None:
-        """The present figures have been told."""
-        self.told_revision = self.revision
-        self.told_gained = self._gained
-        self.told_delay = self.delay
+    def mark_reported(self) -> None:
+        """Notes that the present figures have been reported."""
+        self.reported_revision = self.revision
+        self.reported_gained = self._gained
+        self.reported_delay = self.delay
 
     def progress(self, known: int, prefilled: int) -> dict[str, Any]:
-        """The figures of `PrefillProgress`, for the wire."""
+        """Returns the figures of `PrefillProgress` for the wire."""
         return {
             "revision": self.revision,
             "known_tokens": known,

@@ -1,11 +1,11 @@
-"""The session table of live sessions: what phase 1 reads, kept up to date by events.
+"""The table of live sessions: the input of phase 1, kept up to date by events.
 
-Says who is known, in which order they are served and evicted, who waits and
-since when, and makes the plan of a step. Knows nothing of vLLM: the scheduler
-and simulators keep the same session table.
+Holds the known sessions, their order of service and eviction, and their waits, and
+makes the plan of a step. Independent of vLLM: the scheduler and the simulators keep
+the same session table.
 
-One step is `begin_step`, `hits_in_turn`, `plan`, `note_eviction` and `update` for every session
-that the plan touched, `end_step`. Events in between are `open`, `note_event`,
+One step is `begin_step`, `hits_in_turn`, `plan`, `note_eviction` and `update` for every
+session that the plan touched, `end_step`. Events in between are `open`, `note_event`,
 `seal`, each with `update` after it, and `close`.
 """
 
@@ -38,53 +38,53 @@ class SessionTable:
         # Steps that computed something, and steps that were planned.
         self._step = 0
         self._turn = 0
-        # The free blocks with which the last step could do nothing for anybody,
-        # while no session was touched since.
+        # Number of free blocks with which the last step could serve no session, while
+        # none has been touched since.
         self._stuck_with_free_blocks: int | None = None
 
     @property
     def policy(self) -> Policy:
-        """The policy that ranks."""
+        """The policy that ranks the sessions."""
         return self._index.policy
 
     @property
     def num_sessions(self) -> int:
-        """Live sessions."""
+        """Number of live sessions."""
         return len(self._states)
 
     @property
     def num_with_work(self) -> int:
-        """Sessions with tokens to compute; the others are open and wait for context."""
+        """Number of sessions with tokens to compute; the others are open and wait for context."""
         return self._index.num_with_work
 
     @property
     def num_with_claim(self) -> int:
-        """Of these, sessions whose tokens are new, or that are sealed."""
+        """Number of sessions with work whose tokens are new, or that are sealed."""
         return self._index.num_with_claim
 
     @property
     def num_promotions(self) -> int:
-        """Promotions so far."""
+        """Number of promotions so far."""
         return self._num_promotions
 
     def num_to_step_for(self, num_free_blocks: int) -> int:
-        """Sessions with work; 0 if the last step could do nothing, and would do no more now."""
+        """Number of sessions with work; 0 if the last step could do nothing, nor could another."""
         if self._stuck_with_free_blocks == num_free_blocks:
             return 0
         return self.num_with_work
 
     def has_work(self, request_id: str) -> bool:
-        """Whether that session has tokens to compute."""
+        """Whether the session has tokens to compute."""
         return self._index.has_work(request_id)
 
     def view(self, request_id: str) -> RequestView:
-        """The session as the planner sees it now."""
+        """Returns the session as the planner sees it now."""
         return self._index[request_id]
 
     def hits_in_turn(self, limits: StepLimits, ledger: Ledger) -> list[str]:
-        """Whom to give what the prefix cache has of it, before the plan of this step.
+        """Returns sessions to give their prefix cache hits before the plan of this step.
 
-        In rank order, as far as the step's tokens and slots may reach.
+        They are in rank order, as far as the step's tokens and slots may reach.
         """
         num_tokens, hits = limits.num_tokens, []
         in_turn = (view for view in self._index.to_serve() if not view.is_loading)
@@ -98,12 +98,12 @@ class SessionTable:
         return hits
 
     def set_policy(self, policy: Policy) -> None:
-        """Ranks everybody anew. Waits and promotions go on."""
+        """Ranks all sessions anew. Waits and promotions continue."""
         self._stuck_with_free_blocks = None
         self._index.set_policy(policy)
 
     def open(self, request_id: str, *, revision: int, sealed: bool) -> SessionState:
-        """A session begins; `update` gives it its place."""
+        """Adds a new session, which `update` ranks."""
         self._num_arrivals += 1
         state = SessionState(
             arrival=self._num_arrivals,
@@ -122,9 +122,9 @@ class SessionTable:
         state.last_event_work = self._work
 
     def note_event(self, request_id: str, num_same: int) -> None:
-        """A context event leaves the first `num_same` tokens of the sequence as they were.
+        """A context event leaves the first `num_same` tokens of the sequence unchanged.
 
-        One that throws computed KV away also ends the promotion it was for.
+        An event that discards computed KV also ends the session's promotion.
         """
         state = self._states[request_id]
         self._count_event(state)
@@ -133,10 +133,10 @@ class SessionTable:
             state.promotion = 0
 
     def note_eviction(self, request_id: str, num_used_tokens: int | None = None) -> None:
-        """The session loses KV of which `num_used_tokens` served in some step; None: all of it.
+        """The session loses KV of which `num_used_tokens` some step has used; None: all of it.
 
-        What was found in the prefix cache and is lost before any step used it
-        has not been reached.
+        A prefix cache hit that is lost before any step used it does not count as
+        computed.
         """
         state = self._states[request_id]
         if num_used_tokens is None:
@@ -144,7 +144,7 @@ class SessionTable:
         state.lost_until = max(state.lost_until, num_used_tokens)
 
     def seal(self, state: SessionState, num_known_tokens: int) -> None:
-        """Its context is complete; a promise now covers all of it."""
+        """Its context is complete; a promotion now covers all of it."""
         state.sealed = True
         if state.promotion:
             state.promised_tokens = num_known_tokens
@@ -159,13 +159,13 @@ class SessionTable:
         host_blocks: tuple[int, int] = (0, 0),
         is_loading: bool = False,
     ) -> None:
-        """The session was touched: its figures are these now; see `RequestView`.
+        """Sets a touched session's present figures; see `RequestView`.
 
         `host_blocks` is its next run of blocks on the host, [start, stop).
         """
         state = self._states[request_id]
         if num_computed_tokens >= state.lost_until:
-            state.lost_until = 0  # made good
+            state.lost_until = 0  # all of it is computed again
         view = RequestView(
             request_id,
             state.sealed,
@@ -191,25 +191,25 @@ class SessionTable:
             self._starvation_guard.waits(request_id, self._step)
 
     def close(self, request_id: str) -> None:
-        """The session has ended."""
+        """Removes a session that has ended."""
         self._stuck_with_free_blocks = None
         del self._states[request_id]
         self._index.drop(request_id)
         self._starvation_guard.ends(request_id)
 
     def note_freed(self) -> None:
-        """A hand-over has let blocks go, which may not be free by that, but evictable."""
+        """A hand-over has released blocks, which may be evictable rather than free."""
         self._stuck_with_free_blocks = None
 
     def begin_step(self) -> None:
-        """Promotes those who have waited for too long; gives promoted ones their turn."""
+        """Promotes sessions that have waited too long; decides whether promoted ones go first."""
         self._turn += 1
         self._index.promoted_first = self._turn % PROMOTED_TURN == 0
         for request_id in self._starvation_guard.take_overdue(self._step):
             self._promote(request_id)
 
     def end_step(self, plan: StepPlan, num_free_blocks: int) -> None:
-        """Counts a step, if it computes anything: only then do others wait for it.
+        """Counts a step that computes something: only then do other sessions wait for it.
 
         `num_free_blocks` is what was free for the plan.
         """
@@ -234,10 +234,10 @@ class SessionTable:
         )
 
     def plan(self, limits: StepLimits, ledger: Ledger, preemption: Preemption) -> StepPlan:
-        """Phase 1 of this step."""
+        """Makes the plan of this step (phase 1)."""
         plan = plan_step(self._index, limits, ledger, preemption)
         if plan.does_something or self._index.promoted_first or not self._index.num_promoted:
             return plan
-        # Nothing could be done for the others: it is the promoted ones' turn.
+        # No other session could be served, so promoted ones go first.
         self._index.promoted_first = True
         return plan_step(self._index, limits, ledger, preemption)

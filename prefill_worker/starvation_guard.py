@@ -1,15 +1,14 @@
-"""Nobody waits for ever: who has had work for too many steps goes first.
+"""Starvation guard: a session that has had work for too many steps goes first.
 
-A policy may prefer others for as long as others come. So each session's wait
-is timed, in engine steps that compute something: a wait begins when the session
-gets new tokens to compute, and ends when none are left. A wait of `limit_steps` promotes the session:
-in every `PROMOTED_TURN`th step it goes before all sessions that are not
-promoted, promoted ones in the order of their promotion; and no other session
-takes its KV. In the steps between, the policy's order holds, so that many
-promoted sessions slow the others, but never by more than that share. A
-promotion is a promise to compute what the session knew at that moment. It ends
-when that is computed, or when an update throws away what was; then a new wait
-begins.
+A policy may prefer others for as long as others arrive. So each session's wait is
+counted in engine steps that compute something: a wait begins when the session gets new
+tokens to compute, and ends when none are left. A wait of `limit_steps` promotes the
+session: in every `PROMOTED_TURN`th step it goes before all sessions that are not
+promoted, promoted ones in the order of their promotion; and no other session evicts
+its KV. In the steps between, the policy's order holds, so that many promoted sessions
+slow the others, but never by more than that share. A promotion covers what the session
+knew at that moment. It ends when that is computed, or when an update discards computed
+tokens; then a new wait begins.
 
 The bound that follows, for every policy: from the step in which it gets new tokens
 a session has computed what it knows after at most
@@ -17,11 +16,10 @@ a session has computed what it knows after at most
     limit_steps + PROMOTED_TURN * sum over sessions promoted before it, and itself,
                                   of ceil(promised tokens / tokens of a step)
 
-steps in which hand-overs leave room for it, and PROMOTED_TURN more, with those that
-the copy takes, for each piece of their KV that is on the host when they are promoted, and
-for each gap between two pieces. For the first of the promoted gets
-all of the step's tokens it can use when it is their turn, may evict everybody
-else then, and is evicted by nobody.
+steps in which hand-overs leave room for it, plus PROMOTED_TURN and the steps of the
+copy for each piece of their KV that is on the host when they are promoted, and for
+each gap between two pieces. The reason: in a promoted turn, the first promoted session
+gets all of the step's tokens it can use, may evict all others, and is evicted by none.
 """
 
 from __future__ import annotations
@@ -31,16 +29,16 @@ PROMOTED_TURN = 4
 
 
 class StarvationGuard:
-    """Times the waits. Counts steps, knows no clock."""
+    """Counts the waits in steps, without a clock."""
 
     def __init__(self, limit_steps: int) -> None:
         self._limit_steps = limit_steps
-        # Waits in the order in which they began, so that only the oldest need
-        # be looked at.
+        # Waits in the order in which they began, so that only the oldest have to be
+        # checked.
         self._since: dict[str, int] = {}
 
     def waits(self, request_id: str, step: int) -> None:
-        """The session has new tokens to compute; its wait goes on, or begins in this step."""
+        """The session has new tokens to compute; its wait continues, or begins in this step."""
         self._since.setdefault(request_id, step)
 
     def ends(self, request_id: str) -> None:
@@ -48,7 +46,7 @@ class StarvationGuard:
         self._since.pop(request_id, None)
 
     def take_overdue(self, step: int) -> list[str]:
-        """Who has waited for too long, longest first; their waits end."""
+        """Returns sessions that have waited too long, longest first, and ends their waits."""
         overdue = []
         for request_id, since in self._since.items():
             if step - since < self._limit_steps:

@@ -1,13 +1,12 @@
-"""A KV connector of vLLM's that copies blocks to a pool on the host and back, as the scheduler says.
+"""A KV connector for vLLM that copies blocks to a pool on the host and back on command.
 
-It decides nothing. In the engine's process the scheduler reaches it with
-`find_connector` and gives it jobs; they travel with the next step's metadata
-to every rank, where they are begun before that step's forward pass
-(`handle_preemptions`). What has ended comes back with the output of each step.
+In the engine's process the scheduler finds it with `find_connector` and gives it
+jobs; they travel with the next step's metadata to every rank, where they begin
+before that step's forward pass (`handle_preemptions`). Results return with the
+output of each step.
 
-To vLLM it is a connector that never has anything to load: blocks that come
-back belong to requests that kept them allocated, which vLLM's own way of
-loading has no word for.
+To vLLM it is a connector that never has anything to load: restored blocks belong to
+requests that kept them allocated, which vLLM's own loading does not support.
 """
 
 from __future__ import annotations
@@ -43,45 +42,45 @@ C = TypeVar("C", bound=KVConnectorBase_V1)
 
 
 def find_connector(connector: KVConnectorBase_V1 | None, kind: type[C]) -> C | None:
-    """The connector of this class: `connector` itself, or the child of a MultiConnector."""
+    """Returns the connector of class `kind`: `connector`, or a child of a MultiConnector."""
     children = getattr(connector, "sub_connectors", [connector])
     return next((child for child in children if isinstance(child, kind)), None)
 
 
 @dataclass
 class SwapMetadata(KVConnectorMetadata):
-    """What a step brings each rank."""
+    """The jobs that a step brings to each rank."""
 
     jobs: StepJobs
 
 
 @dataclass
 class SwapWorkerMeta(KVConnectorWorkerMetadata):
-    """What each rank, or all together, has finished."""
+    """The results of one rank, or of all together."""
 
     results: JobResults
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> SwapWorkerMeta:
-        """With another rank's of the same step."""
+        """Adds another rank's results of the same step."""
         assert isinstance(other, SwapWorkerMeta)
         self.results.add(other.results)
         return self
 
 
 class SwapConnector(KVConnectorBase_V1, SupportsHMA):
-    """Both halves of it; vLLM makes one for the scheduler and one for each rank.
+    """Both halves; vLLM creates one object for the scheduler and one for each rank.
 
-    Options, in `additional_config`: `offload_pool_bytes`, of all ranks together,
-    or `offload_pool_blocks`, which goes before. Raises ValueError, when the
-    engine starts, for pipeline stages, for models whose new blocks vLLM clears,
-    and for KV caches whose layout is not understood.
+    Options, in `additional_config`: `offload_pool_bytes`, over all ranks, or
+    `offload_pool_blocks`, which takes precedence. Raises ValueError, when the engine
+    starts, for pipeline stages, for models whose new blocks vLLM clears, and for KV
+    caches whose layout is not supported.
     """
 
     def __init__(
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        logs.configure_child()  # the copies' log is of the ranks' processes
+        logs.configure_child()  # copies are logged in the ranks' processes
         parallel = vllm_config.parallel_config
         if parallel.pipeline_parallel_size > 1:
             raise ValueError("swapping needs pipeline_parallel_size=1: all ranks have equal blocks")
@@ -90,9 +89,9 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
                 "this model's new KV blocks are cleared in each step, after the copies have begun:"
                 " it needs preemption: recompute"
             )
-        # So many ranks finish, or fail, each job.
+        # Number of ranks that report each job.
         self.num_ranks: int = parallel.world_size
-        # Of all ranks. 0 when the engine has no KV memory, as in tests without a worker.
+        # Over all ranks. 0 when the engine has no KV memory, as in tests without a worker.
         self.bytes_per_block = block_bytes(find_regions(kv_cache_config)) * self.num_ranks
         options = (vllm_config.additional_config or {}).get(WIRE_KEY, {})
         self.num_slots = _num_slots(options, self.bytes_per_block)
@@ -105,17 +104,17 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
 
     @property
     def requires_kv_delivery(self) -> bool:
-        """No: what is not copied is computed again."""
+        """Returns False: what is not copied is computed again."""
         return False
 
     # -- the scheduler's half ----------------------------------------------------
 
     def start(self, job: CopyJob) -> None:
-        """The next step brings it to the ranks."""
+        """Queues a job for the next step."""
         self._to_start[job.direction].append(job)
 
     def take_results(self) -> JobResults:
-        """What has come from the ranks since the last call.
+        """Returns the ranks' results since the last call.
 
         A job has ended when `num_ranks` have reported it.
         """
@@ -123,14 +122,14 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         return results
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> SwapMetadata:
-        """The jobs that were started since the last step."""
+        """Returns the jobs that were started since the last step."""
         outs, ins = (tuple(self._to_start[each]) for each in (Direction.OUT, Direction.IN))
         self._to_start = {each: [] for each in Direction}
         is_idle = scheduler_output.total_num_scheduled_tokens == 0
         return SwapMetadata(StepJobs(outs, ins, is_idle))
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
-        """Keeps what the ranks report for `take_results`."""
+        """Keeps the ranks' results for `take_results`."""
         meta = connector_output.kv_connector_worker_meta
         if isinstance(meta, SwapWorkerMeta):
             self._results.add(meta.results)
@@ -138,24 +137,24 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
     ) -> tuple[int, bool]:
-        """Never any."""
+        """Returns no tokens: there is nothing to load."""
         return 0, False
 
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
     ) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def request_finished(
         self, request: Request, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Blocks of an ended request are of no interest."""
+        """Does not keep the blocks of an ended request."""
         return False, None
 
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Blocks of an ended request are of no interest."""
+        """Does not keep the blocks of an ended request."""
         return False, None
 
     # -- the worker's half -------------------------------------------------------
@@ -166,7 +165,7 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         self._copier = make_copier(views, self.num_slots)
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
-        """Begins the step's jobs; vLLM calls this before it touches any block in the step."""
+        """Begins the step's jobs; vLLM calls this before the step touches any block."""
         assert isinstance(kv_connector_metadata, SwapMetadata)
         jobs = kv_connector_metadata.jobs
         self._must_wait = jobs.is_idle
@@ -175,7 +174,7 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
             self._copier.start(jobs)
 
     def build_connector_worker_meta(self) -> SwapWorkerMeta | None:
-        """What has ended; in a step that computes nothing, all that was begun."""
+        """Returns what has ended; in a step that computes nothing, all that was begun."""
         if self._copier is None:
             return None
         results = self._copier.take_results(wait=self._must_wait)
@@ -198,7 +197,7 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
 
 
 def _num_slots(options: Mapping[str, Any], bytes_per_block: int) -> int:
-    """How many blocks the pool has room for."""
+    """Returns the pool's size in blocks."""
     num_blocks = options.get("offload_pool_blocks")
     if num_blocks is not None:
         return int(num_blocks)

@@ -1,8 +1,8 @@
-"""What the scheduler's half of the swap connector tells the worker's half, and what comes back.
+"""Messages between the swap connector's scheduler half and its worker half.
 
-Values only: they cross a process border in every step that swaps. A job is one
-session's copies one way; the worker finishes a job as a whole or fails it as a
-whole, on every rank.
+Values only: they cross a process border in every step that swaps. A job holds one
+session's copies in one direction; on every rank the worker finishes or fails a job
+as a whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Direction(StrEnum):
-    """Which way KV is copied."""
+    """The direction of a KV copy."""
 
     # Accelerator to host.
     OUT = "out"
@@ -23,7 +23,7 @@ class Direction(StrEnum):
 
 
 class CopyJob(NamedTuple):
-    """Copies between KV blocks of the accelerator and slots of the CPU KV offload pool, pair by pair."""
+    """Copies between KV blocks of the accelerator and slots of the offload pool, in pairs."""
 
     number: int
     direction: Direction
@@ -35,18 +35,18 @@ class CopyJob(NamedTuple):
 class StepJobs:
     """The jobs of one engine step: all `outs` are copied before any of the `ins`.
 
-    Blocks of `outs` may be overwritten by this very step, by its forward pass or
-    by one of its `ins`; those of `ins` are used by later steps only.
+    Blocks of `outs` may be overwritten by this very step, by its forward pass or by
+    one of its `ins`; those of `ins` are used by later steps only.
     """
 
     outs: tuple[CopyJob, ...] = ()
     ins: tuple[CopyJob, ...] = ()
-    # The step computes nothing: whoever has work under way may as well wait for it.
+    # The step computes nothing, so the worker may wait for copies under way.
     is_idle: bool = False
 
 
 class CopyTime(NamedTuple):
-    """What one batch of copies took; all jobs of a step and direction are one batch."""
+    """The duration of one batch: all jobs of one step and direction."""
 
     direction: Direction
     num_blocks: int
@@ -55,18 +55,18 @@ class CopyTime(NamedTuple):
 
 @dataclass(slots=True)
 class JobResults:
-    """What the ranks have finished since they last reported; ranks are added up."""
+    """The ranks' results since they last reported, summed over ranks."""
 
-    # Job number to how many ranks have finished it.
+    # Job number to the number of ranks that have finished it.
     num_ranks_done: dict[int, int] = field(default_factory=dict)
-    # Job number to why it failed on some rank; may come before, and again with, the
-    # rank's being done, as which a failure counts.
+    # Job number to the reason of its failure on some rank. It may come before, and again
+    # with, that rank's end of the job; a failed job counts as finished.
     failures: dict[int, str] = field(default_factory=dict)
-    # By the number of a batch's first job; of the slowest rank so far.
+    # By the number of a batch's first job; the slowest rank's so far.
     times: dict[int, CopyTime] = field(default_factory=dict)
 
     def add(self, other: JobResults) -> None:
-        """Takes another rank's results of the same step, or those of a later step."""
+        """Adds another rank's results of the same step, or those of a later step."""
         for number, count in other.num_ranks_done.items():
             self.num_ranks_done[number] = self.num_ranks_done.get(number, 0) + count
         self.failures |= other.failures
@@ -74,7 +74,7 @@ class JobResults:
 
 
 def keep_slowest(times: dict[int, CopyTime], others: Mapping[int, CopyTime]) -> None:
-    """Ranks copy a batch at the same time: it takes as long as the slowest of them."""
+    """Merges batch times of ranks: a batch takes as long as on the slowest of them."""
     for batch, other in others.items():
         mine = times.get(batch)
         if mine is None or other.seconds > mine.seconds:

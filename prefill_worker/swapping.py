@@ -1,13 +1,12 @@
-"""KV on its way to the host and back: the scheduler's hands for what a plan swaps.
+"""Copies of KV to the host and back: carries out the swaps of a plan.
 
-A copy is a job that the worker processes carry out at the beginning of a step,
-and whose end they report after that step or, on an accelerator that copies
-beside its work, after a later one. Until then the job itself holds what it
-touches: a job that brings KV back has a reference on the blocks it writes, and
-owns the slots it reads. So whatever happens to the session meanwhile (more
-context, cancel), nobody else gets a block that is still being written. A job
-that takes KV away needs no such hold: the worker copies before anything
-overwrites, and slots are written in the order of the jobs.
+A copy is a job that the worker processes do at the beginning of a step, and whose end
+they report after that step or, on an accelerator that copies concurrently, after a
+later one. Until then the job itself holds what it touches: a job that restores KV has
+a reference on the blocks it writes, and owns the slots it reads. So whatever happens
+to the session meanwhile (more context, cancel), no other session gets a block that is
+still being written. A job that swaps KV out needs no such hold: the worker copies
+before anything overwrites, and slots are written in the order of the jobs.
 """
 
 from __future__ import annotations
@@ -36,40 +35,40 @@ class Copier(Protocol):
 
     @property
     def num_slots(self) -> int:
-        """Size of the CPU KV offload pool, in blocks."""
+        """The size of the CPU KV offload pool in blocks."""
 
     @property
     def bytes_per_block(self) -> int:
-        """Over all layers and ranks."""
+        """The bytes of a block over all layers and ranks."""
 
     def start(self, job: CopyJob) -> None:
-        """Has the workers carry it out in the step that is being built."""
+        """Makes the workers do the job in the step that is being built."""
 
     def take_results(self) -> JobResults:
-        """What they have reported since the last call."""
+        """Returns what they have reported since the last call."""
 
 
 class NoCopier:
-    """Where nothing is swapped: a pool without slots."""
+    """The copier of an engine that does not swap: a pool without slots."""
 
     num_slots = 0
     bytes_per_block = 0
 
     def start(self, job: CopyJob) -> None:
-        """Never called: a plan swaps only as much as there are slots."""
+        """Must not be called: a plan swaps only as much as there are slots."""
         raise AssertionError(f"{job}: there is no CPU KV offload pool")
 
     def take_results(self) -> JobResults:
-        """Nothing."""
+        """Returns no results."""
         return JobResults()
 
 
 class Ended(NamedTuple):
-    """What became of live sessions' jobs."""
+    """The outcome of live sessions' jobs."""
 
-    # Sessions whose KV is back, with how many tokens are computed now.
+    # Sessions whose KV was restored, with their number of computed tokens now.
     restored: list[tuple[str, int]]
-    # Sessions whose KV could not be brought back.
+    # Sessions whose KV could not be restored.
     not_restored: list[str]
     # Sessions whose KV did not reach the host.
     not_saved: list[str]
@@ -77,18 +76,18 @@ class Ended(NamedTuple):
 
 @dataclass(slots=True)
 class _Job:
-    """A job that the workers have not finished on every rank."""
+    """A job that has not ended on every rank."""
 
     direction: Direction
-    # None: nobody wants the result any more.
+    # None: the session no longer needs the result.
     request_id: str | None
     first_block: int
     slots: tuple[int, ...]
-    # What it writes to, if it brings KV back; vLLM's KVCacheBlocks.
+    # The blocks that it writes if it restores KV; vLLM's KVCacheBlocks.
     blocks: Sequence[Any] = ()
     num_ranks_left: int = 1
     has_failed: bool = False
-    # Blocks at its end that no longer hold what the session is about.
+    # Number of its last blocks that are no longer part of the session's context.
     num_stale: int = 0
 
     @property
@@ -97,7 +96,7 @@ class _Job:
 
 
 class Swapping:
-    """The CPU KV offload pool, the jobs under way, and what they tell of the costs."""
+    """The CPU KV offload pool, the jobs under way, and their effect on the calibrated costs."""
 
     def __init__(
         self,
@@ -115,31 +114,31 @@ class Swapping:
         self._copier = copier
         self._counters = counters
         self._num_ranks = num_ranks
-        # Whether a step takes longer by what its copies take.
+        # Whether the copies of a step make it take longer.
         self._copies_block = copies_block
         self._last_copies_s = 0.0
-        # By batch, until all ranks are through with it.
+        # By batch, until all ranks have finished it.
         self._times: dict[int, CopyTime] = {}
         self.costs = costs
         self.trials = Trials()
         self.host = OffloadPool(copier.num_slots)
         self._num_jobs = 0
         self._jobs: dict[int, _Job] = {}
-        # Session to the job that brings its KV back.
+        # Session to the job that restores its KV.
         self._loading: dict[str, _Job] = {}
 
     @property
     def num_pending(self) -> int:
-        """Jobs under way."""
+        """Number of jobs under way."""
         return len(self._jobs)
 
     def is_loading(self, request_id: str) -> bool:
-        """Whether KV of that session is on its way back."""
+        """Whether KV of that session is being restored."""
         return request_id in self._loading
 
     @property
     def state(self) -> SwapState:
-        """For reports."""
+        """The state for reports."""
         factors = self.costs.factors
         return SwapState(
             num_slots=self.host.num_slots,
@@ -150,10 +149,10 @@ class Swapping:
             swap_in_factor=factors.swap_in,
         )
 
-    # -- what a plan asks for -------------------------------------------------------
+    # -- the swaps of a plan ----------------------------------------------------------
 
     def swap_out(self, request_id: str, block_ids: Sequence[int], choice: SwapChoice) -> None:
-        """Copies of the session's blocks what `choice` says; they may be freed at once."""
+        """Starts copying the blocks of `choice` to the host; they may be freed at once."""
         slots = self.host.put(request_id, choice.start, choice.num_blocks)
         self._start(
             _Job(Direction.OUT, request_id, choice.start, slots),
@@ -162,7 +161,7 @@ class Swapping:
         self._counters.swapped_out_blocks += choice.num_blocks
 
     def load(self, request: Request, load: Load) -> None:
-        """Gives the session blocks and has its KV copied there; they count when that has ended."""
+        """Gives the session blocks and starts copying its KV there; it counts when that ends."""
         request_id, size = request.request_id, self._group.block_size
         assert request.num_computed_tokens == load.first_block * size
         slots = self.host.take(request_id, load.first_block, load.num_blocks)
@@ -184,12 +183,12 @@ class Swapping:
         self._jobs[self._num_jobs] = job
         self._copier.start(CopyJob(self._num_jobs, job.direction, block_ids, job.slots))
 
-    # -- what happens to a session ----------------------------------------------------
+    # -- events of a session -----------------------------------------------------------
 
     def cut(self, request: Request, num_valid_tokens: int) -> int:
-        """Copies of KV behind so many tokens are worthless; how many blocks of them there were.
+        """Drops copies of KV behind `num_valid_tokens` tokens; returns how many blocks.
 
-        KV that is on its way back counts as far as it is not.
+        Blocks behind them that are being restored count, too.
         """
         request_id, num_valid = request.request_id, num_valid_tokens // self._group.block_size
         num_lost = self.host.drop_from(request_id, num_valid)
@@ -205,12 +204,12 @@ class Swapping:
         return num_lost
 
     def drop_computed(self, request_id: str, num_computed_tokens: int) -> None:
-        """So much of the session is computed: copies of it are of no use."""
+        """Drops copies of what the session has computed, up to `num_computed_tokens`."""
         if self.host.has_copies(request_id):
             self.host.drop_before(request_id, num_computed_tokens // self._group.block_size)
 
     def forget(self, request_id: str) -> None:
-        """The session has ended."""
+        """Drops everything of an ended session."""
         if request_id in self._loading:
             self._give_up(request_id)
         self.host.forget(request_id)
@@ -221,7 +220,7 @@ class Swapping:
     # -- after a step -------------------------------------------------------------------
 
     def take_ended(self) -> Ended:
-        """Takes the workers' results."""
+        """Processes the workers' results."""
         results = self._copier.take_results()
         keep_slowest(self._times, results.times)
         self._last_copies_s = sum(each.seconds for each in results.times.values())
@@ -239,7 +238,7 @@ class Swapping:
         return ended
 
     def _fail(self, job: _Job, message: str, ended: Ended) -> None:
-        """Some rank could not copy, whatever the others do."""
+        """Handles a job that failed on some rank, whatever the others do."""
         if job.has_failed:
             return
         job.has_failed = True
@@ -252,7 +251,7 @@ class Swapping:
             self._poison(job, ended)
 
     def _poison(self, job: _Job, ended: Ended) -> None:
-        """Nothing that did not reach the host may come back, nor count if it is on its way."""
+        """Drops copies that did not reach the host, also where they are being restored."""
         for other in self._jobs.values():
             if other.direction is Direction.IN and not set(other.slots).isdisjoint(job.slots):
                 other.has_failed = True
@@ -273,10 +272,10 @@ class Swapping:
             num_tokens = job.stop_block * self._group.block_size
             ended.restored.append((job.request_id, num_tokens))
 
-    # -- what it costs ----------------------------------------------------------------------
+    # -- costs -------------------------------------------------------------------------------
 
     def _note_time(self, time: CopyTime | None) -> None:
-        """The first job of a batch has ended on all ranks; None: the job was not the first."""
+        """Calibrates by a batch that has ended on all ranks; None: the job was not its first."""
         if time is None:
             return
         if time.direction is Direction.OUT:
@@ -297,7 +296,7 @@ class Swapping:
     def observe_step(
         self, ranges: Sequence[tuple[int, int]], token_budget: int, seconds: float
     ) -> None:
-        """The last step computed these ranges of tokens, of one session each, in so much time."""
+        """Calibrates by the last step's duration and ranges of tokens, of one session each."""
         if self._copies_block:
             seconds -= self._last_copies_s
         if tells_of_recompute(sum(stop - start for start, stop in ranges), token_budget):
@@ -311,7 +310,7 @@ class Swapping:
         return [block.block_id for job in self._jobs.values() for block in job.blocks]
 
     def check_integrity(self, live: set[str]) -> None:
-        """Raises AssertionError unless each slot is accounted for, of live sessions only."""
+        """Raises AssertionError unless each slot is accounted for, by live sessions only."""
         taken = [
             s for job in self._jobs.values() if job.direction is Direction.IN for s in job.slots
         ]

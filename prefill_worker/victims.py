@@ -1,16 +1,15 @@
-"""Whom to evict, and how much of each. Pure; a part of phase 1.
+"""Decides whom to evict, and how much of each. Pure; a part of phase 1.
 
-Victims lose blocks from their tail, and only as many as are needed: the head
-stays valid, so less is computed again, and what is computed again attends to
-the same context as before. First go blocks that a victim holds alone. Blocks that
-several hold become free with the last holder only; if it takes them, victims are
-counted as they come, and then, from the last one backwards, whatever made no
-difference is given back.
+Victims lose blocks from their tail, and only as many as are needed: the head stays
+valid, so less is computed again, and that attends to the same context as before.
+Blocks that only the victim holds go first. A shared block becomes free with its last
+holder only; if shared blocks are needed, victims are added in order, and then, from
+the last one backwards, blocks whose eviction made no difference are given back.
 
-Among sessions that the ranking does not tell apart, because none is known to
-be served before another (open ones without new tokens), first goes whose blocks are cheapest to
-lose, in seconds for each block that becomes free. A few of them are compared at
-a time, so that a plan costs the same however many there are.
+Among sessions that the ranking does not order, because none is known to be served
+before another (open ones without new tokens), the one whose blocks are cheapest to
+lose goes first, in seconds per block that becomes free. A few of them are compared at
+a time, so that the cost of a plan does not depend on their number.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from prefill_worker.types import (
     StepLimits,
 )
 
-# So many equals are compared at a time.
+# Number of equally ranked sessions that are compared at a time.
 WINDOW = 8
 
 
 class Victims:
-    """Chooses whom to evict; walks the eviction order once a plan at most."""
+    """Chooses victims; walks the eviction order at most once per plan."""
 
     def __init__(
         self, ranking: Ranking, ledger: Ledger, limits: StepLimits, preemption: Preemption
@@ -47,24 +46,24 @@ class Victims:
         self._slots_left = limits.num_host_slots
         self._preemption = preemption
         self._rest: Iterator[RequestView] | None = None
-        # Read from the eviction order and not looked at yet, in order.
+        # Read from the eviction order, but not examined yet, in order.
         self._window: deque[_Tail] = deque()
         self._next_view: RequestView | None = None
-        # Looked at for an earlier session, first to evict first: with blocks of
-        # their own left, and with a last block that others hold too.
+        # Examined for an earlier session, in eviction order: with own blocks left, and
+        # with a shared last block.
         self._with_own: deque[_Tail] = deque()
         self._with_shared: list[_Tail] = []
-        # How many holders each block loses by the evictions so far.
+        # Number of holders that each block has lost by the evictions so far.
         self._released: Counter[int] = Counter()
         self._tails: dict[str, _Tail] = {}
-        # Who loses blocks in this plan, in order, and for whom.
+        # Victims of this plan in order, each with its beneficiary.
         self.evicted: dict[str, str] = {}
 
     def take(self, beneficiary: RequestView, num_blocks: int, chosen: set[str]) -> int:
-        """Evicts for so many blocks; how many become free: fewer when there are no more.
+        """Evicts until `num_blocks` blocks become free; returns how many do, at most all there are.
 
-        First blocks that a victim holds alone. Shared ones become free with their
-        last holder only, so all holders lose them, if nothing else helps.
+        Blocks that only the victim holds go first. A shared block becomes free with its
+        last holder only, so if nothing else helps, all its holders lose it.
         """
         used: list[tuple[_Tail, int]] = []
 
@@ -86,7 +85,7 @@ class Victims:
     def _drop_own(
         self, tails: Iterator[_Tail], num_blocks: int, used: list[tuple[_Tail, int]]
     ) -> int:
-        """Drops blocks that are free by it; how many are."""
+        """Drops unshared blocks; returns how many."""
         num_freed = 0
         for tail in tails:
             used.append((tail, tail.num_kept))
@@ -102,7 +101,7 @@ class Victims:
     def _drop_shared(
         self, tails: Iterator[_Tail], num_blocks: int, used: list[tuple[_Tail, int]]
     ) -> int:
-        """Drops whatever there is until enough is free, then gives back what was not needed."""
+        """Drops any blocks until enough are free, then gives back what was not needed."""
         num_freed = 0
         for tail in tails:
             used.append((tail, tail.num_kept))
@@ -117,13 +116,13 @@ class Victims:
         return num_freed
 
     def evictions(self) -> tuple[Eviction, ...]:
-        """All of this plan, in order; each with the blocks it makes free after those before it."""
+        """Returns the evictions in order, each with the blocks it frees beyond earlier ones."""
         num_found = {each: self._num_found(self._tails[each]) for each in self.evicted}
         self._released.clear()
         return tuple(self._eviction(*each, num_found[each[0]]) for each in self.evicted.items())
 
     def _num_found(self, tail: _Tail) -> int:
-        """How many of the dropped blocks, from the first, others hold after all evictions."""
+        """Returns how many dropped blocks, from the first, others hold after all evictions."""
         num_found = 0
         for block_id in tail.block_ids[tail.num_kept :]:
             if self._is_free(block_id):
@@ -147,8 +146,8 @@ class Victims:
         )
 
     def _in_order(self, num_blocks: int) -> Iterator[_Tail]:
-        # Whoever may not be evicted now may not be later in this plan either:
-        # those served later go behind. So nobody is looked at twice.
+        # A session that may not be evicted now may not be later in this plan either:
+        # later ones rank behind. So none is examined twice.
         while self._with_own:
             yield self._with_own.popleft()
         while self._window or self._fill_window(num_blocks):
@@ -171,7 +170,7 @@ class Victims:
         tails = [_Tail(view, self._ledger.block_ids(view.request_id)) for view in views]
         self._tails.update((tail.view.request_id, tail) for tail in tails)
         if len(tails) > 1:
-            # Sorting is stable: among equally cheap ones the ranking's order holds.
+            # Sorting is stable: equally cheap sessions stay in the ranking's order.
             tails.sort(key=lambda tail: self._seconds_per_block(tail, num_blocks))
         self._window.extend(tails)
         return True
@@ -183,13 +182,13 @@ class Victims:
         if self._rest is None:
             self._rest = self._ranking.to_evict()
         view = next(self._rest, None)
-        # Blocks that are being written cannot be had.
+        # Blocks that are being written cannot be evicted.
         while view is not None and view.is_loading:
             view = next(self._rest, None)
         return view
 
     def _seconds_per_block(self, tail: _Tail, num_blocks: int) -> float:
-        """What it costs to lose as many of its own last blocks as are wanted, for each of them."""
+        """Returns the cost per block of losing up to `num_blocks` of its own last blocks."""
         num_own = 0
         for block_id in reversed(tail.block_ids):
             if num_own == num_blocks or self._ledger.num_holders(block_id) > 1:
@@ -200,7 +199,7 @@ class Victims:
         return self._preemption.seconds(tail.view, num_own) / num_own
 
     def _drop(self, tail: _Tail, num_blocks: int, *, only_own: bool = False) -> int:
-        """Drops blocks from the end until so many are free, or none is left; how many are."""
+        """Drops last blocks until `num_blocks` are free, or none is left; returns how many are."""
         num_freed, num_kept_before = 0, tail.num_kept
         while tail.num_kept and (num_freed < num_blocks or self._whole_requests):
             is_free = self._release(tail.block_ids[tail.num_kept - 1])
@@ -214,7 +213,7 @@ class Victims:
         return num_freed
 
     def _give_back(self, tail: _Tail, num_kept_before: int, surplus: int) -> int:
-        """Gives the tail's front back as long as at most `surplus` blocks are free no more."""
+        """Gives the tail's front back while this takes at most `surplus` free blocks."""
         num_given = 0
         for block_id in tail.block_ids[tail.num_kept : num_kept_before]:
             if self._is_free(block_id):
@@ -224,12 +223,12 @@ class Victims:
             self._released[block_id] -= 1
             tail.num_kept += 1
         if self._whole_requests and tail.num_kept < num_kept_before:
-            # All or nothing.
+            # Such a victim loses all of its blocks or none.
             return num_given - self._drop(tail, 0)
         return num_given
 
     def _release(self, block_id: int) -> bool:
-        """One holder less; whether it was the last."""
+        """Removes one holder; returns whether it was the last."""
         self._released[block_id] += 1
         return self._is_free(block_id)
 
@@ -238,7 +237,7 @@ class Victims:
 
 
 class _Tail:
-    """A victim and how much of it is left."""
+    """A victim and what is left of its blocks."""
 
     def __init__(self, view: RequestView, block_ids: Sequence[int]) -> None:
         self.view = view

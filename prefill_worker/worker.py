@@ -19,7 +19,7 @@ from stream2llm.serving.worker_spec import WorkerSpec
 
 
 class Worker(EngineWorker):
-    """Prefills streaming sessions and hands their KV over."""
+    """Prefills streaming sessions and hands over their KV."""
 
     def __init__(self, spec: WorkerSpec, registry: CollectorRegistry = REGISTRY) -> None:
         super().__init__(spec, registry)
@@ -27,23 +27,23 @@ class Worker(EngineWorker):
         self._control: ControlChannel
 
     async def start_engine(self) -> Engine:
-        """vLLM with our scheduler."""
+        """Starts vLLM with our scheduler."""
         return await start_prefill_engine(self.spec, EngineStats())
 
     async def start_more(self, stack: AsyncExitStack) -> None:
-        """The channel to the scheduler."""
+        """Opens the control channel to the scheduler."""
         channel = open_control_channel(self.engine, self._metrics.record)
         self._control = await stack.enter_async_context(channel)
 
     def add_services(self, server: grpc.aio.Server) -> None:
-        """`PrefillService`."""
+        """Adds `PrefillService`."""
         worker_pb2_grpc.add_PrefillServiceServicer_to_server(PrefillService(self), server)
 
     @property
     def policy(self) -> str:
-        """What the scheduler last said that it follows."""
+        """The policy in the scheduler's newest report."""
         return self._control.newest_report.policy
 
     async def set_policy(self, policy: str) -> None:
-        """Returns when the scheduler follows that policy; sessions go on."""
+        """Sets the scheduler's policy; returns when it follows. Sessions continue."""
         await self._control.set_policy(policy)

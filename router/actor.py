@@ -9,8 +9,8 @@ from stream2llm.serving.launch import Launch
 from stream2llm.serving.node_address import node_address
 
 
-# Never restarted by Ray: a new process has lost its state, ports and peers, so
-# the controller makes it anew. Why one group for nearly all: see actor_shell.
+# Ray never restarts it: a new process has lost its state, ports and peers, so the
+# controller creates a new actor. For the concurrency groups see actor_shell.
 @ray.remote(
     max_restarts=0,
     max_task_retries=0,

@@ -1,8 +1,8 @@
-"""An answer in the making: token steps in, deltas and the ending out. Pure.
+"""An answer while it is generated: token steps in, deltas and the ending out. Pure.
 
 Prefill's first token and decode's steps go through the same `Answer`, so a
 character or a stop string may begin in one and end in the other. Tokens are
-taken one by one: how an engine groups them into steps changes nothing.
+taken one by one: the result does not depend on how an engine groups them into steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, Toke
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a step gave the client."""
+    """The output of one step; `ending` is None while the answer continues."""
 
     delta: TokenDelta
     # Why the answer ended, without figures yet; None while it goes on.
@@ -42,7 +42,7 @@ class Answer:
         self.num_tokens = 0
 
     def take(self, step: TokenStep) -> Taken:
-        """One engine step. Tokens behind the end are dropped."""
+        """Takes one engine step. Tokens behind the end are dropped."""
         text: list[str] = []
         ending = None
         num_taken = 0
@@ -62,7 +62,7 @@ class Answer:
     ) -> Finished | None:
         self.num_tokens += 1
         reason = last_of.finish_reason if last_of else None
-        if reason is FinishReason.STOP_TOKEN:  # not part of the text
+        if reason is FinishReason.STOP_TOKEN:  # its text is not part of the answer
             stop_token_id = last_of.stop_token_id if last_of else None
             stopped_by = token_id if stop_token_id is None else stop_token_id
             return self._end(Finished(reason, stop_token_id=stopped_by), text)

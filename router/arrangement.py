@@ -1,8 +1,8 @@
-"""A session's documents as they stand in the context, and their ranking. Pure.
+"""A session's documents in the order of the context, and their ranking. Pure.
 
-A document is what its tokens are: two that say the same are interchangeable,
-whatever they are called, and one that says something else under an old id is
-another document. That is how the KV cache sees it.
+A document is identified by its tokens: two with equal tokens are interchangeable,
+whatever their ids, and one with other tokens under an old id is another document, as
+it is to the KV cache.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ class ListedDocument:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrangement:
-    """The list of a session with stable ordering. Events make new ones of it."""
+    """The document list of a session with stable ordering. Immutable."""
 
-    # In the order in which they stand.
+    # In the order of the context.
     documents: tuple[ListedDocument, ...] = ()
-    # Places in `documents`, most relevant first.
+    # Indices into `documents`, most relevant first.
     ranking: tuple[int, ...] = ()
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Places in the list as it was sent, in the order in which the documents stand."""
+        """Indices into the list as it was sent, in the order of the context."""
         return tuple(sorted(range(len(self.ranking)), key=self.ranking.__getitem__))
 
     def append(self, more: Sequence[ListedDocument]) -> Arrangement:
-        """More documents at the end, of the list and of the ranking."""
+        """Adds documents at the end, of the list and of the ranking."""
         begin = len(self.documents)
         end = begin + len(more)
         return Arrangement((*self.documents, *more), (*self.ranking, *range(begin, end)))
 
     def update(self, wanted: Sequence[ListedDocument]) -> Arrangement:
-        """The new list, a ranking; its documents stand so that much stays valid."""
+        """Returns the arrangement of a new list, a ranking, that keeps most KV valid."""
         order = arrange(_contents(self.documents), _contents(wanted))
         ranking = [0] * len(order)
         for place, index in enumerate(order):
             ranking[index] = place
         return Arrangement(tuple(wanted[index] for index in order), tuple(ranking))
 
-    def untold_ranking(self) -> tuple[int, ...]:
-        """What the model cannot see: the ranking, or nothing where documents stand in it.
+    def hidden_ranking(self) -> tuple[int, ...]:
+        """The ranking, or nothing where the context is in the order of the ranking.
 
-        Documents without a token are left out: nobody can see where they are.
+        Documents without a token are left out: the model cannot see where they are.
         """
         ranking = tuple(place for place in self.ranking if len(self.documents[place].tokens))
         return () if ranking == tuple(sorted(ranking)) else ranking

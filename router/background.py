@@ -11,20 +11,20 @@ _logger = logging.getLogger(__name__)
 
 
 class Background:
-    """Every task is kept, its failure logged; `close` ends them all."""
+    """Holds tasks and logs their failures; `close` ends them all."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Runs `work`; cancelling whoever called this does not stop it."""
+        """Runs `work`; cancelling the caller does not stop it."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
 
     async def close(self, timeout_s: float) -> None:
-        """Waits that long for what runs, then cancels it."""
+        """Waits up to `timeout_s` for running tasks, then cancels them."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
         leftover = list(self._tasks)

@@ -1,10 +1,10 @@
-"""Renders a model's chat template and keeps apart what the template wrote from what it was given.
+"""Renders a model's chat template, and marks which characters the template wrote.
 
 Only text that the template itself wrote may become control tokens. So its literals are
-`TemplateText`, strings that know which of their characters come from the template; roles,
-names and contents are plain strings, and what an operation makes of a plain string is
-plain again. An operation that this module does not know loses the mark, never adds it.
-The template sees its input unchanged, so it may trim, split, compare and quote it as usual.
+`TemplateText`, strings with a mark per character; roles, names and contents are plain
+strings, and operations on plain strings return plain strings. An operation that this
+module does not support loses the mark, and never adds it. The template sees its input
+unchanged, so it may trim, split, compare and quote it as usual.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ class TemplateText(str):
     """Text with a mark for each character: whether the template wrote it."""
 
     __slots__ = ("marks",)
-    # One byte for each character.
+    # One byte per character.
     marks: bytes
 
     def __new__(cls, text: str, marks: bytes | None = None) -> TemplateText:
-        """Without marks nothing in it is the template's."""
+        """Without `marks` no character is the template's."""
         made = super().__new__(cls, text)
         made.marks = _GIVEN * len(text) if marks is None else marks
         return made
 
     @classmethod
     def written(cls, text: str) -> TemplateText:
-        """Text that the template wrote, all of it."""
+        """Returns text of which the template wrote every character."""
         return cls(text, _OURS * len(text))
 
     def runs(self) -> Iterable[tuple[str, bool]]:
-        """Its longest pieces of one origin, in order: the text, and whether it is the template's."""
+        """Splits it into (text, whether it is the template's), as long as possible, in order."""
         begin = 0
         while begin < len(self):
             mark = self.marks[begin : begin + 1]
@@ -117,13 +117,13 @@ class ChatRenderer:
     def __init__(self, template: str, special_tokens: Mapping[str, Any]) -> None:
         """`special_tokens`: bos_token and the like, each a text or a list of texts."""
         self._template = _compile(template)
-        # Of the model, so as good as written in the template.
+        # They belong to the model, so they count as the template's text.
         self._special_tokens = {name: _written(given) for name, given in special_tokens.items()}
 
     def render(self, messages: list[dict[str, Any]]) -> TemplateText:
-        """The conversation as the model wants it, ready for its answer.
+        """Renders a conversation up to the beginning of the model's answer.
 
-        Raises what the template raises.
+        Raises the template's errors.
         """
         rendered = self._template.render(
             messages=messages,
@@ -146,7 +146,7 @@ def _compile(template: str) -> Template:
     from transformers.utils import chat_template_utils  # here: importing it takes seconds
 
     plain: Template = chat_template_utils._compile_jinja_template(template)
-    # Not optimised: folding literals into a list or a dictionary loses their marks.
+    # Not optimised: folding literals into a list or a dictionary would lose their marks.
     environment = plain.environment.overlay(optimized=False)
     vars(environment).update(
         code_generator_class=_MarkingCodeGenerator,
@@ -159,7 +159,7 @@ def _compile(template: str) -> Template:
 
 
 def _join_texts(parts: Iterable[Any]) -> TemplateText:
-    """What the operator `~` does."""
+    """Implements the operator `~`."""
     return _joined(map(str, parts))
 
 

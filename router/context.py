@@ -1,17 +1,17 @@
 """The context log of a session: documents in, splices out. Pure.
 
-The log is the only copy of the context that the system needs to start again
-elsewhere. Appends and updates both end in one operation, "the sequence is now
-T", which is told to prefill as a splice: keep so many tokens, then these.
+The log is the only copy of the context that is needed to restart the session
+elsewhere. Appends and updates both end in one operation, "the sequence is now T",
+which prefill receives as a splice: tokens to keep, then new tokens.
 
-With the ordering "stable" the documents of an update stand in another order than
-that of the update, such that more of the sequence stays the same; `arrangement`
-has the order of the update, for the model to be told at the seal.
+With the ordering "stable" the documents of an update are laid out in another order
+than the update's, such that a longer prefix stays valid; `arrangement` holds the order
+of the update, which the model receives at the seal.
 
-A document stays known after an update has left it out, because a later update
-may name it by id alone. What a session may make us remember is bounded by
-`max_total_tokens`, counted over its whole life; each document counts as one
-token at least, so that empty ones are bounded too.
+A document stays known after an update has left it out, because a later update may name
+it by id alone. What a session may make the router remember is limited by
+`max_total_tokens`, counted over its whole life; each document counts as one token at
+least, so that empty ones are limited too.
 """
 
 from __future__ import annotations
@@ -34,51 +34,51 @@ MAX_DOCUMENT_ID_CHARS = 256
 
 @dataclass(frozen=True, slots=True)
 class ContextLimits:
-    """What one session may send."""
+    """Limits on what one session may send."""
 
-    # Of the sequence as it stands, and so of the prompt it may become.
+    # Of the present sequence, and so of the prompt.
     length: LengthLimits
     max_total_tokens: int
     max_documents_per_event: int
-    # With a content, over the session's whole life.
+    # Documents with a content, over the session's whole life.
     max_documents: int
 
 
 @dataclass(frozen=True, slots=True)
 class ContentDocument:
-    """A document as an event carries it, tokenized; None names one sent before."""
+    """A document of an event, tokenized; `tokens` is None for one sent before."""
 
     document_id: str
     tokens: Tokens | None
-    # It has at least so many tokens more, which were not made: it cannot fit.
-    num_untold: int = 0
-    # Only so many of its tokens stand in the context; None: all.
+    # Lower bound on tokens beyond `tokens` that were not made: it cannot fit.
+    num_untokenized: int = 0
+    # Number of its tokens that the context includes; None: all.
     cap: int | None = None
 
     @property
     def num_tokens(self) -> int:
-        """Of its content, at least."""
-        return self.num_untold + (0 if self.tokens is None else len(self.tokens))
+        """Number of tokens of its content, at least."""
+        return self.num_untokenized + (0 if self.tokens is None else len(self.tokens))
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How many tokens the documents of an event may have together."""
+    """Number of tokens that the documents of an event may have together."""
 
-    # Of the prompt.
+    # Left in the prompt.
     context_tokens: int
-    # Of all that the session may send; documents named by id are not sent.
+    # Left of what the session may send; documents named by id are not sent.
     session_tokens: int
 
     @property
     def num_tokens(self) -> int:
-        """For documents with a content."""
+        """Tokens that documents with a content may have."""
         return min(self.context_tokens, self.session_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """What documents leave free, in tokens."""
+    """Tokens that documents must leave free."""
 
     suffix_tokens: int = 0
     answer_tokens: int = 1
@@ -86,17 +86,17 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Splice:
-    """The sequence is its first `keep_tokens` tokens, then `tail`."""
+    """Makes the sequence its first `keep_tokens` tokens, then `tail`."""
 
     keep_tokens: int
     tail: Tokens
-    # Tokens of content that the event brought.
+    # Tokens of new content in the event.
     num_new_tokens: int
-    # Whether the sequence is the same as before.
+    # Whether the sequence is unchanged.
     is_empty: bool
 
     def then(self, following: Splice, sequence: Tokens) -> Splice:
-        """Both as one; `sequence` is what the following one makes."""
+        """Joins both into one; `sequence` is the result of the following one."""
         keep_tokens = min(self.keep_tokens, following.keep_tokens)
         return Splice(
             keep_tokens,
@@ -119,28 +119,28 @@ class ContextLog:
         is_stable = ordering is DocumentOrdering.STABLE
         self._arrangement = Arrangement() if is_stable else None
         self._prefix = prefix
-        # The prefix and the documents, as one sequence: an append must not cost
-        # more the more documents there are.
+        # The prefix and the documents, as one sequence: the cost of an append must not
+        # grow with the number of documents.
         self._context = prefix
         self._by_id: dict[str, Tokens] = {}
         self._total_tokens = 0
         self._num_documents = 0
-        # Of the last event's parts: the prefix or what was there, then each document.
+        # Lengths of the last event's parts: the prefix or the old context, then each document.
         self._part_lengths: list[int] = [len(prefix)]
-        # What prefill has been told; nothing yet.
-        self._told = as_tokens([])
+        # The sequence that was sent to prefill.
+        self._sent = as_tokens([])
         self._charge(len(prefix))
         self._limits.length.check_prompt(len(prefix))
 
     @property
     def sequence(self) -> Tokens:
         """The sequence as prefill knows it."""
-        return self._told
+        return self._sent
 
     def num_tokens_of(self, num_documents: int) -> int:
-        """After an update: of the prefix and so many leading documents of the list.
+        """Returns the tokens of the prefix and the first `num_documents` of an update's list.
 
-        0 in the stable ordering, where they may stand anywhere.
+        0 in the stable ordering, which may lay them out anywhere.
         """
         if self._arrangement is not None:
             return 0
@@ -148,11 +148,11 @@ class ContextLog:
 
     @property
     def arrangement(self) -> Arrangement:
-        """The documents as they stand; without any where they stand as given."""
+        """The documents in the order of the context; empty in the ordering "as given"."""
         return self._arrangement or Arrangement()
 
     def room(self, event: Literal["append", "update"], reserve: Reserve) -> Room:
-        """For the documents of such an event, as things stand."""
+        """Returns the tokens that the documents of such an event may have now."""
         before = self._context if event == "append" else self._prefix
         prompt = self._limits.length.max_prompt_before(reserve.answer_tokens)
         return Room(
@@ -161,16 +161,16 @@ class ContextLog:
         )
 
     def num_known(self, document_id: str) -> int | None:
-        """Tokens of the document that this id names; None: it names none."""
+        """Returns the tokens of the document with this id; None if there is no such document."""
         tokens = self._by_id.get(document_id)
         return None if tokens is None else len(tokens)
 
     def begin(self) -> Splice:
-        """The prefix, for prefill to start with."""
-        return self._tell(self._prefix, len(self._prefix))
+        """Returns the splice of the prefix, with which prefill starts."""
+        return self._splice_to(self._prefix, len(self._prefix))
 
     def append(self, documents: Sequence[ContentDocument]) -> Splice:
-        """More documents at the end."""
+        """Adds documents at the end."""
         _check_documents(documents, "append", self._limits)
         for index, document in enumerate(documents):
             if document.tokens is None:
@@ -187,10 +187,10 @@ class ContextLog:
         return self._become(parts, new_ids, documents, arrangement)
 
     def update(self, documents: Sequence[ContentDocument]) -> Splice:
-        """The new document list."""
+        """Sets a new document list."""
         _check_documents(documents, "update", self._limits)
         new_ids, listed = self._resolve(documents)
-        # Before anything is read or copied: a list may name a long document often.
+        # Before anything is copied: a list may name a long document many times.
         self._check_prompt(len(self._prefix) + sum(len(each.tokens) for each in listed), documents)
         arrangement = self._arrangement and self._arrangement.update(listed)
         laid_out = arrangement.documents if arrangement else listed
@@ -198,20 +198,20 @@ class ContextLog:
         return self._become(parts, new_ids, documents, arrangement)
 
     def seal(self, suffix: Tokens, num_bos_tokens: int) -> Splice:
-        """The final sequence; `num_bos_tokens` of it the client did not send."""
+        """Completes the sequence; the client did not send `num_bos_tokens` of `suffix`."""
         num_tokens = len(self._context) + len(suffix)
         if num_tokens <= num_bos_tokens:
             raise InvalidRequestError("context is empty", reason="EMPTY_CONTEXT")
         self._limits.length.check_prompt(num_tokens)
         self._charge(len(suffix))
-        return self._tell(np.concatenate([self._context, suffix]), len(suffix))
+        return self._splice_to(np.concatenate([self._context, suffix]), len(suffix))
 
     def _resolve(
         self, documents: Sequence[ContentDocument]
     ) -> tuple[dict[str, Tokens], tuple[ListedDocument, ...]]:
-        """What is new under which id, and the documents in order, with contents.
+        """Returns the new tokens by id, and the documents in order, with contents.
 
-        A document named by id alone is the latest one sent under that id.
+        An id without content means the latest document sent under that id.
         """
         new_ids: dict[str, Tokens] = {}
         by_id = ChainMap(new_ids, self._by_id)
@@ -226,8 +226,8 @@ class ContextLog:
         return new_ids, tuple(resolved)
 
     def _check_prompt(self, num_tokens: int, sent: Sequence[ContentDocument]) -> None:
-        num_untold = _num_untold(sent)
-        self._limits.length.check_prompt(num_tokens + num_untold, at_least=num_untold > 0)
+        num_untokenized = _num_untokenized(sent)
+        self._limits.length.check_prompt(num_tokens + num_untokenized, at_least=num_untokenized > 0)
 
     def _become(
         self,
@@ -239,18 +239,18 @@ class ContextLog:
         contents = [document for document in sent if document.tokens is not None]
         self._check_documents_sent(len(contents))
         self._charge(sum(_charged_tokens(each) for each in contents))
-        assert not _num_untold(sent), "a document that cannot fit has failed"
+        assert not _num_untokenized(sent), "a document that cannot fit has failed"
         self._num_documents += len(contents)
         self._by_id.update(new_ids)
         self._arrangement = arrangement
         self._context = np.concatenate(parts)
         self._part_lengths = [len(part) for part in parts]
-        return self._tell(self._context, sum(each.num_tokens for each in contents))
+        return self._splice_to(self._context, sum(each.num_tokens for each in contents))
 
-    def _tell(self, sequence: Tokens, num_new_tokens: int) -> Splice:
-        keep = common_prefix_len(self._told, sequence)
-        is_empty = keep == len(self._told) == len(sequence)
-        self._told = sequence
+    def _splice_to(self, sequence: Tokens, num_new_tokens: int) -> Splice:
+        keep = common_prefix_len(self._sent, sequence)
+        is_empty = keep == len(self._sent) == len(sequence)
+        self._sent = sequence
         return Splice(keep, sequence[keep:], num_new_tokens, is_empty)
 
     def _check_documents_sent(self, num_more: int) -> None:
@@ -260,7 +260,7 @@ class ContextLog:
                 f"the session has sent {total} documents over its life; at most"
                 f" {self._limits.max_documents} are allowed (max_session_documents)",
                 reason="SESSION_DOCUMENTS_EXCEEDED",
-                retry_after_s=0,  # trying again does not help
+                retry_after_s=0,  # a retry would not help
             )
 
     def _charge(self, num_tokens: int) -> None:
@@ -270,18 +270,18 @@ class ContextLog:
                 f"the session has sent {total} tokens over its life; at most"
                 f" {self._limits.max_total_tokens} are allowed (max_session_tokens)",
                 reason="SESSION_TOKENS_EXCEEDED",
-                retry_after_s=0,  # trying again does not help
+                retry_after_s=0,  # a retry would not help
             )
         self._total_tokens = total
 
 
 def _charged_tokens(document: ContentDocument) -> int:
-    """One at least, so that empty documents are bounded; what was refused costs nothing."""
+    """Returns at least 1, so that empty documents are limited; refused ones cost nothing."""
     return document.num_tokens if document.cap is not None else max(document.num_tokens, 1)
 
 
-def _num_untold(documents: Sequence[ContentDocument]) -> int:
-    return sum(document.num_untold for document in documents)
+def _num_untokenized(documents: Sequence[ContentDocument]) -> int:
+    return sum(document.num_untokenized for document in documents)
 
 
 def _known(by_id: Mapping[str, Tokens], document_id: str, index: int) -> Tokens:
@@ -319,7 +319,7 @@ def _check_id(document: ContentDocument, field: str, seen: set[str]) -> None:
             reason="BAD_DOCUMENT_ID",
             field=field,
         )
-    # A document named by id alone may stand in an update more than once.
+    # A document without content may occur in an update more than once.
     if document.tokens is None or not document_id:
         return
     if document_id in seen:

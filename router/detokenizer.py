@@ -1,13 +1,12 @@
-"""Token ids to text, one at a time: what decoding prompt and answer at once adds to the prompt.
+"""Token ids to text, one at a time: the result equals decoding prompt and answer at once.
 
-Byte-level vocabularies (GPT-2, Llama 3, Qwen, SmolLM) map each token to bytes;
-an incremental UTF-8 decoder then holds back at most three bytes, and bytes that
-can never become a character give U+FFFD exactly where decoding at once has it.
-So do those of the SentencePiece kind (Llama 2, Mistral, Gemma): each token has its
-text, but for the first of all, which loses its word mark, and for the bytes of
-characters without a token of their own.
-All others go through the tokenizers library's DecodeStream, which raises on
-some invalid byte runs; there we start a new stream and go on.
+In byte-level vocabularies (GPT-2, Llama 3, Qwen, SmolLM) each token is a byte string;
+an incremental UTF-8 decoder holds back at most three bytes, and invalid bytes give
+U+FFFD exactly where decoding at once does. In vocabularies of the SentencePiece kind
+(Llama 2, Mistral, Gemma) each token has its own text, except the first, which loses its
+word mark, and byte tokens for characters without a token.
+All others go through the tokenizers library's DecodeStream, which raises on some
+invalid byte runs; a new stream then takes over.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from tokenizers.decoders import DecodeStream
 from stream2llm.serving.prefix import Tokens
 
 _REPLACEMENT = "\ufffd"
-# What a new DecodeStream needs to see to put spaces as the old one would.
+# Context that a new DecodeStream needs to place spaces as the old one would.
 _NUM_CONTEXT_TOKENS = 8
 _PIECE_DECODERS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -34,16 +33,16 @@ class Detokenizer(Protocol):
     """The text of one answer."""
 
     def push(self, token_id: int) -> str:
-        """One more token; the text that is now certain, often empty."""
+        """Takes a token; returns the text that is certain now, often empty."""
         ...
 
     def flush(self) -> str:
-        """The answer has ended: incomplete bytes become U+FFFD."""
+        """Ends the answer: incomplete bytes become U+FFFD."""
         ...
 
 
 def detokenizer_factory(tokenizer: Tokenizer) -> Callable[[Tokens], Detokenizer]:
-    """Makes the detokenizers of one model, one for each answer; they take the prompt's tokens."""
+    """Returns a function that makes an answer's detokenizer from the prompt's tokens."""
     decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
     if decoder.get("type") == "ByteLevel":
         table = ByteTable(tokenizer)
@@ -77,11 +76,11 @@ class ByteTable:
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
         self._byte_of_char = {char: byte for byte, char in enumerate(byte_alphabet())}
-        # As large as the vocabulary at most.
+        # At most as large as the vocabulary.
         self._known: dict[int, bytes] = {}
 
     def bytes_of(self, token_id: int) -> bytes:
-        """Empty for special tokens and for ids the tokenizer has no token for."""
+        """Returns b"" for special tokens and for ids without a token."""
         known = self._known.get(token_id)
         if known is None:
             known = self._known[token_id] = self._compute(token_id)
@@ -120,24 +119,24 @@ class PieceTable:
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = {token_id for token_id, token in added.items() if token.special}
         self._before = self._find_before()
-        # As large as the vocabulary at most.
+        # At most as large as the vocabulary.
         self._known: dict[int, str | bytes] = {}
 
     def of(self, token_id: int) -> str | bytes:
-        """Inside a text; the empty text for special tokens."""
+        """Returns a token's text inside a text; "" for special tokens."""
         known = self._known.get(token_id)
         if known is None:
             known = self._known[token_id] = self._compute(token_id)
         return known
 
     def of_first(self, token_id: int) -> str | bytes:
-        """At the beginning of a text."""
+        """Returns a token's text at the beginning of a text."""
         inside = self.of(token_id)
         return inside if isinstance(inside, bytes) else self._decode([token_id])
 
     def has_text(self, token_ids: Tokens) -> bool:
-        """Whether any of these tokens is more than a control token."""
-        # From the end, one by one: a prompt ends with a few control tokens at most.
+        """Whether any of these tokens is not a special token."""
+        # Backwards, one by one: a prompt ends with a few special tokens at most.
         return any(int(token_id) not in self._special_ids for token_id in reversed(token_ids))
 
     def _compute(self, token_id: int) -> str | bytes:
@@ -149,7 +148,7 @@ class PieceTable:
         return self._decode([*self._before, token_id])[len(self._decode(self._before)) :]
 
     def _find_before(self) -> list[int]:
-        """A token that stands before another one, so that this one is not the first."""
+        """Finds a token to decode before another one, so that that one is not the first."""
         for token_id in range(self._tokenizer.get_vocab_size()):
             token = self._tokenizer.id_to_token(token_id)
             if token_id in self._special_ids or not (token and token.isalnum()):
@@ -163,7 +162,7 @@ class PieceTable:
 
 
 class PieceDetokenizer:
-    """Exact for answers that are valid UTF-8; other bytes give U+FFFD, as in byte-level ones."""
+    """Exact for answers that are valid UTF-8; each invalid byte gives U+FFFD."""
 
     def __init__(self, table: PieceTable, *, is_first: bool) -> None:
         self._table = table
@@ -172,7 +171,7 @@ class PieceDetokenizer:
 
     def push(self, token_id: int) -> str:
         piece = self._table.of_first(token_id) if self._is_first else self._table.of(token_id)
-        if not piece and not self._table.of(token_id):  # a special token interrupts no character
+        if not piece and not self._table.of(token_id):  # a special token splits no character
             return ""
         self._is_first = False
         return self._utf8.decode(piece) if isinstance(piece, bytes) else self.flush() + piece
@@ -190,7 +189,7 @@ class StreamDetokenizer:
         self._tokenizer = tokenizer
         self._prompt_end = list(prompt_end)
         self._stream: Any = DecodeStream(ids=self._prompt_end, skip_special_tokens=True)
-        # As long as the answer.
+        # Grows with the answer.
         self._ids: list[int] = []
         self._shown: list[str] = []
 
@@ -217,7 +216,7 @@ class StreamDetokenizer:
 
 
 def byte_alphabet() -> list[str]:
-    """The character that stands for each byte in byte-level vocabularies.
+    """Returns the character that stands for each byte in byte-level vocabularies.
 
     Printable Latin-1 stands for itself; the rest follows from U+0100 upward.
     """

@@ -1,12 +1,12 @@
-"""Text to token ids, as text: what a client sends never becomes a control token.
+"""Text to token ids, as data: a client's text never becomes a control token.
 
-The one exception is template text (`TemplateText`): in what the template itself wrote,
-the texts of control tokens are those tokens. Between two of them stands one text, whoever
-wrote its parts, and it is encoded whole, so that a rendered conversation has the tokens
-that the model knows. A control token is never made across the border of two writers.
+The one exception is template text (`TemplateText`): where the template itself wrote a
+control token's text, it becomes that token. The text between two control tokens is
+encoded as a whole, whoever wrote its parts, so that a rendered conversation has the
+tokens that the model was trained on. A control token never spans template and data.
 
-Long texts are encoded in pieces: equal texts have equal pieces, and no piece keeps
-a thread for long. Has no mutable state, so threads may share it.
+Long texts are encoded in pieces: equal texts have equal pieces, and no piece occupies
+a thread for long. Immutable, so threads may share it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stream2llm.serving.prefix import Tokens, as_tokens
 
 # Some milliseconds of work.
 PIECE_CHARS = 8_000
-# A text without a space for so long is cut where it happens to be.
+# A text without a space for this long is cut anywhere.
 _LONGEST_PIECE_CHARS = 2 * PIECE_CHARS
 _INSIDE_BYTE_NAME = re.compile("(?<=<)(?=0x[0-9A-F]{2}>)")
 
@@ -35,19 +35,19 @@ class Piece:
     """A piece of a text that is encoded on its own."""
 
     text: str
-    # Whether it begins as a prompt does, with a word mark in some vocabularies.
+    # Whether it begins a prompt, which means a word mark in some vocabularies.
     is_first: bool = False
 
 
-# What a text is encoded from, in order: control tokens by their ids, and pieces.
+# The parts of a text in order: ids of control tokens, and pieces.
 Part = int | Piece
 
 
 class TextEncoder:
-    """Encodes for one model."""
+    """Encodes text for one model."""
 
     def __init__(self, tokenizer: Tokenizer, model_path: str) -> None:
-        """Raises InvalidRequestError for a tokenizer that would let control tokens through."""
+        """Raises InvalidRequestError for a tokenizer that cannot treat control tokens as text."""
         self._tokenizer = tokenizer
         try:
             plain = plain_tokenizers(tokenizer)
@@ -59,19 +59,19 @@ class TextEncoder:
         self.control_ids = control_ids(tokenizer)
         self.head = self._find_head()
         self._marks_after_control = self._find_marks_after_control()
-        # Unigram models take the name of a byte token in a text for the byte.
+        # Unigram models replace the name of a byte token in a text with the byte.
         self._reads_byte_names = tokenizer.token_to_id("<0x41>") in _ids(self._inside, "<0x41>")
         self._check(model_path)
 
     def parts(self, text: str, *, is_first: bool = False) -> list[Part]:
-        """A text as it stands: inside a prompt, or as its beginning."""
+        """Splits plain text: inside a prompt, or at its beginning."""
         cut = pieces(text)
         if self._reads_byte_names and "<0x" in text:
             cut = [part for piece in cut for part in _INSIDE_BYTE_NAME.split(piece)]
         return [Piece(piece, is_first and not i) for i, piece in enumerate(cut)]
 
     def parts_written(self, text: TemplateText, *, is_first: bool) -> list[Part]:
-        """A text with control tokens where its template wrote them."""
+        """Splits a text, with control tokens where its template wrote them."""
         parts: list[Part] = []
         word_mark = is_first
         for section in self._sections(text):
@@ -84,24 +84,24 @@ class TextEncoder:
         return parts
 
     def encode_part(self, part: Part) -> Tokens:
-        """The tokens of one part; those of a text are those of its parts."""
+        """Returns the tokens of one part; those of a text are those of its parts."""
         if isinstance(part, int):
             return as_tokens([part])
         return _ids(self._first if part.is_first else self._inside, part.text)
 
     def encode(self, parts: Sequence[Part]) -> Tokens:
-        """The tokens of all of them."""
+        """Returns the tokens of all parts."""
         return np.concatenate([as_tokens([]), *map(self.encode_part, parts)])
 
     def spans(self, piece: Piece) -> list[tuple[int, int]]:
-        """Of which characters of the piece each of its tokens is: the first, and behind the last."""
+        """Returns for each token of the piece its characters [start, stop)."""
         tokenizer = self._first if piece.is_first else self._inside
         (encoding,) = tokenizer.encode_batch([piece.text], add_special_tokens=False)
         spans: list[tuple[int, int]] = encoding.offsets
         return spans
 
     def _sections(self, text: TemplateText) -> Iterator[str | int]:
-        """Control tokens, and the texts between them; no text is empty."""
+        """Yields control tokens, and the non-empty texts between them."""
         pending: list[str] = []
         for run, is_written in text.runs():
             for part in self._split_all(run) if is_written else [run]:
@@ -120,7 +120,7 @@ class TextEncoder:
             yield from self._split(piece)
 
     def _split(self, run: str) -> Iterator[str | int]:
-        """A run of the template's own text at its control tokens, as the model splits it."""
+        """Splits template text at its control tokens, as the model's tokenizer does."""
         (encoding,) = self._tokenizer.encode_batch([run], add_special_tokens=False)
         done = 0
         for token_id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -131,7 +131,7 @@ class TextEncoder:
         yield run[done:]
 
     def _find_head(self) -> Tokens:
-        """What the tokenizer puts before a prompt: a begin token, as a rule."""
+        """Returns what the tokenizer puts before a prompt, usually a begin token."""
         bare = self._tokenizer.encode("a", add_special_tokens=False).ids
         whole = self._tokenizer.encode("a", add_special_tokens=True).ids
         starts = range(len(whole) - len(bare) + 1)
@@ -139,7 +139,7 @@ class TextEncoder:
         return as_tokens(whole[:at])
 
     def _find_marks_after_control(self) -> bool:
-        """Whether this tokenizer has a word mark behind a control token."""
+        """Whether this tokenizer puts a word mark behind a control token."""
         marked, unmarked = (_ids(each, "a").tolist() for each in (self._first, self._inside))
         added = self._tokenizer.get_added_tokens_decoder()
         for token_id in self.control_ids:
@@ -162,7 +162,7 @@ class TextEncoder:
 
 
 def pieces(text: str) -> list[str]:
-    """The text in pieces that begin with a space where one is near: words stay whole."""
+    """Splits a text into pieces that begin with a space if one is near: words stay whole."""
     cut, begin = [], 0
     while len(text) - begin > _LONGEST_PIECE_CHARS:
         end = _word_end(text, begin + PIECE_CHARS, begin + _LONGEST_PIECE_CHARS)
@@ -172,7 +172,7 @@ def pieces(text: str) -> list[str]:
 
 
 def _word_end(text: str, begin: int, end: int) -> int:
-    """The first place from begin on where a space follows a word; else the end."""
+    """Returns the first index from `begin` on where a space follows a word; else `end`."""
     at = text.find(" ", begin, end)
     while at >= 0 and text[at - 1].isspace():
         at = text.find(" ", at + 1, end)
@@ -180,6 +180,6 @@ def _word_end(text: str, begin: int, end: int) -> int:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> Tokens:
-    # A batch of one: only the batch calls let other threads run meanwhile.
+    # A batch of one: only batch calls release the GIL.
     (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
     return as_tokens(encoding.ids)

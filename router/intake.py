@@ -1,6 +1,6 @@
-"""The documents of an event, from text to what the context log takes.
+"""Tokenizes the documents of an event for the context log.
 
-Tokenizes them, and does with those that are too long what the session asked for.
+Handles documents that are too long as the session asked for.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class Taken:
     """The documents of one event."""
 
     documents: tuple[ContentDocument, ...]
-    # Those of which the client gets an event.
+    # To report to the client.
     oversized: tuple[OversizedDocument, ...] = ()
 
 
 class Intake:
-    """Takes the documents of one session."""
+    """The document intake of one session."""
 
     def __init__(
         self, text: TextInput, log: ContextLog, opened: OpenSession, suffix_tokens: int
     ) -> None:
-        """`suffix_tokens`: length of the suffix given at the open."""
+        """`suffix_tokens`: tokens of the suffix given at the open."""
         self._text = text
         self._log = log
         self._action = opened.oversized_documents
@@ -42,7 +42,7 @@ class Intake:
         self._kept: dict[str, int] = {}
 
     async def take(self, event: AppendContext | UpdateContext) -> Taken:
-        """Its documents, tokenized, and fitted where the session asked for that."""
+        """Tokenizes an event's documents, and fits them where the session asked for that."""
         name: Literal["append", "update"] = (
             "append" if isinstance(event, AppendContext) else "update"
         )
@@ -62,17 +62,17 @@ class Intake:
         reports = []
         for each in oversized:
             sent = event.documents[each.index]
-            result[each.index], report = await self._one(event.sequence, each, sent, fitted)
-            reports.append(report)
+            result[each.index], what = await self._one(event.sequence, each, sent, fitted)
+            reports.append(what)
         return Taken(tuple(result), tuple(self._news(event, reports)))
 
     def _news(
         self, event: AppendContext | UpdateContext, oversized: Sequence[OversizedDocument]
     ) -> list[OversizedDocument]:
-        """Without those named by id of which the last list kept as much.
+        """Leaves out documents named by id of which the last list kept as much.
 
-        An update names all documents again: a client that adds one at a time to a full
-        context would get a number of events that grows with the square of theirs.
+        An update names all documents again: for a client that adds one at a time to a
+        full context, the number of reports would grow with the square of documents.
         """
         before = self._kept
         now = {each.id: each.kept_tokens for each in oversized if each.id}

@@ -1,12 +1,12 @@
-"""A session's hand-over ahead of its seal: offers from prefill become fetches at decode.
+"""KV prefetch of one session: passes offers from prefill to a decode worker before the seal.
 
-The decode worker is chosen when the session opens, and again when it is lost.
-Nothing in here fails a session: what does not work out ahead is made good by
-the hand-over after the first token.
+The decode worker is chosen when the session opens, and again when it is lost. No
+failure in here fails the session: the hand-over after the first token transfers
+whatever has not been prefetched.
 
-An offer is this session's to answer for until decode has it: one that is stale,
-or that no worker takes, is released, so that prefill gets its blocks back at
-once. After that, decode tells prefill; and if it dies, the lease ends.
+The session is responsible for an offer until decode has it: an offer that is stale, or
+that no worker takes, is released, so that prefill gets its blocks back at once. After
+that, decode notifies prefill; and if decode dies, the lease ends.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from stream2llm.serving.ids import unique_id
 from stream2llm.serving.prefix import Tokens
 
 _logger = logging.getLogger(__name__)
-# A session whose decode workers break again and again hands over at the seal.
+# After this many lost decode workers a session hands over at the seal.
 _MOST_WORKERS = 3
 
 
 class KvPrefetch:
-    """One session's; does nothing for one that hands over at the seal."""
+    """The prefetch of one session; does nothing for one that hands over at the seal."""
 
     def __init__(self, live: LiveSession, mode: HandoverMode) -> None:
         self._live = live
@@ -51,26 +51,26 @@ class KvPrefetch:
     # -- the context ---------------------------------------------------------------
 
     def began(self, num_prefix_tokens: int) -> None:
-        """The template's prefix has so many tokens."""
+        """The template's prefix has `num_prefix_tokens` tokens."""
         if self.is_on:
             self._stability = Stability(num_prefix_tokens)
 
     def appended(self, sequence: Tokens) -> int:
-        """How much of the sequence is stable now that documents came at its end."""
+        """Documents were appended; returns how many tokens of the sequence are stable."""
         return self._stability.appended(len(sequence)) if self._stability else 0
 
     def updated(self, num_kept_tokens: int, num_sure_tokens: int) -> int:
-        """How much of the sequence is stable now that a new list came."""
+        """A new list was sent; returns how many tokens of the sequence are stable."""
         if self._stability is None:
             return 0
         return self._stability.updated(num_kept_tokens, num_sure_tokens)
 
     def sealed(self, sequence: Tokens) -> int:
-        """All of it."""
+        """The sequence is final; returns its length, since all of it is stable."""
         return self._stability.sealed(len(sequence)) if self._stability else 0
 
     def spliced(self, revision: int, splice: Splice, sequence: Tokens) -> None:
-        """Prefill is about to hear of this splice, which waits for nothing in here."""
+        """Called before prefill receives this splice; never blocks."""
         if not self.is_on:
             return
         spliced = self._log.spliced(revision, splice.keep_tokens, sequence)
@@ -86,7 +86,7 @@ class KvPrefetch:
     # -- offers ---------------------------------------------------------------------
 
     def offered(self, offer: pb.HandoverOffer) -> None:
-        """Prefill has KV to fetch; to be told in the order of prefill's messages."""
+        """Takes an offer from prefill; call it in the order of prefill's messages."""
         what = Offered(offer.revision, offer.num_tokens)
         if self._log.offered(what, offer.handover) is OfferVerdict.STALE:
             self._release(offer.handover)
@@ -107,7 +107,7 @@ class KvPrefetch:
                 self._log.ended(fetch)
 
     async def _fetch(self, fetch: Fetch[pb.Handover]) -> None:
-        """Has it fetched by this worker call's worker; by the next one if that one is not there."""
+        """Fetches at the present worker, or at the next one if that cannot be reached."""
         worker_call = await self._living_call(fetch)
         while worker_call is not None and not self._log.is_in_vain(fetch):
             try:
@@ -118,7 +118,7 @@ class KvPrefetch:
                 worker_call = self._worker_call
             except Stream2LLMError as error:
                 self._log_broken(error)
-                if error.reason != WORKER_LOST:  # one that was lost may still be reading
+                if error.reason != WORKER_LOST:  # a lost one may still be reading
                     self._release(fetch.handover)
                 self._next_call()
                 return
@@ -128,7 +128,7 @@ class KvPrefetch:
         self._release(fetch.handover)
 
     async def _living_call(self, fetch: Fetch[pb.Handover]) -> PrefetchCall | None:
-        """The worker call; another one where it was lost since the last fetch, or there was none then."""
+        """Returns the worker call; a new one if the last was lost, None without a worker."""
         try:
             if self._worker_call is None or await self._worker_call.has_ended():
                 self._next_call()
@@ -143,7 +143,7 @@ class KvPrefetch:
         try:
             return await worker_call.fetch(fetch.tokens, fetch.handover)
         except asyncio.CancelledError:
-            if not worker_call.has_sent:  # nobody else will
+            if not worker_call.has_sent:  # then no worker will release it
                 self._release(fetch.handover)
             raise
 
@@ -155,7 +155,7 @@ class KvPrefetch:
         self._live.parts.workers.release_handover(request)
 
     def _next_call(self) -> None:
-        """Another decode worker, if there is one. It gets the offers that wait, too."""
+        """Opens a call to another decode worker, if there is one; waiting offers go to it."""
         self._close_call()
         worker = self._live.parts.workers.pick("decode") if self._calls_left else None
         if worker is not None:
@@ -166,7 +166,7 @@ class KvPrefetch:
     # -- the answer -------------------------------------------------------------------
 
     async def take_worker(self) -> tuple[Worker, str] | None:
-        """The worker that has the session's KV, and the name it knows it by; None: no such one."""
+        """Returns the worker with the session's KV, and the session's name there, if any."""
         worker_call = self._worker_call
         if worker_call is None or await worker_call.has_ended():
             return None
@@ -176,7 +176,7 @@ class KvPrefetch:
         return worker_call.worker, worker_call.fetch_session_id
 
     def close(self) -> None:
-        """Gives up what is under way; may be called again."""
+        """Abandons what is under way; may be called again."""
         self._close_call()
         for handover in self._log.close():
             self._release(handover)

@@ -1,18 +1,18 @@
-"""What one session hands over ahead of its seal, as its router knows it. Pure.
+"""The state of one session's KV prefetch at its router. Pure.
 
-Decides everything that `router/kv_prefetch.py` carries out, so that a test that plays a
-router decides the same. Life of an offer from prefill:
+Makes all decisions that `router/kv_prefetch.py` carries out, so that a test that acts
+as a router makes the same ones. Life of an offer from prefill:
 
-    offered -> stale: released at once, prefill makes a better one when it has seen the splice
+    offered -> stale: released at once; prefill makes a new one when it has the splice
             -> waits: all its tokens are those of the sequence
     waits   -> released: a splice changed tokens of it
             -> at decode: one at a time, in order (`next`)
-    at decode -> in vain: a splice changed tokens of it, so it is to be aborted, once
-              -> ended (`ended`), in vain or not
+    at decode -> invalid: a splice changed tokens of it, so it is aborted, once
+              -> ended (`ended`), invalid or not
 
-Offers name a revision of the sequence and lag behind the splices that the router
-has sent since. The tokens of an offer are taken down when it comes: at the time
-its fetch is sent, the sequence may be another one.
+Offers name a revision of the sequence, and may lag behind splices that the router has
+sent since. An offer's tokens are copied when it arrives: when its fetch is sent, the
+sequence may have changed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Generic, TypeVar
 
 from stream2llm.serving.prefix import Tokens, as_tokens
 
-# Where the KV lies; of no meaning here.
+# Where the KV lies; opaque here.
 HandoverT = TypeVar("HandoverT")
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """An offer: the KV of so many tokens of the sequence as it was at that revision."""
+    """An offer: the KV of the first `num_tokens` tokens of the sequence at `revision`."""
 
     revision: int
     num_tokens: int
@@ -38,10 +38,10 @@ class Offered:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fetch(Generic[HandoverT]):
-    """An offer that was not stale when it came."""
+    """An offer that was not stale when it arrived."""
 
     what: Offered
-    # The tokens that it is the KV of, whatever the sequence becomes.
+    # The tokens of its KV, whatever the sequence becomes.
     tokens: Tokens
     handover: HandoverT
 
@@ -49,41 +49,41 @@ class Fetch(Generic[HandoverT]):
 class OfferVerdict(Enum):
     """What to do with an offer."""
 
-    # It waits for its turn.
+    # It waits to be fetched.
     FETCH = auto()
-    # Tokens of it have changed since: release it.
+    # A splice has changed tokens of it: release it.
     STALE = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Spliced(Generic[HandoverT]):
-    """What to do about offers of which a splice has changed tokens."""
+    """What to do with offers whose tokens a splice has changed."""
 
-    # They waited, and will not be fetched: release them.
+    # Waiting offers that will not be fetched: release them.
     released: tuple[HandoverT, ...] = ()
-    # The fetch at decode is in vain from now on: abort it.
+    # The fetch at decode has become useless: abort it.
     aborts: bool = False
 
 
 class KvPrefetchLog(Generic[HandoverT]):
-    """One session's."""
+    """The prefetch state of one session."""
 
     def __init__(self) -> None:
         self._sequence: Tokens = as_tokens([])
         # Splices that prefill may not have seen: (revision, tokens kept).
         self._unseen: deque[tuple[int, int]] = deque()
-        # Prefill has one offer out at a time, so these are one or two.
+        # One or two, because prefill has one offer in flight at a time.
         self._waiting: deque[Fetch[HandoverT]] = deque()
         self._at_decode: Fetch[HandoverT] | None = None
         self._is_in_vain = False
 
     @property
     def at_decode(self) -> Fetch[HandoverT] | None:
-        """The fetch that is on its way to decode, or there, and has not ended."""
+        """The fetch that was sent to decode and has not ended."""
         return self._at_decode
 
     def spliced(self, revision: int, num_kept_tokens: int, sequence: Tokens) -> Spliced[HandoverT]:
-        """The sequence is now this one, another one behind so many tokens."""
+        """The sequence is `sequence` now, changed behind its first `num_kept_tokens` tokens."""
         self._sequence = sequence
         self._unseen.append((revision, num_kept_tokens))
         changed = [each for each in self._waiting if num_kept_tokens < each.what.num_tokens]
@@ -98,15 +98,15 @@ class KvPrefetchLog(Generic[HandoverT]):
         return Spliced(tuple(fetch.handover for fetch in changed), aborts)
 
     def seen(self, revision: int) -> None:
-        """Prefill's word includes that splice."""
+        """A message from prefill includes that splice."""
         while self._unseen and self._unseen[0][0] <= revision:
             self._unseen.popleft()
 
     def offered(self, offer: Offered, handover: HandoverT) -> OfferVerdict:
-        """An offer came.
+        """Takes an offer.
 
-        To be asked in the order in which prefill's messages come: `seen` of a
-        later one would take an offer that is stale for a fresh one.
+        Call it in the order of prefill's messages: after `seen` of a later one, a stale
+        offer would look fresh.
         """
         self.seen(offer.revision)
         kept = min((kept for _, kept in self._unseen), default=offer.num_tokens)
@@ -117,23 +117,23 @@ class KvPrefetchLog(Generic[HandoverT]):
         return OfferVerdict.FETCH
 
     def next(self) -> Fetch[HandoverT] | None:
-        """The fetch to send to decode now; None while one is there or none waits."""
+        """Returns the fetch to send to decode now; None while one is there or none waits."""
         if self._at_decode is not None or not self._waiting:
             return None
         self._at_decode, self._is_in_vain = self._waiting.popleft(), False
         return self._at_decode
 
     def is_in_vain(self, fetch: Fetch[HandoverT]) -> bool:
-        """Whether a splice has changed tokens of the fetch since `next` gave it."""
+        """Whether a splice has changed tokens of the fetch since `next` returned it."""
         return fetch is self._at_decode and self._is_in_vain
 
     def ended(self, fetch: Fetch[HandoverT]) -> None:
-        """That fetch has ended, however; nothing happens to another one."""
+        """That fetch has ended, in whatever way; ignored for another one."""
         if fetch is self._at_decode:
             self._at_decode, self._is_in_vain = None, False
 
     def close(self) -> tuple[HandoverT, ...]:
-        """Gives up what waits, which is to be released."""
+        """Drops and returns the waiting offers, which have to be released."""
         waiting = tuple(fetch.handover for fetch in self._waiting)
         self._waiting.clear()
         return waiting

@@ -1,9 +1,8 @@
 """How long a prompt and its answer may be. Pure.
 
-Three things bound them: the model takes so many tokens of both together, a
-prefill worker's KV memory has to hold the whole prompt, and a decode worker's
-the prompt and its answer. Of several workers the smallest counts: whether a
-session succeeds must not depend on which one it was given.
+Three limits apply: the model's length for both together, a prefill worker's KV memory
+for the prompt, and a decode worker's for both. The smallest worker counts: whether a
+session succeeds must not depend on the worker it was placed on.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from stream2llm.serving.worker_spec import WorkerAddress
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """The longest prompt that one of the three lets through."""
+    """The longest prompt that one of the limits allows."""
 
     max_prompt_tokens: int
     # Completes "the context has n tokens; ...".
@@ -26,36 +25,36 @@ class _Bound:
 
 @dataclass(frozen=True, slots=True)
 class LengthLimits:
-    """In tokens; None: nothing is known that bounds it."""
+    """Limits in tokens; None: unknown."""
 
-    # Prompt and answer together, as the engines are set.
+    # Prompt and answer together, from the engines' configuration.
     max_model_len: int
     prefill_kv_tokens: int | None = None
     decode_kv_tokens: int | None = None
 
     @property
     def max_total_tokens(self) -> int:
-        """Most tokens a prompt and its answer may have together."""
+        """Maximum tokens of a prompt and its answer together."""
         decode = self.decode_kv_tokens
         return self.max_model_len if decode is None else min(self.max_model_len, decode)
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Most tokens a prompt may have."""
+        """Maximum tokens of a prompt."""
         return self._tightest().max_prompt_tokens
 
     def for_answer(self, max_tokens: int | None) -> LengthLimits:
-        """The limits of an answer that may have so many tokens: one needs no decode worker."""
+        """Returns the limits for an answer of up to `max_tokens`; one token needs no decode."""
         return replace(self, decode_kv_tokens=None) if max_tokens == 1 else self
 
     def max_prompt_before(self, num_answer_tokens: int) -> int:
-        """Most tokens a prompt may have whose answer may have so many; 0 if there is no room."""
+        """Returns the maximum prompt before an answer of `num_answer_tokens`; 0 without room."""
         return max(min(self.max_prompt_tokens, self.max_total_tokens - num_answer_tokens), 0)
 
     def check_prompt(self, num_tokens: int, *, at_least: bool = False) -> None:
-        """Raises InvalidRequestError, naming the limit, when the prompt is too long.
+        """Raises InvalidRequestError that names the limit when the prompt is too long.
 
-        With `at_least` some of its tokens were not counted.
+        With `at_least`, `num_tokens` is a lower bound.
         """
         bound = self._tightest()
         if num_tokens > bound.max_prompt_tokens:
@@ -87,7 +86,7 @@ class LengthLimits:
 
 
 def limits_with(max_model_len: int, workers: Iterable[WorkerAddress]) -> LengthLimits:
-    """The limits of a cluster with these workers."""
+    """Returns the limits of a cluster with these workers."""
     sizes: dict[str, list[int]] = {"prefill": [], "decode": []}
     for worker in workers:
         sizes[worker.role].append(worker.num_kv_tokens)

@@ -1,7 +1,7 @@
-"""What the tasks of one session share: its life cycle, its figures, its outbox.
+"""State that the tasks of one session share: its life cycle, figures and outbox.
 
-Owner of everything that changes during a session and is not the business of
-one task alone. One event loop, so no locks.
+Owns everything that changes during a session and that several tasks use. One event
+loop, so no locks.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from stream2llm.serving.router_spec import RouterSpec
 
 @dataclass(frozen=True, slots=True)
 class RouterParts:
-    """What every session of a router uses."""
+    """What all sessions of a router use."""
 
     spec: RouterSpec
     text: TextInput
-    # Makes the detokenizer for an answer to these prompt tokens.
+    # Makes the detokenizer of an answer to these prompt tokens.
     make_detokenizer: Callable[[Tokens], Detokenizer]
     workers: WorkerPool
     sessions: OpenSessions
@@ -42,7 +42,7 @@ class RouterParts:
     clock: Clock
 
     def lengths(self) -> LengthLimits:
-        """How long a prompt and its answer may be with the workers of the present view."""
+        """The limits on prompt and answer with the present workers."""
         addresses = (worker.address for worker in self.workers)
         return limits_with(self.spec.max_model_len, addresses)
 
@@ -63,9 +63,9 @@ class LiveSession:
         self.session_id = ""
         self.sampling = SamplingParameters()
         self.ordering = DocumentOrdering.AS_GIVEN
-        # At the seal; see the proto.
+        # Set at the seal; see the proto.
         self.document_order: tuple[int, ...] = ()
-        # Fixed at the open: a session is not held to less than it began with.
+        # Fixed at the open: later views must not lower a session's limits.
         self.lengths = LengthLimits(parts.spec.max_model_len)
         self.mode = InputMode.ONESHOT
         self.outbox = Outbox()
@@ -81,7 +81,7 @@ class LiveSession:
 
     @property
     def worker_sampling(self) -> SamplingParameters:
-        """What the engines get: stop strings are matched here."""
+        """Sampling parameters for the engines: without stop strings, which are matched here."""
         return replace(self.sampling, stop_strings=())
 
     @property
@@ -89,23 +89,23 @@ class LiveSession:
         return self._life.state not in (State.NEW, State.OPEN)
 
     def apply(self, event: Event) -> None:
-        """The only way on in life."""
+        """Applies an event; the only way to change the state."""
         self._life.apply(event)
         self._show_phase()
 
     def end(self, event: Event, outcome: str) -> None:
-        """Ends the session, once, and gives its place free."""
+        """Ends the session, once, and frees its place."""
         self._life.apply(event)
         self._place.leave(outcome)
 
-    def tell_progress(self) -> None:
-        """The figures have changed."""
+    def send_progress(self) -> None:
+        """Sends the client the present figures."""
         self._show_phase()
         self._credit_changed.set()
         self.outbox.put_progress(self.progress.figures())
 
     def take_report(self, figures: PrefillProgress) -> None:
-        """The prefill worker's figures."""
+        """Takes the prefill worker's figures."""
         self.parts.metrics.prefilled(self.progress.worker, figures, self.ordering)
         self.progress.report(figures)
 

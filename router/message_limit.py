@@ -1,8 +1,8 @@
-"""Refuses messages that are too large in our words, so that they are named, counted and logged.
+"""Refuses oversized messages before the handler, so that they are named, counted and logged.
 
-What gRPC refuses itself it tells the client alone: the server's handler is cancelled as
-if the client had left, or never begins. So gRPC's own limit stands above ours, and what
-lies between is received and refused here.
+If gRPC refuses a message, only the client learns the reason: the server's handler is
+cancelled as if the client had left, or never begins. So gRPC's own limit is higher, and
+messages between the two limits are received and refused here.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class TooLarge:
-    """In place of a message."""
+    """Replaces a message that is too large."""
 
     num_bytes: int
     limit_bytes: int
 
     def error(self) -> OverloadedError:
-        """What its sender gets."""
+        """Returns the error for the sender."""
         error = OverloadedError(
             f"the message has {self.num_bytes} bytes, which is larger than max_message_bytes"
             f" ({self.limit_bytes}): send the documents in several appends",
@@ -37,19 +37,19 @@ class TooLarge:
 
 
 def grpc_limit(limit_bytes: int) -> int:
-    """What gRPC may receive: twice as much, small limits more, so that most of what is sent is named."""
+    """Returns gRPC's limit: at least twice ours, so that most large messages are named."""
     return limit_bytes + max(limit_bytes, MIB)
 
 
 class MessageLimit(grpc.aio.ServerInterceptor):
-    """Puts a `TooLarge` in place of a request of these RPCs that is over the limit."""
+    """Replaces requests of these RPCs that are over the limit with `TooLarge`."""
 
     def __init__(self, limit_bytes: int, methods: frozenset[str]) -> None:
         self._limit_bytes = limit_bytes
         self._methods = methods
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        """The handler of an RPC, with our way to read its requests."""
+        """Returns the RPC's handler, with a deserializer that checks the limit."""
         handler = await continuation(details)
         if handler is None or details.method not in self._methods:
             return handler

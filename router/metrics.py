@@ -10,7 +10,7 @@ from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
 
-# vLLM's buckets, so that both can be drawn in one panel.
+# vLLM's buckets, so that one panel can show both.
 _TTFT_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
@@ -27,7 +27,7 @@ _RATIO = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 
 class Phase(StrEnum):
-    """What a session that is open waits for."""
+    """What an open session waits for."""
 
     QUEUED = "queued"
     WAITING_INPUT = "waiting_input"
@@ -37,7 +37,7 @@ class Phase(StrEnum):
 
 
 class InputMode(StrEnum):
-    """How the context came; one update makes a session an update session."""
+    """How the context was sent; one update makes a session an update session."""
 
     ONESHOT = "oneshot"
     APPEND = "append"
@@ -45,7 +45,7 @@ class InputMode(StrEnum):
 
 
 class InputOp(StrEnum):
-    """Which event brought tokens."""
+    """The event that brought tokens."""
 
     OPEN = "open"
     APPEND = "append"
@@ -54,7 +54,7 @@ class InputOp(StrEnum):
 
 
 class RouterMetrics:
-    """Everything one router counts, for one model."""
+    """All metrics of one router, for one model."""
 
     def __init__(self, registry: CollectorRegistry, model: str) -> None:
         self._registry = registry
@@ -66,7 +66,7 @@ class RouterMetrics:
         )
         self._errors = self._counter(
             "errors",
-            "RPCs that ended with an error, refusals at the door included, by reason.",
+            "RPCs that ended with an error, refused before admission included, by reason.",
             "reason",
         )
         self._active = Gauge(
@@ -77,13 +77,13 @@ class RouterMetrics:
         )
         self._ttft = self._histogram(
             "time_to_first_token_seconds",
-            "Seconds from seal to first token, by how the context came: oneshot, append, update.",
+            "Seconds from seal to first token, by input mode: oneshot, append, update.",
             _TTFT_S,
             "input_mode",
         )
         self._session_ttft = self._histogram(
             "session_ttft_seconds",
-            "Seconds from open to first token, by how the context came: oneshot, append, update.",
+            "Seconds from open to first token, by input mode: oneshot, append, update.",
             _TTFT_S,
             "input_mode",
         )
@@ -99,13 +99,13 @@ class RouterMetrics:
         )
         self._exposed = self._histogram(
             "handover_exposed_seconds",
-            "The same seconds, by hand-over mode: at_seal, streamed.",
+            "Seconds from first to second token, by hand-over mode: at_seal, streamed.",
             _INTER_TOKEN_S,
             "handover",
         )
         self._fetches = self._counter(
             "handover_fetches",
-            "Fetches ahead of the seal, by result: fetched, refused, aborted, failed.",
+            "KV prefetches, by result: fetched, refused, aborted, failed.",
             "result",
         )
         self._e2e = self._histogram(
@@ -115,7 +115,7 @@ class RouterMetrics:
         )
         self._overlap = self._histogram(
             "input_overlap_ratio",
-            "Share of the prompt's tokens, 0 to 1, that had been prefilled when the seal came.",
+            "Share of the prompt's tokens, 0 to 1, prefilled before the seal arrived.",
             _RATIO,
         )
         self._chunks = self._counter(
@@ -144,14 +144,14 @@ class RouterMetrics:
             self._active.labels(model, phase)
 
     def phase_changed(self, old: Phase | None, new: Phase | None) -> None:
-        """A session moved on; None is before and after its life."""
+        """A session changed its phase; None before its begin and after its end."""
         if old is not None:
             self._active.labels(self._model, old).dec()
         if new is not None:
             self._active.labels(self._model, new).inc()
 
     def session_ended(self, outcome: str, duration_s: float) -> None:
-        """`outcome` is "ok", "cancelled" or the name of a status, in lower case."""
+        """`outcome` is "ok", "cancelled" or the name of a status in lower case."""
         self._sessions.labels(self._model, outcome).inc()
         if outcome == "ok":
             self._e2e.labels(self._model).observe(duration_s)
@@ -161,14 +161,14 @@ class RouterMetrics:
         self._errors.labels(self._model, reason).inc()
 
     def received(self, op: InputOp, num_tokens: int) -> None:
-        """One event."""
+        """Counts one event."""
         self._chunks.labels(self._model, op).inc()
         self._tokens.labels(self._model, op).inc(num_tokens)
 
     def prefilled(
         self, before: PrefillProgress, now: PrefillProgress, ordering: DocumentOrdering
     ) -> None:
-        """A prefill worker's word, which counts from the session's start."""
+        """Counts a prefill worker's figures, which are totals since the session's start."""
         model = self._model
         computed, reused = self._computed.labels(model), self._reused.labels(model)
         invalidated = self._invalidated.labels(model, ordering)
@@ -182,28 +182,28 @@ class RouterMetrics:
     def first_token(
         self, mode: InputMode, from_open_s: float, from_seal_s: float, overlap_ratio: float
     ) -> None:
-        """Prefill gave the first token."""
+        """Prefill sampled the first token."""
         self._session_ttft.labels(self._model, mode).observe(from_open_s)
         self._ttft.labels(self._model, mode).observe(from_seal_s)
         self._overlap.labels(self._model).observe(overlap_ratio)
 
     def decode_step(self, since_last_s: float, *, is_first: bool) -> None:
-        """Decode gave tokens; the first time includes the hand-over."""
+        """Decode returned tokens; the first time includes the hand-over."""
         self._inter_token.labels(self._model).observe(since_last_s)
         if is_first:
             self._handover.labels(self._model).observe(since_last_s)
 
     def exposed(self, seconds: float, *, is_streamed: bool) -> None:
-        """The hand-over of one session, as its client sees it."""
+        """Observes one session's hand-over time as its client sees it."""
         mode: HandoverMode = "streamed" if is_streamed else "at_seal"
         self._exposed.labels(self._model, mode).observe(seconds)
 
     def fetch_ended(self, end: str) -> None:
-        """A prefetch; `end` is a name of the proto's FetchEnd."""
+        """Counts a prefetch; `end` is a name of the proto's FetchEnd."""
         self._fetches.labels(self._model, end.removeprefix("FETCH_END_").lower()).inc()
 
     def output(self, num_tokens: int) -> None:
-        """Tokens went to a client."""
+        """Counts tokens sent to a client."""
         self._output.labels(self._model).inc(num_tokens)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -1,14 +1,13 @@
-"""Where the documents of an update stand, such that it invalidates little. Pure.
+"""Lays out the documents of an update such that it invalidates little KV. Pure.
 
-The KV of a token depends on every token before it, so what an update can keep
-is a beginning of the present sequence. `layout` keeps the longest there is: up
-to the first document that the update leaves out. Everything behind has to be
-computed anyway, so its order is free, and it gets the order of the ranking: the
-least relevant documents are those that later updates leave out first, and the
-further back they stand, the less they take along. `python -m experiments.ordering`
-compares this with other orders that keep as much.
+The KV of a token depends on every token before it, so an update can keep a prefix of
+the present sequence. `layout` keeps the longest possible one: up to the first document
+that the update leaves out. Everything behind has to be computed anyway, so its order is
+free, and it gets the order of the ranking: later updates leave out the least relevant
+documents first, and the further back those are, the less they invalidate.
+`python -m experiments.ordering` compares this with other orders that keep as much.
 
-Documents are known by anything hashable. One that occurs several times counts
+Documents are identified by any hashable value. One that occurs several times counts
 as often.
 """
 
@@ -22,15 +21,15 @@ DocId = TypeVar("DocId", bound=Hashable)
 
 
 def layout(current: Sequence[DocId], wanted: Sequence[DocId]) -> list[DocId]:
-    """The documents of `wanted`, a ranking, in the order in which to lay them out.
+    """Returns the documents of `wanted`, a ranking, in the order in which to lay them out.
 
-    `current` is the order in which documents stand now.
+    `current` is the present order of the documents.
     """
     return [wanted[index] for index in arrange(current, wanted)]
 
 
 def arrange(current: Sequence[Hashable], wanted: Sequence[Hashable]) -> list[int]:
-    """`layout` as places in `wanted`: the first is that of the document to stand first."""
+    """Returns `layout` as indices into `wanted`, that of the first document first."""
     places = _places(wanted)
     kept = [places[document].popleft() for document in current[: num_kept(current, wanted)]]
     stays = set(kept)
@@ -38,7 +37,7 @@ def arrange(current: Sequence[Hashable], wanted: Sequence[Hashable]) -> list[int
 
 
 def num_kept(current: Sequence[Hashable], wanted: Iterable[Hashable]) -> int:
-    """How many documents at the beginning of `current` no order of `wanted` needs to move."""
+    """Returns how many leading documents of `current` can stay for the set `wanted`."""
     left = Counter(wanted)
     for number, document in enumerate(current):
         if not left[document]:
@@ -48,7 +47,7 @@ def num_kept(current: Sequence[Hashable], wanted: Iterable[Hashable]) -> int:
 
 
 def _places(wanted: Sequence[DocId]) -> dict[DocId, deque[int]]:
-    """Where each document occurs, in order."""
+    """Returns the indices of each document, in order."""
     places: dict[DocId, deque[int]] = defaultdict(deque)
     for index, document in enumerate(wanted):
         places[document].append(index)

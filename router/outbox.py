@@ -1,8 +1,8 @@
-"""What waits to be written to one client.
+"""The queue of messages to one client.
 
-One task writes, so messages keep their order and a slow client blocks only its
-own session: `put` waits while the queue is full. Progress never waits and never
-queues up: a newer one replaces the one that has not been written yet.
+One task writes, so messages keep their order and a slow client blocks only its own
+session: `put` waits while the queue is full. Progress neither waits nor accumulates: a
+newer one replaces one that has not been written yet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MAX_QUEUED = 16
 
 
 class _Mark:
-    """Queue entries that are no events."""
+    """Queue entries that are not events."""
 
 
 _PROGRESS, _CLOSED = _Mark(), _Mark()
@@ -31,13 +31,14 @@ class Outbox:
         self._progress: Progress | None = None
 
     async def put(self, event: Event) -> None:
-        """Queues an event that must arrive."""
+        """Queues an event that must be delivered."""
         await self._queue.put(event)
 
     def put_progress(self, figures: Progress) -> None:
-        """Shows the newest figures when their turn comes.
+        """Queues the newest figures, unless figures are queued already.
 
-        A full queue is full of the answer, which no longer cares: dropped.
+        A full queue is full of tokens of the answer, to which progress no longer matters:
+        dropped.
         """
         if self._progress is None:
             if self._queue.full():
@@ -46,7 +47,7 @@ class Outbox:
         self._progress = figures
 
     async def close(self) -> None:
-        """Nothing follows; `drain` returns when all is written."""
+        """Ends the queue; `drain` returns when all is written."""
         await self._queue.put(_CLOSED)
 
     async def drain(self, send: Send) -> None:

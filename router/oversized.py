@@ -1,8 +1,8 @@
-"""Documents that are longer than the room left for them: refused, or cut. Pure.
+"""Refuses or truncates documents that are longer than the room left for them. Pure.
 
-A refused document stands in the list as an empty one, so that the places of all
-others, and its id, mean what the client thinks. One that is named by its id is cut
-or refused in this list alone; what is known under the id stays whole.
+A refused document stays in the list as an empty one, so that the indices of all others,
+and its id, mean what the client expects. One that is named by its id is truncated or
+refused in this list only; the known document stays whole.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ CONTEXT_TOO_LONG, SESSION_TOKENS_EXCEEDED = "CONTEXT_TOO_LONG", "SESSION_TOKENS_
 
 @dataclass(frozen=True, slots=True)
 class Oversized:
-    """One that does not fit."""
+    """A document that does not fit."""
 
-    # In the list of the event.
+    # Index in the event's list.
     index: int
-    # Most tokens it could have had.
+    # Maximum tokens it could have had.
     room_tokens: int
-    # At least.
+    # Lower bound.
     num_tokens: int
     reason: str
 
@@ -36,9 +36,9 @@ def fit(
     action: OversizedDocuments,
     num_known: Callable[[str], int | None],
 ) -> tuple[tuple[ContentDocument, ...], tuple[Oversized, ...]]:
-    """The documents as they fit, in order, and those that did not.
+    """Returns the documents as they fit, in order, and those that did not.
 
-    `num_known` tells the tokens of a document sent before, by id.
+    `num_known` returns the tokens of a document sent before, by id.
     """
     left = room
     fitted: list[ContentDocument] = []
@@ -49,7 +49,7 @@ def fit(
         num_tokens = document.num_tokens
         if is_named:
             known = new.get(document.document_id, num_known(document.document_id))
-            num_tokens = known or 0  # an unknown one fails the session, here as elsewhere
+            num_tokens = known or 0  # an unknown id fails the session later
         room_tokens = left.context_tokens if is_named else left.num_tokens
         if num_tokens > room_tokens:
             is_full = left.context_tokens <= room_tokens
@@ -68,8 +68,8 @@ def fit(
 
 
 def capped(document: ContentDocument, num_tokens: int) -> ContentDocument:
-    """Its first tokens alone."""
+    """Returns the document with its first `num_tokens` tokens only."""
     tokens = document.tokens
     if tokens is not None:
         tokens = as_tokens(tokens[:num_tokens])
-    return replace(document, tokens=tokens, num_untold=0, cap=num_tokens)
+    return replace(document, tokens=tokens, num_untokenized=0, cap=num_tokens)

@@ -1,8 +1,7 @@
-"""The RPC under a session that has a decode worker prefetch.
+"""The RPC by which a session's decode worker prefetches.
 
-Says nothing about what to fetch. Whatever breaks it is told by `fetch` as the
-error it is; nobody else is disturbed. An abort is written by the `fetch` that it
-ends, so that whoever asks for it waits for nothing, and the next fetch comes behind it.
+`fetch` raises whatever breaks the RPC; no other call does. The `fetch` under way writes
+its own abort, so that `abort` never blocks, and the next fetch follows it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ ABORT_TIMEOUT_S = 1.0
 
 
 class PrefetchCall:
-    """Holds its place at the worker from its making until `close` or `leave`."""
+    """Holds its place at the worker from construction until `close` or `leave`."""
 
     def __init__(self, pool: WorkerPool, worker: Worker, fetch_session_id: str) -> None:
         self._pool = pool
@@ -36,39 +35,39 @@ class PrefetchCall:
         self._is_open = False
         # Whether the worker may know of the last fetch.
         self.has_sent = False
-        # Took no abort in time: the RPC is cancelled, which a fetch under way must not take
-        # for its session's end.
+        # The worker took no abort in time: the RPC is cancelled, which a fetch under way
+        # must not mistake for the cancellation of its session.
         self._is_given_up = False
-        # What the worker knows of the sequence.
-        self._told = as_tokens([])
+        # The sequence as the worker knows it.
+        self._sequence = as_tokens([])
         # One message at a time; an abort may come while a fetch is being written.
         self._writing = asyncio.Lock()
-        # Set when the fetch under way is in vain; each fetch has one of its own.
+        # Set when the fetch under way is useless; each fetch has its own event.
         self._abort = asyncio.Event()
 
     async def fetch(self, tokens: Tokens, handover: pb.Handover) -> pb.PrefetchKvResponse:
-        """Has the KV of these tokens fetched; raises Stream2LLMError when the RPC broke."""
+        """Fetches the KV of these tokens; raises Stream2LLMError when the RPC broke."""
         self._abort = asyncio.Event()
         aborting = asyncio.create_task(self._abort_when_asked(self._abort))
         try:
             end = await self._end_of(tokens, handover)
             if self._abort.is_set():
-                # Not cut short: a write that is cancelled ends the RPC.
+                # Awaited, because cancelling a write ends the RPC.
                 await asyncio.wait({aborting})
             return end
         finally:
             aborting.cancel()
 
     def abort(self) -> None:
-        """The fetch under way is in vain; `fetch` returns its end. Returns at once.
+        """Aborts the fetch under way, whose `fetch` then returns its result. Never blocks.
 
-        A worker that does not take the message in time is given up.
+        The RPC to a worker that does not take the message in time is cancelled.
         """
         self._abort.set()
 
     async def _end_of(self, tokens: Tokens, handover: pb.Handover) -> pb.PrefetchKvResponse:
-        keep = common_prefix_len(self._told, tokens)
-        self._told = tokens
+        keep = common_prefix_len(self._sequence, tokens)
+        self._sequence = tokens
         fetch = pb.FetchKv(keep_tokens=keep, token_ids=tokens[keep:].tolist(), handover=handover)
         try:
             await self._send(fetch)
@@ -92,17 +91,17 @@ class PrefetchCall:
             self._is_given_up = True
             self._call.cancel()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # it has ended already, which `fetch` tells
+            pass  # the RPC has ended already, which `fetch` raises
 
     async def has_ended(self) -> bool:
-        """Whether the worker is gone or wants no more, so that nothing reaches it."""
+        """Whether the RPC has ended, so that the worker takes no more messages."""
         if not self._call.done():
             return False
         self._failure(await self._final.of(None))
         return True
 
     def leave(self) -> None:
-        """The session's answer takes the place at the worker."""
+        """Releases the place at the worker, which the session's answer takes."""
         self._place.release()
 
     def close(self) -> None:
@@ -114,14 +113,14 @@ class PrefetchCall:
         if self._is_given_up:
             return UnavailableError(
                 f"worker {self.worker.worker_id} took no abort for {ABORT_TIMEOUT_S:g} s",
-                reason=WORKER_LOST,  # for this session: what it was told to fetch it may still read
+                reason=WORKER_LOST,  # for this session: the worker may still read the last fetch
             )
         if final.code() is grpc.StatusCode.OK:
             return InternalError(f"worker {self.worker.worker_id} ended KV prefetch")
         return self._pool.failure(self.worker, final)
 
     async def _send(self, fetch: pb.FetchKv) -> None:
-        """The fetch, behind the opening if it is the first: no abort comes between them."""
+        """Writes the fetch, after the opening if it is the first, with no abort in between."""
         self.has_sent = False
         async with self._writing:
             if not self._is_open:

@@ -1,13 +1,13 @@
-"""What the client learns of its context, and how much more it may send. Pure.
+"""A session's progress as reported to the client, and its credit. Pure.
 
-Figures change in two places: here, when an event arrives (received), and at the
-prefill worker (everything else), whose word lags behind. `prefilled` is kept a
-lower bound: a splice lowers it to what the splice keeps.
+Figures change in two places: here, when an event arrives (received), and at the prefill
+worker (everything else), whose reports lag behind. `prefilled` is kept a lower bound: a
+splice lowers it to what the splice keeps.
 
-Credit is the window less the tokens not prefilled yet. It counts from the most
-that was ever prefilled of the current sequence: KV that a preemption took away
-must not close the window, for the seal that would bring it back may be next.
-One token does not count: prefill holds the last one back until the seal.
+Credit is the window minus the tokens not prefilled yet. It counts from the most that
+was ever prefilled of the current sequence: KV lost to a preemption must not close the
+window, because the seal that would restore it may be next. One token does not count:
+prefill holds the last one back until the seal.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class ProgressTracker:
         self._prefilled = 0
         self._most_prefilled = 0
         self._revision = 0
-        # Splices the worker has not confirmed: (revision, keep_tokens).
+        # Splices that the worker has not confirmed: (revision, keep_tokens).
         self._unconfirmed: deque[tuple[int, int]] = deque()
         self.worker = PrefillProgress()
 
     def event(self, sequence: int) -> None:
-        """An event that left the token sequence as it was."""
+        """An event left the token sequence unchanged."""
         self._last_sequence = sequence
 
     def splice(self, sequence: int, keep_tokens: int, num_tokens: int) -> int:
-        """An event that changed it; returns the splice's revision."""
+        """An event changed the sequence; returns the splice's revision."""
         self._revision += 1
         self._unconfirmed.append((self._revision, keep_tokens))
         self._prefilled = min(self._prefilled, keep_tokens)
@@ -47,7 +47,7 @@ class ProgressTracker:
         return self._revision
 
     def report(self, figures: PrefillProgress) -> None:
-        """The worker's word, which may not include the latest splices."""
+        """Takes the worker's figures, which may not include the latest splices."""
         while self._unconfirmed and self._unconfirmed[0][0] <= figures.revision:
             self._unconfirmed.popleft()
         kept = min((keep for _, keep in self._unconfirmed), default=figures.prefilled_tokens)
@@ -57,7 +57,7 @@ class ProgressTracker:
 
     @property
     def num_outstanding_tokens(self) -> int:
-        """Received, and still to be prefilled before a seal."""
+        """Tokens received that have to be prefilled before a seal."""
         return max(self._received - 1 - self._most_prefilled, 0)
 
     @property
@@ -70,7 +70,7 @@ class ProgressTracker:
         return self._prefilled >= self._received - 1
 
     def figures(self) -> Progress:
-        """For the client."""
+        """Returns the figures for the client."""
         return Progress(
             last_sequence=self._last_sequence,
             received_tokens=self._received,

@@ -1,7 +1,7 @@
-"""The sentence that tells the model how documents rank that stand in another order. Pure.
+"""The sentence that gives the model the ranking of documents laid out in another order. Pure.
 
-It goes between the documents and the suffix, so with a chat template into the
-turn that holds the context slot, right behind the documents.
+It goes between the documents and the suffix; with a chat template it is in the turn of
+the context slot, right behind the documents.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def check_ranking_note(template: str | None, ordering: DocumentOrdering) -> None
         message = f"has {len(template)} characters; at most {MAX_RANKING_NOTE_CHARS} are allowed"
         raise _bad_note(message)
     counts = [template.count(name) for name in (RANKING, IDS)]
-    if max(counts) > 1:  # what it becomes may be long
+    if max(counts) > 1:  # the lists may be long
         raise _bad_note(f"has {RANKING} or {IDS} more than once")
     if template and not any(counts):
         raise _bad_note(f"has neither {RANKING} nor {IDS}")
 
 
 def ranking_note(template: str | None, arrangement: Arrangement) -> str:
-    """The text for these documents; empty when there is nothing to tell.
+    """Returns the note for these documents; empty if they are in the order of the ranking.
 
-    None is the template of the router's own.
+    None stands for the router's own template.
     """
-    places = arrangement.untold_ranking()
+    places = arrangement.hidden_ranking()
     if not places or template == "":
         return ""
     seen = [place for place, each in enumerate(arrangement.documents) if len(each.tokens)]
@@ -48,7 +48,7 @@ def ranking_note(template: str | None, arrangement: Arrangement) -> str:
     ids = (arrangement.documents[place].document_id or numbers[place] for place in places)
     ranking = ", ".join(numbers[place] for place in places)
     text = DEFAULT_RANKING_NOTE if template is None else template
-    # In this order: an id may contain anything.
+    # In this order, because an id may contain anything.
     return text.replace(RANKING, ranking).replace(IDS, ", ".join(ids))
 
 

@@ -1,9 +1,9 @@
-"""Errors that clients get, counted by reason; refusals at the door, also in the log.
+"""Counts errors that clients get by reason, and logs refusals before admission.
 
-A session that was admitted logs its own end. Whoever is turned away before that has
-no session: a client without the starvation guard could write thousands of lines a second here,
-so each reason has so many lines a period, and the first line of the next period says
-how many were left out.
+An admitted session logs its own end, but a request refused earlier has no session. A
+client in a retry loop could write thousands of lines a second here, so each reason has
+a number of lines per period, and the first line of the next period says how many were
+left out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PERIOD_S = 10.0
 class Reason(StrEnum):
     """Every reason that a router gives, its own and those of workers that it passes on.
 
-    A closed set, as labels must be; `OTHER` is what a newer worker may say.
+    A closed set, as labels must be; `OTHER` stands for reasons of newer workers.
     """
 
     BAD_CHAT = "BAD_CHAT"
@@ -78,7 +78,7 @@ class Reason(StrEnum):
 
 
 def label_of(error: BaseException) -> Reason:
-    """The reason of an error, as a label; what is no error of ours is our bug."""
+    """Returns the label of an error; exceptions that are not ours are bugs."""
     if not isinstance(error, Stream2LLMError):
         return Reason.INTERNAL
     return Reason.__members__.get(error.reason, Reason.OTHER)
@@ -86,7 +86,7 @@ def label_of(error: BaseException) -> Reason:
 
 @dataclass
 class _Lines:
-    """Of one reason, in its present period."""
+    """The lines of one reason in its present period."""
 
     begin_s: float
     num_written: int = 0
@@ -94,7 +94,7 @@ class _Lines:
 
 
 class LineBudget:
-    """How many lines each reason may still write now."""
+    """How many lines each reason may still write."""
 
     def __init__(self, lines: int = LINES_PER_PERIOD, period_s: float = PERIOD_S) -> None:
         self._lines = lines
@@ -102,7 +102,7 @@ class LineBudget:
         self._of: dict[Reason, _Lines] = {}
 
     def take(self, reason: Reason, now_s: float) -> int | None:
-        """How many lines were left out since the last one; None: this one is left out, too."""
+        """Returns the number of lines left out since the last one; None to leave this one out."""
         old = self._of.get(reason)
         left_out = 0
         if old is None or now_s - old.begin_s >= self._period_s:
@@ -125,7 +125,7 @@ class Refusals:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Counts the error that ends an RPC, whoever it comes from; not a client that left."""
+        """Counts the error that ends an RPC, whatever its source; not a client that left."""
         try:
             yield
         except PeerGoneError:
@@ -136,7 +136,7 @@ class Refusals:
 
     @contextmanager
     def at_the_door(self, rpc: str, peer: str, session_id: str = "") -> Iterator[None]:
-        """Logs whoever is turned away; `session_id` is empty where the client has not said it yet."""
+        """Logs a refused request; `session_id` is empty where it is not known yet."""
         try:
             yield
         except Stream2LLMError as error:

@@ -33,7 +33,7 @@ from stream2llm.serving.undecodable import RefuseUndecodable
 from stream2llm.serving.worker_spec import ClusterView
 
 _logger = logging.getLogger(__name__)
-# For what must outlive its session: releases of hand-overs.
+# For work that outlives its session: releases of hand-overs.
 _BACKGROUND_GRACE_S = 5.0
 _CANCEL_GRACE_S = 5.0
 
@@ -49,7 +49,7 @@ class RouterAddress:
 
 
 class Router:
-    """One router process. `start` once, `stop` once; knows nothing of Ray."""
+    """One router process, independent of Ray. Call `start` once and `stop` once."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Router:
         self._metrics_server: MetricsServer | None = None
 
     async def start(self) -> RouterAddress:
-        """Listens; not serving until a view with both kinds of workers comes."""
+        """Listens; not serving until a view has workers of both roles."""
         self._metrics_server = self._serve_metrics(
             self.spec.host, self.spec.metrics_port, self.registry
         )
@@ -93,19 +93,19 @@ class Router:
         return RouterAddress(self.spec.router_id, address, self._metrics_server.address)
 
     def set_view(self, view: ClusterView) -> None:
-        """The workers that are ready now. To be called in the router's event loop."""
+        """Sets the workers that are ready now. Call it in the router's event loop."""
         self._parts.workers.set_view(view)
         self._background.start(self._show_health(), "health")
 
     async def status(self) -> dict[str, Any]:
-        """For operators."""
+        """Returns the status for operators."""
         return {
             "router_id": self.spec.router_id,
             "sessions_by_phase": self._parts.sessions.by_phase(),
         }
 
     async def drain(self) -> None:
-        """Refuses new sessions and waits for the open sessions, for a while."""
+        """Stops admission and waits for the open sessions, for a limited time."""
         self._parts.sessions.refuse_new()
         await self._health.enter_graceful_shutdown()
         if not await self._parts.sessions.wait_empty(self.spec.drain_timeout_s):

@@ -1,4 +1,4 @@
-"""The public gRPC service: translates, and turns the one error into a status."""
+"""The public gRPC service: translates messages, and turns a session's error into a status."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
 
 _logger = logging.getLogger(__name__)
 SERVICE_NAME = "stream2llm.v1.StreamingInferenceService"
-# Those whose requests carry documents or prompts.
+# Methods whose requests carry documents or prompts.
 LIMITED_METHODS = frozenset(f"/{SERVICE_NAME}/{name}" for name in ("StreamGenerate", "Generate"))
 _STATUS_TIMEOUT_S = 1.0
 
 
 class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceServicer):
-    """Knows messages and statuses, nothing of how a session runs."""
+    """Handles messages and statuses; `session_runner` runs the sessions."""
 
     def __init__(self, parts: RouterParts) -> None:
         self._parts = parts

@@ -1,14 +1,14 @@
 """The input half of a session: client events become splices for prefill.
 
-Reads one event further than the credit window allows, so a client that ignores its
-credit is stopped by gRPC's flow control, at the cost of its own session alone. A seal
-needs no credit: it brings no document, and until prefill knows of it the session ranks
-as one that has no reader waiting.
+Reads at most one event beyond the credit window, so gRPC's flow control stops a client
+that ignores its credit, at the cost of its own session only. A seal needs no credit: it
+brings no document, and until prefill has it, the session ranks as one without a waiting
+client.
 
-Events that come together travel together: a client that appends its last
-document and seals does so in two messages, and prefill, if it got the first one
-alone, would begin a step that the seal then has to wait for. So what changed is
-held back for a moment, and for as long as the next event is there already.
+Events that arrive together are sent together: a client that appends its last document
+and seals sends two messages, and prefill, if it got the first one alone, would begin a
+step for which the seal has to wait. So changes are held back for a moment, and for as
+long as the next event is already there.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ _EVENTS: dict[type[ClientEvent], Event] = {
 }
 
 
-# How long a change waits for the next event. Clients wait for no change, only for a
-# seal, and one that follows within this time is answered a whole step earlier.
+# How long a change waits for the next event. No client waits for a change, only for a
+# seal, and a seal within this time is answered a whole step earlier.
 _LINGER_S = 0.001
-# So many events travel as one at most: a client that sends without a pause is
-# prefilled meanwhile.
+# Maximum number of events that are sent as one, so that a client that sends without a
+# pause is prefilled meanwhile.
 _MOST_TOGETHER = 8
 
 
 class EventReader:
     """The client's events in order, each checked against the life cycle.
 
-    Closing it is the maker's: the next event is being read while one is handled.
+    The creator closes it: the next event is being read while one is handled.
     """
 
     def __init__(self, live: LiveSession, events: AsyncIterator[ClientEvent]) -> None:
@@ -68,7 +68,7 @@ class EventReader:
         self._coming: asyncio.Task[ClientEvent | None] | None = None
 
     async def next(self) -> ClientEvent | None:
-        """The next event; None when the client has closed its half after the seal."""
+        """Returns the next event; None when the client has closed its half after the seal."""
         if not self._live.is_sealed:
             await self._wait_for_credit()
         event = await self._read()
@@ -91,7 +91,7 @@ class EventReader:
             credit.cancel()
 
     async def has_arrived(self, within_s: float) -> bool:
-        """Whether the next event is there, or comes within so many seconds, and may be read."""
+        """Whether the next event is there, or arrives within `within_s`, and may be read."""
         if self._coming is None:
             return False
         if not self._live.progress.has_credit:
@@ -101,7 +101,7 @@ class EventReader:
         return self._coming.done()
 
     async def close(self) -> None:
-        """Reads no further; what came and was not asked for is forgotten, errors too."""
+        """Stops reading; drops an event that has arrived, or its error."""
         if self._coming is not None:
             self._coming.cancel()
             await asyncio.wait({self._coming})
@@ -109,7 +109,7 @@ class EventReader:
                 self._coming.exception()
 
     async def open(self) -> OpenSession:
-        """The first event."""
+        """Returns the first event."""
         event = await self.next()
         assert isinstance(event, OpenSession), "the life cycle lets nothing else begin"
         return event
@@ -117,7 +117,7 @@ class EventReader:
     async def _pull(self) -> ClientEvent | None:
         event = await anext(self._events, None)
         if isinstance(event, SealContext):
-            # From here on the client waits, also while what came before is being handled.
+            # From here on the client waits, also while earlier events are being handled.
             self._live.timeline.sealed()
         return event
 
@@ -127,7 +127,7 @@ class EventReader:
         self._coming = coming
         try:
             async with asyncio.timeout(None if self._live.is_sealed else limit_s):
-                # Not cancelled with us: `close` ends it.
+                # Shielded: `close` cancels it.
                 return await asyncio.shield(coming)
         except TimeoutError:
             raise IdleTimeoutError(
@@ -137,7 +137,7 @@ class EventReader:
 
 
 def _is_seal(coming: asyncio.Task[ClientEvent | None] | None) -> bool:
-    """Whether the next event is there already, and is the seal."""
+    """Whether the next event has arrived and is the seal."""
     if coming is None or not coming.done() or coming.cancelled() or coming.exception():
         return False
     return isinstance(coming.result(), SealContext)
@@ -145,7 +145,7 @@ def _is_seal(coming: asyncio.Task[ClientEvent | None] | None) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Held:
-    """A change of the sequence, up to this revision, by so many events."""
+    """A change of the sequence by one or several events, up to a revision."""
 
     revision: int
     splice: Splice
@@ -154,7 +154,7 @@ class _Held:
 
 
 class SessionInput:
-    """Applies events to the context log and sends what changed to prefill."""
+    """Applies events to the context log and sends the splices to prefill."""
 
     def __init__(
         self,
@@ -172,36 +172,36 @@ class SessionInput:
         self._opened = opened
         self._intake = Intake(live.parts.text, log, opened, len(frame.suffix))
         self._frame = frame
-        # Takes the sealed prompt; returns how many tokens the answer may have.
+        # Takes the sealed prompt; returns the maximum tokens of the answer.
         self._on_sealed = on_sealed
         self._log = log
-        # What has not been sent to prefill yet.
+        # The change that has not been sent to prefill yet.
         self._held: _Held | None = None
 
     async def run(self, reader: EventReader) -> None:
-        """Everything after the open, until the client closes its half."""
+        """Handles everything after the open, until the client closes its half."""
         while (event := await reader.next()) is not None:
             await self._handle(event)
             if self._held and not await self._grows(self._held, reader):
-                await self._tell()
+                await self._send_held()
 
     async def _grows(self, held: _Held, reader: EventReader) -> bool:
-        """Whether what is held waits for the next event."""
+        """Whether the held change waits for the next event."""
         return held.num_events < _MOST_TOGETHER and await reader.has_arrived(_LINGER_S)
 
     async def begin(self) -> None:
-        """The prefix is prefilled while the first document is on its way."""
+        """Sends the prefix, to be prefilled before the first document arrives."""
         event = self._opened
         self._live.mode = InputMode.ONESHOT if event.one_shot else InputMode.APPEND
         self._prefetch.began(len(self._frame.prefix))
         self._live.parts.metrics.received(InputOp.OPEN, len(self._frame.prefix))
-        if event.one_shot:  # the seal follows and brings everything at once
+        if event.one_shot:  # the seal follows immediately
             self._live.progress.event(event.sequence)
         else:
             splice = self._log.begin()
             stable = self._prefetch.appended(self._log.sequence)
             await self._splice(event.sequence, splice, stable)
-            await self._tell()
+            await self._send_held()
 
     async def _handle(self, event: ClientEvent) -> None:
         match event:
@@ -220,7 +220,7 @@ class SessionInput:
                 await self._changed(event, InputOp.UPDATE, splice, stable)
             case SealContext():
                 await self._seal(event)
-            case OpenSession():  # pragma: no cover - the life cycle refused it
+            case OpenSession():  # pragma: no cover - the life cycle refuses it
                 raise EventOrderError("a session opens once")
 
     async def _documents(self, event: AppendContext | UpdateContext) -> tuple[ContentDocument, ...]:
@@ -236,17 +236,17 @@ class SessionInput:
         await self._splice(event.sequence, splice, stable_tokens)
 
     async def _splice(self, sequence: int, splice: Splice, stable_tokens: int) -> None:
-        # A list that came again changes nothing but how sure we are of it.
+        # An unchanged list may make more tokens stable.
         if splice.is_empty and not stable_tokens:
             self._live.progress.event(sequence)
         else:
             revision = self._revise(sequence, splice)
             self._prefetch.spliced(revision, splice, self._log.sequence)
             self._hold(revision, splice, stable_tokens)
-        self._live.tell_progress()
+        self._live.send_progress()
 
     def _hold(self, revision: int, splice: Splice, stable_tokens: int) -> _Held:
-        """Both that what is held already and this one, as one change."""
+        """Joins the held change and this one into one."""
         num_events = 1
         if self._held is not None:
             num_events += self._held.num_events
@@ -254,8 +254,8 @@ class SessionInput:
         self._held = _Held(revision, splice, stable_tokens, num_events)
         return self._held
 
-    async def _tell(self) -> None:
-        """Sends prefill what is held; nothing where nothing changed."""
+    async def _send_held(self) -> None:
+        """Sends the held change to prefill, if there is one."""
         if self._held is not None:
             held, self._held = self._held, None
             await self._worker_call.splice(
@@ -278,10 +278,10 @@ class SessionInput:
         splice = self._hold(revision, splice, stable).splice
         self._held = None
         await self._worker_call.seal(revision, splice, hand_over=hand_over, stable_tokens=stable)
-        self._live.tell_progress()
+        self._live.send_progress()
 
     def _has_room_for(self, note: Tokens, suffix: Tokens) -> bool:
-        """Whether the note stands; where documents are refused or cut it must not fail the seal."""
+        """Whether the note fits; where documents are refused or cut it must not fail the seal."""
         if self._opened.oversized_documents is OversizedDocuments.FAIL:
             return True
         return len(note) <= self._log.room("append", Reserve(len(suffix))).num_tokens
@@ -302,7 +302,7 @@ class SessionInput:
         )
 
     async def _ranking_note(self) -> Tokens:
-        """Tokenized on its own, so that it goes with a suffix of token ids too."""
+        """Tokenizes the note on its own, because the suffix may be token ids."""
         text = ranking_note(self._opened.ranking_note, self._log.arrangement)
         if not text:
             return as_tokens([])
@@ -313,7 +313,7 @@ class SessionInput:
 
 
 def limits_of(live: LiveSession) -> ContextLimits:
-    """What this router lets one session send."""
+    """Returns the limits on what one session may send to this router."""
     spec = live.parts.spec
     return ContextLimits(
         length=live.lengths,

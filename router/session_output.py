@@ -1,8 +1,8 @@
 """The output half of a session: prefill's first token, then decode's steps.
 
-The first token goes to the client before decode is even asked. From then on the
-hand-over must be read or released: `_unread` holds it as long as that is this
-session's duty.
+The first token is sent to the client before the decode call begins. From then on the
+hand-over must be read or released: `_unread` holds it as long as the session is
+responsible for that.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.prefix import Tokens
 
-# Reasons for which a decode worker leaves a hand-over to others.
+# Reasons with which a decode worker refuses a hand-over that others may take.
 _NOT_TAKEN = frozenset({"DRAINING", "FULL"})
 
 
@@ -40,10 +40,10 @@ class _NotTakenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Sealed:
-    """What is known from the seal on."""
+    """What the seal determines."""
 
     prompt: Tokens
-    # Most tokens of the answer.
+    # Maximum tokens of the answer.
     max_tokens: int
     answer: Answer
 
@@ -60,7 +60,7 @@ class SessionOutput:
         self._sealed: _Sealed | None = None
 
     def sealed(self, prompt: Tokens) -> int:
-        """Takes the sealed prompt; returns the most tokens the answer may have."""
+        """Takes the sealed prompt; returns the maximum tokens of the answer."""
         parts, sampling = self._live.parts, self._live.sampling
         room = self._live.lengths.max_total_tokens - len(prompt)
         max_tokens = min(sampling.max_tokens or room, room)
@@ -79,7 +79,7 @@ class SessionOutput:
         return self._sealed
 
     async def run(self) -> None:
-        """Until the answer has ended and its end is in the outbox."""
+        """Runs until the answer has ended and its end is in the outbox."""
         try:
             first = await self._first_token()
             ending = await self._take(codec.decode(TokenStep, first.step))
@@ -100,7 +100,7 @@ class SessionOutput:
                     self._prefetch.offered(message.offer)
                     continue
             self._report(message.progress)
-            self._live.tell_progress()
+            self._live.send_progress()
         first = message.first_token
         self._unread = first.handover if first.HasField("handover") else None
         self._live.apply(Event.FIRST_TOKEN)
@@ -130,7 +130,7 @@ class SessionOutput:
         return ending
 
     async def _decode_somewhere(self, request: pb.DecodeRequest) -> Finished:
-        """By the worker that has prefetched; by another one if that one does not take it."""
+        """Decodes at the worker that has prefetched, or at another one if it refuses."""
         workers, tried = self._live.parts.workers, set[str]()
         chosen = await self._prefetch.take_worker()
         worker = chosen[0] if chosen else workers.pick("decode")

@@ -4,9 +4,9 @@
     output:  prefill's progress and first token -> outbox; then decode's steps -> outbox
     writer:  outbox -> client
 
-The three tasks live and die together. The first failure ends the session with
-one error; a cancelled RPC ends it with none. On every way out both worker RPCs
-end, and a hand-over that no decode worker has taken is released.
+The three tasks end together. The first failure ends the session with one error; a
+cancelled RPC ends it with none. In either case both worker RPCs end, and a hand-over
+that no decode worker has taken is released.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ MAX_SESSION_ID_CHARS = 256
 async def run_session(
     parts: RouterParts, place: SessionPlace, events: AsyncIterator[ClientEvent], send: Send
 ) -> None:
-    """Serves one admitted session and leaves its place; raises the one error its client gets.
+    """Serves one admitted session and frees its place; raises the one error its client gets.
 
-    Raises PeerGoneError or CancelledError when there is no client any more.
+    Raises PeerGoneError or CancelledError when the client has left.
     """
     live = LiveSession(parts, place)
     try:
@@ -114,7 +114,7 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
             reading = group.create_task(session_input.run(reader))
             fetching = group.create_task(prefetch.run())
             await output.run()
-            reading.cancel()  # what a client says after its answer is of no interest
+            reading.cancel()  # messages after the answer are ignored
             fetching.cancel()
             await live.outbox.close()
     finally:
@@ -140,7 +140,7 @@ def _take_open(live: LiveSession, event: OpenSession) -> None:
 
 
 def check_model(parts: RouterParts, model: str) -> None:
-    """Raises unless the router serves it; an empty name means the only one."""
+    """Raises unless the router serves `model`; an empty name means the only one."""
     if model not in ("", parts.spec.model_name):
         raise NotFoundError(
             f"model {model!r} is not served here; {parts.spec.model_name!r} is",
@@ -150,7 +150,7 @@ def check_model(parts: RouterParts, model: str) -> None:
 
 
 async def _open_call(live: LiveSession) -> PrefillCall:
-    """The session, open at a prefill worker; one that cannot be reached leaves it to another."""
+    """Opens the session at a prefill worker; tries another one if it cannot be reached."""
     workers, tried = live.parts.workers, set[str]()
     worker = workers.pick("prefill")
     if worker is None:
@@ -177,12 +177,12 @@ def _accepted(live: LiveSession) -> Accepted:
 
 
 def _the_error(raised: Exception, session_id: str) -> Stream2LLMError:
-    """The one error to report of those that came together."""
+    """Returns the one error to report among concurrent ones."""
     leaves = list(_leaves(raised))
     ours = [leaf for leaf in leaves if isinstance(leaf, Stream2LLMError)]
     if len(ours) < len(leaves) or not ours:
         _logger.error("session_broke session_id=%s", session_id, exc_info=raised)
-    # A consequence is often reported as our bug beside its cause.
+    # A cause is often accompanied by an internal error that follows from it.
     causes = [error for error in ours if not isinstance(error, InternalError)]
     fallback = InternalError(f"internal error in session {session_id or '(unnamed)'}")
     return next(iter([*causes, *ours]), fallback)

@@ -11,7 +11,7 @@ from stream2llm.serving.clock import Clock
 
 
 class OpenSessions:
-    """Owner of the places for sessions."""
+    """Owns the places for sessions."""
 
     def __init__(self, max_open: int, metrics: RouterMetrics, clock: Clock) -> None:
         self._max_open = max_open
@@ -23,7 +23,7 @@ class OpenSessions:
         self._empty.set()
 
     def admit(self) -> SessionPlace:
-        """A place for a session; raises when there is none."""
+        """Returns a place for a session; raises when the router is full or draining."""
         if self._is_draining:
             raise UnavailableError("the router is draining", reason="DRAINING")
         if len(self._open) >= self._max_open:
@@ -37,15 +37,15 @@ class OpenSessions:
         return place
 
     def by_phase(self) -> dict[str, int]:
-        """How many sessions are in each phase; phases without any are left out."""
+        """Returns the number of sessions by phase; phases without sessions are left out."""
         return dict(Counter(str(place.phase) for place in self._open))
 
     def refuse_new(self) -> None:
-        """Admits nobody any more."""
+        """Stops admission."""
         self._is_draining = True
 
     async def wait_empty(self, timeout_s: float) -> bool:
-        """Whether the last session ended in time."""
+        """Waits for the last session to end; returns whether it did in time."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()
@@ -54,7 +54,7 @@ class OpenSessions:
         return True
 
     def left(self, place: SessionPlace) -> None:
-        """For `SessionPlace` alone."""
+        """For `SessionPlace` only."""
         self._open.discard(place)
         if not self._open:
             self._empty.set()
@@ -72,7 +72,7 @@ class SessionPlace:
         metrics.phase_changed(None, self.phase)
 
     def move(self, phase: Phase) -> None:
-        """The session waits for something else now."""
+        """The session's phase has changed."""
         if phase is not self.phase:
             self._metrics.phase_changed(self.phase, phase)
             self.phase = phase

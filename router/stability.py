@@ -1,22 +1,22 @@
-"""How much of a context is worth handing over before the seal. Pure.
+"""Decides how much of a context is worth handing over before the seal. Pure.
 
-KV that crosses to decode and is then replaced was moved in vain. An appended
-document stays. In update-mode a document stays when it has survived an update:
-it and all before it stood in the same place in the list before. What a
-retrieval sends first is the least certain; what came back unchanged tends to
-stay. A client that knows more says so (`Document.stays`).
+KV that is transferred to decode and then replaced was transferred in vain. An appended
+document is stable. In update-mode a document is stable when it has survived an update:
+it and all before it had the same positions in the list before. Early results of a
+retrieval are the least certain; unchanged ones tend to stay. A client that knows more
+can say so (`Document.stays`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-# A document that the client is so sure of counts as one that has survived an update.
+# A document with at least this probability counts as one that has survived an update.
 SURE = 0.9
 
 
 def num_sure(stays: Iterable[float | None]) -> int:
-    """How many leading documents of a list their client is sure of."""
+    """Returns how many leading documents of a list their client is sure of."""
     count = 0
     for sureness in stays:
         if sureness is None or sureness < SURE:
@@ -26,7 +26,7 @@ def num_sure(stays: Iterable[float | None]) -> int:
 
 
 class Stability:
-    """Follows one session's events; tells how many leading tokens are stable."""
+    """Follows one session's events to determine how many leading tokens are stable."""
 
     def __init__(self, num_prefix_tokens: int) -> None:
         # The template's prefix never changes.
@@ -36,17 +36,17 @@ class Stability:
 
     @property
     def num_stable_tokens(self) -> int:
-        """From the start of the sequence, the prefix included."""
+        """Number of stable tokens from the start of the sequence, the prefix included."""
         return self._num_stable_tokens
 
     def appended(self, num_tokens: int) -> int:
-        """Documents came at the end; the sequence has `num_tokens` now."""
+        """Documents were appended; the sequence has `num_tokens` tokens now."""
         if not self._is_update_mode:
             self._num_stable_tokens = num_tokens
         return self._num_stable_tokens
 
     def updated(self, num_kept_tokens: int, num_sure_tokens: int = 0) -> int:
-        """A new list came, which leaves the first `num_kept_tokens` as they were.
+        """A new list was sent, which keeps the first `num_kept_tokens` tokens.
 
         The client is sure of the first `num_sure_tokens`.
         """
@@ -55,6 +55,6 @@ class Stability:
         return self._num_stable_tokens
 
     def sealed(self, num_tokens: int) -> int:
-        """Nothing changes any more."""
+        """The sequence is final."""
         self._num_stable_tokens = num_tokens
         return num_tokens

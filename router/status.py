@@ -1,4 +1,4 @@
-"""What a failed RPC to a worker means; `stream2llm/api/rpc_status.py` does the rest."""
+"""Translates failed RPCs to workers; `stream2llm/api/rpc_status.py` has the general part."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from stream2llm.api.rpc_status import from_rpc_error
 
 WORKER_LOST = "WORKER_LOST"
 
-# What gRPC itself says when the other side is gone.
+# gRPC's own codes for a lost peer.
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
-# And when we have cancelled the RPC ourselves.
+# gRPC's message when this side has cancelled the RPC.
 _CANCELLED_HERE = "Locally cancelled by application!"
-# How gRPC begins when it had no connection and got none: nothing of the RPC left this process.
-# (It retries by itself what a connection that ends has surely not taken.)
+# The beginning of gRPC's message when it could not connect: the RPC never left this process.
+# (gRPC itself retries what a broken connection has certainly not taken.)
 _NOT_CONNECTED = "failed to connect to all addresses"
-# How grpc.aio reports an exception that a handler let through.
+# grpc.aio's message for an exception in a handler.
 _HANDLER_RAISED = "Unexpected <class"
 
 
 class NeverArrivedError(UnavailableError):
-    """The worker could not be reached, so it knows nothing of the RPC: another one may take it."""
+    """The worker could not be reached, so the RPC had no effect: another one may take it."""
 
 
 def worker_error(error: Any, worker_id: str) -> Stream2LLMError:
-    """The domain error for a failed RPC to a worker.
+    """Returns the domain error for a failed RPC to a worker.
 
-    A worker's own errors pass through. A status that gRPC made means that the
-    worker is gone, or that one of us has a bug.
+    A worker's own errors pass through. A status made by gRPC means that the worker is
+    lost, or that there is a bug on either side.
     """
     ours = from_rpc_error(error)
     if ours is not None:
@@ -51,14 +51,14 @@ def worker_error(error: Any, worker_id: str) -> Stream2LLMError:
 
 
 def was_cancelled_here(code: grpc.StatusCode, details: str) -> bool:
-    """Whether this side ended the RPC, which says nothing about the other one."""
+    """Whether this side ended the RPC, which says nothing about the peer."""
     return code is grpc.StatusCode.CANCELLED and details == _CANCELLED_HERE
 
 
 def is_lost(code: grpc.StatusCode, details: str) -> bool:
-    """Whether a status that is not ours means that the other side is gone."""
+    """Whether a status made by gRPC means that the peer is lost."""
     if was_cancelled_here(code, details):
         return False
-    if code is grpc.StatusCode.INTERNAL:  # a connection that broke in mid-frame
+    if code is grpc.StatusCode.INTERNAL:  # a connection that broke mid-frame
         return "RST_STREAM" in details
     return code in _LOST and not details.startswith(_HANDLER_RAISED)

@@ -1,9 +1,9 @@
 """Finds stop strings in text that arrives in pieces. Pure.
 
-Each stop string has a Knuth-Morris-Pratt state: how many of its characters the
-text now ends with. Text is held back only while it may still become a stop
-string, and where the pieces are cut makes no difference. The first string to be
-complete wins; of several complete at the same character, the longest.
+Each stop string has a Knuth-Morris-Pratt state: how many of its characters the text now
+ends with. Text is held back only while it may still become a stop string, and the
+result does not depend on where the pieces are cut. The first string to be complete
+wins; of several complete at the same character, the longest.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Text that is safe to show, and the stop string that was found, if any."""
+    """Text that may be sent, and the stop string that was found, if any."""
 
     text: str
     stop_string: str | None = None
 
 
 class StopStringMatcher:
-    """Feed with `push` until it reports a stop string; `flush` at the end."""
+    """Call `push` until it reports a stop string; `flush` at the end."""
 
     def __init__(self, stop_strings: Sequence[str]) -> None:
         self._patterns = [_Pattern(text) for text in stop_strings]
         self._held = ""
 
     def push(self, text: str) -> Matched:
-        """More text. After a match there is nothing more to push."""
+        """Takes more text. Must not be called after a match."""
         if not self._patterns:
             return Matched(text)
         seen = self._held + text
@@ -43,7 +43,7 @@ class StopStringMatcher:
         return Matched(seen[:cut])
 
     def flush(self) -> str:
-        """The text has ended: what was held back is text after all."""
+        """Ends the text; returns what was held back."""
         held, self._held = self._held, ""
         return held
 
@@ -61,7 +61,7 @@ class _Pattern:
         self._borders = _borders(text)
 
     def advance(self, character: str) -> bool:
-        """Takes one character; whether the text now ends with the pattern."""
+        """Takes one character; returns whether the text now ends with the pattern."""
         while self.num_matched and self.text[self.num_matched] != character:
             self.num_matched = self._borders[self.num_matched - 1]
         if self.text[self.num_matched] == character:
@@ -70,7 +70,7 @@ class _Pattern:
 
 
 def _borders(text: str) -> list[int]:
-    """For each prefix, the length of its longest proper prefix that is its suffix."""
+    """Returns for each prefix the length of its longest proper prefix that is its suffix."""
     borders = [0] * len(text)
     length = 0
     for index in range(1, len(text)):

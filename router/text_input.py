@@ -1,9 +1,9 @@
-"""Contents of events to token ids, off the event loop when there is much text.
+"""Tokenizes the contents of events, off the event loop if they are long.
 
-Owns the threads for it. Order inside a session is the caller's: it awaits one
-event before the next. Long texts have a thread of their own and go through it
-piece by piece in turn, so they delay no short one, and each other evenly.
-What cannot fit is not tokenized further than necessary to know that.
+Owns the threads for it. The caller keeps the order within a session: it awaits one event
+before the next. Long texts use a separate thread, piece by piece in turn, so they do not
+delay short ones, and delay each other evenly. A text that cannot fit is tokenized only
+as far as is needed to find that out.
 """
 
 from __future__ import annotations
@@ -32,23 +32,22 @@ from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.serving.prefix import Tokens, as_tokens
 
 T = TypeVar("T")
-# Below this many characters tokenizing takes less time than a thread switch
-# under load.
+# Below this many characters, tokenizing takes less time than a thread switch under load.
 _INLINE_CHARS = 2_000
-# Above this many it takes too long for others to wait for it.
+# Above this many, it takes too long for others to wait for it.
 _SHORT_CHARS = 2 * PIECE_CHARS
 _NUM_SHORT_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What stands around the documents, as tokens."""
+    """The tokens around the documents."""
 
     prefix: Tokens
     suffix: Tokens
     # Tokens of the prefix that the client did not send.
     num_bos_tokens: int
-    # A chat template owns its suffix: a seal cannot replace it.
+    # A chat template has its own suffix: a seal cannot replace it.
     is_chat: bool
 
 
@@ -58,12 +57,12 @@ class _Room:
 
     num_tokens: int
     oversized: OversizedDocuments
-    # Nothing behind a document that fails the session matters.
+    # A document fails the session, so later ones do not matter.
     is_over: bool = field(default=False, init=False)
 
-    def take(self, tokens: Tokens, num_untold: int) -> None:
-        """A document with these tokens, and at least so many more."""
-        if len(tokens) + num_untold <= self.num_tokens:
+    def take(self, tokens: Tokens, num_untokenized: int) -> None:
+        """Accounts for a document of `tokens` and at least `num_untokenized` more."""
+        if len(tokens) + num_untokenized <= self.num_tokens:
             self.num_tokens -= len(tokens)
         elif self.oversized is OversizedDocuments.CUT:
             self.num_tokens = 0
@@ -81,7 +80,7 @@ class TextInput:
         self._long = ThreadPoolExecutor(1, thread_name_prefix="tokenize-long")
 
     def close(self) -> None:
-        """Waits for what is being tokenized."""
+        """Waits for tokenizing under way."""
         for threads in (self._short, self._long):
             threads.shutdown(cancel_futures=True)
 
@@ -90,7 +89,7 @@ class TextInput:
         template: PlainTemplate | ChatTemplate | ChatPrompt,
         control_tokens: ControlTokens = ControlTokens.NONE,
     ) -> Frame:
-        """The tokens around the documents."""
+        """Returns the tokens around the documents."""
         parse = control_tokens is not ControlTokens.NONE
         if isinstance(template, PlainTemplate):
             return await self._plain_frame(template, parse=parse)
@@ -104,9 +103,9 @@ class TextInput:
         is_first: bool = False,
         with_control_tokens: bool = False,
     ) -> Tokens:
-        """One content, nothing put around it but BOS where a prompt begins with it.
+        """Tokenizes one content, with nothing around it but BOS at the beginning of a prompt.
 
-        `name` is the field it came in.
+        `name` is its field in the request.
         """
         if not isinstance(content, str):
             return self.tokenizer.check_ids(content, f"{name}.token_ids")
@@ -127,10 +126,10 @@ class TextInput:
         oversized: OversizedDocuments = OversizedDocuments.FAIL,
         with_control_tokens: bool = False,
     ) -> tuple[ContentDocument, ...]:
-        """The documents of one event, each tokenized on its own.
+        """Tokenizes the documents of one event, each on its own.
 
-        Those with more than `room_tokens`, after what the ones before take of it,
-        come with the beginning of their tokens alone.
+        Of documents with more than `room_tokens` tokens, less those before them, only the
+        beginning is returned.
         """
         room = _Room(room_tokens, oversized)
         num_chars = sum(map(_num_chars, documents))
@@ -152,8 +151,8 @@ class TextInput:
         return tuple(done)
 
     async def cut(self, text: str, max_tokens: int) -> tuple[int, int]:
-        """How many tokens and characters of a document are its longest beginning of so many
-        tokens that ends between two characters."""
+        """Returns the tokens and characters of a document's longest prefix of at most
+        `max_tokens` tokens that ends between two characters."""
         num_tokens = num_chars = 0
         for part in self.tokenizer.encoder.parts(text):
             assert isinstance(part, Piece), "a document is text"
@@ -170,7 +169,7 @@ class TextInput:
             num_chars += len(part.text)
         return num_tokens, num_chars
 
-    # -- what stands around the documents ----------------------------------------
+    # -- around the documents ------------------------------------------------------
 
     async def _plain_frame(self, template: PlainTemplate, *, parse: bool) -> Frame:
         prefix = await self.content(
@@ -201,11 +200,11 @@ class TextInput:
         return written(left, is_first=True), written(right, is_first=False)
 
     async def _all(self, parts: Sequence[Part], name: str) -> Tokens:
-        """All tokens; raises where they are more than the model takes."""
-        tokens, num_untold = await self._encode(parts, self._max_model_len)
-        if num_untold:
+        """Encodes all parts; raises when they have more tokens than the model takes."""
+        tokens, num_untokenized = await self._encode(parts, self._max_model_len)
+        if num_untokenized:
             raise InvalidRequestError(
-                f"{name} has at least {len(tokens) + num_untold} tokens; the model takes at most"
+                f"{name} has at least {len(tokens) + num_untokenized} tokens; the model takes at most"
                 f" {self._max_model_len} (max_model_len)",
                 reason="CONTEXT_TOO_LONG",
                 field=name,
@@ -221,7 +220,7 @@ class TextInput:
         if content is None:
             return ContentDocument(document.id, None)
         if room.is_over:
-            return ContentDocument(document.id, _NOTHING, num_untold=1)
+            return ContentDocument(document.id, _NOTHING, num_untokenized=1)
         if isinstance(content, str):
             _check_encodable(content, name)
             parts = self.tokenizer.parts(content, with_control_tokens=parse)
@@ -237,27 +236,27 @@ class TextInput:
         text = document.content
         assert isinstance(text, str), "ids are never long"
         if room.is_over:
-            return ContentDocument(document.id, _NOTHING, num_untold=1)
+            return ContentDocument(document.id, _NOTHING, num_untokenized=1)
         _check_encodable(text, name)
-        # A cut document's beginning is wanted in any case.
+        # The beginning of a document to truncate is needed in any case.
         too_many = 0 if room.oversized is OversizedDocuments.CUT else self._least_tokens(text)
         if too_many > room.num_tokens:
-            tokens, num_untold = _NOTHING, too_many
+            tokens, num_untokenized = _NOTHING, too_many
         else:
             parts = await self._run(
                 len(text), lambda: self.tokenizer.parts(text, with_control_tokens=parse)
             )
-            tokens, num_untold = await self._encode(parts, room.num_tokens)
-        room.take(tokens, num_untold)
-        return ContentDocument(document.id, tokens, num_untold)
+            tokens, num_untokenized = await self._encode(parts, room.num_tokens)
+        room.take(tokens, num_untokenized)
+        return ContentDocument(document.id, tokens, num_untokenized)
 
     def _least_tokens(self, text: str) -> int:
-        """So many tokens the text has at least; 0 where only tokenizing tells."""
+        """Returns a lower bound on the text's tokens; 0 where only tokenizing can give one."""
         max_token_bytes = self.tokenizer.encoder.max_token_bytes
         return -(-len(text.encode()) // max_token_bytes) if max_token_bytes else 0
 
     async def _encode(self, parts: Sequence[Part], max_tokens: int) -> tuple[Tokens, int]:
-        """The tokens, and how many more there are at least where it stopped behind so many."""
+        """Returns the tokens, up to about `max_tokens`, and a lower bound on further ones."""
         encoder = self.tokenizer.encoder
         num_chars = sum(len(part.text) for part in parts if isinstance(part, Piece))
         if num_chars <= _SHORT_CHARS:
@@ -276,7 +275,7 @@ class TextInput:
         return np.concatenate(encoded), 0
 
     async def _run(self, num_chars: int, work: Callable[[], T]) -> T:
-        """Does work on a text, or a piece of one, of so many characters."""
+        """Runs work on a text, or on a piece of one, of `num_chars` characters."""
         if num_chars <= _INLINE_CHARS:
             return work()
         threads = self._short if num_chars <= _SHORT_CHARS else self._long
@@ -287,7 +286,7 @@ _NOTHING = as_tokens([])
 
 
 def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    """Consecutive documents that are tokenized in one go; a long one is alone."""
+    """Yields consecutive documents that are tokenized in one go; a long one is alone."""
     group: list[Document] = []
     num_chars = 0
     for document in documents:
@@ -302,7 +301,7 @@ def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
 
 
 def _check_encodable(text: str, name: str) -> None:
-    # Protobuf text is valid UTF-8; a lone surrogate can only come from code.
+    # Protobuf text is valid UTF-8; only a Python caller can pass a lone surrogate.
     try:
         text.encode()
     except UnicodeEncodeError as error:

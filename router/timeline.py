@@ -1,4 +1,4 @@
-"""When what happened to one session, by the router's clock."""
+"""Times of a session's events, by the router's clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from stream2llm.serving.clock import Clock
 
 
 class Timeline:
-    """Instants in seconds; each is noted once, where it happens."""
+    """Instants in seconds; each is noted once, when it occurs."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -18,19 +18,19 @@ class Timeline:
         self._last_step_at_s = self._opened_at_s
 
     def opened(self) -> None:
-        """The open event is here."""
+        """The open event has arrived."""
         self._opened_at_s = self._clock.monotonic_s()
 
     def sealed(self) -> None:
-        """The seal event is here."""
+        """The seal event has arrived."""
         self._sealed_at_s = self._clock.monotonic_s()
 
     def first_token(self) -> None:
-        """Prefill's token is here."""
+        """Prefill's token has arrived."""
         self._first_token_at_s = self._last_step_at_s = self._clock.monotonic_s()
 
     def decode_step(self) -> float:
-        """Decode's tokens are here; returns the seconds since the tokens before."""
+        """Decode's tokens have arrived; returns the seconds since the previous tokens."""
         now = self._clock.monotonic_s()
         since_last, self._last_step_at_s = now - self._last_step_at_s, now
         if self._first_to_second_s is None:
@@ -38,7 +38,7 @@ class Timeline:
         return since_last
 
     def timings(self) -> Timings:
-        """For the end of a session that has its first token."""
+        """Returns the timings of a session that has its first token."""
         first = self._first_token_at_s
         assert first is not None, "an answer has a first token"
         return Timings(

@@ -1,12 +1,11 @@
 """Text to token ids: the model's tokenizer and chat template, from local files.
 
-Documents, prefix and suffix are tokenized one by one, so equal text always
-gives equal tokens. Goes to the Rust tokenizer directly: it has no mutable
-state, so threads may share it (transformers' wrapper sets truncation on every
-call and cannot be shared). Knows nothing of sessions.
-
-Tokenizers that are written in Python, SentencePiece's own and mistral-common's
-among them, are refused at the start: they cannot encode text as text alone.
+Documents, prefix and suffix are tokenized separately, so equal text always gives equal
+tokens. Uses the Rust tokenizer directly: it is immutable, so threads may share it
+(transformers' wrapper sets truncation on every call and cannot be shared). Independent
+of sessions.
+Tokenizers that are written in Python, SentencePiece's own and mistral-common's among
+them, are refused at the start: they cannot encode text without control tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ CHAT_ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What a model directory says about its vocabulary."""
+    """Vocabulary data in a model directory."""
 
     # The model's, not the tokenizer's: embeddings are often padded.
     vocab_size: int
@@ -56,7 +55,7 @@ class ModelTokenizer:
     def parts(
         self, text: str, *, is_first: bool = False, with_control_tokens: bool = False
     ) -> list[Part]:
-        """Text as it stands; the beginning of a prompt has BOS first, once, where there is one."""
+        """Splits text into parts; at the beginning of a prompt, BOS comes first, once, if any."""
         encoder = self.encoder
         if with_control_tokens:
             parts = encoder.parts_written(TemplateText.written(text), is_first=is_first)
@@ -66,12 +65,12 @@ class ModelTokenizer:
         return parts if parts[: len(head)] == head else [*head, *parts]
 
     def encode(self, text: str) -> Tokens:
-        """Text inside a prompt, nothing put around it."""
+        """Encodes text inside a prompt, with nothing around it."""
         return self.encoder.encode(self.encoder.parts(text))
 
     @property
     def num_bos_tokens(self) -> int:
-        """Tokens that stand before the text at the beginning of a prompt."""
+        """Number of tokens before the text at the beginning of a prompt."""
         return len(self.encoder.head)
 
     def check_ids(self, token_ids: TokenIds, field: str) -> Tokens:
@@ -87,15 +86,15 @@ class ModelTokenizer:
         return ids
 
     def token_text(self, token_id: int) -> str:
-        """One token by itself, special ones included."""
+        """Returns the text of one token by itself, special ones included."""
         return str(self.backend.decode([token_id], skip_special_tokens=False))
 
     def render_chat(
         self, messages: Sequence[ChatMessage], *, with_control_tokens: bool = False
     ) -> TemplateText:
-        """The conversation as the model wants it, ready for its answer.
+        """Renders a conversation up to the beginning of the model's answer.
 
-        With control tokens the contents too may write them, but no role.
+        With control tokens, contents may write them too, but roles may not.
         """
         self.check_chat(messages)
         assert self._chat is not None, "check_chat raises without a template"
@@ -103,7 +102,7 @@ class ModelTokenizer:
         turns = [{"role": each.role, "content": kind(each.content)} for each in messages]
         try:
             return self._chat.render(turns)
-        except Exception as error:  # templates raise what they like
+        except Exception as error:  # templates may raise anything
             raise InvalidRequestError(
                 f"the model's chat template refuses the messages: {error}",
                 reason="BAD_CHAT",
@@ -111,7 +110,7 @@ class ModelTokenizer:
             ) from error
 
     def check_chat(self, messages: Sequence[ChatMessage]) -> None:
-        """Raises unless these can be messages for this model."""
+        """Raises InvalidRequestError unless the model accepts these messages."""
         if not self.has_chat_template:
             raise UnsupportedError(
                 "this model has no chat template, or one that the router cannot use (its log says"
@@ -128,7 +127,7 @@ class ModelTokenizer:
                 raise _bad_chat(f"{field} is {message.role!r}; it must be one of {roles}", field)
 
     def _chat_renderer(self, model_path: str) -> ChatRenderer | None:
-        """None without a template, and for one whose control tokens we cannot tell from data."""
+        """Returns None without a template, and if its control tokens are ambiguous."""
         if not self._wrapper.chat_template:
             return None
         chat = ChatRenderer(self._wrapper.get_chat_template(), self._wrapper.special_tokens_map)
@@ -142,14 +141,14 @@ class ModelTokenizer:
         return None
 
     def _writes_what_transformers_writes(self, chat: ChatRenderer) -> bool:
-        """Whether we find in a conversation the control tokens that transformers finds."""
+        """Whether a conversation has the same control tokens here as in transformers."""
         turns = [{"role": role, "content": "text"} for role in ("user", "assistant", "user")]
         try:
             whole = self._wrapper.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=True
             )
             rendered = chat.render(turns)
-        except Exception:  # it takes other conversations: each is tried when it comes
+        except Exception:  # it does not take this conversation: others are checked when sent
             return True
         expected = self.backend.encode(whole, add_special_tokens=False).ids
         found = self.encoder.parts_written(rendered, is_first=True)
@@ -164,7 +163,7 @@ def split_chat(
     *,
     with_control_tokens: bool = False,
 ) -> tuple[TemplateText, TemplateText]:
-    """What the template writes before and behind the one context slot."""
+    """Splits the rendered text at the one context slot."""
     tokenizer.check_chat(messages)
     _check_one_slot(messages, slot)
     marker = _unused_marker(messages)

@@ -1,12 +1,12 @@
-"""Tokenizers of the same vocabulary that know no control tokens. Pure, but for the library.
+"""Tokenizers of the same vocabulary without control tokens. Pure, but for the library.
 
-An added token (`<|im_end|>`, `<tool_call>`, `<s>`) matches wherever its text stands, so the
-tokenizer that comes with a model lets any text write control tokens. `plain_tokenizers` makes
-others from the same files in which an added token is text like any other, also where the model's
-own vocabulary has it. Added tokens of white space alone are text, not control tokens.
+An added token (`<|im_end|>`, `<tool_call>`, `<s>`) matches wherever its text occurs, so a
+model's tokenizer lets any text write control tokens. `plain_tokenizers` makes others from
+the same files in which an added token is ordinary text, even if the model's own vocabulary
+has it. Added tokens of white space only are text, not control tokens.
 
-Tokenizers of the SentencePiece kind put a word mark in front of each text. That is right once,
-at the beginning of a prompt; everywhere else a text goes on where another one ended.
+Tokenizers of the SentencePiece kind put a word mark in front of each text. That is right
+once, at the beginning of a prompt; any other text continues a previous one.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _WORD_MARK = "\u2581"
 
 
 def control_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids of the added tokens that only a template may write."""
+    """Returns the ids of the added tokens that only a template may write."""
     added = tokenizer.get_added_tokens_decoder()
     return frozenset(i for i, token in added.items() if not _is_text(token.content, token.special))
 
 
 @dataclass(frozen=True, slots=True)
 class PlainTokenizers:
-    """They encode every text without control tokens and with nothing around it.
+    """Encode every text without control tokens and with nothing around it.
 
-    A character that the vocabulary has no token for still becomes the unknown token.
+    A character without a token still becomes the unknown token.
     """
 
-    # For a text with which a prompt begins, and for one inside it.
+    # For a text at the beginning of a prompt, and for one inside it.
     first: Tokenizer
     inside: Tokenizer
-    # Of how many bytes of a text one token can be; None where a normalizer may shorten
-    # the text, or an unknown token may stand for any number of characters.
+    # Maximum bytes of text per token; None where a normalizer may shorten the text, or an
+    # unknown token may stand for any number of characters.
     max_token_bytes: int | None
 
 
@@ -83,11 +83,11 @@ def _is_text(content: str, special: bool) -> bool:
 
 
 def _hide(model: dict[str, Any], hidden_ids: frozenset[int]) -> None:
-    """Gives the tokens with these ids names that no text has: the ids stay as they are."""
-    # Unguessable: a model that looks whole words up would find a fixed name in a text.
+    """Renames the tokens with these ids so that no text has them: the ids stay as they are."""
+    # Unguessable: a model that looks up whole words would find a fixed name in a text.
     secret = uuid.uuid4().hex
     vocab = model["vocab"]
-    if isinstance(vocab, list):  # unigram: the place is the id
+    if isinstance(vocab, list):  # unigram: the index is the id
         for token_id in hidden_ids & set(range(len(vocab))):
             vocab[token_id][0] = f"{secret}{token_id}"
         return
@@ -100,13 +100,13 @@ def _hide(model: dict[str, Any], hidden_ids: frozenset[int]) -> None:
 
 
 def _makes(merge: list[str] | str, names: dict[str, str], prefix: str) -> bool:
-    """Whether a merge makes one of these tokens, or goes on from one."""
+    """Whether a merge makes one of these tokens, or begins with one."""
     left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
     return not names.keys().isdisjoint({left, right, left + right.removeprefix(prefix)})
 
 
 def _without_strip(normalizer: Any, word_mark: bool) -> Any:
-    """Keeps white space at the ends, but for that before a prompt; drops the word mark if told."""
+    """Removes stripping, except before a prompt, and the word mark unless `word_mark`."""
     kind = normalizer and normalizer["type"]
     if kind == "Sequence":
         parts = [_without_strip(part, word_mark) for part in normalizer["normalizers"]]

@@ -1,8 +1,8 @@
-"""The two RPCs under a session: one to prefill, one to decode.
+"""The two RPCs of a session: one to prefill, one to decode.
 
-A worker call holds its place at the worker from its making until `close`, turns
-transport failures into domain errors, and cancels its RPC when it is closed
-before its end. Of the answer it knows only the messages.
+A worker call holds its place at the worker from construction until `close`, turns
+transport failures into domain errors, and cancels its RPC when it is closed before its
+end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stream2llm.api.v1 import worker_pb2 as pb
 
 
 class PrefillCall:
-    """open, splices, seal; progress and one first token come back."""
+    """The RPC to prefill: open, splices and seal out; progress and one first token back."""
 
     def __init__(self, pool: WorkerPool, worker: Worker) -> None:
         self._pool = pool
@@ -44,21 +44,21 @@ class PrefillCall:
         await self._write(pb.PrefillSessionRequest(open=message))
 
     async def splice(self, revision: int, splice: Splice, *, stable_tokens: int = 0) -> None:
-        """The sequence is now another one; KV of its first `stable_tokens` may be offered."""
+        """Changes the sequence; KV of its first `stable_tokens` may be offered."""
         message = _splice(revision, splice, stable_tokens)
         await self._write(pb.PrefillSessionRequest(splice=message))
 
     async def seal(
         self, revision: int, splice: Splice, *, hand_over: bool, stable_tokens: int = 0
     ) -> None:
-        """The sequence is final."""
+        """Completes the sequence."""
         message = pb.SealPrefill(
             splice=_splice(revision, splice, stable_tokens), hand_over=hand_over
         )
         await self._write(pb.PrefillSessionRequest(seal=message))
 
     async def receive(self) -> pb.PrefillSessionResponse:
-        """The next message; the worker may not end before the first token."""
+        """Returns the next message; the worker must not end before the first token."""
         try:
             return await anext(self._responses)
         except StopAsyncIteration:
@@ -69,8 +69,8 @@ class PrefillCall:
     async def watch(self) -> None:
         """After the first token: returns when the worker ends the RPC, raises when it is lost.
 
-        Until decode has the KV, a dead prefill worker means a dead session;
-        afterwards (`finish`) its fate is no longer ours.
+        Until decode has the KV, a lost prefill worker fails the session; afterwards
+        (`finish`) it no longer does.
         """
         try:
             async for _ in self._responses:
@@ -81,14 +81,14 @@ class PrefillCall:
                 raise failure from error
 
     async def finish(self) -> None:
-        """Decode has the KV, or it is not wanted: lets the worker end the RPC in peace."""
+        """Decode has the KV, or needs none: lets the worker end the RPC normally."""
         self._is_done_with = True
         self._lease.release()
         with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.InternalError):
             await self._call.done_writing()
 
     def close(self) -> None:
-        """Ends the RPC if it still runs; may be called again."""
+        """Ends the RPC if it is still running; may be called again."""
         self._lease.release()
         self._call.cancel()
 
@@ -97,13 +97,13 @@ class PrefillCall:
             await self._call.write(message)
         except grpc.aio.AioRpcError as error:
             raise await self._failure(error) from error
-        except asyncio.InvalidStateError:  # it ended before we wrote
+        except asyncio.InvalidStateError:  # it has ended before the write
             raise await self._failure(None) from None
 
     async def _failure(self, error: grpc.aio.AioRpcError | None) -> Stream2LLMError:
         final = await self._final.of(error)
         if was_cancelled_here(final.code(), final.details() or ""):
-            # With its session, of which this task has not heard yet.
+            # Cancelled with its session, but this task has not been cancelled yet.
             raise asyncio.CancelledError
         if final.code() is grpc.StatusCode.OK:
             return self._ended_early()
@@ -114,16 +114,16 @@ class PrefillCall:
 
 
 class DecodeCall:
-    """One request; token steps come back.
+    """The RPC to decode: one request out, token steps back.
 
-    `owns_handover`: whether the hand-over is this worker's to read or to
-    release. That is so from the moment it may have accepted the RPC, and no longer when
-    it refuses before its first step. A worker that was lost, or was not waited for,
-    may still be reading: its hand-over is left to the lease. One that could not be
-    reached knows nothing of it.
+    `owns_handover`: whether this worker is responsible for reading or releasing the
+    hand-over. It is from the moment it may have accepted the RPC, unless it refuses
+    before its first step. A worker that was lost, or not waited for, may still be
+    reading: its hand-over is left to the lease. One that could not be reached does not
+    have it.
 
-    `is_accepted`: whether the worker said that it takes the hand-over. Whatever it
-    says afterwards, it may have read or released it, so no other worker can read it.
+    `is_accepted`: whether the worker has accepted the hand-over. Whatever it sends
+    afterwards, it may have read or released it, so no other worker can read it.
     """
 
     def __init__(self, pool: WorkerPool, worker: Worker) -> None:
@@ -133,11 +133,11 @@ class DecodeCall:
         self._call: Any = None
         self.owns_handover = False
         self.is_accepted = False
-        # Prompt tokens that were at the worker before; known with the first step.
+        # Prompt tokens that the worker had before; known with the first step.
         self.local_tokens = 0
 
     async def steps(self, request: pb.DecodeRequest) -> AsyncGenerator[TokenStep, None]:
-        """Everything that decode gives, until it says why it ended."""
+        """Yields decode's steps until one has a finish reason."""
         has_stepped = False
         try:
             self._call = self._worker.decode.Decode(request)
@@ -158,7 +158,7 @@ class DecodeCall:
             raise failure from error
 
     def close(self) -> None:
-        """Ends the RPC if it still runs; may be called again."""
+        """Ends the RPC if it is still running; may be called again."""
         self._lease.release()
         if self._call is not None:
             self._call.cancel()

@@ -1,10 +1,10 @@
 """The router's view of the workers, and its channels to them.
 
-The controller's view says who is there; the data path finds out first who is
-not. A worker whose RPC broke at transport level, or that says its engine is dead, is
-suspect: it gets nothing new until it answers again, or until a view brings its successor
-(another address or other processes). One that left the view gets nothing new either, but
-keeps its channel until its last session here has ended.
+The controller's view lists the workers; the data path is first to notice a lost one. A
+worker whose RPC broke at transport level, or that reports its engine dead, is suspect:
+it gets no new sessions until it answers again, or until a view brings its successor
+(another address or other processes). One that left the view gets no new sessions either,
+but keeps its channel until its last session here has ended.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _logger = logging.getLogger(__name__)
 _PROBE_TIMEOUT_S = 10.0
 _PROBE_AGAIN_AFTER_S = 1.0
 _RELEASE_TIMEOUT_S = 5.0
-# Before a release that no worker took is tried again: one may be back by then. Behind
-# the last try the lease ends the hand-over.
+# Pauses before a release that no worker took is tried again: one may be back by then.
+# After the last try the lease ends the hand-over.
 _RELEASE_PAUSES_S = (0.1, 0.4, 1.6)
 
 
 class Worker:
-    """One worker process: its channel, and how many sessions of ours it holds."""
+    """One worker process: its channel, and the number of this router's sessions there."""
 
     def __init__(self, address: WorkerAddress, max_message_bytes: int) -> None:
         self.address = address
@@ -56,22 +56,22 @@ class Worker:
         return self.address.worker_id
 
     def acquire(self) -> Lease:
-        """Counts one session more."""
+        """Adds one session."""
         self.num_sessions += 1
         self.idle.clear()
         return Lease(self)
 
     def view(self) -> WorkerView:
-        """What placement needs to know."""
+        """Returns the properties that placement considers."""
         return WorkerView(self.worker_id, self.address.role, not self.is_suspect, self.num_sessions)
 
     def stop_probe(self) -> None:
-        """Nobody wants to know any more whether it answers."""
+        """Stops checking whether the worker answers."""
         if self.probe is not None:
             self.probe.cancel()
 
     def is_same_process(self, address: WorkerAddress) -> bool:
-        """Whether an address of a newer view still means this one."""
+        """Whether an address of a newer view still means this process."""
         return (self.address.grpc_address, self.address.pids) == (
             address.grpc_address,
             address.pids,
@@ -113,7 +113,7 @@ class WorkerPool:
         return iter(sorted(self._workers.values(), key=lambda worker: worker.worker_id))
 
     def set_view(self, view: ClusterView) -> None:
-        """Takes over a newer view; an older one, overtaken on its way, is ignored."""
+        """Sets a newer view; an older one that arrives late is ignored."""
         if view.version < self._version:
             return
         self._version = view.version
@@ -128,16 +128,16 @@ class WorkerPool:
                 self._workers[worker_id] = Worker(address, self._max_message_bytes)
 
     def has_role(self, role: Role) -> bool:
-        """Whether the view has such a worker, suspect or not."""
+        """Whether the view has a worker of the role, suspect or not."""
         return any(worker.address.role == role for worker in self._workers.values())
 
     def pick(self, role: Role) -> Worker | None:
-        """The worker for a new session; None: there is none to use."""
+        """Returns the worker for a new session; None if none is usable."""
         worker_id = pick((worker.view() for worker in self._workers.values()), role)
         return None if worker_id is None else self._workers[worker_id]
 
     def pick_but(self, role: Role, tried: set[str]) -> Worker | None:
-        """The worker for a session that those in `tried` did not take; None: no other."""
+        """Returns a worker outside `tried` for a session; None if none is usable."""
         views = (w.view() for w in self._workers.values() if w.worker_id not in tried)
         worker_id = pick(views, role)
         return None if worker_id is None else self._workers[worker_id]
@@ -147,9 +147,9 @@ class WorkerPool:
         return self._workers.get(worker.worker_id) is worker and not worker.is_suspect
 
     def failure(self, worker: Worker, error: Any) -> Stream2LLMError:
-        """The domain error of a failed RPC; one that says the worker is lost makes it suspect.
+        """Returns the domain error of a failed RPC; marks a lost worker as suspect.
 
-        gRPC says so when its process is gone, and the worker itself when its engine is.
+        gRPC reports a lost process, and the worker itself a dead engine.
         """
         translated = worker_error(error, worker.worker_id)
         if translated.reason == WORKER_LOST:
@@ -157,16 +157,16 @@ class WorkerPool:
         return translated
 
     def release_handover(self, request: worker_pb2.ReleaseHandoverRequest) -> None:
-        """Has KV freed that nobody will read. Returns at once; the work goes on by itself."""
+        """Frees KV that will not be read. Returns at once; the work runs in the background."""
         self._background.start(self._release_handover(request), "release-handover")
 
     def stop_probes(self) -> None:
-        """The router is ending: which suspect answers again is of no interest."""
+        """Stops all probes when the router ends."""
         for worker in self._workers.values():
             worker.stop_probe()
 
     async def close(self) -> None:
-        """Closes every channel; RPCs that still run on them end."""
+        """Closes every channel, which ends RPCs on them."""
         workers, self._workers = list(self._workers.values()), {}
         for worker in workers:
             await worker.channel.close()
@@ -210,9 +210,9 @@ class WorkerPool:
         )
 
     async def _is_released(self, request: worker_pb2.ReleaseHandoverRequest) -> bool:
-        """Asks each worker that can be used once, until one does it.
+        """Asks each usable worker once, until one releases the hand-over.
 
-        Raises what one says that all of them would say: the request is wrong.
+        Raises InvalidRequestError, because no other worker would accept the request either.
         """
         tried: set[str] = set()
         while (worker := self.pick_but("decode", tried)) is not None:
@@ -236,10 +236,10 @@ async def _answers(worker: Worker) -> bool:
             timeout=_PROBE_TIMEOUT_S,
         )
     except grpc.aio.AioRpcError as error:
-        # Any other status was given by the worker itself.
+        # The worker itself has sent any other status.
         is_gone = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
         return error.code() not in is_gone
-    return bool(response.worker.ready)  # else its engine is dead, and the actor will follow
+    return bool(response.worker.ready)  # otherwise its engine is dead, and the actor ends soon
 
 
 async def _close_when_idle(worker: Worker) -> None:

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from stream2llm.api.grpc_options import server_options
 from stream2llm.api.v1 import inference_pb2 as pb
@@ -66,7 +67,7 @@ class Conversation:
         await self.send(finished=finished(len(texts)))
 
     async def fail(self, code: grpc.StatusCode, message: str, *details: Any) -> None:
-        await self.context.abort(code, message, trailing_metadata=trailers(code, *details))
+        await self.context.abort(code, message, trailing_metadata=trailers(code, message, *details))
 
 
 def finished(num_tokens: int = 3) -> pb.GenerationFinished:
@@ -81,14 +82,12 @@ def finished(num_tokens: int = 3) -> pb.GenerationFinished:
     )
 
 
-def trailers(code: grpc.StatusCode, *details: Any) -> tuple[tuple[str, bytes], ...]:
+def trailers(code: grpc.StatusCode, message: str, *details: Any) -> Any:
     """What the router sends beside a status."""
-    status = status_pb2.Status(code=code_pb2.Code.Value(code.name))
+    status = status_pb2.Status(code=code.value[0], message=message)
     for detail in details:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return (("grpc-status-details-bin", status.SerializeToString()),)
+        status.details.add().Pack(detail)
+    return rpc_status.to_status(status).trailing_metadata
 
 
 def error_info(reason: str, domain: str = "stream2llm") -> error_details_pb2.ErrorInfo:
@@ -164,12 +163,9 @@ class FakeRouter(inference_pb2_grpc.StreamingInferenceServiceServicer):
 
     async def GetModelInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.model not in ("", "fake"):
-            details = error_info("NOT_FOUND")
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND,
-                f"no model {request.model!r}",
-                trailing_metadata=trailers(grpc.StatusCode.NOT_FOUND, details),
-            )
+            code, message = grpc.StatusCode.NOT_FOUND, f"no model {request.model!r}"
+            details = trailers(code, message, error_info("NOT_FOUND"))
+            await context.abort(code, message, trailing_metadata=details)
         return pb.GetModelInfoResponse(
             model="fake",
             max_model_len=8192,

@@ -263,7 +263,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
                 if event == "open":
                     self.fetch_sessions.append(request.open.fetch_session_id)
                 elif event == "fetch":
-                    assert not is_fetching, "the fetch before has not ended"
+                    assert not is_fetching, "the previous fetch has not ended"
                     assert request.fetch.keep_tokens <= len(tokens)
                     is_fetching = True
                     tokens[request.fetch.keep_tokens :] = request.fetch.token_ids

@@ -6,7 +6,7 @@ a fake executor, or a cluster. Documents are few and shared, so that sessions
 hit each other's prefixes, come back to earlier lists (A, B, A), and replace a
 document by one that begins alike (a last block that stays partly valid).
 
-Invariants, numbered after the design document:
+Invariants; docs/scheduling.md says where else each is proven:
 
 1. The answer of a sealed session is the one-shot answer of its final sequence.
 2. The holders of every block are counted right; at the end all blocks are free.

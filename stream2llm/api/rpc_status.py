@@ -8,38 +8,24 @@ and their callers translate here and nowhere else.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
 from stream2llm.api.errors import ERROR_DOMAIN, ERRORS_BY_STATUS, Stream2LLMError
 
-DETAILS_TRAILER = "grpc-status-details-bin"
 
-
-class _RpcStatusFields(NamedTuple):
-    code: Any
-    details: str
-    trailing_metadata: Any
-
-
-class RpcStatus(_RpcStatusFields, grpc.Status):
-    """What `context.abort_with_status` takes."""
-
-
-def to_status(error: Stream2LLMError) -> RpcStatus:
-    """The gRPC status of a domain error, details included."""
-    code = grpc.StatusCode[error.status_name]
-    rich = status_pb2.Status(code=code.value[0], message=error.message)
+def to_status(error: Stream2LLMError) -> grpc.Status:
+    """The gRPC status of a domain error, details included, for `context.abort_with_status`."""
+    code = grpc.StatusCode[error.status_name].value[0]
+    rich = status_pb2.Status(code=code, message=error.message)
     for detail in _details(error):
-        packed = AnyMessage()
-        packed.Pack(detail)
-        rich.details.append(packed)
-    return RpcStatus(code, error.message, ((DETAILS_TRAILER, rich.SerializeToString()),))
+        rich.details.add().Pack(detail)
+    return rpc_status.to_status(rich)
 
 
 async def abort(context: Any, error: Stream2LLMError) -> NoReturn:
@@ -67,10 +53,11 @@ def from_rpc_error(error: Any) -> Stream2LLMError | None:
 
     Takes a grpc.aio.AioRpcError or anything else with its four methods.
     """
-    rich = _rich_status(error.trailing_metadata())
-    if rich is None:
+    try:
+        rich = rpc_status.from_call(error)
+    except (DecodeError, ValueError):  # unreadable, or its code is not the status's: not by us
         return None
-    info = _unpack(rich, error_details_pb2.ErrorInfo)
+    info = rich and _unpack(rich, error_details_pb2.ErrorInfo)
     if info is None or info.domain != ERROR_DOMAIN:
         return None
     kind = ERRORS_BY_STATUS.get(error.code().name)
@@ -79,16 +66,6 @@ def from_rpc_error(error: Any) -> Stream2LLMError | None:
     ours = kind(error.details() or "", reason=info.reason or None, field=_field_of(rich))
     ours.retry_after_s = _retry_after_s(rich)  # what it says, not the class's default
     return ours
-
-
-def _rich_status(trailers: Any) -> Any:
-    for key, value in trailers or ():
-        if key == DETAILS_TRAILER:
-            try:
-                return status_pb2.Status.FromString(value)
-            except DecodeError:  # not by us
-                return None
-    return None
 
 
 def _unpack(rich: Any, message_type: Any) -> Any:

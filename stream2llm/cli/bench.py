@@ -107,8 +107,8 @@ def replay(
     """Replay a trace against a running cluster, in open loop, and report what came of it.
 
     Each session is opened at its arrival and gets each event when it is due,
-    however slow the cluster is. Writes run.json (for `experiments report`),
-    summary.json (key names as `vllm experiments serve`), report.md, report.html and
+    however slow the cluster is. Writes run.json (for `stream2llm bench report`),
+    summary.json (key names as `vllm bench serve`), report.md, report.html and
     the figures; prints the tables. Ctrl-C cancels what is open and reports what
     is finished. Exit codes: 0 replayed, 3 refused or no session was answered,
     4 no router answers (try again), 130 interrupted.
@@ -165,7 +165,7 @@ def report(
     """Make one report of several runs: other systems, other loads.
 
     Writes report.html (one page that needs no other file), report.md, the
-    figures as SVG, and one JSON a run with key names as `vllm experiments serve`.
+    figures as SVG, and one JSON a run with key names as `vllm bench serve`.
     Prints the page's path. Exit codes: 0 written, 3 a file is no run.
 
     Example: stream2llm bench report ours/run.json theirs/run.json --ours lcas -o both

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from stream2llm.api.extras import not_installed
 from stream2llm.cli.bench import app as bench_app
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.generate import generate
@@ -100,7 +101,7 @@ def _own_version() -> str:
 
 
 def forwarded(name: str) -> typer.Typer:
-    """The application of one of FORWARDED_TO; raises ImportError where it cannot run."""
+    """The application of one of FORWARDED_TO."""
     function: Callable[..., Any] = getattr(import_module(FORWARDED_TO[name]), name)
     command = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -110,19 +111,20 @@ def forwarded(name: str) -> typer.Typer:
 
 
 def _forward(name: str, args: list[str]) -> None:
-    try:
-        command = forwarded(name)
-    except ImportError as error:
-        typer.echo(f"error: {name} cannot run here: {error}", err=True)
-        raise typer.Exit(BAD_USAGE) from None
     with errors_as_exits():
-        command(args=args, prog_name=f"stream2llm {name}")
+        forwarded(name)(args=args, prog_name=f"stream2llm {name}")
 
 
 def main() -> None:
     """The entry point of the `stream2llm` script."""
     logs.configure(logging.WARNING)
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if (missing := not_installed(error.name)) is None:
+            raise
+        typer.echo(f"error: {missing}", err=True)
+        raise SystemExit(BAD_USAGE) from None
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import typer
 from cost_profiles.load import save_profile
 from cost_profiles.plot import draw, require_format, table
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
+from stream2llm.api.extras import not_installed
 from stream2llm.cluster.config import ClusterConfig, load_config
 from stream2llm.engine.arguments import check_arguments, check_variables
 from stream2llm.models.store import DEFAULT_MODEL, resolve_model
@@ -164,7 +165,7 @@ def _figure_path(figure: Path | None, output: Path) -> Path | None:
     if find_spec("matplotlib") is not None:
         require_format(path)
         return path
-    how = "matplotlib is not installed: pip install 'stream2llm[plot]'"
+    how = not_installed("matplotlib")
     if figure is not None:
         raise UnsupportedError(f"--figure: {how}", field="--figure")
     _say(f"there will be no figure, {how}; draw it later: python -m cost_profiles.show")

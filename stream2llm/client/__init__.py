@@ -1,4 +1,4 @@
-"""The Python client: `AsyncClient`, its synchronous twin `Client`, and the values they exchange.
+"""The Python client: `AsyncClient`, its synchronous counterpart `Client`, and their values.
 
 Import names from `stream2llm.client`, errors from `stream2llm.api.errors`.
 """

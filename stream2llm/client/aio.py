@@ -1,4 +1,4 @@
-"""The asynchronous client: one channel, any number of sessions at a time."""
+"""The asynchronous client: one channel, any number of concurrent sessions."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from stream2llm.client.stream import AnswerStream
 from stream2llm.client.translate import check_size, event_from, message_of
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-_MOST_MESSAGE_BYTES = 2**31 - 1  # gRPC's own bound
+_MOST_MESSAGE_BYTES = 2**31 - 1  # gRPC's own limit
 _HIGHEST_PORT = 2**16 - 1
 DEFAULT_INFO_TIMEOUT_S = 10.0
 
 
 class AsyncClient:
-    """Talks to one router at "host:port". Use it in `async with`, or call `close`.
+    """A client of one router at "host:port". Use it in `async with`, or call `close`.
 
-    The channel is made and connects at the first call, and belongs to the event loop
-    and the process of that call. Plain text by default; give `credentials`
-    (grpc.ssl_channel_credentials(...)) for TLS.
+    The channel is created at the first call, and belongs to the event loop and the process
+    of that call. Plain text by default; for TLS give `credentials`
+    (grpc.ssl_channel_credentials(...)).
     """
 
     def __init__(
@@ -90,18 +90,19 @@ class AsyncClient:
         timeout_s: float | None = None,
         on_event: OnEvent | None = None,
     ) -> AsyncSession:
-        """A session whose context streams in; opens in `async with`.
+        """Returns a session whose context streams in; it opens in `async with`.
 
-        Give either prefix and suffix, or chat messages of which one holds the
-        slot "{{context}}" (or `context_slot`). `ordering` "stable" lets updates
-        throw away less: documents keep their places, and `ranking_note` in the prompt
-        says their ranking (the server's own note when None, no note when empty). `handover` says how the context's KV reaches the decode worker,
-        "at_seal" or "streamed"; None is as the cluster is set. `control_tokens` says
-        in which texts "<|im_end|>" and the like are control tokens: "none", "template"
-        (prefix, suffix and chat messages) or "all" (documents too). `oversized_documents`
-        says what becomes of a document that is too long: it may "fail" the session,
-        be alone in being left out ("refuse"), or be "cut". `timeout_s` ends the
-        whole session. `on_event` is called with every event as it arrives.
+        Give either prefix and suffix, or chat messages of which one holds the slot
+        "{{context}}" (or `context_slot`). With `ordering` "stable", updates invalidate
+        less: documents keep their places, and the model gets their ranking in
+        `ranking_note` (None: the server's own; empty: none). `handover` is how the
+        context's KV reaches the decode worker, "at_seal" or "streamed"; None means the
+        cluster's setting. `control_tokens` are the texts in which "<|im_end|>" and the
+        like are control tokens: "none", "template" (prefix, suffix and chat messages) or
+        "all" (documents too). `oversized_documents` is what happens to a document that
+        is too long: "fail" the session, "refuse" only the document, or "cut" it.
+        `timeout_s` limits the whole session. `on_event` is called with every event on
+        arrival.
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
         opening = OpenSession(
@@ -192,7 +193,7 @@ def _channel(
 
 
 def _checked_address(address: str) -> str:
-    """Anything that gRPC can make a name of; it takes a port that is too large modulo 2^16."""
+    """Accepts what gRPC can resolve, except a port above 65535, which it takes modulo 2^16."""
     port = arguments.text(address, "address").rpartition(":")[2]
     if not address.strip() or (port.isdecimal() and int(port) > _HIGHEST_PORT):
         raise arguments.refused("address", address, '"host:port"')
@@ -214,5 +215,5 @@ def _checked_callback(on_event: OnEvent | None) -> OnEvent | None:
 
 
 def connect(address: str, **options: Any) -> AsyncClient:
-    """An AsyncClient for "host:port"; options as the class takes them."""
+    """Returns an AsyncClient for "host:port"; options as the class takes them."""
     return AsyncClient(address, **options)

@@ -1,10 +1,10 @@
-"""The bounded buffer between the reader of an RPC and whoever iterates.
+"""The bounded buffer between an RPC's reader and its consumer.
 
-An unread Progress is replaced by a newer one, so that a session whose events are
-not read holds two events, not thousands. A full buffer drops its oldest Progress or
-OversizedDocument: both can be asked of the session, and the reader must go on to hear
-of credit and failures. When it is full of tokens the reader waits, and gRPC's flow
-control then slows the server.
+A newer Progress replaces an unread one, so that a session whose events are not read
+holds two events, not thousands. A full buffer drops its oldest Progress or
+OversizedDocument: the session has both, and the reader must go on to receive credit and
+failures. When the buffer is full of tokens the reader waits, and gRPC's flow control
+slows the server down.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class EventBuffer:
             self._readable.set()
 
     def close(self, error: BaseException | None = None) -> None:
-        """After what is buffered the iteration ends, or raises `error`."""
+        """Ends the iteration after what is buffered, or makes it raise `error`."""
         if not self._closed:
             self._closed, self._error = True, error
             self._readable.set()

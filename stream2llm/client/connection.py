@@ -1,9 +1,8 @@
-"""The channel behind a client: where it may be made and used, and where it may not.
+"""The channel behind a client, and checks where it may be used.
 
-A grpc.aio channel belongs to the event loop in which it is made and to the process
-whose threads drive it. It is therefore made when it is first needed, in the loop that
-runs then; a call from another loop, or in a process that was forked off meanwhile,
-would wait for ever or crash, and is refused instead.
+A grpc.aio channel belongs to the event loop in which it is created and to the process
+whose threads drive it. So it is created on first use, in the running loop; a call from
+another loop, or in a forked process, would wait for ever or crash, and is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _AFTER_FORK = (
 
 
 class Connection:
-    """Makes its channel at the first call; `make_channel` runs inside the event loop."""
+    """Creates its channel at the first call; `make_channel` runs inside the event loop."""
 
     def __init__(self, make_channel: Callable[[], Any]) -> None:
         self._make_channel = make_channel
@@ -34,7 +33,7 @@ class Connection:
         self._closed = False
 
     def stub(self) -> Any:
-        """The service's stub; raises RuntimeError where it cannot be used."""
+        """Returns the service's stub; raises RuntimeError where it cannot be used."""
         refuse_after_fork()
         if self._closed:
             raise RuntimeError("the client is closed")
@@ -49,7 +48,7 @@ class Connection:
         return self._stub
 
     async def close(self) -> None:
-        """Closes the channel, and with it what is under way; once closed does nothing."""
+        """Closes the channel, and ends calls under way; may be called again."""
         self._closed = True
         channel, self._channel, self._stub = self._channel, None, None
         if channel is None or _is_forked:
@@ -57,7 +56,7 @@ class Connection:
         _live.discard(self)
         if self._loop is asyncio.get_running_loop():
             await channel.close()
-        # Elsewhere it cannot be awaited: the channel closes when it is collected.
+        # In another loop it cannot be awaited: the channel closes when it is collected.
 
 
 def refuse_after_fork() -> None:
@@ -75,11 +74,11 @@ def _other_loop(first: asyncio.AbstractEventLoop) -> str:
 
 
 _live: WeakSet[Connection] = WeakSet()
-_grpc_runs = False  # in this process, when it forks
-_is_forked = False  # from one in which gRPC ran
+_grpc_runs = False  # in this process, at the time of a fork
+_is_forked = False  # from a process in which gRPC was running
 
-# grpc.aio's own thread: it lives as long as anything refers to a channel, a call or a
-# server, also behind a client that is closed.
+# grpc.aio's own thread, which runs as long as anything refers to a channel, a call or a
+# server, even after the client is closed.
 _POLLER = "_poll_wrapper"
 
 

@@ -1,8 +1,8 @@
 """Whether the client may send: the credit that the server last granted.
 
-Credit counts tokens, and only the server can count the tokens of a text, so
-the rule is simple: wait while the last known credit is 0, send otherwise. A
-failed session wakes all who wait, so no call waits for a server that is gone.
+Credit counts tokens, and only the server can count the tokens of a text, so the rule is
+simple: wait while the last known credit is 0, send otherwise. A failed session wakes all
+waiting calls.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class CreditGate:
         self._error: BaseException | None = None
 
     def grant(self, credit_tokens: int) -> None:
-        """The server's newest word replaces the one before."""
+        """Replaces the credit with the server's newest."""
         if credit_tokens > 0:
             self._passable.set()
         elif self._error is None:
             self._passable.clear()
 
     def fail(self, error: BaseException) -> None:
-        """Nothing can be sent any more; `wait` raises the first such error."""
+        """Ends sending; `wait` raises the first such error."""
         if self._error is None:
             self._error = error
         self._passable.set()

@@ -1,7 +1,7 @@
-"""A background event loop that synchronous code calls into.
+"""A background event loop for synchronous code.
 
-The caller's thread waits on a future, never polls, so Ctrl-C reaches it at
-once; the coroutine it waited for is then cancelled.
+The caller's thread waits on a future and does not poll, so Ctrl-C reaches it at once;
+the coroutine is then cancelled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Portal:
         self._thread.start()
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs it in the loop and returns its result; an interrupt cancels it."""
+        """Runs a coroutine in the loop and returns its result; an interrupt cancels it."""
         unusable = self._unusable()
         if unusable:
             coroutine.close()
@@ -44,12 +44,12 @@ class Portal:
         if not self._closed:
             self._closed = True
             if os.getpid() != self._pid:
-                return  # the thread is in the parent, and its loop is the parent's
+                return  # in a fork: thread and loop belong to the parent
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
 
     def _unusable(self) -> str | None:
-        """Why no call can be made from here."""
+        """Returns why no call can be made from here."""
         if self._closed:
             return "the client is closed"
         if os.getpid() != self._pid:

@@ -1,9 +1,9 @@
-"""The RPC under one session: one task reads it, one lock orders the writes.
+"""The RPC of one session: one task reads it, one lock orders the writes.
 
-The reader hands events to two bounded buffers (before and after the seal) and
-keeps the failure, if any; whoever writes or waits afterwards gets that failure.
-Only read() and write() are used on the call: gRPC forbids mixing them with
-iteration. Knows nothing of documents or of the order of events.
+The reader puts events into two bounded buffers (before and after the seal) and keeps
+the failure, if any, which later calls raise. Only read() and write() are used on the
+call: gRPC forbids mixing them with iteration. Independent of documents and of the order
+of events.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SessionRpc:
         self.after_seal = EventBuffer()
         self.accepted: Accepted | None = None
         self.progress = Progress()
-        # One for each at most that this session sent or named.
+        # At most one for each document that this session sent or named.
         self.oversized: list[OversizedDocument] = []
         self._call = call
         self._max_message_bytes = max_message_bytes
@@ -80,7 +80,7 @@ class SessionRpc:
         check_size(pb.StreamGenerateRequest(seal=message), self._max_message_bytes)
 
     async def seal(self, message: pb.SealContext) -> None:
-        """Sends the seal, and that nothing follows it."""
+        """Sends the seal, and closes this side of the RPC."""
         self.before_seal.close(self._failure)
         await self._send(pb.StreamGenerateRequest(seal=message), last=True)
 
@@ -104,7 +104,7 @@ class SessionRpc:
                 if last:
                     await self._call.done_writing()
             except (grpc.RpcError, asyncio.InvalidStateError):
-                await asyncio.wait({self._reader})  # it knows why
+                await asyncio.wait({self._reader})  # it gets the reason
                 self._raise_failure()
 
     def _raise_failure(self) -> NoReturn:
@@ -121,7 +121,7 @@ class SessionRpc:
         except asyncio.CancelledError:
             self._end(cancelled_error())
             raise
-        except Exception as error:  # the caller's on_event, or an event we do not know
+        except Exception as error:  # from the caller's on_event, or an unknown event
             self._call.cancel()
             self._end(error)
 
@@ -156,7 +156,7 @@ class SessionRpc:
         return error_from_rpc(true, self._timeout_s, self._waited_for())
 
     def _waited_for(self) -> str:
-        """What a session that ran out of time had not come to."""
+        """Returns what had not happened when a session ran out of time."""
         if self.accepted is None:
             return "the session was not admitted"
         if not self.before_seal.closed:

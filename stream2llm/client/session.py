@@ -4,9 +4,9 @@
         await s.append(...); await s.update(...)    wait for credit, then send
         async for event in s.seal(): ...            the answer
 
-Leaving the block ends the session, whatever state it is in. A failure is
-raised by the next call, and by whoever waits. Which event may follow which is
-decided by the one table in `stream2llm.api.session`.
+Leaving the block ends the session in any state. The next call, or one that waits,
+raises a failure. The table in `stream2llm.api.session` defines the allowed order of
+events.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stream2llm.client.translate import message_of
 
 
 class AsyncSession:
-    """Made by `AsyncClient.session`; use it in `async with`, in one event loop."""
+    """Created by `AsyncClient.session`; use it in `async with`, in one event loop."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class AsyncSession:
 
     @property
     def progress(self) -> Progress:
-        """The server's latest word; never waits."""
+        """The server's newest progress; never waits."""
         return self._rpc.progress if self._rpc else Progress()
 
     @property
@@ -87,8 +87,8 @@ class AsyncSession:
     async def append(self, *documents: DocumentLike) -> None:
         """Sends documents that follow those sent before, in one event.
 
-        A document is text, a list of token ids, or a Document. Waits while the
-        server grants no credit.
+        A document is text, a list of token ids, or a Document. Waits while the server
+        grants no credit.
         """
         rpc = self._rpc_for(SessionEvent.APPEND)
         message = message_of(AppendContext(appended(documents)), "append")
@@ -98,9 +98,9 @@ class AsyncSession:
     async def update(self, documents: Iterable[DocumentLike]) -> None:
         """Replaces the document list; DocumentRef("id") names one sent before.
 
-        What the new list shares with the beginning of the old one stays
-        prefilled; with the ordering "stable" everything before the first document
-        that it leaves out. Waits for credit when it carries content.
+        The common beginning of the old and the new list stays prefilled; with the
+        ordering "stable", everything before the first document that the new list leaves
+        out. Waits for credit when it carries content.
         """
         rpc = self._rpc_for(SessionEvent.UPDATE)
         new_list = updated(documents)
@@ -110,10 +110,10 @@ class AsyncSession:
         await rpc.update(message)
 
     def seal(self, suffix: Content | None = None) -> AnswerStream:
-        """The context is complete: iterate the answer's events, Finished the last.
+        """Completes the context; iterate the answer's events, of which Finished is the last.
 
-        The seal is sent when the iteration begins. `suffix` replaces the one
-        given at the open.
+        The seal is sent when the iteration begins. `suffix` replaces the one given at
+        the open.
         """
         if suffix is not None:
             suffix = content_of(suffix, "seal.suffix")
@@ -124,9 +124,9 @@ class AsyncSession:
         return await self.seal(suffix).answer()
 
     def events(self) -> AsyncIterator[Event]:
-        """Accepted, Progress and OversizedDocument, live, until the seal; raises when the session fails.
+        """Yields Accepted, Progress and OversizedDocument until the seal; raises on failure.
 
-        An unread Progress is replaced by a newer one. One reader.
+        A newer Progress replaces an unread one. One reader.
         """
         return self._opened().before_seal
 

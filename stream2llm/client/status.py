@@ -1,6 +1,6 @@
-"""Which typed error a failed RPC stands for; `stream2llm/api/rpc_status.py` reads the details.
+"""Turns failed RPCs into typed errors; `stream2llm/api/rpc_status.py` reads the details.
 
-A status without details of ours was made by gRPC itself, on the way or in this process.
+A status without our details was made by gRPC itself, in the network or in this process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stream2llm.api.errors import (
 )
 from stream2llm.api.rpc_status import from_rpc_error
 
-# Statuses that no error of ours has, and the class that comes nearest.
+# Statuses that none of our errors has, and the nearest class.
 _FOREIGN: dict[str, type[Stream2LLMError]] = {
     "UNKNOWN": InternalError,
     "DATA_LOSS": InternalError,
@@ -30,10 +30,10 @@ def error_from_rpc(
     timeout_s: float | None = None,
     waited_for: str = "the call did not end",
 ) -> Stream2LLMError:
-    """The typed error for a failed RPC.
+    """Returns the typed error for a failed RPC.
 
-    `timeout_s` is what the caller gave it; when that is over, the error says what had
-    not happened by then (`waited_for`), where gRPC says "Stream removed".
+    `timeout_s` is the caller's; when that has passed, the error says what had not
+    happened by then (`waited_for`), where gRPC says "Stream removed".
     """
     ours = from_rpc_error(error)
     if ours is not None:
@@ -47,7 +47,7 @@ def error_from_rpc(
 
 
 def cancelled_error() -> Stream2LLMError:
-    """For calls on a session whose RPC this process cancelled."""
+    """Returns the error for calls on a session whose RPC this process cancelled."""
     return Stream2LLMError("the session was cancelled", reason="CANCELLED")
 
 

@@ -34,7 +34,7 @@ class AnswerStream:
         await self._events.aclose()
 
     async def answer(self) -> Answer:
-        """Reads to the end."""
+        """Reads to the end; returns the whole answer."""
         gathered = Gathered()
         async with self:
             async for event in self:
@@ -57,7 +57,7 @@ class Gathered:
             self._finished = event
 
     def answer(self) -> Answer:
-        """All of it; only after Finished."""
+        """Returns the whole answer; only after Finished."""
         if self._finished is None:
             raise InternalError("the answer ended without saying why", reason="STREAM_ENDED_EARLY")
         return Answer(

@@ -1,12 +1,11 @@
-"""The synchronous twin: the same surface for code without an event loop.
+"""The synchronous client: the same interface for code without an event loop.
 
     with Client("host:port") as client, client.session(prefix=...) as s:
         s.append(document)
         for event in s.seal(): ...
 
-Everything is forwarded to the asynchronous client, which runs in one background
-thread per Client. Ctrl-C interrupts any call; leaving the blocks cancels the
-sessions.
+All calls are forwarded to the asynchronous client, which runs in one background thread
+per Client. Ctrl-C interrupts any call; leaving the blocks cancels the sessions.
 """
 
 from __future__ import annotations
@@ -57,12 +56,12 @@ class Stream:
         self._portal.call(self._stream.aclose())
 
     def answer(self) -> Answer:
-        """Reads to the end."""
+        """Reads to the end; returns the whole answer."""
         return self._portal.call(self._stream.answer())
 
 
 class Session:
-    """Made by `Client.session`; see AsyncSession for what each call does."""
+    """Created by `Client.session`; see AsyncSession for its methods."""
 
     def __init__(self, portal: Portal, session: AsyncSession) -> None:
         self._portal = portal
@@ -80,7 +79,7 @@ class Session:
 
     @property
     def progress(self) -> Progress:
-        """The server's latest word; never waits."""
+        """The server's newest progress; never waits."""
         return self._session.progress
 
     @property
@@ -102,11 +101,11 @@ class Session:
     def update(self, documents: Iterable[DocumentLike]) -> None:
         """Replaces the document list."""
         if isinstance(documents, Iterator):
-            documents = list(documents)  # made in this thread, which may have to wait for it
+            documents = list(documents)  # in this thread, because an iterator may block
         self._portal.call(self._session.update(documents))
 
     def seal(self, suffix: Content | None = None) -> Stream:
-        """The context is complete: iterate the answer's events."""
+        """Completes the context; iterate the answer's events."""
         return Stream(self._portal, self._session.seal(suffix))
 
     def answer(self, suffix: Content | None = None) -> Answer:
@@ -114,7 +113,7 @@ class Session:
         return self.seal(suffix).answer()
 
     def events(self) -> Iterator[Event]:
-        """Accepted and Progress, live, until the seal; for another thread than the sender's."""
+        """Yields Accepted and Progress until the seal; for another thread than the sender's."""
         events = self._session.events()
         while True:
             try:
@@ -124,11 +123,11 @@ class Session:
 
 
 class Client:
-    """Talks to one router at "host:port". Use it in `with`, or call `close`.
+    """A client of one router at "host:port". Use it in `with`, or call `close`.
 
-    Takes the options of AsyncClient. May be used from several threads; each
-    session belongs to one at a time. `on_event` callbacks run in the client's
-    own thread and must not call the client.
+    Takes the options of AsyncClient. Several threads may use it; each session belongs to
+    one at a time. `on_event` callbacks run in the client's own thread and must not call
+    the client.
     """
 
     def __init__(self, address: str, **options: Any) -> None:
@@ -152,7 +151,7 @@ class Client:
             self._portal.close()
 
     def session(self, **options: Any) -> Session:
-        """A session whose context streams in; options as AsyncClient.session takes them."""
+        """Returns a session whose context streams in; options as AsyncClient.session takes them."""
         return Session(self._portal, self._client.session(**options))
 
     def generate(self, prompt: Prompt, **options: Any) -> Stream:
@@ -160,11 +159,11 @@ class Client:
         return Stream(self._portal, self._client.generate(prompt, **options))
 
     def model_info(self, model: str = "") -> ModelInfo:
-        """The served model and its limits."""
+        """Returns the served model and its limits."""
         return self._portal.call(self._client.model_info(model))
 
     def server_info(self) -> ServerInfo:
-        """Versions, workers and load, as the router sees them."""
+        """Returns versions, workers and load, as the router sees them."""
         return self._portal.call(self._client.server_info())
 
 
@@ -173,5 +172,5 @@ async def _next(events: AsyncIterator[Event]) -> Event:
 
 
 def connect_sync(address: str, **options: Any) -> Client:
-    """A Client for "host:port"; options as AsyncClient takes them."""
+    """Returns a Client for "host:port"; options as AsyncClient takes them."""
     return Client(address, **options)

@@ -1,13 +1,13 @@
-"""A whole cluster, from a configuration: start it, wait for it, look at it, end it.
+"""A whole cluster from a configuration: starts it, waits for it, inspects it, ends it.
 
     with Cluster.start(config) as cluster:
         cluster.wait_ready(timeout_s=300)
         ... cluster.router_addresses ...
 
-Synchronous: it is for the command line, tests and notebooks. With `address:
-local` it owns a Ray of its own, which it ends; otherwise it joins one and ends
-its own actors only. Every process that it causes carries the cluster's id in
-its environment, so `stop` can prove that none is left.
+Synchronous: for the command line, tests and notebooks. With `address: local` it starts
+its own Ray and ends it; otherwise it joins one and ends its own actors only. Every
+process that it causes has the cluster's id in its environment, so `stop` can verify
+that none is left.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from stream2llm.serving.worker_spec import require_policy
 
 _log = logging.getLogger(__name__)
 
-# Of a call that the controller answers at once, on a machine that is busy.
+# For calls that the controller answers at once, on a busy machine.
 STATUS_TIMEOUT_S = 120.0
 
 Report = Callable[[str], None]
@@ -79,7 +79,7 @@ class Cluster:
     ) -> Self:
         """Checks, then starts everything and returns at once; see `wait_ready`.
 
-        `detach` lets the actors outlive this process; only in a Ray that does.
+        With `detach` the actors outlive this process, which needs a Ray that does too.
         `factories` is for tests: what the actors host.
         """
         owns_ray = config.ray.address == "local"
@@ -125,7 +125,7 @@ class Cluster:
         environment = common_environment()
         launches = lay_out(self.config, model_path, environment, factories)
         self._check_ray(launches)
-        # In a Ray of our own the actors need no owner: they end with it.
+        # In our own Ray the actors need no owner: they end with it.
         spec = ControllerSpec(
             cluster_id=self.cluster_id,
             launches=launches,
@@ -139,7 +139,7 @@ class Cluster:
     def _create_controller(self, spec: ControllerSpec, environment: dict[str, str]) -> Any:
         mark = mark_environment(owner_mark(self.cluster_id, CONTROLLER_NAME, 1))
         here = ray.get_runtime_context().get_node_id()
-        actor: Any = Controller  # what ray.remote makes of the class
+        actor: Any = Controller  # mypy cannot see that ray.remote has changed the class
         return actor.options(
             name=CONTROLLER_NAME,
             lifetime="detached" if spec.detached else None,
@@ -177,7 +177,7 @@ class Cluster:
 
     @property
     def ray_token_file(self) -> Path | None:
-        """The file with the token of a Ray of our own; None where there is none.
+        """The file with the token of a Ray that we started; None for a joined one.
 
         Ray's commands take it in RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token.
         """
@@ -187,7 +187,7 @@ class Cluster:
     def wait_ready(self, timeout_s: float, report: Report | None = None) -> None:
         """Returns when every replica is ready; raises when one is given up, with its reason.
 
-        `report` gets one line for each thing that happens meanwhile.
+        Calls `report` with one line per event meanwhile.
         """
         clock = SystemClock()
         deadline_s = clock.monotonic_s() + timeout_s
@@ -199,18 +199,18 @@ class Cluster:
             seen = _report_events(status, report)
 
     def follow(self, report: Report) -> None:
-        """Reports what happens from now on; returns only by exception."""
+        """Reports events from now on; returns only by exception."""
         seen = self.status()["num_events"]
         while True:
             seen = _report_events(self.wait_change(seen), report)
 
     def wait_change(self, seen: int, timeout_s: float | None = None) -> dict[str, Any]:
-        """The status and the new `events`, once there are more than `seen` of them."""
+        """Returns the status with the new `events`, once there are more than `seen`."""
         status: dict[str, Any] = self._ask(self._controller.watch.remote(seen), timeout_s)
         return status
 
     def status(self) -> dict[str, Any]:
-        """What /status shows."""
+        """Returns what /status shows."""
         try:
             status: dict[str, Any] = self._ask(self._controller.status.remote(), STATUS_TIMEOUT_S)
         except ray.exceptions.GetTimeoutError as error:
@@ -221,7 +221,7 @@ class Cluster:
         return status
 
     def set_policy(self, policy: str) -> PolicyState:
-        """Switches the scheduling policy of all prefill workers; sessions go on."""
+        """Switches the scheduling policy of all prefill workers; sessions continue."""
         name = require_policy(policy)
         state: PolicyState = self._ask(self._controller.set_policy.remote(name), STATUS_TIMEOUT_S)
         return state
@@ -249,7 +249,7 @@ class Cluster:
                 f" replaced; restart the cluster (logs: {self.log_dir})",
                 reason="CONTROLLER_LOST",
             ) from error
-        except (Stream2LLMError, ray.exceptions.GetTimeoutError):  # what it raised; the caller's
+        except (Stream2LLMError, ray.exceptions.GetTimeoutError):  # the caller handles these
             raise
         except ray.exceptions.RayError as error:
             raise InternalError(
@@ -281,12 +281,12 @@ class Cluster:
         ray.get(call)
 
     def stop(self, *, drain: bool = True) -> None:
-        """Ends everything of ours, processes included; may be called again."""
+        """Ends all actors and processes of this cluster; may be called again."""
         if self._stopped:
             return
         if self._connected:
             if not ray_runtime.is_whole():
-                kill_owned(f"{self.cluster_id}/")  # nobody is left to ask
+                kill_owned(f"{self.cluster_id}/")  # there is no controller to ask
             elif self._controller is not None and ray.is_initialized():
                 self._stop_actors(drain=drain)
             self._end_ray()
@@ -299,11 +299,11 @@ class Cluster:
         try:
             self._finish(self._controller.stop.remote(), 4 * GRACEFUL_STOP_S)
             ray.kill(self._controller)
-        except Exception as error:  # a dead controller, or a dead Ray; the rest is by force
+        except Exception as error:  # a dead controller, or a dead Ray; the rest is killed
             _log.warning("no_graceful_stop error=%s", error)
 
     def detach(self) -> None:
-        """Leaves the cluster running and forgets it."""
+        """Leaves the cluster running and disconnects."""
         self._stopped = True
         atexit.unregister(self.stop)
         ray_runtime.disconnect()

@@ -1,8 +1,8 @@
 """The actor `controller`: creates routers and workers, replaces dead ones, publishes the view.
 
-Two thin adapters: `RayHosts` (actors, by name) and `Controller` (the actor that
-the driver talks to). What to do is decided in `supervision`, done in `supervisor`.
-The data path needs nothing from here while it runs.
+Two thin adapters: `RayHosts` (actors by name) and `Controller` (the actor that the
+driver calls). `supervision` decides what to do, `supervisor` does it. The data path
+does not depend on the controller.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _log = logging.getLogger(__name__)
 
 CONTROLLER_NAME = "controller"
 GRACEFUL_STOP_S = 15.0
-# Of actors that have been killed through Ray, for Ray's own books.
+# Time for Ray to notice that an actor was killed through it.
 EXIT_GRACE_S = 3.0
-# Over the drain timeout of the routers, which end the sessions that are left.
+# Beyond the drain timeout of the routers, which then end the remaining sessions.
 DRAIN_MARGIN_S = 5.0
 _ACTORS = {
     "router": "router.actor:RouterActor",
@@ -49,13 +49,13 @@ _ACTORS = {
 
 @dataclass(frozen=True, slots=True)
 class ControllerSpec:
-    """All that a controller is built from."""
+    """The input of a controller."""
 
     cluster_id: str
     launches: tuple[Launch, ...]
     config: ControllerConfig
     drain_timeout_s: float
-    # Actors that outlive the controller, so that the data path does.
+    # Actors outlive the controller, so that the data path does.
     detached: bool
 
 
@@ -81,7 +81,7 @@ class RayHosts:
                 return outcome
         except TimeoutError:
             return StartOutcome(None, f"not ready after {launch.start_timeout_s:.0f} s")
-        except Exception as error:  # whatever Ray says of a process that died in its start
+        except Exception as error:  # Ray's various errors for a process that died in its start
             return StartOutcome(None, _reason_of(error))
 
     def _with_policy(self, launch: Launch) -> Launch:
@@ -90,7 +90,7 @@ class RayHosts:
         return replace(launch, spec=replace(launch.spec, policy=self._policy.name))
 
     async def _catch_up(self, launch: Launch) -> None:
-        """Nobody is told of the worker before it follows what was chosen while it started."""
+        """Sets the policy chosen while the worker started, before it is published."""
         if launch.role == "prefill" and isinstance(launch.spec, WorkerSpec):
             await self._policy.catch_up(
                 launch.spec.policy, lambda policy: self.set_policy(launch.name, policy)
@@ -154,7 +154,7 @@ class RayHosts:
         await self._sweep(f"{self._cluster_id}/{name}/", grace_s)
 
     async def _sweep(self, prefix: str, grace_s: float) -> None:
-        """Kills what carries such a mark, on all nodes."""
+        """Kills processes with such a mark, on all nodes."""
         others = [self._sweep_node(node, prefix) for node in self._other_nodes()]
         await asyncio.gather(asyncio.to_thread(kill_owned, prefix, grace_s), *others)
 
@@ -165,7 +165,7 @@ class RayHosts:
     async def _sweep_node(self, node_id: str, prefix: str) -> None:
         place = NodeAffinitySchedulingStrategy(node_id, soft=False)
         task = ray.remote(num_cpus=0, max_retries=0)(kill_owned)
-        with suppress(ray.exceptions.RayError):  # the node is gone, and all on it
+        with suppress(ray.exceptions.RayError):  # the node is gone with all its processes
             await task.options(scheduling_strategy=place).remote(prefix)
 
     async def drain(self, name: str, timeout_s: float) -> None:
@@ -201,7 +201,7 @@ class Controller:
         self._http: ControllerHttp
 
     async def start(self) -> str:
-        """Begins to create everything; returns where its HTTP is."""
+        """Begins to create everything; returns the address of its HTTP server."""
         config = self._spec.config
         roles = {launch.name: launch.role for launch in self._spec.launches}
         settings = Settings(
@@ -223,16 +223,16 @@ class Controller:
         return address
 
     async def watch(self, seen: int) -> dict[str, Any]:
-        """The status, with the events after the first `seen`; waits until there are some."""
+        """Returns the status with events after the first `seen`; waits until there are some."""
         await self._supervisor.wait_change(seen)
         return {**self._status(), "events": self._supervisor.events_since(seen)}
 
     async def status(self) -> dict[str, Any]:
-        """Everything as plain data, as /status shows it."""
+        """Returns everything as plain data, as /status shows it."""
         return self._status()
 
     async def set_policy(self, policy: str) -> PolicyState:
-        """Switches all prefill workers; who did not confirm is in the result."""
+        """Switches all prefill workers; the result names those that did not confirm."""
         return await self._policy.switch(policy)
 
     def _retry(self, name: str | None) -> list[str]:
@@ -246,7 +246,7 @@ class Controller:
         return self._supervisor.retry(name)
 
     async def drain(self) -> None:
-        """Ends supervision and lets the open sessions end; new ones are refused."""
+        """Ends supervision and waits for the open sessions; new ones are refused."""
         await self._end_supervision()
         timeout_s = self._spec.drain_timeout_s
         await self._for_each("router", lambda n: self._hosts.drain(n, timeout_s + DRAIN_MARGIN_S))
@@ -255,10 +255,10 @@ class Controller:
         await self._for_each("decode", lambda n: self._hosts.drain(n, DRAIN_MARGIN_S))
 
     async def stop(self) -> None:
-        """Ends all actors but this one, gracefully if they can, and all their processes."""
+        """Ends all actors but this one, gracefully if possible, and all their processes."""
         await self._end_supervision()
         await self._for_each("router", self._hosts.stop)
-        # An engine takes some seconds to end; nobody needs the others now.
+        # Concurrently: an engine takes some seconds to end.
         await asyncio.gather(
             self._for_each("decode", self._hosts.stop),
             self._for_each("prefill", self._hosts.stop),
@@ -286,7 +286,7 @@ class Controller:
     def _record(self) -> None:
         fleet = self._supervisor.fleet
         self._metrics.record(fleet)
-        # Kept when the successor is ready: who asks later why there were restarts.
+        # Kept after the successor is ready, to explain the restarts.
         self._last_errors |= {r.name: r.reason for r in fleet.values() if r.reason}
 
     def _status(self) -> dict[str, Any]:
@@ -322,14 +322,14 @@ class Controller:
 
 
 def _configured_policy(launches: tuple[Launch, ...]) -> PolicyName:
-    """All prefill workers have the same."""
+    """Returns the policy, which is the same for all prefill workers."""
     specs = [launch.spec for launch in launches if launch.role == "prefill"]
     assert isinstance(specs[0], WorkerSpec)
     return specs[0].policy
 
 
 def _reason_of(error: BaseException) -> str:
-    """One line that says what happened, out of Ray's pages."""
+    """Returns one line of Ray's long error text."""
     if isinstance(error, ray.exceptions.ActorDiedError):
         return "its process has died"
     if isinstance(error, ray.exceptions.RayTaskError):

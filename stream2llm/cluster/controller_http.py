@@ -16,14 +16,14 @@ from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.cluster.prefill_policy import PolicyState
 from stream2llm.cluster.supervision import Fleet, Phase
 
-# A policy's name needs fifty.
+# A policy request needs about fifty bytes.
 MAX_BODY_BYTES = 64 * 1024
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Target(Protocol):
-    """Something with metrics."""
+    """A process with metrics."""
 
     @property
     def worker_id(self) -> str: ...
@@ -66,7 +66,7 @@ class ControllerMetrics:
         build.labels(__version__).set(1)
 
     def record(self, fleet: Fleet) -> None:
-        """Takes over the state of the fleet."""
+        """Sets the metrics to the state of the fleet."""
         for replica in fleet.values():
             labels = (replica.name, replica.role)
             self._up.labels(*labels).set(replica.phase is Phase.ADMITTED)
@@ -76,7 +76,7 @@ class ControllerMetrics:
 
 
 def service_discovery(targets: Iterable[Target], own_address: str) -> list[dict[str, Any]]:
-    """Prometheus HTTP SD: one group for each process with metrics, and us."""
+    """Returns Prometheus HTTP SD: one group per process with metrics, and the controller."""
     found = [(t.metrics_address, t.role, t.worker_id) for t in targets]
     found.append((own_address, "controller", "controller"))
     return [
@@ -96,7 +96,7 @@ class ControllerHttp:
         policy: Policy,
         retry: Callable[[str | None], list[str]] = lambda _: [],
     ) -> None:
-        """`retry` tries what was given up at once, all or one by name, and returns the names."""
+        """`retry` retries given-up replicas at once, all or one by name; returns the names."""
         self._retry = retry
         self._registry = registry
         self._targets = targets
@@ -113,7 +113,7 @@ class ControllerHttp:
         app.router.add_get("/status", self._get_status)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/policy", self._get_policy)
-        # PUT, which no web page of somebody else can send here unasked.
+        # PUT, which a foreign web page cannot send here without CORS.
         app.router.add_put("/policy", self._put_policy)
         app.router.add_put("/retry", self._put_retry)
         self._runner = web.AppRunner(app, access_log=None, auto_decompress=False)
@@ -147,7 +147,7 @@ class ControllerHttp:
         return web.json_response(self._status())
 
     async def _healthz(self, _request: web.Request) -> web.Response:
-        """200 when everything that should exist does, else 503 and who is missing."""
+        """200 when every replica is ready, else 503 with the missing ones."""
         status = self._status()
         return web.json_response({"ready": status["ready"]}, status=200 if status["ready"] else 503)
 
@@ -155,19 +155,19 @@ class ControllerHttp:
         return web.json_response(asdict(await self._policy.show()))
 
     async def _put_policy(self, request: web.Request) -> web.Response:
-        """200 with what each worker says of it; 400 when there is no such policy."""
+        """200 with each worker's result; 400 for an unknown policy."""
         policy = _policy_in(await _body_of(request))
         return web.json_response(asdict(await self._policy.switch(policy)))
 
     async def _put_retry(self, request: web.Request) -> web.Response:
-        """200 with the names of what is tried again; 400 when there is no such name."""
+        """200 with the names of retried replicas; 400 for an unknown name."""
         names = self._retry(_name_in(await _body_of(request)))
         return web.json_response({"retried": names})
 
 
 @web.middleware
 async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """What is wrong with a request is its sender's to read: JSON, never a bare 500."""
+    """Returns errors of a request as JSON, never a bare 500."""
     try:
         return await handler(request)
     except InvalidRequestError as error:
@@ -192,7 +192,7 @@ def _refused(
 
 
 async def _body_of(request: web.Request) -> bytes:
-    """All of the body; raises InvalidRequestError for one that is too long."""
+    """Returns the whole body; raises InvalidRequestError if it is too long."""
     body = bytearray()
     async for part in request.content.iter_any():
         body += part
@@ -204,7 +204,7 @@ async def _body_of(request: web.Request) -> bytes:
 
 
 def _policy_in(body: bytes) -> str:
-    """The name in {"policy": "fcfs"}."""
+    """Returns the name in {"policy": "fcfs"}."""
     policy = _text_in(body, "policy", '{"policy": "fcfs"}')
     if policy is None:
         raise InvalidRequestError('the body must be JSON like {"policy": "fcfs"}', field="policy")
@@ -212,14 +212,14 @@ def _policy_in(body: bytes) -> str:
 
 
 def _name_in(body: bytes) -> str | None:
-    """The name in {"name": "decode-0"}; None, all of them, for {}."""
+    """Returns the name in {"name": "decode-0"}; None, which means all, for {}."""
     return _text_in(body, "name", '{"name": "decode-0"}')
 
 
 def _text_in(body: bytes, field: str, example: str) -> str | None:
-    """The text under `field` in an object of UTF-8 JSON, None if there is none.
+    """Returns the text under `field` in an object of UTF-8 JSON, None without it.
 
-    The body's Content-Type is not asked for. Raises InvalidRequestError, which names `field` and shows `example`.
+    Ignores the body's Content-Type. Raises InvalidRequestError with `field` and `example`.
     """
     try:
         value = json.loads(body.decode("utf-8"))

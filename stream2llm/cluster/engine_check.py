@@ -1,7 +1,7 @@
-"""Builds each role's engine configuration with vLLM itself, and no engine: `up --check`.
+"""Builds each role's engine configuration with vLLM, but no engine: `up --check`.
 
-In processes of their own, because vLLM reads its variables when it is imported and
-leaves traces in the process that builds a configuration. Takes some ten seconds.
+In separate processes, because vLLM reads its variables when it is imported and leaves
+traces in the process that builds a configuration. Takes some ten seconds.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ NO_GPU_HERE = "there is no GPU here, so vLLM could not look at the values"
 
 
 class Verdict(NamedTuple):
-    """What vLLM says of one role."""
+    """vLLM's result for one role."""
 
     role: str
-    # Why the engine would not start; "" when nothing is known against it.
+    # Why the engine would not start; "" when no reason was found.
     problem: str
     # What could not be checked here, in words; "" when all was.
     left_out: str
 
 
 def check_engines(launches: Iterable[Launch]) -> list[Verdict]:
-    """One verdict a role: replicas of a role have equal arguments."""
+    """Returns one verdict per role: replicas of a role have equal arguments."""
     workers = {each.role: each for each in launches if isinstance(each.spec, WorkerSpec)}
     pools = [_pool() for _ in workers]
     try:
@@ -69,7 +69,7 @@ def _result(role: str, job: Any) -> Verdict:
 
 
 def _verdict(launch: Launch) -> Verdict:
-    """In a process of its own, before anything has imported vLLM."""
+    """Runs in a separate process, before anything has imported vLLM."""
     os.environ.update({"VLLM_LOGGING_LEVEL": "ERROR", **launch.environment})
     from vllm.platforms import current_platform
 
@@ -79,17 +79,17 @@ def _verdict(launch: Launch) -> Verdict:
         load(_BUILDERS[launch.role])(launch.spec)
     except (
         Exception
-    ) as error:  # vLLM raises what comes: pydantic's, ValueError, TypeError, assertions
+    ) as error:  # vLLM raises various types: pydantic's, ValueError, TypeError, assertions
         return Verdict(launch.role, _in_words(error), "")
     return Verdict(launch.role, "", "")
 
 
 def _in_words(error: Exception) -> str:
-    """pydantic's errors without its advertisements; others as they are."""
+    """Returns pydantic's errors without its links; others as they are."""
     details = getattr(error, "errors", None)
     if not callable(details):
         return f"{type(error).__name__}: {error}"
-    # One line a field: of a union, pydantic says what each member wanted.
+    # One line per field: for a union, pydantic lists an error per member.
     by_field = {item["loc"][:1]: item for item in reversed(details())}
     return "; ".join(_detail(item) for item in reversed(by_field.values()))
 

@@ -23,7 +23,7 @@ DEFAULT_MAX_MODEL_LEN = 8192
 DETERMINISTIC_VARIABLE = "VLLM_BATCH_INVARIANT"
 
 # Nothing calls home, no model is looked up on the network, and the runner is
-# the one whose slots our scheduler knows (DESIGN 3).
+# the one whose slots our scheduler knows.
 _COMMON_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",

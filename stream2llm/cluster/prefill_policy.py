@@ -1,8 +1,8 @@
-"""One scheduling policy for all prefill workers, those made anew included.
+"""One scheduling policy for all prefill workers, including recreated ones.
 
-An operator's choice holds until the next one or the end of the controller; a
-worker that starts is told before anybody uses it. Knows no Ray, so tests run it
-against workers in memory.
+An operator's choice holds until the next one or the end of the controller; a starting
+worker gets it before it is used. Independent of Ray, so tests run it against workers
+in memory.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from stream2llm.api.errors import Stream2LLMError
 from stream2llm.cluster.supervision import Replica
 from stream2llm.serving.worker_spec import PolicyName, require_policy
 
-# A little over what a worker itself grants its scheduler.
+# A little longer than a worker waits for its scheduler.
 TELL_TIMEOUT_S = 40.0
 ASK_TIMEOUT_S = 10.0
 
 
 class PolicyHosts(Protocol):
-    """The workers, by name. Both raise UnavailableError, or an error of the worker's."""
+    """The workers by name. Both methods raise UnavailableError, or an error of the worker's."""
 
     async def set_policy(self, name: str, policy: PolicyName) -> None:
-        """Returns when the worker's scheduler follows the policy."""
+        """Sets the policy; returns when the worker's scheduler follows it."""
         ...
 
     async def policy_of(self, name: str) -> str:
-        """The policy that the worker's scheduler follows."""
+        """Returns the policy that the worker's scheduler follows."""
         ...
 
 
 @dataclass(slots=True)
 class PolicyChoice:
-    """What prefill workers are to follow; changes while some of them start."""
+    """The policy that prefill workers are to follow; may change while some of them start."""
 
     name: PolicyName
 
@@ -51,32 +51,32 @@ class PolicyChoice:
 
 @dataclass(frozen=True, slots=True)
 class WorkerPolicy:
-    """One prefill worker's part."""
+    """One prefill worker's policy."""
 
     name: str
-    # Of its life, see `supervision.Phase`.
+    # See `supervision.Phase`.
     phase: str
-    # Empty while it is not running or does not say.
+    # Empty while it is not running or does not answer.
     policy: str = ""
-    # Why it did not confirm, or did not say.
+    # Why it did not confirm or answer.
     error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyState:
-    """The choice, and what each prefill worker makes of it."""
+    """The choice, and each prefill worker's policy."""
 
     policy: PolicyName
     workers: tuple[WorkerPolicy, ...]
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """One line for each worker that runs and did not confirm, or did not say."""
+        """One line for each running worker that did not confirm or answer."""
         return tuple(f"{w.name}: {w.error}" for w in self.workers if w.error)
 
 
 class PrefillPolicy:
-    """Asks and tells all prefill workers."""
+    """Sets and reads the policy of all prefill workers."""
 
     def __init__(
         self,
@@ -86,25 +86,25 @@ class PrefillPolicy:
     ) -> None:
         self._choice = choice
         self._hosts = hosts
-        # The prefill workers that should exist, as they are now.
+        # Returns the prefill workers that should exist, in their present state.
         self._replicas = replicas
-        # Two operators at once must not leave workers with different policies.
+        # Concurrent operators must not leave workers with different policies.
         self._switching = asyncio.Lock()
 
     @property
     def chosen(self) -> PolicyName:
-        """What workers follow, or will."""
+        """The policy that workers follow, or will."""
         return self._choice.name
 
     async def show(self) -> PolicyState:
-        """What each worker follows now, by its own word."""
+        """Asks each worker which policy it follows."""
         return await self._of_each(self._ask)
 
     async def switch(self, policy: str) -> PolicyState:
-        """Has all workers follow a policy; raises InvalidRequestError for an unknown one.
+        """Switches all workers to a policy; raises InvalidRequestError for an unknown one.
 
-        Who does not confirm is in the result. The choice stays, so telling it
-        again is all that there is to do.
+        The result names those that did not confirm. The choice stays, so calling this
+        again is sufficient.
         """
         name = require_policy(policy)
         async with self._switching:

@@ -1,7 +1,7 @@
-"""Looks for what would make a start fail, before anything is started.
+"""Looks for reasons why a start would fail, before anything is started.
 
-An engine takes up to a minute to find out that it has too little memory; the
-person at the terminal should know in a second, with the numbers.
+An engine takes up to a minute to find out that it has too little memory; the operator
+should know in a second, with the numbers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from stream2llm.api.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from stream2llm.api.extras import install_command
 from stream2llm.cluster.config import ClusterConfig, WorkerConfig
 from stream2llm.cluster.layout import DETERMINISTIC_VARIABLE, served_max_model_len
 from stream2llm.engine.arguments import (
     RESERVED_VARIABLES,
     check_arguments,
     check_variables,
+    known_arguments,
     known_variables,
 )
 from stream2llm.models.store import resolve_model
@@ -37,23 +39,23 @@ GIB = 1024**3
 ENGINE_OVERHEAD_BYTES = int(1.7 * GIB)
 DEFAULT_MEMORY_UTILIZATION = 0.92  # vLLM's; of all memory, also on CPUs
 _SPACE = "VLLM_CPU_KVCACHE_SPACE"  # whole GiB
-# Of this process's environment these do not reach a worker: it sets its own.
+# Variables of this process that do not reach a worker, which sets its own.
 _OURS_TO_SET = RESERVED_VARIABLES.keys()
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that can be wrong; `run` raises a Stream2LLMError that says what."""
+    """One possible problem; `run` raises a Stream2LLMError that describes it."""
 
     what: str
     run: Callable[[], object]
 
 
 def check(config: ClusterConfig, *, on_this_machine: bool = True, runs_vllm: bool = True) -> Path:
-    """All that takes less than a second; returns the model's directory.
+    """Makes all checks that take less than a second; returns the model's directory.
 
     `on_this_machine`: the workers will be here, and not on other nodes of a Ray.
-    `runs_vllm`: they host vLLM; tests have workers that do not.
+    `runs_vllm`: they host vLLM, which some tests' workers do not.
     """
     for each in checks(config, on_this_machine=on_this_machine, runs_vllm=runs_vllm):
         each.run()
@@ -61,7 +63,7 @@ def check(config: ClusterConfig, *, on_this_machine: bool = True, runs_vllm: boo
 
 
 def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> tuple[Check, ...]:
-    """The same, one by one, for whoever wants to hear of more than the first problem."""
+    """Returns the same checks one by one, to report more than the first problem."""
     found = [Check("model", lambda: check_model(config))]
     if runs_vllm:
         found.append(Check("environment", check_environment))
@@ -70,6 +72,8 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
             for role, part in _roles(config)
         ]
     found.append(Check("deterministic answers", lambda: check_deterministic(config)))
+    if runs_vllm and on_this_machine:
+        found.append(Check("vLLM", check_vllm))
     if on_this_machine:
         cores = frozenset(os.sched_getaffinity(0))
         found += [
@@ -83,20 +87,27 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
 
 
 def check_model(config: ClusterConfig) -> Path:
-    """The model is where the configuration says, and tells how long a context it takes."""
+    """The model is where the configuration says, and has a context length."""
     path = resolve_model(config.model)
     served_max_model_len(config, path)
     return path
 
 
+def check_vllm() -> None:
+    """The workers of this machine find vLLM."""
+    if not known_arguments():
+        text = f"vllm is not installed: {install_command('vllm')}"
+        raise UnsupportedError(text, reason="DEPENDENCY_MISSING")
+
+
 def check_engine_arguments(config: ClusterConfig) -> None:
-    """Names that vLLM has and that are not ours to set; variables that it can read."""
+    """Engine arguments exist and are not reserved; vLLM can parse its variables."""
     for role, part in _roles(config):
         _check_part(role, part)
 
 
 def check_environment() -> None:
-    """Workers inherit this process's variables, and vLLM has to be able to read them."""
+    """Workers inherit this process's variables, and vLLM must be able to parse them."""
     inherited = {key: value for key, value in os.environ.items() if key not in _OURS_TO_SET}
     check_variables("environment", inherited)
 
@@ -107,7 +118,7 @@ def _check_part(role: str, part: WorkerConfig) -> None:
 
 
 def check_deterministic(config: ClusterConfig) -> None:
-    """vLLM has its batch-invariant mode where it is asked for."""
+    """vLLM has its batch-invariant mode where it is requested."""
     if not config.deterministic:
         return
     on_cpus = [role for role, part in _roles(config) if not part.num_gpus]
@@ -129,7 +140,7 @@ def check_deterministic(config: ClusterConfig) -> None:
 
 
 def check_ports(config: ClusterConfig) -> None:
-    """Every fixed port is free, and none is meant for two."""
+    """Every fixed port is free, and used once."""
     wanted: dict[int, str] = {}
     for key, host, port in _fixed_ports(config):
         if port in wanted:
@@ -145,7 +156,7 @@ def check_ports(config: ClusterConfig) -> None:
 
 
 def check_cores(config: ClusterConfig, cores: frozenset[int]) -> None:
-    """Explicit core lists name cores that we may use, for each replica."""
+    """Explicit core lists name cores that this process may use, for each replica."""
     for role, part in _roles(config):
         if part.cpu_bind in ("auto", "nobind") or part.num_gpus:
             continue
@@ -192,7 +203,7 @@ def model_bytes(model_path: Path) -> int:
 
 
 def _engine_bytes(part: WorkerConfig, weights_bytes: int, total_bytes: int) -> int:
-    """One CPU engine, with its KV cache."""
+    """Returns the bytes of one CPU engine, with its KV cache."""
     return weights_bytes + ENGINE_OVERHEAD_BYTES + _kv_cache_bytes(part, total_bytes)
 
 
@@ -208,7 +219,7 @@ def _kv_cache_bytes(part: WorkerConfig, total_bytes: int) -> int:
 
 
 def _number(key: str, value: Any, kind: type[int] | type[float]) -> float:
-    """The value as a number; raises InvalidRequestError for one that is none, or negative."""
+    """Returns the value as a number; raises InvalidRequestError for any other, or a negative."""
     try:
         number = kind(value)
     except (TypeError, ValueError):
@@ -222,7 +233,7 @@ def _number(key: str, value: Any, kind: type[int] | type[float]) -> float:
 
 
 def _weights_bytes(config: ClusterConfig) -> int:
-    """0 for a model that is not here, which is a problem of its own."""
+    """Returns 0 for a missing model, which another check reports."""
     try:
         return model_bytes(resolve_model(config.model))
     except Stream2LLMError:

@@ -1,4 +1,4 @@
-"""Starts a Ray of our own, or joins one that runs."""
+"""Starts a Ray of our own, or joins a running one."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from stream2llm.serving.processes import kill_owned, mark_environment
 
 _log = logging.getLogger(__name__)
 
-# No object of ours goes through Ray's store; this is its minimum.
+# We put no objects into Ray's store; this is its minimum.
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 EXIT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0
 START_ATTEMPTS = 3
-# Ray's the starvation guard with its own processes is 30 to 60 s, which they take on a busy
-# machine. Ray also gives workers niceness 15: beside any other busy process on its
-# core an engine would get a thirtieth of it.
+# Ray waits 30 to 60 s for its own processes, which they need on a busy machine. Ray also
+# gives workers niceness 15: beside any other busy process on its core an engine would get
+# a thirtieth of it.
 _RAY_ENVIRONMENT = {
     # See `_on_loopback`: for the processes of Ray that join it again, such as its job agent.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -43,7 +43,7 @@ _RAY_ENVIRONMENT = {
 
 
 def connect(config: ClusterConfig, cluster_id: str, mark: str) -> str:
-    """Starts or joins Ray; returns where its logs are."""
+    """Starts or joins Ray; returns the directory of its logs."""
     settings = config.ray
     _require_listener(settings.address)
     try:
@@ -51,7 +51,7 @@ def connect(config: ClusterConfig, cluster_id: str, mark: str) -> str:
             return (
                 _join(settings) if settings.address != "local" else _own(config, cluster_id, mark)
             )
-    except Exception as error:  # Ray raises all sorts, ConnectionError and bare Exception too
+    except Exception as error:  # Ray raises various types, ConnectionError and Exception too
         what = (
             "start" if settings.address == "local" else f"join (ray.address: {settings.address}) a"
         )
@@ -61,13 +61,13 @@ def connect(config: ClusterConfig, cluster_id: str, mark: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of Ray's says before its pages of advice."""
+    """Returns the message of a Ray error without its pages of advice."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def _require_listener(address: str) -> None:
-    """Ray itself tries for minutes where nobody listens."""
+    """Fails at once where nothing listens; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "://" in address:
         return  # "auto", "local", or a scheme of Ray's own
@@ -87,7 +87,7 @@ def _common(settings: RayConfig) -> dict[str, Any]:
 
 
 def _join(settings: RayConfig) -> str:
-    """Joins with the mode and the token of the environment, as Ray's own commands find them."""
+    """Joins with the mode and the token of the environment, like Ray's own commands."""
     if "auth_mode" in settings.model_fields_set:
         os.environ.setdefault(ray_auth.MODE_VARIABLE, settings.auth_mode)
     ray_auth.read_again()
@@ -109,7 +109,7 @@ def _own(config: ClusterConfig, cluster_id: str, mark: str) -> str:
 
 
 def _start_own(config: ClusterConfig, mark: str) -> str:
-    """Starts Ray; again when it lost the starvation guard with itself (30 s, fixed in its code)."""
+    """Starts Ray; again when its own start timed out (30 s, fixed in its code)."""
     for attempts_left in reversed(range(START_ATTEMPTS)):
         try:
             context = ray.init(
@@ -132,13 +132,13 @@ def _start_own(config: ClusterConfig, mark: str) -> str:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """A Ray that is started inside listens on the loopback address alone.
+    """Makes a Ray that is started inside listen on the loopback address only.
 
-    Every process of Ray listens where its node's address is, and on all
-    interfaces when that is not loopback. `ray.init` replaces a loopback address
-    that it is given by one that leads outward, unless it takes this machine for one on
-    which Ray runs no clusters (its default on macOS and Windows). The
-    environment variable for that is read when Ray is imported, which has happened here.
+    Every process of Ray listens on its node's address, and on all interfaces when that is
+    not loopback. `ray.init` replaces a given loopback address by that of the outward
+    route, unless it regards this machine as one on which Ray runs no clusters (its
+    default on macOS and Windows). The environment variable for that is read when Ray is
+    imported, which has already happened here.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -149,10 +149,10 @@ def _on_loopback() -> Iterator[None]:
 
 
 def disconnect(cluster_id: str = "") -> None:
-    """Ends the Ray of our own that was started for this cluster, or leaves the one we joined.
+    """Ends the Ray that was started for this cluster, or leaves the joined one.
 
-    Ray kills its processes without waiting for them: they would stay zombies of
-    this process as long as it lives.
+    Ray kills its processes without waiting for them, which would leave zombies while this
+    process lives.
     """
     processes = _processes()
     ray.shutdown()
@@ -165,12 +165,12 @@ def disconnect(cluster_id: str = "") -> None:
 
 
 def is_whole() -> bool:
-    """Whether all processes that ray.init started here are still there."""
+    """Whether all processes that ray.init started here are still running."""
     return all(process.poll() is None for process in _processes())
 
 
 def _processes() -> list[subprocess.Popen[bytes]]:
-    # Private, but pinned: nothing public tells the processes that ray.init started.
+    # Private, but pinned: no public function lists the processes that ray.init started.
     node = ray._private.worker._global_node
     infos = [] if node is None else [i for each in node.all_processes.values() for i in each]
     return [info.process for info in infos]
@@ -178,10 +178,10 @@ def _processes() -> list[subprocess.Popen[bytes]]:
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Gives SIGTERM back to Python: ray.init puts a native handler in its place.
+    """Restores Python's SIGTERM handling, which ray.init replaces by a native handler.
 
-    That one ends the process without any clean-up. Where nobody asked for
-    SIGTERM it now raises SystemExit, so that `with` blocks and atexit run.
+    That one ends the process without any clean-up. Without a handler of the caller's,
+    SIGTERM now raises SystemExit, so that `with` blocks and atexit run.
     """
     before = signal.getsignal(signal.SIGTERM)
     yield
@@ -194,7 +194,7 @@ def _exit_on_sigterm(number: int, _frame: FrameType | None) -> None:
 
 
 def _logical_cpus(config: ClusterConfig) -> int:
-    """Enough in Ray's books for all workers, also on a machine with fewer cores."""
+    """Returns enough logical CPUs for all workers, even on a machine with fewer cores."""
     roles = (config.prefill, config.decode)
     needed = sum(role.replicas * role.num_cpus for role in roles)
     return max(len(os.sched_getaffinity(0)), int(needed + 0.999))
@@ -231,7 +231,7 @@ def check_gpus(launches: tuple[Launch, ...], *, can_grow: bool) -> None:
 
 
 def kill_actors_of(namespace: str, controller: Any) -> None:
-    """For the case that the controller did not end its actors."""
+    """Kills the actors if the controller did not end them."""
     if controller is None or not ray.is_initialized():
         return
     for name in ray.util.list_named_actors():

@@ -1,26 +1,25 @@
-"""Decides what the controller does next: desired against actual replicas -> actions.
+"""Decides what the controller does next, from desired and actual replicas.
 
-Pure: no Ray, no clock, no I/O. A fleet is a plain mapping of frozen replicas;
-every event gives a new one. Life cycle of a replica:
+Pure: no Ray, no clock, no I/O. A fleet is a plain mapping of frozen replicas; every
+event returns a new one. Life cycle of a replica:
 
     MISSING -create-> STARTING -started-> RUNNING -admitted-> ADMITTED
        ^                  |                  |                   |
        |                  v                  v                   v
        |                DEAD <---- start failed, connect failed, died
        '----cleaned---- CLEANING -cleaned, failed too often-> GIVEN_UP
-                         | something of it does not end: DEAD, cleaned again later
+                                               | a process of it does not end: DEAD, cleaned again later
 
-GIVEN_UP is created once more after a pause that doubles each time, and at once when
-an operator asks for it.
+GIVEN_UP is created once more after a pause that doubles each time, and at once when an
+operator requests it.
 
-A running decode worker is connected with every running prefill worker. A worker
-is admitted once it is connected with all admitted workers of the other role, so
-each pair that a router can choose has shaken hands. Admission ends a row of
-failed starts.
+A running decode worker is connected with every running prefill worker. A worker is
+admitted once it is connected with all admitted workers of the other role, so each pair
+that a router can choose has shaken hands. Admission resets the count of failed starts.
 
-When two living workers cannot connect, both are asked what is wrong, and others are
-asked to connect with either (`Evidence`). Only where that tells nothing the newcomer is
-replaced, and when its successor cannot connect with the same partner, the partner.
+When two running workers cannot connect, both are examined, and others try to connect
+with either (`Evidence`). If that is inconclusive, the newcomer is replaced; and when its
+successor cannot connect with the same partner, the partner.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ Role = ReplicaRole
 
 # Waiting times between failed starts: 1, 2, 4 ... s.
 MAX_BACKOFF_S = 30.0
-# A process that SIGKILL does not end hangs in its driver; it may end later.
+# A process that SIGKILL does not end is stuck in a driver; it may end later.
 CLEAN_AGAIN_AFTER_S = 10.0
-# Pauses before what was given up is tried again: 60, 120, 240 ... s.
+# Pauses before a given-up replica is retried: 60, 120, 240 ... s.
 FIRST_RETRY_AFTER_S = 60.0
 MAX_RETRY_AFTER_S = 900.0
 
 
 class Phase(StrEnum):
-    """Where a replica is in its life."""
+    """A replica's phase in its life cycle."""
 
     MISSING = "missing"
     STARTING = "starting"
@@ -61,18 +60,18 @@ class Replica:
     name: str
     role: Role
     phase: Phase = Phase.MISSING
-    # Counts creations; tells late news of an earlier process from today's.
+    # Counts creations; distinguishes late events of an earlier process from present ones.
     incarnation: int = 0
     was_ready: bool = False  # ever
-    # In a row, since it was last admitted.
+    # Consecutive ones since it was last admitted.
     start_failures: int = 0
-    permanent: bool = False  # the last failure will repeat itself
+    permanent: bool = False  # a retry would fail in the same way
     not_before_s: float = 0.0
     reason: str = ""  # of the last death or failure
     # Decode workers only: prefill workers that it has shaken hands with.
     connected: frozenset[str] = frozenset()
     connecting: str | None = None
-    # How often it was given up, since it was last admitted.
+    # Number of times it was given up since it was last admitted.
     num_given_up: int = 0
     # Workers, by name and incarnation, that could not connect with it when it was
     # replaced as the newcomer; since it was last admitted.
@@ -89,12 +88,12 @@ Fleet = Mapping[str, Replica]
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was found out about two living workers that cannot connect."""
+    """Findings about two running workers that cannot connect."""
 
-    # What a side says is wrong with it, or that it says nothing; "" for one that is well.
+    # A worker's own fault, or that it does not answer; "" for a healthy one.
     decode_fault: str = ""
     prefill_fault: str = ""
-    # Whether it connects with another worker; None when there is no other one.
+    # Whether it connects with another worker; None without another one.
     decode_connects: bool | None = None
     prefill_connects: bool | None = None
 
@@ -108,7 +107,7 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """Let a decode worker shake hands with a prefill worker."""
+    """Make a decode worker shake hands with a prefill worker."""
 
     decode: str
     prefill: str
@@ -124,9 +123,9 @@ class Clean:
 Action = Create | Connect | Clean
 
 
-# Counts further than this change nothing, and 2.0 to their power has an end.
+# Larger counts change nothing, and 2.0 to their power would overflow.
 _MANY = 100
-# Of two, the one that others connect with is the better; not tried is in between.
+# The worker that others connect with ranks higher; untested is in between.
 _STANDING = {False: 0, None: 1, True: 2}
 _TO_CREATE = (Phase.MISSING, Phase.GIVEN_UP)
 
@@ -135,7 +134,7 @@ _TO_CREATE = (Phase.MISSING, Phase.GIVEN_UP)
 
 
 def plan(fleet: Fleet, now_s: float) -> tuple[Action, ...]:
-    """What can be begun now; the caller reports each with `begun` before it acts."""
+    """Returns the actions that can begin now; call `begun` with each before it runs."""
     actions: list[Action] = []
     for replica in fleet.values():
         if replica.phase is Phase.DEAD and replica.not_before_s <= now_s:
@@ -148,31 +147,31 @@ def plan(fleet: Fleet, now_s: float) -> tuple[Action, ...]:
 
 
 def next_due_s(fleet: Fleet) -> float | None:
-    """When a waiting replica may next be created or cleaned; None if none waits."""
+    """Returns when a waiting replica may next be created or cleaned; None if none waits."""
     waits = (*_TO_CREATE, Phase.DEAD)
     waiting = [r.not_before_s for r in fleet.values() if r.phase in waits]
     return min(waiting, default=None)
 
 
 def view_members(fleet: Fleet) -> tuple[str, ...]:
-    """The workers that routers may use."""
+    """Returns the workers that routers may use."""
     return tuple(r.name for r in fleet.values() if r.phase is Phase.ADMITTED and r.role != "router")
 
 
 def is_ready(fleet: Fleet) -> bool:
-    """Whether everything that should exist does."""
+    """Whether every desired replica is ready."""
     return all(r.phase is Phase.ADMITTED for r in fleet.values())
 
 
 def given_up(fleet: Fleet) -> tuple[Replica, ...]:
-    """The replicas that failed too often, and are tried again only now and then."""
+    """Returns the replicas that failed too often, and are retried at intervals only."""
     return tuple(r for r in fleet.values() if r.phase is Phase.GIVEN_UP)
 
 
 def blamed_for_failed_connection(
     fleet: Fleet, decode: str, prefill: str, evidence: Evidence
 ) -> tuple[str, str]:
-    """Which of two living workers that cannot connect is to be replaced, and why it."""
+    """Returns which of two running workers that cannot connect to replace, and why."""
     names = (decode, prefill)
     faults = (evidence.decode_fault, evidence.prefill_fault)
     if bool(faults[0]) != bool(faults[1]):
@@ -202,12 +201,12 @@ def _unconnected(fleet: Fleet, decode: Replica) -> list[str]:
 
 
 def new_fleet(roles: Mapping[str, Role]) -> Fleet:
-    """A fleet in which everything is still missing."""
+    """Returns a fleet in which every replica is missing."""
     return {name: Replica(name, role) for name, role in roles.items()}
 
 
 def begun(fleet: Fleet, action: Action) -> Fleet:
-    """An action is under way."""
+    """An action has begun."""
     if isinstance(action, Create):
         old = fleet[action.name]
         return _put(fleet, replace(old, phase=Phase.STARTING, incarnation=old.incarnation + 1))
@@ -238,7 +237,7 @@ def failed(fleet: Fleet, name: str, reason: str, *, permanent: bool = False) -> 
 def connection_failed(
     fleet: Fleet, decode: str, prefill: str, evidence: Evidence, error: str
 ) -> tuple[Fleet, str]:
-    """Two living workers cannot connect: one is replaced, and which one."""
+    """Two running workers cannot connect: one of them is replaced."""
     blamed, why = blamed_for_failed_connection(fleet, decode, prefill, evidence)
     partner = prefill if blamed == decode else decode
     pair = (partner, fleet[partner].incarnation)
@@ -249,7 +248,7 @@ def connection_failed(
 
 
 def retried(fleet: Fleet, name: str) -> Fleet:
-    """An operator wants it to be tried now; nothing changes unless it waits for that."""
+    """An operator requests a retry now; ignored unless the replica waits for one."""
     old = fleet[name]
     if old.phase not in _TO_CREATE:
         return fleet
@@ -266,7 +265,7 @@ def retried(fleet: Fleet, name: str) -> Fleet:
 
 
 def died(fleet: Fleet, name: str, reason: str) -> Fleet:
-    """The replica is no more; nobody is connected with it now."""
+    """The replica has died; its connections are gone."""
     dead = replace(
         fleet[name],
         phase=Phase.DEAD,
@@ -280,9 +279,9 @@ def died(fleet: Fleet, name: str, reason: str) -> Fleet:
 
 
 def cleaned(fleet: Fleet, name: str, now_s: float, max_start_failures: int) -> Fleet:
-    """Nothing is left of the dead replica: it may be created anew, or is given up."""
+    """Nothing is left of the dead replica: it may be recreated, or is given up."""
     old = fleet[name]
-    # What once ran may run again: then nothing is beyond hope at the first failure.
+    # What has run once may run again: then no first failure is final.
     hopeless = old.permanent and not old.was_ready
     if hopeless or old.start_failures >= max_start_failures:
         pause_s = min(MAX_RETRY_AFTER_S, FIRST_RETRY_AFTER_S * 2.0**old.num_given_up)
@@ -302,7 +301,7 @@ def cleaned(fleet: Fleet, name: str, now_s: float, max_start_failures: int) -> F
 
 
 def not_cleaned(fleet: Fleet, name: str, now_s: float, reason: str) -> Fleet:
-    """Something of the dead replica does not end: nothing can take its place yet."""
+    """A process of the dead replica does not end, so it cannot be replaced yet."""
     again = replace(
         fleet[name], phase=Phase.DEAD, reason=reason, not_before_s=now_s + CLEAN_AGAIN_AFTER_S
     )
@@ -310,7 +309,7 @@ def not_cleaned(fleet: Fleet, name: str, now_s: float, reason: str) -> Fleet:
 
 
 def _admit(fleet: Fleet) -> Fleet:
-    """Admits whoever is connected with all admitted workers of the other role, in order."""
+    """Admits workers connected with all admitted ones of the other role, in order."""
     for replica in fleet.values():
         if replica.phase is Phase.RUNNING and _knows_admitted_peers(fleet, replica):
             ready = replace(

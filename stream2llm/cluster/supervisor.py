@@ -1,6 +1,6 @@
-"""Carries out what `supervision` decides: one loop, one task for each action under way.
+"""Carries out the decisions of `supervision`: one loop, one task per action under way.
 
-Owns the fleet, the addresses and the cluster view. Knows no Ray: all that touches
+Owns the fleet, the addresses and the cluster view. Independent of Ray: all access to
 actors goes through `Hosts`, so tests run it against fakes in memory.
 """
 
@@ -24,30 +24,30 @@ EVENTS_KEPT = 1000
 
 
 class Hosts(Protocol):
-    """The actors, by name."""
+    """The actors by name."""
 
     async def create(self, name: str, incarnation: int) -> StartOutcome:
-        """Creates the actor and starts what it hosts; errors are in the outcome."""
+        """Creates the actor and starts what it hosts; returns errors in the outcome."""
         ...
 
     async def wait_dead(self, name: str) -> str:
-        """Returns why, once the process or its engine is dead."""
+        """Returns a reason once the process or its engine is dead."""
         ...
 
     async def connect(self, decode: str, prefill: WorkerAddress) -> None:
-        """Lets the decode worker shake hands; raises when that fails."""
+        """Makes the decode worker shake hands; raises when that fails."""
         ...
 
     async def examine(self, name: str) -> str:
-        """What keeps others from connecting with a worker, "" for nothing; raises when it is dead."""
+        """Returns what keeps others from connecting with a worker, or ""; raises if it is dead."""
         ...
 
     async def status(self, name: str) -> Any:
-        """Load; raises when the process is dead."""
+        """Returns the load; raises when the process is dead."""
         ...
 
     async def push_view(self, router: str, view: ClusterView) -> None:
-        """Gives a router the view; raises when it is dead."""
+        """Sends a router the view; raises when it is dead."""
         ...
 
     async def clean(self, name: str) -> None:
@@ -57,20 +57,20 @@ class Hosts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How patient the supervisor is."""
+    """Timeouts and limits of the supervisor."""
 
     max_start_failures: int
     health_interval_s: float
     unresponsive_after_s: float
-    # A handshake takes seconds; one that takes longer has lost its answer.
+    # A handshake takes seconds; after this its answer is lost.
     connect_timeout_s: float = 120.0
-    # For each question when two workers could not connect: they connect with others, or
-    # say what is wrong with them.
+    # For each query after a failed connection: examining a worker, or connecting it with
+    # another one.
     evidence_timeout_s: float = 30.0
 
 
 class Supervisor:
-    """Makes the fleet what it should be, and keeps it so while `run` runs."""
+    """Brings the fleet to the desired state, and keeps it there while `run` runs."""
 
     def __init__(
         self,
@@ -93,17 +93,17 @@ class Supervisor:
         self._listeners: set[asyncio.Event] = set()
         self._group = asyncio.TaskGroup()
 
-    # -- what others ask ---------------------------------------------------
+    # -- queries -----------------------------------------------------------
 
     @property
     def is_ready(self) -> bool:
-        """Whether everything that should exist does, and every router knows of it."""
+        """Whether every desired replica is ready, and every router knows of it."""
         routers = [r.name for r in self.fleet.values() if r.role == "router"]
         known = (self._known_views.get(name) == self.view.version for name in routers)
         return sv.is_ready(self.fleet) and all(known)
 
     def events_since(self, seen: int) -> list[str]:
-        """What happened after the first `seen` events, as far as it is kept."""
+        """Returns the events after the first `seen`, as far as they are kept."""
         new = min(self.num_events - seen, len(self._events))
         return list(self._events)[len(self._events) - new :] if new > 0 else []
 
@@ -119,9 +119,9 @@ class Supervisor:
             self._listeners.discard(listener)
 
     def retry(self, name: str | None) -> list[str]:
-        """Tries what was given up, or waits to be created anew, at once; returns their names.
+        """Retries at once what was given up or waits to be recreated; returns the names.
 
-        `name` None: all of them. Raises KeyError for a name that is none.
+        `name` None: all of them. Raises KeyError for an unknown name.
         """
         names = list(self.fleet) if name is None else [self.fleet[name].name]
         again = []
@@ -129,7 +129,7 @@ class Supervisor:
             fleet = sv.retried(self.fleet, each)
             if fleet is not self.fleet:
                 again.append(each)
-                self._note(each, "is tried again, as somebody asked for")
+                self._note(each, "is tried again, as requested")
                 self._apply(fleet)
         return again
 
@@ -193,7 +193,7 @@ class Supervisor:
         incarnation = self.fleet[router].incarnation
         try:
             await self._hosts.push_view(router, view)
-        except Exception as error:  # if it died, its watcher will say so
+        except Exception as error:  # if it died, its watcher reports that
             _log.warning("view_not_delivered router=%s error=%s", router, error)
             return
         if self.fleet[router].incarnation == incarnation:
@@ -225,7 +225,7 @@ class Supervisor:
     async def _connection_failed(
         self, decode: str, prefill: str, pair: tuple[int, int], error: str
     ) -> None:
-        # The death of either side is the likeliest reason, and may be known in a moment.
+        # The death of either side is the most probable reason, and may be known in a moment.
         for name in (prefill, decode):
             if self.fleet[name].is_alive and (reason := await self._probe(name, timeout_s=5.0)):
                 self._died(name, self.fleet[name].incarnation, reason)
@@ -238,7 +238,7 @@ class Supervisor:
             self._apply(fleet)
 
     async def _gather_evidence(self, decode: str, prefill: str) -> sv.Evidence:
-        """Asks both what is wrong with them; where they know nothing, others that are ready."""
+        """Examines both workers; if that finds nothing, connects them with other ready ones."""
         faults = await asyncio.gather(self._examine(decode), self._examine(prefill))
         if any(faults):
             return sv.Evidence(*faults)
@@ -263,7 +263,7 @@ class Supervisor:
             return f"it cannot say whether it is well: {type(error).__name__}: {error}"
 
     async def _connects(self, decode: str | None, prefill: str | None) -> bool | None:
-        """Whether those two connect; None where there are no two."""
+        """Returns whether the two connect; None unless both are given."""
         address = self.addresses.get(prefill or "")
         if decode is None or not isinstance(address, WorkerAddress):
             return None
@@ -303,7 +303,7 @@ class Supervisor:
     # -- watching ----------------------------------------------------------
 
     async def _watch(self, name: str, incarnation: int) -> None:
-        """Waits for the death of one incarnation, whoever sees it first."""
+        """Waits for the death of one incarnation, whichever way it is noticed."""
         watchers = {
             asyncio.ensure_future(self._hosts.wait_dead(name)),
             asyncio.ensure_future(self._check_health(name)),

@@ -1,1 +1,1 @@
-"""What prefill and decode workers need of vLLM, on CPU and GPU."""
+"""vLLM engines for prefill and decode workers, on CPU and GPU."""

@@ -1,9 +1,9 @@
-"""vLLM's engine arguments and variables in a configuration, looked at without starting vLLM.
+"""Checks a configuration's engine arguments and variables without starting vLLM.
 
 The names are those of the installed vLLM: the fields of its `AsyncEngineArgs`, read
 from its source (importing it takes ten seconds), and its own table of environment
-variables with its own parsers. What the values of arguments may be is for
-`engine_check`, which imports vLLM, to say.
+variables with its own parsers. `engine_check`, which imports vLLM, checks the values of
+arguments.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stream2llm.api.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Engine arguments that are ours to set, and why a user's cannot be honoured.
+# Engine arguments that Stream2LLM sets, each with the reason.
 RESERVED: Mapping[str, str] = {
     "model": "the key `model` at the top level names the model",
     "scheduler_cls": "the engines run our schedulers",
@@ -32,7 +32,7 @@ RESERVED: Mapping[str, str] = {
     "logits_processors": "penalties on the first token need ours",
     "enable_log_requests": "the router logs sessions, the engine none of their text",
 }
-# For prefill workers alone, beside these.
+# Further ones for prefill workers.
 RESERVED_PREFILL: Mapping[str, str] = {
     "async_scheduling": "a prefill step is planned when the one before has ended",
     "scheduler_reserve_full_isl": "the plan, not the engine, says whether a context fits",
@@ -43,14 +43,14 @@ RESERVED_VARIABLES: Mapping[str, str] = {
     "VLLM_NIXL_SIDE_CHANNEL_PORT": "each worker takes a free port",
 }
 PREFIX = "VLLM_"
-# How alike a name must be to one of vLLM's: an argument to be helped, for it is refused
-# anyway; a variable to be refused, for it may be a plugin's.
+# Similarity of a name to one of vLLM's above which a message suggests that one (unknown
+# arguments), or the name is refused (variables: others may be a plugin's).
 ARGUMENT_LIKENESS = 0.6
 VARIABLE_LIKENESS = 0.85
 
 
 def check_arguments(role: str, arguments: Mapping[str, Any]) -> None:
-    """Raises InvalidRequestError for the first argument that is ours, or that vLLM does not have."""
+    """Raises InvalidRequestError for the first reserved or unknown argument."""
     reserved = {**RESERVED, **(RESERVED_PREFILL if role == "prefill" else {})}
     known = known_arguments()
     for name in arguments:
@@ -66,10 +66,10 @@ def check_arguments(role: str, arguments: Mapping[str, Any]) -> None:
 
 
 def check_variables(key: str, variables: Mapping[str, str]) -> None:
-    """Raises InvalidRequestError for a VLLM_ variable that is misspelt, ours, or has a bad value.
+    """Raises InvalidRequestError for a misspelt, reserved or bad VLLM_ variable.
 
-    `key` says where they come from ("prefill.env"). A name that is like none of
-    vLLM's is a plugin's business and passes.
+    `key` is the variables' configuration key ("prefill.env"). A name that resembles none
+    of vLLM's may be a plugin's, and passes.
     """
     parsers = known_variables()
     for name, value in variables.items():
@@ -92,14 +92,14 @@ def _check_variable(
     with _variable(name, value):
         try:
             parsers[name]()
-        except Exception as error:  # its parsers are of all sorts
+        except Exception as error:  # the parsers raise various types
             message = f"{key}: vLLM cannot take {value!r}: {error}"
             raise InvalidRequestError(message, reason="BAD_ARGUMENT", field=key) from error
 
 
 @cache
 def known_arguments() -> frozenset[str]:
-    """The fields of the installed vLLM's AsyncEngineArgs; empty without a vLLM."""
+    """Returns the fields of the installed vLLM's AsyncEngineArgs; empty without a vLLM."""
     folder = _vllm_folder()
     if folder is None:
         return frozenset()
@@ -117,11 +117,11 @@ def known_arguments() -> frozenset[str]:
 
 @cache
 def known_variables() -> Mapping[str, Callable[[], Any]]:
-    """The installed vLLM's environment variables, each with its parser; empty without a vLLM."""
+    """Returns the installed vLLM's environment variables with their parsers; empty without it."""
     folder = _vllm_folder()
     if folder is None:
         return {}
-    # By its file: importing it by its name would import all of vLLM, and torch.
+    # By file, because importing the module by name would import all of vLLM, and torch.
     spec = spec_from_file_location("stream2llm_vllm_envs", folder / "envs.py")
     assert spec is not None
     assert spec.loader is not None
@@ -143,7 +143,7 @@ def _hint(name: str, known: frozenset[str], likeness: float) -> str:
 
 @contextmanager
 def _variable(name: str, value: str) -> Iterator[None]:
-    """The parsers read the environment."""
+    """Sets a variable temporarily, because the parsers read the environment."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

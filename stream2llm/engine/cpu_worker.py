@@ -1,21 +1,21 @@
-"""vLLM's CPU worker with three repairs that matter where there is no GPU.
+"""vLLM's CPU worker with three corrections.
 
 **Seeds.** A step that does not finish a prompt samples all the same; vLLM discards the
-token and turns the request's generator back. CPU generators cannot be turned
-back (`set_offset` raises, and ends the engine), so here a request whose token
-will be discarded samples without its generator, and gets it back afterwards.
+token and resets the request's generator. CPU generators cannot be reset (`set_offset`
+raises, and ends the engine), so here a request whose token will be discarded samples
+without its generator, and gets it back afterwards.
 
-**NIXL's progress thread.** Its Python API asks it to poll without a pause, which
-keeps one core busy for ever in every idle engine: with two engines on two
-cores, both. Here it sleeps until an event comes, or for `_POLL_S` at most.
+**NIXL's progress thread.** Its Python API makes it poll without a pause, which keeps one
+core busy in every idle engine: with two engines on two cores, both. Here it sleeps until
+an event arrives, or for `_POLL_S` at most.
 
 **The computing thread's core.** vLLM's NIXL connector moves the thread that creates it to
-the last core of the NUMA node, to keep reads off the cores that compute. That
-thread is the one that computes, so all engines of a machine would share that
-core. Here it goes back to its own; NIXL's threads stay where vLLM wants them.
+the last core of the NUMA node, to keep reads off the cores that compute. That thread is
+the computing one, so all engines of a machine would share that core. Here it returns to
+its own; NIXL's threads stay where vLLM puts them.
 
-Runs inside the engine's worker process, on CPU machines only. On a GPU machine a
-core for the transfer is well spent, and generators can be turned back.
+Runs inside the engine's worker process, on CPU machines only: a GPU machine can spare a
+core for transfers, and GPU generators can be reset.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ import torch
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-# The thread wakes on events; this only bounds how long it sleeps without one.
+# The thread wakes on events; this only limits its sleep without one.
 _POLL_S = 0.01
 
 
 class QuietCPUWorker(CPUWorker):
-    """CPUWorker that keeps generators from discarded tokens, NIXL from spinning, its core."""
+    """CPUWorker that keeps its generators' state and its core, and NIXL from spinning."""
 
     def init_device(self) -> None:
-        """Builds the model runner, then puts ours around its sampling."""
+        """Builds the model runner, and wraps its sampling."""
         let_progress_thread_sleep(round(_POLL_S * 1e6))
         super().init_device()
         runner = self.model_runner
@@ -54,20 +54,20 @@ class QuietCPUWorker(CPUWorker):
         runner.sample_tokens = sample_with_kept_generators
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
-        """Creates KV cache and connectors, and leaves this thread on its cores."""
+        """Creates KV cache and connectors, and keeps this thread on its cores."""
         cores = os.sched_getaffinity(0)
         super().initialize_from_config(kv_cache_config)
         os.sched_setaffinity(0, cores)
 
 
 def let_progress_thread_sleep(poll_us: int) -> None:
-    """Makes NIXL agents created from now on, in this process, poll at most that often."""
+    """Makes NIXL agents created in this process from now on poll at this interval."""
     from nixl._api import nixl_agent
 
     bindings = sys.modules[nixl_agent.__module__].nixlBind
 
     class QuietAgentConfig(bindings.nixlAgentConfig):  # type: ignore[name-defined]
-        """NIXL's Python API sets this delay to 0 and offers no way to choose it."""
+        """Overrides this delay, which NIXL's Python API sets to 0."""
 
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, poll_us if name == "pthrDelay" else value)

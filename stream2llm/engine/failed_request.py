@@ -1,9 +1,9 @@
-"""How a scheduler of ours ends one request that it cannot handle, instead of its engine.
+"""Ends a request that a scheduler of ours cannot handle, instead of its engine.
 
-What comes from outside is checked before an engine sees it. Should something pass
-that check all the same, or a rule of ours break over one request, the exception
-would end the engine, and with it everybody else's sessions. Both schedulers catch
-it where requests come in, log it, and end that request with this output.
+Requests are checked before they reach an engine. If one passes that check all the same,
+or a bug shows with one request, the exception would end the engine, and with it all
+other sessions. Both schedulers catch it where requests arrive, log it, and end that
+request with this output.
 
 Runs inside vLLM's EngineCore process.
 """
@@ -13,12 +13,12 @@ from __future__ import annotations
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.request import Request
 
-# Tells the front end that it was not the KV that failed.
+# Distinguishes this failure from a failed KV transfer.
 FAILED_REQUEST = "stream2llm_failed_request"
 
 
 def failed_output(request: Request) -> EngineCoreOutput:
-    """The end of a request that failed inside the scheduler."""
+    """Returns the last output of a request that failed inside the scheduler."""
     return EngineCoreOutput(
         request_id=request.request_id,
         new_token_ids=[],

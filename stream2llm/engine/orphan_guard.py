@@ -1,8 +1,8 @@
 """Ends an engine process whose parent died.
 
-vLLM's EngineCore waits for its next message for ever when the process that
-feeds it is killed, and keeps its memory and its KV. Its workers do follow it
-(they watch a pipe), so watching the parent of EngineCore is enough.
+vLLM's EngineCore waits for its next message for ever when its front end is killed,
+and keeps its memory and its KV. Its workers do end with it (they watch a pipe), so
+watching EngineCore's parent is enough.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _log = logging.getLogger(__name__)
 def exit_with_parent() -> None:
     """Starts a thread that ends this process as soon as its parent has ended.
 
-    Does nothing in a process that multiprocessing did not start: there is no
-    parent to outlive then.
+    Does nothing in a process that multiprocessing did not start, which has no such
+    parent.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

@@ -1,16 +1,16 @@
-"""NIXL's side channel, made to outlive whatever arrives on it.
+"""NIXL's side channel, made robust against arbitrary messages.
 
-An engine gives its NIXL metadata to whoever asks on a TCP port. vLLM's thread
-behind that port ends at the first message that is not the one question it
-expects, and no reader can shake hands with the engine from then on. Ours drops
-such messages and goes on; it answers the one question as vLLM's does:
+An engine gives its NIXL metadata to any client of a TCP port. vLLM's thread behind that
+port ends at the first message that is not the one question it expects, and no reader can
+shake hands with the engine from then on. Ours drops such messages and continues; it
+answers the question as vLLM's does:
 
     [b"", msgpack (b"get_meta_msg", pp rank, tp rank)] -> [b"", metadata, msgpack perf_counter]
 
-The port has no authentication, so what one peer can cost is bounded: sizes,
-queues, and connections whose other side gives no sign of life. When the thread
-cannot go on at all, the engine's process ends, so that the worker is replaced
-instead of being one that nobody can read from.
+The port has no authentication, so the cost of one peer is limited: sizes, queues, and
+connections without a sign of life. When the thread cannot continue at all, the engine's
+process ends, so that the worker is replaced instead of staying one that cannot be read
+from.
 
 `listen` runs in the process of vLLM's EngineCore.
 """
@@ -29,21 +29,21 @@ import zmq
 
 _log = logging.getLogger(__name__)
 
-# vLLM's name of the question.
+# vLLM's name for the question.
 GET_METADATA = b"get_meta_msg"
 # The question is 20 bytes long.
 MAX_QUESTION_BYTES = 256
-# Answers that wait for a peer that does not read them; further ones are dropped.
+# Maximum number of answers that wait for a peer which does not read them.
 _MAX_WAITING_ANSWERS = 16
-# A connection that has not introduced itself after so long, or does not answer pings.
+# Time limit for a connection's handshake and for its answers to pings.
 _HANDSHAKE_LIMIT_MS = 5_000
 _PING_EVERY_MS = 5_000
 _PING_LIMIT_MS = 15_000
-# How often the thread looks whether it should end.
+# Interval at which the thread checks whether to end.
 _LOOK_EVERY_MS = 1_000
-# Between two log lines about what was dropped.
+# Minimum time between two log lines about dropped messages.
 _LOG_EVERY_S = 10.0
-# Sockets that broke one after the other; then something is wrong that lasts.
+# Number of consecutive broken sockets after which the thread gives up.
 _MAX_BROKEN_SOCKETS = 5
 
 Rank = tuple[int, int]
@@ -53,7 +53,7 @@ _Question = tuple[bytes, int, int]
 def install(connector_scheduler: Any) -> None:
     """Makes a NIXL connector's scheduler half listen with `listen`.
 
-    Before vLLM starts the thread: it does so when the workers have registered their memory.
+    Call it before vLLM starts the thread, which is when the workers have registered memory.
     """
     connector_scheduler._nixl_handshake_listener = listen
 
@@ -68,14 +68,14 @@ def listen(
 ) -> None:
     """Answers until `stop` is set; has the signature of vLLM's listener.
 
-    When it cannot, `end_process` ends this process: the engine would look well and serve nobody.
+    Calls `end_process` when it cannot: the engine would look healthy, but be unreadable.
     """
     try:
         _listen(metadata, ready, stop, _address(host, port))
     except BaseException:
         _log.exception("side_channel_ended host=%s port=%s: the engine ends with it", host, port)
         end_process(1)
-        # Whoever starts the engine waits for this.
+        # The engine's start waits for this.
         ready.set()
 
 
@@ -113,7 +113,7 @@ def _bind(socket: zmq.Socket[bytes], address: str) -> None:
 
 
 def _answer(socket: zmq.Socket[bytes], metadata: Mapping[Rank, bytes], dropped: _Dropped) -> None:
-    """Takes one message; drops it when it is not the question."""
+    """Handles one message; drops it when it is not the question."""
     frames = socket.recv_multipart()
     try:
         rank = rank_asked_for(frames[1:])
@@ -129,7 +129,7 @@ def _answer(socket: zmq.Socket[bytes], metadata: Mapping[Rank, bytes], dropped: 
 
 
 def rank_asked_for(frames: list[bytes]) -> Rank:
-    """The (pipeline, tensor) rank that a message asks for; raises ValueError for any other."""
+    """Returns the (pipeline, tensor) rank a message asks for; raises ValueError for others."""
     if len(frames) != 2 or frames[0]:
         raise ValueError(f"a message of {len(frames)} parts")
     try:
@@ -142,7 +142,7 @@ def rank_asked_for(frames: list[bytes]) -> Rank:
 
 
 def ask(host: str, port: int, timeout_s: float) -> str:
-    """Asks an engine's side channel as a reader would; "" or what is wrong. Blocks."""
+    """Asks an engine's side channel as a reader would; returns "" or what is wrong. Blocks."""
     question = msgspec.msgpack.encode((GET_METADATA, 0, 0))
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.linger = 0
@@ -157,7 +157,7 @@ def ask(host: str, port: int, timeout_s: float) -> str:
 
 
 class _Dropped:
-    """Counts messages that were dropped; says so now and then, not for each."""
+    """Counts dropped messages, and logs them at intervals."""
 
     def __init__(self) -> None:
         self._num_since_log = 0
@@ -177,5 +177,5 @@ def _address(host: str, port: int) -> str:
 
 
 def _perf_counter_s() -> float:
-    # The clock that vLLM sets its deadlines by, in this process; no other will do.
+    # vLLM sets its deadlines by this clock of this process.
     return time.perf_counter()  # noqa: TID251

@@ -1,4 +1,4 @@
-"""The figures vLLM reports after each step, kept for us and for Prometheus."""
+"""Keeps the figures that vLLM reports after each step, for us and for Prometheus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 
 class EngineStats:
-    """The newest KV usage of an engine, and what its NIXL reads took.
+    """The newest KV usage of an engine, and the durations of its NIXL reads.
 
     `on_transfer(seconds, bytes)` is called for each finished read of KV.
     """
@@ -19,15 +19,15 @@ class EngineStats:
         self._on_transfer = on_transfer
 
     def num_blocks_held(self, num_kv_blocks: int) -> int:
-        """Blocks somebody holds, of `num_kv_blocks`."""
+        """Returns how many of `num_kv_blocks` blocks are in use."""
         return round(self.kv_usage * num_kv_blocks)
 
     def as_vllm_logger(self) -> StatLoggerBase:
-        """Something vLLM can report to."""
+        """Returns a logger for vLLM that reports here."""
         return StatsRelay(lambda scheduler_stats, _: self.record(scheduler_stats))
 
     def record(self, scheduler_stats: Any) -> None:
-        """Takes one report of vLLM's; None when there is nothing to tell of the scheduler."""
+        """Takes one report of vLLM's; None when it has no figures of the scheduler."""
         if scheduler_stats is None:
             return
         self.kv_usage = scheduler_stats.kv_cache_usage
@@ -37,7 +37,7 @@ class EngineStats:
 
 
 def _transfers(stats: dict[str, Any]) -> Iterator[tuple[float, int]]:
-    """Seconds and bytes of each read; with several connectors, `stats` has a dict for each."""
+    """Yields seconds and bytes of each read; with several connectors, `stats` is nested."""
     children = [child for child in stats.values() if isinstance(child, dict)]
     for each in children or [stats]:
         seconds, num_bytes = each.get("transfer_duration", ()), each.get("bytes_transferred", ())
@@ -45,7 +45,7 @@ def _transfers(stats: dict[str, Any]) -> Iterator[tuple[float, int]]:
 
 
 class StatsRelay(StatLoggerBase):
-    """Hands each report of vLLM's on: the scheduler's part and the step's, either may be None."""
+    """Passes on vLLM's reports: the scheduler's part and the step's, either may be None."""
 
     def __init__(self, take: Callable[[Any, Any], None]) -> None:
         self._take = take

@@ -1,10 +1,9 @@
 """A vLLM engine as our workers use it: token ids in, single outputs out.
 
-Wraps AsyncLLM, which runs EngineCore in a process of its own. It differs from
-`AsyncLLM.generate` in two points: the outputs of a request reach its reader
-one by one (vLLM's collector merges them when the reader lags, and overwrites
-transfer parameters), and requests can be built by the caller, which is how
-context events travel.
+Wraps AsyncLLM, which runs EngineCore in a separate process. It differs from
+`AsyncLLM.generate` in two points: the outputs of a request reach its reader one by one
+(vLLM's collector merges them when the reader lags, and overwrites transfer parameters),
+and the caller can build requests, which is how context events travel.
 """
 
 from __future__ import annotations
@@ -42,21 +41,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine turned out to be."""
+    """Properties of a running engine."""
 
     max_model_len: int
     num_kv_blocks: int
     block_size: int
     vocab_size: int
-    # Layers see, and keep, a window of the context only.
+    # Some layers attend to, and keep, only a window of the context.
     has_windows: bool = False
 
 
 class OutputStream:
     """The outputs of one request, in order and unmerged; vLLM's output processor fills it.
 
-    Bounded by the request: a session has one first token and one progress for
-    each event or interval, an answer at most max_tokens outputs.
+    Its size is limited by the request: a session has one first token and one progress
+    per event or interval, an answer at most max_tokens outputs.
     """
 
     def __init__(self) -> None:
@@ -64,7 +63,7 @@ class OutputStream:
         self.finished = False
 
     def put(self, item: RequestOutput | Exception) -> None:
-        """Called by vLLM's output processor, in the event loop."""
+        """Adds an output; vLLM's output processor calls this in the event loop."""
         self._items.put_nowait(item)
 
     async def __aiter__(self) -> AsyncIterator[RequestOutput]:
@@ -78,7 +77,7 @@ class OutputStream:
 
 
 def engine_error(error: Exception) -> Exception:
-    """What the client is told when the engine raises `error`."""
+    """Returns the error for the client when the engine raises `error`."""
     if isinstance(error, EngineDeadError):
         return UnavailableError("the worker's engine died", reason="WORKER_LOST")
     return error
@@ -91,7 +90,7 @@ class Engine:
         self._llm = llm
         self.stats = stats
         self._clock = clock
-        # They do not change: an engine whose process died is dead.
+        # Constant, because an engine without one of its processes is dead.
         self.pids = _own_processes()
 
     @classmethod
@@ -106,17 +105,17 @@ class Engine:
     ) -> Engine:
         """Starts the engine's processes and loads the model; takes 15-50 s on two cores.
 
-        `kv_transfer` names the KV connector and its role, and goes before
+        `kv_transfer` names the KV connector and its role, and takes precedence over
         `nixl_options`; `fixed_args` are engine arguments that a user may not set.
 
-        Raises InvalidRequestError for engine arguments that are ours to set or
-        that vLLM does not know, and whatever vLLM raises for the rest.
+        Raises InvalidRequestError for reserved or unknown engine arguments, and
+        vLLM's own errors for others.
         """
         _set_socket_environment(spec.host)
         args = engine_args(spec, kv_transfer, fixed_args)
-        logs.guard("vllm")  # importing it has given it handlers of its own
+        logs.guard("vllm")  # importing vLLM has added handlers
         llm = await asyncio.to_thread(_build_config_and_llm, args, stats)
-        # The output handler must run in this loop; built in a thread, vLLM
+        # The output handler must run in this loop; vLLM is built in a thread, where it
         # could not start it.
         llm._run_output_handler()
         return cls(llm, stats, clock or SystemClock())
@@ -138,21 +137,21 @@ class Engine:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the engine can do nothing any more."""
+        """Whether the engine has died."""
         return bool(self._llm.errored)
 
     async def wait_dead(self) -> str:
         """Returns a reason once one of the engine's processes has died."""
         handler = self._llm.output_handler
         assert handler is not None
-        # It ends when EngineCore, or a worker of it, is gone.
+        # The output handler ends when EngineCore, or a worker of it, is gone.
         await asyncio.wait({handler})
         return str(self._llm.dead_error)
 
     async def build_request(
         self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
     ) -> EngineCoreRequest:
-        """Fills in a request; raises InvalidRequestError for one that vLLM refuses."""
+        """Builds a request; raises InvalidRequestError for one that vLLM refuses."""
         if self._llm.errored:
             raise engine_error(self._llm.dead_error)
         tasks = await self._llm.get_supported_tasks()
@@ -170,13 +169,13 @@ class Engine:
         return request
 
     async def submit(self, request: EngineCoreRequest) -> OutputStream:
-        """Starts a request; its outputs come from the returned stream."""
+        """Starts a request; returns the stream of its outputs."""
         stream = OutputStream()
         self._llm.output_processor.add_request(request, None, None, 0, stream)
         try:
             await self.send(request)
         except BaseException:
-            # Cancelled half-way: the engine may have it or not.
+            # Cancelled half-way: the engine may or may not have it.
             await asyncio.shield(self.abort(request.request_id))
             raise
         return stream
@@ -189,18 +188,18 @@ class Engine:
             raise engine_error(error) from error
 
     async def abort(self, request_id: str) -> None:
-        """Ends a request and frees its blocks; nothing happens if it has ended."""
+        """Ends a request and frees its blocks; ignored if it has ended."""
         if not self._llm.errored:
             await self._llm.abort(request_id, internal=True)
 
     async def end(self, request_id: str) -> None:
-        """Like `abort`, and for a request that has finished, ends the lease on its blocks."""
+        """Like `abort`, but for a finished request also ends the lease on its blocks."""
         await self.abort(request_id)
-        # AsyncLLM keeps aborts of finished requests to itself.
+        # AsyncLLM does not pass on aborts of finished requests.
         await self._llm.engine_core.abort_requests_async([request_id])
 
     async def reject_handover(self, request_id: str, kv_transfer_params: dict[str, Any]) -> None:
-        """Has the connector tell the prefill engine that its blocks will not be read."""
+        """Makes the connector notify the prefill engine that its blocks will not be read."""
         try:
             await self._llm.notify_kv_transfer_request_rejected(request_id, kv_transfer_params)
         except EngineDeadError as error:
@@ -212,23 +211,23 @@ class Engine:
 
 
 def _set_socket_environment(host: str) -> None:
-    """The engine's processes read it when they start; what is set already wins."""
+    """Sets variables that the engine's processes read when they start, unless set already."""
     for name, value in socket_environment(host).items():
         os.environ.setdefault(name, value)
 
 
 def nixl_options(spec: WorkerSpec) -> dict[str, Any]:
-    """What vLLM's NIXL connector is told on either side, whatever its role."""
+    """Returns the options of vLLM's NIXL connector that both roles share."""
     return {
         "kv_buffer_device": "cpu" if current_platform.is_cpu() else "cuda",
         "kv_connector_extra_config": {"kv_lease_duration": spec.lease_s},
-        # A decode worker must never quietly do the prefill of a lost one.
+        # A decode worker must never silently recompute KV that was lost.
         "kv_load_failure_policy": "fail",
     }
 
 
 def _own_processes() -> tuple[int, ...]:
-    """This process, then EngineCore and its workers."""
+    """Returns the ids of this process, EngineCore and its workers."""
     children = psutil.Process().children(recursive=True)
     engine = [child for child in children if "resource_tracker" not in "".join(child.cmdline())]
     return (os.getpid(), *(child.pid for child in engine))
@@ -237,7 +236,7 @@ def _own_processes() -> tuple[int, ...]:
 def engine_args(
     spec: WorkerSpec, kv_transfer: dict[str, Any], fixed_args: dict[str, Any]
 ) -> AsyncEngineArgs:
-    """vLLM's own arguments for a worker; raises InvalidRequestError for names that cannot be."""
+    """Returns vLLM's arguments for a worker; raises InvalidRequestError for reserved ones."""
     reserved = (RESERVED.keys() | fixed_args.keys()) & spec.engine_args.keys()
     if reserved:
         names = ", ".join(sorted(reserved))
@@ -270,5 +269,5 @@ def _build_config_and_llm(args: AsyncEngineArgs, stats: EngineStats) -> AsyncLLM
 
 
 def only_output(output: RequestOutput) -> CompletionOutput:
-    """The one completion of a request (n is always 1 here)."""
+    """Returns the one completion of a request (n is always 1 here)."""
     return output.outputs[0]

@@ -1,7 +1,6 @@
-"""Our sampling parameters as vLLM's, and vLLM's token outputs as ours.
+"""Translates our sampling parameters to vLLM's, and vLLM's token outputs to ours.
 
-The only place that knows both vocabularies. Text never appears: workers get
-and give token ids, stop strings are the router's.
+Workers take and return token ids only: text and stop strings belong to the router.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _MASK_64 = 2**64 - 1
 
 
 class EngineSeed(IntEnum):
-    """Tells the two engines' random numbers apart."""
+    """Distinguishes the random numbers of the two engines."""
 
     PREFILL = 1
     DECODE = 2
@@ -40,7 +39,7 @@ def to_vllm(
     seed: int | None,
     extra_args: dict[str, Any] | None = None,
 ) -> SamplingParams:
-    """vLLM's parameters for one of the two engines an answer passes through.
+    """Returns vLLM's parameters for one of the two engines that generate an answer.
 
     Raises InvalidRequestError when vLLM refuses them.
     """
@@ -66,12 +65,12 @@ def to_vllm(
 
 
 def engine_seed(seed: int | None, engine: EngineSeed) -> int | None:
-    """One engine's seed, made from the client's.
+    """Derives one engine's seed from the client's.
 
-    Both engines start a generator of their own; with one seed for both, the
-    second token would be drawn with the random numbers of the first. Besides,
-    vLLM takes -1 for "no seed", and torch no negative ones. SplitMix64's
-    finalizer (Steele, Lea, Flood 2014) is a bijection of 64 bits; one is dropped.
+    Both engines start their own generator; with one seed for both, the second token would
+    be drawn with the random numbers of the first. Besides, vLLM takes -1 for "no seed",
+    and torch no negative ones. SplitMix64's finalizer (Steele, Lea, Flood 2014) is a
+    bijection of 64 bits, of which one is dropped.
     """
     if seed is None:
         return None
@@ -82,9 +81,9 @@ def engine_seed(seed: int | None, engine: EngineSeed) -> int | None:
 
 
 def token_step(output: CompletionOutput, num_logprobs: int | None) -> TokenStep:
-    """One output of an engine, in our words, with that many likeliest tokens.
+    """Translates one output of an engine, with the `num_logprobs` likeliest tokens.
 
-    Raises UnavailableError when the engine gave the request up.
+    Raises UnavailableError when the engine aborted the request.
     """
     if output.finish_reason not in _FINISH_REASONS:
         raise _given_up(output)
@@ -123,7 +122,7 @@ def _logprobs(output: CompletionOutput, num_top: int) -> tuple[TokenLogprobs, ..
 
 
 def _position(token_id: int, at: Mapping[int, VllmLogprob], num_top: int) -> TokenLogprobs:
-    """vLLM lists the likeliest tokens and the sampled one, which may be one of them."""
+    """vLLM lists the likeliest tokens and the sampled one, which may be among them."""
     entries = {i: Logprob(i, lp.logprob, lp.rank or 0) for i, lp in at.items()}
     likeliest = sorted(entries.values(), key=lambda entry: entry.rank)
     return TokenLogprobs(entries[token_id], tuple(e for e in likeliest if e.rank <= num_top))

@@ -1,7 +1,7 @@
-"""What a prefill and a decode worker have in common: an engine behind a gRPC server.
+"""The common part of prefill and decode workers: an engine behind a gRPC server.
 
-A plain class; Ray's actors and tests hold it alike. `start` builds everything
-in order, `stop` ends it in reverse.
+A plain class, which Ray actors and tests can host. `start` builds everything in
+order, `stop` ends it in reverse.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec, WorkerStat
 
 _log = logging.getLogger(__name__)
 
-# Twice what vLLM's readers wait for an answer.
+# Twice as long as vLLM's readers wait for an answer.
 _SIDE_CHANNEL_LIMIT_S = 10.0
 
 
@@ -50,14 +50,14 @@ class EngineWorker(ABC):
         """Starts the role's engine."""
 
     async def start_more(self, stack: AsyncExitStack) -> None:  # noqa: B027
-        """Starts what the role needs beside its engine; the stack ends it before the engine.
+        """Starts the role's parts beside its engine; the stack ends them before the engine.
 
-        Empty because only a prefill worker has such parts.
+        Empty by default: only a prefill worker has such parts.
         """
 
     @property
     def policy(self) -> str:
-        """The scheduling policy in force; empty where there is none to choose."""
+        """The scheduling policy in force; empty for a role without policies."""
         return ""
 
     @abstractmethod
@@ -66,8 +66,8 @@ class EngineWorker(ABC):
 
     async def start(self) -> WorkerAddress:
         """Starts all parts; returns when the engine is ready. On failure nothing is left."""
-        # vLLM reads these when the engine's processes start.
-        # The actor has set it already, to an address of the node where the host is 0.0.0.0.
+        # vLLM reads it when the engine's processes start. If the host is 0.0.0.0, the actor
+        # has already set it to an address of the node.
         os.environ.setdefault("VLLM_NIXL_SIDE_CHANNEL_HOST", self.spec.host)
         if self.spec.side_channel_port:
             os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(self.spec.side_channel_port)
@@ -114,7 +114,7 @@ class EngineWorker(ABC):
 
     @property
     def is_draining(self) -> bool:
-        """Whether it takes nothing new."""
+        """Whether new sessions are refused."""
         return self._draining
 
     @contextmanager
@@ -131,28 +131,28 @@ class EngineWorker(ABC):
                 self._idle.set()
 
     def require_open(self) -> None:
-        """Raises UnavailableError when nothing new may begin here: draining, or dead."""
+        """Raises UnavailableError when draining or dead."""
         if self._draining:
             raise UnavailableError("the worker is draining", reason="DRAINING")
         if self.engine.is_dead:
             raise UnavailableError("the worker's engine died", reason="WORKER_LOST")
 
     async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:  # noqa: B027
-        """Gets ready to fetch KV from these prefill workers.
+        """Prepares to read KV from these prefill workers.
 
-        Empty because only a decode worker has peers; it overrides this.
+        Empty by default: only a decode worker has peers, and overrides this.
         """
 
     async def examine(self) -> str:
-        """What keeps others from connecting with this worker; "" when nothing is found.
+        """Returns what keeps peers from connecting with this worker; "" if nothing is found.
 
-        Its engine must live, and answer on its NIXL side channel.
+        Its engine must be alive, and answer on its NIXL side channel.
         """
         if self.engine.is_dead:
             return "its engine is dead"
         if not self.spec.side_channel_port:
             return ""
-        # Where it listens; the worker's own host may be 0.0.0.0.
+        # The side channel's address; the worker's own host may be 0.0.0.0.
         host = os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"]
         port = self.spec.side_channel_port
         return await asyncio.to_thread(side_channel.ask, host, port, _SIDE_CHANNEL_LIMIT_S)
@@ -162,7 +162,7 @@ class EngineWorker(ABC):
         return await self.engine.wait_dead()
 
     async def status(self) -> WorkerStatus:
-        """Load and memory now."""
+        """Returns the present load and memory."""
         return self._read_status()
 
     def _read_status(self) -> WorkerStatus:
@@ -177,7 +177,7 @@ class EngineWorker(ABC):
         )
 
     async def drain(self, timeout_s: float) -> None:
-        """Takes no new session and waits for the open ones, so long at most."""
+        """Refuses new sessions and waits for the open ones, up to `timeout_s`."""
         self._draining = True
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
@@ -196,7 +196,7 @@ class _StatusService(worker_pb2_grpc.WorkerServiceServicer):
     async def GetWorkerStatus(  # noqa: N802 - gRPC names its methods so
         self, request: worker_pb2.GetWorkerStatusRequest, context: grpc.aio.ServicerContext
     ) -> worker_pb2.GetWorkerStatusResponse:
-        """Load and memory now."""
+        """Returns the present load and memory."""
         status = await self._worker.status()
         info = inference_pb2.WorkerInfo(
             worker_id=self._worker.spec.worker_id,

@@ -1,7 +1,7 @@
-"""Prometheus metrics that both kinds of workers have.
+"""Prometheus metrics of both kinds of workers.
 
-They stand beside vLLM's own `vllm:*` metrics in the same registry, so one
-scrape of a worker brings both.
+They are in the same registry as vLLM's own `vllm:*` metrics, so one scrape of a worker
+returns both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class WorkerGauges(Collector):
         self._read_status = read_status
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges as they are now."""
+        """Yields the gauges' present values."""
         status = self._read_status()
         yield self._gauge(
             "stream2llm_worker_sessions", "Sessions that this worker holds.", status.num_sessions
@@ -76,15 +76,15 @@ class TransferMetrics:
             self._results.labels("decode", "nixl", result)
 
     def record_read(self, seconds: float, num_bytes: int) -> None:
-        """One finished NIXL read."""
+        """Records one finished NIXL read."""
         self._seconds.observe(seconds)
         self._bytes.inc(num_bytes)
         self._results.labels("decode", "nixl", "read").inc()
 
     def record_failed(self) -> None:
-        """A hand-over whose KV could not be read."""
+        """Records a hand-over whose KV could not be read."""
         self._results.labels("decode", "nixl", "failed").inc()
 
     def record_released(self) -> None:
-        """A hand-over that nobody read."""
+        """Records a hand-over that was released without a read."""
         self._results.labels("decode", "nixl", "released").inc()

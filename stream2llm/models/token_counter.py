@@ -8,7 +8,7 @@ from stream2llm.models.store import resolve_model
 
 
 def token_counter(model: str) -> Callable[[str], int]:
-    """Counts a text's tokens; `model` is a preset's name or a directory.
+    """Returns a function that counts a text's tokens; `model` is a preset's name or a path.
 
     Raises ModelStoreError when the model is not on this machine.
     """

@@ -1,1 +1,1 @@
-"""What every component needs to serve: actor shell, specs, gRPC and metrics servers, clock. No vLLM."""
+"""Common parts of all servers: actor shell, specs, gRPC and metrics servers, clock. No vLLM."""

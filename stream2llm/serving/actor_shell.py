@@ -1,13 +1,13 @@
-"""What runs inside an actor: prepares the process, then builds and forwards.
+"""The inside of an actor: prepares the process, builds the hosted object, forwards calls.
 
-Knows neither Ray nor vLLM; `*/actor.py` put Ray's decorator around it. The
-hosted class is named by a dotted path and imported only in `start`, when the
-environment that vLLM reads on import is complete.
+Independent of Ray and vLLM; `*/actor.py` add Ray's decorator. The hosted class is named
+by a dotted path and imported only in `start`, when the environment that vLLM reads on
+import is complete.
 
-All methods must run on ONE event loop, because the engine and the gRPC server
-live on it. Ray gives each concurrency group a loop of its own, so all of these
-stay in the default group (wide enough that nothing queues); only `ping` is in
-the group `control`, and says that the process lives even when the loop is busy.
+All methods must run on ONE event loop, because the engine and the gRPC server live on
+it. Ray runs each concurrency group in a separate loop, so all of these stay in the
+default group (wide enough that nothing queues); only `ping` is in the group `control`,
+and answers even when the loop is busy.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _log = logging.getLogger(__name__)
 
 
 def load(dotted: str) -> Any:
-    """What "package.module:name" names."""
+    """Imports the object named by "package.module:name"."""
     module, _, name = dotted.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 class _Shell:
-    """What both kinds of actors share."""
+    """The common part of both kinds of actors."""
 
     def __init__(self, launch: Launch, node_ip: str) -> None:
         logs.configure()
@@ -45,11 +45,11 @@ class _Shell:
         self._hosted: Any = None
 
     def ping(self) -> int:
-        """The process number."""
+        """Returns the process id."""
         return os.getpid()
 
     async def start(self) -> StartOutcome:
-        """Builds and starts what is hosted here; never raises for its errors."""
+        """Builds and starts the hosted object; returns its errors instead of raising them."""
         log = LogTail()
         try:
             address = await self._start()
@@ -64,7 +64,7 @@ class _Shell:
         raise NotImplementedError
 
     async def stop(self) -> None:
-        """Frees everything that is hosted here; may be called before `start` ended."""
+        """Stops the hosted object; may be called before `start` has ended."""
         if self._hosted is not None:
             await self._hosted.stop()
 
@@ -98,7 +98,7 @@ class WorkerShell(_Shell):
         await self._hosted.connect_peers(prefill)
 
     async def examine(self) -> str:
-        """What keeps others from connecting with the worker; "" for nothing."""
+        """Returns what keeps peers from connecting with the worker; "" for nothing."""
         fault: str = await self._hosted.examine()
         return fault
 
@@ -108,12 +108,12 @@ class WorkerShell(_Shell):
         return reason
 
     async def status(self) -> WorkerStatus:
-        """Load and memory."""
+        """Returns load and memory."""
         status: WorkerStatus = await self._hosted.status()
         return status
 
     async def drain(self, timeout_s: float) -> None:
-        """Takes no new sessions and waits for the open ones."""
+        """Refuses new sessions and waits for the open ones."""
         await self._hosted.drain(timeout_s)
 
 
@@ -135,7 +135,7 @@ class RouterShell(_Shell):
         )  # fmt: skip
 
     async def set_view(self, view: ClusterView) -> None:
-        """Tells the router who is there; late older news are dropped."""
+        """Sends the router a view of the workers; a late, older one is dropped."""
         if view.version > self._view_version:
             self._view_version = view.version
             self._hosted.set_view(view)
@@ -146,11 +146,11 @@ class RouterShell(_Shell):
         return "unreachable"
 
     async def status(self) -> dict[str, Any]:
-        """Sessions by phase."""
+        """Returns the number of sessions by phase."""
         status: dict[str, Any] = await self._hosted.status()
         return status
 
     async def drain(self, timeout_s: float) -> None:
-        """Takes no new sessions and waits for the open ones."""
+        """Refuses new sessions and waits for the open ones."""
         async with asyncio.timeout(timeout_s):
             await self._hosted.drain()

@@ -1,7 +1,7 @@
-"""Time as a parameter. The only module that touches `time`; ruff forbids it elsewhere.
+"""Time as a parameter. ruff forbids `time` elsewhere, but where vLLM's own clock is needed.
 
-`monotonic_s` is for durations and deadlines, `wall_s` for what people read. A
-deadline is an absolute `monotonic_s` instant, set once at the edge.
+`monotonic_s` is for durations and deadlines, `wall_s` for timestamps. A deadline is
+an absolute `monotonic_s` instant, set once at the edge.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What code that needs the time takes."""
+    """The parameter of code that needs the time."""
 
     def monotonic_s(self) -> float:
         """Seconds since an arbitrary instant; never goes back."""
@@ -33,7 +33,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """Stands still until a test moves it."""
+    """Advances only when a test calls `advance`."""
 
     def __init__(self, monotonic_s: float = 0.0, wall_s: float = 1_700_000_000.0) -> None:
         self._monotonic_s = monotonic_s
@@ -46,7 +46,7 @@ class ManualClock:
         return self._wall_s
 
     def advance(self, duration_s: float) -> None:
-        """Let both clocks go on together."""
+        """Advances both clocks."""
         if duration_s < 0:
             raise ValueError(f"time does not go back: {duration_s}")
         self._monotonic_s += duration_s

@@ -1,4 +1,4 @@
-"""What the controller hands to an actor, and what the actor answers. Plain values."""
+"""Messages between the controller and an actor at its start. Plain values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ReplicaRole = Literal["router", "prefill", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One replica: what its actor needs, and how Ray places it."""
+    """One replica: the input of its actor, and its placement by Ray."""
 
     name: str
     role: ReplicaRole
@@ -21,7 +21,7 @@ class Launch:
     spec: WorkerSpec | RouterSpec
     # VLLM_CPU_OMP_THREADS_BIND; "auto" is resolved on the actor's node, None on GPUs.
     cpu_bind: str | None
-    # Counts the workers of the cluster; "auto" gives each the next core.
+    # Index among the workers of the cluster; "auto" gives each the next core.
     core_index: int
     num_cpus: float
     num_gpus: float
@@ -31,7 +31,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class RouterStarted:
-    """What the controller keeps of a router."""
+    """The data of a started router that the controller keeps."""
 
     worker_id: str
     role: str
@@ -42,7 +42,7 @@ class RouterStarted:
 
 @dataclass(frozen=True, slots=True)
 class StartOutcome:
-    """How a start ended. A value, because engine exceptions do not always pickle."""
+    """The outcome of a start. A value, because engine exceptions do not always pickle."""
 
     address: WorkerAddress | RouterStarted | None
     error: str = ""
@@ -50,7 +50,7 @@ class StartOutcome:
 
 
 def cores_of(cpu_bind: str, replica: int, core_index: int, cores: tuple[int, ...]) -> str:
-    """The binding of one replica: its part of "a;b;c", or its core in turn."""
+    """Returns one replica's binding: its part of "a;b;c", or its core in turn."""
     if cpu_bind == "auto":
         return str(cores[core_index % len(cores)])
     parts = cpu_bind.split(";")

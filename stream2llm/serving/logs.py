@@ -1,10 +1,10 @@
-"""How every process of ours logs and prints: nobody outside can write a line of ours.
+"""Logging and printing of all our processes, safe against injected lines.
 
-Ids, texts and reasons come from clients, documents and other machines. A line break
-in one of them would begin a forged log line, an escape sequence would drive the
-reader's terminal. So control characters are written as escapes, and that is done
-where lines are made, not where messages are written: `configure` for the log of a
-process, `for_terminal` for what is printed.
+Ids, texts and reasons come from clients, documents and other machines. A line break in
+one of them would begin a forged log line, and an escape sequence would control the
+reader's terminal. So control characters are written as escapes, where lines are written
+rather than where messages are made: `configure` for the log of a process, `for_terminal`
+for printed text.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ import logging
 import re
 
 FORMAT = "%(levelname)s:%(name)s:%(message)s"
-# Before each line of a stack trace: an exception's text may have lines of its own.
+# Precedes each line of a stack trace: an exception's text may contain lines itself.
 TRACE_MARK = "  | "
 
-# C0 and C1 controls, DEL, line and paragraph separators, marks that turn the
-# direction of writing, and surrogates, which no stream can encode.
+# C0 and C1 controls, DEL, line and paragraph separators, marks that change the writing
+# direction, and surrogates, which no stream can encode.
 _CONTROLS = "\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff"
 _ALL = re.compile(f"[{_CONTROLS}]")
 _ALL_BUT_LAYOUT = re.compile(f"(?![\\n\\t])[{_CONTROLS}]")
-# As JSON writes them, so that escaped JSON is still JSON.
+# As in JSON, so that escaped JSON is still JSON.
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def one_line(text: str) -> str:
-    """The text in one line, its control characters as escapes like \\n and \\u001b."""
+    """Returns the text in one line, its control characters as escapes like \\n and \\u001b."""
     return _ALL.sub(_escape, text)
 
 
 def for_terminal(text: str) -> str:
-    """The same, but line feeds and tabs stay: for text that is meant to have lines."""
+    """Like `one_line`, but keeps line feeds and tabs: for text that is meant to have lines."""
     return _ALL_BUT_LAYOUT.sub(_escape, text)
 
 
 def configure(level: int = logging.INFO) -> None:
-    """Has this process log to stderr, one line a record; may be called again.
+    """Makes this process log to stderr, one line per record; may be called again.
 
-    Handlers that others have put in place stay, and write their lines as safely.
+    Handlers that others have added stay, and write their lines as safely.
     """
     root = logging.getLogger()
     if not root.handlers:
@@ -51,15 +51,15 @@ def configure(level: int = logging.INFO) -> None:
 
 
 def configure_child() -> None:
-    """`configure`, in a process that vLLM started for an engine; elsewhere nothing."""
-    from multiprocessing import parent_process  # the command line must not wait for it
+    """Calls `configure` in a process that vLLM started for an engine; elsewhere does nothing."""
+    from multiprocessing import parent_process  # lazily, for the start of the command line
 
     if parent_process() is not None:
         configure()
 
 
 def guard(name: str) -> None:
-    """Escapes what a library's own handlers write, whose layout stays as it is."""
+    """Escapes what a library's own handlers write, without changing their layout."""
     for handler in logging.getLogger(name).handlers:
         if not any(isinstance(each, _EscapedArguments) for each in handler.filters):
             handler.addFilter(_EscapedArguments())
@@ -69,7 +69,7 @@ class SafeFormatter(logging.Formatter):
     """One line for the message, then the lines of a stack trace, each marked as such."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as text; only what this method adds begins a line."""
+        """Returns the record as text; only this method's own line breaks begin a line."""
         record.message = record.getMessage()
         if self.usesTime():
             record.asctime = self.formatTime(record, self.datefmt)
@@ -82,7 +82,7 @@ class SafeFormatter(logging.Formatter):
 
 
 class _EscapedArguments(logging.Filter):
-    """A library's format strings are its own, their arguments may come from anywhere."""
+    """Escapes a record's arguments, which may come from anywhere, but not its format string."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):

@@ -1,4 +1,4 @@
-"""The memory that this machine, or its control group, has."""
+"""The memory of this machine, or of its control group."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def machine_memory() -> tuple[int, int]:
-    """(available, total) bytes, of the machine or of the control group if that is less."""
+    """Returns (available, total) bytes, of the machine or of the control group if less."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available, total = (int(fields[key].split()[0]) * 1024 for key in ("MemAvailable", "MemTotal"))
     limit, used = _control_group_memory()

@@ -1,4 +1,4 @@
-"""Serves one Prometheus registry over HTTP, on a port of its own."""
+"""Serves one Prometheus registry over HTTP, on a separate port."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ from ray._common.network_utils import is_localhost, node_ip_address_from_perspec
 
 
 def node_address() -> str:
-    """Where others reach this node. Call it in a process of a Ray cluster.
+    """Returns the address at which others reach this node. Call it in a Ray process.
 
-    A Ray of our own knows its node by the loopback address alone; then this is the address of the
-    interface that leads outward.
+    A Ray cluster that we started knows its node only by the loopback address; in that case
+    this is the address of the interface with the outward route.
     """
     address: str = ray.util.get_node_ip_address()
     return str(node_ip_address_from_perspective(None)) if is_localhost(address) else address

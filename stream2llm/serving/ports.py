@@ -1,4 +1,4 @@
-"""Ports: is one taken, and which one is free."""
+"""Checks ports and picks free ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def is_port_free(host: str, port: int) -> bool:
     """Whether a server could listen there now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # Not SO_REUSEPORT: two servers must never share a port unseen.
+        # Not SO_REUSEPORT: two servers must never share a port unnoticed.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -24,16 +24,16 @@ def is_port_free(host: str, port: int) -> bool:
 
 
 def is_listening(host: str, port: int, timeout_s: float) -> bool:
-    """Whether a connection is taken there."""
+    """Whether a server accepts a connection there."""
     try:
         with socket.create_connection((host, port), timeout_s):
             return True
-    except (OSError, ValueError, OverflowError):  # a name or a number that is none, too
+    except (OSError, ValueError, OverflowError):  # also for an invalid name or number
         return False
 
 
 def pick_port(host: str, seed: str) -> int:
-    """A port that is free now and that another seed hardly picks."""
+    """Returns a port that is free now and that another seed is unlikely to pick."""
     order = random.Random(seed)
     for _ in range(200):
         port = order.choice(_RANGE)

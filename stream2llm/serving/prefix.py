@@ -1,7 +1,7 @@
-"""Longest common prefix of token sequences: what an update leaves valid.
+"""Longest common prefix of token sequences: the part that an update leaves valid.
 
-Pure. The router uses it to send workers only what changed; the prefill
-scheduler uses it to keep the KV of every token that is still the same.
+Pure. The router uses it to send workers only changes; the prefill scheduler uses it to
+keep the KV of every unchanged token.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import numpy.typing as npt
 
 Tokens = npt.NDArray[np.uint32]
 
-# Equality of a chunk is one vectorized pass. Chunks keep the cost, that of making
-# arrays of lists above all, proportional to the common prefix instead of to the
-# whole sequence; they grow, because most lists differ early or not at all.
+# A chunk is compared in one vectorized pass. Chunks keep the cost, mostly that of
+# converting lists to arrays, proportional to the common prefix instead of the whole
+# sequence; they grow, because most lists differ early or not at all.
 _FIRST_CHUNK_TOKENS = 256
 _LAST_CHUNK_TOKENS = 16_384
 
 
 def as_tokens(token_ids: Sequence[int] | Tokens) -> Tokens:
-    """The token ids as a flat uint32 array (no copy if they already are one)."""
+    """Returns the token ids as a flat uint32 array (no copy if they already are one)."""
     return np.asarray(token_ids, dtype=np.uint32)
 
 
 def common_prefix_len(
     old: Sequence[int] | Tokens, new: Sequence[int] | Tokens, *, old_start: int = 0
 ) -> int:
-    """How many leading tokens `old[old_start:]` and `new` share."""
+    """Returns how many leading tokens `old[old_start:]` and `new` share."""
     length = min(len(old) - old_start, len(new))
     start, size = 0, _FIRST_CHUNK_TOKENS
     while start < length:

@@ -4,6 +4,9 @@ Each actor is started with STREAM2LLM_OWNER=<cluster>/<replica>/<incarnation>/.
 Engine processes inherit it, so a process is known as ours without trusting its
 number, which the kernel reuses. SPT_NOENV keeps setproctitle (Ray, vLLM) from
 overwriting the memory that /proc/<pid>/environ shows. Linux only.
+
+psutil reads processes; pidfds signal and wait. psutil's wait() would reap those of our
+children that somebody else waits for, and its signals check the number before they use it.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import os
 import select
 import signal
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 from stream2llm.serving.clock import SystemClock
 
@@ -40,8 +44,7 @@ def mark_environment(mark: str) -> dict[str, str]:
 
 def owned_processes(prefix: str) -> tuple[OwnedProcess, ...]:
     """Living processes on this machine, but for our own, whose mark begins so."""
-    pids = (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit())
-    found = (_read(pid) for pid in pids if pid != os.getpid())
+    found = (_read(pid) for pid in psutil.pids() if pid != os.getpid())
     return tuple(p for p in found if p is not None and p.owner.startswith(prefix))
 
 
@@ -96,14 +99,10 @@ def _open(target: OwnedProcess) -> int | None:
 
 
 def _read(pid: int) -> OwnedProcess | None:
-    key = f"{OWNER_VARIABLE}=".encode()
     try:
-        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
+        process = psutil.Process(pid)
+        owner = process.environ().get(OWNER_VARIABLE)
+        command = " ".join(process.cmdline())
+    except psutil.Error:
         return None  # gone, or another user's
-    for entry in entries:
-        if entry.startswith(key):
-            text = command.replace(b"\0", b" ").decode(errors="replace").strip()
-            return OwnedProcess(pid, entry[len(key) :].decode(), text)
-    return None
+    return None if owner is None else OwnedProcess(pid, owner, command)

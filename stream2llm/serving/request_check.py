@@ -1,8 +1,8 @@
-"""Checks of what an RPC between router and workers brings, before an engine sees it. Pure.
+"""Checks the contents of an RPC between router and workers before it reaches an engine. Pure.
 
-vLLM takes its front end's word for much of it: a token id beyond the vocabulary
-in an event, or a parameter that no sampler knows, ends the engine for everybody.
-Each function raises InvalidRequestError that names the field and the limit.
+vLLM trusts its front end: a token id beyond the vocabulary in an event, or an unknown
+sampling parameter, ends the engine for all sessions. Each function raises
+InvalidRequestError that names the field and the limit.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 from stream2llm.api.errors import InvalidRequestError
 
-# Ids are for logs and look-ups; a router's are far shorter.
+# Ids are for logs and look-ups; the router's are far shorter.
 MAX_ID_CHARS = 1024
 
 
 def check_id(value: str, field: str, *, may_be_empty: bool = True) -> None:
-    """An id of a session."""
+    """Checks a session id."""
     if not value and not may_be_empty:
         raise InvalidRequestError(f"{field} must not be empty", field=field)
     if len(value) > MAX_ID_CHARS:
@@ -26,7 +26,7 @@ def check_id(value: str, field: str, *, may_be_empty: bool = True) -> None:
 
 
 def check_token_ids(token_ids: Sequence[int], vocab_size: int, field: str) -> None:
-    """Token ids that the model has. Empty is fine."""
+    """Checks that the model has these token ids. There may be none."""
     if not token_ids:
         return
     lowest, highest = min(token_ids), max(token_ids)

@@ -1,7 +1,7 @@
-"""Finds in an engine's log what made its start fail.
+"""Finds the cause of an engine's failed start in its log.
 
-vLLM's engine processes write their traceback to the log; what the caller gets
-says only that the engine core did not start. Pure but for `LogTail`.
+vLLM's engine processes write their traceback to the log; the caller's exception says
+only that the engine core did not start. Pure but for `LogTail`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 from stream2llm.serving.logs import TRACE_MARK
 
 # "(EngineCore pid=1) ERROR 11-22 06:01:12 [core.py:1] ValueError: text" or plain "ValueError: text"
-_MARK = re.escape(TRACE_MARK.strip())  # of the lines of a trace in our own logs
+_MARK = re.escape(TRACE_MARK.strip())  # marks the lines of a trace in our own logs
 _PREFIX = rf"(?:\([^)]*pid=\d+\)\s*)?(?:\w+ \d\d-\d\d [\d:]+ \[[^\]]*\]\s?)?(?: *{_MARK} )?"
 _EXCEPTION = re.compile(
     rf"^{_PREFIX}((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)): (\S.*)$", re.MULTILINE
 )
-# These only point elsewhere.
+# Messages that only refer to another one.
 _POINTERS = ("See root cause above", "See stack trace", "failed to start", "died unexpectedly")
-# Trying the same start again gives the same result.
+# Exceptions after which the same start would fail again.
 _PERMANENT = frozenset(
     [
         "ValueError",
@@ -44,7 +44,7 @@ MAX_REASON_CHARS = 2000
 
 
 def find_root_cause(log: str) -> tuple[str, str] | None:
-    """(exception name, message) of the first exception that is not a mere pointer."""
+    """Returns (exception name, message) of the first exception that is not a reference."""
     for match in _EXCEPTION.finditer(log):
         if not any(pointer in match[2] for pointer in _POINTERS):
             return match[1].rsplit(".", 1)[-1], match[2].strip()[:MAX_REASON_CHARS]
@@ -52,12 +52,12 @@ def find_root_cause(log: str) -> tuple[str, str] | None:
 
 
 def is_permanent(exception_name: str) -> bool:
-    """Whether trying again is pointless."""
+    """Whether a retry is pointless."""
     return exception_name in _PERMANENT
 
 
 def describe_failure(error: BaseException, log: str) -> tuple[str, bool]:
-    """(what to tell the user, whether trying again is pointless)."""
+    """Returns (message for the user, whether a retry is pointless)."""
     name = type(error).__name__
     text = f"{name}: {error}"[:MAX_REASON_CHARS]
     cause = None if is_permanent(name) else find_root_cause(log)
@@ -67,7 +67,7 @@ def describe_failure(error: BaseException, log: str) -> tuple[str, bool]:
 
 
 class LogTail:
-    """What this process and its children write to stdout and stderr from now on.
+    """Reads what this process and its children write to stdout and stderr from now on.
 
     Works where both are redirected to files, as Ray does; elsewhere it is empty.
     """
@@ -76,7 +76,7 @@ class LogTail:
         self._starts = {path: path.stat().st_size for path in self._files()}
 
     def read(self, max_bytes: int = 1 << 20) -> str:
-        """The text so far, at most the first `max_bytes` of each file."""
+        """Returns the text so far, at most the first `max_bytes` of each file."""
         parts = []
         for path, start in self._starts.items():
             with path.open("rb") as file:

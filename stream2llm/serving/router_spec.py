@@ -1,4 +1,4 @@
-"""What the control plane tells a router. Plain values."""
+"""The control plane's input to a router. Plain values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GIB = 1024 * MIB
 
 
 class FrozenModel(BaseModel):
-    """A part of the configuration: it does not change, and unknown keys are refused."""
+    """A part of the configuration: immutable, and unknown keys are refused."""
 
     # A docstring under a field is its description in docs/reference/configuration.md.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -52,13 +52,13 @@ class RouterSpec:
     # 0: any free port.
     port: int
     metrics_port: int
-    # The name clients use.
+    # The name that clients use.
     model_name: str
     # A directory with the tokenizer and config.json.
     model_path: str
-    # Most tokens a prompt and its answer may have together, as the engines are set.
+    # Maximum tokens of a prompt and its answer together, from the engines' configuration.
     max_model_len: int
     limits: RouterLimits = field(default_factory=RouterLimits)
     drain_timeout_s: float = 30.0
-    # Of sessions that do not say.
+    # For sessions that do not choose a mode.
     handover: HandoverMode = "at_seal"

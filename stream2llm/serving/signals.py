@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM of a program that has to clean up."""
+"""Handles Ctrl-C and SIGTERM in a program that has to clean up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import FrameType
 
 
 def catch_signals() -> None:
-    """The first Ctrl-C or SIGTERM interrupts; later ones must not disturb the cleaning up."""
+    """The first Ctrl-C or SIGTERM interrupts; later ones must not disturb the clean-up."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,9 +1,9 @@
-"""Writing messages of a server-streaming RPC so that a status can still follow.
+"""Writes messages of a server-streaming RPC so that a status can still follow.
 
-grpc.aio (1.85) refuses to send a status while a message is on its way
-(TOO_MANY_OPERATIONS), and the other side would wait for ever. So a write goes
-on when the task that asked for it fails or is cancelled meanwhile, and `settle`
-waits for it before a status is sent, also that of a handler that returns.
+grpc.aio (1.85) refuses to send a status while a message is being sent
+(TOO_MANY_OPERATIONS), and the peer would wait for ever. So a write continues when its
+task fails or is cancelled meanwhile, and `settle` waits for it before a status is sent,
+also that of a handler that returns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stream2llm.api.rpc_status import abort
 
 
 class PeerGoneError(Exception):
-    """Nobody is there to read; gRPC is about to cancel the handler."""
+    """The peer has left; gRPC is about to cancel the handler."""
 
 
 class StreamWriter:
@@ -53,10 +53,10 @@ async def failures_as_status(
     log: logging.Logger,
     describe: Callable[[Exception], str],
 ) -> AsyncIterator[None]:
-    """Ends the RPC with the status of whatever its handler's body raises, or without an error.
+    """Ends the RPC with the status of what its handler's body raises, or without an error.
 
-    What is no error of ours is logged with its traceback; `describe` says what
-    the other side may hear of it.
+    Exceptions that are not ours are logged with their traceback; `describe` returns the
+    text for the peer.
     """
     try:
         yield
@@ -73,6 +73,6 @@ async def failures_as_status(
 
 
 def _look_at(write: asyncio.Future[None]) -> None:
-    # Else asyncio complains about a failure that nobody waited for.
+    # Otherwise asyncio warns that the exception was never retrieved.
     if not write.cancelled():
         write.exception()

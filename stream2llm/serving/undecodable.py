@@ -1,8 +1,8 @@
-"""Answers bytes that are no message with INVALID_ARGUMENT.
+"""Answers undecodable request bytes with INVALID_ARGUMENT.
 
-grpc.aio tells the sender of such bytes UNKNOWN, the status of a server that broke,
-and logs a traceback for each. With this interceptor a handler gets them as an
-InvalidRequestError, or is not called at all.
+grpc.aio answers such bytes with UNKNOWN, the status of a broken server, and logs a
+traceback for each. With this interceptor a handler gets them as an InvalidRequestError,
+or is not called at all.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ TurnedAway = Callable[[InvalidRequestError, str, str], None]
 
 
 class RefuseUndecodable(grpc.aio.ServerInterceptor):
-    """For servers of our services; those of others stay as they are.
+    """For servers of our services; the services of others stay as they are.
 
-    Takes handlers that are coroutines and write to their context, as all of ours are.
-    `turned_away` hears of a request that reaches no handler: the error, the RPC, the peer.
+    The handlers must be coroutines that write to their context, as all of ours are.
+    `turned_away` is called for a request that reaches no handler: the error, RPC and peer.
     """
 
     def __init__(self, turned_away: TurnedAway | None = None) -> None:
@@ -33,7 +33,7 @@ class RefuseUndecodable(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: Any
     ) -> Any:
-        """The handler, with a decoder that does not raise."""
+        """Returns the handler, with a decoder that does not raise."""
         handler = await continuation(details)
         if handler is None or not details.method.startswith(_OURS):
             return handler
@@ -68,7 +68,7 @@ class RefuseUndecodable(grpc.aio.ServerInterceptor):
 
 
 def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """The message, or the error as a value."""
+    """Returns a decoder that returns an error as a value."""
 
     def decode_or_refuse(data: bytes) -> Any:
         try:
@@ -87,14 +87,14 @@ def _with_stream(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaita
 
 
 class _Messages:
-    """The messages of a stream; raises InvalidRequestError where one is none.
+    """The messages of a stream; raises InvalidRequestError for undecodable ones.
 
-    No generator: a reader that is cancelled must find the stream as it was.
+    Not a generator: a cancelled read must leave the stream intact.
     """
 
     def __init__(self, requests: AsyncIterator[Any]) -> None:
         self._stream = requests
-        # Made with the first read: gRPC's warns when it is made and never used.
+        # Created with the first read: gRPC warns about an iterator that is never used.
         self._requests: AsyncIterator[Any] | None = None
 
     def __aiter__(self) -> _Messages:

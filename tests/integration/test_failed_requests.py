@@ -112,6 +112,22 @@ def test_an_order_that_is_none_ends_its_request_alone(pair: Pair, order: Any) ->
     _ends_alone(pair, {HANDOVER_KEY: order or {"neither": {}}, "kv_transfer_params": WHOLE})
 
 
+def test_a_fetch_that_the_connector_cannot_take_ends_alone(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails when the fetch begins: the base class knows of it then."""
+    take = pair.decode.connector.on_new_request
+
+    def fail(request: Request) -> None:
+        if request.request_id == "broken":
+            raise RuntimeError("not this one")
+        take(request)
+
+    monkeypatch.setattr(pair.decode.connector, "on_new_request", fail)
+    extra = {**order_to_wire(FetchOrder("a", 2, 0.0)), "kv_transfer_params": WHOLE}
+    _ends_alone(pair, extra)
+
+
 def _ends_alone(pair: Pair, extra_args: dict[str, Any]) -> None:
     """The request ends with its error; another session is answered exactly, and nothing stays."""
     params = SamplingParams(max_tokens=2, temperature=0.0, extra_args=extra_args)

@@ -121,7 +121,7 @@ def test_the_context_log_lays_out_every_list(prefix: Any, events: Any) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), LISTS), max_size=6))
-def test_the_untold_ranking_is_none_exactly_when_documents_stand_in_it(events: Any) -> None:
+def test_the_hidden_ranking_is_none_exactly_when_documents_stand_in_it(events: Any) -> None:
     arrangement, listed = Arrangement(), []
     for kind, names in events:
         documents = [ListedDocument(name, as_tokens([ord(name)])) for name in names]
@@ -129,6 +129,6 @@ def test_the_untold_ranking_is_none_exactly_when_documents_stand_in_it(events: A
         listed = [*listed, *names] if kind == "a" else names
         arrangement = change(documents)
         stand = [each.document_id for each in arrangement.documents]
-        untold = arrangement.untold_ranking()
-        assert (untold == ()) == (stand == listed)
-        assert not untold or [stand[place] for place in untold] == listed
+        hidden = arrangement.hidden_ranking()
+        assert (hidden == ()) == (stand == listed)
+        assert not hidden or [stand[place] for place in hidden] == listed

@@ -92,7 +92,7 @@ def _public_grpc() -> str:
         "gRPC API",
         "proto/stream2llm/v1/inference.proto",
         """
-        The public API, package `stream2llm.api.v1`. Servers answer gRPC health checks and server reflection. The
+        The public API, package `stream2llm.v1`. Servers answer gRPC health checks and server reflection. The
         [Python client](python.md) speaks it; `grpcurl` and clients in other languages can as well.
         """,
         protos.sections(_files()[0]),

@@ -1,7 +1,7 @@
 """Runs to figures: whoever made a RunRecord, this sums it up, compares it and draws it.
 
 statistics  percentiles of many values     summary    a run in numbers
-save        records to files and back      as_json    names of `vllm experiments serve`
+save        records to files and back      as_json    names of `vllm bench serve`
 intervals   bootstrap of a ratio           compare    systems against each other
 lateness    whether the generator kept up  markdown   tables
 series      the points of the plots        plots      matplotlib figures

@@ -1,4 +1,4 @@
-"""A summary as JSON, under the names that `vllm experiments serve` gives the same figures.
+"""A summary as JSON, under the names that `vllm bench serve` gives the same figures.
 
 Where it has a figure the name and the unit are its own (milliseconds, tokens a
 second); ours that it lacks are named in its manner. One difference: a figure

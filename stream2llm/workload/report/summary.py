@@ -147,7 +147,7 @@ def _completion_from_open(session: SessionRecord) -> tuple[float, ...]:
     return () if session.error else (session.ended_s - session.opened_s,)
 
 
-# By the names that `vllm experiments serve` has, and names of ours in its manner.
+# By the names that `vllm bench serve` has, and names of ours in its manner.
 LATENCIES: Final[Mapping[str, Callable[[SessionRecord], Iterable[float]]]] = {
     "ttft": lambda session: _optional(session.ttft_s),
     "ttft_from_open": lambda session: _optional(session.ttft_from_open_s),

@@ -59,7 +59,7 @@ def _draw(runs: Sequence[RunRecord], folder: Path) -> list[tuple[Plot, Path]]:
 
 
 def _write_summaries(runs: Sequence[RunRecord], folder: Path) -> list[Path]:
-    """One object a file, as `vllm experiments serve` writes its results."""
+    """One object a file, as `vllm bench serve` writes its results."""
     single = len(runs) == 1
     names = ["summary"] if single else [f"summary-{n}" for n in range(1, len(runs) + 1)]
     paths = [folder / f"{name}.json" for name in names]

@@ -60,7 +60,7 @@ def streamed(client: AsyncClient, stream: Stream) -> AsyncSession:
 
 @ONE_BY_ONE
 async def test_cancelled_at_random_moments(client: AsyncClient, reference: ReferenceEngine) -> None:
-    """F1, F3, F16: while it computes, while decode fetches, around the hand-over, while it decodes."""
+    """A cancel while it computes, while decode fetches, around the hand-over, while it decodes."""
 
     async def doomed(number: int) -> None:
         stream, is_paced = a_stream(f"doomed-{number}"), number % 2 == 0
@@ -78,7 +78,7 @@ async def test_cancelled_at_random_moments(client: AsyncClient, reference: Refer
 
 @ONE_BY_ONE
 async def test_cancelled_between_the_first_token_and_decode(client: AsyncClient) -> None:
-    """F16: the blocks of the hand-over and those prefetched are free at once."""
+    """The blocks of the hand-over and those prefetched are free at once."""
     for number in range(10):
         prefix = a_stream(f"f16-{number}", documents=1).document("d0")
         async with client.session(prefix=prefix, sampling=ENDLESS, handover="streamed") as session:
@@ -93,7 +93,7 @@ async def test_cancelled_between_the_first_token_and_decode(client: AsyncClient)
 async def test_updates_that_chase_each_other(
     client: AsyncClient, reference: ReferenceEngine
 ) -> None:
-    """F1 of an update: each one finds offers, fetches and aborts of the one before under way."""
+    """Each update finds offers, fetches and aborts of the one before under way."""
     rng = random.Random(1)
     names = [f"d{number}" for number in range(12)]
     lengths = {name: rng.choice([20, 64, 150, 300]) for name in names}
@@ -128,7 +128,7 @@ async def test_a_rank_that_slept_longer_than_the_lease(
 async def _sleeps(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
 ) -> None:
-    """F4: what it reads when it wakes may be anything; none of it shows in an answer."""
+    """What it reads when it wakes may be anything; none of it shows in an answer."""
     stream, other = a_stream("slept"), a_stream("meanwhile", documents=2, length=900)
     victim = process_of(cluster, "decode", which)
     async with streamed(client, stream) as session:
@@ -172,7 +172,7 @@ async def test_a_rank_of_decode_is_killed_while_it_fetches(
 async def _decode_dies(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
 ) -> None:
-    """F5: the session goes on, what was offered is free after a lease, and the answer is right."""
+    """The session goes on, what was offered is free after a lease, and the answer is right."""
     incarnation = incarnation_of(cluster.status(), "decode")
     stream = a_stream(f"decode-dies-{which}")
     async with streamed(client, stream) as session:
@@ -264,7 +264,7 @@ async def test_a_rank_of_prefill_is_killed_while_decode_fetches(
 async def _prefill_dies(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
 ) -> None:
-    """F6, F7, F9: the session fails at once, decode holds nothing, and the next one is right."""
+    """The session fails at once, decode holds nothing, and the next one is right."""
     incarnation = incarnation_of(cluster.status(), "prefill")
     stream = a_stream(f"prefill-dies-{which}")
     async with streamed(client, stream) as session:
@@ -307,7 +307,7 @@ def _engines(cluster: Cluster) -> dict[str, int]:
 async def test_killed_in_the_middle_of_a_read(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, role: str
 ) -> None:
-    """F5, F6, F7 where decode surely reads: over TCP it cannot end while prefill stands still."""
+    """A worker dies while decode surely reads: over TCP it cannot end while prefill stands still."""
     incarnation = incarnation_of(cluster.status(), role)
     stream = a_stream(f"mid-read-{role}")
     pids = _engines(cluster)
@@ -371,7 +371,7 @@ async def _num_fetches(cluster: Cluster) -> float:
 async def test_killed_between_the_first_token_and_the_second(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, role: str
 ) -> None:
-    """F5 and F6 of the hand-over itself: decode has the answer, and cannot have read its last KV."""
+    """A worker dies during the hand-over itself: decode has the answer, and cannot have read its last KV."""
     incarnation = incarnation_of(cluster.status(), role)
     stream = a_stream(f"mid-handover-{role}")
     pids = _engines(cluster)
@@ -396,7 +396,7 @@ async def test_killed_between_the_first_token_and_the_second(
 async def test_a_drain_waits_for_what_decode_still_reads(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
 ) -> None:
-    """F8: prefill is told to go while the reader of its KV cannot move."""
+    """Prefill is asked to end while the reader of its KV cannot move."""
     stream, reader = a_stream("drained"), process_of(cluster, "decode", "EngineCore")
     async with streamed(client, stream) as session:
         sent: set[str] = set()
@@ -432,7 +432,7 @@ async def _is_refused(client: AsyncClient) -> bool:
 async def test_pinned_blocks_neither_deadlock_nor_starve_prefill(
     client: AsyncClient, reference: ReferenceEngine
 ) -> None:
-    """F12, F13: twenty sessions on KV memory for a few, all of which offer what they have."""
+    """Twenty sessions on KV memory for a few, all of which offer what they have."""
     streams = [a_stream(f"tight-{number}", documents=3, length=150) for number in range(20)]
     async with asyncio.timeout(300), asyncio.TaskGroup() as group:
         tasks = [

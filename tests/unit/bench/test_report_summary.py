@@ -1,4 +1,4 @@
-"""A run in numbers, and under the names of `vllm experiments serve`."""
+"""A run in numbers, and under the names of `vllm bench serve`."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.unit
 
 
 def rpc_error(code: grpc.StatusCode, message: str, *details: object) -> grpc.aio.AioRpcError:
-    trailing = fake_router.trailers(code, *details) if details else ()
+    trailing = fake_router.trailers(code, message, *details) if details else ()
     return grpc.aio.AioRpcError(
         code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), details=message
     )

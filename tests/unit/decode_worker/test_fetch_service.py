@@ -122,7 +122,7 @@ async def test_a_fetch_while_another_one_goes_on_is_out_of_order() -> None:
         yield _fetch(3)
         yield _fetch(5)
 
-    with pytest.raises(EventOrderError, match="the fetch before has not ended"):
+    with pytest.raises(EventOrderError, match="the previous fetch has not ended"):
         await _serve(session, writer, messages())
 
 

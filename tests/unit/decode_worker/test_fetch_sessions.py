@@ -188,7 +188,7 @@ async def test_a_router_that_counts_on_tokens_we_never_got_is_refused() -> None:
     rpc.fetch("first", 0, 1, 2)
     await rpc.end()
     rpc.fetch("second", 3, 4)
-    with pytest.raises(InvalidRequestError, match="is 3, the fetch before had 2 tokens"):
+    with pytest.raises(InvalidRequestError, match="is 3, the previous fetch had 2 tokens"):
         await asyncio.wait_for(rpc.serving, 5)
     assert rpc.engine.tokens == [[1, 2]]
 
@@ -238,7 +238,7 @@ def test_an_id_that_is_taken_is_refused_and_its_owner_goes_on() -> None:
     sessions = FetchSessions(engine, FetchMetrics(CollectorRegistry()), ManualClock())
     with sessions.open("a"):
         with (
-            pytest.raises(InvalidRequestError, match="'a' is fetching already"),
+            pytest.raises(InvalidRequestError, match="'a' is already prefetching"),
             sessions.open("a"),
         ):
             pass

@@ -144,7 +144,7 @@ async def test_a_scheduler_that_does_not_obey_is_reported() -> None:
     engine = FakeEngine()
     async with open_control_channel(engine, ignore) as channel:
         engine.obeys = False
-        with pytest.raises(InternalError, match="told to follow mcps and follows fcfs"):
+        with pytest.raises(InternalError, match="set to mcps but follows fcfs"):
             await channel.set_policy("mcps")
 
 

@@ -148,7 +148,7 @@ def test_a_part_is_a_share_of_what_is_left() -> None:
 def test_progress_says_what_the_whole_run_has_left() -> None:
     hearer = Hearer()
     hearer.clock.advance(40)
-    hearer.budget.part(0.5).progress.tell("half-way")
+    hearer.budget.part(0.5).progress.report("half-way")
     assert hearer.lines == ["[ 60 s left] half-way"]
 
 

@@ -38,23 +38,23 @@ def test_a_new_revision_is_told_at_once() -> None:
 
 
 def test_a_little_progress_is_not_told_while_more_comes() -> None:
-    state = a_state(computed=10, told_revision=1)
+    state = a_state(computed=10, reported_revision=1)
     assert not state.is_worth_reporting(256, has_work=True)
     assert state.is_worth_reporting(256, has_work=False)
 
 
 def test_what_was_told_is_not_told_again() -> None:
     state = a_state(computed=10)
-    state.mark_told()
+    state.mark_reported()
     assert not state.is_worth_reporting(1, has_work=False)
 
 
 def test_a_delay_is_told_when_it_begins_and_when_it_ends() -> None:
     state = a_state()
-    state.mark_told()
+    state.mark_reported()
     state.delay = "kv_memory"
     assert state.is_worth_reporting(256, has_work=True)
-    state.mark_told()
+    state.mark_reported()
     assert not state.is_worth_reporting(256, has_work=True)
     state.delay = ""
     assert state.is_worth_reporting(256, has_work=True)

@@ -9,10 +9,11 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from stream2llm.api.errors import InternalError, OverloadedError, UnsupportedError
-from stream2llm.api.rpc_status import DETAILS_TRAILER, from_rpc_error
+from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.v1 import inference_pb2 as pb
 from tests.router_ring import Answered, Conversation, Ring, a_ring, named, soon
 from tests.tiny_model import make_tiny_model
@@ -23,8 +24,7 @@ Script = Callable[[Conversation], Awaitable[None]]
 
 
 def details_of(error: Any, message_type: Any) -> Any:
-    trailers = dict(error.trailing_metadata())
-    for packed in status_pb2.Status.FromString(trailers[DETAILS_TRAILER]).details:
+    for packed in rpc_status.from_call(error).details:
         message = message_type()
         if packed.Unpack(message):
             return message

@@ -31,8 +31,8 @@ PB_REFUSE, PB_CUT = pb.OVERSIZED_DOCUMENTS_REFUSE, pb.OVERSIZED_DOCUMENTS_CUT
 MUCH = 1_000_000
 
 
-def a_document(document_id: str, num_tokens: int, num_untold: int = 0) -> ContentDocument:
-    return ContentDocument(document_id, as_tokens(range(num_tokens)), num_untold)
+def a_document(document_id: str, num_tokens: int, num_untokenized: int = 0) -> ContentDocument:
+    return ContentDocument(document_id, as_tokens(range(num_tokens)), num_untokenized)
 
 
 def a_ref(document_id: str) -> ContentDocument:
@@ -125,9 +125,9 @@ def test_what_was_refused_costs_nothing() -> None:
 
 def test_untold_tokens_fail_a_session_that_did_not_ask() -> None:
     with pytest.raises(InvalidRequestError, match="has at least 100 tokens"):
-        a_log().append([a_document("a", 89, num_untold=1)])
+        a_log().append([a_document("a", 89, num_untokenized=1)])
     with pytest.raises(OverloadedError, match="has sent 31 tokens"):
-        a_log(max_total_tokens=30).append([a_document("a", 20, num_untold=1)])
+        a_log(max_total_tokens=30).append([a_document("a", 20, num_untokenized=1)])
 
 
 # -- tokenizing no further than necessary -----------------------------------------
@@ -148,7 +148,7 @@ async def test_a_long_text_is_tokenized_until_it_is_clear_that_it_cannot_fit(
 ) -> None:
     (document,) = await text.documents([Document(LONG)], "append", 60_000, oversized=CUT)
     assert document.tokens is not None
-    assert document.num_untold == 1
+    assert document.num_untokenized == 1
     assert 60_000 < len(document.tokens) < 60_000 + 2 * PIECE_CHARS
     assert np.array_equal(document.tokens, text.tokenizer.encode(LONG)[: len(document.tokens)])
 
@@ -160,7 +160,7 @@ async def test_a_text_of_too_many_bytes_is_not_tokenized(text: TextInput) -> Non
     assert most_bytes is not None
     fewest = -(-60_000 // most_bytes)
     (document,) = await text.documents([Document(wide)], "append", fewest - 1)
-    assert (document.tokens.tolist(), document.num_untold) == ([], fewest)  # type: ignore[union-attr]
+    assert (document.tokens.tolist(), document.num_untokenized) == ([], fewest)  # type: ignore[union-attr]
     (document,) = await text.documents([Document(wide)], "append", fewest)
     assert document.tokens is not None
     assert len(document.tokens) > fewest
@@ -171,7 +171,7 @@ async def test_behind_a_document_that_fails_the_session_nothing_is_tokenized(
 ) -> None:
     inputs = [Document("the quick"), Document(LONG), Document("fox")]
     documents = await text.documents(inputs, "append", 1)
-    assert [each.num_untold > 0 for each in documents] == [False, True, True]
+    assert [each.num_untokenized > 0 for each in documents] == [False, True, True]
     assert all(len(each.tokens) == 0 for each in documents[1:])  # type: ignore[arg-type]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -29,7 +31,7 @@ from stream2llm.api.errors import (
 from stream2llm.api.events import Accepted, Event, Progress
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.requests import Document
-from stream2llm.api.rpc_status import RpcStatus, from_rpc_error, to_status
+from stream2llm.api.rpc_status import from_rpc_error, to_status
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.serving.prefix import as_tokens
 from stream2llm.serving.worker_spec import WorkerAddress
@@ -293,7 +295,7 @@ def test_bad_sampling_is_named_with_its_limit(change: dict[str, object], message
 class FakeRpcError:
     """A status as grpc.aio.AioRpcError has it."""
 
-    def __init__(self, status: RpcStatus) -> None:
+    def __init__(self, status: Any) -> None:
         self._status = status
 
     def code(self) -> object:
@@ -335,7 +337,8 @@ def test_every_error_survives_the_wire(kind: type[Stream2LLMError]) -> None:
 def test_a_status_that_grpc_made_is_a_loss_or_a_bug(
     code: str, details: str, kind: type[Stream2LLMError]
 ) -> None:
-    error = worker_error(FakeRpcError(RpcStatus(grpc.StatusCode[code], details, ())), "prefill-0")
+    status = SimpleNamespace(code=grpc.StatusCode[code], details=details, trailing_metadata=())
+    error = worker_error(FakeRpcError(status), "prefill-0")
     assert type(error) is kind
     assert "prefill-0" in error.message
     assert (error.reason == "WORKER_LOST") == (kind is UnavailableError)

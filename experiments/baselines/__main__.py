@@ -1,0 +1,138 @@
+"""`make bench-baselines`: stock vLLM and Stream2LLM on the same traces, one after the other.
+
+Eighty minutes; `--quick` ten. Writes each run, a report for each cell and the
+verdicts into a folder. Exit codes: 0 done, whatever the verdicts; 1 something
+failed; 130 interrupted, with all processes ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from experiments.baselines.cells import LOAD_NAMES, SHAPES, ours
+from experiments.baselines.options import (
+    COMPARISONS,
+    FULL_REPETITIONS,
+    FULL_SESSIONS,
+    QUICK_REPETITIONS,
+    QUICK_RETRIEVAL,
+    QUICK_SESSIONS,
+    Options,
+)
+from experiments.baselines.runner import Runner
+from experiments.baselines.verdicts import pooled, verdict_tables
+from prefill_worker.policy import POLICIES
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.models.store import PresetName, ensure_random_llama
+from stream2llm.serving.signals import catch_signals
+from stream2llm.serving.worker_spec import DEFAULT_POLICY
+from stream2llm.workload.records import RunRecord
+from stream2llm.workload.report import write_report
+
+Name = TypeVar("Name", bound=str)
+
+INTERRUPTED = 130
+# docs/benchmarks.md says why not the larger one.
+MODELS: tuple[PresetName, ...] = ("shallow", "fast")
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """The options of a command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.baselines", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="ten minutes: small cells, once")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=(*COMPARISONS, *SHAPES, *LOAD_NAMES),
+        default=(),
+        help="these comparisons, shapes and loads",
+    )
+    parser.add_argument("--policies", nargs="+", choices=tuple(POLICIES), default=tuple(POLICIES))
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0], help="a random Llama")
+    parser.add_argument("--sessions", type=int, help="of each run")
+    parser.add_argument("--repetitions", type=int)
+    parser.add_argument("--output", type=Path, default=Path("baselines"), help="a folder")
+    args = parser.parse_args(arguments)
+    comparisons, loads = _chosen(COMPARISONS, args.only), _chosen(LOAD_NAMES, args.only)
+    if "engine" not in comparisons and "heavy" not in loads:
+        parser.error("--only: whole systems are compared at heavy load")
+    return Options(
+        output=args.output,
+        model=args.model,
+        retrieval_factor=QUICK_RETRIEVAL if args.quick else 1.0,
+        policies=tuple(args.policies),
+        num_sessions=args.sessions or (QUICK_SESSIONS if args.quick else FULL_SESSIONS),
+        repetitions=args.repetitions or (QUICK_REPETITIONS if args.quick else FULL_REPETITIONS),
+        comparisons=comparisons,
+        shapes=_chosen(SHAPES, args.only),
+        loads=loads,
+        cores=two_cores(),
+    )
+
+
+def _chosen(known: tuple[Name, ...], only: Sequence[str]) -> tuple[Name, ...]:
+    """Those of a kind that were named; all, when none was."""
+    return tuple(each for each in known if each in only) or known
+
+
+def reported_policy(policies: Sequence[str]) -> str:
+    """Of those that ran, the one that clusters use by default, or else the last."""
+    return DEFAULT_POLICY if DEFAULT_POLICY in policies else policies[-1]
+
+
+def two_cores() -> tuple[int, int]:
+    """Two that this process may use; raises Stream2LLMError when there is one only."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise Stream2LLMError("two cores are needed: one for the driver, one for the engine")
+    return cores[0], cores[1]
+
+
+def write_all(runs: Sequence[RunRecord], output: Path, policy: str) -> Path:
+    """Verdicts of all, and a report of each cell that compares this policy of ours with the rest."""
+    records = pooled(runs)
+    for trace in dict.fromkeys(record.trace for record in records):
+        cell = [record for record in records if record.trace == trace]
+        write_report(cell, output / trace.replace(" ", "-"), ours(policy))
+    verdicts = output / "verdicts.md"
+    verdicts.write_text(verdict_tables(runs), encoding="utf-8")
+    return verdicts
+
+
+def main() -> int:
+    """The command line."""
+    try:
+        options = parse(sys.argv[1:])
+        model = ensure_random_llama(options.model)
+    except Stream2LLMError as error:
+        print(f"experiments.baselines failed: {error}", file=sys.stderr)
+        return 1
+    catch_signals()
+    return run(options, Runner(options, model))
+
+
+def run(options: Options, runner: Runner) -> int:
+    """Everything, with the verdicts of what there is, however it ends; returns the exit code."""
+    try:
+        asyncio.run(runner.run())
+    except KeyboardInterrupt:
+        print("\ninterrupted; everything that was started is stopped", flush=True)
+        return INTERRUPTED
+    except Stream2LLMError as error:
+        print(f"experiments.baselines failed: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if runner.runs:
+            verdicts = write_all(runner.runs, options.output, reported_policy(options.policies))
+            print(f"{verdicts}:\n{verdicts.read_text(encoding='utf-8')}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

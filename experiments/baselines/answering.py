@@ -1,0 +1,194 @@
+"""How each baseline uses an engine: what it sends for each change of the context.
+
+non-streaming  nothing before the seal, then one request
+warmed         at each change the whole prompt so far with one token to answer, so that the
+               prefix cache has it; a newer one aborts it. Then the real request
+streaming      vLLM's streaming input: each change is a part; appends only
+ours           context events, then the seal
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from itertools import count
+
+from experiments.baselines.cells import NON_STREAMING, STREAMED, WARMED, policy_of
+from experiments.baselines.engines.link import EngineLink
+from experiments.baselines.engines.messages import Ask, Feed, Splice
+from experiments.baselines.plays import Change, Play, applied
+from experiments.baselines.systems import Asking
+
+_NUMBERS = count(1)
+
+
+def _unique(play: Play, what: str = "") -> str:
+    """Sessions of different runs have the same names."""
+    return f"{play.session.id}/{what}{next(_NUMBERS)}"
+
+
+class NonStreaming:
+    """The usual client: one request with the complete context."""
+
+    def __init__(self, link: EngineLink, play: Play, max_tokens: int) -> None:
+        self._link = link
+        self._play = play
+        self._max_tokens = max_tokens
+        self._context: list[int] = []
+        self._request_id = _unique(play)
+
+    async def change(self, change: Change) -> None:
+        """Keeps it."""
+        self._context = applied(self._context, change)
+
+    async def finish(self, last: Change) -> AsyncIterator[int]:
+        """The one request."""
+        prompt = applied(self._context, last) + self._play.question_ids
+        self._link.expect(self._request_id)
+        self._link.send(Ask(self._request_id, prompt, self._max_tokens))
+        async for num_tokens in self._link.answer(self._request_id):
+            yield num_tokens
+
+    async def cancel(self) -> None:
+        """Aborts what is under way."""
+        self._link.end(self._request_id)
+
+
+class Warmed(NonStreaming):
+    """The best one can do with an engine that knows no streams."""
+
+    def __init__(self, link: EngineLink, play: Play, max_tokens: int) -> None:
+        super().__init__(link, play, max_tokens)
+        self._warm_up = ""
+
+    async def change(self, change: Change) -> None:
+        """A request for what is known so far, instead of the last one."""
+        is_opening = not self._context
+        await super().change(change)
+        if is_opening:
+            return  # The instruction alone is less than a block: nothing to warm.
+        self._end_warm_up()
+        self._warm_up = _unique(self._play, "warm")
+        self._link.send(Ask(self._warm_up, self._context, 1))
+
+    async def finish(self, last: Change) -> AsyncIterator[int]:
+        """What the warm-up has computed so far is in the cache."""
+        self._end_warm_up()
+        async for num_tokens in super().finish(last):
+            yield num_tokens
+
+    async def cancel(self) -> None:
+        """Aborts what is under way."""
+        self._end_warm_up()
+        await super().cancel()
+
+    def _end_warm_up(self) -> None:
+        if self._warm_up:
+            self._link.end(self._warm_up)
+            self._warm_up = ""
+
+
+class Streaming:
+    """vLLM's own. The instruction goes with the first part, the question with the last."""
+
+    def __init__(self, link: EngineLink, play: Play, max_tokens: int) -> None:
+        self._link = link
+        self._play = play
+        self._max_tokens = max_tokens
+        self._request_id = _unique(play)
+        self._unsent: list[int] = []
+        self._is_open = False
+        link.expect(self._request_id)
+
+    async def change(self, change: Change) -> None:
+        """One part; each costs a sampled token, so the instruction waits for the first page."""
+        self._unsent += change.token_ids
+        if self._is_open:
+            self._link.send(Feed(self._request_id, self._unsent, False, 1))
+            self._unsent = []
+        self._is_open = True
+
+    async def finish(self, last: Change) -> AsyncIterator[int]:
+        """The last part."""
+        tokens = self._unsent + last.token_ids + self._play.question_ids
+        self._link.send(Feed(self._request_id, tokens, True, self._max_tokens))
+        async for num_tokens in self._link.answer(self._request_id):
+            yield num_tokens
+
+    async def cancel(self) -> None:
+        """Aborts it."""
+        self._link.end(self._request_id)
+
+
+class Ours:
+    """Our engine: the last change comes with the seal, as a router sends on what a client sends at once."""
+
+    def __init__(self, link: EngineLink, play: Play) -> None:
+        self._link = link
+        self._play = play
+        self._request_id = _unique(play)
+        link.expect(self._request_id)
+
+    async def change(self, change: Change) -> None:
+        """One event."""
+        self._splice(change.keep_tokens, change.token_ids)
+
+    async def finish(self, last: Change) -> AsyncIterator[int]:
+        """The last event and the seal, as one."""
+        self._splice(last.keep_tokens, last.token_ids + self._play.question_ids, seal=True)
+        async for num_tokens in self._link.answer(self._request_id):
+            yield num_tokens
+
+    async def cancel(self) -> None:
+        """Frees its blocks."""
+        self._link.end(self._request_id)
+
+    def _splice(self, keep_tokens: int, token_ids: list[int], *, seal: bool = False) -> None:
+        self._link.send(Splice(self._request_id, keep_tokens, token_ids, seal))
+
+
+_STOCK: Mapping[str, Callable[[EngineLink, Play, int], Asking]] = {
+    NON_STREAMING: NonStreaming,
+    WARMED: Warmed,
+    STREAMED: Streaming,
+}
+
+
+class EngineSystem:
+    """A `System` of one engine, or of several that take the questions in turn."""
+
+    def __init__(self, name: str, links: list[EngineLink], max_tokens: int = 1) -> None:
+        self._name = name
+        self._links = links
+        self._max_tokens = max_tokens
+        self._num_asked = 0
+        self._before: list[dict[str, float]] = []
+
+    @property
+    def name(self) -> str:
+        """As in `cells`."""
+        return self._name
+
+    def asks(self, play: Play) -> Asking:
+        """The next engine's, for the whole session: its cache has what was warmed."""
+        link = self._links[self._num_asked % len(self._links)]
+        self._num_asked += 1
+        if policy_of(self._name) is not None:
+            return Ours(link, play)
+        return _STOCK[self._name](link, play, self._max_tokens)
+
+    async def begin_run(self) -> None:
+        """Empties the prefix caches; switches our engine's policy."""
+        policy = policy_of(self._name)
+        for link in self._links:
+            if policy is not None:
+                await link.command("policy", policy)
+            await link.command("reset")
+        self._before = [await link.command("counters") for link in self._links]
+
+    async def end_run(self) -> Mapping[str, float]:
+        """Sums over the engines."""
+        total: dict[str, float] = {}
+        for link, before in zip(self._links, self._before, strict=True):
+            for name, value in (await link.command("counters")).items():
+                total[name] = total.get(name, 0.0) + value - before.get(name, 0.0)
+        return total

@@ -1,0 +1,161 @@
+"""Our system as a whole: a local cluster with one prefill and one decode worker.
+
+Driven through the public client, as any application would: gRPC, router, hand-over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import psutil
+
+from experiments.baselines.cells import ours, policy_of
+from experiments.baselines.plays import Change, Play
+from experiments.baselines.scaling import OPEN_STEP_TOKENS
+from experiments.baselines.systems import Asking, SystemDiedError
+from stream2llm.client import (
+    AsyncClient,
+    AsyncSession,
+    Document,
+    DocumentRef,
+    SamplingParameters,
+    TokenDelta,
+)
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.cluster.config import ClusterConfig, parse_config
+from stream2llm.serving.processes import owned_processes
+from stream2llm.workload.replay.run import find_urls
+from stream2llm.workload.replay.scrape import Scraper
+from stream2llm.workload.traces.format import Event
+
+READY_TIMEOUT_S = 300.0
+
+
+def cluster_config(
+    model: str, engine_args: Mapping[str, Any], cores: tuple[int, int]
+) -> ClusterConfig:
+    """One prefill and one decode worker, each with a core, on free ports."""
+    env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    worker = {"engine": dict(engine_args), "env": env}
+    raw = {
+        "model": model,
+        "router": {"port": 0},
+        "controller": {"http_port": 0},
+        "prefill": {
+            **worker,
+            "cpu_bind": str(cores[0]),
+            "offload_pool_gib": 1,
+            "open_token_budget": OPEN_STEP_TOKENS,
+        },
+        "decode": {**worker, "cpu_bind": str(cores[1])},
+    }
+    return parse_config(raw, source="experiments.baselines")
+
+
+class ClusterSystem:
+    """A `System` that is a running cluster. Policies are switched while it runs."""
+
+    def __init__(self, cluster: Cluster, client: AsyncClient, policy: str, max_tokens: int) -> None:
+        self._cluster = cluster
+        self._client = client
+        self._policy = policy
+        self._sampling = SamplingParameters(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+        self._pids: frozenset[int] = frozenset()
+        self._cpu_before_s = 0.0
+        self._scraper = self._new_scraper()
+
+    @property
+    def name(self) -> str:
+        """As in `cells`."""
+        return ours(self._policy)
+
+    def asks(self, play: Play) -> Asking:
+        """A session of the client."""
+        return ClusterSession(self._client, play, self._sampling)
+
+    async def begin_run(self) -> None:
+        """Switches the policy. Caches are left alone: the texts of a run are its own."""
+        policy = policy_of(self.name)
+        assert policy is not None
+        state = await asyncio.to_thread(self._cluster.set_policy, policy)
+        if state.errors:
+            raise SystemDiedError(f"the policy was not set: {'; '.join(state.errors)}")
+        self._pids = self._processes()
+        self._scraper = self._new_scraper()
+        await self._scraper.scrape()
+        self._cpu_before_s = cpu_s(self._pids)
+
+    async def end_run(self) -> Mapping[str, float]:
+        """CPU time and metrics; a process that is another one than before has died meanwhile."""
+        cpu_used_s = cpu_s(self._pids) - self._cpu_before_s
+        if missing := self._pids - self._processes():
+            raise SystemDiedError(
+                f"processes of the cluster died: {sorted(missing)}; logs: {self._cluster.log_dir}"
+            )
+        await self._scraper.scrape()
+        return {**self._scraper.counters(), "cpu_s": cpu_used_s}
+
+    def _new_scraper(self) -> Scraper:
+        """Used before and after a run alone: in between the cores are the systems'."""
+        return Scraper(find_urls(self._client), lambda: 0.0)
+
+    def _processes(self) -> frozenset[int]:
+        return frozenset(each.pid for each in owned_processes(f"{self._cluster.cluster_id}/"))
+
+
+class ClusterSession:
+    """One question through the client."""
+
+    def __init__(self, client: AsyncClient, play: Play, sampling: SamplingParameters) -> None:
+        self._play = play
+        self._session: AsyncSession = client.session(prefix=play.prefix_ids, sampling=sampling)
+        # The trace's events behind the opening, in order.
+        self._events = iter(play.session.events)
+        self._is_open = False
+        self._sent: set[str] = set()
+
+    async def change(self, change: Change) -> None:
+        """The first one is the opening; the others are the trace's events."""
+        if not self._is_open:
+            self._is_open = True
+            await self._session.__aenter__()
+        else:
+            await self._send(next(self._events))
+
+    async def finish(self, last: Change) -> AsyncIterator[int]:
+        """The last event, and the seal behind it."""
+        await self._send(next(self._events))
+        async for event in self._session.seal(self._play.question_ids):
+            if isinstance(event, TokenDelta):
+                yield len(event.token_ids)
+
+    async def _send(self, event: Event) -> None:
+        if event.kind == "append":
+            await self._session.append(*(self._document(each) for each in event.documents))
+        else:
+            await self._session.update([self._document(each) for each in event.documents])
+
+    def _document(self, name: str) -> Document:
+        if name in self._sent:
+            return DocumentRef(name)
+        self._sent.add(name)
+        return Document(self._play.documents[name], name)
+
+    async def cancel(self) -> None:
+        """Ends the session, whatever state it is in."""
+        if self._is_open:
+            await self._session.__aexit__(None, None, None)
+
+
+def cpu_s(pids: frozenset[int]) -> float:
+    """Seconds of CPU of these processes; those that have ended count nothing."""
+    total = 0.0
+    for pid in pids:
+        try:
+            times = psutil.Process(pid).cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total

@@ -1,0 +1,128 @@
+"""Plays a trace onto a system in real time, open loop, and records what came back.
+
+Nobody waits for anybody: each session keeps its own timetable, however slow the
+system is. TTFT begins when the last context is submitted, with the question,
+and ends when the first token reaches this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from experiments.baselines.plays import Change, Play
+from experiments.baselines.systems import Asking, System, SystemDiedError
+from stream2llm.serving.clock import Clock, SystemClock
+from stream2llm.workload.records import RunRecord, SessionRecord
+from stream2llm.workload.replay.lag import LagProbe
+from stream2llm.workload.replay.lateness import Lateness
+
+# Sessions that arrive at the very beginning would be late.
+LEAD_S = 0.2
+
+
+async def run_trace(
+    system: System,
+    played: Sequence[Play],
+    trace: str,
+    *,
+    answer_limit_s: float,
+    settings: Mapping[str, str | float],
+    clock: Clock | None = None,
+) -> RunRecord:
+    """One run; raises SystemDiedError when the system ends meanwhile.
+
+    A session without a whole answer so long after its seal was due is given up.
+    """
+    clock = clock or SystemClock()
+    await system.begin_run()
+    probe = LagProbe(clock)
+    measuring = asyncio.create_task(probe.run())
+    begin_s = clock.monotonic_s() + LEAD_S
+    runs = [_SessionRun(system.asks(play), play, begin_s, answer_limit_s, clock) for play in played]
+    tasks = [asyncio.create_task(run.record()) for run in runs]
+    try:
+        sessions = await asyncio.gather(*tasks)
+    finally:
+        for task in (*tasks, measuring):
+            task.cancel()
+        await asyncio.gather(*tasks, measuring, return_exceptions=True)
+    counters = {**await system.end_run(), **probe.counters()}
+    return RunRecord(
+        system=system.name,
+        trace=trace,
+        duration_s=max(session.ended_s for session in sessions),
+        sessions=tuple(sessions),
+        counters=counters,
+        settings=settings,
+    )
+
+
+class _SessionRun:
+    """One question under way."""
+
+    def __init__(
+        self, asking: Asking, play: Play, begin_s: float, answer_limit_s: float, clock: Clock
+    ) -> None:
+        self._asking = asking
+        self._play = play
+        self._begin_s = begin_s
+        self._due_s = play.session.arrival_s
+        self._answer_limit_s = answer_limit_s
+        self._clock = clock
+        self._opened_s = 0.0
+        self._sealed_s: float | None = None
+        self._lateness = Lateness()
+        self._token_times_s: list[float] = []
+
+    async def record(self) -> SessionRecord:
+        error = ""
+        limit_s = self._begin_s + self._due_s + self._play.seal_at_s + self._answer_limit_s
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(loop.time() + limit_s - self._clock.monotonic_s()):
+                await self._ask()
+        except TimeoutError:
+            error = "no whole answer in time"
+        except SystemDiedError:
+            raise
+        except Exception as raised:  # a failure of this session; shown, and counted
+            error = f"{type(raised).__name__}: {raised}"
+        ended_s = self._now_s()
+        await self._asking.cancel()
+        return self._record(error, ended_s)
+
+    async def _ask(self) -> None:
+        *before, last = self._play.changes
+        for change in before:
+            await self._wait_for(change)
+            self._opened_s = self._opened_s or self._now_s()
+            await self._asking.change(change)
+            self._lateness.taken(self._now_s())
+        await self._wait_for(last)
+        self._sealed_s = self._now_s()
+        async for num_tokens in self._asking.finish(last):
+            self._token_times_s += [self._now_s()] * num_tokens
+
+    async def _wait_for(self, change: Change) -> None:
+        due_s = self._due_s + change.at_s
+        await asyncio.sleep(max(0.0, due_s - self._now_s()))
+        self._lateness.begun(due_s, self._now_s())
+
+    def _now_s(self) -> float:
+        return self._clock.monotonic_s() - self._begin_s
+
+    def _record(self, error: str, ended_s: float) -> SessionRecord:
+        return SessionRecord(
+            session_id=self._play.session.id,
+            due_s=self._due_s,
+            opened_s=self._opened_s,
+            seal_due_s=self._due_s + self._play.seal_at_s,
+            sealed_s=self._sealed_s,
+            token_times_s=tuple(self._token_times_s),
+            ended_s=ended_s,
+            num_prompt_tokens=self._play.num_prompt_tokens,
+            lateness_s=self._lateness.total_s,
+            generator_lateness_s=self._lateness.own_s,
+            error=error,
+        )

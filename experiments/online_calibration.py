@@ -1,0 +1,114 @@
+"""Online calibration of cost profiles that are wrong by a factor of five, on a real engine.
+
+The crawl of `experiments.pressure` is played three times. The scheduler starts from
+a profile measured just before, from the same one with every number five times too
+high, and five times too low, and corrects each from its own steps and copies. In the
+end all three should predict the same seconds. Each curve is compared with that of
+the run that began with the right profile, so a slow or busy machine changes little.
+In mode `swap`, so that copies are observed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from cost_profiles.correction import HEALING_OBSERVATIONS, CorrectedCostModel
+from cost_profiles.model import CostModel
+from cost_profiles.types import Costs
+from experiments.pressure import SWAP, PressureEngine, in_a_process, peak_blocks, workload
+from experiments.quick_profile import measure_recompute, measure_swap, profile_of
+
+WRONG_BY = (1.0, 5.0, 0.2)
+CURVES = ("recompute", "swap_out", "swap_in")
+# How far apart the calibrated curves may be: steps differ by as much on a busy machine.
+ACCEPTED = 1.5
+SEED, MEMORY_SHARE = 1, 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class WrongCosts:
+    """Costs that are off by a factor."""
+
+    right: Costs
+    factor: float
+
+    def recompute_s(self, from_token: int, to_token: int) -> float:
+        """So many times what it takes."""
+        return self.factor * self.right.recompute_s(from_token, to_token)
+
+    def swap_out_s(self, num_blocks: int) -> float:
+        """So many times what it takes."""
+        return self.factor * self.right.swap_out_s(num_blocks)
+
+    def swap_in_s(self, num_blocks: int) -> float:
+        """So many times what it takes."""
+        return self.factor * self.right.swap_in_s(num_blocks)
+
+
+def play() -> list[dict[str, Any]]:
+    """For each factor: what the learned factors make of it, and from how many observations."""
+    events = workload(SEED)
+    num_blocks = round(MEMORY_SHARE * peak_blocks(events))
+    engine = PressureEngine(num_blocks, prefix_caching=False)
+    right = profile_of(
+        engine.local, measure_recompute(engine.local, 20), measure_swap(engine.local, 10)
+    )
+    engine.run(events, SWAP, num_blocks)  # first steps of every shape are slow
+    rows = []
+    for wrong_by in WRONG_BY:
+        costs = CorrectedCostModel(WrongCosts(CostModel(right), wrong_by))
+        engine.run(events, SWAP, num_blocks, costs)
+        rows.append(
+            {"wrong_by": wrong_by}
+            | {curve: _calibrated(costs, curve, wrong_by) for curve in CURVES}
+        )
+    engine.close()
+    return rows
+
+
+def _calibrated(costs: CorrectedCostModel, curve: str, wrong_by: float) -> tuple[float, int]:
+    """Predicted seconds per second of the measured profile, and the number of observations."""
+    correction = getattr(costs, curve)
+    return wrong_by * correction.factor, correction.num_observations
+
+
+def main() -> int:
+    """Prints the table; with --check, 1 when a profile was not corrected."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.online_calibration", description=__doc__
+    )
+    parser.add_argument("--check", action="store_true", help="fail when one was not corrected")
+    parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        print(json.dumps(play()))
+        return 0
+    rows = in_a_process("experiments.online_calibration", "--run")
+    print("began at   curve       learned     of the run that began right   observations")
+    worst = max(_print_row(row, curve, rows[0]) for row in rows for curve in CURVES)
+    if options.check and worst > ACCEPTED:
+        print(
+            f"a profile was not corrected: {worst:.2f}x is more than {ACCEPTED}x", file=sys.stderr
+        )
+        return 1
+    return 0
+
+
+def _print_row(row: dict[str, Any], curve: str, began_right: dict[str, Any]) -> float:
+    """Prints one curve; how far it is off, either way."""
+    seconds, num_observations = row[curve]
+    ratio = seconds / began_right[curve][0]
+    enough = num_observations >= HEALING_OBSERVATIONS
+    print(
+        f"{row['wrong_by']:>7.1f}x   {curve:<10}  {seconds:>8.2f}x   {ratio:>26.2f}x   "
+        f"{num_observations:>12}{'' if enough else '  too few'}"
+    )
+    return max(ratio, 1 / ratio) if enough else 0.0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

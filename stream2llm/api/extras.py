@@ -1,0 +1,41 @@
+"""Which extra brings a module that the base installation, which is the client, lacks."""
+
+from __future__ import annotations
+
+ENGINE = ("cpu", "gpu")
+SERVER = ("server",)
+# Import name -> the extras that bring it, any of which will do.
+# tests/unit/test_dependencies.py holds this against the imports and pyproject.toml.
+EXTRAS_OF = {
+    "aiohttp": SERVER,
+    "gguf": ENGINE,
+    "grpc_health": SERVER,
+    "grpc_reflection": SERVER,
+    "jinja2": SERVER,
+    "matplotlib": ("plot",),
+    "msgspec": ENGINE,
+    "nixl": ENGINE,
+    "numpy": SERVER,
+    "prometheus_client": SERVER,
+    "psutil": SERVER,
+    "pydantic": SERVER,
+    "ray": SERVER,
+    "sortedcontainers": SERVER,
+    "tokenizers": SERVER,
+    "torch": ENGINE,
+    "transformers": SERVER,
+    "vllm": ENGINE,
+    "yaml": SERVER,
+    "zmq": ENGINE,
+}
+
+
+def not_installed(module: str | None) -> str | None:
+    """A line that names the module and the command that installs it; None for one of no extra."""
+    top = (module or "").partition(".")[0]
+    return f"{top} is not installed: {install_command(top)}" if top in EXTRAS_OF else None
+
+
+def install_command(module: str) -> str:
+    """`pip install 'stream2llm[server]'`, or the two commands of which one will do."""
+    return " or ".join(f"pip install 'stream2llm[{extra}]'" for extra in EXTRAS_OF[module])

@@ -1,0 +1,75 @@
+"""Every query of every dashboard has data on a cluster under load, asked of a real Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stream2llm.client import AsyncClient, Document
+from stream2llm.cluster.cluster import Cluster
+from tests import prometheus
+from tests.streams import CASES, GREEDY, Stream, collect, play, until_prefilled
+from tools.dashboards.files import DASHBOARDS
+from tools.dashboards.model import WINDOW
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,  # half a minute beside the cluster that it shares
+    pytest.mark.cluster("sensitive-1x1"),
+]
+
+PANELS = {
+    f"{board.title}: {panel.title}": panel
+    for board in DASHBOARDS
+    for row in board.rows
+    for panel in row.panels
+}
+LENGTHS = {"a": 90, "b": 120, "c": 60, "d": 40}
+TIMEOUT_S = 120.0
+
+
+def as_prometheus_sees_it(expr: str) -> str:
+    """Grafana fills these in."""
+    return expr.replace(WINDOW, "1m").replace("$model", ".*")
+
+
+def has_data(series: list[dict[str, Any]]) -> bool:
+    """Whether there is a figure: a histogram without observations gives NaN."""
+    return any(not math.isnan(float(each["value"][1])) for each in series)
+
+
+async def load(client: AsyncClient, round_number: int) -> None:
+    """Sessions of each kind, some of whose KV is prefetched and some of it in vain."""
+    streams = [Stream(f"dash-{round_number}-{n}", case, LENGTHS) for n, case in enumerate(CASES)]
+    await asyncio.gather(*(play(client, stream) for stream in streams))
+    await client.generate(streams[0].prompt, sampling=GREEDY).answer()
+    long = Stream(f"dash-long-{round_number}", (), {"a": 900, "b": 700})
+    async with client.session(prefix=long.prefix, sampling=GREEDY, handover="streamed") as session:
+        for index, name in enumerate("ab"):
+            await session.append(Document(long.document(name), name))
+            await until_prefilled(session, index + 2)
+        await collect(session.seal(long.suffix))
+
+
+async def test_every_panel_has_data(cluster: Cluster, client: AsyncClient, tmp_path: Path) -> None:
+    with prometheus.running(cluster.http_address, tmp_path) as server:
+        deadline, rounds = time.monotonic() + TIMEOUT_S, itertools.count()
+        while empty := await asyncio.to_thread(_without_data, server):
+            assert time.monotonic() < deadline, sorted(empty)
+            await load(client, next(rounds))
+
+
+def _without_data(server: prometheus.Prometheus) -> dict[str, Any]:
+    return {
+        name: panel
+        for name, panel in PANELS.items()
+        if not all(
+            has_data(server.query(as_prometheus_sees_it(query.expr))) for query in panel.queries
+        )
+    }

@@ -1,0 +1,127 @@
+"""Which systems run in which cell, in which order, and how dense their traces are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from experiments.baselines.__main__ import parse, reported_policy
+from experiments.baselines.cells import (
+    HEAVY,
+    LOADS,
+    NON_STREAMING,
+    SHAPES,
+    STREAMED,
+    Cell,
+    cells_of,
+    ours,
+    phases,
+    policy_of,
+    systems_of,
+    turns,
+)
+from experiments.baselines.scaling import Pace, at_paper_speed
+from prefill_worker.policy import POLICIES
+from stream2llm.workload.traces.format import Shape
+
+pytestmark = pytest.mark.unit
+POLICY_NAMES = ("default", "fcfs")
+
+
+def test_vllms_streaming_takes_part_where_contexts_are_appended_only() -> None:
+    crawler, anns = (Cell("engine", shape, HEAVY) for shape in SHAPES)
+    assert STREAMED in systems_of(crawler, POLICY_NAMES)
+    assert STREAMED not in systems_of(anns, POLICY_NAMES)
+    assert STREAMED in systems_of(Cell("whole", "crawler", HEAVY), POLICY_NAMES)
+
+
+def test_whole_systems_meet_at_heavy_load_only() -> None:
+    assert [cell.load for cell in cells_of("whole", "anns")] == [HEAVY]
+    assert [cell.load for cell in cells_of("engine", "anns")] == list(LOADS)
+
+
+def test_phases_cover_the_loads_and_only_pressure_is_scarce() -> None:
+    found = {cell.load.name: scarce for scarce, cells in phases("crawler") for cell in cells}
+    assert found == {"light": False, "heavy": False, "pressure": True}
+
+
+def test_the_rate_is_measured_even_where_only_pressure_is_wanted() -> None:
+    (is_scarce, cells), (is_scarce_too, pressure) = phases("anns", ["pressure"])
+    assert (is_scarce, cells) == (False, ())
+    assert (is_scarce_too, [cell.load.name for cell in pressure]) == (True, ["pressure"])
+    assert phases("anns", ["heavy"]) == ((False, cells_of("engine", "anns", ["heavy"])),)
+
+
+def test_every_system_runs_once_in_each_repetition_of_each_cell() -> None:
+    cells = cells_of("engine", "crawler")
+    plan = list(turns(cells, POLICY_NAMES, 3))
+    assert len(plan) == len(set(plan)) == 3 * 3 * 5
+    assert set(Counter((turn.cell, turn.system) for turn in plan).values()) == {3}
+
+
+def test_systems_of_a_cell_run_one_after_the_other_and_take_turns_in_being_first() -> None:
+    plan = list(turns(cells_of("whole", "crawler"), POLICY_NAMES, 2))
+    first, second = plan[:5], plan[5:]
+    assert {turn.repetition for turn in first} == {1}
+    assert {turn.system for turn in first} == {turn.system for turn in second}
+    assert first[0].system != second[0].system
+
+
+def test_the_name_of_a_system_of_ours_tells_its_policy() -> None:
+    assert policy_of(ours("lcas")) == "lcas"
+    assert policy_of(NON_STREAMING) is None
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_at_the_papers_speed_times_are_the_published_ones(shape: Shape) -> None:
+    assert at_paper_speed(shape).time_scale == pytest.approx(1.0)
+
+
+def test_a_slower_engine_gets_longer_times_and_fewer_sessions_for_the_same_load() -> None:
+    fast, slow = Pace("crawler", 40_000.0), Pace("crawler", 20_000.0)
+    assert slow.time_scale == pytest.approx(2 * fast.time_scale)
+    assert slow.rate(0.8) == pytest.approx(fast.rate(0.8) / 2)
+
+
+def test_a_load_is_the_share_of_time_in_which_the_engine_computes() -> None:
+    pace = Pace("anns", 30_000.0)
+    assert pace.rate(0.3) * pace.prefill_s == pytest.approx(0.3)
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines in this process, started by other tests, keep to one."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_all_policies_of_the_scheduler_take_part_by_default() -> None:
+    options = parse([])
+    assert options.policies == tuple(POLICIES)
+    assert (options.num_sessions, options.repetitions) == (134, 3)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_only_chooses_comparisons_and_shapes() -> None:
+    options = parse(["--quick", "--only", "engine", "anns", "--output", "there"])
+    assert options.comparisons == ("engine",)
+    assert options.shapes == ("anns",)
+    assert options.output == Path("there")
+    assert options.retrieval_factor < 1
+
+
+@pytest.mark.usefixtures("two_cores")
+@pytest.mark.parametrize("only", [["whole", "light"], ["whole", "anns", "pressure"]])
+def test_what_would_run_nothing_is_refused(
+    only: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--only", *only])
+    assert "whole systems are compared at heavy load" in capsys.readouterr().err
+
+
+def test_reports_compare_the_default_policy_or_the_last_one_that_ran() -> None:
+    assert reported_policy(("default", "srpf", "fcfs")) == "srpf"
+    assert reported_policy(("default", "fcfs")) == "fcfs"

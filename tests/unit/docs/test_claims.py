@@ -1,0 +1,324 @@
+"""What the pages of docs/ say of commands, settings, metrics and modules holds for the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import tomllib
+from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT, PyCF_ONLY_AST
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer import Context
+from typer.main import get_command
+
+from prefill_worker.policy import POLICIES
+from stream2llm.cli.main import FORWARDED_TO, app, forwarded
+from stream2llm.cluster.config import parse_config
+from stream2llm.workload.traces.read import read_sessions
+from tools.reference.pages import PAGES as REFERENCE
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[3]
+PAGES = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+]
+# The changelog names what was, too; the site has a copy of it.
+PAGES = [page for page in PAGES if page.stem != "changelog"]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+_FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_SPAN = re.compile(r"`([^`]+)`")
+_SECTIONS = "ray|controller|router|prefill|decode|handover"
+# What `make` and the prose of other programs call their own.
+_NO_COMMANDS = {*POLICIES, "POLICY"}
+
+
+def spans(page: Path) -> list[str]:
+    """Inline code, each in one line."""
+    return [" ".join(each.split()) for each in _SPAN.findall(_FENCE.sub("", page.read_text()))]
+
+
+def code_lines(page: Path) -> Iterator[str]:
+    """Lines of fenced and indented blocks, continued ones joined, without comments."""
+    text = page.read_text()
+    blocks = _FENCE.findall(text) + re.findall(r"^ {4}.*$", _FENCE.sub("", text), re.MULTILINE)
+    for line in "\n".join(blocks).replace("\\\n", " ").split("\n"):
+        yield line.split(" #")[0].strip()
+
+
+def table_rows(page: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """Each row's cells with those of its table's head."""
+    head: list[str] = []
+    for line in page.read_text().split("\n"):
+        if not line.startswith("|"):
+            head = []
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        head = head or cells
+        yield head, cells
+
+
+# -- commands ------------------------------------------------------------------------
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Every `stream2llm ...` in code, as words behind the program's name."""
+    for text in [*spans(page), *code_lines(page)]:
+        found = re.match(r"(?:.* -- |.*\| |.*/)?stream2llm ((?:[a-z]+)(?: .*)?)$", text)
+        if found and found[1].split()[0] not in _NO_COMMANDS:
+            yield shlex.split(found[1].replace("…", ""))
+
+
+_COMMANDS: Any = get_command(app)
+
+
+@cache
+def _forwarded(name: str) -> Any:
+    return get_command(forwarded(name))
+
+
+def parse(words: list[str]) -> None:
+    """Raises an error of click's for a command or an option that there is not."""
+    command, name = _COMMANDS, words.pop(0)
+    assert name in command.commands, f"no command {name}"
+    command = _forwarded(name) if name in FORWARDED_TO else command.commands[name]
+    while words and (subcommands := getattr(command, "commands", {})):
+        name = words.pop(0)
+        assert name in subcommands, f"no command {name}"
+        command = subcommands[name]
+    if words and not hasattr(command, "commands"):
+        context = Context(command, info_name=name)
+        command.make_parser(context).parse_args(args=words)
+
+
+def _options() -> set[str]:
+    """Of every command, and of the programs that read their options with argparse."""
+    programs = (ROOT / folder for folder in ("experiments", "cost_profiles", "examples"))
+    sources = [path.read_text() for folder in programs for path in folder.rglob("*.py")]
+    return set(re.findall(r"--[a-z][a-z-]+", "\n".join([REFERENCE["cli.md"](), *sources])))
+
+
+_OPTIONS = _options()
+
+
+@each_page
+def test_command_lines_parse(page: Path) -> None:
+    for words in commands(page):
+        parse(words)
+
+
+def test_a_command_line_that_does_not_parse_is_found() -> None:
+    with pytest.raises(AssertionError, match="no command retries"):
+        parse(["workers", "retries"])
+    with pytest.raises(Exception, match="--colour"):
+        parse(["status", "--colour"])
+
+
+# Of ruff, buf and ray.
+_OF_OTHERS = {"--fix", "--against", "--generate", "--head", "--working-dir"}
+
+
+@each_page
+def test_options_exist(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text()))
+    assert not named - _OPTIONS - _OF_OTHERS
+
+
+@each_page
+def test_targets_of_make_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = [re.match(r"make ([a-z-]+)", text) for text in [*spans(page), *code_lines(page)]]
+    assert {found[1] for found in named if found} <= targets
+
+
+@each_page
+def test_modules_that_are_run_exist(page: Path) -> None:
+    for text in [*spans(page), *code_lines(page)]:
+        for name in re.findall(r"python -m ([\w.]+)", text):
+            assert find_spec(name), name
+
+
+@each_page
+def test_python_is_valid_and_imports_what_there_is(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        tree = compile(block, page.name, "exec", PyCF_ALLOW_TOP_LEVEL_AWAIT | PyCF_ONLY_AST)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                module = import_module(node.module)
+                assert not [each.name for each in node.names if not hasattr(module, each.name)]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_trace_that_a_page_shows_is_valid(tmp_path: Path) -> None:
+    (block,) = blocks("benchmarks.md", "json")
+    (tmp_path / "trace.jsonl").write_text(block)
+    assert [session.id for session, _ in read_sessions(tmp_path / "trace.jsonl")] == ["q0"]
+
+
+def test_the_configuration_that_a_page_shows_is_valid() -> None:
+    (block,) = blocks("cost-profiles.md", "yaml")
+    parse_config(yaml.safe_load(block), source="docs")
+
+
+# -- settings ------------------------------------------------------------------------
+
+
+def settings() -> dict[str, str]:
+    """Every key of the configuration with its default, as the reference has them."""
+    rows = re.findall(
+        r"^\| `([\w.]+)` \| [^|]+\| ([^|]+?) \|", REFERENCE["configuration.md"](), re.MULTILINE
+    )
+    return {key: default.split(" (")[0].strip("`") for key, default in rows}
+
+
+SETTINGS = settings()
+
+
+@each_page
+def test_settings_exist(page: Path) -> None:
+    for text in spans(page):
+        for key in re.findall(rf"(?<![\w./])(?:{_SECTIONS})\.(?!init\b)[a-z_.]+", text):
+            # What stands below these is vLLM's and the environment's.
+            known = re.sub(r"\.(engine|env)\..*", r".\1", key.rstrip("."))
+            parts = {known, *(f"{known}.{each}" for each in ("mode", "max_open_sessions"))}
+            assert known.endswith((".py", ".md")) or parts & SETTINGS.keys(), key
+
+
+@each_page
+def test_defaults_that_a_page_gives_are_those_of_the_code(page: Path) -> None:
+    given = re.findall(r"`([\w.]+)` \((\d[\d.,]*)\)", page.read_text())
+    for head, cells in table_rows(page):
+        if len(cells) > 1 and "default" in head[1]:
+            given.append((cells[0].strip("`"), cells[1].strip("`")))
+    for key, default in given:
+        if key in SETTINGS:
+            assert _value(default) == _value(SETTINGS[key]), key
+
+
+def _value(text: str) -> str | float:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return "" if text == "unset" else text
+
+
+# -- metrics -------------------------------------------------------------------------
+
+
+def metrics() -> dict[str, dict[str, set[str]]]:
+    """Every metric of ours with its labels, and the values that are known of each."""
+    rows = re.findall(r"^\| `(\w+)` \| \w+ \| ([^|]*) \|", REFERENCE["metrics.md"](), re.MULTILINE)
+    found = {}
+    for name, labels in rows:
+        parts = [re.findall(r"`([^`]+)`", part) for part in labels.split(";")]
+        found[name] = {names[0]: set(names[1:]) for names in parts if names}
+    return found
+
+
+METRICS = metrics()
+
+
+@each_page
+def test_metrics_exist_with_their_labels(page: Path) -> None:
+    for text in spans(page):
+        for name, label, value in re.findall(
+            r"(?<!\w)(stream2llm_[a-z_]+)(?:\{(\w+)(?:=\"(\w+)\")?)?", text
+        ):
+            assert name in METRICS, name
+            assert not label or label in METRICS[name], text
+            assert not value or value in (METRICS[name][label] or {value}), text
+
+
+@each_page
+def test_tables_of_metrics_name_labels_and_values_that_there_are(page: Path) -> None:
+    for head, cells in table_rows(page):
+        names = re.findall(r"`(stream2llm_\w+)`", cells[0])
+        if head[1:2] != ["labels"] or not names:
+            continue
+        known = METRICS[names[0]]
+        labels = _SPAN.findall(cells[1])
+        values = {value for label in labels for value in known[label]}
+        named = {each for each in _SPAN.findall(cells[2]) if re.fullmatch("[a-z_]+", each)}
+        assert named <= values or not values, names
+
+
+# -- modules -------------------------------------------------------------------------
+
+
+@each_page
+def test_files_that_a_page_names_without_a_folder_exist(page: Path) -> None:
+    named = {text for text in spans(page) if re.fullmatch(r"\w+\.(?:py|proto)", text)}
+    there = {path.name for folder in ROOT.glob("[a-z]*") for path in folder.rglob("*.p*")}
+    assert named <= there
+
+
+def test_the_map_of_modules_is_that_of_the_import_rules() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    pure = set(contracts["contracts"][1]["source_modules"])
+    page = ROOT / "docs" / "architecture.md"
+    rows = [cells for head, cells in table_rows(page) if "decides (pure)" in "".join(head)]
+    for folder, decides, adapts in rows[2:]:
+        package = folder.strip("`/")
+        for column, is_pure in ((decides, True), (adapts, False)):
+            for name in _SPAN.findall(column):
+                module = f"{package}.{name}"
+                assert find_spec(module), module
+                assert (module in pure) is is_pure, module
+    assert [cells[0] for cells in rows[2:]] == [
+        "`router/`",
+        "`prefill_worker/`",
+        "`decode_worker/`",
+    ]
+
+
+def test_the_map_of_rooms_is_that_of_the_import_rules() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = [layer.split(" | ") for layer in contracts["contracts"][0]["layers"]]
+    rows = [c for h, c in table_rows(ROOT / "docs" / "architecture.md") if h[0] == "layer"]
+    drawn = [[name.rstrip("/").replace("/", ".") for name in _SPAN.findall(c[0])] for c in rows[2:]]
+    assert drawn == layers
+
+
+@each_page
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s:]+)\)", _FENCE.sub("", page.read_text())):
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        # Made by `make docs`.
+        assert file.exists() or name == "changelog.md", target
+        assert not anchor or file.parent.name == "reference" or anchor in _anchors(file), target
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+# -- words ---------------------------------------------------------------------------
+
+_NO_TERMS = re.compile(
+    r"\b(?i:nobody|somebody|anybody|whoever|host pool|step tokens|fetch(?:es)? ahead)\b"
+    r"|\b(?i:(?:is|are|was|were|been) told|as in the design|the design (?:document|wants))\b"
+    r"|\bDESIGN\b|\b[SF]\d{1,2}\b|(?:^|\. )Of ",
+    re.MULTILINE,
+)
+
+
+@each_page
+def test_prose_is_in_plain_terms_and_names_no_document_that_is_not_here(page: Path) -> None:
+    text = _FENCE.sub("", page.read_text())
+    assert not [text[max(f.start() - 30, 0) : f.end() + 30] for f in _NO_TERMS.finditer(text)]

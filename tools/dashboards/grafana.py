@@ -1,0 +1,70 @@
+"""Dashboards as Grafana's JSON, by Grafana's own SDK."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DataSourceRef
+
+from tools.dashboards.model import Dashboard, Panel
+
+_HEIGHT = 8
+_SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+
+
+def to_json(board: Dashboard) -> str:
+    """The file that Grafana imports."""
+    return str(JSONEncoder(sort_keys=True, indent=2).encode(_build(board))) + "\n"
+
+
+def _build(board: Dashboard) -> Any:
+    builder = (
+        dashboard.Dashboard(board.title)
+        .uid(board.uid)
+        .description(board.description)
+        .tags(["stream2llm"])
+        .readonly()
+        .refresh("10s")
+        .time("now-30m", "now")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .with_variable(dashboard.DatasourceVariable("datasource").type("prometheus"))
+        .with_variable(_models())
+    )
+    numbers = itertools.count(1)
+    for row in board.rows:
+        builder.with_row(dashboard.Row(row.title).id(next(numbers)))
+        for panel in row.panels:
+            builder.with_panel(_panel(panel).id(next(numbers)))
+    return builder.build()
+
+
+def _models() -> Any:
+    return (
+        dashboard.QueryVariable("model")
+        .datasource(_SOURCE)
+        .query("label_values(stream2llm_sessions_active, model)")
+        .include_all(True)
+        .all_value(".*")
+        .multi(True)
+    )
+
+
+def _panel(panel: Panel) -> Any:
+    builder: Any = stat.Panel() if panel.kind == "stat" else timeseries.Panel()
+    builder.title(panel.title).description(panel.description).datasource(_SOURCE)
+    builder.unit(panel.unit).span(panel.width).height(_HEIGHT // 2 if _is_stat(panel) else _HEIGHT)
+    if panel.unit != "none":
+        builder.min(0)
+    if not _is_stat(panel):
+        builder.fill_opacity(10).legend(common.VizLegendOptions().show_legend(True))
+    for index, query in enumerate(panel.queries):
+        target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend)
+        builder.with_target(target.ref_id(chr(ord("A") + index)).range())
+    return builder
+
+
+def _is_stat(panel: Panel) -> bool:
+    return panel.kind == "stat"

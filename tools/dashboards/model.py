@@ -1,0 +1,88 @@
+"""What a dashboard is made of, and PromQL that many panels share. Plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["s", "short", "percentunit", "Bps", "bytes", "cps", "none"]
+# Seconds of history that a rate looks at; Grafana fills it in.
+WINDOW = "$__rate_interval"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One line, or one family of lines, of a panel."""
+
+    expr: str
+    # Grafana's legend format: `{{label}}` is a label's value.
+    legend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One chart. `width` is of Grafana's 24 columns."""
+
+    title: str
+    description: str
+    unit: Unit
+    queries: tuple[Query, ...]
+    width: int = 12
+    kind: Literal["timeseries", "stat"] = "timeseries"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Panels under one heading."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """One file of deploy/grafana."""
+
+    uid: str
+    title: str
+    description: str
+    rows: tuple[Row, ...]
+
+
+def rate(metric: str, by: str = "", where: str = "") -> str:
+    """PromQL: the increase of a counter each second, summed over all but the labels `by`."""
+    return f"sum{_by(by)} (rate({metric}{_where(where)}[{WINDOW}]))"
+
+
+def total(metric: str, by: str = "", where: str = "") -> str:
+    """PromQL: a gauge summed over all but the labels `by`."""
+    return f"sum{_by(by)} ({metric}{_where(where)})"
+
+
+def share(part: str, whole: str) -> str:
+    """PromQL: one rate or sum divided by another; no value while the other is 0."""
+    return f"{part} / ({whole} > 0)"
+
+
+def percentiles(histogram: str, by: str = "", where: str = "") -> tuple[Query, ...]:
+    """P50, P95 and P99 of a histogram's observations within the window."""
+    labels = f"le, {by}" if by else "le"
+    buckets = rate(f"{histogram}_bucket", labels, where)
+    suffix = "".join(f" {{{{{label.strip()}}}}}" for label in by.split(",") if label)
+    return tuple(
+        Query(f"histogram_quantile({quantile / 100:g}, {buckets})", f"P{quantile}{suffix}")
+        for quantile in (50, 95, 99)
+    )
+
+
+def mean(histogram: str, by: str = "", where: str = "") -> str:
+    """PromQL: the mean of a histogram's observations within the window."""
+    return share(rate(f"{histogram}_sum", by, where), rate(f"{histogram}_count", by, where))
+
+
+def _by(labels: str) -> str:
+    return f" by ({labels})" if labels else ""
+
+
+def _where(matchers: str) -> str:
+    return f"{{{matchers}}}" if matchers else ""
