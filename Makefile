@@ -80,7 +80,7 @@ demo: env model ## a local cluster, and documents streaming into an answer
 	@$(BIN)/python -m examples.demo $(DEMO_ARGS)
 
 bench-baselines: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
-	@$(BIN)/python -m experiments.baselines $(BENCH_ARGS)
+	@$(BIN)/python -m experiments baselines $(BENCH_ARGS)
 
 # The tests without engines run beside those that start some, which mostly wait for processes;
 # what they print comes at the end. 5: PYTEST_ARGS chose none of these.

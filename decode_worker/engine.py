@@ -47,7 +47,7 @@ def _settings(spec: WorkerSpec) -> tuple[WorkerSpec, dict[str, Any]]:
             "async_scheduling": is_async,
             "scheduler_cls": f"decode_worker.scheduler.{name}",
             "logits_processors": [FirstTokenPenalty],
-            "additional_config": {"max_fetch_share": spec.max_fetch_share},
+            "additional_config": spec.options.to_additional_config(),
         },
     }
     return dataclasses.replace(spec, engine_args=args), settings

@@ -39,9 +39,9 @@ from decode_worker.handover_check import check_keys
 from decode_worker.last_use import LastUse
 from decode_worker.pace import FetchPace
 from decode_worker.room import Room, RoomView, room_for
-from stream2llm.api.handover import MAX_FETCH_SHARE
 from stream2llm.engine.failed_request import failed_output
 from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.worker_options import WorkerOptions
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler as _Base
@@ -76,8 +76,8 @@ class KvPrefetchMixin(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._clock = SystemClock()
-        options = self.vllm_config.additional_config or {}
-        self._pace = FetchPace(float(options.get("max_fetch_share", MAX_FETCH_SHARE)))
+        options = WorkerOptions.from_additional_config(self.vllm_config.additional_config)
+        self._pace = FetchPace(options.handover.max_fetch_share)
         self._last_use = LastUse(self.kv_cache_manager.block_pool, self._clock.monotonic_s)
         # By request id: fetches that have not begun, oldest first, and fetches being read.
         self._waiting_fetches: dict[str, _Fetch] = {}

@@ -1,1 +1,1 @@
-"""Traces, replay, simulation, reports and the demo."""
+"""What was measured, and how: `python -m experiments` lists it. Not in the wheel."""

@@ -4,8 +4,6 @@ Real engine, KV thrown away and computed again, for KV memory of several sizes: 
 quarter, a half and so on of what the sessions that are open at the peak would
 hold. Tokens depend on the plans alone, so each variant runs once a seed.
 
-    python -m experiments.eviction [--check]
-
 `--check` fails unless, with memory for 85 % of the peak and over all seeds, tail
 eviction recomputes at most 0.6 of whole-request eviction without a prefix cache,
 and no more than it with one. With much less memory the ratio says little about
@@ -14,10 +12,8 @@ tails: then nearly all of an idle session has to go, whichever way.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
 
 from experiments.pressure import (
     NAIVE,
@@ -29,6 +25,7 @@ from experiments.pressure import (
     peak_blocks,
     workload,
 )
+from stream2llm.workload.table import Table, markdown
 
 SEEDS = (1, 2, 3)
 SHARES = (0.25, 0.5, 0.625, 0.75, 0.85, 0.95)
@@ -62,36 +59,20 @@ def ratio(row: Row) -> float:
     return row["tail"] / max(row["whole"], 1)
 
 
-def show(prefix_caching: bool, table: Mapping[float, Row]) -> None:
-    """Prints a table."""
-    print(f"\nprefix caching {'on' if prefix_caching else 'off'}: tokens computed again")
-    print("| memory / peak | tail | whole | naive | tail / whole |")
-    print("|---|---|---|---|---|")
-    for share, row in table.items():
-        counts = " | ".join(f"{row[name]:,}" for name in VARIANTS)
-        print(f"| {share} | {counts} | {ratio(row):.2f} |", flush=True)
+def table_of(shares: Mapping[float, Row]) -> Table:
+    """For each share of the peak what the variants compute again."""
+    rows = [
+        [str(share), *(f"{row[name]:,}" for name in VARIANTS), f"{ratio(row):.2f}"]
+        for share, row in shares.items()
+    ]
+    return Table(["memory / peak", *VARIANTS, "tail / whole"], rows)
 
 
-def main() -> None:
+def main(args: Namespace) -> Iterator[str]:
     """Both tables, each from a process of its own: vLLM keeps global state."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true", help="fail when a bound is missed")
-    parser.add_argument("--only", choices=("cache", "no-cache"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.only:
-        print(json.dumps(list(rows(args.only == "cache").items())))
-        return
-    missed = []
     for caching in (False, True):
-        only = "cache" if caching else "no-cache"
-        table = dict(in_a_process("experiments.eviction", "--only", only))
-        show(caching, table)
-        if ratio(table[CHECKED_SHARE]) > BOUNDS[caching]:
-            missed.append(f"caching {caching}: {ratio(table[CHECKED_SHARE]):.2f}")
-    if missed:
-        print(f"\nmissed: {missed}")
-    sys.exit(bool(args.check and missed))
-
-
-if __name__ == "__main__":
-    main()
+        found = in_a_process(rows, caching)
+        print(f"\nprefix caching {'on' if caching else 'off'}: tokens computed again")
+        print(markdown(table_of(found)), flush=True)
+        if ratio(found[CHECKED_SHARE]) > BOUNDS[caching]:
+            yield f"caching {caching}: {ratio(found[CHECKED_SHARE]):.2f}"

@@ -7,13 +7,13 @@ import statistics
 import time
 from dataclasses import dataclass, field
 
-from experiments.handover_plan import Arrival, Question
+from experiments.handover_plan import num_settled_tokens
+from experiments.plays import Play
+from experiments.sending import Sender
 from stream2llm.api.errors import InternalError
 from stream2llm.api.handover import HandoverMode
 from stream2llm.client import (
     AsyncClient,
-    AsyncSession,
-    Document,
     Event,
     Finished,
     Progress,
@@ -36,12 +36,12 @@ class Outcome:
     prompt_tokens: int
     # At decode before the first token.
     prefetched_tokens: int
-    # Of the prompt, computed and unchanged from half a second before the seal on.
+    # Prompt tokens that were computed half a second before the seal and did not change any more.
     settled_tokens: int
 
     @property
     def prefetched_share(self) -> float:
-        """Of what had settled, how much was at decode."""
+        """Share of the settled tokens that were at decode."""
         if not self.settled_tokens:
             return 1.0
         return min(self.prefetched_tokens / self.settled_tokens, 1.0)
@@ -66,32 +66,33 @@ class _Watch:
         return next((count for when, count in reversed(self.prefilled) if when <= at_s), 0)
 
 
-async def ask(client: AsyncClient, question: Question, mode: HandoverMode) -> Outcome:
+async def ask(client: AsyncClient, question: Play, mode: HandoverMode) -> Outcome:
     """Streams the question's context as it comes, and reads the answer."""
     watch, begin_s = _Watch(), time.perf_counter()
     async with client.session(
-        prefix=question.prefix,
-        suffix=question.suffix,
+        prefix=question.prefix_ids,
+        suffix=question.question_ids,
         sampling=_GREEDY,
         handover=mode,
         on_event=watch.on_event,
     ) as session:
-        sent: set[str] = set()
-        for arrival in question.arrivals:
-            await _until(begin_s + arrival.at_s)
-            await _send(session, question, arrival, sent)
-        await _until(begin_s + question.seal_s)
+        sender = Sender(session, question)
+        *events, seal = question.session.events
+        for event in events:
+            await _until(begin_s + event.at_s)
+            await sender.send(event)
+        await _until(begin_s + seal.at_s)
         before_s = time.perf_counter() - SETTLED_BEFORE_S
         await session.answer()
-    settled = min(question.num_settled_tokens(before_s - begin_s), watch.prefilled_at(before_s))
+    settled = min(num_settled_tokens(question, before_s - begin_s), watch.prefilled_at(before_s))
     return _outcome(watch, settled)
 
 
-async def ask_again(client: AsyncClient, question: Question) -> Outcome:
+async def ask_again(client: AsyncClient, question: Play) -> Outcome:
     """The same prompt at once: all of it is in decode's cache by now."""
     watch = _Watch()
     async with client.session(
-        prefix=question.prompt, sampling=_GREEDY, handover="at_seal", on_event=watch.on_event
+        prefix=question.prompt_ids, sampling=_GREEDY, handover="at_seal", on_event=watch.on_event
     ) as session:
         await session.answer()
     return _outcome(watch, settled_tokens=0)
@@ -116,20 +117,6 @@ async def _until(at_s: float) -> None:
     await asyncio.sleep(max(at_s - time.perf_counter(), 0.0))
 
 
-async def _send(
-    session: AsyncSession, question: Question, arrival: Arrival, sent: set[str]
-) -> None:
-    documents = []
-    for name in arrival.names:
-        content = None if name in sent and arrival.replaces else question.documents[name]
-        documents.append(Document(content, id=name))
-    sent.update(arrival.names)
-    if arrival.replaces:
-        await session.update(documents)
-    else:
-        await session.append(*documents)
-
-
 @dataclass(frozen=True, slots=True)
 class Beside:
     """Answers that decoded meanwhile."""
@@ -141,7 +128,7 @@ class Beside:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all together."""
+        """Tokens a second, all answers together."""
         return self.num_tokens / self.duration_s
 
     @property

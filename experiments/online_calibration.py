@@ -10,9 +10,7 @@ In mode `swap`, so that copies are observed too.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
+from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +19,7 @@ from cost_profiles.model import CostModel
 from cost_profiles.types import Costs
 from experiments.pressure import SWAP, PressureEngine, in_a_process, peak_blocks, workload
 from experiments.quick_profile import measure_recompute, measure_swap, profile_of
+from stream2llm.workload.table import Table, markdown
 
 WRONG_BY = (1.0, 5.0, 0.2)
 CURVES = ("recompute", "swap_out", "swap_in")
@@ -76,39 +75,26 @@ def _calibrated(costs: CorrectedCostModel, curve: str, wrong_by: float) -> tuple
     return wrong_by * correction.factor, correction.num_observations
 
 
-def main() -> int:
-    """Prints the table; with --check, 1 when a profile was not corrected."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.online_calibration", description=__doc__
-    )
-    parser.add_argument("--check", action="store_true", help="fail when one was not corrected")
-    parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.run:
-        print(json.dumps(play()))
-        return 0
-    rows = in_a_process("experiments.online_calibration", "--run")
-    print("began at   curve       learned     of the run that began right   observations")
-    worst = max(_print_row(row, curve, rows[0]) for row in rows for curve in CURVES)
-    if options.check and worst > ACCEPTED:
-        print(
-            f"a profile was not corrected: {worst:.2f}x is more than {ACCEPTED}x", file=sys.stderr
-        )
-        return 1
-    return 0
+def main(args: Namespace) -> list[str]:
+    """Prints the table."""
+    rows = in_a_process(play)
+    titles = ["curve", "began at", "learned", "to the run that began right", "observations"]
+    pairs = [(row, curve) for row in rows for curve in CURVES]
+    print(markdown(Table(titles, [_cells(row, curve, rows[0]) for row, curve in pairs])))
+    worst = max(_error(row, curve, rows[0]) for row, curve in pairs)
+    return [f"off by {worst:.2f} x, {ACCEPTED} x are allowed"] if worst > ACCEPTED else []
 
 
-def _print_row(row: dict[str, Any], curve: str, began_right: dict[str, Any]) -> float:
-    """Prints one curve; how far it is off, either way."""
+def _cells(row: dict[str, Any], curve: str, began_right: dict[str, Any]) -> list[str]:
     seconds, num_observations = row[curve]
     ratio = seconds / began_right[curve][0]
-    enough = num_observations >= HEALING_OBSERVATIONS
-    print(
-        f"{row['wrong_by']:>7.1f}x   {curve:<10}  {seconds:>8.2f}x   {ratio:>26.2f}x   "
-        f"{num_observations:>12}{'' if enough else '  too few'}"
-    )
-    return max(ratio, 1 / ratio) if enough else 0.0
+    few = "" if num_observations >= HEALING_OBSERVATIONS else " (too few)"
+    times = [f"{each:.2f} x" for each in (row["wrong_by"], seconds, ratio)]
+    return [curve, *times, f"{num_observations}{few}"]
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _error(row: dict[str, Any], curve: str, began_right: dict[str, Any]) -> float:
+    """How far a curve is off, either way; 0 while too little was observed."""
+    seconds, num_observations = row[curve]
+    ratio: float = seconds / began_right[curve][0]
+    return max(ratio, 1 / ratio) if num_observations >= HEALING_OBSERVATIONS else 0.0

@@ -1,19 +1,18 @@
 """What phase 1 costs, against sorting all sessions in each step.
 
 Both sides start from the same figures of the same sessions and make the same
-plans (compared). The index is told of the sessions that the last step touched;
+plans (compared). The index gets the sessions that the last step touched;
 the baseline builds a view of every session and sorts them all. Times include
 building views. Runs of steps of the two alternate, so that a busy machine slows
 both; runs, not single steps, because each sort of 10,000 sessions leaves the
 processor's caches full of them, and what follows it pays.
-
-    python -m experiments.planning
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -26,12 +25,13 @@ from prefill_worker.policy import POLICIES, Policy, RankKey
 from prefill_worker.preemption import Preemption
 from prefill_worker.session_table import SessionTable
 from prefill_worker.types import BlockLedger, RequestView, StepLimits, StepPlan
+from stream2llm.workload.table import Table, markdown
 
 BLOCK_TOKENS = 16
 STEP_TOKENS = 2048  # the paper's step for the crawler
 SHORT_TOKENS = 32
 NO_SHARING = BlockLedger({}, {})
-# Memory is plenty, nobody is evicted.
+# Memory is plenty, no session is evicted.
 PREEMPTION = Preemption(
     Mode.RECOMPUTE,
     CostModel(fallback_profile("", LLAMA_31_8B, 1, block_size=BLOCK_TOKENS, num_cpu_cores=1)),
@@ -197,9 +197,14 @@ def _carry_out(plan: StepPlan, figures: dict[str, Figures], short: bool) -> list
     return [grant.request_id for grant in plan.grants]
 
 
-def main() -> None:
+def main(args: Namespace) -> Sequence[str]:
     """Prints the table."""
-    print("   open  with work  chosen   policy       index     sorting    ratio  to 500")
+    titles = ["policy", "open", "with work", "chosen", "index", "sorting", "ratio", "index to 500"]
+    print(markdown(Table(titles, list(_rows()))))
+    return ()
+
+
+def _rows() -> Iterator[list[str]]:
     for policy in POLICIES:
         for short in (False, True):
             own: dict[bool, float] = {}
@@ -207,17 +212,11 @@ def main() -> None:
                 for num_with_work in (10, num_sessions):
                     result = measure(num_sessions, num_with_work, policy, short=short)
                     at_500 = own.setdefault(num_with_work > 10, result.index_s)
-                    _print(result, result.index_s / at_500)
+                    yield _cells(result, result.index_s / at_500)
 
 
-def _print(result: Result, to_500: float) -> None:
-    print(
-        f"{result.num_sessions:>7}  {result.num_with_work:>9}  {result.num_chosen:>6.0f}"
-        f"  {result.policy:>7}  {result.index_s * 1e6:>7.1f} us  {result.sorting_s * 1e6:>6.0f} us"
-        f"  {result.ratio:>6.1f}x  {to_500:>5.2f}x",
-        flush=True,
-    )
-
-
-if __name__ == "__main__":
-    main()
+def _cells(result: Result, to_500: float) -> list[str]:
+    counts = (result.num_sessions, result.num_with_work, result.num_chosen)
+    times = [f"{1e6 * each:,.1f} us" for each in (result.index_s, result.sorting_s)]
+    ratios = [f"{result.ratio:,.1f} x", f"{to_500:.2f} x"]
+    return [result.policy, *(f"{each:,.0f}" for each in counts), *times, *ratios]

@@ -1,11 +1,10 @@
-"""What comparing long sequences costs: an update of 100,000 tokens whose last one differs.
-
-python -m experiments.prefix
-"""
+"""What comparing long sequences costs: an update of 100,000 tokens whose last one differs."""
 
 from __future__ import annotations
 
 import random
+from argparse import Namespace
+from collections.abc import Sequence
 from statistics import median
 
 from experiments.stopwatch import Stopwatch
@@ -14,7 +13,7 @@ from stream2llm.serving.prefix import as_tokens, common_prefix_len
 NUM_TOKENS = 100_000
 
 
-def main() -> None:
+def main(args: Namespace) -> Sequence[str]:
     """Prints the time for arrays, as the router holds them, and against a loop."""
     rng = random.Random(1)
     old = [rng.randrange(50_000) for _ in range(NUM_TOKENS)]
@@ -33,7 +32,4 @@ def main() -> None:
         f"{NUM_TOKENS} tokens: {median(vectorized) * 1e6:.0f} us;"
         f" a loop takes {median(looped) / median(vectorized):.0f} times as long"
     )
-
-
-if __name__ == "__main__":
-    main()
+    return ()

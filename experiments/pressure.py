@@ -7,25 +7,24 @@ way to preempt sees the same ones, and a busy machine changes nothing but the
 seconds.
 
 One engine plays many runs: between them the prefix cache is emptied, and a run
-with less memory has the rest of the blocks held by nobody's session. So the ways
+with less memory has the rest of the blocks allocated to no session. So the ways
 can be interleaved within seconds of each other, where a shared machine is still
 as fast as it was.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import subprocess
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from statistics import mean, quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm.config import KVTransferConfig
 
@@ -35,6 +34,9 @@ from prefill_worker.kv_transfer import SWAP_ONLY
 from prefill_worker.local_engine import LocalEngine
 from prefill_worker.session_state import ContextEvent
 from stream2llm.models.store import ensure_random_llama
+from stream2llm.serving.worker_options import WorkerOptions
+
+T = TypeVar("T")
 
 NUM_SESSIONS = 40
 BLOCK_SIZE = 32
@@ -79,7 +81,7 @@ def workload(seed: int) -> Workload:
 
 
 def num_tokens(events: Workload) -> int:
-    """Of all prompts together: what has to be computed once."""
+    """Tokens of all prompts together: what has to be computed once."""
     return sum(len(event.tokens) for batch in events.values() for event in batch)
 
 
@@ -119,7 +121,7 @@ class Outcome:
     """What one run cost."""
 
     seconds: float
-    # Of this process's cores: what the seconds would be were nobody else there.
+    # CPU seconds of this process: what `seconds` would be on a quiet machine.
     cpu_s: float
     steps: int
     # From the seal to the first token.
@@ -140,7 +142,7 @@ class Outcome:
 
     @property
     def swapped_share(self) -> float:
-        """Of the victims, those whose KV went to the host."""
+        """Share of the victims whose KV went to the host."""
         return self.counted["swap_preemptions"] / max(self.preemptions, 1)
 
 
@@ -157,7 +159,7 @@ class PressureEngine:
             max_num_batched_tokens=STEP_TOKENS,
             max_num_seqs=32,
             enable_prefix_caching=prefix_caching,
-            options={"offload_pool_blocks": NUM_HOST_BLOCKS},
+            options=WorkerOptions(offload_pool_blocks=NUM_HOST_BLOCKS),
             kv_transfer_config=KVTransferConfig(**SWAP_ONLY),
         )
 
@@ -197,20 +199,23 @@ class PressureEngine:
         self.local.close()
 
 
-def in_a_process(module: str, *arguments: str) -> Any:
-    """What that module prints as JSON in its last line; one process an engine, as vLLM wants it.
+def in_a_process(function: Callable[..., T], *arguments: Any, one_thread: bool = True) -> T:
+    """What the function returns in a new process: one process an engine, as vLLM wants it.
 
-    On one thread: several wait for each other after every operation, and are 20
+    `one_thread`: several wait for each other after every operation, and are 20
     times slower than one when the cores have other work too.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    if one_thread:
+        os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_silence) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _silence() -> None:
+    """Engines write hundreds of lines; what goes wrong comes back as an exception."""
+    with open(os.devnull, "wb") as nowhere:
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)
 
 
 class _Play:

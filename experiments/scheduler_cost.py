@@ -8,8 +8,6 @@ go in turns, so that a machine that gets busier slows both.
 progress), as a share of the step, on the default model: our schedule() and
 update_from_output() without what they spend in vLLM's own.
 
-    python -m experiments.scheduler_cost [idle|share]
-
 Real kernels on this machine's CPU, where a step takes long; on a GPU the same
 microseconds meet shorter steps, so the microseconds are printed too.
 """
@@ -17,9 +15,8 @@ microseconds meet shorter steps, so the microseconds are printed too.
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
@@ -27,6 +24,7 @@ from unittest import mock
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from experiments.pressure import in_a_process
 from experiments.stopwatch import Stopwatch
 from prefill_worker.local_engine import LocalEngine
 from prefill_worker.session_state import ContextEvent
@@ -84,8 +82,8 @@ def timed(owner: type, name: str) -> Iterator[list[float]]:
         yield seconds
 
 
-def measure_idle() -> None:
-    """Prints the ratio of `schedule()` with and without idle sessions."""
+def measure_idle() -> str:
+    """The ratio of `schedule()` with and without idle sessions."""
     engine = _engine(ensure_random_llama("fast"))
     streams = Streams(engine, vocab_size=30_000)
     _run(engine, streams, 50)
@@ -101,16 +99,16 @@ def measure_idle() -> None:
         for number in range(NUM_IDLE):
             engine.cancel(f"idle-{number}")
         _run(engine, streams, 20)
+    engine.close()
     ratio = median(beside) / median(alone)
-    print(
+    return (
         f"schedule(), {NUM_ACTIVE} active: {median(alone) * 1e6:.0f} us alone,"
         f" {median(beside) * 1e6:.0f} us beside {NUM_IDLE} idle, ratio {ratio:.2f}"
     )
-    engine.close()
 
 
-def measure_share() -> None:
-    """Prints what our scheduler adds to a step of the default model."""
+def measure_share() -> str:
+    """What our scheduler adds to a step of the default model."""
     engine = _engine(fetch_default_model(), dtype="bfloat16")
     streams = Streams(engine, vocab_size=49_000)
     _run(engine, streams, 5)
@@ -128,11 +126,11 @@ def measure_share() -> None:
             steps.append(step.seconds)
             theirs.append(base_schedule[-1] + base_update[-1])
             ours.append(schedule[-1] + update[-1] - theirs[-1])
-    print(
+    engine.close()
+    return (
         f"a step: {median(steps) * 1e3:.1f} ms; in vLLM's scheduler {median(theirs) * 1e6:.0f} us;"
         f" added by ours {median(ours) * 1e6:.0f} us, {sum(ours) / sum(steps):.2%} of the step"
     )
-    engine.close()
 
 
 def _engine(model: Any, **engine_args: Any) -> LocalEngine:
@@ -155,15 +153,16 @@ def _run(engine: LocalEngine, streams: Streams, num_steps: int) -> list[float]:
     return seconds
 
 
-def main() -> None:
-    """Runs one part, or both in a process each: vLLM allows one engine a process."""
-    parts = {"idle": measure_idle, "share": measure_share}
-    if len(sys.argv) > 1:
-        parts[sys.argv[1]]()
-        return
-    for part in parts:
-        subprocess.run([sys.executable, "-m", "experiments.scheduler_cost", part], check=True)
+PARTS = {"idle": measure_idle, "share": measure_share}
 
 
-if __name__ == "__main__":
-    main()
+def add_options(parser: ArgumentParser) -> None:
+    """Which parts."""
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+
+
+def main(args: Namespace) -> Sequence[str]:
+    """Each part in a process of its own: vLLM allows one engine a process."""
+    for part in args.only:
+        print(in_a_process(PARTS[part], one_thread=False), flush=True)
+    return ()

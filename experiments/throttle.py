@@ -27,7 +27,7 @@ class Link:
     per_block_s: float = 0.0
 
     def seconds(self, jobs: Sequence[CopyJob]) -> float:
-        """Of all these, one after the other."""
+        """Seconds that it adds to these jobs, one after the other."""
         num_blocks = sum(len(job.slots) for job in jobs)
         return len(jobs) * self.per_copy_s + num_blocks * self.per_block_s
 

@@ -19,13 +19,13 @@ from typing import Any, Protocol
 
 from vllm import SamplingParams
 
+from prefill_worker.policy_loading import require_policy
 from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY
 from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.vllm_engine import OutputStream
 from stream2llm.engine.vllm_sampling import to_vllm
-from stream2llm.serving.worker_spec import PolicyName, require_policy
 
 _log = logging.getLogger(__name__)
 
@@ -62,10 +62,13 @@ class ControlChannel:
         engine: ControlledEngine,
         on_report: Callable[[SchedulerReport], None],
         confirm_timeout_s: float,
+        import_paths: tuple[str, ...],
     ) -> None:
         self._engine = engine
         self._on_report = on_report
         self._confirm_timeout_s = confirm_timeout_s
+        # Policies beside the built-in ones.
+        self._import_paths = import_paths
         self._num_commands = 0
         self._report: SchedulerReport | None = None
         self._failure: Stream2LLMError | None = None
@@ -86,7 +89,7 @@ class ControlChannel:
         Raises InvalidRequestError for an unknown policy, UnavailableError when the
         engine is dead or does not confirm in time.
         """
-        name = require_policy(policy)
+        name = require_policy(policy, self._import_paths)
         async with self._commanding:
             command = self._next_command(name)
             await self._engine.send(await self._request(command))
@@ -128,7 +131,7 @@ class ControlChannel:
         self._on_report(report)
         self._news.set()
 
-    def _next_command(self, policy: PolicyName | None) -> SchedulerCommand:
+    def _next_command(self, policy: str | None) -> SchedulerCommand:
         self._num_commands += 1
         return SchedulerCommand(self._num_commands, policy)
 
@@ -163,9 +166,13 @@ async def open_control_channel(
     engine: ControlledEngine,
     on_report: Callable[[SchedulerReport], None],
     confirm_timeout_s: float = CONFIRM_TIMEOUT_S,
+    import_paths: tuple[str, ...] = (),
 ) -> AsyncIterator[ControlChannel]:
-    """Opens the channel to an engine's scheduler; calls `on_report` with every report."""
-    channel = ControlChannel(engine, on_report, confirm_timeout_s)
+    """Opens the channel to an engine's scheduler; calls `on_report` with every report.
+
+    `import_paths` are policies that it may be switched to besides the built-in ones.
+    """
+    channel = ControlChannel(engine, on_report, confirm_timeout_s, import_paths)
     follower = asyncio.create_task(channel.follow(await channel.open()))
     try:
         await channel.first_report()

@@ -16,8 +16,9 @@ import msgspec
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine import EngineCoreRequest
 
-from prefill_worker.kv_transfer import kv_transfer, swaps
+from prefill_worker.kv_transfer import kv_transfer
 from prefill_worker.limits import check_context
+from prefill_worker.policy_loading import find_policies
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from prefill_worker.settings import require_settings
 from stream2llm.api.errors import InvalidRequestError
@@ -57,30 +58,22 @@ _HAND_OVER = {
 
 async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
     """Starts vLLM with our scheduler, as a KV producer."""
+    find_policies(spec.options.prefill.import_paths)  # EngineCore's errors are hard to find
     return await Engine.start(spec, stats=stats, **_settings(spec))
 
 
 def check_arguments(spec: WorkerSpec) -> None:
     """Raises the error of vLLM or of our scheduler if it rejects this worker's arguments."""
+    find_policies(spec.options.prefill.import_paths)
     require_settings(engine_args(spec, **_settings(spec)).create_engine_config())
 
 
 def _settings(spec: WorkerSpec) -> dict[str, Any]:
     """Returns the arguments of `Engine.start` and `engine_args` beside the spec."""
-    options = {
-        "policy": spec.policy,
-        "starvation_guard_steps": spec.starvation_guard_steps,
-        "open_token_budget": spec.open_token_budget,
-        "progress_interval_tokens": spec.progress_interval_tokens,
-        "min_offer_tokens": spec.min_offer_tokens,
-        "preemption": spec.preemption,
-        "offload_pool_bytes": spec.offload_pool_bytes,
-        "cost_profile": spec.cost_profile,
-    }
-    is_swapping = swaps(spec.preemption, spec.offload_pool_bytes)
+    options = spec.options
     return {
-        "kv_transfer": kv_transfer(nixl_options(spec), swaps=is_swapping),
-        "fixed_args": {**FIXED_ARGS, "additional_config": {WIRE_KEY: options}},
+        "kv_transfer": kv_transfer(nixl_options(spec), swaps=options.prefill.swaps),
+        "fixed_args": {**FIXED_ARGS, "additional_config": options.to_additional_config()},
     }
 
 

@@ -14,11 +14,6 @@ SWAP_ONLY: dict[str, Any] = {
 }
 
 
-def swaps(preemption: str, offload_pool_bytes: int) -> bool:
-    """Whether evicted KV may be copied to the host."""
-    return preemption != "recompute" and offload_pool_bytes > 0
-
-
 def kv_transfer(nixl_options: Mapping[str, Any], *, swaps: bool) -> dict[str, Any]:
     """Returns vLLM's `kv_transfer_config`.
 

@@ -30,6 +30,7 @@ from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.engine.cpu_executor import executor_args
 from stream2llm.engine.sockets import socket_environment
+from stream2llm.serving.worker_options import WorkerOptions
 
 ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",
@@ -43,6 +44,8 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     **socket_environment("127.0.0.1"),
 }
+
+_DEFAULTS = WorkerOptions()
 
 
 def core_request(
@@ -70,14 +73,14 @@ class LocalEngine:
         self,
         model: Path,
         *,
-        options: Mapping[str, Any] | None = None,
+        options: WorkerOptions = _DEFAULTS,
         environment: Mapping[str, str] | None = None,
         in_process: bool = True,
         **engine_args: Any,
     ) -> None:
         """Loads the model and builds everything; takes 15 to 60 s.
 
-        `options` are our scheduler's. `environment` replaces values of ENVIRONMENT
+        `options` set our scheduler. `environment` replaces values of ENVIRONMENT
         while the engine starts. With `in_process` the model runs in this process too;
         otherwise as in a prefill worker: on a CPU bound to its cores, with tensor
         parallelism in separate processes. Raises vLLM's errors.
@@ -86,7 +89,7 @@ class LocalEngine:
             "enforce_eager": True,
             **_platform_args(engine_args, in_process=in_process),
             **FIXED_ARGS,
-            "additional_config": {WIRE_KEY: dict(options or {})},
+            "additional_config": options.to_additional_config(),
             **engine_args,
         }
         # The environment of the rest of this process must not change.

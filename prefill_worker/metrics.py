@@ -104,7 +104,8 @@ def _per_direction(name: str, text: str, registry: CollectorRegistry) -> Counter
 class PrefillMetrics:
     """All metrics of one prefill scheduler."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, import_paths: tuple[str, ...] = ()) -> None:
+        self._policies = (*POLICIES, *import_paths)
         self._recorded = SchedulerCounters()
         self._swap = SwapMetrics(registry)
         self._tokens = Counter(
@@ -164,7 +165,7 @@ class PrefillMetrics:
             decision.observe(seconds)
         for state, name in _SESSION_STATES.items():
             self._sessions.labels(state).set(getattr(report, name))
-        for policy in POLICIES:
+        for policy in self._policies:
             self._policy.labels(_ROLE, policy).set(policy == report.policy)
 
     def _begin_at_zero(self) -> None:
@@ -173,7 +174,7 @@ class PrefillMetrics:
             self._tokens.labels(kind)
         for state in _SESSION_STATES:
             self._sessions.labels(state)
-        for policy in POLICIES:
+        for policy in self._policies:
             self._decision.labels(_ROLE, policy)
             self._policy.labels(_ROLE, policy)
             for action in _PREEMPTIONS:

@@ -1,16 +1,16 @@
-"""Rankings: who is served first, and who is evicted last.
+"""Scheduling policies: which session is served first, and which is evicted last.
 
-A policy is one function from a view to a sortable key: the lower key is served
-first. That is all a new policy needs, and its line in `POLICIES`. Two things
-hold for every policy: promoted sessions (see the starvation guard.py) go before all others
-when it is their turn, and those that would only restore KV they have lost go
-behind all others.
+A policy is one function from a `RequestView` to a sortable key: the lower key is
+served first. A new one is that function and its line in `POLICIES`, or an import
+path in the configuration (policy_loading.py). Two things hold for every policy:
+promoted sessions (starvation_guard.py) go before all others when it is their turn,
+and those that would only restore KV they have lost go behind all others.
 
-Who is evicted follows from the rank: open sessions with nothing new to compute
-first, then open ones with new tokens, sealed ones last; inside a tier the last
-in rank first, but among the idle ones a few whose loss costs little are
-preferred (see victims.py). A policy that evicts in another order says so with a second key,
-`keep`: the higher key goes first, and nothing else counts.
+The order of eviction follows from the rank: open sessions with nothing new to
+compute first, then open ones with new tokens, sealed ones last; inside a tier the
+last in rank first, but among the idle ones a few whose loss costs little are
+preferred (victims.py). A policy that evicts in another order says so with a second
+key, `keep`: the higher key goes first, and nothing else counts.
 
 Keys must tell any two sessions apart (the arrival does), and may use only what
 a view holds, because a session is ranked anew only when its view is replaced.
@@ -60,8 +60,8 @@ class Policy(NamedTuple):
     def may_swap_order(self, first: RequestView, second: RequestView) -> bool:
         """Whether the order in which these two are evicted says nothing.
 
-        Of open sessions without new tokens nobody knows who is served next. Of
-        the others it is known: the last in rank will need its KV last.
+        It is unknown which open session without new tokens is served next. Among
+        the others, the last in rank will need its KV last.
         """
         if self.keep is not None or first.promotion or second.promotion:
             return False
@@ -69,7 +69,7 @@ class Policy(NamedTuple):
 
 
 def default(view: RequestView) -> RankKey:
-    """Stock vLLM: whoever runs goes on, others by arrival; blind to chunks."""
+    """Stock vLLM: running sessions go on, others by arrival; blind to chunks."""
     return (view.num_blocks == 0, view.arrival)
 
 
@@ -102,11 +102,11 @@ def srpf(view: RequestView) -> RankKey:
 
     A sealed session ranks as if sealed `SRPF_AGEING` tokens of the worker's work
     later for each token it has left. Work is its own clock: the order of
-    two sessions that wait does not change while they do, so nobody need be ranked
+    two sessions that wait does not change while they do, so none is ranked
     anew, and what comes later than that cannot overtake. 0 would be the order of
     seals, infinity shortest-first without ageing: better at P95 and P99, and up to twice as
     long at P99.9; 6 was chosen on two seeds of the paper's grid. Open sessions by
-    arrival: nobody knows how long theirs will be.
+    arrival: how long theirs will be is unknown.
     """
     if not view.sealed:
         return (True, view.arrival)

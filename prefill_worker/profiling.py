@@ -50,9 +50,11 @@ from prefill_worker.profile_swap import SwapMeter, SwapTimes
 from stream2llm.api.errors import InvalidRequestError, describe
 from stream2llm.serving.clock import Clock
 from stream2llm.serving.machine_memory import machine_memory
+from stream2llm.serving.router_spec import GIB
+from stream2llm.serving.worker_options import PrefillOptions, WorkerOptions
 
 # Copies of this size reach full bandwidth.
-MAX_POOL_BYTES = 4 * 1024**3
+MAX_POOL_BYTES = 4 * GIB
 SWAP_SHARE = 0.3
 # A larger spread means a busy machine; a quiet one stays well below.
 NOISY_SPREAD = 0.2
@@ -131,6 +133,11 @@ def plan_for(engine: LocalEngine) -> RecomputePlan:
     return recompute_plan(engine.config.scheduler_config.max_num_batched_tokens, max_tokens)
 
 
+def _options(pool_bytes: int) -> PrefillOptions:
+    """A policy under which a step of one open session takes the whole token budget."""
+    return PrefillOptions(policy="fcfs", preemption="recompute", offload_pool_gib=pool_bytes / GIB)
+
+
 @contextmanager
 def _engine(subject: Subject) -> Iterator[LocalEngine]:
     reserved = _RESERVED_ARGS.intersection(subject.engine_args)
@@ -143,7 +150,7 @@ def _engine(subject: Subject) -> Iterator[LocalEngine]:
     try:
         engine = LocalEngine(
             subject.model,
-            options={"offload_pool_bytes": min(MAX_POOL_BYTES, available // 4)},
+            options=WorkerOptions(prefill=_options(min(MAX_POOL_BYTES, available // 4))),
             environment=subject.environment,
             in_process=False,
             kv_transfer_config=_SWAP_CONNECTOR,

@@ -52,14 +52,15 @@ from prefill_worker.blocks import truncate_kv
 from prefill_worker.costs import costs_for
 from prefill_worker.offering import Offering, with_deadline
 from prefill_worker.offers import OfferLimits, OfferTable
-from prefill_worker.policy import POLICIES
+from prefill_worker.policy import POLICIES, Policy
+from prefill_worker.policy_loading import Guard, find_policies
 from prefill_worker.preemption import Preemption
 from prefill_worker.prefix_hits import PrefixHits
 from prefill_worker.progress_reporting import LiveSession, ProgressReporting
 from prefill_worker.report import SchedulerCommand, SchedulerCounters
 from prefill_worker.reporting import Reporting
 from prefill_worker.request_tokens import event_or_command, replace_tail
-from prefill_worker.session_state import WIRE_KEY, ContextEvent
+from prefill_worker.session_state import ContextEvent
 from prefill_worker.session_table import SessionTable
 from prefill_worker.settings import require_settings
 from prefill_worker.swap_connector import SwapConnector, find_connector
@@ -71,10 +72,11 @@ from stream2llm.engine.orphan_guard import exit_with_parent
 from stream2llm.serving import logs
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.prefix import common_prefix_len
-from stream2llm.serving.worker_spec import DEFAULT_POLICY
+from stream2llm.serving.worker_options import DEFAULT_POLICY, WorkerOptions
 
 _log = logging.getLogger(__name__)
 
+_STAND_IN = POLICIES[DEFAULT_POLICY]
 _DELAYS = (StopReason.KV_MEMORY, StopReason.KV_LEASED)
 
 
@@ -86,29 +88,28 @@ class PrefillScheduler(Scheduler):
         logs.configure_child()
         exit_with_parent()
         require_settings(self.vllm_config)
-        options = self.vllm_config.additional_config.get(WIRE_KEY, {})
+        options = WorkerOptions.from_additional_config(self.vllm_config.additional_config)
+        self._options = options.prefill
         self._clock = SystemClock()
         self._ledger = blocks.LiveLedger(self.kv_cache_manager, self.requests)
+        self._policies = find_policies(self._options.import_paths)
+        self._policy_guard = Guard()
         self._table = SessionTable(
-            POLICIES[options.get("policy", DEFAULT_POLICY)],
-            starvation_guard_steps=int(options.get("starvation_guard_steps", 1000)),
+            self._guarded(self._options.policy),
+            starvation_guard_steps=self._options.starvation_guard_steps,
             num_lost_blocks=len(self.kv_cache_manager.block_pool.blocks),
         )
-        # None: no separate budget.
-        self._open_token_budget: int | None = options.get("open_token_budget")
         # The baseline of benchmarks.
-        self._evicts_whole_requests = bool(options.get("evicts_whole_requests", False))
+        self._evicts_whole_requests = False
         self._counters = SchedulerCounters()
-        self._mode = Mode(options.get("preemption", "recompute"))
-        self.swapping = self._create_swapping(options)
+        self._mode = Mode(self._options.preemption)
+        self.swapping = self._create_swapping()
         # Start of the step under way, and the tokens that it computes.
         self._step_began_s = 0.0
         self._step_ranges: list[tuple[int, int]] = []
-        self.offering = self._create_offering(options)
+        self.offering = self._create_offering(options.handover.min_offer_tokens)
         self._reporting = Reporting()
-        self._progress_reporting = ProgressReporting(
-            int(options.get("progress_interval_tokens", 256))
-        )
+        self._progress_reporting = ProgressReporting(self._options.progress_interval_tokens)
         self._live: dict[str, LiveSession] = {}
         # Outputs that end requests which could not be handled, each with its client index.
         self._failed: list[tuple[int, EngineCoreOutput]] = []
@@ -119,22 +120,22 @@ class PrefillScheduler(Scheduler):
         # The last plan ended for lack of blocks.
         self._is_short_of_blocks = False
 
-    def _create_swapping(self, options: dict[str, Any]) -> Swapping:
+    def _create_swapping(self) -> Swapping:
         connector = find_connector(self.connector, SwapConnector)
         return Swapping(
             self.kv_cache_manager,
             connector or NoCopier(),
-            costs_for(self.vllm_config, options.get("cost_profile", "")),
+            costs_for(self.vllm_config, self._options.cost_profile or ""),
             self._counters,
             num_ranks=connector.num_ranks if connector else 1,
             copies_block=current_platform.is_cpu(),
         )
 
-    def _create_offering(self, options: dict[str, Any]) -> Offering:
+    def _create_offering(self, min_tokens: int) -> Offering:
         num_blocks = len(self.kv_cache_manager.block_pool.blocks)
         limits = OfferLimits(
             self.block_size,
-            min_tokens=int(options.get("min_offer_tokens", 256)),
+            min_tokens=min_tokens,
             max_pinned_blocks=num_blocks,
         )
         nixl = find_connector(self.connector, NixlConnector)
@@ -192,12 +193,25 @@ class PrefillScheduler(Scheduler):
 
     def set_policy(self, name: str) -> None:
         """Ranks all sessions by another policy from the next step on; none is lost."""
-        policy = POLICIES.get(name)
-        if policy is None:
+        if name not in self._policies:
             # The sender has checked the name; an unknown one is not worth ending the engine.
             _log.error("there is no policy %r; %s stays", name, self._table.policy.name)
             return
-        self._table.set_policy(policy)
+        self._table.set_policy(self._guarded(name))
+
+    def _guarded(self, name: str) -> Policy:
+        """The policy; one that is not built in gets a guard, as it may raise anything."""
+        self._policy_guard = Guard()
+        policy = self._policies[name]
+        return policy if name in POLICIES else self._policy_guard.around(policy, _STAND_IN)
+
+    def _replace_failed_policy(self) -> None:
+        """Follows the default from now on, if the policy has raised."""
+        error = self._policy_guard.error
+        if error is not None:
+            failed, stand_in = self._table.policy.name, _STAND_IN.name
+            _log.error("policy_failed policy=%s now=%s", failed, stand_in, exc_info=error)
+            self.set_policy(stand_in)
 
     def _begin(self, request: Request, event: ContextEvent | None) -> None:
         # A prefill engine samples only the first token, whatever is requested.
@@ -295,6 +309,7 @@ class PrefillScheduler(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Plans a step and makes the base class build it."""
         started_s = self._clock.monotonic_s()
+        self._replace_failed_policy()
         self._table.begin_step()
         plan = self._plan()
         self._table.end_step(plan, self._num_free_blocks)
@@ -344,7 +359,7 @@ class PrefillScheduler(Scheduler):
             block_size=self.block_size,
             evicts_whole_requests=self._evicts_whole_requests,
             num_host_slots=self.swapping.host.num_free,
-            num_open_tokens=self._open_token_budget,
+            num_open_tokens=self._options.open_token_budget,
         )
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:

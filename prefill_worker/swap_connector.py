@@ -11,7 +11,6 @@ requests that kept them allocated, which vLLM's own loading does not support.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,9 +24,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from prefill_worker.block_copy import BlockCopier, make_copier
 from prefill_worker.block_regions import block_bytes, block_views, find_regions
-from prefill_worker.session_state import WIRE_KEY
 from prefill_worker.swap_jobs import CopyJob, Direction, JobResults, StepJobs
 from stream2llm.serving import logs
+from stream2llm.serving.worker_options import WorkerOptions
 
 if TYPE_CHECKING:
     import torch
@@ -70,10 +69,9 @@ class SwapWorkerMeta(KVConnectorWorkerMetadata):
 class SwapConnector(KVConnectorBase_V1, SupportsHMA):
     """Both halves; vLLM creates one object for the scheduler and one for each rank.
 
-    Options, in `additional_config`: `offload_pool_bytes`, over all ranks, or
-    `offload_pool_blocks`, which takes precedence. Raises ValueError, when the engine
-    starts, for pipeline stages, for models whose new blocks vLLM clears, and for KV
-    caches whose layout is not supported.
+    The pool's size is in `WorkerOptions`, over all ranks. Raises ValueError, when the
+    engine starts, for pipeline stages, for models whose new blocks vLLM clears, and
+    for KV caches whose layout is not supported.
     """
 
     def __init__(
@@ -93,7 +91,7 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         self.num_ranks: int = parallel.world_size
         # Over all ranks. 0 when the engine has no KV memory, as in tests without a worker.
         self.bytes_per_block = block_bytes(find_regions(kv_cache_config)) * self.num_ranks
-        options = (vllm_config.additional_config or {}).get(WIRE_KEY, {})
+        options = WorkerOptions.from_additional_config(vllm_config.additional_config)
         self.num_slots = _num_slots(options, self.bytes_per_block)
         # The scheduler's half.
         self._to_start: dict[Direction, list[CopyJob]] = {each: [] for each in Direction}
@@ -196,9 +194,8 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         """Nothing is saved of what the step computes."""
 
 
-def _num_slots(options: Mapping[str, Any], bytes_per_block: int) -> int:
+def _num_slots(options: WorkerOptions, bytes_per_block: int) -> int:
     """Returns the pool's size in blocks."""
-    num_blocks = options.get("offload_pool_blocks")
-    if num_blocks is not None:
-        return int(num_blocks)
-    return int(options.get("offload_pool_bytes", 0)) // bytes_per_block if bytes_per_block else 0
+    if options.offload_pool_blocks is not None:
+        return options.offload_pool_blocks
+    return options.prefill.offload_pool_bytes // bytes_per_block if bytes_per_block else 0

@@ -16,39 +16,48 @@ from cost_profiles.decision import Reason
 
 
 class RequestView(NamedTuple):
-    """One session as the planner sees it. Counts are of tokens or blocks.
+    """One session as the planner and a policy see it.
+
+    All that an order of sessions may depend on. Every field is a scalar; counts are of
+    prompt tokens or of KV blocks (`block_size` tokens each) on this worker. Documents,
+    clients and wall-clock time are not visible: `arrival`, `last_event` and
+    `last_event_work` are the worker's own clocks.
 
     A tuple, because one is made for each session that a step touches, and a
     frozen dataclass takes three times as long to make.
     """
 
     request_id: str
-    # No more context will come: the last token may be computed and the first
-    # one of the answer sampled.
+    """The session at the engine; unique, and without meaning for an order."""
     sealed: bool
-    # Counts arrivals at this worker; lower came earlier.
+    """Whether the context is complete: the last token may be computed, and the first one of
+    the answer sampled. A client waits for exactly these sessions."""
     arrival: int
-    # Counts context events at this worker; higher was touched later.
+    """Number of the session at this worker, from 1 in order of arrival; unique."""
     last_event: int
+    """Number of its last context event (open, append, update, seal) among all sessions' events
+    at this worker; higher was touched later."""
     num_known_tokens: int
+    """Tokens of the context so far, prefix and suffix included."""
     num_computed_tokens: int
-    # In its block table, shared ones included.
+    """Of these, tokens from the start whose KV is on the device now."""
     num_blocks: int
-    # So many of the known tokens were computed at some time; fewer are computed
-    # now if the KV was evicted.
+    """Device blocks in its block table, shared ones included."""
     num_reached_tokens: int = 0
-    # Which promotion it has, counting from 1; 0: none (see the starvation guard.py).
+    """Known tokens that were computed at some time; more than `num_computed_tokens` while
+    evicted KV is not restored, else 0."""
     promotion: int = 0
-    # Its blocks [start, stop) are on the host: the next such run behind what is
-    # computed. Equal: none is.
+    """Number of its promotion by the starvation guard, from 1; 0: not promoted."""
     host_start: int = 0
+    """First block index of its next run of blocks in the CPU KV offload pool."""
     host_stop: int = 0
-    # Blocks are being copied back, behind what is computed; until they are
-    # there, nothing else can be done for it or with it.
+    """Block index behind that run; equal to `host_start`: there is none."""
     is_loading: bool = False
-    # Tokens this worker had computed, of all sessions, at the last event: a clock that
-    # stands still when nothing is computed, and that a policy may use.
+    """Whether blocks are being copied back from the host: until the copy ends, the session is
+    neither served nor evicted."""
     last_event_work: int = 0
+    """Prompt tokens that this worker had computed for all sessions at the last event: a clock
+    that stands still while nothing is computed."""
 
     @property
     def num_target_tokens(self) -> int:

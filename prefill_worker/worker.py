@@ -23,7 +23,8 @@ class Worker(EngineWorker):
 
     def __init__(self, spec: WorkerSpec, registry: CollectorRegistry = REGISTRY) -> None:
         super().__init__(spec, registry)
-        self._metrics = PrefillMetrics(registry)
+        self._import_paths = spec.options.prefill.import_paths
+        self._metrics = PrefillMetrics(registry, self._import_paths)
         self._control: ControlChannel
 
     async def start_engine(self) -> Engine:
@@ -32,7 +33,9 @@ class Worker(EngineWorker):
 
     async def start_more(self, stack: AsyncExitStack) -> None:
         """Opens the control channel to the scheduler."""
-        channel = open_control_channel(self.engine, self._metrics.record)
+        channel = open_control_channel(
+            self.engine, self._metrics.record, import_paths=self._import_paths
+        )
         self._control = await stack.enter_async_context(channel)
 
     def add_services(self, server: grpc.aio.Server) -> None:

@@ -5,7 +5,7 @@ the present sequence. `layout` keeps the longest possible one: up to the first d
 that the update leaves out. Everything behind has to be computed anyway, so its order is
 free, and it gets the order of the ranking: later updates leave out the least relevant
 documents first, and the further back those are, the less they invalidate.
-`python -m experiments.ordering` compares this with other orders that keep as much.
+`python -m experiments document-orders` compares this with other orders that keep as much.
 
 Documents are identified by any hashable value. One that occurs several times counts
 as often.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.decision import Mode
-from prefill_worker.policy import POLICIES
+from prefill_worker.policy_loading import find_policy
 from prefill_worker.preemption import Preemption
 from prefill_worker.rank_index import RankIndex
 from prefill_worker.types import BlockLedger, RequestView, StepLimits
@@ -78,7 +78,7 @@ def a_request(
 
 def a_ranking(*views: RequestView, policy: str = "fcfs", promoted_first: bool = False) -> RankIndex:
     """Those sessions, ranked."""
-    ranking = RankIndex(POLICIES[policy])
+    ranking = RankIndex(find_policy(policy))
     for view in views:
         ranking.put(view)
     ranking.promoted_first = promoted_first

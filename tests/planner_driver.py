@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from prefill_worker.offload_pool import OffloadPool
 from prefill_worker.policy import POLICIES
+from prefill_worker.policy_loading import find_policy
 from prefill_worker.preemption import Preemption
 from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
@@ -142,7 +143,7 @@ class PlannerDriver:
         self._block_size = block_size
         self._step_requests = step_requests
         self._table = SessionTable(
-            POLICIES[policy], starvation_guard_steps, num_lost_blocks=num_blocks
+            find_policy(policy), starvation_guard_steps, num_lost_blocks=num_blocks
         )
         self._answers: dict[str, list[int]] = {}
         # Answered sessions under a lease: the sequence their blocks hold.
@@ -453,7 +454,7 @@ class PlannerDriver:
         self._let_go_of_lease(_SHORTAGE)
 
     def set_policy(self, policy: str) -> None:
-        self._table.set_policy(POLICIES[policy])
+        self._table.set_policy(find_policy(policy))
 
     def leased(self) -> frozenset[str]:
         return frozenset(self._leases)

@@ -239,6 +239,7 @@ async def a_ring(
         model_path=str(model_path),
         max_model_len=max_model_len,
         limits=RouterLimits(**limits),
+        handover="at_seal",
         drain_timeout_s=drain_timeout_s,
     )
     router = Router(spec, serve_metrics=MetricsServer if serve_metrics else NoMetricsServer)

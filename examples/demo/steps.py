@@ -1,4 +1,4 @@
-"""The demo itself: documents, a cluster, three answers. `demo.py` is its command line."""
+"""The demo itself: documents, a cluster, three answers. `__main__.py` is its command line."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from examples.demo.run import Result, Snapshot
 
 
 class View(Protocol):
-    """What the demo tells."""
+    """What the demo prints."""
 
     def say(self, line: str) -> None: ...
 

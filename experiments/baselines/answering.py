@@ -15,8 +15,8 @@ from itertools import count
 from experiments.baselines.cells import NON_STREAMING, STREAMED, WARMED, policy_of
 from experiments.baselines.engines.link import EngineLink
 from experiments.baselines.engines.messages import Ask, Feed, Splice
-from experiments.baselines.plays import Change, Play, applied
 from experiments.baselines.systems import Asking
+from experiments.plays import Change, Play, applied
 
 _NUMBERS = count(1)
 

@@ -23,7 +23,7 @@ class Load:
     """How a trace is offered."""
 
     name: LoadName
-    # Of the measured prefill rate.
+    # Share of the measured prefill rate.
     share: float
     # On the gaps between chunks.
     gap_factor: float = 1.0

@@ -12,14 +12,13 @@ from typing import Any
 import psutil
 
 from experiments.baselines.cells import ours, policy_of
-from experiments.baselines.plays import Change, Play
 from experiments.baselines.scaling import OPEN_STEP_TOKENS
 from experiments.baselines.systems import Asking, SystemDiedError
+from experiments.plays import Change, Play
+from experiments.sending import Sender
 from stream2llm.client import (
     AsyncClient,
     AsyncSession,
-    Document,
-    DocumentRef,
     SamplingParameters,
     TokenDelta,
 )
@@ -28,7 +27,6 @@ from stream2llm.cluster.config import ClusterConfig, parse_config
 from stream2llm.serving.processes import owned_processes
 from stream2llm.workload.replay.run import find_urls
 from stream2llm.workload.replay.scrape import Scraper
-from stream2llm.workload.traces.format import Event
 
 READY_TIMEOUT_S = 300.0
 
@@ -111,10 +109,10 @@ class ClusterSession:
     def __init__(self, client: AsyncClient, play: Play, sampling: SamplingParameters) -> None:
         self._play = play
         self._session: AsyncSession = client.session(prefix=play.prefix_ids, sampling=sampling)
+        self._sender = Sender(self._session, play)
         # The trace's events behind the opening, in order.
         self._events = iter(play.session.events)
         self._is_open = False
-        self._sent: set[str] = set()
 
     async def change(self, change: Change) -> None:
         """The first one is the opening; the others are the trace's events."""
@@ -122,26 +120,14 @@ class ClusterSession:
             self._is_open = True
             await self._session.__aenter__()
         else:
-            await self._send(next(self._events))
+            await self._sender.send(next(self._events))
 
     async def finish(self, last: Change) -> AsyncIterator[int]:
         """The last event, and the seal behind it."""
-        await self._send(next(self._events))
+        await self._sender.send(next(self._events))
         async for event in self._session.seal(self._play.question_ids):
             if isinstance(event, TokenDelta):
                 yield len(event.token_ids)
-
-    async def _send(self, event: Event) -> None:
-        if event.kind == "append":
-            await self._session.append(*(self._document(each) for each in event.documents))
-        else:
-            await self._session.update([self._document(each) for each in event.documents])
-
-    def _document(self, name: str) -> Document:
-        if name in self._sent:
-            return DocumentRef(name)
-        self._sent.add(name)
-        return Document(self._play.documents[name], name)
 
     async def cancel(self) -> None:
         """Ends the session, whatever state it is in."""

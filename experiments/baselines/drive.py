@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from experiments.baselines.plays import Change, Play
 from experiments.baselines.systems import Asking, System, SystemDiedError
+from experiments.plays import Change, Play
 from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.workload.records import RunRecord, SessionRecord
 from stream2llm.workload.replay.lag import LagProbe

@@ -8,7 +8,7 @@ import psutil
 
 from stream2llm.serving.clock import Clock
 
-# Of the machine's cores; above it the figures of a run are suspect.
+# Share of the machine's CPU time that others may take before a run's figures are suspect.
 TOLERATED_SHARE = 0.05
 
 

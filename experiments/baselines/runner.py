@@ -51,9 +51,9 @@ WHOLE_MAX_TOKENS = 64
 CALIBRATION_SESSIONS = 100
 # Short ones, which fit into scarce memory too.
 WARM_UP_SESSIONS, WARM_UP_TOKENS = 40, 1500
-# Of a run, beside playing: emptying caches, making token ids, writing the record.
+# Seconds of a run beside playing: emptying caches, making token ids, writing the record.
 BETWEEN_S = 2.5
-# Of all engines of a shape, or of whole systems.
+# Seconds to start all engines of a shape, or whole systems.
 STARTS_S = 100.0
 # A session without an answer for so many mean prefills is given up, but not sooner than that.
 PATIENCE_PREFILLS, LEAST_PATIENCE_S = 500, 15.0
@@ -182,7 +182,7 @@ class Runner:
 
         config = cluster_config(str(self._model_path), _cluster_args(blocks), self._options.cores)
         self.say("starting a cluster")
-        # In this thread: Ray wants the main one, and nobody else has anything to do.
+        # In this thread: Ray wants the main one, and no other task has anything to do.
         with Cluster.start(config) as cluster:
             catch_signals()  # Ray has put handlers of its own in place
             cluster.wait_ready(READY_TIMEOUT_S, self.say)
@@ -293,7 +293,7 @@ class Runner:
 
 
 def settings_of(turn: Turn, pace: Pace) -> dict[str, str | float]:
-    """What tells this run from others."""
+    """The settings in which this run differs from others."""
     load = asdict(turn.cell.load)
     return {
         "comparison": turn.cell.comparison,

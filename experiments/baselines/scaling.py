@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stream2llm.serving import worker_spec
+from stream2llm.serving.worker_options import PrefillOptions
 from stream2llm.workload.traces.format import Shape
 from stream2llm.workload.traces.targets import TARGETS
 
@@ -21,7 +21,7 @@ PAPER_TOKENS_PER_S = 8_889 / 0.15
 # Its step budgets, 2,048 and 8,192 tokens, at the scale of the lengths.
 STEP_TOKENS: dict[Shape, int] = {"crawler": 256, "anns": 1024}
 # Ours by default, likewise.
-OPEN_STEP_TOKENS = round(worker_spec.OPEN_STEP_TOKENS * TOKEN_SCALE)
+OPEN_STEP_TOKENS = round(PrefillOptions().open_token_budget * TOKEN_SCALE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Pace:
 
     @property
     def mean_tokens(self) -> float:
-        """Of a prompt, at the scale used here."""
+        """Mean tokens of a prompt, at the scale used here."""
         return TARGETS[self.shape].statistics["tokens"]["mean"] * TOKEN_SCALE
 
     @property

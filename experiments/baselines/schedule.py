@@ -6,8 +6,8 @@ from functools import cache
 
 from experiments.baselines.cells import NON_STREAMING, PRESSURE, Cell, Turn
 from experiments.baselines.memory import MAX_MODEL_LEN, num_kv_blocks
-from experiments.baselines.plays import Play, plays
 from experiments.baselines.scaling import TOKEN_SCALE, Pace, at_paper_speed
+from experiments.plays import Play, plays
 from stream2llm.workload.traces.format import Scale, Shape
 
 
@@ -41,7 +41,7 @@ def burst(shape: Shape, count: int, key: str) -> list[Play]:
 def kv_blocks(
     shape: Shape, num_sessions: int, repetitions: int, retrieval_factor: float, *, scarce: bool
 ) -> int:
-    """Of each engine. Known before its speed is: see `at_paper_speed`."""
+    """KV blocks of each engine, which do not depend on its speed: see `at_paper_speed`."""
     cell, pace = Cell("engine", shape, PRESSURE), at_paper_speed(shape)
     played = [
         plays_of(Turn(cell, NON_STREAMING, number), pace, num_sessions, retrieval_factor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
-from experiments.baselines.plays import Change, Play
+from experiments.plays import Change, Play
 from stream2llm.api.errors import Stream2LLMError
 
 

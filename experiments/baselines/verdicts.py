@@ -16,6 +16,7 @@ from stream2llm.workload.records import RunRecord, SessionRecord
 from stream2llm.workload.report import RatioInterval, Verdict, ratio_interval
 from stream2llm.workload.report.lateness import LOOP_LAG_MAX, LOOP_LAG_P99
 from stream2llm.workload.report.statistics import distribution
+from stream2llm.workload.table import Table, markdown
 
 PERCENTILES = (50.0, 95.0, 99.0)
 # (d) of the comparison: our scheduler with stock vLLM's order.
@@ -119,7 +120,7 @@ def shifted(session: SessionRecord, by_s: float, prefix: str) -> SessionRecord:
 
 
 def ttfts_s(runs: Iterable[RunRecord]) -> list[float]:
-    """Of all sessions that have one."""
+    """TTFT in seconds of all sessions that have one."""
     found = (session.ttft_s for run in runs for session in run.sessions)
     return [each for each in found if each is not None]
 
@@ -214,54 +215,55 @@ def _better_everywhere(each: Against) -> Wanted:
 def verdict_tables(runs: Sequence[RunRecord]) -> str:
     """All of it as Markdown."""
     found = against_all(runs)
-    parts = ["# Baselines", "", *_wanted_lines(wanted(found))]
+    parts = ["# Baselines", markdown(_wanted_table(wanted(found)))]
     for trace in dict.fromkeys(run.trace for run in runs):
         cell = [run for run in runs if run.trace == trace]
-        parts += ["", f"## {trace}", "", *_absolute_lines(cell)]
-        parts += ["", *_against_lines([each for each in found if each.trace == trace])]
-    return "\n".join(parts) + "\n"
+        parts += [f"## {trace}", markdown(_absolute_table(cell))]
+        parts.append(markdown(_against_table([each for each in found if each.trace == trace])))
+    return "\n\n".join(parts) + "\n"
 
 
-def _wanted_lines(rows: Sequence[Wanted]) -> list[str]:
-    head = ["| wanted | figure | |", "|---|---|---|"]
+def _wanted_table(rows: Sequence[Wanted]) -> Table:
     marks = {True: "yes", False: "**NO**"}
-    return head + [f"| {row.what} | {row.figure} | {marks[row.holds]} |" for row in rows]
+    return Table(["wanted", "figure", ""], [[r.what, r.figure, marks[r.holds]] for r in rows], 3)
 
 
-def _absolute_lines(cell: Sequence[RunRecord]) -> list[str]:
-    lines = [
-        "| system | answers | failed | TTFT P50 | P95 | P99 | mean | completed in | CPU |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+def _absolute_table(cell: Sequence[RunRecord]) -> Table:
+    titles = [
+        "system",
+        "answers",
+        "failed",
+        "TTFT P50",
+        "P95",
+        "P99",
+        "mean",
+        "completed in",
+        "CPU",
     ]
-    for system in dict.fromkeys(run.system for run in cell):
-        runs = [run for run in cell if run.system == system]
-        lines.append(_absolute_line(system, runs))
-    return lines
+    systems: dict[str, list[RunRecord]] = {}
+    for run in cell:
+        systems.setdefault(run.system, []).append(run)
+    return Table(titles, [_absolute_cells(name, runs) for name, runs in systems.items()])
 
 
-def _absolute_line(system: str, runs: Sequence[RunRecord]) -> str:
+def _absolute_cells(system: str, runs: Sequence[RunRecord]) -> list[str]:
     found = distribution(ttfts_s(runs))
     times = [found.percentiles[each] for each in PERCENTILES] + [found.mean] if found else []
     shown = [f"{1000 * each:,.1f} ms" for each in times] or ["-"] * 4
     cpu_s = median(run.counters.get("cpu_s", float("nan")) for run in runs)
-    return (
-        f"| {system} | {found.count if found else 0} | {num_failed(runs)} | {' | '.join(shown)}"
-        f" | {_completion_s(runs):.1f} s | {cpu_s:.1f} s |"
-    )
+    counts = [str(found.count if found else 0), str(num_failed(runs))]
+    return [system, *counts, *shown, f"{_completion_s(runs):.1f} s", f"{cpu_s:.1f} s"]
 
 
-def _against_lines(found: Sequence[Against]) -> list[str]:
-    lines = [
-        "| ours | against | P50 | P95 | P99 | completion | failed (ours, theirs) |",
-        "|---|---|---|---|---|--:|---|",
-    ]
-    for each in found:
-        ratios = " | ".join(show_ratio(each.ratios[percent]) for percent in PERCENTILES)
-        lines.append(
-            f"| {each.ours} | {each.theirs} | {ratios} | {each.completion:.3f}"
-            f" | {each.our_failed}, {each.their_failed} |"
-        )
-    return lines
+def _against_table(found: Sequence[Against]) -> Table:
+    titles = ["ours", "against", "P50", "P95", "P99", "completion", "failed (ours, theirs)"]
+    return Table(titles, [_against_cells(each) for each in found], 5)
+
+
+def _against_cells(each: Against) -> list[str]:
+    ratios = [show_ratio(each.ratios[percent]) for percent in PERCENTILES]
+    failed = f"{each.our_failed}, {each.their_failed}"
+    return [each.ours, each.theirs, *ratios, f"{each.completion:.3f}", failed]
 
 
 def show_ratio(ratio: RatioInterval | None) -> str:

@@ -15,10 +15,6 @@ HANDOVER_MODES: tuple[HandoverMode, ...] = get_args(HandoverMode)
 # Key of our part in SamplingParams.extra_args and in an output's
 # kv_transfer_params, wherever the hand-over is meant.
 HANDOVER_KEY = "stream2llm_handover"
-# Of the time of those who decode, the share that KV prefetch may cost them,
-# unless configured. Small, since decode works for others all the time and a
-# session has seconds for its fetches.
-MAX_FETCH_SHARE = 0.02
 # In the initial metadata of a Decode RPC: the worker reads the hand-over, or tells prefill that
 # it will not. An RPC that ends without it has not touched the hand-over.
 ACCEPTED_KEY = "stream2llm-handover-accepted"

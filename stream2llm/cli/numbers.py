@@ -12,10 +12,3 @@ def finite(value: float) -> float:
     if not isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value
-
-
-def all_finite(values: list[float] | None) -> list[float] | None:
-    """The same for an option that may be given several times."""
-    for value in values or ():
-        finite(value)
-    return values

@@ -16,7 +16,9 @@ from stream2llm.serving.logs import for_terminal
 def policy(
     name: Annotated[
         str | None,
-        typer.Argument(help="default, fcfs, lcas, mcps or srpf; without it nothing is changed."),
+        typer.Argument(
+            help="A built-in policy, or the import path of one that the configuration names; without it nothing is changed."
+        ),
     ] = None,
     controller: Annotated[
         str,

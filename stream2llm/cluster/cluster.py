@@ -24,6 +24,7 @@ from typing import Any, Self
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from prefill_worker.policy_loading import require_policy
 from stream2llm.api.errors import (
     InternalError,
     InvalidRequestError,
@@ -44,7 +45,6 @@ from stream2llm.cluster.prefill_policy import PolicyState
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.launch import Launch
 from stream2llm.serving.processes import kill_owned, mark_environment, owner_mark
-from stream2llm.serving.worker_spec import require_policy
 
 _log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ class Cluster:
 
     def set_policy(self, policy: str) -> PolicyState:
         """Switches the scheduling policy of all prefill workers; sessions continue."""
-        name = require_policy(policy)
+        name = require_policy(policy, self.config.prefill.import_paths)
         state: PolicyState = self._ask(self._controller.set_policy.remote(name), STATUS_TIMEOUT_S)
         return state
 

@@ -1,7 +1,9 @@
 """The configuration of a cluster: one frozen tree, read once from YAML.
 
-Unknown keys are refused by name, and every default is here. Nothing below the
-composition roots reads the environment or a file; they get a part of this tree.
+Unknown keys are refused by name. Sections that reach a router's or an engine's
+inside are declared beside their users' specs (`serving/`); all defaults are in these
+models. Nothing below the composition roots reads the environment or a file; they get
+a part of this tree.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from prefill_worker.policy_loading import require_policy
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.handover import MAX_FETCH_SHARE, HandoverMode
+from stream2llm.api.handover import HandoverMode
 from stream2llm.serving.router_spec import FrozenModel, RouterLimits
-from stream2llm.serving.worker_spec import DEFAULT_POLICY, OPEN_STEP_TOKENS, PolicyName
+from stream2llm.serving.worker_options import HandoverOptions, PrefillOptions, WorkerOptions
 
 
 class RayConfig(FrozenModel):
@@ -76,54 +79,28 @@ class WorkerConfig(FrozenModel):
     """Seconds that one start of a worker may take."""
 
 
-class PrefillConfig(WorkerConfig):
+class PrefillConfig(PrefillOptions, WorkerConfig):
     """The prefill workers."""
 
-    progress_interval_tokens: int = Field(default=256, ge=1)
-    """Computed tokens between two progress reports of a session."""
-    policy: PolicyName = DEFAULT_POLICY
-    """Scheduling policy: which session is served first. `stream2llm policy` changes it while the
-    cluster runs."""
-    starvation_guard_steps: int = Field(default=1000, ge=1)
-    """Starvation bound: engine steps after which a session with uncomputed tokens is served before
-    all others in every fourth step, whatever the policy ranks first."""
-    open_token_budget: int = Field(default=OPEN_STEP_TOKENS, ge=1)
-    """Policy `srpf` only: token budget of a step without sealed sessions. A session sealed during
-    such a step waits for its end; much smaller budgets cost throughput."""
-    preemption: Literal["recompute", "swap", "cost"] = "cost"
-    """What happens to evicted KV: computed again (`recompute`), copied to the host and back
-    (`swap`), or whichever takes less time (`cost`)."""
-    offload_pool_gib: float = Field(default=4.0, ge=0, allow_inf_nan=False)
-    """Host memory for swapped KV of one worker, all its GPUs together. 0 disables swapping. When
-    the pool is full, KV is computed again."""
-    cost_profile: str | None = None
-    """File with measured costs of computing and copying on this machine, or a directory of such
-    files. Unset: a shipped profile that fits is searched for."""
+    @field_validator("policy")
+    @classmethod
+    def _is_named_or_a_path(cls, name: str) -> str:
+        """Paths are followed in preflight: reading a file runs no code."""
+        try:
+            return name if ":" in name else require_policy(name)
+        except InvalidRequestError as error:
+            raise ValueError(error.message) from error
+
+    @property
+    def options(self) -> PrefillOptions:
+        """The settings of their scheduler."""
+        return PrefillOptions.model_validate(
+            {name: getattr(self, name) for name in PrefillOptions.model_fields}
+        )
 
 
 class DecodeConfig(WorkerConfig):
     """The decode workers."""
-
-
-class HandoverConfig(FrozenModel):
-    """How KV crosses from prefill to decode. The short form `handover: streamed` sets the mode."""
-
-    mode: HandoverMode = "streamed"
-    """`streamed`: decode fetches KV while the context streams in. `at_seal`: all of it after the
-    first token; also used where decode has no prefix cache. A session may ask for either."""
-    lease_s: int = Field(default=10, ge=6)
-    """Seconds that prefill keeps KV for a decode worker that shows no sign of life. vLLM's NIXL
-    connector refuses less than 6."""
-    min_offer_tokens: int = Field(default=256, ge=1)
-    """Fewest new tokens in one offer while the session is still computing. Once all its tokens are
-    computed, it offers whatever is left."""
-    max_fetch_share: float = Field(default=MAX_FETCH_SHARE, gt=0, le=1)
-    """Largest share of the time of running answers on decode that KV prefetch may take."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _mode_alone(cls, raw: Any) -> Any:
-        return {"mode": raw} if isinstance(raw, str) else raw
 
 
 class ControllerConfig(FrozenModel):
@@ -162,7 +139,7 @@ class ClusterConfig(FrozenModel):
     """The prefill workers."""
     decode: DecodeConfig = DecodeConfig()
     """The decode workers."""
-    handover: HandoverConfig = HandoverConfig()
+    handover: HandoverOptions = HandoverOptions()
     """How KV crosses from prefill to decode. A plain string sets `mode`."""
 
     @model_validator(mode="after")
@@ -183,6 +160,11 @@ class ClusterConfig(FrozenModel):
     def handover_mode(self) -> HandoverMode:
         """How sessions that ask for nothing hand over."""
         return self.handover.mode if self._decode_has_cache else "at_seal"
+
+    @property
+    def worker_options(self) -> WorkerOptions:
+        """What schedulers of both roles are set by."""
+        return WorkerOptions(prefill=self.prefill.options, handover=self.handover)
 
     @property
     def model_name(self) -> str:

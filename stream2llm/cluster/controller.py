@@ -30,7 +30,7 @@ from stream2llm.serving.actor_shell import load
 from stream2llm.serving.launch import Launch, StartOutcome
 from stream2llm.serving.node_address import node_address
 from stream2llm.serving.processes import kill_owned, mark_environment, owner_mark
-from stream2llm.serving.worker_spec import ClusterView, PolicyName, WorkerAddress, WorkerSpec
+from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec
 
 _log = logging.getLogger(__name__)
 
@@ -87,16 +87,18 @@ class RayHosts:
     def _with_policy(self, launch: Launch) -> Launch:
         if launch.role != "prefill" or not isinstance(launch.spec, WorkerSpec):
             return launch
-        return replace(launch, spec=replace(launch.spec, policy=self._policy.name))
+        options = launch.spec.options.with_policy(self._policy.name)
+        return replace(launch, spec=replace(launch.spec, options=options))
 
     async def _catch_up(self, launch: Launch) -> None:
         """Sets the policy chosen while the worker started, before it is published."""
         if launch.role == "prefill" and isinstance(launch.spec, WorkerSpec):
             await self._policy.catch_up(
-                launch.spec.policy, lambda policy: self.set_policy(launch.name, policy)
+                launch.spec.options.prefill.policy,
+                lambda policy: self.set_policy(launch.name, policy),
             )
 
-    async def set_policy(self, name: str, policy: PolicyName) -> None:
+    async def set_policy(self, name: str, policy: str) -> None:
         await self._ask(name, "set_policy", policy)
 
     async def policy_of(self, name: str) -> str:
@@ -191,7 +193,7 @@ class Controller:
     def __init__(self, spec: ControllerSpec) -> None:
         logs.configure()
         self._spec = spec
-        choice = PolicyChoice(_configured_policy(spec.launches))
+        choice = _configured_policy(spec.launches)
         self._hosts = RayHosts(spec, choice)
         self._policy = PrefillPolicy(choice, self._hosts, self._prefill_replicas)
         self._metrics = ControllerMetrics(CollectorRegistry())
@@ -321,11 +323,12 @@ class Controller:
         }
 
 
-def _configured_policy(launches: tuple[Launch, ...]) -> PolicyName:
-    """Returns the policy, which is the same for all prefill workers."""
+def _configured_policy(launches: tuple[Launch, ...]) -> PolicyChoice:
+    """Returns the policy, which is the same for all prefill workers, and what may replace it."""
     specs = [launch.spec for launch in launches if launch.role == "prefill"]
     assert isinstance(specs[0], WorkerSpec)
-    return specs[0].policy
+    options = specs[0].options.prefill
+    return PolicyChoice(options.policy, options.import_paths)
 
 
 def _reason_of(error: BaseException) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cluster.config import ClusterConfig, PrefillConfig, WorkerConfig
+from stream2llm.cluster.config import ClusterConfig, WorkerConfig
 from stream2llm.serving.launch import Launch, cores_of
-from stream2llm.serving.router_spec import GIB, RouterSpec
+from stream2llm.serving.router_spec import RouterSpec
 from stream2llm.serving.worker_spec import WorkerSpec
 
 DEFAULT_MAX_MODEL_LEN = 8192
@@ -63,7 +63,7 @@ def common_environment() -> dict[str, str]:
     root = Path(__file__).resolve().parents[2]
     if root.name != "site-packages":  # a checkout, or the working_dir of a Ray job
         inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        others = [path for path in inherited if path and path != str(root)]
+        others = [os.path.abspath(path) for path in inherited if path and path != str(root)]
         variables["PYTHONPATH"] = os.pathsep.join([str(root), *others])
     return variables
 
@@ -155,16 +155,6 @@ def cores_or_auto(cpu_bind: str, replica: int) -> str:
     return cpu_bind if cpu_bind == "auto" else cores_of(cpu_bind, replica, 0, ())
 
 
-# Settings of prefill workers that a spec has under the same name.
-_SAME_IN_SPEC = (
-    "progress_interval_tokens",
-    "policy",
-    "starvation_guard_steps",
-    "open_token_budget",
-    "preemption",
-)
-
-
 def _worker_spec(
     config: ClusterConfig,
     part: WorkerConfig,
@@ -172,12 +162,6 @@ def _worker_spec(
     model_path: Path,
     index: int,
 ) -> WorkerSpec:
-    more: dict[str, Any] = {}
-    if isinstance(part, PrefillConfig):
-        for key in _SAME_IN_SPEC:
-            more[key] = getattr(part, key)
-        more["offload_pool_bytes"] = int(part.offload_pool_gib * GIB)
-        more["cost_profile"] = part.cost_profile or ""
     return WorkerSpec(
         worker_id=f"{role}-{index}",
         role=role,
@@ -185,12 +169,9 @@ def _worker_spec(
         host=part.host,
         metrics_port=_nth_port(part.metrics_port, index),
         engine_args=dict(part.engine),
-        lease_s=config.handover.lease_s,
-        min_offer_tokens=config.handover.min_offer_tokens,
-        max_fetch_share=config.handover.max_fetch_share,
+        options=config.worker_options,
         side_channel_port=0,  # the actor finds a free one on its node
         max_message_bytes=config.router.limits.max_message_bytes,
-        **more,
     )
 
 

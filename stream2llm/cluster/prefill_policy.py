@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from prefill_worker.policy_loading import require_policy
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.cluster.supervision import Replica
-from stream2llm.serving.worker_spec import PolicyName, require_policy
 
 # A little longer than a worker waits for its scheduler.
 TELL_TIMEOUT_S = 40.0
@@ -24,7 +24,7 @@ ASK_TIMEOUT_S = 10.0
 class PolicyHosts(Protocol):
     """The workers by name. Both methods raise UnavailableError, or an error of the worker's."""
 
-    async def set_policy(self, name: str, policy: PolicyName) -> None:
+    async def set_policy(self, name: str, policy: str) -> None:
         """Sets the policy; returns when the worker's scheduler follows it."""
         ...
 
@@ -37,11 +37,11 @@ class PolicyHosts(Protocol):
 class PolicyChoice:
     """The policy that prefill workers are to follow; may change while some of them start."""
 
-    name: PolicyName
+    name: str
+    # Of the configuration's own policies. No caller can have any other imported.
+    import_paths: tuple[str, ...] = ()
 
-    async def catch_up(
-        self, begun_with: PolicyName, tell: Callable[[PolicyName], Awaitable[None]]
-    ) -> None:
+    async def catch_up(self, begun_with: str, tell: Callable[[str], Awaitable[None]]) -> None:
         """Brings a worker that has just started up to date, however often the choice changes."""
         told = begun_with
         while told != self.name:
@@ -66,7 +66,7 @@ class WorkerPolicy:
 class PolicyState:
     """The choice, and each prefill worker's policy."""
 
-    policy: PolicyName
+    policy: str
     workers: tuple[WorkerPolicy, ...]
 
     @property
@@ -92,7 +92,7 @@ class PrefillPolicy:
         self._switching = asyncio.Lock()
 
     @property
-    def chosen(self) -> PolicyName:
+    def chosen(self) -> str:
         """The policy that workers follow, or will."""
         return self._choice.name
 
@@ -106,7 +106,7 @@ class PrefillPolicy:
         The result names those that did not confirm. The choice stays, so calling this
         again is sufficient.
         """
-        name = require_policy(policy)
+        name = require_policy(policy, self._choice.import_paths)
         async with self._switching:
             self._choice.name = name
             return await self._of_each(lambda replica: self._tell(replica, name))
@@ -117,10 +117,10 @@ class PrefillPolicy:
         )
         return PolicyState(self.chosen, tuple(workers))
 
-    async def _tell(self, replica: Replica, policy: PolicyName) -> WorkerPolicy:
+    async def _tell(self, replica: Replica, policy: str) -> WorkerPolicy:
         return await self._outcome(replica, self._told(replica.name, policy), TELL_TIMEOUT_S)
 
-    async def _told(self, name: str, policy: PolicyName) -> str:
+    async def _told(self, name: str, policy: str) -> str:
         await self._hosts.set_policy(name, policy)
         return policy
 

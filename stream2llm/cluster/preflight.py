@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from prefill_worker.policy_loading import find_policy
 from stream2llm.api.errors import (
     InvalidRequestError,
     OverloadedError,
@@ -64,7 +65,10 @@ def check(config: ClusterConfig, *, on_this_machine: bool = True, runs_vllm: boo
 
 def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> tuple[Check, ...]:
     """Returns the same checks one by one, to report more than the first problem."""
-    found = [Check("model", lambda: check_model(config))]
+    found = [
+        Check("model", lambda: check_model(config)),
+        Check("policies", lambda: check_policies(config)),
+    ]
     if runs_vllm:
         found.append(Check("environment", check_environment))
         found += [
@@ -91,6 +95,14 @@ def check_model(config: ClusterConfig) -> Path:
     path = resolve_model(config.model)
     served_max_model_len(config, path)
     return path
+
+
+def check_policies(config: ClusterConfig) -> None:
+    """Policies by import path can be imported and rank sessions."""
+    prefill = config.prefill
+    find_policy(prefill.policy, "prefill.policy")
+    for path in prefill.extra_policies:
+        find_policy(path, "prefill.extra_policies")
 
 
 def check_vllm() -> None:

@@ -220,7 +220,7 @@ def nixl_options(spec: WorkerSpec) -> dict[str, Any]:
     """Returns the options of vLLM's NIXL connector that both roles share."""
     return {
         "kv_buffer_device": "cpu" if current_platform.is_cpu() else "cuda",
-        "kv_connector_extra_config": {"kv_lease_duration": spec.lease_s},
+        "kv_connector_extra_config": {"kv_lease_duration": spec.options.handover.lease_s},
         # A decode worker must never silently recompute KV that was lost.
         "kv_load_failure_policy": "fail",
     }

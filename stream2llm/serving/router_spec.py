@@ -58,7 +58,8 @@ class RouterSpec:
     model_path: str
     # Maximum tokens of a prompt and its answer together, from the engines' configuration.
     max_model_len: int
-    limits: RouterLimits = field(default_factory=RouterLimits)
-    drain_timeout_s: float = 30.0
     # For sessions that do not choose a mode.
-    handover: HandoverMode = "at_seal"
+    handover: HandoverMode
+    # How long a drain waits for open sessions.
+    drain_timeout_s: float
+    limits: RouterLimits = field(default_factory=RouterLimits)

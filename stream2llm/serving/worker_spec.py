@@ -1,36 +1,14 @@
-"""What the control plane tells a worker, and what it hears back. Plain values."""
+"""What the control plane gives a worker to start with, and what it gets back. Plain values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.handover import MAX_FETCH_SHARE
+from stream2llm.serving.router_spec import RouterLimits
+from stream2llm.serving.worker_options import WorkerOptions
 
 Role = Literal["prefill", "decode"]
-
-# How a prefill worker ranks its sessions; `prefill_worker/policy.py` says what each means.
-PolicyName = Literal["default", "fcfs", "lcas", "mcps", "srpf"]
-POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
-# The one that nobody has to ask for (docs/benchmark-results.md has the contest).
-DEFAULT_POLICY: PolicyName = "srpf"
-# Of a step for open sessions alone, unless configured. Over 8,192, simulated sessions of a
-# vector search have a fifth less TTFT at P50 on the paper's H200; shorter steps cost P95
-# of a crawler (docs/benchmark-results.md).
-OPEN_STEP_TOKENS = 2048
-
-
-def require_policy(name: str) -> PolicyName:
-    """The name, if a policy has it; raises InvalidRequestError that lists them otherwise."""
-    for known in POLICY_NAMES:
-        if name == known:
-            return known
-    raise InvalidRequestError(
-        f"no scheduling policy is called {name!r}; there are {', '.join(POLICY_NAMES)}",
-        reason="UNKNOWN_POLICY",
-        field="policy",
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +26,12 @@ class WorkerSpec:
     metrics_port: int
     # vLLM engine arguments; vLLM checks them.
     engine_args: dict[str, Any] = field(default_factory=dict)
-    # How long blocks wait for a decode worker that shows no sign of life.
-    lease_s: int = 10
+    # What its scheduler is set by.
+    options: WorkerOptions = field(default_factory=WorkerOptions)
     # NIXL's handshake port; one for each engine on a node.
     side_channel_port: int = 0
-    # All that follow but the last are for prefill workers.
-    progress_interval_tokens: int = 256
-    policy: PolicyName = DEFAULT_POLICY
-    starvation_guard_steps: int = 1000
-    # Most tokens of a step for open sessions alone; the policy decides whether it holds.
-    open_token_budget: int = OPEN_STEP_TOKENS
-    # What becomes of evicted KV: "recompute", "swap" or "cost".
-    preemption: str = "cost"
-    # Host memory that KV is swapped to, of all GPUs of the worker together; 0: no swapping.
-    offload_pool_bytes: int = 0
-    # File with measured costs; "": the one for this machine, if there is one.
-    cost_profile: str = ""
-    max_message_bytes: int = 16 * 1024 * 1024
-    # Prefill: what one hand-over ahead of the seal brings at least, in tokens.
-    min_offer_tokens: int = 256
-    # Decode: how much of answers' time KV prefetch may cost.
-    max_fetch_share: float = MAX_FETCH_SHARE
+    # Of one gRPC message, as the routers' limits have it.
+    max_message_bytes: int = RouterLimits().max_message_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Prefill and decode workers in virtual time, and what happens between them.
 
-One heap of moments. Everything of one moment is told before anybody plans a
+One heap of moments. All events of one moment are delivered before a worker plans a
 step, so that a chunk and the seal that follows it at once are one change, as they
 mostly are for a real engine, which is in the middle of a step.
 """
@@ -15,6 +15,7 @@ from itertools import count
 from prefill_worker.session_state import SessionState
 from router.placement import WorkerView, pick
 from stream2llm.api.handover import HandoverMode
+from stream2llm.serving.worker_options import HandoverOptions
 from stream2llm.serving.worker_spec import Role
 from stream2llm.simulator.decode import Answer, DecodeWorker
 from stream2llm.simulator.prefetch import Fetch, KvPrefetch
@@ -31,13 +32,13 @@ class ClusterSettings:
 
     # From a client's submission to the prefill engine: network, tokenizing, queues.
     front_s: float = 0.0
-    # Of each answer whose task does not say; the first comes from prefill.
+    # Tokens of each answer whose task has no length; the first comes from prefill.
     num_output_tokens: int = 1
     # None: no samples.
     sample_every_s: float | None = None
     handover: HandoverMode = "at_seal"
-    # What an offer ahead of the seal brings at least, see `handover.min_offer_tokens`.
-    min_offer_tokens: int = 256
+    # See `handover.min_offer_tokens`.
+    min_offer_tokens: int = HandoverOptions().min_offer_tokens
 
 
 @dataclass(slots=True)
@@ -253,7 +254,7 @@ class Cluster:
         self._take_up(number)
         self._begin_decode_step(number)
 
-    # -- what is told ------------------------------------------------------------------
+    # -- records -----------------------------------------------------------------------
 
     def _end(self, name: str) -> None:
         live = self._live.pop(name)

@@ -2,9 +2,9 @@
 
 Sessions are taken up in order, each when its whole context and answer fit; KV comes
 over the link one session after the other. A step reads the weights and the
-KV of everybody once.
+KV of all running answers once.
 
-KV that was prefetched before the seal belongs to nobody until its answer is taken up:
+KV that was prefetched before the seal belongs to no answer until its own is taken up:
 it makes room for running answers, the oldest first, and a fetch never makes room
 for itself.
 """
@@ -32,7 +32,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """Of a worker."""
+    """Settings of a decode worker."""
 
     num_tokens: int
     kv_bytes_per_token: float
@@ -72,7 +72,7 @@ class DecodeWorker:
         self._link_free_s = 0.0
         # Sessions that will hand over to this worker.
         self._followers: set[str] = set()
-        # Of sessions, tokens prefetched: here, and on their way.
+        # Prefetched tokens of each session: here, and on their way.
         self._prefetch: dict[str, int] = {}
         self._coming: dict[str, int] = {}
         self.counters = HandoverCounters()
@@ -175,18 +175,18 @@ class DecodeWorker:
         self._running[answer.name] = answer
 
     def begin_step(self) -> float | None:
-        """Seconds of the next step; None: nobody is here."""
+        """Seconds of the next step; None: there is no answer to decode."""
         if not self._running:
             return None
         lengths = (each.num_tokens for each in self._running.values())
         return self._settings.law.seconds((length - 1, length) for length in lengths)
 
     def names(self) -> tuple[str, ...]:
-        """Who gets a token from the step that begins now."""
+        """The answers that get a token from the step that begins now."""
         return tuple(self._running)
 
     def end_step(self, names: tuple[str, ...]) -> list[str]:
-        """These got a token; who is done."""
+        """These got a token; returns the answers that are complete."""
         done = []
         for name in names:
             answer = self._running[name]

@@ -1,4 +1,4 @@
-"""A trace of anybody's, on a cluster that a cost profile describes."""
+"""A trace on a simulated cluster that a cost profile describes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cost_profiles.types import CostProfile
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.serving.worker_spec import OPEN_STEP_TOKENS
+from stream2llm.serving.worker_options import PrefillOptions
 from stream2llm.simulator.cluster import Cluster, ClusterSettings
 from stream2llm.simulator.decode import DecodeSettings, DecodeWorker, Link
 from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
@@ -36,12 +36,12 @@ class Machine:
     num_decode: int = 0
     front_s: float = 0.0
     network_gbit_s: float = 100.0
-    # Of each read, whatever its size.
+    # Seconds of each read, whatever its size.
     read_overhead_s: float = 0.0
     # Measured while the profile does not say; None: from the profile.
     law: StepLaw | None = None
-    # Of a step for open sessions alone, under policies that keep sealed ones apart.
-    open_token_budget: int = OPEN_STEP_TOKENS
+    # See `prefill.open_token_budget`.
+    open_token_budget: int = PrefillOptions().open_token_budget
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -50,7 +50,7 @@ class Machine:
         return ranks * self.profile.model.kv_bytes_per_token(ranks)
 
     def num_blocks(self, gib: float) -> int:
-        """Of KV in so much memory."""
+        """KV blocks that fit into so much memory of a worker."""
         return int(gib * 2**30 / self.kv_bytes_per_token / self.profile.block_size)
 
 
@@ -89,7 +89,7 @@ def play_trace(machine: Machine, way: Way, asked: Sequence[Task], trace: str) ->
         prefill,
         decode,
     )
-    system = way.label or (way.policy if way.streams else "not streamed")
+    system = way.label or (way.policy if way.streams else "non-streaming")
     return cluster.play(asked if way.streams else not_streamed(asked), system, trace)
 
 
@@ -100,10 +100,12 @@ def _prefill_settings(machine: Machine, way: Way) -> PrefillSettings:
         block_size=profile.block_size,
         token_budget=machine.token_budget or profile.recompute.token_budget,
         num_host_blocks=machine.num_blocks(machine.host_gib),
-        mode=way.mode,
-        policy=way.policy,
+        options=PrefillOptions(
+            policy=way.policy,
+            preemption=way.mode.value,
+            open_token_budget=machine.open_token_budget,
+        ),
         overlaps=profile.accelerator.name != "cpu",
-        open_token_budget=machine.open_token_budget,
     )
 
 

@@ -17,7 +17,7 @@ from stream2llm.simulator.decode import DecodeWorker
 from stream2llm.simulator.prefill import PrefillWorker
 from stream2llm.simulator.work import Change
 
-# No lease ends in here: nobody dies.
+# No lease expires here: no worker dies.
 _FOR_EVER_S = float("inf")
 
 

@@ -1,6 +1,6 @@
 """One prefill worker in virtual time; keeps no clock of its own.
 
-Book, plan, victims, preemption and CPU KV offload pool are those of a prefill worker. No
+Session table, plan, victims, preemption and CPU KV offload pool are those of a prefill worker. No
 prefix cache, and no blocks that two sessions share. A step's copies end with the
 step, beside its computing where the device does both at once, else after it.
 """
@@ -15,12 +15,12 @@ from cost_profiles.correction import CorrectedCostModel, tells_of_recompute, tel
 from cost_profiles.decision import Mode
 from cost_profiles.types import Costs
 from prefill_worker.offload_pool import OffloadPool
-from prefill_worker.policy import POLICIES
+from prefill_worker.policy_loading import find_policy
 from prefill_worker.preemption import Preemption
 from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
 from prefill_worker.types import Eviction, Grant, Load, StepLimits, StepPlan, StopReason
-from stream2llm.serving.worker_spec import OPEN_STEP_TOKENS
+from stream2llm.serving.worker_options import PrefillOptions
 from stream2llm.simulator.steps import Range
 from stream2llm.simulator.work import Change
 
@@ -30,21 +30,19 @@ StepSeconds = Callable[[Sequence[Range]], float]
 
 @dataclass(frozen=True, slots=True)
 class PrefillSettings:
-    """Of a worker and its scheduler."""
+    """Settings of a worker and its scheduler."""
 
     num_blocks: int
     block_size: int
     token_budget: int
     num_host_blocks: int = 0
-    mode: Mode = Mode.COST
-    policy: str = "fcfs"
+    # `offload_pool_gib` counts for nothing here: `num_host_blocks` does.
+    options: PrefillOptions = field(default_factory=PrefillOptions)
     # Victims lose everything, as in the paper; ours lose what is needed.
     whole_requests: bool = False
     step_requests: int = 256
     # Whether copies take place while the step computes.
     overlaps: bool = True
-    starvation_guard_steps: int = 1000
-    open_token_budget: int = OPEN_STEP_TOKENS
 
 
 @dataclass(slots=True)
@@ -100,9 +98,10 @@ class PrefillWorker:
         self._step_s = step_s
         self._truth = truth
         self._beliefs = beliefs
-        self._preemption = Preemption(settings.mode, beliefs, settings.block_size)
+        options = settings.options
+        self._preemption = Preemption(Mode(options.preemption), beliefs, settings.block_size)
         self._table = SessionTable(
-            POLICIES[settings.policy], settings.starvation_guard_steps, settings.num_blocks
+            find_policy(options.policy), options.starvation_guard_steps, settings.num_blocks
         )
         self._free = list(range(settings.num_blocks - 1, -1, -1))
         self._host = OffloadPool(settings.num_host_blocks)
@@ -111,7 +110,7 @@ class PrefillWorker:
         self._loading: list[tuple[Load, tuple[int, ...]]] = []
         # References of offers on blocks, which outlive what their sessions do.
         self._pins: Counter[int] = Counter()
-        # Blocks that nobody holds but offers.
+        # Blocks that offers hold, and no session any more.
         self._orphans: set[int] = set()
         self.is_short_of_blocks = False
 
@@ -122,7 +121,7 @@ class PrefillWorker:
 
     @property
     def num_with_work(self) -> int:
-        """Of these, sessions with tokens to compute."""
+        """Sessions with tokens to compute."""
         return self._table.num_with_work
 
     @property
@@ -255,7 +254,7 @@ class PrefillWorker:
     # -- a step ------------------------------------------------------------------------
 
     def begin_step(self) -> StepResult | None:
-        """Plans and begins a step; None: it would bring nobody further."""
+        """Plans and begins a step; None: it would do nothing."""
         if not self._table.num_to_step_for(len(self._free)):
             return None
         self._table.begin_step()
@@ -282,7 +281,7 @@ class PrefillWorker:
             settings.block_size,
             settings.whole_requests,
             self._host.num_free,
-            settings.open_token_budget,
+            settings.options.open_token_budget,
         )
 
     def _evict(self, eviction: Eviction) -> int:

@@ -14,7 +14,7 @@ from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.workload.document_orders import ORDERS, laid_out, num_leading
 from stream2llm.workload.traces.format import Document, Session
 
-# Of the sentence that tells the model the ranking, for each document: 58 tokens for ten.
+# Tokens a document of the sentence that gives the model the ranking: 58 tokens for ten.
 NOTE_TOKENS = 6
 
 
@@ -38,7 +38,7 @@ class Task:
 
     name: str
     changes: tuple[Change, ...]
-    # Of its answer; None leaves it to the cluster's settings.
+    # Length of its answer; None leaves it to the cluster's settings.
     num_output_tokens: int | None = None
 
     @property
@@ -53,7 +53,7 @@ class Task:
 
     @property
     def num_tokens(self) -> int:
-        """Of the sealed sequence."""
+        """Tokens of the sealed sequence."""
         return self.changes[-1].num_known
 
     @property
@@ -89,7 +89,7 @@ def tasks(sessions: Iterable[Session], ordering: str = DocumentOrdering.AS_GIVEN
 
 
 def not_streamed(tasks: Iterable[Task]) -> list[Task]:
-    """What everybody does without streaming: one prompt, when all of it is there."""
+    """The non-streaming baseline: one prompt, when the context is complete."""
     return [
         replace(each, changes=(Change(each.sealed_s, 0, each.num_tokens, seals=True),))
         for each in tasks
@@ -114,9 +114,23 @@ def _with_longer_gaps(task: Task, factor: float) -> Task:
 
 
 def invalidated_tokens(task: Task) -> int:
-    """Of its context, what updates threw away, computed or not."""
+    """Tokens of its context that updates threw away, computed or not."""
     pairs = zip(task.changes, task.changes[1:], strict=False)
     return sum(before.num_known - after.num_kept for before, after in pairs)
+
+
+def peak_tokens(tasks: Iterable[Task]) -> int:
+    """Most tokens of context that open sessions know at one moment; each is open until its seal."""
+    known = dict[str, int]()
+    peak = 0
+    # At one moment what comes counts before what goes.
+    for change, each in sorted(in_order(tasks), key=lambda pair: (pair[0].at_s, pair[0].seals)):
+        if change.seals:
+            known.pop(each.name, None)
+        else:
+            known[each.name] = change.num_known
+            peak = max(peak, sum(known.values()))
+    return peak
 
 
 def in_order(tasks: Iterable[Task]) -> Iterator[tuple[Change, Task]]:

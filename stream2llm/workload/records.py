@@ -27,7 +27,7 @@ class SessionRecord:
     token_times_s: tuple[float, ...]
     # When nothing more would come, whatever the reason.
     ended_s: float
-    # Of the sealed context, instruction and question included.
+    # Tokens of the sealed context, instruction and question included.
     num_prompt_tokens: int
     # The most that any of its events was submitted after it was due.
     lateness_s: float = 0.0
@@ -82,5 +82,5 @@ class RunRecord:
     samples: tuple[Sample, ...] = ()
     # What happened meanwhile, for instance "preemptions_swap".
     counters: Mapping[str, float] = field(default_factory=dict)
-    # What else tells this run from others: load, policy, model, machine.
+    # In what else this run differs from others: load, policy, model, machine.
     settings: Mapping[str, str | float] = field(default_factory=dict)

@@ -33,7 +33,7 @@ class FakeWorker:
         self._spec = spec
         self._child: subprocess.Popen[bytes]
         self._metrics: MetricsServer
-        self._policy: str = spec.policy
+        self._policy: str = spec.options.prefill.policy
 
     async def start(self) -> WorkerAddress:
         self._fail_as_told()

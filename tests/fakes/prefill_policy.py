@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass, field
 
 from stream2llm.api.errors import UnavailableError
-from stream2llm.serving.worker_spec import PolicyName
 
 
 @dataclass
@@ -17,7 +16,7 @@ class FakeHosts:
     deaf: set[str] = field(default_factory=set)
     told: list[tuple[str, str]] = field(default_factory=list)
 
-    async def set_policy(self, name: str, policy: PolicyName) -> None:
+    async def set_policy(self, name: str, policy: str) -> None:
         self.told.append((name, policy))
         await asyncio.sleep(0)  # lets another switch in, if nothing keeps it out
         if name in self.deaf:

@@ -14,8 +14,8 @@ from experiments.baselines.cells import NON_STREAMING, STREAMED, WARMED, ours
 from experiments.baselines.drive import run_trace
 from experiments.baselines.engines.link import EngineLink
 from experiments.baselines.engines.messages import HostSpec, Kind
-from experiments.baselines.plays import plays
 from experiments.baselines.systems import SystemDiedError
+from experiments.plays import plays
 from stream2llm.models.store import ensure_random_llama
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report import summarize

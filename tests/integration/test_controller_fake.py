@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.cli.main import app
 from stream2llm.cluster.cluster import Cluster
@@ -140,7 +141,7 @@ def test_a_policy_reaches_all_prefill_workers_and_their_successors(cluster: Clus
         shown = json.load(answer)
     assert (shown["policy"], cluster.status()["policy"]) == ("lcas", "lcas")
     assert [(w["policy"], w["error"]) for w in shown["workers"]] == [("lcas", "")] * 2
-    with pytest.raises(InvalidRequestError, match="there are default, fcfs"):
+    with pytest.raises(InvalidRequestError, match=f"there are {', '.join(POLICIES)}"):
         cluster.set_policy("lifo")
     assert cluster.set_policy("fcfs").errors == ()
 

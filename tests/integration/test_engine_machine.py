@@ -24,6 +24,7 @@ from stream2llm.models.store import ensure_random_llama
 from tests.builders import FrozenCosts, LinearCosts
 from tests.reference_engine import ReferenceEngine
 from tests.scheduling.engine_driver import EngineDriver
+from tests.scheduling.engine_settings import worker_options
 from tests.session_machine import SessionMachine, Tokens
 
 pytestmark = pytest.mark.integration
@@ -46,7 +47,7 @@ def engine() -> Iterator[LocalEngine]:
         max_num_batched_tokens=192,
         max_num_seqs=4,
         kv_transfer_config=KVTransferConfig(**SWAP_ONLY),
-        options={"starvation_guard_steps": 20, "offload_pool_blocks": 30},
+        options=worker_options(starvation_guard_steps=20, offload_pool_blocks=30),
     )
     engine.scheduler.preempt_by("cost", FrozenCosts(COSTS))
     yield engine

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 pytest.importorskip("vllm")
 
 from router.kv_prefetch_log import Fetch
-from tests.scheduling.engine_settings import EngineSettings
+from tests.scheduling.engine_settings import EngineSettings, worker_options
 from tests.scheduling.handover_pair import Pair
 from tests.session_machine import DOCUMENTS, SUFFIXES, Tokens
 
@@ -177,7 +177,7 @@ EXAMPLES = settings(
 def _machine_type(
     prefix_caching: bool, decode_blocks: int, read_steps: int
 ) -> type[HandoverMachine]:
-    options = {"min_offer_tokens": 8, "starvation_guard_steps": 6}
+    options = worker_options(min_offer_tokens=8, starvation_guard_steps=6)
 
     class Machine(HandoverMachine):
         pair_settings = (

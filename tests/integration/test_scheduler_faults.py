@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,9 +34,16 @@ from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.vllm_engine import OutputStream
 from stream2llm.engine.vllm_sampling import token_step
+from stream2llm.serving.worker_options import DEFAULT_POLICY
 from tests.digests import answer_of
+from tests.example_policy import install_module
 from tests.scheduling.driver import SchedulerDriver
-from tests.scheduling.engine_settings import EngineSettings, create_config, create_scheduler
+from tests.scheduling.engine_settings import (
+    EngineSettings,
+    create_config,
+    create_scheduler,
+    worker_options,
+)
 from tests.scheduling.session_engine import SessionEngine
 
 pytestmark = pytest.mark.integration
@@ -46,9 +54,8 @@ NUM_BLOCKS = EngineSettings.num_blocks - 1
 
 
 def settings_of(policy: str = "fcfs", **settings: Any) -> EngineSettings:
-    return EngineSettings(
-        options={"policy": policy, "starvation_guard_steps": PATIENCE_STEPS}, **settings
-    )
+    options = worker_options(policy=policy, starvation_guard_steps=PATIENCE_STEPS)
+    return EngineSettings(options=options, **settings)
 
 
 def make_driver(policy: str = "fcfs", **settings: Any) -> SchedulerDriver:
@@ -417,6 +424,27 @@ def test_s6_idle_sessions_that_do_not_fit_together_come_to_rest(
     for number in range(3):
         driver.open(f"s{number}", tokens(number, 60), hand_over=False)
     driver.run(max_steps=40)
+
+
+# -- a policy that raises ---------------------------------------------------------
+
+
+def test_a_policy_that_raises_is_logged_once_and_replaced_and_no_session_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It knows no session behind the eighth, and is asked again afterwards."""
+    code = "def first(view): return (list(range(8))[view.arrival - 1],)"
+    path = install_module(tmp_path, monkeypatch, "raises_later", code) + ":first"
+    driver = make_driver(path)
+    names = [f"s{number}" for number in range(10)]
+    for number, name in enumerate(names):
+        driver.open(name, tokens(number, 20), hand_over=False)
+        driver.seal(name, [5])
+    assert_all_end(driver, names)
+    failures = [each for each in caplog.records if "policy_failed" in each.message]
+    assert [each.exc_info is not None for each in failures] == [True]
+    assert driver.scheduler._table.policy.name == DEFAULT_POLICY
+    driver.check_empty()
 
 
 # -- S7 ---------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from prefill_worker.swap_connector import SwapConnector, find_connector
 from prefill_worker.swap_jobs import CopyJob, Direction, JobResults
 from stream2llm.models.store import ensure_random_llama
 from stream2llm.serving.ports import pick_port
+from stream2llm.serving.worker_options import WorkerOptions
 
 pytestmark = pytest.mark.integration
 
@@ -109,7 +110,7 @@ def swapper() -> Iterator[Swapper]:
             # Nothing but the copies may bring a session its KV.
             enable_prefix_caching=False,
             kv_transfer_config=KVTransferConfig(**kv_transfer(NIXL, swaps=True)),
-            options={"preemption": "recompute", "offload_pool_blocks": NUM_SLOTS},
+            options=WorkerOptions(offload_pool_blocks=NUM_SLOTS),
         )
         yield Swapper(engine)
         engine.close()

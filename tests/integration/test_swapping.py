@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 
 from prefill_worker.swap_jobs import CopyJob, Direction, JobResults
 from tests.scheduling.driver import SchedulerDriver
-from tests.scheduling.engine_settings import EngineSettings
+from tests.scheduling.engine_settings import EngineSettings, worker_options
 from tests.scheduling.executor import FakeCopier
 from tests.session_machine import Tokens
 
@@ -27,7 +27,7 @@ def a_driver(
 ) -> SchedulerDriver:
     """Eight blocks of four tokens: room for one of the sessions and a half."""
     settings = EngineSettings(
-        options={"preemption": mode},
+        options=worker_options(preemption=mode),
         offload_pool_blocks=slots,
         num_blocks=num_blocks,
         token_budget=64,

@@ -102,7 +102,7 @@ def situations(draw: st.DrawFn) -> Situation:
         view = RequestView(
             name, sealed, index, event, known, computed, num_blocks, reached, promotion
         )
-        # Whoever is promoted has something new to compute; see session table.py.
+        # Whoever is promoted has something new to compute; see session_table.py.
         views.append(view if view.has_claim else view._replace(promotion=0))
         for block_id in held[name]:
             # One more holder than sessions: a lease on a block that is shared with it.

@@ -49,7 +49,7 @@ def create_decode_scheduler(settings: EngineSettings) -> DecodeScheduler:
     config.cache_config = copy.copy(config.cache_config)
     config.cache_config.block_size = settings.block_size
     config.cache_config.num_gpu_blocks = settings.num_blocks
-    config.additional_config = dict(settings.options)
+    config.additional_config = settings.options.to_additional_config()
     with engine_environment():
         return DecodeScheduler(
             vllm_config=config,

@@ -76,9 +76,7 @@ class SchedulerDriver:
         self.streams = streams
         self.settings = settings or EngineSettings()
         self.scheduler = create_scheduler(self.settings)
-        self.scheduler.preempt_by(
-            self.settings.options.get("preemption", "recompute"), FrozenCosts(COSTS)
-        )
+        self.scheduler.preempt_by(self.settings.options.prefill.preemption, FrozenCosts(COSTS))
         self.executor = FakeExecutor(
             self.settings.num_blocks,
             self.settings.block_size,

@@ -27,7 +27,7 @@ from prefill_worker.engine import FIXED_ARGS
 from prefill_worker.kv_transfer import SWAP_ONLY, kv_transfer
 from prefill_worker.local_engine import ENVIRONMENT
 from prefill_worker.scheduler import PrefillScheduler
-from prefill_worker.session_state import WIRE_KEY
+from stream2llm.serving.worker_options import HandoverOptions, PrefillOptions, WorkerOptions
 from tests.tiny_model import make_tiny_model
 
 _SHAPE = {
@@ -39,6 +39,17 @@ _SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
 }
+
+
+def worker_options(
+    *, min_offer_tokens: int = 256, offload_pool_blocks: int | None = None, **prefill: Any
+) -> WorkerOptions:
+    """A worker's options; evicted KV is computed again unless a test says otherwise."""
+    return WorkerOptions(
+        prefill=PrefillOptions(**{"preemption": "recompute", **prefill}),
+        handover=HandoverOptions(min_offer_tokens=min_offer_tokens),
+        offload_pool_blocks=offload_pool_blocks,
+    )
 
 
 @dataclass(frozen=True)
@@ -56,8 +67,7 @@ class EngineSettings:
     token_budget: int = 24
     step_requests: int = 3
     max_model_len: int = 128
-    # Options of our scheduler.
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    options: WorkerOptions = field(default_factory=worker_options)
     # Further engine arguments, for settings that must be refused.
     engine_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -125,7 +135,7 @@ def _config_for(settings: EngineSettings) -> VllmConfig:
     config.cache_config.block_size = settings.block_size
     config.cache_config.num_gpu_blocks = settings.num_blocks
     pool = {"offload_pool_blocks": settings.offload_pool_blocks}
-    config.additional_config = {WIRE_KEY: {**pool, **settings.options}}
+    config.additional_config = settings.options.model_copy(update=pool).to_additional_config()
     return config
 
 

@@ -39,7 +39,7 @@ from stream2llm.serving.prefix import as_tokens
 from tests.digests import STOP_TOKEN, answer_of, prefix_digests
 from tests.scheduling.decode_settings import create_decode_scheduler
 from tests.scheduling.driver import SchedulerDriver
-from tests.scheduling.engine_settings import EngineSettings, block_hasher
+from tests.scheduling.engine_settings import EngineSettings, block_hasher, worker_options
 from tests.scheduling.executor import FakeExecutor, LeaseHolder
 
 
@@ -162,8 +162,7 @@ class Pair:
         *,
         read_steps: int = 1,
     ) -> None:
-        options = {"min_offer_tokens": 8}
-        prefill = prefill or EngineSettings(options=options)
+        prefill = prefill or EngineSettings(options=worker_options(min_offer_tokens=8))
         self._decode_settings = decode or EngineSettings()
         self._read_steps = read_steps
         self.clock = ManualClock()

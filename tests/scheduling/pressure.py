@@ -14,6 +14,7 @@ from stream2llm.models.store import ensure_random_llama
 from tests.builders import LinearCosts
 from tests.reference_engine import ReferenceEngine
 from tests.scheduling.engine_driver import SPREAD, EngineDriver
+from tests.scheduling.engine_settings import worker_options
 from tests.session_machine import Tokens
 
 NUM_SESSIONS = 30
@@ -37,7 +38,7 @@ def tight_engine(**engine_args: Any) -> LocalEngine:
         max_num_batched_tokens=256,
         max_num_seqs=8,
         kv_transfer_config=KVTransferConfig(**SWAP_ONLY),
-        options={"starvation_guard_steps": 50, "offload_pool_blocks": 150},
+        options=worker_options(starvation_guard_steps=50, offload_pool_blocks=150),
         **engine_args,
     )
 

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 import pytest
 
 from cost_profiles.decision import Mode
+from experiments.paper.grid import comparisons, orders, outcome, table, verdict
+from experiments.paper.h200 import load_fit
+from experiments.paper.h200 import profile as h200_profile
+from experiments.paper.policies import gains_line, highest_loads, misses, results
+from experiments.paper.published import NOT_STREAMED, QUANTILES, Setting
+from experiments.paper.runs import Cell
 from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
-from stream2llm.simulator.contest import gains_line, highest_loads, misses, results
-from stream2llm.simulator.grid import comparisons, orders, outcome, table, verdict
-from stream2llm.simulator.h200 import load_fit
-from stream2llm.simulator.h200 import profile as h200_profile
-from stream2llm.simulator.paper_runs import Cell
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
-from stream2llm.simulator.published import NOT_STREAMED, QUANTILES, Setting
 from stream2llm.simulator.work import Task, invalidated_tokens, tasks, with_longer_gaps
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.traces.arrivals import first, poisson
 from stream2llm.workload.traces.format import Scale, Shape
 from stream2llm.workload.traces.generate import generate
+from tests.example_policy import install_example
 
 pytestmark = pytest.mark.sim
 
@@ -43,6 +45,21 @@ def test_equal_inputs_give_equal_runs() -> None:
     asked = workload("anns")
     runs = [play_trace(MACHINE, Way("srpf"), asked, "t") for _ in range(2)]
     assert runs[0] == runs[1]
+
+
+def test_a_policy_by_import_path_is_simulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest first leaves the first of a burst waiting: longer than under fcfs at P99."""
+    module = install_example(tmp_path, monkeypatch)
+    asked = workload("anns", rate=20.0)
+    own, fcfs = (
+        play_trace(MACHINE, Way(policy), asked, "t") for policy in (f"{module}:lifo", "fcfs")
+    )
+    assert len(ttft_s(own)) == len(ttft_s(fcfs)) == len(asked)
+    assert max(ttft_s(own)) > max(ttft_s(fcfs))
+    with pytest.raises(InvalidRequestError, match=r"policy: .*example:nothing cannot be imported"):
+        play_trace(MACHINE, Way(f"{module}:nothing"), asked, "t")
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -143,7 +160,7 @@ def test_a_session_larger_than_the_memory_is_refused() -> None:
 
 
 def test_a_cell_of_the_grid_is_put_beside_the_paper_s_numbers() -> None:
-    """How close they are is for `stream2llm simulate paper` to tell, not for a test."""
+    """How close they are is for `python -m experiments paper` to tell, not for a test."""
     setting = Setting("anns", 0.5, 1.0, Mode.COST)
     found = [outcome(Cell(setting, system)) for system in (NOT_STREAMED, "fcfs", "lcas")]
     compared = comparisons(found)
@@ -159,7 +176,7 @@ def test_a_cell_of_the_grid_is_put_beside_the_paper_s_numbers() -> None:
 
 
 def test_srpf_is_the_best_of_four_under_a_burst() -> None:
-    """One seed of the heaviest update load; `stream2llm simulate policies` has the grid."""
+    """One seed of the heaviest update load; `python -m experiments policies` has the grid."""
     setting = Setting("anns", 2.0, 1.0, Mode.COST)
     found = [
         outcome(Cell(setting, policy, seed=9, whole_requests=False))

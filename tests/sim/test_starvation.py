@@ -14,6 +14,7 @@ import pytest
 
 from prefill_worker.policy import POLICIES, SRPF_AGEING
 from prefill_worker.starvation_guard import PROMOTED_TURN
+from tests.builders import a_request
 from tests.planner_driver import PlannerDriver
 from tests.session_machine import Tokens
 
@@ -23,6 +24,13 @@ STEP_TOKENS = 8
 PATIENCE_STEPS = 20
 NEVER = 10**9
 VICTIM_TOKENS = 40
+
+
+def has_tiers(policy: str) -> bool:
+    """Whether the policy serves a sealed session before an open one that came earlier."""
+    rank = POLICIES[policy].serve
+    sealed = a_request("new", sealed=True, arrival=2, last_event=2, known=VICTIM_TOKENS)
+    return rank(sealed) < rank(a_request("old", arrival=1, last_event=1, known=VICTIM_TOKENS))
 
 
 class Arena:
@@ -38,13 +46,9 @@ class Arena:
         )
         self.num_steps = 0
         self._next_token = 0
-        self._rivals: Callable[[], None] = {
-            "fcfs": self._sealed_rival,
-            "lcas": self._sealed_rival,
-            "srpf": self._sealed_rival,
-            "mcps": self._growing_rival,
-            "default": self._growing_rival,
-        }[policy]
+        self._rivals: Callable[[], None] = (
+            self._sealed_rival if has_tiers(policy) else self._growing_rival
+        )
         self._rivals()
         self._step()
 
@@ -116,7 +120,7 @@ def test_several_victims_are_served_one_after_the_other(policy: str) -> None:
     assert all(arena.driver.sessions[name].computed for name in victims)
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "lcas", "srpf"])
+@pytest.mark.parametrize("policy", list(filter(has_tiers, POLICIES)))
 def test_the_bound_holds_where_the_victim_needs_all_of_the_memory(policy: str) -> None:
     arena = Arena(policy, PATIENCE_STEPS, num_blocks=VICTIM_TOKENS // 4)
     arena.open_victim("victim")

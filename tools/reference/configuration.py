@@ -57,6 +57,8 @@ def _type(field: Schema) -> str:
         values = field.get("additionalProperties")
         of = _type(values) if isinstance(values, dict) and values else "anything"
         return f"map of text to {of}"
+    if field["type"] == "array":
+        return f"list of {_type(field['items'])}"
     return _TYPES[field["type"]]
 
 

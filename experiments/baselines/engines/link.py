@@ -76,13 +76,13 @@ class EngineLink:
 
     @property
     def pid(self) -> int:
-        """Of the host process, which started all others."""
+        """Process id of the host, which started all others."""
         return self._process.pid
 
     # -- requests ------------------------------------------------------------------
 
     def send(self, message: ToHost) -> None:
-        """Raises SystemDiedError when nobody is there to receive it."""
+        """Raises SystemDiedError when the host process has ended."""
         if self._receiving.done():
             raise self.died()
         write(self._writer, message)
@@ -143,14 +143,14 @@ class EngineLink:
         self._lost()
 
     def _lost(self) -> None:
-        """Whoever waits is told."""
+        """Fails all answers and replies that are waited for."""
         for request_id, queue in self._answers.items():
             queue.put_nowait(Failed(request_id, "the engine's process is gone"))
         waiting: list[asyncio.Future[Any]] = [self._ready, *self._replies.values()]
         for future in waiting:
             if not future.done():
                 future.set_exception(self.died())
-                future.exception()  # nobody may be waiting
+                future.exception()  # it may have no reader
 
     def died(self) -> SystemDiedError:
         """With the end of the log."""

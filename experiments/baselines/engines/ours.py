@@ -22,11 +22,12 @@ from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.serving.ids import unique_id
 from stream2llm.serving.ports import pick_port
+from stream2llm.serving.worker_options import PrefillOptions, WorkerOptions
 from stream2llm.serving.worker_spec import WorkerSpec
 from stream2llm.workload.report.summary import PREEMPTIONS
 
 _HOST = "127.0.0.1"
-HOST_POOL_BYTES = 1 << 30
+HOST_POOL_GIB = 1.0
 _SAMPLING = SamplingParameters(max_tokens=1, temperature=0.0, ignore_eos=True)
 
 
@@ -39,8 +40,11 @@ def worker_spec(spec: HostSpec) -> WorkerSpec:
         host=_HOST,
         metrics_port=0,
         engine_args=common_args(spec),
-        open_token_budget=OPEN_STEP_TOKENS,
-        offload_pool_bytes=HOST_POOL_BYTES,
+        options=WorkerOptions(
+            prefill=PrefillOptions(
+                open_token_budget=OPEN_STEP_TOKENS, offload_pool_gib=HOST_POOL_GIB
+            )
+        ),
     )
 
 

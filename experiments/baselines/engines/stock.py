@@ -117,7 +117,7 @@ class StockEngine:
         raise NotImplementedError
 
     def counters(self) -> dict[str, float]:
-        """Of vLLM's own statistics."""
+        """vLLM's own statistics, summed up."""
         return self._counts.as_dict()
 
     async def wait_dead(self) -> str:
@@ -137,7 +137,7 @@ class _Parts:
 
     def __init__(self, queue: asyncio.Queue[Feed]) -> None:
         self._queue = queue
-        # Tokens of parts that are no answer, still to come; the last part is counted by nobody.
+        # Tokens of parts that are no answer, still to come; those of the last part are not counted.
         self._num_discarded = 0
 
     async def inputs(self) -> AsyncGenerator[StreamingInput, None]:

@@ -8,5 +8,5 @@ scrape    metrics of workers, once a second                  run      compositio
 display   what a person sees meanwhile
 
 Open loop: an event is submitted when the trace says so, however slow the
-system is. What it cannot take at once makes the event late, and is told.
+system is. What it cannot take at once makes the event late, and is recorded.
 """

@@ -37,7 +37,7 @@ from stream2llm.workload.traces.text import CountTokens, TextMaker
 
 Say = Callable[[str], None]
 RUN_FILE = "run.json"
-# Of an answer where neither the command nor the trace says.
+# Length of an answer where neither the command nor the trace has one.
 DEFAULT_MAX_TOKENS = 128
 
 
@@ -112,7 +112,7 @@ async def _replay(
 ) -> tuple[RunRecord, bool]:
     clock, stop = SystemClock(), asyncio.Event()
     async with AsyncClient(options.addresses[0]) as client:
-        model = (await client.model_info()).model  # nobody there: say so now, once
+        model = (await client.model_info()).model  # without a router: fail now, once
     began = datetime.fromtimestamp(clock.wall_s(), UTC).isoformat(timespec="seconds")
     target = _target(options, header, plan, {"model": model, "began": began})
     say(f"{len(plan):,} sessions to {', '.join(options.addresses)}; {_length(plan)}")

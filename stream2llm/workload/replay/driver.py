@@ -66,7 +66,7 @@ class Driver:
             replay.result()
 
     def records(self) -> tuple[SessionRecord, ...]:
-        """Of every session that was begun, in the order of the plan."""
+        """Records of every session that was begun, in the order of the plan."""
         return tuple(session.record() for session in self._begun)
 
     def snapshot(self) -> Snapshot:

@@ -15,7 +15,7 @@ class Lateness:
         # When the system had taken the event before.
         self._free_s = 0.0
         self.total_s = 0.0
-        # Of that, the generator's own.
+        # The generator's share of it.
         self.own_s = 0.0
 
     def begun(self, due_s: float, now_s: float) -> None:

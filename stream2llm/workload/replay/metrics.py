@@ -20,7 +20,7 @@ _KV_BLOCKS_HELD: Final = "stream2llm_kv_blocks_held"
 _WORKER_SESSIONS: Final = "stream2llm_worker_sessions"
 _PREFILL_SESSIONS: Final = "stream2llm_prefill_sessions"
 _POLICY: Final = "stream2llm_scheduler_policy_info"
-# Sample name, label that tells kinds apart ("" for none), and what it is called in
+# Sample name, label that distinguishes kinds ("" for none), and what it is called in
 # RunRecord.counters; "{}" is the label's value.
 _COUNTERS: Final = (
     ("stream2llm_preemptions_total", "action", "preemptions_{}"),

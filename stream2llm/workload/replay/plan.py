@@ -35,7 +35,7 @@ class PlannedSession:
     seal_due_s: float
     # Sent with the seal.
     suffix: str
-    # Of the answer where it was recorded; None leaves it to the run.
+    # Recorded length of the answer; None leaves it to the run.
     output_tokens: int | None = None
 
 

@@ -35,7 +35,7 @@ class Scraper:
         self._gained: dict[str, float] = defaultdict(float)
         self._num_failed = 0
         self.samples: list[Sample] = []
-        # The scheduling policy of the workers, "" as long as nobody has told.
+        # The scheduling policy of the workers, "" as long as it is unknown.
         self.policy = ""
 
     async def run(self) -> None:

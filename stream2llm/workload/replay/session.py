@@ -48,7 +48,7 @@ class Asking:
     ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
     # Put before the trace's ids, so that two replays at a time do not meet in logs.
     id_prefix: str = ""
-    # Of an answer whose recorded length is longer; None replays recorded lengths as they are.
+    # Upper bound on recorded lengths; None replays them as they are.
     longest_answer: int | None = None
 
     def sampling_of(self, planned: PlannedSession) -> SamplingParameters:
@@ -60,11 +60,11 @@ class Asking:
 
 
 class SessionReplay:
-    """Runs once; `record` tells what has happened, also of a session that was cut off."""
+    """Runs once; `record` has what happened, also for a session that was cut off."""
 
     def __init__(self, planned: PlannedSession, begin_s: float, clock: Clock) -> None:
         self._planned = planned
-        # Of the run; all times here are relative to it.
+        # When the run began; all times here are relative to it.
         self._begin_s = begin_s
         self._clock = clock
         self._opened_s = planned.due_s

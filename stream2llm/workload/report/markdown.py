@@ -1,12 +1,9 @@
-"""Tables for people, in Markdown. Pure.
-
-Values of the tables are made here and laid out by `markdown` or by the page.
-"""
+"""The report's tables, and the report in Markdown. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report.compare import Comparison, compare
@@ -14,6 +11,7 @@ from stream2llm.workload.report.lateness import generator_lateness_s, lateness_w
 from stream2llm.workload.report.series import run_labels
 from stream2llm.workload.report.statistics import PERCENTILES, Distribution, percent_word
 from stream2llm.workload.report.summary import Summary, summarize
+from stream2llm.workload.table import Table, markdown
 
 # What people call them; the order of the rows.
 LATENCY_TITLES: Final = {
@@ -26,14 +24,6 @@ LATENCY_TITLES: Final = {
     "e2el_from_open": "completion from open",
     "lateness": "lateness of events",
 }
-
-
-class Table(NamedTuple):
-    """Titles and rows of text; the first `num_left` columns are not numbers."""
-
-    titles: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    num_left: int = 1
 
 
 def report_markdown(runs: Sequence[RunRecord], ours: str | None = None) -> str:
@@ -145,7 +135,7 @@ def errors_table(summaries: Iterable[Summary]) -> Table:
 
 
 def settings_table(runs: Sequence[RunRecord]) -> Table:
-    """What else tells runs apart, and what was counted meanwhile: a column for each run."""
+    """Settings in which runs differ, and counters: a column for each run."""
     given = [{**run.settings, **run.counters} for run in runs]
     names = dict.fromkeys(name for each in given for name in each)
     rows = [[name, *(_setting(each.get(name)) for each in given)] for name in names]
@@ -174,15 +164,6 @@ def _comparison_row(each: Comparison) -> list[str]:
         str(interval.verdict),
         f"{each.our_failed} / {each.their_failed}",
     ]
-
-
-def markdown(table: Table) -> str:
-    """The table as Markdown text; a bar in a cell stays a bar."""
-    rule = ["---"] * table.num_left + ["--:"] * (len(table.titles) - table.num_left)
-    rows = [table.titles, rule, *table.rows]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows
-    )
 
 
 def _setting(value: str | float | None) -> str:

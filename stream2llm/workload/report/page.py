@@ -14,7 +14,6 @@ from typing import Final, NamedTuple
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report.compare import compare
 from stream2llm.workload.report.markdown import (
-    Table,
     comparisons_table,
     errors_table,
     latency_table,
@@ -24,6 +23,7 @@ from stream2llm.workload.report.markdown import (
     warnings_of,
 )
 from stream2llm.workload.report.summary import Summary, summarize
+from stream2llm.workload.table import Table
 
 
 class Image(NamedTuple):

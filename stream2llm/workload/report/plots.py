@@ -58,7 +58,7 @@ def to_svg(plot: Plot) -> bytes:
 
 @contextmanager
 def plot_style() -> Iterator[None]:
-    """Of all our figures, while they are made."""
+    """Matplotlib's settings for all figures, while they are made."""
     with matplotlib.rc_context(_STYLE):
         yield
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Of every latency, in percent.
+# Percentiles of every latency, in percent.
 PERCENTILES: tuple[float, ...] = (50.0, 95.0, 99.0, 99.9)
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """What is told of the values of one quantity, in their unit."""
+    """Statistics of the values of one quantity, in their unit."""
 
     count: int
     mean: float
-    # Of the values themselves, not an estimate for others: numpy's and vLLM's way.
+    # The population's standard deviation, as numpy and vLLM compute it.
     std: float
     maximum: float
     # By percent; between two values it is interpolated.

@@ -35,10 +35,10 @@ class Summary:
     errors: Mapping[str, int]
     # Sessions a second that the trace asked for; None for fewer than two.
     request_rate: float | None
-    # Of completed sessions.
+    # Tokens of completed sessions.
     input_tokens: int
     output_tokens: int
-    # Of all sessions: prompt tokens by what became of them; None when nobody counted.
+    # Prompt tokens of all sessions by what became of them; None where it was not counted.
     computed_tokens: int | None
     reused_tokens: int | None
     invalidated_tokens: int | None
@@ -173,12 +173,12 @@ def _preemptions(counters: Mapping[str, float]) -> float | None:
 
 
 def _tokens(run: RunRecord, kind: str) -> int | None:
-    """Of the sessions, or of the counters, as "reused_across_sessions_tokens", where only the
-    system as a whole tells."""
+    """The sum over the sessions, or where they have none, over counters such as
+    "reused_across_sessions_tokens"."""
     of_sessions: list[int | None] = [getattr(each, f"{kind}_tokens") for each in run.sessions]
-    told = [count for count in of_sessions if count is not None]
-    if told:
-        return sum(told)
+    known = [count for count in of_sessions if count is not None]
+    if known:
+        return sum(known)
     counted = [
         value
         for name, value in run.counters.items()

@@ -8,5 +8,5 @@ generate   sessions of a published shape    text      sentences for token counts
 measure    the sizes of any trace           fit       both compared
 arrivals   when sessions come               imports   shared by the importers:
 crawler_csv, anns_traces                    what the paper's artifact recorded
-azure_csv, burstgpt_csv, mooncake_jsonl     public recordings of requests, all by `requests`
+requests_csv, mooncake_jsonl                public recordings of requests, both by `requests`
 """

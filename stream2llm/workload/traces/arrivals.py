@@ -19,7 +19,7 @@ from stream2llm.workload.traces.check import TraceError
 # The clock of recordings: whole nanoseconds. Seconds since 1970 as a float lose the seventh digit.
 NS = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Of a time in seconds: beyond the year 9999, whatever it counts from.
+# Largest time in seconds: beyond the year 9999, whatever it counts from.
 _LONGEST_S = 10**12
 
 

@@ -31,7 +31,7 @@ SEARCH, PAGE = "tavily_search", "page_scrape"
 
 class _Page(NamedTuple):
     at_s: float
-    # Of the file; breaks ties.
+    # Line of the file; breaks ties.
     line: int
     text: str
 

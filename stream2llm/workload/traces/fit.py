@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.format import Shape
 from stream2llm.workload.traces.measure import Samples, statistic
 from stream2llm.workload.traces.targets import MANY_TOKENS, TARGETS
@@ -43,13 +44,14 @@ def fit(samples: Samples, shape: Shape) -> list[FitRow]:
 
 def fit_table(rows: Iterable[FitRow]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| quantity | statistic | target | reached | ratio |  |", "|---|---|--:|--:|--:|---|"]
-    for row in rows:
-        target = f"{'≥ ' if row.at_least else ''}{_number(row.target)}"
-        verdict = "" if row.is_met else "MISSED"
-        cells = (row.quantity, row.statistic, target, _number(row.reached), f"{row.ratio:.3f}")
-        lines.append(f"| {' | '.join(cells)} | {verdict} |")
-    return "\n".join(lines)
+    titles = ["quantity", "statistic", "target", "reached", "ratio", ""]
+    return markdown(Table(titles, [_cells(row) for row in rows], 2))
+
+
+def _cells(row: FitRow) -> list[str]:
+    target = f"{'≥ ' if row.at_least else ''}{_number(row.target)}"
+    verdict = "" if row.is_met else "MISSED"
+    return [row.quantity, row.statistic, target, _number(row.reached), f"{row.ratio:.3f}", verdict]
 
 
 def _rows(samples: Samples, shape: Shape) -> Iterator[FitRow]:

@@ -18,13 +18,13 @@ SCHEMA: Final = "stream2llm.trace"
 # What is written. Version 2 added a session's output tokens; files of version 1 are read as well.
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
-# A string is no number, and a key that nobody reads is a typing error.
+# A string is no number, and a key that is not known is a typing error.
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Shape = Literal["crawler", "anns"]
 EventKind = Literal["append", "update", "seal"]
 # Whitespace-separated words of English prose to tokens; SmolLM2's tokenizer has
-# 1.37 on the sentences of `text`. Only where nobody counted.
+# 1.37 on the sentences of `text`. Only where tokens were not counted.
 TOKENS_PER_WORD = 1.37
 
 

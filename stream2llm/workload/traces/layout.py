@@ -17,8 +17,8 @@ from stream2llm.workload.traces.plan import Plan
 INSTRUCTION_TOKENS, QUESTION_TOKENS = 40, 24
 # Documents of a search result; judgement too.
 TOP_K = 10
-# Of the logarithms of page and document lengths. Not published; these are the ones with which
-# sums of independent lengths (7.86 pages, 10 documents) spread as the published prompt
+# Standard deviations of the logarithms of page and document lengths. Not published:
+# with these, sums of independent lengths (7.86 pages, 10 documents) spread as the published prompt
 # lengths do: exp(sigma^2) - 1 = count x (exp(s^2) - 1), with s = 0.95 and 0.6.
 PAGE_SIGMA, DOCUMENT_SIGMA = 1.6, 1.3
 # New documents come in near the end: at TOP_K x u ** this, u uniform in [0, 1). Published is that

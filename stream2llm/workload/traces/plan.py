@@ -31,7 +31,7 @@ _SCORE = NormalDist().inv_cdf
 class Plan:
     """One session before it has documents."""
 
-    # Of the whole prompt.
+    # Tokens of the whole prompt.
     num_tokens: int
     # When each chunk comes, after the arrival; the last one brings the seal.
     times_s: tuple[float, ...]

@@ -34,7 +34,7 @@ class Request(NamedTuple):
     # By the recording's own clock.
     at_ns: int
     prompt_tokens: int
-    # Of the answer.
+    # Tokens of the answer.
     output_tokens: int
 
 

@@ -41,7 +41,7 @@ TIGHT = pytest.mark.cluster("sensitive-tight")
 ONE_TOKEN = SamplingParameters(max_tokens=1, temperature=0.0)
 ENDLESS = SamplingParameters(max_tokens=500, temperature=0.0, ignore_eos=True)
 AT_ONCE_S = 15
-# Longer than a lease, shorter than the controller's the starvation guard.
+# Longer than a lease, shorter than the controller waits for an answer.
 LONGER_THAN_A_LEASE_S = 13
 
 

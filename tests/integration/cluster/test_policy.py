@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 import pytest
 from typer.testing import CliRunner, Result
 
+from prefill_worker.policy import POLICIES
 from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient, AsyncSession, Document
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.serving.worker_spec import POLICY_NAMES
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape
@@ -66,7 +66,7 @@ async def test_half_streamed_sessions_survive_every_switch(
     async with asyncio.TaskGroup() as group:
         told = asyncio.Barrier(len(STREAMS) + 1)
         playing = [group.create_task(play_in_rounds(client, stream, told)) for stream in STREAMS]
-        for name in POLICY_NAMES:
+        for name in POLICIES:
             await told.wait()  # all have sent an event, and have work to do
             switched = await policy(cluster, name)
             assert (switched.exit_code, switched.stdout) == (0, f"prefill-0: {name}\n")
@@ -81,7 +81,7 @@ async def test_half_streamed_sessions_survive_every_switch(
         now.subtract(before)
         return now
 
-    decisions = [f"stream2llm_scheduler_decision_seconds_count/{name}" for name in POLICY_NAMES]
+    decisions = [f"stream2llm_scheduler_decision_seconds_count/{name}" for name in POLICIES]
     await eventually(gained, lambda now: all(now[name] > 0 for name in decisions))
 
 
@@ -91,9 +91,9 @@ async def play_in_rounds(client: AsyncClient, stream: Stream, told: asyncio.Barr
         prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY
     ) as session:
         sealed: asyncio.Task[Outcome] | None = None
-        for number in range(len(POLICY_NAMES)):
+        for number in range(len(POLICIES)):
             await send(session, stream, number)
-            is_last = number + 1 == len(POLICY_NAMES)
+            is_last = number + 1 == len(POLICIES)
             if is_last and STREAMS.index(stream) % 2:
                 sealed = asyncio.create_task(collect(session.seal()))
             await told.wait()
@@ -104,5 +104,5 @@ async def play_in_rounds(client: AsyncClient, stream: Stream, told: asyncio.Barr
 async def test_an_unknown_policy_changes_nothing(cluster: Cluster) -> None:
     refused = await policy(cluster, "lifo")
     assert refused.exit_code == 3
-    assert "there are default, fcfs, lcas, mcps, srpf" in refused.stderr
+    assert f"there are {', '.join(POLICIES)}" in refused.stderr
     assert cluster.status()["policy"] == "srpf"

@@ -15,10 +15,10 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import UnavailableError
 from stream2llm.client import AsyncClient, AsyncSession
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.serving.worker_spec import POLICY_NAMES
 from tests.cluster_kill import incarnation_of, process_of, until_replaced
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
@@ -102,7 +102,7 @@ async def test_every_answer_is_exact(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, mode: str
 ) -> None:
     before = await asyncio.to_thread(scrape, cluster)
-    for policy in POLICY_NAMES:
+    for policy in POLICIES:
         await asyncio.to_thread(cluster.set_policy, policy)
         await play(client, streams(f"{mode}-{policy}"), reference)
     await asyncio.to_thread(cluster.set_policy, "fcfs")

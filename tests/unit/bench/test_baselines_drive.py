@@ -12,8 +12,8 @@ import pytest
 from experiments.baselines.answering import NonStreaming, Ours, Streaming, Warmed
 from experiments.baselines.drive import run_trace
 from experiments.baselines.engines.messages import Ask, End, Feed, Splice
-from experiments.baselines.plays import Change, Play, plays
 from experiments.baselines.systems import SystemDiedError
+from experiments.plays import Change, Play, plays
 from stream2llm.serving.clock import ManualClock
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report.lateness import LOOP_LAG_MAX

@@ -1,56 +1,46 @@
-"""The benchmark's questions and its model of the network."""
+"""The questions that measure hand-overs, and what the simulated network makes of them."""
 
 from __future__ import annotations
 
 import pytest
 
-from cost_profiles.load import shipped_profile
-from cost_profiles.model import CostModel
-from experiments.handover_gain import BYTES_PER_TOKEN, HandoverRun, Network
-from experiments.handover_plan import questions
-from stream2llm.api.handover import HandoverMode
-from stream2llm.simulator.handover_effect import READ_OVERHEAD_S
+from experiments.handover_cluster import READ_OVERHEAD_S, Cell, exposed_s, play
+from experiments.handover_network import asked_alone
+from experiments.handover_plan import num_settled_tokens, questions
+from experiments.plays import context_length
+from stream2llm.api.handover import HANDOVER_MODES
 from stream2llm.workload.traces.format import Shape
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(scope="module")
-def h200() -> CostModel:
-    return CostModel(shipped_profile("h200_llama-3.1-8b_tp1"))
+# Llama 3.1 8B: 32 layers, 8 KV heads of 128, keys and values, 2 bytes each.
+BYTES_PER_TOKEN = 32 * 8 * 128 * 2 * 2
 
 
 @pytest.mark.parametrize("shape", ["crawler", "anns"])
 def test_questions_have_the_length_and_the_time_that_are_wanted(shape: Shape) -> None:
     for question in questions(shape, 5, num_tokens=4000, duration_s=3.0, seed=1):
-        longest = max(len(tokens) for _, tokens in question.sequences()) - len(question.prefix)
-        assert longest == pytest.approx(4000, rel=0.02)
-        assert question.arrivals[-1].at_s == pytest.approx(3.0)
-        assert question.seal_s == 3.0
+        longest = max(context_length([change]) for change in question.changes)
+        assert longest - len(question.prefix_ids) == pytest.approx(4000, rel=0.02)
+        assert question.changes[-1].at_s == pytest.approx(3.0)
+        assert question.seal_at_s == 3.0
 
 
 def test_what_has_settled_is_what_stays() -> None:
     for question in questions("anns", 5, num_tokens=2000, duration_s=3.0, seed=2):
-        settled = [question.num_settled_tokens(at_s) for at_s in (0.0, 1.0, 2.0, 3.0)]
+        settled = [num_settled_tokens(question, at_s) for at_s in (0.0, 1.0, 2.0, 3.0)]
         assert settled == sorted(settled)
-        assert settled[0] >= len(question.prefix)
-        assert settled[-1] == len(question.prompt) - len(question.suffix)
+        assert settled[0] >= len(question.prefix_ids)
+        assert settled[-1] == len(question.prompt_ids) - len(question.question_ids)
 
 
 @pytest.mark.parametrize("shape", ["crawler", "anns"])
 @pytest.mark.parametrize("gbit", [25, 400])
-def test_handing_over_ahead_leaves_less_to_wait_for(
-    h200: CostModel, shape: Shape, gbit: int
-) -> None:
-    network = Network(gbit * 1e9 / 8)
-    asked = questions(shape, 5, num_tokens=9000, duration_s=6.0, seed=3)
-
-    def exposed_s(mode: HandoverMode) -> list[float]:
-        return [HandoverRun(each, mode, network, h200).exposed_s() for each in asked]
-
-    at_seal, streamed = exposed_s("at_seal"), exposed_s("streamed")
+def test_handing_over_ahead_leaves_less_to_wait_for(shape: Shape, gbit: int) -> None:
+    asked = asked_alone(shape, 5, num_tokens=9000, duration_s=6.0)
+    at_seal, streamed = (exposed_s(play(Cell(shape, gbit, mode), asked)) for mode in HANDOVER_MODES)
     assert sum(streamed) < sum(at_seal)
-    for question, each_s in zip(asked, at_seal, strict=True):
-        num_bytes = len(question.prompt) * BYTES_PER_TOKEN
-        assert each_s == pytest.approx(READ_OVERHEAD_S + num_bytes / network.bytes_per_s)
-    assert all(each >= READ_OVERHEAD_S for each in streamed)
+    for task, each_s in zip(asked, at_seal, strict=True):
+        read_s = READ_OVERHEAD_S + task.num_tokens * BYTES_PER_TOKEN / (gbit * 1e9 / 8)
+        # And a step of decode.
+        assert read_s < each_s < read_s + 0.02
+    assert all(each > READ_OVERHEAD_S for each in streamed)

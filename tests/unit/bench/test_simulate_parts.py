@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from cost_profiles.load import shipped_profiles
 from cost_profiles.types import CostProfile
+from experiments.paper.published import NOT_STREAMED, published, settings
 from stream2llm.cli.simulate import app
 from stream2llm.simulator.decode import Answer, DecodeSettings, DecodeWorker, HandoverCounters, Link
-from stream2llm.simulator.published import NOT_STREAMED, published, settings
 from stream2llm.simulator.steps import StepLaw, law_of, worst_error
 from stream2llm.simulator.work import (
     Change,
@@ -170,6 +170,6 @@ def test_what_the_paper_published() -> None:
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_options_that_are_no_numbers_are_refused(value: str) -> None:
-    result = CliRunner().invoke(app, ["paper", "--memory", value])
+    result = CliRunner().invoke(app, ["trace", "t.jsonl", "--profile", "p", "--kv-gib", value])
     assert result.exit_code == 2
-    assert "--memory" in result.output
+    assert "--kv-gib" in result.output

@@ -14,14 +14,13 @@ from typer.testing import CliRunner, Result
 
 from stream2llm.cli.main import app
 from stream2llm.workload.replay.plan import Planner
-from stream2llm.workload.traces.azure_csv import azure_sessions
-from stream2llm.workload.traces.burstgpt_csv import burstgpt_sessions
 from stream2llm.workload.traces.check import TraceError
 from stream2llm.workload.traces.format import Document, Event, Item, Scale, Session, SharedDocument
 from stream2llm.workload.traces.imports import BadRow
 from stream2llm.workload.traces.mooncake_jsonl import mooncake_items
 from stream2llm.workload.traces.read import TraceReader
 from stream2llm.workload.traces.requests import Streaming
+from stream2llm.workload.traces.requests_csv import azure_sessions, burstgpt_sessions
 from stream2llm.workload.traces.text import TextMaker
 
 pytestmark = pytest.mark.unit

@@ -97,15 +97,18 @@ def test_no_ray_is_one_line_and_no_traceback(
 def test_check_tells_every_problem_and_starts_nothing(tmp_path: Path, tiny_model: Path) -> None:
     tree = a_tree(tiny_model, router={"port": 7001, "metrics_port": 7001}, deterministic=True)
     tree["prefill"] = {"engine": {"max_num_sqs": 4, "num_gpu_blocks_override": 8}}
+    tree["prefill"]["policy"] = "no_such_module:lifo"
     result = up("--config", a_file(tmp_path, tree), "--check")
     assert result.exit_code == 1
     failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
     assert [line.split(":")[0].split(maxsplit=1)[1] for line in failed] == [
+        "policies",
         "prefill engine",
         "deterministic answers",
         "ports",
     ]
-    assert "3 of 8 checks failed; nothing was started" in result.stdout
+    assert "prefill.policy: the policy no_such_module:lifo cannot be imported" in result.stdout
+    assert "4 of 9 checks failed; nothing was started" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from prefill_worker.policy import POLICIES
 from stream2llm.cluster.controller_http import MAX_BODY_BYTES, ControllerHttp
 from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
 from tests.fakes.prefill_policy import FakeHosts
@@ -99,7 +100,7 @@ async def test_every_route_and_method_answers_to_garbage() -> None:
         (BODIES["not JSON"], "must be JSON like"),
         (BODIES["a number"], "must be a text"),
         (BODIES["too long"], f"longer than {MAX_BODY_BYTES} bytes"),
-        (b'{"policy": "lifo"}', "there are default, fcfs"),
+        (b'{"policy": "lifo"}', f"there are {', '.join(POLICIES)}"),
     ],
 )
 async def test_a_refusal_says_what_is_wrong(body: bytes, said: str) -> None:

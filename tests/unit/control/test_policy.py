@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner, Result
 
+from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cli.main import app
 from stream2llm.cluster.controller_http import ControllerHttp
@@ -73,11 +74,19 @@ async def test_a_worker_that_does_not_run_is_not_told() -> None:
 
 async def test_an_unknown_policy_changes_nothing() -> None:
     fleet = both()
-    with pytest.raises(
-        InvalidRequestError, match="'lifo'; there are default, fcfs, lcas, mcps, srpf"
-    ):
+    with pytest.raises(InvalidRequestError, match=f"'lifo'; there are {', '.join(POLICIES)}"):
         await fleet.policy.switch("lifo")
     assert (fleet.policy.chosen, fleet.hosts.told) == ("fcfs", [])
+
+
+async def test_a_path_is_known_if_the_configuration_names_it_and_is_never_imported_here() -> None:
+    """No module `mine` exists: importing it would fail."""
+    fleet = both()
+    fleet.choice.import_paths = ("mine.policies:lifo",)
+    state = await fleet.policy.switch("mine.policies:lifo")
+    assert state.policy == fleet.hosts.policies["prefill-0"] == "mine.policies:lifo"
+    with pytest.raises(InvalidRequestError, match=r"'os:system'; there are .*mine\.policies:lifo"):
+        await fleet.policy.switch("os:system")
 
 
 async def test_two_operators_at_once_leave_all_workers_with_one_policy() -> None:
@@ -153,7 +162,7 @@ async def test_the_command_names_the_policies_when_there_is_no_such_one() -> Non
     async with served(fleet) as address:
         result = await command("lifo", "--controller", address)
     assert result.exit_code == 3
-    assert "'lifo'; there are default, fcfs, lcas, mcps, srpf [UNKNOWN_POLICY]" in result.stderr
+    assert f"'lifo'; there are {', '.join(POLICIES)} [UNKNOWN_POLICY]" in result.stderr
 
 
 async def test_the_command_fails_when_nobody_answers() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import (
     InvalidRequestError,
     OverloadedError,
@@ -24,6 +25,7 @@ from stream2llm.cluster.layout import Factories, common_environment, lay_out
 from stream2llm.engine import arguments as engine_arguments
 from stream2llm.models.store import ModelStoreError
 from stream2llm.serving.launch import cores_of
+from stream2llm.serving.worker_options import PrefillOptions
 
 pytestmark = pytest.mark.unit
 
@@ -123,9 +125,9 @@ def test_cores_are_given_in_turn() -> None:
     [
         (
             {"policy": "lifo"},
-            r"prefill\.policy: .*'default', 'fcfs', 'lcas', 'mcps' or 'srpf'.*'lifo'",
+            r"prefill\.policy: .*'lifo'; there are " + ", ".join(POLICIES),
         ),
-        ({"policy": None}, r"prefill\.policy: .*'default', 'fcfs', 'lcas', 'mcps' or 'srpf'"),
+        ({"policy": None}, r"prefill\.policy: .*valid string"),
         (
             {"starvation_guard_steps": 0},
             r"prefill\.starvation_guard_steps: .*greater than or equal to 1.*got 0",
@@ -144,14 +146,42 @@ def test_a_bad_scheduling_option_is_named_with_what_is_allowed(
         a_config(prefill=part)
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"policy": "nowhere.at_all:lifo"}, r"prefill\.policy: .*nowhere\.at_all:lifo cannot be"),
+        ({"extra_policies": ["json:dump"]}, r"prefill\.extra_policies: .*json:dump failed for"),
+    ],
+)
+def test_a_policy_by_import_path_is_followed_before_the_start(
+    part: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        preflight.check_policies(a_config(prefill=part))
+    assert caught.value.reason == "BAD_POLICY"
+
+
+def test_an_import_path_has_a_module_and_a_name() -> None:
+    with pytest.raises(InvalidRequestError, match=r"prefill\.extra_policies\.0: .*'lifo'"):
+        a_config(prefill={"extra_policies": ["lifo"]})
+
+
+def test_a_worker_that_starts_with_another_policy_still_knows_the_configured_one() -> None:
+    config = a_config(prefill={"policy": "mine:lifo", "extra_policies": ["mine:fifo"]})
+    options = config.worker_options.with_policy("fcfs").prefill
+    assert options.policy == "fcfs"
+    assert options.import_paths == config.prefill.import_paths == ("mine:lifo", "mine:fifo")
+
+
 def test_scheduling_options_reach_prefill_workers_alone(tmp_path: Path) -> None:
     config = a_config(
         prefill={"policy": "mcps", "starvation_guard_steps": 7, "open_token_budget": 512}
     )
     launches = lay_out(config, a_model(tmp_path), {}, Factories())
     by_name: dict[str, Any] = {launch.name: launch.spec for launch in launches}
-    assert (by_name["prefill-0"].policy, by_name["prefill-0"].starvation_guard_steps) == ("mcps", 7)
-    assert by_name["prefill-0"].open_token_budget == 512
+    assert by_name["prefill-0"].options.prefill == PrefillOptions(
+        policy="mcps", starvation_guard_steps=7, open_token_budget=512
+    )
     with pytest.raises(InvalidRequestError, match=r"unknown key decode\.policy"):
         a_config(decode={"policy": "mcps"})
 

@@ -195,7 +195,7 @@ def test_settings_exist(page: Path) -> None:
             # What stands below these is vLLM's and the environment's.
             known = re.sub(r"\.(engine|env)\..*", r".\1", key.rstrip("."))
             parts = {known, *(f"{known}.{each}" for each in ("mode", "max_open_sessions"))}
-            assert known.endswith((".py", ".md")) or parts & SETTINGS.keys(), key
+            assert known.endswith((".py", ".md", ".json")) or parts & SETTINGS.keys(), key
 
 
 @each_page
@@ -264,6 +264,31 @@ def test_files_that_a_page_names_without_a_folder_exist(page: Path) -> None:
     named = {text for text in spans(page) if re.fullmatch(r"\w+\.(?:py|proto)", text)}
     there = {path.name for folder in ROOT.glob("[a-z]*") for path in folder.rglob("*.p*")}
     assert named <= there
+
+
+@each_page
+def test_names_in_code_font_occur_in_the_code(page: Path) -> None:
+    """Names of log lines, fields, labels and variables: whatever has an underscore inside."""
+    names = {text for text in spans(page) if re.fullmatch(r"[A-Za-z]+(?:_[A-Za-z0-9]+)+", text)}
+    assert not {name for name in names - METRICS.keys() if name not in _sources()}
+
+
+@cache
+def _sources() -> str:
+    folders = [folder for folder in ROOT.glob("[a-z]*") if folder.name not in ("docs", "site")]
+    files = [path for folder in folders for path in folder.rglob("*.[pyj][yrsa]*")]
+    return "".join(path.read_text() for path in [*files, ROOT / "Makefile"])
+
+
+def test_code_refers_to_no_file_and_no_document_that_is_not_here() -> None:
+    files = [path for folder in ROOT.glob("[a-z]*") for path in folder.rglob("*.[mp][dy]")]
+    there = {path.name for path in files}
+    for path in files:
+        if path.suffix == ".py" and path != Path(__file__):
+            text = path.read_text()
+            named = re.findall(r"\b(?:docs/|[Ss]ee `?(?:\w+/)*)([\w-]+\.(?:md|py))\b", text)
+            assert set(named) <= there, path
+            assert not re.search(r"\bDESIGN\b|[Dd]esign document|[Aa]s in the design", text), path
 
 
 def test_the_map_of_modules_is_that_of_the_import_rules() -> None:

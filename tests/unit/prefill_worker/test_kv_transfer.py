@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 
-from prefill_worker.kv_transfer import kv_transfer, swaps
+from prefill_worker.kv_transfer import kv_transfer
 from stream2llm.cluster.config import ClusterConfig, load_config
 from stream2llm.cluster.layout import Factories, lay_out
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import nixl_options
+from stream2llm.serving.worker_options import (
+    HandoverOptions,
+    PreemptionMode,
+    PrefillOptions,
+    WorkerOptions,
+)
 from stream2llm.serving.worker_spec import WorkerSpec
 
 pytestmark = pytest.mark.unit
@@ -30,8 +38,9 @@ NIXL = {
 }
 
 
-def a_spec(**values: Any) -> WorkerSpec:
-    return WorkerSpec("prefill-0", "prefill", "model", "127.0.0.1", 0, lease_s=7, **values)
+def a_spec() -> WorkerSpec:
+    options = WorkerOptions(handover=HandoverOptions(lease_s=7))
+    return WorkerSpec("prefill-0", "prefill", "model", "127.0.0.1", 0, options=options)
 
 
 def test_without_a_pool_nixl_is_alone() -> None:
@@ -65,22 +74,33 @@ def test_vllm_takes_both_and_the_hybrid_cache_manager_stays_on() -> None:
     [("cost", 1, True), ("swap", 1, True), ("recompute", 1, False), ("swap", 0, False)],
 )
 def test_kv_is_swapped_where_there_is_a_pool_and_a_wish(
-    preemption: str, pool: int, expected: bool
+    preemption: PreemptionMode, pool: int, expected: bool
 ) -> None:
-    assert swaps(preemption, pool) is expected
+    assert PrefillOptions(preemption=preemption, offload_pool_gib=pool).swaps is expected
 
 
-def test_the_options_reach_the_worker(tmp_path: Path) -> None:
+def test_what_the_file_says_is_what_the_scheduler_reads(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
     prefill = {"preemption": "swap", "offload_pool_gib": 0.5, "cost_profile": "a.json"}
-    config = ClusterConfig.model_validate({"prefill": prefill})
-    specs: list[Any] = [each.spec for each in lay_out(config, tmp_path, {}, Factories())]
-    spec = next(each for each in specs if getattr(each, "role", "") == "prefill")
-    assert (spec.preemption, spec.offload_pool_bytes, spec.cost_profile) == (
-        "swap",
-        1 << 29,
-        "a.json",
+    handover = {"mode": "at_seal", "lease_s": 7, "min_offer_tokens": 8, "max_fetch_share": 0.1}
+    config = ClusterConfig.model_validate({"prefill": prefill, "handover": handover})
+    specs = [each.spec for each in lay_out(config, tmp_path, {}, Factories())]
+    workers = [spec for spec in specs if isinstance(spec, WorkerSpec)]
+    assert [spec.role for spec in workers] == ["prefill", "decode"]
+    expected = WorkerOptions(
+        prefill=PrefillOptions.model_validate(prefill),
+        handover=HandoverOptions.model_validate(handover),
     )
+    for spec in workers:
+        carried = json.loads(
+            json.dumps(pickle.loads(pickle.dumps(spec)).options.to_additional_config())
+        )
+        assert WorkerOptions.from_additional_config(carried) == expected
+
+
+def test_a_setting_that_the_scheduler_does_not_know_is_refused() -> None:
+    with pytest.raises(ValidationError, match="patience"):
+        WorkerOptions.from_additional_config({"stream2llm": {"prefill": {"patience": 3}}})
 
 
 def test_the_configurations_we_ship_say_how_much_memory_swapping_takes() -> None:

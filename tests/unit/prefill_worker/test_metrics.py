@@ -10,7 +10,6 @@ from prefill_worker.metrics import PrefillMetrics
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import DECISIONS, SchedulerCounters, SchedulerReport, SwapState
 from prefill_worker.types import SwapChoice
-from stream2llm.serving.worker_spec import POLICY_NAMES
 
 pytestmark = pytest.mark.unit
 
@@ -37,10 +36,6 @@ def a_report(policy: str = "fcfs", **fields: object) -> SchedulerReport:
         **{name: fields.pop(name) for name in list(fields) if hasattr(SchedulerCounters(), name)}  # type: ignore[arg-type]
     )
     return SchedulerReport(1, policy, counters, **fields)  # type: ignore[arg-type]
-
-
-def test_the_configuration_names_the_policies_that_there_are() -> None:
-    assert tuple(POLICIES) == POLICY_NAMES
 
 
 def test_everything_begins_at_zero() -> None:

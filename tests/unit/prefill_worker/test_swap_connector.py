@@ -20,6 +20,8 @@ from prefill_worker.swap_connector import (
     find_connector,
 )
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, StepJobs
+from stream2llm.serving.router_spec import GIB
+from stream2llm.serving.worker_options import PrefillOptions, WorkerOptions
 
 pytestmark = pytest.mark.unit
 
@@ -30,12 +32,20 @@ IN = CopyJob(2, Direction.IN, (3,), (0,))
 
 
 def a_connector(
-    *, cache: KVCacheConfig = CACHE, tp: int = 1, pp: int = 1, **options: int
+    *,
+    cache: KVCacheConfig = CACHE,
+    tp: int = 1,
+    pp: int = 1,
+    pool_bytes: int = 0,
+    pool_blocks: int | None = None,
 ) -> SwapConnector:
+    options = WorkerOptions(
+        prefill=PrefillOptions(offload_pool_gib=pool_bytes / GIB), offload_pool_blocks=pool_blocks
+    )
     config: Any = SimpleNamespace(
         kv_transfer_config=KVTransferConfig(kv_connector="SwapConnector", kv_role="kv_producer"),
         parallel_config=SimpleNamespace(pipeline_parallel_size=pp, world_size=tp * pp),
-        additional_config={"stream2llm": options},
+        additional_config=options.to_additional_config(),
     )
     return SwapConnector(config, KVConnectorRole.SCHEDULER, cache)
 
@@ -57,17 +67,17 @@ def report(connector: SwapConnector, *ranks: JobResults) -> None:
 
 
 def test_the_pool_is_shared_by_all_ranks() -> None:
-    assert a_connector(offload_pool_bytes=100).num_slots == 6
-    two = a_connector(offload_pool_bytes=100, tp=2)
+    assert a_connector(pool_bytes=100).num_slots == 6
+    two = a_connector(pool_bytes=100, tp=2)
     assert (two.bytes_per_block, two.num_slots, two.num_ranks) == (32, 3, 2)
-    assert a_connector(offload_pool_bytes=100, offload_pool_blocks=9).num_slots == 9
+    assert a_connector(pool_bytes=100, pool_blocks=9).num_slots == 9
     assert a_connector().num_slots == 0
 
 
 def test_without_kv_memory_the_pool_is_counted_in_blocks() -> None:
     nothing = KVCacheConfig(4, [], [])
-    assert a_connector(cache=nothing, offload_pool_bytes=100).num_slots == 0
-    counted = a_connector(cache=nothing, offload_pool_blocks=9)
+    assert a_connector(cache=nothing, pool_bytes=100).num_slots == 0
+    counted = a_connector(cache=nothing, pool_blocks=9)
     assert (counted.bytes_per_block, counted.num_slots) == (0, 9)
 
 
@@ -84,7 +94,7 @@ def test_models_whose_new_blocks_are_cleared_are_refused() -> None:
 
 
 def test_jobs_go_with_the_next_step_and_once() -> None:
-    connector = a_connector(offload_pool_blocks=2)
+    connector = a_connector(pool_blocks=2)
     connector.start(IN)
     connector.start(OUT)
     assert metadata(connector).jobs == StepJobs((OUT,), (IN,), is_idle=False)
@@ -92,7 +102,7 @@ def test_jobs_go_with_the_next_step_and_once() -> None:
 
 
 def test_results_of_ranks_and_steps_are_added_up() -> None:
-    connector = a_connector(offload_pool_blocks=2, tp=2)
+    connector = a_connector(pool_blocks=2, tp=2)
     slow, fast = (CopyTime(Direction.OUT, 2, seconds) for seconds in (0.5, 0.25))
     report(
         connector,
@@ -108,7 +118,7 @@ def test_results_of_ranks_and_steps_are_added_up() -> None:
 
 
 def test_a_rank_copies_when_the_step_begins() -> None:
-    connector = a_connector(offload_pool_blocks=2)
+    connector = a_connector(pool_blocks=2)
     memory = torch.arange(64, dtype=torch.int8)
     connector.register_kv_caches({"a": memory})
     assert connector.build_connector_worker_meta() is None
@@ -126,7 +136,7 @@ def test_a_rank_copies_when_the_step_begins() -> None:
 
 
 def test_only_a_step_that_computes_nothing_waits() -> None:
-    connector = a_connector(offload_pool_blocks=2)
+    connector = a_connector(pool_blocks=2)
     waits = []
 
     class Copier:

@@ -135,6 +135,8 @@ def spec_of(model: Path, **changes: Any) -> RouterSpec:
         "model_name": "tiny",
         "model_path": str(model),
         "max_model_len": 100,
+        "handover": "at_seal",
+        "drain_timeout_s": 30.0,
     }
     return RouterSpec(**fields | changes)
 

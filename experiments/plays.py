@@ -51,6 +51,14 @@ class Play:
         return self.session.events[-1].at_s
 
     @property
+    def prompt_ids(self) -> list[int]:
+        """All that was sent at the seal, the question included."""
+        context: list[int] = []
+        for change in self.changes:
+            context = applied(context, change)
+        return context + self.question_ids
+
+    @property
     def num_prompt_tokens(self) -> int:
         """At the seal, the question included."""
         return context_length(self.changes) + len(self.question_ids)
@@ -88,7 +96,7 @@ def plays(
     instruction: list[int] = []
     found = []
     for session in generate(shape, arrivals, seed, scale):
-        instruction = instruction or _ids(session.prefix.num_tokens, rng)
+        instruction = instruction or token_ids(session.prefix.num_tokens, rng)
         found.append(play_of(with_gaps(session, gap_factor), instruction, rng))
     return found
 
@@ -105,9 +113,9 @@ def with_gaps(session: Session, factor: float) -> Session:
 
 def play_of(session: Session, prefix_ids: list[int], rng: np.random.Generator) -> Play:
     """One session with token ids for what it only counts."""
-    documents = {each.id: _ids(each.num_tokens, rng) for each in session.documents}
+    documents = {each.id: token_ids(each.num_tokens, rng) for each in session.documents}
     changes = (Change(0.0, 0, prefix_ids), *_changes(session, len(prefix_ids), documents))
-    question = _ids(session.suffix.num_tokens, rng)
+    question = token_ids(session.suffix.num_tokens, rng)
     return Play(session, prefix_ids, question, documents, changes)
 
 
@@ -123,6 +131,7 @@ def _changes(
         old = new
 
 
-def _ids(count: int, rng: np.random.Generator) -> list[int]:
+def token_ids(count: int, rng: np.random.Generator) -> list[int]:
+    """Random ones that every model here knows."""
     ids: list[int] = rng.integers(LOWEST_ID, HIGHEST_ID, count).tolist()
     return ids

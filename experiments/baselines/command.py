@@ -1,16 +1,14 @@
-"""`make bench-baselines`: stock vLLM and Stream2LLM on the same traces, one after the other.
+"""Stock vLLM and Stream2LLM on the same traces, one after the other.
 
-Eighty minutes; `--quick` ten. Writes each run, a report for each cell and the
-verdicts into a folder. Exit codes: 0 done, whatever the verdicts; 1 something
-failed; 130 interrupted, with all processes ended.
+`--quick` takes ten minutes. Writes each run, a report for each cell and the
+verdicts into a folder, the verdicts also when it fails or is interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
-import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -28,23 +26,21 @@ from experiments.baselines.options import (
 from experiments.baselines.runner import Runner
 from experiments.baselines.verdicts import pooled, verdict_tables
 from prefill_worker.policy import POLICIES
-from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
 from stream2llm.models.store import PresetName, ensure_random_llama
 from stream2llm.serving.signals import catch_signals
-from stream2llm.serving.worker_spec import DEFAULT_POLICY
+from stream2llm.serving.worker_options import DEFAULT_POLICY
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report import write_report
 
 Name = TypeVar("Name", bound=str)
 
-INTERRUPTED = 130
 # docs/benchmarks.md says why not the larger one.
 MODELS: tuple[PresetName, ...] = ("shallow", "fast")
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    """The options of a command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.baselines", description=__doc__)
+def add_options(parser: ArgumentParser) -> None:
+    """What is compared, and how thoroughly."""
     parser.add_argument("--quick", action="store_true", help="ten minutes: small cells, once")
     parser.add_argument(
         "--only",
@@ -58,10 +54,13 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--sessions", type=int, help="of each run")
     parser.add_argument("--repetitions", type=int)
     parser.add_argument("--output", type=Path, default=Path("baselines"), help="a folder")
-    args = parser.parse_args(arguments)
+
+
+def options_of(args: Namespace) -> Options:
+    """What the command line chose; raises InvalidRequestError where that is nothing to run."""
     comparisons, loads = _chosen(COMPARISONS, args.only), _chosen(LOAD_NAMES, args.only)
     if "engine" not in comparisons and "heavy" not in loads:
-        parser.error("--only: whole systems are compared at heavy load")
+        raise InvalidRequestError("whole systems are compared at heavy load", field="only")
     return Options(
         output=args.output,
         model=args.model,
@@ -82,7 +81,7 @@ def _chosen(known: tuple[Name, ...], only: Sequence[str]) -> tuple[Name, ...]:
 
 
 def reported_policy(policies: Sequence[str]) -> str:
-    """Of those that ran, the one that clusters use by default, or else the last."""
+    """The default policy of clusters if it ran, else the last one that ran."""
     return DEFAULT_POLICY if DEFAULT_POLICY in policies else policies[-1]
 
 
@@ -105,34 +104,15 @@ def write_all(runs: Sequence[RunRecord], output: Path, policy: str) -> Path:
     return verdicts
 
 
-def main() -> int:
-    """The command line."""
-    try:
-        options = parse(sys.argv[1:])
-        model = ensure_random_llama(options.model)
-    except Stream2LLMError as error:
-        print(f"experiments.baselines failed: {error}", file=sys.stderr)
-        return 1
+def main(args: Namespace) -> Sequence[str]:
+    """Everything, with the verdicts of what there is, however it ends."""
+    options = options_of(args)
+    runner = Runner(options, ensure_random_llama(options.model))
     catch_signals()
-    return run(options, Runner(options, model))
-
-
-def run(options: Options, runner: Runner) -> int:
-    """Everything, with the verdicts of what there is, however it ends; returns the exit code."""
     try:
         asyncio.run(runner.run())
-    except KeyboardInterrupt:
-        print("\ninterrupted; everything that was started is stopped", flush=True)
-        return INTERRUPTED
-    except Stream2LLMError as error:
-        print(f"experiments.baselines failed: {error}", file=sys.stderr)
-        return 1
     finally:
         if runner.runs:
             verdicts = write_all(runner.runs, options.output, reported_policy(options.policies))
             print(f"{verdicts}:\n{verdicts.read_text(encoding='utf-8')}", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ()

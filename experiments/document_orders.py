@@ -1,7 +1,5 @@
 """What updates invalidate when documents stand as given, and in the stable order.
 
-    python -m experiments.ordering [--queries N] [--seeds N ...] [--trace FILE ...]
-
 First the ANNS trace as it is generated (or the files), then the same sessions
 with updates drawn from other models: how documents come and go is judgement, and
 decides the figures. Ratios are to what is invalidated as given: of the stable
@@ -11,15 +9,16 @@ leave out, which no order can avoid.
 
 from __future__ import annotations
 
-import argparse
 import random
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.update_models import MODELS
+from experiments.update_models import MODELS, UpdateModel
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.workload.document_orders import ORDERS, Lists, invalidated, left, with_foresight
+from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.format import Scale, Session
 from stream2llm.workload.traces.generate import generate
 from stream2llm.workload.traces.read import read_sessions
@@ -39,14 +38,14 @@ class Outcome:
     foresight: float | None
 
     def ratio(self, order: str) -> float:
-        """Of what is invalidated when documents stand as given."""
+        """Tokens that this order invalidates, to those invalidated as given."""
         return sum(self.tokens[order]) / max(sum(self.tokens[_GIVEN]), 1)
 
     def share(self, holds: Callable[[int, int], bool]) -> float:
-        """Of the sessions that invalidate anything as given; `holds(as given, stable)`."""
+        """Share of the sessions that invalidate tokens as given for which `holds(as given, stable)`."""
         pairs = zip(self.tokens[_GIVEN], self.tokens[_STABLE], strict=True)
-        told = [holds(given, stable) for given, stable in pairs if given]
-        return sum(told) / max(len(told), 1)
+        found = [holds(given, stable) for given, stable in pairs if given]
+        return sum(found) / max(len(found), 1)
 
     def over(self, order: str) -> float:
         """Share of all sessions that invalidate many tokens."""
@@ -64,7 +63,7 @@ def outcome_of(sessions: Sequence[Lists], *, ranks_stay: bool = True) -> Outcome
 
 
 def _foresight(sessions: Sequence[Lists], given: Sequence[int]) -> float:
-    # Of some: it tries many orders of each.
+    # A tenth of the sessions: it tries many orders of each.
     known = sum(with_foresight(each) for each in sessions[::FORESIGHT_EVERY])
     return known / max(sum(given[::FORESIGHT_EVERY]), 1)
 
@@ -108,14 +107,12 @@ def _or_dash(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}"
 
 
-def head(what: str) -> str:
-    """The table's first two lines."""
-    return f"| {' | '.join((what, *_COLUMNS))} |\n|---|{'--:|' * len(_COLUMNS)}"
-
-
-def row(name: str, outcome: Outcome) -> str:
-    """One of its others."""
-    return f"| {' | '.join((name, *(show(outcome) for show in _COLUMNS.values())))} |"
+def table(what: str, outcomes: Mapping[str, Outcome]) -> str:
+    """Markdown: a row for each."""
+    rows = [
+        [name, *(show(outcome) for show in _COLUMNS.values())] for name, outcome in outcomes.items()
+    ]
+    return markdown(Table([what, *_COLUMNS], rows))
 
 
 def verdict(outcome: Outcome) -> str:
@@ -129,28 +126,30 @@ def verdict(outcome: Outcome) -> str:
     )
 
 
-def main() -> None:
-    """Both tables, and what is wanted of the first."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def add_options(parser: ArgumentParser) -> None:
+    """Which sessions."""
     parser.add_argument("--queries", type=int, default=4997, help="sessions of each seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--trace", type=Path, nargs="+", help="files instead of generated traces")
-    args = parser.parse_args()
+
+
+def main(args: Namespace) -> list[str]:
+    """Both tables, and whether what is wanted of the first is met."""
     if args.trace:
         traces = {path.name: recorded(path) for path in args.trace}
     else:
         traces = {f"generated, seed {seed}": generated(args.queries, seed) for seed in args.seeds}
-    print(head("trace"))
-    for name, sessions in traces.items():
-        print(row(name, outcome_of(sessions)), flush=True)
+    print(table("trace", {name: outcome_of(sessions) for name, sessions in traces.items()}))
     sessions = [session for trace in traces.values() for session in trace]
-    print(f"\n{verdict(outcome_of(sessions))}\n\nThe same sessions, updates drawn anew:\n")
-    print(head("a new document comes in"))
-    for name, model in MODELS.items():
-        rng = random.Random(name)
-        redrawn = [model.redraw(each, rng) for each in sessions]
-        print(row(name, outcome_of(redrawn, ranks_stay=not model.reranks)), flush=True)
+    together = outcome_of(sessions)
+    print(f"\n{verdict(together)}\n\nThe same sessions, updates drawn anew:\n", flush=True)
+    redrawn = {name: _redrawn(name, model, sessions) for name, model in MODELS.items()}
+    print(table("a new document comes in", redrawn))
+    ratio = together.ratio(_STABLE)
+    return [f"{ratio:.3f} of as given"] if ratio > WANTED_RATIO else []
 
 
-if __name__ == "__main__":
-    main()
+def _redrawn(name: str, model: UpdateModel, sessions: Sequence[Lists]) -> Outcome:
+    rng = random.Random(name)
+    drawn = [model.redraw(each, rng) for each in sessions]
+    return outcome_of(drawn, ranks_stay=not model.reranks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,11 +12,11 @@ from experiments.baselines.memory import (
     MAX_MODEL_LEN,
     max_prompt_tokens,
     num_kv_blocks,
-    peak_open_tokens,
 )
-from experiments.baselines.plays import Play, applied, play_of, plays, with_gaps
 from experiments.baselines.scaling import at_paper_speed
 from experiments.baselines.schedule import plays_of
+from experiments.plays import Play, applied, play_of, plays, with_gaps
+from stream2llm.simulator.work import peak_tokens, tasks
 from stream2llm.workload.traces.format import Content, Document, Event, Scale, Session
 
 pytestmark = pytest.mark.unit
@@ -88,6 +90,11 @@ def test_a_key_decides_the_token_ids_and_nothing_else() -> None:
     assert again == one
 
 
+def peak_open_tokens(played: list[Play]) -> int:
+    named = (replace(play.session, id=str(number)) for number, play in enumerate(played))
+    return peak_tokens(tasks(named))
+
+
 def test_open_tokens_are_those_known_before_the_seal() -> None:
     first = a_play(Event(1.0, "append", ("c",)), Event(4.0, "append", ("a",)))
     second = a_play(Event(1.0, "append", ("b",)), Event(9.0, "append", ("a",)), arrival_s=2.0)
@@ -102,7 +109,8 @@ def test_a_session_counts_no_more_after_its_seal() -> None:
 
 
 def test_scarce_memory_is_a_third_of_what_is_open_but_holds_the_longest_prompt() -> None:
-    pressed = [a_play(Event(1.0, "append", ("a", "b", "c"))) for _ in range(100)]
+    play = a_play(Event(1.0, "append", ("a", "b", "c")))
+    pressed = [replace(play, session=replace(play.session, id=str(n))) for n in range(100)]
     assert num_kv_blocks(pressed, 67, scarce=False) == -(-6300 // 32) + 1
     assert num_kv_blocks(pressed, 67, scarce=True) == -(-2100 // 32) + 1
     assert num_kv_blocks(pressed[:1], 67, scarce=True) == 3 + 1 + 1

@@ -6,14 +6,23 @@ quantile taken by itself, so that it has to beat three policies at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from stream2llm.serving.worker_spec import OPEN_STEP_TOKENS
-from stream2llm.simulator.grid import Outcome, setting_name
-from stream2llm.simulator.paper_runs import Cell
-from stream2llm.simulator.published import POLICIES, QUANTILES, Setting, settings
+from experiments.paper.grid import (
+    Outcome,
+    add_grid_options,
+    add_memory_option,
+    outcomes,
+    setting_name,
+)
+from experiments.paper.published import POLICIES, QUANTILES, Setting, settings
+from experiments.paper.runs import Cell
+from prefill_worker.policy_loading import find_policy
+from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.workload.table import Table, markdown
 
 # So much worse is as good: what differs between means of a few seeds.
 WITHIN = {"p50": 0.03, "p95": 0.03, "p99": 0.03, "p999": 0.10}
@@ -57,7 +66,7 @@ def cells(
     challenger: str,
     seeds: Sequence[int] = TEST_SEEDS,
     memory: float = 1.0,
-    open_token_budget: int = OPEN_STEP_TOKENS,
+    open_token_budget: int = PrefillOptions().open_token_budget,
 ) -> list[Cell]:
     """Everything to simulate, with evictions as production makes them; see `Cell`."""
     return [
@@ -109,21 +118,16 @@ def _result(
 
 def table(found: Sequence[Result], challenger: str) -> str:
     """Markdown: a row for each setting."""
-    heads = [f"{name}: {challenger} s | best of three s | gain" for name in QUANTILES]
-    lines = [
-        f"| setting | evictions | {' | '.join(heads)} |",
-        "|---|--:|" + "--:|--:|--:|" * len(QUANTILES),
+    rows: dict[Setting, list[str]] = {}
+    for n in found:
+        cells = rows.setdefault(n.setting, [setting_name(n.setting), f"{n.evictions:,.0f}"])
+        cells += [f"{n.challenger_s:.3f}", f"{n.best_s:.3f} ({n.best})", _marked(n)]
+    heads = [
+        head
+        for name in QUANTILES
+        for head in (f"{name}: {challenger} s", "best of three s", "gain")
     ]
-    rows: dict[Setting, list[Result]] = {}
-    for each in found:
-        rows.setdefault(each.setting, []).append(each)
-    for setting, numbers in rows.items():
-        cells = [
-            f"{n.challenger_s:.3f} | {n.best_s:.3f} ({n.best}) | {_marked(n)}" for n in numbers
-        ]
-        evictions = f"{numbers[0].evictions:,.0f}"
-        lines.append(f"| {setting_name(setting)} | {evictions} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return markdown(Table(["setting", "evictions", *heads], list(rows.values())))
 
 
 def _marked(number: Result) -> str:
@@ -156,3 +160,30 @@ def gains_line(found: Sequence[Result]) -> str:
         for each in highest_loads(found)
     ]
     return f"{GAINED_QUANTILE} at the highest loads, {WANTED_GAIN} wanted: {'; '.join(gains)}"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """What is simulated."""
+    parser.add_argument("policy", nargs="?", default=PrefillOptions().policy, help="the challenger")
+    add_grid_options(parser)
+    add_memory_option(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=TEST_SEEDS)
+    parser.add_argument(
+        "--open-token-budget",
+        type=int,
+        default=PrefillOptions().open_token_budget,
+        help="of a step without sealed sessions, under srpf",
+    )
+
+
+def main(args: Namespace) -> Iterator[str]:
+    """Prints the table.
+
+    With the paper's memory little is evicted, see the column; `--memory` makes it scarce.
+    """
+    policy = find_policy(args.policy).name
+    plan = cells(policy, args.seeds, args.memory, args.open_token_budget)
+    found = results(outcomes(plan, args), policy)
+    print(f"{table(found, policy)}\n\n{gains_line(found)}")
+    for each in misses(found):
+        yield f"{setting_name(each.setting)} {each.quantile}: {each.gain:.2f} of {each.best}"

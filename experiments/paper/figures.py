@@ -1,4 +1,4 @@
-"""Draws the comparison of docs/benchmark-results.md: `python -m stream2llm.simulator.figures docs/figures`.
+"""Draws the comparison of docs/benchmark-results.md.
 
 One figure with four panels: the share of sessions that wait longer, against TTFT from the
 seal, for every system at the highest loads of both shapes, as they are and with longer gaps.
@@ -7,7 +7,7 @@ Evictions are production's, one seed.
 
 from __future__ import annotations
 
-import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from cost_profiles.decision import Mode
-from stream2llm.simulator.grid import setting_name
-from stream2llm.simulator.h200 import load_fit
-from stream2llm.simulator.paper_runs import Cell, play
-from stream2llm.simulator.published import NOT_STREAMED, Setting
+from experiments.paper.grid import setting_name
+from experiments.paper.h200 import load_fit
+from experiments.paper.published import NOT_STREAMED, Setting
+from experiments.paper.runs import Cell, play
 from stream2llm.workload.report.plots import Plot, plot_style, to_svg
 from stream2llm.workload.report.summary import latencies
 
@@ -30,12 +30,12 @@ SETTINGS = (
     Setting("crawler", 4.0, 10.0, Mode.COST),
     Setting("anns", 2.0, 30.0, Mode.COST),
 )
-# Of each line; down to the share that two sessions are.
+# Points of each line, down to the share that two sessions are.
 NUM_POINTS = 120
 
 
 def ttfts_s(cell: Cell) -> list[float]:
-    """Of every session, sorted."""
+    """TTFT of every session in seconds, sorted."""
     return sorted(latencies(play(cell, load_fit()), "ttft"))
 
 
@@ -62,19 +62,20 @@ def _line(axes: Any, values: Sequence[float], label: str, colour: str) -> None:
     axes.plot(np.quantile(values, 1 - shares), shares, label=label, color=colour, linewidth=width)
 
 
-def main() -> None:
+def add_options(parser: ArgumentParser) -> None:
+    """Where to."""
+    parser.add_argument("--output", type=Path, default=Path("docs/figures"), help="a folder")
+
+
+def main(args: Namespace) -> Sequence[str]:
     """Simulates and draws."""
-    folder = Path(sys.argv[1])
     cells = [Cell(s, system, whole_requests=False) for s in SETTINGS for system in SYSTEMS]
     with ProcessPoolExecutor() as pool:
         found = dict(
             zip(((c.setting, c.system) for c in cells), pool.map(ttfts_s, cells), strict=True)
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "policies.svg"
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "policies.svg"
     path.write_bytes(to_svg(draw(found)))
     print(f"written: {path}")
-
-
-if __name__ == "__main__":
-    main()
+    return ()

@@ -11,10 +11,7 @@ import numpy as np
 
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.model import CostModel
-from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.serving.worker_spec import OPEN_STEP_TOKENS
-from stream2llm.simulator.cluster import Cluster, ClusterSettings
-from stream2llm.simulator.h200 import (
+from experiments.paper.h200 import (
     BLOCK_SIZE,
     NUM_BLOCKS,
     NUM_HOST_BLOCKS,
@@ -22,8 +19,11 @@ from stream2llm.simulator.h200 import (
     Fit,
     profile,
 )
+from experiments.paper.published import NOT_STREAMED, QUANTILES, Setting
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.simulator.cluster import Cluster, ClusterSettings
 from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
-from stream2llm.simulator.published import NOT_STREAMED, QUANTILES, Setting
 from stream2llm.simulator.work import Task, not_streamed, tasks, with_longer_gaps
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report.summary import latencies
@@ -47,8 +47,8 @@ class Cell:
     ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
     # KV memory, in times of what the hardware suggests.
     memory: float = 1.0
-    # Of a step for open sessions alone, under policies that keep sealed ones apart.
-    open_token_budget: int = OPEN_STEP_TOKENS
+    # See `prefill.open_token_budget`.
+    open_token_budget: int = PrefillOptions().open_token_budget
 
 
 @lru_cache(maxsize=8)
@@ -72,10 +72,12 @@ def play(cell: Cell, fit: Fit) -> RunRecord:
         BLOCK_SIZE,
         STEP_TOKENS[shape],
         NUM_HOST_BLOCKS,
-        setting.mode,
-        policy=cell.system if is_streamed else "default",
+        PrefillOptions(
+            policy=cell.system if is_streamed else "default",
+            preemption=setting.mode.value,
+            open_token_budget=cell.open_token_budget,
+        ),
         whole_requests=cell.whole_requests,
-        open_token_budget=cell.open_token_budget,
     )
     costs = CostModel(profile(fit, STEP_TOKENS[shape]))
     worker = PrefillWorker(settings, fit.law.seconds, costs, CorrectedCostModel(costs))

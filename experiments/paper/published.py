@@ -46,7 +46,7 @@ class Published:
 def published() -> tuple[Published, ...]:
     """Every system of every row, each once."""
     found: dict[tuple[Setting, str], Published] = {}
-    text = (resources.files("stream2llm.simulator") / "data/paper_ttft_h200.csv").read_text("utf-8")
+    text = (resources.files("experiments.paper") / "data/paper_ttft_h200.csv").read_text("utf-8")
     for row in csv.DictReader(text.splitlines()):
         setting = Setting(
             _SHAPES[row["workload"]],

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 
-from stream2llm.simulator.h200 import Fit, load_fit
-from stream2llm.simulator.paper_runs import Cell, play, quantiles_s
-from stream2llm.simulator.published import QUANTILES, Setting, published
+from experiments.paper.h200 import NUM_BLOCKS, Fit, load_fit
+from experiments.paper.published import QUANTILES, Setting, published
+from experiments.paper.runs import Cell, play, quantiles_s
+from stream2llm.workload.table import Table, markdown
 
 # Wanted: within this of the paper at these quantiles ...
 TOLERANCE = 0.25
@@ -73,10 +76,16 @@ def outcome(cell: Cell, fit: Fit | None = None) -> Outcome:
     return Outcome(cell, quantiles_s(run), run.counters)
 
 
-def outcomes(cells: Sequence[Cell], num_processes: int | None = None) -> Iterator[Outcome]:
-    """Each cell, in order, on all cores of the machine or as many as said."""
-    with ProcessPoolExecutor(num_processes or len(os.sched_getaffinity(0))) as pool:
-        yield from pool.map(outcome, cells)
+def outcomes(cells: Sequence[Cell], args: Namespace) -> Iterator[Outcome]:
+    """Each cell, in order, as soon as it is simulated; says so on stderr."""
+    with ProcessPoolExecutor(args.processes or len(os.sched_getaffinity(0))) as pool:
+        for number, found in enumerate(pool.map(outcome, cells), 1):
+            cell = found.cell
+            print(
+                f"{number}/{len(cells)} {setting_name(cell.setting)} {cell.system} seed {cell.seed}",
+                file=sys.stderr,
+            )
+            yield found
 
 
 def paper_cells(seed: int, *, whole_requests: bool, memory: float = 1.0) -> list[Cell]:
@@ -125,18 +134,12 @@ def _order(one: Comparison, other: Comparison) -> Order:
 
 def table(compared: Sequence[Comparison]) -> str:
     """Markdown: paper, ours and ratio of every number."""
-    heads = [f"{name} paper | ours | ratio" for name in QUANTILES]
-    lines = [
-        f"| setting | system | {' | '.join(heads)} |",
-        "|---|---|" + "--:|--:|--:|" * len(QUANTILES),
-    ]
-    rows: dict[tuple[Setting, str], list[Comparison]] = {}
-    for each in compared:
-        rows.setdefault((each.setting, each.system), []).append(each)
-    for (setting, system), numbers in rows.items():
-        cells = [f"{n.paper_s:.3f} | {n.ours_s:.3f} | {_marked(n)}" for n in numbers]
-        lines.append(f"| {setting_name(setting)} | {system} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows: dict[tuple[Setting, str], list[str]] = {}
+    for n in compared:
+        cells = rows.setdefault((n.setting, n.system), [setting_name(n.setting), n.system])
+        cells += [f"{n.paper_s:.3f}", f"{n.ours_s:.3f}", _marked(n)]
+    heads = [head for name in QUANTILES for head in (f"{name} paper", "ours", "ratio")]
+    return markdown(Table(["setting", "system", *heads], list(rows.values()), 2))
 
 
 def _marked(number: Comparison) -> str:
@@ -171,3 +174,38 @@ def _reversed_line(pair: Order) -> str:
         f"reversed: {setting_name(pair.setting)} {pair.quantile}: {pair.slower} takes"
         f" {pair.paper:.2f} x {pair.faster} in the paper, {pair.ours:.2f} x here"
     )
+
+
+def add_grid_options(parser: ArgumentParser) -> None:
+    """Those of every experiment on the grid."""
+    parser.add_argument("--processes", type=int, help="simulations at once; by default one a core")
+
+
+def add_memory_option(parser: ArgumentParser) -> None:
+    """KV memory."""
+    parser.add_argument(
+        "--memory", type=float, default=1.0, help="KV memory, in times of what the paper's has"
+    )
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """What is simulated."""
+    add_grid_options(parser)
+    add_memory_option(parser)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--tails", action="store_true", help="evict as production does, not whole requests"
+    )
+
+
+def main(args: Namespace) -> Sequence[str]:
+    """Prints the fitted parameters, and paper, ours and ratio for every number.
+
+    A star marks a P50 or P95 that is further off than TOLERANCE.
+    """
+    print(f"fitted to the non-streaming rows: {load_fit()}")
+    print(f"KV blocks: {int(NUM_BLOCKS * args.memory):,}\n")
+    cells = paper_cells(args.seed, whole_requests=not args.tails, memory=args.memory)
+    compared = comparisons(outcomes(cells, args))
+    print(f"{table(compared)}\n\n{verdict(compared)}")
+    return ()

@@ -1,4 +1,4 @@
-"""Fits the paper's machine to its non-streaming rows: `python -m stream2llm.simulator.calibrate`.
+"""Fits the simulator's H200 to the paper's non-streaming rows; replaces data/h200_fit.json.
 
 Least squares of log(simulated / published) over P50, P95, P99 (half weight) and
 P99.9 (quarter: it is the fourth largest of 4,322, or the largest of 500) of NS at all
@@ -8,7 +8,7 @@ parameter. The streaming rows are not looked at.
 
 from __future__ import annotations
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, fields
@@ -18,9 +18,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from stream2llm.simulator.h200 import Fit, save_fit
-from stream2llm.simulator.paper_runs import Cell, play, quantiles_s
-from stream2llm.simulator.published import NOT_STREAMED, QUANTILES, Published, published
+from experiments.paper.h200 import Fit, save_fit
+from experiments.paper.published import NOT_STREAMED, QUANTILES, Published, published
+from experiments.paper.runs import Cell, play, quantiles_s
 
 WEIGHTS: Final = {"p50": 1.0, "p95": 1.0, "p99": 0.5, "p999": 0.25}
 # The modelled profile of cost_profiles, roughly.
@@ -94,20 +94,19 @@ def _rms(errors: Vector) -> float:
     return float(np.sqrt(np.mean(errors**2)))
 
 
-def main() -> None:
-    """Fits, prints and saves."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def add_options(parser: ArgumentParser) -> None:
+    """Where to begin, and how long to go on."""
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
         "--start", type=float, nargs=len(fields(Fit)), default=astuple(START), metavar="VALUE"
     )
-    args = parser.parse_args()
+
+
+def main(args: Namespace) -> Sequence[str]:
+    """Fits, prints and saves."""
     with ProcessPoolExecutor(2) as pool:
         found, error = fit(Errors(pool, args.seeds), Fit(*args.start), args.rounds)
     print(f"root mean square of the weighted log ratios: {error:.3f}\n{found}")
     save_fit(found)
-
-
-if __name__ == "__main__":
-    main()
+    return ()

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from experiments.ordering import generated, outcome_of, row, verdict
+from experiments.document_orders import generated, outcome_of, table, verdict
 from experiments.update_models import MODELS, UpdateModel
 from stream2llm.workload.document_orders import (
     ORDERS,
@@ -75,4 +75,4 @@ def test_the_published_workload_saves_little_and_one_that_inserts_anywhere_much(
     anywhere = outcome_of([MODELS["anywhere"].redraw(each, rng) for each in sessions])
     assert anywhere.ratio("stable") < 0.5
     assert "; met" in verdict(anywhere)
-    assert row("anywhere", anywhere).count("|") == 12
+    assert table("model", {"anywhere": anywhere}).count("|") == 3 * 12

@@ -42,7 +42,7 @@ class Fit:
 
     @property
     def law(self) -> StepLaw:
-        """Of the engine's steps."""
+        """The step law that was fitted."""
         return StepLaw(self.fixed_s, self.per_token_s, self.per_pair_s, self.per_context_token_s)
 
 

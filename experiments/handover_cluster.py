@@ -8,6 +8,8 @@ for the second token, which is when the KV has crossed, and the time to the firs
 from __future__ import annotations
 
 import random
+import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +17,12 @@ import numpy as np
 
 from cost_profiles.load import shipped_profile
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
-from stream2llm.serving.worker_spec import DEFAULT_POLICY
+from stream2llm.serving.worker_options import DEFAULT_POLICY
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
 from stream2llm.simulator.work import Task, tasks
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report.summary import latencies
+from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.arrivals import first, poisson
 from stream2llm.workload.traces.format import Scale, Shape
 from stream2llm.workload.traces.generate import generate
@@ -42,20 +45,16 @@ class Cell:
     shape: Shape
     gbit_s: float
     handover: HandoverMode
-    seed: int
 
 
-def cells(gbit_s: Sequence[float], seed: int) -> list[Cell]:
+def cells(gbit_s: Sequence[float]) -> list[Cell]:
     """All of them; the two that are compared one after the other."""
     return [
-        Cell(shape, speed, mode, seed)
-        for shape in RATES
-        for speed in gbit_s
-        for mode in HANDOVER_MODES
+        Cell(shape, speed, mode) for shape in RATES for speed in gbit_s for mode in HANDOVER_MODES
     ]
 
 
-def play(cell: Cell) -> RunRecord:
+def play(cell: Cell, asked: Sequence[Task]) -> RunRecord:
     """Runs it."""
     machine = Machine(
         shipped_profile(PROFILE),
@@ -71,10 +70,10 @@ def play(cell: Cell) -> RunRecord:
         handover=cell.handover,
         label=cell.handover,
     )
-    return play_trace(machine, way, asked(cell.shape, cell.seed), cell.shape)
+    return play_trace(machine, way, asked, cell.shape)
 
 
-def asked(shape: Shape, seed: int) -> list[Task]:
+def workload(shape: Shape, seed: int) -> list[Task]:
     """The workload of a shape, at its published size."""
     comes = poisson(RATES[shape], random.Random(f"{seed}/arrivals"))
     return tasks(generate(shape, first(NUM_SESSIONS, comes, "poisson"), seed, Scale()))
@@ -87,17 +86,14 @@ def exposed_s(run: RunRecord) -> list[float]:
 
 
 def table(runs: Sequence[tuple[Cell, RunRecord]]) -> str:
-    """Both settings in a line."""
-    head = (
-        "| shape | Gbit/s | P50: at_seal | streamed | gain | P95: at_seal | streamed | gain "
-        "| TTFT P50: at_seal | streamed | at decode at the seal | wasted |"
-    )
-    lines = [head, "|---|--:|" + "--:|" * 10]
+    """Markdown: both settings in a row."""
+    titles = ["shape", "Gbit/s", "P50: at_seal", "streamed", "gain", "P95: at_seal", "streamed"]
+    titles += ["gain", "TTFT P50: at_seal", "streamed", "at decode at the seal", "wasted"]
     pairs = zip(runs[::2], runs[1::2], strict=True)
-    return "\n".join([*lines, *(_line(one[0], one[1], other[1]) for one, other in pairs)])
+    return markdown(Table(titles, [_cells(one[0], one[1], other[1]) for one, other in pairs]))
 
 
-def _line(cell: Cell, at_seal: RunRecord, streamed: RunRecord) -> str:
+def _cells(cell: Cell, at_seal: RunRecord, streamed: RunRecord) -> list[str]:
     parts = [cell.shape, f"{cell.gbit_s:g}"]
     for percent in (50, 95):
         before, after = (
@@ -105,14 +101,31 @@ def _line(cell: Cell, at_seal: RunRecord, streamed: RunRecord) -> str:
         )
         parts += [f"{1e3 * before:.1f} ms", f"{1e3 * after:.1f} ms", f"{before / after:.1f} x"]
     parts += [f"{1e3 * np.median(latencies(run, 'ttft')):.1f} ms" for run in (at_seal, streamed)]
-    return f"| {' | '.join([*parts, *_shares(streamed)])} |"
+    return [*parts, *_shares(streamed)]
 
 
 def _shares(streamed: RunRecord) -> Iterator[str]:
-    """Of what answers needed, what was there; of what was prefetched, what none used."""
+    """Share of the needed tokens that were prefetched; share of the prefetched that none used."""
     prefetch, used, after = (
         streamed.counters[f"handover_{name}_tokens"]
         for name in ("prefetched", "used", "after_seal")
     )
     yield f"{used / (used + after):.0%}"
     yield f"{1 - used / prefetch:.0%}"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Which networks."""
+    parser.add_argument("--gbit", type=float, nargs="+", default=[25.0, 100.0, 400.0])
+    parser.add_argument("--seed", type=int, default=1)
+
+
+def main(args: Namespace) -> Sequence[str]:
+    """Prints the table."""
+    runs = []
+    asked = {shape: workload(shape, args.seed) for shape in RATES}
+    for cell in cells(args.gbit):
+        print(f"{cell.shape} {cell.gbit_s:g} Gbit/s {cell.handover}", file=sys.stderr)
+        runs.append((cell, play(cell, asked[cell.shape])))
+    print(table(runs))
+    return ()

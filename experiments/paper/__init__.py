@@ -1,0 +1,1 @@
+"""The paper's settings, simulated: what it published, and the machine that it measured on."""
