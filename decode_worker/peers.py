@@ -11,7 +11,7 @@ import grpc
 
 from decode_worker.engine import begin_decode, decode_steps
 from decode_worker.handover_check import KnownEngines
-from stream2llm.api.codec import to_proto
+from stream2llm.api.codec import fields
 from stream2llm.api.errors import InternalError
 from stream2llm.api.grpc_options import channel_options
 from stream2llm.api.sampling import SamplingParameters
@@ -50,7 +50,7 @@ async def connect(
 
 
 async def _first_token(call: grpc.aio.StreamStreamCall) -> worker_pb2.FirstToken:
-    opening = worker_pb2.OpenPrefill(session_id="connect", sampling=to_proto(_SAMPLING))
+    opening = worker_pb2.OpenPrefill(session_id="connect", sampling=fields(_SAMPLING))
     await call.write(worker_pb2.PrefillSessionRequest(open=opening))
     splice = worker_pb2.SplicePrefill(revision=1, token_ids=_PROMPT_TOKEN_IDS)
     seal = worker_pb2.SealPrefill(splice=splice, hand_over=True)

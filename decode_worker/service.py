@@ -18,7 +18,7 @@ from decode_worker.fetch_orders import LocalTokens
 from decode_worker.fetch_service import serve_fetches
 from decode_worker.fetch_sessions import FetchSessions
 from decode_worker.handover_check import KnownEngines, Transfer
-from stream2llm.api.codec import from_proto, token_step_to_proto
+from stream2llm.api import codec
 from stream2llm.api.errors import InvalidRequestError, UnavailableError, describe
 from stream2llm.api.handover import ACCEPTED_METADATA
 from stream2llm.api.rpc_status import abort
@@ -107,7 +107,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
             self._fetches.settle(request.fetch_session_id, num_prompt_tokens, local)
 
         request_id = unique_id(request.session_id)
-        sampling = from_proto(request.sampling)
+        sampling = codec.decode(SamplingParameters, request.sampling)
         engine = self._worker.engine
         async with AsyncExitStack() as stack:
             stream = await self._begin(request_id, request, sampling, transfer, stack)
@@ -115,7 +115,7 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
             await stack.enter_async_context(aclosing(steps))
             async for step in self._counting_failures(steps):
                 local = local_tokens.pop() if local_tokens else None
-                yield worker_pb2.DecodeResponse(step=token_step_to_proto(step), local_tokens=local)
+                yield worker_pb2.DecodeResponse(step=codec.fields(step), local_tokens=local)
 
     async def _begin(
         self,

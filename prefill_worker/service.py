@@ -11,14 +11,17 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import fields
 from typing import Any
 
 import grpc
 
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
-from stream2llm.api.codec import delay_to_proto, from_proto, token_step_to_proto
+from stream2llm.api import codec
 from stream2llm.api.delay import DelayReason
 from stream2llm.api.errors import EventOrderError, describe
+from stream2llm.api.prefill_progress import PrefillProgress
+from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.engine.vllm_sampling import token_step
 from stream2llm.engine.worker import EngineWorker
@@ -27,13 +30,6 @@ from stream2llm.serving.request_check import check_id
 from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
 
 _log = logging.getLogger(__name__)
-_NOTHING_COMPUTED = {
-    "prefilled_tokens": 0,
-    "computed_tokens": 0,
-    "reused_tokens": 0,
-    "invalidated_tokens": 0,
-    "recomputed_tokens": 0,
-}
 
 
 class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
@@ -63,7 +59,7 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         if opening is None or opening.WhichOneof("event") != "open":
             raise EventOrderError("the first event of a prefill session must be open")
         check_id(opening.open.session_id, "open.session_id")
-        sampling = from_proto(opening.open.sampling)
+        sampling = codec.decode(SamplingParameters, opening.open.sampling)
         sampling.validate(self._worker.engine.info.vocab_size)
         request_id = unique_id(opening.open.session_id)
         session = PrefillSession(self._worker.engine, request_id, sampling)
@@ -130,9 +126,8 @@ class _SessionRun:
         if self._session.outputs is not None:
             self._begun.set()
         else:
-            # Without tokens the engine does not have the session yet.
-            nothing = {"revision": splice.revision, "known_tokens": 0, **_NOTHING_COMPUTED}
-            await self._send_progress(nothing)
+            # No token yet, so the engine knows nothing of this session.
+            await self._send_progress(PrefillProgress(splice.revision))
 
     async def _write(self) -> None:
         await self._begun.wait()
@@ -141,20 +136,20 @@ class _SessionRun:
             if output.offer is not None:
                 await self._writer.write(_offer(output.offer))
             elif output.first_token is None:
-                await self._send_progress(output.progress)
+                await self._send_progress(_progress(output.progress))
             else:
                 await self._send_first_token(output)
 
-    async def _send_progress(self, progress: dict[str, Any]) -> None:
-        message = worker_pb2.PrefillSessionResponse(progress=_progress(progress))
+    async def _send_progress(self, progress: PrefillProgress) -> None:
+        message = worker_pb2.PrefillSessionResponse(progress=codec.fields(progress))
         await self._writer.write(message)
 
     async def _send_first_token(self, output: PrefillOutput) -> None:
         assert output.first_token is not None
         step = token_step(output.first_token, self._num_logprobs)
         first = worker_pb2.FirstToken(
-            step=token_step_to_proto(step),
-            progress=_progress(output.progress),
+            step=codec.fields(step),
+            progress=codec.fields(_progress(output.progress)),
             uncomputed_at_seal_tokens=output.progress["uncomputed_at_seal_tokens"],
         )
         if output.handover is not None:
@@ -184,11 +179,11 @@ def _handover(params: dict[str, Any]) -> worker_pb2.Handover:
     )
 
 
-def _progress(figures: dict[str, Any]) -> worker_pb2.PrefillProgress:
-    """Returns the message for a progress from `PrefillScheduler`."""
-    names = worker_pb2.PrefillProgress.DESCRIPTOR.fields_by_name
-    known = {key: value for key, value in figures.items() if key in names}
-    delay = known.pop("delay", "")
-    return worker_pb2.PrefillProgress(
-        **known, delay=delay_to_proto(DelayReason(delay) if delay else None)
-    )
+def _progress(figures: dict[str, Any]) -> PrefillProgress:
+    """The figures of a session as `SessionState.progress` makes them."""
+    delay = figures.get("delay")
+    counts = {name: figures[name] for name in _COUNTS if name in figures}
+    return PrefillProgress(**counts, delay=DelayReason(delay) if delay else None)
+
+
+_COUNTS = [each.name for each in fields(PrefillProgress) if each.name != "delay"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 # Key of our values in SamplingParams.extra_args (front end to scheduler) and in an
@@ -26,14 +26,8 @@ class ContextEvent:
     stable_tokens: int = 0
 
     def to_wire(self) -> dict[str, Any]:
-        """Returns a plain dict for `SamplingParams.extra_args`."""
-        return {
-            "revision": self.revision,
-            "keep_tokens": self.keep_tokens,
-            "seal": self.seal,
-            "begins": self.begins,
-            "stable_tokens": self.stable_tokens,
-        }
+        """As a plain dict, for `SamplingParams.extra_args`."""
+        return asdict(self)
 
     @classmethod
     def from_wire(cls, raw: dict[str, Any]) -> ContextEvent:

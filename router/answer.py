@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from router.detokenizer import Detokenizer
 from router.stop_strings import StopStringMatcher
-from router.types import Delta, Ending
+from stream2llm.api.events import Finished, TokenDelta
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
 
 
@@ -20,8 +20,9 @@ from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, Toke
 class Taken:
     """The output of one step; `ending` is None while the answer continues."""
 
-    delta: Delta
-    ending: Ending | None
+    delta: TokenDelta
+    # Why the answer ended, without figures yet; None while it goes on.
+    ending: Finished | None
 
 
 class Answer:
@@ -52,39 +53,39 @@ class Answer:
             if ending is not None:
                 break
         if not step.token_ids and step.finish_reason is not None:
-            ending = self._end(Ending(step.finish_reason), text)
+            ending = self._end(Finished(step.finish_reason), text)
         logprobs = tuple(self._with_text(item) for item in step.logprobs[:num_taken])
-        return Taken(Delta("".join(text), step.token_ids[:num_taken], logprobs), ending)
+        return Taken(TokenDelta("".join(text), step.token_ids[:num_taken], logprobs), ending)
 
     def _take_token(
         self, token_id: int, last_of: TokenStep | None, text: list[str]
-    ) -> Ending | None:
+    ) -> Finished | None:
         self.num_tokens += 1
         reason = last_of.finish_reason if last_of else None
         if reason is FinishReason.STOP_TOKEN:  # its text is not part of the answer
             stop_token_id = last_of.stop_token_id if last_of else None
             stopped_by = token_id if stop_token_id is None else stop_token_id
-            return self._end(Ending(reason, stop_token_id=stopped_by), text)
+            return self._end(Finished(reason, stop_token_id=stopped_by), text)
         stopped = self._show(self._detokenizer.push(token_id), text)
         if stopped is not None:
             return stopped
         if reason is None and self.num_tokens >= self._max_tokens:
             reason = FinishReason.LENGTH
-        return None if reason is None else self._end(Ending(reason), text)
+        return None if reason is None else self._end(Finished(reason), text)
 
-    def _end(self, ending: Ending, text: list[str]) -> Ending:
+    def _end(self, ending: Finished, text: list[str]) -> Finished:
         stopped = self._show(self._detokenizer.flush(), text)
         if stopped is not None:
             return stopped
         text.append(self._matcher.flush())
         return ending
 
-    def _show(self, piece: str, text: list[str]) -> Ending | None:
+    def _show(self, piece: str, text: list[str]) -> Finished | None:
         matched = self._matcher.push(piece)
         text.append(matched.text)
         if matched.stop_string is None:
             return None
-        return Ending(FinishReason.STOP_STRING, stop_string=matched.stop_string)
+        return Finished(FinishReason.STOP_STRING, stop_string=matched.stop_string)
 
     def _with_text(self, item: TokenLogprobs) -> TokenLogprobs:
         return TokenLogprobs(self._named(item.sampled), tuple(map(self._named, item.top)))

@@ -12,7 +12,8 @@ from typing import Literal
 from router.context import ContentDocument, ContextLog, Reserve
 from router.oversized import Oversized, capped, fit
 from router.text_input import TextInput
-from router.types import AppendEvent, DocumentInput, OpenEvent, OversizedDocument, UpdateEvent
+from stream2llm.api.events import OversizedDocument
+from stream2llm.api.requests import AppendContext, Document, OpenSession, UpdateContext
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 
 
@@ -29,7 +30,7 @@ class Intake:
     """The document intake of one session."""
 
     def __init__(
-        self, text: TextInput, log: ContextLog, opened: OpenEvent, suffix_tokens: int
+        self, text: TextInput, log: ContextLog, opened: OpenSession, suffix_tokens: int
     ) -> None:
         """`suffix_tokens`: tokens of the suffix given at the open."""
         self._text = text
@@ -40,9 +41,11 @@ class Intake:
         # Tokens kept of each oversized document with an id in the last list.
         self._kept: dict[str, int] = {}
 
-    async def take(self, event: AppendEvent | UpdateEvent) -> Taken:
+    async def take(self, event: AppendContext | UpdateContext) -> Taken:
         """Tokenizes an event's documents, and fits them where the session asked for that."""
-        name: Literal["append", "update"] = "append" if isinstance(event, AppendEvent) else "update"
+        name: Literal["append", "update"] = (
+            "append" if isinstance(event, AppendContext) else "update"
+        )
         fails = self._action is OversizedDocuments.FAIL
         room = self._log.room(name, Reserve() if fails else self._reserve)
         documents = await self._text.documents(
@@ -64,7 +67,7 @@ class Intake:
         return Taken(tuple(result), tuple(self._news(event, reports)))
 
     def _news(
-        self, event: AppendEvent | UpdateEvent, oversized: Sequence[OversizedDocument]
+        self, event: AppendContext | UpdateContext, oversized: Sequence[OversizedDocument]
     ) -> list[OversizedDocument]:
         """Leaves out documents named by id of which the last list kept as much.
 
@@ -72,20 +75,20 @@ class Intake:
         full context, the number of reports would grow with the square of documents.
         """
         before = self._kept
-        now = {each.document_id: each.kept_tokens for each in oversized if each.document_id}
-        self._kept = now if isinstance(event, UpdateEvent) else before | now
+        now = {each.id: each.kept_tokens for each in oversized if each.id}
+        self._kept = now if isinstance(event, UpdateContext) else before | now
         return [
             each
             for each in oversized
             if event.documents[each.index].content is not None
-            or before.get(each.document_id) != each.kept_tokens
+            or before.get(each.id) != each.kept_tokens
         ]
 
     async def _one(
         self,
         sequence: int,
         oversized: Oversized,
-        sent: DocumentInput,
+        sent: Document,
         fitted: tuple[ContentDocument, ...],
     ) -> tuple[ContentDocument, OversizedDocument]:
         document = fitted[oversized.index]
@@ -102,7 +105,7 @@ class Intake:
         return document, OversizedDocument(
             sequence=sequence,
             index=oversized.index,
-            document_id=sent.document_id,
+            id=sent.id,
             action=self._action,
             reason=oversized.reason,
             room_tokens=oversized.room_tokens,

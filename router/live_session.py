@@ -14,12 +14,13 @@ from router.detokenizer import Detokenizer
 from router.lengths import LengthLimits, limits_with
 from router.metrics import InputMode, Phase, RouterMetrics
 from router.outbox import Outbox
-from router.progress import ProgressTracker, WorkerFigures
+from router.progress import ProgressTracker
 from router.sessions import OpenSessions, SessionPlace
 from router.text_input import TextInput
 from router.timeline import Timeline
 from router.workers import WorkerPool
 from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.session import Event, Session, State
 from stream2llm.serving.clock import Clock
@@ -103,7 +104,7 @@ class LiveSession:
         self._credit_changed.set()
         self.outbox.put_progress(self.progress.figures())
 
-    def take_report(self, figures: WorkerFigures) -> None:
+    def take_report(self, figures: PrefillProgress) -> None:
         """Takes the prefill worker's figures."""
         self.parts.metrics.prefilled(self.progress.worker, figures, self.ordering)
         self.progress.report(figures)

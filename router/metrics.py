@@ -6,9 +6,9 @@ from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from router.progress import WorkerFigures
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.prefill_progress import PrefillProgress
 
 # vLLM's buckets, so that one panel can show both.
 _TTFT_S = (
@@ -166,7 +166,7 @@ class RouterMetrics:
         self._tokens.labels(self._model, op).inc(num_tokens)
 
     def prefilled(
-        self, before: WorkerFigures, now: WorkerFigures, ordering: DocumentOrdering
+        self, before: PrefillProgress, now: PrefillProgress, ordering: DocumentOrdering
     ) -> None:
         """Counts a prefill worker's figures, which are totals since the session's start."""
         model = self._model

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from router.types import ProgressFigures, ServerEvent
+from stream2llm.api.events import Event, Progress
 
-Send = Callable[[ServerEvent], Awaitable[None]]
+Send = Callable[[Event], Awaitable[None]]
 _MAX_QUEUED = 16
 
 
@@ -27,14 +27,14 @@ class Outbox:
     """Many producers, one consumer (`drain`)."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[ServerEvent | _Mark] = asyncio.Queue(_MAX_QUEUED)
-        self._progress: ProgressFigures | None = None
+        self._queue: asyncio.Queue[Event | _Mark] = asyncio.Queue(_MAX_QUEUED)
+        self._progress: Progress | None = None
 
-    async def put(self, event: ServerEvent) -> None:
+    async def put(self, event: Event) -> None:
         """Queues an event that must be delivered."""
         await self._queue.put(event)
 
-    def put_progress(self, figures: ProgressFigures) -> None:
+    def put_progress(self, figures: Progress) -> None:
         """Queues the newest figures, unless figures are queued already.
 
         A full queue is full of tokens of the answer, to which progress no longer matters:

@@ -13,22 +13,9 @@ prefill holds the last one back until the seal.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
-from router.types import ProgressFigures
-from stream2llm.api.delay import DelayReason
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFigures:
-    """A prefill worker's figures; see PrefillProgress in the proto."""
-
-    revision: int = 0
-    prefilled_tokens: int = 0
-    computed_tokens: int = 0
-    reused_tokens: int = 0
-    invalidated_tokens: int = 0
-    delay: DelayReason | None = None
+from stream2llm.api.events import Progress
+from stream2llm.api.prefill_progress import PrefillProgress
 
 
 class ProgressTracker:
@@ -43,7 +30,7 @@ class ProgressTracker:
         self._revision = 0
         # Splices that the worker has not confirmed: (revision, keep_tokens).
         self._unconfirmed: deque[tuple[int, int]] = deque()
-        self.worker = WorkerFigures()
+        self.worker = PrefillProgress()
 
     def event(self, sequence: int) -> None:
         """An event left the token sequence unchanged."""
@@ -59,7 +46,7 @@ class ProgressTracker:
         self._last_sequence = sequence
         return self._revision
 
-    def report(self, figures: WorkerFigures) -> None:
+    def report(self, figures: PrefillProgress) -> None:
         """Takes the worker's figures, which may not include the latest splices."""
         while self._unconfirmed and self._unconfirmed[0][0] <= figures.revision:
             self._unconfirmed.popleft()
@@ -82,15 +69,13 @@ class ProgressTracker:
         """Whether prefill waits for more context."""
         return self._prefilled >= self._received - 1
 
-    def figures(self) -> ProgressFigures:
+    def figures(self) -> Progress:
         """Returns the figures for the client."""
-        return ProgressFigures(
+        return Progress(
             last_sequence=self._last_sequence,
             received_tokens=self._received,
             prefilled_tokens=self._prefilled,
-            computed_tokens=self.worker.computed_tokens,
-            reused_tokens=self.worker.reused_tokens,
-            invalidated_tokens=self.worker.invalidated_tokens,
             credit_tokens=max(self._window_tokens - self.num_outstanding_tokens, 0),
             delay=self.worker.delay,
+            **self.worker.used(),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -21,7 +22,6 @@ from router.service import LIMITED_METHODS, SERVICE_NAME, StreamingInferenceServ
 from router.sessions import OpenSessions
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
-from router.types import RouterAddress
 from router.workers import WorkerPool
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.grpc_options import server_options
@@ -36,6 +36,16 @@ _logger = logging.getLogger(__name__)
 # For work that outlives its session: releases of hand-overs.
 _BACKGROUND_GRACE_S = 5.0
 _CANCEL_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class RouterAddress:
+    """A router that has started."""
+
+    router_id: str
+    # host:port
+    grpc_address: str
+    metrics_address: str
 
 
 class Router:

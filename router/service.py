@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import grpc
 
@@ -14,10 +15,12 @@ from router.live_session import RouterParts
 from router.message_limit import TooLarge
 from router.refusals import Refusals
 from router.session_runner import check_model, run_session
-from router.translate import client_events, one_shot_events, server_event
-from router.types import ClientEvent, ServerEvent
+from router.translate import client_events, one_shot_events
 from router.workers import Worker
+from stream2llm.api import codec
 from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.events import Event, ModelInfo, ServerInfo, WorkerInfo
+from stream2llm.api.requests import ClientEvent
 from stream2llm.api.rpc_status import abort
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import inference_pb2_grpc, worker_pb2
@@ -54,19 +57,20 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
                 check_model(self._parts, request.model)
         except Stream2LLMError as error:
             await abort(context, error)
-        return self._model_info()
+        return cast("pb.GetModelInfoResponse", codec.encode(self._model_info()))
 
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: Any
     ) -> pb.GetServerInfoResponse:
         workers = await asyncio.gather(*map(_worker_info, self._parts.workers))
-        return pb.GetServerInfoResponse(
+        info = ServerInfo(
             version=stream2llm.__version__,
             router_id=self._parts.spec.router_id,
             sessions_by_phase=self._parts.sessions.by_phase(),
-            workers=workers,
+            workers=tuple(workers),
             controller_address=self._parts.workers.controller_address,
         )
+        return cast("pb.GetServerInfoResponse", codec.encode(info))
 
     async def _run(
         self,
@@ -83,10 +87,10 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
                     place = self._parts.sessions.admit()
                 await run_session(self._parts, place, events, writer.send)
 
-    def _model_info(self) -> pb.GetModelInfoResponse:
+    def _model_info(self) -> ModelInfo:
         spec, tokenizer = self._parts.spec, self._parts.text.tokenizer
         lengths = self._parts.lengths()
-        return pb.GetModelInfoResponse(
+        return ModelInfo(
             model=spec.model_name,
             max_model_len=lengths.max_total_tokens,
             max_prompt_tokens=lengths.max_prompt_tokens,
@@ -94,7 +98,7 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
             has_chat_template=tokenizer.has_chat_template,
             max_session_tokens=spec.limits.max_session_tokens,
             max_message_bytes=spec.limits.max_message_bytes,
-            eos_token_ids=tokenizer.files.eos_token_ids,
+            eos_token_ids=tuple(tokenizer.files.eos_token_ids),
         )
 
 
@@ -105,28 +109,32 @@ class _Writer(StreamWriter):
         super().__init__(context)
         self._response_type = response_type
 
-    async def send(self, event: ServerEvent) -> None:
-        """Raises PeerGoneError when the client has left."""
-        await self.write(server_event(event, self._response_type()))
+    async def send(self, event: Event) -> None:
+        """Raises PeerGoneError when the client is gone."""
+        await self.write(codec.encode_event(self._response_type, event))
 
 
-async def _worker_info(worker: Worker) -> pb.WorkerInfo:
-    """Returns the worker's own status, or the view's data if it does not answer."""
+async def _worker_info(worker: Worker) -> WorkerInfo:
+    """The worker's own word, or what the view says of one that does not answer."""
     address = worker.address
     try:
         response = await worker.status.GetWorkerStatus(
             worker_pb2.GetWorkerStatusRequest(), timeout=_STATUS_TIMEOUT_S
         )
     except grpc.aio.AioRpcError:
-        return pb.WorkerInfo(
+        return WorkerInfo(
             worker_id=address.worker_id,
             role=address.role,
             ready=False,
+            num_sessions=0,
+            num_kv_blocks_held=0,
             num_kv_blocks=address.num_kv_blocks,
             block_size=address.block_size,
             metrics_address=address.metrics_address,
         )
-    info: pb.WorkerInfo = response.worker
-    info.ready = info.ready and not worker.is_suspect
-    info.metrics_address = address.metrics_address
-    return info
+    info = codec.decode(WorkerInfo, response.worker)
+    return replace(
+        info,
+        ready=info.ready and not worker.is_suspect,
+        metrics_address=address.metrics_address,
+    )

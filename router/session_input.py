@@ -27,18 +27,24 @@ from router.metrics import InputMode, InputOp
 from router.ranking_note import ranking_note
 from router.stability import num_sure
 from router.text_input import Frame
-from router.types import AppendEvent, ClientEvent, OpenEvent, SealEvent, UpdateEvent
 from router.worker_calls import PrefillCall
 from stream2llm.api.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
+from stream2llm.api.requests import (
+    AppendContext,
+    ClientEvent,
+    OpenSession,
+    SealContext,
+    UpdateContext,
+)
 from stream2llm.api.session import Event
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.serving.prefix import Tokens, as_tokens
 
 _EVENTS: dict[type[ClientEvent], Event] = {
-    OpenEvent: Event.OPEN,
-    AppendEvent: Event.APPEND,
-    UpdateEvent: Event.UPDATE,
-    SealEvent: Event.SEAL,
+    OpenSession: Event.OPEN,
+    AppendContext: Event.APPEND,
+    UpdateContext: Event.UPDATE,
+    SealContext: Event.SEAL,
 }
 
 
@@ -102,15 +108,15 @@ class EventReader:
             if not self._coming.cancelled():
                 self._coming.exception()
 
-    async def open(self) -> OpenEvent:
+    async def open(self) -> OpenSession:
         """Returns the first event."""
         event = await self.next()
-        assert isinstance(event, OpenEvent), "the life cycle lets nothing else begin"
+        assert isinstance(event, OpenSession), "the life cycle lets nothing else begin"
         return event
 
     async def _pull(self) -> ClientEvent | None:
         event = await anext(self._events, None)
-        if isinstance(event, SealEvent):
+        if isinstance(event, SealContext):
             # From here on the client waits, also while earlier events are being handled.
             self._live.timeline.sealed()
         return event
@@ -134,7 +140,7 @@ def _is_seal(coming: asyncio.Task[ClientEvent | None] | None) -> bool:
     """Whether the next event has arrived and is the seal."""
     if coming is None or not coming.done() or coming.cancelled() or coming.exception():
         return False
-    return isinstance(coming.result(), SealEvent)
+    return isinstance(coming.result(), SealContext)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +164,7 @@ class SessionInput:
         log: ContextLog,
         on_sealed: Callable[[Tokens], int],
         prefetch: KvPrefetch,
-        opened: OpenEvent,
+        opened: OpenSession,
     ) -> None:
         self._live = live
         self._worker_call = worker_call
@@ -199,12 +205,12 @@ class SessionInput:
 
     async def _handle(self, event: ClientEvent) -> None:
         match event:
-            case AppendEvent():
+            case AppendContext():
                 documents = await self._documents(event)
                 splice = self._log.append(documents)
                 stable = self._prefetch.appended(self._log.sequence)
                 await self._changed(event, InputOp.APPEND, splice, stable)
-            case UpdateEvent():
+            case UpdateContext():
                 self._live.mode = InputMode.UPDATE
                 documents = await self._documents(event)
                 splice = self._log.update(documents)
@@ -212,12 +218,12 @@ class SessionInput:
                 sure = self._log.num_tokens_of(num_documents) if num_documents else 0
                 stable = self._prefetch.updated(splice.keep_tokens, sure)
                 await self._changed(event, InputOp.UPDATE, splice, stable)
-            case SealEvent():
+            case SealContext():
                 await self._seal(event)
-            case OpenEvent():  # pragma: no cover - the life cycle refuses it
+            case OpenSession():  # pragma: no cover - the life cycle refuses it
                 raise EventOrderError("a session opens once")
 
-    async def _documents(self, event: AppendEvent | UpdateEvent) -> tuple[ContentDocument, ...]:
+    async def _documents(self, event: AppendContext | UpdateContext) -> tuple[ContentDocument, ...]:
         taken = await self._intake.take(event)
         for oversized in taken.oversized:
             await self._live.outbox.put(oversized)
@@ -256,7 +262,7 @@ class SessionInput:
                 held.revision, held.splice, stable_tokens=held.stable_tokens
             )
 
-    async def _seal(self, event: SealEvent) -> None:
+    async def _seal(self, event: SealContext) -> None:
         suffix = await self._suffix(event)
         note = await self._ranking_note()
         if not self._has_room_for(note, suffix):
@@ -280,7 +286,7 @@ class SessionInput:
             return True
         return len(note) <= self._log.room("append", Reserve(len(suffix))).num_tokens
 
-    async def _suffix(self, event: SealEvent) -> Tokens:
+    async def _suffix(self, event: SealContext) -> Tokens:
         if event.suffix is None:
             return self._frame.suffix
         if self._frame.is_chat:

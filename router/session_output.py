@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from router.answer import Answer
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
-from router.progress import WorkerFigures
 from router.status import NeverArrivedError
-from router.types import Ending, Finished, Usage
 from router.worker_calls import DecodeCall, PrefillCall
 from router.workers import Worker
-from stream2llm.api import codec as wire
+from stream2llm.api import codec
 from stream2llm.api.errors import InternalError, UnavailableError
+from stream2llm.api.events import Finished, Usage
+from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.session import Event
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
@@ -82,7 +82,7 @@ class SessionOutput:
         """Runs until the answer has ended and its end is in the outbox."""
         try:
             first = await self._first_token()
-            ending = await self._take(wire.token_step_from_proto(first.step))
+            ending = await self._take(codec.decode(TokenStep, first.step))
             if ending is None:
                 ending = await self._decode(first)
             await self._worker_call.finish()
@@ -119,7 +119,7 @@ class SessionOutput:
             max(1 - first.uncomputed_at_seal_tokens / len(self._final.prompt), 0.0),
         )
 
-    async def _decode(self, first: pb.FirstToken) -> Ending:
+    async def _decode(self, first: pb.FirstToken) -> Finished:
         if self._unread is None:
             raise InternalError("prefill gave no hand-over for an answer that goes on")
         request = self._decode_request(first)
@@ -129,7 +129,7 @@ class SessionOutput:
             watch.cancel()
         return ending
 
-    async def _decode_somewhere(self, request: pb.DecodeRequest) -> Ending:
+    async def _decode_somewhere(self, request: pb.DecodeRequest) -> Finished:
         """Decodes at the worker that has prefetched, or at another one if it refuses."""
         workers, tried = self._live.parts.workers, set[str]()
         chosen = await self._prefetch.take_worker()
@@ -149,7 +149,7 @@ class SessionOutput:
                     raise not_taken.why from not_taken
             request.fetch_session_id = ""
 
-    async def _decode_at(self, worker: Worker, request: pb.DecodeRequest) -> Ending:
+    async def _decode_at(self, worker: Worker, request: pb.DecodeRequest) -> Finished:
         worker_call = DecodeCall(self._live.parts.workers, worker)
         try:
             return await self._relay(worker_call, request)
@@ -163,7 +163,7 @@ class SessionOutput:
                 self._unread = None
             worker_call.close()
 
-    async def _relay(self, worker_call: DecodeCall, request: pb.DecodeRequest) -> Ending:
+    async def _relay(self, worker_call: DecodeCall, request: pb.DecodeRequest) -> Finished:
         is_first = True
         async with aclosing(worker_call.steps(request)) as steps:
             async for step in steps:
@@ -186,43 +186,36 @@ class SessionOutput:
         return pb.DecodeRequest(
             session_id=self._live.session_id,
             prompt_token_ids=[*self._final.prompt.tolist(), *first.step.token_ids],
-            sampling=wire.to_proto(sampling),
+            sampling=codec.encode(sampling),
             handover=first.handover,
         )
 
-    async def _take(self, step: TokenStep) -> Ending | None:
+    async def _take(self, step: TokenStep) -> Finished | None:
         taken = self._final.answer.take(step)
         self._live.parts.metrics.output(len(taken.delta.token_ids))
         if taken.delta.text or taken.delta.token_ids:
             await self._live.outbox.put(taken.delta)
         return taken.ending
 
-    async def _finish(self, ending: Ending, first: pb.FirstToken) -> None:
-        figures = self._live.progress.worker
+    async def _finish(self, ending: Finished, first: pb.FirstToken) -> None:
         usage = Usage(
             prompt_tokens=len(self._final.prompt),
             completion_tokens=self._final.answer.num_tokens,
-            computed_tokens=figures.computed_tokens,
-            reused_tokens=figures.reused_tokens,
-            invalidated_tokens=figures.invalidated_tokens,
             uncomputed_at_seal_tokens=first.uncomputed_at_seal_tokens,
             prefetched_tokens=self._num_local_tokens,
+            **self._live.progress.worker.used(),
         )
-        timings = self._live.timeline.timings()
-        await self._live.outbox.put(Finished(ending, usage, timings, self._live.document_order))
+        finished = replace(
+            ending,
+            usage=usage,
+            timings=self._live.timeline.timings(),
+            document_order=self._live.document_order,
+        )
+        await self._live.outbox.put(finished)
 
     def _report(self, message: pb.PrefillProgress) -> None:
         self._prefetch.seen(message.revision)
-        self._live.take_report(
-            WorkerFigures(
-                revision=message.revision,
-                prefilled_tokens=message.prefilled_tokens,
-                computed_tokens=message.computed_tokens,
-                reused_tokens=message.reused_tokens,
-                invalidated_tokens=message.invalidated_tokens,
-                delay=wire.delay_from_proto(message.delay),
-            )
-        )
+        self._live.take_report(codec.decode(PrefillProgress, message))
 
     def _release(self) -> None:
         if self._unread is None:

@@ -25,7 +25,6 @@ from router.session_input import EventReader, SessionInput, limits_of
 from router.session_output import SessionOutput
 from router.sessions import SessionPlace
 from router.status import NeverArrivedError
-from router.types import Accepted, ClientEvent, OpenEvent
 from router.worker_calls import PrefillCall
 from stream2llm.api.errors import (
     IdleTimeoutError,
@@ -35,6 +34,8 @@ from stream2llm.api.errors import (
     Stream2LLMError,
     UnavailableError,
 )
+from stream2llm.api.events import Accepted
+from stream2llm.api.requests import ClientEvent, OpenSession
 from stream2llm.api.session import Event
 from stream2llm.serving.stream_writer import PeerGoneError
 
@@ -121,7 +122,7 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
         worker_call.close()
 
 
-def _take_open(live: LiveSession, event: OpenEvent) -> None:
+def _take_open(live: LiveSession, event: OpenSession) -> None:
     live.timeline.opened()
     if len(event.session_id) > MAX_SESSION_ID_CHARS:
         raise InvalidRequestError(

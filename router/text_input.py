@@ -19,8 +19,15 @@ import numpy as np
 from router.context import ContentDocument
 from router.encoder import PIECE_CHARS, Part, Piece
 from router.tokenizer import ModelTokenizer, split_chat
-from router.types import ChatTemplate, Content, DocumentInput, PlainTemplate
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.requests import (
+    DEFAULT_CONTEXT_SLOT,
+    ChatPrompt,
+    ChatTemplate,
+    Content,
+    Document,
+    PlainTemplate,
+)
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.serving.prefix import Tokens, as_tokens
 
@@ -79,7 +86,7 @@ class TextInput:
 
     async def frame(
         self,
-        template: PlainTemplate | ChatTemplate,
+        template: PlainTemplate | ChatTemplate | ChatPrompt,
         control_tokens: ControlTokens = ControlTokens.NONE,
     ) -> Frame:
         """Returns the tokens around the documents."""
@@ -112,7 +119,7 @@ class TextInput:
 
     async def documents(
         self,
-        documents: Sequence[DocumentInput],
+        documents: Sequence[Document],
         event: str,
         room_tokens: int,
         *,
@@ -172,20 +179,23 @@ class TextInput:
         num_bos = self.tokenizer.num_bos_tokens if isinstance(template.prefix, str) else 0
         return Frame(prefix, suffix, num_bos, is_chat=False)
 
-    async def _chat_frame(self, template: ChatTemplate, *, parse: bool) -> Frame:
+    async def _chat_frame(self, template: ChatTemplate | ChatPrompt, *, parse: bool) -> Frame:
         num_chars = sum(len(message.content) for message in template.messages)
         left, right = await self._run(num_chars, lambda: self._chat_parts(template, parse))
         name = "chat.messages"
         return Frame(await self._all(left, name), await self._all(right, name), 0, is_chat=True)
 
-    def _chat_parts(self, template: ChatTemplate, parse: bool) -> tuple[list[Part], list[Part]]:
+    def _chat_parts(
+        self, template: ChatTemplate | ChatPrompt, parse: bool
+    ) -> tuple[list[Part], list[Part]]:
         for index, message in enumerate(template.messages):
             _check_encodable(message.content, f"chat.messages[{index}].content")
-        tokenizer, messages, slot = self.tokenizer, template.messages, template.context_slot
+        tokenizer, messages = self.tokenizer, template.messages
         written = tokenizer.encoder.parts_written
-        if slot is None:
+        if isinstance(template, ChatPrompt):
             whole = tokenizer.render_chat(messages, with_control_tokens=parse)
             return written(whole, is_first=True), []
+        slot = template.context_slot or DEFAULT_CONTEXT_SLOT
         left, right = split_chat(tokenizer, messages, slot, with_control_tokens=parse)
         return written(left, is_first=True), written(right, is_first=False)
 
@@ -204,13 +214,13 @@ class TextInput:
     # -- documents ---------------------------------------------------------------
 
     def _short_document(
-        self, document: DocumentInput, name: str, room: _Room, parse: bool
+        self, document: Document, name: str, room: _Room, parse: bool
     ) -> ContentDocument:
         content = document.content
         if content is None:
-            return ContentDocument(document.document_id, None)
+            return ContentDocument(document.id, None)
         if room.is_over:
-            return ContentDocument(document.document_id, _NOTHING, num_untokenized=1)
+            return ContentDocument(document.id, _NOTHING, num_untokenized=1)
         if isinstance(content, str):
             _check_encodable(content, name)
             parts = self.tokenizer.parts(content, with_control_tokens=parse)
@@ -218,15 +228,15 @@ class TextInput:
         else:
             tokens = self.tokenizer.check_ids(content, name)
         room.take(tokens, 0)
-        return ContentDocument(document.document_id, tokens)
+        return ContentDocument(document.id, tokens)
 
     async def _long_document(
-        self, document: DocumentInput, name: str, room: _Room, parse: bool
+        self, document: Document, name: str, room: _Room, parse: bool
     ) -> ContentDocument:
         text = document.content
         assert isinstance(text, str), "ids are never long"
         if room.is_over:
-            return ContentDocument(document.document_id, _NOTHING, num_untokenized=1)
+            return ContentDocument(document.id, _NOTHING, num_untokenized=1)
         _check_encodable(text, name)
         # The beginning of a document to truncate is needed in any case.
         too_many = 0 if room.oversized is OversizedDocuments.CUT else self._least_tokens(text)
@@ -238,7 +248,7 @@ class TextInput:
             )
             tokens, num_untokenized = await self._encode(parts, room.num_tokens)
         room.take(tokens, num_untokenized)
-        return ContentDocument(document.document_id, tokens, num_untokenized)
+        return ContentDocument(document.id, tokens, num_untokenized)
 
     def _least_tokens(self, text: str) -> int:
         """Returns a lower bound on the text's tokens; 0 where only tokenizing can give one."""
@@ -275,9 +285,9 @@ class TextInput:
 _NOTHING = as_tokens([])
 
 
-def _groups(documents: Sequence[DocumentInput]) -> Iterator[list[DocumentInput]]:
+def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
     """Yields consecutive documents that are tokenized in one go; a long one is alone."""
-    group: list[DocumentInput] = []
+    group: list[Document] = []
     num_chars = 0
     for document in documents:
         more = _num_chars(document)
@@ -300,6 +310,6 @@ def _check_encodable(text: str, name: str) -> None:
         ) from error
 
 
-def _num_chars(document: DocumentInput) -> int:
+def _num_chars(document: Document) -> int:
     # Checking token ids costs next to nothing.
     return len(document.content) if isinstance(document.content, str) else 0

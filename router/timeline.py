@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.types import Timings
+from stream2llm.api.events import Timings
 from stream2llm.serving.clock import Clock
 
 

@@ -15,13 +15,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from router.chat_template import ChatRenderer, TemplateText
 from router.encoder import Part, TextEncoder
-from router.types import ChatMessage
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
-from stream2llm.serving.prefix import Tokens
+from stream2llm.api.requests import ChatMessage, TokenIds
+from stream2llm.serving.prefix import Tokens, as_tokens
 
 _logger = logging.getLogger(__name__)
 CHAT_ROLES = ("system", "user", "assistant")
@@ -73,16 +73,17 @@ class ModelTokenizer:
         """Number of tokens before the text at the beginning of a prompt."""
         return len(self.encoder.head)
 
-    def check_ids(self, token_ids: Tokens, field: str) -> Tokens:
-        """Returns the ids if the model has all of them; raises InvalidRequestError otherwise."""
-        if len(token_ids) and (largest := int(token_ids.max())) >= self.files.vocab_size:
+    def check_ids(self, token_ids: TokenIds, field: str) -> Tokens:
+        """The same ids as an array, if the model knows them all."""
+        ids = as_tokens(cast("Sequence[int]", token_ids))
+        if len(ids) and (largest := int(ids.max())) >= self.files.vocab_size:
             raise InvalidRequestError(
                 f"token id {largest} in {field} is not below the vocabulary size"
                 f" {self.files.vocab_size}",
                 reason="BAD_TOKEN_ID",
                 field=field,
             )
-        return token_ids
+        return ids
 
     def token_text(self, token_id: int) -> str:
         """Returns the text of one token by itself, special ones included."""

@@ -17,7 +17,7 @@ import grpc
 from router.context import Splice
 from router.status import WORKER_LOST, NeverArrivedError, was_cancelled_here
 from router.workers import Worker, WorkerPool
-from stream2llm.api import codec as wire
+from stream2llm.api import codec
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.final_status import FinalStatus
 from stream2llm.api.handover import ACCEPTED_KEY
@@ -39,8 +39,8 @@ class PrefillCall:
         self._is_done_with = False
 
     async def open(self, session_id: str, sampling: SamplingParameters) -> None:
-        """Begins the session; raises NeverArrivedError when the worker could not be reached."""
-        message = pb.OpenPrefill(session_id=session_id, sampling=wire.to_proto(sampling))
+        """Begins the session; NeverArrivedError when the worker could not be reached."""
+        message = pb.OpenPrefill(session_id=session_id, sampling=codec.encode(sampling))
         await self._write(pb.PrefillSessionRequest(open=message))
 
     async def splice(self, revision: int, splice: Splice, *, stable_tokens: int = 0) -> None:
@@ -149,7 +149,7 @@ class DecodeCall:
                 self.owns_handover = has_stepped = True
                 if response.HasField("local_tokens"):
                     self.local_tokens = response.local_tokens
-                yield wire.token_step_from_proto(response.step)
+                yield codec.decode(TokenStep, response.step)
         except grpc.aio.AioRpcError as error:
             failure = self._pool.failure(self._worker, error)
             is_lost = failure.reason == WORKER_LOST

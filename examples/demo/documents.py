@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from stream2llm.client.inputs import ChatMessage, Document, DocumentRef
+from stream2llm.client import ChatMessage, Document, DocumentRef
 
 CountTokens = Callable[[str], int]
 

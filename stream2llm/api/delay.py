@@ -1,4 +1,4 @@
-"""Why a session waits for KV memory: what prefill says and a client is told."""
+"""Why a session waits for KV memory, in the words of prefill and of the client."""
 
 from __future__ import annotations
 

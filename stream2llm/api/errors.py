@@ -87,7 +87,7 @@ class OverloadedError(Stream2LLMError):
 
 
 class UnavailableError(Stream2LLMError):
-    """Nobody can serve this now; the same request may succeed soon."""
+    """No worker or router can serve this now; the same request may succeed soon."""
 
     status_name = "UNAVAILABLE"
     default_reason = "UNAVAILABLE"

@@ -3,7 +3,7 @@
 When an RPC ends while we write to it, grpc.aio (1.85) reports INTERNAL,
 "Internal error from Core", to the writer and to whoever reads. That either
 overwrites the true status, which is why it is taken down as it comes, or is
-overwritten by it a moment later, of which nobody is told.
+overwritten by it a moment later, without notice.
 """
 
 from __future__ import annotations

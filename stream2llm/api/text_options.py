@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.ordering import DocumentOrdering
 
 
 class ControlTokens(StrEnum):
@@ -30,8 +31,9 @@ class OversizedDocuments(StrEnum):
     CUT = "cut"
 
 
-Option = TypeVar("Option", ControlTokens, OversizedDocuments)
+Option = TypeVar("Option", DocumentOrdering, ControlTokens, OversizedDocuments)
 _FIELDS: dict[type[StrEnum], str] = {
+    DocumentOrdering: "open.ordering",
     ControlTokens: "control_tokens",
     OversizedDocuments: "oversized_documents",
 }
@@ -50,6 +52,6 @@ def bad_option(kind: type[Option], given: object) -> InvalidRequestError:
     field = _FIELDS[kind]
     return InvalidRequestError(
         f"{field} is {given!r}; it must be {', '.join(list(kind)[:-1])} or {list(kind)[-1]}",
-        reason=f"BAD_{field.upper()}",
+        reason=f"BAD_{field.removeprefix('open.').upper()}",
         field=field,
     )

@@ -96,7 +96,7 @@ class Text:
 
 def oversized_line(event: OversizedDocument) -> str:
     """Describes what happened to a document that was too long."""
-    name = event.document_id or f"number {event.index + 1}"
+    name = event.id or f"number {event.index + 1}"
     done = "left out" if not event.kept_tokens else f"cut behind {event.kept_tokens} tokens"
     return f"document {name} is too long and was {done} ({event.reason})"
 

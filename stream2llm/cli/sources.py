@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from stream2llm.api.requests import Document
 from stream2llm.cli.decoding import (
     DEFAULT_ENCODING,
     NotTextError,
@@ -26,7 +27,6 @@ from stream2llm.cli.decoding import (
     encoding_of,
 )
 from stream2llm.cli.splitting import split_documents
-from stream2llm.client.inputs import Document
 
 STDIN = "-"
 # The router's limit.

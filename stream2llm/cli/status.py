@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import grpc
@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stream2llm.api import codec
 from stream2llm.api.errors import Stream2LLMError, UnavailableError
+from stream2llm.api.events import ServerInfo
 from stream2llm.api.grpc_options import client_channel_options
 from stream2llm.api.loopback import host_of, is_loopback
 from stream2llm.api.v1 import inference_pb2, inference_pb2_grpc
@@ -122,21 +124,7 @@ def _ask_router(address: str, timeout_s: float) -> dict[str, Any]:
         raise no_answer("router", address, error.details()) from error
     except ValueError as error:  # not an address
         raise no_answer("router", address, error) from error
-    return _plain(info)
-
-
-def _plain(info: Any) -> dict[str, Any]:
-    """Returns plain data with every field, zeros included."""
-    return {
-        "version": info.version,
-        "router_id": info.router_id,
-        "controller_address": info.controller_address,
-        "sessions_by_phase": dict(info.sessions_by_phase),
-        "workers": [
-            {field.name: getattr(worker, field.name) for field in worker.DESCRIPTOR.fields}
-            for worker in info.workers
-        ],
-    }
+    return asdict(codec.decode(ServerInfo, info))
 
 
 def as_dict(found: Found) -> dict[str, Any]:

@@ -4,12 +4,7 @@ Import names from `stream2llm.client`, errors from `stream2llm.api.errors`.
 """
 
 from stream2llm.api.delay import DelayReason
-from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.api.sampling import SamplingParameters
-from stream2llm.api.text_options import ControlTokens, OversizedDocuments
-from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
-from stream2llm.client.aio import AsyncClient, connect
-from stream2llm.client.events import (
+from stream2llm.api.events import (
     Accepted,
     Answer,
     Event,
@@ -23,7 +18,13 @@ from stream2llm.client.events import (
     Usage,
     WorkerInfo,
 )
-from stream2llm.client.inputs import ChatMessage, Document, DocumentRef
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.requests import ChatMessage, Document
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.text_options import ControlTokens, OversizedDocuments
+from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
+from stream2llm.client.aio import AsyncClient, connect
+from stream2llm.client.inputs import DocumentRef
 from stream2llm.client.session import AsyncSession
 from stream2llm.client.stream import AnswerStream
 from stream2llm.client.sync import Client, Session, Stream, connect_sync

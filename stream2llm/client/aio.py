@@ -8,29 +8,29 @@ from typing import Any, Self
 
 import grpc
 
-from stream2llm.api import arguments
+from stream2llm.api import arguments, codec
+from stream2llm.api.events import Event, ModelInfo, ServerInfo
 from stream2llm.api.grpc_options import Options, client_channel_options
 from stream2llm.api.handover import HandoverMode
-from stream2llm.api.ordering import DocumentOrdering, ordering_of
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.requests import Content, GenerateRequest, OpenSession
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments, option_of
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.connection import Connection, refuse_after_fork
-from stream2llm.client.events import Event, ModelInfo, ServerInfo
-from stream2llm.client.inputs import Content, MessageLike, Ordering, Prompt, template_of
+from stream2llm.client.inputs import (
+    MessageLike,
+    Prompt,
+    handover_of,
+    prompt_of,
+    sampling_of,
+    template_of,
+)
 from stream2llm.client.rpc import OnEvent
 from stream2llm.client.session import AsyncSession
 from stream2llm.client.status import error_from_rpc
 from stream2llm.client.stream import AnswerStream
-from stream2llm.client.translate import (
-    check_size,
-    event_from,
-    generate_message,
-    model_info_from,
-    model_info_message,
-    open_message,
-    server_info_from,
-)
+from stream2llm.client.translate import check_size, event_from, message_of
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _MOST_MESSAGE_BYTES = 2**31 - 1  # gRPC's own limit
@@ -105,21 +105,20 @@ class AsyncClient:
         arrival.
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
-        template = template_of(prefix, suffix, chat, context_slot)
-        order = Ordering(ordering_of(ordering), ranking_note)
-        message = open_message(
-            template,
-            sampling,
-            model,
-            session_id,
-            order,
-            handover,
-            option_of(ControlTokens, control_tokens),
-            option_of(OversizedDocuments, oversized_documents),
+        opening = OpenSession(
+            session_id=session_id,
+            model=model,
+            template=template_of(prefix, suffix, chat, context_slot),
+            sampling=sampling_of(sampling),
+            ordering=option_of(DocumentOrdering, ordering),
+            ranking_note=ranking_note,
+            handover=handover_of(handover),
+            control_tokens=option_of(ControlTokens, control_tokens),
+            oversized_documents=option_of(OversizedDocuments, oversized_documents),
         )
         return AsyncSession(
             lambda: self._connection.stub().StreamGenerate(timeout=timeout_s),
-            message,
+            message_of(opening, "open"),
             self._max_message_bytes,
             _checked_callback(on_event),
             timeout_s,
@@ -141,24 +140,29 @@ class AsyncClient:
         `answer = await client.generate(...).answer()`.
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
-        control = option_of(ControlTokens, control_tokens)
-        message = generate_message(prompt, sampling, model, session_id, control)
+        message = message_of(
+            GenerateRequest(
+                session_id=session_id,
+                model=model,
+                prompt=prompt_of(prompt),
+                sampling=sampling_of(sampling),
+                control_tokens=option_of(ControlTokens, control_tokens),
+            )
+        )
         check_size(message, self._max_message_bytes)
         return AnswerStream(self._generate(message, timeout_s))
 
     async def model_info(
         self, model: str = "", *, timeout_s: float | None = DEFAULT_INFO_TIMEOUT_S
     ) -> ModelInfo:
-        """Returns the served model and its limits."""
-        return model_info_from(
-            await self._unary("GetModelInfo", model_info_message(model), timeout_s)
-        )
+        """The served model and its limits."""
+        request = pb.GetModelInfoRequest(model=arguments.text(model, "model"))
+        return codec.decode(ModelInfo, await self._unary("GetModelInfo", request, timeout_s))
 
     async def server_info(self, *, timeout_s: float | None = DEFAULT_INFO_TIMEOUT_S) -> ServerInfo:
-        """Returns versions, workers and load, as the router sees them."""
-        return server_info_from(
-            await self._unary("GetServerInfo", pb.GetServerInfoRequest(), timeout_s)
-        )
+        """Versions, workers and load, as the router sees them."""
+        request = pb.GetServerInfoRequest()
+        return codec.decode(ServerInfo, await self._unary("GetServerInfo", request, timeout_s))
 
     async def _generate(
         self, message: pb.GenerateRequest, timeout_s: float | None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from stream2llm.client.events import Event, OversizedDocument, Progress
+from stream2llm.api.events import Event, OversizedDocument, Progress
 
 
 class EventBuffer:

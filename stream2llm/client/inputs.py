@@ -1,47 +1,28 @@
-"""What a client sends: documents, templates and prompts, as plain values.
+"""What a caller hands in to the values of `api/requests.py`.
 
-Here every argument gets its plain form, or is refused by the name of its field.
-Knows nothing of gRPC; `translate.py` makes messages of these.
+Every argument gets its plain form, or is refused by the name of its field.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set, Sized
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, SupportsIndex
+from dataclasses import replace
+from typing import Any, cast
 
 from stream2llm.api import arguments
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
-from stream2llm.api.ordering import DocumentOrdering
-
-
-class TokenArray(Protocol):
-    """Integers in one dimension: an array of numpy, a tensor of torch and the like."""
-
-    def __len__(self) -> int: ...
-
-    def tolist(self) -> Any: ...
-
-
-# Text, or the token ids it stands for.
-Content = str | Sequence[SupportsIndex] | TokenArray
-
-DEFAULT_CONTEXT_SLOT = "{{context}}"
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One retrieved document; without content it names one sent before."""
-
-    content: Content | None = None
-    """Text or token ids; None names a document sent before."""
-    id: str = ""
-    """The document's name: unique among those with content in one event; an update may list it more
-    than once. An appended document needs one only to be named later."""
-    stays: float | None = None
-    """In an update: how sure you are that it stays at its place, in [0, 1]; a hint to what may be
-    handed over ahead of the seal. None: not known."""
+from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
+from stream2llm.api.requests import (
+    DEFAULT_CONTEXT_SLOT,
+    ChatMessage,
+    ChatPrompt,
+    ChatTemplate,
+    Content,
+    Document,
+    PlainTemplate,
+)
+from stream2llm.api.sampling import SamplingParameters
 
 
 def DocumentRef(id: str, stays: float | None = None) -> Document:  # noqa: N802 - reads as the value it makes
@@ -49,37 +30,11 @@ def DocumentRef(id: str, stays: float | None = None) -> Document:  # noqa: N802 
     return Document(id=id, stays=stays)
 
 
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One turn of a conversation; role is "system", "user" or "assistant"."""
-
-    role: str
-    """"system", "user" or "assistant"."""
-    content: str
-    """What is said."""
-
-
 # Contents as OpenAI's clients write them: {"type": "text", "text": ...}.
 TextParts = Sequence[Mapping[str, Any]]
 DocumentLike = Document | Content
 MessageLike = ChatMessage | Mapping[str, str | TextParts]
 Prompt = Content | Sequence[MessageLike]
-
-
-@dataclass(frozen=True, slots=True)
-class PlainTemplate:
-    """What stands before and behind the documents."""
-
-    prefix: Content = ""
-    suffix: Content = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatTemplate:
-    """A conversation; exactly one message holds the slot, exactly once."""
-
-    messages: tuple[ChatMessage, ...]
-    context_slot: str = DEFAULT_CONTEXT_SLOT
 
 
 def template_of(
@@ -107,13 +62,26 @@ def _content_or_none(content: Content | None, field: str) -> Content:
     return "" if content is None else content_of(content, field)
 
 
-@dataclass(frozen=True, slots=True)
-class Ordering:
-    """In which order the documents of an update stand, and how the model hears of it."""
+def prompt_of(prompt: Prompt) -> Content | ChatPrompt:
+    """A complete prompt: text, token ids or chat messages."""
+    first = prompt[0] if isinstance(prompt, list | tuple) and prompt else prompt
+    if isinstance(first, Mapping | ChatMessage):
+        return ChatPrompt(chat_messages(cast("Sequence[MessageLike]", prompt)))
+    return content_of(prompt, "prompt")
 
-    ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
-    # None: the server's own; empty: the model is not told the ranking.
-    ranking_note: str | None = None
+
+def sampling_of(sampling: SamplingParameters | None) -> SamplingParameters:
+    """The parameters; the defaults for None."""
+    if sampling is not None and not isinstance(sampling, SamplingParameters):
+        raise arguments.refused("sampling", sampling, "SamplingParameters")
+    return sampling or SamplingParameters()
+
+
+def handover_of(mode: HandoverMode | None) -> HandoverMode | None:
+    """A mode of `HANDOVER_MODES`; None leaves it to the cluster."""
+    if mode is not None and mode not in HANDOVER_MODES:
+        raise arguments.refused("open.handover", mode, " or ".join(HANDOVER_MODES))
+    return mode
 
 
 def chat_messages(messages: Iterable[MessageLike]) -> tuple[ChatMessage, ...]:

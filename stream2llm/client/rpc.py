@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 import grpc
 
 from stream2llm.api.errors import EventOrderError, InternalError
+from stream2llm.api.events import Accepted, Event, Finished, OversizedDocument, Progress
 from stream2llm.api.final_status import FinalStatus
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.buffer import EventBuffer
 from stream2llm.client.credit import CreditGate
-from stream2llm.client.events import Accepted, Event, Finished, OversizedDocument, Progress
 from stream2llm.client.status import cancelled_error, error_from_rpc
 from stream2llm.client.translate import check_size, event_from
 

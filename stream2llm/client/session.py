@@ -15,14 +15,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import Any, Self
 
 from stream2llm.api.errors import EventOrderError
+from stream2llm.api.events import Answer, Event, Finished, OversizedDocument, Progress
+from stream2llm.api.requests import AppendContext, Content, SealContext, UpdateContext
 from stream2llm.api.session import Event as SessionEvent
 from stream2llm.api.session import Session as LifeCycle
 from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.client.events import Answer, Event, Finished, OversizedDocument, Progress
-from stream2llm.client.inputs import Content, DocumentLike, appended, updated
+from stream2llm.client.inputs import DocumentLike, appended, content_of, updated
 from stream2llm.client.rpc import OnEvent, SessionRpc
 from stream2llm.client.stream import AnswerStream
-from stream2llm.client.translate import document_messages, seal_message
+from stream2llm.client.translate import message_of
 
 
 class AsyncSession:
@@ -90,9 +91,9 @@ class AsyncSession:
         grants no credit.
         """
         rpc = self._rpc_for(SessionEvent.APPEND)
-        messages = document_messages(appended(documents), "append.documents")
+        message = message_of(AppendContext(appended(documents)), "append")
         await rpc.credit.wait()
-        await rpc.append(pb.AppendContext(documents=messages))
+        await rpc.append(message)
 
     async def update(self, documents: Iterable[DocumentLike]) -> None:
         """Replaces the document list; DocumentRef("id") names one sent before.
@@ -103,10 +104,10 @@ class AsyncSession:
         """
         rpc = self._rpc_for(SessionEvent.UPDATE)
         new_list = updated(documents)
-        messages = document_messages(new_list, "update.documents")
+        message = message_of(UpdateContext(new_list), "update")
         if any(document.content is not None for document in new_list):
             await rpc.credit.wait()
-        await rpc.update(pb.UpdateContext(documents=messages))
+        await rpc.update(message)
 
     def seal(self, suffix: Content | None = None) -> AnswerStream:
         """Completes the context; iterate the answer's events, of which Finished is the last.
@@ -114,7 +115,9 @@ class AsyncSession:
         The seal is sent when the iteration begins. `suffix` replaces the one given at
         the open.
         """
-        return AnswerStream(self._seal(seal_message(suffix)))
+        if suffix is not None:
+            suffix = content_of(suffix, "seal.suffix")
+        return AnswerStream(self._seal(message_of(SealContext(suffix), "seal")))
 
     async def answer(self, suffix: Content | None = None) -> Answer:
         """Seals, and returns the whole answer."""

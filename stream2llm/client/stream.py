@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from stream2llm.api.errors import InternalError
-from stream2llm.client.events import Answer, Event, Finished, TokenDelta
+from stream2llm.api.events import Answer, Event, Finished, TokenDelta
 
 
 class AnswerStream:

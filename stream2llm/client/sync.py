@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Self
 
-from stream2llm.client.aio import AsyncClient
-from stream2llm.client.events import (
+from stream2llm.api.events import (
     Answer,
     Event,
     ModelInfo,
@@ -22,7 +21,9 @@ from stream2llm.client.events import (
     Progress,
     ServerInfo,
 )
-from stream2llm.client.inputs import Content, DocumentLike, Prompt
+from stream2llm.api.requests import Content
+from stream2llm.client.aio import AsyncClient
+from stream2llm.client.inputs import DocumentLike, Prompt
 from stream2llm.client.portal import Portal
 from stream2llm.client.session import AsyncSession
 from stream2llm.client.stream import AnswerStream

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from router.context import ContentDocument, ContextLimits, ContextLog
 from router.lengths import LengthLimits
-from router.progress import ProgressTracker, WorkerFigures
+from router.progress import ProgressTracker
 from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.serving.prefix import as_tokens
 
 pytestmark = pytest.mark.property
@@ -108,13 +109,13 @@ def test_the_figures_stay_inside_the_sequence(data: st.DataObject, window: int) 
         if data.draw(st.booleans()):
             revision = data.draw(st.integers(0, len(lengths) - 1))
             prefilled = data.draw(st.integers(0, lengths[revision]))
-            tracker.report(WorkerFigures(revision=revision, prefilled_tokens=prefilled))
+            tracker.report(PrefillProgress(revision=revision, prefilled_tokens=prefilled))
         figures = tracker.figures()
         assert 0 <= figures.prefilled_tokens <= figures.received_tokens == length
         assert 0 <= figures.credit_tokens <= window
         assert tracker.has_credit or figures.credit_tokens == 0
-    last = WorkerFigures(revision=len(lengths) - 1, prefilled_tokens=max(lengths[-1] - 1, 0))
+    last = PrefillProgress(revision=len(lengths) - 1, prefilled_tokens=max(lengths[-1] - 1, 0))
     tracker.report(last)
     assert tracker.figures().credit_tokens == window  # caught up: nothing can block
-    tracker.report(WorkerFigures(revision=last.revision))  # preempted
+    tracker.report(PrefillProgress(revision=last.revision))  # preempted
     assert tracker.has_credit

@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from stream2llm.api.codec import to_proto
+from stream2llm.api.codec import encode
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.client import AsyncClient, Progress, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
@@ -166,7 +166,7 @@ async def _first_token(cluster: Cluster) -> AsyncIterator[worker_pb2.FirstToken]
     """A session straight at the prefill worker, up to its first token; its RPC stays open."""
     splice = worker_pb2.SplicePrefill(revision=1, token_ids=SMALL.document("a"))
     seal = worker_pb2.SealPrefill(splice=splice, hand_over=True)
-    opening = worker_pb2.OpenPrefill(session_id="alone", sampling=to_proto(ENDLESS))
+    opening = worker_pb2.OpenPrefill(session_id="alone", sampling=encode(ENDLESS))
     (prefill,) = workers(cluster, "prefill")
     async with grpc.aio.insecure_channel(prefill.grpc_address) as channel:
         call = worker_pb2_grpc.PrefillServiceStub(channel).PrefillSession()
@@ -225,7 +225,7 @@ async def test_a_hand_over_that_decode_refuses_is_released(
         request = worker_pb2.DecodeRequest(
             session_id="alone",
             prompt_token_ids=[*SMALL.document("a"), *first.step.token_ids],
-            sampling=to_proto(SamplingParameters(max_tokens=1)),
+            sampling=encode(SamplingParameters(max_tokens=1)),
             handover=first.handover,
         )
         call = worker_pb2_grpc.DecodeServiceStub(channel).Decode(request)

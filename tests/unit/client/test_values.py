@@ -6,7 +6,6 @@ import asyncio
 
 import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
 
 from stream2llm.api.errors import (
     InternalError,
@@ -15,14 +14,13 @@ from stream2llm.api.errors import (
     Stream2LLMError,
     UnavailableError,
 )
+from stream2llm.api.events import OversizedDocument, Progress, TokenDelta
 from stream2llm.api.text_options import OversizedDocuments
-from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.cli.output import progress_line
 from stream2llm.client import DelayReason
 from stream2llm.client.buffer import EventBuffer
 from stream2llm.client.credit import CreditGate
-from stream2llm.client.events import Finished, OversizedDocument, Progress, TokenDelta
 from stream2llm.client.inputs import Document, DocumentRef, appended, template_of, updated
 from stream2llm.client.status import error_from_rpc
 from stream2llm.client.stream import Gathered
@@ -82,7 +80,7 @@ async def test_reports_never_make_the_writer_wait():
     buffer = EventBuffer(capacity=4)
     for number in range(50):
         document = OversizedDocument(
-            sequence=number, index=0, document_id="", action=OversizedDocuments.REFUSE,
+            sequence=number, index=0, id="", action=OversizedDocuments.REFUSE,
             reason="CONTEXT_TOO_LONG", room_tokens=0, kept_tokens=0,
         )  # fmt: skip
         async with asyncio.timeout(5):
@@ -125,33 +123,6 @@ async def test_credit_opens_closes_and_fails():
     gate.grant(0)
     with pytest.raises(UnavailableError):
         await waiter
-
-
-def test_logprobs_and_the_stop_token_are_read():
-    logprob = pb.Logprob(token_id=5, logprob=-0.5, rank=1, text="x")
-    delta = pb.TokenDelta(
-        text="x", token_ids=[5], logprobs=[pb.TokenLogprobs(sampled=logprob, top=[logprob])]
-    )
-    value = Logprob(5, -0.5, 1, "x")
-    expected = TokenDelta("x", (5,), (TokenLogprobs(value, (value,)),))
-    assert event_from(pb.StreamGenerateResponse(delta=delta)) == expected
-
-    finished = pb.GenerationFinished(reason=pb.FINISH_REASON_STOP_TOKEN, stop_token_id=0)
-    event = event_from(pb.GenerateResponse(finished=finished))
-    assert event == Finished(FinishReason.STOP_TOKEN, stop_token_id=0)
-
-
-def test_a_second_token_that_did_not_come_has_no_time():
-    def time_s(**fields: object) -> float | None:
-        timings = pb.Timings(**fields)
-        finished = pb.GenerationFinished(reason=pb.FINISH_REASON_LENGTH, timings=timings)
-        event = event_from(pb.GenerateResponse(finished=finished))
-        assert isinstance(event, Finished)
-        return event.timings.first_to_second_token_s
-
-    assert time_s() is None
-    assert time_s(first_to_second_token=Duration()) == 0.0
-    assert time_s(first_to_second_token=Duration(nanos=500_000_000)) == 0.5
 
 
 def test_a_progress_says_what_holds_the_session_up():

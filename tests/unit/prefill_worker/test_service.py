@@ -14,24 +14,25 @@ pytest.importorskip("vllm")
 from prefill_worker import service
 from prefill_worker.engine import PrefillOutput
 from prefill_worker.service import PrefillService, _progress
-from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.api.delay import DelayReason
+from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.v1 import worker_pb2
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize(
-    ("told", "sent"),
+    ("figures", "delay"),
     [
-        ({}, pb.DELAY_REASON_UNSPECIFIED),
-        ({"delay": ""}, pb.DELAY_REASON_UNSPECIFIED),
-        ({"delay": "kv_memory"}, pb.DELAY_REASON_KV_MEMORY),
-        ({"delay": "kv_leased"}, pb.DELAY_REASON_KV_LEASED),
+        ({}, None),
+        ({"delay": ""}, None),
+        ({"delay": "kv_memory"}, DelayReason.KV_MEMORY),
+        ({"delay": "kv_leased"}, DelayReason.KV_LEASED),
     ],
 )
-def test_a_delay_becomes_its_reason(told: dict[str, str], sent: int) -> None:
-    message = _progress({"revision": 2, "known_tokens": 7, **told})
-    assert (message.revision, message.known_tokens, message.delay) == (2, 7, sent)
+def test_a_delay_becomes_its_reason(figures: dict[str, str], delay: DelayReason | None) -> None:
+    progress = _progress({"revision": 2, "known_tokens": 7, **figures})
+    assert progress == PrefillProgress(2, 7, delay=delay)
 
 
 class FakeSession:

@@ -17,8 +17,8 @@ from router.lengths import LengthLimits
 from router.oversized import CONTEXT_TOO_LONG, SESSION_TOKENS_EXCEEDED, Oversized, fit
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
-from router.types import DocumentInput, PlainTemplate
 from stream2llm.api.errors import InvalidRequestError, OverloadedError
+from stream2llm.api.requests import Document, PlainTemplate
 from stream2llm.api.text_options import OversizedDocuments
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.serving.prefix import as_tokens
@@ -146,7 +146,7 @@ LONG = "the quick brown fox " * 20_000
 async def test_a_long_text_is_tokenized_until_it_is_clear_that_it_cannot_fit(
     text: TextInput,
 ) -> None:
-    (document,) = await text.documents([DocumentInput("", LONG)], "append", 60_000, oversized=CUT)
+    (document,) = await text.documents([Document(LONG)], "append", 60_000, oversized=CUT)
     assert document.tokens is not None
     assert document.num_untokenized == 1
     assert 60_000 < len(document.tokens) < 60_000 + 2 * PIECE_CHARS
@@ -159,9 +159,9 @@ async def test_a_text_of_too_many_bytes_is_not_tokenized(text: TextInput) -> Non
     most_bytes = text.tokenizer.encoder.max_token_bytes
     assert most_bytes is not None
     fewest = -(-60_000 // most_bytes)
-    (document,) = await text.documents([DocumentInput("", wide)], "append", fewest - 1)
+    (document,) = await text.documents([Document(wide)], "append", fewest - 1)
     assert (document.tokens.tolist(), document.num_untokenized) == ([], fewest)  # type: ignore[union-attr]
-    (document,) = await text.documents([DocumentInput("", wide)], "append", fewest)
+    (document,) = await text.documents([Document(wide)], "append", fewest)
     assert document.tokens is not None
     assert len(document.tokens) > fewest
 
@@ -169,7 +169,7 @@ async def test_a_text_of_too_many_bytes_is_not_tokenized(text: TextInput) -> Non
 async def test_behind_a_document_that_fails_the_session_nothing_is_tokenized(
     text: TextInput,
 ) -> None:
-    inputs = [DocumentInput("", "the quick"), DocumentInput("", LONG), DocumentInput("", "fox")]
+    inputs = [Document("the quick"), Document(LONG), Document("fox")]
     documents = await text.documents(inputs, "append", 1)
     assert [each.num_untokenized > 0 for each in documents] == [False, True, True]
     assert all(len(each.tokens) == 0 for each in documents[1:])  # type: ignore[arg-type]
@@ -178,9 +178,9 @@ async def test_behind_a_document_that_fails_the_session_nothing_is_tokenized(
 async def test_a_short_document_does_not_wait_for_long_ones(text: TextInput) -> None:
     release = threading.Event()
     text._long.submit(release.wait)
-    long = asyncio.create_task(text.documents([DocumentInput("", LONG)], "append", MUCH))
+    long = asyncio.create_task(text.documents([Document(LONG)], "append", MUCH))
     try:
-        await soon(text.documents([DocumentInput("", LONG[:10_000])], "append", MUCH))
+        await soon(text.documents([Document(LONG[:10_000])], "append", MUCH))
         assert not long.done()
     finally:
         release.set()
@@ -191,7 +191,7 @@ async def test_long_documents_take_turns(text: TextInput) -> None:
     order: list[str] = []
 
     async def tokenize(name: str, content: str) -> None:
-        await text.documents([DocumentInput("", content)], "append", MUCH)
+        await text.documents([Document(content)], "append", MUCH)
         order.append(name)
 
     async with asyncio.TaskGroup() as group:

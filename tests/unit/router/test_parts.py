@@ -15,14 +15,11 @@ from router.context import ContentDocument, ContextLimits, ContextLog
 from router.lengths import LengthLimits, limits_with
 from router.outbox import Outbox
 from router.placement import WorkerView, pick
-from router.progress import ProgressTracker, WorkerFigures
+from router.progress import ProgressTracker
 from router.status import worker_error
 from router.stop_strings import Matched, StopStringMatcher
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
-from router.types import Accepted, DocumentInput, ProgressFigures, ServerEvent
-from stream2llm.api import codec as wire
-from stream2llm.api.delay import DelayReason
 from stream2llm.api.errors import (
     ERRORS_BY_STATUS,
     InternalError,
@@ -31,9 +28,11 @@ from stream2llm.api.errors import (
     Stream2LLMError,
     UnavailableError,
 )
+from stream2llm.api.events import Accepted, Event, Progress
+from stream2llm.api.prefill_progress import PrefillProgress
+from stream2llm.api.requests import Document
 from stream2llm.api.rpc_status import from_rpc_error, to_status
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
 from stream2llm.serving.prefix import as_tokens
 from stream2llm.serving.worker_spec import WorkerAddress
 
@@ -174,10 +173,10 @@ def test_an_answer_of_one_token_needs_no_decode_worker() -> None:
 def test_a_splice_lowers_what_is_prefilled_before_the_worker_says_so() -> None:
     tracker = ProgressTracker(100)
     tracker.splice(1, 0, 50)
-    tracker.report(WorkerFigures(revision=1, prefilled_tokens=49))
+    tracker.report(PrefillProgress(revision=1, prefilled_tokens=49))
     tracker.splice(2, 10, 30)
-    assert tracker.figures() == ProgressFigures(2, 30, 10, credit_tokens=100 - 19)
-    tracker.report(WorkerFigures(revision=1, prefilled_tokens=49))  # it had not heard yet
+    assert tracker.figures() == Progress(2, 30, 10, credit_tokens=100 - 19)
+    tracker.report(PrefillProgress(revision=1, prefilled_tokens=49))  # it had not heard yet
     assert tracker.figures().prefilled_tokens == 10
 
 
@@ -185,8 +184,8 @@ def test_a_preemption_does_not_take_credit_back() -> None:
     tracker = ProgressTracker(10)
     tracker.splice(1, 0, 50)
     assert not tracker.has_credit
-    tracker.report(WorkerFigures(revision=1, prefilled_tokens=49))
-    tracker.report(WorkerFigures(revision=1, prefilled_tokens=0))
+    tracker.report(PrefillProgress(revision=1, prefilled_tokens=49))
+    tracker.report(PrefillProgress(revision=1, prefilled_tokens=0))
     assert tracker.has_credit
     assert tracker.figures().prefilled_tokens == 0
 
@@ -212,16 +211,16 @@ def test_of_strings_complete_at_once_the_longest_wins() -> None:
 async def test_progress_is_replaced_and_never_overtakes() -> None:
     outbox, sent = Outbox(), []
 
-    async def send(event: ServerEvent) -> None:
+    async def send(event: Event) -> None:
         sent.append(event)
 
     await outbox.put(Accepted("s", "m", 1))
-    outbox.put_progress(ProgressFigures(1))
-    outbox.put_progress(ProgressFigures(2))
+    outbox.put_progress(Progress(1))
+    outbox.put_progress(Progress(2))
     await outbox.put(Accepted("last", "m", 1))
     await outbox.close()
     await outbox.drain(send)
-    assert sent == [Accepted("s", "m", 1), ProgressFigures(2), Accepted("last", "m", 1)]
+    assert sent == [Accepted("s", "m", 1), Progress(2), Accepted("last", "m", 1)]
 
 
 # -- tokenizer --------------------------------------------------------------------
@@ -229,7 +228,7 @@ async def test_progress_is_replaced_and_never_overtakes() -> None:
 
 async def test_long_text_is_tokenized_off_the_event_loop(tiny_model: Path) -> None:
     text = TextInput(ModelTokenizer(str(tiny_model)), max_model_len=1_000_000)
-    document = DocumentInput("a", "the quick brown fox " * 20_000)
+    document = Document("the quick brown fox " * 20_000)
     num_turns = 0
     async with asyncio.TaskGroup() as group:
         work = group.create_task(text.documents([document], "append", 1_000_000))
@@ -267,32 +266,6 @@ def test_a_broken_model_directory_is_named(tmp_path: Path) -> None:
 # -- wire and statuses ------------------------------------------------------------
 
 
-def test_sampling_parameters_survive_the_wire() -> None:
-    sampling = SamplingParameters(
-        max_tokens=3,
-        temperature=0.0,
-        top_p=0.5,
-        top_k=7,
-        seed=-1,
-        stop_strings=("a", "b"),
-        stop_token_ids=(4, 5),
-        presence_penalty=0.25,
-        frequency_penalty=-0.5,
-        repetition_penalty=1.5,
-        logprobs=0,
-        ignore_eos=True,
-    )
-    assert wire.from_proto(wire.to_proto(sampling)) == sampling
-    assert wire.from_proto(wire.to_proto(SamplingParameters())) == SamplingParameters()
-
-
-def test_token_steps_survive_the_wire() -> None:
-    logprobs = TokenLogprobs(Logprob(7, -0.5, 2), (Logprob(8, -0.25, 1),))
-    step = TokenStep((7,), (logprobs,), FinishReason.STOP_TOKEN, 7)
-    assert wire.token_step_from_proto(wire.token_step_to_proto(step)) == step
-    assert wire.token_step_from_proto(wire.token_step_to_proto(TokenStep(()))) == TokenStep(())
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -317,15 +290,6 @@ def test_bad_sampling_is_named_with_its_limit(change: dict[str, object], message
     with pytest.raises(InvalidRequestError, match=message) as raised:
         SamplingParameters(**change).validate(100)  # type: ignore[arg-type]
     assert raised.value.field == f"sampling.{next(iter(change))}"
-
-
-@pytest.mark.parametrize("delay", [None, *DelayReason])
-def test_a_delay_survives_the_wire(delay: DelayReason | None) -> None:
-    assert wire.delay_from_proto(wire.delay_to_proto(delay)) is delay
-
-
-def test_a_delay_of_a_newer_server_is_none() -> None:
-    assert wire.delay_from_proto(99) is None
 
 
 class FakeRpcError:

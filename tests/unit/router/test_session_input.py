@@ -10,7 +10,7 @@ import pytest
 
 from router.session_input import EventReader
 from router.timeline import Timeline
-from router.types import AppendEvent, ClientEvent, SealEvent
+from stream2llm.api.requests import AppendContext, ClientEvent, SealContext
 from stream2llm.serving.clock import ManualClock
 
 pytestmark = pytest.mark.unit
@@ -54,14 +54,14 @@ async def reading(*events: ClientEvent) -> tuple[FakeLive, EventReader]:
 
 
 async def test_a_seal_needs_no_credit() -> None:
-    live, reader = await reading(AppendEvent(2, ()), SealEvent(3))
-    assert await asyncio.wait_for(reader.next(), 5) == SealEvent(3)
+    live, reader = await reading(AppendContext((), 2), SealContext(sequence=3))
+    assert await asyncio.wait_for(reader.next(), 5) == SealContext(sequence=3)
     assert not live.credit_came.is_set()
     await reader.close()
 
 
 async def test_a_seal_behind_a_change_that_is_held_travels_with_it() -> None:
-    _, reader = await reading(AppendEvent(2, ()), SealEvent(3))
+    _, reader = await reading(AppendContext((), 2), SealContext(sequence=3))
     assert reader._coming is not None
     await asyncio.wait({reader._coming})
     assert await reader.has_arrived(0.0)
@@ -69,19 +69,21 @@ async def test_a_seal_behind_a_change_that_is_held_travels_with_it() -> None:
 
 
 async def test_a_document_waits_for_credit() -> None:
-    live, reader = await reading(AppendEvent(2, ()), AppendEvent(3, ()), SealEvent(4))
+    live, reader = await reading(
+        AppendContext((), 2), AppendContext((), 3), SealContext(sequence=4)
+    )
     coming = asyncio.create_task(reader.next())
     await asyncio.wait({coming}, timeout=0.01)
     assert not coming.done()
     assert not await reader.has_arrived(0.0)
     live.credit_came.set()
-    assert await asyncio.wait_for(coming, 5) == AppendEvent(3, ())
+    assert await asyncio.wait_for(coming, 5) == AppendContext((), 3)
     await reader.close()
 
 
 async def test_the_client_waits_from_when_its_seal_is_here() -> None:
     """Not from when what came before it has been handled."""
-    live, reader = await reading(AppendEvent(2, ()), SealEvent(3))
+    live, reader = await reading(AppendContext((), 2), SealContext(sequence=3))
     assert reader._coming is not None
     await asyncio.wait({reader._coming})
     live.clock.advance(7.0)

@@ -20,8 +20,8 @@ from router.chat_template import ChatRenderer, TemplateText
 from router.encoder import PIECE_CHARS, pieces
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
-from router.types import ChatMessage, ChatTemplate, DocumentInput, PlainTemplate
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.requests import ChatMessage, ChatTemplate, Document, PlainTemplate
 from stream2llm.api.text_options import ControlTokens
 from stream2llm.models.store import is_ready, model_dir
 from stream2llm.serving.prefix import Tokens
@@ -81,7 +81,7 @@ def decoded(model: ModelTokenizer, *parts: Tokens) -> str:
 async def test_no_document_makes_a_control_token(text: TextInput) -> None:
     model = text.tokenizer
     for page in hostile(model):
-        (document,) = await text.documents([DocumentInput("", page)], "append", MUCH)
+        (document,) = await text.documents([Document(page)], "append", MUCH)
         assert document.tokens is not None
         assert not control(model, document.tokens), page
         assert decoded(model, document.tokens) == page
@@ -178,7 +178,7 @@ async def test_control_tokens_that_are_asked_for_are_there_once(text: TextInput)
     assert control(model, frame.suffix) == [token_id]
     frame = await text.frame(PlainTemplate(prefix=f"a{token}b"), ControlTokens.ALL)
     assert control(model, frame.prefix) == [*head, token_id]
-    pages = [DocumentInput("", f"a {token} b")]
+    pages = [Document(f"a {token} b")]
     (document,) = await text.documents(pages, "append", MUCH, with_control_tokens=True)
     assert document.tokens is not None
     assert control(model, document.tokens) == [token_id]
@@ -199,7 +199,7 @@ async def test_texts_put_together_are_those_texts(text: TextInput) -> None:
         ".",
     ]
     prefix = await text.frame(PlainTemplate(prefix=texts[0]))
-    inputs = [DocumentInput("", each) for each in texts[1:]]
+    inputs = [Document(each) for each in texts[1:]]
     documents = [d.tokens for d in await text.documents(inputs, "append", MUCH)]
     whole = np.concatenate([prefix.prefix, *documents])
     shown = model.backend.decode(whole.tolist(), skip_special_tokens=True)
@@ -213,7 +213,7 @@ async def test_a_long_text_has_the_tokens_of_the_whole(text: TextInput) -> None:
     words = "the quick  brown fox,\n jumps over 12 lazy\n\n    dogs <s> it's €uro 😀 inside " * 700
     assert len(pieces(words)) > 2
     assert "".join(pieces(words)) == words
-    (document,) = await text.documents([DocumentInput("", words)], "append", MUCH)
+    (document,) = await text.documents([Document(words)], "append", MUCH)
     whole = model.encoder._inside.encode(words, add_special_tokens=False).ids
     assert document.tokens is not None
     assert document.tokens.tolist() == whole
@@ -222,7 +222,7 @@ async def test_a_long_text_has_the_tokens_of_the_whole(text: TextInput) -> None:
 async def test_a_giant_line_is_cut_into_pieces(text: TextInput) -> None:
     line = "x1y" * PIECE_CHARS
     assert max(map(len, pieces(line))) <= 2 * PIECE_CHARS
-    (document,) = await text.documents([DocumentInput("", line)], "append", MUCH)
+    (document,) = await text.documents([Document(line)], "append", MUCH)
     assert document.tokens is not None
     assert decoded(text.tokenizer, document.tokens) == line
 

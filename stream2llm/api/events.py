@@ -1,5 +1,6 @@
-"""What a client gets back: frozen values without any gRPC type in them.
+"""What a client gets: the values that the router fills in and the client hands out.
 
+Each has a message of the same fields (`codec.py`), but for Answer, which the client puts together.
 A session yields Accepted, then Progress while its context streams in, then,
 after the seal, more Progress, TokenDelta and one Finished.
 """
@@ -34,7 +35,7 @@ class Progress:
     received_tokens: int = 0
     """In the sequence as it stands now."""
     prefilled_tokens: int = 0
-    """Of those, how many have their KV in memory."""
+    """How many of the received ones have their KV in memory."""
     computed_tokens: int = 0
     """Computed for this session so far, recomputation included."""
     reused_tokens: int = 0
@@ -55,8 +56,8 @@ class OversizedDocument:
     """The event that brought or named it, as in Progress.last_sequence."""
     index: int
     """Its place, from 0, in the list of that event."""
-    document_id: str
-    """May be empty."""
+    id: str
+    """The document's; may be empty."""
     action: OversizedDocuments
     """"refuse" or "cut"."""
     reason: str
@@ -64,11 +65,13 @@ class OversizedDocument:
     room_tokens: int
     """Most tokens it could have had."""
     kept_tokens: int
-    """Of it, what stands in the context: tokens, and for a text also characters."""
+    """Its tokens that stand in the context; 0 when it was refused."""
     kept_chars: int | None = None
+    """Characters of a text that stand in the context; None for token ids and ids of documents."""
     cut_chars: int | None = None
-    """What does not: characters of a text, tokens of everything else."""
+    """Characters of a text that do not; None likewise."""
     cut_tokens: int | None = None
+    """Tokens that do not; None for a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class Usage:
     uncomputed_at_seal_tokens: int = 0
     """Still to compute when the seal reached prefill, the suffix included."""
     prefetched_tokens: int = 0
-    """Of the prompt, at the decode worker before the first token."""
+    """Prompt tokens that were at the decode worker before the first token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +210,8 @@ class ServerInfo:
     """Sessions open at this router, by phase."""
     workers: tuple[WorkerInfo, ...]
     """The workers that it knows."""
+    controller_address: str = ""
+    """Where the controller listens for HTTP, host:port as its own node sees it; empty: not known."""
 
 
 Event = Accepted | Progress | OversizedDocument | TokenDelta | Finished

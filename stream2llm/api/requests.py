@@ -1,0 +1,140 @@
+"""What a client sends: the values that the client makes and the router reads.
+
+Each has a message of the same fields (`codec.py`). The client gives every argument its
+plain form first (`client/inputs.py`), the router checks what only it can know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, SupportsIndex
+
+from stream2llm.api.handover import HandoverMode
+from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.text_options import ControlTokens, OversizedDocuments
+
+DEFAULT_CONTEXT_SLOT = "{{context}}"
+
+
+class TokenArray(Protocol):
+    """Integers in one dimension: an array of numpy, a tensor of torch and the like."""
+
+    def __len__(self) -> int: ...
+
+    def tolist(self) -> Any: ...
+
+
+TokenIds = Sequence[SupportsIndex] | TokenArray
+# Text, which the router tokenizes, or token ids, which are used as they are.
+Content = str | TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One retrieved document; without content it names one sent before."""
+
+    content: Content | None = None
+    """Text or token ids; None names a document sent before."""
+    id: str = ""
+    """The document's name: unique among those with content in one event; an update may list it more
+    than once. An appended document needs one only to be named later."""
+    stays: float | None = None
+    """In an update: how sure you are that it stays at its place, in [0, 1]; a hint to what may be
+    handed over ahead of the seal. None: not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation."""
+
+    role: str
+    """"system", "user" or "assistant"."""
+    content: str
+    """What is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainTemplate:
+    """What stands before and behind the documents."""
+
+    prefix: Content = ""
+    suffix: Content = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A conversation; exactly one message holds the slot, exactly once."""
+
+    messages: tuple[ChatMessage, ...]
+    # Empty stands for the default.
+    context_slot: str = DEFAULT_CONTEXT_SLOT
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A complete conversation."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Admits a session and fixes everything but its context."""
+
+    session_id: str = ""
+    model: str = ""
+    template: PlainTemplate | ChatTemplate | ChatPrompt = PlainTemplate()
+    sampling: SamplingParameters = field(default_factory=SamplingParameters)
+    ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
+    # None: the router's own; empty: the prompt does not say the ranking.
+    ranking_note: str | None = None
+    # None: as the cluster is set.
+    handover: HandoverMode | None = None
+    control_tokens: ControlTokens = ControlTokens.NONE
+    oversized_documents: OversizedDocuments = OversizedDocuments.FAIL
+    # Numbered by the client, in the StreamGenerateRequest around the event.
+    sequence: int = 0
+    # From a GenerateRequest: the seal follows at once, and prefill starts there. Alone has a
+    # ChatPrompt.
+    one_shot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AppendContext:
+    """More documents at the end."""
+
+    documents: tuple[Document, ...]
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateContext:
+    """The new document list."""
+
+    documents: tuple[Document, ...]
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SealContext:
+    """The context is complete."""
+
+    # Replaces the template's suffix; None keeps it.
+    suffix: Content | None = None
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One complete prompt; None: a request without one."""
+
+    session_id: str = ""
+    model: str = ""
+    prompt: Content | ChatPrompt | None = None
+    sampling: SamplingParameters = field(default_factory=SamplingParameters)
+    control_tokens: ControlTokens = ControlTokens.NONE
+
+
+ClientEvent = OpenSession | AppendContext | UpdateContext | SealContext
