@@ -9,13 +9,13 @@ their ratio:
 The log gives twice as slow and twice as fast the same distance. The clip makes it
 robust: any observation moves the factor by at most exp(GAIN * CLIP), about 10 %, and
 many of them pull it towards the median rather than the mean. The price is that a
-profile wrong by 5 x needs time: HEALING_OBSERVATIONS without noise. Factors never leave
+profile wrong by 5 x needs time: CALIBRATION_OBSERVATIONS without noise. Factors never leave
 [1 / BOUND, BOUND]: a device beyond that needs another profile, not a larger factor.
 
 Only large enough work is informative. A step of few tokens is mostly the fixed cost of
 a step, which the curve does not charge to the tokens of a busy engine (see `model`);
-learned from such steps, the factor would be far too high. Hence `tells_of_recompute`
-and `tells_of_swap`.
+learned from such steps, the factor would be far too high. Hence `is_recompute_sample`
+and `is_swap_sample`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GAIN = 0.2
 CLIP = 0.5
 # From an error of 5 x to within 10 %, without noise: 12 full moves of GAIN * CLIP, then 8
 # that shrink by GAIN each.
-HEALING_OBSERVATIONS = 20
+CALIBRATION_OBSERVATIONS = 20
 MIN_SWAP_BLOCKS = 8
 
 
@@ -67,12 +67,12 @@ def _clipped(value: float, bound: float) -> float:
     return max(-bound, min(bound, value))
 
 
-def tells_of_recompute(num_tokens: int, token_budget: int) -> bool:
+def is_recompute_sample(num_tokens: int, token_budget: int) -> bool:
     """Whether a step is full enough to learn from: half of its budget."""
     return 2 * num_tokens >= token_budget
 
 
-def tells_of_swap(num_blocks: int) -> bool:
+def is_swap_sample(num_blocks: int) -> bool:
     """Whether a copy is large enough to learn from."""
     return num_blocks >= MIN_SWAP_BLOCKS
 

@@ -14,7 +14,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any
 
-from cost_profiles.correction import HEALING_OBSERVATIONS, CorrectedCostModel
+from cost_profiles.correction import CALIBRATION_OBSERVATIONS, CorrectedCostModel
 from cost_profiles.model import CostModel
 from cost_profiles.types import Costs
 from experiments.pressure import SWAP, PressureEngine, in_a_process, peak_blocks, workload
@@ -88,7 +88,7 @@ def main(args: Namespace) -> list[str]:
 def _cells(row: dict[str, Any], curve: str, began_right: dict[str, Any]) -> list[str]:
     seconds, num_observations = row[curve]
     ratio = seconds / began_right[curve][0]
-    few = "" if num_observations >= HEALING_OBSERVATIONS else " (too few)"
+    few = "" if num_observations >= CALIBRATION_OBSERVATIONS else " (too few)"
     times = [f"{each:.2f} x" for each in (row["wrong_by"], seconds, ratio)]
     return [curve, *times, f"{num_observations}{few}"]
 
@@ -97,4 +97,4 @@ def _error(row: dict[str, Any], curve: str, began_right: dict[str, Any]) -> floa
     """How far a curve is off, either way; 0 while too little was observed."""
     seconds, num_observations = row[curve]
     ratio: float = seconds / began_right[curve][0]
-    return max(ratio, 1 / ratio) if num_observations >= HEALING_OBSERVATIONS else 0.0
+    return max(ratio, 1 / ratio) if num_observations >= CALIBRATION_OBSERVATIONS else 0.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cost_profiles.correction import tells_of_swap
+from cost_profiles.correction import is_swap_sample
 from cost_profiles.decision import Action, Mode, Reason, cheaper
 from cost_profiles.types import Costs
 from prefill_worker.types import RequestView, SwapChoice
@@ -48,7 +48,7 @@ class Preemption:
         choice = cheaper(self.costs, start * size, stop * size, stop - start, mode=self.mode)
         if choice.action is Action.SWAP:
             return SwapChoice(choice.reason, start, stop)
-        if self.tries_swap and tells_of_swap(stop - start):
+        if self.tries_swap and is_swap_sample(stop - start):
             return SwapChoice(Reason.TRIAL, start, stop)
         return SwapChoice(choice.reason)
 

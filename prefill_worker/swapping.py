@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
 
-from cost_profiles.correction import CorrectedCostModel, tells_of_recompute, tells_of_swap
+from cost_profiles.correction import CorrectedCostModel, is_recompute_sample, is_swap_sample
 from prefill_worker import blocks
 from prefill_worker.offload_pool import OffloadPool
 from prefill_worker.report import SchedulerCounters, SwapState
@@ -282,7 +282,7 @@ class Swapping:
             self._counters.swap_out_s += time.seconds
         else:
             self._counters.swap_in_s += time.seconds
-        if tells_of_swap(time.num_blocks):
+        if is_swap_sample(time.num_blocks):
             self._observe_copy(*time)
 
     def _observe_copy(self, direction: Direction, num_blocks: int, seconds: float) -> None:
@@ -299,7 +299,7 @@ class Swapping:
         """Calibrates by the last step's duration and ranges of tokens, of one session each."""
         if self._copies_block:
             seconds -= self._last_copies_s
-        if tells_of_recompute(sum(stop - start for start, stop in ranges), token_budget):
+        if is_recompute_sample(sum(stop - start for start, stop in ranges), token_budget):
             self.costs.observe_step(ranges, seconds)
 
     # -- for tests ---------------------------------------------------------------------------

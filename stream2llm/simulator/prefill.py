@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
-from cost_profiles.correction import CorrectedCostModel, tells_of_recompute, tells_of_swap
+from cost_profiles.correction import CorrectedCostModel, is_recompute_sample, is_swap_sample
 from cost_profiles.decision import Mode
 from cost_profiles.types import Costs
 from prefill_worker.offload_pool import OffloadPool
@@ -357,14 +357,14 @@ class PrefillWorker:
         self.counters.steps += 1
         self.counters.busy_s += seconds
         self._learn(ranges, seconds if self._settings.overlaps else compute_s)
-        if tells_of_swap(sum(outs)):
+        if is_swap_sample(sum(outs)):
             self._beliefs.observe_swap_out(sum(outs), out_s)
-        if tells_of_swap(sum(ins)):
+        if is_swap_sample(sum(ins)):
             self._beliefs.observe_swap_in(sum(ins), in_s)
         return seconds
 
     def _learn(self, ranges: Sequence[Range], seconds: float) -> None:
         """Where copies are made beside the step, production cannot tell them from it."""
         num_tokens = sum(stop - start for start, stop in ranges)
-        if tells_of_recompute(num_tokens, self._settings.token_budget):
+        if is_recompute_sample(num_tokens, self._settings.token_budget):
             self._beliefs.observe_step(ranges, seconds)

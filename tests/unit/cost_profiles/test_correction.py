@@ -6,12 +6,12 @@ import pytest
 
 from cost_profiles.correction import (
     BOUND,
-    HEALING_OBSERVATIONS,
+    CALIBRATION_OBSERVATIONS,
     CorrectedCostModel,
     Correction,
     Factors,
-    tells_of_recompute,
-    tells_of_swap,
+    is_recompute_sample,
+    is_swap_sample,
 )
 from tests.profiles import FlatCosts
 
@@ -27,7 +27,7 @@ def test_without_observations_nothing_is_corrected() -> None:
 @pytest.mark.parametrize("truth", [5.0, 1 / 5])
 def test_a_profile_wrong_by_five_heals_within_the_stated_observations(truth: float) -> None:
     correction = Correction()
-    for _ in range(HEALING_OBSERVATIONS):
+    for _ in range(CALIBRATION_OBSERVATIONS):
         correction = correction.after(predicted_s=0.1, actual_s=0.1 * truth)
     assert correction.factor == pytest.approx(truth, rel=0.1)
 
@@ -73,7 +73,7 @@ def test_what_is_no_number_is_refused() -> None:
 
 
 def test_only_large_work_tells_something() -> None:
-    assert tells_of_recompute(1024, token_budget=2048)
-    assert not tells_of_recompute(1023, token_budget=2048)
-    assert tells_of_swap(8)
-    assert not tells_of_swap(7)
+    assert is_recompute_sample(1024, token_budget=2048)
+    assert not is_recompute_sample(1023, token_budget=2048)
+    assert is_swap_sample(8)
+    assert not is_swap_sample(7)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cost_profiles.correction import HEALING_OBSERVATIONS, CorrectedCostModel
+from cost_profiles.correction import CALIBRATION_OBSERVATIONS, CorrectedCostModel
 from cost_profiles.decision import Mode, Reason
 from prefill_worker.preemption import Preemption
 from prefill_worker.trials import MIN_SPACING, Trials
@@ -129,4 +129,4 @@ def test_copies_that_are_believed_five_times_too_dear_are_found_out() -> None:
             trials.observe(costs.swap_out_s(8), truth.swap_out_s(8))
             costs.observe_swap_out(8, truth.swap_out_s(8))
             costs.observe_swap_in(8, truth.swap_in_s(8))
-    assert num_victims <= HEALING_OBSERVATIONS * (MIN_SPACING + 1)
+    assert num_victims <= CALIBRATION_OBSERVATIONS * (MIN_SPACING + 1)
