@@ -25,7 +25,7 @@ from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
 from router.metrics import InputMode, InputOp
 from router.ranking_note import ranking_note
-from router.stability import num_sure
+from router.stability import check_sureness, num_sure
 from router.text_input import Frame
 from router.worker_calls import PrefillCall
 from stream2llm.api.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
@@ -212,6 +212,7 @@ class SessionInput:
                 await self._changed(event, InputOp.APPEND, splice, stable)
             case UpdateContext():
                 self._live.mode = InputMode.UPDATE
+                check_sureness(each.stays for each in event.documents)
                 documents = await self._documents(event)
                 splice = self._log.update(documents)
                 num_documents = num_sure(each.stays for each in event.documents)

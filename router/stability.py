@@ -11,8 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from stream2llm.api.arguments import refused
+
 # A document with at least this probability counts as one that has survived an update.
 SURE = 0.9
+
+
+def check_sureness(stays: Iterable[float | None]) -> None:
+    """Raises InvalidRequestError for a probability outside [0, 1], NaN included."""
+    for index, sureness in enumerate(stays):
+        if sureness is not None and not 0 <= sureness <= 1:
+            raise refused(f"update.documents[{index}].stays", sureness, "in [0, 1]")
 
 
 def num_sure(stays: Iterable[float | None]) -> int:

@@ -103,6 +103,16 @@ async def duplicate_document(s: Conversation) -> None:
     await s.append(("a", "x"), ("a", "y"))
 
 
+async def sure_of_nothing(s: Conversation) -> None:
+    await s.open()
+    await s.update(pb.Document(id="a", text="x", stays=float("nan")))
+
+
+async def surer_than_sure(s: Conversation) -> None:
+    await s.open()
+    await s.update(("b", "y"), pb.Document(id="a", text="x", stays=1.5))
+
+
 async def bad_temperature(s: Conversation) -> None:
     await s.open(sampling=pb.SamplingParameters(temperature=-1))
 
@@ -199,6 +209,8 @@ ROWS: list[tuple[Script, Any, str, str, str]] = [
     (too_long_with_its_suffix, BAD, "CONTEXT_TOO_LONG", "", "has 1000 tokens"),
     (appended_by_id_alone, BAD, "DOCUMENT_WITHOUT_CONTENT", "append.documents[0].content", "no content"),
     (duplicate_document, BAD, "DUPLICATE_DOCUMENT", "append.documents[1].id", "twice in one event"),
+    (sure_of_nothing, BAD, "INVALID_REQUEST", "update.documents[0].stays", "is nan (float); it must be in [0, 1]"),
+    (surer_than_sure, BAD, "INVALID_REQUEST", "update.documents[1].stays", "is 1.5 (float); it must be in [0, 1]"),
     (bad_temperature, BAD, "BAD_SAMPLING", "sampling.temperature", "is -1.0; it must be between 0 and 2"),
     (bad_top_p, BAD, "BAD_SAMPLING", "sampling.top_p", "is nan; it must be above 0"),
     (bad_stop_token, BAD, "BAD_SAMPLING", "sampling.stop_token_ids", "below the vocabulary size 512"),
