@@ -206,6 +206,7 @@ def test_a_failing_start_reaches_the_user_and_leaves_nothing(tmp_path: Path) -> 
     assert owned_processes(out.strip()) == ()
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_once_is_repeated_and_a_signal_to_the_group_leaves_nothing(
     tmp_path: Path,
 ) -> None:
@@ -235,7 +236,7 @@ def lines_until_ready(process: subprocess.Popen[str]) -> list[str]:
     # Ray turns a SystemExit inside ray.get into one with code 1. Dying of SIGTERM would be -15.
     [(signal.SIGINT, (-signal.SIGINT,)), (signal.SIGTERM, (128 + signal.SIGTERM, 1))],
 )
-@pytest.mark.slow  # the test above sends SIGTERM to the whole group every day
+@pytest.mark.slow
 def test_a_signal_to_the_driver_leaves_nothing(
     tmp_path: Path, number: signal.Signals, codes: tuple[int, ...]
 ) -> None:

@@ -69,20 +69,20 @@ CASES = [
     )
     for mode, policy, is_without, is_daily in (
         ("recompute", "default", True, True),
-        ("recompute", "fcfs", False, True),
+        ("recompute", "fcfs", False, False),
         ("recompute", "lcas", True, False),
         ("recompute", "mcps", False, False),
         ("recompute", "srpf", True, False),
         ("swap", "default", False, False),
         ("swap", "fcfs", True, False),
-        ("swap", "lcas", False, True),
+        ("swap", "lcas", False, False),
         ("swap", "mcps", True, False),
         ("swap", "srpf", True, True),
         ("cost", "default", True, False),
-        ("cost", "fcfs", True, True),
+        ("cost", "fcfs", True, False),
         ("cost", "lcas", False, False),
         ("cost", "mcps", False, True),
-        ("cost", "srpf", False, True),
+        ("cost", "srpf", False, False),
     )
 ]
 

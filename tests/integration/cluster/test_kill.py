@@ -36,15 +36,16 @@ SMALL = Stream("kill", (("append", ("a",)),), {"a": 40})
 AT_ONCE_S = 15
 
 slow = pytest.mark.slow
-# One of each kind of worker in the daily test; the rest where there is more time.
+# An engine takes most of a minute to come back; test_controller_fake.py kills processes every day.
 VICTIMS = [
-    pytest.param("prefill", "actor", marks=slow),
-    pytest.param("prefill", "EngineCore", marks=slow),
-    pytest.param("decode", "actor", marks=slow),
-    pytest.param("decode", "EngineCore"),
+    ("prefill", "actor"),
+    ("prefill", "EngineCore"),
+    ("decode", "actor"),
+    ("decode", "EngineCore"),
 ]
 
 
+@slow
 @pytest.mark.cluster("sensitive-1x1")
 @pytest.mark.parametrize(("role", "which"), VICTIMS)
 async def test_kill(

@@ -87,7 +87,7 @@ def test_line_ends_are_those_of_python(tmp_path):
 
 @pytest.mark.parametrize("name", ["no-such", "base64", "utf-8\0", ""])
 def test_what_is_no_text_encoding_is_refused(name):
-    with pytest.raises(ValueError, match="no text encoding"):
+    with pytest.raises(ValueError, match="not a text encoding"):
         check_encoding(name)
 
 

@@ -150,7 +150,7 @@ def test_a_placement_that_is_not_understood_is_refused() -> None:
         with pytest.raises(ValueError, match=match):
             find_regions(KVCacheConfig(4, list(tensors), []))
 
-    refused(KVCacheTensor(90, ["a"], layer_stride=90, block_stride=16), match="no whole number")
+    refused(KVCacheTensor(90, ["a"], layer_stride=90, block_stride=16), match="not a whole number")
     refused(
         KVCacheTensor(128, ["a"], layer_stride=64, block_stride=16),
         KVCacheTensor(128, ["b"], layer_stride=128, block_stride=32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ ROOT = Path(__file__).parents[3]
 SOURCES = [
     *(ROOT / "router").glob("*.py"),
     *(ROOT / "decode_worker").glob("*.py"),
-    *(path for path in (ROOT / "prefill_worker").glob("*.py") if "profil" not in path.name),
+    # Neither a profile's measurement nor the loading of a policy answers a client.
+    *(p for p in (ROOT / "prefill_worker").glob("*.py") if not re.search("profil|policy_", p.name)),
     # What a client's own arguments are refused for is said on the client's side.
     *({*(ROOT / "stream2llm" / "api").glob("*.py")} - {ROOT / "stream2llm/api/arguments.py"}),
     *(
