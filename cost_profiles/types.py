@@ -13,7 +13,8 @@ from typing import Annotated, Final, Literal, Protocol
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-SCHEMA_VERSION: Final = 1
+# Version 2 names the token budget `token_budget`.
+SCHEMA_VERSION: Final = 2
 # A string is not a number, and an unknown key is a typing error. Values made in Python are
 # checked again before they are written.
 _STRICT = ConfigDict(
@@ -198,7 +199,7 @@ class SwapSection:
 class CostProfile:
     """The costs of one model on one accelerator."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     units: Units
     accelerator: Accelerator
     model: ModelGeometry

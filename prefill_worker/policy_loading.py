@@ -15,6 +15,8 @@ from prefill_worker.policy import POLICIES, Policy, Rank, RankKey
 from prefill_worker.types import RequestView
 from stream2llm.api.errors import InvalidRequestError
 
+# What foreign code may raise; a script without a `__main__` guard calls sys.exit.
+_FAILURES = (Exception, SystemExit)
 # What a policy is tried with: nothing known, idle, new tokens, sealed, loading from the host.
 _SAMPLES = (
     RequestView("empty", False, 1, 1, 0, 0, 0),
@@ -25,7 +27,7 @@ _SAMPLES = (
 )
 
 
-def require_policy(name: str, import_paths: Iterable[str] = ()) -> str:
+def require_policy(name: str, import_paths: Iterable[str] = (), field: str = "policy") -> str:
     """The name, if it is in `POLICIES` or among these paths; imports nothing.
 
     Raises InvalidRequestError that lists what there is.
@@ -35,7 +37,7 @@ def require_policy(name: str, import_paths: Iterable[str] = ()) -> str:
         raise InvalidRequestError(
             f"no scheduling policy is called {name!r}; there are {', '.join(known)}",
             reason="UNKNOWN_POLICY",
-            field="policy",
+            field=field,
         )
     return name
 
@@ -47,12 +49,12 @@ def find_policy(name: str, field: str = "policy") -> Policy:
     that leads nowhere, and for something there that does not work as a policy.
     """
     if ":" not in name:
-        return POLICIES[require_policy(name)]
+        return POLICIES[require_policy(name, field=field)]
     policy = _as_policy(name, _imported(name, field), field)
     try:
         for view in _SAMPLES:
             policy.keys(view, view.has_claim)
-    except Exception as error:  # foreign code may raise anything
+    except _FAILURES as error:
         raise _bad(name, f"failed for {view}: {_in_words(error)}", field) from error
     return policy
 
@@ -68,7 +70,7 @@ def _imported(path: str, field: str) -> Any:
         found: Any = importlib.import_module(module)
         for name in names.split("."):
             found = getattr(found, name)
-    except Exception as error:  # the module's own code runs
+    except _FAILURES as error:
         raise _bad(path, f"cannot be imported: {_in_words(error)}", field) from error
     return found
 
@@ -101,7 +103,7 @@ def _bad(path: str, problem: str, field: str) -> InvalidRequestError:
     )
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
@@ -109,7 +111,7 @@ def _in_words(error: Exception) -> str:
 class Guard:
     """Holds the first error of a guarded policy; from then on its stand-in ranks."""
 
-    error: Exception | None = None
+    error: BaseException | None = None
 
     def around(self, policy: Policy, stand_in: Policy) -> Policy:
         """The policy, with functions that never raise."""
@@ -123,7 +125,7 @@ class Guard:
             if self.error is None:
                 try:
                     return rank(view)
-                except Exception as error:  # the guard's owner logs it
+                except _FAILURES as error:  # the guard's owner logs it
                     self.error = error
             return stand_in(view)
 

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 from router.context import ContextLog
 from router.kv_prefetch import KvPrefetch
@@ -35,7 +36,7 @@ from stream2llm.api.errors import (
     UnavailableError,
 )
 from stream2llm.api.events import Accepted
-from stream2llm.api.requests import ClientEvent, OpenSession
+from stream2llm.api.requests import ClientEvent, OpenSession, PlainTemplate
 from stream2llm.api.session import Event
 from stream2llm.serving.stream_writer import PeerGoneError
 
@@ -101,6 +102,8 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
     opened = await reader.open()
     _take_open(live, opened)
     frame = await live.parts.text.frame(opened.template, opened.control_tokens)
+    # A template may be as long as the context; from here on the frame has its tokens.
+    opened = replace(opened, template=PlainTemplate())
     log = ContextLog(frame.prefix, limits_of(live), live.ordering)
     worker_call = await _open_call(live)
     prefetch = KvPrefetch(live, opened.handover or live.parts.spec.handover)

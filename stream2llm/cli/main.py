@@ -112,7 +112,14 @@ def forwarded(name: str) -> typer.Typer:
 
 def _forward(name: str, args: list[str]) -> None:
     with errors_as_exits():
-        forwarded(name)(args=args, prog_name=f"stream2llm {name}")
+        try:
+            command = forwarded(name)
+        except ImportError as error:
+            if isinstance(error, ModuleNotFoundError) and not_installed(error.name):
+                raise
+            typer.echo(f"error: {name} cannot run here: {error}", err=True)
+            raise typer.Exit(BAD_USAGE) from None
+        command(args=args, prog_name=f"stream2llm {name}")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
@@ -76,9 +77,12 @@ def _wait_for_end(
     try:
         for fd in descriptors if first is not None else ():
             assert first is not None
-            signal.pidfd_send_signal(fd, first)
+            with suppress(ProcessLookupError):  # ended a moment ago, perhaps with one before
+                signal.pidfd_send_signal(fd, first)
         for fd in descriptors:  # a pidfd becomes readable when its process has ended
-            select.select([fd], [], [], max(0.0, deadline_s - clock.monotonic_s()))
+            ending = select.poll()
+            ending.register(fd, select.POLLIN)
+            ending.poll(1000 * max(0.0, deadline_s - clock.monotonic_s()))
     finally:
         for fd in descriptors:
             os.close(fd)
@@ -103,6 +107,6 @@ def _read(pid: int) -> OwnedProcess | None:
         process = psutil.Process(pid)
         owner = process.environ().get(OWNER_VARIABLE)
         command = " ".join(process.cmdline())
-    except psutil.Error:
+    except (psutil.Error, OSError):  # psutil passes some of the kernel's errors on
         return None  # gone, or another user's
     return None if owner is None else OwnedProcess(pid, owner, command)

@@ -57,7 +57,7 @@ CHANGES: list[tuple[Change, str]] = [
     (lambda p: p.update(block_size="16"), "block_size: Input should be a valid integer"),
     (lambda p: p["units"].update(time="ms"), "units.time: Input should be 's'"),
     (lambda p: p["model"].update(dtype="int4"), "model.dtype: Input should be 'bfloat16'"),
-    (lambda p: p.update(schema_version=2), "schema_version: Input should be 1 (got 2)"),
+    (lambda p: p.update(schema_version=1), "schema_version: Input should be 2 (got 1)"),
     (lambda p: p.update(block_size=0), "block_size: Input should be greater than 0 (got 0)"),
     (
         lambda p: p["accelerator"].update(name=" "),

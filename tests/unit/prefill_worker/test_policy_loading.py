@@ -129,3 +129,13 @@ def fragile(view):
     assert isinstance(guard.error, LookupError)
     ranking.set_policy(POLICIES["fcfs"])
     assert served(ranking) == ["old", "new", "long", "open"]
+
+
+def test_a_script_that_ends_its_process_when_imported_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scripted.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InvalidRequestError, match="cannot be imported: SystemExit") as caught:
+        find_policy("scripted:lifo", field="prefill.policy")
+    assert caught.value.field == "prefill.policy"
