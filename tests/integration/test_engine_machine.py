@@ -78,18 +78,14 @@ def test_every_answer_is_the_one_shot_answer(
     assert sum(len(driver.answers()) for driver in drivers) > 0
 
 
-# test_exact_under_pressure.py has all of them among the slow tests, with more sessions.
-DAILY_POLICY = "default"
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [pytest.param(p, marks=() if p == DAILY_POLICY else pytest.mark.slow) for p in POLICIES],
-)
 def test_sessions_that_do_not_fit_together_are_exact(
-    engine: LocalEngine, reference: ReferenceEngine, policy: str
+    engine: LocalEngine, reference: ReferenceEngine
 ) -> None:
-    """Six of about twenty blocks each, on forty: all append or update, then all are sealed."""
+    """Six of about twenty blocks each, on forty: all append or update, then all are sealed.
+
+    test_exact_under_pressure.py does so with more sessions, under every policy.
+    """
+    policy = "default"
     before = dataclasses.replace(engine.scheduler.counters)
     engine.scheduler.set_policy(policy)
     engine.scheduler.preempt_by("recompute")

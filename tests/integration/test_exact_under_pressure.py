@@ -129,8 +129,11 @@ def _check_counters(before: SchedulerCounters, now: SchedulerCounters, mode: str
         assert now.recomputed_as_cheaper > before.recomputed_as_cheaper
 
 
-@CACHE
-@pytest.mark.parametrize("num_slots", [0, 1, 5])
+@pytest.mark.parametrize(
+    ("engine", "num_slots"),
+    [("cache", 0), ("cache", 1), pytest.param("no-cache", 5, marks=pytest.mark.slow)],
+    indirect=["engine"],
+)
 def test_a_small_offload_pool(
     engine: LocalEngine, reference: ReferenceEngine, num_slots: int
 ) -> None:
