@@ -35,8 +35,8 @@ def ray_environment(token: Path | None) -> dict[str, str]:
     more = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     if token is not None:
         more |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    # A job that is stopped gets so long to drain before it is killed.
-    return {**kept, **more, "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    # A job that is stopped gets so long to drain before it is killed: a bound against a hang.
+    return {**kept, **more, "RAY_JOB_STOP_WAIT_TIME_S": "300"}
 
 
 @dataclass(frozen=True, slots=True)
