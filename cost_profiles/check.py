@@ -1,4 +1,4 @@
-"""What is wrong with a profile, each problem with the key it is found at.
+"""Lists the problems of a cost profile, each with the key of the value that is wrong.
 
 Types and limits of single values are those of `types`; here is what holds between
 values: enough points, all of them growing, and a provenance that lets a reader check them.
@@ -49,7 +49,7 @@ def problems_of(profile: CostProfile) -> list[Problem]:
 
 
 def in_values(error: ValidationError) -> Iterator[Problem]:
-    """What pydantic found."""
+    """Returns pydantic's errors as problems of ours."""
     for item in error.errors(include_url=False):
         key = ".".join(map(str, item["loc"])) or "the top level"
         if item["type"] == "unexpected_keyword_argument":
@@ -63,7 +63,7 @@ def in_values(error: ValidationError) -> Iterator[Problem]:
 
 
 def between_values(profile: CostProfile) -> list[Problem]:
-    """What is wrong with a profile whose values are right one by one."""
+    """Returns the problems between values that are each within their own limits."""
     return [
         *_of_model(profile.model, profile.tensor_parallel_size),
         *_of_recompute(profile.recompute),

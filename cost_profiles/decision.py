@@ -14,7 +14,7 @@ from cost_profiles.types import Costs
 
 
 class Action(StrEnum):
-    """What happens to evicted KV."""
+    """The way in which evicted KV comes back: computed again, or copied from the host."""
 
     RECOMPUTE = "recompute"
     SWAP = "swap"

@@ -160,7 +160,7 @@ def fallback_profile(
 
 
 def is_known(device_name: str) -> bool:
-    """Whether the fallback for a device uses its own datasheet."""
+    """Returns whether a device has a datasheet of its own here."""
     return any(sheet.accelerator.is_called(device_name) for sheet in GPUS)
 
 

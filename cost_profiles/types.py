@@ -78,7 +78,7 @@ class Accelerator:
     __pydantic_config__ = _STRICT
 
     def is_called(self, device_name: str) -> bool:
-        """Whether a device that reports this name is this one.
+        """Returns whether a device that reports this name is this one.
 
         Compares whole names, apart from case, blanks and dashes: "L4" is not "L40".
         """
@@ -93,7 +93,7 @@ def plain_name(device_name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ModelGeometry:
-    """What determines the size of a model's KV. `dtype` is that of weights and KV."""
+    """The figures that determine the bytes of a model's KV cache. `dtype` is that of weights and KV."""
 
     name: str
     num_layers: PositiveInt
@@ -104,7 +104,7 @@ class ModelGeometry:
     __pydantic_config__ = _STRICT
 
     def has_kv_like(self, other: ModelGeometry) -> bool:
-        """Whether blocks of both have the same size and shape, as those of fine-tunes do."""
+        """Returns whether KV blocks of both models have the same size and shape, as those of fine-tunes do."""
         return self._shape == other._shape
 
     @property

@@ -223,7 +223,7 @@ class KvPrefetchMixin(_Base):
         return room is Room.YES
 
     def _has_time(self, now_s: float) -> bool:
-        """Whether pace.py allows a fetch now; one at a time."""
+        """Returns whether `FetchPace` allows a KV fetch now; one runs at a time beside answers."""
         num_decoding = len(self.running)
         if num_decoding and self._reading:
             return False
@@ -253,7 +253,7 @@ class KvPrefetchMixin(_Base):
 
     @property
     def _can_fetch(self) -> bool:
-        """Whether the prefix cache can hit what is fetched."""
+        """Whether the prefix cache is on and can find fetched blocks again."""
         groups = self.kv_cache_config.kv_cache_groups
         is_plain = len(groups) == 1 and isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
         return is_plain and self.kv_cache_manager.enable_caching

@@ -1,4 +1,4 @@
-"""How often a decode worker may prefetch without delaying decoding requests. Pure.
+"""Limits the share of time that KV prefetch takes from decoding requests. Pure.
 
 A fetch costs decoding requests memory bandwidth and cores, so their steps get
 longer. By how much is measured: steps during a fetch against steps of as many
@@ -33,7 +33,7 @@ class FetchPace:
         return self._slowdown
 
     def may_begin(self, now_s: float, num_decoding: int) -> bool:
-        """Whether a fetch may begin now, beside `num_decoding` decoding requests."""
+        """Returns whether a KV fetch may begin at `now_s`, beside `num_decoding` decoding requests."""
         return not num_decoding or now_s >= self._next_s
 
     def note_step(self, step_s: float, num_decoding: int, *, is_fetching: bool) -> None:

@@ -28,7 +28,7 @@ from prefill_worker.types import BlockLedger, RequestView, StepLimits, StepPlan
 from stream2llm.workload.table import Table, markdown
 
 BLOCK_TOKENS = 16
-STEP_TOKENS = 2048  # the paper's step for the crawler
+TOKEN_BUDGET = 2048  # the paper's step for the crawler
 SHORT_TOKENS = 32
 NO_SHARING = BlockLedger({}, {})
 # Memory is plenty, no session is evicted.
@@ -128,7 +128,7 @@ def measure(num_sessions: int, num_with_work: int, policy: str, *, short: bool) 
     for each in figures.values():
         table.open(each.request_id, revision=1, sealed=each.sealed)
         _put(table, each)
-    limits = StepLimits(STEP_TOKENS, 256, 10**9, BLOCK_TOKENS)
+    limits = StepLimits(TOKEN_BUDGET, 256, 10**9, BLOCK_TOKENS)
     touched = list(figures)[:10]
     index_s, sorting_s, num_chosen = [], [], []
     for step in range(NUM_ROUNDS * (NUM_INDEX_STEPS + NUM_SORTING_STEPS)):

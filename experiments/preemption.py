@@ -31,8 +31,8 @@ from experiments.pressure import (
     COST,
     NAIVE,
     RECOMPUTE,
-    STEP_TOKENS,
     SWAP,
+    TOKEN_BUDGET,
     Outcome,
     PressureEngine,
     Way,
@@ -95,9 +95,9 @@ def setups(engine: PressureEngine) -> dict[str, Setup]:
     """Measures a profile over each link."""
     recompute = measure_recompute(engine.local, RECOMPUTE_BUDGET_S)
     fast = profile_of(engine.local, recompute, measure_swap(engine.local, SWAP_BUDGET_S))
-    seconds = CostModel(fast).recompute_s(TYPICAL_CONTEXT, TYPICAL_CONTEXT + STEP_TOKENS)
+    seconds = CostModel(fast).recompute_s(TYPICAL_CONTEXT, TYPICAL_CONTEXT + TOKEN_BUDGET)
     found = {}
-    for name, link in links(seconds * BLOCK_SIZE / STEP_TOKENS).items():
+    for name, link in links(seconds * BLOCK_SIZE / TOKEN_BUDGET).items():
         with throttled(link):
             swap = measure_swap(engine.local, SWAP_BUDGET_S)
         found[name] = Setup(link, CostModel(profile_of(engine.local, recompute, swap)))

@@ -44,7 +44,7 @@ from stream2llm.workload.traces.generate import generate
 
 BOUND = 1.03
 # The paper's budget for this workload; the CPU's profile was taken with less.
-STEP_TOKENS = 2048
+TOKEN_BUDGET = 2048
 # The victim for which links are made: a step's worth of tokens behind so many steps.
 TYPICAL_STEPS_BEFORE = 2
 # Out and back, in times of computing a typical victim again; None: the profile's own link.
@@ -126,7 +126,7 @@ class Device:
     ) -> None:
         self._profile = profile
         self._model = CostModel(profile)
-        self._token_budget = min(STEP_TOKENS, profile.recompute.token_budget)
+        self._token_budget = min(TOKEN_BUDGET, profile.recompute.token_budget)
         self._pace = pace
         self._asked = self._tasks(scenario, token_scale)
         tokens = scenario.memory_share * peak_tokens(self._asked)

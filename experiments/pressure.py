@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 NUM_SESSIONS = 40
 BLOCK_SIZE = 32
-STEP_TOKENS = 512
+TOKEN_BUDGET = 512
 MAX_MODEL_LEN = 4096
 # Host memory for all that is ever evicted at once: what a pool that is too small
 # costs is another question.
@@ -156,7 +156,7 @@ class PressureEngine:
             block_size=BLOCK_SIZE,
             num_gpu_blocks_override=num_blocks + 1,  # one is vLLM's null block
             max_model_len=MAX_MODEL_LEN,
-            max_num_batched_tokens=STEP_TOKENS,
+            max_num_batched_tokens=TOKEN_BUDGET,
             max_num_seqs=32,
             enable_prefix_caching=prefix_caching,
             options=WorkerOptions(offload_pool_blocks=NUM_HOST_BLOCKS),

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from experiments.baselines.cells import ours, policy_of
-from experiments.baselines.scaling import OPEN_STEP_TOKENS
+from experiments.baselines.scaling import OPEN_TOKEN_BUDGET
 from experiments.baselines.systems import Asking, SystemDiedError
 from experiments.plays import Change, Play
 from experiments.sending import Sender
@@ -45,7 +45,7 @@ def cluster_config(
             **worker,
             "cpu_bind": str(cores[0]),
             "offload_pool_gib": 1,
-            "open_token_budget": OPEN_STEP_TOKENS,
+            "open_token_budget": OPEN_TOKEN_BUDGET,
         },
         "decode": {**worker, "cpu_bind": str(cores[1])},
     }

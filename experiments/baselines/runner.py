@@ -34,7 +34,7 @@ from experiments.baselines.engines.messages import HostSpec, Kind
 from experiments.baselines.machine import TOLERATED_SHARE, MachineWatch
 from experiments.baselines.memory import BLOCK_SIZE, MAX_MODEL_LEN, max_prompt_tokens
 from experiments.baselines.options import Options
-from experiments.baselines.scaling import STEP_TOKENS, Pace
+from experiments.baselines.scaling import TOKEN_BUDGET, Pace
 from experiments.baselines.schedule import burst, kv_blocks, plays_of, prefills_of
 from experiments.baselines.systems import System
 from stream2llm.api.errors import Stream2LLMError
@@ -102,7 +102,7 @@ class Runner:
         kinds: tuple[Kind, ...] = ("stock", "ours")
         try:
             for kind in kinds:
-                spec = self._host_spec(kind, core, blocks, STEP_TOKENS[shape])
+                spec = self._host_spec(kind, core, blocks, TOKEN_BUDGET[shape])
                 name = f"{shape}-{'scarce' if scarce else 'ample'}-{kind}"
                 found[kind] = await self._start(spec, name)
             yield found

@@ -19,9 +19,9 @@ TOKEN_SCALE = 1 / 8
 # Llama-3.1-8B on two H200, from the digest of the paper: 8,889 tokens in 0.15 s.
 PAPER_TOKENS_PER_S = 8_889 / 0.15
 # Its step budgets, 2,048 and 8,192 tokens, at the scale of the lengths.
-STEP_TOKENS: dict[Shape, int] = {"crawler": 256, "anns": 1024}
+TOKEN_BUDGET: dict[Shape, int] = {"crawler": 256, "anns": 1024}
 # Ours by default, likewise.
-OPEN_STEP_TOKENS = round(PrefillOptions().open_token_budget * TOKEN_SCALE)
+OPEN_TOKEN_BUDGET = round(PrefillOptions().open_token_budget * TOKEN_SCALE)
 
 
 @dataclass(frozen=True, slots=True)

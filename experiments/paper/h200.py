@@ -24,7 +24,7 @@ BLOCK_SIZE = 16
 KV_BYTES = 0.8 * 2 * 143_771 * 2**20 - 16.06e9 - 2 * 2e9
 NUM_BLOCKS = int(KV_BYTES / 131_072 / BLOCK_SIZE)
 # The paper's budgets.
-STEP_TOKENS = {"crawler": 2048, "anns": 8192}
+TOKEN_BUDGET = {"crawler": 2048, "anns": 8192}
 # No profile's business: enough for everything that is ever evicted at once.
 NUM_HOST_BLOCKS = 4 * NUM_BLOCKS
 

@@ -15,7 +15,7 @@ from experiments.paper.h200 import (
     BLOCK_SIZE,
     NUM_BLOCKS,
     NUM_HOST_BLOCKS,
-    STEP_TOKENS,
+    TOKEN_BUDGET,
     Fit,
     profile,
 )
@@ -70,7 +70,7 @@ def play(cell: Cell, fit: Fit) -> RunRecord:
     settings = PrefillSettings(
         int(NUM_BLOCKS * cell.memory),
         BLOCK_SIZE,
-        STEP_TOKENS[shape],
+        TOKEN_BUDGET[shape],
         NUM_HOST_BLOCKS,
         PrefillOptions(
             policy=cell.system if is_streamed else "default",
@@ -79,7 +79,7 @@ def play(cell: Cell, fit: Fit) -> RunRecord:
         ),
         whole_requests=cell.whole_requests,
     )
-    costs = CostModel(profile(fit, STEP_TOKENS[shape]))
+    costs = CostModel(profile(fit, TOKEN_BUDGET[shape]))
     worker = PrefillWorker(settings, fit.law.seconds, costs, CorrectedCostModel(costs))
     cluster = Cluster(ClusterSettings(front_s=fit.front_s), [worker])
     return cluster.play(asked if is_streamed else not_streamed(asked), cell.system, shape)

@@ -104,6 +104,6 @@ def token_counter(name: str | None) -> tuple[CountTokens, str]:
 
     if name is None:
         return count_by_words, "words"
-    from stream2llm.models import token_counter as models
+    from stream2llm.models.token_counter import token_counter as counter_of
 
-    return models.token_counter(name), f"tokenizer {name}"
+    return counter_of(name), f"tokenizer {name}"

@@ -48,13 +48,13 @@ from tests.scheduling.session_engine import SessionEngine
 
 pytestmark = pytest.mark.integration
 
-PATIENCE_STEPS = 6
+STARVATION_GUARD_STEPS = 6
 # The defaults: 24 blocks of 4 tokens, 24 tokens and 3 requests a step.
 NUM_BLOCKS = EngineSettings.num_blocks - 1
 
 
 def settings_of(policy: str = "fcfs", **settings: Any) -> EngineSettings:
-    options = worker_options(policy=policy, starvation_guard_steps=PATIENCE_STEPS)
+    options = worker_options(policy=policy, starvation_guard_steps=STARVATION_GUARD_STEPS)
     return EngineSettings(options=options, **settings)
 
 
@@ -77,7 +77,7 @@ def tokens(session: int, num_tokens: int) -> list[int]:
 def steps_to_end(driver: SchedulerDriver, lengths: Sequence[int]) -> int:
     """By the starvation guard's bound, were all of them promoted one after the other."""
     token_budget = driver.settings.token_budget
-    return 2 + PATIENCE_STEPS + sum(1 + length // token_budget for length in lengths)
+    return 2 + STARVATION_GUARD_STEPS + sum(1 + length // token_budget for length in lengths)
 
 
 def assert_all_end(driver: SchedulerDriver, names: Sequence[str]) -> None:
@@ -126,7 +126,7 @@ def test_s1_what_waits_for_a_hand_over_says_so_and_goes_on_after_it(policy: str)
     for number in range(2):
         driver.open(f"s{number}", tokens(number, 30), hand_over=False)
         driver.seal(f"s{number}", [5])
-    for _ in range(3 * PATIENCE_STEPS):
+    for _ in range(3 * STARVATION_GUARD_STEPS):
         driver.step()
         driver.check()
     assert not driver.answers()

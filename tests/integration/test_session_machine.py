@@ -20,7 +20,7 @@ from tests.session_machine import SessionMachine
 pytestmark = pytest.mark.integration
 
 # Sessions wait for this many steps at most before they are put first.
-PATIENCE_STEPS = 6
+STARVATION_GUARD_STEPS = 6
 STEPS = 60
 
 
@@ -40,7 +40,7 @@ def test_sessions_are_exact_and_none_is_lost(prefix_caching: bool, leases: bool)
     engine = EngineSettings(
         prefix_caching=prefix_caching,
         leases=leases,
-        options=worker_options(starvation_guard_steps=PATIENCE_STEPS),
+        options=worker_options(starvation_guard_steps=STARVATION_GUARD_STEPS),
     )
     create_scheduler(engine)  # the first one takes a second; examples are timed
     run_state_machine_as_test(machine(engine), settings=examples(30, STEPS))
@@ -53,7 +53,7 @@ def test_every_policy_with_one_request_a_step_and_larger_blocks(policy: str) -> 
         num_blocks=9,
         token_budget=10,
         step_requests=1,
-        options=worker_options(policy=policy, starvation_guard_steps=PATIENCE_STEPS),
+        options=worker_options(policy=policy, starvation_guard_steps=STARVATION_GUARD_STEPS),
     )
     create_scheduler(engine)
     run_state_machine_as_test(machine(engine), settings=examples(15, STEPS))
@@ -74,7 +74,7 @@ def test_sessions_whose_kv_is_swapped_are_exact(
         prefix_caching=prefix_caching,
         leases=leases,
         offload_pool_blocks=offload_pool_blocks,
-        options=worker_options(starvation_guard_steps=PATIENCE_STEPS, preemption=mode),
+        options=worker_options(starvation_guard_steps=STARVATION_GUARD_STEPS, preemption=mode),
     )
     create_scheduler(engine)
     run_state_machine_as_test(
@@ -92,7 +92,7 @@ def test_sessions_that_offer_their_kv_are_exact(
         prefix_caching=prefix_caching,
         offload_pool_blocks=offload_pool_blocks,
         options=worker_options(
-            starvation_guard_steps=PATIENCE_STEPS, preemption="cost", min_offer_tokens=8
+            starvation_guard_steps=STARVATION_GUARD_STEPS, preemption="cost", min_offer_tokens=8
         ),
     )
     create_scheduler(engine)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.sim
 
 NUM_SESSIONS = 300
 NUM_BLOCKS = 128  # of 4 tokens; a session needs up to 30
-STEP_TOKENS = 64
+TOKEN_BUDGET = 64
 
 
 class Crowd:
@@ -30,7 +30,7 @@ class Crowd:
         self.driver = PlannerDriver(
             policy=policy,
             num_blocks=NUM_BLOCKS,
-            token_budget=STEP_TOKENS,
+            token_budget=TOKEN_BUDGET,
             step_requests=16,
             starvation_guard_steps=200,
         )
@@ -77,7 +77,7 @@ def test_all_end(policy: str) -> None:
     # All are sealed: each needs its tokens once, whatever else it lost, and
     # once more at most for each that was promoted before it; far below this.
     longest = 5 * 30
-    bound = ceil(longest / STEP_TOKENS) * len(driver.sessions) + 1
+    bound = ceil(longest / TOKEN_BUDGET) * len(driver.sessions) + 1
     for _ in range(bound):
         driver.step()
     assert len(driver.answers()) == NUM_SESSIONS
@@ -103,7 +103,7 @@ def test_idle_sessions_that_do_not_fit_together_come_to_rest(policy: str) -> Non
     # A session that seals is served all the same.
     for name in sorted(crowd.open):
         driver.seal(name, crowd.document())
-    for _ in range(40 * ceil(5 * 30 / STEP_TOKENS)):
+    for _ in range(40 * ceil(5 * 30 / TOKEN_BUDGET)):
         driver.step()
     assert len(driver.answers()) == 40
     driver.check_empty()

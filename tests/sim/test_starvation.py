@@ -20,8 +20,8 @@ from tests.session_machine import Tokens
 
 pytestmark = pytest.mark.sim
 
-STEP_TOKENS = 8
-PATIENCE_STEPS = 20
+TOKEN_BUDGET = 8
+STARVATION_GUARD_STEPS = 20
 NEVER = 10**9
 VICTIM_TOKENS = 40
 
@@ -40,7 +40,7 @@ class Arena:
         self.driver = PlannerDriver(
             policy=policy,
             num_blocks=num_blocks,
-            token_budget=STEP_TOKENS,
+            token_budget=TOKEN_BUDGET,
             step_requests=64,
             starvation_guard_steps=starvation_guard_steps,
         )
@@ -60,16 +60,16 @@ class Arena:
     def _sealed_rival(self) -> None:
         """A new question each step: sealed sessions go before open ones."""
         name = f"rival-{self.num_steps}"
-        self.driver.open(name, self.tokens(STEP_TOKENS), hand_over=False)
+        self.driver.open(name, self.tokens(TOKEN_BUDGET), hand_over=False)
         self.driver.seal(name, ())
 
     def _growing_rival(self) -> None:
         """A session that runs already, has the most tokens computed, and gets more each step."""
         if not self.num_steps:
             # Its last token is held back.
-            self.driver.open("rival", self.tokens(STEP_TOKENS + 1), hand_over=False)
+            self.driver.open("rival", self.tokens(TOKEN_BUDGET + 1), hand_over=False)
         else:
-            self.driver.append("rival", [self.tokens(STEP_TOKENS)])
+            self.driver.append("rival", [self.tokens(TOKEN_BUDGET)])
 
     def _step(self) -> None:
         self.driver.step()
@@ -100,31 +100,33 @@ def test_without_the_starvation_guard_the_victim_would_starve(policy: str) -> No
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_session_is_served_within_the_bound(policy: str) -> None:
-    arena = Arena(policy, PATIENCE_STEPS)
+    arena = Arena(policy, STARVATION_GUARD_STEPS)
     arena.open_victim("victim")
     # The rival of the growing kind has caught up in every step: it never waits.
-    bound = PATIENCE_STEPS + PROMOTED_TURN * ceil(VICTIM_TOKENS / STEP_TOKENS)
+    bound = STARVATION_GUARD_STEPS + PROMOTED_TURN * ceil(VICTIM_TOKENS / TOKEN_BUDGET)
     steps = arena.steps_until_computed("victim", at_most=bound)
     assert steps is not None
-    assert steps > PATIENCE_STEPS
+    assert steps > STARVATION_GUARD_STEPS
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_several_victims_are_served_one_after_the_other(policy: str) -> None:
-    arena = Arena(policy, PATIENCE_STEPS)
+    arena = Arena(policy, STARVATION_GUARD_STEPS)
     victims = [f"victim-{n}" for n in range(4)]
     for name in victims:
         arena.open_victim(name)
-    bound = PATIENCE_STEPS + PROMOTED_TURN * len(victims) * ceil(VICTIM_TOKENS / STEP_TOKENS)
+    bound = STARVATION_GUARD_STEPS + PROMOTED_TURN * len(victims) * ceil(
+        VICTIM_TOKENS / TOKEN_BUDGET
+    )
     assert arena.steps_until_computed(victims[-1], at_most=bound) is not None
     assert all(arena.driver.sessions[name].computed for name in victims)
 
 
 @pytest.mark.parametrize("policy", list(filter(has_tiers, POLICIES)))
 def test_the_bound_holds_where_the_victim_needs_all_of_the_memory(policy: str) -> None:
-    arena = Arena(policy, PATIENCE_STEPS, num_blocks=VICTIM_TOKENS // 4)
+    arena = Arena(policy, STARVATION_GUARD_STEPS, num_blocks=VICTIM_TOKENS // 4)
     arena.open_victim("victim")
-    bound = PATIENCE_STEPS + PROMOTED_TURN * ceil(VICTIM_TOKENS / STEP_TOKENS)
+    bound = STARVATION_GUARD_STEPS + PROMOTED_TURN * ceil(VICTIM_TOKENS / TOKEN_BUDGET)
     assert arena.steps_until_computed("victim", at_most=bound) is not None
 
 
@@ -133,7 +135,7 @@ def test_under_fcfs_a_sealed_session_waits_for_earlier_ones_only() -> None:
     arena = Arena("fcfs", NEVER)
     arena.open_victim("victim")
     arena.driver.seal("victim", ())
-    bound = ceil((STEP_TOKENS + VICTIM_TOKENS) / STEP_TOKENS)
+    bound = ceil((TOKEN_BUDGET + VICTIM_TOKENS) / TOKEN_BUDGET)
     assert arena.steps_until_computed("victim", at_most=bound) is not None
 
 
@@ -142,8 +144,8 @@ def test_under_srpf_a_sealed_session_waits_for_so_many_tokens_per_token_of_its_o
     arena = Arena("srpf", NEVER)
     arena.open_victim("victim")
     arena.driver.seal("victim", ())
-    overtaking = SRPF_AGEING * (VICTIM_TOKENS - STEP_TOKENS)
-    bound = ceil((overtaking + STEP_TOKENS + VICTIM_TOKENS) / STEP_TOKENS)
+    overtaking = SRPF_AGEING * (VICTIM_TOKENS - TOKEN_BUDGET)
+    bound = ceil((overtaking + TOKEN_BUDGET + VICTIM_TOKENS) / TOKEN_BUDGET)
     steps = arena.steps_until_computed("victim", at_most=bound)
     assert steps is not None
-    assert steps > overtaking // STEP_TOKENS
+    assert steps > overtaking // TOKEN_BUDGET

@@ -48,6 +48,11 @@ class Dashboard:
     description: str
     rows: tuple[Row, ...]
 
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """The panels of all rows, in order."""
+        return tuple(panel for row in self.rows for panel in row.panels)
+
 
 def rate(metric: str, by: str = "", where: str = "") -> str:
     """PromQL: the increase of a counter each second, summed over all but the labels `by`."""

@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 from experiments.baselines.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
 from experiments.baselines.engines.stock import common_args, settings_of
-from experiments.baselines.scaling import OPEN_STEP_TOKENS
+from experiments.baselines.scaling import OPEN_TOKEN_BUDGET
 from prefill_worker.control import ControlChannel, open_control_channel
 from prefill_worker.engine import PrefillSession, prefill_outputs, start_prefill_engine
 from stream2llm.api.sampling import SamplingParameters
@@ -27,7 +27,7 @@ from stream2llm.serving.worker_spec import WorkerSpec
 from stream2llm.workload.report.summary import PREEMPTIONS
 
 _HOST = "127.0.0.1"
-HOST_POOL_GIB = 1.0
+OFFLOAD_POOL_GIB = 1.0
 _SAMPLING = SamplingParameters(max_tokens=1, temperature=0.0, ignore_eos=True)
 
 
@@ -42,7 +42,7 @@ def worker_spec(spec: HostSpec) -> WorkerSpec:
         engine_args=common_args(spec),
         options=WorkerOptions(
             prefill=PrefillOptions(
-                open_token_budget=OPEN_STEP_TOKENS, offload_pool_gib=HOST_POOL_GIB
+                open_token_budget=OPEN_TOKEN_BUDGET, offload_pool_gib=OFFLOAD_POOL_GIB
             )
         ),
     )

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yaml"
 RULES = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
 EXPRESSIONS = [
-    *(q.expr for board in DASHBOARDS for row in board.rows for p in row.panels for q in p.queries),
+    *(query.expr for board in DASHBOARDS for panel in board.panels for query in panel.queries),
     *(rule["expr"] for rule in RULES),
 ]
 
