@@ -39,7 +39,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env model demo bench-baselines test test-all test-random check proto proto-check docs docs-serve docs-reference dashboards clean
+.PHONY: help env model demo bench-baselines test test-all test-random lint check proto proto-check docs docs-serve docs-reference dashboards clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -82,15 +82,20 @@ demo: env model ## a local cluster, and documents streaming into an answer
 bench-baselines: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
 	@$(BIN)/python -m experiments baselines $(BENCH_ARGS)
 
-# The tests without engines run beside those that start some, which mostly wait for processes;
-# what they print comes at the end. 5: PYTEST_ARGS chose none of these.
+# Three groups side by side, for none keeps two cores busy: the tests without engines, those that
+# start engines, and those on a whole cluster. What the last two print comes at the end.
+# 5: PYTEST_ARGS chose none of a group.
 FAST_TESTS := tests/unit tests/property tests/sim
-run_tests = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; fast=0; \
-  $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) $(FAST_TESTS) >"$$log" 2>&1 & \
-  $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) tests/integration || status=$$?; \
-  wait $$! || fast=$$?; cat "$$log"; \
-  [ $$status -ne 5 ] || status=0; [ $$fast -ne 5 ] || fast=0; \
-  exit $$((status ? status : fast))
+CLUSTER_TESTS := tests/integration/cluster
+ENGINE_TESTS := tests/integration --ignore=$(CLUSTER_TESTS)
+PYTEST = $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS)
+run_tests = logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; status=0; \
+  $(PYTEST) $(CLUSTER_TESTS) >"$$logs/cluster" 2>&1 & cluster=$$!; \
+  $(PYTEST) $(FAST_TESTS) >"$$logs/fast" 2>&1 & fast=$$!; \
+  $(PYTEST) $(ENGINE_TESTS) || status=$$?; [ $$status -ne 5 ] || status=0; \
+  for group in $$fast $$cluster; do ended=0; wait $$group || ended=$$?; \
+    [ $$ended -eq 0 ] || [ $$ended -eq 5 ] || status=$$ended; done; \
+  cat "$$logs/fast" "$$logs/cluster"; exit $$status
 
 test: env model ## all tests but the slow ones and those for a GPU
 	@$(call run_tests,not slow and not gpu)
@@ -107,12 +112,14 @@ test-random: env model ## Hypothesis with a fresh seed, which it prints (SEED=â€
 	  -m "not slow and not gpu" $(PYTEST_ARGS) $(RANDOM_TESTS) || { status=$$?; \
 	  echo "repeat this run with: make test-random SEED=$(SEED)"; exit $$status; }
 
-check: env ## what CI asks of every commit: format, lint, types, protos, fast tests
+lint: env ## format, lint, types, protos
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/buf lint
 	@$(MAKE) --no-print-directory proto-check
+
+check: lint ## what every commit is asked for: lint and the fast tests
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not gpu" $(PYTEST_ARGS) $(FAST_TESTS)
 
 STUBS := stream2llm/api/v1

@@ -68,7 +68,7 @@ CASES = [
         marks=() if is_daily else pytest.mark.slow,
     )
     for mode, policy, is_without, is_daily in (
-        ("recompute", "default", True, True),
+        ("recompute", "default", True, False),
         ("recompute", "fcfs", False, False),
         ("recompute", "lcas", True, False),
         ("recompute", "mcps", False, False),
