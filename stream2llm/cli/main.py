@@ -43,6 +43,7 @@ FORWARDED_TO = {
     "up": "stream2llm.cli.up",
     "down": "stream2llm.cli.up",
     "status": "stream2llm.cli.status",
+    "top": "stream2llm.cli.top.command",
     "profile": "stream2llm.cli.profile",
 }
 _FORWARDED: dict[str, Any] = {
@@ -67,6 +68,12 @@ def down(context: typer.Context) -> None:
 def status(context: typer.Context) -> None:
     """Show workers, sessions and KV use of a running cluster."""
     _forward("status", context.args)
+
+
+@app.command(**_FORWARDED)
+def top(context: typer.Context) -> None:
+    """Show a running cluster live: workers, sessions, TTFT, memory and hits."""
+    _forward("top", context.args)
 
 
 @app.command(**_FORWARDED)
