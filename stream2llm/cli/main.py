@@ -14,6 +14,7 @@ from stream2llm.cli.bench import app as bench_app
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.generate import generate
 from stream2llm.cli.model import app as model_app
+from stream2llm.cli.plan import plan
 from stream2llm.cli.policy import policy
 from stream2llm.cli.simulate import app as simulate_app
 from stream2llm.cli.trace import app as trace_app
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command(name="generate")(generate)
 app.command(name="policy")(policy)
+app.command(name="plan")(plan)
 app.add_typer(model_app, name="model")
 app.add_typer(trace_app, name="trace")
 app.add_typer(bench_app, name="bench")
