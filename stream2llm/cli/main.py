@@ -46,6 +46,7 @@ FORWARDED_TO = {
     "down": "stream2llm.cli.up",
     "status": "stream2llm.cli.status",
     "top": "stream2llm.cli.top.command",
+    "doctor": "stream2llm.cli.doctor.command",
     "profile": "stream2llm.cli.profile",
 }
 _FORWARDED: dict[str, Any] = {
@@ -76,6 +77,12 @@ def status(context: typer.Context) -> None:
 def top(context: typer.Context) -> None:
     """Show a running cluster live: workers, sessions, TTFT, memory and hits."""
     _forward("top", context.args)
+
+
+@app.command(**_FORWARDED)
+def doctor(context: typer.Context) -> None:
+    """Check machines, model, configuration and cluster, and say what to do."""
+    _forward("doctor", context.args)
 
 
 @app.command(**_FORWARDED)
