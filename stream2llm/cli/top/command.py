@@ -75,7 +75,9 @@ def _once(controller: str, interval_s: float, timeout_s: float, clock: Clock) ->
         after = scrape(controller, timeout_s, clock, before)
         width = shutil.get_terminal_size((100, 24)).columns
         console = Console(width=width, color_system=None, highlight=False)
-        console.print(draw(view_of(before, after), controller))
+        with console.capture() as shown:
+            console.print(draw(view_of(before, after), controller))
+        typer.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
         return
     raise UnavailableError(before.controller_problem, reason="NO_ANSWER")
 
