@@ -22,7 +22,7 @@ def check_running(running: Running) -> Iterator[Finding]:
             advice = "is the cluster up (stream2llm up), and is this the address it printed?"
             yield Finding(Level.PROBLEM, "cluster", running.problem, advice)
         else:
-            text = f"none at {running.controller}: this machine and the configuration alone"
+            text = f"no controller at {running.controller}; nothing runs, or it is elsewhere"
             yield Finding(Level.OK, "cluster", text)
         return
     replicas = running.status["replicas"]

@@ -23,18 +23,21 @@ def judge(
     machines: Sequence[Machine], config: ClusterConfig, running: Running, today: date
 ) -> Iterator[Finding]:
     """Judges all facts; the findings of a machine have its name where there are several."""
+    is_one = len(machines) == 1
     for each in machines:
-        name = each.node if len(machines) > 1 else ""
-        for finding in _of_machine(each, config, today):
-            yield replace(finding, node=name)
+        for finding in _of_machine(each, config, today, is_one=is_one):
+            yield replace(finding, node="" if is_one else each.node)
     yield from cluster.check_nodes(machines, config)
     yield from cluster.check_gpus(machines, config)
     yield from cluster.check_clocks(running.offsets)
     yield from cluster.check_running(running)
 
 
-def _of_machine(each: Machine, config: ClusterConfig, today: date) -> Iterator[Finding]:
-    for check in machine_checks.CHECKS:
+def _of_machine(
+    each: Machine, config: ClusterConfig, today: date, *, is_one: bool
+) -> Iterator[Finding]:
+    checks = machine_checks.CHECKS
+    for check in (*checks, *machine_checks.CHECKS_OF_ONE) if is_one else checks:
         yield from check(each, config)
     yield from model.check_model(each, config)
     yield from model.check_dtypes(each, config)

@@ -215,6 +215,8 @@ def check_disk(machine: Machine, _config: ClusterConfig) -> Iterator[Finding]:
         yield Finding(Level.OK, "disk", free)
 
 
+# All workers beside each other, which they are on one machine alone.
+CHECKS_OF_ONE: tuple[Check, ...] = (check_cores, check_offload_pool)
 CHECKS: tuple[Check, ...] = (
     check_probes,
     check_versions,
@@ -222,8 +224,6 @@ CHECKS: tuple[Check, ...] = (
     check_gpus,
     check_nixl,
     check_limits,
-    check_cores,
-    check_offload_pool,
     check_proxies,
     check_disk,
 )

@@ -251,6 +251,8 @@ def test_nodes_are_held_against_each_other_and_named() -> None:
     assert any("vllm differs: here 0.32.0, there 0.31.0" in each.text for each in findings)
     assert {each.node for each in findings} == {"", "here", "there"}
     assert "GPUs in all" not in dict(map(reversed, bad(findings)))  # type: ignore[arg-type]
+    small = replace(WELL, num_cores=1)  # of a node among several it is unknown who runs there
+    assert "cores" not in {each.what for each in judged(small, replace(small, node="there"))}
     on_loopback = judged(WELL, replace(WELL, node="there"))
     assert [each.what for each in on_loopback if each.level is Level.PROBLEM] == ["hosts"]
 
