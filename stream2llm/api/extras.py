@@ -16,6 +16,7 @@ EXTRAS_OF = {
     "msgspec": ENGINE,
     "nixl": ENGINE,
     "numpy": SERVER,
+    "packaging": SERVER,
     "prometheus_client": SERVER,
     "psutil": SERVER,
     "pydantic": SERVER,

@@ -14,6 +14,7 @@ from stream2llm.cli.bench import app as bench_app
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.generate import generate
 from stream2llm.cli.model import app as model_app
+from stream2llm.cli.plan import plan
 from stream2llm.cli.policy import policy
 from stream2llm.cli.simulate import app as simulate_app
 from stream2llm.cli.trace import app as trace_app
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command(name="generate")(generate)
 app.command(name="policy")(policy)
+app.command(name="plan")(plan)
 app.add_typer(model_app, name="model")
 app.add_typer(trace_app, name="trace")
 app.add_typer(bench_app, name="bench")
@@ -43,6 +45,8 @@ FORWARDED_TO = {
     "up": "stream2llm.cli.up",
     "down": "stream2llm.cli.up",
     "status": "stream2llm.cli.status",
+    "top": "stream2llm.cli.top.command",
+    "doctor": "stream2llm.cli.doctor.command",
     "profile": "stream2llm.cli.profile",
 }
 _FORWARDED: dict[str, Any] = {
@@ -67,6 +71,18 @@ def down(context: typer.Context) -> None:
 def status(context: typer.Context) -> None:
     """Show workers, sessions and KV use of a running cluster."""
     _forward("status", context.args)
+
+
+@app.command(**_FORWARDED)
+def top(context: typer.Context) -> None:
+    """Show a running cluster live: workers, sessions, TTFT, memory and hits."""
+    _forward("top", context.args)
+
+
+@app.command(**_FORWARDED)
+def doctor(context: typer.Context) -> None:
+    """Check machines, model, configuration and cluster, and say what to do."""
+    _forward("doctor", context.args)
 
 
 @app.command(**_FORWARDED)

@@ -131,7 +131,7 @@ def trace(
             )
         defaults = PrefillOptions()
         machine = Machine(
-            _profile(profile),
+            profile_of(profile),
             kv_gib,
             host_gib,
             token_budget,
@@ -162,7 +162,8 @@ def trace(
                 typer.echo(f"written: {written}", err=True)
 
 
-def _profile(name: str) -> CostProfile:
+def profile_of(name: str) -> CostProfile:
+    """Returns the profile in a file, or the shipped one of that name."""
     from cost_profiles.load import load_profile, shipped_profile
 
     return load_profile(Path(name)) if Path(name).is_file() else shipped_profile(name)

@@ -32,8 +32,8 @@ def _configuration() -> str:
         A cluster is configured by one YAML file, which `stream2llm up --config FILE` reads once and checks as a
         whole. An unknown key or a value outside its limits is an error that names the key. Keys in the tables
         are full paths: `router.limits.max_open_sessions` is `max_open_sessions` under `limits` under `router`.
-        Keys that are left out have the default. `deploy/local-cpu.yaml` and `deploy/gpu-h100.yaml` are commented
-        examples.
+        Keys that are left out have the default. The files in `deploy/` are commented examples
+        ([sizing](../sizing.md)).
         """,
         configuration.sections(ClusterConfig.model_json_schema()),
     )

@@ -1,0 +1,122 @@
+"""What doctor knows: values, gathered by probes and judged by checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from cost_profiles.roofline import TransformerShape
+
+GIB = 2**30
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    level: Level
+    # What was looked at, in a word or two.
+    what: str
+    text: str
+    # What to do; "" where nothing needs to be done.
+    advice: str = ""
+    # The node it is about; "" for the whole.
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU as nvidia-smi reports it."""
+
+    name: str
+    total_bytes: int
+    used_bytes: int
+    driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class Nixl:
+    """What an agent in a process of its own came to."""
+
+    # Kinds of memory that its UCX backend moves, such as DRAM_SEG and VRAM_SEG.
+    memory_kinds: tuple[str, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model's directory."""
+
+    path: str
+    # Weight files that its index names and that are not there, or shorter than they say.
+    incomplete: tuple[str, ...] = ()
+    num_weight_files: int = 0
+    shape: TransformerShape | None = None
+    # None: it was not loaded.
+    has_chat_template: bool | None = None
+    # Why the tokenizer does not load.
+    tokenizer_error: str = ""
+    # Why there is no such model.
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One machine; None where the probe failed, which `failed` says."""
+
+    node: str
+    python: str
+    # By distribution; absent ones are absent.
+    versions: Mapping[str, str] | None = None
+    # This package's requirements, with the extras' markers.
+    requirements: tuple[str, ...] | None = None
+    cpu_flags: frozenset[str] | None = None
+    # Cores that the process may use, and the control group's limit in cores (0: none).
+    num_cores: int | None = None
+    cpu_quota: float | None = None
+    gpus: tuple[Gpu, ...] | None = None
+    available_bytes: int | None = None
+    total_bytes: int | None = None
+    shm_free_bytes: int | None = None
+    # Soft limits; -1: unlimited.
+    open_files: int | None = None
+    locked_bytes: int | None = None
+    proxies: Mapping[str, str] | None = None
+    cache_dir: str | None = None
+    cache_free_bytes: int | None = None
+    # None also where it was left out.
+    nixl: Nixl | None = None
+    model: Model | None = None
+    # Probe to the error that it ended with.
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ClockOffset:
+    """By how much another clock is ahead of ours."""
+
+    who: str
+    offset_s: float
+    uncertainty_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A cluster that runs, as far as it was found."""
+
+    controller: str
+    # The controller's /status; None: no answer.
+    status: Mapping[str, Any] | None = None
+    # Why there is none; "" where none was looked for by name.
+    problem: str = ""
+    offsets: tuple[ClockOffset, ...] = ()

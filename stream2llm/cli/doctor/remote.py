@@ -1,0 +1,129 @@
+"""Facts from elsewhere: the controller, the clock of an HTTP server, the nodes of a Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from typing import Any
+
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.cli.addresses import ask_controller
+from stream2llm.cli.doctor.facts import ClockOffset, Finding, Level, Machine, Running
+from stream2llm.cli.doctor.probes import machine
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.serving.clock import Clock, SystemClock
+from stream2llm.serving.own_http import open_url
+
+# HTTP's dates have whole seconds, cut off: half a second is added.
+_DATE_HALF_S = 0.5
+_CLOCK_ROUNDS = 3
+NODE_TIMEOUT_S = 120.0
+
+
+def find_cluster(controller: str, *, is_given: bool, timeout_s: float) -> Running:
+    """Asks the controller; that none answers is a problem only where the address was given."""
+    try:
+        status = ask_controller(controller, "/status", timeout_s, expects="replicas")
+    except Stream2LLMError as error:
+        return Running(controller, problem=error.message if is_given else "")
+    return Running(controller, status)
+
+
+def http_offset(who: str, url: str, clock: Clock, timeout_s: float) -> ClockOffset | None:
+    """Compares the Date of an answer; None for a server that gives none."""
+    began_s = clock.wall_s()
+    try:
+        with open_url(url, timeout_s) as answer:
+            date = answer.headers.get("Date")
+        ended_s = clock.wall_s()
+        there_s = parsedate_to_datetime(date).timestamp() + _DATE_HALF_S
+    except (OSError, HTTPException, ValueError, TypeError):
+        return None
+    half_s = (ended_s - began_s) / 2
+    return ClockOffset(who, there_s - (began_s + half_s), half_s + _DATE_HALF_S)
+
+
+class NodeProbe:
+    """Runs as an actor on each node."""
+
+    def facts(self, model: str, *, fast: bool) -> Machine:
+        """The facts of its machine."""
+        return machine(model, fast=fast)
+
+    def wall_s(self) -> float:
+        """Its clock."""
+        return SystemClock().wall_s()
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """What the nodes of a Ray said."""
+
+    machines: tuple[Machine, ...]
+    offsets: tuple[ClockOffset, ...]
+    # Nodes that did not.
+    findings: tuple[Finding, ...]
+
+
+def ask_nodes(config: ClusterConfig, clock: Clock, *, fast: bool) -> Nodes:
+    """Joins the configured Ray and looks at each node; raises UnavailableError without a Ray."""
+    import ray
+
+    from stream2llm.cluster import ray_runtime
+
+    ray_runtime.connect(config, "", "")
+    try:
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        probes = [_Asked(node, _probe_on(node), config.model, fast) for node in alive]
+        return _gathered([each.answer(clock) for each in probes])
+    finally:
+        ray_runtime.disconnect()
+
+
+def _probe_on(node: dict[str, Any]) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    actor: Any = ray.remote(num_cpus=0, max_restarts=0)(NodeProbe)
+    return actor.options(scheduling_strategy=place).remote()
+
+
+class _Asked:
+    """One node; all are asked before the first answer is waited for."""
+
+    def __init__(self, node: dict[str, Any], probe: Any, model: str, fast: bool) -> None:
+        self._address = str(node["NodeManagerAddress"])
+        self._probe = probe
+        self._facts = probe.facts.remote(model, fast=fast)
+
+    def answer(self, clock: Clock) -> tuple[Machine, ClockOffset] | Finding:
+        import ray
+
+        try:
+            facts: Machine = ray.get(self._facts, timeout=NODE_TIMEOUT_S)
+            return replace(facts, node=self._address), self._offset(clock)
+        except ray.exceptions.RayError as error:
+            text = f"gave no answer: {str(error).strip().splitlines()[0]}"
+            advice = "is stream2llm installed there, and the node alive (ray status)?"
+            return Finding(Level.PROBLEM, "node", text, advice, self._address)
+
+    def _offset(self, clock: Clock) -> ClockOffset:
+        return min(self._offsets(clock), key=lambda each: each.uncertainty_s)
+
+    def _offsets(self, clock: Clock) -> Iterator[ClockOffset]:
+        import ray
+
+        for _ in range(_CLOCK_ROUNDS):
+            began_s = clock.wall_s()
+            there_s: float = ray.get(self._probe.wall_s.remote(), timeout=NODE_TIMEOUT_S)
+            half_s = (clock.wall_s() - began_s) / 2
+            yield ClockOffset(f"node {self._address}", there_s - began_s - half_s, half_s)
+
+
+def _gathered(answers: list[tuple[Machine, ClockOffset] | Finding]) -> Nodes:
+    good = [each for each in answers if not isinstance(each, Finding)]
+    findings = tuple(each for each in answers if isinstance(each, Finding))
+    return Nodes(tuple(m for m, _ in good), tuple(offset for _, offset in good), findings)

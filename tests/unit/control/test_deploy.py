@@ -1,0 +1,58 @@
+"""The example configurations, as far as a machine without GPUs can look at them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stream2llm.cluster import preflight
+from stream2llm.cluster.config import ClusterConfig, load_config
+from stream2llm.cluster.layout import Factories, lay_out
+
+pytestmark = pytest.mark.unit
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+FILES = sorted(DEPLOY.glob("*.yaml"))
+GPUS = {"one-gpu": 1, "gpu-h100": 4, "eight-gpus-two-nodes": 8, "tensor-parallel-2": 4}
+
+
+@pytest.fixture(params=[path for path in FILES if path.stem != "local-cpu"], ids=lambda p: p.stem)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param.stem)
+
+
+def configured(name: str, tmp_path: Path) -> ClusterConfig:
+    """The file, with a model that is there."""
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 131_072}))
+    config = load_config(DEPLOY / f"{name}.yaml")
+    return config.model_copy(update={"model": str(tmp_path)})
+
+
+def test_it_passes_every_check_that_needs_no_node(name: str, tmp_path: Path) -> None:
+    config = configured(name, tmp_path)
+    checks = preflight.checks(config, on_this_machine=False, runs_vllm=True)
+    assert len(checks) > 5
+    for each in checks:
+        each.run()
+
+
+def test_it_wants_the_gpus_that_it_is_named_for(name: str, tmp_path: Path) -> None:
+    config = configured(name, tmp_path)
+    launches = lay_out(config, tmp_path, {}, Factories())
+    assert sum(each.num_gpus for each in launches) == GPUS[name]
+    for part in (config.prefill, config.decode):
+        ranks = part.engine.get("tensor_parallel_size", 1)
+        assert part.num_gpus == ranks or (part.num_gpus < 1 and ranks == 1)
+        assert part.engine["dtype"] == "bfloat16"
+
+
+def test_ports_of_replicas_on_one_node_do_not_meet(name: str, tmp_path: Path) -> None:
+    preflight.check_ports(configured(name, tmp_path))
+
+
+def test_workers_of_several_nodes_listen_beyond_loopback(name: str, tmp_path: Path) -> None:
+    config = configured(name, tmp_path)
+    if config.ray.address != "local":
+        assert {config.router.host, config.prefill.host, config.decode.host} == {"auto"}
