@@ -82,20 +82,15 @@ demo: env model ## a local cluster, and documents streaming into an answer
 bench-baselines: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
 	@$(BIN)/python -m experiments baselines $(BENCH_ARGS)
 
-# Three groups side by side, for none keeps two cores busy: the tests without engines, those that
-# start engines, and those on a whole cluster. What the last two print comes at the end.
-# 5: PYTEST_ARGS chose none of a group.
+# The tests without engines run beside those that start some, which mostly wait for processes;
+# what they print comes at the end. 5: PYTEST_ARGS chose none of these.
 FAST_TESTS := tests/unit tests/property tests/sim
-CLUSTER_TESTS := tests/integration/cluster
-ENGINE_TESTS := tests/integration --ignore=$(CLUSTER_TESTS)
-PYTEST = $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS)
-run_tests = logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; status=0; \
-  $(PYTEST) $(CLUSTER_TESTS) >"$$logs/cluster" 2>&1 & cluster=$$!; \
-  $(PYTEST) $(FAST_TESTS) >"$$logs/fast" 2>&1 & fast=$$!; \
-  $(PYTEST) $(ENGINE_TESTS) || status=$$?; [ $$status -ne 5 ] || status=0; \
-  for group in $$fast $$cluster; do ended=0; wait $$group || ended=$$?; \
-    [ $$ended -eq 0 ] || [ $$ended -eq 5 ] || status=$$ended; done; \
-  cat "$$logs/fast" "$$logs/cluster"; exit $$status
+run_tests = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; fast=0; \
+  $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) $(FAST_TESTS) >"$$log" 2>&1 & \
+  $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) tests/integration || status=$$?; \
+  wait $$! || fast=$$?; cat "$$log"; \
+  [ $$status -ne 5 ] || status=0; [ $$fast -ne 5 ] || fast=0; \
+  exit $$((status ? status : fast))
 
 test: env model ## all tests but the slow ones and those for a GPU
 	@$(call run_tests,not slow and not gpu)
