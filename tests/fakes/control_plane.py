@@ -117,7 +117,9 @@ class FakeRouter:
 
     async def status(self) -> dict[str, Any]:
         views = [[w.worker_id for w in v.workers] for v in self._views]
-        return {"views": views, "controller": self._views[-1].controller_address}
+        # The first health check may come before the first view.
+        controller = self._views[-1].controller_address if self._views else ""
+        return {"views": views, "controller": controller}
 
     async def drain(self) -> None:
         return None
