@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,16 @@ import typer
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cli.exits import REFUSED, errors_as_exits
 from stream2llm.cli.numbers import finite
+from stream2llm.cli.simulate import (
+    FrontMs,
+    HostGib,
+    KvGib,
+    Profile,
+    TokenBudget,
+    profile_of,
+)
 from stream2llm.cli.trace import ShapeName
+from stream2llm.cli.trace_options import Seed, arrivals_of, scale_of
 
 if TYPE_CHECKING:
     from stream2llm.simulator.sizing import DecodeDemand, Question
@@ -58,13 +66,8 @@ class Load:
 
 
 def plan(
-    profile: Annotated[
-        str,
-        typer.Option(help="A cost profile: a file, or the name of a shipped one without .json."),
-    ],
-    kv_gib: Annotated[
-        float, typer.Option(min=1e-6, callback=finite, help="KV memory of a worker, all ranks.")
-    ],
+    profile: Profile,
+    kv_gib: KvGib,
     trace: Annotated[
         Path | None, typer.Option(help="The load: a trace, instead of --workload and --rate.")
     ] = None,
@@ -77,7 +80,7 @@ def plan(
     sessions: Annotated[
         int, typer.Option(min=2, help="Sessions to play; more make the tail surer.")
     ] = 500,
-    seed: Annotated[int, typer.Option(help="Determines everything that is random.")] = 0,
+    seed: Seed = 0,
     scale_tokens: Annotated[
         float, typer.Option(min=1e-6, callback=finite, help="Multiplies prompt lengths.")
     ] = 1.0,
@@ -90,27 +93,23 @@ def plan(
     ] = 0.95,
     output_tokens: Annotated[
         float | None,
-        typer.Option(min=1, help="Tokens of an answer, for decode."),
+        typer.Option(min=1, callback=finite, help="Tokens of an answer, for decode."),
     ] = None,
     decode_tokens_per_s: Annotated[
         float | None,
         typer.Option(
             min=1e-3,
+            callback=finite,
             help="Slowest speed of one answer that is wanted, for decode.",
         ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most prefill workers to try.")] = 64,
-    policy: Annotated[str, typer.Option(help="Scheduling policy.")] = "srpf",
-    host_gib: Annotated[
-        float, typer.Option(min=0, callback=finite, help="CPU KV offload pool of a worker.")
-    ] = 0.0,
-    token_budget: Annotated[
-        int | None, typer.Option(min=1, help="Token budget of a step; by default the profile's.")
+    policy: Annotated[
+        str | None, typer.Option(help="A name or MODULE:NAME. By default the cluster's default.")
     ] = None,
-    front_ms: Annotated[
-        float,
-        typer.Option(min=0, callback=finite, help="Delay from a client to the engine."),
-    ] = 0.0,
+    host_gib: HostGib = 0.0,
+    token_budget: TokenBudget = None,
+    front_ms: FrontMs = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Find the fewest prefill workers that meet a TTFT, and what to configure.
@@ -126,16 +125,18 @@ def plan(
     """
     from prefill_worker.policy_loading import find_policy
     from stream2llm.cli.plan_report import as_plain, as_text
-    from stream2llm.cli.simulate import profile_of
+    from stream2llm.serving.worker_options import PrefillOptions
     from stream2llm.simulator.play_trace import Machine, Way
     from stream2llm.simulator.sizing import Question, Target, fewest, length_of
 
     with errors_as_exits():
+        # Before the search, which may take minutes.
+        _check_decode_options(output_tokens, decode_tokens_per_s)
         load = Load(profile, trace, workload.value, rate, sessions, seed, scale_tokens)
         machine = Machine(
             profile_of(profile), kv_gib, host_gib, token_budget, front_s=front_ms / 1000
         )
-        way = Way(find_policy(policy).name)
+        way = Way(find_policy(PrefillOptions().policy if policy is None else policy).name)
         question = Question(machine, way, Target(quantile, ttft_s))
         asked = _asked(load)
         sizing = fewest(lambda number: question.play(asked, number), limit)
@@ -149,16 +150,21 @@ def plan(
 def _asked(load: Load) -> list[Task]:
     from stream2llm.simulator.play_trace import read_tasks
     from stream2llm.simulator.work import tasks
-    from stream2llm.workload.traces.arrivals import poisson
-    from stream2llm.workload.traces.format import Scale
     from stream2llm.workload.traces.generate import generate
 
     if load.trace is not None:
         return read_tasks(load.trace)
-    arrivals = poisson(load.rate, random.Random(f"arrivals/{load.seed}"))
-    scale = Scale(tokens=load.scale_tokens, time=1.0, load=1.0)
-    times = list(islice(arrivals, load.sessions))
+    scale = scale_of(load.scale_tokens, time=1.0, load=1.0)
+    times = list(islice(arrivals_of(None, load.rate, load.seed, scale), load.sessions))
     return tasks(generate(load.workload, times, load.seed, scale))
+
+
+def _check_decode_options(output_tokens: float | None, tokens_per_s: float | None) -> None:
+    if (output_tokens is None) != (tokens_per_s is None):
+        raise InvalidRequestError(
+            "--output-tokens and --decode-tokens-per-s belong together: give both or none",
+            field="output_tokens",
+        )
 
 
 def _decode(
@@ -169,11 +175,6 @@ def _decode(
 ) -> DecodeDemand | None:
     from stream2llm.simulator.sizing import decode_by_memory
 
-    if (output_tokens is None) != (tokens_per_s is None):
-        raise InvalidRequestError(
-            "--output-tokens and --decode-tokens-per-s belong together: give both or none",
-            field="output_tokens",
-        )
     if output_tokens is None or tokens_per_s is None:
         return None
     return decode_by_memory(question.machine, asked, output_tokens, tokens_per_s)

@@ -1,4 +1,4 @@
-"""What `stream2llm plan` prints: text with a piece of configuration, or plain values. Pure."""
+"""Formats the result of `stream2llm plan` as text or as plain values. Pure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cost_profiles.types import Kind
-from stream2llm.cluster.config import WorkerConfig
+from stream2llm.cli.numbers import seconds_text
+from stream2llm.serving.router_spec import GIB
 from stream2llm.simulator.sizing import DecodeDemand, Length, Question, Sizing, Trial
 from stream2llm.workload.report.statistics import percent_word
 
 if TYPE_CHECKING:
     from stream2llm.cli.plan import Load
 
-_GIB = 2**30
 # Below that many sessions one after the other, the run is mostly its beginning and its end.
 _LONG_ENOUGH = 10
 NO_DECODE = (
@@ -50,7 +50,7 @@ def as_text(
     lines = [
         f"load     {load.words}",
         f"worker   {_worker(question)}",
-        f"target   P{percent} of TTFT from the seal at most {_seconds(target.ttft_s)}",
+        f"target   P{percent} of TTFT from the seal at most {seconds_text(target.ttft_s)}",
         *_short_load(length),
         "",
         *_table(sizing),
@@ -101,7 +101,9 @@ def _table(sizing: Sizing) -> list[str]:
 
 
 def _line(trial: Trial, sizing: Sizing) -> str:
-    times = "  ".join(f"{_seconds(each):>9}" for each in (trial.p50_s, trial.p95_s, trial.p99_s))
+    times = "  ".join(
+        f"{seconds_text(each):>9}" for each in (trial.p50_s, trial.p95_s, trial.p99_s)
+    )
     verdict = "meets it" if trial.meets else ""
     mark = "  <- fewest" if trial == sizing.chosen else f"  {verdict}".rstrip()
     shares = f"{trial.kv_mean:>7.0%}  {trial.kv_peak:>5.0%}  {trial.busy:>5.0%}"
@@ -147,10 +149,9 @@ def _worker_part(question: Question) -> dict[str, Any]:
         "block_size": profile.block_size,
         "tensor_parallel_size": size,
         # Of each rank.
-        "kv_cache_memory_bytes": int(question.machine.kv_gib * _GIB / size),
+        "kv_cache_memory_bytes": int(question.machine.kv_gib * GIB / size),
     }
-    part = WorkerConfig(num_gpus=0 if is_cpu else size, engine=engine)
-    return part.model_dump(include={"num_gpus", "engine"})
+    return {"num_gpus": 0.0 if is_cpu else float(size), "engine": engine}
 
 
 def _simulation(question: Question, chosen: Trial, load: Load) -> str:
@@ -168,7 +169,3 @@ def _simulation(question: Question, chosen: Trial, load: Load) -> str:
     if machine.front_s:
         options.append(f"--front-ms {machine.front_s * 1000:g}")
     return f"stream2llm simulate trace {load.trace or 'load.jsonl'} {' '.join(options)} --output-tokens 1"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

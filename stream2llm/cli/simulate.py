@@ -21,6 +21,24 @@ app = typer.Typer(
     help="Run the production scheduler in virtual time, deterministic by seed.",
 )
 
+Profile = Annotated[
+    str, typer.Option(help="A cost profile: a file, or the name of a shipped one without .json.")
+]
+KvGib = Annotated[
+    float, typer.Option(min=1e-6, callback=finite, help="KV memory of a worker, all ranks.")
+]
+HostGib = Annotated[
+    float, typer.Option(min=0, callback=finite, help="CPU KV offload pool of a worker.")
+]
+TokenBudget = Annotated[
+    int | None, typer.Option(min=1, help="Token budget of a step; by default the profile's.")
+]
+FrontMs = Annotated[
+    float,
+    typer.Option(
+        min=0, callback=finite, help="Delay from a client to the engine, with tokenizing."
+    ),
+]
 OpenTokenBudget = Annotated[
     int | None,
     typer.Option(
@@ -53,13 +71,8 @@ def simulate() -> None:
 @app.command()
 def trace(
     path: Annotated[Path, typer.Argument(help="A trace, see `stream2llm trace`.")],
-    profile: Annotated[
-        str,
-        typer.Option(help="A cost profile: a file, or the name of a shipped one without .json."),
-    ],
-    kv_gib: Annotated[
-        float, typer.Option(min=1e-6, callback=finite, help="KV memory of a worker, all ranks.")
-    ],
+    profile: Profile,
+    kv_gib: KvGib,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A folder for the report.")
     ] = None,
@@ -72,12 +85,8 @@ def trace(
     preemption: Annotated[
         ModeName, typer.Option(help="What happens to victims' KV.")
     ] = ModeName.COST,
-    host_gib: Annotated[
-        float, typer.Option(min=0, callback=finite, help="CPU KV offload pool of a worker.")
-    ] = 0.0,
-    token_budget: Annotated[
-        int | None, typer.Option(min=1, help="Token budget of a step; by default the profile's.")
-    ] = None,
+    host_gib: HostGib = 0.0,
+    token_budget: TokenBudget = None,
     open_token_budget: OpenTokenBudget = None,
     prefill: Annotated[int, typer.Option(min=1, help="Prefill workers.")] = 1,
     decode: Annotated[int, typer.Option(min=0, help="Decode workers.")] = 0,
@@ -95,12 +104,7 @@ def trace(
             min=1e-3, callback=finite, help="Link from prefill to one decode worker, Gbit/s."
         ),
     ] = 100.0,
-    front_ms: Annotated[
-        float,
-        typer.Option(
-            min=0, callback=finite, help="Delay from a client to the engine, with tokenizing."
-        ),
-    ] = 0.0,
+    front_ms: FrontMs = 0.0,
     ordering: Annotated[
         DocumentOrdering, typer.Option(help="How updates are laid out.")
     ] = DocumentOrdering.AS_GIVEN,

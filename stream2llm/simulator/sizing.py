@@ -1,4 +1,4 @@
-"""How many workers a load needs. Pure, but for the simulator's own work.
+"""Finds the number of prefill workers that a load needs, by simulation.
 
 Nothing is modelled here: each candidate number of prefill workers is played by
 `play_trace`, and the smallest one whose TTFT meets the target is taken.
@@ -48,7 +48,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is looked for: `machine` is one worker, and how many is the answer."""
+    """A worker, how it is run, and the target; the number of such workers is searched for."""
 
     machine: Machine
     way: Way
@@ -63,18 +63,18 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """The result of a search; `chosen` is None when no number up to `limit` will do."""
+    """The result of a search; `chosen` is None when no number up to `limit` meets the target."""
 
     limit: int
     chosen: Trial | None
-    # One worker less than chosen, or the limit that does not do; None below one worker.
+    # One worker fewer than chosen, or the limit that misses the target; None below one worker.
     fewer: Trial | None
     # Everything that was played, by number.
     tried: tuple[Trial, ...]
 
 
 def trial_of(run: RunRecord, num_prefill: int, target: Target) -> Trial:
-    """Returns what a run comes to."""
+    """Returns the figures of a run."""
     ttft_s = latencies(run, "ttft")
     shares = (0.5, 0.95, 0.99, target.quantile)
     p50_s, p95_s, p99_s, at_quantile_s = map(float, np.quantile(ttft_s, shares))
@@ -95,9 +95,9 @@ def trial_of(run: RunRecord, num_prefill: int, target: Target) -> Trial:
 
 
 def fewest(play: Callable[[int], Trial], limit: int) -> Sizing:
-    """Doubles the number until one will do, then halves the distance to the last that did not.
+    """Doubles the number until the target is met, then bisects down to the last that did not.
 
-    Takes for granted that more workers are never worse, which placement by load makes
+    Assumes that more workers are never worse, which placement by load makes
     nearly true: the result is a number that meets the target while one fewer does not.
     """
     tried: dict[int, Trial] = {}
@@ -124,7 +124,7 @@ def _in_order(tried: dict[int, Trial]) -> tuple[Trial, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How long a load is beside its sessions."""
+    """Durations of a load and of its sessions, in seconds."""
 
     # From the first opening to the last.
     arrivals_s: float
@@ -133,7 +133,7 @@ class Length:
 
 
 def length_of(asked: Sequence[Task]) -> Length:
-    """Returns the load's length."""
+    """Returns the durations of the load and of its sessions."""
     opened = [task.opened_s for task in asked]
     open_s = sum(task.sealed_s - task.opened_s for task in asked)
     return Length(max(opened) - min(opened), open_s / len(asked))

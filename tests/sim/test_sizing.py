@@ -134,6 +134,13 @@ def test_half_of_what_decode_needs_is_refused(option: str) -> None:
     assert "belong together" in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--output-tokens", "--decode-tokens-per-s"])
+def test_an_infinite_decode_figure_is_refused(option: str) -> None:
+    result = plan("--output-tokens", "10", "--decode-tokens-per-s", "10", option, "inf")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "not a finite number" in result.stderr
+
+
 def test_without_a_decode_target_decode_is_left_open() -> None:
     assert "the profile has no times of decode steps" in plan("--rate", "1").stdout
 

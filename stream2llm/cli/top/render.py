@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from stream2llm.cli.numbers import seconds_text
 from stream2llm.cli.top.view import QUANTILES, Latency, Usage, View, WorkerRow
 from stream2llm.serving.logs import one_line
 
@@ -116,12 +117,8 @@ def _latency(latency: Latency) -> str:
     if not latency.count:
         return "no first token"
     named = zip(QUANTILES, latency.quantiles_s, strict=True)
-    parts = " ".join(f"P{share * 100:g} {_seconds(value)}" for share, value in named)
+    parts = " ".join(f"P{share * 100:g} {seconds_text(value)}" for share, value in named)
     return f"{parts}, {latency.count} sessions"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _usage(usage: Usage) -> str:

@@ -37,7 +37,7 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """What everybody said at one moment."""
+    """The controller's status and every replica's metrics at one moment."""
 
     # Monotonic.
     at_s: float
