@@ -153,6 +153,11 @@ class ClusterConfig(FrozenModel):
         return self
 
     @property
+    def worker_sections(self) -> tuple[tuple[str, WorkerConfig], ...]:
+        """The sections of the workers, each with its role."""
+        return (("prefill", self.prefill), ("decode", self.decode))
+
+    @property
     def _decode_has_cache(self) -> bool:
         return self.decode.engine.get("enable_prefix_caching") is not False
 

@@ -34,8 +34,8 @@ from stream2llm.engine.arguments import (
 from stream2llm.models.store import resolve_model
 from stream2llm.serving.machine_memory import machine_memory
 from stream2llm.serving.ports import is_port_free
+from stream2llm.serving.router_spec import GIB
 
-GIB = 1024**3
 # Python, torch and vLLM in the three processes of one CPU engine (measured: 1.7 GiB).
 ENGINE_OVERHEAD_BYTES = int(1.7 * GIB)
 DEFAULT_MEMORY_UTILIZATION = 0.92  # vLLM's; of all memory, also on CPUs
@@ -73,7 +73,7 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
         found.append(Check("environment", check_environment))
         found += [
             Check(f"{role} engine", partial(_check_part, role, part))
-            for role, part in _roles(config)
+            for role, part in config.worker_sections
         ]
     found.append(Check("deterministic answers", lambda: check_deterministic(config)))
     if runs_vllm and on_this_machine:
@@ -114,7 +114,7 @@ def check_vllm() -> None:
 
 def check_engine_arguments(config: ClusterConfig) -> None:
     """Engine arguments exist and are not reserved; vLLM can parse its variables."""
-    for role, part in _roles(config):
+    for role, part in config.worker_sections:
         _check_part(role, part)
 
 
@@ -133,7 +133,7 @@ def check_deterministic(config: ClusterConfig) -> None:
     """vLLM has its batch-invariant mode where it is requested."""
     if not config.deterministic:
         return
-    on_cpus = [role for role, part in _roles(config) if not part.num_gpus]
+    on_cpus = [role for role, part in config.worker_sections if not part.num_gpus]
     if on_cpus:
         raise UnsupportedError(
             f"deterministic: vLLM has no batch-invariant mode on CPUs ({', '.join(on_cpus)} workers"
@@ -169,7 +169,7 @@ def check_ports(config: ClusterConfig) -> None:
 
 def check_cores(config: ClusterConfig, cores: frozenset[int]) -> None:
     """Explicit core lists name cores that this process may use, for each replica."""
-    for role, part in _roles(config):
+    for role, part in config.worker_sections:
         if part.cpu_bind in ("auto", "nobind") or part.num_gpus:
             continue
         replicas = part.cpu_bind.split(";")
@@ -194,7 +194,7 @@ def check_memory(
     """The CPU engines fit into the memory that is available now."""
     parts = [
         (f"{part.replicas} {role}", part.replicas * _engine_bytes(part, weights_bytes, total_bytes))
-        for role, part in _roles(config)
+        for role, part in config.worker_sections
         if not part.num_gpus
     ]
     needed = sum(size for _, size in parts)
@@ -252,10 +252,6 @@ def _weights_bytes(config: ClusterConfig) -> int:
         return 0
 
 
-def _roles(config: ClusterConfig) -> tuple[tuple[str, WorkerConfig], ...]:
-    return (("prefill", config.prefill), ("decode", config.decode))
-
-
 def _fixed_ports(config: ClusterConfig) -> Iterator[tuple[str, str, int]]:
     router = config.router
     ranges = [
@@ -263,7 +259,7 @@ def _fixed_ports(config: ClusterConfig) -> Iterator[tuple[str, str, int]]:
         ("router.metrics_port", router.host, router.metrics_port, router.replicas),
         ("controller.http_port", config.controller.host, config.controller.http_port, 1),
     ]
-    for role, part in _roles(config):
+    for role, part in config.worker_sections:
         ranges.append((f"{role}.metrics_port", part.host, part.metrics_port, part.replicas))
     for key, host, first, count in ranges:
         for port in range(first, first + count) if first else ():

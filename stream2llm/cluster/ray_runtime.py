@@ -195,8 +195,7 @@ def _exit_on_sigterm(number: int, _frame: FrameType | None) -> None:
 
 def _logical_cpus(config: ClusterConfig) -> int:
     """Returns enough logical CPUs for all workers, even on a machine with fewer cores."""
-    roles = (config.prefill, config.decode)
-    needed = sum(role.replicas * role.num_cpus for role in roles)
+    needed = sum(part.replicas * part.num_cpus for _, part in config.worker_sections)
     return max(len(os.sched_getaffinity(0)), int(needed + 0.999))
 
 

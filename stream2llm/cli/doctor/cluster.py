@@ -1,4 +1,4 @@
-"""Judges what spans machines: nodes beside each other, clocks, and a running cluster. Pure."""
+"""Checks across machines: differences between nodes, clocks, a running cluster. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from stream2llm.api.loopback import is_loopback
 from stream2llm.cli.doctor.facts import ClockOffset, Finding, Level, Machine, Running
-from stream2llm.cli.doctor.machine import roles
 from stream2llm.cluster.config import ClusterConfig
 
 # Log lines and metrics of several nodes are compared by their times.
@@ -69,7 +68,7 @@ def check_clocks(offsets: Sequence[ClockOffset]) -> Iterator[Finding]:
 
 def check_gpus(machines: Sequence[Machine], config: ClusterConfig) -> Iterator[Finding]:
     """All nodes together have the GPUs that the workers want."""
-    wanted = sum(part.replicas * part.num_gpus for _, part in roles(config))
+    wanted = sum(part.replicas * part.num_gpus for _, part in config.worker_sections)
     known = [machine.gpus for machine in machines if machine.gpus is not None]
     if not wanted or not known:
         return
@@ -90,7 +89,10 @@ def check_nodes(machines: Sequence[Machine], config: ClusterConfig) -> Iterator[
             yield Finding(
                 Level.PROBLEM, "versions", f"{name} differs: {listing}", "install one everywhere"
             )
-    hosts = {"router": config.router.host, **{role: part.host for role, part in roles(config)}}
+    hosts = {
+        "router": config.router.host,
+        **{role: part.host for role, part in config.worker_sections},
+    }
     local = [role for role, host in hosts.items() if is_loopback(host)]
     if local:
         text = f"{len(machines)} nodes, and {', '.join(local)} listen on loopback"

@@ -1,4 +1,4 @@
-"""What doctor knows: values, gathered by probes and judged by checks."""
+"""The values that probes gather and checks judge."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 
 from cost_profiles.roofline import TransformerShape
 
-GIB = 2**30
-
 
 class Level(StrEnum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"
@@ -46,7 +44,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Nixl:
-    """What an agent in a process of its own came to."""
+    """The result of creating a NIXL agent in a process of its own."""
 
     # Kinds of memory that its UCX backend moves, such as DRAM_SEG and VRAM_SEG.
     memory_kinds: tuple[str, ...] = ()

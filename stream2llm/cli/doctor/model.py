@@ -1,4 +1,4 @@
-"""Judges the model and the cost profile that a prefill worker would start from. Pure."""
+"""Checks of the model and of the cost profile that a prefill worker starts from. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cost_profiles.node import Node, start_for
 from cost_profiles.roofline import DEFAULT_STEP_TOKENS
 from cost_profiles.types import CostProfile, DType, Kind
 from stream2llm.cli.doctor.facts import Finding, Level, Machine
-from stream2llm.cli.doctor.machine import dtype_of, roles
+from stream2llm.cli.doctor.machine import dtype_of
 from stream2llm.cluster.config import ClusterConfig
 
-DEFAULT_BLOCK_SIZE = 16
+DEFAULT_BLOCK_SIZE = 16  # vLLM's
 OLD_DAYS = 365
 
 
@@ -48,7 +48,7 @@ def check_model(machine: Machine, config: ClusterConfig) -> Iterator[Finding]:
 
 def check_dtypes(machine: Machine, config: ClusterConfig) -> Iterator[Finding]:
     """KV is handed over as it is, so both roles must have the same type."""
-    types = {role: dtype_of(part, machine) for role, part in roles(config)}
+    types = {role: dtype_of(part, machine) for role, part in config.worker_sections}
     if all(types.values()) and types["prefill"] != types["decode"]:
         text = f"prefill computes in {types['prefill']}, decode in {types['decode']}"
         yield Finding(

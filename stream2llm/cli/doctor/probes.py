@@ -1,4 +1,4 @@
-"""Gathers the facts of this machine. Each probe is small; one that fails is a fact itself."""
+"""Gathers the facts of this machine. A probe that fails is recorded, and the others go on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from importlib.metadata import distributions, requires
 from pathlib import Path
 from typing import Any
 
+from packaging.utils import canonicalize_name
+
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.cli.doctor.facts import Gpu, Machine, Model, Nixl
 from stream2llm.cli.doctor.model_files import incomplete_files, shape_of
 from stream2llm.models.store import default_cache_dir, resolve_model
 from stream2llm.serving.machine_memory import machine_memory
+from stream2llm.serving.router_spec import MIB
 
 NIXL_TIMEOUT_S = 30.0
 GPU_TIMEOUT_S = 20.0
@@ -68,9 +71,7 @@ def _probes(model: str, *, fast: bool) -> dict[str, Callable[[], dict[str, Any]]
 
 
 def _versions() -> dict[str, Any]:
-    names = {
-        each.metadata["Name"].lower().replace("_", "-"): each.version for each in distributions()
-    }
+    names = {canonicalize_name(each.metadata["Name"]): each.version for each in distributions()}
     return {"versions": names, "requirements": tuple(requires("stream2llm") or ())}
 
 
@@ -111,7 +112,7 @@ def _gpus() -> tuple[Gpu, ...]:
 
 def _gpu(line: str) -> Gpu:
     name, total, used, driver = (part.strip() for part in line.split(","))
-    return Gpu(name, int(total) * 2**20, int(used) * 2**20, driver)
+    return Gpu(name, int(total) * MIB, int(used) * MIB, driver)
 
 
 def _memory() -> dict[str, Any]:

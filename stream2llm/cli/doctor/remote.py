@@ -59,11 +59,11 @@ class NodeProbe:
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """What the nodes of a Ray said."""
+    """Facts and clock offsets of the nodes of a Ray."""
 
     machines: tuple[Machine, ...]
     offsets: tuple[ClockOffset, ...]
-    # Nodes that did not.
+    # One for each node that gave no answer.
     findings: tuple[Finding, ...]
 
 

@@ -19,7 +19,6 @@ from cost_profiles.roofline import TransformerShape
 from cost_profiles.types import ModelGeometry
 from stream2llm.cli.doctor import diagnose
 from stream2llm.cli.doctor.facts import (
-    GIB,
     ClockOffset,
     Finding,
     Gpu,
@@ -38,6 +37,7 @@ from stream2llm.cluster.config import ClusterConfig, default_config, load_config
 from stream2llm.cluster.controller_http import ControllerHttp
 from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
 from stream2llm.serving.clock import ManualClock, SystemClock
+from stream2llm.serving.router_spec import GIB
 from tests.fakes.prefill_policy import FakeHosts
 
 pytestmark = pytest.mark.unit
