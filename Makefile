@@ -114,7 +114,7 @@ lint: env ## format, lint, types, protos
 	@$(BIN)/buf lint
 	@$(MAKE) --no-print-directory proto-check
 
-check: lint ## what every commit is asked for: lint and the fast tests
+check: lint ## lint and the fast tests, before each commit
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not gpu" $(PYTEST_ARGS) $(FAST_TESTS)
 
 STUBS := stream2llm/api/v1
