@@ -1,10 +1,13 @@
 # Stream2LLM: everything a developer runs. `make` alone lists the targets.
 #
 #   make env                    CPU machines
-#   make env EXTRA=gpu          CUDA machines: pip resolves vllm==0.32.0
+#   make env EXTRA=gpu          CUDA machines (requirements/gpu.lock)
 #   make env TORCH_INDEX_URL=…  (the address of PyTorch's own CPU index)
 #                               CPU machines whose index serves CUDA builds of
 #                               torch by default, which is so for plain PyPI
+
+# Where bytecode is not cached, each of a cluster's processes compiles what it imports again.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 EXTRA ?= cpu
@@ -29,6 +32,7 @@ DEPS := $(VENV)/.installed-$(EXTRA)
 PROJECT := $(VENV)/.installed-project-$(EXTRA)
 PROTOS := $(wildcard proto/stream2llm/v1/*.proto)
 PROTOC := $(BIN)/python -m grpc_tools.protoc -Iproto
+AUDIT := $(VENV)/audit
 DOCS := $(VENV)/.installed-docs
 # Without it mkdocs-material prints an announcement at each build.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
@@ -39,7 +43,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env model demo bench-baselines test test-all test-random lint check proto proto-check docs docs-serve docs-reference dashboards clean
+.PHONY: help env model demo bench-baselines test test-all test-random lint check proto proto-check docs docs-serve docs-reference dashboards gpu-lock audit clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -54,11 +58,11 @@ $(BIN)/python:
 	@$(PYTHON) -m venv --clear $(VENV)
 
 # A half-made environment has a python but no pip.
-$(DEPS): requirements/torch.txt requirements/cpu.lock | $(BIN)/python
+$(DEPS): requirements/torch.txt requirements/$(EXTRA).lock | $(BIN)/python
 	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 ifeq ($(EXTRA),gpu)
-	@echo "env: installing vllm, torch and the development tools for CUDA (minutes)"
-	@$(INSTALL) $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) '.[gpu,plot,dev]'
+	@echo "env: installing $$(grep -c '^[a-z]' requirements/gpu.lock) pinned packages for CUDA (minutes)"
+	@$(INSTALL) $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) --no-deps -r requirements/gpu.lock
 else
 	@echo "env: installing torch"
 	@$(INSTALL) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) -r requirements/torch.txt
@@ -82,15 +86,16 @@ demo: env model ## a local cluster, and documents streaming into an answer
 bench-baselines: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
 	@$(BIN)/python -m experiments baselines $(BENCH_ARGS)
 
-# The tests without engines run beside those that start some, which mostly wait for processes;
-# what they print comes at the end. 5: PYTEST_ARGS chose none of these.
+# Two lanes side by side, about as long: the tests without engines and those with an engine of
+# their own; and those with a cluster, which mostly wait for processes. What the first prints
+# comes at the end. 5: PYTEST_ARGS chose none of these.
 FAST_TESTS := tests/unit tests/property tests/sim
-run_tests = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; fast=0; \
-  $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) $(FAST_TESTS) >"$$log" 2>&1 & \
-  $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) tests/integration || status=$$?; \
-  wait $$! || fast=$$?; cat "$$log"; \
-  [ $$status -ne 5 ] || status=0; [ $$fast -ne 5 ] || fast=0; \
-  exit $$((status ? status : fast))
+ENGINE_TESTS := tests/integration/engine
+pytest_on = { $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) $(2) || [ $$? -eq 5 ]; }
+run_tests = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; \
+  $(call pytest_on,$(1),$(FAST_TESTS) $(ENGINE_TESTS)) >"$$log" 2>&1 & \
+  $(call pytest_on,$(1),tests/integration --ignore=$(ENGINE_TESTS)) || status=1; \
+  wait $$! || status=1; cat "$$log"; exit $$status
 
 test: env model ## all tests but the slow ones and those for a GPU
 	@$(call run_tests,not slow and not gpu)
@@ -100,7 +105,7 @@ test-all: env model ## the slow ones too
 
 # What Hypothesis decides: every other test is the same each time.
 RANDOM_TESTS := tests/property tests/integration/test_session_machine.py \
-  tests/integration/test_handover_machine.py tests/integration/test_engine_machine.py
+  tests/integration/test_handover_machine.py tests/integration/engine/test_engine_machine.py
 test-random: env model ## Hypothesis with a fresh seed, which it prints (SEED=… repeats a run)
 	@echo "repeat this run with: make test-random SEED=$(SEED)"
 	@$(BIN)/python -m pytest --hypothesis-profile=random --hypothesis-seed=$(SEED) \
@@ -133,11 +138,22 @@ proto-check: env ## fail when the committed stubs are not those of proto/
 	  diff -r -x __init__.py -x __pycache__ "$$fresh/stream2llm/v1" $(STUBS) || \
 	  { echo "$(STUBS) is not what proto/ generates: run 'make proto' and commit" >&2; exit 1; }
 
+# Its own environment: pip-audit's requirements are no business of ours.
+audit: env ## known vulnerabilities of the pinned packages; reports, never fails
+	@test -x $(AUDIT)/bin/pip-audit || { $(BIN)/python -m venv --clear $(AUDIT) && \
+	  $(AUDIT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --quiet pip-audit==2.10.1; }
+	-@$(AUDIT)/bin/pip-audit --requirement requirements/cpu.lock --no-deps --disable-pip --progress-spinner off
+
 docs-reference: env ## regenerate docs/reference from the code
 	@$(BIN)/python -m tools.reference
 
-dashboards: env ## regenerate deploy/grafana from tools/dashboards
+dashboards: env ## regenerate deploy/grafana from tools/dashboards, and alerts for Kubernetes
 	@$(BIN)/python -m tools.dashboards
+	@$(BIN)/python -m tools.prometheus_rule
+
+gpu-lock: env ## resolve requirements/gpu.lock anew, for what pyproject.toml asks (needs no GPU)
+	@$(INSTALL) uv
+	@$(BIN)/python -m tools.locks
 
 $(DOCS): $(PROJECT) pyproject.toml
 	@echo "docs: installing mkdocs-material and mkdocstrings"

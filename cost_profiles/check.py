@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import date
 from itertools import pairwise
-from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -22,21 +21,12 @@ from cost_profiles.types import (
     RecomputeSection,
     SwapSection,
 )
+from stream2llm.api.file_values import Problem, problems_in
 
 SCHEMA = TypeAdapter(CostProfile)
 # Fewer cannot tell a fixed cost, a linear and a quadratic part apart, and leave one to check by.
 MIN_RECOMPUTE_POINTS = 4
 MIN_SWAP_POINTS = 3
-
-
-class Problem(NamedTuple):
-    """Something wrong at a dotted key, such as `swap_in.points.3.seconds`."""
-
-    key: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.text}"
 
 
 def problems_of(profile: CostProfile) -> list[Problem]:
@@ -50,16 +40,7 @@ def problems_of(profile: CostProfile) -> list[Problem]:
 
 def in_values(error: ValidationError) -> Iterator[Problem]:
     """Returns pydantic's errors as problems of ours."""
-    for item in error.errors(include_url=False):
-        key = ".".join(map(str, item["loc"])) or "the top level"
-        if item["type"] == "unexpected_keyword_argument":
-            yield Problem(key, "unknown key")
-        elif item["type"] in ("missing", "missing_argument"):
-            yield Problem(key, "is missing")
-        elif item["type"] == "json_invalid":
-            yield Problem(key, f"not JSON: {item['msg']}")
-        else:
-            yield Problem(key, f"{item['msg']} (got {item['input']!r})")
+    return problems_in(error)
 
 
 def between_values(profile: CostProfile) -> list[Problem]:

@@ -9,6 +9,7 @@ datasheets often add both.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cost_profiles.types import Accelerator, Figure
@@ -36,33 +37,18 @@ class Datasheet:
     host_link_efficiency: Figure
 
 
-def _flops(teraflops: float, source: str) -> Figure:
-    return Figure("peak dense bf16", teraflops * TERA, "FLOP/s", source)
+def _figures(name: str, unit: str, scale: float = 1.0) -> Callable[[float, str], Figure]:
+    """Makes figures of one kind, of a number and its source."""
+    return lambda number, source: Figure(name, number * scale, unit, source)
 
 
-def _memory(gigabytes: float, source: str) -> Figure:
-    return Figure("memory bandwidth", gigabytes * GIGA, "B/s", source)
-
-
-def _host(gigabytes: float, source: str) -> Figure:
-    return Figure("host link, each way", gigabytes * GIGA, "B/s", source)
-
-
-def _peer(gigabytes: float, source: str) -> Figure:
-    return Figure("link between ranks, each way", gigabytes * GIGA, "B/s", source)
-
-
-def _matmul(share: float, source: str) -> Figure:
-    return Figure("matmul efficiency", share, "share of peak", source)
-
-
-def _attention(share: float, source: str) -> Figure:
-    return Figure("attention efficiency", share, "share of peak", source)
-
-
-def _host_share(share: float, source: str) -> Figure:
-    return Figure("host link efficiency", share, "share of peak", source)
-
+_flops = _figures("peak dense bf16", "FLOP/s", TERA)
+_memory = _figures("memory bandwidth", "B/s", GIGA)
+_host = _figures("host link, each way", "B/s", GIGA)
+_peer = _figures("link between ranks, each way", "B/s", GIGA)
+_matmul = _figures("matmul efficiency", "share of peak")
+_attention = _figures("attention efficiency", "share of peak")
+_host_share = _figures("host link efficiency", "share of peak")
 
 _MAMF = "ml-engineering (S. Bekman), maximum achievable matmul FLOPS, BF16"
 _TORCH_DATA = "torch-performance-test-data (GitHub), BF16 8192 x 8192 matmul"

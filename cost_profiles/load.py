@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from cost_profiles.check import SCHEMA, Problem, between_values, in_values, problems_of
+from cost_profiles.check import SCHEMA, between_values, in_values, problems_of
 from cost_profiles.rebase import rebase
 from cost_profiles.types import CostProfile, Kind, ModelGeometry
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.file_values import Problem
 
 # Profiles measured through the engine are preferred.
 _TRUST = (Kind.MEASURED, Kind.MICROBENCHMARK, Kind.MODELLED)
@@ -118,8 +119,8 @@ def find_profile(
         return Match(None, f"no profile for the device {device_name!r}")
     of_model = [profile for profile in of_device if profile.model.has_kv_like(model)]
     if not of_model:
-        names = ", ".join(sorted({profile.model.name for profile in of_device}))
-        return Match(None, f"profiles for {device_name!r} are of models unlike {model}: {names}")
+        others = "; ".join(sorted({_differences(profile.model, model) for profile in of_device}))
+        return Match(None, f"no profile for {device_name!r} is of a model like this: {others}")
     fitting = [p for p in of_model if p.tensor_parallel_size == tensor_parallel_size]
     if not fitting:
         sizes = sorted({profile.tensor_parallel_size for profile in of_model})
@@ -127,6 +128,26 @@ def find_profile(
         return Match(None, f"{text}, not {tensor_parallel_size}")
     best = min(fitting, key=lambda profile: _preference(profile, model))
     return _matched(best, model, block_size)
+
+
+# Figures of a model that its KV depends on, and their words.
+_FIGURES = {
+    "num_layers": "{} layers",
+    "num_kv_heads": "{} KV heads",
+    "head_size": "heads of size {}",
+    "dtype": "dtype {}",
+}
+
+
+def _differences(known: ModelGeometry, model: ModelGeometry) -> str:
+    """Says in what the KV of a known model is unlike that of this one."""
+    pairs = {name: (getattr(known, name), getattr(model, name)) for name in _FIGURES}
+    unlike = [
+        f"{_FIGURES[name].format(there)} (here {here})"
+        for name, (there, here) in pairs.items()
+        if there != here
+    ]
+    return f"{known.name} has {', '.join(unlike)}"
 
 
 def _preference(profile: CostProfile, model: ModelGeometry) -> tuple[bool, int, int]:
@@ -146,4 +167,4 @@ def _matched(profile: CostProfile, model: ModelGeometry, block_size: int | None)
 
 
 def _error(source: str, problems: Sequence[Problem]) -> ProfileError:
-    return ProfileError(f"{source}: {'; '.join(map(str, problems))}", field=problems[0].key)
+    return ProfileError(f"{source}: {'; '.join(map(str, problems))}", field=problems[0].key or None)

@@ -7,19 +7,15 @@ the same time, so a profile has the times of the slowest one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Protocol
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from stream2llm.api.file_values import file_value
 
 # Version 2 names the token budget `token_budget`.
 SCHEMA_VERSION: Final = 2
-# A string is not a number, and an unknown key is a typing error. Values made in Python are
-# checked again before they are written.
-_STRICT = ConfigDict(
-    extra="forbid", strict=True, allow_inf_nan=False, revalidate_instances="always"
-)
 _Text = Annotated[str, Field(pattern=r"\S")]
 
 DType = Literal["bfloat16", "float16", "float32", "fp8"]
@@ -37,7 +33,7 @@ class Kind(StrEnum):
     MODELLED = "modelled"
 
 
-@dataclass(frozen=True, slots=True)
+@file_value
 class Figure:
     """An input of a model."""
 
@@ -47,10 +43,8 @@ class Figure:
     # Who published it and where; "judgement: ..." where none was published.
     source: _Text
 
-    __pydantic_config__ = _STRICT
 
-
-@dataclass(frozen=True, slots=True)
+@file_value
 class Provenance:
     """The origin of a section."""
 
@@ -65,17 +59,13 @@ class Provenance:
     figures: tuple[Figure, ...]
     note: str
 
-    __pydantic_config__ = _STRICT
 
-
-@dataclass(frozen=True, slots=True)
+@file_value
 class Accelerator:
     """A device, by every name that it reports."""
 
     name: _Text
     aliases: tuple[str, ...]
-
-    __pydantic_config__ = _STRICT
 
     def is_called(self, device_name: str) -> bool:
         """Returns whether a device that reports this name is this one.
@@ -91,7 +81,7 @@ def plain_name(device_name: str) -> str:
     return " ".join(device_name.replace("-", " ").casefold().split())
 
 
-@dataclass(frozen=True, slots=True)
+@file_value
 class ModelGeometry:
     """The figures that determine the bytes of a model's KV cache. `dtype` is that of weights and KV."""
 
@@ -100,8 +90,6 @@ class ModelGeometry:
     num_kv_heads: PositiveInt
     head_size: PositiveInt
     dtype: DType
-
-    __pydantic_config__ = _STRICT
 
     def has_kv_like(self, other: ModelGeometry) -> bool:
         """Returns whether KV blocks of both models have the same size and shape, as those of fine-tunes do."""
@@ -117,7 +105,7 @@ class ModelGeometry:
         return 2 * self.num_layers * heads_per_rank * self.head_size * DTYPE_BYTES[self.dtype]
 
 
-@dataclass(frozen=True, slots=True)
+@file_value
 class Versions:
     """Versions of the software involved; None for what was not involved."""
 
@@ -125,10 +113,8 @@ class Versions:
     vllm: str | None
     torch: str | None
 
-    __pydantic_config__ = _STRICT
 
-
-@dataclass(frozen=True, slots=True)
+@file_value
 class Units:
     """Units, written into every file to make it self-explanatory."""
 
@@ -136,14 +122,12 @@ class Units:
     recompute: Literal["tokens"]
     swap: Literal["blocks"]
 
-    __pydantic_config__ = _STRICT
-
 
 NOTHING_RAN = Versions(stream2llm=None, vllm=None, torch=None)
 UNITS = Units(time="s", recompute="tokens", swap="blocks")
 
 
-@dataclass(frozen=True, slots=True)
+@file_value
 class RecomputePoint:
     """The time to compute a number of tokens behind a context.
 
@@ -155,25 +139,21 @@ class RecomputePoint:
     num_context_tokens: NonNegativeInt
     seconds: PositiveFloat
 
-    __pydantic_config__ = _STRICT
-
     @property
     def end(self) -> int:
         """Number of tokens that are computed afterwards."""
         return self.num_context_tokens + self.num_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@file_value
 class SwapPoint:
     """The time to copy a number of blocks one way."""
 
     num_blocks: PositiveInt
     seconds: PositiveFloat
 
-    __pydantic_config__ = _STRICT
 
-
-@dataclass(frozen=True, slots=True)
+@file_value
 class RecomputeSection:
     """Prefill times by growing `end`; each point reaches further, and later, than the last."""
 
@@ -182,20 +162,16 @@ class RecomputeSection:
     token_budget: PositiveInt
     points: tuple[RecomputePoint, ...]
 
-    __pydantic_config__ = _STRICT
 
-
-@dataclass(frozen=True, slots=True)
+@file_value
 class SwapSection:
     """Times of copies one way, by growing number of blocks."""
 
     provenance: Provenance
     points: tuple[SwapPoint, ...]
 
-    __pydantic_config__ = _STRICT
 
-
-@dataclass(frozen=True, slots=True)
+@file_value
 class CostProfile:
     """The costs of one model on one accelerator."""
 
@@ -212,8 +188,6 @@ class CostProfile:
     swap_out: SwapSection
     # Host to accelerator.
     swap_in: SwapSection
-
-    __pydantic_config__ = _STRICT
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from decode_worker.fetch_ledger import Settled
@@ -28,10 +30,7 @@ class FetchMetrics:
             registry=registry,
         )
         self._fetches = Counter(
-            "stream2llm_fetches",
-            "KV prefetches, by result.",
-            ("role", "result"),
-            registry=registry,
+            "stream2llm_fetches", "KV prefetches, by result.", ("role", "result"), registry=registry
         )
         self._seconds = Histogram(
             "stream2llm_fetch_seconds",
@@ -40,6 +39,14 @@ class FetchMetrics:
             buckets=_BUCKETS_S,
             registry=registry,
         ).labels("decode")
+        self._mismatches = Counter(
+            "stream2llm_kv_digest_mismatches",
+            "Reads of KV whose digest was not that of what prefill had computed, by when.",
+            ("role", "when"),
+            registry=registry,
+        )
+        for when in ("prefetched", "after_seal"):
+            self._mismatches.labels("decode", when)
         for when in _WHEN:  # 0 rather than absent
             self._blocks.labels("decode", when)
             self._bytes.labels("decode", when)
@@ -51,6 +58,10 @@ class FetchMetrics:
         self._fetches.labels("decode", result.end.value).inc()
         if result.end is FetchEnd.FETCHED and result.num_blocks:
             self._seconds.observe(result.seconds)
+
+    def mismatched(self, when: Literal["prefetched", "after_seal"]) -> None:
+        """Counts one read that brought other KV than prefill had computed."""
+        self._mismatches.labels("decode", when).inc()
 
     def settled(self, settled: Settled, bytes_per_block: int) -> None:
         """Counts the blocks of one session."""

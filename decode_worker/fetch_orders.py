@@ -23,6 +23,8 @@ class FetchOrder:
     # Last use of the session's KV here, in seconds of the machine's monotonic clock:
     # the fetch may evict only blocks that have not been used since.
     since_s: float
+    # `BlockKeys.to_wire` of its tokens; empty where KV is not checked.
+    block_keys: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class FinalOrder:
     """Asks for an answer; `session_id` names the session whose KV was prefetched, if any."""
 
     session_id: str = ""
+    # `BlockKeys.to_wire` of the prompt without the first token of the answer.
+    block_keys: bytes = b""
 
 
 class FetchEnd(StrEnum):
@@ -90,6 +94,9 @@ class LocalTokens:
     num_tokens: int
     # Over all layers and ranks.
     bytes_per_block: int = 0
+    # When the rest of its KV had been read, in seconds of the machine's monotonic clock; 0: there
+    # was nothing to read.
+    read_s: float = 0.0
 
     def to_wire(self) -> dict[str, Any]:
         """Returns the value for an output's `kv_transfer_params`."""

@@ -11,17 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from decode_worker.answer_order import LAST_RANK
+from decode_worker.digest_check import BadKv
 from decode_worker.fetch_ledger import FetchLedger
 from decode_worker.fetch_metrics import FetchMetrics
-from decode_worker.fetch_orders import (
-    FetchEnd,
-    FetchOrder,
-    FetchResult,
-    LocalTokens,
-    order_to_wire,
-)
+from decode_worker.fetch_orders import FetchEnd, FetchOrder, FetchResult, LocalTokens, order_to_wire
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.engine.kv_digest import DIGEST_KEY, BlockKeys
 from stream2llm.engine.vllm_engine import Engine, only_output
 from stream2llm.engine.vllm_sampling import to_vllm
 from stream2llm.serving.clock import Clock
@@ -30,15 +27,24 @@ from stream2llm.serving.ids import unique_id
 _SAMPLING = SamplingParameters(max_tokens=1, temperature=0.0)
 # Follows the tokens to fetch, so that the cache can hit all of them; it is never computed.
 _ONE_MORE_TOKEN = 0
+# Why a fetch failed whose KV was not what prefill had computed.
+BAD_DIGEST = "KV_DIGEST"
 
 
 class FetchSession:
     """The fetches of one session, one at a time."""
 
     def __init__(
-        self, session_id: str, engine: Engine, metrics: FetchMetrics, clock: Clock
+        self,
+        session_id: str,
+        engine: Engine,
+        metrics: FetchMetrics,
+        clock: Clock,
+        cache_salt: str = "",
     ) -> None:
+        """Opens a fetch session; only requests of the same `cache_salt` find the KV it fetches."""
         self.session_id = session_id
+        self._cache_salt = cache_salt
         self._engine = engine
         self._metrics = metrics
         self._clock = clock
@@ -49,6 +55,7 @@ class FetchSession:
         self._since_s = clock.monotonic_s()
         self._bytes_per_block = 0
         self.ledger = FetchLedger(engine.info.block_size)
+        self._keys = BlockKeys(engine.info.block_size)
 
     @property
     def num_tokens(self) -> int:
@@ -68,6 +75,7 @@ class FetchSession:
                 field="fetch.keep_tokens",
             )
         self.ledger.spliced(keep_tokens)
+        self._keys.cut(keep_tokens // self._keys.block_size)
         del self._tokens[keep_tokens:]
         self._tokens += token_ids
         self._is_given_up = False
@@ -90,7 +98,10 @@ class FetchSession:
 
     async def _fetch(self, transfer: dict[str, Any]) -> FetchResult:
         order = FetchOrder(
-            self.session_id, len(self._tokens) // self._engine.info.block_size, self._since_s
+            self.session_id,
+            len(self._tokens) // self._engine.info.block_size,
+            self._since_s,
+            self._keys.to_wire(self._tokens) if DIGEST_KEY in transfer else b"",
         )
         self._since_s = self._clock.monotonic_s()
         try:
@@ -108,6 +119,9 @@ class FetchSession:
                 result = FetchResult.from_wire(output.kv_transfer_params)
                 if result is not None:
                     return result
+                if BadKv.from_wire(output.kv_transfer_params) is not None:
+                    self._metrics.mismatched("prefetched")
+                    return FetchResult(FetchEnd.FAILED, BAD_DIGEST)
                 if output.finished:
                     return self._ended_otherwise(only_output(output).finish_reason)
         except Stream2LLMError as error:
@@ -125,7 +139,10 @@ class FetchSession:
             extra_args={**order_to_wire(order), "kv_transfer_params": transfer},
         )
         tokens = [*self._tokens, _ONE_MORE_TOKEN]
-        request = await self._engine.build_request(self._request_id, tokens, params)
+        request = await self._engine.build_request(
+            self._request_id, tokens, params, self._cache_salt
+        )
+        request.priority = LAST_RANK
         return await self._engine.submit(request)
 
     def _ended_otherwise(self, finish_reason: str | None) -> FetchResult:
@@ -154,18 +171,18 @@ class FetchSessions:
 
     def __init__(self, engine: Engine, metrics: FetchMetrics, clock: Clock) -> None:
         self._engine = engine
-        self._metrics = metrics
+        self.metrics = metrics
         self._clock = clock
         self._open: dict[str, FetchSession] = {}
 
     @contextmanager
-    def open(self, session_id: str) -> Iterator[FetchSession]:
+    def open(self, session_id: str, cache_salt: str = "") -> Iterator[FetchSession]:
         """Opens a session for its RPC's duration; raises InvalidRequestError for an id in use."""
         if session_id in self._open:
             raise InvalidRequestError(
                 f"session {session_id!r} is already prefetching", field="open.fetch_session_id"
             )
-        session = FetchSession(session_id, self._engine, self._metrics, self._clock)
+        session = FetchSession(session_id, self._engine, self.metrics, self._clock, cache_salt)
         self._open[session_id] = session
         try:
             yield session
@@ -181,4 +198,4 @@ class FetchSessions:
             return
         ledger = FetchLedger(self._engine.info.block_size)
         settled = ledger.settle(num_prompt_tokens, local.num_tokens)
-        self._metrics.settled(settled, local.bytes_per_block)
+        self.metrics.settled(settled, local.bytes_per_block)

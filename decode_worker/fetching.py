@@ -5,8 +5,9 @@ Life of a fetch:
     A fetch that they do not allow is refused, and prefill is notified at once.
  2. The base class receives it like any answer with remote KV: it allocates blocks,
     and the connector reads into them.
- 3. When the read has ended, the blocks enter the prefix cache and the request ends.
-    It never computes a token, so a fetch takes no step from decoding requests.
+ 3. When the read has ended, and its digest agrees, the blocks enter the prefix cache
+    and the request ends. It never computes a token, so a fetch takes no step from
+    decoding requests.
 
  The blocks of a fetch that is aborted in step 2 become free when the read has ended,
  as in vLLM, and never enter the cache. An answer waits for its session's fetch while
@@ -27,6 +28,8 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from decode_worker.connector import FirstTokenNixlConnector
+from decode_worker.digest_check import BadKv, ReadCheck, is_covered
 from decode_worker.fetch_orders import (
     FetchEnd,
     FetchOrder,
@@ -40,6 +43,7 @@ from decode_worker.last_use import LastUse
 from decode_worker.pace import FetchPace
 from decode_worker.room import Room, RoomView, room_for
 from stream2llm.engine.failed_request import failed_output
+from stream2llm.engine.kv_sampling import find_samples
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.worker_options import WorkerOptions
 
@@ -76,8 +80,8 @@ class KvPrefetchMixin(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._clock = SystemClock()
-        options = WorkerOptions.from_additional_config(self.vllm_config.additional_config)
-        self._pace = FetchPace(options.handover.max_fetch_share)
+        self.options = WorkerOptions.from_additional_config(self.vllm_config.additional_config)
+        self._pace = FetchPace(self.options.handover.max_fetch_share)
         self._last_use = LastUse(self.kv_cache_manager.block_pool, self._clock.monotonic_s)
         # By request id: fetches that have not begun, oldest first, and fetches being read.
         self._waiting_fetches: dict[str, _Fetch] = {}
@@ -86,12 +90,16 @@ class KvPrefetchMixin(_Base):
         self._computing: set[str] = set()
         # Answers that wait for their session's fetch, by the fetch's request id.
         self._held_finals: dict[str, Request] = {}
-        # Answers whose number of local tokens the front end waits for.
-        self._finals: set[str] = set()
+        # Answers whose number of local tokens the front end waits for, each with the instant
+        # when its KV was read; 0: not yet, or there was nothing to read.
+        self._finals: dict[str, float] = {}
         self._fetch_outputs: list[tuple[int, EngineCoreOutput]] = []
         sizes = sum(tensor.size for tensor in self.kv_cache_config.kv_cache_tensors)
         num_ranks = self.vllm_config.parallel_config.world_size
         self._bytes_per_block = sizes // self.kv_cache_config.num_blocks * num_ranks
+        # Requests of this step whose read brought other KV than prefill computed.
+        self._read_check = ReadCheck(num_ranks)
+        self._bad_reads: dict[str, BadKv] = {}
         # A request waited for memory or was preempted in the last step.
         self._is_short = False
         self._step_began_s = 0.0
@@ -128,7 +136,7 @@ class KvPrefetchMixin(_Base):
         self.finish_requests([request.request_id], RequestStatus.FINISHED_ERROR)
 
     def _add_final(self, request: Request, session_id: str) -> None:
-        self._finals.add(request.request_id)
+        self._finals[request.request_id] = 0.0
         for fetch in list(self._waiting_fetches.values()):
             if fetch.order.session_id == session_id:
                 self._refuse(fetch, "sealed")
@@ -152,9 +160,9 @@ class KvPrefetchMixin(_Base):
         for request_id in ids:
             self._let_base_know(request_id)
         finished: list[Request] = super().finish_requests(ids, finished_status)
-        self._finals.difference_update(ids)
         self._computing.difference_update(ids)
         for request_id in ids:
+            self._finals.pop(request_id, None)
             self._release_final(request_id)
         return finished
 
@@ -305,27 +313,58 @@ class KvPrefetchMixin(_Base):
         if self.running and scheduler_output.total_num_scheduled_tokens:
             step_s = self._clock.monotonic_s() - self._step_began_s
             self._pace.note_step(step_s, len(self.running), is_fetching=bool(self._reading))
+        if model_runner_output.kv_connector_output is not None:
+            self._check_reads(model_runner_output.kv_connector_output)
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
             scheduler_output, model_runner_output
         )
         for output in [each for client in outputs.values() for each in client.outputs]:
             self._report_local(output)
+            bad = self._bad_reads.pop(output.request_id, None)
+            if bad is not None:
+                output.kv_transfer_params = bad.to_wire()
             if output.request_id in self._computing and output.finish_reason is not None:
                 self._computing.discard(output.request_id)
                 output.kv_transfer_params = FetchResult(FetchEnd.FETCHED).to_wire()
         for client, output in self._fetch_outputs:
             outputs.setdefault(client, EngineCoreOutputs()).outputs.append(output)
         self._fetch_outputs.clear()
+        self._bad_reads.clear()
         return outputs
+
+    def _check_reads(self, output: KVConnectorOutput) -> None:
+        """Turns reads that brought other KV into failed ones, before anything uses them."""
+        connector = self.connector
+        if not isinstance(connector, FirstTokenNixlConnector) or not connector.has_digests:
+            return
+        samples = find_samples(output.kv_connector_worker_meta)
+        if samples is not None:
+            self._read_check.take(samples.taken())
+        for request_id in output.finished_recving or ():
+            request = self.requests[request_id]
+            transfer = request.kv_transfer_params
+            is_waiting = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+            if not is_waiting or request_id in output.failed_recving or not is_covered(transfer):
+                self._read_check.forget(request_id)
+                continue
+            bad = self._read_check.judge(request_id, transfer)
+            if bad is not None:
+                _log.error(
+                    "kv_digest_mismatch request_id=%s engine_id=%s blocks=%d what=%s",
+                    request_id,
+                    transfer["remote_engine_id"],
+                    bad.num_blocks,
+                    bad.what,
+                )
+                self._bad_reads[request_id] = bad
+                output.failed_recving.add(request_id)
 
     def _report_local(self, output: EngineCoreOutput) -> None:
         stats = output.prefill_stats
         if stats is not None and output.request_id in self._finals:
-            self._finals.discard(output.request_id)
-            output.kv_transfer_params = {
-                **(output.kv_transfer_params or {}),
-                **LocalTokens(stats.num_local_cached_tokens, self._bytes_per_block).to_wire(),
-            }
+            read_s = self._finals.pop(output.request_id)
+            local = LocalTokens(stats.num_local_cached_tokens, self._bytes_per_block, read_s)
+            output.kv_transfer_params = {**(output.kv_transfer_params or {}), **local.to_wire()}
 
     def _update_from_kv_xfer_finished(self, kv_connector_output: KVConnectorOutput) -> None:
         """Ends fetches whose read has ended, without a step of their own."""
@@ -334,6 +373,8 @@ class KvPrefetchMixin(_Base):
             fetch = self._reading.pop(request_id, None)
             if fetch is not None:
                 self._end_read(fetch)
+            elif request_id in self._finals:
+                self._finals[request_id] = self._clock.monotonic_s()
 
     def _end_read(self, fetch: _Fetch) -> None:
         now_s, request = self._clock.monotonic_s(), fetch.request

@@ -20,10 +20,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.engine.kv_digest import BYTES_PER_VALUE, DIGEST_KEY
 
 FIELD = "handover.kv_transfer_params_json"
+DIGEST_FIELD = "handover.kv_digest"
 # A million tokens in blocks of 16 need half of that.
 MAX_JSON_BYTES = 1024 * 1024
+# A million tokens in blocks of 16, of a model with 128 layers.
+MAX_DIGEST_BYTES = 16 * 1024 * 1024
 MAX_ID_CHARS = 256
 MAX_HOST_CHARS = 255
 MAX_RANKS = 1024
@@ -54,6 +58,8 @@ class PrefillEngine:
     num_groups: int
     # Layers with a sliding window keep fewer blocks than the tokens fill.
     may_keep_fewer: bool
+    # Of a digest; 0: the engine's hand-overs have none.
+    digest_bytes_per_block: int = 0
 
 
 class KnownEngines:
@@ -64,7 +70,13 @@ class KnownEngines:
         self._engines: dict[str, PrefillEngine] = {}
 
     def learn(
-        self, raw: str, *, block_size: int, num_kv_blocks: int, may_keep_fewer: bool
+        self,
+        raw: str,
+        *,
+        digest: bytes = b"",
+        block_size: int,
+        num_kv_blocks: int,
+        may_keep_fewer: bool,
     ) -> Transfer:
         """Returns the transfer parameters of an engine's first hand-over, and remembers the engine.
 
@@ -72,6 +84,7 @@ class KnownEngines:
         `may_keep_fewer` is a property of the model, which both engines have.
         """
         params = parse_handover(raw)
+        num_blocks = sum(map(len, params["remote_block_ids"]))
         engine = PrefillEngine(
             engine_id=params["remote_engine_id"],
             host=params["remote_host"],
@@ -83,15 +96,19 @@ class KnownEngines:
             num_kv_blocks=num_kv_blocks,
             num_groups=len(params["remote_block_ids"]),
             may_keep_fewer=may_keep_fewer,
+            digest_bytes_per_block=len(digest) // num_blocks,
         )
         _check_against(params, engine)
+        _check_digest(digest, num_blocks, engine)
         self._engines.pop(engine.engine_id, None)
         self._engines[engine.engine_id] = engine
         while len(self._engines) > self._capacity:
             del self._engines[next(iter(self._engines))]
-        return params
+        return _with_digest(params, digest)
 
-    def check(self, raw: str, num_blocks: int, num_tokens: int | None = None) -> Transfer:
+    def check(
+        self, raw: str, num_blocks: int, num_tokens: int | None = None, digest: bytes = b""
+    ) -> Transfer:
         """Returns the transfer parameters of a hand-over that is to hold `num_blocks` blocks.
 
         `num_tokens` is the number of tokens whose KV it must be; None where only the
@@ -113,7 +130,8 @@ class KnownEngines:
         if num_tokens is not None and params["remote_num_tokens"] != num_tokens:
             held_tokens = params["remote_num_tokens"]
             raise _bad("remote_num_tokens", f"is {held_tokens}; the tokens sent need {num_tokens}")
-        return params
+        _check_digest(digest, held, engine)
+        return _with_digest(params, digest)
 
 
 def parse_handover(raw: str) -> Transfer:
@@ -184,6 +202,21 @@ def _check_against(params: Transfer, engine: PrefillEngine) -> None:
             )
 
 
+def _check_digest(digest: bytes, num_blocks: int, engine: PrefillEngine) -> None:
+    """Raises InvalidRequestError for a digest that is not of `num_blocks` blocks of `engine`."""
+    needed = num_blocks * engine.digest_bytes_per_block
+    if len(digest) != needed or engine.digest_bytes_per_block % BYTES_PER_VALUE:
+        raise InvalidRequestError(
+            f"kv_digest has {len(digest)} bytes; {num_blocks} blocks of that engine need {needed}",
+            reason="BAD_HANDOVER",
+            field=DIGEST_FIELD,
+        )
+
+
+def _with_digest(params: Transfer, digest: bytes) -> Transfer:
+    return {**params, DIGEST_KEY: digest} if digest else params
+
+
 # -- the keys ------------------------------------------------------------------------
 # Each check returns what is wrong with a value, "" for one that is right.
 # Each check returns what is wrong with a value, "" for a valid one.
@@ -230,6 +263,11 @@ def _blocks(value: Any) -> str:
     return ""
 
 
+def _digest(value: Any) -> str:
+    is_right = isinstance(value, bytes) and 0 < len(value) <= MAX_DIGEST_BYTES
+    return "" if is_right else f"must be 1 to {MAX_DIGEST_BYTES} bytes"
+
+
 def _deadline(value: Any) -> str:
     if value is None:
         return ""
@@ -254,8 +292,10 @@ _CHECKS: Mapping[str, _Check] = {
     "remote_blocks_expiry_time": _deadline,
     # Hits in prefill's prefix cache; in a hand-over after the first token.
     "remote_prefill_cached_tokens": _integer(0, _MAX_TOKENS),
+    # Joins the others in this process; a hand-over has a field of its own for it.
+    DIGEST_KEY: _digest,
 }
-_OPTIONAL = frozenset({"remote_prefill_cached_tokens"})
+_OPTIONAL = frozenset({"remote_prefill_cached_tokens", DIGEST_KEY})
 
 
 def _not_json(why: str) -> InvalidRequestError:

@@ -13,10 +13,10 @@ from decode_worker.engine import begin_decode, decode_steps
 from decode_worker.handover_check import KnownEngines
 from stream2llm.api.codec import fields
 from stream2llm.api.errors import InternalError
-from stream2llm.api.grpc_options import channel_options
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.engine.vllm_engine import Engine
+from stream2llm.security.tls import PeerChannels
 from stream2llm.serving.ids import unique_id
 from stream2llm.serving.worker_spec import WorkerAddress
 
@@ -25,19 +25,20 @@ _PROMPT_TOKEN_IDS = [1, 2, 3, 4]
 
 
 async def connect(
-    engine: Engine, known: KnownEngines, peer: WorkerAddress, max_message_bytes: int
+    engine: Engine, known: KnownEngines, peer: WorkerAddress, channels: PeerChannels
 ) -> None:
     """Reads a few tokens' KV from `peer`, whose hand-overs are accepted from then on.
 
     Raises when that fails.
     """
-    options = channel_options(max_message_bytes)
-    async with grpc.aio.insecure_channel(peer.grpc_address, options=options) as channel:
+    opened, _ = channels.open(peer.grpc_address)
+    async with opened as channel:
         # Prefill has freed what was read; leaving the block frees what it never handed over.
-        call = worker_pb2_grpc.PrefillServiceStub(channel).PrefillSession()
+        call = worker_pb2_grpc.PrefillServiceStub(channels.calls(channel)).PrefillSession()
         first = await _first_token(call)
         transfer = known.learn(
             first.handover.kv_transfer_params_json,
+            digest=first.handover.kv_digest,
             block_size=peer.block_size,
             num_kv_blocks=peer.num_kv_blocks,
             may_keep_fewer=engine.info.has_windows,

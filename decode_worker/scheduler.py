@@ -12,22 +12,23 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from decode_worker.fetching import KvPrefetchMixin
 from stream2llm.engine.orphan_guard import exit_with_parent
+from stream2llm.engine.timed_steps import TimedSteps
 from stream2llm.serving import logs
 
 
-class DecodeScheduler(KvPrefetchMixin, Scheduler):
+class DecodeScheduler(KvPrefetchMixin, TimedSteps, Scheduler):
     """The scheduler for `async_scheduling=False`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        logs.configure_child()
+        logs.configure_child(self.options.logs)
         exit_with_parent()
 
 
-class AsyncDecodeScheduler(KvPrefetchMixin, AsyncScheduler):
+class AsyncDecodeScheduler(KvPrefetchMixin, TimedSteps, AsyncScheduler):
     """The scheduler for `async_scheduling=True`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        logs.configure_child()
+        logs.configure_child(self.options.logs)
         exit_with_parent()

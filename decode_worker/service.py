@@ -13,24 +13,30 @@ from contextlib import AsyncExitStack, aclosing, suppress
 
 import grpc
 
+from decode_worker.answer_order import AnswerOrder, AnswerTurn
 from decode_worker.engine import begin_decode, decode_steps
 from decode_worker.fetch_orders import LocalTokens
 from decode_worker.fetch_service import serve_fetches
 from decode_worker.fetch_sessions import FetchSessions
 from decode_worker.handover_check import KnownEngines, Transfer
+from decode_worker.session_trace import DecodeTrace, PrefetchTrace
 from stream2llm.api import codec
 from stream2llm.api.errors import InvalidRequestError, UnavailableError, describe
 from stream2llm.api.handover import ACCEPTED_METADATA
 from stream2llm.api.rpc_status import abort
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.tenant import TenantShare
 from stream2llm.api.token_step import TokenStep
+from stream2llm.api.trace_context import TraceContext, context_in
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.engine.vllm_engine import OutputStream
 from stream2llm.engine.worker import EngineWorker
 from stream2llm.engine.worker_metrics import TransferMetrics
 from stream2llm.serving.ids import unique_id
+from stream2llm.serving.log_context import LogContext, bind
 from stream2llm.serving.request_check import check_id, check_token_ids
 from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
+from stream2llm.serving.tracing import Trace, recording
 
 _log = logging.getLogger(__name__)
 
@@ -44,11 +50,13 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         metrics: TransferMetrics,
         fetches: FetchSessions,
         known: KnownEngines,
+        order: AnswerOrder,
     ) -> None:
         self._worker = worker
         self._metrics = metrics
         self._fetches = fetches
         self._known = known
+        self._order = order
 
     async def PrefetchKv(
         self,
@@ -57,8 +65,12 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
     ) -> None:
         """Prefetches KV for one session whose context is still streaming in."""
         writer = StreamWriter(context)
+        trace = PrefetchTrace(self._begin_trace("prefetch", context))
         async with failures_as_status(context, writer, _log, describe):
-            await serve_fetches(self._worker, self._fetches, requests, writer, self._transfer)
+            with recording(trace.trace, trace.record):
+                await serve_fetches(
+                    self._worker, self._fetches, requests, writer, self._transfer, trace
+                )
 
     async def Decode(
         self, request: worker_pb2.DecodeRequest, context: grpc.aio.ServicerContext
@@ -66,22 +78,32 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         """Continues one answer."""
         writer = StreamWriter(context)
         num_tokens = len(request.prompt_token_ids)
+        trace = DecodeTrace(
+            self._begin_trace("decode", context), request.session_id, num_tokens - 1
+        )
+        bind(LogContext(trace.trace.context, request.session_id))
         async with failures_as_status(context, writer, _log, describe):
             transfer = self._transfer(request.handover, num_tokens - 1)
             if request.refuse_when_full:
                 self._require_room(num_tokens)
         # From here on this worker, not the router, is responsible for the hand-over.
         await context.send_initial_metadata(ACCEPTED_METADATA)
-        async with (
-            failures_as_status(context, writer, _log, describe),
-            aclosing(self._steps(request, transfer)) as steps,
-        ):
-            async for response in steps:
-                await writer.write(response)
+        async with failures_as_status(context, writer, _log, describe):
+            with recording(trace.trace, trace.record), self._worker.sessions.reported():
+                async with aclosing(self._steps(request, transfer, trace)) as steps:
+                    async for response in steps:
+                        step = response.step
+                        trace.stepped(len(step.token_ids), is_last=bool(step.finish_reason))
+                        await writer.write(response)
+
+    def _begin_trace(self, name: str, context: grpc.aio.ServicerContext) -> Trace:
+        return self._worker.tracing.begin(name, context_in(context.invocation_metadata()))
 
     def _transfer(self, handover: worker_pb2.Handover, num_tokens: int | None = None) -> Transfer:
         """Returns vLLM's transfer parameters of a hand-over; raises InvalidRequestError."""
-        return self._known.check(handover.kv_transfer_params_json, handover.num_blocks, num_tokens)
+        return self._known.check(
+            handover.kv_transfer_params_json, handover.num_blocks, num_tokens, handover.kv_digest
+        )
 
     def _require_room(self, num_tokens: int) -> None:
         """Raises UnavailableError when another worker should take an answer of `num_tokens`."""
@@ -96,12 +118,13 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
             )
 
     async def _steps(
-        self, request: worker_pb2.DecodeRequest, transfer: Transfer
+        self, request: worker_pb2.DecodeRequest, transfer: Transfer, trace: DecodeTrace
     ) -> AsyncGenerator[worker_pb2.DecodeResponse, None]:
         # The number of local prompt tokens goes out with the first step.
         local_tokens: list[int] = []
 
         def note_local(local: LocalTokens) -> None:
+            trace.local(local)
             num_prompt_tokens = len(request.prompt_token_ids) - 1
             local_tokens.append(min(local.num_tokens, num_prompt_tokens))
             self._fetches.settle(request.fetch_session_id, num_prompt_tokens, local)
@@ -110,10 +133,22 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         sampling = codec.decode(SamplingParameters, request.sampling)
         engine = self._worker.engine
         async with AsyncExitStack() as stack:
-            stream = await self._begin(request_id, request, sampling, transfer, stack)
-            steps = decode_steps(engine, request_id, stream, sampling.logprobs, note_local)
+            context = trace.trace.recorded_context
+            stream, turn = await self._begin(
+                request_id, request, sampling, transfer, context, stack
+            )
+            trace.submitted()
+            steps = decode_steps(
+                engine,
+                request_id,
+                stream,
+                sampling.logprobs,
+                note_local,
+                lambda: self._fetches.metrics.mismatched("after_seal"),
+            )
             await stack.enter_async_context(aclosing(steps))
             async for step in self._counting_failures(steps):
+                turn.stepped(len(step.token_ids))
                 local = local_tokens.pop() if local_tokens else None
                 yield worker_pb2.DecodeResponse(step=codec.fields(step), local_tokens=local)
 
@@ -123,21 +158,31 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         request: worker_pb2.DecodeRequest,
         sampling: SamplingParameters,
         transfer: Transfer,
+        trace: TraceContext | None,
         stack: AsyncExitStack,
-    ) -> OutputStream:
+    ) -> tuple[OutputStream, AnswerTurn]:
         """Submits the request to the engine; on any failure, notifies prefill of the hand-over."""
         tokens = list(request.prompt_token_ids)
         try:
             self._check(request, sampling)
             stack.enter_context(self._worker.session())
-            return await begin_decode(
+            tenant = codec.decode(TenantShare, request.tenant)
+            turn = stack.enter_context(
+                self._order.turn(tenant, len(tokens), sampling.max_tokens or 0)
+            )
+            stream = await begin_decode(
                 self._worker.engine,
                 request_id,
                 tokens,
                 sampling,
                 transfer,
                 request.fetch_session_id,
+                request.cache_salt,
+                answer_tokens=request.answer_tokens,
+                rank=turn.rank,
+                trace=trace,
             )
+            return stream, turn
         except BaseException:
             with suppress(UnavailableError):  # a dead engine cannot notify; the lease ends
                 await asyncio.shield(self._release(request_id, transfer))
@@ -148,8 +193,10 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         vocab_size = self._worker.engine.info.vocab_size
         check_id(request.session_id, "session_id")
         check_id(request.fetch_session_id, "fetch_session_id")
+        check_id(request.cache_salt, "cache_salt")
         check_token_ids(request.prompt_token_ids, vocab_size, "prompt_token_ids")
         sampling.validate(vocab_size)
+        codec.decode(TenantShare, request.tenant).validate("tenant")
 
     async def _counting_failures(self, steps: AsyncIterator[TokenStep]) -> AsyncIterator[TokenStep]:
         try:

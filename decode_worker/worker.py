@@ -8,6 +8,8 @@ import grpc
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from decode_worker import peers
+from decode_worker.answer_metrics import AnswerMetrics
+from decode_worker.answer_order import AnswerOrder
 from decode_worker.engine import start_decode_engine
 from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.fetch_sessions import FetchSessions
@@ -18,6 +20,7 @@ from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.worker import EngineWorker
 from stream2llm.engine.worker_metrics import TransferMetrics
+from stream2llm.security.tls import PeerChannels
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec
 
@@ -38,11 +41,16 @@ class Worker(EngineWorker):
     def add_services(self, server: grpc.aio.Server) -> None:
         """Adds `DecodeService`."""
         fetches = FetchSessions(self.engine, self._fetch_metrics, SystemClock())
-        service = DecodeService(self, self._metrics, fetches, self._known)
+        order = AnswerOrder(self.spec.security.tenants)
+        self._show(AnswerMetrics(order))
+        service = DecodeService(self, self._metrics, fetches, self._known, order)
         worker_pb2_grpc.add_DecodeServiceServicer_to_server(service, server)
 
     async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:
         """Exchanges NIXL metadata with these prefill workers concurrently."""
-        size = self.spec.max_message_bytes
-        connects = (peers.connect(self.engine, self._known, peer, size) for peer in prefill)
+        spec = self.spec
+        channels = PeerChannels(
+            self.certificates, spec.max_message_bytes, spec.security.peer_name, spec.cluster_token
+        )
+        connects = (peers.connect(self.engine, self._known, peer, channels) for peer in prefill)
         await asyncio.gather(*connects)

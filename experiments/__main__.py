@@ -30,13 +30,34 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     "baselines": Experiment(
-        "baselines.command", "stock vLLM and Stream2LLM on the same traces, one after the other", 80
+        "baselines.command",
+        "stock vLLM and Stream2LLM on the same traces, one after the other",
+        100,
     ),
     "paper": Experiment(
         "paper.grid", "the paper's settings simulated, beside the TTFT it published", 1
     ),
+    "workload": Experiment(
+        "paper.workload_check", "generated traces beside all that is published of the real ones", 2
+    ),
+    "recordings": Experiment(
+        "paper.recordings", "the paper's settings from its own recordings, where there are any", 30
+    ),
+    "pressure": Experiment(
+        "paper.pressed",
+        "preemption as published: its numbers and TTFT by mode, theirs and ours",
+        20,
+    ),
     "policies": Experiment(
         "paper.policies", "a policy against the best of fcfs, lcas, mcps in the paper's settings", 4
+    ),
+    "bursts": Experiment(
+        "paper.bursts",
+        "a policy against fcfs and lcas when sessions arrive in bursts, simulated",
+        12,
+    ),
+    "deadlines": Experiment(
+        "deadlines", "answers in time: a policy against fcfs, srpf without deadlines and edf", 60
     ),
     "orderings": Experiment(
         "paper.orderings", "the paper's update-mode, documents as given and in the stable order", 1
@@ -74,11 +95,20 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "online-calibration": Experiment(
         "online_calibration", "cost profiles wrong by a factor of five, corrected by an engine", 3
     ),
+    "tenants": Experiment(
+        "tenants", "a light client beside a heavy one, and four that want too much, simulated", 1
+    ),
+    "tenants-live": Experiment(
+        "tenants_live", "a light client beside a heavy one, and two that want too much, live", 3
+    ),
     "planning": Experiment(
         "planning", "seconds to plan a step: the rank index against sorting all sessions", 3
     ),
     "scheduler-cost": Experiment(
         "scheduler_cost", "seconds that the scheduler adds to a step of a real engine", 5
+    ),
+    "kv-digest": Experiment(
+        "kv_digest", "what digests of KV add to prefill and to a read, with and without in turn", 3
     ),
     "prefix": Experiment("prefix", "seconds to compare two long token sequences", 0.1),
 }

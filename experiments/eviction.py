@@ -41,14 +41,14 @@ Row = dict[str, int]
 def rows(prefix_caching: bool) -> dict[float, Row]:
     """By share of the peak; on an engine of its own."""
     workloads = [workload(seed) for seed in SEEDS]
-    peaks = [peak_blocks(events) for events in workloads]
+    peaks = [peak_blocks(sessions) for sessions in workloads]
     engine = PressureEngine(round(max(SHARES) * max(peaks)), prefix_caching=prefix_caching)
     table: dict[float, Row] = {}
     for share in SHARES:
         table[share] = dict.fromkeys(VARIANTS, 0)
-        for events, peak in zip(workloads, peaks, strict=True):
+        for sessions, peak in zip(workloads, peaks, strict=True):
             for name, way in VARIANTS.items():
-                outcome = engine.run(events, way, round(share * peak))
+                outcome = engine.run(sessions, way, round(share * peak))
                 table[share][name] += outcome.recomputed
     engine.close()
     return table

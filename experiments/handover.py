@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from experiments.handover_metrics import bytes_moved
+from experiments.cluster_metrics import counted
 from experiments.handover_plan import questions
 from experiments.handover_run import Beside, Decoders, Outcome, ask, ask_again
+from experiments.lab_cluster import lab_cluster
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.cluster.config import ClusterConfig, parse_config
-from stream2llm.models.store import ensure_random_llama
+from stream2llm.cluster.config import ClusterConfig
 from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.format import Shape
 
@@ -101,23 +101,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def _config() -> ClusterConfig:
-    engine = {
-        "dtype": "bfloat16",
-        "enforce_eager": True,
-        "block_size": 32,
-        "max_model_len": 16_384,
-        "max_num_batched_tokens": 1024,
-        "max_num_seqs": 16,
-    }
-    worker = {"engine": engine, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
-    raw = {
-        "model": str(ensure_random_llama("fast")),
-        "router": {"port": 0},
-        "controller": {"http_port": 0},
-        "prefill": worker,
-        "decode": worker,
-    }
-    return parse_config(raw, source="experiments.handover")
+    return lab_cluster("experiments.handover", max_model_len=16_384, max_num_seqs=16)
 
 
 async def _run(cluster: Cluster, args: Namespace) -> Report:
@@ -143,11 +127,16 @@ async def _compare(
             # The same question but for its tokens: one must not warm the other's cache.
             seed = args.seed * 1000 + number
             (plan,) = questions(shape, 1, num_tokens, args.seconds, seed, salt=mode)
-            before = bytes_moved(cluster.http_address)
+            before = _bytes_moved(cluster)
             outcomes[mode].append(await ask(client, plan, mode))
-            moved[mode] += bytes_moved(cluster.http_address) - before
+            moved[mode] += _bytes_moved(cluster) - before
             outcomes["cached"].append(await ask_again(client, plan))
     return [_row(shape, num_tokens, mode, each, moved.get(mode)) for mode, each in outcomes.items()]
+
+
+def _bytes_moved(cluster: Cluster) -> Counter[str]:
+    """KV so far: "prefetched" and used, "after_seal", "wasted"."""
+    return counted(cluster.http_address, "stream2llm_handover_bytes_total", "when")
 
 
 def _row(

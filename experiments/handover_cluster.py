@@ -23,7 +23,7 @@ from stream2llm.simulator.work import Task, tasks
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report.summary import latencies
 from stream2llm.workload.table import Table, markdown
-from stream2llm.workload.traces.arrivals import first, poisson
+from stream2llm.workload.traces.arrivals import Poisson, first
 from stream2llm.workload.traces.format import Scale, Shape
 from stream2llm.workload.traces.generate import generate
 
@@ -75,7 +75,7 @@ def play(cell: Cell, asked: Sequence[Task]) -> RunRecord:
 
 def workload(shape: Shape, seed: int) -> list[Task]:
     """The workload of a shape, at its published size."""
-    comes = poisson(RATES[shape], random.Random(f"{seed}/arrivals"))
+    comes = Poisson().arrivals(RATES[shape], random.Random(f"{seed}/arrivals"))
     return tasks(generate(shape, first(NUM_SESSIONS, comes, "poisson"), seed, Scale()))
 
 

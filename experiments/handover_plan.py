@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
-from experiments.plays import Play, context_length, play_of, token_ids
+from experiments.token_sessions import changes, with_token_ids
+from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.traces.format import Document, Scale, Session, Shape
 from stream2llm.workload.traces.generate import generate
 
@@ -25,20 +24,17 @@ def sessions(
 
 def questions(
     shape: Shape, count: int, num_tokens: int, duration_s: float, seed: int, salt: str = ""
-) -> list[Play]:
+) -> list[PlannedSession]:
     """The same with token ids of their own, so that no cache knows them; the salt changes them."""
-    rng = np.random.default_rng(list(f"{shape}/{num_tokens}/{seed}/{salt}".encode()))
-    return [
-        play_of(each, token_ids(each.prefix.num_tokens, rng), rng)
-        for each in sessions(shape, count, num_tokens, duration_s, seed)
-    ]
+    found = sessions(shape, count, num_tokens, duration_s, seed)
+    return with_token_ids(found, f"{shape}/{num_tokens}/{seed}/{salt}")
 
 
-def num_settled_tokens(question: Play, at_s: float) -> int:
+def num_settled_tokens(question: PlannedSession, at_s: float) -> int:
     """How much of the prompt stood where it stands at the seal, and stayed from then on."""
-    before = [each for each in question.changes if each.at_s <= at_s]
-    kept = (each.keep_tokens for each in question.changes if each.at_s > at_s)
-    return min([context_length(before), *kept])
+    found = changes(question)
+    known = [each.num_tokens for each in found if each.due_s <= at_s]
+    return min([*known[-1:], *(each.keep_tokens for each in found if each.due_s > at_s)])
 
 
 def _scaled(session: Session, num_tokens: int, duration_s: float) -> Session:

@@ -8,18 +8,12 @@ import time
 from dataclasses import dataclass, field
 
 from experiments.handover_plan import num_settled_tokens
-from experiments.plays import Play
-from experiments.sending import Sender
+from experiments.token_sessions import prompt_ids
 from stream2llm.api.errors import InternalError
 from stream2llm.api.handover import HandoverMode
-from stream2llm.client import (
-    AsyncClient,
-    Event,
-    Finished,
-    Progress,
-    SamplingParameters,
-    TokenDelta,
-)
+from stream2llm.client import AsyncClient, Event, Finished, Progress, SamplingParameters, TokenDelta
+from stream2llm.workload.replay.plan import PlannedSession
+from stream2llm.workload.replay.session import send
 
 _GREEDY = SamplingParameters(max_tokens=8, temperature=0.0, ignore_eos=True)
 # What a client wants: KV that was computed so long before the seal is to be at decode.
@@ -66,33 +60,31 @@ class _Watch:
         return next((count for when, count in reversed(self.prefilled) if when <= at_s), 0)
 
 
-async def ask(client: AsyncClient, question: Play, mode: HandoverMode) -> Outcome:
+async def ask(client: AsyncClient, question: PlannedSession, mode: HandoverMode) -> Outcome:
     """Streams the question's context as it comes, and reads the answer."""
     watch, begin_s = _Watch(), time.perf_counter()
     async with client.session(
-        prefix=question.prefix_ids,
-        suffix=question.question_ids,
+        prefix=question.prefix,
+        suffix=question.suffix,
         sampling=_GREEDY,
         handover=mode,
         on_event=watch.on_event,
     ) as session:
-        sender = Sender(session, question)
-        *events, seal = question.session.events
-        for event in events:
-            await _until(begin_s + event.at_s)
-            await sender.send(event)
-        await _until(begin_s + seal.at_s)
+        for step in question.steps:
+            await _until(begin_s + step.due_s)
+            await send(session, step)
+        await _until(begin_s + question.seal_due_s)
         before_s = time.perf_counter() - SETTLED_BEFORE_S
         await session.answer()
     settled = min(num_settled_tokens(question, before_s - begin_s), watch.prefilled_at(before_s))
     return _outcome(watch, settled)
 
 
-async def ask_again(client: AsyncClient, question: Play) -> Outcome:
+async def ask_again(client: AsyncClient, question: PlannedSession) -> Outcome:
     """The same prompt at once: all of it is in decode's cache by now."""
     watch = _Watch()
     async with client.session(
-        prefix=question.prompt_ids, sampling=_GREEDY, handover="at_seal", on_event=watch.on_event
+        prefix=prompt_ids(question), sampling=_GREEDY, handover="at_seal", on_event=watch.on_event
     ) as session:
         await session.answer()
     return _outcome(watch, settled_tokens=0)

@@ -11,14 +11,13 @@ In mode `swap`, so that copies are observed too.
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import dataclass
 from typing import Any
 
 from cost_profiles.correction import CALIBRATION_OBSERVATIONS, CorrectedCostModel
 from cost_profiles.model import CostModel
-from cost_profiles.types import Costs
 from experiments.pressure import SWAP, PressureEngine, in_a_process, peak_blocks, workload
 from experiments.quick_profile import measure_recompute, measure_swap, profile_of
+from experiments.scaled_costs import ScaledCosts
 from stream2llm.workload.table import Table, markdown
 
 WRONG_BY = (1.0, 5.0, 0.2)
@@ -28,39 +27,19 @@ ACCEPTED = 1.5
 SEED, MEMORY_SHARE = 1, 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class WrongCosts:
-    """Costs that are off by a factor."""
-
-    right: Costs
-    factor: float
-
-    def recompute_s(self, from_token: int, to_token: int) -> float:
-        """So many times what it takes."""
-        return self.factor * self.right.recompute_s(from_token, to_token)
-
-    def swap_out_s(self, num_blocks: int) -> float:
-        """So many times what it takes."""
-        return self.factor * self.right.swap_out_s(num_blocks)
-
-    def swap_in_s(self, num_blocks: int) -> float:
-        """So many times what it takes."""
-        return self.factor * self.right.swap_in_s(num_blocks)
-
-
 def play() -> list[dict[str, Any]]:
     """For each factor: what the learned factors make of it, and from how many observations."""
-    events = workload(SEED)
-    num_blocks = round(MEMORY_SHARE * peak_blocks(events))
+    sessions = workload(SEED)
+    num_blocks = round(MEMORY_SHARE * peak_blocks(sessions))
     engine = PressureEngine(num_blocks, prefix_caching=False)
     right = profile_of(
         engine.local, measure_recompute(engine.local, 20), measure_swap(engine.local, 10)
     )
-    engine.run(events, SWAP, num_blocks)  # first steps of every shape are slow
+    engine.run(sessions, SWAP, num_blocks)  # first steps of every shape are slow
     rows = []
     for wrong_by in WRONG_BY:
-        costs = CorrectedCostModel(WrongCosts(CostModel(right), wrong_by))
-        engine.run(events, SWAP, num_blocks, costs)
+        costs = CorrectedCostModel(ScaledCosts(CostModel(right), wrong_by, wrong_by))
+        engine.run(sessions, SWAP, num_blocks, costs)
         rows.append(
             {"wrong_by": wrong_by}
             | {curve: _calibrated(costs, curve, wrong_by) for curve in CURVES}

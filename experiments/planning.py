@@ -65,6 +65,14 @@ class Figures:
         )
 
 
+class _InOrder(list[RequestView]):
+    """All sessions in serving order; they are of one tenant."""
+
+    def leave_out(self, view: RequestView) -> bool:
+        """There is no other tenant to go on with."""
+        return False
+
+
 class SortedRanking:
     """The baseline: every session's view, sorted."""
 
@@ -72,9 +80,11 @@ class SortedRanking:
         self._policy = policy
         self._order = sorted(views, key=lambda view: (self._serve_key(view), view.request_id))
 
-    def to_serve(self) -> Iterator[RequestView]:
+    has_tenants = False
+
+    def to_serve(self) -> _InOrder:
         """Sessions that have work, first served first."""
-        return (view for view in self._order if view.num_wanted_tokens)
+        return _InOrder(view for view in self._order if view.num_wanted_tokens)
 
     def to_evict(self) -> Iterator[RequestView]:
         """Sessions that hold blocks, first evicted first."""
@@ -83,9 +93,17 @@ class SortedRanking:
         )
         return (view for view in keep if view.num_blocks)
 
-    def goes_before(self, first: RequestView, second: RequestView) -> bool:
-        """Whether `first` is served before `second`."""
-        return self._serve_key(first) < self._serve_key(second)
+    def may_evict(self, beneficiary: RequestView, victim: RequestView) -> bool:
+        """Whether the one may take blocks of the other."""
+        return not victim.has_claim or self._serve_key(beneficiary) < self._serve_key(victim)
+
+    def tenant_of(self, view: RequestView) -> str:
+        """They are of one."""
+        return ""
+
+    def is_protected(self, beneficiary: RequestView, victim: RequestView) -> bool:
+        """There is no other tenant to be protected from."""
+        return False
 
     @property
     def keeps_sealed_apart(self) -> bool:
@@ -144,12 +162,7 @@ def measure(num_sessions: int, num_with_work: int, policy: str, *, short: bool) 
         num_chosen.append(len(plan.grants))
         touched = _carry_out(plan, figures, short)
     return Result(
-        num_sessions,
-        num_with_work,
-        median(num_chosen),
-        policy,
-        median(index_s),
-        median(sorting_s),
+        num_sessions, num_with_work, median(num_chosen), policy, median(index_s), median(sorting_s)
     )
 
 

@@ -56,7 +56,6 @@ TYPICAL_CONTEXT = 512
 WAYS: Mapping[str, Way] = {"recompute": RECOMPUTE, "swap": SWAP, "cost": COST, "naive": NAIVE}
 # These copy nothing, so the link is nothing to them: they run once a round.
 WITHOUT_COPIES = ("recompute", "naive")
-ANY_LINK = "any"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +125,18 @@ def plan_of_a_round(found: Mapping[str, Setup]) -> Iterator[tuple[str, str]]:
 
 def play(prefix_caching: bool) -> dict[str, Any]:
     """All runs on one engine, as plain values."""
-    events = workload(SEED)
-    num_blocks = round(MEMORY_SHARE * peak_blocks(events))
+    sessions = workload(SEED)
+    num_blocks = round(MEMORY_SHARE * peak_blocks(sessions))
     engine = PressureEngine(num_blocks, prefix_caching=prefix_caching)
     found = setups(engine)
-    engine.run(events, SWAP, num_blocks)  # first steps of every shape are slow
+    engine.run(sessions, SWAP, num_blocks)  # first steps of every shape are slow
     runs: dict[str, list[Run]] = defaultdict(list)
     for _ in range(ROUNDS):
         for link, way in plan_of_a_round(found):
             setup = found[link]
             costs = CorrectedCostModel(setup.costs)
             with throttled(setup.link) as copier:
-                outcome = engine.run(events, WAYS[way], num_blocks, costs)
+                outcome = engine.run(sessions, WAYS[way], num_blocks, costs)
             runs[f"{link} {way}"].append(Run(outcome, copier.total_waited_s))
     engine.close()
     return {

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import random
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import mean, quantiles
@@ -32,11 +32,11 @@ from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.decision import Mode
 from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
-from cost_profiles.types import CostProfile, Costs
+from cost_profiles.types import CostProfile
 from experiments.paced import Tally, play, play_by_steps
+from experiments.scaled_costs import ScaledCosts
 from stream2llm.serving.worker_options import PrefillOptions
 from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
-from stream2llm.simulator.steps import Range
 from stream2llm.simulator.work import Task, peak_tokens, tasks
 from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.format import Scale
@@ -94,30 +94,6 @@ class Scenario:
     seed: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class ScaledCosts:
-    """Costs with copies that take `swap` times as long."""
-
-    base: Costs
-    swap: float
-
-    def step_s(self, ranges: Sequence[Range]) -> float:
-        """A step: what its tokens add to an engine that has other work besides."""
-        return sum(self.base.recompute_s(*each) for each in ranges)
-
-    def recompute_s(self, from_token: int, to_token: int) -> float:
-        """See `Costs`."""
-        return self.base.recompute_s(from_token, to_token)
-
-    def swap_out_s(self, num_blocks: int) -> float:
-        """See `Costs`."""
-        return self.swap * self.base.swap_out_s(num_blocks)
-
-    def swap_in_s(self, num_blocks: int) -> float:
-        """See `Costs`."""
-        return self.swap * self.base.swap_in_s(num_blocks)
-
-
 class Device:
     """A profile as an engine, under a scenario's load."""
 
@@ -151,12 +127,12 @@ class Device:
     def costs(self, link: float | None) -> ScaledCosts:
         """What it really takes, with this link to the host."""
         if link is None:
-            return ScaledCosts(self._model, 1.0)
+            return ScaledCosts(self._model)
         num_blocks = self._token_budget // self._profile.block_size
         there_and_back_s = self._model.swap_out_s(num_blocks) + self._model.swap_in_s(num_blocks)
         before = TYPICAL_STEPS_BEFORE * self._token_budget
         again_s = self._model.recompute_s(before, before + self._token_budget)
-        return ScaledCosts(self._model, link * again_s / there_and_back_s)
+        return ScaledCosts(self._model, swap=link * again_s / there_and_back_s)
 
     def run(self, way: Way, link: float | None) -> Tally:
         """One run."""

@@ -17,24 +17,28 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from multiprocessing import get_context
 from statistics import mean, quantiles
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from vllm.config import KVTransferConfig
 
 from cost_profiles.correction import CorrectedCostModel
 from experiments.stopwatch import Stopwatch
+from experiments.token_sessions import Change, changes
 from prefill_worker.kv_transfer import SWAP_ONLY
 from prefill_worker.local_engine import LocalEngine
 from prefill_worker.session_state import ContextEvent
+from stream2llm.client import Document
 from stream2llm.models.store import ensure_random_llama
 from stream2llm.serving.worker_options import WorkerOptions
+from stream2llm.workload.replay.plan import PlannedSession, Step
 
 T = TypeVar("T")
 
@@ -47,56 +51,60 @@ MAX_MODEL_LEN = 4096
 NUM_HOST_BLOCKS = 2000
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something a session sends at an engine step."""
+def workload(seed: int) -> list[PlannedSession]:
+    """Sessions whose times are engine steps: the first chunk opens one, the question seals it."""
+    rng = random.Random(seed)
+    sessions, begin = [], 0
+    for number in range(NUM_SESSIONS):
+        begin += round(rng.expovariate(1 / 5))
+        step, num_chunks, sent = begin, rng.randint(3, 8), []
+        for chunk in range(num_chunks + 1):
+            length = 12 if chunk == num_chunks else min(round(rng.lognormvariate(5.0, 0.8)), 480)
+            tokens = [rng.randrange(100, 30_000) for _ in range(length)]
+            sent.append(Step(step, False, (Document(tokens, f"c{chunk}"),)))
+            step += 1 + round(rng.expovariate(1 / 12))
+        opening, *appends, seal = sent
+        first, question = (each.documents[0].content or [] for each in (opening, seal))
+        sessions.append(
+            PlannedSession(f"s{number}", begin, first, tuple(appends), seal.due_s, question)
+        )
+    return sessions
+
+
+class Coming(NamedTuple):
+    """A change of a session, at the engine step `change.due_s`."""
 
     name: str
     revision: int
-    keep_tokens: int
-    tokens: list[int]
-    seal: bool
+    change: Change
+
+    @property
+    def step(self) -> float:
+        """The engine step before which it comes."""
+        return self.change.due_s
 
 
-Workload = Mapping[int, Sequence[Event]]
+def coming(sessions: Iterable[PlannedSession]) -> list[Coming]:
+    """All changes as they come; those of one step in the order of the sessions."""
+    found = [
+        Coming(each.session_id, revision, change)
+        for each in sessions
+        for revision, change in enumerate(changes(each), 1)
+    ]
+    return sorted(found, key=lambda each: each.step)
 
 
-def workload(seed: int) -> Workload:
-    """Events by step: an opening with the first document, appends, a seal with the question."""
-    rng = random.Random(seed)
-    events: dict[int, list[Event]] = defaultdict(list)
-    begin = 0
-    for number in range(NUM_SESSIONS):
-        begin += round(rng.expovariate(1 / 5))
-        step, known = begin, 0
-        num_chunks = rng.randint(3, 8)
-        for chunk in range(num_chunks + 1):
-            seal = chunk == num_chunks
-            length = 12 if seal else min(round(rng.lognormvariate(5.0, 0.8)), 480)
-            tokens = [rng.randrange(100, 30_000) for _ in range(length)]
-            events[step].append(Event(f"s{number}", chunk + 1, known, tokens, seal))
-            known += length
-            step += 1 + round(rng.expovariate(1 / 12))
-    return events
-
-
-def num_tokens(events: Workload) -> int:
-    """Tokens of all prompts together: what has to be computed once."""
-    return sum(len(event.tokens) for batch in events.values() for event in batch)
-
-
-def peak_blocks(events: Workload) -> int:
+def peak_blocks(sessions: Iterable[PlannedSession]) -> int:
     """KV of all that is open at once, were each chunk computed in the step it comes in."""
     held: dict[str, int] = {}
     peak = 0
-    for step in sorted(events):
-        sealed = []
-        for event in events[step]:
-            held[event.name] = -(-(event.keep_tokens + len(event.tokens)) // BLOCK_SIZE)
-            sealed += [event.name] * event.seal
+    for _, batch in groupby(coming(sessions), key=lambda each: each.step):
+        came = list(batch)
+        held |= {each.name: -(-each.change.num_tokens // BLOCK_SIZE) for each in came}
         peak = max(peak, sum(held.values()))
-        for name in sealed:
-            del held[name]
+        for each in came:
+            if each.change.seals:
+                del held[each.name]
     return peak
 
 
@@ -164,7 +172,11 @@ class PressureEngine:
         )
 
     def run(
-        self, events: Workload, way: Way, num_blocks: int, costs: CorrectedCostModel | None = None
+        self,
+        sessions: Sequence[PlannedSession],
+        way: Way,
+        num_blocks: int,
+        costs: CorrectedCostModel | None = None,
     ) -> Outcome:
         """Plays the workload on so many blocks; `costs` are what the scheduler begins with."""
         scheduler = self.local.scheduler
@@ -174,7 +186,7 @@ class PressureEngine:
         scheduler._evicts_whole_requests = way.whole_requests
         before = asdict(scheduler.counters)
         with self._held_back(self._num_blocks - num_blocks):
-            play = _Play(self.local, events)
+            play = _Play(self.local, sessions)
             began_s = time.process_time()
             with Stopwatch() as watch:
                 play.run()
@@ -221,10 +233,10 @@ def _silence() -> None:
 class _Play:
     """One run under way."""
 
-    def __init__(self, engine: LocalEngine, events: Workload) -> None:
+    def __init__(self, engine: LocalEngine, sessions: Sequence[PlannedSession]) -> None:
         self._engine = engine
-        self._events = events
-        self._num_sessions = sum(e.seal for batch in events.values() for e in batch)
+        self._coming = deque(coming(sessions))
+        self._num_sessions = len(sessions)
         self._sealed_s: dict[str, float] = {}
         self.steps = 0
         self.ttfts_s: list[float] = []
@@ -232,17 +244,16 @@ class _Play:
     def run(self) -> None:
         """Until the last answer."""
         while len(self.ttfts_s) < self._num_sessions:
-            for event in self._events.get(self.steps, ()):
-                self._send(event)
+            while self._coming and self._coming[0].step <= self.steps:
+                self._send(*self._coming.popleft())
             for output in self._engine.step():
                 if output.new_token_ids:
                     took_s = time.perf_counter() - self._sealed_s[output.request_id]
                     self.ttfts_s.append(took_s)
             self.steps += 1
 
-    def _send(self, event: Event) -> None:
-        begins = event.revision == 1
-        said = ContextEvent(event.revision, event.keep_tokens, event.seal, begins)
-        self._engine.add(event.name, event.tokens, said)
-        if event.seal:
-            self._sealed_s[event.name] = time.perf_counter()
+    def _send(self, name: str, revision: int, change: Change) -> None:
+        event = ContextEvent(revision, change.keep_tokens, change.seals, begins=revision == 1)
+        self._engine.add(name, change.token_ids, event)
+        if change.seals:
+            self._sealed_s[name] = time.perf_counter()

@@ -47,7 +47,7 @@ from stream2llm.workload.replay.run import Target, replay
 from stream2llm.workload.replay.session import Asking
 from stream2llm.workload.report.summary import latencies, summarize
 from stream2llm.workload.table import Table, markdown
-from stream2llm.workload.traces.arrivals import first, poisson
+from stream2llm.workload.traces.arrivals import Poisson, first
 from stream2llm.workload.traces.format import Scale, Session, Shape
 from stream2llm.workload.traces.generate import generate
 from stream2llm.workload.traces.text import TextMaker
@@ -163,7 +163,9 @@ def fitting_sessions(
     fitting = [each for each in alike if each.num_longest_tokens <= most_tokens]
     work_s = sum(_work_s(each, law, token_budget) for each in fitting)
     arrivals = first(
-        trial.num_sessions, poisson(trial.load * trial.num_sessions / work_s, rng), "poisson"
+        trial.num_sessions,
+        Poisson().arrivals(trial.load * trial.num_sessions / work_s, rng),
+        "poisson",
     )
     generated = generate(trial.shape, arrivals, trial.seed, scale, maker)
     pairs = [(each, tasks([each])[0]) for each in generated]

@@ -52,11 +52,9 @@ class BlockCopier(Protocol):
 
     def start(self, jobs: StepJobs) -> None:
         """Copies, or begins to; `outs` before `ins`. A job that raises is a failed job."""
-        ...
 
     def take_results(self, *, wait: bool) -> JobResults:
         """Returns what has ended since the last call; `wait` first waits for everything started."""
-        ...
 
 
 def make_copier(

@@ -74,9 +74,12 @@ class LiveLedger:
         self._requests = requests
         self._manager = manager
 
-    def block_ids(self, request_id: str) -> list[int]:
-        """Returns the blocks of a request, shared ones included."""
-        return [block.block_id for block in self._group.req_to_blocks.get(request_id, ())]
+    def block_ids(
+        self, request_id: str, first: int | None = None, stop: int | None = None
+    ) -> list[int]:
+        """Returns the blocks [first, stop) of a request, or all; shared ones included."""
+        blocks = self._group.req_to_blocks.get(request_id, [])
+        return [block.block_id for block in blocks[first:stop]]
 
     def num_holders(self, block_id: int) -> int:
         """Returns the number of references to a block: requests, leases and all others."""

@@ -43,15 +43,12 @@ class ControlledEngine(Protocol):
         self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
     ) -> Any:
         """Builds a request; raises when the engine is dead."""
-        ...
 
     async def submit(self, request: Any) -> OutputStream:
         """Starts a request and returns its outputs."""
-        ...
 
     async def send(self, request: Any) -> None:
         """Sends a request whose outputs go to the stream of an earlier one."""
-        ...
 
 
 class ControlChannel:
@@ -137,10 +134,7 @@ class ControlChannel:
 
     async def _request(self, command: SchedulerCommand) -> Any:
         params = to_vllm(
-            SamplingParameters(),
-            max_tokens=1,
-            seed=None,
-            extra_args={WIRE_KEY: command.to_wire()},
+            SamplingParameters(), max_tokens=1, seed=None, extra_args={WIRE_KEY: command.to_wire()}
         )
         return await self._engine.build_request(CONTROL_REQUEST_ID, list(_NO_PROMPT), params)
 

@@ -19,15 +19,12 @@ class Mark(Protocol):
 
     def is_reached(self) -> bool:
         """Whether all work before it is done."""
-        ...
 
     def wait(self) -> None:
         """Blocks until all work before it is done."""
-        ...
 
     def seconds_since(self, earlier: Self) -> float:
         """Returns the time between two marks that have been reached."""
-        ...
 
 
 class CopyStream(Protocol[M]):
@@ -35,15 +32,12 @@ class CopyStream(Protocol[M]):
 
     def run(self, work: Callable[[], None]) -> None:
         """Queues the device work that `work` issues."""
-        ...
 
     def mark(self) -> M:
         """Returns the point behind all that has been queued."""
-        ...
 
     def wait_for(self, mark: M) -> None:
         """Makes work queued from now on wait for a mark of another stream."""
-        ...
 
 
 class CudaMark:

@@ -24,6 +24,9 @@ from prefill_worker.settings import require_settings
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HANDOVER_KEY
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.tenant import ONE_TENANT, TenantShare
+from stream2llm.api.trace_context import TraceContext
+from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY, AnswerPenalty
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import (
     Engine,
@@ -33,6 +36,7 @@ from stream2llm.engine.vllm_engine import (
     only_output,
 )
 from stream2llm.engine.vllm_sampling import EngineSeed, engine_seed, to_vllm
+from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.serving.request_check import check_token_ids
 from stream2llm.serving.worker_spec import WorkerSpec
 
@@ -41,6 +45,7 @@ FIXED_ARGS = {
     "scheduler_cls": "prefill_worker.scheduler.PrefillScheduler",
     "async_scheduling": False,
     "scheduler_reserve_full_isl": False,
+    "logits_processors": [AnswerPenalty],
 }
 
 MAX_REVISION = 2**63 - 1
@@ -93,10 +98,30 @@ class PrefillOutput:
 class PrefillSession:
     """One session at the engine. Not safe for concurrent use."""
 
-    def __init__(self, engine: Engine, request_id: str, sampling: SamplingParameters) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        request_id: str,
+        sampling: SamplingParameters,
+        cache_salt: str = "",
+        *,
+        tenant: TenantShare = ONE_TENANT,
+        trace: TraceContext | None = None,
+        ttft_slo_ms: int = 0,
+        clock: Clock | None = None,
+    ) -> None:
+        """KV is shared only with sessions of the same `cache_salt`; vLLM's own span joins `trace`.
+
+        The first token is due `ttft_slo_ms` after the seal; 0: no deadline.
+        """
+        self._ttft_slo_ms = ttft_slo_ms
+        self._clock = clock or SystemClock()
+        self._trace = trace
         self._engine = engine
         self._request_id = request_id
         self._sampling = sampling
+        self._cache_salt = cache_salt
+        self._tenant = tenant
         self._first_request: EngineCoreRequest | None = None
         self._num_tokens = 0
         # Revision of the last splice.
@@ -117,25 +142,43 @@ class PrefillSession:
         seal: bool = False,
         hand_over: bool = False,
         stable_tokens: int = 0,
+        ttft_left_ms: int = 0,
+        answer_tokens: int = 0,
     ) -> None:
         """Makes the sequence its first `keep_tokens` tokens and `token_ids`.
 
         KV of the first `stable_tokens` may be offered to decode before the seal.
 
         With `seal` the sequence is final, and the first token is sampled as soon as
-        all is computed. Raises InvalidRequestError, and changes nothing, when an
-        argument is invalid, or when the sequence would not leave the model room for
-        an answer or not fit into the engine's KV memory.
+        all is computed; it is due in `ttft_left_ms`, if that is not 0. It continues an
+        answer of which the last `answer_tokens` tokens are the begin. Raises
+        InvalidRequestError, and changes nothing, when an argument is invalid, or when
+        the sequence would not leave the model room for an answer or not fit into the
+        engine's KV memory.
         """
-        self._check(revision, keep_tokens, token_ids, seal, stable_tokens)
+        self._check(revision, keep_tokens, token_ids, seal, stable_tokens, answer_tokens)
         self._revision = revision
         self._num_tokens = keep_tokens + len(token_ids)
         begins = self._first_request is None
-        event = ContextEvent(revision, keep_tokens, seal, begins, stable_tokens)
+        event = ContextEvent(
+            revision,
+            keep_tokens,
+            seal,
+            begins,
+            stable_tokens,
+            self._tenant,
+            ttft_slo_ms=self._ttft_slo_ms,
+            deadline_ms=self._deadline_ms(ttft_left_ms),
+        )
         if self._first_request is not None:
-            await self._engine.send(self._event_request(event, token_ids, hand_over))
+            extra_args = _extra_args(event, hand_over, answer_tokens)
+            await self._engine.send(self._event_request(token_ids, extra_args))
         elif token_ids:
-            await self._begin(event, token_ids, hand_over)
+            await self._begin(event, token_ids, hand_over, answer_tokens)
+
+    def _deadline_ms(self, left_ms: int) -> int:
+        """By the monotonic clock, which is that of EngineCore too: one machine has one."""
+        return int(1000 * self._clock.monotonic_s()) + left_ms if left_ms else 0
 
     async def cancel(self) -> None:
         """Frees the session's blocks, also those that wait for a decode worker."""
@@ -143,7 +186,13 @@ class PrefillSession:
             await self._engine.end(self._request_id)
 
     def _check(
-        self, revision: int, keep_tokens: int, token_ids: list[int], seal: bool, stable_tokens: int
+        self,
+        revision: int,
+        keep_tokens: int,
+        token_ids: list[int],
+        seal: bool,
+        stable_tokens: int,
+        answer_tokens: int,
     ) -> None:
         if not self._revision < revision <= MAX_REVISION:
             raise InvalidRequestError(
@@ -166,30 +215,37 @@ class PrefillSession:
             )
         if seal and not num_tokens:
             raise InvalidRequestError("the context is empty", field="seal")
+        if answer_tokens and answer_tokens >= num_tokens:
+            raise InvalidRequestError(
+                f"answer_tokens is {answer_tokens}, the sequence has {num_tokens} tokens",
+                field="seal.answer_tokens",
+            )
 
-    async def _begin(self, event: ContextEvent, token_ids: list[int], hand_over: bool) -> None:
+    async def _begin(
+        self, event: ContextEvent, token_ids: list[int], hand_over: bool, answer_tokens: int
+    ) -> None:
         params = to_vllm(
             self._sampling,
             max_tokens=1,
-            seed=engine_seed(self._sampling.seed, EngineSeed.PREFILL),
-            extra_args=_extra_args(event, hand_over),
+            seed=engine_seed(self._sampling.seed, EngineSeed.PREFILL, answer_tokens),
+            extra_args=_extra_args(event, hand_over, answer_tokens),
         )
-        request = await self._engine.build_request(self._request_id, token_ids, params)
+        request = await self._engine.build_request(
+            self._request_id, token_ids, params, self._cache_salt, trace=self._trace
+        )
         self._first_request = request
         self.outputs = await self._engine.submit(request)
 
-    def _event_request(
-        self, event: ContextEvent, token_ids: list[int], hand_over: bool
-    ) -> EngineCoreRequest:
+    def _event_request(self, token_ids: list[int], extra_args: dict[str, Any]) -> EngineCoreRequest:
         first = self._first_request
         assert first is not None
         params = copy.copy(first.sampling_params)
-        params.extra_args = _extra_args(event, hand_over)
+        params.extra_args = extra_args
         return msgspec.structs.replace(first, prompt_token_ids=token_ids, sampling_params=params)
 
 
-def _extra_args(event: ContextEvent, hand_over: bool) -> dict[str, Any]:
-    extra: dict[str, Any] = {WIRE_KEY: event.to_wire()}
+def _extra_args(event: ContextEvent, hand_over: bool, answer_tokens: int) -> dict[str, Any]:
+    extra: dict[str, Any] = {WIRE_KEY: event.to_wire(), ANSWER_TOKENS_KEY: answer_tokens}
     if event.seal and hand_over:
         extra["kv_transfer_params"] = dict(_HAND_OVER)
     return extra

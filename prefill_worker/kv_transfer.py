@@ -20,11 +20,18 @@ def kv_transfer(nixl_options: Mapping[str, Any], *, swaps: bool) -> dict[str, An
     `nixl_options` are further options of NIXL. Under a MultiConnector each child has
     its own configuration, but the scheduler reads that of the parent.
     """
-    nixl = {"kv_connector": "NixlConnector", "kv_role": _ROLE, **nixl_options}
+    nixl = {
+        # The name is vLLM's, which treats it specially; the class is ours.
+        "kv_connector": "NixlConnector",
+        "kv_connector_module_path": "prefill_worker.nixl_connector",
+        "kv_role": _ROLE,
+        **nixl_options,
+    }
     if not swaps:
         return nixl
+    parent = {key: value for key, value in nixl.items() if key != "kv_connector_module_path"}
     return {
-        **nixl,
+        **parent,
         "kv_connector": "MultiConnector",
         # NIXL first: vLLM uses the first child's layout, transfer parameters and handshake.
         "kv_connector_extra_config": {"connectors": [nixl, SWAP_ONLY]},

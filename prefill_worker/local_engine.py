@@ -49,7 +49,7 @@ _DEFAULTS = WorkerOptions()
 
 
 def core_request(
-    request_id: str, token_ids: Sequence[int], params: SamplingParams
+    request_id: str, token_ids: Sequence[int], params: SamplingParams, cache_salt: str = ""
 ) -> EngineCoreRequest:
     """Builds a request in the form in which a front end sends it to EngineCore."""
     return EngineCoreRequest(
@@ -60,7 +60,7 @@ def core_request(
         pooling_params=None,
         arrival_time=0.0,
         lora_request=None,
-        cache_salt=None,
+        cache_salt=cache_salt or None,
         data_parallel_rank=None,
         external_req_id=request_id,
     )
@@ -120,10 +120,12 @@ class LocalEngine:
     ) -> None:
         """Adds a session's event; without `event`, an ordinary request."""
         params = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            extra_args={WIRE_KEY: event.to_wire()} if event else None,
-            **sampling,
+            **{
+                "max_tokens": 1,
+                "temperature": 0.0,
+                "extra_args": {WIRE_KEY: event.to_wire()} if event else None,
+                **sampling,
+            }
         )
         request = core_request(request_id, token_ids, params)
         self._core.add_request(*self._core.preprocess_add_request(request))

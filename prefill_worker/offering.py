@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.engine import EngineCoreOutput
-from vllm.v1.request import RequestStatus
+from vllm.v1.request import Request, RequestStatus
 
+from prefill_worker.digests import BlockDigests
+from prefill_worker.nixl_connector import NixlConnector
 from prefill_worker.offers import Offer, OfferTable
 from prefill_worker.progress_reporting import LiveSession
 from stream2llm.api.handover import HANDOVER_KEY
+from stream2llm.engine.kv_digest import DIGEST_KEY
 
 
 @dataclass(slots=True)
@@ -42,11 +44,13 @@ class Offering:
         manager: KVCacheManager,
         nixl: NixlConnector | None,
         table: OfferTable,
+        digests: BlockDigests | None,
         now_s: Callable[[], float],
     ) -> None:
         self._manager = manager
         self._nixl = nixl
         self.table = table
+        self._digests = digests
         self._now_s = now_s
         self._touched: set[str] = set()
 
@@ -82,18 +86,14 @@ class Offering:
         return True
 
     def take_due(
-        self,
-        live: Mapping[str, LiveSession],
-        has_work: Callable[[str], bool],
-        *,
-        is_short: bool,
+        self, live: Mapping[str, LiveSession], has_work: Callable[[str], bool], *, is_short: bool
     ) -> Iterator[tuple[int, EngineCoreOutput]]:
         """Returns after a step the offers that are due, each with its client index."""
         for request_id in tuple(self._touched):
             request = live[request_id].request
             due = self.table.due(
                 request_id,
-                request.num_computed_tokens,
+                self._num_ready_tokens(request),
                 has_work=has_work(request_id),
                 is_short=is_short,
             )
@@ -101,6 +101,14 @@ class Offering:
                 yield request.client_index, self._make(live[request_id], due.num_tokens)
             if not due.waits_for_memory:
                 self._touched.discard(request_id)
+
+    def _num_ready_tokens(self, request: Request) -> int:
+        """Returns how many computed tokens have a digest, where there are digests."""
+        num_computed: int = request.num_computed_tokens
+        if self._digests is None:
+            return num_computed
+        num_blocks = self._digests.num_sampled_blocks(request.request_id)
+        return min(num_computed, num_blocks * self.table.limits.block_size)
 
     def _make(self, live: LiveSession, num_tokens: int) -> EngineCoreOutput:
         request_id = live.request.request_id
@@ -110,11 +118,13 @@ class Offering:
         self._manager.block_pool.touch(blocks)
         ids = tuple(block.block_id for block in blocks)
         offer = self.table.make(request_id, ids, self._now_s())
-        wire = {
+        wire: dict[str, Any] = {
             "revision": live.state.revision,
             "num_tokens": num_tokens,
             "params": self._register(offer, num_tokens),
         }
+        if self._digests is not None:
+            wire["params"][DIGEST_KEY] = self._digests.digest(request_id, ids)
         return EngineCoreOutput(
             request_id=request_id, new_token_ids=[], kv_transfer_params={HANDOVER_KEY: wire}
         )

@@ -25,7 +25,9 @@ waits for its end, and less work ends earlier. For the same reason steps of open
 sessions are shorter there: a session that is sealed meanwhile waits for their end.
 
 The walk ends as soon as the tokens, the slots or the memory of the step are
-spent. Its cost depends on the sessions it chooses, not on those that wait.
+spent; where several tenants are served (tenant_queues.py), it goes on with the others when
+only one of them finds no memory, or has only open sessions left in a step that is kept to
+sealed ones. Its cost depends on the sessions it chooses, not on those that wait.
 """
 
 from __future__ import annotations
@@ -49,6 +51,9 @@ from prefill_worker.victims import Victims
 # cannot be interrupted, and where nothing is computed meanwhile, new sessions wait for
 # it: 1 GiB of an 8B model's KV, some tens of milliseconds.
 MAX_LOADED_BLOCKS = 512
+
+# With these reasons sessions of other tenants may still be served.
+_ENDS_A_TENANT = (StopReason.SEALED_APART, StopReason.KV_MEMORY)
 
 
 def num_blocks_needed(view: RequestView, num_tokens: int, block_size: int) -> int:
@@ -97,23 +102,35 @@ class _Planning:
         # A session that gets tokens is sealed.
         self._some_are_sealed = False
         self._followers: list[str] = []
+        self._short_of_memory: list[str] = []
         # Keys of the full blocks that this step computes or loads.
         self._coming: set[Hashable] = set()
 
     def run(self) -> StepPlan:
-        evicted = self._victims.evicted
-        for view in self._ranking.to_serve():
+        evicted, walk = self._victims.evicted, self._ranking.to_serve()
+        stop: tuple[StopReason, str | None] = (StopReason.ALL_SERVED, None)
+        for view in walk:
             if evicted and view.request_id in evicted:
                 continue
             if view.is_loading:
                 self._some_are_loading = True
                 continue
             reason = self._consider(view)
-            if reason is not None:
-                return self._plan(reason, view.request_id)
-        return self._plan(StopReason.ALL_SERVED, None)
+            if reason is None:
+                continue
+            if stop[1] is None:
+                stop = (reason, view.request_id)
+            if reason is StopReason.KV_MEMORY:
+                self._short_of_memory.append(view.request_id)
+            if reason not in _ENDS_A_TENANT or not walk.leave_out(view):
+                break
+            self._chosen.discard(view.request_id)
+        return self._plan(*stop)
 
     def _plan(self, stop: StopReason, stopped_at: str | None) -> StepPlan:
+        is_alone = not (self._grants or self._loads or self._some_are_loading)
+        if stop is StopReason.KV_MEMORY and is_alone:
+            stop = StopReason.KV_LEASED
         return StepPlan(
             tuple(self._grants),
             self._victims.evictions(),
@@ -121,6 +138,7 @@ class _Planning:
             stopped_at,
             tuple(self._followers),
             tuple(self._loads),
+            tuple(self._short_of_memory),
         )
 
     def _consider(self, view: RequestView) -> StopReason | None:
@@ -141,12 +159,11 @@ class _Planning:
         num_tokens = num_tokens_to_host_blocks(view, self._block_size)
         if self._compute(view, num_tokens) if num_tokens else self._load(view):
             return None
-        # Later sessions hold no block that could be evicted and was not, so they
-        # cannot get one either.
+        # Later sessions of its tenant hold no block that could be evicted and was not, so
+        # they cannot get one either.
         if not view.has_claim:
             return StopReason.NO_ROOM_TO_RESTORE
-        is_alone = not (self._grants or self._loads or self._some_are_loading)
-        return StopReason.KV_LEASED if is_alone else StopReason.KV_MEMORY
+        return StopReason.KV_MEMORY
 
     def _follows(self, view: RequestView) -> bool:
         """Whether this step already computes or loads the session's next block for another."""

@@ -94,24 +94,34 @@ def mcps(view: RequestView) -> RankKey:
 
 
 # How many tokens of others may be computed first, for each token of a sealed session's own.
-SRPF_AGEING = 6
+SRPF_AGEING = 100
+# The same for each token of an open session with a deadline, from its opening on: shortest
+# first pays in an overload, and by arrival else, because who came first is sealed first.
+OPEN_AGEING = 10
 
 
 def srpf(view: RequestView) -> RankKey:
     """Sealed before open; sealed ones with little left first, all of them ageing alike.
 
+    A sealed session whose deadline is lost goes behind open ones that have a deadline to
+    keep, because what it takes from them it cannot use. Those open ones rank by what they
+    have left, too: what is computed when the seal comes need not fit into its deadline.
+
     A sealed session ranks as if sealed `SRPF_AGEING` tokens of the worker's work
-    later for each token it has left. Work is its own clock: the order of
-    two sessions that wait does not change while they do, so none is ranked
-    anew, and what comes later than that cannot overtake. 0 would be the order of
-    seals, infinity shortest-first without ageing: better at P95 and P99, and up to twice as
-    long at P99.9; 6 was chosen on two seeds of the paper's grid. Open sessions by
-    arrival: how long theirs will be is unknown.
+    later for each token it has left, so its wait is bounded in proportion to what it
+    asks for. Work is its own clock: the order of two sessions that wait does not change
+    while they do, so none is ranked anew, and what comes later than that cannot overtake.
+    0 would be the order of seals, infinity shortest-first. With Poisson arrivals queues are
+    short and anything above 5 is about the same; in bursts 6 is close to the order of seals,
+    and above 100 the longest ones pay more than the others gain (docs/benchmark-results.md,
+    "Bursts"). Open sessions by arrival: how long theirs will be is unknown.
     """
+    if not view.sealed and not view.ttft_slo_ms:
+        return (3, view.arrival)
     if not view.sealed:
-        return (True, view.arrival)
+        return (1, view.opening_work + OPEN_AGEING * view.num_wanted_tokens, view.arrival)
     rank = view.last_event_work + SRPF_AGEING * view.num_wanted_tokens
-    return (False, rank, view.arrival)
+    return (2 if view.is_late else 0, rank, view.arrival)
 
 
 POLICIES: dict[str, Policy] = {

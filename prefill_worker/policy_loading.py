@@ -13,7 +13,7 @@ from typing import Any
 
 from prefill_worker.policy import POLICIES, Policy, Rank, RankKey
 from prefill_worker.types import RequestView
-from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.errors import InvalidRequestError, describe
 
 # What foreign code may raise; a script without a `__main__` guard calls sys.exit.
 _FAILURES = (Exception, SystemExit)
@@ -55,7 +55,7 @@ def find_policy(name: str, field: str = "policy") -> Policy:
         for view in _SAMPLES:
             policy.keys(view, view.has_claim)
     except _FAILURES as error:
-        raise _bad(name, f"failed for {view}: {_in_words(error)}", field) from error
+        raise _bad(name, f"failed for {view}: {describe(error)}", field) from error
     return policy
 
 
@@ -71,8 +71,12 @@ def _imported(path: str, field: str) -> Any:
         for name in names.split("."):
             found = getattr(found, name)
     except _FAILURES as error:
-        raise _bad(path, f"cannot be imported: {_in_words(error)}", field) from error
+        advice = _NOT_FOUND if isinstance(error, ModuleNotFoundError) else ""
+        raise _bad(path, f"cannot be imported: {describe(error)}{advice}", field) from error
     return found
+
+
+_NOT_FOUND = "; install it, or name its folder in PYTHONPATH"
 
 
 def _as_policy(path: str, found: Any, field: str) -> Policy:
@@ -101,10 +105,6 @@ def _bad(path: str, problem: str, field: str) -> InvalidRequestError:
     return InvalidRequestError(
         f"{field}: the policy {path} {problem}", reason="BAD_POLICY", field=field
     )
-
-
-def _in_words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 @dataclass(slots=True)

@@ -34,6 +34,7 @@ from cost_profiles.types import (
 )
 from prefill_worker.costs import node_of
 from prefill_worker.engine import FIXED_ARGS
+from prefill_worker.kv_transfer import SWAP_ONLY
 from prefill_worker.local_engine import LocalEngine
 from prefill_worker.profile_budget import Budget, Progress
 from prefill_worker.profile_plan import (
@@ -58,11 +59,6 @@ MAX_POOL_BYTES = 4 * GIB
 SWAP_SHARE = 0.3
 # A larger spread means a busy machine; a quiet one stays well below.
 NOISY_SPREAD = 0.2
-_SWAP_CONNECTOR = KVTransferConfig(
-    kv_connector="SwapConnector",
-    kv_connector_module_path="prefill_worker.swap_connector",
-    kv_role="kv_both",
-)
 # Engine arguments that this module sets.
 _RESERVED_ARGS = {"model", "kv_transfer_config", "additional_config", *FIXED_ARGS}
 
@@ -153,7 +149,7 @@ def _engine(subject: Subject) -> Iterator[LocalEngine]:
             options=WorkerOptions(prefill=_options(min(MAX_POOL_BYTES, available // 4))),
             environment=subject.environment,
             in_process=False,
-            kv_transfer_config=_SWAP_CONNECTOR,
+            kv_transfer_config=KVTransferConfig(**SWAP_ONLY),
             **{**defaults, **subject.engine_args},
         )
     except Exception as error:

@@ -63,6 +63,7 @@ class ProgressReporting:
             session = live[request_id]
             state = session.state
             if state.is_worth_reporting(self._interval_tokens, has_work=has_work(request_id)):
+                output = session.progress()
                 state.mark_reported()
-                yield session.request.client_index, session.progress()
+                yield session.request.client_index, output
         self._touched.clear()

@@ -4,21 +4,24 @@ Sorting all sessions in every step would make each step more expensive with ever
 session that merely waits. Here a session is repositioned only when its view is
 replaced: O(log n) per touched session, nothing for the others.
 
-Two orders are kept: the serving order of sessions that have work, and the eviction
-order of those that hold blocks.
+Two orders are kept: the serving order of sessions that have work, by tenant
+(tenant_queues.py), and the eviction order of those that hold blocks.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 
-from sortedcontainers import SortedList
-
 from prefill_worker.policy import Policy, RankKey
+from prefill_worker.rank_order import RankOrder
+from prefill_worker.tenant_queues import TenantQueues
 from prefill_worker.types import RequestView
+from stream2llm.api.tenant import ONE_TENANT, TenantShare
 
-_Place = tuple[RankKey, str]
+# Tenants that one plan may leave out. Each may cost a look at every holder of blocks.
+MAX_LEFT_OUT = 4
 
 
 class RankIndex:
@@ -27,11 +30,13 @@ class RankIndex:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._views: dict[str, RequestView] = {}
-        self._serving = _Order()
-        self._holding = _Order()
+        self._serving = TenantQueues()
+        self._holding = RankOrder()
         # The promoted sessions among the serving ones.
-        self._promoted = _Order()
+        self._promoted = RankOrder()
         self._with_claim: set[str] = set()
+        # By tenant.
+        self._num_with_claim = Counter[str]()
         # Whether promoted sessions go first in this step.
         self.promoted_first = False
 
@@ -55,6 +60,10 @@ class RankIndex:
         """Number of sessions with work that others may be evicted for."""
         return len(self._with_claim)
 
+    def num_with_claim_of(self, tenant: str) -> int:
+        """The same of one tenant."""
+        return self._num_with_claim[tenant]
+
     def __len__(self) -> int:
         return len(self._views)
 
@@ -65,9 +74,24 @@ class RankIndex:
         """Whether that session has tokens to compute."""
         return request_id in self._serving
 
+    @property
+    def has_tenants(self) -> bool:
+        """Whether sessions of several tenants are here."""
+        return self._serving.has_several
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether sessions of several tenants are here, or were lately."""
+        return self._serving.is_shared
+
+    def enter(self, request_id: str, tenant: TenantShare) -> None:
+        """Says whose session that is, before its first `put`; otherwise it is of no tenant."""
+        self._serving.enter(request_id, tenant)
+
     def put(self, view: RequestView) -> bool:
         """Adds or repositions a session; returns whether it has a claim."""
         request_id, has_claim = view.request_id, view.has_claim
+        self._count_blocks(view)
         self._views[request_id] = view
         serve: RankKey | None
         keep: RankKey | None
@@ -76,13 +100,11 @@ class RankIndex:
             serve = None
         if not view.num_blocks:
             keep = None
-        if has_claim:
-            self._with_claim.add(request_id)
-        else:
-            self._with_claim.discard(request_id)
+        if has_claim != (request_id in self._with_claim):
+            self._set_claim(request_id, has_claim)
         promotion = (view.promotion,) if serve is not None and view.promotion else None
         # Most touches do not change a session's position.
-        if serve != self._serving.key_of.get(request_id):
+        if serve != self._serving.key_of(request_id):
             self._serving.place(request_id, serve)
         if keep != self._holding.key_of.get(request_id):
             self._holding.place(request_id, keep)
@@ -90,26 +112,64 @@ class RankIndex:
             self._promoted.place(request_id, promotion)
         return has_claim
 
+    def _set_claim(self, request_id: str, has_claim: bool) -> None:
+        tenant = self._serving.tenant_of(request_id)
+        if has_claim:
+            self._with_claim.add(request_id)
+            self._num_with_claim[tenant] += 1
+            return
+        self._with_claim.remove(request_id)
+        self._num_with_claim[tenant] -= 1
+        if not self._num_with_claim[tenant]:
+            del self._num_with_claim[tenant]
+
+    def _count_blocks(self, view: RequestView) -> None:
+        """Charges the tenant the blocks that the session has gained or lost."""
+        before = self._views.get(view.request_id)
+        if before is None and not self._serving.knows(view.request_id):
+            self._serving.enter(view.request_id, ONE_TENANT)
+        change = view.num_blocks - (before.num_blocks if before is not None else 0)
+        if change:
+            self._serving.hold(view.request_id, change)
+
     def drop(self, request_id: str) -> None:
-        """Removes a session that has ended."""
-        del self._views[request_id]
-        for order in (self._serving, self._holding, self._promoted):
-            order.place(request_id, None)
-        self._with_claim.discard(request_id)
+        """Removes a session that has ended, maybe before its first `put`."""
+        if request_id in self._with_claim:
+            self._set_claim(request_id, False)
+        view = self._views.pop(request_id, None)
+        if view is not None:
+            self._serving.hold(request_id, -view.num_blocks)
+        self._serving.leave(request_id)
+        self._holding.place(request_id, None)
+        self._promoted.place(request_id, None)
 
     def set_policy(self, policy: Policy) -> None:
         """Ranks all sessions anew."""
         self._policy = policy
-        self._serving, self._holding, self._promoted = _Order(), _Order(), _Order()
+        self._serving.empty()
+        self._holding, self._promoted = RankOrder(), RankOrder()
         for view in self._views.values():
             self.put(view)
 
-    def to_serve(self) -> Iterator[RequestView]:
+    def begin_step(self) -> None:
+        """A step is planned next: tenants that get work from now on start at the present."""
+        self._serving.begin_step()
+
+    def charge(self, request_id: str, num_tokens: int) -> None:
+        """Charges the session's tenant so many tokens, which a step computes."""
+        self._serving.charge(request_id, num_tokens)
+
+    def to_serve(self) -> ServingWalk:
         """Yields sessions that have work in serving order."""
-        if not self.promoted_first or not self.num_promoted:
-            return map(self._views.__getitem__, self._serving)
-        others = (each for each in self._serving if each not in self._promoted)
-        return map(self._views.__getitem__, chain(self._promoted, others))
+        return ServingWalk(self._views, self._serving, self._promoted_now())
+
+    def _promoted_now(self) -> RankOrder | None:
+        return self._promoted if self.promoted_first and self.num_promoted else None
+
+    def first_of_all(self) -> RequestView | None:
+        """The session with work that the policy ranks first, whoever it is served for."""
+        request_id = self._serving.first()
+        return None if request_id is None else self._views[request_id]
 
     def to_evict(self) -> Iterator[RequestView]:
         """Yields sessions that hold blocks in eviction order."""
@@ -126,6 +186,26 @@ class RankIndex:
             return True
         return self._serve_key(first) < self._serve_key(second)
 
+    def may_evict(self, beneficiary: RequestView, victim: RequestView) -> bool:
+        """Whether the one may take blocks of the other, as far as rank and tenants say."""
+        if self.is_protected(beneficiary, victim):
+            return False
+        return not victim.has_claim or self.goes_before(beneficiary, victim)
+
+    def tenant_of(self, view: RequestView) -> str:
+        """The name of the session's tenant."""
+        return self.tenant_name(view.request_id)
+
+    def tenant_name(self, request_id: str) -> str:
+        """The same, by id."""
+        return self._serving.tenant_of(request_id)
+
+    def is_protected(self, beneficiary: RequestView, victim: RequestView) -> bool:
+        """Whether the one may take blocks of no session of the other's tenant."""
+        if not self.has_tenants or (self.promoted_first and beneficiary.promotion):
+            return False
+        return self._serving.is_protected(victim.request_id, beneficiary.request_id)
+
     @property
     def keeps_sealed_apart(self) -> bool:
         """Whether open sessions are kept out of a step that computes for sealed ones."""
@@ -139,30 +219,35 @@ class RankIndex:
         return self._policy.keys(view, view.has_claim)[0]
 
 
-class _Order:
-    """Request ids by key; equal keys by id."""
+class ServingWalk:
+    """One walk down the serving order; promoted sessions come first if it is their turn."""
 
-    def __init__(self) -> None:
-        self._places: SortedList[_Place] = SortedList()
-        self.key_of: dict[str, RankKey] = {}
+    def __init__(
+        self, views: dict[str, RequestView], serving: TenantQueues, promoted: RankOrder | None
+    ) -> None:
+        self._views = views
+        self._serving = serving
+        self._promoted = promoted
+        self._left_out: set[str] = set()
+        ids = serving.walk(self._left_out, self._cost_of)
+        if promoted is not None:
+            ids = chain(promoted, (each for each in ids if each not in promoted))
+        self._ids = ids
 
-    def __len__(self) -> int:
-        return len(self.key_of)
+    def __iter__(self) -> Iterator[RequestView]:
+        return self
 
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self.key_of
+    def __next__(self) -> RequestView:
+        return self._views[next(self._ids)]
 
-    def __iter__(self) -> Iterator[str]:
-        return (request_id for _, request_id in self._places)
+    def leave_out(self, view: RequestView) -> bool:
+        """Skips the rest of that session's tenant; returns whether others may still be served."""
+        is_promoted = self._promoted is not None and view.request_id in self._promoted
+        if is_promoted or len(self._left_out) == MAX_LEFT_OUT:
+            return False
+        self._left_out.add(self._serving.tenant_of(view.request_id))
+        return True
 
-    def __reversed__(self) -> Iterator[str]:
-        return (request_id for _, request_id in reversed(self._places))
-
-    def place(self, request_id: str, key: RankKey | None) -> None:
-        """Moves a request id to the position of `key`; None removes it."""
-        old = self.key_of.pop(request_id, None)
-        if old is not None:
-            self._places.remove((old, request_id))
-        if key is not None:
-            self._places.add((key, request_id))
-            self.key_of[request_id] = key
+    def _cost_of(self, request_id: str) -> int:
+        view = self._views[request_id]
+        return 0 if view.is_loading else view.num_wanted_tokens

@@ -12,6 +12,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from cost_profiles.decision import Reason
 from prefill_worker.types import SwapChoice
 
@@ -141,6 +143,9 @@ class SchedulerReport:
     # Sessions with new tokens that found no KV block in the last step.
     num_sessions_short_of_blocks: int = 0
     swap: SwapState = SwapState()
+    # What the policy raised that it was set to before; "" while the scheduler follows what it
+    # was set to.
+    policy_failure: str = ""
     # Duration of phase 1 in seconds, for each step since the last report.
     plan_s: tuple[float, ...] = ()
 
@@ -151,10 +156,4 @@ class SchedulerReport:
     @classmethod
     def from_wire(cls, raw: dict[str, Any]) -> SchedulerReport | None:
         """Inverse of `to_wire`; None when `raw` is something else."""
-        if REPORT_KEY not in raw:
-            return None
-        fields = dict(raw[REPORT_KEY])
-        fields["counters"] = SchedulerCounters(**fields["counters"])
-        fields["swap"] = SwapState(**fields["swap"])
-        fields["plan_s"] = tuple(fields["plan_s"])
-        return cls(**fields)
+        return msgspec.convert(raw[REPORT_KEY], cls) if REPORT_KEY in raw else None

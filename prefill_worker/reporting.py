@@ -51,6 +51,7 @@ class Reporting:
         is_busy: bool,
         num_with_work: int,
         num_idle: int,
+        policy_failure: str = "",
     ) -> Iterator[tuple[int, EngineCoreOutput]]:
         """Returns after a step the report and its client index, if a report is due.
 
@@ -71,6 +72,7 @@ class Reporting:
             num_sessions_idle=num_idle,
             num_sessions_short_of_blocks=self._num_short_of_blocks,
             swap=swap,
+            policy_failure=policy_failure,
         )
         has_news = report != self._last
         self._last = report

@@ -34,9 +34,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from typing import Any
 
-from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector
 from vllm.platforms import current_platform
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -50,6 +50,8 @@ from cost_profiles.decision import Mode
 from prefill_worker import blocks
 from prefill_worker.blocks import truncate_kv
 from prefill_worker.costs import costs_for
+from prefill_worker.digests import BlockDigests, Written
+from prefill_worker.nixl_connector import STEP, NixlConnector
 from prefill_worker.offering import Offering, with_deadline
 from prefill_worker.offers import OfferLimits, OfferTable
 from prefill_worker.policy import POLICIES, Policy
@@ -66,9 +68,13 @@ from prefill_worker.settings import require_settings
 from prefill_worker.swap_connector import SwapConnector, find_connector
 from prefill_worker.swapping import NoCopier, Swapping
 from prefill_worker.types import Eviction, Load, StepLimits, StepPlan, StopReason
-from stream2llm.engine import side_channel
+from stream2llm.api.errors import describe
+from stream2llm.api.tenant import ONE_TENANT
 from stream2llm.engine.failed_request import failed_output
+from stream2llm.engine.kv_digest import DIGEST_KEY, combine
+from stream2llm.engine.kv_sampling import find_samples
 from stream2llm.engine.orphan_guard import exit_with_parent
+from stream2llm.engine.timed_steps import TimedSteps
 from stream2llm.serving import logs
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.prefix import common_prefix_len
@@ -77,33 +83,40 @@ from stream2llm.serving.worker_options import DEFAULT_POLICY, WorkerOptions
 _log = logging.getLogger(__name__)
 
 _STAND_IN = POLICIES[DEFAULT_POLICY]
-_DELAYS = (StopReason.KV_MEMORY, StopReason.KV_LEASED)
+# Of foreign code's error message in reports.
+_MAX_FAILURE_CHARS = 500
 
 
-class PrefillScheduler(Scheduler):
+class PrefillScheduler(TimedSteps, Scheduler):
     """The scheduler of a prefill worker's engine."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        logs.configure_child()
+        options = WorkerOptions.from_additional_config(self.vllm_config.additional_config)
+        logs.configure_child(options.logs)
         exit_with_parent()
         require_settings(self.vllm_config)
-        options = WorkerOptions.from_additional_config(self.vllm_config.additional_config)
         self._options = options.prefill
         self._clock = SystemClock()
         self._ledger = blocks.LiveLedger(self.kv_cache_manager, self.requests)
         self._policies = find_policies(self._options.import_paths)
         self._policy_guard = Guard()
+        # What the policy raised that was replaced; "" while the chosen one ranks.
+        self._policy_failure = ""
         self._table = SessionTable(
             self._guarded(self._options.policy),
             starvation_guard_steps=self._options.starvation_guard_steps,
             num_lost_blocks=len(self.kv_cache_manager.block_pool.blocks),
+            compute_s=lambda start, stop: self.swapping.costs.recompute_s(start, stop),
         )
         # The baseline of benchmarks.
         self._evicts_whole_requests = False
         self._counters = SchedulerCounters()
         self._mode = Mode(self._options.preemption)
         self.swapping = self._create_swapping()
+        self._nixl = find_connector(self.connector, NixlConnector)
+        # None: hand-overs have no digests.
+        self._digests = self._create_digests()
         # Start of the step under way, and the tokens that it computes.
         self._step_began_s = 0.0
         self._step_ranges: list[tuple[int, int]] = []
@@ -133,24 +146,31 @@ class PrefillScheduler(Scheduler):
 
     def _create_offering(self, min_tokens: int) -> Offering:
         num_blocks = len(self.kv_cache_manager.block_pool.blocks)
-        limits = OfferLimits(
-            self.block_size,
-            min_tokens=min_tokens,
-            max_pinned_blocks=num_blocks,
-        )
-        nixl = find_connector(self.connector, NixlConnector)
-        if nixl:
-            side_channel.install(nixl.connector_scheduler)
+        limits = OfferLimits(self.block_size, min_tokens=min_tokens, max_pinned_blocks=num_blocks)
+        nixl = self._nixl
         lease_s = nixl.connector_scheduler._kv_lease_duration if nixl else 0
         return Offering(
-            self.kv_cache_manager, nixl, OfferTable(limits, lease_s), self._clock.monotonic_s
+            self.kv_cache_manager,
+            nixl,
+            OfferTable(limits, lease_s),
+            self._digests,
+            self._clock.monotonic_s,
         )
+
+    def _create_digests(self) -> BlockDigests | None:
+        if self._nixl is None:
+            return None
+        return BlockDigests(self.block_size) if self._nixl.has_digests else None
 
     def preempt_by(self, mode: str, costs: CorrectedCostModel | None = None) -> None:
         """Changes mode and costs from the next step on; for benchmarks and tests."""
         self._mode = Mode(mode)
         if costs is not None:
             self.swapping.costs = costs
+
+    def set_digests(self, *, are_on: bool) -> None:
+        """Samples blocks from the next step on, or does not; for benchmarks."""
+        self._digests = self._create_digests() if are_on else None
 
     @property
     def counters(self) -> SchedulerCounters:
@@ -198,6 +218,7 @@ class PrefillScheduler(Scheduler):
             _log.error("unknown policy %r; %s stays", name, self._table.policy.name)
             return
         self._table.set_policy(self._guarded(name))
+        self._policy_failure = ""
 
     def _guarded(self, name: str) -> Policy:
         """The policy; one that is not built in gets a guard, as it may raise anything."""
@@ -212,6 +233,7 @@ class PrefillScheduler(Scheduler):
             failed, stand_in = self._table.policy.name, _STAND_IN.name
             _log.error("policy_failed policy=%s now=%s", failed, stand_in, exc_info=error)
             self.set_policy(stand_in)
+            self._policy_failure = f"{failed} raised {describe(error)}"[:_MAX_FAILURE_CHARS]
 
     def _begin(self, request: Request, event: ContextEvent | None) -> None:
         # A prefill engine samples only the first token, whatever is requested.
@@ -222,6 +244,9 @@ class PrefillScheduler(Scheduler):
             request.request_id,
             revision=event.revision if event else 1,
             sealed=event.seal if event else True,
+            ttft_slo_ms=event.ttft_slo_ms if event else 0,
+            deadline_ms=event.deadline_ms if event else 0,
+            tenant=event.tenant if event else ONE_TENANT,
         )
         state.uncomputed_at_seal = request.num_tokens
         live = LiveSession(request, state)
@@ -234,7 +259,7 @@ class PrefillScheduler(Scheduler):
         self.offering.spliced(live.request.request_id, num_same, event.stable_tokens)
         live.state.revision = event.revision
         if event.seal:
-            self._seal(live, update)
+            self._seal(live, update, event.deadline_ms)
         # Only a request that is announced as new brings the worker process its new
         # tokens, so it has to be WAITING, whatever its status was.
         live.request.status = RequestStatus.WAITING
@@ -279,9 +304,9 @@ class PrefillScheduler(Scheduler):
         first, last = num_kept_tokens // size, request.num_computed_tokens // size
         live.state.lost_blocks.add(request.block_hashes[first:last])
 
-    def _seal(self, live: LiveSession, update: Request) -> None:
+    def _seal(self, live: LiveSession, update: Request, deadline_ms: int) -> None:
         request = live.request
-        self._table.seal(live.state, request.num_tokens)
+        self._table.seal(live.state, request.num_tokens, deadline_ms)
         live.state.uncomputed_at_seal = request.num_tokens - request.num_computed_tokens
         request.sampling_params = update.sampling_params
         request.kv_transfer_params = update.kv_transfer_params
@@ -292,6 +317,8 @@ class PrefillScheduler(Scheduler):
         request_id, swapping = request.request_id, self.swapping
         self._progress_reporting.touch(request_id)
         self.offering.touch(request_id)
+        if self._digests is not None:
+            self._digests.touch(request_id, request.num_computed_tokens)
         swapping.drop_computed(request_id, request.num_computed_tokens)
         self._table.update(
             request_id,
@@ -310,7 +337,7 @@ class PrefillScheduler(Scheduler):
         """Plans a step and makes the base class build it."""
         started_s = self._clock.monotonic_s()
         self._replace_failed_policy()
-        self._table.begin_step()
+        self._table.begin_step(int(1000 * started_s))
         plan = self._plan()
         self._table.end_step(plan, self._num_free_blocks)
         self._reporting.note_plan(self._clock.monotonic_s() - started_s)
@@ -321,7 +348,7 @@ class PrefillScheduler(Scheduler):
         self._show_chosen(plan)
         self._note_delay(plan)
         output = super().schedule(throttle_prefills)
-        self._record_scheduled(plan, output)
+        self._record_scheduled(plan, output, started_s)
         self._empty_base_queues()
         self._step_began_s = self._clock.monotonic_s()
         return output
@@ -336,6 +363,8 @@ class PrefillScheduler(Scheduler):
         self._hits.begin_step()
         for request_id in self._table.hits_in_turn(self._limits(), self._ledger):
             if self._hits.adopt(self._live[request_id]):
+                if self._digests is not None:
+                    self._digests.touch(request_id, 0)  # its blocks may be others now
                 self._touch(self._live[request_id])
         return self._plan_from(self._limits())
 
@@ -360,6 +389,7 @@ class PrefillScheduler(Scheduler):
             evicts_whole_requests=self._evicts_whole_requests,
             num_host_slots=self.swapping.host.num_free,
             num_open_tokens=self._options.open_token_budget,
+            num_shared_tokens=self._options.shared_token_budget,
         )
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
@@ -417,6 +447,13 @@ class PrefillScheduler(Scheduler):
         num_restored = num_computed_tokens - request.num_computed_tokens
         self._counters.restored_tokens += num_restored
         live.state.restored += num_restored
+        if self._digests is not None:
+            first, stop = (
+                tokens // self.block_size
+                for tokens in (request.num_computed_tokens, num_computed_tokens)
+            )
+            written = self._ledger.block_ids(request.request_id, first, stop)
+            self._digests.overwritten(written)
         request.num_computed_tokens = num_computed_tokens
         self.kv_cache_manager.cache_blocks(request, num_computed_tokens)
         # It has to be announced to the worker process anew, which does not know its
@@ -425,16 +462,15 @@ class PrefillScheduler(Scheduler):
 
     def _note_delay(self, plan: StepPlan) -> None:
         """Notes which sessions lack memory; a change is reported to the client."""
-        delayed = plan.stopped_at if plan.stop in _DELAYS else None
-        if delayed is not None:
-            self._live[delayed].state.delay = plan.stop.value
-            self._progress_reporting.touch(delayed)
+        is_leased = plan.stop is StopReason.KV_LEASED
+        delay = StopReason.KV_LEASED if is_leased else StopReason.KV_MEMORY
+        for request_id in plan.short_of_memory:
+            self._live[request_id].state.delay = delay.value
+            self._progress_reporting.touch(request_id)
         for request_id in self._grants:
             self._live[request_id].state.delay = ""
-        num_cared_for = len(plan.grants) + len(plan.followers) + len(plan.loads)
-        num_left_out = self._table.num_with_claim - num_cared_for
-        self._is_short_of_blocks = delayed is not None
-        self._reporting.note_short_of_blocks(max(num_left_out, 1) if delayed else 0)
+        self._is_short_of_blocks = bool(plan.short_of_memory)
+        self._reporting.note_short_of_blocks(self._table.num_short_of_memory(plan))
 
     def _show_chosen(self, plan: StepPlan) -> None:
         self._grants = {grant.request_id: grant.num_tokens for grant in plan.grants}
@@ -451,7 +487,35 @@ class PrefillScheduler(Scheduler):
         """Called by the base class for every request: the place to cap it at its grant."""
         return min(num_new_tokens, self._grants[request.request_id])
 
-    def _record_scheduled(self, plan: StepPlan, output: SchedulerOutput) -> None:
+    def _build_kv_connector_meta(self, connector: Any, scheduler_output: SchedulerOutput) -> Any:
+        """Adds the blocks that the step completes, to be sampled at its end."""
+        if self._digests is not None and self._nixl is not None:
+            self._nixl.sample(self._digests.plan(self._written(scheduler_output)))
+        return super()._build_kv_connector_meta(connector, scheduler_output)
+
+    def _written(self, output: SchedulerOutput) -> Iterator[Written]:
+        """Yields what the step does to each session; the base class has not counted it yet."""
+        assert self._digests is not None
+        for request_id in {*output.num_scheduled_tokens, *self._digests.behind}:
+            live = self._live[request_id]
+            num_before = live.request.num_computed_tokens
+            yield Written(
+                request_id,
+                live.request._all_token_ids,
+                partial(self._ledger.block_ids, request_id),
+                num_before,
+                num_before + output.num_scheduled_tokens.get(request_id, 0),
+                is_sealed=self._table.view(request_id).sealed,
+            )
+
+    def _take_samples(self, output: KVConnectorOutput | None) -> None:
+        """Keeps the samples of the step's blocks, which its hand-overs carry."""
+        samples = find_samples(output.kv_connector_worker_meta) if output is not None else None
+        if samples is not None:
+            assert self._digests is not None
+            self._digests.take(combine(samples.taken()[STEP]).rows)
+
+    def _record_scheduled(self, plan: StepPlan, output: SchedulerOutput, started_s: float) -> None:
         if output.num_scheduled_tokens != self._grants:
             # Should not happen with accepted settings. The base class's own decision is
             # as sound as in stock vLLM.
@@ -459,6 +523,7 @@ class PrefillScheduler(Scheduler):
             _log.error("the step has %s, planned was %s", output.num_scheduled_tokens, plan)
         self._step_ranges.clear()
         for request_id in self._grants:
+            self._live[request_id].state.note_step(started_s)
             self._record_computed(request_id, output.num_scheduled_tokens.get(request_id, 0))
 
     def _record_computed(self, request_id: str, num_tokens: int) -> None:
@@ -484,6 +549,7 @@ class PrefillScheduler(Scheduler):
     ) -> dict[int, EngineCoreOutputs]:
         """Returns the base class's outputs, with progress and reports added."""
         step_s = self._clock.monotonic_s() - self._step_began_s
+        self._take_samples(model_runner_output.kv_connector_output)
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
             scheduler_output, model_runner_output
         )
@@ -515,6 +581,7 @@ class PrefillScheduler(Scheduler):
             is_busy=self._num_to_step_for > 0,
             num_with_work=num_with_work,
             num_idle=self._table.num_sessions - num_with_work,
+            policy_failure=self._policy_failure,
         )
 
     def _forget_finished(self, scheduled: Iterable[str]) -> None:
@@ -527,6 +594,8 @@ class PrefillScheduler(Scheduler):
                 self._table.close(request_id)
                 self._progress_reporting.forget(request_id)
                 self.offering.forget(request_id)
+                if self._digests is not None:
+                    self._digests.forget(request_id)
                 self.swapping.forget(request_id)
 
     def finish_requests(
@@ -565,9 +634,8 @@ class PrefillScheduler(Scheduler):
         passed, and reports the blocks as sent with its next step.
         """
         request = self.requests.get(request_id)
-        nixl = find_connector(self.connector, NixlConnector)
-        if nixl is not None and request is not None and request.is_finished():
-            nixl.connector_scheduler._reqs_need_send[request_id] = 0.0
+        if self._nixl is not None and request is not None and request.is_finished():
+            self._nixl.connector_scheduler._reqs_need_send[request_id] = 0.0
 
     def _connector_finished(self, request: Request) -> tuple[bool, dict[str, Any] | None]:
         """Frees the blocks of an answer that its first token ended: it needs no decode.
@@ -581,9 +649,11 @@ class PrefillScheduler(Scheduler):
         kept: tuple[bool, dict[str, Any] | None] = super()._connector_finished(request)
         request.status = status
         is_held, params = kept
-        nixl = find_connector(self.connector, NixlConnector)
-        if nixl is not None and is_held and params:
-            params = with_deadline(params, nixl.connector_scheduler)
+        if self._nixl is not None and is_held and params:
+            params = with_deadline(params, self._nixl.connector_scheduler)
+            if self._digests is not None:
+                block_ids = params["remote_block_ids"][0]
+                params[DIGEST_KEY] = self._digests.digest(request.request_id, block_ids)
         return is_held, params
 
     # -- queries by which the engine decides whether to idle ---------------------

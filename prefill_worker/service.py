@@ -17,17 +17,23 @@ from typing import Any
 import grpc
 
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
+from prefill_worker.session_trace import SessionTrace
 from stream2llm.api import codec
 from stream2llm.api.delay import DelayReason
 from stream2llm.api.errors import EventOrderError, describe
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.tenant import TenantShare
+from stream2llm.api.trace_context import context_in
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.engine.kv_digest import DIGEST_KEY
 from stream2llm.engine.vllm_sampling import token_step
 from stream2llm.engine.worker import EngineWorker
 from stream2llm.serving.ids import unique_id
+from stream2llm.serving.log_context import LogContext, bind
 from stream2llm.serving.request_check import check_id
 from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
+from stream2llm.serving.tracing import recording
 
 _log = logging.getLogger(__name__)
 
@@ -45,25 +51,44 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
     ) -> None:
         """Runs one session."""
         writer = StreamWriter(context)
+        parent = context_in(context.invocation_metadata())
+        trace = SessionTrace(self._worker.tracing.begin("prefill", parent))
         async with failures_as_status(context, writer, _log, describe):
-            with self._worker.session():
-                await self._run(requests, writer, context.cancelled)
+            with recording(trace.trace, trace.record), self._worker.session():
+                await self._run(requests, writer, context.cancelled, trace)
 
     async def _run(
         self,
         requests: AsyncIterator[worker_pb2.PrefillSessionRequest],
         writer: StreamWriter,
         is_broken: Callable[[], bool] = lambda: False,
+        trace: SessionTrace | None = None,
     ) -> None:
+        trace = trace or SessionTrace()
+        log_context = LogContext(trace.trace.context)
+        bind(log_context)
         opening = await anext(aiter(requests), None)
         if opening is None or opening.WhichOneof("event") != "open":
             raise EventOrderError("the first event of a prefill session must be open")
         check_id(opening.open.session_id, "open.session_id")
+        check_id(opening.open.cache_salt, "open.cache_salt")
+        log_context.session_id = opening.open.session_id
+        trace.opened(opening.open.session_id)
         sampling = codec.decode(SamplingParameters, opening.open.sampling)
         sampling.validate(self._worker.engine.info.vocab_size)
+        tenant = codec.decode(TenantShare, opening.open.tenant)
+        tenant.validate("open.tenant")
         request_id = unique_id(opening.open.session_id)
-        session = PrefillSession(self._worker.engine, request_id, sampling)
-        run = _SessionRun(session, writer)
+        session = PrefillSession(
+            self._worker.engine,
+            request_id,
+            sampling,
+            opening.open.cache_salt,
+            tenant=tenant,
+            trace=trace.trace.recorded_context,
+            ttft_slo_ms=opening.open.ttft_slo_ms,
+        )
+        run = _SessionRun(session, writer, trace)
         is_read = False
         try:
             await run.until_first_token(requests)
@@ -81,7 +106,8 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
 class _SessionRun:
     """The reader and the writer of one session's RPC."""
 
-    def __init__(self, session: PrefillSession, writer: StreamWriter) -> None:
+    def __init__(self, session: PrefillSession, writer: StreamWriter, trace: SessionTrace) -> None:
+        self._trace = trace
         self._session = session
         self._writer = writer
         self._num_logprobs = session.num_logprobs
@@ -115,6 +141,7 @@ class _SessionRun:
     async def _apply(self, request: worker_pb2.PrefillSessionRequest) -> None:
         seal = request.WhichOneof("event") == "seal"
         splice = request.seal.splice if seal else request.splice
+        self._trace.spliced(splice, seal=seal)
         await self._session.splice(
             splice.revision,
             splice.keep_tokens,
@@ -122,6 +149,8 @@ class _SessionRun:
             seal=seal,
             hand_over=request.seal.hand_over,
             stable_tokens=splice.stable_tokens,
+            ttft_left_ms=request.seal.ttft_left_ms,
+            answer_tokens=request.seal.answer_tokens,
         )
         if self._session.outputs is not None:
             self._begun.set()
@@ -134,10 +163,14 @@ class _SessionRun:
         assert self._session.outputs is not None
         async for output in prefill_outputs(self._session.outputs):
             if output.offer is not None:
+                self._trace.offered(output.offer["num_tokens"])
                 await self._writer.write(_offer(output.offer))
-            elif output.first_token is None:
+                continue
+            self._trace.reported(output.progress)
+            if output.first_token is None:
                 await self._send_progress(_progress(output.progress))
             else:
+                self._trace.first_token(is_handed_over=output.handover is not None)
                 await self._send_first_token(output)
 
     async def _send_progress(self, progress: PrefillProgress) -> None:
@@ -173,9 +206,11 @@ def _offer(offer: dict[str, Any]) -> worker_pb2.PrefillSessionResponse:
 
 def _handover(params: dict[str, Any]) -> worker_pb2.Handover:
     """Returns a hand-over from vLLM's transfer parameters."""
+    others = {key: value for key, value in params.items() if key != DIGEST_KEY}
     return worker_pb2.Handover(
-        kv_transfer_params_json=json.dumps(params),
+        kv_transfer_params_json=json.dumps(others),
         num_blocks=sum(map(len, params["remote_block_ids"])),
+        kv_digest=params.get(DIGEST_KEY, b""),
     )
 
 

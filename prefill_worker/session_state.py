@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from stream2llm.api.tenant import ONE_TENANT, TenantShare
+
 # Key of our values in SamplingParams.extra_args (front end to scheduler) and in an
 # output's kv_transfer_params (scheduler to front end).
 WIRE_KEY = "stream2llm"
@@ -24,6 +26,12 @@ class ContextEvent:
     # Number of leading tokens that are not expected to change: their KV may be
     # handed over before the seal. 0: none.
     stable_tokens: int = 0
+    # With `begins`: whose session it is.
+    tenant: TenantShare = ONE_TENANT
+    # With `begins`: milliseconds from the seal in which the first token is due; 0: no deadline.
+    ttft_slo_ms: int = 0
+    # With `seal`: when that is, by this machine's monotonic clock.
+    deadline_ms: int = 0
 
     def to_wire(self) -> dict[str, Any]:
         """As a plain dict, for `SamplingParams.extra_args`."""
@@ -32,7 +40,7 @@ class ContextEvent:
     @classmethod
     def from_wire(cls, raw: dict[str, Any]) -> ContextEvent:
         """Inverse of `to_wire`."""
-        return cls(**raw)
+        return cls(**{**raw, "tenant": TenantShare(**raw["tenant"])})
 
 
 @dataclass(slots=True)
@@ -71,6 +79,10 @@ class SessionState:
     lost_blocks: LostBlocks
     # Tokens that the worker had computed for all sessions at the last event.
     last_event_work: int = 0
+    # See `RequestView`.
+    opening_work: int = 0
+    ttft_slo_ms: int = 0
+    deadline_ms: int = 0
     # The number of its promotion while that lasts, else 0; see starvation_guard.py.
     promotion: int = 0
     # The promotion lasts until this many tokens are computed.
@@ -88,6 +100,10 @@ class SessionState:
     uncomputed_at_seal: int = 0
     # Why it gets no KV block in its turn: "", "kv_memory", "kv_leased".
     delay: str = ""
+    # Steps that computed for it since its last report, and the begin of the first one by the
+    # machine's monotonic clock.
+    num_steps: int = 0
+    steps_began_s: float = 0.0
     # Figures of the last reported progress.
     reported_revision: int = 0
     reported_gained: int = 0
@@ -99,6 +115,12 @@ class SessionState:
         self.computed += num_tokens
         self.recomputed += num_again
         return num_again
+
+    def note_step(self, began_s: float) -> None:
+        """A step that began at `began_s` computes for the session."""
+        if not self.num_steps:
+            self.steps_began_s = began_s
+        self.num_steps += 1
 
     def is_worth_reporting(self, interval: int, *, has_work: bool) -> bool:
         """Whether the session's progress should be reported now.
@@ -123,9 +145,10 @@ class SessionState:
         self.reported_revision = self.revision
         self.reported_gained = self._gained
         self.reported_delay = self.delay
+        self.num_steps = 0
 
     def progress(self, known: int, prefilled: int) -> dict[str, Any]:
-        """Returns the figures of `PrefillProgress` for the wire."""
+        """Returns the figures of `PrefillProgress` for the wire, and the steps since the last."""
         return {
             "revision": self.revision,
             "known_tokens": known,
@@ -136,4 +159,6 @@ class SessionState:
             "recomputed_tokens": self.recomputed,
             "uncomputed_at_seal_tokens": self.uncomputed_at_seal,
             "delay": self.delay,
+            "num_steps": self.num_steps,
+            "steps_began_s": self.steps_began_s,
         }

@@ -11,24 +11,41 @@ session that the plan touched, `end_step`. Events in between are `open`, `note_e
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 
+from prefill_worker.deadlines import Deadlines, start_by_ms
 from prefill_worker.planner import plan_step
 from prefill_worker.policy import Policy
 from prefill_worker.preemption import Preemption
 from prefill_worker.rank_index import RankIndex
 from prefill_worker.session_state import LostBlocks, SessionState
 from prefill_worker.starvation_guard import PROMOTED_TURN, StarvationGuard
-from prefill_worker.types import Ledger, RequestView, StepLimits, StepPlan
+from prefill_worker.types import Ledger, RequestView, StepLimits, StepPlan, StopReason
+from stream2llm.api.tenant import ONE_TENANT, TenantShare
+
+_SHORT_OF_MEMORY = (StopReason.KV_MEMORY, StopReason.KV_LEASED)
 
 
 class SessionTable:
     """All live sessions of one engine, in rank order."""
 
-    def __init__(self, policy: Policy, starvation_guard_steps: int, num_lost_blocks: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        starvation_guard_steps: int,
+        num_lost_blocks: int,
+        compute_s: Callable[[int, int], float] | None = None,
+    ) -> None:
+        """`compute_s`: seconds to compute tokens [from, to); without it work counts as nothing."""
         self._index = RankIndex(policy)
         self._starvation_guard = StarvationGuard(starvation_guard_steps)
         self._num_lost_blocks = num_lost_blocks
+        self._compute_s = compute_s
+        self._deadlines = Deadlines()
+        # The time at the begin of the last step.
+        self._now_ms = 0
         self._states: dict[str, SessionState] = {}
         self._num_arrivals = 0
         self._num_events = 0
@@ -41,6 +58,10 @@ class SessionTable:
         # Number of free blocks with which the last step could serve no session, while
         # none has been touched since.
         self._stuck_with_free_blocks: int | None = None
+        # Sessions that the last step left out because of a prefix cache hit, and whether it
+        # did nothing else.
+        self._followers: tuple[str, ...] = ()
+        self._only_followed = False
 
     @property
     def policy(self) -> Policy:
@@ -61,6 +82,15 @@ class SessionTable:
     def num_with_claim(self) -> int:
         """Number of sessions with work whose tokens are new, or that are sealed."""
         return self._index.num_with_claim
+
+    def num_short_of_memory(self, plan: StepPlan) -> int:
+        """Number of sessions that this plan leaves out because their tenant finds no KV block."""
+        tenants = set(map(self._index.tenant_name, plan.short_of_memory))
+        num_sessions = sum(map(self._index.num_with_claim_of, tenants))
+        served = [*(g.request_id for g in plan.grants), *(x.request_id for x in plan.loads)]
+        served += plan.followers
+        num_served = sum(self._index.tenant_name(each) in tenants for each in served)
+        return max(num_sessions - num_served, len(tenants))
 
     @property
     def num_promotions(self) -> int:
@@ -84,26 +114,46 @@ class SessionTable:
     def hits_in_turn(self, limits: StepLimits, ledger: Ledger) -> list[str]:
         """Returns sessions to give their prefix cache hits before the plan of this step.
 
-        They are in rank order, as far as the step's tokens and slots may reach.
+        They are in rank order, as far as the step's tokens and slots may reach. Those that
+        the last plan left out for their hits come first, where several tenants are served: a
+        plan goes past a tenant without memory, and so beyond what its tokens let one expect.
         """
-        num_tokens, hits = limits.num_tokens, []
+        hits = dict.fromkeys(filter(ledger.has_hit, self._waiting_followers()))
+        num_tokens = limits.num_tokens
         in_turn = (view for view in self._index.to_serve() if not view.is_loading)
         for view in islice(in_turn, limits.num_requests):
             if num_tokens <= 0:
                 break
             if ledger.has_hit(view.request_id):
-                hits.append(view.request_id)
+                hits[view.request_id] = None
             else:
                 num_tokens -= view.num_wanted_tokens
-        return hits
+        return list(hits)
+
+    def _waiting_followers(self) -> Iterator[str]:
+        """Those of the last plan that still have work."""
+        if self._index.has_tenants:
+            for request_id in self._followers:
+                if self.has_work(request_id) and not self._index[request_id].is_loading:
+                    yield request_id
 
     def set_policy(self, policy: Policy) -> None:
         """Ranks all sessions anew. Waits and promotions continue."""
         self._stuck_with_free_blocks = None
         self._index.set_policy(policy)
 
-    def open(self, request_id: str, *, revision: int, sealed: bool) -> SessionState:
-        """Adds a new session, which `update` ranks."""
+    def open(
+        self,
+        request_id: str,
+        *,
+        revision: int,
+        sealed: bool,
+        ttft_slo_ms: int = 0,
+        deadline_ms: int = 0,
+        tenant: TenantShare = ONE_TENANT,
+    ) -> SessionState:
+        """Adds a new session, which `update` ranks; `deadline_ms` counts where it is sealed."""
+        self._index.enter(request_id, tenant)
         self._num_arrivals += 1
         state = SessionState(
             arrival=self._num_arrivals,
@@ -111,6 +161,9 @@ class SessionTable:
             revision=revision,
             sealed=sealed,
             lost_blocks=LostBlocks(self._num_lost_blocks),
+            opening_work=self._work,
+            ttft_slo_ms=ttft_slo_ms,
+            deadline_ms=deadline_ms if sealed else 0,
         )
         self._states[request_id] = state
         self._count_event(state)
@@ -143,9 +196,13 @@ class SessionTable:
             num_used_tokens = self._index[request_id].num_computed_tokens
         state.lost_until = max(state.lost_until, num_used_tokens)
 
-    def seal(self, state: SessionState, num_known_tokens: int) -> None:
-        """Its context is complete; a promotion now covers all of it."""
+    def seal(self, state: SessionState, num_known_tokens: int, deadline_ms: int = 0) -> None:
+        """Its context is complete; a promotion now covers all of it.
+
+        `deadline_ms` is when its first token is due, by the clock of `begin_step`; 0: no deadline.
+        """
         state.sealed = True
+        state.deadline_ms = deadline_ms
         if state.promotion:
             state.promised_tokens = num_known_tokens
 
@@ -179,7 +236,13 @@ class SessionTable:
             *host_blocks,
             is_loading,
             state.last_event_work,
+            state.opening_work,
+            state.ttft_slo_ms,
+            state.deadline_ms,
         )
+        if state.ttft_slo_ms:
+            view = self._with_remaining(view)
+            self._deadlines.put(request_id, start_by_ms(view))
         if state.promotion and (num_computed_tokens >= state.promised_tokens or not view.has_claim):
             state.promotion = 0
             view = view._replace(promotion=0)
@@ -190,8 +253,19 @@ class SessionTable:
         else:
             self._starvation_guard.waits(request_id, self._step)
 
+    def _with_remaining(self, view: RequestView) -> RequestView:
+        """The view with what is left of its work, and whether that is too much by now."""
+        start, stop = view.num_computed_tokens, view.num_target_tokens
+        remaining_ms = 0
+        if self._compute_s is not None and stop > start:
+            remaining_ms = int(1000 * self._compute_s(start, stop))
+        moment_ms = view.deadline_ms - remaining_ms
+        is_late = bool(view.sealed and view.deadline_ms and moment_ms < self._now_ms)
+        return view._replace(remaining_ms=remaining_ms, is_late=is_late)
+
     def close(self, request_id: str) -> None:
         """Removes a session that has ended."""
+        self._deadlines.put(request_id, None)
         self._stuck_with_free_blocks = None
         del self._states[request_id]
         self._index.drop(request_id)
@@ -201,10 +275,17 @@ class SessionTable:
         """A hand-over has released blocks, which may be evictable rather than free."""
         self._stuck_with_free_blocks = None
 
-    def begin_step(self) -> None:
-        """Promotes sessions that have waited too long; decides whether promoted ones go first."""
+    def begin_step(self, now_ms: int = 0) -> None:
+        """Promotes sessions that have waited too long; decides whether promoted ones go first.
+
+        Sessions that cannot meet their deadline any more at `now_ms` are ranked as late.
+        """
+        self._now_ms = now_ms
+        for request_id in self._deadlines.take_lost(now_ms):
+            self._rank_anew(request_id)
         self._turn += 1
         self._index.promoted_first = self._turn % PROMOTED_TURN == 0
+        self._index.begin_step()
         for request_id in self._starvation_guard.take_overdue(self._step):
             self._promote(request_id)
 
@@ -213,9 +294,12 @@ class SessionTable:
 
         `num_free_blocks` is what was free for the plan.
         """
+        self._followers, self._only_followed = plan.followers, not plan.does_something
         if plan.grants:
             self._step += 1
             self._work += sum(grant.num_tokens for grant in plan.grants)
+            for grant in plan.grants:
+                self._index.charge(grant.request_id, grant.num_tokens)
         elif not plan.followers and not plan.loads:
             self._stuck_with_free_blocks = num_free_blocks
 
@@ -224,6 +308,10 @@ class SessionTable:
         self._num_promotions += 1
         state.promotion = self._num_promotions
         state.promised_tokens = view.num_target_tokens
+        self._rank_anew(request_id)
+
+    def _rank_anew(self, request_id: str) -> None:
+        view = self._index[request_id]
         self.update(
             request_id,
             view.num_known_tokens,
@@ -235,9 +323,35 @@ class SessionTable:
 
     def plan(self, limits: StepLimits, ledger: Ledger, preemption: Preemption) -> StepPlan:
         """Makes the plan of this step (phase 1)."""
+        if limits.num_shared_tokens is not None and self._index.is_shared:
+            num_tokens = min(limits.num_tokens, limits.num_shared_tokens)
+            limits = replace(limits, num_tokens=num_tokens)
         plan = plan_step(self._index, limits, ledger, preemption)
-        if plan.does_something or self._index.promoted_first or not self._index.num_promoted:
+        has_promoted = self._index.num_promoted > 0
+        if plan.does_something or (has_promoted and self._index.promoted_first):
+            return plan
+        if not has_promoted and not self._promotes_blocked(plan):
             return plan
         # No other session could be served, so promoted ones go first.
         self._index.promoted_first = True
         return plan_step(self._index, limits, ledger, preemption)
+
+    def _promotes_blocked(self, plan: StepPlan) -> bool:
+        """Promotes the policy's first session where tenants hold what the others would need.
+
+        Each keeps its share of the memory, so several that do not fit beside each other
+        would wait for ever. One that is promoted may evict all, and keeps what it gets.
+        A session that is about to take a prefix cache hit may go on by it, unless the step
+        before was left to that, too.
+        """
+        if plan.stop not in _SHORT_OF_MEMORY or not self._index.has_tenants:
+            return False
+        before = self._followers if self._only_followed else ()
+        if not set(plan.followers).issubset(before):
+            return False
+        first = self._index.first_of_all()
+        if first is None or not first.has_claim:
+            return False
+        self._starvation_guard.ends(first.request_id)
+        self._promote(first.request_id)
+        return True

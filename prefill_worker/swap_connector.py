@@ -78,7 +78,8 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        logs.configure_child()  # copies are logged in the ranks' processes
+        options = WorkerOptions.from_additional_config(vllm_config.additional_config)
+        logs.configure_child(options.logs)  # copies are logged in the ranks' processes
         parallel = vllm_config.parallel_config
         if parallel.pipeline_parallel_size > 1:
             raise ValueError("swapping needs pipeline_parallel_size=1: all ranks have equal blocks")
@@ -91,7 +92,6 @@ class SwapConnector(KVConnectorBase_V1, SupportsHMA):
         self.num_ranks: int = parallel.world_size
         # Over all ranks. 0 when the engine has no KV memory, as in tests without a worker.
         self.bytes_per_block = block_bytes(find_regions(kv_cache_config)) * self.num_ranks
-        options = WorkerOptions.from_additional_config(vllm_config.additional_config)
         self.num_slots = _num_slots(options, self.bytes_per_block)
         # The scheduler's half.
         self._to_start: dict[Direction, list[CopyJob]] = {each: [] for each in Direction}

@@ -40,7 +40,7 @@ class RequestView(NamedTuple):
     num_known_tokens: int
     """Tokens of the context so far, prefix and suffix included."""
     num_computed_tokens: int
-    """Of these, tokens from the start whose KV is on the device now."""
+    """How many of these, from the start, have their KV on the device now."""
     num_blocks: int
     """Device blocks in its block table, shared ones included."""
     num_reached_tokens: int = 0
@@ -58,6 +58,18 @@ class RequestView(NamedTuple):
     last_event_work: int = 0
     """Prompt tokens that this worker had computed for all sessions at the last event: a clock
     that stands still while nothing is computed."""
+    opening_work: int = 0
+    """The same at its opening."""
+    ttft_slo_ms: int = 0
+    """Milliseconds from its seal in which its first token is due; 0: no deadline."""
+    deadline_ms: int = 0
+    """When that is, by the worker's clock, from the seal on; 0: open, or no deadline."""
+    remaining_ms: int = 0
+    """Milliseconds that computing its wanted tokens takes by the learned costs, alone; 0 for a
+    session without a deadline."""
+    is_late: bool = False
+    """Whether it is sealed and its deadline cannot be met any more, even if it is served at once.
+    A session becomes late once, and is ranked anew then."""
 
     @property
     def num_target_tokens(self) -> int:
@@ -88,17 +100,36 @@ class RequestView(NamedTuple):
         return is_new and num_tokens > self.num_computed_tokens
 
 
+class Walk(Protocol):
+    """A walk down the sessions that have work, first served first."""
+
+    def __iter__(self) -> Iterator[RequestView]: ...
+
+    def leave_out(self, view: RequestView) -> bool:
+        """Skips the rest of that session's tenant; returns whether others may still be served."""
+
+
 class Ranking(Protocol):
     """The sessions in the two orders a plan needs; both are read only as far as needed."""
 
-    def to_serve(self) -> Iterator[RequestView]:
+    def to_serve(self) -> Walk:
         """Sessions that have work, first served first."""
+
+    @property
+    def has_tenants(self) -> bool:
+        """Whether the sessions are of several tenants."""
 
     def to_evict(self) -> Iterator[RequestView]:
         """Sessions that hold blocks, first evicted first."""
 
-    def goes_before(self, first: RequestView, second: RequestView) -> bool:
-        """Whether `first` is served before `second`."""
+    def may_evict(self, beneficiary: RequestView, victim: RequestView) -> bool:
+        """Whether the one may take blocks of the other, which is not served in this step."""
+
+    def tenant_of(self, view: RequestView) -> str:
+        """The name of the session's tenant."""
+
+    def is_protected(self, beneficiary: RequestView, victim: RequestView) -> bool:
+        """Whether the one may take blocks of no session of the other's tenant."""
 
     @property
     def keeps_sealed_apart(self) -> bool:
@@ -169,6 +200,8 @@ class StepLimits:
     # What a step without sealed sessions may have of `num_tokens`, under policies that
     # keep sealed ones apart.
     num_open_tokens: int | None = None
+    # What a step may have of `num_tokens` while several tenants are served.
+    num_shared_tokens: int | None = None
 
 
 class EvictionReason(StrEnum):
@@ -217,7 +250,7 @@ class SwapChoice:
     """What of an evicted tail goes to the host; the rest is computed again."""
 
     reason: Reason
-    # Of the session's blocks, [start, stop); equal: none.
+    # Indices of the session's blocks, [start, stop); equal: none.
     start: int = 0
     stop: int = 0
 
@@ -233,7 +266,7 @@ class Eviction:
 
     request_id: str
     num_blocks_kept: int
-    # Blocks that nobody holds afterwards; with several evictions in this order.
+    # Blocks without a holder afterwards; with several evictions in this order.
     num_blocks_freed: int
     reason: EvictionReason
     # The session that the blocks are for.
@@ -255,8 +288,10 @@ class StepPlan:
     # another one computes it in this step; they take it in the next.
     followers: tuple[str, ...] = ()
     loads: tuple[Load, ...] = ()
+    # The first session of each tenant that found no KV block for new tokens.
+    short_of_memory: tuple[str, ...] = ()
 
     @property
     def does_something(self) -> bool:
-        """Whether the step brings anybody further."""
+        """Whether the step computes or moves anything."""
         return bool(self.grants or self.loads)

@@ -15,20 +15,14 @@ a time, so that the cost of a plan does not depend on their number.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from math import inf
 
 from cost_profiles.decision import Reason
 from prefill_worker.preemption import Preemption
-from prefill_worker.types import (
-    Eviction,
-    EvictionReason,
-    Ledger,
-    Ranking,
-    RequestView,
-    StepLimits,
-)
+from prefill_worker.refused_tails import RefusedTails, Tail
+from prefill_worker.types import Eviction, EvictionReason, Ledger, Ranking, RequestView, StepLimits
 
 # Number of equally ranked sessions that are compared at a time.
 WINDOW = 8
@@ -47,15 +41,17 @@ class Victims:
         self._preemption = preemption
         self._rest: Iterator[RequestView] | None = None
         # Read from the eviction order, but not examined yet, in order.
-        self._window: deque[_Tail] = deque()
+        self._window: deque[Tail] = deque()
         self._next_view: RequestView | None = None
         # Examined for an earlier session, in eviction order: with own blocks left, and
         # with a shared last block.
-        self._with_own: deque[_Tail] = deque()
-        self._with_shared: list[_Tail] = []
+        self._with_own: deque[Tail] = deque()
+        self._with_shared: list[Tail] = []
+        # Examined for sessions of other tenants, which may not evict them.
+        self._refused = RefusedTails(ranking)
         # Number of holders that each block has lost by the evictions so far.
         self._released: Counter[int] = Counter()
-        self._tails: dict[str, _Tail] = {}
+        self._tails: dict[str, Tail] = {}
         # Victims of this plan in order, each with its beneficiary.
         self.evicted: dict[str, str] = {}
 
@@ -65,15 +61,22 @@ class Victims:
         Blocks that only the victim holds go first. A shared block becomes free with its
         last holder only, so if nothing else helps, all its holders lose it.
         """
-        used: list[tuple[_Tail, int]] = []
+        used: list[tuple[Tail, int]] = []
 
-        def may_lose(tail: _Tail) -> bool:
-            view = tail.view
-            if view.request_id in chosen:
-                return False
-            return not view.has_claim or self._ranking.goes_before(beneficiary, view)
+        def may_lose(tail: Tail) -> bool:
+            is_chosen = tail.view.request_id in chosen
+            return not is_chosen and self._ranking.may_evict(beneficiary, tail.view)
 
-        num_freed = self._drop_own(filter(may_lose, self._in_order(num_blocks)), num_blocks, used)
+        def may_lose_own(tail: Tail) -> bool:
+            may = may_lose(tail)
+            # Of one tenant, a session that may not be evicted now may not be later in this
+            # plan either: later ones rank behind. So none is examined twice.
+            if not may and self._ranking.has_tenants:
+                self._refused.add(tail, beneficiary)
+            return may
+
+        own = filter(may_lose_own, self._in_order(beneficiary, num_blocks))
+        num_freed = self._drop_own(own, num_blocks, used)
         if num_freed < num_blocks:
             shared = filter(may_lose, list(self._with_shared))
             num_freed += self._drop_shared(shared, num_blocks - num_freed, used)
@@ -83,7 +86,7 @@ class Victims:
         return num_freed
 
     def _drop_own(
-        self, tails: Iterator[_Tail], num_blocks: int, used: list[tuple[_Tail, int]]
+        self, tails: Iterator[Tail], num_blocks: int, used: list[tuple[Tail, int]]
     ) -> int:
         """Drops unshared blocks; returns how many."""
         num_freed = 0
@@ -99,7 +102,7 @@ class Victims:
         return num_freed
 
     def _drop_shared(
-        self, tails: Iterator[_Tail], num_blocks: int, used: list[tuple[_Tail, int]]
+        self, tails: Iterator[Tail], num_blocks: int, used: list[tuple[Tail, int]]
     ) -> int:
         """Drops any blocks until enough are free, then gives back what was not needed."""
         num_freed = 0
@@ -121,7 +124,7 @@ class Victims:
         self._released.clear()
         return tuple(self._eviction(*each, num_found[each[0]]) for each in self.evicted.items())
 
-    def _num_found(self, tail: _Tail) -> int:
+    def _num_found(self, tail: Tail) -> int:
         """Returns how many dropped blocks, from the first, others hold after all evictions."""
         num_found = 0
         for block_id in tail.block_ids[tail.num_kept :]:
@@ -145,9 +148,8 @@ class Victims:
             swap=swap,
         )
 
-    def _in_order(self, num_blocks: int) -> Iterator[_Tail]:
-        # A session that may not be evicted now may not be later in this plan either:
-        # later ones rank behind. So none is examined twice.
+    def _in_order(self, beneficiary: RequestView, num_blocks: int) -> Iterator[Tail]:
+        yield from self._refused.take(beneficiary)
         while self._with_own:
             yield self._with_own.popleft()
         while self._window or self._fill_window(num_blocks):
@@ -167,11 +169,13 @@ class Victims:
                 self._next_view = following
                 break
             views.append(following)
-        tails = [_Tail(view, self._ledger.block_ids(view.request_id)) for view in views]
-        self._tails.update((tail.view.request_id, tail) for tail in tails)
+        tails = [Tail(view, self._ledger.block_ids(view.request_id)) for view in views]
         if len(tails) > 1:
             # Sorting is stable: equally cheap sessions stay in the ranking's order.
             tails.sort(key=lambda tail: self._seconds_per_block(tail, num_blocks))
+        for position, tail in enumerate(tails, len(self._tails)):
+            tail.position = position
+            self._tails[tail.view.request_id] = tail
         self._window.extend(tails)
         return True
 
@@ -187,7 +191,7 @@ class Victims:
             view = next(self._rest, None)
         return view
 
-    def _seconds_per_block(self, tail: _Tail, num_blocks: int) -> float:
+    def _seconds_per_block(self, tail: Tail, num_blocks: int) -> float:
         """Returns the cost per block of losing up to `num_blocks` of its own last blocks."""
         num_own = 0
         for block_id in reversed(tail.block_ids):
@@ -198,7 +202,7 @@ class Victims:
             return inf
         return self._preemption.seconds(tail.view, num_own) / num_own
 
-    def _drop(self, tail: _Tail, num_blocks: int, *, only_own: bool = False) -> int:
+    def _drop(self, tail: Tail, num_blocks: int, *, only_own: bool = False) -> int:
         """Drops last blocks until `num_blocks` are free, or none is left; returns how many are."""
         num_freed, num_kept_before = 0, tail.num_kept
         while tail.num_kept and (num_freed < num_blocks or self._whole_requests):
@@ -212,7 +216,7 @@ class Victims:
             self._give_back(tail, num_kept_before, 0)
         return num_freed
 
-    def _give_back(self, tail: _Tail, num_kept_before: int, surplus: int) -> int:
+    def _give_back(self, tail: Tail, num_kept_before: int, surplus: int) -> int:
         """Gives the tail's front back while this takes at most `surplus` free blocks."""
         num_given = 0
         for block_id in tail.block_ids[tail.num_kept : num_kept_before]:
@@ -234,16 +238,3 @@ class Victims:
 
     def _is_free(self, block_id: int) -> bool:
         return self._released[block_id] == self._ledger.num_holders(block_id)
-
-
-class _Tail:
-    """A victim and what is left of its blocks."""
-
-    def __init__(self, view: RequestView, block_ids: Sequence[int]) -> None:
-        self.view = view
-        self.block_ids = block_ids
-        self.num_kept = len(block_ids)
-
-    @property
-    def num_dropped(self) -> int:
-        return len(self.block_ids) - self.num_kept

@@ -47,6 +47,11 @@ class Worker(EngineWorker):
         """The policy in the scheduler's newest report."""
         return self._control.newest_report.policy
 
+    @property
+    def policy_failure(self) -> str:
+        """What the policy raised that the scheduler does not follow any more; "" for nothing."""
+        return self._control.newest_report.policy_failure
+
     async def set_policy(self, policy: str) -> None:
         """Sets the scheduler's policy; returns when it follows. Sessions continue."""
         await self._control.set_policy(policy)

@@ -39,7 +39,11 @@ class Answer:
         self._matcher = StopStringMatcher(stop_strings)
         self._max_tokens = max_tokens
         self._text_of = text_of
-        self.num_tokens = 0
+        self.token_ids: list[int] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
 
     def take(self, step: TokenStep) -> Taken:
         """Takes one engine step. Tokens behind the end are dropped."""
@@ -60,7 +64,7 @@ class Answer:
     def _take_token(
         self, token_id: int, last_of: TokenStep | None, text: list[str]
     ) -> Finished | None:
-        self.num_tokens += 1
+        self.token_ids.append(token_id)
         reason = last_of.finish_reason if last_of else None
         if reason is FinishReason.STOP_TOKEN:  # its text is not part of the answer
             stop_token_id = last_of.stop_token_id if last_of else None

@@ -86,21 +86,25 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Splice:
-    """Makes the sequence its first `keep_tokens` tokens, then `tail`."""
+    """Makes `sequence` of one that begins with the same `keep_tokens` tokens."""
 
     keep_tokens: int
-    tail: Tokens
+    sequence: Tokens
     # Tokens of new content in the event.
     num_new_tokens: int
     # Whether the sequence is unchanged.
     is_empty: bool
 
-    def then(self, following: Splice, sequence: Tokens) -> Splice:
-        """Joins both into one; `sequence` is the result of the following one."""
-        keep_tokens = min(self.keep_tokens, following.keep_tokens)
+    @property
+    def tail(self) -> Tokens:
+        """The tokens that follow those kept."""
+        return self.sequence[self.keep_tokens :]
+
+    def then(self, following: Splice) -> Splice:
+        """Joins both into one."""
         return Splice(
-            keep_tokens,
-            sequence[keep_tokens:],
+            min(self.keep_tokens, following.keep_tokens),
+            following.sequence,
             self.num_new_tokens + following.num_new_tokens,
             self.is_empty and following.is_empty,
         )
@@ -251,7 +255,7 @@ class ContextLog:
         keep = common_prefix_len(self._sent, sequence)
         is_empty = keep == len(self._sent) == len(sequence)
         self._sent = sequence
-        return Splice(keep, sequence[keep:], num_new_tokens, is_empty)
+        return Splice(keep, sequence, num_new_tokens, is_empty)
 
     def _check_documents_sent(self, num_more: int) -> None:
         total = self._num_documents + num_more

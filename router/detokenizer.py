@@ -34,11 +34,9 @@ class Detokenizer(Protocol):
 
     def push(self, token_id: int) -> str:
         """Takes a token; returns the text that is certain now, often empty."""
-        ...
 
     def flush(self) -> str:
         """Ends the answer: incomplete bytes become U+FFFD."""
-        ...
 
 
 def detokenizer_factory(tokenizer: Tokenizer) -> Callable[[Tokens], Detokenizer]:

@@ -106,7 +106,7 @@ class Intake:
             sequence=sequence,
             index=oversized.index,
             id=sent.id,
-            action=self._action,
+            action="cut" if self._action is OversizedDocuments.CUT else "refuse",
             reason=oversized.reason,
             room_tokens=oversized.room_tokens,
             kept_tokens=kept_tokens,

@@ -15,7 +15,7 @@ import asyncio
 import logging
 
 from router.context import Splice
-from router.kv_prefetch_log import Fetch, KvPrefetchLog, Offered, OfferVerdict
+from router.kv_prefetch_log import Fetch, KvPrefetchLog, Offered, OfferVerdict, Spliced
 from router.live_session import LiveSession
 from router.prefetch_call import PrefetchCall
 from router.stability import Stability
@@ -69,11 +69,19 @@ class KvPrefetch:
         """The sequence is final; returns its length, since all of it is stable."""
         return self._stability.sealed(len(sequence)) if self._stability else 0
 
-    def spliced(self, revision: int, splice: Splice, sequence: Tokens) -> None:
+    def spliced(self, revision: int, splice: Splice) -> None:
         """Called before prefill receives this splice; never blocks."""
-        if not self.is_on:
-            return
-        spliced = self._log.spliced(revision, splice.keep_tokens, sequence)
+        if self.is_on:
+            self._drop(self._log.spliced(revision, splice.keep_tokens, splice.sequence))
+
+    def prefill_lost(self) -> None:
+        """The offers name KV of a worker that does not hold the session any more.
+
+        Released all the same: it may be alive, and only drain.
+        """
+        self._drop(self._log.lost())
+
+    def _drop(self, spliced: Spliced[pb.Handover]) -> None:
         for handover in spliced.released:
             self._release(handover)
         if spliced.aborts and self._worker_call is not None:
@@ -161,7 +169,13 @@ class KvPrefetch:
         if worker is not None:
             self._calls_left -= 1
             name = unique_id(self._live.session_id)
-            self._worker_call = PrefetchCall(self._live.parts.workers, worker, name)
+            self._worker_call = PrefetchCall(
+                self._live.parts.workers,
+                worker,
+                name,
+                self._live.cache_salt,
+                self._live.trace.metadata,
+            )
 
     # -- the answer -------------------------------------------------------------------
 

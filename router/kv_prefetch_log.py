@@ -9,6 +9,7 @@ as a router makes the same ones. Life of an offer from prefill:
             -> at decode: one at a time, in order (`next`)
     at decode -> invalid: a splice changed tokens of it, so it is aborted, once
               -> ended (`ended`), invalid or not
+    any    -> void: the prefill worker is lost; what decode has read stays with it
 
 Offers name a revision of the sequence, and may lag behind splices that the router has
 sent since. An offer's tokens are copied when it arrives: when its fetch is sent, the
@@ -96,6 +97,12 @@ class KvPrefetchLog(Generic[HandoverT]):
         )
         self._is_in_vain = self._is_in_vain or aborts
         return Spliced(tuple(fetch.handover for fetch in changed), aborts)
+
+    def lost(self) -> Spliced[HandoverT]:
+        """The prefill worker is lost, and with it the KV of every offer."""
+        aborts = self._at_decode is not None and not self._is_in_vain
+        self._is_in_vain = self._is_in_vain or aborts
+        return Spliced(self.close(), aborts)
 
     def seen(self, revision: int) -> None:
         """A message from prefill includes that splice."""

@@ -7,25 +7,38 @@ loop, so no locks.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from router.detokenizer import Detokenizer
 from router.lengths import LengthLimits, limits_with
-from router.metrics import InputMode, Phase, RouterMetrics
+from router.metrics import InputMode, InputOp, Phase, RouterMetrics
 from router.outbox import Outbox
 from router.progress import ProgressTracker
+from router.recovery import Cause, Failure, Recovery
+from router.session_log import SessionRecord, ended_line, restarted_line
+from router.session_trace import SessionTrace
 from router.sessions import OpenSessions, SessionPlace
 from router.text_input import TextInput
 from router.timeline import Timeline
-from router.workers import WorkerPool
+from router.work_queue import WorkQueue
+from router.workers import Worker, WorkerPool
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.events import Finished, Timings
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.session import Event, Session, State
+from stream2llm.api.ttft_slo import AskedSlo
+from stream2llm.security.principal import ANYONE, Principal
 from stream2llm.serving.clock import Clock
+from stream2llm.serving.log_context import LogContext
 from stream2llm.serving.prefix import Tokens
 from stream2llm.serving.router_spec import RouterSpec
+from stream2llm.serving.tracing import NO_TRACE, Trace, Tracing
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,7 @@ class RouterParts:
     sessions: OpenSessions
     metrics: RouterMetrics
     clock: Clock
+    tracing: Tracing
 
     def lengths(self) -> LengthLimits:
         """The limits on prompt and answer with the present workers."""
@@ -58,22 +72,54 @@ _PHASES = {
 class LiveSession:
     """One session while its RPC runs."""
 
-    def __init__(self, parts: RouterParts, place: SessionPlace) -> None:
+    def __init__(
+        self,
+        parts: RouterParts,
+        place: SessionPlace,
+        caller: Principal = ANYONE,
+        trace: Trace = NO_TRACE,
+    ) -> None:
         self.parts = parts
-        self.session_id = ""
+        self.tenant = caller.tenant
+        # Keeps the KV of one tenant from being found by another one.
+        self.cache_salt = parts.spec.security.cache_salt(caller.tenant)
+        # Its rank among others, for the workers.
+        self.share = parts.spec.security.tenants.share(caller.tenant)
+        self.trace = SessionTrace(trace)
+        self.log_context = LogContext(trace.context)
+        self.record = SessionRecord(caller.tenant)
         self.sampling = SamplingParameters()
         self.ordering = DocumentOrdering.AS_GIVEN
+        # Deadlines in the metadata of the call.
+        self.asked_slos: tuple[AskedSlo, ...] = ()
+        # Milliseconds from the seal in which the first token is due; 0: no deadline.
+        self.ttft_slo_ms = 0
+        self._has_first_token = False
+        # Of the worker that prefills it; None before and afterwards.
+        self._queue: WorkQueue | None = None
         # Set at the seal; see the proto.
         self.document_order: tuple[int, ...] = ()
         # Fixed at the open: later views must not lower a session's limits.
         self.lengths = LengthLimits(parts.spec.max_model_len)
-        self.mode = InputMode.ONESHOT
         self.outbox = Outbox()
         self.timeline = Timeline(parts.clock)
         self.progress = ProgressTracker(parts.spec.limits.credit_window_tokens)
+        self.recovery = Recovery(parts.spec.recovery)
+        # Workers that sent the session away; their successors may take it.
+        self.refused_by: set[Worker] = set()
+        # Of the last loss.
+        self._cause = Cause.PREFILL_LOST
         self._life = Session()
         self._place = place
         self._credit_changed = asyncio.Event()
+
+    @property
+    def session_id(self) -> str:
+        return self.record.session_id
+
+    @property
+    def mode(self) -> InputMode:
+        return self.record.mode
 
     @property
     def state(self) -> State:
@@ -85,6 +131,12 @@ class LiveSession:
         return replace(self.sampling, stop_strings=())
 
     @property
+    def ttft_left_ms(self) -> int:
+        """Milliseconds until the first token is due, at least 1; 0: no deadline."""
+        left_ms = self.ttft_slo_ms - int(1000 * self.timeline.since_seal_s)
+        return max(left_ms, 1) if self.ttft_slo_ms else 0
+
+    @property
     def is_sealed(self) -> bool:
         return self._life.state not in (State.NEW, State.OPEN)
 
@@ -93,13 +145,96 @@ class LiveSession:
         self._life.apply(event)
         self._show_phase()
 
-    def end(self, event: Event, outcome: str) -> None:
+    def end(self, event: Event, outcome: str, error: Stream2LLMError | None = None) -> None:
         """Ends the session, once, and frees its place."""
+        if self.is_sealed and not self._has_first_token:
+            self._note_deadline(is_met=False)
+        self._leave_queue()
         self._life.apply(event)
         self._place.leave(outcome)
+        model = self.parts.spec.model_name
+        self.trace.end(self.timeline, outcome, self.session_id, model, self.mode, error)
+        self.record.computed_tokens = self.progress.used()["computed_tokens"]
+        self.record.restarts = self.recovery.num_restarts
+        _logger.info("%s", ended_line(self.record, outcome, self.timeline.since_open_s, error))
+
+    def finished(self, finished: Finished) -> None:
+        """The answer has ended."""
+        self.record.finished = finished
+        self.trace.finished(finished)
+
+    # -- workers ----------------------------------------------------------------------
+
+    def placed(self, worker: Worker) -> None:
+        """A prefill worker has the session; its work counts in that worker's queue."""
+        self.record.at(worker.worker_id)
+        self._queue = worker.queue
+
+    def lost(self, cause: Cause, failure: Failure, revision: int) -> None:
+        """A worker is lost; another one begins with the sequence of that revision."""
+        self._cause = cause
+        if cause is Cause.REFUSED and isinstance(failure.worker, Worker):
+            self.refused_by.add(failure.worker)
+        self._leave_queue()
+        self.progress.restarted(revision)
+        if self.is_sealed:
+            self.timeline.lost()
+        self.send_progress()
+
+    def placed_again(self, cause: Cause, failure: Failure, num_tokens: int) -> None:
+        """The session is at another worker, which has been sent its `num_tokens` tokens."""
+        self._place.restarted(cause)
+        self.trace.restarted()
+        self.record.restarts = self.recovery.num_restarts
+        _logger.warning(
+            "%s", restarted_line(self.record, cause, failure.worker_id, num_tokens, failure.error)
+        )
+
+    def next_token(self, num_answer_tokens: int) -> None:
+        """The answer has so many tokens now."""
+        self.record.num_answer_tokens = num_answer_tokens
+        recovery_s = self.timeline.recovered()
+        if recovery_s is not None:
+            self.parts.metrics.recovered(self._cause, recovery_s)
+            self._leave_queue()
+
+    def note_first_token(self) -> Timings:
+        """The first token is there: counts the session in or out of its deadline."""
+        self.timeline.first_token()
+        self._has_first_token = True
+        self.note_work()  # what the report with the first token says was computed
+        self._leave_queue()
+        self.record.timings = timings = self.timeline.timings()
+        self.parts.metrics.tenant_first_token(self.share.name, timings.ttft_from_seal_s)
+        self._note_deadline(is_met=1000 * timings.ttft_from_seal_s <= self.ttft_slo_ms)
+        return timings
+
+    def _note_deadline(self, *, is_met: bool) -> None:
+        if self.ttft_slo_ms:
+            self.parts.metrics.deadline(is_met=is_met)
+
+    def _leave_queue(self) -> None:
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            queue.leave(id(self), self.parts.clock.monotonic_s())
+
+    def note_work(self) -> None:
+        """Counts in the queue what is left, and what was computed."""
+        if self._queue is not None:
+            now_s = self.parts.clock.monotonic_s()
+            left_s = self.ttft_slo_ms / 1000 - self.timeline.since_seal_s
+            self._queue.note(
+                id(self),
+                self.progress.num_outstanding_tokens,
+                self.progress.worker.computed_tokens,
+                now_s,
+                now_s + left_s if self.is_sealed and self.ttft_slo_ms else None,
+                tenant=self.share,
+            )
 
     def send_progress(self) -> None:
         """Sends the client the present figures."""
+        self.note_work()
         self._show_phase()
         self._credit_changed.set()
         self.outbox.put_progress(self.progress.figures())
@@ -107,7 +242,22 @@ class LiveSession:
     def take_report(self, figures: PrefillProgress) -> None:
         """Takes the prefill worker's figures."""
         self.parts.metrics.prefilled(self.progress.worker, figures, self.ordering)
-        self.progress.report(figures)
+        num_more = figures.computed_tokens - self.progress.worker.computed_tokens
+        self._place.computed(max(num_more, 0))
+        self.parts.metrics.recomputed(self.progress.report(figures))
+
+    def take_input(self, op: InputOp, num_tokens: int, held_tokens: int) -> None:
+        """Counts an event's tokens, after which the context has `held_tokens`.
+
+        Raises OverloadedError when a quota of the tenant does not allow that.
+        """
+        self.parts.metrics.received(op, num_tokens)
+        self.record.num_tokens = held_tokens
+        self._place.received(num_tokens, held_tokens, seals=op is InputOp.SEAL)
+
+    def read_by(self, has_unhandled_content: Callable[[], bool]) -> None:
+        """While that is so, the session is not silent: the router works on what it has sent."""
+        self._place.has_unhandled_content = has_unhandled_content
 
     async def wait_for_credit(self) -> None:
         """Returns when the client may be read again."""

@@ -6,17 +6,20 @@ from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from router.recovery import Cause
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
+from stream2llm.serving.tenant_options import ALL_ALIKE, TenantsOptions
 
 # vLLM's buckets, so that one panel can show both.
 _TTFT_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
 )
+# From 1 ms on: fast GPUs answer in a few.
 _INTER_TOKEN_S = (
-    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
 )
 _LATENCY_S = (
@@ -56,8 +59,11 @@ class InputOp(StrEnum):
 class RouterMetrics:
     """All metrics of one router, for one model."""
 
-    def __init__(self, registry: CollectorRegistry, model: str) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, model: str, tenants: TenantsOptions = ALL_ALIKE
+    ) -> None:
         self._registry = registry
+        self._tenants = tenants
         self._model = model
         self._sessions = self._counter(
             "sessions",
@@ -86,6 +92,16 @@ class RouterMetrics:
             "Seconds from open to first token, by input mode: oneshot, append, update.",
             _TTFT_S,
             "input_mode",
+        )
+        self._deadlines = self._counter(
+            "ttft_deadlines",
+            "Sealed sessions with a deadline, by whether the first token came in time: met, missed.",
+            "result",
+        )
+        self._admissions = self._counter(
+            "admission_forecasts",
+            "Sessions that opened with a deadline, by the forecast: holds, warned, refused, unknown.",
+            "verdict",
         )
         self._inter_token = self._histogram(
             "inter_token_latency_seconds",
@@ -140,8 +156,63 @@ class RouterMetrics:
             "input_tokens_reused", "Tokens found in the prefix cache instead of computed."
         )
         self._output = self._counter("output_tokens", "Tokens of answers sent to clients.")
-        for phase in Phase:  # 0 rather than absent
+        self._restarts = self._counter(
+            "session_restarts",
+            "Sessions placed at another worker, by cause: prefill_lost, decode_lost, kv_lost, refused.",
+            "cause",
+        )
+        self._recomputed = self._counter(
+            "recovery_recomputed_tokens",
+            "Tokens that prefill computed again because the worker that had them was lost.",
+        )
+        self._recovery = self._histogram(
+            "recovery_seconds",
+            "Seconds from the loss of a worker to the next token of a sealed session, by cause.",
+            _TTFT_S,
+            "cause",
+        )
+        self._tenant_open = Gauge(
+            "stream2llm_tenant_sessions_active",
+            "Sessions open now, by tenant: those of the configuration, and all others together.",
+            ("model", "tenant"),
+            registry=registry,
+        )
+        self._tenant_tokens = self._counter(
+            "tenant_input_tokens",
+            "Tokens received, by tenant: those of the configuration, and all others together.",
+            "tenant",
+        )
+        self._tenant_computed = self._counter(
+            "tenant_prefilled_tokens",
+            "Tokens that prefill computed, invalidated ones included, by tenant.",
+            "tenant",
+        )
+        self._tenant_refused = self._counter(
+            "tenant_quota_refusals",
+            "Sessions and events that a quota refused, by tenant and quota.",
+            *("tenant", "quota"),
+        )
+        self._tenant_ttft = self._histogram(
+            "tenant_ttft_seconds",
+            "Seconds from seal to first token, by tenant: those of the configuration, and all others"
+            " together.",
+            _TTFT_S,
+            "tenant",
+        )
+        for label in tenants.labels:
+            self._tenant_ttft.labels(model, label)
+            self._tenant_open.labels(model, label)
+            self._tenant_tokens.labels(model, label)
+            self._tenant_computed.labels(model, label)
+        for verdict in ("holds", "warned", "refused", "unknown"):
+            self._admissions.labels(model, verdict)
+        for result in ("met", "missed"):  # 0 rather than absent
+            self._deadlines.labels(model, result)
+        for phase in Phase:
             self._active.labels(model, phase)
+        for cause in Cause:
+            self._restarts.labels(model, cause)
+            self._recovery.labels(model, cause)
 
     def phase_changed(self, old: Phase | None, new: Phase | None) -> None:
         """A session changed its phase; None before its begin and after its end."""
@@ -159,6 +230,27 @@ class RouterMetrics:
     def rpc_failed(self, reason: str) -> None:
         """`reason` is one of `router.refusals.Reason`."""
         self._errors.labels(self._model, reason).inc()
+
+    def tenant_changed(self, tenant: str, change: int) -> None:
+        """A session of the tenant has begun or ended."""
+        self._tenant_open.labels(self._model, self._tenants.label(tenant)).inc(change)
+
+    def tenant_received(self, tenant: str, num_tokens: int) -> None:
+        """A session of the tenant has sent tokens."""
+        self._tenant_tokens.labels(self._model, self._tenants.label(tenant)).inc(num_tokens)
+
+    def tenant_computed(self, tenant: str, num_tokens: int) -> None:
+        """Prefill has computed tokens for a session of the tenant."""
+        self._tenant_computed.labels(self._model, self._tenants.label(tenant)).inc(num_tokens)
+
+    def tenant_first_token(self, tenant: str, from_seal_s: float) -> None:
+        """Prefill sampled the first token for a session of the tenant."""
+        self._tenant_ttft.labels(self._model, self._tenants.label(tenant)).observe(from_seal_s)
+
+    def quota_refused(self, tenant: str, quota: str) -> None:
+        """A quota of the tenant, by the name of its setting, was used up."""
+        label = self._tenants.label(tenant)
+        self._tenant_refused.labels(self._model, label, quota).inc()
 
     def received(self, op: InputOp, num_tokens: int) -> None:
         """Counts one event."""
@@ -187,6 +279,14 @@ class RouterMetrics:
         self._ttft.labels(self._model, mode).observe(from_seal_s)
         self._overlap.labels(self._model).observe(overlap_ratio)
 
+    def deadline(self, *, is_met: bool) -> None:
+        """A sealed session with a deadline has its first token, or ends without one."""
+        self._deadlines.labels(self._model, "met" if is_met else "missed").inc()
+
+    def forecast(self, verdict: str) -> None:
+        """A session with a deadline opens: "holds", "warned", "refused", or "unknown" without a rate."""
+        self._admissions.labels(self._model, verdict).inc()
+
     def decode_step(self, since_last_s: float, *, is_first: bool) -> None:
         """Decode returned tokens; the first time includes the hand-over."""
         self._inter_token.labels(self._model).observe(since_last_s)
@@ -205,6 +305,18 @@ class RouterMetrics:
     def output(self, num_tokens: int) -> None:
         """Counts tokens sent to a client."""
         self._output.labels(self._model).inc(num_tokens)
+
+    def restarted(self, cause: Cause) -> None:
+        """A session has lost a worker, and goes on at another one."""
+        self._restarts.labels(self._model, cause).inc()
+
+    def recomputed(self, num_tokens: int) -> None:
+        """Prefill has computed tokens that a lost worker had."""
+        self._recomputed.labels(self._model).inc(num_tokens)
+
+    def recovered(self, cause: Cause, seconds: float) -> None:
+        """A sealed session that lost a worker has its next token."""
+        self._recovery.labels(self._model, cause).observe(seconds)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         names = ("model", *labels)

@@ -61,8 +61,7 @@ def fit(
             new[document.document_id] = num_tokens
         fitted.append(document)
         left = Room(
-            left.context_tokens - num_tokens,
-            left.session_tokens - (0 if is_named else num_tokens),
+            left.context_tokens - num_tokens, left.session_tokens - (0 if is_named else num_tokens)
         )
     return tuple(fitted), tuple(oversized)
 

@@ -13,6 +13,7 @@ import grpc
 
 from router.status import WORKER_LOST
 from router.workers import Worker, WorkerPool
+from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
 from stream2llm.api.final_status import FinalStatus
 from stream2llm.api.v1 import worker_pb2 as pb
@@ -24,12 +25,20 @@ ABORT_TIMEOUT_S = 1.0
 class PrefetchCall:
     """Holds its place at the worker from construction until `close` or `leave`."""
 
-    def __init__(self, pool: WorkerPool, worker: Worker, fetch_session_id: str) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        worker: Worker,
+        fetch_session_id: str,
+        cache_salt: str = "",
+        metadata: Metadata | None = None,
+    ) -> None:
         self._pool = pool
         self.worker = worker
         self.fetch_session_id = fetch_session_id
+        self._cache_salt = cache_salt
         self._place = worker.acquire()
-        self._call: Any = worker.decode.PrefetchKv()
+        self._call: Any = worker.decode.PrefetchKv(metadata=metadata)
         self._final = FinalStatus(self._call)
         self._responses = aiter(self._call)
         self._is_open = False
@@ -125,7 +134,9 @@ class PrefetchCall:
         async with self._writing:
             if not self._is_open:
                 self._is_open = True
-                opening = pb.OpenPrefetch(fetch_session_id=self.fetch_session_id)
+                opening = pb.OpenPrefetch(
+                    fetch_session_id=self.fetch_session_id, cache_salt=self._cache_salt
+                )
                 await self._call.write(pb.PrefetchKvRequest(open=opening))
             await self._call.write(pb.PrefetchKvRequest(fetch=fetch))
         self.has_sent = True

@@ -8,6 +8,9 @@ Credit is the window minus the tokens not prefilled yet. It counts from the most
 was ever prefilled of the current sequence: KV lost to a preemption must not close the
 window, because the seal that would restore it may be next. One token does not count:
 prefill holds the last one back until the seal.
+
+A lost worker takes all of it along: its successor, which begins with nothing, reports
+figures of its own, and the client gets the sums.
 """
 
 from __future__ import annotations
@@ -30,7 +33,13 @@ class ProgressTracker:
         self._revision = 0
         # Splices that the worker has not confirmed: (revision, keep_tokens).
         self._unconfirmed: deque[tuple[int, int]] = deque()
+        # Of the worker that holds the session.
         self.worker = PrefillProgress()
+        # Of those that held it before, as `PrefillProgress.used`.
+        self._used_before = self.worker.used()
+        self.restarts = 0
+        # Tokens that the former worker had, and this one did not compute yet.
+        self._owed_tokens = 0
 
     def event(self, sequence: int) -> None:
         """An event left the token sequence unchanged."""
@@ -46,14 +55,37 @@ class ProgressTracker:
         self._last_sequence = sequence
         return self._revision
 
-    def report(self, figures: PrefillProgress) -> None:
-        """Takes the worker's figures, which may not include the latest splices."""
-        while self._unconfirmed and self._unconfirmed[0][0] <= figures.revision:
-            self._unconfirmed.popleft()
+    def restarted(self, revision: int) -> None:
+        """Another worker begins with the sequence of that revision."""
+        self.restarts += 1
+        self._owed_tokens = max(self._prefilled, self._owed_tokens)
+        self._prefilled = self._most_prefilled = 0
+        self._used_before, self.worker = self.used(), PrefillProgress()
+        self._confirm(revision)
+
+    def used(self) -> dict[str, int]:
+        """What all workers together did for the session, by the names in Progress and Usage."""
+        before = self._used_before
+        return {name: before[name] + number for name, number in self.worker.used().items()}
+
+    def report(self, figures: PrefillProgress) -> int:
+        """Takes the worker's figures, which may not include the latest splices.
+
+        Returns how many tokens more a former worker had computed as well.
+        """
+        self._confirm(figures.revision)
+        num_again = min(figures.computed_tokens - self.worker.computed_tokens, self._owed_tokens)
+        num_again = max(num_again, 0)
+        self._owed_tokens -= num_again
         kept = min((keep for _, keep in self._unconfirmed), default=figures.prefilled_tokens)
         self._prefilled = min(figures.prefilled_tokens, kept)
         self._most_prefilled = max(self._most_prefilled, self._prefilled)
         self.worker = figures
+        return num_again
+
+    def _confirm(self, revision: int) -> None:
+        while self._unconfirmed and self._unconfirmed[0][0] <= revision:
+            self._unconfirmed.popleft()
 
     @property
     def num_outstanding_tokens(self) -> int:
@@ -77,5 +109,6 @@ class ProgressTracker:
             prefilled_tokens=self._prefilled,
             credit_tokens=max(self._window_tokens - self.num_outstanding_tokens, 0),
             delay=self.worker.delay,
-            **self.worker.used(),
+            restarts=self.restarts,
+            **self.used(),
         )

@@ -1,9 +1,7 @@
 """Counts errors that clients get by reason, and logs refusals before admission.
 
 An admitted session logs its own end, but a request refused earlier has no session. A
-client in a retry loop could write thousands of lines a second here, so each reason has
-a number of lines per period, and the first line of the next period says how many were
-left out.
+client in a retry loop could write thousands of lines a second here, so they are bounded.
 """
 
 from __future__ import annotations
@@ -11,18 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 
 from router.metrics import RouterMetrics
 from stream2llm.api.errors import Stream2LLMError
+from stream2llm.security.line_budget import LineBudget
+from stream2llm.security.principal import caller
 from stream2llm.serving.clock import Clock
 from stream2llm.serving.stream_writer import PeerGoneError
 
 _logger = logging.getLogger(__name__)
-
-LINES_PER_PERIOD = 10
-PERIOD_S = 10.0
 
 
 class Reason(StrEnum):
@@ -39,10 +35,12 @@ class Reason(StrEnum):
     BAD_SAMPLING = "BAD_SAMPLING"
     BAD_TEXT = "BAD_TEXT"
     BAD_TOKEN_ID = "BAD_TOKEN_ID"
+    BAD_TTFT_SLO = "BAD_TTFT_SLO"
     CANCELLED = "CANCELLED"
     CLOSED_WITHOUT_SEAL = "CLOSED_WITHOUT_SEAL"
     CONTEXT_TOO_LONG = "CONTEXT_TOO_LONG"
     DOCUMENT_WITHOUT_CONTENT = "DOCUMENT_WITHOUT_CONTENT"
+    DEADLINE_OUT_OF_REACH = "DEADLINE_OUT_OF_REACH"
     DRAINING = "DRAINING"
     DUPLICATE_DOCUMENT = "DUPLICATE_DOCUMENT"
     EMPTY_CONTEXT = "EMPTY_CONTEXT"
@@ -61,10 +59,15 @@ class Reason(StrEnum):
     NO_PREFILL_WORKER = "NO_PREFILL_WORKER"
     NO_PROMPT = "NO_PROMPT"
     NOT_FOUND = "NOT_FOUND"
+    NOT_OPENED = "NOT_OPENED"
     OVERLOADED = "OVERLOADED"
+    QUOTA_HELD_TOKENS = "QUOTA_HELD_TOKENS"
+    QUOTA_OPEN_SESSIONS = "QUOTA_OPEN_SESSIONS"
+    QUOTA_TOKENS_PER_MINUTE = "QUOTA_TOKENS_PER_MINUTE"
     SESSION_DOCUMENTS_EXCEEDED = "SESSION_DOCUMENTS_EXCEEDED"
     SESSION_TOKENS_EXCEEDED = "SESSION_TOKENS_EXCEEDED"
     SESSION_TOO_LONG = "SESSION_TOO_LONG"
+    SILENT = "SILENT"
     SUFFIX_WITH_CHAT = "SUFFIX_WITH_CHAT"
     TOKENS_DIFFER = "TOKENS_DIFFER"
     TOO_MANY_DOCUMENTS = "TOO_MANY_DOCUMENTS"
@@ -82,37 +85,6 @@ def label_of(error: BaseException) -> Reason:
     if not isinstance(error, Stream2LLMError):
         return Reason.INTERNAL
     return Reason.__members__.get(error.reason, Reason.OTHER)
-
-
-@dataclass
-class _Lines:
-    """The lines of one reason in its present period."""
-
-    begin_s: float
-    num_written: int = 0
-    num_left_out: int = 0
-
-
-class LineBudget:
-    """How many lines each reason may still write."""
-
-    def __init__(self, lines: int = LINES_PER_PERIOD, period_s: float = PERIOD_S) -> None:
-        self._lines = lines
-        self._period_s = period_s
-        self._of: dict[Reason, _Lines] = {}
-
-    def take(self, reason: Reason, now_s: float) -> int | None:
-        """Returns the number of lines left out since the last one; None to leave this one out."""
-        old = self._of.get(reason)
-        left_out = 0
-        if old is None or now_s - old.begin_s >= self._period_s:
-            left_out = old.num_left_out if old else 0
-            self._of[reason] = old = _Lines(now_s)
-        if old.num_written >= self._lines:
-            old.num_left_out += 1
-            return None
-        old.num_written += 1
-        return left_out
 
 
 class Refusals:
@@ -154,6 +126,7 @@ class Refusals:
             return
         more = f" left_out_before={left_out}" if left_out else ""
         _logger.info(
-            "refused rpc=%s session_id=%s peer=%s reason=%s message=%r%s",
-            *(rpc, session_id or "(not known yet)", peer, error.reason, error.message, more),
+            "refused rpc=%s session_id=%s peer=%s tenant=%s reason=%s message=%r%s",
+            *(rpc, session_id or "(not known yet)", peer, caller().tenant),
+            *(error.reason, error.message, more),
         )

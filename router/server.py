@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector
 
@@ -18,17 +18,26 @@ from router.detokenizer import detokenizer_factory
 from router.live_session import RouterParts
 from router.message_limit import MessageLimit, grpc_limit
 from router.metrics import RouterMetrics
-from router.service import LIMITED_METHODS, SERVICE_NAME, StreamingInferenceServicer
+from router.quotas import RouterPart
+from router.service import LIMITED_METHODS, SCOPES, StreamingInferenceServicer
 from router.sessions import OpenSessions
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
 from router.workers import WorkerPool
 from stream2llm.api.errors import UnavailableError
-from stream2llm.api.grpc_options import server_options
+from stream2llm.api.grpc_options import SERVICE_NAME, server_options
 from stream2llm.api.v1 import inference_pb2_grpc
+from stream2llm.security.certificates import open_certificates
+from stream2llm.security.grpc_access import Authenticate
+from stream2llm.security.tls import PeerChannels, add_port, http_server_context
+from stream2llm.security.tls_metrics import TlsMetrics
+from stream2llm.serving.access import Guards
 from stream2llm.serving.clock import Clock, SystemClock
+from stream2llm.serving.health_servicer import HealthService
 from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.processes import own_origin
 from stream2llm.serving.router_spec import RouterSpec
+from stream2llm.serving.tracing import Tracing
 from stream2llm.serving.undecodable import RefuseUndecodable
 from stream2llm.serving.worker_spec import ClusterView
 
@@ -55,25 +64,52 @@ class Router:
         self,
         spec: RouterSpec,
         clock: Clock | None = None,
-        serve_metrics: Callable[[str, int, CollectorRegistry], MetricsServer] = MetricsServer,
+        serve_metrics: Callable[..., MetricsServer] = MetricsServer,
     ) -> None:
         self.spec = spec
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         clock = clock or SystemClock()
-        metrics = RouterMetrics(self.registry, spec.model_name)
+        metrics = RouterMetrics(self.registry, spec.model_name, spec.security.tenants)
+        self._certificates = open_certificates(spec.security.tls_files)
+        if self._certificates is not None:
+            self.registry.register(TlsMetrics(self._certificates))
+        self._guards = Guards(spec.security.auth, clock)
+        self.registry.register(self._guards.metrics)
         tokenizer = ModelTokenizer(spec.model_path)
         self._background = Background()
         self._parts = RouterParts(
             spec=spec,
             text=TextInput(tokenizer, spec.max_model_len),
             make_detokenizer=detokenizer_factory(tokenizer.backend),
-            workers=WorkerPool(spec.limits.max_message_bytes, self._background),
-            sessions=OpenSessions(spec.limits.max_open_sessions, metrics, clock),
+            workers=WorkerPool(
+                PeerChannels(
+                    self._certificates,
+                    spec.limits.max_message_bytes,
+                    spec.security.peer_name,
+                    spec.cluster_token,
+                ),
+                self._background,
+                clock=clock,
+            ),
+            sessions=OpenSessions(
+                spec.limits,
+                metrics,
+                clock,
+                spec.security.tenants,
+                RouterPart(spec.router_index, spec.num_routers),
+            ),
             metrics=metrics,
             clock=clock,
+            tracing=Tracing(
+                spec.observability.tracing,
+                "router",
+                own_origin(spec.router_id),
+                clock,
+                self.registry,
+            ),
         )
-        self._health = health.aio.HealthServicer()
+        self._health = HealthService(("", SERVICE_NAME))
         self._server: Any = None
         self._serve_metrics = serve_metrics
         self._metrics_server: MetricsServer | None = None
@@ -81,7 +117,11 @@ class Router:
     async def start(self) -> RouterAddress:
         """Listens; not serving until a view has workers of both roles."""
         self._metrics_server = self._serve_metrics(
-            self.spec.host, self.spec.metrics_port, self.registry
+            self.spec.host,
+            self.spec.metrics_port,
+            self.registry,
+            http_server_context(self._certificates),
+            self._guards.of("metrics"),
         )
         try:
             port = await self._start_grpc()
@@ -95,21 +135,36 @@ class Router:
     def set_view(self, view: ClusterView) -> None:
         """Sets the workers that are ready now. Call it in the router's event loop."""
         self._parts.workers.set_view(view)
-        self._background.start(self._show_health(), "health")
+        self._show_health()
 
     async def status(self) -> dict[str, Any]:
         """Returns the status for operators."""
         return {
             "router_id": self.spec.router_id,
+            "is_draining": self._parts.sessions.is_draining,
             "sessions_by_phase": self._parts.sessions.by_phase(),
+            "tenants": [asdict(each) for each in self._parts.sessions.by_tenant()],
         }
 
-    async def drain(self) -> None:
-        """Stops admission and waits for the open sessions, for a limited time."""
-        self._parts.sessions.refuse_new()
-        await self._health.enter_graceful_shutdown()
-        if not await self._parts.sessions.wait_empty(self.spec.drain_timeout_s):
-            _logger.warning("drain_timed_out sessions=%s", self._parts.sessions.by_phase())
+    async def drain(self, timeout_s: float | None = None) -> None:
+        """Stops admission and waits for the open sessions; then ends the rest (`DRAINING`).
+
+        They have `timeout_s`, without it `drain_timeout_s` of the configuration.
+        """
+        sessions = self._parts.sessions
+        limit_s = self.spec.drain_timeout_s if timeout_s is None else timeout_s
+        sessions.refuse_new()
+        self._health.drain()
+        if await sessions.wait_empty(limit_s):
+            return
+        _logger.warning("drain_timed_out limit_s=%s sessions=%s", limit_s, sessions.by_phase())
+        sessions.end_all(
+            UnavailableError(
+                f"the router is draining, and the {limit_s:g} s that open sessions had are over",
+                reason="DRAINING",
+            )
+        )
+        await sessions.wait_empty(_CANCEL_GRACE_S)
 
     async def stop(self) -> None:
         """Cancels what is open and frees everything."""
@@ -122,6 +177,7 @@ class Router:
         await self._background.close(_BACKGROUND_GRACE_S)
         await self._parts.workers.close()
         self._parts.text.close()
+        await self._parts.tracing.close()
         if self._metrics_server is not None:  # its thread may take half a second
             await asyncio.to_thread(self._metrics_server.close)
 
@@ -130,14 +186,18 @@ class Router:
         servicer = StreamingInferenceServicer(self._parts)
         refuse_undecodable = RefuseUndecodable(servicer.refusals.turned_away)
         self._server = grpc.aio.server(
-            interceptors=[refuse_undecodable, MessageLimit(limit_bytes, LIMITED_METHODS)],
+            interceptors=[
+                Authenticate(self._guards.of("grpc"), SCOPES),
+                refuse_undecodable,
+                MessageLimit(limit_bytes, LIMITED_METHODS),
+            ],
             options=server_options(grpc_limit(limit_bytes)),
         )
         inference_pb2_grpc.add_StreamingInferenceServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        await self._show_health()
+        self._show_health()
         port = self._bind()
         await self._server.start()
         return port
@@ -145,7 +205,7 @@ class Router:
     def _bind(self) -> int:
         address = f"{self.spec.host}:{self.spec.port}"
         try:
-            return int(self._server.add_insecure_port(address))
+            return add_port(self._server, address, self._certificates, for_peers=False)
         except RuntimeError as error:
             raise UnavailableError(
                 f"router {self.spec.router_id} cannot listen on {address}: the port is taken"
@@ -154,10 +214,6 @@ class Router:
                 reason="PORT_TAKEN",
             ) from error
 
-    async def _show_health(self) -> None:
+    def _show_health(self) -> None:
         workers = self._parts.workers
-        is_serving = workers.has_role("prefill") and workers.has_role("decode")
-        serving = health_pb2.HealthCheckResponse
-        status = serving.SERVING if is_serving else serving.NOT_SERVING
-        for name in ("", SERVICE_NAME):
-            await self._health.set(name, status)
+        self._health.set(is_serving=workers.has_role("prefill") and workers.has_role("decode"))

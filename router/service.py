@@ -20,16 +20,31 @@ from router.workers import Worker
 from stream2llm.api import codec
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Event, ModelInfo, ServerInfo, WorkerInfo
+from stream2llm.api.grpc_options import SERVICE_NAME
 from stream2llm.api.requests import ClientEvent
 from stream2llm.api.rpc_status import abort
+from stream2llm.api.trace_context import context_in
+from stream2llm.api.ttft_slo import slos_in
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import inference_pb2_grpc, worker_pb2
+from stream2llm.security.principal import Scope, caller
 from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
 
 _logger = logging.getLogger(__name__)
-SERVICE_NAME = "stream2llm.v1.StreamingInferenceService"
 # Methods whose requests carry documents or prompts.
 LIMITED_METHODS = frozenset(f"/{SERVICE_NAME}/{name}" for name in ("StreamGenerate", "Generate"))
+# Who may call what; what is not listed is for operators.
+SCOPES: dict[str, Scope | None] = {
+    **{
+        f"/{SERVICE_NAME}/{name}": Scope.SESSION
+        for name in ("StreamGenerate", "Generate", "GetModelInfo")
+    },
+    f"/{SERVICE_NAME}/GetServerInfo": Scope.READ,
+    # What is in the public .proto files.
+    "/grpc.reflection.v1alpha.ServerReflection/": Scope.SESSION,
+    # For load balancers and probes, which have no credentials.
+    "/grpc.health.v1.Health/": None,
+}
 _STATUS_TIMEOUT_S = 1.0
 
 
@@ -46,7 +61,8 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
 
     async def Generate(self, request: pb.GenerateRequest | TooLarge, context: Any) -> None:
         session_id = "" if isinstance(request, TooLarge) else request.session_id
-        await self._run(one_shot_events(request), pb.GenerateResponse, context, session_id)
+        events = one_shot_events(request)
+        await self._run(events, pb.GenerateResponse, context, session_id, is_sealed=True)
 
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, context: Any
@@ -69,6 +85,8 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
             sessions_by_phase=self._parts.sessions.by_phase(),
             workers=tuple(workers),
             controller_address=self._parts.workers.controller_address,
+            tenants=self._parts.sessions.by_tenant(),
+            restarts_by_cause=dict(self._parts.sessions.restarts),
         )
         return cast("pb.GetServerInfoResponse", codec.encode(info))
 
@@ -78,14 +96,19 @@ class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceSer
         response_type: Any,
         context: Any,
         session_id: str = "",
+        *,
+        is_sealed: bool = False,
     ) -> None:
         writer = _Writer(context, response_type)
         rpc = response_type.DESCRIPTOR.name.removesuffix("Response")
+        metadata = context.invocation_metadata()
         async with failures_as_status(context, writer, _logger, lambda _: "internal error"):
             with self.refusals.counted():
                 with self.refusals.at_the_door(rpc, context.peer(), session_id):
-                    place = self._parts.sessions.admit()
-                await run_session(self._parts, place, events, writer.send)
+                    slos = tuple(slos_in(metadata))
+                    place = self._parts.sessions.admit(caller().tenant, is_sealed=is_sealed)
+                parent = context_in(metadata)
+                await run_session(self._parts, place, events, writer.send, parent, slos)
 
     def _model_info(self) -> ModelInfo:
         spec, tokenizer = self._parts.spec, self._parts.text.tokenizer
@@ -118,9 +141,10 @@ async def _worker_info(worker: Worker) -> WorkerInfo:
     """The worker's own word, or what the view says of one that does not answer."""
     address = worker.address
     try:
-        response = await worker.status.GetWorkerStatus(
-            worker_pb2.GetWorkerStatusRequest(), timeout=_STATUS_TIMEOUT_S
-        )
+        with worker.link.held() as link:
+            response = await link.status.GetWorkerStatus(
+                worker_pb2.GetWorkerStatusRequest(), timeout=_STATUS_TIMEOUT_S
+            )
     except grpc.aio.AioRpcError:
         return WorkerInfo(
             worker_id=address.worker_id,
@@ -134,7 +158,5 @@ async def _worker_info(worker: Worker) -> WorkerInfo:
         )
     info = codec.decode(WorkerInfo, response.worker)
     return replace(
-        info,
-        ready=info.ready and not worker.is_suspect,
-        metrics_address=address.metrics_address,
+        info, ready=info.ready and not worker.is_suspect, metrics_address=address.metrics_address
     )

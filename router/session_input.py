@@ -24,15 +24,16 @@ from router.intake import Intake
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
 from router.metrics import InputMode, InputOp
+from router.placed_prefill import PlacedPrefill
 from router.ranking_note import ranking_note
 from router.stability import check_sureness, num_sure
 from router.text_input import Frame
-from router.worker_calls import PrefillCall
 from stream2llm.api.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
 from stream2llm.api.requests import (
     AppendContext,
     ClientEvent,
     OpenSession,
+    PlainTemplate,
     SealContext,
     UpdateContext,
 )
@@ -66,14 +67,27 @@ class EventReader:
         self._live = live
         self._events = events
         self._coming: asyncio.Task[ClientEvent | None] | None = None
+        # Whether the event that is being handled brings content, and the one that has come since.
+        self._is_content_in_hand = False
+        self._has_content_come = False
+
+    @property
+    def has_unhandled_content(self) -> bool:
+        """Whether content has come, or the seal, and was not handled yet."""
+        return self._is_content_in_hand or self._has_content_come
 
     async def next(self) -> ClientEvent | None:
-        """Returns the next event; None when the client has closed its half after the seal."""
+        """Returns the next event; None when the client has closed its half after the seal.
+
+        The one before has been handled.
+        """
+        self._is_content_in_hand = False
         if not self._live.is_sealed:
             await self._wait_for_credit()
         event = await self._read()
         self._live.apply(Event.CLOSE if event is None else _EVENTS[type(event)])
         if event is not None:
+            self._is_content_in_hand, self._has_content_come = self._has_content_come, False
             self._coming = asyncio.create_task(self._pull())
         return event
 
@@ -119,10 +133,13 @@ class EventReader:
         if isinstance(event, SealContext):
             # From here on the client waits, also while earlier events are being handled.
             self._live.timeline.sealed()
+        self._has_content_come = event is not None and _brings_content(event)
         return event
 
     async def _read(self) -> ClientEvent | None:
-        limit_s = self._live.parts.spec.limits.input_idle_timeout_s
+        limits = self._live.parts.spec.limits
+        is_to_open = self._coming is None and limits.open_timeout_s < limits.input_idle_timeout_s
+        limit_s = limits.open_timeout_s if is_to_open else limits.input_idle_timeout_s
         coming = self._coming or asyncio.create_task(self._pull())
         self._coming = coming
         try:
@@ -130,10 +147,25 @@ class EventReader:
                 # Shielded: `close` cancels it.
                 return await asyncio.shield(coming)
         except TimeoutError:
+            if is_to_open:
+                raise IdleTimeoutError(
+                    f"no event came within {limit_s:g} s (open_timeout_s)", reason="NOT_OPENED"
+                ) from None
             raise IdleTimeoutError(
                 f"no event came for {limit_s:g} s while the session was"
                 f" {self._live.state} (input_idle_timeout_s)"
             ) from None
+
+
+def _brings_content(event: ClientEvent) -> bool:
+    """Whether the event has text or token ids for the context, or completes it."""
+    match event:
+        case OpenSession(template=PlainTemplate() as template):
+            return len(template.prefix) > 0
+        case AppendContext() | UpdateContext():
+            return any(each.content is not None and len(each.content) for each in event.documents)
+        case _:
+            return True  # a conversation, or the seal
 
 
 def _is_seal(coming: asyncio.Task[ClientEvent | None] | None) -> bool:
@@ -159,7 +191,7 @@ class SessionInput:
     def __init__(
         self,
         live: LiveSession,
-        worker_call: PrefillCall,
+        prefill: PlacedPrefill,
         frame: Frame,
         log: ContextLog,
         on_sealed: Callable[[Tokens], int],
@@ -167,7 +199,7 @@ class SessionInput:
         opened: OpenSession,
     ) -> None:
         self._live = live
-        self._worker_call = worker_call
+        self._prefill = prefill
         self._prefetch = prefetch
         self._opened = opened
         self._intake = Intake(live.parts.text, log, opened, len(frame.suffix))
@@ -179,7 +211,8 @@ class SessionInput:
         self._held: _Held | None = None
 
     async def run(self, reader: EventReader) -> None:
-        """Handles everything after the open, until the client closes its half."""
+        """Handles everything, until the client closes its half."""
+        await self._begin()
         while (event := await reader.next()) is not None:
             await self._handle(event)
             if self._held and not await self._grows(self._held, reader):
@@ -189,12 +222,13 @@ class SessionInput:
         """Whether the held change waits for the next event."""
         return held.num_events < _MOST_TOGETHER and await reader.has_arrived(_LINGER_S)
 
-    async def begin(self) -> None:
+    async def _begin(self) -> None:
         """Sends the prefix, to be prefilled before the first document arrives."""
         event = self._opened
-        self._live.mode = InputMode.ONESHOT if event.one_shot else InputMode.APPEND
+        self._live.record.mode = InputMode.ONESHOT if event.one_shot else InputMode.APPEND
         self._prefetch.began(len(self._frame.prefix))
-        self._live.parts.metrics.received(InputOp.OPEN, len(self._frame.prefix))
+        num_tokens = len(self._frame.prefix)
+        self._live.take_input(InputOp.OPEN, num_tokens, num_tokens)
         if event.one_shot:  # the seal follows immediately
             self._live.progress.event(event.sequence)
         else:
@@ -206,14 +240,14 @@ class SessionInput:
     async def _handle(self, event: ClientEvent) -> None:
         match event:
             case AppendContext():
-                documents = await self._documents(event)
+                documents = await self._documents(event, InputOp.APPEND)
                 splice = self._log.append(documents)
                 stable = self._prefetch.appended(self._log.sequence)
                 await self._changed(event, InputOp.APPEND, splice, stable)
             case UpdateContext():
-                self._live.mode = InputMode.UPDATE
+                self._live.record.mode = InputMode.UPDATE
                 check_sureness(each.stays for each in event.documents)
-                documents = await self._documents(event)
+                documents = await self._documents(event, InputOp.UPDATE)
                 splice = self._log.update(documents)
                 num_documents = num_sure(each.stays for each in event.documents)
                 sure = self._log.num_tokens_of(num_documents) if num_documents else 0
@@ -224,8 +258,12 @@ class SessionInput:
             case OpenSession():  # pragma: no cover - the life cycle refuses it
                 raise EventOrderError("a session opens once")
 
-    async def _documents(self, event: AppendContext | UpdateContext) -> tuple[ContentDocument, ...]:
+    async def _documents(
+        self, event: AppendContext | UpdateContext, op: InputOp
+    ) -> tuple[ContentDocument, ...]:
+        begin_s = self._live.trace.now_s()
         taken = await self._intake.take(event)
+        self._live.trace.documents_tokenized(op, begin_s, taken.documents)
         for oversized in taken.oversized:
             await self._live.outbox.put(oversized)
         return taken.documents
@@ -233,7 +271,7 @@ class SessionInput:
     async def _changed(
         self, event: ClientEvent, op: InputOp, splice: Splice, stable_tokens: int
     ) -> None:
-        self._live.parts.metrics.received(op, splice.num_new_tokens)
+        self._live.take_input(op, splice.num_new_tokens, len(self._log.sequence))
         await self._splice(event.sequence, splice, stable_tokens)
 
     async def _splice(self, sequence: int, splice: Splice, stable_tokens: int) -> None:
@@ -242,7 +280,7 @@ class SessionInput:
             self._live.progress.event(sequence)
         else:
             revision = self._revise(sequence, splice)
-            self._prefetch.spliced(revision, splice, self._log.sequence)
+            self._prefetch.spliced(revision, splice)
             self._hold(revision, splice, stable_tokens)
         self._live.send_progress()
 
@@ -251,7 +289,7 @@ class SessionInput:
         num_events = 1
         if self._held is not None:
             num_events += self._held.num_events
-            splice = self._held.splice.then(splice, self._log.sequence)
+            splice = self._held.splice.then(splice)
         self._held = _Held(revision, splice, stable_tokens, num_events)
         return self._held
 
@@ -259,26 +297,33 @@ class SessionInput:
         """Sends the held change to prefill, if there is one."""
         if self._held is not None:
             held, self._held = self._held, None
-            await self._worker_call.splice(
-                held.revision, held.splice, stable_tokens=held.stable_tokens
-            )
+            await self._prefill.splice(held.revision, held.splice, stable_tokens=held.stable_tokens)
 
     async def _seal(self, event: SealContext) -> None:
+        begin_s = self._live.trace.now_s()
         suffix = await self._suffix(event)
         note = await self._ranking_note()
+        self._live.trace.tokenized(InputOp.SEAL, begin_s, len(suffix) + len(note))
         if not self._has_room_for(note, suffix):
             note = as_tokens([])
         splice = self._log.seal(np.concatenate([note, suffix]), self._frame.num_bos_tokens)
-        self._live.parts.metrics.received(InputOp.SEAL, len(suffix))
+        self._live.take_input(InputOp.SEAL, len(suffix), len(self._log.sequence))
         self._live.document_order = self._log.arrangement.order
         max_tokens = self._on_sealed(self._log.sequence)
         revision = self._revise(event.sequence, splice)
         hand_over = max_tokens > 1
         stable = self._prefetch.sealed(self._log.sequence) if hand_over else 0
-        self._prefetch.spliced(revision, splice, self._log.sequence)
+        self._prefetch.spliced(revision, splice)
         splice = self._hold(revision, splice, stable).splice
         self._held = None
-        await self._worker_call.seal(revision, splice, hand_over=hand_over, stable_tokens=stable)
+        self._live.note_work()  # the first token may be here when it is sent
+        await self._prefill.seal(
+            revision,
+            splice,
+            hand_over=hand_over,
+            stable_tokens=stable,
+        )
+        self._live.timeline.seal_sent()
         self._live.send_progress()
 
     def _has_room_for(self, note: Tokens, suffix: Tokens) -> bool:

@@ -3,6 +3,10 @@
 The first token is sent to the client before the decode call begins. From then on the
 hand-over must be read or released: `_unread` holds it as long as the session is
 responsible for that.
+
+When the KV of an answer under way is lost, with a worker or between two, the prompt and
+the answer so far go to a prefill worker, whose token continues the answer; then decode
+again. Tokens are taken once, so stop strings and text never notice.
 """
 
 from __future__ import annotations
@@ -11,20 +15,24 @@ import asyncio
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from router.answer import Answer
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
+from router.placed_prefill import PlacedPrefill
+from router.recovery import Failure, extended
 from router.status import NeverArrivedError
-from router.worker_calls import DecodeCall, PrefillCall
+from router.worker_calls import DecodeCall
 from router.workers import Worker
 from stream2llm.api import codec
-from stream2llm.api.errors import InternalError, UnavailableError
+from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.events import Finished, Usage
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.session import Event
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
-from stream2llm.serving.prefix import Tokens
+from stream2llm.serving.prefix import Tokens, as_tokens
 
 # Reasons with which a decode worker refuses a hand-over that others may take.
 _NOT_TAKEN = frozenset({"DRAINING", "FULL"})
@@ -33,9 +41,17 @@ _NOT_TAKEN = frozenset({"DRAINING", "FULL"})
 class _NotTakenError(Exception):
     """The decode worker has not touched the hand-over, so another one may take it."""
 
-    def __init__(self, why: UnavailableError) -> None:
-        super().__init__(why.message)
-        self.why = why
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.error.message)
+        self.failure = failure
+
+
+class _LostError(Exception):
+    """The call to a worker failed, and with it the answer's KV is gone."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.error.message)
+        self.failure = failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +63,25 @@ class _Sealed:
     max_tokens: int
     answer: Answer
 
+    @property
+    def tokens(self) -> Tokens:
+        """The prompt and the answer so far."""
+        return np.concatenate([self.prompt, as_tokens(self.answer.token_ids)])
+
 
 class SessionOutput:
     """Relays one answer."""
 
-    def __init__(self, live: LiveSession, worker_call: PrefillCall, prefetch: KvPrefetch) -> None:
+    def __init__(self, live: LiveSession, prefill: PlacedPrefill, prefetch: KvPrefetch) -> None:
         self._live = live
-        self._worker_call = worker_call
+        self._prefill = prefill
         self._prefetch = prefetch
         self._num_local_tokens = 0
+        self._uncomputed_at_seal_tokens = 0
         self._unread: pb.Handover | None = None
         self._sealed: _Sealed | None = None
+        # The decode worker that the answer was last at.
+        self._decode_worker: Worker | None = None
 
     def sealed(self, prompt: Tokens) -> int:
         """Takes the sealed prompt; returns the maximum tokens of the answer."""
@@ -81,18 +105,27 @@ class SessionOutput:
     async def run(self) -> None:
         """Runs until the answer has ended and its end is in the outbox."""
         try:
-            first = await self._first_token()
+            first = await self._next_of_prefill()
+            self._note_first_token(first)
             ending = await self._take(codec.decode(TokenStep, first.step))
-            if ending is None:
-                ending = await self._decode(first)
-            await self._worker_call.finish()
-            await self._finish(ending, first)
+            while ending is None:
+                try:
+                    ending = await self._decode(first)
+                except _LostError as lost:
+                    first = await self._resume(lost.failure)
+                    self._note_step(is_after_handover=False)
+                    ending = await self._take(codec.decode(TokenStep, first.step))
+            await self._prefill.finish()
+            await self._finish(ending)
         finally:
             self._release()
 
-    async def _first_token(self) -> pb.FirstToken:
+    # -- prefill ----------------------------------------------------------------------
+
+    async def _next_of_prefill(self) -> pb.FirstToken:
+        """Returns the token that begins the answer, or continues it."""
         while True:
-            message = await self._worker_call.receive()
+            message = await self._prefill.receive()
             match message.WhichOneof("event"):
                 case "first_token":
                     break
@@ -106,12 +139,11 @@ class SessionOutput:
         self._live.apply(Event.FIRST_TOKEN)
         if first.HasField("progress"):
             self._report(first.progress)
-        self._note_first_token(first)
         return first
 
     def _note_first_token(self, first: pb.FirstToken) -> None:
-        self._live.timeline.first_token()
-        timings = self._live.timeline.timings()
+        timings = self._live.note_first_token()
+        self._uncomputed_at_seal_tokens = first.uncomputed_at_seal_tokens
         self._live.parts.metrics.first_token(
             self._live.mode,
             timings.ttft_from_open_s,
@@ -119,45 +151,97 @@ class SessionOutput:
             max(1 - first.uncomputed_at_seal_tokens / len(self._final.prompt), 0.0),
         )
 
+    async def _resume(self, failure: Failure) -> pb.FirstToken:
+        """Gives prompt and answer so far to a prefill worker; returns the token that follows."""
+        final = self._final
+        self._release()
+        self._require_room(failure)
+        self._live.apply(Event.RESUME)
+        num_tokens = final.answer.num_tokens
+        hand_over = final.max_tokens - num_tokens > 1
+        await self._prefill.resume(failure, final.tokens, num_tokens, hand_over=hand_over)
+        return await self._next_of_prefill()
+
+    def _require_room(self, failure: Failure) -> None:
+        """Raises the failure where prompt and answer so far fit into no prefill worker."""
+        limit = self._live.lengths.prefill_kv_tokens
+        num_tokens = len(self._final.prompt) + self._final.answer.num_tokens
+        if limit is not None and num_tokens > limit:
+            more = (
+                f"prompt and answer so far have {num_tokens} tokens, too many to go on: the KV"
+                f" memory of the smallest prefill worker holds at most {limit}"
+            )
+            raise extended(failure.error, more, failure.error.retry_after_s)
+
+    # -- decode -----------------------------------------------------------------------
+
     async def _decode(self, first: pb.FirstToken) -> Finished:
+        """Raises _LostError when a worker is lost that the answer needs."""
         if self._unread is None:
             raise InternalError("prefill gave no hand-over for an answer that goes on")
         request = self._decode_request(first)
-        async with asyncio.TaskGroup() as group:
-            watch = group.create_task(self._worker_call.watch())
-            ending = await self._decode_somewhere(request)
-            watch.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(self._watch())
+                ending = await self._decode_somewhere(request)
+                watch.cancel()
+        except BaseExceptionGroup as raised:
+            lost = raised.subgroup(_LostError)
+            if lost is None or lost.exceptions != raised.exceptions:
+                raise
+            # Where both are lost, that of prefill is the cause.
+            raise raised.exceptions[0] from None
         return ending
+
+    async def _watch(self) -> None:
+        failure = await self._prefill.watch()
+        if failure is not None:
+            raise _LostError(failure)
 
     async def _decode_somewhere(self, request: pb.DecodeRequest) -> Finished:
         """Decodes at the worker that has prefetched, or at another one if it refuses."""
-        workers, tried = self._live.parts.workers, set[str]()
-        chosen = await self._prefetch.take_worker()
-        worker = chosen[0] if chosen else workers.pick("decode")
+        workers, tried = self._live.parts.workers, set(self._live.refused_by)
+        worker = await self._first_choice(request)
         if worker is None:
-            raise UnavailableError("no decode worker can be used now", reason="NO_DECODE_WORKER")
-        request.fetch_session_id = chosen[1] if chosen else ""
+            raise _LostError(Failure(workers.none_of("decode"), "decode", None))
         while True:
-            tried.add(worker.worker_id)
-            others = workers.pick_but("decode", tried) is not None
+            tried.add(worker)
+            others = workers.pick("decode", tried) is not None
             request.refuse_when_full = others and self._prefetch.is_on
             try:
                 return await self._decode_at(worker, request)
             except _NotTakenError as not_taken:
-                worker = workers.pick_but("decode", tried)
+                worker = workers.pick("decode", tried)
                 if worker is None:
-                    raise not_taken.why from not_taken
+                    raise _LostError(not_taken.failure) from not_taken
             request.fetch_session_id = ""
 
+    async def _first_choice(self, request: pb.DecodeRequest) -> Worker | None:
+        """Returns the worker that has most of the KV, if it can be used."""
+        workers, last = self._live.parts.workers, self._decode_worker
+        if last is not None:
+            refused_by = self._live.refused_by
+            is_usable = last not in refused_by and workers.is_usable(last)
+            return last if is_usable else workers.pick("decode", refused_by)
+        chosen = await self._prefetch.take_worker()
+        if chosen is None:
+            return workers.pick("decode")
+        request.fetch_session_id = chosen[1]
+        return chosen[0]
+
     async def _decode_at(self, worker: Worker, request: pb.DecodeRequest) -> Finished:
-        worker_call = DecodeCall(self._live.parts.workers, worker)
+        worker_call = DecodeCall(self._live.parts.workers, worker, self._live.trace.metadata)
+        self._decode_worker = worker
+        self._live.record.at(worker.worker_id)
         try:
             return await self._relay(worker_call, request)
-        except UnavailableError as error:
+        except Stream2LLMError as error:
+            has_arrived = not isinstance(error, NeverArrivedError)
+            failure = Failure(error, "decode", worker, has_arrived)
             is_free = not (worker_call.owns_handover or worker_call.is_accepted)
-            if is_free and (isinstance(error, NeverArrivedError) or error.reason in _NOT_TAKEN):
-                raise _NotTakenError(error) from error
-            raise
+            if is_free and (not has_arrived or error.reason in _NOT_TAKEN):
+                raise _NotTakenError(failure) from error
+            raise _LostError(failure) from error
         finally:
             if worker_call.owns_handover:
                 self._unread = None
@@ -168,12 +252,10 @@ class SessionOutput:
         async with aclosing(worker_call.steps(request)) as steps:
             async for step in steps:
                 if is_first:
-                    self._num_local_tokens = worker_call.local_tokens
-                    await self._worker_call.finish()
-                since_last_s = self._live.timeline.decode_step()
-                self._live.parts.metrics.decode_step(since_last_s, is_first=is_first)
-                if is_first:
-                    self._live.parts.metrics.exposed(since_last_s, is_streamed=self._prefetch.is_on)
+                    await self._prefill.finish()
+                    self._note_first_step(worker_call)
+                else:
+                    self._note_step(is_after_handover=False)
                 is_first = False
                 self._live.apply(Event.STEP)
                 ending = await self._take(step)
@@ -181,36 +263,57 @@ class SessionOutput:
                     return ending
         raise InternalError("the decode worker ended the answer without a reason")
 
+    def _note_first_step(self, worker_call: DecodeCall) -> None:
+        is_resumed = self._final.answer.num_tokens > 1
+        since_last_s = self._note_step(is_after_handover=not is_resumed)
+        if not is_resumed:
+            self._num_local_tokens = worker_call.local_tokens
+            self._live.parts.metrics.exposed(since_last_s, is_streamed=self._prefetch.is_on)
+
+    def _note_step(self, *, is_after_handover: bool) -> float:
+        since_last_s = self._live.timeline.decode_step()
+        self._live.parts.metrics.decode_step(since_last_s, is_first=is_after_handover)
+        return since_last_s
+
     def _decode_request(self, first: pb.FirstToken) -> pb.DecodeRequest:
-        sampling = replace(self._live.worker_sampling, max_tokens=self._final.max_tokens)
+        final = self._final
+        sampling = replace(self._live.worker_sampling, max_tokens=final.max_tokens)
         return pb.DecodeRequest(
             session_id=self._live.session_id,
-            prompt_token_ids=[*self._final.prompt.tolist(), *first.step.token_ids],
+            prompt_token_ids=final.tokens.tolist(),
+            answer_tokens=final.answer.num_tokens,
             sampling=codec.encode(sampling),
             handover=first.handover,
+            cache_salt=self._live.cache_salt,
+            tenant=codec.encode(self._live.share),
         )
+
+    # -- the client -------------------------------------------------------------------
 
     async def _take(self, step: TokenStep) -> Finished | None:
         taken = self._final.answer.take(step)
+        self._live.next_token(self._final.answer.num_tokens)
         self._live.parts.metrics.output(len(taken.delta.token_ids))
         if taken.delta.text or taken.delta.token_ids:
             await self._live.outbox.put(taken.delta)
         return taken.ending
 
-    async def _finish(self, ending: Finished, first: pb.FirstToken) -> None:
+    async def _finish(self, ending: Finished) -> None:
         usage = Usage(
             prompt_tokens=len(self._final.prompt),
             completion_tokens=self._final.answer.num_tokens,
-            uncomputed_at_seal_tokens=first.uncomputed_at_seal_tokens,
+            uncomputed_at_seal_tokens=self._uncomputed_at_seal_tokens,
             prefetched_tokens=self._num_local_tokens,
-            **self._live.progress.worker.used(),
+            **self._live.progress.used(),
         )
         finished = replace(
             ending,
             usage=usage,
             timings=self._live.timeline.timings(),
             document_order=self._live.document_order,
+            restarts=self._live.progress.restarts,
         )
+        self._live.finished(finished)
         await self._live.outbox.put(finished)
 
     def _report(self, message: pb.PrefillProgress) -> None:

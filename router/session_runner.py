@@ -14,30 +14,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
+from router.admission import admit, forecast, verdict_of
 from router.context import ContextLog
+from router.deadline import chosen_slo_ms
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession, RouterParts
+from router.metrics import InputOp
 from router.outbox import Send
+from router.placed_prefill import PlacedPrefill
 from router.ranking_note import check_ranking_note
 from router.session_input import EventReader, SessionInput, limits_of
 from router.session_output import SessionOutput
 from router.sessions import SessionPlace
-from router.status import NeverArrivedError
-from router.worker_calls import PrefillCall
 from stream2llm.api.errors import (
     IdleTimeoutError,
     InternalError,
     InvalidRequestError,
     NotFoundError,
     Stream2LLMError,
-    UnavailableError,
 )
 from stream2llm.api.events import Accepted
 from stream2llm.api.requests import ClientEvent, OpenSession, PlainTemplate
 from stream2llm.api.session import Event
+from stream2llm.api.trace_context import TraceContext
+from stream2llm.api.ttft_slo import AskedSlo, asked_slo
+from stream2llm.security.principal import caller
+from stream2llm.serving.log_context import bind
 from stream2llm.serving.stream_writer import PeerGoneError
 
 _logger = logging.getLogger(__name__)
@@ -45,35 +50,43 @@ MAX_SESSION_ID_CHARS = 256
 
 
 async def run_session(
-    parts: RouterParts, place: SessionPlace, events: AsyncIterator[ClientEvent], send: Send
+    parts: RouterParts,
+    place: SessionPlace,
+    events: AsyncIterator[ClientEvent],
+    send: Send,
+    parent: TraceContext | None = None,
+    slos: Sequence[AskedSlo] = (),
 ) -> None:
     """Serves one admitted session and frees its place; raises the one error its client gets.
 
+    `parent` is the trace context that the client sent, `slos` the deadlines in the call's metadata.
     Raises PeerGoneError or CancelledError when the client has left.
     """
-    live = LiveSession(parts, place)
+    live = LiveSession(parts, place, caller(), parts.tracing.begin("session", parent))
+    live.asked_slos = tuple(slos)
+    bind(live.log_context)
+    task = asyncio.current_task()
+    assert task is not None
+    place.on_evicted = task.cancel
     try:
         await _limited(live, events, send)
     except asyncio.CancelledError:
-        _cancelled(live)
+        if place.eviction is not None:
+            task.uncancel()
+            raise _failed(live, place.eviction) from None
+        live.end(Event.CANCEL, "cancelled")
         raise
     except Exception as raised:
         if any(isinstance(leaf, PeerGoneError) for leaf in _leaves(raised)):
-            _cancelled(live)
+            live.end(Event.CANCEL, "cancelled")
             raise PeerGoneError from raised
-        error = _the_error(raised, live.session_id)
-        live.end(Event.FAIL, error.status_name.lower())
-        _logger.info(
-            "session_failed session_id=%s reason=%s message=%r",
-            *(live.session_id, error.reason, error.message),
-        )
-        raise error from raised
+        raise _failed(live, _the_error(raised, live.session_id)) from raised
     live.end(Event.FINISH, "ok")
 
 
-def _cancelled(live: LiveSession) -> None:
-    live.end(Event.CANCEL, "cancelled")
-    _logger.info("session_cancelled session_id=%s", live.session_id)
+def _failed(live: LiveSession, error: Stream2LLMError) -> Stream2LLMError:
+    live.end(Event.FAIL, error.status_name.lower(), error)
+    return error
 
 
 async def _limited(live: LiveSession, events: AsyncIterator[ClientEvent], send: Send) -> None:
@@ -92,6 +105,7 @@ async def _limited(live: LiveSession, events: AsyncIterator[ClientEvent], send: 
 
 async def _serve(live: LiveSession, events: AsyncIterator[ClientEvent], send: Send) -> None:
     reader = EventReader(live, events)
+    live.read_by(lambda: reader.has_unhandled_content)
     try:
         await _serve_events(live, reader, send)
     finally:
@@ -101,17 +115,21 @@ async def _serve(live: LiveSession, events: AsyncIterator[ClientEvent], send: Se
 async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> None:
     opened = await reader.open()
     _take_open(live, opened)
+    begin_s = live.trace.now_s()
     frame = await live.parts.text.frame(opened.template, opened.control_tokens)
+    live.trace.tokenized(InputOp.OPEN, begin_s, len(frame.prefix) + len(frame.suffix))
     # A template may be as long as the context; from here on the frame has its tokens.
     opened = replace(opened, template=PlainTemplate())
     log = ContextLog(frame.prefix, limits_of(live), live.ordering)
-    worker_call = await _open_call(live)
+    forecast_ms = _admit(live, len(frame.prefix) + len(frame.suffix))
+    prefill = PlacedPrefill(live)
+    await prefill.open()
     prefetch = KvPrefetch(live, opened.handover or live.parts.spec.handover)
+    prefill.on_lost = prefetch.prefill_lost
     try:
-        output = SessionOutput(live, worker_call, prefetch)
-        session_input = SessionInput(live, worker_call, frame, log, output.sealed, prefetch, opened)
-        await live.outbox.put(_accepted(live))
-        await session_input.begin()
+        output = SessionOutput(live, prefill, prefetch)
+        session_input = SessionInput(live, prefill, frame, log, output.sealed, prefetch, opened)
+        await live.outbox.put(_accepted(live, forecast_ms))
         async with asyncio.TaskGroup() as group:
             group.create_task(live.outbox.drain(send))
             reading = group.create_task(session_input.run(reader))
@@ -122,7 +140,7 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
             await live.outbox.close()
     finally:
         prefetch.close()
-        worker_call.close()
+        prefill.close()
 
 
 def _take_open(live: LiveSession, event: OpenSession) -> None:
@@ -133,13 +151,23 @@ def _take_open(live: LiveSession, event: OpenSession) -> None:
             f" {MAX_SESSION_ID_CHARS} are allowed",
             field="session_id",
         )
-    live.session_id = event.session_id or uuid.uuid4().hex
+    live.record.session_id = event.session_id or uuid.uuid4().hex
+    live.log_context.session_id = live.session_id
     check_model(live.parts, event.model)
     event.sampling.validate(live.parts.text.tokenizer.files.vocab_size)
     check_ranking_note(event.ranking_note, event.ordering)
+    live.ttft_slo_ms = _slo_ms(live, event)
     live.sampling = event.sampling
     live.ordering = event.ordering
     live.lengths = live.parts.lengths().for_answer(event.sampling.max_tokens)
+
+
+def _slo_ms(live: LiveSession, event: OpenSession) -> int:
+    field = "ttft_slo_ms" if event.one_shot else "open.ttft_slo_ms"
+    in_event = () if event.ttft_slo_ms is None else (asked_slo(field, event.ttft_slo_ms),)
+    spec = live.parts.spec
+    asked = (*live.asked_slos, *in_event)
+    return chosen_slo_ms(asked, spec.ttft_slo_ms, spec.security.tenants, live.tenant)
 
 
 def check_model(parts: RouterParts, model: str) -> None:
@@ -152,31 +180,22 @@ def check_model(parts: RouterParts, model: str) -> None:
         )
 
 
-async def _open_call(live: LiveSession) -> PrefillCall:
-    """Opens the session at a prefill worker; tries another one if it cannot be reached."""
-    workers, tried = live.parts.workers, set[str]()
-    worker = workers.pick("prefill")
-    if worker is None:
-        raise UnavailableError("no prefill worker can be used now", reason="NO_PREFILL_WORKER")
-    while True:
-        tried.add(worker.worker_id)
-        worker_call = PrefillCall(workers, worker)
-        try:
-            await worker_call.open(live.session_id, live.worker_sampling)
-            return worker_call
-        except NeverArrivedError:
-            worker_call.close()
-            worker = workers.pick_but("prefill", tried)
-            if worker is None:
-                raise
-        except BaseException:
-            worker_call.close()
-            raise
+def _admit(live: LiveSession, num_tokens: int) -> int | None:
+    """The forecast to warn of; raises OverloadedError. The session itself brings `num_tokens`."""
+    parts, slo_ms = live.parts, live.ttft_slo_ms
+    worker = parts.workers.pick("prefill")
+    if worker is None or not slo_ms or parts.spec.admission == "always":
+        return None
+    now_s = parts.clock.monotonic_s()
+    num_before = worker.queue.num_before(live.share, num_tokens, now_s)
+    found = forecast(num_before, num_tokens, worker.queue.tokens_per_s(now_s), slo_ms)
+    parts.metrics.forecast(verdict_of(found, parts.spec.admission))
+    return admit(found, parts.spec.admission, slo_ms)
 
 
-def _accepted(live: LiveSession) -> Accepted:
+def _accepted(live: LiveSession, forecast_ms: int | None) -> Accepted:
     credit = live.progress.figures().credit_tokens
-    return Accepted(live.session_id, live.parts.spec.model_name, credit)
+    return Accepted(live.session_id, live.parts.spec.model_name, credit, forecast_ms)
 
 
 def _the_error(raised: Exception, session_id: str) -> Stream2LLMError:

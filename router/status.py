@@ -10,6 +10,7 @@ from stream2llm.api.errors import (
     InternalError,
     OverloadedError,
     Stream2LLMError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from stream2llm.api.rpc_status import from_rpc_error
@@ -35,9 +36,12 @@ def worker_error(error: Any, worker_id: str) -> Stream2LLMError:
     """Returns the domain error for a failed RPC to a worker.
 
     A worker's own errors pass through. A status made by gRPC means that the worker is
-    lost, or that there is a bug on either side.
+    lost, or that there is a bug on either side. One that refuses this router's token is of
+    another cluster, at the address of a worker that is gone: lost, and not the client's fault.
     """
     ours = from_rpc_error(error)
+    if isinstance(ours, UnauthenticatedError):
+        return NeverArrivedError(f"worker {worker_id} was lost: {ours.message}", reason=WORKER_LOST)
     if ours is not None:
         return ours
     code, details = error.code(), error.details() or ""

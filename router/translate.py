@@ -49,6 +49,7 @@ async def one_shot_events(message: pb.GenerateRequest | TooLarge) -> AsyncIterat
         template=prompt if isinstance(prompt, ChatPrompt) else PlainTemplate(prompt),
         sampling=request.sampling,
         control_tokens=request.control_tokens,
+        ttft_slo_ms=request.ttft_slo_ms,
         one_shot=True,
     )
     yield SealContext()

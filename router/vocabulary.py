@@ -54,10 +54,7 @@ def plain_tokenizers(tokenizer: Tokenizer) -> PlainTokenizers:
     _hide(spec["model"], control_ids(tokenizer))
     ends = [
         (_without_strip(spec["normalizer"], word_mark=True), spec["pre_tokenizer"]),
-        (
-            _without_strip(spec["normalizer"], word_mark=False),
-            _without_mark(spec["pre_tokenizer"]),
-        ),
+        (_without_strip(spec["normalizer"], word_mark=False), _without_mark(spec["pre_tokenizer"])),
     ]
     inside = _built(spec, *ends[1])  # a large vocabulary takes a second
     first = inside if ends[0] == ends[1] else _built(spec, *ends[0])

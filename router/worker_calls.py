@@ -18,10 +18,12 @@ from router.context import Splice
 from router.status import WORKER_LOST, NeverArrivedError, was_cancelled_here
 from router.workers import Worker, WorkerPool
 from stream2llm.api import codec
+from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.final_status import FinalStatus
 from stream2llm.api.handover import ACCEPTED_KEY
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
 
@@ -29,18 +31,32 @@ from stream2llm.api.v1 import worker_pb2 as pb
 class PrefillCall:
     """The RPC to prefill: open, splices and seal out; progress and one first token back."""
 
-    def __init__(self, pool: WorkerPool, worker: Worker) -> None:
+    def __init__(self, pool: WorkerPool, worker: Worker, metadata: Metadata | None = None) -> None:
         self._pool = pool
-        self._worker = worker
+        self.worker = worker
         self._lease = worker.acquire()
-        self._call: Any = worker.prefill.PrefillSession()
+        self._call: Any = worker.prefill.PrefillSession(metadata=metadata)
         self._final = FinalStatus(self._call)
         self._responses = aiter(self._call)
         self._is_done_with = False
+        self.is_closed = False
 
-    async def open(self, session_id: str, sampling: SamplingParameters) -> None:
+    async def open(
+        self,
+        session_id: str,
+        sampling: SamplingParameters,
+        cache_salt: str = "",
+        tenant: TenantShare = ONE_TENANT,
+        ttft_slo_ms: int = 0,
+    ) -> None:
         """Begins the session; NeverArrivedError when the worker could not be reached."""
-        message = pb.OpenPrefill(session_id=session_id, sampling=codec.encode(sampling))
+        message = pb.OpenPrefill(
+            session_id=session_id,
+            sampling=codec.encode(sampling),
+            cache_salt=cache_salt,
+            tenant=codec.encode(tenant),
+            ttft_slo_ms=ttft_slo_ms,
+        )
         await self._write(pb.PrefillSessionRequest(open=message))
 
     async def splice(self, revision: int, splice: Splice, *, stable_tokens: int = 0) -> None:
@@ -49,11 +65,24 @@ class PrefillCall:
         await self._write(pb.PrefillSessionRequest(splice=message))
 
     async def seal(
-        self, revision: int, splice: Splice, *, hand_over: bool, stable_tokens: int = 0
+        self,
+        revision: int,
+        splice: Splice,
+        *,
+        hand_over: bool,
+        stable_tokens: int = 0,
+        ttft_left_ms: int = 0,
+        answer_tokens: int = 0,
     ) -> None:
-        """Completes the sequence."""
+        """Completes the sequence, whose last `answer_tokens` tokens are the answer so far.
+
+        The first token is due in `ttft_left_ms`, if that is not 0.
+        """
         message = pb.SealPrefill(
-            splice=_splice(revision, splice, stable_tokens), hand_over=hand_over
+            splice=_splice(revision, splice, stable_tokens),
+            hand_over=hand_over,
+            ttft_left_ms=ttft_left_ms,
+            answer_tokens=answer_tokens,
         )
         await self._write(pb.PrefillSessionRequest(seal=message))
 
@@ -69,8 +98,8 @@ class PrefillCall:
     async def watch(self) -> None:
         """After the first token: returns when the worker ends the RPC, raises when it is lost.
 
-        Until decode has the KV, a lost prefill worker fails the session; afterwards
-        (`finish`) it no longer does.
+        Until decode has the KV, the loss of the prefill worker loses it; afterwards (`finish`)
+        it no longer does.
         """
         try:
             async for _ in self._responses:
@@ -89,6 +118,7 @@ class PrefillCall:
 
     def close(self) -> None:
         """Ends the RPC if it is still running; may be called again."""
+        self.is_closed = True
         self._lease.release()
         self._call.cancel()
 
@@ -107,10 +137,10 @@ class PrefillCall:
             raise asyncio.CancelledError
         if final.code() is grpc.StatusCode.OK:
             return self._ended_early()
-        return self._pool.failure(self._worker, final)
+        return self._pool.failure(self.worker, final)
 
     def _ended_early(self) -> InternalError:
-        return InternalError(f"worker {self._worker.worker_id} ended the session without a reason")
+        return InternalError(f"worker {self.worker.worker_id} ended the session without a reason")
 
 
 class DecodeCall:
@@ -126,10 +156,12 @@ class DecodeCall:
     afterwards, it may have read or released it, so no other worker can read it.
     """
 
-    def __init__(self, pool: WorkerPool, worker: Worker) -> None:
+    def __init__(self, pool: WorkerPool, worker: Worker, metadata: Metadata | None = None) -> None:
         self._pool = pool
         self._worker = worker
+        self._metadata = metadata
         self._lease = worker.acquire()
+        self._decode = worker.decode
         self._call: Any = None
         self.owns_handover = False
         self.is_accepted = False
@@ -140,7 +172,7 @@ class DecodeCall:
         """Yields decode's steps until one has a finish reason."""
         has_stepped = False
         try:
-            self._call = self._worker.decode.Decode(request)
+            self._call = self._decode.Decode(request, metadata=self._metadata)
             self.owns_handover = True
             metadata = await self._call.initial_metadata()
             self.is_accepted = ACCEPTED_KEY in metadata

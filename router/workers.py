@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
 
 import grpc
 
+from router.absence import Absences
 from router.background import Background
 from router.placement import WorkerView, pick
 from router.status import WORKER_LOST, worker_error
-from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
-from stream2llm.api.grpc_options import channel_options
+from router.work_queue import WorkQueue
+from stream2llm.api.errors import InvalidRequestError, Stream2LLMError, UnavailableError
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.security.tls import PeerChannels
+from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.serving.worker_spec import ClusterView, Role, WorkerAddress
 
 _logger = logging.getLogger(__name__)
@@ -33,32 +37,72 @@ _RELEASE_TIMEOUT_S = 5.0
 _RELEASE_PAUSES_S = (0.1, 0.4, 1.6)
 
 
-class Worker:
-    """One worker process: its channel, and the number of this router's sessions there."""
+class Link:
+    """A channel to one worker, and how many use it: the sessions that began on it, and other RPCs."""
 
-    def __init__(self, address: WorkerAddress, max_message_bytes: int) -> None:
+    def __init__(self, address: WorkerAddress, channels: PeerChannels) -> None:
+        self.channel, self.certificates = channels.open(address.grpc_address)
+        calls = channels.calls(self.channel)
+        self.prefill: Any = worker_pb2_grpc.PrefillServiceStub(calls)
+        self.decode: Any = worker_pb2_grpc.DecodeServiceStub(calls)
+        self.status: Any = worker_pb2_grpc.WorkerServiceStub(calls)
+        self._num_users = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def count(self, change: int) -> None:
+        """Adds or subtracts sessions and other RPCs."""
+        self._num_users += change
+        if self._num_users:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    @contextmanager
+    def held(self) -> Iterator[Self]:
+        """Keeps the channel open for an RPC that belongs to no session."""
+        self.count(1)
+        try:
+            yield self
+        finally:
+            self.count(-1)
+
+    async def close_when_idle(self) -> None:
+        """Waits for its RPCs, then closes the channel; cancelled, it closes it at once."""
+        try:
+            await self._idle.wait()
+        finally:
+            await self.channel.close()
+
+
+class Worker:
+    """One worker process: the link to it, and the number of this router's sessions there."""
+
+    def __init__(self, address: WorkerAddress, channels: PeerChannels) -> None:
         self.address = address
         self.is_suspect = False
         self.num_sessions = 0
+        # Of prefill workers.
+        self.queue = WorkQueue()
         # Runs while the worker is suspect.
         self.probe: asyncio.Task[None] | None = None
-        self.idle = asyncio.Event()
-        self.idle.set()
-        self.channel = grpc.aio.insecure_channel(
-            address.grpc_address, options=channel_options(max_message_bytes)
-        )
-        self.prefill: Any = worker_pb2_grpc.PrefillServiceStub(self.channel)
-        self.decode: Any = worker_pb2_grpc.DecodeServiceStub(self.channel)
-        self.status: Any = worker_pb2_grpc.WorkerServiceStub(self.channel)
+        # That of new sessions; those that are open stay on theirs.
+        self.link = Link(address, channels)
 
     @property
     def worker_id(self) -> str:
         return self.address.worker_id
 
+    @property
+    def prefill(self) -> Any:
+        return self.link.prefill
+
+    @property
+    def decode(self) -> Any:
+        return self.link.decode
+
     def acquire(self) -> Lease:
-        """Adds one session."""
-        self.num_sessions += 1
-        self.idle.clear()
+        """Adds one session, which has to take its stub before anything else happens."""
         return Lease(self)
 
     def view(self) -> WorkerView:
@@ -79,18 +123,21 @@ class Worker:
 
 
 class Lease:
-    """One session's place at a worker; `release` may be called again."""
+    """One session's place at a worker, on the link of that moment; `release` may be called again."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker: Worker | None = worker
+        self._link = worker.link
+        self._count(worker, 1)
 
     def release(self) -> None:
         worker, self._worker = self._worker, None
-        if worker is None:
-            return
-        worker.num_sessions -= 1
-        if worker.num_sessions == 0:
-            worker.idle.set()
+        if worker is not None:
+            self._count(worker, -1)
+
+    def _count(self, worker: Worker, change: int) -> None:
+        worker.num_sessions += change
+        self._link.count(change)
 
 
 class WorkerPool:
@@ -98,18 +145,24 @@ class WorkerPool:
 
     def __init__(
         self,
-        max_message_bytes: int,
+        channels: PeerChannels,
         background: Background,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Clock | None = None,
     ) -> None:
         self._sleep = sleep
-        self._max_message_bytes = max_message_bytes
+        self._clock = clock or SystemClock()
+        self._absences = Absences()
+        # Set, and replaced, when a worker may have become usable.
+        self._came = asyncio.Event()
+        self._channels = channels
         self._background = background
         self._workers: dict[str, Worker] = {}
         self._version = -1
         self.controller_address = ""
 
     def __iter__(self) -> Iterator[Worker]:
+        self._renew_links()
         return iter(sorted(self._workers.values(), key=lambda worker: worker.worker_id))
 
     def set_view(self, view: ClusterView) -> None:
@@ -125,22 +178,51 @@ class WorkerPool:
                 self._retire(worker)
         for worker_id, address in addresses.items():
             if worker_id not in self._workers:
-                self._workers[worker_id] = Worker(address, self._max_message_bytes)
+                self._workers[worker_id] = Worker(address, self._channels)
+                self._can_be_used(worker_id)
 
     def has_role(self, role: Role) -> bool:
         """Whether the view has a worker of the role, suspect or not."""
         return any(worker.address.role == role for worker in self._workers.values())
 
-    def pick(self, role: Role) -> Worker | None:
-        """Returns the worker for a new session; None if none is usable."""
-        worker_id = pick((worker.view() for worker in self._workers.values()), role)
-        return None if worker_id is None else self._workers[worker_id]
-
-    def pick_but(self, role: Role, tried: set[str]) -> Worker | None:
-        """Returns a worker outside `tried` for a session; None if none is usable."""
-        views = (w.view() for w in self._workers.values() if w.worker_id not in tried)
+    def pick(self, role: Role, but: Collection[Worker] = ()) -> Worker | None:
+        """Returns a worker for a session, none of `but`; None if none is usable."""
+        self._renew_links()
+        views = (worker.view() for worker in self._workers.values() if worker not in but)
         worker_id = pick(views, role)
         return None if worker_id is None else self._workers[worker_id]
+
+    async def usable(
+        self, role: Role, within_s: float, but: Collection[Worker] = (), first: Worker | None = None
+    ) -> Worker | None:
+        """Returns a worker for a session, waiting for one if necessary; None if none comes in time.
+
+        `first` is chosen if it has the role and can be used.
+        """
+        is_first = first is not None and first.address.role == role and first not in but
+        if first is not None and is_first and self.is_usable(first):
+            return first
+        try:
+            async with asyncio.timeout(max(within_s, 0)):
+                while (worker := self.pick(role, but)) is None:
+                    await self._came.wait()
+                return worker
+        except TimeoutError:
+            return self.pick(role, but)
+
+    def none_of(self, role: Role) -> UnavailableError:
+        """Returns the error for a session for which there is no worker of the role."""
+        return UnavailableError(
+            f"no {role} worker can be used now",
+            reason=f"NO_{role.upper()}_WORKER",
+            retry_after_s=self.retry_after_s(role),
+        )
+
+    def retry_after_s(self, role: Role) -> float:
+        """Seconds after which a session that failed for want of a worker may be tried again."""
+        if self.pick(role) is not None:
+            return UnavailableError.default_retry_after_s or 0.0
+        return self._absences.expected_s(role, self._clock.monotonic_s())
 
     def is_usable(self, worker: Worker) -> bool:
         """Whether it is still in the view, and not suspect."""
@@ -169,25 +251,49 @@ class WorkerPool:
         """Closes every channel, which ends RPCs on them."""
         workers, self._workers = list(self._workers.values()), {}
         for worker in workers:
-            await worker.channel.close()
+            await worker.link.channel.close()
+
+    def _renew_links(self) -> None:
+        """Gives new sessions channels with the newest certificates; the old ones run out."""
+        newest = self._channels.newest()  # looks at the files, once for all workers
+        for worker in self._workers.values():
+            if worker.link.certificates is not newest:
+                before, worker.link = worker.link, Link(worker.address, self._channels)
+                self._close_when_idle(worker.worker_id, before)
+
+    def _close_when_idle(self, worker_id: str, link: Link) -> None:
+        self._background.start(link.close_when_idle(), f"close-{worker_id}")
+
+    def _can_be_used(self, worker_id: str) -> None:
+        self._absences.returned(worker_id, self._clock.monotonic_s())
+        came, self._came = self._came, asyncio.Event()
+        came.set()
+
+    def _cannot_be_used(self, worker: Worker) -> None:
+        now_s = self._clock.monotonic_s()
+        self._absences.left(worker.worker_id, worker.address.role, now_s)
 
     def _retire(self, worker: Worker) -> None:
         del self._workers[worker.worker_id]
+        self._cannot_be_used(worker)
         worker.stop_probe()
-        self._background.start(_close_when_idle(worker), f"retire-{worker.worker_id}")
+        self._close_when_idle(worker.worker_id, worker.link)
 
     def _suspect(self, worker: Worker) -> None:
         if worker.is_suspect or self._workers.get(worker.worker_id) is not worker:
             return
         _logger.warning("worker_suspect worker_id=%s", worker.worker_id)
         worker.is_suspect = True
+        self._cannot_be_used(worker)
         worker.probe = self._background.start(self._probe(worker), f"probe-{worker.worker_id}")
 
     async def _probe(self, worker: Worker) -> None:
         while worker.is_suspect:
+            self._renew_links()  # the worker may refuse the old certificate
             if await _answers(worker):
                 _logger.info("worker_answers_again worker_id=%s", worker.worker_id)
                 worker.is_suspect = False
+                self._can_be_used(worker.worker_id)
             else:
                 await self._sleep(_PROBE_AGAIN_AFTER_S)
 
@@ -214,11 +320,12 @@ class WorkerPool:
 
         Raises InvalidRequestError, because no other worker would accept the request either.
         """
-        tried: set[str] = set()
-        while (worker := self.pick_but("decode", tried)) is not None:
-            tried.add(worker.worker_id)
+        tried: set[Worker] = set()
+        while (worker := self.pick("decode", tried)) is not None:
+            tried.add(worker)
             try:
-                await worker.decode.ReleaseHandover(request, timeout=_RELEASE_TIMEOUT_S)
+                with worker.link.held() as link:
+                    await link.decode.ReleaseHandover(request, timeout=_RELEASE_TIMEOUT_S)
                 return True
             except grpc.aio.AioRpcError as error:
                 failure = self.failure(worker, error)
@@ -230,18 +337,19 @@ class WorkerPool:
 async def _answers(worker: Worker) -> bool:
     """Whether it serves again; may take as long as gRPC needs to connect."""
     try:
-        response = await worker.status.GetWorkerStatus(
-            worker_pb2.GetWorkerStatusRequest(),
-            wait_for_ready=True,  # gRPC reconnects, with its own back-off
-            timeout=_PROBE_TIMEOUT_S,
-        )
+        with worker.link.held() as link:
+            response = await link.status.GetWorkerStatus(
+                worker_pb2.GetWorkerStatusRequest(),
+                wait_for_ready=True,  # gRPC reconnects, with its own back-off
+                timeout=_PROBE_TIMEOUT_S,
+            )
     except grpc.aio.AioRpcError as error:
         # The worker itself has sent any other status.
-        is_gone = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        is_gone = (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            # Of another cluster, at an address that was this worker's.
+            grpc.StatusCode.UNAUTHENTICATED,
+        )
         return error.code() not in is_gone
     return bool(response.worker.ready)  # otherwise its engine is dead, and the actor ends soon
-
-
-async def _close_when_idle(worker: Worker) -> None:
-    await worker.idle.wait()
-    await worker.channel.close()

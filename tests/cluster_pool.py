@@ -6,17 +6,25 @@ share it; `tests/integration/cluster/conftest.py` orders them by kind.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from stream2llm.api.call_metadata import CallsWith, bearer
 from stream2llm.api.handover import HandoverMode
+from stream2llm.api.tls import ClientTls
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig, parse_config
 from stream2llm.models.store import ensure_random_llama, fetch_default_model
+from stream2llm.security.principal import Scope
 from stream2llm.serving.worker_spec import WorkerAddress
+from tests.credentials import Keys
 from tests.polling import eventually
+from tests.tls_files import Authority
+from tools.traces.collector import Collector, collecting
 
 MAX_MODEL_LEN = 4096
 START_TIMEOUT_S = 420
@@ -43,9 +51,16 @@ class Kind:
     # Short where tests wait for leases to end. Elsewhere a machine that stands still for that
     # long would fail them, and a release that is missing would be made good by the lease.
     lease_s: int = 10
+    # Of an engine and, at least 15 s, of any process. Tests stop processes for longer than a lease,
+    # and go on with them.
+    hung_after_s: float = 60
     # UCX's transports; None leaves them to it. Shared memory is read without the other
     # side's help, over TCP a read stands still while the other side does.
     ucx_tls: str | None = None
+    # Certificates for its parts, and others for its clients; and who calls needs an API key.
+    is_secured: bool = False
+    # Sends the traces of sessions whose client asks for one to a collector of the pool.
+    is_traced: bool = False
 
 
 # KV for about 2,000 tokens.
@@ -53,18 +68,17 @@ _TIGHT = Kind(max_model_len=2048, prefill_blocks=65, lease_s=100)
 KINDS = {
     # What streams its hand-over here says so; on all others it is the default.
     # More than a hundred sessions are open on it at once.
-    "sensitive-1x1": Kind(handover="at_seal", max_open_sessions=160),
+    "sensitive-1x1": Kind(handover="at_seal", max_open_sessions=160, is_traced=True),
     # The model in a process of its own, as with several ranks.
-    "sensitive-ranks": Kind(executor="mp"),
+    "sensitive-ranks": Kind(executor="mp", hung_after_s=30),
     "sensitive-tcp": Kind(ucx_tls="tcp"),
-    # For a test that ends it.
-    "sensitive-drained": Kind(),
-    "sensitive-2x2": Kind(prefill=2, decode=2),
+    # For a test that ends it, over TLS and with API keys.
+    "sensitive-drained": Kind(is_secured=True),
+    "sensitive-2x2": Kind(prefill=2, decode=2, hung_after_s=10),
     # For sessions by the hundred.
     "sensitive-tight": replace(_TIGHT, max_open_sessions=256),
     # Room on the host for about as much as there is on the engine.
     "sensitive-swap": replace(_TIGHT, preemption="swap", offload_pool_gib=0.016),
-    "sensitive-recompute": replace(_TIGHT, preemption="recompute"),
     "smollm2-1x1": Kind(model="smollm2-135m-instruct"),
 }
 
@@ -87,6 +101,9 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
         "model": kind.model,
         "router": {
             "port": 0,
+            # Sessions wait for a worker's successor as long as one may take to start; tests take
+            # one worker of each role from a session.
+            "recovery": {"max_wait_s": START_TIMEOUT_S, "max_engine_deaths": 3},
             "limits": {
                 "max_open_sessions": kind.max_open_sessions,
                 "max_session_tokens": 60_000,
@@ -98,12 +115,18 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
             "replicas": kind.prefill,
             "preemption": kind.preemption,
             "offload_pool_gib": kind.offload_pool_gib,
+            "hung_after_s": kind.hung_after_s,
             "engine": {**engine, "num_gpu_blocks_override": kind.prefill_blocks},
             "env": env,
         },
-        "decode": {"replicas": kind.decode, "engine": engine, "env": env},
+        "decode": {
+            "replicas": kind.decode,
+            "hung_after_s": kind.hung_after_s,
+            "engine": engine,
+            "env": env,
+        },
         "handover": {"mode": kind.handover, "lease_s": kind.lease_s},
-        "controller": {"http_port": 0},
+        "controller": {"http_port": 0, "unresponsive_after_s": max(15, kind.hung_after_s)},
         **changes,
     }
     return parse_config(raw, source="the test")
@@ -119,32 +142,66 @@ def model_path(name: str) -> Path:
 class ClusterPool:
     """Holds the one cluster that runs."""
 
+    keys: Keys
+
     def __init__(self) -> None:
         self._name = ""
         self._cluster: Cluster | None = None
+        # A client's TLS, for a cluster that is secured.
+        self.tls: ClientTls | None = None
+        # That of a traced cluster.
+        self.collector = Collector()
+        self._opened = ExitStack()
 
     def get(self, name: str) -> Cluster:
         """A ready cluster of that kind; ends the one of another kind."""
         if name != self._name:
             self.stop()
-            model_path(KINDS[name].model)
-            self._cluster = Cluster.start(config_of(KINDS[name]))
+            kind = KINDS[name]
+            model_path(kind.model)
+            changes = self._security() if kind.is_secured else {}
+            changes |= self._traced() if kind.is_traced else {}
+            self._cluster = Cluster.start(config_of(kind, **changes))
             self._name = name
         assert self._cluster is not None
         self._cluster.wait_ready(START_TIMEOUT_S)
         return self._cluster
 
+    def _traced(self) -> dict[str, Any]:
+        self.collector, endpoint = self._opened.enter_context(collecting())
+        return {"observability": {"tracing": {"otlp_endpoint": endpoint, "sample_ratio": 0}}}
+
+    def key_for(self, tenant: str) -> str:
+        """A key for the cluster that runs; none where none is needed."""
+        return "" if self.tls is None else self.keys.create(tenant, *Scope)
+
+    def _security(self) -> dict[str, Any]:
+        folder = Path(self._opened.enter_context(TemporaryDirectory()))
+        clients = Authority()
+        self.keys = Keys(folder)
+        security = Authority().security(folder / "cluster", clients)
+        assert security.tls is not None
+        self.tls = clients.client(folder / "client", security.tls.ca)
+        auth = {"keys_file": self.keys.path}
+        return {"security": {**security.model_dump(), "auth": auth}}
+
     def stop(self) -> None:
         """Ends the cluster, if one runs."""
         if self._cluster is not None:
             self._cluster.stop()
-        self._cluster, self._name = None, ""
+        self._opened.close()
+        self._cluster, self._name, self.tls = None, "", None
 
 
 def workers(cluster: Cluster, role: str) -> list[WorkerAddress]:
     """The addresses of one role's workers."""
     replicas = [r for r in cluster.status()["replicas"] if r["role"] == role]
     return [WorkerAddress(**r["address"]) for r in replicas if r["address"]]
+
+
+def worker_calls(cluster: Cluster, channel: Any) -> CallsWith:
+    """What stubs for calls to a worker are made from: they carry the cluster's token."""
+    return CallsWith(channel, lambda: bearer(cluster.worker_token))
 
 
 async def num_blocks_held(client: AsyncClient, role: str) -> int:

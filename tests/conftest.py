@@ -8,6 +8,9 @@ has a time limit: machines are busy.
 Tests use raw channels and urllib on this machine, which a proxy of the environment must
 not stand between. And they interrupt processes: a shell that starts the tests in the
 background has them ignore SIGINT, which their children would inherit.
+
+Engines compute with one thread each: several engines and tests share the cores, and
+OpenMP's threads spin while they wait for one another.
 """
 
 from __future__ import annotations
@@ -21,10 +24,16 @@ os.environ["no_proxy"] = ",".join(
     filter(None, [os.environ.get("no_proxy"), "127.0.0.1,localhost,::1"])
 )
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
-settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
+settings.register_profile(
+    "fixed", derandomize=True, max_examples=50, deadline=None, print_blob=True
+)
+settings.register_profile(
+    "random", derandomize=False, max_examples=500, deadline=None, print_blob=True
+)
 # Command lines may load another: --hypothesis-profile=random.
 settings.load_profile("fixed")

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 # The fixed examples of `make test` find nothing new however many they are; those of
 # `make test-random` do.
-TIMES_WHEN_RANDOM = 5
+TIMES_WHEN_RANDOM = 10
 
 
 def examples(count: int, steps: int = 50) -> settings:

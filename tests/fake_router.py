@@ -131,6 +131,8 @@ class FakeRouter(inference_pb2_grpc.StreamingInferenceServiceServicer):
         self.script = script
         self.conversations: list[Conversation] = []
         self.prompts: list[pb.GenerateRequest] = []
+        # Of each session and prompt.
+        self.metadata: list[tuple[tuple[str, str | bytes], ...]] = []
         # One entry for each session that ended: "returned", "cancelled" or "failed".
         self.ends: asyncio.Queue[str] = asyncio.Queue()
         self.has_chat_template = True
@@ -149,11 +151,13 @@ class FakeRouter(inference_pb2_grpc.StreamingInferenceServiceServicer):
 
     async def StreamGenerate(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
         conversation = Conversation(request_iterator, context)
+        self.metadata.append(tuple(context.invocation_metadata()))
         self.conversations.append(conversation)
         await self._run(self.script, conversation)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802
         self.prompts.append(request)
+        self.metadata.append(tuple(context.invocation_metadata()))
         conversation = Conversation(aiter(_Nothing()), context)
         conversation.send = lambda **event: context.write(pb.GenerateResponse(**event))  # type: ignore[method-assign]
         if self.script is polite:

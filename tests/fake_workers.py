@@ -19,7 +19,12 @@ from stream2llm.api.handover import ACCEPTED_METADATA
 from stream2llm.api.rpc_status import to_status
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
-from stream2llm.serving.prefix import common_prefix_len
+from stream2llm.security.certificates import CertificateStore
+from stream2llm.security.grpc_access import RequireClusterToken
+from stream2llm.security.tls import add_port
+from stream2llm.serving.access import Guards
+from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.security_options import AuthOptions
 from stream2llm.serving.worker_spec import Role, WorkerAddress
 from tests.tiny_model import EOS
 
@@ -33,11 +38,15 @@ class Brain:
 
     script: list[int] | None = None
     vocab_size: int = 290
+    # Tokens of an answer that nothing else ends. Few, because each costs the ring a step.
+    num_tokens: int = 40
 
     def token(self, sequence: list[int], index: int) -> int:
         """The answer's token `index`; `sequence` is everything before it."""
         if self.script is not None:
             return self.script[index] if index < len(self.script) else EOS
+        if index >= self.num_tokens:
+            return EOS
         mixed = 0
         for token_id in sequence:
             mixed = (mixed * 31 + token_id + 7) % 1_000_003
@@ -73,9 +82,14 @@ class PrefillRecord:
     """What one PrefillSession saw."""
 
     open: Any = None
+    # What the RPC carried.
+    metadata: dict[str, str] = field(default_factory=dict)
     sequence: list[int] = field(default_factory=list)
     splices: list[Any] = field(default_factory=list)
     hand_over: bool | None = None
+    ttft_left_ms: int | None = None
+    # How many of the last tokens are the answer's.
+    answer_tokens: int = 0
     spliced: asyncio.Event = field(default_factory=asyncio.Event)
     sealed: asyncio.Event = field(default_factory=asyncio.Event)
     # gRPC also ends the requests of a cancelled RPC, so only `ended` is sure.
@@ -109,7 +123,7 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
     async def PrefillSession(  # noqa: N802
         self, request_iterator: AsyncIterator[Any], context: Any
     ) -> AsyncIterator[Any]:
-        record = PrefillRecord()
+        record = PrefillRecord(metadata=dict(context.invocation_metadata()))
         self.records.append(record)
         self.session_came.set()
         try:
@@ -139,6 +153,8 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
                 yield self._offer(record, splice)
             return
         record.hand_over = request.seal.hand_over
+        record.ttft_left_ms = request.seal.ttft_left_ms
+        record.answer_tokens = request.seal.answer_tokens
         record.sealed.set()
         await self.may_sample.wait()
         await self._maybe_fail("first_token", context)
@@ -190,7 +206,7 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         return worker_pb2.PrefillSessionResponse(offer=offer)
 
     def _first_token(self, record: PrefillRecord, uncomputed: int) -> Any:
-        step = self.brain.step(record.sequence, 0, record.open.sampling)
+        step = self.brain.step(record.sequence, record.answer_tokens, record.open.sampling)
         first = worker_pb2.FirstToken(
             step=step, progress=self._progress(record), uncomputed_at_seal_tokens=uncomputed
         )
@@ -206,6 +222,8 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
         self.requests: list[Any] = []
+        # What the RPCs carried, in the order of their beginnings.
+        self.metadata: list[dict[str, str]] = []
         self.released: list[Any] = []
         self.called = asyncio.Event()
         self.release_called = asyncio.Event()
@@ -218,10 +236,12 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
         # When it has said that it takes the hand-over.
         self.late_rejection: Stream2LLMError | None = None
         self.release_failure: Stream2LLMError | None = None
+        self.may_release = _open_gate()
         self.ends_without_reason = False
         # Token sequences that were to be prefetched, and what became of it.
         self.fetched: list[list[int]] = []
         self.fetch_sessions: list[str] = []
+        self.fetch_salts: list[str] = []
         self.may_fetch = _open_gate()
         self.fetch_called = asyncio.Event()
         self.fetch_aborted = asyncio.Event()
@@ -233,6 +253,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
 
     async def Decode(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
         self.called.set()
         try:
             await self.may_accept.wait()
@@ -253,6 +274,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
     async def PrefetchKv(  # noqa: N802
         self, request_iterator: AsyncIterator[Any], context: Any
     ) -> AsyncIterator[Any]:
+        self.metadata.append(dict(context.invocation_metadata()))
         tokens: list[int] = []
         is_fetching = False
         try:
@@ -262,6 +284,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
                 event = request.WhichOneof("event")
                 if event == "open":
                     self.fetch_sessions.append(request.open.fetch_session_id)
+                    self.fetch_salts.append(request.open.cache_salt)
                 elif event == "fetch":
                     assert not is_fetching, "the previous fetch has not ended"
                     assert request.fetch.keep_tokens <= len(tokens)
@@ -283,7 +306,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
 
     async def _steps(self, request: Any) -> AsyncIterator[Any]:
         sequence, sampling = list(request.prompt_token_ids), request.sampling
-        index, num_steps = 1, 0
+        index, num_steps = request.answer_tokens, 0
         while not self.ends_without_reason:
             if num_steps == self.hold_after_steps:
                 self.may_step.clear()
@@ -302,8 +325,9 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
                 return
 
     async def ReleaseHandover(self, request: Any, context: Any) -> Any:  # noqa: N802
-        self.released.append(request)
         self.release_called.set()
+        await self.may_release.wait()
+        self.released.append(request)
         if self.release_failure is not None:
             await context.abort_with_status(to_status(self.release_failure))
         return worker_pb2.ReleaseHandoverResponse()
@@ -330,11 +354,19 @@ class FakeWorker:
     """One worker process; `kill` takes its server away in the middle of everything."""
 
     def __init__(
-        self, worker_id: str, role: Role, brain: Brain, num_blocks: int = NUM_BLOCKS
+        self,
+        worker_id: str,
+        role: Role,
+        brain: Brain,
+        num_blocks: int = NUM_BLOCKS,
+        certificates: CertificateStore | None = None,
+        cluster_token: str = "",
     ) -> None:
         self.worker_id = worker_id
         self.role = role
         self.num_blocks = num_blocks
+        self._certificates = certificates
+        self._cluster_token = cluster_token
         # Whether it says that its engine lives.
         self.is_ready = True
         self.prefill = FakePrefill(brain)
@@ -343,13 +375,16 @@ class FakeWorker:
         self.address: WorkerAddress
 
     async def start(self, port: int = 0, pid: int = 1) -> WorkerAddress:
-        self._server = grpc.aio.server(options=server_options(1 << 24))
+        guard = Guards(AuthOptions(), SystemClock()).of("grpc")
+        token = self._cluster_token
+        admit = [RequireClusterToken(guard, token)] if token else []
+        self._server = grpc.aio.server(interceptors=admit, options=server_options(1 << 24))
         if self.role == "prefill":
             worker_pb2_grpc.add_PrefillServiceServicer_to_server(self.prefill, self._server)
         else:
             worker_pb2_grpc.add_DecodeServiceServicer_to_server(self.decode, self._server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(FakeStatus(self), self._server)
-        port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        port = add_port(self._server, f"127.0.0.1:{port}", self._certificates, for_peers=True)
         await self._server.start()
         self.address = WorkerAddress(
             worker_id=self.worker_id,
@@ -365,8 +400,3 @@ class FakeWorker:
 
     async def kill(self) -> None:
         await self._server.stop(None)
-
-
-def kept_tokens(old: list[int], new: list[int]) -> int:
-    """For tests that predict a splice."""
-    return common_prefix_len(old, new)

@@ -54,6 +54,7 @@ def decode(first: worker.FirstToken) -> list[Message]:
             handover=first.handover,
             fetch_session_id="fuzz-none",
             refuse_when_full=True,
+            answer_tokens=1,
         )
     ]
 

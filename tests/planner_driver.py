@@ -7,7 +7,7 @@ goes wrong here is wrong in the session table, the policies, the starvation guar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prefill_worker.offload_pool import OffloadPool
@@ -17,6 +17,7 @@ from prefill_worker.preemption import Preemption
 from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
 from prefill_worker.types import Eviction, Load, StepLimits, StepPlan
+from stream2llm.api.tenant import TenantShare
 from stream2llm.serving.prefix import common_prefix_len
 from tests.builders import BY_RANK
 from tests.digests import answer_of, prefix_digests
@@ -124,6 +125,8 @@ class PlannerDriver:
         num_host_slots: int = 0,
         # Steps that a copy from the host takes beyond its own.
         load_delay_steps: int = 0,
+        # Whose session one of that name is.
+        tenant_of: Callable[[str], TenantShare] = lambda _: TenantShare(),
     ) -> None:
         self.pool = BlockPool(num_blocks, block_size)
         self.host = OffloadPool(num_host_slots)
@@ -138,6 +141,7 @@ class PlannerDriver:
         load_steps = 1 + load_delay_steps if num_host_slots else 0
         self.limits = DriverLimits(num_blocks * block_size, token_budget, load_steps=load_steps)
         self.num_evictions = 0
+        self._tenant_of = tenant_of
         self._prefix_caching = prefix_caching
         self._num_blocks = num_blocks
         self._block_size = block_size
@@ -176,7 +180,7 @@ class PlannerDriver:
     # -- events -------------------------------------------------------------------------
 
     def open(self, name: str, prefix: Tokens, *, hand_over: bool) -> None:
-        state = self._table.open(name, revision=1, sealed=False)
+        state = self._table.open(name, revision=1, sealed=False, tenant=self._tenant_of(name))
         self.sessions[name] = PlannedSession(state, hand_over, prefix)
         self._touch(name)
         self._become(name, list(prefix))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import time
 import urllib.parse
@@ -13,42 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from stream2llm.models.store import default_cache_dir
+from stream2llm.api.credentials import ClientSecurity
+from stream2llm.api.tls import ClientTls
 from stream2llm.serving.own_http import open_url
+from tests import debian
+from tools.dashboards.draw import Series
 
-_FETCH_TIMEOUT_S = 120.0
 _START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 20.0
+_READY = "Server is ready to receive web requests."
 _LISTENS = re.compile(r'msg="Listening on" address=([\d.:]+)')
 
 
 def program(name: str) -> str:
     """The path of `prometheus` or `promtool`; skips the test where neither is to be had."""
-    found = shutil.which(name) or shutil.which(name, path=str(_unpacked() / "usr" / "bin"))
-    if found is None:
-        pytest.skip(f"no {name} here: install the package prometheus")
-    return found
-
-
-def _unpacked() -> Path:
-    folder = default_cache_dir() / "debian-prometheus"
-    if not folder.exists() and shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        _unpack(folder)
-    return folder
-
-
-def _unpack(folder: Path) -> None:
-    part = folder.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    options = {"cwd": part, "capture_output": True, "timeout": _FETCH_TIMEOUT_S}
-    fetched = subprocess.run(["apt-get", "download", "prometheus"], check=False, **options)  # type: ignore[call-overload]
-    if fetched.returncode == 0:
-        (package,) = part.glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", package.name, "."], check=True, **options)  # type: ignore[call-overload]
-        part.rename(folder)
+    return debian.program(name, ("prometheus",))
 
 
 class Prometheus:
@@ -63,23 +41,53 @@ class Prometheus:
         with open_url(f"http://{self._address}/api/v1/query?{text}", 30) as response:
             return list(json.load(response)["data"]["result"])
 
+    def query_range(self, expr: str, last_s: float, step_s: float = 1.0) -> list[Series]:
+        """A range query's result, over the last seconds."""
+        now_s = time.time()
+        asked = {"query": expr, "start": now_s - last_s, "end": now_s, "step": step_s}
+        text = urllib.parse.urlencode(asked)
+        with open_url(f"http://{self._address}/api/v1/query_range?{text}", 30) as response:
+            found = json.load(response)["data"]["result"]
+        return [
+            Series(each["metric"], [(at_s, float(value)) for at_s, value in each["values"]])
+            for each in found
+        ]
+
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Where it listens, by its log; the port is one that was free."""
+    """Where it listens, by its log; the port is one that was free.
+
+    Before the log says that it is ready, it answers 503.
+    """
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while (found := _LISTENS.search(log.read_text())) is None:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
+    while _READY not in (said := log.read_text()) or (found := _LISTENS.search(said)) is None:
+        assert process.poll() is None, said
+        assert time.monotonic() < deadline, said
         time.sleep(0.05)
     return found[1]
 
 
+def _tls_config(tls: ClientTls) -> dict[str, str]:
+    files = {"ca_file": tls.ca, "cert_file": tls.certificate, "key_file": tls.key}
+    return {name: str(path) for name, path in files.items() if path is not None}
+
+
 @contextmanager
-def running(controller_address: str, folder: Path) -> Iterator[Prometheus]:
+def running(
+    controller_address: str,
+    folder: Path,
+    tls: ClientTls | None = None,
+    key_file: Path | None = None,
+) -> Iterator[Prometheus]:
     """Scrapes everything that a cluster's controller lists, each second."""
     config = folder / "prometheus.yml"
-    sources = [{"url": f"http://{controller_address}/sd", "refresh_interval": "1s"}]
-    job = {"job_name": "stream2llm", "honor_labels": True, "http_sd_configs": sources}
+    url = f"{ClientSecurity(tls).scheme}://{controller_address}/sd"
+    # As in deploy/prometheus/prometheus.yml; targets have the scheme that /sd says.
+    secured: dict[str, Any] = {} if tls is None else {"tls_config": _tls_config(tls)}
+    if key_file is not None:
+        secured["authorization"] = {"type": "Bearer", "credentials_file": str(key_file)}
+    sources = [{"url": url, "refresh_interval": "1s", **secured}]
+    job = {"job_name": "stream2llm", "honor_labels": True, "http_sd_configs": sources, **secured}
     scrape = {"global": {"scrape_interval": "1s"}, "scrape_configs": [job]}
     config.write_text(json.dumps(scrape))  # JSON is YAML
     log = folder / "prometheus.log"

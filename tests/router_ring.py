@@ -14,11 +14,16 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from router.server import Router
 from stream2llm.api.final_status import FinalStatus
-from stream2llm.api.grpc_options import channel_options
+from stream2llm.api.rpc_status import from_rpc_error
+from stream2llm.api.trace_context import Metadata
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import inference_pb2_grpc
+from stream2llm.security.certificates import open_certificates
+from stream2llm.security.tls import PeerChannels
 from stream2llm.serving.metrics_http import MetricsServer
-from stream2llm.serving.router_spec import RouterLimits, RouterSpec
+from stream2llm.serving.observability import ObservabilityOptions
+from stream2llm.serving.router_spec import AdmissionMode, RecoveryOptions, RouterLimits, RouterSpec
+from stream2llm.serving.security_options import SecurityOptions
 from stream2llm.serving.worker_spec import ClusterView
 from tests.fake_workers import (
     MAX_MODEL_LEN,
@@ -42,8 +47,8 @@ async def soon(awaitable: Any) -> Any:
 class Conversation:
     """One StreamGenerate RPC, event by event."""
 
-    def __init__(self, stub: Any) -> None:
-        self.call = stub.StreamGenerate()
+    def __init__(self, stub: Any, metadata: Metadata | None = None) -> None:
+        self.call = stub.StreamGenerate(metadata=metadata)
         self._final = FinalStatus(self.call)
         self._sequence = 0
 
@@ -95,6 +100,13 @@ class Conversation:
         raise AssertionError(f"the session did not fail: {messages}")
 
 
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """The reason that our error has."""
+    ours = from_rpc_error(error)
+    assert ours is not None, error
+    return ours.reason
+
+
 @dataclass
 class Answered:
     """An answer as a client puts it together."""
@@ -140,16 +152,19 @@ class Ring:
             await soon(self.record.spliced.wait())
 
     def __init__(
-        self, router: Router, address: Any, brain: Brain, workers: list[FakeWorker]
+        self,
+        router: Router,
+        address: Any,
+        brain: Brain,
+        workers: list[FakeWorker],
+        channel: grpc.aio.Channel,
     ) -> None:
         self.router = router
         self.address = address
         self.brain = brain
         self.workers = workers
         self.version = 0
-        # Large on the client's side: it is the server's limit that is tested.
-        options = channel_options(1 << 26)
-        self.channel = grpc.aio.insecure_channel(address.grpc_address, options=options)
+        self.channel = channel
         self.stub = inference_pb2_grpc.StreamingInferenceServiceStub(self.channel)
 
     @property
@@ -172,8 +187,8 @@ class Ring:
         self.version += 1
         self.router.set_view(ClusterView(self.version, tuple(w.address for w in workers)))
 
-    def converse(self) -> Conversation:
-        return Conversation(self.stub)
+    def converse(self, metadata: Metadata | None = None) -> Conversation:
+        return Conversation(self.stub, metadata)
 
     def encode(self, text: str) -> list[int]:
         return list(self.router._parts.text.tokenizer.encode(text))
@@ -199,7 +214,14 @@ class Ring:
 class NoMetricsServer(MetricsServer):
     """A real one takes half a second to stop."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry = REGISTRY,
+        tls: Any = None,
+        guard: Any = None,
+    ) -> None:
         self.address = f"{host}:0"
 
     def close(self) -> None:
@@ -218,12 +240,22 @@ async def a_ring(
     serve_metrics: bool = False,
     prefill_blocks: int = NUM_BLOCKS,
     decode_blocks: int = NUM_BLOCKS,
+    security: SecurityOptions | None = None,
+    ttft_slo_ms: int | None = None,
+    admission: AdmissionMode = "always",
+    observability: ObservabilityOptions | None = None,
+    cluster_token: str = "",
+    router_index: int = 0,
+    num_routers: int = 1,
+    recovery: RecoveryOptions = RecoveryOptions(max_wait_s=0),  # noqa: B008 - frozen
     **limits: Any,
 ) -> AsyncIterator[Ring]:
     """Everything started, and everything gone afterwards."""
+    security = security or SecurityOptions()
+    certificates = open_certificates(security.tls_files)
     brain = Brain(script)
     workers = [
-        FakeWorker(f"{role}-{n}", role, brain, num_blocks)
+        FakeWorker(f"{role}-{n}", role, brain, num_blocks, certificates, cluster_token)
         for role, count, num_blocks in (
             ("prefill", num_prefill, prefill_blocks),
             ("decode", num_decode, decode_blocks),
@@ -241,9 +273,20 @@ async def a_ring(
         limits=RouterLimits(**limits),
         handover="at_seal",
         drain_timeout_s=drain_timeout_s,
+        security=security,
+        ttft_slo_ms=ttft_slo_ms,
+        admission=admission,
+        observability=observability or ObservabilityOptions(),
+        cluster_token=cluster_token,
+        router_index=router_index,
+        num_routers=num_routers,
+        recovery=recovery,
     )
     router = Router(spec, serve_metrics=MetricsServer if serve_metrics else NoMetricsServer)
-    ring = Ring(router, await router.start(), brain, workers)
+    address = await router.start()
+    # Large on the client's side: it is the server's limit that is tested.
+    channel, _ = PeerChannels(certificates, 1 << 26).open(address.grpc_address)
+    ring = Ring(router, address, brain, workers, channel)
     try:
         for worker in workers:
             await worker.start()

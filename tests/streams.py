@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from stream2llm.api.handover import HandoverMode
@@ -133,6 +133,22 @@ async def until_prefilled(session: AsyncSession, sequence: int) -> Progress:
         caught_up = now.prefilled_tokens >= now.received_tokens - 1
         return now.last_sequence >= sequence and caught_up
 
+    return await _until(session, is_done)
+
+
+async def until_once_prefilled(session: AsyncSession, sequence: int, window_tokens: int) -> None:
+    """As `until_prefilled`, where evictions may take the KV before a client hears of it.
+
+    Progress keeps the newest figures only. Credit is whole once all was prefilled, and stays.
+    """
+
+    def is_done(now: Progress) -> bool:
+        return now.last_sequence >= sequence and now.credit_tokens == window_tokens
+
+    await _until(session, is_done)
+
+
+async def _until(session: AsyncSession, is_done: Callable[[Progress], bool]) -> Progress:
     async with asyncio.timeout(300):  # a fault ends it, not a slow machine
         events = session.events()  # raises when the session fails
         while not is_done(session.progress):

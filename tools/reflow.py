@@ -18,7 +18,8 @@ from pathlib import Path
 from tools.reference.markdown import WIDTH
 
 _FENCE = re.compile(r"\s*(```|~~~)")
-_VERBATIM = re.compile(r"(\s{4,}|\||#|<|>|!|\[[^]]+\]:|::: |\$)")
+_VERBATIM = re.compile(r"(\s{4,}|\s*\||#|<|>|!|\[[^]]+\]:|::: |\$)")
+_ROW = re.compile(r"\s*\|")
 _ITEM = re.compile(r"(\s*)([-*+]|\d+\.)(\s+)")
 _MEANS_SOMETHING = re.compile(r"([-*+#>|]|\d+[.)])(\s|$)|>|\||```|~~~|::: ")
 
@@ -68,7 +69,7 @@ def _blocks(lines: Sequence[str]) -> Iterator[Block]:
 
 def _goes_on(block: Block, line: str) -> bool:
     """Whether the line belongs to the paragraph or list item before it."""
-    if not block.lines or not line.strip() or _ITEM.match(line):
+    if not block.lines or not line.strip() or _ITEM.match(line) or _ROW.match(line):
         return False
     return bool(_ITEM.match(block.lines[0])) or not _VERBATIM.match(line)
 

@@ -1,4 +1,4 @@
-"""`make demo`: a cluster of its own on this machine, and one question asked three ways.
+"""`make demo`: a cluster of its own on this machine, one question three ways, and a crowd.
 
 Takes one to four minutes on two cores. Whatever happens, also Ctrl-C, it ends
 every process that it has started. Exit codes: 0 all three answered, 1 something
@@ -35,6 +35,9 @@ def demo(
     ] = 2.0,
 ) -> None:
     """Start a local cluster and answer one question over real documents three ways.
+
+    Then fifty sessions come at once, first come first served and by the default policy
+    (not with --address).
 
     Example: python -m examples.demo
 

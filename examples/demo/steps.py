@@ -7,14 +7,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from pydoc_data.topics import topics
 
-from examples.demo.documents import (
-    NOISE_TOPICS,
-    QUESTION,
-    TOPICS,
-    Way,
-    arrivals_of,
-    documents_from,
-)
+from examples.demo.crowd import LONG_EVERY, ask_at_once, contexts
+from examples.demo.documents import NOISE_TOPICS, QUESTION, TOPICS, Way, arrivals_of, documents_from
 from examples.demo.run import Result, Run
 from examples.demo.view import View
 from stream2llm.client import AsyncClient, Document, SamplingParameters
@@ -47,16 +41,14 @@ def run(
     with Cluster.start(on_free_ports(config)) as cluster:
         catch_signals()  # Ray has put handlers of its own in place
         cluster.wait_ready(READY_TIMEOUT_S, view.say)
-        asyncio.run(ask_all_ways(cluster.router_addresses[0], documents, noise, gap_s, view))
+        address = cluster.router_addresses[0]
+        results = asyncio.run(ask_all_ways(address, documents, noise, gap_s, view))
+        compare_policies(cluster.set_policy, address, config.prefill.policy, results[0], view)
         view.say("stopping the cluster")
 
 
 async def ask_all_ways(
-    address: str,
-    documents: Sequence[Document],
-    noise: Sequence[Document],
-    gap_s: float,
-    view: View,
+    address: str, documents: Sequence[Document], noise: Sequence[Document], gap_s: float, view: View
 ) -> list[Result]:
     """The question, three times; raises when one of them fails."""
     run_id = uuid.uuid4().hex[:8]
@@ -72,6 +64,24 @@ async def ask_all_ways(
             view.end()
     view.table(results)
     return results
+
+
+def compare_policies(
+    set_policy: Callable[[str], object], address: str, chosen: str, measured: Result, view: View
+) -> None:
+    """Fifty sessions at once, first come first served and by the policy of the configuration.
+
+    `measured` says how fast this machine computes.
+    """
+    speed = measured.finished.usage.computed_tokens / measured.ttft_from_seal_s
+    texts, clock = contexts(speed), SystemClock()
+    view.say(f"{len(texts)} sessions at once, every {LONG_EVERY}th with a long context:")
+    for policy in dict.fromkeys(("fcfs", chosen)):
+        set_policy(policy)
+        crowd = asyncio.run(ask_at_once(address, policy, texts, clock))
+        view.say(
+            f"  {crowd.policy:8} TTFT from seal: P50 {crowd.p50_s:.2f} s, P95 {crowd.p95_s:.2f} s"
+        )
 
 
 def _explain(view: View, documents: Sequence[Document], gap_s: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from rich.box import SIMPLE
 from rich.console import Console, Group
@@ -17,20 +16,6 @@ from rich.text import Text
 
 from examples.demo.documents import EXPLANATIONS, Way
 from examples.demo.run import Result, Snapshot
-
-
-class View(Protocol):
-    """What the demo prints."""
-
-    def say(self, line: str) -> None: ...
-
-    def begin(self, way: Way) -> None: ...
-
-    def show(self, snapshot: Snapshot) -> None: ...
-
-    def end(self) -> None: ...
-
-    def table(self, results: Sequence[Result]) -> None: ...
 
 
 class LinesView:
@@ -93,7 +78,10 @@ class LiveView:
         self._console.print(result_table(results))
 
 
-def make_view() -> LiveView | LinesView:
+View = LinesView | LiveView
+
+
+def make_view() -> View:
     """The view that fits where the output goes."""
     console = Console()
     return LiveView(console) if console.is_terminal else LinesView()

@@ -16,25 +16,26 @@ from experiments.baselines.cells import NON_STREAMING, STREAMED, WARMED, policy_
 from experiments.baselines.engines.link import EngineLink
 from experiments.baselines.engines.messages import Ask, Feed, Splice
 from experiments.baselines.systems import Asking
-from experiments.plays import Change, Play, applied
+from experiments.token_sessions import Change, applied
+from stream2llm.workload.replay.plan import PlannedSession
 
 _NUMBERS = count(1)
 
 
-def _unique(play: Play, what: str = "") -> str:
+def _unique(planned: PlannedSession, what: str = "") -> str:
     """Sessions of different runs have the same names."""
-    return f"{play.session.id}/{what}{next(_NUMBERS)}"
+    return f"{planned.session_id}/{what}{next(_NUMBERS)}"
 
 
 class NonStreaming:
     """The usual client: one request with the complete context."""
 
-    def __init__(self, link: EngineLink, play: Play, max_tokens: int) -> None:
+    def __init__(self, link: EngineLink, planned: PlannedSession, max_tokens: int) -> None:
         self._link = link
-        self._play = play
+        self._planned = planned
         self._max_tokens = max_tokens
         self._context: list[int] = []
-        self._request_id = _unique(play)
+        self._request_id = _unique(planned)
 
     async def change(self, change: Change) -> None:
         """Keeps it."""
@@ -42,8 +43,8 @@ class NonStreaming:
 
     async def finish(self, last: Change) -> AsyncIterator[int]:
         """The one request."""
-        prompt = applied(self._context, last) + self._play.question_ids
         self._link.expect(self._request_id)
+        prompt = applied(self._context, last)
         self._link.send(Ask(self._request_id, prompt, self._max_tokens))
         async for num_tokens in self._link.answer(self._request_id):
             yield num_tokens
@@ -56,8 +57,8 @@ class NonStreaming:
 class Warmed(NonStreaming):
     """The best one can do with an engine that knows no streams."""
 
-    def __init__(self, link: EngineLink, play: Play, max_tokens: int) -> None:
-        super().__init__(link, play, max_tokens)
+    def __init__(self, link: EngineLink, planned: PlannedSession, max_tokens: int) -> None:
+        super().__init__(link, planned, max_tokens)
         self._warm_up = ""
 
     async def change(self, change: Change) -> None:
@@ -67,7 +68,7 @@ class Warmed(NonStreaming):
         if is_opening:
             return  # The instruction alone is less than a block: nothing to warm.
         self._end_warm_up()
-        self._warm_up = _unique(self._play, "warm")
+        self._warm_up = _unique(self._planned, "warm")
         self._link.send(Ask(self._warm_up, self._context, 1))
 
     async def finish(self, last: Change) -> AsyncIterator[int]:
@@ -90,11 +91,10 @@ class Warmed(NonStreaming):
 class Streaming:
     """vLLM's own. The instruction goes with the first part, the question with the last."""
 
-    def __init__(self, link: EngineLink, play: Play, max_tokens: int) -> None:
+    def __init__(self, link: EngineLink, planned: PlannedSession, max_tokens: int) -> None:
         self._link = link
-        self._play = play
         self._max_tokens = max_tokens
-        self._request_id = _unique(play)
+        self._request_id = _unique(planned)
         self._unsent: list[int] = []
         self._is_open = False
         link.expect(self._request_id)
@@ -109,7 +109,7 @@ class Streaming:
 
     async def finish(self, last: Change) -> AsyncIterator[int]:
         """The last part."""
-        tokens = self._unsent + last.token_ids + self._play.question_ids
+        tokens = self._unsent + last.token_ids
         self._link.send(Feed(self._request_id, tokens, True, self._max_tokens))
         async for num_tokens in self._link.answer(self._request_id):
             yield num_tokens
@@ -122,19 +122,18 @@ class Streaming:
 class Ours:
     """Our engine: the last change comes with the seal, as a router sends on what a client sends at once."""
 
-    def __init__(self, link: EngineLink, play: Play) -> None:
+    def __init__(self, link: EngineLink, planned: PlannedSession) -> None:
         self._link = link
-        self._play = play
-        self._request_id = _unique(play)
+        self._request_id = _unique(planned)
         link.expect(self._request_id)
 
     async def change(self, change: Change) -> None:
         """One event."""
-        self._splice(change.keep_tokens, change.token_ids)
+        self._splice(change)
 
     async def finish(self, last: Change) -> AsyncIterator[int]:
         """The last event and the seal, as one."""
-        self._splice(last.keep_tokens, last.token_ids + self._play.question_ids, seal=True)
+        self._splice(last)
         async for num_tokens in self._link.answer(self._request_id):
             yield num_tokens
 
@@ -142,11 +141,13 @@ class Ours:
         """Frees its blocks."""
         self._link.end(self._request_id)
 
-    def _splice(self, keep_tokens: int, token_ids: list[int], *, seal: bool = False) -> None:
-        self._link.send(Splice(self._request_id, keep_tokens, token_ids, seal))
+    def _splice(self, change: Change) -> None:
+        self._link.send(
+            Splice(self._request_id, change.keep_tokens, change.token_ids, change.seals)
+        )
 
 
-_STOCK: Mapping[str, Callable[[EngineLink, Play, int], Asking]] = {
+_STOCK: Mapping[str, Callable[[EngineLink, PlannedSession, int], Asking]] = {
     NON_STREAMING: NonStreaming,
     WARMED: Warmed,
     STREAMED: Streaming,
@@ -168,13 +169,13 @@ class EngineSystem:
         """As in `cells`."""
         return self._name
 
-    def asks(self, play: Play) -> Asking:
+    def asks(self, planned: PlannedSession) -> Asking:
         """The next engine's, for the whole session: its cache has what was warmed."""
         link = self._links[self._num_asked % len(self._links)]
         self._num_asked += 1
         if policy_of(self._name) is not None:
-            return Ours(link, play)
-        return _STOCK[self._name](link, play, self._max_tokens)
+            return Ours(link, planned)
+        return _STOCK[self._name](link, planned, self._max_tokens)
 
     async def begin_run(self) -> None:
         """Empties the prefix caches; switches our engine's policy."""

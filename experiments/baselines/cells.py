@@ -1,20 +1,25 @@
-"""What is run: cells, systems, repetitions, their order and about how long. Pure."""
+"""The plan of runs: cells, systems, repetitions, their order, and the chosen options. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from pathlib import Path
+from typing import Final, Literal, get_args
 
+from stream2llm.models.store import PresetName
+from stream2llm.serving.worker_options import DEFAULT_POLICY, PreemptionMode, PrefillOptions
 from stream2llm.workload.traces.format import Shape
 
 Comparison = Literal["engine", "whole"]
-LoadName = Literal["light", "heavy", "pressure"]
+LoadName = Literal["light", "heavy", "bursts", "pressure"]
 
 # What everybody does, the best one can do without us, vLLM's own streaming.
 NON_STREAMING, WARMED, STREAMED = "vllm non-streaming", "vllm warmed", "vllm streaming"
 OURS = "stream2llm"
 STOCK: Final = (NON_STREAMING, WARMED, STREAMED)
+PREEMPTION_MODES: Final[tuple[PreemptionMode, ...]] = get_args(PreemptionMode)
+DEFAULT_PREEMPTION: Final = PrefillOptions().preemption
 SHAPES: Final[tuple[Shape, ...]] = ("crawler", "anns")
 
 
@@ -27,10 +32,15 @@ class Load:
     share: float
     # On the gaps between chunks.
     gap_factor: float = 1.0
+    # Arrivals in bursts, as those of a code assistant (`arrivals.Phases`), instead of Poisson's.
+    bursts: bool = False
 
 
-LOADS: Final = (Load("light", 0.3), Load("heavy", 0.8), Load("pressure", 0.8, 10.0))
-HEAVY, PRESSURE = LOADS[1], LOADS[2]
+LIGHT, HEAVY, BURSTS, PRESSURE = (
+    *(Load("light", 0.3), Load("heavy", 0.8)),
+    *(Load("bursts", 0.8, bursts=True), Load("pressure", 0.8, 10.0)),
+)
+LOADS: Final = (LIGHT, HEAVY, BURSTS, PRESSURE)
 LOAD_NAMES: Final[tuple[LoadName, ...]] = tuple(load.name for load in LOADS)
 
 
@@ -57,23 +67,36 @@ class Turn:
     repetition: int
 
 
-def ours(policy: str) -> str:
-    """The name of our system under a policy."""
-    return f"{OURS} {policy}"
+def ours(policy: str, preemption: PreemptionMode = DEFAULT_PREEMPTION) -> str:
+    """The name of our system under a policy, and a mode of preemption but the default one."""
+    return f"{OURS} {policy}" + (f" {preemption}" if preemption != DEFAULT_PREEMPTION else "")
 
 
 def policy_of(system: str) -> str | None:
     """The policy that such a name means; None for a baseline."""
-    owner, _, policy = system.partition(" ")
+    owner, policy, *_ = system.split()
     return policy if owner == OURS else None
 
 
+def preemption_of(system: str) -> PreemptionMode:
+    """The mode of preemption that a name of our system means."""
+    last = system.split()[-1]
+    return next((mode for mode in PREEMPTION_MODES if mode == last), DEFAULT_PREEMPTION)
+
+
+def reported_policy(policies: Sequence[str]) -> str:
+    """The default policy of clusters if it ran, else the last one that ran."""
+    return DEFAULT_POLICY if DEFAULT_POLICY in policies else policies[-1]
+
+
 def systems_of(cell: Cell, policies: Sequence[str]) -> tuple[str, ...]:
-    """Who takes part. vLLM's streaming input appends only."""
+    """Who takes part. vLLM's streaming input appends only; under pressure each mode of preemption."""
     baselines = [NON_STREAMING, WARMED]
     if cell.shape == "crawler":
         baselines.append(STREAMED)
-    return (*baselines, *(ours(policy) for policy in policies))
+    modes = PREEMPTION_MODES if (cell.comparison, cell.load) == ("engine", PRESSURE) else ()
+    by_mode = [ours(reported_policy(policies), mode) for mode in modes]
+    return tuple(dict.fromkeys((*baselines, *map(ours, policies), *by_mode)))
 
 
 def cells_of(
@@ -107,3 +130,29 @@ def turns(cells: Sequence[Cell], policies: Sequence[str], repetitions: int) -> I
             first = (repetition - 1) * len(systems) // repetitions
             for system in (*systems[first:], *systems[:first]):
                 yield Turn(cell, system, repetition)
+
+
+# 402 of a cell.
+FULL_SESSIONS, FULL_REPETITIONS = 134, 3
+QUICK_SESSIONS, QUICK_REPETITIONS = 40, 1
+# With so few sessions all would be open at once: retrieval takes a quarter of the time.
+QUICK_RETRIEVAL = 0.25
+COMPARISONS: tuple[Comparison, ...] = ("engine", "whole")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """All that decides what is run."""
+
+    output: Path
+    model: PresetName
+    policies: tuple[str, ...]
+    num_sessions: int = FULL_SESSIONS
+    repetitions: int = FULL_REPETITIONS
+    # On the time that retrieval takes, beside what keeps the paper's ratio to prefill.
+    retrieval_factor: float = 1.0
+    comparisons: tuple[Comparison, ...] = COMPARISONS
+    shapes: tuple[Shape, ...] = SHAPES
+    loads: tuple[LoadName, ...] = LOAD_NAMES
+    # The driver's; engines that are compared one by one share the second.
+    cores: tuple[int, int] = (0, 1)

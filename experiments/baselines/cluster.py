@@ -14,19 +14,15 @@ import psutil
 from experiments.baselines.cells import ours, policy_of
 from experiments.baselines.scaling import OPEN_TOKEN_BUDGET
 from experiments.baselines.systems import Asking, SystemDiedError
-from experiments.plays import Change, Play
-from experiments.sending import Sender
-from stream2llm.client import (
-    AsyncClient,
-    AsyncSession,
-    SamplingParameters,
-    TokenDelta,
-)
+from experiments.token_sessions import Change
+from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig, parse_config
 from stream2llm.serving.processes import owned_processes
+from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.replay.run import find_urls
 from stream2llm.workload.replay.scrape import Scraper
+from stream2llm.workload.replay.session import send
 
 READY_TIMEOUT_S = 300.0
 
@@ -69,9 +65,9 @@ class ClusterSystem:
         """As in `cells`."""
         return ours(self._policy)
 
-    def asks(self, play: Play) -> Asking:
+    def asks(self, planned: PlannedSession) -> Asking:
         """A session of the client."""
-        return ClusterSession(self._client, play, self._sampling)
+        return ClusterSession(self._client, planned, self._sampling)
 
     async def begin_run(self) -> None:
         """Switches the policy. Caches are left alone: the texts of a run are its own."""
@@ -106,26 +102,27 @@ class ClusterSystem:
 class ClusterSession:
     """One question through the client."""
 
-    def __init__(self, client: AsyncClient, play: Play, sampling: SamplingParameters) -> None:
-        self._play = play
-        self._session: AsyncSession = client.session(prefix=play.prefix_ids, sampling=sampling)
-        self._sender = Sender(self._session, play)
-        # The trace's events behind the opening, in order.
-        self._events = iter(play.session.events)
+    def __init__(
+        self, client: AsyncClient, planned: PlannedSession, sampling: SamplingParameters
+    ) -> None:
+        self._session: AsyncSession = client.session(prefix=planned.prefix, sampling=sampling)
+        self._question = planned.suffix
+        # What follows the opening, in order.
+        self._steps = iter(planned.steps)
         self._is_open = False
 
     async def change(self, change: Change) -> None:
-        """The first one is the opening; the others are the trace's events."""
+        """The first one is the opening; the others are its steps."""
         if not self._is_open:
             self._is_open = True
             await self._session.__aenter__()
         else:
-            await self._sender.send(next(self._events))
+            await send(self._session, next(self._steps))
 
     async def finish(self, last: Change) -> AsyncIterator[int]:
-        """The last event, and the seal behind it."""
-        await self._sender.send(next(self._events))
-        async for event in self._session.seal(self._play.question_ids):
+        """The last step, and the seal behind it."""
+        await send(self._session, next(self._steps))
+        async for event in self._session.seal(self._question):
             if isinstance(event, TokenDelta):
                 yield len(event.token_ids)
 

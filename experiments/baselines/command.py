@@ -1,6 +1,6 @@
 """Stock vLLM and Stream2LLM on the same traces, one after the other.
 
-`--quick` takes ten minutes. Writes each run, a report for each cell and the
+`--quick` takes a quarter of an hour. Writes each run, a report for each cell and the
 verdicts into a folder, the verdicts also when it fails or is interrupted.
 """
 
@@ -13,15 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from experiments.baselines.cells import LOAD_NAMES, SHAPES, ours
-from experiments.baselines.options import (
+from experiments.baselines.cells import (
     COMPARISONS,
     FULL_REPETITIONS,
     FULL_SESSIONS,
+    LOAD_NAMES,
     QUICK_REPETITIONS,
     QUICK_RETRIEVAL,
     QUICK_SESSIONS,
+    SHAPES,
     Options,
+    ours,
+    reported_policy,
 )
 from experiments.baselines.runner import Runner
 from experiments.baselines.verdicts import pooled, verdict_tables
@@ -29,7 +32,6 @@ from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
 from stream2llm.models.store import PresetName, ensure_random_llama
 from stream2llm.serving.signals import catch_signals
-from stream2llm.serving.worker_options import DEFAULT_POLICY
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report import write_report
 
@@ -41,7 +43,9 @@ MODELS: tuple[PresetName, ...] = ("shallow", "fast")
 
 def add_options(parser: ArgumentParser) -> None:
     """What is compared, and how thoroughly."""
-    parser.add_argument("--quick", action="store_true", help="ten minutes: small cells, once")
+    parser.add_argument(
+        "--quick", action="store_true", help="a quarter of an hour: small cells, once"
+    )
     parser.add_argument(
         "--only",
         nargs="+",
@@ -78,11 +82,6 @@ def options_of(args: Namespace) -> Options:
 def _chosen(known: tuple[Name, ...], only: Sequence[str]) -> tuple[Name, ...]:
     """Those of a kind that were named; all, when none was."""
     return tuple(each for each in known if each in only) or known
-
-
-def reported_policy(policies: Sequence[str]) -> str:
-    """The default policy of clusters if it ran, else the last one that ran."""
-    return DEFAULT_POLICY if DEFAULT_POLICY in policies else policies[-1]
 
 
 def two_cores() -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Plays a trace onto a system in real time, open loop, and records what came back.
 
-Nobody waits for anybody: each session keeps its own timetable, however slow the
+Sessions are independent: each keeps its own timetable, however slow the
 system is. TTFT begins when the last context is submitted, with the question,
 and ends when the first token reaches this process.
 """
@@ -11,11 +11,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from experiments.baselines.systems import Asking, System, SystemDiedError
-from experiments.plays import Change, Play
+from experiments.token_sessions import Change, submissions
 from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.workload.records import RunRecord, SessionRecord
-from stream2llm.workload.replay.lag import LagProbe
-from stream2llm.workload.replay.lateness import Lateness
+from stream2llm.workload.replay.lateness import LagProbe, Lateness
+from stream2llm.workload.replay.plan import PlannedSession
 
 # Sessions that arrive at the very beginning would be late.
 LEAD_S = 0.2
@@ -23,7 +23,7 @@ LEAD_S = 0.2
 
 async def run_trace(
     system: System,
-    played: Sequence[Play],
+    sessions: Sequence[PlannedSession],
     trace: str,
     *,
     answer_limit_s: float,
@@ -38,11 +38,12 @@ async def run_trace(
     await system.begin_run()
     probe = LagProbe(clock)
     measuring = asyncio.create_task(probe.run())
+    plan = [(system.asks(each), each, submissions(each)) for each in sessions]
     begin_s = clock.monotonic_s() + LEAD_S
-    runs = [_SessionRun(system.asks(play), play, begin_s, answer_limit_s, clock) for play in played]
+    runs = [_SessionRun(*each, begin_s, answer_limit_s, clock) for each in plan]
     tasks = [asyncio.create_task(run.record()) for run in runs]
     try:
-        sessions = await asyncio.gather(*tasks)
+        records = await asyncio.gather(*tasks)
     finally:
         for task in (*tasks, measuring):
             task.cancel()
@@ -51,8 +52,8 @@ async def run_trace(
     return RunRecord(
         system=system.name,
         trace=trace,
-        duration_s=max(session.ended_s for session in sessions),
-        sessions=tuple(sessions),
+        duration_s=max(record.ended_s for record in records),
+        sessions=tuple(records),
         counters=counters,
         settings=settings,
     )
@@ -62,12 +63,18 @@ class _SessionRun:
     """One question under way."""
 
     def __init__(
-        self, asking: Asking, play: Play, begin_s: float, answer_limit_s: float, clock: Clock
+        self,
+        asking: Asking,
+        planned: PlannedSession,
+        changes: Sequence[Change],
+        begin_s: float,
+        answer_limit_s: float,
+        clock: Clock,
     ) -> None:
         self._asking = asking
-        self._play = play
+        self._planned = planned
+        self._changes = changes
         self._begin_s = begin_s
-        self._due_s = play.session.arrival_s
         self._answer_limit_s = answer_limit_s
         self._clock = clock
         self._opened_s = 0.0
@@ -77,7 +84,7 @@ class _SessionRun:
 
     async def record(self) -> SessionRecord:
         error = ""
-        limit_s = self._begin_s + self._due_s + self._play.seal_at_s + self._answer_limit_s
+        limit_s = self._begin_s + self._planned.seal_due_s + self._answer_limit_s
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(loop.time() + limit_s - self._clock.monotonic_s()):
@@ -93,7 +100,7 @@ class _SessionRun:
         return self._record(error, ended_s)
 
     async def _ask(self) -> None:
-        *before, last = self._play.changes
+        *before, last = self._changes
         for change in before:
             await self._wait_for(change)
             self._opened_s = self._opened_s or self._now_s()
@@ -105,23 +112,22 @@ class _SessionRun:
             self._token_times_s += [self._now_s()] * num_tokens
 
     async def _wait_for(self, change: Change) -> None:
-        due_s = self._due_s + change.at_s
-        await asyncio.sleep(max(0.0, due_s - self._now_s()))
-        self._lateness.begun(due_s, self._now_s())
+        await asyncio.sleep(max(0.0, change.due_s - self._now_s()))
+        self._lateness.begun(change.due_s, self._now_s())
 
     def _now_s(self) -> float:
         return self._clock.monotonic_s() - self._begin_s
 
     def _record(self, error: str, ended_s: float) -> SessionRecord:
         return SessionRecord(
-            session_id=self._play.session.id,
-            due_s=self._due_s,
+            session_id=self._planned.session_id,
+            due_s=self._planned.due_s,
             opened_s=self._opened_s,
-            seal_due_s=self._due_s + self._play.seal_at_s,
+            seal_due_s=self._planned.seal_due_s,
             sealed_s=self._sealed_s,
             token_times_s=tuple(self._token_times_s),
             ended_s=ended_s,
-            num_prompt_tokens=self._play.num_prompt_tokens,
+            num_prompt_tokens=self._changes[-1].num_tokens,
             lateness_s=self._lateness.total_s,
             generator_lateness_s=self._lateness.own_s,
             error=error,

@@ -17,26 +17,38 @@ from typing import Any
 
 from experiments.baselines.answering import EngineSystem
 from experiments.baselines.cells import (
+    DEFAULT_PREEMPTION,
     NON_STREAMING,
+    PREEMPTION_MODES,
     STOCK,
     Cell,
     Comparison,
+    Options,
     Turn,
     cells_of,
     ours,
     phases,
     policy_of,
+    preemption_of,
+    reported_policy,
     turns,
 )
 from experiments.baselines.drive import run_trace
 from experiments.baselines.engines.link import EngineLink
 from experiments.baselines.engines.messages import HostSpec, Kind
 from experiments.baselines.machine import TOLERATED_SHARE, MachineWatch
-from experiments.baselines.memory import BLOCK_SIZE, MAX_MODEL_LEN, max_prompt_tokens
-from experiments.baselines.options import Options
 from experiments.baselines.scaling import TOKEN_BUDGET, Pace
-from experiments.baselines.schedule import burst, kv_blocks, plays_of, prefills_of
+from experiments.baselines.schedule import (
+    BLOCK_SIZE,
+    MAX_MODEL_LEN,
+    burst,
+    kv_blocks,
+    max_prompt_tokens,
+    prefills_of,
+    sessions_of,
+)
 from experiments.baselines.systems import System
+from experiments.token_sessions import longest_tokens
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.signals import catch_signals
@@ -96,13 +108,16 @@ class Runner:
                 await self._turns(cells, systems, links)
 
     @asynccontextmanager
-    async def _links(self, shape: Shape, *, scarce: bool) -> AsyncIterator[dict[Kind, EngineLink]]:
-        found: dict[Kind, EngineLink] = {}
+    async def _links(self, shape: Shape, *, scarce: bool) -> AsyncIterator[dict[str, EngineLink]]:
+        """The stock engine, and ours by mode of preemption."""
+        found: dict[str, EngineLink] = {}
         core, blocks = self._options.cores[1:], self._blocks(shape, scarce=scarce)
-        kinds: tuple[Kind, ...] = ("stock", "ours")
+        stock = self._host_spec("stock", core, blocks, TOKEN_BUDGET[shape])
+        modes = PREEMPTION_MODES if scarce else (DEFAULT_PREEMPTION,)
+        specs = {"stock": stock}
+        specs |= {mode: replace(stock, kind="ours", preemption=mode) for mode in modes}
         try:
-            for kind in kinds:
-                spec = self._host_spec(kind, core, blocks, TOKEN_BUDGET[shape])
+            for kind, spec in specs.items():
                 name = f"{shape}-{'scarce' if scarce else 'ample'}-{kind}"
                 found[kind] = await self._start(spec, name)
             yield found
@@ -113,18 +128,14 @@ class Runner:
     def _blocks(self, shape: Shape, *, scarce: bool) -> int:
         chosen = self._options
         return kv_blocks(
-            shape,
-            chosen.num_sessions,
-            chosen.repetitions,
-            chosen.retrieval_factor,
-            scarce=scarce,
+            shape, chosen.num_sessions, chosen.repetitions, chosen.retrieval_factor, scarce=scarce
         )
 
-    def _engine_systems(self, links: Mapping[Kind, EngineLink]) -> dict[str, System]:
-        systems: dict[str, System] = {name: EngineSystem(name, [links["stock"]]) for name in STOCK}
-        for policy in self._options.policies:
-            systems[ours(policy)] = EngineSystem(ours(policy), [links["ours"]])
-        return systems
+    def _engine_systems(self, links: Mapping[str, EngineLink]) -> dict[str, System]:
+        by_mode = [ours(reported_policy(self._options.policies), each) for each in PREEMPTION_MODES]
+        names = (*STOCK, *map(ours, self._options.policies), *by_mode)
+        found = {name: links.get(_link_of(name)) for name in names}
+        return {name: EngineSystem(name, [link]) for name, link in found.items() if link}
 
     def _host_spec(self, kind: Kind, cores: tuple[int, ...], blocks: int, step: int) -> HostSpec:
         return HostSpec(
@@ -213,29 +224,26 @@ class Runner:
     ) -> float:
         """Prompt tokens a second, when so many prompts are there at once."""
         played = [
-            play
-            for play in burst(shape, count, f"{key}/{system.name}")
-            if play.num_longest_tokens < most_tokens
+            each
+            for each in burst(shape, count, f"{key}/{system.name}")
+            if longest_tokens(each) < most_tokens
         ]
         record = await run_trace(system, played, "burst", answer_limit_s=600.0, settings={})
         if problem := next((each.error for each in record.sessions if each.error), ""):
             raise Stream2LLMError(f"{system.name} failed before the first cell: {problem}")
-        return sum(play.num_prompt_tokens for play in played) / record.duration_s
+        return sum(each.num_prompt_tokens for each in record.sessions) / record.duration_s
 
     async def _turns(
-        self,
-        cells: Sequence[Cell],
-        systems: Mapping[str, System],
-        links: Mapping[Kind, EngineLink],
+        self, cells: Sequence[Cell], systems: Mapping[str, System], links: Mapping[str, EngineLink]
     ) -> None:
         plan = list(turns(cells, self._options.policies, self._options.repetitions))
         for turn in plan:
-            link = links.get("stock" if policy_of(turn.system) is None else "ours")
+            link = links.get(_link_of(turn.system))
             await self._turn(turn, systems[turn.system], link.settings if link else {})
 
     async def _turn(self, turn: Turn, system: System, engine: Mapping[str, str | float]) -> None:
         pace = self._paces[turn.cell.comparison, turn.cell.shape]
-        played = plays_of(turn, pace, self._options.num_sessions, self._options.retrieval_factor)
+        played = sessions_of(turn, pace, self._options.num_sessions, self._options.retrieval_factor)
         limit_s = max(LEAST_PATIENCE_S, PATIENCE_PREFILLS * pace.prefill_s)
         settings = {**settings_of(turn, pace), **engine, "model": self._model_path.name}
         # A collection in the middle of a run would make the driver late.
@@ -290,6 +298,11 @@ class Runner:
         newest = list(self._paces.values())[-1]
         pace = self._paces.get((comparison, shape), Pace(shape, newest.tokens_per_s))
         return pace.prefill_s
+
+
+def _link_of(system: str) -> str:
+    """By what the engine of a system is found."""
+    return "stock" if policy_of(system) is None else preemption_of(system)
 
 
 def settings_of(turn: Turn, pace: Pace) -> dict[str, str | float]:

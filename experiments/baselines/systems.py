@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
-from experiments.plays import Change, Play
+from experiments.token_sessions import Change
 from stream2llm.api.errors import Stream2LLMError
+from stream2llm.workload.replay.plan import PlannedSession
 
 
 class SystemDiedError(Stream2LLMError):
@@ -20,15 +21,12 @@ class Asking(Protocol):
 
     async def change(self, change: Change) -> None:
         """Context has come, and more will. The first call opens the session."""
-        ...
 
     def finish(self, last: Change) -> AsyncIterator[int]:
         """The last context and, with it, the question; numbers of new tokens as they come."""
-        ...
 
     async def cancel(self) -> None:
         """The driver will not wait any longer, or is done; nothing is left at the system."""
-        ...
 
 
 class System(Protocol):
@@ -37,16 +35,12 @@ class System(Protocol):
     @property
     def name(self) -> str:
         """As in `cells`."""
-        ...
 
-    def asks(self, play: Play) -> Asking:
+    def asks(self, planned: PlannedSession) -> Asking:
         """A question to ask."""
-        ...
 
     async def begin_run(self) -> None:
         """Forgets what earlier runs left in caches."""
-        ...
 
     async def end_run(self) -> Mapping[str, float]:
         """What was counted since `begin_run`; raises SystemDiedError if there is no system."""
-        ...

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from experiments.paper.h200 import Fit, save_fit
 from experiments.paper.published import NOT_STREAMED, QUANTILES, Published, published
-from experiments.paper.runs import Cell, play, quantiles_s
+from experiments.paper.runs import Cell, play, ttfts_s
 
 WEIGHTS: Final = {"p50": 1.0, "p95": 1.0, "p99": 0.5, "p999": 0.25}
 # The modelled profile of cost_profiles, roughly.
@@ -44,7 +44,7 @@ def targets() -> list[Published]:
 
 
 def _log_quantiles(cell: Cell, fit: Fit) -> list[float]:
-    seconds = quantiles_s(play(cell, fit))
+    seconds = ttfts_s(play(cell, fit))
     return [log(seconds[name]) for name in QUANTILES]
 
 

@@ -41,7 +41,7 @@ def _cells(found: Outcome) -> list[str]:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """What is simulated."""
+    """Adds the options that choose the simulated cells."""
     add_grid_options(parser)
     parser.add_argument("--seed", type=int, default=1)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from statistics import mean
 
 from experiments.paper.grid import (
@@ -34,6 +35,13 @@ GAINED_QUANTILE, WANTED_GAIN = "p95", 1.3
 TEST_SEEDS = (1, 2, 3, 4, 5)
 
 
+class Arrivals(StrEnum):
+    """Kinds of arrivals: Poisson, or bursts."""
+
+    POISSON = "poisson"
+    BURSTS = "bursts"
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """One quantile under one setting, mean of the seeds; seconds."""
@@ -53,8 +61,9 @@ class Result:
 
     @property
     def is_judged(self) -> bool:
-        """Whether there are enough sessions for this quantile."""
-        return self.quantile != "p999" or self.setting.shape == JUDGED_AT_P999
+        """Whether the cell has enough sessions to judge this quantile, and it is not a burst's."""
+        is_enough = self.quantile != "p999" or self.setting.shape == JUDGED_AT_P999
+        return is_enough and not self.setting.bursts
 
     @property
     def is_as_good(self) -> bool:
@@ -67,6 +76,7 @@ def cells(
     seeds: Sequence[int] = TEST_SEEDS,
     memory: float = 1.0,
     open_token_budget: int = PrefillOptions().open_token_budget,
+    arrivals: Sequence[Arrivals] = tuple(Arrivals),
 ) -> list[Cell]:
     """Everything to simulate, with evictions as production makes them; see `Cell`."""
     return [
@@ -78,9 +88,18 @@ def cells(
             memory=memory,
             open_token_budget=open_token_budget,
         )
-        for setting in settings()
+        for setting in settings_of(arrivals)
         for seed in seeds
         for policy in (*POLICIES, challenger)
+    ]
+
+
+def settings_of(arrivals: Sequence[Arrivals]) -> list[Setting]:
+    """The paper's settings, each with its Poisson arrivals and with bursts at the same rate."""
+    return [
+        replace(setting, bursts=each is Arrivals.BURSTS)
+        for setting in settings()
+        for each in arrivals
     ]
 
 
@@ -149,7 +168,9 @@ def highest_loads(found: Sequence[Result]) -> list[Result]:
     return [
         each
         for each in found
-        if each.quantile == GAINED_QUANTILE and each.setting.rate == top[each.setting.shape]
+        if each.quantile == GAINED_QUANTILE
+        and each.setting.rate == top[each.setting.shape]
+        and not each.setting.bursts
     ]
 
 
@@ -163,11 +184,14 @@ def gains_line(found: Sequence[Result]) -> str:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """What is simulated."""
+    """Adds the options that choose the simulated cells."""
     parser.add_argument("policy", nargs="?", default=PrefillOptions().policy, help="the challenger")
     add_grid_options(parser)
     add_memory_option(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=TEST_SEEDS)
+    parser.add_argument(
+        "--arrivals", type=Arrivals, nargs="+", choices=[*Arrivals], default=[*Arrivals]
+    )
     parser.add_argument(
         "--open-token-budget",
         type=int,
@@ -179,10 +203,10 @@ def add_options(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> Iterator[str]:
     """Prints the table.
 
-    With the paper's memory little is evicted, see the column; `--memory` makes it scarce.
+    Beside each setting stands the same one with bursts (`arrivals.Phases`). With the paper's memory little is evicted, see the column; `--memory` makes it scarce.
     """
     policy = find_policy(args.policy).name
-    plan = cells(policy, args.seeds, args.memory, args.open_token_budget)
+    plan = cells(policy, args.seeds, args.memory, args.open_token_budget, args.arrivals)
     found = results(outcomes(plan, args), policy)
     print(f"{table(found, policy)}\n\n{gains_line(found)}")
     for each in misses(found):

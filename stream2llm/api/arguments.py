@@ -51,17 +51,17 @@ def text(value: object, field: str) -> str:
     return value
 
 
-def integer(value: object, field: str, lowest: int, highest: int) -> int:
+def integer(value: object, field: str, lowest: int, highest: int, reason: str | None = None) -> int:
     """An integer of any type between the limits; a truth value and a float are none."""
     wanted = f"an integer between {lowest} and {highest}"
     if isinstance(value, bool):
-        raise refused(field, value, wanted)
+        raise refused(field, value, wanted, reason)
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise refused(field, value, wanted) from None
+        raise refused(field, value, wanted, reason) from None
     if not lowest <= number <= highest:
-        raise refused(field, number, wanted)
+        raise refused(field, number, wanted, reason)
     return number
 
 

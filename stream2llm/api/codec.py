@@ -33,6 +33,7 @@ from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.tenant import TenantShare
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments, bad_option
 from stream2llm.api.v1 import inference_pb2, worker_pb2
 
@@ -50,6 +51,7 @@ MESSAGES: dict[type, type[Message]] = {
     events.Finished: inference_pb2.GenerationFinished,
     events.ModelInfo: inference_pb2.GetModelInfoResponse,
     events.WorkerInfo: inference_pb2.WorkerInfo,
+    events.TenantInfo: inference_pb2.TenantInfo,
     events.ServerInfo: inference_pb2.GetServerInfoResponse,
     requests.Document: inference_pb2.Document,
     requests.ChatMessage: inference_pb2.ChatMessage,
@@ -66,6 +68,7 @@ MESSAGES: dict[type, type[Message]] = {
     token_step.TokenLogprobs: inference_pb2.TokenLogprobs,
     token_step.TokenStep: worker_pb2.TokenStep,
     PrefillProgress: worker_pb2.PrefillProgress,
+    TenantShare: worker_pb2.Tenant,
 }
 # `sequence` is a field of the message around the event, `one_shot` says which RPC it came by.
 UNSENT: dict[type, frozenset[str]] = {
@@ -212,6 +215,10 @@ _UNKNOWN: dict[Any, Callable[[int], Stream2LLMError]] = {
     DocumentOrdering: partial(bad_option, DocumentOrdering),
     ControlTokens: partial(bad_option, ControlTokens),
     OversizedDocuments: partial(bad_option, OversizedDocuments),
+    events.DocumentAction: lambda number: InternalError(
+        f"the server did something unknown, {number}, to a document that is too long: "
+        "update the client"
+    ),
     token_step.FinishReason: lambda number: InternalError(
         f"the server sent an unknown finish reason {number}: update the client"
         if number

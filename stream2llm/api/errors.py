@@ -4,6 +4,8 @@
      |- InvalidRequestError     INVALID_ARGUMENT     the client's request is wrong; names the field
      |- EventOrderError         FAILED_PRECONDITION  the client's event does not fit the session's state
      |- NotFoundError           NOT_FOUND            no such model
+     |- UnauthenticatedError    UNAUTHENTICATED      no credentials, or none that count
+     |- NotPermittedError       PERMISSION_DENIED    these credentials do not allow it
      |- UnsupportedError        UNIMPLEMENTED        cannot be honoured; refused rather than ignored
      |- OverloadedError         RESOURCE_EXHAUSTED   a limit of ours; try again later, or send less
      |- UnavailableError        UNAVAILABLE          a worker was lost, is starting or draining; retry
@@ -71,6 +73,20 @@ class NotFoundError(Stream2LLMError):
     default_reason = "NOT_FOUND"
 
 
+class UnauthenticatedError(Stream2LLMError):
+    """The caller gave no credentials, or none that count."""
+
+    status_name = "UNAUTHENTICATED"
+    default_reason = "NO_CREDENTIALS"
+
+
+class NotPermittedError(Stream2LLMError):
+    """The caller's credentials do not allow this call."""
+
+    status_name = "PERMISSION_DENIED"
+    default_reason = "NOT_PERMITTED"
+
+
 class UnsupportedError(Stream2LLMError):
     """Understood, but this cluster cannot do it."""
 
@@ -108,21 +124,11 @@ class InternalError(Stream2LLMError):
     default_reason = "INTERNAL"
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """An exception in one line, for parties that may see our inside."""
     return f"{type(error).__name__}: {error}"
 
 
 ERRORS_BY_STATUS: dict[str, type[Stream2LLMError]] = {
-    cls.status_name: cls
-    for cls in (
-        InvalidRequestError,
-        EventOrderError,
-        NotFoundError,
-        UnsupportedError,
-        OverloadedError,
-        UnavailableError,
-        IdleTimeoutError,
-        InternalError,
-    )
+    cls.status_name: cls for cls in Stream2LLMError.__subclasses__()
 }

@@ -7,11 +7,14 @@ after the seal, more Progress, TokenDelta and one Finished.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from stream2llm.api.delay import DelayReason
-from stream2llm.api.text_options import OversizedDocuments
 from stream2llm.api.token_step import FinishReason, TokenLogprobs
+
+# What happened to a document that was too long; text_options.OversizedDocuments can also fail.
+DocumentAction = Literal["refuse", "cut"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,9 @@ class Accepted:
     """The served model's name."""
     credit_tokens: int
     """Tokens that may be sent before a Progress with more credit comes."""
+    ttft_forecast_ms: int | None = None
+    """A warning: sealed now, the session would get its first token so late, which is later than its
+    deadline. None: no warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,8 @@ class Progress:
     """Tokens that may be sent before a Progress with more credit comes."""
     delay: DelayReason | None = None
     """"kv_memory" or "kv_leased" while the session waits for KV memory on its prefill worker."""
+    restarts: int = 0
+    """How often the session has been placed at another worker, because one was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class OversizedDocument:
     """Its place, from 0, in the list of that event."""
     id: str
     """The document's; may be empty."""
-    action: OversizedDocuments
+    action: DocumentAction
     """"refuse" or "cut"."""
     reason: str
     """CONTEXT_TOO_LONG or SESSION_TOKENS_EXCEEDED."""
@@ -138,6 +146,9 @@ class Finished:
     document_order: tuple[int, ...] = ()
     """With the ordering "stable", for each document in the order in which they stood in the
     context: its place, from 0, in the list as it was sent."""
+    restarts: int = 0
+    """How often the session was placed at another worker, because one was lost. A sampled answer may
+    then differ from that of an undisturbed session, also with a seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +210,26 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantInfo:
+    """What one tenant uses of a router, or all that the configuration does not name."""
+
+    name: str
+    """Its name; "(others)" for all that are not named."""
+    num_sessions: int = 0
+    """Sessions open now."""
+    held_tokens: int = 0
+    """Tokens of context that they hold."""
+    computed_tokens: int = 0
+    """Prompt tokens that prefill has computed for it, invalidated ones included."""
+    num_refused: int = 0
+    """Sessions and events that its quotas refused."""
+    weight: float = 1.0
+    """Its share of the work in proportion to those of others."""
+    priority: int = 0
+    """Tenants of a higher priority are served before those of a lower one."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
     """The cluster as one router sees it."""
 
@@ -212,6 +243,10 @@ class ServerInfo:
     """The workers that it knows."""
     controller_address: str = ""
     """Where the controller listens for HTTP, host:port as its own node sees it; empty: not known."""
+    tenants: tuple[TenantInfo, ...] = ()
+    """What tenants use of that router."""
+    restarts_by_cause: dict[str, int] = field(default_factory=dict)
+    """How often it has placed sessions at another worker, by what they had lost."""
 
 
 Event = Accepted | Progress | OversizedDocument | TokenDelta | Finished

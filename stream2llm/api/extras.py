@@ -8,14 +8,17 @@ SERVER = ("server",)
 # tests/unit/test_dependencies.py holds this against the imports and pyproject.toml.
 EXTRAS_OF = {
     "aiohttp": SERVER,
+    "cryptography": SERVER,
     "gguf": ENGINE,
     "grpc_health": SERVER,
     "grpc_reflection": SERVER,
     "jinja2": SERVER,
+    "jwt": SERVER,
     "matplotlib": ("plot",),
     "msgspec": ENGINE,
     "nixl": ENGINE,
     "numpy": SERVER,
+    "opentelemetry": SERVER,
     "packaging": SERVER,
     "prometheus_client": SERVER,
     "psutil": SERVER,

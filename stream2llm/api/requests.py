@@ -94,6 +94,8 @@ class OpenSession:
     handover: HandoverMode | None = None
     control_tokens: ControlTokens = ControlTokens.NONE
     oversized_documents: OversizedDocuments = OversizedDocuments.FAIL
+    # Milliseconds from the seal; None: what the tenant or the model has.
+    ttft_slo_ms: int | None = None
     # Numbered by the client, in the StreamGenerateRequest around the event.
     sequence: int = 0
     # From a GenerateRequest: the seal follows at once, and prefill starts there. Alone has a
@@ -135,6 +137,7 @@ class GenerateRequest:
     prompt: Content | ChatPrompt | None = None
     sampling: SamplingParameters = field(default_factory=SamplingParameters)
     control_tokens: ControlTokens = ControlTokens.NONE
+    ttft_slo_ms: int | None = None
 
 
 ClientEvent = OpenSession | AppendContext | UpdateContext | SealContext

@@ -4,6 +4,7 @@
                  | append, update            |                        |  step
                  `-> OPEN                    `---- finish ------------+-> FINISHED
     every state that is not an end:  -fail-> FAILED   -cancel-> CANCELLED
+    TRANSFERRING, DECODING  -resume-> SEALED, when what holds the answer's KV is lost
 
 A session ends exactly once: the three ends accept no event. The router and the
 client both keep one `Session`; an illegal event raises and changes nothing.
@@ -48,6 +49,7 @@ class Event(StrEnum):
     CLOSE = "close"
     FIRST_TOKEN = "first_token"
     STEP = "step"  # tokens from a decode worker
+    RESUME = "resume"  # prompt and answer so far go to prefill, whose token continues it
     FINISH = "finish"
     FAIL = "fail"
     CANCEL = "cancel"
@@ -67,6 +69,8 @@ _FORWARD: dict[tuple[State, Event], State] = {
     (State.SEALED, Event.FIRST_TOKEN): State.TRANSFERRING,
     (State.TRANSFERRING, Event.STEP): State.DECODING,
     (State.DECODING, Event.STEP): State.DECODING,
+    (State.TRANSFERRING, Event.RESUME): State.SEALED,
+    (State.DECODING, Event.RESUME): State.SEALED,
     # The first token may be the last one.
     (State.TRANSFERRING, Event.FINISH): State.FINISHED,
     (State.DECODING, Event.FINISH): State.FINISHED,

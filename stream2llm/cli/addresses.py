@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
-from stream2llm.api.errors import InvalidRequestError, UnavailableError
+from stream2llm.api.address import host_and_port
+from stream2llm.api.credentials import PLAIN, ClientSecurity
+from stream2llm.api.errors import (
+    InvalidRequestError,
+    NotPermittedError,
+    Stream2LLMError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from stream2llm.api.tls import explained
 
 DEFAULT_ROUTER = "127.0.0.1:50051"
 DEFAULT_CONTROLLER = "127.0.0.1:8360"
 ROUTER_VARIABLE = "STREAM2LLM_ADDRESS"
 CONTROLLER_VARIABLE = "STREAM2LLM_CONTROLLER"
+# Reasons of errors: none listens, or it hung up; and something else listens.
+NO_ANSWER = "NO_ANSWER"
+NOT_A_CONTROLLER = "NOT_A_CONTROLLER"
 
 RouterOption = Annotated[
     str,
@@ -23,15 +37,36 @@ RouterOption = Annotated[
         envvar=ROUTER_VARIABLE,
     ),
 ]
+ControllerOption = Annotated[
+    str,
+    typer.Option(
+        help="HOST:PORT of the controller; `stream2llm up` prints it.", envvar=CONTROLLER_VARIABLE
+    ),
+]
 
 
 def no_answer(what: str, address: str, why: object) -> UnavailableError:
     """Returns the error for an address without an answer; `what` is "router" or "controller"."""
     return UnavailableError(
-        f"no answer from a {what} at {address}: {why};"
+        f"no answer from a {what} at {address}: {explained(str(why))};"
         " is the cluster up (stream2llm up), and is this the address it printed?",
-        reason="NO_ANSWER",
+        reason=NO_ANSWER,
     )
+
+
+# How gRPC's words begin where no connection came about.
+_NEVER_CONNECTED = ("failed to connect to all addresses", "errors resolving", "DNS resolution")
+
+
+@contextmanager
+def naming_router(address: str) -> Iterator[None]:
+    """Says more of a router that cannot be reached: whose address it is, and what to look at."""
+    try:
+        yield
+    except UnavailableError as error:
+        if not error.message.startswith(_NEVER_CONNECTED):
+            raise
+        raise no_answer("router", address, error.message) from error
 
 
 def ask_controller(
@@ -41,35 +76,51 @@ def ask_controller(
     *,
     expects: str,
     body: dict[str, Any] | None = None,
+    security: ClientSecurity = PLAIN,
 ) -> dict[str, Any]:
     """Returns the controller's JSON, which has a list called `expects`; with `body` by PUT.
 
-    Raises UnavailableError without an answer, InvalidRequestError for a refusal.
+    Raises UnavailableError without an answer, for a refusal UnauthenticatedError,
+    NotPermittedError or InvalidRequestError, and the last one for what is no address.
     """
-    from http.client import HTTPException
+    from http.client import BadStatusLine, HTTPException, RemoteDisconnected
     from urllib.error import HTTPError, URLError
     from urllib.request import Request
 
     from stream2llm.serving.own_http import open_url
 
+    host_and_port(controller, "controller")
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     try:
         method = "GET" if body is None else "PUT"
-        request = Request(f"http://{controller}{path}", data=data, method=method, headers=headers)
-        with open_url(request, timeout_s) as answer:
+        url = f"{security.scheme}://{controller}{path}"
+        request = Request(url, data=data, method=method, headers=headers)
+        with open_url(request, timeout_s, security) as answer:
             return _plain(answer.read(), controller, expects)
     except HTTPError as error:
         with error:
             raise _refusal(error.code, error.read(), controller) from None
+    except RemoteDisconnected as error:  # a BadStatusLine, too
+        raise no_answer("controller", controller, error) from error
+    except BadStatusLine as error:
+        raise _not_a_controller(controller, ", it does not speak HTTP: is it a router?") from error
     except (URLError, OSError, HTTPException, ValueError) as error:
         raise no_answer("controller", controller, getattr(error, "reason", error)) from error
+
+
+# By HTTP status; others are the request's fault.
+_REFUSALS: dict[int, type[Stream2LLMError]] = {
+    401: UnauthenticatedError,
+    403: NotPermittedError,
+    503: UnavailableError,
+}
 
 
 def _plain(body: bytes, controller: str, expects: str) -> dict[str, Any]:
     value = json.loads(body)
     if not isinstance(value, dict) or not isinstance(value.get(expects), list):
-        raise UnavailableError(f"the server at {controller} is not a controller")
+        raise _not_a_controller(controller)
     return value
 
 
@@ -78,5 +129,10 @@ def _refusal(code: int, body: bytes, controller: str) -> Exception:
         answer = json.loads(body)
         message, reason, field = answer["error"], answer["reason"], answer["field"]
     except (ValueError, KeyError, TypeError):
-        return UnavailableError(f"the server at {controller} is not a controller (HTTP {code})")
-    return InvalidRequestError(message, reason=reason, field=field)
+        return _not_a_controller(controller, f" (HTTP {code})")
+    return _REFUSALS.get(code, InvalidRequestError)(message, reason=reason, field=field)
+
+
+def _not_a_controller(controller: str, what: str = "") -> UnavailableError:
+    message = f"the server at {controller} is not a controller{what}"
+    return UnavailableError(message, reason=NOT_A_CONTROLLER)

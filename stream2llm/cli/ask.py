@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.text_options import OversizedDocuments
+from stream2llm.cli.addresses import naming_router
 from stream2llm.cli.output import Sink
 from stream2llm.client import ChatMessage, Client, Document, DocumentRef, Session
 
@@ -33,12 +35,24 @@ class Request:
     updates: bool = False
     ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
     oversized: OversizedDocuments = OversizedDocuments.FAIL
+    # From the seal; None: the cluster's.
+    ttft_slo_ms: int | None = None
 
 
-def ask(request: Request, documents: Iterable[Document], address: str, sink: Sink) -> None:
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Where a router is, and how to connect with it."""
+
+    address: str
+    security: ClientSecurity = PLAIN
+
+
+def ask(request: Request, documents: Iterable[Document], router: Router, sink: Sink) -> None:
     """Streams the documents and shows the answer; raises the server's errors."""
+    security = router.security
     try:
-        with Client(address) as client:
+        client = Client(router.address, tls=security.tls, token=security.credentials.secret)
+        with client, naming_router(router.address):
             _ask(request, _paced(documents, request.gap_s), client, sink)
     except Stream2LLMError as error:
         sink.error(error)
@@ -54,6 +68,7 @@ def _ask(request: Request, documents: Iterable[Document], client: Client, sink: 
     options = session_options(request, chat=chat) | {
         "ordering": request.ordering,
         "oversized_documents": request.oversized,
+        "ttft_slo_ms": request.ttft_slo_ms,
     }
     with client.session(**options, sampling=request.sampling, on_event=sink.event) as session:
         _send(request, documents, session)
@@ -85,10 +100,7 @@ def session_options(request: Request, *, chat: bool) -> dict[str, Any]:
         return {"prefix": request.prefix or "", "suffix": f"\n\n{request.question}\n"}
     system = request.system or DEFAULT_SYSTEM
     slot = _free_slot(system + request.question)
-    messages = [
-        ChatMessage("system", system),
-        ChatMessage("user", f"{slot}\n\n{request.question}"),
-    ]
+    messages = [ChatMessage("system", system), ChatMessage("user", f"{slot}\n\n{request.question}")]
     return {"chat": messages, "context_slot": slot}
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE
+from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
+from stream2llm.cli import security_options as secure
+from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE, naming_router
 from stream2llm.cli.exits import INTERRUPTED, REFUSED, errors_as_exits
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.trace_options import TokenizerOption, token_counter
@@ -41,6 +43,11 @@ def replay(
             envvar=ROUTER_VARIABLE,
         ),
     ] = None,
+    tls_ca: secure.TlsCa = None,
+    tls_cert: secure.TlsCert = None,
+    tls_key: secure.TlsKey = None,
+    tls_server_name: secure.TlsServerName = "",
+    api_key_file: secure.ApiKeyFile = None,
     label: Annotated[
         str, typer.Option(help="The run's name in tables and plots: system, policy.")
     ] = "stream2llm",
@@ -58,8 +65,7 @@ def replay(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Longest answer.  [default: each session's in the trace, else 128]",
+            min=1, help="Longest answer.  [default: each session's in the trace, else 128]"
         ),
     ] = None,
     ignore_eos: Annotated[
@@ -85,6 +91,15 @@ def replay(
             help="Seconds from a session's opening to its end.",
         ),
     ] = 600.0,
+    ttft_slo_ms: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_TTFT_SLO_MS,
+            help="Deadline of every session's first token, milliseconds from its seal; the report "
+            "says how many met it.",
+        ),
+    ] = None,
     text_seed: Annotated[
         int,
         typer.Option(
@@ -97,7 +112,8 @@ def replay(
         list[str] | None,
         typer.Option(
             help="HOST:PORT or URL of a prefill worker's metrics, or http://CONTROLLER/sd; may be "
-            "repeated. By default those of the workers that the router names."
+            "repeated. By default those of the workers that the router names. An API key needs the "
+            "scope read for them, beside session."
         ),
     ] = None,
     no_metrics: Annotated[
@@ -117,23 +133,27 @@ def replay(
     """
     from stream2llm.workload.replay.command import Options, replay_to_folder, say_on_stderr
 
-    options = Options(
-        trace=trace,
-        addresses=address or [DEFAULT_ROUTER],
-        output=output,
-        label=label,
-        load_scale=load_scale,
-        max_sessions=max_sessions,
-        max_tokens=max_tokens,
-        ignore_eos=ignore_eos,
-        ordering=ordering,
-        timeout_s=timeout_s,
-        text_seed=text_seed,
-        metrics_urls=() if no_metrics else metrics_url,
-    )
     with errors_as_exits():
+        options = Options(
+            trace=trace,
+            addresses=address or [DEFAULT_ROUTER],
+            output=output,
+            label=label,
+            load_scale=load_scale,
+            max_sessions=max_sessions,
+            max_tokens=max_tokens,
+            ignore_eos=ignore_eos,
+            ordering=ordering,
+            timeout_s=timeout_s,
+            text_seed=text_seed,
+            metrics_urls=() if no_metrics else metrics_url,
+            security=secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file),
+            ttft_slo_ms=ttft_slo_ms,
+        )
         count_tokens, _ = token_counter(tokenizer)
-        _conclude(replay_to_folder(options, count_tokens, say_on_stderr))
+        with naming_router(options.addresses[0]):  # the first one is asked before all begins
+            outcome = replay_to_folder(options, count_tokens, say_on_stderr)
+        _conclude(outcome)
 
 
 def _conclude(outcome: Outcome) -> None:

@@ -10,12 +10,14 @@ import typer
 
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.text_options import OversizedDocuments
+from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
+from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.numbers import finite
 
 if TYPE_CHECKING:
-    from stream2llm.cli.ask import Request
+    from stream2llm.cli.ask import Request, Router
     from stream2llm.cli.output import Sink
     from stream2llm.cli.sources import Sources
 
@@ -54,6 +56,11 @@ def generate(
             help="HOST:PORT of a router; `stream2llm up` prints it.", envvar=ROUTER_VARIABLE
         ),
     ] = DEFAULT_ROUTER,
+    tls_ca: secure.TlsCa = None,
+    tls_cert: secure.TlsCert = None,
+    tls_key: secure.TlsKey = None,
+    tls_server_name: secure.TlsServerName = "",
+    api_key_file: secure.ApiKeyFile = None,
     system: Annotated[
         str | None, typer.Option(help="System message; the chat template is used.")
     ] = None,
@@ -81,6 +88,15 @@ def generate(
             help="For a document that is too long: fail the session, leave it out, or cut it."
         ),
     ] = OversizedDocuments.FAIL,
+    ttft_slo_ms: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_TTFT_SLO_MS,
+            help="Milliseconds from the last document to the first token of the answer: its "
+            "deadline. By default the cluster's.",
+        ),
+    ] = None,
     encoding: Annotated[
         str,
         typer.Option(
@@ -125,7 +141,7 @@ def generate(
     Example: some-crawler --print0 | stream2llm generate -0 -q "What is new?" -
     """
     from stream2llm.api.sampling import SamplingParameters
-    from stream2llm.cli.ask import Request
+    from stream2llm.cli.ask import Request, Router
     from stream2llm.cli.output import make_sink, warn
     from stream2llm.cli.sources import Reading, Sources
 
@@ -153,20 +169,24 @@ def generate(
         updates=mode is Mode.UPDATE,
         ordering=ordering,
         oversized=oversized,
+        ttft_slo_ms=ttft_slo_ms,
     )
     stdin = None if sys.stdin is None else sys.stdin.buffer  # None: it is closed
     sources = Sources(paths, stdin, Reading(encoding, null=null), warn)
-    _run(request, sources, address, make_sink(as_json=as_json, quiet=quiet))
+    with errors_as_exits():
+        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        router = Router(address, security)
+    _run(request, sources, router, make_sink(as_json=as_json, quiet=quiet))
 
 
-def _run(request: Request, sources: Sources, address: str, sink: Sink) -> None:
+def _run(request: Request, sources: Sources, router: Router, sink: Sink) -> None:
     from stream2llm.cli.ask import ask
     from stream2llm.cli.sources import SourceError
 
     try:
         with errors_as_exits():
             sources.check()
-            ask(request, sources.documents(), address, sink)
+            ask(request, sources.documents(), router, sink)
     except SourceError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(BAD_USAGE) from None

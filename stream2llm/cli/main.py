@@ -11,11 +11,15 @@ import typer
 
 from stream2llm.api.extras import not_installed
 from stream2llm.cli.bench import app as bench_app
+from stream2llm.cli.certs import certs
+from stream2llm.cli.drain import drain
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.generate import generate
+from stream2llm.cli.keys import app as keys_app
 from stream2llm.cli.model import app as model_app
 from stream2llm.cli.plan import plan
 from stream2llm.cli.policy import policy
+from stream2llm.cli.ready import ready
 from stream2llm.cli.simulate import app as simulate_app
 from stream2llm.cli.trace import app as trace_app
 from stream2llm.cli.workers import app as workers_app
@@ -32,7 +36,11 @@ app = typer.Typer(
 )
 app.command(name="generate")(generate)
 app.command(name="policy")(policy)
+app.command(name="drain")(drain)
+app.command(name="certs")(certs)
+app.add_typer(keys_app, name="keys")
 app.command(name="plan")(plan)
+app.command(name="ready")(ready)
 app.add_typer(model_app, name="model")
 app.add_typer(trace_app, name="trace")
 app.add_typer(bench_app, name="bench")

@@ -12,14 +12,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.client import (
-    Accepted,
-    Event,
-    Finished,
-    OversizedDocument,
-    Progress,
-    TokenDelta,
-)
+from stream2llm.client import Accepted, Event, Finished, OversizedDocument, Progress, TokenDelta
 from stream2llm.serving.logs import for_terminal
 
 if TYPE_CHECKING:
@@ -101,8 +94,8 @@ def oversized_line(event: OversizedDocument) -> str:
     return f"document {name} is too long and was {done} ({event.reason})"
 
 
-class Watcher(Protocol):
-    """Shows the progress to a person."""
+class Watcher:
+    """Shows the progress to a person; this one shows nothing."""
 
     def progress(self, progress: Progress) -> None: ...
 
@@ -111,17 +104,7 @@ class Watcher(Protocol):
     def close(self) -> None: ...
 
 
-class Quiet:
-    """Shows nothing."""
-
-    def progress(self, progress: Progress) -> None: ...
-
-    def finished(self, finished: Finished) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Lines(Quiet):
+class Lines(Watcher):
     """Prints one line on stderr for each change."""
 
     def __init__(self) -> None:
@@ -137,7 +120,7 @@ class Lines(Quiet):
         print(summary_line(finished), file=sys.stderr, flush=True)
 
 
-class Live(Quiet):
+class Live(Watcher):
     """Updates one line on a terminal in place until the answer begins."""
 
     def __init__(self) -> None:
@@ -206,5 +189,5 @@ def make_sink(*, as_json: bool, quiet: bool) -> Sink:
     if as_json:
         return JsonLines()
     if quiet:
-        return Text(Quiet())
+        return Text(Watcher())
     return Text(Live() if sys.stderr.isatty() else Lines())

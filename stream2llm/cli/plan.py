@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,21 +13,19 @@ import typer
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cli.exits import REFUSED, errors_as_exits
 from stream2llm.cli.numbers import finite
-from stream2llm.cli.simulate import (
-    FrontMs,
-    HostGib,
-    KvGib,
-    Profile,
-    TokenBudget,
-    profile_of,
-)
+from stream2llm.cli.simulate import FrontMs, HostGib, KvGib, Profile, TokenBudget, profile_of
 from stream2llm.cli.trace import ShapeName
-from stream2llm.cli.trace_options import Seed, arrivals_of, scale_of
+from stream2llm.cli.trace_options import Bursts, Seed, arrivals_of, scale_of
 
 if TYPE_CHECKING:
     from stream2llm.simulator.sizing import DecodeDemand, Question
     from stream2llm.simulator.work import Task
     from stream2llm.workload.traces.format import Shape
+
+
+MIN_SESSIONS = 500
+# Some minutes; whoever wants more has to say so.
+MAX_SESSIONS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,7 @@ class Load:
     sessions: int
     seed: int
     scale_tokens: float
+    bursts: str | None = None
 
     @property
     def words(self) -> str:
@@ -50,7 +49,7 @@ class Load:
         scaled = "" if self.scale_tokens == 1 else f", tokens times {self.scale_tokens:g}"
         return (
             f"{self.workload}, {self.rate:g} sessions/s, {self.sessions} sessions,"
-            f" seed {self.seed}{scaled}"
+            f" seed {self.seed}{scaled}{f', bursts {self.bursts}' if self.bursts else ''}"
         )
 
     @property
@@ -61,7 +60,8 @@ class Load:
         scaled = "" if self.scale_tokens == 1 else f" --scale-tokens {self.scale_tokens:g}"
         return (
             f"stream2llm trace generate {self.workload} --queries {self.sessions}"
-            f" --rate {self.rate:g} --seed {self.seed}{scaled} --tokens-only -o load.jsonl"
+            f" --rate {self.rate:g} --seed {self.seed}{scaled}"
+            f"{f' --bursts {self.bursts}' if self.bursts else ''} --tokens-only -o load.jsonl"
         )
 
 
@@ -75,11 +75,18 @@ def plan(
         ShapeName, typer.Option(help="The load: a published workload, generated.")
     ] = ShapeName.CRAWLER,
     rate: Annotated[
-        float, typer.Option(min=1e-6, callback=finite, help="Sessions per second, Poisson.")
+        float, typer.Option(min=1e-6, callback=finite, help="Mean sessions per second.")
     ] = 1.0,
+    bursts: Bursts = None,
     sessions: Annotated[
-        int, typer.Option(min=2, help="Sessions to play; more make the tail surer.")
-    ] = 500,
+        int | None,
+        typer.Option(
+            min=2,
+            help="Sessions to play; more make the tail surer. By default 500, or as many as arrive"
+            f" in ten times the time that one is open, up to {MAX_SESSIONS}: with fewer the number"
+            " of workers is a lower bound.",
+        ),
+    ] = None,
     seed: Seed = 0,
     scale_tokens: Annotated[
         float, typer.Option(min=1e-6, callback=finite, help="Multiplies prompt lengths.")
@@ -92,8 +99,7 @@ def plan(
         float, typer.Option(min=0.01, max=1.0, help="Share of the sessions that --ttft is for.")
     ] = 0.95,
     output_tokens: Annotated[
-        float | None,
-        typer.Option(min=1, callback=finite, help="Tokens of an answer, for decode."),
+        float | None, typer.Option(min=1, callback=finite, help="Tokens of an answer, for decode.")
     ] = None,
     decode_tokens_per_s: Annotated[
         float | None,
@@ -132,13 +138,14 @@ def plan(
     with errors_as_exits():
         # Before the search, which may take minutes.
         _check_decode_options(output_tokens, decode_tokens_per_s)
-        load = Load(profile, trace, workload.value, rate, sessions, seed, scale_tokens)
+        number = sessions or MIN_SESSIONS
+        load = Load(profile, trace, workload.value, rate, number, seed, scale_tokens, bursts)
         machine = Machine(
             profile_of(profile), kv_gib, host_gib, token_budget, front_s=front_ms / 1000
         )
         way = Way(find_policy(PrefillOptions().policy if policy is None else policy).name)
         question = Question(machine, way, Target(quantile, ttft_s))
-        asked = _asked(load)
+        load, asked = _asked(load) if sessions or trace else enough(load)
         sizing = fewest(lambda number: question.play(asked, number), limit)
         decode = _decode(question, asked, output_tokens, decode_tokens_per_s)
         shown = (question, sizing, decode, load, length_of(asked))
@@ -147,16 +154,27 @@ def plan(
             raise typer.Exit(REFUSED)
 
 
-def _asked(load: Load) -> list[Task]:
+def enough(load: Load, most: int = MAX_SESSIONS) -> tuple[Load, list[Task]]:
+    """Takes more sessions, up to `most`, where the load would be over too soon."""
+    from stream2llm.simulator.sizing import length_of
+
+    load, asked = _asked(load)
+    while (number := min(length_of(asked).sessions_wanted, most)) > load.sessions:
+        load, asked = _asked(replace(load, sessions=number))
+    return load, asked
+
+
+def _asked(load: Load) -> tuple[Load, list[Task]]:
     from stream2llm.simulator.play_trace import read_tasks
     from stream2llm.simulator.work import tasks
     from stream2llm.workload.traces.generate import generate
 
     if load.trace is not None:
-        return read_tasks(load.trace)
+        return load, read_tasks(load.trace)
     scale = scale_of(load.scale_tokens, time=1.0, load=1.0)
-    times = list(islice(arrivals_of(None, load.rate, load.seed, scale), load.sessions))
-    return tasks(generate(load.workload, times, load.seed, scale))
+    coming = arrivals_of(None, load.rate, load.seed, scale, load.bursts)
+    times = list(islice(coming, load.sessions))
+    return load, tasks(generate(load.workload, times, load.seed, scale))
 
 
 def _check_decode_options(output_tokens: float | None, tokens_per_s: float | None) -> None:
@@ -168,10 +186,7 @@ def _check_decode_options(output_tokens: float | None, tokens_per_s: float | Non
 
 
 def _decode(
-    question: Question,
-    asked: list[Task],
-    output_tokens: float | None,
-    tokens_per_s: float | None,
+    question: Question, asked: list[Task], output_tokens: float | None, tokens_per_s: float | None
 ) -> DecodeDemand | None:
     from stream2llm.simulator.sizing import decode_by_memory
 

@@ -16,8 +16,6 @@ from stream2llm.workload.report.statistics import percent_word
 if TYPE_CHECKING:
     from stream2llm.cli.plan import Load
 
-# Below that many sessions one after the other, the run is mostly its beginning and its end.
-_LONG_ENOUGH = 10
 NO_DECODE = (
     "decode: the profile has no times of decode steps, so it does not say how many workers are"
     " needed; --output-tokens and --decode-tokens-per-s give what their memory needs at least"
@@ -31,6 +29,7 @@ def as_plain(
     return {
         "load": load.words,
         "length": asdict(length),
+        "is_lower_bound": not length.is_enough,
         "target": asdict(question.target),
         "limit": sizing.limit,
         "chosen": sizing.chosen and asdict(sizing.chosen),
@@ -51,7 +50,7 @@ def as_text(
         f"load     {load.words}",
         f"worker   {_worker(question)}",
         f"target   P{percent} of TTFT from the seal at most {seconds_text(target.ttft_s)}",
-        *_short_load(length),
+        *_short_load(length, load),
         "",
         *_table(sizing),
         "",
@@ -61,7 +60,7 @@ def as_text(
     chosen = sizing.chosen
     held = chosen.kv_peak * chosen.num_prefill * question.machine.kv_gib
     lines += [
-        f"prefill: {chosen.num_prefill} workers; their sessions hold at most"
+        f"prefill: {'' if length.is_enough else 'at least '}{chosen.num_prefill} workers; their sessions hold at most"
         f" {held:.3g} GiB of KV, {chosen.kv_peak:.0%} of it",
         _decode_line(decode),
         "",
@@ -74,12 +73,13 @@ def as_text(
     return "\n".join(lines)
 
 
-def _short_load(length: Length) -> list[str]:
-    if length.arrivals_s >= _LONG_ENOUGH * length.session_s:
+def _short_load(length: Length, load: Load) -> list[str]:
+    if length.is_enough:
         return []
+    more = "a longer trace shows" if load.trace else f"--sessions {length.sessions_wanted} show"
     return [
-        f"note     sessions arrive for {length.arrivals_s:.3g} s, and one is open for"
-        f" {length.session_s:.3g} s: more --sessions show how it goes on"
+        f"note     sessions arrive for {length.arrivals_s:.3g} s only, and one is open for"
+        f" {length.session_s:.3g} s: the number of workers is a lower bound; {more} how it goes on"
     ]
 
 
@@ -148,7 +148,7 @@ def _worker_part(question: Question) -> dict[str, Any]:
         "dtype": profile.model.dtype,
         "block_size": profile.block_size,
         "tensor_parallel_size": size,
-        # Of each rank.
+        # Per rank.
         "kv_cache_memory_bytes": int(question.machine.kv_gib * GIB / size),
     }
     return {"num_gpus": 0.0 if is_cpu else float(size), "engine": engine}

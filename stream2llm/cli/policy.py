@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from stream2llm.api.credentials import ClientSecurity
 from stream2llm.api.errors import UnavailableError
-from stream2llm.cli.addresses import CONTROLLER_VARIABLE, DEFAULT_CONTROLLER, ask_controller
+from stream2llm.cli import security_options as secure
+from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
 from stream2llm.cli.exits import errors_as_exits
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.logs import for_terminal, one_line
 
 
 def policy(
@@ -20,17 +22,16 @@ def policy(
             help="A built-in policy, or the import path of one that the configuration names; without it nothing is changed."
         ),
     ] = None,
-    controller: Annotated[
-        str,
-        typer.Option(
-            help="HOST:PORT of the controller; `stream2llm up` prints it.",
-            envvar=CONTROLLER_VARIABLE,
-        ),
-    ] = DEFAULT_CONTROLLER,
+    controller: ControllerOption = DEFAULT_CONTROLLER,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     timeout_s: Annotated[
         float, typer.Option("--timeout", help="Seconds to wait for the controller.")
     ] = 60.0,
+    tls_ca: secure.TlsCa = None,
+    tls_cert: secure.TlsCert = None,
+    tls_key: secure.TlsKey = None,
+    tls_server_name: secure.TlsServerName = "",
+    api_key_file: secure.ApiKeyFile = None,
 ) -> None:
     """Show the scheduling policy of each prefill worker, or switch all of them.
 
@@ -44,23 +45,33 @@ def policy(
     Example: stream2llm policy lcas
     """
     with errors_as_exits():
-        state = _ask(controller, name, timeout_s)
-        typer.echo(json.dumps(state, indent=2) if as_json else for_terminal(_lines(state)))
+        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        state = _ask(controller, name, timeout_s, security)
+        typer.echo(json.dumps(state, indent=2) if as_json else for_terminal(policy_lines(state)))
         _raise_for_errors(state, switched=name is not None)
 
 
-def _ask(controller: str, name: str | None, timeout_s: float) -> dict[str, Any]:
+def _ask(
+    controller: str, name: str | None, timeout_s: float, security: ClientSecurity
+) -> dict[str, Any]:
     body = None if name is None else {"policy": name}
-    return ask_controller(controller, "/policy", timeout_s, expects="workers", body=body)
+    return ask_controller(
+        controller, "/policy", timeout_s, expects="workers", body=body, security=security
+    )
 
 
-def _lines(state: dict[str, Any]) -> str:
+def policy_lines(state: dict[str, Any]) -> str:
+    """One line for each worker."""
     return "\n".join(_line(worker, state["policy"]) for worker in state["workers"])
 
 
 def _line(worker: dict[str, Any], chosen: str) -> str:
     if worker["policy"]:
-        return f"{worker['name']}: {worker['policy']}"
+        line = f"{worker['name']}: {worker['policy']}"
+        if worker["policy"] == chosen:
+            return line
+        why = one_line(worker["failure"]) or "the worker's log has the reason"
+        return f"{line}, instead of the chosen {chosen}: {why}"
     if worker["error"]:
         return f"{worker['name']}: unknown"
     return f"{worker['name']}: {worker['phase']}, will follow {chosen}"

@@ -64,14 +64,11 @@ def profile(
     minutes: Annotated[
         float,
         typer.Option(
-            min=0.5,
-            max=MAX_MINUTES,
-            help="Maximum time in minutes, the engine's start included.",
+            min=0.5, max=MAX_MINUTES, help="Maximum time in minutes, the engine's start included."
         ),
     ] = 4.5,
     tensor_parallel_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Overrides the engine's."),
+        int | None, typer.Option(min=1, help="Overrides the engine's.")
     ] = None,
 ) -> None:
     """Measure the costs of recomputing and swapping KV on this node.

@@ -10,6 +10,7 @@ import typer
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.numbers import finite
 
@@ -46,6 +47,10 @@ OpenTokenBudget = Annotated[
         help="Token budget of a step without sealed sessions, under srpf; by default the cluster's.",
     ),
 ]
+
+
+# Without streaming there is nothing to rank by but arrival.
+_AWAITED = "default"
 
 
 class HandoverName(StrEnum):
@@ -105,6 +110,15 @@ def trace(
         ),
     ] = 100.0,
     front_ms: FrontMs = 0.0,
+    ttft_slo_ms: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_TTFT_SLO_MS,
+            help="Deadline of every session's first token, milliseconds from its seal; the report "
+            "says how many meet it.",
+        ),
+    ] = None,
     ordering: Annotated[
         DocumentOrdering, typer.Option(help="How updates are laid out.")
     ] = DocumentOrdering.AS_GIVEN,
@@ -112,7 +126,11 @@ def trace(
         HandoverName, typer.Option(help="Whether KV is transferred to decode before the seal.")
     ] = HandoverName.AT_SEAL,
     non_streaming: Annotated[
-        bool, typer.Option("--non-streaming", help="Also without streaming, for comparison.")
+        bool,
+        typer.Option(
+            "--non-streaming",
+            help=f"Also without streaming, with the policy `{_AWAITED}`, for comparison.",
+        ),
     ] = False,
 ) -> None:
     """A trace on a cluster described by a cost profile.
@@ -124,7 +142,7 @@ def trace(
     from prefill_worker.policy_loading import find_policy
     from stream2llm.serving.worker_options import PrefillOptions
     from stream2llm.simulator.play_trace import Machine, Way, play_trace, read_tasks
-    from stream2llm.simulator.work import with_answers_of
+    from stream2llm.simulator.work import with_answers_of, with_deadlines_of
     from stream2llm.workload.report.markdown import report_markdown
     from stream2llm.workload.report.write import write_report
 
@@ -148,17 +166,14 @@ def trace(
         asked = read_tasks(path, ordering)
         if output_tokens is not None or not decode:
             asked = with_answers_of(asked, output_tokens or 1)
+        asked = with_deadlines_of(asked, ttft_slo_ms)
         mode = Mode(preemption.value)
         ways = [
-            Way(
-                find_policy(name).name,
-                mode,
-                handover=handover.value,
-            )
+            Way(find_policy(name).name, mode, handover=handover.value)
             for name in policy or [defaults.policy]
         ]
         if non_streaming:
-            ways.append(Way("default", mode, streams=False))
+            ways.append(Way(_AWAITED, mode, streams=False, label=f"non-streaming, {_AWAITED}"))
         runs = [play_trace(machine, way, asked, path.stem) for way in ways]
         typer.echo(report_markdown(runs))
         if output is not None:

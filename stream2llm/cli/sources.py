@@ -13,6 +13,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -85,10 +86,13 @@ class Sources:
         self._left_out = LeftOut(warn)
 
     def check(self) -> None:
-        """Raises SourceError for the first path that does not exist."""
+        """Raises SourceError for the first path that does not exist, or whose beginning shows that
+        it is no text."""
         for path in self._paths:
-            if path != STDIN:
-                _stat(path)
+            # What is not a regular file can be read once.
+            if path != STDIN and stat.S_ISREG(_stat(path).st_mode):
+                with self._named(path):
+                    _check_head(path, self._reading.encoding)
 
     def documents(self) -> Iterator[Document]:
         """Yields them in order, once. Raises SourceError for a named file that is not text, and at
@@ -103,8 +107,14 @@ class Sources:
             yield Document(text, id=ids.of(name))
         self._left_out.finish()
         if not num_documents:
-            names = ", ".join(map(readable_name, self._paths))
-            raise SourceError(f"no document in {names}: {self._left_out.count} left out")
+            raise SourceError(self._nothing())
+
+    def _nothing(self) -> str:
+        if not self._left_out.count and self._paths == [STDIN]:
+            return "standard input was empty"
+        names = ", ".join(map(readable_name, self._paths))
+        why = f"{self._left_out.count} left out" if self._left_out.count else "nothing is there"
+        return f"no document in {names}: {why}"
 
     def _texts(self) -> Iterator[tuple[str, str]]:
         for path in self._paths:
@@ -140,8 +150,15 @@ class Sources:
                 self._left_out.add(readable_name(path), error.strerror)
 
     def _named_text(self, path: str) -> str:
-        try:
+        with self._named(path):
             return _read(path, self._reading.encoding)
+
+    @staticmethod
+    @contextmanager
+    def _named(path: str) -> Iterator[None]:
+        """A file that the user named has to be text."""
+        try:
+            yield
         except NotTextError as error:
             raise SourceError(f"{readable_name(path)}: {error}") from error
         except OSError as error:
@@ -222,10 +239,23 @@ def _chunks(stdin: BinaryIO | None) -> Iterator[bytes]:
         raise SourceError(f"standard input: {error.strerror}") from error
 
 
+def _check_head(path: str, encoding: str) -> None:
+    """Raises NotTextError if a file's beginning is no text; of a short file that is all of it."""
+    with open(path, "rb") as file:
+        head = file.read(_CHUNK_BYTES)
+        is_all = not file.read(1)
+    if is_all or _is_binary(head, encoding):
+        decode(head, encoding)
+
+
+def _is_binary(head: bytes, encoding: str) -> bool:
+    return encoding_of(head, encoding) == DEFAULT_ENCODING and b"\0" in head
+
+
 def _read(path: str, encoding: str) -> str:
     """Returns a file's text; reads only the beginning of one that is clearly not text."""
     with open(path, "rb") as file:
         head = file.read(_CHUNK_BYTES)
-        if encoding_of(head, encoding) == DEFAULT_ENCODING and b"\0" in head:
+        if _is_binary(head, encoding):
             return decode(head, encoding)  # raises
         return decode(head + file.read(), encoding)

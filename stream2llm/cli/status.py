@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -18,22 +19,31 @@ from rich.table import Table
 from rich.text import Text
 
 from stream2llm.api import codec
+from stream2llm.api.address import router_target
+from stream2llm.api.call_metadata import CallsWith
+from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import Stream2LLMError, UnavailableError
 from stream2llm.api.events import ServerInfo
-from stream2llm.api.grpc_options import client_channel_options
 from stream2llm.api.loopback import host_of, is_loopback
+from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.v1 import inference_pb2, inference_pb2_grpc
+from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import (
     CONTROLLER_VARIABLE,
     DEFAULT_CONTROLLER,
     DEFAULT_ROUTER,
+    NO_ANSWER,
     RouterOption,
     ask_controller,
     no_answer,
 )
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.client.aio import MAX_MESSAGE_BYTES
+from stream2llm.client.tls import open_channel
 from stream2llm.serving.logs import for_terminal, one_line
+
+# Figures of a tenant that add up over the routers.
+_SUMMED = ("num_sessions", "held_tokens", "computed_tokens", "num_refused")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,8 @@ class Found:
     controller: dict[str, Any] | None
     # What is missing, and why.
     missing: str = ""
+    # What the controller, or what is at its address, answered instead.
+    error: Stream2LLMError | None = None
 
 
 def status(
@@ -62,33 +74,55 @@ def status(
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=0.001, help="Seconds to wait for each of the two.")
     ] = 5.0,
+    tls_ca: secure.TlsCa = None,
+    tls_cert: secure.TlsCert = None,
+    tls_key: secure.TlsKey = None,
+    tls_server_name: secure.TlsServerName = "",
+    api_key_file: secure.ApiKeyFile = None,
 ) -> None:
     """Show the routers and workers of a cluster, open sessions and KV cache use.
 
     Asks one router over gRPC and the controller over HTTP. What is dead, starting
     or given up is shown with the reason. Exit codes: 0 both answered, whatever
-    they say; 4 one of them gave no answer (what the other one knows is shown).
+    they say; 3 one of them refuses the credentials, 4 gave no answer (what the
+    other one knows is shown).
 
     Example: stream2llm status
 
     Example: stream2llm status --json --address 10.0.0.1:50051
     """
     with errors_as_exits():
-        found = find(address, controller, timeout_s)
+        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        found = find(address, controller, timeout_s, security)
         if as_json:
             typer.echo(json.dumps(as_dict(found), indent=2))
         else:
             show(found, _console())
         if found.missing:
-            raise UnavailableError(found.missing, reason="NO_ANSWER")
+            raise incomplete(found)
 
 
-def find(address: str, controller: str | None, timeout_s: float) -> Found:
-    """Asks both; raises UnavailableError when neither answers."""
+def incomplete(found: Found) -> Stream2LLMError:
+    """The error that ends the command: of the class and the reason of what went wrong."""
+    if found.error is None:
+        return UnavailableError(found.missing, reason=NO_ANSWER)
+    return type(found.error)(found.missing, reason=found.error.reason)
+
+
+def find(
+    address: str, controller: str | None, timeout_s: float, security: ClientSecurity = PLAIN
+) -> Found:
+    """Asks both; raises UnavailableError when neither answers, and what a router refuses with."""
+
+    def ask(controller: str) -> dict[str, Any]:
+        return ask_controller(
+            controller, "/status", timeout_s, expects="replicas", security=security
+        )
+
     try:
-        router = _ask_router(address, timeout_s)
+        router = _ask_router(address, timeout_s, security)
     except UnavailableError as error:
-        return _without_router(error, controller, timeout_s)
+        return _without_router(error, controller, ask)
     where = controller or router["controller_address"]
     if not where:
         return Found(router, None, "this router has not heard of a controller: give --controller")
@@ -97,39 +131,42 @@ def find(address: str, controller: str | None, timeout_s: float) -> Found:
             router, None, f"the controller listens on {where} of its own machine: give --controller"
         )
     try:
-        return Found(router, ask_controller(where, "/status", timeout_s, expects="replicas"))
+        return Found(router, ask(where))
     except Stream2LLMError as error:
-        return Found(
-            router, None, f"{error.message} Workers that are dead or starting are not shown."
-        )
+        text = f"{error.message} Workers that are dead or starting are not shown."
+        return Found(router, None, text, error)
 
 
-def _without_router(error: UnavailableError, controller: str | None, timeout_s: float) -> Found:
+def _without_router(
+    error: UnavailableError, controller: str | None, ask: Callable[[str], dict[str, Any]]
+) -> Found:
     try:
-        answer = ask_controller(
-            controller or DEFAULT_CONTROLLER, "/status", timeout_s, expects="replicas"
-        )
+        answer = ask(controller or DEFAULT_CONTROLLER)
     except Stream2LLMError:
         raise error from None  # the command is about the router
     return Found(None, answer, error.message)
 
 
-def _ask_router(address: str, timeout_s: float) -> dict[str, Any]:
+def _ask_router(address: str, timeout_s: float, security: ClientSecurity) -> dict[str, Any]:
+    credentials, tls = security.credentials, security.tls
+    router_target(address)
+    credentials.require_encryption(address, is_encrypted=tls is not None)
     try:
-        options = client_channel_options(address, MAX_MESSAGE_BYTES)
-        with grpc.insecure_channel(address, options=options) as channel:
-            stub = inference_pb2_grpc.StreamingInferenceServiceStub(channel)
+        with open_channel(address, tls, MAX_MESSAGE_BYTES) as channel:
+            calls: Any = CallsWith(channel, credentials.metadata)
+            stub = inference_pb2_grpc.StreamingInferenceServiceStub(calls)
             info = stub.GetServerInfo(inference_pb2.GetServerInfoRequest(), timeout=timeout_s)
     except grpc.RpcError as error:
+        if (ours := from_rpc_error(error)) is not None:
+            raise ours from None
         raise no_answer("router", address, error.details()) from error
-    except ValueError as error:  # not an address
-        raise no_answer("router", address, error) from error
     return asdict(codec.decode(ServerInfo, info))
 
 
 def as_dict(found: Found) -> dict[str, Any]:
     """For --json: the router's fields at the top, the controller's answer under its name."""
-    nothing: dict[str, Any] = {"sessions_by_phase": {}, "workers": []}
+    nothing: dict[str, Any] = {"sessions_by_phase": {}, "workers": [], "tenants": []}
+    nothing["restarts_by_cause"] = {}
     return {**(found.router or nothing), "controller": found.controller, "missing": found.missing}
 
 
@@ -212,10 +249,50 @@ def show(found: Found, console: Console) -> None:
         if row.why:
             when = "" if row.state != "ready" else " (before its last restart)"
             _line(console, one_line(f"{row.name}{when}: {row.why}"))
+    if restarts := (found.controller or {}).get("controller_restarts", 0):
+        _line(console, f"controller: started again {restarts} times; what lived went on")
     if found.router is not None:
         phases = sorted(found.router["sessions_by_phase"].items())
         listing = ", ".join(f"{n} {phase}" for phase, n in phases if n) or "none"
         _line(console, f"open sessions: {listing}")
+        causes = sorted(found.router["restarts_by_cause"].items())
+        if causes:
+            listing = ", ".join(f"{n} {cause}" for cause, n in causes)
+            _line(console, f"sessions placed at another worker since the start: {listing}")
+    tenants = use_by_tenant(found)
+    if len(tenants) > 1:  # the configuration names some
+        console.print(_tenant_table(tenants))
+
+
+def use_by_tenant(found: Found) -> list[dict[str, Any]]:
+    """What tenants use of all routers that the controller hears of; else of the one that was asked."""
+    replicas = (found.controller or {}).get("replicas", ())
+    loads = [_status_of(each) for each in replicas if each.get("role") == "router"]
+    lists = [load["tenants"] for load in loads if "tenants" in load]
+    lists = lists or [(found.router or {}).get("tenants", ())]
+    sums: dict[str, dict[str, Any]] = {}
+    for each in (tenant for tenants in lists for tenant in tenants):
+        known = sums.setdefault(each["name"], each | dict.fromkeys(_SUMMED, 0))
+        known |= {name: known[name] + each[name] for name in _SUMMED}
+    return list(sums.values())
+
+
+def _status_of(replica: dict[str, Any]) -> dict[str, Any]:
+    load = replica.get("status")
+    return load if isinstance(load, dict) else {}
+
+
+def _tenant_table(tenants: Sequence[dict[str, Any]]) -> Table:
+    """One line for each tenant."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("tenant", no_wrap=True)
+    for title in ("sessions", "held tokens", "computed tokens", "refused", "weight", "priority"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for each in tenants:
+        used = (each["num_sessions"], each["held_tokens"], each["computed_tokens"])
+        figures = (*used, each["num_refused"], f"{each['weight']:g}", each["priority"])
+        table.add_row(*(Text(one_line(str(cell))) for cell in (each["name"], *figures)))
+    return table
 
 
 def _table(listed: list[Row]) -> Table:

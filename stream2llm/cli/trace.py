@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,6 +12,8 @@ from stream2llm.cli import trace_import
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.trace_options import (
     Arrivals,
+    Bursts,
+    Delays,
     Output,
     Rate,
     ScaleLoad,
@@ -26,9 +28,6 @@ from stream2llm.cli.trace_options import (
     show_trace,
     token_counter,
 )
-
-if TYPE_CHECKING:
-    from stream2llm.workload.traces.format import Scale
 
 app = typer.Typer(
     no_args_is_help=True, help="Make, import and look at traces of streamed-context workloads."
@@ -51,7 +50,9 @@ def generate(
     queries: Annotated[int, typer.Option("--queries", "-n", min=1, help="Sessions.")] = 500,
     seed: Seed = 0,
     rate: Rate = 1.0,
+    bursts: Bursts = None,
     arrivals: Arrivals = None,
+    delays: Delays = None,
     scale_tokens: ScaleTokens = 1.0,
     scale_time: ScaleTime = 1.0,
     scale_load: ScaleLoad = 1.0,
@@ -67,12 +68,17 @@ def generate(
     Example: stream2llm trace generate crawler -n 200 --scale-tokens 0.05 -o crawler.jsonl
     """
     from stream2llm.workload.traces import generate as generator
+    from stream2llm.workload.traces.arrivals import first
     from stream2llm.workload.traces.text import TextMaker
     from stream2llm.workload.traces.write import write_trace
 
     with errors_as_exits():
         scale = scale_of(scale_tokens, scale_time, scale_load)
-        times = _first(queries, arrivals, rate, seed, scale)
+        times = first(
+            queries,
+            arrivals_of(arrivals, rate, seed, scale, bursts, delays),
+            str(arrivals or delays or "random arrivals"),
+        )
         count, counted_by = token_counter(tokenizer)
         maker = None if tokens_only else TextMaker(count)
         sessions = generator.generate(shape.value, times, seed, scale, maker)
@@ -91,9 +97,3 @@ def show(path: Annotated[Path, typer.Argument(help="A trace.")]) -> None:
     """
     with errors_as_exits():
         show_trace(path)
-
-
-def _first(count: int, path: Path | None, rate: float, seed: int, scale: Scale) -> list[float]:
-    from stream2llm.workload.traces.arrivals import first
-
-    return first(count, arrivals_of(path, rate, seed, scale), str(path or "Poisson arrivals"))

@@ -12,6 +12,8 @@ from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.trace_options import (
     Arrivals,
+    Bursts,
+    Delays,
     Output,
     Rate,
     ScaleLoad,
@@ -61,7 +63,9 @@ def crawler(
     output: Output,
     seed: Seed = 0,
     rate: Rate = 1.0,
+    bursts: Bursts = None,
     arrivals: Arrivals = None,
+    delays: Delays = None,
     scale_tokens: ScaleTokens = 1.0,
     scale_time: ScaleTime = 1.0,
     scale_load: ScaleLoad = 1.0,
@@ -80,7 +84,7 @@ def crawler(
     with errors_as_exits():
         scale = scale_of(scale_tokens, scale_time, scale_load)
         importing, counted_by = _importing(scale, tokenizer, tokens_only)
-        times = arrivals_of(arrivals, rate, seed, scale)
+        times = arrivals_of(arrivals, rate, seed, scale, bursts, delays)
         report = _Reporter()
         items = crawler_sessions(path, times, importing, report)
         _write(context, path, output, items, report, scale, counted_by, seed, "crawler")
@@ -99,7 +103,9 @@ def anns(
     output: Output,
     seed: Seed = 0,
     rate: Rate = 1.0,
+    bursts: Bursts = None,
     arrivals: Arrivals = None,
+    delays: Delays = None,
     scale_tokens: ScaleTokens = 1.0,
     scale_time: ScaleTime = 1.0,
     scale_load: ScaleLoad = 1.0,
@@ -118,7 +124,7 @@ def anns(
     with errors_as_exits():
         scale = scale_of(scale_tokens, scale_time, scale_load)
         importing, counted_by = _importing(scale, tokenizer, tokens_only)
-        times = arrivals_of(arrivals, rate, seed, scale)
+        times = arrivals_of(arrivals, rate, seed, scale, bursts, delays)
         report = _Reporter()
         items = anns_items(path, times, importing, report)
         _write(context, path, output, items, report, scale, counted_by, seed, "anns")
@@ -144,16 +150,8 @@ def azure(
     """
     from stream2llm.workload.traces.requests_csv import azure_sessions
 
-    _import(
-        context,
-        path,
-        output,
-        azure_sessions,
-        max_sessions,
-        (documents, gap),
-        scale_tokens,
-        scale_load,
-    )
+    streamed = (documents, gap)
+    _import(context, path, output, azure_sessions, max_sessions, streamed, scale_tokens, scale_load)
 
 
 @app.command()
@@ -177,15 +175,9 @@ def burstgpt(
     """
     from stream2llm.workload.traces.requests_csv import burstgpt_sessions
 
+    streamed = (documents, gap)
     _import(
-        context,
-        path,
-        output,
-        burstgpt_sessions,
-        max_sessions,
-        (documents, gap),
-        scale_tokens,
-        scale_load,
+        context, path, output, burstgpt_sessions, max_sessions, streamed, scale_tokens, scale_load
     )
 
 
@@ -215,10 +207,8 @@ def mooncake(
 
     from stream2llm.workload.traces.mooncake_jsonl import mooncake_items
 
-    importer = partial(mooncake_items, block_tokens=block_tokens)
-    _import(
-        context, path, output, importer, max_sessions, (documents, gap), scale_tokens, scale_load
-    )
+    importer, streamed = partial(mooncake_items, block_tokens=block_tokens), (documents, gap)
+    _import(context, path, output, importer, max_sessions, streamed, scale_tokens, scale_load)
 
 
 def _import(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stream2llm.api.errors import InvalidRequestError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -15,10 +17,29 @@ if TYPE_CHECKING:
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The trace to write (JSONL).")]
 Seed = Annotated[int, typer.Option(help="Determines everything that is random.")]
-Rate = Annotated[float, typer.Option(min=1e-6, help="Poisson arrivals: mean sessions per second.")]
+Rate = Annotated[
+    float,
+    typer.Option(min=1e-6, help="Mean sessions per second; Poisson arrivals without --bursts."),
+]
+Bursts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="gamma=CV|phases[=SHARE,SECONDS]",
+        help="Instead of Poisson arrivals. gamma=4: gaps with a Gamma distribution and this "
+        "coefficient of variation. phases: sessions arrive in phases only, with the dispersion of a "
+        "code assistant's public arrivals; or in a share of the time, in phases of a mean length.",
+    ),
+]
 Arrivals = Annotated[
     Path | None,
     typer.Option(help="Instead of --rate: a file with one time per line, seconds or ISO 8601."),
+]
+Delays = Annotated[
+    Path | None,
+    typer.Option(
+        help="Instead of --rate: a file with one delay per line, seconds since the session before, "
+        "as poisson_delays_*.txt of the paper's artifact."
+    ),
 ]
 ScaleTokens = Annotated[float, typer.Option(min=1e-6, help="Multiplies prompt lengths.")]
 ScaleTime = Annotated[
@@ -87,15 +108,31 @@ def _provenance(context: typer.Context) -> str:
     return f"stream2llm trace {command}: {given}"
 
 
-def arrivals_of(path: Path | None, rate: float, seed: int, scale: Scale) -> Iterator[float]:
-    """Yields seconds after the trace's beginning: those of a file, else Poisson without end."""
+def arrivals_of(
+    path: Path | None,
+    rate: float,
+    seed: int,
+    scale: Scale,
+    bursts: str | None = None,
+    delays: Path | None = None,
+) -> Iterator[float]:
+    """Yields seconds after the trace's beginning: those of a file, else random ones without end."""
     import random
 
-    from stream2llm.workload.traces.arrivals import from_file, poisson
+    from stream2llm.workload.traces.arrivals import Poisson, from_delays, from_file, process_of
 
+    given = {"--bursts": bursts, "--arrivals": path, "--delays": delays}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise InvalidRequestError(
+            f"{names[0]} and {names[1]} exclude each other", field=names[0][2:]
+        )
     if path is not None:
         return iter(from_file(path, scale.load))
-    return poisson(rate * scale.load, random.Random(f"arrivals/{seed}"))
+    if delays is not None:
+        return iter(from_delays(delays, scale.load))
+    process = Poisson() if bursts is None else process_of(bursts)
+    return process.arrivals(rate * scale.load, random.Random(f"arrivals/{seed}"))
 
 
 def token_counter(name: str | None) -> tuple[CountTokens, str]:

@@ -6,13 +6,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
-from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.errors import Stream2LLMError, UnavailableError
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig, default_config, load_config
 from stream2llm.cluster.layout import Factories
@@ -95,16 +96,24 @@ def up(
         raise typer.Exit(128 + signal.SIGINT) from None
 
 
-def down(
-    config: ConfigOption = None,
-    address: AddressOption = None,
-) -> None:
+def down(config: ConfigOption = None, address: AddressOption = None) -> None:
     """End a cluster that `stream2llm up --detach` left running.
 
-    Drains it as Ctrl-C would. The Ray cluster itself keeps running.
+    Drains it as Ctrl-C would. The Ray cluster itself keeps running. A cluster
+    with a Ray of its own ends where `stream2llm up` runs, by Ctrl-C or SIGTERM.
+    Routers and workers that have no controller any more are ended at once.
     """
     try:
-        cluster = Cluster.attach(_configuration(config, address or "auto"))
+        configured = _configuration(config, address)
+        if configured.ray.address == "local":  # of a Ray that `up` has joined
+            configured = _configuration(config, "auto")
+        try:
+            cluster = Cluster.attach(configured)
+        except UnavailableError as error:
+            if error.reason != "NO_CLUSTER" or not (ended := Cluster.end_orphans(configured)):
+                raise
+            _say(f"ended without a controller: {', '.join(ended)}")
+            return
         _end(cluster)
     except Stream2LLMError as error:
         _say(f"error: {error.message}", to_stderr=True)
@@ -115,19 +124,26 @@ def run(config: ClusterConfig, *, detach: bool = False, factories: Factories | N
     """Runs `up` with its options read."""
     clock = SystemClock()
     begin_s = clock.monotonic_s()
-    _say(f"starting {config.model_name}; an engine takes 15 to 60 s")
-    with Cluster.start(config, detach=detach, factories=factories) as cluster:
+
+    def on_checked() -> None:
+        _say(f"starting {config.model_name}; an engine takes 15 to 60 s, more on a busy machine")
+
+    with Cluster.start(
+        config, detach=detach, factories=factories, on_checked=on_checked
+    ) as cluster:
         _say(f"logs: {cluster.log_dir}")
         if cluster.ray_token_file is not None:
             _say(f"token of its Ray: {cluster.ray_token_file}")
         longest_s = max(config.prefill.start_timeout_s, config.decode.start_timeout_s)
         # Each start has a time limit; this limits their repetition.
         attempts = config.controller.max_start_failures
-        cluster.wait_ready(longest_s * attempts + READY_MARGIN_S, _say)
+        cluster.wait_ready(longest_s * attempts + READY_MARGIN_S, _say_event)
         for number, router in enumerate(cluster.router_addresses):
             _say(f"router-{number}: {router}")
+        scheme = "http" if config.security.tls is None else "https"
         _say(
-            f"controller: http://{cluster.http_address} (/status, /metrics, /policy, /sd for Prometheus)"
+            f"controller: {scheme}://{cluster.http_address}"
+            " (/status, /metrics, /policy, /sd for Prometheus)"
         )
         _say(f"ready after {clock.monotonic_s() - begin_s:.0f} s")
         if detach:
@@ -140,9 +156,13 @@ def _serve(cluster: Cluster) -> None:
     """Reports events until a signal arrives, then drains."""
     _say("Ctrl-C drains and stops; twice stops at once")
     try:
-        cluster.follow(_say)
+        cluster.follow(_say_event)
     except KeyboardInterrupt:
         _end(cluster)
+    except UnavailableError as error:  # our Ray ends: open sessions have the time until then
+        _say(f"error: {error.message}", to_stderr=True)
+        _end(cluster)
+        raise typer.Exit(EXIT_FAILED) from None
 
 
 def _end(cluster: Cluster) -> None:
@@ -190,6 +210,12 @@ def signals_interrupt() -> Iterator[None]:
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _say_event(event: str) -> None:
+    """With the time, as in the logs."""
+    now = datetime.fromtimestamp(SystemClock().wall_s(), UTC).isoformat(timespec="milliseconds")
+    _say(f"{now.replace('+00:00', 'Z')} {event}")
 
 
 def _say(line: str, *, to_stderr: bool = False) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from stream2llm.cli.addresses import CONTROLLER_VARIABLE, DEFAULT_CONTROLLER, ask_controller
+from stream2llm.cli import security_options as secure
+from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
 from stream2llm.cli.exits import errors_as_exits
 
 app = typer.Typer(no_args_is_help=True, help="Start workers again that were given up.")
@@ -22,16 +23,15 @@ def retry(
     name: Annotated[
         str | None, typer.Argument(help="For instance decode-0; without it all that wait.")
     ] = None,
-    controller: Annotated[
-        str,
-        typer.Option(
-            help="HOST:PORT of the controller; `stream2llm up` prints it.",
-            envvar=CONTROLLER_VARIABLE,
-        ),
-    ] = DEFAULT_CONTROLLER,
+    controller: ControllerOption = DEFAULT_CONTROLLER,
     timeout_s: Annotated[
         float, typer.Option("--timeout", help="Seconds to wait for the controller.")
     ] = 60.0,
+    tls_ca: secure.TlsCa = None,
+    tls_cert: secure.TlsCert = None,
+    tls_key: secure.TlsKey = None,
+    tls_server_name: secure.TlsServerName = "",
+    api_key_file: secure.ApiKeyFile = None,
 ) -> None:
     """Start a router or worker now that was given up, or waits to be started again.
 
@@ -46,6 +46,9 @@ def retry(
     """
     with errors_as_exits():
         body = {} if name is None else {"name": name}
-        answer = ask_controller(controller, "/retry", timeout_s, expects="retried", body=body)
+        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        answer = ask_controller(
+            controller, "/retry", timeout_s, expects="retried", body=body, security=security
+        )
         names: list[str] = answer["retried"]
         typer.echo("\n".join(names) or "nothing waits to be started again")

@@ -22,6 +22,7 @@ from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.requests import ChatMessage, Document
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
+from stream2llm.api.tls import ClientTls
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.client.aio import AsyncClient, connect
 from stream2llm.client.inputs import DocumentRef
@@ -39,6 +40,7 @@ __all__ = [
     "Session",
     "Stream",
     "connect_sync",
+    "ClientTls",
     # what they send
     "ChatMessage",
     "Document",

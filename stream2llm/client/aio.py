@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Sequence
 from inspect import iscoroutinefunction
 from typing import Any, Self
@@ -9,6 +10,9 @@ from typing import Any, Self
 import grpc
 
 from stream2llm.api import arguments, codec
+from stream2llm.api.address import router_target
+from stream2llm.api.call_metadata import Metadata
+from stream2llm.api.credentials import API_KEY_VARIABLE, Token, credentials_of
 from stream2llm.api.events import Event, ModelInfo, ServerInfo
 from stream2llm.api.grpc_options import Options, client_channel_options
 from stream2llm.api.handover import HandoverMode
@@ -16,6 +20,7 @@ from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.requests import Content, GenerateRequest, OpenSession
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments, option_of
+from stream2llm.api.tls import ClientTls, Tls, tls_of
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.connection import Connection, refuse_after_fork
 from stream2llm.client.inputs import (
@@ -25,16 +30,18 @@ from stream2llm.client.inputs import (
     prompt_of,
     sampling_of,
     template_of,
+    ttft_slo_of,
 )
 from stream2llm.client.rpc import OnEvent
 from stream2llm.client.session import AsyncSession
 from stream2llm.client.status import error_from_rpc
 from stream2llm.client.stream import AnswerStream
+from stream2llm.client.tls import channel_credentials, channel_options
+from stream2llm.client.trace import trace_metadata
 from stream2llm.client.translate import check_size, event_from, message_of
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _MOST_MESSAGE_BYTES = 2**31 - 1  # gRPC's own limit
-_HIGHEST_PORT = 2**16 - 1
 DEFAULT_INFO_TIMEOUT_S = 10.0
 
 
@@ -42,25 +49,41 @@ class AsyncClient:
     """A client of one router at "host:port". Use it in `async with`, or call `close`.
 
     The channel is created at the first call, and belongs to the event loop and the process
-    of that call. Plain text by default; for TLS give `credentials`
-    (grpc.ssl_channel_credentials(...)).
+    of that call. Plain text by default. For TLS, `tls` is the path of a PEM file with the
+    authority of the cluster, True for the authorities that this machine trusts, or a
+    ClientTls with a certificate to show or another name to expect; or give gRPC's own
+    `credentials` instead.
+
+    Where the cluster asks who calls, `api_key` is a key of it, or `token` one of its issuer:
+    text, or a function that returns the token to send with the next call. Without both, the
+    environment's STREAM2LLM_API_KEY is sent; `api_key=""` sends none. Neither is sent to
+    another machine in plain text.
     """
 
     def __init__(
         self,
         address: str,
         *,
+        tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        token: Token | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         refuse_after_fork()
-        self.address = _checked_address(address)
+        self.address = router_target(address)
         self._max_message_bytes = arguments.integer(
             max_message_bytes, "max_message_bytes", 1, _MOST_MESSAGE_BYTES
         )
-        credentials = _checked_credentials(credentials)
+        chosen = tls_of(tls)
+        credentials = _checked_credentials(credentials, chosen)
+        sent = credentials_of(api_key, token, os.environ.get(API_KEY_VARIABLE))
+        sent.require_encryption(self.address, is_encrypted=credentials is not None)
         options = client_channel_options(address, self._max_message_bytes)
-        self._connection = Connection(lambda: _channel(address, credentials, options))
+        options = [*options, *channel_options(chosen)]
+        self._connection = Connection(
+            lambda: _channel(address, credentials, options), sent.metadata
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,7 +110,9 @@ class AsyncClient:
         handover: HandoverMode | None = None,
         control_tokens: ControlTokens | str = ControlTokens.NONE,
         oversized_documents: OversizedDocuments | str = OversizedDocuments.FAIL,
+        ttft_slo_ms: int | None = None,
         timeout_s: float | None = None,
+        traceparent: str | None = None,
         on_event: OnEvent | None = None,
     ) -> AsyncSession:
         """Returns a session whose context streams in; it opens in `async with`.
@@ -101,10 +126,14 @@ class AsyncClient:
         like are control tokens: "none", "template" (prefix, suffix and chat messages) or
         "all" (documents too). `oversized_documents` is what happens to a document that
         is too long: "fail" the session, "refuse" only the document, or "cut" it.
-        `timeout_s` limits the whole session. `on_event` is called with every event on
-        arrival.
+        `ttft_slo_ms` is the deadline of the first token, in milliseconds from the seal; None
+        means the tenant's or the model's, and it cannot be longer than that.
+        `timeout_s` limits the whole session. `traceparent` is the W3C trace context that the
+        session continues; None means that of the active OpenTelemetry span, if there is one.
+        `on_event` is called with every event on arrival.
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
+        metadata = trace_metadata(traceparent)
         opening = OpenSession(
             session_id=session_id,
             model=model,
@@ -115,9 +144,10 @@ class AsyncClient:
             handover=handover_of(handover),
             control_tokens=option_of(ControlTokens, control_tokens),
             oversized_documents=option_of(OversizedDocuments, oversized_documents),
+            ttft_slo_ms=ttft_slo_of(ttft_slo_ms, "open.ttft_slo_ms"),
         )
         return AsyncSession(
-            lambda: self._connection.stub().StreamGenerate(timeout=timeout_s),
+            lambda: self._connection.stub().StreamGenerate(timeout=timeout_s, metadata=metadata),
             message_of(opening, "open"),
             self._max_message_bytes,
             _checked_callback(on_event),
@@ -132,14 +162,18 @@ class AsyncClient:
         model: str = "",
         session_id: str = "",
         control_tokens: ControlTokens | str = ControlTokens.NONE,
+        ttft_slo_ms: int | None = None,
         timeout_s: float | None = None,
+        traceparent: str | None = None,
     ) -> AnswerStream:
         """Answers one complete prompt: text, token ids or chat messages.
 
         `async for event in client.generate(...)`, or
-        `answer = await client.generate(...).answer()`.
+        `answer = await client.generate(...).answer()`. `traceparent` and `ttft_slo_ms` are as
+        in `session`.
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
+        metadata = trace_metadata(traceparent)
         message = message_of(
             GenerateRequest(
                 session_id=session_id,
@@ -147,10 +181,11 @@ class AsyncClient:
                 prompt=prompt_of(prompt),
                 sampling=sampling_of(sampling),
                 control_tokens=option_of(ControlTokens, control_tokens),
+                ttft_slo_ms=ttft_slo_of(ttft_slo_ms, "ttft_slo_ms"),
             )
         )
         check_size(message, self._max_message_bytes)
-        return AnswerStream(self._generate(message, timeout_s))
+        return AnswerStream(self._generate(message, timeout_s, metadata))
 
     async def model_info(
         self, model: str = "", *, timeout_s: float | None = DEFAULT_INFO_TIMEOUT_S
@@ -165,9 +200,9 @@ class AsyncClient:
         return codec.decode(ServerInfo, await self._unary("GetServerInfo", request, timeout_s))
 
     async def _generate(
-        self, message: pb.GenerateRequest, timeout_s: float | None
+        self, message: pb.GenerateRequest, timeout_s: float | None, metadata: Metadata | None
     ) -> AsyncGenerator[Event, None]:
-        call = self._connection.stub().Generate(message, timeout=timeout_s)
+        call = self._connection.stub().Generate(message, timeout=timeout_s, metadata=metadata)
         try:
             async for response in call:
                 yield event_from(response)
@@ -192,20 +227,16 @@ def _channel(
     return grpc.aio.secure_channel(address, credentials, options=options)
 
 
-def _checked_address(address: str) -> str:
-    """Accepts what gRPC can resolve, except a port above 65535, which it takes modulo 2^16."""
-    port = arguments.text(address, "address").rpartition(":")[2]
-    if not address.strip() or (port.isdecimal() and int(port) > _HIGHEST_PORT):
-        raise arguments.refused("address", address, '"host:port"')
-    return address
-
-
 def _checked_credentials(
-    credentials: grpc.ChannelCredentials | None,
+    credentials: grpc.ChannelCredentials | None, tls: ClientTls | None
 ) -> grpc.ChannelCredentials | None:
-    if credentials is None or isinstance(credentials, grpc.ChannelCredentials):
+    if credentials is not None and not isinstance(credentials, grpc.ChannelCredentials):
+        raise arguments.refused("credentials", credentials, "grpc.ChannelCredentials or None")
+    if tls is None:
         return credentials
-    raise arguments.refused("credentials", credentials, "grpc.ChannelCredentials or None")
+    if credentials is not None:
+        raise arguments.refused("credentials", credentials, "None where `tls` is given")
+    return channel_credentials(tls)
 
 
 def _checked_callback(on_event: OnEvent | None) -> OnEvent | None:

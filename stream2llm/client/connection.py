@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+from stream2llm.api.call_metadata import CallsWith, Metadata
 from stream2llm.api.v1.inference_pb2_grpc import StreamingInferenceServiceStub
 
 _AFTER_FORK = (
@@ -25,8 +28,12 @@ _AFTER_FORK = (
 class Connection:
     """Creates its channel at the first call; `make_channel` runs inside the event loop."""
 
-    def __init__(self, make_channel: Callable[[], Any]) -> None:
+    def __init__(
+        self, make_channel: Callable[[], Any], metadata: Callable[[], Metadata] = lambda: ()
+    ) -> None:
+        """`metadata` goes with every call."""
         self._make_channel = make_channel
+        self._metadata = metadata
         self._channel: Any = None
         self._stub: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -40,7 +47,7 @@ class Connection:
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._channel = self._make_channel()
-            self._stub = StreamingInferenceServiceStub(self._channel)
+            self._stub = StreamingInferenceServiceStub(CallsWith(self._channel, self._metadata))
             self._loop = loop
             _live.add(self)
         elif self._loop is not loop:
@@ -80,11 +87,27 @@ _is_forked = False  # from a process in which gRPC was running
 # grpc.aio's own thread, which runs as long as anything refers to a channel, a call or a
 # server, even after the client is closed.
 _POLLER = "_poll_wrapper"
+# Those of its core, which end a moment after the last channel. A child that is forked before
+# that has locks that they hold, and waits for ever.
+_CORE_THREADS = frozenset({"event_engine", "grpc_global_tim", "lifeguard", "timer_manager"})
+_TASKS = Path("/proc/self/task")  # Linux
+
+
+def grpc_runs() -> bool:
+    """Whether gRPC has threads in this process."""
+    is_polling = any(_POLLER in thread.name for thread in threading.enumerate())
+    return is_polling or any(name in _CORE_THREADS for name in _native_threads())
+
+
+def _native_threads() -> Iterator[str]:
+    for comm in _TASKS.glob("*/comm"):
+        with suppress(OSError):  # it has just ended
+            yield comm.read_text().strip()
 
 
 def _before_fork() -> None:
     global _grpc_runs
-    _grpc_runs = bool(_live) or any(_POLLER in thread.name for thread in threading.enumerate())
+    _grpc_runs = bool(_live) or grpc_runs()
 
 
 def _in_child() -> None:

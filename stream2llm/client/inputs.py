@@ -23,6 +23,7 @@ from stream2llm.api.requests import (
     PlainTemplate,
 )
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.ttft_slo import asked_slo
 
 
 def DocumentRef(id: str, stays: float | None = None) -> Document:  # noqa: N802 - reads as the value it makes
@@ -84,6 +85,11 @@ def handover_of(mode: HandoverMode | None) -> HandoverMode | None:
     return mode
 
 
+def ttft_slo_of(value: object, field: str) -> int | None:
+    """Milliseconds from the seal; None leaves the deadline to the cluster."""
+    return None if value is None else asked_slo(field, value).ttft_slo_ms
+
+
 def chat_messages(messages: Iterable[MessageLike]) -> tuple[ChatMessage, ...]:
     """Messages given as values or as {"role": ..., "content": ...}."""
     field = "chat.messages"
@@ -96,8 +102,7 @@ def _chat_message(message: MessageLike, field: str) -> ChatMessage:
         return replace(message, content=_chat_content(message.content, f"{field}.content"))
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         raise InvalidRequestError(
-            f"a chat message has a role and a content, not {arguments.shown(message)}",
-            field=field,
+            f"a chat message has a role and a content, not {arguments.shown(message)}", field=field
         )
     role: Any = message["role"]  # checked where the message is made
     return ChatMessage(role, _chat_content(message["content"], f"{field}.content"))

@@ -106,6 +106,12 @@ class SessionRpc:
             except (grpc.RpcError, asyncio.InvalidStateError):
                 await asyncio.wait({self._reader})  # it gets the reason
                 self._raise_failure()
+            except asyncio.CancelledError:
+                # gRPC raises it, too, where the reader has ended the RPC for its failure.
+                task = asyncio.current_task()
+                if self._failure is None or (task is not None and task.cancelling()):
+                    raise
+                self._raise_failure()
 
     def _raise_failure(self) -> NoReturn:
         raise self._failure or EventOrderError("the session has ended")

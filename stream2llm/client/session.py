@@ -11,6 +11,7 @@ events.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import Any, Self
 
@@ -24,6 +25,11 @@ from stream2llm.client.inputs import DocumentLike, appended, content_of, updated
 from stream2llm.client.rpc import OnEvent, SessionRpc
 from stream2llm.client.stream import AnswerStream
 from stream2llm.client.translate import message_of
+
+_FORGOTTEN = (
+    "seal() of this session was called, and its answer never read, so that nothing was sealed:"
+    " iterate what seal() returns, or call answer()"
+)
 
 
 class AsyncSession:
@@ -44,6 +50,8 @@ class AsyncSession:
         self._timeout_s = timeout_s
         self._rpc: SessionRpc | None = None
         self._life = LifeCycle()
+        # `seal` was called, and the iteration that sends it has not begun.
+        self._answer_is_forgotten = False
 
     @property
     def session_id(self) -> str:
@@ -80,9 +88,20 @@ class AsyncSession:
             raise
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        await self.close()
+        if kind is None:
+            self.warn_of_forgotten_answer(stacklevel=3)
+
+    async def close(self) -> None:
+        """Ends the session, whatever state it is in, as leaving the block does."""
         if self._rpc is not None:
             await self._rpc.close()
+
+    def warn_of_forgotten_answer(self, stacklevel: int) -> None:
+        """Warns where `seal` was called for nothing; `stacklevel` as that of `warnings.warn`."""
+        if self._answer_is_forgotten:
+            warnings.warn(_FORGOTTEN, RuntimeWarning, stacklevel=stacklevel)
 
     async def append(self, *documents: DocumentLike) -> None:
         """Sends documents that follow those sent before, in one event.
@@ -117,6 +136,7 @@ class AsyncSession:
         """
         if suffix is not None:
             suffix = content_of(suffix, "seal.suffix")
+        self._answer_is_forgotten = True
         return AnswerStream(self._seal(message_of(SealContext(suffix), "seal")))
 
     async def answer(self, suffix: Content | None = None) -> Answer:
@@ -131,6 +151,7 @@ class AsyncSession:
         return self._opened().before_seal
 
     async def _seal(self, message: pb.SealContext) -> AsyncGenerator[Event, None]:
+        self._answer_is_forgotten = False
         self._opened().check_seal(message)  # before the session counts as sealed
         rpc = self._rpc_for(SessionEvent.SEAL)
         await rpc.seal(message)

@@ -16,6 +16,7 @@ from stream2llm.api.errors import (
     UnavailableError,
 )
 from stream2llm.api.rpc_status import from_rpc_error
+from stream2llm.api.tls import explained
 
 # Statuses that none of our errors has, and the nearest class.
 _FOREIGN: dict[str, type[Stream2LLMError]] = {
@@ -43,7 +44,7 @@ def error_from_rpc(
         return IdleTimeoutError(
             f"{waited_for} within the client's timeout_s of {timeout_s:g} s", reason=code.name
         )
-    return _transport_error(code, error.details() or code.name)
+    return _transport_error(code, explained(error.details() or code.name))
 
 
 def cancelled_error() -> Stream2LLMError:

@@ -13,14 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Self
 
-from stream2llm.api.events import (
-    Answer,
-    Event,
-    ModelInfo,
-    OversizedDocument,
-    Progress,
-    ServerInfo,
-)
+from stream2llm.api.events import Answer, Event, ModelInfo, OversizedDocument, Progress, ServerInfo
 from stream2llm.api.requests import Content
 from stream2llm.client.aio import AsyncClient
 from stream2llm.client.inputs import DocumentLike, Prompt
@@ -91,8 +84,10 @@ class Session:
         self._portal.call(self._session.__aenter__())
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._portal.call(self._session.__aexit__())
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        self._portal.call(self._session.close())
+        if kind is None:
+            self._session.warn_of_forgotten_answer(stacklevel=3)
 
     def append(self, *documents: DocumentLike) -> None:
         """Sends documents that follow those sent before; waits for credit."""

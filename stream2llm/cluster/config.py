@@ -17,7 +17,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from prefill_worker.policy_loading import require_policy
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HandoverMode
-from stream2llm.serving.router_spec import FrozenModel, RouterLimits
+from stream2llm.serving.frozen_model import FrozenModel
+from stream2llm.serving.observability import ObservabilityOptions
+from stream2llm.serving.placement import Placement
+from stream2llm.serving.router_spec import AdmissionMode, RecoveryOptions, RouterLimits
+from stream2llm.serving.security_options import SecurityOptions
+from stream2llm.serving.tenant_options import Milliseconds, Quota
 from stream2llm.serving.worker_options import HandoverOptions, PrefillOptions, WorkerOptions
 
 
@@ -34,6 +39,9 @@ class RayConfig(FrozenModel):
     environment's (RAY_AUTH_MODE) wins, and this counts only if it is set in the file."""
     include_dashboard: bool = False
     """Whether a "local" Ray starts its web dashboard."""
+    autoscales: bool = False
+    """Whether an autoscaler adds nodes to the Ray that is joined. What no present node has room for
+    is then waited for; otherwise it is refused at the start."""
 
 
 class RouterConfig(FrozenModel):
@@ -47,10 +55,39 @@ class RouterConfig(FrozenModel):
     """gRPC port of the first router; the others take the following ports. 0: any free."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Prometheus port of the first router; the others take the following ports. 0: any free."""
+    placement: Placement = Placement()
+    """The nodes that Ray may place routers on."""
+    one_per_node: bool = False
+    """Whether every router has a node of its own, and all have the same ports, as behind one name
+    of several addresses. `placement.resources` has to name what each node has one of."""
     limits: RouterLimits = RouterLimits()
     """What a router admits."""
+    ttft_slo_ms: Milliseconds | None = None
+    """Deadline of the first token of every session of the model, in milliseconds from the seal; a
+    tenant may have another one (`security.tenants`). A session may ask for a shorter one, never for
+    a longer one. Unset: only sessions that ask for one, and those of such tenants."""
+    admission: AdmissionMode = "always"
+    """What happens to a session that opens with a deadline which, by the work that is queued, would
+    not hold: it is admitted (`always`), admitted with a warning (`warn`), or refused with
+    the time after which to try again (`refuse`; where no work is queued before it, it is
+    admitted with a warning)."""
+    recovery: RecoveryOptions = RecoveryOptions()
+    """What happens to sessions that lose a worker."""
     drain_timeout_s: float = Field(default=30.0, ge=0)
     """Seconds that a drain waits for open sessions to end."""
+
+    @model_validator(mode="after")
+    def _has_a_node_of_its_own(self) -> RouterConfig:
+        if self.one_per_node and not self.placement.resources:
+            raise ValueError(
+                "one_per_node needs placement.resources: the custom resource of which every node"
+                " of a router has one (ray start --resources)"
+            )
+        return self
+
+    def port_of(self, first: int, index: int) -> int:
+        """The port of one router, by `port` or `metrics_port`."""
+        return first + index if first and not self.one_per_node else first
 
 
 class WorkerConfig(FrozenModel):
@@ -62,9 +99,11 @@ class WorkerConfig(FrozenModel):
     """Address that workers listen on and that other nodes reach them at. "auto": that of the node
     that Ray places the worker on."""
     num_gpus: float = Field(default=0, ge=0)
-    """GPUs that Ray reserves for each worker. 0: a CPU engine."""
+    """GPUs that Ray reserves for each worker, all on one node. 0: a CPU engine."""
     num_cpus: float = Field(default=1, ge=0)
     """CPUs that Ray reserves for each worker. Reservation only; `cpu_bind` chooses the cores."""
+    placement: Placement = Placement()
+    """The nodes that Ray may place workers of this role on."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Prometheus port of the first worker; the others take the following ports. 0: any free."""
     engine: dict[str, Any] = Field(default_factory=dict)
@@ -77,6 +116,10 @@ class WorkerConfig(FrozenModel):
     turn."""
     start_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds that one start of a worker may take."""
+    hung_after_s: float = Field(default=10.0, ge=10)
+    """Seconds without a sign of life after which an engine counts as hung: it is killed, its
+    sessions go on at other workers, and the worker is replaced. The least of it: an engine whose
+    steps are long has more (docs/failure-detection.md)."""
 
 
 class PrefillConfig(PrefillOptions, WorkerConfig):
@@ -110,10 +153,16 @@ class ControllerConfig(FrozenModel):
     """Address that the controller listens on. "auto": that of the node it runs on."""
     http_port: int = Field(default=0, ge=0, le=65535)
     """HTTP port: `/sd` for Prometheus, `/metrics`, `/status`, `/healthz`, `/policy`. 0: any free."""
+    placement: Placement = Placement()
+    """The nodes that Ray may place the controller on. Without any: the node that `up` runs on."""
     health_interval_s: float = Field(default=1.0, gt=0)
     """Seconds between two health checks of a worker."""
-    unresponsive_after_s: float = Field(default=60.0, gt=0)
-    """Seconds without an answer to health checks after which a worker is replaced."""
+    unresponsive_after_s: float = Field(default=15.0, gt=0)
+    """Seconds without an answer to health checks after which a router or worker is killed and
+    replaced. Time in which the controller itself did not run does not count."""
+    lease_s: float = Field(default=60.0, ge=1)
+    """Seconds after which a cluster on a Ray that `up` has joined is drained and ends when `up` died
+    without ending it. `up` renews that lease while it runs; with `--detach` there is none."""
     max_start_failures: int = Field(default=3, ge=1)
     """Failed starts in a row after which a worker is given up: it is tried again after 60 s, with
     pauses that grow to 15 min, or at once by `stream2llm workers retry`."""
@@ -141,6 +190,34 @@ class ClusterConfig(FrozenModel):
     """The decode workers."""
     handover: HandoverOptions = HandoverOptions()
     """How KV crosses from prefill to decode. A plain string sets `mode`."""
+    security: SecurityOptions = SecurityOptions()
+    """Who may listen in, and who may connect."""
+    observability: ObservabilityOptions = ObservabilityOptions()
+    """Traces of sessions, and the form of the logs."""
+
+    @model_validator(mode="after")
+    def _traced_engines_keep_their_times(self) -> ClusterConfig:
+        """vLLM makes its span of a request of those times, and fails without them."""
+        for role, part in self.worker_sections:
+            if self.observability.tracing.is_on and part.engine.get("disable_log_stats"):
+                raise ValueError(
+                    f"observability.tracing needs the times of requests: remove"
+                    f" {role}.engine.disable_log_stats"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _each_router_has_a_part_of_each_quota(self) -> ClusterConfig:
+        tenants = self.security.tenants
+        for name, tenant in (("default", tenants.default), *tenants.named.items()):
+            for quota in Quota:
+                limit = getattr(tenant, quota)
+                if limit is not None and limit < self.router.replicas:
+                    raise ValueError(
+                        f"security.tenants: {quota} of {name} is {limit}, less than"
+                        f" router.replicas ({self.router.replicas}): each router has a part of it"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _decode_caches_what_it_fetches(self) -> ClusterConfig:
@@ -169,7 +246,9 @@ class ClusterConfig(FrozenModel):
     @property
     def worker_options(self) -> WorkerOptions:
         """What schedulers of both roles are set by."""
-        return WorkerOptions(prefill=self.prefill.options, handover=self.handover)
+        return WorkerOptions(
+            prefill=self.prefill.options, handover=self.handover, logs=self.observability.logs
+        )
 
     @property
     def model_name(self) -> str:

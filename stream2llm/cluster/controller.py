@@ -1,50 +1,53 @@
 """The actor `controller`: creates routers and workers, replaces dead ones, publishes the view.
 
-Two thin adapters: `RayHosts` (actors by name) and `Controller` (the actor that the
-driver calls). `supervision` decides what to do, `supervisor` does it. The data path
-does not depend on the controller.
+A thin adapter over `Supervisor`, which `supervision` decides for, and `RayHosts`. The data
+path does not depend on the controller: when it dies, Ray starts it again, on another node if
+need be, and it goes on with the living actors and with what its predecessor has saved.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from contextlib import suppress
+import os
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 import ray
 from prometheus_client import CollectorRegistry
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stream2llm import __version__
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.cluster import supervision
+from stream2llm.cluster.adoption import SavedState, restored, restored_view
 from stream2llm.cluster.config import ControllerConfig
 from stream2llm.cluster.controller_http import ControllerHttp, ControllerMetrics
+from stream2llm.cluster.lease import Lease
 from stream2llm.cluster.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy
+from stream2llm.cluster.ray_hosts import DRAIN_MARGIN_S, RayHosts
+from stream2llm.cluster.state_store import GcsKeyValues, StateStore
 from stream2llm.cluster.supervisor import Settings, Supervisor
+from stream2llm.security.certificates import open_certificates
+from stream2llm.security.tls import http_server_context
+from stream2llm.security.tls_metrics import TlsMetrics
 from stream2llm.serving import garbage, logs
-from stream2llm.serving.actor_shell import load
-from stream2llm.serving.launch import Launch, StartOutcome
+from stream2llm.serving.access import Guards
+from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.launch import Launch, ReplicaRole
 from stream2llm.serving.node_address import node_address
-from stream2llm.serving.processes import kill_owned, mark_environment, owner_mark
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec
+from stream2llm.serving.observability import LogFormat
+from stream2llm.serving.security_options import SecurityOptions
+from stream2llm.serving.worker_spec import WorkerSpec
 
 _log = logging.getLogger(__name__)
 
 CONTROLLER_NAME = "controller"
-GRACEFUL_STOP_S = 15.0
 # Time for Ray to notice that an actor was killed through it.
 EXIT_GRACE_S = 3.0
-# Beyond the drain timeout of the routers, which then end the remaining sessions.
-DRAIN_MARGIN_S = 5.0
-_ACTORS = {
-    "router": "router.actor:RouterActor",
-    "prefill": "prefill_worker.actor:PrefillActor",
-    "decode": "decode_worker.actor:DecodeActor",
-}
+# Until a controller that could not start ends, so that Ray tries again; a driver that waits
+# for it has the error by then.
+START_AGAIN_AFTER_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,219 +58,196 @@ class ControllerSpec:
     launches: tuple[Launch, ...]
     config: ControllerConfig
     drain_timeout_s: float
-    # Actors outlive the controller, so that the data path does.
-    detached: bool
+    security: SecurityOptions
+    logs: LogFormat = "text"
+    # The cluster ends when its driver has not renewed its lease for so long. None: no lease.
+    lease_s: float | None = None
 
 
-class RayHosts:
-    """The actors of one cluster."""
-
-    def __init__(self, spec: ControllerSpec, policy: PolicyChoice) -> None:
-        self._cluster_id = spec.cluster_id
-        self._policy = policy
-        self._lifetime = "detached" if spec.detached else None
-        self._launches = {launch.name: launch for launch in spec.launches}
-        self._handles: dict[str, Any] = {}
-        self._node_id = ray.get_runtime_context().get_node_id()
-
-    async def create(self, name: str, incarnation: int) -> StartOutcome:
-        launch = self._with_policy(self._launches[name])
-        try:
-            self._handles[name] = self._new_actor(launch, incarnation)
-            async with asyncio.timeout(launch.start_timeout_s):
-                outcome: StartOutcome = await self._handles[name].start.remote()
-                if outcome.address is not None:
-                    await self._catch_up(launch)
-                return outcome
-        except TimeoutError:
-            return StartOutcome(None, f"not ready after {launch.start_timeout_s:.0f} s")
-        except Exception as error:  # Ray's various errors for a process that died in its start
-            return StartOutcome(None, _reason_of(error))
-
-    def _with_policy(self, launch: Launch) -> Launch:
-        if launch.role != "prefill" or not isinstance(launch.spec, WorkerSpec):
-            return launch
-        options = launch.spec.options.with_policy(self._policy.name)
-        return replace(launch, spec=replace(launch.spec, options=options))
-
-    async def _catch_up(self, launch: Launch) -> None:
-        """Sets the policy chosen while the worker started, before it is published."""
-        if launch.role == "prefill" and isinstance(launch.spec, WorkerSpec):
-            await self._policy.catch_up(
-                launch.spec.options.prefill.policy,
-                lambda policy: self.set_policy(launch.name, policy),
-            )
-
-    async def set_policy(self, name: str, policy: str) -> None:
-        await self._ask(name, "set_policy", policy)
-
-    async def policy_of(self, name: str) -> str:
-        policy: str = (await self._ask(name, "status")).policy
-        return policy
-
-    async def _ask(self, name: str, method: str, *arguments: Any) -> Any:
-        handle = self._handles.get(name)
-        if handle is None:
-            raise UnavailableError("its process has died")
-        try:
-            return await getattr(handle, method).remote(*arguments)
-        except ray.exceptions.RayError as error:
-            raise UnavailableError(_reason_of(error)) from error
-
-    def _new_actor(self, launch: Launch, incarnation: int) -> Any:
-        mark = mark_environment(owner_mark(self._cluster_id, launch.name, incarnation))
-        actor = load(_ACTORS[launch.role]).options(
-            name=launch.name,
-            lifetime=self._lifetime,
-            num_cpus=launch.num_cpus,
-            num_gpus=launch.num_gpus,
-            runtime_env={"env_vars": {**launch.environment, **mark}},
-        )
-        return actor.remote(launch)
-
-    async def wait_dead(self, name: str) -> str:
-        try:
-            reason: str = await self._handles[name].wait_dead.remote()
-        except ray.exceptions.RayError as error:
-            return _reason_of(error)
-        return reason
-
-    async def connect(self, decode: str, prefill: WorkerAddress) -> None:
-        await self._handles[decode].connect_peers.remote((prefill,))
-
-    async def examine(self, name: str) -> str:
-        fault: str = await self._handles[name].examine.remote()
-        return fault
-
-    async def status(self, name: str) -> Any:
-        return await self._handles[name].status.remote()
-
-    async def push_view(self, router: str, view: ClusterView) -> None:
-        await self._handles[router].set_view.remote(view)
-
-    async def clean(self, name: str, grace_s: float = 0.0) -> None:
-        handle = self._handles.pop(name, None)
-        if handle is not None:
-            ray.kill(handle, no_restart=True)
-            # Fails once Ray knows that the actor is dead; then its name is free.
-            with suppress(TimeoutError, ray.exceptions.RayError):
-                async with asyncio.timeout(GRACEFUL_STOP_S):
-                    await handle.ping.options(concurrency_group="control").remote()
-        await self._sweep(f"{self._cluster_id}/{name}/", grace_s)
-
-    async def _sweep(self, prefix: str, grace_s: float) -> None:
-        """Kills processes with such a mark, on all nodes."""
-        others = [self._sweep_node(node, prefix) for node in self._other_nodes()]
-        await asyncio.gather(asyncio.to_thread(kill_owned, prefix, grace_s), *others)
-
-    def _other_nodes(self) -> list[str]:
-        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        return [node for node in alive if node != self._node_id]
-
-    async def _sweep_node(self, node_id: str, prefix: str) -> None:
-        place = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        task = ray.remote(num_cpus=0, max_retries=0)(kill_owned)
-        with suppress(ray.exceptions.RayError):  # the node is gone with all its processes
-            await task.options(scheduling_strategy=place).remote(prefix)
-
-    async def drain(self, name: str, timeout_s: float) -> None:
-        await self._politely(name, self._handles[name].drain.remote(timeout_s), timeout_s)
-
-    async def stop(self, name: str) -> None:
-        if name in self._handles:
-            call = self._handles[name].stop.remote()
-            await self._politely(name, call, GRACEFUL_STOP_S)
-
-    async def _politely(self, name: str, call: Any, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_s + 1.0):
-                await call
-        except (TimeoutError, ray.exceptions.RayError) as error:
-            _log.warning("no_graceful_end name=%s error=%s", name, _reason_of(error))
-
-
-@ray.remote(max_restarts=0, max_task_retries=0, max_concurrency=64)
+# Without retries of tasks: the driver repeats what it may repeat.
+@ray.remote(max_restarts=-1, max_task_retries=0, max_concurrency=64)
 class Controller:
     """Supervises one cluster."""
 
     def __init__(self, spec: ControllerSpec) -> None:
-        logs.configure()
+        logs.configure(log_format=spec.logs)
         self._spec = spec
+        self._clock = SystemClock()
         choice = _configured_policy(spec.launches)
-        self._hosts = RayHosts(spec, choice)
+        self._choice = choice
+        self._hosts = RayHosts(spec.cluster_id, spec.launches, choice)
         self._policy = PrefillPolicy(choice, self._hosts, self._prefill_replicas)
+        self._store = StateStore(spec.cluster_id, self._state, GcsKeyValues())
+        self._policy.on_chosen = self._store.changed
         self._metrics = ControllerMetrics(CollectorRegistry())
+        self._lease: Lease | None = None
         self._last_errors: dict[str, str] = {}  # by replica
+        self._num_controllers = 1
+        self._starting: asyncio.Task[str] | None = None
         self._run: asyncio.Task[None] | None = None
+        self._more: list[asyncio.Task[None]] = []
         self._supervisor: Supervisor
         self._http: ControllerHttp
+        # When Ray starts it again, no driver is there to do so.
+        ray.get_runtime_context().current_actor.begin.remote()
+
+    # -- beginning ---------------------------------------------------------
+
+    async def begin(self) -> None:
+        """For the actor itself: starts; ends the process if that fails, so that Ray tries again."""
+        try:
+            await self.start()
+        except Exception:
+            _log.exception("controller_not_started")
+            await asyncio.sleep(START_AGAIN_AFTER_S)
+            os._exit(1)
 
     async def start(self) -> str:
-        """Begins to create everything; returns the address of its HTTP server."""
+        """Begins to create everything, or takes over; returns the address of its HTTP server."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> str:
+        saved = await self._store.load()
+        living = await self._hosts.find()
+        self._supervisor = Supervisor(self._roles, self._hosts, self._settings, self._record)
+        if saved is not None or living:
+            self._take_over(saved or SavedState({}), living)
+        address = await self._listen(saved)
+        garbage.settle()
+        self._supervisor.view = replace(self._supervisor.view, controller_address=address)
+        await self._store.save()  # the number of controllers, before any view is sent
+        self._run = asyncio.create_task(self._supervisor.run())
+        self._begin(self._store.run())
+        if saved is not None:
+            self._begin(self._tell_policy())
+        if self._spec.lease_s is not None:
+            self._lease = Lease(self._spec.lease_s, self._clock.monotonic_s)
+            self._begin(self._end_with_lease(self._lease))
+        return address
+
+    def _begin(self, work: Any) -> None:
+        self._more.append(asyncio.create_task(work))
+
+    @property
+    def _roles(self) -> dict[str, ReplicaRole]:
+        return {launch.name: launch.role for launch in self._spec.launches}
+
+    @property
+    def _settings(self) -> Settings:
         config = self._spec.config
-        roles = {launch.name: launch.role for launch in self._spec.launches}
-        settings = Settings(
-            config.max_start_failures, config.health_interval_s, config.unresponsive_after_s
+        return Settings(
+            config.max_start_failures,
+            config.health_interval_s,
+            config.unresponsive_after_s,
+            drain_timeout_s=self._spec.drain_timeout_s,
         )
-        self._supervisor = Supervisor(roles, self._hosts, settings, self._record)
+
+    def _take_over(self, saved: SavedState, living: Any) -> None:
+        saved = saved.at(self._clock.monotonic_s(), self._clock.wall_s())
+        self._num_controllers = saved.num_controllers + 1
+        self._last_errors = dict(saved.last_errors)
+        self._choice.name = saved.policy or self._choice.name
+        fleet = restored(self._roles, saved, living)
+        view = restored_view(fleet, saved.addresses, self._num_controllers)
+        self._supervisor.restore(fleet, saved.addresses, view)
+        self._metrics.took_over(self._num_controllers - 1)
+        self._record()
+        _log.warning(
+            "controller_took_over number=%d living=%s", self._num_controllers, sorted(living)
+        )
+
+    async def _tell_policy(self) -> None:
+        """The predecessor may have died before it had told all workers."""
+        state = await self._policy.switch(self._choice.name)
+        if state.errors:
+            _log.warning("policy_not_confirmed errors=%s", state.errors)
+
+    async def _listen(self, saved: SavedState | None) -> str:
+        certificates = open_certificates(self._spec.security.tls_files)
+        if certificates is not None:
+            self._metrics.registry.register(TlsMetrics(certificates))
+        guards = Guards(self._spec.security.auth, self._clock)
+        self._metrics.registry.register(guards.metrics)
         self._http = ControllerHttp(
             self._metrics.registry,
             self._supervisor.addresses.values,
             self._status,
             self._policy,
             self._retry,
+            self._drain_one,
+            http_server_context(certificates),
+            guards.of("controller"),
         )
+        config = self._spec.config
         host = node_address() if config.host == "auto" else config.host
-        address = await self._http.start(host, config.http_port)
-        garbage.settle()
-        self._supervisor.view = replace(self._supervisor.view, controller_address=address)
-        self._run = asyncio.create_task(self._supervisor.run())
-        return address
+        before_host, _, before_port = (saved.http_address if saved else "").rpartition(":")
+        if not config.http_port and before_host == host:
+            try:  # where operators and Prometheus look for it
+                return await self._http.start(host, int(before_port))
+            except UnavailableError as error:
+                _log.warning("controller_moves error=%s", error.message)
+        return await self._http.start(host, config.http_port)
+
+    # -- for the driver ----------------------------------------------------
 
     async def watch(self, seen: int) -> dict[str, Any]:
         """Returns the status with events after the first `seen`; waits until there are some."""
+        await self.start()
         await self._supervisor.wait_change(seen)
         return {**self._status(), "events": self._supervisor.events_since(seen)}
 
     async def status(self) -> dict[str, Any]:
         """Returns everything as plain data, as /status shows it."""
+        await self.start()
         return self._status()
 
     async def set_policy(self, policy: str) -> PolicyState:
         """Switches all prefill workers; the result names those that did not confirm."""
+        await self.start()
         return await self._policy.switch(policy)
 
-    def _retry(self, name: str | None) -> list[str]:
-        if name is not None and name not in self._supervisor.fleet:
-            raise InvalidRequestError(
-                f"no router or worker is called {name!r}; there are"
-                f" {', '.join(self._supervisor.fleet)}",
-                reason="UNKNOWN_WORKER",
-                field="name",
-            )
-        return self._supervisor.retry(name)
+    async def renew(self) -> None:
+        """The driver of an attached cluster lives."""
+        if self._lease is not None:
+            self._lease.renew()
 
     async def drain(self) -> None:
         """Ends supervision and waits for the open sessions; new ones are refused."""
+        await self.start()
         await self._end_supervision()
         timeout_s = self._spec.drain_timeout_s
-        await self._for_each("router", lambda n: self._hosts.drain(n, timeout_s + DRAIN_MARGIN_S))
+        await self._for_each(("router",), lambda name: self._hosts.drain(name, timeout_s))
         # No router sends them anything now.
-        await self._for_each("prefill", lambda n: self._hosts.drain(n, DRAIN_MARGIN_S))
-        await self._for_each("decode", lambda n: self._hosts.drain(n, DRAIN_MARGIN_S))
+        await self._for_each(
+            ("prefill", "decode"), lambda name: self._hosts.drain(name, DRAIN_MARGIN_S)
+        )
 
     async def stop(self) -> None:
         """Ends all actors but this one, gracefully if possible, and all their processes."""
+        await self.start()
         await self._end_supervision()
-        await self._for_each("router", self._hosts.stop)
+        await self._for_each(("router",), self._hosts.stop)
         # Concurrently: an engine takes some seconds to end.
-        await asyncio.gather(
-            self._for_each("decode", self._hosts.stop),
-            self._for_each("prefill", self._hosts.stop),
-        )
+        await self._for_each(("prefill", "decode"), self._hosts.stop)
         names = [launch.name for launch in self._spec.launches]
         await asyncio.gather(*(self._hosts.clean(name, EXIT_GRACE_S) for name in names))
         await self._http.close()
+        for task in self._more:
+            if task is not asyncio.current_task():
+                task.cancel()
+        await self._store.delete()
+
+    async def _end_with_lease(self, lease: Lease) -> None:
+        await lease.lapsed()
+        _log.error(
+            "lease_lapsed lease_s=%s (`up` has not renewed it: the cluster ends)",
+            self._spec.lease_s,
+        )
+        await self.drain()
+        await self.stop()
+        ray.kill(ray.get_runtime_context().current_actor)
 
     async def _end_supervision(self) -> None:
         if self._run is not None:
@@ -275,12 +255,32 @@ class Controller:
             await asyncio.wait([self._run])
             self._run = None
 
-    async def _for_each(self, role: str, act: Any) -> None:
+    async def _for_each(
+        self, roles: tuple[ReplicaRole, ...], act: Callable[[str], Awaitable[None]]
+    ) -> None:
         fleet = self._supervisor.fleet.values()
-        work: list[Coroutine[Any, Any, None]] = [
-            act(r.name) for r in fleet if r.role == role and r.is_alive
-        ]
-        await asyncio.gather(*work)
+        await asyncio.gather(*(act(r.name) for r in fleet if r.role in roles and r.is_alive))
+
+    # -- for operators -----------------------------------------------------
+
+    def _retry(self, name: str | None) -> list[str]:
+        return self._supervisor.retry(None if name is None else self._known(name))
+
+    def _drain_one(self, name: str, timeout_s: float | None, stays_away: bool) -> list[str]:
+        known = self._known(name)
+        return [known] * self._supervisor.drain(known, timeout_s, stays_away=stays_away)
+
+    def _known(self, name: str) -> str:
+        if name not in self._supervisor.fleet:
+            raise InvalidRequestError(
+                f"no router or worker is called {name!r}; there are"
+                f" {', '.join(self._supervisor.fleet)}",
+                reason="UNKNOWN_WORKER",
+                field="name",
+            )
+        return name
+
+    # -- state -------------------------------------------------------------
 
     def _prefill_replicas(self) -> list[supervision.Replica]:
         return [r for r in self._supervisor.fleet.values() if r.role == "prefill"]
@@ -290,6 +290,19 @@ class Controller:
         self._metrics.record(fleet)
         # Kept after the successor is ready, to explain the restarts.
         self._last_errors |= {r.name: r.reason for r in fleet.values() if r.reason}
+        self._store.changed()
+
+    def _state(self) -> SavedState:
+        return SavedState(
+            fleet=dict(self._supervisor.fleet),
+            addresses=dict(self._supervisor.addresses),
+            policy=self._choice.name,
+            last_errors=dict(self._last_errors),
+            num_controllers=self._num_controllers,
+            http_address=self._http.address,
+            loop_s=self._clock.monotonic_s(),
+            wall_s=self._clock.wall_s(),
+        )
 
     def _status(self) -> dict[str, Any]:
         supervisor = self._supervisor
@@ -300,6 +313,7 @@ class Controller:
             "ready": supervisor.is_ready,
             "policy": self._policy.chosen,
             "given_up": [r.name for r in supervision.given_up(fleet)],
+            "controller_restarts": self._num_controllers - 1,
             "view_version": supervisor.view.version,
             "num_events": supervisor.num_events,
             "http_address": self._http.address,
@@ -316,7 +330,7 @@ class Controller:
             "incarnation": replica.incarnation,
             "restarts": max(0, replica.incarnation - 1),
             "start_failures": replica.start_failures,
-            "reason": replica.reason,
+            "reason": replica.missing_room or replica.reason,
             "last_error": self._last_errors.get(replica.name, ""),
             "address": None if address is None else asdict(address),
             "status": asdict(load_now) if is_dataclass(load_now) else load_now,  # type: ignore[arg-type]
@@ -329,13 +343,3 @@ def _configured_policy(launches: tuple[Launch, ...]) -> PolicyChoice:
     assert isinstance(specs[0], WorkerSpec)
     options = specs[0].options.prefill
     return PolicyChoice(options.policy, options.import_paths)
-
-
-def _reason_of(error: BaseException) -> str:
-    """Returns one line of Ray's long error text."""
-    if isinstance(error, ray.exceptions.ActorDiedError):
-        return "its process has died"
-    if isinstance(error, ray.exceptions.RayTaskError):
-        cause = error.cause
-        return f"{type(cause).__name__}: {cause}"
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

@@ -1,8 +1,10 @@
-"""The controller's HTTP: /sd for Prometheus, /metrics, /status, /healthz, /policy, /retry."""
+"""The controller's HTTP: /sd for Prometheus, /metrics, /status, /healthz, /policy, /retry, /drain."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -15,9 +17,29 @@ from stream2llm import __version__
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.cluster.prefill_policy import PolicyState
 from stream2llm.cluster.supervision import Fleet, Phase
+from stream2llm.security import http_access
+from stream2llm.security.guard import Guard
+from stream2llm.security.principal import Scope
+from stream2llm.serving.head_deadline import HEAD_LIMIT_S, HeadDeadline
+from stream2llm.serving.loss import Cause, cause_of
 
 # A policy request needs about fifty bytes.
 MAX_BODY_BYTES = 64 * 1024
+_BODY_LIMIT_S = 10.0
+# A day.
+MAX_DRAIN_S = 86_400
+# Who may ask for what; what is not listed is for operators.
+SCOPES: dict[tuple[str, str], Scope | None] = {
+    # For probes, which have no credentials.
+    ("GET", "/healthz"): None,
+    ("GET", "/sd"): Scope.READ,
+    ("GET", "/metrics"): Scope.READ,
+    ("GET", "/status"): Scope.READ,
+    ("GET", "/policy"): Scope.READ,
+    ("PUT", "/policy"): Scope.OPERATOR,
+    ("PUT", "/retry"): Scope.OPERATOR,
+    ("PUT", "/drain"): Scope.OPERATOR,
+}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -56,7 +78,20 @@ class ControllerMetrics:
             "stream2llm_worker_restarts_total", "Times that a replica was created again.", labels,
             registry=registry,
         )  # fmt: skip
+        self._losses = Counter(
+            "stream2llm_worker_losses_total",
+            "Times that a replica was lost, by cause: died; hung (its engine gave no sign of life);"
+            " unresponsive (its process gave none); start_failed.",
+            (*labels, "cause"),
+            registry=registry,
+        )
+        self._own_restarts = Counter(
+            "stream2llm_controller_restarts_total",
+            "Times that the controller of this cluster was started again.",
+            registry=registry,
+        )
         self._seen: dict[str, int] = {}
+        self._lost: dict[str, int] = {}
         build = Gauge(
             "stream2llm_build_info",
             "Always 1; the label has the version of Stream2LLM.",
@@ -65,22 +100,35 @@ class ControllerMetrics:
         )
         build.labels(__version__).set(1)
 
+    def took_over(self, num_restarts: int) -> None:
+        """This controller is a successor; counters begin at 0 in each."""
+        self._own_restarts.inc(num_restarts)
+
     def record(self, fleet: Fleet) -> None:
         """Sets the metrics to the state of the fleet."""
         for replica in fleet.values():
             labels = (replica.name, replica.role)
             self._up.labels(*labels).set(replica.phase is Phase.ADMITTED)
+            for cause in Cause:
+                self._losses.labels(*labels, cause)
             before = self._seen.get(replica.name, 1)
             self._restarts.labels(*labels).inc(max(0, replica.incarnation - before))
             self._seen[replica.name] = max(before, replica.incarnation)
+            if replica.phase is Phase.DEAD and self._lost.get(replica.name) != replica.incarnation:
+                self._lost[replica.name] = replica.incarnation
+                cause = Cause.START_FAILED if replica.start_failures else cause_of(replica.reason)
+                self._losses.labels(*labels, cause).inc()
 
 
-def service_discovery(targets: Iterable[Target], own_address: str) -> list[dict[str, Any]]:
+def service_discovery(
+    targets: Iterable[Target], own_address: str, *, has_tls: bool = False
+) -> list[dict[str, Any]]:
     """Returns Prometheus HTTP SD: one group per process with metrics, and the controller."""
+    scheme = {"__scheme__": "https"} if has_tls else {}
     found = [(t.metrics_address, t.role, t.worker_id) for t in targets]
     found.append((own_address, "controller", "controller"))
     return [
-        {"targets": [address], "labels": {"role": role, "worker": worker}}
+        {"targets": [address], "labels": {"role": role, "worker": worker, **scheme}}
         for address, role, worker in found
     ]
 
@@ -95,19 +143,50 @@ class ControllerHttp:
         status: Callable[[], dict[str, Any]],
         policy: Policy,
         retry: Callable[[str | None], list[str]] = lambda _: [],
+        drain: Callable[[str, float | None, bool], list[str]] = lambda *_: [],
+        tls: ssl.SSLContext | None = None,
+        guard: Guard | None = None,
+        head_limit_s: float = HEAD_LIMIT_S,
     ) -> None:
-        """`retry` retries given-up replicas at once, all or one by name; returns the names."""
+        """`retry` retries given-up replicas at once, all or one by name; returns the names.
+        `drain` takes one replica out of use, with the seconds that its sessions have (None: as
+        configured) and whether it gets no successor; it returns the name if it was in use.
+
+        `tls` makes it HTTPS. Without a `guard` no request needs credentials.
+        """
+        self._guard = guard
+        self._deadline = HeadDeadline(head_limit_s)
+        self._tls = tls
         self._retry = retry
+        self._drain = drain
         self._registry = registry
         self._targets = targets
         self._status = status
         self._policy = policy
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
         self.address = ""
 
     async def start(self, host: str, port: int) -> str:
         """Listens; port 0 takes any free one. Returns host:port."""
-        app = web.Application(middlewares=[_errors_as_json])
+        app = self._app()
+        self._runner = web.AppRunner(app, access_log=None, auto_decompress=False)
+        await self._runner.setup()
+        try:
+            self._listener = await self._deadline.listen(self._runner, host, port, self._tls)
+        except OSError as error:
+            await self.close()
+            raise UnavailableError(
+                f"cannot serve the controller's HTTP on {host}:{port}: {error.strerror}"
+                " (set controller.http_port to another port, or to 0)",
+                reason="PORT_TAKEN",
+            ) from error
+        self.address = f"{host}:{self._listener.sockets[0].getsockname()[1]}"
+        return self.address
+
+    def _app(self) -> web.Application:
+        admit = () if self._guard is None else (http_access.middleware(self._guard, SCOPES),)
+        app = web.Application(middlewares=[self._deadline.middleware, _errors_as_json, *admit])
         app.router.add_get("/sd", self._sd)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/status", self._get_status)
@@ -116,28 +195,21 @@ class ControllerHttp:
         # PUT, which a foreign web page cannot send here without CORS.
         app.router.add_put("/policy", self._put_policy)
         app.router.add_put("/retry", self._put_retry)
-        self._runner = web.AppRunner(app, access_log=None, auto_decompress=False)
-        await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, host, port).start()
-        except OSError as error:
-            await self.close()
-            raise UnavailableError(
-                f"cannot serve the controller's HTTP on {host}:{port}: {error.strerror}"
-                " (set controller.http_port to another port, or to 0)",
-                reason="PORT_TAKEN",
-            ) from error
-        self.address = f"{host}:{self._runner.addresses[0][1]}"
-        return self.address
+        app.router.add_put("/drain", self._put_drain)
+        return app
 
     async def close(self) -> None:
         """Stops listening."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
 
     async def _sd(self, _request: web.Request) -> web.Response:
-        return web.json_response(service_discovery(self._targets(), self.address))
+        has_tls = self._tls is not None
+        return web.json_response(service_discovery(self._targets(), self.address, has_tls=has_tls))
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         body = generate_latest(self._registry)
@@ -160,9 +232,19 @@ class ControllerHttp:
         return web.json_response(asdict(await self._policy.switch(policy)))
 
     async def _put_retry(self, request: web.Request) -> web.Response:
-        """200 with the names of retried replicas; 400 for an unknown name."""
-        names = self._retry(_name_in(await _body_of(request)))
+        """200 with the names of retried replicas, all for {}; 400 for an unknown name."""
+        body = _object_in(await _body_of(request), "name", '{"name": "decode-0"}')
+        names = self._retry(_text_in(body, "name"))
         return web.json_response({"retried": names})
+
+    async def _put_drain(self, request: web.Request) -> web.Response:
+        """200 with the name, or with none if it was not in use; 400 for an unknown name."""
+        body = _object_in(await _body_of(request), "name", _DRAIN_EXAMPLE)
+        name = _text_in(body, "name")
+        if name is None:
+            raise InvalidRequestError(f"the body must be JSON like {_DRAIN_EXAMPLE}", field="name")
+        names = self._drain(name, _seconds_in(body), _remove_in(body))
+        return web.json_response({"draining": names})
 
 
 @web.middleware
@@ -192,34 +274,60 @@ def _refused(
 
 
 async def _body_of(request: web.Request) -> bytes:
-    """Returns the whole body; raises InvalidRequestError if it is too long."""
+    """Returns the whole body; raises InvalidRequestError if it is too long, or too slow."""
     body = bytearray()
-    async for part in request.content.iter_any():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise InvalidRequestError(
-                f"the body is longer than {MAX_BODY_BYTES} bytes", reason="MESSAGE_TOO_LARGE"
-            )
+    try:
+        async with asyncio.timeout(_BODY_LIMIT_S):
+            async for part in request.content.iter_any():
+                body += part
+                if len(body) > MAX_BODY_BYTES:
+                    raise InvalidRequestError(
+                        f"the body is longer than {MAX_BODY_BYTES} bytes",
+                        reason="MESSAGE_TOO_LARGE",
+                    )
+    except TimeoutError:
+        raise InvalidRequestError(
+            f"the body did not arrive within {_BODY_LIMIT_S:g} s", reason="INPUT_IDLE"
+        ) from None
     return bytes(body)
+
+
+_DRAIN_EXAMPLE = '{"name": "decode-0", "timeout_s": 30, "remove": false}'
+
+
+def _seconds_in(body: dict[str, Any]) -> float | None:
+    """Returns `timeout_s` in seconds, None without it; raises InvalidRequestError."""
+    seconds = body.get("timeout_s")
+    if seconds is None:
+        return None
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not is_number or not 0 <= seconds <= MAX_DRAIN_S:
+        raise InvalidRequestError(
+            f"timeout_s must be a number from 0 to {MAX_DRAIN_S}", field="timeout_s"
+        )
+    return float(seconds)
+
+
+def _remove_in(body: dict[str, Any]) -> bool:
+    """Returns `remove`, false without it; raises InvalidRequestError."""
+    remove = body.get("remove", False)
+    if not isinstance(remove, bool):
+        raise InvalidRequestError("remove must be true or false", field="remove")
+    return remove
 
 
 def _policy_in(body: bytes) -> str:
     """Returns the name in {"policy": "fcfs"}."""
-    policy = _text_in(body, "policy", '{"policy": "fcfs"}')
+    policy = _text_in(_object_in(body, "policy", '{"policy": "fcfs"}'), "policy")
     if policy is None:
         raise InvalidRequestError('the body must be JSON like {"policy": "fcfs"}', field="policy")
     return policy
 
 
-def _name_in(body: bytes) -> str | None:
-    """Returns the name in {"name": "decode-0"}; None, which means all, for {}."""
-    return _text_in(body, "name", '{"name": "decode-0"}')
+def _object_in(body: bytes, field: str, example: str) -> dict[str, Any]:
+    """Returns the object that is UTF-8 JSON in a body, whatever its Content-Type.
 
-
-def _text_in(body: bytes, field: str, example: str) -> str | None:
-    """Returns the text under `field` in an object of UTF-8 JSON, None without it.
-
-    Ignores the body's Content-Type. Raises InvalidRequestError with `field` and `example`.
+    Raises InvalidRequestError with `field` and `example`.
     """
     try:
         value = json.loads(body.decode("utf-8"))
@@ -229,7 +337,12 @@ def _text_in(body: bytes, field: str, example: str) -> str | None:
         value = None
     if not isinstance(value, dict):
         raise InvalidRequestError(f"the body must be JSON like {example}", field=field)
-    text = value.get(field)
+    return value
+
+
+def _text_in(body: dict[str, Any], field: str) -> str | None:
+    """Returns the text under `field`, None without it; raises InvalidRequestError."""
+    text = body.get(field)
     if text is not None and not isinstance(text, str):
         raise InvalidRequestError(f"{field} must be a string", field=field)
     return text

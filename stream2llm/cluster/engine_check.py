@@ -6,6 +6,7 @@ traces in the process that builds a configuration. Takes some ten seconds.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterable
@@ -13,7 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
-from stream2llm.api.errors import InvalidRequestError
 from stream2llm.serving.actor_shell import load
 from stream2llm.serving.launch import Launch
 from stream2llm.serving.worker_spec import WorkerSpec
@@ -22,6 +22,8 @@ _BUILDERS = {
     "prefill": "prefill_worker.engine:check_arguments",
     "decode": "decode_worker.engine:check_arguments",
 }
+# Of torch, which warns that there is no Triton; CPU engines need none.
+TRITON_LOGGER = "torch._library.triton"
 NO_GPU_HERE = "vLLM cannot check the values without a GPU here"
 
 
@@ -49,13 +51,6 @@ def check_engines(launches: Iterable[Launch]) -> list[Verdict]:
             pool.shutdown()
 
 
-def require_engines(verdicts: Iterable[Verdict]) -> None:
-    """Raises InvalidRequestError with the problems, if there are any."""
-    problems = [f"{each.role}.engine: {each.problem}" for each in verdicts if each.problem]
-    if problems:
-        raise InvalidRequestError("; ".join(problems), reason="BAD_ARGUMENT")
-
-
 def _pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
@@ -71,6 +66,7 @@ def _result(role: str, job: Any) -> Verdict:
 def _verdict(launch: Launch) -> Verdict:
     """Runs in a separate process, before anything has imported vLLM."""
     os.environ.update({"VLLM_LOGGING_LEVEL": "ERROR", **launch.environment})
+    silence_triton()
     from vllm.platforms import current_platform
 
     if (launch.num_gpus and current_platform.is_cpu()) or current_platform.is_unspecified():
@@ -82,6 +78,11 @@ def _verdict(launch: Launch) -> Verdict:
     ) as error:  # vLLM raises various types: pydantic's, ValueError, TypeError, assertions
         return Verdict(launch.role, _in_words(error), "")
     return Verdict(launch.role, "", "")
+
+
+def silence_triton() -> None:
+    """Keeps torch's word that Triton is missing off stderr; what vLLM needs of it, vLLM says."""
+    logging.getLogger(TRITON_LOGGER).setLevel(logging.ERROR)
 
 
 def _in_words(error: Exception) -> str:

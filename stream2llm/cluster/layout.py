@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from stream2llm.serving.router_spec import RouterSpec
 from stream2llm.serving.worker_spec import WorkerSpec
 
 DEFAULT_MAX_MODEL_LEN = 8192
+# Routers wait most of the time; they take no CPU from Ray's books.
+ROUTER_CPUS = 0.0
 # vLLM's batch-invariant mode.
 DETERMINISTIC_VARIABLE = "VLLM_BATCH_INVARIANT"
 
@@ -44,9 +46,17 @@ class Factories:
 
 
 def lay_out(
-    config: ClusterConfig, model_path: Path, environment: Mapping[str, str], factories: Factories
+    config: ClusterConfig,
+    model_path: Path,
+    environment: Mapping[str, str],
+    factories: Factories,
+    *,
+    cluster_token: str = "",
 ) -> tuple[Launch, ...]:
-    """Everything that must run. `environment` goes to all; a role's own wins."""
+    """Everything that must run. `environment` goes to all; a role's own wins.
+
+    Workers serve only who knows `cluster_token`, if there is one.
+    """
     max_model_len = served_max_model_len(config, model_path)
     routers = [
         _router(config, model_path, index, max_model_len, dict(environment), factories.router)
@@ -54,7 +64,16 @@ def lay_out(
     ]
     prefill = _workers(config, "prefill", model_path, environment, factories.prefill, 0)
     decode = _workers(config, "decode", model_path, environment, factories.decode, len(prefill))
-    return (*routers, *prefill, *decode)
+    launches = (*routers, *prefill, *decode)
+    drain_timeout_s = config.router.drain_timeout_s
+    return tuple(
+        replace(_with_token(launch, cluster_token), drain_timeout_s=drain_timeout_s)
+        for launch in launches
+    )
+
+
+def _with_token(launch: Launch, token: str) -> Launch:
+    return replace(launch, spec=replace(launch.spec, cluster_token=token))
 
 
 def common_environment() -> dict[str, str]:
@@ -107,19 +126,26 @@ def _router(
     spec = RouterSpec(
         router_id=f"router-{index}",
         host=part.host,
-        port=_nth_port(part.port, index),
-        metrics_port=_nth_port(part.metrics_port, index),
+        port=part.port_of(part.port, index),
+        metrics_port=part.port_of(part.metrics_port, index),
         model_name=config.model_name,
         model_path=str(model_path),
         limits=part.limits,
+        ttft_slo_ms=part.ttft_slo_ms,
+        recovery=part.recovery,
+        admission=part.admission,
         drain_timeout_s=part.drain_timeout_s,
         max_model_len=max_model_len,
         handover=config.handover_mode,
+        security=config.security,
+        observability=config.observability,
+        router_index=index,
+        num_routers=part.replicas,
     )
-    # Routers wait most of the time; they take no CPU from Ray's books.
     return Launch(
         name=spec.router_id, role="router", factory=factory, spec=spec, cpu_bind=None,
-        core_index=0, num_cpus=0, num_gpus=0, start_timeout_s=120.0, environment=environment,
+        core_index=0, num_cpus=ROUTER_CPUS, num_gpus=0, start_timeout_s=120.0, environment=environment,
+        placement=part.placement,
     )  # fmt: skip
 
 
@@ -145,6 +171,7 @@ def _workers(
             num_gpus=part.num_gpus,
             start_timeout_s=part.start_timeout_s,
             environment={**environment, **part.env, **mode},
+            placement=part.placement,
         )
         for index in range(part.replicas)
     ]
@@ -171,7 +198,10 @@ def _worker_spec(
         engine_args=dict(part.engine),
         options=config.worker_options,
         side_channel_port=0,  # the actor finds a free one on its node
+        hung_after_s=part.hung_after_s,
         max_message_bytes=config.router.limits.max_message_bytes,
+        security=config.security,
+        observability=config.observability,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prefill_worker.policy_loading import require_policy
 from stream2llm.api.errors import Stream2LLMError
@@ -21,16 +21,22 @@ TELL_TIMEOUT_S = 40.0
 ASK_TIMEOUT_S = 10.0
 
 
+class FollowedPolicy(NamedTuple):
+    """What a worker's scheduler follows."""
+
+    policy: str
+    # What the chosen policy raised, if that is why it is another one.
+    failure: str = ""
+
+
 class PolicyHosts(Protocol):
     """The workers by name. Both methods raise UnavailableError, or an error of the worker's."""
 
     async def set_policy(self, name: str, policy: str) -> None:
         """Sets the policy; returns when the worker's scheduler follows it."""
-        ...
 
-    async def policy_of(self, name: str) -> str:
+    async def policy_of(self, name: str) -> FollowedPolicy:
         """Returns the policy that the worker's scheduler follows."""
-        ...
 
 
 @dataclass(slots=True)
@@ -60,6 +66,8 @@ class WorkerPolicy:
     policy: str = ""
     # Why it did not confirm or answer.
     error: str = ""
+    # What the chosen policy raised, if the worker follows another one since.
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +87,7 @@ class PrefillPolicy:
     """Sets and reads the policy of all prefill workers."""
 
     def __init__(
-        self,
-        choice: PolicyChoice,
-        hosts: PolicyHosts,
-        replicas: Callable[[], Iterable[Replica]],
+        self, choice: PolicyChoice, hosts: PolicyHosts, replicas: Callable[[], Iterable[Replica]]
     ) -> None:
         self._choice = choice
         self._hosts = hosts
@@ -90,6 +95,8 @@ class PrefillPolicy:
         self._replicas = replicas
         # Concurrent operators must not leave workers with different policies.
         self._switching = asyncio.Lock()
+        # Called when another policy has been chosen, before any worker has it.
+        self.on_chosen: Callable[[], None] = lambda: None
 
     @property
     def chosen(self) -> str:
@@ -109,6 +116,7 @@ class PrefillPolicy:
         name = require_policy(policy, self._choice.import_paths)
         async with self._switching:
             self._choice.name = name
+            self.on_chosen()
             return await self._of_each(lambda replica: self._tell(replica, name))
 
     async def _of_each(self, act: Callable[[Replica], Awaitable[WorkerPolicy]]) -> PolicyState:
@@ -120,20 +128,21 @@ class PrefillPolicy:
     async def _tell(self, replica: Replica, policy: str) -> WorkerPolicy:
         return await self._outcome(replica, self._told(replica.name, policy), TELL_TIMEOUT_S)
 
-    async def _told(self, name: str, policy: str) -> str:
+    async def _told(self, name: str, policy: str) -> FollowedPolicy:
         await self._hosts.set_policy(name, policy)
-        return policy
+        return FollowedPolicy(policy)
 
     async def _ask(self, replica: Replica) -> WorkerPolicy:
         return await self._outcome(replica, self._hosts.policy_of(replica.name), ASK_TIMEOUT_S)
 
     async def _outcome(
-        self, replica: Replica, answer: Awaitable[str], timeout_s: float
+        self, replica: Replica, answer: Awaitable[FollowedPolicy], timeout_s: float
     ) -> WorkerPolicy:
         phase = replica.phase.value
         try:
             async with asyncio.timeout(timeout_s):
-                return WorkerPolicy(replica.name, phase, policy=await answer)
+                policy, failure = await answer
+                return WorkerPolicy(replica.name, phase, policy, failure=failure)
         except TimeoutError:
             return WorkerPolicy(replica.name, phase, error=f"no answer for {timeout_s:g} s")
         except Stream2LLMError as error:

@@ -6,6 +6,7 @@ should know in a second, with the numbers.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ from stream2llm.api.errors import (
 )
 from stream2llm.api.extras import install_command
 from stream2llm.cluster.config import ClusterConfig, WorkerConfig
+from stream2llm.cluster.exposure import (
+    check_authentication,
+    check_encryption,
+    check_keys_file,
+    check_tls_files,
+)
 from stream2llm.cluster.layout import DETERMINISTIC_VARIABLE, served_max_model_len
 from stream2llm.engine.arguments import (
     RESERVED_VARIABLES,
@@ -32,7 +39,9 @@ from stream2llm.engine.arguments import (
     known_variables,
 )
 from stream2llm.models.store import resolve_model
+from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.machine_memory import machine_memory
+from stream2llm.serving.node_address import outward_address
 from stream2llm.serving.ports import is_port_free
 from stream2llm.serving.router_spec import GIB
 
@@ -68,6 +77,8 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
     found = [
         Check("model", lambda: check_model(config)),
         Check("policies", lambda: check_policies(config)),
+        Check("encryption", lambda: check_encryption(config)),
+        Check("authentication", lambda: check_authentication(config)),
     ]
     if runs_vllm:
         found.append(Check("environment", check_environment))
@@ -81,6 +92,8 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
     if on_this_machine:
         cores = frozenset(os.sched_getaffinity(0))
         found += [
+            Check("API keys", lambda: check_keys_file(config)),
+            Check("TLS files", lambda: check_tls_files(config, outward_address(), SystemClock())),
             Check("ports", lambda: check_ports(config)),
             Check("cores", lambda: check_cores(config, cores)),
             Check(
@@ -126,6 +139,7 @@ def check_environment() -> None:
 
 def _check_part(role: str, part: WorkerConfig) -> None:
     check_arguments(role, part.engine)
+    check_ranks(role, part)
     check_variables(f"{role}.env", part.env)
 
 
@@ -148,6 +162,31 @@ def check_deterministic(config: ClusterConfig) -> None:
             f"deterministic: the installed vLLM has no {DETERMINISTIC_VARIABLE}",
             reason="NOT_DETERMINISTIC",
             field="deterministic",
+        )
+
+
+def check_ranks(role: str, part: WorkerConfig) -> None:
+    """A worker's ranks are processes on its own node, each with a GPU that its actor holds.
+
+    vLLM's Ray executor would ask Ray for GPUs beside those of the actor, and put ranks
+    where NIXL's side channel of this worker is not.
+    """
+    key = f"{role}.engine.distributed_executor_backend"
+    if part.engine.get("distributed_executor_backend") == "ray":
+        raise InvalidRequestError(
+            f"{key}: ray is not supported: a worker's actor holds all its GPUs ({role}.num_gpus)"
+            " and runs a process for each; remove it",
+            reason="RESERVED_ARGUMENT",
+            field=key,
+        )
+    sizes = (part.engine.get(f"{kind}_parallel_size") or 1 for kind in ("tensor", "pipeline"))
+    ranks = math.prod(size for size in sizes if isinstance(size, int))
+    if 0 < part.num_gpus < ranks and ranks > 1:
+        raise InvalidRequestError(
+            f"{role}.num_gpus is {part.num_gpus:g}, and {role}.engine makes {ranks} ranks, which"
+            f" need a GPU each on the worker's node; set {role}.num_gpus to {ranks}",
+            reason="BAD_ARGUMENT",
+            field=f"{role}.num_gpus",
         )
 
 
@@ -254,9 +293,10 @@ def _weights_bytes(config: ClusterConfig) -> int:
 
 def _fixed_ports(config: ClusterConfig) -> Iterator[tuple[str, str, int]]:
     router = config.router
+    on_one_node = 1 if router.one_per_node else router.replicas
     ranges = [
-        ("router.port", router.host, router.port, router.replicas),
-        ("router.metrics_port", router.host, router.metrics_port, router.replicas),
+        ("router.port", router.host, router.port, on_one_node),
+        ("router.metrics_port", router.host, router.metrics_port, on_one_node),
         ("controller.http_port", config.controller.host, config.controller.http_port, 1),
     ]
     for role, part in config.worker_sections:

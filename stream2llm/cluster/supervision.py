@@ -3,15 +3,23 @@
 Pure: no Ray, no clock, no I/O. A fleet is a plain mapping of frozen replicas; every
 event returns a new one. Life cycle of a replica:
 
+                     WAITING
+                        ^ no room | room
+                        |         v
     MISSING -create-> STARTING -started-> RUNNING -admitted-> ADMITTED
        ^                  |                  |                   |
        |                  v                  v                   v
-       |                DEAD <---- start failed, connect failed, died
+       |                DEAD <---- start failed, connect failed, died, drained
        '----cleaned---- CLEANING -cleaned, failed too often-> GIVEN_UP
                          | a process of it does not end: DEAD, cleaned again later
+                         | cleaned after a drain that was to remove it: STOPPED
+
+WAITING has an actor that Ray cannot place at present; that is no failure, and lasts until
+a node has room for it.
 
 GIVEN_UP is created once more after a pause that doubles each time, and at once when an
-operator requests it.
+operator requests it; STOPPED only by that request. From RUNNING and ADMITTED a drain leads
+to DRAINING: the process still answers and keeps its sessions, but routers do not use it.
 
 A running decode worker is connected with every running prefill worker. A worker is
 admitted once it is connected with all admitted workers of the other role, so each pair
@@ -46,11 +54,14 @@ class Phase(StrEnum):
 
     MISSING = "missing"
     STARTING = "starting"
+    WAITING = "waiting_for_room"
     RUNNING = "running"
     ADMITTED = "ready"
+    DRAINING = "draining"
     DEAD = "dead"
     CLEANING = "cleaning"
     GIVEN_UP = "given_up"
+    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +79,7 @@ class Replica:
     permanent: bool = False  # a retry would fail in the same way
     not_before_s: float = 0.0
     reason: str = ""  # of the last death or failure
+    missing_room: str = ""  # WAITING only: what no node has
     # Decode workers only: prefill workers that it has shaken hands with.
     connected: frozenset[str] = frozenset()
     connecting: str | None = None
@@ -76,10 +88,17 @@ class Replica:
     # Workers, by name and incarnation, that could not connect with it when it was
     # replaced as the newcomer; since it was last admitted.
     replaced_for: frozenset[tuple[str, int]] = frozenset()
+    # Not created again until an operator requests it.
+    stays_away: bool = False
 
     @property
     def is_alive(self) -> bool:
         """Whether its process answers."""
+        return self.takes_work or self.phase is Phase.DRAINING
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether routers use it, or will once it is connected."""
         return self.phase in (Phase.RUNNING, Phase.ADMITTED)
 
 
@@ -141,7 +160,7 @@ def plan(fleet: Fleet, now_s: float) -> tuple[Action, ...]:
             actions.append(Clean(replica.name))
         elif replica.phase in _TO_CREATE and replica.not_before_s <= now_s:
             actions.append(Create(replica.name))
-        elif replica.role == "decode" and replica.is_alive and replica.connecting is None:
+        elif replica.role == "decode" and replica.takes_work and replica.connecting is None:
             actions += [Connect(replica.name, peer) for peer in _unconnected(fleet, replica)[:1]]
     return tuple(actions)
 
@@ -159,8 +178,9 @@ def view_members(fleet: Fleet) -> tuple[str, ...]:
 
 
 def is_ready(fleet: Fleet) -> bool:
-    """Whether every desired replica is ready."""
-    return all(r.phase is Phase.ADMITTED for r in fleet.values())
+    """Whether every desired replica is ready, but for those that an operator has removed."""
+    wanted = (r for r in fleet.values() if r.phase is not Phase.STOPPED)
+    return all(r.phase is Phase.ADMITTED for r in wanted)
 
 
 def given_up(fleet: Fleet) -> tuple[Replica, ...]:
@@ -193,7 +213,7 @@ def _unconnected(fleet: Fleet, decode: Replica) -> list[str]:
     return [
         r.name
         for r in fleet.values()
-        if r.role == "prefill" and r.is_alive and r.name not in decode.connected
+        if r.role == "prefill" and r.takes_work and r.name not in decode.connected
     ]
 
 
@@ -215,16 +235,29 @@ def begun(fleet: Fleet, action: Action) -> Fleet:
     return _put(fleet, replace(fleet[action.name], phase=Phase.CLEANING))
 
 
+def waits_for_room(fleet: Fleet, name: str, missing: str) -> Fleet:
+    """Ray has no place for the replica's actor, or ("" for `missing`) has one now.
+
+    Returns the same fleet where that is known.
+    """
+    old = fleet[name]
+    if old.phase not in (Phase.STARTING, Phase.WAITING) or old.missing_room == missing:
+        return fleet
+    phase = Phase.WAITING if missing else Phase.STARTING
+    return _put(fleet, replace(old, phase=phase, missing_room=missing))
+
+
 def started(fleet: Fleet, name: str) -> Fleet:
     """The replica answers."""
-    return _admit(_put(fleet, replace(fleet[name], phase=Phase.RUNNING, permanent=False)))
+    running = replace(fleet[name], phase=Phase.RUNNING, permanent=False, missing_room="")
+    return admitted(_put(fleet, running))
 
 
 def connected(fleet: Fleet, decode: str, prefill: str) -> Fleet:
     """Two workers have shaken hands."""
     old = fleet[decode]
     peers = old.connected | {prefill}
-    return _admit(_put(fleet, replace(old, connected=peers, connecting=None)))
+    return admitted(_put(fleet, replace(old, connected=peers, connecting=None)))
 
 
 def failed(fleet: Fleet, name: str, reason: str, *, permanent: bool = False) -> Fleet:
@@ -250,7 +283,7 @@ def connection_failed(
 def retried(fleet: Fleet, name: str) -> Fleet:
     """An operator requests a retry now; ignored unless the replica waits for one."""
     old = fleet[name]
-    if old.phase not in _TO_CREATE:
+    if old.phase not in (*_TO_CREATE, Phase.STOPPED):
         return fleet
     again = replace(
         old,
@@ -260,8 +293,20 @@ def retried(fleet: Fleet, name: str) -> Fleet:
         permanent=False,
         num_given_up=0,
         replaced_for=frozenset(),
+        stays_away=False,
     )
     return _put(fleet, again)
+
+
+def draining(fleet: Fleet, name: str, *, stays_away: bool = False) -> Fleet:
+    """Routers are not to use the replica any more; with `stays_away` it gets no successor.
+
+    Returns the same fleet unless the replica takes work.
+    """
+    old = fleet[name]
+    if not old.takes_work:
+        return fleet
+    return _put(fleet, replace(old, phase=Phase.DRAINING, stays_away=stays_away))
 
 
 def died(fleet: Fleet, name: str, reason: str) -> Fleet:
@@ -270,17 +315,20 @@ def died(fleet: Fleet, name: str, reason: str) -> Fleet:
         fleet[name],
         phase=Phase.DEAD,
         reason=reason,
+        missing_room="",
         connected=frozenset(),
         connecting=None,
         not_before_s=0.0,
     )
     rest = {r.name: _without_peer(r, name) for r in fleet.values()}
-    return _admit({**rest, name: dead})
+    return admitted({**rest, name: dead})
 
 
 def cleaned(fleet: Fleet, name: str, now_s: float, max_start_failures: int) -> Fleet:
     """Nothing is left of the dead replica: it may be recreated, or is given up."""
     old = fleet[name]
+    if old.stays_away:
+        return _put(fleet, replace(old, phase=Phase.STOPPED))
     # What has run once may run again: then no first failure is final.
     hopeless = old.permanent and not old.was_ready
     if hopeless or old.start_failures >= max_start_failures:
@@ -308,8 +356,8 @@ def not_cleaned(fleet: Fleet, name: str, now_s: float, reason: str) -> Fleet:
     return _put(fleet, again)
 
 
-def _admit(fleet: Fleet) -> Fleet:
-    """Admits workers connected with all admitted ones of the other role, in order."""
+def admitted(fleet: Fleet) -> Fleet:
+    """Workers that are connected with all admitted ones of the other role are admitted, in order."""
     for replica in fleet.values():
         if replica.phase is Phase.RUNNING and _knows_admitted_peers(fleet, replica):
             ready = replace(

@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.serving.launch import RouterStarted, StartOutcome
+from stream2llm.serving.loss import Cause, lost_by
+from stream2llm.serving.silence import Silence, is_answered
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
 
 _log = logging.getLogger(__name__)
@@ -26,33 +29,41 @@ EVENTS_KEPT = 1000
 class Hosts(Protocol):
     """The actors by name."""
 
-    async def create(self, name: str, incarnation: int) -> StartOutcome:
-        """Creates the actor and starts what it hosts; returns errors in the outcome."""
-        ...
+    async def create(
+        self, name: str, incarnation: int, waits: Callable[[str], None]
+    ) -> StartOutcome:
+        """Creates the actor and starts what it hosts; returns errors in the outcome.
+
+        Calls `waits` with what no node has while there is no place for the actor, and with
+        "" once there is.
+        """
 
     async def wait_dead(self, name: str) -> str:
         """Returns a reason once the process or its engine is dead."""
-        ...
 
     async def connect(self, decode: str, prefill: WorkerAddress) -> None:
         """Makes the decode worker shake hands; raises when that fails."""
-        ...
 
     async def examine(self, name: str) -> str:
         """Returns what keeps others from connecting with a worker, or ""; raises if it is dead."""
-        ...
 
     async def status(self, name: str) -> Any:
         """Returns the load; raises when the process is dead."""
-        ...
 
     async def push_view(self, router: str, view: ClusterView) -> None:
         """Sends a router the view; raises when it is dead."""
-        ...
+
+    async def leaving(self) -> Collection[str]:
+        """Returns the replicas whose node is about to end."""
+
+    async def drain(self, name: str, timeout_s: float) -> None:
+        """Returns when the replica's sessions have ended, which takes about so long at most."""
+
+    async def stop(self, name: str) -> None:
+        """Ends what the actor hosts, if possible."""
 
     async def clean(self, name: str) -> None:
         """Kills the actor and every process it left."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,11 @@ class Settings:
     # For each query after a failed connection: examining a worker, or connecting it with
     # another one.
     evidence_timeout_s: float = 30.0
+    # For the sessions of a worker that drains, and for routers to hear of it before.
+    drain_timeout_s: float = 30.0
+    view_timeout_s: float = 5.0
+    # Between two looks at whether a node is about to end.
+    nodes_interval_s: float = 3.0
 
 
 class Supervisor:
@@ -84,6 +100,7 @@ class Supervisor:
         self.addresses: dict[str, WorkerAddress | RouterStarted] = {}
         self.statuses: dict[str, Any] = {}
         self.num_events = 0
+        self._began_s: dict[str, float] = {}  # by replica: its last start, once it had room
         self._known_views: dict[str, int] = {}  # by router: the version it has confirmed
         self._events: deque[str] = deque(maxlen=EVENTS_KEPT)
         self._hosts = hosts
@@ -98,21 +115,20 @@ class Supervisor:
     @property
     def is_ready(self) -> bool:
         """Whether every desired replica is ready, and every router knows of it."""
-        routers = [r.name for r in self.fleet.values() if r.role == "router"]
-        known = (self._known_views.get(name) == self.view.version for name in routers)
-        return sv.is_ready(self.fleet) and all(known)
+        return sv.is_ready(self.fleet) and self._is_known(self.view.version)
 
     def events_since(self, seen: int) -> list[str]:
         """Returns the events after the first `seen`, as far as they are kept."""
+        seen = seen if seen <= self.num_events else 0  # of an earlier controller
         new = min(self.num_events - seen, len(self._events))
         return list(self._events)[len(self._events) - new :] if new > 0 else []
 
     async def wait_change(self, seen: int) -> None:
-        """Returns once there are more than `seen` events."""
+        """Returns once there are more than `seen` events, or fewer: others were an earlier controller's."""
         listener = asyncio.Event()
         self._listeners.add(listener)
         try:
-            while self.num_events <= seen:
+            while self.num_events == seen:
                 listener.clear()
                 await listener.wait()
         finally:
@@ -133,15 +149,57 @@ class Supervisor:
                 self._apply(fleet)
         return again
 
+    def drain(self, name: str, timeout_s: float | None = None, *, stays_away: bool = False) -> bool:
+        """Takes a replica out of use; once its sessions have ended it is replaced, or stopped.
+
+        Returns whether it was in use. Raises KeyError for an unknown name.
+        """
+        fleet = sv.draining(self.fleet, name, stays_away=stays_away)
+        if fleet is self.fleet:
+            return False
+        limit_s = self._settings.drain_timeout_s if timeout_s is None else timeout_s
+        self._note(name, f"drains: its sessions have {limit_s:g} s")
+        self._apply(fleet)
+        self._spawn(self._drain(name, limit_s))
+        return True
+
+    def restore(
+        self,
+        fleet: sv.Fleet,
+        addresses: Mapping[str, WorkerAddress | RouterStarted],
+        view: ClusterView,
+    ) -> None:
+        """Sets what an earlier controller has left; call it before `run`."""
+        kept = {name for name, replica in fleet.items() if replica.is_alive}
+        self.fleet = fleet
+        self.addresses = {name: each for name, each in addresses.items() if name in kept}
+        self.view = view
+        self._note("controller", f"has taken over; {len(kept)} of {len(fleet)} go on")
+
     # -- the loop ----------------------------------------------------------
 
     async def run(self) -> None:
         """Supervises until it is cancelled; leaves the actors as they are."""
         async with self._group:
+            self._resume()
+            self._spawn(self._watch_nodes())
             while True:
                 self._changed.clear()
                 self._begin_actions()
                 await self._sleep_until_due()
+
+    def _resume(self) -> None:
+        """Continues with what was restored; a new fleet has nothing of that."""
+        for name, replica in self.fleet.items():
+            if replica.phase is sv.Phase.STARTING:
+                self._spawn(self._start(name))
+            if not replica.is_alive:
+                continue
+            self._spawn(self._watch(name, replica.incarnation))
+            if replica.role == "router":
+                self._spawn(self._push_view(name, self.view))
+            if replica.phase is sv.Phase.DRAINING:
+                self._spawn(self._drain(name, self._settings.drain_timeout_s))
 
     def _begin_actions(self) -> None:
         for action in sv.plan(self.fleet, self._now_s()):
@@ -175,19 +233,31 @@ class Supervisor:
     async def _create(self, name: str) -> None:
         incarnation = self.fleet[name].incarnation
         self._note(name, "starting" if incarnation == 1 else f"starting again ({incarnation})")
-        begin_s = self._now_s()
-        outcome = await self._hosts.create(name, incarnation)
+        await self._start(name)
+
+    async def _start(self, name: str) -> None:
+        incarnation = self.fleet[name].incarnation
+        self._began_s[name] = self._now_s()
+        outcome = await self._hosts.create(name, incarnation, partial(self._waits, name))
         if outcome.address is None:
             self._note(name, f"failed to start: {outcome.error}")
             failed = sv.failed(self.fleet, name, outcome.error, permanent=outcome.permanent)
             self._apply(failed)
             return
         self.addresses[name] = outcome.address
-        self._note(name, f"started in {self._now_s() - begin_s:.1f} s")
+        self._note(name, f"started in {self._now_s() - self._began_s[name]:.1f} s")
         self._apply(sv.started(self.fleet, name))
         self._spawn(self._watch(name, incarnation))
         if outcome.address.role == "router":
             self._spawn(self._push_view(name, self.view))
+
+    def _waits(self, name: str, missing: str) -> None:
+        if missing:
+            self._began_s[name] = self._now_s()
+        fleet = sv.waits_for_room(self.fleet, name, missing)
+        if fleet is not self.fleet:
+            self._note(name, f"waits: {missing}" if missing else "has a place now")
+            self._apply(fleet)
 
     async def _push_view(self, router: str, view: ClusterView) -> None:
         incarnation = self.fleet[router].incarnation
@@ -279,6 +349,34 @@ class Supervisor:
         now = (self.fleet[decode].incarnation, self.fleet[prefill].incarnation)
         return now == pair and self.fleet[decode].connecting == prefill
 
+    async def _drain(self, name: str, timeout_s: float) -> None:
+        incarnation = self.fleet[name].incarnation
+        await self._until_routers_know()
+        try:
+            await self._hosts.drain(name, timeout_s)
+            await self._hosts.stop(name)
+        except Exception as error:  # if it died, its watcher reports that
+            _log.warning("no_graceful_drain name=%s error=%r", name, error)
+        if self._is_draining(name, incarnation):
+            self._note(name, "has drained")
+            self._apply(sv.died(self.fleet, name, "it was drained"))
+
+    def _is_draining(self, name: str, incarnation: int) -> bool:
+        replica = self.fleet[name]
+        return replica.incarnation == incarnation and replica.phase is sv.Phase.DRAINING
+
+    async def _until_routers_know(self) -> None:
+        """Waits until no router sends a draining worker a new session, within limits."""
+        version = self.view.version
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.view_timeout_s):
+                while not self._is_known(version):
+                    await self.wait_change(self.num_events)
+
+    def _is_known(self, version: int) -> bool:
+        routers = [r.name for r in self.fleet.values() if r.role == "router" and r.takes_work]
+        return all(self._known_views.get(name, -1) >= version for name in routers)
+
     async def _clean(self, name: str) -> None:
         try:
             await self._hosts.clean(name)
@@ -298,6 +396,8 @@ class Supervisor:
             self._note(
                 name, f"is given up: {fleet[name].reason} (it is tried again in {pause_s:.0f} s)"
             )
+        elif fleet[name].phase is sv.Phase.STOPPED:
+            self._note(name, "is stopped, as requested")
         self._apply(fleet)
 
     # -- watching ----------------------------------------------------------
@@ -315,6 +415,14 @@ class Supervisor:
             for watcher in watchers:
                 watcher.cancel()
 
+    async def _watch_nodes(self) -> None:
+        while True:
+            for name in await self._hosts.leaving():
+                if self.fleet[name].takes_work:
+                    self._note(name, "is on a node that is about to end")
+                    self.drain(name)
+            await asyncio.sleep(self._settings.nodes_interval_s)
+
     async def _check_health(self, name: str) -> str:
         while True:
             reason = await self._probe(name, self._settings.unresponsive_after_s)
@@ -323,17 +431,27 @@ class Supervisor:
             await asyncio.sleep(self._settings.health_interval_s)
 
     async def _probe(self, name: str, timeout_s: float) -> str | None:
+        question = asyncio.ensure_future(self._hosts.status(name))
         try:
-            async with asyncio.timeout(timeout_s):
-                self.statuses[name] = await self._hosts.status(name)
-        except TimeoutError:
-            return f"gave no answer for {timeout_s:.0f} s"
+            if not await is_answered(question, Silence(timeout_s), self._now_s):
+                return lost_by(Cause.UNRESPONSIVE, f"gave no answer for {timeout_s:.0f} s")
+            status = question.result()
         except Exception as error:
             return f"status call failed: {error}"
+        finally:
+            question.cancel()
+        failure = getattr(status, "policy_failure", "")
+        if failure and failure != getattr(self.statuses.get(name), "policy_failure", ""):
+            self._note(name, f"follows {status.policy} now: {failure}")
+        self.statuses[name] = status
+        if _says_it_drains(status):  # its node or pod is about to end
+            self.drain(name)
         return None
 
     def _died(self, name: str, incarnation: int, reason: str) -> None:
         replica = self.fleet[name]
+        if self._is_draining(name, incarnation):  # after SIGTERM it ends by itself
+            reason = f"it ended while it drained: {reason}"
         if replica.incarnation == incarnation and replica.is_alive:
             _log.error("replica_died name=%s reason=%s", name, reason)
             self._note(name, f"died: {reason}")
@@ -379,3 +497,10 @@ class Supervisor:
     @staticmethod
     def _now_s() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _says_it_drains(status: Any) -> bool:
+    """Reads the status of a worker, or a router's."""
+    if isinstance(status, Mapping):
+        return bool(status.get("is_draining"))
+    return bool(getattr(status, "is_draining", False))

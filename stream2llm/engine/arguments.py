@@ -31,6 +31,7 @@ RESERVED: Mapping[str, str] = {
     "additional_config": "it carries our settings into the engine",
     "logits_processors": "penalties on the first token need ours",
     "enable_log_requests": "the router logs sessions, the engine none of their text",
+    "otlp_traces_endpoint": "`observability.tracing` says where traces go",
 }
 # Further ones for prefill workers.
 RESERVED_PREFILL: Mapping[str, str] = {

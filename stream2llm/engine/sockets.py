@@ -2,7 +2,7 @@
 
 UCX (below NIXL) listens on every interface it finds, gloo and NCCL on the one of this
 machine's name, and vLLM takes the address of the outward route. An engine whose worker
-has a loopback address needs none of that.
+has a loopback address needs none of that. (The actor gives vLLM any other address.)
 """
 
 from __future__ import annotations

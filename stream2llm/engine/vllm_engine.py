@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +29,14 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
+from stream2llm.api.trace_context import TraceContext
 from stream2llm.engine.arguments import RESERVED
 from stream2llm.engine.cpu_executor import executor_args
+from stream2llm.engine.sign_of_life import SignOfLife
 from stream2llm.engine.sockets import socket_environment
 from stream2llm.engine.stats import EngineStats
+from stream2llm.engine.step_limit import LIMIT_VARIABLE, StepLimit
+from stream2llm.engine.tracing_environment import tracing_environment
 from stream2llm.serving import logs
 from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.serving.worker_spec import WorkerSpec
@@ -86,12 +91,23 @@ def engine_error(error: Exception) -> Exception:
 class Engine:
     """One running vLLM engine."""
 
-    def __init__(self, llm: AsyncLLM, stats: EngineStats, clock: Clock) -> None:
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        stats: EngineStats,
+        clock: Clock,
+        step_limit: StepLimit,
+        hung_after_s: float,
+    ) -> None:
         self._llm = llm
         self.stats = stats
         self._clock = clock
         # Constant, because an engine without one of its processes is dead.
-        self.pids = _own_processes()
+        self._processes = _engine_processes()
+        self.pids = (os.getpid(), *(process.pid for process in self._processes))
+        self.sign_of_life = SignOfLife(llm.is_paused, step_limit.read, hung_after_s, clock)
+        # Why it hung, once it has.
+        self._hung: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @classmethod
     async def start(
@@ -111,14 +127,19 @@ class Engine:
         Raises InvalidRequestError for reserved or unknown engine arguments, and
         vLLM's own errors for others.
         """
-        _set_socket_environment(spec.host)
+        _set_environment(socket_environment(spec.host))
+        if spec.observability.tracing.is_on:
+            _set_environment(tracing_environment(spec.role))
         args = engine_args(spec, kv_transfer, fixed_args)
-        logs.guard("vllm")  # importing vLLM has added handlers
+        step_limit, path = StepLimit.create()
+        os.environ[LIMIT_VARIABLE] = path  # of this engine, should another have run here
+        logs.guard("vllm", spec.observability.logs)  # importing vLLM has added handlers
         llm = await asyncio.to_thread(_build_config_and_llm, args, stats)
+        logs.guard("vllm", spec.observability.logs)  # and its configuration others
         # The output handler must run in this loop; vLLM is built in a thread, where it
         # could not start it.
         llm._run_output_handler()
-        return cls(llm, stats, clock or SystemClock())
+        return cls(llm, stats, clock or SystemClock(), step_limit, spec.hung_after_s)
 
     @property
     def info(self) -> EngineInfo:
@@ -137,31 +158,61 @@ class Engine:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the engine has died."""
-        return bool(self._llm.errored)
+        """Whether the engine has died, or hung and was killed."""
+        return bool(self._llm.errored) or self._hung.done()
 
     async def wait_dead(self) -> str:
-        """Returns a reason once one of the engine's processes has died."""
+        """Returns a reason once one of the engine's processes has died, or the engine has hung."""
         handler = self._llm.output_handler
         assert handler is not None
         # The output handler ends when EngineCore, or a worker of it, is gone.
-        await asyncio.wait({handler})
-        return str(self._llm.dead_error)
+        await asyncio.wait({handler, self._hung}, return_when=asyncio.FIRST_COMPLETED)
+        return self._hung.result() if self._hung.done() else str(self._llm.dead_error)
+
+    async def kill_when_hung(self) -> None:
+        """Kills the engine's processes once it hangs; returns at once when it has died.
+
+        What follows is a death: its streams end, and who waits for it gets the reason. A
+        process that was only stopped cannot wake up any more and write into anybody's KV.
+        """
+        try:
+            why = await self.sign_of_life.until_hung()
+        except EngineDeadError:
+            return
+        if not self.is_dead:
+            _log.error("engine_hung reason=%s pids=%s", why, self.pids[1:])
+            self._hung.set_result(why)
+            # At once: a process that is stuck in a driver may not end.
+            self._llm.output_processor.propagate_error(EngineDeadError())
+            for process in self._processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     async def build_request(
-        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        cache_salt: str = "",
+        *,
+        trace: TraceContext | None = None,
     ) -> EngineCoreRequest:
-        """Builds a request; raises InvalidRequestError for one that vLLM refuses."""
-        if self._llm.errored:
+        """Builds a request; raises InvalidRequestError for one that vLLM refuses.
+
+        Its KV is found only by requests with the same `cache_salt`. vLLM's own span of the
+        request is a child of `trace`.
+        """
+        if self.is_dead:
             raise engine_error(self._llm.dead_error)
         tasks = await self._llm.get_supported_tasks()
         try:
             request = self._llm.input_processor.process_inputs(
                 request_id,
-                tokens_input(prompt_token_ids),
+                tokens_input(prompt_token_ids, cache_salt=cache_salt or None),
                 params,
                 supported_tasks=tasks,
                 arrival_time=self._clock.wall_s(),
+                trace_headers=None if trace is None else dict(trace.metadata()),
             )
         except (ValueError, OverflowError) as error:
             raise InvalidRequestError(f"the engine refuses the request: {error}") from error
@@ -189,7 +240,7 @@ class Engine:
 
     async def abort(self, request_id: str) -> None:
         """Ends a request and frees its blocks; ignored if it has ended."""
-        if not self._llm.errored:
+        if not self.is_dead:
             await self._llm.abort(request_id, internal=True)
 
     async def end(self, request_id: str) -> None:
@@ -210,9 +261,9 @@ class Engine:
         self._llm.shutdown()
 
 
-def _set_socket_environment(host: str) -> None:
+def _set_environment(variables: Mapping[str, str]) -> None:
     """Sets variables that the engine's processes read when they start, unless set already."""
-    for name, value in socket_environment(host).items():
+    for name, value in variables.items():
         os.environ.setdefault(name, value)
 
 
@@ -226,11 +277,10 @@ def nixl_options(spec: WorkerSpec) -> dict[str, Any]:
     }
 
 
-def _own_processes() -> tuple[int, ...]:
-    """Returns the ids of this process, EngineCore and its workers."""
+def _engine_processes() -> tuple[psutil.Process, ...]:
+    """Returns EngineCore and its workers."""
     children = psutil.Process().children(recursive=True)
-    engine = [child for child in children if "resource_tracker" not in "".join(child.cmdline())]
-    return (os.getpid(), *(child.pid for child in engine))
+    return tuple(each for each in children if "resource_tracker" not in "".join(each.cmdline()))
 
 
 def engine_args(
@@ -242,20 +292,17 @@ def engine_args(
         names = ", ".join(sorted(reserved))
         raise InvalidRequestError(f"{spec.role}.engine: {names}: set by Stream2LLM itself")
     transfer = KVTransferConfig(**{**nixl_options(spec), **kv_transfer})
-    platform_args: dict[str, Any] = {}
+    own_args: dict[str, Any] = {}
+    if spec.observability.tracing.is_on:
+        own_args["otlp_traces_endpoint"] = spec.observability.tracing.otlp_endpoint
     if current_platform.is_cpu():
-        platform_args["worker_cls"] = "stream2llm.engine.cpu_worker.QuietCPUWorker"
+        own_args["worker_cls"] = "stream2llm.engine.cpu_worker.QuietCPUWorker"
     try:
         return AsyncEngineArgs(
             model=spec.model_path,
             kv_transfer_config=transfer,
             enable_log_requests=False,
-            **{
-                **platform_args,
-                **spec.engine_args,
-                **executor_args(spec.engine_args),
-                **fixed_args,
-            },
+            **{**own_args, **spec.engine_args, **executor_args(spec.engine_args), **fixed_args},
         )
     except TypeError as error:
         raise InvalidRequestError(f"{spec.role}.engine: {error}") from error

@@ -64,17 +64,19 @@ def to_vllm(
         raise InvalidRequestError(f"sampling: {error}", field="sampling") from error
 
 
-def engine_seed(seed: int | None, engine: EngineSeed) -> int | None:
+def engine_seed(seed: int | None, engine: EngineSeed, num_before: int = 0) -> int | None:
     """Derives one engine's seed from the client's.
 
     Both engines start their own generator; with one seed for both, the second token would
-    be drawn with the random numbers of the first. Besides, vLLM takes -1 for "no seed",
+    be drawn with the random numbers of the first. So would those behind a restart, when other
+    engines sampled the `num_before` tokens that an undisturbed answer gets here. Besides, vLLM takes -1 for "no seed",
     and torch no negative ones. SplitMix64's finalizer (Steele, Lea, Flood 2014) is a
     bijection of 64 bits, of which one is dropped.
     """
     if seed is None:
         return None
-    mixed = (seed + engine * 0x9E3779B97F4A7C15) & _MASK_64
+    stream = engine + num_before * len(EngineSeed)
+    mixed = (seed + stream * 0x9E3779B97F4A7C15) & _MASK_64
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK_64
     return (mixed ^ (mixed >> 31)) >> 1

@@ -10,11 +10,14 @@ import asyncio
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.registry import Collector
 
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.grpc_options import server_options
@@ -22,14 +25,28 @@ from stream2llm.api.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from stream2llm.engine import side_channel
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.worker_metrics import WorkerGauges
+from stream2llm.engine.worker_sessions import WorkerSessions
+from stream2llm.security.certificates import open_certificates
+from stream2llm.security.grpc_access import RequireClusterToken
+from stream2llm.security.tls import add_port, http_server_context
+from stream2llm.security.tls_metrics import TlsMetrics
+from stream2llm.serving.access import Guards
+from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.health_servicer import HealthService
 from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.processes import own_origin
+from stream2llm.serving.tracing import Tracing
 from stream2llm.serving.undecodable import RefuseUndecodable
 from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec, WorkerStatus
 
 _log = logging.getLogger(__name__)
 
+# By which a worker's health is asked for.
+_SERVICE_NAME = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 # Twice as long as vLLM's readers wait for an answer.
 _SIDE_CHANNEL_LIMIT_S = 10.0
+# Between two looks at the blocks that a draining worker still holds.
+_HELD_BLOCKS_INTERVAL_S = 0.2
 
 
 class EngineWorker(ABC):
@@ -38,12 +55,13 @@ class EngineWorker(ABC):
     def __init__(self, spec: WorkerSpec, registry: CollectorRegistry = REGISTRY) -> None:
         self.spec = spec
         self.registry = registry
+        self.certificates = open_certificates(spec.security.tls_files)
+        self._guards = Guards(spec.security.auth, SystemClock())
         self.engine: Engine
+        self.tracing: Tracing
         self._open = AsyncExitStack()
-        self._num_sessions = 0
-        self._draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.sessions = WorkerSessions()
+        self._health = HealthService(("", _SERVICE_NAME))
 
     @abstractmethod
     async def start_engine(self) -> Engine:
@@ -58,6 +76,11 @@ class EngineWorker(ABC):
     @property
     def policy(self) -> str:
         """The scheduling policy in force; empty for a role without policies."""
+        return ""
+
+    @property
+    def policy_failure(self) -> str:
+        """Why another policy than the chosen one is in force; empty while none has failed."""
         return ""
 
     @abstractmethod
@@ -80,12 +103,22 @@ class EngineWorker(ABC):
     async def _start(self) -> WorkerAddress:
         self.engine = await self.start_engine()
         self._open.callback(self.engine.shutdown)
+        self._keep_running(self.engine.kill_when_hung())
+        self.tracing = self._start_tracing()
+        self._open.push_async_callback(self.tracing.close)
         await self.start_more(self._open)
-        gauges = WorkerGauges(self.spec.role, self._read_status)
-        self.registry.register(gauges)
-        self._open.callback(self.registry.unregister, gauges)
+        self._show(WorkerGauges(self.spec.role, self._read_status))
+        if self.certificates is not None:
+            self._show(TlsMetrics(self.certificates))
+        self._show(self._guards.metrics)
         metrics = self._open.enter_context(
-            MetricsServer(self.spec.host, self.spec.metrics_port, self.registry)
+            MetricsServer(
+                self.spec.host,
+                self.spec.metrics_port,
+                self.registry,
+                http_server_context(self.certificates),
+                self._guards.of("metrics"),
+            )
         )
         grpc_address = await self._start_grpc()
         info = self.engine.info
@@ -100,40 +133,63 @@ class EngineWorker(ABC):
             block_size=info.block_size,
         )
 
+    def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs it beside the worker, until that stops."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception:  # a bug: the worker goes on without it
+                _log.exception("worker_task_failed worker_id=%s", self.spec.worker_id)
+
+        self._open.push_async_callback(cancel, asyncio.create_task(guarded()))
+
+    def _start_tracing(self) -> Tracing:
+        spec = self.spec
+        origin = own_origin(spec.worker_id)
+        options = spec.observability.tracing
+        return Tracing(options, spec.role, origin, SystemClock(), self.registry)
+
+    def _show(self, metrics: Collector) -> None:
+        self.registry.register(metrics)
+        self._open.callback(self.registry.unregister, metrics)
+
     async def _start_grpc(self) -> str:
+        token = self.spec.cluster_token
+        admit = [RequireClusterToken(self._guards.of("grpc"), token)] if token else []
         server = grpc.aio.server(
-            interceptors=[RefuseUndecodable()],
-            options=server_options(self.spec.max_message_bytes),
+            interceptors=[*admit, RefuseUndecodable()],
+            options=server_options(self.spec.max_message_bytes, for_peers=True),
         )
         self.add_services(server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(_StatusService(self), server)
-        port = server.add_insecure_port(f"{self.spec.host}:0")
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        port = add_port(server, f"{self.spec.host}:0", self.certificates, for_peers=True)
         await server.start()
         self._open.push_async_callback(server.stop, None)
+        self._health.set(is_serving=True)
+        self._keep_running(self._not_serving_when_dead())
         return f"{self.spec.host}:{port}"
+
+    async def _not_serving_when_dead(self) -> None:
+        await self.engine.wait_dead()
+        self._health.set(is_serving=False)
 
     @property
     def is_draining(self) -> bool:
         """Whether new sessions are refused."""
-        return self._draining
+        return self.sessions.is_draining
 
     @contextmanager
     def session(self) -> Iterator[None]:
         """Counts a session while it lasts; refuses it when draining or dead."""
         self.require_open()
-        self._num_sessions += 1
-        self._idle.clear()
-        try:
+        with self.sessions.one():
             yield
-        finally:
-            self._num_sessions -= 1
-            if not self._num_sessions:
-                self._idle.set()
 
     def require_open(self) -> None:
         """Raises UnavailableError when draining or dead."""
-        if self._draining:
-            raise UnavailableError("the worker is draining", reason="DRAINING")
+        self.sessions.require_open()
         if self.engine.is_dead:
             raise UnavailableError("the worker's engine died", reason="WORKER_LOST")
 
@@ -168,25 +224,44 @@ class EngineWorker(ABC):
     def _read_status(self) -> WorkerStatus:
         info = self.engine.info
         return WorkerStatus(
-            num_sessions=self._num_sessions,
+            num_sessions=self.sessions.num_open,
             num_kv_blocks=info.num_kv_blocks,
             num_kv_blocks_held=self.engine.stats.num_blocks_held(info.num_kv_blocks),
             block_size=info.block_size,
             pids=self.engine.pids,
             policy=self.policy,
+            policy_failure=self.policy_failure,
+            is_draining=self.is_draining,
+            silent_s=self.engine.sign_of_life.silent_s,
+            silence_limit_s=self.engine.sign_of_life.limit_s,
         )
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuses new sessions and waits for the open ones, up to `timeout_s`."""
-        self._draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except TimeoutError:
-            _log.warning("%s sessions did not end while draining", self._num_sessions)
+        """Refuses new sessions and waits for the open ones; after `timeout_s` ends the rest.
+
+        Then waits, within the same time, for decode workers to read what was handed over.
+        """
+        clock = SystemClock()
+        deadline_s = clock.monotonic_s() + timeout_s
+        self._health.drain()
+        await self.sessions.drain(timeout_s)
+        # vLLM reports them with its steps, without an event.
+        while self._holds_blocks and clock.monotonic_s() < deadline_s:  # noqa: ASYNC110
+            await asyncio.sleep(_HELD_BLOCKS_INTERVAL_S)
+
+    @property
+    def _holds_blocks(self) -> bool:
+        return self._read_status().num_kv_blocks_held > 0
 
     async def stop(self) -> None:
         """Ends everything; no process of the engine is left. May be called again."""
         await self._open.aclose()
+
+
+async def cancel(task: asyncio.Task[None]) -> None:
+    """Cancels a task and waits for its end."""
+    task.cancel()
+    await asyncio.wait([task])
 
 
 class _StatusService(worker_pb2_grpc.WorkerServiceServicer):

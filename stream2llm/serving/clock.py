@@ -15,11 +15,9 @@ class Clock(Protocol):
 
     def monotonic_s(self) -> float:
         """Seconds since an arbitrary instant; never goes back."""
-        ...
 
     def wall_s(self) -> float:
         """Seconds since the Unix epoch; may jump."""
-        ...
 
 
 class SystemClock:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from stream2llm.serving.placement import Placement
 from stream2llm.serving.router_spec import RouterSpec
 from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec
 
@@ -27,6 +28,9 @@ class Launch:
     num_gpus: float
     start_timeout_s: float
     environment: dict[str, str]
+    placement: Placement = field(default_factory=Placement)
+    # What open sessions have when the process gets SIGTERM.
+    drain_timeout_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

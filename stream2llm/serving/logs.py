@@ -5,14 +5,26 @@ one of them would begin a forged log line, and an escape sequence would control 
 reader's terminal. So control characters are written as escapes, where lines are written
 rather than where messages are made: `configure` for the log of a process, `for_terminal`
 for printed text.
+
+A line of text has the time (UTC), the level, the component with its incarnation, the logger
+and the message. Structured logs (`json`) are one object a line: the same, and of a session its
+id, trace and span.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-FORMAT = "%(levelname)s:%(name)s:%(message)s"
+from stream2llm.serving import log_context
+
+if TYPE_CHECKING:
+    from stream2llm.serving.observability import LogFormat
+
 # Precedes each line of a stack trace: an exception's text may contain lines itself.
 TRACE_MARK = "  | "
 
@@ -35,7 +47,7 @@ def for_terminal(text: str) -> str:
     return _ALL_BUT_LAYOUT.sub(_escape, text)
 
 
-def configure(level: int = logging.INFO) -> None:
+def configure(level: int = logging.INFO, log_format: LogFormat = "text") -> None:
     """Makes this process log to stderr, one line per record; may be called again.
 
     Handlers that others have added stay, and write their lines as safely.
@@ -43,25 +55,28 @@ def configure(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(logging.StreamHandler())
+    formatter = JsonFormatter() if log_format == "json" else TextFormatter()
     for handler in root.handlers:
-        if not isinstance(handler.formatter, SafeFormatter):
-            handler.setFormatter(SafeFormatter(FORMAT))
+        if type(handler.formatter) is not type(formatter):
+            handler.setFormatter(formatter)
     root.setLevel(level)
-    guard("vllm")
+    guard("vllm", log_format)
 
 
-def configure_child() -> None:
+def configure_child(log_format: LogFormat = "text") -> None:
     """Calls `configure` in a process that vLLM started for an engine; elsewhere does nothing."""
     from multiprocessing import parent_process  # lazily, for the start of the command line
 
     if parent_process() is not None:
-        configure()
+        configure(log_format=log_format)
 
 
-def guard(name: str) -> None:
-    """Escapes what a library's own handlers write, without changing their layout."""
+def guard(name: str, log_format: LogFormat = "text") -> None:
+    """Escapes what a library's own handlers write; as text, without changing their layout."""
     for handler in logging.getLogger(name).handlers:
-        if not any(isinstance(each, _EscapedArguments) for each in handler.filters):
+        if log_format == "json":
+            handler.setFormatter(JsonFormatter())
+        elif not any(isinstance(each, _EscapedArguments) for each in handler.filters):
             handler.addFilter(_EscapedArguments())
 
 
@@ -79,6 +94,58 @@ class SafeFormatter(logging.Formatter):
         if record.stack_info:
             parts.append(_marked(self.formatStack(record.stack_info)))
         return "\n".join(parts)
+
+
+def own_part() -> tuple[str, int]:
+    """Returns the component and the incarnation of this process; "" for none of a cluster."""
+    if "STREAM2LLM_OWNER" not in os.environ:  # a command: it does without psutil
+        return "", 0
+    from stream2llm.serving.processes import own_origin
+
+    origin = own_origin("")
+    return origin.component, origin.incarnation
+
+
+class TextFormatter(SafeFormatter):
+    """A line as operators read it: `2026-11-29T17:08:35.123Z INFO prefill-0/2 logger: message`."""
+
+    def __init__(self) -> None:
+        component, incarnation = own_part()
+        part = f"{component}/{incarnation} ".replace("%", "%%") if component else ""
+        super().__init__(f"%(asctime)s %(levelname)s {part}%(name)s: %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """Returns the record's time in UTC, with milliseconds."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        return time.replace("+00:00", "Z")
+
+
+class JsonFormatter(SafeFormatter):
+    """One JSON object in one line; a stack trace is a field of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._component, self._incarnation = own_part()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the record as JSON."""
+        fields: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "pid": record.process,
+        }
+        if self._component:
+            fields["component"] = self._component
+            fields["incarnation"] = self._incarnation
+        fields |= log_context.current_fields()
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            fields["stack"] = self.formatStack(record.stack_info)
+        # JSON leaves DEL as it is.
+        return one_line(json.dumps(fields))
 
 
 class _EscapedArguments(logging.Filter):

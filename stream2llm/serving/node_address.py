@@ -13,4 +13,9 @@ def node_address() -> str:
     this is the address of the interface with the outward route.
     """
     address: str = ray.util.get_node_ip_address()
-    return str(node_ip_address_from_perspective(None)) if is_localhost(address) else address
+    return outward_address() if is_localhost(address) else address
+
+
+def outward_address() -> str:
+    """Returns the address of this machine's interface with the outward route; needs no Ray."""
+    return str(node_ip_address_from_perspective(None))

@@ -7,7 +7,7 @@ import socket
 
 # Neither Ray's workers (10002-19999) nor the kernel's outgoing connections
 # (from 32768 on) take ports from here while an engine starts.
-_RANGE = range(20_000, 32_000)
+PORTS = range(20_000, 32_000)
 
 
 def is_port_free(host: str, port: int) -> bool:
@@ -36,7 +36,7 @@ def pick_port(host: str, seed: str) -> int:
     """Returns a port that is free now and that another seed is unlikely to pick."""
     order = random.Random(seed)
     for _ in range(200):
-        port = order.choice(_RANGE)
+        port = order.choice(PORTS)
         if is_port_free(host, port):
             return port
-    raise OSError(f"no free port on {host} between {_RANGE.start} and {_RANGE.stop}")
+    raise OSError(f"no free port on {host} between {PORTS.start} and {PORTS.stop}")

@@ -25,6 +25,16 @@ OWNER_VARIABLE = "STREAM2LLM_OWNER"
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The part of a cluster that this process is, for its logs and traces."""
+
+    # For instance "prefill-0".
+    component: str
+    # From 1; the number of processes that this part has had. 0: not supervised.
+    incarnation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class OwnedProcess:
     """A living process that carries an owner mark."""
 
@@ -36,6 +46,14 @@ class OwnedProcess:
 def owner_mark(cluster_id: str, replica: str, incarnation: int) -> str:
     """The mark of one incarnation; each field closed by a slash, so prefixes are exact."""
     return f"{cluster_id}/{replica}/{incarnation}/"
+
+
+def own_origin(otherwise: str) -> Origin:
+    """Reads this process's own mark, which children inherit; without one it is `otherwise`."""
+    _, component, incarnation, *_ = (*os.environ.get(OWNER_VARIABLE, "").split("/"), "", "")
+    if not component or not incarnation.isdecimal():
+        return Origin(otherwise)
+    return Origin(component, int(incarnation))
 
 
 def mark_environment(mark: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ only that the engine core did not start. Pure but for `LogTail`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -45,10 +46,21 @@ MAX_REASON_CHARS = 2000
 
 def find_root_cause(log: str) -> tuple[str, str] | None:
     """Returns (exception name, message) of the first exception that is not a reference."""
-    for match in _EXCEPTION.finditer(log):
+    for match in _EXCEPTION.finditer("\n".join(map(_as_text, log.split("\n")))):
         if not any(pointer in match[2] for pointer in _POINTERS):
             return match[1].rsplit(".", 1)[-1], match[2].strip()[:MAX_REASON_CHARS]
     return None
+
+
+def _as_text(line: str) -> str:
+    """Returns message and stack trace of a line of a structured log; any other line as it is."""
+    if not line.startswith("{"):
+        return line
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return line
+    return "\n".join(str(record[key]) for key in ("message", "exception") if key in record)
 
 
 def is_permanent(exception_name: str) -> bool:

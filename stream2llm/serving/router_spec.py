@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from stream2llm.api.handover import HandoverMode
+from stream2llm.serving.frozen_model import FrozenModel
+from stream2llm.serving.observability import ObservabilityOptions
+from stream2llm.serving.security_options import SecurityOptions
 
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
 
-class FrozenModel(BaseModel):
-    """A part of the configuration: immutable, and unknown keys are refused."""
-
-    # A docstring under a field is its description in docs/reference/configuration.md.
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+AdmissionMode = Literal["always", "warn", "refuse"]
 
 
 class RouterLimits(FrozenModel):
@@ -35,11 +35,29 @@ class RouterLimits(FrozenModel):
     """Maximum bytes of one gRPC message, between client and router and between router and workers."""
     input_idle_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds without an event from the client after which an unsealed session ends."""
+    open_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds until the first event of a stream, after which it ends (`NOT_OPENED`)."""
+    silent_after_s: float = Field(default=10.0, ge=0)
+    """Seconds without a new token after which an unsealed session counts as silent: a router that
+    is full gives its place to another tenant that has less than its share of the places. A stream
+    that has sent no token at all counts as silent from its beginning."""
     max_session_duration_s: float = Field(default=3600.0, gt=0)
     """Seconds from open after which a session ends, whatever its state."""
     credit_window_tokens: int = Field(default=65_536, ge=1)
     """Tokens received but not yet prefilled, above which the router stops reading from the
     client."""
+
+
+class RecoveryOptions(FrozenModel):
+    """What a router does for a session that loses a worker: it places the session at another one."""
+
+    max_restarts: int = Field(default=3, ge=0)
+    """Maximum restarts of one session; the next loss fails it. 0: every loss fails it."""
+    max_engine_deaths: int = Field(default=2, ge=1)
+    """Engines that may die while they hold one session. With this many it is taken for the cause of
+    their deaths, and fails."""
+    max_wait_s: float = Field(default=120.0, ge=0)
+    """Seconds that a session waits, at each loss, until a worker of the role can be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +81,18 @@ class RouterSpec:
     # How long a drain waits for open sessions.
     drain_timeout_s: float
     limits: RouterLimits = field(default_factory=RouterLimits)
+    # Which of the routers it is: each has a part of every tenant's quotas.
+    router_index: int = 0
+    num_routers: int = 1
+    # What happens to a session whose deadline will not hold.
+    admission: AdmissionMode = "always"
+    # Deadlines of sessions that ask for none.
+    ttft_slo_ms: int | None = None
+    # What happens to sessions that lose a worker.
+    recovery: RecoveryOptions = field(default_factory=RecoveryOptions)
+    # Who may listen in, and who may connect.
+    security: SecurityOptions = field(default_factory=SecurityOptions)
+    # Its traces and the form of its logs.
+    observability: ObservabilityOptions = field(default_factory=ObservabilityOptions)
+    # Sent to workers with every RPC, which refuse others. Never logged.
+    cluster_token: str = field(default="", repr=False)

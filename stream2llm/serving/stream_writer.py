@@ -48,10 +48,7 @@ class StreamWriter:
 
 @asynccontextmanager
 async def failures_as_status(
-    context: Any,
-    writer: StreamWriter,
-    log: logging.Logger,
-    describe: Callable[[Exception], str],
+    context: Any, writer: StreamWriter, log: logging.Logger, describe: Callable[[Exception], str]
 ) -> AsyncIterator[None]:
     """Ends the RPC with the status of what its handler's body raises, or without an error.
 

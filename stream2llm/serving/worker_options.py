@@ -13,10 +13,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from stream2llm.api.handover import HandoverMode
-from stream2llm.serving.router_spec import GIB, FrozenModel
+from stream2llm.serving.frozen_model import FrozenModel
+from stream2llm.serving.observability import LogFormat
+from stream2llm.serving.router_spec import GIB
 
 # What a cluster follows that asks for nothing (docs/benchmark-results.md has the contest).
 DEFAULT_POLICY = "srpf"
+
+# One PiB: more is a slip, and its bytes may be more than an integer of C holds.
+MAX_GIB = 1024.0**2
 
 # Our key in vLLM's `additional_config`.
 _CONFIG_KEY = "stream2llm"
@@ -45,10 +50,16 @@ class PrefillOptions(FrozenModel):
     open_token_budget: int = Field(default=2048, ge=1)
     """Policy `srpf` only: token budget of a step without sealed sessions. A session sealed during
     such a step waits for its end; much smaller budgets cost throughput."""
+    # A step of 8,192 tokens takes 0.13 s on two H200, in which a light client's prompt of 1,000
+    # tokens is computed seven times over.
+    shared_token_budget: int = Field(default=1024, ge=1)
+    """Token budget of a step while several tenants have sessions, or had some within the last 1000
+    steps. A session that comes during such a step waits for its end; with one tenant it does not
+    count."""
     preemption: PreemptionMode = "cost"
     """What happens to evicted KV: computed again (`recompute`), copied to the host and back
     (`swap`), or whichever takes less time (`cost`)."""
-    offload_pool_gib: float = Field(default=4.0, ge=0, allow_inf_nan=False)
+    offload_pool_gib: float = Field(default=4.0, ge=0, le=MAX_GIB)
     """Host memory for swapped KV of one worker, all its GPUs together. 0 disables swapping. When
     the pool is full, KV is computed again."""
     cost_profile: str | None = None
@@ -87,6 +98,10 @@ class HandoverOptions(FrozenModel):
     # Small: decode works for others all the time, and a session has seconds for its fetches.
     max_fetch_share: float = Field(default=0.02, gt=0, le=1)
     """Largest share of the time of running answers on decode that KV prefetch may take."""
+    kv_digest: bool = True
+    """Whether KV is checked after each transfer: prefill samples a few values of every block and
+    layer when it computes them, decode compares them with what it has read before any token uses
+    it. A difference is recovered from like a lost transfer (docs/handover.md)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -99,6 +114,8 @@ class WorkerOptions(FrozenModel):
 
     prefill: PrefillOptions = PrefillOptions()
     handover: HandoverOptions = HandoverOptions()
+    # The form of its log.
+    logs: LogFormat = "text"
     # Slots of the CPU KV offload pool instead of `offload_pool_gib`: tests fill a few of them.
     offload_pool_blocks: int | None = None
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from stream2llm.serving.observability import ObservabilityOptions
 from stream2llm.serving.router_spec import RouterLimits
+from stream2llm.serving.security_options import SecurityOptions
 from stream2llm.serving.worker_options import WorkerOptions
 
 Role = Literal["prefill", "decode"]
@@ -32,6 +34,15 @@ class WorkerSpec:
     side_channel_port: int = 0
     # Maximum size of one gRPC message, from the routers' limits.
     max_message_bytes: int = RouterLimits().max_message_bytes
+    # Seconds without a sign of life after which its engine counts as hung, at the least.
+    hung_after_s: float = 10.0
+    # Who may listen in, and who may connect.
+    security: SecurityOptions = field(default_factory=SecurityOptions)
+    # Its traces and the form of its logs.
+    observability: ObservabilityOptions = field(default_factory=ObservabilityOptions)
+    # What the cluster's own parts send with every RPC to a worker; others are refused. Never
+    # logged. Empty: every RPC is served.
+    cluster_token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +75,14 @@ class WorkerStatus:
     num_kv_blocks_held: int
     block_size: int
     pids: tuple[int, ...]
-    # The scheduling policy in force; prefill workers only.
+    # The scheduling policy in force, and why it is not the chosen one; prefill workers only.
     policy: str = ""
+    policy_failure: str = ""
+    # Whether it refuses new sessions: by request, or because its node or pod is about to end.
+    is_draining: bool = False
+    # Seconds for which its engine has given no sign of life, and may give none.
+    silent_s: float = 0.0
+    silence_limit_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,9 @@ class Cluster:
         """Prefill hears of it."""
         name, is_opening = live.task.name, not live.is_known
         live.is_known = True
-        self._prefill[live.prefill].change(name, change)
+        ttft_slo_ms = round(1000 * (live.task.ttft_slo_s or 0))
+        worker = self._prefill[live.prefill]
+        worker.change(name, change, tenant=live.task.tenant, ttft_slo_ms=ttft_slo_ms)
         if self._prefetch is None:
             return
         if is_opening:
@@ -165,7 +167,7 @@ class Cluster:
                 self._begin_prefill_step(number)
 
     def _begin_prefill_step(self, number: int) -> None:
-        result = self._prefill[number].begin_step()
+        result = self._prefill[number].begin_step(self._now_s)
         if result is not None:
             self._prefill_busy[number] = True
             self._at(self._now_s + result.seconds, lambda: self._end_prefill_step(number, result))
@@ -219,7 +221,7 @@ class Cluster:
             return
         if live.decode is None:
             live.decode = self._least_loaded_decode()
-        answer = Answer(name, live.task.num_tokens + 1, num_left)
+        answer = Answer(name, live.task.num_tokens + 1, num_left, live.task.tenant)
         self._decode[live.decode].submit(answer)
         self._take_up(live.decode)
 
@@ -273,6 +275,7 @@ class Cluster:
                 computed_tokens=state.computed,
                 invalidated_tokens=state.invalidated,
                 recomputed_tokens=state.recomputed,
+                ttft_slo_s=task.ttft_slo_s,
             )
         )
 

@@ -1,6 +1,6 @@
 """A decode worker in virtual time: fetches KV over its link, then a token a step for all.
 
-Sessions are taken up in order, each when its whole context and answer fit; KV comes
+Sessions are taken up in production's order (decode_worker/answer_order.py), each when its whole context and answer fit; KV comes
 over the link one session after the other. A step reads the weights and the
 KV of all running answers once.
 
@@ -11,9 +11,11 @@ for itself.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
+from decode_worker.answer_order import AnswerOrder, AnswerTag
+from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.simulator.steps import StepLaw
 
 
@@ -49,6 +51,7 @@ class Answer:
     # Its context, the first token included.
     num_tokens: int
     num_left: int
+    tenant: TenantShare = ONE_TENANT
 
 
 @dataclass(slots=True)
@@ -65,7 +68,11 @@ class DecodeWorker:
 
     def __init__(self, settings: DecodeSettings) -> None:
         self._settings = settings
-        self._waiting: deque[Answer] = deque()
+        self._order = AnswerOrder()
+        # Answers that wait, the one to take up first at the front.
+        self._waiting: list[tuple[int, int, Answer, AnswerTag]] = []
+        self._num_submitted = 0
+        self._tags: dict[str, AnswerTag] = {}
         self._running: dict[str, Answer] = {}
         self._num_fetching = 0
         self._reserved_tokens = 0
@@ -149,13 +156,17 @@ class DecodeWorker:
 
     def submit(self, answer: Answer) -> None:
         """A session has its first token."""
-        self._waiting.append(answer)
+        self._num_submitted += 1
+        tag = self._order.submitted(answer.tenant, answer.num_tokens + answer.num_left)
+        heappush(self._waiting, (tag.rank, self._num_submitted, answer, tag))
 
     def take_up(self, now_s: float) -> list[tuple[float, Answer]]:
         """Begins fetches, as far as there is room: when each ends."""
         begun = []
-        while self._waiting and self._has_room(self._waiting[0]):
-            answer = self._waiting.popleft()
+        while self._waiting and self._has_room(self._waiting[0][2]):
+            *_, answer, tag = heappop(self._waiting)
+            self._order.began(tag)
+            self._tags[answer.name] = tag
             self._reserved_tokens += answer.num_tokens + answer.num_left
             self._num_fetching += 1
             num_missing = answer.num_tokens - 1 - self._take_prefetched(answer.name)
@@ -195,5 +206,6 @@ class DecodeWorker:
             if answer.num_left <= 0:
                 del self._running[name]
                 self._reserved_tokens -= answer.num_tokens
+                self._order.ended(self._tags.pop(name), answer.num_tokens)
                 done.append(name)
         return done

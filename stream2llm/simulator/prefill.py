@@ -19,7 +19,8 @@ from prefill_worker.policy_loading import find_policy
 from prefill_worker.preemption import Preemption
 from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
-from prefill_worker.types import Eviction, Grant, Load, StepLimits, StepPlan, StopReason
+from prefill_worker.types import Eviction, Grant, Load, StepLimits, StepPlan
+from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.serving.worker_options import PrefillOptions
 from stream2llm.simulator.steps import Range
 from stream2llm.simulator.work import Change
@@ -101,7 +102,10 @@ class PrefillWorker:
         options = settings.options
         self._preemption = Preemption(Mode(options.preemption), beliefs, settings.block_size)
         self._table = SessionTable(
-            find_policy(options.policy), options.starvation_guard_steps, settings.num_blocks
+            find_policy(options.policy),
+            options.starvation_guard_steps,
+            settings.num_blocks,
+            beliefs.recompute_s,
         )
         self._free = list(range(settings.num_blocks - 1, -1, -1))
         self._host = OffloadPool(settings.num_host_blocks)
@@ -153,19 +157,36 @@ class PrefillWorker:
 
     # -- events, between steps ---------------------------------------------------------
 
-    def change(self, name: str, change: Change) -> None:
-        """A session's sequence becomes another one; the first change opens it."""
+    def change(
+        self,
+        name: str,
+        change: Change,
+        *,
+        tenant: TenantShare = ONE_TENANT,
+        ttft_slo_ms: int = 0,
+    ) -> None:
+        """A session's sequence becomes another one; the first change opens it.
+
+        Its first token is due `ttft_slo_ms` after the change that seals; 0: no deadline.
+        """
         session = self._sessions.get(name)
         if session is None:
-            state = self._table.open(name, revision=1, sealed=change.seals)
+            state = self._table.open(
+                name,
+                revision=1,
+                sealed=change.seals,
+                tenant=tenant,
+                ttft_slo_ms=ttft_slo_ms,
+                deadline_ms=_deadline_ms(change, ttft_slo_ms),
+            )
             session = self._sessions[name] = _Session(state)
             # What an opening brings is no event of its own.
             session.num_known = change.num_known
         else:
-            self._splice(name, session, change)
+            self._splice(name, session, change, _deadline_ms(change, ttft_slo_ms))
         self._touch(name)
 
-    def _splice(self, name: str, session: _Session, change: Change) -> None:
+    def _splice(self, name: str, session: _Session, change: Change, deadline_ms: int) -> None:
         """Keeps what is valid, as the scheduler does."""
         self._table.note_event(name, change.num_kept)
         lost = session.num_computed - change.num_kept
@@ -181,7 +202,7 @@ class PrefillWorker:
         session.state.invalidated += num_cut
         self.counters.invalidated_tokens += num_cut
         if change.seals:
-            self._table.seal(session.state, change.num_known)
+            self._table.seal(session.state, change.num_known, deadline_ms)
 
     def _cut(self, session: _Session, num_tokens: int) -> None:
         session.num_computed = num_tokens
@@ -253,15 +274,15 @@ class PrefillWorker:
 
     # -- a step ------------------------------------------------------------------------
 
-    def begin_step(self) -> StepResult | None:
+    def begin_step(self, now_s: float = 0.0) -> StepResult | None:
         """Plans and begins a step; None: it would do nothing."""
         if not self._table.num_to_step_for(len(self._free)):
             return None
-        self._table.begin_step()
+        self._table.begin_step(int(1000 * now_s))
         num_free = len(self._free)
-        plan = self._table.plan(self._limits(), self, self._preemption)
+        plan = self._plan()
         self._table.end_step(plan, num_free)
-        self.is_short_of_blocks = plan.stop in (StopReason.KV_MEMORY, StopReason.KV_LEASED)
+        self.is_short_of_blocks = bool(plan.short_of_memory)
         outs = [self._evict(eviction) for eviction in plan.evictions]
         self._loading = [(load, self._begin_load(load)) for load in plan.loads]
         if not plan.does_something:
@@ -271,6 +292,10 @@ class PrefillWorker:
         seconds = self._seconds(ranges, [each for each in outs if each], ins)
         computed = tuple(grant.request_id for grant in plan.grants)
         return StepResult(seconds, self._answered(plan), computed)
+
+    def _plan(self) -> StepPlan:
+        """Phase 1; `experiments/paper/artifact.py` decides some of it in another way."""
+        return self._table.plan(self._limits(), self, self._preemption)
 
     def _limits(self) -> StepLimits:
         settings = self._settings
@@ -282,6 +307,7 @@ class PrefillWorker:
             settings.whole_requests,
             self._host.num_free,
             settings.options.open_token_budget,
+            settings.options.shared_token_budget,
         )
 
     def _evict(self, eviction: Eviction) -> int:
@@ -368,3 +394,7 @@ class PrefillWorker:
         num_tokens = sum(stop - start for start, stop in ranges)
         if is_recompute_sample(num_tokens, self._settings.token_budget):
             self._beliefs.observe_step(ranges, seconds)
+
+
+def _deadline_ms(change: Change, ttft_slo_ms: int) -> int:
+    return int(1000 * change.at_s) + ttft_slo_ms if change.seals and ttft_slo_ms else 0

@@ -42,7 +42,7 @@ class Trial:
     kv_peak: float
     # Share of the time, from the first arrival to the last answer, in which workers compute.
     busy: float
-    # Of all computed tokens, those that preemptions had thrown away.
+    # Tokens computed again because a preemption had thrown their KV away.
     recomputed: float
 
 
@@ -122,6 +122,14 @@ def _in_order(tried: dict[int, Trial]) -> tuple[Trial, ...]:
     return tuple(tried[number] for number in sorted(tried))
 
 
+# With fewer sessions one after the other, a run is mostly its beginning and its end, which are
+# emptier than its middle.
+_LONG_ENOUGH = 10
+_TO_HUNDREDS = 100
+# Where the rate leaves no time at all between two sessions.
+_MOST = 1e12
+
+
 @dataclass(frozen=True, slots=True)
 class Length:
     """Durations of a load and of its sessions, in seconds."""
@@ -130,13 +138,27 @@ class Length:
     arrivals_s: float
     # From opening to seal, on average.
     session_s: float
+    num_sessions: int
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the run shows how it goes on; else its number of workers is a lower bound."""
+        return self.arrivals_s >= _LONG_ENOUGH * self.session_s
+
+    @property
+    def sessions_wanted(self) -> int:
+        """So many sessions of this kind and rate are enough; at least those that there are."""
+        if self.is_enough or not self.arrivals_s:
+            return self.num_sessions
+        wanted = self.num_sessions * _LONG_ENOUGH * self.session_s / self.arrivals_s
+        return ceil(min(wanted, _MOST) / _TO_HUNDREDS + 1) * _TO_HUNDREDS
 
 
 def length_of(asked: Sequence[Task]) -> Length:
     """Returns the durations of the load and of its sessions."""
     opened = [task.opened_s for task in asked]
     open_s = sum(task.sealed_s - task.opened_s for task in asked)
-    return Length(max(opened) - min(opened), open_s / len(asked))
+    return Length(max(opened) - min(opened), open_s / len(asked), len(asked))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.workload.document_orders import ORDERS, laid_out, num_leading
 from stream2llm.workload.traces.format import Document, Session
 
@@ -40,6 +41,10 @@ class Task:
     changes: tuple[Change, ...]
     # Length of its answer; None leaves it to the cluster's settings.
     num_output_tokens: int | None = None
+    # Who asks.
+    tenant: TenantShare = ONE_TENANT
+    # Its first token is due so long after its seal; None: no deadline.
+    ttft_slo_s: float | None = None
 
     @property
     def opened_s(self) -> float:
@@ -55,6 +60,11 @@ class Task:
     def num_tokens(self) -> int:
         """Tokens of the sealed sequence."""
         return self.changes[-1].num_known
+
+    def later(self, seconds: float) -> Task:
+        """The same, so many seconds later."""
+        changes = tuple(each._replace(at_s=each.at_s + seconds) for each in self.changes)
+        return replace(self, changes=changes)
 
     @property
     def num_longest_tokens(self) -> int:
@@ -101,16 +111,10 @@ def with_answers_of(tasks: Iterable[Task], num_tokens: int | None) -> list[Task]
     return [replace(each, num_output_tokens=num_tokens) for each in tasks]
 
 
-def with_longer_gaps(tasks: Iterable[Task], factor: float) -> list[Task]:
-    """Times between a session's chunks multiplied; the first chunk comes when it came."""
-    return [_with_longer_gaps(each, factor) for each in tasks]
-
-
-def _with_longer_gaps(task: Task, factor: float) -> Task:
-    opening, *later = task.changes
-    first_s = later[0].at_s
-    moved = (each._replace(at_s=first_s + factor * (each.at_s - first_s)) for each in later)
-    return replace(task, changes=(opening, *moved))
+def with_deadlines_of(tasks: Iterable[Task], ttft_slo_ms: int | None) -> list[Task]:
+    """Every first token due so long after its seal; None: none of them."""
+    slo_s = None if ttft_slo_ms is None else ttft_slo_ms / 1000
+    return [replace(each, ttft_slo_s=slo_s) for each in tasks]
 
 
 def invalidated_tokens(task: Task) -> int:

@@ -6,7 +6,7 @@ the next update, so these are upper bounds of what a cluster invalidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -96,8 +96,8 @@ def _lost(session: Lists, old: Sequence[str], new: Sequence[str]) -> int:
     return sum(session.sizes[each] for each in old[num_leading(old, new) :])
 
 
-def num_leading(old: Sequence[str], new: Sequence[str]) -> int:
+def num_leading(old: Sequence[Hashable], new: Sequence[Hashable]) -> int:
     """How many leading documents both have, by the function that compares tokens in production."""
-    numbers: dict[str, int] = {}
+    numbers: dict[Hashable, int] = {}
     olds, news = ([numbers.setdefault(name, len(numbers)) for name in each] for each in (old, new))
     return common_prefix_len(olds, news)

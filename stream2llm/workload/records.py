@@ -31,7 +31,7 @@ class SessionRecord:
     num_prompt_tokens: int
     # The most that any of its events was submitted after it was due.
     lateness_s: float = 0.0
-    # Of that, the most for which the load generator itself was to blame: the event
+    # The most of that for which the load generator itself was to blame: the event
     # was due and nothing of the system's held it back.
     generator_lateness_s: float = 0.0
     # Prompt tokens by what became of them; None: the runner cannot tell for one session.
@@ -41,6 +41,8 @@ class SessionRecord:
     recomputed_tokens: int | None = None
     # Why there is no whole answer; empty: there is.
     error: str = ""
+    # The first token was due so long after the seal; None: no deadline.
+    ttft_slo_s: float | None = None
 
     @property
     def ttft_s(self) -> float | None:
@@ -48,6 +50,13 @@ class SessionRecord:
         if self.error or self.sealed_s is None or not self.token_times_s:
             return None
         return self.token_times_s[0] - self.sealed_s
+
+    @property
+    def is_in_time(self) -> bool | None:
+        """Whether the answer's first token met its deadline; None: it had none."""
+        if self.ttft_slo_s is None:
+            return None
+        return self.ttft_s is not None and self.ttft_s <= self.ttft_slo_s
 
     @property
     def ttft_from_open_s(self) -> float | None:

@@ -1,7 +1,8 @@
 """Workers and routers without engines, for tests of the control plane.
 
 They keep the interface of `prefill_worker.worker.Worker` and `router.server.Router`,
-and start a child process, as an engine does. Engine arguments steer them:
+and start a child process, as an engine does, which answers as an engine's main loop does.
+Engine arguments steer them:
 
     fail       raise ValueError with this text at the start
     crash      the process ends at the start, without a word
@@ -15,31 +16,41 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stream2llm.api.errors import UnavailableError
+from stream2llm.engine.sign_of_life import SignOfLife
+from stream2llm.security.certificates import open_certificates
+from stream2llm.security.tls import http_server_context
+from stream2llm.serving.access import Guards
+from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.metrics_http import MetricsServer
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
 
 
 class FakeWorker:
-    """A worker whose engine is a sleeping process."""
+    """A worker whose engine is a process that echoes lines."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
-        self._child: subprocess.Popen[bytes]
+        self._child: asyncio.subprocess.Process
         self._metrics: MetricsServer
         self._policy: str = spec.options.prefill.policy
+        self._is_draining = False
 
     async def start(self) -> WorkerAddress:
         self._fail_as_told()
-        sleep = "import threading; threading.Event().wait()"
-        self._child = await asyncio.to_thread(subprocess.Popen, [sys.executable, "-c", sleep])
-        self._metrics = MetricsServer("127.0.0.1", self._spec.metrics_port)
+        pipe = asyncio.subprocess.PIPE
+        self._child = await asyncio.create_subprocess_exec("cat", stdin=pipe, stdout=pipe)
+        self._sign_of_life = SignOfLife(
+            self._ask, lambda: 0.0, self._spec.hung_after_s, SystemClock()
+        )
+        certificates = open_certificates(self._spec.security.tls_files)
+        tls = http_server_context(certificates)
+        guard = Guards(self._spec.security.auth, SystemClock()).of("metrics")
+        self._metrics = MetricsServer("127.0.0.1", self._spec.metrics_port, tls=tls, guard=guard)
         return WorkerAddress(
             worker_id=self._spec.worker_id,
             role=self._spec.role,
@@ -70,12 +81,26 @@ class FakeWorker:
         return str(self._spec.engine_args.get("sick", ""))
 
     async def wait_dead(self) -> str:
-        code = await asyncio.to_thread(self._child.wait)
-        return f"engine process ended with {code}"
+        ended = asyncio.create_task(self._child.wait())
+        hung = asyncio.create_task(self._sign_of_life.until_hung())
+        done, left = await asyncio.wait({ended, hung}, return_when=asyncio.FIRST_COMPLETED)
+        for each in left:
+            each.cancel()
+        if ended in done or isinstance(hung.exception(), EOFError):
+            return f"engine process ended with {await self._child.wait()}"
+        self._child.kill()
+        return hung.result()
+
+    async def _ask(self) -> None:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(b"are you there?\n")
+        if not await self._child.stdout.readline():
+            raise EOFError
 
     async def status(self) -> WorkerStatus:
         policy = self._policy if self._spec.role == "prefill" else ""
-        return WorkerStatus(0, 100, 0, 32, self._pids(), policy)
+        return WorkerStatus(0, 100, 0, 32, self._pids(), policy, self._is_draining)
 
     async def set_policy(self, policy: str) -> None:
         if self._spec.engine_args.get("deaf"):
@@ -83,10 +108,11 @@ class FakeWorker:
         self._policy = policy
 
     async def drain(self, timeout_s: float) -> None:
-        return None
+        self._is_draining = True
 
     async def stop(self) -> None:
-        self._child.kill()
+        if self._child.returncode is None:
+            self._child.kill()
         self._metrics.close()
 
     def _pids(self) -> tuple[int, ...]:
@@ -121,7 +147,7 @@ class FakeRouter:
         controller = self._views[-1].controller_address if self._views else ""
         return {"views": views, "controller": controller}
 
-    async def drain(self) -> None:
+    async def drain(self, timeout_s: float | None = None) -> None:
         return None
 
     async def stop(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from stream2llm.api.errors import UnavailableError
+from stream2llm.cluster.prefill_policy import FollowedPolicy
 
 
 @dataclass
@@ -14,6 +15,8 @@ class FakeHosts:
 
     policies: dict[str, str]
     deaf: set[str] = field(default_factory=set)
+    # What the policies of some have raised.
+    failures: dict[str, str] = field(default_factory=dict)
     told: list[tuple[str, str]] = field(default_factory=list)
 
     async def set_policy(self, name: str, policy: str) -> None:
@@ -23,7 +26,7 @@ class FakeHosts:
             raise UnavailableError("the scheduler did not confirm")
         self.policies[name] = policy
 
-    async def policy_of(self, name: str) -> str:
+    async def policy_of(self, name: str) -> FollowedPolicy:
         if name in self.deaf:
             raise UnavailableError("its process has died")
-        return self.policies[name]
+        return FollowedPolicy(self.policies[name], self.failures.get(name, ""))

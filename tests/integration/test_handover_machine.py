@@ -12,7 +12,6 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -25,8 +24,10 @@ from hypothesis.stateful import (
 pytest.importorskip("vllm")
 
 from router.kv_prefetch_log import Fetch
+from tests.examples import examples
 from tests.scheduling.engine_settings import EngineSettings, worker_options
-from tests.scheduling.handover_pair import Pair
+from tests.scheduling.executor import KV
+from tests.scheduling.handover_pair import Pair, overwrite
 from tests.session_machine import DOCUMENTS, SUFFIXES, Tokens
 
 pytestmark = pytest.mark.integration
@@ -133,6 +134,15 @@ class HandoverMachine(RuleBasedStateMachine):
     def reads_fail(self, fail: bool) -> None:
         self.pair.reader.fails = fail
 
+    @rule(which=st.one_of(st.none(), _WHICH))
+    def reads_bring_other_kv(self, which: int | None) -> None:
+        """In one of their blocks, until further notice."""
+
+        def corrupt(kv: KV, blocks: list[int]) -> None:
+            overwrite(kv, blocks[(which or 0) % len(blocks)])
+
+        self.pair.corrupt_reads(corrupt if which is not None else None)
+
     @rule(num_blocks=st.integers(1, 30))
     def shortage_at_prefill(self, num_blocks: int) -> None:
         self.pair.prefill.take_blocks(num_blocks)
@@ -153,6 +163,7 @@ class HandoverMachine(RuleBasedStateMachine):
     def _settle(self) -> None:
         self.pair.prefill.return_blocks()
         self.pair.reader.fails = False
+        self.reads_bring_other_kv(which=None)
         for name in self.open_names:
             if self.pair.prefill.sessions[name].tokens:
                 self.pair.seal(name)
@@ -164,25 +175,29 @@ class HandoverMachine(RuleBasedStateMachine):
         self.pair.check_empty()
 
 
-EXAMPLES = settings(
-    max_examples=30,
-    stateful_step_count=50,
-    deadline=None,
-    print_blob=True,
-    report_multiple_bugs=False,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-
-
 def _machine_type(
-    prefix_caching: bool, decode_blocks: int, read_steps: int
+    prefix_caching: bool,
+    decode_blocks: int,
+    read_steps: int,
+    *,
+    kv_digest: bool = True,
+    offload_pool_blocks: int = 0,
 ) -> type[HandoverMachine]:
-    options = worker_options(min_offer_tokens=8, starvation_guard_steps=6)
+    options = worker_options(
+        min_offer_tokens=8,
+        starvation_guard_steps=6,
+        kv_digest=kv_digest,
+        preemption="swap" if offload_pool_blocks else "recompute",
+    )
 
     class Machine(HandoverMachine):
         pair_settings = (
-            EngineSettings(prefix_caching=prefix_caching, options=options),
-            EngineSettings(num_blocks=decode_blocks),
+            EngineSettings(
+                prefix_caching=prefix_caching,
+                options=options,
+                offload_pool_blocks=offload_pool_blocks,
+            ),
+            EngineSettings(num_blocks=decode_blocks, options=options),
             read_steps,
         )
 
@@ -202,7 +217,13 @@ def test_answers_are_exact_and_blocks_come_back(
     prefix_caching: bool, decode_blocks: int, read_steps: int
 ) -> None:
     machine = _machine_type(prefix_caching, decode_blocks, read_steps)
-    run_state_machine_as_test(machine, settings=EXAMPLES)
+    run_state_machine_as_test(machine, settings=examples(15))
+
+
+def test_kv_that_was_on_the_host_has_its_digest() -> None:
+    """Restored blocks are sampled again; no read of them is taken for another one's."""
+    machine = _machine_type(True, 60, 0, offload_pool_blocks=20)
+    run_state_machine_as_test(machine, settings=examples(15))
 
 
 @EACH_PAIR
@@ -238,8 +259,8 @@ def _step_and_check(machine: HandoverMachine, num_steps: int) -> None:
 def test_tokens_that_are_cut_too_late_are_found(
     prefix_caching: bool, decode_blocks: int, read_steps: int
 ) -> None:
-    """The check of decode's cache can fail."""
-    machine = _machine_type(prefix_caching, decode_blocks, read_steps)
+    """The check of decode's cache can fail; with digests such KV never gets there."""
+    machine = _machine_type(prefix_caching, decode_blocks, read_steps, kv_digest=False)
     machine.pair_type = _CutsLate
     state = machine()
     state.open(documents=[(7,)] * 4)

@@ -10,8 +10,8 @@ pytest.importorskip("vllm")
 
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 from tests.digests import STOP_TOKEN, answer_of
-from tests.scheduling.engine_settings import EngineSettings
-from tests.scheduling.handover_pair import Pair
+from tests.scheduling.engine_settings import EngineSettings, worker_options
+from tests.scheduling.handover_pair import Pair, overwrite
 
 pytestmark = pytest.mark.integration
 
@@ -67,6 +67,27 @@ def test_what_another_session_fetched_does_not_cross_again(pair: Pair) -> None:
     pair.settle()
     assert pair.reader.num_blocks_read == 15
     assert pair.sessions["b"].results[-1].num_blocks == 0
+    for name in "ab":
+        pair.seal(name, suffix_for(CONTEXT))
+    pair.settle()
+    assert pair.is_exact("a")
+    assert pair.is_exact("b")
+    pair.check_empty()
+
+
+@pytest.mark.parametrize(("salts", "num_read"), [("xx", 15), ("xy", 30), (("", "y"), 30)])
+def test_no_tenant_finds_the_kv_of_another_one_at_prefill_or_decode(
+    pair: Pair, salts: str | tuple[str, str], num_read: int
+) -> None:
+    """The same document: one session computes and moves it, the other one does too, or not."""
+    counters = pair.prefill.scheduler.counters
+    for name, salt in zip("ab", salts, strict=True):
+        pair.open(name, CONTEXT, cache_salt=salt)
+        pair.settle()
+    shared = 60 if num_read == 15 else 0
+    assert counters.reused_across_sessions_tokens == shared
+    assert counters.computed_tokens == 2 * 63 - shared
+    assert pair.reader.num_blocks_read == num_read
     for name in "ab":
         pair.seal(name, suffix_for(CONTEXT))
     pair.settle()
@@ -215,3 +236,84 @@ def test_an_answer_is_not_held_up_by_a_fetch_that_was_given_up() -> None:
     assert pair.is_exact("a")
     pair.check_empty()
     pair.close()
+
+
+def test_any_block_that_is_overwritten_at_decode_is_read_again() -> None:
+    """Each of the 15 blocks of a fetch, in a session of its own; the answer is exact."""
+    options = worker_options(min_offer_tokens=8)
+    pair = Pair(EngineSettings(token_budget=80, options=options))
+    for index in range(15):
+        name, context = f"s{index}", [index, *CONTEXT[1:]]
+        pair.corrupt_reads(lambda kv, blocks, at=index: overwrite(kv, blocks[at]))
+        pair.open(name, context)
+        while not pair.sessions[name].results:
+            pair.settle_once()
+        assert pair.sessions[name].results[0].end is FetchEnd.FAILED
+        pair.corrupt_reads(None)
+        pair.seal(name, suffix_for(context))
+        pair.settle()
+        assert pair.is_exact(name)
+        assert pair.local_tokens[name] == 0, "a token of a bad read was counted as fetched"
+        pair.cancel(name)
+    pair.check_empty()
+    pair.close()
+
+
+def test_any_block_that_is_overwritten_at_prefill_is_not_used(pair: Pair) -> None:
+    """After the digest and before the read; the session fails, and is never answered wrongly."""
+    pair.may_differ = True
+    for index in range(17):
+        name, context = f"s{index}", [index, *CONTEXT[1:]]
+        pair.open(name, context)
+        while not pair.sessions[name].under_way:
+            pair.step_prefill()
+        pair.refuse(name)  # everything crosses at the seal
+        pair.seal(name, suffix_for(context))
+        while pair.sessions[name].final is None:
+            pair.step_prefill()
+            pair.refuse(name)
+        final = pair.sessions[name].final
+        assert final is not None
+        overwrite(pair.prefill.executor.kv, final["remote_block_ids"][0][index])
+        pair.deliver_final(name)
+        while name in pair.decode.all_known():
+            pair.step_decode()
+            pair.check_decode()
+        assert name in pair.failed
+        assert name not in pair.answers
+        pair.cancel(name)
+
+
+def test_without_digests_overwritten_kv_becomes_text() -> None:
+    """The tests above can fail."""
+    options = worker_options(min_offer_tokens=8, kv_digest=False)
+    pair = Pair(EngineSettings(options=options), EngineSettings(options=options))
+    pair.corrupt_reads(lambda kv, blocks: overwrite(kv, blocks[3]))
+    pair.open("a", CONTEXT)
+    with pytest.raises(AssertionError, match="wrong KV in decode's cache"):
+        pair.settle()
+    pair.close()
+
+
+def test_a_handover_without_a_digest_is_not_used() -> None:
+    off = worker_options(min_offer_tokens=8, kv_digest=False)
+    pair = Pair(EngineSettings(options=off))
+    pair.may_differ = True
+    pair.open("a", CONTEXT)
+    pair.settle_once(times=6)
+    assert {result.end for result in pair.sessions["a"].results} == {FetchEnd.FAILED}
+    assert pair.bad_reads
+    pair.close()
+
+
+def test_a_digest_of_other_tokens_is_not_used(pair: Pair) -> None:
+    """The router says that the KV is of other tokens than prefill computed, in one place."""
+    pair.may_differ = True
+    pair.open("a", CONTEXT)
+    while not pair.sessions["a"].under_way:
+        pair.step_prefill()
+    tokens = pair.tokens_to_fetch
+    pair.tokens_to_fetch = lambda *args: [*tokens(*args)[:-1], 7]  # type: ignore[method-assign]
+    pair.settle_once(times=6)
+    assert pair.sessions["a"].results[0].end is FetchEnd.FAILED
+    assert pair.bad_reads[0] == "a/1"

@@ -443,7 +443,13 @@ def test_a_policy_that_raises_is_logged_once_and_replaced_and_no_session_is_lost
     assert_all_end(driver, names)
     failures = [each for each in caplog.records if "policy_failed" in each.message]
     assert [each.exc_info is not None for each in failures] == [True]
-    assert driver.scheduler._table.policy.name == DEFAULT_POLICY
+    driver.command(1)
+    driver.step()
+    followed = driver.reports[-1].policy, driver.reports[-1].policy_failure
+    assert followed == (DEFAULT_POLICY, f"{path} raised IndexError: list index out of range")
+    driver.command(2, set_policy="lcas")
+    driver.step()
+    assert (driver.reports[-1].policy, driver.reports[-1].policy_failure) == ("lcas", "")
     driver.check_empty()
 
 

@@ -52,8 +52,11 @@ def test_tokens_sent_again_are_not_computed_again(driver: SchedulerDriver) -> No
     assert counters(driver).invalidated_tokens == 0
 
 
-def test_coming_back_to_an_earlier_list_finds_it_in_the_cache(driver: SchedulerDriver) -> None:
-    driver.open("s", A)
+@pytest.mark.parametrize("cache_salt", ["", "tenant"])
+def test_coming_back_to_an_earlier_list_finds_it_in_the_cache(
+    driver: SchedulerDriver, cache_salt: str
+) -> None:
+    driver.open("s", A, cache_salt=cache_salt)
     for documents in ([B], [C], [B]):
         driver.update("s", documents)
         driver.run()

@@ -43,7 +43,7 @@ def test_sessions_are_exact_and_none_is_lost(prefix_caching: bool, leases: bool)
         options=worker_options(starvation_guard_steps=STARVATION_GUARD_STEPS),
     )
     create_scheduler(engine)  # the first one takes a second; examples are timed
-    run_state_machine_as_test(machine(engine), settings=examples(30, STEPS))
+    run_state_machine_as_test(machine(engine), settings=examples(15, STEPS))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -56,7 +56,7 @@ def test_every_policy_with_one_request_a_step_and_larger_blocks(policy: str) -> 
         options=worker_options(policy=policy, starvation_guard_steps=STARVATION_GUARD_STEPS),
     )
     create_scheduler(engine)
-    run_state_machine_as_test(machine(engine), settings=examples(15, STEPS))
+    run_state_machine_as_test(machine(engine), settings=examples(8, STEPS))
 
 
 @pytest.mark.parametrize("pool", ["small", pytest.param("tiny or ample", marks=pytest.mark.slow)])
@@ -78,7 +78,7 @@ def test_sessions_whose_kv_is_swapped_are_exact(
     )
     create_scheduler(engine)
     run_state_machine_as_test(
-        machine(engine, load_delay_steps=2 * leases), settings=examples(8, STEPS)
+        machine(engine, load_delay_steps=2 * leases), settings=examples(5, STEPS)
     )
 
 
@@ -96,4 +96,4 @@ def test_sessions_that_offer_their_kv_are_exact(
         ),
     )
     create_scheduler(engine)
-    run_state_machine_as_test(machine(engine, streams=True), settings=examples(15, STEPS))
+    run_state_machine_as_test(machine(engine, streams=True), settings=examples(8, STEPS))

@@ -1,7 +1,7 @@
 """Directed cases of swapping on the real scheduler class, with a fake executor.
 
 tests/integration/test_session_machine.py has the random ones, and
-test_exact_under_pressure.py a real engine.
+engine/test_exact_under_pressure.py a real engine.
 """
 
 from __future__ import annotations

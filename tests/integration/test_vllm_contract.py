@@ -267,6 +267,7 @@ def test_engine_front_end() -> None:
         "get_supported_tasks",
         "shutdown",
         "_run_output_handler",
+        "is_paused",
     )
     parameters = list(inspect.signature(OutputProcessor.add_request).parameters)
     assert parameters[1:6] == ["request", "prompt", "parent_req", "request_index", "queue"]
@@ -344,3 +345,32 @@ def test_nixls_progress_thread_sleeps_where_we_ask_it_to() -> None:
     )
     busy = float(done.stdout.rpartition("busy ")[2])
     assert busy < 0.3
+
+
+def test_the_main_loop_answers_between_two_steps() -> None:
+    """So an answer is a sign of life, and takes no longer than the step that runs."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.core import EngineCore, EngineCoreProc
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    assert "is_scheduler_paused_async" in source(AsyncLLM.is_paused)
+    require(EngineCore, "is_scheduler_paused")
+    require(OutputProcessor, "propagate_error")
+    loop = source(EngineCoreProc).partition("def run_busy_loop")[2]
+    assert loop.index("_process_input_queue") < loop.index("_process_engine_step")
+    handle = source(EngineCoreProc._handle_client_request)
+    assert "EngineCoreRequestType.UTILITY" in handle
+    for step in (EngineCore.step, EngineCore.step_with_batch_queue):
+        # Each step that is scheduled is ended, in order.
+        assert source(step).count("scheduler.schedule(") == 1
+        assert source(step).count("scheduler.update_from_output(") == 1
+
+
+def test_a_reader_refuses_another_engine_at_the_same_address() -> None:
+    """A successor may get the port of an incarnation that was lost."""
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_worker import (
+        NixlBaseConnectorWorker,
+    )
+
+    handshake = source(NixlBaseConnectorWorker._nixl_handshake)
+    assert "metadata.engine_id != expected_engine_id" in handshake

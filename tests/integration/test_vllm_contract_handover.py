@@ -50,6 +50,12 @@ def test_the_connectors_halves() -> None:
         "_kv_lease_duration",
         "on_new_request",
     )
+    # What is about to be read: request, blocks, blocks that were here, whether it is awaited.
+    require(NixlPullConnectorScheduler, "build_connector_meta")
+    pulls = source(NixlPullConnectorScheduler.update_state_after_alloc)
+    assert "self._reqs_need_recv[request.request_id] = (" in pulls
+    built = source(NixlBaseConnectorScheduler.build_connector_meta)
+    assert "self._reqs_need_recv.clear()" in built
     require(
         NixlBaseConnectorWorker,
         "_recving_metadata",
@@ -63,6 +69,28 @@ def test_the_connectors_halves() -> None:
         assert f"request.{name}" in finished
     # The reader's deadline is by the same clock as the lease.
     assert "time.perf_counter()" in finished
+
+
+def test_samples_travel_with_a_step_and_bad_reads_fail() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.utils import KVOutputAggregator
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.worker.kv_connector_model_runner_mixin import KVConnectorModelRunnerMixin
+
+    fields = KVConnectorOutput.__dataclass_fields__
+    assert {"finished_recving", "failed_recving", "kv_connector_worker_meta"} <= fields.keys()
+    assert "kv_connector_worker_meta.aggregate" in source(KVOutputAggregator.aggregate).replace(
+        "\n", ""
+    ).replace(" ", "")
+    update = source(Scheduler.update_from_output)
+    # Failed reads end their requests before reads that have ended are looked at.
+    failed, ended = "_handle_failed_recving(", "_update_from_kv_xfer_finished("
+    assert 0 < update.index(failed) < update.index(ended)
+    # Samples are begun behind the forward pass, while the step's metadata is bound.
+    step = source(KVConnectorModelRunnerMixin._get_kv_connector_output)
+    order = ["yield output", "get_transfer_results(", "build_connector_worker_meta(", "clear_conn"]
+    assert order == sorted(order, key=step.index)
+    require(Scheduler, "_build_kv_connector_meta")
 
 
 def test_the_block_pool() -> None:

@@ -45,6 +45,7 @@ SCALARS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.CPPTYPE_FLOAT: st.floats(allow_nan=False, width=32),
     FieldDescriptor.CPPTYPE_DOUBLE: st.floats(allow_nan=False),
     FieldDescriptor.CPPTYPE_UINT32: UINT32,
+    FieldDescriptor.CPPTYPE_INT32: st.integers(-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_UINT64: st.integers(0, 2**64 - 1),
     FieldDescriptor.CPPTYPE_INT64: st.integers(-(2**63), 2**63 - 1),
 }
@@ -146,5 +147,7 @@ def test_5_a_number_of_a_newer_version_is_refused_or_a_hint() -> None:
             codec.decode(requests.OpenSession, pb.OpenSession(**{name: 99}))
     with pytest.raises(InternalError, match="unknown finish reason 99"):
         codec.decode(TokenStep, worker_pb2.TokenStep(finish_reason=99))
+    with pytest.raises(InternalError, match="unknown, 99, to a document"):
+        codec.decode(events.OversizedDocument, pb.OversizedDocument(action=99))
     assert codec.decode(requests.OpenSession, pb.OpenSession(handover=99)).handover is None
     assert codec.decode(events.Progress, pb.Progress(delay=99)).delay is None

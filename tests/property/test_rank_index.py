@@ -30,6 +30,8 @@ def views(draw: st.DrawFn) -> RequestView:
         num_blocks=draw(st.integers(0, 3)),
         num_reached_tokens=draw(st.integers(0, known)),
         promotion=draw(st.sampled_from([0, 0, 1, 2])),
+        ttft_slo_ms=draw(st.sampled_from([0, 100])),
+        is_late=draw(st.booleans()),
     )
 
 

@@ -34,6 +34,7 @@ def _config(max_model_len: int, token_budget: int, step_requests: int) -> VllmCo
             enforce_eager=True,
             enable_prefix_caching=True,
             async_scheduling=False,
+            scheduling_policy="priority",
             max_num_batched_tokens=token_budget,
             max_num_seqs=step_requests,
             max_model_len=max_model_len,

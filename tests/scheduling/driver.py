@@ -22,6 +22,7 @@ from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.api.handover import HANDOVER_KEY
 from stream2llm.serving.prefix import common_prefix_len
+from stream2llm.workload.document_orders import num_leading
 from tests.builders import FrozenCosts, LinearCosts
 from tests.digests import STOP_TOKEN, answer_of, prefix_digests
 from tests.scheduling.engine_settings import EngineSettings, block_hasher, create_scheduler
@@ -85,6 +86,7 @@ class SchedulerDriver:
         )
         self._load_delay_steps = load_delay_steps
         self.sessions: dict[str, DrivenSession] = {}
+        self._salts: dict[str, str] = {}
         self.outputs: list[EngineCoreOutput] = []
         # What came back on the control channel.
         self.reports: list[SchedulerReport] = []
@@ -111,7 +113,10 @@ class SchedulerDriver:
     def policies(self) -> tuple[str, ...]:
         return tuple(POLICIES)
 
-    def open(self, name: str, prefix: Sequence[int], *, hand_over: bool = False) -> None:
+    def open(
+        self, name: str, prefix: Sequence[int], *, hand_over: bool = False, cache_salt: str = ""
+    ) -> None:
+        self._salts[name] = cache_salt
         self.sessions[name] = DrivenSession(tuple(prefix), hand_over and self.settings.leases)
         self.become(name, list(prefix))
 
@@ -124,7 +129,7 @@ class SchedulerDriver:
         keep = None
         if session.revision % 2:
             # Less than there is in common is allowed, too: whole documents only.
-            same = common_prefix_len_of_lists(old, session.documents)
+            same = num_leading(old, session.documents)
             keep = len(session.prefix) + sum(map(len, session.documents[:same]))
         self.become(name, list(sum(documents, session.prefix)), keep_tokens=keep)
 
@@ -172,7 +177,7 @@ class SchedulerDriver:
             stop_token_ids=[STOP_TOKEN],
             extra_args=extra_args,
         )
-        request = core_request(name, tokens, params)
+        request = core_request(name, tokens, params, self._salts.get(name, ""))
         self.scheduler.add_request(Request.from_engine_core_request(request, self._hasher))
 
     def command(self, number: int, set_policy: str | None = None) -> None:
@@ -436,11 +441,3 @@ class SchedulerDriver:
         assert not self.scheduler.has_requests()
         assert not self.executor.requests
         assert not self.executor.leases.held
-
-
-def common_prefix_len_of_lists(old: Sequence[Tokens], new: Sequence[Tokens]) -> int:
-    """How many leading documents both lists share."""
-    same = 0
-    while same < min(len(old), len(new)) and old[same] == new[same]:
-        same += 1
-    return same

@@ -42,12 +42,16 @@ _SHAPE = {
 
 
 def worker_options(
-    *, min_offer_tokens: int = 256, offload_pool_blocks: int | None = None, **prefill: Any
+    *,
+    min_offer_tokens: int = 256,
+    offload_pool_blocks: int | None = None,
+    kv_digest: bool = True,
+    **prefill: Any,
 ) -> WorkerOptions:
     """A worker's options; evicted KV is computed again unless a test says otherwise."""
     return WorkerOptions(
         prefill=PrefillOptions(**{"preemption": "recompute", **prefill}),
-        handover=HandoverOptions(min_offer_tokens=min_offer_tokens),
+        handover=HandoverOptions(min_offer_tokens=min_offer_tokens, kv_digest=kv_digest),
         offload_pool_blocks=offload_pool_blocks,
     )
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorWorkerMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import (
     MultiKVConnectorMetadata,
@@ -27,8 +28,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import (
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
+from prefill_worker.nixl_connector import STEP
 from prefill_worker.swap_connector import SwapMetadata, SwapWorkerMeta
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, StepJobs
+from stream2llm.engine.kv_digest import Part, Rows, SampleJob, places
+from stream2llm.engine.kv_sampling import SampleMeta
 from tests.digests import answer_of, prefix_digests
 
 NULL_BLOCK = 0
@@ -106,6 +110,25 @@ class LeaseHolder:
 KV = list[list[int | None]]
 
 
+# As if there were so many layers.
+NUM_LAYERS = 2
+
+
+def sample(kv: KV, job: SampleJob) -> Rows:
+    """What a rank samples of these blocks: other slots in each layer, of one word each."""
+    slots = places(job, 1).slots[:, 0]
+    values = [
+        [
+            hash((layer, int(key), kv[block_id][(slot + layer) % filled])) & 0xFFFF
+            for layer in range(NUM_LAYERS)
+        ]
+        for block_id, key, slot, filled in zip(
+            job.block_ids, job.keys, slots, job.num_filled, strict=True
+        )
+    ]
+    return np.array(values, dtype=np.uint16)
+
+
 class FakeCopier:
     """The worker's half of the swap connector, between digests.
 
@@ -164,6 +187,8 @@ class FakeExecutor:
         # All digests that were KV at some time, be they lost since or not.
         self.ever_computed: set[int] = set()
         self.leases = LeaseHolder()
+        # The blocks that the step under way completes.
+        self._job: SampleJob | None = None
         self.num_steps = 0
         self.num_tokens = 0
 
@@ -193,15 +218,23 @@ class FakeExecutor:
                 self.copier.start(part.jobs)
             elif part is not None:
                 self.leases.take(part)
+                self._job = part.stream2llm_job
 
     def _report(self, metadata: Any) -> KVConnectorOutput | None:
         done, results = self.leases.report(), self.copier.report()
-        if not done and not results.num_ranks_done:
+        samples = self._samples()
+        if not done and not results.num_ranks_done and samples is None:
             return None
-        meta: KVConnectorWorkerMetadata = SwapWorkerMeta(results)
+        meta: KVConnectorWorkerMetadata | None = SwapWorkerMeta(results)
         if isinstance(metadata, MultiKVConnectorMetadata):
-            meta = MultiKVConnectorWorkerMetadata((None, meta))
+            meta = MultiKVConnectorWorkerMetadata((samples, meta))
+        elif not results.num_ranks_done:
+            meta = samples
         return KVConnectorOutput(finished_sending=done, kv_connector_worker_meta=meta)
+
+    def _samples(self) -> SampleMeta | None:
+        job, self._job = self._job, None
+        return SampleMeta({STEP: [Part(0, sample(self.kv, job))]}) if job is not None else None
 
     def _update_copies(self, output: SchedulerOutput) -> dict[str, int]:
         """The requests of this step and where each starts, as `_update_states` does it."""

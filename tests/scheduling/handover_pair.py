@@ -11,6 +11,7 @@ late as the caller likes.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -21,6 +22,8 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request, RequestStatus
 
+from decode_worker.answer_order import LAST_RANK
+from decode_worker.digest_check import BadKv
 from decode_worker.fetch_orders import (
     FetchEnd,
     FetchOrder,
@@ -34,13 +37,15 @@ from prefill_worker.local_engine import core_request
 from prefill_worker.session_state import WIRE_KEY
 from router.kv_prefetch_log import Fetch, KvPrefetchLog, Offered, OfferVerdict
 from stream2llm.api.handover import HANDOVER_KEY
+from stream2llm.engine.kv_digest import BlockKeys, Part, SampleJob
+from stream2llm.engine.kv_sampling import SampleMeta
 from stream2llm.serving.clock import ManualClock
 from stream2llm.serving.prefix import as_tokens
 from tests.digests import STOP_TOKEN, answer_of, prefix_digests
 from tests.scheduling.decode_settings import create_decode_scheduler
 from tests.scheduling.driver import SchedulerDriver
 from tests.scheduling.engine_settings import EngineSettings, block_hasher, worker_options
-from tests.scheduling.executor import FakeExecutor, LeaseHolder
+from tests.scheduling.executor import KV, FakeExecutor, LeaseHolder, sample
 
 
 @dataclass
@@ -52,6 +57,12 @@ class _Read:
     local: list[int]
     remote: list[int]
     steps_left: int
+    job: SampleJob | None
+
+
+def overwrite(kv: KV, block_id: int) -> None:
+    """Puts KV of something else into a block."""
+    kv[block_id] = [hash((block_id, slot, "other")) for slot in range(len(kv[block_id]))]
 
 
 class ReadingExecutor(FakeExecutor):
@@ -62,6 +73,8 @@ class ReadingExecutor(FakeExecutor):
         self._source = source
         self._read_steps = read_steps
         self.fails = False
+        # Called with the KV and the blocks of each read that has ended, before they are sampled.
+        self.corrupt: Callable[[KV, list[int]], None] | None = None
         self.reads: list[_Read] = []
         self.num_blocks_read = 0
 
@@ -81,6 +94,7 @@ class ReadingExecutor(FakeExecutor):
                     local,
                     remote[-len(local) :],
                     self._read_steps,
+                    metadata.stream2llm_jobs.get(request_id),
                 )
             )
 
@@ -92,8 +106,16 @@ class ReadingExecutor(FakeExecutor):
         if not ended:
             return None
         invalid = {block for read in ended if not self._end(read) for block in read.local}
+        parts = {
+            read.request_id: [Part(0, sample(self.kv, read.job))]
+            for read in ended
+            if read.job is not None and not set(read.local) & invalid
+        }
         return KVConnectorOutput(
-            finished_recving={read.request_id for read in ended}, invalid_block_ids=invalid
+            finished_recving={read.request_id for read in ended},
+            failed_recving={read.request_id for read in ended if set(read.local) & invalid},
+            invalid_block_ids=invalid,
+            kv_connector_worker_meta=SampleMeta(parts),
         )
 
     def _end(self, read: _Read) -> bool:
@@ -102,6 +124,8 @@ class ReadingExecutor(FakeExecutor):
             return False
         for local, remote in zip(read.local, read.remote, strict=True):
             self.kv[local] = list(self._source.kv[remote])
+        if self.corrupt is not None:
+            self.corrupt(self.kv, read.local)
         self.num_blocks_read += len(read.local)
         in_time = is_leased(self._source.leases, read.remote_id)
         self._source.leases.end(read.remote_id)
@@ -132,6 +156,7 @@ class Streamed:
     results: list[FetchResult] = field(default_factory=list)
     # Since when its KV lies at decode unused.
     since_s: float = 0.0
+    cache_salt: str = ""
 
     def send_next(self) -> None:
         """Sends decode the next fetch, if it is time for one."""
@@ -173,6 +198,9 @@ class Pair:
         self.local_tokens: dict[str, int] = {}
         # Answers that decode gave up: their KV could not be read.
         self.failed: set[str] = set()
+        # Requests whose read brought other KV, and whether the test has seen to that.
+        self.bad_reads: list[str] = []
+        self.may_differ = False
         self._num_seen = 0
         self._hasher = block_hasher(prefill)
         self._meaning: dict[bytes, int] = {}
@@ -188,10 +216,12 @@ class Pair:
 
     # -- events ----------------------------------------------------------------------
 
-    def open(self, name: str, prefix: list[int] | tuple[int, ...] = ()) -> None:
+    def open(
+        self, name: str, prefix: list[int] | tuple[int, ...] = (), cache_salt: str = ""
+    ) -> None:
         """Begins a session that streams its hand-over."""
-        self.sessions[name] = Streamed(since_s=self.clock.monotonic_s())
-        self.prefill.open(name, prefix, hand_over=True)
+        self.sessions[name] = Streamed(since_s=self.clock.monotonic_s(), cache_salt=cache_salt)
+        self.prefill.open(name, prefix, hand_over=True, cache_salt=cache_salt)
         revision = self.prefill.sessions[name].revision
         self.sessions[name].log.spliced(revision, 0, as_tokens(prefix))
 
@@ -246,6 +276,11 @@ class Pair:
         self.decode.shutdown()
         self.start_decode()
 
+    def corrupt_reads(self, corrupt: Callable[[KV, list[int]], None] | None) -> None:
+        """From now on this happens to what decode reads; None: nothing."""
+        self.reader.corrupt = corrupt
+        self.may_differ = self.may_differ or corrupt is not None
+
     def refuse(self, name: str) -> None:
         """Decode refuses the fetch that is under way to it, as a worker that drains does."""
         session = self.sessions[name]
@@ -277,24 +312,32 @@ class Pair:
         if session.final is not None:
             params, session.final = session.final, None
             tokens = [*self.prefill.sessions[name].tokens, self.prefill.answers()[name][-1]]
-            self._add(name, tokens, {**order_to_wire(FinalOrder(name))}, params)
+            keys = BlockKeys(self._decode_settings.block_size).to_wire(tokens[:-1])
+            self._add(name, name, tokens, order_to_wire(FinalOrder(name, keys)), params)
 
     def _fetch(self, name: str, fetch: Fetch[dict[str, Any]]) -> None:
         session = self.sessions[name]
         session.num_fetches += 1
         session.fetch_id = f"{name}/{session.num_fetches}"
         size = self._decode_settings.block_size
-        order = FetchOrder(name, fetch.what.num_tokens // size, session.since_s)
+        to_fetch = self.tokens_to_fetch(name, fetch)
+        keys = BlockKeys(size).to_wire(to_fetch)
+        order = FetchOrder(name, fetch.what.num_tokens // size, session.since_s, keys)
         session.since_s = self.clock.monotonic_s()
-        tokens = [*self.tokens_to_fetch(name, fetch), 0]
-        self._add(session.fetch_id, tokens, order_to_wire(order), fetch.handover)
+        tokens = [*to_fetch, 0]
+        self._add(name, session.fetch_id, tokens, order_to_wire(order), fetch.handover)
 
     def tokens_to_fetch(self, name: str, fetch: Fetch[dict[str, Any]]) -> list[int]:
         """The tokens of which the KV is, according to the router's message to decode."""
         return [int(token) for token in fetch.tokens]
 
     def _add(
-        self, request_id: str, tokens: list[int], extra: dict[str, Any], params: dict[str, Any]
+        self,
+        name: str,
+        request_id: str,
+        tokens: list[int],
+        extra: dict[str, Any],
+        params: dict[str, Any],
     ) -> None:
         sampling = SamplingParams(
             max_tokens=1,
@@ -303,8 +346,11 @@ class Pair:
             extra_args={**extra, "kv_transfer_params": dict(params)},
         )
         request = Request.from_engine_core_request(
-            core_request(request_id, tokens, sampling), self._hasher
+            core_request(request_id, tokens, sampling, self.sessions[name].cache_salt),
+            self._hasher,
         )
+        # As answers of three tenants have, whose sessions do not come in turn; then fetches.
+        request.priority = 1 + sum(map(ord, name)) % 3 if request_id == name else LAST_RANK
         digests = prefix_digests(tokens)
         size = self._decode_settings.block_size
         for index, block_hash in enumerate(request.block_hashes):
@@ -355,6 +401,9 @@ class Pair:
                 self._take_decode(told)
 
     def _take_decode(self, told: EngineCoreOutput) -> None:
+        if BadKv.from_wire(told.kv_transfer_params) is not None:
+            self.bad_reads.append(told.request_id)
+            assert self.may_differ, f"{told.request_id} has read what prefill computed"
         local = LocalTokens.from_wire(told.kv_transfer_params)
         if local is not None:
             self.local_tokens[told.request_id] = local.num_tokens
@@ -386,11 +435,21 @@ class Pair:
                 self.deliver(name)
             if not self.prefill.has_work() and not self.decode.has_requests():
                 return
-            self.step_prefill()
-            self.step_decode()
-            self.clock.advance(0.1)
-            self.check()
+            self._step()
         raise AssertionError(f"still busy: {list(self.decode.requests)}, {self.prefill.offered()}")
+
+    def settle_once(self, times: int = 1) -> None:
+        """Delivers everything and steps both, so many times."""
+        for _ in range(times):
+            for name in list(self.sessions):
+                self.deliver(name)
+            self._step()
+
+    def _step(self) -> None:
+        self.step_prefill()
+        self.step_decode()
+        self.clock.advance(0.1)
+        self.check()
 
     def _expire(self) -> None:
         """Reads have ended by now, if there are any."""
@@ -404,6 +463,10 @@ class Pair:
     def check(self) -> None:
         """Blocks of both workers, and whether what decode's cache offers is true."""
         self.prefill.check()
+        self.check_decode()
+
+    def check_decode(self) -> None:
+        """The same of decode alone."""
         blocks.check_integrity(self.decode.kv_cache_manager)
         for block in self.decode.kv_cache_manager.block_pool.blocks:
             if block.block_hash is not None and not block.is_null:

@@ -13,6 +13,7 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.request import Request, RequestStatus
 
 from prefill_worker.local_engine import core_request
+from stream2llm.api.trace_context import TraceContext
 from stream2llm.engine.vllm_engine import EngineInfo, OutputStream
 from tests.scheduling.engine_settings import EngineSettings, block_hasher, create_scheduler
 from tests.scheduling.executor import FakeExecutor
@@ -39,9 +40,15 @@ class SessionEngine:
         )
 
     async def build_request(
-        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        cache_salt: str = "",
+        *,
+        trace: TraceContext | None = None,
     ) -> EngineCoreRequest:
-        return core_request(request_id, prompt_token_ids, params)
+        return core_request(request_id, prompt_token_ids, params, cache_salt)
 
     async def submit(self, request: EngineCoreRequest) -> OutputStream:
         stream = OutputStream()

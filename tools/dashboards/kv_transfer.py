@@ -2,94 +2,87 @@
 
 from __future__ import annotations
 
-from tools.dashboards.model import Dashboard, Panel, Query, Row, percentiles, rate, share
+from tools.dashboards.model import Dashboard, Panel, Query, Row, percentiles, rate, rates, share
 
-_READS = "stream2llm_kv_transfers_total"
+_BLOCKS = "stream2llm_handover_blocks_total"
 
+
+def _share_of_blocks(when: str, of: str) -> str:
+    return share(rate(_BLOCKS, where=f'when="{when}"'), rate(_BLOCKS, where=f'when=~"{of}"'))
+
+
+_AFTER_SEAL = Row(
+    "After the seal",
+    (
+        Panel(
+            "Seconds of a read",
+            "One KV read over NIXL after the seal.",
+            "s",
+            percentiles("stream2llm_kv_transfer_seconds"),
+        ),
+        Panel(
+            "Hand-overs",
+            "Hand-overs a second by result: read, failed, released without a read.",
+            "cps",
+            rates("stream2llm_kv_transfers_total", "result"),
+        ),
+        Panel(
+            "First to second token",
+            "Seconds of the hand-over as the client sees it, by hand-over mode.",
+            "s",
+            percentiles("stream2llm_handover_exposed_seconds", "handover"),
+        ),
+        Panel(
+            "Bytes",
+            "Bytes a second of prompts' KV, by when they crossed.",
+            "Bps",
+            rates("stream2llm_handover_bytes_total", "when"),
+        ),
+    ),
+)
+_PREFETCH = Row(
+    "KV prefetch",
+    (
+        Panel(
+            "Prefetches",
+            "KV prefetches a second, by result.",
+            "cps",
+            rates("stream2llm_fetches_total", "result"),
+        ),
+        Panel(
+            "Reads of other KV",
+            "Reads an hour whose KV was not what prefill had computed; no token was computed from it.",
+            "short",
+            (
+                Query(
+                    "sum by (worker, when) (increase(stream2llm_kv_digest_mismatches_total[1h]))",
+                    "{{worker}} {{when}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Seconds of a prefetch",
+            "From the start of a read to its end.",
+            "s",
+            percentiles("stream2llm_fetch_seconds"),
+        ),
+        Panel(
+            "Wasted prefetch",
+            "Share of the prefetched blocks that no answer used.",
+            "percentunit",
+            (Query(_share_of_blocks("wasted", "prefetched|wasted"), "wasted"),),
+        ),
+        Panel(
+            "Prefetched share of KV",
+            "Share of the blocks that answers needed and that were at decode before the seal.",
+            "percentunit",
+            (Query(_share_of_blocks("prefetched", "prefetched|after_seal"), "prefetched"),),
+        ),
+    ),
+)
 KV_TRANSFER = Dashboard(
     "stream2llm-kv-transfer",
     "Stream2LLM / KV transfer",
     "How KV reaches decode: prefetched before the seal, or read after the first token.",
-    (
-        Row(
-            "After the seal",
-            (
-                Panel(
-                    "Seconds of a read",
-                    "One KV read over NIXL after the seal.",
-                    "s",
-                    percentiles("stream2llm_kv_transfer_seconds"),
-                ),
-                Panel(
-                    "Hand-overs",
-                    "Hand-overs a second by result: read, failed, released without a read.",
-                    "cps",
-                    (Query(rate(_READS, "result"), "{{result}}"),),
-                ),
-                Panel(
-                    "First to second token",
-                    "Seconds of the hand-over as the client sees it, by hand-over mode.",
-                    "s",
-                    percentiles("stream2llm_handover_exposed_seconds", "handover"),
-                ),
-                Panel(
-                    "Bytes",
-                    "Bytes a second of prompts' KV, by when they crossed.",
-                    "Bps",
-                    (Query(rate("stream2llm_handover_bytes_total", "when"), "{{when}}"),),
-                ),
-            ),
-        ),
-        Row(
-            "KV prefetch",
-            (
-                Panel(
-                    "Prefetches",
-                    "KV prefetches a second, by result.",
-                    "cps",
-                    (Query(rate("stream2llm_fetches_total", "result"), "{{result}}"),),
-                ),
-                Panel(
-                    "Seconds of a prefetch",
-                    "From the start of a read to its end.",
-                    "s",
-                    percentiles("stream2llm_fetch_seconds"),
-                ),
-                Panel(
-                    "Wasted prefetch",
-                    "Share of the prefetched blocks that no answer used.",
-                    "percentunit",
-                    (
-                        Query(
-                            share(
-                                rate("stream2llm_handover_blocks_total", where='when="wasted"'),
-                                rate(
-                                    "stream2llm_handover_blocks_total",
-                                    where='when=~"prefetched|wasted"',
-                                ),
-                            ),
-                            "wasted",
-                        ),
-                    ),
-                ),
-                Panel(
-                    "Prefetched share of KV",
-                    "Share of the blocks that answers needed and that were at decode before the seal.",
-                    "percentunit",
-                    (
-                        Query(
-                            share(
-                                rate("stream2llm_handover_blocks_total", where='when="prefetched"'),
-                                rate(
-                                    "stream2llm_handover_blocks_total",
-                                    where='when=~"prefetched|after_seal"',
-                                ),
-                            ),
-                            "prefetched",
-                        ),
-                    ),
-                ),
-            ),
-        ),
-    ),
+    (_AFTER_SEAL, _PREFETCH),
 )

@@ -8,6 +8,8 @@ from typing import Literal
 Unit = Literal["s", "short", "percentunit", "Bps", "bytes", "cps", "none"]
 # Seconds of history that a rate looks at; Grafana fills it in.
 WINDOW = "$__rate_interval"
+# PromQL: the models that are chosen in Grafana.
+MODEL = 'model=~"$model"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,20 @@ def total(metric: str, by: str = "", where: str = "") -> str:
 def share(part: str, whole: str) -> str:
     """PromQL: one rate or sum divided by another; no value while the other is 0."""
     return f"{part} / ({whole} > 0)"
+
+
+def rates(metric: str, by: str, where: str = "", *, or_zero: bool = False) -> tuple[Query, ...]:
+    """The rate of a counter for each value of the label `by`, which is the legend.
+
+    `or_zero`: a line at 0 while there is no such value.
+    """
+    zero = " or vector(0)" if or_zero else ""
+    return (Query(rate(metric, by, where) + zero, f"{{{{{by}}}}}"),)
+
+
+def totals(metric: str, by: str, where: str = "") -> tuple[Query, ...]:
+    """A gauge for each value of the label `by`, which is the legend."""
+    return (Query(total(metric, by, where), f"{{{{{by}}}}}"),)
 
 
 def percentiles(histogram: str, by: str = "", where: str = "") -> tuple[Query, ...]:

@@ -2,83 +2,84 @@
 
 from __future__ import annotations
 
-from tools.dashboards.model import Dashboard, Panel, Query, Row, mean, percentiles, rate, total
+from tools.dashboards.model import (
+    MODEL,
+    Dashboard,
+    Panel,
+    Query,
+    Row,
+    mean,
+    percentiles,
+    rates,
+    totals,
+)
 
-_MODEL = 'model=~"$model"'
-
+_PHASES = Row(
+    "Phases",
+    (
+        Panel(
+            "Open sessions by phase",
+            "What sessions wait for: a place, context, prefill, the KV transfer, decode.",
+            "none",
+            totals("stream2llm_sessions_active", "phase", MODEL),
+        ),
+        Panel(
+            "Context events",
+            "Events a second: open, append, update, seal.",
+            "cps",
+            rates("stream2llm_input_chunks_total", "op", MODEL),
+        ),
+    ),
+)
+_LATENCY = Row(
+    "Latency",
+    (
+        Panel(
+            "TTFT from the seal by input mode",
+            "P50, P95 and P99 of seconds from the seal to the first token.",
+            "s",
+            percentiles("stream2llm_time_to_first_token_seconds", "input_mode", MODEL),
+        ),
+        Panel(
+            "TTFT from the open by input mode",
+            "P50, P95 and P99 of seconds from the open, retrieval included.",
+            "s",
+            percentiles("stream2llm_session_ttft_seconds", "input_mode", MODEL),
+        ),
+        Panel(
+            "Inter-token latency",
+            "Seconds between two outputs of one session.",
+            "s",
+            percentiles("stream2llm_inter_token_latency_seconds", where=MODEL),
+        ),
+        Panel(
+            "Whole session",
+            "Seconds from open to end of sessions that succeeded.",
+            "s",
+            percentiles("stream2llm_e2e_latency_seconds", where=MODEL),
+        ),
+    ),
+)
+_OVERLAP = Row(
+    "Overlap",
+    (
+        Panel(
+            "Prefilled when the seal came",
+            "Mean share of a prompt's tokens that had been prefilled at the seal.",
+            "percentunit",
+            (Query(mean("stream2llm_input_overlap_ratio", where=MODEL), "mean"),),
+        ),
+        Panel(
+            "Invalidated tokens",
+            "Prefilled tokens a second that updates invalidated, by document ordering.",
+            "cps",
+            rates("stream2llm_input_tokens_invalidated_total", "ordering", MODEL, or_zero=True),
+        ),
+    ),
+)
 SESSIONS = Dashboard(
     "stream2llm-sessions",
     "Stream2LLM / Sessions and TTFT",
     "What sessions wait for, how long, and what streaming their context in saves.",
-    (
-        Row(
-            "Phases",
-            (
-                Panel(
-                    "Open sessions by phase",
-                    "What sessions wait for: a place, context, prefill, the KV transfer, decode.",
-                    "none",
-                    (Query(total("stream2llm_sessions_active", "phase", _MODEL), "{{phase}}"),),
-                ),
-                Panel(
-                    "Context events",
-                    "Events a second: open, append, update, seal.",
-                    "cps",
-                    (Query(rate("stream2llm_input_chunks_total", "op", _MODEL), "{{op}}"),),
-                ),
-            ),
-        ),
-        Row(
-            "Latency",
-            (
-                Panel(
-                    "TTFT from the seal by input mode",
-                    "P50, P95 and P99 of seconds from the seal to the first token.",
-                    "s",
-                    percentiles("stream2llm_time_to_first_token_seconds", "input_mode", _MODEL),
-                ),
-                Panel(
-                    "TTFT from the open by input mode",
-                    "P50, P95 and P99 of seconds from the open, retrieval included.",
-                    "s",
-                    percentiles("stream2llm_session_ttft_seconds", "input_mode", _MODEL),
-                ),
-                Panel(
-                    "Inter-token latency",
-                    "Seconds between two outputs of one session.",
-                    "s",
-                    percentiles("stream2llm_inter_token_latency_seconds", where=_MODEL),
-                ),
-                Panel(
-                    "Whole session",
-                    "Seconds from open to end of sessions that succeeded.",
-                    "s",
-                    percentiles("stream2llm_e2e_latency_seconds", where=_MODEL),
-                ),
-            ),
-        ),
-        Row(
-            "Overlap",
-            (
-                Panel(
-                    "Prefilled when the seal came",
-                    "Mean share of a prompt's tokens that had been prefilled at the seal.",
-                    "percentunit",
-                    (Query(mean("stream2llm_input_overlap_ratio", where=_MODEL), "mean"),),
-                ),
-                Panel(
-                    "Invalidated tokens",
-                    "Prefilled tokens a second that updates invalidated, by document ordering.",
-                    "cps",
-                    (
-                        Query(
-                            rate("stream2llm_input_tokens_invalidated_total", "ordering", _MODEL)
-                            + " or vector(0)",
-                            "{{ordering}}",
-                        ),
-                    ),
-                ),
-            ),
-        ),
-    ),
+    (_PHASES, _LATENCY, _OVERLAP),
 )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
+from decode_worker.answer_metrics import AnswerMetrics
+from decode_worker.answer_order import AnswerOrder
 from decode_worker.fetch_metrics import FetchMetrics
 from prefill_worker.metrics import PrefillMetrics
 from router.metrics import RouterMetrics
@@ -15,6 +19,20 @@ from stream2llm.cli.main import FORWARDED_TO, app, forwarded
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.controller_http import ControllerMetrics
 from stream2llm.engine.worker_metrics import TransferMetrics, WorkerGauges
+from stream2llm.security.authority_files import (
+    CA_FILE,
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    write_cluster_files,
+)
+from stream2llm.security.certificates import CertificateStore
+from stream2llm.security.guard import LISTENERS, AccessMetrics
+from stream2llm.security.tls_files import TlsFiles
+from stream2llm.security.tls_metrics import TlsMetrics
+from stream2llm.serving.access import Guards
+from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.security_options import AuthOptions
+from stream2llm.serving.tracing import SpanCounter
 from stream2llm.serving.worker_spec import WorkerStatus
 from tools.reference import commands, configuration, metrics, protos
 from tools.reference.markdown import page
@@ -50,11 +68,16 @@ def _metrics() -> str:
         `NAME_bucket`, `NAME_sum` and `NAME_count`. Where a label's values are listed, each is exported from the
         start, with 0; other values appear when they first occur.
         """,
-        metrics.sections(_metric_groups()),
+        _metric_sections(),
     )
 
 
-def _metric_groups() -> list[metrics.Group]:
+def _metric_sections() -> list[str]:
+    with TemporaryDirectory() as folder:
+        return list(metrics.sections(_metric_groups(Path(folder))))
+
+
+def _metric_groups(folder: Path) -> list[metrics.Group]:
     router = metrics.Group("Router", "Label `model` is the served model's name.")
     RouterMetrics(router.registry, "<model>")
     worker = metrics.Group("Every worker", "Read at the moment of the scrape.")
@@ -69,9 +92,36 @@ def _metric_groups() -> list[metrics.Group]:
     decode = metrics.Group("Decode worker", "KV reads over NIXL, after the seal and ahead of it.")
     TransferMetrics(decode.registry)
     FetchMetrics(decode.registry)
+    decode.registry.register(AnswerMetrics(AnswerOrder()))
     controller = metrics.Group("Controller", "Served on the controller's HTTP port.")
     ControllerMetrics(controller.registry)
-    return [router, worker, prefill, decode, controller]
+    tls = metrics.Group("Every process with TLS", "The certificate files that it uses.")
+    tls.registry.register(TlsMetrics(_certificates(folder)))
+    tracing = metrics.Group(
+        "Router and workers with tracing", "Only where `observability.tracing` is on."
+    )
+    SpanCounter(tracing.registry)
+    calls = metrics.Group("Every process", "Callers that were not admitted (security.md).")
+    calls.registry.register(_access_metrics(folder))
+    return [router, worker, prefill, decode, controller, tls, tracing, calls]
+
+
+def _access_metrics(folder: Path) -> AccessMetrics:
+    """With a file of keys, and all listeners that there may be."""
+    path = folder / "keys.jsonl"
+    path.touch()
+    guards = Guards(AuthOptions(keys_file=path), SystemClock())
+    for listener in LISTENERS:
+        guards.of(listener)
+    return guards.metrics
+
+
+def _certificates(folder: Path) -> CertificateStore:
+    """Any; with all files that there may be."""
+    now = datetime.fromtimestamp(SystemClock().wall_s(), UTC)
+    write_cluster_files(folder, ["localhost"], now, timedelta(days=1))
+    ca = folder / CA_FILE
+    return CertificateStore(TlsFiles(folder / CERTIFICATE_FILE, folder / KEY_FILE, ca, ca))
 
 
 def _commands() -> str:

@@ -49,43 +49,33 @@ class HostedEngine(Protocol):
 
     def settings(self) -> dict[str, str | float]:
         """What the engine turned out to be."""
-        ...
 
     async def ask(self, message: Ask) -> None:
         """Returns at the end of the answer."""
-        ...
 
     async def feed(self, message: Feed) -> None:
         """Returns when the part is sent, the first time at the end of the answer."""
-        ...
 
     async def splice(self, message: Splice) -> None:
         """Likewise."""
-        ...
 
     async def end(self, request_id: str) -> None:
         """Frees what a request holds."""
-        ...
 
     async def reset(self) -> None:
         """Empties the prefix cache; raises RuntimeError when somebody holds blocks."""
-        ...
 
     async def set_policy(self, policy: str) -> None:
         """From the next step on."""
-        ...
 
     def counters(self) -> dict[str, float]:
         """Since the start."""
-        ...
 
     async def wait_dead(self) -> str:
         """Returns why, when the engine has died."""
-        ...
 
     async def shutdown(self) -> None:
         """Ends the engine's processes."""
-        ...
 
 
 async def start(spec: HostSpec, send: Send) -> HostedEngine:

@@ -106,7 +106,7 @@ class EngineLink:
                 return
 
     def end(self, request_id: str) -> None:
-        """Nobody waits for this request any longer."""
+        """Drops a request whose answer is no longer wanted."""
         self._answers.pop(request_id, None)
         if not self._receiving.done():
             self.send(End(request_id))

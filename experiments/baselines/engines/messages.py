@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from stream2llm.serving.worker_options import PreemptionMode, PrefillOptions
+
 Kind = Literal["stock", "ours"]
 _LENGTH_BYTES = 4
 
@@ -30,6 +32,8 @@ class HostSpec:
     token_budget: int
     max_num_seqs: int
     max_model_len: int
+    # Of our engine.
+    preemption: PreemptionMode = PrefillOptions().preemption
 
 
 class Ask(msgspec.Struct, tag=True, frozen=True):
@@ -60,7 +64,7 @@ class Splice(msgspec.Struct, tag=True, frozen=True):
 
 
 class End(msgspec.Struct, tag=True, frozen=True):
-    """Nobody waits for this request any longer; nothing happens if it has ended."""
+    """The request's answer is no longer wanted; ignored if the request has ended."""
 
     request_id: str
 

@@ -42,7 +42,9 @@ def worker_spec(spec: HostSpec) -> WorkerSpec:
         engine_args=common_args(spec),
         options=WorkerOptions(
             prefill=PrefillOptions(
-                open_token_budget=OPEN_TOKEN_BUDGET, offload_pool_gib=OFFLOAD_POOL_GIB
+                open_token_budget=OPEN_TOKEN_BUDGET,
+                offload_pool_gib=OFFLOAD_POOL_GIB,
+                preemption=spec.preemption,
             )
         ),
     )

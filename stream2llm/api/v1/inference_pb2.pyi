@@ -99,7 +99,7 @@ class StreamGenerateResponse(_message.Message):
     def __init__(self, accepted: _Optional[_Union[SessionAccepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., delta: _Optional[_Union[TokenDelta, _Mapping]] = ..., finished: _Optional[_Union[GenerationFinished, _Mapping]] = ..., oversized_document: _Optional[_Union[OversizedDocument, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("session_id", "model", "text", "token_ids", "chat", "sampling", "control_tokens")
+    __slots__ = ("session_id", "model", "text", "token_ids", "chat", "sampling", "control_tokens", "ttft_slo_ms")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +107,7 @@ class GenerateRequest(_message.Message):
     CHAT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     CONTROL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SLO_MS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     text: str
@@ -114,7 +115,8 @@ class GenerateRequest(_message.Message):
     chat: ChatPrompt
     sampling: SamplingParameters
     control_tokens: ControlTokens
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., control_tokens: _Optional[_Union[ControlTokens, str]] = ...) -> None: ...
+    ttft_slo_ms: int
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., control_tokens: _Optional[_Union[ControlTokens, str]] = ..., ttft_slo_ms: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("accepted", "progress", "delta", "finished")
@@ -159,8 +161,15 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "router_id", "sessions_by_phase", "workers", "controller_address")
+    __slots__ = ("version", "router_id", "sessions_by_phase", "workers", "controller_address", "tenants", "restarts_by_cause")
     class SessionsByPhaseEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class RestartsByCauseEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -172,12 +181,34 @@ class GetServerInfoResponse(_message.Message):
     SESSIONS_BY_PHASE_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     CONTROLLER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_BY_CAUSE_FIELD_NUMBER: _ClassVar[int]
     version: str
     router_id: str
     sessions_by_phase: _containers.ScalarMap[str, int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerInfo]
     controller_address: str
-    def __init__(self, version: _Optional[str] = ..., router_id: _Optional[str] = ..., sessions_by_phase: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerInfo, _Mapping]]] = ..., controller_address: _Optional[str] = ...) -> None: ...
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantInfo]
+    restarts_by_cause: _containers.ScalarMap[str, int]
+    def __init__(self, version: _Optional[str] = ..., router_id: _Optional[str] = ..., sessions_by_phase: _Optional[_Mapping[str, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerInfo, _Mapping]]] = ..., controller_address: _Optional[str] = ..., tenants: _Optional[_Iterable[_Union[TenantInfo, _Mapping]]] = ..., restarts_by_cause: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class TenantInfo(_message.Message):
+    __slots__ = ("name", "num_sessions", "held_tokens", "computed_tokens", "num_refused", "weight", "priority")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    HELD_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    num_sessions: int
+    held_tokens: int
+    computed_tokens: int
+    num_refused: int
+    weight: float
+    priority: int
+    def __init__(self, name: _Optional[str] = ..., num_sessions: _Optional[int] = ..., held_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., num_refused: _Optional[int] = ..., weight: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
     __slots__ = ("worker_id", "role", "ready", "num_sessions", "num_kv_blocks_held", "num_kv_blocks", "block_size", "metrics_address")
@@ -200,7 +231,7 @@ class WorkerInfo(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., ready: bool = ..., num_sessions: _Optional[int] = ..., num_kv_blocks_held: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("session_id", "model", "plain", "chat", "sampling", "ordering", "ranking_note", "handover", "control_tokens", "oversized_documents")
+    __slots__ = ("session_id", "model", "plain", "chat", "sampling", "ordering", "ranking_note", "handover", "control_tokens", "oversized_documents", "ttft_slo_ms")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PLAIN_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +242,7 @@ class OpenSession(_message.Message):
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
     CONTROL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OVERSIZED_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SLO_MS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     plain: PlainTemplate
@@ -221,7 +253,8 @@ class OpenSession(_message.Message):
     handover: HandoverMode
     control_tokens: ControlTokens
     oversized_documents: OversizedDocuments
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., plain: _Optional[_Union[PlainTemplate, _Mapping]] = ..., chat: _Optional[_Union[ChatTemplate, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., ordering: _Optional[_Union[DocumentOrdering, str]] = ..., ranking_note: _Optional[str] = ..., handover: _Optional[_Union[HandoverMode, str]] = ..., control_tokens: _Optional[_Union[ControlTokens, str]] = ..., oversized_documents: _Optional[_Union[OversizedDocuments, str]] = ...) -> None: ...
+    ttft_slo_ms: int
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., plain: _Optional[_Union[PlainTemplate, _Mapping]] = ..., chat: _Optional[_Union[ChatTemplate, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., ordering: _Optional[_Union[DocumentOrdering, str]] = ..., ranking_note: _Optional[str] = ..., handover: _Optional[_Union[HandoverMode, str]] = ..., control_tokens: _Optional[_Union[ControlTokens, str]] = ..., oversized_documents: _Optional[_Union[OversizedDocuments, str]] = ..., ttft_slo_ms: _Optional[int] = ...) -> None: ...
 
 class OversizedDocument(_message.Message):
     __slots__ = ("sequence", "index", "id", "action", "reason", "room_tokens", "kept_tokens", "kept_chars", "cut_chars", "cut_tokens")
@@ -350,17 +383,19 @@ class SamplingParameters(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., stop_strings: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logprobs: _Optional[int] = ..., ignore_eos: bool = ...) -> None: ...
 
 class SessionAccepted(_message.Message):
-    __slots__ = ("session_id", "model", "credit_tokens")
+    __slots__ = ("session_id", "model", "credit_tokens", "ttft_forecast_ms")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CREDIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_FORECAST_MS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     credit_tokens: int
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., credit_tokens: _Optional[int] = ...) -> None: ...
+    ttft_forecast_ms: int
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., credit_tokens: _Optional[int] = ..., ttft_forecast_ms: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("last_sequence", "received_tokens", "prefilled_tokens", "computed_tokens", "reused_tokens", "invalidated_tokens", "credit_tokens", "delay")
+    __slots__ = ("last_sequence", "received_tokens", "prefilled_tokens", "computed_tokens", "reused_tokens", "invalidated_tokens", "credit_tokens", "delay", "restarts")
     LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFILLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -369,6 +404,7 @@ class Progress(_message.Message):
     INVALIDATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CREDIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DELAY_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
     last_sequence: int
     received_tokens: int
     prefilled_tokens: int
@@ -377,7 +413,8 @@ class Progress(_message.Message):
     invalidated_tokens: int
     credit_tokens: int
     delay: DelayReason
-    def __init__(self, last_sequence: _Optional[int] = ..., received_tokens: _Optional[int] = ..., prefilled_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., invalidated_tokens: _Optional[int] = ..., credit_tokens: _Optional[int] = ..., delay: _Optional[_Union[DelayReason, str]] = ...) -> None: ...
+    restarts: int
+    def __init__(self, last_sequence: _Optional[int] = ..., received_tokens: _Optional[int] = ..., prefilled_tokens: _Optional[int] = ..., computed_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., invalidated_tokens: _Optional[int] = ..., credit_tokens: _Optional[int] = ..., delay: _Optional[_Union[DelayReason, str]] = ..., restarts: _Optional[int] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
     __slots__ = ("text", "token_ids", "logprobs")
@@ -410,20 +447,22 @@ class Logprob(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., rank: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class GenerationFinished(_message.Message):
-    __slots__ = ("reason", "stop_string", "stop_token_id", "usage", "timings", "document_order")
+    __slots__ = ("reason", "stop_string", "stop_token_id", "usage", "timings", "document_order", "restarts")
     REASON_FIELD_NUMBER: _ClassVar[int]
     STOP_STRING_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     DOCUMENT_ORDER_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
     reason: FinishReason
     stop_string: str
     stop_token_id: int
     usage: Usage
     timings: Timings
     document_order: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., document_order: _Optional[_Iterable[int]] = ...) -> None: ...
+    restarts: int
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., document_order: _Optional[_Iterable[int]] = ..., restarts: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "computed_tokens", "reused_tokens", "invalidated_tokens", "uncomputed_at_seal_tokens", "prefetched_tokens")

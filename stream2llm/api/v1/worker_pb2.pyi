@@ -32,12 +32,28 @@ class PrefillSessionRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenPrefill, _Mapping]] = ..., splice: _Optional[_Union[SplicePrefill, _Mapping]] = ..., seal: _Optional[_Union[SealPrefill, _Mapping]] = ...) -> None: ...
 
 class OpenPrefill(_message.Message):
-    __slots__ = ("session_id", "sampling")
+    __slots__ = ("session_id", "sampling", "cache_salt", "ttft_slo_ms", "tenant")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    TTFT_SLO_MS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     sampling: _inference_pb2.SamplingParameters
-    def __init__(self, session_id: _Optional[str] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParameters, _Mapping]] = ...) -> None: ...
+    cache_salt: str
+    ttft_slo_ms: int
+    tenant: Tenant
+    def __init__(self, session_id: _Optional[str] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParameters, _Mapping]] = ..., cache_salt: _Optional[str] = ..., ttft_slo_ms: _Optional[int] = ..., tenant: _Optional[_Union[Tenant, _Mapping]] = ...) -> None: ...
+
+class Tenant(_message.Message):
+    __slots__ = ("name", "weight", "priority")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    weight: float
+    priority: int
+    def __init__(self, name: _Optional[str] = ..., weight: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class SplicePrefill(_message.Message):
     __slots__ = ("revision", "keep_tokens", "token_ids", "stable_tokens")
@@ -52,12 +68,16 @@ class SplicePrefill(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., keep_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., stable_tokens: _Optional[int] = ...) -> None: ...
 
 class SealPrefill(_message.Message):
-    __slots__ = ("splice", "hand_over")
+    __slots__ = ("splice", "hand_over", "ttft_left_ms", "answer_tokens")
     SPLICE_FIELD_NUMBER: _ClassVar[int]
     HAND_OVER_FIELD_NUMBER: _ClassVar[int]
+    TTFT_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     splice: SplicePrefill
     hand_over: bool
-    def __init__(self, splice: _Optional[_Union[SplicePrefill, _Mapping]] = ..., hand_over: bool = ...) -> None: ...
+    ttft_left_ms: int
+    answer_tokens: int
+    def __init__(self, splice: _Optional[_Union[SplicePrefill, _Mapping]] = ..., hand_over: bool = ..., ttft_left_ms: _Optional[int] = ..., answer_tokens: _Optional[int] = ...) -> None: ...
 
 class PrefillSessionResponse(_message.Message):
     __slots__ = ("progress", "first_token", "offer")
@@ -102,12 +122,14 @@ class FirstToken(_message.Message):
     def __init__(self, step: _Optional[_Union[TokenStep, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., progress: _Optional[_Union[PrefillProgress, _Mapping]] = ..., uncomputed_at_seal_tokens: _Optional[int] = ...) -> None: ...
 
 class Handover(_message.Message):
-    __slots__ = ("kv_transfer_params_json", "num_blocks")
+    __slots__ = ("kv_transfer_params_json", "num_blocks", "kv_digest")
     KV_TRANSFER_PARAMS_JSON_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    KV_DIGEST_FIELD_NUMBER: _ClassVar[int]
     kv_transfer_params_json: str
     num_blocks: int
-    def __init__(self, kv_transfer_params_json: _Optional[str] = ..., num_blocks: _Optional[int] = ...) -> None: ...
+    kv_digest: bytes
+    def __init__(self, kv_transfer_params_json: _Optional[str] = ..., num_blocks: _Optional[int] = ..., kv_digest: _Optional[bytes] = ...) -> None: ...
 
 class HandoverOffer(_message.Message):
     __slots__ = ("revision", "num_tokens", "handover")
@@ -132,20 +154,26 @@ class TokenStep(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_inference_pb2.TokenLogprobs, _Mapping]]] = ..., finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("session_id", "prompt_token_ids", "sampling", "handover", "fetch_session_id", "refuse_when_full")
+    __slots__ = ("session_id", "prompt_token_ids", "sampling", "handover", "fetch_session_id", "refuse_when_full", "cache_salt", "answer_tokens", "tenant")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
     FETCH_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     REFUSE_WHEN_FULL_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: _inference_pb2.SamplingParameters
     handover: Handover
     fetch_session_id: str
     refuse_when_full: bool
-    def __init__(self, session_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParameters, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., fetch_session_id: _Optional[str] = ..., refuse_when_full: bool = ...) -> None: ...
+    cache_salt: str
+    answer_tokens: int
+    tenant: Tenant
+    def __init__(self, session_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_inference_pb2.SamplingParameters, _Mapping]] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., fetch_session_id: _Optional[str] = ..., refuse_when_full: bool = ..., cache_salt: _Optional[str] = ..., answer_tokens: _Optional[int] = ..., tenant: _Optional[_Union[Tenant, _Mapping]] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
     __slots__ = ("step", "local_tokens")
@@ -166,10 +194,12 @@ class PrefetchKvRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenPrefetch, _Mapping]] = ..., fetch: _Optional[_Union[FetchKv, _Mapping]] = ..., abort: _Optional[_Union[AbortFetch, _Mapping]] = ...) -> None: ...
 
 class OpenPrefetch(_message.Message):
-    __slots__ = ("fetch_session_id",)
+    __slots__ = ("fetch_session_id", "cache_salt")
     FETCH_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     fetch_session_id: str
-    def __init__(self, fetch_session_id: _Optional[str] = ...) -> None: ...
+    cache_salt: str
+    def __init__(self, fetch_session_id: _Optional[str] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class FetchKv(_message.Message):
     __slots__ = ("keep_tokens", "token_ids", "handover")

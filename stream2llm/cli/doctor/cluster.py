@@ -8,6 +8,8 @@ from typing import Any
 from stream2llm.api.loopback import is_loopback
 from stream2llm.cli.doctor.facts import ClockOffset, Finding, Level, Machine, Running
 from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.ray_checks import find_refusal
+from stream2llm.cluster.room import Node
 
 # Log lines and metrics of several nodes are compared by their times.
 MAX_OFFSET_S = 1.0
@@ -18,8 +20,7 @@ def check_running(running: Running) -> Iterator[Finding]:
     """The controller answers, and every replica serves."""
     if running.status is None:
         if running.problem:
-            advice = "is the cluster up (stream2llm up), and is this the address it printed?"
-            yield Finding(Level.PROBLEM, "cluster", running.problem, advice)
+            yield Finding(Level.PROBLEM, "cluster", running.problem, running.advice)
         else:
             text = f"no controller at {running.controller}; nothing runs, or it is elsewhere"
             yield Finding(Level.OK, "cluster", text)
@@ -43,6 +44,11 @@ def _replica(each: Mapping[str, Any]) -> Finding:
     text = f"{name} is {phase.replace('_', ' ')}{f': {reason}' if reason else ''}"
     if phase == "given_up":
         advice = f"remove the cause, then: stream2llm workers retry {name}"
+        return Finding(Level.PROBLEM, "cluster", text, advice)
+    if phase == "waiting_for_room":
+        advice = (
+            "free or add what it needs (ray status), or change what it asks for or its placement"
+        )
         return Finding(Level.PROBLEM, "cluster", text, advice)
     starting = phase in ("starting", "running")
     level = Level.WARNING if starting else Level.PROBLEM
@@ -78,6 +84,20 @@ def check_gpus(machines: Sequence[Machine], config: ClusterConfig) -> Iterator[F
     yield Finding(Level.OK if wanted <= present else Level.PROBLEM, "GPUs in all", text, advice)
 
 
+def check_room(nodes: Sequence[Node], config: ClusterConfig) -> Iterator[Finding]:
+    """The nodes of the Ray that is joined have what each role's placement asks for."""
+    refusal = find_refusal(config, nodes)
+    if refusal is None:
+        text = f"each role finds what it asks for among {len(nodes)} nodes of this Ray"
+        yield Finding(Level.OK, "placement", text)
+        return
+    level = Level.WARNING if config.ray.autoscales else Level.PROBLEM
+    advice = (
+        "ray start --labels, --resources and --num-gpus say what a node has; or change the file"
+    )
+    yield Finding(level, "placement", refusal.text, advice)
+
+
 def check_nodes(machines: Sequence[Machine], config: ClusterConfig) -> Iterator[Finding]:
     """Nodes have the same software, and workers listen where other nodes reach them."""
     if len(machines) < 2:
@@ -89,6 +109,10 @@ def check_nodes(machines: Sequence[Machine], config: ClusterConfig) -> Iterator[
             yield Finding(
                 Level.PROBLEM, "versions", f"{name} differs: {listing}", "install one everywhere"
             )
+    if is_loopback(config.controller.host):
+        text = f"{len(machines)} nodes, and the controller listens on loopback"
+        advice = "set controller.host to auto, or ask it from its own node only"
+        yield Finding(Level.WARNING, "hosts", text, advice)
     hosts = {
         "router": config.router.host,
         **{role: part.host for role, part in config.worker_sections},

@@ -12,15 +12,19 @@ from typing import Annotated
 
 import typer
 
+from stream2llm.api.credentials import ClientSecurity
 from stream2llm.api.errors import Stream2LLMError
+from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import CONTROLLER_VARIABLE, DEFAULT_CONTROLLER
 from stream2llm.cli.doctor import diagnose, remote
+from stream2llm.cli.doctor.cluster import check_room
 from stream2llm.cli.doctor.facts import Finding, Level, Machine, Running
 from stream2llm.cli.doctor.probes import machine
 from stream2llm.cli.numbers import finite
 from stream2llm.cluster.config import ClusterConfig, default_config, load_config
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.logs import for_terminal, one_line
+from stream2llm.serving.node_address import outward_address
 
 EXIT_PROBLEMS = 1
 
@@ -59,6 +63,11 @@ def doctor(
         float,
         typer.Option("--timeout", min=0.01, callback=finite, help="Seconds to wait for an answer."),
     ] = 5.0,
+    tls_ca: secure.TlsCa = None,
+    tls_cert: secure.TlsCert = None,
+    tls_key: secure.TlsKey = None,
+    tls_server_name: secure.TlsServerName = "",
+    api_key_file: secure.ApiKeyFile = None,
 ) -> None:
     """Check machines, model, configuration and cluster, and say what to do.
 
@@ -72,13 +81,19 @@ def doctor(
     Example: stream2llm doctor --config deploy/gpu-h100.yaml --address auto --json
     """
     try:
+        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
         configured = _configured(config, address)
     except Stream2LLMError as error:
         findings = [Finding(Level.PROBLEM, "configuration", error.message, "correct the file")]
     else:
         asked = controller or DEFAULT_CONTROLLER
-        running = remote.find_cluster(asked, is_given=controller is not None, timeout_s=timeout_s)
-        running = _with_clocks(running, prometheus, timeout_s)
+        running = remote.find_cluster(
+            asked,
+            is_given=controller is not None or security.tls is not None,
+            timeout_s=timeout_s,
+            security=security,
+        )
+        running = _with_clocks(running, prometheus, timeout_s, security)
         findings = list(_examine(configured, running, fast=fast))
     typer.echo(_as_json(findings) if as_json else for_terminal(_as_text(findings)))
     if diagnose.worst(findings) is Level.PROBLEM:
@@ -92,13 +107,16 @@ def _configured(path: Path | None, address: str | None) -> ClusterConfig:
     return config.model_copy(update={"ray": config.ray.model_copy(update={"address": address})})
 
 
-def _with_clocks(running: Running, prometheus: str | None, timeout_s: float) -> Running:
-    servers = {}
+def _with_clocks(
+    running: Running, prometheus: str | None, timeout_s: float, security: ClientSecurity
+) -> Running:
+    clock, found = SystemClock(), []
     if running.status is not None:
-        servers["the controller"] = f"http://{running.controller}/status"
-    if prometheus is not None:
-        servers["Prometheus"] = f"http://{prometheus}/-/healthy"
-    found = (remote.http_offset(w, url, SystemClock(), timeout_s) for w, url in servers.items())
+        url = f"{security.scheme}://{running.controller}/status"
+        found.append(remote.http_offset("the controller", url, clock, timeout_s, security))
+    if prometheus is not None:  # not one of ours: it need not have our TLS
+        url = f"http://{prometheus}/-/healthy"
+        found.append(remote.http_offset("Prometheus", url, clock, timeout_s))
     return replace(running, offsets=tuple(each for each in found if each is not None))
 
 
@@ -115,12 +133,12 @@ def _examine(config: ClusterConfig, running: Running, *, fast: bool) -> Iterator
             machines = nodes.machines
             running = replace(running, offsets=(*running.offsets, *nodes.offsets))
             yield from nodes.findings
-    machines = machines or (machine(config.model, fast=fast),)
+            yield from check_room(nodes.present, config)
+    machines = machines or (machine(config, outward_address(), fast=fast),)
     today = datetime.fromtimestamp(SystemClock().wall_s(), UTC).date()
     yield from diagnose.judge(machines, config, running, today)
-    is_running = running.status is not None
     yield from diagnose.configuration(
-        config, on_this_machine=is_here, is_running=is_running, fast=fast
+        config, on_this_machine=is_here, is_running=running.is_there, fast=fast
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import date
 
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.cli.doctor import cluster, model
+from stream2llm.cli.doctor import cluster, model, tls
 from stream2llm.cli.doctor import machine as machine_checks
 from stream2llm.cli.doctor.facts import Finding, Level, Machine, Running
 from stream2llm.cluster import preflight
@@ -15,8 +15,9 @@ from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.engine_check import check_engines
 from stream2llm.cluster.layout import Factories, common_environment, lay_out
 
-# Their checks here look at the same with more of an eye to the future.
 _BESIDE_A_CLUSTER = ("ports", "memory")
+# `tls.check_tls` looks at the same, on every node, with more of an eye to the future.
+_ELSEWHERE = "TLS files"
 
 
 def judge(
@@ -28,6 +29,7 @@ def judge(
         for finding in _of_machine(each, config, today, is_one=is_one):
             yield replace(finding, node="" if is_one else each.node)
     yield from cluster.check_nodes(machines, config)
+    yield from tls.check_authorities(machines)
     yield from cluster.check_gpus(machines, config)
     yield from cluster.check_clocks(running.offsets)
     yield from cluster.check_running(running)
@@ -42,6 +44,7 @@ def _of_machine(
     yield from model.check_model(each, config)
     yield from model.check_dtypes(each, config)
     yield from model.check_profile(each, config, today)
+    yield from tls.check_tls(each, today)
 
 
 def configuration(
@@ -49,7 +52,8 @@ def configuration(
 ) -> Iterator[Finding]:
     """Makes the checks of `up --check`; where the cluster runs, it holds its ports and memory."""
     checks = preflight.checks(config, on_this_machine=on_this_machine, runs_vllm=True)
-    wanted = [each for each in checks if not (is_running and each.what in _BESIDE_A_CLUSTER)]
+    left_out = {_ELSEWHERE, *(_BESIDE_A_CLUSTER if is_running else ())}
+    wanted = [each for each in checks if each.what not in left_out]
     findings = [_preflight(each) for each in wanted]
     yield from findings
     if not fast and all(each.level is Level.OK for each in findings):

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from cost_profiles.roofline import TransformerShape
+from stream2llm.cluster.exposure import NodeFiles
 
 
 class Level(StrEnum):
@@ -95,6 +96,8 @@ class Machine:
     # None also where it was left out.
     nixl: Nixl | None = None
     model: Model | None = None
+    # None without TLS.
+    tls: NodeFiles | None = None
     # Probe to the error that it ended with.
     failed: Mapping[str, str] = field(default_factory=dict)
 
@@ -117,4 +120,8 @@ class Running:
     status: Mapping[str, Any] | None = None
     # Why there is none; "" where none was looked for by name.
     problem: str = ""
+    # What to do about it; "" where the problem says so.
+    advice: str = ""
     offsets: tuple[ClockOffset, ...] = ()
+    # A controller listens there, even if it gives no status.
+    is_there: bool = False

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib.metadata import distributions, requires
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from packaging.utils import canonicalize_name
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.cli.doctor.facts import Gpu, Machine, Model, Nixl
 from stream2llm.cli.doctor.model_files import incomplete_files, shape_of
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.exposure import NodeFiles, look_at_tls_files, names_here
 from stream2llm.models.store import default_cache_dir, resolve_model
+from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.machine_memory import machine_memory
 from stream2llm.serving.router_spec import MIB
 
@@ -35,12 +39,12 @@ print("\\n" + json.dumps(agent.get_backend_mem_types("UCX")))
 """
 
 
-def machine(model: str, *, fast: bool) -> Machine:
+def machine(config: ClusterConfig, address: str, *, fast: bool) -> Machine:
     """Returns all facts; `fast` leaves out NIXL and the tokenizer, which take seconds.
 
-    Runs in a Ray process of each node, too.
+    `address` is where other machines reach this one. Runs in a Ray process of each node, too.
     """
-    return gather(platform.node(), platform.python_version(), _probes(model, fast=fast))
+    return gather(platform.node(), platform.python_version(), _probes(config, address, fast=fast))
 
 
 def gather(node: str, python: str, probes: dict[str, Callable[[], dict[str, Any]]]) -> Machine:
@@ -55,7 +59,9 @@ def gather(node: str, python: str, probes: dict[str, Callable[[], dict[str, Any]
     return Machine(node, python, **found, failed=failed)
 
 
-def _probes(model: str, *, fast: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+def _probes(
+    config: ClusterConfig, address: str, *, fast: bool
+) -> dict[str, Callable[[], dict[str, Any]]]:
     return {
         "versions": _versions,
         "processor": lambda: {"cpu_flags": cpu_flags(Path("/proc/cpuinfo").read_text())},
@@ -66,7 +72,8 @@ def _probes(model: str, *, fast: bool) -> dict[str, Callable[[], dict[str, Any]]
         "proxies": lambda: {"proxies": _proxies()},
         "disk": _disk,
         "NIXL": lambda: {"nixl": None if fast else _nixl()},
-        "model": lambda: {"model": _model(model, fast=fast)},
+        "model": lambda: {"model": _model(config.model, fast=fast)},
+        "TLS": lambda: {"tls": _tls(config, address)},
     }
 
 
@@ -168,6 +175,12 @@ def _model(name: str, *, fast: bool) -> Model:
     return Model(
         str(path), missing, num_files, shape_of(path), has_template, tokenizer_error
     )  # fmt: skip
+
+
+def _tls(config: ClusterConfig, address: str) -> NodeFiles | None:
+    tls = config.security.tls
+    now = datetime.fromtimestamp(SystemClock().wall_s(), UTC)
+    return None if tls is None else look_at_tls_files(tls, names_here(config, address), now)
 
 
 def _tokenizer(path: Path) -> tuple[bool | None, str]:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any
 
-from stream2llm.api.errors import Stream2LLMError
-from stream2llm.cli.addresses import ask_controller
+from stream2llm.api.credentials import PLAIN, ClientSecurity
+from stream2llm.api.errors import (
+    InvalidRequestError,
+    NotPermittedError,
+    Stream2LLMError,
+    UnauthenticatedError,
+)
+from stream2llm.cli.addresses import NO_ANSWER, NOT_A_CONTROLLER, ask_controller
 from stream2llm.cli.doctor.facts import ClockOffset, Finding, Level, Machine, Running
 from stream2llm.cli.doctor.probes import machine
 from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.room import Node
 from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.serving.own_http import open_url
 
@@ -22,20 +30,46 @@ _CLOCK_ROUNDS = 3
 NODE_TIMEOUT_S = 120.0
 
 
-def find_cluster(controller: str, *, is_given: bool, timeout_s: float) -> Running:
-    """Asks the controller; that none answers is a problem only where the address was given."""
+def find_cluster(
+    controller: str, *, is_given: bool, timeout_s: float, security: ClientSecurity
+) -> Running:
+    """Asks the controller; that none is there is a problem only where the address was given."""
     try:
-        status = ask_controller(controller, "/status", timeout_s, expects="replicas")
+        status = ask_controller(
+            controller, "/status", timeout_s, expects="replicas", security=security
+        )
     except Stream2LLMError as error:
-        return Running(controller, problem=error.message if is_given else "")
-    return Running(controller, status)
+        is_there = _is_there(error)
+        problem = error.message if is_given or is_there else ""
+        return Running(controller, None, problem, _advice(error), is_there=is_there)
+    return Running(controller, status, is_there=True)
 
 
-def http_offset(who: str, url: str, clock: Clock, timeout_s: float) -> ClockOffset | None:
+def _is_there(error: Stream2LLMError) -> bool:
+    """Whether a controller has refused the request, or hung up on it as one with TLS does."""
+    if error.reason == NO_ANSWER:
+        reason = getattr(error.__cause__, "reason", error.__cause__)
+        return isinstance(reason, ssl.SSLError | ConnectionResetError)
+    # InvalidRequestError: not sent, because credentials do not leave this machine in plain text.
+    return error.reason != NOT_A_CONTROLLER and not isinstance(error, InvalidRequestError)
+
+
+def _advice(error: Stream2LLMError) -> str:
+    """What to do; "" where the message says it."""
+    if isinstance(error, UnauthenticatedError | NotPermittedError):
+        return "give a key with the scope read: --api-key-file, or STREAM2LLM_API_KEY"
+    if error.reason == NOT_A_CONTROLLER:
+        return "give the address that stream2llm up printed: --controller"
+    return ""
+
+
+def http_offset(
+    who: str, url: str, clock: Clock, timeout_s: float, security: ClientSecurity = PLAIN
+) -> ClockOffset | None:
     """Compares the Date of an answer; None for a server that gives none."""
     began_s = clock.wall_s()
     try:
-        with open_url(url, timeout_s) as answer:
+        with open_url(url, timeout_s, security) as answer:
             date = answer.headers.get("Date")
         ended_s = clock.wall_s()
         there_s = parsedate_to_datetime(date).timestamp() + _DATE_HALF_S
@@ -48,9 +82,9 @@ def http_offset(who: str, url: str, clock: Clock, timeout_s: float) -> ClockOffs
 class NodeProbe:
     """Runs as an actor on each node."""
 
-    def facts(self, model: str, *, fast: bool) -> Machine:
-        """The facts of its machine."""
-        return machine(model, fast=fast)
+    def facts(self, config: ClusterConfig, address: str, *, fast: bool) -> Machine:
+        """The facts of its machine, which others reach at `address`."""
+        return machine(config, address, fast=fast)
 
     def wall_s(self) -> float:
         """Its clock."""
@@ -65,19 +99,22 @@ class Nodes:
     offsets: tuple[ClockOffset, ...]
     # One for each node that gave no answer.
     findings: tuple[Finding, ...]
+    # What Ray itself knows of them.
+    present: tuple[Node, ...] = ()
 
 
 def ask_nodes(config: ClusterConfig, clock: Clock, *, fast: bool) -> Nodes:
     """Joins the configured Ray and looks at each node; raises UnavailableError without a Ray."""
     import ray
 
-    from stream2llm.cluster import ray_runtime
+    from stream2llm.cluster import ray_nodes, ray_runtime
 
     ray_runtime.connect(config, "", "")
     try:
         alive = [node for node in ray.nodes() if node["Alive"]]
-        probes = [_Asked(node, _probe_on(node), config.model, fast) for node in alive]
-        return _gathered([each.answer(clock) for each in probes])
+        probes = [_Asked(node, _probe_on(node), config, fast) for node in alive]
+        nodes = _gathered([each.answer(clock) for each in probes])
+        return replace(nodes, present=ray_nodes.ray_state().nodes)
     finally:
         ray_runtime.disconnect()
 
@@ -94,10 +131,10 @@ def _probe_on(node: dict[str, Any]) -> Any:
 class _Asked:
     """One node; all are asked before the first answer is waited for."""
 
-    def __init__(self, node: dict[str, Any], probe: Any, model: str, fast: bool) -> None:
+    def __init__(self, node: dict[str, Any], probe: Any, config: ClusterConfig, fast: bool) -> None:
         self._address = str(node["NodeManagerAddress"])
         self._probe = probe
-        self._facts = probe.facts.remote(model, fast=fast)
+        self._facts = probe.facts.remote(config, self._address, fast=fast)
 
     def answer(self, clock: Clock) -> tuple[Machine, ClockOffset] | Finding:
         import ray

@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+import os
+import select
 import shutil
 import sys
+import termios
 import threading
-from typing import Annotated
+import tty
+from typing import Annotated, Any, Self
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
 from stream2llm.api.errors import UnavailableError
-from stream2llm.cli.addresses import CONTROLLER_VARIABLE, DEFAULT_CONTROLLER
+from stream2llm.cli import security_options as secure
+from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.numbers import finite
-from stream2llm.cli.top.keys import Keys
 from stream2llm.cli.top.render import draw
-from stream2llm.cli.top.scrape import scrape
+from stream2llm.cli.top.scrape import Asked, Scrape, scrape
 from stream2llm.cli.top.view import view_of
-from stream2llm.serving.clock import Clock, SystemClock
+from stream2llm.serving.clock import SystemClock
+
+
+class Keys:
+    """Reads keys without Enter while it is entered; without a terminal it only waits."""
+
+    def __init__(self) -> None:
+        self._before: list[Any] | None = None
+
+    def __enter__(self) -> Self:
+        if sys.stdin.isatty():
+            self._before = termios.tcgetattr(sys.stdin.fileno())
+            tty.setcbreak(sys.stdin.fileno())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._before)
+
+    def wait(self, seconds: float) -> str:
+        """Returns what was typed; "" when nothing was for so long."""
+        if self._before is None:
+            threading.Event().wait(seconds)
+            return ""
+        ready, _, _ = select.select([sys.stdin.fileno()], [], [], seconds)
+        return os.read(sys.stdin.fileno(), 64).decode(errors="replace") if ready else ""
 
 
 def top(
-    controller: Annotated[
-        str,
-        typer.Option(
-            help="HOST:PORT of the controller; `stream2llm up` prints it.",
-            envvar=CONTROLLER_VARIABLE,
-        ),
-    ] = DEFAULT_CONTROLLER,
+    controller: ControllerOption = DEFAULT_CONTROLLER,
     interval_s: Annotated[
         float,
         typer.Option(
@@ -48,49 +71,61 @@ def top(
             "--timeout", min=0.01, callback=finite, help="Seconds to wait for each process."
         ),
     ] = 2.0,
+    tls_ca: secure.TlsCa = None,
+    tls_cert: secure.TlsCert = None,
+    tls_key: secure.TlsKey = None,
+    tls_server_name: secure.TlsServerName = "",
+    api_key_file: secure.ApiKeyFile = None,
 ) -> None:
     """Show a running cluster live: workers, sessions, TTFT, memory and hits.
 
     Asks the controller for the replicas and each of them for its metrics. What
     gives no answer is shown as such; a controller that goes away is, too, and
-    asked again. `q` quits. Exit codes: 0; 4 with --once, when the controller
-    gives no answer.
+    asked again. `q` quits. Exit codes: 0; 3 when the controller refuses
+    the credentials; 4 with --once, when it gives no answer.
 
     Example: stream2llm top
 
     Example: stream2llm top --once --interval 5 --controller 10.0.0.1:8360
     """
     with errors_as_exits():
-        clock = SystemClock()
+        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        asked = Asked(controller, timeout_s, SystemClock(), security)
         if once:
-            _once(controller, interval_s, timeout_s, clock)
+            _once(asked, interval_s)
         else:
-            _live(controller, interval_s, timeout_s, clock)
+            _live(asked, interval_s)
 
 
-def _once(controller: str, interval_s: float, timeout_s: float, clock: Clock) -> None:
-    before = scrape(controller, timeout_s, clock, None)
-    if not before.controller_problem:
-        threading.Event().wait(interval_s)
-        after = scrape(controller, timeout_s, clock, before)
-        width = shutil.get_terminal_size((100, 24)).columns
-        console = Console(width=width, color_system=None, highlight=False)
-        with console.capture() as shown:
-            console.print(draw(view_of(before, after), controller))
-        typer.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
-        return
-    raise UnavailableError(before.controller_problem, reason="NO_ANSWER")
+def first_scrape(asked: Asked, *, is_only: bool) -> Scrape:
+    """Raises the controller's error, unless it is asked again and may answer then."""
+    first = scrape(asked, None)
+    error = first.controller_error
+    if error is not None and (is_only or not isinstance(error, UnavailableError)):
+        raise error
+    return first
 
 
-def _live(controller: str, interval_s: float, timeout_s: float, clock: Clock) -> None:
+def _once(asked: Asked, interval_s: float) -> None:
+    before = first_scrape(asked, is_only=True)
+    threading.Event().wait(interval_s)
+    after = scrape(asked, before)
+    width = shutil.get_terminal_size((100, 24)).columns
+    console = Console(width=width, color_system=None, highlight=False)
+    with console.capture() as shown:
+        console.print(draw(view_of(before, after), asked.controller))
+    typer.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
+
+
+def _live(asked: Asked, interval_s: float) -> None:
     if not sys.stdout.isatty():
         raise typer.BadParameter("standard output is no terminal: use --once")
     console = Console(highlight=False)
-    before = now = scrape(controller, timeout_s, clock, None)
+    before = now = first_scrape(asked, is_only=False)
     with Keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            frame = draw(view_of(before, now), controller, console.height)
+            frame = draw(view_of(before, now), asked.controller, console.height)
             live.update(frame, refresh=True)
             if "q" in keys.wait(interval_s):
                 return
-            before, now = now, scrape(controller, timeout_s, clock, now)
+            before, now = now, scrape(asked, now)

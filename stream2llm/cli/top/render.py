@@ -9,25 +9,34 @@ from rich.table import Table
 from rich.text import Text
 
 from stream2llm.cli.numbers import seconds_text
-from stream2llm.cli.top.view import QUANTILES, Latency, Usage, View, WorkerRow
+from stream2llm.cli.top.view import QUANTILES, Latency, TenantRow, Usage, View, WorkerRow
 from stream2llm.serving.logs import one_line
 
 # Lines beside those of the table's rows: title, table's head, panel, and the last one.
 _OTHER_LINES = 12
 _STYLES = {"ready": "green", "running": "yellow", "starting": "yellow"}
 _MIN_ROWS = 1
+# Beside the rows of the tenants' table: the line above it and its head.
+_TENANT_LINES = 2
 
 
 def draw(view: View, controller: str, height: int | None = None) -> RenderableType:
     """Returns one frame; `height` limits the lines, None shows all workers."""
     problems = [row for row in view.workers if row.problem]
     room = None if height is None else max(_MIN_ROWS, height - _OTHER_LINES)
+    tenants = view.tenants
+    if room is not None:
+        # Workers have two thirds of the lines.
+        tenants = tenants[: max(0, room // 3 - _TENANT_LINES)]
+        room -= len(tenants) + _TENANT_LINES if tenants else 0
     shown_problems = problems if room is None else problems[: max(1, room // 3)]
     shown = view.workers if room is None else _most_telling(view.workers, room, len(shown_problems))
     parts: list[RenderableType] = [_title(view, controller), Text(), _workers(shown)]
     if hidden := len(view.workers) - len(shown):
         parts.append(Text(f"... and {hidden} more, all ready", style="dim"))
     parts += [_problem(row) for row in shown_problems]
+    if tenants:
+        parts += [Text(), _tenants(tenants, len(view.tenants))]
     return Group(*parts, Text(), _panel(view))
 
 
@@ -70,6 +79,19 @@ def _numbers(row: WorkerRow) -> tuple[str, ...]:
         _count(row.waiting),
         "" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}",
     )
+
+
+def _tenants(rows: tuple[TenantRow, ...], num_all: int) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), expand=False)
+    title = "tenant" if len(rows) == num_all else f"tenant ({len(rows)} of {num_all})"
+    table.add_column(title, no_wrap=True, overflow="ellipsis")
+    for title in ("sessions", "TTFT P50", "P95", "prefill/s", "decode/s", "refused/s"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        latencies = [seconds_text(each) for each in row.ttft.quantiles_s[:2]] or ["", ""]
+        rates = (f"{row.prefilled:,.0f}", f"{row.decoded:,.0f}", f"{row.refused:.3g}")
+        table.add_row(Text(one_line(row.name)), f"{row.sessions:.0f}", *latencies, *rates)
+    return table
 
 
 def _problem(row: WorkerRow) -> Text:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from http.client import HTTPException
 from typing import Any
 
+from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import Stream2LLMError, UnavailableError
 from stream2llm.cli.addresses import ask_controller
-from stream2llm.cli.top.exposition import Page, parse
+from stream2llm.cli.top.names import WANTED
 from stream2llm.serving.clock import Clock
-from stream2llm.serving.own_http import open_url
+from stream2llm.serving.exposition import Page, parse
+from stream2llm.serving.own_http import UNREAD, open_url, why_unread
 
 _MAX_THREADS = 16
 # A worker's page has some hundred KiB; whatever serves more is no worker.
 MAX_PAGE_BYTES = 16 * 1024 * 1024
-_FAILURES = (OSError, HTTPException, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class Scrape:
     replicas: tuple[Replica, ...] = ()
     # By replica; the reason where there is no page.
     pages: Mapping[str, Page | str] = field(default_factory=dict)
-    # Why the controller gave no answer; then the replicas are those it named last.
-    controller_problem: str = ""
+    # Why the controller gave no status; then the replicas are those it named last.
+    controller_error: Stream2LLMError | None = None
 
     def page(self, name: str) -> Page | None:
         """Returns the replica's metrics; None when it gave none."""
@@ -55,22 +55,41 @@ class Scrape:
         return page if isinstance(page, Page) else None
 
 
-def scrape(controller: str, timeout_s: float, clock: Clock, before: Scrape | None) -> Scrape:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The cluster, and how it is asked."""
+
+    # host:port.
+    controller: str
+    # Of each process.
+    timeout_s: float
+    clock: Clock
+    security: ClientSecurity = PLAIN
+
+
+def scrape(asked: Asked, before: Scrape | None) -> Scrape:
     """Asks all; a process that gives no answer is in the result with the reason.
 
     The addresses come from /status, which has those of /sd with each one's incarnation.
     """
     try:
-        now = described(ask_controller(controller, "/status", timeout_s, expects="replicas"))
+        status = ask_controller(
+            asked.controller,
+            "/status",
+            asked.timeout_s,
+            expects="replicas",
+            security=asked.security,
+        )
+        now = described(status)
     except Stream2LLMError as error:
-        now = replace(before or Scrape(0.0), controller_problem=error.message)
-    asked = [each for each in now.replicas if each.metrics_address]
-    if not asked:
-        return replace(now, at_s=clock.monotonic_s(), pages={})
-    with ThreadPoolExecutor(min(_MAX_THREADS, len(asked))) as pool:
-        pages = pool.map(lambda each: _page(each.metrics_address, timeout_s), asked)
-        found = {each.name: page for each, page in zip(asked, pages, strict=True)}
-    return replace(now, at_s=clock.monotonic_s(), pages=found)
+        now = replace(before or Scrape(0.0), controller_error=error)
+    known = [each for each in now.replicas if each.metrics_address]
+    if not known:
+        return replace(now, at_s=asked.clock.monotonic_s(), pages={})
+    with ThreadPoolExecutor(min(_MAX_THREADS, len(known))) as pool:
+        pages = pool.map(lambda each: _page(each.metrics_address, asked), known)
+        found = {each.name: page for each, page in zip(known, pages, strict=True)}
+    return replace(now, at_s=asked.clock.monotonic_s(), pages=found)
 
 
 def described(status: Mapping[str, Any]) -> Scrape:
@@ -93,9 +112,12 @@ def _replica(raw: Mapping[str, Any]) -> Replica:
     )
 
 
-def _page(address: str, timeout_s: float) -> Page | str:
+def _page(address: str, asked: Asked) -> Page | str:
+    url = f"{asked.security.scheme}://{address}/metrics"
     try:
-        with open_url(f"http://{address}/metrics", timeout_s) as answer:
-            return parse(answer.read(MAX_PAGE_BYTES).decode())
-    except _FAILURES as error:
-        return str(getattr(error, "reason", error)) or type(error).__name__
+        with open_url(url, asked.timeout_s, asked.security) as answer:
+            return parse(answer.read(MAX_PAGE_BYTES).decode(), WANTED)
+    except Stream2LLMError as error:
+        return error.message
+    except UNREAD as error:
+        return why_unread(error)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from stream2llm.api.loopback import host_of
-from stream2llm.cli.top import exposition as metric
-from stream2llm.cli.top.exposition import Page, gained, merged, quantile
+from stream2llm.cli.top import names as metric
 from stream2llm.cli.top.scrape import Replica, Scrape
+from stream2llm.serving.exposition import Page, gained, merged, quantile
+from stream2llm.workload.replay.metrics import KV_BLOCKS, KV_HELD, PREFILL_SESSIONS, policy_of
 
 QUANTILES = (0.5, 0.95, 0.99)
 
@@ -67,6 +68,18 @@ class Hits:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantRow:
+    """A tenant of the configuration, or all others together; rates are per second."""
+
+    name: str
+    sessions: float
+    ttft: Latency
+    prefilled: float
+    decoded: float
+    refused: float
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """One frame; rates and latencies are of the time between its two scrapes."""
 
@@ -75,6 +88,8 @@ class View:
     policy: str
     controller_problem: str
     workers: tuple[WorkerRow, ...]
+    # Empty where the configuration names none. Most work first.
+    tenants: tuple[TenantRow, ...]
     sessions: Mapping[str, float]
     ttft: Latency
     # Since the routers started.
@@ -102,12 +117,13 @@ def view_of(before: Scrape, after: Scrape) -> View:
     return View(
         interval_s=seconds,
         version=after.version,
-        policy=after.policy,
-        controller_problem=after.controller_problem,
+        policy=_policy(after),
+        controller_problem=after.controller_error.message if after.controller_error else "",
         workers=tuple(_row(each, after, gains[each.name], seconds) for each in after.replicas),
+        tenants=_tenants(now["router"], gain, seconds),
         sessions=now["router"].by_label(metric.ACTIVE, "phase"),
-        ttft=_latency(gain),
-        ttft_ever=_latency(now["router"]),
+        ttft=_latency(gain, metric.TTFT),
+        ttft_ever=_latency(now["router"], metric.TTFT),
         prefill_kv=_kv(now["prefill"]),
         decode_kv=_kv(now["decode"]),
         offload_pool=_offload(now["prefill"]),
@@ -115,6 +131,19 @@ def view_of(before: Scrape, after: Scrape) -> View:
         preemptions=_rates(gain.by_label(metric.PREEMPTIONS, "action"), seconds),
         refusals=_rates(gain.by_label(metric.ERRORS, "reason"), seconds),
     )
+
+
+def _policy(scrape: Scrape) -> str:
+    """The chosen policy, and the workers that follow another one, as after an error in theirs."""
+    prefill = [each.name for each in scrape.replicas if each.role == "prefill"]
+    followed = {name: policy_of(scrape.page(name) or Page()) for name in prefill}
+    others = {
+        name: policy for name, policy in followed.items() if policy not in ("", scrape.policy)
+    }
+    if not others:
+        return scrape.policy
+    listing = ", ".join(f"{name}: {policy}" for name, policy in others.items())
+    return f"{scrape.policy} (chosen); {listing}"
 
 
 def _gain(before: Scrape, after: Scrape, replica: Replica) -> Page:
@@ -155,8 +184,8 @@ def _filled(row: WorkerRow, page: Page, gain: Page, seconds: float) -> WorkerRow
     running, waiting, tokens = _LOAD[row.role](page, gain)
     return replace(
         row,
-        kv_held=page.sum(metric.KV_HELD),
-        kv_blocks=page.sum(metric.KV_BLOCKS),
+        kv_held=page.sum(KV_HELD),
+        kv_blocks=page.sum(KV_BLOCKS),
         running=running,
         waiting=waiting,
         tokens_per_s=tokens / seconds if seconds and tokens is not None else None,
@@ -172,8 +201,8 @@ def _router_load(page: Page, gain: Page) -> _Load:
 
 def _prefill_load(page: Page, gain: Page) -> _Load:
     return (
-        page.sum(metric.PREFILL_SESSIONS, state="with_work"),
-        page.sum(metric.PREFILL_SESSIONS, state="short_of_blocks"),
+        page.sum(PREFILL_SESSIONS, state="with_work"),
+        page.sum(PREFILL_SESSIONS, state="short_of_blocks"),
         gain.sum(metric.PREFILL_TOKENS, kind="computed"),
     )
 
@@ -185,15 +214,33 @@ def _decode_load(page: Page, gain: Page) -> _Load:
 _LOAD = {"router": _router_load, "prefill": _prefill_load, "decode": _decode_load}
 
 
-def _latency(page: Page) -> Latency:
-    buckets = page.buckets(metric.TTFT)
+def _tenants(now: Page, gain: Page, seconds: float) -> tuple[TenantRow, ...]:
+    open_now = now.by_label(metric.TENANT_OPEN, "tenant")
+    if len(open_now) < 2:
+        return ()
+    names = (metric.TENANT_PREFILLED, metric.TENANT_DECODED, metric.TENANT_REFUSED)
+    rates = [_rates(gain.by_label(name, "tenant"), seconds) for name in names]
+    rows = [
+        TenantRow(
+            name,
+            num_sessions,
+            _latency(gain.of("tenant", name), metric.TENANT_TTFT),
+            *(each.get(name, 0.0) for each in rates),
+        )
+        for name, num_sessions in open_now.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.prefilled - row.decoded))
+
+
+def _latency(page: Page, histogram: str) -> Latency:
+    buckets = page.buckets(histogram)
     found = [quantile(buckets, share) for share in QUANTILES]
     known = tuple(each for each in found if each is not None)
     return Latency(round(max(buckets.values(), default=0.0)), known)
 
 
 def _kv(page: Page) -> Usage:
-    return Usage(page.sum(metric.KV_HELD) or 0.0, page.sum(metric.KV_BLOCKS) or 0.0)
+    return Usage(page.sum(KV_HELD) or 0.0, page.sum(KV_BLOCKS) or 0.0)
 
 
 def _offload(page: Page) -> Usage:

@@ -18,15 +18,15 @@ from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.client import AsyncClient
 from stream2llm.serving.clock import SystemClock
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.replay.display import make_view
 from stream2llm.workload.replay.plan import PlannedSession, Planner
-from stream2llm.workload.replay.run import Target, replay
+from stream2llm.workload.replay.run import Target, client_of, replay
 from stream2llm.workload.replay.session import Asking
 from stream2llm.workload.report import save_run, write_report
 from stream2llm.workload.report.compare import PROVENANCE
@@ -58,6 +58,9 @@ class Options:
     timeout_s: float
     text_seed: int
     metrics_urls: Sequence[str] | None
+    security: ClientSecurity = PLAIN
+    # Deadline of each session's first token; None: the cluster's.
+    ttft_slo_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,6 @@ class Outcome:
 
 def replay_to_folder(options: Options, count_tokens: CountTokens, say: Say) -> Outcome:
     """Replays a trace and writes run and report; raises Stream2LLMError before it has begun."""
-    _require_writable(options.output)
     say(f"preparing {options.trace}")
     plan, header = _plan(options, count_tokens)
     run, interrupted = asyncio.run(_replay(options, plan, header, say))
@@ -85,7 +87,7 @@ def replay_to_folder(options: Options, count_tokens: CountTokens, say: Say) -> O
 
 
 def _require_writable(folder: Path) -> None:
-    """Before minutes are spent on what could not be written."""
+    """Creates it, before minutes are spent on what could not be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=folder):
@@ -111,13 +113,18 @@ async def _replay(
     options: Options, plan: Sequence[PlannedSession], header: Header, say: Say
 ) -> tuple[RunRecord, bool]:
     clock, stop = SystemClock(), asyncio.Event()
-    async with AsyncClient(options.addresses[0]) as client:
+    async with client_of(options.addresses[0], options.security) as client:
         model = (await client.model_info()).model  # without a router: fail now, once
+    _require_writable(options.output)
     began = datetime.fromtimestamp(clock.wall_s(), UTC).isoformat(timespec="seconds")
     target = _target(options, header, plan, {"model": model, "began": began})
     say(f"{len(plan):,} sessions to {', '.join(options.addresses)}; {_length(plan)}")
+
+    def warn(line: str) -> None:
+        say(f"warning: {line}")
+
     with _short_collections(), _interruptible(stop, say):
-        run = await replay(plan, target, stop=stop, view=make_view(), clock=clock)
+        run = await replay(plan, target, stop=stop, view=make_view(), clock=clock, warn=warn)
     return run, stop.is_set()
 
 
@@ -152,8 +159,10 @@ def _target(
             options.timeout_s,
             ordering=options.ordering,
             longest_answer=options.max_tokens,
+            ttft_slo_ms=options.ttft_slo_ms,
         ),
         metrics_urls=options.metrics_urls,
+        security=options.security,
         settings={
             PROVENANCE: header.provenance,
             "load_scale": options.load_scale,
@@ -163,6 +172,7 @@ def _target(
             "ordering": options.ordering.value,
             "timeout_s": options.timeout_s,
             "text_seed": options.text_seed,
+            "ttft_slo_ms": options.ttft_slo_ms or "none",
             "routers": len(options.addresses),
             **found,
         },

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from stream2llm.api.requests import Content
 from stream2llm.client import Document, DocumentRef
 from stream2llm.workload.traces import format as trace
-from stream2llm.workload.traces.text import TextMaker, text_of
+from stream2llm.workload.traces.text import Filler, text_of
 
 # All sessions of a trace have the same instruction.
 _PREFIX_KEY: Final = "prefix"
@@ -26,15 +27,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class PlannedSession:
-    """One session with its texts; times in seconds after the beginning of the run."""
+    """One session to play, with texts or token ids; times in seconds after the beginning of the run."""
 
     session_id: str
     due_s: float
-    prefix: str
+    prefix: Content
     steps: tuple[Step, ...]
     seal_due_s: float
     # Sent with the seal.
-    suffix: str
+    suffix: Content
     # Recorded length of the answer; None leaves it to the run.
     output_tokens: int | None = None
 
@@ -47,12 +48,14 @@ class Planner:
     another one a second run finds nothing of the first in prefix caches.
     """
 
-    def __init__(self, maker: TextMaker, *, load_scale: float = 1.0, text_seed: int = 0) -> None:
-        self._maker = maker
+    def __init__(
+        self, filler: Filler, *, load_scale: float = 1.0, text_seed: int | str = 0
+    ) -> None:
+        self._filler = filler
         self._load_scale = load_scale
         self._text_seed = text_seed
         # Shared documents and the instruction are held once, not once a session.
-        self._common: dict[str, str] = {}
+        self._common: dict[str, Content] = {}
 
     def plan(
         self, sessions: Iterable[trace.Session], shared: Mapping[str, trace.Document]
@@ -86,7 +89,7 @@ class Planner:
             for name, document in session.document_table(shared).items()
         }
 
-    def _document_text(self, document: trace.Document, session_id: str, own: set[str]) -> str:
+    def _document_text(self, document: trace.Document, session_id: str, own: set[str]) -> Content:
         if document.id in own:
             return self._text(document, f"{session_id}/{document.id}")
         return self._common_text(document, f"shared/{document.id}")
@@ -106,12 +109,12 @@ class Planner:
             sent.update(event.documents)
             yield Step(due_s + event.at_s, is_update, listed)
 
-    def _common_text(self, content: trace.Content | trace.Document, key: str) -> str:
+    def _common_text(self, content: trace.Content | trace.Document, key: str) -> Content:
         # By what it is, too: nothing forbids a trace two different instructions.
         identity = f"{key}/{content.text or content.tokens}"
         if identity not in self._common:
             self._common[identity] = self._text(content, key)
         return self._common[identity]
 
-    def _text(self, content: trace.Content | trace.Document, key: str) -> str:
-        return text_of(content, self._maker, f"{self._text_seed}/{key}")
+    def _text(self, content: trace.Content | trace.Document, key: str) -> Content:
+        return text_of(content, self._filler, f"{self._text_seed}/{key}")

@@ -8,15 +8,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.client import AsyncClient
 from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.replay.display import Quiet, View
 from stream2llm.workload.replay.driver import Driver
-from stream2llm.workload.replay.lag import LagProbe
+from stream2llm.workload.replay.lateness import LagProbe
 from stream2llm.workload.replay.plan import PlannedSession
-from stream2llm.workload.replay.scrape import FindUrls, Scraper, expanded, metrics_url
+from stream2llm.workload.replay.scrape import FindUrls, Scraper, Warn, expanded, metrics_url
 from stream2llm.workload.replay.session import Asking
 
 Helper = Callable[[], Coroutine[Any, Any, None]]
@@ -35,6 +35,8 @@ class Target:
     # Metrics pages or a controller's /sd. None: those of the prefill workers that the
     # router names. Empty: no metrics.
     metrics_urls: Sequence[str] | None = None
+    # Of routers and of pages of metrics.
+    security: ClientSecurity = PLAIN
     settings: Mapping[str, str | float] = field(default_factory=dict)
 
 
@@ -45,17 +47,23 @@ async def replay(
     stop: asyncio.Event | None = None,
     view: View | None = None,
     clock: Clock | None = None,
+    warn: Warn = lambda _line: None,
 ) -> RunRecord:
-    """Replays the plan; `stop` ends it early, with a record of what was until then."""
+    """Replays the plan; `stop` ends it early, with a record of what was until then.
+
+    `warn` gets a line if the metrics cannot be read.
+    """
     clock, view = clock or SystemClock(), view or Quiet()
     async with AsyncExitStack() as stack:
         stack.callback(view.close)
         clients = [
-            await stack.enter_async_context(AsyncClient(address)) for address in target.addresses
+            await stack.enter_async_context(client_of(address, target.security))
+            for address in target.addresses
         ]
         driver = Driver(plan, clients, target.asking, clock)
         probe = LagProbe(clock)
-        scraper = Scraper(find_urls(clients[0], target.metrics_urls), lambda: driver.elapsed_s)
+        find = find_urls(clients[0], target.metrics_urls, target.security)
+        scraper = Scraper(find, lambda: driver.elapsed_s, target.security, warn)
         with_metrics = target.metrics_urls is None or bool(target.metrics_urls)
         helpers: list[Helper] = [probe.run, lambda: _show(driver, view)]
         if with_metrics:
@@ -67,6 +75,11 @@ async def replay(
         if with_metrics:
             await scraper.scrape()
     return _record(target, driver, probe, scraper, duration_s)
+
+
+def client_of(address: str, security: ClientSecurity) -> AsyncClient:
+    """A client of one router."""
+    return AsyncClient(address, tls=security.tls, token=security.credentials.secret)
 
 
 @asynccontextmanager
@@ -87,19 +100,19 @@ async def _show(driver: Driver, view: View) -> None:
         await asyncio.sleep(_SHOW_EVERY_S)
 
 
-def find_urls(client: AsyncClient, given: Sequence[str] | None = None) -> FindUrls:
+def find_urls(
+    client: AsyncClient, given: Sequence[str] | None = None, security: ClientSecurity = PLAIN
+) -> FindUrls:
     """Those that were given, or those of the prefill workers that the client's router names."""
 
     async def of_router() -> Sequence[str]:
-        try:
-            info = await client.server_info()
-        except Stream2LLMError as error:
-            raise OSError(str(error)) from error
+        info = await client.server_info()
         workers = [worker for worker in info.workers if worker.role == "prefill"]
-        return [metrics_url(each.metrics_address) for each in workers if each.metrics_address]
+        addresses = [each.metrics_address for each in workers if each.metrics_address]
+        return [metrics_url(address, security) for address in addresses]
 
     async def of_user() -> Sequence[str]:
-        return await expanded(given or ())
+        return await expanded(given or (), security)
 
     return of_router if given is None else of_user
 

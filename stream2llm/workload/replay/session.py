@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, replace
+from typing import Final
 
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.client import (
@@ -26,9 +27,23 @@ from stream2llm.client import (
 )
 from stream2llm.serving.clock import Clock
 from stream2llm.workload.records import SessionRecord
-from stream2llm.workload.replay.errors import CANCELLED, error_code
 from stream2llm.workload.replay.lateness import Lateness
 from stream2llm.workload.replay.plan import PlannedSession, Step
+
+CANCELLED: Final = "CANCELLED"
+DEADLINE: Final = "DEADLINE_EXCEEDED"
+
+
+def error_code(error: BaseException) -> str:
+    """The gRPC status and, where it says more, our reason: "UNAVAILABLE: WORKER_LOST"."""
+    if isinstance(error, TimeoutError):
+        return DEADLINE
+    if not isinstance(error, Stream2LLMError):
+        return f"INTERNAL: {type(error).__name__}"
+    if error.reason in (error.status_name, CANCELLED):
+        return error.reason
+    return f"{error.status_name}: {error.reason}"
+
 
 _logger = logging.getLogger(__name__)
 # The RPC's own deadline comes first and says more.
@@ -50,6 +65,8 @@ class Asking:
     id_prefix: str = ""
     # Upper bound on recorded lengths; None replays them as they are.
     longest_answer: int | None = None
+    # From the seal; None: the cluster's, which is not counted.
+    ttft_slo_ms: int | None = None
 
     def sampling_of(self, planned: PlannedSession) -> SamplingParameters:
         """The run's, with the answer's recorded length where the trace has one."""
@@ -57,6 +74,14 @@ class Asking:
             return self.sampling
         limits = [planned.output_tokens, self.longest_answer or planned.output_tokens]
         return replace(self.sampling, max_tokens=min(limits))
+
+
+async def send(session: AsyncSession, step: Step) -> None:
+    """Sends an append or an update."""
+    if step.is_update:
+        await session.update(step.documents)
+    else:
+        await session.append(*step.documents)
 
 
 class SessionReplay:
@@ -75,6 +100,7 @@ class SessionReplay:
         self._progress = Progress()
         self._finished: Finished | None = None
         self._error = ""
+        self._ttft_slo_s: float | None = None
 
     @property
     def answered(self) -> bool:
@@ -116,11 +142,13 @@ class SessionReplay:
             reused_tokens=spent.reused_tokens,
             invalidated_tokens=spent.invalidated_tokens,
             error="" if self.answered else self._error,
+            ttft_slo_s=self._ttft_slo_s,
             generator_lateness_s=self._lateness.own_s,
         )
 
     async def _converse(self, client: AsyncClient, asking: Asking) -> None:
-        planned = self._planned
+        planned, slo_ms = self._planned, asking.ttft_slo_ms
+        self._ttft_slo_s = None if slo_ms is None else slo_ms / 1000
         self._opened_s = self._begun(planned.due_s)
         async with client.session(
             prefix=planned.prefix,
@@ -128,6 +156,7 @@ class SessionReplay:
             sampling=asking.sampling_of(planned),
             model=asking.model,
             session_id=f"{asking.id_prefix}{planned.session_id}"[:_MAX_ID_CHARS],
+            ttft_slo_ms=slo_ms,
             timeout_s=asking.timeout_s,
             on_event=self._on_event,
         ) as session:
@@ -142,10 +171,7 @@ class SessionReplay:
     async def _send(self, session: AsyncSession, step: Step) -> None:
         await self._until(step.due_s)
         self._begun(step.due_s)
-        if step.is_update:
-            await session.update(step.documents)
-        else:
-            await session.append(*step.documents)
+        await send(session, step)
         self._lateness.sent(step.due_s, self._now_s())
 
     def _begun(self, due_s: float) -> float:

@@ -34,6 +34,7 @@ def _of_vllm(summary: Summary) -> dict[str, Any]:
         "total_input_tokens": summary.input_tokens,
         "total_output_tokens": summary.output_tokens,
         "request_throughput": summary.per_second(summary.completed),
+        "request_goodput": summary.per_second(summary.in_time) if summary.with_deadline else None,
         "output_throughput": summary.per_second(summary.output_tokens),
         "total_token_throughput": summary.per_second(tokens),
         "max_output_tokens_per_s": summary.peak_output_tokens_per_s,
@@ -47,6 +48,8 @@ def _of_ours(summary: Summary) -> dict[str, Any]:
         "trace": summary.trace,
         # vLLM's `errors` is a list, one text for each request.
         "error_counts": dict(summary.errors),
+        "sessions_with_deadline": summary.with_deadline,
+        "goodput_ratio": summary.goodput,
         "computed_tokens": summary.computed_tokens,
         "reused_tokens": summary.reused_tokens,
         "invalidated_tokens": summary.invalidated_tokens,

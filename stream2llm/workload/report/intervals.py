@@ -63,7 +63,7 @@ def ratio_interval(
     rng = np.random.default_rng(seed)
     resampled = [_resampled(group, percentile, num_resamples, rng) for group in groups]
     tail = (1 - confidence) / 2 * 100
-    # Of ratios that exist: "lower" and "higher" never interpolate with an infinity.
+    # Existing ratios: "lower" and "higher" never interpolate with an infinity.
     ratios = _ratios(*resampled)
     low = float(np.percentile(ratios, tail, method="lower"))
     high = float(np.percentile(ratios, 100 - tail, method="higher"))

@@ -1,4 +1,4 @@
-"""Whether the load generator kept up with the trace. Pure.
+"""Judges if the load generator kept up with the trace. Pure.
 
 A generator that is late offers less load than it says, and sees answers later
 than they came. Two things tell: how much later than due it submitted what

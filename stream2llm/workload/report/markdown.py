@@ -63,7 +63,7 @@ def runs_table(summaries: Iterable[Summary]) -> Table:
     """What was asked of each system, and what it did."""
     titles = [
         *("system", "trace", "sessions/s", "completed", "failed", "duration s"),
-        *("answers/s", "output tok/s", "most open", "generator late ms"),
+        *("in time", "answers/s", "output tok/s", "most open", "generator late ms"),
     ]
     return Table(titles, [_run_row(each) for each in summaries], 2)
 
@@ -76,6 +76,7 @@ def _run_row(summary: Summary) -> list[str]:
         f"{summary.completed:,}",
         f"{summary.failed:,}",
         f"{summary.duration_s:,.1f}",
+        _number(summary.goodput, ".1%"),
         f"{summary.per_second(summary.completed):.3g}",
         f"{summary.per_second(summary.output_tokens):,.1f}",
         f"{summary.peak_sessions:,}",

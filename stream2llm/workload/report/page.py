@@ -42,7 +42,7 @@ class Image(NamedTuple):
 def report_html(runs: Sequence[RunRecord], images: Sequence[Image], ours: str | None = None) -> str:
     """The page; with `ours` that system is compared with the others."""
     summaries = [summarize(run) for run in runs]
-    # Of each its title, a table or a figure, and a note.
+    # Each with its title, a table or a figure, and a note.
     sections: list[tuple[str, Table | Image, str]] = [("Runs", runs_table(summaries), "")]
     if ours is not None and (found := compare(runs, ours)):
         sections.append((f"{ours} compared", comparisons_table(found), _COMPARED))
@@ -59,13 +59,13 @@ def report_html(runs: Sequence[RunRecord], images: Sequence[Image], ours: str | 
 _LATENCIES: Final = (
     "Of sessions with a whole answer. TTFT: from the seal, which is when the last document is here, "
     "or from the open, to the first token; from the due seal: from when the trace had the last document, "
-    "so that a system which lets nobody in gains nothing. Inter-token latency: gaps between messages. Lateness: how "
+    "so that a system which admits no session gains nothing. Inter-token latency: gaps between messages. Lateness: how "
     "long after it was due an event was submitted, waiting for the system included."
 )
 _TOKENS: Final = (
     "Prompts and answers: of sessions with a whole answer. The rest, of all sessions, is what became "
     "of prompt tokens: computed, found in a cache, thrown away by updates, computed again after a "
-    "preemption. Preemptions: sessions whose KV was taken for others. – where nobody counted."
+    "preemption. Preemptions: sessions whose KV was taken for others. – where it was not counted."
 )
 _COMPARED: Final = (
     "Ours divided by theirs, with the 95 % bootstrap interval; better or worse only where it excludes "

@@ -45,6 +45,9 @@ class Summary:
     recomputed_tokens: int | None
     # Sessions whose KV was taken for others; None when the runner did not count.
     preemptions: float | None
+    # Sessions with a deadline of the first token, and those that met it.
+    with_deadline: int
+    in_time: int
     # Most answer tokens in any second, and sessions open at one moment.
     peak_output_tokens_per_s: float
     peak_sessions: int
@@ -57,6 +60,11 @@ class Summary:
     def failed(self) -> int:
         """Sessions without a whole answer."""
         return sum(self.errors.values())
+
+    @property
+    def goodput(self) -> float | None:
+        """Share of the sessions with a deadline that met it; None: there was none."""
+        return self.in_time / self.with_deadline if self.with_deadline else None
 
     def per_second(self, amount: float) -> float:
         """An amount of the whole run as a rate; 0 for a run that took no time."""
@@ -80,6 +88,8 @@ def summarize(run: RunRecord) -> Summary:
         invalidated_tokens=_tokens(run, "invalidated"),
         recomputed_tokens=_tokens(run, "recomputed"),
         preemptions=_preemptions(run.counters),
+        with_deadline=sum(each.is_in_time is not None for each in run.sessions),
+        in_time=sum(each.is_in_time is True for each in run.sessions),
         peak_output_tokens_per_s=_peak_rate(run.sessions),
         peak_sessions=_peak_sessions(run.sessions),
         latencies_s={name: distribution(latencies(run, name)) for name in LATENCIES},
@@ -114,7 +124,7 @@ def _optional(value: float | None) -> tuple[float, ...]:
 def _from_due(session: SessionRecord) -> tuple[float, ...]:
     """To the first token from when the trace had the last context.
 
-    What a system that lets nobody in keeps its sessions waiting is in here, and
+    The wait of sessions that a system does not admit is in here, and
     not in the time from the seal.
     """
     return () if session.ttft_s is None else (session.token_times_s[0] - session.seal_due_s,)

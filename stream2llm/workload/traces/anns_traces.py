@@ -55,7 +55,8 @@ def anns_items(
     corpus = _corpus(map_path.parent, needed, importing, report)
     written: set[str] = set()
     for query in queries:
-        events = list(_events(query, corpus, importing.scale.time, report))
+        factor = importing.delay_factor * importing.scale.time
+        events = list(_events(query, corpus, factor, report))
         if not events:
             report(BadRow(query.trace, None, "has no usable window"))
             continue

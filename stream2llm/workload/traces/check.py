@@ -8,11 +8,12 @@ ids ("r0", "r1", ...) take no memory however many there are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.file_values import Problem, problems_in
 from stream2llm.workload.traces.format import (
     Content,
     Document,
@@ -24,7 +25,7 @@ from stream2llm.workload.traces.format import (
 )
 
 LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="line")])
-# Of a number at the end of an id that counts as one; int() refuses thousands of digits.
+# Most digits of a number at the end of an id; int() refuses thousands of digits.
 MAX_DIGITS = 18
 
 
@@ -32,36 +33,13 @@ class TraceError(InvalidRequestError):
     """A trace cannot be used; the message names file, line and key."""
 
 
-class Problem(NamedTuple):
-    """What is wrong with one key of a line."""
-
-    key: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.text}"
-
-
 def problems_in_values(error: ValidationError) -> Iterator[Problem]:
     """What pydantic found in one line."""
-    for item in error.errors(include_url=False):
-        # The first part is the kind of line, which is no key.
-        key = ".".join(map(str, item["loc"][1:])) or "the line"
-        if item["type"] == "json_invalid":
-            yield Problem(key, f"not JSON: {item['ctx']['error']}")
-        elif item["type"].startswith("union_tag"):
-            yield Problem("line", "must be header, document or session")
-        elif item["type"] == "unexpected_keyword_argument":
-            yield Problem(key, "unknown key")
-        elif item["type"] in ("missing", "missing_argument"):
-            yield Problem(key, "is missing")
-        else:
-            yield Problem(key, f"{item['msg']} (got {_short(item['input'])})")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if any(item["type"].startswith("union_tag") for item in error.errors(include_url=False)):
+        yield Problem("line", "must be header, document or session")
+    else:
+        # The first part of a key is the kind of line, which is no key.
+        yield from problems_in(error, skip=1)
 
 
 class SeenIds:

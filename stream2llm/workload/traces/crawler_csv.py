@@ -45,7 +45,8 @@ def crawler_sessions(
         raise TraceError(f"{folder}: has no query_*.csv")
     for path in files:
         rows = list(csv_rows(path, COLUMNS, report))
-        documents, events = _appended(_pages(path, rows, report), importing)
+        pages = _pages(path, rows, report)
+        documents, events = _appended(pages, _searched_s(rows, pages), importing)
         if not events:
             report(BadRow(path, None, "has no usable page"))
             continue
@@ -89,14 +90,29 @@ def _page(line: int, row: Row) -> _Page | str:
     return _Page(at_s, line, row["content"])
 
 
-def _appended(pages: Iterable[_Page], importing: Importing) -> tuple[list[Document], list[Event]]:
+def _searched_s(rows: Iterable[tuple[int, Row]], pages: Iterable[_Page]) -> float:
+    """The end of the search, from which pages are delayed; at the latest the first page."""
+    ends = [page.at_s for page in pages]
+    for _, row in rows:
+        if row["type"] == SEARCH:
+            try:
+                ends.append(float(row["endTime"]))
+            except ValueError:
+                continue
+    return max(min(filter(isfinite, ends), default=0.0), 0.0)
+
+
+def _appended(
+    pages: Iterable[_Page], begun_s: float, importing: Importing
+) -> tuple[list[Document], list[Event]]:
     documents: list[Document] = []
     events: list[Event] = []
     for page in pages:
         document = importing.document(f"p{len(documents)}", page.text)
         if document is not None:
             documents.append(document)
-            at_s = page.at_s * importing.scale.time
+            at_s = begun_s + importing.delay_factor * (page.at_s - begun_s)
+            at_s *= importing.scale.time
             events.append(Event(at_s, "append", (document.id,)))
     return documents, events
 

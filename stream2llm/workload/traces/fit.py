@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.format import Shape
@@ -11,6 +11,8 @@ from stream2llm.workload.traces.measure import Samples, statistic
 from stream2llm.workload.traces.targets import MANY_TOKENS, TARGETS
 
 TOLERANCE = 0.10
+# Statistics of fewer sessions are as far from the published ones by chance alone.
+MIN_SESSIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class FitRow:
     reached: float
     # Whether the target is a lower bound.
     at_least: bool = False
+    num_sessions: int = MIN_SESSIONS
 
     @property
     def ratio(self) -> float:
@@ -39,7 +42,8 @@ class FitRow:
 
 def fit(samples: Samples, shape: Shape) -> list[FitRow]:
     """Every number of the shape's table."""
-    return list(_rows(samples, shape))
+    number = len(samples.tokens)
+    return [replace(row, num_sessions=number) for row in _rows(samples, shape)]
 
 
 def fit_table(rows: Iterable[FitRow]) -> str:
@@ -50,7 +54,8 @@ def fit_table(rows: Iterable[FitRow]) -> str:
 
 def _cells(row: FitRow) -> list[str]:
     target = f"{'≥ ' if row.at_least else ''}{_number(row.target)}"
-    verdict = "" if row.is_met else "MISSED"
+    missed = "MISSED" if row.num_sessions >= MIN_SESSIONS else "too few to judge"
+    verdict = "" if row.is_met else missed
     return [row.quantity, row.statistic, target, _number(row.reached), f"{row.ratio:.3f}", verdict]
 
 

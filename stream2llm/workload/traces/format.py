@@ -9,19 +9,16 @@ What must hold between values is `check`'s matter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field, replace
 from typing import Annotated, Final, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from stream2llm.api.file_values import file_value
 
 SCHEMA: Final = "stream2llm.trace"
 # What is written. Version 2 added a session's output tokens; files of version 1 are read as well.
 SCHEMA_VERSION: Final = 2
-# A string is no number, and a key without a reader is a typing error. Values that were made
-# here are checked again before they are written.
-_STRICT = ConfigDict(
-    extra="forbid", strict=True, allow_inf_nan=False, revalidate_instances="always"
-)
 # The router's limit, which would refuse the session at replay.
 MAX_ID_CHARS = 256
 _Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
@@ -33,7 +30,7 @@ EventKind = Literal["append", "update", "seal"]
 TOKENS_PER_WORD = 1.37
 
 
-@dataclass(frozen=True, slots=True)
+@file_value
 class Scale:
     """What the recorded or published sizes were multiplied with; 1 leaves them."""
 
@@ -44,10 +41,12 @@ class Scale:
     # Sessions a second.
     load: PositiveFloat = 1.0
 
-    __pydantic_config__ = _STRICT
+    def scaled(self, num_tokens: int) -> int:
+        """A length in tokens; at least one."""
+        return max(round(num_tokens * self.tokens), 1)
 
 
-@dataclass(frozen=True, slots=True)
+@file_value
 class Header:
     """The first line."""
 
@@ -65,17 +64,13 @@ class Header:
     # Which published workload it is to be compared with; None for any other.
     shape: Shape | None = None
 
-    __pydantic_config__ = _STRICT
 
-
-@dataclass(frozen=True, slots=True)
+@file_value
 class Content:
     """Text, or how many tokens of filler stand for it; with both, the text counts so many."""
 
     text: str | None = None
     tokens: NonNegativeInt | None = None
-
-    __pydantic_config__ = _STRICT
 
     @property
     def num_tokens(self) -> int:
@@ -83,15 +78,13 @@ class Content:
         return _num_tokens(self.text, self.tokens)
 
 
-@dataclass(frozen=True, slots=True)
+@file_value
 class Document:
     """Content that events name by its id."""
 
     id: _Id
     text: Annotated[str, Field(min_length=1)] | None = None
     tokens: PositiveInt | None = None
-
-    __pydantic_config__ = _STRICT
 
     @property
     def num_tokens(self) -> int:
@@ -106,17 +99,15 @@ def _num_tokens(text: str | None, tokens: int | None) -> int:
     return max(round(words * TOKENS_PER_WORD), 1) if text else 0
 
 
-@dataclass(frozen=True, slots=True)
+@file_value
 class SharedDocument:
     """A line: a document that every later session may name."""
 
     line: Literal["document"] = field(default="document", kw_only=True)
     document: Document
 
-    __pydantic_config__ = _STRICT
 
-
-@dataclass(frozen=True, slots=True)
+@file_value
 class Event:
     """Something a session sends."""
 
@@ -126,10 +117,8 @@ class Event:
     # append: more at the end. update: the whole new list. seal: none.
     documents: tuple[str, ...] = ()
 
-    __pydantic_config__ = _STRICT
 
-
-@dataclass(frozen=True, slots=True)
+@file_value
 class Session:
     """A line: one question, from its arrival to its seal."""
 
@@ -147,8 +136,6 @@ class Session:
     # How long its answer was where it was recorded; None where the trace does not say.
     output_tokens: PositiveInt | None = None
 
-    __pydantic_config__ = _STRICT
-
     def lists(self) -> Iterator[tuple[str, ...]]:
         """The document list after each append and update."""
         current: tuple[str, ...] = ()
@@ -160,6 +147,14 @@ class Session:
             else:
                 return
             yield current
+
+    def with_gaps(self, factor: float) -> Session:
+        """The gaps between chunks so many times as long; the first one comes when it did."""
+        first_s = self.events[0].at_s
+        events = (
+            replace(each, at_s=first_s + factor * (each.at_s - first_s)) for each in self.events
+        )
+        return replace(self, events=tuple(events))
 
     def document_table(self, shared: Mapping[str, Document]) -> dict[str, Document]:
         """Every document it may name, its own before shared ones of the same id."""

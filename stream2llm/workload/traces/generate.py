@@ -24,13 +24,21 @@ def generate(
     seed: int,
     scale: Scale,
     maker: TextMaker | None = None,
+    *,
+    delay_factor: float = 1.0,
+    gap_factor: float = 1.0,
 ) -> Iterator[Session]:
-    """One session for each arrival; without a maker only token counts."""
+    """One session for each arrival; without a maker only token counts.
+
+    `delay_factor`: sources that are so many times as slow, see `Plan.delayed`; `gap_factor`: see
+    `plans`.
+    """
     rng = random.Random(f"{shape}/{seed}")
-    planned = plans(shape, len(arrivals_s), rng)
+    planned = plans(shape, len(arrivals_s), rng, gap_factor=gap_factor)
     instruction: Content | None = None
     for number, (arrival_s, plan) in enumerate(zip(arrivals_s, planned, strict=True)):
-        session = _LAYOUTS[shape](f"q{number}", arrival_s, plan, scale, rng)
+        delayed = plan.delayed(delay_factor)
+        session = _LAYOUTS[shape](f"q{number}", arrival_s, delayed, scale, rng)
         if maker is None:
             yield session
             continue

@@ -46,6 +46,8 @@ class Importing:
     count_tokens: CountTokens = count_by_words
     # Keep lengths, not text.
     tokens_only: bool = False
+    # Sources that are so many times as slow. A crawl's search is not.
+    delay_factor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.scale.tokens > 1:

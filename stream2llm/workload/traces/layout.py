@@ -18,9 +18,9 @@ INSTRUCTION_TOKENS, QUESTION_TOKENS = 40, 24
 # Documents of a search result; judgement too.
 TOP_K = 10
 # Standard deviations of the logarithms of page and document lengths. Not published:
-# with these, sums of independent lengths (7.86 pages, 10 documents) spread as the published prompt
+# with these, sums of independent lengths (6.86 pages, 10 documents) spread as the published prompt
 # lengths do: exp(sigma^2) - 1 = count x (exp(s^2) - 1), with s = 0.95 and 0.6.
-PAGE_SIGMA, DOCUMENT_SIGMA = 1.6, 1.3
+PAGE_SIGMA, DOCUMENT_SIGMA = 1.55, 1.3
 # New documents come in near the end: at TOP_K x u ** this, u uniform in [0, 1). Published is that
 # more than a tenth of the sessions invalidate over 10,000 tokens, which is about computed
 # ones: the simulator has 10 % over the published loads with it.
@@ -87,8 +87,8 @@ def _session(
     return Session(
         id=name,
         arrival_s=arrival_s,
-        prefix=Content(tokens=_scaled(INSTRUCTION_TOKENS, scale)),
-        suffix=Content(tokens=_scaled(QUESTION_TOKENS, scale)),
+        prefix=Content(tokens=scale.scaled(INSTRUCTION_TOKENS)),
+        suffix=Content(tokens=scale.scaled(QUESTION_TOKENS)),
         documents=tuple(documents),
         events=(*events, Event(events[-1].at_s, "seal")),
     )
@@ -96,12 +96,8 @@ def _session(
 
 def _room(plan: Plan, scale: Scale) -> int:
     """Tokens for documents."""
-    fixed = _scaled(INSTRUCTION_TOKENS, scale) + _scaled(QUESTION_TOKENS, scale)
+    fixed = scale.scaled(INSTRUCTION_TOKENS) + scale.scaled(QUESTION_TOKENS)
     return round(plan.num_tokens * scale.tokens) - fixed
-
-
-def _scaled(num_tokens: int, scale: Scale) -> int:
-    return max(round(num_tokens * scale.tokens), 1)
 
 
 def _offset(at_s: float, scale: Scale) -> float:

@@ -24,7 +24,6 @@ from stream2llm.workload.traces.requests import (
     Streaming,
     num_tokens_of,
     own_documents,
-    scaled,
     session_of,
 )
 
@@ -41,11 +40,7 @@ class _Prompt(NamedTuple):
 
 
 def mooncake_items(
-    path: Path,
-    scale: Scale,
-    streaming: Streaming,
-    report: Report,
-    block_tokens: int = BLOCK_TOKENS,
+    path: Path, scale: Scale, streaming: Streaming, report: Report, block_tokens: int = BLOCK_TOKENS
 ) -> Iterator[Item]:
     """Sessions in the order of the file, each behind the blocks it is the first to name."""
     arrivals = Arrivals(path, scale.load)
@@ -72,8 +67,8 @@ def _blocks(
     rest = request.prompt_tokens - block_tokens * len(whole)
     last_name = f"h{last}" if rest == block_tokens else f"h{last}/{rest}"
     return (
-        *(Document(f"h{each}", tokens=scaled(block_tokens, scale)) for each in whole),
-        Document(last_name, tokens=scaled(rest, scale)),
+        *(Document(f"h{each}", tokens=scale.scaled(block_tokens)) for each in whole),
+        Document(last_name, tokens=scale.scaled(rest)),
     )
 
 

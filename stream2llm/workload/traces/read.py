@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from stream2llm.workload.traces.check import LINE, Checker, Problem, TraceError, problems_in_values
+from stream2llm.api.file_values import Problem
+from stream2llm.workload.traces.check import LINE, Checker, TraceError, problems_in_values
 from stream2llm.workload.traces.format import Document, Header, Line, Session, SharedDocument
 
 
@@ -70,7 +71,7 @@ class TraceReader:
 
     def _error(self, number: int, problems: list[Problem]) -> TraceError:
         text = "; ".join(map(str, problems))
-        return TraceError(f"{self._path}, line {number}: {text}", field=problems[0].key)
+        return TraceError(f"{self._path}, line {number}: {text}", field=problems[0].key or None)
 
 
 def read_sessions(path: Path) -> Iterator[tuple[Session, Mapping[str, Document]]]:

@@ -17,6 +17,7 @@ from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
+from stream2llm.api.file_values import short
 from stream2llm.workload.traces.arrivals import NS
 from stream2llm.workload.traces.check import TraceError
 from stream2llm.workload.traces.format import Content, Document, Event, Item, Scale, Session
@@ -111,7 +112,7 @@ def plain_sessions(
 
 def own_documents(request: Request, scale: Scale, streaming: Streaming) -> tuple[Document, ...]:
     """The prompt in as many equal parts as it is streamed in."""
-    num_tokens = scaled(request.prompt_tokens, scale)
+    num_tokens = scale.scaled(request.prompt_tokens)
     sizes = split(num_tokens, [1.0] * min(streaming.num_parts, num_tokens))
     return tuple(Document(f"d{part}", tokens=size) for part, size in enumerate(sizes))
 
@@ -125,11 +126,6 @@ def first_sessions(items: Iterable[Item], count: int | None) -> Iterator[Item]:
             left -= 1
             if not left:
                 return
-
-
-def scaled(num_tokens: int, scale: Scale) -> int:
-    """A prompt's length after scaling; at least one token."""
-    return max(round(num_tokens * scale.tokens), 1)
 
 
 def rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
@@ -169,12 +165,7 @@ def num_tokens_of(name: str, value: object) -> int:
     except (ValueError, OverflowError):
         number = float("nan")
     if isinstance(value, bool) or not isfinite(number) or number != int(number):
-        raise ValueError(f"{name} is no whole number: {_short(value)}")
+        raise ValueError(f"{name} is no whole number: {short(value)}")
     if not 1 <= number <= MAX_TOKENS:
-        raise ValueError(f"{name} is {_short(value)}; must be 1 to {MAX_TOKENS:,}")
+        raise ValueError(f"{name} is {short(value)}; must be 1 to {MAX_TOKENS:,}")
     return int(number)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -13,7 +13,9 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pydoc_data.topics import topics
+from typing import Protocol
 
+from stream2llm.api.requests import Content as ClientContent
 from stream2llm.workload.traces.format import TOKENS_PER_WORD, Content, Document
 
 CountTokens = Callable[[str], int]
@@ -63,15 +65,22 @@ class TextMaker:
         return " ".join(sentence.split()[:num_words])
 
 
-def text_of(content: Content | Document, maker: TextMaker, key: str) -> str:
-    """What to send: the text of the trace, or filler for its token count; "" for none.
+class Filler(Protocol):
+    """Makes what stands for a token count: text, or token ids."""
+
+    def text(self, num_tokens: int, key: str) -> ClientContent:
+        """So many tokens, which the key decides."""
+
+
+def text_of(content: Content | Document, filler: Filler, key: str) -> ClientContent:
+    """What to send: the text of the trace, or filler for its token count; nothing for 0.
 
     The key names the content within its trace, for instance "q7/c0"; the prefix
     has one key for all sessions, because instructions are equal.
     """
     if content.text is not None:
         return content.text
-    return maker.text(content.num_tokens, key)
+    return filler.text(content.num_tokens, key)
 
 
 @cache

@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from stream2llm.workload.traces.check import LINE, Checker, Problem, TraceError, problems_in_values
+from stream2llm.api.file_values import Problem
+from stream2llm.workload.traces.check import LINE, Checker, TraceError, problems_in_values
 from stream2llm.workload.traces.format import Header, Item, Line
 
 
@@ -26,13 +27,10 @@ class TraceWriter:
         self._source = source
         self._checker = Checker()
         self.num_lines = 0
-        self._write(header)
+        self.add(header)
 
-    def add(self, item: Item) -> None:
+    def add(self, line: Line) -> None:
         """The next line; raises TraceError for one that does not fit."""
-        self._write(item)
-
-    def _write(self, line: Line) -> None:
         self.num_lines += 1
         if problems := self._problems_of(line):
             text = "; ".join(map(str, problems))

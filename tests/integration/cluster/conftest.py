@@ -19,13 +19,15 @@ from tests.reference_engine import ReferenceEngine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of one kind of cluster one after the other; those that kill workers last."""
+    """All tests of one kind of cluster one after the other; those that end something last."""
     order = {name: place for place, name in enumerate(KINDS)}
 
     def place(item: pytest.Item) -> tuple[int, int]:
         marker = item.get_closest_marker("cluster")
-        kind = -1 if marker is None else order[marker.args[0]]
-        return kind, int("kill" in item.nodeid)
+        if marker is None:  # has a cluster of its module, which starts once in the file's order
+            return -1, 0
+        ends = any(word in item.nodeid for word in ("kill", "a_drain"))
+        return order[marker.args[0]], int(ends)
 
     items.sort(key=place)
 
@@ -47,9 +49,10 @@ def cluster(request: pytest.FixtureRequest, cluster_pool: ClusterPool) -> Cluste
 
 
 @pytest.fixture
-async def client(cluster: Cluster) -> AsyncIterator[AsyncClient]:
+async def client(cluster: Cluster, cluster_pool: ClusterPool) -> AsyncIterator[AsyncClient]:
     """A client of the cluster's router; afterwards no KV block may be held."""
-    async with AsyncClient(cluster.router_addresses[0]) as client:
+    address, key = cluster.router_addresses[0], cluster_pool.key_for("a")
+    async with AsyncClient(address, tls=cluster_pool.tls, api_key=key) as client:
         yield client
         await until_blocks_are_free(client.server_info, 3 * cluster.config.handover.lease_s)
 

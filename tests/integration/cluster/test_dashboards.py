@@ -15,6 +15,7 @@ from stream2llm.cluster.cluster import Cluster
 from tests import prometheus
 from tests.polling import eventually
 from tests.streams import CASES, GREEDY, Stream, collect, play, until_prefilled
+from tools.dashboards.draw import Series, draw
 from tools.dashboards.files import DASHBOARDS
 from tools.dashboards.model import WINDOW
 
@@ -27,6 +28,7 @@ pytestmark = [
 PANELS = {f"{board.title}: {panel.title}": panel for board in DASHBOARDS for panel in board.panels}
 LENGTHS = {"a": 90, "b": 120, "c": 60, "d": 40}
 TIMEOUT_S = 120.0
+DRAWN_S = 90.0
 
 
 def as_prometheus_sees_it(expr: str) -> str:
@@ -43,7 +45,7 @@ async def load(client: AsyncClient, round_number: int) -> None:
     """Sessions of each kind, some of whose KV is prefetched and some of it in vain."""
     streams = [Stream(f"dash-{round_number}-{n}", case, LENGTHS) for n, case in enumerate(CASES)]
     await asyncio.gather(*(play(client, stream) for stream in streams))
-    await client.generate(streams[0].prompt, sampling=GREEDY).answer()
+    await client.generate(streams[0].prompt, sampling=GREEDY, ttft_slo_ms=3_600_000).answer()
     long = Stream(f"dash-long-{round_number}", (), {"a": 900, "b": 700})
     async with client.session(prefix=long.prefix, sampling=GREEDY, handover="streamed") as session:
         for index, name in enumerate("ab"):
@@ -52,7 +54,9 @@ async def load(client: AsyncClient, round_number: int) -> None:
         await collect(session.seal(long.suffix))
 
 
-async def test_every_panel_has_data(cluster: Cluster, client: AsyncClient, tmp_path: Path) -> None:
+async def test_every_panel_has_data_and_can_be_drawn(
+    cluster: Cluster, client: AsyncClient, tmp_path: Path
+) -> None:
     with prometheus.running(cluster.http_address, tmp_path) as server:
         rounds = itertools.count()
 
@@ -61,6 +65,15 @@ async def test_every_panel_has_data(cluster: Cluster, client: AsyncClient, tmp_p
             return await asyncio.to_thread(_without_data, server)
 
         await eventually(without_data, lambda names: not names, TIMEOUT_S)
+        for board in DASHBOARDS:
+            # The figures of docs/dashboards.md are from here.
+            path = tmp_path / f"{board.uid}.svg"
+            await asyncio.to_thread(draw, board, lambda expr: _range(server, expr), path)
+            assert path.stat().st_size > 0
+
+
+def _range(server: prometheus.Prometheus, expr: str) -> list[Series]:
+    return server.query_range(as_prometheus_sees_it(expr), DRAWN_S)
 
 
 def _without_data(server: prometheus.Prometheus) -> list[str]:

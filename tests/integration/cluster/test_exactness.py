@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.client import AsyncClient, SamplingParameters
 from tests.integration.cluster.exactness_cases import CASES
 from tests.reference_engine import ReferenceEngine
@@ -16,6 +17,7 @@ ONE_BY_ONE = pytest.mark.cluster("sensitive-1x1")
 TWO_BY_TWO = pytest.mark.cluster("sensitive-2x2")
 pytestmark = pytest.mark.integration
 
+each_handover = pytest.mark.parametrize("handover", HANDOVER_MODES)
 BY_NAME = [pytest.param(case, id=case.name.replace(" ", "-")) for case in CASES]
 
 
@@ -27,16 +29,23 @@ def check(stream: Stream, outcome: Outcome, reference: ReferenceEngine) -> None:
 
 
 @ONE_BY_ONE
+@each_handover
 @pytest.mark.parametrize("stream", BY_NAME)
-async def test_paced(client: AsyncClient, reference: ReferenceEngine, stream: Stream) -> None:
-    check(stream, await play(client, stream), reference)
+async def test_paced(
+    client: AsyncClient, reference: ReferenceEngine, stream: Stream, handover: HandoverMode
+) -> None:
+    check(stream, await play(client, stream, handover=handover), reference)
 
 
 @ONE_BY_ONE
-async def test_all_at_once(client: AsyncClient, reference: ReferenceEngine) -> None:
+@each_handover
+async def test_all_at_once(
+    client: AsyncClient, reference: ReferenceEngine, handover: HandoverMode
+) -> None:
     """The same sessions, all at the same time and unpaced: chunks and batches fall otherwise."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(play(client, case, paced=False)) for case in CASES]
+        plays = (play(client, case, paced=False, handover=handover) for case in CASES)
+        tasks = [group.create_task(each) for each in plays]
     for case, task in zip(CASES, tasks, strict=True):
         check(case, task.result(), reference)
 

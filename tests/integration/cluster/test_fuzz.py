@@ -18,6 +18,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 
+from stream2llm.api.call_metadata import CallsWith
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2 as worker
 from stream2llm.api.v1 import worker_pb2_grpc
@@ -25,7 +26,7 @@ from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
 from tests import fuzz_rpcs as rpcs
 from tests.cluster_kill import incarnation_of
-from tests.cluster_pool import workers
+from tests.cluster_pool import worker_calls, workers
 from tests.reference_engine import ReferenceEngine
 from tests.rpc_fuzz import mutants
 from tests.streams import Stream, play
@@ -35,7 +36,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
 ORDINARY = Stream("fuzz", (("append", ("a",)), ("append", ("b",))), {"a": 90, "b": 300})
 SEED = 20261128
 # Share of an RPC's cases in the daily test.
-NUM_CASES = 40
+NUM_CASES = 24
 NUM_AT_ONCE = 6
 
 
@@ -98,11 +99,11 @@ def test_every_rpc_is_tried() -> None:
 class _Targets:
     """A channel to each process."""
 
-    router: grpc.aio.Channel
-    prefill: grpc.aio.Channel
-    decode: grpc.aio.Channel
+    router: CallsWith
+    prefill: CallsWith
+    decode: CallsWith
 
-    def of(self, rpc: str) -> list[grpc.aio.Channel]:
+    def of(self, rpc: str) -> list[CallsWith]:
         """Where that RPC is served."""
         match rpc.split("/")[0]:
             case "StreamingInferenceService":
@@ -155,7 +156,7 @@ async def _fuzz(
             await stack.enter_async_context(grpc.aio.insecure_channel(address))
             for address in addresses
         ]
-        targets = _Targets(*channels)
+        targets = _Targets(*(worker_calls(cluster, channel) for channel in channels))
         wrong = await _wrong_ends(rpc, targets, num_cases)
     assert not wrong, "\n".join(wrong)
     outcome = await play(client, ORDINARY)

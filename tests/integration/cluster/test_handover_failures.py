@@ -11,7 +11,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import psutil
@@ -29,7 +29,6 @@ from tests.streams import GREEDY, Stream, collect, play, send_event, until_prefi
 
 pytestmark = [pytest.mark.integration]
 ONE_BY_ONE = pytest.mark.cluster("sensitive-1x1")
-EACH_PROCESS = pytest.mark.parametrize("which", ["EngineCore", "actor"])
 
 
 def RANKS(test: Any) -> Any:  # noqa: N802 - a mark like the others
@@ -40,7 +39,6 @@ def RANKS(test: Any) -> Any:  # noqa: N802 - a mark like the others
 TIGHT = pytest.mark.cluster("sensitive-tight")
 ONE_TOKEN = SamplingParameters(max_tokens=1, temperature=0.0)
 ENDLESS = SamplingParameters(max_tokens=500, temperature=0.0, ignore_eos=True)
-AT_ONCE_S = 15
 # Longer than a lease, shorter than the controller waits for an answer.
 LONGER_THAN_A_LEASE_S = 13
 
@@ -109,28 +107,16 @@ async def test_updates_that_chase_each_other(
         assert outcome.token_ids == reference.answer(stream.prompt, 8)
 
 
-@ONE_BY_ONE
-@pytest.mark.slow
-async def test_a_decode_worker_that_slept_longer_than_the_lease(
-    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
-) -> None:
-    await _sleeps(cluster, client, reference, "EngineCore")
-
-
 @RANKS
 async def test_a_rank_that_slept_longer_than_the_lease(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
 ) -> None:
-    """Its EngineCore is awake meanwhile, and gives signs of life."""
-    await _sleeps(cluster, client, reference, "Worker")
+    """What it reads when it wakes may be anything; none of it shows in an answer.
 
-
-async def _sleeps(
-    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
-) -> None:
-    """What it reads when it wakes may be anything; none of it shows in an answer."""
+    Its EngineCore is awake meanwhile, and gives signs of life.
+    """
     stream, other = a_stream("slept"), a_stream("meanwhile", documents=2, length=900)
-    victim = process_of(cluster, "decode", which)
+    victim = process_of(cluster, "decode", "Worker")
     async with streamed(client, stream) as session:
         sent: set[str] = set()
         await send_event(session, stream, 0, sent)
@@ -155,11 +141,10 @@ async def _sleeps(
 
 @ONE_BY_ONE
 @pytest.mark.slow
-@EACH_PROCESS
 async def test_decode_is_killed_while_it_fetches(
-    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
 ) -> None:
-    await _decode_dies(cluster, client, reference, which)
+    await _decode_dies(cluster, client, reference, "actor")
 
 
 @RANKS
@@ -247,39 +232,22 @@ async def _is_dead(pid: int) -> bool:
 
 @ONE_BY_ONE
 @pytest.mark.slow
-@EACH_PROCESS
 async def test_prefill_is_killed_while_decode_fetches(
-    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
-) -> None:
-    await _prefill_dies(cluster, client, reference, which)
-
-
-@RANKS
-async def test_a_rank_of_prefill_is_killed_while_decode_fetches(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
 ) -> None:
-    await _prefill_dies(cluster, client, reference, "Worker")
-
-
-async def _prefill_dies(
-    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
-) -> None:
-    """The session fails at once, decode holds nothing, and the next one is right."""
+    """The session goes on when prefill is back, decode holds nothing, and the next one is right."""
     incarnation = incarnation_of(cluster.status(), "prefill")
-    stream = a_stream(f"prefill-dies-{which}")
+    stream = a_stream("prefill-dies")
     async with streamed(client, stream) as session:
         sent: set[str] = set()
         await send_event(session, stream, 0, sent)
-        os.kill(process_of(cluster, "prefill", which), signal.SIGKILL)
-        assert (await _fails_at_once(session.seal())).reason == "WORKER_LOST"
+        os.kill(process_of(cluster, "prefill", "EngineCore"), signal.SIGKILL)
+        for index in (1, 2, 3):
+            await send_event(session, stream, index, sent)
+        outcome = await collect(session.seal())
+    assert outcome.token_ids == reference.answer(stream.prompt, 8)
+    assert outcome.finished.restarts == 1
     await _comes_back(cluster, client, reference, "prefill", incarnation, stream)
-
-
-async def _fails_at_once(answer: AsyncIterator[Event]) -> UnavailableError:
-    async with asyncio.timeout(AT_ONCE_S):
-        with pytest.raises(UnavailableError) as caught:
-            await collect(answer)
-    return caught.value
 
 
 async def _comes_back(
@@ -318,12 +286,9 @@ async def test_killed_in_the_middle_of_a_read(
         await eventually(lambda: _num_fetches(cluster), lambda num: num > num_before)
         tick = await _read_that_stands_still(cluster, client, session, stream, pids, sent)
         os.kill(pids[role], signal.SIGKILL)
-        if role == "prefill":
-            assert (await _fails_at_once(session.seal())).reason == "WORKER_LOST"
-        else:
+        if role == "decode":
             os.kill(pids["prefill"], signal.SIGCONT)
-            ticks = [*tick, *await _tick_until(session, until_replaced(cluster, role, incarnation))]
-            await _goes_on(session, stream, sent, ticks, reference)
+        await _goes_on(session, stream, sent, tick, reference)
     await _comes_back(cluster, client, reference, role, incarnation, stream)
 
 
@@ -382,12 +347,14 @@ async def test_killed_between_the_first_token_and_the_second(
         await until_prefilled(session, 5)
         os.kill(pids["decode"], signal.SIGSTOP)
         answer = aiter(session.seal())
-        while not isinstance(await anext(answer), TokenDelta):
+        while not isinstance(first := await anext(answer), TokenDelta):
             pass
         os.kill(pids[role], signal.SIGKILL)
         if role == "prefill":
             os.kill(pids["decode"], signal.SIGCONT)
-        assert (await _fails_at_once(answer)).retry_after_s
+        rest = await collect(answer)
+    assert [*first.token_ids, *rest.token_ids] == reference.answer(stream.prompt, 8)
+    assert rest.finished.restarts >= 1
     await _comes_back(cluster, client, reference, role, incarnation, stream)
 
 
@@ -396,7 +363,7 @@ async def test_killed_between_the_first_token_and_the_second(
 async def test_a_drain_waits_for_what_decode_still_reads(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
 ) -> None:
-    """Prefill is asked to end while the reader of its KV cannot move."""
+    """Prefill is asked to end while the reader of its KV cannot move. Everything of it has TLS."""
     stream, reader = a_stream("drained"), process_of(cluster, "decode", "EngineCore")
     async with streamed(client, stream) as session:
         sent: set[str] = set()

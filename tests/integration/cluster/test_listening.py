@@ -19,6 +19,7 @@ from stream2llm.api.loopback import is_loopback
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.serving.own_http import open_url
 from stream2llm.serving.processes import owned_processes
+from tests.cluster_pool import workers
 from tests.listening import Listener, listeners
 from tests.polling import eventually
 
@@ -67,12 +68,19 @@ async def test_a_job_without_the_token_is_refused_and_never_runs(
     """The port of Ray's job agent would otherwise be a shell for everyone who reaches it."""
     assert cluster.ray_token_file is not None
     token = cluster.ray_token_file.read_text()
+    await eventually(_agent_port, lambda port: port > 0, 60.0)
     assert _post_job(tmp_path / "none") == 401
     assert _post_job(tmp_path / "wrong", "0" * len(token)) == 403
     assert _post_job(tmp_path / "right", token) == 200
     # What is asked for does run with the token, so the others had their time, too.
     made = await eventually(lambda: asyncio.to_thread(os.listdir, tmp_path), bool, 60.0)
     assert made == ["right"]
+
+
+async def _agent_port() -> int:
+    """The port of Ray's job agent; below 1 while it starts."""
+    (node,) = ray.nodes()
+    return int(node["DashboardAgentListenPort"])
 
 
 def _post_job(path: Path, token: str = "") -> int:
@@ -89,6 +97,20 @@ def _post_job(path: Path, token: str = "") -> int:
     except HTTPError as error:
         with error:
             return error.code
+
+
+@pytest.mark.cluster("sensitive-1x1")
+def test_a_worker_answers_no_rpc_without_the_token_of_its_cluster(cluster: Cluster) -> None:
+    for role, method in (
+        ("prefill", "PrefillService/PrefillSession"),
+        ("prefill", "WorkerService/GetWorkerStatus"),
+        ("decode", "DecodeService/ReleaseHandover"),
+    ):
+        (worker,) = workers(cluster, role)
+        with grpc.insecure_channel(worker.grpc_address, channel_options(1 << 20)) as channel:
+            assert _code_of(channel, f"/stream2llm.v1.{method}") is (
+                grpc.StatusCode.UNAUTHENTICATED
+            )
 
 
 @pytest.mark.cluster("sensitive-1x1")

@@ -1,6 +1,6 @@
-"""A hundred and twenty sessions open at once, KV memory for a quarter: every answer exact, none stuck.
+"""A hundred and twenty sessions open at once, KV memory for a third: every answer exact, none stuck.
 
-400 KV blocks on prefill hold about a quarter of these sessions. They append and
+400 KV blocks on prefill hold about a third of these sessions. They append and
 update in random order, idle while others compute, lose their KV and get it
 back; hand-overs hold blocks besides.
 """
@@ -26,7 +26,7 @@ NUM_SESSIONS = 120
 
 
 def a_stream(number: int, rng: random.Random) -> Stream:
-    lengths = {name: rng.randint(40, 320) for name in "abcd"}
+    lengths = {name: rng.randint(30, 200) for name in "abcd"}
     return Stream(f"crowd-{number}", CASES[number % len(CASES)], lengths)
 
 

@@ -11,12 +11,12 @@ from typer.testing import CliRunner, Result
 
 from prefill_worker.policy import POLICIES
 from stream2llm.cli.main import app
-from stream2llm.client import AsyncClient, AsyncSession, Document
+from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape
-from tests.streams import GREEDY, Outcome, Stream, collect
+from tests.streams import GREEDY, Outcome, Stream, collect, send_event
 
 pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
 
@@ -50,15 +50,6 @@ async def _default_again(cluster: Cluster) -> AsyncIterator[None]:
     assert (await policy(cluster, "srpf")).exit_code == 0
 
 
-async def send(session: AsyncSession, stream: Stream, number: int) -> None:
-    """One event of a stream; does not wait until it is prefilled."""
-    kind, names = stream.events[number]
-    if kind == "append":
-        await session.append(*(Document(stream.document(name), id=name) for name in names))
-    else:
-        await session.update([Document(stream.document(name), id=name) for name in names])
-
-
 async def test_half_streamed_sessions_survive_every_switch(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
 ) -> None:
@@ -70,9 +61,9 @@ async def test_half_streamed_sessions_survive_every_switch(
             await told.wait()  # all have sent an event, and have work to do
             switched = await policy(cluster, name)
             assert (switched.exit_code, switched.stdout) == (0, f"prefill-0: {name}\n")
-            assert (await policy(cluster)).stdout == f"prefill-0: {name}\n"
             assert cluster.status()["policy"] == name
             await told.wait()
+        assert (await policy(cluster)).stdout == f"prefill-0: {name}\n"
     answers = [task.result() for task in playing]
     assert answers == reference.answers([stream.prompt for stream in STREAMS], 8)
 
@@ -91,18 +82,12 @@ async def play_in_rounds(client: AsyncClient, stream: Stream, told: asyncio.Barr
         prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY
     ) as session:
         sealed: asyncio.Task[Outcome] | None = None
+        sent: set[str] = set()
         for number in range(len(POLICIES)):
-            await send(session, stream, number)
+            await send_event(session, stream, number, sent)
             is_last = number + 1 == len(POLICIES)
             if is_last and STREAMS.index(stream) % 2:
                 sealed = asyncio.create_task(collect(session.seal()))
             await told.wait()
             await told.wait()  # switched
         return (await (sealed or collect(session.seal()))).token_ids
-
-
-async def test_an_unknown_policy_changes_nothing(cluster: Cluster) -> None:
-    refused = await policy(cluster, "lifo")
-    assert refused.exit_code == 3
-    assert f"there are {', '.join(POLICIES)}" in refused.stderr
-    assert cluster.status()["policy"] == "srpf"

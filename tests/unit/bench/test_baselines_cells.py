@@ -10,22 +10,28 @@ from pathlib import Path
 import pytest
 
 from experiments.baselines.cells import (
+    BURSTS,
     HEAVY,
     LOADS,
     NON_STREAMING,
     SHAPES,
     STREAMED,
     Cell,
+    Load,
+    Options,
+    Turn,
     cells_of,
     ours,
     phases,
     policy_of,
+    preemption_of,
+    reported_policy,
     systems_of,
     turns,
 )
-from experiments.baselines.command import add_options, options_of, reported_policy
-from experiments.baselines.options import Options
+from experiments.baselines.command import add_options, options_of
 from experiments.baselines.scaling import Pace, at_paper_speed
+from experiments.baselines.schedule import sessions_of
 from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.workload.traces.format import Shape
@@ -48,7 +54,7 @@ def test_whole_systems_meet_at_heavy_load_only() -> None:
 
 def test_phases_cover_the_loads_and_only_pressure_is_scarce() -> None:
     found = {cell.load.name: scarce for scarce, cells in phases("crawler") for cell in cells}
-    assert found == {"light": False, "heavy": False, "pressure": True}
+    assert found == {"light": False, "heavy": False, "bursts": False, "pressure": True}
 
 
 def test_the_rate_is_measured_even_where_only_pressure_is_wanted() -> None:
@@ -61,7 +67,8 @@ def test_the_rate_is_measured_even_where_only_pressure_is_wanted() -> None:
 def test_every_system_runs_once_in_each_repetition_of_each_cell() -> None:
     cells = cells_of("engine", "crawler")
     plan = list(turns(cells, POLICY_NAMES, 3))
-    assert len(plan) == len(set(plan)) == 3 * 3 * 5
+    # Under pressure two more: each mode of preemption but the default one.
+    assert len(plan) == len(set(plan)) == 3 * (3 * 5 + 7)
     assert set(Counter((turn.cell, turn.system) for turn in plan).values()) == {3}
 
 
@@ -76,6 +83,20 @@ def test_systems_of_a_cell_run_one_after_the_other_and_take_turns_in_being_first
 def test_the_name_of_a_system_of_ours_tells_its_policy() -> None:
     assert policy_of(ours("lcas")) == "lcas"
     assert policy_of(NON_STREAMING) is None
+    by_mode = ours("lcas", "swap")
+    assert (policy_of(by_mode), preemption_of(by_mode)) == ("lcas", "swap")
+    assert preemption_of(ours("lcas")) == "cost"
+
+
+def test_bursts_have_as_many_sessions_and_more_of_them_at_once() -> None:
+    def most_at_once(load: Load) -> int:
+        """Most sessions that arrive in the time of ten mean prefills."""
+        pace, turn = at_paper_speed("crawler"), Turn(Cell("engine", "crawler", load), "", 1)
+        due_s = [each.due_s for each in sessions_of(turn, pace, 100, 1.0)]
+        assert len(due_s) == 100
+        return max(sum(0 <= at - begin < 10 * pace.prefill_s for at in due_s) for begin in due_s)
+
+    assert most_at_once(BURSTS) > 2 * most_at_once(HEAVY)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

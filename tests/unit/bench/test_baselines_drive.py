@@ -13,18 +13,19 @@ from experiments.baselines.answering import NonStreaming, Ours, Streaming, Warme
 from experiments.baselines.drive import run_trace
 from experiments.baselines.engines.messages import Ask, End, Feed, Splice
 from experiments.baselines.systems import SystemDiedError
-from experiments.plays import Change, Play, plays
+from experiments.token_sessions import Change, generated, prompt_ids, submissions
 from stream2llm.serving.clock import ManualClock
 from stream2llm.workload.records import RunRecord
+from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.report.lateness import LOOP_LAG_MAX
 from stream2llm.workload.traces.format import Scale
 
 pytestmark = pytest.mark.unit
 
 
-def some_plays(count: int = 3) -> list[Play]:
+def some_sessions(count: int = 3) -> list[PlannedSession]:
     scale = Scale(tokens=1 / 100, time=0.0)
-    return plays("crawler", count, 1, key="k", rate=1e4, scale=scale)
+    return generated("crawler", count, 1, key="k", rate=1e4, scale=scale)
 
 
 class FakeAsking:
@@ -57,7 +58,7 @@ class FakeSystem:
         self._behaviours = iter(behaviours)
         self.asked: list[FakeAsking] = []
 
-    def asks(self, play: Play) -> FakeAsking:
+    def asks(self, planned: PlannedSession) -> FakeAsking:
         self.asked.append(FakeAsking(next(self._behaviours, "answers")))
         return self.asked[-1]
 
@@ -70,14 +71,14 @@ class FakeSystem:
 async def driven(system: FakeSystem, answer_limit_s: float = 60) -> RunRecord:
     settings = {"a": 1}
     return await run_trace(
-        system, some_plays(), "t", answer_limit_s=answer_limit_s, settings=settings
+        system, some_sessions(), "t", answer_limit_s=answer_limit_s, settings=settings
     )
 
 
 async def test_each_session_gets_its_changes_and_its_tokens_their_times() -> None:
-    system, played = FakeSystem(), some_plays()
+    system, played = FakeSystem(), some_sessions()
     record = await driven(system)
-    assert [asking.num_changes for asking in system.asked] == [len(p.changes) - 1 for p in played]
+    assert [asking.num_changes for asking in system.asked] == [len(p.steps) for p in played]
     assert [len(session.token_times_s) for session in record.sessions] == [3, 3, 3]
     assert all(session.ttft_s is not None and not session.error for session in record.sessions)
     assert record.counters["steps"] == 7.0
@@ -100,9 +101,9 @@ class SlowToTake(FakeAsking):
 async def test_what_a_system_holds_back_is_late_and_not_the_driver_s_fault() -> None:
     clock, system = ManualClock(), FakeSystem()
     asked = SlowToTake(clock)
-    system.asks = lambda play: asked  # type: ignore[method-assign]
+    system.asks = lambda planned: asked  # type: ignore[method-assign]
     record = await run_trace(
-        system, some_plays(1), "t", answer_limit_s=600, settings={}, clock=clock
+        system, some_sessions(1), "t", answer_limit_s=600, settings={}, clock=clock
     )
     (session,) = record.sessions
     assert session.lateness_s == pytest.approx(5.0 * asked.num_changes, abs=1.0)
@@ -142,39 +143,33 @@ class FakeLink:
         yield 1
 
 
-async def sent_by(kind: Any, play: Play, *more: int) -> list[Any]:
+async def sent_by(kind: Any, session: PlannedSession, *more: int) -> list[Any]:
     link = FakeLink()
-    asking = kind(link, play, *more)
-    *before, last = play.changes
+    asking = kind(link, session, *more)
+    *before, last = submissions(session)
     for change in before:
         await asking.change(change)
     assert [each async for each in asking.finish(last)] == [1]
     return link.sent
 
 
-def prompt_of(play: Play) -> list[int]:
-    tokens = list(play.prefix_ids)
-    for event in play.session.events:
-        for name in event.documents:
-            tokens += play.documents[name]
-    return tokens + play.question_ids
-
-
 @pytest.fixture
-def play() -> Play:
-    return next(each for each in some_plays(20) if len(each.changes) > 3)
+def session() -> PlannedSession:
+    return next(each for each in some_sessions(20) if len(each.steps) > 2)
 
 
-async def test_non_streaming_sends_one_request_with_all(play: Play) -> None:
-    (ask,) = await sent_by(NonStreaming, play, 5)
-    assert (ask.token_ids, ask.max_tokens) == (prompt_of(play), 5)
+async def test_non_streaming_sends_one_request_with_all(session: PlannedSession) -> None:
+    (ask,) = await sent_by(NonStreaming, session, 5)
+    assert (ask.token_ids, ask.max_tokens) == (prompt_ids(session), 5)
 
 
-async def test_warmed_sends_the_prompt_so_far_and_ends_the_older_warm_up(play: Play) -> None:
-    sent = await sent_by(Warmed, play, 5)
+async def test_warmed_sends_the_prompt_so_far_and_ends_the_older_warm_up(
+    session: PlannedSession,
+) -> None:
+    sent = await sent_by(Warmed, session, 5)
     asks = [message for message in sent if isinstance(message, Ask)]
     # Neither the opening nor the last chunk, which the real request brings.
-    assert len(asks) == len(play.changes) - 2 + 1
+    assert len(asks) == len(session.steps)
     assert [ask.max_tokens for ask in asks] == [1] * (len(asks) - 1) + [5]
     for shorter, longer in pairwise(asks):
         assert longer.token_ids[: len(shorter.token_ids)] == shorter.token_ids
@@ -182,19 +177,21 @@ async def test_warmed_sends_the_prompt_so_far_and_ends_the_older_warm_up(play: P
     assert ended == [ask.request_id for ask in asks[:-1]]
 
 
-async def test_streaming_sends_each_part_once_and_the_question_with_the_last(play: Play) -> None:
-    sent = await sent_by(Streaming, play, 5)
+async def test_streaming_sends_each_part_once_and_the_question_with_the_last(
+    session: PlannedSession,
+) -> None:
+    sent = await sent_by(Streaming, session, 5)
     assert all(isinstance(message, Feed) for message in sent)
-    assert [token for feed in sent for token in feed.token_ids] == prompt_of(play)
+    assert [token for feed in sent for token in feed.token_ids] == prompt_ids(session)
     assert [feed.last for feed in sent] == [False] * (len(sent) - 1) + [True]
-    assert len(sent) == len(play.changes) - 1
+    assert len(sent) == len(session.steps)
 
 
-async def test_ours_sends_splices_and_seals_with_the_question(play: Play) -> None:
-    sent = await sent_by(Ours, play)
+async def test_ours_sends_splices_and_seals_with_the_question(session: PlannedSession) -> None:
+    sent = await sent_by(Ours, session)
     tokens: list[int] = []
     for splice in sent:
         assert isinstance(splice, Splice)
         tokens = tokens[: splice.keep_tokens] + splice.token_ids
-    assert tokens == prompt_of(play)
-    assert [splice.seal for splice in sent] == [False] * (len(play.changes) - 1) + [True]
+    assert tokens == prompt_ids(session)
+    assert [splice.seal for splice in sent] == [False] * len(session.steps) + [True]

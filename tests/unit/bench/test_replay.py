@@ -7,13 +7,22 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
+from stream2llm.api.credentials import ClientSecurity, credentials_of
+from stream2llm.api.errors import NotPermittedError
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.security.principal import Scope
+from stream2llm.serving.access import Guards
+from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.security_options import AuthOptions
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.replay.display import View
 from stream2llm.workload.replay.driver import Snapshot
@@ -25,6 +34,7 @@ from stream2llm.workload.report import summarize
 from stream2llm.workload.report.lateness import LOOP_LAG_P99
 from stream2llm.workload.traces.format import Event
 from stream2llm.workload.traces.text import TextMaker
+from tests.credentials import Keys
 from tests.fake_router import Conversation, FakeRouter, Script, error_info, forever, polite
 from tests.runs import PREFILL_PAGE as PAGE
 from tests.traces import a_session
@@ -253,9 +263,8 @@ async def pages(*texts: str) -> AsyncIterator[tuple[str, list[str]]]:
 
 
 async def test_a_run_has_a_timeline_and_what_was_counted_meanwhile() -> None:
-    after = PAGE.replace(
-        'action="recompute",policy="lcas",role="prefill"} 2', 'action="recompute"} 9'
-    )
+    counter = 'action="recompute",policy="lcas",role="prefill"}'
+    after = PAGE.replace(f"{counter} 2", f"{counter} 9")
     async with pages(PAGE, after) as (address, _), FakeRouter() as router:
         target = a_target(router.address, metrics_urls=[f"http://{address}/sd"])
         run = await replay(a_plan(0.0), target)
@@ -276,13 +285,47 @@ async def test_a_scrape_that_fails_leaves_a_gap_and_asks_for_the_addresses_again
         asked += 1
         return await expanded([address])
 
+    lines: list[str] = []
     async with pages(PAGE, "", PAGE) as (address, _):
-        scraper = Scraper(find, lambda: 1.0)
+        scraper = Scraper(find, lambda: 1.0, warn=lines.append)
         for _ in range(3):
             await scraper.scrape()
+    assert lines == []  # it has metrics
     assert asked == 2
     assert len(scraper.samples) == 2
     assert scraper.counters()["scrapes_failed"] == 1
+
+
+async def test_metrics_that_a_key_may_not_read_are_one_warning(tmp_path: Path) -> None:
+    keys, lines = Keys(tmp_path), list[str]()
+    security = ClientSecurity(None, credentials_of(keys.create("a", Scope.SESSION), None))
+    guard = Guards(AuthOptions(keys_file=keys.path), SystemClock()).of("metrics")
+    with MetricsServer("127.0.0.1", 0, CollectorRegistry(), None, guard) as server:
+        scraper = Scraper(
+            lambda: expanded([server.address], security), float, security, lines.append
+        )
+        for _ in range(2):
+            await scraper.scrape()
+    (line,) = lines
+    assert "lacks the scope read" in line
+    assert "--no-metrics" in line
+    assert scraper.counters()["scrapes_failed"] == 2
+
+
+async def test_a_router_that_names_no_workers_to_a_key_is_one_warning() -> None:
+    lines: list[str] = []
+    async with FakeRouter() as router:
+
+        async def refuse(*_: object) -> None:
+            raise NotPermittedError("key-1 lacks the scope read")
+
+        scraper = Scraper(refuse, float, warn=lines.append)  # type: ignore[arg-type]
+        await scraper.scrape()
+        await replay(
+            a_plan(0.0), a_target(router.address, metrics_urls=["127.0.0.1:1"]), warn=lines.append
+        )
+    assert ["lacks the scope read" in line for line in lines] == [True, False]
+    assert "Connection refused" in lines[1]
 
 
 async def test_without_metrics_a_run_is_recorded_all_the_same() -> None:

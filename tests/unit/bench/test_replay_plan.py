@@ -11,10 +11,10 @@ from stream2llm.api.errors import OverloadedError, Stream2LLMError, UnavailableE
 from stream2llm.workload.records import Sample
 from stream2llm.workload.replay.display import progress_line
 from stream2llm.workload.replay.driver import Snapshot
-from stream2llm.workload.replay.errors import error_code
-from stream2llm.workload.replay.metrics import Page, increase, sample_of
+from stream2llm.workload.replay.metrics import counters_of, page_of, policy_of, sample_of
 from stream2llm.workload.replay.plan import PlannedSession, Planner
 from stream2llm.workload.replay.scrape import metrics_url
+from stream2llm.workload.replay.session import error_code
 from stream2llm.workload.traces.format import Content, Document, Event, SharedDocument
 from stream2llm.workload.traces.read import TraceReader
 from stream2llm.workload.traces.text import TextMaker
@@ -121,27 +121,21 @@ stream2llm_preemptions_total{action="recompute",policy="vllm",role="decode"} 9.0
 
 
 def test_a_sample_sums_prefill_workers() -> None:
-    pages = [Page(PAGE), Page(PAGE), Page(DECODE_PAGE)]
+    pages = [page_of(PAGE), page_of(PAGE), page_of(DECODE_PAGE)]
     assert sample_of(2.5, pages) == Sample(2.5, 0.25, num_sessions=14, num_with_work=4)
-    assert sample_of(2.5, [Page(DECODE_PAGE)]) is None
+    assert sample_of(2.5, [page_of(DECODE_PAGE)]) is None
 
 
 def test_counters_have_the_names_of_records() -> None:
-    page = Page(PAGE)
-    assert page.policy == "lcas"
-    assert page.counters == {
+    page = page_of(PAGE)
+    assert policy_of(page) == "lcas"
+    assert counters_of(page) == {
         "preemptions_swap": 5.0,
         "preemptions_recompute": 2.0,
         "recomputed_tokens": 64.0,
         "swap_failures": 0.0,
     }
-    assert Page(DECODE_PAGE).counters == {}
-
-
-def test_a_counter_that_fell_began_anew() -> None:
-    before = {"same": 1.0, "more": 1.0, "anew": 5.0}
-    after = {"same": 1.0, "more": 3.0, "anew": 2.0, "new": 4.0}
-    assert increase(before, after) == {"same": 0.0, "more": 2.0, "anew": 2.0, "new": 4.0}
+    assert counters_of(page_of(DECODE_PAGE)) == {}
 
 
 @pytest.mark.parametrize(

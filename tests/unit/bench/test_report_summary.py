@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from stream2llm.workload.replay.lag import lag_counters, with_missed
+from stream2llm.workload.replay.lateness import lag_counters, with_missed
 from stream2llm.workload.report import PERCENTILES, lateness_warning, summarize, summary_to_json
 from stream2llm.workload.report.lateness import LOOP_LAG_P99, generator_lateness_s
+from stream2llm.workload.report.markdown import summary_table
 from tests.runs import a_failed_record, a_record, a_run, with_ttfts
 
 pytestmark = pytest.mark.unit
@@ -48,10 +49,27 @@ def test_a_session_without_an_answer_is_counted_by_its_error_and_has_no_latency(
     assert found["computed_tokens"] == 480  # was spent for all of them
 
 
+def test_goodput_is_the_share_of_sessions_with_a_deadline_that_met_it() -> None:
+    """The record's TTFT is half a second; one without an answer has missed its deadline."""
+    run = a_run(
+        a_record("met", ttft_slo_s=0.5),
+        a_record("missed", ttft_slo_s=0.4),
+        a_failed_record("failed", ttft_slo_s=9.0),
+        a_record("none"),
+    )
+    found = summary_to_json(summarize(run))
+    assert found["goodput_ratio"] == pytest.approx(1 / 3)
+    assert found["sessions_with_deadline"] == 3
+    assert found["request_goodput"] == pytest.approx(1 / run.duration_s)
+    assert "| 33.3% |" in summary_table([summarize(run)])
+
+
 def test_figures_that_do_not_exist_are_null() -> None:
     found = summary_to_json(summarize(a_run(a_failed_record(), duration_s=0.0)))
     assert found["p99_ttft_ms"] is None
     assert found["request_rate"] is None
+    assert found["goodput_ratio"] is None
+    assert found["request_goodput"] is None
     assert found["preemptions"] is None
     assert found["request_throughput"] == 0.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -19,10 +20,12 @@ from stream2llm.simulator.work import (
     in_order,
     invalidated_tokens,
     not_streamed,
+    peak_tokens,
     task,
-    with_longer_gaps,
 )
 from stream2llm.workload.traces.format import Content, Document, Event, Session
+from stream2llm.workload.traces.write import write_trace
+from tests.traces import a_header
 
 pytestmark = pytest.mark.unit
 
@@ -76,10 +79,16 @@ def test_without_streaming_everything_comes_with_the_seal() -> None:
     assert not_streamed([found]) == [Task("q", (Change(9.0, 0, 20, seals=True),))]
 
 
-def test_longer_gaps_leave_the_opening_and_the_first_chunk() -> None:
-    found = the_task(Event(1.0, "append", ("a",)), Event(1.5, "append", ("b",)), Event(1.5, "seal"))
-    (longer,) = with_longer_gaps([found], 10)
-    assert [change.at_s for change in longer.changes] == [5.0, 6.0, 11.0, 11.0]
+def test_open_tokens_are_those_known_before_the_seal() -> None:
+    first = the_task(Event(1.0, "append", ("c",)), Event(4.0, "append", ("a",)), Event(4.0, "seal"))
+    other = the_task(Event(1.0, "append", ("b",)), Event(4.0, "seal"))
+    other = replace(other, name="other")
+    # When the first has all its documents, and none of it counts after its seal.
+    assert peak_tokens([first, other]) == (7 + 30 + 10) + (7 + 20)
+    later = replace(
+        other, changes=tuple(each._replace(at_s=each.at_s + 9) for each in other.changes)
+    )
+    assert peak_tokens([first, later]) == 7 + 30 + 10
 
 
 def test_changes_of_one_moment_stay_in_their_order() -> None:
@@ -173,3 +182,14 @@ def test_options_that_are_no_numbers_are_refused(value: str) -> None:
     result = CliRunner().invoke(app, ["trace", "t.jsonl", "--profile", "p", "--kv-gib", value])
     assert result.exit_code == 2
     assert "--kv-gib" in result.output
+
+
+def test_the_row_without_streaming_names_its_policy(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    write_trace(path, a_header(), [a_session(Event(0, "append", ("a",)), Event(1, "seal"))])
+    machine = ["--profile", "h200_llama-3.1-8b_tp2", "--kv-gib", "10"]
+    args = ["trace", str(path), *machine, "--policy", "srpf", "--policy", "fcfs", "--non-streaming"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    systems = [line.split("|")[1].strip() for line in result.stdout.splitlines() if "|" in line]
+    assert {"srpf", "fcfs", "non-streaming, default"} <= set(systems)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from itertools import islice, pairwise
 from pathlib import Path
+from statistics import fmean, pvariance
 
 import pytest
 
-from stream2llm.workload.traces.arrivals import first, from_file, poisson
+from stream2llm.workload.traces.arrivals import (
+    Gamma,
+    Phases,
+    Poisson,
+    first,
+    from_delays,
+    from_file,
+    process_of,
+)
 from stream2llm.workload.traces.check import TraceError
 
 pytestmark = pytest.mark.unit
@@ -21,12 +31,54 @@ def a_file(tmp_path: Path, text: str) -> Path:
 
 
 def test_poisson_has_its_rate_and_its_spread() -> None:
-    times = list(islice(poisson(4.0, random.Random(1)), 20_000))
+    times = list(islice(Poisson().arrivals(4.0, random.Random(1)), 20_000))
     gaps = [after - before for before, after in pairwise(times)]
     mean = sum(gaps) / len(gaps)
     deviation = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
     assert mean == pytest.approx(0.25, rel=0.03)
     assert deviation == pytest.approx(mean, rel=0.03)
+
+
+def _dispersion(times: list[float], interval_s: float) -> float:
+    """Variance to mean of the counts in whole intervals."""
+    counts = Counter(int(time / interval_s) for time in times)
+    numbers = [counts[index] for index in range(int(times[-1] / interval_s))]
+    return pvariance(numbers) / fmean(numbers)
+
+
+def test_phases_have_the_dispersion_of_a_code_assistant() -> None:
+    """Azure's: 14.5 times a Poisson process's in seconds, 82 times in tens of seconds."""
+    phases, rate = Phases(), 2.45
+    assert phases.dispersion(rate, 1.0) == pytest.approx(14.5, rel=0.03)
+    assert phases.dispersion(rate, 10.0) == pytest.approx(82, rel=0.03)
+    times = list(islice(phases.arrivals(rate, random.Random(1)), 200_000))
+    assert len(times) / times[-1] == pytest.approx(rate, rel=0.05)
+    for interval_s in (1.0, 10.0):
+        expected = phases.dispersion(rate, interval_s)
+        assert _dispersion(times, interval_s) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("cv", [0.5, 1.0, 4.0])
+def test_gamma_gaps_have_their_coefficient_of_variation(cv: float) -> None:
+    times = list(islice(Gamma(cv).arrivals(4.0, random.Random(1)), 100_000))
+    gaps = [after - before for before, after in pairwise(times)]
+    assert fmean(gaps) == pytest.approx(0.25, rel=0.05)
+    assert pvariance(gaps) ** 0.5 / fmean(gaps) == pytest.approx(cv, rel=0.05)
+
+
+def test_bursts_are_named_in_an_option() -> None:
+    assert process_of("gamma=4") == Gamma(4)
+    assert process_of("phases") == Phases()
+    assert process_of("phases=0.2,30") == Phases(0.2, 30)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "gamma", "gamma=", "gamma=x", "gamma=0", "gamma=nan", "phases=0.2", "phases=1,1", "phases=,", "on"],
+)  # fmt: skip
+def test_other_bursts_are_refused(text: str) -> None:
+    with pytest.raises(TraceError, match="they must be gamma=CV"):
+        process_of(text)
 
 
 def test_a_file_begins_at_zero_and_load_brings_arrivals_together(tmp_path: Path) -> None:
@@ -63,3 +115,15 @@ def test_a_wrong_line_is_named(text: str, message: str, tmp_path: Path) -> None:
 def test_too_few_arrivals_are_told() -> None:
     with pytest.raises(TraceError, match="a file: has 2 arrivals; 3 are needed"):
         first(3, [0.0, 1.0], "a file")
+
+
+def test_delays_of_a_file_add_up(tmp_path: Path) -> None:
+    """As the paper's artifact has them: the first session waits for the first delay."""
+    text = "# QPS: 4.0000 queries per second\n# Random seed: 42\n#\n0.5\n0.25\n0\n"
+    assert from_delays(a_file(tmp_path, text), load=2) == [0.25, 0.375, 0.375]
+
+
+@pytest.mark.parametrize("line", ["-0.1", "soon", "nan", "2025-10-16T07:08:23"])
+def test_a_delay_that_is_none_is_refused_with_its_line(tmp_path: Path, line: str) -> None:
+    with pytest.raises(TraceError, match=r"times\.txt, line 2"):
+        from_delays(a_file(tmp_path, f"0.5\n{line}\n"))

@@ -28,6 +28,8 @@ def test_generate_writes_a_trace_and_prints_its_fit(shape: str, tmp_path: Path) 
     result = run("generate", shape, "-n", 40, "--scale-tokens", 0.02, "--output", path)
     assert result.exit_code == 0, result.output
     assert "| tokens | P50 |" in result.stdout
+    assert "too few to judge" in result.stdout
+    assert "MISSED" not in result.stdout
     with TraceReader(path) as reader:
         assert reader.header.scale.tokens == 0.02
         sessions = list(reader)

@@ -12,7 +12,7 @@ from stream2llm.workload.traces.format import Content, Document, Event, Scale, S
 from stream2llm.workload.traces.generate import generate
 from stream2llm.workload.traces.layout import TOP_K, split
 from stream2llm.workload.traces.measure import Samples, statistic
-from stream2llm.workload.traces.plan import coupled, long_enough, plans
+from stream2llm.workload.traces.plan import Plan, coupled, long_enough, plans
 from stream2llm.workload.traces.quantiles import Quantiles
 from stream2llm.workload.traces.text import TextMaker, count_by_words, sentences, text_of
 from tests.traces import a_session
@@ -71,6 +71,23 @@ def test_gaps_that_do_not_fit_shrink() -> None:
         for plan in plans(shape, 300, random.Random(5)):
             assert plan.times_s[0] > 0
             assert list(plan.times_s) == sorted(plan.times_s)
+
+
+def test_slow_sources_delay_all_but_a_crawl_s_search() -> None:
+    plan = Plan(100, (2.0, 5.0), begun_s=1.0)
+    assert plan.delayed(10.0).times_s == (11.0, 41.0)
+    begun = {
+        shape: [each.begun_s for each in plans(shape, 50, random.Random(5))] for shape in SHAPES
+    }
+    assert min(begun["crawler"]) > 0
+    assert max(begun["anns"]) == 0
+
+
+def test_longer_gaps_leave_less_time_before_the_first_chunk() -> None:
+    usual, longer = (plans("anns", 300, random.Random(5), gap_factor=g) for g in (1.0, 2.5))
+    assert sum(each.times_s[0] for each in longer) < sum(each.times_s[0] for each in usual)
+    ends = [sorted(each.times_s[-1] for each in found) for found in (usual, longer)]
+    assert ends[0] == pytest.approx(ends[1])
 
 
 # -- sessions --------------------------------------------------------------------

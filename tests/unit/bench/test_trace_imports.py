@@ -70,6 +70,17 @@ def test_pages_are_appended_by_their_end_time(tmp_path: Path) -> None:
     )
 
 
+def test_slow_sources_delay_the_pages_and_not_the_search(tmp_path: Path) -> None:
+    write_csv(
+        tmp_path / "query_3.csv",
+        HEAD,
+        ("tavily_search", "Who?", "", "1.0"),
+        ("page_scrape", "", "a page", "1.5"),
+    )
+    (session,), _ = crawled(tmp_path, Importing(delay_factor=10.0))
+    assert [event.at_s for event in session.events] == [6.0, 6.0]
+
+
 def test_files_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (10, 9):
         row = ("page_scrape", "Who?", "text", "1")

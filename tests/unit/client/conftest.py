@@ -13,6 +13,12 @@ from tests.fake_router import FakeRouter
 
 
 @pytest.fixture
+async def no_test_hangs() -> AsyncIterator[None]:
+    async with asyncio.timeout(20):
+        yield
+
+
+@pytest.fixture
 async def router() -> AsyncIterator[FakeRouter]:
     async with FakeRouter() as fake:
         yield fake

@@ -16,16 +16,10 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client import AsyncClient, ChatMessage, Client, Document, SamplingParameters
 from stream2llm.client.inputs import appended, chat_messages, template_of, updated
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
 
 HALF = "a\ud800b"
 SLOT = "{{context}}"
-
-
-@pytest.fixture(autouse=True)
-async def _no_test_hangs():
-    async with asyncio.timeout(20):
-        yield
 
 
 # -- one item where a list is meant -----------------------------------------------
@@ -295,6 +289,18 @@ async def test_a_document_is_refused_by_its_place_and_the_session_lives_on(clien
         ("address", {"address": None}),
         ("address", {"address": ""}),
         ("address", {"address": "127.0.0.1:99999"}),
+        ("address", {"address": "127.0.0.1:" + "9" * 5000}),
+        ("address", {"address": "dns:///router.example:99999"}),
+        ("address", {"address": "dns:///router.example:" + "9" * 5000}),
+        ("address", {"address": "http://127.0.0.1:50051"}),
+        ("address", {"address": "https://router.example"}),
+        ("address", {"address": "127.0.0.1"}),
+        ("address", {"address": "router.example:grpc"}),
+        ("address", {"address": "::1"}),
+        ("address", {"address": "::1:50051"}),
+        ("address", {"address": ":50051"}),
+        ("address", {"address": "a\0b:50051"}),
+        ("address", {"address": " 127.0.0.1:50051"}),
         ("max_message_bytes", {"address": "a:1", "max_message_bytes": "16"}),
         ("max_message_bytes", {"address": "a:1", "max_message_bytes": 0}),
         ("credentials", {"address": "a:1", "credentials": "cert.pem"}),
@@ -306,6 +312,16 @@ def test_an_argument_of_a_client_is_refused_by_name(field, arguments):
             kind(**arguments)
         assert caught.value.field == field
     assert "stream2llm-client" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["router.example:1", "[::1]:50051", "dns:///router.example:50051", "dns:router.example",
+     "ipv4:10.0.0.1:50051,10.0.0.2:50051", "ipv6:[::1]:50051", "unix:/run/router.sock"],
+)  # fmt: skip
+async def test_what_grpc_takes_for_an_address_is_one(address):
+    async with AsyncClient(address) as client:
+        assert client.address == address
 
 
 # -- text that has no encoding -------------------------------------------------------

@@ -22,8 +22,10 @@ from stream2llm.cli import exits, sources
 from stream2llm.cli.main import app
 from stream2llm.cli.output import make_sink
 from stream2llm.client import TokenDelta
+from stream2llm.workload.traces.write import write_trace
 from tests import fake_router
 from tests.fake_router import Conversation
+from tests.traces import a_header, a_session
 
 pytestmark = pytest.mark.unit
 
@@ -108,6 +110,12 @@ def test_what_is_too_long_may_be_left_out(threaded_router):
     assert opened.oversized_documents == pb.OVERSIZED_DOCUMENTS_REFUSE
 
 
+def test_a_deadline_is_sent_with_the_question(threaded_router):
+    assert generate(threaded_router, "-", "--ttft-slo-ms", "750", stdin="a").exit_code == 0
+    assert threaded_router.fake.received[0].open.ttft_slo_ms == 750
+    assert generate(threaded_router, "-", "--ttft-slo-ms", "0", stdin="a").exit_code == 2
+
+
 def test_updates_put_the_newest_document_in_front(threaded_router):
     options = ("--mode", "update", "--ordering", "stable")
     result = generate(threaded_router, "-", *options, stdin="a\0b\0c")
@@ -168,10 +176,40 @@ def test_bad_usage_exits_2(args: Sequence[str]):
     assert invoke(*args).exit_code == 2
 
 
-def test_nobody_there_exits_4():
-    result = invoke("generate", "-q", "Why?", "-", stdin="a")
+@pytest.mark.parametrize("options", [[], ["--prefix", "P"]], ids=["chat", "prefix"])
+def test_nobody_there_exits_4_and_says_what_to_look_at(options: list[str]):
+    result = invoke("generate", "-q", "Why?", *options, "-", stdin="a")
     assert result.exit_code == 4
-    assert "error:" in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: no answer from a router at 127.0.0.1:1: ")
+    assert "is this the address it printed? [NO_ANSWER]" in line
+
+
+def test_a_replay_to_nobody_says_what_to_look_at(tmp_path: Path):
+    trace = tmp_path / "t.jsonl"
+    write_trace(trace, a_header(), [a_session()])
+    result = invoke("bench", "replay", "-t", str(trace), "-o", str(tmp_path / "out"))
+    assert result.exit_code == 4
+    assert "no answer from a router at 127.0.0.1:1: " in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_replay_of_no_trace_leaves_no_folder(tmp_path: Path):
+    (tmp_path / "t.jsonl").write_text("no trace")
+    result = invoke("bench", "replay", "-t", str(tmp_path / "t.jsonl"), "-o", str(tmp_path / "out"))
+    assert result.exit_code == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_replay_that_could_not_be_written_opens_no_session(threaded_router, tmp_path: Path):
+    trace, taken = tmp_path / "t.jsonl", tmp_path / "taken"
+    write_trace(trace, a_header(), [a_session()])
+    taken.write_text("a file")
+    address = threaded_router.fake.address
+    result = invoke("bench", "replay", "-t", str(trace), "-o", str(taken), address=address)
+    assert result.exit_code == 3
+    assert "taken: cannot be written" in result.stderr
+    assert threaded_router.fake.conversations == []
 
 
 @pytest.mark.parametrize(
@@ -207,11 +245,21 @@ def test_a_folder_gives_its_text_files_sorted(threaded_router, tmp_path):
     assert sent_texts(threaded_router) == ["one", "two", "three"]
 
 
-def test_a_binary_file_that_is_named_exits_2(threaded_router, tmp_path):
-    (tmp_path / "zeros.bin").write_bytes(b"\0\0")
-    result = generate(threaded_router, str(tmp_path / "zeros.bin"))
+@pytest.mark.parametrize("num_bytes", [2, 100_000])
+def test_a_binary_file_that_is_named_exits_2(num_bytes: int, threaded_router, tmp_path):
+    (tmp_path / "a.txt").write_text("a text before it")
+    (tmp_path / "zeros.bin").write_bytes(b"\0" * num_bytes)
+    result = generate(threaded_router, str(tmp_path / "a.txt"), str(tmp_path / "zeros.bin"))
+    assert threaded_router.fake.conversations == []
     assert result.exit_code == 2
     assert "NUL" in result.stderr
+
+
+def test_a_file_that_is_no_text_further_on_exits_2_and_cancels(threaded_router, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a" * 100_000 + b"\xff")
+    result = generate(threaded_router, str(tmp_path / "a.txt"))
+    assert result.exit_code == 2
+    assert "not UTF-8 text" in result.stderr
     assert threaded_router.next_end() == "cancelled"
 
 

@@ -153,10 +153,20 @@ def test_only_so_many_are_named(tmp_path):
     assert told[-1] == "left out 5 more"
 
 
-@pytest.mark.parametrize("stdin", [b"", b"\n---\n\n", b"\xff\xfe", b"\xfc\n---\n\xfc"])
-def test_standard_input_without_a_document_is_an_error(stdin):
-    with pytest.raises(SourceError, match="no document in -"):
+def test_standard_input_without_a_document_is_an_error():
+    with pytest.raises(SourceError, match="no document in -: 2 left out"):
+        read("-", stdin=b"\xfc\n---\n\xfc")
+
+
+@pytest.mark.parametrize("stdin", [b"", b"\xff\xfe", b"\n---\n\n"])
+def test_standard_input_that_is_empty_is_called_so(stdin):
+    with pytest.raises(SourceError, match="standard input was empty"):
         read("-", stdin=stdin)
+
+
+def test_an_empty_folder_is_called_so(tmp_path):
+    with pytest.raises(SourceError, match="nothing is there"):
+        read(tmp_path)
 
 
 def test_standard_input_that_is_closed_is_an_error():

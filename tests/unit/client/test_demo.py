@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from pydoc_data.topics import topics
 
 import pytest
 
+from examples.demo.crowd import MAX_LONG_WORDS, MIN_LONG_WORDS, NUM_SESSIONS, contexts
 from examples.demo.documents import (
     NOISE_TOPICS,
     SLOT,
@@ -18,7 +20,7 @@ from examples.demo.documents import (
     documents_from,
     trimmed,
 )
-from examples.demo.steps import ask_all_ways
+from examples.demo.steps import ask_all_ways, compare_policies
 from examples.demo.view import LinesView
 from stream2llm.client import Document, DocumentRef
 
@@ -103,3 +105,24 @@ async def test_three_ways_against_a_scripted_server(router, capsys):
     assert "arrived: with" in printed
     assert "answer: one two three" in printed
     assert "invali-" in printed
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_s", "longest"), [(1, MIN_LONG_WORDS), (200, 390), (1e6, MAX_LONG_WORDS)]
+)
+def test_a_crowd_is_as_large_as_the_machine_is_fast(tokens_per_s: float, longest: int) -> None:
+    sizes = [len(text.split()) for text in contexts(tokens_per_s)]
+    assert (len(sizes), max(sizes)) == (NUM_SESSIONS, longest)
+    assert sorted(sizes)[NUM_SESSIONS // 2] < longest
+
+
+async def test_a_crowd_comes_by_each_policy_once(router, capsys):
+    (measured, *_) = await ask_all_ways(router.address, documents(), noise(), 0.0, LinesView())
+    router.conversations.clear()
+    policies: list[str] = []
+    arguments = (policies.append, router.address, "srpf", measured, LinesView())
+    await asyncio.to_thread(compare_policies, *arguments)
+    assert policies == ["fcfs", "srpf"]
+    prefixes = {each.received[0].open.plain.prefix.text for each in router.conversations}
+    assert len(prefixes) == len(router.conversations) == 2 * NUM_SESSIONS
+    assert capsys.readouterr().out.count("TTFT from seal: P50") == 2

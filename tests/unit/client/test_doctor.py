@@ -6,18 +6,18 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from cost_profiles.roofline import TransformerShape
 from cost_profiles.types import ModelGeometry
 from stream2llm.cli.doctor import diagnose
+from stream2llm.cli.doctor.cluster import check_room
 from stream2llm.cli.doctor.facts import (
     ClockOffset,
     Finding,
@@ -34,11 +34,12 @@ from stream2llm.cli.doctor.probes import machine as look_at_this_machine
 from stream2llm.cli.doctor.remote import http_offset
 from stream2llm.cli.main import app
 from stream2llm.cluster.config import ClusterConfig, default_config, load_config, parse_config
-from stream2llm.cluster.controller_http import ControllerHttp
-from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
+from stream2llm.cluster.exposure import NodeFiles
+from stream2llm.cluster.room import Node
 from stream2llm.serving.clock import ManualClock, SystemClock
 from stream2llm.serving.router_spec import GIB
-from tests.fakes.prefill_policy import FakeHosts
+from tests.fakes.controller import a_controller
+from tests.tls_files import Authority
 
 pytestmark = pytest.mark.unit
 
@@ -257,6 +258,16 @@ def test_nodes_are_held_against_each_other_and_named() -> None:
     assert [each.what for each in on_loopback if each.level is Level.PROBLEM] == ["hosts"]
 
 
+def test_a_ray_without_what_a_role_asks_for_is_a_problem() -> None:
+    node = Node("10.0.0.1", {}, {"CPU": 8.0}, {"CPU": 8.0})
+    assert [each.level for each in check_room([node], CPU)] == [Level.OK]
+    (finding,) = check_room([node], GPU)
+    assert (finding.level, finding.what) == (Level.PROBLEM, "placement")
+    assert "GPU" in finding.text
+    growing = GPU.model_copy(update={"ray": GPU.ray.model_copy(update={"autoscales": True})})
+    assert [each.level for each in check_room([node], growing)] == [Level.WARNING]
+
+
 @pytest.mark.parametrize(
     ("offset_s", "uncertainty_s", "level"),
     [(0.2, 0.01, Level.OK), (-5.0, 0.5, Level.WARNING), (1.4, 0.5, Level.OK)],
@@ -275,6 +286,7 @@ def test_a_clock_is_wrong_by_more_than_is_unsure(
         ({"phase": "given_up", "reason": "no GPU"}, Level.PROBLEM, "workers retry decode-0"),
         ({"phase": "dead", "last_error": "killed"}, Level.PROBLEM, "tried again"),
         ({"phase": "starting"}, Level.WARNING, "wait"),
+        ({"phase": "waiting_for_room", "reason": "no node"}, Level.PROBLEM, "ray status"),
         ({"restarts": 3, "last_error": "killed"}, Level.WARNING, "log"),
         ({}, Level.OK, ""),
     ],
@@ -291,6 +303,55 @@ def test_a_controller_that_was_named_and_does_not_answer_is_a_problem() -> None:
     assert bad(judged(WELL, running=running)) == [(Level.PROBLEM, "cluster")]
 
 
+A_DAY = timedelta(days=1)
+NOW = datetime(2026, 12, 1, tzinfo=UTC)
+FILES = NodeFiles("a", (("certificate", NOW + 90 * A_DAY), ("ca", NOW + 900 * A_DAY)))
+
+
+@pytest.mark.parametrize(
+    ("files", "level", "text", "advice"),
+    [
+        (FILES, Level.OK, "security.tls.certificate expires on 2027-03-01", ""),
+        (
+            NodeFiles("a", (("certificate", NOW + 90 * A_DAY), ("ca", NOW + 29 * A_DAY))),
+            Level.WARNING, "security.tls.ca expires on 2026-12-30", "certs --renew",
+        ),
+        (
+            NodeFiles(problems=(("security.tls.key", "/k cannot be read"),)),
+            Level.PROBLEM, "/k cannot be read", "stream2llm certs",
+        ),
+    ],
+)  # fmt: skip
+def test_certificates_are_there_and_last(
+    files: NodeFiles, level: Level, text: str, advice: str
+) -> None:
+    (found,) = [each for each in judged(replace(WELL, tls=files)) if each.what == "TLS"]
+    assert (found.level, found.text) == (level, text)
+    assert advice in found.advice
+
+
+def test_all_nodes_have_one_authority() -> None:
+    here, there = replace(WELL_GPU, tls=FILES), replace(WELL_GPU, node="there", tls=FILES)
+    assert (Level.PROBLEM, "TLS") not in bad(judged(here, there, config=GPU))
+    there = replace(there, tls=replace(FILES, authority="b"))
+    assert (Level.PROBLEM, "TLS") in bad(judged(here, there, config=GPU))
+
+
+def test_the_files_of_this_machine_are_tried(tmp_path: Path) -> None:
+    authority = Authority()
+    security = authority.security(tmp_path)
+    assert security.tls is not None
+    config = CPU.model_copy(update={"security": security})
+    config = changed(config, "router", host="auto")
+    refused = look_at_this_machine(config, "10.0.0.7", fast=True)
+    (text,) = [each.text for each in judged(refused) if each.what == "TLS"]
+    assert "that connect to 10.0.0.7" in text
+    authority.renew(security.tls.files, "127.0.0.1", "10.0.0.7")
+    accepted = look_at_this_machine(config, "10.0.0.7", fast=True)
+    found = diagnose.judge([accepted], CPU, NONE_RUNS, date(2020, 1, 1))
+    assert [each.level for each in found if each.what == "TLS"] == [Level.OK]
+
+
 # -- probes ------------------------------------------------------------------------------
 
 
@@ -305,7 +366,8 @@ def test_a_probe_that_crashes_is_a_finding_and_spares_the_others() -> None:
 
 
 def test_no_probe_fails_on_this_machine() -> None:
-    machine = look_at_this_machine("/no/such/model", fast=True)
+    config = CPU.model_copy(update={"model": "/no/such/model"})
+    machine = look_at_this_machine(config, "10.0.0.7", fast=True)
     assert machine.failed == {}
     assert machine.num_cores
     assert machine.versions is not None
@@ -357,21 +419,16 @@ def invoke(*args: str) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
-async def a_controller(status: dict[str, Any], act: Callable[[str], Any]) -> Any:
-    policy = PrefillPolicy(PolicyChoice("fcfs"), FakeHosts({}), list)
-    http = ControllerHttp(CollectorRegistry(), list, lambda: status, policy)
-    address = await http.start("127.0.0.1", 0)
-    try:
+async def with_controller(status: dict[str, Any], act: Callable[[str], Any]) -> Any:
+    async with a_controller(lambda: status) as address:
         return await asyncio.to_thread(act, address)
-    finally:
-        await http.close()
 
 
 async def test_a_cluster_that_is_ill_ends_with_1_and_json_says_why(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text("model: /no/such/model\n")
     status = {"replicas": [{**READY, "phase": "given_up", "reason": "no\x1bGPU"}]}
-    code, text = await a_controller(
+    code, text = await with_controller(
         status, lambda at: invoke("--config", str(path), "--controller", at, "--json")
     )
     answer = json.loads(text)
@@ -379,7 +436,7 @@ async def test_a_cluster_that_is_ill_ends_with_1_and_json_says_why(tmp_path: Pat
     assert (code, answer["worst"]) == (1, "problem")
     assert {("problem", "cluster"), ("problem", "model"), ("ok", "clock")} <= found
     assert ("ok", "configuration: ports") not in found  # the cluster itself holds them
-    shown = await a_controller(status, lambda at: invoke("-c", str(path), "--controller", at))
+    shown = await with_controller(status, lambda at: invoke("-c", str(path), "--controller", at))
     assert "\x1b" not in shown[1]
     assert "-> remove the cause, then: stream2llm workers retry decode-0" in shown[1]
 
@@ -404,7 +461,7 @@ async def test_the_clock_of_a_server_is_compared(tmp_path: Path) -> None:
         slow = ManualClock(wall_s=SystemClock().wall_s() - 3600)
         return http_offset("it", url, SystemClock(), 5), http_offset("it", url, slow, 5)
 
-    same, ahead = await a_controller({"replicas": []}, compare)
+    same, ahead = await with_controller({"replicas": []}, compare)
     assert abs(same.offset_s) <= same.uncertainty_s + 0.1
     assert abs(ahead.offset_s - 3600) < 60
     assert http_offset("none", "http://127.0.0.1:1/", SystemClock(), 1) is None

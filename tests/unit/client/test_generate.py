@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import grpc
 import pytest
 
@@ -12,13 +10,7 @@ from stream2llm.client import Finished, SamplingParameters, TokenDelta
 from tests import fake_router
 from tests.fake_router import Conversation
 
-pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-async def _no_test_hangs():
-    async with asyncio.timeout(20):
-        yield
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
 
 
 async def test_text_ids_and_chat_prompts(client, router):

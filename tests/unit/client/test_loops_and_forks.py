@@ -43,9 +43,10 @@ def test_a_client_in_a_second_loop_says_so(threaded_router):
 
 
 FORKS = """
-import multiprocessing, signal, sys
+import multiprocessing, signal, sys, time
 from functools import partial
 from stream2llm.client import AsyncClient, Client
+from stream2llm.client.connection import grpc_runs
 
 def ask(address):
     with Client(address) as client:
@@ -73,9 +74,12 @@ if __name__ == "__main__":
     address = sys.argv[1]
     new, new_async = partial(ask, address), partial(AsyncClient, address)
     ask(address)
+    while grpc_runs():  # its core's threads end a moment later
+        time.sleep(0.01)
     in_child("fork", "closed and gone", new)
     with Client(address) as client:
         tried("parent", lambda: client.model_info().model)
+        tried("gRPC runs", grpc_runs)
         in_child("fork", "live", new, new_async, client.model_info, client.close)
         in_child("spawn", "spawned", new)
         tried("parent", lambda: client.model_info().model)
@@ -104,6 +108,7 @@ def test_a_process_that_forks_with_a_live_client_says_so_in_the_child(
         "closed and gone 0 one two three",
         "exit code 0",
         "parent fake",
+        "gRPC runs True",
         f"live 0 {REFUSED}",
         f"live 1 {REFUSED}",
         "live 2 the client belongs to the process that made it, of which this one is a fork",

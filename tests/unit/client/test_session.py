@@ -35,13 +35,36 @@ from stream2llm.client import (
 from tests import fake_router
 from tests.fake_router import Conversation, FakeRouter
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
 
 
-@pytest.fixture(autouse=True)
-async def _no_test_hangs():
-    async with asyncio.timeout(20):
-        yield
+async def test_a_seal_that_is_not_iterated_is_a_warning_where_the_block_ends(client, router):
+    async def forget() -> None:
+        async with client.session() as session:
+            await session.append("x")
+            session.seal()
+            await session.append("y")
+
+    with pytest.warns(RuntimeWarning, match="its answer never read") as caught:
+        await forget()
+    assert caught[0].filename == __file__
+    assert await router.ends.get() == "cancelled"
+
+
+async def test_an_error_in_the_block_is_not_joined_by_a_warning(client):
+    async def fail() -> None:
+        async with client.session() as session:
+            session.seal()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await fail()
+
+
+async def test_of_two_seals_one_is_iterated(client):
+    async with client.session() as session:
+        session.seal()
+        assert (await session.seal().answer()).text == "one two three"
 
 
 async def test_a_session_sends_its_events_in_order_and_yields_the_answer(client, router):

@@ -37,6 +37,7 @@ def a_replica(name: str, phase: str = "ready", **fields: Any) -> dict[str, Any]:
 
 def found(workers: list[Any], replicas: list[Any] | None) -> Found:
     router = {"version": "1", "router_id": "router-0", "sessions_by_phase": {}, "workers": workers}
+    router["restarts_by_cause"] = {}
     controller = None if replicas is None else {"replicas": replicas}
     return Found(router, controller)
 
@@ -55,6 +56,15 @@ def test_what_no_router_sees_is_shown_with_the_reason() -> None:
     ]
 
 
+def test_a_worker_that_waits_for_room_says_for_what() -> None:
+    why = "no node has room for it: it needs 1 GPU (10.0.0.1: 0 of 1 GPU free)"
+    console = Console(width=200, record=True, file=io.StringIO())
+    show(found([], [a_replica("prefill-0", "waiting_for_room", reason=why)]), console)
+    text = console.export_text()
+    assert "waiting for room" in text
+    assert f"prefill-0: {why}" in text
+
+
 def test_names_and_states_are_whole_on_a_narrow_terminal() -> None:
     replicas = [a_replica("prefill-10", "given_up", restarts=12, reason="ValueError: no")]
     console = Console(width=80, record=True, file=io.StringIO())
@@ -62,6 +72,51 @@ def test_names_and_states_are_whole_on_a_narrow_terminal() -> None:
     text = console.export_text()
     assert "prefill-10  prefill  given up        12         3  25 of 100     25%  h:1" in text
     assert "prefill-10: ValueError: no" in text
+
+
+def a_tenant(name: str, num_sessions: int, weight: float = 1.0) -> dict[str, Any]:
+    used = {"num_sessions": num_sessions, "held_tokens": 1000, "computed_tokens": 70_000}
+    return {"name": name, **used, "num_refused": 2, "weight": weight, "priority": 1}
+
+
+def shown(what: Found) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    show(what, console)
+    return console.export_text()
+
+
+def test_tenants_of_the_configuration_are_shown_with_their_use_of_all_routers() -> None:
+    here = [a_tenant("acme", 5, weight=4.0), a_tenant("(others)", 1)]
+    there = [a_tenant("acme", 7, weight=4.0), a_tenant("(others)", 0)]
+    replicas = [
+        a_replica(name, status={"tenants": tenants})
+        for name, tenants in (("router-0", here), ("router-1", there))
+    ]
+    text = shown(found([], [*replicas, a_replica("prefill-0", status={"num_sessions": 1})]))
+    assert "acme            12         2000           140000        4       4         1" in text
+    assert "(others)" in text
+
+
+def test_without_a_controller_the_routers_own_figures_are_shown() -> None:
+    alone = found([], None)
+    assert alone.router is not None
+    alone.router["tenants"] = [a_tenant("acme", 5), a_tenant("(others)", 0)]
+    assert "acme             5         1000            70000" in shown(alone)
+
+
+def test_without_tenants_in_the_configuration_none_are_shown() -> None:
+    alone = found([], None)
+    assert alone.router is not None
+    alone.router["tenants"] = [a_tenant("(others)", 3)]
+    assert "(others)" not in shown(alone)
+
+
+def test_a_controller_that_was_started_again_says_so() -> None:
+    cluster = found([], [a_replica("prefill-0")])
+    assert cluster.controller is not None
+    assert "controller" not in shown(cluster)
+    cluster.controller["controller_restarts"] = 2
+    assert "controller: started again 2 times" in shown(cluster)
 
 
 def test_a_worker_that_the_router_cannot_use_is_not_called_ready() -> None:
@@ -157,20 +212,31 @@ def test_nobody_at_all_is_one_line_about_the_router() -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("address", ["", "nonsense:://", "a b", "127.0.0.1:99999"])
+@pytest.mark.parametrize(
+    "address", ["", "nonsense:://", "a b", "127.0.0.1:99999", "http://127.0.0.1:50051", "127.0.0.1"]
+)
 def test_an_address_that_is_none_is_no_traceback(address: str) -> None:
     result = CliRunner().invoke(
         app, ["status", "--address", address, "--controller", address, "--timeout", "0.5"]
     )
-    assert result.exit_code == 4, result.output
+    assert result.exit_code == 3, result.output
     assert len(result.stderr.splitlines()) == 1
+    assert "try again" not in result.stderr
 
 
 def test_a_controller_on_another_machines_loopback_is_not_asked_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told = {"controller_address": "127.0.0.1:8360"}
-    monkeypatch.setattr("stream2llm.cli.status._ask_router", lambda address, timeout_s: told)
+    monkeypatch.setattr("stream2llm.cli.status._ask_router", lambda *_: told)
     answer = find("10.0.0.1:50051", None, 1.0)
     assert answer.controller is None
     assert "give --controller" in answer.missing
+
+
+def test_restarts_of_sessions_are_shown_where_there_were_some() -> None:
+    what = found([], None)
+    assert what.router is not None
+    assert "another worker" not in shown(what)
+    what.router["restarts_by_cause"] = {"prefill_lost": 30, "kv_lost": 1}
+    assert "another worker since the start: 1 kv_lost, 30 prefill_lost" in shown(what)

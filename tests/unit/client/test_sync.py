@@ -214,3 +214,14 @@ def test_ctrl_c_interrupts_a_waiting_call_and_cancels_the_rpc(threaded_router):
         process.kill()
     assert stdout.split() == ["waiting", "interrupted", "fake"]
     assert threaded_router.next_end() == "cancelled"
+
+
+def test_a_seal_that_is_not_iterated_is_a_warning_where_the_block_ends(threaded_router):
+    def forget() -> None:
+        with Client(threaded_router.fake.address) as client, client.session() as session:
+            session.seal()
+
+    with pytest.warns(RuntimeWarning, match="its answer never read") as caught:
+        forget()
+    assert caught[0].filename == __file__
+    assert threaded_router.next_end() == "cancelled"

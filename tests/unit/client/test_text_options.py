@@ -45,12 +45,17 @@ async def cuts(conversation: Conversation) -> None:
 
 
 async def test_options_are_sent_by_name(client: AsyncClient, router: FakeRouter) -> None:
-    options = {"control_tokens": "template", "oversized_documents": OversizedDocuments.REFUSE}
+    options = {
+        "control_tokens": "template",
+        "oversized_documents": OversizedDocuments.REFUSE,
+        "ttft_slo_ms": 250,
+    }
     async with client.session(**options) as session:  # type: ignore[arg-type]
         await session.answer()
     opened = router.conversations[0].received[0].open
     assert opened.control_tokens == pb.CONTROL_TOKENS_TEMPLATE
     assert opened.oversized_documents == pb.OVERSIZED_DOCUMENTS_REFUSE
+    assert opened.ttft_slo_ms == 250
 
 
 async def test_by_default_all_text_is_data_and_a_long_document_fails(
@@ -61,13 +66,28 @@ async def test_by_default_all_text_is_data_and_a_long_document_fails(
     opened = router.conversations[0].received[0].open
     assert opened.control_tokens == pb.CONTROL_TOKENS_NONE
     assert opened.oversized_documents == pb.OVERSIZED_DOCUMENTS_FAIL
+    assert not opened.HasField("ttft_slo_ms")
 
 
 async def test_a_complete_prompt_has_the_option_too(
     client: AsyncClient, router: FakeRouter
 ) -> None:
-    await client.generate("<s>a", control_tokens=ControlTokens.TEMPLATE).answer()
+    options = {"control_tokens": ControlTokens.TEMPLATE, "ttft_slo_ms": 1000}
+    await client.generate("<s>a", **options).answer()  # type: ignore[arg-type]
     assert router.prompts[0].control_tokens == pb.CONTROL_TOKENS_TEMPLATE
+    assert router.prompts[0].ttft_slo_ms == 1000
+
+
+@pytest.mark.parametrize("value", [0, -1, 3_600_001, 1.5, "100", True])
+async def test_a_deadline_is_whole_milliseconds_up_to_an_hour(
+    client: AsyncClient, value: object
+) -> None:
+    with pytest.raises(InvalidRequestError, match="between 1 and 3600000") as caught:
+        client.session(ttft_slo_ms=value)  # type: ignore[arg-type]
+    assert caught.value.field == "open.ttft_slo_ms"
+    with pytest.raises(InvalidRequestError, match="between 1 and 3600000") as caught:
+        client.generate("a", ttft_slo_ms=value)  # type: ignore[arg-type]
+    assert caught.value.field == "ttft_slo_ms"
 
 
 async def test_an_unknown_option_is_refused_before_anything_is_sent(client: AsyncClient) -> None:

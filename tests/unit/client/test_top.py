@@ -25,18 +25,18 @@ from decode_worker.fetch_metrics import FetchMetrics
 from prefill_worker.metrics import PrefillMetrics
 from prefill_worker.report import SchedulerCounters, SchedulerReport, SwapState
 from router.metrics import InputMode, Phase, RouterMetrics
+from stream2llm.api.errors import UnavailableError
 from stream2llm.cli.main import app
-from stream2llm.cli.top import exposition
-from stream2llm.cli.top.exposition import Page, gained, parse, quantile
+from stream2llm.cli.top import names as metric
 from stream2llm.cli.top.render import draw
 from stream2llm.cli.top.scrape import Replica, Scrape, described
 from stream2llm.cli.top.view import Latency, Usage, View, view_of
-from stream2llm.cluster.controller_http import ControllerHttp
-from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
 from stream2llm.engine.worker_metrics import WorkerGauges
+from stream2llm.serving.exposition import Page, gained, parse, quantile
 from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.tenant_options import ALL_ALIKE, OTHERS, TenantOptions, TenantsOptions
 from stream2llm.serving.worker_spec import WorkerStatus
-from tests.fakes.prefill_policy import FakeHosts
+from tests.fakes.controller import a_controller, controller_http
 
 pytestmark = pytest.mark.unit
 
@@ -46,9 +46,9 @@ NAMES = ("router-0", "prefill-0", "decode-0")
 class Processes:
     """The metrics of a router, a prefill and a decode worker; each test makes them count."""
 
-    def __init__(self) -> None:
+    def __init__(self, tenants: TenantsOptions = ALL_ALIKE) -> None:
         self.registries = {name: CollectorRegistry() for name in NAMES}
-        self.router = RouterMetrics(self.registries["router-0"], "a-model")
+        self.router = RouterMetrics(self.registries["router-0"], "a-model", tenants)
         self.prefill = PrefillMetrics(self.registries["prefill-0"])
         self.fetches = FetchMetrics(self.registries["decode-0"])
         self.prefill.record(a_report())  # as each worker does when it starts
@@ -58,7 +58,8 @@ class Processes:
 
     def scrape(self, at_s: float, **changes: Any) -> Scrape:
         pages = {
-            name: parse(generate_latest(each).decode()) for name, each in self.registries.items()
+            name: parse(generate_latest(each).decode(), metric.WANTED)
+            for name, each in self.registries.items()
         }
         return replace(
             Scrape(at_s, "0.1.0", "srpf", tuple(map(a_replica, NAMES)), pages), **changes
@@ -121,6 +122,14 @@ def test_rates_and_latencies_are_of_the_interval_and_gauges_of_now() -> None:
     assert view.sessions == {phase.value: float(phase is Phase.DECODING) for phase in Phase}
 
 
+def test_a_worker_that_follows_another_policy_than_the_chosen_is_named() -> None:
+    processes = Processes()  # whose worker follows srpf
+    chosen = processes.scrape(1.0, policy="mine:late")
+    assert view_of(chosen, chosen).policy == "mine:late (chosen); prefill-0: srpf"
+    silent = processes.scrape(1.0, policy="mine:late", pages={"prefill-0": "refused"})
+    assert view_of(silent, silent).policy == "mine:late"
+
+
 def test_a_frame_of_80_columns() -> None:
     shown = text_of(a_busy_interval()).rstrip("\n").split("\n")
     assert [line.rstrip() for line in shown] == [
@@ -139,6 +148,31 @@ def test_a_frame_of_80_columns() -> None:
         "preempted  swap 2/s",
         "refused    TOO_MANY_SESSIONS 0.5/s",
     ]
+
+
+def test_tenants_of_the_configuration_are_shown_and_the_busiest_where_there_is_no_room() -> None:
+    named = {f"t{number}": TenantOptions() for number in range(6)}
+    processes = Processes(TenantsOptions(named=named))
+    before = processes.scrape(100.0)
+    for tenant, seconds in (("t4", 0.015), ("t4", 0.015), ("nobody's", 0.3)):
+        processes.router.tenant_first_token(tenant, seconds)
+    processes.router.tenant_changed("t4", 2)
+    processes.router.tenant_computed("t4", 3000)
+    processes.router.tenant_computed("t1", 30)
+    processes.router.quota_refused("t1", "max_open_sessions")
+    view = view_of(before, processes.scrape(102.0))
+    assert [row.name for row in view.tenants[:2]] == ["t4", "t1"]
+    assert len(view.tenants) == 7
+    assert [row.ttft.count for row in view.tenants if row.name in ("t4", OTHERS)] == [2, 1]
+    short = [line.rstrip() for line in text_of(view).splitlines()]
+    assert [line for line in short if line.startswith(("t", "TTFT"))] == [
+        "tenant (2 of 7)  sessions  TTFT P50      P95  prefill/s  decode/s  refused/s",
+        "t4                      2     15 ms  19.5 ms      1,500         0          0",
+        "t1                      0                            15         0        0.5",
+        "TTFT       no first token in the last 2 s",
+    ]
+    assert f"{OTHERS}         0    " in text_of(view, height=None)
+    assert "tenant" not in text_of(a_busy_interval())
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 14), (200, 50)])
@@ -191,7 +225,7 @@ def test_what_gives_no_answer_is_shown_and_counts_for_nothing() -> None:
 
 
 def test_nothing_at_all_is_a_frame_too() -> None:
-    view = view_of(Scrape(0.0), Scrape(0.0, controller_problem="no answer"))
+    view = view_of(Scrape(0.0), Scrape(0.0, controller_error=UnavailableError("no answer")))
     assert view.ttft == Latency(0)
     assert "CONTROLLER GONE" in text_of(view)
 
@@ -206,7 +240,7 @@ def test_a_quantile_is_interpolated_in_its_bucket() -> None:
 
 
 def test_a_page_without_labels_in_common_gains_its_new_series() -> None:
-    name = exposition.ERRORS
+    name = metric.ERRORS
     before = Page({(name, (("reason", "A"),)): 3.0})
     after = Page({(name, (("reason", "A"),)): 4.0, (name, (("reason", "B"),)): 2.0})
     assert gained(before, after).by_label(name, "reason") == {"A": 1.0, "B": 2.0}
@@ -217,7 +251,7 @@ def test_vllm_has_the_metrics_that_are_read_from_it() -> None:
     assert spec is not None
     assert spec.origin is not None
     source = (Path(spec.origin).parent / "v1" / "metrics" / "loggers.py").read_text()
-    names = [name for name in exposition.WANTED if name.startswith("vllm:")]
+    names = [name for name in metric.WANTED if name.startswith("vllm:")]
     assert len(names) == 3
     for name in names:
         assert f'name="{name.removesuffix("_total")}"' in source
@@ -233,8 +267,7 @@ class Fleet:
         self.servers = {
             name: MetricsServer("127.0.0.1", 0, each) for name, each in processes.registries.items()
         }
-        policy = PrefillPolicy(PolicyChoice("fcfs"), FakeHosts({}), list)
-        self.http = ControllerHttp(CollectorRegistry(), list, self.status, policy)
+        self.http = controller_http(self.status)
 
     def status(self) -> dict[str, Any]:
         replicas = [
@@ -281,11 +314,8 @@ async def test_once_prints_a_frame_of_a_cluster_and_of_what_is_left_of_it() -> N
 
 @pytest.mark.parametrize("answer", [{}, {"replicas": [{}]}, {"replicas": [1]}])
 async def test_something_else_than_a_controller_is_one_line(answer: dict[str, Any]) -> None:
-    policy = PrefillPolicy(PolicyChoice("fcfs"), FakeHosts({}), list)
-    http = ControllerHttp(CollectorRegistry(), list, lambda: answer, policy)
-    address = await http.start("127.0.0.1", 0)
-    result = await asyncio.to_thread(once, address)
-    await http.close()
+    async with a_controller(lambda: answer) as address:
+        result = await asyncio.to_thread(once, address)
     assert (result.exit_code, len(result.stderr.splitlines())) == (4, 1), result.output
 
 

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ray._private import services
 from typer.testing import CliRunner, Result
 
 from stream2llm.cli import check as check_command
 from stream2llm.cli.main import app
 from stream2llm.cluster.config import parse_config
-from stream2llm.cluster.engine_check import NO_GPU_HERE, Verdict
-from tests.tiny_model import make_tiny_model
+from stream2llm.cluster.engine_check import NO_GPU_HERE, TRITON_LOGGER, Verdict, silence_triton
 
 pytestmark = pytest.mark.unit
 
 SMALL = {"env": {"VLLM_CPU_KVCACHE_SPACE": "0"}, "engine": {"num_gpu_blocks_override": 8}}
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def up(*args: str) -> Result:
@@ -59,6 +57,13 @@ def test_up_fails_in_one_line_before_ray_starts(tmp_path: Path, tiny_model: Path
     assert result.exit_code == 1
     assert result.stderr.startswith("error: decode.env.VLLM_CPU_KVCACHE_SPACE: vLLM cannot take")
     assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""  # not that it is starting
+
+
+def test_detach_without_a_ray_names_the_option(tmp_path: Path, tiny_model: Path) -> None:
+    result = up("--config", a_file(tmp_path, a_tree(tiny_model)), "--detach")
+    assert result.exit_code == 1
+    assert "--address auto" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["up", "down"])
@@ -78,20 +83,35 @@ def test_a_bad_file_is_one_line_and_no_traceback(
     assert len(result.stderr.splitlines()) == 1
 
 
+def ended(command: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: what Ray prints would be seen, too."""
+    return subprocess.run(
+        [sys.executable, "-m", "stream2llm.cli.main", command, *options],
+        capture_output=True, text=True, check=False, timeout=120, env=dict(os.environ),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("command", ["up", "down"])
 def test_no_ray_is_one_line_and_no_traceback(
     command: str, tmp_path: Path, tiny_model: Path
 ) -> None:
-    """In a process of its own: what Ray prints would be seen, too."""
-    options = ["--config", a_file(tmp_path, a_tree(tiny_model)), "--address", "127.0.0.1:1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "stream2llm.cli.main", command, *options],
-        capture_output=True, text=True, check=False, timeout=120, env=dict(os.environ),
-    )  # fmt: skip
+    done = ended(command, "-c", a_file(tmp_path, a_tree(tiny_model)), "--address", "127.0.0.1:1")
     assert done.returncode == 1
-    assert done.stderr == (
-        "error: cannot join a Ray: nothing listens on 127.0.0.1:1 (ray.address, --address)\n"
-    )
+    assert done.stderr.startswith("error: cannot join a Ray: nothing listens on 127.0.0.1:1")
+    assert done.stderr.count("\n") == 1
+
+
+def test_down_looks_for_the_ray_of_the_file(tmp_path: Path, tiny_model: Path) -> None:
+    """On loopback alone, as a Ray of our own is, and where Ray does not look for it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        if services.canonicalize_bootstrap_address(address) == address:
+            pytest.skip("this machine has no address beside loopback")
+        tree = a_tree(tiny_model, ray={"address": address})
+        done = ended("down", "-c", a_file(tmp_path, tree))
+    assert done.returncode == 1
+    assert f"nothing listens on {address}, which is " in done.stderr
+    assert "ends where `stream2llm up` runs" in done.stderr
 
 
 def test_check_tells_every_problem_and_starts_nothing(tmp_path: Path, tiny_model: Path) -> None:
@@ -108,7 +128,7 @@ def test_check_tells_every_problem_and_starts_nothing(tmp_path: Path, tiny_model
         "ports",
     ]
     assert "prefill.policy: the policy no_such_module:lifo cannot be imported" in result.stdout
-    assert "4 of 10 checks failed; nothing was started" in result.stdout
+    assert "4 of 14 checks failed; nothing was started" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -137,6 +157,22 @@ def test_check_ends_with_vllms_word_and_what_would_be_started(
         "decode-0",
         "decode-1",
     ]
+
+
+def test_a_check_is_silent_about_triton_where_torch_warns_of_it() -> None:
+    spec = find_spec("torch")  # not imported, which takes seconds
+    assert spec is not None
+    assert spec.origin is not None
+    module = Path(spec.origin).parent.parent / f"{TRITON_LOGGER.replace('.', '/')}.py"
+    assert 'logger.warning("Triton not available' in module.read_text()
+    assert "logger = logging.getLogger(__name__)" in module.read_text()
+    logger = logging.getLogger(TRITON_LOGGER)
+    before = logger.level
+    try:
+        silence_triton()
+        assert not logger.isEnabledFor(logging.WARNING)
+    finally:
+        logger.setLevel(before)
 
 
 def test_deterministic_is_an_option(tmp_path: Path, tiny_model: Path) -> None:

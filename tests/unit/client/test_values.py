@@ -10,8 +10,10 @@ import pytest
 from stream2llm.api.errors import (
     InternalError,
     InvalidRequestError,
+    NotPermittedError,
     OverloadedError,
     Stream2LLMError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from stream2llm.api.events import OversizedDocument, Progress, TokenDelta
@@ -152,7 +154,8 @@ def test_what_this_client_does_not_know_is_an_internal_error():
     [
         (grpc.StatusCode.UNKNOWN, InternalError),
         (grpc.StatusCode.ABORTED, UnavailableError),
-        (grpc.StatusCode.PERMISSION_DENIED, Stream2LLMError),
+        (grpc.StatusCode.PERMISSION_DENIED, NotPermittedError),
+        (grpc.StatusCode.UNAUTHENTICATED, UnauthenticatedError),
         (grpc.StatusCode.CANCELLED, Stream2LLMError),
     ],
 )

@@ -9,12 +9,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from prefill_worker.policy import POLICIES
-from stream2llm.cluster.controller_http import MAX_BODY_BYTES, ControllerHttp
-from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
-from tests.fakes.prefill_policy import FakeHosts
+from stream2llm.cluster.controller_http import MAX_BODY_BYTES
+from tests.fakes.controller import a_controller
 
 pytestmark = pytest.mark.unit
 
@@ -47,13 +45,9 @@ HEADERS = {
 
 @asynccontextmanager
 async def a_server() -> AsyncIterator[tuple[str, int]]:
-    policy = PrefillPolicy(PolicyChoice("fcfs"), FakeHosts({}), list)
-    http = ControllerHttp(CollectorRegistry(), list, lambda: {"ready": True}, policy)
-    host, _, port = (await http.start("127.0.0.1", 0)).rpartition(":")
-    try:
+    async with a_controller(lambda: {"ready": True}) as address:
+        host, _, port = address.rpartition(":")
         yield host, int(port)
-    finally:
-        await http.close()
 
 
 async def ask(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from stream2llm.cluster import preflight
+from stream2llm.cluster import preflight, ray_runtime
 from stream2llm.cluster.config import ClusterConfig, load_config
 from stream2llm.cluster.layout import Factories, lay_out
+from stream2llm.cluster.ray_checks import check_ray
+from stream2llm.cluster.room import Node
 
 pytestmark = pytest.mark.unit
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 FILES = sorted(DEPLOY.glob("*.yaml"))
+ROOM = {"CPU": 2.0}
 GPUS = {"one-gpu": 1, "gpu-h100": 4, "eight-gpus-two-nodes": 8, "tensor-parallel-2": 4}
 
 
@@ -56,3 +60,36 @@ def test_workers_of_several_nodes_listen_beyond_loopback(name: str, tmp_path: Pa
     config = configured(name, tmp_path)
     if config.ray.address != "local":
         assert {config.router.host, config.prefill.host, config.decode.host} == {"auto"}
+
+
+# -- bare metal --------------------------------------------------------------------
+
+
+def ray_environment() -> dict[str, str]:
+    lines = (DEPLOY / "ray" / "ray.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def test_on_two_nodes_each_role_is_where_the_documented_labels_are() -> None:
+    config = load_config(DEPLOY / "ray" / "two-nodes.yaml")
+    preflight.check_engine_arguments(config)
+    text = (DEPLOY.parent / "docs" / "bare-metal.md").read_text()
+    given = re.findall(r"ray start .*--labels (\w+)=(\w+)", text)
+    present = [Node(f"10.0.0.{n}", dict([each]), ROOM, ROOM) for n, each in enumerate(given)]
+    assert len(present) >= 2
+    check_ray(config, present)
+    roles = {role: part.placement.labels for role, part in config.worker_sections}
+    assert roles == {"prefill": {"stream2llm": "prefill"}, "decode": {"stream2llm": "decode"}}
+
+
+def test_a_stopped_job_is_not_killed_while_it_drains() -> None:
+    wait_s = int(ray_environment()[ray_runtime.JOB_STOP_VARIABLE])
+    config = load_config(DEPLOY / "ray" / "two-nodes.yaml")
+    assert wait_s >= config.router.drain_timeout_s + ray_runtime.JOB_STOP_MARGIN_S
+
+
+def test_what_our_own_ray_needs_a_joined_one_gets_too() -> None:
+    documented = ray_environment()
+    for name, value in ray_runtime.environment_of_jobs(ClusterConfig()).items():
+        assert name in documented, value
+    assert {n: documented.get(n) for n in ray_runtime.PATIENCE} == ray_runtime.PATIENCE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,10 @@ from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.layout import Factories, lay_out
 from stream2llm.serving.actor_shell import RouterShell, WorkerShell
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("collector_as_before")]
 
 FAKES = "tests.fakes.control_plane"
 FACTORIES = Factories(f"{FAKES}:FakeRouter", f"{FAKES}:FakeWorker", f"{FAKES}:FakeWorker")
-
-
-@pytest.fixture(autouse=True)
-def collector_as_before() -> Iterator[None]:
-    thresholds = gc.get_threshold()
-    yield
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
 
 
 @pytest.fixture

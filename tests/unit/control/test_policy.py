@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from dataclasses import asdict
 
 import pytest
-from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner, Result
 
 from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cli.main import app
-from stream2llm.cluster.controller_http import ControllerHttp
+from stream2llm.cli.policy import policy_lines
 from stream2llm.cluster.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy, WorkerPolicy
 from stream2llm.cluster.supervision import Phase, Replica
+from tests.fakes.controller import a_controller
 from tests.fakes.prefill_policy import FakeHosts
 
 pytestmark = pytest.mark.unit
@@ -112,35 +111,43 @@ async def test_a_worker_that_starts_catches_up_however_often_the_choice_changes(
 # -- HTTP and the command ---------------------------------------------------------
 
 
-@asynccontextmanager
-async def served(fleet: Fleet) -> AsyncIterator[str]:
-    http = ControllerHttp(CollectorRegistry(), list, dict, fleet.policy)
-    address = await http.start("127.0.0.1", 0)
-    try:
-        yield address
-    finally:
-        await http.close()
-
-
 async def command(*args: str) -> Result:
     return await asyncio.to_thread(CliRunner().invoke, app, ["policy", *args])
 
 
 async def test_the_command_shows_and_switches() -> None:
     fleet = both()
-    async with served(fleet) as address:
+    async with a_controller(policy=fleet.policy) as address:
         shown = await command("--controller", address)
         switched = await command("lcas", "--controller", address)
         as_json = await command("--json", "--controller", address)
     assert (shown.exit_code, shown.stdout) == (0, "prefill-0: fcfs\nprefill-1: fcfs\n")
     assert (switched.exit_code, switched.stdout) == (0, "prefill-0: lcas\nprefill-1: lcas\n")
-    worker = {"name": "prefill-1", "phase": "running", "policy": "lcas", "error": ""}
+    worker = {"name": "prefill-1", "phase": "running", "policy": "lcas", "error": "", "failure": ""}
     assert json.loads(as_json.stdout)["policy"] == "lcas"
     assert json.loads(as_json.stdout)["workers"][1] == worker
 
 
+async def test_the_command_says_what_the_chosen_policy_raised() -> None:
+    fleet = both()
+    fleet.choice.import_paths = ("mine:late",)
+    await fleet.policy.switch("mine:late")
+    fleet.hosts.policies["prefill-0"] = "srpf"
+    fleet.hosts.failures["prefill-0"] = "mine:late raised KeyError: 'x'\nat once"
+    async with a_controller(policy=fleet.policy) as address:
+        shown = await command("--controller", address)
+        as_json = await command("--json", "--controller", address)
+    assert shown.stdout.splitlines() == [
+        "prefill-0: srpf, instead of the chosen mine:late:"
+        " mine:late raised KeyError: 'x'\\nat once",
+        "prefill-1: mine:late",
+    ]
+    failures = [each["failure"] for each in json.loads(as_json.stdout)["workers"]]
+    assert failures == ["mine:late raised KeyError: 'x'\nat once", ""]
+
+
 async def test_the_command_says_what_a_worker_that_starts_will_do() -> None:
-    async with served(Fleet(Phase.ADMITTED, Phase.STARTING)) as address:
+    async with a_controller(policy=Fleet(Phase.ADMITTED, Phase.STARTING).policy) as address:
         switched = await command("mcps", "--controller", address)
     assert switched.exit_code == 0
     assert "prefill-1: starting, will follow mcps" in switched.stdout
@@ -149,7 +156,7 @@ async def test_the_command_says_what_a_worker_that_starts_will_do() -> None:
 async def test_the_command_fails_when_a_worker_did_not_confirm() -> None:
     fleet = both()
     fleet.hosts.deaf.add("prefill-1")
-    async with served(fleet) as address:
+    async with a_controller(policy=fleet.policy) as address:
         result = await command("mcps", "--controller", address)
     assert result.exit_code == 4
     assert result.stdout == "prefill-0: mcps\nprefill-1: unknown\n"
@@ -159,7 +166,7 @@ async def test_the_command_fails_when_a_worker_did_not_confirm() -> None:
 
 async def test_the_command_names_the_policies_when_there_is_no_such_one() -> None:
     fleet = both()
-    async with served(fleet) as address:
+    async with a_controller(policy=fleet.policy) as address:
         result = await command("lifo", "--controller", address)
     assert result.exit_code == 3
     assert f"'lifo'; there are {', '.join(POLICIES)} [UNKNOWN_POLICY]" in result.stderr
@@ -169,3 +176,12 @@ async def test_the_command_fails_when_nobody_answers() -> None:
     result = await command("--controller", "127.0.0.1:1")
     assert result.exit_code == 4
     assert "no answer from a controller at 127.0.0.1:1" in result.stderr
+
+
+async def test_a_worker_that_follows_another_policy_is_said_to() -> None:
+    fleet = both()
+    fleet.hosts.policies["prefill-0"] = "srpf"
+    state = asdict(await fleet.policy.show())
+    first, second = policy_lines(state).splitlines()
+    assert first.startswith("prefill-0: srpf, instead of the chosen fcfs: the worker's log")
+    assert second == "prefill-1: fcfs"

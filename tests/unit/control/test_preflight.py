@@ -8,6 +8,7 @@ import os
 import socket
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,15 +22,20 @@ from stream2llm.api.errors import (
 )
 from stream2llm.cluster import preflight, ray_runtime
 from stream2llm.cluster.config import ClusterConfig, default_config, load_config, parse_config
+from stream2llm.cluster.exposure import check_authentication, check_encryption, check_tls_files
 from stream2llm.cluster.layout import Factories, common_environment, lay_out
 from stream2llm.engine import arguments as engine_arguments
 from stream2llm.models.store import ModelStoreError
+from stream2llm.security.key_edit import create_key
+from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.launch import cores_of
 from stream2llm.serving.worker_options import PrefillOptions
+from tests.tls_files import Authority
 
 pytestmark = pytest.mark.unit
 
 GIB = 1024**3
+HERE = "127.0.0.1"
 DEPLOY = Path(__file__).parents[3] / "deploy"
 
 
@@ -186,6 +192,16 @@ def test_scheduling_options_reach_prefill_workers_alone(tmp_path: Path) -> None:
         a_config(decode={"policy": "mcps"})
 
 
+def test_routers_with_nodes_of_their_own_have_the_same_ports(tmp_path: Path) -> None:
+    router = {"replicas": 3, "port": 7000, "metrics_port": 7001, "one_per_node": True}
+    with pytest.raises(InvalidRequestError, match=r"one_per_node needs placement\.resources"):
+        a_config(router=router)
+    config = a_config(router={**router, "placement": {"resources": {"router": 1}}})
+    preflight.check_ports(config)  # which would meet if they followed each other
+    specs = [launch.spec for launch in lay_out(config, a_model(tmp_path), {}, Factories())][:3]
+    assert [(spec.port, spec.metrics_port) for spec in specs] == [(7000, 7001)] * 3
+
+
 def test_launches_have_names_ports_and_environment(tmp_path: Path) -> None:
     config = a_config(
         router={"replicas": 2, "port": 7000},
@@ -297,6 +313,12 @@ def test_sizes_that_are_none_are_named(part: dict[str, Any], message: str) -> No
         preflight.check_memory(a_config(prefill=part), 0, available_bytes=GIB, total_bytes=GIB)
 
 
+@pytest.mark.parametrize("pool_gib", [-1, float("nan"), float("inf"), 1e308])
+def test_an_offload_pool_that_no_machine_holds_is_named(pool_gib: float) -> None:
+    with pytest.raises(InvalidRequestError, match=r"prefill\.offload_pool_gib"):
+        a_config(prefill={"offload_pool_gib": pool_gib})
+
+
 @pytest.mark.parametrize("length", ["8k", 0, -1, 1.5])
 def test_a_context_length_that_is_none_is_named(length: Any, tmp_path: Path) -> None:
     config = a_config(model=str(a_model(tmp_path)), decode={"engine": {"max_model_len": length}})
@@ -369,3 +391,215 @@ def test_an_address_where_nobody_listens_is_told_at_once() -> None:
         config = a_config(ray={"address": address})
         with pytest.raises(UnavailableError, match=f"nothing listens on {address}"):
             ray_runtime.connect(config, "cluster", "")
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        ({"num_gpus": 1, "engine": {"tensor_parallel_size": 2}}, "num_gpus"),
+        (
+            {"num_gpus": 2, "engine": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}},
+            "num_gpus",
+        ),
+        (
+            {"engine": {"distributed_executor_backend": "ray"}},
+            "engine.distributed_executor_backend",
+        ),
+    ],
+)
+def test_ranks_that_the_actor_has_no_gpu_for_are_refused(part: Any, field: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        preflight.check_engine_arguments(a_config(decode=part))
+    assert caught.value.field == f"decode.{field}"
+
+
+def test_ranks_of_a_cpu_engine_need_no_gpu() -> None:
+    preflight.check_engine_arguments(a_config(decode={"engine": {"tensor_parallel_size": 2}}))
+
+
+@pytest.mark.parametrize(("set_by_operator", "wait_s"), [(None, "105"), ("7", "7")])
+def test_jobs_of_our_own_ray_have_time_to_drain(
+    set_by_operator: str | None, wait_s: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ray_runtime.JOB_STOP_VARIABLE, raising=False)
+    if set_by_operator is not None:
+        monkeypatch.setenv(ray_runtime.JOB_STOP_VARIABLE, set_by_operator)
+    config = a_config(router={"drain_timeout_s": 44.5})
+    assert ray_runtime.environment_of_jobs(config) == {"RAY_JOB_STOP_WAIT_TIME_S": wait_s}
+
+
+@pytest.mark.parametrize("num_failures", [0, 2, 3])
+def test_a_ray_that_times_out_in_its_start_is_started_again(
+    num_failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray waits 30 s for its own processes, too little on a busy machine."""
+    outcomes: list[Any] = [Exception("The current node timed out during startup.")] * num_failures
+    outcomes.append(SimpleNamespace(address_info={"session_dir": "/tmp/session"}))
+    variables, wait = [], "RAY_gcs_server_port_wait_time_s"
+
+    def init(**_options: Any) -> Any:
+        variables.append(os.environ.get(wait))
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(ray_runtime.ray, "init", init)
+    config = a_config(ray={"auth_mode": "disabled"})
+    if num_failures < 3:
+        assert ray_runtime.connect(config, f"test{os.getpid()}", "mark/") == "/tmp/session/logs"
+        assert variables == ["120"] * (num_failures + 1)
+    else:
+        with pytest.raises(UnavailableError, match="cannot start Ray: The current node timed out"):
+            ray_runtime.connect(config, f"test{os.getpid()}", "mark/")
+
+
+@pytest.mark.parametrize("section", ["controller", "router", "prefill", "decode"])
+@pytest.mark.parametrize("host", ["auto", "0.0.0.0", "10.0.0.7", "node-1"])
+def test_plain_text_beyond_loopback_is_refused_by_the_host_s_key(section: str, host: str) -> None:
+    part = {section: {"host": host}}
+    checks = preflight.checks(a_config(**part), on_this_machine=False, runs_vllm=False)
+    (encryption,) = (each for each in checks if each.what == "encryption")
+    with pytest.raises(InvalidRequestError, match=f"{section}.host {host} is reached") as caught:
+        encryption.run()
+    assert caught.value.field == f"{section}.host"
+
+
+@pytest.mark.parametrize("section", ["controller", "router", "prefill", "decode"])
+@pytest.mark.parametrize("host", ["auto", "0.0.0.0", "node-1"])
+def test_nothing_serves_everybody_beyond_loopback_unless_asked_by_name(
+    section: str, host: str, tmp_path: Path
+) -> None:
+    part: dict[str, Any] = {section: {"host": host}}
+    checks = preflight.checks(a_config(**part), on_this_machine=False, runs_vllm=False)
+    (authentication,) = (each for each in checks if each.what == "authentication")
+    with pytest.raises(InvalidRequestError, match=f"{section}.host {host} is reached") as caught:
+        authentication.run()
+    assert caught.value.reason == "UNAUTHENTICATED_REFUSED"
+    check_authentication(a_config(**{section: {"host": "::1"}}))
+    tls = {name: f"/{name}" for name in ("certificate", "key", "ca", "client_ca")}
+    proxy = {"tenant_header": "x-tenant", "peers": ["gateway"]}
+    oidc = {"issuer": "i", "audience": "a", "jwks": "https://issuer/keys"}
+    for security in (
+        {"unauthenticated_beyond_loopback": True},
+        {"auth": {"keys_file": "/keys.jsonl"}},
+        {"auth": {"proxy": proxy}},
+        {"auth": {"oidc": oidc}},
+        {"tls": tls},
+    ):
+        check_authentication(a_config(**part, security=security))
+    with pytest.raises(InvalidRequestError, match=r"security\.auth"):
+        check_authentication(a_config(**part, security={"tls": {**tls, "client_ca": None}}))
+
+
+@pytest.mark.parametrize(
+    ("auth", "message"),
+    [
+        ({"keys_file": "keys.jsonl"}, r"security\.auth\.keys_file: .*absolute path"),
+        ({"oidc": {"jwks": "http://issuer/keys"}}, r"security\.auth\.oidc\.jwks: .*https://"),
+        ({"oidc": {"jwks": "keys.json"}}, r"security\.auth\.oidc\.jwks: .*absolute path"),
+        ({"oidc": {"algorithms": ["HS256"]}}, r"security\.auth\.oidc\.algorithms"),
+        ({"oidc": {"algorithms": []}}, r"security\.auth\.oidc\.algorithms"),
+        ({"proxy": {"tenant_header": "X Tenant"}}, r"security\.auth\.proxy\.tenant_header"),
+        ({"proxy": {"peers": []}}, r"security\.auth\.proxy\.peers"),
+    ],
+)
+def test_credentials_that_would_not_protect_are_refused_by_their_key(
+    auth: dict[str, Any], message: str
+) -> None:
+    whole = {
+        "oidc": {"issuer": "i", "audience": "a", "jwks": "https://issuer/keys"},
+        "proxy": {"tenant_header": "x-tenant", "peers": ["loopback"]},
+    }
+    ((name, part),) = auth.items()
+    value = {**whole[name], **part} if isinstance(part, dict) else part
+    with pytest.raises(InvalidRequestError, match=message):
+        a_config(security={"auth": {name: value}})
+
+
+def test_a_file_of_keys_that_cannot_be_used_is_named_before_the_start(tmp_path: Path) -> None:
+    config = a_config(security={"auth": {"keys_file": str(tmp_path / "keys.jsonl")}})
+    checks = preflight.checks(config, on_this_machine=True, runs_vllm=False)
+    (keys,) = (each for each in checks if each.what == "API keys")
+    with pytest.raises(InvalidRequestError, match=r"keys\.jsonl: cannot be read"):
+        keys.run()
+    create_key(tmp_path / "keys.jsonl", "a", [])
+    keys.run()
+
+
+def test_every_worker_and_router_gets_the_token_and_none_shows_it(tmp_path: Path) -> None:
+    launches = lay_out(
+        a_config(), a_model(tmp_path), {}, Factories(), cluster_token="the secret token"
+    )
+    assert {launch.spec.cluster_token for launch in launches} == {"the secret token"}
+    assert "the secret token" not in repr(launches)
+
+
+def test_plain_text_is_for_loopback_or_asked_for_by_name(tmp_path: Path) -> None:
+    security = Authority().security(tmp_path)
+    everywhere = {name: {"host": "auto"} for name in ("controller", "router", "prefill", "decode")}
+    check_encryption(a_config(**{name: {"host": "::1"} for name in everywhere}))
+    check_encryption(a_config(**everywhere, security={"plaintext_beyond_loopback": True}))
+    check_encryption(a_config(**everywhere, security=security.model_dump()))
+
+
+def test_tls_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    authority = Authority()
+    security = authority.security(tmp_path)
+    assert security.tls is not None
+    config = a_config(security=security.model_dump())
+    check_tls_files(config, HERE, SystemClock())
+    check_tls_files(a_config(), HERE, SystemClock())
+    authority.renew(security.tls.files, days=-1)
+    with pytest.raises(InvalidRequestError, match=r"tls.crt expired at 20") as caught:
+        check_tls_files(config, HERE, SystemClock())
+    assert caught.value.field == "security.tls.certificate"
+    security.tls.ca.unlink()
+    (files,) = (
+        each
+        for each in preflight.checks(config, on_this_machine=True, runs_vllm=False)
+        if each.what == "TLS files"
+    )
+    with pytest.raises(InvalidRequestError, match=r"security.tls.ca: .*cannot be read"):
+        files.run()
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "problem"),
+    [
+        (["127.0.0.1"], {}, ""),
+        (["127.0.0.1"], {"router": {"host": "auto"}}, "that connect to 10.0.0.7 .* not valid for"),
+        (["127.0.0.1", "10.0.0.7"], {"router": {"host": "auto"}}, ""),
+        (["cluster"], {"decode": {"host": "auto"}, "peer_name": "cluster"}, ""),
+        (["127.0.0.1"], {"peer_name": "cluster"}, "that connect to cluster .* not valid for"),
+    ],
+)
+def test_a_certificate_has_the_names_by_which_peers_connect(
+    names: list[str], changes: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    authority, rest = Authority(), dict(changes)
+    security = authority.security(tmp_path)
+    assert security.tls is not None
+    authority.renew(security.tls.files, *names)
+    tls = security.tls.model_copy(update={"peer_name": rest.pop("peer_name", None)})
+    config = a_config(security={"tls": tls.model_dump()}, **rest)
+    if not problem:
+        check_tls_files(config, "10.0.0.7", SystemClock())
+        return
+    with pytest.raises(InvalidRequestError, match=problem) as caught:
+        check_tls_files(config, "10.0.0.7", SystemClock())
+    assert caught.value.field == "security.tls.certificate"
+
+
+def test_a_certificate_of_another_authority_is_found_before_the_start(tmp_path: Path) -> None:
+    security = Authority().security(tmp_path)
+    assert security.tls is not None
+    Authority().renew(security.tls.files)
+    with pytest.raises(InvalidRequestError, match="unable to get local issuer certificate"):
+        check_tls_files(a_config(security=security.model_dump()), HERE, SystemClock())
+
+
+def test_a_relative_path_of_a_certificate_is_refused() -> None:
+    tls = {"certificate": "tls.crt", "key": "/k", "ca": "/c"}
+    with pytest.raises(InvalidRequestError, match=r"security.tls.certificate: .*absolute path"):
+        a_config(security={"tls": tls})

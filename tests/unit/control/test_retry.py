@@ -6,18 +6,13 @@ import asyncio
 import json
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
-from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner, Result
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cli.main import app
-from stream2llm.cluster.controller_http import ControllerHttp
-from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
-from tests.fakes.prefill_policy import FakeHosts
+from tests.fakes.controller import a_controller
 
 pytestmark = pytest.mark.unit
 
@@ -36,26 +31,15 @@ class GivenUp:
         return [name]
 
 
-@asynccontextmanager
-async def served(given_up: GivenUp) -> AsyncIterator[str]:
-    policy = PrefillPolicy(PolicyChoice("fcfs"), FakeHosts({}), list)
-    http = ControllerHttp(CollectorRegistry(), list, dict, policy, given_up.retry)
-    address = await http.start("127.0.0.1", 0)
-    try:
-        yield address
-    finally:
-        await http.close()
-
-
 async def command(*args: str) -> Result:
     return await asyncio.to_thread(CliRunner().invoke, app, ["workers", "retry", *args])
 
 
 async def test_the_command_starts_one_or_all_and_says_which() -> None:
-    async with served(GivenUp("prefill-0", "decode-0")) as address:
+    async with a_controller(retry=GivenUp("prefill-0", "decode-0").retry) as address:
         one = await command("decode-0", "--controller", address)
         every = await command("--controller", address)
-    async with served(GivenUp()) as address:
+    async with a_controller(retry=GivenUp().retry) as address:
         none = await command("--controller", address)
     assert (one.exit_code, one.stdout) == (0, "decode-0\n")
     assert (every.exit_code, every.stdout) == (0, "prefill-0\ndecode-0\n")
@@ -63,7 +47,7 @@ async def test_the_command_starts_one_or_all_and_says_which() -> None:
 
 
 async def test_the_command_names_what_is_wrong() -> None:
-    async with served(GivenUp("decode-0")) as address:
+    async with a_controller(retry=GivenUp("decode-0").retry) as address:
         unknown = await command("decode-7", "--controller", address)
     silent = await command("--controller", address)
     assert unknown.exit_code == 3
@@ -74,7 +58,7 @@ async def test_the_command_names_what_is_wrong() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b"1", b'{"name": 1}', b"[" * 10_000])
 async def test_a_body_that_is_none_is_a_bad_request(body: bytes) -> None:
-    async with served(GivenUp("decode-0")) as address:
+    async with a_controller(retry=GivenUp("decode-0").retry) as address:
         status, told = await asyncio.to_thread(_put, f"http://{address}/retry", body)
     assert status == 400
     assert json.loads(told)["field"] == "name"

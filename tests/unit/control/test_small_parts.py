@@ -17,15 +17,14 @@ from prometheus_client import CollectorRegistry, Counter
 
 from stream2llm.api.errors import UnavailableError
 from stream2llm.cluster import supervision as sv
-from stream2llm.cluster.controller_http import ControllerHttp, ControllerMetrics
-from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
+from stream2llm.cluster.controller_http import ControllerMetrics
 from stream2llm.serving import logs
 from stream2llm.serving.launch import RouterStarted
 from stream2llm.serving.metrics_http import MetricsServer
 from stream2llm.serving.ports import is_port_free, pick_port
 from stream2llm.serving.processes import kill_owned, mark_environment, owned_processes, owner_mark
 from stream2llm.serving.root_cause import describe_failure
-from tests.fakes.prefill_policy import FakeHosts
+from tests.fakes.controller import a_controller, controller_http
 
 pytestmark = pytest.mark.unit
 
@@ -109,7 +108,7 @@ def test_the_root_cause_is_found_in_a_trace_of_our_own_log() -> None:
         raise OSError("Address already in use")
     except OSError:
         record = logging.LogRecord("x", logging.ERROR, "f", 1, "died", (), sys.exc_info())
-    log = logs.SafeFormatter(logs.FORMAT).format(record)
+    log = logs.TextFormatter().format(record)
     error = RuntimeError("Engine core initialization failed. See root cause above.")
     for prefix in ("", "(EngineCore pid=7) "):
         lines = "\n".join(prefix + line for line in log.splitlines())
@@ -124,22 +123,14 @@ def test_an_unexplained_failure_may_be_tried_again() -> None:
     assert describe_failure(OSError("busy"), "nothing here") == ("OSError: busy", False)
 
 
-def a_policy() -> PrefillPolicy:
-    """The policy of a cluster without prefill workers; never queried here."""
-    return PrefillPolicy(PolicyChoice("fcfs"), FakeHosts({}), list)
-
-
 async def test_prometheus_finds_every_process_and_the_controller() -> None:
     router = RouterStarted("router-0", "router", "h:1", "h:2", ())
     metrics = ControllerMetrics(CollectorRegistry())
     metrics.record(sv.new_fleet({"router-0": "router"}))
-    http = ControllerHttp(metrics.registry, lambda: [router], lambda: {"ready": False}, a_policy())
-    address = await http.start("127.0.0.1", 0)
-    try:
+    of_router = {"registry": metrics.registry, "targets": lambda: [router]}
+    async with a_controller(lambda: {"ready": False}, **of_router) as address:
         groups: list[dict[str, Any]] = json.loads(await _fetch(f"http://{address}/sd"))
         exposed = await _fetch(f"http://{address}/metrics")
-    finally:
-        await http.close()
     assert groups == [
         {"targets": ["h:2"], "labels": {"role": "router", "worker": "router-0"}},
         {"targets": [address], "labels": {"role": "controller", "worker": "controller"}},
@@ -147,12 +138,29 @@ async def test_prometheus_finds_every_process_and_the_controller() -> None:
     assert 'stream2llm_worker_up{role="router",worker="router-0"} 0.0' in exposed
 
 
+def test_each_loss_is_counted_once_by_its_cause() -> None:
+    metrics = ControllerMetrics(CollectorRegistry())
+    fleet = sv.new_fleet({"decode-0": "decode"})
+    causes = {"hung: the engine": "hung", "unresponsive: gave": "unresponsive", "gone": "died"}
+    for reason in causes:
+        fleet = sv.started(sv.begun(fleet, sv.Create("decode-0")), "decode-0")
+        fleet = sv.died(fleet, "decode-0", reason)
+        metrics.record(fleet)
+        metrics.record(fleet)  # as after any other change
+    fleet = sv.failed(sv.begun(fleet, sv.Create("decode-0")), "decode-0", "hung: or whatever")
+    metrics.record(fleet)
+    for cause in (*causes.values(), "start_failed"):
+        labels = {"worker": "decode-0", "role": "decode", "cause": cause}
+        value = metrics.registry.get_sample_value("stream2llm_worker_losses_total", labels)
+        assert value == 1.0
+
+
 async def test_a_taken_http_port_is_named() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        http = ControllerHttp(CollectorRegistry(), list, dict, a_policy())
+        http = controller_http()
         with pytest.raises(UnavailableError, match=f"127.0.0.1:{port}"):
             await http.start("127.0.0.1", port)
 

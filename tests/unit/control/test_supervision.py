@@ -243,3 +243,29 @@ def test_what_could_not_be_cleaned_is_cleaned_again_later_and_not_created_before
     due_s = sv.next_due_s(fleet)
     assert due_s == 7.0 + sv.CLEAN_AGAIN_AFTER_S
     assert sv.plan(fleet, due_s) == (Clean("decode-0"),)
+
+
+# -- room --------------------------------------------------------------------------
+
+
+def test_waiting_for_room_is_no_failed_start_and_shows_what_is_missing() -> None:
+    fleet = sv.waits_for_room(begun_all(sv.new_fleet(PAIR)), "prefill-0", "no GPU")
+    assert (fleet["prefill-0"].phase, fleet["prefill-0"].missing_room) == (Phase.WAITING, "no GPU")
+    assert sv.plan(fleet, 1e9) == ()
+    assert sv.next_due_s(fleet) is None
+    assert sv.waits_for_room(fleet, "prefill-0", "no GPU") is fleet
+    fleet = sv.waits_for_room(fleet, "prefill-0", "")
+    assert fleet["prefill-0"] == begun_all(sv.new_fleet(PAIR))["prefill-0"]
+    fleet = sv.started(sv.waits_for_room(fleet, "prefill-0", "no GPU"), "prefill-0")
+    assert (fleet["prefill-0"].missing_room, fleet["prefill-0"].start_failures) == ("", 0)
+
+
+def test_a_worker_that_was_waiting_and_failed_says_why_it_failed() -> None:
+    fleet = sv.waits_for_room(begun_all(sv.new_fleet(PAIR)), "prefill-0", "no GPU")
+    fleet = sv.failed(fleet, "prefill-0", "its process has died")
+    assert (fleet["prefill-0"].missing_room, fleet["prefill-0"].start_failures) == ("", 1)
+
+
+def test_a_late_word_of_room_changes_nothing() -> None:
+    fleet = a_ready_fleet(PAIR)
+    assert sv.waits_for_room(fleet, "prefill-0", "no GPU") is fleet

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.supervisor import Settings, Supervisor
 from stream2llm.serving.launch import RouterStarted, StartOutcome
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerStatus
+from tests.polling import eventually
 
 pytestmark = pytest.mark.unit
 
@@ -33,15 +35,34 @@ class FakeHosts:
         self.num_cleanings_that_fail = 0
         # Workers that cannot be connected with until they are recreated, and what they report.
         self.sick: dict[str, str] = {}
+        # The policy that a worker follows, and what the chosen one raised.
+        self.policies: dict[str, tuple[str, str]] = {}
+        # Workers that no node has room for, until the event is set.
+        self.full: dict[str, asyncio.Event] = {}
+        self.created: list[str] = []
+        # What happens to them in their order, as far as tests look at it.
+        self.log: list[str] = []
+        # Sessions of a draining replica end when the event is set.
+        self.idle: dict[str, asyncio.Event] = {}
+        self.draining: set[str] = set()
+        # Those on a node that ends.
+        self.left: set[str] = set()
 
-    async def create(self, name: str, incarnation: int) -> StartOutcome:
+    async def create(
+        self, name: str, incarnation: int, waits: Callable[[str], None]
+    ) -> StartOutcome:
+        self.created.append(name)
         self.deaths[name] = asyncio.get_running_loop().create_future()
+        if name in self.full:
+            waits("no node has 1 GPU")
+            await self.full[name].wait()
+            waits("")
         if planned := self.outcomes.get(name):
             return planned.pop(0)
         return an_outcome(name, incarnation)
 
     async def wait_dead(self, name: str) -> str:
-        return await self.deaths[name]
+        return await asyncio.shield(self.deaths[name])  # a successor of its caller waits, too
 
     async def connect(self, decode: str, prefill: WorkerAddress) -> None:
         if self.refusals:
@@ -60,17 +81,37 @@ class FakeHosts:
     async def status(self, name: str) -> WorkerStatus:
         if name in self.hung:
             await asyncio.Event().wait()
-        return WorkerStatus(0, 10, 0, 32, ())
+        policy = self.policies.get(name, ())
+        return WorkerStatus(0, 10, 0, 32, (), *policy, is_draining=name in self.draining)
 
     async def push_view(self, router: str, view: ClusterView) -> None:
         self.views.append(view)
+        self.log.append(f"view {' '.join(w.worker_id for w in view.workers)}")
+
+    async def drain(self, name: str, timeout_s: float) -> None:
+        self.log.append(f"drain {name} {timeout_s:g}")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.idle.setdefault(name, asyncio.Event()).wait()
+
+    async def leaving(self) -> set[str]:
+        return self.left
+
+    async def its_log(self) -> list[str]:
+        return self.log
+
+    async def stop(self, name: str) -> None:
+        self.log.append(f"stop {name}")
 
     async def clean(self, name: str) -> None:
         if self.num_cleanings_that_fail:
             self.num_cleanings_that_fail -= 1
             raise TimeoutError("these processes do not end")
         self.cleaned.append(name)
+        self.log.append(f"clean {name}")
         self.sick.pop(name, None)
+        self.draining.discard(name)
+        self.left.discard(name)
 
 
 def an_outcome(name: str, incarnation: int = 1) -> StartOutcome:
@@ -126,6 +167,18 @@ async def test_a_death_is_published_at_once_and_the_worker_replaced(name: str) -
         assert hosts.connections == [("decode-0", "prefill-0")] * 2
         assert supervisor.addresses[name].grpc_address == "w:2"
         assert f"{name} died: killed" in supervisor.events_since(seen)
+
+
+async def test_a_policy_that_failed_is_an_event_once() -> None:
+    hosts, events = FakeHosts(), list[str]()
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+        seen = supervisor.num_events
+        for error in ("KeyError: 1", "KeyError: 2"):
+            hosts.policies["prefill-0"] = ("srpf", f"mine:late raised {error}")
+            await supervisor.wait_change(seen + len(events))
+            events = supervisor.events_since(seen)
+    assert events == [f"prefill-0 follows srpf now: mine:late raised KeyError: {n}" for n in (1, 2)]
 
 
 async def test_a_failed_connection_replaces_the_newcomer() -> None:
@@ -253,3 +306,117 @@ async def test_a_change_is_noticed_only_after_the_events_already_seen() -> None:
         await until_ready(supervisor)
         assert supervisor.events_since(supervisor.num_events) == []
         assert len(supervisor.events_since(0)) == supervisor.num_events
+
+
+async def test_a_worker_that_waits_for_room_says_so_and_starts_when_there_is_some() -> None:
+    hosts = FakeHosts()
+    hosts.full["decode-0"] = asyncio.Event()
+    async with running(hosts) as supervisor:
+        await until(supervisor, lambda: supervisor.fleet["decode-0"].phase is sv.Phase.WAITING)
+        assert "decode-0 waits: no node has 1 GPU" in supervisor.events_since(0)
+        assert not supervisor.is_ready
+        hosts.full["decode-0"].set()
+        await until_ready(supervisor)
+        assert (supervisor.fleet["decode-0"].incarnation, hosts.cleaned) == (1, [])
+
+
+async def until(supervisor: Supervisor, is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_so():
+            await supervisor.wait_change(supervisor.num_events)
+
+
+@pytest.mark.parametrize("name", ["prefill-0", "decode-0", "router-0"])
+async def test_a_drained_replica_is_replaced_once_its_sessions_have_ended(name: str) -> None:
+    hosts = FakeHosts()
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+        hosts.log.clear()
+        assert supervisor.drain(name, 60.0)
+        assert not supervisor.drain(name, 60.0)
+        await eventually(hosts.its_log, lambda log: f"drain {name} 60" in log)
+        if name != "router-0":  # routers know it before the worker refuses sessions
+            others = " ".join({"prefill-0", "decode-0"} - {name})
+            assert hosts.log == [f"view {others}", f"drain {name} 60"]
+        assert supervisor.fleet[name].phase is sv.Phase.DRAINING
+        seen = supervisor.num_events
+        hosts.idle[name].set()
+        await until_ready(supervisor, seen)
+        assert [f"stop {name}", f"clean {name}"] == [
+            each for each in hosts.log if each.startswith(("stop", "clean"))
+        ]
+        replica = supervisor.fleet[name]
+        assert (replica.incarnation, replica.start_failures) == (2, 0)
+
+
+async def test_a_drain_without_an_end_takes_its_time_and_no_longer() -> None:
+    hosts = FakeHosts()
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+        seen = supervisor.num_events
+        supervisor.drain("decode-0", 0.01)
+        await until_ready(supervisor, seen)
+        assert supervisor.fleet["decode-0"].incarnation == 2
+
+
+async def test_a_removed_replica_stays_away_until_it_is_asked_for() -> None:
+    hosts = FakeHosts()
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+        supervisor.drain("prefill-0", 0.0, stays_away=True)
+        await until(supervisor, lambda: supervisor.fleet["prefill-0"].phase is sv.Phase.STOPPED)
+        assert supervisor.is_ready  # as the operator wants it
+        assert [w.worker_id for w in supervisor.view.workers] == ["decode-0"]
+        assert supervisor.retry(None) == ["prefill-0"]
+        await until(supervisor, lambda: len(supervisor.view.workers) == 2)
+        assert supervisor.fleet["prefill-0"].incarnation == 2
+
+
+@pytest.mark.parametrize("what", ["draining", "left"])
+async def test_a_worker_whose_pod_or_node_ends_is_taken_out_of_use(what: str) -> None:
+    hosts = FakeHosts()
+    hosts.idle["decode-0"] = asyncio.Event()
+    hosts.idle["decode-0"].set()
+    async with running(
+        hosts, settings=Settings(2, 0.01, 10.0, nodes_interval_s=0.01)
+    ) as supervisor:
+        await until_ready(supervisor)
+        seen = supervisor.num_events
+        getattr(hosts, what).add("decode-0")
+        await until_ready(supervisor, seen)
+        assert supervisor.fleet["decode-0"].incarnation == 2
+        assert not [e for e in supervisor.events_since(seen) if "died" in e]
+
+
+async def test_a_successor_goes_on_with_the_living_and_creates_none() -> None:
+    hosts = FakeHosts()
+    async with running(hosts) as first:
+        await until_ready(first)
+        fleet, addresses, view = first.fleet, dict(first.addresses), first.view
+    hosts.created.clear()
+    hosts.views.clear()
+    successor = Supervisor(ROLES, hosts, Settings(2, 0.01, 10.0))
+    successor.restore(fleet, addresses, replace(view, version=view.version + 1000))
+    task = asyncio.create_task(successor.run())
+    try:
+        await until_ready(successor)
+        assert (hosts.created, hosts.cleaned) == ([], [])
+        assert [v.workers for v in hosts.views] == [view.workers]
+        assert len(hosts.connections) == 1  # the first one's
+        seen = successor.num_events
+        hosts.deaths["prefill-0"].set_result("killed")  # it is watched
+        await until_ready(successor, seen)
+        assert hosts.created == ["prefill-0"]
+        assert successor.fleet["prefill-0"].incarnation == 2
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_a_watcher_of_an_earlier_controller_gets_all_events() -> None:
+    hosts = FakeHosts()
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+        async with asyncio.timeout(10):
+            await supervisor.wait_change(supervisor.num_events + 100)
+        assert supervisor.events_since(supervisor.num_events + 100) == supervisor.events_since(0)

@@ -152,7 +152,7 @@ def test_all_problems_are_told_at_once() -> None:
 def test_what_is_not_json_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "half.json"
     path.write_text(dump_profile(a_profile())[:100])
-    with pytest.raises(ProfileError, match=r"half\.json: the top level: not JSON: "):
+    with pytest.raises(ProfileError, match=r"half\.json: not JSON: "):
         load_profile(path)
 
 
@@ -181,10 +181,11 @@ def test_a_name_that_only_begins_alike_is_another_device() -> None:
 
 
 def test_another_geometry_is_no_match_and_says_what_there_is() -> None:
-    found = find_profile("abacus", replace(A_MODEL, num_layers=3), 1, profiles=[a_profile()])
+    model = replace(A_MODEL, num_layers=3, dtype="float32")
+    found = find_profile("abacus", model, 1, profiles=[a_profile()])
     assert found.profile is None
-    assert "are of models unlike" in found.reason
-    assert found.reason.endswith(": tiny")
+    assert found.reason.endswith(": tiny has 2 layers (here 3), dtype bfloat16 (here float32)")
+    assert "ModelGeometry" not in found.reason
 
 
 def test_another_tensor_parallel_size_is_no_match() -> None:

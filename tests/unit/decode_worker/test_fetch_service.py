@@ -51,7 +51,7 @@ class _Sessions:
         self._session = session
 
     @contextmanager
-    def open(self, session_id: str) -> Iterator[_Session]:
+    def open(self, session_id: str, _cache_salt: str) -> Iterator[_Session]:
         yield self._session
 
 

@@ -13,11 +13,14 @@ from prometheus_client import CollectorRegistry
 
 pytest.importorskip("vllm")
 
+from decode_worker.answer_order import AnswerOrder
+from decode_worker.digest_check import BadKv
 from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 from decode_worker.fetch_service import serve_fetches
 from decode_worker.fetch_sessions import FetchSessions
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.tenant import MIN_PRIORITY, TenantShare
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.clock import ManualClock
 
@@ -30,7 +33,7 @@ class _Stream:
     """The output of one request: its end, when the engine has one."""
 
     def __init__(self) -> None:
-        self.end: asyncio.Future[FetchResult] = asyncio.get_running_loop().create_future()
+        self.end: asyncio.Future[FetchResult | BadKv] = asyncio.get_running_loop().create_future()
         self.finished = False
 
     async def __aiter__(self) -> AsyncIterator[Any]:
@@ -48,20 +51,28 @@ class _Engine:
         self.may_submit.set()
         self.may_fetch.set()
         self.building, self.submitted = asyncio.Event(), asyncio.Event()
+        # What is read is not what prefill computed.
+        self.is_bad = False
         self.tokens: list[list[int]] = []
+        self.ranks: list[int] = []
         self.rejected: list[Any] = []
         self._streams: dict[str, _Stream] = {}
 
-    async def build_request(self, request_id: str, tokens: list[int], params: Any) -> Any:
+    async def build_request(
+        self, request_id: str, tokens: list[int], params: Any, _cache_salt: str
+    ) -> Any:
         self.building.set()
         await self.may_submit.wait()
-        return request_id, tokens
+        return SimpleNamespace(request_id=request_id, tokens=tokens, priority=0)
 
-    async def submit(self, request: tuple[str, list[int]]) -> _Stream:
-        request_id, tokens = request
-        self.tokens.append(tokens[:-1])  # one more is there, so that a cache may hold all of them
-        stream = self._streams[request_id] = _Stream()
-        if self.may_fetch.is_set():
+    async def submit(self, request: Any) -> _Stream:
+        # One more is there, so that a cache may hold all of them.
+        self.tokens.append(request.tokens[:-1])
+        self.ranks.append(request.priority)
+        stream = self._streams[request.request_id] = _Stream()
+        if self.is_bad:
+            stream.end.set_result(BadKv(1, "1 values differ: block 0 layer 0"))
+        elif self.may_fetch.is_set():
             stream.end.set_result(FetchResult(FetchEnd.FETCHED, num_blocks=1))
         self.submitted.set()
         return stream
@@ -91,7 +102,8 @@ class _Rpc:
         self.worker: Any = SimpleNamespace(
             engine=self.engine, is_draining=False, require_open=lambda: None
         )
-        self._metrics = FetchMetrics(CollectorRegistry())
+        self.registry = CollectorRegistry()
+        self._metrics = FetchMetrics(self.registry)
         self._messages: asyncio.Queue[pb.PrefetchKvRequest | None] = asyncio.Queue()
         self._has_taken_all = asyncio.Event()
         self._told: asyncio.Queue[pb.PrefetchKvResponse] = asyncio.Queue()
@@ -146,6 +158,15 @@ class _Rpc:
     async def close(self) -> None:
         self._messages.put_nowait(None)
         await asyncio.wait_for(self.serving, 5)
+
+
+async def test_a_fetch_ranks_behind_every_answer() -> None:
+    last = TenantShare("last", priority=MIN_PRIORITY)
+    rpc = _Rpc()
+    rpc.fetch("first", 0, 1, 2)
+    await rpc.end()
+    assert rpc.engine.ranks[0] > AnswerOrder().submitted(last, 10**12).rank
+    await rpc.close()
 
 
 async def test_tokens_of_a_fetch_that_is_refused_count_all_the_same() -> None:
@@ -246,3 +267,22 @@ def test_an_id_that_is_taken_is_refused_and_its_owner_goes_on() -> None:
             pass
     with sessions.open("a"):
         pass
+
+
+async def test_a_fetch_that_brought_other_kv_has_failed_and_counts() -> None:
+    rpc = _Rpc()
+    rpc.engine.is_bad = True
+    rpc.fetch("bad", 0, 1, 2)
+    end = await rpc.end()
+    assert (end.end, end.reason, end.num_blocks) == (pb.FETCH_END_FAILED, "KV_DIGEST", 0)
+    rpc.engine.is_bad = False
+    rpc.fetch("next", 2, 3, 4)
+    assert (await rpc.end()).end == pb.FETCH_END_FETCHED
+    await rpc.close()
+    counted = {
+        when: rpc.registry.get_sample_value(
+            "stream2llm_kv_digest_mismatches_total", {"role": "decode", "when": when}
+        )
+        for when in ("prefetched", "after_seal")
+    }
+    assert counted == {"prefetched": 1, "after_seal": 0}

@@ -10,8 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decode_worker.handover_check import FIELD, MAX_JSON_BYTES, KnownEngines, parse_handover
+from decode_worker.handover_check import (
+    DIGEST_FIELD,
+    FIELD,
+    MAX_DIGEST_BYTES,
+    MAX_JSON_BYTES,
+    KnownEngines,
+    check_keys,
+    parse_handover,
+)
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.engine.kv_digest import DIGEST_KEY
 
 pytestmark = pytest.mark.unit
 
@@ -146,6 +155,53 @@ def test_the_oldest_engines_are_forgotten() -> None:
     engines.check(a_handover(remote_engine_id="a"), 2)
     with pytest.raises(InvalidRequestError, match="not shaken hands"):
         engines.check(a_handover(remote_engine_id="b"), 2)
+
+
+def knowing_a_digest(digest: bytes) -> KnownEngines:
+    """Of an engine whose first hand-over, of two blocks, had this digest."""
+    engines = KnownEngines()
+    engines.learn(
+        a_handover(),
+        digest=digest,
+        block_size=BLOCK_SIZE,
+        num_kv_blocks=NUM_BLOCKS,
+        may_keep_fewer=False,
+    )
+    return engines
+
+
+def test_a_digest_has_as_many_bytes_for_each_block_as_that_engine_gives() -> None:
+    engines = knowing_a_digest(bytes(12))
+    assert engines.check(a_handover(), 2, 40, b"x" * 12)[DIGEST_KEY] == b"x" * 12
+    one_block = a_handover(remote_block_ids=[[7]], remote_num_tokens=32)
+    assert engines.check(one_block, 1, 32, b"x" * 6)[DIGEST_KEY] == b"x" * 6
+    for digest in (b"", bytes(6), bytes(11), bytes(14)):
+        with pytest.raises(InvalidRequestError) as caught:
+            engines.check(a_handover(), 2, 40, digest)
+        assert caught.value.field == DIGEST_FIELD
+        assert "2 blocks of that engine need 12" in caught.value.message
+
+
+def test_an_engine_without_digests_gives_none_later() -> None:
+    assert DIGEST_KEY not in knowing_a_digest(b"").check(a_handover(), 2, 40)
+    with pytest.raises(InvalidRequestError):
+        knowing_a_digest(b"").check(a_handover(), 2, 40, bytes(12))
+
+
+@pytest.mark.parametrize("digest", [bytes(1), bytes(3), bytes(6)])
+def test_an_engine_whose_digest_cannot_be_is_not_learned(digest: bytes) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        knowing_a_digest(digest)
+    assert caught.value.field == DIGEST_FIELD
+
+
+@pytest.mark.parametrize("value", ["x", 1, None, [], b"", bytes(MAX_DIGEST_BYTES + 1)])
+def test_a_digest_is_bytes_and_never_in_the_json(value: Any) -> None:
+    whole = json.loads(a_handover())
+    check_keys({**whole, DIGEST_KEY: b"x"})
+    with pytest.raises(InvalidRequestError) as caught:
+        check_keys({**whole, DIGEST_KEY: value})
+    assert caught.value.field == f"{FIELD}.{DIGEST_KEY}"
 
 
 _JSON = st.recursive(

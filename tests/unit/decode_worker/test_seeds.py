@@ -23,6 +23,11 @@ def test_all_seeds_differ_from_each_other_and_between_the_engines() -> None:
     assert len(made) == 2 * len(SEEDS)
 
 
+def test_an_answer_that_goes_on_elsewhere_gets_other_random_numbers() -> None:
+    made = {engine_seed(7, engine, num_before) for engine in EngineSeed for num_before in range(50)}
+    assert len(made) == 100
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("engine", list(EngineSeed))
 def test_vllm_takes_every_seed_as_one(seed: int, engine: EngineSeed) -> None:

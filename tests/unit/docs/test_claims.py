@@ -12,17 +12,14 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from typer import Context
-from typer.main import get_command
 
 from prefill_worker.policy import POLICIES
-from stream2llm.cli.main import FORWARDED_TO, app, forwarded
 from stream2llm.cluster.config import parse_config
 from stream2llm.workload.traces.read import read_sessions
+from tests.command_lines import parse
 from tools.reference.pages import PAGES as REFERENCE
 
 pytestmark = pytest.mark.unit
@@ -79,28 +76,6 @@ def commands(page: Path) -> Iterator[list[str]]:
             yield shlex.split(found[1].replace("…", ""))
 
 
-_COMMANDS: Any = get_command(app)
-
-
-@cache
-def _forwarded(name: str) -> Any:
-    return get_command(forwarded(name))
-
-
-def parse(words: list[str]) -> None:
-    """Raises an error of click's for a command or an option that there is not."""
-    command, name = _COMMANDS, words.pop(0)
-    assert name in command.commands, f"no command {name}"
-    command = _forwarded(name) if name in FORWARDED_TO else command.commands[name]
-    while words and (subcommands := getattr(command, "commands", {})):
-        name = words.pop(0)
-        assert name in subcommands, f"no command {name}"
-        command = subcommands[name]
-    if words and not hasattr(command, "commands"):
-        context = Context(command, info_name=name)
-        command.make_parser(context).parse_args(args=words)
-
-
 def _options() -> set[str]:
     """Of every command, and of the programs that read their options with argparse."""
     programs = (ROOT / folder for folder in ("experiments", "cost_profiles", "examples"))
@@ -124,8 +99,14 @@ def test_a_command_line_that_does_not_parse_is_found() -> None:
         parse(["status", "--colour"])
 
 
-# Of ruff, buf and ray.
-_OF_OTHERS = {"--fix", "--against", "--generate", "--head", "--working-dir"}
+# Of ruff, buf, ray, docker, kubectl, helm, systemctl and useradd.
+_OF_OTHERS = {
+    "--fix", "--against", "--generate", "--head", "--working-dir", "--labels", "--resources",
+    "--num-gpus", "--node-ip-address", "--port", "--submission-id", "--runtime-env-json",
+    "--target", "--build-arg", "--network", "--gpus", "--shm-size", "--ulimit",
+    "--from-file", "--rm", "--restart", "--image", "--command", "--create-namespace",
+    "--now", "--system", "--home-dir", "--no-deps",
+}  # fmt: skip
 
 
 @each_page
@@ -191,10 +172,13 @@ SETTINGS = settings()
 @each_page
 def test_settings_exist(page: Path) -> None:
     for text in spans(page):
-        for key in re.findall(rf"(?<![\w./])(?:{_SECTIONS})\.(?!init\b)[a-z_.]+", text):
+        for key in re.findall(rf"(?<![\w./])(?:{_SECTIONS})\.(?!init\b|io/)[a-z_.]+", text):
             # What stands below these is vLLM's and the environment's.
             known = re.sub(r"\.(engine|env)\..*", r".\1", key.rstrip("."))
-            parts = {known, *(f"{known}.{each}" for each in ("mode", "max_open_sessions"))}
+            parts = {
+                known,
+                *(f"{known}.{each}" for each in ("mode", "max_open_sessions", "labels")),
+            }
             assert known.endswith((".py", ".md", ".json")) or parts & SETTINGS.keys(), key
 
 
@@ -277,7 +261,8 @@ def test_names_in_code_font_occur_in_the_code(page: Path) -> None:
 def _sources() -> str:
     folders = [folder for folder in ROOT.glob("[a-z]*") if folder.name not in ("docs", "site")]
     files = [path for folder in folders for path in folder.rglob("*.[pyj][yrsa]*")]
-    return "".join(path.read_text() for path in [*files, ROOT / "Makefile"])
+    own = [path for path in files if path.suffix != ".pyc"]
+    return "".join(path.read_text() for path in [*own, ROOT / "Makefile"])
 
 
 def test_code_refers_to_no_file_and_no_document_that_is_not_here() -> None:

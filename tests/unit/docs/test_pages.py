@@ -73,3 +73,8 @@ def _reasons_in(folder: Path) -> Iterator[str]:
                 continue
             if isinstance(value, ast.Constant) and _REASON.fullmatch(str(value.value)):
                 yield str(value.value)
+
+
+def test_a_table_in_a_list_item_keeps_its_lines() -> None:
+    item = "- " + "word " * 40 + "\n  | a | b |\n  |---|---|\n  | 1 | 2 |"
+    assert reflow(item).endswith("\n  | a | b |\n  |---|---|\n  | 1 | 2 |")

@@ -51,7 +51,11 @@ class FakeEngine:
         self._stream = OutputStream()
 
     async def build_request(
-        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        cache_salt: str = "",
     ) -> Sent:
         assert prompt_token_ids, "vLLM refuses an empty prompt"
         return Sent(request_id, params)
@@ -170,7 +174,11 @@ async def test_a_scheduler_without_the_channel_fails_the_start() -> None:
     [
         (FakeEngine.die, UnavailableError, "engine died"),
         (lambda engine: engine.put({}, finished=True), InternalError, "invalid report: {}"),
-        (lambda engine: engine.put({WIRE_KEY: {"report": {}}}), InternalError, "KeyError"),
+        (
+            lambda engine: engine.put({WIRE_KEY: {"report": {}}}),
+            InternalError,
+            "missing required field `last_command`",
+        ),
     ],
 )
 async def test_when_the_channel_ends_whoever_waits_is_told(

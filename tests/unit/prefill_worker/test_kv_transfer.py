@@ -31,6 +31,7 @@ pytestmark = pytest.mark.unit
 DEPLOY = Path(__file__).parents[3] / "deploy"
 NIXL = {
     "kv_connector": "NixlConnector",
+    "kv_connector_module_path": "prefill_worker.nixl_connector",
     "kv_role": "kv_producer",
     "kv_buffer_device": "cpu",
     "kv_connector_extra_config": {"kv_lease_duration": 7},
@@ -63,7 +64,7 @@ def test_vllm_takes_both_and_the_hybrid_cache_manager_stays_on() -> None:
     assert KVConnectorFactory.supports_hma_config(config)
     parent = SimpleNamespace(kv_transfer_config=config)
     children = MultiConnector._get_connector_classes_and_configs(parent)
-    assert [each.__name__ for each, _ in children] == ["NixlPullConnector", "SwapConnector"]
+    assert [each.__name__ for each, _ in children] == ["NixlConnector", "SwapConnector"]
     nixl = children[0][1].kv_transfer_config
     assert nixl.engine_id == config.engine_id
     assert nixl.get_from_extra_config("kv_lease_duration", None) == 7

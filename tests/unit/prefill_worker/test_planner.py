@@ -146,7 +146,9 @@ def test_nobody_with_work_is_evicted_for_a_lower_rank() -> None:
     first = a_request("first", arrival=1, known=64, computed=32, num_blocks=1)
     second = a_request("second", arrival=2, known=65)
     plan = plan_of(second, first, limits=limits(free_blocks=1), ledger=a_ledger(first=(1,)))
-    assert plan == StepPlan((Grant("first", 31),), (), StopReason.KV_MEMORY, "second")
+    assert plan == StepPlan(
+        (Grant("first", 31),), (), StopReason.KV_MEMORY, "second", short_of_memory=("second",)
+    )
 
 
 def test_an_idle_session_is_evicted_even_for_a_lower_rank() -> None:
@@ -298,7 +300,9 @@ def test_an_evicted_session_computes_nothing_in_the_same_step() -> None:
 def test_leased_blocks_can_stop_even_the_first_and_evict_nobody() -> None:
     wants = a_request("wants", sealed=True, known=64)
     plan = plan_of(wants, limits=limits(free_blocks=0), ledger=a_ledger(leased=(1, 2)))
-    assert plan == StepPlan(stop=StopReason.KV_LEASED, stopped_at="wants")
+    assert plan == StepPlan(
+        stop=StopReason.KV_LEASED, stopped_at="wants", short_of_memory=("wants",)
+    )
 
 
 def test_room_in_the_last_block_needs_no_memory() -> None:
@@ -370,7 +374,7 @@ def test_memory_that_others_kv_comes_back_to_is_not_leased() -> None:
     coming = a_request("a", sealed=True, known=200, num_blocks=3, is_loading=True)
     waits = a_request("b", arrival=2, sealed=True, known=64)
     plan = plan_of(coming, waits, limits=limits(free_blocks=0), ledger=a_ledger(a=(1, 2, 3)))
-    assert plan == StepPlan(stop=StopReason.KV_MEMORY, stopped_at="b")
+    assert plan == StepPlan(stop=StopReason.KV_MEMORY, stopped_at="b", short_of_memory=("b",))
 
 
 def test_others_are_evicted_for_what_comes_back_to_a_session_with_a_claim() -> None:

@@ -56,11 +56,11 @@ def test_the_order(policy: str, served: list[str], evicted: list[str]) -> None:
     assert [view.request_id for view in ranking.to_evict()] == evicted
 
 
-@pytest.mark.parametrize(("work_between", "first"), [(59, "short"), (61, "long")])
+@pytest.mark.parametrize(("work_between", "first"), [(999, "short"), (1001, "long")])
 def test_srpf_lets_a_shorter_one_go_first_if_it_comes_soon_enough(
     work_between: int, first: str
 ) -> None:
-    """Ten tokens more are worth sixty of the worker's."""
+    """Ten tokens more are worth a thousand of the worker's."""
     long = a_request("long", sealed=True, arrival=1, last_event=1, known=50)
     short = a_request("short", sealed=True, arrival=2, last_event=2, known=40)
     later = short._replace(last_event_work=work_between)

@@ -74,6 +74,7 @@ def test_sessions_with_equal_keys_are_served_by_arrival(
     ("path", "problem"),
     [
         ("no_such_module:lifo", "cannot be imported: ModuleNotFoundError: No module named"),
+        ("no_such_module:lifo", ".*; install it, or name its folder in PYTHONPATH"),
         ("broken:lifo", "cannot be imported: AttributeError: module 'broken' has no attribute"),
         ("broken:number", "is a int, neither a function of a RequestView nor a Policy"),
         ("broken:raises", "failed for .*ZeroDivisionError"),

@@ -79,7 +79,7 @@ async def served(
         figures = {"revision": 1, "known_tokens": 1, "uncomputed_at_seal_tokens": 0}
         yield PrefillOutput(figures, token, session.handover)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(service, "PrefillSession", lambda *args: session)
+    monkeypatch.setattr(service, "PrefillSession", lambda *args, **_: session)
     monkeypatch.setattr(service, "prefill_outputs", outputs)
     worker: Any = SimpleNamespace(engine=SimpleNamespace(info=SimpleNamespace(vocab_size=10)))
     running = asyncio.create_task(PrefillService(worker)._run(router.requests(), router))  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefill_worker.session_state import ContextEvent, LostBlocks, SessionState
+from stream2llm.api.tenant import TenantShare
 
 pytestmark = pytest.mark.unit
 
@@ -17,7 +18,8 @@ def a_state(**changes: int) -> SessionState:
 
 
 def test_an_event_survives_the_wire() -> None:
-    event = ContextEvent(revision=3, keep_tokens=7, seal=True, begins=False)
+    tenant = TenantShare("acme", weight=2.5, priority=-1)
+    event = ContextEvent(revision=3, keep_tokens=7, seal=True, begins=False, tenant=tenant)
     assert ContextEvent.from_wire(event.to_wire()) == event
 
 

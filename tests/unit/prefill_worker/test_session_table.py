@@ -155,6 +155,16 @@ def test_a_closed_session_is_nowhere() -> None:
     assert (table.num_sessions, table.num_with_work) == (0, 0)
 
 
+def test_a_session_that_failed_while_it_began_is_nowhere_either() -> None:
+    """The scheduler ends it before it has told the table how long it is."""
+    table = a_table()
+    table.open("failed", revision=1, sealed=True, ttft_slo_ms=100)
+    opened(table, "other", 64)
+    table.close("failed")
+    assert (table.num_sessions, table.num_with_work) == (1, 1)
+    assert step(table) == ["other"]
+
+
 def test_switching_the_policy_keeps_sessions_waits_and_promotions() -> None:
     table = a_table()
     opened(table, "early", known=65)

@@ -25,7 +25,15 @@ class FakeEngine:
     def __init__(self) -> None:
         self.num_requests = 0
 
-    async def build_request(self, request_id: str, token_ids: list[int], params: Any) -> Any:
+    async def build_request(
+        self,
+        request_id: str,
+        token_ids: list[int],
+        params: Any,
+        _cache_salt: str,
+        *,
+        trace: Any = None,
+    ) -> Any:
         return SimpleNamespace(request_id=request_id)
 
     async def submit(self, request: Any) -> Any:

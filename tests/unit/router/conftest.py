@@ -10,12 +10,6 @@ from typing import Any
 import pytest
 
 from tests.router_ring import Ring, a_ring
-from tests.tiny_model import make_tiny_model
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from stream2llm.api.v1 import inference_pb2 as pb
+from tests.polling import eventually
 from tests.router_ring import Answered, Ring, a_ring, named, soon
 from tests.tiny_model import BOS, EOS, make_tiny_model
 
@@ -317,7 +318,11 @@ async def test_two_prefill_workers_share_the_sessions(make_ring: Any) -> None:
         await session.open(prefix="hello")
         await session.next("accepted")
     prefills = [worker.prefill for worker in ring.workers if worker.role == "prefill"]
-    assert [len(prefill.records) for prefill in prefills] == [2, 2]
+
+    async def shares() -> list[int]:
+        return [len(prefill.records) for prefill in prefills]
+
+    await eventually(shares, lambda now: now == [2, 2])
     for session in sessions:
         session.call.cancel()
 

@@ -43,9 +43,10 @@ class Side:
         self.ended: list[str] = []
         metrics = SimpleNamespace(fetch_ended=self.ended.append)
         parts = SimpleNamespace(workers=pool, metrics=metrics)
-        self.live: Any = SimpleNamespace(session_id="s", parts=parts)
+        trace = SimpleNamespace(metadata=None)
+        self.live: Any = SimpleNamespace(session_id="s", parts=parts, cache_salt="", trace=trace)
 
-    def _call(self) -> StuckCall:
+    def _call(self, metadata: Any = None) -> StuckCall:
         self.calls.append(StuckCall())
         if len(self.calls) == 2:
             self.has_second_call.set()
@@ -75,7 +76,7 @@ async def offered(side: Side) -> tuple[KvPrefetch, asyncio.Task[None], StuckCall
     """A session whose first offer is being written to decode."""
     prefetch = KvPrefetch(side.live, "streamed")
     prefetch.began(4)
-    prefetch.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False), as_tokens([1, 2, 3, 4]))
+    prefetch.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False))
     prefetch.seen(1)
     prefetch.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=FIRST))
     running = asyncio.create_task(prefetch.run())
@@ -150,7 +151,7 @@ async def test_a_session_goes_on_when_decode_did_not_take_its_abort(side, monkey
     """The fetch is over, the offer is left to its lease, and the next one gets a worker call of its own."""
     monkeypatch.setattr("router.prefetch_call.ABORT_TIMEOUT_S", 0.01)
     prefetch, running, stuck = await offered(side)
-    prefetch.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
+    prefetch.spliced(2, Splice(2, as_tokens([1, 2, 9, 9]), 2, False))
     await asyncio.wait_for(stuck.cancelled.wait(), 5)
     stuck.may_write.set()
     prefetch.seen(2)
@@ -209,7 +210,7 @@ async def test_offers_that_nobody_looked_at_are_released_with_the_session(side):
 async def test_a_splice_releases_the_offers_that_wait_and_aborts_the_fetch_under_way(side):
     prefetch, running, call = await offered(side)
     prefetch.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=SECOND))
-    prefetch.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
+    prefetch.spliced(2, Splice(2, as_tokens([1, 2, 9, 9]), 2, False))
     assert side.released == ["two"]
     call.may_write.set()
     await asyncio.wait_for(call.has_abort.wait(), 5)
@@ -222,7 +223,7 @@ async def test_a_splice_releases_the_offers_that_wait_and_aborts_the_fetch_under
 
 async def test_a_splice_that_changes_no_token_of_them_leaves_offers_and_fetches_alone(side):
     prefetch, running, call = await offered(side)
-    prefetch.spliced(2, Splice(4, as_tokens([5]), 0, False), as_tokens([1, 2, 3, 4, 5]))
+    prefetch.spliced(2, Splice(4, as_tokens([1, 2, 3, 4, 5]), 0, False))
     call.may_write.set()
     await asyncio.wait_for(call.has_fetch.wait(), 5)
     call.ends.put_nowait(pb.PrefetchKvResponse(end=pb.FETCH_END_FETCHED))
@@ -240,13 +241,13 @@ async def test_a_fetch_that_is_in_vain_before_it_is_sent_is_released(side):
     """Its worker call was lost, and a splice comes while that is found out."""
     prefetch = KvPrefetch(side.live, "streamed")
     prefetch.began(4)
-    prefetch.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False), as_tokens([1, 2, 3, 4]))
+    prefetch.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False))
     prefetch.seen(1)
     side.calls[0].cancel()
     prefetch.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=FIRST))
     running = asyncio.create_task(prefetch.run())
     await asyncio.sleep(0)
-    prefetch.spliced(2, Splice(2, as_tokens([9, 9]), 2, False), as_tokens([1, 2, 9, 9]))
+    prefetch.spliced(2, Splice(2, as_tokens([1, 2, 9, 9]), 2, False))
     await asyncio.wait_for(side.has_release.wait(), 5)
     assert side.released == ["one"]
     assert not side.calls[-1].writing.is_set()

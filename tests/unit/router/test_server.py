@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from router.server import Router
-from router.service import SERVICE_NAME
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
+from stream2llm.api.grpc_options import SERVICE_NAME
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.serving.router_spec import RouterSpec
 from tests.fake_workers import NUM_BLOCKS

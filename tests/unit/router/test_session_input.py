@@ -28,6 +28,7 @@ class FakeLive:
         self.spec: Any = self
         self.limits: Any = self
         self.input_idle_timeout_s = 60.0
+        self.open_timeout_s = 10.0
         self.clock = ManualClock()
         self.timeline = Timeline(self.clock)
 

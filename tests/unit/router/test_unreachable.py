@@ -21,6 +21,7 @@ from stream2llm.api.rpc_status import to_status
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2
+from stream2llm.security.tls import PeerChannels
 from stream2llm.serving.prefix import as_tokens
 from stream2llm.serving.worker_spec import ClusterView, Role, WorkerAddress
 from tests.fake_workers import Brain, FakeWorker
@@ -28,6 +29,7 @@ from tests.router_ring import Ring, soon
 
 pytestmark = pytest.mark.unit
 
+PLAIN_CHANNELS = PeerChannels(None, 1 << 20)
 RELEASE = worker_pb2.ReleaseHandoverRequest(session_id="s")
 
 
@@ -99,7 +101,7 @@ async def decodes(pool: WorkerPool, worker: Worker) -> None:
 async def test_grpc_says_that_nothing_has_arrived(rpc: Any, unreachable: Any) -> None:
     """Its words, which no documentation promises."""
     background = Background()
-    pool = WorkerPool(1 << 20, background)
+    pool = WorkerPool(PLAIN_CHANNELS, background)
     pool.set_view(ClusterView(1, (unreachable("gone", "decode"),)))
     (worker,) = pool
     with pytest.raises(NeverArrivedError, match="worker gone was lost") as caught:
@@ -173,10 +175,10 @@ async def test_without_another_decode_worker_the_session_fails_and_its_kv_is_rel
     assert ring.decode.released[0].handover.num_blocks == 3
 
 
-async def test_a_decode_worker_that_took_the_hand_over_and_then_refuses_is_the_last_one(
+async def test_a_hand_over_that_a_decode_worker_took_and_then_refused_goes_to_no_other_one(
     make_ring: Any,
 ) -> None:
-    """It has notified prefill that it will not read, so another one would read freed blocks."""
+    """Prefill has been notified and has freed its blocks: the other one gets a new hand-over."""
     ring = await make_ring(num_decode=2)
     for worker in ring.workers:
         worker.decode.late_rejection = UnavailableError("draining", reason="DRAINING")
@@ -184,7 +186,8 @@ async def test_a_decode_worker_that_took_the_hand_over_and_then_refuses_is_the_l
     await session.open("hello", handover=pb.HANDOVER_MODE_STREAMED)
     await session.seal()
     assert "draining" in (await session.failure()).details()
-    assert sum(len(w.decode.requests) for w in ring.workers) == 1
+    assert [len(w.decode.requests) for w in ring.workers] == [0, 1, 1]
+    assert [record.answer_tokens for record in ring.prefill.records] == [0, 1]
 
 
 async def test_at_the_open_another_prefill_worker_takes_the_session(
@@ -252,7 +255,7 @@ async def test_a_release_that_no_worker_takes_is_tried_again_after_longer_and_lo
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pauses, background = Pauses(), Background()
-    pool = WorkerPool(1 << 20, background, pauses)
+    pool = WorkerPool(PLAIN_CHANNELS, background, pauses)
     pool.release_handover(RELEASE)  # there is no worker at all
     asked = []
     for _ in range(3):
@@ -267,7 +270,7 @@ async def test_a_release_that_no_worker_takes_is_tried_again_after_longer_and_lo
 
 async def test_a_worker_that_is_back_after_the_pause_does_the_release(decode: Any) -> None:
     pauses, background = Pauses(), Background()
-    pool = WorkerPool(1 << 20, background, pauses)
+    pool = WorkerPool(PLAIN_CHANNELS, background, pauses)
     pool.release_handover(RELEASE)
     await soon(pauses.asked.get())
     pool.set_view(ClusterView(1, (decode.address,)))
@@ -281,7 +284,7 @@ async def test_a_worker_that_is_back_after_the_pause_does_the_release(decode: An
 async def test_a_release_that_is_wrong_is_not_tried_again(decode: Any) -> None:
     decode.decode.release_failure = InvalidRequestError("names no remote engine")
     pauses, background = Pauses(), Background()
-    pool = WorkerPool(1 << 20, background, pauses)
+    pool = WorkerPool(PLAIN_CHANNELS, background, pauses)
     pool.set_view(ClusterView(1, (decode.address,)))
     pool.release_handover(RELEASE)
     await released(pool, background)
@@ -293,7 +296,7 @@ async def test_a_release_that_is_wrong_is_not_tried_again(decode: Any) -> None:
 async def test_a_probe_that_is_refused_pauses_before_the_next_one(decode: Any) -> None:
     decode.is_ready = False
     pauses, background = Pauses(), Background()
-    pool = WorkerPool(1 << 20, background, pauses)
+    pool = WorkerPool(PLAIN_CHANNELS, background, pauses)
     pool.set_view(ClusterView(1, (decode.address,)))
     (worker,) = pool
     lost = to_status(UnavailableError("its engine died", reason=WORKER_LOST))

@@ -1,0 +1,257 @@
+"""Answers in time (goodput), simulated: deadlines under Poisson arrivals and in bursts.
+
+Deadlines of the first token, from the seal: "classes" is 2 or 10 times, by lot, what the
+session takes when it is alone, at least 100 ms; "uniform" is one second for all. The load is
+what sessions ask to be computed over what the profile computes in that time. The challenger
+knows the deadlines; so does edf, which serves the earliest first; fcfs and srpf do not.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Final
+
+from cost_profiles.load import shipped_profile
+from cost_profiles.model import CostModel
+from prefill_worker.policy import Policy, RankKey
+from prefill_worker.policy_loading import find_policy
+from prefill_worker.types import RequestView
+from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.simulator.play_trace import Machine, Way, play_trace
+from stream2llm.simulator.work import Task, tasks
+from stream2llm.workload.records import RunRecord
+from stream2llm.workload.table import Table, markdown
+from stream2llm.workload.traces.arrivals import Phases, Poisson, Process, first
+from stream2llm.workload.traces.format import Scale, Shape
+from stream2llm.workload.traces.generate import generate
+
+PROFILE = "h200_llama-3.1-8b_tp2"
+# What two H200 have beside the weights; little is evicted.
+KV_GIB = 190.0
+LOADS = (0.5, 0.75, 1.0, 1.2, 1.5)
+SEEDS = tuple(range(41, 61))
+NUM_SESSIONS: Mapping[Shape, int] = {"crawler": 1000, "anns": 500}
+ARRIVALS: Mapping[str, Process] = {"Poisson": Poisson(), "bursts": Phases()}
+KINDS = ("classes", "uniform")
+FACTORS = (2, 10)
+SHORTEST_S = 0.1
+UNIFORM_S = 1.0
+# Without deadlines, and with them.
+BLIND = ("fcfs", "srpf without")
+EDF = "experiments.deadlines:EARLIEST_FIRST"
+OTHERS = (*BLIND, "edf")
+# So many times the best of the others is wanted at this load.
+WANTED_AT: Final = {1.2: 1.3}
+# Student's t for a two-sided 95 % interval, by degrees of freedom.
+_T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
+
+
+def earliest_first(view: RequestView) -> RankKey:
+    """Sealed before open; the earliest deadline first, kept or lost."""
+    return (not view.sealed, view.deadline_ms, view.arrival)
+
+
+EARLIEST_FIRST = Policy("edf", earliest_first, keeps_sealed_apart=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The sessions of one seed, played by every system with both kinds of deadlines."""
+
+    shape: Shape
+    arrivals: str
+    load: float
+    seed: int
+    challenger: str
+    num_sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A row."""
+
+    shape: Shape
+    arrivals: str
+    kind: str
+    load: float
+
+
+# Goodput by setting and system, a value for each seed.
+Found = Mapping[Setting, Mapping[str, Sequence[float]]]
+
+
+@cache
+def machine() -> Machine:
+    """One prefill worker."""
+    return Machine(shipped_profile(PROFILE), KV_GIB)
+
+
+def demand_s(task: Task, costs: CostModel) -> float:
+    """Seconds to compute every token that the session asks for, replaced ones included."""
+    return sum(
+        costs.recompute_s(min(change.num_kept, change.num_known), change.num_known)
+        for change in task.changes
+    )
+
+
+def at_load(cell: Cell) -> list[Task]:
+    """The sessions, at the rate that makes the load."""
+    nowhere = [0.0] * cell.num_sessions
+    asked = tasks(generate(cell.shape, nowhere, cell.seed, Scale()))
+    costs = CostModel(machine().profile)
+    rate = cell.load / fmean(demand_s(each, costs) for each in asked)
+    coming = ARRIVALS[cell.arrivals].arrivals(rate, random.Random(f"{cell.seed}/arrivals"))
+    moments = first(cell.num_sessions, coming, "random arrivals")
+    return [_opened_at(each, at_s) for each, at_s in zip(asked, moments, strict=True)]
+
+
+def _opened_at(task: Task, opened_s: float) -> Task:
+    later_s = opened_s - task.opened_s
+    changes = tuple(each._replace(at_s=each.at_s + later_s) for each in task.changes)
+    return replace(task, changes=changes)
+
+
+def ttfts_alone_s(asked: Iterable[Task]) -> dict[str, float]:
+    """TTFT of each session when no other is there."""
+    apart, opens_s = [], 0.0
+    for each in asked:
+        apart.append(_opened_at(each, opens_s))
+        opens_s = apart[-1].sealed_s + 60
+    run = play_trace(machine(), Way("srpf", sample_every_s=None), apart, "alone")
+    return {each.session_id: each.ttft_s or 0.0 for each in run.sessions}
+
+
+def with_deadlines(asked: Sequence[Task], kind: str, seed: int) -> list[Task]:
+    """The same sessions with deadlines of one of the two kinds."""
+    if kind == "uniform":
+        return [replace(each, ttft_slo_s=UNIFORM_S) for each in asked]
+    alone_s, rng = ttfts_alone_s(asked), random.Random(f"{seed}/deadlines")
+    return [
+        replace(each, ttft_slo_s=max(SHORTEST_S, rng.choice(FACTORS) * alone_s[each.name]))
+        for each in asked
+    ]
+
+
+def goodput(run: RunRecord, asked: Sequence[Task]) -> float:
+    """Share of the answers that came within the deadlines of `asked`, known to the run or not."""
+    slos_s = {each.name: each.ttft_slo_s for each in asked}
+    records = [replace(each, ttft_slo_s=slos_s[each.session_id]) for each in run.sessions]
+    return fmean(bool(each.is_in_time) for each in records)
+
+
+def play(cell: Cell) -> dict[tuple[str, str], float]:
+    """Goodput by kind of deadlines and system."""
+    asked = at_load(cell)
+    kinds = {kind: with_deadlines(asked, kind, cell.seed) for kind in KINDS}
+    found: dict[tuple[str, str], float] = {}
+    for system in BLIND:
+        run = _run(system.split()[0], asked)
+        found |= {(kind, system): goodput(run, of_kind) for kind, of_kind in kinds.items()}
+    for kind, of_kind in kinds.items():
+        for system, policy in (("edf", EDF), ("challenger", cell.challenger)):
+            found[kind, system] = goodput(_run(policy, of_kind), of_kind)
+    return found
+
+
+def _run(policy: str, asked: Sequence[Task]) -> RunRecord:
+    return play_trace(machine(), Way(policy, sample_every_s=None), asked, "deadlines")
+
+
+def results(cells: Sequence[Cell], outcomes: Iterable[Mapping[tuple[str, str], float]]) -> Found:
+    """By setting and system, in the order of the seeds."""
+    found: dict[Setting, dict[str, list[float]]] = {}
+    for cell, outcome in zip(cells, outcomes, strict=True):
+        for (kind, system), share in outcome.items():
+            row = found.setdefault(Setting(cell.shape, cell.arrivals, kind, cell.load), {})
+            row.setdefault(system, []).append(share)
+    return found
+
+
+def interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean difference of pairs; without end for a single pair."""
+    differences = [our - their for our, their in zip(ours, theirs, strict=True)]
+    if len(differences) < 2:
+        return float("-inf"), float("inf")
+    t95 = _T95[len(differences) - 2] if len(differences) - 2 < len(_T95) else 2.09
+    reach = t95 * stdev(differences) / sqrt(len(differences))
+    return fmean(differences) - reach, fmean(differences) + reach
+
+
+def best_other(row: Mapping[str, Sequence[float]]) -> str:
+    """The one with the highest mean goodput."""
+    return max(OTHERS, key=lambda system: fmean(row[system]))
+
+
+def table(found: Found, challenger: str) -> str:
+    """Markdown: goodput in percent, means of the seeds, and the difference to the best other."""
+    rows = []
+    for setting, row in found.items():
+        ours, best = row["challenger"], best_other(row)
+        low, high = interval(ours, row[best])
+        rows.append(
+            [
+                *(setting.shape, setting.arrivals, setting.kind, f"{setting.load:.0%}"),
+                *(f"{fmean(row[system]):.1%}" for system in (*OTHERS, "challenger")),
+                f"{fmean(ours) / max(fmean(row[best]), 1e-9):.2f}",
+                f"{100 * low:+.1f} to {100 * high:+.1f} ({best})",
+            ]
+        )
+    heads = [*("shape", "arrivals", "deadlines", "load"), *OTHERS, challenger]
+    return markdown(Table([*heads, "to the best", "difference, points"], rows, 3))
+
+
+def misses(found: Found) -> Iterator[str]:
+    """A line for each bound that the challenger misses."""
+    for setting, row in found.items():
+        ours, best = row["challenger"], best_other(row)
+        where = f"{setting.shape} {setting.arrivals} {setting.kind} {setting.load:.0%}"
+        for system in OTHERS:
+            high = interval(ours, row[system])[1]
+            if high < 0:
+                yield f"{where}: below {system}, by {-100 * high:.1f} points at least"
+        gain = fmean(ours) / max(fmean(row[best]), 1e-9)
+        if gain < WANTED_AT.get(setting.load, 0.0):
+            yield f"{where}: {gain:.2f} x {best}, {WANTED_AT[setting.load]:g} wanted"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Adds the options that choose what is simulated."""
+    parser.add_argument("policy", nargs="?", default=PrefillOptions().policy, help="the challenger")
+    parser.add_argument("--processes", type=int, help="simulations at once; by default one a core")
+    parser.add_argument("--shapes", nargs="+", choices=list(NUM_SESSIONS), default=["crawler"])
+    parser.add_argument("--loads", type=float, nargs="+", default=LOADS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--sessions", type=int, help="by default 1,000 of a crawler, 500 of ANNS")
+
+
+def main(args: Namespace) -> Iterator[str]:
+    """Prints goodput by setting, means of the seeds."""
+    find_policy(args.policy)
+    cells = [
+        Cell(shape, arrivals, load, seed, args.policy, args.sessions or NUM_SESSIONS[shape])
+        for shape in args.shapes
+        for arrivals in ARRIVALS
+        for load in args.loads
+        for seed in args.seeds
+    ]
+    with ProcessPoolExecutor(args.processes or len(os.sched_getaffinity(0))) as pool:
+        found = results(cells, _counted(pool.map(play, cells), len(cells)))
+    print(table(found, args.policy))
+    yield from misses(found)
+
+
+def _counted(
+    outcomes: Iterable[Mapping[tuple[str, str], float]], total: int
+) -> Iterator[Mapping[tuple[str, str], float]]:
+    for number, outcome in enumerate(outcomes, 1):
+        print(f"{number}/{total}", file=sys.stderr)
+        yield outcome

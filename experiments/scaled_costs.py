@@ -1,0 +1,34 @@
+"""Costs that are other ones by a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cost_profiles.types import Costs
+from stream2llm.simulator.steps import Range
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledCosts:
+    """Computing takes `recompute` times as long as in `base`, and copies `swap` times."""
+
+    base: Costs
+    recompute: float = 1.0
+    swap: float = 1.0
+
+    def step_s(self, ranges: Sequence[Range]) -> float:
+        """A step: what its tokens add to an engine that has other work besides."""
+        return sum(self.recompute_s(*each) for each in ranges)
+
+    def recompute_s(self, from_token: int, to_token: int) -> float:
+        """See `Costs`."""
+        return self.recompute * self.base.recompute_s(from_token, to_token)
+
+    def swap_out_s(self, num_blocks: int) -> float:
+        """See `Costs`."""
+        return self.swap * self.base.swap_out_s(num_blocks)
+
+    def swap_in_s(self, num_blocks: int) -> float:
+        """See `Costs`."""
+        return self.swap * self.base.swap_in_s(num_blocks)

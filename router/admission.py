@@ -1,0 +1,83 @@
+"""Whether a session may open, by a forecast of its first token. Pure.
+
+The forecast is for a session that is sealed at once: the tokens that go before it and its
+own, over the rate at which the worker computes. A stream has until its seal, and the queue
+may be shorter or longer by then; what comes later is not known. A session is refused only
+while others go before it: to wait for an empty queue helps, and work teaches the rate anew.
+Which tokens go before it, `WorkQueue.num_before` says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from stream2llm.api.errors import OverloadedError
+from stream2llm.serving.router_spec import AdmissionMode
+
+OUT_OF_REACH = "DEADLINE_OUT_OF_REACH"
+# A client that is refused comes back within this time, however long the queue.
+MOST_RETRY_S = 60.0
+# What `Accepted` has room for.
+_MOST_FORECAST_MS = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a session that opens now has to expect."""
+
+    ttft_ms: int
+    # Seconds by which the first token comes after the deadline; below 0: before it.
+    late_s: float
+    # Seconds until nothing goes before it any more, if nothing else comes.
+    queue_s: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the deadline will be met."""
+        return self.late_s <= 0
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds until the queue is as short as it has to be, or empty."""
+        return min(self.late_s, self.queue_s)
+
+    def is_refused(self, mode: AdmissionMode) -> bool:
+        """Whether the session may not open now."""
+        return mode == "refuse" and self.retry_after_s > 0
+
+
+def forecast(
+    num_before: int, num_own: int, tokens_per_s: float | None, ttft_slo_ms: int
+) -> Forecast | None:
+    """The forecast for tokens before the session and its own; None without rate or deadline."""
+    if not ttft_slo_ms or not tokens_per_s:
+        return None
+    queue_s = num_before / tokens_per_s
+    ttft_s = queue_s + num_own / tokens_per_s
+    ttft_ms = min(ceil(1000 * ttft_s), _MOST_FORECAST_MS)
+    return Forecast(ttft_ms, ttft_s - ttft_slo_ms / 1000, queue_s)
+
+
+def verdict_of(found: Forecast | None, mode: AdmissionMode) -> str:
+    """The label of a forecast in metrics."""
+    if found is None:
+        return "unknown"
+    return "holds" if found.holds else "refused" if found.is_refused(mode) else "warned"
+
+
+def admit(found: Forecast | None, mode: AdmissionMode, ttft_slo_ms: int) -> int | None:
+    """Returns the forecast to warn of, in milliseconds; None: nothing to warn of.
+
+    Raises OverloadedError with the time after which trying again is worth it.
+    """
+    if found is None or found.holds or mode == "always":
+        return None
+    if not found.is_refused(mode):
+        return found.ttft_ms
+    raise OverloadedError(
+        f"the first token would come {found.ttft_ms} ms after the seal, by the work that is queued;"
+        f" the deadline is {ttft_slo_ms} ms (router.admission)",
+        reason=OUT_OF_REACH,
+        retry_after_s=min(max(found.retry_after_s, 0.1), MOST_RETRY_S),
+    )

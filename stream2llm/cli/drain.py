@@ -1,0 +1,135 @@
+"""`stream2llm drain`: takes a router or worker out of use without a failed session."""
+
+from __future__ import annotations
+
+import threading
+from typing import Annotated, Any
+
+import typer
+
+from stream2llm.api.credentials import ClientSecurity
+from stream2llm.api.errors import NotFoundError, UnavailableError
+from stream2llm.cli import security_options as secure
+from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
+from stream2llm.cli.exits import errors_as_exits
+from stream2llm.serving.clock import Clock, SystemClock
+from stream2llm.serving.logs import for_terminal
+
+ASK_TIMEOUT_S = 30.0
+_LOOK_INTERVAL_S = 1.0
+
+
+def drain(
+    name: Annotated[str, typer.Argument(help="For instance prefill-0 or router-0.")],
+    controller: ControllerOption = DEFAULT_CONTROLLER,
+    time_s: Annotated[
+        float | None,
+        typer.Option(
+            "--time",
+            min=0,
+            help="Seconds that its open sessions have; by default router.drain_timeout_s.",
+        ),
+    ] = None,
+    remove: Annotated[
+        bool,
+        typer.Option(
+            "--remove",
+            help="Make no new one; `stream2llm workers retry NAME` does so later.",
+        ),
+    ] = False,
+    timeout_s: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            min=0,
+            help="Seconds to wait until it is replaced (or gone); 0 does not wait.",
+        ),
+    ] = 900.0,
+    tls_ca: secure.TlsCa = None,
+    tls_cert: secure.TlsCert = None,
+    tls_key: secure.TlsKey = None,
+    tls_server_name: secure.TlsServerName = "",
+    api_key_file: secure.ApiKeyFile = None,
+) -> None:
+    """Drain a router or worker, and make it anew; returns when the new one is ready.
+
+    It gets no new sessions. The open ones may end within the time. Those that
+    remain then go on at other workers; those of a router end with the reason
+    DRAINING, worth a retry. Then its process is replaced, by one of the code
+    that is installed now. Done for one after the
+    other, this upgrades a cluster under load. Exit codes: 0 it is replaced (or
+    gone), 3 nothing has that name or it was not in use, 4 the controller gives
+    no answer, or the new one is not ready in time.
+
+    Example: stream2llm drain prefill-0
+
+    Example: stream2llm drain decode-1 --time 120 --remove
+    """
+    with errors_as_exits():
+        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        ask = _Asks(controller, security)
+        before = ask.replica(name)
+        body: dict[str, Any] = {"name": name, "remove": remove, "timeout_s": time_s}
+        if not ask.to_drain(body):
+            raise NotFoundError(
+                f"{name} is not in use: it is {before['phase'].replace('_', ' ')}",
+                reason="NOT_IN_USE",
+            )
+        typer.echo(f"{name} drains")
+        if timeout_s:
+            _wait(ask, name, before["incarnation"], timeout_s)
+
+
+class _Asks:
+    """Requests to one controller."""
+
+    def __init__(self, controller: str, security: ClientSecurity) -> None:
+        self._controller = controller
+        self._security = security
+
+    def replica(self, name: str) -> dict[str, Any]:
+        """Returns the controller's description of a replica; raises NotFoundError without one."""
+        answer = ask_controller(
+            self._controller, "/status", ASK_TIMEOUT_S, expects="replicas", security=self._security
+        )
+        found: dict[str, dict[str, Any]] = {each["name"]: each for each in answer["replicas"]}
+        if name not in found:
+            raise NotFoundError(
+                f"no router or worker is called {name!r}; there are {', '.join(found)}",
+                reason="UNKNOWN_WORKER",
+                field="name",
+            )
+        return found[name]
+
+    def to_drain(self, body: dict[str, Any]) -> bool:
+        """Requests it; returns whether the replica was in use."""
+        answer = ask_controller(
+            self._controller,
+            "/drain",
+            ASK_TIMEOUT_S,
+            expects="draining",
+            body=body,
+            security=self._security,
+        )
+        return bool(answer["draining"])
+
+
+def _wait(
+    ask: _Asks, name: str, incarnation: int, timeout_s: float, clock: Clock | None = None
+) -> None:
+    """Returns when the replica has a ready successor, or is gone; prints each phase once."""
+    clock = clock or SystemClock()
+    deadline_s = clock.monotonic_s() + timeout_s
+    shown = "draining"
+    while True:
+        now = ask.replica(name)
+        phase = now["phase"].replace("_", " ")
+        if phase != shown:
+            why = f": {now['reason']}" if now["reason"] else ""
+            typer.echo(for_terminal(f"{name} is {phase}{why}"))
+            shown = phase
+        if phase == "stopped" or (phase == "ready" and now["incarnation"] > incarnation):
+            return
+        if clock.monotonic_s() > deadline_s:
+            raise UnavailableError(f"{name} is {phase} after {timeout_s:g} s", reason="NOT_READY")
+        threading.Event().wait(_LOOK_INTERVAL_S)

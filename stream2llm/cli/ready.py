@@ -1,0 +1,49 @@
+"""`stream2llm ready`: asks a router's gRPC health service, for probes and scripts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stream2llm.cli import security_options as secure
+from stream2llm.cli.addresses import DEFAULT_ROUTER, RouterOption
+from stream2llm.cli.exits import UNAVAILABLE, errors_as_exits
+
+
+def ready(
+    address: RouterOption = DEFAULT_ROUTER,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the answer.")
+    ] = 5.0,
+    absent_ok: Annotated[
+        bool,
+        typer.Option(
+            "--absent-ok",
+            help="Exit with 0 also where nothing listens: for the probe of a pod in which no"
+            " router has been started yet.",
+        ),
+    ] = False,
+    tls_ca: secure.TlsCa = None,
+    tls_cert: secure.TlsCert = None,
+    tls_key: secure.TlsKey = None,
+    tls_server_name: secure.TlsServerName = "",
+) -> None:
+    """Tell by the exit code whether a router takes sessions.
+
+    Asks its gRPC health service (grpc.health.v1), as load balancers do: a router
+    serves while it has a ready worker of each role and does not drain. Exit codes: 0
+    it serves, 4 it does not, or gives no answer.
+
+    Example: stream2llm ready --address 127.0.0.1:50051
+    """
+    with errors_as_exits():
+        from stream2llm.serving.router_health import Health, health_of
+
+        tls = secure.chosen_tls(tls_ca, tls_cert, tls_key, tls_server_name)
+        health = health_of(address, timeout_s, tls)
+        typer.echo(health.value)
+        if health is Health.ABSENT and absent_ok:
+            return
+        if health is not Health.SERVING:
+            raise typer.Exit(UNAVAILABLE)

@@ -1,0 +1,33 @@
+"""TLS of a client's gRPC channel."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import grpc
+
+from stream2llm.api.grpc_options import client_channel_options
+from stream2llm.api.tls import ClientTls, read_file
+
+
+def channel_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
+    """For gRPC; raises InvalidRequestError for a file that cannot be read."""
+    ca = tls.ca or ssl.get_default_verify_paths().cafile  # None: those that come with gRPC
+    parts = [None if path is None else read_file(path) for path in (ca, tls.key, tls.certificate)]
+    return grpc.ssl_channel_credentials(*parts)
+
+
+def open_channel(address: str, tls: ClientTls | None, max_message_bytes: int) -> grpc.Channel:
+    """Opens a blocking channel; raises ValueError for what is no address."""
+    options = [*client_channel_options(address, max_message_bytes), *channel_options(tls)]
+    if tls is None:
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, channel_credentials(tls), options=options)
+
+
+def channel_options(tls: ClientTls | None) -> list[tuple[str, Any]]:
+    """What a channel needs beside its credentials."""
+    if tls is None or not tls.server_name:
+        return []
+    return [("grpc.ssl_target_name_override", tls.server_name)]

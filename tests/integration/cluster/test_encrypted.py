@@ -1,0 +1,273 @@
+"""A whole cluster with TLS and API keys on a real Ray; its workers have no engine.
+
+Its parts have certificates of one authority, its clients of another one, and a key. Every listener
+of the cluster is asked, by its clients and by those who are none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.error import HTTPError
+
+import grpc
+import pytest
+from typer.testing import CliRunner
+
+from stream2llm.api.credentials import ClientSecurity, credentials_of
+from stream2llm.api.errors import UnauthenticatedError, UnavailableError
+from stream2llm.api.tls import ClientTls
+from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.cli.main import app
+from stream2llm.client import AsyncClient, SamplingParameters, TokenDelta
+from stream2llm.client.tls import channel_credentials
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.layout import Factories
+from stream2llm.security.principal import Scope
+from stream2llm.security.tls_files import TlsFiles
+from stream2llm.serving.own_http import open_url
+from stream2llm.workload.traces.format import Content, Document, Event
+from stream2llm.workload.traces.write import write_trace
+from tests import prometheus
+from tests.credentials import Keys
+from tests.polling import eventually
+from tests.tiny_model import make_tiny_model
+from tests.tls_files import Authority, certificate_of, client_context, der
+from tests.traces import a_header, a_session
+
+pytestmark = pytest.mark.integration
+
+READY_S = 120.0
+SAMPLING = SamplingParameters(max_tokens=4)
+WORKER = "tests.fakes.answering_workers:AnsweringWorker"
+FACTORIES = Factories(prefill=WORKER, decode=WORKER)
+
+
+@dataclass(frozen=True, slots=True)
+class Encrypted:
+    """The cluster, who signs, and what a client of it has."""
+
+    cluster: Cluster
+    authority: Authority
+    files: TlsFiles
+    client: ClientTls
+    # A client of another authority: the cluster's own, which is for its parts alone.
+    part: ClientTls
+    # With the client's key, which may do everything.
+    key_file: Path
+
+    @property
+    def key(self) -> str:
+        return self.key_file.read_text()
+
+    @property
+    def router(self) -> str:
+        return self.cluster.router_addresses[0]
+
+    def addresses(self, what: str) -> list[str]:
+        """The addresses of all replicas; `what` is grpc_address or metrics_address."""
+        replicas = self.cluster.status()["replicas"]
+        return [each["address"][what] for each in replicas if what in each["address"]]
+
+    @property
+    def workers(self) -> list[str]:
+        """Where prefill and decode listen for routers."""
+        return [each for each in self.addresses("grpc_address") if each != self.router]
+
+    @property
+    def http(self) -> list[str]:
+        """Every HTTP listener."""
+        return [self.cluster.http_address, *self.addresses("metrics_address")]
+
+
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
+    folder = tmp_path_factory.mktemp("encrypted")
+    authority, clients = Authority(), Authority()
+    security = authority.security(folder / "cluster", clients)
+    assert security.tls is not None
+    model = make_tiny_model(folder / "model")
+    keys, key_file = Keys(folder), folder / "key"
+    key_file.write_text(keys.create("a", *Scope))
+    config = parse_config(
+        {
+            "model": str(model),
+            "served_model_name": "tiny",
+            "router": {"port": 0, "drain_timeout_s": 5},
+            "prefill": {"num_cpus": 0.1, "engine": {"num_gpu_blocks_override": 8}},
+            "decode": {"num_cpus": 0.1, "engine": {"num_gpu_blocks_override": 8}},
+            "handover": "at_seal",
+            "controller": {"http_port": 0},
+            "security": {**security.model_dump(), "auth": {"keys_file": keys.path}},
+        },
+        source="test",
+    )
+    ca = security.tls.ca
+    client, part = clients.client(folder / "client", ca), authority.client(folder / "part", ca)
+    with Cluster.start(config, factories=FACTORIES) as cluster:
+        cluster.wait_ready(READY_S)
+        yield Encrypted(cluster, authority, security.tls.files, client, part, key_file)
+
+
+async def tokens_of(router: str, tls: ClientTls | None, key: str = "") -> list[int]:
+    """The answer to a session that streams its context in."""
+    async with (
+        AsyncClient(router, tls=tls, api_key=key) as client,
+        client.session(prefix="hello ", sampling=SAMPLING) as session,
+    ):
+        await session.append("quick")
+        await session.append("brown")
+        events = [event async for event in session.seal()]
+    return [token for each in events if isinstance(each, TokenDelta) for token in each.token_ids]
+
+
+async def test_a_session_streams_over_tls(encrypted: Encrypted) -> None:
+    assert len(await tokens_of(encrypted.router, encrypted.client, encrypted.key)) == 4
+
+
+async def test_a_client_without_a_key_is_refused(encrypted: Encrypted) -> None:
+    with pytest.raises(UnauthenticatedError):
+        await tokens_of(encrypted.router, encrypted.client)
+
+
+@pytest.mark.parametrize("who", ["plain text", "no certificate", "one of the cluster's authority"])
+async def test_a_router_refuses_whoever_is_no_client(encrypted: Encrypted, who: str) -> None:
+    shown = {
+        "plain text": None,
+        "no certificate": ClientTls(encrypted.client.ca),
+        "one of the cluster's authority": encrypted.part,
+    }
+    with pytest.raises(UnavailableError, match="hung up in the handshake"):
+        await tokens_of(encrypted.router, shown[who])
+
+
+def channel(address: str, tls: ClientTls | None) -> grpc.aio.Channel:
+    """As a client has it, to a worker's address."""
+    if tls is None:
+        return grpc.aio.insecure_channel(address)
+    return grpc.aio.secure_channel(address, channel_credentials(tls))
+
+
+async def status_of(address: str, tls: ClientTls | None) -> str:
+    """The name that a worker says it has."""
+    async with channel(address, tls) as opened:
+        stub = worker_pb2_grpc.WorkerServiceStub(opened)
+        response = await stub.GetWorkerStatus(worker_pb2.GetWorkerStatusRequest(), timeout=30)
+    return str(response.worker.worker_id)
+
+
+async def test_workers_answer_parts_of_the_cluster_alone(encrypted: Encrypted) -> None:
+    answered = [await status_of(address, encrypted.part) for address in encrypted.workers]
+    assert sorted(answered) == ["decode-0", "prefill-0"]
+    for address in encrypted.workers:
+        for tls in (None, ClientTls(encrypted.client.ca), encrypted.client):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await status_of(address, tls)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def page(url: str, tls: ClientTls | None, key: str = "") -> str:
+    with open_url(url, 30, ClientSecurity(tls, credentials_of(key, None))) as answer:
+        return str(answer.read(), "utf-8")
+
+
+def test_every_page_is_for_clients_over_tls(encrypted: Encrypted) -> None:
+    assert len(encrypted.http) == 4
+    for address in encrypted.http:
+        assert "# TYPE" in page(f"https://{address}/metrics", encrypted.client, encrypted.key)
+        with pytest.raises(HTTPError, match="401"):
+            page(f"https://{address}/metrics", encrypted.client)
+        for tls in (ClientTls(encrypted.client.ca), encrypted.part):
+            with pytest.raises(OSError):
+                page(f"https://{address}/metrics", tls, encrypted.key)
+        with pytest.raises(OSError):
+            page(f"http://{address}/metrics", None)
+    url = f"https://{encrypted.cluster.http_address}/sd"
+    groups = json.loads(page(url, encrypted.client, encrypted.key))
+    assert {group["labels"]["__scheme__"] for group in groups} == {"https"}
+
+
+def commands(encrypted: Encrypted, folder: Path) -> dict[str, list[str]]:
+    """Every command that asks a running cluster and changes nothing of it."""
+    router = ["--address", encrypted.router]
+    controller = ["--controller", encrypted.cluster.http_address]
+    document, trace = folder / "document.txt", folder / "trace.jsonl"
+    document.write_text("quick brown")
+    texts = {"prefix": Content(text="hello "), "suffix": Content(text="quick")}
+    documents, events = (Document("a", "brown", 1),), (Event(0, "append", ("a",)), Event(0, "seal"))
+    write_trace(trace, a_header(), [a_session(documents=documents, events=events, **texts)])
+    return {
+        "status": [*router, *controller],
+        "top": ["--once", "--interval", "0.1", *controller],
+        "policy": controller,
+        "generate": ["-q", "hello", "--prefix", "quick ", *router, str(document)],
+        "bench replay": ["-t", str(trace), "-o", str(folder / "out"), *router, "--max-tokens", "2"],
+    }
+
+
+@pytest.mark.parametrize("has_key", [True, False], ids=["with a key", "without"])
+def test_commands_ask_over_tls_and_with_a_key(
+    encrypted: Encrypted, tmp_path: Path, has_key: bool
+) -> None:
+    tls = encrypted.client
+    options = ["--tls-ca", tls.ca, "--tls-cert", tls.certificate, "--tls-key", tls.key]
+    options += ["--api-key-file", encrypted.key_file] if has_key else []
+    ended = {
+        name: CliRunner().invoke(app, [*name.split(), *words, *map(str, options)])
+        for name, words in commands(encrypted, tmp_path).items()
+    }
+    output = {name: result.output for name, result in ended.items()}
+    succeeded = {name for name, result in ended.items() if result.exit_code == 0}
+    assert succeeded == (set(ended) if has_key else set()), output
+    if has_key:
+        assert "3 of 3 ready" in output["top"]
+        assert "no answer" not in output["top"]
+
+
+async def test_prometheus_scrapes_every_process_over_tls(
+    encrypted: Encrypted, tmp_path: Path
+) -> None:
+    address, tls = encrypted.cluster.http_address, encrypted.client
+    with prometheus.running(address, tmp_path, tls, encrypted.key_file) as server:
+
+        async def targets() -> dict[str, str]:
+            found = await asyncio.to_thread(server.query, "up")
+            return {each["metric"]["worker"]: each["value"][1] for each in found}
+
+        wanted = dict.fromkeys(("controller", "decode-0", "prefill-0", "router-0"), "1")
+        await eventually(targets, lambda now: now == wanted, 60.0)
+
+
+async def test_a_certificate_is_replaced_everywhere_while_a_session_is_open(
+    encrypted: Encrypted, tmp_path: Path
+) -> None:
+    async with (
+        AsyncClient(encrypted.router, tls=encrypted.client, api_key=encrypted.key) as client,
+        client.session(prefix="hello ", sampling=SAMPLING) as session,
+    ):
+        await session.append("quick")
+        signed = encrypted.authority.renew(encrypted.files)
+        context = client_context(encrypted.authority, None, tmp_path)
+        clients = (encrypted.client, [encrypted.router, *encrypted.http])
+        for tls, addresses in (clients, (encrypted.part, encrypted.workers)):
+            context.load_cert_chain(str(tls.certificate), str(tls.key))
+            for address in addresses:
+                shown = await asyncio.to_thread(certificate_of, address, context)
+                assert shown == der(signed), address
+        assert len(await tokens_of(encrypted.router, encrypted.client, encrypted.key)) == 4
+        await session.append("brown")
+        events = [event async for event in session.seal()]
+    assert sum(len(each.token_ids) for each in events if isinstance(each, TokenDelta)) == 4
+
+
+def test_a_name_that_no_address_has_is_expected_where_it_is_asked_for(
+    encrypted: Encrypted,
+) -> None:
+    url = f"https://{encrypted.cluster.http_address}/healthz"
+    with pytest.raises(OSError, match="certificate is not valid for 'other'"):
+        page(url, replace(encrypted.client, server_name="other"))
+    assert page(url, replace(encrypted.client, server_name="localhost"))

@@ -1,0 +1,173 @@
+"""Prefill on one node, decode on another, on a Ray of two machines that only a network connects.
+
+Real engines, KV over NIXL and TCP, TLS and API keys for all else, `up` as a Ray job. In order: each test goes on with the
+cluster as the one before has left it, because engines take long to start.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import network_namespaces
+from tests.cluster_pool import Kind, config_of, model_path
+from tests.network_namespaces import SHARED
+from tests.ray_site import (
+    JOBS,
+    RAY,
+    ROOT,
+    STREAM2LLM,
+    Job,
+    Site,
+    a_site,
+    documented_environment,
+)
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(network_namespaces.why_not()), reason=network_namespaces.why_not() or "none"
+    ),
+]
+
+JOB_ID = "serve"
+# Not what a slow machine needs for an answer.
+DRAIN_TIMEOUT_S = 600
+ROUTER = "10.77.0.1:50051"
+TLS = SHARED / "tls"
+CA = str(TLS / "ca.crt")
+KEYS = SHARED / "keys.jsonl"
+# Ray's default of 3 s ends a job before its sessions.
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+PROMPT = [7 + n * 31 % 40_000 for n in range(640)]
+# Two vectors of 32 float32 numbers for each of 4 heads in each of 6 layers.
+KV_BYTES = len(PROMPT) * 6 * 2 * 4 * 32 * 4
+ASK = """
+from stream2llm.client import SamplingParameters, connect_sync
+address, ca, prompt, num_tokens = given
+sampling = SamplingParameters(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+with connect_sync(address, tls=ca) as client, client.session(sampling=sampling) as session:
+    for begin in range(0, len(prompt), 160):
+        session.append(prompt[begin : begin + 160])
+    print("sealing", flush=True)
+    print(json.dumps(session.answer().token_ids))
+"""
+
+
+def write_config(shared: Path) -> None:
+    """The places of deploy/ray/two-nodes.yaml, with the sensitive model and small engines."""
+    documented = yaml.safe_load((ROOT / "deploy/ray/two-nodes.yaml").read_text())
+    kind = Kind(max_model_len=2048, ucx_tls="tcp", lease_s=10)
+    tree = config_of(kind).model_dump(mode="json")
+    for part in ("controller", "router", "prefill", "decode"):
+        tree[part] |= {key: documented[part][key] for key in ("host", "placement")}
+    tree |= {"model": str(SHARED / "model"), "ray": documented["ray"]}
+    tree["security"] = {
+        "tls": {
+            key: str(TLS / Path(file).name) for key, file in documented["security"]["tls"].items()
+        },
+        "auth": {"keys_file": str(KEYS)},
+    }
+    tree["router"] |= {"port": 50051, "drain_timeout_s": DRAIN_TIMEOUT_S}
+    tree["controller"] |= {"http_port": 8360, "unresponsive_after_s": 15}
+    (shared / "cluster.yaml").write_text(yaml.safe_dump(tree))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Two nodes of one Ray, and a machine for clients."""
+    shared = tmp_path_factory.mktemp("shared")
+    shutil.copytree(model_path("random-llama-sensitive"), shared / "model")
+    write_config(shared)
+    assert STOP_WAIT in documented_environment()
+    with a_site(shared, {"node-a": 1, "node-b": 2, "client": 3}) as site:
+        hosts = [f"--host={site.machines[name].address}" for name in ("node-a", "node-b")]
+        site.run("node-a", STREAM2LLM, "certs", str(TLS), *hosts)
+        scopes = ("--scope=session", "--scope=read")
+        key = site.run("node-a", STREAM2LLM, "keys", "create", str(KEYS), *scopes).strip()
+        site.variables["STREAM2LLM_API_KEY"] = key
+        site.variables[STOP_WAIT] = str(DRAIN_TIMEOUT_S + 50)
+        site.start_ray("node-a", "stream2llm=prefill")
+        site.start_ray("node-b", "stream2llm=decode")
+        yield site
+
+
+@pytest.fixture(scope="module")
+def job(site: Site) -> Iterator[Job]:
+    """`up` as a job, ready."""
+    config = str(SHARED / "cluster.yaml")
+    with closing(Job(site, "node-a", JOB_ID, ["stream2llm", "up", "--config", config])) as job:
+        job.until("ready after")
+        yield job
+
+
+def ask(site: Site, num_tokens: int = 24) -> list[int]:
+    """The answer that a client on a machine without Ray gets."""
+    answer: list[int] = json.loads(site.python("client", ASK, ROUTER, CA, PROMPT, num_tokens))
+    return answer
+
+
+def status_of(site: Site) -> dict[str, Any]:
+    """`stream2llm status` on the clients' machine: the controller's replicas by name."""
+    asked = site.run("client", STREAM2LLM, "status", "--json", "--address", ROUTER, "--tls-ca", CA)
+    replicas = json.loads(asked)["controller"]["replicas"]
+    return {each["name"]: each for each in replicas}
+
+
+@pytest.fixture(scope="module")
+def answer(site: Site, job: Job) -> list[int]:
+    """The first answer, after which KV has crossed the network."""
+    before_bytes = site.machines["node-b"].received_bytes()
+    answer = ask(site)
+    assert site.machines["node-b"].received_bytes() - before_bytes > KV_BYTES
+    return answer
+
+
+def test_each_role_is_on_its_node_and_a_session_crosses(site: Site, answer: list[int]) -> None:
+    assert len(answer) == 24
+    hosts = {n: r["address"]["grpc_address"].split(":")[0] for n, r in status_of(site).items()}
+    assert hosts == {"router-0": "10.77.0.1", "prefill-0": "10.77.0.1", "decode-0": "10.77.0.2"}
+
+
+def test_a_lost_node_is_waited_for_and_serves_again(
+    site: Site, job: Job, answer: list[int]
+) -> None:
+    site.machines["node-b"].end()
+    job.until("decode-0 died")
+    assert "stream2llm=prefill" in job.until("decode-0 waits: no node has room")
+    decode = status_of(site)["decode-0"]
+    assert (decode["phase"], decode["start_failures"]) == ("waiting_for_room", 0)
+    site.add("node-b", 2)
+    site.start_ray("node-b", "stream2llm=decode")
+    job.until("decode-0 is ready")
+    job.until("router-0 knows 2 workers")
+    assert ask(site) == answer
+
+
+def test_a_stopped_job_lets_an_open_session_end(site: Site, job: Job, answer: list[int]) -> None:
+    """As documented: a variable of deploy/ray/ray.env gives the drain its time."""
+    num_tokens = 800
+    client = site.start(
+        "client", "env", f"PYTHONPATH={ROOT}", str(Path(RAY).with_name("python")), "-c",
+        "import json, sys; given = json.loads(sys.argv[1])\n" + ASK,
+        json.dumps([ROUTER, CA, PROMPT, num_tokens]),
+    )  # fmt: skip
+    assert client.stdout is not None
+    assert client.stdout.readline() == "sealing\n"
+    site.run("node-a", RAY, "job", "stop", "--address", JOBS, JOB_ID)
+    tokens = json.loads(client.communicate()[0].splitlines()[-1])
+    assert len(tokens) == num_tokens
+    assert tokens[: len(answer)] == answer
+    assert "stopped" in job.end()
+    for name in ("node-a", "node-b"):
+        left = site.run(name, "ps", "-eo", "args")
+        assert "EngineCore" not in left
+        assert "raylet" in left

@@ -1,0 +1,98 @@
+"""A worker is lost at each moment of a session on real engines; no answer shows it.
+
+The engines live on (`tests/dying_workers.py`); test_kill.py and test_handover_failures.py
+kill them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+import pytest
+
+from router.server import Router
+from stream2llm.client import AsyncClient
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.serving.router_spec import RouterSpec
+from stream2llm.serving.worker_spec import ClusterView
+from tests.cluster_pool import MAX_MODEL_LEN, model_path, workers
+from tests.dying_workers import DyingDecode, DyingPrefill, dying
+from tests.reference_engine import ReferenceEngine
+from tests.streams import GREEDY, Stream, play
+
+pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+
+NUM_TOKENS = 8
+PENALTIES = {"presence_penalty": 0.7, "frequency_penalty": 0.9, "repetition_penalty": 1.3}
+SAMPLING = replace(GREEDY, max_tokens=NUM_TOKENS, logprobs=1, **PENALTIES)
+# Open, prefix, three events, and the seal.
+NUM_REQUESTS = 6
+
+
+@dataclass
+class Site:
+    """A router of the test's own before the cluster's workers."""
+
+    client: AsyncClient
+    prefill: DyingPrefill
+    decode: DyingDecode
+
+
+@pytest.fixture
+async def site(cluster: Cluster, client: AsyncClient) -> AsyncIterator[Site]:
+    """`client` is there for its check that no block is held afterwards."""
+    async with AsyncExitStack() as stack:
+        prefill, at_prefill = await stack.enter_async_context(dying(*workers(cluster, "prefill")))
+        decode, at_decode = await stack.enter_async_context(dying(*workers(cluster, "decode")))
+        router = Router(
+            RouterSpec(
+                router_id="router-of-the-test",
+                host="127.0.0.1",
+                port=0,
+                metrics_port=0,
+                model_name="sensitive",
+                model_path=str(model_path("random-llama-sensitive")),
+                max_model_len=MAX_MODEL_LEN,
+                handover="streamed",
+                drain_timeout_s=1.0,
+                cluster_token=cluster.worker_token,
+            )
+        )
+        address = await router.start()
+        stack.push_async_callback(router.stop)
+        router.set_view(ClusterView(1, (at_prefill, at_decode)))
+        own = await stack.enter_async_context(AsyncClient(address.grpc_address))
+        yield Site(own, prefill, decode)
+
+
+def a_stream(name: str) -> Stream:
+    events = (("append", ("a",)), ("update", ("a", "b")), ("append", ("c",)))
+    return Stream(name, events, {"a": 70, "b": 40, "c": 90})
+
+
+async def check(site: Site, reference: ReferenceEngine, name: str, restarts: int = 1) -> None:
+    stream = a_stream(name)
+    outcome = await play(site.client, stream, SAMPLING)
+    assert outcome.token_ids == reference.answer(stream.prompt, NUM_TOKENS, **PENALTIES), name
+    assert outcome.finished.restarts == restarts
+    assert outcome.finished.usage.completion_tokens == NUM_TOKENS
+
+
+async def test_decode_is_lost_at_each_token(site: Site, reference: ReferenceEngine) -> None:
+    """The first is prefill's, and behind the last one nothing is lost."""
+    for num_tokens in range(NUM_TOKENS - 1):
+        site.decode.dies_after_tokens = num_tokens
+        await check(site, reference, f"decode-{num_tokens}")
+        assert site.decode.dies_after_tokens is None
+
+
+async def test_prefill_is_lost_at_each_event(site: Site, reference: ReferenceEngine) -> None:
+    for num_requests in range(1, NUM_REQUESTS):
+        site.prefill.dies_after_requests = num_requests
+        await check(site, reference, f"prefill-{num_requests}")
+        assert site.prefill.dies_after_requests is None
+    site.prefill.dies_before_first_token = True
+    await check(site, reference, "prefill-sealed")
+    await check(site, reference, "undisturbed", restarts=0)

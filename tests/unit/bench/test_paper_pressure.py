@@ -1,0 +1,84 @@
+"""The paper's preemptions: what is published, how ours are fitted, and its recordings."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.paper.bursts import RATES, Conditions, condition, name_of
+from experiments.paper.policies import Arrivals, settings_of
+from experiments.paper.pressed import FITTED, load_memory, settings
+from experiments.paper.published import (
+    POLICIES,
+    Preemptions,
+    published_arrivals_s,
+    published_invalidations,
+    published_preemptions,
+)
+from experiments.paper.published import settings as published_settings
+from experiments.paper.recordings import arriving, recorded
+from stream2llm.workload.traces.imports import Importing
+
+pytestmark = pytest.mark.unit
+
+
+def test_preemptions_are_published_for_each_policy_in_each_pressed_setting() -> None:
+    found = published_preemptions()
+    policies = ("default", *POLICIES)
+    assert set(found) == {(setting, policy) for setting in settings() for policy in policies}
+    fcfs = found[FITTED["crawler"]]
+    assert (fcfs.total, round(fcfs.swapped_share, 3)) == (1575, 0.213)
+    assert Preemptions(0, 0, 0, 0).swapped_share == 0
+    assert len(published_invalidations()) == 4 * len(POLICIES)
+
+
+def test_the_published_arrivals_are_those_of_the_artifact_s_files() -> None:
+    """The first delays of poisson_delays_0_5.txt and poisson_delays_0_25.txt, to six digits."""
+    assert published_arrivals_s(2.0, 3) == pytest.approx([0.234634, 1.739695, 2.398068], abs=2e-6)
+    assert published_arrivals_s(4.0, 2) == pytest.approx([0.117317, 0.869847], abs=2e-6)
+
+
+def test_beside_each_setting_stands_the_same_with_bursts() -> None:
+    both = settings_of(tuple(Arrivals))
+    assert len(both) == 2 * len(published_settings())
+    assert [each.bursts for each in both[:2]] == [False, True]
+    assert both[0].rate == both[1].rate
+
+
+def test_bursts_are_played_on_two_workers_and_with_little_memory_too() -> None:
+    workers = condition("crawler", Conditions.WORKERS)
+    assert (workers.num_workers, workers.setting.rate) == (2, 2 * RATES["crawler"])
+    pressed = condition("crawler", Conditions.PRESSURE)
+    assert pressed.memory == pytest.approx(load_memory()["crawler"] * 2.6 / 4, abs=1e-3)
+    assert name_of(pressed) == f"crawler 2.6/s, gaps x10, cost, bursts, memory x{pressed.memory:g}"
+
+
+def test_recordings_are_read_as_the_artifact_keeps_them(tmp_path: Path) -> None:
+    crawls = tmp_path / "crawl" / "traces" / "simpleQA_ALL"
+    crawls.mkdir(parents=True)
+    with (crawls / "query_0.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [
+                ("type", "query", "content", "endTime"),
+                ("tavily_search", "Who?", "", "1"),
+                ("page_scrape", "", "one page", "3"),
+            ]
+        )
+    searches = tmp_path / "anns"
+    (searches / "res").mkdir(parents=True)
+    query = {"query": "Why?", "trace_file": "t.csv"}
+    (searches / "query_trace_map_5k.json").write_text(json.dumps({"0": query}))
+    (searches / "retrieved_corpus_content.part.0.json").write_text(json.dumps({"1": "a", "2": "b"}))
+    (searches / "res" / "t.csv").write_text(
+        'StartTime_us,EndTime_us,PipelinePool\n0,1000000,"(1,2)"\n1000000,1500000,"(2,1)"\n'
+    )
+    importing = Importing(tokens_only=True, delay_factor=10.0)
+    (crawl,) = recorded(tmp_path, "crawler", importing)
+    (search,) = recorded(tmp_path, "anns", importing)
+    assert [crawl.sealed_s, search.sealed_s] == [21.0, 15.0]
+    (later,) = arriving([search], 2.0)
+    assert later.opened_s == pytest.approx(0.234634, abs=1e-6)
+    assert later.sealed_s - later.opened_s == pytest.approx(15.0)

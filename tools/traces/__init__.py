@@ -1,0 +1,1 @@
+"""Shows the traces that a cluster sends, without a tracing backend: `python -m tools.traces`."""
