@@ -66,7 +66,7 @@ class WorkerAddress:
         return self.num_kv_blocks * self.block_size
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
     """Load and memory of a worker."""
 

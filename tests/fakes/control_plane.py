@@ -36,6 +36,8 @@ class FakeWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._child: asyncio.subprocess.Process
+        # One, whoever waits for it: a controller that takes over waits beside its predecessor.
+        self._dead: asyncio.Task[str]
         self._metrics: MetricsServer
         self._policy: str = spec.options.prefill.policy
         self._is_draining = False
@@ -47,6 +49,7 @@ class FakeWorker:
         self._sign_of_life = SignOfLife(
             self._ask, lambda: 0.0, self._spec.hung_after_s, SystemClock()
         )
+        self._dead = asyncio.create_task(self._until_dead())
         certificates = open_certificates(self._spec.security.tls_files)
         tls = http_server_context(certificates)
         guard = Guards(self._spec.security.auth, SystemClock()).of("metrics")
@@ -81,6 +84,9 @@ class FakeWorker:
         return str(self._spec.engine_args.get("sick", ""))
 
     async def wait_dead(self) -> str:
+        return await asyncio.shield(self._dead)
+
+    async def _until_dead(self) -> str:
         ended = asyncio.create_task(self._child.wait())
         hung = asyncio.create_task(self._sign_of_life.until_hung())
         done, left = await asyncio.wait({ended, hung}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +106,15 @@ class FakeWorker:
 
     async def status(self) -> WorkerStatus:
         policy = self._policy if self._spec.role == "prefill" else ""
-        return WorkerStatus(0, 100, 0, 32, self._pids(), policy, self._is_draining)
+        return WorkerStatus(
+            num_sessions=0,
+            num_kv_blocks=100,
+            num_kv_blocks_held=0,
+            block_size=32,
+            pids=self._pids(),
+            policy=policy,
+            is_draining=self._is_draining,
+        )
 
     async def set_policy(self, policy: str) -> None:
         if self._spec.engine_args.get("deaf"):

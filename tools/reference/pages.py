@@ -81,7 +81,9 @@ def _metric_groups(folder: Path) -> list[metrics.Group]:
     router = metrics.Group("Router", "Label `model` is the served model's name.")
     RouterMetrics(router.registry, "<model>")
     worker = metrics.Group("Every worker", "Read at the moment of the scrape.")
-    status = WorkerStatus(0, 0, 0, 0, ())
+    status = WorkerStatus(
+        num_sessions=0, num_kv_blocks=0, num_kv_blocks_held=0, block_size=0, pids=()
+    )
     for role in ("prefill", "decode"):
         worker.registry.register(WorkerGauges(role, lambda: status))
     prefill = metrics.Group(
