@@ -238,20 +238,20 @@ print(ray.get(holder.ping.remote()))
     wait = """
 import ray
 place = {"labels": {"rack": "a"}, "resources": {"slot": 1}}
-config = parse_config({**tree, "decode": {"placement": place, "start_timeout_s": 5}}, source="test")
+config = parse_config({**tree, "decode": {"placement": place, "start_timeout_s": 20}}, source="test")
 def decode():
     return next(r for r in cluster.status()["replicas"] if r["name"] == "decode-0")
 with Cluster.start(config, factories=factories) as cluster:
     status = cluster.status()
     while sorted(r["phase"] for r in status["replicas"]) != ["ready", "ready", "waiting_for_room"]:
-        status = cluster.wait_change(status["num_events"], 60)
+        status = cluster.wait_change(status["num_events"], 120)
     try:
         while True:  # until nothing more happens
-            status = cluster.wait_change(status["num_events"], 6)
+            status = cluster.wait_change(status["num_events"], 21)
     except ray.exceptions.GetTimeoutError:
         print(decode()["phase"], decode()["start_failures"], decode()["reason"])
     ray.kill(ray.get_actor("holder", namespace="other"))
-    cluster.wait_ready(60, print)
+    cluster.wait_ready(120, print)
     print(decode()["phase"], decode()["incarnation"])
 """
     assert run(head, tmp_path, hold) == "held\n"
