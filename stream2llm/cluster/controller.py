@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import ray
@@ -116,7 +116,7 @@ class Controller:
             self._take_over(saved or SavedState({}), living)
         address = await self._listen(saved)
         garbage.settle()
-        self._supervisor.view = replace(self._supervisor.view, controller_address=address)
+        self._supervisor.set_controller_address(address)
         await self._store.save()  # the number of controllers, before any view is sent
         self._run = asyncio.create_task(self._supervisor.run())
         self._begin(self._store.run())

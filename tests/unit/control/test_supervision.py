@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stream2llm.cluster import supervision as sv
-from stream2llm.cluster.supervision import Clean, Connect, Create, Fleet, Phase
+from stream2llm.cluster.supervision import Clean, Connect, Create, Fleet, Phase, events
 
 pytestmark = pytest.mark.unit
 
@@ -241,7 +241,7 @@ def test_what_could_not_be_cleaned_is_cleaned_again_later_and_not_created_before
     assert fleet["decode-0"].reason == "a process does not end"
     assert sv.plan(fleet, 7.0) == ()
     due_s = sv.next_due_s(fleet)
-    assert due_s == 7.0 + sv.CLEAN_AGAIN_AFTER_S
+    assert due_s == 7.0 + events.CLEAN_AGAIN_AFTER_S
     assert sv.plan(fleet, due_s) == (Clean("decode-0"),)
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from stream2llm.cluster import supervision as sv
+from stream2llm.cluster.supervision import events as fleet_events
 from stream2llm.cluster.supervisor import Settings, Supervisor
 from stream2llm.serving.launch import RouterStarted, StartOutcome
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerStatus
@@ -240,7 +241,7 @@ async def test_an_old_worker_of_which_nothing_is_known_is_replaced_after_the_new
 
 
 async def test_what_is_given_up_is_tried_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sv, "FIRST_RETRY_AFTER_S", 0.01)
+    monkeypatch.setattr(fleet_events, "FIRST_RETRY_AFTER_S", 0.01)
     hosts = FakeHosts()
     hosts.outcomes["decode-0"] = [StartOutcome(None, "no memory")] * 4
     async with running(hosts) as supervisor:
@@ -266,7 +267,7 @@ async def test_what_is_given_up_is_tried_at_once_when_somebody_asks() -> None:
 async def test_a_worker_that_cannot_be_cleaned_is_cleaned_again_and_then_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sv, "CLEAN_AGAIN_AFTER_S", 0.01)
+    monkeypatch.setattr(fleet_events, "CLEAN_AGAIN_AFTER_S", 0.01)
     hosts = FakeHosts()
     async with running(hosts) as supervisor:
         await until_ready(supervisor)
