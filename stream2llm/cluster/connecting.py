@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.fleet_state import FleetState
 from stream2llm.cluster.hosts import Hosts
+from stream2llm.serving.loss import Loss
 from stream2llm.serving.worker_spec import WorkerAddress
 
 _log = logging.getLogger(__name__)
@@ -16,8 +17,8 @@ _log = logging.getLogger(__name__)
 # For the status of a worker after a failed connection: a death is known at once.
 _PROBE_TIMEOUT_S = 5.0
 
-# Of the watcher: returns a reason for which a worker counts as dead, None without one.
-Probe = Callable[[str, float], Awaitable[str | None]]
+# Of the watcher: returns why a worker counts as lost, None if it answers.
+Probe = Callable[[str, float], Awaitable[Loss | None]]
 
 
 class Connector:
@@ -65,8 +66,8 @@ class Connector:
         state = self._state
         # The death of either side is the most probable reason, and may be known in a moment.
         for name in (prefill, decode):
-            if state.fleet[name].is_alive and (reason := await self._probe(name, _PROBE_TIMEOUT_S)):
-                state.died(name, state.fleet[name].incarnation, reason)
+            if state.fleet[name].is_alive and (loss := await self._probe(name, _PROBE_TIMEOUT_S)):
+                state.died(name, state.fleet[name].incarnation, loss)
         if not self._is_current(decode, prefill, pair):
             return
         evidence = await self._gather_evidence(decode, prefill)

@@ -59,4 +59,4 @@ class Drainer:
             _log.warning("no_graceful_drain name=%s error=%r", name, error)
         if self._state.is_draining(name, incarnation):
             self._state.events.add(name, "has drained")
-            self._state.apply(sv.died(self._state.fleet, name, "it was drained"))
+            self._state.apply(sv.drained(self._state.fleet, name))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.event_log import EventLog
 from stream2llm.serving.launch import RouterStarted
+from stream2llm.serving.loss import Loss
+from stream2llm.serving.replica_status import ReplicaStatus
 from stream2llm.serving.worker_spec import WorkerAddress
 
 _log = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ class FleetState:
     def __init__(self, roles: Mapping[str, sv.Role]) -> None:
         self.fleet = sv.new_fleet(roles)
         self.addresses: dict[str, WorkerAddress | RouterStarted] = {}
-        self.statuses: dict[str, Any] = {}
+        self.statuses: dict[str, ReplicaStatus] = {}
         self.events = EventLog()
         self._observers: list[Callable[[], None]] = []
 
@@ -53,15 +55,15 @@ class FleetState:
             if is_ready and before[name].phase is not sv.Phase.ADMITTED:
                 self.events.add(name, "is ready")
 
-    def died(self, name: str, incarnation: int, reason: str) -> None:
-        """An incarnation has died; ignored unless it is the present one, and lived."""
+    def died(self, name: str, incarnation: int, loss: Loss) -> None:
+        """An incarnation is lost; ignored unless it is the present one, and lived."""
         replica = self.fleet[name]
         if self.is_draining(name, incarnation):  # after SIGTERM it ends by itself
-            reason = f"it ended while it drained: {reason}"
+            loss = replace(loss, reason=f"it ended while it drained: {loss.reason}")
         if replica.incarnation == incarnation and replica.is_alive:
-            _log.error("replica_died name=%s reason=%s", name, reason)
-            self.events.add(name, f"died: {reason}")
-            self.apply(sv.died(self.fleet, name, reason))
+            _log.error("replica_died name=%s cause=%s reason=%s", name, loss.cause, loss.reason)
+            self.events.add(name, f"{loss.cause}: {loss.reason}")
+            self.apply(sv.died(self.fleet, name, loss))
 
     def is_draining(self, name: str, incarnation: int) -> bool:
         """Whether this incarnation is the present one, and drains."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Protocol
 
 from stream2llm.serving.launch import StartOutcome
+from stream2llm.serving.loss import Loss
+from stream2llm.serving.replica_status import ReplicaStatus
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
 
 
@@ -21,8 +23,8 @@ class Hosts(Protocol):
         "" once there is.
         """
 
-    async def wait_dead(self, name: str) -> str:
-        """Returns a reason once the process or its engine is dead."""
+    async def wait_dead(self, name: str) -> Loss:
+        """Returns why once the process or its engine is dead."""
 
     async def connect(self, decode: str, prefill: WorkerAddress) -> None:
         """Makes the decode worker shake hands; raises when that fails."""
@@ -30,7 +32,7 @@ class Hosts(Protocol):
     async def examine(self, name: str) -> str:
         """Returns what keeps others from connecting with a worker, or ""; raises if it is dead."""
 
-    async def status(self, name: str) -> Any:
+    async def status(self, name: str) -> ReplicaStatus:
         """Returns the load; raises when the process is dead."""
 
     async def push_view(self, router: str, view: ClusterView) -> None:

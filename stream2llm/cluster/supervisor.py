@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.actions import Actions
@@ -23,6 +22,7 @@ from stream2llm.cluster.replacing import Replacer
 from stream2llm.cluster.view_publisher import ViewPublisher
 from stream2llm.cluster.watching import Watcher
 from stream2llm.serving.launch import RouterStarted
+from stream2llm.serving.replica_status import ReplicaStatus
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
 
 
@@ -89,7 +89,7 @@ class Supervisor:
         return self._state.addresses
 
     @property
-    def statuses(self) -> Mapping[str, Any]:
+    def statuses(self) -> Mapping[str, ReplicaStatus]:
         """What each replica has answered to its last health check, by name."""
         return self._state.statuses
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from stream2llm.cluster.fleet_state import FleetState, loop_now_s
 from stream2llm.cluster.hosts import Hosts
-from stream2llm.serving.loss import Cause, lost_by
+from stream2llm.serving.loss import Cause, Loss
+from stream2llm.serving.replica_status import ReplicaStatus
 from stream2llm.serving.silence import Silence, is_answered
+from stream2llm.serving.worker_spec import WorkerStatus
 
 
 class Watcher:
@@ -52,35 +53,36 @@ class Watcher:
                     self._drain(name)
             await asyncio.sleep(interval_s)
 
-    async def _check_health(self, name: str) -> str:
+    async def _check_health(self, name: str) -> Loss:
         while True:
-            reason = await self.probe(name, self._unresponsive_after_s)
-            if reason:
-                return reason
+            loss = await self.probe(name, self._unresponsive_after_s)
+            if loss is not None:
+                return loss
             await asyncio.sleep(self._health_interval_s)
 
-    async def probe(self, name: str, timeout_s: float) -> str | None:
-        """Asks a replica for its status; returns why it counts as dead, None if it answers."""
+    async def probe(self, name: str, timeout_s: float) -> Loss | None:
+        """Asks a replica for its status; returns why it counts as lost, None if it answers."""
         question = asyncio.ensure_future(self._hosts.status(name))
         try:
             if not await is_answered(question, Silence(timeout_s), loop_now_s):
-                return lost_by(Cause.UNRESPONSIVE, f"gave no answer for {timeout_s:.0f} s")
+                return Loss(Cause.UNRESPONSIVE, f"gave no answer for {timeout_s:.0f} s")
             status = question.result()
         except Exception as error:
-            return f"status call failed: {error}"
+            return Loss(Cause.DIED, f"status call failed: {error}")
         finally:
             question.cancel()
-        failure = getattr(status, "policy_failure", "")
-        if failure and failure != getattr(self._state.statuses.get(name), "policy_failure", ""):
-            self._state.events.add(name, f"follows {status.policy} now: {failure}")
+        if news := news_of(self._state.statuses.get(name), status):
+            self._state.events.add(name, news)
         self._state.statuses[name] = status
-        if _says_it_drains(status):  # its node or pod is about to end
+        if status.is_draining:  # its node or pod is about to end
             self._drain(name)
         return None
 
 
-def _says_it_drains(status: Any) -> bool:
-    """Reads the status of a worker, or a router's."""
-    if isinstance(status, Mapping):
-        return bool(status.get("is_draining"))
-    return bool(getattr(status, "is_draining", False))
+def news_of(before: ReplicaStatus | None, now: ReplicaStatus) -> str:
+    """Returns the event in a status, against the one before; "" for none."""
+    if not isinstance(now, WorkerStatus) or not now.policy_failure:
+        return ""
+    if isinstance(before, WorkerStatus) and before.policy_failure == now.policy_failure:
+        return ""
+    return f"follows {now.policy} now: {now.policy_failure}"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from stream2llm.cluster.supervision.blame import Evidence, blamed_for_failed_connection
 from stream2llm.cluster.supervision.fleet import TO_CREATE, Fleet, Phase, Replica, put
 from stream2llm.cluster.supervision.planning import Action, Connect, Create
+from stream2llm.serving.loss import Cause, Loss
 
 # Waiting times between failed starts: 1, 2, 4 ... s.
 MAX_BACKOFF_S = 30.0
@@ -57,7 +58,7 @@ def connected(fleet: Fleet, decode: str, prefill: str) -> Fleet:
 def failed(fleet: Fleet, name: str, reason: str, *, permanent: bool = False) -> Fleet:
     """The replica could not be started or connected."""
     failures = fleet[name].start_failures + 1
-    gone = died(fleet, name, reason)
+    gone = died(fleet, name, Loss(Cause.START_FAILED, reason))
     return put(gone, replace(gone[name], start_failures=failures, permanent=permanent))
 
 
@@ -103,12 +104,23 @@ def draining(fleet: Fleet, name: str, *, stays_away: bool = False) -> Fleet:
     return put(fleet, replace(old, phase=Phase.DRAINING, stays_away=stays_away))
 
 
-def died(fleet: Fleet, name: str, reason: str) -> Fleet:
-    """The replica has died; its connections are gone."""
+def died(fleet: Fleet, name: str, loss: Loss) -> Fleet:
+    """The replica is lost."""
+    return _ended(fleet, name, loss.reason, loss.cause)
+
+
+def drained(fleet: Fleet, name: str) -> Fleet:
+    """The replica's sessions have ended, and it was stopped: no loss."""
+    return _ended(fleet, name, "it was drained", None)
+
+
+def _ended(fleet: Fleet, name: str, reason: str, cause: Cause | None) -> Fleet:
+    """Its process is gone, and so are its connections."""
     dead = replace(
         fleet[name],
         phase=Phase.DEAD,
         reason=reason,
+        cause=cause,
         missing_room="",
         connected=frozenset(),
         connecting=None,
@@ -162,6 +174,7 @@ def admitted(fleet: Fleet) -> Fleet:
                 num_given_up=0,
                 replaced_for=frozenset(),
                 reason="",
+                cause=None,
             )
             fleet = put(fleet, ready)
     return fleet

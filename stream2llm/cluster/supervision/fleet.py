@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from stream2llm.serving.launch import ReplicaRole
+from stream2llm.serving.loss import Cause
 
 Role = ReplicaRole
 
@@ -44,7 +45,8 @@ class Replica:
     start_failures: int = 0
     permanent: bool = False  # a retry would fail in the same way
     not_before_s: float = 0.0
-    reason: str = ""  # of the last death or failure
+    reason: str = ""  # of the last death, failure or drain
+    cause: Cause | None = None  # of the last loss; None after a drain
     missing_room: str = ""  # WAITING only: what no node has
     # Decode workers only: prefill workers that it has shaken hands with.
     connected: frozenset[str] = frozenset()

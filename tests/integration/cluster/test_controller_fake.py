@@ -150,7 +150,7 @@ def test_what_stands_still_is_replaced_and_never_wakes_up(cluster: Cluster) -> N
     for name, cause in causes.items():
         after = wait_replaced(cluster, name, before[name])
         assert after["restarts"] == before[name]["restarts"] + 1
-        assert after["last_error"].startswith(f"{cause}: ")
+        assert after["last_cause"] == cause, after["last_error"]
         assert losses_of(cluster, name) == {**lost[name], cause: lost[name].get(cause, 0) + 1}
         # A process that is gone gets no SIGCONT.
         owned = {process.pid for process in owned_processes(cluster.cluster_id)}
@@ -249,7 +249,11 @@ def test_a_drained_worker_is_replaced(cluster: Cluster) -> None:
     assert done.exit_code == 0, done.output
     after = replica(cluster, "decode-1")
     assert after["incarnation"] == before["incarnation"] + 1
-    assert (after["phase"], after["last_error"]) == ("ready", "it was drained")
+    assert (after["phase"], after["last_error"], after["last_cause"]) == (
+        "ready",
+        "it was drained",
+        None,
+    )
 
 
 def test_sigterm_at_a_worker_drains_it(cluster: Cluster) -> None:

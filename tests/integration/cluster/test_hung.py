@@ -67,7 +67,7 @@ async def _stand_still(
             await asyncio.gather(_read(answer), _read(_sealed(streaming)))
     for name, cause in causes.items():
         after = await asyncio.to_thread(_until_replaced, cluster, before[name])
-        assert after["last_error"].startswith(f"{cause}: "), after["last_error"]
+        assert after["last_cause"] == cause, after["last_error"]
     _wake_up(cluster, [pid for each in before.values() for pid in each["address"]["pids"]])
 
 
