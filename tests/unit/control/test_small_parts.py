@@ -6,10 +6,12 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +25,13 @@ from stream2llm.serving.launch import RouterStarted
 from stream2llm.serving.loss import Cause, Loss
 from stream2llm.serving.metrics_http import MetricsServer
 from stream2llm.serving.ports import is_port_free, pick_port
-from stream2llm.serving.processes import kill_owned, mark_environment, owned_processes, owner_mark
+from stream2llm.serving.processes import (
+    kill_owned,
+    mark_environment,
+    owned_processes,
+    owner_mark,
+    signal_owned,
+)
 from stream2llm.serving.root_cause import describe_failure
 from tests.fakes.controller import a_controller, controller_http
 
@@ -50,6 +58,18 @@ def test_only_processes_with_the_mark_are_killed_children_included() -> None:
     kill_owned(other)
     for process in (mine, theirs):
         process.communicate()
+
+
+def test_a_signal_meets_the_process_that_was_found_or_none() -> None:
+    mark = owner_mark(f"test{os.getpid()}", "w-1", 1)
+    process = _start(mark)
+    child = next(each for each in owned_processes(mark) if each.pid != process.pid)
+    stranger = replace(child, owner="another's")  # the number is another process's now
+    assert not signal_owned(stranger, signal.SIGKILL)
+    assert signal_owned(child, signal.SIGKILL)
+    kill_owned(mark)
+    process.communicate()
+    assert not signal_owned(child, signal.SIGCONT)
 
 
 def _start(mark: str) -> subprocess.Popen[bytes]:
