@@ -36,9 +36,8 @@ class Striker:
             await asyncio.gather(*self._stopped)
         finally:
             for task, part in self._stopped.items():
-                if not task.done():
-                    task.cancel()
-                    signal_owned(part.process, signal.SIGCONT)
+                task.cancel()
+                signal_owned(part.process, signal.SIGCONT)  # one that goes on does not notice
 
     async def _strike(self, fault: Fault) -> None:
         parts = await asyncio.to_thread(living_parts, self._cluster_id)
