@@ -101,6 +101,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "tenants-live": Experiment(
         "tenants_live", "a light client beside a heavy one, and two that want too much, live", 3
     ),
+    "faults": Experiment(
+        "faults.command", "an hour of random faults under load: sessions served, and delays", 65
+    ),
+    "recovery-cost": Experiment(
+        "recovery_cost", "TTFT and throughput with recovery and without, when nothing fails", 5
+    ),
     "planning": Experiment(
         "planning", "seconds to plan a step: the rank index against sorting all sessions", 3
     ),

@@ -210,6 +210,8 @@ class RouterMetrics:
             self._deadlines.labels(model, result)
         for phase in Phase:
             self._active.labels(model, phase)
+        for reason in ("WORKER_LOST", "KV_LOST"):  # an alert fires at the first one
+            self._errors.labels(model, reason)
         for cause in Cause:
             self._restarts.labels(model, cause)
             self._recovery.labels(model, cause)

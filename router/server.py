@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -36,6 +36,7 @@ from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.serving.health_servicer import HealthService
 from stream2llm.serving.metrics_http import MetricsServer
 from stream2llm.serving.processes import own_origin
+from stream2llm.serving.replica_status import RouterStatus
 from stream2llm.serving.router_spec import RouterSpec
 from stream2llm.serving.tracing import Tracing
 from stream2llm.serving.undecodable import RefuseUndecodable
@@ -137,14 +138,15 @@ class Router:
         self._parts.workers.set_view(view)
         self._show_health()
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> RouterStatus:
         """Returns the status for operators."""
-        return {
-            "router_id": self.spec.router_id,
-            "is_draining": self._parts.sessions.is_draining,
-            "sessions_by_phase": self._parts.sessions.by_phase(),
-            "tenants": [asdict(each) for each in self._parts.sessions.by_tenant()],
-        }
+        sessions = self._parts.sessions
+        return RouterStatus(
+            router_id=self.spec.router_id,
+            sessions_by_phase=sessions.by_phase(),
+            tenants=sessions.by_tenant(),
+            is_draining=sessions.is_draining,
+        )
 
     async def drain(self, timeout_s: float | None = None) -> None:
         """Stops admission and waits for the open sessions; then ends the rest (`DRAINING`).

@@ -6,18 +6,14 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from experiments.faults.parts import Kind, find_part
 from stream2llm.cluster.cluster import Cluster
-from tests.cluster_pool import START_TIMEOUT_S, workers
+from tests.cluster_pool import START_TIMEOUT_S
 
 
 def process_of(cluster: Cluster, role: str, which: str) -> int:
-    """The pid of one of a worker's processes: its actor, or EngineCore."""
-    (worker,) = workers(cluster, role)
-    if which == "actor":
-        return worker.pids[0]
-    titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in worker.pids[1:]}
-    (pid,) = [pid for pid, title in titles.items() if which.encode() in title]
-    return pid
+    """The pid of one process of a role's first worker: "actor", "EngineCore" or a rank, "Worker"."""
+    return find_part(cluster.cluster_id, f"{role}-0", Kind(which)).process.pid
 
 
 def side_channel_of(cluster: Cluster, role: str) -> tuple[str, int]:

@@ -20,7 +20,6 @@ from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig, parse_config
 from stream2llm.models.store import ensure_random_llama, fetch_default_model
 from stream2llm.security.principal import Scope
-from stream2llm.serving.worker_spec import WorkerAddress
 from tests.credentials import Keys
 from tests.polling import eventually
 from tests.tls_files import Authority
@@ -191,12 +190,6 @@ class ClusterPool:
             self._cluster.stop()
         self._opened.close()
         self._cluster, self._name, self.tls = None, "", None
-
-
-def workers(cluster: Cluster, role: str) -> list[WorkerAddress]:
-    """The addresses of one role's workers."""
-    replicas = [r for r in cluster.status()["replicas"] if r["role"] == role]
-    return [WorkerAddress(**r["address"]) for r in replicas if r["address"]]
 
 
 def worker_calls(cluster: Cluster, channel: Any) -> CallsWith:

@@ -13,6 +13,7 @@ from typing import Self
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.serving.launch import RouterStarted
+from stream2llm.serving.loss import Cause
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
 
 # The versions of one controller's views; a successor's are all higher, also than those that
@@ -57,14 +58,23 @@ def newest(names: Iterable[str], cluster_id: str) -> dict[str, ActorName]:
 
 
 @dataclass(frozen=True, slots=True)
+class LastEnd:
+    """Why the last incarnation of a replica ended, or could not start."""
+
+    reason: str = ""
+    # None after a drain.
+    cause: Cause | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SavedState:
     """What a controller saves for its successor."""
 
     fleet: sv.Fleet
     addresses: Mapping[str, WorkerAddress | RouterStarted] = field(default_factory=dict)
     policy: str = ""
-    # By replica: the last reason of a death or failure.
-    last_errors: Mapping[str, str] = field(default_factory=dict)
+    # By replica: its last end, kept while the successor runs.
+    last_ends: Mapping[str, LastEnd] = field(default_factory=dict)
     # Number of controllers that the cluster has had.
     num_controllers: int = 0
     # host:port that clients and Prometheus know.
@@ -113,8 +123,8 @@ def _found(old: sv.Replica, living: int | None, *, has_address: bool) -> sv.Repl
     if not (old.is_alive or old.phase in _STARTS):
         return old
     if not is_there:
-        reason = LOST_MEANWHILE if old.is_alive else old.reason
-        return replace(old, phase=sv.Phase.DEAD, reason=reason, missing_room="")
+        lost = replace(old, phase=sv.Phase.DEAD, cause=Cause.DIED, missing_room="")
+        return replace(lost, reason=LOST_MEANWHILE) if old.is_alive else lost
     # A start goes on; its outcome says the address.
     return old if old.is_alive and has_address else replace(old, phase=sv.Phase.STARTING)
 

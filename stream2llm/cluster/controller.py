@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from stream2llm import __version__
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.cluster import supervision
-from stream2llm.cluster.adoption import SavedState, restored, restored_view
+from stream2llm.cluster.adoption import LastEnd, SavedState, restored, restored_view
 from stream2llm.cluster.config import ControllerConfig
 from stream2llm.cluster.controller_http import ControllerHttp, ControllerMetrics
 from stream2llm.cluster.lease import Lease
@@ -81,7 +81,7 @@ class Controller:
         self._policy.on_chosen = self._store.changed
         self._metrics = ControllerMetrics(CollectorRegistry())
         self._lease: Lease | None = None
-        self._last_errors: dict[str, str] = {}  # by replica
+        self._last_ends: dict[str, LastEnd] = {}  # by replica
         self._num_controllers = 1
         self._starting: asyncio.Task[str] | None = None
         self._run: asyncio.Task[None] | None = None
@@ -116,7 +116,7 @@ class Controller:
             self._take_over(saved or SavedState({}), living)
         address = await self._listen(saved)
         garbage.settle()
-        self._supervisor.view = replace(self._supervisor.view, controller_address=address)
+        self._supervisor.set_controller_address(address)
         await self._store.save()  # the number of controllers, before any view is sent
         self._run = asyncio.create_task(self._supervisor.run())
         self._begin(self._store.run())
@@ -147,7 +147,7 @@ class Controller:
     def _take_over(self, saved: SavedState, living: Any) -> None:
         saved = saved.at(self._clock.monotonic_s(), self._clock.wall_s())
         self._num_controllers = saved.num_controllers + 1
-        self._last_errors = dict(saved.last_errors)
+        self._last_ends = dict(saved.last_ends)
         self._choice.name = saved.policy or self._choice.name
         fleet = restored(self._roles, saved, living)
         view = restored_view(fleet, saved.addresses, self._num_controllers)
@@ -289,7 +289,7 @@ class Controller:
         fleet = self._supervisor.fleet
         self._metrics.record(fleet)
         # Kept after the successor is ready, to explain the restarts.
-        self._last_errors |= {r.name: r.reason for r in fleet.values() if r.reason}
+        self._last_ends |= {r.name: LastEnd(r.reason, r.cause) for r in fleet.values() if r.reason}
         self._store.changed()
 
     def _state(self) -> SavedState:
@@ -297,7 +297,7 @@ class Controller:
             fleet=dict(self._supervisor.fleet),
             addresses=dict(self._supervisor.addresses),
             policy=self._choice.name,
-            last_errors=dict(self._last_errors),
+            last_ends=dict(self._last_ends),
             num_controllers=self._num_controllers,
             http_address=self._http.address,
             loop_s=self._clock.monotonic_s(),
@@ -322,7 +322,8 @@ class Controller:
 
     def _describe(self, replica: supervision.Replica) -> dict[str, Any]:
         address = self._supervisor.addresses.get(replica.name)
-        load_now = self._supervisor.statuses.get(replica.name)
+        status = self._supervisor.statuses.get(replica.name)
+        last_end = self._last_ends.get(replica.name, LastEnd())
         return {
             "name": replica.name,
             "role": replica.role,
@@ -331,9 +332,11 @@ class Controller:
             "restarts": max(0, replica.incarnation - 1),
             "start_failures": replica.start_failures,
             "reason": replica.missing_room or replica.reason,
-            "last_error": self._last_errors.get(replica.name, ""),
+            "cause": replica.cause,
+            "last_error": last_end.reason,
+            "last_cause": last_end.cause,
             "address": None if address is None else asdict(address),
-            "status": asdict(load_now) if is_dataclass(load_now) else load_now,  # type: ignore[arg-type]
+            "status": None if status is None else asdict(status),
         }
 
 

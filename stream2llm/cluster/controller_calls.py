@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 # How long a controller may be away: Ray starts it again within seconds, on a busy machine or
 # after the loss of a node within a minute.
 AWAY_LIMIT_S = 180.0
+# For calls that the controller answers at once, on a busy machine.
+ANSWER_TIMEOUT_S = 120.0
 # Between two looks at whether it is back, and at whether Ray itself still runs.
 LOOK_INTERVAL_S = 1.0
 

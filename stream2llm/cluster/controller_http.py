@@ -16,12 +16,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from stream2llm import __version__
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.cluster.prefill_policy import PolicyState
-from stream2llm.cluster.supervision import Fleet, Phase
+from stream2llm.cluster.supervision import Fleet, Phase, Replica
 from stream2llm.security import http_access
 from stream2llm.security.guard import Guard
 from stream2llm.security.principal import Scope
 from stream2llm.serving.head_deadline import HEAD_LIMIT_S, HeadDeadline
-from stream2llm.serving.loss import Cause, cause_of
+from stream2llm.serving.loss import Cause
 
 # A policy request needs about fifty bytes.
 MAX_BODY_BYTES = 64 * 1024
@@ -114,10 +114,15 @@ class ControllerMetrics:
             before = self._seen.get(replica.name, 1)
             self._restarts.labels(*labels).inc(max(0, replica.incarnation - before))
             self._seen[replica.name] = max(before, replica.incarnation)
-            if replica.phase is Phase.DEAD and self._lost.get(replica.name) != replica.incarnation:
-                self._lost[replica.name] = replica.incarnation
-                cause = Cause.START_FAILED if replica.start_failures else cause_of(replica.reason)
-                self._losses.labels(*labels, cause).inc()
+            self._count_loss(replica)
+
+    def _count_loss(self, replica: Replica) -> None:
+        """Counts the loss of an incarnation once; a drain is none."""
+        if replica.phase is not Phase.DEAD or replica.cause is None:
+            return
+        if self._lost.get(replica.name) != replica.incarnation:
+            self._lost[replica.name] = replica.incarnation
+            self._losses.labels(replica.name, replica.role, replica.cause).inc()
 
 
 def service_discovery(

@@ -23,9 +23,11 @@ from stream2llm.cluster.ray_sweep import sweep
 from stream2llm.cluster.room import Demand, what_is_missing
 from stream2llm.serving.actor_shell import load
 from stream2llm.serving.launch import Launch, StartOutcome
+from stream2llm.serving.loss import Cause, Loss
 from stream2llm.serving.processes import mark_environment, owner_mark
+from stream2llm.serving.replica_status import ReplicaStatus
 from stream2llm.serving.sigterm import SETUP_HOOK
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec
+from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +146,8 @@ class RayHosts:
         await self._ask(name, "set_policy", policy)
 
     async def policy_of(self, name: str) -> FollowedPolicy:
-        status = await self._ask(name, "status")
+        status = await self.status(name)
+        assert isinstance(status, WorkerStatus)
         return FollowedPolicy(status.policy, status.policy_failure)
 
     async def _ask(self, name: str, method: str, *arguments: Any) -> Any:
@@ -170,12 +173,12 @@ class RayHosts:
         )
         return actor.remote(launch)
 
-    async def wait_dead(self, name: str) -> str:
+    async def wait_dead(self, name: str) -> Loss:
         try:
-            reason: str = await self._handles[name].wait_dead.remote()
+            loss: Loss = await self._handles[name].wait_dead.remote()
         except ray.exceptions.RayError as error:
-            return reason_of(error)
-        return reason
+            return Loss(Cause.DIED, reason_of(error))
+        return loss
 
     async def connect(self, decode: str, prefill: WorkerAddress) -> None:
         await self._handles[decode].connect_peers.remote((prefill,))
@@ -184,8 +187,9 @@ class RayHosts:
         fault: str = await self._handles[name].examine.remote()
         return fault
 
-    async def status(self, name: str) -> Any:
-        return await self._ask(name, "status")
+    async def status(self, name: str) -> ReplicaStatus:
+        status: ReplicaStatus = await self._ask(name, "status")
+        return status
 
     async def push_view(self, router: str, view: ClusterView) -> None:
         await self._handles[router].set_view.remote(view)

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from stream2llm.serving.clock import Clock
-from stream2llm.serving.loss import Cause, lost_by
+from stream2llm.serving.loss import Cause, Loss
 from stream2llm.serving.silence import LOOK_EVERY_S, Silence, is_answered
 
 # Between an answer and the next question.
@@ -53,12 +53,12 @@ class SignOfLife:
         """Seconds that it may wait."""
         return max(self._silence.limit_s, self._step_limit_s())
 
-    async def until_hung(self) -> str:
-        """Returns the reason once the engine hangs; raises what `ask` raises."""
+    async def until_hung(self) -> Loss:
+        """Returns why once the engine hangs; raises what `ask` raises."""
         while await self._is_alive():
             self._silence = self._new_silence()
             await asyncio.sleep(self._pause_s)
-        return lost_by(
+        return Loss(
             Cause.HUNG,
             f"the engine has ended no step for {self.silent_s:.1f} s; by the steps before, and"
             f" hung_after_s ({self._least_limit_s:g} s), it may take {self._silence.limit_s:.1f} s",

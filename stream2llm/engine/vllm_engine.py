@@ -39,6 +39,7 @@ from stream2llm.engine.step_limit import LIMIT_VARIABLE, StepLimit
 from stream2llm.engine.tracing_environment import tracing_environment
 from stream2llm.serving import logs
 from stream2llm.serving.clock import Clock, SystemClock
+from stream2llm.serving.loss import Cause, Loss
 from stream2llm.serving.worker_spec import WorkerSpec
 
 _log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class Engine:
         self.pids = (os.getpid(), *(process.pid for process in self._processes))
         self.sign_of_life = SignOfLife(llm.is_paused, step_limit.read, hung_after_s, clock)
         # Why it hung, once it has.
-        self._hung: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._hung: asyncio.Future[Loss] = asyncio.get_running_loop().create_future()
 
     @classmethod
     async def start(
@@ -161,13 +162,15 @@ class Engine:
         """Whether the engine has died, or hung and was killed."""
         return bool(self._llm.errored) or self._hung.done()
 
-    async def wait_dead(self) -> str:
-        """Returns a reason once one of the engine's processes has died, or the engine has hung."""
+    async def wait_dead(self) -> Loss:
+        """Returns why once one of the engine's processes has died, or the engine has hung."""
         handler = self._llm.output_handler
         assert handler is not None
         # The output handler ends when EngineCore, or a worker of it, is gone.
         await asyncio.wait({handler, self._hung}, return_when=asyncio.FIRST_COMPLETED)
-        return self._hung.result() if self._hung.done() else str(self._llm.dead_error)
+        if self._hung.done():
+            return self._hung.result()
+        return Loss(Cause.DIED, str(self._llm.dead_error))
 
     async def kill_when_hung(self) -> None:
         """Kills the engine's processes once it hangs; returns at once when it has died.
@@ -180,7 +183,7 @@ class Engine:
         except EngineDeadError:
             return
         if not self.is_dead:
-            _log.error("engine_hung reason=%s pids=%s", why, self.pids[1:])
+            _log.error("engine_hung reason=%s pids=%s", why.reason, self.pids[1:])
             self._hung.set_result(why)
             # At once: a process that is stuck in a driver may not end.
             self._llm.output_processor.propagate_error(EngineDeadError())

@@ -33,6 +33,7 @@ from stream2llm.security.tls_metrics import TlsMetrics
 from stream2llm.serving.access import Guards
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.health_servicer import HealthService
+from stream2llm.serving.loss import Loss
 from stream2llm.serving.metrics_http import MetricsServer
 from stream2llm.serving.processes import own_origin
 from stream2llm.serving.tracing import Tracing
@@ -213,8 +214,8 @@ class EngineWorker(ABC):
         port = self.spec.side_channel_port
         return await asyncio.to_thread(side_channel.ask, host, port, _SIDE_CHANNEL_LIMIT_S)
 
-    async def wait_dead(self) -> str:
-        """Returns the reason once the engine has died."""
+    async def wait_dead(self) -> Loss:
+        """Returns why once the engine has died."""
         return await self.engine.wait_dead()
 
     async def status(self) -> WorkerStatus:

@@ -23,8 +23,10 @@ from typing import Any
 from stream2llm.api.loopback import is_loopback
 from stream2llm.serving import garbage, logs
 from stream2llm.serving.launch import Launch, RouterStarted, StartOutcome, cores_of
+from stream2llm.serving.loss import Loss
 from stream2llm.serving.ports import pick_port
 from stream2llm.serving.processes import OWNER_VARIABLE
+from stream2llm.serving.replica_status import RouterStatus
 from stream2llm.serving.root_cause import LogTail, describe_failure
 from stream2llm.serving.sigterm import Sigterm
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
@@ -147,10 +149,10 @@ class WorkerShell(_Shell):
         fault: str = await self._hosted.examine()
         return fault
 
-    async def wait_dead(self) -> str:
-        """Returns a reason when the engine has died."""
-        reason: str = await self._hosted.wait_dead()
-        return reason
+    async def wait_dead(self) -> Loss:
+        """Returns why when the engine has died."""
+        loss: Loss = await self._hosted.wait_dead()
+        return loss
 
     async def status(self) -> WorkerStatus:
         """Returns load and memory."""
@@ -187,14 +189,14 @@ class RouterShell(_Shell):
             self._view_version = view.version
             self._hosted.set_view(view)
 
-    async def wait_dead(self) -> str:
+    async def wait_dead(self) -> Loss:
         """Never returns: a router dies with its process."""
         await asyncio.Event().wait()
-        return "unreachable"
+        raise AssertionError("unreachable")
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> RouterStatus:
         """Returns the number of sessions by phase, and what tenants use."""
-        status: dict[str, Any] = await self._hosted.status()
+        status: RouterStatus = await self._hosted.status()
         return status
 
     async def drain(self, timeout_s: float) -> None:

@@ -1,11 +1,8 @@
-"""Why a router or worker was lost, in one line of text that begins with the cause.
-
-Text, because it travels from an engine's watcher through an actor to the controller, and
-into its log, its status and its events as it is.
-"""
+"""Why a router or worker was lost: a value that goes from who notices it to the controller."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -22,15 +19,10 @@ class Cause(StrEnum):
     START_FAILED = "start_failed"
 
 
-def lost_by(cause: Cause, text: str) -> str:
-    """Returns the line."""
-    return f"{cause}: {text}"
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One loss."""
 
-
-def cause_of(line: str) -> Cause:
-    """Returns the cause in a line; DIED for a line that names none."""
-    named = line.partition(":")[0]
-    return Cause(named) if named in _NAMES else Cause.DIED
-
-
-_NAMES = frozenset(Cause)
+    cause: Cause
+    # One line for operators.
+    reason: str

@@ -86,6 +86,20 @@ def kill_owned(
     return tuple(killed.values())
 
 
+def signal_owned(process: OwnedProcess, which: signal.Signals) -> bool:
+    """Sends a signal; returns False where the process has ended, and its number may be another's."""
+    fd = _open(process)
+    if fd is None:
+        return False
+    try:
+        signal.pidfd_send_signal(fd, which)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
 def _wait_for_end(
     targets: tuple[OwnedProcess, ...], deadline_s: float, first: signal.Signals | None = None
 ) -> None:

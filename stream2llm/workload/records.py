@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class SessionRecord:
     recomputed_tokens: int | None = None
     # Why there is no whole answer; empty: there is.
     error: str = ""
+    # How often it went on at another worker.
+    restarts: int = 0
     # The first token was due so long after the seal; None: no deadline.
     ttft_slo_s: float | None = None
 
@@ -50,6 +53,14 @@ class SessionRecord:
         if self.error or self.sealed_s is None or not self.token_times_s:
             return None
         return self.token_times_s[0] - self.sealed_s
+
+    @property
+    def longest_wait_s(self) -> float | None:
+        """The longest that it waited for a token, from the seal on; None without an answer."""
+        if self.error or self.sealed_s is None or not self.token_times_s:
+            return None
+        times = (self.sealed_s, *self.token_times_s)
+        return max(after - before for before, after in pairwise(times))
 
     @property
     def is_in_time(self) -> bool | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from stream2llm.security.certificates import open_certificates
 from stream2llm.security.tls import http_server_context
 from stream2llm.serving.access import Guards
 from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.loss import Cause, Loss
 from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.replica_status import RouterStatus
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
 
 
@@ -37,7 +39,7 @@ class FakeWorker:
         self._spec = spec
         self._child: asyncio.subprocess.Process
         # One, whoever waits for it: a controller that takes over waits beside its predecessor.
-        self._dead: asyncio.Task[str]
+        self._dead: asyncio.Task[Loss]
         self._metrics: MetricsServer
         self._policy: str = spec.options.prefill.policy
         self._is_draining = False
@@ -83,17 +85,17 @@ class FakeWorker:
     async def examine(self) -> str:
         return str(self._spec.engine_args.get("sick", ""))
 
-    async def wait_dead(self) -> str:
+    async def wait_dead(self) -> Loss:
         return await asyncio.shield(self._dead)
 
-    async def _until_dead(self) -> str:
+    async def _until_dead(self) -> Loss:
         ended = asyncio.create_task(self._child.wait())
         hung = asyncio.create_task(self._sign_of_life.until_hung())
         done, left = await asyncio.wait({ended, hung}, return_when=asyncio.FIRST_COMPLETED)
         for each in left:
             each.cancel()
         if ended in done or isinstance(hung.exception(), EOFError):
-            return f"engine process ended with {await self._child.wait()}"
+            return Loss(Cause.DIED, f"engine process ended with {await self._child.wait()}")
         self._child.kill()
         return hung.result()
 
@@ -142,6 +144,14 @@ class FakeRouterAddress:
     metrics_address: str
 
 
+@dataclass(frozen=True, slots=True)
+class FakeRouterStatus(RouterStatus):
+    """With the names of the workers in each view, and where the controller is."""
+
+    views: list[list[str]] = field(default_factory=list)
+    controller: str = ""
+
+
 class FakeRouter:
     """A router that only remembers the views it was given."""
 
@@ -155,11 +165,11 @@ class FakeRouter:
     def set_view(self, view: ClusterView) -> None:
         self._views.append(view)
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> FakeRouterStatus:
         views = [[w.worker_id for w in v.workers] for v in self._views]
         # The first health check may come before the first view.
         controller = self._views[-1].controller_address if self._views else ""
-        return {"views": views, "controller": controller}
+        return FakeRouterStatus(self._spec.router_id, {}, views=views, controller=controller)
 
     async def drain(self, timeout_s: float | None = None) -> None:
         return None

@@ -85,13 +85,19 @@ def totals(metric: str, by: str, where: str = "") -> tuple[Query, ...]:
     return (Query(total(metric, by, where), f"{{{{{by}}}}}"),)
 
 
-def percentiles(histogram: str, by: str = "", where: str = "") -> tuple[Query, ...]:
-    """P50, P95 and P99 of a histogram's observations within the window."""
+def percentiles(
+    histogram: str, by: str = "", where: str = "", *, or_zero: bool = False
+) -> tuple[Query, ...]:
+    """P50, P95 and P99 of a histogram's observations within the window.
+
+    `or_zero`: 0 while there are none.
+    """
     labels = f"le, {by}" if by else "le"
     buckets = rate(f"{histogram}_bucket", labels, where)
     suffix = "".join(f" {{{{{label.strip()}}}}}" for label in by.split(",") if label)
+    zero = " >= 0 or vector(0)" if or_zero else ""  # without observations a quantile is NaN
     return tuple(
-        Query(f"histogram_quantile({quantile / 100:g}, {buckets})", f"P{quantile}{suffix}")
+        Query(f"histogram_quantile({quantile / 100:g}, {buckets}){zero}", f"P{quantile}{suffix}")
         for quantile in (50, 95, 99)
     )
 

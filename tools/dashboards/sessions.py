@@ -1,4 +1,4 @@
-"""Sessions as a router sees them: phases, latencies, and how much of prefill overlaps retrieval."""
+"""Sessions as a router sees them: phases, latencies, overlap with retrieval, and recovery."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tools.dashboards.model import (
     Row,
     mean,
     percentiles,
+    rate,
     rates,
     totals,
 )
@@ -77,9 +78,44 @@ _OVERLAP = Row(
         ),
     ),
 )
+_RECOVERY = Row(
+    "Recovery",
+    (
+        Panel(
+            "Restarts",
+            "Sessions a second that were placed at another worker, by what they had lost.",
+            "cps",
+            rates("stream2llm_session_restarts_total", "cause", MODEL),
+        ),
+        Panel(
+            "Time to recover",
+            "P50, P95 and P99 of seconds from the loss of a worker to the next token.",
+            "s",
+            percentiles("stream2llm_recovery_seconds", where=MODEL, or_zero=True),
+        ),
+        Panel(
+            "Tokens computed again",
+            "Tokens a second that prefill computed again because the worker that had them was lost.",
+            "cps",
+            (
+                Query(
+                    rate("stream2llm_recovery_recomputed_tokens_total", where=MODEL)
+                    + " or vector(0)",
+                    "recomputed",
+                ),
+            ),
+        ),
+        Panel(
+            "Sessions that were not recovered",
+            "Sessions a second that failed for a lost worker or lost KV, by reason.",
+            "cps",
+            rates("stream2llm_errors_total", "reason", f'{MODEL}, reason=~"WORKER_LOST|KV_LOST"'),
+        ),
+    ),
+)
 SESSIONS = Dashboard(
     "stream2llm-sessions",
     "Stream2LLM / Sessions and TTFT",
-    "What sessions wait for, how long, and what streaming their context in saves.",
-    (_PHASES, _LATENCY, _OVERLAP),
+    "What sessions wait for, how long, what streaming their context in saves, and what losses cost.",
+    (_PHASES, _LATENCY, _OVERLAP, _RECOVERY),
 )

@@ -31,6 +31,12 @@ _REPLICAS = Row(
             ),
         ),
         Panel(
+            "Lost",
+            "Workers and routers that were lost within the hour, by cause; drained ones do not count.",
+            "none",
+            (Query("sum by (cause) (increase(stream2llm_worker_losses_total[1h]))", "{{cause}}"),),
+        ),
+        Panel(
             "Sessions",
             "Sessions that each worker holds.",
             "none",
@@ -72,6 +78,6 @@ _ENGINES = Row(
 WORKERS = Dashboard(
     "stream2llm-workers",
     "Stream2LLM / Workers",
-    "Replicas: whether they serve, how often they were replaced, and what each one holds.",
+    "Replicas: whether they serve, how often they were lost and replaced, and what each one holds.",
     (_REPLICAS, _ENGINES),
 )

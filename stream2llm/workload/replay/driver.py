@@ -69,6 +69,10 @@ class Driver:
         """Records of every session that was begun, in the order of the plan."""
         return tuple(session.record() for session in self._begun)
 
+    def answers(self) -> dict[str, list[int]]:
+        """Token ids of every whole answer, by the trace's id of the session."""
+        return {each.session_id: each.token_ids for each in self._begun if each.answered}
+
     def snapshot(self) -> Snapshot:
         """How far it is now."""
         return Snapshot(

@@ -97,10 +97,17 @@ class SessionReplay:
         self._ended_s = planned.due_s
         self._lateness = Lateness()
         self._token_times_s: list[float] = []
+        # Of the answer so far.
+        self.token_ids: list[int] = []
         self._progress = Progress()
         self._finished: Finished | None = None
         self._error = ""
         self._ttft_slo_s: float | None = None
+
+    @property
+    def session_id(self) -> str:
+        """The trace's."""
+        return self._planned.session_id
 
     @property
     def answered(self) -> bool:
@@ -141,6 +148,7 @@ class SessionReplay:
             computed_tokens=spent.computed_tokens,
             reused_tokens=spent.reused_tokens,
             invalidated_tokens=spent.invalidated_tokens,
+            restarts=(self._finished or progress).restarts,
             error="" if self.answered else self._error,
             ttft_slo_s=self._ttft_slo_s,
             generator_lateness_s=self._lateness.own_s,
@@ -184,6 +192,7 @@ class SessionReplay:
         """Every message, when it is read and before anything else happens to it."""
         if isinstance(event, TokenDelta):
             self._token_times_s += [self._now_s()] * len(event.token_ids)
+            self.token_ids += event.token_ids
         elif isinstance(event, Progress):
             self._progress = event
         elif isinstance(event, Finished):

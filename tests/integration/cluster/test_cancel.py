@@ -16,11 +16,12 @@ from pathlib import Path
 import grpc
 import pytest
 
+from experiments.lab_cluster import workers
 from stream2llm.api.codec import encode
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.client import AsyncClient, Progress, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
-from tests.cluster_pool import num_blocks_held, until_blocks_are_free, worker_calls, workers
+from tests.cluster_pool import num_blocks_held, until_blocks_are_free, worker_calls
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, play, until_prefilled

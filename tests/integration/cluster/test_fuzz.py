@@ -18,6 +18,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 
+from experiments.lab_cluster import workers
 from stream2llm.api.call_metadata import CallsWith
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2 as worker
@@ -26,7 +27,7 @@ from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
 from tests import fuzz_rpcs as rpcs
 from tests.cluster_kill import incarnation_of
-from tests.cluster_pool import worker_calls, workers
+from tests.cluster_pool import worker_calls
 from tests.reference_engine import ReferenceEngine
 from tests.rpc_fuzz import mutants
 from tests.streams import Stream, play

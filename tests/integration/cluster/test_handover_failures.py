@@ -17,11 +17,12 @@ from typing import Any
 import psutil
 import pytest
 
+from experiments.lab_cluster import workers
 from stream2llm.api.errors import UnavailableError
 from stream2llm.client import AsyncClient, AsyncSession, Event, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
 from tests.cluster_kill import incarnation_of, process_of, until_replaced
-from tests.cluster_pool import num_blocks_held, until_blocks_are_free, workers
+from tests.cluster_pool import num_blocks_held, until_blocks_are_free
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape

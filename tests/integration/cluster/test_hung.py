@@ -11,9 +11,9 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-import psutil
 import pytest
 
+from experiments.faults.parts import Kind, find_part
 from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.serving.processes import owned_processes
@@ -61,13 +61,14 @@ async def _stand_still(
             pass
         await until_prefilled(streaming, 1)
         for name, which in stopped.items():
-            os.kill(_pid_of(before[name], which), signal.SIGSTOP)
+            part = find_part(cluster.cluster_id, name, Kind(which))
+            os.kill(part.process.pid, signal.SIGSTOP)
         async with asyncio.timeout(2 * START_TIMEOUT_S):
             # They go on at other workers, or at the successors.
             await asyncio.gather(_read(answer), _read(_sealed(streaming)))
     for name, cause in causes.items():
         after = await asyncio.to_thread(_until_replaced, cluster, before[name])
-        assert after["last_error"].startswith(f"{cause}: "), after["last_error"]
+        assert after["last_cause"] == cause, after["last_error"]
     _wake_up(cluster, [pid for each in before.values() for pid in each["address"]["pids"]])
 
 
@@ -92,14 +93,6 @@ def _wake_up(cluster: Cluster, pids: list[int]) -> None:
 def _replica(cluster: Cluster, name: str) -> dict[str, Any]:
     found: dict[str, Any] = next(r for r in cluster.status()["replicas"] if r["name"] == name)
     return found
-
-
-def _pid_of(replica: dict[str, Any], which: str) -> int:
-    actor, *engine = replica["address"]["pids"]
-    if which == "actor":
-        return int(actor)
-    (pid,) = [pid for pid in engine if which in "".join(psutil.Process(pid).cmdline())]
-    return int(pid)
 
 
 def _until_replaced(cluster: Cluster, before: dict[str, Any]) -> dict[str, Any]:

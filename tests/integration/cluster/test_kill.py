@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.lab_cluster import workers
 from stream2llm.client import (
     AsyncClient,
     SamplingParameters,
@@ -22,7 +23,6 @@ from stream2llm.client import (
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.engine import side_channel
 from tests.cluster_kill import incarnation_of, process_of, side_channel_of, until_replaced
-from tests.cluster_pool import workers
 from tests.reference_engine import ReferenceEngine
 from tests.side_channel_garbage import throw_garbage
 from tests.streams import GREEDY, Stream, collect, play, until_prefilled

@@ -14,12 +14,12 @@ import grpc
 import pytest
 import ray
 
+from experiments.lab_cluster import workers
 from stream2llm.api.grpc_options import channel_options
 from stream2llm.api.loopback import is_loopback
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.serving.own_http import open_url
 from stream2llm.serving.processes import owned_processes
-from tests.cluster_pool import workers
 from tests.listening import Listener, listeners
 from tests.polling import eventually
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from experiments.lab_cluster import workers
 from router.server import Router
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.serving.router_spec import RouterSpec
 from stream2llm.serving.worker_spec import ClusterView
-from tests.cluster_pool import MAX_MODEL_LEN, model_path, workers
+from tests.cluster_pool import MAX_MODEL_LEN, model_path
 from tests.dying_workers import DyingDecode, DyingPrefill, dying
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, play

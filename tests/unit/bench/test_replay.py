@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from stream2llm.api.credentials import ClientSecurity, credentials_of
 from stream2llm.api.errors import NotPermittedError
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.client import AsyncClient
 from stream2llm.security.principal import Scope
 from stream2llm.serving.access import Guards
 from stream2llm.serving.clock import SystemClock
@@ -25,7 +26,7 @@ from stream2llm.serving.metrics_http import MetricsServer
 from stream2llm.serving.security_options import AuthOptions
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.replay.display import View
-from stream2llm.workload.replay.driver import Snapshot
+from stream2llm.workload.replay.driver import Driver, Snapshot
 from stream2llm.workload.replay.plan import PlannedSession, Planner
 from stream2llm.workload.replay.run import Target, replay
 from stream2llm.workload.replay.scrape import Scraper, expanded
@@ -35,7 +36,15 @@ from stream2llm.workload.report.lateness import LOOP_LAG_P99
 from stream2llm.workload.traces.format import Event
 from stream2llm.workload.traces.text import TextMaker
 from tests.credentials import Keys
-from tests.fake_router import Conversation, FakeRouter, Script, error_info, forever, polite
+from tests.fake_router import (
+    Conversation,
+    FakeRouter,
+    Script,
+    error_info,
+    finished,
+    forever,
+    polite,
+)
 from tests.runs import PREFILL_PAGE as PAGE
 from tests.traces import a_session
 
@@ -183,6 +192,29 @@ async def test_a_bug_costs_one_session() -> None:
 
     run = await replayed(nonsense, a_plan(0.0))
     assert [record.error for record in run.sessions] == ["INTERNAL"]
+
+
+async def test_restarts_and_answers_are_kept() -> None:
+    async def restarted(conversation: Conversation) -> None:
+        await conversation.accept()
+        while (request := await conversation.next()) is not None:
+            if request.WhichOneof("event") == "seal":
+                await conversation.progress(restarts=1)
+                await conversation.answer_begins("one")
+                if conversation is router.conversations[1]:
+                    await conversation.fail(grpc.StatusCode.UNAVAILABLE, "gone")
+                last = finished(1)
+                last.restarts = 2
+                await conversation.send(finished=last)
+                return
+
+    asking = Asking(SamplingParameters(max_tokens=3), timeout_s=60.0)
+    async with FakeRouter(restarted) as router, AsyncClient(router.address) as client:
+        driver = Driver(a_plan(0.0, 0.0), [client], asking, SystemClock())
+        await driver.run(asyncio.Event())
+    records = {record.error: record.restarts for record in driver.records()}
+    assert records == {"": 2, "UNAVAILABLE": 1}
+    assert list(driver.answers().values()) == [[0]]
 
 
 class Kept:

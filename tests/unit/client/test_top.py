@@ -53,7 +53,9 @@ class Processes:
         self.fetches = FetchMetrics(self.registries["decode-0"])
         self.prefill.record(a_report())  # as each worker does when it starts
         for role, name in (("prefill", "prefill-0"), ("decode", "decode-0")):
-            status = WorkerStatus(3, 1000, 250, 16, ())
+            status = WorkerStatus(
+                num_sessions=3, num_kv_blocks=1000, num_kv_blocks_held=250, block_size=16, pids=()
+            )
             self.registries[name].register(WorkerGauges(role, lambda each=status: each))  # type: ignore[misc, arg-type]
 
     def scrape(self, at_s: float, **changes: Any) -> Scrape:

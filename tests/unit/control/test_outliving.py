@@ -14,10 +14,11 @@ import pytest
 
 from stream2llm.cluster import ray_sessions
 from stream2llm.cluster import supervision as sv
-from stream2llm.cluster.adoption import SavedState
+from stream2llm.cluster.adoption import LastEnd, SavedState
 from stream2llm.cluster.lease import Lease, LeaseKeeper
 from stream2llm.cluster.state_store import StateStore, state_key
 from stream2llm.serving.clock import ManualClock, SystemClock
+from stream2llm.serving.loss import Cause
 
 pytestmark = pytest.mark.unit
 
@@ -45,7 +46,8 @@ class FakeKeyValues:
 
 
 def a_state(incarnation: int = 3) -> SavedState:
-    return SavedState({"decode-0": sv.Replica("decode-0", "decode", incarnation=incarnation)})
+    replica = sv.Replica("decode-0", "decode", incarnation=incarnation, cause=Cause.HUNG)
+    return SavedState({"decode-0": replica}, last_ends={"decode-0": LastEnd("gone", Cause.DIED)})
 
 
 async def test_a_state_is_found_again_and_forgotten_at_the_end() -> None:

@@ -6,10 +6,12 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,13 +22,22 @@ from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.controller_http import ControllerMetrics
 from stream2llm.serving import logs
 from stream2llm.serving.launch import RouterStarted
+from stream2llm.serving.loss import Cause, Loss
 from stream2llm.serving.metrics_http import MetricsServer
 from stream2llm.serving.ports import is_port_free, pick_port
-from stream2llm.serving.processes import kill_owned, mark_environment, owned_processes, owner_mark
+from stream2llm.serving.processes import (
+    kill_owned,
+    mark_environment,
+    owned_processes,
+    owner_mark,
+    signal_owned,
+)
 from stream2llm.serving.root_cause import describe_failure
 from tests.fakes.controller import a_controller, controller_http
 
 pytestmark = pytest.mark.unit
+
+LOSSES = "stream2llm_worker_losses_total"
 
 # Says that it runs, then waits for ever; so does its child.
 _PARENT = """
@@ -47,6 +58,18 @@ def test_only_processes_with_the_mark_are_killed_children_included() -> None:
     kill_owned(other)
     for process in (mine, theirs):
         process.communicate()
+
+
+def test_a_signal_meets_the_process_that_was_found_or_none() -> None:
+    mark = owner_mark(f"test{os.getpid()}", "w-1", 1)
+    process = _start(mark)
+    child = next(each for each in owned_processes(mark) if each.pid != process.pid)
+    stranger = replace(child, owner="another's")  # the number is another process's now
+    assert not signal_owned(stranger, signal.SIGKILL)
+    assert signal_owned(child, signal.SIGKILL)
+    kill_owned(mark)
+    process.communicate()
+    assert not signal_owned(child, signal.SIGCONT)
 
 
 def _start(mark: str) -> subprocess.Popen[bytes]:
@@ -138,21 +161,24 @@ async def test_prometheus_finds_every_process_and_the_controller() -> None:
     assert 'stream2llm_worker_up{role="router",worker="router-0"} 0.0' in exposed
 
 
-def test_each_loss_is_counted_once_by_its_cause() -> None:
+def lost(fleet: sv.Fleet, cause: Cause) -> sv.Fleet:
+    return sv.died(fleet, "decode-0", Loss(cause, "gone"))
+
+
+def test_each_loss_is_counted_once_by_its_cause_and_a_drain_is_none() -> None:
     metrics = ControllerMetrics(CollectorRegistry())
     fleet = sv.new_fleet({"decode-0": "decode"})
-    causes = {"hung: the engine": "hung", "unresponsive: gave": "unresponsive", "gone": "died"}
-    for reason in causes:
+    fleet = sv.failed(sv.begun(fleet, sv.Create("decode-0")), "decode-0", "no memory")
+    metrics.record(fleet)
+    for end in (Cause.DIED, Cause.HUNG, Cause.UNRESPONSIVE, None):
+        # A failed start before it does not make it a failed start.
         fleet = sv.started(sv.begun(fleet, sv.Create("decode-0")), "decode-0")
-        fleet = sv.died(fleet, "decode-0", reason)
+        fleet = sv.drained(fleet, "decode-0") if end is None else lost(fleet, end)
         metrics.record(fleet)
         metrics.record(fleet)  # as after any other change
-    fleet = sv.failed(sv.begun(fleet, sv.Create("decode-0")), "decode-0", "hung: or whatever")
-    metrics.record(fleet)
-    for cause in (*causes.values(), "start_failed"):
+    for cause in Cause:
         labels = {"worker": "decode-0", "role": "decode", "cause": cause}
-        value = metrics.registry.get_sample_value("stream2llm_worker_losses_total", labels)
-        assert value == 1.0
+        assert metrics.registry.get_sample_value(LOSSES, labels) == 1.0
 
 
 async def test_a_taken_http_port_is_named() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from stream2llm.cluster import supervision as sv
-from stream2llm.cluster.supervision import Clean, Connect, Create, Fleet, Phase
+from stream2llm.cluster.supervision import Clean, Connect, Create, Fleet, Phase, events
+from stream2llm.serving.loss import Cause, Loss
 
 pytestmark = pytest.mark.unit
 
+KILLED = Loss(Cause.DIED, "killed")
 PAIR: dict[str, sv.Role] = {"prefill-0": "prefill", "decode-0": "decode"}
 PAIRS: dict[str, sv.Role] = {**PAIR, "prefill-1": "prefill", "decode-1": "decode"}
 
@@ -48,7 +50,7 @@ def test_a_decode_worker_is_not_in_the_view_before_it_has_shaken_hands() -> None
 
 
 def test_a_new_prefill_worker_waits_for_every_ready_decode_worker() -> None:
-    fleet = sv.died(a_ready_fleet(PAIRS), "prefill-0", "killed")
+    fleet = sv.died(a_ready_fleet(PAIRS), "prefill-0", KILLED)
     fleet = begun_all(sv.cleaned(begun_all(fleet), "prefill-0", 0.0, 3))
     fleet = sv.started(fleet, "prefill-0")
     assert sv.plan(fleet, 0.0) == (
@@ -61,7 +63,7 @@ def test_a_new_prefill_worker_waits_for_every_ready_decode_worker() -> None:
 
 
 def test_a_dead_worker_leaves_the_view_and_is_cleaned_and_created_without_delay() -> None:
-    fleet = sv.died(a_ready_fleet(PAIR), "decode-0", "killed")
+    fleet = sv.died(a_ready_fleet(PAIR), "decode-0", KILLED)
     assert sv.view_members(fleet) == ("prefill-0",)
     assert sv.plan(fleet, 0.0) == (Clean("decode-0"),)
     fleet = sv.cleaned(begun_all(fleet), "decode-0", now_s=7.0, max_start_failures=3)
@@ -69,7 +71,7 @@ def test_a_dead_worker_leaves_the_view_and_is_cleaned_and_created_without_delay(
 
 
 def test_peers_forget_a_dead_worker() -> None:
-    fleet = sv.died(a_ready_fleet(PAIR), "prefill-0", "killed")
+    fleet = sv.died(a_ready_fleet(PAIR), "prefill-0", KILLED)
     assert fleet["decode-0"].connected == frozenset()
     assert sv.view_members(fleet) == ("decode-0",)
 
@@ -99,7 +101,7 @@ def test_a_permanent_failure_of_the_first_start_is_final() -> None:
 
 
 def test_what_once_ran_is_tried_again_after_a_permanent_failure() -> None:
-    fleet = begun_all(sv.died(a_ready_fleet(PAIR), "prefill-0", "killed"))
+    fleet = begun_all(sv.died(a_ready_fleet(PAIR), "prefill-0", KILLED))
     fleet = begun_all(sv.cleaned(fleet, "prefill-0", 0.0, 3))
     fleet = begun_all(sv.failed(fleet, "prefill-0", "no memory", permanent=True))
     assert sv.cleaned(fleet, "prefill-0", 0.0, 3)["prefill-0"].phase is Phase.MISSING
@@ -110,7 +112,7 @@ def test_what_starts_after_a_permanent_failure_is_no_longer_one_that_cannot() ->
     fleet = sv.failed(fleet, "prefill-0", "no such module", permanent=True)
     fleet = sv.cleaned(begun_all(fleet), "prefill-0", 0.0, max_start_failures=3)
     fleet = sv.begun(fleet, Create("prefill-0"))
-    fleet = begun_all(sv.died(sv.started(fleet, "prefill-0"), "prefill-0", "killed"))
+    fleet = begun_all(sv.died(sv.started(fleet, "prefill-0"), "prefill-0", KILLED))
     assert sv.cleaned(fleet, "prefill-0", 0.0, 3)["prefill-0"].phase is Phase.MISSING
 
 
@@ -212,7 +214,7 @@ def test_without_evidence_the_newcomer_is_replaced_and_then_its_partner(
 
 def a_fleet_with_a_newcomer(name: str) -> Fleet:
     """decode-0 and prefill-0 try to connect; one of them was ready before the other came."""
-    return begun_all(created_anew(sv.died(a_ready_fleet(PAIR), name, "killed"), name))
+    return begun_all(created_anew(sv.died(a_ready_fleet(PAIR), name, KILLED), name))
 
 
 def created_anew(fleet: Fleet, name: str) -> Fleet:
@@ -236,12 +238,12 @@ def test_planning_changes_nothing() -> None:
 
 
 def test_what_could_not_be_cleaned_is_cleaned_again_later_and_not_created_before() -> None:
-    fleet = begun_all(sv.died(a_ready_fleet(PAIR), "decode-0", "killed"))
+    fleet = begun_all(sv.died(a_ready_fleet(PAIR), "decode-0", KILLED))
     fleet = sv.not_cleaned(fleet, "decode-0", now_s=7.0, reason="a process does not end")
     assert fleet["decode-0"].reason == "a process does not end"
     assert sv.plan(fleet, 7.0) == ()
     due_s = sv.next_due_s(fleet)
-    assert due_s == 7.0 + sv.CLEAN_AGAIN_AFTER_S
+    assert due_s == 7.0 + events.CLEAN_AGAIN_AFTER_S
     assert sv.plan(fleet, due_s) == (Clean("decode-0"),)
 
 

@@ -10,13 +10,17 @@ from dataclasses import replace
 import pytest
 
 from stream2llm.cluster import supervision as sv
+from stream2llm.cluster.supervision import events as fleet_events
 from stream2llm.cluster.supervisor import Settings, Supervisor
 from stream2llm.serving.launch import RouterStarted, StartOutcome
+from stream2llm.serving.loss import Cause, Loss
+from stream2llm.serving.replica_status import ReplicaStatus, RouterStatus
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerStatus
 from tests.polling import eventually
 
 pytestmark = pytest.mark.unit
 
+KILLED = Loss(Cause.DIED, "killed")
 ROLES: dict[str, sv.Role] = {"router-0": "router", "prefill-0": "prefill", "decode-0": "decode"}
 
 
@@ -25,7 +29,7 @@ class FakeHosts:
 
     def __init__(self) -> None:
         self.outcomes: dict[str, list[StartOutcome]] = {}
-        self.deaths: dict[str, asyncio.Future[str]] = {}
+        self.deaths: dict[str, asyncio.Future[Loss]] = {}
         self.views: list[ClusterView] = []
         self.cleaned: list[str] = []
         self.connections: list[tuple[str, str]] = []
@@ -61,7 +65,7 @@ class FakeHosts:
             return planned.pop(0)
         return an_outcome(name, incarnation)
 
-    async def wait_dead(self, name: str) -> str:
+    async def wait_dead(self, name: str) -> Loss:
         return await asyncio.shield(self.deaths[name])  # a successor of its caller waits, too
 
     async def connect(self, decode: str, prefill: WorkerAddress) -> None:
@@ -78,11 +82,22 @@ class FakeHosts:
     async def examine(self, name: str) -> str:
         return self.sick.get(name, "")
 
-    async def status(self, name: str) -> WorkerStatus:
+    async def status(self, name: str) -> ReplicaStatus:
         if name in self.hung:
             await asyncio.Event().wait()
-        policy = self.policies.get(name, ())
-        return WorkerStatus(0, 10, 0, 32, (), *policy, is_draining=name in self.draining)
+        if name.startswith("router"):
+            return RouterStatus(name, {}, is_draining=name in self.draining)
+        policy, failure = self.policies.get(name, ("", ""))
+        return WorkerStatus(
+            num_sessions=0,
+            num_kv_blocks=10,
+            num_kv_blocks_held=0,
+            block_size=32,
+            pids=(),
+            policy=policy,
+            policy_failure=failure,
+            is_draining=name in self.draining,
+        )
 
     async def push_view(self, router: str, view: ClusterView) -> None:
         self.views.append(view)
@@ -159,7 +174,7 @@ async def test_a_death_is_published_at_once_and_the_worker_replaced(name: str) -
     async with running(hosts) as supervisor:
         await until_ready(supervisor)
         seen, version = supervisor.num_events, supervisor.view.version
-        hosts.deaths[name].set_result("killed")
+        hosts.deaths[name].set_result(KILLED)
         await until_ready(supervisor, seen)
         without = next(v for v in hosts.views if v.version == version + 1)
         assert name not in [w.worker_id for w in without.workers]
@@ -206,7 +221,7 @@ async def test_an_old_worker_that_says_what_is_wrong_is_replaced_and_the_newcome
         await until_ready(supervisor)
         seen = supervisor.num_events
         hosts.sick["prefill-0"] = "its side channel gave no answer"
-        hosts.deaths["decode-0"].set_result("killed")
+        hosts.deaths["decode-0"].set_result(KILLED)
         await until_ready(supervisor, seen)
         told = " ".join(supervisor.events_since(seen))
     assert hosts.cleaned == ["decode-0", "prefill-0"]
@@ -221,7 +236,7 @@ async def test_an_old_worker_that_others_cannot_connect_with_is_replaced() -> No
         await until_ready(supervisor)
         seen = supervisor.num_events
         hosts.sick["prefill-0"] = ""
-        hosts.deaths["decode-0"].set_result("killed")
+        hosts.deaths["decode-0"].set_result(KILLED)
         await until_ready(supervisor, seen)
         told = " ".join(supervisor.events_since(seen))
     assert hosts.cleaned == ["decode-0", "prefill-0"]
@@ -234,13 +249,13 @@ async def test_an_old_worker_of_which_nothing_is_known_is_replaced_after_the_new
         await until_ready(supervisor)
         seen = supervisor.num_events
         hosts.sick["prefill-0"] = ""
-        hosts.deaths["decode-0"].set_result("killed")
+        hosts.deaths["decode-0"].set_result(KILLED)
         await until_ready(supervisor, seen)
     assert hosts.cleaned == ["decode-0", "decode-0", "prefill-0"]
 
 
 async def test_what_is_given_up_is_tried_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sv, "FIRST_RETRY_AFTER_S", 0.01)
+    monkeypatch.setattr(fleet_events, "FIRST_RETRY_AFTER_S", 0.01)
     hosts = FakeHosts()
     hosts.outcomes["decode-0"] = [StartOutcome(None, "no memory")] * 4
     async with running(hosts) as supervisor:
@@ -266,12 +281,12 @@ async def test_what_is_given_up_is_tried_at_once_when_somebody_asks() -> None:
 async def test_a_worker_that_cannot_be_cleaned_is_cleaned_again_and_then_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sv, "CLEAN_AGAIN_AFTER_S", 0.01)
+    monkeypatch.setattr(fleet_events, "CLEAN_AGAIN_AFTER_S", 0.01)
     hosts = FakeHosts()
     async with running(hosts) as supervisor:
         await until_ready(supervisor)
         seen, hosts.num_cleanings_that_fail = supervisor.num_events, 2
-        hosts.deaths["prefill-0"].set_result("killed")
+        hosts.deaths["prefill-0"].set_result(KILLED)
         await until_ready(supervisor, seen)
         told = supervisor.events_since(seen)
     assert hosts.cleaned == ["prefill-0"]
@@ -373,18 +388,19 @@ async def test_a_removed_replica_stays_away_until_it_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("what", ["draining", "left"])
-async def test_a_worker_whose_pod_or_node_ends_is_taken_out_of_use(what: str) -> None:
+@pytest.mark.parametrize("name", ["decode-0", "router-0"])
+async def test_what_is_on_a_pod_or_node_that_ends_is_taken_out_of_use(what: str, name: str) -> None:
     hosts = FakeHosts()
-    hosts.idle["decode-0"] = asyncio.Event()
-    hosts.idle["decode-0"].set()
+    hosts.idle[name] = asyncio.Event()
+    hosts.idle[name].set()
     async with running(
         hosts, settings=Settings(2, 0.01, 10.0, nodes_interval_s=0.01)
     ) as supervisor:
         await until_ready(supervisor)
         seen = supervisor.num_events
-        getattr(hosts, what).add("decode-0")
+        getattr(hosts, what).add(name)
         await until_ready(supervisor, seen)
-        assert supervisor.fleet["decode-0"].incarnation == 2
+        assert supervisor.fleet[name].incarnation == 2
         assert not [e for e in supervisor.events_since(seen) if "died" in e]
 
 
@@ -404,7 +420,7 @@ async def test_a_successor_goes_on_with_the_living_and_creates_none() -> None:
         assert [v.workers for v in hosts.views] == [view.workers]
         assert len(hosts.connections) == 1  # the first one's
         seen = successor.num_events
-        hosts.deaths["prefill-0"].set_result("killed")  # it is watched
+        hosts.deaths["prefill-0"].set_result(KILLED)  # it is watched
         await until_ready(successor, seen)
         assert hosts.created == ["prefill-0"]
         assert successor.fleet["prefill-0"].incarnation == 2

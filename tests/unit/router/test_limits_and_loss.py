@@ -364,7 +364,7 @@ async def test_a_drain_keeps_its_limit_and_says_why_the_rest_ends(make_ring: Any
         assert "0.01 s" in ours.message
         assert ours.retry_after_s
     assert ring.metric("stream2llm_errors_total", reason="DRAINING") == 2
-    assert (await ring.router.status())["sessions_by_phase"] == {}
+    assert (await ring.router.status()).sessions_by_phase == {}
 
 
 async def test_stopping_ends_what_is_open(make_ring: Any) -> None:

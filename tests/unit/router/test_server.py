@@ -76,7 +76,7 @@ async def test_server_info_asks_the_workers(ring: Ring) -> None:
     assert [worker.worker_id for worker in info.workers] == ["decode-0", "prefill-0"]
     assert {worker.num_kv_blocks_held for worker in info.workers} == {7}
     assert all(worker.ready for worker in info.workers)
-    assert (await ring.router.status())["sessions_by_phase"] == {"waiting_input": 1}
+    assert (await ring.router.status()).sessions_by_phase == {"waiting_input": 1}
     session.call.cancel()
 
 

@@ -1,0 +1,87 @@
+"""Plays the load and the faults on one cluster; asks another one for the same answers."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from experiments.faults.plan import Fault, Strike
+from experiments.faults.report import Check, Run, to_compare
+from experiments.faults.strike import Striker
+from experiments.token_sessions import prompt_ids
+from stream2llm.client import AsyncClient, SamplingParameters
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.serving.clock import SystemClock
+from stream2llm.workload.replay.driver import Driver
+from stream2llm.workload.replay.plan import PlannedSession
+from stream2llm.workload.replay.session import Asking
+
+RECOVERED_WITHIN_S = 1800.0
+# Blocks of a decode worker that died are released by the end of their lease.
+FREE_WITHIN_S = 60.0
+FREE_INTERVAL_S = 1.0
+
+
+async def play(
+    cluster: Cluster, asked: Sequence[PlannedSession], planned: Sequence[Fault], asking: Asking
+) -> Run:
+    """Returns when every session has ended, and every worker is ready again."""
+    (address,) = cluster.router_addresses
+    async with AsyncClient(address) as client:
+        driver = Driver(asked, [client], asking, SystemClock())
+        striker = Striker(cluster.cluster_id, lambda: driver.elapsed_s, partial(_show, driver))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(striker.run(planned))
+            group.create_task(driver.run(asyncio.Event()))
+        await asyncio.to_thread(cluster.wait_ready, RECOVERED_WITHIN_S)
+        num_blocks_held = await _blocks_held(client)
+    status = await asyncio.to_thread(cluster.status)
+    return Run(
+        records=driver.records(),
+        answers=driver.answers(),
+        strikes=tuple(striker.strikes),
+        num_replaced=sum(replica["restarts"] for replica in status["replicas"])
+        + status["controller_restarts"],
+        num_blocks_held=num_blocks_held,
+    )
+
+
+def _show(driver: Driver, strike: Strike) -> None:
+    now = driver.snapshot()
+    print(
+        f"[{strike.at_s:6.0f} s] {strike.line}; sessions: {now.num_open} open,"
+        f" {now.num_answered} answered, {now.num_failed} failed",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+async def _blocks_held(client: AsyncClient) -> int:
+    """What workers hold once nothing is to be released any more, within a limit."""
+    for _ in range(round(FREE_WITHIN_S / FREE_INTERVAL_S)):
+        workers = (await client.server_info()).workers
+        if not (held := sum(worker.num_kv_blocks_held for worker in workers)):
+            break
+        await asyncio.sleep(FREE_INTERVAL_S)
+    return held
+
+
+async def compare(
+    alone: Cluster,
+    asked: Sequence[PlannedSession],
+    run: Run,
+    sampling: SamplingParameters,
+    most: int,
+) -> Check:
+    """Asks a cluster that nothing happens to for the same answers, `most` of them."""
+    prompts = {each.session_id: prompt_ids(each) for each in asked}
+    compared, differing = to_compare(run, most), list[str]()
+    (address,) = alone.router_addresses
+    async with AsyncClient(address) as client:
+        for session_id in compared:
+            answer = await client.generate(prompts[session_id], sampling=sampling).answer()
+            if list(answer.token_ids) != run.answers[session_id]:
+                differing.append(session_id)
+    return Check(len(compared), tuple(differing))

@@ -1,0 +1,41 @@
+"""The supervisor's actions under way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from types import TracebackType
+from typing import Self
+
+_log = logging.getLogger(__name__)
+
+
+class Actions:
+    """One task for each action, while the context lasts; all are cancelled at its end."""
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+
+    def spawn(self, action: Awaitable[None]) -> None:
+        """Runs an action; if it raises, that is logged and the others go on."""
+
+        async def guarded() -> None:
+            try:
+                await action
+            except Exception:  # supervision must outlive a bug in one action
+                _log.exception("controller_action_failed")
+
+        self._group.create_task(guarded())
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._group.__aexit__(kind, error, trace)

@@ -1,0 +1,81 @@
+"""The present fleet, with what is known of its members; who changes it tells it here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from stream2llm.cluster import supervision as sv
+from stream2llm.cluster.event_log import EventLog
+from stream2llm.serving.launch import RouterStarted
+from stream2llm.serving.loss import Loss
+from stream2llm.serving.replica_status import ReplicaStatus
+from stream2llm.serving.worker_spec import WorkerAddress
+
+_log = logging.getLogger(__name__)
+
+
+class FleetState:
+    """Owns the fleet, the addresses, the last statuses and the events."""
+
+    def __init__(self, roles: Mapping[str, sv.Role]) -> None:
+        self.fleet = sv.new_fleet(roles)
+        self.addresses: dict[str, WorkerAddress | RouterStarted] = {}
+        self.statuses: dict[str, ReplicaStatus] = {}
+        self.events = EventLog()
+        self._observers: list[Callable[[], None]] = []
+
+    def observe(self, on_change: Callable[[], None]) -> None:
+        """Calls `on_change` after each change of the fleet, in the order of these calls."""
+        self._observers.append(on_change)
+
+    def restore(
+        self, fleet: sv.Fleet, addresses: Mapping[str, WorkerAddress | RouterStarted]
+    ) -> None:
+        """Sets what an earlier controller has left, unobserved."""
+        kept = {name for name, replica in fleet.items() if replica.is_alive}
+        self.fleet = fleet
+        self.addresses = {name: each for name, each in addresses.items() if name in kept}
+        text = f"has taken over; {len(kept)} of {len(fleet)} go on"
+        self.events.add("controller", text)
+
+    def begin(self, action: sv.Action) -> None:
+        """An action begins, which its own outcome will announce."""
+        self.fleet = sv.begun(self.fleet, action)
+
+    def apply(self, fleet: sv.Fleet) -> None:
+        """Sets the fleet; what became ready is an event."""
+        before, self.fleet = self.fleet, fleet
+        for observer in self._observers:
+            observer()
+        for name, replica in fleet.items():
+            is_ready = replica.phase is sv.Phase.ADMITTED
+            if is_ready and before[name].phase is not sv.Phase.ADMITTED:
+                self.events.add(name, "is ready")
+
+    def died(self, name: str, incarnation: int, loss: Loss) -> None:
+        """An incarnation is lost; ignored unless it is the present one, and lived."""
+        replica = self.fleet[name]
+        if self.is_draining(name, incarnation):  # after SIGTERM it ends by itself
+            loss = replace(loss, reason=f"it ended while it drained: {loss.reason}")
+        if replica.incarnation == incarnation and replica.is_alive:
+            _log.error("replica_died name=%s cause=%s reason=%s", name, loss.cause, loss.reason)
+            self.events.add(name, f"{loss.cause}: {loss.reason}")
+            self.apply(sv.died(self.fleet, name, loss))
+
+    def is_draining(self, name: str, incarnation: int) -> bool:
+        """Whether this incarnation is the present one, and drains."""
+        replica = self.fleet[name]
+        return replica.incarnation == incarnation and replica.phase is sv.Phase.DRAINING
+
+    def forget(self, name: str) -> None:
+        """Nothing is left of the replica's last incarnation."""
+        self.addresses.pop(name, None)
+        self.statuses.pop(name, None)
+
+
+def loop_now_s() -> float:
+    """The event loop's time, which the fleet's times refer to."""
+    return asyncio.get_running_loop().time()
