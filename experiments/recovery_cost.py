@@ -63,15 +63,16 @@ def main(args: Namespace) -> Sequence[str]:
     config = lab_cluster("experiments.recovery_cost", max_model_len=MAX_MODEL_LEN, max_num_seqs=32)
     with Cluster.start(config) as cluster:
         cluster.wait_ready(READY_TIMEOUT_S)
-        rounds = asyncio.run(_run(cluster, config, args))
+        rounds = asyncio.run(run_rounds(cluster, config, args))
     found = ratios(rounds["on"], rounds["off"])
     print(table(rounds, found))
     return missed(found)
 
 
-async def _run(
+async def run_rounds(
     cluster: Cluster, config: ClusterConfig, args: Namespace
 ) -> Mapping[str, Sequence[Round]]:
+    """Plays all rounds on the cluster's workers; returns them by the router that they came through."""
     rounds: dict[str, list[Round]] = {name: [] for name in OPTIONS}
     async with AsyncExitStack() as stack:
         clients = {

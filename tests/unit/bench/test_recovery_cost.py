@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
 import pytest
 
-from experiments.recovery_cost import Round, in_turn, missed, ratios, table
+from experiments.recovery_cost import Round, in_turn, missed, ratios, run_rounds, table
+from stream2llm.cluster.cluster import Cluster
+from stream2llm.cluster.config import parse_config
+from tests.fake_workers import MAX_MODEL_LEN, Brain, FakeWorker
 
 pytestmark = pytest.mark.unit
 
@@ -26,3 +35,48 @@ def test_only_what_is_certainly_beyond_one_percent_is_missed(
     found = ratios(on, off)
     assert len(missed(found)) == num_missed
     assert f"| TTFT | {factor:.4f} |" in table({"on": on, "off": off}, found)
+
+
+class ClusterWithoutEngines:
+    """What a run needs of a cluster."""
+
+    worker_token = ""
+
+    def __init__(self, workers: Sequence[FakeWorker]) -> None:
+        self._workers = workers
+
+    def status(self) -> dict[str, Any]:
+        replicas = [{"role": each.role, "address": asdict(each.address)} for each in self._workers]
+        return {"replicas": replicas}
+
+
+async def test_both_routers_serve_equal_rounds_on_the_same_workers(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.token_sessions.HIGHEST_ID", 250)  # the tokenizer is small
+    config = parse_config(
+        {
+            "model": str(tiny_model),
+            "router": {"port": 0},
+            "handover": "at_seal",
+            "prefill": {"engine": {"max_model_len": MAX_MODEL_LEN}},
+            "decode": {"engine": {"max_model_len": MAX_MODEL_LEN}},
+        },
+        source="the test",
+    )
+    args = Namespace(rounds=2, sessions=2, document_tokens=16, answer_tokens=4)
+    brain = Brain()
+    workers = [FakeWorker(f"{role}-0", role, brain) for role in ("prefill", "decode")]
+    for worker in workers:
+        await worker.start()
+    try:
+        cluster = cast("Cluster", ClusterWithoutEngines(workers))
+        found = await run_rounds(cluster, config, args)
+    finally:
+        for worker in workers:
+            await worker.kill()
+    assert {name: len(each) for name, each in found.items()} == {"on": 2, "off": 2}
+    assert all(len(each.ttft_s) == 2 for rounds in found.values() for each in rounds)
+    # A warm-up and two rounds of two sessions, through each of the two.
+    prompts = [tuple(record.sequence) for record in workers[0].prefill.records]
+    assert len(set(prompts)) == len(prompts) == 2 * 3 * 2
