@@ -119,7 +119,8 @@ def test_rates_and_latencies_are_of_the_interval_and_gauges_of_now() -> None:
     assert view.hits.prefetched == 0.9
     assert view.hits.wasted == 0.25
     assert view.preemptions == {"recompute": 0, "swap": 2}
-    assert view.refusals == {"TOO_MANY_SESSIONS": 0.5}
+    assert {reason for reason, rate in view.refusals.items() if rate} == {"TOO_MANY_SESSIONS"}
+    assert view.refusals["TOO_MANY_SESSIONS"] == 0.5
     assert view.offload_pool == Usage(16, 64)
     assert view.sessions == {phase.value: float(phase is Phase.DECODING) for phase in Phase}
 
