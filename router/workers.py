@@ -4,7 +4,8 @@ The controller's view lists the workers; the data path is first to notice a lost
 worker whose RPC broke at transport level, or that reports its engine dead, is suspect:
 it gets no new sessions until it answers again, or until a view brings its successor
 (another address or other processes). One that left the view gets no new sessions either,
-but keeps its channel until its last session here has ended.
+but keeps its channel until its last session here has ended; if the view says that it
+drains, those sessions may leave it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import grpc
 from router.absence import Absences
 from router.background import Background
 from router.placement import WorkerView, pick
+from router.quotas import newer_mean_s
 from router.status import WORKER_LOST, worker_error
 from router.work_queue import WorkQueue
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError, UnavailableError
@@ -84,6 +86,11 @@ class Worker:
         self.num_sessions = 0
         # Of prefill workers.
         self.queue = WorkQueue()
+        # Seconds that a token of an answer takes; None: not known.
+        self.token_s: float | None = None
+        # When its drain ends the sessions that are still there, by the router's clock; None: it
+        # does not drain.
+        self.drain_by_s: float | None = None
         # Runs while the worker is suspect.
         self.probe: asyncio.Task[None] | None = None
         # That of new sessions; those that are open stay on theirs.
@@ -92,6 +99,11 @@ class Worker:
     @property
     def worker_id(self) -> str:
         return self.address.worker_id
+
+    @property
+    def node(self) -> str:
+        """The host that others reach it at."""
+        return self.address.grpc_address.rpartition(":")[0]
 
     @property
     def prefill(self) -> Any:
@@ -104,6 +116,12 @@ class Worker:
     def acquire(self) -> Lease:
         """Adds one session, which has to take its stub before anything else happens."""
         return Lease(self)
+
+    def took(self, step_s: float, num_tokens: int) -> None:
+        """A step of an answer took so long, and had so many tokens."""
+        token_s = step_s / max(num_tokens, 1)
+        before_s = token_s if self.token_s is None else self.token_s
+        self.token_s = newer_mean_s(before_s, token_s)
 
     def view(self) -> WorkerView:
         """Returns the properties that placement considers."""
@@ -155,6 +173,8 @@ class WorkerPool:
         self._absences = Absences()
         # Set, and replaced, when a worker may have become usable.
         self._came = asyncio.Event()
+        # Set, and replaced, when workers have begun to drain.
+        self.drain_begins = asyncio.Event()
         self._channels = channels
         self._background = background
         self._workers: dict[str, Worker] = {}
@@ -172,6 +192,7 @@ class WorkerPool:
         self._version = view.version
         self.controller_address = view.controller_address
         addresses = {address.worker_id: address for address in view.workers}
+        self._note_draining(view)
         for worker in list(self._workers.values()):
             address = addresses.get(worker.worker_id)
             if address is None or not worker.is_same_process(address):
@@ -180,6 +201,16 @@ class WorkerPool:
             if worker_id not in self._workers:
                 self._workers[worker_id] = Worker(address, self._channels)
                 self._can_be_used(worker_id)
+
+    def _note_draining(self, view: ClusterView) -> None:
+        """Those that had left an earlier view are not known any more, and their sessions know."""
+        now_s = self._clock.monotonic_s()
+        begun = [each for each in view.draining if each.worker_id in self._workers]
+        for each in begun:
+            self._workers[each.worker_id].drain_by_s = now_s + each.left_s
+        if begun:
+            begins, self.drain_begins = self.drain_begins, asyncio.Event()
+            begins.set()
 
     def has_role(self, role: Role) -> bool:
         """Whether the view has a worker of the role, suspect or not."""

@@ -78,7 +78,11 @@ class SavedState:
         """Returns the state with its times on the clock of another event loop."""
         shift_s = (loop_s - self.loop_s) - (wall_s - self.wall_s)
         fleet = {
-            name: replace(each, not_before_s=each.not_before_s and each.not_before_s + shift_s)
+            name: replace(
+                each,
+                not_before_s=each.not_before_s and each.not_before_s + shift_s,
+                drain_by_s=each.drain_by_s and each.drain_by_s + shift_s,
+            )
             for name, each in self.fleet.items()
         }
         return replace(self, fleet=fleet, loop_s=loop_s, wall_s=wall_s)
@@ -124,10 +128,12 @@ def _connected_with(replica: sv.Replica, still: set[str]) -> sv.Replica:
     return replace(replica, connected=known, connecting=None)
 
 
-def restored_view(
-    fleet: sv.Fleet, addresses: Mapping[str, WorkerAddress | RouterStarted], num_controllers: int
-) -> ClusterView:
-    """Returns the view that the controller of this number begins with, the first one's being 1."""
-    members = (addresses[name] for name in sv.view_members(fleet))
+def restored_view(fleet: sv.Fleet, saved: SavedState, num_controllers: int) -> ClusterView:
+    """Returns the view that the controller of this number begins with, the first one's being 1.
+
+    `saved` is as of now (`SavedState.at`).
+    """
+    members = (saved.addresses[name] for name in sv.view_members(fleet))
     workers = tuple(each for each in members if isinstance(each, WorkerAddress))
-    return ClusterView((num_controllers - 1) * VIEWS_A_CONTROLLER, workers)
+    draining = sv.view_draining(fleet, saved.loop_s)
+    return ClusterView((num_controllers - 1) * VIEWS_A_CONTROLLER, workers, draining=draining)

@@ -150,7 +150,7 @@ class Controller:
         self._last_errors = dict(saved.last_errors)
         self._choice.name = saved.policy or self._choice.name
         fleet = restored(self._roles, saved, living)
-        view = restored_view(fleet, saved.addresses, self._num_controllers)
+        view = restored_view(fleet, saved, self._num_controllers)
         self._supervisor.restore(fleet, saved.addresses, view)
         self._metrics.took_over(self._num_controllers - 1)
         self._record()

@@ -37,6 +37,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from stream2llm.serving.launch import ReplicaRole
+from stream2llm.serving.worker_spec import DrainingWorker
 
 Role = ReplicaRole
 
@@ -90,6 +91,8 @@ class Replica:
     replaced_for: frozenset[tuple[str, int]] = frozenset()
     # Not created again until an operator requests it.
     stays_away: bool = False
+    # DRAINING only: when what is left of its sessions is ended.
+    drain_by_s: float = 0.0
 
     @property
     def is_alive(self) -> bool:
@@ -175,6 +178,12 @@ def next_due_s(fleet: Fleet) -> float | None:
 def view_members(fleet: Fleet) -> tuple[str, ...]:
     """Returns the workers that routers may use."""
     return tuple(r.name for r in fleet.values() if r.phase is Phase.ADMITTED and r.role != "router")
+
+
+def view_draining(fleet: Fleet, now_s: float) -> tuple[DrainingWorker, ...]:
+    """Returns the workers that drain, with the seconds that are left to their sessions."""
+    draining = (r for r in fleet.values() if r.phase is Phase.DRAINING and r.role != "router")
+    return tuple(DrainingWorker(r.name, max(r.drain_by_s - now_s, 0.0)) for r in draining)
 
 
 def is_ready(fleet: Fleet) -> bool:
@@ -298,15 +307,16 @@ def retried(fleet: Fleet, name: str) -> Fleet:
     return _put(fleet, again)
 
 
-def draining(fleet: Fleet, name: str, *, stays_away: bool = False) -> Fleet:
+def draining(fleet: Fleet, name: str, by_s: float, *, stays_away: bool = False) -> Fleet:
     """Routers are not to use the replica any more; with `stays_away` it gets no successor.
 
-    Returns the same fleet unless the replica takes work.
+    Its sessions have until `by_s`. Returns the same fleet unless the replica takes work.
     """
     old = fleet[name]
     if not old.takes_work:
         return fleet
-    return _put(fleet, replace(old, phase=Phase.DRAINING, stays_away=stays_away))
+    drains = replace(old, phase=Phase.DRAINING, stays_away=stays_away, drain_by_s=by_s)
+    return _put(fleet, drains)
 
 
 def died(fleet: Fleet, name: str, reason: str) -> Fleet:

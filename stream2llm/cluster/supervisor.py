@@ -154,10 +154,11 @@ class Supervisor:
 
         Returns whether it was in use. Raises KeyError for an unknown name.
         """
-        fleet = sv.draining(self.fleet, name, stays_away=stays_away)
+        limit_s = self._settings.drain_timeout_s if timeout_s is None else timeout_s
+        by_s = self._now_s() + limit_s
+        fleet = sv.draining(self.fleet, name, by_s, stays_away=stays_away)
         if fleet is self.fleet:
             return False
-        limit_s = self._settings.drain_timeout_s if timeout_s is None else timeout_s
         self._note(name, f"drains: its sessions have {limit_s:g} s")
         self._apply(fleet)
         self._spawn(self._drain(name, limit_s))
@@ -199,7 +200,7 @@ class Supervisor:
             if replica.role == "router":
                 self._spawn(self._push_view(name, self.view))
             if replica.phase is sv.Phase.DRAINING:
-                self._spawn(self._drain(name, self._settings.drain_timeout_s))
+                self._spawn(self._drain(name, max(replica.drain_by_s - self._now_s(), 0.0)))
 
     def _begin_actions(self) -> None:
         for action in sv.plan(self.fleet, self._now_s()):
@@ -479,7 +480,10 @@ class Supervisor:
         workers = tuple(a for a in members if isinstance(a, WorkerAddress))
         if workers == self.view.workers:
             return
-        self.view = replace(self.view, version=self.view.version + 1, workers=workers)
+        draining = sv.view_draining(self.fleet, self._now_s())
+        self.view = replace(
+            self.view, version=self.view.version + 1, workers=workers, draining=draining
+        )
         for name, replica in self.fleet.items():
             if replica.role == "router" and replica.is_alive:
                 self._spawn(self._push_view(name, self.view))
