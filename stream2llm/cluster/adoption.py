@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from stream2llm.cluster import supervision as sv
+from stream2llm.cluster.rollout import Rollout
 from stream2llm.serving.launch import RouterStarted
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
 
@@ -67,6 +68,8 @@ class SavedState:
     last_errors: Mapping[str, str] = field(default_factory=dict)
     # Number of controllers that the cluster has had.
     num_controllers: int = 0
+    # The last rolling restart, under way or over.
+    rollout: Rollout | None = None
     # host:port that clients and Prometheus know.
     http_address: str = ""
     # The same moment on the event loop's clock, which the fleet's times refer to, and on the
@@ -85,7 +88,10 @@ class SavedState:
             )
             for name, each in self.fleet.items()
         }
-        return replace(self, fleet=fleet, loop_s=loop_s, wall_s=wall_s)
+        rollout = self.rollout
+        if rollout is not None:
+            rollout = replace(rollout, turn_began_s=rollout.turn_began_s + shift_s)
+        return replace(self, fleet=fleet, rollout=rollout, loop_s=loop_s, wall_s=wall_s)
 
 
 def restored(
@@ -97,6 +103,7 @@ def restored(
     goes on. What died meanwhile is dead, and is replaced as always.
     """
     before = {n: saved.fleet.get(n) or sv.Replica(n, role) for n, role in roles.items()}
+    before |= {n: replica for n, replica in saved.fleet.items() if replica.is_extra}
     fleet = {
         name: _found(each, living.get(name), has_address=name in saved.addresses)
         for name, each in before.items()

@@ -91,6 +91,8 @@ class Replica:
     replaced_for: frozenset[tuple[str, int]] = frozenset()
     # Not created again until an operator requests it.
     stays_away: bool = False
+    # A stand-in, for a time: not among what should be there.
+    is_extra: bool = False
     # DRAINING only: when what is left of its sessions is ended.
     drain_by_s: float = 0.0
 
@@ -188,7 +190,7 @@ def view_draining(fleet: Fleet, now_s: float) -> tuple[DrainingWorker, ...]:
 
 def is_ready(fleet: Fleet) -> bool:
     """Whether every desired replica is ready, but for those that an operator has removed."""
-    wanted = (r for r in fleet.values() if r.phase is not Phase.STOPPED)
+    wanted = (r for r in fleet.values() if r.phase is not Phase.STOPPED and not r.is_extra)
     return all(r.phase is Phase.ADMITTED for r in wanted)
 
 
@@ -232,6 +234,16 @@ def _unconnected(fleet: Fleet, decode: Replica) -> list[str]:
 def new_fleet(roles: Mapping[str, Role]) -> Fleet:
     """Returns a fleet in which every replica is missing."""
     return {name: Replica(name, role) for name, role in roles.items()}
+
+
+def with_extra(fleet: Fleet, name: str, role: Role) -> Fleet:
+    """One replica more is wanted, for a time."""
+    return _put(fleet, Replica(name, role, is_extra=True))
+
+
+def without(fleet: Fleet, name: str) -> Fleet:
+    """That replica is not wanted any more, and nothing of it is left."""
+    return {each: replica for each, replica in fleet.items() if each != name}
 
 
 def begun(fleet: Fleet, action: Action) -> Fleet:

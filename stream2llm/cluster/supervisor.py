@@ -164,6 +164,14 @@ class Supervisor:
         self._spawn(self._drain(name, limit_s))
         return True
 
+    def add(self, name: str, role: sv.Role) -> None:
+        """Creates one replica more, for a time; the cluster is ready without it, too."""
+        self._apply(sv.with_extra(self.fleet, name, role))
+
+    def forget(self, name: str) -> None:
+        """Ends that time: nothing of the replica is left."""
+        self._apply(sv.without(self.fleet, name))
+
     def restore(
         self,
         fleet: sv.Fleet,
@@ -297,7 +305,7 @@ class Supervisor:
         self, decode: str, prefill: str, pair: tuple[int, int], error: str
     ) -> None:
         # The death of either side is the most probable reason, and may be known in a moment.
-        for name in (prefill, decode):
+        for name in (each for each in (prefill, decode) if each in self.fleet):
             if self.fleet[name].is_alive and (reason := await self._probe(name, timeout_s=5.0)):
                 self._died(name, self.fleet[name].incarnation, reason)
         if not self._is_current(decode, prefill, pair):
@@ -347,6 +355,8 @@ class Supervisor:
         return True
 
     def _is_current(self, decode: str, prefill: str, pair: tuple[int, int]) -> bool:
+        if not {decode, prefill} <= self.fleet.keys():
+            return False
         now = (self.fleet[decode].incarnation, self.fleet[prefill].incarnation)
         return now == pair and self.fleet[decode].connecting == prefill
 
@@ -363,8 +373,9 @@ class Supervisor:
             self._apply(sv.died(self.fleet, name, "it was drained"))
 
     def _is_draining(self, name: str, incarnation: int) -> bool:
-        replica = self.fleet[name]
-        return replica.incarnation == incarnation and replica.phase is sv.Phase.DRAINING
+        replica = self.fleet.get(name)
+        is_this = replica is not None and replica.incarnation == incarnation
+        return is_this and self.fleet[name].phase is sv.Phase.DRAINING
 
     async def _until_routers_know(self) -> None:
         """Waits until no router sends a draining worker a new session, within limits."""
@@ -419,7 +430,7 @@ class Supervisor:
     async def _watch_nodes(self) -> None:
         while True:
             for name in await self._hosts.leaving():
-                if self.fleet[name].takes_work:
+                if name in self.fleet and self.fleet[name].takes_work:
                     self._note(name, "is on a node that is about to end")
                     self.drain(name)
             await asyncio.sleep(self._settings.nodes_interval_s)
@@ -450,6 +461,8 @@ class Supervisor:
         return None
 
     def _died(self, name: str, incarnation: int, reason: str) -> None:
+        if name not in self.fleet:
+            return
         replica = self.fleet[name]
         if self._is_draining(name, incarnation):  # after SIGTERM it ends by itself
             reason = f"it ended while it drained: {reason}"
