@@ -148,7 +148,7 @@ def next_step(rollout: Rollout, fleet: Fleet, *, is_ready: bool, now_s: float) -
     if rollout.state is not State.RUNNING:
         return Wait()
     if not rollout.turn:
-        return End(State.DONE)
+        return End(State.DONE) if is_ready else Wait()
     if reason := _failure(rollout, fleet, now_s):
         return End(State.FAILED, reason)
     replica = fleet[rollout.turn]
