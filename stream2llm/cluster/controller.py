@@ -117,6 +117,8 @@ class Controller:
         self._rolling = RollingRestart(self._supervisor, self._hosts, self._store.changed)
         if saved is not None or living:
             self._take_over(saved or SavedState({}), living)
+            for unknown in living.keys() - self._supervisor.fleet.keys():  # an unsaved stand-in
+                self._begin(self._hosts.clean(unknown))
         address = await self._listen(saved)
         garbage.settle()
         self._supervisor.view = replace(self._supervisor.view, controller_address=address)
