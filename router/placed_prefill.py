@@ -178,10 +178,10 @@ class PlacedPrefill:
         """Returns when the session has left, or when that worker's time is over."""
         by_s = worker.drain_by_s or 0.0
         left_s = by_s - self._live.parts.clock.monotonic_s()
-        others = await self._workers.usable("prefill", left_s, {*self._live.refused_by, worker})
+        other = await self._workers.usable("prefill", left_s, {*self._live.refused_by, worker})
         async with self._lock:
             is_there = self._given_up is None and self._call.worker is worker
-            if others is not None and is_there and self._wants_to_leave(worker):
+            if other is not None and is_there and self._wants_to_leave(worker):
                 await self._place_again(drained(worker, "prefill"))
 
     def _is_left(self, call: PrefillCall) -> bool:
