@@ -137,10 +137,8 @@ class Recovery:
     def __init__(self, options: RecoveryOptions) -> None:
         self._options = options
         self._deaths: list[_Death] = []
-        # After losses.
+        # Without moves away from workers that drain.
         self.num_restarts = 0
-        # Away from workers that drain.
-        self.num_moves = 0
 
     @property
     def num_deaths(self) -> int:
@@ -153,7 +151,7 @@ class Recovery:
         return self._options.max_restarts > 0
 
     def lost(self, failure: Failure, now_s: float) -> Restart | GiveUp:
-        """Takes one loss; counts a restart, or a move, where that is the decision.
+        """Takes one loss; counts a restart where that is the decision.
 
         `now_s` is the time at which it was noticed, in seconds of one clock.
         """
@@ -161,7 +159,6 @@ class Recovery:
         if cause is None:
             return GiveUp()
         if failure.is_drain and self.may_move:
-            self.num_moves += 1
             return Restart(cause, 0.0, is_move=True)
         if failure.error.reason == "WORKER_LOST" and failure.was_held:
             self._note_death(_Death(failure.worker, failure.role, now_s))
@@ -188,7 +185,6 @@ class Recovery:
 
     def no_worker(self, role: Role, restart: Restart) -> GiveUp:
         """No worker of the role could be used in time: the restart under way is none."""
-        self.num_moves -= restart.is_move
         self.num_restarts -= not restart.is_move
         limit_s = self._options.max_wait_s
         return GiveUp(

@@ -182,8 +182,10 @@ def _end_of_extra(rollout: Rollout, fleet: Fleet, extra: Replica, is_ready: bool
         return None
     if extra.phase in _GONE:
         return Forget(extra.name)
-    is_dispensable = is_ready or is_over
-    if extra.takes_work and is_dispensable:
+    base = fleet.get(whom(extra.name))
+    # Where the successor did not come up, the stand-in is all that there is of its role.
+    is_needed = base is not None and base.phase not in (Phase.ADMITTED, Phase.STOPPED)
+    if extra.takes_work and not is_needed and (is_ready or is_over):
         return Drain(extra.name, stays_away=True)
     return Wait()
 

@@ -59,12 +59,17 @@ async def rolling(
             await asyncio.wait([task])
 
 
+async def changed(supervisor: Supervisor) -> None:
+    """Returns soon after something has changed, also what is no event of the supervisor's."""
+    event = asyncio.ensure_future(supervisor.wait_change(supervisor.num_events))
+    await asyncio.wait({event}, timeout=0.05)
+    event.cancel()
+
+
 async def until_over(supervisor: Supervisor, restart: RollingRestart) -> ro.Rollout:
     async with asyncio.timeout(10):
         while restart.rollout is None or restart.rollout.state is ro.State.RUNNING:
-            changed = asyncio.ensure_future(supervisor.wait_change(supervisor.num_events))
-            await asyncio.wait({changed}, timeout=0.05)  # its end is no event of the supervisor
-            changed.cancel()
+            await changed(supervisor)
     return restart.rollout
 
 
@@ -149,6 +154,21 @@ async def test_it_stops_at_a_successor_that_does_not_come_up() -> None:
         assert described is not None
         assert described["replaced"] == ["prefill-0"]
         assert described["left"] == IN_ORDER[1:]
+
+
+async def test_a_stand_in_stays_while_the_successor_does_not_come_up() -> None:
+    hosts = Hosts()
+    async with rolling(hosts, ONE_EACH) as (supervisor, restart):
+        hosts.outcomes["prefill-0"] = [StartOutcome(None, "no such model")]
+        restart.begin([], 7.0, 60.0)
+        over = await until_over(supervisor, restart)
+        assert over.reason == "prefill-0 does not come up: no such model"
+        assert supervisor.fleet["prefill-0-stand-in"].phase is sv.Phase.ADMITTED
+        assert supervisor.retry("prefill-0") == ["prefill-0"]
+        async with asyncio.timeout(10):
+            while "prefill-0-stand-in" in supervisor.fleet:
+                await changed(supervisor)
+        assert supervisor.fleet["prefill-0"].phase is sv.Phase.ADMITTED
 
 
 async def test_a_successor_that_takes_too_long_is_named() -> None:

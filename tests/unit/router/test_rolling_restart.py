@@ -29,6 +29,7 @@ from stream2llm.serving.router_spec import RouterSpec
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
 from tests.fake_workers import MAX_MODEL_LEN, Brain, FakeWorker
 from tests.router_ring import Conversation, NoMetricsServer, as_document
+from tests.unit.control.test_rollout import changed
 
 pytestmark = pytest.mark.unit
 
@@ -180,13 +181,6 @@ class Load:
         router = next(each for each in self.hosts.now.values() if isinstance(each, Router))
         encode = router._parts.text.tokenizer.encode
         return [token for text in texts for token in encode(text)]
-
-
-async def changed(supervisor: Supervisor) -> None:
-    """Returns soon after something has changed, also what is no event of the supervisor's."""
-    event = asyncio.ensure_future(supervisor.wait_change(supervisor.num_events))
-    await asyncio.wait({event}, timeout=0.05)
-    event.cancel()
 
 
 def _is_refused(error: grpc.aio.AioRpcError) -> bool:
