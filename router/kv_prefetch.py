@@ -20,7 +20,7 @@ from router.live_session import LiveSession
 from router.prefetch_call import PrefetchCall
 from router.stability import Stability
 from router.status import WORKER_LOST, NeverArrivedError
-from router.workers import Worker
+from router.worker import Worker
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.v1 import worker_pb2 as pb

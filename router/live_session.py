@@ -23,7 +23,8 @@ from router.sessions import OpenSessions, SessionPlace
 from router.text_input import TextInput
 from router.timeline import Timeline
 from router.work_queue import WorkQueue
-from router.workers import Worker, WorkerPool
+from router.worker import Worker
+from router.workers import WorkerPool
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Finished, Timings
 from stream2llm.api.ordering import DocumentOrdering

@@ -23,8 +23,8 @@ from router.draining import leaves_prefill
 from router.live_session import LiveSession
 from router.recovery import Failure, GiveUp, Restart, drained, final_error
 from router.status import NeverArrivedError
+from router.worker import Worker
 from router.worker_calls import PrefillCall
-from router.workers import Worker
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.session import State
 from stream2llm.api.v1 import worker_pb2 as pb

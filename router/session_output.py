@@ -24,8 +24,8 @@ from router.live_session import LiveSession
 from router.placed_prefill import PlacedPrefill
 from router.recovery import Failure, drained, extended
 from router.status import NeverArrivedError
+from router.worker import Worker
 from router.worker_calls import DecodeCall
-from router.workers import Worker
 from stream2llm.api import codec
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.events import Finished, Usage

@@ -16,7 +16,8 @@ import grpc
 
 from router.context import Splice
 from router.status import WORKER_LOST, NeverArrivedError, was_cancelled_here
-from router.workers import Worker, WorkerPool
+from router.worker import Worker
+from router.workers import WorkerPool
 from stream2llm.api import codec
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import InternalError, Stream2LLMError
