@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from stream2llm.cli.main import app
-from stream2llm.client import AsyncClient, SamplingParameters
+from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters
 from stream2llm.cluster.cluster import Cluster
 from tests.cluster_pool import START_TIMEOUT_S
 from tests.reference_engine import ReferenceEngine
@@ -33,17 +33,15 @@ async def test_no_session_fails_and_no_answer_changes(
     expected = {
         "stream": reference.answer(STREAM.prompt, 8),
         "long": reference.answer(PROMPT, LONG_TOKENS),
-        "open": reference.answer([*document, 4, 5], 8),
     }
     before = _incarnations(cluster)
     async with client.session(prefix=document, sampling=GREEDY) as staying:
         await until_prefilled(staying, 1)
         rolling = asyncio.create_task(asyncio.to_thread(_roll, cluster))
         async with asyncio.TaskGroup() as group:
-            streams = group.create_task(_streams(client, rolling))
+            streams = group.create_task(_streams(client, rolling, staying))
             answers = group.create_task(_answers(client, rolling))
         assert (done := rolling.result()).exit_code == 0, done.output
-        await staying.append([4])
         opened = await collect(staying.seal([5]))
     assert [each.token_ids for each in streams.result()] == [expected["stream"]] * len(
         streams.result()
@@ -51,7 +49,8 @@ async def test_no_session_fails_and_no_answer_changes(
     assert [each.token_ids for each in answers.result()] == [expected["long"]] * len(
         answers.result()
     )
-    assert opened.token_ids == expected["open"]
+    prompt = [*document, *(4 for _ in streams.result()), 5]
+    assert opened.token_ids == reference.answer(prompt, 8)
     # The first of the prefill workers had it, then the other one.
     assert opened.finished.restarts >= 1
     assert _incarnations(cluster) == {name: number + 1 for name, number in before.items()}
@@ -63,10 +62,14 @@ def _roll(cluster: Cluster) -> Result:
     return CliRunner().invoke(app, [*words, "--controller", cluster.http_address])
 
 
-async def _streams(client: AsyncClient, rolling: asyncio.Task[Result]) -> list[Outcome]:
+async def _streams(
+    client: AsyncClient, rolling: asyncio.Task[Result], staying: AsyncSession
+) -> list[Outcome]:
+    """Each of them adds a token to the session that stays open, which must not be idle."""
     outcomes = []
     while not rolling.done():
         outcomes.append(await play(client, STREAM))
+        await staying.append([4])
     return outcomes
 
 
