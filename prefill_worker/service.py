@@ -21,6 +21,7 @@ from prefill_worker.session_trace import SessionTrace
 from stream2llm.api import codec
 from stream2llm.api.delay import DelayReason
 from stream2llm.api.errors import EventOrderError, describe
+from stream2llm.api.handover import HELD_METADATA
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.tenant import TenantShare
@@ -55,6 +56,7 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         trace = SessionTrace(self._worker.tracing.begin("prefill", parent))
         async with failures_as_status(context, writer, _log, describe):
             with recording(trace.trace, trace.record), self._worker.session():
+                await writer.begin(HELD_METADATA)
                 await self._run(requests, writer, context.cancelled, trace)
 
     async def _run(

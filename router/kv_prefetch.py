@@ -20,7 +20,7 @@ from router.live_session import LiveSession
 from router.prefetch_call import PrefetchCall
 from router.stability import Stability
 from router.status import WORKER_LOST, NeverArrivedError
-from router.workers import Worker
+from router.worker import Worker
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.v1 import worker_pb2 as pb
@@ -140,6 +140,8 @@ class KvPrefetch:
         try:
             if self._worker_call is None or await self._worker_call.has_ended():
                 self._next_call()
+            elif self._worker_call.worker.drain_by_s is not None:  # it refuses every fetch
+                self._next_call(costs=0)
         except asyncio.CancelledError:
             self._release(fetch.handover)
             raise
@@ -162,12 +164,15 @@ class KvPrefetch:
         request = pb.ReleaseHandoverRequest(session_id=self._live.session_id, handover=handover)
         self._live.parts.workers.release_handover(request)
 
-    def _next_call(self) -> None:
-        """Opens a call to another decode worker, if there is one; waiting offers go to it."""
+    def _next_call(self, costs: int = 1) -> None:
+        """Opens a call to another decode worker, if there is one; waiting offers go to it.
+
+        It costs one of `_MOST_WORKERS`, unless the one before only drains.
+        """
         self._close_call()
         worker = self._live.parts.workers.pick("decode") if self._calls_left else None
         if worker is not None:
-            self._calls_left -= 1
+            self._calls_left -= costs
             name = unique_id(self._live.session_id)
             self._worker_call = PrefetchCall(
                 self._live.parts.workers,

@@ -23,7 +23,8 @@ from router.sessions import OpenSessions, SessionPlace
 from router.text_input import TextInput
 from router.timeline import Timeline
 from router.work_queue import WorkQueue
-from router.workers import Worker, WorkerPool
+from router.worker import Worker
+from router.workers import WorkerPool
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Finished, Timings
 from stream2llm.api.ordering import DocumentOrdering
@@ -155,7 +156,7 @@ class LiveSession:
         model = self.parts.spec.model_name
         self.trace.end(self.timeline, outcome, self.session_id, model, self.mode, error)
         self.record.computed_tokens = self.progress.used()["computed_tokens"]
-        self.record.restarts = self.recovery.num_restarts
+        self.record.restarts = self.progress.restarts
         _logger.info("%s", ended_line(self.record, outcome, self.timeline.since_open_s, error))
 
     def finished(self, finished: Finished) -> None:
@@ -185,7 +186,7 @@ class LiveSession:
         """The session is at another worker, which has been sent its `num_tokens` tokens."""
         self._place.restarted(cause)
         self.trace.restarted()
-        self.record.restarts = self.recovery.num_restarts
+        self.record.restarts = self.progress.restarts
         _logger.warning(
             "%s", restarted_line(self.record, cause, failure.worker_id, num_tokens, failure.error)
         )

@@ -6,6 +6,7 @@ prompt and the answer so far. One write or one change of place at a time (`_lock
 former worker still says is not read.
 
     splice, seal, receive -> the worker fails -> place again: open, the whole sequence, seal
+    leave_draining        -> the same, before a drain ends the session
     resume                -> the same, with the answer so far, when its KV is lost
 
 `recovery.py` decides; an error that it does not accept ends the session.
@@ -18,12 +19,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from router.context import Splice
+from router.draining import leaves_prefill
 from router.live_session import LiveSession
-from router.recovery import Failure, GiveUp, Restart, final_error
+from router.recovery import Failure, GiveUp, Restart, drained, final_error
 from router.status import NeverArrivedError
+from router.worker import Worker
 from router.worker_calls import PrefillCall
-from router.workers import Worker
 from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.session import State
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.prefix import Tokens, as_tokens
 from stream2llm.serving.worker_spec import Role
@@ -75,7 +78,7 @@ class PlacedPrefill:
         while True:
             tried.add(worker)
             try:
-                await self._begin_at(worker)
+                await self._begin(PrefillCall(self._workers, worker, self._live.trace.metadata))
                 return
             except NeverArrivedError:
                 worker = self._workers.pick("prefill", tried)
@@ -99,13 +102,28 @@ class PlacedPrefill:
         while True:
             call = self._call
             try:
-                return await call.receive()
+                message = await call.receive()
+                if not self._is_left(call):
+                    return message
+                self._drop(message)
+                await self._recover(call, None)
             except Stream2LLMError as error:
                 await self._recover(call, error)
             except asyncio.CancelledError:
                 if not self._has_moved_from(call):
                     raise
                 await self._recover(call, None)
+
+    async def leave_draining(self) -> None:
+        """Places the session elsewhere when its worker drains, until cancelled.
+
+        It leaves as soon as another worker can be used; until then it stays.
+        """
+        while self._live.recovery.may_move:
+            next_begins = self._workers.drain_begins
+            if self._wants_to_leave(self._call.worker):
+                await self._leave(self._call.worker)
+            await next_begins.wait()
 
     async def resume(
         self, failure: Failure, tokens: Tokens, num_answer_tokens: int, *, hand_over: bool
@@ -131,7 +149,7 @@ class PlacedPrefill:
         try:
             await call.watch()
         except Stream2LLMError as error:
-            return _failure(call.worker, error)
+            return await _failure(call, error)
         return None
 
     async def finish(self) -> None:
@@ -143,13 +161,50 @@ class PlacedPrefill:
         self._is_closed = True
         self._call.close()
 
+    # -- drains ---------------------------------------------------------------------
+
+    def _wants_to_leave(self, worker: Worker) -> bool:
+        """Whether the session, before its next token, does not end in time at a worker that drains."""
+        live = self._live
+        if worker.drain_by_s is None or live.state not in (State.OPEN, State.SEALED):
+            return False
+        now_s = live.parts.clock.monotonic_s()
+        rate = worker.queue.tokens_per_s(now_s)
+        return leaves_prefill(
+            live.progress.work(rate, is_sealed=live.is_sealed), worker.drain_by_s - now_s
+        )
+
+    async def _leave(self, worker: Worker) -> None:
+        """Returns when the session has left, or when that worker's time is over."""
+        by_s = worker.drain_by_s or 0.0
+        left_s = by_s - self._live.parts.clock.monotonic_s()
+        other = await self._workers.usable("prefill", left_s, {*self._live.refused_by, worker})
+        async with self._lock:
+            is_there = self._given_up is None and self._call.worker is worker
+            if other is not None and is_there and self._wants_to_leave(worker):
+                await self._place_again(drained(worker, "prefill"))
+
+    def _is_left(self, call: PrefillCall) -> bool:
+        """Whether that call was closed to place the session elsewhere, not with the session."""
+        return call.is_closed and not self._is_closed
+
+    def _drop(self, message: pb.PrefillSessionResponse) -> None:
+        """Frees the KV that a message names which came as its worker was left."""
+        event = message.WhichOneof("event")
+        if event == "offer" or (
+            event == "first_token" and message.first_token.HasField("handover")
+        ):
+            handover = getattr(message, event).handover
+            request = pb.ReleaseHandoverRequest(session_id=self._live.session_id, handover=handover)
+            self._workers.release_handover(request)
+
     # -- losses ---------------------------------------------------------------------
 
     def _has_moved_from(self, call: PrefillCall) -> bool:
-        """Whether that call was closed to place the session elsewhere, not with the session."""
+        """Whether a cancelled read of that call means that the session is elsewhere now."""
         task = asyncio.current_task()
-        is_ending = self._is_closed or (task is not None and task.cancelling() > 0)
-        return call.is_closed and not is_ending
+        is_ending = task is not None and task.cancelling() > 0
+        return self._is_left(call) and not is_ending
 
     async def _write(
         self, present: _Present, write: Callable[[PrefillCall], Awaitable[None]]
@@ -161,7 +216,7 @@ class PlacedPrefill:
             try:
                 await write(self._call)
             except Stream2LLMError as error:
-                await self._place_again(_failure(self._call.worker, error))
+                await self._place_again(await _failure(self._call, error))
 
     async def _recover(self, call: PrefillCall, error: Stream2LLMError | None) -> None:
         """Returns when another call has taken the place of a failed one."""
@@ -169,12 +224,12 @@ class PlacedPrefill:
             if self._given_up is not None:
                 raise self._given_up
             if self._call is call and error is not None:
-                await self._place_again(_failure(call.worker, error))
+                await self._place_again(await _failure(call, error))
 
     async def _place_again(self, failure: Failure) -> None:
         """Places the session at another worker; for the holder of the lock."""
         while True:
-            verdict = self._live.recovery.lost(failure)
+            verdict = self._live.recovery.lost(failure, self._live.parts.clock.monotonic_s())
             if isinstance(verdict, GiveUp):
                 raise self._give_up(failure, verdict) from failure.error
             self._call.close()
@@ -194,15 +249,16 @@ class PlacedPrefill:
             for role in self._present.needs:
                 worker = await self._usable(role, by_s)
                 if worker is None:
-                    raise self._give_up(failure, self._live.recovery.no_worker(role))
+                    raise self._give_up(failure, self._live.recovery.no_worker(role, verdict))
             assert worker is not None, "prefill is the last of the roles"
+            call = PrefillCall(self._workers, worker, self._live.trace.metadata)
             try:
-                await self._begin_at(worker)
+                await self._begin(call)
                 return None
             except NeverArrivedError:
                 continue  # it is suspect now
             except Stream2LLMError as error:
-                return _failure(worker, error)
+                return await _failure(call, error)
 
     async def _usable(self, role: Role, by_s: float) -> Worker | None:
         """Returns a worker of the role, the present one if possible; None if none comes in time."""
@@ -217,10 +273,9 @@ class PlacedPrefill:
 
     # -- one worker -------------------------------------------------------------------
 
-    async def _begin_at(self, worker: Worker) -> None:
-        """Gives a worker all that there is of the session."""
+    async def _begin(self, call: PrefillCall) -> None:
+        """Gives the call's worker all that there is of the session; closes the call if that fails."""
         live = self._live
-        call = PrefillCall(self._workers, worker, live.trace.metadata)
         try:
             await call.open(
                 live.session_id,
@@ -234,7 +289,7 @@ class PlacedPrefill:
             call.close()
             raise
         self._call = call
-        live.placed(worker)
+        live.placed(call.worker)
 
     async def _send_all(self, call: PrefillCall) -> None:
         present = self._present
@@ -259,5 +314,5 @@ async def _splice(call: PrefillCall, present: _Present, splice: Splice) -> None:
     await call.splice(present.revision, splice, stable_tokens=present.stable_tokens)
 
 
-def _failure(worker: Worker, error: Stream2LLMError) -> Failure:
-    return Failure(error, "prefill", worker, not isinstance(error, NeverArrivedError))
+async def _failure(call: PrefillCall, error: Stream2LLMError) -> Failure:
+    return Failure(error, "prefill", call.worker, await call.was_held())

@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 
 from router.status import WORKER_LOST
-from router.workers import Worker, WorkerPool
+from router.worker import Worker
+from router.workers import WorkerPool
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
 from stream2llm.api.final_status import FinalStatus

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from router.draining import PrefillWork
 from stream2llm.api.events import Progress
 from stream2llm.api.prefill_progress import PrefillProgress
 
@@ -91,6 +92,10 @@ class ProgressTracker:
     def num_outstanding_tokens(self) -> int:
         """Tokens received that have to be prefilled before a seal."""
         return max(self._received - 1 - self._most_prefilled, 0)
+
+    def work(self, tokens_per_s: float | None, *, is_sealed: bool) -> PrefillWork:
+        """What the session has at its worker, which computes so many tokens a second."""
+        return PrefillWork(is_sealed, self._prefilled, self.num_outstanding_tokens, tokens_per_s)
 
     @property
     def has_credit(self) -> bool:

@@ -3,6 +3,9 @@
     failure -> cause_of: what was lost; None for failures that another worker would repeat
             -> Recovery.lost: Restart with a pause, or GiveUp with the reason
 
+A worker that drains is no loss: moving away from it counts towards no limit, because the
+process does not get the session a second time, and an operator may drain many.
+
 `placed_prefill.py` and `session_output.py` carry it out.
 """
 
@@ -12,13 +15,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.errors import Stream2LLMError, UnavailableError
 from stream2llm.serving.router_spec import RecoveryOptions
 from stream2llm.serving.worker_spec import Role
 
 # The second restart waits so long, each further one twice as long as the one before.
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
+# A node that ends takes its processes along one after the other within such a time.
+_ONE_INCIDENT_S = 5.0
 
 
 class Cause(StrEnum):
@@ -34,10 +39,11 @@ class Cause(StrEnum):
     """Its place: the worker drains, or has no room."""
 
 
+DRAINING = "DRAINING"
 _LOST: dict[Role, Cause] = {"prefill": Cause.PREFILL_LOST, "decode": Cause.DECODE_LOST}
 _BY_REASON = {
     "KV_LOST": Cause.KV_LOST,
-    "DRAINING": Cause.REFUSED,
+    DRAINING: Cause.REFUSED,
     "FULL": Cause.REFUSED,
     "NO_DECODE_WORKER": Cause.DECODE_LOST,
 }
@@ -49,6 +55,9 @@ class LostWorker(Protocol):
     @property
     def worker_id(self) -> str: ...
 
+    @property
+    def node(self) -> str: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -58,13 +67,24 @@ class Failure:
     role: Role
     # None: there was none.
     worker: LostWorker | None
-    # Whether the call may have reached it.
-    has_arrived: bool = True
+    # Whether the worker had said that it has the session.
+    was_held: bool = True
 
     @property
     def worker_id(self) -> str:
         """Empty without a worker."""
         return "" if self.worker is None else self.worker.worker_id
+
+    @property
+    def is_drain(self) -> bool:
+        """Whether the worker is well, and only sends its sessions away."""
+        return self.error.reason == DRAINING
+
+
+def drained(worker: LostWorker, role: Role) -> Failure:
+    """Returns the failure of a session that leaves a worker before its drain ends it."""
+    error = UnavailableError(f"worker {worker.worker_id} is draining", reason=DRAINING)
+    return Failure(error, role, worker)
 
 
 def cause_of(failure: Failure) -> Cause | None:
@@ -80,6 +100,27 @@ class Restart:
 
     cause: Cause
     pause_s: float
+    # Whether it only leaves a worker that drains.
+    is_move: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Death:
+    """An engine's, as the session noticed it."""
+
+    worker: LostWorker | None
+    role: Role
+    at_s: float
+
+    def is_of(self, other: _Death) -> bool:
+        """Whether both are of one incident: the same engine, or a node with both of the session's.
+
+        Two of one role are two incidents: the session came to the second one because of the first.
+        """
+        if self.worker is None or other.worker is None or self.worker is other.worker:
+            return self.worker is other.worker
+        is_soon = abs(self.at_s - other.at_s) <= _ONE_INCIDENT_S
+        return is_soon and self.role != other.role and self.worker.node == other.worker.node
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,26 +136,41 @@ class Recovery:
 
     def __init__(self, options: RecoveryOptions) -> None:
         self._options = options
-        self._dead: set[LostWorker | None] = set()
+        self._deaths: list[_Death] = []
+        # Without moves away from workers that drain.
         self.num_restarts = 0
 
     @property
     def num_deaths(self) -> int:
-        """Engines that died while they held the session."""
-        return len(self._dead)
+        """Incidents in which an engine died that held the session."""
+        return len(self._deaths)
 
-    def lost(self, failure: Failure) -> Restart | GiveUp:
-        """Takes one loss; counts a restart where that is the decision."""
+    @property
+    def may_move(self) -> bool:
+        """Whether the session may leave a worker that drains; not where recovery is off."""
+        return self._options.max_restarts > 0
+
+    def lost(self, failure: Failure, now_s: float) -> Restart | GiveUp:
+        """Takes one loss; counts a restart where that is the decision.
+
+        `now_s` is the time at which it was noticed, in seconds of one clock.
+        """
         cause = cause_of(failure)
         if cause is None:
             return GiveUp()
-        if failure.error.reason == "WORKER_LOST" and failure.has_arrived:
-            self._dead.add(failure.worker)
+        if failure.is_drain and self.may_move:
+            return Restart(cause, 0.0, is_move=True)
+        if failure.error.reason == "WORKER_LOST" and failure.was_held:
+            self._note_death(_Death(failure.worker, failure.role, now_s))
         why = self._limit()
         if why:
             return GiveUp(why)
         self.num_restarts += 1
         return Restart(cause, pause_s(self.num_restarts))
+
+    def _note_death(self, death: _Death) -> None:
+        if not any(death.is_of(each) for each in self._deaths):
+            self._deaths.append(death)
 
     def _limit(self) -> str:
         options = self._options
@@ -127,9 +183,9 @@ class Recovery:
             )
         return ""
 
-    def no_worker(self, role: Role) -> GiveUp:
+    def no_worker(self, role: Role, restart: Restart) -> GiveUp:
         """No worker of the role could be used in time: the restart under way is none."""
-        self.num_restarts -= 1
+        self.num_restarts -= not restart.is_move
         limit_s = self._options.max_wait_s
         return GiveUp(
             f"no {role} worker could be used within {limit_s:g} s (router.recovery.max_wait_s)"

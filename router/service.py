@@ -16,7 +16,7 @@ from router.message_limit import TooLarge
 from router.refusals import Refusals
 from router.session_runner import check_model, run_session
 from router.translate import client_events, one_shot_events
-from router.workers import Worker
+from router.worker import Worker
 from stream2llm.api import codec
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Event, ModelInfo, ServerInfo, WorkerInfo

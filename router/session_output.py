@@ -18,13 +18,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from router.answer import Answer
+from router.draining import leaves_decode
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
 from router.placed_prefill import PlacedPrefill
-from router.recovery import Failure, extended
+from router.recovery import Failure, drained, extended
 from router.status import NeverArrivedError
+from router.worker import Worker
 from router.worker_calls import DecodeCall
-from router.workers import Worker
 from stream2llm.api import codec
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.events import Finished, Usage
@@ -164,14 +165,19 @@ class SessionOutput:
 
     def _require_room(self, failure: Failure) -> None:
         """Raises the failure where prompt and answer so far fit into no prefill worker."""
+        if excess := self._excess():
+            raise extended(failure.error, excess, failure.error.retry_after_s)
+
+    def _excess(self) -> str:
+        """Says why prompt and answer so far fit into no prefill worker; "" where they do."""
         limit = self._live.lengths.prefill_kv_tokens
         num_tokens = len(self._final.prompt) + self._final.answer.num_tokens
-        if limit is not None and num_tokens > limit:
-            more = (
-                f"prompt and answer so far have {num_tokens} tokens, too many to go on: the KV"
-                f" memory of the smallest prefill worker holds at most {limit}"
-            )
-            raise extended(failure.error, more, failure.error.retry_after_s)
+        if limit is None or num_tokens <= limit:
+            return ""
+        return (
+            f"prompt and answer so far have {num_tokens} tokens, too many to go on: the KV"
+            f" memory of the smallest prefill worker holds at most {limit}"
+        )
 
     # -- decode -----------------------------------------------------------------------
 
@@ -237,7 +243,7 @@ class SessionOutput:
             return await self._relay(worker_call, request)
         except Stream2LLMError as error:
             has_arrived = not isinstance(error, NeverArrivedError)
-            failure = Failure(error, "decode", worker, has_arrived)
+            failure = Failure(error, "decode", worker, worker_call.is_accepted)
             is_free = not (worker_call.owns_handover or worker_call.is_accepted)
             if is_free and (not has_arrived or error.reason in _NOT_TAKEN):
                 raise _NotTakenError(failure) from error
@@ -255,13 +261,31 @@ class SessionOutput:
                     await self._prefill.finish()
                     self._note_first_step(worker_call)
                 else:
-                    self._note_step(is_after_handover=False)
+                    since_last_s = self._note_step(is_after_handover=False)
+                    worker_call.worker.took(since_last_s, len(step.token_ids))
                 is_first = False
                 self._live.apply(Event.STEP)
                 ending = await self._take(step)
                 if ending is not None:
                     return ending
+                self._leave_draining(worker_call.worker)
         raise InternalError("the decode worker ended the answer without a reason")
+
+    def _leave_draining(self, worker: Worker) -> None:
+        """Between two steps: raises _LostError when the answer goes on at another worker."""
+        if worker.drain_by_s is None or not self._live.recovery.may_move:
+            return
+        final = self._final
+        left_s = worker.drain_by_s - self._live.parts.clock.monotonic_s()
+        num_left = final.max_tokens - final.answer.num_tokens
+        if leaves_decode(num_left, worker.token_s, left_s) and self._can_leave(worker):
+            raise _LostError(drained(worker, "decode"))
+
+    def _can_leave(self, worker: Worker) -> bool:
+        """Whether workers of both roles can be used, and one of prefill has the room."""
+        workers, but = self._live.parts.workers, {*self._live.refused_by, worker}
+        has_both = workers.pick("decode", but) is not None and workers.pick("prefill", but)
+        return bool(has_both) and not self._excess()
 
     def _note_first_step(self, worker_call: DecodeCall) -> None:
         is_resumed = self._final.answer.num_tokens > 1

@@ -133,10 +133,14 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
         async with asyncio.TaskGroup() as group:
             group.create_task(live.outbox.drain(send))
             reading = group.create_task(session_input.run(reader))
-            fetching = group.create_task(prefetch.run())
+            others = [
+                group.create_task(prefetch.run()),
+                group.create_task(prefill.leave_draining()),
+            ]
             await output.run()
             reading.cancel()  # messages after the answer are ignored
-            fetching.cancel()
+            for other in others:
+                other.cancel()
             await live.outbox.close()
     finally:
         prefetch.close()

@@ -16,12 +16,13 @@ import grpc
 
 from router.context import Splice
 from router.status import WORKER_LOST, NeverArrivedError, was_cancelled_here
-from router.workers import Worker, WorkerPool
+from router.worker import Worker
+from router.workers import WorkerPool
 from stream2llm.api import codec
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.final_status import FinalStatus
-from stream2llm.api.handover import ACCEPTED_KEY
+from stream2llm.api.handover import ACCEPTED_KEY, HELD_KEY
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.api.token_step import TokenStep
@@ -40,6 +41,10 @@ class PrefillCall:
         self._responses = aiter(self._call)
         self._is_done_with = False
         self.is_closed = False
+
+    async def was_held(self) -> bool:
+        """Whether the worker has said that it holds the session, of a call that has failed."""
+        return HELD_KEY in await self._call.initial_metadata()
 
     async def open(
         self,
@@ -158,7 +163,7 @@ class DecodeCall:
 
     def __init__(self, pool: WorkerPool, worker: Worker, metadata: Metadata | None = None) -> None:
         self._pool = pool
-        self._worker = worker
+        self.worker = worker
         self._metadata = metadata
         self._lease = worker.acquire()
         self._decode = worker.decode
@@ -183,7 +188,7 @@ class DecodeCall:
                     self.local_tokens = response.local_tokens
                 yield codec.decode(TokenStep, response.step)
         except grpc.aio.AioRpcError as error:
-            failure = self._pool.failure(self._worker, error)
+            failure = self._pool.failure(self.worker, error)
             is_lost = failure.reason == WORKER_LOST
             has_arrived = not isinstance(failure, NeverArrivedError)
             self.owns_handover = has_stepped or (is_lost and has_arrived)

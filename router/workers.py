@@ -4,7 +4,8 @@ The controller's view lists the workers; the data path is first to notice a lost
 worker whose RPC broke at transport level, or that reports its engine dead, is suspect:
 it gets no new sessions until it answers again, or until a view brings its successor
 (another address or other processes). One that left the view gets no new sessions either,
-but keeps its channel until its last session here has ended.
+but keeps its channel until its last session here has ended; if the view says that it
+drains, those sessions may leave it.
 """
 
 from __future__ import annotations
@@ -12,132 +13,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import grpc
 
 from router.absence import Absences
 from router.background import Background
-from router.placement import WorkerView, pick
+from router.placement import pick
 from router.status import WORKER_LOST, worker_error
-from router.work_queue import WorkQueue
+from router.worker import Link, Worker, answers
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError, UnavailableError
-from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.api.v1 import worker_pb2
 from stream2llm.security.tls import PeerChannels
 from stream2llm.serving.clock import Clock, SystemClock
-from stream2llm.serving.worker_spec import ClusterView, Role, WorkerAddress
+from stream2llm.serving.worker_spec import ClusterView, Role
 
 _logger = logging.getLogger(__name__)
-_PROBE_TIMEOUT_S = 10.0
 _PROBE_AGAIN_AFTER_S = 1.0
 _RELEASE_TIMEOUT_S = 5.0
 # Pauses before a release that no worker took is tried again: one may be back by then.
 # After the last try the lease ends the hand-over.
 _RELEASE_PAUSES_S = (0.1, 0.4, 1.6)
-
-
-class Link:
-    """A channel to one worker, and how many use it: the sessions that began on it, and other RPCs."""
-
-    def __init__(self, address: WorkerAddress, channels: PeerChannels) -> None:
-        self.channel, self.certificates = channels.open(address.grpc_address)
-        calls = channels.calls(self.channel)
-        self.prefill: Any = worker_pb2_grpc.PrefillServiceStub(calls)
-        self.decode: Any = worker_pb2_grpc.DecodeServiceStub(calls)
-        self.status: Any = worker_pb2_grpc.WorkerServiceStub(calls)
-        self._num_users = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def count(self, change: int) -> None:
-        """Adds or subtracts sessions and other RPCs."""
-        self._num_users += change
-        if self._num_users:
-            self._idle.clear()
-        else:
-            self._idle.set()
-
-    @contextmanager
-    def held(self) -> Iterator[Self]:
-        """Keeps the channel open for an RPC that belongs to no session."""
-        self.count(1)
-        try:
-            yield self
-        finally:
-            self.count(-1)
-
-    async def close_when_idle(self) -> None:
-        """Waits for its RPCs, then closes the channel; cancelled, it closes it at once."""
-        try:
-            await self._idle.wait()
-        finally:
-            await self.channel.close()
-
-
-class Worker:
-    """One worker process: the link to it, and the number of this router's sessions there."""
-
-    def __init__(self, address: WorkerAddress, channels: PeerChannels) -> None:
-        self.address = address
-        self.is_suspect = False
-        self.num_sessions = 0
-        # Of prefill workers.
-        self.queue = WorkQueue()
-        # Runs while the worker is suspect.
-        self.probe: asyncio.Task[None] | None = None
-        # That of new sessions; those that are open stay on theirs.
-        self.link = Link(address, channels)
-
-    @property
-    def worker_id(self) -> str:
-        return self.address.worker_id
-
-    @property
-    def prefill(self) -> Any:
-        return self.link.prefill
-
-    @property
-    def decode(self) -> Any:
-        return self.link.decode
-
-    def acquire(self) -> Lease:
-        """Adds one session, which has to take its stub before anything else happens."""
-        return Lease(self)
-
-    def view(self) -> WorkerView:
-        """Returns the properties that placement considers."""
-        return WorkerView(self.worker_id, self.address.role, not self.is_suspect, self.num_sessions)
-
-    def stop_probe(self) -> None:
-        """Stops checking whether the worker answers."""
-        if self.probe is not None:
-            self.probe.cancel()
-
-    def is_same_process(self, address: WorkerAddress) -> bool:
-        """Whether an address of a newer view still means this process."""
-        return (self.address.grpc_address, self.address.pids) == (
-            address.grpc_address,
-            address.pids,
-        )
-
-
-class Lease:
-    """One session's place at a worker, on the link of that moment; `release` may be called again."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker: Worker | None = worker
-        self._link = worker.link
-        self._count(worker, 1)
-
-    def release(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            self._count(worker, -1)
-
-    def _count(self, worker: Worker, change: int) -> None:
-        worker.num_sessions += change
-        self._link.count(change)
 
 
 class WorkerPool:
@@ -155,6 +51,8 @@ class WorkerPool:
         self._absences = Absences()
         # Set, and replaced, when a worker may have become usable.
         self._came = asyncio.Event()
+        # Set, and replaced, when workers have begun to drain.
+        self.drain_begins = asyncio.Event()
         self._channels = channels
         self._background = background
         self._workers: dict[str, Worker] = {}
@@ -172,6 +70,7 @@ class WorkerPool:
         self._version = view.version
         self.controller_address = view.controller_address
         addresses = {address.worker_id: address for address in view.workers}
+        self._note_draining(view)
         for worker in list(self._workers.values()):
             address = addresses.get(worker.worker_id)
             if address is None or not worker.is_same_process(address):
@@ -180,6 +79,16 @@ class WorkerPool:
             if worker_id not in self._workers:
                 self._workers[worker_id] = Worker(address, self._channels)
                 self._can_be_used(worker_id)
+
+    def _note_draining(self, view: ClusterView) -> None:
+        """Those that had left an earlier view are not known any more, and their sessions know."""
+        now_s = self._clock.monotonic_s()
+        begun = [each for each in view.draining if each.worker_id in self._workers]
+        for each in begun:
+            self._workers[each.worker_id].drain_by_s = now_s + each.left_s
+        if begun:
+            begins, self.drain_begins = self.drain_begins, asyncio.Event()
+            begins.set()
 
     def has_role(self, role: Role) -> bool:
         """Whether the view has a worker of the role, suspect or not."""
@@ -290,7 +199,7 @@ class WorkerPool:
     async def _probe(self, worker: Worker) -> None:
         while worker.is_suspect:
             self._renew_links()  # the worker may refuse the old certificate
-            if await _answers(worker):
+            if await answers(worker):
                 _logger.info("worker_answers_again worker_id=%s", worker.worker_id)
                 worker.is_suspect = False
                 self._can_be_used(worker.worker_id)
@@ -332,24 +241,3 @@ class WorkerPool:
                 if isinstance(failure, InvalidRequestError):
                     raise failure from error
         return False
-
-
-async def _answers(worker: Worker) -> bool:
-    """Whether it serves again; may take as long as gRPC needs to connect."""
-    try:
-        with worker.link.held() as link:
-            response = await link.status.GetWorkerStatus(
-                worker_pb2.GetWorkerStatusRequest(),
-                wait_for_ready=True,  # gRPC reconnects, with its own back-off
-                timeout=_PROBE_TIMEOUT_S,
-            )
-    except grpc.aio.AioRpcError as error:
-        # The worker itself has sent any other status.
-        is_gone = (
-            grpc.StatusCode.UNAVAILABLE,
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            # Of another cluster, at an address that was this worker's.
-            grpc.StatusCode.UNAUTHENTICATED,
-        )
-        return error.code() not in is_gone
-    return bool(response.worker.ready)  # otherwise its engine is dead, and the actor ends soon

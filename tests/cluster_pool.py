@@ -71,8 +71,8 @@ KINDS = {
     # The model in a process of its own, as with several ranks.
     "sensitive-ranks": Kind(executor="mp", hung_after_s=30),
     "sensitive-tcp": Kind(ucx_tls="tcp"),
-    # For a test that ends it, over TLS and with API keys.
-    "sensitive-drained": Kind(is_secured=True),
+    # Over TLS and with API keys.
+    "sensitive-secured": Kind(is_secured=True),
     "sensitive-2x2": Kind(prefill=2, decode=2, hung_after_s=10),
     # For sessions by the hundred.
     "sensitive-tight": replace(_TIGHT, max_open_sessions=256),

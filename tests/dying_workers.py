@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from stream2llm.api.grpc_options import channel_options, server_options
-from stream2llm.api.handover import ACCEPTED_METADATA
+from stream2llm.api.handover import ACCEPTED_METADATA, HELD_METADATA
 from stream2llm.api.v1 import worker_pb2_grpc
 from stream2llm.serving.worker_spec import WorkerAddress
 
@@ -35,6 +35,7 @@ class DyingPrefill(worker_pb2_grpc.PrefillServiceServicer):
     async def PrefillSession(  # noqa: N802
         self, requests: AsyncIterator[Any], context: Any
     ) -> AsyncIterator[Any]:
+        await context.send_initial_metadata(HELD_METADATA)
         forwarded = _Requests(requests, self.dies_after_requests)
         call = self._stub.PrefillSession(aiter(forwarded), metadata=_metadata(context))
         try:

@@ -7,7 +7,8 @@ they saw, and plugs in failures. They check the protocol they are spoken to in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +16,11 @@ import grpc
 
 from stream2llm.api.errors import Stream2LLMError, UnavailableError
 from stream2llm.api.grpc_options import server_options
-from stream2llm.api.handover import ACCEPTED_METADATA
+from stream2llm.api.handover import ACCEPTED_METADATA, HELD_METADATA
 from stream2llm.api.rpc_status import to_status
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
+from stream2llm.engine.worker_sessions import WorkerSessions
 from stream2llm.security.certificates import CertificateStore
 from stream2llm.security.grpc_access import RequireClusterToken
 from stream2llm.security.tls import add_port
@@ -77,6 +79,14 @@ def _open_gate() -> asyncio.Event:
     return gate
 
 
+@contextmanager
+def _session(sessions: WorkerSessions) -> Iterator[None]:
+    """As a worker's: refused while it drains, and ended when the time of a drain is over."""
+    sessions.require_open()
+    with sessions.one():
+        yield
+
+
 @dataclass
 class PrefillRecord:
     """What one PrefillSession saw."""
@@ -115,6 +125,7 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         self.may_sample = _open_gate()
         # A DelayReason's number, put into every progress.
         self.delay = pb.DELAY_REASON_UNSPECIFIED
+        self.sessions = WorkerSessions()
         # Whether the stable part is offered ahead of the seal, in blocks of so many tokens.
         self.offers_blocks_of = 0
         # Raised at "open", "splice", "seal" or "first_token"; once the key matches.
@@ -127,10 +138,13 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         self.records.append(record)
         self.session_came.set()
         try:
-            async for request in request_iterator:
-                async for response in self._on_request(record, request, context):
-                    yield response
-            record.half_closed.set()
+            with _session(self.sessions):
+                async for request in request_iterator:
+                    async for response in self._on_request(record, request, context):
+                        yield response
+                record.half_closed.set()
+        except UnavailableError as error:
+            await context.abort_with_status(to_status(error))
         finally:
             record.ended.set()
 
@@ -142,6 +156,7 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         if event == "open":
             assert record.open is None
             record.open = request.open
+            await context.send_initial_metadata(HELD_METADATA)
             return
         splice = request.splice if event == "splice" else request.seal.splice
         self._apply(record, splice)
@@ -221,6 +236,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
 
     def __init__(self, brain: Brain) -> None:
         self.brain = brain
+        self.sessions = WorkerSessions()
         self.requests: list[Any] = []
         # What the RPCs carried, in the order of their beginnings.
         self.metadata: list[dict[str, str]] = []
@@ -257,16 +273,20 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
         self.called.set()
         try:
             await self.may_accept.wait()
+            if request.refuse_when_full:
+                self.sessions.require_open()
             if self.is_full and request.refuse_when_full:
-                full = UnavailableError("no room", reason="FULL")
-                await context.abort_with_status(to_status(full))
+                raise UnavailableError("no room", reason="FULL")
             if self.rejection is not None:
                 await context.abort_with_status(to_status(self.rejection))
             await context.send_initial_metadata(ACCEPTED_METADATA)
             if self.late_rejection is not None:
                 await context.abort_with_status(to_status(self.late_rejection))
-            async for step in self._steps(request):
-                yield worker_pb2.DecodeResponse(step=step)
+            with _session(self.sessions):
+                async for step in self._steps(request):
+                    yield worker_pb2.DecodeResponse(step=step)
+        except UnavailableError as error:
+            await context.abort_with_status(to_status(error))
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
@@ -397,6 +417,10 @@ class FakeWorker:
             block_size=16,
         )
         return self.address
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses new sessions, waits for the open ones, and ends the rest."""
+        await (self.prefill if self.role == "prefill" else self.decode).sessions.drain(timeout_s)
 
     async def kill(self) -> None:
         await self._server.stop(None)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from stream2llm.serving.metrics_http import MetricsServer
 from stream2llm.serving.observability import ObservabilityOptions
 from stream2llm.serving.router_spec import AdmissionMode, RecoveryOptions, RouterLimits, RouterSpec
 from stream2llm.serving.security_options import SecurityOptions
-from stream2llm.serving.worker_spec import ClusterView
+from stream2llm.serving.worker_spec import ClusterView, DrainingWorker
 from tests.fake_workers import (
     MAX_MODEL_LEN,
     NUM_BLOCKS,
@@ -182,10 +183,17 @@ class Ring:
     def worker(self, role: str) -> FakeWorker:
         return next(worker for worker in self.workers if worker.role == role)
 
-    def show(self, *workers: FakeWorker) -> None:
-        """Gives the router a new view."""
+    def show(self, *workers: FakeWorker, draining: dict[str, float] | None = None) -> None:
+        """Gives the router a new view; `draining` has the seconds that workers are given."""
         self.version += 1
-        self.router.set_view(ClusterView(self.version, tuple(w.address for w in workers)))
+        drains = tuple(starmap(DrainingWorker, (draining or {}).items()))
+        addresses = tuple(w.address for w in workers)
+        self.router.set_view(ClusterView(self.version, addresses, draining=drains))
+
+    def drain(self, worker: FakeWorker, left_s: float) -> None:
+        """Gives the router a view in which that worker drains, and all others can be used."""
+        others = (each for each in self.workers if each is not worker)
+        self.show(*others, draining={worker.worker_id: left_s})
 
     def converse(self, metadata: Metadata | None = None) -> Conversation:
         return Conversation(self.stub, metadata)

@@ -53,7 +53,7 @@ class Progress:
     delay: DelayReason | None = None
     """"kv_memory" or "kv_leased" while the session waits for KV memory on its prefill worker."""
     restarts: int = 0
-    """How often the session has been placed at another worker, because one was lost."""
+    """How often the session has been placed at another worker, because one was lost, or drained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +147,8 @@ class Finished:
     """With the ordering "stable", for each document in the order in which they stood in the
     context: its place, from 0, in the list as it was sent."""
     restarts: int = 0
-    """How often the session was placed at another worker, because one was lost. A sampled answer may
-    then differ from that of an undisturbed session, also with a seed."""
+    """How often the session was placed at another worker, because one was lost, or drained. A
+    sampled answer may then differ from that of an undisturbed session, also with a seed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,3 +19,7 @@ HANDOVER_KEY = "stream2llm_handover"
 # it will not. An RPC that ends without it has not touched the hand-over.
 ACCEPTED_KEY = "stream2llm-handover-accepted"
 ACCEPTED_METADATA = ((ACCEPTED_KEY, "1"),)
+# In the initial metadata of a PrefillSession RPC, which is sent before the engine gets anything:
+# a worker that is lost without it was gone already, and did not die of the session.
+HELD_KEY = "stream2llm-session-held"
+HELD_METADATA = ((HELD_KEY, "1"),)

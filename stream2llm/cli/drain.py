@@ -53,13 +53,13 @@ def drain(
 ) -> None:
     """Drain a router or worker, and make it anew; returns when the new one is ready.
 
-    It gets no new sessions. The open ones may end within the time. Those that
-    remain then go on at other workers; those of a router end with the reason
-    DRAINING, worth a retry. Then its process is replaced, by one of the code
-    that is installed now. Done for one after the
-    other, this upgrades a cluster under load. Exit codes: 0 it is replaced (or
-    gone), 3 nothing has that name or it was not in use, 4 the controller gives
-    no answer, or the new one is not ready in time.
+    It gets no new sessions. Those of a worker go on at other workers, unless
+    they end in time; those that a router still has at the end of the time end
+    with the reason DRAINING, worth a retry. Then its process is replaced, by
+    one of the code that is installed now. `stream2llm rollout restart` does
+    that to all. Exit codes: 0 it is replaced (or gone), 3 nothing has that
+    name or it was not in use, 4 the controller gives no answer, or the new one
+    is not ready in time.
 
     Example: stream2llm drain prefill-0
 

@@ -20,6 +20,7 @@ from stream2llm.cli.model import app as model_app
 from stream2llm.cli.plan import plan
 from stream2llm.cli.policy import policy
 from stream2llm.cli.ready import ready
+from stream2llm.cli.rollout import app as rollout_app
 from stream2llm.cli.simulate import app as simulate_app
 from stream2llm.cli.trace import app as trace_app
 from stream2llm.cli.workers import app as workers_app
@@ -46,6 +47,7 @@ app.add_typer(trace_app, name="trace")
 app.add_typer(bench_app, name="bench")
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(workers_app, name="workers")
+app.add_typer(rollout_app, name="rollout")
 
 # Commands whose options and help are in modules that import too much for `--help` of
 # the others to wait for.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from stream2llm.cluster import supervision as sv
+from stream2llm.cluster.rollout import Rollout
 from stream2llm.serving.launch import RouterStarted
 from stream2llm.serving.loss import Cause
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
@@ -77,6 +78,8 @@ class SavedState:
     last_ends: Mapping[str, LastEnd] = field(default_factory=dict)
     # Number of controllers that the cluster has had.
     num_controllers: int = 0
+    # The last rolling restart, under way or over.
+    rollout: Rollout | None = None
     # host:port that clients and Prometheus know.
     http_address: str = ""
     # The same moment on the event loop's clock, which the fleet's times refer to, and on the
@@ -88,10 +91,17 @@ class SavedState:
         """Returns the state with its times on the clock of another event loop."""
         shift_s = (loop_s - self.loop_s) - (wall_s - self.wall_s)
         fleet = {
-            name: replace(each, not_before_s=each.not_before_s and each.not_before_s + shift_s)
+            name: replace(
+                each,
+                not_before_s=each.not_before_s and each.not_before_s + shift_s,
+                drain_by_s=each.drain_by_s and each.drain_by_s + shift_s,
+            )
             for name, each in self.fleet.items()
         }
-        return replace(self, fleet=fleet, loop_s=loop_s, wall_s=wall_s)
+        rollout = self.rollout
+        if rollout is not None:
+            rollout = replace(rollout, turn_began_s=rollout.turn_began_s + shift_s)
+        return replace(self, fleet=fleet, rollout=rollout, loop_s=loop_s, wall_s=wall_s)
 
 
 def restored(
@@ -103,6 +113,7 @@ def restored(
     goes on. What died meanwhile is dead, and is replaced as always.
     """
     before = {n: saved.fleet.get(n) or sv.Replica(n, role) for n, role in roles.items()}
+    before |= {n: replica for n, replica in saved.fleet.items() if replica.is_extra}
     fleet = {
         name: _found(each, living.get(name), has_address=name in saved.addresses)
         for name, each in before.items()
@@ -134,10 +145,12 @@ def _connected_with(replica: sv.Replica, still: set[str]) -> sv.Replica:
     return replace(replica, connected=known, connecting=None)
 
 
-def restored_view(
-    fleet: sv.Fleet, addresses: Mapping[str, WorkerAddress | RouterStarted], num_controllers: int
-) -> ClusterView:
-    """Returns the view that the controller of this number begins with, the first one's being 1."""
-    members = (addresses[name] for name in sv.view_members(fleet))
+def restored_view(fleet: sv.Fleet, saved: SavedState, num_controllers: int) -> ClusterView:
+    """Returns the view that the controller of this number begins with, the first one's being 1.
+
+    `saved` is as of now (`SavedState.at`).
+    """
+    members = (saved.addresses[name] for name in sv.view_members(fleet))
     workers = tuple(each for each in members if isinstance(each, WorkerAddress))
-    return ClusterView((num_controllers - 1) * VIEWS_A_CONTROLLER, workers)
+    draining = sv.view_draining(fleet, saved.loop_s)
+    return ClusterView((num_controllers - 1) * VIEWS_A_CONTROLLER, workers, draining=draining)

@@ -65,7 +65,7 @@ class Connector:
     async def _failed(self, decode: str, prefill: str, pair: tuple[int, int], error: str) -> None:
         state = self._state
         # The death of either side is the most probable reason, and may be known in a moment.
-        for name in (prefill, decode):
+        for name in (each for each in (prefill, decode) if each in state.fleet):
             if state.fleet[name].is_alive and (loss := await self._probe(name, _PROBE_TIMEOUT_S)):
                 state.died(name, state.fleet[name].incarnation, loss)
         if not self._is_current(decode, prefill, pair):
@@ -115,6 +115,7 @@ class Connector:
         return True
 
     def _is_current(self, decode: str, prefill: str, pair: tuple[int, int]) -> bool:
-        fleet = self._state.fleet
-        now = (fleet[decode].incarnation, fleet[prefill].incarnation)
-        return now == pair and fleet[decode].connecting == prefill
+        state = self._state
+        both = zip((decode, prefill), pair, strict=True)
+        are_present = all(state.is_present(*each) for each in both)
+        return are_present and state.fleet[decode].connecting == prefill

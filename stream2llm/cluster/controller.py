@@ -26,6 +26,7 @@ from stream2llm.cluster.controller_http import ControllerHttp, ControllerMetrics
 from stream2llm.cluster.lease import Lease
 from stream2llm.cluster.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy
 from stream2llm.cluster.ray_hosts import DRAIN_MARGIN_S, RayHosts
+from stream2llm.cluster.rolling_restart import RollingRestart
 from stream2llm.cluster.state_store import GcsKeyValues, StateStore
 from stream2llm.cluster.supervisor import Settings, Supervisor
 from stream2llm.security.certificates import open_certificates
@@ -77,6 +78,7 @@ class Controller:
         self._choice = choice
         self._hosts = RayHosts(spec.cluster_id, spec.launches, choice)
         self._policy = PrefillPolicy(choice, self._hosts, self._prefill_replicas)
+        self._rolling: RollingRestart
         self._store = StateStore(spec.cluster_id, self._state, GcsKeyValues())
         self._policy.on_chosen = self._store.changed
         self._metrics = ControllerMetrics(CollectorRegistry())
@@ -112,13 +114,17 @@ class Controller:
         saved = await self._store.load()
         living = await self._hosts.find()
         self._supervisor = Supervisor(self._roles, self._hosts, self._settings, self._record)
+        self._rolling = RollingRestart(self._supervisor, self._hosts, self._store.changed)
         if saved is not None or living:
             self._take_over(saved or SavedState({}), living)
+            for unknown in living.keys() - self._supervisor.fleet.keys():  # an unsaved stand-in
+                self._begin(self._hosts.clean(unknown))
         address = await self._listen(saved)
         garbage.settle()
         self._supervisor.set_controller_address(address)
         await self._store.save()  # the number of controllers, before any view is sent
         self._run = asyncio.create_task(self._supervisor.run())
+        self._begin(self._rolling.run())
         self._begin(self._store.run())
         if saved is not None:
             self._begin(self._tell_policy())
@@ -150,8 +156,9 @@ class Controller:
         self._last_ends = dict(saved.last_ends)
         self._choice.name = saved.policy or self._choice.name
         fleet = restored(self._roles, saved, living)
-        view = restored_view(fleet, saved.addresses, self._num_controllers)
+        view = restored_view(fleet, saved, self._num_controllers)
         self._supervisor.restore(fleet, saved.addresses, view)
+        self._rolling.rollout = saved.rollout
         self._metrics.took_over(self._num_controllers - 1)
         self._record()
         _log.warning(
@@ -177,6 +184,7 @@ class Controller:
             self._policy,
             self._retry,
             self._drain_one,
+            self._rolling,
             http_server_context(certificates),
             guards.of("controller"),
         )
@@ -231,7 +239,7 @@ class Controller:
         await self._for_each(("router",), self._hosts.stop)
         # Concurrently: an engine takes some seconds to end.
         await self._for_each(("prefill", "decode"), self._hosts.stop)
-        names = [launch.name for launch in self._spec.launches]
+        names = {*self._roles, *self._supervisor.fleet}
         await asyncio.gather(*(self._hosts.clean(name, EXIT_GRACE_S) for name in names))
         await self._http.close()
         for task in self._more:
@@ -299,6 +307,7 @@ class Controller:
             policy=self._choice.name,
             last_ends=dict(self._last_ends),
             num_controllers=self._num_controllers,
+            rollout=self._rolling.rollout,
             http_address=self._http.address,
             loop_s=self._clock.monotonic_s(),
             wall_s=self._clock.wall_s(),
@@ -314,6 +323,7 @@ class Controller:
             "policy": self._policy.chosen,
             "given_up": [r.name for r in supervision.given_up(fleet)],
             "controller_restarts": self._num_controllers - 1,
+            "rollout": self._rolling.describe(),
             "view_version": supervisor.view.version,
             "num_events": supervisor.num_events,
             "http_address": self._http.address,

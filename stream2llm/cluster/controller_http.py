@@ -1,9 +1,9 @@
-"""The controller's HTTP: /sd for Prometheus, /metrics, /status, /healthz, /policy, /retry, /drain."""
+"""The controller's HTTP: /sd for Prometheus, /metrics, /status, /healthz, /policy, /retry, /drain,
+/rollout (`rollout_pages`)."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -15,7 +15,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from stream2llm import __version__
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
+from stream2llm.cluster.http_body import body_of, flag_in, object_in, seconds_in, text_in
 from stream2llm.cluster.prefill_policy import PolicyState
+from stream2llm.cluster.rollout_pages import NothingToRestart, RollingRestarts, RolloutPages
 from stream2llm.cluster.supervision import Fleet, Phase, Replica
 from stream2llm.security import http_access
 from stream2llm.security.guard import Guard
@@ -23,11 +25,7 @@ from stream2llm.security.principal import Scope
 from stream2llm.serving.head_deadline import HEAD_LIMIT_S, HeadDeadline
 from stream2llm.serving.loss import Cause
 
-# A policy request needs about fifty bytes.
-MAX_BODY_BYTES = 64 * 1024
-_BODY_LIMIT_S = 10.0
-# A day.
-MAX_DRAIN_S = 86_400
+_DRAIN_EXAMPLE = '{"name": "decode-0", "timeout_s": 30, "remove": false}'
 # Who may ask for what; what is not listed is for operators.
 SCOPES: dict[tuple[str, str], Scope | None] = {
     # For probes, which have no credentials.
@@ -39,6 +37,8 @@ SCOPES: dict[tuple[str, str], Scope | None] = {
     ("PUT", "/policy"): Scope.OPERATOR,
     ("PUT", "/retry"): Scope.OPERATOR,
     ("PUT", "/drain"): Scope.OPERATOR,
+    ("PUT", "/rollout"): Scope.OPERATOR,
+    ("PUT", "/rollout/stop"): Scope.OPERATOR,
 }
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -90,6 +90,7 @@ class ControllerMetrics:
             "Times that the controller of this cluster was started again.",
             registry=registry,
         )
+        self._shown: set[tuple[str, str]] = set()
         self._seen: dict[str, int] = {}
         self._lost: dict[str, int] = {}
         build = Gauge(
@@ -106,6 +107,9 @@ class ControllerMetrics:
 
     def record(self, fleet: Fleet) -> None:
         """Sets the metrics to the state of the fleet."""
+        for name, role in self._shown - {(r.name, r.role) for r in fleet.values()}:
+            self._up.remove(name, role)  # a stand-in that is gone is not down
+        self._shown = {(r.name, r.role) for r in fleet.values()}
         for replica in fleet.values():
             labels = (replica.name, replica.role)
             self._up.labels(*labels).set(replica.phase is Phase.ADMITTED)
@@ -149,6 +153,7 @@ class ControllerHttp:
         policy: Policy,
         retry: Callable[[str | None], list[str]] = lambda _: [],
         drain: Callable[[str, float | None, bool], list[str]] = lambda *_: [],
+        rollout: RollingRestarts = NothingToRestart(),  # noqa: B008 - without a state
         tls: ssl.SSLContext | None = None,
         guard: Guard | None = None,
         head_limit_s: float = HEAD_LIMIT_S,
@@ -156,6 +161,7 @@ class ControllerHttp:
         """`retry` retries given-up replicas at once, all or one by name; returns the names.
         `drain` takes one replica out of use, with the seconds that its sessions have (None: as
         configured) and whether it gets no successor; it returns the name if it was in use.
+        `rollout` does that to all, one after the other.
 
         `tls` makes it HTTPS. Without a `guard` no request needs credentials.
         """
@@ -164,6 +170,7 @@ class ControllerHttp:
         self._tls = tls
         self._retry = retry
         self._drain = drain
+        self._rollout = RolloutPages(rollout)
         self._registry = registry
         self._targets = targets
         self._status = status
@@ -201,6 +208,8 @@ class ControllerHttp:
         app.router.add_put("/policy", self._put_policy)
         app.router.add_put("/retry", self._put_retry)
         app.router.add_put("/drain", self._put_drain)
+        app.router.add_put("/rollout", self._rollout.begin)
+        app.router.add_put("/rollout/stop", self._rollout.stop)
         return app
 
     async def close(self) -> None:
@@ -233,22 +242,22 @@ class ControllerHttp:
 
     async def _put_policy(self, request: web.Request) -> web.Response:
         """200 with each worker's result; 400 for an unknown policy."""
-        policy = _policy_in(await _body_of(request))
+        policy = _policy_in(await body_of(request))
         return web.json_response(asdict(await self._policy.switch(policy)))
 
     async def _put_retry(self, request: web.Request) -> web.Response:
         """200 with the names of retried replicas, all for {}; 400 for an unknown name."""
-        body = _object_in(await _body_of(request), "name", '{"name": "decode-0"}')
-        names = self._retry(_text_in(body, "name"))
+        body = object_in(await body_of(request), "name", '{"name": "decode-0"}')
+        names = self._retry(text_in(body, "name"))
         return web.json_response({"retried": names})
 
     async def _put_drain(self, request: web.Request) -> web.Response:
         """200 with the name, or with none if it was not in use; 400 for an unknown name."""
-        body = _object_in(await _body_of(request), "name", _DRAIN_EXAMPLE)
-        name = _text_in(body, "name")
+        body = object_in(await body_of(request), "name", _DRAIN_EXAMPLE)
+        name = text_in(body, "name")
         if name is None:
             raise InvalidRequestError(f"the body must be JSON like {_DRAIN_EXAMPLE}", field="name")
-        names = self._drain(name, _seconds_in(body), _remove_in(body))
+        names = self._drain(name, seconds_in(body, "timeout_s"), flag_in(body, "remove"))
         return web.json_response({"draining": names})
 
 
@@ -278,76 +287,9 @@ def _refused(
     return web.json_response(answer, status=status, headers=headers)
 
 
-async def _body_of(request: web.Request) -> bytes:
-    """Returns the whole body; raises InvalidRequestError if it is too long, or too slow."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_LIMIT_S):
-            async for part in request.content.iter_any():
-                body += part
-                if len(body) > MAX_BODY_BYTES:
-                    raise InvalidRequestError(
-                        f"the body is longer than {MAX_BODY_BYTES} bytes",
-                        reason="MESSAGE_TOO_LARGE",
-                    )
-    except TimeoutError:
-        raise InvalidRequestError(
-            f"the body did not arrive within {_BODY_LIMIT_S:g} s", reason="INPUT_IDLE"
-        ) from None
-    return bytes(body)
-
-
-_DRAIN_EXAMPLE = '{"name": "decode-0", "timeout_s": 30, "remove": false}'
-
-
-def _seconds_in(body: dict[str, Any]) -> float | None:
-    """Returns `timeout_s` in seconds, None without it; raises InvalidRequestError."""
-    seconds = body.get("timeout_s")
-    if seconds is None:
-        return None
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not is_number or not 0 <= seconds <= MAX_DRAIN_S:
-        raise InvalidRequestError(
-            f"timeout_s must be a number from 0 to {MAX_DRAIN_S}", field="timeout_s"
-        )
-    return float(seconds)
-
-
-def _remove_in(body: dict[str, Any]) -> bool:
-    """Returns `remove`, false without it; raises InvalidRequestError."""
-    remove = body.get("remove", False)
-    if not isinstance(remove, bool):
-        raise InvalidRequestError("remove must be true or false", field="remove")
-    return remove
-
-
 def _policy_in(body: bytes) -> str:
     """Returns the name in {"policy": "fcfs"}."""
-    policy = _text_in(_object_in(body, "policy", '{"policy": "fcfs"}'), "policy")
+    policy = text_in(object_in(body, "policy", '{"policy": "fcfs"}'), "policy")
     if policy is None:
         raise InvalidRequestError('the body must be JSON like {"policy": "fcfs"}', field="policy")
     return policy
-
-
-def _object_in(body: bytes, field: str, example: str) -> dict[str, Any]:
-    """Returns the object that is UTF-8 JSON in a body, whatever its Content-Type.
-
-    Raises InvalidRequestError with `field` and `example`.
-    """
-    try:
-        value = json.loads(body.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"the body is not UTF-8: {error}", field=field) from error
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise InvalidRequestError(f"the body must be JSON like {example}", field=field)
-    return value
-
-
-def _text_in(body: dict[str, Any], field: str) -> str | None:
-    """Returns the text under `field`, None without it; raises InvalidRequestError."""
-    text = body.get(field)
-    if text is not None and not isinstance(text, str):
-        raise InvalidRequestError(f"{field} must be a string", field=field)
-    return text

@@ -6,7 +6,7 @@ import logging
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.actions import Actions
-from stream2llm.cluster.fleet_state import FleetState
+from stream2llm.cluster.fleet_state import FleetState, loop_now_s
 from stream2llm.cluster.hosts import Hosts
 from stream2llm.cluster.view_publisher import ViewPublisher
 
@@ -35,10 +35,11 @@ class Drainer:
 
     def begin(self, name: str, limit_s: float | None = None, *, stays_away: bool = False) -> bool:
         """Takes a replica out of use; see `Supervisor.drain`."""
-        fleet = sv.draining(self._state.fleet, name, stays_away=stays_away)
+        limit_s = self._limit_s if limit_s is None else limit_s
+        by_s = loop_now_s() + limit_s
+        fleet = sv.draining(self._state.fleet, name, by_s, stays_away=stays_away)
         if fleet is self._state.fleet:
             return False
-        limit_s = self._limit_s if limit_s is None else limit_s
         self._state.events.add(name, f"drains: its sessions have {limit_s:g} s")
         self._state.apply(fleet)
         self._actions.spawn(self._drain(name, limit_s))
@@ -46,7 +47,8 @@ class Drainer:
 
     def resume(self, name: str) -> None:
         """Goes on with a drain that an earlier controller has begun."""
-        self._actions.spawn(self._drain(name, self._limit_s))
+        left_s = self._state.fleet[name].drain_by_s - loop_now_s()
+        self._actions.spawn(self._drain(name, max(left_s, 0.0)))
 
     async def _drain(self, name: str, limit_s: float) -> None:
         incarnation = self._state.fleet[name].incarnation

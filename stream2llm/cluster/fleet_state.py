@@ -52,23 +52,27 @@ class FleetState:
             observer()
         for name, replica in fleet.items():
             is_ready = replica.phase is sv.Phase.ADMITTED
-            if is_ready and before[name].phase is not sv.Phase.ADMITTED:
+            was_ready = name in before and before[name].phase is sv.Phase.ADMITTED
+            if is_ready and not was_ready:
                 self.events.add(name, "is ready")
 
     def died(self, name: str, incarnation: int, loss: Loss) -> None:
         """An incarnation is lost; ignored unless it is the present one, and lived."""
-        replica = self.fleet[name]
         if self.is_draining(name, incarnation):  # after SIGTERM it ends by itself
             loss = replace(loss, reason=f"it ended while it drained: {loss.reason}")
-        if replica.incarnation == incarnation and replica.is_alive:
+        if self.is_present(name, incarnation) and self.fleet[name].is_alive:
             _log.error("replica_died name=%s cause=%s reason=%s", name, loss.cause, loss.reason)
             self.events.add(name, f"{loss.cause}: {loss.reason}")
             self.apply(sv.died(self.fleet, name, loss))
 
     def is_draining(self, name: str, incarnation: int) -> bool:
         """Whether this incarnation is the present one, and drains."""
-        replica = self.fleet[name]
-        return replica.incarnation == incarnation and replica.phase is sv.Phase.DRAINING
+        is_present = self.is_present(name, incarnation)
+        return is_present and self.fleet[name].phase is sv.Phase.DRAINING
+
+    def is_present(self, name: str, incarnation: int) -> bool:
+        """Whether the replica exists, and this is its present incarnation."""
+        return name in self.fleet and self.fleet[name].incarnation == incarnation
 
     def forget(self, name: str) -> None:
         """Nothing is left of the replica's last incarnation."""

@@ -76,6 +76,12 @@ def _with_token(launch: Launch, token: str) -> Launch:
     return replace(launch, spec=replace(launch.spec, cluster_token=token))
 
 
+def stand_in(launch: Launch, name: str) -> Launch:
+    """One more worker like this, of another name, for the time in which this one is replaced."""
+    assert isinstance(launch.spec, WorkerSpec), "routers get none"
+    return replace(launch, name=name, spec=replace(launch.spec, worker_id=name, metrics_port=0))
+
+
 def common_environment() -> dict[str, str]:
     """What every actor of ours runs with, beside what it inherits of its Ray."""
     variables = dict(_COMMON_ENVIRONMENT)

@@ -18,8 +18,10 @@ import ray
 from stream2llm.api.errors import UnavailableError
 from stream2llm.cluster import ray_nodes
 from stream2llm.cluster.adoption import ActorName, newest
+from stream2llm.cluster.layout import stand_in
 from stream2llm.cluster.prefill_policy import FollowedPolicy, PolicyChoice
 from stream2llm.cluster.ray_sweep import sweep
+from stream2llm.cluster.rollout import whom
 from stream2llm.cluster.room import Demand, what_is_missing
 from stream2llm.serving.actor_shell import load
 from stream2llm.serving.launch import Launch, StartOutcome
@@ -68,7 +70,7 @@ class RayHosts:
     async def create(
         self, name: str, incarnation: int, waits: Callable[[str], None]
     ) -> StartOutcome:
-        launch = self._with_policy(self._launches[name])
+        launch = self._with_policy(self._launch_of(name))
         try:
             self._handles[name] = self._new_actor(launch, incarnation)
             async with asyncio.timeout(launch.start_timeout_s) as limit:
@@ -126,6 +128,18 @@ class RayHosts:
         node_ids = await asyncio.gather(*asked, return_exceptions=True)
         found = zip(names, node_ids, strict=True)
         return frozenset(name for name, node_id in found if node_id in draining)
+
+    def _launch_of(self, name: str) -> Launch:
+        launch = self._launches.get(name)
+        return launch or stand_in(self._launches[whom(name)], name)
+
+    async def missing_room(self, name: str) -> str:
+        """Returns what every node lacks for one more worker like this; "" where one has room."""
+        try:
+            state = await asyncio.to_thread(ray_nodes.ray_state)
+        except Exception as error:  # whatever it is
+            return f"Ray does not say what room there is: {reason_of(error)}"
+        return what_is_missing(Demand.of_launch(self._launches[name]), state.nodes)
 
     def _with_policy(self, launch: Launch) -> Launch:
         if launch.role != "prefill" or not isinstance(launch.spec, WorkerSpec):

@@ -9,15 +9,25 @@ import asyncio
 import logging
 import pickle
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, Protocol
 
 from ray.experimental import internal_kv
 
 from stream2llm.cluster.adoption import SavedState
+from stream2llm.cluster.rollout import Rollout
+from stream2llm.cluster.supervision import Replica
+from stream2llm.serving.launch import RouterStarted
+from stream2llm.serving.worker_spec import WorkerAddress
 
 _log = logging.getLogger(__name__)
 _NAMESPACE = "stream2llm"
 _AGAIN_AFTER_S = 1.0
+# What is saved: a state whose classes had other fields would be read into the wrong ones.
+_SHAPE = tuple(
+    (each.__name__, *(field.name for field in fields(each)))
+    for each in (SavedState, Replica, Rollout, WorkerAddress, RouterStarted)
+)
 
 
 class KeyValues(Protocol):
@@ -71,11 +81,15 @@ class StateStore:
         if value is None:
             return None
         try:
-            state = pickle.loads(value)
+            shape, state = pickle.loads(value)
         except Exception:  # pickle raises whatever a changed class does
             _log.exception("saved_state_unreadable")
             return None
-        return state if isinstance(state, SavedState) else None
+        if shape != _SHAPE:
+            _log.warning("saved_state_of_another_version")
+            return None
+        assert isinstance(state, SavedState), "it is of this shape"
+        return state
 
     def changed(self) -> None:
         """The state is to be saved; returns at once."""
@@ -83,7 +97,8 @@ class StateStore:
 
     async def save(self) -> None:
         """Returns when the present state is saved; raises what the store does."""
-        await asyncio.to_thread(self._values.put, self._key, pickle.dumps(self._read()))
+        value = pickle.dumps((_SHAPE, self._read()))
+        await asyncio.to_thread(self._values.put, self._key, value)
 
     async def run(self) -> None:
         """Saves changes until it is cancelled, also after a time without the store."""

@@ -140,6 +140,14 @@ class Supervisor:
         """
         return self._drainer.begin(name, timeout_s, stays_away=stays_away)
 
+    def add(self, name: str, role: sv.Role) -> None:
+        """Creates one replica more, for a time; the cluster is ready without it, too."""
+        self._state.apply(sv.with_extra(self.fleet, name, role))
+
+    def forget(self, name: str) -> None:
+        """Ends that time: nothing of the replica is left."""
+        self._state.apply(sv.without(self.fleet, name))
+
     def restore(
         self,
         fleet: sv.Fleet,

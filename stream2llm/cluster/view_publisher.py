@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.actions import Actions
-from stream2llm.cluster.fleet_state import FleetState
+from stream2llm.cluster.fleet_state import FleetState, loop_now_s
 from stream2llm.cluster.hosts import Hosts
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
 
@@ -37,7 +37,9 @@ class ViewPublisher:
         workers = tuple(a for a in members if isinstance(a, WorkerAddress))
         if workers == self.view.workers:
             return
-        self.view = replace(self.view, version=self.view.version + 1, workers=workers)
+        draining = sv.view_draining(self._state.fleet, loop_now_s())
+        version = self.view.version + 1
+        self.view = replace(self.view, version=version, workers=workers, draining=draining)
         for name, replica in self._state.fleet.items():
             if replica.role == "router" and replica.is_alive:
                 self.send(name)
@@ -53,7 +55,7 @@ class ViewPublisher:
         except Exception as error:  # if it died, its watcher reports that
             _log.warning("view_not_delivered router=%s error=%s", router, error)
             return
-        if self._state.fleet[router].incarnation == incarnation:
+        if self._state.is_present(router, incarnation):
             self._confirmed[router] = max(view.version, self._confirmed.get(router, 0))
             self._state.events.add(router, f"knows {len(view.workers)} workers")
 

@@ -48,7 +48,7 @@ class Watcher:
         """Looks for nodes that are about to end, until it is cancelled."""
         while True:
             for name in await self._hosts.leaving():
-                if self._state.fleet[name].takes_work:
+                if name in self._state.fleet and self._state.fleet[name].takes_work:
                     self._state.events.add(name, "is on a node that is about to end")
                     self._drain(name)
             await asyncio.sleep(interval_s)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
+from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.rpc_status import abort
 
@@ -31,9 +32,16 @@ class StreamWriter:
         self._context = context
         self._pending: asyncio.Future[None] | None = None
 
+    async def begin(self, metadata: Metadata) -> None:
+        """Sends initial metadata ahead of the first message; raises PeerGoneError."""
+        await self._send(self._context.send_initial_metadata(metadata))
+
     async def write(self, message: Any) -> None:
         """Returns when gRPC has taken the message; raises PeerGoneError."""
-        self._pending = asyncio.ensure_future(self._context.write(message))
+        await self._send(self._context.write(message))
+
+    async def _send(self, sending: Awaitable[None]) -> None:
+        self._pending = asyncio.ensure_future(sending)
         self._pending.add_done_callback(_look_at)
         try:
             await asyncio.shield(self._pending)

@@ -86,6 +86,15 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainingWorker:
+    """A worker that gets no new sessions, and ends before long."""
+
+    worker_id: str
+    # Seconds that its open sessions have, when the view is sent.
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
     """The workers a router may use; the higher version is the newer one."""
 
@@ -93,3 +102,5 @@ class ClusterView:
     workers: tuple[WorkerAddress, ...]
     # host:port of the controller's HTTP.
     controller_address: str = ""
+    # Those that still have sessions, but may get no more.
+    draining: tuple[DrainingWorker, ...] = ()

@@ -52,6 +52,8 @@ class PrefillServiceServicer(object):
         whatever its cause, frees the session's blocks: with a hand-over, keep it open,
         and the request stream too, until decode has sent a token. Blocks handed over
         are freed earlier when decode has read or released them, or when the lease ends.
+        The key stream2llm-session-held comes in its initial metadata, before the engine
+        gets anything: a worker that is lost without it did not die of the session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

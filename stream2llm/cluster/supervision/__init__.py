@@ -56,7 +56,10 @@ from stream2llm.cluster.supervision.fleet import (
     given_up,
     is_ready,
     new_fleet,
+    view_draining,
     view_members,
+    with_extra,
+    without,
 )
 from stream2llm.cluster.supervision.planning import (
     Action,
@@ -90,7 +93,10 @@ __all__ = [
     "given_up",
     "is_ready",
     "new_fleet",
+    "view_draining",
     "view_members",
+    "with_extra",
+    "without",
     "Action",
     "Clean",
     "Connect",

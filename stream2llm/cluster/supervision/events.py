@@ -93,15 +93,16 @@ def retried(fleet: Fleet, name: str) -> Fleet:
     return put(fleet, again)
 
 
-def draining(fleet: Fleet, name: str, *, stays_away: bool = False) -> Fleet:
+def draining(fleet: Fleet, name: str, by_s: float, *, stays_away: bool = False) -> Fleet:
     """Routers are not to use the replica any more; with `stays_away` it gets no successor.
 
-    Returns the same fleet unless the replica takes work.
+    Its sessions have until `by_s`. Returns the same fleet unless the replica takes work.
     """
     old = fleet[name]
     if not old.takes_work:
         return fleet
-    return put(fleet, replace(old, phase=Phase.DRAINING, stays_away=stays_away))
+    drains = replace(old, phase=Phase.DRAINING, stays_away=stays_away, drain_by_s=by_s)
+    return put(fleet, drains)
 
 
 def died(fleet: Fleet, name: str, loss: Loss) -> Fleet:

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from stream2llm.serving.launch import ReplicaRole
 from stream2llm.serving.loss import Cause
+from stream2llm.serving.worker_spec import DrainingWorker
 
 Role = ReplicaRole
 
@@ -58,6 +59,10 @@ class Replica:
     replaced_for: frozenset[tuple[str, int]] = frozenset()
     # Not created again until an operator requests it.
     stays_away: bool = False
+    # A stand-in, for a time: not among what should be there.
+    is_extra: bool = False
+    # DRAINING only: when what is left of its sessions is ended.
+    drain_by_s: float = 0.0
 
     @property
     def is_alive(self) -> bool:
@@ -83,14 +88,30 @@ def put(fleet: Fleet, replica: Replica) -> Fleet:
     return {**fleet, replica.name: replica}
 
 
+def with_extra(fleet: Fleet, name: str, role: Role) -> Fleet:
+    """Returns the fleet with one replica more, for a time."""
+    return put(fleet, Replica(name, role, is_extra=True))
+
+
+def without(fleet: Fleet, name: str) -> Fleet:
+    """Returns the fleet without a replica of which nothing is left."""
+    return {each: replica for each, replica in fleet.items() if each != name}
+
+
 def view_members(fleet: Fleet) -> tuple[str, ...]:
     """Returns the workers that routers may use."""
     return tuple(r.name for r in fleet.values() if r.phase is Phase.ADMITTED and r.role != "router")
 
 
+def view_draining(fleet: Fleet, now_s: float) -> tuple[DrainingWorker, ...]:
+    """Returns the workers that drain, with the seconds that are left to their sessions."""
+    draining = (r for r in fleet.values() if r.phase is Phase.DRAINING and r.role != "router")
+    return tuple(DrainingWorker(r.name, max(r.drain_by_s - now_s, 0.0)) for r in draining)
+
+
 def is_ready(fleet: Fleet) -> bool:
     """Whether every desired replica is ready, but for those that an operator has removed."""
-    wanted = (r for r in fleet.values() if r.phase is not Phase.STOPPED)
+    wanted = (r for r in fleet.values() if r.phase is not Phase.STOPPED and not r.is_extra)
     return all(r.phase is Phase.ADMITTED for r in wanted)
 
 

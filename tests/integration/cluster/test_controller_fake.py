@@ -263,6 +263,25 @@ def test_sigterm_at_a_worker_drains_it(cluster: Cluster) -> None:
     assert "drain" in after["last_error"]
 
 
+def test_the_only_worker_of_its_role_has_a_stand_in_while_it_is_replaced(cluster: Cluster) -> None:
+    at_controller = ["--controller", cluster.http_address]
+    assert (
+        CliRunner().invoke(app, ["drain", "prefill-1", "--remove", *at_controller]).exit_code == 0
+    )
+    before = replica(cluster, "prefill-0")
+    num_views = len(views_of(cluster))
+    done = CliRunner().invoke(app, ["rollout", "restart", "prefill-0", *at_controller])
+    assert done.exit_code == 0, done.output
+    assert replica(cluster, "prefill-0")["incarnation"] == before["incarnation"] + 1
+    views = views_of(cluster)[num_views:]
+    assert any("prefill-0-stand-in" in view for view in views)
+    assert all(any(name.startswith("prefill") for name in view) for view in views)
+    assert "prefill-0-stand-in" not in {r["name"] for r in cluster.status()["replicas"]}
+    removed = replica(cluster, "prefill-1")
+    assert CliRunner().invoke(app, ["workers", "retry", *at_controller]).exit_code == 0
+    wait_replaced(cluster, "prefill-1", removed)
+
+
 def test_a_second_cluster_in_the_same_process_is_refused(cluster: Cluster) -> None:
     with pytest.raises(Exception, match="already uses a Ray"):
         Cluster.start(cluster.config, factories=FACTORIES)

@@ -18,8 +18,7 @@ import psutil
 import pytest
 
 from experiments.lab_cluster import workers
-from stream2llm.api.errors import UnavailableError
-from stream2llm.client import AsyncClient, AsyncSession, Event, SamplingParameters, TokenDelta
+from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
 from tests.cluster_kill import incarnation_of, process_of, until_replaced
 from tests.cluster_pool import num_blocks_held, until_blocks_are_free
@@ -357,42 +356,6 @@ async def test_killed_between_the_first_token_and_the_second(
     assert [*first.token_ids, *rest.token_ids] == reference.answer(stream.prompt, 8)
     assert rest.finished.restarts >= 1
     await _comes_back(cluster, client, reference, role, incarnation, stream)
-
-
-@pytest.mark.slow
-@pytest.mark.cluster("sensitive-drained")
-async def test_a_drain_waits_for_what_decode_still_reads(
-    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
-) -> None:
-    """Prefill is asked to end while the reader of its KV cannot move. Everything of it has TLS."""
-    stream, reader = a_stream("drained"), process_of(cluster, "decode", "EngineCore")
-    async with streamed(client, stream) as session:
-        sent: set[str] = set()
-        for index in range(4):
-            await send_event(session, stream, index, sent)
-        os.kill(reader, signal.SIGSTOP)
-        try:
-            answer = aiter(session.seal())
-            events: list[Event] = []
-            while not any(isinstance(each, TokenDelta) for each in events):
-                events.append(await anext(answer))
-            draining = asyncio.create_task(asyncio.to_thread(cluster.drain))
-            await eventually(lambda: _is_refused(client), bool)
-        finally:
-            os.kill(reader, signal.SIGCONT)
-        events += [event async for event in answer]
-    await draining
-    tokens = [token for each in events if isinstance(each, TokenDelta) for token in each.token_ids]
-    assert tokens == reference.answer(stream.prompt, 8)
-
-
-async def _is_refused(client: AsyncClient) -> bool:
-    """Whether the router takes no new session: the drain has begun."""
-    try:
-        await collect(client.generate([1, 2, 3], sampling=ONE_TOKEN))
-    except UnavailableError:
-        return True
-    return False
 
 
 @TIGHT

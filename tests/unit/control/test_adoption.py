@@ -67,7 +67,7 @@ def test_what_is_alive_goes_on_as_it_was() -> None:
     fleet = restored(ROLES, saved, LIVING)
     assert fleet == saved.fleet
     assert sv.plan(fleet, 0.0) == ()  # nothing is created, killed or connected
-    view = restored_view(fleet, saved.addresses, 2)
+    view = restored_view(fleet, saved, 2)
     assert [w.worker_id for w in view.workers] == ["prefill-0", "prefill-1", "decode-0"]
     assert view.version == VIEWS_A_CONTROLLER
 
@@ -134,13 +134,18 @@ def test_an_operator_s_removal_lasts() -> None:
     living = {n: 1 for n in ROLES if n != "prefill-1"}
     fleet = restored(ROLES, saved, living)
     assert fleet["prefill-1"].phase is sv.Phase.STOPPED
-    draining = changed(a_running_cluster(), "prefill-1", phase=sv.Phase.DRAINING)
-    fleet = restored(ROLES, draining, LIVING)
+
+
+def test_a_drain_goes_on_with_the_time_that_is_left() -> None:
+    saved = replace(a_running_cluster(), loop_s=1000.0, wall_s=50_000.0)
+    draining = changed(saved, "prefill-1", phase=sv.Phase.DRAINING, drain_by_s=1030.0)
+    later = draining.at(loop_s=100.0, wall_s=50_020.0)
+    fleet = restored(ROLES, later, LIVING)
     assert fleet["prefill-1"].phase is sv.Phase.DRAINING
-    assert [w.worker_id for w in restored_view(fleet, draining.addresses, 2).workers] == [
-        "prefill-0",
-        "decode-0",
-    ]
+    view = restored_view(fleet, later, 2)
+    assert [w.worker_id for w in view.workers] == ["prefill-0", "decode-0"]
+    (drains,) = view.draining
+    assert (drains.worker_id, drains.left_s) == ("prefill-1", pytest.approx(10.0))
 
 
 def test_a_replica_whose_address_was_not_saved_is_asked_for_it() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from prefill_worker.policy import POLICIES
-from stream2llm.cluster.controller_http import MAX_BODY_BYTES
+from stream2llm.cluster.http_body import MAX_BODY_BYTES
 from tests.fakes.controller import a_controller
 
 pytestmark = pytest.mark.unit

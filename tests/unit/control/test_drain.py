@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cli.main import app
-from stream2llm.cluster.controller_http import MAX_DRAIN_S, ControllerHttp
+from stream2llm.cluster.controller_http import ControllerHttp
+from stream2llm.cluster.http_body import MAX_SECONDS
 from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
 from tests.fakes.prefill_policy import FakeHosts
 
@@ -116,7 +117,7 @@ def put(address: str, body: bytes) -> tuple[int, Any]:
         ({"name": "decode-9"}, "name"),
         ({"name": "decode-0", "timeout_s": -1}, "timeout_s"),
         ({"name": "decode-0", "timeout_s": True}, "timeout_s"),
-        ({"name": "decode-0", "timeout_s": MAX_DRAIN_S + 1}, "timeout_s"),
+        ({"name": "decode-0", "timeout_s": MAX_SECONDS + 1}, "timeout_s"),
         ({"name": "decode-0", "timeout_s": float("nan")}, "timeout_s"),
         ({"name": "decode-0", "remove": "yes"}, "remove"),
     ],

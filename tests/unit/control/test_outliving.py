@@ -80,7 +80,15 @@ async def test_each_change_is_saved_even_after_a_time_without_the_store(
     await asyncio.wait([saving])
 
 
-@pytest.mark.parametrize("value", [b"no pickle", pickle.dumps({"another": "version"})])
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"no pickle",
+        pickle.dumps({"another": "version"}),
+        pickle.dumps(a_state()),
+        pickle.dumps(((("Replica", "name"),), a_state())),  # a class had fewer fields
+    ],
+)
 async def test_what_another_version_has_saved_is_left_aside(value: bytes) -> None:
     values = FakeKeyValues()
     values.put(state_key("c1"), value)

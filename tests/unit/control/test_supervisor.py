@@ -353,6 +353,9 @@ async def test_a_drained_replica_is_replaced_once_its_sessions_have_ended(name: 
         if name != "router-0":  # routers know it before the worker refuses sessions
             others = " ".join({"prefill-0", "decode-0"} - {name})
             assert hosts.log == [f"view {others}", f"drain {name} 60"]
+            (drains,) = hosts.views[-1].draining
+            assert drains.worker_id == name
+            assert 0 < drains.left_s <= 60.0
         assert supervisor.fleet[name].phase is sv.Phase.DRAINING
         seen = supervisor.num_events
         hosts.idle[name].set()

@@ -31,6 +31,7 @@ class Side:
         self.has_release = asyncio.Event()
         self.places = 0
         self.worker = SimpleNamespace(
+            drain_by_s=None,
             worker_id="decode-0",
             acquire=self._acquire,
             decode=SimpleNamespace(PrefetchKv=self._call),

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from router.absence import Absences
 from router.kv_prefetch_log import KvPrefetchLog, Offered, OfferVerdict, Spliced
 from router.progress import ProgressTracker
-from router.recovery import Cause, Failure, GiveUp, Recovery, Restart, final_error, pause_s
+from router.recovery import (
+    Cause,
+    Failure,
+    GiveUp,
+    Recovery,
+    Restart,
+    drained,
+    final_error,
+    pause_s,
+)
 from stream2llm.api.errors import (
     InternalError,
     InvalidRequestError,
@@ -32,6 +41,7 @@ class Process:
     """A worker's; one of the same name is another one."""
 
     worker_id: str
+    node: str = "here"
 
 
 def lost(
@@ -39,10 +49,10 @@ def lost(
     reason: str = "WORKER_LOST",
     worker: Process | None = None,
     *,
-    has_arrived: bool = True,
+    was_held: bool = True,
 ) -> Failure:
     error = UnavailableError("gone", reason=reason)
-    return Failure(error, role, worker or Process(f"{role}-0"), has_arrived)
+    return Failure(error, role, worker or Process(f"{role}-0"), was_held)
 
 
 @pytest.mark.parametrize(
@@ -52,12 +62,11 @@ def lost(
         (lost("decode"), Cause.DECODE_LOST),
         (lost("decode", "NO_DECODE_WORKER"), Cause.DECODE_LOST),
         (lost("decode", "KV_LOST"), Cause.KV_LOST),
-        (lost("prefill", "DRAINING"), Cause.REFUSED),
         (lost("decode", "FULL"), Cause.REFUSED),
     ],
 )
 def test_the_first_loss_is_answered_at_once(failure: Failure, cause: Cause) -> None:
-    assert Recovery(RecoveryOptions()).lost(failure) == Restart(cause, 0.0)
+    assert Recovery(RecoveryOptions()).lost(failure, 0.0) == Restart(cause, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +81,7 @@ def test_the_first_loss_is_answered_at_once(failure: Failure, cause: Cause) -> N
 def test_what_another_worker_would_repeat_is_not_recovered(error: Stream2LLMError) -> None:
     recovery = Recovery(RecoveryOptions())
     failure = Failure(error, "prefill", Process("prefill-0"))
-    verdict = recovery.lost(failure)
+    verdict = recovery.lost(failure, 0.0)
     assert verdict == GiveUp()
     assert final_error(failure, verdict, 0, 5.0) is error
     assert recovery.num_restarts == 0
@@ -81,7 +90,7 @@ def test_what_another_worker_would_repeat_is_not_recovered(error: Stream2LLMErro
 def test_without_restarts_every_loss_fails() -> None:
     recovery = Recovery(RecoveryOptions(max_restarts=0))
     failure = lost()
-    verdict = recovery.lost(failure)
+    verdict = recovery.lost(failure, 0.0)
     assert isinstance(verdict, GiveUp)
     error = final_error(failure, verdict, recovery.num_restarts, 7.0)
     assert type(error) is UnavailableError
@@ -92,23 +101,51 @@ def test_without_restarts_every_loss_fails() -> None:
     )
 
 
-def test_a_session_under_which_two_engines_died_gets_no_third() -> None:
+def test_moves_away_from_workers_that_drain_count_towards_no_limit() -> None:
+    recovery = Recovery(RecoveryOptions(max_restarts=1))
+    for number in range(20):
+        failure = drained(Process(f"prefill-{number}"), "prefill")
+        assert recovery.lost(failure, 0.0) == Restart(Cause.REFUSED, 0.0, is_move=True)
+    assert (recovery.num_restarts, recovery.num_deaths) == (0, 0)
+    assert isinstance(recovery.lost(lost(), 0.0), Restart)
+    off = Recovery(RecoveryOptions(max_restarts=0))
+    assert isinstance(off.lost(drained(Process("prefill-0"), "prefill"), 0.0), GiveUp)
+    assert not off.may_move
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lost("decode", worker=Process("decode-0", "another node")),
+        lost("prefill", worker=Process("prefill-1")),
+    ],
+)
+def test_a_session_under_which_two_engines_died_gets_no_third(second: Failure) -> None:
     recovery = Recovery(RecoveryOptions(max_restarts=9))
-    assert isinstance(recovery.lost(lost("prefill")), Restart)
-    verdict = recovery.lost(lost("decode"))
+    assert isinstance(recovery.lost(lost("prefill"), 0.0), Restart)
+    verdict = recovery.lost(second, 1.0)
     assert isinstance(verdict, GiveUp)
     assert "2 engines died while they held it" in verdict.why
 
 
-def test_one_engine_dies_once_and_an_unreachable_one_did_not_die_of_the_session() -> None:
+def test_a_node_that_takes_both_workers_along_is_one_incident() -> None:
+    """One after the other within seconds; an hour later it would be another one."""
+    for later_s, num_deaths in ((0.9, 1), (3600.0, 2)):
+        recovery = Recovery(RecoveryOptions(max_restarts=9, max_engine_deaths=9))
+        recovery.lost(lost("decode"), 0.0)
+        recovery.lost(lost("prefill"), later_s)
+        assert recovery.num_deaths == num_deaths
+
+
+def test_one_engine_dies_once_and_one_that_was_gone_did_not_die_of_the_session() -> None:
     recovery = Recovery(RecoveryOptions(max_restarts=9))
     process = Process("prefill-0")
     verdicts = [
-        recovery.lost(lost(worker=process)),
-        recovery.lost(lost(worker=process)),
-        recovery.lost(lost(has_arrived=False)),
-        recovery.lost(lost("decode", "KV_LOST")),
-        recovery.lost(lost("decode", "DRAINING")),
+        recovery.lost(lost(worker=process), 0.0),
+        recovery.lost(lost(worker=process), 3600.0),
+        recovery.lost(lost(was_held=False), 3600.0),
+        recovery.lost(lost("decode", "KV_LOST"), 3600.0),
+        recovery.lost(lost("decode", "DRAINING"), 3600.0),
     ]
     assert all(isinstance(verdict, Restart) for verdict in verdicts)
     assert recovery.num_deaths == 1
@@ -119,26 +156,28 @@ LOSSES = st.builds(
     st.sampled_from(["prefill", "decode"]),
     st.sampled_from(["WORKER_LOST", "KV_LOST", "DRAINING", "FULL", "CONTEXT_TOO_LONG"]),
     st.sampled_from([Process(f"p{number}") for number in range(4)]),
-    has_arrived=st.booleans(),
+    was_held=st.booleans(),
 )
 
 
 @given(
-    st.lists(LOSSES, max_size=20),
+    st.lists(st.tuples(LOSSES, st.floats(0, 10)), max_size=20),
     st.integers(0, 5),
     st.integers(1, 4),
 )
 def test_no_sequence_of_losses_passes_a_limit(
-    losses: list[Failure], max_restarts: int, max_engine_deaths: int
+    losses: list[tuple[Failure, float]], max_restarts: int, max_engine_deaths: int
 ) -> None:
     options = RecoveryOptions(max_restarts=max_restarts, max_engine_deaths=max_engine_deaths)
-    recovery, restarts = Recovery(options), 0
-    for failure in losses:
-        verdict = recovery.lost(failure)
+    recovery, restarts, now_s = Recovery(options), 0, 0.0
+    for failure, passed_s in losses:
+        now_s += passed_s
+        verdict = recovery.lost(failure, now_s)
         if isinstance(verdict, GiveUp):
             break  # the session ends with it
-        restarts += 1
-        assert verdict.pause_s == pause_s(restarts)
+        assert verdict.is_move is (failure.error.reason == "DRAINING")
+        restarts += not verdict.is_move
+        assert verdict.pause_s == (0.0 if verdict.is_move else pause_s(restarts))
         assert recovery.num_deaths < max_engine_deaths
     assert restarts == recovery.num_restarts <= max_restarts
 

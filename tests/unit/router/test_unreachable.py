@@ -14,8 +14,9 @@ import pytest
 from router.background import Background
 from router.prefetch_call import PrefetchCall
 from router.status import WORKER_LOST, NeverArrivedError, worker_error
+from router.worker import Worker
 from router.worker_calls import DecodeCall, PrefillCall
-from router.workers import Worker, WorkerPool
+from router.workers import WorkerPool
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.api.rpc_status import to_status
 from stream2llm.api.sampling import SamplingParameters
