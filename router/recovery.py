@@ -32,6 +32,8 @@ class Cause(StrEnum):
     """The KV of its prompt, on the way from prefill to decode."""
     REFUSED = "refused"
     """Its place: the worker drains, or has no room."""
+    ROUTER_LOST = "router_lost"
+    """Its former router; the client has brought it here."""
 
 
 _LOST: dict[Role, Cause] = {"prefill": Cause.PREFILL_LOST, "decode": Cause.DECODE_LOST}
@@ -88,6 +90,8 @@ class GiveUp:
 
     # The limit that is reached; empty: no other worker would help.
     why: str = ""
+    # Whether the client may bring the session again, here or to another router.
+    may_return: bool = True
 
 
 class Recovery:
@@ -110,22 +114,23 @@ class Recovery:
             return GiveUp()
         if failure.error.reason == "WORKER_LOST" and failure.has_arrived:
             self._dead.add(failure.worker)
-        why = self._limit()
-        if why:
-            return GiveUp(why)
+        limit = self._limit()
+        if limit is not None:
+            return limit
         self.num_restarts += 1
         return Restart(cause, pause_s(self.num_restarts))
 
-    def _limit(self) -> str:
+    def _limit(self) -> GiveUp | None:
         options = self._options
-        if self.num_restarts >= options.max_restarts:
-            return f"the limit is {options.max_restarts} (router.recovery.max_restarts)"
         if self.num_deaths >= options.max_engine_deaths:
-            return (
+            why = (
                 f"{self.num_deaths} engines died while they held it, so it may be the cause"
                 " (router.recovery.max_engine_deaths)"
             )
-        return ""
+            return GiveUp(why, may_return=False)
+        if self.num_restarts >= options.max_restarts:
+            return GiveUp(f"the limit is {options.max_restarts} (router.recovery.max_restarts)")
+        return None
 
     def no_worker(self, role: Role) -> GiveUp:
         """No worker of the role could be used in time: the restart under way is none."""
@@ -146,12 +151,15 @@ def pause_s(num_restarts: int) -> float:
 def final_error(
     failure: Failure, verdict: GiveUp, num_restarts: int, retry_after_s: float
 ) -> Stream2LLMError:
-    """Returns the error for the client: that of the failure, with what was tried."""
+    """Returns the error for the client: that of the failure, with what was tried.
+
+    Without a time after which to retry where the session may be the cause.
+    """
     if not verdict.why:
         return failure.error
     tried = f"restarted {num_restarts} times" if num_restarts != 1 else "restarted once"
     more = f"the session was {tried}, and no more: {verdict.why}"
-    return extended(failure.error, more, retry_after_s)
+    return extended(failure.error, more, retry_after_s if verdict.may_return else 0)
 
 
 def extended(error: Stream2LLMError, more: str, retry_after_s: float | None) -> Stream2LLMError:
