@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.backoff import pause_s
+from stream2llm.api.errors import Stream2LLMError, extended, times
 from stream2llm.serving.router_spec import RecoveryOptions
 from stream2llm.serving.worker_spec import Role
-
-# The second restart waits so long, each further one twice as long as the one before.
-_FIRST_PAUSE_S = 0.25
-_LONGEST_PAUSE_S = 5.0
 
 
 class Cause(StrEnum):
@@ -141,13 +138,6 @@ class Recovery:
         )
 
 
-def pause_s(num_restarts: int) -> float:
-    """Seconds before the session is placed again for the `num_restarts`th time; none before the first."""
-    if num_restarts <= 1:
-        return 0.0
-    return min(_FIRST_PAUSE_S * 2.0 ** min(num_restarts - 2, 30), _LONGEST_PAUSE_S)
-
-
 def final_error(
     failure: Failure, verdict: GiveUp, num_restarts: int, retry_after_s: float
 ) -> Stream2LLMError:
@@ -157,16 +147,5 @@ def final_error(
     """
     if not verdict.why:
         return failure.error
-    tried = f"restarted {num_restarts} times" if num_restarts != 1 else "restarted once"
-    more = f"the session was {tried}, and no more: {verdict.why}"
+    more = f"the session was restarted {times(num_restarts)}, and no more: {verdict.why}"
     return extended(failure.error, more, retry_after_s if verdict.may_return else 0)
-
-
-def extended(error: Stream2LLMError, more: str, retry_after_s: float | None) -> Stream2LLMError:
-    """Returns the same error with more to its message, and another time after which to retry."""
-    return type(error)(
-        f"{error.message}; {more}",
-        reason=error.reason,
-        field=error.field,
-        retry_after_s=retry_after_s,
-    )

@@ -19,13 +19,13 @@ from dataclasses import replace
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
 from router.placed_prefill import PlacedPrefill
-from router.recovery import Failure, extended
+from router.recovery import Failure
 from router.sealed_answer import SealedAnswer, sealed_answer
 from router.status import NeverArrivedError
 from router.worker_calls import DecodeCall
 from router.workers import Worker
 from stream2llm.api import codec
-from stream2llm.api.errors import InternalError, Stream2LLMError
+from stream2llm.api.errors import InternalError, Stream2LLMError, extended
 from stream2llm.api.events import Finished, TokenDelta, Usage
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.session import Event

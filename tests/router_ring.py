@@ -205,6 +205,11 @@ class Ring:
     def metric(self, name: str, **labels: str) -> float | None:
         return self.router.registry.get_sample_value(name, {"model": "tiny", **labels})
 
+    async def lose_router(self) -> None:
+        """Takes the router's server away in the middle of everything."""
+        server, self.router._server = self.router._server, None
+        await server.stop(None)
+
     async def nothing_is_open(self) -> None:
         """Every session has ended and every worker has got its place back."""
         assert await self.router._parts.sessions.wait_empty(TIMEOUT_S)

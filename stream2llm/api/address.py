@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stream2llm.api import arguments
 
 _HIGHEST_PORT = 2**16 - 1
@@ -23,6 +25,16 @@ def router_target(address: str, field: str = "address") -> str:
     if port.isdecimal() and not _is_port(port):
         raise arguments.refused(field, address, f"a target with a port up to {_HIGHEST_PORT}")
     return address
+
+
+def router_targets(addresses: str | Sequence[str], field: str = "address") -> tuple[str, ...]:
+    """Returns the target of one address, or those of a list of at least one."""
+    if isinstance(addresses, str):
+        return (router_target(addresses, field),)
+    items = arguments.many(addresses, field, "an address or a list of addresses")
+    if not items:
+        raise arguments.refused(field, addresses, "an address or a list of addresses")
+    return tuple(router_target(each, f"{field}[{index}]") for index, each in enumerate(items))
 
 
 def _is_port(port: str) -> bool:
