@@ -55,7 +55,7 @@ _BROKEN = frozenset({"CANCELLED", "UNKNOWN"})
 def is_loss(error: Stream2LLMError) -> bool:
     """Whether another router may go on: this one, or what it needs, is lost or ends."""
     if isinstance(error, UnavailableError):
-        return error.retry_after_s is not None
+        return bool(error.retry_after_s)
     return error.reason in _BROKEN
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stream2llm.api.errors import UnavailableError
+from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.client import (
     Accepted,
     AsyncClient,
@@ -20,6 +20,7 @@ from stream2llm.client import (
     Event,
     Finished,
     FinishReason,
+    OversizedDocument,
     Progress,
     SamplingParameters,
     SessionRecovery,
@@ -219,3 +220,117 @@ async def test_a_session_that_has_sent_too_much_is_not_opened_again(
         await (await holder_of(rings)).lose_router()
         with pytest.raises(UnavailableError, match=r"more than 1000 bytes \(max_kept_bytes\)"):
             await session.answer()
+
+
+@pytest.mark.parametrize(
+    "options", [{"ordering": "stable"}, {"oversized_documents": "cut"}], ids=["stable", "cut"]
+)
+async def test_a_context_that_depends_on_each_event_is_the_same_at_another_router(
+    rings: list[Ring], routers: AsyncClient, options: dict[str, str]
+) -> None:
+    first = rings[0]
+    async with AsyncClient(first.address.grpc_address) as client:
+        whole, undisturbed, _ = await long_and_reordered(client, options)
+    first.prefill.records.clear()
+    events, disturbed, reported = await long_and_reordered(routers, options, rings)
+    assert [e.token_ids for e in events if isinstance(e, TokenDelta)] == [
+        e.token_ids for e in whole if isinstance(e, TokenDelta)
+    ]
+    assert events[-1].document_order == whole[-1].document_order
+    assert events[-1].restarts == 1
+    assert disturbed == undisturbed
+    assert reported == len(disturbed)
+
+
+async def long_and_reordered(
+    client: AsyncClient, options: dict[str, Any], rings: list[Ring] | None = None
+) -> tuple[list[Any], tuple[OversizedDocument, ...], int]:
+    """The events, the oversized documents, and how many of them were reported."""
+    seen: list[Event] = []
+    async with client.session(
+        prefix="begin", sampling=GREEDY, on_event=seen.append, **options
+    ) as session:
+        await session.update([Document(text * 20, id=text) for text in "abc"])
+        await session.update([DocumentRef("c"), Document("d" * 20, id="d"), DocumentRef("a")])
+        await session.append("e" * (20 if "ordering" in options else 2000))
+        if rings is not None:
+            await until_received(session, 4)
+            await (await holder_of(rings)).lose_router()
+        events = [event async for event in session.seal()]
+    reported = sum(isinstance(event, OversizedDocument) for event in seen)
+    return events, session.oversized_documents, reported
+
+
+async def until_received(session: AsyncSession, sequence: int) -> None:
+    """The router has handled the event of that number."""
+    async for event in session.events():
+        if isinstance(event, Progress) and event.last_sequence >= sequence:
+            return
+
+
+async def test_the_only_router_is_waited_for_until_it_is_back(rings: list[Ring]) -> None:
+    (ring, _) = rings
+    hold([ring], 3)
+    async with (
+        AsyncClient(ring.address.grpc_address) as client,
+        client.session(prefix="begin", sampling=GREEDY) as session,
+    ):
+        answer = aiter(session.seal())
+        events = [await next_delta(answer) for _ in range(3)]
+        await ring.lose_router()
+        while not isinstance(event := await anext(answer), Progress) or not event.restarts:
+            pass
+        let_go([ring])
+        await ring.return_router()
+        events += await collect(answer)
+    check(ring, events, prompt_of(ring, ["begin"]))
+
+
+async def test_a_target_of_several_routers_goes_on_at_another_of_them(rings: list[Ring]) -> None:
+    """As a name does that stands for all of them: gRPC takes one that serves."""
+    addresses = ",".join(ring.address.grpc_address for ring in rings)
+    async with (
+        AsyncClient(f"ipv4:{addresses}") as client,
+        client.session(prefix="begin", sampling=GREEDY) as session,
+    ):
+        await session.append("one two")
+        lost = await holder_of(rings)
+        await lost.lose_router()
+        events = await collect(aiter(session.seal()))
+    survivor = next(ring for ring in rings if ring is not lost)
+    check(survivor, events, prompt_of(survivor, ["begin", "one two"]))
+
+
+async def test_a_router_that_drains_hands_its_sessions_to_another(
+    rings: list[Ring], routers: AsyncClient
+) -> None:
+    async with routers.session(prefix="begin", sampling=GREEDY) as session:
+        lost = await holder_of(rings)
+        draining = asyncio.create_task(lost.router.drain(0))
+        events = await collect(aiter(session.seal()))
+        await draining
+    survivor = next(ring for ring in rings if ring is not lost)
+    check(survivor, events, prompt_of(survivor, ["begin"]))
+
+
+async def test_complete_prompts_and_questions_go_to_a_router_that_is_there(
+    rings: list[Ring], routers: AsyncClient
+) -> None:
+    await rings[0].lose_router()
+    for _ in range(3):
+        assert (await routers.model_info()).model == "tiny"
+        answer = await routers.generate("begin", sampling=GREEDY).answer()
+        assert len(answer.token_ids) == NUM_TOKENS
+        async with routers.session(prefix="begin", sampling=GREEDY) as session:
+            assert (await session.answer()).finished.restarts == 0
+    with pytest.raises(InvalidRequestError, match="logprobs"):
+        await routers.generate("begin", sampling=SamplingParameters(logprobs=99)).answer()
+
+
+async def test_without_any_router_a_session_fails_at_once(rings: list[Ring], routers: Any) -> None:
+    for ring in rings:
+        await ring.lose_router()
+    with pytest.raises(UnavailableError) as caught:
+        async with routers.session(prefix="begin"):
+            pass
+    assert "opened the session again" not in caught.value.message
