@@ -183,6 +183,7 @@ class LiveSession:
         self.resumed = resumed
         self.progress.restarts = resumed.restarts
         self._place.restarted(Cause.ROUTER_LOST)
+        self.record.num_answer_tokens = len(resumed.token_ids)
         if resumed.token_ids:
             self._has_first_token = True
             self._cause = Cause.ROUTER_LOST

@@ -125,12 +125,18 @@ async def test_workers_get_prompt_and_answer_as_one_sequence(ring: Ring) -> None
     assert ring.record.hand_over is False
 
 
-async def test_an_answer_that_has_ended_is_computed_by_no_worker(ring: Ring) -> None:
+async def test_an_answer_that_has_ended_is_computed_by_no_worker(
+    ring: Ring, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     whole = await answer(ring, GREEDY)
     rest = await answer(ring, GREEDY, resumed=brought(whole.deltas))
     assert (rest.deltas, rest.finished.reason) == ([], pb.FINISH_REASON_LENGTH)
     assert not ring.record.sealed.is_set()
     await ring.nothing_is_open()
+    ended = [line for line in caplog.messages if line.startswith("session_ended")]
+    assert all(f" answer_tokens={NUM_TOKENS} " in line for line in ended)
+    assert len(ended) == 2
 
 
 async def test_progress_and_figures_say_that_it_was_resumed(
