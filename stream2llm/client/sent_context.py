@@ -14,7 +14,7 @@ bounded by their tokens. Beyond the bound nothing is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from stream2llm.api.v1 import inference_pb2 as pb
 
@@ -42,6 +42,9 @@ class SentContext:
     def sent(self, request: pb.StreamGenerateRequest) -> None:
         """An append or an update is sent, or about to be."""
         self._left_bytes -= request.ByteSize()
+        event = request.append if request.HasField("append") else request.update
+        if self._known is not None:
+            self._known.update(each.id for each in event.documents if _has_content(each))
         if self._left_bytes < 0:
             self.drop()
         if not self.is_kept:
@@ -49,24 +52,34 @@ class SentContext:
         if self._keeps_events:
             self._events.append(request)
             return
-        if request.HasField("append"):
-            self._take(request.append.documents, self._documents)
-        else:
+        if request.HasField("update"):
             self._documents = []
-            self._take(request.update.documents, self._documents)
+        self._take(event.documents)
         self._last_sequence = request.sequence
 
     def drop(self) -> None:
-        """Forgets all of it: it is too much, or is not needed any more."""
+        """Forgets what another router would need: it is too much, or not needed any more."""
         self.is_kept = False
         self._events, self._documents = [], []
-        self._by_id.clear()
+        known = self._by_id if self._known is None else self._known
+        self._by_id = {name: each for name, each in self._by_id.items() if name not in known}
 
     def completed(self, update: pb.UpdateContext) -> pb.UpdateContext:
         """Returns the update with the contents that the present router does not have."""
-        if self._known is None or not any(map(self._is_missing, update.documents)):
+        if not any(map(self._is_missing, update.documents)):
             return update
-        return pb.UpdateContext(documents=map(self._with_content, update.documents))
+        own_ids = {each.id for each in update.documents if _has_content(each)}
+        here = set[str]()
+        result = []
+        for document in update.documents:
+            if self._is_missing(document) and document.id not in here:
+                document = self._with_content(document)
+                if document.id in own_ids:  # the event may give an id only once
+                    document.ClearField("id")
+            if _has_content(document):
+                here.add(document.id)
+            result.append(document)
+        return pb.UpdateContext(documents=result)
 
     def again(self, max_message_bytes: int) -> list[pb.StreamGenerateRequest]:
         """Returns the events that bring another router to the same context."""
@@ -82,28 +95,24 @@ class SentContext:
             requests[-1].sequence = self._last_sequence
         return requests
 
-    def _take(self, documents: Iterable[pb.Document], present: list[pb.Document]) -> None:
+    def _take(self, documents: Sequence[pb.Document]) -> None:
         """Adds documents; one without content is the latest of its id, as at the router."""
-        num_before = len(present)
         for document in documents:
-            if document.WhichOneof("content") is None:
+            if not _has_content(document):
                 # The router refuses an id that is not known.
                 document = self._by_id.get(document.id, document)
             elif document.id:
                 self._by_id[document.id] = document
-                if self._known is not None:
-                    self._known.add(document.id)
-            present.append(document)
-        self._most_documents = max(self._most_documents, len(present) - num_before)
+            self._documents.append(document)
+        self._most_documents = max(self._most_documents, len(documents))
 
     def _is_missing(self, document: pb.Document) -> bool:
-        assert self._known is not None, "asked where some are not known"
-        is_reference = document.WhichOneof("content") is None
-        return is_reference and document.id in self._by_id and document.id not in self._known
+        """Whether it names one that the present router does not have, and this client has."""
+        if self._known is None or _has_content(document):
+            return False
+        return document.id in self._by_id and document.id not in self._known
 
     def _with_content(self, document: pb.Document) -> pb.Document:
-        if not self._is_missing(document):
-            return document
         whole = pb.Document()
         whole.CopyFrom(self._by_id[document.id])
         whole.ClearField("stays")
@@ -126,6 +135,10 @@ class SentContext:
             num_bytes += size
         if part:
             yield part
+
+
+def _has_content(document: pb.Document) -> bool:
+    return document.WhichOneof("content") is not None
 
 
 def _named_once(documents: list[pb.Document]) -> list[pb.Document]:

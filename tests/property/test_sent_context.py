@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from router.context import ContentDocument, ContextLimits, ContextLog
@@ -53,18 +53,17 @@ class Sides:
         log.begin()
         return log
 
-    def send(self, kind: str, documents: list[Any]) -> None:
-        """A client fails with what its router refuses, so only the rest is sent."""
+    def send(self, kind: str, documents: list[Any]) -> bool:
+        """Returns whether the router takes it; with what it refuses, a session fails."""
         event = as_event(kind, documents, self.sequence + 1)
         if kind == "update":
             event.update.CopyFrom(self.kept.completed(event.update))
-        try:
-            apply(self.log, event)
-        except Stream2LLMError:
-            return
+        if not is_taken(self.log, event):
+            return False
         self.sequence += 1
         self.most_documents = max(self.most_documents, len(documents))
         self.kept.sent(event)
+        return True
 
 
 def as_event(kind: str, documents: list[Any], sequence: int) -> Any:
@@ -81,6 +80,14 @@ def as_event(kind: str, documents: list[Any], sequence: int) -> Any:
     return request
 
 
+def is_taken(log: ContextLog, request: Any) -> bool:
+    try:
+        apply(log, request)
+    except Stream2LLMError:
+        return False
+    return True
+
+
 def apply(log: ContextLog, request: Any) -> None:
     kind = request.WhichOneof("event")
     documents = [
@@ -92,7 +99,16 @@ def apply(log: ContextLog, request: Any) -> None:
     getattr(log, kind)(documents)
 
 
-@given(ORDERINGS, EVENTS, EVENTS, st.integers(64, 140))
+# A document twice in the list, and one that is named again after it was left out.
+TWICE = [("update", [("a", [1]), ("a", None), ("b", [2])]), ("append", [("b", [0])])]
+LEFT_OUT = [("update", [("a", [1])]), ("update", [("b", [2])])]
+AGAIN = [("update", [("b", None), ("a", None)])]
+
+
+@example(DocumentOrdering.AS_GIVEN, TWICE, AGAIN, 10_000)
+@example(DocumentOrdering.AS_GIVEN, LEFT_OUT, AGAIN, 10_000)
+@settings(max_examples=200)
+@given(ORDERINGS, EVENTS, EVENTS, st.sampled_from([64, 110, 10_000]))
 def test_another_router_comes_to_the_same_context(
     ordering: DocumentOrdering, before: Any, after: Any, limit_bytes: int
 ) -> None:
@@ -114,10 +130,7 @@ def test_another_router_comes_to_the_same_context(
     expected = sides.log
     sides.log = another
     for kind, documents in after:
-        sequence_before = sides.sequence
-        sides.send(kind, documents)
-        if sides.sequence > sequence_before:
-            apply(expected, as_event(kind, documents, 0))
+        assert sides.send(kind, documents) == is_taken(expected, as_event(kind, documents, 0))
     assert another.sequence.tolist() == expected.sequence.tolist()
 
 
@@ -128,6 +141,18 @@ def test_what_is_too_much_is_not_kept() -> None:
     kept.sent(as_event("append", [("b", [1] * 100)], 3))
     assert not kept.is_kept
     assert kept.again(1000) == []
+
+
+def test_documents_that_the_present_router_lacks_are_kept_beyond_the_bound() -> None:
+    kept = SentContext(200, keeps_events=False)
+    kept.sent(as_event("update", [("a", [1]), ("b", [1])], 2))
+    kept.sent(as_event("update", [("c", [1])], 3))
+    kept.again(1000)
+    kept.sent(as_event("append", [("b", [2] * 200)], 4))
+    assert not kept.is_kept
+    wanted = as_event("update", [("a", None), ("b", None), ("c", None)], 5).update
+    completed = kept.completed(wanted).documents
+    assert [each.HasField("token_ids") for each in completed] == [True, False, False]
 
 
 def test_nothing_is_kept_where_nothing_may_be() -> None:
