@@ -40,10 +40,16 @@ class Answer:
         self._max_tokens = max_tokens
         self._text_of = text_of
         self.token_ids: list[int] = []
+        # Characters of the text, from here on, that the client has.
+        self._num_chars_sent = 0
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    def skip_chars(self, num_chars: int) -> None:
+        """The client has the first `num_chars` characters from another router."""
+        self._num_chars_sent = num_chars
 
     def take(self, step: TokenStep) -> Taken:
         """Takes one engine step. Tokens behind the end are dropped."""
@@ -59,7 +65,13 @@ class Answer:
         if not step.token_ids and step.finish_reason is not None:
             ending = self._end(Finished(step.finish_reason), text)
         logprobs = tuple(self._with_text(item) for item in step.logprobs[:num_taken])
-        return Taken(TokenDelta("".join(text), step.token_ids[:num_taken], logprobs), ending)
+        delta = TokenDelta(self._unsent("".join(text)), step.token_ids[:num_taken], logprobs)
+        return Taken(delta, ending)
+
+    def _unsent(self, text: str) -> str:
+        num_sent = min(self._num_chars_sent, len(text))
+        self._num_chars_sent -= num_sent
+        return text[num_sent:]
 
     def _take_token(
         self, token_id: int, last_of: TokenStep | None, text: list[str]

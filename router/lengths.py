@@ -51,6 +51,19 @@ class LengthLimits:
         """Returns the maximum prompt before an answer of `num_answer_tokens`; 0 without room."""
         return max(min(self.max_prompt_tokens, self.max_total_tokens - num_answer_tokens), 0)
 
+    def why_not_resumed(self, num_tokens: int) -> str | None:
+        """Says why an answer cannot go on behind `num_tokens` tokens of it and its prompt.
+
+        None where it can: they fit into every prefill worker, which computes the next one.
+        """
+        limit = self.prefill_kv_tokens
+        if limit is None or num_tokens <= limit:
+            return None
+        return (
+            f"prompt and answer so far have {num_tokens} tokens, too many to go on: the KV"
+            f" memory of the smallest prefill worker holds at most {limit}"
+        )
+
     def check_prompt(self, num_tokens: int, *, at_least: bool = False) -> None:
         """Raises InvalidRequestError that names the limit when the prompt is too long.
 

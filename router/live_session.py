@@ -17,7 +17,7 @@ from router.metrics import InputMode, InputOp, Phase, RouterMetrics
 from router.outbox import Outbox
 from router.progress import ProgressTracker
 from router.recovery import Cause, Failure, Recovery
-from router.session_log import SessionRecord, ended_line, restarted_line
+from router.session_log import SessionRecord, ended_line, restarted_line, resumed_line
 from router.session_trace import SessionTrace
 from router.sessions import OpenSessions, SessionPlace
 from router.text_input import TextInput
@@ -29,6 +29,7 @@ from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Finished, Timings
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
+from stream2llm.api.requests import ResumedSession
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.session import Event, Session, State
 from stream2llm.api.ttft_slo import AskedSlo
@@ -95,6 +96,8 @@ class LiveSession:
         self.asked_slos: tuple[AskedSlo, ...] = ()
         # Milliseconds from the seal in which the first token is due; 0: no deadline.
         self.ttft_slo_ms = 0
+        # What the client has of the session, if it was at another router before.
+        self.resumed: ResumedSession | None = None
         self._has_first_token = False
         # Of the worker that prefills it; None before and afterwards.
         self._queue: WorkQueue | None = None
@@ -138,6 +141,11 @@ class LiveSession:
         return max(left_ms, 1) if self.ttft_slo_ms else 0
 
     @property
+    def num_brought_tokens(self) -> int:
+        """How many tokens of the answer the client has from another router."""
+        return 0 if self.resumed is None else len(self.resumed.token_ids)
+
+    @property
     def is_sealed(self) -> bool:
         return self._life.state not in (State.NEW, State.OPEN)
 
@@ -171,6 +179,18 @@ class LiveSession:
         self.record.at(worker.worker_id)
         self._queue = worker.queue
 
+    def resume(self, resumed: ResumedSession) -> None:
+        """The session was at another router before."""
+        self.resumed = resumed
+        self.progress.restarts = resumed.restarts
+        self._place.restarted(Cause.ROUTER_LOST)
+        self.record.num_answer_tokens = len(resumed.token_ids)
+        if resumed.token_ids:
+            self._has_first_token = True
+            self._cause = Cause.ROUTER_LOST
+            self.timeline.lost()
+        _logger.info("%s", resumed_line(self.record, resumed))
+
     def lost(self, cause: Cause, failure: Failure, revision: int) -> None:
         """A worker is lost; another one begins with the sequence of that revision."""
         self._cause = cause
@@ -200,14 +220,18 @@ class LiveSession:
             self._leave_queue()
 
     def note_first_token(self) -> Timings:
-        """The first token is there: counts the session in or out of its deadline."""
+        """The first token from here is there.
+
+        Counts the session in or out of its deadline, unless the answer began at another router.
+        """
         self.timeline.first_token()
-        self._has_first_token = True
         self.note_work()  # what the report with the first token says was computed
         self._leave_queue()
         self.record.timings = timings = self.timeline.timings()
-        self.parts.metrics.tenant_first_token(self.share.name, timings.ttft_from_seal_s)
-        self._note_deadline(is_met=1000 * timings.ttft_from_seal_s <= self.ttft_slo_ms)
+        if not self._has_first_token:
+            self._has_first_token = True
+            self.parts.metrics.tenant_first_token(self.share.name, timings.ttft_from_seal_s)
+            self._note_deadline(is_met=1000 * timings.ttft_from_seal_s <= self.ttft_slo_ms)
         return timings
 
     def _note_deadline(self, *, is_met: bool) -> None:

@@ -158,7 +158,8 @@ class RouterMetrics:
         self._output = self._counter("output_tokens", "Tokens of answers sent to clients.")
         self._restarts = self._counter(
             "session_restarts",
-            "Sessions placed at another worker, by cause: prefill_lost, decode_lost, kv_lost, refused.",
+            "Sessions placed at another worker, by cause: prefill_lost, decode_lost, kv_lost, refused;"
+            " router_lost: taken over from another router.",
             "cause",
         )
         self._recomputed = self._counter(

@@ -91,10 +91,16 @@ class PlacedPrefill:
         await self._write(present, lambda call: _splice(call, present, splice))
 
     async def seal(
-        self, revision: int, splice: Splice, *, hand_over: bool, stable_tokens: int = 0
+        self,
+        revision: int,
+        splice: Splice,
+        *,
+        hand_over: bool,
+        stable_tokens: int = 0,
+        answer_tokens: int = 0,
     ) -> None:
-        """Completes the sequence."""
-        present = _Present(revision, splice.sequence, stable_tokens, True, hand_over)
+        """Completes the sequence, whose last `answer_tokens` tokens are the answer so far."""
+        present = _Present(revision, splice.sequence, stable_tokens, True, hand_over, answer_tokens)
         await self._write(present, lambda call: self._seal(call, present, splice))
 
     async def receive(self) -> pb.PrefillSessionResponse:

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from stream2llm.api.errors import Stream2LLMError, UnavailableError
+from stream2llm.api.backoff import pause_s
+from stream2llm.api.errors import Stream2LLMError, UnavailableError, extended, times
 from stream2llm.serving.router_spec import RecoveryOptions
 from stream2llm.serving.worker_spec import Role
 
-# The second restart waits so long, each further one twice as long as the one before.
-_FIRST_PAUSE_S = 0.25
-_LONGEST_PAUSE_S = 5.0
 # A node that ends takes its processes along one after the other within such a time.
 _ONE_INCIDENT_S = 5.0
 
@@ -37,6 +35,8 @@ class Cause(StrEnum):
     """The KV of its prompt, on the way from prefill to decode."""
     REFUSED = "refused"
     """Its place: the worker drains, or has no room."""
+    ROUTER_LOST = "router_lost"
+    """Its former router; the client has brought it here."""
 
 
 DRAINING = "DRAINING"
@@ -129,6 +129,8 @@ class GiveUp:
 
     # The limit that is reached; empty: no other worker would help.
     why: str = ""
+    # Whether the client may bring the session again, here or to another router.
+    may_return: bool = True
 
 
 class Recovery:
@@ -162,9 +164,9 @@ class Recovery:
             return Restart(cause, 0.0, is_move=True)
         if failure.error.reason == "WORKER_LOST" and failure.was_held:
             self._note_death(_Death(failure.worker, failure.role, now_s))
-        why = self._limit()
-        if why:
-            return GiveUp(why)
+        limit = self._limit()
+        if limit is not None:
+            return limit
         self.num_restarts += 1
         return Restart(cause, pause_s(self.num_restarts))
 
@@ -172,16 +174,17 @@ class Recovery:
         if not any(death.is_of(each) for each in self._deaths):
             self._deaths.append(death)
 
-    def _limit(self) -> str:
+    def _limit(self) -> GiveUp | None:
         options = self._options
-        if self.num_restarts >= options.max_restarts:
-            return f"the limit is {options.max_restarts} (router.recovery.max_restarts)"
         if self.num_deaths >= options.max_engine_deaths:
-            return (
+            why = (
                 f"{self.num_deaths} engines died while they held it, so it may be the cause"
                 " (router.recovery.max_engine_deaths)"
             )
-        return ""
+            return GiveUp(why, may_return=False)
+        if self.num_restarts >= options.max_restarts:
+            return GiveUp(f"the limit is {options.max_restarts} (router.recovery.max_restarts)")
+        return None
 
     def no_worker(self, role: Role, restart: Restart) -> GiveUp:
         """No worker of the role could be used in time: the restart under way is none."""
@@ -192,29 +195,14 @@ class Recovery:
         )
 
 
-def pause_s(num_restarts: int) -> float:
-    """Seconds before the session is placed again for the `num_restarts`th time; none before the first."""
-    if num_restarts <= 1:
-        return 0.0
-    return min(_FIRST_PAUSE_S * 2.0 ** min(num_restarts - 2, 30), _LONGEST_PAUSE_S)
-
-
 def final_error(
     failure: Failure, verdict: GiveUp, num_restarts: int, retry_after_s: float
 ) -> Stream2LLMError:
-    """Returns the error for the client: that of the failure, with what was tried."""
+    """Returns the error for the client: that of the failure, with what was tried.
+
+    Without a time after which to retry where the session may be the cause.
+    """
     if not verdict.why:
         return failure.error
-    tried = f"restarted {num_restarts} times" if num_restarts != 1 else "restarted once"
-    more = f"the session was {tried}, and no more: {verdict.why}"
-    return extended(failure.error, more, retry_after_s)
-
-
-def extended(error: Stream2LLMError, more: str, retry_after_s: float | None) -> Stream2LLMError:
-    """Returns the same error with more to its message, and another time after which to retry."""
-    return type(error)(
-        f"{error.message}; {more}",
-        reason=error.reason,
-        field=error.field,
-        retry_after_s=retry_after_s,
-    )
+    more = f"the session was restarted {times(num_restarts)}, and no more: {verdict.why}"
+    return extended(failure.error, more, retry_after_s if verdict.may_return else 0)

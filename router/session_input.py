@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from router.live_session import LiveSession
 from router.metrics import InputMode, InputOp
 from router.placed_prefill import PlacedPrefill
 from router.ranking_note import ranking_note
+from router.sealed_answer import SealedAnswer
 from router.stability import check_sureness, num_sure
 from router.text_input import Frame
 from stream2llm.api.errors import EventOrderError, IdleTimeoutError, InvalidRequestError
@@ -194,7 +195,7 @@ class SessionInput:
         prefill: PlacedPrefill,
         frame: Frame,
         log: ContextLog,
-        on_sealed: Callable[[Tokens], int],
+        on_sealed: Callable[[Tokens], SealedAnswer],
         prefetch: KvPrefetch,
         opened: OpenSession,
     ) -> None:
@@ -204,7 +205,7 @@ class SessionInput:
         self._opened = opened
         self._intake = Intake(live.parts.text, log, opened, len(frame.suffix))
         self._frame = frame
-        # Takes the sealed prompt; returns the maximum tokens of the answer.
+        # Takes the sealed prompt; returns the answer, of which the client may have a part.
         self._on_sealed = on_sealed
         self._log = log
         # The change that has not been sent to prefill yet.
@@ -307,12 +308,19 @@ class SessionInput:
         if not self._has_room_for(note, suffix):
             note = as_tokens([])
         splice = self._log.seal(np.concatenate([note, suffix]), self._frame.num_bos_tokens)
-        self._live.take_input(InputOp.SEAL, len(suffix), len(self._log.sequence))
+        num_brought = self._live.num_brought_tokens
+        self._live.take_input(InputOp.SEAL, len(suffix) + num_brought, len(splice.sequence))
         self._live.document_order = self._log.arrangement.order
-        max_tokens = self._on_sealed(self._log.sequence)
+        final = self._on_sealed(splice.sequence)
+        if final.has_ended:
+            return
+        if num_brought:
+            splice = replace(splice, sequence=final.tokens)
+        await self._send_seal(event, splice, final)
+
+    async def _send_seal(self, event: SealContext, splice: Splice, final: SealedAnswer) -> None:
         revision = self._revise(event.sequence, splice)
-        hand_over = max_tokens > 1
-        stable = self._prefetch.sealed(self._log.sequence) if hand_over else 0
+        stable = self._prefetch.sealed(splice.sequence) if final.hand_over else 0
         self._prefetch.spliced(revision, splice)
         splice = self._hold(revision, splice, stable).splice
         self._held = None
@@ -320,8 +328,9 @@ class SessionInput:
         await self._prefill.seal(
             revision,
             splice,
-            hand_over=hand_over,
+            hand_over=final.hand_over,
             stable_tokens=stable,
+            answer_tokens=final.answer.num_tokens,
         )
         self._live.timeline.seal_sent()
         self._live.send_progress()
@@ -355,7 +364,7 @@ class SessionInput:
         return await self._live.parts.text.content(text, "open.ranking_note")
 
     def _revise(self, sequence: int, splice: Splice) -> int:
-        return self._live.progress.splice(sequence, splice.keep_tokens, len(self._log.sequence))
+        return self._live.progress.splice(sequence, splice.keep_tokens, len(splice.sequence))
 
 
 def limits_of(live: LiveSession) -> ContextLimits:

@@ -1,4 +1,5 @@
-"""The log lines of a session: one at each restart, and one at its end. Pure.
+"""The log lines of a session: one at each restart, one where it comes from another
+router, and one at its end. Pure.
 
 `key=value` pairs, so that one search finds all sessions that a worker had, or that
 restarted.
@@ -13,6 +14,7 @@ from router.metrics import InputMode
 from router.recovery import Cause
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Finished, Timings
+from stream2llm.api.requests import ResumedSession
 
 
 @dataclass(slots=True)
@@ -62,6 +64,17 @@ def restarted_line(
         ("message", repr(error.message)),
     )
     return "session_restarted " + _joined(iter(pairs))
+
+
+def resumed_line(record: SessionRecord, resumed: ResumedSession) -> str:
+    """Returns the line of a session that a client has brought from another router."""
+    pairs = (
+        ("session_id", record.session_id),
+        ("tenant", record.tenant),
+        ("answer_tokens", len(resumed.token_ids)),
+        ("restarts", resumed.restarts),
+    )
+    return "session_resumed " + _joined(iter(pairs))
 
 
 def _end(

@@ -12,28 +12,27 @@ again. Tokens are taken once, so stop strings and text never notice.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
-
-from router.answer import Answer
 from router.draining import leaves_decode
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
 from router.placed_prefill import PlacedPrefill
-from router.recovery import Failure, drained, extended
+from router.recovery import Failure, drained
+from router.sealed_answer import SealedAnswer, sealed_answer
 from router.status import NeverArrivedError
 from router.worker import Worker
 from router.worker_calls import DecodeCall
 from stream2llm.api import codec
-from stream2llm.api.errors import InternalError, Stream2LLMError
-from stream2llm.api.events import Finished, Usage
+from stream2llm.api.errors import InternalError, Stream2LLMError, extended
+from stream2llm.api.events import Finished, TokenDelta, Usage
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.session import Event
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
-from stream2llm.serving.prefix import Tokens, as_tokens
+from stream2llm.serving.prefix import Tokens
 
 # Reasons with which a decode worker refuses a hand-over that others may take.
 _NOT_TAKEN = frozenset({"DRAINING", "FULL"})
@@ -55,21 +54,6 @@ class _LostError(Exception):
         self.failure = failure
 
 
-@dataclass(frozen=True, slots=True)
-class _Sealed:
-    """What the seal determines."""
-
-    prompt: Tokens
-    # Maximum tokens of the answer.
-    max_tokens: int
-    answer: Answer
-
-    @property
-    def tokens(self) -> Tokens:
-        """The prompt and the answer so far."""
-        return np.concatenate([self.prompt, as_tokens(self.answer.token_ids)])
-
-
 class SessionOutput:
     """Relays one answer."""
 
@@ -80,46 +64,60 @@ class SessionOutput:
         self._num_local_tokens = 0
         self._uncomputed_at_seal_tokens = 0
         self._unread: pb.Handover | None = None
-        self._sealed: _Sealed | None = None
+        self._sealed: SealedAnswer | None = None
+        # Called when the answer has ended before a worker was asked for a token.
+        self._on_ended: Callable[[], object] = lambda: None
         # The decode worker that the answer was last at.
         self._decode_worker: Worker | None = None
 
-    def sealed(self, prompt: Tokens) -> int:
-        """Takes the sealed prompt; returns the maximum tokens of the answer."""
-        parts, sampling = self._live.parts, self._live.sampling
-        room = self._live.lengths.max_total_tokens - len(prompt)
-        max_tokens = min(sampling.max_tokens or room, room)
-        answer = Answer(
-            parts.make_detokenizer(prompt),
-            sampling.stop_strings,
-            max_tokens,
-            parts.text.tokenizer.token_text,
-        )
-        self._sealed = _Sealed(prompt, max_tokens, answer)
-        return max_tokens
+    def sealed(self, prompt: Tokens) -> SealedAnswer:
+        """Takes the sealed prompt; returns the answer, which may have ended already."""
+        self._sealed = sealed_answer(self._live, prompt)
+        if self._sealed.has_ended:
+            self._on_ended()
+        return self._sealed
 
     @property
-    def _final(self) -> _Sealed:
+    def _final(self) -> SealedAnswer:
         assert self._sealed is not None, "the life cycle allows no token before the seal"
         return self._sealed
 
     async def run(self) -> None:
         """Runs until the answer has ended and its end is in the outbox."""
         try:
-            first = await self._next_of_prefill()
-            self._note_first_token(first)
-            ending = await self._take(codec.decode(TokenStep, first.step))
-            while ending is None:
-                try:
-                    ending = await self._decode(first)
-                except _LostError as lost:
-                    first = await self._resume(lost.failure)
-                    self._note_step(is_after_handover=False)
-                    ending = await self._take(codec.decode(TokenStep, first.step))
-            await self._prefill.finish()
+            ending = await (self._generate() if self._live.resumed is None else self._take_up())
             await self._finish(ending)
         finally:
             self._release()
+
+    async def _take_up(self) -> Finished:
+        """Goes on behind what the client has brought, if that is not the whole answer."""
+        async with asyncio.TaskGroup() as group:
+            generating = group.create_task(self._generate())
+            self._on_ended = generating.cancel
+        if not generating.cancelled():
+            return generating.result()
+        unsent = self._final.unsent
+        assert unsent.ending is not None, "it is cancelled for that alone"
+        self._live.apply(Event.FIRST_TOKEN)
+        self._live.note_first_token()
+        await self._put(unsent.delta)
+        return unsent.ending
+
+    async def _generate(self) -> Finished:
+        first = await self._next_of_prefill()
+        self._note_first_token(first)
+        await self._put(self._final.unsent.delta)
+        ending = await self._take(codec.decode(TokenStep, first.step))
+        while ending is None:
+            try:
+                ending = await self._decode(first)
+            except _LostError as lost:
+                first = await self._resume(lost.failure)
+                self._note_step(is_after_handover=False)
+                ending = await self._take(codec.decode(TokenStep, first.step))
+        await self._prefill.finish()
+        return ending
 
     # -- prefill ----------------------------------------------------------------------
 
@@ -145,6 +143,8 @@ class SessionOutput:
     def _note_first_token(self, first: pb.FirstToken) -> None:
         timings = self._live.note_first_token()
         self._uncomputed_at_seal_tokens = first.uncomputed_at_seal_tokens
+        if self._final.answer.num_tokens:  # it came from another router
+            return
         self._live.parts.metrics.first_token(
             self._live.mode,
             timings.ttft_from_open_s,
@@ -158,26 +158,20 @@ class SessionOutput:
         self._release()
         self._require_room(failure)
         self._live.apply(Event.RESUME)
-        num_tokens = final.answer.num_tokens
-        hand_over = final.max_tokens - num_tokens > 1
-        await self._prefill.resume(failure, final.tokens, num_tokens, hand_over=hand_over)
+        await self._prefill.resume(
+            failure, final.tokens, final.answer.num_tokens, hand_over=final.hand_over
+        )
         return await self._next_of_prefill()
 
     def _require_room(self, failure: Failure) -> None:
         """Raises the failure where prompt and answer so far fit into no prefill worker."""
-        if excess := self._excess():
-            raise extended(failure.error, excess, failure.error.retry_after_s)
+        why = self._why_not_resumed()
+        if why is not None:
+            raise extended(failure.error, why, 0)
 
-    def _excess(self) -> str:
-        """Says why prompt and answer so far fit into no prefill worker; "" where they do."""
-        limit = self._live.lengths.prefill_kv_tokens
+    def _why_not_resumed(self) -> str | None:
         num_tokens = len(self._final.prompt) + self._final.answer.num_tokens
-        if limit is None or num_tokens <= limit:
-            return ""
-        return (
-            f"prompt and answer so far have {num_tokens} tokens, too many to go on: the KV"
-            f" memory of the smallest prefill worker holds at most {limit}"
-        )
+        return self._live.lengths.why_not_resumed(num_tokens)
 
     # -- decode -----------------------------------------------------------------------
 
@@ -285,7 +279,7 @@ class SessionOutput:
         """Whether workers of both roles can be used, and one of prefill has the room."""
         workers, but = self._live.parts.workers, {*self._live.refused_by, worker}
         has_both = workers.pick("decode", but) is not None and workers.pick("prefill", but)
-        return bool(has_both) and not self._excess()
+        return bool(has_both) and self._why_not_resumed() is None
 
     def _note_first_step(self, worker_call: DecodeCall) -> None:
         is_resumed = self._final.answer.num_tokens > 1
@@ -318,9 +312,12 @@ class SessionOutput:
         taken = self._final.answer.take(step)
         self._live.next_token(self._final.answer.num_tokens)
         self._live.parts.metrics.output(len(taken.delta.token_ids))
-        if taken.delta.text or taken.delta.token_ids:
-            await self._live.outbox.put(taken.delta)
+        await self._put(taken.delta)
         return taken.ending
+
+    async def _put(self, delta: TokenDelta) -> None:
+        if delta.text or delta.token_ids:
+            await self._live.outbox.put(delta)
 
     async def _finish(self, ending: Finished) -> None:
         usage = Usage(

@@ -26,6 +26,7 @@ from router.metrics import InputOp
 from router.outbox import Send
 from router.placed_prefill import PlacedPrefill
 from router.ranking_note import check_ranking_note
+from router.resumed import FIELD, check_opened
 from router.session_input import EventReader, SessionInput, limits_of
 from router.session_output import SessionOutput
 from router.sessions import SessionPlace
@@ -37,7 +38,7 @@ from stream2llm.api.errors import (
     Stream2LLMError,
 )
 from stream2llm.api.events import Accepted
-from stream2llm.api.requests import ClientEvent, OpenSession, PlainTemplate
+from stream2llm.api.requests import ClientEvent, OpenSession, PlainTemplate, ResumedSession
 from stream2llm.api.session import Event
 from stream2llm.api.trace_context import TraceContext
 from stream2llm.api.ttft_slo import AskedSlo, asked_slo
@@ -164,6 +165,14 @@ def _take_open(live: LiveSession, event: OpenSession) -> None:
     live.sampling = event.sampling
     live.ordering = event.ordering
     live.lengths = live.parts.lengths().for_answer(event.sampling.max_tokens)
+    if event.resumed is not None:
+        _take_resumed(live, event.resumed)
+
+
+def _take_resumed(live: LiveSession, resumed: ResumedSession) -> None:
+    live.parts.text.tokenizer.check_ids(resumed.token_ids, f"{FIELD}.token_ids")
+    check_opened(resumed, live.sampling, live.lengths)
+    live.resume(resumed)
 
 
 def _slo_ms(live: LiveSession, event: OpenSession) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,17 @@ class Ring:
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.router.registry.get_sample_value(name, {"model": "tiny", **labels})
+
+    async def lose_router(self) -> None:
+        """Takes the router's server away in the middle of everything."""
+        server, self.router._server = self.router._server, None
+        await server.stop(None)
+
+    async def return_router(self) -> None:
+        """A successor of the lost server, at its address."""
+        port = int(self.address.grpc_address.rpartition(":")[2])
+        self.router.spec = replace(self.router.spec, port=port)
+        await self.router._start_grpc()
 
     async def nothing_is_open(self) -> None:
         """Every session has ended and every worker has got its place back."""

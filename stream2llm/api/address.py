@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stream2llm.api import arguments
 
 _HIGHEST_PORT = 2**16 - 1
@@ -17,12 +19,28 @@ def router_target(address: str, field: str = "address") -> str:
     Raises InvalidRequestError for what gRPC would make something else of: a URL, a host alone
     (port 443), a port above 65535 (modulo 2^16).
     """
-    if not arguments.text(address, field).startswith(_RESOLVERS):
+    if not is_resolved(arguments.text(address, field)):
         return host_and_port(address, field)
     port = address.rpartition(":")[2]
     if port.isdecimal() and not _is_port(port):
         raise arguments.refused(field, address, f"a target with a port up to {_HIGHEST_PORT}")
     return address
+
+
+def is_resolved(address: str) -> bool:
+    """Whether the address begins with the name of one of gRPC's resolvers."""
+    return address.startswith(_RESOLVERS)
+
+
+def router_targets(addresses: str | Sequence[str], field: str = "address") -> tuple[str, ...]:
+    """Returns the target of one address, or those of a list of at least one."""
+    if isinstance(addresses, str):
+        return (router_target(addresses, field),)
+    items = arguments.many(addresses, field, "an address or a list of addresses")
+    if not items:
+        raise arguments.refused(field, addresses, "an address or a list of addresses")
+    names = [field] if len(items) == 1 else [f"{field}[{index}]" for index in range(len(items))]
+    return tuple(map(router_target, items, names))
 
 
 def _is_port(port: str) -> bool:

@@ -58,6 +58,7 @@ MESSAGES: dict[type, type[Message]] = {
     requests.PlainTemplate: inference_pb2.PlainTemplate,
     requests.ChatTemplate: inference_pb2.ChatTemplate,
     requests.ChatPrompt: inference_pb2.ChatPrompt,
+    requests.ResumedSession: inference_pb2.ResumedSession,
     requests.OpenSession: inference_pb2.OpenSession,
     requests.AppendContext: inference_pb2.AppendContext,
     requests.UpdateContext: inference_pb2.UpdateContext,

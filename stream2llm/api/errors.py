@@ -124,6 +124,21 @@ class InternalError(Stream2LLMError):
     default_reason = "INTERNAL"
 
 
+def extended(error: Stream2LLMError, more: str, retry_after_s: float | None) -> Stream2LLMError:
+    """Returns the same error with more to its message, and another time after which to retry."""
+    return type(error)(
+        f"{error.message}; {more}",
+        reason=error.reason,
+        field=error.field,
+        retry_after_s=retry_after_s,
+    )
+
+
+def times(number: int) -> str:
+    """How often something was tried, for messages."""
+    return "once" if number == 1 else f"{number} times"
+
+
 def describe(error: BaseException) -> str:
     """An exception in one line, for parties that may see our inside."""
     return f"{type(error).__name__}: {error}"

@@ -53,7 +53,8 @@ class Progress:
     delay: DelayReason | None = None
     """"kv_memory" or "kv_leased" while the session waits for KV memory on its prefill worker."""
     restarts: int = 0
-    """How often the session has been placed at another worker, because one was lost, or drained."""
+    """How often the session has been placed at another worker or router, because one was lost, or
+    drained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ class TokenDelta:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Counts of tokens."""
+    """Counts of tokens. Where a router was lost, only the prompt's and the answer's are of the whole
+    session; the others are counted by the router that ended it."""
 
     prompt_tokens: int = 0
     """Tokens of the sealed prompt."""
@@ -116,7 +118,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """In seconds, by the router's clock."""
+    """In seconds, by the router's clock; where a router was lost, since the session is at the next."""
 
     ttft_from_open_s: float = 0.0
     """From open to the first token."""
@@ -147,8 +149,8 @@ class Finished:
     """With the ordering "stable", for each document in the order in which they stood in the
     context: its place, from 0, in the list as it was sent."""
     restarts: int = 0
-    """How often the session was placed at another worker, because one was lost, or drained. A
-    sampled answer may then differ from that of an undisturbed session, also with a seed."""
+    """How often the session was placed at another worker or router, because one was lost, or drained.
+    A sampled answer may then differ from that of an undisturbed session, also with a seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,8 @@ class ServerInfo:
     tenants: tuple[TenantInfo, ...] = ()
     """What tenants use of that router."""
     restarts_by_cause: dict[str, int] = field(default_factory=dict)
-    """How often it has placed sessions at another worker, by what they had lost."""
+    """How often it has placed sessions at another worker, by what they had lost; "router_lost" are
+    those that it has taken over from another router."""
 
 
 Event = Accepted | Progress | OversizedDocument | TokenDelta | Finished

@@ -80,6 +80,18 @@ class ChatPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumedSession:
+    """What a client has of a session that was at another router."""
+
+    # Of the answer, all that were received; the router sends none of them again.
+    token_ids: tuple[int, ...] = ()
+    # Unicode characters of the answer's text that were received.
+    num_chars: int = 0
+    # At other workers and routers, this time included.
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class OpenSession:
     """Admits a session and fixes everything but its context."""
 
@@ -96,6 +108,8 @@ class OpenSession:
     oversized_documents: OversizedDocuments = OversizedDocuments.FAIL
     # Milliseconds from the seal; None: what the tenant or the model has.
     ttft_slo_ms: int | None = None
+    # None: a new session.
+    resumed: ResumedSession | None = None
     # Numbered by the client, in the StreamGenerateRequest around the event.
     sequence: int = 0
     # From a GenerateRequest: the seal follows at once, and prefill starts there. Alone has a

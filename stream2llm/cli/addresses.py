@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stream2llm.api.address import host_and_port
+from stream2llm.api.address import host_and_port, is_resolved
 from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import (
     InvalidRequestError,
@@ -43,6 +43,16 @@ ControllerOption = Annotated[
         help="HOST:PORT of the controller; `stream2llm up` prints it.", envvar=CONTROLLER_VARIABLE
     ),
 ]
+
+
+def several(addresses: list[str] | None) -> tuple[str, ...]:
+    """Returns the routers of an option that may be repeated or have commas.
+
+    A target that begins with the name of one of gRPC's resolvers has commas of its own.
+    """
+    given = addresses or [DEFAULT_ROUTER]
+    split = ([each] if is_resolved(each) else each.split(",") for each in given)
+    return tuple(address.strip() for each in split for address in each)
 
 
 def no_answer(what: str, address: str, why: object) -> UnavailableError:

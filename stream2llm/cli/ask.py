@@ -41,9 +41,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """Where a router is, and how to connect with it."""
+    """Where a router is, or several of a cluster, and how to connect with them."""
 
-    address: str
+    addresses: tuple[str, ...]
     security: ClientSecurity = PLAIN
 
 
@@ -51,8 +51,8 @@ def ask(request: Request, documents: Iterable[Document], router: Router, sink: S
     """Streams the documents and shows the answer; raises the server's errors."""
     security = router.security
     try:
-        client = Client(router.address, tls=security.tls, token=security.credentials.secret)
-        with client, naming_router(router.address):
+        client = Client(router.addresses, tls=security.tls, token=security.credentials.secret)
+        with client, naming_router(", ".join(router.addresses)):
             _ask(request, _paced(documents, request.gap_s), client, sink)
     except Stream2LLMError as error:
         sink.error(error)

@@ -10,7 +10,7 @@ import typer
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
 from stream2llm.cli import security_options as secure
-from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE, naming_router
+from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE, naming_router, several
 from stream2llm.cli.exits import INTERRUPTED, REFUSED, errors_as_exits
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.trace_options import TokenizerOption, token_counter
@@ -38,7 +38,7 @@ def replay(
         typer.Option(
             "--address",
             "-a",
-            help="HOST:PORT of a router; may be repeated, sessions are then dealt out in turn."
+            help="HOST:PORT of a router; several, with commas or repeated, get sessions in turn."
             f"  [default: {DEFAULT_ROUTER}]",
             envvar=ROUTER_VARIABLE,
         ),
@@ -136,7 +136,7 @@ def replay(
     with errors_as_exits():
         options = Options(
             trace=trace,
-            addresses=address or [DEFAULT_ROUTER],
+            addresses=several(address),
             output=output,
             label=label,
             load_scale=load_scale,

@@ -12,7 +12,7 @@ from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.text_options import OversizedDocuments
 from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
 from stream2llm.cli import security_options as secure
-from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE
+from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE, several
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.numbers import finite
 
@@ -51,11 +51,14 @@ def generate(
     ],
     question: Annotated[str, typer.Option("--question", "-q", help="What to ask.")],
     address: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            help="HOST:PORT of a router; `stream2llm up` prints it.", envvar=ROUTER_VARIABLE
+            help="HOST:PORT of a router; `stream2llm up` prints it. Several, with commas or "
+            "repeated: the answer goes on at another one when a router is lost."
+            f"  [default: {DEFAULT_ROUTER}]",
+            envvar=ROUTER_VARIABLE,
         ),
-    ] = DEFAULT_ROUTER,
+    ] = None,
     tls_ca: secure.TlsCa = None,
     tls_cert: secure.TlsCert = None,
     tls_key: secure.TlsKey = None,
@@ -175,7 +178,7 @@ def generate(
     sources = Sources(paths, stdin, Reading(encoding, null=null), warn)
     with errors_as_exits():
         security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
-        router = Router(address, security)
+        router = Router(several(address), security)
     _run(request, sources, router, make_sink(as_json=as_json, quiet=quiet))
 
 

@@ -26,6 +26,7 @@ from stream2llm.api.tls import ClientTls
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.client.aio import AsyncClient, connect
 from stream2llm.client.inputs import DocumentRef
+from stream2llm.client.recovery import SessionRecovery
 from stream2llm.client.session import AsyncSession
 from stream2llm.client.stream import AnswerStream
 from stream2llm.client.sync import Client, Session, Stream, connect_sync
@@ -41,6 +42,7 @@ __all__ = [
     "Stream",
     "connect_sync",
     "ClientTls",
+    "SessionRecovery",
     # what they send
     "ChatMessage",
     "Document",

@@ -1,20 +1,22 @@
-"""The asynchronous client: one channel, any number of concurrent sessions."""
+"""The asynchronous client: a channel to each router, any number of concurrent sessions."""
 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, Self
 
 import grpc
 
 from stream2llm.api import arguments, codec
-from stream2llm.api.address import router_target
+from stream2llm.api.address import router_targets
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.credentials import API_KEY_VARIABLE, Token, credentials_of
 from stream2llm.api.events import Event, ModelInfo, ServerInfo
-from stream2llm.api.grpc_options import Options, client_channel_options
+from stream2llm.api.grpc_options import client_channel_options
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.requests import Content, GenerateRequest, OpenSession
@@ -23,6 +25,8 @@ from stream2llm.api.text_options import ControlTokens, OversizedDocuments, optio
 from stream2llm.api.tls import ClientTls, Tls, tls_of
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.connection import Connection, refuse_after_fork
+from stream2llm.client.connections import Connections
+from stream2llm.client.inbox import OnEvent
 from stream2llm.client.inputs import (
     MessageLike,
     Prompt,
@@ -32,7 +36,8 @@ from stream2llm.client.inputs import (
     template_of,
     ttft_slo_of,
 )
-from stream2llm.client.rpc import OnEvent
+from stream2llm.client.placed_session import PlacedSession, SessionOptions
+from stream2llm.client.recovery import SessionRecovery, recovery_of
 from stream2llm.client.session import AsyncSession
 from stream2llm.client.status import error_from_rpc
 from stream2llm.client.stream import AnswerStream
@@ -46,7 +51,10 @@ DEFAULT_INFO_TIMEOUT_S = 10.0
 
 
 class AsyncClient:
-    """A client of one router at "host:port". Use it in `async with`, or call `close`.
+    """A client of the router at "host:port", or of several. Use it in `async with`, or call `close`.
+
+    Several addresses, as a list, are the routers of one cluster: sessions are spread over them,
+    and go on at another one when theirs is lost.
 
     The channel is created at the first call, and belongs to the event loop and the process
     of that call. Plain text by default. For TLS, `tls` is the path of a PEM file with the
@@ -62,7 +70,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         tls: Tls = None,
         credentials: grpc.ChannelCredentials | None = None,
@@ -71,18 +79,25 @@ class AsyncClient:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         refuse_after_fork()
-        self.address = router_target(address)
+        targets = router_targets(address)
+        # As it was given.
+        self.address = address
         self._max_message_bytes = arguments.integer(
             max_message_bytes, "max_message_bytes", 1, _MOST_MESSAGE_BYTES
         )
         chosen = tls_of(tls)
         credentials = _checked_credentials(credentials, chosen)
         sent = credentials_of(api_key, token, os.environ.get(API_KEY_VARIABLE))
-        sent.require_encryption(self.address, is_encrypted=credentials is not None)
-        options = client_channel_options(address, self._max_message_bytes)
-        options = [*options, *channel_options(chosen)]
-        self._connection = Connection(
-            lambda: _channel(address, credentials, options), sent.metadata
+        for target in targets:
+            sent.require_encryption(target, is_encrypted=credentials is not None)
+        options = (self._max_message_bytes, chosen)
+        self._connections = Connections(
+            [
+                Connection(partial(_channel, target, credentials, *options), sent.metadata)
+                for target in targets
+            ],
+            # So that clients of one session each do not all go to the same router.
+            first=random.randrange(len(targets)),
         )
 
     async def __aenter__(self) -> Self:
@@ -93,7 +108,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the channel; open sessions are cancelled."""
-        await self._connection.close()
+        await self._connections.close()
 
     def session(
         self,
@@ -114,6 +129,7 @@ class AsyncClient:
         timeout_s: float | None = None,
         traceparent: str | None = None,
         on_event: OnEvent | None = None,
+        recover: bool | SessionRecovery = True,
     ) -> AsyncSession:
         """Returns a session whose context streams in; it opens in `async with`.
 
@@ -130,7 +146,10 @@ class AsyncClient:
         means the tenant's or the model's, and it cannot be longer than that.
         `timeout_s` limits the whole session. `traceparent` is the W3C trace context that the
         session continues; None means that of the active OpenTelemetry span, if there is one.
-        `on_event` is called with every event on arrival.
+        `on_event` is called with every event on arrival. With `recover` the session goes on
+        when its router is lost, at another one or at the same when it is back: `Progress`
+        falls back and counts a restart, and the answer goes on behind its last token. The
+        client keeps what the session has sent for that; `SessionRecovery` has the limits.
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
         metadata = trace_metadata(traceparent)
@@ -146,13 +165,21 @@ class AsyncClient:
             oversized_documents=option_of(OversizedDocuments, oversized_documents),
             ttft_slo_ms=ttft_slo_of(ttft_slo_ms, "open.ttft_slo_ms"),
         )
-        return AsyncSession(
-            lambda: self._connection.stub().StreamGenerate(timeout=timeout_s, metadata=metadata),
-            message_of(opening, "open"),
+        options = SessionOptions(
             self._max_message_bytes,
-            _checked_callback(on_event),
-            timeout_s,
+            recovery_of(recover),
+            keeps_events=_depends_on_events(opening),
+            on_event=_checked_callback(on_event),
+            timeout_s=timeout_s,
         )
+        message = message_of(opening, "open")
+
+        def start_call(router: int, left_s: float | None) -> Any:
+            stub = self._connections.stub(router)
+            return stub.StreamGenerate(timeout=left_s, metadata=metadata)
+
+        routers = self._connections.routers
+        return AsyncSession(lambda: PlacedSession(start_call, routers, message, options), message)
 
     def generate(
         self,
@@ -185,7 +212,9 @@ class AsyncClient:
             )
         )
         check_size(message, self._max_message_bytes)
-        return AnswerStream(self._generate(message, timeout_s, metadata))
+        return AnswerStream(
+            self._connections.stream(lambda stub: _generate(stub, message, timeout_s, metadata))
+        )
 
     async def model_info(
         self, model: str = "", *, timeout_s: float | None = DEFAULT_INFO_TIMEOUT_S
@@ -199,29 +228,44 @@ class AsyncClient:
         request = pb.GetServerInfoRequest()
         return codec.decode(ServerInfo, await self._unary("GetServerInfo", request, timeout_s))
 
-    async def _generate(
-        self, message: pb.GenerateRequest, timeout_s: float | None, metadata: Metadata | None
-    ) -> AsyncGenerator[Event, None]:
-        call = self._connection.stub().Generate(message, timeout=timeout_s, metadata=metadata)
-        try:
-            async for response in call:
-                yield event_from(response)
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, timeout_s, "the answer did not end") from None
-        finally:
-            call.cancel()  # does nothing when it has ended
-
     async def _unary(self, method: str, request: Any, timeout_s: float | None) -> Any:
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
-        try:
-            return await getattr(self._connection.stub(), method)(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, timeout_s, f"{method} got no answer") from None
+
+        async def ask(stub: Any) -> Any:
+            try:
+                return await getattr(stub, method)(request, timeout=timeout_s)
+            except grpc.aio.AioRpcError as error:
+                raise error_from_rpc(error, timeout_s, f"{method} got no answer") from None
+
+        return await self._connections.ask(ask)
+
+
+async def _generate(
+    stub: Any, message: pb.GenerateRequest, timeout_s: float | None, metadata: Metadata | None
+) -> AsyncGenerator[Event, None]:
+    call = stub.Generate(message, timeout=timeout_s, metadata=metadata)
+    try:
+        async for response in call:
+            yield event_from(response)
+    except grpc.aio.AioRpcError as error:
+        raise error_from_rpc(error, timeout_s, "the answer did not end") from None
+    finally:
+        call.cancel()  # does nothing when it has ended
+
+
+def _depends_on_events(opening: OpenSession) -> bool:
+    """Whether the context depends on each event, and not only on the present documents."""
+    is_stable = opening.ordering is DocumentOrdering.STABLE
+    return is_stable or opening.oversized_documents is not OversizedDocuments.FAIL
 
 
 def _channel(
-    address: str, credentials: grpc.ChannelCredentials | None, options: Options
+    address: str,
+    credentials: grpc.ChannelCredentials | None,
+    max_message_bytes: int,
+    tls: ClientTls | None,
 ) -> grpc.aio.Channel:
+    options = [*client_channel_options(address, max_message_bytes), *channel_options(tls)]
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, credentials, options=options)
@@ -245,6 +289,6 @@ def _checked_callback(on_event: OnEvent | None) -> OnEvent | None:
     raise arguments.refused("on_event", on_event, "a plain function of one event, or None")
 
 
-def connect(address: str, **options: Any) -> AsyncClient:
-    """Returns an AsyncClient for "host:port"; options as the class takes them."""
+def connect(address: str | Sequence[str], **options: Any) -> AsyncClient:
+    """Returns an AsyncClient for "host:port", or several; options as the class takes them."""
     return AsyncClient(address, **options)

@@ -5,7 +5,7 @@
         async for event in s.seal(): ...            the answer
 
 Leaving the block ends the session in any state. The next call, or one that waits,
-raises a failure. The table in `stream2llm.api.session` defines the allowed order of
+raises a failure, but a lost router is none while another one takes the session over. The table in `stream2llm.api.session` defines the allowed order of
 events.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from typing import Any, Self
+from typing import Self
 
 from stream2llm.api.errors import EventOrderError
 from stream2llm.api.events import Answer, Event, Finished, OversizedDocument, Progress
@@ -22,7 +22,7 @@ from stream2llm.api.session import Event as SessionEvent
 from stream2llm.api.session import Session as LifeCycle
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.inputs import DocumentLike, appended, content_of, updated
-from stream2llm.client.rpc import OnEvent, SessionRpc
+from stream2llm.client.placed_session import PlacedSession
 from stream2llm.client.stream import AnswerStream
 from stream2llm.client.translate import message_of
 
@@ -37,18 +37,13 @@ class AsyncSession:
 
     def __init__(
         self,
-        start_call: Callable[[], Any],
+        place: Callable[[], PlacedSession],
         open_message: pb.OpenSession,
-        max_message_bytes: int,
-        on_event: OnEvent | None,
-        timeout_s: float | None = None,
     ) -> None:
-        self._start_call = start_call
+        """`place` begins the session at a router."""
+        self._place = place
         self._open_message = open_message
-        self._max_message_bytes = max_message_bytes
-        self._on_event = on_event
-        self._timeout_s = timeout_s
-        self._rpc: SessionRpc | None = None
+        self._placed: PlacedSession | None = None
         self._life = LifeCycle()
         # `seal` was called, and the iteration that sends it has not begun.
         self._answer_is_forgotten = False
@@ -56,35 +51,33 @@ class AsyncSession:
     @property
     def session_id(self) -> str:
         """The id under which the server logs this session."""
-        accepted = self._rpc.accepted if self._rpc else None
+        accepted = self._placed.inbox.accepted if self._placed else None
         return accepted.session_id if accepted else self._open_message.session_id
 
     @property
     def model(self) -> str:
         """The served model's name."""
-        accepted = self._rpc.accepted if self._rpc else None
+        accepted = self._placed.inbox.accepted if self._placed else None
         return accepted.model if accepted else self._open_message.model
 
     @property
     def progress(self) -> Progress:
         """The server's newest progress; never waits."""
-        return self._rpc.progress if self._rpc else Progress()
+        return self._placed.inbox.progress if self._placed else Progress()
 
     @property
     def oversized_documents(self) -> tuple[OversizedDocument, ...]:
         """Documents that were refused or cut so far; all of them once the answer begins."""
-        return tuple(self._rpc.oversized) if self._rpc else ()
+        return tuple(self._placed.inbox.oversized) if self._placed else ()
 
     async def __aenter__(self) -> Self:
         """Opens the session; raises when the server refuses it."""
         self._life.apply(SessionEvent.OPEN)
-        self._rpc = SessionRpc(
-            self._start_call(), self._max_message_bytes, self._on_event, self._timeout_s
-        )
+        self._placed = self._place()
         try:
-            await self._rpc.open(self._open_message)
+            await self._placed.opened()
         except BaseException:
-            await self._rpc.close()
+            await self._placed.close()
             raise
         return self
 
@@ -95,8 +88,8 @@ class AsyncSession:
 
     async def close(self) -> None:
         """Ends the session, whatever state it is in, as leaving the block does."""
-        if self._rpc is not None:
-            await self._rpc.close()
+        if self._placed is not None:
+            await self._placed.close()
 
     def warn_of_forgotten_answer(self, stacklevel: int) -> None:
         """Warns where `seal` was called for nothing; `stacklevel` as that of `warnings.warn`."""
@@ -109,10 +102,10 @@ class AsyncSession:
         A document is text, a list of token ids, or a Document. Waits while the server
         grants no credit.
         """
-        rpc = self._rpc_for(SessionEvent.APPEND)
+        placed = self._placed_for(SessionEvent.APPEND)
         message = message_of(AppendContext(appended(documents)), "append")
-        await rpc.credit.wait()
-        await rpc.append(message)
+        await placed.inbox.credit.wait()
+        await placed.append(message)
 
     async def update(self, documents: Iterable[DocumentLike]) -> None:
         """Replaces the document list; DocumentRef("id") names one sent before.
@@ -121,12 +114,12 @@ class AsyncSession:
         ordering "stable", everything before the first document that the new list leaves
         out. Waits for credit when it carries content.
         """
-        rpc = self._rpc_for(SessionEvent.UPDATE)
+        placed = self._placed_for(SessionEvent.UPDATE)
         new_list = updated(documents)
         message = message_of(UpdateContext(new_list), "update")
         if any(document.content is not None for document in new_list):
-            await rpc.credit.wait()
-        await rpc.update(message)
+            await placed.inbox.credit.wait()
+        await placed.update(message)
 
     def seal(self, suffix: Content | None = None) -> AnswerStream:
         """Completes the context; iterate the answer's events, of which Finished is the last.
@@ -148,28 +141,28 @@ class AsyncSession:
 
         A newer Progress replaces an unread one. One reader.
         """
-        return self._opened().before_seal
+        return self._opened().inbox.before_seal
 
     async def _seal(self, message: pb.SealContext) -> AsyncGenerator[Event, None]:
         self._answer_is_forgotten = False
         self._opened().check_seal(message)  # before the session counts as sealed
-        rpc = self._rpc_for(SessionEvent.SEAL)
-        await rpc.seal(message)
-        async for event in rpc.after_seal:
+        placed = self._placed_for(SessionEvent.SEAL)
+        await placed.seal(message)
+        async for event in placed.inbox.after_seal:
             yield event
             if isinstance(event, Finished):
                 return
 
-    def _rpc_for(self, event: SessionEvent) -> SessionRpc:
-        rpc = self._opened()
+    def _placed_for(self, event: SessionEvent) -> PlacedSession:
+        placed = self._opened()
         self._life.apply(event)  # raises when the event does not fit
-        return rpc
+        return placed
 
-    def _opened(self) -> SessionRpc:
-        if self._rpc is None:
+    def _opened(self) -> PlacedSession:
+        if self._placed is None:
             raise EventOrderError(
                 "the session is not open: it opens where its block begins, `async with "
                 "client.session(...) as session:` (the synchronous client's with `with`)",
                 reason="SESSION_NOT_OPEN",
             )
-        return self._rpc
+        return self._placed

@@ -41,10 +41,16 @@ def error_from_rpc(
         return ours
     code: grpc.StatusCode = error.code()
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s is not None:
-        return IdleTimeoutError(
-            f"{waited_for} within the client's timeout_s of {timeout_s:g} s", reason=code.name
-        )
+        return out_of_time(timeout_s, waited_for)
     return _transport_error(code, explained(error.details() or code.name))
+
+
+def out_of_time(timeout_s: float, waited_for: str) -> IdleTimeoutError:
+    """Returns the error for what had not happened in time."""
+    return IdleTimeoutError(
+        f"{waited_for} within the client's timeout_s of {timeout_s:g} s",
+        reason="DEADLINE_EXCEEDED",
+    )
 
 
 def cancelled_error() -> Stream2LLMError:

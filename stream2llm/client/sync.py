@@ -10,7 +10,7 @@ per Client. Ctrl-C interrupts any call; leaving the blocks cancels the sessions.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 from stream2llm.api.events import Answer, Event, ModelInfo, OversizedDocument, Progress, ServerInfo
@@ -118,14 +118,14 @@ class Session:
 
 
 class Client:
-    """A client of one router at "host:port". Use it in `with`, or call `close`.
+    """A client of the router at "host:port", or of several. Use it in `with`, or call `close`.
 
     Takes the options of AsyncClient. Several threads may use it; each session belongs to
     one at a time. `on_event` callbacks run in the client's own thread and must not call
     the client.
     """
 
-    def __init__(self, address: str, **options: Any) -> None:
+    def __init__(self, address: str | Sequence[str], **options: Any) -> None:
         self._client = AsyncClient(address, **options)
         self.address = self._client.address
         self._portal = Portal()
@@ -166,6 +166,6 @@ async def _next(events: AsyncIterator[Event]) -> Event:
     return await anext(events)
 
 
-def connect_sync(address: str, **options: Any) -> Client:
-    """Returns a Client for "host:port"; options as AsyncClient takes them."""
+def connect_sync(address: str | Sequence[str], **options: Any) -> Client:
+    """Returns a Client for "host:port", or several; options as AsyncClient takes them."""
     return Client(address, **options)

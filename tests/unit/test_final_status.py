@@ -12,7 +12,7 @@ import pytest
 from stream2llm.api.errors import OverloadedError
 from stream2llm.api.final_status import FinalStatus
 from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.client.rpc import SessionRpc
+from stream2llm.client.rpc import RpcFailedError, SessionRpc
 
 PROVISIONAL = (grpc.StatusCode.INTERNAL, "Internal error from Core")
 TRUE = (grpc.StatusCode.RESOURCE_EXHAUSTED, "at most 60000 are allowed")
@@ -91,7 +91,8 @@ async def test_an_error_of_the_other_side_is_told_at_once():
 
 
 async def test_a_client_whose_write_fails_first_is_told_the_servers_reason():
-    rpc = SessionRpc(ScriptedCall(), max_message_bytes=1_000_000, on_event=None)
-    with pytest.raises(OverloadedError, match="at most 60000"):
-        await rpc.append(pb.AppendContext())
-    await rpc.close()
+    rpc = SessionRpc(ScriptedCall())
+    assert not await rpc.write(pb.StreamGenerateRequest(append=pb.AppendContext()))
+    with pytest.raises(RpcFailedError, match="at most 60000") as caught:
+        await rpc.read(None, lambda: "")
+    assert isinstance(caught.value.error, OverloadedError)

@@ -231,7 +231,7 @@ class WorkerInfo(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., ready: bool = ..., num_sessions: _Optional[int] = ..., num_kv_blocks_held: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("session_id", "model", "plain", "chat", "sampling", "ordering", "ranking_note", "handover", "control_tokens", "oversized_documents", "ttft_slo_ms")
+    __slots__ = ("session_id", "model", "plain", "chat", "sampling", "ordering", "ranking_note", "handover", "control_tokens", "oversized_documents", "ttft_slo_ms", "resumed")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PLAIN_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +243,7 @@ class OpenSession(_message.Message):
     CONTROL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OVERSIZED_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
     TTFT_SLO_MS_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     model: str
     plain: PlainTemplate
@@ -254,7 +255,18 @@ class OpenSession(_message.Message):
     control_tokens: ControlTokens
     oversized_documents: OversizedDocuments
     ttft_slo_ms: int
-    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., plain: _Optional[_Union[PlainTemplate, _Mapping]] = ..., chat: _Optional[_Union[ChatTemplate, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., ordering: _Optional[_Union[DocumentOrdering, str]] = ..., ranking_note: _Optional[str] = ..., handover: _Optional[_Union[HandoverMode, str]] = ..., control_tokens: _Optional[_Union[ControlTokens, str]] = ..., oversized_documents: _Optional[_Union[OversizedDocuments, str]] = ..., ttft_slo_ms: _Optional[int] = ...) -> None: ...
+    resumed: ResumedSession
+    def __init__(self, session_id: _Optional[str] = ..., model: _Optional[str] = ..., plain: _Optional[_Union[PlainTemplate, _Mapping]] = ..., chat: _Optional[_Union[ChatTemplate, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., ordering: _Optional[_Union[DocumentOrdering, str]] = ..., ranking_note: _Optional[str] = ..., handover: _Optional[_Union[HandoverMode, str]] = ..., control_tokens: _Optional[_Union[ControlTokens, str]] = ..., oversized_documents: _Optional[_Union[OversizedDocuments, str]] = ..., ttft_slo_ms: _Optional[int] = ..., resumed: _Optional[_Union[ResumedSession, _Mapping]] = ...) -> None: ...
+
+class ResumedSession(_message.Message):
+    __slots__ = ("token_ids", "num_chars", "restarts")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CHARS_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    num_chars: int
+    restarts: int
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., num_chars: _Optional[int] = ..., restarts: _Optional[int] = ...) -> None: ...
 
 class OversizedDocument(_message.Message):
     __slots__ = ("sequence", "index", "id", "action", "reason", "room_tokens", "kept_tokens", "kept_chars", "cut_chars", "cut_tokens")

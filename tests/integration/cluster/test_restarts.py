@@ -13,14 +13,11 @@ from dataclasses import dataclass, replace
 import pytest
 
 from experiments.lab_cluster import workers
-from router.server import Router
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.serving.router_spec import RouterSpec
-from stream2llm.serving.worker_spec import ClusterView
-from tests.cluster_pool import MAX_MODEL_LEN, model_path
 from tests.dying_workers import DyingDecode, DyingPrefill, dying
 from tests.reference_engine import ReferenceEngine
+from tests.router_beside import router_beside
 from tests.streams import GREEDY, Stream, play
 
 pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
@@ -47,24 +44,9 @@ async def site(cluster: Cluster, client: AsyncClient) -> AsyncIterator[Site]:
     async with AsyncExitStack() as stack:
         prefill, at_prefill = await stack.enter_async_context(dying(*workers(cluster, "prefill")))
         decode, at_decode = await stack.enter_async_context(dying(*workers(cluster, "decode")))
-        router = Router(
-            RouterSpec(
-                router_id="router-of-the-test",
-                host="127.0.0.1",
-                port=0,
-                metrics_port=0,
-                model_name="sensitive",
-                model_path=str(model_path("random-llama-sensitive")),
-                max_model_len=MAX_MODEL_LEN,
-                handover="streamed",
-                drain_timeout_s=1.0,
-                cluster_token=cluster.worker_token,
-            )
-        )
-        address = await router.start()
-        stack.push_async_callback(router.stop)
-        router.set_view(ClusterView(1, (at_prefill, at_decode)))
-        own = await stack.enter_async_context(AsyncClient(address.grpc_address))
+        beside = router_beside(cluster, at_prefill, at_decode)
+        own = AsyncClient(await stack.enter_async_context(beside))
+        await stack.enter_async_context(own)
         yield Site(own, prefill, decode)
 
 

@@ -83,8 +83,7 @@ if __name__ == "__main__":
         in_child("fork", "live", new, new_async, client.model_info, client.close)
         in_child("spawn", "spawned", new)
         tried("parent", lambda: client.model_info().model)
-        with client.session() as kept:
-            kept.answer()
+        kept = client._client._connections._connections[0]._stub
     in_child("fork", "closed but kept", new)
 """
 REFUSED = (

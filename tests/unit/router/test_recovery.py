@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 from router.absence import Absences
 from router.kv_prefetch_log import KvPrefetchLog, Offered, OfferVerdict, Spliced
 from router.progress import ProgressTracker
-from router.recovery import (
-    Cause,
-    Failure,
-    GiveUp,
-    Recovery,
-    Restart,
-    drained,
-    final_error,
-    pause_s,
-)
+from router.recovery import Cause, Failure, GiveUp, Recovery, Restart, drained, final_error
+from stream2llm.api.backoff import pause_s
 from stream2llm.api.errors import (
     InternalError,
     InvalidRequestError,

@@ -1,0 +1,287 @@
+"""A session's place at a router, which changes when the router is lost.
+
+    _run: the next router -> open, what was sent, seal -> its events into the inbox
+          its failure     -> `recovery.py` decides: again after a pause, or the end
+
+One task runs that and reads; a lock orders the writes. What is written is kept first, so
+that it is either written to the present router or sent to the next one. The failure that
+ends the session, if any, is raised by later calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from stream2llm.api.errors import (
+    EventOrderError,
+    InternalError,
+    Stream2LLMError,
+    UnavailableError,
+)
+from stream2llm.api.events import Accepted
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.client.inbox import Inbox, OnEvent
+from stream2llm.client.recovery import GiveUp, Recovery, SessionRecovery, is_loss
+from stream2llm.client.routers import Routers
+from stream2llm.client.rpc import RpcFailedError, SessionRpc
+from stream2llm.client.sent_context import SentContext
+from stream2llm.client.status import cancelled_error, out_of_time
+from stream2llm.client.translate import check_size
+
+# How long an answered session waits for the server's closing status before it
+# cancels the RPC, so that the server does not count it as cancelled.
+_END_GRACE_S = 1.0
+# How long a router may take to admit a session where there is another one to ask, or this
+# one to ask again.
+_ADMISSION_LIMIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What a session needs beside its opening."""
+
+    max_message_bytes: int
+    recovery: SessionRecovery
+    # Whether the context depends on each event, and not only on the present documents.
+    keeps_events: bool = False
+    on_event: OnEvent | None = None
+    # Of the whole session.
+    timeout_s: float | None = None
+
+
+class PlacedSession:
+    """Starts at once; `close` ends it, whatever state it is in."""
+
+    def __init__(
+        self,
+        start_call: Callable[[int, float | None], Any],
+        routers: Routers,
+        opening: pb.OpenSession,
+        options: SessionOptions,
+    ) -> None:
+        """`start_call` begins the RPC at a router, by its number, with a time limit in seconds."""
+        self.inbox = Inbox(options.on_event)
+        self._start_call = start_call
+        self._routers = routers
+        self._opening = opening
+        self._options = options
+        self._recovery = Recovery(options.recovery, len(routers))
+        self._kept = SentContext(options.recovery.max_kept_bytes, keeps_events=options.keeps_events)
+        self._seal: pb.StreamGenerateRequest | None = None
+        self._sequence = 1  # the open
+        self._writing = asyncio.Lock()
+        # The RPC that has been sent everything; None while the session is placed.
+        self._rpc: SessionRpc | None = None
+        self._changed = asyncio.Event()
+        self._has_ended = False
+        self._failure: BaseException | None = None
+        self._deadline_s = None if options.timeout_s is None else _now_s() + options.timeout_s
+        self._running = asyncio.create_task(self._run(), name="stream2llm-session-reader")
+
+    # -- writing -----------------------------------------------------------------
+
+    async def opened(self) -> None:
+        """Returns when the session is admitted."""
+        await self._until(lambda: self.inbox.accepted is not None)
+
+    async def append(self, message: pb.AppendContext) -> None:
+        """Sends an append."""
+        await self._send(lambda: pb.StreamGenerateRequest(append=message))
+
+    async def update(self, message: pb.UpdateContext) -> None:
+        """Sends an update."""
+        await self._send(lambda: pb.StreamGenerateRequest(update=self._kept.completed(message)))
+
+    def check_seal(self, message: pb.SealContext) -> None:
+        """Raises when the seal is too large to be sent."""
+        check_size(pb.StreamGenerateRequest(seal=message), self._options.max_message_bytes)
+
+    async def seal(self, message: pb.SealContext) -> None:
+        """Sends the seal, and closes this side of the RPC."""
+        self.inbox.seal()
+        await self._send(lambda: pb.StreamGenerateRequest(seal=message))
+
+    async def close(self) -> None:
+        """Ends the RPC; afterwards no task of this session is left."""
+        if self.inbox.is_finished:
+            await asyncio.wait({self._running}, timeout=_END_GRACE_S)
+        self._running.cancel()
+        await asyncio.wait({self._running})
+
+    async def _send(self, make_request: Callable[[], pb.StreamGenerateRequest]) -> None:
+        async with self._writing:
+            await self._until(lambda: self._rpc is not None)
+            rpc, request = self._rpc, make_request()
+            assert rpc is not None, "that was waited for"
+            request.sequence = self._sequence + 1
+            check_size(request, self._options.max_message_bytes)
+            self._sequence += 1
+            self._keep(request)
+            if not await _write(rpc, request):
+                await self._until(lambda: self._rpc not in (None, rpc))
+
+    def _keep(self, request: pb.StreamGenerateRequest) -> None:
+        if request.HasField("seal"):
+            self._seal = request
+        else:
+            self._kept.sent(request)
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        """Waits for a change of this session; raises what has ended it meanwhile."""
+        while not is_so():
+            if self._has_ended:
+                raise self._failure or EventOrderError("the session has ended")
+            self._changed.clear()
+            await self._changed.wait()
+
+    # -- the place -----------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            while not await self._served_by(self._routers.next(_now_s())):
+                pass
+            self._end(None)
+        except asyncio.CancelledError:
+            self._end(cancelled_error())
+            raise
+        except Exception as error:  # final, or from the caller's on_event
+            self._end(error)
+
+    def _end(self, failure: BaseException | None) -> None:
+        self._has_ended, self._failure = True, failure
+        self._kept.drop()
+        self.inbox.end(failure)
+        self._changed.set()
+
+    async def _served_by(self, router: int) -> bool:
+        """Runs the session at a router; returns whether it has ended well, or goes on elsewhere."""
+        rpc = SessionRpc(self._start_call(router, self._left_s()))
+        is_admitted, error = False, None
+        try:
+            await self._open_at(rpc)
+            is_admitted = True
+            self._routers.served(router)
+            await self._relay(rpc)
+        except RpcFailedError as failed:
+            error = failed.error
+        finally:
+            self._rpc = None
+            rpc.cancel()
+        if error is not None and not self.inbox.is_finished:
+            await self._go_on(error, router, was_admitted=is_admitted)
+        return self.inbox.is_finished
+
+    async def _go_on(self, error: Stream2LLMError, router: int, *, was_admitted: bool) -> None:
+        """Returns when the next router may be asked; raises the error that is final."""
+        now_s = _now_s()
+        if is_loss(error):
+            self._routers.failed(router, now_s)
+        if was_admitted:
+            verdict = self._recovery.lost(error, now_s, is_kept=self._kept.is_kept)
+        else:
+            verdict = self._recovery.refused(error, now_s)
+        if isinstance(verdict, GiveUp):
+            raise verdict.error from None
+        if verdict.is_restart:
+            await self.inbox.router_lost()
+        left_s = self._left_s()
+        await asyncio.sleep(verdict.pause_s if left_s is None else min(verdict.pause_s, left_s))
+
+    def _left_s(self) -> float | None:
+        """Seconds that the session has; raises when they are over."""
+        if self._deadline_s is None or self._options.timeout_s is None:
+            return None
+        left_s = self._deadline_s - _now_s()
+        if left_s <= 0:
+            raise out_of_time(self._options.timeout_s, self._waited_for())
+        return left_s
+
+    # -- one router ----------------------------------------------------------------
+
+    async def _open_at(self, rpc: SessionRpc) -> None:
+        """Returns when the router has admitted the session."""
+        is_only_chance = len(self._routers) == 1 and self.inbox.accepted is None
+        try:
+            async with asyncio.timeout(None if is_only_chance else _ADMISSION_LIMIT_S):
+                await rpc.write(pb.StreamGenerateRequest(sequence=1, open=self._present_opening()))
+                while not await self._is_accepted_by(rpc):
+                    pass
+        except TimeoutError:
+            message = f"the router did not answer within {_ADMISSION_LIMIT_S:g} s"
+            raise RpcFailedError(UnavailableError(message)) from None
+        self._changed.set()
+
+    def _present_opening(self) -> pb.OpenSession:
+        accepted = self.inbox.accepted
+        if accepted is None:
+            return self._opening
+        opening = pb.OpenSession()
+        opening.CopyFrom(self._opening)
+        opening.session_id = accepted.session_id
+        opening.resumed.CopyFrom(self.inbox.resumed)
+        return opening
+
+    async def _is_accepted_by(self, rpc: SessionRpc) -> bool:
+        event = await rpc.read(self._options.timeout_s, self._waited_for)
+        if event is None:
+            raise _ended_early()
+        await self.inbox.take(event)
+        return isinstance(event, Accepted)
+
+    async def _relay(self, rpc: SessionRpc) -> None:
+        """Sends what was sent before, and reads to the end."""
+        before = self._kept.again(self._options.max_message_bytes)
+        before += [self._seal] if self._seal is not None else []
+        if not before:
+            self._is_at(rpc)
+            await self._read_to_end(rpc)
+            return
+        try:
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(self._send_again(rpc, before))
+                await self._read_to_end(rpc)
+                sending.cancel()
+        except BaseExceptionGroup as raised:
+            raise raised.exceptions[0] from None
+
+    async def _send_again(self, rpc: SessionRpc, requests: list[pb.StreamGenerateRequest]) -> None:
+        for request in requests:
+            if not request.HasField("seal"):
+                await self.inbox.credit.wait()
+            if not await _write(rpc, request):
+                return  # who reads gets the reason
+        self._is_at(rpc)
+
+    def _is_at(self, rpc: SessionRpc) -> None:
+        self._rpc = rpc
+        self._changed.set()
+
+    async def _read_to_end(self, rpc: SessionRpc) -> None:
+        while (event := await rpc.read(self._options.timeout_s, self._waited_for)) is not None:
+            await self.inbox.take(event)
+        if not self.inbox.is_finished:
+            raise _ended_early()
+
+    def _waited_for(self) -> str:
+        """Returns what had not happened when a session ran out of time."""
+        if self.inbox.accepted is None:
+            return "the session was not admitted"
+        if not self.inbox.before_seal.closed:
+            return "the session was not sealed"
+        return "the answer did not end"
+
+
+async def _write(rpc: SessionRpc, request: pb.StreamGenerateRequest) -> bool:
+    return await rpc.write(request, last=request.HasField("seal"))
+
+
+def _ended_early() -> InternalError:
+    message = "the server ended the session without an answer"
+    return InternalError(message, reason="STREAM_ENDED_EARLY")
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
