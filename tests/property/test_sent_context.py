@@ -103,10 +103,14 @@ def apply(log: ContextLog, request: Any) -> None:
 TWICE = [("update", [("a", [1]), ("a", None), ("b", [2])]), ("append", [("b", [0])])]
 LEFT_OUT = [("update", [("a", [1])]), ("update", [("b", [2])])]
 AGAIN = [("update", [("b", None), ("a", None)])]
+AGAIN_TWICE = [("update", [("a", None), ("a", None)])]
+AGAIN_AND_NEW = [("update", [("a", None), ("a", [0]), ("a", None)])]
 
 
 @example(DocumentOrdering.AS_GIVEN, TWICE, AGAIN, 10_000)
 @example(DocumentOrdering.AS_GIVEN, LEFT_OUT, AGAIN, 10_000)
+@example(DocumentOrdering.AS_GIVEN, LEFT_OUT, AGAIN_TWICE, 10_000)
+@example(DocumentOrdering.AS_GIVEN, LEFT_OUT, AGAIN_AND_NEW, 10_000)
 @settings(max_examples=200)
 @given(ORDERINGS, EVENTS, EVENTS, st.sampled_from([64, 110, 10_000]))
 def test_another_router_comes_to_the_same_context(

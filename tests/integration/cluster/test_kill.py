@@ -1,7 +1,7 @@
 """A worker or a router dies: its sessions go on, with exact answers, and others at once.
 
-kill -9 of one process of each role of a worker, and of one of two routers; test_handover_failures.py kills the others, ranks
-too, while KV is fetched.
+kill -9 of one process of each role of a worker, and of one of two routers;
+test_handover_failures.py kills the others, ranks too, while KV is fetched.
 """
 
 from __future__ import annotations
