@@ -96,6 +96,8 @@ class Recovery:
     def __init__(self, options: RecoveryOptions) -> None:
         self._options = options
         self._dead: set[LostWorker | None] = set()
+        # Workers between which KV was lost: where there are others, those are better.
+        self.rather_not: set[LostWorker] = set()
         self.num_restarts = 0
 
     @property
@@ -103,11 +105,16 @@ class Recovery:
         """Engines that died while they held the session."""
         return len(self._dead)
 
-    def lost(self, failure: Failure) -> Restart | GiveUp:
-        """Takes one loss; counts a restart where that is the decision."""
+    def lost(self, failure: Failure, prefill: LostWorker | None = None) -> Restart | GiveUp:
+        """Takes one loss; counts a restart where that is the decision.
+
+        `prefill` is the worker that has, or had, the session's KV.
+        """
         cause = cause_of(failure)
         if cause is None:
             return GiveUp()
+        if cause is Cause.KV_LOST:
+            self._avoid(failure.worker, prefill)
         if failure.error.reason == "WORKER_LOST" and failure.has_arrived:
             self._dead.add(failure.worker)
         why = self._limit()
@@ -115,6 +122,12 @@ class Recovery:
             return GiveUp(why)
         self.num_restarts += 1
         return Restart(cause, pause_s(self.num_restarts))
+
+    def _avoid(self, decode: LostWorker | None, prefill: LostWorker | None) -> None:
+        """Either may be the cause, or what is between them: first the one without the prompt's KV."""
+        suspect = prefill if self.rather_not else decode
+        if suspect is not None:
+            self.rather_not.add(suspect)
 
     def _limit(self) -> str:
         options = self._options
