@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -219,14 +219,15 @@ class Supervisor:
             async with asyncio.timeout(wait_s):
                 await self._changed.wait()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         async def guarded() -> None:
             try:
                 await work
             except Exception:  # the loop must outlive a bug in one action
                 _log.exception("controller_action_failed")
 
-        self._group.create_task(guarded())
+        task = self._group.create_task(guarded())
+        task.add_done_callback(lambda _: work.close())  # cancelled before its first step
 
     # -- actions -----------------------------------------------------------
 
