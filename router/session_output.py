@@ -223,7 +223,7 @@ class SessionOutput:
             refused_by, rather_not = self._live.refused_by, self._live.recovery.rather_not
             is_usable = last not in (*refused_by, *rather_not) and workers.is_usable(last)
             return last if is_usable else workers.pick("decode", refused_by, rather_not)
-        chosen = await self._prefetch.take_worker()
+        chosen = self._prefetch.take_worker()
         if chosen is None:
             return workers.pick("decode")
         request.fetch_session_id = chosen[1]
