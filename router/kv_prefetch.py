@@ -116,7 +116,7 @@ class KvPrefetch:
 
     async def _fetch(self, fetch: Fetch[pb.Handover]) -> None:
         """Fetches at the present worker, or at the next one if that cannot be reached."""
-        worker_call = await self._living_call(fetch)
+        worker_call = self._living_call()
         while worker_call is not None and not self._log.is_in_vain(fetch):
             try:
                 end = await self._sent(worker_call, fetch)
@@ -135,16 +135,12 @@ class KvPrefetch:
                 return
         self._release(fetch.handover)
 
-    async def _living_call(self, fetch: Fetch[pb.Handover]) -> PrefetchCall | None:
+    def _living_call(self) -> PrefetchCall | None:
         """Returns the worker call; a new one if the last was lost, None without a worker."""
-        try:
-            if self._worker_call is None or await self._worker_call.has_ended():
-                self._next_call()
-            elif self._worker_call.worker.drain_by_s is not None:  # it refuses every fetch
-                self._next_call(costs=0)
-        except asyncio.CancelledError:
-            self._release(fetch.handover)
-            raise
+        if self._worker_call is None or self._worker_call.has_ended:
+            self._next_call()
+        elif self._worker_call.worker.drain_by_s is not None:  # it refuses every fetch
+            self._next_call(costs=0)
         return self._worker_call
 
     async def _sent(
@@ -184,10 +180,10 @@ class KvPrefetch:
 
     # -- the answer -------------------------------------------------------------------
 
-    async def take_worker(self) -> tuple[Worker, str] | None:
+    def take_worker(self) -> tuple[Worker, str] | None:
         """Returns the worker with the session's KV, and the session's name there, if any."""
         worker_call = self._worker_call
-        if worker_call is None or await worker_call.has_ended():
+        if worker_call is None or worker_call.has_ended:
             return None
         if not self._live.parts.workers.is_usable(worker_call.worker):
             return None

@@ -235,7 +235,8 @@ class PlacedPrefill:
     async def _place_again(self, failure: Failure) -> None:
         """Places the session at another worker; for the holder of the lock."""
         while True:
-            verdict = self._live.recovery.lost(failure, self._live.parts.clock.monotonic_s())
+            now_s = self._live.parts.clock.monotonic_s()
+            verdict = self._live.recovery.lost(failure, now_s, self._call.worker)
             if isinstance(verdict, GiveUp):
                 raise self._give_up(failure, verdict) from failure.error
             self._call.close()
@@ -268,8 +269,11 @@ class PlacedPrefill:
 
     async def _usable(self, role: Role, by_s: float) -> Worker | None:
         """Returns a worker of the role, the present one if possible; None if none comes in time."""
-        left_s = by_s - self._live.parts.clock.monotonic_s()
-        return await self._workers.usable(role, left_s, self._live.refused_by, self._call.worker)
+        live, left_s = self._live, by_s - self._live.parts.clock.monotonic_s()
+        rather_not = live.recovery.rather_not
+        return await self._workers.usable(
+            role, left_s, live.refused_by, self._call.worker, rather_not
+        )
 
     def _give_up(self, failure: Failure, verdict: GiveUp) -> Stream2LLMError:
         retry_after_s = self._workers.retry_after_s(failure.role)

@@ -40,7 +40,6 @@ class PrefetchCall:
         self._cache_salt = cache_salt
         self._place = worker.acquire()
         self._call: Any = worker.decode.PrefetchKv(metadata=metadata)
-        self._final = FinalStatus(self._call)
         self._responses = aiter(self._call)
         self._is_open = False
         # Whether the worker may know of the last fetch.
@@ -48,6 +47,7 @@ class PrefetchCall:
         # The worker took no abort in time: the RPC is cancelled, which a fetch under way
         # must not mistake for the cancellation of its session.
         self._is_given_up = False
+        self._final = FinalStatus(self._call, self._note_end)
         # The sequence as the worker knows it.
         self._sequence = as_tokens([])
         # One message at a time; an abort may come while a fetch is being written.
@@ -103,12 +103,10 @@ class PrefetchCall:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # the RPC has ended already, which `fetch` raises
 
-    async def has_ended(self) -> bool:
+    @property
+    def has_ended(self) -> bool:
         """Whether the RPC has ended, so that the worker takes no more messages."""
-        if not self._call.done():
-            return False
-        self._failure(await self._final.of(None))
-        return True
+        return bool(self._call.done())
 
     def leave(self) -> None:
         """Releases the place at the worker, which the session's answer takes."""
@@ -118,6 +116,11 @@ class PrefetchCall:
         """Ends the RPC, and with it the fetch under way; may be called again."""
         self._place.release()
         self._call.cancel()
+
+    def _note_end(self, final: grpc.aio.AioRpcError) -> None:
+        """Makes a lost worker suspect now: later it may be well again."""
+        if not self._is_given_up:
+            self._pool.failure(self.worker, final)
 
     def _failure(self, final: grpc.aio.AioRpcError) -> Stream2LLMError:
         if self._is_given_up:

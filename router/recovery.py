@@ -139,6 +139,8 @@ class Recovery:
     def __init__(self, options: RecoveryOptions) -> None:
         self._options = options
         self._deaths: list[_Death] = []
+        # Workers between which KV was lost: where there are others, those are better.
+        self.rather_not: set[LostWorker] = set()
         # Without moves away from workers that drain.
         self.num_restarts = 0
 
@@ -152,16 +154,21 @@ class Recovery:
         """Whether the session may leave a worker that drains; not where recovery is off."""
         return self._options.max_restarts > 0
 
-    def lost(self, failure: Failure, now_s: float) -> Restart | GiveUp:
+    def lost(
+        self, failure: Failure, now_s: float, prefill: LostWorker | None = None
+    ) -> Restart | GiveUp:
         """Takes one loss; counts a restart where that is the decision.
 
-        `now_s` is the time at which it was noticed, in seconds of one clock.
+        `now_s` is the time at which it was noticed, in seconds of one clock; `prefill` is the
+        worker that has, or had, the session's KV.
         """
         cause = cause_of(failure)
         if cause is None:
             return GiveUp()
         if failure.is_drain and self.may_move:
             return Restart(cause, 0.0, is_move=True)
+        if cause is Cause.KV_LOST:
+            self._avoid(failure.worker, prefill)
         if failure.error.reason == "WORKER_LOST" and failure.was_held:
             self._note_death(_Death(failure.worker, failure.role, now_s))
         limit = self._limit()
@@ -169,6 +176,12 @@ class Recovery:
             return limit
         self.num_restarts += 1
         return Restart(cause, pause_s(self.num_restarts))
+
+    def _avoid(self, decode: LostWorker | None, prefill: LostWorker | None) -> None:
+        """Either may be the cause, or what is between them: first the one without the prompt's KV."""
+        suspect = prefill if self.rather_not else decode
+        if suspect is not None:
+            self.rather_not.add(suspect)
 
     def _note_death(self, death: _Death) -> None:
         if not any(death.is_of(each) for each in self._deaths):

@@ -66,8 +66,16 @@ class Router:
         spec: RouterSpec,
         clock: Clock | None = None,
         serve_metrics: Callable[..., MetricsServer] = MetricsServer,
+        new_server: Callable[..., Any] = grpc.aio.server,
+        channels: PeerChannels | None = None,
+        tokenizer: ModelTokenizer | None = None,
     ) -> None:
+        """Without `channels` and `tokenizer` they are made as the spec says.
+
+        `new_server` takes the arguments of `grpc.aio.server`.
+        """
         self.spec = spec
+        self._new_server = new_server
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         clock = clock or SystemClock()
@@ -77,14 +85,15 @@ class Router:
             self.registry.register(TlsMetrics(self._certificates))
         self._guards = Guards(spec.security.auth, clock)
         self.registry.register(self._guards.metrics)
-        tokenizer = ModelTokenizer(spec.model_path)
+        tokenizer = tokenizer or ModelTokenizer(spec.model_path)
         self._background = Background()
         self._parts = RouterParts(
             spec=spec,
             text=TextInput(tokenizer, spec.max_model_len),
             make_detokenizer=detokenizer_factory(tokenizer.backend),
             workers=WorkerPool(
-                PeerChannels(
+                channels
+                or PeerChannels(
                     self._certificates,
                     spec.limits.max_message_bytes,
                     spec.security.peer_name,
@@ -187,7 +196,7 @@ class Router:
         limit_bytes = self.spec.limits.max_message_bytes
         servicer = StreamingInferenceServicer(self._parts)
         refuse_undecodable = RefuseUndecodable(servicer.refusals.turned_away)
-        self._server = grpc.aio.server(
+        self._server = self._new_server(
             interceptors=[
                 Authenticate(self._guards.of("grpc"), SCOPES),
                 refuse_undecodable,

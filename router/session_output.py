@@ -220,10 +220,10 @@ class SessionOutput:
         """Returns the worker that has most of the KV, if it can be used."""
         workers, last = self._live.parts.workers, self._decode_worker
         if last is not None:
-            refused_by = self._live.refused_by
-            is_usable = last not in refused_by and workers.is_usable(last)
-            return last if is_usable else workers.pick("decode", refused_by)
-        chosen = await self._prefetch.take_worker()
+            refused_by, rather_not = self._live.refused_by, self._live.recovery.rather_not
+            is_usable = last not in (*refused_by, *rather_not) and workers.is_usable(last)
+            return last if is_usable else workers.pick("decode", refused_by, rather_not)
+        chosen = self._prefetch.take_worker()
         if chosen is None:
             return workers.pick("decode")
         request.fetch_session_id = chosen[1]

@@ -94,30 +94,42 @@ class WorkerPool:
         """Whether the view has a worker of the role, suspect or not."""
         return any(worker.address.role == role for worker in self._workers.values())
 
-    def pick(self, role: Role, but: Collection[Worker] = ()) -> Worker | None:
-        """Returns a worker for a session, none of `but`; None if none is usable."""
+    def pick(
+        self, role: Role, but: Collection[Worker] = (), rather_not: Collection[object] = ()
+    ) -> Worker | None:
+        """Returns a worker for a session, none of `but`; None if none is usable.
+
+        It is one of `rather_not` only if no other one is usable.
+        """
         self._renew_links()
-        views = (worker.view() for worker in self._workers.values() if worker not in but)
-        worker_id = pick(views, role)
+        left = [worker for worker in self._workers.values() if worker not in but]
+        best = pick((worker.view() for worker in left if worker not in rather_not), role)
+        worker_id = best or pick((worker.view() for worker in left), role)
         return None if worker_id is None else self._workers[worker_id]
 
     async def usable(
-        self, role: Role, within_s: float, but: Collection[Worker] = (), first: Worker | None = None
+        self,
+        role: Role,
+        within_s: float,
+        but: Collection[Worker] = (),
+        first: Worker | None = None,
+        rather_not: Collection[object] = (),
     ) -> Worker | None:
         """Returns a worker for a session, waiting for one if necessary; None if none comes in time.
 
-        `first` is chosen if it has the role and can be used.
+        `first` is chosen if it has the role and can be used. `but` and `rather_not`: as for `pick`.
         """
-        is_first = first is not None and first.address.role == role and first not in but
+        avoided = (*but, *rather_not)
+        is_first = first is not None and first.address.role == role and first not in avoided
         if first is not None and is_first and self.is_usable(first):
             return first
         try:
             async with asyncio.timeout(max(within_s, 0)):
-                while (worker := self.pick(role, but)) is None:
+                while (worker := self.pick(role, but, rather_not)) is None:
                     await self._came.wait()
                 return worker
         except TimeoutError:
-            return self.pick(role, but)
+            return self.pick(role, but, rather_not)
 
     def none_of(self, role: Role) -> UnavailableError:
         """Returns the error for a session for which there is no worker of the role."""

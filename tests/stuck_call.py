@@ -21,6 +21,7 @@ class StuckCall:
         self.has_ended = asyncio.Event()
         self.ends: asyncio.Queue[Any] = asyncio.Queue()
         self.cancelled = asyncio.Event()
+        self._callbacks: list[Any] = []
 
     async def write(self, message: Any) -> None:
         self.writing.set()
@@ -58,7 +59,13 @@ class StuckCall:
         return [message.WhichOneof("event") for message in self.written]
 
     def add_done_callback(self, callback: Any) -> None:
-        pass
+        self._callbacks.append(callback)
+
+    def end(self) -> None:
+        """The other end is lost."""
+        self.cancelled.set()
+        for callback in self._callbacks:
+            callback(self)
 
     def done(self) -> bool:
         return self.cancelled.is_set()

@@ -9,7 +9,7 @@ overwritten by it a moment later, without notice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -21,8 +21,12 @@ _NUM_LOOKS, _BETWEEN_LOOKS_S = 200, 0.01
 class FinalStatus:
     """Watches one grpc.aio call from its beginning."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(
+        self, call: Any, on_known: Callable[[grpc.aio.AioRpcError], object] = lambda _: None
+    ) -> None:
+        """`on_known` is called once with the true status, as soon as it is known."""
         self._call = call
+        self._on_known = on_known
         self._true: grpc.aio.AioRpcError | None = None
         call.add_done_callback(self._look)
 
@@ -46,6 +50,7 @@ class FinalStatus:
         status = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, details)
         if self._true is None and not _is_provisional(status):
             self._true = status
+            self._on_known(status)
 
 
 def _is_provisional(error: grpc.aio.AioRpcError) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 _log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ class Actions:
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()
 
-    def spawn(self, action: Awaitable[None]) -> None:
+    def spawn(self, action: Coroutine[Any, Any, None]) -> None:
         """Runs an action; if it raises, that is logged and the others go on."""
 
         async def guarded() -> None:
@@ -26,7 +26,8 @@ class Actions:
             except Exception:  # supervision must outlive a bug in one action
                 _log.exception("controller_action_failed")
 
-        self._group.create_task(guarded())
+        task = self._group.create_task(guarded())
+        task.add_done_callback(lambda _: action.close())  # cancelled before its first step
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()

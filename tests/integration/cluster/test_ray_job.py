@@ -259,7 +259,7 @@ with Cluster.start(config, factories=factories) as cluster:
     assert lines[0].startswith("waiting_for_room 0 no node has room for it"), lines
     assert "0 of 1 slot free" in lines[0]
     assert "decode-0 has a place now" in lines
-    assert lines[-1] == "ready 1"
+    assert "ready 1" in lines  # the raylet may report the holder's end behind it
 
 
 def run(head: Head, model: Path, body: str) -> str:

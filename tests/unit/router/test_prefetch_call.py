@@ -11,6 +11,7 @@ import pytest
 from router.context import Splice
 from router.kv_prefetch import KvPrefetch
 from router.prefetch_call import PrefetchCall
+from router.status import NeverArrivedError
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.prefix import as_tokens
@@ -239,19 +240,38 @@ async def test_a_splice_that_changes_no_token_of_them_leaves_offers_and_fetches_
 
 
 async def test_a_fetch_that_is_in_vain_before_it_is_sent_is_released(side):
-    """Its worker call was lost, and a splice comes while that is found out."""
+    """Its worker cannot be reached, and a splice comes while that is found out."""
+    side.live.parts.workers.failure = lambda *_: NeverArrivedError("gone", reason="WORKER_LOST")
     prefetch = KvPrefetch(side.live, "streamed")
     prefetch.began(4)
     prefetch.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False))
     prefetch.seen(1)
-    side.calls[0].cancel()
+    first = side.calls[0]
+    has_status, first.done = False, lambda: has_status
+    first.cancelled.set()  # it takes no message
     prefetch.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=FIRST))
     running = asyncio.create_task(prefetch.run())
-    await asyncio.sleep(0)
+    await asyncio.wait_for(first.writing.wait(), 5)
     prefetch.spliced(2, Splice(2, as_tokens([1, 2, 9, 9]), 2, False))
+    has_status = True
     await asyncio.wait_for(side.has_release.wait(), 5)
     assert side.released == ["one"]
-    assert not side.calls[-1].writing.is_set()
+    assert len(side.calls) == 2
+    assert not side.calls[1].writing.is_set()
     running.cancel()
     await asyncio.wait([running])
+    prefetch.close()
+
+
+async def test_a_worker_is_suspect_when_its_rpc_breaks_and_not_whenever_that_is_found_out(side):
+    """By the seal it may be well again."""
+    failures: list[Any] = []
+    side.live.parts.workers.failure = lambda worker, _: failures.append(worker.worker_id)
+    side.live.parts.workers.is_usable = lambda _: True
+    prefetch = KvPrefetch(side.live, "streamed")
+    side.calls[0].end()
+    assert failures == ["decode-0"]
+    for _ in range(3):
+        assert prefetch.take_worker() is None
+    assert failures == ["decode-0"]
     prefetch.close()

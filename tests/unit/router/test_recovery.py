@@ -61,6 +61,15 @@ def test_the_first_loss_is_answered_at_once(failure: Failure, cause: Cause) -> N
     assert Recovery(RecoveryOptions()).lost(failure, 0.0) == Restart(cause, 0.0)
 
 
+def test_lost_kv_makes_other_workers_better_first_of_decode_then_of_prefill() -> None:
+    recovery, decode, prefill = Recovery(RecoveryOptions()), Process("d"), Process("p")
+    recovery.lost(lost("decode"), prefill)
+    assert recovery.rather_not == set()
+    for avoided in ({decode}, {decode, prefill}, {decode, prefill}):
+        recovery.lost(lost("decode", "KV_LOST", decode), prefill)
+        assert recovery.rather_not == avoided
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -267,6 +267,23 @@ async def test_kv_that_could_not_be_fetched_is_computed_again(ring_that_recovers
     assert 1 <= answered.finished.restarts <= 3
 
 
+@pytest.mark.parametrize("num_prefill", [1, 2])
+async def test_kv_that_never_arrives_at_one_decode_worker_is_given_to_another(
+    make_ring: Any, num_prefill: int
+) -> None:
+    ring = await make_ring(
+        num_prefill=num_prefill, num_decode=2, recovery=RecoveryOptions(max_restarts=1)
+    )
+    lost = UnavailableError("the KV could not be fetched", reason="KV_LOST")
+    decode_workers = [worker for worker in ring.workers if worker.role == "decode"]
+    decode_workers[0].decode.late_rejection = lost
+    session = ring.converse()
+    await session.open("begin", sampling=SAMPLING)
+    await session.seal()
+    check(ring, await session.answer(), ring.encode("begin"), 1)
+    assert [len(worker.decode.requests) for worker in decode_workers] == [1, 1]
+
+
 @pytest.fixture
 async def ring_that_recovers(make_ring: Any) -> Ring:
     """One worker of each role, whose successors are waited for."""

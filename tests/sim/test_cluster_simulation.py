@@ -1,0 +1,111 @@
+"""Whole clusters in virtual time: production routers and supervision, model workers, faults by seed.
+
+`docs/simulation.md` says what is simulated, what has to hold and how a finding is replayed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+import router.session_output
+import router.workers
+from router.quotas import TenantQuotas
+from router.worker import Lease
+from router.workers import WorkerPool
+from stream2llm.cluster import adoption, supervision
+from tests.simulation.simulate import simulate_seeds
+
+pytestmark = pytest.mark.sim
+
+NUM_SEEDS, NUM_SLOW_SEEDS, PIECE = 500, 10_000, 100
+
+
+def findings(first: int) -> list[str]:
+    """The reports of a piece's seeds that have broken an invariant."""
+    reports = simulate_seeds(range(first, first + PIECE))
+    return [str(report) for report in reports if report.violations]
+
+
+@pytest.mark.parametrize("first", range(0, NUM_SEEDS, PIECE))
+def test_no_seed_breaks_an_invariant(first: int) -> None:
+    found = findings(first)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.slow
+def test_ten_thousand_seeds_break_no_invariant() -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), spawn) as processes:
+        pieces = processes.map(findings, range(NUM_SEEDS, NUM_SLOW_SEEDS, PIECE))
+        found = [each for piece in pieces for each in piece]
+    assert not found, "\n".join(found)
+
+
+def test_a_seed_is_the_same_run_each_time() -> None:
+    first, second = ([str(each) for each in simulate_seeds(range(5))] for _ in range(2))
+    assert first == second
+
+
+# -- what the invariants find ---------------------------------------------------------
+
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def lease_is_kept(patch: pytest.MonkeyPatch) -> None:
+    """A session that has ended still counts at its worker."""
+    patch.setattr(Lease, "release", lambda _: None)
+
+
+def handover_is_kept(patch: pytest.MonkeyPatch) -> None:
+    """KV that nothing will read is left to the end of its lease."""
+    patch.setattr(WorkerPool, "release_handover", lambda _self, _request: None)
+
+
+def token_is_taken_twice(patch: pytest.MonkeyPatch) -> None:
+    """A session goes on behind the last token but one."""
+    whole = router.session_output._Sealed.tokens.fget  # type: ignore[attr-defined]
+    short = property(lambda self: whole(self)[: -1 if self.answer.num_tokens > 1 else None])
+    patch.setattr(router.session_output._Sealed, "tokens", short)
+
+
+def quota_is_kept(patch: pytest.MonkeyPatch) -> None:
+    """The tokens of a session that has ended still count for its tenant."""
+    hold = TenantQuotas.hold
+    patch.setattr(TenantQuotas, "hold", lambda self, *args: hold(self, args[0], max(args[1], 0)))
+
+
+def restart_is_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """A worker's successor has the number of its predecessor."""
+    begun = supervision.begun
+
+    def uncounted(fleet: supervision.Fleet, action: supervision.Action) -> supervision.Fleet:
+        after = begun(fleet, action)
+        if not isinstance(action, supervision.Create) or not fleet[action.name].incarnation:
+            return after
+        return {**after, action.name: replace(after[action.name], incarnation=1)}
+
+    patch.setattr(supervision, "begun", uncounted)
+
+
+def living_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A controller that takes over believes that all has died meanwhile."""
+    found = adoption._found
+    patch.setattr(adoption, "_found", lambda old, _living, **options: found(old, None, **options))
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        *(lease_is_kept, handover_is_kept, token_is_taken_twice, quota_is_kept),
+        *(restart_is_not_counted, living_are_forgotten),
+    ],
+)
+def test_a_mutation_is_found(mutate: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    assert any(report.violations for report in simulate_seeds(range(200)))

@@ -1,0 +1,78 @@
+"""The controller of the simulated cluster: the production supervisor, its store and its adoption."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from stream2llm.cluster import supervision as sv
+from stream2llm.cluster.adoption import SavedState, restored, restored_view
+from stream2llm.cluster.state_store import StateStore
+from stream2llm.cluster.supervisor import Settings, Supervisor
+from tests.simulation.hosts import VirtualHosts
+from tests.simulation.loop import VirtualClock
+
+SETTINGS = Settings(
+    max_start_failures=3,
+    health_interval_s=5.0,
+    unresponsive_after_s=15.0,
+    drain_timeout_s=10.0,
+    nodes_interval_s=30.0,
+)
+
+
+class Values:
+    """A store that outlives the controllers."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, bytes] = {}
+
+    def get(self, key: str) -> bytes | None:
+        return self._values.get(key)
+
+    def put(self, key: str, value: bytes) -> None:
+        self._values[key] = value
+
+    def delete(self, key: str) -> None:
+        self._values.pop(key, None)
+
+
+class VirtualController:
+    """One controller process's work; the next one goes on with what it has saved."""
+
+    def __init__(
+        self, roles: Mapping[str, sv.Role], hosts: VirtualHosts, values: Values, clock: VirtualClock
+    ) -> None:
+        self._roles = roles
+        self._hosts = hosts
+        self._clock = clock
+        self._store = StateStore("virtual", self._state, values)
+        self._num_controllers = 1
+        self.supervisor = Supervisor(roles, hosts, SETTINGS, self._store.changed)
+
+    async def run(self) -> None:
+        """Supervises until it is cancelled."""
+        saved = await self._store.load()
+        living = self._hosts.find()
+        if saved is not None or living:
+            self._take_over(saved or SavedState({}), living)
+        await self._store.save()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._store.run())
+            tasks.create_task(self.supervisor.run())
+
+    def _take_over(self, saved: SavedState, living: Mapping[str, int]) -> None:
+        saved = saved.at(self._clock.monotonic_s(), self._clock.wall_s())
+        self._num_controllers = saved.num_controllers + 1
+        fleet = restored(self._roles, saved, living)
+        view = restored_view(fleet, saved, self._num_controllers)
+        self.supervisor.restore(fleet, saved.addresses, view)
+
+    def _state(self) -> SavedState:
+        return SavedState(
+            fleet=dict(self.supervisor.fleet),
+            addresses=dict(self.supervisor.addresses),
+            num_controllers=self._num_controllers,
+            loop_s=self._clock.monotonic_s(),
+            wall_s=self._clock.wall_s(),
+        )

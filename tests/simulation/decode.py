@@ -1,0 +1,129 @@
+"""A model of a decode worker's service: it answers from the KV that it has read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from stream2llm.api.errors import InternalError, UnavailableError, describe
+from stream2llm.api.handover import ACCEPTED_METADATA
+from stream2llm.api.rpc_status import abort
+from stream2llm.api.v1 import inference_pb2, worker_pb2_grpc
+from stream2llm.api.v1 import worker_pb2 as pb
+from stream2llm.engine.worker_sessions import WorkerSessions
+from stream2llm.serving.stream_writer import PeerGoneError, StreamWriter, failures_as_status
+from tests.simulation.engine import Engine
+
+_logger = logging.getLogger(__name__)
+
+
+class ModelDecode(worker_pb2_grpc.DecodeServiceServicer):
+    """Serves the answers of one engine."""
+
+    def __init__(
+        self, engine: Engine, sessions: WorkerSessions, is_full: Callable[[], bool]
+    ) -> None:
+        self._engine = engine
+        self._sessions = sessions
+        self._is_full = is_full
+
+    # -- answers ----------------------------------------------------------------------
+
+    async def Decode(self, request: Any, context: Any) -> None:  # noqa: N802
+        writer = StreamWriter(context)
+        async with failures_as_status(context, writer, _logger, describe):
+            if request.refuse_when_full and self._sessions.is_draining:
+                raise UnavailableError("the worker is draining", reason="DRAINING")
+            if request.refuse_when_full and self._is_full():
+                raise UnavailableError("no room", reason="FULL")
+        await context.send_initial_metadata(ACCEPTED_METADATA)
+        async with failures_as_status(context, writer, _logger, describe):
+            with self._sessions.reported():
+                await self._answer(request, writer)
+
+    async def _answer(self, request: Any, writer: StreamWriter) -> None:
+        memory, session = self._engine.memory, object()
+        is_read = False
+        try:
+            self._sessions.require_open()
+            self._engine.require_alive()
+            with self._sessions.one():
+                memory.sessions[session] = len(request.prompt_token_ids)
+                known = await self._engine.fabric.read(memory, request.handover)
+                is_read = True
+                await self._steps(request, [*known, request.prompt_token_ids[-1]], writer)
+        finally:
+            memory.sessions.pop(session, None)
+            if not is_read and not self._engine.is_dead:
+                self._engine.fabric.release(memory, request.handover)
+
+    async def _steps(self, request: Any, sequence: list[int], writer: StreamWriter) -> None:
+        if sequence != list(request.prompt_token_ids):
+            raise InternalError("the hand-over has the KV of another sequence")
+        index, sampling = request.answer_tokens, request.sampling
+        while True:
+            await self._engine.step()
+            step = self._engine.brain.step(sequence, index, sampling)
+            sequence.extend(step.token_ids)
+            index += 1
+            if index >= sampling.max_tokens and not step.finish_reason:
+                step.finish_reason = inference_pb2.FINISH_REASON_LENGTH
+            await writer.write(pb.DecodeResponse(step=step, local_tokens=0))
+            if step.finish_reason:
+                return
+
+    # -- KV before the answer --------------------------------------------------------
+
+    async def PrefetchKv(self, requests: AsyncIterator[Any], context: Any) -> None:  # noqa: N802
+        writer = StreamWriter(context)
+        async with failures_as_status(context, writer, _logger, describe):
+            self._sessions.require_open()
+            self._engine.require_alive()
+            await self._fetches(requests, writer)
+
+    async def _fetches(self, requests: AsyncIterator[Any], writer: StreamWriter) -> None:
+        tokens: list[int] = []
+        fetch: asyncio.Task[None] | None = None
+        try:
+            async for request in requests:
+                match request.WhichOneof("event"):
+                    case "fetch":
+                        if fetch is not None:
+                            await asyncio.wait({fetch})
+                        tokens[request.fetch.keep_tokens :] = request.fetch.token_ids
+                        handover = request.fetch.handover
+                        fetch = asyncio.create_task(self._fetch(list(tokens), handover, writer))
+                        await asyncio.sleep(0)  # it has to release what it does not read
+                    case "abort" if fetch is not None:
+                        fetch.cancel("abort")
+        finally:
+            if fetch is not None:
+                fetch.cancel()
+                await asyncio.wait({fetch})
+
+    async def _fetch(self, tokens: list[int], handover: pb.Handover, writer: StreamWriter) -> None:
+        end = pb.FETCH_END_FETCHED
+        memory = self._engine.memory
+        try:
+            known = await self._engine.fabric.read(memory, handover)
+            if list(known) != tokens:
+                _logger.error("wrong_kv tokens=%s known=%s", tokens, known, exc_info=True)
+        except UnavailableError:
+            end = pb.FETCH_END_FAILED
+        except asyncio.CancelledError as cancelled:
+            self._engine.fabric.release(memory, handover)
+            if cancelled.args != ("abort",):
+                raise
+            end = pb.FETCH_END_ABORTED
+        try:
+            await writer.write(pb.PrefetchKvResponse(end=end, num_blocks=handover.num_blocks))
+        except PeerGoneError:
+            return
+
+    async def ReleaseHandover(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if self._engine.is_dead:
+            await abort(context, UnavailableError("dead", reason="WORKER_LOST"))
+        self._engine.fabric.release(self._engine.memory, request.handover)
+        return pb.ReleaseHandoverResponse()

@@ -1,0 +1,148 @@
+"""What has to hold after every run, whatever its faults were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from router.server import Router
+from tests.simulation.client import Outcome
+from tests.simulation.faults import Fault, Kind
+from tests.simulation.hosts import Replica
+from tests.simulation.script import Script
+from tests.simulation.worker import ModelWorker
+from tests.simulation.world import World
+
+# Reasons that a session may fail with when its cluster has faults.
+_OF_LOSSES = frozenset({"WORKER_LOST", "KV_LOST", "NO_PREFILL_WORKER", "NO_DECODE_WORKER"})
+_OF_DRAINS = frozenset({"DRAINING"})
+_OF_NARROWNESS = frozenset(
+    {
+        *("QUOTA_OPEN_SESSIONS", "QUOTA_HELD_TOKENS", "QUOTA_TOKENS_PER_MINUTE"),
+        *("TOO_MANY_SESSIONS", "SILENT", "DEADLINE_OUT_OF_REACH"),
+    }
+)
+# Of a new session, which no worker can take.
+_AT_THE_DOOR = frozenset({"NO_PREFILL_WORKER", "WORKER_LOST"})
+
+
+def violations(world: World) -> Iterator[str]:
+    """Yields what is wrong when the cluster is quiet."""
+    if world.actors.killed_well:
+        yield f"killed, though nothing was wrong: {world.actors.killed_well}"
+    for client in world.clients:
+        yield from _of_session(world, client.outcome)
+    for replica in world.living():
+        hosted = replica.hosted
+        found = _of_router(hosted) if isinstance(hosted, Router) else _of_worker(hosted, replica)
+        yield from (f"{replica.process.name}: {each}" for each in found)
+    if not world.script.faults:
+        yield from _of_undisturbed(world)
+
+
+def leftovers(world: World) -> Iterator[str]:
+    """Yields the tasks that run on in processes that were stopped, or killed."""
+    for process in world.processes:
+        is_stopped = not process.is_alive or process.name.startswith(("router", "session"))
+        if is_stopped:
+            for task in process.tasks:
+                yield f"{process.name} (alive: {process.is_alive}) still runs {task.get_coro()}"
+
+
+# -- sessions --------------------------------------------------------------------------
+
+
+def _of_session(world: World, outcome: Outcome) -> Iterator[str]:
+    expected = outcome.plan.expected(world.brain)
+    got, name = outcome.token_ids, outcome.plan.name
+    if outcome.ended_at_s is None and not outcome.has_left:
+        yield f"{name} has not ended"
+    if got != expected[: len(got)]:
+        yield f"{name} got {got}, not {expected}"
+    ways = len(outcome.finished) + (outcome.error is not None) + outcome.has_left
+    if ways != 1 and not (outcome.has_left and ways == 2):
+        yield f"{name} ended {ways} times"
+    if outcome.finished and got != expected:
+        yield f"{name} has finished with {len(got)} of {len(expected)} tokens"
+    for finished in outcome.finished:
+        usage = finished.usage
+        counted = (usage.prompt_tokens, usage.completion_tokens)
+        if counted != (len(outcome.plan.prompt), len(expected)):
+            yield f"{name} has usage {counted}"
+    if outcome.error is not None and not outcome.has_left:
+        yield from _of_failure(world, outcome)
+
+
+def _of_failure(world: World, outcome: Outcome) -> Iterator[str]:
+    """A failure needs a cause: more than one fault, or one that the session cannot survive."""
+    script, reason, name = world.script, outcome.reason, outcome.plan.name
+    if script.is_tight and reason in _OF_NARROWNESS:
+        return
+    of_connection = any(_is_of_connection(each) for each in script.faults)
+    allowed = set(_OF_LOSSES)
+    if any(each.kind is Kind.DRAIN for each in script.faults):
+        allowed |= _OF_DRAINS
+    if reason not in allowed and not (of_connection and not reason):
+        yield f"{name} has failed with {reason or 'no reason'}: {outcome.error!r}"
+    if not (len(script.faults) > 1 or of_connection or _is_fatal(script, outcome)):
+        yield f"{name} has failed for one fault: {outcome.error!r}"
+
+
+def _is_fatal(script: Script, outcome: Outcome) -> bool:
+    """Whether one fault of workers is enough for this failure."""
+    if not script.faults:
+        return False
+    if outcome.reason in _AT_THE_DOOR and not outcome.is_accepted:
+        return True
+    # Nothing passes between the only two that KV could pass between.
+    pair = {script.faults[0].target, script.faults[0].other}
+    workers = {name for name, role in script.roles.items() if role != "router"}
+    return pair == workers and outcome.reason == "KV_LOST"
+
+
+def _is_of_connection(fault: Fault) -> bool:
+    """Whether it concerns the connection between a client and its router."""
+    return fault.target.startswith(("router", "session"))
+
+
+def _of_undisturbed(world: World) -> Iterator[str]:
+    """Without a fault nothing is left to a lease's end, and no session restarts."""
+    for replica in world.replicas:
+        hosted = replica.hosted
+        if isinstance(hosted, ModelWorker) and hosted.engine.memory.num_expired:
+            yield f"{replica.process.name} has kept blocks up to the end of their lease"
+    for client in world.clients:
+        if client.outcome.restarts:
+            yield f"{client.outcome.plan.name} was restarted without a fault"
+
+
+# -- what is held ------------------------------------------------------------------------
+
+
+def _of_router(router: Router) -> Iterator[str]:
+    parts = router._parts
+    if parts.sessions.by_phase():
+        yield f"sessions are open: {parts.sessions.by_phase()}"
+    for tenant, use in parts.sessions.quotas._uses.items():
+        if use.num_open or use.held_tokens:
+            yield f"{tenant} holds a quota: {use}"
+    for worker in parts.workers:
+        if worker.num_sessions or worker.link._num_users:
+            yield f"{worker.worker_id} has {worker.num_sessions} sessions"
+        if worker.queue._works:
+            yield f"{worker.worker_id} has a queue"
+        if worker.is_suspect:
+            yield f"{worker.worker_id} is suspect"
+    if router._background._tasks:
+        yield f"tasks outlive their sessions: {router._background._tasks}"
+
+
+def _of_worker(worker: ModelWorker, replica: Replica) -> Iterator[str]:
+    memory = worker.engine.memory
+    if memory.sessions:
+        yield f"{len(memory.sessions)} sessions hold blocks"
+    if memory.kept:
+        yield f"hand-overs have no end: {memory.kept}"
+    if worker.sessions.num_open:
+        yield f"{worker.sessions.num_open} sessions are open"
+    if len(replica.process.tasks) > 1:  # one says that its engine has died
+        yield f"tasks run on: {[task.get_coro() for task in replica.process.tasks]}"

@@ -1,0 +1,157 @@
+"""What simulated clients do: plans of sessions, drawn from the seed, and the answers they expect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+from stream2llm.api.v1 import inference_pb2 as pb
+from tests.fake_workers import Brain
+from tests.simulation.routers import TENANTS
+from tests.tiny_model import EOS
+
+Op = Literal["append", "update"]
+_FIRST_ID, _LAST_ID = 3, 250
+_PAUSES_S = (0.0, 0.0, 0.0005, 0.02, 0.3, 4.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One event that changes the context."""
+
+    pause_s: float
+    op: Op
+    # (id, tokens); None: a document that was sent before, by its id.
+    documents: tuple[tuple[str, tuple[int, ...] | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One session, from its beginning to the seal."""
+
+    name: str
+    tenant: str
+    begins_at_s: float
+    one_shot: bool
+    prefix: tuple[int, ...]
+    changes: tuple[Change, ...]
+    suffix: tuple[int, ...]
+    # Before the seal.
+    pause_s: float
+    max_tokens: int
+    stop_token_id: int | None
+    streamed: bool
+    # Seconds after which the client leaves, or stops reading; None: it stays.
+    leaves_after_s: float | None
+    # How long it takes to read one message.
+    read_s: float
+    # The context that the changes make.
+    context: tuple[int, ...]
+
+    @property
+    def prompt(self) -> list[int]:
+        return [*self.prefix, *self.context, *self.suffix]
+
+    def expected(self, brain: Brain) -> list[int]:
+        """The whole answer, the token that ends it included."""
+        answer: list[int] = []
+        for token_id in brain.answer(self.prompt, self.max_tokens):
+            answer.append(token_id)
+            if token_id in (EOS, self.stop_token_id):
+                break
+        return answer
+
+    @property
+    def sampling(self) -> Any:
+        stops = [] if self.stop_token_id is None else [self.stop_token_id]
+        return pb.SamplingParameters(max_tokens=self.max_tokens, stop_token_ids=stops)
+
+
+def draw_plan(random: Random, number: int, brain: Brain) -> Plan:
+    """A session of the kinds that clients have."""
+    one_shot = random.random() < 0.2
+    changes, context = ((), ()) if one_shot else _changes(random)
+    max_tokens = random.choice((1, 2, 3, 8, 20))
+    prefix, suffix = _tokens(random, 1, 6), _tokens(random, 0 if context else 1, 4)
+    stop = None
+    if random.random() < 0.2:
+        stop = brain.answer([*prefix, *context, *suffix], max_tokens)[max_tokens // 2]
+    return Plan(
+        name=f"session-{number}",
+        tenant=random.choice(TENANTS),
+        begins_at_s=random.choice((0.0, 0.0, 0.5, 3.0, 12.0)) * random.random(),
+        one_shot=one_shot,
+        prefix=prefix,
+        changes=changes,
+        suffix=suffix,
+        pause_s=random.choice(_PAUSES_S),
+        max_tokens=max_tokens,
+        stop_token_id=stop,
+        streamed=random.random() < 0.5,
+        leaves_after_s=_leaves_after_s(random),
+        read_s=random.choice((0.0, 0.0, 0.0, 0.01)),
+        context=context,
+    )
+
+
+def _leaves_after_s(random: Random) -> float | None:
+    if random.random() < 0.85:
+        return None
+    return random.choice((0.05, 0.5, 3.0)) * random.random()
+
+
+def _changes(random: Random) -> tuple[tuple[Change, ...], tuple[int, ...]]:
+    changes: list[Change] = []
+    known: dict[str, tuple[int, ...]] = {}
+    context: list[tuple[int, ...]] = []
+    for _ in range(random.randrange(6)):
+        documents: list[tuple[str, tuple[int, ...] | None]] = []
+        op: Op = random.choice(("append", "append", "update"))
+        if op == "update":
+            context.clear()
+            kept = [each for each in known if random.random() < 0.6]
+            random.shuffle(kept)
+            documents += [(each, None) for each in kept]
+            context += [known[each] for each in kept]
+        for _ in range(random.randrange(1, 3)):
+            name, tokens = f"d{len(known)}", _tokens(random, 1, 20)
+            known[name] = tokens
+            documents.append((name, tokens))
+            context.append(tokens)
+        changes.append(Change(random.choice(_PAUSES_S), op, tuple(documents)))
+    return tuple(changes), tuple(token for document in context for token in document)
+
+
+def _tokens(random: Random, least: int, most: int) -> tuple[int, ...]:
+    return tuple(random.randrange(_FIRST_ID, _LAST_ID) for _ in range(random.randint(least, most)))
+
+
+def content(tokens: tuple[int, ...]) -> Any:
+    """Token ids as a message has them."""
+    return pb.Content(token_ids=pb.TokenIds(ids=tokens))
+
+
+def messages(plan: Plan) -> list[tuple[float, Any]]:
+    """The events of a stream, each with the pause before it."""
+    mode = pb.HANDOVER_MODE_STREAMED if plan.streamed else pb.HANDOVER_MODE_AT_SEAL
+    template = pb.PlainTemplate(prefix=content(plan.prefix), suffix=content(plan.suffix))
+    opening = pb.OpenSession(
+        session_id=plan.name, plain=template, sampling=plan.sampling, handover=mode
+    )
+    events: list[tuple[float, dict[str, Any]]] = [(0.0, {"open": opening})]
+    for change in plan.changes:
+        kind = pb.AppendContext if change.op == "append" else pb.UpdateContext
+        documents = [_document(*each) for each in change.documents]
+        events.append((change.pause_s, {change.op: kind(documents=documents)}))
+    events.append((plan.pause_s, {"seal": pb.SealContext()}))
+    return [
+        (pause_s, pb.StreamGenerateRequest(sequence=number, **event))
+        for number, (pause_s, event) in enumerate(events, start=1)
+    ]
+
+
+def _document(name: str, tokens: tuple[int, ...] | None) -> Any:
+    if tokens is None:
+        return pb.Document(id=name)
+    return pb.Document(id=name, token_ids=pb.TokenIds(ids=tokens))

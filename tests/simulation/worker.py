@@ -1,0 +1,86 @@
+"""A worker process of the simulation: a model engine behind a server on the virtual network."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from stream2llm.api.v1 import inference_pb2, worker_pb2_grpc
+from stream2llm.api.v1 import worker_pb2 as pb
+from stream2llm.engine.worker_sessions import WorkerSessions
+from stream2llm.serving.worker_spec import Role, WorkerAddress, WorkerStatus
+from tests.fake_workers import MAX_MODEL_LEN, NUM_BLOCKS
+from tests.simulation.decode import ModelDecode
+from tests.simulation.engine import Engine
+from tests.simulation.kv import BLOCK_TOKENS
+from tests.simulation.network import Network
+from tests.simulation.prefill import ModelPrefill
+from tests.simulation.process import Process
+from tests.simulation.server import Server
+
+
+class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
+    """One worker, from its start to its death."""
+
+    def __init__(self, name: str, role: Role, engine: Engine) -> None:
+        self.name = name
+        self.role = role
+        self.engine = engine
+        self.sessions = WorkerSessions()
+        # Refuses answers that another worker may take.
+        self.is_full = False
+        self.address: WorkerAddress
+
+    @property
+    def process(self) -> Process:
+        return self.engine.process
+
+    async def start(self, network: Network) -> WorkerAddress:
+        """Serves."""
+        server: Any = Server(network, self.process)
+        if self.role == "prefill":
+            prefill = ModelPrefill(self.engine, self.sessions)
+            worker_pb2_grpc.add_PrefillServiceServicer_to_server(prefill, server)
+        else:
+            decode = ModelDecode(self.engine, self.sessions, lambda: self.is_full)
+            worker_pb2_grpc.add_DecodeServiceServicer_to_server(decode, server)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, server)
+        port = server.add_insecure_port(f"{self.name}:0")
+        await server.start()
+        self.address = WorkerAddress(
+            worker_id=self.name,
+            role=self.role,
+            grpc_address=f"{self.name}:{port}",
+            metrics_address=f"{self.name}:metrics",
+            pids=(port,),
+            max_model_len=MAX_MODEL_LEN,
+            num_kv_blocks=NUM_BLOCKS,
+            block_size=BLOCK_TOKENS,
+        )
+        return self.address
+
+    async def GetWorkerStatus(self, request: Any, context: Any) -> Any:  # noqa: N802
+        info = inference_pb2.WorkerInfo(
+            worker_id=self.name, role=self.role, ready=not self.engine.is_dead
+        )
+        return pb.GetWorkerStatusResponse(worker=info)
+
+    async def status(self) -> WorkerStatus:
+        """For the controller."""
+        num_held = self.engine.memory.num_blocks_held
+        return WorkerStatus(
+            num_sessions=self.sessions.num_open,
+            num_kv_blocks=NUM_BLOCKS,
+            num_kv_blocks_held=num_held,
+            block_size=BLOCK_TOKENS,
+            pids=self.address.pids,
+            is_draining=self.sessions.is_draining,
+        )
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses sessions, and waits for the open ones and for what was handed over."""
+        loop = asyncio.get_running_loop()
+        by_s = loop.time() + timeout_s
+        await self.sessions.drain(timeout_s)
+        while self.engine.memory.num_blocks_held and loop.time() < by_s:  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
