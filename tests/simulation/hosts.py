@@ -38,7 +38,7 @@ class Replica:
 
 
 class Actors:
-    """All of them by name, whoever supervises."""
+    """All of them by name; they outlive a controller."""
 
     def __init__(
         self,
