@@ -121,12 +121,13 @@ def _is_of_connection(fault: Fault) -> bool:
 def _of_undisturbed(world: World) -> Iterator[str]:
     """Without a fault nothing is left to a lease's end, and no session restarts.
 
-    Hand-overs on their way to a router whose client has left are: decode might have them.
+    Hand-overs on their way to a router are, when their session ends early there: prefill cannot
+    know whether decode has them.
     """
-    left = {each.outcome.plan.name for each in world.clients if each.outcome.has_left}
+    early = {each.outcome.plan.name for each in world.clients if not each.outcome.finished}
     for replica in world.replicas:
         if isinstance(replica.hosted, ModelWorker):
-            expired = set(replica.hosted.engine.memory.expired) - left
+            expired = set(replica.hosted.engine.memory.expired) - early
             if expired:
                 yield f"{replica.process.name} has kept blocks of {expired} for a whole lease"
     for client in world.clients:
