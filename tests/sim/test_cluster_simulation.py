@@ -99,11 +99,15 @@ def living_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(adoption, "_found", lambda old, _living, **options: found(old, None, **options))
 
 
+RARELY_SEEN = (handover_is_kept, restart_is_not_counted, living_are_forgotten)
+
+
 @pytest.mark.parametrize(
     "mutate",
     [
-        *(lease_is_kept, handover_is_kept, token_is_taken_twice, quota_is_kept),
-        *(restart_is_not_counted, living_are_forgotten),
+        *(lease_is_kept, token_is_taken_twice, quota_is_kept),
+        # Found after more seeds.
+        *(pytest.param(each, marks=pytest.mark.slow) for each in RARELY_SEEN),
     ],
 )
 def test_a_mutation_is_found(mutate: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:

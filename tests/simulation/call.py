@@ -1,6 +1,6 @@
 """The client's half of RPCs, with what grpc.aio's calls do as far as our code meets it.
 
-That includes what is odd: a reader or writer that is cancelled cancels the RPC; whoever
+That includes what is odd: a reader or writer that is cancelled cancels the RPC; a task that
 waits when the RPC is cancelled here gets CancelledError; a write that comes too late makes
 an INTERNAL of its own, before or after the true status.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from random import Random
 
 from stream2llm.api.errors import UnavailableError
@@ -29,7 +30,8 @@ class Engine:
         self._reason = ""
         # How much longer than usual a step takes.
         self.slowness = 1.0
-        self.num_steps = 0
+        # Tokens that it has computed, by session.
+        self.computed: Counter[str] = Counter()
 
     @property
     def process(self) -> Process:
@@ -63,7 +65,6 @@ class Engine:
         """Returns after one step; raises when the engine is dead."""
         await asyncio.sleep(_STEP_S * self.slowness * self._random.random())
         await self._goes_on.wait()
-        self.num_steps += 1
         self.require_alive()
 
     def require_alive(self) -> None:

@@ -40,7 +40,7 @@ class Replica:
 
 
 class Actors:
-    """All of them by name, whoever supervises."""
+    """All of them by name; they outlive a controller."""
 
     def __init__(
         self,
@@ -73,6 +73,8 @@ class VirtualHosts:
     def __init__(self, actors: Actors, controller: Process) -> None:
         self._actors = actors
         self._controller = controller
+        # What this controller has asked for: each incarnation once.
+        self._asked: set[tuple[str, int]] = set()
 
     def find(self) -> Mapping[str, int]:
         """The incarnation of each living actor."""
@@ -82,10 +84,11 @@ class VirtualHosts:
         self, name: str, incarnation: int, waits: Callable[[str], None]
     ) -> StartOutcome:
         actors = self._actors
+        assert (name, incarnation) not in self._asked, f"{name}/{incarnation} is not counted up"
+        self._asked.add((name, incarnation))
         replica = actors.by_name.get(name)
         if replica is None or replica.incarnation != incarnation:
-            is_next = replica is None or replica.incarnation < incarnation
-            assert is_next, f"incarnation {incarnation} of {name} is not counted up"
+            assert replica is None or replica.incarnation < incarnation, f"{name} counts back"
             assert replica is None or not replica.process.is_alive, f"{name} was not cleaned"
             replica = actors.by_name[name] = actors.new(name, incarnation)
         if replica.starting is None:

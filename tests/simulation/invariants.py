@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from router.server import Router
+from stream2llm.serving.router_spec import RecoveryOptions
 from tests.simulation.client import Outcome
 from tests.simulation.faults import Fault, Kind
 from tests.simulation.hosts import Replica
@@ -21,6 +22,7 @@ _OF_NARROWNESS = frozenset(
         *("TOO_MANY_SESSIONS", "SILENT", "DEADLINE_OUT_OF_REACH"),
     }
 )
+MOST_RESTARTS = RecoveryOptions().max_restarts
 # Of a new session, which no worker can take.
 _AT_THE_DOOR = frozenset({"NO_PREFILL_WORKER", "WORKER_LOST"})
 
@@ -68,8 +70,20 @@ def _of_session(world: World, outcome: Outcome) -> Iterator[str]:
         counted = (usage.prompt_tokens, usage.completion_tokens)
         if counted != (len(outcome.plan.prompt), len(expected)):
             yield f"{name} has usage {counted}"
+        # What a lost worker did not report any more is not counted.
+        computed, done = usage.computed_tokens, _num_computed(world, name)
+        if computed > done or (computed < done and not world.script.faults):
+            yield f"{name} has usage of {computed} computed tokens, of {done}"
+        if finished.restarts > MOST_RESTARTS:
+            yield f"{name} was restarted {finished.restarts} times"
     if outcome.error is not None and not outcome.has_left:
         yield from _of_failure(world, outcome)
+
+
+def _num_computed(world: World, session_id: str) -> int:
+    """Tokens that all engines together have computed for the session."""
+    hosted = (replica.hosted for replica in world.replicas)
+    return sum(each.engine.computed[session_id] for each in hosted if isinstance(each, ModelWorker))
 
 
 def _of_failure(world: World, outcome: Outcome) -> Iterator[str]:
@@ -105,11 +119,17 @@ def _is_of_connection(fault: Fault) -> bool:
 
 
 def _of_undisturbed(world: World) -> Iterator[str]:
-    """Without a fault nothing is left to a lease's end, and no session restarts."""
+    """Without a fault nothing is left to a lease's end, and no session restarts.
+
+    Hand-overs on their way to a router are, when their session ends early there: prefill cannot
+    know whether decode has them.
+    """
+    early = {each.outcome.plan.name for each in world.clients if not each.outcome.finished}
     for replica in world.replicas:
-        hosted = replica.hosted
-        if isinstance(hosted, ModelWorker) and hosted.engine.memory.num_expired:
-            yield f"{replica.process.name} has kept blocks up to the end of their lease"
+        if isinstance(replica.hosted, ModelWorker):
+            expired = set(replica.hosted.engine.memory.expired) - early
+            if expired:
+                yield f"{replica.process.name} has kept blocks of {expired} for a whole lease"
     for client in world.clients:
         if client.outcome.restarts:
             yield f"{client.outcome.plan.name} was restarted without a fault"
@@ -122,6 +142,10 @@ def _of_router(router: Router) -> Iterator[str]:
     parts = router._parts
     if parts.sessions.by_phase():
         yield f"sessions are open: {parts.sessions.by_phase()}"
+    for gauge in (parts.metrics._active, parts.metrics._tenant_open):
+        for sample in (each for family in gauge.collect() for each in family.samples):
+            if sample.value:
+                yield f"a gauge still counts: {sample}"
     for tenant, use in parts.sessions.quotas._uses.items():
         if use.num_open or use.held_tokens:
             yield f"{tenant} holds a quota: {use}"

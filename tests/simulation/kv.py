@@ -37,8 +37,8 @@ def kv_lost(why: str) -> UnavailableError:
 class Kept:
     """Blocks that an engine keeps for a reader."""
 
+    session_id: str
     tokens: tuple[int, ...]
-    until_s: float
 
 
 @dataclass
@@ -54,26 +54,27 @@ class KvMemory:
     is_hung: bool = False
     is_dead: bool = False
     num_kept: int = 0
-    # Hand-overs that nobody has read or released in time.
-    num_expired: int = 0
+    # The sessions of hand-overs that nothing has read or released in time.
+    expired: list[str] = field(default_factory=list)
 
     @property
     def num_blocks_held(self) -> int:
         tokens = [*self.sessions.values(), *(len(each.tokens) for each in self.kept.values())]
         return sum(map(num_blocks, tokens))
 
-    def keep(self, tokens: list[int], now_s: float) -> pb.Handover:
+    def keep(self, session_id: str, tokens: list[int]) -> pb.Handover:
         """Keeps the KV of these tokens for a reader; returns the hand-over."""
         self.num_kept += 1
         name = f"{self.engine_id}#{self.num_kept}"
-        self.kept[name] = Kept(tuple(tokens), now_s + LEASE_S)
+        self.kept[name] = Kept(session_id, tuple(tokens))
         self.process.call(self._expire, name, delay_s=LEASE_S)
         where = json.dumps({"engine": self.engine_id, "name": name})
         return pb.Handover(kv_transfer_params_json=where, num_blocks=num_blocks(len(tokens)))
 
     def _expire(self, name: str) -> None:
-        if self.kept.pop(name, None) is not None:
-            self.num_expired += 1
+        kept = self.kept.pop(name, None)
+        if kept is not None:
+            self.expired.append(kept.session_id)
 
 
 class Fabric:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.process import Process
 
-# A router's and a worker's pings: as `grpc_options.py` sets them for peers.
+# As long as pings take between our parts (`grpc_options.py`); clients' take no longer here.
 KEEPALIVE_S = 18.0
 _TICK_S = 0.0005
 # Between two messages of one pipe, so that they keep their order.

@@ -130,6 +130,7 @@ class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
             num_tokens = min(session.num_to_compute, _CHUNK_TOKENS)
             session.computed += num_tokens
             session.num_computed += num_tokens
+            self._engine.computed[session.opening.session_id] += num_tokens
             self._engine.memory.sessions[session] = session.computed
             await writer.write(pb.PrefillSessionResponse(progress=session.progress()))
             await self._offer(session, writer)
@@ -142,7 +143,7 @@ class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
         memory = self._engine.memory
         if session.offer in memory.kept or session.seal or stable <= session.offered:
             return
-        handover = memory.keep(session.sequence[:stable], asyncio.get_running_loop().time())
+        handover = memory.keep(session.opening.session_id, session.sequence[:stable])
         session.offer, session.offered = next(reversed(memory.kept)), stable
         offer = pb.HandoverOffer(revision=session.revision, num_tokens=stable, handover=handover)
         await writer.write(pb.PrefillSessionResponse(offer=offer))
@@ -158,8 +159,7 @@ class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
         )
         handover = None
         if seal.hand_over and not step.finish_reason:
-            now_s = asyncio.get_running_loop().time()
-            handover = self._engine.memory.keep(session.sequence, now_s)
+            handover = self._engine.memory.keep(opening.session_id, session.sequence)
             first.handover.CopyFrom(handover)
         await writer.write(pb.PrefillSessionResponse(first_token=first))
         return handover

@@ -1,7 +1,7 @@
 """A process of the simulated cluster: runs, stands still, or is dead.
 
 Its tasks are those that its own code starts. SIGKILL is modelled by cutting it off from the
-network first, then cancelling its tasks: what they do on their way out reaches nobody.
+network first, then cancelling its tasks: what they do on their way out has no effect.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Report:
 
 
 class Complaints(logging.Handler):
-    """Exceptions that were logged, or that nobody has handled, of living processes."""
+    """Exceptions that were logged, or that nothing has handled, of living processes."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

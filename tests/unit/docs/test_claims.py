@@ -78,7 +78,8 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def _options() -> set[str]:
     """Of every command, and of the programs that read their options with argparse."""
-    programs = (ROOT / folder for folder in ("experiments", "cost_profiles", "examples"))
+    folders = ("experiments", "cost_profiles", "examples", "tests/simulation")
+    programs = (ROOT / folder for folder in folders)
     sources = [path.read_text() for folder in programs for path in folder.rglob("*.py")]
     return set(re.findall(r"--[a-z][a-z-]+", "\n".join([REFERENCE["cli.md"](), *sources])))
 
