@@ -13,9 +13,8 @@ from dataclasses import replace
 
 import pytest
 
-import router.session_output
-import router.workers
 from router.quotas import TenantQuotas
+from router.sealed_answer import SealedAnswer
 from router.worker import Lease
 from router.workers import WorkerPool
 from stream2llm.cluster import adoption, supervision
@@ -69,9 +68,9 @@ def handover_is_kept(patch: pytest.MonkeyPatch) -> None:
 
 def token_is_taken_twice(patch: pytest.MonkeyPatch) -> None:
     """A session goes on behind the last token but one."""
-    whole = router.session_output._Sealed.tokens.fget  # type: ignore[attr-defined]
+    whole = SealedAnswer.tokens.fget  # type: ignore[attr-defined]
     short = property(lambda self: whole(self)[: -1 if self.answer.num_tokens > 1 else None])
-    patch.setattr(router.session_output._Sealed, "tokens", short)
+    patch.setattr(SealedAnswer, "tokens", short)
 
 
 def quota_is_kept(patch: pytest.MonkeyPatch) -> None:
