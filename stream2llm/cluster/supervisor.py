@@ -354,8 +354,11 @@ class Supervisor:
         incarnation = self.fleet[name].incarnation
         await self._until_routers_know()
         try:
-            await self._hosts.drain(name, timeout_s)
-            await self._hosts.stop(name)
+            # Its successor has the same name.
+            if self._is_draining(name, incarnation):
+                await self._hosts.drain(name, timeout_s)
+            if self._is_draining(name, incarnation):
+                await self._hosts.stop(name)
         except Exception as error:  # if it died, its watcher reports that
             _log.warning("no_graceful_drain name=%s error=%r", name, error)
         if self._is_draining(name, incarnation):
