@@ -55,8 +55,11 @@ class Drainer:
         # Then no router sends it a new session.
         await self._views.until_known(self._view_timeout_s)
         try:
-            await self._hosts.drain(name, limit_s)
-            await self._hosts.stop(name)
+            # Its successor has the same name.
+            if self._state.is_draining(name, incarnation):
+                await self._hosts.drain(name, limit_s)
+            if self._state.is_draining(name, incarnation):
+                await self._hosts.stop(name)
         except Exception as error:  # if it died, its watcher reports that
             _log.warning("no_graceful_drain name=%s error=%r", name, error)
         if self._state.is_draining(name, incarnation):

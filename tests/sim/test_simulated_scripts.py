@@ -64,3 +64,9 @@ def test_a_broken_prefetch_does_not_keep_the_only_decode_worker_from_the_answer(
         report = run(roles_of(1, 1, 1), reset)
         assert report.outcomes[0].finished, report
         assert report.outcomes[0].restarts <= 1, report
+
+
+def test_a_drain_ends_with_its_process_and_leaves_the_successor_alone() -> None:
+    drain = Fault(Kind.DRAIN, 100, "decode-0")
+    for later in range(1, 30, 4):
+        run(roles_of(1, 1, 2), drain, Fault(Kind.KILL, 100 + later, "decode-0"))

@@ -80,8 +80,12 @@ class World:
 
     async def _until_ready(self) -> None:
         """Returns when every replica is ready, and every router knows."""
-        while not self.controller.supervisor.is_ready:  # noqa: ASYNC110 - of changing controllers
+        while not self._is_ready:  # noqa: ASYNC110 - of changing controllers
             await asyncio.sleep(1.0)
+
+    @property
+    def _is_ready(self) -> bool:
+        return self._controller_process.is_alive and self.controller.supervisor.is_ready
 
     def living(self) -> list[Replica]:
         """The replicas that run."""
