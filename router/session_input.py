@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,7 @@ from stream2llm.api.requests import (
 from stream2llm.api.session import Event
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.serving.prefix import Tokens, as_tokens
+from stream2llm.serving.silence import Silence, is_answered
 
 _EVENTS: dict[type[ClientEvent], Event] = {
     OpenSession: Event.OPEN,
@@ -143,19 +145,22 @@ class EventReader:
         limit_s = limits.open_timeout_s if is_to_open else limits.input_idle_timeout_s
         coming = self._coming or asyncio.create_task(self._pull())
         self._coming = coming
-        try:
-            async with asyncio.timeout(None if self._live.is_sealed else limit_s):
-                # Shielded: `close` cancels it.
-                return await asyncio.shield(coming)
-        except TimeoutError:
-            if is_to_open:
-                raise IdleTimeoutError(
-                    f"no event came within {limit_s:g} s (open_timeout_s)", reason="NOT_OPENED"
-                ) from None
+        if self._live.is_sealed or await self._comes_within(coming, limit_s):
+            # Shielded: `close` cancels it.
+            return await asyncio.shield(coming)
+        if is_to_open:
             raise IdleTimeoutError(
-                f"no event came for {limit_s:g} s while the session was"
-                f" {self._live.state} (input_idle_timeout_s)"
-            ) from None
+                f"no event came within {limit_s:g} s (open_timeout_s)", reason="NOT_OPENED"
+            )
+        raise IdleTimeoutError(
+            f"no event came for {limit_s:g} s while the session was"
+            f" {self._live.state} (input_idle_timeout_s)"
+        )
+
+    async def _comes_within(self, coming: asyncio.Task[Any], limit_s: float) -> bool:
+        """Waits for the event; time in which this router itself stood still does not count."""
+        silence = Silence(limit_s, look_every_s=limit_s)
+        return await is_answered(coming, silence, self._live.parts.clock.monotonic_s)
 
 
 def _brings_content(event: ClientEvent) -> bool:

@@ -70,3 +70,11 @@ def test_a_drain_ends_with_its_process_and_leaves_the_successor_alone() -> None:
     drain = Fault(Kind.DRAIN, 100, "decode-0")
     for later in range(1, 30, 4):
         run(roles_of(1, 1, 2), drain, Fault(Kind.KILL, 100 + later, "decode-0"))
+
+
+def test_a_router_that_stood_still_does_not_blame_clients_for_being_silent() -> None:
+    """What clients had sent meanwhile had not been read when the time for it was over."""
+    for at_step in range(1, 60, 4):
+        stop = Fault(Kind.STOP, at_step, "router-0", duration_s=14.0)
+        report = run(roles_of(1, 1, 1), stop, begins_at_s=1.0)
+        assert report.outcomes[0].finished, report
