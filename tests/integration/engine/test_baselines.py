@@ -74,11 +74,9 @@ async def test_every_way_to_ask_answers_every_question(
                 assert summary.computed_tokens >= summary.input_tokens - NUM_SESSIONS
 
 
-async def test_an_engine_that_dies_fails_the_run_with_its_log(
-    link: EngineLink, request: pytest.FixtureRequest
-) -> None:
-    name = NON_STREAMING if request.node.callspec.id == "stock" else ours("fcfs")
+@pytest.mark.parametrize("link", ["ours"], indirect=True)
+async def test_an_engine_that_dies_fails_the_run_with_its_log(link: EngineLink) -> None:
     for child in psutil.Process(link.pid).children(recursive=True):
         child.kill()
     with pytest.raises(SystemDiedError, match="ends with"):
-        await played(EngineSystem(name, [link]), "crawler", "dead")
+        await played(EngineSystem(ours("fcfs"), [link]), "crawler", "dead")
