@@ -20,6 +20,7 @@ from dataclasses import replace
 from router.admission import admit, forecast, verdict_of
 from router.context import ContextLog
 from router.deadline import chosen_slo_ms
+from router.event_reader import EventReader
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession, RouterParts
 from router.metrics import InputOp
@@ -27,7 +28,7 @@ from router.outbox import Send
 from router.placed_prefill import PlacedPrefill
 from router.ranking_note import check_ranking_note
 from router.resumed import FIELD, check_opened
-from router.session_input import EventReader, SessionInput, limits_of
+from router.session_input import SessionInput, limits_of
 from router.session_output import SessionOutput
 from router.sessions import SessionPlace
 from stream2llm.api.errors import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from router.session_input import EventReader
+from router.event_reader import EventReader
 from router.timeline import Timeline
 from stream2llm.api.requests import AppendContext, ClientEvent, SealContext
 from stream2llm.serving.clock import ManualClock
