@@ -202,7 +202,7 @@ async def test_restarts_and_answers_are_kept() -> None:
                 await conversation.progress(restarts=1)
                 await conversation.answer_begins("one")
                 if conversation is router.conversations[1]:
-                    await conversation.fail(grpc.StatusCode.UNAVAILABLE, "gone")
+                    await conversation.fail(grpc.StatusCode.INTERNAL, "a bug")
                 last = finished(1)
                 last.restarts = 2
                 await conversation.send(finished=last)
@@ -213,7 +213,7 @@ async def test_restarts_and_answers_are_kept() -> None:
         driver = Driver(a_plan(0.0, 0.0), [client], asking, SystemClock())
         await driver.run(asyncio.Event())
     records = {record.error: record.restarts for record in driver.records()}
-    assert records == {"": 2, "UNAVAILABLE": 1}
+    assert records == {"": 2, "INTERNAL": 1}
     assert list(driver.answers().values()) == [[0]]
 
 

@@ -63,10 +63,10 @@ def test_the_first_loss_is_answered_at_once(failure: Failure, cause: Cause) -> N
 
 def test_lost_kv_makes_other_workers_better_first_of_decode_then_of_prefill() -> None:
     recovery, decode, prefill = Recovery(RecoveryOptions()), Process("d"), Process("p")
-    recovery.lost(lost("decode"), prefill)
+    recovery.lost(lost("decode"), 0.0, prefill)
     assert recovery.rather_not == set()
     for avoided in ({decode}, {decode, prefill}, {decode, prefill}):
-        recovery.lost(lost("decode", "KV_LOST", decode), prefill)
+        recovery.lost(lost("decode", "KV_LOST", decode), 0.0, prefill)
         assert recovery.rather_not == avoided
 
 

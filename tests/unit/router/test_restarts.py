@@ -36,10 +36,13 @@ async def pairs(make_ring: Any) -> Ring:
     return ring
 
 
-def prefill_of(ring: Ring) -> FakeWorker:
-    """The worker that has the newest session."""
-    having = [w for w in ring.workers if w.prefill.records and not _has_ended(w)]
-    (worker,) = having
+async def prefill_of(ring: Ring) -> FakeWorker:
+    """The worker that has the newest session, which may still be on its way to it."""
+
+    async def having() -> list[FakeWorker]:
+        return [w for w in ring.workers if w.prefill.records and not _has_ended(w)]
+
+    (worker,) = await eventually(having, bool)
     return worker
 
 
@@ -104,7 +107,7 @@ async def test_a_lost_prefill_worker_costs_a_recomputation_at_every_event(
     await session.next("progress")
     for step in STEPS[:num_before]:
         await step(session)
-    victim = prefill_of(pairs)
+    victim = await prefill_of(pairs)
     if num_before == len(STEPS):
         await soon(victim.prefill.records[-1].sealed.wait())
     await victim.kill()
@@ -179,7 +182,7 @@ async def test_figures_add_up_over_workers(pairs: Ring) -> None:
     num_tokens = len(pairs.encode("begin")) + len(pairs.encode("one two three"))
     while (await session.next("progress")).prefilled_tokens < num_tokens - 1:
         pass
-    await prefill_of(pairs).kill()
+    await (await prefill_of(pairs)).kill()
     await session.seal()
     usage = (await session.answer()).finished.usage
     assert usage.computed_tokens == 2 * num_tokens - 1
@@ -235,7 +238,7 @@ async def test_a_prefill_worker_lost_before_decode_has_the_kv_costs_no_token(pai
     await session.seal()
     first = await session.next("delta")
     decode = (await decode_of(pairs)).decode
-    await prefill_of(pairs).kill()
+    await (await prefill_of(pairs)).kill()
     await soon(decode.cancelled.wait())
     for worker in pairs.workers:
         worker.decode.hold_after_steps = None
@@ -452,7 +455,7 @@ async def test_each_restart_and_each_end_has_one_line(
     session = pairs.converse()
     await session.open("begin", session_id="mine", sampling=SAMPLING)
     await session.next("progress")
-    victim = prefill_of(pairs)
+    victim = await prefill_of(pairs)
     await victim.kill()
     await session.seal()
     await session.answer()
