@@ -39,6 +39,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 MARK = owner_mark(f"test{os.getpid()}", "gcs", 1)
+HEAD_MARK = "STREAM2LLM_TEST_HEAD"
 TEMP_DIR = f"/tmp/s2l-gcs-{os.getpid()}"  # short: it holds sockets
 PACKAGES = ("redis-tools", "redis-server", "liblzf1", "libjemalloc2")
 
@@ -73,6 +74,8 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_REDIS_ADDRESS": redis,
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Of all processes: after a minute they would end, and a busy machine may need one.
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
         }.items():
             monkeypatch.setenv(name, value)
         port = pick_port("127.0.0.1", f"{MARK}head")
@@ -107,15 +110,14 @@ def start_again(gcs: psutil.Process) -> None:
     )  # fmt: skip
 
 
-async def test_with_a_redis_the_cluster_goes_on_and_its_controller_is_adopted(
-    head: str, tmp_path: Path
-) -> None:
-    config = a_config(tmp_path, replicas=1)
-    config = config.model_copy(update={"ray": config.ray.model_copy(update={"address": head})})
+async def outlive_the_gcs(address: str, folder: str) -> None:
+    """In a process of its own, which Ray may end: a cluster on the Ray at `address` loses its GCS."""
+    config = a_config(Path(folder), replicas=1)
+    config = config.model_copy(update={"ray": config.ray.model_copy(update={"address": address})})
     with Cluster.start(config, factories=FACTORIES) as cluster:
         cluster.wait_ready(READY_S)
         before = cluster.status()
-        start_again(gcs_of(MARK))
+        start_again(gcs_of(os.environ[HEAD_MARK]))
         # The controller dies while its table is away or just back.
         (controller,) = owned_processes(f"{cluster.cluster_id}/controller/")
         os.kill(controller.pid, signal.SIGKILL)
@@ -131,6 +133,20 @@ async def test_with_a_redis_the_cluster_goes_on_and_its_controller_is_adopted(
         os.kill(dead["address"]["pids"][0], signal.SIGKILL)
         wait_replaced(cluster, "decode-0", dead)
     assert owned_processes(f"{cluster.cluster_id}/") == ()
+
+
+def test_with_a_redis_the_cluster_goes_on_and_its_controller_is_adopted(
+    head: str, tmp_path: Path
+) -> None:
+    program = (
+        "import asyncio, sys; from tests.integration.cluster.test_gcs import outlive_the_gcs as run;"
+        " asyncio.run(run(*sys.argv[1:]))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, head, str(tmp_path)], cwd=Path(__file__).parents[3],
+        env={**os.environ, HEAD_MARK: MARK}, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     assert owned_processes(MARK)
 
 
