@@ -11,8 +11,10 @@ from urllib.error import HTTPError
 from urllib.request import Request
 
 import grpc
+import psutil
 import pytest
 import ray
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 from experiments.lab_cluster import workers
 from stream2llm.api.grpc_options import channel_options
@@ -68,13 +70,26 @@ async def test_a_job_without_the_token_is_refused_and_never_runs(
     """The port of Ray's job agent would otherwise be a shell for everyone who reaches it."""
     assert cluster.ray_token_file is not None
     token = cluster.ray_token_file.read_text()
-    await eventually(_agent_port, lambda port: port > 0, 300.0)
+    await eventually(_agent_port, lambda port: port > 0 or _has_other_ray(), 300.0)
+    if await _agent_port() < 1:
+        pytest.skip("another Ray on this machine has the port of Ray's job agent, which is fixed")
     assert _post_job(tmp_path / "none") == 401
     assert _post_job(tmp_path / "wrong", "0" * len(token)) == 403
     assert _post_job(tmp_path / "right", token) == 200
     # What is asked for does run with the token, so the others had their time, too.
     made = await eventually(lambda: asyncio.to_thread(os.listdir, tmp_path), bool, 300.0)
     assert made == ["right"]
+
+
+def _has_other_ray() -> bool:
+    """Whether a Ray that is not this test's listens on that port."""
+    holders = {
+        each.pid
+        for each in psutil.net_connections("tcp")
+        if each.laddr and each.laddr.port == DEFAULT_DASHBOARD_AGENT_LISTEN_PORT and not each.raddr
+    }
+    ours = {each.pid for each in psutil.Process().children(recursive=True)}
+    return bool(holders - {None} - ours)
 
 
 async def _agent_port() -> int:
