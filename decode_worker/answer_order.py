@@ -45,7 +45,7 @@ class AnswerTag:
 
 @dataclass(slots=True)
 class AnswerUse:
-    """What the answers of one tenant, or of all that are not configured, use of a decode worker."""
+    """Usage of a decode worker by the answers of one tenant, or of all that are not configured."""
 
     num_waiting: int = 0
     num_running: int = 0

@@ -28,7 +28,7 @@ from stream2llm.workload.traces.read import read_sessions
 
 @dataclass(frozen=True, slots=True)
 class UpdateModel:
-    """How one update changes a ranking of TOP_K documents."""
+    """The change that one update makes to a ranking of TOP_K documents."""
 
     # A new one comes in at TOP_K x u ** this, u uniform in [0, 1): 1 is anywhere.
     insertion_power: float = INSERTION_POWER

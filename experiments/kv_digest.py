@@ -1,4 +1,4 @@
-"""What digests of KV cost: on a prefill engine, at a reader, and on the wire.
+"""Measures the cost of KV digests: on a prefill engine, at a reader, and on the wire.
 
 `prefill`: CPU time of a real engine from a prompt's arrival to its first token, digests on
 and off in turn, as pairs; sampling a step's blocks, its rows and their keys are in it.

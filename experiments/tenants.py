@@ -44,7 +44,7 @@ class Client:
 
 @dataclass(slots=True)
 class Played:
-    """What came of it, by the name of the tenant."""
+    """The results, by the name of the tenant."""
 
     ttft_s: dict[str, list[float]] = field(default_factory=dict)
     # Tokens computed, those that were thrown away included.

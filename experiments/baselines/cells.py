@@ -90,7 +90,7 @@ def reported_policy(policies: Sequence[str]) -> str:
 
 
 def systems_of(cell: Cell, policies: Sequence[str]) -> tuple[str, ...]:
-    """Who takes part. vLLM's streaming input appends only; under pressure each mode of preemption."""
+    """Returns the systems of a cell. vLLM's streaming input appends only; under pressure each mode of preemption."""
     baselines = [NON_STREAMING, WARMED]
     if cell.shape == "crawler":
         baselines.append(STREAMED)

@@ -40,7 +40,7 @@ NEVER = 1_000_000
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """How long, how often, under which load."""
+    """The duration, the interval of faults and the load."""
     parser.add_argument("--minutes", type=float, default=60.0, help="in which sessions arrive")
     parser.add_argument("--every-s", type=float, default=20.0, help="between two faults")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""What the cluster is asked for: crawls and vector searches with the published quantiles. Pure."""
+"""The load on the cluster: crawls and vector searches with the published quantiles. Pure."""
 
 from __future__ import annotations
 

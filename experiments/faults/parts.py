@@ -10,7 +10,7 @@ from stream2llm.serving.processes import OwnedProcess, owned_processes
 
 
 class Kind(StrEnum):
-    """What a process is in its router, worker or controller; the title shows it."""
+    """The part that a process plays in a router, worker or controller; its title shows it."""
 
     ACTOR = "actor"
     ENGINE_CORE = "EngineCore"

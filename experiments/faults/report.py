@@ -14,7 +14,7 @@ from stream2llm.workload.table import Table, markdown
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What happened."""
+    """The record of one run: its sessions, their answers, the faults, and what was left."""
 
     records: tuple[SessionRecord, ...]
     # Token ids of each whole answer, by session.
@@ -70,7 +70,7 @@ def to_compare(run: Run, most: int) -> list[str]:
 
 
 def outcome(run: Run, check: Check) -> Outcome:
-    """What came of it."""
+    """Returns the figures of one run; `check` has its compared answers."""
     records, times = run.records, [strike.at_s for strike in run.strikes]
     struck = {each.session_id for each in records if is_struck(each, times)}
     return Outcome(
@@ -88,7 +88,7 @@ def outcome(run: Run, check: Check) -> Outcome:
 
 
 def is_struck(record: SessionRecord, fault_times_s: Iterable[float]) -> bool:
-    """Whether a fault came between the seal and the first token."""
+    """Returns whether a fault came between the seal and the first token."""
     if record.sealed_s is None or not record.token_times_s:
         return False
     return any(record.sealed_s <= at_s <= record.token_times_s[0] for at_s in fault_times_s)
@@ -151,7 +151,7 @@ def _times(run: Outcome) -> str:
 
 
 def missed(run: Outcome) -> list[str]:
-    """What was wanted and is not so."""
+    """Returns a line for each expectation that the run does not meet."""
     found = [f"{count} sessions failed: {error}" for error, count in sorted(run.failed.items())]
     if run.check.differing:
         found.append(f"other answers than without faults: {', '.join(run.check.differing)}")

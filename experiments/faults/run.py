@@ -59,7 +59,7 @@ def _show(driver: Driver, strike: Strike) -> None:
 
 
 async def _blocks_held(client: AsyncClient) -> int:
-    """What workers hold once nothing is to be released any more, within a limit."""
+    """Returns what workers still hold when all should be released, or the time for that is over."""
     for _ in range(round(FREE_WITHIN_S / FREE_INTERVAL_S)):
         workers = (await client.server_info()).workers
         if not (held := sum(worker.num_kv_blocks_held for worker in workers)):

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Cause(StrEnum):
-    """What happened to it."""
+    """The cause of a loss of a router or worker."""
 
     # Its process or its engine ended.
     DIED = "died"
