@@ -214,11 +214,11 @@ async def test_without_recovery_a_lost_router_ends_the_session(
 async def test_a_session_that_has_sent_too_much_is_not_opened_again(
     rings: list[Ring], routers: AsyncClient
 ) -> None:
-    limits = SessionRecovery(max_kept_bytes=1000)
+    limits = SessionRecovery(max_kept_bytes=900)
     async with routers.session(prefix="begin", recover=limits) as session:
-        await session.append("x" * 1001)
+        await session.append("x" * 901)
         await (await holder_of(rings)).lose_router()
-        with pytest.raises(UnavailableError, match=r"more than 1000 bytes \(max_kept_bytes\)"):
+        with pytest.raises(UnavailableError, match=r"more than 900 bytes \(max_kept_bytes\)"):
             await session.answer()
 
 
