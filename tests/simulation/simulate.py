@@ -111,11 +111,13 @@ def _watched(loop: VirtualLoop) -> Iterator[Complaints]:
     loop.set_exception_handler(complaints.unhandled)
     loggers = [logging.getLogger(name) for name in ("", "router", "stream2llm")]
     gc.disable()  # collections would come at other moments each time
+    gc.freeze()  # so that the collection after the run looks at what is its own
     loggers[0].addHandler(complaints)
     try:
         yield complaints
     finally:
         gc.collect()
+        gc.unfreeze()
         gc.enable()
         loggers[0].removeHandler(complaints)
 
@@ -130,10 +132,5 @@ def tiny_tokenizer() -> ModelTokenizer:
 def simulate_seeds(seeds: Iterable[int]) -> Iterator[Report]:
     """Runs seeds one after the other; yields a report of each."""
     tokenizer = tiny_tokenizer()
-    gc.collect()
-    gc.freeze()  # so that the collection after each run looks at little
-    try:
-        for seed in seeds:
-            yield simulate(Script.draw(seed), tokenizer)
-    finally:
-        gc.unfreeze()
+    for seed in seeds:
+        yield simulate(Script.draw(seed), tokenizer)
