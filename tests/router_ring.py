@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import starmap
 from pathlib import Path
@@ -56,7 +56,9 @@ class Conversation:
     async def send(self, **event: Any) -> None:
         self._sequence += 1
         request = pb.StreamGenerateRequest(sequence=self._sequence, **event)
-        await soon(self.call.write(request))
+        # A session that the router has ended takes nothing more; its answer says why.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await soon(self.call.write(request))
 
     async def open(self, prefix: str = "", suffix: str = "", **fields: Any) -> None:
         plain = pb.PlainTemplate(prefix=pb.Content(text=prefix), suffix=pb.Content(text=suffix))
