@@ -59,7 +59,7 @@ class RequestView(NamedTuple):
     """Prompt tokens that this worker had computed for all sessions at the last event: a clock
     that stands still while nothing is computed."""
     opening_work: int = 0
-    """The same at its opening."""
+    """Prompt tokens that this worker had computed for all sessions when this one was opened."""
     ttft_slo_ms: int = 0
     """Milliseconds from its seal in which its first token is due; 0: no deadline."""
     deadline_ms: int = 0

@@ -44,7 +44,8 @@ OpenTokenBudget = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Token budget of a step without sealed sessions, under srpf; by default the cluster's.",
+        help="Token budget of a step without sealed sessions, under policies that keep sealed ones "
+        "apart (srpf); by default the cluster's.",
     ),
 ]
 

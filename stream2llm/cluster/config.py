@@ -1,8 +1,8 @@
 """The configuration of a cluster: one frozen tree, read once from YAML.
 
 Unknown keys are refused by name. Sections that reach a router's or an engine's
-inside are declared beside their users' specs (`serving/`); all defaults are in these
-models. Nothing below the composition roots reads the environment or a file; they get
+inside are declared, with their defaults, beside their users' specs (`serving/`).
+Nothing below the composition roots reads the environment or a file; they get
 a part of this tree.
 """
 

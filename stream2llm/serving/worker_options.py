@@ -48,8 +48,9 @@ class PrefillOptions(FrozenModel):
     # Over 8,192 tokens, simulated sessions of a vector search have a fifth less TTFT at P50 on the
     # paper's H200; shorter steps cost P95 of a crawler (docs/benchmark-results.md).
     open_token_budget: int = Field(default=2048, ge=1)
-    """Policy `srpf` only: token budget of a step without sealed sessions. A session sealed during
-    such a step waits for its end; much smaller budgets cost throughput."""
+    """Token budget of a step without sealed sessions, under policies that keep sealed sessions apart
+    (`srpf`; one of your own with `keeps_sealed_apart`). A session sealed during such a step waits for
+    its end; much smaller budgets cost throughput."""
     # A step of 8,192 tokens takes 0.13 s on two H200, in which a light client's prompt of 1,000
     # tokens is computed seven times over.
     shared_token_budget: int = Field(default=1024, ge=1)
