@@ -1,4 +1,4 @@
-"""Which faults come when. Pure; the seed decides everything."""
+"""Plans which faults come when; the seed decides everything."""
 
 from __future__ import annotations
 
