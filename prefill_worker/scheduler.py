@@ -112,7 +112,7 @@ class PrefillScheduler(TimedSteps, Scheduler):
         # The baseline of benchmarks.
         self._evicts_whole_requests = False
         self._counters = SchedulerCounters()
-        self._mode = Mode(self._options.preemption)
+        self._mode = self._options.preemption
         self.swapping = self._create_swapping()
         self._nixl = find_connector(self.connector, NixlConnector)
         # None: hand-overs have no digests.

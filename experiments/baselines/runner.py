@@ -15,11 +15,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from cost_profiles.decision import Mode
 from experiments.baselines.answering import EngineSystem
 from experiments.baselines.cells import (
     DEFAULT_PREEMPTION,
     NON_STREAMING,
-    PREEMPTION_MODES,
     STOCK,
     Cell,
     Comparison,
@@ -113,7 +113,7 @@ class Runner:
         found: dict[str, EngineLink] = {}
         core, blocks = self._options.cores[1:], self._blocks(shape, scarce=scarce)
         stock = self._host_spec("stock", core, blocks, TOKEN_BUDGET[shape])
-        modes = PREEMPTION_MODES if scarce else (DEFAULT_PREEMPTION,)
+        modes = tuple(Mode) if scarce else (DEFAULT_PREEMPTION,)
         specs = {"stock": stock}
         specs |= {mode: replace(stock, kind="ours", preemption=mode) for mode in modes}
         try:
@@ -132,7 +132,7 @@ class Runner:
         )
 
     def _engine_systems(self, links: Mapping[str, EngineLink]) -> dict[str, System]:
-        by_mode = [ours(reported_policy(self._options.policies), each) for each in PREEMPTION_MODES]
+        by_mode = [ours(reported_policy(self._options.policies), each) for each in Mode]
         names = (*STOCK, *map(ours, self._options.policies), *by_mode)
         found = {name: links.get(_link_of(name)) for name in names}
         return {name: EngineSystem(name, [link]) for name, link in found.items() if link}

@@ -23,6 +23,7 @@ from stream2llm.cluster.view_publisher import ViewPublisher
 from stream2llm.cluster.watching import Watcher
 from stream2llm.serving.launch import RouterStarted
 from stream2llm.serving.replica_status import ReplicaStatus
+from stream2llm.serving.router_spec import DEFAULT_DRAIN_TIMEOUT_S
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
 
 
@@ -39,7 +40,7 @@ class Settings:
     # another one.
     evidence_timeout_s: float = 30.0
     # For the sessions of a worker that drains, and for routers to hear of it before.
-    drain_timeout_s: float = 30.0
+    drain_timeout_s: float = DEFAULT_DRAIN_TIMEOUT_S
     view_timeout_s: float = 5.0
     # Between two looks at whether a node is about to end.
     nodes_interval_s: float = 3.0

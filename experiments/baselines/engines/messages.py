@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from stream2llm.serving.worker_options import PreemptionMode, PrefillOptions
+from cost_profiles.decision import Mode
+from stream2llm.serving.worker_options import PrefillOptions
 
 Kind = Literal["stock", "ours"]
 _LENGTH_BYTES = 4
@@ -33,7 +34,7 @@ class HostSpec:
     max_num_seqs: int
     max_model_len: int
     # Of our engine.
-    preemption: PreemptionMode = PrefillOptions().preemption
+    preemption: Mode = PrefillOptions().preemption
 
 
 class Ask(msgspec.Struct, tag=True, frozen=True):
