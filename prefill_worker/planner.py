@@ -101,7 +101,7 @@ class _Planning:
         self._some_are_loading = False
         # A session that gets tokens is sealed.
         self._some_are_sealed = False
-        self._followers: list[str] = []
+        self._deduplicated: list[str] = []
         self._short_of_memory: list[str] = []
         # Keys of the full blocks that this step computes or loads.
         self._coming: set[Hashable] = set()
@@ -136,7 +136,7 @@ class _Planning:
             self._victims.evictions(),
             stop,
             stopped_at,
-            tuple(self._followers),
+            tuple(self._deduplicated),
             tuple(self._loads),
             tuple(self._short_of_memory),
         )
@@ -145,7 +145,7 @@ class _Planning:
         """Serves one session; returns a reason if the walk ends here."""
         if self._tokens_left <= 0:
             return StopReason.TOKEN_BUDGET
-        num_others = max(len(self._followers), len(self._loads) - 1)
+        num_others = max(len(self._deduplicated), len(self._loads) - 1)
         if min(self._slots_left, self._max_others - num_others, self._loads_left) <= 0:
             return StopReason.REQUEST_SLOTS
         if not view.sealed and self._ranking.keeps_sealed_apart:
@@ -153,8 +153,10 @@ class _Planning:
                 return StopReason.SEALED_APART
             if not self._grants:
                 self._tokens_left = self._open_tokens
-        if self._ledger.has_hit(view.request_id) or (self._coming and self._follows(view)):
-            self._followers.append(view.request_id)
+        if self._ledger.has_hit(view.request_id) or (
+            self._coming and self._is_computed_for_another(view)
+        ):
+            self._deduplicated.append(view.request_id)
             return None
         num_tokens = num_tokens_to_host_blocks(view, self._block_size)
         if self._compute(view, num_tokens) if num_tokens else self._load(view):
@@ -165,7 +167,7 @@ class _Planning:
             return StopReason.NO_ROOM_TO_RESTORE
         return StopReason.KV_MEMORY
 
-    def _follows(self, view: RequestView) -> bool:
+    def _is_computed_for_another(self, view: RequestView) -> bool:
         """Whether this step already computes or loads the session's next block for another."""
         first = view.num_computed_tokens // self._block_size
         keys = self._ledger.block_keys(view.request_id, first, first + 1)

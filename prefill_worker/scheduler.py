@@ -572,7 +572,7 @@ class PrefillScheduler(TimedSteps, Scheduler):
         yield from self.offering.take_due(
             self._live, self._table.has_work, is_short=self._is_short_of_blocks
         )
-        self._counters.promotions = self._table.num_promotions
+        self._counters.guarded_sessions = self._table.num_guarded_in_all
         num_with_work = self._table.num_with_work
         yield from self._reporting.take_due(
             self._table.policy.name,

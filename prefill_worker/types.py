@@ -46,8 +46,9 @@ class RequestView(NamedTuple):
     num_reached_tokens: int = 0
     """Known tokens that were computed at some time; more than `num_computed_tokens` while
     evicted KV is not restored, else 0."""
-    promotion: int = 0
-    """Number of its promotion by the starvation guard, from 1; 0: not promoted."""
+    guard_number: int = 0
+    """Its number among the sessions that the starvation guard has put before others, from 1; 0: it is
+    not guarded."""
     host_start: int = 0
     """First block index of its next run of blocks in the CPU KV offload pool."""
     host_stop: int = 0
@@ -286,7 +287,7 @@ class StepPlan:
     stopped_at: str | None = None
     # Sessions whose next block the prefix cache knows, or will know because
     # another one computes it in this step; they take it in the next.
-    followers: tuple[str, ...] = ()
+    deduplicated: tuple[str, ...] = ()
     loads: tuple[Load, ...] = ()
     # The first session of each tenant that found no KV block for new tokens.
     short_of_memory: tuple[str, ...] = ()
