@@ -138,7 +138,7 @@ class Result:
 def measure(num_sessions: int, num_with_work: int, policy: str, *, short: bool) -> Result:
     """Plans the same steps both ways.
 
-    `short`: whoever has work wants 32 tokens, so that a step has room for 64
+    `short`: every session with work wants 32 tokens, so that a step has room for 64
     sessions; otherwise thousands, and a step goes to one or two.
     """
     figures = _sessions(num_sessions, num_with_work, short)
@@ -201,7 +201,7 @@ def _plan_by_sorting(figures: dict[str, Figures], policy: Policy, limits: StepLi
 
 
 def _carry_out(plan: StepPlan, figures: dict[str, Figures], short: bool) -> list[str]:
-    """Computes what was granted; whoever is through gets more, so that the work never ends."""
+    """Computes what was granted; every session that is through gets more, so that the work never ends."""
     for grant in plan.grants:
         each = figures[grant.request_id]
         each.computed += grant.num_tokens

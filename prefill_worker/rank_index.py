@@ -167,7 +167,7 @@ class RankIndex:
         return self._guarded if self.guarded_first and self.num_guarded else None
 
     def first_of_all(self) -> RequestView | None:
-        """The session with work that the policy ranks first, whoever it is served for."""
+        """The session with work that the policy ranks first, whichever session it is served for."""
         request_id = self._serving.first()
         return None if request_id is None else self._views[request_id]
 

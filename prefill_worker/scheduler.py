@@ -83,7 +83,7 @@ from stream2llm.serving.worker_options import DEFAULT_POLICY, WorkerOptions
 _log = logging.getLogger(__name__)
 
 _STAND_IN = POLICIES[DEFAULT_POLICY]
-# Of foreign code's error message in reports.
+# Longest part of foreign code's error message in reports.
 _MAX_FAILURE_CHARS = 500
 
 

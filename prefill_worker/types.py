@@ -208,7 +208,7 @@ class StepLimits:
 class EvictionReason(StrEnum):
     """Why a session loses its KV."""
 
-    # It has nothing new to compute, and somebody else has.
+    # It has nothing new to compute, and another session has.
     IDLE = "idle"
     # It has, and so has a session that goes before it.
     LOWER_RANK = "lower_rank"
@@ -219,7 +219,7 @@ class StopReason(StrEnum):
 
     # Complete sessions have the step to themselves.
     SEALED_APART = "sealed_apart"
-    # Everybody with work is served.
+    # All sessions with work are served.
     ALL_SERVED = "all_served"
     TOKEN_BUDGET = "token_budget"
     REQUEST_SLOTS = "request_slots"

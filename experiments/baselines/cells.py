@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Comparison = Literal["engine", "whole"]
 LoadName = Literal["light", "heavy", "bursts", "pressure"]
 
-# What everybody does, the best one can do without us, vLLM's own streaming.
+# The usual way, the best one can do without us, vLLM's own streaming.
 NON_STREAMING, WARMED, STREAMED = "vllm non-streaming", "vllm warmed", "vllm streaming"
 OURS = "stream2llm"
 STOCK: Final = (NON_STREAMING, WARMED, STREAMED)

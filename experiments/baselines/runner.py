@@ -68,7 +68,7 @@ BETWEEN_S = 2.5
 # Seconds to start all engines of a shape, or whole systems.
 STARTS_S = 100.0
 # A session without an answer for so many mean prefills is given up, but not sooner than that.
-PATIENCE_PREFILLS, LEAST_PATIENCE_S = 500, 15.0
+GIVEN_UP_AFTER_PREFILLS, LEAST_GIVEN_UP_AFTER_S = 500, 15.0
 
 
 class Runner:
@@ -244,7 +244,7 @@ class Runner:
     async def _turn(self, turn: Turn, system: System, engine: Mapping[str, str | float]) -> None:
         pace = self._paces[turn.cell.comparison, turn.cell.shape]
         played = sessions_of(turn, pace, self._options.num_sessions, self._options.retrieval_factor)
-        limit_s = max(LEAST_PATIENCE_S, PATIENCE_PREFILLS * pace.prefill_s)
+        limit_s = max(LEAST_GIVEN_UP_AFTER_S, GIVEN_UP_AFTER_PREFILLS * pace.prefill_s)
         settings = {**settings_of(turn, pace), **engine, "model": self._model_path.name}
         # A collection in the middle of a run would make the driver late.
         gc.collect()

@@ -121,7 +121,7 @@ def play_tasks(cell: Cell, fit: Fit, tasks: Sequence[Task]) -> RunRecord:
 
 
 def settings_of(cell: Cell) -> PrefillSettings:
-    """Of each of its workers."""
+    """Returns the settings of each of its workers."""
     is_streamed = cell.system != NOT_STREAMED
     return PrefillSettings(
         int(NUM_BLOCKS * cell.memory),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 MIN_SESSIONS = 500
-# Some minutes; whoever wants more has to say so.
+# Some minutes of simulation; more have to be asked for.
 MAX_SESSIONS = 10_000
 
 

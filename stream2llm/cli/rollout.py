@@ -21,7 +21,7 @@ from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.serving.logs import for_terminal
 
 ASK_TIMEOUT_S = 30.0
-# Of a controller that is started again.
+# Longest absence of a controller that is started again.
 _ABSENCE_S = 60.0
 _LOOK_INTERVAL_S = 1.0
 

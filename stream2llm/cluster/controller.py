@@ -166,7 +166,7 @@ class Controller:
         )
 
     async def _tell_policy(self) -> None:
-        """The predecessor may have died before it had told all workers."""
+        """The predecessor may have died before it had informed all workers."""
         state = await self._policy.switch(self._choice.name)
         if state.errors:
             _log.warning("policy_not_confirmed errors=%s", state.errors)

@@ -86,7 +86,7 @@ class Supervisor:
 
     @property
     def addresses(self) -> Mapping[str, WorkerAddress | RouterStarted]:
-        """Of each replica that has started, by name, until nothing is left of it."""
+        """The address of each replica that has started, by name, until nothing is left of it."""
         return self._state.addresses
 
     @property

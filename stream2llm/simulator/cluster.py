@@ -35,7 +35,7 @@ class ClusterSettings:
     num_output_tokens: int = 1
     # None: no samples.
     sample_every_s: float | None = None
-    # Of these the mode and `min_offer_tokens` count.
+    # Only the mode and `min_offer_tokens` count.
     handover: HandoverOptions = field(default_factory=HandoverOptions)
 
 

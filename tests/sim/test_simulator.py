@@ -101,10 +101,10 @@ def test_every_session_is_answered_and_no_token_is_lost(policy: str, mode: Mode)
 def test_streaming_hides_prefill_behind_the_crawl() -> None:
     asked = workload("crawler")
     streamed = play_trace(MACHINE, Way(options("srpf")), asked, "t")
-    awaited = play_trace(MACHINE, Way(options("default"), streams=False), asked, "t")
-    assert median(ttft_s(awaited)) > 3 * median(ttft_s(streamed))
+    non_streaming = play_trace(MACHINE, Way(options("default"), streams=False), asked, "t")
+    assert median(ttft_s(non_streaming)) > 3 * median(ttft_s(streamed))
     assert sum(each.computed_tokens for each in streamed.sessions) == sum(
-        each.computed_tokens for each in awaited.sessions
+        each.computed_tokens for each in non_streaming.sessions
     )
 
 

@@ -33,7 +33,7 @@ class HostSpec:
     token_budget: int
     max_num_seqs: int
     max_model_len: int
-    # Of our engine.
+    # For our engine only.
     preemption: Mode = PrefillOptions().preemption
 
 

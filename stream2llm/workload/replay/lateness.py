@@ -1,10 +1,10 @@
 """How late a replay is, and whose fault that is.
 
-Of one session's events: an event can be begun as soon as it is due and the system has
+Judged for one session's events: an event can be begun as soon as it is due and the system has
 taken the one before it. That it was begun later than that is the generator's fault;
 everything else that makes it late is the system's (no credit, no admission).
 
-Of the generator's event loop, measured all the time: a loop that is busy submits late and,
+The generator's event loop is measured all the time: a loop that is busy submits late and,
 what sessions cannot notice themselves, reads answers late. So a task asks to be woken at
 fixed distances and notes by how much it was not.
 """
@@ -68,7 +68,7 @@ class LagProbe:
 
 
 def with_missed(lag_s: float, every_s: float) -> list[float]:
-    """A lag, and those of whoever would have been woken while it lasted.
+    """A lag, and those of all that would have been woken while it lasted.
 
     One stall of five seconds would else count as much as one moment of none.
     """

@@ -97,7 +97,7 @@ class SessionReplay:
         self._ended_s = planned.due_s
         self._lateness = Lateness()
         self._token_times_s: list[float] = []
-        # Of the answer so far.
+        # Tokens of the answer so far.
         self.token_ids: list[int] = []
         self._progress = Progress()
         self._finished: Finished | None = None

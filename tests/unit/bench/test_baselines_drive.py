@@ -87,7 +87,7 @@ async def test_each_session_gets_its_changes_and_its_tokens_their_times() -> Non
 
 
 class SlowToTake(FakeAsking):
-    """Holds the driver back until it is told otherwise, as a client without credit."""
+    """Holds the driver back until it is released, as a client without credit."""
 
     def __init__(self, clock: ManualClock) -> None:
         super().__init__("answers")

@@ -156,7 +156,7 @@ def test_a_closed_session_is_nowhere() -> None:
 
 
 def test_a_session_that_failed_while_it_began_is_nowhere_either() -> None:
-    """The scheduler ends it before it has told the table how long it is."""
+    """The scheduler ends it before the table knows how long it is."""
     table = a_table()
     table.open("failed", revision=1, sealed=True, ttft_slo_ms=100)
     opened(table, "other", 64)
