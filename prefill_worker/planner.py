@@ -1,4 +1,4 @@
-"""Phase 1 of a step: decide, change nothing.
+"""Phase 1 of two-phase scheduling: plans a step, and changes nothing.
 
 Walks the sessions that have work in rank order, and grants each the rest of the token
 budget, as far as its KV blocks fit. Where they do not fit, it evicts. A victim may be
@@ -11,9 +11,10 @@ So the first in rank can evict all others, and progresses in every step, unless
 hand-overs hold the memory, and those end. An eviction that would not help is not
 made, and no session loses more than is needed (victims.py).
 
-Equal leading documents are computed once: a session is left out if its next block is
-in the prefix cache or is computed by another session in this step; it takes the block
-from the cache before the next step. At most as many are examined as a step has slots.
+Equal leading documents are computed once (in-flight deduplication): a session is left
+out if its next block is in the prefix cache or is computed by another session in this
+step; it takes the block from the cache before the next step. At most as many are
+examined as a step has slots.
 
 Blocks of a session in the CPU KV offload pool are loaded when all before them is
 computed: in a step of their own, because only its end confirms the copy. That takes

@@ -1,4 +1,4 @@
-"""Phase 2: vLLM's scheduler, made to follow our plan.
+"""Phase 2 of two-phase scheduling: vLLM's scheduler, made to follow our plan.
 
 Between steps the base class has no request in its queues. In each step, phase 1
 (`SessionTable.plan`) decides who computes how much and who is evicted. The scheduler
@@ -10,7 +10,7 @@ Life of a session's request:
  1. `add_request` with a new id: a session begins (an ordinary request is a session
     that is sealed from the start).
  2. `add_request` with a known id: a context event. The sequence is spliced, KV behind
-    the common prefix is dropped, and the request returns to WAITING, because only a
+    the longest common prefix (LCP) is dropped, and the request returns to WAITING, because only a
     request that is announced anew brings the worker process its new tokens. It keeps
     its blocks.
  3. Steps compute up to the target; the last token of an open session is held back, so

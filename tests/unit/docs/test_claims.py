@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from prefill_worker.policy import POLICIES
+from prefill_worker.types import RequestView
 from stream2llm.cluster.config import parse_config
 from stream2llm.workload.traces.read import read_sessions
 from tests.command_lines import parse
@@ -199,6 +200,23 @@ def _value(text: str) -> str | float:
         return float(text.replace(",", ""))
     except ValueError:
         return "" if text == "unset" else text
+
+
+# -- policies ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["operations.md", "scheduling.md"])
+def test_the_table_of_policies_has_all_that_are_built_in(page: str) -> None:
+    rows = [cells for head, cells in table_rows(ROOT / "docs" / page) if head[0] == "policy"]
+    listed = [_SPAN.findall(cells[0])[0] for cells in rows if "`" in cells[0]]
+    assert sorted(listed) == sorted(POLICIES)
+
+
+def test_the_table_of_what_a_policy_sees_has_all_of_it() -> None:
+    rows = [c for h, c in table_rows(ROOT / "docs" / "scheduling.md") if h[:2] == ["field", "unit"]]
+    listed = [name for cells in rows for name in _SPAN.findall(cells[0])]
+    properties = {n for n, value in vars(RequestView).items() if isinstance(value, property)}
+    assert sorted(listed) == sorted({*RequestView._fields, *properties})
 
 
 # -- metrics -------------------------------------------------------------------------
