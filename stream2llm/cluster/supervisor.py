@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.actions import Actions
+from stream2llm.cluster.adoption import SavedState, restored, restored_view
 from stream2llm.cluster.connecting import Connector
 from stream2llm.cluster.draining import Drainer
 from stream2llm.cluster.fleet_state import FleetState, loop_now_s
@@ -148,6 +149,19 @@ class Supervisor:
     def forget(self, name: str) -> None:
         """Ends that time: nothing of the replica is left."""
         self._state.apply(sv.without(self.fleet, name))
+
+    def take_over(
+        self, roles: Mapping[str, sv.Role], saved: SavedState, living: Mapping[str, int]
+    ) -> int:
+        """Goes on with what an earlier controller has left; call it before `run`.
+
+        `saved` is as of now, `living` has the incarnation of each living actor. Returns the
+        number of this controller.
+        """
+        number = saved.num_controllers + 1
+        fleet = restored(roles, saved, living)
+        self.restore(fleet, saved.addresses, restored_view(fleet, saved, number))
+        return number
 
     def restore(
         self,
