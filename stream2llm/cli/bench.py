@@ -117,7 +117,7 @@ def replay(
         bool, typer.Option("--no-metrics", help="No timeline, no counts of preemptions.")
     ] = False,
     *,
-    given: secure.Given,
+    given: secure.Options,
 ) -> None:
     """Replay a trace against a running cluster, in open loop, and report the results.
 

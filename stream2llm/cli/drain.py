@@ -48,7 +48,7 @@ def drain(
         ),
     ] = 900.0,
     *,
-    given: secure.Given,
+    given: secure.Options,
 ) -> None:
     """Drain a router or worker, and make it anew; returns when the new one is ready.
 

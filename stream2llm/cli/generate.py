@@ -62,7 +62,7 @@ def generate(
         ),
     ] = None,
     *,
-    given: secure.Given,
+    given: secure.Options,
     system: Annotated[
         str | None, typer.Option(help="System message; the chat template is used.")
     ] = None,

@@ -30,7 +30,7 @@ def policy(
         float, typer.Option("--timeout", help="Seconds to wait for the controller.")
     ] = 60.0,
     *,
-    given: secure.Given,
+    given: secure.Options,
 ) -> None:
     """Show the scheduling policy of each prefill worker, or switch all of them.
 

@@ -27,7 +27,7 @@ def ready(
         ),
     ] = False,
     *,
-    given: secure.TlsGiven,
+    given: secure.TlsOptions,
 ) -> None:
     """Tell by the exit code whether a router takes sessions.
 

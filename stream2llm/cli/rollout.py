@@ -64,7 +64,7 @@ def restart(
     ] = 900.0,
     wait: WaitOption = True,
     *,
-    given: secure.Given,
+    given: secure.Options,
 ) -> None:
     """Replace routers and workers by new ones, one after the other.
 
@@ -95,7 +95,7 @@ def status(
     controller: ControllerOption = DEFAULT_CONTROLLER,
     wait: WaitOption = True,
     *,
-    given: secure.Given,
+    given: secure.Options,
 ) -> None:
     """Follow the rolling restart that is under way, or say how the last one ended.
 
@@ -117,7 +117,7 @@ def status(
 def stop(
     controller: ControllerOption = DEFAULT_CONTROLLER,
     *,
-    given: secure.Given,
+    given: secure.Options,
 ) -> None:
     """Stop a rolling restart: the replica whose turn it is is still replaced.
 

@@ -25,7 +25,7 @@ SYSTEM = "system"
 
 
 @dataclass(frozen=True, slots=True)
-class TlsGiven:
+class TlsOptions:
     """What a command was given of the options of TLS."""
 
     tls_ca: Annotated[
@@ -74,7 +74,7 @@ class TlsGiven:
 
 
 @dataclass(frozen=True, slots=True)
-class Given(TlsGiven):
+class Options(TlsOptions):
     """What a command was given of the options of TLS and of the key; no file has been read."""
 
     api_key_file: Annotated[

@@ -77,7 +77,7 @@ def status(
         float, typer.Option("--timeout", min=0.001, help="Seconds to wait for each of the two.")
     ] = 5.0,
     *,
-    given: secure.Given,
+    given: secure.Options,
 ) -> None:
     """Show the routers and workers of a cluster, open sessions and KV cache use.
 

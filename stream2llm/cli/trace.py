@@ -11,7 +11,7 @@ import typer
 from stream2llm.cli import trace_import
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
-from stream2llm.cli.trace_options import Making, Output, header_of, show_trace, token_counter
+from stream2llm.cli.trace_options import Output, TraceOptions, header_of, show_trace, token_counter
 
 app = typer.Typer(
     no_args_is_help=True, help="Make, import and look at traces of streamed-context workloads."
@@ -34,7 +34,7 @@ def generate(
     output: Output,
     queries: Annotated[int, typer.Option("--queries", "-n", min=1, help="Sessions.")] = 500,
     *,
-    making: Making,
+    options: TraceOptions,
 ) -> None:
     """Make a trace with the quantiles of a published workload, and print how well it fits.
 
@@ -50,11 +50,11 @@ def generate(
     from stream2llm.workload.traces.write import write_trace
 
     with errors_as_exits():
-        source = str(making.arrivals or making.delays or "random arrivals")
-        times = first(queries, making.times(), source)
-        count, counted_by = token_counter(making.tokenizer)
-        maker = None if making.tokens_only else TextMaker(count)
-        scale, seed = making.scale, making.seed
+        source = str(options.arrivals or options.delays or "random arrivals")
+        times = first(queries, options.times(), source)
+        count, counted_by = token_counter(options.tokenizer)
+        maker = None if options.tokens_only else TextMaker(count)
+        scale, seed = options.scale, options.seed
         sessions = generator.generate(shape.value, times, seed, scale, maker)
         header = header_of(context, shape.value, counted_by, scale, seed, shape.value)
         write_trace(output, header, sessions)

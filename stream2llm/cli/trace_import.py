@@ -13,10 +13,10 @@ from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.option_groups import expanded
 from stream2llm.cli.trace_options import (
-    Making,
     Output,
     ScaleLoad,
     ScaleTokens,
+    TraceOptions,
     header_of,
     scale_of,
     show_trace,
@@ -37,7 +37,7 @@ SHOWN_BAD_ROWS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Requests:
+class RequestOptions:
     """Options of the commands that import requests, each of which has its own arrival."""
 
     max_sessions: Annotated[
@@ -62,7 +62,7 @@ def crawler(
     path: Annotated[Path, typer.Argument(help="The folder of query_*.csv.")],
     output: Output,
     *,
-    making: Making,
+    options: TraceOptions,
 ) -> None:
     """The paper's artifact: crawled pages, a file for each question.
 
@@ -73,7 +73,7 @@ def crawler(
     """
     from stream2llm.workload.traces.crawler_csv import crawler_sessions
 
-    _import_artifact(context, path, output, crawler_sessions, making, "crawler")
+    _import_artifact(context, path, output, crawler_sessions, options, "crawler")
 
 
 @app.command()
@@ -89,7 +89,7 @@ def anns(
     ],
     output: Output,
     *,
-    making: Making,
+    options: TraceOptions,
 ) -> None:
     """The paper's artifact: vector searches whose results get better while they run.
 
@@ -100,7 +100,7 @@ def anns(
     """
     from stream2llm.workload.traces.anns_traces import anns_items
 
-    _import_artifact(context, path, output, anns_items, making, "anns")
+    _import_artifact(context, path, output, anns_items, options, "anns")
 
 
 @app.command()
@@ -110,7 +110,7 @@ def azure(
     path: Annotated[Path, typer.Argument(help="AzureLLMInferenceTrace_*.csv.")],
     output: Output,
     *,
-    requests: Requests,
+    requests: RequestOptions,
 ) -> None:
     """The Azure LLM inference traces of 2023 and 2024: times, prompt and answer lengths.
 
@@ -131,7 +131,7 @@ def burstgpt(
     path: Annotated[Path, typer.Argument(help="BurstGPT_*.csv.")],
     output: Output,
     *,
-    requests: Requests,
+    requests: RequestOptions,
 ) -> None:
     """BurstGPT: times, prompt and answer lengths of a ChatGPT and GPT-4 service.
 
@@ -156,7 +156,7 @@ def mooncake(
         int, typer.Option(min=1, help="Tokens that each of a request's hash_ids stands for.")
     ] = 512,
     *,
-    requests: Requests,
+    requests: RequestOptions,
 ) -> None:
     """Mooncake's traces: times, prompt and answer lengths, and which beginnings prompts share.
 
@@ -179,7 +179,7 @@ def _import(
     path: Path,
     output: Path,
     importer: Callable[[Path, Scale, Streaming, Report], Iterator[Item]],
-    requests: Requests,
+    requests: RequestOptions,
 ) -> None:
     """Imports a recording of requests."""
     from stream2llm.workload.traces.requests import Streaming, first_sessions
@@ -197,17 +197,17 @@ def _import_artifact(
     path: Path,
     output: Path,
     importer: Callable[[Path, Iterator[float], Importing, Report], Iterator[Item]],
-    making: Making,
+    options: TraceOptions,
     shape: Shape,
 ) -> None:
     """Imports recordings of the paper's artifact."""
     from stream2llm.workload.traces.imports import Importing
 
     with errors_as_exits():
-        count, counted_by = token_counter(making.tokenizer)
-        importing, report = Importing(making.scale, count, making.tokens_only), _Reporter()
-        items = importer(path, making.times(), importing, report)
-        _write(context, path, output, items, report, making.scale, counted_by, making.seed, shape)
+        count, counted_by = token_counter(options.tokenizer)
+        importing, report = Importing(options.scale, count, options.tokens_only), _Reporter()
+        items = importer(path, options.times(), importing, report)
+        _write(context, path, output, items, report, options.scale, counted_by, options.seed, shape)
 
 
 def _write(

@@ -41,7 +41,7 @@ ScaleLoad = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Making:
+class TraceOptions:
     """Options of the commands that give sessions arrivals, a scale, and text or token counts."""
 
     seed: Seed = 0

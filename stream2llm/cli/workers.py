@@ -30,7 +30,7 @@ def retry(
         float, typer.Option("--timeout", help="Seconds to wait for the controller.")
     ] = 60.0,
     *,
-    given: secure.Given,
+    given: secure.Options,
 ) -> None:
     """Start a router or worker now that was given up, or waits to be started again.
 

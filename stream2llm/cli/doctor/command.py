@@ -66,7 +66,7 @@ def doctor(
         typer.Option("--timeout", min=0.01, callback=finite, help="Seconds to wait for an answer."),
     ] = 5.0,
     *,
-    given: secure.Given,
+    given: secure.Options,
 ) -> None:
     """Check machines, model, configuration and cluster, and say what to do.
 

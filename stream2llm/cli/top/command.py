@@ -74,7 +74,7 @@ def top(
         ),
     ] = 2.0,
     *,
-    given: secure.Given,
+    given: secure.Options,
 ) -> None:
     """Show a running cluster live: workers, sessions, TTFT, memory and hits.
 
