@@ -17,7 +17,7 @@ from itertools import chain
 from prefill_worker.policy import Policy, RankKey
 from prefill_worker.rank_order import RankOrder
 from prefill_worker.tenant_queues import TenantQueues
-from prefill_worker.types import RequestView
+from prefill_worker.types import RequestView, Walk
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 
 # Tenants that one plan may leave out. Each may cost a look at every holder of blocks.
@@ -159,7 +159,7 @@ class RankIndex:
         """Charges the session's tenant so many tokens, which a step computes."""
         self._serving.charge(request_id, num_tokens)
 
-    def to_serve(self) -> ServingWalk:
+    def to_serve(self) -> Walk:
         """Yields sessions that have work in serving order."""
         return ServingWalk(self._views, self._serving, self._guarded_now())
 
