@@ -1,6 +1,6 @@
 """Cost profiles: the costs of recomputing and swapping KV on an accelerator.
 
-Pure; imports neither vLLM nor torch:
+Imports neither vLLM nor torch:
 
     types       the parts of a profile
     check       conditions on its numbers

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from cost_profiles.types import Costs
+if TYPE_CHECKING:  # pydantic, which commands of an installation without extras do not have
+    from cost_profiles.types import Costs
 
 
 class Action(StrEnum):

@@ -1,6 +1,6 @@
 """Finds the profile that a node starts from: a given one, a shipped one, or a modelled one.
 
-Pure: the caller describes the node. A profile that an operator names must fit, and the
+The caller describes the node. A profile that an operator names must fit, and the
 error says what differs; any other is a start, which online calibration improves.
 """
 

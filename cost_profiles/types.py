@@ -194,11 +194,6 @@ class CostProfile:
         """Bytes on one rank."""
         return self.model.kv_bytes_per_token(self.tensor_parallel_size)
 
-    @property
-    def kv_bytes_per_block(self) -> int:
-        """Bytes on one rank."""
-        return self.block_size * self.kv_bytes_per_token
-
 
 class Costs(Protocol):
     """The costs that a scheduler asks for, in seconds."""

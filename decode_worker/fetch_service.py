@@ -13,7 +13,7 @@ from typing import Any
 
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 from decode_worker.fetch_sessions import FetchSession, FetchSessions
-from decode_worker.session_trace import PrefetchTrace
+from decode_worker.session_spans import PrefetchNotes
 from stream2llm.api.errors import EventOrderError, InvalidRequestError, Stream2LLMError
 from stream2llm.api.v1 import worker_pb2
 from stream2llm.engine.worker import EngineWorker
@@ -21,6 +21,7 @@ from stream2llm.serving.ids import unique_id
 from stream2llm.serving.log_context import LogContext, bind
 from stream2llm.serving.request_check import check_id
 from stream2llm.serving.stream_writer import PeerGoneError, StreamWriter
+from stream2llm.serving.tracing import NO_TRACE
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ async def serve_fetches(
     requests: AsyncIterator[worker_pb2.PrefetchKvRequest],
     writer: StreamWriter,
     check: CheckHandover,
-    trace: PrefetchTrace | None = None,
+    notes: PrefetchNotes | None = None,
 ) -> None:
     """Serves until the router closes its side; raises errors that end the RPC.
 
@@ -53,12 +54,12 @@ async def serve_fetches(
         raise EventOrderError("the first event of KV prefetch must be open")
     check_id(opening.open.fetch_session_id, "open.fetch_session_id", may_be_empty=False)
     check_id(opening.open.cache_salt, "open.cache_salt")
-    trace = trace or PrefetchTrace()
-    trace.opened(opening.open.fetch_session_id)
-    bind(LogContext(trace.trace.context, opening.open.fetch_session_id))
+    notes = notes or PrefetchNotes(NO_TRACE)
+    notes.session_id = opening.open.fetch_session_id
+    bind(LogContext(notes.trace.context, opening.open.fetch_session_id))
     worker.require_open()
     with sessions.open(opening.open.fetch_session_id, opening.open.cache_salt) as session:
-        await _Rpc(worker, session, writer, check, trace).run(messages)
+        await _Rpc(worker, session, writer, check, notes).run(messages)
 
 
 class _Rpc:
@@ -68,9 +69,9 @@ class _Rpc:
         session: FetchSession,
         writer: StreamWriter,
         check: CheckHandover,
-        trace: PrefetchTrace,
+        notes: PrefetchNotes,
     ) -> None:
-        self._trace = trace
+        self._notes = notes
         self._worker = worker
         self._check = check
         self._session = session
@@ -113,12 +114,12 @@ class _Rpc:
         await asyncio.sleep(0)
 
     async def _serve(self, fetch: worker_pb2.FetchKv) -> None:
-        begin_s = self._trace.trace.now_s()
+        begin_s = self._notes.trace.now_s()
         try:
             result = await self._result_or_failure(fetch)
         finally:
             self._is_fetching = False
-        self._trace.fetched(begin_s, self._session.num_tokens, result)
+        self._notes.fetched(begin_s, self._session.num_tokens, result)
         try:
             await self._send(result)
         except PeerGoneError:

@@ -414,8 +414,3 @@ class KvPrefetchMixin(_Base):
         """Yields the ids of fetches that have not ended."""
         yield from self._waiting_fetches
         yield from self._reading
-
-    def all_known(self) -> set[str]:
-        """Returns the ids of all requests that have not ended."""
-        held = (request.request_id for request in self._held_finals.values())
-        return {*self.requests, *self._waiting_fetches, *held}

@@ -58,7 +58,7 @@ class PrefillEngine:
     num_groups: int
     # Layers with a sliding window keep fewer blocks than the tokens fill.
     may_keep_fewer: bool
-    # Of a digest; 0: the engine's hand-overs have none.
+    # Size of a digest; 0: the engine's hand-overs have none.
     digest_bytes_per_block: int = 0
 
 

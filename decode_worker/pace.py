@@ -22,15 +22,11 @@ class FetchPace:
 
     def __init__(self, max_share: float) -> None:
         self._max_share = max_share
+        # The fraction by which a fetch lengthens concurrent steps, as far as is known.
         self._slowdown = _MOST_SLOWDOWN
         # Mean seconds of a step without a fetch, by the number of its requests.
         self._step_s: dict[int, float] = {}
         self._next_s = 0.0
-
-    @property
-    def slowdown(self) -> float:
-        """The fraction by which a fetch lengthens concurrent steps, as far as is known."""
-        return self._slowdown
 
     def may_begin(self, now_s: float, num_decoding: int) -> bool:
         """Returns whether a KV fetch may begin at `now_s`, beside `num_decoding` decoding requests."""

@@ -19,7 +19,7 @@ from decode_worker.fetch_orders import LocalTokens
 from decode_worker.fetch_service import serve_fetches
 from decode_worker.fetch_sessions import FetchSessions
 from decode_worker.handover_check import KnownEngines, Transfer
-from decode_worker.session_trace import DecodeTrace, PrefetchTrace
+from decode_worker.session_spans import DecodeNotes, PrefetchNotes
 from stream2llm.api import codec
 from stream2llm.api.errors import InvalidRequestError, UnavailableError, describe
 from stream2llm.api.handover import ACCEPTED_METADATA
@@ -65,11 +65,11 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
     ) -> None:
         """Prefetches KV for one session whose context is still streaming in."""
         writer = StreamWriter(context)
-        trace = PrefetchTrace(self._begin_trace("prefetch", context))
+        notes = PrefetchNotes(self._begin_trace("prefetch", context))
         async with failures_as_status(context, writer, _log, describe):
-            with recording(trace.trace, trace.record):
+            with recording(notes.trace, notes.record):
                 await serve_fetches(
-                    self._worker, self._fetches, requests, writer, self._transfer, trace
+                    self._worker, self._fetches, requests, writer, self._transfer, notes
                 )
 
     async def Decode(
@@ -78,10 +78,10 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         """Continues one answer."""
         writer = StreamWriter(context)
         num_tokens = len(request.prompt_token_ids)
-        trace = DecodeTrace(
+        notes = DecodeNotes(
             self._begin_trace("decode", context), request.session_id, num_tokens - 1
         )
-        bind(LogContext(trace.trace.context, request.session_id))
+        bind(LogContext(notes.trace.context, request.session_id))
         async with failures_as_status(context, writer, _log, describe):
             transfer = self._transfer(request.handover, num_tokens - 1)
             if request.refuse_when_full:
@@ -89,11 +89,11 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         # From here on this worker, not the router, is responsible for the hand-over.
         await context.send_initial_metadata(ACCEPTED_METADATA)
         async with failures_as_status(context, writer, _log, describe):
-            with recording(trace.trace, trace.record), self._worker.sessions.reported():
-                async with aclosing(self._steps(request, transfer, trace)) as steps:
+            with recording(notes.trace, notes.record), self._worker.sessions.reported():
+                async with aclosing(self._steps(request, transfer, notes)) as steps:
                     async for response in steps:
                         step = response.step
-                        trace.stepped(len(step.token_ids), is_last=bool(step.finish_reason))
+                        notes.stepped(len(step.token_ids), is_last=bool(step.finish_reason))
                         await writer.write(response)
 
     def _begin_trace(self, name: str, context: grpc.aio.ServicerContext) -> Trace:
@@ -118,13 +118,13 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
             )
 
     async def _steps(
-        self, request: worker_pb2.DecodeRequest, transfer: Transfer, trace: DecodeTrace
+        self, request: worker_pb2.DecodeRequest, transfer: Transfer, notes: DecodeNotes
     ) -> AsyncGenerator[worker_pb2.DecodeResponse, None]:
         # The number of local prompt tokens goes out with the first step.
         local_tokens: list[int] = []
 
         def note_local(local: LocalTokens) -> None:
-            trace.local(local)
+            notes.local = local
             num_prompt_tokens = len(request.prompt_token_ids) - 1
             local_tokens.append(min(local.num_tokens, num_prompt_tokens))
             self._fetches.settle(request.fetch_session_id, num_prompt_tokens, local)
@@ -133,11 +133,11 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
         sampling = codec.decode(SamplingParameters, request.sampling)
         engine = self._worker.engine
         async with AsyncExitStack() as stack:
-            context = trace.trace.recorded_context
+            context = notes.trace.recorded_context
             stream, turn = await self._begin(
                 request_id, request, sampling, transfer, context, stack
             )
-            trace.submitted()
+            notes.submitted()
             steps = decode_steps(
                 engine,
                 request_id,

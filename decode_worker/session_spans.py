@@ -1,4 +1,4 @@
-"""The spans of one session at a decode worker, from the times that were noted. Pure.
+"""The spans of one session at a decode worker, from the times that it notes. Pure.
 
     prefetch                         the RPC for KV before the seal
       fetch *                        one offer: arrival until the engine has ended the fetch
@@ -12,20 +12,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from decode_worker.fetch_orders import FetchResult, LocalTokens
 from stream2llm.serving.spans import Attribute, Moment, Notes, SpanError, SpanRecord, present
 
+if TYPE_CHECKING:  # its module writes spans
+    from stream2llm.serving.tracing import Trace
+
 
 @dataclass(slots=True)
 class PrefetchNotes:
-    """Ids, counts and times of a traced KV prefetch, for its spans."""
+    """Ids, counts and times of a PrefetchKv RPC; nothing where it is not recorded."""
 
+    trace: Trace
     session_id: str = ""
+    begin_s: float = field(init=False)
     fetches: Notes[SpanRecord] = field(default_factory=Notes)
 
-    def fetched(self, begin_s: float, end_s: float, num_tokens: int, result: FetchResult) -> None:
-        """A fetch has ended."""
+    def __post_init__(self) -> None:
+        self.begin_s = self.trace.now_s()
+
+    def fetched(self, begin_s: float, num_tokens: int, result: FetchResult) -> None:
+        """A fetch that began at `begin_s` has ended."""
+        if not self.trace.is_recorded:
+            return
         attributes: dict[str, Attribute | None] = {
             "stream2llm.result": str(result.end),
             "stream2llm.reason": result.reason or None,
@@ -34,36 +45,35 @@ class PrefetchNotes:
             "stream2llm.num_bytes": result.num_blocks * result.bytes_per_block,
             "stream2llm.read_seconds": result.seconds,
         }
-        self.fetches.add(SpanRecord("fetch", begin_s, end_s, present(attributes)))
+        self.fetches.add(SpanRecord("fetch", begin_s, self.trace.now_s(), present(attributes)))
 
+    def record(self, _outcome: str, error: SpanError | None) -> SpanRecord:
+        """Returns the spans of an RPC that ends now.
 
-def prefetch_span(
-    notes: PrefetchNotes, begin_s: float, end_s: float, error: SpanError | None
-) -> SpanRecord:
-    """Returns the span of the RPC with those within it.
-
-    It has no outcome: the router ends the RPC when it needs no more of it.
-    """
-    attributes: dict[str, Attribute | None] = {
-        "stream2llm.fetch_session_id": notes.session_id,
-        "stream2llm.spans_left_out": notes.fetches.num_left_out or None,
-    }
-    return SpanRecord(
-        "prefetch",
-        begin_s,
-        end_s,
-        present(attributes),
-        error=error,
-        children=tuple(notes.fetches.kept),
-    )
+        It has no outcome: the router ends the RPC when it needs no more of it.
+        """
+        attributes: dict[str, Attribute | None] = {
+            "stream2llm.fetch_session_id": self.session_id,
+            "stream2llm.spans_left_out": self.fetches.num_left_out or None,
+        }
+        return SpanRecord(
+            "prefetch",
+            self.begin_s,
+            self.trace.now_s(),
+            present(attributes),
+            error=error,
+            children=tuple(self.fetches.kept),
+        )
 
 
 @dataclass(slots=True)
 class DecodeNotes:
-    """Ids, counts and times of a traced answer, for its spans."""
+    """Ids, counts and times of a Decode RPC; nothing where it is not recorded."""
 
+    trace: Trace
     session_id: str
     num_prompt_tokens: int
+    begin_s: float = field(init=False)
     # When the engine had been sent the request.
     submitted_s: float | None = None
     local: LocalTokens | None = None
@@ -73,19 +83,30 @@ class DecodeNotes:
     # The last step has been made: a router that leaves now has its answer.
     is_complete: bool = False
 
-    def stepped(self, at_s: float, num_tokens: int, *, is_last: bool) -> None:
+    def __post_init__(self) -> None:
+        self.begin_s = self.trace.now_s()
+
+    def submitted(self) -> None:
+        """The engine has been sent the request."""
+        if self.trace.is_recorded:
+            self.submitted_s = self.trace.now_s()
+
+    def stepped(self, num_tokens: int, *, is_last: bool) -> None:
         """The engine has made tokens."""
         self.is_complete = is_last
+        if not self.trace.is_recorded:
+            return
         if self.first_step_s is None:
-            self.first_step_s = at_s
+            self.first_step_s = self.trace.now_s()
         self.num_steps += 1
         self.num_tokens += num_tokens
 
+    def record(self, outcome: str, error: SpanError | None) -> SpanRecord:
+        """Returns the spans of an RPC that ends now."""
+        return _span(self, self.trace.now_s(), outcome, error)
 
-def decode_span(
-    notes: DecodeNotes, begin_s: float, end_s: float, outcome: str, error: SpanError | None
-) -> SpanRecord:
-    """Returns the span of the RPC with those within it."""
+
+def _span(notes: DecodeNotes, end_s: float, outcome: str, error: SpanError | None) -> SpanRecord:
     local = notes.local
     attributes: dict[str, Attribute | None] = {
         "stream2llm.session_id": notes.session_id,
@@ -98,7 +119,7 @@ def decode_span(
     first = notes.first_step_s
     return SpanRecord(
         "decode",
-        begin_s,
+        notes.begin_s,
         end_s,
         present(attributes),
         () if first is None else (Moment("first_step", first),),

@@ -25,7 +25,7 @@ from cost_profiles.model import CostModel
 from prefill_worker.policy import Policy, RankKey
 from prefill_worker.policy_loading import find_policy
 from prefill_worker.types import RequestView
-from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.serving.worker_options import PrefillOptions, WorkerOptions
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
 from stream2llm.simulator.work import Task, tasks
 from stream2llm.workload.records import RunRecord
@@ -37,6 +37,7 @@ from stream2llm.workload.traces.generate import generate
 PROFILE = "h200_llama-3.1-8b_tp2"
 # What two H200 have beside the weights; little is evicted.
 KV_GIB = 190.0
+OPTIONS = WorkerOptions(prefill=PrefillOptions(offload_pool_gib=0.0))
 LOADS = (0.5, 0.75, 1.0, 1.2, 1.5)
 SEEDS = tuple(range(41, 61))
 NUM_SESSIONS: Mapping[Shape, int] = {"crawler": 1000, "anns": 500}
@@ -126,7 +127,7 @@ def ttfts_alone_s(asked: Iterable[Task]) -> dict[str, float]:
     for each in asked:
         apart.append(_opened_at(each, opens_s))
         opens_s = apart[-1].sealed_s + 60
-    run = play_trace(machine(), Way("srpf", sample_every_s=None), apart, "alone")
+    run = _run("srpf", apart)
     return {each.session_id: each.ttft_s or 0.0 for each in run.sessions}
 
 
@@ -163,7 +164,9 @@ def play(cell: Cell) -> dict[tuple[str, str], float]:
 
 
 def _run(policy: str, asked: Sequence[Task]) -> RunRecord:
-    return play_trace(machine(), Way(policy, sample_every_s=None), asked, "deadlines")
+    return play_trace(
+        machine(), Way(OPTIONS.with_policy(policy), sample_every_s=None), asked, "deadlines"
+    )
 
 
 def results(cells: Sequence[Cell], outcomes: Iterable[Mapping[tuple[str, str], float]]) -> Found:

@@ -17,7 +17,7 @@ import numpy as np
 
 from cost_profiles.load import shipped_profile
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
-from stream2llm.serving.worker_options import DEFAULT_POLICY
+from stream2llm.serving.worker_options import HandoverOptions, PrefillOptions, WorkerOptions
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
 from stream2llm.simulator.work import Task, tasks
 from stream2llm.workload.records import RunRecord
@@ -63,12 +63,11 @@ def play(cell: Cell, asked: Sequence[Task]) -> RunRecord:
         network_gbit_s=cell.gbit_s,
         read_overhead_s=READ_OVERHEAD_S,
     )
+    options = WorkerOptions(
+        prefill=PrefillOptions(offload_pool_gib=0.0), handover=HandoverOptions(mode=cell.handover)
+    )
     way = Way(
-        DEFAULT_POLICY,
-        num_output_tokens=NUM_OUTPUT_TOKENS,
-        sample_every_s=None,
-        handover=cell.handover,
-        label=cell.handover,
+        options, num_output_tokens=NUM_OUTPUT_TOKENS, sample_every_s=None, label=cell.handover
     )
     return play_trace(machine, way, asked, cell.shape)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from experiments.token_sessions import changes, with_token_ids
+from experiments.token_sessions import splices, with_token_ids
 from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.traces.format import Document, Scale, Session, Shape
 from stream2llm.workload.traces.generate import generate
@@ -32,7 +32,7 @@ def questions(
 
 def num_settled_tokens(question: PlannedSession, at_s: float) -> int:
     """How much of the prompt stood where it stands at the seal, and stayed from then on."""
-    found = changes(question)
+    found = splices(question)
     known = [each.num_tokens for each in found if each.due_s <= at_s]
     return min([*known[-1:], *(each.keep_tokens for each in found if each.due_s > at_s)])
 

@@ -46,7 +46,7 @@ from stream2llm.workload.table import Table, markdown
 
 BLOCK_SIZE = 32
 MAX_MODEL_LEN = 4096
-# Of the time without digests.
+# Most time that digests may add, as a share of the time without them.
 MAX_ADDED_SHARE = 0.01
 
 

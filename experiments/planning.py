@@ -21,8 +21,9 @@ from cost_profiles.model import CostModel
 from cost_profiles.roofline import LLAMA_31_8B, fallback_profile
 from experiments.stopwatch import Stopwatch
 from prefill_worker.planner import plan_step
-from prefill_worker.policy import POLICIES, Policy, RankKey
+from prefill_worker.policy import POLICIES, Policy
 from prefill_worker.preemption import Preemption
+from prefill_worker.rank_index import RankIndex
 from prefill_worker.session_table import SessionTable
 from prefill_worker.types import BlockLedger, RequestView, StepLimits, StepPlan
 from stream2llm.workload.table import Table, markdown
@@ -73,14 +74,12 @@ class _InOrder(list[RequestView]):
         return False
 
 
-class SortedRanking:
-    """The baseline: every session's view, sorted."""
+class SortedRanking(RankIndex):
+    """The baseline: every session's view, sorted. All are of one tenant, and none is guarded."""
 
     def __init__(self, views: list[RequestView], policy: Policy) -> None:
-        self._policy = policy
+        super().__init__(policy)
         self._order = sorted(views, key=lambda view: (self._serve_key(view), view.request_id))
-
-    has_tenants = False
 
     def to_serve(self) -> _InOrder:
         """Sessions that have work, first served first."""
@@ -89,33 +88,13 @@ class SortedRanking:
     def to_evict(self) -> Iterator[RequestView]:
         """Sessions that hold blocks, first evicted first."""
         keep = sorted(
-            self._order, key=lambda view: self._policy.keys(view, view.has_claim)[1], reverse=True
+            self._order, key=lambda view: self.policy.keys(view, view.has_claim)[1], reverse=True
         )
         return (view for view in keep if view.num_blocks)
-
-    def may_evict(self, beneficiary: RequestView, victim: RequestView) -> bool:
-        """Whether the one may take blocks of the other."""
-        return not victim.has_claim or self._serve_key(beneficiary) < self._serve_key(victim)
 
     def tenant_of(self, view: RequestView) -> str:
         """They are of one."""
         return ""
-
-    def is_protected(self, beneficiary: RequestView, victim: RequestView) -> bool:
-        """There is no other tenant to be protected from."""
-        return False
-
-    @property
-    def keeps_sealed_apart(self) -> bool:
-        """Whether open sessions get nothing of a step that computes for sealed ones."""
-        return self._policy.keeps_sealed_apart
-
-    def may_swap_order(self, first: RequestView, second: RequestView) -> bool:
-        """Whether the order in which these two are evicted says nothing."""
-        return self._policy.may_swap_order(first, second)
-
-    def _serve_key(self, view: RequestView) -> RankKey:
-        return self._policy.keys(view, view.has_claim)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +117,7 @@ class Result:
 def measure(num_sessions: int, num_with_work: int, policy: str, *, short: bool) -> Result:
     """Plans the same steps both ways.
 
-    `short`: whoever has work wants 32 tokens, so that a step has room for 64
+    `short`: every session with work wants 32 tokens, so that a step has room for 64
     sessions; otherwise thousands, and a step goes to one or two.
     """
     figures = _sessions(num_sessions, num_with_work, short)
@@ -201,7 +180,7 @@ def _plan_by_sorting(figures: dict[str, Figures], policy: Policy, limits: StepLi
 
 
 def _carry_out(plan: StepPlan, figures: dict[str, Figures], short: bool) -> list[str]:
-    """Computes what was granted; whoever is through gets more, so that the work never ends."""
+    """Computes what was granted; every session that is through gets more, so that the work never ends."""
     for grant in plan.grants:
         each = figures[grant.request_id]
         each.computed += grant.num_tokens

@@ -143,7 +143,7 @@ class Device:
             token_budget=self._token_budget,
             # Room for all that is not on the device at any moment.
             num_host_blocks=4 * self._num_blocks,
-            options=PrefillOptions(policy=way.policy, preemption=way.mode.value),
+            options=PrefillOptions(policy=way.policy, preemption=way.mode),
             whole_requests=way.whole_requests,
             step_requests=64,
             overlaps=self._profile.accelerator.name != "cpu",

@@ -31,7 +31,7 @@ from vllm.config import KVTransferConfig
 
 from cost_profiles.correction import CorrectedCostModel
 from experiments.stopwatch import Stopwatch
-from experiments.token_sessions import Change, changes
+from experiments.token_sessions import TimedSplice, splices
 from prefill_worker.kv_transfer import SWAP_ONLY
 from prefill_worker.local_engine import LocalEngine
 from prefill_worker.session_state import ContextEvent
@@ -76,7 +76,7 @@ class Coming(NamedTuple):
 
     name: str
     revision: int
-    change: Change
+    change: TimedSplice
 
     @property
     def step(self) -> float:
@@ -89,7 +89,7 @@ def coming(sessions: Iterable[PlannedSession]) -> list[Coming]:
     found = [
         Coming(each.session_id, revision, change)
         for each in sessions
-        for revision, change in enumerate(changes(each), 1)
+        for revision, change in enumerate(splices(each), 1)
     ]
     return sorted(found, key=lambda each: each.step)
 
@@ -252,7 +252,7 @@ class _Play:
                     self.ttfts_s.append(took_s)
             self.steps += 1
 
-    def _send(self, name: str, revision: int, change: Change) -> None:
+    def _send(self, name: str, revision: int, change: TimedSplice) -> None:
         event = ContextEvent(revision, change.keep_tokens, change.seals, begins=revision == 1)
         self._engine.add(name, change.token_ids, event)
         if change.seals:

@@ -157,26 +157,32 @@ GREEDY = (
 def main(_args: Namespace) -> list[str]:
     """Prints both tables; returns what was wanted and is not so."""
     alone = play([LIGHT]).ttft_s["light"]
-    rows, misses = [row("alone", alone, alone)], []
-    for label, as_one in (("beside the heavy one, one tenant", True), ("two tenants", False)):
-        beside = play([LIGHT, HEAVY], as_one=as_one).ttft_s["light"]
-        rows.append(row(label, beside, alone))
-    if median(beside) > MOST_TIMES_ALONE * median(alone):
-        misses.append(f"the light client waits {median(beside) / median(alone):.1f} x its own TTFT")
-    print(markdown(Table(("light client", "TTFT P50, s", "maximum, s", "P50 / alone"), rows)))
-    table = []
-    for label, as_one in (("one tenant", True), ("four tenants", False)):
-        work = play(GREEDY, as_one=as_one).work
-        table.append(
-            [label, *(f"{work[each.tenant.name]:,}" for each in GREEDY), f"{jain(work):.3f}"]
-        )
-    if jain(work) < LEAST_JAIN:
-        misses.append(f"Jain's index of served work is {jain(work):.3f}")
-    print(markdown(Table(("tokens served", *(c.tenant.name for c in GREEDY), "Jain"), table)))
-    return misses
+    as_one, as_two = (play([LIGHT, HEAVY], as_one=one).ttft_s["light"] for one in (True, False))
+    misses = report_light(alone, as_one, as_two)
+    work = {"one tenant": play(GREEDY, as_one=True).work, "four tenants": play(GREEDY).work}
+    return misses + report_served([each.tenant.name for each in GREEDY], work)
 
 
-def row(label: str, ttft_s: Sequence[float], alone: Sequence[float]) -> list[str]:
-    """A row of the light client's table."""
-    times = median(ttft_s) / median(alone)
-    return [label, f"{median(ttft_s):.3f}", f"{max(ttft_s):.3f}", f"{times:.1f}"]
+def report_light(
+    alone: Sequence[float], as_one: Sequence[float], as_two: Sequence[float]
+) -> list[str]:
+    """Prints the light client's TTFT (seconds); returns what was wanted of two tenants and is not so."""
+    rows = {"alone": alone, "beside the heavy one, one tenant": as_one, "two tenants": as_two}
+    cells = [
+        [label, f"{median(each):.3f}", f"{max(each):.3f}", f"{median(each) / median(alone):.1f}"]
+        for label, each in rows.items()
+    ]
+    print(markdown(Table(("light client", "TTFT P50, s", "maximum, s", "P50 / alone"), cells)))
+    times = median(as_two) / median(alone)
+    return [f"the light client waits {times:.1f} x its own TTFT"] * (times > MOST_TIMES_ALONE)
+
+
+def report_served(titles: Sequence[str], work: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Prints tokens by tenant, a row for each label; returns what the last one misses."""
+    cells = [
+        [label, *(f"{each:,}" for each in served.values()), f"{jain(served):.3f}"]
+        for label, served in work.items()
+    ]
+    print(markdown(Table(("tokens served", *titles, "Jain"), cells)))
+    index = jain(list(work.values())[-1])
+    return [f"Jain's index of served work is {index:.3f}"] * (index < LEAST_JAIN)

@@ -19,12 +19,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 from experiments.cluster_metrics import counted
 from experiments.lab_cluster import lab_cluster
-from experiments.tenants import LEAST_JAIN, MOST_TIMES_ALONE, Client, jain, row
+from experiments.tenants import Client, report_light, report_served
 from stream2llm.api.credentials import ClientSecurity, credentials_of
 from stream2llm.api.tenant import TenantShare
 from stream2llm.client import AsyncClient, SamplingParameters
@@ -32,7 +31,6 @@ from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.security.key_edit import create_key
 from stream2llm.security.principal import Scope
-from stream2llm.workload.table import Table, markdown
 
 READY_TIMEOUT_S = 600.0
 VOCAB_SIZE = 49_000
@@ -134,20 +132,12 @@ def _config(keys_file: Path, shared_token_budget: int) -> ClusterConfig:
 
 async def _run(site: Site, args: Namespace) -> list[str]:
     alone = await _light(site, "light", args.questions)
-    rows, misses = [row("alone", alone, alone)], []
-    for label, tenant in (("beside the heavy one, one tenant", "heavy"), ("two tenants", "light")):
-        beside = await _light(site, tenant, args.questions, HEAVY)
-        rows.append(row(label, beside, alone))
-    if median(beside) > MOST_TIMES_ALONE * median(alone):
-        misses.append(f"the light client waits {median(beside) / median(alone):.1f} x its own TTFT")
-    print(markdown(Table(("light client", "TTFT P50, s", "maximum, s", "P50 / alone"), rows)))
-    work = await _served(site, args.seconds)
-    cells = [*(f"{work[each.tenant.name]:,}" for each in GREEDY), f"{jain(work):.3f}"]
-    titles = (f"{each.num_at_once} x {each.num_tokens} tokens" for each in GREEDY)
-    print(markdown(Table(("tokens served", *titles, "Jain"), [["two tenants", *cells]])))
-    if jain(work) < LEAST_JAIN:
-        misses.append(f"Jain's index of served work is {jain(work):.3f}")
-    return misses
+    as_one, as_two = [
+        await _light(site, tenant, args.questions, HEAVY) for tenant in ("heavy", "light")
+    ]
+    misses = report_light(alone, as_one, as_two)
+    titles = [f"{each.num_at_once} x {each.num_tokens} tokens" for each in GREEDY]
+    return misses + report_served(titles, {"two tenants": await _served(site, args.seconds)})
 
 
 async def _light(

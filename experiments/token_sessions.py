@@ -1,4 +1,4 @@
-"""Sessions of a trace as token ids, ready to be sent, and what each change makes of a context. Pure."""
+"""Sessions of a trace as token ids, ready to be sent, and what each event makes of a context. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _POISSON = Poisson()
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class TimedSplice:
     """The context becomes its first `keep_tokens` tokens and these."""
 
     # After the beginning of the run.
@@ -74,10 +74,10 @@ def generated(
     return with_token_ids((each.with_gaps(gap_factor) for each in sessions), key)
 
 
-def changes(session: PlannedSession) -> list[Change]:
-    """The opening with the instruction, then one for each step, then the seal with the question."""
+def splices(session: PlannedSession) -> list[TimedSplice]:
+    """The splices of the opening with the instruction, of each step, and of the seal."""
     prefix, question = _ids(session.prefix), _ids(session.suffix)
-    found = [Change(session.due_s, 0, prefix)]
+    found = [TimedSplice(session.due_s, 0, prefix)]
     tokens, old = dict[str, list[int]](), list[str]()
     for step in session.steps:
         tokens |= {
@@ -87,43 +87,45 @@ def changes(session: PlannedSession) -> list[Change]:
         new = named if step.is_update else old + named
         common = num_leading(old, new)
         keep = len(prefix) + sum(len(tokens[name]) for name in new[:common])
-        found.append(Change(step.due_s, keep, [t for name in new[common:] for t in tokens[name]]))
+        found.append(
+            TimedSplice(step.due_s, keep, [t for name in new[common:] for t in tokens[name]])
+        )
         old = new
-    return [*found, Change(session.seal_due_s, found[-1].num_tokens, question, seals=True)]
+    return [*found, TimedSplice(session.seal_due_s, found[-1].num_tokens, question, seals=True)]
 
 
-def submissions(session: PlannedSession) -> list[Change]:
-    """The changes, the last step and the seal as one: a router sends on together what comes at once."""
-    *before, last, seal = changes(session)
+def submissions(session: PlannedSession) -> list[TimedSplice]:
+    """The splices, the last step and the seal as one: a router sends on together what comes at once."""
+    *before, last, seal = splices(session)
     return [
         *before,
         replace(seal, keep_tokens=last.keep_tokens, token_ids=last.token_ids + seal.token_ids),
     ]
 
 
-def applied(context: list[int], change: Change) -> list[int]:
-    """The context after a change."""
+def applied(context: list[int], change: TimedSplice) -> list[int]:
+    """The context after a splice."""
     return context[: change.keep_tokens] + change.token_ids
 
 
 def prompt_ids(session: PlannedSession) -> list[int]:
     """All that was sent at the seal, the question included."""
     context: list[int] = []
-    for change in changes(session):
+    for change in splices(session):
         context = applied(context, change)
     return context
 
 
 def longest_tokens(session: PlannedSession) -> int:
     """Most that are known at any moment: a list may be longer before its last update."""
-    return max(change.num_tokens for change in changes(session))
+    return max(change.num_tokens for change in splices(session))
 
 
 def task_of(session: PlannedSession) -> Task:
     """The session in token counts, as the simulator plays it."""
     counted = (
         work.Change(each.due_s, each.keep_tokens, each.num_tokens, each.seals)
-        for each in changes(session)
+        for each in splices(session)
     )
     return Task(session.session_id, tuple(counted), session.output_tokens)
 

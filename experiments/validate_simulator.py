@@ -133,14 +133,13 @@ def _try(
     machine = Machine(
         profile,
         kv_gib=_kv_gib(config),
-        host_gib=config.prefill.offload_pool_gib,
         token_budget=config.prefill.engine["max_num_batched_tokens"],
         num_prefill=config.prefill.replicas,
         front_s=front_s,
         law=law,
-        open_token_budget=config.prefill.open_token_budget,
     )
-    return _compare(trial, measured, _simulated(machine, trial, asked), front_s)
+    way = Way(config.worker_options.with_policy(trial.policy))
+    return _compare(trial, measured, _simulated(machine, way, trial, asked), front_s)
 
 
 def _kv_gib(config: ClusterConfig) -> float:
@@ -201,8 +200,8 @@ async def _replay(address: str, plan: Sequence[PlannedSession], trial: Trial) ->
     return await replay(plan, target)
 
 
-def _simulated(machine: Machine, trial: Trial, asked: Sequence[Task]) -> RunRecord:
-    run = play_trace(machine, Way(trial.policy), asked, trial.shape)
+def _simulated(machine: Machine, way: Way, trial: Trial, asked: Sequence[Task]) -> RunRecord:
+    run = play_trace(machine, way, asked, trial.shape)
     return replace(run, system="simulated")
 
 

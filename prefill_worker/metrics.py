@@ -122,8 +122,8 @@ class PrefillMetrics:
             ("role", "policy", "action"),
             registry=registry,
         )
-        self._promotions = Counter(
-            "stream2llm_scheduler_promotions",
+        self._guarded = Counter(
+            "stream2llm_scheduler_guarded_sessions",
             "Sessions that the starvation bound (prefill.starvation_guard_steps) put before others.",
             registry=registry,
         )
@@ -158,7 +158,7 @@ class PrefillMetrics:
         for action, name in _PREEMPTIONS.items():
             count = getattr(gained, name)
             self._preemptions.labels(_ROLE, report.policy, action).inc(count)
-        self._promotions.inc(gained.promotions)
+        self._guarded.inc(gained.guarded_sessions)
         self._swap.record(gained, report.swap)
         decision = self._decision.labels(_ROLE, report.policy)
         for seconds in report.plan_s:

@@ -1,4 +1,4 @@
-"""Phase 1 of a step: decide, change nothing.
+"""Phase 1 of two-phase scheduling: plans a step, and changes nothing.
 
 Walks the sessions that have work in rank order, and grants each the rest of the token
 budget, as far as its KV blocks fit. Where they do not fit, it evicts. A victim may be
@@ -11,9 +11,10 @@ So the first in rank can evict all others, and progresses in every step, unless
 hand-overs hold the memory, and those end. An eviction that would not help is not
 made, and no session loses more than is needed (victims.py).
 
-Equal leading documents are computed once: a session is left out if its next block is
-in the prefix cache or is computed by another session in this step; it takes the block
-from the cache before the next step. At most as many are examined as a step has slots.
+Equal leading documents are computed once (in-flight deduplication): a session is left
+out if its next block is in the prefix cache or is computed by another session in this
+step; it takes the block from the cache before the next step. At most as many are
+examined as a step has slots.
 
 Blocks of a session in the CPU KV offload pool are loaded when all before them is
 computed: in a step of their own, because only its end confirms the copy. That takes
@@ -101,7 +102,7 @@ class _Planning:
         self._some_are_loading = False
         # A session that gets tokens is sealed.
         self._some_are_sealed = False
-        self._followers: list[str] = []
+        self._deduplicated: list[str] = []
         self._short_of_memory: list[str] = []
         # Keys of the full blocks that this step computes or loads.
         self._coming: set[Hashable] = set()
@@ -136,7 +137,7 @@ class _Planning:
             self._victims.evictions(),
             stop,
             stopped_at,
-            tuple(self._followers),
+            tuple(self._deduplicated),
             tuple(self._loads),
             tuple(self._short_of_memory),
         )
@@ -145,7 +146,7 @@ class _Planning:
         """Serves one session; returns a reason if the walk ends here."""
         if self._tokens_left <= 0:
             return StopReason.TOKEN_BUDGET
-        num_others = max(len(self._followers), len(self._loads) - 1)
+        num_others = max(len(self._deduplicated), len(self._loads) - 1)
         if min(self._slots_left, self._max_others - num_others, self._loads_left) <= 0:
             return StopReason.REQUEST_SLOTS
         if not view.sealed and self._ranking.keeps_sealed_apart:
@@ -153,8 +154,10 @@ class _Planning:
                 return StopReason.SEALED_APART
             if not self._grants:
                 self._tokens_left = self._open_tokens
-        if self._ledger.has_hit(view.request_id) or (self._coming and self._follows(view)):
-            self._followers.append(view.request_id)
+        if self._ledger.has_hit(view.request_id) or (
+            self._coming and self._is_computed_for_another(view)
+        ):
+            self._deduplicated.append(view.request_id)
             return None
         num_tokens = num_tokens_to_host_blocks(view, self._block_size)
         if self._compute(view, num_tokens) if num_tokens else self._load(view):
@@ -165,7 +168,7 @@ class _Planning:
             return StopReason.NO_ROOM_TO_RESTORE
         return StopReason.KV_MEMORY
 
-    def _follows(self, view: RequestView) -> bool:
+    def _is_computed_for_another(self, view: RequestView) -> bool:
         """Whether this step already computes or loads the session's next block for another."""
         first = view.num_computed_tokens // self._block_size
         keys = self._ledger.block_keys(view.request_id, first, first + 1)

@@ -3,7 +3,7 @@
 A policy is one function from a `RequestView` to a sortable key: the lower key is
 served first. A new one is that function and its line in `POLICIES`, or an import
 path in the configuration (policy_loading.py). Two things hold for every policy:
-promoted sessions (starvation_guard.py) go before all others when it is their turn,
+guarded sessions (starvation_guard.py) go before all others when it is their turn,
 and those that would only restore KV they have lost go behind all others.
 
 The order of eviction follows from the rank: open sessions with nothing new to
@@ -27,8 +27,8 @@ RankKey = tuple[int, ...]
 Rank = Callable[[RequestView], RankKey]
 
 
-# Comes after every promotion.
-_NOT_PROMOTED = 1 << 62
+# Comes after every guarded session.
+_NOT_GUARDED = 1 << 62
 
 
 class Policy(NamedTuple):
@@ -47,14 +47,14 @@ class Policy(NamedTuple):
 
         `has_claim` is the view's, which the caller has asked for already.
         """
-        promotion = view.promotion or _NOT_PROMOTED
+        guard_number = view.guard_number or _NOT_GUARDED
         rank = self.serve(view)
         if self.keep is not None:
-            keep = (promotion, *self.keep(view))
+            keep = (guard_number, *self.keep(view))
         else:
             # Sealed; open with new tokens; open without.
             tier = 0 if view.sealed else 1 if has_claim else 2
-            keep = (promotion, tier, *rank)
+            keep = (guard_number, tier, *rank)
         return (not has_claim, *rank), keep
 
     def may_swap_order(self, first: RequestView, second: RequestView) -> bool:
@@ -63,7 +63,7 @@ class Policy(NamedTuple):
         It is unknown which open session without new tokens is served next. Among
         the others, the last in rank will need its KV last.
         """
-        if self.keep is not None or first.promotion or second.promotion:
+        if self.keep is not None or first.guard_number or second.guard_number:
             return False
         return not (first.sealed or second.sealed or first.has_claim or second.has_claim)
 

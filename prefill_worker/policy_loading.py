@@ -22,7 +22,7 @@ _SAMPLES = (
     RequestView("empty", False, 1, 1, 0, 0, 0),
     RequestView("idle", False, 2, 2, 65, 64, 4),
     RequestView("open", False, 3, 5, 90, 64, 4, last_event_work=300),
-    RequestView("sealed", True, 4, 4, 90, 0, 0, 80, promotion=1),
+    RequestView("sealed", True, 4, 4, 90, 0, 0, 80, guard_number=1),
     RequestView("loading", True, 5, 3, 90, 32, 4, 80, host_start=2, host_stop=4, is_loading=True),
 )
 

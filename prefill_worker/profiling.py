@@ -21,6 +21,7 @@ from vllm.config import KVTransferConfig
 from vllm.platforms import current_platform
 
 import stream2llm
+from cost_profiles.decision import Mode
 from cost_profiles.types import (
     SCHEMA_VERSION,
     UNITS,
@@ -131,7 +132,9 @@ def plan_for(engine: LocalEngine) -> RecomputePlan:
 
 def _options(pool_bytes: int) -> PrefillOptions:
     """A policy under which a step of one open session takes the whole token budget."""
-    return PrefillOptions(policy="fcfs", preemption="recompute", offload_pool_gib=pool_bytes / GIB)
+    return PrefillOptions(
+        policy="fcfs", preemption=Mode.RECOMPUTE, offload_pool_gib=pool_bytes / GIB
+    )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from itertools import chain
 from prefill_worker.policy import Policy, RankKey
 from prefill_worker.rank_order import RankOrder
 from prefill_worker.tenant_queues import TenantQueues
-from prefill_worker.types import RequestView
+from prefill_worker.types import RequestView, Walk
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 
 # Tenants that one plan may leave out. Each may cost a look at every holder of blocks.
@@ -32,13 +32,13 @@ class RankIndex:
         self._views: dict[str, RequestView] = {}
         self._serving = TenantQueues()
         self._holding = RankOrder()
-        # The promoted sessions among the serving ones.
-        self._promoted = RankOrder()
+        # The guarded sessions among the serving ones.
+        self._guarded = RankOrder()
         self._with_claim: set[str] = set()
         # By tenant.
         self._num_with_claim = Counter[str]()
-        # Whether promoted sessions go first in this step.
-        self.promoted_first = False
+        # Whether guarded sessions go first in this step.
+        self.guarded_first = False
 
     @property
     def policy(self) -> Policy:
@@ -51,9 +51,9 @@ class RankIndex:
         return len(self._serving)
 
     @property
-    def num_promoted(self) -> int:
-        """Number of promoted sessions among those with work."""
-        return len(self._promoted)
+    def num_guarded(self) -> int:
+        """Number of guarded sessions among those with work."""
+        return len(self._guarded)
 
     @property
     def num_with_claim(self) -> int:
@@ -102,14 +102,14 @@ class RankIndex:
             keep = None
         if has_claim != (request_id in self._with_claim):
             self._set_claim(request_id, has_claim)
-        promotion = (view.promotion,) if serve is not None and view.promotion else None
+        guard_number = (view.guard_number,) if serve is not None and view.guard_number else None
         # Most touches do not change a session's position.
         if serve != self._serving.key_of(request_id):
             self._serving.place(request_id, serve)
         if keep != self._holding.key_of.get(request_id):
             self._holding.place(request_id, keep)
-        if promotion != self._promoted.key_of.get(request_id):
-            self._promoted.place(request_id, promotion)
+        if guard_number != self._guarded.key_of.get(request_id):
+            self._guarded.place(request_id, guard_number)
         return has_claim
 
     def _set_claim(self, request_id: str, has_claim: bool) -> None:
@@ -141,13 +141,13 @@ class RankIndex:
             self._serving.hold(request_id, -view.num_blocks)
         self._serving.leave(request_id)
         self._holding.place(request_id, None)
-        self._promoted.place(request_id, None)
+        self._guarded.place(request_id, None)
 
     def set_policy(self, policy: Policy) -> None:
         """Ranks all sessions anew."""
         self._policy = policy
         self._serving.empty()
-        self._holding, self._promoted = RankOrder(), RankOrder()
+        self._holding, self._guarded = RankOrder(), RankOrder()
         for view in self._views.values():
             self.put(view)
 
@@ -159,15 +159,15 @@ class RankIndex:
         """Charges the session's tenant so many tokens, which a step computes."""
         self._serving.charge(request_id, num_tokens)
 
-    def to_serve(self) -> ServingWalk:
+    def to_serve(self) -> Walk:
         """Yields sessions that have work in serving order."""
-        return ServingWalk(self._views, self._serving, self._promoted_now())
+        return ServingWalk(self._views, self._serving, self._guarded_now())
 
-    def _promoted_now(self) -> RankOrder | None:
-        return self._promoted if self.promoted_first and self.num_promoted else None
+    def _guarded_now(self) -> RankOrder | None:
+        return self._guarded if self.guarded_first and self.num_guarded else None
 
     def first_of_all(self) -> RequestView | None:
-        """The session with work that the policy ranks first, whoever it is served for."""
+        """The session with work that the policy ranks first, whichever session it is served for."""
         request_id = self._serving.first()
         return None if request_id is None else self._views[request_id]
 
@@ -178,11 +178,11 @@ class RankIndex:
     def goes_before(self, first: RequestView, second: RequestView) -> bool:
         """Whether `first` is served before `second`, and may evict it.
 
-        A promoted session is never evicted, in whichever step.
+        A guarded session is never evicted, in whichever step.
         """
-        if second.promotion:
-            return self.promoted_first and 0 < first.promotion < second.promotion
-        if first.promotion and self.promoted_first:
+        if second.guard_number:
+            return self.guarded_first and 0 < first.guard_number < second.guard_number
+        if first.guard_number and self.guarded_first:
             return True
         return self._serve_key(first) < self._serve_key(second)
 
@@ -202,7 +202,7 @@ class RankIndex:
 
     def is_protected(self, beneficiary: RequestView, victim: RequestView) -> bool:
         """Whether the one may take blocks of no session of the other's tenant."""
-        if not self.has_tenants or (self.promoted_first and beneficiary.promotion):
+        if not self.has_tenants or (self.guarded_first and beneficiary.guard_number):
             return False
         return self._serving.is_protected(victim.request_id, beneficiary.request_id)
 
@@ -220,18 +220,18 @@ class RankIndex:
 
 
 class ServingWalk:
-    """One walk down the serving order; promoted sessions come first if it is their turn."""
+    """One walk down the serving order; guarded sessions come first if it is their turn."""
 
     def __init__(
-        self, views: dict[str, RequestView], serving: TenantQueues, promoted: RankOrder | None
+        self, views: dict[str, RequestView], serving: TenantQueues, guarded: RankOrder | None
     ) -> None:
         self._views = views
         self._serving = serving
-        self._promoted = promoted
+        self._guarded = guarded
         self._left_out: set[str] = set()
         ids = serving.walk(self._left_out, self._cost_of)
-        if promoted is not None:
-            ids = chain(promoted, (each for each in ids if each not in promoted))
+        if guarded is not None:
+            ids = chain(guarded, (each for each in ids if each not in guarded))
         self._ids = ids
 
     def __iter__(self) -> Iterator[RequestView]:
@@ -242,8 +242,8 @@ class ServingWalk:
 
     def leave_out(self, view: RequestView) -> bool:
         """Skips the rest of that session's tenant; returns whether others may still be served."""
-        is_promoted = self._promoted is not None and view.request_id in self._promoted
-        if is_promoted or len(self._left_out) == MAX_LEFT_OUT:
+        is_guarded = self._guarded is not None and view.request_id in self._guarded
+        if is_guarded or len(self._left_out) == MAX_LEFT_OUT:
             return False
         self._left_out.add(self._serving.tenant_of(view.request_id))
         return True

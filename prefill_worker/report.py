@@ -61,8 +61,8 @@ class SchedulerCounters:
     swap_in_s: float = 0.0
     # Failed jobs; their tokens are computed again.
     swap_failures: int = 0
-    # Promotions by the starvation guard.
-    promotions: int = 0
+    # Sessions that the starvation guard has put before others.
+    guarded_sessions: int = 0
 
     def count_preemption(self, choice: SwapChoice) -> None:
         """Counts a session that lost KV, by what was chosen for it."""

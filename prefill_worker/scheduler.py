@@ -1,4 +1,4 @@
-"""Phase 2: vLLM's scheduler, made to follow our plan.
+"""Phase 2 of two-phase scheduling: vLLM's scheduler, made to follow our plan.
 
 Between steps the base class has no request in its queues. In each step, phase 1
 (`SessionTable.plan`) decides who computes how much and who is evicted. The scheduler
@@ -10,7 +10,7 @@ Life of a session's request:
  1. `add_request` with a new id: a session begins (an ordinary request is a session
     that is sealed from the start).
  2. `add_request` with a known id: a context event. The sequence is spliced, KV behind
-    the common prefix is dropped, and the request returns to WAITING, because only a
+    the longest common prefix (LCP) is dropped, and the request returns to WAITING, because only a
     request that is announced anew brings the worker process its new tokens. It keeps
     its blocks.
  3. Steps compute up to the target; the last token of an open session is held back, so
@@ -83,7 +83,7 @@ from stream2llm.serving.worker_options import DEFAULT_POLICY, WorkerOptions
 _log = logging.getLogger(__name__)
 
 _STAND_IN = POLICIES[DEFAULT_POLICY]
-# Of foreign code's error message in reports.
+# Longest part of foreign code's error message in reports.
 _MAX_FAILURE_CHARS = 500
 
 
@@ -112,7 +112,7 @@ class PrefillScheduler(TimedSteps, Scheduler):
         # The baseline of benchmarks.
         self._evicts_whole_requests = False
         self._counters = SchedulerCounters()
-        self._mode = Mode(self._options.preemption)
+        self._mode = self._options.preemption
         self.swapping = self._create_swapping()
         self._nixl = find_connector(self.connector, NixlConnector)
         # None: hand-overs have no digests.
@@ -572,7 +572,7 @@ class PrefillScheduler(TimedSteps, Scheduler):
         yield from self.offering.take_due(
             self._live, self._table.has_work, is_short=self._is_short_of_blocks
         )
-        self._counters.promotions = self._table.num_promotions
+        self._counters.guarded_sessions = self._table.num_guarded_in_all
         num_with_work = self._table.num_with_work
         yield from self._reporting.take_due(
             self._table.policy.name,

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
-from prefill_worker.session_trace import SessionTrace
+from prefill_worker.session_spans import PrefillNotes
 from stream2llm.api import codec
 from stream2llm.api.delay import DelayReason
 from stream2llm.api.errors import EventOrderError, describe
@@ -34,7 +34,7 @@ from stream2llm.serving.ids import unique_id
 from stream2llm.serving.log_context import LogContext, bind
 from stream2llm.serving.request_check import check_id
 from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
-from stream2llm.serving.tracing import recording
+from stream2llm.serving.tracing import NO_TRACE, recording
 
 _log = logging.getLogger(__name__)
 
@@ -53,21 +53,21 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         """Runs one session."""
         writer = StreamWriter(context)
         parent = context_in(context.invocation_metadata())
-        trace = SessionTrace(self._worker.tracing.begin("prefill", parent))
+        notes = PrefillNotes(self._worker.tracing.begin("prefill", parent))
         async with failures_as_status(context, writer, _log, describe):
-            with recording(trace.trace, trace.record), self._worker.session():
+            with recording(notes.trace, notes.record), self._worker.session():
                 await writer.begin(HELD_METADATA)
-                await self._run(requests, writer, context.cancelled, trace)
+                await self._run(requests, writer, context.cancelled, notes)
 
     async def _run(
         self,
         requests: AsyncIterator[worker_pb2.PrefillSessionRequest],
         writer: StreamWriter,
         is_broken: Callable[[], bool] = lambda: False,
-        trace: SessionTrace | None = None,
+        notes: PrefillNotes | None = None,
     ) -> None:
-        trace = trace or SessionTrace()
-        log_context = LogContext(trace.trace.context)
+        notes = notes or PrefillNotes(NO_TRACE)
+        log_context = LogContext(notes.trace.context)
         bind(log_context)
         opening = await anext(aiter(requests), None)
         if opening is None or opening.WhichOneof("event") != "open":
@@ -75,7 +75,7 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         check_id(opening.open.session_id, "open.session_id")
         check_id(opening.open.cache_salt, "open.cache_salt")
         log_context.session_id = opening.open.session_id
-        trace.opened(opening.open.session_id)
+        notes.session_id = opening.open.session_id
         sampling = codec.decode(SamplingParameters, opening.open.sampling)
         sampling.validate(self._worker.engine.info.vocab_size)
         tenant = codec.decode(TenantShare, opening.open.tenant)
@@ -87,10 +87,10 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
             sampling,
             opening.open.cache_salt,
             tenant=tenant,
-            trace=trace.trace.recorded_context,
+            trace=notes.trace.recorded_context,
             ttft_slo_ms=opening.open.ttft_slo_ms,
         )
-        run = _SessionRun(session, writer, trace)
+        run = _SessionRun(session, writer, notes)
         is_read = False
         try:
             await run.until_first_token(requests)
@@ -108,8 +108,8 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
 class _SessionRun:
     """The reader and the writer of one session's RPC."""
 
-    def __init__(self, session: PrefillSession, writer: StreamWriter, trace: SessionTrace) -> None:
-        self._trace = trace
+    def __init__(self, session: PrefillSession, writer: StreamWriter, notes: PrefillNotes) -> None:
+        self._notes = notes
         self._session = session
         self._writer = writer
         self._num_logprobs = session.num_logprobs
@@ -143,7 +143,7 @@ class _SessionRun:
     async def _apply(self, request: worker_pb2.PrefillSessionRequest) -> None:
         seal = request.WhichOneof("event") == "seal"
         splice = request.seal.splice if seal else request.splice
-        self._trace.spliced(splice, seal=seal)
+        self._notes.spliced(splice, seal=seal)
         await self._session.splice(
             splice.revision,
             splice.keep_tokens,
@@ -165,14 +165,14 @@ class _SessionRun:
         assert self._session.outputs is not None
         async for output in prefill_outputs(self._session.outputs):
             if output.offer is not None:
-                self._trace.offered(output.offer["num_tokens"])
+                self._notes.offered(output.offer["num_tokens"])
                 await self._writer.write(_offer(output.offer))
                 continue
-            self._trace.reported(output.progress)
+            self._notes.reported(output.progress)
             if output.first_token is None:
                 await self._send_progress(_progress(output.progress))
             else:
-                self._trace.first_token(is_handed_over=output.handover is not None)
+                self._notes.first_token(is_handed_over=output.handover is not None)
                 await self._send_first_token(output)
 
     async def _send_progress(self, progress: PrefillProgress) -> None:

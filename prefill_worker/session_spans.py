@@ -1,4 +1,4 @@
-"""The spans of one session at a prefill worker, from the times that were noted. Pure.
+"""The spans of one session at a prefill worker, from the times that it notes. Pure.
 
     prefill                          from the RPC's begin to its end
       queue *                        new context: arrival until the first step that computes it
@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stream2llm.serving.spans import Attribute, Moment, Notes, SpanError, SpanRecord, present
+
+if TYPE_CHECKING:  # its module writes spans
+    from stream2llm.serving.tracing import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,11 @@ _FIGURES = [each.name for each in fields(Reported) if each.name != "at_s"]
 
 @dataclass(slots=True)
 class PrefillNotes:
-    """Ids, counts and times of a traced session, for its spans."""
+    """Ids, counts and times of a session, for its spans; nothing where it is not recorded."""
 
+    trace: Trace
     session_id: str = ""
+    begin_s: float = field(init=False)
     moments: Notes[Moment] = field(default_factory=Notes)
     # One seal and one first token.
     milestones: list[Moment] = field(default_factory=list)
@@ -53,8 +58,19 @@ class PrefillNotes:
     is_complete: bool = False
     last: Reported = Reported()
 
-    def spliced(self, at_s: float, *, seal: bool, attributes: Mapping[str, Attribute]) -> None:
-        """The router has changed or sealed the context."""
+    def __post_init__(self) -> None:
+        self.begin_s = self.trace.now_s()
+
+    def spliced(self, splice: Any, *, seal: bool) -> None:
+        """The engine has been sent a SplicePrefill, or the seal with it."""
+        if not self.trace.is_recorded:
+            return
+        at_s = self.trace.now_s()
+        attributes = {
+            "stream2llm.revision": splice.revision,
+            "stream2llm.keep_tokens": splice.keep_tokens,
+            "stream2llm.num_tokens": len(splice.token_ids),
+        }
         if seal:
             self.milestones.append(Moment("seal", at_s, attributes))
         else:
@@ -62,8 +78,11 @@ class PrefillNotes:
         if self.waiting_since_s is None:
             self.waiting_since_s = at_s
 
-    def reported(self, now: Reported) -> None:
-        """The engine has reported progress."""
+    def reported(self, figures: Mapping[str, Any]) -> None:
+        """The engine has reported `SessionState.progress`."""
+        if not self.trace.is_recorded:
+            return
+        now = Reported.of(self.trace.now_s(), figures)
         if now.num_steps:
             if self.waiting_since_s is not None and self.waiting_since_s < now.steps_began_s:
                 self.spans.add(SpanRecord("queue", self.waiting_since_s, now.steps_began_s))
@@ -71,21 +90,25 @@ class PrefillNotes:
             self.waiting_since_s = None
         self.last = now
 
-    def offered(self, at_s: float, num_tokens: int) -> None:
-        """KV was offered to decode before the seal."""
-        self.moments.add(Moment("offer", at_s, {"stream2llm.num_tokens": num_tokens}))
+    def offered(self, num_tokens: int) -> None:
+        """The engine has offered the KV of that many tokens to decode."""
+        if self.trace.is_recorded:
+            attributes = {"stream2llm.num_tokens": num_tokens}
+            self.moments.add(Moment("offer", self.trace.now_s(), attributes))
 
-    def first_token(self, at_s: float, *, is_handed_over: bool) -> None:
-        """The answer's first token was sampled."""
+    def first_token(self, *, is_handed_over: bool) -> None:
+        """The engine has sampled the first token."""
         self.is_complete = True
-        handed_over = {"stream2llm.is_handed_over": is_handed_over}
-        self.milestones.append(Moment("first_token", at_s, handed_over))
+        if self.trace.is_recorded:
+            handed_over = {"stream2llm.is_handed_over": is_handed_over}
+            self.milestones.append(Moment("first_token", self.trace.now_s(), handed_over))
+
+    def record(self, outcome: str, error: SpanError | None) -> SpanRecord:
+        """Returns the spans of a session that ends now."""
+        return _span(self, self.trace.now_s(), outcome, error)
 
 
-def prefill_span(
-    notes: PrefillNotes, begin_s: float, end_s: float, outcome: str, error: SpanError | None
-) -> SpanRecord:
-    """Returns the session's span with those within it."""
+def _span(notes: PrefillNotes, end_s: float, outcome: str, error: SpanError | None) -> SpanRecord:
     left_out = notes.moments.num_left_out + notes.spans.num_left_out
     attributes: dict[str, Attribute | None] = {
         "stream2llm.session_id": notes.session_id,
@@ -97,7 +120,7 @@ def prefill_span(
     }
     return SpanRecord(
         "prefill",
-        begin_s,
+        notes.begin_s,
         end_s,
         present(attributes),
         tuple(sorted((*notes.moments.kept, *notes.milestones), key=lambda each: each.at_s)),

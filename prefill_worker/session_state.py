@@ -83,9 +83,9 @@ class SessionState:
     opening_work: int = 0
     ttft_slo_ms: int = 0
     deadline_ms: int = 0
-    # The number of its promotion while that lasts, else 0; see starvation_guard.py.
-    promotion: int = 0
-    # The promotion lasts until this many tokens are computed.
+    # Its number among all guarded sessions while it is guarded, else 0; see starvation_guard.py.
+    guard_number: int = 0
+    # It is guarded until this many tokens are computed.
     promised_tokens: int = 0
     computed: int = 0
     # Found in the prefix cache, whether computed by this session or another.

@@ -21,7 +21,7 @@ from prefill_worker.policy import Policy
 from prefill_worker.preemption import Preemption
 from prefill_worker.rank_index import RankIndex
 from prefill_worker.session_state import LostBlocks, SessionState
-from prefill_worker.starvation_guard import PROMOTED_TURN, StarvationGuard
+from prefill_worker.starvation_guard import GUARDED_TURN, StarvationGuard
 from prefill_worker.types import Ledger, RequestView, StepLimits, StepPlan, StopReason
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 
@@ -49,7 +49,7 @@ class SessionTable:
         self._states: dict[str, SessionState] = {}
         self._num_arrivals = 0
         self._num_events = 0
-        self._num_promotions = 0
+        self._num_guarded_in_all = 0
         # Tokens granted so far.
         self._work = 0
         # Steps that computed something, and steps that were planned.
@@ -60,8 +60,8 @@ class SessionTable:
         self._stuck_with_free_blocks: int | None = None
         # Sessions that the last step left out because of a prefix cache hit, and whether it
         # did nothing else.
-        self._followers: tuple[str, ...] = ()
-        self._only_followed = False
+        self._deduplicated: tuple[str, ...] = ()
+        self._only_deduplicated = False
 
     @property
     def policy(self) -> Policy:
@@ -88,14 +88,14 @@ class SessionTable:
         tenants = set(map(self._index.tenant_name, plan.short_of_memory))
         num_sessions = sum(map(self._index.num_with_claim_of, tenants))
         served = [*(g.request_id for g in plan.grants), *(x.request_id for x in plan.loads)]
-        served += plan.followers
+        served += plan.deduplicated
         num_served = sum(self._index.tenant_name(each) in tenants for each in served)
         return max(num_sessions - num_served, len(tenants))
 
     @property
-    def num_promotions(self) -> int:
-        """Number of promotions so far."""
-        return self._num_promotions
+    def num_guarded_in_all(self) -> int:
+        """Number of times that sessions began to be guarded."""
+        return self._num_guarded_in_all
 
     def num_to_step_for(self, num_free_blocks: int) -> int:
         """Number of sessions with work; 0 if the last step could do nothing, nor could another."""
@@ -118,7 +118,7 @@ class SessionTable:
         the last plan left out for their hits come first, where several tenants are served: a
         plan goes past a tenant without memory, and so beyond what its tokens let one expect.
         """
-        hits = dict.fromkeys(filter(ledger.has_hit, self._waiting_followers()))
+        hits = dict.fromkeys(filter(ledger.has_hit, self._waiting_deduplicated()))
         num_tokens = limits.num_tokens
         in_turn = (view for view in self._index.to_serve() if not view.is_loading)
         for view in islice(in_turn, limits.num_requests):
@@ -130,15 +130,15 @@ class SessionTable:
                 num_tokens -= view.num_wanted_tokens
         return list(hits)
 
-    def _waiting_followers(self) -> Iterator[str]:
+    def _waiting_deduplicated(self) -> Iterator[str]:
         """Those of the last plan that still have work."""
         if self._index.has_tenants:
-            for request_id in self._followers:
+            for request_id in self._deduplicated:
                 if self.has_work(request_id) and not self._index[request_id].is_loading:
                     yield request_id
 
     def set_policy(self, policy: Policy) -> None:
-        """Ranks all sessions anew. Waits and promotions continue."""
+        """Ranks all sessions anew. Waits go on, and guarded sessions stay guarded."""
         self._stuck_with_free_blocks = None
         self._index.set_policy(policy)
 
@@ -177,13 +177,13 @@ class SessionTable:
     def note_event(self, request_id: str, num_same: int) -> None:
         """A context event leaves the first `num_same` tokens of the sequence unchanged.
 
-        An event that discards computed KV also ends the session's promotion.
+        An event that discards computed KV also ends the guarding of the session.
         """
         state = self._states[request_id]
         self._count_event(state)
         state.lost_until = min(state.lost_until, num_same)
         if self._index[request_id].num_computed_tokens > num_same:
-            state.promotion = 0
+            state.guard_number = 0
 
     def note_eviction(self, request_id: str, num_used_tokens: int | None = None) -> None:
         """The session loses KV of which `num_used_tokens` some step has used; None: all of it.
@@ -197,13 +197,13 @@ class SessionTable:
         state.lost_until = max(state.lost_until, num_used_tokens)
 
     def seal(self, state: SessionState, num_known_tokens: int, deadline_ms: int = 0) -> None:
-        """Its context is complete; a promotion now covers all of it.
+        """Its context is complete; a guard now covers all of it.
 
         `deadline_ms` is when its first token is due, by the clock of `begin_step`; 0: no deadline.
         """
         state.sealed = True
         state.deadline_ms = deadline_ms
-        if state.promotion:
+        if state.guard_number:
             state.promised_tokens = num_known_tokens
 
     def update(
@@ -232,7 +232,7 @@ class SessionTable:
             num_computed_tokens,
             num_blocks,
             state.lost_until,
-            state.promotion,
+            state.guard_number,
             *host_blocks,
             is_loading,
             state.last_event_work,
@@ -243,12 +243,14 @@ class SessionTable:
         if state.ttft_slo_ms:
             view = self._with_remaining(view)
             self._deadlines.put(request_id, start_by_ms(view))
-        if state.promotion and (num_computed_tokens >= state.promised_tokens or not view.has_claim):
-            state.promotion = 0
-            view = view._replace(promotion=0)
+        if state.guard_number and (
+            num_computed_tokens >= state.promised_tokens or not view.has_claim
+        ):
+            state.guard_number = 0
+            view = view._replace(guard_number=0)
         self._stuck_with_free_blocks = None
         has_claim = self._index.put(view)
-        if view.promotion or not has_claim:
+        if view.guard_number or not has_claim:
             self._starvation_guard.ends(request_id)
         else:
             self._starvation_guard.waits(request_id, self._step)
@@ -276,7 +278,7 @@ class SessionTable:
         self._stuck_with_free_blocks = None
 
     def begin_step(self, now_ms: int = 0) -> None:
-        """Promotes sessions that have waited too long; decides whether promoted ones go first.
+        """Guards sessions that have waited too long; decides whether guarded ones go first.
 
         Sessions that cannot meet their deadline any more at `now_ms` are ranked as late.
         """
@@ -284,29 +286,29 @@ class SessionTable:
         for request_id in self._deadlines.take_lost(now_ms):
             self._rank_anew(request_id)
         self._turn += 1
-        self._index.promoted_first = self._turn % PROMOTED_TURN == 0
+        self._index.guarded_first = self._turn % GUARDED_TURN == 0
         self._index.begin_step()
         for request_id in self._starvation_guard.take_overdue(self._step):
-            self._promote(request_id)
+            self._begin_guarding(request_id)
 
     def end_step(self, plan: StepPlan, num_free_blocks: int) -> None:
         """Counts a step that computes something: only then do other sessions wait for it.
 
         `num_free_blocks` is what was free for the plan.
         """
-        self._followers, self._only_followed = plan.followers, not plan.does_something
+        self._deduplicated, self._only_deduplicated = plan.deduplicated, not plan.does_something
         if plan.grants:
             self._step += 1
             self._work += sum(grant.num_tokens for grant in plan.grants)
             for grant in plan.grants:
                 self._index.charge(grant.request_id, grant.num_tokens)
-        elif not plan.followers and not plan.loads:
+        elif not plan.deduplicated and not plan.loads:
             self._stuck_with_free_blocks = num_free_blocks
 
-    def _promote(self, request_id: str) -> None:
+    def _begin_guarding(self, request_id: str) -> None:
         state, view = self._states[request_id], self._index[request_id]
-        self._num_promotions += 1
-        state.promotion = self._num_promotions
+        self._num_guarded_in_all += 1
+        state.guard_number = self._num_guarded_in_all
         state.promised_tokens = view.num_target_tokens
         self._rank_anew(request_id)
 
@@ -327,31 +329,31 @@ class SessionTable:
             num_tokens = min(limits.num_tokens, limits.num_shared_tokens)
             limits = replace(limits, num_tokens=num_tokens)
         plan = plan_step(self._index, limits, ledger, preemption)
-        has_promoted = self._index.num_promoted > 0
-        if plan.does_something or (has_promoted and self._index.promoted_first):
+        has_guarded = self._index.num_guarded > 0
+        if plan.does_something or (has_guarded and self._index.guarded_first):
             return plan
-        if not has_promoted and not self._promotes_blocked(plan):
+        if not has_guarded and not self._guards_blocked(plan):
             return plan
-        # No other session could be served, so promoted ones go first.
-        self._index.promoted_first = True
+        # No other session could be served, so guarded ones go first.
+        self._index.guarded_first = True
         return plan_step(self._index, limits, ledger, preemption)
 
-    def _promotes_blocked(self, plan: StepPlan) -> bool:
-        """Promotes the policy's first session where tenants hold what the others would need.
+    def _guards_blocked(self, plan: StepPlan) -> bool:
+        """Guards the policy's first session where tenants hold what the others would need.
 
         Each keeps its share of the memory, so several that do not fit beside each other
-        would wait for ever. One that is promoted may evict all, and keeps what it gets.
+        would wait for ever. One that is guarded may evict all, and keeps what it gets.
         A session that is about to take a prefix cache hit may go on by it, unless the step
         before was left to that, too.
         """
         if plan.stop not in _SHORT_OF_MEMORY or not self._index.has_tenants:
             return False
-        before = self._followers if self._only_followed else ()
-        if not set(plan.followers).issubset(before):
+        before = self._deduplicated if self._only_deduplicated else ()
+        if not set(plan.deduplicated).issubset(before):
             return False
         first = self._index.first_of_all()
         if first is None or not first.has_claim:
             return False
         self._starvation_guard.ends(first.request_id)
-        self._promote(first.request_id)
+        self._begin_guarding(first.request_id)
         return True

@@ -2,30 +2,30 @@
 
 A policy may prefer others for as long as others arrive. So each session's wait is
 counted in engine steps that compute something: a wait begins when the session gets new
-tokens to compute, and ends when none are left. A wait of `limit_steps` promotes the
-session: in every `PROMOTED_TURN`th step it goes before all sessions that are not
-promoted, promoted ones in the order of their promotion; and no other session evicts
-its KV. In the steps between, the policy's order holds, so that many promoted sessions
-slow the others, but never by more than that share. A promotion covers what the session
+tokens to compute, and ends when none are left. A wait of `limit_steps` makes the session
+*guarded*: in every `GUARDED_TURN`th step it goes before all sessions that are not
+guarded, guarded ones in the order in which they became so; and no other session evicts
+its KV. In the steps between, the policy's order holds, so that many guarded sessions
+slow the others, but never by more than that share. The guard covers what the session
 knew at that moment. It ends when that is computed, or when an update discards computed
 tokens; then a new wait begins.
 
 The bound that follows, for every policy: from the step in which it gets new tokens
 a session has computed what it knows after at most
 
-    limit_steps + PROMOTED_TURN * sum over sessions promoted before it, and itself,
+    limit_steps + GUARDED_TURN * sum over sessions guarded before it, and itself,
                                   of ceil(promised tokens / tokens of a step)
 
-steps in which hand-overs leave room for it, plus PROMOTED_TURN and the steps of the
-copy for each piece of their KV that is on the host when they are promoted, and for
-each gap between two pieces. The reason: in a promoted turn, the first promoted session
+steps in which hand-overs leave room for it, plus GUARDED_TURN and the steps of the
+copy for each piece of their KV that is on the host when they are guarded, and for
+each gap between two pieces. The reason: in a guarded turn, the first guarded session
 gets all of the step's tokens it can use, may evict all others, and is evicted by none.
 """
 
 from __future__ import annotations
 
-# Promoted sessions go first in every fourth step.
-PROMOTED_TURN = 4
+# Guarded sessions go first in every fourth step.
+GUARDED_TURN = 4
 
 
 class StarvationGuard:
@@ -42,7 +42,7 @@ class StarvationGuard:
         self._since.setdefault(request_id, step)
 
     def ends(self, request_id: str) -> None:
-        """No new tokens are left, or the session was promoted or has ended."""
+        """No new tokens are left, or the session was guarded or has ended."""
         self._since.pop(request_id, None)
 
     def take_overdue(self, step: int) -> list[str]:

@@ -237,7 +237,7 @@ class TenantQueues:
         return bool(self._key_of[following][0]), level, time, name
 
     def first(self) -> str | None:
-        """The session that the policy ranks first, whoever it is served for."""
+        """The session that the policy ranks first, whichever session it is served for."""
         heads = (next(iter(self._tenants[name].order)) for *_, name in self._with_work)
         return min(heads, key=lambda each: (self._key_of[each], each), default=None)
 

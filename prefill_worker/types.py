@@ -46,8 +46,9 @@ class RequestView(NamedTuple):
     num_reached_tokens: int = 0
     """Known tokens that were computed at some time; more than `num_computed_tokens` while
     evicted KV is not restored, else 0."""
-    promotion: int = 0
-    """Number of its promotion by the starvation guard, from 1; 0: not promoted."""
+    guard_number: int = 0
+    """Its number among the sessions that the starvation guard has put before others, from 1; 0: it is
+    not guarded."""
     host_start: int = 0
     """First block index of its next run of blocks in the CPU KV offload pool."""
     host_stop: int = 0
@@ -59,7 +60,7 @@ class RequestView(NamedTuple):
     """Prompt tokens that this worker had computed for all sessions at the last event: a clock
     that stands still while nothing is computed."""
     opening_work: int = 0
-    """The same at its opening."""
+    """Prompt tokens that this worker had computed for all sessions when this one was opened."""
     ttft_slo_ms: int = 0
     """Milliseconds from its seal in which its first token is due; 0: no deadline."""
     deadline_ms: int = 0
@@ -207,7 +208,7 @@ class StepLimits:
 class EvictionReason(StrEnum):
     """Why a session loses its KV."""
 
-    # It has nothing new to compute, and somebody else has.
+    # It has nothing new to compute, and another session has.
     IDLE = "idle"
     # It has, and so has a session that goes before it.
     LOWER_RANK = "lower_rank"
@@ -218,7 +219,7 @@ class StopReason(StrEnum):
 
     # Complete sessions have the step to themselves.
     SEALED_APART = "sealed_apart"
-    # Everybody with work is served.
+    # All sessions with work are served.
     ALL_SERVED = "all_served"
     TOKEN_BUDGET = "token_budget"
     REQUEST_SLOTS = "request_slots"
@@ -286,7 +287,7 @@ class StepPlan:
     stopped_at: str | None = None
     # Sessions whose next block the prefix cache knows, or will know because
     # another one computes it in this step; they take it in the next.
-    followers: tuple[str, ...] = ()
+    deduplicated: tuple[str, ...] = ()
     loads: tuple[Load, ...] = ()
     # The first session of each tenant that found no KV block for new tokens.
     short_of_memory: tuple[str, ...] = ()

@@ -69,7 +69,7 @@ class Victims:
 
         def may_lose_own(tail: Tail) -> bool:
             may = may_lose(tail)
-            # Of one tenant, a session that may not be evicted now may not be later in this
+            # A tenant's session that may not be evicted now may not be evicted later in this
             # plan either: later ones rank behind. So none is examined twice.
             if not may and self._ranking.has_tenants:
                 self._refused.add(tail, beneficiary)

@@ -13,7 +13,7 @@ from stream2llm.serving.worker_spec import Role
 # An engine takes most of a minute to start; assumed until one was seen to.
 _ASSUMED_S = 30.0
 _SHORTEST_S = 1.0
-# Of a worker that is away for longer nothing is known.
+# Absences that last longer than this are forgotten.
 _FORGET_AFTER_S = 900.0
 # Weight of the newest absence in the mean.
 _NEWEST = 0.5

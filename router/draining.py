@@ -19,7 +19,7 @@ class PrefillWork:
     is_sealed: bool
     num_computed: int
     num_left: int
-    # Of the worker, for all its sessions; None: not known.
+    # The worker's speed for all its sessions together; None: not known.
     tokens_per_s: float | None = None
 
 

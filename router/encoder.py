@@ -2,7 +2,7 @@
 
 The one exception is template text (`TemplateText`): where the template itself wrote a
 control token's text, it becomes that token. The text between two control tokens is
-encoded as a whole, whoever wrote its parts, so that a rendered conversation has the
+encoded as a whole, whichever side wrote its parts, so that a rendered conversation has the
 tokens that the model was trained on. A control token never spans template and data.
 
 Long texts are encoded in pieces: equal texts have equal pieces, and no piece occupies

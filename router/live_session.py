@@ -99,7 +99,7 @@ class LiveSession:
         # What the client has of the session, if it was at another router before.
         self.resumed: ResumedSession | None = None
         self._has_first_token = False
-        # Of the worker that prefills it; None before and afterwards.
+        # The queue of the worker that prefills it; None before and afterwards.
         self._queue: WorkQueue | None = None
         # Set at the seal; see the proto.
         self.document_order: tuple[int, ...] = ()
@@ -111,7 +111,7 @@ class LiveSession:
         self.recovery = Recovery(parts.spec.recovery)
         # Workers that sent the session away; their successors may take it.
         self.refused_by: set[Worker] = set()
-        # Of the last loss.
+        # Cause of the last loss.
         self._cause = Cause.PREFILL_LOST
         self._life = Session()
         self._place = place

@@ -34,9 +34,9 @@ class ProgressTracker:
         self._revision = 0
         # Splices that the worker has not confirmed: (revision, keep_tokens).
         self._unconfirmed: deque[tuple[int, int]] = deque()
-        # Of the worker that holds the session.
+        # As the worker reports it that holds the session.
         self.worker = PrefillProgress()
-        # Of those that held it before, as `PrefillProgress.used`.
+        # Sum over the workers that held it before, as `PrefillProgress.used`.
         self._used_before = self.worker.used()
         self.restarts = 0
         # Tokens that the former worker had, and this one did not compute yet.

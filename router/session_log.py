@@ -26,9 +26,9 @@ class SessionRecord:
     mode: InputMode = InputMode.ONESHOT
     # In the order in which they had the session.
     worker_ids: list[str] = field(default_factory=list)
-    # Of the context, or the sealed prompt.
+    # Length of the context, or of the sealed prompt.
     num_tokens: int = 0
-    # Of the answer.
+    # Length of the answer so far.
     num_answer_tokens: int = 0
     computed_tokens: int = 0
     restarts: int = 0

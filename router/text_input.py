@@ -128,8 +128,8 @@ class TextInput:
     ) -> tuple[ContentDocument, ...]:
         """Tokenizes the documents of one event, each on its own.
 
-        Of documents with more than `room_tokens` tokens, less those before them, only the
-        beginning is returned.
+        Documents with more than `room_tokens` tokens, less those before them, are cut to their
+        beginning.
         """
         room = _Room(room_tokens, oversized)
         num_chars = sum(map(_num_chars, documents))

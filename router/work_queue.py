@@ -38,7 +38,7 @@ class WorkQueue:
         self._works: dict[int, _Work] = {}
         self._num_left = 0
         self._at_s = 0.0
-        # Of the recent past.
+        # Sums over the recent past, in which older ones fade.
         self._busy_s = 0.0
         self._num_computed = 0.0
 
@@ -77,7 +77,7 @@ class WorkQueue:
     def num_before(self, tenant: TenantShare, num_own: int, now_s: float) -> int:
         """Tokens that go before a new session of the tenant, which brings `num_own`.
 
-        Of its tenant: those of all sessions but the ones whose deadline has passed. Of a
+        From its tenant: those of all sessions but the ones whose deadline has passed. From a
         tenant of a higher priority: all; of an equal one: at most what its weight allows
         until those and the session's own are computed; of a lower one: none.
         """

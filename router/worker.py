@@ -64,7 +64,7 @@ class Worker:
         self.address = address
         self.is_suspect = False
         self.num_sessions = 0
-        # Of prefill workers.
+        # Work that is queued; prefill workers only.
         self.queue = WorkQueue()
         # Seconds that a token of an answer takes; None: not known.
         self.token_s: float | None = None
@@ -152,7 +152,7 @@ async def answers(worker: Worker) -> bool:
         is_gone = (
             grpc.StatusCode.UNAVAILABLE,
             grpc.StatusCode.DEADLINE_EXCEEDED,
-            # Of another cluster, at an address that was this worker's.
+            # A worker of another cluster, at an address that was this worker's.
             grpc.StatusCode.UNAUTHENTICATED,
         )
         return error.code() not in is_gone

@@ -67,21 +67,21 @@ def a_request(
     computed: int = 0,
     num_blocks: int = 0,
     reached: int = 0,
-    promotion: int = 0,
+    guard_number: int = 0,
     host_blocks: tuple[int, int] = (0, 0),
     is_loading: bool = False,
 ) -> RequestView:
     """A session as the planner sees it."""
-    counts = (known, computed, num_blocks, reached, promotion)
+    counts = (known, computed, num_blocks, reached, guard_number)
     return RequestView(request_id, sealed, arrival, last_event, *counts, *host_blocks, is_loading)
 
 
-def a_ranking(*views: RequestView, policy: str = "fcfs", promoted_first: bool = False) -> RankIndex:
+def a_ranking(*views: RequestView, policy: str = "fcfs", guarded_first: bool = False) -> RankIndex:
     """Those sessions, ranked."""
     ranking = RankIndex(find_policy(policy))
     for view in views:
         ranking.put(view)
-    ranking.promoted_first = promoted_first
+    ranking.guarded_first = guarded_first
     return ranking
 
 

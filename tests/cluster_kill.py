@@ -6,9 +6,15 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from experiments.faults.parts import Kind, find_part
+from experiments.faults.parts import Kind, Part, living_parts
 from stream2llm.cluster.cluster import Cluster
 from tests.cluster_pool import START_TIMEOUT_S
+
+
+def find_part(cluster_id: str, replica: str, kind: Kind) -> Part:
+    """The only process of that kind; raises ValueError when there are others, or none."""
+    (part,) = (p for p in living_parts(cluster_id) if p.replica == replica and p.kind is kind)
+    return part
 
 
 def process_of(cluster: Cluster, role: str, which: str) -> int:

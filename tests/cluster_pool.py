@@ -50,7 +50,7 @@ class Kind:
     # Short where tests wait for leases to end. Elsewhere a machine that stands still for that
     # long would fail them, and a release that is missing would be made good by the lease.
     lease_s: int = 10
-    # Of an engine and, at least 15 s, of any process. Tests stop processes for longer than a lease,
+    # Seconds of an engine and, at least 15 s, of any process. Tests stop processes for longer than a lease,
     # and go on with them.
     hung_after_s: float = 60
     # UCX's transports; None leaves them to it. Shared memory is read without the other

@@ -3,7 +3,7 @@
 It runs in the engine's process; tests/two_engines.py writes its orders.
 `STREAM2LLM_TEST_CORRUPT` names a file. While it has content, "<block> <layer> <rank>", each
 read on that rank (-1: any) ends with that block, modulo those read, overwritten in that
-layer, before anybody looks at it. A block that was on its way to another place looks so.
+layer, before it is read. A block that was on its way to another place looks so.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class FakeRouter(inference_pb2_grpc.StreamingInferenceServiceServicer):
         self.script = script
         self.conversations: list[Conversation] = []
         self.prompts: list[pb.GenerateRequest] = []
-        # Of each session and prompt.
+        # One entry for each session and prompt.
         self.metadata: list[tuple[tuple[str, str | bytes], ...]] = []
         # One entry for each session that ended: "returned", "cancelled" or "failed".
         self.ends: asyncio.Queue[str] = asyncio.Queue()

@@ -23,7 +23,7 @@ from tests.builders import BY_RANK
 from tests.digests import answer_of, prefix_digests
 from tests.session_machine import DriverLimits, Tokens
 
-_SHORTAGE = "hand-over-of-somebody"
+_SHORTAGE = "hand-over-of-another"
 # Holds the blocks that are being copied to.
 _COPIES = "copies"
 
@@ -82,7 +82,7 @@ class BlockPool:
 
 
 @dataclass
-class PlannedSession:
+class HeldSession:
     """A session as phase 2 keeps it."""
 
     state: SessionState
@@ -137,7 +137,7 @@ class PlannerDriver:
         self._loads: dict[str, PendingLoad] = {}
         self._void_loads: list[PendingLoad] = []
         self._swaps_fail = False
-        self.sessions: dict[str, PlannedSession] = {}
+        self.sessions: dict[str, HeldSession] = {}
         load_steps = 1 + load_delay_steps if num_host_slots else 0
         self.limits = DriverLimits(num_blocks * block_size, token_budget, load_steps=load_steps)
         self.num_evictions = 0
@@ -181,7 +181,7 @@ class PlannerDriver:
 
     def open(self, name: str, prefix: Tokens, *, hand_over: bool) -> None:
         state = self._table.open(name, revision=1, sealed=False, tenant=self._tenant_of(name))
-        self.sessions[name] = PlannedSession(state, hand_over, prefix)
+        self.sessions[name] = HeldSession(state, hand_over, prefix)
         self._touch(name)
         self._become(name, list(prefix))
 

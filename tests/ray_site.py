@@ -40,10 +40,10 @@ class Site:
     """Some machines, of which the first runs Ray's head."""
 
     network: Network
-    # Of all machines, seen as `SHARED` on each.
+    # One folder of all machines, seen as `SHARED` on each.
     shared: Path
     machines: dict[str, Machine] = field(default_factory=dict)
-    # Of all commands, beside those of every machine.
+    # For all commands, beside those of every machine.
     variables: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -16,7 +16,7 @@ Invariants; docs/scheduling.md says where else each is proven:
 5. Computed tokens never exceed known ones, KV is that of the session's own
    tokens, and an open session never samples.
 6. Sessions with nothing new to compute cost no step: without events the engine
-   comes to rest. Of ended sessions nothing is remembered.
+   comes to rest. Nothing is remembered of ended sessions.
 
 `SessionDriver.check` asserts those that show inside (2, 4, 5, 6), the machine
 those that show outside (1, 3).

@@ -17,7 +17,7 @@ class StuckCall:
         self.written: list[Any] = []
         self.has_fetch = asyncio.Event()
         self.has_abort = asyncio.Event()
-        # Ends of fetches, for whoever reads; and whether one was read.
+        # Ends of fetches, for the reader; and whether one was read.
         self.has_ended = asyncio.Event()
         self.ends: asyncio.Queue[Any] = asyncio.Queue()
         self.cancelled = asyncio.Event()

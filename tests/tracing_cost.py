@@ -27,8 +27,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from decode_worker.session_trace import DecodeTrace
-from prefill_worker.session_trace import SessionTrace as PrefillTrace
+from decode_worker.session_spans import DecodeNotes
+from prefill_worker.session_spans import PrefillNotes
 from router.metrics import InputMode, InputOp
 from router.server import Router
 from router.session_trace import SessionTrace
@@ -164,8 +164,8 @@ async def _worker_calls(endpoint: str, ratio: float | None, num_sessions: int = 
     began_s = time.process_time()
     for number in range(num_sessions):
         parent = TraceContext(f"{number + 1:032x}", f"{number + 1:016x}", number % every == 0)
-        _prefill_calls(PrefillTrace(prefill.begin("prefill", parent)))
-        _decode_calls(DecodeTrace(decode.begin("decode", parent), "session", _NUM_TOKENS - 1))
+        _prefill_calls(PrefillNotes(prefill.begin("prefill", parent)))
+        _decode_calls(DecodeNotes(decode.begin("decode", parent), "session", _NUM_TOKENS - 1))
         if number % 100 == 0:
             await asyncio.gather(prefill.flush(), decode.flush())
     await asyncio.gather(prefill.flush(), decode.flush())
@@ -174,22 +174,22 @@ async def _worker_calls(endpoint: str, ratio: float | None, num_sessions: int = 
     return seconds / num_sessions
 
 
-def _prefill_calls(trace: PrefillTrace) -> None:
+def _prefill_calls(notes: PrefillNotes) -> None:
     splice = SplicePrefill(revision=1, token_ids=[1] * 10)
-    with recording(trace.trace, trace.record):
-        trace.opened("session")
+    with recording(notes.trace, notes.record):
+        notes.session_id = "session"
         for number in range(_NUM_DOCUMENTS + 1):
-            trace.spliced(splice, seal=number == _NUM_DOCUMENTS)
-            trace.reported({"num_steps": 1, "steps_began_s": 0.0, "known_tokens": 10 * number})
-            trace.offered(10 * number)
-        trace.first_token(is_handed_over=True)
+            notes.spliced(splice, seal=number == _NUM_DOCUMENTS)
+            notes.reported({"num_steps": 1, "steps_began_s": 0.0, "known_tokens": 10 * number})
+            notes.offered(10 * number)
+        notes.first_token(is_handed_over=True)
 
 
-def _decode_calls(trace: DecodeTrace) -> None:
-    with recording(trace.trace, trace.record):
-        trace.submitted()
+def _decode_calls(notes: DecodeNotes) -> None:
+    with recording(notes.trace, notes.record):
+        notes.submitted()
         for number in range(_NUM_TOKENS):
-            trace.stepped(1, is_last=number == _NUM_TOKENS - 1)
+            notes.stepped(1, is_last=number == _NUM_TOKENS - 1)
 
 
 def _print(costs: dict[str, list[float]], alone: dict[str, float]) -> None:

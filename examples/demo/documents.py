@@ -1,4 +1,4 @@
-"""What the demo asks about, and when its documents arrive. Pure.
+"""What the demo asks about, and when its documents arrive.
 
 The documents are topics of `pydoc_data`, which every Python has. Three ways of
 retrieving them have the same clock: the final list is complete at the same

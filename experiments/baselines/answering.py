@@ -16,7 +16,7 @@ from experiments.baselines.cells import NON_STREAMING, STREAMED, WARMED, policy_
 from experiments.baselines.engines.link import EngineLink
 from experiments.baselines.engines.messages import Ask, Feed, Splice
 from experiments.baselines.systems import Asking
-from experiments.token_sessions import Change, applied
+from experiments.token_sessions import TimedSplice, applied
 from stream2llm.workload.replay.plan import PlannedSession
 
 _NUMBERS = count(1)
@@ -37,11 +37,11 @@ class NonStreaming:
         self._context: list[int] = []
         self._request_id = _unique(planned)
 
-    async def change(self, change: Change) -> None:
+    async def change(self, change: TimedSplice) -> None:
         """Keeps it."""
         self._context = applied(self._context, change)
 
-    async def finish(self, last: Change) -> AsyncIterator[int]:
+    async def finish(self, last: TimedSplice) -> AsyncIterator[int]:
         """The one request."""
         self._link.expect(self._request_id)
         prompt = applied(self._context, last)
@@ -61,7 +61,7 @@ class Warmed(NonStreaming):
         super().__init__(link, planned, max_tokens)
         self._warm_up = ""
 
-    async def change(self, change: Change) -> None:
+    async def change(self, change: TimedSplice) -> None:
         """A request for what is known so far, instead of the last one."""
         is_opening = not self._context
         await super().change(change)
@@ -71,7 +71,7 @@ class Warmed(NonStreaming):
         self._warm_up = _unique(self._planned, "warm")
         self._link.send(Ask(self._warm_up, self._context, 1))
 
-    async def finish(self, last: Change) -> AsyncIterator[int]:
+    async def finish(self, last: TimedSplice) -> AsyncIterator[int]:
         """What the warm-up has computed so far is in the cache."""
         self._end_warm_up()
         async for num_tokens in super().finish(last):
@@ -99,7 +99,7 @@ class Streaming:
         self._is_open = False
         link.expect(self._request_id)
 
-    async def change(self, change: Change) -> None:
+    async def change(self, change: TimedSplice) -> None:
         """One part; each costs a sampled token, so the instruction waits for the first page."""
         self._unsent += change.token_ids
         if self._is_open:
@@ -107,7 +107,7 @@ class Streaming:
             self._unsent = []
         self._is_open = True
 
-    async def finish(self, last: Change) -> AsyncIterator[int]:
+    async def finish(self, last: TimedSplice) -> AsyncIterator[int]:
         """The last part."""
         tokens = self._unsent + last.token_ids
         self._link.send(Feed(self._request_id, tokens, True, self._max_tokens))
@@ -127,11 +127,11 @@ class Ours:
         self._request_id = _unique(planned)
         link.expect(self._request_id)
 
-    async def change(self, change: Change) -> None:
+    async def change(self, change: TimedSplice) -> None:
         """One event."""
         self._splice(change)
 
-    async def finish(self, last: Change) -> AsyncIterator[int]:
+    async def finish(self, last: TimedSplice) -> AsyncIterator[int]:
         """The last event and the seal, as one."""
         self._splice(last)
         async for num_tokens in self._link.answer(self._request_id):
@@ -141,7 +141,7 @@ class Ours:
         """Frees its blocks."""
         self._link.end(self._request_id)
 
-    def _splice(self, change: Change) -> None:
+    def _splice(self, change: TimedSplice) -> None:
         self._link.send(
             Splice(self._request_id, change.keep_tokens, change.token_ids, change.seals)
         )

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal
 
-from stream2llm.models.store import PresetName
-from stream2llm.serving.worker_options import DEFAULT_POLICY, PreemptionMode, PrefillOptions
+from cost_profiles.decision import Mode
+from stream2llm.serving.worker_options import DEFAULT_POLICY, PrefillOptions
 from stream2llm.workload.traces.format import Shape
+
+if TYPE_CHECKING:
+    from stream2llm.models.store import PresetName
 
 Comparison = Literal["engine", "whole"]
 LoadName = Literal["light", "heavy", "bursts", "pressure"]
 
-# What everybody does, the best one can do without us, vLLM's own streaming.
+# The usual way, the best one can do without us, vLLM's own streaming.
 NON_STREAMING, WARMED, STREAMED = "vllm non-streaming", "vllm warmed", "vllm streaming"
 OURS = "stream2llm"
 STOCK: Final = (NON_STREAMING, WARMED, STREAMED)
-PREEMPTION_MODES: Final[tuple[PreemptionMode, ...]] = get_args(PreemptionMode)
 DEFAULT_PREEMPTION: Final = PrefillOptions().preemption
 SHAPES: Final[tuple[Shape, ...]] = ("crawler", "anns")
 
@@ -67,7 +69,7 @@ class Turn:
     repetition: int
 
 
-def ours(policy: str, preemption: PreemptionMode = DEFAULT_PREEMPTION) -> str:
+def ours(policy: str, preemption: Mode = DEFAULT_PREEMPTION) -> str:
     """The name of our system under a policy, and a mode of preemption but the default one."""
     return f"{OURS} {policy}" + (f" {preemption}" if preemption != DEFAULT_PREEMPTION else "")
 
@@ -78,10 +80,10 @@ def policy_of(system: str) -> str | None:
     return policy if owner == OURS else None
 
 
-def preemption_of(system: str) -> PreemptionMode:
+def preemption_of(system: str) -> Mode:
     """The mode of preemption that a name of our system means."""
     last = system.split()[-1]
-    return next((mode for mode in PREEMPTION_MODES if mode == last), DEFAULT_PREEMPTION)
+    return next((mode for mode in Mode if mode == last), DEFAULT_PREEMPTION)
 
 
 def reported_policy(policies: Sequence[str]) -> str:
@@ -94,7 +96,7 @@ def systems_of(cell: Cell, policies: Sequence[str]) -> tuple[str, ...]:
     baselines = [NON_STREAMING, WARMED]
     if cell.shape == "crawler":
         baselines.append(STREAMED)
-    modes = PREEMPTION_MODES if (cell.comparison, cell.load) == ("engine", PRESSURE) else ()
+    modes = tuple(Mode) if (cell.comparison, cell.load) == ("engine", PRESSURE) else ()
     by_mode = [ours(reported_policy(policies), mode) for mode in modes]
     return tuple(dict.fromkeys((*baselines, *map(ours, policies), *by_mode)))
 

@@ -14,7 +14,7 @@ import psutil
 from experiments.baselines.cells import ours, policy_of
 from experiments.baselines.scaling import OPEN_TOKEN_BUDGET
 from experiments.baselines.systems import Asking, SystemDiedError
-from experiments.token_sessions import Change
+from experiments.token_sessions import TimedSplice
 from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig, parse_config
@@ -111,7 +111,7 @@ class ClusterSession:
         self._steps = iter(planned.steps)
         self._is_open = False
 
-    async def change(self, change: Change) -> None:
+    async def change(self, change: TimedSplice) -> None:
         """The first one is the opening; the others are its steps."""
         if not self._is_open:
             self._is_open = True
@@ -119,7 +119,7 @@ class ClusterSession:
         else:
             await send(self._session, next(self._steps))
 
-    async def finish(self, last: Change) -> AsyncIterator[int]:
+    async def finish(self, last: TimedSplice) -> AsyncIterator[int]:
         """The last step, and the seal behind it."""
         await send(self._session, next(self._steps))
         async for event in self._session.seal(self._question):

@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from experiments.baselines.systems import Asking, System, SystemDiedError
-from experiments.token_sessions import Change, submissions
+from experiments.token_sessions import TimedSplice, submissions
 from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.workload.records import RunRecord, SessionRecord
-from stream2llm.workload.replay.lateness import LagProbe, Lateness
+from stream2llm.workload.replay.lateness import LagProbe, Timetable
 from stream2llm.workload.replay.plan import PlannedSession
 
 # Sessions that arrive at the very beginning would be late.
@@ -66,7 +66,7 @@ class _SessionRun:
         self,
         asking: Asking,
         planned: PlannedSession,
-        changes: Sequence[Change],
+        changes: Sequence[TimedSplice],
         begin_s: float,
         answer_limit_s: float,
         clock: Clock,
@@ -74,20 +74,17 @@ class _SessionRun:
         self._asking = asking
         self._planned = planned
         self._changes = changes
-        self._begin_s = begin_s
+        self._times = Timetable(begin_s, clock)
         self._answer_limit_s = answer_limit_s
-        self._clock = clock
         self._opened_s = 0.0
         self._sealed_s: float | None = None
-        self._lateness = Lateness()
         self._token_times_s: list[float] = []
 
     async def record(self) -> SessionRecord:
         error = ""
-        limit_s = self._begin_s + self._planned.seal_due_s + self._answer_limit_s
-        loop = asyncio.get_running_loop()
+        limit_s = self._planned.seal_due_s + self._answer_limit_s
         try:
-            async with asyncio.timeout_at(loop.time() + limit_s - self._clock.monotonic_s()):
+            async with asyncio.timeout(limit_s - self._times.now_s()):
                 await self._ask()
         except TimeoutError:
             error = "no whole answer in time"
@@ -95,28 +92,20 @@ class _SessionRun:
             raise
         except Exception as raised:  # a failure of this session; shown, and counted
             error = f"{type(raised).__name__}: {raised}"
-        ended_s = self._now_s()
+        ended_s = self._times.now_s()
         await self._asking.cancel()
         return self._record(error, ended_s)
 
     async def _ask(self) -> None:
         *before, last = self._changes
         for change in before:
-            await self._wait_for(change)
-            self._opened_s = self._opened_s or self._now_s()
+            begun_s = await self._times.due(change.due_s)
+            self._opened_s = self._opened_s or begun_s
             await self._asking.change(change)
-            self._lateness.taken(self._now_s())
-        await self._wait_for(last)
-        self._sealed_s = self._now_s()
+            self._times.taken()
+        self._sealed_s = await self._times.due(last.due_s)
         async for num_tokens in self._asking.finish(last):
-            self._token_times_s += [self._now_s()] * num_tokens
-
-    async def _wait_for(self, change: Change) -> None:
-        await asyncio.sleep(max(0.0, change.due_s - self._now_s()))
-        self._lateness.begun(change.due_s, self._now_s())
-
-    def _now_s(self) -> float:
-        return self._clock.monotonic_s() - self._begin_s
+            self._token_times_s += [self._times.now_s()] * num_tokens
 
     def _record(self, error: str, ended_s: float) -> SessionRecord:
         return SessionRecord(
@@ -128,7 +117,7 @@ class _SessionRun:
             token_times_s=tuple(self._token_times_s),
             ended_s=ended_s,
             num_prompt_tokens=self._changes[-1].num_tokens,
-            lateness_s=self._lateness.total_s,
-            generator_lateness_s=self._lateness.own_s,
+            lateness_s=self._times.lateness_s,
+            generator_lateness_s=self._times.own_lateness_s,
             error=error,
         )

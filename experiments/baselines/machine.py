@@ -22,7 +22,7 @@ class MachineWatch:
         self._driver_s = _driver_s()
 
     def counters(self, system_cpu_s: float) -> Mapping[str, float]:
-        """CPU seconds of the driver, and of everybody who is neither it nor the system."""
+        """CPU seconds of the driver, and of all processes that are neither it nor the system."""
         driver_s = _driver_s() - self._driver_s
         others_s = _busy_s() - self._busy_s - driver_s - system_cpu_s
         cores_s = (self._clock.monotonic_s() - self._began_s) * (psutil.cpu_count() or 1)

@@ -15,11 +15,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from cost_profiles.decision import Mode
 from experiments.baselines.answering import EngineSystem
 from experiments.baselines.cells import (
     DEFAULT_PREEMPTION,
     NON_STREAMING,
-    PREEMPTION_MODES,
     STOCK,
     Cell,
     Comparison,
@@ -68,7 +68,7 @@ BETWEEN_S = 2.5
 # Seconds to start all engines of a shape, or whole systems.
 STARTS_S = 100.0
 # A session without an answer for so many mean prefills is given up, but not sooner than that.
-PATIENCE_PREFILLS, LEAST_PATIENCE_S = 500, 15.0
+GIVEN_UP_AFTER_PREFILLS, LEAST_GIVEN_UP_AFTER_S = 500, 15.0
 
 
 class Runner:
@@ -113,7 +113,7 @@ class Runner:
         found: dict[str, EngineLink] = {}
         core, blocks = self._options.cores[1:], self._blocks(shape, scarce=scarce)
         stock = self._host_spec("stock", core, blocks, TOKEN_BUDGET[shape])
-        modes = PREEMPTION_MODES if scarce else (DEFAULT_PREEMPTION,)
+        modes = tuple(Mode) if scarce else (DEFAULT_PREEMPTION,)
         specs = {"stock": stock}
         specs |= {mode: replace(stock, kind="ours", preemption=mode) for mode in modes}
         try:
@@ -132,7 +132,7 @@ class Runner:
         )
 
     def _engine_systems(self, links: Mapping[str, EngineLink]) -> dict[str, System]:
-        by_mode = [ours(reported_policy(self._options.policies), each) for each in PREEMPTION_MODES]
+        by_mode = [ours(reported_policy(self._options.policies), each) for each in Mode]
         names = (*STOCK, *map(ours, self._options.policies), *by_mode)
         found = {name: links.get(_link_of(name)) for name in names}
         return {name: EngineSystem(name, [link]) for name, link in found.items() if link}
@@ -244,7 +244,7 @@ class Runner:
     async def _turn(self, turn: Turn, system: System, engine: Mapping[str, str | float]) -> None:
         pace = self._paces[turn.cell.comparison, turn.cell.shape]
         played = sessions_of(turn, pace, self._options.num_sessions, self._options.retrieval_factor)
-        limit_s = max(LEAST_PATIENCE_S, PATIENCE_PREFILLS * pace.prefill_s)
+        limit_s = max(LEAST_GIVEN_UP_AFTER_S, GIVEN_UP_AFTER_PREFILLS * pace.prefill_s)
         settings = {**settings_of(turn, pace), **engine, "model": self._model_path.name}
         # A collection in the middle of a run would make the driver late.
         gc.collect()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
-from experiments.token_sessions import Change
+from experiments.token_sessions import TimedSplice
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.workload.replay.plan import PlannedSession
 
@@ -19,10 +19,10 @@ class SystemDiedError(Stream2LLMError):
 class Asking(Protocol):
     """One question at a system. Its methods are called one after the other."""
 
-    async def change(self, change: Change) -> None:
+    async def change(self, change: TimedSplice) -> None:
         """Context has come, and more will. The first call opens the session."""
 
-    def finish(self, last: Change) -> AsyncIterator[int]:
+    def finish(self, last: TimedSplice) -> AsyncIterator[int]:
         """The last context and, with it, the question; numbers of new tokens as they come."""
 
     async def cancel(self) -> None:

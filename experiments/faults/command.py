@@ -33,7 +33,7 @@ from stream2llm.workload.replay.session import Asking
 # Also of one start, on a busy machine.
 READY_TIMEOUT_S = 1800.0
 MAX_MODEL_LEN = 4096
-# Of a session, with the time in which all workers of a role are away.
+# For a whole session, with the time in which all workers of a role are away.
 SESSION_TIMEOUT_S = 900.0
 # A limit that nothing reaches.
 NEVER = 1_000_000

@@ -63,9 +63,3 @@ def kind_of(command: str) -> Kind | None:
 def living_parts(cluster_id: str) -> list[Part]:
     """The parts that a cluster has at this moment."""
     return parts_of(owned_processes(f"{cluster_id}/"))
-
-
-def find_part(cluster_id: str, replica: str, kind: Kind) -> Part:
-    """The only process of that kind; raises ValueError when there are others, or none."""
-    (part,) = (p for p in living_parts(cluster_id) if p.replica == replica and p.kind is kind)
-    return part

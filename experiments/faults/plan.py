@@ -1,4 +1,4 @@
-"""Which faults come when. Pure; the seed decides everything."""
+"""Plans which faults come when; the seed decides everything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from experiments.faults.parts import Part
 
-# Of all faults; the others stop the process for a while.
+# Share of all faults; the others stop the process for a while.
 KILLED_SHARE = 0.6
 # Shorter stops than what is found as a hang, and longer ones.
 SHORTEST_STOP_S, LONGEST_STOP_S = 2.0, 40.0

@@ -1,4 +1,4 @@
-"""From the records of a run to what faults have cost its sessions. Pure."""
+"""Computes what faults have cost the sessions of a run, from its records."""
 
 from __future__ import annotations
 

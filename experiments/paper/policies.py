@@ -33,6 +33,7 @@ JUDGED_AT_P999 = "crawler"
 GAINED_QUANTILE, WANTED_GAIN = "p95", 1.3
 # Tuned on seeds from 101 on.
 TEST_SEEDS = (1, 2, 3, 4, 5)
+DEFAULTS = PrefillOptions()
 
 
 class Arrivals(StrEnum):
@@ -75,19 +76,12 @@ def cells(
     challenger: str,
     seeds: Sequence[int] = TEST_SEEDS,
     memory: float = 1.0,
-    open_token_budget: int = PrefillOptions().open_token_budget,
+    options: PrefillOptions = DEFAULTS,
     arrivals: Sequence[Arrivals] = tuple(Arrivals),
 ) -> list[Cell]:
     """Everything to simulate, with evictions as production makes them; see `Cell`."""
     return [
-        Cell(
-            setting,
-            policy,
-            seed,
-            whole_requests=False,
-            memory=memory,
-            open_token_budget=open_token_budget,
-        )
+        Cell(setting, policy, seed, whole_requests=False, memory=memory, options=options)
         for setting in settings_of(arrivals)
         for seed in seeds
         for policy in (*POLICIES, challenger)
@@ -185,7 +179,7 @@ def gains_line(found: Sequence[Result]) -> str:
 
 def add_options(parser: ArgumentParser) -> None:
     """Adds the options that choose the simulated cells."""
-    parser.add_argument("policy", nargs="?", default=PrefillOptions().policy, help="the challenger")
+    parser.add_argument("policy", nargs="?", default=DEFAULTS.policy, help="the challenger")
     add_grid_options(parser)
     add_memory_option(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=TEST_SEEDS)
@@ -195,8 +189,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--open-token-budget",
         type=int,
-        default=PrefillOptions().open_token_budget,
-        help="of a step without sealed sessions, under srpf",
+        default=DEFAULTS.open_token_budget,
+        help="of a step without sealed sessions, under policies that keep sealed ones apart",
     )
 
 
@@ -206,7 +200,8 @@ def main(args: Namespace) -> Iterator[str]:
     Beside each setting stands the same one with bursts (`arrivals.Phases`). With the paper's memory little is evicted, see the column; `--memory` makes it scarce.
     """
     policy = find_policy(args.policy).name
-    plan = cells(policy, args.seeds, args.memory, args.open_token_budget, args.arrivals)
+    options = PrefillOptions(open_token_budget=args.open_token_budget)
+    plan = cells(policy, args.seeds, args.memory, options, args.arrivals)
     found = results(outcomes(plan, args), policy)
     print(f"{table(found, policy)}\n\n{gains_line(found)}")
     for each in misses(found):

@@ -28,7 +28,7 @@ QUANTILES: Mapping[str, float] = {"p50": 50, "p95": 95, "p99": 99, "p999": 99.9}
 NOT_STREAMED = "NS"
 POLICIES = ("fcfs", "lcas", "mcps")
 _SHAPES: Mapping[str, Shape] = {"crawler": "crawler", "anns": "anns"}
-# Of the files of delays, by their headers; their first and last lines were compared.
+# Seed of the files of delays, by their headers; their first and last lines were compared.
 ARRIVAL_SEED = 42
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from statistics import fmean
 
@@ -61,8 +61,8 @@ class Cell:
     ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
     # KV memory, in times of what the hardware suggests.
     memory: float = 1.0
-    # See `prefill.open_token_budget`.
-    open_token_budget: int = PrefillOptions().open_token_budget
+    # What the setting and the system do not say.
+    options: PrefillOptions = field(default_factory=PrefillOptions)
     # The published arrivals, whatever the seed, and REPLAYED_GAPS; else Poisson arrivals, or
     # bursts, by the seed, and the published gaps.
     replays: bool = False
@@ -121,17 +121,18 @@ def play_tasks(cell: Cell, fit: Fit, tasks: Sequence[Task]) -> RunRecord:
 
 
 def settings_of(cell: Cell) -> PrefillSettings:
-    """Of each of its workers."""
+    """Returns the settings of each of its workers."""
     is_streamed = cell.system != NOT_STREAMED
     return PrefillSettings(
         int(NUM_BLOCKS * cell.memory),
         BLOCK_SIZE,
         TOKEN_BUDGET[cell.setting.shape],
         NUM_HOST_BLOCKS,
-        PrefillOptions(
-            policy=cell.system if is_streamed else "default",
-            preemption=cell.setting.mode.value,
-            open_token_budget=cell.open_token_budget,
+        cell.options.model_copy(
+            update={
+                "policy": cell.system if is_streamed else "default",
+                "preemption": cell.setting.mode,
+            }
         ),
         whole_requests=cell.whole_requests,
     )

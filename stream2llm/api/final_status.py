@@ -1,7 +1,7 @@
 """The status that the other side gave an RPC, whatever grpc.aio says meanwhile.
 
 When an RPC ends while we write to it, grpc.aio (1.85) reports INTERNAL,
-"Internal error from Core", to the writer and to whoever reads. That either
+"Internal error from Core", to the writer and to the reader. That either
 overwrites the true status, which is why it is taken down as it comes, or is
 overwritten by it a moment later, without notice.
 """

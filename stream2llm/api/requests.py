@@ -83,7 +83,7 @@ class ChatPrompt:
 class ResumedSession:
     """What a client has of a session that was at another router."""
 
-    # Of the answer, all that were received; the router sends none of them again.
+    # All tokens of the answer that were received; the router sends none of them again.
     token_ids: tuple[int, ...] = ()
     # Unicode characters of the answer's text that were received.
     num_chars: int = 0

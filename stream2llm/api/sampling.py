@@ -72,7 +72,7 @@ class SamplingParameters:
         if type(value) is not tuple:
             with bad_sampling():
                 items = arguments.many(value, f"sampling.{name}", wanted, single)
-            object.__setattr__(self, name, tuple(items))  # frozen for everybody else
+            object.__setattr__(self, name, tuple(items))  # frozen for all others
 
     def validate(self, vocab_size: int) -> None:
         """Raises InvalidRequestError naming the first bad field and its limit."""

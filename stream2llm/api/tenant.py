@@ -15,7 +15,7 @@ MAX_NAME_CHARS = 1024
 class TenantShare:
     """A tenant, as those that serve its sessions know it."""
 
-    # Empty where callers are not told apart.
+    # Empty where callers are not distinguished.
     name: str = ""
     # Share of the work in proportion to those of other tenants of its priority.
     weight: float = 1.0
@@ -44,5 +44,5 @@ class TenantShare:
             )
 
 
-# The tenant of all sessions where callers are not told apart.
+# The tenant of all sessions where callers are not distinguished.
 ONE_TENANT = TenantShare()

@@ -16,7 +16,7 @@ class ControlTokens(StrEnum):
     NONE = "none"
     # In what stands around the documents: prefix, suffix, chat messages, a whole prompt.
     TEMPLATE = "template"
-    # In the documents too. Whoever writes a document can then write the answer.
+    # In the documents too. The author of a document can then write the answer.
     ALL = "all"
 
 

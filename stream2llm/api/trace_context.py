@@ -30,7 +30,7 @@ class TraceContext:
     span_id: str
     # Whether the trace is recorded; the caller's decision, which all follow.
     is_sampled: bool
-    # Of tracing systems on the way, passed on as it is.
+    # State of tracing systems on the way, passed on as it is.
     state: str = ""
 
     @property

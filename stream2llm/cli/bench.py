@@ -13,6 +13,7 @@ from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE, naming_router, several
 from stream2llm.cli.exits import INTERRUPTED, REFUSED, errors_as_exits
 from stream2llm.cli.numbers import finite
+from stream2llm.cli.option_groups import expanded
 from stream2llm.cli.trace_options import TokenizerOption, token_counter
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ Output = Annotated[
 
 
 @app.command()
+@expanded
 def replay(
     trace: Annotated[
         Path, typer.Option("--trace", "-t", help="The trace, as `stream2llm trace` writes them.")
@@ -43,11 +45,6 @@ def replay(
             envvar=ROUTER_VARIABLE,
         ),
     ] = None,
-    tls_ca: secure.TlsCa = None,
-    tls_cert: secure.TlsCert = None,
-    tls_key: secure.TlsKey = None,
-    tls_server_name: secure.TlsServerName = "",
-    api_key_file: secure.ApiKeyFile = None,
     label: Annotated[
         str, typer.Option(help="The run's name in tables and plots: system, policy.")
     ] = "stream2llm",
@@ -119,6 +116,8 @@ def replay(
     no_metrics: Annotated[
         bool, typer.Option("--no-metrics", help="No timeline, no counts of preemptions.")
     ] = False,
+    *,
+    given: secure.Options,
 ) -> None:
     """Replay a trace against a running cluster, in open loop, and report the results.
 
@@ -147,7 +146,7 @@ def replay(
             timeout_s=timeout_s,
             text_seed=text_seed,
             metrics_urls=() if no_metrics else metrics_url,
-            security=secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file),
+            security=given.security(),
             ttft_slo_ms=ttft_slo_ms,
         )
         count_tokens, _ = token_counter(tokenizer)

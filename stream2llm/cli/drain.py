@@ -12,6 +12,7 @@ from stream2llm.api.errors import NotFoundError, UnavailableError
 from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
 from stream2llm.cli.exits import errors_as_exits
+from stream2llm.cli.option_groups import expanded
 from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.serving.logs import for_terminal
 
@@ -19,6 +20,7 @@ ASK_TIMEOUT_S = 30.0
 _LOOK_INTERVAL_S = 1.0
 
 
+@expanded
 def drain(
     name: Annotated[str, typer.Argument(help="For instance prefill-0 or router-0.")],
     controller: ControllerOption = DEFAULT_CONTROLLER,
@@ -45,11 +47,8 @@ def drain(
             help="Seconds to wait until it is replaced (or gone); 0 does not wait.",
         ),
     ] = 900.0,
-    tls_ca: secure.TlsCa = None,
-    tls_cert: secure.TlsCert = None,
-    tls_key: secure.TlsKey = None,
-    tls_server_name: secure.TlsServerName = "",
-    api_key_file: secure.ApiKeyFile = None,
+    *,
+    given: secure.Options,
 ) -> None:
     """Drain a router or worker, and make it anew; returns when the new one is ready.
 
@@ -66,7 +65,7 @@ def drain(
     Example: stream2llm drain decode-1 --time 120 --remove
     """
     with errors_as_exits():
-        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        security = given.security()
         ask = _Asks(controller, security)
         before = ask.replica(name)
         body: dict[str, Any] = {"name": name, "remove": remove, "timeout_s": time_s}

@@ -15,6 +15,7 @@ from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE, several
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.numbers import finite
+from stream2llm.cli.option_groups import expanded
 
 if TYPE_CHECKING:
     from stream2llm.cli.ask import Request, Router
@@ -39,6 +40,7 @@ def _known_encoding(name: str) -> str:
         raise typer.BadParameter(str(error)) from error
 
 
+@expanded
 def generate(
     paths: Annotated[
         list[str],
@@ -59,11 +61,8 @@ def generate(
             envvar=ROUTER_VARIABLE,
         ),
     ] = None,
-    tls_ca: secure.TlsCa = None,
-    tls_cert: secure.TlsCert = None,
-    tls_key: secure.TlsKey = None,
-    tls_server_name: secure.TlsServerName = "",
-    api_key_file: secure.ApiKeyFile = None,
+    *,
+    given: secure.Options,
     system: Annotated[
         str | None, typer.Option(help="System message; the chat template is used.")
     ] = None,
@@ -177,7 +176,7 @@ def generate(
     stdin = None if sys.stdin is None else sys.stdin.buffer  # None: it is closed
     sources = Sources(paths, stdin, Reading(encoding, null=null), warn)
     with errors_as_exits():
-        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        security = given.security()
         router = Router(several(address), security)
     _run(request, sources, router, make_sink(as_json=as_json, quiet=quiet))
 

@@ -13,7 +13,15 @@ import typer
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cli.exits import REFUSED, errors_as_exits
 from stream2llm.cli.numbers import finite
-from stream2llm.cli.simulate import FrontMs, HostGib, KvGib, Profile, TokenBudget, profile_of
+from stream2llm.cli.simulate import (
+    FrontMs,
+    HostGib,
+    KvGib,
+    Profile,
+    TokenBudget,
+    options_of,
+    profile_of,
+)
 from stream2llm.cli.trace import ShapeName
 from stream2llm.cli.trace_options import Bursts, Seed, arrivals_of, scale_of
 
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
 
 
 MIN_SESSIONS = 500
-# Some minutes; whoever wants more has to say so.
+# Some minutes of simulation; more have to be asked for.
 MAX_SESSIONS = 10_000
 
 
@@ -113,7 +121,7 @@ def plan(
     policy: Annotated[
         str | None, typer.Option(help="A name or MODULE:NAME. By default the cluster's default.")
     ] = None,
-    host_gib: HostGib = 0.0,
+    host_gib: HostGib = None,
     token_budget: TokenBudget = None,
     front_ms: FrontMs = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
@@ -131,7 +139,6 @@ def plan(
     """
     from prefill_worker.policy_loading import find_policy
     from stream2llm.cli.plan_report import as_plain, as_text
-    from stream2llm.serving.worker_options import PrefillOptions
     from stream2llm.simulator.play_trace import Machine, Way
     from stream2llm.simulator.sizing import Question, Target, fewest, length_of
 
@@ -140,11 +147,11 @@ def plan(
         _check_decode_options(output_tokens, decode_tokens_per_s)
         number = sessions or MIN_SESSIONS
         load = Load(profile, trace, workload.value, rate, number, seed, scale_tokens, bursts)
-        machine = Machine(
-            profile_of(profile), kv_gib, host_gib, token_budget, front_s=front_ms / 1000
-        )
-        way = Way(find_policy(PrefillOptions().policy if policy is None else policy).name)
-        question = Question(machine, way, Target(quantile, ttft_s))
+        machine = Machine(profile_of(profile), kv_gib, token_budget, front_s=front_ms / 1000)
+        options = options_of(offload_pool_gib=host_gib)
+        if policy is not None:
+            options = options.with_policy(find_policy(policy).name)
+        question = Question(machine, Way(options), Target(quantile, ttft_s))
         load, asked = _asked(load) if sessions or trace else enough(load)
         sizing = fewest(lambda number: question.play(asked, number), limit)
         decode = _decode(question, asked, output_tokens, decode_tokens_per_s)

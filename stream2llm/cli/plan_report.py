@@ -122,16 +122,16 @@ def _decode_line(decode: DecodeDemand | None) -> str:
 
 def configuration(question: Question, chosen: Trial, decode: DecodeDemand | None) -> dict[str, Any]:
     """Returns the part of a cluster's configuration that was simulated."""
-    machine, profile = question.machine, question.machine.profile
+    machine, profile, options = question.machine, question.machine.profile, question.way.options
     worker = _worker_part(question)
     budget = machine.token_budget or profile.recompute.token_budget
     prefill = {
         "replicas": chosen.num_prefill,
         **worker,
-        "policy": question.way.policy,
-        "open_token_budget": machine.open_token_budget,
-        "preemption": question.way.mode.value,
-        "offload_pool_gib": machine.host_gib,
+        "policy": options.prefill.policy,
+        "open_token_budget": options.prefill.open_token_budget,
+        "preemption": options.prefill.preemption.value,
+        "offload_pool_gib": options.prefill.offload_pool_gib,
         "engine": {**worker["engine"], "max_num_batched_tokens": budget},
     }
     found: dict[str, Any] = {"prefill": prefill}
@@ -161,9 +161,8 @@ def _simulation(question: Question, chosen: Trial, load: Load) -> str:
         f"--kv-gib {machine.kv_gib:g}",
         f"--prefill {chosen.num_prefill}",
         f"--policy {question.way.policy}",
+        f"--host-gib {question.way.options.prefill.offload_pool_gib:g}",
     ]
-    if machine.host_gib:
-        options.append(f"--host-gib {machine.host_gib:g}")
     if machine.token_budget:
         options.append(f"--token-budget {machine.token_budget}")
     if machine.front_s:

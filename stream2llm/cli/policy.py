@@ -12,9 +12,11 @@ from stream2llm.api.errors import UnavailableError
 from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
 from stream2llm.cli.exits import errors_as_exits
+from stream2llm.cli.option_groups import expanded
 from stream2llm.serving.logs import for_terminal, one_line
 
 
+@expanded
 def policy(
     name: Annotated[
         str | None,
@@ -27,11 +29,8 @@ def policy(
     timeout_s: Annotated[
         float, typer.Option("--timeout", help="Seconds to wait for the controller.")
     ] = 60.0,
-    tls_ca: secure.TlsCa = None,
-    tls_cert: secure.TlsCert = None,
-    tls_key: secure.TlsKey = None,
-    tls_server_name: secure.TlsServerName = "",
-    api_key_file: secure.ApiKeyFile = None,
+    *,
+    given: secure.Options,
 ) -> None:
     """Show the scheduling policy of each prefill worker, or switch all of them.
 
@@ -45,7 +44,7 @@ def policy(
     Example: stream2llm policy lcas
     """
     with errors_as_exits():
-        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        security = given.security()
         state = _ask(controller, name, timeout_s, security)
         typer.echo(json.dumps(state, indent=2) if as_json else for_terminal(policy_lines(state)))
         _raise_for_errors(state, switched=name is not None)

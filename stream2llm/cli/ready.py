@@ -9,8 +9,10 @@ import typer
 from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_ROUTER, RouterOption
 from stream2llm.cli.exits import UNAVAILABLE, errors_as_exits
+from stream2llm.cli.option_groups import expanded
 
 
+@expanded
 def ready(
     address: RouterOption = DEFAULT_ROUTER,
     timeout_s: Annotated[
@@ -24,10 +26,8 @@ def ready(
             " router has been started yet.",
         ),
     ] = False,
-    tls_ca: secure.TlsCa = None,
-    tls_cert: secure.TlsCert = None,
-    tls_key: secure.TlsKey = None,
-    tls_server_name: secure.TlsServerName = "",
+    *,
+    given: secure.TlsOptions,
 ) -> None:
     """Tell by the exit code whether a router takes sessions.
 
@@ -40,7 +40,7 @@ def ready(
     with errors_as_exits():
         from stream2llm.serving.router_health import Health, health_of
 
-        tls = secure.chosen_tls(tls_ca, tls_cert, tls_key, tls_server_name)
+        tls = given.tls()
         health = health_of(address, timeout_s, tls)
         typer.echo(health.value)
         if health is Health.ABSENT and absent_ok:

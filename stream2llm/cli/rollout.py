@@ -17,11 +17,12 @@ from stream2llm.cli.addresses import (
     ask_controller,
 )
 from stream2llm.cli.exits import errors_as_exits
+from stream2llm.cli.option_groups import expanded
 from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.serving.logs import for_terminal
 
 ASK_TIMEOUT_S = 30.0
-# Of a controller that is started again.
+# Longest absence of a controller that is started again.
 _ABSENCE_S = 60.0
 _LOOK_INTERVAL_S = 1.0
 
@@ -40,6 +41,7 @@ def rollout() -> None:
 
 
 @app.command()
+@expanded
 def restart(
     names: Annotated[
         list[str] | None,
@@ -61,11 +63,8 @@ def restart(
         ),
     ] = 900.0,
     wait: WaitOption = True,
-    tls_ca: secure.TlsCa = None,
-    tls_cert: secure.TlsCert = None,
-    tls_key: secure.TlsKey = None,
-    tls_server_name: secure.TlsServerName = "",
-    api_key_file: secure.ApiKeyFile = None,
+    *,
+    given: secure.Options,
 ) -> None:
     """Replace routers and workers by new ones, one after the other.
 
@@ -82,7 +81,7 @@ def restart(
     Example: stream2llm rollout restart decode-0 decode-1 --time 120
     """
     with errors_as_exits():
-        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        security = given.security()
         body = {"names": names or [], "timeout_s": time_s, "limit_s": limit_s}
         listed = _put(controller, "/rollout", body, security)
         typer.echo(f"replaces {', '.join(listed)}")
@@ -91,14 +90,12 @@ def restart(
 
 
 @app.command()
+@expanded
 def status(
     controller: ControllerOption = DEFAULT_CONTROLLER,
     wait: WaitOption = True,
-    tls_ca: secure.TlsCa = None,
-    tls_cert: secure.TlsCert = None,
-    tls_key: secure.TlsKey = None,
-    tls_server_name: secure.TlsServerName = "",
-    api_key_file: secure.ApiKeyFile = None,
+    *,
+    given: secure.Options,
 ) -> None:
     """Follow the rolling restart that is under way, or say how the last one ended.
 
@@ -108,7 +105,7 @@ def status(
     Example: stream2llm rollout status
     """
     with errors_as_exits():
-        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        security = given.security()
         if wait:
             _follow(controller, security)
         else:
@@ -116,13 +113,11 @@ def status(
 
 
 @app.command()
+@expanded
 def stop(
     controller: ControllerOption = DEFAULT_CONTROLLER,
-    tls_ca: secure.TlsCa = None,
-    tls_cert: secure.TlsCert = None,
-    tls_key: secure.TlsKey = None,
-    tls_server_name: secure.TlsServerName = "",
-    api_key_file: secure.ApiKeyFile = None,
+    *,
+    given: secure.Options,
 ) -> None:
     """Stop a rolling restart: the replica whose turn it is is still replaced.
 
@@ -132,7 +127,7 @@ def stop(
     Example: stream2llm rollout stop
     """
     with errors_as_exits():
-        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        security = given.security()
         names = _put(controller, "/rollout/stop", {}, security)
         typer.echo(f"not replaced: {', '.join(names) or 'none'}")
 

@@ -6,6 +6,7 @@ A key on the command line would be in the list of processes, so there is no opti
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -22,76 +23,73 @@ from stream2llm.api.tls import ClientTls
 
 SYSTEM = "system"
 
-TlsCa = Annotated[
-    str | None,
-    typer.Option(
-        "--tls-ca",
-        metavar="FILE",
-        help="Use TLS, and trust the authorities in this PEM file; `system` for those that this"
-        " machine trusts. Without it plain text.",
-        envvar="STREAM2LLM_TLS_CA",
-    ),
-]
-TlsCert = Annotated[
-    str | None,
-    typer.Option(
-        "--tls-cert",
-        metavar="FILE",
-        help="PEM file with the certificate to show where the cluster asks for one.",
-        envvar="STREAM2LLM_TLS_CERT",
-    ),
-]
-TlsKey = Annotated[
-    str | None,
-    typer.Option(
-        "--tls-key",
-        metavar="FILE",
-        help="PEM file with the key of --tls-cert.",
-        envvar="STREAM2LLM_TLS_KEY",
-    ),
-]
-TlsServerName = Annotated[
-    str,
-    typer.Option(
-        "--tls-server-name",
-        metavar="NAME",
-        help="The name that the cluster's certificates have, where it is not that of the address"
-        " (security.tls.peer_name).",
-        envvar="STREAM2LLM_TLS_SERVER_NAME",
-    ),
-]
-ApiKeyFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--api-key-file",
-        metavar="FILE",
-        help="File with the API key or token to send; without it that of STREAM2LLM_API_KEY,"
-        " if set. Neither is sent to another machine in plain text.",
-        envvar="STREAM2LLM_API_KEY_FILE",
-    ),
-]
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """What a command was given of the options of TLS."""
+
+    tls_ca: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Use TLS, and trust the authorities in this PEM file; `system` for those that this"
+            " machine trusts. Without it plain text.",
+            envvar="STREAM2LLM_TLS_CA",
+        ),
+    ] = None
+    tls_cert: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="PEM file with the certificate to show where the cluster asks for one.",
+            envvar="STREAM2LLM_TLS_CERT",
+        ),
+    ] = None
+    tls_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="PEM file with the key of --tls-cert.", envvar="STREAM2LLM_TLS_KEY"
+        ),
+    ] = None
+    tls_server_name: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The name that the cluster's certificates have, where it is not that of the address"
+            " (security.tls.peer_name).",
+            envvar="STREAM2LLM_TLS_SERVER_NAME",
+        ),
+    ] = ""
+
+    def tls(self) -> ClientTls | None:
+        """Returns them as one value; None, which is plain text, without --tls-ca."""
+        if self.tls_ca is None:
+            if self.tls_cert or self.tls_key or self.tls_server_name:
+                raise typer.BadParameter(
+                    "--tls-cert, --tls-key and --tls-server-name need --tls-ca"
+                )
+            return None
+        ca = None if self.tls_ca == SYSTEM else self.tls_ca
+        return ClientTls(ca, self.tls_cert, self.tls_key, self.tls_server_name)
 
 
-def chosen(
-    ca: str | None,
-    certificate: str | None,
-    key: str | None,
-    server_name: str,
-    key_file: Path | None,
-) -> ClientSecurity:
-    """The options as one value; raises InvalidRequestError for a file that cannot be used."""
-    return ClientSecurity(chosen_tls(ca, certificate, key, server_name), chosen_key(key_file))
+@dataclass(frozen=True, slots=True)
+class Options(TlsOptions):
+    """What a command was given of the options of TLS and of the key; no file has been read."""
 
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File with the API key or token to send; without it that of STREAM2LLM_API_KEY,"
+            " if set. Neither is sent to another machine in plain text.",
+            envvar="STREAM2LLM_API_KEY_FILE",
+        ),
+    ] = None
 
-def chosen_tls(
-    ca: str | None, certificate: str | None, key: str | None, server_name: str
-) -> ClientTls | None:
-    """The options as one value; None, which is plain text, without --tls-ca."""
-    if ca is None:
-        if certificate or key or server_name:
-            raise typer.BadParameter("--tls-cert, --tls-key and --tls-server-name need --tls-ca")
-        return None
-    return ClientTls(None if ca == SYSTEM else ca, certificate, key, server_name)
+    def security(self) -> ClientSecurity:
+        """Returns them as one value; raises InvalidRequestError for a file that cannot be used."""
+        return ClientSecurity(self.tls(), chosen_key(self.api_key_file))
 
 
 def chosen_key(file: Path | None) -> ClientCredentials:

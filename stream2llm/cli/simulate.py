@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cost_profiles.decision import Mode
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
 from stream2llm.cli.exits import errors_as_exits
@@ -16,6 +17,7 @@ from stream2llm.cli.numbers import finite
 
 if TYPE_CHECKING:
     from cost_profiles.types import CostProfile
+    from stream2llm.serving.worker_options import WorkerOptions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,7 +31,12 @@ KvGib = Annotated[
     float, typer.Option(min=1e-6, callback=finite, help="KV memory of a worker, all ranks.")
 ]
 HostGib = Annotated[
-    float, typer.Option(min=0, callback=finite, help="CPU KV offload pool of a worker.")
+    float | None,
+    typer.Option(
+        min=0,
+        callback=finite,
+        help="CPU KV offload pool of a worker; by default `prefill.offload_pool_gib`'s.",
+    ),
 ]
 TokenBudget = Annotated[
     int | None, typer.Option(min=1, help="Token budget of a step; by default the profile's.")
@@ -44,28 +51,14 @@ OpenTokenBudget = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Token budget of a step without sealed sessions, under srpf; by default the cluster's.",
+        help="Token budget of a step without sealed sessions, under policies that keep sealed ones "
+        "apart (srpf); by default the cluster's.",
     ),
 ]
 
 
 # Without streaming there is nothing to rank by but arrival.
-_AWAITED = "default"
-
-
-class HandoverName(StrEnum):
-    """When KV is transferred to decode."""
-
-    AT_SEAL = "at_seal"
-    STREAMED = "streamed"
-
-
-class ModeName(StrEnum):
-    """What happens to a victim's KV."""
-
-    RECOMPUTE = "recompute"
-    SWAP = "swap"
-    COST = "cost"
+_NON_STREAMING_POLICY = "default"
 
 
 @app.callback()
@@ -88,9 +81,10 @@ def trace(
         ),
     ] = None,
     preemption: Annotated[
-        ModeName, typer.Option(help="What happens to victims' KV.")
-    ] = ModeName.COST,
-    host_gib: HostGib = 0.0,
+        Mode | None,
+        typer.Option(help="What happens to victims' KV; by default `prefill.preemption`'s."),
+    ] = None,
+    host_gib: HostGib = None,
     token_budget: TokenBudget = None,
     open_token_budget: OpenTokenBudget = None,
     prefill: Annotated[int, typer.Option(min=1, help="Prefill workers.")] = 1,
@@ -123,13 +117,16 @@ def trace(
         DocumentOrdering, typer.Option(help="How updates are laid out.")
     ] = DocumentOrdering.AS_GIVEN,
     handover: Annotated[
-        HandoverName, typer.Option(help="Whether KV is transferred to decode before the seal.")
-    ] = HandoverName.AT_SEAL,
+        HandoverMode | None,
+        typer.Option(
+            help="Whether KV is transferred to decode before the seal; by default `handover.mode`'s."
+        ),
+    ] = None,
     non_streaming: Annotated[
         bool,
         typer.Option(
             "--non-streaming",
-            help=f"Also without streaming, with the policy `{_AWAITED}`, for comparison.",
+            help=f"Also without streaming, with the policy `{_NON_STREAMING_POLICY}`, for comparison.",
         ),
     ] = False,
 ) -> None:
@@ -138,9 +135,7 @@ def trace(
     Example: stream2llm simulate trace crawler.jsonl --profile h100-sxm-80g_llama-3.1-8b_tp1
     --kv-gib 40 --prefill 2 --policy srpf --policy fcfs --non-streaming --output report
     """
-    from cost_profiles.decision import Mode
     from prefill_worker.policy_loading import find_policy
-    from stream2llm.serving.worker_options import PrefillOptions
     from stream2llm.simulator.play_trace import Machine, Way, play_trace, read_tasks
     from stream2llm.simulator.work import with_answers_of, with_deadlines_of
     from stream2llm.workload.report.markdown import report_markdown
@@ -151,34 +146,49 @@ def trace(
             raise InvalidRequestError(
                 "--output-tokens above 1 needs --decode 1 or more", field="decode"
             )
-        defaults = PrefillOptions()
         machine = Machine(
             profile_of(profile),
             kv_gib,
-            host_gib,
             token_budget,
             prefill,
             decode,
             front_ms / 1000,
             network_gbit,
-            open_token_budget=open_token_budget or defaults.open_token_budget,
+        )
+        options = options_of(
+            preemption=preemption,
+            offload_pool_gib=host_gib,
+            open_token_budget=open_token_budget,
+            handover=handover,
         )
         asked = read_tasks(path, ordering)
         if output_tokens is not None or not decode:
             asked = with_answers_of(asked, output_tokens or 1)
         asked = with_deadlines_of(asked, ttft_slo_ms)
-        mode = Mode(preemption.value)
         ways = [
-            Way(find_policy(name).name, mode, handover=handover.value)
-            for name in policy or [defaults.policy]
+            Way(options.with_policy(find_policy(name).name))
+            for name in policy or [options.prefill.policy]
         ]
         if non_streaming:
-            ways.append(Way(_AWAITED, mode, streams=False, label=f"non-streaming, {_AWAITED}"))
+            label = f"non-streaming, {_NON_STREAMING_POLICY}"
+            unstreamed = options.with_policy(_NON_STREAMING_POLICY)
+            ways.append(Way(unstreamed, streams=False, label=label))
         runs = [play_trace(machine, way, asked, path.stem) for way in ways]
         typer.echo(report_markdown(runs))
         if output is not None:
             for written in write_report(runs, output):
                 typer.echo(f"written: {written}", err=True)
+
+
+def options_of(*, handover: HandoverMode | None = None, **prefill: Any) -> WorkerOptions:
+    """The cluster's default settings, but for those that are not None."""
+    from stream2llm.serving.worker_options import HandoverOptions, PrefillOptions, WorkerOptions
+
+    given = {name: value for name, value in prefill.items() if value is not None}
+    return WorkerOptions(
+        prefill=PrefillOptions(**given),
+        handover=HandoverOptions() if handover is None else HandoverOptions(mode=handover),
+    )
 
 
 def profile_of(name: str) -> CostProfile:

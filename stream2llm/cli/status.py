@@ -38,6 +38,7 @@ from stream2llm.cli.addresses import (
     no_answer,
 )
 from stream2llm.cli.exits import errors_as_exits
+from stream2llm.cli.option_groups import expanded
 from stream2llm.client.aio import MAX_MESSAGE_BYTES
 from stream2llm.client.tls import open_channel
 from stream2llm.serving.logs import for_terminal, one_line
@@ -59,6 +60,7 @@ class Found:
     error: Stream2LLMError | None = None
 
 
+@expanded
 def status(
     address: RouterOption = DEFAULT_ROUTER,
     controller: Annotated[
@@ -74,11 +76,8 @@ def status(
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=0.001, help="Seconds to wait for each of the two.")
     ] = 5.0,
-    tls_ca: secure.TlsCa = None,
-    tls_cert: secure.TlsCert = None,
-    tls_key: secure.TlsKey = None,
-    tls_server_name: secure.TlsServerName = "",
-    api_key_file: secure.ApiKeyFile = None,
+    *,
+    given: secure.Options,
 ) -> None:
     """Show the routers and workers of a cluster, open sessions and KV cache use.
 
@@ -92,7 +91,7 @@ def status(
     Example: stream2llm status --json --address 10.0.0.1:50051
     """
     with errors_as_exits():
-        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        security = given.security()
         found = find(address, controller, timeout_s, security)
         if as_json:
             typer.echo(json.dumps(as_dict(found), indent=2))

@@ -10,24 +10,8 @@ import typer
 
 from stream2llm.cli import trace_import
 from stream2llm.cli.exits import errors_as_exits
-from stream2llm.cli.trace_options import (
-    Arrivals,
-    Bursts,
-    Delays,
-    Output,
-    Rate,
-    ScaleLoad,
-    ScaleTime,
-    ScaleTokens,
-    Seed,
-    TokenizerOption,
-    TokensOnly,
-    arrivals_of,
-    header_of,
-    scale_of,
-    show_trace,
-    token_counter,
-)
+from stream2llm.cli.option_groups import expanded
+from stream2llm.cli.trace_options import Output, TraceOptions, header_of, show_trace, token_counter
 
 app = typer.Typer(
     no_args_is_help=True, help="Make, import and look at traces of streamed-context workloads."
@@ -43,21 +27,14 @@ class ShapeName(StrEnum):
 
 
 @app.command()
+@expanded
 def generate(
     context: typer.Context,
     shape: Annotated[ShapeName, typer.Argument(help="Which published workload.")],
     output: Output,
     queries: Annotated[int, typer.Option("--queries", "-n", min=1, help="Sessions.")] = 500,
-    seed: Seed = 0,
-    rate: Rate = 1.0,
-    bursts: Bursts = None,
-    arrivals: Arrivals = None,
-    delays: Delays = None,
-    scale_tokens: ScaleTokens = 1.0,
-    scale_time: ScaleTime = 1.0,
-    scale_load: ScaleLoad = 1.0,
-    tokens_only: TokensOnly = False,
-    tokenizer: TokenizerOption = None,
+    *,
+    options: TraceOptions,
 ) -> None:
     """Make a trace with the quantiles of a published workload, and print how well it fits.
 
@@ -73,14 +50,11 @@ def generate(
     from stream2llm.workload.traces.write import write_trace
 
     with errors_as_exits():
-        scale = scale_of(scale_tokens, scale_time, scale_load)
-        times = first(
-            queries,
-            arrivals_of(arrivals, rate, seed, scale, bursts, delays),
-            str(arrivals or delays or "random arrivals"),
-        )
-        count, counted_by = token_counter(tokenizer)
-        maker = None if tokens_only else TextMaker(count)
+        source = str(options.arrivals or options.delays or "random arrivals")
+        times = first(queries, options.times(), source)
+        count, counted_by = token_counter(options.tokenizer)
+        maker = None if options.tokens_only else TextMaker(count)
+        scale, seed = options.scale, options.seed
         sessions = generator.generate(shape.value, times, seed, scale, maker)
         header = header_of(context, shape.value, counted_by, scale, seed, shape.value)
         write_trace(output, header, sessions)

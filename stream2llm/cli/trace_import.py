@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,19 +11,12 @@ import typer
 
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.numbers import finite
+from stream2llm.cli.option_groups import expanded
 from stream2llm.cli.trace_options import (
-    Arrivals,
-    Bursts,
-    Delays,
     Output,
-    Rate,
     ScaleLoad,
-    ScaleTime,
     ScaleTokens,
-    Seed,
-    TokenizerOption,
-    TokensOnly,
-    arrivals_of,
+    TraceOptions,
     header_of,
     scale_of,
     show_trace,
@@ -41,36 +35,34 @@ app = typer.Typer(no_args_is_help=True, help="Convert other recordings to traces
 # All bad rows are counted, but only the first are shown.
 SHOWN_BAD_ROWS = 20
 
-MaxSessions = Annotated[
-    int | None, typer.Option(min=1, help="Number of sessions, from the beginning of the recording.")
-]
-Parts = Annotated[
-    int,
-    typer.Option(
-        "--documents", min=1, help="Number of appends, of equal documents, that bring each prompt."
-    ),
-]
-Gap = Annotated[
-    float,
-    typer.Option("--gap", min=0, callback=finite, help="Seconds from one append to the next."),
-]
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """Options of the commands that import requests, each of which has its own arrival."""
+
+    max_sessions: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of sessions, from the beginning of the recording."),
+    ] = None
+    documents: Annotated[
+        int,
+        typer.Option(min=1, help="Number of appends, of equal documents, that bring each prompt."),
+    ] = 1
+    gap: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Seconds from one append to the next.")
+    ] = 0.0
+    scale_tokens: ScaleTokens = 1.0
+    scale_load: ScaleLoad = 1.0
 
 
 @app.command()
+@expanded
 def crawler(
     context: typer.Context,
     path: Annotated[Path, typer.Argument(help="The folder of query_*.csv.")],
     output: Output,
-    seed: Seed = 0,
-    rate: Rate = 1.0,
-    bursts: Bursts = None,
-    arrivals: Arrivals = None,
-    delays: Delays = None,
-    scale_tokens: ScaleTokens = 1.0,
-    scale_time: ScaleTime = 1.0,
-    scale_load: ScaleLoad = 1.0,
-    tokens_only: TokensOnly = False,
-    tokenizer: TokenizerOption = None,
+    *,
+    options: TraceOptions,
 ) -> None:
     """The paper's artifact: crawled pages, a file for each question.
 
@@ -81,16 +73,11 @@ def crawler(
     """
     from stream2llm.workload.traces.crawler_csv import crawler_sessions
 
-    with errors_as_exits():
-        scale = scale_of(scale_tokens, scale_time, scale_load)
-        importing, counted_by = _importing(scale, tokenizer, tokens_only)
-        times = arrivals_of(arrivals, rate, seed, scale, bursts, delays)
-        report = _Reporter()
-        items = crawler_sessions(path, times, importing, report)
-        _write(context, path, output, items, report, scale, counted_by, seed, "crawler")
+    _import_artifact(context, path, output, crawler_sessions, options, "crawler")
 
 
 @app.command()
+@expanded
 def anns(
     context: typer.Context,
     path: Annotated[
@@ -101,16 +88,8 @@ def anns(
         ),
     ],
     output: Output,
-    seed: Seed = 0,
-    rate: Rate = 1.0,
-    bursts: Bursts = None,
-    arrivals: Arrivals = None,
-    delays: Delays = None,
-    scale_tokens: ScaleTokens = 1.0,
-    scale_time: ScaleTime = 1.0,
-    scale_load: ScaleLoad = 1.0,
-    tokens_only: TokensOnly = False,
-    tokenizer: TokenizerOption = None,
+    *,
+    options: TraceOptions,
 ) -> None:
     """The paper's artifact: vector searches whose results get better while they run.
 
@@ -121,25 +100,17 @@ def anns(
     """
     from stream2llm.workload.traces.anns_traces import anns_items
 
-    with errors_as_exits():
-        scale = scale_of(scale_tokens, scale_time, scale_load)
-        importing, counted_by = _importing(scale, tokenizer, tokens_only)
-        times = arrivals_of(arrivals, rate, seed, scale, bursts, delays)
-        report = _Reporter()
-        items = anns_items(path, times, importing, report)
-        _write(context, path, output, items, report, scale, counted_by, seed, "anns")
+    _import_artifact(context, path, output, anns_items, options, "anns")
 
 
 @app.command()
+@expanded
 def azure(
     context: typer.Context,
     path: Annotated[Path, typer.Argument(help="AzureLLMInferenceTrace_*.csv.")],
     output: Output,
-    max_sessions: MaxSessions = None,
-    documents: Parts = 1,
-    gap: Gap = 0.0,
-    scale_tokens: ScaleTokens = 1.0,
-    scale_load: ScaleLoad = 1.0,
+    *,
+    requests: RequestOptions,
 ) -> None:
     """The Azure LLM inference traces of 2023 and 2024: times, prompt and answer lengths.
 
@@ -150,20 +121,17 @@ def azure(
     """
     from stream2llm.workload.traces.requests_csv import azure_sessions
 
-    streamed = (documents, gap)
-    _import(context, path, output, azure_sessions, max_sessions, streamed, scale_tokens, scale_load)
+    _import(context, path, output, azure_sessions, requests)
 
 
 @app.command()
+@expanded
 def burstgpt(
     context: typer.Context,
     path: Annotated[Path, typer.Argument(help="BurstGPT_*.csv.")],
     output: Output,
-    max_sessions: MaxSessions = None,
-    documents: Parts = 1,
-    gap: Gap = 0.0,
-    scale_tokens: ScaleTokens = 1.0,
-    scale_load: ScaleLoad = 1.0,
+    *,
+    requests: RequestOptions,
 ) -> None:
     """BurstGPT: times, prompt and answer lengths of a ChatGPT and GPT-4 service.
 
@@ -175,25 +143,20 @@ def burstgpt(
     """
     from stream2llm.workload.traces.requests_csv import burstgpt_sessions
 
-    streamed = (documents, gap)
-    _import(
-        context, path, output, burstgpt_sessions, max_sessions, streamed, scale_tokens, scale_load
-    )
+    _import(context, path, output, burstgpt_sessions, requests)
 
 
 @app.command()
+@expanded
 def mooncake(
     context: typer.Context,
     path: Annotated[Path, typer.Argument(help="A trace of Mooncake, JSON Lines.")],
     output: Output,
-    max_sessions: MaxSessions = None,
-    documents: Parts = 1,
-    gap: Gap = 0.0,
     block_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens that each of a request's hash_ids stands for.")
     ] = 512,
-    scale_tokens: ScaleTokens = 1.0,
-    scale_load: ScaleLoad = 1.0,
+    *,
+    requests: RequestOptions,
 ) -> None:
     """Mooncake's traces: times, prompt and answer lengths, and which beginnings prompts share.
 
@@ -207,8 +170,8 @@ def mooncake(
 
     from stream2llm.workload.traces.mooncake_jsonl import mooncake_items
 
-    importer, streamed = partial(mooncake_items, block_tokens=block_tokens), (documents, gap)
-    _import(context, path, output, importer, max_sessions, streamed, scale_tokens, scale_load)
+    importer = partial(mooncake_items, block_tokens=block_tokens)
+    _import(context, path, output, importer, requests)
 
 
 def _import(
@@ -216,26 +179,35 @@ def _import(
     path: Path,
     output: Path,
     importer: Callable[[Path, Scale, Streaming, Report], Iterator[Item]],
-    max_sessions: int | None,
-    streamed: tuple[int, float],
-    scale_tokens: float,
-    scale_load: float,
+    requests: RequestOptions,
 ) -> None:
-    """Imports a recording of requests; `streamed` is the appends per prompt, and their gap."""
+    """Imports a recording of requests."""
     from stream2llm.workload.traces.requests import Streaming, first_sessions
 
     with errors_as_exits():
-        scale = scale_of(scale_tokens, 1.0, scale_load)
+        scale = scale_of(requests.scale_tokens, 1.0, requests.scale_load)
         report = _Reporter()
-        items = first_sessions(importer(path, scale, Streaming(*streamed), report), max_sessions)
+        streaming = Streaming(requests.documents, requests.gap)
+        items = first_sessions(importer(path, scale, streaming, report), requests.max_sessions)
         _write(context, path, output, items, report, scale, "the recording", None, None)
 
 
-def _importing(scale: Scale, tokenizer: str | None, tokens_only: bool) -> tuple[Importing, str]:
+def _import_artifact(
+    context: typer.Context,
+    path: Path,
+    output: Path,
+    importer: Callable[[Path, Iterator[float], Importing, Report], Iterator[Item]],
+    options: TraceOptions,
+    shape: Shape,
+) -> None:
+    """Imports recordings of the paper's artifact."""
     from stream2llm.workload.traces.imports import Importing
 
-    count, counted_by = token_counter(tokenizer)
-    return Importing(scale, count, tokens_only), counted_by
+    with errors_as_exits():
+        count, counted_by = token_counter(options.tokenizer)
+        importing, report = Importing(options.scale, count, options.tokens_only), _Reporter()
+        items = importer(path, options.times(), importing, report)
+        _write(context, path, output, items, report, options.scale, counted_by, options.seed, shape)
 
 
 def _write(

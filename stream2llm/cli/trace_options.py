@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="The trace to write (JSONL).")]
 Seed = Annotated[int, typer.Option(help="Determines everything that is random.")]
-Rate = Annotated[
-    float,
-    typer.Option(min=1e-6, help="Mean sessions per second; Poisson arrivals without --bursts."),
-]
 Bursts = Annotated[
     str | None,
     typer.Option(
@@ -30,27 +27,6 @@ Bursts = Annotated[
         "code assistant's public arrivals; or in a share of the time, in phases of a mean length.",
     ),
 ]
-Arrivals = Annotated[
-    Path | None,
-    typer.Option(help="Instead of --rate: a file with one time per line, seconds or ISO 8601."),
-]
-Delays = Annotated[
-    Path | None,
-    typer.Option(
-        help="Instead of --rate: a file with one delay per line, seconds since the session before, "
-        "as poisson_delays_*.txt of the paper's artifact."
-    ),
-]
-ScaleTokens = Annotated[float, typer.Option(min=1e-6, help="Multiplies prompt lengths.")]
-ScaleTime = Annotated[
-    float, typer.Option(min=1e-6, help="Multiplies times within a session, not the arrivals.")
-]
-ScaleLoad = Annotated[
-    float, typer.Option(min=1e-6, help="Multiplies the sessions per second, also of a file.")
-]
-TokensOnly = Annotated[
-    bool, typer.Option("--tokens-only", help="Token counts instead of text: a small file.")
-]
 TokenizerOption = Annotated[
     str | None,
     typer.Option(
@@ -58,6 +34,53 @@ TokenizerOption = Annotated[
         "directory. Without it tokens are estimated from words."
     ),
 ]
+ScaleTokens = Annotated[float, typer.Option(min=1e-6, help="Multiplies prompt lengths.")]
+ScaleLoad = Annotated[
+    float, typer.Option(min=1e-6, help="Multiplies the sessions per second, also of a file.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TraceOptions:
+    """Options of the commands that give sessions arrivals, a scale, and text or token counts."""
+
+    seed: Seed = 0
+    rate: Annotated[
+        float,
+        typer.Option(min=1e-6, help="Mean sessions per second; Poisson arrivals without --bursts."),
+    ] = 1.0
+    bursts: Bursts = None
+    arrivals: Annotated[
+        Path | None,
+        typer.Option(help="Instead of --rate: a file with one time per line, seconds or ISO 8601."),
+    ] = None
+    delays: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --rate: a file with one delay per line, seconds since the session "
+            "before, as poisson_delays_*.txt of the paper's artifact."
+        ),
+    ] = None
+    scale_tokens: ScaleTokens = 1.0
+    scale_time: Annotated[
+        float, typer.Option(min=1e-6, help="Multiplies times within a session, not the arrivals.")
+    ] = 1.0
+    scale_load: ScaleLoad = 1.0
+    tokens_only: Annotated[
+        bool, typer.Option("--tokens-only", help="Token counts instead of text: a small file.")
+    ] = False
+    tokenizer: TokenizerOption = None
+
+    @property
+    def scale(self) -> Scale:
+        """Returns the scale for a header."""
+        return scale_of(self.scale_tokens, self.scale_time, self.scale_load)
+
+    def times(self) -> Iterator[float]:
+        """Yields the sessions' arrivals; see `arrivals_of`."""
+        return arrivals_of(
+            self.arrivals, self.rate, self.seed, self.scale, self.bursts, self.delays
+        )
 
 
 def show_trace(path: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
 from stream2llm.cli.exits import errors_as_exits
+from stream2llm.cli.option_groups import expanded
 
 app = typer.Typer(no_args_is_help=True, help="Start workers again that were given up.")
 
@@ -19,6 +20,7 @@ def workers() -> None:
 
 
 @app.command()
+@expanded
 def retry(
     name: Annotated[
         str | None, typer.Argument(help="For instance decode-0; without it all that wait.")
@@ -27,11 +29,8 @@ def retry(
     timeout_s: Annotated[
         float, typer.Option("--timeout", help="Seconds to wait for the controller.")
     ] = 60.0,
-    tls_ca: secure.TlsCa = None,
-    tls_cert: secure.TlsCert = None,
-    tls_key: secure.TlsKey = None,
-    tls_server_name: secure.TlsServerName = "",
-    api_key_file: secure.ApiKeyFile = None,
+    *,
+    given: secure.Options,
 ) -> None:
     """Start a router or worker now that was given up, or waits to be started again.
 
@@ -46,7 +45,7 @@ def retry(
     """
     with errors_as_exits():
         body = {} if name is None else {"name": name}
-        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        security = given.security()
         answer = ask_controller(
             controller, "/retry", timeout_s, expects="retried", body=body, security=security
         )

@@ -48,7 +48,7 @@ class SessionOptions:
     # Whether the context depends on each event, and not only on the present documents.
     keeps_events: bool = False
     on_event: OnEvent | None = None
-    # Of the whole session.
+    # For the whole session.
     timeout_s: float | None = None
 
 

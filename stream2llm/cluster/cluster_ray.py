@@ -25,7 +25,7 @@ class ClusterRay:
         self.is_connected = False
         self._config = config
         self._cluster_id = cluster_id
-        # Of the folder of a Ray of our own.
+        # Descriptor of the locked folder of a Ray of our own.
         self._session_lock: int | None = None
 
     def start(self) -> None:

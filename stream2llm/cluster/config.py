@@ -1,8 +1,8 @@
 """The configuration of a cluster: one frozen tree, read once from YAML.
 
 Unknown keys are refused by name. Sections that reach a router's or an engine's
-inside are declared beside their users' specs (`serving/`); all defaults are in these
-models. Nothing below the composition roots reads the environment or a file; they get
+inside are declared, with their defaults, beside their users' specs (`serving/`).
+Nothing below the composition roots reads the environment or a file; they get
 a part of this tree.
 """
 
@@ -20,10 +20,17 @@ from stream2llm.api.handover import HandoverMode
 from stream2llm.serving.frozen_model import FrozenModel
 from stream2llm.serving.observability import ObservabilityOptions
 from stream2llm.serving.placement import Placement
-from stream2llm.serving.router_spec import AdmissionMode, RecoveryOptions, RouterLimits
+from stream2llm.serving.router_spec import (
+    DEFAULT_ADMISSION,
+    DEFAULT_DRAIN_TIMEOUT_S,
+    AdmissionMode,
+    RecoveryOptions,
+    RouterLimits,
+)
 from stream2llm.serving.security_options import SecurityOptions
 from stream2llm.serving.tenant_options import Milliseconds, Quota
 from stream2llm.serving.worker_options import HandoverOptions, PrefillOptions, WorkerOptions
+from stream2llm.serving.worker_spec import DEFAULT_HUNG_AFTER_S
 
 
 class RayConfig(FrozenModel):
@@ -66,14 +73,14 @@ class RouterConfig(FrozenModel):
     """Deadline of the first token of every session of the model, in milliseconds from the seal; a
     tenant may have another one (`security.tenants`). A session may ask for a shorter one, never for
     a longer one. Unset: only sessions that ask for one, and those of such tenants."""
-    admission: AdmissionMode = "always"
+    admission: AdmissionMode = DEFAULT_ADMISSION
     """What happens to a session that opens with a deadline which, by the work that is queued, would
     not hold: it is admitted (`always`), admitted with a warning (`warn`), or refused with
     the time after which to try again (`refuse`; where no work is queued before it, it is
     admitted with a warning)."""
     recovery: RecoveryOptions = RecoveryOptions()
     """What happens to sessions that lose a worker."""
-    drain_timeout_s: float = Field(default=30.0, ge=0)
+    drain_timeout_s: float = Field(default=DEFAULT_DRAIN_TIMEOUT_S, ge=0)
     """Seconds that a drain waits for open sessions to end."""
 
     @model_validator(mode="after")
@@ -116,7 +123,7 @@ class WorkerConfig(FrozenModel):
     turn."""
     start_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds that one start of a worker may take."""
-    hung_after_s: float = Field(default=10.0, ge=10)
+    hung_after_s: float = Field(default=DEFAULT_HUNG_AFTER_S, ge=10)
     """Seconds without a sign of life after which an engine counts as hung: it is killed, its
     sessions go on at other workers, and the worker is replaced. The least of it: an engine whose
     steps are long has more (docs/failure-detection.md)."""

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 # For the status of a worker after a failed connection: a death is known at once.
 _PROBE_TIMEOUT_S = 5.0
 
-# Of the watcher: returns why a worker counts as lost, None if it answers.
+# The watcher's check: returns why a worker counts as lost, None if it answers.
 Probe = Callable[[str, float], Awaitable[Loss | None]]
 
 

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from stream2llm import __version__
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.cluster import supervision
-from stream2llm.cluster.adoption import LastEnd, SavedState, restored, restored_view
+from stream2llm.cluster.adoption import LastEnd, SavedState
 from stream2llm.cluster.config import ControllerConfig
 from stream2llm.cluster.controller_http import ControllerHttp, ControllerMetrics
 from stream2llm.cluster.lease import Lease
@@ -152,12 +152,9 @@ class Controller:
 
     def _take_over(self, saved: SavedState, living: Any) -> None:
         saved = saved.at(self._clock.monotonic_s(), self._clock.wall_s())
-        self._num_controllers = saved.num_controllers + 1
+        self._num_controllers = self._supervisor.take_over(self._roles, saved, living)
         self._last_ends = dict(saved.last_ends)
         self._choice.name = saved.policy or self._choice.name
-        fleet = restored(self._roles, saved, living)
-        view = restored_view(fleet, saved, self._num_controllers)
-        self._supervisor.restore(fleet, saved.addresses, view)
         self._rolling.rollout = saved.rollout
         self._metrics.took_over(self._num_controllers - 1)
         self._record()
@@ -166,7 +163,7 @@ class Controller:
         )
 
     async def _tell_policy(self) -> None:
-        """The predecessor may have died before it had told all workers."""
+        """The predecessor may have died before it had informed all workers."""
         state = await self._policy.switch(self._choice.name)
         if state.errors:
             _log.warning("policy_not_confirmed errors=%s", state.errors)

@@ -22,7 +22,7 @@ _BUILDERS = {
     "prefill": "prefill_worker.engine:check_arguments",
     "decode": "decode_worker.engine:check_arguments",
 }
-# Of torch, which warns that there is no Triton; CPU engines need none.
+# The logger with which torch warns that there is no Triton; CPU engines need none.
 TRITON_LOGGER = "torch._library.triton"
 NO_GPU_HERE = "vLLM cannot check the values without a GPU here"
 

@@ -109,7 +109,7 @@ def check_tls_files(config: ClusterConfig, address: str, clock: Clock) -> None:
 
 
 def check_authentication(config: ClusterConfig) -> None:
-    """Nothing serves everybody beyond loopback, unless that is asked for by name."""
+    """Nothing serves all callers beyond loopback, unless that is asked for by name."""
     if _knows_its_callers(config.security) or config.security.unauthenticated_beyond_loopback:
         return
     for section, host in exposed_hosts(config).items():

@@ -1,4 +1,4 @@
-"""Checks whether a Ray can hold the cluster, before an actor is created. Pure."""
+"""Checks whether a Ray can hold the cluster, before an actor is created. Logs, and acts no further."""
 
 from __future__ import annotations
 

@@ -42,14 +42,14 @@ START_ATTEMPTS = 3
 # Ray waits 30 to 60 s for its own processes, which need longer on a busy machine. Ray also
 # gives workers niceness 15: beside any other busy process on its core an engine would get
 # a thirtieth of it. (deploy/ray/ray.env has the same for a Ray that is joined.)
-PATIENCE = {
+BUSY_MACHINE_SETTINGS = {
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_agent_register_timeout_ms": "180000",
     "RAY_gcs_server_port_wait_time_s": "120",
     "RAY_worker_niceness": "0",
 }
 _RAY_ENVIRONMENT = {
-    **PATIENCE,
+    **BUSY_MACHINE_SETTINGS,
     # See `_on_loopback`: for the processes of Ray that join it again, such as its job agent.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -53,7 +53,7 @@ class Rollout:
     # Workers that get no stand-in: what every node lacks for it.
     no_room: Mapping[str, str] | None = None
     state: State = State.RUNNING
-    # Of one that failed.
+    # Why it failed, if it did.
     reason: str = ""
 
 

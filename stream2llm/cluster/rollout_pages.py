@@ -22,7 +22,7 @@ class RollingRestarts(Protocol):
 
 
 class NothingToRestart:
-    """Of a cluster without replicas."""
+    """Pages of a cluster without replicas."""
 
     def begin(self, names: Collection[str], drain_s: float | None, limit_s: float) -> list[str]:
         return []

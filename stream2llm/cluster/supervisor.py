@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.actions import Actions
+from stream2llm.cluster.adoption import SavedState, restored, restored_view
 from stream2llm.cluster.connecting import Connector
 from stream2llm.cluster.draining import Drainer
 from stream2llm.cluster.fleet_state import FleetState, loop_now_s
@@ -23,6 +24,7 @@ from stream2llm.cluster.view_publisher import ViewPublisher
 from stream2llm.cluster.watching import Watcher
 from stream2llm.serving.launch import RouterStarted
 from stream2llm.serving.replica_status import ReplicaStatus
+from stream2llm.serving.router_spec import DEFAULT_DRAIN_TIMEOUT_S
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
 
 
@@ -39,7 +41,7 @@ class Settings:
     # another one.
     evidence_timeout_s: float = 30.0
     # For the sessions of a worker that drains, and for routers to hear of it before.
-    drain_timeout_s: float = 30.0
+    drain_timeout_s: float = DEFAULT_DRAIN_TIMEOUT_S
     view_timeout_s: float = 5.0
     # Between two looks at whether a node is about to end.
     nodes_interval_s: float = 3.0
@@ -85,7 +87,7 @@ class Supervisor:
 
     @property
     def addresses(self) -> Mapping[str, WorkerAddress | RouterStarted]:
-        """Of each replica that has started, by name, until nothing is left of it."""
+        """The address of each replica that has started, by name, until nothing is left of it."""
         return self._state.addresses
 
     @property
@@ -147,6 +149,19 @@ class Supervisor:
     def forget(self, name: str) -> None:
         """Ends that time: nothing of the replica is left."""
         self._state.apply(sv.without(self.fleet, name))
+
+    def take_over(
+        self, roles: Mapping[str, sv.Role], saved: SavedState, living: Mapping[str, int]
+    ) -> int:
+        """Goes on with what an earlier controller has left; call it before `run`.
+
+        `saved` is as of now, `living` has the incarnation of each living actor. Returns the
+        number of this controller.
+        """
+        number = saved.num_controllers + 1
+        fleet = restored(roles, saved, living)
+        self.restore(fleet, saved.addresses, restored_view(fleet, saved, number))
+        return number
 
     def restore(
         self,

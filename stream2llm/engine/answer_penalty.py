@@ -101,7 +101,7 @@ class AnswerPenalty(AdapterLogitsProcessor):
 
 
 class _Processor:
-    """Of one request."""
+    """The penalties of one request."""
 
     def __init__(self, params: SamplingParams, num_tokens: int) -> None:
         self._params = params
@@ -110,7 +110,7 @@ class _Processor:
         self._counts: dict[int, int] = {}
         self._sampled = SampledAgain(())
         self._at = torch.tensor([])
-        # Of the tokens at `_at`, while those in `_again` are the ones that were sampled again.
+        # What the tokens at `_at` lack, while those in `_again` are the ones that were sampled again.
         self._missing = torch.tensor([])
         self._again: frozenset[int] | None = None
 

@@ -216,7 +216,7 @@ class SampleMeta(KVConnectorWorkerMetadata):
     """The samples that a step brings from one rank, or from all together, by job."""
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
-    # Of this rank, perhaps under way; each with the rank's first head.
+    # Samples of this rank, perhaps under way; each with the rank's first head.
     begun: dict[str, tuple[int, Samples]] = field(default_factory=dict)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> SampleMeta:

@@ -81,7 +81,7 @@ class StepTimer:
         self._clock = clock
         self._limit = limit
         self._history = StepHistory()
-        # Of each step that runs: when it began, and its number of tokens.
+        # For each step that runs when it began, and its number of tokens.
         self._running: deque[tuple[float, int]] = deque()
         self._ended_s = 0.0
         self._write()

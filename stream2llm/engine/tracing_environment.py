@@ -1,4 +1,4 @@
-"""The environment in which vLLM's own traces join ours. Pure."""
+"""The environment in which vLLM's own traces join ours."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ class Engine:
         """Kills the engine's processes once it hangs; returns at once when it has died.
 
         What follows is a death: its streams end, and who waits for it gets the reason. A
-        process that was only stopped cannot wake up any more and write into anybody's KV.
+        process that was only stopped cannot wake up any more and write into another session's KV.
         """
         try:
             why = await self.sign_of_life.until_hung()

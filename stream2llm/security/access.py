@@ -16,7 +16,7 @@ from stream2llm.security.tokens import TokenVerifier
 
 AUTHORIZATION = "authorization"
 _BEARER = "bearer "
-# Of peers of a trusted proxy: every process of this machine.
+# As a peer of a trusted proxy: every process of this machine.
 LOOPBACK = "loopback"
 _HOW = (
     "give an API key or a token (api_key= or token= of clients,"

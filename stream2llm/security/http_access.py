@@ -41,7 +41,7 @@ def guarded(app: Wsgi, guard: Guard, scope: Scope) -> Wsgi:
 
 
 def middleware(guard: Guard, scopes: Mapping[tuple[str, str], Scope | None]) -> Any:
-    """Of aiohttp. `scopes` is by method and path; None: no credentials are needed.
+    """A middleware of aiohttp. `scopes` is by method and path; None: no credentials are needed.
 
     What is not in it, paths that do not exist too, needs OPERATOR.
     """

@@ -66,7 +66,7 @@ class IssuerKeys:
 
         Raises UnavailableError when there have never been any keys.
         """
-        # Whoever's key is known need not wait for another one's fetch.
+        # A caller whose key is known need not wait for another one's fetch.
         must_wait = self._find(key_id) is None
         if self.may_fetch(key_id) and self._fetching.acquire(blocking=must_wait):
             try:

@@ -65,7 +65,7 @@ def _write(path: Path, entries: Iterable[KeyEntry]) -> None:
         before = path.stat() if path.exists() else None
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE_OF_NEW_FILES)
         with open(descriptor, "w", encoding="utf-8") as file:
-            if before is not None:  # who reads it can read it still, whoever edits it
+            if before is not None:  # its readers can read it still, whichever user edits it
                 os.fchown(descriptor, before.st_uid, before.st_gid)
                 os.fchmod(descriptor, before.st_mode & 0o777)
             file.write(text)

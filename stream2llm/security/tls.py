@@ -6,7 +6,7 @@ Every new connection takes the newest certificates, and those that are open go o
   works under grpc.aio too);
 - an HTTP server has one SSLContext, whose SNI callback, called in each handshake with
   or without a name, puts a context of the newest certificates in its place;
-- a channel cannot change its certificate: whoever holds one opens another
+- a channel cannot change its certificate: a part that holds one opens another
   (`PeerChannels.newest`) and lets the old one run out.
 """
 

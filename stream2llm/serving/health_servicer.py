@@ -1,4 +1,4 @@
-"""gRPC's health service of a router, which anybody may ask without credentials, and of a worker.
+"""gRPC's health service of a router, which answers without credentials, and of a worker.
 
 Bounded, because of that: only services that there are can be watched, so many at a time, and a
 watcher that does not read holds up no other and no drain. (The servicer of `grpc_health` writes
@@ -27,7 +27,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
         self._is_serving = False
         self._is_draining = False
         self._num_watchers = 0
-        # Of the present status; set and replaced when it changes.
+        # Set, and replaced, when the present status changes.
         self._changed = asyncio.Event()
 
     def set(self, *, is_serving: bool) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stream2llm.serving.placement import Placement
-from stream2llm.serving.router_spec import RouterSpec
+from stream2llm.serving.router_spec import DEFAULT_DRAIN_TIMEOUT_S, RouterSpec
 from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec
 
 ReplicaRole = Literal["router", "prefill", "decode"]
@@ -30,7 +30,7 @@ class Launch:
     environment: dict[str, str]
     placement: Placement = field(default_factory=Placement)
     # What open sessions have when the process gets SIGTERM.
-    drain_timeout_s: float = 30.0
+    drain_timeout_s: float = DEFAULT_DRAIN_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True)

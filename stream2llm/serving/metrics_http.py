@@ -1,7 +1,7 @@
 """Serves one Prometheus registry over HTTP or HTTPS, on a separate port and thread.
 
 Each connection has a thread of its own and a time limit, TLS handshake included: a peer
-that connects and says nothing, or too slowly, holds up nobody else and is gone in the end.
+that connects and says nothing, or too slowly, holds up no other and is gone in the end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Longest common prefix of token sequences: the part that an update leaves valid.
+"""Longest common prefix (LCP) of token sequences: the part that an update leaves valid.
 
 Pure. The router uses it to send workers only changes; the prefill scheduler uses it to
 keep the KV of every unchanged token.

@@ -6,7 +6,7 @@ number, which the kernel reuses. SPT_NOENV keeps setproctitle (Ray, vLLM) from
 overwriting the memory that /proc/<pid>/environ shows. Linux only.
 
 psutil reads processes; pidfds signal and wait. psutil's wait() would reap those of our
-children that somebody else waits for, and its signals check the number before they use it.
+children that other code waits for, and its signals check the number before they use it.
 """
 
 from __future__ import annotations

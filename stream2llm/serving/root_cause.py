@@ -1,7 +1,7 @@
 """Finds the cause of an engine's failed start in its log.
 
 vLLM's engine processes write their traceback to the log; the caller's exception says
-only that the engine core did not start. Pure but for `LogTail`.
+only that the engine core did not start. Only `LogTail` reads a file.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ GIB = 1024 * MIB
 
 
 AdmissionMode = Literal["always", "warn", "refuse"]
+DEFAULT_ADMISSION: AdmissionMode = "always"
+DEFAULT_DRAIN_TIMEOUT_S = 30.0
 
 
 class RouterLimits(FrozenModel):
@@ -85,7 +87,7 @@ class RouterSpec:
     router_index: int = 0
     num_routers: int = 1
     # What happens to a session whose deadline will not hold.
-    admission: AdmissionMode = "always"
+    admission: AdmissionMode = DEFAULT_ADMISSION
     # Deadlines of sessions that ask for none.
     ttft_slo_ms: int | None = None
     # What happens to sessions that lose a worker.

@@ -127,13 +127,13 @@ class SecurityOptions(FrozenModel):
     tls: TlsOptions | None = None
     """TLS for every listener and channel. Unset: plain text."""
     plaintext_beyond_loopback: bool = False
-    """Whether listeners beyond loopback may use plain text, which is refused otherwise: everybody
-    on the way can read and change it."""
+    """Whether listeners beyond loopback may use plain text, which is refused otherwise: any
+    machine on the way can read and change it."""
     auth: AuthOptions = AuthOptions()
     """Credentials that callers of routers, controller and metrics need."""
     unauthenticated_beyond_loopback: bool = False
     """Whether listeners beyond loopback may serve without `auth`, which is refused otherwise:
-    everybody who reaches them may use and steer the cluster."""
+    any caller who reaches them may use and steer the cluster."""
     tenants: TenantsOptions = TenantsOptions()
     """How tenants rank among each other, and what each may use."""
     shared_prefix_cache: bool | tuple[str, ...] = False

@@ -43,7 +43,7 @@ class Sigterm:
         loop.add_reader(self._reader, read)
 
 
-# Of the process: a signal has one handler.
+# One list for the process: a signal has one handler.
 _kept: list[Sigterm] = []
 
 

@@ -8,10 +8,11 @@ field here, and a line where it is used. Every default is here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, model_validator
 
+from cost_profiles.decision import Mode
 from stream2llm.api.handover import HandoverMode
 from stream2llm.serving.frozen_model import FrozenModel
 from stream2llm.serving.observability import LogFormat
@@ -27,7 +28,6 @@ MAX_GIB = 1024.0**2
 _CONFIG_KEY = "stream2llm"
 
 ImportPath = Annotated[str, StringConstraints(pattern=r"^[\w.]+:[\w.]+$")]
-PreemptionMode = Literal["recompute", "swap", "cost"]
 
 
 class PrefillOptions(FrozenModel):
@@ -48,15 +48,16 @@ class PrefillOptions(FrozenModel):
     # Over 8,192 tokens, simulated sessions of a vector search have a fifth less TTFT at P50 on the
     # paper's H200; shorter steps cost P95 of a crawler (docs/benchmark-results.md).
     open_token_budget: int = Field(default=2048, ge=1)
-    """Policy `srpf` only: token budget of a step without sealed sessions. A session sealed during
-    such a step waits for its end; much smaller budgets cost throughput."""
+    """Token budget of a step without sealed sessions, under policies that keep sealed sessions apart
+    (`srpf`; one of your own with `keeps_sealed_apart`). A session sealed during such a step waits for
+    its end; much smaller budgets cost throughput."""
     # A step of 8,192 tokens takes 0.13 s on two H200, in which a light client's prompt of 1,000
     # tokens is computed seven times over.
     shared_token_budget: int = Field(default=1024, ge=1)
     """Token budget of a step while several tenants have sessions, or had some within the last 1000
     steps. A session that comes during such a step waits for its end; with one tenant it does not
     count."""
-    preemption: PreemptionMode = "cost"
+    preemption: Mode = Mode.COST
     """What happens to evicted KV: computed again (`recompute`), copied to the host and back
     (`swap`), or whichever takes less time (`cost`)."""
     offload_pool_gib: float = Field(default=4.0, ge=0, le=MAX_GIB)
@@ -80,7 +81,7 @@ class PrefillOptions(FrozenModel):
     @property
     def swaps(self) -> bool:
         """Whether evicted KV may be copied to the host."""
-        return self.preemption != "recompute" and self.offload_pool_bytes > 0
+        return self.preemption is not Mode.RECOMPUTE and self.offload_pool_bytes > 0
 
 
 class HandoverOptions(FrozenModel):

@@ -11,6 +11,7 @@ from stream2llm.serving.security_options import SecurityOptions
 from stream2llm.serving.worker_options import WorkerOptions
 
 Role = Literal["prefill", "decode"]
+DEFAULT_HUNG_AFTER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class WorkerSpec:
     # Maximum size of one gRPC message, from the routers' limits.
     max_message_bytes: int = RouterLimits().max_message_bytes
     # Seconds without a sign of life after which its engine counts as hung, at the least.
-    hung_after_s: float = 10.0
+    hung_after_s: float = DEFAULT_HUNG_AFTER_S
     # Who may listen in, and who may connect.
     security: SecurityOptions = field(default_factory=SecurityOptions)
     # Its traces and the form of its logs.

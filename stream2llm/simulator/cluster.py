@@ -14,7 +14,6 @@ from itertools import count
 
 from prefill_worker.session_state import SessionState
 from router.placement import WorkerView, pick
-from stream2llm.api.handover import HandoverMode
 from stream2llm.serving.worker_options import HandoverOptions
 from stream2llm.serving.worker_spec import Role
 from stream2llm.simulator.decode import Answer, DecodeWorker
@@ -36,9 +35,8 @@ class ClusterSettings:
     num_output_tokens: int = 1
     # None: no samples.
     sample_every_s: float | None = None
-    handover: HandoverMode = "at_seal"
-    # See `handover.min_offer_tokens`.
-    min_offer_tokens: int = HandoverOptions().min_offer_tokens
+    # Only the mode and `min_offer_tokens` count.
+    handover: HandoverOptions = field(default_factory=HandoverOptions)
 
 
 @dataclass(slots=True)
@@ -108,9 +106,9 @@ class Cluster:
     def _prepare(self, longest_answer: int) -> None:
         if longest_answer > 1 and not self._decode:
             raise ValueError("answers of more than one token need a decode worker")
-        if longest_answer > 1 and self._settings.handover == "streamed":
+        if longest_answer > 1 and self._settings.handover.mode == "streamed":
             self._prefetch = KvPrefetch(
-                self._prefill, self._decode, self._settings.min_offer_tokens
+                self._prefill, self._decode, self._settings.handover.min_offer_tokens
             )
 
     def _num_output_tokens(self, task: Task) -> int:

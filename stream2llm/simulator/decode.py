@@ -78,7 +78,7 @@ class DecodeWorker:
         self._reserved_tokens = 0
         self._link_free_s = 0.0
         # Sessions that will hand over to this worker.
-        self._followers: set[str] = set()
+        self._expected: set[str] = set()
         # Prefetched tokens of each session: here, and on their way.
         self._prefetch: dict[str, int] = {}
         self._coming: dict[str, int] = {}
@@ -87,17 +87,17 @@ class DecodeWorker:
     @property
     def num_sessions(self) -> int:
         """Sessions that are here, on their way, or will come."""
-        return len(self._waiting) + self._num_taken + len(self._followers)
+        return len(self._waiting) + self._num_taken + len(self._expected)
 
     # -- ahead of the seal -------------------------------------------------------------
 
     def follow(self, name: str) -> None:
         """A session will hand over to this worker."""
-        self._followers.add(name)
+        self._expected.add(name)
 
     def leave(self, name: str) -> None:
         """It has ended, or is about to be submitted."""
-        self._followers.discard(name)
+        self._expected.discard(name)
 
     def prefetch_kv(self, now_s: float, name: str, num_tokens: int) -> float | None:
         """Fetches what is missing of the first `num_tokens`: when that ends; None: no room."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cost_profiles.correction import CorrectedCostModel
-from cost_profiles.decision import Mode
 from cost_profiles.model import CostModel
 from cost_profiles.types import CostProfile
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.serving.worker_options import WorkerOptions
 from stream2llm.simulator.cluster import Cluster, ClusterSettings
 from stream2llm.simulator.decode import DecodeSettings, DecodeWorker, Link
 from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
@@ -29,7 +27,6 @@ class Machine:
 
     profile: CostProfile
     kv_gib: float
-    host_gib: float = 0.0
     # None: the budget that the profile was taken with.
     token_budget: int | None = None
     num_prefill: int = 1
@@ -40,8 +37,6 @@ class Machine:
     read_overhead_s: float = 0.0
     # Measured while the profile does not say; None: from the profile.
     law: StepLaw | None = None
-    # See `prefill.open_token_budget`.
-    open_token_budget: int = PrefillOptions().open_token_budget
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -58,14 +53,18 @@ class Machine:
 class Way:
     """How it is run."""
 
-    policy: str
-    mode: Mode = Mode.COST
+    # As in a cluster's configuration, with its defaults; those of leases and digests do not count.
+    options: WorkerOptions = field(default_factory=WorkerOptions)
     streams: bool = True
     # In tables; empty: the policy's name.
     label: str = ""
     num_output_tokens: int = 1
     sample_every_s: float | None = 1.0
-    handover: HandoverMode = "at_seal"
+
+    @property
+    def policy(self) -> str:
+        """The scheduling policy."""
+        return self.options.prefill.policy
 
 
 def read_tasks(path: Path, ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN) -> list[Task]:
@@ -85,7 +84,9 @@ def play_trace(machine: Machine, way: Way, asked: Sequence[Task], trace: str) ->
     ]
     decode = [DecodeWorker(_decode_settings(machine, law)) for _ in range(machine.num_decode)]
     cluster = Cluster(
-        ClusterSettings(machine.front_s, way.num_output_tokens, way.sample_every_s, way.handover),
+        ClusterSettings(
+            machine.front_s, way.num_output_tokens, way.sample_every_s, way.options.handover
+        ),
         prefill,
         decode,
     )
@@ -99,12 +100,8 @@ def _prefill_settings(machine: Machine, way: Way) -> PrefillSettings:
         num_blocks=machine.num_blocks(machine.kv_gib),
         block_size=profile.block_size,
         token_budget=machine.token_budget or profile.recompute.token_budget,
-        num_host_blocks=machine.num_blocks(machine.host_gib),
-        options=PrefillOptions(
-            policy=way.policy,
-            preemption=way.mode.value,
-            open_token_budget=machine.open_token_budget,
-        ),
+        num_host_blocks=machine.num_blocks(way.options.prefill.offload_pool_gib),
+        options=way.options.prefill,
         overlaps=profile.accelerator.name != "cpu",
     )
 

@@ -32,7 +32,7 @@ class Fetch:
 
 
 @dataclass(slots=True)
-class _Follower:
+class _Session:
     prefill: int
     decode: int
     stability: Stability
@@ -53,7 +53,7 @@ class KvPrefetch:
             )
             for worker in prefill
         ]
-        self._followers: dict[str, _Follower] = {}
+        self._sessions: dict[str, _Session] = {}
         # Sessions that may have something to offer, by prefill worker.
         self._due: list[dict[str, None]] = [{} for _ in prefill]
         self.num_refused = 0
@@ -61,34 +61,34 @@ class KvPrefetch:
     def opened(self, name: str, prefill: int, decode: int, change: Change) -> None:
         """Prefill knows of it, and that decode worker follows; what is there is the template's prefix."""
         stability = Stability(change.num_known)
-        self._followers[name] = _Follower(prefill, decode, stability, change.num_known)
+        self._sessions[name] = _Session(prefill, decode, stability, change.num_known)
         self._spliced(name, 0, change.num_known)
 
     def changed(self, name: str, change: Change) -> None:
         """Prefill knows of a change after the first."""
-        follower = self._followers[name]
-        stability = follower.stability
+        session = self._sessions[name]
+        stability = session.stability
         if change.seals:
             stable = stability.sealed(change.num_known)
         elif change.is_update:
             stable = stability.updated(change.num_kept)
         else:
             stable = stability.appended(change.num_known)
-        num_same = min(change.num_kept, follower.num_known)
-        follower.num_known = change.num_known
+        num_same = min(change.num_kept, session.num_known)
+        session.num_known = change.num_known
         self._spliced(name, num_same, stable)
 
     def _spliced(self, name: str, num_same: int, num_stable: int) -> None:
-        follower = self._followers[name]
-        table = self._tables[follower.prefill]
+        session = self._sessions[name]
+        table = self._tables[session.prefill]
         table.spliced(name, num_same, num_stable)
-        self._decode[follower.decode].cut(name, num_same - num_same % table.limits.block_size)
+        self._decode[session.decode].cut(name, num_same - num_same % table.limits.block_size)
         self.touch(name)
 
     def touch(self, name: str) -> None:
         """The session was computed for, or its fetch has ended."""
-        if (follower := self._followers.get(name)) is not None:
-            self._due[follower.prefill][name] = None
+        if (session := self._sessions.get(name)) is not None:
+            self._due[session.prefill][name] = None
 
     def begin(self, number: int, now_s: float) -> list[tuple[float, Fetch]]:
         """Between two steps of that prefill worker: the fetches that begin, and when each ends."""
@@ -97,10 +97,10 @@ class KvPrefetch:
         return [each for each in begun if each is not None]
 
     def _begin(self, name: str, now_s: float) -> tuple[float, Fetch] | None:
-        follower = self._followers.get(name)
-        if follower is None:
+        session = self._sessions.get(name)
+        if session is None:
             return None
-        number, table = follower.prefill, self._tables[follower.prefill]
+        number, table = session.prefill, self._tables[session.prefill]
         worker = self._prefill[number]
         due = table.due(
             name,
@@ -113,8 +113,8 @@ class KvPrefetch:
         if not due.num_tokens:
             return None
         offer = table.make(name, worker.pin(name, due.num_tokens), now_s)
-        ends_s = self._decode[follower.decode].prefetch_kv(now_s, name, due.num_tokens)
-        fetch = Fetch(name, number, follower.decode, offer.offer_id)
+        ends_s = self._decode[session.decode].prefetch_kv(now_s, name, due.num_tokens)
+        fetch = Fetch(name, number, session.decode, offer.offer_id)
         if ends_s is None:
             self.num_refused += 1
             self._end_offer(fetch)
@@ -134,7 +134,7 @@ class KvPrefetch:
 
     def answered(self, name: str) -> int:
         """The session has its first token: the decode worker that goes on with it."""
-        follower = self._followers.pop(name)
-        self._tables[follower.prefill].forget(name)
-        self._decode[follower.decode].leave(name)
-        return follower.decode
+        session = self._sessions.pop(name)
+        self._tables[session.prefill].forget(name)
+        self._decode[session.decode].leave(name)
+        return session.decode

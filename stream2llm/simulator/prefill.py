@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from cost_profiles.correction import CorrectedCostModel, is_recompute_sample, is_swap_sample
-from cost_profiles.decision import Mode
 from cost_profiles.types import Costs
 from prefill_worker.offload_pool import OffloadPool
 from prefill_worker.policy_loading import find_policy
@@ -100,7 +99,7 @@ class PrefillWorker:
         self._truth = truth
         self._beliefs = beliefs
         options = settings.options
-        self._preemption = Preemption(Mode(options.preemption), beliefs, settings.block_size)
+        self._preemption = Preemption(options.preemption, beliefs, settings.block_size)
         self._table = SessionTable(
             find_policy(options.policy),
             options.starvation_guard_steps,

@@ -38,7 +38,7 @@ class FakeWorker:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._child: asyncio.subprocess.Process
-        # One, whoever waits for it: a controller that takes over waits beside its predecessor.
+        # One, whichever caller waits for it: a controller that takes over waits beside its predecessor.
         self._dead: asyncio.Task[Loss]
         self._metrics: MetricsServer
         self._policy: str = spec.options.prefill.policy

@@ -276,7 +276,7 @@ def test_any_block_that_is_overwritten_at_prefill_is_not_used(pair: Pair) -> Non
         assert final is not None
         overwrite(pair.prefill.executor.kv, final["remote_block_ids"][0][index])
         pair.deliver_final(name)
-        while name in pair.decode.all_known():
+        while pair.is_at_decode(name):
             pair.step_decode()
             pair.check_decode()
         assert name in pair.failed

@@ -75,7 +75,7 @@ def tokens(session: int, num_tokens: int) -> list[int]:
 
 
 def steps_to_end(driver: SchedulerDriver, lengths: Sequence[int]) -> int:
-    """By the starvation guard's bound, were all of them promoted one after the other."""
+    """By the starvation guard's bound, were all of them guarded one after the other."""
     token_budget = driver.settings.token_budget
     return 2 + STARVATION_GUARD_STEPS + sum(1 + length // token_budget for length in lengths)
 

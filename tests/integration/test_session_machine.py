@@ -67,7 +67,7 @@ def test_sessions_whose_kv_is_swapped_are_exact(
     mode: str, prefix_caching: bool, leases: bool, pool: str
 ) -> None:
     """With copies that fail at times, and, with leases, that take two steps longer."""
-    # Of any two of the other parameters, each combination meets both sizes.
+    # For any two of the other parameters, each combination meets both sizes.
     is_tiny = (mode == "swap") ^ prefix_caching ^ leases
     offload_pool_blocks = 5 if pool == "small" else 1 if is_tiny else 100
     engine = EngineSettings(

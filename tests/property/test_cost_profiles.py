@@ -8,7 +8,7 @@
 6. What is dumped is what is parsed; a profile that loads has no problems.
 7. Rebasing keeps the price of bytes and gives a valid profile.
 8. A factor stays within its bounds and moves by no more than its step, whatever is observed.
-9. A profile wrong by up to 5 x heals under noise and outliers.
+9. A profile wrong by up to 5 x is corrected under noise and outliers.
 10. `cost` never chooses the dearer way; the other modes never choose.
 """
 
@@ -164,7 +164,7 @@ def test_a_factor_keeps_its_bounds_and_its_step(observed: list[tuple[float, floa
     st.lists(st.floats(-0.3, 0.3), min_size=40, max_size=40),
     st.lists(st.sampled_from([-7.0, 7.0]), min_size=4, max_size=4),
 )
-def test_a_wrong_profile_heals_in_forty_noisy_observations(
+def test_a_wrong_profile_is_corrected_in_forty_noisy_observations(
     log_truth: float, noise: list[float], outliers: list[float]
 ) -> None:
     """Noise of 30 % that may all point one way; every tenth observation is wrong by 1,000 x."""

@@ -6,10 +6,10 @@
    it, and none at all for a session that would only restore what it lost.
 4. Planning changes nothing and gives the same plan again.
 5. The first in rank moves whenever blocks that it may take could make room: all but those of
-   hand-overs and, when it is not their turn, of promoted sessions.
+   hand-overs and, when it is not their turn, of guarded sessions.
 6. No eviction is in vain: with any one block less of a victim its beneficiary would get less.
 7. Who is served is a prefix of the ranking, without those that were evicted or follow.
-8. No session begins with a block that the step computes already; a follower follows one that is served.
+8. No session begins with a block that the step computes already; one that is left out waits for one that is served.
 9. KV comes back from where the computed tokens end, nothing is computed beyond it, and sessions whose
    KV is being restored are left alone. What goes to the host has room there, is full, and unshared.
 """
@@ -44,11 +44,11 @@ class Situation:
     policy: str
     limits: StepLimits
     ledger: BlockLedger
-    promoted_first: bool
+    guarded_first: bool
 
     @property
     def ranking(self) -> RankIndex:
-        return a_ranking(*self.views, policy=self.policy, promoted_first=self.promoted_first)
+        return a_ranking(*self.views, policy=self.policy, guarded_first=self.guarded_first)
 
     @property
     def plan(self) -> StepPlan:
@@ -97,13 +97,13 @@ def situations(draw: st.DrawFn) -> Situation:
         num_alike, num_full = draw(st.integers(0, 4)), known // BLOCK_SIZE
         keys[name] = tuple(n if n < num_alike else (name, n) for n in range(num_full))
         held[name] = (*range(1000, 1000 + num_shared), *own)
-        event, promotion = draw(st.integers(1, 20)), draw(st.sampled_from([0, 0, 0, index + 1]))
+        event, guard_number = draw(st.integers(1, 20)), draw(st.sampled_from([0, 0, 0, index + 1]))
         reached = draw(st.sampled_from([computed, known]))
         view = RequestView(
-            name, sealed, index, event, known, computed, num_blocks, reached, promotion
+            name, sealed, index, event, known, computed, num_blocks, reached, guard_number
         )
-        # A promoted session has new tokens to compute; see session_table.py.
-        views.append(view if view.has_claim else view._replace(promotion=0))
+        # A guarded session has new tokens to compute; see session_table.py.
+        views.append(view if view.has_claim else view._replace(guard_number=0))
         for block_id in held[name]:
             # One more holder than sessions: a lease on a block that is shared with it.
             lease = draw(st.integers(0, 9)) == 0 and block_id not in counts
@@ -224,7 +224,7 @@ def test_6_whole_requests_lose_everything(case: Situation) -> None:
 @given(situations())
 def test_7_who_is_served_is_a_prefix_of_the_ranking(case: Situation) -> None:
     plan = case.plan
-    left_out = {eviction.request_id for eviction in plan.evictions}.union(plan.followers)
+    left_out = {eviction.request_id for eviction in plan.evictions}.union(plan.deduplicated)
     order = [v.request_id for v in case.ranking.to_serve() if v.request_id not in left_out]
     served = [grant.request_id for grant in plan.grants]
     assert order[: len(served)] == served
@@ -235,7 +235,7 @@ def test_7_who_is_served_is_a_prefix_of_the_ranking(case: Situation) -> None:
 
 
 @given(situations())
-def test_8_followers_wait_for_a_block_that_the_step_computes(case: Situation) -> None:
+def test_8_deduplicated_sessions_wait_for_a_block_that_the_step_computes(case: Situation) -> None:
     plan, by_id = case.plan, case.by_id
     computing: set[object] = set()
     for grant in plan.grants:
@@ -245,9 +245,9 @@ def test_8_followers_wait_for_a_block_that_the_step_computes(case: Situation) ->
         )
         assert not computing.intersection(keys[:1])
         computing.update(keys)
-    for follower in set(plan.followers) - case.ledger.hits:
-        next_block = by_id[follower].num_computed_tokens // BLOCK_SIZE
-        assert computing.intersection(case.ledger.block_keys(follower, next_block, next_block + 1))
+    for waiting in set(plan.deduplicated) - case.ledger.hits:
+        next_block = by_id[waiting].num_computed_tokens // BLOCK_SIZE
+        assert computing.intersection(case.ledger.block_keys(waiting, next_block, next_block + 1))
 
 
 @st.composite

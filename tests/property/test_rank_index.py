@@ -29,7 +29,7 @@ def views(draw: st.DrawFn) -> RequestView:
         num_computed_tokens=draw(st.integers(0, known - 1)),
         num_blocks=draw(st.integers(0, 3)),
         num_reached_tokens=draw(st.integers(0, known)),
-        promotion=draw(st.sampled_from([0, 0, 1, 2])),
+        guard_number=draw(st.sampled_from([0, 0, 1, 2])),
         ttft_slo_ms=draw(st.sampled_from([0, 100])),
         is_late=draw(st.booleans()),
     )
@@ -60,13 +60,15 @@ def test_it_is_the_ranking_of_sorting_anew(
         keep = sorted(known.values(), key=lambda v: (policy.keys(v, v.has_claim)[1], v.request_id))
         served = [view for view in serve if view.num_wanted_tokens]
         assert list(index.to_serve()) == served
-        index.promoted_first = True
-        served.sort(key=lambda view: view.promotion or 99)
-        assert [v.promotion or 99 for v in index.to_serve()] == [v.promotion or 99 for v in served]
-        assert [v for v in index.to_serve() if not v.promotion] == [
-            v for v in served if not v.promotion
+        index.guarded_first = True
+        served.sort(key=lambda view: view.guard_number or 99)
+        assert [v.guard_number or 99 for v in index.to_serve()] == [
+            v.guard_number or 99 for v in served
         ]
-        index.promoted_first = False
+        assert [v for v in index.to_serve() if not v.guard_number] == [
+            v for v in served if not v.guard_number
+        ]
+        index.guarded_first = False
         assert list(index.to_evict()) == [view for view in keep[::-1] if view.num_blocks]
         assert index.num_with_claim == sum(view.has_claim for view in known.values())
         assert index.num_with_work == len(list(index.to_serve()))

@@ -59,7 +59,7 @@ def sessions(draw: st.DrawFn) -> list[RequestView]:
                 num_computed_tokens=draw(st.integers(0, known - 1)),
                 num_blocks=draw(st.integers(0, 3)),
                 num_reached_tokens=draw(st.integers(0, known)),
-                promotion=draw(st.sampled_from([0, 0, 0, arrival])),
+                guard_number=draw(st.sampled_from([0, 0, 0, arrival])),
             )
         )
     return views
@@ -87,11 +87,11 @@ def test_1_one_tenant_has_the_policys_own_order(
     policy: str, views: list[RequestView], share: TenantShare, charges: list[int], turn: bool
 ) -> None:
     alone = indexed(policy, views, lambda _: share, charges)
-    alone.promoted_first = turn
+    alone.guarded_first = turn
     keys = {view.request_id: POLICIES[policy].keys(view, view.has_claim)[0] for view in views}
     plain = sorted(views, key=lambda view: keys[view.request_id])
     if turn:
-        plain.sort(key=lambda view: view.promotion or 99)
+        plain.sort(key=lambda view: view.guard_number or 99)
     assert list(alone.to_serve()) == [view for view in plain if view.num_wanted_tokens]
     for first, second in combinations(views, 2):
         may = not second.has_claim or alone.goes_before(first, second)

@@ -79,7 +79,7 @@ class LeaseHolder:
             assert request_id not in self._held, f"{request_id}: aborted under a lease"
             self._in_batch.discard(request_id)
         for request_id, deadline_s in metadata.reqs_to_send.items():
-            # The real one ignores what it was not told of before; the blocks
+            # The real one ignores what it has not heard of before; the blocks
             # of such a request would never be free again.
             known = request_id in self._in_batch | self._ended
             assert known, f"{request_id}: leased, and never announced to the worker"
@@ -134,7 +134,7 @@ class FakeCopier:
 
     Like a device that copies beside its work: what comes back is written
     `delay_steps` steps after it was asked for, into the blocks it was asked
-    for, whoever has them by then.
+    for, whichever request has them by then.
     """
 
     def __init__(self, kv: KV, num_slots: int, delay_steps: int) -> None:

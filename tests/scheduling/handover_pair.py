@@ -421,7 +421,12 @@ class Pair:
 
     def at_decode(self) -> list[str]:
         """Sessions whose answer decode has taken over and not given."""
-        return [name for name in self.sessions if name in self.decode.all_known()]
+        return [name for name in self.sessions if self.is_at_decode(name)]
+
+    def is_at_decode(self, name: str) -> bool:
+        """Whether decode's scheduler has a request of that name that has not ended."""
+        held = {request.request_id for request in self.decode._held_finals.values()}
+        return name in self.decode.requests or name in held
 
     def settle(self, max_steps: int = 200, *, expire: bool = False) -> None:
         """Steps both, delivers everything, until nothing is left to do.

@@ -45,8 +45,8 @@ def test_a_lost_deadline_does_not_cost_an_open_session_its_own() -> None:
         ttft_slo_s=0.1,
     )
     lost = [sealed_at_once(f"lost-{n}", 30_000, 0.001) for n in range(3)]
-    known = play_trace(MACHINE, Way("srpf"), [streams, *lost], "t")
-    unknown = play_trace(MACHINE, Way("srpf"), with_deadlines_of([streams, *lost], None), "t")
+    known = play_trace(MACHINE, Way(), [streams, *lost], "t")
+    unknown = play_trace(MACHINE, Way(), with_deadlines_of([streams, *lost], None), "t")
     ttft_s = {each.session_id: each.ttft_s for each in unknown.sessions}
     assert in_time(known) == {"streams": True, **{each.name: False for each in lost}}
     assert (ttft_s["streams"] or 0) > 0.1
@@ -56,8 +56,7 @@ def test_a_lost_deadline_does_not_cost_an_open_session_its_own() -> None:
 def test_deadlines_that_all_can_be_met_change_nothing() -> None:
     asked = [sealed_at_once(f"s{n}", 2_000 + 500 * n, 1000.0) for n in range(20)]
     runs = [
-        play_trace(MACHINE, Way("srpf"), each, "t")
-        for each in (asked, with_deadlines_of(asked, None))
+        play_trace(MACHINE, Way(), each, "t") for each in (asked, with_deadlines_of(asked, None))
     ]
     times = [[each.token_times_s for each in run.sessions] for run in runs]
     assert times[0] == times[1]

@@ -75,7 +75,7 @@ def test_all_end(policy: str) -> None:
         driver.step()
         driver.check()
     # All are sealed: each needs its tokens once, whatever else it lost, and
-    # once more at most for each that was promoted before it; far below this.
+    # once more at most for each that was guarded before it; far below this.
     longest = 5 * 30
     bound = ceil(longest / TOKEN_BUDGET) * len(driver.sessions) + 1
     for _ in range(bound):

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,12 @@ from experiments.paper.runs import Cell
 from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
+from stream2llm.serving.worker_options import (
+    DEFAULT_POLICY,
+    HandoverOptions,
+    PrefillOptions,
+    WorkerOptions,
+)
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
 from stream2llm.simulator.work import Task, invalidated_tokens, tasks
 from stream2llm.workload.records import RunRecord
@@ -29,7 +36,16 @@ from tests.example_policy import install_example
 
 pytestmark = pytest.mark.sim
 
-MACHINE = Machine(h200_profile(load_fit(), 2048), kv_gib=40.0, host_gib=100.0)
+MACHINE = Machine(h200_profile(load_fit(), 2048), kv_gib=40.0)
+
+
+def options(
+    policy: str = DEFAULT_POLICY, handover: HandoverMode = "at_seal", **prefill: Any
+) -> WorkerOptions:
+    return WorkerOptions(
+        prefill=PrefillOptions(policy=policy, **{"offload_pool_gib": 100.0, **prefill}),
+        handover=HandoverOptions(mode=handover),
+    )
 
 
 def workload(shape: Shape, count: int = 120, rate: float = 4.0, gaps: float = 1.0) -> list[Task]:
@@ -43,7 +59,7 @@ def ttft_s(run: RunRecord) -> list[float]:
 
 def test_equal_inputs_give_equal_runs() -> None:
     asked = workload("anns")
-    runs = [play_trace(MACHINE, Way("srpf"), asked, "t") for _ in range(2)]
+    runs = [play_trace(MACHINE, Way(options("srpf")), asked, "t") for _ in range(2)]
     assert runs[0] == runs[1]
 
 
@@ -54,12 +70,13 @@ def test_a_policy_by_import_path_is_simulated(
     module = install_example(tmp_path, monkeypatch)
     asked = workload("anns", rate=20.0)
     own, fcfs = (
-        play_trace(MACHINE, Way(policy), asked, "t") for policy in (f"{module}:lifo", "fcfs")
+        play_trace(MACHINE, Way(options(policy)), asked, "t")
+        for policy in (f"{module}:lifo", "fcfs")
     )
     assert len(ttft_s(own)) == len(ttft_s(fcfs)) == len(asked)
     assert max(ttft_s(own)) > max(ttft_s(fcfs))
     with pytest.raises(InvalidRequestError, match=r"policy: .*example:nothing cannot be imported"):
-        play_trace(MACHINE, Way(f"{module}:nothing"), asked, "t")
+        play_trace(MACHINE, Way(options(f"{module}:nothing")), asked, "t")
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -68,7 +85,7 @@ def test_every_session_is_answered_and_no_token_is_lost(policy: str, mode: Mode)
     """KV for a fifth of what is open at once, so that much is evicted."""
     asked = workload("anns", gaps=20)
     machine = replace(MACHINE, kv_gib=20.0, num_prefill=2)
-    run = play_trace(machine, Way(policy, mode), asked, "t")
+    run = play_trace(machine, Way(options(policy, preemption=mode)), asked, "t")
     assert {each.session_id for each in run.sessions} == {each.name for each in asked}
     by_name = {each.name: each for each in asked}
     for record in run.sessions:
@@ -83,18 +100,19 @@ def test_every_session_is_answered_and_no_token_is_lost(policy: str, mode: Mode)
 
 def test_streaming_hides_prefill_behind_the_crawl() -> None:
     asked = workload("crawler")
-    streamed = play_trace(MACHINE, Way("srpf"), asked, "t")
-    awaited = play_trace(MACHINE, Way("default", streams=False), asked, "t")
-    assert median(ttft_s(awaited)) > 3 * median(ttft_s(streamed))
+    streamed = play_trace(MACHINE, Way(options("srpf")), asked, "t")
+    non_streaming = play_trace(MACHINE, Way(options("default"), streams=False), asked, "t")
+    assert median(ttft_s(non_streaming)) > 3 * median(ttft_s(streamed))
     assert sum(each.computed_tokens for each in streamed.sessions) == sum(
-        each.computed_tokens for each in awaited.sessions
+        each.computed_tokens for each in non_streaming.sessions
     )
 
 
 def test_a_second_prefill_worker_takes_half_of_the_sessions() -> None:
     asked = workload("crawler", rate=8.0)
     one, two = (
-        play_trace(replace(MACHINE, num_prefill=count), Way("fcfs"), asked, "t") for count in (1, 2)
+        play_trace(replace(MACHINE, num_prefill=count), Way(options("fcfs")), asked, "t")
+        for count in (1, 2)
     )
     assert median(ttft_s(two)) < median(ttft_s(one))
 
@@ -102,11 +120,12 @@ def test_a_second_prefill_worker_takes_half_of_the_sessions() -> None:
 def test_steps_for_open_sessions_alone_are_as_short_as_they_are_told() -> None:
     """What an update replaces is further from being computed; fcfs knows no such steps."""
     asked = workload("anns", rate=2.0)
-    short, full = (replace(MACHINE, open_token_budget=tokens) for tokens in (512, 2048))
     runs = {
-        (policy, machine.open_token_budget): play_trace(machine, Way(policy), asked, "t")
+        (policy, budget): play_trace(
+            MACHINE, Way(options(policy, open_token_budget=budget)), asked, "t"
+        )
         for policy in ("srpf", "fcfs")
-        for machine in (short, full)
+        for budget in (512, 2048)
     }
     invalidated = {key: run.counters["invalidated_tokens"] for key, run in runs.items()}
     assert invalidated["srpf", 512] < invalidated["srpf", 2048]
@@ -118,7 +137,7 @@ def test_answers_are_decoded_after_their_kv_has_crossed() -> None:
     slow, fast = (
         play_trace(
             replace(MACHINE, num_decode=1, network_gbit_s=gbit),
-            Way("fcfs", num_output_tokens=8),
+            Way(options("fcfs"), num_output_tokens=8),
             asked,
             "t",
         )
@@ -141,7 +160,7 @@ def test_recorded_answers_are_as_long_as_they_were(mode: HandoverMode) -> None:
         replace(each, num_output_tokens=(1, 5, None)[number % 3])
         for number, each in enumerate(workload("crawler", count=30))
     ]
-    way = Way("fcfs", num_output_tokens=3, handover=mode)
+    way = Way(options("fcfs", mode), num_output_tokens=3)
     run = play_trace(replace(MACHINE, num_decode=1), way, asked, "t")
     wanted = {each.name: each.num_output_tokens or 3 for each in asked}
     assert {each.session_id: len(each.token_times_s) for each in run.sessions} == wanted
@@ -151,12 +170,12 @@ def test_recorded_answers_are_as_long_as_they_were(mode: HandoverMode) -> None:
 def test_answers_that_nobody_could_decode_are_refused() -> None:
     asked = [replace(each, num_output_tokens=2) for each in workload("crawler", count=1)]
     with pytest.raises(ValueError, match="need a decode worker"):
-        play_trace(MACHINE, Way("fcfs"), asked, "t")
+        play_trace(MACHINE, Way(options("fcfs")), asked, "t")
 
 
 def test_a_session_larger_than_the_memory_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="--kv-gib"):
-        play_trace(replace(MACHINE, kv_gib=0.1), Way("fcfs"), workload("crawler"), "t")
+        play_trace(replace(MACHINE, kv_gib=0.1), Way(options("fcfs")), workload("crawler"), "t")
 
 
 def test_a_cell_of_the_grid_is_put_beside_the_paper_s_numbers() -> None:
@@ -197,7 +216,7 @@ SLOW_NETWORK = replace(MACHINE, num_decode=1, network_gbit_s=25.0, read_overhead
 
 
 def handed_over(asked: list[Task], mode: HandoverMode, machine: Machine) -> RunRecord:
-    return play_trace(machine, Way("srpf", num_output_tokens=16, handover=mode), asked, "t")
+    return play_trace(machine, Way(options("srpf", mode), num_output_tokens=16), asked, "t")
 
 
 @pytest.mark.parametrize("shape", ["crawler", "anns"])

@@ -13,7 +13,7 @@ from math import ceil
 import pytest
 
 from prefill_worker.policy import POLICIES, SRPF_AGEING
-from prefill_worker.starvation_guard import PROMOTED_TURN
+from prefill_worker.starvation_guard import GUARDED_TURN
 from tests.builders import a_request
 from tests.planner_driver import PlannerDriver
 from tests.session_machine import Tokens
@@ -103,7 +103,7 @@ def test_a_session_is_served_within_the_bound(policy: str) -> None:
     arena = Arena(policy, STARVATION_GUARD_STEPS)
     arena.open_victim("victim")
     # The rival of the growing kind has caught up in every step: it never waits.
-    bound = STARVATION_GUARD_STEPS + PROMOTED_TURN * ceil(VICTIM_TOKENS / TOKEN_BUDGET)
+    bound = STARVATION_GUARD_STEPS + GUARDED_TURN * ceil(VICTIM_TOKENS / TOKEN_BUDGET)
     steps = arena.steps_until_computed("victim", at_most=bound)
     assert steps is not None
     assert steps > STARVATION_GUARD_STEPS
@@ -115,7 +115,7 @@ def test_several_victims_are_served_one_after_the_other(policy: str) -> None:
     victims = [f"victim-{n}" for n in range(4)]
     for name in victims:
         arena.open_victim(name)
-    bound = STARVATION_GUARD_STEPS + PROMOTED_TURN * len(victims) * ceil(
+    bound = STARVATION_GUARD_STEPS + GUARDED_TURN * len(victims) * ceil(
         VICTIM_TOKENS / TOKEN_BUDGET
     )
     assert arena.steps_until_computed(victims[-1], at_most=bound) is not None
@@ -126,7 +126,7 @@ def test_several_victims_are_served_one_after_the_other(policy: str) -> None:
 def test_the_bound_holds_where_the_victim_needs_all_of_the_memory(policy: str) -> None:
     arena = Arena(policy, STARVATION_GUARD_STEPS, num_blocks=VICTIM_TOKENS // 4)
     arena.open_victim("victim")
-    bound = STARVATION_GUARD_STEPS + PROMOTED_TURN * ceil(VICTIM_TOKENS / TOKEN_BUDGET)
+    bound = STARVATION_GUARD_STEPS + GUARDED_TURN * ceil(VICTIM_TOKENS / TOKEN_BUDGET)
     assert arena.steps_until_computed("victim", at_most=bound) is not None
 
 
@@ -140,7 +140,7 @@ def test_under_fcfs_a_sealed_session_waits_for_earlier_ones_only() -> None:
 
 
 def test_under_srpf_a_sealed_session_waits_for_so_many_tokens_per_token_of_its_own() -> None:
-    """Shorter ones that come later overtake it, but not for ever, without any promotion."""
+    """Shorter ones that come later overtake it, but not for ever, without the starvation guard."""
     arena = Arena("srpf", NEVER)
     arena.open_victim("victim")
     arena.driver.seal("victim", ())

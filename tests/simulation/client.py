@@ -36,7 +36,7 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """Of the error; empty for one that is gRPC's own, or none."""
+        """The error's reason; empty for one that is gRPC's own, or none."""
         ours = None if self.error is None else from_rpc_error(self.error)
         return "" if ours is None else ours.reason
 

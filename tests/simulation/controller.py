@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from stream2llm.cluster import supervision as sv
-from stream2llm.cluster.adoption import SavedState, restored, restored_view
+from stream2llm.cluster.adoption import SavedState
 from stream2llm.cluster.state_store import StateStore
 from stream2llm.cluster.supervisor import Settings, Supervisor
 from tests.simulation.hosts import VirtualHosts
@@ -55,18 +55,12 @@ class VirtualController:
         saved = await self._store.load()
         living = self._hosts.find()
         if saved is not None or living:
-            self._take_over(saved or SavedState({}), living)
+            saved = (saved or SavedState({})).at(self._clock.monotonic_s(), self._clock.wall_s())
+            self._num_controllers = self.supervisor.take_over(self._roles, saved, living)
         await self._store.save()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._store.run())
             tasks.create_task(self.supervisor.run())
-
-    def _take_over(self, saved: SavedState, living: Mapping[str, int]) -> None:
-        saved = saved.at(self._clock.monotonic_s(), self._clock.wall_s())
-        self._num_controllers = saved.num_controllers + 1
-        fleet = restored(self._roles, saved, living)
-        view = restored_view(fleet, saved, self._num_controllers)
-        self.supervisor.restore(fleet, saved.addresses, view)
 
     def _state(self) -> SavedState:
         return SavedState(

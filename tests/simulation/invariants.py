@@ -23,7 +23,7 @@ _OF_NARROWNESS = frozenset(
     }
 )
 MOST_RESTARTS = RecoveryOptions().max_restarts
-# Of a new session, which no worker can take.
+# Reasons of a new session that no worker can take.
 _AT_THE_DOOR = frozenset({"NO_PREFILL_WORKER", "WORKER_LOST"})
 
 

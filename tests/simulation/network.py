@@ -56,7 +56,7 @@ class Network:
         return self._num_ports
 
     def delay_s(self) -> float:
-        """Of one message; many arrive at one instant."""
+        """Seconds of one message; many arrive at one instant."""
         return _TICK_S * self.random.randrange(self.most_ticks + 1)
 
     def watch(self, process: Process) -> None:

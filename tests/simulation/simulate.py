@@ -22,7 +22,7 @@ from tests.simulation.script import Script
 from tests.simulation.world import World
 from tests.tiny_model import make_tiny_model
 
-# Of virtual time; no run takes longer.
+# In virtual time; no run takes longer.
 _TIME_LIMIT_S = 1500.0
 
 

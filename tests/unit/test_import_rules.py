@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -39,6 +41,18 @@ def test_every_room_has_its_place(graph: Any) -> None:
     rooms = {each for layer in LAYERS["layers"] for each in layer.split(" | ")}
     packages = {*graph.find_children("stream2llm"), *SETTINGS["root_packages"]} - {"stream2llm"}
     assert rooms == packages
+
+
+def test_a_module_that_calls_itself_pure_is_held_to_it() -> None:
+    """Their docstrings say so in a sentence that begins with "Pure"."""
+    named = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for package in SETTINGS["root_packages"]
+        for path in (ROOT / package).rglob("*.py")
+        if re.search(r"\bPure\b", ast.get_docstring(ast.parse(path.read_text())) or "")
+    }
+    assert len(named) > 50
+    assert named <= set(PURE["source_modules"])
 
 
 @pytest.mark.parametrize("component", ["router", "prefill_worker", "decode_worker"])

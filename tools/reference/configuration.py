@@ -24,7 +24,11 @@ def sections(schema: Schema) -> Iterator[str]:
 
 def _part(path: str, schema: Schema, definitions: Schema) -> Iterator[str]:
     fields = {f"{path}{name}": field for name, field in schema["properties"].items()}
-    parts = {key: name for key, field in fields.items() if (name := _part_named(field))}
+    parts = {
+        key: name
+        for key, field in fields.items()
+        if (name := _definition_named(field)) and "enum" not in definitions[name]
+    }
     required = {f"{path}{name}" for name in schema.get("required", ())}
     heading = f"## {code(path.rstrip('.'))}" if path else "## Top level"
     rows = [
@@ -39,8 +43,8 @@ def _part(path: str, schema: Schema, definitions: Schema) -> Iterator[str]:
         yield from _part(f"{key}.", definitions[name], definitions)
 
 
-def _part_named(field: Schema) -> str:
-    """The definition of a nested part, which may be left out; "" for a value."""
+def _definition_named(field: Schema) -> str:
+    """The definition of a nested part, which may be left out, or of an Enum; "" for other values."""
     options = [each["$ref"] for each in (field, *field.get("anyOf", ())) if "$ref" in each]
     return options[0].rpartition("/")[2] if options else ""
 

@@ -6,13 +6,14 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from stream2llm.workload.table import Table, markdown
+
 WIDTH = 120
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table; cells must not contain line breaks, pipes are escaped."""
-    lines = [_row(header), _row(["---"] * len(header))]
-    return "\n".join([*lines, *(_row(row) for row in rows)])
+    """Returns a table of text; cells must not contain line breaks, pipes are escaped."""
+    return markdown(Table(header, list(rows), num_left=len(header)))
 
 
 def code(text: str) -> str:
@@ -38,10 +39,6 @@ def page(title: str, source: str, introduction: str, sections: Iterable[str]) ->
     """Returns a whole page, with a note for those who would edit it."""
     note = f"<!-- Generated from {source} by `make docs-reference`. Edit that, not this. -->"
     return "\n\n".join([note, f"# {title}", prose(introduction), *sections]) + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _block(block: str) -> str:

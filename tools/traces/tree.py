@@ -1,4 +1,4 @@
-"""A trace as text: one line a span, children indented under their parent. Pure."""
+"""A trace as text: one line a span, children indented under their parent."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class HostedEngine(Protocol):
         """Frees what a request holds."""
 
     async def reset(self) -> None:
-        """Empties the prefix cache; raises RuntimeError when somebody holds blocks."""
+        """Empties the prefix cache; raises RuntimeError while blocks are held."""
 
     async def set_policy(self, policy: str) -> None:
         """From the next step on."""

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from stream2llm.serving.worker_options import PreemptionMode, PrefillOptions
+from cost_profiles.decision import Mode
+from stream2llm.serving.worker_options import PrefillOptions
 
 Kind = Literal["stock", "ours"]
 _LENGTH_BYTES = 4
@@ -32,8 +33,8 @@ class HostSpec:
     token_budget: int
     max_num_seqs: int
     max_model_len: int
-    # Of our engine.
-    preemption: PreemptionMode = PrefillOptions().preemption
+    # For our engine only.
+    preemption: Mode = PrefillOptions().preemption
 
 
 class Ask(msgspec.Struct, tag=True, frozen=True):

@@ -1,4 +1,4 @@
-"""Checks across machines: differences between nodes, clocks, a running cluster. Pure."""
+"""Checks across machines: differences between nodes, clocks, a running cluster. No I/O."""
 
 from __future__ import annotations
 

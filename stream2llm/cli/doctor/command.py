@@ -21,6 +21,7 @@ from stream2llm.cli.doctor.cluster import check_room
 from stream2llm.cli.doctor.facts import Finding, Level, Machine, Running
 from stream2llm.cli.doctor.probes import machine
 from stream2llm.cli.numbers import finite
+from stream2llm.cli.option_groups import expanded
 from stream2llm.cluster.config import ClusterConfig, default_config, load_config
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.logs import for_terminal, one_line
@@ -29,6 +30,7 @@ from stream2llm.serving.node_address import outward_address
 EXIT_PROBLEMS = 1
 
 
+@expanded
 def doctor(
     config: Annotated[
         Path | None,
@@ -63,11 +65,8 @@ def doctor(
         float,
         typer.Option("--timeout", min=0.01, callback=finite, help="Seconds to wait for an answer."),
     ] = 5.0,
-    tls_ca: secure.TlsCa = None,
-    tls_cert: secure.TlsCert = None,
-    tls_key: secure.TlsKey = None,
-    tls_server_name: secure.TlsServerName = "",
-    api_key_file: secure.ApiKeyFile = None,
+    *,
+    given: secure.Options,
 ) -> None:
     """Check machines, model, configuration and cluster, and say what to do.
 
@@ -81,7 +80,7 @@ def doctor(
     Example: stream2llm doctor --config deploy/gpu-h100.yaml --address auto --json
     """
     try:
-        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        security = given.security()
         configured = _configured(config, address)
     except Stream2LLMError as error:
         findings = [Finding(Level.PROBLEM, "configuration", error.message, "correct the file")]

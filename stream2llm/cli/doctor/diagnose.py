@@ -1,4 +1,4 @@
-"""All checks over all facts. Pure, but for `configuration`, which runs those of `up --check`."""
+"""All checks over all facts. Only `configuration` does I/O: it runs those of `up --check`."""
 
 from __future__ import annotations
 

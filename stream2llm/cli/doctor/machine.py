@@ -1,4 +1,4 @@
-"""Checks of one machine's facts. Pure; each yields findings."""
+"""Checks of one machine's facts, without I/O; each yields findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the model and of the cost profile that a prefill worker starts from. Pure."""
+"""Checks of the model and of the cost profile that a prefill worker starts from. No I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of certificates. Pure."""
+"""Checks of certificates. No I/O."""
 
 from __future__ import annotations
 

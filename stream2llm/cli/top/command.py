@@ -20,6 +20,7 @@ from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.numbers import finite
+from stream2llm.cli.option_groups import expanded
 from stream2llm.cli.top.render import draw
 from stream2llm.cli.top.scrape import Asked, Scrape, scrape
 from stream2llm.cli.top.view import view_of
@@ -51,6 +52,7 @@ class Keys:
         return os.read(sys.stdin.fileno(), 64).decode(errors="replace") if ready else ""
 
 
+@expanded
 def top(
     controller: ControllerOption = DEFAULT_CONTROLLER,
     interval_s: Annotated[
@@ -71,11 +73,8 @@ def top(
             "--timeout", min=0.01, callback=finite, help="Seconds to wait for each process."
         ),
     ] = 2.0,
-    tls_ca: secure.TlsCa = None,
-    tls_cert: secure.TlsCert = None,
-    tls_key: secure.TlsKey = None,
-    tls_server_name: secure.TlsServerName = "",
-    api_key_file: secure.ApiKeyFile = None,
+    *,
+    given: secure.Options,
 ) -> None:
     """Show a running cluster live: workers, sessions, TTFT, memory and hits.
 
@@ -89,7 +88,7 @@ def top(
     Example: stream2llm top --once --interval 5 --controller 10.0.0.1:8360
     """
     with errors_as_exits():
-        security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
+        security = given.security()
         asked = Asked(controller, timeout_s, SystemClock(), security)
         if once:
             _once(asked, interval_s)

@@ -1,4 +1,4 @@
-"""Draws a view with rich. Pure; fits 80 columns, and any number of lines from 14."""
+"""Draws a view with rich, without I/O. Fits 80 columns, and any number of lines from 14."""
 
 from __future__ import annotations
 

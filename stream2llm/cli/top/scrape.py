@@ -61,7 +61,7 @@ class Asked:
 
     # host:port.
     controller: str
-    # Of each process.
+    # For the answer of each process.
     timeout_s: float
     clock: Clock
     security: ClientSecurity = PLAIN

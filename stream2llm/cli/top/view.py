@@ -1,4 +1,4 @@
-"""Two scrapes as what is shown. Pure, and free of any layout."""
+"""Turns two scrapes into the values that are shown: no I/O, and no layout."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _COUNTERS: Final = (
     ("stream2llm_prefill_tokens_total", "kind", "{}_tokens"),
     ("stream2llm_swapped_blocks_total", "direction", "swapped_blocks_{}"),
     ("stream2llm_swap_failures_total", "", "swap_failures"),
-    ("stream2llm_scheduler_promotions_total", "", "promotions"),
+    ("stream2llm_scheduler_guarded_sessions_total", "", "guarded_sessions"),
 )
 _WANTED: Final = (
     *(KV_BLOCKS, WORKER_SESSIONS, PREFILL_SESSIONS, POLICY),

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from stream2llm.api.requests import Content
-from stream2llm.client import Document, DocumentRef
+from stream2llm.api.requests import Content, Document
+from stream2llm.client.inputs import DocumentRef
 from stream2llm.workload.traces import format as trace
 from stream2llm.workload.traces.text import Filler, text_of
 

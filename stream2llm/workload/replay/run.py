@@ -35,7 +35,7 @@ class Target:
     # Metrics pages or a controller's /sd. None: those of the prefill workers that the
     # router names. Empty: no metrics.
     metrics_urls: Sequence[str] | None = None
-    # Of routers and of pages of metrics.
+    # For routers and for pages of metrics.
     security: ClientSecurity = PLAIN
     settings: Mapping[str, str | float] = field(default_factory=dict)
 

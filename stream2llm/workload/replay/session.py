@@ -27,7 +27,7 @@ from stream2llm.client import (
 )
 from stream2llm.serving.clock import Clock
 from stream2llm.workload.records import SessionRecord
-from stream2llm.workload.replay.lateness import Lateness
+from stream2llm.workload.replay.lateness import Timetable
 from stream2llm.workload.replay.plan import PlannedSession, Step
 
 CANCELLED: Final = "CANCELLED"
@@ -89,15 +89,13 @@ class SessionReplay:
 
     def __init__(self, planned: PlannedSession, begin_s: float, clock: Clock) -> None:
         self._planned = planned
-        # When the run began; all times here are relative to it.
-        self._begin_s = begin_s
-        self._clock = clock
+        # All times here are relative to the begin of the run.
+        self._times = Timetable(begin_s, clock)
         self._opened_s = planned.due_s
         self._sealed_s: float | None = None
         self._ended_s = planned.due_s
-        self._lateness = Lateness()
         self._token_times_s: list[float] = []
-        # Of the answer so far.
+        # Tokens of the answer so far.
         self.token_ids: list[int] = []
         self._progress = Progress()
         self._finished: Finished | None = None
@@ -129,7 +127,7 @@ class SessionReplay:
             self._error = error_code(error)
         finally:
             if not self.answered:
-                self._ended_s = self._now_s()
+                self._ended_s = self._times.now_s()
 
     def record(self) -> SessionRecord:
         """What has come of it."""
@@ -144,20 +142,20 @@ class SessionReplay:
             token_times_s=tuple(self._token_times_s),
             ended_s=self._ended_s,
             num_prompt_tokens=usage.prompt_tokens if usage else progress.received_tokens,
-            lateness_s=self._lateness.total_s,
+            lateness_s=self._times.lateness_s,
             computed_tokens=spent.computed_tokens,
             reused_tokens=spent.reused_tokens,
             invalidated_tokens=spent.invalidated_tokens,
             restarts=(self._finished or progress).restarts,
             error="" if self.answered else self._error,
             ttft_slo_s=self._ttft_slo_s,
-            generator_lateness_s=self._lateness.own_s,
+            generator_lateness_s=self._times.own_lateness_s,
         )
 
     async def _converse(self, client: AsyncClient, asking: Asking) -> None:
         planned, slo_ms = self._planned, asking.ttft_slo_ms
         self._ttft_slo_s = None if slo_ms is None else slo_ms / 1000
-        self._opened_s = self._begun(planned.due_s)
+        self._opened_s = self._times.begun(planned.due_s)
         async with client.session(
             prefix=planned.prefix,
             ordering=asking.ordering,
@@ -168,40 +166,24 @@ class SessionReplay:
             timeout_s=asking.timeout_s,
             on_event=self._on_event,
         ) as session:
-            self._lateness.taken(self._now_s())
+            self._times.taken()
             for step in planned.steps:
                 await self._send(session, step)
-            await self._until(planned.seal_due_s)
-            self._sealed_s = self._begun(planned.seal_due_s)
+            self._sealed_s = await self._times.due(planned.seal_due_s)
             async for _ in session.seal(planned.suffix):
                 pass  # on_event has it, and earlier
 
     async def _send(self, session: AsyncSession, step: Step) -> None:
-        await self._until(step.due_s)
-        self._begun(step.due_s)
+        await self._times.due(step.due_s)
         await send(session, step)
-        self._lateness.sent(step.due_s, self._now_s())
-
-    def _begun(self, due_s: float) -> float:
-        """Notes that an event is begun now."""
-        now_s = self._now_s()
-        self._lateness.begun(due_s, now_s)
-        return now_s
+        self._times.sent(step.due_s)
 
     def _on_event(self, event: Event) -> None:
         """Every message, when it is read and before anything else happens to it."""
         if isinstance(event, TokenDelta):
-            self._token_times_s += [self._now_s()] * len(event.token_ids)
+            self._token_times_s += [self._times.now_s()] * len(event.token_ids)
             self.token_ids += event.token_ids
         elif isinstance(event, Progress):
             self._progress = event
         elif isinstance(event, Finished):
-            self._finished, self._ended_s = event, self._now_s()
-
-    async def _until(self, due_s: float) -> None:
-        left_s = due_s - self._now_s()
-        if left_s > 0:
-            await asyncio.sleep(left_s)
-
-    def _now_s(self) -> float:
-        return self._clock.monotonic_s() - self._begin_s
+            self._finished, self._ended_s = event, self._times.now_s()

@@ -1,4 +1,4 @@
-"""Runs to figures: whoever made a RunRecord, this sums it up, compares it and draws it.
+"""Runs to figures: wherever a RunRecord comes from, this sums it up, compares it and draws it.
 
 statistics  percentiles of many values     summary    a run in numbers
 save        records to files and back      as_json    names of `vllm bench serve`

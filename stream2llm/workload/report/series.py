@@ -35,8 +35,8 @@ class LoadPoint(NamedTuple):
 def ccdf(values: Sequence[float]) -> Line:
     """For each value the share of values that are at least as large; 1 for the least.
 
-    Of many values, those are kept whose ranks from the top are spread evenly on a
-    logarithmic axis, so that the tail is whole.
+    Where there are many values, those are kept whose ranks from the top are spread evenly on
+    a logarithmic axis, so that the tail is whole.
     """
     ordered, count = np.sort(np.asarray(values, dtype=np.float64)), len(values)
     from_top = np.arange(1, count + 1)

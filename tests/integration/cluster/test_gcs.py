@@ -20,7 +20,7 @@ import pytest
 
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.ray_auth import write_token
-from stream2llm.cluster.ray_runtime import PATIENCE
+from stream2llm.cluster.ray_runtime import BUSY_MACHINE_SETTINGS
 from stream2llm.serving.ports import is_listening, pick_port
 from stream2llm.serving.processes import kill_owned, mark_environment, owned_processes, owner_mark
 from tests import debian
@@ -74,7 +74,7 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_REDIS_ADDRESS": redis,
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Of all processes: after a minute they would end, and a busy machine may need one.
+            # For all processes: after a minute they would end, and a busy machine may need one.
             "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
         }.items():
             monkeypatch.setenv(name, value)
@@ -83,7 +83,7 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             RAY, "start", "--head", "--num-cpus=4", f"--port={port}",
             "--include-dashboard=false", f"--temp-dir={TEMP_DIR}", "--disable-usage-stats",
         ]  # fmt: skip
-        environment = {**os.environ, **PATIENCE, **mark_environment(MARK)}
+        environment = {**os.environ, **BUSY_MACHINE_SETTINGS, **mark_environment(MARK)}
         try:
             started = subprocess.run(
                 start, env=environment, check=False, capture_output=True, text=True
@@ -101,7 +101,7 @@ def gcs_of(mark: str) -> psutil.Process:
 
 
 def start_again(gcs: psutil.Process) -> None:
-    """As whoever runs Ray would: `gcs` is killed, and another one with its command line begins."""
+    """As an operator of Ray would: `gcs` is killed, and another one with its command line begins."""
     command, environment = gcs.cmdline(), gcs.environ()
     gcs.kill()
     subprocess.Popen(

@@ -224,7 +224,7 @@ with Cluster.start(config, factories=factories) as cluster:
 
 
 def test_a_worker_waits_for_room_without_a_failed_start(head: Head, tmp_path: Path) -> None:
-    """Somebody else holds what it needs of its node, for longer than a start may take."""
+    """Another actor holds what it needs of its node, for longer than a start may take."""
     hold = """
 import ray
 @ray.remote(num_cpus=0, resources={"slot": 1})

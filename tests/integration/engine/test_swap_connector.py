@@ -1,6 +1,6 @@
 """The swap connector on a real engine, beside NIXL: blocks go to the host and come back exact.
 
-The jobs are made by hand here, so the scheduler is told not to swap itself;
+The jobs are made by hand here, so the scheduler does not swap itself;
 what is tested is all between a job and the bytes: metadata, MultiConnector,
 where vLLM put the KV, the copies, and what is reported.
 """

@@ -13,7 +13,7 @@ from experiments.baselines.answering import NonStreaming, Ours, Streaming, Warme
 from experiments.baselines.drive import run_trace
 from experiments.baselines.engines.messages import Ask, End, Feed, Splice
 from experiments.baselines.systems import SystemDiedError
-from experiments.token_sessions import Change, generated, prompt_ids, submissions
+from experiments.token_sessions import TimedSplice, generated, prompt_ids, submissions
 from stream2llm.serving.clock import ManualClock
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.replay.plan import PlannedSession
@@ -34,10 +34,10 @@ class FakeAsking:
         self.num_changes = 0
         self.cancelled = False
 
-    async def change(self, change: Change) -> None:
+    async def change(self, change: TimedSplice) -> None:
         self.num_changes += 1
 
-    async def finish(self, last: Change) -> AsyncIterator[int]:
+    async def finish(self, last: TimedSplice) -> AsyncIterator[int]:
         if self._behaviour == "silent":
             await asyncio.Event().wait()
         if self._behaviour == "fails":
@@ -87,13 +87,13 @@ async def test_each_session_gets_its_changes_and_its_tokens_their_times() -> Non
 
 
 class SlowToTake(FakeAsking):
-    """Holds the driver back until it is told otherwise, as a client without credit."""
+    """Holds the driver back until it is released, as a client without credit."""
 
     def __init__(self, clock: ManualClock) -> None:
         super().__init__("answers")
         self._clock = clock
 
-    async def change(self, change: Change) -> None:
+    async def change(self, change: TimedSplice) -> None:
         await super().change(change)
         self._clock.advance(5.0)
 

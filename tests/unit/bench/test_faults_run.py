@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from experiments.faults.load import sessions
-from experiments.faults.parts import Kind, find_part, living_parts
+from experiments.faults.parts import Kind, living_parts
 from experiments.faults.plan import Fault, Strike
 from experiments.faults.report import Check, Run
 from experiments.faults.run import compare, play
@@ -66,7 +66,9 @@ async def test_a_killed_process_is_gone_and_a_stopped_one_goes_on() -> None:
 
     with an_engine("decode-0") as killed, an_engine("prefill-0") as stopped:
         await until_titled(2)
-        assert find_part(CLUSTER_ID, "prefill-0", Kind.ENGINE_CORE).process.pid == stopped.pid
+        engines = [part for part in living_parts(CLUSTER_ID) if part.kind is Kind.ENGINE_CORE]
+        pids = {part.replica: part.process.pid for part in engines}
+        assert pids == {"prefill-0": stopped.pid, "decode-0": killed.pid}
         striker = Striker(CLUSTER_ID, lambda: 0.0, is_stopped)
         await striker.run([Fault(0.0, 0.99, 0.1), Fault(0.0, 0.0, None)])
         assert await asyncio.to_thread(killed.wait, 30) == -9

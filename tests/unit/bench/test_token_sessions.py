@@ -16,11 +16,11 @@ from experiments.baselines.schedule import (
     sessions_of,
 )
 from experiments.token_sessions import (
-    Change,
-    changes,
+    TimedSplice,
     generated,
     longest_tokens,
     prompt_ids,
+    splices,
     submissions,
     task_of,
     with_token_ids,
@@ -53,15 +53,15 @@ def test_changes_of_appends_lead_to_all_documents_in_order() -> None:
     one, other = session.steps
     documents = [each.content for each in (*one.documents, *other.documents)]
     assert prompt_ids(session) == [*session.prefix, *chain(*documents), *session.suffix]
-    assert [change.due_s for change in changes(session)] == [0.0, 1.0, 2.0, 2.0]
-    assert changes(session)[-1].num_tokens == 3 + 60 + 4
+    assert [change.due_s for change in splices(session)] == [0.0, 1.0, 2.0, 2.0]
+    assert splices(session)[-1].num_tokens == 3 + 60 + 4
 
 
 def test_an_update_keeps_what_both_lists_begin_with() -> None:
     session = a_session_of_tokens(
         Event(1.0, "update", ("a", "b")), Event(2.0, "update", ("a", "c", "b"))
     )
-    _, first, second, _ = changes(session)
+    _, first, second, _ = splices(session)
     assert second.keep_tokens == 3 + 10
     # b moved and is computed again, although it is sent once.
     assert first.token_ids[10:] == second.token_ids[30:]
@@ -70,7 +70,7 @@ def test_an_update_keeps_what_both_lists_begin_with() -> None:
 
 def test_an_update_that_only_cuts_the_list_sends_nothing() -> None:
     session = a_session_of_tokens(Event(1.0, "update", ("a", "b")), Event(2.0, "update", ("a",)))
-    *_, cut, seal = changes(session)
+    *_, cut, seal = splices(session)
     assert (cut.token_ids, seal.num_tokens) == ([], 3 + 10 + 4)
     assert longest_tokens(session) == 3 + 30, "it was longer before"
 
@@ -82,10 +82,12 @@ def test_the_question_counts_where_the_context_is_longest_at_the_end() -> None:
 
 def test_what_comes_with_the_seal_is_sent_with_it() -> None:
     session = a_session_of_tokens(Event(1.0, "append", ("a",)), Event(2.0, "append", ("b",)))
-    *_, step, seal = changes(session)
+    *_, step, seal = splices(session)
     sent = submissions(session)
-    assert sent[:-1] == changes(session)[:2]
-    assert sent[-1] == Change(2.0, step.keep_tokens, step.token_ids + seal.token_ids, seals=True)
+    assert sent[:-1] == splices(session)[:2]
+    assert sent[-1] == TimedSplice(
+        2.0, step.keep_tokens, step.token_ids + seal.token_ids, seals=True
+    )
 
 
 def test_gaps_grow_and_the_first_chunk_comes_when_it_did() -> None:

@@ -92,4 +92,6 @@ def test_what_our_own_ray_needs_a_joined_one_gets_too() -> None:
     documented = ray_environment()
     for name, value in ray_runtime.environment_of_jobs(ClusterConfig()).items():
         assert name in documented, value
-    assert {n: documented.get(n) for n in ray_runtime.PATIENCE} == ray_runtime.PATIENCE
+    assert {
+        n: documented.get(n) for n in ray_runtime.BUSY_MACHINE_SETTINGS
+    } == ray_runtime.BUSY_MACHINE_SETTINGS

@@ -1,4 +1,4 @@
-"""Factors learned from observed times; the bounds and the healing are in tests/property."""
+"""Factors learned from observed times; the bounds and online calibration are in tests/property."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_without_observations_nothing_is_corrected() -> None:
 
 
 @pytest.mark.parametrize("truth", [5.0, 1 / 5])
-def test_a_profile_wrong_by_five_heals_within_the_stated_observations(truth: float) -> None:
+def test_a_profile_wrong_by_five_is_corrected_within_the_stated_observations(truth: float) -> None:
     correction = Correction()
     for _ in range(CALIBRATION_OBSERVATIONS):
         correction = correction.after(predicted_s=0.1, actual_s=0.1 * truth)

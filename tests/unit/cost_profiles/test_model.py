@@ -90,7 +90,7 @@ def test_a_negative_number_of_blocks_is_refused() -> None:
 def test_kv_bytes_follow_from_the_geometry() -> None:
     llama = ModelGeometry("Llama-3.1-8B", 32, 8, 128, "bfloat16")
     assert llama.kv_bytes_per_token(1) == 131_072
-    assert a_profile(model=llama, tensor_parallel_size=2).kv_bytes_per_block == 1 << 20
+    assert a_profile(model=llama, tensor_parallel_size=2).kv_bytes_per_token == 65_536
 
 
 def test_ranks_beyond_the_heads_hold_copies() -> None:

@@ -116,7 +116,8 @@ def test_the_h200_model_is_below_published_ttft_but_not_far(num_tokens: int, ttf
 def test_a_full_link_carries_the_blocks() -> None:
     profile = shipped("NVIDIA H100 80GB HBM3")
     seconds = CostModel(profile).swap_out_s(8192) - CostModel(profile).swap_out_s(1)
-    assert 8191 * profile.kv_bytes_per_block / seconds == pytest.approx(64e9 * 0.78, rel=1e-3)
+    num_bytes = 8191 * profile.block_size * profile.kv_bytes_per_token
+    assert num_bytes / seconds == pytest.approx(64e9 * 0.78, rel=1e-3)
 
 
 def test_a_known_device_falls_back_on_its_datasheet() -> None:

@@ -158,7 +158,7 @@ def test_the_oldest_engines_are_forgotten() -> None:
 
 
 def knowing_a_digest(digest: bytes) -> KnownEngines:
-    """Of an engine whose first hand-over, of two blocks, had this digest."""
+    """The engines known after one whose first hand-over, of two blocks, had this digest."""
     engines = KnownEngines()
     engines.learn(
         a_handover(),

@@ -126,7 +126,7 @@ def port(option: str, unit: dict[str, list[str]]) -> Any:
 def test_workers_join_where_the_head_listens() -> None:
     head, worker = (read(FOLDER / f"ray-{name}.service") for name in ("head", "worker"))
     assert port("port", head) == port("address", worker) == ["6379"]
-    # Whoever may submit jobs has a shell: not beyond this machine.
+    # A user who may submit jobs has a shell: not beyond this machine.
     assert "--dashboard-host=127.0.0.1" in the(head, "ExecStart")
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 
 def a_history(*steps: tuple[int, float], times: int = 2) -> StepHistory:
-    """Of these steps (number of tokens, seconds), each so many times."""
+    """A history of these steps (number of tokens, seconds), each so many times."""
     history = StepHistory()
     for num_tokens, duration_s in steps:
         for _ in range(times):

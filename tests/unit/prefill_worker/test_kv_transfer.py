@@ -13,6 +13,7 @@ from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 
+from cost_profiles.decision import Mode
 from prefill_worker.kv_transfer import kv_transfer
 from stream2llm.cluster.config import ClusterConfig, load_config
 from stream2llm.cluster.layout import Factories, lay_out
@@ -20,7 +21,6 @@ from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import nixl_options
 from stream2llm.serving.worker_options import (
     HandoverOptions,
-    PreemptionMode,
     PrefillOptions,
     WorkerOptions,
 )
@@ -72,10 +72,10 @@ def test_vllm_takes_both_and_the_hybrid_cache_manager_stays_on() -> None:
 
 @pytest.mark.parametrize(
     ("preemption", "pool", "expected"),
-    [("cost", 1, True), ("swap", 1, True), ("recompute", 1, False), ("swap", 0, False)],
+    [(Mode.COST, 1, True), (Mode.SWAP, 1, True), (Mode.RECOMPUTE, 1, False), (Mode.SWAP, 0, False)],
 )
 def test_kv_is_swapped_where_there_is_a_pool_and_a_wish(
-    preemption: PreemptionMode, pool: int, expected: bool
+    preemption: Mode, pool: int, expected: bool
 ) -> None:
     assert PrefillOptions(preemption=preemption, offload_pool_gib=pool).swaps is expected
 

@@ -42,7 +42,7 @@ def test_everything_begins_at_zero() -> None:
     scrape = Scrape()
     kinds = "computed recomputed reused_within_session reused_across_sessions invalidated"
     assert [scrape.tokens(kind) for kind in kinds.split()] == [0] * 5
-    assert scrape("scheduler_promotions_total") == 0
+    assert scrape("scheduler_guarded_sessions_total") == 0
     assert scrape("prefill_sessions", state="short_of_blocks") == 0
     for policy in POLICIES:
         assert scrape.preemptions(policy, "swap") == scrape.preemptions(policy, "recompute") == 0
@@ -53,10 +53,10 @@ def test_cumulative_counters_become_increments() -> None:
     scrape = Scrape()
     for computed, invalidated in ((100, 0), (100, 0), (160, 30)):
         scrape.metrics.record(
-            a_report(computed_tokens=computed, invalidated_tokens=invalidated, promotions=2)
+            a_report(computed_tokens=computed, invalidated_tokens=invalidated, guarded_sessions=2)
         )
     assert (scrape.tokens("computed"), scrape.tokens("invalidated")) == (160, 30)
-    assert scrape("scheduler_promotions_total") == 2
+    assert scrape("scheduler_guarded_sessions_total") == 2
 
 
 def test_each_kind_of_reuse_is_counted_by_itself() -> None:

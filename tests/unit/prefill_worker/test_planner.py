@@ -41,9 +41,9 @@ def plan_of(
     limits: StepLimits = limits(),  # noqa: B008 - a frozen value
     ledger: BlockLedger = a_ledger(),  # noqa: B008
     policy: str = "fcfs",
-    promoted_first: bool = False,
+    guarded_first: bool = False,
 ) -> StepPlan:
-    ranking = a_ranking(*views, policy=policy, promoted_first=promoted_first)
+    ranking = a_ranking(*views, policy=policy, guarded_first=guarded_first)
     return plan_step(ranking, limits, ledger, BY_RANK)
 
 
@@ -92,13 +92,13 @@ def test_srpf_keeps_steps_short_in_which_nobody_waits() -> None:
     assert sum(g.num_tokens for g in plan_of(*views, limits=long, policy="srpf").grants) == 500
 
 
-def test_under_srpf_a_promoted_open_session_shares_its_turn_with_sealed_ones() -> None:
-    promoted = a_request("promoted", arrival=1, known=100, promotion=1)
+def test_under_srpf_a_guarded_open_session_shares_its_turn_with_sealed_ones() -> None:
+    guarded = a_request("guarded", arrival=1, known=100, guard_number=1)
     sealed = a_request("sealed", arrival=2, known=100, sealed=True)
     other = a_request("other", arrival=3, known=100)
-    ranking = a_ranking(promoted, sealed, other, policy="srpf", promoted_first=True)
+    ranking = a_ranking(guarded, sealed, other, policy="srpf", guarded_first=True)
     plan = plan_step(ranking, limits(tokens=500), a_ledger(), BY_RANK)
-    assert [grant.request_id for grant in plan.grants] == ["promoted", "sealed"]
+    assert [grant.request_id for grant in plan.grants] == ["guarded", "sealed"]
 
 
 def test_the_step_never_exceeds_its_tokens() -> None:
@@ -200,13 +200,13 @@ def test_the_default_policy_evicts_the_newest_and_only_for_those_that_run() -> N
     assert plan.grants == (Grant("oldest", 32),)
 
 
-def test_a_promoted_session_goes_before_all_others() -> None:
+def test_a_guarded_session_goes_before_all_others() -> None:
     sealed = a_request("sealed", sealed=True, known=64)
-    promoted = a_request("promoted", arrival=9, known=65, promotion=1)
-    plan = plan_of(sealed, promoted, limits=limits(tokens=80), promoted_first=True)
-    assert plan.grants == (Grant("promoted", 64), Grant("sealed", 16))
-    plan = plan_of(sealed, promoted, limits=limits(tokens=80))
-    assert plan.grants == (Grant("sealed", 64), Grant("promoted", 16))
+    guarded = a_request("guarded", arrival=9, known=65, guard_number=1)
+    plan = plan_of(sealed, guarded, limits=limits(tokens=80), guarded_first=True)
+    assert plan.grants == (Grant("guarded", 64), Grant("sealed", 16))
+    plan = plan_of(sealed, guarded, limits=limits(tokens=80))
+    assert plan.grants == (Grant("sealed", 64), Grant("guarded", 16))
 
 
 def test_a_shared_block_is_free_only_after_its_last_holder() -> None:
@@ -323,7 +323,7 @@ def test_equal_documents_are_computed_once() -> None:
     other = a_request("other", arrival=3, known=50)
     keys = {"first": ("x", "y", "z"), "second": ("x", "y"), "other": ("q",)}
     plan = plan_of(first, second, other, ledger=BlockLedger({}, {}, keys))
-    assert plan == StepPlan((Grant("first", 99), Grant("other", 49)), followers=("second",))
+    assert plan == StepPlan((Grant("first", 99), Grant("other", 49)), deduplicated=("second",))
 
 
 def test_a_block_that_stays_partial_is_nothing_to_wait_for() -> None:

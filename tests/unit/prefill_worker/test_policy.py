@@ -68,21 +68,21 @@ def test_srpf_lets_a_shorter_one_go_first_if_it_comes_soon_enough(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_promoted_sessions_come_first_and_keep_their_kv_longest(policy: str) -> None:
-    promoted = [
-        a_request(f"p{n}", arrival=90 + n, known=50, computed=1, num_blocks=1, promotion=n)
+def test_guarded_sessions_come_first_and_keep_their_kv_longest(policy: str) -> None:
+    guarded = [
+        a_request(f"p{n}", arrival=90 + n, known=50, computed=1, num_blocks=1, guard_number=n)
         for n in (2, 1)
     ]
-    ranking = a_ranking(*ALL, *promoted, policy=policy, promoted_first=True)
+    ranking = a_ranking(*ALL, *guarded, policy=policy, guarded_first=True)
     assert [view.request_id for view in ranking.to_serve()][:2] == ["p1", "p2"]
     assert [view.request_id for view in ranking.to_evict()][-2:] == ["p2", "p1"]
-    assert ranking.goes_before(promoted[1], promoted[0])
-    assert ranking.goes_before(promoted[0], SEALED_LATE)
+    assert ranking.goes_before(guarded[1], guarded[0])
+    assert ranking.goes_before(guarded[0], SEALED_LATE)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_when_it_is_not_their_turn_promoted_sessions_still_keep_their_kv(policy: str) -> None:
-    promoted = a_request("p", arrival=90, known=50, computed=1, num_blocks=1, promotion=1)
-    ranking = a_ranking(*ALL, promoted, policy=policy)
-    assert next(ranking.to_serve()) is not promoted
-    assert not any(ranking.goes_before(view, promoted) for view in ALL)
+def test_when_it_is_not_their_turn_guarded_sessions_still_keep_their_kv(policy: str) -> None:
+    guarded = a_request("p", arrival=90, known=50, computed=1, num_blocks=1, guard_number=1)
+    ranking = a_ranking(*ALL, guarded, policy=policy)
+    assert next(ranking.to_serve()) is not guarded
+    assert not any(ranking.goes_before(view, guarded) for view in ALL)

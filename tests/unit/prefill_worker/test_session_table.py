@@ -1,4 +1,4 @@
-"""The session table of live sessions: places, waits and promotions."""
+"""The session table of live sessions: places, waits and guarded sessions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def step(table: SessionTable, tokens: int = 64) -> list[str]:
     return served(plan)
 
 
-def a_table_with_a_promotion() -> tuple[SessionTable, SessionState]:
+def a_table_with_a_guarded_session() -> tuple[SessionTable, SessionState]:
     """One session, "open", that was promised all of its 64 tokens."""
     table = a_table()
     state = opened(table, "open", known=65)
@@ -52,55 +52,55 @@ def test_a_session_that_waits_too_long_goes_first() -> None:
     table = a_table()
     opened(table, "open", known=65)
     opened(table, "sealed", known=64, sealed=True)
-    # Every fourth step is the promoted ones' turn.
+    # Every fourth step is the guarded ones' turn.
     turns = [["sealed"]] * 3 + [["open"]]
     assert [step(table) for _ in range(8)] == turns * 2
-    assert table.num_promotions == 2
+    assert table.num_guarded_in_all == 2
 
 
-def test_a_promotion_ends_when_the_promise_is_kept() -> None:
-    table, state = a_table_with_a_promotion()
-    assert (state.promotion, state.promised_tokens) == (1, 64)
+def test_a_session_is_guarded_until_the_promise_is_kept() -> None:
+    table, state = a_table_with_a_guarded_session()
+    assert (state.guard_number, state.promised_tokens) == (1, 64)
     table.update("open", 200, 63, 2)  # an append does not add to the promise
-    assert state.promotion == 1
+    assert state.guard_number == 1
     table.update("open", 200, 64, 2)
-    assert state.promotion == 0
+    assert state.guard_number == 0
 
 
-def test_an_update_that_throws_kv_away_ends_the_promotion_and_begins_a_new_wait() -> None:
-    table, state = a_table_with_a_promotion()
+def test_an_update_that_throws_kv_away_ends_the_guard_and_begins_a_new_wait() -> None:
+    table, state = a_table_with_a_guarded_session()
     table.update("open", 65, 20, 1)
     table.note_event("open", 20)
-    assert state.promotion == 1  # nothing that was computed is lost
+    assert state.guard_number == 1  # nothing that was computed is lost
     table.note_event("open", 10)
     table.update("open", 65, 10, 1)
-    assert state.promotion == 0
+    assert state.guard_number == 0
     opened(table, "sealed", known=64, sealed=True)
     assert [step(table) for _ in range(4)] == [["sealed"]] * 3 + [["open", "sealed"]]
 
 
-def test_a_promotion_ends_when_an_update_leaves_nothing_new() -> None:
-    table, state = a_table_with_a_promotion()
+def test_a_guard_ends_when_an_update_leaves_nothing_new() -> None:
+    table, state = a_table_with_a_guarded_session()
     table.update("open", 65, 30, 1)
-    assert state.promotion == 1
+    assert state.guard_number == 1
     table.note_event("open", 30)  # the rest was not computed yet
     table.update("open", 31, 30, 1)
-    assert state.promotion == 0
+    assert state.guard_number == 0
 
 
 def test_the_seal_adds_to_the_promise() -> None:
-    table, state = a_table_with_a_promotion()
+    table, state = a_table_with_a_guarded_session()
     table.seal(state, 80)
     table.update("open", 80, 64, 2)
-    assert (state.promotion, state.promised_tokens) == (1, 80)
+    assert (state.guard_number, state.promised_tokens) == (1, 80)
 
 
-def test_an_eviction_does_not_end_a_promotion() -> None:
-    table, state = a_table_with_a_promotion()
+def test_an_eviction_does_not_end_a_guard() -> None:
+    table, state = a_table_with_a_guarded_session()
     table.update("open", 65, 40, 2)
     table.note_eviction("open")
     table.update("open", 65, 0, 0)
-    assert (state.promotion, state.lost_until) == (1, 40)
+    assert (state.guard_number, state.lost_until) == (1, 40)
     assert table.view("open").has_claim
 
 
@@ -110,7 +110,7 @@ def test_idle_sessions_do_not_wait() -> None:
     table.update("idle", 10, 9, 1)
     for _ in range(5):
         assert step(table) == []
-    assert state.promotion == 0
+    assert state.guard_number == 0
     assert (table.num_sessions, table.num_with_work) == (1, 0)
 
 
@@ -123,7 +123,7 @@ def test_a_session_that_would_only_restore_its_kv_does_not_wait() -> None:
     assert not table.view("open").has_claim
     for _ in range(5):
         assert step(table) == ["open"]
-    assert state.promotion == 0
+    assert state.guard_number == 0
 
 
 def test_steps_that_compute_nothing_are_no_wait() -> None:
@@ -132,7 +132,7 @@ def test_steps_that_compute_nothing_are_no_wait() -> None:
     for _ in range(9):
         table.begin_step()
         table.end_step(table.plan(limits(free_blocks=0), a_ledger(), BY_RANK), num_free_blocks=0)
-    assert state.promotion == 0
+    assert state.guard_number == 0
 
 
 def test_no_step_is_needed_while_none_could_help_anybody() -> None:
@@ -156,7 +156,7 @@ def test_a_closed_session_is_nowhere() -> None:
 
 
 def test_a_session_that_failed_while_it_began_is_nowhere_either() -> None:
-    """The scheduler ends it before it has told the table how long it is."""
+    """The scheduler ends it before the table knows how long it is."""
     table = a_table()
     table.open("failed", revision=1, sealed=True, ttft_slo_ms=100)
     opened(table, "other", 64)
@@ -165,7 +165,7 @@ def test_a_session_that_failed_while_it_began_is_nowhere_either() -> None:
     assert step(table) == ["other"]
 
 
-def test_switching_the_policy_keeps_sessions_waits_and_promotions() -> None:
+def test_switching_the_policy_keeps_sessions_waits_and_guards() -> None:
     table = a_table()
     opened(table, "early", known=65)
     late = opened(table, "late", known=65)
@@ -175,7 +175,7 @@ def test_switching_the_policy_keeps_sessions_waits_and_promotions() -> None:
     assert step(table) == ["late", "early"]
     step(table)
     step(table)
-    assert late.promotion == 2
+    assert late.guard_number == 2
     assert (table.num_sessions, table.num_with_work) == (2, 2)
 
 

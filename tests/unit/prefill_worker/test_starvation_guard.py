@@ -9,7 +9,7 @@ from prefill_worker.starvation_guard import StarvationGuard
 pytestmark = pytest.mark.unit
 
 
-def test_a_wait_ends_in_a_promotion_and_once_only() -> None:
+def test_a_wait_ends_when_the_session_is_guarded_and_once_only() -> None:
     starvation_guard = StarvationGuard(limit_steps=3)
     starvation_guard.waits("a", 1)
     assert starvation_guard.take_overdue(3) == []

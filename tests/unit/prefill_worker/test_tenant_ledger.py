@@ -7,7 +7,7 @@ import pytest
 from prefill_worker.policy import POLICIES
 from prefill_worker.rank_index import RankIndex
 from prefill_worker.session_table import SessionTable
-from prefill_worker.starvation_guard import PROMOTED_TURN
+from prefill_worker.starvation_guard import GUARDED_TURN
 from stream2llm.api.tenant import TenantShare
 from stream2llm.serving.tenant_ledger import TOKEN, TenantLedger
 from tests.builders import BY_RANK, a_ledger, a_request, limits
@@ -163,9 +163,9 @@ def test_a_tenant_without_memory_counts_with_its_weight() -> None:
     assert ranking.may_evict(new, ranking["second"])
 
 
-@pytest.mark.parametrize("turn", range(PROMOTED_TURN))
+@pytest.mark.parametrize("turn", range(GUARDED_TURN))
 def test_sessions_of_two_tenants_that_do_not_fit_together_are_served_in_turn(turn: int) -> None:
-    """Each holds its share and needs more; one is promoted, takes all, and ends."""
+    """Each holds its share and needs more; one is guarded, takes all, and ends."""
     table = a_table()
     held = {"a": tuple(range(5)), "z": tuple(range(10, 15))}
     for name, tenant in (("a", ACME), ("z", TenantShare("zeta"))):
@@ -176,4 +176,4 @@ def test_sessions_of_two_tenants_that_do_not_fit_together_are_served_in_turn(tur
     plan = table.plan(limits(free_blocks=0), a_ledger(**held), BY_RANK)
     assert dict(plan.grants) == {"a": 160}
     assert [(each.request_id, each.num_blocks_kept) for each in plan.evictions] == [("z", 0)]
-    assert table.view("a").promotion == 1
+    assert table.view("a").guard_number == 1

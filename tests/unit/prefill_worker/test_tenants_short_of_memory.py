@@ -71,12 +71,12 @@ def test_a_hit_behind_a_session_without_memory_is_taken(policy: str, num_wanted:
 
 
 def test_a_hit_that_is_not_taken_does_not_stop_all() -> None:
-    """The second step that is left to it promotes the policy's first session."""
+    """The second step that is left to it guards the policy's first session."""
     table = SessionTable(POLICIES["fcfs"], 10**9, num_lost_blocks=8)
-    for name, known, num_blocks in [("a", 200, 2), ("b", 65, 2), ("follower", 64, 0)]:
+    for name, known, num_blocks in [("a", 200, 2), ("b", 65, 2), ("equal", 64, 0)]:
         table.open(name, revision=1, sealed=name != "b", tenant=by_first_letter(name))
         table.update(name, known, num_blocks * 32, num_blocks)
-    ledger = replace(a_ledger(a=(1, 2), b=(3, 4)), hits=frozenset({"follower"}))
+    ledger = replace(a_ledger(a=(1, 2), b=(3, 4)), hits=frozenset({"equal"}))
 
     def step() -> StepPlan:
         table.begin_step()
@@ -84,7 +84,7 @@ def test_a_hit_that_is_not_taken_does_not_stop_all() -> None:
         table.end_step(plan, num_free_blocks=0)
         return plan
 
-    assert step() == StepPlan((), (), StopReason.KV_LEASED, "a", ("follower",), (), ("a",))
+    assert step() == StepPlan((), (), StopReason.KV_LEASED, "a", ("equal",), (), ("a",))
     assert [grant.request_id for grant in step().grants] == ["a"]
 
 

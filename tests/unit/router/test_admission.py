@@ -1,4 +1,4 @@
-"""Admission by forecast: what is queued, how fast it goes, and what a session is told at its opening."""
+"""Admission by forecast: what is queued, how fast it goes, and what a session learns at its opening."""
 
 from __future__ import annotations
 

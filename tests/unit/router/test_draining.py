@@ -1,4 +1,4 @@
-"""Sessions whose worker drains: who leaves it, who ends there, and that nobody's answer shows it."""
+"""Sessions whose worker drains: who leaves it, who ends there, and that no answer shows it."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ async def test_a_short_answer_ends_where_it_is(pairs: Ring) -> None:
 async def test_a_long_answer_stays_while_no_other_worker_can_take_it(
     make_ring: Any, role: str
 ) -> None:
-    """Of either role: prefill has to compute it again."""
+    """Whichever role drains: prefill has to compute it again."""
     ring = await make_ring(
         num_prefill=1, num_decode=2 - (role == "decode"), recovery=RecoveryOptions()
     )
@@ -283,7 +283,7 @@ async def test_the_next_offers_go_to_a_decode_worker_that_does_not_drain(pairs: 
 
 
 async def test_the_end_of_the_time_is_reported_as_always(make_ring: Any) -> None:
-    """The only worker cuts off what remains, and nobody takes it."""
+    """The only worker cuts off what remains, and no worker takes it."""
     ring = await make_ring(recovery=RecoveryOptions(max_wait_s=0))
     session = await opened(ring)
     ring.show(ring.worker("decode"), draining={"prefill-0": 0.0})

@@ -204,7 +204,7 @@ def test_progress_falls_back_and_sums_add_up_over_workers() -> None:
     assert (figures.prefilled_tokens, figures.received_tokens, figures.restarts) == (0, 60, 1)
     assert figures.credit_tokens == 100 - 59
     assert (figures.computed_tokens, figures.invalidated_tokens) == (39, 5)
-    # Of what the new worker computes, so much the old one had.
+    # So much of what the new worker computes, the old one had.
     assert tracker.report(PrefillProgress(1, 40, 30, computed_tokens=20, reused_tokens=10)) == 20
     assert tracker.report(PrefillProgress(2, 60, 59, computed_tokens=49, reused_tokens=10)) == 19
     figures = tracker.figures()

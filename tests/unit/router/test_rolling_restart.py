@@ -36,7 +36,7 @@ pytestmark = pytest.mark.unit
 NUM_CLIENTS = 8
 NUM_DOCUMENTS = 4
 NUM_TOKENS = 12
-# Of a session that does not leave; far above what one takes.
+# Time for a session that does not leave; far above what one takes.
 DRAIN_S = 60.0
 LIMIT_S = 120.0
 

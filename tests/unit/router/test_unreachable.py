@@ -157,7 +157,7 @@ async def test_a_worker_that_has_fetched_ahead_and_is_gone_leaves_the_answer_to_
     answered = await session.answer()
     assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
     (request,) = second.decode.requests
-    # Of the second one, where the loss was noticed before the seal.
+    # Nothing of the second one, where the loss was noticed before the seal.
     assert request.fetch_session_id not in first.decode.fetch_sessions
 
 
