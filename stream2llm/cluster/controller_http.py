@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from stream2llm import __version__
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
+from stream2llm.api.loopback import host_of
 from stream2llm.cluster.http_body import body_of, flag_in, object_in, seconds_in, text_in
 from stream2llm.cluster.prefill_policy import PolicyState
 from stream2llm.cluster.rollout_pages import NothingToRestart, RollingRestarts, RolloutPages
@@ -132,12 +133,18 @@ class ControllerMetrics:
 def service_discovery(
     targets: Iterable[Target], own_address: str, *, has_tls: bool = False
 ) -> list[dict[str, Any]]:
-    """Returns Prometheus HTTP SD: one group per process with metrics, and the controller."""
+    """Returns Prometheus HTTP SD: one group per process with metrics, and the controller.
+
+    Label `node` is the address of the process's node.
+    """
     scheme = {"__scheme__": "https"} if has_tls else {}
     found = [(t.metrics_address, t.role, t.worker_id) for t in targets]
     found.append((own_address, "controller", "controller"))
     return [
-        {"targets": [address], "labels": {"role": role, "worker": worker, **scheme}}
+        {
+            "targets": [address],
+            "labels": {"role": role, "worker": worker, "node": host_of(address), **scheme},
+        }
         for address, role, worker in found
     ]
 

@@ -155,8 +155,11 @@ async def test_prometheus_finds_every_process_and_the_controller() -> None:
         groups: list[dict[str, Any]] = json.loads(await _fetch(f"http://{address}/sd"))
         exposed = await _fetch(f"http://{address}/metrics")
     assert groups == [
-        {"targets": ["h:2"], "labels": {"role": "router", "worker": "router-0"}},
-        {"targets": [address], "labels": {"role": "controller", "worker": "controller"}},
+        {"targets": ["h:2"], "labels": {"role": "router", "worker": "router-0", "node": "h"}},
+        {
+            "targets": [address],
+            "labels": {"role": "controller", "worker": "controller", "node": "127.0.0.1"},
+        },
     ]
     assert 'stream2llm_worker_up{role="router",worker="router-0"} 0.0' in exposed
 
