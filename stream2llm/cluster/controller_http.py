@@ -75,6 +75,12 @@ class ControllerMetrics:
             labels,
             registry=registry,
         )
+        self._given_up = Gauge(
+            "stream2llm_worker_given_up",
+            "1 while the replica failed too often and is retried at intervals only, else 0.",
+            labels,
+            registry=registry,
+        )
         self._restarts = Counter(
             "stream2llm_worker_restarts_total", "Times that a replica was created again.", labels,
             registry=registry,
@@ -110,10 +116,12 @@ class ControllerMetrics:
         """Sets the metrics to the state of the fleet."""
         for name, role in self._shown - {(r.name, r.role) for r in fleet.values()}:
             self._up.remove(name, role)  # a stand-in that is gone is not down
+            self._given_up.remove(name, role)
         self._shown = {(r.name, r.role) for r in fleet.values()}
         for replica in fleet.values():
             labels = (replica.name, replica.role)
             self._up.labels(*labels).set(replica.phase is Phase.ADMITTED)
+            self._given_up.labels(*labels).set(replica.phase is Phase.GIVEN_UP)
             for cause in Cause:
                 self._losses.labels(*labels, cause)
             before = self._seen.get(replica.name, 1)

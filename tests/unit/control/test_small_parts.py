@@ -184,6 +184,24 @@ def test_each_loss_is_counted_once_by_its_cause_and_a_drain_is_none() -> None:
         assert metrics.registry.get_sample_value(LOSSES, labels) == 1.0
 
 
+def test_a_replica_that_was_given_up_shows_it_until_it_is_tried_again() -> None:
+    metrics = ControllerMetrics(CollectorRegistry())
+
+    def shown(fleet: sv.Fleet) -> float | None:
+        metrics.record(fleet)
+        labels = {"worker": "decode-0", "role": "decode"}
+        return metrics.registry.get_sample_value("stream2llm_worker_given_up", labels)
+
+    fleet = sv.begun(sv.new_fleet({"decode-0": "decode"}), sv.Create("decode-0"))
+    assert shown(fleet) == 0.0
+    fleet = sv.failed(fleet, "decode-0", "no such model", permanent=True)
+    fleet = sv.cleaned(fleet, "decode-0", now_s=0.0, max_start_failures=3)
+    assert [r.name for r in sv.given_up(fleet)] == ["decode-0"]
+    assert shown(fleet) == 1.0
+    assert shown(sv.retried(fleet, "decode-0")) == 0.0
+    assert shown({}) is None
+
+
 async def test_a_taken_http_port_is_named() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
