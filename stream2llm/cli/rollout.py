@@ -85,7 +85,7 @@ def restart(
         security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
         body = {"names": names or [], "timeout_s": time_s, "limit_s": limit_s}
         listed = _put(controller, "/rollout", body, security)
-        typer.echo(f"replaces {', '.join(listed)}")
+        typer.echo(for_terminal(f"replaces {', '.join(listed)}"))
         if wait:
             _follow(controller, security)
 
@@ -134,7 +134,7 @@ def stop(
     with errors_as_exits():
         security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
         names = _put(controller, "/rollout/stop", {}, security)
-        typer.echo(f"not replaced: {', '.join(names) or 'none'}")
+        typer.echo(for_terminal(f"not replaced: {', '.join(names) or 'none'}"))
 
 
 def _put(controller: str, path: str, body: dict[str, Any], security: ClientSecurity) -> list[str]:

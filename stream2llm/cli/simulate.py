@@ -13,6 +13,7 @@ from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.numbers import finite
+from stream2llm.serving.logs import for_terminal
 
 if TYPE_CHECKING:
     from cost_profiles.types import CostProfile
@@ -175,10 +176,10 @@ def trace(
         if non_streaming:
             ways.append(Way(_AWAITED, mode, streams=False, label=f"non-streaming, {_AWAITED}"))
         runs = [play_trace(machine, way, asked, path.stem) for way in ways]
-        typer.echo(report_markdown(runs))
+        typer.echo(for_terminal(report_markdown(runs)))
         if output is not None:
             for written in write_report(runs, output):
-                typer.echo(f"written: {written}", err=True)
+                typer.echo(for_terminal(f"written: {written}"), err=True)
 
 
 def profile_of(name: str) -> CostProfile:
