@@ -105,8 +105,7 @@ test-all: env model ## the slow ones too
 	@$(call run_tests,not gpu)
 
 # What Hypothesis decides: every other test is the same each time.
-RANDOM_TESTS := tests/property tests/integration/test_session_machine.py \
-  tests/integration/test_handover_machine.py tests/integration/engine/test_engine_machine.py
+RANDOM_TESTS = $(sort $(shell grep -rlE '^@given|^from hypothesis.stateful' tests --include='test_*.py'))
 test-random: env model ## Hypothesis with a fresh seed, which it prints (SEED=… repeats a run)
 	@echo "repeat this run with: make test-random SEED=$(SEED)"
 	@$(BIN)/python -m pytest --hypothesis-profile=random --hypothesis-seed=$(SEED) \
