@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2_grpc
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.registry import Collector
@@ -142,7 +143,11 @@ class EngineWorker(ABC):
         if is_loopback(host):
             return
         devices = listening.device_addresses()
-        listeners = listening.listening_sockets(self.engine.pids[1:])
+        try:
+            listeners = listening.listening_sockets(self.engine.pids[1:])
+        except psutil.AccessDenied as error:  # a hardened /proc
+            _log.warning("engine_listeners_hidden worker_id=%s %s", self.spec.worker_id, error)
+            return
         shown = [f"{at}:{port}" for at, port in listeners if not is_loopback(at)]
         _log.info("engine_listens worker_id=%s sockets=%s", self.spec.worker_id, shown)
         for stray in listening.strays(
