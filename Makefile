@@ -33,6 +33,7 @@ PROJECT := $(VENV)/.installed-project-$(EXTRA)
 PROTOS := $(wildcard proto/stream2llm/v1/*.proto)
 PROTOC := $(BIN)/python -m grpc_tools.protoc -Iproto
 AUDIT := $(VENV)/audit
+PINNED := requirements/torch.txt requirements/cpu.lock requirements/gpu.lock
 DOCS := $(VENV)/.installed-docs
 # Without it mkdocs-material prints an announcement at each build.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
@@ -104,8 +105,7 @@ test-all: env model ## the slow ones too
 	@$(call run_tests,not gpu)
 
 # What Hypothesis decides: every other test is the same each time.
-RANDOM_TESTS := tests/property tests/integration/test_session_machine.py \
-  tests/integration/test_handover_machine.py tests/integration/engine/test_engine_machine.py
+RANDOM_TESTS = $(sort $(shell grep -rlE '^@given|^from hypothesis.stateful' tests --include='test_*.py'))
 test-random: env model ## Hypothesis with a fresh seed, which it prints (SEED=… repeats a run)
 	@echo "repeat this run with: make test-random SEED=$(SEED)"
 	@$(BIN)/python -m pytest --hypothesis-profile=random --hypothesis-seed=$(SEED) \
@@ -142,7 +142,8 @@ proto-check: env ## fail when the committed stubs are not those of proto/
 audit: env ## known vulnerabilities of the pinned packages; reports, never fails
 	@test -x $(AUDIT)/bin/pip-audit || { $(BIN)/python -m venv --clear $(AUDIT) && \
 	  $(AUDIT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --quiet pip-audit==2.10.1; }
-	-@$(AUDIT)/bin/pip-audit --requirement requirements/cpu.lock --no-deps --disable-pip --progress-spinner off
+	-@for pinned in $(PINNED); do echo "audit: $$pinned"; \
+	  $(AUDIT)/bin/pip-audit --requirement $$pinned --no-deps --disable-pip --progress-spinner off; done
 
 docs-reference: env ## regenerate docs/reference from the code
 	@$(BIN)/python -m tools.reference

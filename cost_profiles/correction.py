@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from math import exp, isfinite, log
 from typing import NamedTuple
 
-from cost_profiles.types import Costs
+from cost_profiles.types import CostProfile, Costs
 
 BOUND = 20.0
 GAIN = 0.2
@@ -85,14 +85,30 @@ class Factors(NamedTuple):
     swap_in: float
 
 
+class Origin(NamedTuple):
+    """What a base model was made from, for metrics; empty where there is no profile."""
+
+    # Device, model and tensor parallel size.
+    profile: str = ""
+    # How its prefill times came about: one of `types.Kind`.
+    source: str = ""
+
+    @classmethod
+    def of(cls, profile: CostProfile) -> Origin:
+        """Returns the origin of a profile's model."""
+        parts = (profile.accelerator.name, profile.model.name, f"tp{profile.tensor_parallel_size}")
+        return cls(" ".join(parts), profile.recompute.provenance.kind.value)
+
+
 class CorrectedCostModel:
     """Answers `Costs` from a base model, corrected by observed times.
 
-    The only owner of the three corrections, and keeps no other state.
+    The only owner of the three corrections.
     """
 
-    def __init__(self, base: Costs) -> None:
+    def __init__(self, base: Costs, origin: Origin | None = None) -> None:
         self.base = base
+        self.origin = origin or Origin()
         self.recompute = Correction()
         self.swap_out = Correction()
         self.swap_in = Correction()

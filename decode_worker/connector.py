@@ -31,6 +31,7 @@ from vllm.v1.request import Request
 from decode_worker.digest_check import is_covered, job_for
 from decode_worker.fetch_orders import order_from_wire
 from decode_worker.lease_watch import LeaseWatch, clock_offset_s
+from decode_worker.read_stats import ReadStats
 from stream2llm.engine import side_channel
 from stream2llm.engine.kv_digest import SampleJob
 from stream2llm.engine.kv_sampling import (
@@ -63,6 +64,8 @@ class FirstTokenNixlConnector(NixlConnector):
             side_channel.install(self.connector_scheduler)
         worker = self.connector_worker
         self._leases = LeaseWatch(worker._lease_extension if worker is not None else 0)
+        if worker is not None:
+            worker.xfer_stats = ReadStats()
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
@@ -130,6 +133,11 @@ class FirstTokenNixlConnector(NixlConnector):
             return None
         return float(remote.blocks_expiry_time - clock_offset_s(remote.host, measured_s))
 
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> ReadStats:
+        """Returns figures of reads from what a rank has sent."""
+        return ReadStats(data=data or {})
+
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
         """Returns vLLM's results, with reads that ended after their lease marked as failed.
 
@@ -144,7 +152,9 @@ class FirstTokenNixlConnector(NixlConnector):
             if deadline_s is not None:
                 # A read that began with the handshake is not in the metadata of `start_load_kv`.
                 self._leases.began_before(meta.remote.request_id, deadline_s)
-            if not self._leases.ended(meta.remote.request_id, _now_s()):
+            expiry = self._leases.ended(meta.remote.request_id, _now_s())
+            if expiry is not None:
+                worker.xfer_stats.record_expired_read(expiry)
                 results.failed_recving.add(request_id)
                 worker._invalid_block_ids.put(set(meta.local_block_ids[0]))
         self._sample(results)

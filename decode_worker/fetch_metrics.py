@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from decode_worker.fetch_ledger import Settled
 from decode_worker.fetch_orders import FetchEnd, FetchResult
+from decode_worker.lease_watch import Expiry, expired_reads
 
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _WHEN = ("prefetched", "after_seal", "wasted")
@@ -45,6 +47,15 @@ class FetchMetrics:
             ("role", "when"),
             registry=registry,
         )
+        self._expired = Counter(
+            "stream2llm_kv_reads_expired",
+            "Reads of KV that ended after their lease and were not used, each rank's counted, by why the"
+            " lease was not extended: no_heartbeat (none was sent); late_heartbeat (sent after its end).",
+            ("role", "reason"),
+            registry=registry,
+        )
+        for expiry in Expiry:
+            self._expired.labels("decode", expiry)
         for when in ("prefetched", "after_seal"):
             self._mismatches.labels("decode", when)
         for when in _WHEN:  # 0 rather than absent
@@ -62,6 +73,11 @@ class FetchMetrics:
     def mismatched(self, when: Literal["prefetched", "after_seal"]) -> None:
         """Counts one read that brought other KV than prefill had computed."""
         self._mismatches.labels("decode", when).inc()
+
+    def reads_ended(self, stats: Mapping[str, Any]) -> None:
+        """Counts the reads of a step that ended after their lease; `stats` are the connector's."""
+        for expiry, count in expired_reads(stats):
+            self._expired.labels("decode", expiry).inc(count)
 
     def settled(self, settled: Settled, bytes_per_block: int) -> None:
         """Counts the blocks of one session."""

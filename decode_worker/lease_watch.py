@@ -12,7 +12,8 @@ All times are seconds of the reader's own monotonic clock.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from enum import StrEnum
 
 # Covers a heartbeat's latency and the error in the offset of the other clock.
 MARGIN_S = 0.25
@@ -32,6 +33,26 @@ def clock_offset_s(host: str, measured_s: float) -> float:
     return 0.0 if is_here else measured_s
 
 
+class Expiry(StrEnum):
+    """Why a lease had ended before the read under it."""
+
+    # No heartbeat went out since the lease began, or was extended.
+    NO_HEARTBEAT = "no_heartbeat"
+    # One went out after the lease's end: this process stood still, or its steps take too long.
+    LATE_HEARTBEAT = "late_heartbeat"
+
+
+# Their names among a connector's figures of a step.
+STATS = {expiry: f"expired_reads_{expiry}" for expiry in Expiry}
+
+
+def expired_reads(stats: Mapping[str, Sequence[int]]) -> Iterator[tuple[Expiry, int]]:
+    """Yields from a connector's figures how many reads ended after their lease, by why."""
+    for expiry, name in STATS.items():
+        if count := sum(stats.get(name, ())):
+            yield expiry, count
+
+
 class LeaseWatch:
     """The leases under which one worker process reads."""
 
@@ -40,6 +61,8 @@ class LeaseWatch:
         self._extension_s = extension_s
         # Deadlines by the name under which prefill holds the blocks.
         self._until_s: dict[str, float] = {}
+        # Those of them for which a heartbeat was sent too late.
+        self._missed: set[str] = set()
         # Heartbeats that were sent before the deadline was known.
         self._signs_s: dict[str, list[float]] = {}
 
@@ -63,11 +86,19 @@ class LeaseWatch:
         if name not in self._until_s:
             self.began(name, deadline_s)
 
-    def ended(self, name: str, now_s: float) -> bool:
-        """A read ends; returns whether its lease is still valid. True for an unknown name."""
-        until_s = self._until_s.pop(name, None)
-        return until_s is None or now_s + MARGIN_S <= until_s
+    def ended(self, name: str, now_s: float) -> Expiry | None:
+        """A read ends; returns why its lease is not valid any more.
+
+        None for a valid lease, and for an unknown name.
+        """
+        until_s, is_missed = self._until_s.pop(name, None), name in self._missed
+        self._missed.discard(name)
+        if until_s is None or now_s + MARGIN_S <= until_s:
+            return None
+        return Expiry.LATE_HEARTBEAT if is_missed else Expiry.NO_HEARTBEAT
 
     def _extend(self, name: str, sent_s: float) -> None:
         if sent_s + MARGIN_S <= self._until_s[name]:
             self._until_s[name] = max(self._until_s[name], sent_s + self._extension_s)
+        else:
+            self._missed.add(name)

@@ -36,7 +36,8 @@ class Worker(EngineWorker):
         """Starts vLLM as a KV consumer over NIXL."""
         self._metrics = TransferMetrics(self.registry)
         self._fetch_metrics = FetchMetrics(self.registry)
-        return await start_decode_engine(self.spec, EngineStats(self._metrics.record_read))
+        stats = EngineStats(self._metrics.record_read, self._fetch_metrics.reads_ended)
+        return await start_decode_engine(self.spec, stats)
 
     def add_services(self, server: grpc.aio.Server) -> None:
         """Adds `DecodeService`."""

@@ -20,7 +20,7 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.utils.cpu_resource_utils import parse_id_list
 
-from cost_profiles.correction import CorrectedCostModel
+from cost_profiles.correction import CorrectedCostModel, Origin
 from cost_profiles.model import CostModel
 from cost_profiles.node import Node, start_for
 from cost_profiles.roofline import TransformerShape
@@ -39,7 +39,7 @@ def costs_for(vllm_config: Any, profile_path: str = "") -> CorrectedCostModel:
     node = node_of(vllm_config, current_platform.get_device_name())
     start = start_for(node, profile_path)
     _log.info("costs of recomputing and swapping: %s", start.reason)
-    return CorrectedCostModel(CostModel(start.profile))
+    return CorrectedCostModel(CostModel(start.profile), Origin.of(start.profile))
 
 
 def node_of(vllm_config: Any, device_name: str) -> Node:

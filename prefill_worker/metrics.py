@@ -75,6 +75,14 @@ class SwapMetrics:
             ("curve",),
             registry=registry,
         )
+        self._profile = Gauge(
+            "stream2llm_cost_profile_info",
+            "Always 1; the labels say which cost profile the worker started from, by device, model and"
+            " tensor parallel size, and its source: measured, microbenchmark, modelled.",
+            ("profile", "source"),
+            registry=registry,
+        )
+        self._shown_profile = ("", "")
         self.record(SchedulerCounters(), SwapState())
 
     def record(self, gained: SchedulerCounters, state: SwapState) -> None:
@@ -94,6 +102,13 @@ class SwapMetrics:
         self._factor.labels("recompute").set(state.recompute_factor)
         self._factor.labels("swap_out").set(state.swap_out_factor)
         self._factor.labels("swap_in").set(state.swap_in_factor)
+        self._show_profile((state.profile, state.profile_source))
+
+    def _show_profile(self, labels: tuple[str, str]) -> None:
+        if labels != self._shown_profile:
+            self._profile.clear()
+            self._profile.labels(*labels).set(1)
+            self._shown_profile = labels
 
 
 def _per_direction(name: str, text: str, registry: CollectorRegistry) -> Counter:

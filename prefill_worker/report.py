@@ -110,6 +110,9 @@ class SwapState:
     recompute_factor: float = 1.0
     swap_out_factor: float = 1.0
     swap_in_factor: float = 1.0
+    # What the costs started from; see `cost_profiles.correction.Origin`.
+    profile: str = ""
+    profile_source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

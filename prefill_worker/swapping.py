@@ -147,6 +147,8 @@ class Swapping:
             recompute_factor=factors.recompute,
             swap_out_factor=factors.swap_out,
             swap_in_factor=factors.swap_in,
+            profile=self.costs.origin.profile,
+            profile_source=self.costs.origin.source,
         )
 
     # -- the swaps of a plan ----------------------------------------------------------

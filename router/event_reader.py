@@ -46,6 +46,8 @@ class EventReader:
         # Whether the event that is being handled brings content, and the one that has come since.
         self._is_content_in_hand = False
         self._has_content_come = False
+        # When the newest event arrived.
+        self._arrived_s = 0.0
 
     @property
     def has_unhandled_content(self) -> bool:
@@ -58,9 +60,13 @@ class EventReader:
         The one before has been handled.
         """
         self._is_content_in_hand = False
+        has_credit = self._live.progress.has_credit
         if not self._live.is_sealed:
             await self._wait_for_credit()
         event = await self._read()
+        if event is not None and has_credit:
+            metrics, clock = self._live.parts.metrics, self._live.parts.clock
+            metrics.event_waited(clock.monotonic_s() - self._arrived_s)
         self._live.apply(Event.CLOSE if event is None else _EVENTS[type(event)])
         if event is not None:
             self._is_content_in_hand, self._has_content_come = self._has_content_come, False
@@ -106,6 +112,7 @@ class EventReader:
 
     async def _pull(self) -> ClientEvent | None:
         event = await anext(self._events, None)
+        self._arrived_s = self._live.parts.clock.monotonic_s()
         if isinstance(event, SealContext):
             # From here on the client waits, also while earlier events are being handled.
             self._live.timeline.sealed()

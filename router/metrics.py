@@ -26,6 +26,7 @@ _LATENCY_S = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
+_WAIT_S = (*(0.0001, 0.001, 0.01, 0.05, 0.1), *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0))
 _RATIO = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 
@@ -138,6 +139,12 @@ class RouterMetrics:
             "input_chunks",
             "Events received, by event: open, append, update, seal.",
             "op",
+        )
+        self._event_wait = self._histogram(
+            "event_wait_seconds",
+            "Seconds from the arrival of a client's event until the router handles it; without those"
+            " sent beyond the session's credit.",
+            _WAIT_S,
         )
         self._tokens = self._counter(
             "input_tokens",
@@ -254,6 +261,10 @@ class RouterMetrics:
         """A quota of the tenant, by the name of its setting, was used up."""
         label = self._tenants.label(tenant)
         self._tenant_refused.labels(self._model, label, quota).inc()
+
+    def event_waited(self, seconds: float) -> None:
+        """A client's event had arrived so long before it was taken up."""
+        self._event_wait.labels(self._model).observe(seconds)
 
     def received(self, op: InputOp, num_tokens: int) -> None:
         """Counts one event."""

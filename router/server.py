@@ -34,6 +34,7 @@ from stream2llm.security.tls_metrics import TlsMetrics
 from stream2llm.serving.access import Guards
 from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.serving.health_servicer import HealthService
+from stream2llm.serving.loop_lag import LoopLag
 from stream2llm.serving.metrics_http import MetricsServer
 from stream2llm.serving.processes import own_origin
 from stream2llm.serving.replica_status import RouterStatus
@@ -79,6 +80,7 @@ class Router:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         clock = clock or SystemClock()
+        self._loop_lag = LoopLag(self.registry, clock)
         metrics = RouterMetrics(self.registry, spec.model_name, spec.security.tenants)
         self._certificates = open_certificates(spec.security.tls_files)
         if self._certificates is not None:
@@ -141,6 +143,10 @@ class Router:
         address = f"{self.spec.host}:{port}"
         _logger.info("router_started router_id=%s address=%s", self.spec.router_id, address)
         return RouterAddress(self.spec.router_id, address, self._metrics_server.address)
+
+    async def watch_loop(self) -> None:
+        """Measures how late the router's event loop is, until it is cancelled."""
+        await self._loop_lag.watch()
 
     def set_view(self, view: ClusterView) -> None:
         """Sets the workers that are ready now. Call it in the router's event loop."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from typing import Any
 
 import grpc
@@ -105,6 +106,13 @@ def generate(_: object = None) -> list[Message]:
             session_id="fuzz", chat=pb.ChatPrompt(messages=[message]), sampling=SAMPLING
         )
     ]
+
+
+def check_codes(codes: Counter[str]) -> None:
+    """Cases that all end in the same way, or were not admitted, would show nothing."""
+    assert codes["OK"], codes
+    assert len(codes) > 1, codes
+    assert not codes["UNAUTHENTICATED"], codes
 
 
 async def end_of(channel: grpc.aio.Channel, rpc: str, case: Case) -> tuple[str, str]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 
-import psutil
-
+from stream2llm.engine.listening import listening_sockets
 from stream2llm.serving.processes import owned_processes
 
 
@@ -30,20 +28,14 @@ def listeners(cluster_id: str) -> list[Listener]:
 
     And of this process, which has one as a driver of Ray.
     """
-    found = [Listener(*address, "driver", "this process") for address in _addresses(os.getpid())]
+    found = [
+        Listener(*address, "driver", "this process") for address in listening_sockets([os.getpid()])
+    ]
     for process in owned_processes(f"{cluster_id}/"):
         owner = process.owner.removeprefix(f"{cluster_id}/").rstrip("/")
         name = _name_of(process.command)
-        found += [Listener(*address, owner, name) for address in _addresses(process.pid)]
+        found += [Listener(*address, owner, name) for address in listening_sockets([process.pid])]
     return sorted(found)
-
-
-def _addresses(pid: int) -> list[tuple[str, int]]:
-    with suppress(psutil.NoSuchProcess):  # Ray ends idle workers
-        sockets = psutil.Process(pid).net_connections("tcp")
-        listening = [each.laddr for each in sockets if each.status == psutil.CONN_LISTEN]
-        return [(address.ip, address.port) for address in listening]
-    return []
 
 
 def _name_of(command: str) -> str:

@@ -25,6 +25,8 @@ from tokenizers import (
     trainers,
 )
 
+from tests.tiny_model import tiny_tokenizer
+
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 CONTROL = ["<|turn|>", "<|end|>", "[INST]", "<tool_call>", "</think>", "<strips>"]
 CHAT_TEMPLATE = (
@@ -188,6 +190,7 @@ def _unigram() -> models.Unigram:
 
 
 FAMILIES = [
+    Family("tiny", tiny_tokenizer, has_begin=True),
     Family("byte-level", _byte_level),
     Family("byte-level-begin", _byte_level, has_begin=True),
     Family("byte-level-marked", lambda: _byte_level(add_prefix_space=True), has_begin=True),

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from stream2llm.serving.logs import for_terminal
 from stream2llm.serving.signals import catch_signals
 
 # Everything else is imported when the signals are caught: importing takes
@@ -61,7 +62,7 @@ def _demo(address: str | None, config: Path | None, gap_s: float) -> None:
     try:
         run(view, load_config(config or default_config()), address, gap_s, catch_signals)
     except (Stream2LLMError, TimeoutError) as error:
-        print(f"demo failed: {str(error) or 'it took too long'}", file=sys.stderr)
+        print(for_terminal(f"demo failed: {str(error) or 'it took too long'}"), file=sys.stderr)
         raise typer.Exit(1) from None
     finally:
         view.end()

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from examples.demo.documents import EXPLANATIONS, Way
 from examples.demo.run import Result, Snapshot
+from stream2llm.serving.logs import for_terminal
 
 
 class LinesView:
@@ -25,7 +26,7 @@ class LinesView:
         self._last: Snapshot | None = None
 
     def say(self, line: str) -> None:
-        print(line, flush=True)
+        print(for_terminal(line), flush=True)
 
     def begin(self, way: Way) -> None:
         self._last = Snapshot(way)
@@ -37,8 +38,8 @@ class LinesView:
             self.say(f"{snapshot.elapsed_s:6.1f} s  {snapshot.news}")
         if snapshot.answer != last.answer:
             if not last.answer:
-                print(f"{snapshot.elapsed_s:6.1f} s  answer: ", end="")
-            print(snapshot.answer[len(last.answer) :], end="", flush=True)
+                print(for_terminal(f"{snapshot.elapsed_s:6.1f} s  answer: "), end="")
+            print(for_terminal(snapshot.answer[len(last.answer) :]), end="", flush=True)
         elif snapshot.progress != last.progress and not snapshot.answer:
             self.say(f"{snapshot.elapsed_s:6.1f} s    {counts(snapshot)}")
 
@@ -59,7 +60,7 @@ class LiveView:
         self._live: Live | None = None
 
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(for_terminal(line), markup=False, highlight=False)
 
     def begin(self, way: Way) -> None:
         self._live = Live(panel(Snapshot(way)), console=self._console, refresh_per_second=10)
@@ -104,10 +105,10 @@ def panel(snapshot: Snapshot) -> Panel:
     )
     lines = Group(
         Text(EXPLANATIONS[snapshot.way], style="dim"),
-        Text(f"{snapshot.elapsed_s:5.1f} s  {snapshot.news}"),
+        Text(for_terminal(f"{snapshot.elapsed_s:5.1f} s  {snapshot.news}")),
         Text(counts(snapshot)),
         Padding(bar, 0),  # a bar alone ends without a line break
-        Text(snapshot.answer.strip() or "…", style="bold"),
+        Text(for_terminal(snapshot.answer.strip()) or "…", style="bold"),
     )
     return Panel(lines, title=escape(str(snapshot.way)), title_align="left")
 

@@ -15,6 +15,7 @@ from stream2llm.cli.exits import INTERRUPTED, REFUSED, errors_as_exits
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.option_groups import expanded
 from stream2llm.cli.trace_options import TokenizerOption, token_counter
+from stream2llm.serving.logs import for_terminal
 
 if TYPE_CHECKING:
     from stream2llm.workload.replay.command import Outcome
@@ -160,12 +161,12 @@ def _conclude(outcome: Outcome) -> None:
     from stream2llm.workload.report import lateness_warning, summarize, summary_table
 
     summary = summarize(outcome.run)
-    typer.echo(summary_table([summary]))
-    typer.echo(f"\n{outcome.page}")
+    typer.echo(for_terminal(summary_table([summary])))
+    typer.echo(for_terminal(f"\n{outcome.page}"))
     for error, count in sorted(summary.errors.items()):
-        typer.echo(f"{count:,} sessions failed: {error}", err=True)
+        typer.echo(for_terminal(f"{count:,} sessions failed: {error}"), err=True)
     if warning := lateness_warning(summary):
-        typer.echo(f"warning: {warning}", err=True)
+        typer.echo(for_terminal(f"warning: {warning}"), err=True)
     if outcome.interrupted:
         raise typer.Exit(INTERRUPTED)
     if not outcome.num_answered:
@@ -194,7 +195,7 @@ def report(
     with errors_as_exits():
         runs = [load_run(path) for path in files]
         _require_system(ours, [run.system for run in runs])
-        typer.echo(write_report(runs, output, ours)[0])
+        typer.echo(for_terminal(str(write_report(runs, output, ours)[0])))
 
 
 def _require_system(ours: str | None, systems: list[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from stream2llm.cli.exits import errors_as_exits
+from stream2llm.serving.logs import for_terminal
 
 
 def certs(
@@ -54,7 +55,7 @@ def certs(
             renew_certificate(folder, hosts, now, lifetime)
         else:
             write_cluster_files(folder, [*here, *(host or [])], now, lifetime)
-            typer.echo(_configuration(folder.resolve()))
+            typer.echo(for_terminal(_configuration(folder.resolve())))
 
 
 def _configuration(folder: Path) -> str:

@@ -74,7 +74,7 @@ def drain(
                 f"{name} is not in use: it is {before['phase'].replace('_', ' ')}",
                 reason="NOT_IN_USE",
             )
-        typer.echo(f"{name} drains")
+        typer.echo(for_terminal(f"{name} drains"))
         if timeout_s:
             _wait(ask, name, before["incarnation"], timeout_s)
 

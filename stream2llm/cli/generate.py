@@ -16,6 +16,7 @@ from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE, several
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.option_groups import expanded
+from stream2llm.serving.logs import for_terminal
 
 if TYPE_CHECKING:
     from stream2llm.cli.ask import Request, Router
@@ -190,5 +191,5 @@ def _run(request: Request, sources: Sources, router: Router, sink: Sink) -> None
             sources.check()
             ask(request, sources.documents(), router, sink)
     except SourceError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(for_terminal(f"error: {error}"), err=True)
         raise typer.Exit(BAD_USAGE) from None

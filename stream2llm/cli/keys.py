@@ -51,7 +51,7 @@ def create(
 
     now = datetime.fromtimestamp(SystemClock().wall_s(), UTC).isoformat(timespec="seconds")
     with errors_as_exits():
-        typer.echo(create_key(file, tenant, scope or [Scope.SESSION], note, now))
+        typer.echo(for_terminal(create_key(file, tenant, scope or [Scope.SESSION], note, now)))
 
 
 @app.command(name="list")

@@ -25,6 +25,7 @@ from stream2llm.cli.simulate import app as simulate_app
 from stream2llm.cli.trace import app as trace_app
 from stream2llm.cli.workers import app as workers_app
 from stream2llm.serving import logs
+from stream2llm.serving.logs import for_terminal
 
 app = typer.Typer(
     name="stream2llm",
@@ -117,7 +118,7 @@ def version() -> None:
             lines.append(f"{distribution} {version_of(distribution)}")
         except PackageNotFoundError:
             continue
-    typer.echo("\n".join(lines))
+    typer.echo(for_terminal("\n".join(lines)))
 
 
 def _own_version() -> str:
@@ -143,7 +144,7 @@ def _forward(name: str, args: list[str]) -> None:
         except ImportError as error:
             if isinstance(error, ModuleNotFoundError) and not_installed(error.name):
                 raise
-            typer.echo(f"error: {name} cannot run here: {error}", err=True)
+            typer.echo(for_terminal(f"error: {name} cannot run here: {error}"), err=True)
             raise typer.Exit(BAD_USAGE) from None
         command(args=args, prog_name=f"stream2llm {name}")
 
@@ -156,7 +157,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (missing := not_installed(error.name)) is None:
             raise
-        typer.echo(f"error: {missing}", err=True)
+        typer.echo(for_terminal(f"error: {missing}"), err=True)
         raise SystemExit(BAD_USAGE) from None
 
 

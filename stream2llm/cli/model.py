@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from stream2llm.cli.exits import errors_as_exits
+from stream2llm.serving.logs import for_terminal
 
 app = typer.Typer(no_args_is_help=True, help="Fetch and list models on this machine.")
 
@@ -30,8 +31,8 @@ def fetch(
     from stream2llm.models.store import fetch_model
 
     with errors_as_exits():
-        path = fetch_model(name, progress=lambda line: typer.echo(line, err=True))
-        typer.echo(str(path))
+        path = fetch_model(name, progress=lambda line: typer.echo(for_terminal(line), err=True))
+        typer.echo(for_terminal(str(path)))
 
 
 @app.command("list")
@@ -46,4 +47,4 @@ def list_models() -> None:
 
     for name in KNOWN_MODELS:
         state = str(model_dir(name)) if is_ready(name) else "not fetched"
-        typer.echo(f"{name:28} {state}")
+        typer.echo(for_terminal(f"{name:28} {state}"))

@@ -70,7 +70,7 @@ class Text:
             self._begin()
             print(_shown(event.text), end="", flush=True)
         elif isinstance(event, OversizedDocument):
-            print(oversized_line(event), file=sys.stderr)
+            print(for_terminal(oversized_line(event)), file=sys.stderr)
         elif isinstance(event, Finished):
             self._begin()
             print(flush=True)
@@ -113,11 +113,11 @@ class Lines(Watcher):
     def progress(self, progress: Progress) -> None:
         line = progress_line(progress)
         if line != self._last:
-            print(line, file=sys.stderr, flush=True)
+            print(for_terminal(line), file=sys.stderr, flush=True)
         self._last = line
 
     def finished(self, finished: Finished) -> None:
-        print(summary_line(finished), file=sys.stderr, flush=True)
+        print(for_terminal(summary_line(finished)), file=sys.stderr, flush=True)
 
 
 class Live(Watcher):
@@ -146,7 +146,7 @@ class Live(Watcher):
 
 def warn(line: str) -> None:
     """Prints a line on stderr, even with `--quiet`: something was not done."""
-    print(line, file=sys.stderr, flush=True)
+    print(for_terminal(line), file=sys.stderr, flush=True)
 
 
 def progress_line(progress: Progress) -> str:

@@ -24,6 +24,7 @@ from stream2llm.cli.simulate import (
 )
 from stream2llm.cli.trace import ShapeName
 from stream2llm.cli.trace_options import Bursts, Seed, arrivals_of, scale_of
+from stream2llm.serving.logs import for_terminal
 
 if TYPE_CHECKING:
     from stream2llm.simulator.sizing import DecodeDemand, Question
@@ -156,7 +157,9 @@ def plan(
         sizing = fewest(lambda number: question.play(asked, number), limit)
         decode = _decode(question, asked, output_tokens, decode_tokens_per_s)
         shown = (question, sizing, decode, load, length_of(asked))
-        typer.echo(json.dumps(as_plain(*shown), indent=2) if as_json else as_text(*shown))
+        typer.echo(
+            json.dumps(as_plain(*shown), indent=2) if as_json else for_terminal(as_text(*shown))
+        )
         if sizing.chosen is None:
             raise typer.Exit(REFUSED)
 

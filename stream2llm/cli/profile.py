@@ -22,6 +22,7 @@ from stream2llm.engine.arguments import check_arguments, check_variables
 from stream2llm.models.store import DEFAULT_MODEL, resolve_model
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.launch import cores_of
+from stream2llm.serving.logs import for_terminal
 
 if TYPE_CHECKING:
     from cost_profiles.types import CostProfile
@@ -175,7 +176,7 @@ def _write(measured: CostProfile, output: Path, drawn: Path | None) -> None:
     if drawn is not None:
         draw(measured, drawn)
         _say(f"wrote {drawn}")
-    typer.echo(table(measured), nl=False)
+    typer.echo(for_terminal(table(measured)), nl=False)
     _say(
         f"to use it, in the cluster's file:\n\nprefill:\n  cost_profile: {output.absolute()}\n\n"
         "(or the directory, when nodes differ)"
@@ -183,4 +184,4 @@ def _write(measured: CostProfile, output: Path, drawn: Path | None) -> None:
 
 
 def _say(line: str) -> None:
-    typer.echo(line, err=True)
+    typer.echo(for_terminal(line), err=True)

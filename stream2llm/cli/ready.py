@@ -10,6 +10,7 @@ from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_ROUTER, RouterOption
 from stream2llm.cli.exits import UNAVAILABLE, errors_as_exits
 from stream2llm.cli.option_groups import expanded
+from stream2llm.serving.logs import for_terminal
 
 
 @expanded
@@ -42,7 +43,7 @@ def ready(
 
         tls = given.tls()
         health = health_of(address, timeout_s, tls)
-        typer.echo(health.value)
+        typer.echo(for_terminal(health.value))
         if health is Health.ABSENT and absent_ok:
             return
         if health is not Health.SERVING:

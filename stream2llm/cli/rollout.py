@@ -84,7 +84,7 @@ def restart(
         security = given.security()
         body = {"names": names or [], "timeout_s": time_s, "limit_s": limit_s}
         listed = _put(controller, "/rollout", body, security)
-        typer.echo(f"replaces {', '.join(listed)}")
+        typer.echo(for_terminal(f"replaces {', '.join(listed)}"))
         if wait:
             _follow(controller, security)
 
@@ -129,7 +129,7 @@ def stop(
     with errors_as_exits():
         security = given.security()
         names = _put(controller, "/rollout/stop", {}, security)
-        typer.echo(f"not replaced: {', '.join(names) or 'none'}")
+        typer.echo(for_terminal(f"not replaced: {', '.join(names) or 'none'}"))
 
 
 def _put(controller: str, path: str, body: dict[str, Any], security: ClientSecurity) -> list[str]:

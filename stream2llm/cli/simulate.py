@@ -14,6 +14,7 @@ from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.numbers import finite
+from stream2llm.serving.logs import for_terminal
 
 if TYPE_CHECKING:
     from cost_profiles.types import CostProfile
@@ -174,10 +175,10 @@ def trace(
             unstreamed = options.with_policy(_NON_STREAMING_POLICY)
             ways.append(Way(unstreamed, streams=False, label=label))
         runs = [play_trace(machine, way, asked, path.stem) for way in ways]
-        typer.echo(report_markdown(runs))
+        typer.echo(for_terminal(report_markdown(runs)))
         if output is not None:
             for written in write_report(runs, output):
-                typer.echo(f"written: {written}", err=True)
+                typer.echo(for_terminal(f"written: {written}"), err=True)
 
 
 def options_of(*, handover: HandoverMode | None = None, **prefill: Any) -> WorkerOptions:

@@ -22,6 +22,7 @@ from stream2llm.cli.trace_options import (
     show_trace,
     token_counter,
 )
+from stream2llm.serving.logs import for_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -239,8 +240,8 @@ class _Reporter:
     def __call__(self, problem: BadRow) -> None:
         self.num_bad += 1
         if self.num_bad <= SHOWN_BAD_ROWS:
-            typer.echo(f"left out: {problem}", err=True)
+            typer.echo(for_terminal(f"left out: {problem}"), err=True)
 
     def summarize(self) -> None:
         if self.num_bad > SHOWN_BAD_ROWS:
-            typer.echo(f"left out: {self.num_bad} in all", err=True)
+            typer.echo(for_terminal(f"left out: {self.num_bad} in all"), err=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.serving.logs import for_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +88,7 @@ def show_trace(path: Path) -> None:
     """Checks a trace and prints its summary."""
     from stream2llm.workload.traces.summary import summary
 
-    typer.echo(summary(path))
+    typer.echo(for_terminal(summary(path)))
 
 
 def scale_of(tokens: float, time: float, load: float) -> Scale:

@@ -10,6 +10,7 @@ from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
+from stream2llm.serving.logs import for_terminal
 
 app = typer.Typer(no_args_is_help=True, help="Start workers again that were given up.")
 
@@ -50,4 +51,4 @@ def retry(
             controller, "/retry", timeout_s, expects="retried", body=body, security=security
         )
         names: list[str] = answer["retried"]
-        typer.echo("\n".join(names) or "nothing waits to be started again")
+        typer.echo(for_terminal("\n".join(names)) or "nothing waits to be started again")

@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from stream2llm import __version__
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
+from stream2llm.api.loopback import host_of
 from stream2llm.cluster.http_body import body_of, flag_in, object_in, seconds_in, text_in
 from stream2llm.cluster.prefill_policy import PolicyState
 from stream2llm.cluster.rollout_pages import NothingToRestart, RollingRestarts, RolloutPages
@@ -74,6 +75,12 @@ class ControllerMetrics:
             labels,
             registry=registry,
         )
+        self._given_up = Gauge(
+            "stream2llm_worker_given_up",
+            "1 while the replica failed too often and is retried at intervals only, else 0.",
+            labels,
+            registry=registry,
+        )
         self._restarts = Counter(
             "stream2llm_worker_restarts_total", "Times that a replica was created again.", labels,
             registry=registry,
@@ -109,10 +116,12 @@ class ControllerMetrics:
         """Sets the metrics to the state of the fleet."""
         for name, role in self._shown - {(r.name, r.role) for r in fleet.values()}:
             self._up.remove(name, role)  # a stand-in that is gone is not down
+            self._given_up.remove(name, role)
         self._shown = {(r.name, r.role) for r in fleet.values()}
         for replica in fleet.values():
             labels = (replica.name, replica.role)
             self._up.labels(*labels).set(replica.phase is Phase.ADMITTED)
+            self._given_up.labels(*labels).set(replica.phase is Phase.GIVEN_UP)
             for cause in Cause:
                 self._losses.labels(*labels, cause)
             before = self._seen.get(replica.name, 1)
@@ -132,12 +141,18 @@ class ControllerMetrics:
 def service_discovery(
     targets: Iterable[Target], own_address: str, *, has_tls: bool = False
 ) -> list[dict[str, Any]]:
-    """Returns Prometheus HTTP SD: one group per process with metrics, and the controller."""
+    """Returns Prometheus HTTP SD: one group per process with metrics, and the controller.
+
+    Label `node` is the address of the process's node.
+    """
     scheme = {"__scheme__": "https"} if has_tls else {}
     found = [(t.metrics_address, t.role, t.worker_id) for t in targets]
     found.append((own_address, "controller", "controller"))
     return [
-        {"targets": [address], "labels": {"role": role, "worker": worker, **scheme}}
+        {
+            "targets": [address],
+            "labels": {"role": role, "worker": worker, "node": host_of(address), **scheme},
+        }
         for address, role, worker in found
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
@@ -11,12 +11,18 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 class EngineStats:
     """The newest KV usage of an engine, and the durations of its NIXL reads.
 
-    `on_transfer(seconds, bytes)` is called for each finished read of KV.
+    `on_transfer(seconds, bytes)` is called for each finished read of KV, `on_connector` with all
+    figures of a KV connector.
     """
 
-    def __init__(self, on_transfer: Callable[[float, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_transfer: Callable[[float, int], None] = lambda *_: None,
+        on_connector: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    ) -> None:
         self.kv_usage = 0.0
         self._on_transfer = on_transfer
+        self._on_connector = on_connector
 
     def num_blocks_held(self, num_kv_blocks: int) -> int:
         """Returns how many of `num_kv_blocks` blocks are in use."""
@@ -31,17 +37,21 @@ class EngineStats:
         if scheduler_stats is None:
             return
         self.kv_usage = scheduler_stats.kv_cache_usage
-        if self._on_transfer:
-            for seconds, num_bytes in _transfers(scheduler_stats.kv_connector_stats or {}):
+        for stats in _connectors(scheduler_stats.kv_connector_stats or {}):
+            for seconds, num_bytes in _transfers(stats):
                 self._on_transfer(float(seconds), int(num_bytes))
+            self._on_connector(stats)
+
+
+def _connectors(stats: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the figures of each connector; of several, they are nested in `stats`."""
+    return [child for child in stats.values() if isinstance(child, dict)] or [stats]
 
 
 def _transfers(stats: dict[str, Any]) -> Iterator[tuple[float, int]]:
-    """Yields seconds and bytes of each read; with several connectors, `stats` is nested."""
-    children = [child for child in stats.values() if isinstance(child, dict)]
-    for each in children or [stats]:
-        seconds, num_bytes = each.get("transfer_duration", ()), each.get("bytes_transferred", ())
-        yield from zip(seconds, num_bytes, strict=True)
+    """Yields seconds and bytes of each read."""
+    seconds, num_bytes = stats.get("transfer_duration", ()), stats.get("bytes_transferred", ())
+    yield from zip(seconds, num_bytes, strict=True)
 
 
 class StatsRelay(StatLoggerBase):

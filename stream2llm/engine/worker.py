@@ -15,14 +15,16 @@ from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2_grpc
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.registry import Collector
 
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.grpc_options import server_options
+from stream2llm.api.loopback import is_loopback
 from stream2llm.api.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
-from stream2llm.engine import side_channel
+from stream2llm.engine import listening, side_channel
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.worker_metrics import WorkerGauges
 from stream2llm.engine.worker_sessions import WorkerSessions
@@ -104,6 +106,7 @@ class EngineWorker(ABC):
     async def _start(self) -> WorkerAddress:
         self.engine = await self.start_engine()
         self._open.callback(self.engine.shutdown)
+        await asyncio.to_thread(self._note_listeners)
         self._keep_running(self.engine.kill_when_hung())
         self.tracing = self._start_tracing()
         self._open.push_async_callback(self.tracing.close)
@@ -133,6 +136,24 @@ class EngineWorker(ABC):
             num_kv_blocks=info.num_kv_blocks,
             block_size=info.block_size,
         )
+
+    def _note_listeners(self) -> None:
+        """Logs where the engine listens beyond loopback, and warns of what nothing told it."""
+        host = os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"]
+        if is_loopback(host):
+            return
+        devices = listening.device_addresses()
+        try:
+            listeners = listening.listening_sockets(self.engine.pids[1:])
+        except psutil.AccessDenied as error:  # a hardened /proc
+            _log.warning("engine_listeners_hidden worker_id=%s %s", self.spec.worker_id, error)
+            return
+        shown = [f"{at}:{port}" for at, port in listeners if not is_loopback(at)]
+        _log.info("engine_listens worker_id=%s sockets=%s", self.spec.worker_id, shown)
+        for stray in listening.strays(
+            listeners, listening.told(host, os.environ, devices), devices
+        ):
+            _log.warning("engine_listens_elsewhere worker_id=%s %s", self.spec.worker_id, stray)
 
     def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs it beside the worker, until that stops."""

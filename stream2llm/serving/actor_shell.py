@@ -172,16 +172,24 @@ class RouterShell(_Shell):
     ) -> None:
         super().__init__(launch, node_ip, sigterm, node_id)
         self._view_version = -1
+        self._watching: asyncio.Task[None] | None = None
 
     async def _start(self) -> RouterStarted:
         spec: Any = self._launch.spec
         spec = replace(spec, host=self._resolve_host(spec.host))
         self._hosted = load(self._launch.factory)(spec)
         address = await self._hosted.start()
+        self._watching = asyncio.create_task(self._hosted.watch_loop())
         return RouterStarted(
             address.router_id, "router", address.grpc_address, address.metrics_address,
             (os.getpid(),),
         )  # fmt: skip
+
+    async def stop(self) -> None:
+        """Stops the router; may be called before `start` has ended, and again."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await super().stop()
 
     async def set_view(self, view: ClusterView) -> None:
         """Sends the router a view of the workers; a late, older one is dropped."""

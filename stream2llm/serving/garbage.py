@@ -16,7 +16,7 @@ import gc
 # third of a millisecond, one of 100,000 that all survived took 15, and mostly few did.
 # Cycles, which alone need the collector, come with errors and cancelled tasks: those of
 # ten million objects may wait.
-_THRESHOLDS = (10_000, 10, 100)
+THRESHOLDS = (10_000, 10, 100)
 
 
 def settle() -> None:
@@ -27,4 +27,4 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_THRESHOLDS)
+    gc.set_threshold(*THRESHOLDS)

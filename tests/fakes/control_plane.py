@@ -165,6 +165,9 @@ class FakeRouter:
     def set_view(self, view: ClusterView) -> None:
         self._views.append(view)
 
+    async def watch_loop(self) -> None:
+        return None
+
     async def status(self) -> FakeRouterStatus:
         views = [[w.worker_id for w in v.workers] for v in self._views]
         # The first health check may come before the first view.

@@ -23,7 +23,12 @@ B: Tokens = tuple(range(200, 221))
 
 
 def a_driver(
-    *, mode: str = "swap", load_delay_steps: int = 0, num_blocks: int = 9, slots: int = 40
+    *,
+    mode: str = "swap",
+    load_delay_steps: int = 0,
+    num_blocks: int = 9,
+    slots: int = 40,
+    prefix_caching: bool = False,
 ) -> SchedulerDriver:
     """Eight blocks of four tokens: room for one of the sessions and a half."""
     settings = EngineSettings(
@@ -32,7 +37,7 @@ def a_driver(
         num_blocks=num_blocks,
         token_budget=64,
         leases=False,
-        prefix_caching=False,
+        prefix_caching=prefix_caching,
     )
     return SchedulerDriver(settings, load_delay_steps=load_delay_steps)
 
@@ -212,4 +217,33 @@ def test_modes_change_while_sessions_are_swapped() -> None:
     driver.run()
     assert all(driver.is_exact(name) for name in "abc")
     assert driver.scheduler.counters.recomputed_by_mode > 0
+    driver.check_empty()
+
+
+@pytest.mark.parametrize("is_back", [True, False], ids=["back", "on-its-way"])
+@pytest.mark.parametrize(("salt", "is_found"), [("x", True), ("y", False), ("", False)])
+def test_swapped_kv_is_found_by_its_own_tenant_only(
+    salt: str, is_found: bool, is_back: bool
+) -> None:
+    driver = a_driver(load_delay_steps=3, num_blocks=13, prefix_caching=True)
+    counters = driver.scheduler.counters
+    driver.open("a", A, cache_salt="x")
+    driver.run()
+    driver.open("b", [*B, *range(300, 320)], cache_salt="z")  # of eleven blocks
+    driver.run()
+    assert counters.swapped_out_blocks > 0
+    driver.cancel("b")
+    driver.become("a", [*A, 1])
+    driver.step()
+    assert driver.scheduler.swapping.is_loading("a")
+    if is_back:
+        driver.run()
+    driver.open("c", A, cache_salt=salt)
+    for name in "ac":
+        driver.seal(name)
+    driver.run()
+    assert counters.swapped_in_blocks > 0
+    assert bool(counters.reused_across_sessions_tokens) is is_found
+    assert driver.is_exact("a")
+    assert driver.is_exact("c")
     driver.check_empty()

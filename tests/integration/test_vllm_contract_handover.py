@@ -112,6 +112,23 @@ def test_figures_of_an_answer() -> None:
     require(PrefillStats, "num_local_cached_tokens")
 
 
+def test_both_roles_listen_with_ours() -> None:
+    """A connector that forgot to ask for it would have vLLM's, which any message ends."""
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector
+
+    from prefill_worker.swap_connector import find_connector
+    from stream2llm.engine import side_channel
+    from tests.scheduling.decode_settings import create_decode_scheduler
+    from tests.scheduling.engine_settings import EngineSettings, create_scheduler
+
+    settings = EngineSettings()
+    for scheduler in (create_scheduler(settings), create_decode_scheduler(settings)):
+        connector = find_connector(scheduler.connector, NixlConnector)
+        assert connector is not None
+        assert connector.connector_scheduler._nixl_handshake_listener is side_channel.listen
+        scheduler.shutdown()
+
+
 def test_the_side_channel() -> None:
     """Ours replaces the thread's function, and answers the one question as vLLM's reader asks it."""
     import msgspec

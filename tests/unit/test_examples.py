@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -10,6 +13,8 @@ from hypothesis import settings
 from tests.examples import TIMES_WHEN_RANDOM, examples
 
 pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -36,3 +41,22 @@ def test_examples_are_fresh_and_more_when_asked_for(profile: None) -> None:
 
 def test_one_of_the_two_profiles_is_in_use() -> None:
     assert settings.get_current_profile_name() in ("fixed", "random")
+
+
+def test_random_examples_are_those_of_every_file_that_has_some() -> None:
+    show = "show:; @echo $(RANDOM_TESTS)"
+    made = subprocess.run(
+        ["make", "--silent", f"--eval={show}", "show"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    decides = re.compile(r"^@given\b|run_state_machine_as_test|\bTestCase$", re.MULTILINE)
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+    wanted = {str(p.relative_to(ROOT)) for p in files if decides.search(p.read_text())}
+    assert len(wanted) > 20
+    assert set(made.stdout.split()) == wanted
+
+
+def test_contributors_are_told_how_many_more_they_are() -> None:
+    words = {5: "five", 10: "ten", 20: "twenty"}
+    told = f"{words[TIMES_WHEN_RANDOM]} times as many of the session machines"
+    assert told in (ROOT / "CONTRIBUTING.md").read_text()

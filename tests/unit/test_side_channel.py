@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import msgspec
 import pytest
@@ -97,6 +98,42 @@ def test_a_side_channel_that_nobody_listens_on_is_named() -> None:
     port = a_free_port()
     told = side_channel.ask("127.0.0.1", port, timeout_s=0.05)
     assert f"127.0.0.1:{port} gave no answer" in told
+
+
+@pytest.mark.parametrize(("num_failures", "exit_codes"), [(4, []), (5, [1])])
+def test_a_socket_that_breaks_is_made_anew_until_it_breaks_too_often(
+    num_failures: int, exit_codes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind, answer = side_channel._bind, side_channel._answer
+    fails = iter([False, *[True] * num_failures])
+    breaks, bound = iter([True]), threading.Semaphore(0)
+
+    def failing_bind(*args: Any) -> None:
+        if next(fails, False):
+            raise zmq.ZMQError(msg="no socket today")
+        bind(*args)
+        bound.release()
+
+    def breaking_answer(*args: Any) -> None:
+        if next(breaks, False):
+            raise zmq.ZMQError(msg="the socket broke")
+        answer(*args)
+
+    monkeypatch.setattr(side_channel, "_bind", failing_bind)
+    monkeypatch.setattr(side_channel, "_answer", breaking_answer)
+    with listening() as (port, thread, exits):
+        assert bound.acquire(timeout=10)
+        with zmq.Context() as context, context.socket(zmq.DEALER) as reader:
+            reader.linger = 0
+            reader.connect(f"tcp://127.0.0.1:{port}")
+            reader.send(b"the message at which it breaks")
+            if exit_codes:
+                thread.join(30)
+            else:  # what the broken socket had got is lost with it
+                assert bound.acquire(timeout=30)
+                assert answer_for(port, 1)[0] == METADATA[0, 1]
+        assert exits == exit_codes
+        assert thread.is_alive() is not bool(exit_codes)
 
 
 def test_a_huge_length_is_refused_without_the_memory_for_it() -> None:

@@ -61,6 +61,17 @@ _PREFETCH = Row(
             ),
         ),
         Panel(
+            "Reads that ended after their lease",
+            "Reads an hour that were not used, because their lease had ended, by why it was not extended.",
+            "short",
+            (
+                Query(
+                    "sum by (worker, reason) (increase(stream2llm_kv_reads_expired_total[1h]))",
+                    "{{worker}} {{reason}}",
+                ),
+            ),
+        ),
+        Panel(
             "Seconds of a prefetch",
             "From the start of a read to its end.",
             "s",

@@ -30,6 +30,18 @@ _PHASES = Row(
             "cps",
             rates("stream2llm_input_chunks_total", "op", MODEL),
         ),
+        Panel(
+            "Wait of events",
+            "Seconds from the arrival of a client's event until its router handles it.",
+            "s",
+            percentiles("stream2llm_event_wait_seconds", where=MODEL),
+        ),
+        Panel(
+            "Lag of the event loop",
+            "Seconds by which a router's event loop wakes up late; all its sessions feel it.",
+            "s",
+            percentiles("stream2llm_event_loop_lag_seconds", "worker"),
+        ),
     ),
 )
 _LATENCY = Row(

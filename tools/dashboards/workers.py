@@ -1,10 +1,13 @@
-"""Each worker, by name and node."""
+"""Workers: by name, by node, and by cost profile."""
 
 from __future__ import annotations
 
-from tools.dashboards.model import Dashboard, Panel, Query, Row, rate, share, total
+from tools.dashboards.model import WINDOW, Dashboard, Panel, Query, Row, rate, share, total
 
 _WORKER = "worker, instance"
+_PROFILE = "stream2llm_cost_profile_info"
+# PromQL: labels a worker's figures with its profile.
+_WITH_PROFILE = f"* on ({_WORKER}) group_left (profile, source) {_PROFILE}"
 
 
 def _vllm(name: str) -> str:
@@ -75,9 +78,76 @@ _ENGINES = Row(
         ),
     ),
 )
+_NODES = Row(
+    "Nodes",
+    (
+        Panel(
+            "Processes by node",
+            "Routers, workers and the controller that answer scrapes, by node and role.",
+            "none",
+            (Query('sum by (node, role) (up{role!=""})', "{{node}} {{role}}"),),
+        ),
+        Panel(
+            "Sessions by node",
+            "Sessions that the workers of each node hold, by role.",
+            "none",
+            (Query(total("stream2llm_worker_sessions", "node, role"), "{{node}} {{role}}"),),
+        ),
+        Panel(
+            "KV blocks held by node",
+            "Share of the KV blocks of each node's workers that a session or a lease holds.",
+            "percentunit",
+            (
+                Query(
+                    share(
+                        total("stream2llm_kv_blocks_held", "node, role"),
+                        total("stream2llm_kv_blocks", "node, role"),
+                    ),
+                    "{{node}} {{role}}",
+                ),
+            ),
+        ),
+    ),
+)
+_PROFILES = Row(
+    "Cost profiles",
+    (
+        Panel(
+            "Cost profile of each prefill worker",
+            "What preemption decides by: a profile that was measured, or modelled from figures.",
+            "none",
+            (Query(_PROFILE, "{{worker}}: {{profile}} ({{source}})"),),
+        ),
+        Panel(
+            "Prefilled tokens by cost profile",
+            "Tokens a second that prefill workers with the same profile have computed.",
+            "cps",
+            (
+                Query(
+                    f"sum by (profile) (rate(stream2llm_prefill_tokens_total"
+                    f'{{kind="computed"}}[{WINDOW}]) {_WITH_PROFILE})',
+                    "{{profile}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Correction of each cost profile",
+            "Actual seconds of prefill for each one predicted, at the worker that is farthest above; far"
+            " from 1 the profile is another machine's.",
+            "none",
+            (
+                Query(
+                    f"max by (profile, source)"
+                    f' (stream2llm_cost_factor{{curve="recompute"}} {_WITH_PROFILE})',
+                    "{{profile}} ({{source}})",
+                ),
+            ),
+        ),
+    ),
+)
 WORKERS = Dashboard(
     "stream2llm-workers",
     "Stream2LLM / Workers",
-    "Replicas: whether they serve, how often they were lost and replaced, and what each one holds.",
-    (_REPLICAS, _ENGINES),
+    "Replicas: whether they serve, how often they were lost, what each one holds; nodes and profiles.",
+    (_REPLICAS, _ENGINES, _NODES, _PROFILES),
 )

@@ -31,6 +31,7 @@ from stream2llm.security.tls_files import TlsFiles
 from stream2llm.security.tls_metrics import TlsMetrics
 from stream2llm.serving.access import Guards
 from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.loop_lag import LoopLag
 from stream2llm.serving.security_options import AuthOptions
 from stream2llm.serving.tracing import SpanCounter
 from stream2llm.serving.worker_spec import WorkerStatus
@@ -80,6 +81,7 @@ def _metric_sections() -> list[str]:
 def _metric_groups(folder: Path) -> list[metrics.Group]:
     router = metrics.Group("Router", "Label `model` is the served model's name.")
     RouterMetrics(router.registry, "<model>")
+    LoopLag(router.registry, SystemClock())
     worker = metrics.Group("Every worker", "Read at the moment of the scrape.")
     status = WorkerStatus(
         num_sessions=0, num_kv_blocks=0, num_kv_blocks_held=0, block_size=0, pids=()

@@ -19,7 +19,7 @@ from stream2llm.cli.addresses import CONTROLLER_VARIABLE, DEFAULT_CONTROLLER
 from stream2llm.cli.doctor import diagnose, remote
 from stream2llm.cli.doctor.cluster import check_room
 from stream2llm.cli.doctor.facts import Finding, Level, Machine, Running
-from stream2llm.cli.doctor.probes import machine
+from stream2llm.cli.doctor.probes import machine, ports
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.option_groups import expanded
 from stream2llm.cluster.config import ClusterConfig, default_config, load_config
@@ -122,9 +122,10 @@ def _with_clocks(
 def _examine(config: ClusterConfig, running: Running, *, fast: bool) -> Iterator[Finding]:
     is_here = config.ray.address == "local"
     machines: Sequence[Machine] = ()
+    listeners = remote.listeners_of(running)
     if not is_here:
         try:
-            nodes = remote.ask_nodes(config, SystemClock(), fast=fast)
+            nodes = remote.ask_nodes(config, SystemClock(), listeners, fast=fast)
         except Stream2LLMError as error:
             advice = "start Ray on the nodes (ray start), or correct ray.address or --address"
             yield Finding(Level.PROBLEM, "Ray", error.message, advice)
@@ -133,7 +134,9 @@ def _examine(config: ClusterConfig, running: Running, *, fast: bool) -> Iterator
             running = replace(running, offsets=(*running.offsets, *nodes.offsets))
             yield from nodes.findings
             yield from check_room(nodes.present, config)
-    machines = machines or (machine(config, outward_address(), fast=fast),)
+    if not machines:
+        here = machine(config, outward_address(), fast=fast)
+        machines = (replace(here, ports=ports(listeners) if listeners else None),)
     today = datetime.fromtimestamp(SystemClock().wall_s(), UTC).date()
     yield from diagnose.judge(machines, config, running, today)
     yield from diagnose.configuration(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import date
 
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.cli.doctor import cluster, model, tls
+from stream2llm.cli.doctor import cluster, model, network, tls
 from stream2llm.cli.doctor import machine as machine_checks
 from stream2llm.cli.doctor.facts import Finding, Level, Machine, Running
 from stream2llm.cluster import preflight
@@ -41,6 +41,8 @@ def _of_machine(
     checks = machine_checks.CHECKS
     for check in (*checks, *machine_checks.CHECKS_OF_ONE) if is_one else checks:
         yield from check(each, config)
+    yield from network.check_kv_network(each, config)
+    yield from network.check_reached(each, config)
     yield from model.check_model(each, config)
     yield from model.check_dtypes(each, config)
     yield from model.check_profile(each, config, today)

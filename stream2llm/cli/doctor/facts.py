@@ -53,6 +53,27 @@ class Nixl:
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """What UCX may move KV over, and what it is told to."""
+
+    # The kernel's network devices that are up, such as lo and eth0.
+    devices: tuple[str, ...] = ()
+    # Active ports of RDMA devices, as UCX names them, such as mlx5_0:1.
+    rdma: tuple[str, ...] = ()
+    # UCX's variables in the environment of the node.
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """A try to connect with what a running cluster says that it listens on."""
+
+    num_tried: int
+    # Who listens, and where, of those that accepted no connection.
+    unreached: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model's directory."""
 
@@ -95,6 +116,9 @@ class Machine:
     cache_free_bytes: int | None = None
     # None also where it was left out.
     nixl: Nixl | None = None
+    network: Network | None = None
+    # None where no cluster runs.
+    ports: Ports | None = None
     model: Model | None = None
     # None without TLS.
     tls: NodeFiles | None = None

@@ -9,7 +9,8 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import distributions, requires
 from pathlib import Path
@@ -18,17 +19,21 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.cli.doctor.facts import Gpu, Machine, Model, Nixl
+from stream2llm.api.loopback import host_of
+from stream2llm.cli.doctor.facts import Gpu, Machine, Model, Network, Nixl, Ports
 from stream2llm.cli.doctor.model_files import incomplete_files, shape_of
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.exposure import NodeFiles, look_at_tls_files, names_here
 from stream2llm.models.store import default_cache_dir, resolve_model
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.machine_memory import machine_memory
+from stream2llm.serving.ports import is_listening
 from stream2llm.serving.router_spec import MIB
 
 NIXL_TIMEOUT_S = 30.0
 GPU_TIMEOUT_S = 20.0
+CONNECT_TIMEOUT_S = 3.0
+_CONNECTIONS = 16
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "no_proxy")
 _NIXL_PROBE = """
 import json
@@ -72,6 +77,7 @@ def _probes(
         "proxies": lambda: {"proxies": _proxies()},
         "disk": _disk,
         "NIXL": lambda: {"nixl": None if fast else _nixl()},
+        "network": lambda: {"network": network()},
         "model": lambda: {"model": _model(config.model, fast=fast)},
         "TLS": lambda: {"tls": _tls(config, address)},
     }
@@ -156,6 +162,35 @@ def _nixl() -> Nixl:
         lines = ran.stderr.strip().splitlines()
         return Nixl(error=lines[-1] if lines else f"it ended with code {ran.returncode}")
     return Nixl(tuple(json.loads(ran.stdout.strip().splitlines()[-1])))
+
+
+def network(root: Path = Path("/sys/class")) -> Network:
+    """Returns the network devices that are up, and UCX's variables."""
+    up = ("up", "unknown")  # loopback and virtual devices do not know
+    devices = [
+        path.parent.name for path in root.glob("net/*/operstate") if path.read_text().strip() in up
+    ]
+    active = [
+        f"{path.parts[-4]}:{path.parts[-2]}"
+        for path in root.glob("infiniband/*/ports/*/state")
+        if "ACTIVE" in path.read_text()
+    ]
+    variables = {name: value for name, value in os.environ.items() if name.startswith("UCX_")}
+    return Network(tuple(sorted(devices)), tuple(sorted(active)), variables)
+
+
+def ports(listeners: Mapping[str, str], timeout_s: float = CONNECT_TIMEOUT_S) -> Ports:
+    """Tries to connect with each listener, a name to host:port; all at the same time."""
+
+    def is_reached(address: str) -> bool:
+        port = address.rpartition(":")[2]
+        return port.isdecimal() and is_listening(host_of(address), int(port), timeout_s)
+
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        reached = list(pool.map(is_reached, listeners.values()))
+    found = zip(listeners.items(), reached, strict=True)
+    unreached = tuple(f"{name} at {address}" for (name, address), is_there in found if not is_there)
+    return Ports(len(listeners), unreached)
 
 
 def _run(command: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:

@@ -16,9 +16,10 @@ from stream2llm.api.errors import (
     Stream2LLMError,
     UnauthenticatedError,
 )
+from stream2llm.api.loopback import host_of, is_loopback
 from stream2llm.cli.addresses import NO_ANSWER, NOT_A_CONTROLLER, ask_controller
-from stream2llm.cli.doctor.facts import ClockOffset, Finding, Level, Machine, Running
-from stream2llm.cli.doctor.probes import machine
+from stream2llm.cli.doctor.facts import ClockOffset, Finding, Level, Machine, Ports, Running
+from stream2llm.cli.doctor.probes import machine, ports
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.room import Node
 from stream2llm.serving.clock import Clock, SystemClock
@@ -86,6 +87,10 @@ class NodeProbe:
         """The facts of its machine, which others reach at `address`."""
         return machine(config, address, fast=fast)
 
+    def ports(self, listeners: dict[str, str]) -> Ports:
+        """Which of the cluster's listeners accept a connection from there."""
+        return ports(listeners)
+
     def wall_s(self) -> float:
         """Its clock."""
         return SystemClock().wall_s()
@@ -103,8 +108,25 @@ class Nodes:
     present: tuple[Node, ...] = ()
 
 
-def ask_nodes(config: ClusterConfig, clock: Clock, *, fast: bool) -> Nodes:
-    """Joins the configured Ray and looks at each node; raises UnavailableError without a Ray."""
+def listeners_of(running: Running) -> dict[str, str]:
+    """What the parts of a running cluster listen on, as host:port, by what it is."""
+    if running.status is None:
+        return {}
+    found = {"the controller": str(running.status.get("http_address", ""))}
+    for each in running.status["replicas"]:
+        address = each.get("address") or {}
+        found[f"{each['name']}'s gRPC"] = address.get("grpc_address", "")
+        found[f"{each['name']}'s metrics"] = address.get("metrics_address", "")
+    return {name: address for name, address in found.items() if address}
+
+
+def ask_nodes(
+    config: ClusterConfig, clock: Clock, listeners: dict[str, str], *, fast: bool
+) -> Nodes:
+    """Joins the configured Ray and looks at each node; raises UnavailableError without a Ray.
+
+    Each node tries to connect with `listeners`, those on loopback left out.
+    """
     import ray
 
     from stream2llm.cluster import ray_nodes, ray_runtime
@@ -112,7 +134,8 @@ def ask_nodes(config: ClusterConfig, clock: Clock, *, fast: bool) -> Nodes:
     ray_runtime.connect(config, "", "")
     try:
         alive = [node for node in ray.nodes() if node["Alive"]]
-        probes = [_Asked(node, _probe_on(node), config, fast) for node in alive]
+        beyond = {n: at for n, at in listeners.items() if not is_loopback(host_of(at))}
+        probes = [_Asked(node, _probe_on(node), config, beyond, fast) for node in alive]
         nodes = _gathered([each.answer(clock) for each in probes])
         return replace(nodes, present=ray_nodes.ray_state().nodes)
     finally:
@@ -131,16 +154,26 @@ def _probe_on(node: dict[str, Any]) -> Any:
 class _Asked:
     """One node; all are asked before the first answer is waited for."""
 
-    def __init__(self, node: dict[str, Any], probe: Any, config: ClusterConfig, fast: bool) -> None:
+    def __init__(
+        self,
+        node: dict[str, Any],
+        probe: Any,
+        config: ClusterConfig,
+        listeners: dict[str, str],
+        fast: bool,
+    ) -> None:
         self._address = str(node["NodeManagerAddress"])
         self._probe = probe
         self._facts = probe.facts.remote(config, self._address, fast=fast)
+        self._ports = probe.ports.remote(listeners) if listeners else None
 
     def answer(self, clock: Clock) -> tuple[Machine, ClockOffset] | Finding:
         import ray
 
         try:
             facts: Machine = ray.get(self._facts, timeout=NODE_TIMEOUT_S)
+            if self._ports is not None:
+                facts = replace(facts, ports=ray.get(self._ports, timeout=NODE_TIMEOUT_S))
             return replace(facts, node=self._address), self._offset(clock)
         except ray.exceptions.RayError as error:
             text = f"gave no answer: {str(error).strip().splitlines()[0]}"

@@ -25,6 +25,7 @@ from stream2llm.cli.top.render import draw
 from stream2llm.cli.top.scrape import Asked, Scrape, scrape
 from stream2llm.cli.top.view import view_of
 from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.logs import for_terminal
 
 
 class Keys:
@@ -113,7 +114,8 @@ def _once(asked: Asked, interval_s: float) -> None:
     console = Console(width=width, color_system=None, highlight=False)
     with console.capture() as shown:
         console.print(draw(view_of(before, after), asked.controller))
-    typer.echo("\n".join(line.rstrip() for line in shown.get().splitlines()))
+    lines = (line.rstrip() for line in shown.get().splitlines())
+    typer.echo(for_terminal("\n".join(lines)))
 
 
 def _live(asked: Asked, interval_s: float) -> None:

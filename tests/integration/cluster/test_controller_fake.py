@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
@@ -23,7 +25,9 @@ from stream2llm.cli.main import app
 from stream2llm.cluster.adoption import ActorName
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig, parse_config
+from stream2llm.cluster.controller_start import find_controller
 from stream2llm.cluster.layout import Factories
+from stream2llm.serving import garbage
 from stream2llm.serving.processes import owned_processes
 from tests.fakes.control_plane import FakeRouterStatus
 
@@ -66,6 +70,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def replica(cluster: Cluster, name: str) -> dict[str, Any]:
     found: dict[str, Any] = next(r for r in cluster.status()["replicas"] if r["name"] == name)
     return found
+
+
+def test_what_the_controller_starts_with_is_never_collected_again(cluster: Cluster) -> None:
+    handle = find_controller(cluster.config.ray.namespace)
+    frozen, thresholds = ray.get(
+        handle.__ray_call__.remote(lambda _: (gc.get_freeze_count(), gc.get_threshold()))
+    )
+    assert frozen > 10_000
+    assert thresholds == garbage.THRESHOLDS
 
 
 def wait_replaced(cluster: Cluster, name: str, before: dict[str, Any]) -> dict[str, Any]:

@@ -158,16 +158,20 @@ async def _fuzz(
             for address in addresses
         ]
         targets = _Targets(*(worker_calls(cluster, channel) for channel in channels))
-        wrong = await _wrong_ends(rpc, targets, num_cases)
+        wrong, codes = await _ends(rpc, targets, num_cases)
+    print(rpc, dict(codes))
     assert not wrong, "\n".join(wrong)
+    rpcs.check_codes(codes)
     outcome = await play(client, ORDINARY)
     assert outcome.token_ids == reference.answer(ORDINARY.prompt, 8)
     after = [incarnation_of(cluster.status(), role) for role in ("router", "prefill", "decode")]
     assert after == before, "a process had to be replaced"
 
 
-async def _wrong_ends(rpc: str, targets: _Targets, num_cases: int | None) -> list[str]:
-    """Plays the cases, some at once; what became of those that did not end as they should."""
+async def _ends(
+    rpc: str, targets: _Targets, num_cases: int | None
+) -> tuple[list[str], Counter[str]]:
+    """Plays the cases, some at once; what did not end as it should, and how often each status came."""
     made = RPCS[rpc]
     async with made.needs(targets) as needed:
         total = sum(1 for _ in mutants(made.messages(needed), random.Random(SEED)))
@@ -191,6 +195,4 @@ async def _wrong_ends(rpc: str, targets: _Targets, num_cases: int | None) -> lis
     async with asyncio.TaskGroup() as group:
         for number in numbers:
             group.create_task(play_one(number))
-    print(rpc, dict(codes))
-    # Cases that are all refused for one reason would show nothing.
-    return wrong
+    return wrong, codes

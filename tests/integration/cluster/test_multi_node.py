@@ -61,6 +61,15 @@ with connect_sync(address, tls=ca) as client, client.session(sampling=sampling) 
     print(json.dumps(session.answer().token_ids))
 """
 
+# Where the engines of a machine listen.
+LISTENERS = """
+import psutil
+from stream2llm.engine.listening import listening_sockets
+engines = [each.pid for each in psutil.process_iter() if each.name().startswith("VLLM::")]
+assert engines
+print(json.dumps(listening_sockets(engines)))
+"""
+
 
 def write_config(shared: Path) -> None:
     """The places of deploy/ray/two-nodes.yaml, with the sensitive model and small engines."""
@@ -76,6 +85,8 @@ def write_config(shared: Path) -> None:
         },
         "auth": {"keys_file": str(KEYS)},
     }
+    for role in ("prefill", "decode"):
+        tree[role]["env"] |= {"UCX_NET_DEVICES": "eth0", "UCX_TCP_PORT_RANGE": "30000-30999"}
     tree["router"] |= {"port": 50051, "drain_timeout_s": DRAIN_TIMEOUT_S}
     tree["controller"] |= {"http_port": 8360, "unresponsive_after_s": 15}
     (shared / "cluster.yaml").write_text(yaml.safe_dump(tree))
@@ -135,6 +146,24 @@ def test_each_role_is_on_its_node_and_a_session_crosses(site: Site, answer: list
     assert len(answer) == 24
     hosts = {n: r["address"]["grpc_address"].split(":")[0] for n, r in status_of(site).items()}
     assert hosts == {"router-0": "10.77.0.1", "prefill-0": "10.77.0.1", "decode-0": "10.77.0.2"}
+
+
+@pytest.mark.parametrize("name", ["node-a", "node-b"])
+def test_kv_listens_where_it_was_told_to_and_there_alone(
+    site: Site, answer: list[int], name: str
+) -> None:
+    """NIXL's side channel and UCX, by the kernel and by what the worker has logged."""
+    found = json.loads(site.python(name, LISTENERS))
+    address, beyond = (
+        site.machines[name].address,
+        [each for each in found if each[0] != "127.0.0.1"],
+    )
+    assert {host for host, _ in beyond} == {address}, found
+    assert any(20_000 <= port < 30_000 for _, port in beyond), found
+    assert any(30_000 <= port < 31_000 for _, port in beyond), found
+    logs = site.run(name, "grep", "-rhE", "engine_listens", "/tmp/ray/session_latest/logs")
+    assert "engine_listens worker_id=" in logs
+    assert "engine_listens_elsewhere" not in logs
 
 
 def test_a_lost_node_is_waited_for_and_serves_again(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -25,13 +26,15 @@ from stream2llm.cli.doctor.facts import (
     Level,
     Machine,
     Model,
+    Network,
     Nixl,
+    Ports,
     Running,
 )
 from stream2llm.cli.doctor.model_files import incomplete_files, shape_of
-from stream2llm.cli.doctor.probes import cpu_flags, gather
+from stream2llm.cli.doctor.probes import cpu_flags, gather, network, ports
 from stream2llm.cli.doctor.probes import machine as look_at_this_machine
-from stream2llm.cli.doctor.remote import http_offset
+from stream2llm.cli.doctor.remote import http_offset, listeners_of
 from stream2llm.cli.main import app
 from stream2llm.cluster.config import ClusterConfig, default_config, load_config, parse_config
 from stream2llm.cluster.exposure import NodeFiles
@@ -70,6 +73,8 @@ WELL = Machine(
     cache_dir="/cache",
     cache_free_bytes=50 * GIB,
     nixl=Nixl(("DRAM_SEG", "VRAM_SEG")),
+    network=Network(("eth0", "lo")),
+    ports=Ports(5),
     model=A_MODEL,
 )
 CPU = load_config(default_config())
@@ -182,6 +187,10 @@ ILL: dict[str, tuple[dict[str, Any], Level, str, str, str]] = {
         {"model": replace(A_MODEL, shape=LLAMA)}, Level.WARNING, "cost profile", "modelled",
         "stream2llm profile",
     ),
+    "ports": (
+        {"ports": Ports(5, ("decode-0's gRPC at 10.0.0.2:4001",))}, Level.PROBLEM, "ports",
+        "decode-0's gRPC at 10.0.0.2:4001", "firewall",
+    ),
     "a probe": ({"gpus": None, "failed": {"GPUs": "OSError: gone"}}, Level.WARNING, "GPUs",
         "OSError: gone", "report"),
 }  # fmt: skip
@@ -221,6 +230,46 @@ def test_what_is_wrong_with_gpus_is_found(name: str) -> None:
     findings = judged(machine, config=config)
     assert expected in bad(findings)
     assert all(each.advice for each in findings if each.level is not Level.OK)
+
+
+RDMA = Network(("eth0", "ib0", "lo"), ("mlx5_0:1",))
+TCP = Network(("eth0", "lo"))
+
+
+@pytest.mark.parametrize(
+    ("there", "env", "level", "text"),
+    [
+        (TCP, {}, Level.OK, "decode: TCP over eth0"),
+        (TCP, {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "eth0"}, Level.OK, "TCP over eth0"),
+        (TCP, {"UCX_NET_DEVICES": "eth1,eth0"}, Level.PROBLEM, "names eth1; this machine has eth0"),
+        (TCP, {"UCX_NET_DEVICES": "^eth1"}, Level.OK, "TCP over eth0"),
+        (TCP, {"UCX_TLS": "rc,cuda"}, Level.PROBLEM, "no RDMA device has an active port"),
+        (TCP, {"UCX_TLS": "sm,cuda_copy"}, Level.PROBLEM, "no transport between machines"),
+        (RDMA, {}, Level.OK, "RDMA over mlx5_0:1"),
+        (RDMA, {"UCX_TLS": "all", "UCX_NET_DEVICES": "all"}, Level.OK, "RDMA over mlx5_0:1"),
+        (RDMA, {"UCX_TLS": "rc_mlx5,sm"}, Level.OK, "RDMA over mlx5_0:1"),
+        (RDMA, {"UCX_TLS": "tcp,sm"}, Level.WARNING, "UCX_TLS=tcp,sm leaves KV to TCP alone"),
+        (RDMA, {"UCX_TLS": "^ib"}, Level.WARNING, "UCX_TLS=^ib leaves KV to TCP alone"),
+        (RDMA, {"UCX_TLS": "^ud,cma"}, Level.OK, "RDMA over mlx5_0:1"),
+        (RDMA, {"UCX_NET_DEVICES": "eth0"}, Level.WARNING, "UCX_NET_DEVICES=eth0 leaves KV to TCP"),
+        (RDMA, {"UCX_NET_DEVICES": "^mlx5_0:1"}, Level.WARNING, "leaves KV to TCP"),
+        (replace(RDMA, variables={"UCX_TLS": "tcp"}), {}, Level.WARNING, "UCX_TLS=tcp leaves KV"),
+        (replace(RDMA, variables={"UCX_TLS": "tcp"}), {"UCX_TLS": "rc"}, Level.OK, "RDMA over"),
+    ],
+)
+def test_what_carries_kv_is_judged_by_devices_and_variables(
+    there: Network, env: dict[str, str], level: Level, text: str
+) -> None:
+    machine, config = replace(WELL_GPU, network=there), changed(GPU, "decode", env=env)
+    found = [each for each in judged(machine, config=config) if each.what == "KV network"]
+    assert len(found) == 2  # each role by itself
+    assert found[1].level is level
+    assert text in found[1].text
+    assert bool(found[1].advice) is (level is not Level.OK)
+
+
+def test_engines_on_loopback_need_no_network() -> None:
+    assert not [each for each in judged(replace(WELL, network=RDMA)) if each.what == "KV network"]
 
 
 def test_a_cpu_engine_in_float32_needs_no_bf16_but_has_no_shipped_profile() -> None:
@@ -374,6 +423,41 @@ def test_no_probe_fails_on_this_machine() -> None:
     assert "grpcio" in machine.versions
     assert machine.model is not None
     assert "/no/such/model" in machine.model.error
+
+
+def test_devices_that_are_up_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, text in {
+        "net/eth0/operstate": "up", "net/eth1/operstate": "down", "net/lo/operstate": "unknown",
+        "infiniband/mlx5_0/ports/1/state": "4: ACTIVE", "infiniband/mlx5_1/ports/1/state": "1: DOWN",
+    }.items():  # fmt: skip
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(text + "\n")
+    monkeypatch.setenv("UCX_TLS", "tcp")
+    found = network(tmp_path)
+    assert (found.devices, found.rdma) == (("eth0", "lo"), ("mlx5_0:1",))
+    assert found.variables["UCX_TLS"] == "tcp"
+
+
+def test_a_port_is_reached_where_a_server_accepts() -> None:
+    with socket.socket() as server, socket.socket() as silent:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        silent.bind(("127.0.0.1", 0))
+        open_at, closed_at = ("{}:{}".format(*each.getsockname()) for each in (server, silent))
+        found = ports({"a": open_at, "b": closed_at, "c": "no port"}, timeout_s=5)
+    assert found == Ports(3, (f"b at {closed_at}", "c at no port"))
+
+
+def test_what_a_cluster_listens_on_is_in_its_status() -> None:
+    address = {"grpc_address": "10.0.0.2:1", "metrics_address": "10.0.0.2:2"}
+    replicas = [{**READY, "address": address}, {**READY, "name": "decode-1", "address": None}]
+    running = Running("c:1", {"replicas": replicas, "http_address": "10.0.0.1:8360"})
+    assert listeners_of(running) == {
+        "the controller": "10.0.0.1:8360",
+        "decode-0's gRPC": "10.0.0.2:1",
+        "decode-0's metrics": "10.0.0.2:2",
+    }
+    assert listeners_of(NONE_RUNS) == {}
 
 
 def test_flags_of_intel_and_arm() -> None:

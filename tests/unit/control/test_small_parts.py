@@ -155,8 +155,11 @@ async def test_prometheus_finds_every_process_and_the_controller() -> None:
         groups: list[dict[str, Any]] = json.loads(await _fetch(f"http://{address}/sd"))
         exposed = await _fetch(f"http://{address}/metrics")
     assert groups == [
-        {"targets": ["h:2"], "labels": {"role": "router", "worker": "router-0"}},
-        {"targets": [address], "labels": {"role": "controller", "worker": "controller"}},
+        {"targets": ["h:2"], "labels": {"role": "router", "worker": "router-0", "node": "h"}},
+        {
+            "targets": [address],
+            "labels": {"role": "controller", "worker": "controller", "node": "127.0.0.1"},
+        },
     ]
     assert 'stream2llm_worker_up{role="router",worker="router-0"} 0.0' in exposed
 
@@ -179,6 +182,24 @@ def test_each_loss_is_counted_once_by_its_cause_and_a_drain_is_none() -> None:
     for cause in Cause:
         labels = {"worker": "decode-0", "role": "decode", "cause": cause}
         assert metrics.registry.get_sample_value(LOSSES, labels) == 1.0
+
+
+def test_a_replica_that_was_given_up_shows_it_until_it_is_tried_again() -> None:
+    metrics = ControllerMetrics(CollectorRegistry())
+
+    def shown(fleet: sv.Fleet) -> float | None:
+        metrics.record(fleet)
+        labels = {"worker": "decode-0", "role": "decode"}
+        return metrics.registry.get_sample_value("stream2llm_worker_given_up", labels)
+
+    fleet = sv.begun(sv.new_fleet({"decode-0": "decode"}), sv.Create("decode-0"))
+    assert shown(fleet) == 0.0
+    fleet = sv.failed(fleet, "decode-0", "no such model", permanent=True)
+    fleet = sv.cleaned(fleet, "decode-0", now_s=0.0, max_start_failures=3)
+    assert [r.name for r in sv.given_up(fleet)] == ["decode-0"]
+    assert shown(fleet) == 1.0
+    assert shown(sv.retried(fleet, "decode-0")) == 0.0
+    assert shown({}) is None
 
 
 async def test_a_taken_http_port_is_named() -> None:

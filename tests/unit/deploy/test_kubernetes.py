@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -25,6 +26,7 @@ from stream2llm.cluster.ray_hosts import DRAIN_MARGIN_S, GRACEFUL_STOP_S
 from stream2llm.cluster.room import Node
 from stream2llm.serving.ports import PORTS
 from tests.command_lines import parse
+from tools.crd_schemas import FOLDER as SCHEMA_FOLDER
 from tools.locks import CPU_LOCK, pins
 from tools.prometheus_rule import RULE, prometheus_rule
 
@@ -33,8 +35,8 @@ pytestmark = pytest.mark.unit
 FOLDER = Path(__file__).parents[3] / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
 KUBERNETES = "1.33"
-# Without a schema here; their pods are checked as pods.
-OF_OPERATORS = {"RayCluster", "RayJob", "ScrapeConfig", "ServiceMonitor", "PrometheusRule"}
+# Those of the operators (tools/crd_schemas.py); pods in their resources are checked as pods.
+SCHEMAS = {path.stem: json.loads(path.read_text()) for path in SCHEMA_FOLDER.glob("*.json")}
 
 Resource = dict[str, Any]
 
@@ -90,7 +92,7 @@ def validate(resource: Resource) -> None:
 
 def test_what_kubernetes_knows_is_valid(resources: tuple[Resource, ...]) -> None:
     for resource in resources:
-        if resource["kind"] not in OF_OPERATORS:
+        if resource["kind"] not in SCHEMAS:
             validate(resource)
     for template in templates(resources).values():
         validate({"apiVersion": "v1", "kind": "PodTemplate", "template": template})
@@ -103,6 +105,37 @@ def test_a_field_that_there_is_not_is_found(resources: tuple[Resource, ...]) -> 
         validate({"apiVersion": "v1", "kind": "PodTemplate", "template": template})
 
 
+def test_what_operators_know_is_valid(resources: tuple[Resource, ...]) -> None:
+    found = [each for each in resources if each["kind"] in SCHEMAS]
+    assert {"RayCluster", "RayJob"} <= {each["kind"] for each in found}
+    for each in found:
+        jsonschema.validate(each, SCHEMAS[each["kind"]])
+
+
+# A path into a resource, and what is wrong there.
+MISTAKES = {
+    "RayCluster": ("spec.workerGroupSpecs.0.replica", 2),
+    "RayJob": ("spec.clusterSelector", "stream2llm"),
+    "ScrapeConfig": ("spec.httpSDConfigs.0.uri", "http://x/sd"),
+    "ServiceMonitor": ("spec.endpoints.0.interval", "15 seconds"),
+    "PrometheusRule": ("spec.groups.0.rules.0.labels", ["critical"]),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_in_a_resource_of_an_operator_is_found(kind: str) -> None:
+    resource = deepcopy(next(r for r in render(FOLDER / "overlays" / "gpu") if r["kind"] == kind))
+    path, wrong = MISTAKES[kind]
+    *parents, last = path.split(".")
+    place: Any = resource
+    for name in parents:
+        place = place[int(name) if name.isdecimal() else name]
+    jsonschema.validate(resource, SCHEMAS[kind])
+    place[last] = wrong
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(resource, SCHEMAS[kind])
+
+
 @pytest.mark.parametrize("name", sorted(each.name for each in (FOLDER / "components").iterdir()))
 def test_a_component_applies_to_an_overlay(name: str, tmp_path: Path) -> None:
     overlay = FOLDER / "overlays" / "cpu-kind"
@@ -113,6 +146,8 @@ def test_a_component_applies_to_an_overlay(name: str, tmp_path: Path) -> None:
     assert rendered != render(overlay)
     (command,) = commands_of(the(rendered, "RayJob")["spec"]["entrypoint"])
     parse(command)
+    for each in rendered:
+        jsonschema.validate(each, SCHEMAS.get(each["kind"], {}))
 
 
 # -- of one mind with the code -------------------------------------------------------

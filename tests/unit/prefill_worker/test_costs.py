@@ -69,6 +69,7 @@ def test_a_shipped_profile_is_found_by_device_and_geometry(
     on_device(monkeypatch, "NVIDIA H200")
     model = costs.costs_for(a_config())
     assert model.base.profile.accelerator.name == "NVIDIA H200"
+    assert model.origin == ("NVIDIA H200 Llama-3.1-8B tp1", "modelled")
     assert lines(log) == ["costs of recomputing and swapping: shipped: modelled on NVIDIA H200"]
 
 

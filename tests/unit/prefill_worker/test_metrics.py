@@ -129,3 +129,14 @@ def test_every_decision_has_a_counter() -> None:
         counters.count_preemption(SwapChoice(Reason(reason), 0, stop))
     assert all(getattr(counters, name) == 1 for name in DECISIONS.values())
     assert counters.swap_preemptions + counters.recompute_preemptions == len(DECISIONS)
+
+
+def test_the_cost_profile_is_shown_once_it_is_known() -> None:
+    scrape = Scrape()
+    tiny = SwapState(profile="cpu tiny tp1", profile_source="measured")
+    for state in (tiny, tiny, SwapState(profile="L4 tiny tp1", profile_source="modelled")):
+        scrape.metrics.record(a_report(swap=state))
+    info = "cost_profile_info"
+    assert scrape(info, profile="L4 tiny tp1", source="modelled") == 1
+    assert scrape(info, profile="cpu tiny tp1", source="measured") is None
+    assert scrape(info, profile="", source="") is None

@@ -30,6 +30,8 @@ class FakeLive:
         self.input_idle_timeout_s = 60.0
         self.open_timeout_s = 10.0
         self.clock = ManualClock()
+        self.metrics: Any = self
+        self.waits_s: list[float] = []
         self.timeline = Timeline(self.clock)
 
     async def wait_for_credit(self) -> None:
@@ -37,6 +39,9 @@ class FakeLive:
         self.has_credit = True
 
     def apply(self, event: Any) -> None: ...
+
+    def event_waited(self, seconds: float) -> None:
+        self.waits_s.append(seconds)
 
 
 async def reading(*events: ClientEvent) -> tuple[FakeLive, EventReader]:
@@ -91,4 +96,26 @@ async def test_the_client_waits_from_when_its_seal_is_here() -> None:
     await reader.next()
     live.timeline.first_token()
     assert live.timeline.timings().ttft_from_seal_s == pytest.approx(7.0)
+    await reader.close()
+
+
+async def test_an_event_waits_from_its_arrival_until_the_one_before_it_is_handled() -> None:
+    live, reader = await reading(AppendContext((), 2), AppendContext((), 3))
+    live.has_credit = True
+    assert reader._coming is not None
+    await asyncio.wait({reader._coming})
+    live.clock.advance(7.0)
+    await asyncio.wait_for(reader.next(), 5)
+    assert live.waits_s == [0.0, 7.0]
+    await reader.close()
+
+
+async def test_an_event_that_was_sent_beyond_the_credit_is_not_late() -> None:
+    live, reader = await reading(AppendContext((), 2), AppendContext((), 3))
+    coming = asyncio.create_task(reader.next())
+    await asyncio.wait({coming}, timeout=0.01)
+    live.clock.advance(7.0)
+    live.credit_came.set()
+    await asyncio.wait_for(coming, 5)
+    assert live.waits_s == [0.0]
     await reader.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -30,10 +31,12 @@ async def test_every_session_ends_with_a_status_that_says_whose_fault_it_was(
 ) -> None:
     at_once = asyncio.Semaphore(NUM_AT_ONCE)
     wrong: list[str] = []
+    codes: Counter[str] = Counter()
 
     async def play(case: Case) -> None:
         async with at_once:
-            _, told = await rpcs.end_of(ring.channel, f"StreamingInferenceService/{name}", case)
+            code, told = await rpcs.end_of(ring.channel, f"StreamingInferenceService/{name}", case)
+            codes[code] += 1
             if told:
                 wrong.append(f"{case.name}: {told}")
 
@@ -41,4 +44,5 @@ async def test_every_session_ends_with_a_status_that_says_whose_fault_it_was(
         for case in mutants(messages(), random.Random(1)):
             group.create_task(play(case))
     assert not wrong, "\n".join(wrong)
+    rpcs.check_codes(codes)
     await ring.nothing_is_open()

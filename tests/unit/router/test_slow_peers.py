@@ -5,29 +5,31 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
 from stream2llm.api.call_metadata import CallsWith, bearer
+from stream2llm.api.tls import ClientTls
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.client import AsyncClient
-from stream2llm.security.certificates import CertificateStore
+from stream2llm.security.certificates import CertificateStore, open_certificates
 from stream2llm.security.principal import Scope
-from stream2llm.security.tls import http_server_context
+from stream2llm.security.tls import PeerChannels, http_server_context
 from stream2llm.serving.access import Guards
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.security_options import SecurityOptions
 from tests.credentials import Keys
 from tests.fakes.controller import a_controller, controller_http
 from tests.polling import eventually
 from tests.router_ring import TIMEOUT_S, a_ring, soon
-from tests.tls_files import Authority
+from tests.tls_files import Authority, client_context
 from tests.unit.security.test_http_access import ask
 
 pytestmark = pytest.mark.unit
@@ -61,25 +63,41 @@ def garbage(rng: random.Random) -> bytes:
     return TLS_HELLO + noise
 
 
+def _security(keys: Keys, authority: Authority | None) -> SecurityOptions:
+    """With keys, and with TLS where there is an authority."""
+    folder = keys.path.with_name("tls")
+    tls = authority.security(folder).tls if authority is not None else None
+    return keys.security(tls=tls)
+
+
 @asynccontextmanager
-async def router(model: Path, keys: Keys) -> AsyncIterator[tuple[str, Callable[[], Any]]]:
-    async with a_ring(model, security=keys.security(), cluster_token=TOKEN) as ring:
+async def router(
+    model: Path, keys: Keys, authority: Authority | None = None
+) -> AsyncIterator[tuple[str, Callable[[], Any]]]:
+    security = _security(keys, authority)
+    tls = None if security.tls is None else ClientTls(security.tls.ca)
+    async with a_ring(model, security=security, cluster_token=TOKEN) as ring:
         address, key = ring.address.grpc_address, keys.create("a")
 
         async def serves() -> bool:
-            async with AsyncClient(address, api_key=key) as client:
+            async with AsyncClient(address, api_key=key, tls=tls) as client:
                 return bool((await client.generate("hello").answer()).token_ids)
 
         yield address, serves
 
 
 @asynccontextmanager
-async def worker(model: Path, keys: Keys) -> AsyncIterator[tuple[str, Callable[[], Any]]]:
-    async with a_ring(model, security=keys.security(), cluster_token=TOKEN) as ring:
+async def worker(
+    model: Path, keys: Keys, authority: Authority | None = None
+) -> AsyncIterator[tuple[str, Callable[[], Any]]]:
+    security = _security(keys, authority)
+    certificates = open_certificates(security.tls_files)
+    async with a_ring(model, security=security, cluster_token=TOKEN) as ring:
         address = ring.worker("prefill").address.grpc_address
 
         async def serves() -> bool:
-            async with grpc.aio.insecure_channel(address) as channel:
+            opened, _ = PeerChannels(certificates, 1 << 20).open(address)
+            async with opened as channel:
                 calls = CallsWith(channel, lambda: bearer(TOKEN))
                 stub: Any = worker_pb2_grpc.WorkerServiceStub(calls)
                 answer = await stub.GetWorkerStatus(worker_pb2.GetWorkerStatusRequest())
@@ -108,7 +126,7 @@ async def _page(address: str, key: str) -> bool:
     return (await ask(f"http://{address}/metrics", key=key))[0] == 200
 
 
-Listening = Callable[[Path, Keys], AbstractAsyncContextManager[tuple[str, Callable[[], Any]]]]
+Listening = Callable[..., AbstractAsyncContextManager[tuple[str, Callable[[], Any]]]]
 each_listener = pytest.mark.parametrize(
     "listening", [router, worker, controller, metrics], ids=lambda each: each.__name__
 )
@@ -118,26 +136,46 @@ each_listener = pytest.mark.parametrize(
 async def test_service_goes_on_among_rude_peers(
     listening: Listening, tiny_model: Path, tmp_path: Path
 ) -> None:
-    rng = random.Random(17)
     async with listening(tiny_model, Keys(tmp_path)) as (address, serves):
-        host, _, port = address.rpartition(":")
-        held = []
-        for number in range(60):
-            peer = socket.create_connection((host, int(port)), TIMEOUT_S)
-            if number % 3:  # the others say nothing at all
-                peer.sendall(garbage(rng))
-            if number % 2:
-                held.append(peer)
-            else:
-                # Gone without a word: a reset rather than an orderly end.
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                peer.close()
-            if number % 20 == 0:
-                assert await soon(serves())
-        assert await soon(serves())
-        for peer in held:
+        await _with_rude_peers(address, serves)
+
+
+@pytest.mark.parametrize("listening", [router, worker], ids=lambda each: each.__name__)
+async def test_service_goes_on_among_rude_peers_with_tls(
+    listening: Listening, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Some of whom say it in the place of a handshake, some after a right one."""
+    authority = Authority()
+    async with listening(tiny_model, Keys(tmp_path), authority) as (address, serves):
+        context = client_context(authority, authority.sign(), tmp_path)
+        context.set_alpn_protocols(["h2"])
+        await _with_rude_peers(address, serves, context)
+
+
+async def _with_rude_peers(
+    address: str, serves: Callable[[], Any], context: ssl.SSLContext | None = None
+) -> None:
+    rng = random.Random(17)
+    host, _, port = address.rpartition(":")
+    held = []
+    for number in range(60):
+        peer = socket.create_connection((host, int(port)), TIMEOUT_S)
+        if context is not None and number % 4 >= 2:
+            peer = await asyncio.to_thread(context.wrap_socket, peer, server_hostname=host)
+        if number % 3:  # the others say nothing at all
+            peer.sendall(garbage(rng))
+        if number % 2:
+            held.append(peer)
+        else:
+            # Gone without a word: a reset rather than an orderly end.
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             peer.close()
-        assert await soon(serves())
+        if number % 20 == 0:
+            assert await soon(serves())
+    assert await soon(serves())
+    for peer in held:
+        peer.close()
+    assert await soon(serves())
 
 
 async def reads_to_the_end(host: str, port: int, said: bytes) -> bytes:
