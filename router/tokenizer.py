@@ -109,8 +109,9 @@ class ModelTokenizer:
         if not self._wrapper.chat_template:
             return None
         plain = self._template(model_path, PLAIN_CONVERSATION)
-        with_tools = self._template(model_path, TOOL_CONVERSATION, [TOOL])
-        return None if plain is None else ModelChat(plain, with_tools)
+        if plain is None:
+            return None
+        return ModelChat(plain, self._template(model_path, TOOL_CONVERSATION, [TOOL]))
 
     def _template(
         self, model_path: str, messages: Sequence[ChatMessage], tools: list[Tool] | None = None

@@ -76,9 +76,7 @@ def is_message(item: object) -> bool:
 
 def _chat_message(message: MessageLike, field: str) -> ChatMessage:
     if isinstance(message, ChatMessage):
-        if message.parts:
-            return message
-        return _with_content(message, message.content, f"{field}.content")
+        return _checked(message, field)
     given = _set_items(message, field, "a chat message", _KEYS)
     # Texts are checked where the protobuf message is made.
     made = ChatMessage(
@@ -90,6 +88,17 @@ def _chat_message(message: MessageLike, field: str) -> ChatMessage:
     )
     content = given.get("content", "" if made.tool_calls else None)
     return _with_content(made, content, f"{field}.content")
+
+
+def _checked(message: ChatMessage, field: str) -> ChatMessage:
+    """Returns a value whose lists hold values; their items may be dictionaries."""
+    parts = arguments.many(message.parts, f"{field}.parts", "a list of text parts", Mapping)
+    made = replace(
+        message,
+        parts=_each(parts, f"{field}.parts", _part),
+        tool_calls=_tool_calls(message.tool_calls, f"{field}.tool_calls"),
+    )
+    return made if parts else _with_content(made, message.content, f"{field}.content")
 
 
 def _with_content(message: ChatMessage, content: object, field: str) -> ChatMessage:

@@ -15,6 +15,7 @@ from stream2llm.client.chat_inputs import chat_messages
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
 
 SLOT = "{{context}}"
+TEXT = {"type": "text", "text": "x"}
 CHAT = [{"role": "user", "content": SLOT}]
 
 
@@ -53,6 +54,23 @@ def test_reasoning_has_two_names_and_arguments_two_forms():
                 "assistant", tool_calls=(ToolCall("f", '{"a": 1, "b": "ü"}'),), reasoning="hm"
             ),
         )
+
+
+def test_a_value_may_hold_dictionaries():
+    call = {"function": {"name": "f"}}
+    parts = [TEXT, ChatContentPart("b")]
+    message = ChatMessage("assistant", parts=parts, tool_calls=[call])
+    assert chat_messages(message) == (
+        ChatMessage(
+            "assistant",
+            parts=(ChatContentPart("x"), ChatContentPart("b")),
+            tool_calls=(ToolCall("f"),),
+        ),
+    )
+    for wrong in ({"parts": [5]}, {"parts": None}, {"tool_calls": [5]}, {"tool_calls": None}):
+        with pytest.raises(InvalidRequestError) as caught:
+            chat_messages(ChatMessage("user", "x", **wrong))
+        assert caught.value.field.startswith(f"chat.messages[0].{next(iter(wrong))}")
 
 
 async def test_what_goes_with_the_messages_is_sent(client, router):
