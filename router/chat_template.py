@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsIndex
 
-from jinja2 import Template
+from jinja2 import Environment, Template, pass_environment
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.filters import make_attrgetter
 from jinja2.nodes import Concat, Const
 
 _OURS, _GIVEN = b"\1", b"\0"
@@ -119,20 +120,42 @@ class ChatRenderer:
         self._template = _compile(template)
         # They belong to the model, so they count as the template's text.
         self._special_tokens = {name: _written(given) for name, given in special_tokens.items()}
+        self.source = template
+        # Names that no client may give another meaning.
+        self.reserved_names = frozenset(
+            {*_OWN_VARIABLES, *special_tokens, *self._template.environment.globals}
+        )
 
-    def render(self, messages: list[dict[str, Any]]) -> TemplateText:
-        """Renders a conversation up to the beginning of the model's answer.
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> TemplateText:
+        """Renders a conversation, by default up to the beginning of the model's answer.
 
         Raises the template's errors.
         """
         rendered = self._template.render(
-            messages=messages,
-            tools=None,
-            documents=None,
-            add_generation_prompt=True,
-            **self._special_tokens,
+            {
+                **(variables or {}),
+                **self._special_tokens,
+                "messages": messages,
+                "tools": tools,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+            }
         )
         return _like(rendered)
+
+
+# What `render` sets itself, and what callers of transformers' own renderer set.
+_OWN_VARIABLES = (
+    *("messages", "tools", "documents", "add_generation_prompt"),
+    *("continue_final_message", "chat_template", "tokenize"),
+)
 
 
 def _written(given: Any) -> Any:
@@ -163,8 +186,14 @@ def _join_texts(parts: Iterable[Any]) -> TemplateText:
     return _joined(map(str, parts))
 
 
-def _join_filter(parts: Iterable[Any], separator: str = "", attribute: str | None = None) -> str:
-    chosen = parts if attribute is None else (part[attribute] for part in parts)
+@pass_environment
+def _join_filter(
+    environment: Environment,
+    parts: Iterable[Any],
+    separator: str = "",
+    attribute: str | int | None = None,
+) -> TemplateText:
+    chosen = parts if attribute is None else map(make_attrgetter(environment, attribute), parts)
     return _like(separator).join(map(str, chosen))
 
 

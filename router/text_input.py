@@ -16,12 +16,13 @@ from typing import TypeVar
 
 import numpy as np
 
+from router import conversation
+from router.chat_template import TemplateText
 from router.context import ContentDocument
 from router.encoder import PIECE_CHARS, Part, Piece
-from router.tokenizer import ModelTokenizer, split_chat
+from router.tokenizer import ModelTokenizer
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.requests import (
-    DEFAULT_CONTEXT_SLOT,
     ChatPrompt,
     ChatTemplate,
     Content,
@@ -86,14 +87,14 @@ class TextInput:
 
     async def frame(
         self,
-        template: PlainTemplate | ChatTemplate | ChatPrompt,
+        template: PlainTemplate | ChatPrompt,
         control_tokens: ControlTokens = ControlTokens.NONE,
     ) -> Frame:
         """Returns the tokens around the documents."""
-        parse = control_tokens is not ControlTokens.NONE
         if isinstance(template, PlainTemplate):
+            parse = control_tokens is not ControlTokens.NONE
             return await self._plain_frame(template, parse=parse)
-        return await self._chat_frame(template, parse=parse)
+        return await self._chat_frame(template, control_tokens)
 
     async def content(
         self,
@@ -179,24 +180,23 @@ class TextInput:
         num_bos = self.tokenizer.num_bos_tokens if isinstance(template.prefix, str) else 0
         return Frame(prefix, suffix, num_bos, is_chat=False)
 
-    async def _chat_frame(self, template: ChatTemplate | ChatPrompt, *, parse: bool) -> Frame:
-        num_chars = sum(len(message.content) for message in template.messages)
-        left, right = await self._run(num_chars, lambda: self._chat_parts(template, parse))
+    async def _chat_frame(self, chat: ChatPrompt, control_tokens: ControlTokens) -> Frame:
+        left, right = await self._run(
+            conversation.num_chars(chat), lambda: self._chat_parts(chat, control_tokens)
+        )
         name = "chat.messages"
         return Frame(await self._all(left, name), await self._all(right, name), 0, is_chat=True)
 
     def _chat_parts(
-        self, template: ChatTemplate | ChatPrompt, parse: bool
+        self, chat: ChatPrompt, control_tokens: ControlTokens
     ) -> tuple[list[Part], list[Part]]:
-        for index, message in enumerate(template.messages):
-            _check_encodable(message.content, f"chat.messages[{index}].content")
-        tokenizer, messages = self.tokenizer, template.messages
-        written = tokenizer.encoder.parts_written
-        if isinstance(template, ChatPrompt):
-            whole = tokenizer.render_chat(messages, with_control_tokens=parse)
-            return written(whole, is_first=True), []
-        slot = template.context_slot or DEFAULT_CONTEXT_SLOT
-        left, right = split_chat(tokenizer, messages, slot, with_control_tokens=parse)
+        if isinstance(chat, ChatTemplate):
+            left, right = self.tokenizer.chat.around_context(chat, control_tokens)
+        else:
+            left, right = self.tokenizer.chat.prompt(chat, control_tokens), TemplateText("")
+        for text in (left, right):
+            _check_encodable(text, "chat.messages")
+        written = self.tokenizer.encoder.parts_written
         return written(left, is_first=True), written(right, is_first=False)
 
     async def _all(self, parts: Sequence[Part], name: str) -> Tokens:

@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from router.chat_template import ChatRenderer, TemplateText
+from router.conversation import Tool, Turn, turns_of
 from router.encoder import Part, TextEncoder
+from router.model_chat import ModelChat, ProbedTemplate
+from router.template_probe import PLAIN_CONVERSATION, TOOL, TOOL_CONVERSATION
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.requests import ChatMessage, TokenIds
+from stream2llm.api.text_options import ControlTokens
 from stream2llm.serving.prefix import Tokens, as_tokens
 
 _logger = logging.getLogger(__name__)
-CHAT_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class ModelTokenizer:
         self.backend.no_truncation()
         self.backend.no_padding()
         self.encoder = TextEncoder(self.backend, model_path)
-        self._chat = self._chat_renderer(model_path)
+        self._chat = self._model_chat(model_path)
 
     @property
     def has_chat_template(self) -> bool:
@@ -89,115 +92,60 @@ class ModelTokenizer:
         """Returns the text of one token by itself, special ones included."""
         return str(self.backend.decode([token_id], skip_special_tokens=False))
 
-    def render_chat(
-        self, messages: Sequence[ChatMessage], *, with_control_tokens: bool = False
-    ) -> TemplateText:
-        """Renders a conversation up to the beginning of the model's answer.
-
-        With control tokens, contents may write them too, but roles may not.
-        """
-        self.check_chat(messages)
-        assert self._chat is not None, "check_chat raises without a template"
-        kind = TemplateText.written if with_control_tokens else str
-        turns = [{"role": each.role, "content": kind(each.content)} for each in messages]
-        try:
-            return self._chat.render(turns)
-        except Exception as error:  # templates may raise anything
-            raise InvalidRequestError(
-                f"the model's chat template refuses the messages: {error}",
-                reason="BAD_CHAT",
-                field="chat.messages",
-            ) from error
-
-    def check_chat(self, messages: Sequence[ChatMessage]) -> None:
-        """Raises InvalidRequestError unless the model accepts these messages."""
-        if not self.has_chat_template:
+    @property
+    def chat(self) -> ModelChat:
+        """The model's chat; raises UnsupportedError without one."""
+        if self._chat is None:
             raise UnsupportedError(
                 "this model has no chat template, or one that the router cannot use (its log says"
                 " so); use a plain template",
                 reason="NO_CHAT_TEMPLATE",
                 field="chat",
             )
-        if not messages:
-            raise _bad_chat("chat.messages is empty", "chat.messages")
-        for index, message in enumerate(messages):
-            if message.role not in CHAT_ROLES:
-                roles = ", ".join(CHAT_ROLES)
-                field = f"chat.messages[{index}].role"
-                raise _bad_chat(f"{field} is {message.role!r}; it must be one of {roles}", field)
+        return self._chat
 
-    def _chat_renderer(self, model_path: str) -> ChatRenderer | None:
+    def _model_chat(self, model_path: str) -> ModelChat | None:
         """Returns None without a template, and if its control tokens are ambiguous."""
         if not self._wrapper.chat_template:
             return None
-        chat = ChatRenderer(self._wrapper.get_chat_template(), self._wrapper.special_tokens_map)
-        if self._writes_what_transformers_writes(chat):
-            return chat
+        plain = self._template(model_path, PLAIN_CONVERSATION)
+        if plain is None:
+            return None
+        return ModelChat(plain, self._template(model_path, TOOL_CONVERSATION, [TOOL]))
+
+    def _template(
+        self, model_path: str, messages: Sequence[ChatMessage], tools: list[Tool] | None = None
+    ) -> ProbedTemplate | None:
+        """Returns the template for conversations such as this one; None if it is ambiguous."""
+        template = self._wrapper.get_chat_template(tools=tools)
+        renderer = ChatRenderer(template, self._wrapper.special_tokens_map)
+        probed = ProbedTemplate.of(renderer)
+        turns = turns_of(messages, probed.abilities.form, ControlTokens.NONE)
+        if self._writes_what_transformers_writes(renderer, turns, tools):
+            return probed
         _logger.error(
-            "chat_template_not_usable model=%r why=%r",
+            "chat_template_not_usable model=%r with_tools=%s why=%r",
             model_path,
+            tools is not None,
             "the control tokens that it writes cannot be distinguished from those in the messages",
         )
         return None
 
-    def _writes_what_transformers_writes(self, chat: ChatRenderer) -> bool:
-        """Whether a conversation has the same control tokens here as in transformers."""
-        turns = [{"role": role, "content": "text"} for role in ("user", "assistant", "user")]
+    def _writes_what_transformers_writes(
+        self, renderer: ChatRenderer, turns: list[Turn], tools: list[Tool] | None
+    ) -> bool:
+        """Whether the conversation has the same control tokens here as in transformers."""
         try:
             whole = self._wrapper.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
+                turns, tools=tools, tokenize=False, add_generation_prompt=True
             )
-            rendered = chat.render(turns)
+            rendered = renderer.render(turns, tools=tools)
         except Exception:  # it does not take this conversation: others are checked when sent
             return True
         expected = self.backend.encode(whole, add_special_tokens=False).ids
         found = self.encoder.parts_written(rendered, is_first=True)
         control = self.encoder.control_ids
         return [i for i in found if isinstance(i, int)] == [i for i in expected if i in control]
-
-
-def split_chat(
-    tokenizer: ModelTokenizer,
-    messages: Sequence[ChatMessage],
-    slot: str,
-    *,
-    with_control_tokens: bool = False,
-) -> tuple[TemplateText, TemplateText]:
-    """Splits the rendered text at the one context slot."""
-    tokenizer.check_chat(messages)
-    _check_one_slot(messages, slot)
-    marker = _unused_marker(messages)
-    marked = [ChatMessage(m.role, m.content.replace(slot, marker)) for m in messages]
-    rendered = tokenizer.render_chat(marked, with_control_tokens=with_control_tokens)
-    parts = rendered.split(marker)
-    if len(parts) != 2:
-        raise _bad_chat(
-            f"the model's chat template shows the context slot {len(parts) - 1} times, not once",
-            "chat.messages",
-        )
-    return parts[0], parts[1]
-
-
-def _check_one_slot(messages: Sequence[ChatMessage], slot: str) -> None:
-    count = sum(message.content.count(slot) for message in messages)
-    if count != 1:
-        raise _bad_chat(
-            f"the context slot {slot!r} appears {count} times in chat.messages;"
-            " it must appear exactly once",
-            "chat.messages",
-        )
-
-
-def _unused_marker(messages: Sequence[ChatMessage]) -> str:
-    # Letters and digits survive every filter that a template may apply.
-    number = 0
-    while any(f"s2lslot{number}x" in message.content for message in messages):
-        number += 1
-    return f"s2lslot{number}x"
-
-
-def _bad_chat(message: str, field: str) -> InvalidRequestError:
-    return InvalidRequestError(message, reason="BAD_CHAT", field=field)
 
 
 def read_model_files(path: Path) -> ModelFiles:

@@ -100,12 +100,21 @@ def stream_generate(_: object = None) -> list[Message]:
 
 
 def generate(_: object = None) -> list[Message]:
-    message = pb.ChatMessage(role="user", content="why?")
-    return [
-        pb.GenerateRequest(
-            session_id="fuzz", chat=pb.ChatPrompt(messages=[message]), sampling=SAMPLING
-        )
+    call = pb.ToolCall(id="1", name="look", arguments='{"up": 1}')
+    messages = [
+        pb.ChatMessage(role="user", content="why?", name="me"),
+        pb.ChatMessage(role="assistant", tool_calls=[call], reasoning="hm"),
+        pb.ChatMessage(
+            role="tool", parts=[pb.ChatContentPart(type="text", text="so")], tool_call_id="1"
+        ),
     ]
+    chat = pb.ChatPrompt(
+        messages=messages,
+        tools=['{"name": "look"}'],
+        chat_template_kwargs='{"enable_thinking": false}',
+        add_generation_prompt=True,
+    )
+    return [pb.GenerateRequest(session_id="fuzz", chat=chat, sampling=SAMPLING)]
 
 
 def check_codes(codes: Counter[str]) -> None:

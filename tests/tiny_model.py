@@ -14,11 +14,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 EOS, BOS, IM_START = 0, 1, 2
 SPECIAL = ["<|end|>", "<|begin|>", "<|turn|>"]
 CHAT_TEMPLATE = (
+    "{% if tools %}<|turn|>tools\n{{ tools | tojson }}<|end|>\n{% endif %}"
     "{% for m in messages %}"
     "{% if m.role == 'assistant' and loop.first %}{{ raise_exception('user first') }}{% endif %}"
-    "<|turn|>{{ m.role }}\n{{ m.content | trim }}<|end|>\n"
+    "<|turn|>{{ m.role }}\n{{ m.content | trim }}"
+    "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|end|>\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+    "{% if enable_thinking is false %}<think></think>{% endif %}"
 )
 _TEXT = ["the quick brown fox jumps over the lazy dog. hello world, what is this? "] * 20
 

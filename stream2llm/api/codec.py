@@ -55,6 +55,8 @@ MESSAGES: dict[type, type[Message]] = {
     events.ServerInfo: inference_pb2.GetServerInfoResponse,
     requests.Document: inference_pb2.Document,
     requests.ChatMessage: inference_pb2.ChatMessage,
+    requests.ChatContentPart: inference_pb2.ChatContentPart,
+    requests.ToolCall: inference_pb2.ToolCall,
     requests.PlainTemplate: inference_pb2.PlainTemplate,
     requests.ChatTemplate: inference_pb2.ChatTemplate,
     requests.ChatPrompt: inference_pb2.ChatPrompt,

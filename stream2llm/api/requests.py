@@ -7,7 +7,7 @@ plain form first (`client/inputs.py`), the router checks what only it can know.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol, SupportsIndex
 
 from stream2llm.api.handover import HandoverMode
@@ -46,13 +46,50 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class ChatContentPart:
+    """A part of a message."""
+
+    text: str
+    """Its text."""
+    type: str = "text"
+    """"text"; another one is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that an assistant made."""
+
+    name: str
+    """The name of the tool."""
+    arguments: str = ""
+    """The text of a JSON object; empty: no arguments."""
+    id: str = ""
+    """The id by which the tool's message refers to it."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
     """One turn of a conversation."""
 
     role: str
-    """"system", "user" or "assistant"."""
-    content: str
+    """"system", "user", "assistant", "tool" or "developer"."""
+    content: str = ""
     """What is said."""
+    parts: tuple[ChatContentPart, ...] = ()
+    """What is said, in parts, instead of the content."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The tools that an assistant called."""
+    tool_call_id: str = ""
+    """The call that a tool's message is the result of."""
+    name: str = ""
+    """The name of the participant, or of the tool."""
+    reasoning: str = ""
+    """What an assistant thought before it wrote the content."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The content and the parts, which hold what is said."""
+        return (self.content, *(part.text for part in self.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +101,26 @@ class PlainTemplate:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatTemplate:
-    """A conversation; exactly one message holds the slot, exactly once."""
-
-    messages: tuple[ChatMessage, ...]
-    # Empty stands for the default.
-    context_slot: str = DEFAULT_CONTEXT_SLOT
-
-
-@dataclass(frozen=True, slots=True)
 class ChatPrompt:
     """A complete conversation."""
 
     messages: tuple[ChatMessage, ...]
+    _: KW_ONLY
+    # Each the text of a JSON object.
+    tools: tuple[str, ...] = ()
+    # The text of a JSON object; empty: none.
+    chat_template_kwargs: str = ""
+    continue_final_message: bool = False
+    # None: unless the answer continues the last message.
+    add_generation_prompt: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate(ChatPrompt):
+    """A conversation; exactly one message holds the slot, exactly once."""
+
+    # Empty stands for the default.
+    context_slot: str = DEFAULT_CONTEXT_SLOT
 
 
 @dataclass(frozen=True, slots=True)

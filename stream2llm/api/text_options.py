@@ -14,9 +14,10 @@ class ControlTokens(StrEnum):
 
     # In none: all of it is data. The chat template alone writes control tokens.
     NONE = "none"
-    # In what stands around the documents: prefix, suffix, chat messages, a whole prompt.
+    # In what stands around the documents: prefix, suffix, contents of chat messages other than
+    # those of tools, a whole prompt.
     TEMPLATE = "template"
-    # In the documents too. The author of a document can then write the answer.
+    # In documents and results of tools too. Whoever writes a document can then write the answer.
     ALL = "all"
 
 

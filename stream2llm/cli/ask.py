@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from stream2llm.api.text_options import OversizedDocuments
 from stream2llm.cli.addresses import naming_router
 from stream2llm.cli.output import Sink
 from stream2llm.client import ChatMessage, Client, Document, DocumentRef, Session
+from stream2llm.client.chat_inputs import JsonObject
 
 DEFAULT_SYSTEM = "You answer questions about the documents you are given, briefly and exactly."
 
@@ -28,6 +29,9 @@ class Request:
     # With a prefix the prompt is plain text: prefix, documents, question.
     prefix: str | None
     sampling: SamplingParameters
+    # For the chat template: tools, and a JSON object of variables.
+    tools: Sequence[JsonObject] | None = None
+    chat_template_kwargs: str | None = None
     # Wait for all documents, then send them in one event.
     once: bool = False
     gap_s: float = 0.0
@@ -69,6 +73,8 @@ def _ask(request: Request, documents: Iterable[Document], client: Client, sink: 
         "ordering": request.ordering,
         "oversized_documents": request.oversized,
         "ttft_slo_ms": request.ttft_slo_ms,
+        "tools": request.tools,
+        "chat_template_kwargs": request.chat_template_kwargs,
     }
     with client.session(**options, sampling=request.sampling, on_event=sink.event) as session:
         _send(request, documents, session)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,6 +43,18 @@ def _known_encoding(name: str) -> str:
         raise typer.BadParameter(str(error)) from error
 
 
+def _tools_in(path: Path) -> list[Any]:
+    try:
+        tools = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise typer.BadParameter(f"{path} is not JSON: {error}") from error
+    if not isinstance(tools, list):
+        raise typer.BadParameter(f"{path} is not a list of tools")
+    return tools
+
+
 @expanded
 def generate(
     paths: Annotated[
@@ -70,6 +84,21 @@ def generate(
     prefix: Annotated[
         str | None,
         typer.Option(help="Plain text before the documents, instead of the chat template."),
+    ] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A JSON file with a list of tools, for the chat template. Calls are printed as the "
+            "model writes them.",
+        ),
+    ] = None,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="Variables of the chat template, for instance '{\"enable_thinking\": false}'.",
+        ),
     ] = None,
     mode: Annotated[
         Mode,
@@ -167,6 +196,8 @@ def generate(
         system,
         prefix,
         sampling,
+        tools=None if tools is None else _tools_in(tools),
+        chat_template_kwargs=chat_template_kwargs,
         once=mode is Mode.ONCE,
         gap_s=gap_s,
         updates=mode is Mode.UPDATE,

@@ -19,7 +19,7 @@ from stream2llm.api.events import (
     WorkerInfo,
 )
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.api.requests import ChatMessage, Document
+from stream2llm.api.requests import ChatContentPart, ChatMessage, Document, ToolCall
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.api.tls import ClientTls
@@ -45,6 +45,8 @@ __all__ = [
     "SessionRecovery",
     # what they send
     "ChatMessage",
+    "ChatContentPart",
+    "ToolCall",
     "Document",
     "DocumentRef",
     "DocumentOrdering",

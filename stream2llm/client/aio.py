@@ -24,11 +24,11 @@ from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments, option_of
 from stream2llm.api.tls import ClientTls, Tls, tls_of
 from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.client.chat_inputs import ChatOptions, JsonObject, MessageLike
 from stream2llm.client.connection import Connection, refuse_after_fork
 from stream2llm.client.connections import Connections
 from stream2llm.client.inbox import OnEvent
 from stream2llm.client.inputs import (
-    MessageLike,
     Prompt,
     handover_of,
     prompt_of,
@@ -41,7 +41,7 @@ from stream2llm.client.recovery import SessionRecovery, recovery_of
 from stream2llm.client.session import AsyncSession
 from stream2llm.client.status import error_from_rpc
 from stream2llm.client.stream import AnswerStream
-from stream2llm.client.tls import channel_credentials, channel_options
+from stream2llm.client.tls import channel_options, checked_credentials
 from stream2llm.client.trace import trace_metadata
 from stream2llm.client.translate import check_size, event_from, message_of
 
@@ -86,7 +86,7 @@ class AsyncClient:
             max_message_bytes, "max_message_bytes", 1, _MOST_MESSAGE_BYTES
         )
         chosen = tls_of(tls)
-        credentials = _checked_credentials(credentials, chosen)
+        credentials = checked_credentials(credentials, chosen)
         sent = credentials_of(api_key, token, os.environ.get(API_KEY_VARIABLE))
         for target in targets:
             sent.require_encryption(target, is_encrypted=credentials is not None)
@@ -117,6 +117,10 @@ class AsyncClient:
         suffix: Content | None = None,
         chat: Sequence[MessageLike] | None = None,
         context_slot: str | None = None,
+        tools: Sequence[JsonObject] | None = None,
+        chat_template_kwargs: JsonObject | None = None,
+        continue_final_message: bool = False,
+        add_generation_prompt: bool | None = None,
         ordering: DocumentOrdering | str = DocumentOrdering.AS_GIVEN,
         ranking_note: str | None = None,
         sampling: SamplingParameters | None = None,
@@ -134,7 +138,11 @@ class AsyncClient:
         """Returns a session whose context streams in; it opens in `async with`.
 
         Give either prefix and suffix, or chat messages of which one holds the slot
-        "{{context}}" (or `context_slot`). With `ordering` "stable", updates invalidate
+        "{{context}}" (or `context_slot`). `tools` are JSON objects that the model's chat
+        template shows to the model, `chat_template_kwargs` variables of that template, for
+        instance `{"enable_thinking": False}`. With `continue_final_message` the answer
+        continues the last message; `add_generation_prompt=False` leaves out the beginning of
+        the model's turn. With `ordering` "stable", updates invalidate
         less: documents keep their places, and the model gets their ranking in
         `ranking_note` (None: the server's own; empty: none). `handover` is how the
         context's KV reaches the decode worker, "at_seal" or "streamed"; None means the
@@ -153,10 +161,13 @@ class AsyncClient:
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
         metadata = trace_metadata(traceparent)
+        chat_options = ChatOptions(
+            tools, chat_template_kwargs, continue_final_message, add_generation_prompt
+        )
         opening = OpenSession(
             session_id=session_id,
             model=model,
-            template=template_of(prefix, suffix, chat, context_slot),
+            template=template_of(prefix, suffix, chat, context_slot, chat_options),
             sampling=sampling_of(sampling),
             ordering=option_of(DocumentOrdering, ordering),
             ranking_note=ranking_note,
@@ -188,6 +199,10 @@ class AsyncClient:
         sampling: SamplingParameters | None = None,
         model: str = "",
         session_id: str = "",
+        tools: Sequence[JsonObject] | None = None,
+        chat_template_kwargs: JsonObject | None = None,
+        continue_final_message: bool = False,
+        add_generation_prompt: bool | None = None,
         control_tokens: ControlTokens | str = ControlTokens.NONE,
         ttft_slo_ms: int | None = None,
         timeout_s: float | None = None,
@@ -196,16 +211,19 @@ class AsyncClient:
         """Answers one complete prompt: text, token ids or chat messages.
 
         `async for event in client.generate(...)`, or
-        `answer = await client.generate(...).answer()`. `traceparent` and `ttft_slo_ms` are as
-        in `session`.
+        `answer = await client.generate(...).answer()`. `traceparent`, `ttft_slo_ms` and
+        what goes with chat messages (`tools`, ...) are as in `session`.
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
         metadata = trace_metadata(traceparent)
+        chat_options = ChatOptions(
+            tools, chat_template_kwargs, continue_final_message, add_generation_prompt
+        )
         message = message_of(
             GenerateRequest(
                 session_id=session_id,
                 model=model,
-                prompt=prompt_of(prompt),
+                prompt=prompt_of(prompt, chat_options),
                 sampling=sampling_of(sampling),
                 control_tokens=option_of(ControlTokens, control_tokens),
                 ttft_slo_ms=ttft_slo_of(ttft_slo_ms, "ttft_slo_ms"),
@@ -269,18 +287,6 @@ def _channel(
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, credentials, options=options)
-
-
-def _checked_credentials(
-    credentials: grpc.ChannelCredentials | None, tls: ClientTls | None
-) -> grpc.ChannelCredentials | None:
-    if credentials is not None and not isinstance(credentials, grpc.ChannelCredentials):
-        raise arguments.refused("credentials", credentials, "grpc.ChannelCredentials or None")
-    if tls is None:
-        return credentials
-    if credentials is not None:
-        raise arguments.refused("credentials", credentials, "None where `tls` is given")
-    return channel_credentials(tls)
 
 
 def _checked_callback(on_event: OnEvent | None) -> OnEvent | None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from stream2llm.api import arguments
-from stream2llm.api.errors import InvalidRequestError, UnsupportedError
+from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.api.requests import (
     DEFAULT_CONTEXT_SLOT,
-    ChatMessage,
     ChatPrompt,
     ChatTemplate,
     Content,
@@ -24,6 +23,7 @@ from stream2llm.api.requests import (
 )
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.ttft_slo import asked_slo
+from stream2llm.client.chat_inputs import ChatOptions, MessageLike, chat_messages, is_message
 
 
 def DocumentRef(id: str, stays: float | None = None) -> Document:  # noqa: N802 - reads as the value it makes
@@ -31,10 +31,7 @@ def DocumentRef(id: str, stays: float | None = None) -> Document:  # noqa: N802 
     return Document(id=id, stays=stays)
 
 
-# Contents as OpenAI's clients write them: {"type": "text", "text": ...}.
-TextParts = Sequence[Mapping[str, Any]]
 DocumentLike = Document | Content
-MessageLike = ChatMessage | Mapping[str, str | TextParts]
 Prompt = Content | Sequence[MessageLike]
 
 
@@ -43,11 +40,13 @@ def template_of(
     suffix: Content | None,
     chat: Sequence[MessageLike] | None,
     context_slot: str | None,
+    options: ChatOptions = ChatOptions(),  # noqa: B008 - frozen
 ) -> PlainTemplate | ChatTemplate:
     """The one template that the arguments of `session` describe."""
     if chat is None:
         if context_slot is not None:
             raise InvalidRequestError("context_slot needs chat", field="open.plain")
+        options.check_unused("open.plain")
         return PlainTemplate(
             _content_or_none(prefix, "open.plain.prefix"),
             _content_or_none(suffix, "open.plain.suffix"),
@@ -56,18 +55,20 @@ def template_of(
         message = "chat excludes prefix and suffix: write them into the messages"
         raise InvalidRequestError(message, field="open.chat")
     slot = DEFAULT_CONTEXT_SLOT if context_slot is None else context_slot
-    return ChatTemplate(chat_messages(chat), slot)
+    return ChatTemplate(chat_messages(chat), slot, **options.fields())
 
 
 def _content_or_none(content: Content | None, field: str) -> Content:
     return "" if content is None else content_of(content, field)
 
 
-def prompt_of(prompt: Prompt) -> Content | ChatPrompt:
+def prompt_of(prompt: Prompt, options: ChatOptions) -> Content | ChatPrompt:
     """A complete prompt: text, token ids or chat messages."""
     first = prompt[0] if isinstance(prompt, list | tuple) and prompt else prompt
-    if isinstance(first, Mapping | ChatMessage):
-        return ChatPrompt(chat_messages(cast("Sequence[MessageLike]", prompt)))
+    if is_message(first):
+        messages = chat_messages(cast("Sequence[MessageLike]", prompt))
+        return ChatPrompt(messages, **options.fields())
+    options.check_unused("prompt")
     return content_of(prompt, "prompt")
 
 
@@ -88,47 +89,6 @@ def handover_of(mode: HandoverMode | None) -> HandoverMode | None:
 def ttft_slo_of(value: object, field: str) -> int | None:
     """Milliseconds from the seal; None leaves the deadline to the cluster."""
     return None if value is None else asked_slo(field, value).ttft_slo_ms
-
-
-def chat_messages(messages: Iterable[MessageLike]) -> tuple[ChatMessage, ...]:
-    """Messages given as values or as {"role": ..., "content": ...}."""
-    field = "chat.messages"
-    items = arguments.many(messages, field, "a list of chat messages", ChatMessage, Mapping)
-    return tuple(_chat_message(message, f"{field}[{index}]") for index, message in enumerate(items))
-
-
-def _chat_message(message: MessageLike, field: str) -> ChatMessage:
-    if isinstance(message, ChatMessage):
-        return replace(message, content=_chat_content(message.content, f"{field}.content"))
-    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        raise InvalidRequestError(
-            f"a chat message has a role and a content, not {arguments.shown(message)}", field=field
-        )
-    role: Any = message["role"]  # checked where the message is made
-    return ChatMessage(role, _chat_content(message["content"], f"{field}.content"))
-
-
-def _chat_content(content: object, field: str) -> str:
-    """Text as it is; text parts one behind the other, with nothing in between."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list | tuple):
-        raise arguments.refused(field, content, "text or a list of text parts")
-    return "".join(_part_text(part, f"{field}[{index}]") for index, part in enumerate(content))
-
-
-def _part_text(part: object, field: str) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if not isinstance(part, Mapping) or not isinstance(kind, str):
-        raise arguments.refused(field, part, '{"type": "text", "text": ...}')
-    if kind != "text":
-        raise UnsupportedError(
-            f"{field} is a part of type {arguments.shown(kind)}; only text parts are supported",
-            field=field,
-        )
-    if set(part) != {"type", "text"}:
-        raise arguments.refused(field, part, "a part with the keys type and text alone")
-    return arguments.text(part["text"], f"{field}.text")
 
 
 def appended(documents: Iterable[DocumentLike]) -> tuple[Document, ...]:

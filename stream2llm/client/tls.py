@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from stream2llm.api import arguments
 from stream2llm.api.grpc_options import client_channel_options
 from stream2llm.api.tls import ClientTls, read_file
 
@@ -16,6 +17,19 @@ def channel_credentials(tls: ClientTls) -> grpc.ChannelCredentials:
     ca = tls.ca or ssl.get_default_verify_paths().cafile  # None: those that come with gRPC
     parts = [None if path is None else read_file(path) for path in (ca, tls.key, tls.certificate)]
     return grpc.ssl_channel_credentials(*parts)
+
+
+def checked_credentials(
+    credentials: grpc.ChannelCredentials | None, tls: ClientTls | None
+) -> grpc.ChannelCredentials | None:
+    """The credentials that a caller gave, or those of `tls`; None: plain text."""
+    if credentials is not None and not isinstance(credentials, grpc.ChannelCredentials):
+        raise arguments.refused("credentials", credentials, "grpc.ChannelCredentials or None")
+    if tls is None:
+        return credentials
+    if credentials is not None:
+        raise arguments.refused("credentials", credentials, "None where `tls` is given")
+    return channel_credentials(tls)
 
 
 def open_channel(address: str, tls: ClientTls | None, max_message_bytes: int) -> grpc.Channel:

@@ -74,12 +74,13 @@ def _checked_field(field: FieldDescriptor, value: Any, path: str) -> Any:
 
 def _path(field: FieldDescriptor, path: str) -> str:
     """The name by which errors call a field, after the argument that it came from."""
-    if field.name == "messages":
-        return "chat.messages"
+    if field.containing_type in (pb.ChatTemplate.DESCRIPTOR, pb.ChatPrompt.DESCRIPTOR):
+        return f"chat.{field.name}"
     if field.name == "text":
         if field.containing_type is pb.Content.DESCRIPTOR:
             return path
-        return f"{path}.content" if path else "prompt"
+        if field.containing_type is not pb.ChatContentPart.DESCRIPTOR:
+            return f"{path}.content" if path else "prompt"
     return f"{path}.{field.name}" if path else field.name
 
 

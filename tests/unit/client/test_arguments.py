@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from stream2llm.api.errors import InvalidRequestError, UnsupportedError
+from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.client import AsyncClient, ChatMessage, Client, Document, SamplingParameters
-from stream2llm.client.inputs import appended, chat_messages, template_of, updated
+from stream2llm.client import (
+    AsyncClient,
+    ChatContentPart,
+    ChatMessage,
+    Client,
+    Document,
+    SamplingParameters,
+)
+from stream2llm.client.chat_inputs import chat_messages
+from stream2llm.client.inputs import appended, template_of, updated
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
 
@@ -155,46 +163,6 @@ def test_what_is_no_token_id_is_refused_by_its_place(ids, message):
         appended(["first", ids])
 
 
-# -- chat --------------------------------------------------------------------------
-
-
-def test_text_parts_are_joined():
-    parts = [{"type": "text", "text": SLOT}, {"type": "text", "text": "\nWhy?"}]
-    assert chat_messages([{"role": "user", "content": parts}])[0].content == f"{SLOT}\nWhy?"
-    assert chat_messages([ChatMessage("user", parts)])[0].content == f"{SLOT}\nWhy?"
-
-
-def test_parts_other_than_text_are_refused_by_name():
-    parts = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "u"}}]
-    with pytest.raises(UnsupportedError, match="'image_url'") as caught:
-        chat_messages([{"role": "user", "content": parts}])
-    assert caught.value.field == "chat.messages[0].content[1]"
-
-
-@pytest.mark.parametrize(
-    ("message", "field"),
-    [
-        ({"role": "assistant", "content": None}, "chat.messages[1].content"),
-        (ChatMessage("assistant", None), "chat.messages[1].content"),
-        ({"role": None, "content": "x"}, "chat.messages[1].role"),
-        ({"role": "user", "content": 5}, "chat.messages[1].content"),
-        ({"role": "user", "content": [None]}, "chat.messages[1].content[0]"),
-        ({"role": "user", "content": ["x"]}, "chat.messages[1].content[0]"),
-        ({"role": "user", "content": [{"type": "text"}]}, "chat.messages[1].content[0]"),
-        ({"role": "user", "content": "x", "name": "n"}, "chat.messages[1]"),
-        ("x", "chat.messages[1]"),
-    ],
-    ids=str,
-)
-async def test_what_is_no_chat_message_is_refused_by_its_place(client, message, field):
-    chat = [{"role": "user", "content": SLOT}, message]
-    with pytest.raises(InvalidRequestError) as of_session:
-        client.session(chat=chat)
-    with pytest.raises(InvalidRequestError) as of_prompt:
-        client.generate(chat)
-    assert (of_session.value.field, of_prompt.value.field) == (field, field)
-
-
 # -- None, and values of another type ------------------------------------------------
 
 WITH_NONE = {"max_tokens", "seed", "logprobs"}
@@ -249,7 +217,7 @@ async def test_numbers_of_numpy_are_numbers(client, router):
         ("open.ordering", {"ordering": None}),
         ("open.ranking_note", {"ranking_note": 5}),
         ("open.handover", {"handover": "sometimes"}),
-        ("open.chat.context_slot", {"chat": [{"role": "user", "content": "x"}], "context_slot": 5}),
+        ("chat.context_slot", {"chat": [{"role": "user", "content": "x"}], "context_slot": 5}),
         ("open.plain.prefix", {"prefix": 5}),
         ("sampling", {"sampling": {"temperature": 0}}),
         ("timeout_s", {"timeout_s": 0}),
@@ -328,6 +296,39 @@ async def test_what_grpc_takes_for_an_address_is_one(address):
 
 # For each string field that a client can send: what the error calls it, and a call.
 CHAT = [{"role": "user", "content": SLOT}]
+CALL = {"id": "1", "function": {"name": "f", "arguments": "{}"}}
+TEXT = {"type": "text", "text": "x"}
+# Of one message: the field, what the error calls it, and what the message has.
+OF_MESSAGE = [
+    ("name", "chat.messages[0].name", {"name": HALF}),
+    ("reasoning", "chat.messages[0].reasoning", {"reasoning_content": HALF}),
+    ("tool_call_id", "chat.messages[0].tool_call_id", {"tool_call_id": HALF}),
+    (
+        "tool_calls.id",
+        "chat.messages[0].tool_calls[1].id",
+        {"tool_calls": [CALL, {**CALL, "id": HALF}]},
+    ),
+    (
+        "tool_calls.name",
+        "chat.messages[0].tool_calls[0].function.name",
+        {"tool_calls": [{"function": {"name": HALF}}]},
+    ),
+    (
+        "tool_calls.arguments",
+        "chat.messages[0].tool_calls[0].function.arguments",
+        {"tool_calls": [{"function": {"name": "f", "arguments": {"a": HALF}}}]},
+    ),
+    (
+        "parts.text",
+        "chat.messages[0].content[1].text",
+        {"content": [TEXT, {"type": "text", "text": HALF}]},
+    ),
+    (
+        "parts.type",
+        "chat.messages[0].parts[1].type",
+        {"content": [TEXT, ChatContentPart("x", type=HALF)]},
+    ),
+]
 OF_SESSION = {
     "open.session_id": ("open.session_id", {"session_id": HALF}),
     "open.model": ("open.model", {"model": HALF}),
@@ -341,7 +342,16 @@ OF_SESSION = {
         "chat.messages[0].content",
         {"chat": [{"role": "user", "content": HALF}]},
     ),
-    "open.chat.context_slot": ("open.chat.context_slot", {"chat": CHAT, "context_slot": HALF}),
+    **{
+        f"open.chat.messages.{name}": (field, {"chat": [{**CHAT[0], **message}]})
+        for name, field, message in OF_MESSAGE
+    },
+    "open.chat.tools": ("chat.tools[0]", {"chat": CHAT, "tools": [{HALF: 1}]}),
+    "open.chat.chat_template_kwargs": (
+        "chat.chat_template_kwargs",
+        {"chat": CHAT, "chat_template_kwargs": {"x": HALF}},
+    ),
+    "open.chat.context_slot": ("chat.context_slot", {"chat": CHAT, "context_slot": HALF}),
     "open.ranking_note": ("open.ranking_note", {"ranking_note": HALF}),
     "open.sampling.stop_strings": (
         "sampling.stop_strings[1]",
@@ -373,6 +383,16 @@ OF_PROMPT = {
     "model": ("model", "x", {"model": HALF}),
     "chat.messages.role": ("chat.messages[0].role", [ChatMessage(HALF, "x")], {}),
     "chat.messages.content": ("chat.messages[0].content", [ChatMessage("user", HALF)], {}),
+    **{
+        f"chat.messages.{name}": (field, [{**CHAT[0], **message}], {})
+        for name, field, message in OF_MESSAGE
+    },
+    "chat.tools": ("chat.tools[1]", CHAT, {"tools": ["{}", HALF]}),
+    "chat.chat_template_kwargs": (
+        "chat.chat_template_kwargs",
+        CHAT,
+        {"chat_template_kwargs": HALF},
+    ),
     "sampling.stop_strings": (
         "sampling.stop_strings[0]",
         "x",

@@ -116,6 +116,28 @@ def test_a_deadline_is_sent_with_the_question(threaded_router):
     assert generate(threaded_router, "-", "--ttft-slo-ms", "0", stdin="a").exit_code == 2
 
 
+def test_what_goes_with_a_conversation_is_sent(threaded_router, tmp_path):
+    tool = {"type": "function", "function": {"name": "look_up"}}
+    (tmp_path / "tools.json").write_text(json.dumps([tool]))
+    options = ("--tools", str(tmp_path / "tools.json"), "--chat-template-kwargs", '{"a": 1}')
+    result = generate(threaded_router, "-", *options, stdin="a")
+    assert result.exit_code == 0, result.output
+    opened = threaded_router.fake.received[0].open.chat
+    assert [json.loads(text) for text in opened.tools] == [tool]
+    assert opened.chat_template_kwargs == '{"a": 1}'
+    assert generate(threaded_router, "-", *options, "--prefix", "P", stdin="a").exit_code == 3
+
+
+@pytest.mark.parametrize("content", ["{", "{}", None], ids=str)
+def test_a_file_that_has_no_tools_is_bad_usage(threaded_router, tmp_path, content):
+    path = tmp_path / "tools.json"
+    if content is not None:
+        path.write_text(content)
+    result = generate(threaded_router, "-", "--tools", str(path), stdin="a")
+    assert result.exit_code == 2
+    assert "tools.json" in result.stderr
+
+
 def test_updates_put_the_newest_document_in_front(threaded_router):
     options = ("--mode", "update", "--ordering", "stable")
     result = generate(threaded_router, "-", *options, stdin="a\0b\0c")

@@ -222,6 +222,28 @@ async def test_a_session_that_has_sent_too_much_is_not_opened_again(
             await session.answer()
 
 
+async def test_a_conversation_with_tools_is_the_same_at_another_router(
+    rings: list[Ring], routers: AsyncClient
+) -> None:
+    called = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "look"}}]}
+    chat = [
+        {"role": "user", "content": "Why?", "name": "me"},
+        called,
+        {"role": "tool", "content": "{{context}}", "tool_call_id": "1"},
+    ]
+    options = {"tools": [{"name": "look"}], "chat_template_kwargs": {"enable_thinking": False}}
+    async with routers.session(chat=chat, sampling=GREEDY, **options) as session:
+        await session.append("one")
+        await until_received(session, 2)
+        lost = await holder_of(rings)
+        begun = list(lost.record.sequence)
+        await lost.lose_router()
+        assert (await session.answer()).finished.restarts == 1
+    survivor = next(ring for ring in rings if ring is not lost)
+    assert survivor.record.sequence[: len(begun)] == begun
+    assert "look" in survivor.decode_text(begun)
+
+
 @pytest.mark.parametrize(
     "options", [{"ordering": "stable"}, {"oversized_documents": "cut"}], ids=["stable", "cut"]
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.client import AsyncClient, SamplingParameters
 from tests.polling import eventually
 from tests.router_ring import Answered, Ring, a_ring, named, soon
 from tests.tiny_model import BOS, EOS, make_tiny_model
@@ -227,6 +229,34 @@ async def test_a_complete_chat_prompt(ring: Ring) -> None:
     Answered.of([message async for message in call])
     rendered = "<|turn|>user\nhello<|end|>\n<|turn|>assistant\n"
     assert ring.record.sequence == ring.encode_written(rendered)
+
+
+async def test_tools_and_their_results_stand_in_the_conversation(ring: Ring) -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"up": "<|end|>"}}}
+    tool = {"type": "function", "function": {"name": "look"}}
+    chat = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "{{context}}"},
+    ]
+    sampling = SamplingParameters(max_tokens=2, temperature=0)
+    options: dict[str, Any] = {"tools": [tool], "chat_template_kwargs": {"enable_thinking": False}}
+    async with (
+        AsyncClient(ring.address.grpc_address) as client,
+        client.session(chat=chat, sampling=sampling, **options) as session,
+    ):
+        await session.append("fox")
+        await session.answer()
+    written, data = ring.encode_written, ring.encode
+    assert ring.record.sequence == [
+        *written("<|turn|>"),
+        *data(f"tools\n{json.dumps([tool])}"),
+        *written("<|end|>\n<|turn|>user\nWhy?<|end|>\n<|turn|>"),
+        *data(f"assistant\n{json.dumps([call])}"),
+        *written("<|end|>\n<|turn|>tool\n"),
+        *data("fox"),
+        *written("<|end|>\n<|turn|>assistant\n<think></think>"),
+    ]
 
 
 async def test_token_ids_are_used_as_they_are(ring: Ring) -> None:

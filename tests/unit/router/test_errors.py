@@ -152,6 +152,18 @@ async def template_refuses(s: Conversation) -> None:
     await s.send(open=pb.OpenSession(chat=chat))
 
 
+async def other_part(s: Conversation) -> None:
+    parts = [pb.ChatContentPart(type="text"), pb.ChatContentPart(type="image_url")]
+    chat = pb.ChatTemplate(messages=[pb.ChatMessage(role="user", parts=parts)])
+    await s.send(open=pb.OpenSession(chat=chat))
+
+
+async def bad_tool(s: Conversation) -> None:
+    message = pb.ChatMessage(role="user", content="{{context}}")
+    chat = pb.ChatTemplate(messages=[message], tools=["{}", "{"])
+    await s.send(open=pb.OpenSession(chat=chat))
+
+
 async def suffix_with_chat(s: Conversation) -> None:
     chat = pb.ChatTemplate(messages=[pb.ChatMessage(role="user", content="{{context}}")])
     await s.send(open=pb.OpenSession(chat=chat))
@@ -219,6 +231,8 @@ ROWS: list[tuple[Script, Any, str, str, str]] = [
     (no_slot, BAD, "BAD_CHAT", "chat.messages", "appears 0 times"),
     (two_slots, BAD, "BAD_CHAT", "chat.messages", "appears 2 times"),
     (template_refuses, BAD, "BAD_CHAT", "chat.messages", "user first"),
+    (other_part, grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED", "chat.messages[0].parts[1].type", "'image_url'"),
+    (bad_tool, BAD, "BAD_JSON", "chat.tools[1]", "is not JSON"),
     (suffix_with_chat, BAD, "SUFFIX_WITH_CHAT", "seal.suffix", "has its own"),
     (unknown_ordering, BAD, "BAD_ORDERING", "open.ordering", "is 7; it must be as_given or stable"),
     (note_without_stable, BAD, "BAD_RANKING_NOTE", "open.ranking_note", "needs open.ordering stable"),

@@ -21,7 +21,7 @@ from router.encoder import PIECE_CHARS, pieces
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.requests import ChatMessage, ChatTemplate, Document, PlainTemplate
+from stream2llm.api.requests import ChatMessage, ChatPrompt, ChatTemplate, Document, PlainTemplate
 from stream2llm.api.text_options import ControlTokens
 from stream2llm.models.store import is_ready, model_dir
 from stream2llm.serving.prefix import Tokens
@@ -154,7 +154,7 @@ def test_a_chat_has_the_tokens_that_the_models_own_tokenizer_makes(model: ModelT
         tokenize=False,
         add_generation_prompt=True,
     )
-    rendered = model.render_chat(messages)
+    rendered = model.chat.prompt(ChatPrompt(tuple(messages)))
     assert rendered == whole
     ours = model.encoder.encode(model.encoder.parts_written(rendered, is_first=True))
     assert ours.tolist() == model.backend.encode(whole, add_special_tokens=False).ids
