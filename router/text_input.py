@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from router.bad_words import token_sequences
 from router.context import ContentDocument
 from router.encoder import PIECE_CHARS, Part, Piece
 from router.tokenizer import ModelTokenizer, split_chat
@@ -28,6 +29,7 @@ from stream2llm.api.requests import (
     Document,
     PlainTemplate,
 )
+from stream2llm.api.sampling import BadWord, TokenSequence
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.serving.prefix import Tokens, as_tokens
 
@@ -88,12 +90,18 @@ class TextInput:
         self,
         template: PlainTemplate | ChatTemplate | ChatPrompt,
         control_tokens: ControlTokens = ControlTokens.NONE,
+        last_tokens: int | None = None,
     ) -> Frame:
-        """Returns the tokens around the documents."""
+        """Returns the tokens around the documents; of the prefix, only the last if it has more."""
         parse = control_tokens is not ControlTokens.NONE
         if isinstance(template, PlainTemplate):
-            return await self._plain_frame(template, parse=parse)
-        return await self._chat_frame(template, parse=parse)
+            return await self._plain_frame(template, last_tokens, parse=parse)
+        return await self._chat_frame(template, last_tokens, parse=parse)
+
+    async def bad_words(self, words: Sequence[BadWord]) -> tuple[TokenSequence, ...]:
+        """Returns the token sequences of all words; raises as `token_sequences`."""
+        encoder, num_chars = self.tokenizer.encoder, sum(map(len, words))
+        return await self._run(num_chars, lambda: token_sequences(words, encoder))
 
     async def content(
         self,
@@ -102,20 +110,21 @@ class TextInput:
         *,
         is_first: bool = False,
         with_control_tokens: bool = False,
+        last_tokens: int | None = None,
     ) -> Tokens:
         """Tokenizes one content, with nothing around it but BOS at the beginning of a prompt.
 
-        `name` is its field in the request.
+        `name` is its field in the request. Returns only the `last_tokens` tokens, if it has more.
         """
         if not isinstance(content, str):
-            return self.tokenizer.check_ids(content, f"{name}.token_ids")
+            return _last(self.tokenizer.check_ids(content, f"{name}.token_ids"), last_tokens)
         _check_encodable(content, name)
         parse = with_control_tokens
         parts = await self._run(
             len(content),
             lambda: self.tokenizer.parts(content, is_first=is_first, with_control_tokens=parse),
         )
-        return await self._all(parts, name)
+        return await self._all(parts, name, last_tokens)
 
     async def documents(
         self,
@@ -171,19 +180,29 @@ class TextInput:
 
     # -- around the documents ------------------------------------------------------
 
-    async def _plain_frame(self, template: PlainTemplate, *, parse: bool) -> Frame:
+    async def _plain_frame(
+        self, template: PlainTemplate, last_tokens: int | None, *, parse: bool
+    ) -> Frame:
         prefix = await self.content(
-            template.prefix, "prefix", is_first=True, with_control_tokens=parse
+            template.prefix,
+            "prefix",
+            is_first=True,
+            with_control_tokens=parse,
+            last_tokens=last_tokens,
         )
         suffix = await self.content(template.suffix, "suffix", with_control_tokens=parse)
-        num_bos = self.tokenizer.num_bos_tokens if isinstance(template.prefix, str) else 0
-        return Frame(prefix, suffix, num_bos, is_chat=False)
+        head = self.tokenizer.encoder.head
+        has_head = isinstance(template.prefix, str) and np.array_equal(prefix[: len(head)], head)
+        return Frame(prefix, suffix, len(head) if has_head else 0, is_chat=False)
 
-    async def _chat_frame(self, template: ChatTemplate | ChatPrompt, *, parse: bool) -> Frame:
+    async def _chat_frame(
+        self, template: ChatTemplate | ChatPrompt, last_tokens: int | None, *, parse: bool
+    ) -> Frame:
         num_chars = sum(len(message.content) for message in template.messages)
         left, right = await self._run(num_chars, lambda: self._chat_parts(template, parse))
         name = "chat.messages"
-        return Frame(await self._all(left, name), await self._all(right, name), 0, is_chat=True)
+        prefix = await self._all(left, name, last_tokens)
+        return Frame(prefix, await self._all(right, name), 0, is_chat=True)
 
     def _chat_parts(
         self, template: ChatTemplate | ChatPrompt, parse: bool
@@ -199,8 +218,15 @@ class TextInput:
         left, right = split_chat(tokenizer, messages, slot, with_control_tokens=parse)
         return written(left, is_first=True), written(right, is_first=False)
 
-    async def _all(self, parts: Sequence[Part], name: str) -> Tokens:
-        """Encodes all parts; raises when they have more tokens than the model takes."""
+    async def _all(
+        self, parts: Sequence[Part], name: str, last_tokens: int | None = None
+    ) -> Tokens:
+        """Returns the tokens of all parts, or the last ones.
+
+        Raises InvalidRequestError when they have more tokens than the model takes.
+        """
+        if last_tokens is not None and last_tokens < self._max_model_len:
+            return await self._encode_last(parts, last_tokens)
         tokens, num_untokenized = await self._encode(parts, self._max_model_len)
         if num_untokenized:
             raise InvalidRequestError(
@@ -258,21 +284,35 @@ class TextInput:
     async def _encode(self, parts: Sequence[Part], max_tokens: int) -> tuple[Tokens, int]:
         """Returns the tokens, up to about `max_tokens`, and a lower bound on further ones."""
         encoder = self.tokenizer.encoder
-        num_chars = sum(len(part.text) for part in parts if isinstance(part, Piece))
+        num_chars = _num_chars_in(parts)
         if num_chars <= _SHORT_CHARS:
             return await self._run(num_chars, lambda: encoder.encode(parts)), 0
         encoded: list[Tokens] = [_NOTHING]
         num_tokens = 0
         for done, part in enumerate(parts, start=1):
-            encoded.append(
-                await self._run(num_chars, lambda part=part: encoder.encode_part(part))  # type: ignore[misc]
-                if isinstance(part, Piece)
-                else encoder.encode_part(part)
-            )
+            encoded.append(await self._encode_part(part, num_chars))
             num_tokens += len(encoded[-1])
             if num_tokens > max_tokens and done < len(parts):
                 return np.concatenate(encoded), 1
         return np.concatenate(encoded), 0
+
+    async def _encode_last(self, parts: Sequence[Part], num_tokens: int) -> Tokens:
+        """Returns the last tokens, and encodes no more parts than have them."""
+        encoded: list[Tokens] = []
+        num_missing = num_tokens
+        num_chars = _num_chars_in(parts)
+        for part in reversed(parts):
+            if num_missing <= 0:
+                break
+            encoded.insert(0, await self._encode_part(part, num_chars))
+            num_missing -= len(encoded[0])
+        return np.concatenate([_NOTHING, *encoded])[-num_tokens:]
+
+    async def _encode_part(self, part: Part, num_chars: int) -> Tokens:
+        """Encodes one part of a text of `num_chars` characters."""
+        if isinstance(part, int):
+            return self.tokenizer.encoder.encode_part(part)
+        return await self._run(num_chars, lambda: self.tokenizer.encoder.encode_part(part))
 
     async def _run(self, num_chars: int, work: Callable[[], T]) -> T:
         """Runs work on a text, or on a piece of one, of `num_chars` characters."""
@@ -283,6 +323,15 @@ class TextInput:
 
 
 _NOTHING = as_tokens([])
+
+
+def _last(tokens: Tokens, num_tokens: int | None) -> Tokens:
+    last: Tokens = tokens if num_tokens is None else tokens[-num_tokens:]
+    return last
+
+
+def _num_chars_in(parts: Sequence[Part]) -> int:
+    return sum(len(part.text) for part in parts if isinstance(part, Piece))
 
 
 def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:
