@@ -89,12 +89,7 @@ class Answer:
                 return stopped
         if reason is None and self.num_tokens >= self._max_tokens:
             reason = FinishReason.LENGTH
-        if reason is None:
-            return None
-        stopped_by = None
-        if last_of is not None and reason is FinishReason.STOP_TOKEN:
-            stopped_by = token_id if last_of.stop_token_id is None else last_of.stop_token_id
-        return self._end(Finished(reason, stop_token_id=stopped_by), text)
+        return None if reason is None else self._end(_ending(reason, token_id, last_of), text)
 
     def _end(self, ending: Finished, text: list[str]) -> Finished:
         stopped = self._show(self._detokenizer.flush(), text)
@@ -118,3 +113,11 @@ class Answer:
         token_bytes = self._bytes_of(logprob.token_id)
         text = token_bytes.decode(errors="replace")
         return replace(logprob, text=text, token_bytes=token_bytes)
+
+
+def _ending(reason: FinishReason, token_id: int, step: TokenStep | None) -> Finished:
+    """How an answer ends with this token, the last one of `step`, if that ended it."""
+    if step is None or reason is not FinishReason.STOP_TOKEN:
+        return Finished(reason)
+    named = step.stop_token_id
+    return Finished(reason, stop_token_id=token_id if named is None else named)

@@ -2,8 +2,8 @@
 
 Each stop string has a Knuth-Morris-Pratt state: how many of its characters the text now
 ends with. Text is held back only while it may still become a stop string that is not
-shown, and the result does not depend on where the pieces are cut. The first string to be complete
-wins; of several complete at the same character, the longest.
+shown, and the result does not depend on where the pieces are cut. The first string to be
+complete wins; of several complete at the same character, the longest.
 """
 
 from __future__ import annotations
