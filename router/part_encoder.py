@@ -62,7 +62,8 @@ class PartEncoder:
                 break
             encoded.append(await self._encode(part, num_chars))
             num_missing -= len(encoded[-1])
-        return np.concatenate([_NOTHING, *reversed(encoded)])[-num_tokens:]
+        tokens: Tokens = np.concatenate([_NOTHING, *reversed(encoded)])[-num_tokens:]
+        return tokens
 
     async def run(self, num_chars: int, work: Callable[[], T]) -> T:
         """Runs work on a text, or on a piece of one, of `num_chars` characters."""
