@@ -15,11 +15,17 @@ from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.trace_context import TraceContext
-from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY, AnswerPenalty
+from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
 from stream2llm.engine.kv_digest import DIGEST_KEY, BlockKeys
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import Engine, EngineInfo, OutputStream, engine_args, only_output
-from stream2llm.engine.vllm_sampling import EngineSeed, engine_seed, to_vllm, token_step
+from stream2llm.engine.vllm_sampling import (
+    ANSWER_PROCESSORS,
+    EngineSeed,
+    engine_seed,
+    to_vllm,
+    token_step,
+)
 from stream2llm.serving.worker_spec import WorkerSpec
 
 
@@ -51,7 +57,7 @@ def _settings(spec: WorkerSpec) -> tuple[WorkerSpec, dict[str, Any]]:
             "scheduler_cls": f"decode_worker.scheduler.{name}",
             # By the ranks of answer_order.py; of one tenant that is first come, first served.
             "scheduling_policy": "priority",
-            "logits_processors": [AnswerPenalty],
+            "logits_processors": ANSWER_PROCESSORS,
             "additional_config": spec.options.to_additional_config(),
         },
     }
@@ -106,6 +112,7 @@ async def begin_decode(
             "kv_transfer_params": kv_transfer_params,
             ANSWER_TOKENS_KEY: answer_tokens,
         },
+        answer_tokens=answer_tokens,
     )
     request = await engine.build_request(
         request_id, prompt_token_ids, params, cache_salt, trace=trace

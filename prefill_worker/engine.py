@@ -26,7 +26,7 @@ from stream2llm.api.handover import HANDOVER_KEY
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.api.trace_context import TraceContext
-from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY, AnswerPenalty
+from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import (
     Engine,
@@ -35,7 +35,13 @@ from stream2llm.engine.vllm_engine import (
     nixl_options,
     only_output,
 )
-from stream2llm.engine.vllm_sampling import EngineSeed, engine_seed, to_vllm
+from stream2llm.engine.vllm_sampling import (
+    ANSWER_PROCESSORS,
+    EngineSeed,
+    engine_seed,
+    min_tokens_left,
+    to_vllm,
+)
 from stream2llm.serving.clock import Clock, SystemClock
 from stream2llm.serving.request_check import check_token_ids
 from stream2llm.serving.worker_spec import WorkerSpec
@@ -45,7 +51,7 @@ FIXED_ARGS = {
     "scheduler_cls": "prefill_worker.scheduler.PrefillScheduler",
     "async_scheduling": False,
     "scheduler_reserve_full_isl": False,
-    "logits_processors": [AnswerPenalty],
+    "logits_processors": ANSWER_PROCESSORS,
 }
 
 MAX_REVISION = 2**63 - 1
@@ -171,8 +177,8 @@ class PrefillSession:
             deadline_ms=self._deadline_ms(ttft_left_ms),
         )
         if self._first_request is not None:
-            extra_args = _extra_args(event, hand_over, answer_tokens)
-            await self._engine.send(self._event_request(token_ids, extra_args))
+            request = self._event_request(event, token_ids, hand_over, answer_tokens)
+            await self._engine.send(request)
         elif token_ids:
             await self._begin(event, token_ids, hand_over, answer_tokens)
 
@@ -229,6 +235,7 @@ class PrefillSession:
             max_tokens=1,
             seed=engine_seed(self._sampling.seed, EngineSeed.PREFILL, answer_tokens),
             extra_args=_extra_args(event, hand_over, answer_tokens),
+            answer_tokens=answer_tokens,
         )
         request = await self._engine.build_request(
             self._request_id, token_ids, params, self._cache_salt, trace=self._trace
@@ -236,11 +243,14 @@ class PrefillSession:
         self._first_request = request
         self.outputs = await self._engine.submit(request)
 
-    def _event_request(self, token_ids: list[int], extra_args: dict[str, Any]) -> EngineCoreRequest:
+    def _event_request(
+        self, event: ContextEvent, token_ids: list[int], hand_over: bool, answer_tokens: int
+    ) -> EngineCoreRequest:
         first = self._first_request
         assert first is not None
         params = copy.copy(first.sampling_params)
-        params.extra_args = extra_args
+        params.extra_args = _extra_args(event, hand_over, answer_tokens)
+        params.min_tokens = min_tokens_left(self._sampling, 1, answer_tokens)
         return msgspec.structs.replace(first, prompt_token_ids=token_ids, sampling_params=params)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from router.detokenizer import Detokenizer
 from router.stop_strings import StopStringMatcher
 from stream2llm.api.events import Finished, TokenDelta
+from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
 
 
@@ -31,14 +32,18 @@ class Answer:
     def __init__(
         self,
         detokenizer: Detokenizer,
-        stop_strings: tuple[str, ...],
+        sampling: SamplingParameters,
         max_tokens: int,
-        text_of: Callable[[int], str],
+        bytes_of: Callable[[int], bytes],
     ) -> None:
+        """`max_tokens` is what the model has room for, too; `bytes_of` knows a token's bytes."""
         self._detokenizer = detokenizer
-        self._matcher = StopStringMatcher(stop_strings)
+        self._matcher = StopStringMatcher(
+            sampling.stop_strings, shows_them=sampling.include_stop_string
+        )
+        self._sampling = sampling
         self._max_tokens = max_tokens
-        self._text_of = text_of
+        self._bytes_of = bytes_of
         self.token_ids: list[int] = []
         # Characters of the text, from here on, that the client has.
         self._num_chars_sent = 0
@@ -78,16 +83,13 @@ class Answer:
     ) -> Finished | None:
         self.token_ids.append(token_id)
         reason = last_of.finish_reason if last_of else None
-        if reason is FinishReason.STOP_TOKEN:  # its text is not part of the answer
-            stop_token_id = last_of.stop_token_id if last_of else None
-            stopped_by = token_id if stop_token_id is None else stop_token_id
-            return self._end(Finished(reason, stop_token_id=stopped_by), text)
-        stopped = self._show(self._detokenizer.push(token_id), text)
-        if stopped is not None:
-            return stopped
+        if reason is not FinishReason.STOP_TOKEN or self._sampling.include_stop_string:
+            stopped = self._show(self._detokenizer.push(token_id), text)
+            if stopped is not None:
+                return stopped
         if reason is None and self.num_tokens >= self._max_tokens:
             reason = FinishReason.LENGTH
-        return None if reason is None else self._end(Finished(reason), text)
+        return None if reason is None else self._end(_ending(reason, token_id, last_of), text)
 
     def _end(self, ending: Finished, text: list[str]) -> Finished:
         stopped = self._show(self._detokenizer.flush(), text)
@@ -97,7 +99,8 @@ class Answer:
         return ending
 
     def _show(self, piece: str, text: list[str]) -> Finished | None:
-        matched = self._matcher.push(piece)
+        may_stop = self.num_tokens > self._sampling.min_tokens
+        matched = self._matcher.push(piece, may_stop=may_stop)
         text.append(matched.text)
         if matched.stop_string is None:
             return None
@@ -107,4 +110,14 @@ class Answer:
         return TokenLogprobs(self._named(item.sampled), tuple(map(self._named, item.top)))
 
     def _named(self, logprob: Logprob) -> Logprob:
-        return replace(logprob, text=self._text_of(logprob.token_id))
+        token_bytes = self._bytes_of(logprob.token_id)
+        text = token_bytes.decode(errors="replace")
+        return replace(logprob, text=text, token_bytes=token_bytes)
+
+
+def _ending(reason: FinishReason, token_id: int, step: TokenStep | None) -> Finished:
+    """How an answer ends with this token, the last one of `step`, if that ended it."""
+    if step is None or reason is not FinishReason.STOP_TOKEN:
+        return Finished(reason)
+    named = step.stop_token_id
+    return Finished(reason, stop_token_id=token_id if named is None else named)

@@ -4,7 +4,8 @@ In byte-level vocabularies (GPT-2, Llama 3, Qwen, SmolLM) each token is a byte s
 an incremental UTF-8 decoder holds back at most three bytes, and invalid bytes give
 U+FFFD exactly where decoding at once does. In vocabularies of the SentencePiece kind
 (Llama 2, Mistral, Gemma) each token has its own text, except the first, which loses its
-word mark, and byte tokens for characters without a token.
+word mark, and byte tokens for characters without a token. Special tokens have no text,
+unless it is asked for.
 All others go through the tokenizers library's DecodeStream, which raises on some
 invalid byte runs; a new stream then takes over.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
@@ -39,16 +40,51 @@ class Detokenizer(Protocol):
         """Ends the answer: incomplete bytes become U+FFFD."""
 
 
-def detokenizer_factory(tokenizer: Tokenizer) -> Callable[[Tokens], Detokenizer]:
-    """Returns a function that makes an answer's detokenizer from the prompt's tokens."""
-    decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
+class Detokenizers:
+    """Makes the detokenizers of one vocabulary, and knows each token's bytes."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
+        # With and without the special tokens' text.
+        self._tables = {skip: _table(tokenizer, decoder, skip) for skip in (False, True)}
+
+    def of_answer(self, prompt: Tokens, *, skip_special_tokens: bool = True) -> Detokenizer:
+        """Returns the detokenizer of one answer to these prompt tokens."""
+        table = self._tables[skip_special_tokens]
+        if isinstance(table, ByteTable):
+            return ByteLevelDetokenizer(table)
+        if isinstance(table, PieceTable):
+            return PieceDetokenizer(table, is_first=not table.has_text(prompt))
+        end = prompt[-_NUM_CONTEXT_TOKENS:].tolist()
+        return StreamDetokenizer(self._tokenizer, end, skip_special_tokens=skip_special_tokens)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """Returns the bytes of one token inside a text, of special ones too."""
+        table = self._tables[False]
+        if isinstance(table, ByteTable):
+            return table.bytes_of(token_id)
+        if isinstance(table, PieceTable):
+            piece = table.of(token_id)
+            return piece if isinstance(piece, bytes) else piece.encode()
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False)).encode()
+
+
+def _table(
+    tokenizer: Tokenizer, decoder: dict[str, Any], skip_special_tokens: bool
+) -> ByteTable | PieceTable | None:
+    """Returns None where a token's text depends on those around it."""
     if decoder.get("type") == "ByteLevel":
-        table = ByteTable(tokenizer)
-        return lambda _: ByteLevelDetokenizer(table)
-    if _is_sentencepiece(decoder):
-        pieces = PieceTable(tokenizer, has_bytes="ByteFallback" in _kinds(decoder))
-        return lambda prompt: PieceDetokenizer(pieces, is_first=not pieces.has_text(prompt))
-    return lambda prompt: StreamDetokenizer(tokenizer, prompt[-_NUM_CONTEXT_TOKENS:].tolist())
+        return ByteTable(tokenizer, skip_special_tokens=skip_special_tokens)
+    if not _is_sentencepiece(decoder):
+        return None
+    has_bytes = "ByteFallback" in _kinds(decoder)
+    return PieceTable(tokenizer, has_bytes=has_bytes, skip_special_tokens=skip_special_tokens)
+
+
+def _skipped_ids(tokenizer: Tokenizer, skip_special_tokens: bool) -> frozenset[int]:
+    added = tokenizer.get_added_tokens_decoder()
+    return frozenset(i for i, token in added.items() if token.special and skip_special_tokens)
 
 
 def _is_sentencepiece(decoder: dict[str, Any]) -> bool:
@@ -67,25 +103,24 @@ def _kinds(decoder: dict[str, Any]) -> set[str]:
 
 
 class ByteTable:
-    """The bytes of each token of a byte-level vocabulary; special tokens have none."""
+    """The bytes of each token of a byte-level vocabulary; skipped special tokens have none."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
-        added = tokenizer.get_added_tokens_decoder()
-        self._special_ids = {token_id for token_id, token in added.items() if token.special}
+        self._skipped_ids = _skipped_ids(tokenizer, skip_special_tokens)
         self._byte_of_char = {char: byte for byte, char in enumerate(byte_alphabet())}
         # At most as large as the vocabulary.
         self._known: dict[int, bytes] = {}
 
     def bytes_of(self, token_id: int) -> bytes:
-        """Returns b"" for special tokens and for ids without a token."""
+        """Returns b"" for skipped tokens and for ids without a token."""
         known = self._known.get(token_id)
         if known is None:
             known = self._known[token_id] = self._compute(token_id)
         return known
 
     def _compute(self, token_id: int) -> bytes:
-        token = None if token_id in self._special_ids else self._tokenizer.id_to_token(token_id)
+        token = None if token_id in self._skipped_ids else self._tokenizer.id_to_token(token_id)
         if token is None:
             return b""
         try:
@@ -111,17 +146,19 @@ class ByteLevelDetokenizer:
 class PieceTable:
     """The text or the byte of each token of a vocabulary of the SentencePiece kind."""
 
-    def __init__(self, tokenizer: Tokenizer, *, has_bytes: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, has_bytes: bool, skip_special_tokens: bool = True
+    ) -> None:
         self._tokenizer = tokenizer
         self._has_bytes = has_bytes
-        added = tokenizer.get_added_tokens_decoder()
-        self._special_ids = {token_id for token_id, token in added.items() if token.special}
+        self._skips = skip_special_tokens
+        self._skipped_ids = _skipped_ids(tokenizer, skip_special_tokens)
         self._before = self._find_before()
         # At most as large as the vocabulary.
         self._known: dict[int, str | bytes] = {}
 
     def of(self, token_id: int) -> str | bytes:
-        """Returns a token's text inside a text; "" for special tokens."""
+        """Returns a token's text inside a text; "" for skipped tokens."""
         known = self._known.get(token_id)
         if known is None:
             known = self._known[token_id] = self._compute(token_id)
@@ -133,13 +170,13 @@ class PieceTable:
         return inside if isinstance(inside, bytes) else self._decode([token_id])
 
     def has_text(self, token_ids: Tokens) -> bool:
-        """Whether any of these tokens is not a special token."""
+        """Whether any of these tokens is not skipped."""
         # Backwards, one by one: a prompt ends with a few special tokens at most.
-        return any(int(token_id) not in self._special_ids for token_id in reversed(token_ids))
+        return any(int(token_id) not in self._skipped_ids for token_id in reversed(token_ids))
 
     def _compute(self, token_id: int) -> str | bytes:
         token = self._tokenizer.id_to_token(token_id)
-        if token is None or token_id in self._special_ids:
+        if token is None or token_id in self._skipped_ids:
             return ""
         if self._has_bytes and (byte := _BYTE_TOKEN.fullmatch(token)):
             return bytes.fromhex(byte[1])
@@ -149,14 +186,14 @@ class PieceTable:
         """Finds a token to decode before another one, so that that one is not the first."""
         for token_id in range(self._tokenizer.get_vocab_size()):
             token = self._tokenizer.id_to_token(token_id)
-            if token_id in self._special_ids or not (token and token.isalnum()):
+            if token_id in self._skipped_ids or not (token and token.isalnum()):
                 continue
             if self._decode([token_id, token_id]) == 2 * token:
                 return [token_id]
         return []
 
     def _decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=self._skips))
 
 
 class PieceDetokenizer:
@@ -183,10 +220,17 @@ class PieceDetokenizer:
 class StreamDetokenizer:
     """For every other vocabulary; exact for answers that are valid UTF-8."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_end: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_end: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._skips = skip_special_tokens
         self._prompt_end = list(prompt_end)
-        self._stream: Any = DecodeStream(ids=self._prompt_end, skip_special_tokens=True)
+        self._stream = self._stream_behind(self._prompt_end)
         # Grows with the answer.
         self._ids: list[int] = []
         self._shown: list[str] = []
@@ -206,10 +250,13 @@ class StreamDetokenizer:
         return whole[len(shown) :] if whole.startswith(shown) else ""
 
     def _decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=self._skips))
+
+    def _stream_behind(self, token_ids: list[int]) -> Any:
+        return DecodeStream(ids=token_ids, skip_special_tokens=self._skips)
 
     def _restart(self) -> str:
-        self._stream = DecodeStream(ids=self._ids[-_NUM_CONTEXT_TOKENS:], skip_special_tokens=True)
+        self._stream = self._stream_behind(self._ids[-_NUM_CONTEXT_TOKENS:])
         return _REPLACEMENT
 
 

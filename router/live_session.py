@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from router.detokenizer import Detokenizer
+from router.detokenizer import Detokenizers
 from router.lengths import LengthLimits, limits_with
 from router.metrics import InputMode, InputOp, Phase, RouterMetrics
 from router.outbox import Outbox
@@ -30,13 +30,12 @@ from stream2llm.api.events import Finished, Timings
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.requests import ResumedSession
-from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.sampling import SamplingParameters, TokenSequence
 from stream2llm.api.session import Event, Session, State
 from stream2llm.api.ttft_slo import AskedSlo
 from stream2llm.security.principal import ANYONE, Principal
 from stream2llm.serving.clock import Clock
 from stream2llm.serving.log_context import LogContext
-from stream2llm.serving.prefix import Tokens
 from stream2llm.serving.router_spec import RouterSpec
 from stream2llm.serving.tracing import NO_TRACE, Trace, Tracing
 
@@ -49,8 +48,7 @@ class RouterParts:
 
     spec: RouterSpec
     text: TextInput
-    # Makes the detokenizer of an answer to these prompt tokens.
-    make_detokenizer: Callable[[Tokens], Detokenizer]
+    detokenizers: Detokenizers
     workers: WorkerPool
     sessions: OpenSessions
     metrics: RouterMetrics
@@ -91,6 +89,8 @@ class LiveSession:
         self.log_context = LogContext(trace.context)
         self.record = SessionRecord(caller.tenant)
         self.sampling = SamplingParameters()
+        # Its bad words, as tokens.
+        self.bad_words: tuple[TokenSequence, ...] = ()
         self.ordering = DocumentOrdering.AS_GIVEN
         # Deadlines in the metadata of the call.
         self.asked_slos: tuple[AskedSlo, ...] = ()
@@ -131,8 +131,15 @@ class LiveSession:
 
     @property
     def worker_sampling(self) -> SamplingParameters:
-        """Sampling parameters for the engines: without stop strings, which are matched here."""
-        return replace(self.sampling, stop_strings=())
+        """Parameters for the engines: tokens only. Text, and the prompt's length, are handled here."""
+        return replace(
+            self.sampling,
+            stop_strings=(),
+            bad_words=self.bad_words,
+            include_stop_string=False,
+            skip_special_tokens=True,
+            truncate_prompt_tokens=None,
+        )
 
     @property
     def ttft_left_ms(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from router.answer import Answer, Taken
+from router.detokenizer import Detokenizer
 from router.live_session import LiveSession
 from router.resumed import check_length, check_room, taken_up
 from stream2llm.api.events import TokenDelta
@@ -48,19 +49,18 @@ def sealed_answer(live: LiveSession, prompt: Tokens) -> SealedAnswer:
     parts, sampling, resumed = live.parts, live.sampling, live.resumed
     room = live.lengths.max_total_tokens - len(prompt)
     max_tokens = min(sampling.max_tokens or room, room)
-    answer = Answer(
-        parts.make_detokenizer(prompt),
-        sampling.stop_strings,
-        max_tokens,
-        parts.text.tokenizer.token_text,
-    )
+
+    def detokenizer() -> Detokenizer:
+        skip = sampling.skip_special_tokens
+        return parts.detokenizers.of_answer(prompt, skip_special_tokens=skip)
+
+    answer = Answer(detokenizer(), sampling, max_tokens, parts.detokenizers.bytes_of)
     unsent = Taken(TokenDelta(""), None)
     if resumed is not None:
         check_length(resumed, max_tokens)
         eos = () if sampling.ignore_eos else parts.text.tokenizer.files.eos_token_ids
         stops = {*eos, *sampling.stop_token_ids}
-        whole_text = parts.make_detokenizer(prompt)
-        unsent = taken_up(resumed, answer, whole_text, stops.__contains__)
+        unsent = taken_up(resumed, answer, detokenizer(), stops.__contains__)
         if unsent.ending is None and resumed.token_ids:
             check_room(len(prompt) + len(resumed.token_ids), live.lengths)
     return SealedAnswer(prompt, max_tokens, answer, unsent)

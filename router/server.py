@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from router.background import Background
-from router.detokenizer import detokenizer_factory
+from router.detokenizer import Detokenizers
 from router.live_session import RouterParts
 from router.message_limit import MessageLimit, grpc_limit
 from router.metrics import RouterMetrics
@@ -92,7 +92,7 @@ class Router:
         self._parts = RouterParts(
             spec=spec,
             text=TextInput(tokenizer, spec.max_model_len),
-            make_detokenizer=detokenizer_factory(tokenizer.backend),
+            detokenizers=Detokenizers(tokenizer.backend),
             workers=WorkerPool(
                 channels
                 or PeerChannels(

@@ -295,7 +295,9 @@ class SessionOutput:
 
     def _decode_request(self, first: pb.FirstToken) -> pb.DecodeRequest:
         final = self._final
-        sampling = replace(self._live.worker_sampling, max_tokens=final.max_tokens)
+        sampling = self._live.worker_sampling
+        num_min = min(sampling.min_tokens, final.max_tokens)
+        sampling = replace(sampling, max_tokens=final.max_tokens, min_tokens=num_min)
         return pb.DecodeRequest(
             session_id=self._live.session_id,
             prompt_token_ids=final.tokens.tolist(),

@@ -40,6 +40,7 @@ from stream2llm.api.errors import (
 )
 from stream2llm.api.events import Accepted
 from stream2llm.api.requests import ClientEvent, OpenSession, PlainTemplate, ResumedSession
+from stream2llm.api.sampling import BAD_SAMPLING
 from stream2llm.api.session import Event
 from stream2llm.api.trace_context import TraceContext
 from stream2llm.api.ttft_slo import AskedSlo, asked_slo
@@ -118,7 +119,9 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
     opened = await reader.open()
     _take_open(live, opened)
     begin_s = live.trace.now_s()
-    frame = await live.parts.text.frame(opened.template, opened.control_tokens)
+    last_tokens = opened.sampling.truncate_prompt_tokens
+    frame = await live.parts.text.frame(opened.template, opened.control_tokens, last_tokens)
+    live.bad_words = await live.parts.text.bad_words(opened.sampling.bad_words)
     live.trace.tokenized(InputOp.OPEN, begin_s, len(frame.prefix) + len(frame.suffix))
     # A template may be as long as the context; from here on the frame has its tokens.
     opened = replace(opened, template=PlainTemplate())
@@ -161,6 +164,7 @@ def _take_open(live: LiveSession, event: OpenSession) -> None:
     live.log_context.session_id = live.session_id
     check_model(live.parts, event.model)
     event.sampling.validate(live.parts.text.tokenizer.files.vocab_size)
+    _check_truncation(event)
     check_ranking_note(event.ranking_note, event.ordering)
     live.ttft_slo_ms = _slo_ms(live, event)
     live.sampling = event.sampling
@@ -168,6 +172,16 @@ def _take_open(live: LiveSession, event: OpenSession) -> None:
     live.lengths = live.parts.lengths().for_answer(event.sampling.max_tokens)
     if event.resumed is not None:
         _take_resumed(live, event.resumed)
+
+
+def _check_truncation(event: OpenSession) -> None:
+    if event.sampling.truncate_prompt_tokens is not None and not event.one_shot:
+        raise InvalidRequestError(
+            "a session cannot have sampling.truncate_prompt_tokens: the beginning of its context"
+            " is prefilled before the end is known",
+            reason=BAD_SAMPLING,
+            field="sampling.truncate_prompt_tokens",
+        )
 
 
 def _take_resumed(live: LiveSession, resumed: ResumedSession) -> None:

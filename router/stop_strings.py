@@ -1,9 +1,9 @@
 """Finds stop strings in text that arrives in pieces. Pure.
 
 Each stop string has a Knuth-Morris-Pratt state: how many of its characters the text now
-ends with. Text is held back only while it may still become a stop string, and the
-result does not depend on where the pieces are cut. The first string to be complete
-wins; of several complete at the same character, the longest.
+ends with. Text is held back only while it may still become a stop string that is not
+shown, and the result does not depend on where the pieces are cut. The first string to be
+complete wins; of several complete at the same character, the longest.
 """
 
 from __future__ import annotations
@@ -23,21 +23,26 @@ class Matched:
 class StopStringMatcher:
     """Call `push` until it reports a stop string; `flush` at the end."""
 
-    def __init__(self, stop_strings: Sequence[str]) -> None:
+    def __init__(self, stop_strings: Sequence[str], *, shows_them: bool = False) -> None:
+        """`shows_them`: the stop string is part of the text, so nothing is held back."""
         self._patterns = [_Pattern(text) for text in stop_strings]
+        self._shows_them = shows_them
         self._held = ""
 
-    def push(self, text: str) -> Matched:
-        """Takes more text. Must not be called after a match."""
+    def push(self, text: str, *, may_stop: bool = True) -> Matched:
+        """Takes more text. Must not be called after a match.
+
+        A stop string that is complete in a text that may not stop the answer is passed over.
+        """
         if not self._patterns:
             return Matched(text)
         seen = self._held + text
         for offset, character in enumerate(text, start=len(self._held) + 1):
             found = self._advance(character)
-            if found is not None:
+            if found is not None and may_stop:
                 self._held = ""
-                return Matched(seen[: offset - len(found)], found)
-        num_held = max(pattern.num_matched for pattern in self._patterns)
+                return Matched(seen[: offset if self._shows_them else offset - len(found)], found)
+        num_held = 0 if self._shows_them else max(each.num_matched for each in self._patterns)
         cut = len(seen) - num_held
         self._held = seen[cut:]
         return Matched(seen[:cut])
@@ -66,7 +71,10 @@ class _Pattern:
             self.num_matched = self._borders[self.num_matched - 1]
         if self.text[self.num_matched] == character:
             self.num_matched += 1
-        return self.num_matched == len(self.text)
+        is_complete = self.num_matched == len(self.text)
+        if is_complete:  # the next match may overlap with this one
+            self.num_matched = self._borders[-1]
+        return is_complete
 
 
 def _borders(text: str) -> list[int]:

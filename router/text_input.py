@@ -1,25 +1,22 @@
-"""Tokenizes the contents of events, off the event loop if they are long.
+"""Tokenizes the contents of events.
 
-Owns the threads for it. The caller keeps the order within a session: it awaits one event
-before the next. Long texts use a separate thread, piece by piece in turn, so they do not
-delay short ones, and delay each other evenly. A text that cannot fit is tokenized only
-as far as is needed to find that out.
+The caller keeps the order within a session: it awaits one event before the next. A text
+that cannot fit is tokenized only as far as is needed to find that out.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 
 from router import conversation
+from router.bad_words import token_sequences
 from router.chat_template import TemplateText
 from router.context import ContentDocument
 from router.encoder import PIECE_CHARS, Part, Piece
+from router.part_encoder import SHORT_CHARS, PartEncoder
 from router.tokenizer import ModelTokenizer
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.requests import (
@@ -29,15 +26,9 @@ from stream2llm.api.requests import (
     Document,
     PlainTemplate,
 )
+from stream2llm.api.sampling import BadWord, TokenSequence
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.serving.prefix import Tokens, as_tokens
-
-T = TypeVar("T")
-# Below this many characters, tokenizing takes less time than a thread switch under load.
-_INLINE_CHARS = 2_000
-# Above this many, it takes too long for others to wait for it.
-_SHORT_CHARS = 2 * PIECE_CHARS
-_NUM_SHORT_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +68,28 @@ class TextInput:
     def __init__(self, tokenizer: ModelTokenizer, max_model_len: int) -> None:
         self.tokenizer = tokenizer
         self._max_model_len = max_model_len
-        self._short = ThreadPoolExecutor(_NUM_SHORT_THREADS, thread_name_prefix="tokenize")
-        self._long = ThreadPoolExecutor(1, thread_name_prefix="tokenize-long")
+        self._encoding = PartEncoder(tokenizer.encoder)
 
     def close(self) -> None:
         """Waits for tokenizing under way."""
-        for threads in (self._short, self._long):
-            threads.shutdown(cancel_futures=True)
+        self._encoding.close()
 
     async def frame(
         self,
         template: PlainTemplate | ChatPrompt,
         control_tokens: ControlTokens = ControlTokens.NONE,
+        last_tokens: int | None = None,
     ) -> Frame:
-        """Returns the tokens around the documents."""
+        """Returns the tokens around the documents; of the prefix, only the last if it has more."""
         if isinstance(template, PlainTemplate):
             parse = control_tokens is not ControlTokens.NONE
-            return await self._plain_frame(template, parse=parse)
-        return await self._chat_frame(template, control_tokens)
+            return await self._plain_frame(template, last_tokens, parse=parse)
+        return await self._chat_frame(template, control_tokens, last_tokens)
+
+    async def bad_words(self, words: Sequence[BadWord]) -> tuple[TokenSequence, ...]:
+        """Returns the token sequences of all words; raises as `token_sequences`."""
+        encoder, num_chars = self.tokenizer.encoder, sum(map(len, words))
+        return await self._encoding.run(num_chars, lambda: token_sequences(words, encoder))
 
     async def content(
         self,
@@ -103,20 +98,21 @@ class TextInput:
         *,
         is_first: bool = False,
         with_control_tokens: bool = False,
+        last_tokens: int | None = None,
     ) -> Tokens:
         """Tokenizes one content, with nothing around it but BOS at the beginning of a prompt.
 
-        `name` is its field in the request.
+        `name` is its field in the request. Returns only the `last_tokens` tokens, if it has more.
         """
         if not isinstance(content, str):
-            return self.tokenizer.check_ids(content, f"{name}.token_ids")
+            return _last(self.tokenizer.check_ids(content, f"{name}.token_ids"), last_tokens)
         _check_encodable(content, name)
         parse = with_control_tokens
-        parts = await self._run(
+        parts = await self._encoding.run(
             len(content),
             lambda: self.tokenizer.parts(content, is_first=is_first, with_control_tokens=parse),
         )
-        return await self._all(parts, name)
+        return await self._all(parts, name, last_tokens)
 
     async def documents(
         self,
@@ -137,12 +133,12 @@ class TextInput:
         done: list[ContentDocument] = []
         for group in _groups(documents):
             names = [f"{event}.documents[{len(done) + i}]" for i in range(len(group))]
-            if _num_chars(group[0]) > _SHORT_CHARS:
+            if _num_chars(group[0]) > SHORT_CHARS:
                 done.append(
                     await self._long_document(group[0], names[0], room, with_control_tokens)
                 )
                 continue
-            done += await self._run(
+            done += await self._encoding.run(
                 num_chars,
                 lambda group=group, names=names: [  # type: ignore[misc]
                     self._short_document(each, name, room, with_control_tokens)
@@ -157,7 +153,7 @@ class TextInput:
         num_tokens = num_chars = 0
         for part in self.tokenizer.encoder.parts(text):
             assert isinstance(part, Piece), "a document is text"
-            spans = await self._run(
+            spans = await self._encoding.run(
                 len(text),
                 lambda part=part: self.tokenizer.encoder.spans(part),  # type: ignore[misc]
             )
@@ -172,20 +168,30 @@ class TextInput:
 
     # -- around the documents ------------------------------------------------------
 
-    async def _plain_frame(self, template: PlainTemplate, *, parse: bool) -> Frame:
+    async def _plain_frame(
+        self, template: PlainTemplate, last_tokens: int | None, *, parse: bool
+    ) -> Frame:
         prefix = await self.content(
-            template.prefix, "prefix", is_first=True, with_control_tokens=parse
+            template.prefix,
+            "prefix",
+            is_first=True,
+            with_control_tokens=parse,
+            last_tokens=last_tokens,
         )
         suffix = await self.content(template.suffix, "suffix", with_control_tokens=parse)
-        num_bos = self.tokenizer.num_bos_tokens if isinstance(template.prefix, str) else 0
-        return Frame(prefix, suffix, num_bos, is_chat=False)
+        head = self.tokenizer.encoder.head
+        has_head = isinstance(template.prefix, str) and np.array_equal(prefix[: len(head)], head)
+        return Frame(prefix, suffix, len(head) if has_head else 0, is_chat=False)
 
-    async def _chat_frame(self, chat: ChatPrompt, control_tokens: ControlTokens) -> Frame:
-        left, right = await self._run(
+    async def _chat_frame(
+        self, chat: ChatPrompt, control_tokens: ControlTokens, last_tokens: int | None
+    ) -> Frame:
+        left, right = await self._encoding.run(
             conversation.num_chars(chat), lambda: self._chat_parts(chat, control_tokens)
         )
         name = "chat.messages"
-        return Frame(await self._all(left, name), await self._all(right, name), 0, is_chat=True)
+        prefix = await self._all(left, name, last_tokens)
+        return Frame(prefix, await self._all(right, name), 0, is_chat=True)
 
     def _chat_parts(
         self, chat: ChatPrompt, control_tokens: ControlTokens
@@ -199,9 +205,16 @@ class TextInput:
         written = self.tokenizer.encoder.parts_written
         return written(left, is_first=True), written(right, is_first=False)
 
-    async def _all(self, parts: Sequence[Part], name: str) -> Tokens:
-        """Encodes all parts; raises when they have more tokens than the model takes."""
-        tokens, num_untokenized = await self._encode(parts, self._max_model_len)
+    async def _all(
+        self, parts: Sequence[Part], name: str, last_tokens: int | None = None
+    ) -> Tokens:
+        """Returns the tokens of all parts, or the last ones.
+
+        Raises InvalidRequestError when they have more tokens than the model takes.
+        """
+        if last_tokens is not None and last_tokens < self._max_model_len:
+            return await self._encoding.last(parts, last_tokens)
+        tokens, num_untokenized = await self._encoding.first(parts, self._max_model_len)
         if num_untokenized:
             raise InvalidRequestError(
                 f"{name} has at least {len(tokens) + num_untokenized} tokens; the model takes at most"
@@ -243,10 +256,10 @@ class TextInput:
         if too_many > room.num_tokens:
             tokens, num_untokenized = _NOTHING, too_many
         else:
-            parts = await self._run(
+            parts = await self._encoding.run(
                 len(text), lambda: self.tokenizer.parts(text, with_control_tokens=parse)
             )
-            tokens, num_untokenized = await self._encode(parts, room.num_tokens)
+            tokens, num_untokenized = await self._encoding.first(parts, room.num_tokens)
         room.take(tokens, num_untokenized)
         return ContentDocument(document.id, tokens, num_untokenized)
 
@@ -255,34 +268,13 @@ class TextInput:
         max_token_bytes = self.tokenizer.encoder.max_token_bytes
         return -(-len(text.encode()) // max_token_bytes) if max_token_bytes else 0
 
-    async def _encode(self, parts: Sequence[Part], max_tokens: int) -> tuple[Tokens, int]:
-        """Returns the tokens, up to about `max_tokens`, and a lower bound on further ones."""
-        encoder = self.tokenizer.encoder
-        num_chars = sum(len(part.text) for part in parts if isinstance(part, Piece))
-        if num_chars <= _SHORT_CHARS:
-            return await self._run(num_chars, lambda: encoder.encode(parts)), 0
-        encoded: list[Tokens] = [_NOTHING]
-        num_tokens = 0
-        for done, part in enumerate(parts, start=1):
-            encoded.append(
-                await self._run(num_chars, lambda part=part: encoder.encode_part(part))  # type: ignore[misc]
-                if isinstance(part, Piece)
-                else encoder.encode_part(part)
-            )
-            num_tokens += len(encoded[-1])
-            if num_tokens > max_tokens and done < len(parts):
-                return np.concatenate(encoded), 1
-        return np.concatenate(encoded), 0
-
-    async def _run(self, num_chars: int, work: Callable[[], T]) -> T:
-        """Runs work on a text, or on a piece of one, of `num_chars` characters."""
-        if num_chars <= _INLINE_CHARS:
-            return work()
-        threads = self._short if num_chars <= _SHORT_CHARS else self._long
-        return await asyncio.get_running_loop().run_in_executor(threads, work)
-
 
 _NOTHING = as_tokens([])
+
+
+def _last(tokens: Tokens, num_tokens: int | None) -> Tokens:
+    last: Tokens = tokens if num_tokens is None else tokens[-num_tokens:]
+    return last
 
 
 def _groups(documents: Sequence[Document]) -> Iterator[list[Document]]:

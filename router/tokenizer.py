@@ -71,11 +71,6 @@ class ModelTokenizer:
         """Encodes text inside a prompt, with nothing around it."""
         return self.encoder.encode(self.encoder.parts(text))
 
-    @property
-    def num_bos_tokens(self) -> int:
-        """Number of tokens before the text at the beginning of a prompt."""
-        return len(self.encoder.head)
-
     def check_ids(self, token_ids: TokenIds, field: str) -> Tokens:
         """The same ids as an array, if the model knows them all."""
         ids = as_tokens(cast("Sequence[int]", token_ids))
@@ -87,10 +82,6 @@ class ModelTokenizer:
                 field=field,
             )
         return ids
-
-    def token_text(self, token_id: int) -> str:
-        """Returns the text of one token by itself, special ones included."""
-        return str(self.backend.decode([token_id], skip_special_tokens=False))
 
     @property
     def chat(self) -> ModelChat:

@@ -54,7 +54,10 @@ class ReferenceEngine:
     def answers(
         self, prompts: Sequence[Sequence[int]], max_tokens: int, **sampling: Any
     ) -> list[list[int]]:
-        """The answers' token ids; greedy unless `sampling` says otherwise."""
+        """The answers' token ids; greedy unless `sampling` says otherwise.
+
+        It has vLLM's parameters, and `bad_word_ids` for bad words as token ids.
+        """
         params = {"temperature": 0.0, "ignore_eos": True, "max_tokens": max_tokens, **sampling}
         keys = [json.dumps([list(prompt), params]) for prompt in prompts]
         unknown = [key for key in dict.fromkeys(keys) if key not in self._answers]
@@ -109,7 +112,11 @@ def _serve(model: str, max_model_len: int) -> None:
     )
     for line in sys.stdin:
         request = json.loads(line)
-        params = SamplingParams(detokenize=False, **request["params"])
+        raw = request["params"]
+        bad_word_ids = raw.pop("bad_word_ids", None)
+        bias = {int(token_id): bias for token_id, bias in raw.pop("logit_bias", {}).items()}
+        params = SamplingParams(detokenize=False, logit_bias=bias or None, **raw)
+        params._bad_words_token_ids = bad_word_ids
         prompts = [{"prompt_token_ids": prompt} for prompt in request["prompts"]]
         outputs = llm.generate(prompts, params, use_tqdm=False)
         answers = [list(output.outputs[0].token_ids) for output in outputs]

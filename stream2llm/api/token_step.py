@@ -19,7 +19,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """One token's log-probability."""
+    """One token's log-probability. Text and bytes are empty between router and workers."""
 
     token_id: int
     """The token."""
@@ -28,7 +28,9 @@ class Logprob:
     rank: int
     """1 is the likeliest."""
     text: str = ""
-    """Only the router fills it in."""
+    """The token's text; bytes that are no whole character become U+FFFD."""
+    token_bytes: bytes = b""
+    """The token's bytes: those of several tokens in a row may make up one character."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,15 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling, in (0, 1].")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample from the k likeliest; 0 is off.")] = 0,
+    min_p: Annotated[
+        float,
+        typer.Option(help="Leave out tokens below this share of the likeliest one's probability."),
+    ] = 0.0,
+    min_tokens: Annotated[int, typer.Option(min=0, help="Shortest answer.")] = 0,
+    bad_word: Annotated[
+        list[str] | None,
+        typer.Option(help="Text that must not come in the answer; may be repeated."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
@@ -190,6 +199,9 @@ def generate(
         top_k=top_k,
         seed=seed,
         stop_strings=tuple(stop or ()),
+        min_p=min_p,
+        min_tokens=min_tokens,
+        bad_words=tuple(bad_word or ()),
     )
     request = Request(
         question,

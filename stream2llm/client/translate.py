@@ -7,7 +7,7 @@ fields of today and of tomorrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -67,9 +67,16 @@ def _checked_field(field: FieldDescriptor, value: Any, path: str) -> Any:
     if check is None or (value is None and field.has_presence):
         return value
     path = _path(field, path)
+    if kind and kind.GetOptions().map_entry:
+        return _checked_map(kind.fields_by_name, value, path)
     if field.is_repeated:
         return [check(item, f"{path}[{index}]") for index, item in enumerate(value)]
     return check(value, path)
+
+
+def _checked_map(entry: Any, values: Mapping[Any, Any], path: str) -> dict[Any, Any]:
+    key, value = (_CHECKS[entry[each].cpp_type] for each in ("key", "value"))
+    return {key(each, path): value(of, f"{path}[{each}]") for each, of in values.items()}
 
 
 def _path(field: FieldDescriptor, path: str) -> str:

@@ -15,10 +15,14 @@ from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
 
 from stream2llm.api.errors import InternalError, InvalidRequestError, UnavailableError
-from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.sampling import BadWord, SamplingParameters
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
+from stream2llm.engine.answer_bad_words import AnswerBadWords
+from stream2llm.engine.answer_penalty import AnswerPenalty
 from stream2llm.engine.failed_request import FAILED_REQUEST
 
+# For both engines; they make what vLLM samples count the answer's tokens in the prompt.
+ANSWER_PROCESSORS = [AnswerPenalty, AnswerBadWords]
 _MASK_64 = 2**64 - 1
 
 
@@ -38,13 +42,15 @@ def to_vllm(
     max_tokens: int,
     seed: int | None,
     extra_args: dict[str, Any] | None = None,
+    answer_tokens: int = 0,
 ) -> SamplingParams:
     """Returns vLLM's parameters for one of the two engines that generate an answer.
 
-    Raises InvalidRequestError when vLLM refuses them.
+    It has `answer_tokens` tokens before this engine adds at most `max_tokens`. Raises
+    InvalidRequestError when vLLM refuses them.
     """
     try:
-        return SamplingParams(
+        result = SamplingParams(
             max_tokens=max_tokens,
             temperature=params.temperature,
             top_p=params.top_p,
@@ -56,12 +62,33 @@ def to_vllm(
             repetition_penalty=params.repetition_penalty,
             logprobs=params.logprobs,
             ignore_eos=params.ignore_eos,
+            min_tokens=min_tokens_left(params, max_tokens, answer_tokens),
+            min_p=params.min_p,
+            logit_bias=dict(params.logit_bias) or None,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             extra_args=extra_args,
         )
     except ValueError as error:
         raise InvalidRequestError(f"sampling: {error}", field="sampling") from error
+    # vLLM would make them of texts, for which it needs the tokenizer.
+    result._bad_words_token_ids = [_token_ids(word) for word in params.bad_words] or None
+    return result
+
+
+def min_tokens_left(params: SamplingParameters, max_tokens: int, answer_tokens: int) -> int:
+    """Returns how many tokens an engine adds before it may end an answer of `answer_tokens`.
+
+    vLLM takes no more than the `max_tokens` that the engine adds at all.
+    """
+    return min(max(params.min_tokens - answer_tokens, 0), max_tokens)
+
+
+def _token_ids(word: BadWord) -> list[int]:
+    if isinstance(word, str):
+        field = "sampling.bad_words"
+        raise InvalidRequestError(f"{field} has a text; engines take token ids", field=field)
+    return list(word)
 
 
 def engine_seed(seed: int | None, engine: EngineSeed, num_before: int = 0) -> int | None:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -75,14 +76,18 @@ def of_field(name: str, hint: Any, message: Descriptor) -> st.SearchStrategy[Any
 
 
 def of_item(field: FieldDescriptor, hint: Any) -> st.SearchStrategy[Any]:
-    if get_origin(hint) is dict:
-        return st.dictionaries(TEXTS, UINT32, max_size=3)
+    if get_origin(hint) in (dict, Mapping):
+        entry = field.message_type.fields_by_name
+        of_entry = [SCALARS[entry[each].cpp_type] for each in ("key", "value")]
+        return st.dictionaries(*of_entry, max_size=3)
     if get_origin(hint) is tuple:
         return st.lists(of_item(field, get_args(hint)[0]), max_size=3).map(tuple)
     if field.enum_type:
         return st.sampled_from(list(hint) if isinstance(hint, type) else get_args(hint))
     if field.message_type is pb.Content.DESCRIPTOR:
         return CONTENTS
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return st.binary(max_size=4)
     return values(hint) if field.message_type else SCALARS[field.cpp_type]
 
 

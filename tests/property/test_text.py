@@ -1,8 +1,10 @@
 """Invariants of the way from token ids to text.
 
-1. The pieces put together are what decoding all ids at once gives.
-2. A stop string is found where searching the whole text one character at a time
-   finds it, wherever the pieces are cut; nothing of it is shown, nothing before it lost.
+1. The pieces put together are what decoding all ids at once gives, with the text of special
+   tokens and without; the bytes of the tokens put together are that text too.
+2. A stop string is found where searching the whole text one character at a time finds it,
+   wherever the pieces are cut, but not in pieces that may not stop; nothing before it is lost,
+   and nothing of it shown unless that is asked for.
 3. Without a stop string nothing is lost; held back is only what may become one.
 4. How an engine groups tokens into steps changes neither text nor ending.
 """
@@ -22,11 +24,12 @@ from router.answer import Answer
 from router.detokenizer import (
     ByteLevelDetokenizer,
     Detokenizer,
+    Detokenizers,
     StreamDetokenizer,
-    detokenizer_factory,
 )
 from router.encoder import TextEncoder
 from router.stop_strings import StopStringMatcher
+from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.token_step import TokenStep
 from stream2llm.models.store import is_ready, model_dir
 from stream2llm.serving.prefix import as_tokens
@@ -40,7 +43,7 @@ NO_PROMPT = as_tokens([])
 
 
 def maker(tokenizer: Tokenizer) -> Callable[[], Detokenizer]:
-    make = detokenizer_factory(tokenizer)
+    make = Detokenizers(tokenizer).of_answer
     return lambda: make(NO_PROMPT)
 
 
@@ -85,40 +88,53 @@ def test_pieces_are_the_whole_for_the_default_model() -> None:
 STOPS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3)
 
 
-def first_match(text: str, stops: list[str]) -> tuple[str, str | None]:
+def first_match(
+    text: str, stops: list[str], num_free_chars: int, *, shows_them: bool
+) -> tuple[str, str | None]:
     """Invariant 2, the slow way."""
-    for end in range(1, len(text) + 1):
+    for end in range(num_free_chars + 1, len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:
             longest = max(complete, key=len)
-            return text[: end - len(longest)], longest
+            return text[: end if shows_them else end - len(longest)], longest
     return text, None
 
 
-@given(st.lists(st.text("abc", max_size=4), max_size=12), STOPS)
+@given(st.lists(st.text("abc", max_size=4), max_size=12), STOPS, st.integers(0, 3), st.booleans())
 def test_stop_strings_are_found_wherever_the_text_is_cut(
-    pieces: list[str], stops: list[str]
+    pieces: list[str], stops: list[str], num_free: int, shows_them: bool
 ) -> None:
-    matcher, shown = StopStringMatcher(stops), ""
+    """The first `num_free` pieces may not stop."""
+    matcher, shown = StopStringMatcher(stops, shows_them=shows_them), ""
     for number, piece in enumerate(pieces, start=1):
-        matched = matcher.push(piece)
+        matched = matcher.push(piece, may_stop=number > num_free)
         shown += matched.text
         if matched.stop_string:
             break
         held = "".join(pieces[:number])[len(shown) :]
         assert any(stop.startswith(held) for stop in stops)
+        assert not (held and shows_them)
     else:
         shown, matched = shown + matcher.flush(), None  # type: ignore[assignment]
     found = matched.stop_string if matched else None
-    assert (shown, found) == first_match("".join(pieces), stops)
+    num_free_chars = len("".join(pieces[:num_free]))
+    expected = first_match("".join(pieces), stops, num_free_chars, shows_them=shows_them)
+    assert (shown, found) == expected
 
 
-@given(IDS, st.lists(st.integers(1, 5), min_size=40, max_size=40), STOPS, st.integers(1, 45))
+@given(
+    IDS,
+    st.lists(st.integers(1, 5), min_size=40, max_size=40),
+    STOPS,
+    st.integers(1, 45),
+    st.integers(0, 9),
+)
 def test_steps_do_not_matter(
-    ids: list[int], sizes: list[int], stops: list[str], max_tokens: int
+    ids: list[int], sizes: list[int], stops: list[str], max_tokens: int, min_tokens: int
 ) -> None:
     def run(groups: list[list[int]]) -> Any:
-        answer = Answer(MAKE(), tuple(stops), max_tokens, str)
+        sampling = SamplingParameters(stop_strings=tuple(stops), min_tokens=min_tokens)
+        answer = Answer(MAKE(), sampling, max_tokens, lambda _: b"")
         text, token_ids = "", []
         for group in groups:
             taken = answer.take(TokenStep(tuple(group)))
@@ -158,7 +174,7 @@ def continued(name: str, prompt: str, text: str) -> tuple[list[int], list[int]]:
 def test_an_answer_goes_on_where_the_prompt_ends(name: str, prompt: str, text: str) -> None:
     """Its pieces are the text that was encoded: leading space, bytes and all."""
     before, ids = continued(name, prompt or "x", text)
-    detokenizer = detokenizer_factory(FAMILY_TOKENIZERS[name])(as_tokens(before))
+    detokenizer = Detokenizers(FAMILY_TOKENIZERS[name]).of_answer(as_tokens(before))
     pieces = "".join([*map(detokenizer.push, ids), detokenizer.flush()])
     # A text's own word marks are spaces to SentencePiece, in its vocabulary and ours.
     assert pieces == (text if "level" in name or name == "llama3" else text.replace("\u2581", " "))
@@ -170,16 +186,36 @@ def test_an_answer_goes_on_where_the_prompt_ends(name: str, prompt: str, text: s
 def test_pieces_are_what_decoding_all_at_once_adds(name: str, prompt: str, text: str) -> None:
     tokenizer = FAMILY_TOKENIZERS[name]
     before, ids = continued(name, prompt, text)
-    detokenizer = detokenizer_factory(tokenizer)(as_tokens(before))
+    detokenizer = Detokenizers(tokenizer).of_answer(as_tokens(before))
     pieces = "".join([*map(detokenizer.push, ids), detokenizer.flush()])
     assert tokenizer.decode(before) + pieces == tokenizer.decode([*before, *ids])
 
 
 @pytest.mark.parametrize("name", FAMILY_TOKENIZERS)
+@settings(max_examples=25)
+@given(prompt=TEXTS, texts=st.lists(TEXTS | st.integers(0, 5), max_size=4))
+def test_special_tokens_have_text_where_they_are_not_skipped(
+    name: str, prompt: str, texts: list[str | int]
+) -> None:
+    """A number stands for a control token."""
+    tokenizer, control = FAMILY_TOKENIZERS[name], sorted(ENCODERS[name].control_ids)
+    before, ids = continued(name, prompt, "")
+    for text in texts:
+        ids += [control[text]] if isinstance(text, int) else continued(name, prompt, text)[1]
+    detokenizers = Detokenizers(tokenizer)
+    detokenizer = detokenizers.of_answer(as_tokens(before), skip_special_tokens=False)
+    pieces = "".join([*map(detokenizer.push, ids), detokenizer.flush()])
+    first, whole = (tokenizer.decode(i, skip_special_tokens=False) for i in (before, before + ids))
+    assert first + pieces == whole
+    if before:  # else the first token loses its word mark
+        assert b"".join(map(detokenizers.bytes_of, ids)).decode() == pieces
+
+
+@pytest.mark.parametrize("name", FAMILY_TOKENIZERS)
 def test_a_stop_string_may_begin_with_a_space_and_hold_bytes(name: str) -> None:
     before, ids = continued(name, "the quick", " brown 😀€ fox")
-    detokenizer = detokenizer_factory(FAMILY_TOKENIZERS[name])(as_tokens(before))
-    answer = Answer(detokenizer, (" 😀€",), 100, str)
+    detokenizer = Detokenizers(FAMILY_TOKENIZERS[name]).of_answer(as_tokens(before))
+    answer = Answer(detokenizer, SamplingParameters(stop_strings=" 😀€"), 100, lambda _: b"")  # type: ignore[arg-type]
     text, ending = "", None
     while ids and ending is None:
         taken = answer.take(TokenStep((ids.pop(0),)))

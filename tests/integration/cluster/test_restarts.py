@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -55,19 +56,36 @@ def a_stream(name: str) -> Stream:
     return Stream(name, events, {"a": 70, "b": 40, "c": 90})
 
 
-async def check(site: Site, reference: ReferenceEngine, name: str, restarts: int = 1) -> None:
+async def check(
+    site: Site, reference: ReferenceEngine, name: str, *, index: int = 0, restarts: int = 1
+) -> None:
+    """`index` is the first token behind the loss.
+
+    A bad word that ends there changes it, and `min_tokens` the one behind it, which is a
+    stop token.
+    """
     stream = a_stream(name)
-    outcome = await play(site.client, stream, SAMPLING)
-    assert outcome.token_ids == reference.answer(stream.prompt, NUM_TOKENS, **PENALTIES), name
+    plain = reference.answer(stream.prompt, NUM_TOKENS, **PENALTIES)
+    word = plain[max(index - 2, 0) : index + 1]
+    stops: dict[str, Any] = {}
+    if index + 1 < NUM_TOKENS:
+        without = reference.answer(stream.prompt, NUM_TOKENS, **PENALTIES, bad_word_ids=[word])
+        stops = {"stop_token_ids": [without[index + 1]], "min_tokens": index + 2}
+    parameters = {**PENALTIES, **stops, "bad_word_ids": [word]}
+    expected = reference.answer(stream.prompt, NUM_TOKENS, **parameters)
+    assert expected[index] != plain[index]
+    sampling = replace(SAMPLING, bad_words=(tuple(word),), **stops)
+    outcome = await play(site.client, stream, sampling)
+    assert outcome.token_ids == expected, name
     assert outcome.finished.restarts == restarts
-    assert outcome.finished.usage.completion_tokens == NUM_TOKENS
+    assert outcome.finished.usage.completion_tokens == len(expected)
 
 
 async def test_decode_is_lost_at_each_token(site: Site, reference: ReferenceEngine) -> None:
     """The first is prefill's, and behind the last one nothing is lost."""
     for num_tokens in range(NUM_TOKENS - 1):
         site.decode.dies_after_tokens = num_tokens
-        await check(site, reference, f"decode-{num_tokens}")
+        await check(site, reference, f"decode-{num_tokens}", index=num_tokens + 1)
         assert site.decode.dies_after_tokens is None
 
 

@@ -70,6 +70,58 @@ async def test_a_negative_presence_penalty_shows_that_the_first_token_counts(
     assert outcome.token_ids != plain_answer
 
 
+@pytest.mark.parametrize(("place", "min_tokens"), [(0, 1), (1, 2), (0, 5), (3, 12)])
+async def test_no_stop_token_comes_before_min_tokens(
+    client: AsyncClient,
+    reference: ReferenceEngine,
+    plain_answer: list[int],
+    place: int,
+    min_tokens: int,
+) -> None:
+    stops = {"stop_token_ids": [plain_answer[place]], "min_tokens": min_tokens}
+    outcome = await play(client, STREAM, greedy(**stops))
+    assert outcome.token_ids == reference.answer(STREAM.prompt, 12, **stops)
+    assert outcome.token_ids[place] != plain_answer[place]
+
+
+async def test_a_logit_bias_holds_for_every_token(
+    client: AsyncClient, reference: ReferenceEngine, plain_answer: list[int]
+) -> None:
+    bias = {plain_answer[0]: -100.0, plain_answer[5]: 3.5, plain_answer[7]: -0.25}
+    outcome = await play(client, STREAM, greedy(logit_bias=bias))
+    assert outcome.token_ids == reference.answer(STREAM.prompt, 12, logit_bias=bias)
+    assert outcome.token_ids[0] != plain_answer[0]
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 1), (0, 2), (0, 4), (3, 6)])
+async def test_a_bad_word_may_begin_in_the_first_token(
+    client: AsyncClient, reference: ReferenceEngine, plain_answer: list[int], begin: int, end: int
+) -> None:
+    word = plain_answer[begin:end]
+    outcome = await play(client, STREAM, greedy(bad_words=[word]))
+    assert outcome.token_ids == reference.answer(STREAM.prompt, 12, bad_word_ids=[word])
+    assert outcome.token_ids[: end - 1] == plain_answer[: end - 1]
+    assert outcome.token_ids[end - 1] != plain_answer[end - 1]
+
+
+async def test_bad_words_are_those_of_vllm(
+    client: AsyncClient, reference: ReferenceEngine, plain_answer: list[int]
+) -> None:
+    """The engine that answers are compared with tokenizes the words itself."""
+    async with client.session(prefix=STREAM.prompt, sampling=greedy(logprobs=0)) as session:
+        answer = await session.answer()
+    texts = [each.sampled.text for each in answer.logprobs]
+    words = [text for text in texts if text.strip() and "\ufffd" not in text]
+    outcome = await play(client, STREAM, greedy(bad_words=words))
+    assert outcome.token_ids == reference.answer(STREAM.prompt, 12, bad_words=words)
+    assert outcome.token_ids != plain_answer
+
+
+async def test_a_min_p_of_one_is_greedy(client: AsyncClient, plain_answer: list[int]) -> None:
+    sampling = SamplingParameters(max_tokens=12, temperature=1.0, min_p=1.0, ignore_eos=True)
+    assert (await play(client, STREAM, sampling)).token_ids == plain_answer
+
+
 @pytest.mark.parametrize("seed", [11, -1])
 async def test_a_seeded_answer_is_repeatable(client: AsyncClient, seed: int) -> None:
     sampling = SamplingParameters(max_tokens=12, temperature=1.0, seed=seed, ignore_eos=True)

@@ -36,11 +36,14 @@ SLOT = "{{context}}"
 def test_one_stop_string_is_a_list_of_one():
     sampling = SamplingParameters(stop_strings="END", stop_token_ids=7)
     assert sampling == SamplingParameters(stop_strings=("END",), stop_token_ids=(7,))
+    assert SamplingParameters(bad_words="END").bad_words == ("END",)
 
 
 def test_lists_of_stops_become_tuples():
     sampling = SamplingParameters(stop_strings=["a", "b"], stop_token_ids=np.array([1, 2]))
     assert (sampling.stop_strings, sampling.stop_token_ids) == (("a", "b"), (1, 2))
+    bad_words = SamplingParameters(bad_words=["a", [1, 2], np.array([3])]).bad_words
+    assert bad_words == ("a", (1, 2), (3,))
     assert hash(sampling) == hash(
         SamplingParameters(stop_strings=["a", "b"], stop_token_ids=[1, 2])
     )
@@ -165,7 +168,7 @@ def test_what_is_no_token_id_is_refused_by_its_place(ids, message):
 
 # -- None, and values of another type ------------------------------------------------
 
-WITH_NONE = {"max_tokens", "seed", "logprobs"}
+WITH_NONE = {"max_tokens", "seed", "logprobs", "truncate_prompt_tokens"}
 
 
 @pytest.mark.parametrize("name", sorted(set(SamplingParameters.__dataclass_fields__) - WITH_NONE))
@@ -191,6 +194,9 @@ def test_none_stands_for_not_given_where_that_is_the_default():
         ("stop_strings", [5]),
         ("stop_token_ids", [1.5]),
         ("ignore_eos", "no"),
+        ("logit_bias", {1: "much"}),
+        ("logit_bias", {"1": 1.0}),
+        ("skip_special_tokens", 1),
     ],
 )
 async def test_a_sampling_parameter_of_another_type_is_refused_by_name(client, name, value):
@@ -199,13 +205,32 @@ async def test_a_sampling_parameter_of_another_type_is_refused_by_name(client, n
     assert caught.value.reason == "BAD_SAMPLING"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "field"),
+    [
+        ("bad_words", [1, 2], "bad_words[0]"),
+        ("bad_words", ["x", ["y"]], "bad_words[1]"),
+        ("bad_words", [[1, 2**32]], "bad_words[0]"),
+        ("logit_bias", [(1, 2.0)], "logit_bias"),
+    ],
+)
+def test_what_is_no_bad_word_or_bias_is_refused_by_its_place(name, value, field):
+    with pytest.raises(InvalidRequestError, match="must be") as caught:
+        SamplingParameters(**{name: value})
+    assert (caught.value.field, caught.value.reason) == (f"sampling.{field}", "BAD_SAMPLING")
+
+
 async def test_numbers_of_numpy_are_numbers(client, router):
     sampling = SamplingParameters(
-        max_tokens=np.int32(5), temperature=np.float32(0.5), ignore_eos=np.True_
+        max_tokens=np.int32(5),
+        temperature=np.float32(0.5),
+        ignore_eos=np.True_,
+        logit_bias={np.int64(3): np.float16(2)},
     )
     await client.generate("x", sampling=sampling).answer()
     sent = router.prompts[0].sampling
     assert (sent.max_tokens, sent.temperature, sent.ignore_eos) == (5, 0.5, True)
+    assert dict(sent.logit_bias) == {3: 2.0}
 
 
 @pytest.mark.parametrize(
@@ -357,6 +382,10 @@ OF_SESSION = {
         "sampling.stop_strings[1]",
         {"sampling": SamplingParameters(stop_strings=["x", HALF])},
     ),
+    "open.sampling.bad_words.text": (
+        "sampling.bad_words[1]",
+        {"sampling": SamplingParameters(bad_words=["x", HALF])},
+    ),
 }
 OF_EVENT = {
     "append.documents.id": (
@@ -397,6 +426,11 @@ OF_PROMPT = {
         "sampling.stop_strings[0]",
         "x",
         {"sampling": SamplingParameters(stop_strings=HALF)},
+    ),
+    "sampling.bad_words.text": (
+        "sampling.bad_words[0]",
+        "x",
+        {"sampling": SamplingParameters(bad_words=HALF)},
     ),
 }
 

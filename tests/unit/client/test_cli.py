@@ -175,10 +175,13 @@ def test_a_model_without_chat_template_gets_a_plain_prompt(threaded_router):
 
 def test_sampling_options_arrive(threaded_router):
     options = ["--max-tokens", "5", "--temperature", "0.5", "--stop", "x", "--stop", "y"]
+    options += ["--min-p", "0.25", "--min-tokens", "2", "--bad-word", "z"]
     generate(threaded_router, "-", *options, "--seed", "7", stdin="a")
     sampling = threaded_router.fake.received[0].open.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.seed) == (5, 0.5, 7)
     assert list(sampling.stop_strings) == ["x", "y"]
+    assert (sampling.min_p, sampling.min_tokens) == (0.25, 2)
+    assert [word.text for word in sampling.bad_words] == ["z"]
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,62 @@ async def test_decode_counts_the_first_token_and_never_sees_stop_strings(ring: R
     assert ring.decode.requests[0].handover.num_blocks == 3
 
 
+async def test_workers_get_what_is_about_tokens_and_bad_words_as_tokens(ring: Ring) -> None:
+    session = ring.converse()
+    words = [pb.Content(text="fox"), pb.Content(token_ids=pb.TokenIds(ids=[7, 8]))]
+    sampling = greedy(
+        max_tokens=7,
+        min_tokens=3,
+        min_p=0.5,
+        logit_bias={7: 1.5},
+        bad_words=words,
+        include_stop_string=True,
+        skip_special_tokens=False,
+    )
+    await session.open(prefix="hello", sampling=sampling)
+    await session.seal()
+    await session.answer()
+    sequences = [ring.encode("fox"), ring.encode(" fox"), [7, 8]]
+    for sent in (ring.record.open.sampling, ring.decode.requests[0].sampling):
+        assert [list(word.token_ids.ids) for word in sent.bad_words] == sequences
+        assert (sent.min_tokens, sent.min_p, dict(sent.logit_bias)) == (3, 0.5, {7: 1.5})
+        assert (sent.include_stop_string, sent.skip_special_tokens) == (False, True)
+
+
+async def test_min_tokens_beyond_the_models_limit_end_there(make_ring: Any) -> None:
+    ring = await make_ring(max_model_len=20)
+    session = ring.converse()
+    await session.open(prefix="hello", sampling=greedy(ignore_eos=True, min_tokens=30))
+    await session.seal()
+    answered = await session.answer()
+    sent = ring.decode.requests[0].sampling
+    assert sent.min_tokens == sent.max_tokens == len(answered.token_ids)
+    assert answered.finished.reason == pb.FINISH_REASON_LENGTH
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 40])
+@pytest.mark.parametrize("kind", ["text", "long text", "ids", "chat"])
+async def test_a_complete_prompt_keeps_its_last_tokens(
+    ring: Ring, kind: str, num_tokens: int
+) -> None:
+    text = "the quick brown fox " * (3000 if kind == "long text" else 1)
+    sampling = greedy(max_tokens=2, truncate_prompt_tokens=num_tokens)
+    whole = ring.encode(text)
+    match kind:
+        case "ids":
+            request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=whole), sampling=sampling)
+        case "chat":
+            chat = pb.ChatPrompt(messages=[pb.ChatMessage(role="user", content=text)])
+            request = pb.GenerateRequest(chat=chat, sampling=sampling)
+            rendered = f"<|turn|>user\n{text.strip()}<|end|>\n<|turn|>assistant\n"
+            whole = ring.encode_written(rendered)
+        case _:
+            request = pb.GenerateRequest(text=text, sampling=sampling)
+    answered = Answered.of([message async for message in ring.stub.Generate(request)])
+    assert ring.record.sequence == whole[-num_tokens:]
+    assert answered.finished.usage.prompt_tokens == min(num_tokens, len(whole))
+
+
 async def test_without_max_tokens_the_model_limit_holds(make_ring: Any) -> None:
     ring = await make_ring(max_model_len=20)
     session = ring.converse()
@@ -124,6 +180,39 @@ async def test_a_stop_token_is_counted_but_not_shown(make_ring: Any, stops: Any)
     assert answered.finished.reason == pb.FINISH_REASON_STOP_TOKEN
     assert answered.finished.stop_token_id == last
     assert answered.finished.usage.completion_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({}, "GH"),
+        ({"include_stop_string": True}, "GH"),
+        ({"skip_special_tokens": False}, "GH"),
+        ({"include_stop_string": True, "skip_special_tokens": False}, "GH<|end|>"),
+    ],
+)
+async def test_the_end_of_sequence_has_text_where_both_are_asked_for(
+    make_ring: Any, flags: dict[str, bool], text: str
+) -> None:
+    ring = await make_ring()
+    ring.brain.script = [*ring.encode("G"), *ring.encode("H"), EOS]
+    session = ring.converse()
+    await session.open(prefix="hello", sampling=greedy(**flags))
+    await session.seal()
+    assert (await session.answer()).text == text
+
+
+async def test_a_stop_string_ends_the_answer_behind_min_tokens_only(make_ring: Any) -> None:
+    ring = await make_ring()
+    ring.brain.script = [ring.encode(c)[0] for c in "abababab"]
+    for shown, text in ((False, "abab"), (True, "ababab")):
+        session = ring.converse()
+        sampling = greedy(stop_strings=["ab"], min_tokens=4, include_stop_string=shown)
+        await session.open(prefix="hello", sampling=sampling)
+        await session.seal()
+        answered = await session.answer()
+        assert (answered.text, len(answered.token_ids)) == (text, 6)
+        assert answered.finished.stop_string == "ab"
 
 
 async def test_a_first_token_that_ends_the_answer_needs_no_decode(make_ring: Any) -> None:
@@ -186,12 +275,14 @@ async def test_a_character_may_span_the_two_workers(make_ring: Any) -> None:
 
 async def test_logprobs_come_with_the_tokens_text(ring: Ring) -> None:
     session = ring.converse()
-    await session.open(prefix="hello", sampling=greedy(max_tokens=3, logprobs=0))
+    ring.brain.script = [*ring.encode("€"), *ring.encode("x"), EOS]
+    await session.open(prefix="hello", sampling=greedy(logprobs=0))
     await session.seal()
     answered = await session.answer()
     sampled = [item.sampled for delta in answered.deltas for item in delta.logprobs]
     assert [item.token_id for item in sampled] == answered.token_ids
-    assert [item.text for item in sampled] == [ring.decode_text([t]) for t in answered.token_ids]
+    assert [item.text for item in sampled] == ["\ufffd", "\ufffd", "\ufffd", "x", "<|end|>"]
+    assert b"".join(item.token_bytes for item in sampled) == "€x<|end|>".encode()
 
 
 async def test_several_tokens_in_a_step_end_where_one_at_a_time_would(make_ring: Any) -> None:

@@ -125,6 +125,19 @@ async def bad_stop_token(s: Conversation) -> None:
     await s.open(sampling=pb.SamplingParameters(stop_token_ids=[512]))
 
 
+async def truncated_session(s: Conversation) -> None:
+    await s.open(sampling=pb.SamplingParameters(truncate_prompt_tokens=5))
+
+
+async def bad_word_of_space(s: Conversation) -> None:
+    await s.open(sampling=pb.SamplingParameters(bad_words=[pb.Content(text=" ")]))
+
+
+async def bad_words_of_many_tokens(s: Conversation) -> None:
+    words = [pb.Content(text=f"{number:0256}") for number in range(5)]
+    await s.open(sampling=pb.SamplingParameters(bad_words=words))
+
+
 async def bad_token_id(s: Conversation) -> None:
     await s.open("hello")
     await s.append(pb.Document(token_ids=pb.TokenIds(ids=[1, 512])))
@@ -226,6 +239,9 @@ ROWS: list[tuple[Script, Any, str, str, str]] = [
     (bad_temperature, BAD, "BAD_SAMPLING", "sampling.temperature", "is -1.0; it must be between 0 and 2"),
     (bad_top_p, BAD, "BAD_SAMPLING", "sampling.top_p", "is nan; it must be above 0"),
     (bad_stop_token, BAD, "BAD_SAMPLING", "sampling.stop_token_ids", "below the vocabulary size 512"),
+    (truncated_session, BAD, "BAD_SAMPLING", "sampling.truncate_prompt_tokens", "is prefilled before the end"),
+    (bad_word_of_space, BAD, "BAD_SAMPLING", "sampling.bad_words[0]", "sampling.bad_words[0] has no token"),
+    (bad_words_of_many_tokens, BAD, "BAD_SAMPLING", "sampling.bad_words", "has 1280 tokens; at most 1024"),
     (bad_token_id, BAD, "BAD_TOKEN_ID", "append.documents[0]", "token id 512"),
     (bad_role, BAD, "BAD_CHAT", "chat.messages[0].role", "'bot'; it must be one of system, user"),
     (no_slot, BAD, "BAD_CHAT", "chat.messages", "appears 0 times"),

@@ -177,7 +177,7 @@ async def test_behind_a_document_that_fails_the_session_nothing_is_tokenized(
 
 async def test_a_short_document_does_not_wait_for_long_ones(text: TextInput) -> None:
     release = threading.Event()
-    text._long.submit(release.wait)
+    text._encoding._long.submit(release.wait)
     long = asyncio.create_task(text.documents([Document(LONG)], "append", MUCH))
     try:
         await soon(text.documents([Document(LONG[:10_000])], "append", MUCH))

@@ -284,12 +284,39 @@ def test_a_broken_model_directory_is_named(tmp_path: Path) -> None:
             "repetition_penalty is 1e-40; it must be between 0.01 and 2",
         ),
         ({"logprobs": 21}, "logprobs is 21; it must be between 0 and 20"),
+        ({"min_tokens": -1}, "min_tokens is -1; it must be at least 0"),
+        ({"min_tokens": 3, "max_tokens": 2}, "min_tokens is 3; it must be at most max_tokens, 2"),
+        ({"min_p": float("nan")}, "min_p is nan; it must be between 0 and 1"),
+        ({"logit_bias": dict.fromkeys(range(301), 1.0)}, "has 301 entries; at most 300"),
+        ({"logit_bias": {100: 1.0}}, "logit_bias is 100; it must be below the vocabulary size 100"),
+        ({"bad_words": ("x",) * 129}, "has 129 entries; at most 128"),
+        ({"bad_words": ((1,) * 1025,)}, "has 1025 tokens; at most 1024"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens is 0; it must be at least 1"),
     ],
 )
 def test_bad_sampling_is_named_with_its_limit(change: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message) as raised:
         SamplingParameters(**change).validate(100)  # type: ignore[arg-type]
     assert raised.value.field == f"sampling.{next(iter(change))}"
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "message"),
+    [
+        ({"logit_bias": {7: 1.0, 8: float("nan")}}, "logit_bias[8]", "is nan; it must be between"),
+        ({"logit_bias": {7: -101.0}}, "logit_bias[7]", "must be between -100 and 100"),
+        ({"bad_words": ("x", "")}, "bad_words[1]", "is empty"),
+        ({"bad_words": ((),)}, "bad_words[0]", "is empty"),
+        ({"bad_words": ("x" * 257,)}, "bad_words[0]", "at most 256 characters long"),
+        ({"bad_words": ("x", (1, 100))}, "bad_words[1]", "is 100; it must be below the vocabulary"),
+    ],
+)
+def test_a_bad_entry_of_sampling_is_named_by_its_place(
+    change: dict[str, object], field: str, message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as raised:
+        SamplingParameters(**change).validate(100)  # type: ignore[arg-type]
+    assert (raised.value.field, raised.value.reason) == (f"sampling.{field}", "BAD_SAMPLING")
 
 
 class FakeRpcError:

@@ -63,6 +63,22 @@ CASES = [
     Case("stop string over tokens", ["on", "e ", "tw", "o "], sampling={"stop_strings": ["e tw"]}),
     Case("almost a stop string", ["on", "e ", "tw", "o "], sampling={"stop_strings": ["e twice"]}),
     Case("held back at the end", ["on", "e "], sampling={"stop_strings": ["e twice"]}),
+    Case(
+        "stop string that is shown",
+        ["on", "e ", "tw", "o "],
+        sampling={"stop_strings": ["e tw"], "include_stop_string": True},
+    ),
+    Case(
+        "stop string behind min_tokens",
+        ["on", "e on", "e tw", "on", "e "],
+        sampling={"stop_strings": ["one"], "min_tokens": 3},
+    ),
+    Case(
+        "stop token that is shown",
+        ["a", "b", "c", "d"],
+        sampling={"stop_token_ids": [70], "include_stop_string": True},
+    ),
+    Case("special tokens that are shown", ["a", "b"], sampling={"skip_special_tokens": False}),
     Case("stop token", ["a", "b", "c", "d"], sampling={"stop_token_ids": [70], "ignore_eos": True}),
 ]
 

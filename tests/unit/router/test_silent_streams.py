@@ -137,7 +137,7 @@ async def test_content_that_is_being_tokenized_was_sent(
     heavy, light = keys.create("heavy"), keys.create("light")
     limits = {"max_open_sessions": 2, "silent_after_s": 0}
     async with a_ring(tiny_model, security=keys.security(), **limits) as ring:
-        threads, may_tokenize = ring.router._parts.text._short, threading.Event()
+        threads, may_tokenize = ring.router._parts.text._encoding._short, threading.Event()
         for _ in range(threads._max_workers):
             threads.submit(may_tokenize.wait)
         try:

@@ -1,0 +1,66 @@
+"""What a prefill session sends its engine."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+
+from prefill_worker.engine import PrefillSession
+from prefill_worker.local_engine import core_request
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
+from stream2llm.engine.vllm_engine import EngineInfo
+
+pytestmark = pytest.mark.unit
+
+
+class Engine:
+    """Keeps the sampling parameters of the requests that it is sent."""
+
+    info = EngineInfo(max_model_len=100, num_kv_blocks=10, block_size=32, vocab_size=50)
+
+    def __init__(self) -> None:
+        self.sent: list[SamplingParams] = []
+
+    async def build_request(
+        self, request_id: str, token_ids: list[int], params: SamplingParams, salt: str, **_: Any
+    ) -> EngineCoreRequest:
+        return core_request(request_id, token_ids, params, salt)
+
+    async def submit(self, request: EngineCoreRequest) -> object:
+        await self.send(request)
+        return SimpleNamespace()
+
+    async def send(self, request: EngineCoreRequest) -> None:
+        assert request.sampling_params is not None
+        self.sent.append(request.sampling_params)
+
+
+async def test_the_seal_says_how_much_of_the_answer_there_is() -> None:
+    """A session that was at another router has its answer's tokens in the last splice alone."""
+    sampling = SamplingParameters(min_tokens=3, min_p=0.5, logit_bias={5: 1.0}, bad_words=((6, 7),))
+    for answer_tokens, min_tokens in ((0, 1), (2, 1), (3, 0)):
+        engine = Engine()
+        session = PrefillSession(engine, "s", sampling)  # type: ignore[arg-type]
+        await session.splice(1, 0, [1, 2])
+        await session.splice(2, 2, [3, 4, 5, 6], seal=True, answer_tokens=answer_tokens)
+        sealed = engine.sent[-1]
+        assert sealed.extra_args is not None
+        assert sealed.extra_args[ANSWER_TOKENS_KEY] == answer_tokens
+        assert (sealed.max_tokens, sealed.min_tokens) == (1, min_tokens)
+        assert (sealed.min_p, sealed.logit_bias) == (0.5, {5: 1.0})
+        assert sealed.bad_words_token_ids == [[6, 7]]
+
+
+async def test_a_whole_session_in_one_event_says_so_too() -> None:
+    engine = Engine()
+    session = PrefillSession(engine, "s", SamplingParameters(min_tokens=2))  # type: ignore[arg-type]
+    await session.splice(1, 0, [1, 2, 3], seal=True, answer_tokens=2)
+    assert [params.min_tokens for params in engine.sent] == [0]
