@@ -80,7 +80,7 @@ class TextInput:
         control_tokens: ControlTokens = ControlTokens.NONE,
         last_tokens: int | None = None,
     ) -> Frame:
-        """Returns the tokens around the documents; of the prefix, only the last if it has more."""
+        """Returns the tokens around the documents; of the prefix, at most the `last_tokens`."""
         if isinstance(template, PlainTemplate):
             parse = control_tokens is not ControlTokens.NONE
             return await self._plain_frame(template, last_tokens, parse=parse)
@@ -102,7 +102,7 @@ class TextInput:
     ) -> Tokens:
         """Tokenizes one content, with nothing around it but BOS at the beginning of a prompt.
 
-        `name` is its field in the request. Returns only the `last_tokens` tokens, if it has more.
+        `name` is its field in the request. With `last_tokens`, returns at most so many, from its end.
         """
         if not isinstance(content, str):
             return _last(self.tokenizer.check_ids(content, f"{name}.token_ids"), last_tokens)
