@@ -241,6 +241,7 @@ class PrefillSession:
         assert first is not None
         params = copy.copy(first.sampling_params)
         params.extra_args = extra_args
+        params.structured_outputs = None  # else each event would compile it anew
         return msgspec.structs.replace(first, prompt_token_ids=token_ids, sampling_params=params)
 
 

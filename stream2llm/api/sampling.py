@@ -14,6 +14,7 @@ from typing import Any
 
 from stream2llm.api import arguments
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.structured_output import StructuredOutput
 
 BAD_SAMPLING = "BAD_SAMPLING"
 MAX_STOP_STRINGS = 16
@@ -59,6 +60,8 @@ class SamplingParameters:
     """How many of the likeliest tokens to report; None reports no logprobs."""
     ignore_eos: bool = False
     """Go on past the end-of-sequence token."""
+    structured_output: StructuredOutput | None = None
+    """What the answer must look like; None: free text."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -83,6 +86,8 @@ class SamplingParameters:
         self._validate_stops(vocab_size)
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise _bad("logprobs", self.logprobs, f"between 0 and {MAX_LOGPROBS}")
+        if self.structured_output is not None:
+            self.structured_output.validate()
 
     def _validate_distribution(self) -> None:
         # Written so that NaN fails too.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,7 @@ from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.numbers import finite
 
 if TYPE_CHECKING:
+    from stream2llm.api.structured_output import StructuredOutput
     from stream2llm.cli.ask import Request, Router
     from stream2llm.cli.output import Sink
     from stream2llm.cli.sources import Sources
@@ -125,6 +127,19 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
     ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="File with a JSON schema: the answer is such JSON."
+        ),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Regular expression that the whole answer matches.")
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(help="The answer is this text, or another choice; may be repeated."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the answer.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per line for each event, on stdout.")
@@ -161,6 +176,7 @@ def generate(
         top_k=top_k,
         seed=seed,
         stop_strings=tuple(stop or ()),
+        structured_output=_structured_output(json_schema, regex, choice or []),
     )
     request = Request(
         question,
@@ -180,6 +196,27 @@ def generate(
         security = secure.chosen(tls_ca, tls_cert, tls_key, tls_server_name, api_key_file)
         router = Router(several(address), security)
     _run(request, sources, router, make_sink(as_json=as_json, quiet=quiet))
+
+
+def _structured_output(
+    json_schema: Path | None, regex: str | None, choices: list[str]
+) -> StructuredOutput | None:
+    from stream2llm.api.structured_output import StructuredOutput
+
+    given = [json_schema is not None, regex is not None, bool(choices)]
+    if sum(given) > 1:
+        raise typer.BadParameter("--json-schema, --regex and --choice exclude each other")
+    if not any(given):
+        return None
+    schema = None if json_schema is None else _schema_in(json_schema)
+    return StructuredOutput(json_schema=schema, regex=regex, choices=tuple(choices))
+
+
+def _schema_in(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"--json-schema {path}: {error}") from error
 
 
 def _run(request: Request, sources: Sources, router: Router, sink: Sink) -> None:

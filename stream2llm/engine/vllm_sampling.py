@@ -12,12 +12,13 @@ from typing import Any
 from vllm import SamplingParams
 from vllm.logprobs import Logprob as VllmLogprob
 from vllm.outputs import CompletionOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from stream2llm.api.errors import InternalError, InvalidRequestError, UnavailableError
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.structured_output import StructuredOutput, refused
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
-from stream2llm.engine.failed_request import FAILED_REQUEST
+from stream2llm.engine.failed_request import BAD_GRAMMAR, FAILED_GRAMMAR, FAILED_REQUEST
 
 _MASK_64 = 2**64 - 1
 
@@ -56,12 +57,26 @@ def to_vllm(
             repetition_penalty=params.repetition_penalty,
             logprobs=params.logprobs,
             ignore_eos=params.ignore_eos,
+            structured_outputs=_constraint(params.structured_output),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             extra_args=extra_args,
         )
     except ValueError as error:
         raise InvalidRequestError(f"sampling: {error}", field="sampling") from error
+
+
+def _constraint(output: StructuredOutput | None) -> StructuredOutputsParams | None:
+    if output is None:
+        return None
+    return StructuredOutputsParams(
+        json=output.json_schema,
+        json_object=output.json_object or None,
+        regex=output.regex,
+        choice=list(output.choices) or None,
+        grammar=output.grammar,
+        structural_tag=output.structural_tag,
+    )
 
 
 def engine_seed(seed: int | None, engine: EngineSeed, num_before: int = 0) -> int | None:
@@ -87,8 +102,7 @@ def token_step(output: CompletionOutput, num_logprobs: int | None) -> TokenStep:
 
     Raises UnavailableError when the engine aborted the request.
     """
-    if output.finish_reason not in _FINISH_REASONS:
-        raise _given_up(output)
+    raise_failure(output)
     return TokenStep(
         token_ids=tuple(output.token_ids),
         logprobs=_logprobs(output, num_logprobs or 0),
@@ -97,15 +111,25 @@ def token_step(output: CompletionOutput, num_logprobs: int | None) -> TokenStep:
     )
 
 
+def raise_failure(output: CompletionOutput) -> None:
+    """Raises the error for the client when an output says that its request has failed."""
+    if output.finish_reason not in _FINISH_REASONS:
+        raise _given_up(output)
+
+
 def _stop_token(output: CompletionOutput) -> int:
     # None means the model's own end-of-sequence token, the last one sampled.
     return output.stop_reason if isinstance(output.stop_reason, int) else output.token_ids[-1]
 
 
 def _given_up(output: CompletionOutput) -> Exception:
-    finish_reason = output.finish_reason
-    if finish_reason == "error" and output.stop_reason == FAILED_REQUEST:
+    finish_reason, stop_reason = output.finish_reason, str(output.stop_reason)
+    if finish_reason == "error" and stop_reason == FAILED_REQUEST:
         return InternalError("the engine could not handle the request; its log says why")
+    if finish_reason == "error" and stop_reason == FAILED_GRAMMAR:
+        return InternalError("the grammar of the structured output failed on the answer")
+    if finish_reason == "error" and stop_reason.startswith(BAD_GRAMMAR):
+        return refused(f"cannot be compiled: {stop_reason.removeprefix(BAD_GRAMMAR)}")
     if finish_reason == "error":
         return UnavailableError(
             "the KV cache of the prompt could not be fetched from the prefill worker",
