@@ -36,7 +36,7 @@ ORDER_KEY = "stream2llm_grammar_order"
 # Compiling cannot be stopped; what takes longer fails its request and goes on in its thread.
 MAX_COMPILE_S = 10.0
 # Of a backend's error message.
-_MAX_REASON_CHARS = 500
+MAX_REASON_CHARS = 500
 _ALL_ALLOWED = -1
 
 
@@ -49,7 +49,7 @@ def is_compiled(request: Request, waited_s: float) -> bool:
     """Whether the request's grammar is there; raises BadGrammarError when it will not be."""
     grammar = request.structured_output_request.grammar
     if isinstance(grammar, Exception):
-        raise BadGrammarError(describe(grammar)[:_MAX_REASON_CHARS]) from grammar
+        raise BadGrammarError(describe(grammar)[:MAX_REASON_CHARS]) from grammar
     if grammar is None and waited_s > MAX_COMPILE_S:
         raise BadGrammarError(f"it takes longer than {MAX_COMPILE_S:g} s to compile")
     return grammar is not None
@@ -113,6 +113,7 @@ class GuardedGrammar(StructuredOutputGrammar):
         """Call it while the exception is being handled."""
         _log.exception("grammar_failed request_id=%s", self._request.request_id)
         self._has_failed = True
+        self._request.stop_reason = FAILED_GRAMMAR
 
 
 @dataclass

@@ -15,7 +15,7 @@ from vllm import SamplingParams
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.structured_output import StructuredOutput, refused
-from stream2llm.engine.grammar_state import ORDER_KEY
+from stream2llm.engine.grammar_state import MAX_REASON_CHARS, ORDER_KEY
 from stream2llm.engine.vllm_engine import OutputStream, only_output
 from stream2llm.engine.vllm_sampling import raise_failure, to_vllm
 
@@ -58,7 +58,7 @@ class GrammarOrder:
         try:
             request = await self._engine.build_request(self._request_id, list(_NO_PROMPT), params)
         except InvalidRequestError as error:
-            raise refused(f"cannot be compiled: {error.message}") from error
+            raise refused(f"cannot be compiled: {_why(error)}") from error
         self._stream = await self._engine.submit(request)
 
     async def compiled(self) -> None:
@@ -73,3 +73,14 @@ class GrammarOrder:
         finally:
             if not self._stream.finished:
                 await asyncio.shield(self._engine.abort(self._request_id))
+
+
+def _why(error: BaseException) -> str:
+    """Returns the messages of an error and its causes; vLLM's own may only say that it is invalid."""
+    messages = []
+    cause: BaseException | None = error
+    while cause is not None:
+        if not any(str(cause) in each for each in messages):
+            messages.append(str(cause))
+        cause = cause.__cause__
+    return ": ".join(messages)[:MAX_REASON_CHARS]

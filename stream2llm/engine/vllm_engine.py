@@ -21,6 +21,7 @@ import psutil
 from vllm import SamplingParams
 from vllm.config import KVTransferConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
@@ -223,7 +224,7 @@ class Engine:
                 request = process()
             else:  # vLLM parses the grammar, for up to seconds
                 request = await asyncio.to_thread(process)
-        except (ValueError, OverflowError) as error:
+        except (VLLMClientError, ValueError, OverflowError) as error:
             raise InvalidRequestError(f"the engine refuses the request: {error}") from error
         request.external_req_id = request_id
         return request

@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import Any
 
 from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.logprobs import Logprob as VllmLogprob
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -62,7 +63,7 @@ def to_vllm(
             output_kind=RequestOutputKind.DELTA,
             extra_args=extra_args,
         )
-    except ValueError as error:
+    except (VLLMClientError, ValueError) as error:
         raise InvalidRequestError(f"sampling: {error}", field="sampling") from error
 
 
