@@ -97,6 +97,7 @@ def _serve(model: str, max_model_len: int) -> None:
     answers_to = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from vllm import LLM, SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     llm = LLM(
         model,
@@ -109,7 +110,10 @@ def _serve(model: str, max_model_len: int) -> None:
     )
     for line in sys.stdin:
         request = json.loads(line)
+        constraint = request["params"].pop("structured_outputs", None)
         params = SamplingParams(detokenize=False, **request["params"])
+        if constraint is not None:
+            params.structured_outputs = StructuredOutputsParams(**constraint)
         prompts = [{"prompt_token_ids": prompt} for prompt in request["prompts"]]
         outputs = llm.generate(prompts, params, use_tqdm=False)
         answers = [list(output.outputs[0].token_ids) for output in outputs]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from experiments.lab_cluster import workers
-from stream2llm.client import AsyncClient
+from stream2llm.client import AsyncClient, StructuredOutput
 from stream2llm.cluster.cluster import Cluster
 from tests.dying_workers import DyingDecode, DyingPrefill, dying
 from tests.reference_engine import ReferenceEngine
@@ -55,10 +55,15 @@ def a_stream(name: str) -> Stream:
     return Stream(name, events, {"a": 70, "b": 40, "c": 90})
 
 
-async def check(site: Site, reference: ReferenceEngine, name: str, restarts: int = 1) -> None:
+async def check(
+    site: Site, reference: ReferenceEngine, name: str, restarts: int = 1, regex: str | None = None
+) -> None:
     stream = a_stream(name)
-    outcome = await play(site.client, stream, SAMPLING)
-    assert outcome.token_ids == reference.answer(stream.prompt, NUM_TOKENS, **PENALTIES), name
+    output = None if regex is None else StructuredOutput(regex=regex)
+    outcome = await play(site.client, stream, replace(SAMPLING, structured_output=output))
+    constraint = {} if regex is None else {"structured_outputs": {"regex": regex}}
+    expected = reference.answer(stream.prompt, NUM_TOKENS, **PENALTIES, **constraint)
+    assert outcome.token_ids == expected, name
     assert outcome.finished.restarts == restarts
     assert outcome.finished.usage.completion_tokens == NUM_TOKENS
 
@@ -68,6 +73,16 @@ async def test_decode_is_lost_at_each_token(site: Site, reference: ReferenceEngi
     for num_tokens in range(NUM_TOKENS - 1):
         site.decode.dies_after_tokens = num_tokens
         await check(site, reference, f"decode-{num_tokens}")
+        assert site.decode.dies_after_tokens is None
+
+
+async def test_a_structured_answer_goes_on_in_its_grammar(
+    site: Site, reference: ReferenceEngine
+) -> None:
+    """Each token depends on how many characters there are before."""
+    for num_tokens in (0, 1, 4):
+        site.decode.dies_after_tokens = num_tokens
+        await check(site, reference, f"structured-{num_tokens}", regex="([a-z]{2}[0-9]{2} )+")
         assert site.decode.dies_after_tokens is None
 
 
