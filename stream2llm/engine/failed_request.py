@@ -19,21 +19,30 @@ FAILED_REQUEST = "stream2llm_failed_request"
 FAILED_GRAMMAR = "stream2llm_failed_grammar"
 # Why the grammar could not be compiled follows.
 BAD_GRAMMAR = "stream2llm_bad_grammar: "
+# The grammars of others were being compiled all the time.
+BUSY_GRAMMARS = "stream2llm_busy_grammars"
 
 
 class BadGrammarError(Exception):
     """The structured output of a request cannot be compiled; the message says why."""
 
 
+class BusyGrammarsError(Exception):
+    """No thread was free to compile the structured output of a request in time."""
+
+
 class FailedGrammarError(Exception):
     """The grammar of a request does not accept the begin of its answer."""
+
+
+_STOP_REASONS = {BusyGrammarsError: BUSY_GRAMMARS, FailedGrammarError: FAILED_GRAMMAR}
 
 
 def stop_reason_of(error: Exception) -> str:
     """Returns the stop reason by which the front end knows the failure."""
     if isinstance(error, BadGrammarError):
         return f"{BAD_GRAMMAR}{error}"
-    return FAILED_GRAMMAR if isinstance(error, FailedGrammarError) else FAILED_REQUEST
+    return _STOP_REASONS.get(type(error), FAILED_REQUEST)
 
 
 def failed_output(request: Request, error: Exception) -> EngineCoreOutput:

@@ -23,7 +23,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from stream2llm.engine.failed_request import BadGrammarError, failed_output
+from stream2llm.engine.failed_request import BadGrammarError, BusyGrammarsError, failed_output
 from stream2llm.engine.grammar_state import is_compiled, is_grammar_order, take_up
 from stream2llm.serving.clock import SystemClock
 
@@ -105,7 +105,8 @@ class StructuredOutputMixin(_Base):
 
     def end_failed(self, request: Request, error: Exception) -> None:
         """Ends a request; call it while its exception is being handled."""
-        is_clients = isinstance(error, BadGrammarError)  # what a client sends needs no traceback
+        # What a client sends, and load, need no traceback.
+        is_clients = isinstance(error, BadGrammarError | BusyGrammarsError)
         _log.log(
             logging.WARNING if is_clients else logging.ERROR,
             "request_failed request_id=%s error=%s",

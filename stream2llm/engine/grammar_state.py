@@ -26,6 +26,7 @@ from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
 from stream2llm.engine.failed_request import (
     FAILED_GRAMMAR,
     BadGrammarError,
+    BusyGrammarsError,
     FailedGrammarError,
 )
 
@@ -46,12 +47,17 @@ def is_grammar_order(request: Request) -> bool:
 
 
 def is_compiled(request: Request, waited_s: float) -> bool:
-    """Whether the request's grammar is there; raises BadGrammarError when it will not be."""
+    """Whether the request's grammar is there.
+
+    Raises BadGrammarError when it will not be, and BusyGrammarsError when its turn has not come.
+    """
     grammar = request.structured_output_request.grammar
     if isinstance(grammar, Exception):
         raise BadGrammarError(describe(grammar)[:MAX_REASON_CHARS]) from grammar
     if grammar is None and waited_s > MAX_COMPILE_S:
-        raise BadGrammarError(f"it takes longer than {MAX_COMPILE_S:g} s to compile")
+        if request.structured_output_request._grammar.running():
+            raise BadGrammarError(f"it takes longer than {MAX_COMPILE_S:g} s to compile")
+        raise BusyGrammarsError(f"no thread was free for {MAX_COMPILE_S:g} s")
     return grammar is not None
 
 

@@ -15,11 +15,21 @@ from vllm.logprobs import Logprob as VllmLogprob
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-from stream2llm.api.errors import InternalError, InvalidRequestError, UnavailableError
+from stream2llm.api.errors import (
+    InternalError,
+    InvalidRequestError,
+    OverloadedError,
+    UnavailableError,
+)
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.structured_output import StructuredOutput, refused
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
-from stream2llm.engine.failed_request import BAD_GRAMMAR, FAILED_GRAMMAR, FAILED_REQUEST
+from stream2llm.engine.failed_request import (
+    BAD_GRAMMAR,
+    BUSY_GRAMMARS,
+    FAILED_GRAMMAR,
+    FAILED_REQUEST,
+)
 
 _MASK_64 = 2**64 - 1
 
@@ -129,6 +139,8 @@ def _given_up(output: CompletionOutput) -> Exception:
         return InternalError("the engine could not handle the request; its log says why")
     if finish_reason == "error" and stop_reason == FAILED_GRAMMAR:
         return InternalError("the grammar of the structured output failed on the answer")
+    if finish_reason == "error" and stop_reason == BUSY_GRAMMARS:
+        return OverloadedError("the worker is busy compiling the structured outputs of others")
     if finish_reason == "error" and stop_reason.startswith(BAD_GRAMMAR):
         return refused(f"cannot be compiled: {stop_reason.removeprefix(BAD_GRAMMAR)}")
     if finish_reason == "error":

@@ -9,8 +9,7 @@ S5 decode's automaton is behind the tokens that others sampled before it masks
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +24,7 @@ from vllm.v1.request import Request
 
 from prefill_worker.engine import PrefillSession, prefill_outputs
 from prefill_worker.local_engine import core_request
-from stream2llm.api.errors import InternalError, InvalidRequestError
+from stream2llm.api.errors import InternalError, InvalidRequestError, OverloadedError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.structured_output import BAD_STRUCTURED_OUTPUT, StructuredOutput
 from stream2llm.api.token_step import TokenStep
@@ -37,7 +36,7 @@ from stream2llm.engine.vllm_sampling import token_step
 from stream2llm.serving.clock import ManualClock
 from tests.scheduling.engine_settings import EngineSettings, block_hasher
 from tests.scheduling.handover_pair import Pair
-from tests.scheduling.masked_engine import MaskedEngine, obey, verified
+from tests.scheduling.masked_engine import ByHand, MaskedEngine, obey, verified
 from tests.tiny_model import EOS, IM_START
 
 pytestmark = pytest.mark.integration
@@ -46,28 +45,6 @@ SAMPLING = SamplingParameters(
     max_tokens=4, temperature=0.0, structured_output=StructuredOutput(regex="[a-c]+")
 )
 CONTEXT = list(range(100, 130))
-
-
-class ByHand:
-    """A backend that compiles when the test says so, and then really."""
-
-    def __init__(self, engine: MaskedEngine) -> None:
-        self._compile: Callable[[Request], Any] = engine.manager._create_grammar
-        self._waiting: list[tuple[Request, Future[Any]]] = []
-        engine.manager.executor.submit = self._submit  # type: ignore[method-assign, assignment]
-
-    def _submit(self, _: Any, request: Request) -> Future[Any]:
-        self._waiting.append((request, Future()))
-        return self._waiting[-1][1]
-
-    def finish(self, error: Exception | None = None) -> None:
-        """All that is under way is compiled, or fails."""
-        for request, future in self._waiting:
-            if error is None:
-                future.set_result(self._compile(request))
-            else:
-                future.set_exception(error)
-        self._waiting.clear()
 
 
 @pytest.fixture
@@ -183,15 +160,24 @@ async def test_s3_what_cannot_be_compiled_ends_its_session_with_the_reason(
     assert len((await first_token(other)).token_ids) == 1
 
 
-async def test_s3_what_takes_too_long_ends_its_session(engine: MaskedEngine) -> None:
+@pytest.mark.parametrize(
+    ("is_busy", "error", "message"),
+    [
+        (False, InvalidRequestError, "takes longer than 10 s to compile"),
+        (True, OverloadedError, "busy compiling the structured outputs of others"),
+    ],
+)
+async def test_s3_what_takes_too_long_ends_its_session(
+    engine: MaskedEngine, is_busy: bool, error: type[Exception], message: str
+) -> None:
     clock = engine.scheduler._grammar_clock = ManualClock()  # type: ignore[assignment]
-    ByHand(engine)
+    ByHand(engine).is_busy = is_busy
     session = a_session(engine, "a")
     await session.splice(1, 0, CONTEXT, seal=True)
     engine.run_some(3)
     clock.advance(grammar_state.MAX_COMPILE_S + 1)
     engine.run()
-    with pytest.raises(InvalidRequestError, match="takes longer than 10 s to compile"):
+    with pytest.raises(error, match=message):
         await first_token(session)
 
 

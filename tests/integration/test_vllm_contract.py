@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 from typing import Any
@@ -101,6 +103,8 @@ def test_structured_outputs() -> None:
     from vllm.v1.structured_output import StructuredOutputManager
     from vllm.v1.structured_output.request import StructuredOutputRequest
 
+    from stream2llm.engine.grammar_state import _Replay
+
     require(Scheduler, "_handle_blocked_waiting_request", "structured_output_manager")
     assert "self.structured_output_manager.accept_tokens(" in source(Scheduler.update_from_output)
     assert "stop_reason=request.stop_reason" in source(Scheduler.update_from_output)
@@ -111,13 +115,8 @@ def test_structured_outputs() -> None:
     # Of the request that an automaton is asked for; `_Replay` stands for one.
     text = source(StructuredOutputManager.accept_tokens)
     text += source(StructuredOutputManager._get_constraint_bounds)
-    asked = {
-        word.split(".")[1].rstrip("(),: []") for word in text.split() if word.startswith("request.")
-    }
-    assert asked <= {"use_structured_output", "structured_output_request", "request_id"} | {
-        "prompt_token_ids",
-        "all_token_ids",
-    }
+    asked = set(re.findall(r"\brequest\.(\w+)", text))
+    assert asked <= {field.name for field in dataclasses.fields(_Replay)}
 
 
 def test_queues() -> None:

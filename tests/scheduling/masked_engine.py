@@ -6,6 +6,8 @@ tokens that it allows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -109,3 +111,30 @@ class MaskedEngine(SessionEngine):
         self.masks |= obey(result, grammar)
         for told in self.scheduler.update_from_output(output, result).values():
             self.processor.process_outputs(told.outputs)
+
+
+class ByHand:
+    """A backend that compiles when the test says so, and then really."""
+
+    def __init__(self, engine: MaskedEngine) -> None:
+        self._compile: Callable[[Request], Any] = engine.manager._create_grammar
+        self._waiting: list[tuple[Request, Future[Any]]] = []
+        # What comes has to wait for a thread.
+        self.is_busy = False
+        engine.manager.executor.submit = self._submit  # type: ignore[method-assign, assignment]
+
+    def _submit(self, _: Any, request: Request) -> Future[Any]:
+        future = Future[Any]()
+        if not self.is_busy:
+            future.set_running_or_notify_cancel()
+        self._waiting.append((request, future))
+        return future
+
+    def finish(self, error: Exception | None = None) -> None:
+        """All that is under way is compiled, or fails."""
+        for request, future in self._waiting:
+            if error is None:
+                future.set_result(self._compile(request))
+            else:
+                future.set_exception(error)
+        self._waiting.clear()
