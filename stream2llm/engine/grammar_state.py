@@ -148,5 +148,5 @@ def take_up(manager: StructuredOutputManager, request: Request) -> None:
     replay = _Replay(request.request_id, tokens[:num_before], structured, tokens[:num_before])
     for token_id in tokens[num_before:]:
         replay.all_token_ids.append(token_id)
-        if not manager.accept_tokens(replay, [token_id]):  # type: ignore[arg-type]
+        if not manager.accept_tokens(replay, [token_id]):
             raise FailedGrammarError(f"it does not accept token {token_id} of the answer")
