@@ -16,8 +16,8 @@ Life of a session's request:
  3. Steps compute up to the target; the last token of an open session is held back, so
     nothing is sampled before the seal.
  4. The step that computes the last token of a sealed session samples the first token
-    of the answer. The seal of a session with a structured output waits for its grammar. The base class finishes the request and hands its blocks to the KV
-    connector.
+    of the answer. The base class finishes the request and hands its blocks to the KV
+    connector. The seal of a session with a structured output waits for its grammar.
 
 KV that an eviction copied to the host is restored in a step in which its session is
 not in the base class's queues: it gets blocks, which count as computed once the

@@ -156,5 +156,5 @@ class StructuredOutputMixin(_Base):
         return len(self._compiling) + len(self._ends)
 
     def get_num_unfinished_requests(self) -> int:
-        """Counts the base class's requests, and those that only it does not have."""
+        """Counts the base class's requests, and those that wait for a grammar or their end."""
         return int(super().get_num_unfinished_requests()) + self.num_ends_awaited

@@ -109,7 +109,11 @@ class GuardedGrammar(StructuredOutputGrammar):
 
     def is_terminated(self) -> bool:
         """Whether nothing is masked any more."""
-        return self._has_failed or bool(self._grammar.is_terminated())
+        try:
+            return self._has_failed or bool(self._grammar.is_terminated())
+        except Exception:
+            self._fail()
+            return True
 
     def reset(self) -> None:
         """Returns to the begin."""

@@ -195,6 +195,15 @@ class Row:
         self.value = value
 
 
+def test_3_a_grammar_that_cannot_say_whether_it_has_ended_masks_nothing() -> None:
+    request = Request.from_engine_core_request(
+        core_request("r", PROMPT, SamplingParams(max_tokens=4)), None
+    )
+    grammar = GuardedGrammar(Broken("is_terminated"), request)  # type: ignore[arg-type]
+    assert grammar.is_terminated()
+    assert not grammar.accept_tokens("r", [1])
+
+
 @pytest.mark.parametrize("method", ["accept_tokens", "fill_bitmask", "rollback", "validate_tokens"])
 def test_3_a_grammar_that_raises_fails_its_request(method: str) -> None:
     request = Request.from_engine_core_request(
