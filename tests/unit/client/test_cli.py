@@ -169,8 +169,8 @@ def test_what_the_answer_must_look_like_arrives(threaded_router, tmp_path: Path)
     }
     for given in options.values():
         generate(threaded_router, "-", *given, stdin="a")
-    sent = [each.open.sampling for each in threaded_router.fake.received if each.HasField("open")]
-    assert [each.structured_output for each in sent] == [
+    opened = [each.received[0].open for each in threaded_router.fake.conversations]
+    assert [each.sampling.structured_output for each in opened] == [
         pb.StructuredOutput(json_schema='{"type": "integer"}'),
         pb.StructuredOutput(regex="[0-9]+"),
         pb.StructuredOutput(choices=["yes", "no"]),
