@@ -42,11 +42,9 @@ class PrefetchCall:
         self._pool = pool
         self.worker = worker
         self.fetch_session_id = fetch_session_id
-        self._opening = pb.OpenPrefetch(
-            fetch_session_id=fetch_session_id,
-            cache_salt=cache_salt,
-            structured_output=structured_output and codec.encode(structured_output),
-        )
+        self._opening = pb.OpenPrefetch(fetch_session_id=fetch_session_id, cache_salt=cache_salt)
+        if structured_output is not None:
+            self._opening.structured_output.CopyFrom(codec.encode(structured_output))
         self._place = worker.acquire()
         self._call: Any = worker.decode.PrefetchKv(metadata=metadata)
         self._responses = aiter(self._call)

@@ -77,7 +77,7 @@ class GrammarOrder:
 
 def _why(error: BaseException) -> str:
     """Returns the messages of an error and its causes; vLLM's own may only say that it is invalid."""
-    messages = []
+    messages: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
         if not any(str(cause) in each for each in messages):
