@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 from decode_worker.fetch_sessions import FetchSession, FetchSessions
 from decode_worker.session_spans import PrefetchNotes
+from stream2llm.api import codec
 from stream2llm.api.errors import EventOrderError, InvalidRequestError, Stream2LLMError
+from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.api.v1 import worker_pb2
+from stream2llm.engine.structured_output import GrammarOrder
 from stream2llm.engine.worker import EngineWorker
 from stream2llm.serving.ids import unique_id
 from stream2llm.serving.log_context import LogContext, bind
@@ -58,8 +62,37 @@ async def serve_fetches(
     notes.session_id = opening.open.fetch_session_id
     bind(LogContext(notes.trace.context, opening.open.fetch_session_id))
     worker.require_open()
-    with sessions.open(opening.open.fetch_session_id, opening.open.cache_salt) as session:
-        await _Rpc(worker, session, writer, check, notes).run(messages)
+    async with _compiling(worker, opening.open):
+        with sessions.open(opening.open.fetch_session_id, opening.open.cache_salt) as session:
+            await _Rpc(worker, session, writer, check, notes).run(messages)
+
+
+@asynccontextmanager
+async def _compiling(worker: EngineWorker, opening: worker_pb2.OpenPrefetch) -> AsyncIterator[None]:
+    """Compiles the session's structured output meanwhile, if it has one."""
+    if not opening.HasField("structured_output"):
+        yield
+        return
+    output = codec.decode(StructuredOutput, opening.structured_output)
+    output.validate()
+    name = unique_id(f"{opening.fetch_session_id}-grammar")
+    compiling = asyncio.create_task(_compile(GrammarOrder(worker.engine, name, output)))
+    try:
+        yield
+    finally:
+        compiling.cancel()
+        await asyncio.wait({compiling})
+
+
+async def _compile(order: GrammarOrder) -> None:
+    """Prefill refuses what cannot be compiled; without it here, the answer would wait for it."""
+    try:
+        await order.begin()
+        await order.compiled()
+    except Stream2LLMError as error:
+        _log.warning("grammar_not_compiled error=%s", error)
+    except Exception:  # a bug: the answer's own request shows it
+        _log.exception("grammar_not_compiled")
 
 
 class _Rpc:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
@@ -42,15 +42,10 @@ from decode_worker.handover_check import check_keys
 from decode_worker.last_use import LastUse
 from decode_worker.pace import FetchPace
 from decode_worker.room import Room, RoomView, room_for
-from stream2llm.engine.failed_request import failed_output
+from stream2llm.engine.grammar_scheduling import StructuredOutputMixin
 from stream2llm.engine.kv_sampling import find_samples
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.worker_options import WorkerOptions
-
-if TYPE_CHECKING:
-    from vllm.v1.core.sched.scheduler import Scheduler as _Base
-else:
-    _Base = object
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +69,7 @@ class _Fetch:
     num_blocks: int = 0
 
 
-class KvPrefetchMixin(_Base):
+class KvPrefetchMixin(StructuredOutputMixin):
     """Precedes vLLM's `Scheduler` or `AsyncScheduler` among a class's bases."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -113,8 +108,8 @@ class KvPrefetchMixin(_Base):
         """
         try:
             self._add(request)
-        except Exception:
-            self._fail(request)
+        except Exception as error:
+            self.end_failed(request, error)
 
     def _add(self, request: Request) -> None:
         if request.kv_transfer_params is not None:
@@ -128,12 +123,6 @@ class KvPrefetchMixin(_Base):
             self._add_final(request, order.session_id)
         else:
             super().add_request(request)
-
-    def _fail(self, request: Request) -> None:
-        """Fails a request; call it while its exception is being handled."""
-        _log.exception("request_failed request_id=%s", request.request_id)
-        self._fetch_outputs.append((request.client_index, failed_output(request)))
-        self.finish_requests([request.request_id], RequestStatus.FINISHED_ERROR)
 
     def _add_final(self, request: Request, session_id: str) -> None:
         self._finals[request.request_id] = 0.0
@@ -197,20 +186,21 @@ class KvPrefetchMixin(_Base):
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Runs the base class's step, after admitting one fetch if that is possible."""
         self._step_began_s = self._clock.monotonic_s()
+        self.take_compiled()
         # One per step: the next one then sees the blocks that it takes.
         waiting = list(self._waiting_fetches.values())
         shown = next((fetch for fetch in waiting if self._admit_or_fail(fetch)), None)
         output = super().schedule(*args, **kwargs)
         if shown is not None:
             self._after_schedule(shown)
-        self._is_short = bool(self.waiting)
+        self._is_short = len(self.waiting) > self.num_waiting_for_grammar
         return output
 
     def _admit_or_fail(self, fetch: _Fetch) -> bool:
         try:
             return self._admit(fetch)
-        except Exception:
-            self._fail(fetch.request)
+        except Exception as error:
+            self.end_failed(fetch.request, error)
             return False
 
     def _admit(self, fetch: _Fetch) -> bool:

@@ -251,6 +251,7 @@ class PrefillSession:
         params = copy.copy(first.sampling_params)
         params.extra_args = _extra_args(event, hand_over, answer_tokens)
         params.min_tokens = min_tokens_left(self._sampling, 1, answer_tokens)
+        params.structured_outputs = None  # else each event would compile it anew
         return msgspec.structs.replace(first, prompt_token_ids=token_ids, sampling_params=params)
 
 

@@ -17,7 +17,7 @@ Life of a session's request:
     nothing is sampled before the seal.
  4. The step that computes the last token of a sealed session samples the first token
     of the answer. The base class finishes the request and hands its blocks to the KV
-    connector.
+    connector. The seal of a session with a structured output waits for its grammar.
 
 KV that an eviction copied to the host is restored in a step in which its session is
 not in the base class's queues: it gets blocks, which count as computed once the
@@ -70,7 +70,8 @@ from prefill_worker.swapping import NoCopier, Swapping
 from prefill_worker.types import Eviction, Load, StepLimits, StepPlan, StopReason
 from stream2llm.api.errors import describe
 from stream2llm.api.tenant import ONE_TENANT
-from stream2llm.engine.failed_request import failed_output
+from stream2llm.engine.grammar_scheduling import StructuredOutputMixin
+from stream2llm.engine.grammar_state import is_grammar_order, take_up
 from stream2llm.engine.kv_digest import DIGEST_KEY, combine
 from stream2llm.engine.kv_sampling import find_samples
 from stream2llm.engine.orphan_guard import exit_with_parent
@@ -87,7 +88,7 @@ _STAND_IN = POLICIES[DEFAULT_POLICY]
 _MAX_FAILURE_CHARS = 500
 
 
-class PrefillScheduler(TimedSteps, Scheduler):
+class PrefillScheduler(StructuredOutputMixin, TimedSteps, Scheduler):
     """The scheduler of a prefill worker's engine."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -124,8 +125,9 @@ class PrefillScheduler(TimedSteps, Scheduler):
         self._reporting = Reporting()
         self._progress_reporting = ProgressReporting(self._options.progress_interval_tokens)
         self._live: dict[str, LiveSession] = {}
-        # Outputs that end requests which could not be handled, each with its client index.
-        self._failed: list[tuple[int, EngineCoreOutput]] = []
+        # By request id: seals of sessions whose grammar is still being compiled, and the
+        # deadline of each first token.
+        self._held_seals: dict[str, tuple[Request, int]] = {}
         # Tokens granted in the step being built.
         self._grants: dict[str, int] = {}
         self._hits = PrefixHits(self.kv_cache_manager, self._counters, self.hash_block_size)
@@ -190,15 +192,15 @@ class PrefillScheduler(TimedSteps, Scheduler):
         """
         try:
             self._add(request)
-        except Exception:
-            _log.exception("request_failed request_id=%s", request.request_id)
-            self._failed.append((request.client_index, failed_output(request)))
-            self.finish_requests(request.request_id, RequestStatus.FINISHED_ERROR)
+        except Exception as error:
+            self.end_failed(request, error)
 
     def _add(self, request: Request) -> None:
         event = event_or_command(request)
         live = self._live.get(request.request_id)
-        if isinstance(event, SchedulerCommand):
+        if is_grammar_order(request):
+            super().add_request(request)
+        elif isinstance(event, SchedulerCommand):
             self._carry_out(request, event)
         elif live is not None:
             assert event is not None, f"duplicate request id {request.request_id}"
@@ -240,12 +242,19 @@ class PrefillScheduler(TimedSteps, Scheduler):
         request.max_tokens = 1
         super().add_request(request)
         self._empty_base_queues()
+        is_sealed = event.seal if event else True
+        deadline_ms = event.deadline_ms if event else 0
+        is_held = is_sealed and self.is_compiling(request.request_id)
+        if is_held:
+            self._held_seals[request.request_id] = request, deadline_ms
+        # It may be computed without its grammar.
+        request.status = RequestStatus.WAITING
         state = self._table.open(
             request.request_id,
             revision=event.revision if event else 1,
-            sealed=event.seal if event else True,
+            sealed=is_sealed and not is_held,
             ttft_slo_ms=event.ttft_slo_ms if event else 0,
-            deadline_ms=event.deadline_ms if event else 0,
+            deadline_ms=deadline_ms,
             tenant=event.tenant if event else ONE_TENANT,
         )
         state.uncomputed_at_seal = request.num_tokens
@@ -259,7 +268,7 @@ class PrefillScheduler(TimedSteps, Scheduler):
         self.offering.spliced(live.request.request_id, num_same, event.stable_tokens)
         live.state.revision = event.revision
         if event.seal:
-            self._seal(live, update, event.deadline_ms)
+            self._seal_or_hold(live, update, event.deadline_ms)
         # Only a request that is announced as new brings the worker process its new
         # tokens, so it has to be WAITING, whatever its status was.
         live.request.status = RequestStatus.WAITING
@@ -304,12 +313,34 @@ class PrefillScheduler(TimedSteps, Scheduler):
         first, last = num_kept_tokens // size, request.num_computed_tokens // size
         live.state.lost_blocks.add(request.block_hashes[first:last])
 
+    def _seal_or_hold(self, live: LiveSession, update: Request, deadline_ms: int) -> None:
+        """Seals the session, once its grammar is there: the seal lets it sample.
+
+        Until then all but its last token is computed, as of an open session.
+        """
+        request = live.request
+        live.state.uncomputed_at_seal = request.num_tokens - request.num_computed_tokens
+        if self.is_compiling(request.request_id):
+            self._held_seals[request.request_id] = update, deadline_ms
+        else:
+            self._seal(live, update, deadline_ms)
+
     def _seal(self, live: LiveSession, update: Request, deadline_ms: int) -> None:
         request = live.request
-        self._table.seal(live.state, request.num_tokens, deadline_ms)
-        live.state.uncomputed_at_seal = request.num_tokens - request.num_computed_tokens
         request.sampling_params = update.sampling_params
         request.kv_transfer_params = update.kv_transfer_params
+        if request.use_structured_output:
+            take_up(self.structured_output_manager, request)
+        self._table.seal(live.state, request.num_tokens, deadline_ms)
+
+    def grammar_compiled(self, request: Request) -> None:
+        """Applies the seal that has waited for the grammar, if there is one."""
+        held = self._held_seals.pop(request.request_id, None)
+        if held is not None:
+            live = self._live[request.request_id]
+            self._seal(live, *held)
+            live.request.status = RequestStatus.WAITING  # to be announced anew, as after an event
+            self._touch(live)
 
     def _touch(self, live: LiveSession) -> None:
         """Updates the session table."""
@@ -337,6 +368,7 @@ class PrefillScheduler(TimedSteps, Scheduler):
         """Plans a step and makes the base class build it."""
         started_s = self._clock.monotonic_s()
         self._replace_failed_policy()
+        self.take_compiled()
         self._table.begin_step(int(1000 * started_s))
         plan = self._plan()
         self._table.end_step(plan, self._num_free_blocks)
@@ -566,8 +598,6 @@ class PrefillScheduler(TimedSteps, Scheduler):
 
     def _take_due(self) -> Iterator[tuple[int, EngineCoreOutput]]:
         """Yields progress and report that are due after this step, each with its client index."""
-        failed, self._failed = self._failed, []
-        yield from failed
         yield from self._progress_reporting.take_due(self._live, self._table.has_work)
         yield from self.offering.take_due(
             self._live, self._table.has_work, is_short=self._is_short_of_blocks
@@ -590,6 +620,7 @@ class PrefillScheduler(TimedSteps, Scheduler):
 
     def _forget(self, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:
+            self._held_seals.pop(request_id, None)
             if self._live.pop(request_id, None) is not None:
                 self._table.close(request_id)
                 self._progress_reporting.forget(request_id)
@@ -661,7 +692,7 @@ class PrefillScheduler(TimedSteps, Scheduler):
     def get_num_unfinished_requests(self) -> int:
         """Returns the number of sessions that need a step; an idle open session does not."""
         num_to_report = (
-            len(self._progress_reporting) + self._reporting.is_awaited + len(self._failed)
+            len(self._progress_reporting) + self._reporting.is_awaited + self.num_ends_awaited
         )
         return max(self._num_to_step_for, num_to_report, self.swapping.num_pending)
 

@@ -2,7 +2,8 @@
 
 One RPC is one session. A reader passes the router's events to the engine while a
 writer sends progress and, at the end, the first token; both end together. If the RPC
-ends early, the session's blocks are freed, except those that decode may be reading.
+ends early, the session's blocks are freed, except those that decode may be reading. A
+structured output is compiled meanwhile; one that cannot be ends the RPC with the reason.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from stream2llm.api.tenant import TenantShare
 from stream2llm.api.trace_context import context_in
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.engine.kv_digest import DIGEST_KEY
+from stream2llm.engine.structured_output import GrammarOrder
 from stream2llm.engine.vllm_sampling import token_step
 from stream2llm.engine.worker import EngineWorker
 from stream2llm.serving.ids import unique_id
@@ -90,7 +92,8 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
             trace=notes.trace.recorded_context,
             ttft_slo_ms=opening.open.ttft_slo_ms,
         )
-        run = _SessionRun(session, writer, notes)
+        order = await self._ordered(request_id, sampling)
+        run = _SessionRun(session, writer, notes, order)
         is_read = False
         try:
             await run.until_first_token(requests)
@@ -104,12 +107,29 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
                 # Shielded: a second cancellation must not leak blocks.
                 await asyncio.shield(session.cancel())
 
+    async def _ordered(self, request_id: str, sampling: SamplingParameters) -> GrammarOrder | None:
+        """Makes the engine compile the structured output, before it has any token."""
+        if sampling.structured_output is None:
+            return None
+        name = unique_id(f"{request_id}-grammar")
+        order = GrammarOrder(self._worker.engine, name, sampling.structured_output)
+        await order.begin()
+        return order
+
 
 class _SessionRun:
     """The reader and the writer of one session's RPC."""
 
-    def __init__(self, session: PrefillSession, writer: StreamWriter, notes: PrefillNotes) -> None:
+    def __init__(
+        self,
+        session: PrefillSession,
+        writer: StreamWriter,
+        notes: PrefillNotes,
+        order: GrammarOrder | None = None,
+    ) -> None:
         self._notes = notes
+        # Of the structured output, if there is one.
+        self._order = order
         self._session = session
         self._writer = writer
         self._num_logprobs = session.num_logprobs
@@ -125,6 +145,8 @@ class _SessionRun:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(requests))
                 tasks.create_task(self._write())
+                if self._order is not None:
+                    tasks.create_task(self._order.compiled())
         except BaseExceptionGroup as group:
             # Both halves fail for one cause; the first error is reported.
             raise group.exceptions[0] from None

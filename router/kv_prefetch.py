@@ -1,6 +1,7 @@
 """KV prefetch of one session: passes offers from prefill to a decode worker before the seal.
 
-The decode worker is chosen when the session opens, and again when it is lost. No
+The decode worker is chosen when the session opens, and again when it is lost. It compiles
+the session's structured output, if there is one, at once. No
 failure in here fails the session: the hand-over after the first token transfers
 whatever has not been prefetched.
 
@@ -45,7 +46,7 @@ class KvPrefetch:
         # Whether this session streams its hand-over.
         self.is_on = mode == "streamed"
         self._calls_left = _MOST_WORKERS
-        if self.is_on:
+        if self.is_on or live.sampling.structured_output is not None:
             self._next_call()
 
     # -- the context ---------------------------------------------------------------
@@ -103,6 +104,8 @@ class KvPrefetch:
 
     async def run(self) -> None:
         """Serves offers until it is cancelled."""
+        if self._worker_call is not None and self._live.sampling.structured_output is not None:
+            await self._worker_call.open()  # it compiles while the context streams in
         while True:
             fetch = self._log.next()
             if fetch is None:
@@ -176,6 +179,7 @@ class KvPrefetch:
                 name,
                 self._live.cache_salt,
                 self._live.trace.metadata,
+                self._live.sampling.structured_output,
             )
 
     # -- the answer -------------------------------------------------------------------

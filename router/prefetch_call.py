@@ -7,6 +7,7 @@ its own abort, so that `abort` never blocks, and the next fetch follows it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import grpc
@@ -14,9 +15,11 @@ import grpc
 from router.status import WORKER_LOST
 from router.worker import Worker
 from router.workers import WorkerPool
+from stream2llm.api import codec
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
 from stream2llm.api.final_status import FinalStatus
+from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.prefix import Tokens, as_tokens, common_prefix_len
 
@@ -33,11 +36,15 @@ class PrefetchCall:
         fetch_session_id: str,
         cache_salt: str = "",
         metadata: Metadata | None = None,
+        structured_output: StructuredOutput | None = None,
     ) -> None:
+        """`structured_output` is compiled as soon as the call is open."""
         self._pool = pool
         self.worker = worker
         self.fetch_session_id = fetch_session_id
-        self._cache_salt = cache_salt
+        self._opening = pb.OpenPrefetch(fetch_session_id=fetch_session_id, cache_salt=cache_salt)
+        if structured_output is not None:
+            self._opening.structured_output.CopyFrom(codec.encode(structured_output))
         self._place = worker.acquire()
         self._call: Any = worker.decode.PrefetchKv(metadata=metadata)
         self._responses = aiter(self._call)
@@ -54,6 +61,12 @@ class PrefetchCall:
         self._writing = asyncio.Lock()
         # Set when the fetch under way is useless; each fetch has its own event.
         self._abort = asyncio.Event()
+
+    async def open(self) -> None:
+        """Opens the session at the worker ahead of its first fetch, which shows any failure."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            async with self._writing:
+                await self._write_opening()
 
     async def fetch(self, tokens: Tokens, handover: pb.Handover) -> pb.PrefetchKvResponse:
         """Fetches the KV of these tokens; raises Stream2LLMError when the RPC broke."""
@@ -136,11 +149,12 @@ class PrefetchCall:
         """Writes the fetch, after the opening if it is the first, with no abort in between."""
         self.has_sent = False
         async with self._writing:
-            if not self._is_open:
-                self._is_open = True
-                opening = pb.OpenPrefetch(
-                    fetch_session_id=self.fetch_session_id, cache_salt=self._cache_salt
-                )
-                await self._call.write(pb.PrefetchKvRequest(open=opening))
+            await self._write_opening()
             await self._call.write(pb.PrefetchKvRequest(fetch=fetch))
         self.has_sent = True
+
+    async def _write_opening(self) -> None:
+        """For the holder of the lock."""
+        if not self._is_open:
+            self._is_open = True
+            await self._call.write(pb.PrefetchKvRequest(open=self._opening))

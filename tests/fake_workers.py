@@ -256,8 +256,9 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
         self.ends_without_reason = False
         # Token sequences that were to be prefetched, and what became of it.
         self.fetched: list[list[int]] = []
-        self.fetch_sessions: list[str] = []
-        self.fetch_salts: list[str] = []
+        # How sessions were opened that prefetch, or have a structured output.
+        self.fetch_openings: list[worker_pb2.OpenPrefetch] = []
+        self.fetch_session_came = asyncio.Event()
         self.may_fetch = _open_gate()
         self.fetch_called = asyncio.Event()
         self.fetch_aborted = asyncio.Event()
@@ -266,6 +267,11 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
         # Refuses answers that another worker may take.
         self.is_full = False
         self.tokens_per_step = 1
+
+    @property
+    def fetch_sessions(self) -> list[str]:
+        """By which their answers name them."""
+        return [each.fetch_session_id for each in self.fetch_openings]
 
     async def Decode(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         self.requests.append(request)
@@ -303,8 +309,8 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
                     await context.abort_with_status(to_status(self.fetch_rejection))
                 event = request.WhichOneof("event")
                 if event == "open":
-                    self.fetch_sessions.append(request.open.fetch_session_id)
-                    self.fetch_salts.append(request.open.cache_salt)
+                    self.fetch_openings.append(request.open)
+                    self.fetch_session_came.set()
                 elif event == "fetch":
                     assert not is_fetching, "the previous fetch has not ended"
                     assert request.fetch.keep_tokens <= len(tokens)

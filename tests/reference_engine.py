@@ -100,6 +100,7 @@ def _serve(model: str, max_model_len: int) -> None:
     answers_to = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from vllm import LLM, SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     llm = LLM(
         model,
@@ -115,8 +116,11 @@ def _serve(model: str, max_model_len: int) -> None:
         raw = request["params"]
         bad_word_ids = raw.pop("bad_word_ids", None)
         bias = {int(token_id): bias for token_id, bias in raw.pop("logit_bias", {}).items()}
+        constraint = raw.pop("structured_outputs", None)
         params = SamplingParams(detokenize=False, logit_bias=bias or None, **raw)
         params._bad_words_token_ids = bad_word_ids
+        if constraint is not None:
+            params.structured_outputs = StructuredOutputsParams(**constraint)
         prompts = [{"prompt_token_ids": prompt} for prompt in request["prompts"]]
         outputs = llm.generate(prompts, params, use_tqdm=False)
         answers = [list(output.outputs[0].token_ids) for output in outputs]

@@ -33,6 +33,7 @@ from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.api.tenant import TenantShare
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments, bad_option
 from stream2llm.api.v1 import inference_pb2, worker_pb2
@@ -67,6 +68,7 @@ MESSAGES: dict[type, type[Message]] = {
     requests.SealContext: inference_pb2.SealContext,
     requests.GenerateRequest: inference_pb2.GenerateRequest,
     SamplingParameters: inference_pb2.SamplingParameters,
+    StructuredOutput: inference_pb2.StructuredOutput,
     token_step.Logprob: inference_pb2.Logprob,
     token_step.TokenLogprobs: inference_pb2.TokenLogprobs,
     token_step.TokenStep: worker_pb2.TokenStep,

@@ -14,6 +14,7 @@ from typing import Any
 
 from stream2llm.api import arguments
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.structured_output import StructuredOutput
 
 BAD_SAMPLING = "BAD_SAMPLING"
 MAX_STOP_STRINGS = 16
@@ -87,6 +88,8 @@ class SamplingParameters:
     """Whether special tokens have no text."""
     truncate_prompt_tokens: int | None = None
     """Of a complete prompt, use only the last so many tokens; refused in a session."""
+    structured_output: StructuredOutput | None = None
+    """What the answer must look like; None: free text."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -123,6 +126,8 @@ class SamplingParameters:
         self._validate_bad_words(vocab_size)
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise _bad("logprobs", self.logprobs, f"between 0 and {MAX_LOGPROBS}")
+        if self.structured_output is not None:
+            self.structured_output.validate()
 
     def _validate_lengths(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:

@@ -21,6 +21,7 @@ from stream2llm.cli.option_groups import expanded
 from stream2llm.serving.logs import for_terminal
 
 if TYPE_CHECKING:
+    from stream2llm.api.structured_output import StructuredOutput
     from stream2llm.cli.ask import Request, Router
     from stream2llm.cli.output import Sink
     from stream2llm.cli.sources import Sources
@@ -163,6 +164,19 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
     ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="File with a JSON schema: the answer is such JSON."
+        ),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Regular expression that the whole answer matches.")
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(help="The answer is this text, or another choice; may be repeated."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the answer.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per line for each event, on stdout.")
@@ -202,6 +216,7 @@ def generate(
         min_p=min_p,
         min_tokens=min_tokens,
         bad_words=tuple(bad_word or ()),
+        structured_output=_structured_output(json_schema, regex, choice or []),
     )
     request = Request(
         question,
@@ -223,6 +238,27 @@ def generate(
         security = given.security()
         router = Router(several(address), security)
     _run(request, sources, router, make_sink(as_json=as_json, quiet=quiet))
+
+
+def _structured_output(
+    json_schema: Path | None, regex: str | None, choices: list[str]
+) -> StructuredOutput | None:
+    from stream2llm.api.structured_output import StructuredOutput
+
+    given = [json_schema is not None, regex is not None, bool(choices)]
+    if sum(given) > 1:
+        raise typer.BadParameter("--json-schema, --regex and --choice exclude each other")
+    if not any(given):
+        return None
+    schema = None if json_schema is None else _schema_in(json_schema)
+    return StructuredOutput(json_schema=schema, regex=regex, choices=tuple(choices))
+
+
+def _schema_in(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"--json-schema {path}: {error}") from error
 
 
 def _run(request: Request, sources: Sources, router: Router, sink: Sink) -> None:

@@ -21,6 +21,7 @@ from stream2llm.api.events import (
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.requests import ChatContentPart, ChatMessage, Document, ToolCall
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.api.tls import ClientTls
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
@@ -51,6 +52,7 @@ __all__ = [
     "DocumentRef",
     "DocumentOrdering",
     "SamplingParameters",
+    "StructuredOutput",
     "ControlTokens",
     "OversizedDocuments",
     # what they get

@@ -14,12 +14,14 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
 from vllm import SamplingParams
-from vllm.config import KVTransferConfig
+from vllm.config import KVTransferConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
@@ -208,16 +210,21 @@ class Engine:
         if self.is_dead:
             raise engine_error(self._llm.dead_error)
         tasks = await self._llm.get_supported_tasks()
+        process = partial(
+            self._llm.input_processor.process_inputs,
+            request_id,
+            tokens_input(prompt_token_ids, cache_salt=cache_salt or None),
+            params,
+            supported_tasks=tasks,
+            arrival_time=self._clock.wall_s(),
+            trace_headers=None if trace is None else dict(trace.metadata()),
+        )
         try:
-            request = self._llm.input_processor.process_inputs(
-                request_id,
-                tokens_input(prompt_token_ids, cache_salt=cache_salt or None),
-                params,
-                supported_tasks=tasks,
-                arrival_time=self._clock.wall_s(),
-                trace_headers=None if trace is None else dict(trace.metadata()),
-            )
-        except (ValueError, OverflowError) as error:
+            if params.structured_outputs is None:
+                request = process()
+            else:  # vLLM parses the grammar, for up to seconds
+                request = await asyncio.to_thread(process)
+        except (VLLMClientError, ValueError, OverflowError) as error:
             raise InvalidRequestError(f"the engine refuses the request: {error}") from error
         request.external_req_id = request_id
         return request
@@ -300,15 +307,34 @@ def engine_args(
         own_args["otlp_traces_endpoint"] = spec.observability.tracing.otlp_endpoint
     if current_platform.is_cpu():
         own_args["worker_cls"] = "stream2llm.engine.cpu_worker.QuietCPUWorker"
+    own_args |= {**spec.engine_args, **executor_args(spec.engine_args), **fixed_args}
+    own_args["structured_outputs_config"] = _grammar_backend(
+        spec.role, own_args.get("structured_outputs_config", {})
+    )
     try:
         return AsyncEngineArgs(
             model=spec.model_path,
             kv_transfer_config=transfer,
             enable_log_requests=False,
-            **{**own_args, **spec.engine_args, **executor_args(spec.engine_args), **fixed_args},
+            **own_args,
         )
     except TypeError as error:
         raise InvalidRequestError(f"{spec.role}.engine: {error}") from error
+
+
+def _grammar_backend(role: str, options: Mapping[str, Any]) -> StructuredOutputsConfig:
+    """Returns vLLM's settings for structured outputs, with one backend for all requests.
+
+    With "auto" vLLM chooses a backend for each request, but its engine has only that of the
+    first one (vllm#43920), and prefill and decode may have had different first ones.
+    """
+    config = StructuredOutputsConfig(**{"backend": "xgrammar", **options})
+    if config.backend == "auto":
+        raise InvalidRequestError(
+            f"{role}.engine.structured_outputs_config.backend is auto; name one backend, the same"
+            " for prefill and decode"
+        )
+    return config
 
 
 def _build_config_and_llm(args: AsyncEngineArgs, stats: EngineStats) -> AsyncLLM:

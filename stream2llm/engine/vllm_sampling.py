@@ -10,16 +10,28 @@ from enum import IntEnum
 from typing import Any
 
 from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.logprobs import Logprob as VllmLogprob
 from vllm.outputs import CompletionOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-from stream2llm.api.errors import InternalError, InvalidRequestError, UnavailableError
+from stream2llm.api.errors import (
+    InternalError,
+    InvalidRequestError,
+    OverloadedError,
+    UnavailableError,
+)
 from stream2llm.api.sampling import BadWord, SamplingParameters
+from stream2llm.api.structured_output import StructuredOutput, refused
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
 from stream2llm.engine.answer_bad_words import AnswerBadWords
 from stream2llm.engine.answer_penalty import AnswerPenalty
-from stream2llm.engine.failed_request import FAILED_REQUEST
+from stream2llm.engine.failed_request import (
+    BAD_GRAMMAR,
+    BUSY_GRAMMARS,
+    FAILED_GRAMMAR,
+    FAILED_REQUEST,
+)
 
 # For both engines; they make what vLLM samples count the answer's tokens in the prompt.
 ANSWER_PROCESSORS = [AnswerPenalty, AnswerBadWords]
@@ -65,11 +77,12 @@ def to_vllm(
             min_tokens=min_tokens_left(params, max_tokens, answer_tokens),
             min_p=params.min_p,
             logit_bias=dict(params.logit_bias) or None,
+            structured_outputs=_constraint(params.structured_output),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             extra_args=extra_args,
         )
-    except ValueError as error:
+    except (VLLMClientError, ValueError) as error:
         raise InvalidRequestError(f"sampling: {error}", field="sampling") from error
     # vLLM would make them of texts, for which it needs the tokenizer.
     result._bad_words_token_ids = [_token_ids(word) for word in params.bad_words] or None
@@ -89,6 +102,19 @@ def _token_ids(word: BadWord) -> list[int]:
         field = "sampling.bad_words"
         raise InvalidRequestError(f"{field} has a text; engines take token ids", field=field)
     return list(word)
+
+
+def _constraint(output: StructuredOutput | None) -> StructuredOutputsParams | None:
+    if output is None:
+        return None
+    return StructuredOutputsParams(
+        json=output.json_schema,
+        json_object=output.json_object or None,
+        regex=output.regex,
+        choice=list(output.choices) or None,
+        grammar=output.grammar,
+        structural_tag=output.structural_tag,
+    )
 
 
 def engine_seed(seed: int | None, engine: EngineSeed, num_before: int = 0) -> int | None:
@@ -114,8 +140,7 @@ def token_step(output: CompletionOutput, num_logprobs: int | None) -> TokenStep:
 
     Raises UnavailableError when the engine aborted the request.
     """
-    if output.finish_reason not in _FINISH_REASONS:
-        raise _given_up(output)
+    raise_failure(output)
     return TokenStep(
         token_ids=tuple(output.token_ids),
         logprobs=_logprobs(output, num_logprobs or 0),
@@ -124,15 +149,27 @@ def token_step(output: CompletionOutput, num_logprobs: int | None) -> TokenStep:
     )
 
 
+def raise_failure(output: CompletionOutput) -> None:
+    """Raises the error for the client when an output says that its request has failed."""
+    if output.finish_reason not in _FINISH_REASONS:
+        raise _given_up(output)
+
+
 def _stop_token(output: CompletionOutput) -> int:
     # None means the model's own end-of-sequence token, the last one sampled.
     return output.stop_reason if isinstance(output.stop_reason, int) else output.token_ids[-1]
 
 
 def _given_up(output: CompletionOutput) -> Exception:
-    finish_reason = output.finish_reason
-    if finish_reason == "error" and output.stop_reason == FAILED_REQUEST:
+    finish_reason, stop_reason = output.finish_reason, str(output.stop_reason)
+    if finish_reason == "error" and stop_reason == FAILED_REQUEST:
         return InternalError("the engine could not handle the request; its log says why")
+    if finish_reason == "error" and stop_reason == FAILED_GRAMMAR:
+        return InternalError("the grammar of the structured output failed on the answer")
+    if finish_reason == "error" and stop_reason == BUSY_GRAMMARS:
+        return OverloadedError("the worker is busy compiling the structured outputs of others")
+    if finish_reason == "error" and stop_reason.startswith(BAD_GRAMMAR):
+        return refused(f"cannot be compiled: {stop_reason.removeprefix(BAD_GRAMMAR)}")
     if finish_reason == "error":
         return UnavailableError(
             "the KV cache of the prompt could not be fetched from the prefill worker",

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 from typing import Any
@@ -93,6 +95,28 @@ def test_the_base_class_looks_up_the_prefix_cache_through_the_hook_we_use() -> N
     assert text.count("self._get_local_prefix_cache_hit(request)") == 1
     # It looks up nothing for a request that has computed tokens.
     assert "if request.num_computed_tokens == 0:" in text
+
+
+def test_structured_outputs() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.structured_output import StructuredOutputManager
+    from vllm.v1.structured_output.request import StructuredOutputRequest
+
+    from stream2llm.engine.grammar_state import _Replay
+
+    require(Scheduler, "_handle_blocked_waiting_request", "structured_output_manager")
+    assert "self.structured_output_manager.accept_tokens(" in source(Scheduler.update_from_output)
+    assert "stop_reason=request.stop_reason" in source(Scheduler.update_from_output)
+    # A grammar begins to be compiled before the scheduler has the request, event requests' too.
+    assert "grammar_init(req)" in source(EngineCore.preprocess_add_request)
+    require_parameters(StructuredOutputManager.accept_tokens, "request", "new_token_ids")
+    require(StructuredOutputRequest, "grammar", "_grammar")
+    # Of the request that an automaton is asked for; `_Replay` stands for one.
+    text = source(StructuredOutputManager.accept_tokens)
+    text += source(StructuredOutputManager._get_constraint_bounds)
+    asked = set(re.findall(r"\brequest\.(\w+)", text))
+    assert asked <= {field.name for field in dataclasses.fields(_Replay)}
 
 
 def test_queues() -> None:

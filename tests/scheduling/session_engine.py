@@ -60,7 +60,11 @@ class SessionEngine:
         # Another process: nothing is shared with the front end.
         tokens = list(request.prompt_token_ids or ())
         received = msgspec.structs.replace(request, prompt_token_ids=tokens)
-        self.scheduler.add_request(Request.from_engine_core_request(received, self._hasher))
+        self.receive(Request.from_engine_core_request(received, self._hasher))
+
+    def receive(self, request: Request) -> None:
+        """In EngineCore."""
+        self.scheduler.add_request(request)
 
     async def end(self, request_id: str) -> None:
         self.processor.abort_requests([request_id], internal=True)
@@ -75,7 +79,7 @@ class SessionEngine:
         for told in self.scheduler.update_from_output(output, result).values():
             self.processor.process_outputs(told.outputs)
 
-    def run(self, max_steps: int = 100) -> None:
+    def run(self, max_steps: int = 2000) -> None:
         """Steps until there is nothing to compute."""
         for _ in range(max_steps):
             if not self.scheduler.has_unfinished_requests():

@@ -194,12 +194,14 @@ class PrefetchKvRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenPrefetch, _Mapping]] = ..., fetch: _Optional[_Union[FetchKv, _Mapping]] = ..., abort: _Optional[_Union[AbortFetch, _Mapping]] = ...) -> None: ...
 
 class OpenPrefetch(_message.Message):
-    __slots__ = ("fetch_session_id", "cache_salt")
+    __slots__ = ("fetch_session_id", "cache_salt", "structured_output")
     FETCH_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    STRUCTURED_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     fetch_session_id: str
     cache_salt: str
-    def __init__(self, fetch_session_id: _Optional[str] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    structured_output: _inference_pb2.StructuredOutput
+    def __init__(self, fetch_session_id: _Optional[str] = ..., cache_salt: _Optional[str] = ..., structured_output: _Optional[_Union[_inference_pb2.StructuredOutput, _Mapping]] = ...) -> None: ...
 
 class FetchKv(_message.Message):
     __slots__ = ("keep_tokens", "token_ids", "handover")

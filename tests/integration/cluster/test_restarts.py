@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from experiments.lab_cluster import workers
-from stream2llm.client import AsyncClient
+from stream2llm.client import AsyncClient, StructuredOutput
 from stream2llm.cluster.cluster import Cluster
 from tests.dying_workers import DyingDecode, DyingPrefill, dying
 from tests.reference_engine import ReferenceEngine
@@ -81,11 +81,32 @@ async def check(
     assert outcome.finished.usage.completion_tokens == len(expected)
 
 
+async def check_structured(site: Site, reference: ReferenceEngine, name: str, regex: str) -> None:
+    stream = a_stream(name)
+    output = StructuredOutput(regex=regex)
+    outcome = await play(site.client, stream, replace(SAMPLING, structured_output=output))
+    constraint = {"structured_outputs": {"regex": regex}}
+    expected = reference.answer(stream.prompt, NUM_TOKENS, **PENALTIES, **constraint)
+    assert outcome.token_ids == expected, name
+    assert outcome.finished.restarts == 1
+
+
 async def test_decode_is_lost_at_each_token(site: Site, reference: ReferenceEngine) -> None:
     """The first is prefill's, and behind the last one nothing is lost."""
     for num_tokens in range(NUM_TOKENS - 1):
         site.decode.dies_after_tokens = num_tokens
         await check(site, reference, f"decode-{num_tokens}", index=num_tokens + 1)
+        assert site.decode.dies_after_tokens is None
+
+
+async def test_a_structured_answer_goes_on_in_its_grammar(
+    site: Site, reference: ReferenceEngine
+) -> None:
+    """Each token depends on how many characters there are before."""
+    for num_tokens in (0, 1, 4):
+        site.decode.dies_after_tokens = num_tokens
+        name = f"structured-{num_tokens}"
+        await check_structured(site, reference, name, regex="([a-z]{2}[0-9]{2} )+")
         assert site.decode.dies_after_tokens is None
 
 

@@ -43,6 +43,8 @@ def launches(model: Path, **engine: Any) -> dict[str, Launch]:
 def test_what_runs_passes(model: Path) -> None:
     check_prefill(launches(model)["prefill"].spec)
     check_decode(launches(model)["decode"].spec)
+    other = launches(model, structured_outputs_config={"backend": "guidance"})
+    check_decode(other["decode"].spec)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,8 @@ def test_what_runs_passes(model: Path) -> None:
         ({"max_num_seqs": "many"}, "TypeError: .*'str'"),
         ({"max_model_len": 10_000_000}, "max_model_len .* is greater than the derived"),
         ({"block_size": "large"}, "block_size"),
+        ({"structured_outputs_config": {"backend": "auto"}}, "backend is auto; name one backend"),
+        ({"structured_outputs_config": {"backend": "best"}}, "backend: Input should be"),
     ],
 )
 @pytest.mark.parametrize("role", ["prefill", "decode"])

@@ -184,10 +184,30 @@ def test_sampling_options_arrive(threaded_router):
     assert [word.text for word in sampling.bad_words] == ["z"]
 
 
+def test_what_the_answer_must_look_like_arrives(threaded_router, tmp_path: Path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "integer"}', encoding="utf-8")
+    options = {
+        "json_schema": ["--json-schema", str(schema)],
+        "regex": ["--regex", "[0-9]+"],
+        "choices": ["--choice", "yes", "--choice", "no"],
+    }
+    for given in options.values():
+        generate(threaded_router, "-", *given, stdin="a")
+    opened = [each.received[0].open for each in threaded_router.fake.conversations]
+    assert [each.sampling.structured_output for each in opened] == [
+        pb.StructuredOutput(json_schema='{"type": "integer"}'),
+        pb.StructuredOutput(regex="[0-9]+"),
+        pb.StructuredOutput(choices=["yes", "no"]),
+    ]
+
+
 @pytest.mark.parametrize(
     "args",
     [
         ["generate", "-"],
+        ["generate", "-q", "Why?", "--regex", "a", "--choice", "b", "-"],
+        ["generate", "-q", "Why?", "--json-schema", "/no/such/file", "-"],
         ["generate", "-q", "Why?"],
         ["generate", "-q", "Why?", "/no/such/file"],
         ["generate", "-q", "Why?", "--mode", "sometimes", "-"],

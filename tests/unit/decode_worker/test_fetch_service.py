@@ -17,6 +17,8 @@ from decode_worker.fetch_orders import FetchEnd, FetchResult
 from decode_worker.fetch_service import serve_fetches
 from stream2llm.api.errors import EventOrderError, InvalidRequestError
 from stream2llm.api.v1 import worker_pb2
+from stream2llm.engine.failed_request import BAD_GRAMMAR
+from tests.fakes.ordering_engine import OrderingEngine
 
 pytestmark = pytest.mark.unit
 
@@ -67,8 +69,11 @@ class _Writer:
         await self.may_return.wait()
 
 
-def _opening() -> worker_pb2.PrefetchKvRequest:
-    return worker_pb2.PrefetchKvRequest(open=worker_pb2.OpenPrefetch(fetch_session_id="session"))
+def _opening(regex: str | None = None) -> worker_pb2.PrefetchKvRequest:
+    opening = worker_pb2.OpenPrefetch(fetch_session_id="session")
+    if regex is not None:
+        opening.structured_output.regex = regex
+    return worker_pb2.PrefetchKvRequest(open=opening)
 
 
 def _handover(num_tokens: int) -> worker_pb2.Handover:
@@ -90,9 +95,12 @@ def _fetch(num_tokens: int) -> worker_pb2.PrefetchKvRequest:
 
 
 async def _serve(
-    session: _Session, writer: _Writer, messages: AsyncIterator[worker_pb2.PrefetchKvRequest]
+    session: _Session,
+    writer: _Writer,
+    messages: AsyncIterator[worker_pb2.PrefetchKvRequest],
+    engine: OrderingEngine | None = None,
 ) -> None:
-    worker: Any = SimpleNamespace(is_draining=False, require_open=lambda: None)
+    worker: Any = SimpleNamespace(is_draining=False, require_open=lambda: None, engine=engine)
     sessions: Any = _Sessions(session)
     await serve_fetches(worker, sessions, messages, writer, _transfer_of)  # type: ignore[arg-type]
 
@@ -161,3 +169,26 @@ async def test_an_abort_ends_the_fetch_under_way() -> None:
 
     await _serve(session, writer, messages())
     assert [each.end for each in told] == [worker_pb2.FETCH_END_ABORTED]
+
+
+@pytest.mark.parametrize("end", ["compiled", "failed", "refused", "still compiling"])
+async def test_a_structured_output_is_compiled_beside_the_fetches(end: str) -> None:
+    session, writer, engine = _Session(), _Writer(), OrderingEngine()
+    session.may_end.set()
+    writer.may_return.set()
+    if end == "refused":
+        engine.refusal = InvalidRequestError("not this one")
+    told: list[worker_pb2.PrefetchKvResponse] = []
+
+    async def messages() -> AsyncIterator[worker_pb2.PrefetchKvRequest]:
+        yield _opening(regex="[a-z]+")
+        if end != "refused":
+            await engine.ordered.wait()
+        if end in ("compiled", "failed"):
+            engine.finish(f"{BAD_GRAMMAR}no" if end == "failed" else None)
+        yield _fetch(3)
+        told.append(await writer.sent.get())
+
+    await asyncio.wait_for(_serve(session, writer, messages(), engine), 5)
+    assert [each.end for each in told] == [worker_pb2.FETCH_END_FETCHED]
+    assert engine.aborted == (list(engine.orders) if end == "still compiling" else [])

@@ -15,8 +15,11 @@ from prefill_worker import service
 from prefill_worker.engine import PrefillOutput
 from prefill_worker.service import PrefillService, _progress
 from stream2llm.api.delay import DelayReason
+from stream2llm.api.errors import EventOrderError, InvalidRequestError
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.v1 import worker_pb2
+from stream2llm.engine.failed_request import BAD_GRAMMAR
+from tests.fakes.ordering_engine import OrderingEngine
 
 pytestmark = pytest.mark.unit
 
@@ -112,3 +115,68 @@ async def test_a_router_that_closes_its_side_says_that_decode_has_read(
     router.closes.set()
     await asyncio.wait_for(running, 5)
     assert session.num_cancels == 1
+
+
+def opened(
+    monkeypatch: pytest.MonkeyPatch, engine: OrderingEngine
+) -> tuple[Router, asyncio.Task[None]]:
+    """The RPC of a session with a structured output, which has sent its open event only."""
+    router = Router()
+
+    async def requests() -> AsyncIterator[worker_pb2.PrefillSessionRequest]:
+        opening = worker_pb2.OpenPrefill(session_id="s")
+        opening.sampling.structured_output.regex = "[a-z]+"
+        yield worker_pb2.PrefillSessionRequest(open=opening)
+        await router.closes.wait()
+
+    monkeypatch.setattr(service, "PrefillSession", lambda *args, **_: FakeSession(None))
+    worker: Any = SimpleNamespace(engine=engine)
+    running = asyncio.create_task(PrefillService(worker)._run(requests(), router))  # type: ignore[arg-type]
+    return router, running
+
+
+async def test_a_structured_output_is_ordered_at_the_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = OrderingEngine()
+    router, running = opened(monkeypatch, engine)
+    await asyncio.wait_for(engine.ordered.wait(), 5)
+    (params,) = engine.orders.values()
+    assert params.structured_outputs.regex == "[a-z]+"
+    engine.finish()
+    router.closes.set()
+    with pytest.raises(EventOrderError, match="closed before its seal"):
+        await asyncio.wait_for(running, 5)
+
+
+async def test_what_cannot_be_compiled_ends_the_rpc(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = OrderingEngine()
+    _, running = opened(monkeypatch, engine)
+    await asyncio.wait_for(engine.ordered.wait(), 5)
+    engine.finish(f"{BAD_GRAMMAR}too many rules")
+    with pytest.raises(InvalidRequestError, match="cannot be compiled: too many rules"):
+        await asyncio.wait_for(running, 5)
+
+
+async def test_what_the_engine_does_not_take_ends_the_rpc(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = OrderingEngine()
+    engine.refusal = InvalidRequestError("the engine refuses the request: no such thing")
+    _, running = opened(monkeypatch, engine)
+    with pytest.raises(InvalidRequestError, match=r"structured_output cannot be .*: no such thing"):
+        await asyncio.wait_for(running, 5)
+    assert not engine.orders
+
+
+async def test_an_order_ends_with_its_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = OrderingEngine()
+    _, running = opened(monkeypatch, engine)
+    await asyncio.wait_for(engine.ordered.wait(), 5)
+    running.cancel()
+    await asyncio.wait({running})
+    assert engine.aborted == list(engine.orders)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from stream2llm.api.errors import UnavailableError
+from stream2llm.api.rpc_status import from_rpc_error
+from stream2llm.api.structured_output import refused
 from stream2llm.api.v1 import inference_pb2 as pb
 from tests.fake_workers import FakeDecode, FakeWorker
 from tests.router_ring import Conversation, Ring, named, soon
@@ -228,3 +230,36 @@ async def test_in_update_mode_only_what_is_stable_is_offered(ring: Ring) -> None
     assert len(a) <= second.stable_tokens < len(a) + len(c)
     assert third.stable_tokens == len(a) + len(c)
     assert seal.stable_tokens == len(ring.record.sequence)
+
+
+@pytest.mark.parametrize("mode", [pb.HANDOVER_MODE_STREAMED, pb.HANDOVER_MODE_AT_SEAL])
+async def test_decode_has_a_structured_output_as_soon_as_the_session_is_open(
+    ring: Ring, mode: Any
+) -> None:
+    sampling = pb.SamplingParameters()
+    sampling.CopyFrom(GREEDY)
+    sampling.structured_output.regex = "[a-z]+"
+    session = ring.converse()
+    await session.open(prefix="one", sampling=sampling, handover=mode)
+    await soon(ring.decode.fetch_session_came.wait())
+    (opening,) = ring.decode.fetch_openings
+    assert opening.structured_output == sampling.structured_output
+    assert ring.record.open.sampling.structured_output == sampling.structured_output
+    await session.append("two")
+    await session.seal()
+    await session.answer()
+    (request,) = ring.decode.requests
+    assert request.sampling.structured_output == sampling.structured_output
+    assert request.fetch_session_id == opening.fetch_session_id
+
+
+async def test_what_prefill_cannot_compile_ends_the_session_at_once(ring: Ring) -> None:
+    ring.prefill.failures["open"] = refused("cannot be compiled: too many rules")
+    session = ring.converse()
+    sampling = pb.SamplingParameters(structured_output=pb.StructuredOutput(regex="a"))
+    await session.open(prefix="one", sampling=sampling)
+    error = from_rpc_error(await session.failure())
+    assert error is not None
+    assert (error.reason, error.field) == ("BAD_STRUCTURED_OUTPUT", "sampling.structured_output")
+    assert "cannot be compiled: too many rules" in error.message
+    assert len(ring.prefill.records) == 1, "another worker would refuse it, too"

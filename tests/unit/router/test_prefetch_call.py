@@ -13,6 +13,7 @@ from router.kv_prefetch import KvPrefetch
 from router.prefetch_call import PrefetchCall
 from router.status import NeverArrivedError
 from stream2llm.api.errors import UnavailableError
+from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.prefix import as_tokens
 from tests.stuck_call import StuckCall
@@ -46,7 +47,13 @@ class Side:
         metrics = SimpleNamespace(fetch_ended=self.ended.append)
         parts = SimpleNamespace(workers=pool, metrics=metrics)
         trace = SimpleNamespace(metadata=None)
-        self.live: Any = SimpleNamespace(session_id="s", parts=parts, cache_salt="", trace=trace)
+        self.live: Any = SimpleNamespace(
+            session_id="s",
+            parts=parts,
+            cache_salt="",
+            trace=trace,
+            sampling=SamplingParameters(),
+        )
 
     def _call(self, metadata: Any = None) -> StuckCall:
         self.calls.append(StuckCall())

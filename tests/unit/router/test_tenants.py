@@ -44,7 +44,7 @@ async def test_each_worker_gets_the_tenants_salt(
                 await session.answer()
         assert [record.open.cache_salt for record in ring.prefill.records] == salts
         assert [request.cache_salt for request in ring.decode.requests] == salts
-        assert ring.decode.fetch_salts == salts
+        assert [each.cache_salt for each in ring.decode.fetch_openings] == salts
 
 
 async def test_equal_ids_of_two_tenants_are_two_sessions(tiny_model: Path, keys: Keys) -> None:
