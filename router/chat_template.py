@@ -120,8 +120,10 @@ class ChatRenderer:
         # They belong to the model, so they count as the template's text.
         self._special_tokens = {name: _written(given) for name, given in special_tokens.items()}
 
-    def render(self, messages: list[dict[str, Any]]) -> TemplateText:
-        """Renders a conversation up to the beginning of the model's answer.
+    def render(
+        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True
+    ) -> TemplateText:
+        """Renders a conversation, by default up to the beginning of the model's answer.
 
         Raises the template's errors.
         """
@@ -129,7 +131,7 @@ class ChatRenderer:
             messages=messages,
             tools=None,
             documents=None,
-            add_generation_prompt=True,
+            add_generation_prompt=add_generation_prompt,
             **self._special_tokens,
         )
         return _like(rendered)

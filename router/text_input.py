@@ -88,12 +88,17 @@ class TextInput:
         self,
         template: PlainTemplate | ChatTemplate | ChatPrompt,
         control_tokens: ControlTokens = ControlTokens.NONE,
+        *,
+        add_generation_prompt: bool = True,
     ) -> Frame:
-        """Returns the tokens around the documents."""
+        """Returns the tokens around the documents.
+
+        Those of a chat end, with `add_generation_prompt`, where the model's answer begins.
+        """
         parse = control_tokens is not ControlTokens.NONE
         if isinstance(template, PlainTemplate):
             return await self._plain_frame(template, parse=parse)
-        return await self._chat_frame(template, parse=parse)
+        return await self._chat_frame(template, parse=parse, begin_answer=add_generation_prompt)
 
     async def content(
         self,
@@ -179,24 +184,36 @@ class TextInput:
         num_bos = self.tokenizer.num_bos_tokens if isinstance(template.prefix, str) else 0
         return Frame(prefix, suffix, num_bos, is_chat=False)
 
-    async def _chat_frame(self, template: ChatTemplate | ChatPrompt, *, parse: bool) -> Frame:
+    async def _chat_frame(
+        self, template: ChatTemplate | ChatPrompt, *, parse: bool, begin_answer: bool
+    ) -> Frame:
         num_chars = sum(len(message.content) for message in template.messages)
-        left, right = await self._run(num_chars, lambda: self._chat_parts(template, parse))
+        left, right = await self._run(
+            num_chars, lambda: self._chat_parts(template, parse, begin_answer)
+        )
         name = "chat.messages"
         return Frame(await self._all(left, name), await self._all(right, name), 0, is_chat=True)
 
     def _chat_parts(
-        self, template: ChatTemplate | ChatPrompt, parse: bool
+        self, template: ChatTemplate | ChatPrompt, parse: bool, begin_answer: bool
     ) -> tuple[list[Part], list[Part]]:
         for index, message in enumerate(template.messages):
             _check_encodable(message.content, f"chat.messages[{index}].content")
         tokenizer, messages = self.tokenizer, template.messages
         written = tokenizer.encoder.parts_written
         if isinstance(template, ChatPrompt):
-            whole = tokenizer.render_chat(messages, with_control_tokens=parse)
+            whole = tokenizer.render_chat(
+                messages, with_control_tokens=parse, add_generation_prompt=begin_answer
+            )
             return written(whole, is_first=True), []
         slot = template.context_slot or DEFAULT_CONTEXT_SLOT
-        left, right = split_chat(tokenizer, messages, slot, with_control_tokens=parse)
+        left, right = split_chat(
+            tokenizer,
+            messages,
+            slot,
+            with_control_tokens=parse,
+            add_generation_prompt=begin_answer,
+        )
         return written(left, is_first=True), written(right, is_first=False)
 
     async def _all(self, parts: Sequence[Part], name: str) -> Tokens:

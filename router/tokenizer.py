@@ -90,9 +90,13 @@ class ModelTokenizer:
         return str(self.backend.decode([token_id], skip_special_tokens=False))
 
     def render_chat(
-        self, messages: Sequence[ChatMessage], *, with_control_tokens: bool = False
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        with_control_tokens: bool = False,
+        add_generation_prompt: bool = True,
     ) -> TemplateText:
-        """Renders a conversation up to the beginning of the model's answer.
+        """Renders a conversation, by default up to the beginning of the model's answer.
 
         With control tokens, contents may write them too, but roles may not.
         """
@@ -101,7 +105,7 @@ class ModelTokenizer:
         kind = TemplateText.written if with_control_tokens else str
         turns = [{"role": each.role, "content": kind(each.content)} for each in messages]
         try:
-            return self._chat.render(turns)
+            return self._chat.render(turns, add_generation_prompt=add_generation_prompt)
         except Exception as error:  # templates may raise anything
             raise InvalidRequestError(
                 f"the model's chat template refuses the messages: {error}",
@@ -162,13 +166,18 @@ def split_chat(
     slot: str,
     *,
     with_control_tokens: bool = False,
+    add_generation_prompt: bool = True,
 ) -> tuple[TemplateText, TemplateText]:
     """Splits the rendered text at the one context slot."""
     tokenizer.check_chat(messages)
     _check_one_slot(messages, slot)
     marker = _unused_marker(messages)
     marked = [ChatMessage(m.role, m.content.replace(slot, marker)) for m in messages]
-    rendered = tokenizer.render_chat(marked, with_control_tokens=with_control_tokens)
+    rendered = tokenizer.render_chat(
+        marked,
+        with_control_tokens=with_control_tokens,
+        add_generation_prompt=add_generation_prompt,
+    )
     parts = rendered.split(marker)
     if len(parts) != 2:
         raise _bad_chat(

@@ -46,7 +46,7 @@ async def a_gateway(
     async with a_ring(model_path, **options) as ring:
         security = ring.router.spec.security
         spec = GatewaySpec(
-            "gateway-0", "127.0.0.1", 0, max_message_bytes=max_message_bytes, security=security
+            "gateway-0", "127.0.0.1", 0, str(model_path), max_message_bytes=max_message_bytes, security=security
         )
         gateway = Gateway(spec, None, *more)
         address = (await gateway.start()).http_address

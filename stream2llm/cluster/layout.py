@@ -66,7 +66,7 @@ def lay_out(
     ]
     prefill = _workers(config, "prefill", model_path, environment, factories.prefill, 0)
     decode = _workers(config, "decode", model_path, environment, factories.decode, len(prefill))
-    gateways = _gateways(config, dict(environment), factories.gateway)
+    gateways = _gateways(config, model_path, dict(environment), factories.gateway)
     launches = (*routers, *gateways, *prefill, *decode)
     drain_timeout_s = config.router.drain_timeout_s
     return tuple(
@@ -158,7 +158,9 @@ def _router(
     )  # fmt: skip
 
 
-def _gateways(config: ClusterConfig, environment: dict[str, str], factory: str) -> Iterator[Launch]:
+def _gateways(
+    config: ClusterConfig, model_path: Path, environment: dict[str, str], factory: str
+) -> Iterator[Launch]:
     part = config.gateway
     for index in range(part.replicas if part is not None else 0):
         assert part is not None
@@ -166,6 +168,7 @@ def _gateways(config: ClusterConfig, environment: dict[str, str], factory: str) 
             gateway_id=f"gateway-{index}",
             host=part.host,
             port=_nth_port(part.port, index),
+            model_path=str(model_path),
             max_message_bytes=config.router.limits.max_message_bytes,
             drain_timeout_s=config.router.drain_timeout_s,
             client_certificate=part.client_certificate,

@@ -26,6 +26,7 @@ from stream2llm.gateway.calls import metadata_of, presented_by
 from stream2llm.gateway.chat import ChatForm
 from stream2llm.gateway.completions import CompletionForm
 from stream2llm.gateway.forms import Form, Opening
+from stream2llm.gateway.errors import invalid_parameter
 from stream2llm.gateway.middleware import error_response
 from stream2llm.gateway.requests import (
     AnswerRequest,
@@ -192,13 +193,10 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """What is no JSON, or has a parameter of another type."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    _, *place = first["loc"]
     if first["type"] == "json_invalid":
         invalid = InvalidRequestError(f"the body is no JSON: {first['ctx']['error']}")
         return await _refused(request, invalid)
-    field = str(place[0]) if place else None
-    where = ".".join(map(str, place)) or "the body"
-    return await _refused(request, InvalidRequestError(f"{where}: {first['msg']}", field=field))
+    return await _refused(request, invalid_parameter(first, prefix=1))
 
 
 async def _not_served(request: Request, error: Exception) -> Response:

@@ -79,6 +79,14 @@ def body_of(error: Stream2LLMError, names: Mapping[str, str] = {}) -> dict[str, 
     }
 
 
+def invalid_parameter(found: Mapping[str, Any], *, prefix: int = 0) -> InvalidRequestError:
+    """Pydantic's first error as ours; `prefix` parts of its place are no parameters."""
+    place = found["loc"][prefix:]
+    field = str(place[0]) if place else None
+    where = ".".join(map(str, place)) or "the body"
+    return InvalidRequestError(f"{where}: {found['msg']}", field=field)
+
+
 def param_of(error: Stream2LLMError, names: Mapping[str, str] = {}) -> str | None:
     """The parameter at fault, by the name that it has in the request."""
     if error.field is None:

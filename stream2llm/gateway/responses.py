@@ -120,6 +120,9 @@ class ResponseForm:
     def _event(self, kind: type[BaseModel], name: str, **fields: Any) -> str:
         event = kind(type=name, sequence_number=self._num_events, **fields)
         self._num_events += 1
+        return self._written(event, name)
+
+    def _written(self, event: BaseModel, name: str) -> str:
         return f"event: {name}\ndata: {event.model_dump_json(exclude_unset=True)}\n\n"
 
     def _response(self, status: str, **fields: Any) -> oai.Response:

@@ -20,6 +20,7 @@ from stream2llm.api.errors import UnavailableError
 from stream2llm.api.tls import ClientTls
 from stream2llm.client import AsyncClient
 from stream2llm.gateway.app import GatewayParts, create_app
+from stream2llm.gateway.lanes.routes import LanesRoom, lanes_routes
 from stream2llm.gateway.metrics import GatewayMetrics
 from stream2llm.gateway.middleware import BodyLimit, InFlight
 from stream2llm.gateway.routers import RouterClients
@@ -63,6 +64,9 @@ class Gateway:
         self.registry.register(guards.metrics)
         self._clients = RouterClients(self._client_of)
         parts = GatewayParts(self._clients, guards.of("gateway"), self.registry, clock)
+        self._lanes = LanesRoom(spec.model_path) if spec.model_path else None
+        if self._lanes is not None:
+            more = (*more, lanes_routes(self._lanes))
         limited = BodyLimit(create_app(parts, *more), spec.max_message_bytes)
         self._in_flight = InFlight(limited, GatewayMetrics(self.registry))
         self._server: _Server | None = None
@@ -72,7 +76,8 @@ class Gateway:
         """Listens; answers with 503 until a view has a router. Raises UnavailableError."""
         listener = self._bind()
         port = listener.getsockname()[1]
-        self._server = _Server(_settings(self._in_flight, http_server_context(self._certificates)))
+        tls = http_server_context(self._certificates)
+        self._server = _Server(_settings(self._in_flight, tls, self.spec.max_message_bytes))
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         address = f"{self.spec.host}:{port}"
         _logger.info("gateway_started gateway_id=%s address=%s", self.spec.gateway_id, address)
@@ -105,6 +110,8 @@ class Gateway:
             self._server.should_exit = True
             with suppress(asyncio.CancelledError):
                 await self._serving
+        if self._lanes is not None:
+            self._lanes.close()
 
     def _client_of(self, routers: tuple[str, ...]) -> AsyncClient:
         # Without credentials of its own: those of each request go with its call.
@@ -140,13 +147,16 @@ class Gateway:
             ) from error
 
 
-def _settings(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def _settings(
+    app: ASGIApp, tls: ssl.SSLContext | None, max_message_bytes: int
+) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         # Of an event loop that runs already, and of logs that are set up already.
         loop="none",
         log_config=None,
         access_log=False,
+        ws_max_size=max_message_bytes,
         lifespan="off",
         server_header=False,
         # Which peer it is decides whether a tenant's header counts: no header may change that.

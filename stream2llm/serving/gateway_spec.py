@@ -19,6 +19,8 @@ class GatewaySpec:
     host: str
     # 0: any free port.
     port: int
+    # A directory with the model's tokenizer, for streamed context; empty: it is not served.
+    model_path: str = ""
     # Of a request's body, as of one message to a router.
     max_message_bytes: int = RouterLimits().max_message_bytes
     # How long a drain waits for requests under way.

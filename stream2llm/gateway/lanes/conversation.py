@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.requests import DEFAULT_CONTEXT_SLOT, ChatMessage
 
 
@@ -27,6 +28,10 @@ class Given:
     documents: tuple[SlotDocument, ...] = ()
     # The text of the slot; None: as before.
     slot: str | None = None
+    # None: as before.
+    ordering: DocumentOrdering | None = None
+    # The template of `router/ranking_note.py`; None: as before.
+    ranking_note: str | None = None
 
     @property
     def num_chars(self) -> int:
@@ -44,6 +49,9 @@ class Conversation:
     documents: tuple[SlotDocument, ...] = ()
     # What stands for the documents in one of the turns; None: there are none.
     slot: str | None = None
+    ordering: DocumentOrdering = DocumentOrdering.AS_GIVEN
+    # None: the router's own.
+    ranking_note: str | None = None
     # Before the first answer the text behind the documents is held back: more may come.
     is_answered: bool = False
 
@@ -62,6 +70,8 @@ class Conversation:
             turns=(*self.turns, *given.turns),
             documents=(*self.documents, *documents),
             slot=slot,
+            ordering=given.ordering or self.ordering,
+            ranking_note=self.ranking_note if given.ranking_note is None else given.ranking_note,
         )
 
     def with_answer(self, text: str) -> Conversation:

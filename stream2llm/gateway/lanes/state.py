@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from router.arrangement import Arrangement
 from stream2llm.api.errors import InvalidRequestError, OverloadedError
 from stream2llm.gateway.lanes.conversation import Conversation, Given, texts_by_id
 
@@ -49,6 +50,8 @@ class Kept:
     conversation: Conversation
     # Characters that it has beyond the one before.
     num_chars: int
+    # How its documents were laid out, with the stable ordering.
+    layout: Arrangement = Arrangement()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,13 @@ class Lanes:
         before = Conversation() if base is None else base.conversation
         return Step(lane, kind, base, before.with_input(given, known), given)
 
-    def committed(self, step: Step, response_id: str, answer: str | None) -> Lanes:
+    def committed(
+        self,
+        step: Step,
+        response_id: str,
+        answer: str | None,
+        layout: Arrangement = Arrangement(),  # noqa: B008 - frozen
+    ) -> Lanes:
         """The lanes after the response to `step`; `answer` is None where none was asked for."""
         conversation, num_chars = step.conversation, step.given.num_chars
         if answer is not None:
@@ -114,7 +123,7 @@ class Lanes:
         kept = self._kept_before(step)
         if step.kind is Kind.FORK and step.base is not None:
             num_chars += _size(step.base.conversation)
-        newest = Kept(response_id, conversation, num_chars)
+        newest = Kept(response_id, conversation, num_chars, layout)
         documents = texts_by_id(self._line(step.lane).documents, step.given.documents)
         line = Line(self._bounded((*kept, newest)), documents)
         return replace(self, lines={**self.lines, step.lane: line})

@@ -1,0 +1,107 @@
+"""The routes of lanes, and what all connections share: the model's tokenizer, loaded once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter
+from starlette.websockets import WebSocket
+
+from router.text_input import TextInput
+from router.tokenizer import ModelTokenizer
+from stream2llm.api.call_metadata import Metadata
+from stream2llm.api.errors import NotPermittedError, Stream2LLMError
+from stream2llm.client import AsyncSession
+from stream2llm.gateway.app import GatewayParts
+from stream2llm.gateway.calls import metadata_of
+from stream2llm.gateway.lanes.lane import LaneGroup
+from stream2llm.gateway.lanes.rendering import Rendering
+from stream2llm.gateway.lanes.requests import OpenedWith
+from stream2llm.gateway.lanes.socket import ResponsesSocket
+from stream2llm.gateway.lanes.state import LaneLimits
+from stream2llm.gateway.middleware import error_response
+
+
+@dataclass(frozen=True, slots=True)
+class SocketLimits:
+    """Limits of one connection."""
+
+    lanes: LaneLimits = LaneLimits()
+    # As long as OpenAI's.
+    duration_s: float = 3600.0
+
+
+class LanesRoom:
+    """What all connections share. Call `close` at the end."""
+
+    def __init__(self, model_path: str, limits: SocketLimits = SocketLimits()) -> None:  # noqa: B008 - frozen
+        """`model_path` is a directory with the model's tokenizer, read when the first client comes."""
+        self.limits = limits
+        self._model_path = model_path
+        self._loading = asyncio.Lock()
+        self._text: TextInput | None = None
+        self._rendering: Rendering | None = None
+
+    async def group(self, parts: GatewayParts, metadata: Metadata) -> LaneGroup:
+        """Returns new lanes for a caller; raises where the router does not know the caller."""
+        with parts.clients.lease() as client:
+            info = await client.model_info(metadata=metadata)
+
+        @asynccontextmanager
+        async def opened(opened_with: OpenedWith) -> AsyncIterator[AsyncSession]:
+            with parts.clients.lease() as client:
+                session = client.session(
+                    prefix=[],  # no begin token of its own: the pieces have it
+                    sampling=opened_with.sampling,
+                    model=opened_with.model,
+                    ttft_slo_ms=opened_with.ttft_slo_ms,
+                    metadata=metadata,
+                )
+                async with session:
+                    yield session
+
+        rendering = await self._rendering_for(info.max_model_len)
+        return LaneGroup(rendering, info, opened, parts.clock, self.limits.lanes)
+
+    def close(self) -> None:
+        """Frees the tokenizer's threads."""
+        if self._text is not None:
+            self._text.close()
+
+    async def _rendering_for(self, max_model_len: int) -> Rendering:
+        async with self._loading:
+            if self._rendering is None:
+                tokenizer = await asyncio.to_thread(ModelTokenizer, self._model_path)
+                self._text = TextInput(tokenizer, max_model_len)
+                self._rendering = Rendering(self._text)
+            return self._rendering
+
+
+def lanes_routes(room: LanesRoom) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.websocket("/v1/responses")
+    async def responses(socket: WebSocket) -> None:
+        parts: GatewayParts = socket.app.state.parts
+        try:
+            _check_origin(socket)
+            group = await room.group(parts, metadata_of(socket, parts.guard))
+        except Stream2LLMError as error:
+            await socket.send_denial_response(error_response(error))
+            return
+        await socket.accept()
+        await ResponsesSocket(socket, group, room.limits.duration_s).run()
+
+    return routes
+
+
+def _check_origin(socket: WebSocket) -> None:
+    """Refuses pages of other sites: browsers let any page open a socket, and CORS is off."""
+    origin = socket.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
+        raise NotPermittedError(f"pages of {origin} may not connect", reason="FOREIGN_ORIGIN")
