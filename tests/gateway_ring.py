@@ -40,13 +40,22 @@ class GatewayRing:
 
 @asynccontextmanager
 async def a_gateway(
-    model_path: Path, *more: APIRouter, max_message_bytes: int = 1 << 20, **options: Any
+    model_path: Path,
+    *more: APIRouter,
+    max_message_bytes: int = 1 << 20,
+    has_lanes: bool = True,
+    **options: Any,
 ) -> AsyncIterator[GatewayRing]:
     """Everything started, and everything gone afterwards; `options` are the ring's."""
     async with a_ring(model_path, **options) as ring:
         security = ring.router.spec.security
         spec = GatewaySpec(
-            "gateway-0", "127.0.0.1", 0, str(model_path), max_message_bytes=max_message_bytes, security=security
+            "gateway-0",
+            "127.0.0.1",
+            0,
+            str(model_path) if has_lanes else "",
+            max_message_bytes=max_message_bytes,
+            security=security,
         )
         gateway = Gateway(spec, None, *more)
         address = (await gateway.start()).http_address

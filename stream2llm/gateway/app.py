@@ -25,8 +25,8 @@ from stream2llm.gateway.answering import ClientLeftError, Events, nobody, respon
 from stream2llm.gateway.calls import metadata_of, presented_by
 from stream2llm.gateway.chat import ChatForm
 from stream2llm.gateway.completions import CompletionForm
-from stream2llm.gateway.forms import Form, Opening
 from stream2llm.gateway.errors import invalid_parameter
+from stream2llm.gateway.forms import Form, Opening
 from stream2llm.gateway.middleware import error_response
 from stream2llm.gateway.requests import (
     AnswerRequest,

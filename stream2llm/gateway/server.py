@@ -147,9 +147,7 @@ class Gateway:
             ) from error
 
 
-def _settings(
-    app: ASGIApp, tls: ssl.SSLContext | None, max_message_bytes: int
-) -> uvicorn.Config:
+def _settings(app: ASGIApp, tls: ssl.SSLContext | None, max_message_bytes: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         # Of an event loop that runs already, and of logs that are set up already.

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from stream2llm.api.errors import InvalidRequestError, OverloadedError
 from stream2llm.api.requests import ChatMessage
 from stream2llm.gateway.lanes.conversation import Given
-from stream2llm.gateway.lanes.state import Kind, LaneLimits, Lanes
+from stream2llm.gateway.lanes.state import Kind, LaneLimits, Lanes, Step
 
 pytestmark = pytest.mark.property
 
@@ -51,6 +51,15 @@ class Model:
         return kind
 
 
+def taken(
+    lanes: Lanes, lane: str, previous: str | None, given: Given
+) -> Step | OverloadedError | InvalidRequestError:
+    try:
+        return lanes.step(lane, previous, given)
+    except (OverloadedError, InvalidRequestError) as error:
+        return error
+
+
 def turn(text: str) -> Given:
     return Given((ChatMessage("user", text),))
 
@@ -63,18 +72,17 @@ def test_lanes_do_what_their_model_does(requests: list[tuple[str, int | None, bo
         previous = ids[which % len(ids)] if which is not None and ids else None
         text, answer = f"t{number}", f"a{number}" if is_answered else None
         before = lanes
-        try:
-            step = lanes.step(lane, previous, turn(text))
-        except InvalidRequestError as error:
-            assert error.reason == "PREVIOUS_RESPONSE_NOT_FOUND"
-            assert previous is not None and model.lane_of(previous) is None
-            continue
-        except OverloadedError:
+        step = taken(lanes, lane, previous, turn(text))
+        assert lanes == before
+        if isinstance(step, OverloadedError):
             is_full = lanes.num_chars + len(text) > LIMITS.max_chars
             assert is_full or (lane not in lanes.lines and len(lanes.lines) == LIMITS.max_lanes)
             continue
-        finally:
-            assert lanes == before
+        if isinstance(step, InvalidRequestError):
+            assert step.reason == "PREVIOUS_RESPONSE_NOT_FOUND"
+            assert previous is not None
+            assert model.lane_of(previous) is None
+            continue
         ids.append(f"r{number}")
         lanes = lanes.committed(step, ids[-1], answer)
         added = [text] if answer is None else [text, answer]

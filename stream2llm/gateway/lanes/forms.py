@@ -6,7 +6,7 @@ Events are JSON objects. Those of a request with a `stream_id` have the same one
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -23,26 +23,34 @@ from stream2llm.gateway.lanes.state import Step
 from stream2llm.gateway.responses import ResponseForm, usage_of
 
 PROGRESS = f"{EXTENSION}.progress"
+# The text of an event, by its fields and its lane.
+Write = Callable[[dict[str, Any], str | None], str]
 
 
 class LaneForm(ResponseForm):
     """One response of a lane, as the events of a socket."""
 
     def __init__(
-        self, request: CreateRequest, opening: Opening, step: Step, change: Change
+        self, request: CreateRequest, opening: Opening, step: Step, change: Change, write: Write
     ) -> None:
         super().__init__(request, opening)
+        self._write = write
         self._create = request
         self._step = step
         self._change = change
 
-    def prepared(self, num_tokens: int) -> Iterator[str]:
-        """The events of a response without an answer; `num_tokens` are in the sequence."""
+    def prepared(self) -> Iterator[str]:
+        """The events of a response without an answer."""
         response = self._response("in_progress")
         yield self._event(oai.ResponseCreatedEvent, "response.created", response=response)
-        usage = usage_of(Usage(prompt_tokens=num_tokens, reused_tokens=self._change.num_kept))
-        response = self._response("completed", usage=usage)
+        response = self.prepared_response()
         yield self._event(oai.ResponseCompletedEvent, "response.completed", response=response)
+
+    def prepared_response(self) -> oai.Response:
+        """A response without an answer, whose usage is that of the sequence as it stands."""
+        num_tokens = len(self._change.after.sequence)
+        usage = Usage(prompt_tokens=num_tokens, reused_tokens=self._change.num_kept)
+        return self._response("completed", usage=usage_of(usage))
 
     def cancelled(self) -> Iterator[str]:
         """The last event of a response that its client has cancelled."""
@@ -75,14 +83,19 @@ class LaneForm(ResponseForm):
         }
 
     def _written(self, event: BaseModel, name: str) -> str:
-        event_fields = event.model_dump(mode="json", exclude_unset=True)
-        return written(event_fields, self._create.stream_id)
+        fields = event.model_dump(mode="json", exclude_unset=True)
+        return self._write(fields, self._create.stream_id)
 
 
 def written(event: dict[str, Any], stream_id: str | None) -> str:
     """One event as a socket carries it."""
     lane = {} if stream_id is None else {"stream_id": stream_id}
     return json.dumps({**event, **lane})
+
+
+def written_as_sse(event: dict[str, Any], stream_id: str | None) -> str:
+    """One event as a server-sent event."""
+    return f"event: {event['type']}\ndata: {written(event, stream_id)}\n\n"
 
 
 def error_event(error: Stream2LLMError, stream_id: str | None = None) -> str:

@@ -1,24 +1,26 @@
-"""One lane at work: its requests become changes of its session, and events for its client."""
+"""One lane at work: its requests become changes of its session, and an answer where one is asked for."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from router.arrangement import Arrangement
-from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
-from stream2llm.api.events import Finished, ModelInfo, Progress
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.events import Event, Finished, ModelInfo, Progress
 from stream2llm.client.stream import Gathered
 from stream2llm.gateway.forms import Opening
-from stream2llm.gateway.lanes.forms import LaneForm, progress_event
+from stream2llm.gateway.lanes.forms import LaneForm, Write
 from stream2llm.gateway.lanes.rendering import Rendered, Rendering
 from stream2llm.gateway.lanes.requests import CreateRequest
 from stream2llm.gateway.lanes.session import LaneSession, Open
 from stream2llm.gateway.lanes.state import Kind, LaneLimits, LaneName, Lanes, Step
 from stream2llm.serving.clock import Clock
 
-Emit = Callable[[str], Awaitable[None]]
+# Takes the progress of a response, by its request and its id.
+OnProgress = Callable[[CreateRequest, str, Progress], Awaitable[None]]
 
 
 class LaneGroup:
@@ -39,51 +41,64 @@ class LaneGroup:
         self.lanes = Lanes(limits)
 
 
-class Lane:
-    """Serves one request after the other."""
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """The response under way, or the last one."""
 
-    def __init__(self, name: LaneName, group: LaneGroup, emit: Emit) -> None:
-        """`emit` sends what comes between responses, which is progress."""
+    request: CreateRequest
+    id: str
+    step: Step
+
+
+class Lane:
+    """Serves one request after the other: `begin`, and `answer` where one is asked for."""
+
+    def __init__(
+        self, name: LaneName, group: LaneGroup, write: Write, on_progress: OnProgress | None
+    ) -> None:
+        """`write` is the form of its events; None: progress is not reported."""
         self._name = name
         self._group = group
-        self._emit = emit
+        self._write = write
+        self._report = on_progress
         self._session = LaneSession(group.open_session, self._on_progress)
         self._layout = Arrangement()
-        # Of the request whose progress is wanted.
-        self._listener: tuple[str, str | None] | None = None
-        self._response_id = ""
-        # None until its first event.
-        self._form: LaneForm | None = None
+        self._response: _Response | None = None
 
-    async def events(self, request: CreateRequest) -> AsyncGenerator[str, None]:
-        """The events of one response; raises what refuses it before the first."""
+    @property
+    def response_id(self) -> str | None:
+        """The response under way, or the last one; None before the first."""
+        return None if self._response is None else self._response.id
+
+    async def begin(self, request: CreateRequest) -> LaneForm:
+        """Makes the session's sequence that of the request; raises what refuses it.
+
+        A response without an answer is complete then.
+        """
         group = self._group
         step = group.lanes.step(self._name, request.previous_response_id, request.given())
-        self._form, self._response_id = None, f"resp_{uuid.uuid4().hex}"
-        response_id = self._response_id
-        self._listener = (response_id, request.stream_id) if request.wants_progress else None
+        self._response = response = _Response(request, f"resp_{uuid.uuid4().hex}", step)
         rendered = await self._rendered(step, request)
         change = await self._session.become(request.opened_with(), rendered.parts)
         self._layout = rendered.layout
-        opening = Opening(response_id, int(group.clock.wall_s()), self._session.model)
-        self._form = form = LaneForm(request, opening, step, change)
+        opening = Opening(response.id, int(group.clock.wall_s()), self._session.model)
+        form = LaneForm(request, opening, step, change, self._write)
         if not request.generates:
-            self._commit(step, response_id, None)
-            for event in form.prepared(rendered.num_tokens):
-                yield event
-            return
-        async with aclosing(self._answer(form, step, response_id)) as events:
+            self._commit(response, None)
+        return form
+
+    async def answer(self) -> AsyncGenerator[Event, None]:
+        """Seals the sequence; yields the answer's events. Once after each `begin`."""
+        assert self._response is not None, "begin comes first"
+        gathered = Gathered()
+        async with aclosing(self._session.answer()) as events:
             async for event in events:
+                gathered.add(event)
+                if isinstance(event, Progress):
+                    await self._on_progress(event)
+                elif isinstance(event, Finished):  # before the client can continue from it
+                    self._commit(self._response, gathered.answer().text)
                 yield event
-
-    def cancelled(self) -> list[str]:
-        """The events that end a response whose `events` were cancelled."""
-        return [] if self._form is None else list(self._form.cancelled())
-
-    @property
-    def response_id(self) -> str:
-        """The response under way, or the last one."""
-        return self._response_id
 
     async def close(self) -> None:
         """Ends its session."""
@@ -105,30 +120,11 @@ class Lane:
             )
         return rendered
 
-    async def _answer(
-        self, form: LaneForm, step: Step, response_id: str
-    ) -> AsyncGenerator[str, None]:
-        for piece in form.begin():
-            yield piece
-        gathered = Gathered()
-        try:
-            async with aclosing(self._session.answer()) as events:
-                async for event in events:
-                    gathered.add(event)
-                    if isinstance(event, Progress):
-                        await self._on_progress(event)
-                    elif isinstance(event, Finished):  # before the client can continue from it
-                        self._commit(step, response_id, gathered.answer().text)
-                    for piece in form.pieces(event):
-                        yield piece
-        except Stream2LLMError as error:
-            for piece in form.failed(error):
-                yield piece
-
-    def _commit(self, step: Step, response_id: str, answer: str | None) -> None:
+    def _commit(self, response: _Response, answer: str | None) -> None:
         group = self._group
-        group.lanes = group.lanes.committed(step, response_id, answer, self._layout)
+        group.lanes = group.lanes.committed(response.step, response.id, answer, self._layout)
 
     async def _on_progress(self, progress: Progress) -> None:
-        if self._listener is not None:
-            await self._emit(progress_event(progress, *self._listener))
+        response = self._response
+        if self._report is not None and response is not None and response.request.wants_progress:
+            await self._report(response.request, response.id, progress)

@@ -107,4 +107,3 @@ def _piece(tokens: Tokens, ids: dict[bytes, str]) -> tuple[Piece, bool]:
     digest = blake2b(tokens.tobytes(), digest_size=16).digest()
     is_new = digest not in ids
     return Piece(ids.setdefault(digest, f"p{len(ids)}"), tokens), is_new
-

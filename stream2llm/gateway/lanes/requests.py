@@ -96,6 +96,11 @@ class CreateRequest(ResponsesRequest):
         return not prewarms and self.generate is not False
 
     @property
+    def is_of_lane(self) -> bool:
+        """Whether a request without a socket prepares or continues something."""
+        return not self.generates or self.previous_response_id is not None or bool(self.store)
+
+    @property
     def wants_progress(self) -> bool:
         """Whether events of progress are asked for."""
         return self.stream2llm is not None and bool(self.stream2llm.progress)

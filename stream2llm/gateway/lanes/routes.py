@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter
@@ -30,7 +30,7 @@ from stream2llm.gateway.middleware import error_response
 class SocketLimits:
     """Limits of one connection."""
 
-    lanes: LaneLimits = LaneLimits()
+    lanes: LaneLimits = field(default_factory=LaneLimits)
     # As long as OpenAI's.
     duration_s: float = 3600.0
 
@@ -38,7 +38,7 @@ class SocketLimits:
 class LanesRoom:
     """What all connections share. Call `close` at the end."""
 
-    def __init__(self, model_path: str, limits: SocketLimits = SocketLimits()) -> None:  # noqa: B008 - frozen
+    def __init__(self, model_path: str, limits: SocketLimits = SocketLimits()) -> None:
         """`model_path` is a directory with the model's tokenizer, read when the first client comes."""
         self.limits = limits
         self._model_path = model_path

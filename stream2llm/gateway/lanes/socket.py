@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,8 +18,15 @@ from stream2llm.api.errors import (
     OverloadedError,
     Stream2LLMError,
 )
+from stream2llm.api.events import Progress
 from stream2llm.gateway.errors import invalid_parameter
-from stream2llm.gateway.lanes.forms import error_event, steer_failed
+from stream2llm.gateway.lanes.forms import (
+    LaneForm,
+    error_event,
+    progress_event,
+    steer_failed,
+    written,
+)
 from stream2llm.gateway.lanes.lane import Lane, LaneGroup
 from stream2llm.gateway.lanes.requests import CreateRequest, create_request
 
@@ -105,9 +113,15 @@ class ResponsesSocket:
             if len(self._workers) >= most:
                 message = f"{most} lanes are in use, which is the limit of a connection"
                 raise OverloadedError(message, reason="TOO_MANY_LANES")
-            self._workers[lane] = _Worker(Lane(lane, self._group, self._send), self._send)
+            served = Lane(lane, self._group, written, self._send_progress)
+            self._workers[lane] = _Worker(served, self._send)
             self._workers[lane].start(tasks)
         return self._workers[lane]
+
+    async def _send_progress(
+        self, request: CreateRequest, response_id: str, progress: Progress
+    ) -> None:
+        await self._send(progress_event(progress, response_id, request.stream_id))
 
     async def _send(self, text: str) -> None:
         async with self._sending:
@@ -117,12 +131,14 @@ class ResponsesSocket:
 class _Worker:
     """Serves the requests of a lane in their order."""
 
-    def __init__(self, lane: Lane, send: Callable[[str], Any]) -> None:
+    def __init__(self, lane: Lane, send: Callable[[str], Awaitable[None]]) -> None:
         self.lane = lane
         self._send = send
         self._waiting: asyncio.Queue[CreateRequest | None] = asyncio.Queue()
         self._running: asyncio.Task[None] | None = None
         self._present: asyncio.Task[None] | None = None
+        # Of the response under way, once its client has been told its id.
+        self._form: LaneForm | None = None
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Begins to serve, in a task of the group."""
@@ -159,13 +175,16 @@ class _Worker:
             finally:
                 self._present.cancel()
             if self._present.cancelled():
-                for event in self.lane.cancelled():
-                    await self._send(event)
+                await self._send_all(self._cancelled(request))
 
     async def _serve(self, request: CreateRequest) -> None:
+        self._form = None
         try:
-            async for event in self.lane.events(request):
-                await self._send(event)
+            self._form = form = await self.lane.begin(request)
+            if request.generates:
+                await self._answer(form)
+            else:
+                await self._send_all(form.prepared())
         except Stream2LLMError as error:
             await self._send(error_event(error, request.stream_id))
         except WebSocketDisconnect:
@@ -174,6 +193,25 @@ class _Worker:
             _log.exception("response_failed")
             failure = InternalError("the gateway failed; its log says why")
             await self._send(error_event(failure, request.stream_id))
+
+    def _cancelled(self, request: CreateRequest) -> Iterable[str]:
+        if self._form is not None:
+            return self._form.cancelled()
+        error = InvalidRequestError("the request was cancelled", reason="CANCELLED")
+        return [error_event(error, request.stream_id)]
+
+    async def _answer(self, form: LaneForm) -> None:
+        await self._send_all(form.begin())
+        try:
+            async with aclosing(self.lane.answer()) as events:
+                async for event in events:
+                    await self._send_all(form.pieces(event))
+        except Stream2LLMError as error:
+            await self._send_all(form.failed(error))
+
+    async def _send_all(self, events: Iterable[str]) -> None:
+        for event in events:
+            await self._send(event)
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Kept:
     # Characters that it has beyond the one before.
     num_chars: int
     # How its documents were laid out, with the stable ordering.
-    layout: Arrangement = Arrangement()
+    layout: Arrangement = field(default_factory=Arrangement)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Lanes:
                 "STATE_TOO_LARGE",
             )
         kind, base = self._continued(lane, previous_id)
-        source = self._lane_of(base.id) if base is not None and kind is Kind.FORK else lane
+        source = lane if base is None else self.lane_of(base.id) or lane
         known = {**self._line(source).documents, **self._line(lane).documents}
         before = Conversation() if base is None else base.conversation
         return Step(lane, kind, base, before.with_input(given, known), given)
@@ -128,6 +128,13 @@ class Lanes:
         line = Line(self._bounded((*kept, newest)), documents)
         return replace(self, lines={**self.lines, step.lane: line})
 
+    def lane_of(self, response_id: str) -> LaneName | None:
+        """The lane of a response that can be continued; None if there is none."""
+        for name, line in self.lines.items():
+            if any(each.id == response_id for each in line.responses):
+                return name
+        return None
+
     def without(self, lane: LaneName) -> Lanes:
         """The lanes after one was closed."""
         return replace(self, lines={k: line for k, line in self.lines.items() if k != lane})
@@ -147,13 +154,6 @@ class Lanes:
                 if each.id == previous_id:
                     return Kind.FORK, each
         raise not_found(previous_id)
-
-    def _lane_of(self, response_id: str) -> LaneName:
-        return next(
-            name
-            for name, line in self.lines.items()
-            if any(each.id == response_id for each in line.responses)
-        )
 
     def _kept_before(self, step: Step) -> tuple[Kept, ...]:
         """The lane's responses up to the one that is continued."""
