@@ -104,7 +104,12 @@ async def _answer(
         return make_form(body, Opening(answer_id, int(parts.clock.wall_s()), accepted.model))
 
     return await respond(
-        request, _events(parts, request, body, answer_id), form, streams=bool(body.stream)
+        request,
+        _events(parts, request, body, answer_id),
+        form,
+        streams=bool(body.stream),
+        # By this the routers' logs name the session, and OpenAI's clients the request.
+        headers={"X-Request-Id": answer_id},
     )
 
 

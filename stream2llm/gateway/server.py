@@ -20,6 +20,7 @@ from stream2llm.api.errors import UnavailableError
 from stream2llm.api.tls import ClientTls
 from stream2llm.client import AsyncClient
 from stream2llm.gateway.app import GatewayParts, create_app
+from stream2llm.gateway.connections import BoundedProtocol
 from stream2llm.gateway.metrics import GatewayMetrics
 from stream2llm.gateway.middleware import BodyLimit, InFlight
 from stream2llm.gateway.routers import RouterClients
@@ -145,6 +146,7 @@ def _settings(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
         app,
         # Of an event loop that runs already, and of logs that are set up already.
         loop="none",
+        http=BoundedProtocol,
         log_config=None,
         access_log=False,
         lifespan="off",
