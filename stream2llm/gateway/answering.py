@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -45,7 +45,12 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
 
 async def respond(
-    request: Request, events: Events, make_form: Callable[[Accepted], Form], *, streams: bool
+    request: Request,
+    events: Events,
+    make_form: Callable[[Accepted], Form],
+    *,
+    streams: bool,
+    headers: Mapping[str, str],
 ) -> Response:
     """The response to a request whose answer `events` are; raises what refuses it.
 
@@ -57,13 +62,14 @@ async def respond(
             raise InternalError("the router answered before it admitted the request")
         form = make_form(first)
         if streams:
-            return AnswerResponse(form, events)
+            return AnswerResponse(form, events, headers)
         answer = await while_connected(request, _gathered(events))
     except BaseException:
         await events.aclose()
         raise
     whole = form.whole(answer.answer())
-    return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
+    content = whole.model_dump_json(exclude_unset=True)
+    return Response(content, media_type="application/json", headers=headers)
 
 
 async def _gathered(events: Events) -> Gathered:
@@ -81,12 +87,12 @@ async def _left(request: Request) -> None:
 class AnswerResponse(StreamingResponse):
     """An answer as server-sent events; its session ends with the response, however that ends."""
 
-    def __init__(self, form: Form, events: Events) -> None:
+    def __init__(self, form: Form, events: Events, headers: Mapping[str, str]) -> None:
         super().__init__(
             _pieces(form, events),
             media_type="text/event-stream",
             # Proxies that buffer would make one piece of all.
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers},
         )
         self._events = events
 

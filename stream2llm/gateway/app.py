@@ -55,7 +55,7 @@ class GatewayParts:
 
 
 def create_app(parts: GatewayParts, *more: APIRouter) -> FastAPI:
-    """Returns the application, with further routes where given."""
+    """Returns the application; further routes come first, and may take over one of its own."""
     # No pages of documentation: they load their scripts from elsewhere.
     app = FastAPI(title="Stream2LLM", version=__version__, docs_url=None, redoc_url=None)
     app.state.parts = parts
@@ -64,7 +64,7 @@ def create_app(parts: GatewayParts, *more: APIRouter) -> FastAPI:
     app.add_exception_handler(HTTPException, _not_served)
     app.add_exception_handler(ClientLeftError, lambda _request, _error: nobody())
     app.add_exception_handler(Exception, _failed)
-    for routes in (_answers(parts), _models(parts), _operations(parts), *more):
+    for routes in (*more, _answers(parts), _models(parts), _operations(parts)):
         app.include_router(routes)
     return app
 
@@ -77,26 +77,27 @@ def _answers(parts: GatewayParts) -> APIRouter:
 
     @routes.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
-        return await _answer(parts, request, body, "chatcmpl-", ChatForm)
+        return await answer(parts, request, body, "chatcmpl-", ChatForm)
 
     @routes.post("/v1/completions")
     async def completion(body: CompletionRequest, request: Request) -> Response:
-        return await _answer(parts, request, body, "cmpl-", CompletionForm)
+        return await answer(parts, request, body, "cmpl-", CompletionForm)
 
     @routes.post("/v1/responses")
     async def response(body: ResponsesRequest, request: Request) -> Response:
-        return await _answer(parts, request, body, "resp_", ResponseForm)
+        return await answer(parts, request, body, "resp_", ResponseForm)
 
     return routes
 
 
-async def _answer(
+async def answer(
     parts: GatewayParts,
     request: Request,
     body: R,
     prefix: str,
     make_form: Callable[[R, Opening], Form],
 ) -> Response:
+    """The response to a request that is a whole prompt."""
     request.state.names = body.names
     body.check_others()
     answer_id = f"{prefix}{uuid.uuid4().hex}"
@@ -105,7 +106,12 @@ async def _answer(
         return make_form(body, Opening(answer_id, int(parts.clock.wall_s()), accepted.model))
 
     return await respond(
-        request, _events(parts, request, body, answer_id), form, streams=bool(body.stream)
+        request,
+        _events(parts, request, body, answer_id),
+        form,
+        streams=bool(body.stream),
+        # By this the routers' logs name the session, and OpenAI's clients the request.
+        headers={"X-Request-Id": answer_id},
     )
 
 

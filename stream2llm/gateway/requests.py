@@ -111,7 +111,7 @@ class ChatRequest(AnswerRequest):
         if new is not None and former is not None and new != former:
             raise InvalidRequestError(
                 f"max_tokens is {former}, and max_completion_tokens is {new}: give one of them",
-                field="max_tokens",
+                field="max_completion_tokens",
             )
         return former if new is None else new
 

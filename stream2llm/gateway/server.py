@@ -20,6 +20,7 @@ from stream2llm.api.errors import UnavailableError
 from stream2llm.api.tls import ClientTls
 from stream2llm.client import AsyncClient
 from stream2llm.gateway.app import GatewayParts, create_app
+from stream2llm.gateway.connections import BoundedProtocol
 from stream2llm.gateway.lanes.routes import LanesRoom, lanes_routes
 from stream2llm.gateway.metrics import GatewayMetrics
 from stream2llm.gateway.middleware import BodyLimit, InFlight
@@ -64,7 +65,7 @@ class Gateway:
         self.registry.register(guards.metrics)
         self._clients = RouterClients(self._client_of)
         parts = GatewayParts(self._clients, guards.of("gateway"), self.registry, clock)
-        self._lanes = LanesRoom(spec.model_path) if spec.model_path else None
+        self._lanes = LanesRoom(spec.model_path, clock) if spec.model_path else None
         if self._lanes is not None:
             more = (*more, lanes_routes(self._lanes))
         limited = BodyLimit(create_app(parts, *more), spec.max_message_bytes)
@@ -111,7 +112,7 @@ class Gateway:
             with suppress(asyncio.CancelledError):
                 await self._serving
         if self._lanes is not None:
-            self._lanes.close()
+            await self._lanes.close()
 
     def _client_of(self, routers: tuple[str, ...]) -> AsyncClient:
         # Without credentials of its own: those of each request go with its call.
@@ -152,6 +153,7 @@ def _settings(app: ASGIApp, tls: ssl.SSLContext | None, max_message_bytes: int) 
         app,
         # Of an event loop that runs already, and of logs that are set up already.
         loop="none",
+        http=BoundedProtocol,
         log_config=None,
         access_log=False,
         ws_max_size=max_message_bytes,

@@ -39,6 +39,11 @@ class LaneForm(ResponseForm):
         self._step = step
         self._change = change
 
+    @property
+    def response_id(self) -> str:
+        """The response's id."""
+        return self._opening.id
+
     def prepared(self) -> Iterator[str]:
         """The events of a response without an answer."""
         response = self._response("in_progress")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 
+from openai.types import responses as oai
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from stream2llm.api.errors import UnsupportedError
 from stream2llm.api.events import Event
-from stream2llm.client.stream import Gathered
+from stream2llm.client.stream import AnswerStream
 from stream2llm.gateway.answering import AnswerResponse, while_connected
 from stream2llm.gateway.lanes.forms import LaneForm
 from stream2llm.gateway.lanes.requests import CreateRequest
@@ -24,8 +24,6 @@ async def lane_response(
 ) -> Response:
     """The response to a request of a lane in use, which it releases."""
     try:
-        if body.stream_id is not None:
-            raise UnsupportedError("stream_id is of WebSockets alone", field="stream_id")
         await while_connected(request, stored.lock.acquire())
     except BaseException:
         store.release(stored)
@@ -38,8 +36,8 @@ async def lane_response(
         events = stored.lane.answer()
         if body.stream:
             return _LaneAnswer(form, events, use.handed_on())
-        answer = await while_connected(request, _gathered(events))
-        return _whole(form.whole(answer.answer()).model_dump_json(exclude_unset=True))
+        answer = await while_connected(request, AnswerStream(events).answer())
+        return _whole(form.whole(answer))
     finally:
         use.end()
 
@@ -69,7 +67,7 @@ class _LaneAnswer(AnswerResponse):
     """An answer as server-sent events, with which the use of the lane ends."""
 
     def __init__(self, form: LaneForm, events: AsyncGenerator[Event, None], use: _Use) -> None:
-        super().__init__(form, events)
+        super().__init__(form, events, _named(form.response_id))
         self._use = use
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,8 +79,10 @@ class _LaneAnswer(AnswerResponse):
 
 def _prepared(form: LaneForm, *, streams: bool) -> Response:
     if streams:
-        return StreamingResponse(_all(form.prepared()), media_type=SSE)
-    return _whole(form.prepared_response().model_dump_json(exclude_unset=True))
+        return StreamingResponse(
+            _all(form.prepared()), media_type=SSE, headers=_named(form.response_id)
+        )
+    return _whole(form.prepared_response())
 
 
 async def _all(pieces: Iterable[str]) -> AsyncGenerator[str, None]:
@@ -90,12 +90,10 @@ async def _all(pieces: Iterable[str]) -> AsyncGenerator[str, None]:
         yield piece
 
 
-def _whole(text: str) -> Response:
-    return Response(text, media_type="application/json")
+def _whole(response: oai.Response) -> Response:
+    text = response.model_dump_json(exclude_unset=True)
+    return Response(text, media_type="application/json", headers=_named(response.id))
 
 
-async def _gathered(events: AsyncGenerator[Event, None]) -> Gathered:
-    gathered = Gathered()
-    async for event in events:
-        gathered.add(event)
-    return gathered
+def _named(response_id: str) -> dict[str, str]:
+    return {"X-Request-Id": response_id}

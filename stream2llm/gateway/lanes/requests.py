@@ -97,8 +97,14 @@ class CreateRequest(ResponsesRequest):
 
     @property
     def is_of_lane(self) -> bool:
-        """Whether a request without a socket prepares or continues something."""
-        return not self.generates or self.previous_response_id is not None or bool(self.store)
+        """Whether a request without a socket prepares, continues or keeps something."""
+        continues = self.previous_response_id is not None
+        return not self.generates or continues or bool(self.store) or self._has_extension
+
+    @property
+    def _has_extension(self) -> bool:
+        items = [] if isinstance(self.input, str) else self.input
+        return self.stream2llm is not None or any(EXTENSION in item for item in items)
 
     @property
     def wants_progress(self) -> bool:

@@ -6,47 +6,57 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
 from stream2llm.api.call_metadata import Metadata
-from stream2llm.api.errors import NotPermittedError, Stream2LLMError
+from stream2llm.api.errors import NotPermittedError, Stream2LLMError, UnsupportedError
 from stream2llm.client import AsyncSession
-from stream2llm.gateway.app import GatewayParts
+from stream2llm.gateway.app import GatewayParts, answer
 from stream2llm.gateway.calls import metadata_of
+from stream2llm.gateway.lanes.http import lane_response
 from stream2llm.gateway.lanes.lane import LaneGroup
 from stream2llm.gateway.lanes.rendering import Rendering
-from stream2llm.gateway.lanes.requests import OpenedWith
+from stream2llm.gateway.lanes.requests import CreateRequest, OpenedWith
 from stream2llm.gateway.lanes.socket import ResponsesSocket
 from stream2llm.gateway.lanes.state import LaneLimits
+from stream2llm.gateway.lanes.stored import LaneStore, StoreLimits
 from stream2llm.gateway.middleware import error_response
+from stream2llm.gateway.responses import ResponseForm
+from stream2llm.serving.clock import Clock
 
 
 @dataclass(frozen=True, slots=True)
-class SocketLimits:
-    """Limits of one connection."""
+class RoomLimits:
+    """Limits of connections, and of callers without one."""
 
+    # Of one connection.
     lanes: LaneLimits = field(default_factory=LaneLimits)
     # As long as OpenAI's.
     duration_s: float = 3600.0
+    store: StoreLimits = field(default_factory=StoreLimits)
 
 
 class LanesRoom:
     """What all connections share. Call `close` at the end."""
 
-    def __init__(self, model_path: str, limits: SocketLimits = SocketLimits()) -> None:
+    def __init__(self, model_path: str, clock: Clock, limits: RoomLimits = RoomLimits()) -> None:
         """`model_path` is a directory with the model's tokenizer, read when the first client comes."""
         self.limits = limits
+        self.store = LaneStore(limits.store, clock)
         self._model_path = model_path
         self._loading = asyncio.Lock()
         self._text: TextInput | None = None
         self._rendering: Rendering | None = None
 
-    async def group(self, parts: GatewayParts, metadata: Metadata) -> LaneGroup:
+    async def group(self, parts: GatewayParts, metadata: Metadata, limits: LaneLimits) -> LaneGroup:
         """Returns new lanes for a caller; raises where the router does not know the caller."""
         with parts.clients.lease() as client:
             info = await client.model_info(metadata=metadata)
@@ -65,10 +75,11 @@ class LanesRoom:
                     yield session
 
         rendering = await self._rendering_for(info.max_model_len)
-        return LaneGroup(rendering, info, opened, parts.clock, self.limits.lanes)
+        return LaneGroup(rendering, info, opened, parts.clock, limits)
 
-    def close(self) -> None:
-        """Frees the tokenizer's threads."""
+    async def close(self) -> None:
+        """Ends the sessions of callers without a connection, and frees the tokenizer's threads."""
+        await self.store.close()
         if self._text is not None:
             self._text.close()
 
@@ -90,12 +101,25 @@ def lanes_routes(room: LanesRoom) -> APIRouter:
         parts: GatewayParts = socket.app.state.parts
         try:
             _check_origin(socket)
-            group = await room.group(parts, metadata_of(socket, parts.guard))
+            group = await room.group(parts, metadata_of(socket, parts.guard), room.limits.lanes)
         except Stream2LLMError as error:
             await socket.send_denial_response(error_response(error))
             return
         await socket.accept()
         await ResponsesSocket(socket, group, room.limits.duration_s).run()
+
+    @routes.post("/v1/responses")
+    async def response(body: CreateRequest, request: Request) -> Response:
+        parts: GatewayParts = request.app.state.parts
+        request.state.names = body.names
+        if body.stream_id is not None:
+            raise UnsupportedError("stream_id is of WebSockets alone", field="stream_id")
+        if not body.is_of_lane:
+            return await answer(parts, request, body, "resp_", ResponseForm)
+        body.check_others()
+        metadata, previous = metadata_of(request, parts.guard), body.previous_response_id
+        lane = await room.store.lane(metadata, previous, partial(room.group, parts))
+        return await lane_response(request, body, room.store, lane)
 
     return routes
 

@@ -10,8 +10,9 @@ import pytest
 import websockets
 from openai import AsyncOpenAI
 
-from stream2llm.gateway.lanes.routes import LanesRoom, SocketLimits, lanes_routes
+from stream2llm.gateway.lanes.routes import LanesRoom, RoomLimits, lanes_routes
 from stream2llm.gateway.lanes.state import LaneLimits
+from stream2llm.serving.clock import SystemClock
 from tests.credentials import Keys
 from tests.gateway_ring import GatewayRing
 from tests.lane_client import LaneClient, document, user
@@ -94,7 +95,9 @@ async def test_pages_of_other_sites_are_refused(gateway: GatewayRing) -> None:
 
 
 async def test_there_are_limits_on_lanes(make_gateway: Any, tiny_model: Path) -> None:
-    room = LanesRoom(str(tiny_model), SocketLimits(LaneLimits(max_lanes=1, max_chars=20)))
+    room = LanesRoom(
+        str(tiny_model), SystemClock(), RoomLimits(LaneLimits(max_lanes=1, max_chars=20))
+    )
     gateway = await make_gateway(lanes_routes(room), has_lanes=False)
     async with (
         AsyncOpenAI(base_url=gateway.base_url, api_key="any") as sdk,
@@ -106,18 +109,18 @@ async def test_there_are_limits_on_lanes(make_gateway: Any, tiny_model: Path) ->
         assert (refused.error.code, refused.status) == ("too_many_lanes", 429)
         refused = await client.refusal(user("x" * 20), stream_id="a", previous_response_id=first.id)
         assert refused.error.code == "state_too_large"
-    room.close()
+    await room.close()
 
 
 async def test_a_connection_lasts_so_long_and_the_sdk_opens_another(
     make_gateway: Any, tiny_model: Path
 ) -> None:
-    room = LanesRoom(str(tiny_model), SocketLimits(duration_s=0.0))
+    room = LanesRoom(str(tiny_model), SystemClock(), RoomLimits(duration_s=0.0))
     gateway = await make_gateway(lanes_routes(room), has_lanes=False)
     codes = asyncio.Queue[int]()
 
     def on_reconnecting(event: Any) -> None:
-        room.limits = SocketLimits()
+        room.limits = RoomLimits()
         codes.put_nowait(event.close_code)
 
     async with (
@@ -133,4 +136,4 @@ async def test_a_connection_lasts_so_long_and_the_sdk_opens_another(
         await connection.send({"type": "response.create", **lost})
         assert (await soon(waiting)).error.code == "previous_response_not_found"
         await LaneClient(connection).prepare(user("hi"))
-    room.close()
+    await room.close()
