@@ -99,6 +99,8 @@ class Gateway:
         """
         limit_s = self.spec.drain_timeout_s if timeout_s is None else timeout_s
         self._in_flight.is_draining = True
+        if self._lanes is not None:
+            self._lanes.drain()
         if not await self._in_flight.wait_empty(limit_s):
             num = self._in_flight.num_requests
             _logger.warning("drain_timed_out limit_s=%s requests=%d", limit_s, num)

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Protocol
 
 from router.arrangement import Arrangement
 from stream2llm.api.errors import InvalidRequestError
@@ -16,11 +17,21 @@ from stream2llm.gateway.lanes.forms import LaneForm, Write
 from stream2llm.gateway.lanes.rendering import Rendered, Rendering
 from stream2llm.gateway.lanes.requests import CreateRequest
 from stream2llm.gateway.lanes.session import LaneSession, Open
-from stream2llm.gateway.lanes.state import Kind, LaneLimits, LaneName, Lanes, Step
+from stream2llm.gateway.lanes.state import Kept, Kind, LaneLimits, LaneName, Lanes, Step
 from stream2llm.serving.clock import Clock
 
 # Takes the progress of a response, by its request and its id.
 OnProgress = Callable[[CreateRequest, str, Progress], Awaitable[None]]
+
+
+class KeptElsewhere(Protocol):
+    """Responses of one caller that outlive a connection."""
+
+    def find(self, response_id: str) -> Kept | None:
+        """The response with this id; None if there is none."""
+
+    async def keep(self, response: Kept, group: LaneGroup) -> None:
+        """Keeps a response of a group's lane."""
 
 
 class LaneGroup:
@@ -33,12 +44,19 @@ class LaneGroup:
         open_session: Open,
         clock: Clock,
         limits: LaneLimits,
+        kept: KeptElsewhere | None = None,
     ) -> None:
+        """`kept` has what outlives the group; None: nothing does."""
         self.rendering = rendering
         self.info = info
         self.open_session = open_session
         self.clock = clock
         self.lanes = Lanes(limits)
+        self.kept = kept
+
+    def alike(self, limits: LaneLimits) -> LaneGroup:
+        """Another group of the same caller."""
+        return LaneGroup(self.rendering, self.info, self.open_session, self.clock, limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +94,7 @@ class Lane:
         A response without an answer is complete then.
         """
         group = self._group
-        step = group.lanes.step(self._name, request.previous_response_id, request.given())
+        step = self._step(request)
         self._response = response = _Response(request, f"resp_{uuid.uuid4().hex}", step)
         rendered = await self._rendered(step, request)
         change = await self._session.become(request.opened_with(), rendered.parts)
@@ -84,7 +102,7 @@ class Lane:
         opening = Opening(response.id, int(group.clock.wall_s()), self._session.model)
         form = LaneForm(request, opening, step, change, self._write)
         if not request.generates:
-            self._commit(response, None)
+            await self._commit(response, None)
         return form
 
     async def answer(self) -> AsyncGenerator[Event, None]:
@@ -97,7 +115,7 @@ class Lane:
                 if isinstance(event, Progress):
                     await self._on_progress(event)
                 elif isinstance(event, Finished):  # before the client can continue from it
-                    self._commit(self._response, gathered.answer().text)
+                    await self._commit(self._response, gathered.answer().text)
                 yield event
 
     async def close(self) -> None:
@@ -120,9 +138,19 @@ class Lane:
             )
         return rendered
 
-    def _commit(self, response: _Response, answer: str | None) -> None:
+    def _step(self, request: CreateRequest) -> Step:
+        group, previous = self._group, request.previous_response_id
+        stored = None
+        if group.kept is not None and previous is not None:
+            stored = group.kept.find(previous)
+        return group.lanes.step(self._name, previous, request.given(), stored)
+
+    async def _commit(self, response: _Response, answer: str | None) -> None:
         group = self._group
         group.lanes = group.lanes.committed(response.step, response.id, answer, self._layout)
+        newest = group.lanes.find(response.id)
+        if response.request.store and group.kept is not None and newest is not None:
+            await group.kept.keep(newest, group)
 
     async def _on_progress(self, progress: Progress) -> None:
         response = self._response

@@ -27,7 +27,7 @@ from stream2llm.gateway.lanes.rendering import Rendering
 from stream2llm.gateway.lanes.requests import CreateRequest, OpenedWith
 from stream2llm.gateway.lanes.socket import ResponsesSocket
 from stream2llm.gateway.lanes.state import LaneLimits
-from stream2llm.gateway.lanes.stored import LaneStore, StoreLimits
+from stream2llm.gateway.lanes.stored import CallerStore, LaneStore, StoreLimits
 from stream2llm.gateway.middleware import error_response
 from stream2llm.gateway.responses import ResponseForm
 from stream2llm.serving.clock import Clock
@@ -52,11 +52,19 @@ class LanesRoom:
         self.limits = limits
         self.store = LaneStore(limits.store, clock)
         self._model_path = model_path
+        self._sockets: set[ResponsesSocket] = set()
+        self._is_draining = False
         self._loading = asyncio.Lock()
         self._text: TextInput | None = None
         self._rendering: Rendering | None = None
 
-    async def group(self, parts: GatewayParts, metadata: Metadata, limits: LaneLimits) -> LaneGroup:
+    async def group(
+        self,
+        parts: GatewayParts,
+        metadata: Metadata,
+        limits: LaneLimits,
+        kept: CallerStore | None = None,
+    ) -> LaneGroup:
         """Returns new lanes for a caller; raises where the router does not know the caller."""
         with parts.clients.lease() as client:
             info = await client.model_info(metadata=metadata)
@@ -75,7 +83,23 @@ class LanesRoom:
                     yield session
 
         rendering = await self._rendering_for(info.max_model_len)
-        return LaneGroup(rendering, info, opened, parts.clock, limits)
+        return LaneGroup(rendering, info, opened, parts.clock, limits, kept)
+
+    async def serve(self, socket: ResponsesSocket) -> None:
+        """Serves an accepted connection to its end."""
+        self._sockets.add(socket)
+        if self._is_draining:
+            socket.drain()
+        try:
+            await socket.run()
+        finally:
+            self._sockets.discard(socket)
+
+    def drain(self) -> None:
+        """Lets connections end after the requests that they have sent."""
+        self._is_draining = True
+        for socket in self._sockets:
+            socket.drain()
 
     async def close(self) -> None:
         """Ends the sessions of callers without a connection, and frees the tokenizer's threads."""
@@ -101,12 +125,14 @@ def lanes_routes(room: LanesRoom) -> APIRouter:
         parts: GatewayParts = socket.app.state.parts
         try:
             _check_origin(socket)
-            group = await room.group(parts, metadata_of(socket, parts.guard), room.limits.lanes)
+            metadata = metadata_of(socket, parts.guard)
+            kept = room.store.of(metadata)
+            group = await room.group(parts, metadata, room.limits.lanes, kept)
         except Stream2LLMError as error:
             await socket.send_denial_response(error_response(error))
             return
         await socket.accept()
-        await ResponsesSocket(socket, group, room.limits.duration_s).run()
+        await room.serve(ResponsesSocket(socket, group, room.limits.duration_s))
 
     @routes.post("/v1/responses")
     async def response(body: CreateRequest, request: Request) -> Response:

@@ -33,8 +33,9 @@ from stream2llm.gateway.lanes.requests import CreateRequest, create_request
 _log = logging.getLogger(__name__)
 # Requests of one lane that wait for the one under way.
 _MAX_WAITING = 64
-# The connection has lasted as long as one may: the client should open another one.
-_GOING_AWAY = 1001
+# Codes after which clients open another connection: this one has lasted as long as it may, or
+# the gateway is draining.
+_GOING_AWAY, _SERVICE_RESTART = 1001, 1012
 
 
 class ResponsesSocket:
@@ -47,6 +48,14 @@ class ResponsesSocket:
         self._limit_s = limit_s
         self._workers: dict[str, _Worker] = {}
         self._sending = asyncio.Lock()
+        self._reading: asyncio.Timeout | None = None
+        self._is_draining = False
+
+    def drain(self) -> None:
+        """Takes no more requests, and closes after those that were taken."""
+        self._is_draining = True
+        if self._reading is not None and not self._reading.expired():
+            self._reading.reschedule(asyncio.get_running_loop().time())
 
     async def run(self) -> None:
         """Returns when the client has left, or the connection has lasted as long as it may."""
@@ -61,16 +70,23 @@ class ResponsesSocket:
 
     async def _serve(self, tasks: asyncio.TaskGroup) -> None:
         try:
-            async with asyncio.timeout(self._limit_s):
+            limit_s = 0.0 if self._is_draining else self._limit_s
+            async with asyncio.timeout(limit_s) as self._reading:
                 while (text := await self._received()) is not None:
                     await self._take(text, tasks)
         except TimeoutError:
-            await self._send(error_event(_limit_reached(self._limit_s)))
-            for worker in self._workers.values():
-                await worker.finish()
-            await self._socket.close(_GOING_AWAY)
+            await self._close()
+        finally:
+            self._reading = None
         for worker in self._workers.values():
             worker.stop()
+
+    async def _close(self) -> None:
+        if not self._is_draining:
+            await self._send(error_event(_limit_reached(self._limit_s)))
+        for worker in self._workers.values():
+            await worker.finish()
+        await self._socket.close(_SERVICE_RESTART if self._is_draining else _GOING_AWAY)
 
     async def _received(self) -> str | None:
         """The next message; None when the client has left."""

@@ -93,8 +93,17 @@ class Lanes:
         """Characters remembered."""
         return sum(line.num_chars for line in self.lines.values())
 
-    def step(self, lane: LaneName, previous_id: str | None, given: Given) -> Step:
-        """What a request does in a lane; raises where it cannot be served."""
+    def step(
+        self,
+        lane: LaneName,
+        previous_id: str | None,
+        given: Given,
+        stored: Kept | None = None,
+    ) -> Step:
+        """What a request does in a lane; raises where it cannot be served.
+
+        `stored` is the previous response where another connection has left it.
+        """
         if lane not in self.lines and len(self.lines) >= self.limits.max_lanes:
             raise _too_many(f"{self.limits.max_lanes} lanes are in use", "TOO_MANY_LANES")
         if self.num_chars + given.num_chars > self.limits.max_chars:
@@ -102,7 +111,7 @@ class Lanes:
                 f"conversations have more than {self.limits.max_chars} characters",
                 "STATE_TOO_LARGE",
             )
-        kind, base = self._continued(lane, previous_id)
+        kind, base = self._continued(lane, previous_id, stored)
         source = lane if base is None else self.lane_of(base.id) or lane
         known = {**self._line(source).documents, **self._line(lane).documents}
         before = Conversation() if base is None else base.conversation
@@ -128,6 +137,16 @@ class Lanes:
         line = Line(self._bounded((*kept, newest)), documents)
         return replace(self, lines={**self.lines, step.lane: line})
 
+    def find(self, response_id: str) -> Kept | None:
+        """The response with this id; None if there is none that can be continued."""
+        responses = (each for line in self.lines.values() for each in line.responses)
+        return next((each for each in responses if each.id == response_id), None)
+
+    def with_stored(self, lane: LaneName, response: Kept) -> Lanes:
+        """The lanes with another one, which begins with a response of another connection."""
+        whole = replace(response, num_chars=_size(response.conversation))
+        return replace(self, lines={**self.lines, lane: Line((whole,))})
+
     def lane_of(self, response_id: str) -> LaneName | None:
         """The lane of a response that can be continued; None if there is none."""
         for name, line in self.lines.items():
@@ -142,18 +161,19 @@ class Lanes:
     def _line(self, lane: LaneName) -> Line:
         return self.lines.get(lane, Line())
 
-    def _continued(self, lane: LaneName, previous_id: str | None) -> tuple[Kind, Kept | None]:
+    def _continued(
+        self, lane: LaneName, previous_id: str | None, stored: Kept | None
+    ) -> tuple[Kind, Kept | None]:
         if previous_id is None:
             return Kind.OPEN, None
         responses = self._line(lane).responses
         for each in reversed(responses):
             if each.id == previous_id:
                 return (Kind.APPEND if each is responses[-1] else Kind.UPDATE), each
-        for line in self.lines.values():
-            for each in line.responses:
-                if each.id == previous_id:
-                    return Kind.FORK, each
-        raise not_found(previous_id)
+        elsewhere = self.find(previous_id) or stored
+        if elsewhere is None:
+            raise not_found(previous_id)
+        return Kind.FORK, elsewhere
 
     def _kept_before(self, step: Step) -> tuple[Kept, ...]:
         """The lane's responses up to the one that is continued."""

@@ -17,7 +17,7 @@ from stream2llm.api.call_metadata import TTFT_SLO_NAMES, Metadata
 from stream2llm.api.errors import OverloadedError
 from stream2llm.gateway.lanes.forms import written_as_sse
 from stream2llm.gateway.lanes.lane import Lane, LaneGroup
-from stream2llm.gateway.lanes.state import LaneLimits, LaneName, not_found
+from stream2llm.gateway.lanes.state import Kept, LaneLimits, LaneName, not_found
 from stream2llm.serving.clock import Clock
 
 Caller = bytes
@@ -68,6 +68,24 @@ class LaneStore:
         self._clock = clock
         self._callers: dict[Caller, _Stored] = {}
 
+    def of(self, metadata: Metadata) -> CallerStore:
+        """What of it a caller's connections see."""
+        return CallerStore(self, _name_of(metadata))
+
+    def find(self, caller: Caller, response_id: str) -> Kept | None:
+        """A response of a caller; None if there is none."""
+        stored = self._callers.get(caller)
+        return None if stored is None else stored.group.lanes.find(response_id)
+
+    async def keep(self, caller: Caller, response: Kept, group: LaneGroup) -> None:
+        """Keeps a response of a connection in a lane of its own."""
+        await _close(self._forgotten())
+        if caller not in self._callers:
+            self._callers[caller] = _Stored(group.alike(self._limits.lanes))
+        stored = self._callers[caller]
+        name = self._new_lane(stored)
+        stored.group.lanes = stored.group.lanes.with_stored(name, response)
+
     async def lane(
         self,
         metadata: Metadata,
@@ -80,12 +98,11 @@ class LaneStore:
         for a response that this caller does not have, and OverloadedError.
         """
         await _close(self._forgotten())
-        shown = tuple(pair for pair in metadata if pair[0] not in _OF_ONE_REQUEST)
-        caller = sha256(repr(shown).encode()).digest()
+        caller = _name_of(metadata)
         if caller not in self._callers and previous_id is not None:
             raise not_found(previous_id)
         if caller not in self._callers:
-            group = await make_group(shown, self._limits.lanes)
+            group = await make_group(_shown(metadata), self._limits.lanes)
             self._callers.setdefault(caller, _Stored(group))
         stored = self._callers[caller]
         lane = stored.lanes[self._name(stored, previous_id)]
@@ -110,6 +127,9 @@ class LaneStore:
             if name is None:
                 raise not_found(previous_id)
             return name
+        return self._new_lane(stored)
+
+    def _new_lane(self, stored: _Stored) -> LaneName:
         name = uuid.uuid4().hex
         lane = Lane(name, stored.group, written_as_sse, None)
         stored.lanes[name] = StoredLane(lane, self._clock.monotonic_s())
@@ -139,6 +159,31 @@ class LaneStore:
             if index < num_over or age_s >= self._limits.time_to_live_s:
                 stored.group.lanes = stored.group.lanes.without(name)
                 yield stored.lanes.pop(name)
+
+
+class CallerStore:
+    """The responses of one caller, for its connections."""
+
+    def __init__(self, store: LaneStore, caller: Caller) -> None:
+        self._store = store
+        self._caller = caller
+
+    def find(self, response_id: str) -> Kept | None:
+        """As the store's."""
+        return self._store.find(self._caller, response_id)
+
+    async def keep(self, response: Kept, group: LaneGroup) -> None:
+        """As the store's."""
+        await self._store.keep(self._caller, response, group)
+
+
+def _shown(metadata: Metadata) -> Metadata:
+    """What says who the caller is."""
+    return tuple(pair for pair in metadata if pair[0] not in _OF_ONE_REQUEST)
+
+
+def _name_of(metadata: Metadata) -> Caller:
+    return sha256(repr(_shown(metadata)).encode()).digest()
 
 
 async def _close(lanes: Iterable[StoredLane]) -> None:

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import websockets
 from openai import AsyncOpenAI, OpenAI
 
 from stream2llm.client import AsyncClient, Document
 from tests.gateway_ring import GatewayRing
 from tests.lane_client import ENDS, LaneClient, document, turns, user
-from tests.router_ring import soon
+from tests.router_ring import TIMEOUT_S, soon
 
 pytestmark = pytest.mark.unit
 
@@ -203,6 +204,26 @@ async def test_the_client_that_leaves_ends_its_sessions(
         await client.prepare(user("hello"), stream_id="b", **FEW)
     for record in gateway.ring.prefill.records:
         await soon(record.ended.wait())
+
+
+async def test_a_drain_lets_connections_end_after_their_requests(
+    gateway: GatewayRing, sdk: AsyncOpenAI
+) -> None:
+    prefill = gateway.ring.prefill
+    async with sdk.responses.connect() as connection:
+        client = LaneClient(connection)
+        prefill.may_sample.clear()
+        await client.send(user("hello"), **FEW)
+        await soon(prefill.session_came.wait())
+        await soon(gateway.ring.record.sealed.wait())
+        draining = asyncio.ensure_future(gateway.gateway.drain(TIMEOUT_S))
+        prefill.may_sample.set()
+        events = await client.events()
+        assert events[-1].type == "response.incomplete"
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await soon(connection.recv())
+        assert closed.value.rcvd.code == 1012
+        await soon(draining)
 
 
 async def test_other_parameters_open_the_session_anew(

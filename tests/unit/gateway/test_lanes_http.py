@@ -16,7 +16,7 @@ from stream2llm.gateway.lanes.stored import StoreLimits
 from stream2llm.serving.clock import ManualClock
 from tests.credentials import Keys
 from tests.gateway_ring import GatewayRing
-from tests.lane_client import document, turns, user
+from tests.lane_client import LaneClient, document, turns, user
 from tests.router_ring import soon
 
 pytestmark = pytest.mark.unit
@@ -123,3 +123,23 @@ async def test_lanes_of_sockets_are_refused(sdk: AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         await create(sdk, user("hello"), extra_body={"stream_id": "a"})
     assert refused.value.param == "stream_id"
+
+
+async def test_a_response_that_is_stored_outlives_its_connection(
+    gateway: GatewayRing, sdk: AsyncOpenAI
+) -> None:
+    async with sdk.responses.connect() as connection:
+        client = LaneClient(connection)
+        lost = await client.prepare(user("hello"), max_output_tokens=5)
+        kept = await client.prepare(
+            user("more"), previous_response_id=lost.id, store=True, max_output_tokens=5
+        )
+    whole = gateway.ring.encode_written(turns(("user", "hello"), ("user", "more"), answering=True))
+    async with sdk.responses.connect() as connection:
+        client = LaneClient(connection)
+        refused = await client.refusal(previous_response_id=lost.id)
+        assert refused.error.code == "previous_response_not_found"
+        await client.answer(previous_response_id=kept.id, max_output_tokens=5)
+        assert gateway.ring.record.sequence == whole
+    await create(sdk, previous_response_id=kept.id)
+    assert gateway.ring.record.sequence == whole

@@ -145,7 +145,7 @@ async def test_a_bad_chat_is_refused(
         ),
         ({"include": ["reasoning.encrypted_content"]}, "include"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
-        ({"store": True}, "store"),
+        ({"service_tier": "flex"}, "service_tier"),
     ],
 )
 async def test_a_bad_response_is_refused(
