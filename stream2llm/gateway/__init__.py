@@ -3,6 +3,6 @@
     request -> parameters checked by name -> prompt and sampling -> router (gRPC)
     router's events -> OpenAI's objects: one answer, or server-sent events
 
-Neither renders nor tokenizes: a chat goes to a router as messages, so that its contents are
-text there as on gRPC. Knows no worker and no vLLM.
+A chat goes to a router as messages, so that its contents are text there as on gRPC. Only for
+streamed context (`lanes`) does a gateway render and tokenize. Knows no worker and no vLLM.
 """
