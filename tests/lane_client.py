@@ -26,11 +26,12 @@ def turns(*said: tuple[str, str], answering: bool = False) -> str:
 class LaneClient:
     """One connection, whose requests wait for their responses."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, model: str = "tiny") -> None:
         self.connection = connection
+        self._model = model
 
     async def send(self, *items: Any, **fields: Any) -> None:
-        event = {"type": "response.create", "model": "tiny", "input": list(items), **fields}
+        event = {"type": "response.create", "model": self._model, "input": list(items), **fields}
         await self.connection.send(event)
 
     async def create(self, *items: Any, **fields: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.ordering import DocumentOrdering
@@ -144,7 +144,11 @@ def _turns(items: list[Message], instructions: str | None = None) -> tuple[ChatM
 
 
 def _document(item: Message, field: str) -> SlotDocument:
-    mark = ItemExtension.model_validate(item[EXTENSION]).document
+    try:
+        mark = ItemExtension.model_validate(item[EXTENSION]).document
+    except ValidationError as error:
+        message = f"{field}.{EXTENSION}: {error.errors()[0]['msg']}"
+        raise InvalidRequestError(message, field="input") from None
     if item.get("content") is None:
         if not mark.id:
             message = f"{field} is a document without content and without an id"

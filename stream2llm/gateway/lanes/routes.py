@@ -17,7 +17,13 @@ from starlette.websockets import WebSocket
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
 from stream2llm.api.call_metadata import Metadata
-from stream2llm.api.errors import NotPermittedError, Stream2LLMError, UnsupportedError
+from stream2llm.api.errors import (
+    InternalError,
+    InvalidRequestError,
+    NotPermittedError,
+    Stream2LLMError,
+    UnsupportedError,
+)
 from stream2llm.client import AsyncSession
 from stream2llm.gateway.app import GatewayParts, answer
 from stream2llm.gateway.calls import metadata_of
@@ -110,10 +116,17 @@ class LanesRoom:
     async def _rendering_for(self, max_model_len: int) -> Rendering:
         async with self._loading:
             if self._rendering is None:
-                tokenizer = await asyncio.to_thread(ModelTokenizer, self._model_path)
+                tokenizer = await asyncio.to_thread(_tokenizer, self._model_path)
                 self._text = TextInput(tokenizer, max_model_len)
                 self._rendering = Rendering(self._text)
             return self._rendering
+
+
+def _tokenizer(model_path: str) -> ModelTokenizer:
+    try:
+        return ModelTokenizer(model_path)
+    except InvalidRequestError as error:  # not the client's fault
+        raise InternalError(f"the gateway cannot tokenize: {error.message}") from error
 
 
 def lanes_routes(room: LanesRoom) -> APIRouter:
@@ -135,7 +148,7 @@ def lanes_routes(room: LanesRoom) -> APIRouter:
         await room.serve(ResponsesSocket(socket, group, room.limits.duration_s))
 
     @routes.post("/v1/responses")
-    async def response(body: CreateRequest, request: Request) -> Response:
+    async def response_or_lane(body: CreateRequest, request: Request) -> Response:
         parts: GatewayParts = request.app.state.parts
         request.state.names = body.names
         if body.stream_id is not None:

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.unit
         ({"input": [{"type": "reasoning"}]}, "unsupported_parameter", "input[0]"),
         ({"input": [document(None, "d")]}, "unknown_document", "input"),
         ({"input": [document(None)]}, "invalid_request", "input"),
+        ({"input": [{**user("a"), "stream2llm": {"doc": 1}}]}, "invalid_request", "input"),
         ({"input": []}, "bad_chat", "input"),
         ({"input": "long " * 2000}, "context_length_exceeded", None),
         ({"stream_id": 7}, "invalid_request", "stream_id"),
