@@ -5,11 +5,12 @@ What a client writes stays text, as at the router: only the template writes cont
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from router.arrangement import Arrangement, ListedDocument
+from router.encoder import Part, TextEncoder
 from router.ranking_note import check_ranking_note, ranking_note
 from router.text_input import TextInput
 from stream2llm.api.ordering import DocumentOrdering
@@ -17,8 +18,8 @@ from stream2llm.api.requests import ChatMessage, ChatPrompt, ChatTemplate
 from stream2llm.gateway.lanes.conversation import Conversation
 from stream2llm.serving.prefix import Tokens
 
-# Of all lanes together: documents are named again with each request.
-_MAX_CACHED_CHARS = 64 * 1024 * 1024
+# Of all lanes together; each has at most some thousands of characters.
+_NUM_REMEMBERED_PIECES = 16_384
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,13 +37,22 @@ class Rendered:
         return sum(map(len, self.parts))
 
 
+class RememberingEncoder(TextEncoder):
+    """An encoder that knows the pieces it has encoded last: each request renders them all again."""
+
+    def __init__(self, encoder: TextEncoder, num_pieces: int = _NUM_REMEMBERED_PIECES) -> None:
+        vars(self).update(vars(encoder))
+        self.remembered = lru_cache(num_pieces)(encoder.encode_part)
+
+    def encode_part(self, part: Part) -> Tokens:
+        return self.remembered(part)
+
+
 class Rendering:
     """Renders and tokenizes conversations for one model."""
 
     def __init__(self, text: TextInput) -> None:
         self._text = text
-        self._cached: OrderedDict[str, Tokens] = OrderedDict()
-        self._cached_chars = 0
 
     async def rendered(
         self,
@@ -76,7 +86,7 @@ class Rendering:
         self, conversation: Conversation, layout: Arrangement
     ) -> tuple[list[Tokens], Arrangement]:
         listed = [
-            ListedDocument(each.id, await self._tokens(each.text or ""))
+            ListedDocument(each.id, await self._text.content(each.text or "", "input"))
             for each in conversation.documents
         ]
         if conversation.ordering is DocumentOrdering.AS_GIVEN:
@@ -88,17 +98,3 @@ class Rendering:
         check_ranking_note(conversation.ranking_note, conversation.ordering)
         text = ranking_note(conversation.ranking_note, layout)
         return [await self._text.content(text, "ranking_note")] if text else []
-
-    async def _tokens(self, text: str) -> Tokens:
-        """A document's tokens, which are the same wherever it stands."""
-        if text in self._cached:
-            self._cached.move_to_end(text)
-            return self._cached[text]
-        tokens = await self._text.content(text, "input")
-        if text not in self._cached:  # another lane may have been faster
-            self._cached[text] = tokens
-            self._cached_chars += len(text)
-        while self._cached_chars > _MAX_CACHED_CHARS:
-            oldest, _ = self._cached.popitem(last=False)
-            self._cached_chars -= len(oldest)
-        return tokens

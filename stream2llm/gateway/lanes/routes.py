@@ -29,7 +29,7 @@ from stream2llm.gateway.app import GatewayParts, answer
 from stream2llm.gateway.calls import metadata_of
 from stream2llm.gateway.lanes.http import lane_response
 from stream2llm.gateway.lanes.lane import LaneGroup
-from stream2llm.gateway.lanes.rendering import Rendering
+from stream2llm.gateway.lanes.rendering import RememberingEncoder, Rendering
 from stream2llm.gateway.lanes.requests import CreateRequest, OpenedWith
 from stream2llm.gateway.lanes.socket import ResponsesSocket
 from stream2llm.gateway.lanes.state import LaneLimits
@@ -124,9 +124,11 @@ class LanesRoom:
 
 def _tokenizer(model_path: str) -> ModelTokenizer:
     try:
-        return ModelTokenizer(model_path)
+        tokenizer = ModelTokenizer(model_path)
     except InvalidRequestError as error:  # not the client's fault
         raise InternalError(f"the gateway cannot tokenize: {error.message}") from error
+    tokenizer.encoder = RememberingEncoder(tokenizer.encoder)
+    return tokenizer
 
 
 def lanes_routes(room: LanesRoom) -> APIRouter:

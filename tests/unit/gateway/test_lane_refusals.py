@@ -113,6 +113,20 @@ async def test_there_are_limits_on_lanes(make_gateway: Any, tiny_model: Path) ->
     await room.close()
 
 
+async def test_requests_that_wait_are_bounded(gateway: GatewayRing, sdk: AsyncOpenAI) -> None:
+    async with sdk.responses.connect() as connection:
+        client = LaneClient(connection)
+        gateway.ring.prefill.may_sample.clear()
+        await client.send(user("hello"))
+        await soon(gateway.ring.prefill.session_came.wait())
+        await soon(gateway.ring.record.sealed.wait())
+        for _ in range(65):
+            await client.send(user("more"), generate=False)
+        refused = (await client.events())[-1]
+        assert (refused.error.code, refused.status) == ("too_many_requests", 429)
+        gateway.ring.prefill.may_sample.set()
+
+
 async def test_a_connection_lasts_so_long_and_the_sdk_opens_another(
     make_gateway: Any, tiny_model: Path
 ) -> None:
