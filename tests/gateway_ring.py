@@ -35,7 +35,9 @@ class GatewayRing:
 
     def http(self, **options: Any) -> aiohttp.ClientSession:
         """A client whose paths begin at the gateway."""
-        return aiohttp.ClientSession(self.url, timeout=aiohttp.ClientTimeout(REQUEST_LIMIT_S), **options)
+        return aiohttp.ClientSession(
+            self.url, timeout=aiohttp.ClientTimeout(REQUEST_LIMIT_S), **options
+        )
 
     def metric(self, name: str, **labels: str) -> float | None:
         return self.gateway.registry.get_sample_value(name, labels)
