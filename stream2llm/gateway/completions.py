@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from openai.types import Completion, CompletionChoice, CompletionUsage
 from openai.types.completion_choice import Logprobs
@@ -15,6 +15,15 @@ from stream2llm.gateway.forms import DONE, Opening, data, error_data, finish_rea
 from stream2llm.gateway.requests import CompletionRequest
 
 Reason = Literal["stop", "length"]
+
+
+class _Choice(CompletionChoice):
+    # Null while the answer goes on; the SDK's type, which its parser does not check, has no null.
+    finish_reason: Reason | None  # type: ignore[assignment]
+
+
+class _Completion(Completion):
+    choices: list[_Choice]  # type: ignore[assignment]
 
 
 class CompletionForm:
@@ -55,21 +64,19 @@ class CompletionForm:
 
     def _choice(
         self, text: str, logprobs: Sequence[TokenLogprobs], reason: Reason | None
-    ) -> CompletionChoice:
-        return (
-            CompletionChoice.model_construct(  # null while it goes on, where the type has no null
-                index=0,
-                text=text,
-                finish_reason=cast("Reason", reason),
-                logprobs=self._logprobs(logprobs) if self._includes_logprobs else None,
-            )
+    ) -> _Choice:
+        return _Choice(
+            index=0,
+            text=text,
+            finish_reason=reason,
+            logprobs=self._logprobs(logprobs) if self._includes_logprobs else None,
         )
 
     def _of_choices(
-        self, choices: list[CompletionChoice], usage: CompletionUsage | None = None
+        self, choices: list[_Choice], usage: CompletionUsage | None = None
     ) -> Completion:
         last: dict[str, Any] = {} if usage is None else {"usage": usage}
-        return Completion.model_construct(
+        return _Completion(
             id=self._opening.id,
             object="text_completion",
             created=self._opening.created_s,

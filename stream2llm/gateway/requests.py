@@ -59,7 +59,7 @@ class AnswerRequest(BaseModel):
 
     def sampling(self) -> SamplingParameters:
         """How the answer is sampled."""
-        asked = {
+        asked: dict[str, Any] = {
             "max_tokens": self.max_answer_tokens(),
             "temperature": self.temperature,
             "top_p": self.top_p,

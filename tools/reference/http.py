@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.errors import ERRORS_BY_STATUS
 from stream2llm.gateway import parameters
 from stream2llm.gateway.errors import answered
 from stream2llm.gateway.requests import AnswerRequest
-from tools.reference.markdown import code, table
+from tools.reference.markdown import code, prose, table
 
 
 def sections(routes: Mapping[str, type[AnswerRequest]]) -> Iterator[str]:
@@ -39,12 +39,12 @@ def _not_honoured(names: Mapping[str, parameters.Neutral]) -> str:
     ]
     without = ", ".join(map(code, sorted(parameters.WITHOUT_EFFECT)))
     refused = table(("refused", "but for"), rows)
-    return f"{refused}\n\nTaken, and without effect: {without}."
+    return f"{refused}\n\n{prose(f'Taken, and without effect: {without}.')}"
 
 
 def _errors() -> str:
     rows = []
-    for kind in Stream2LLMError.__subclasses__():
+    for kind in ERRORS_BY_STATUS.values():
         status, kind_name = answered(kind("", retry_after_s=1.0))
         rows.append((code(kind.__name__), code(kind.status_name), str(status.value), kind_name))
     return table(("error", "status of gRPC", "status of HTTP", "type"), rows)
