@@ -60,6 +60,8 @@ class Kind:
     is_secured: bool = False
     # Sends the traces of sessions whose client asks for one to a collector of the pool.
     is_traced: bool = False
+    # Serves OpenAI's API, too.
+    has_gateway: bool = False
 
 
 # KV for about 2,000 tokens.
@@ -78,7 +80,7 @@ KINDS = {
     "sensitive-tight": replace(_TIGHT, max_open_sessions=256),
     # Room on the host for about as much as there is on the engine.
     "sensitive-swap": replace(_TIGHT, preemption="swap", offload_pool_gib=0.016),
-    "smollm2-1x1": Kind(model="smollm2-135m-instruct"),
+    "smollm2-1x1": Kind(model="smollm2-135m-instruct", has_gateway=True),
 }
 
 
@@ -124,6 +126,7 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
             "engine": engine,
             "env": env,
         },
+        "gateway": {"port": 0} if kind.has_gateway else None,
         "handover": {"mode": kind.handover, "lease_s": kind.lease_s},
         "controller": {"http_port": 0, "unresponsive_after_s": max(15, kind.hung_after_s)},
         **changes,

@@ -1,4 +1,4 @@
-"""`make demo`: a cluster of its own on this machine, one question three ways, and a crowd.
+"""`make demo`: a cluster of its own on this machine, one question three ways, a crowd, and curl.
 
 Takes one to four minutes on two cores. Whatever happens, also Ctrl-C, it ends
 every process that it has started. Exit codes: 0 all three answered, 1 something
@@ -38,7 +38,7 @@ def demo(
     """Start a local cluster and answer one question over real documents three ways.
 
     Then fifty sessions come at once, first come first served and by the default policy
-    (not with --address).
+    (not with --address). At last one curl asks over OpenAI's HTTP API.
 
     Example: python -m examples.demo
 

@@ -1,4 +1,4 @@
-"""The demo itself: documents, a cluster, three answers. `__main__.py` is its command line."""
+"""The demo itself: documents, a cluster, three answers, a crowd, and curl. `__main__.py` is its command line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydoc_data.topics import topics
 
 from examples.demo.crowd import LONG_EVERY, ask_at_once, contexts
 from examples.demo.documents import NOISE_TOPICS, QUESTION, TOPICS, Way, arrivals_of, documents_from
+from examples.demo.over_http import again, ask_over_http
 from examples.demo.run import Result, Run
 from examples.demo.view import View
 from stream2llm.client import AsyncClient, Document, SamplingParameters
@@ -44,7 +45,11 @@ def run(
         address = cluster.router_addresses[0]
         results = asyncio.run(ask_all_ways(address, documents, noise, gap_s, view))
         compare_policies(cluster.set_policy, address, config.prefill.policy, results[0], view)
+        for url in cluster.gateway_urls[:1]:
+            ask_over_http(url, config.model_name, view)
         view.say("stopping the cluster")
+    if config.gateway is not None:
+        view.say(again(config))
 
 
 async def ask_all_ways(

@@ -60,7 +60,8 @@ class LiveView:
         self._live: Live | None = None
 
     def say(self, line: str) -> None:
-        self._console.print(for_terminal(line), markup=False, highlight=False)
+        # Not wrapped: commands are there to be copied.
+        self._console.print(for_terminal(line), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, way: Way) -> None:
         self._live = Live(panel(Snapshot(way)), console=self._console, refresh_per_second=10)

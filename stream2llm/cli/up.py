@@ -140,6 +140,8 @@ def run(config: ClusterConfig, *, detach: bool = False, factories: Factories | N
         cluster.wait_ready(longest_s * attempts + READY_MARGIN_S, _say_event)
         for number, router in enumerate(cluster.router_addresses):
             _say(f"router-{number}: {router}")
+        for number, url in enumerate(cluster.gateway_urls):
+            _say(f"gateway-{number}: {url} (OpenAI's API)")
         scheme = "http" if config.security.tls is None else "https"
         _say(
             f"controller: {scheme}://{cluster.http_address}"

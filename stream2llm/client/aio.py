@@ -132,6 +132,7 @@ class AsyncClient:
         ttft_slo_ms: int | None = None,
         timeout_s: float | None = None,
         traceparent: str | None = None,
+        metadata: Metadata = (),
         on_event: OnEvent | None = None,
         recover: bool | SessionRecovery = True,
     ) -> AsyncSession:
@@ -154,13 +155,15 @@ class AsyncClient:
         means the tenant's or the model's, and it cannot be longer than that.
         `timeout_s` limits the whole session. `traceparent` is the W3C trace context that the
         session continues; None means that of the active OpenTelemetry span, if there is one.
+        `metadata` goes with the call beside the client's own: pairs of a lower-case name and a
+        text, such as a gateway's deadline, or the credentials of one of its callers.
         `on_event` is called with every event on arrival. With `recover` the session goes on
         when its router is lost, at another one or at the same when it is back: `Progress`
         falls back and counts a restart, and the answer goes on behind its last token. The
         client keeps what the session has sent for that; `SessionRecovery` has the limits.
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
-        metadata = trace_metadata(traceparent)
+        sent = (*metadata, *trace_metadata(traceparent))
         chat_options = ChatOptions(
             tools, chat_template_kwargs, continue_final_message, add_generation_prompt
         )
@@ -187,7 +190,7 @@ class AsyncClient:
 
         def start_call(router: int, left_s: float | None) -> Any:
             stub = self._connections.stub(router)
-            return stub.StreamGenerate(timeout=left_s, metadata=metadata)
+            return stub.StreamGenerate(timeout=left_s, metadata=sent)
 
         routers = self._connections.routers
         return AsyncSession(lambda: PlacedSession(start_call, routers, message, options), message)
@@ -207,15 +210,16 @@ class AsyncClient:
         ttft_slo_ms: int | None = None,
         timeout_s: float | None = None,
         traceparent: str | None = None,
+        metadata: Metadata = (),
     ) -> AnswerStream:
         """Answers one complete prompt: text, token ids or chat messages.
 
         `async for event in client.generate(...)`, or
-        `answer = await client.generate(...).answer()`. `traceparent`, `ttft_slo_ms` and
-        what goes with chat messages (`tools`, ...) are as in `session`.
+        `answer = await client.generate(...).answer()`. `traceparent`, `metadata`, `ttft_slo_ms`
+        and what goes with chat messages (`tools`, ...) are as in `session`.
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
-        metadata = trace_metadata(traceparent)
+        sent = (*metadata, *trace_metadata(traceparent))
         chat_options = ChatOptions(
             tools, chat_template_kwargs, continue_final_message, add_generation_prompt
         )
@@ -231,27 +235,35 @@ class AsyncClient:
         )
         check_size(message, self._max_message_bytes)
         return AnswerStream(
-            self._connections.stream(lambda stub: _generate(stub, message, timeout_s, metadata))
+            self._connections.stream(lambda stub: _generate(stub, message, timeout_s, sent))
         )
 
     async def model_info(
-        self, model: str = "", *, timeout_s: float | None = DEFAULT_INFO_TIMEOUT_S
+        self,
+        model: str = "",
+        *,
+        timeout_s: float | None = DEFAULT_INFO_TIMEOUT_S,
+        metadata: Metadata = (),
     ) -> ModelInfo:
-        """The served model and its limits."""
+        """The served model and its limits; `metadata` as in `session`."""
         request = pb.GetModelInfoRequest(model=arguments.text(model, "model"))
-        return codec.decode(ModelInfo, await self._unary("GetModelInfo", request, timeout_s))
+        answer = await self._unary("GetModelInfo", request, timeout_s, metadata)
+        return codec.decode(ModelInfo, answer)
 
     async def server_info(self, *, timeout_s: float | None = DEFAULT_INFO_TIMEOUT_S) -> ServerInfo:
         """Versions, workers and load, as the router sees them."""
         request = pb.GetServerInfoRequest()
         return codec.decode(ServerInfo, await self._unary("GetServerInfo", request, timeout_s))
 
-    async def _unary(self, method: str, request: Any, timeout_s: float | None) -> Any:
+    async def _unary(
+        self, method: str, request: Any, timeout_s: float | None, metadata: Metadata = ()
+    ) -> Any:
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
 
         async def ask(stub: Any) -> Any:
             try:
-                return await getattr(stub, method)(request, timeout=timeout_s)
+                call = getattr(stub, method)
+                return await call(request, timeout=timeout_s, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 raise error_from_rpc(error, timeout_s, f"{method} got no answer") from None
 
@@ -259,7 +271,7 @@ class AsyncClient:
 
 
 async def _generate(
-    stub: Any, message: pb.GenerateRequest, timeout_s: float | None, metadata: Metadata | None
+    stub: Any, message: pb.GenerateRequest, timeout_s: float | None, metadata: Metadata
 ) -> AsyncGenerator[Event, None]:
     call = stub.Generate(message, timeout=timeout_s, metadata=metadata)
     try:

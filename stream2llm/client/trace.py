@@ -15,13 +15,13 @@ from stream2llm.api.trace_context import TraceContext, parse_traceparent
 _WANTED = 'a W3C trace context such as "00-<32 hex digits>-<16 hex digits>-01", or None'
 
 
-def trace_metadata(traceparent: str | None) -> Metadata | None:
-    """Returns the metadata for an RPC; None without a trace.
+def trace_metadata(traceparent: str | None) -> Metadata:
+    """Returns the metadata for an RPC; none without a trace.
 
     Raises InvalidRequestError for a `traceparent` that does not follow the specification.
     """
     context = _active() if traceparent is None else _given(traceparent)
-    return None if context is None else context.metadata()
+    return () if context is None else context.metadata()
 
 
 def _given(traceparent: object) -> TraceContext:

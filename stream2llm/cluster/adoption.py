@@ -13,7 +13,7 @@ from typing import Self
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.rollout import Rollout
-from stream2llm.serving.launch import RouterStarted
+from stream2llm.serving.launch import RouterStarted, Started
 from stream2llm.serving.loss import Cause
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
 
@@ -27,7 +27,7 @@ _GONE = (sv.Phase.DEAD, sv.Phase.CLEANING)
 
 @dataclass(frozen=True, slots=True)
 class ActorName:
-    """The name of a router's or worker's actor in Ray."""
+    """The name of a router's, gateway's or worker's actor in Ray."""
 
     cluster_id: str
     replica: str
@@ -72,7 +72,7 @@ class SavedState:
     """What a controller saves for its successor."""
 
     fleet: sv.Fleet
-    addresses: Mapping[str, WorkerAddress | RouterStarted] = field(default_factory=dict)
+    addresses: Mapping[str, Started] = field(default_factory=dict)
     policy: str = ""
     # By replica: its last end, kept while the successor runs.
     last_ends: Mapping[str, LastEnd] = field(default_factory=dict)
@@ -152,5 +152,10 @@ def restored_view(fleet: sv.Fleet, saved: SavedState, num_controllers: int) -> C
     """
     members = (saved.addresses[name] for name in sv.view_members(fleet))
     workers = tuple(each for each in members if isinstance(each, WorkerAddress))
-    draining = sv.view_draining(fleet, saved.loop_s)
-    return ClusterView((num_controllers - 1) * VIEWS_A_CONTROLLER, workers, draining=draining)
+    fronts = (saved.addresses[name] for name in sv.view_routers(fleet))
+    return ClusterView(
+        (num_controllers - 1) * VIEWS_A_CONTROLLER,
+        workers,
+        draining=sv.view_draining(fleet, saved.loop_s),
+        routers=tuple(each.grpc_address for each in fronts if isinstance(each, RouterStarted)),
+    )

@@ -166,6 +166,14 @@ class Cluster:
         return tuple(r["address"]["grpc_address"] for r in routers)
 
     @property
+    def gateway_urls(self) -> tuple[str, ...]:
+        """The base URL of OpenAI's API at each gateway that is up."""
+        scheme = "http" if self.config.security.tls is None else "https"
+        replicas = self.status()["replicas"]
+        gateways = [r for r in replicas if r["role"] == "gateway" and r["address"]]
+        return tuple(f"{scheme}://{r['address']['http_address']}/v1" for r in gateways)
+
+    @property
     def ray_token_file(self) -> Path | None:
         """The file with the token of a Ray that we started; None for a joined one.
 

@@ -27,7 +27,7 @@ from stream2llm.serving.router_spec import (
     RecoveryOptions,
     RouterLimits,
 )
-from stream2llm.serving.security_options import SecurityOptions
+from stream2llm.serving.security_options import NodeFile, SecurityOptions
 from stream2llm.serving.tenant_options import Milliseconds, Quota
 from stream2llm.serving.worker_options import HandoverOptions, PrefillOptions, WorkerOptions
 from stream2llm.serving.worker_spec import DEFAULT_HUNG_AFTER_S
@@ -95,6 +95,31 @@ class RouterConfig(FrozenModel):
     def port_of(self, first: int, index: int) -> int:
         """The port of one router, by `port` or `metrics_port`."""
         return first + index if first and not self.one_per_node else first
+
+
+class GatewayConfig(FrozenModel):
+    """The gateways, which serve OpenAI's HTTP API in front of the routers."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Number of gateways."""
+    host: str = "127.0.0.1"
+    """Address that gateways listen on. "auto": that of the node that Ray places the gateway on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """HTTP port of the first gateway, its metrics included; the others take the following ports.
+    0: any free."""
+    placement: Placement = Placement()
+    """The nodes that Ray may place gateways on."""
+    client_certificate: NodeFile | None = None
+    """PEM file with the certificate that gateways show to routers where `security.tls.client_ca` is
+    set, which has to have signed it."""
+    client_key: NodeFile | None = None
+    """PEM file with its private key, without a password."""
+
+    @model_validator(mode="after")
+    def _has_both_files(self) -> GatewayConfig:
+        if (self.client_certificate is None) is not (self.client_key is None):
+            raise ValueError("client_certificate and client_key are needed together")
+        return self
 
 
 class WorkerConfig(FrozenModel):
@@ -191,6 +216,8 @@ class ClusterConfig(FrozenModel):
     """The controller."""
     router: RouterConfig = RouterConfig()
     """The routers."""
+    gateway: GatewayConfig | None = None
+    """The gateways. Unset: none."""
     prefill: PrefillConfig = PrefillConfig()
     """The prefill workers."""
     decode: DecodeConfig = DecodeConfig()
@@ -224,6 +251,17 @@ class ClusterConfig(FrozenModel):
                         f"security.tenants: {quota} of {name} is {limit}, less than"
                         f" router.replicas ({self.router.replicas}): each router has a part of it"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _routers_accept_their_gateways(self) -> ClusterConfig:
+        tls = self.security.tls
+        needs_one = self.gateway is not None and tls is not None and tls.client_ca is not None
+        if needs_one and self.gateway and self.gateway.client_certificate is None:
+            raise ValueError(
+                "routers accept only clients with a certificate (security.tls.client_ca): give"
+                " gateway.client_certificate and gateway.client_key"
+            )
         return self
 
     @model_validator(mode="after")
@@ -303,7 +341,10 @@ def on_free_ports(config: ClusterConfig) -> ClusterConfig:
     """The same cluster, beside one that may already run on the usual ports."""
     router = config.router.model_copy(update={"port": 0})
     controller = config.controller.model_copy(update={"http_port": 0})
-    return config.model_copy(update={"router": router, "controller": controller})
+    gateway = config.gateway and config.gateway.model_copy(update={"port": 0})
+    return config.model_copy(
+        update={"router": router, "controller": controller, "gateway": gateway}
+    )
 
 
 def _describe(error: ValidationError) -> str:

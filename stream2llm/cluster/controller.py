@@ -223,7 +223,9 @@ class Controller:
         await self.start()
         await self._end_supervision()
         timeout_s = self._spec.drain_timeout_s
-        await self._for_each(("router",), lambda name: self._hosts.drain(name, timeout_s))
+        # Requests under way at a gateway have a session at a router, which goes on.
+        fronts: tuple[ReplicaRole, ...] = ("gateway", "router")
+        await self._for_each(fronts, lambda name: self._hosts.drain(name, timeout_s))
         # No router sends them anything now.
         await self._for_each(
             ("prefill", "decode"), lambda name: self._hosts.drain(name, DRAIN_MARGIN_S)
@@ -233,7 +235,7 @@ class Controller:
         """Ends all actors but this one, gracefully if possible, and all their processes."""
         await self.start()
         await self._end_supervision()
-        await self._for_each(("router",), self._hosts.stop)
+        await self._for_each(("gateway", "router"), self._hosts.stop)
         # Concurrently: an engine takes some seconds to end.
         await self._for_each(("prefill", "decode"), self._hosts.stop)
         names = {*self._roles, *self._supervisor.fleet}

@@ -22,9 +22,11 @@ from stream2llm.serving.security_options import SecurityOptions, TlsOptions
 
 def hosts_of(config: ClusterConfig) -> dict[str, str]:
     """The host that each section of the configuration listens on."""
+    gateway = {} if config.gateway is None else {"gateway": config.gateway.host}
     return {
         "controller": config.controller.host,
         "router": config.router.host,
+        **gateway,
         "prefill": config.prefill.host,
         "decode": config.decode.host,
     }

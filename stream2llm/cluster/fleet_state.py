@@ -9,10 +9,9 @@ from dataclasses import replace
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.event_log import EventLog
-from stream2llm.serving.launch import RouterStarted
+from stream2llm.serving.launch import Started
 from stream2llm.serving.loss import Loss
 from stream2llm.serving.replica_status import ReplicaStatus
-from stream2llm.serving.worker_spec import WorkerAddress
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ class FleetState:
 
     def __init__(self, roles: Mapping[str, sv.Role]) -> None:
         self.fleet = sv.new_fleet(roles)
-        self.addresses: dict[str, WorkerAddress | RouterStarted] = {}
+        self.addresses: dict[str, Started] = {}
         self.statuses: dict[str, ReplicaStatus] = {}
         self.events = EventLog()
         self._observers: list[Callable[[], None]] = []
@@ -31,9 +30,7 @@ class FleetState:
         """Calls `on_change` after each change of the fleet, in the order of these calls."""
         self._observers.append(on_change)
 
-    def restore(
-        self, fleet: sv.Fleet, addresses: Mapping[str, WorkerAddress | RouterStarted]
-    ) -> None:
+    def restore(self, fleet: sv.Fleet, addresses: Mapping[str, Started]) -> None:
         """Sets what an earlier controller has left, unobserved."""
         kept = {name for name, replica in fleet.items() if replica.is_alive}
         self.fleet = fleet

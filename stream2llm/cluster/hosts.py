@@ -35,8 +35,8 @@ class Hosts(Protocol):
     async def status(self, name: str) -> ReplicaStatus:
         """Returns the load; raises when the process is dead."""
 
-    async def push_view(self, router: str, view: ClusterView) -> None:
-        """Sends a router the view; raises when it is dead."""
+    async def push_view(self, name: str, view: ClusterView) -> None:
+        """Sends a router or gateway the view; raises when it is dead."""
 
     async def leaving(self) -> Collection[str]:
         """Returns the replicas whose node is about to end."""

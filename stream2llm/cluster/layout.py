@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.config import ClusterConfig, WorkerConfig
+from stream2llm.serving.gateway_spec import GatewaySpec
 from stream2llm.serving.launch import Launch, cores_of
 from stream2llm.serving.router_spec import RouterSpec
 from stream2llm.serving.worker_spec import WorkerSpec
 
 DEFAULT_MAX_MODEL_LEN = 8192
-# Routers wait most of the time; they take no CPU from Ray's books.
+# Routers and gateways wait most of the time; they take no CPU from Ray's books.
 ROUTER_CPUS = 0.0
 # vLLM's batch-invariant mode.
 DETERMINISTIC_VARIABLE = "VLLM_BATCH_INVARIANT"
@@ -43,6 +44,7 @@ class Factories:
     router: str = "router.server:Router"
     prefill: str = "prefill_worker.worker:Worker"
     decode: str = "decode_worker.worker:Worker"
+    gateway: str = "stream2llm.gateway.server:Gateway"
 
 
 def lay_out(
@@ -64,7 +66,8 @@ def lay_out(
     ]
     prefill = _workers(config, "prefill", model_path, environment, factories.prefill, 0)
     decode = _workers(config, "decode", model_path, environment, factories.decode, len(prefill))
-    launches = (*routers, *prefill, *decode)
+    gateways = _gateways(config, model_path, dict(environment), factories.gateway)
+    launches = (*routers, *gateways, *prefill, *decode)
     drain_timeout_s = config.router.drain_timeout_s
     return tuple(
         replace(_with_token(launch, cluster_token), drain_timeout_s=drain_timeout_s)
@@ -78,7 +81,7 @@ def _with_token(launch: Launch, token: str) -> Launch:
 
 def stand_in(launch: Launch, name: str) -> Launch:
     """One more worker like this, of another name, for the time in which this one is replaced."""
-    assert isinstance(launch.spec, WorkerSpec), "routers get none"
+    assert isinstance(launch.spec, WorkerSpec), "only workers get one"
     return replace(launch, name=name, spec=replace(launch.spec, worker_id=name, metrics_port=0))
 
 
@@ -153,6 +156,31 @@ def _router(
         core_index=0, num_cpus=ROUTER_CPUS, num_gpus=0, start_timeout_s=120.0, environment=environment,
         placement=part.placement,
     )  # fmt: skip
+
+
+def _gateways(
+    config: ClusterConfig, model_path: Path, environment: dict[str, str], factory: str
+) -> Iterator[Launch]:
+    part = config.gateway
+    for index in range(part.replicas if part is not None else 0):
+        assert part is not None
+        spec = GatewaySpec(
+            gateway_id=f"gateway-{index}",
+            host=part.host,
+            port=_nth_port(part.port, index),
+            model_path=str(model_path),
+            max_message_bytes=config.router.limits.max_message_bytes,
+            drain_timeout_s=config.router.drain_timeout_s,
+            client_certificate=part.client_certificate,
+            client_key=part.client_key,
+            security=config.security,
+            observability=config.observability,
+        )
+        yield Launch(
+            name=spec.gateway_id, role="gateway", factory=factory, spec=spec, cpu_bind=None,
+            core_index=0, num_cpus=ROUTER_CPUS, num_gpus=0, start_timeout_s=120.0,
+            environment=environment, placement=part.placement,
+        )  # fmt: skip
 
 
 def _workers(

@@ -299,6 +299,8 @@ def _fixed_ports(config: ClusterConfig) -> Iterator[tuple[str, str, int]]:
         ("router.metrics_port", router.host, router.metrics_port, on_one_node),
         ("controller.http_port", config.controller.host, config.controller.http_port, 1),
     ]
+    if (gateway := config.gateway) is not None:
+        ranges.append(("gateway.port", gateway.host, gateway.port, gateway.replicas))
     for role, part in config.worker_sections:
         ranges.append((f"{role}.metrics_port", part.host, part.metrics_port, part.replicas))
     for key, host, first, count in ranges:

@@ -66,6 +66,10 @@ def demands_of(config: ClusterConfig) -> Iterator[tuple[str, Demand]]:
     router = config.router
     yield "controller", Demand.of(0, 0, config.controller.placement)
     yield from repeat(("router", Demand.of(ROUTER_CPUS, 0, router.placement)), router.replicas)
+    if (gateway := config.gateway) is not None:
+        yield from repeat(
+            ("gateway", Demand.of(ROUTER_CPUS, 0, gateway.placement)), gateway.replicas
+        )
     for role, part in config.worker_sections:
         demand = Demand.of(part.num_cpus, part.num_gpus, part.placement)
         yield from repeat((role, demand), part.replicas)

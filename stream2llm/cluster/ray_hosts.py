@@ -41,6 +41,7 @@ PING_TIMEOUT_S = 5.0
 DRAIN_MARGIN_S = 5.0
 _ACTORS = {
     "router": "router.actor:RouterActor",
+    "gateway": "stream2llm.gateway.actor:GatewayActor",
     "prefill": "prefill_worker.actor:PrefillActor",
     "decode": "decode_worker.actor:DecodeActor",
 }
@@ -205,8 +206,8 @@ class RayHosts:
         status: ReplicaStatus = await self._ask(name, "status")
         return status
 
-    async def push_view(self, router: str, view: ClusterView) -> None:
-        await self._handles[router].set_view.remote(view)
+    async def push_view(self, name: str, view: ClusterView) -> None:
+        await self._handles[name].set_view.remote(view)
 
     async def clean(self, name: str, grace_s: float = 0.0) -> None:
         handle = self._handles.pop(name, None)

@@ -21,9 +21,9 @@ from enum import StrEnum
 from stream2llm.cluster.supervision import Fleet, Phase, Replica, Role
 
 _STAND_IN = "-stand-in"
-# Workers before routers: a router that is replaced ends streams, which go on elsewhere only
+# Workers before routers and gateways: a router that is replaced ends streams, which go on elsewhere only
 # where their client does that.
-_ORDER: tuple[Role, ...] = ("prefill", "decode", "router")
+_ORDER: tuple[Role, ...] = ("prefill", "decode", "router", "gateway")
 # Phases in which nothing of a stand-in is left, or was there.
 _GONE = (Phase.STOPPED, Phase.GIVEN_UP, Phase.MISSING)
 
@@ -212,7 +212,7 @@ def _replacing(rollout: Rollout, fleet: Fleet, replica: Replica) -> Step:
     """All are ready, and it is this one's turn."""
     drain = Drain(replica.name)
     others = (r for r in fleet.values() if r.role == replica.role and r.name != replica.name)
-    if replica.role == "router" or any(r.takes_work and not r.is_extra for r in others):
+    if not replica.is_worker or any(r.takes_work and not r.is_extra for r in others):
         return drain
     stand_in = fleet.get(stand_in_of(replica.name))
     if stand_in is not None:

@@ -17,7 +17,7 @@ from ray.experimental import internal_kv
 from stream2llm.cluster.adoption import SavedState
 from stream2llm.cluster.rollout import Rollout
 from stream2llm.cluster.supervision import Replica
-from stream2llm.serving.launch import RouterStarted
+from stream2llm.serving.launch import GatewayStarted, RouterStarted
 from stream2llm.serving.worker_spec import WorkerAddress
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _AGAIN_AFTER_S = 1.0
 # What is saved: a state whose classes had other fields would be read into the wrong ones.
 _SHAPE = tuple(
     (each.__name__, *(field.name for field in fields(each)))
-    for each in (SavedState, Replica, Rollout, WorkerAddress, RouterStarted)
+    for each in (SavedState, Replica, Rollout, WorkerAddress, RouterStarted, GatewayStarted)
 )
 
 

@@ -22,10 +22,10 @@ from stream2llm.cluster.hosts import Hosts
 from stream2llm.cluster.replacing import Replacer
 from stream2llm.cluster.view_publisher import ViewPublisher
 from stream2llm.cluster.watching import Watcher
-from stream2llm.serving.launch import RouterStarted
+from stream2llm.serving.launch import Started
 from stream2llm.serving.replica_status import ReplicaStatus
 from stream2llm.serving.router_spec import DEFAULT_DRAIN_TIMEOUT_S
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
+from stream2llm.serving.worker_spec import ClusterView
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,11 @@ class Supervisor:
 
     @property
     def fleet(self) -> sv.Fleet:
-        """Every router and worker that should exist."""
+        """Every router, gateway and worker that should exist."""
         return self._state.fleet
 
     @property
-    def addresses(self) -> Mapping[str, WorkerAddress | RouterStarted]:
+    def addresses(self) -> Mapping[str, Started]:
         """The address of each replica that has started, by name, until nothing is left of it."""
         return self._state.addresses
 
@@ -97,7 +97,7 @@ class Supervisor:
 
     @property
     def view(self) -> ClusterView:
-        """What routers are to know."""
+        """What routers and gateways are to know."""
         return self._views.view
 
     @property
@@ -166,7 +166,7 @@ class Supervisor:
     def restore(
         self,
         fleet: sv.Fleet,
-        addresses: Mapping[str, WorkerAddress | RouterStarted],
+        addresses: Mapping[str, Started],
         view: ClusterView,
     ) -> None:
         """Sets what an earlier controller has left; call it before `run`."""
@@ -200,9 +200,9 @@ class Supervisor:
                 self._drainer.resume(name)
 
     def _attend(self, name: str) -> None:
-        """Watches a replica that answers; a router gets the view."""
+        """Watches a replica that answers; routers and gateways get the view."""
         self._actions.spawn(self._watcher.watch(name, self.fleet[name].incarnation))
-        if self.fleet[name].role == "router":
+        if self.fleet[name].gets_views:
             self._views.send(name)
 
     def _begin_actions(self) -> None:

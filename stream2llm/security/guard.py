@@ -25,7 +25,7 @@ REASONS = (
     *("NO_CREDENTIALS", "BAD_CREDENTIALS", "EXPIRED_CREDENTIALS", "NO_TENANT", "NOT_PERMITTED"),
     *("ISSUER_UNAVAILABLE", "NO_CLUSTER_TOKEN"),
 )
-Listener = Literal["grpc", "metrics", "controller"]
+Listener = Literal["grpc", "metrics", "controller", "gateway"]
 LISTENERS: tuple[Listener, ...] = get_args(Listener)
 
 

@@ -22,11 +22,18 @@ from typing import Any
 
 from stream2llm.api.loopback import is_loopback
 from stream2llm.serving import garbage, logs
-from stream2llm.serving.launch import Launch, RouterStarted, StartOutcome, cores_of
+from stream2llm.serving.launch import (
+    GatewayStarted,
+    Launch,
+    RouterStarted,
+    Started,
+    StartOutcome,
+    cores_of,
+)
 from stream2llm.serving.loss import Loss
 from stream2llm.serving.ports import pick_port
 from stream2llm.serving.processes import OWNER_VARIABLE
-from stream2llm.serving.replica_status import RouterStatus
+from stream2llm.serving.replica_status import GatewayStatus, RouterStatus
 from stream2llm.serving.root_cause import LogTail, describe_failure
 from stream2llm.serving.sigterm import Sigterm
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
@@ -44,7 +51,7 @@ def load(dotted: str) -> Any:
 
 
 class _Shell:
-    """The common part of both kinds of actors."""
+    """The common part of all kinds of actors."""
 
     def __init__(
         self, launch: Launch, node_ip: str, sigterm: Sigterm | None = None, node_id: str = ""
@@ -84,7 +91,7 @@ class _Shell:
             reason, permanent = describe_failure(error, log.read())
             return StartOutcome(None, reason, permanent)
 
-    async def _start(self) -> WorkerAddress | RouterStarted:
+    async def _start(self) -> Started:
         raise NotImplementedError
 
     def _end_soon(self) -> None:
@@ -164,21 +171,45 @@ class WorkerShell(_Shell):
         await self._hosted.drain(timeout_s)
 
 
-class RouterShell(_Shell):
-    """Hosts a router."""
+class _FrontShell(_Shell):
+    """The common part of what needs to know who is there, and dies with its process."""
 
     def __init__(
         self, launch: Launch, node_ip: str, sigterm: Sigterm | None = None, node_id: str = ""
     ) -> None:
         super().__init__(launch, node_ip, sigterm, node_id)
         self._view_version = -1
-        self._watching: asyncio.Task[None] | None = None
 
-    async def _start(self) -> RouterStarted:
+    async def set_view(self, view: ClusterView) -> None:
+        """Sends a view of routers and workers; a late, older one is dropped."""
+        if view.version > self._view_version:
+            self._view_version = view.version
+            self._hosted.set_view(view)
+
+    async def wait_dead(self) -> Loss:
+        """Never returns: it dies with its process."""
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses new work and waits for what is open, then ends the rest."""
+        await self._hosted.drain(timeout_s)
+
+    async def _host(self) -> Any:
+        """Builds and starts what is hosted; returns its address."""
         spec: Any = self._launch.spec
         spec = replace(spec, host=self._resolve_host(spec.host))
         self._hosted = load(self._launch.factory)(spec)
-        address = await self._hosted.start()
+        return await self._hosted.start()
+
+
+class RouterShell(_FrontShell):
+    """Hosts a router."""
+
+    _watching: asyncio.Task[None] | None = None
+
+    async def _start(self) -> RouterStarted:
+        address = await self._host()
         self._watching = asyncio.create_task(self._hosted.watch_loop())
         return RouterStarted(
             address.router_id, "router", address.grpc_address, address.metrics_address,
@@ -191,22 +222,21 @@ class RouterShell(_Shell):
             self._watching.cancel()
         await super().stop()
 
-    async def set_view(self, view: ClusterView) -> None:
-        """Sends the router a view of the workers; a late, older one is dropped."""
-        if view.version > self._view_version:
-            self._view_version = view.version
-            self._hosted.set_view(view)
-
-    async def wait_dead(self) -> Loss:
-        """Never returns: a router dies with its process."""
-        await asyncio.Event().wait()
-        raise AssertionError("unreachable")
-
     async def status(self) -> RouterStatus:
         """Returns the number of sessions by phase, and what tenants use."""
         status: RouterStatus = await self._hosted.status()
         return status
 
-    async def drain(self, timeout_s: float) -> None:
-        """Refuses new sessions and waits for the open ones, then ends the rest."""
-        await self._hosted.drain(timeout_s)
+
+class GatewayShell(_FrontShell):
+    """Hosts a gateway."""
+
+    async def _start(self) -> GatewayStarted:
+        address = await self._host()
+        http = address.http_address
+        return GatewayStarted(address.gateway_id, "gateway", http, http, (os.getpid(),))
+
+    async def status(self) -> GatewayStatus:
+        """Returns the number of requests under way."""
+        status: GatewayStatus = await self._hosted.status()
+        return status

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stream2llm.serving.gateway_spec import GatewaySpec
 from stream2llm.serving.placement import Placement
 from stream2llm.serving.router_spec import DEFAULT_DRAIN_TIMEOUT_S, RouterSpec
 from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec
 
-ReplicaRole = Literal["router", "prefill", "decode"]
+ReplicaRole = Literal["router", "gateway", "prefill", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Launch:
     name: str
     role: ReplicaRole
     factory: str
-    spec: WorkerSpec | RouterSpec
+    spec: WorkerSpec | RouterSpec | GatewaySpec
     # VLLM_CPU_OMP_THREADS_BIND; "auto" is resolved on the actor's node, None on GPUs.
     cpu_bind: str | None
     # Index among the workers of the cluster; "auto" gives each the next core.
@@ -45,10 +46,25 @@ class RouterStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayStarted:
+    """The data of a started gateway that the controller keeps."""
+
+    worker_id: str
+    role: str
+    # host:port of everything that it serves over HTTP, metrics too.
+    http_address: str
+    metrics_address: str
+    pids: tuple[int, ...]
+
+
+Started = WorkerAddress | RouterStarted | GatewayStarted
+
+
+@dataclass(frozen=True, slots=True)
 class StartOutcome:
     """The outcome of a start. A value, because engine exceptions do not always pickle."""
 
-    address: WorkerAddress | RouterStarted | None
+    address: Started | None
     error: str = ""
     permanent: bool = False
 

@@ -1,4 +1,4 @@
-"""What a router or worker answers to a health check. Plain values."""
+"""What a router, a gateway or a worker answers to a health check. Plain values."""
 
 from __future__ import annotations
 
@@ -21,4 +21,14 @@ class RouterStatus:
     is_draining: bool = False
 
 
-ReplicaStatus = WorkerStatus | RouterStatus
+@dataclass(frozen=True, slots=True)
+class GatewayStatus:
+    """Load of a gateway."""
+
+    # Under way.
+    num_requests: int
+    # Whether it refuses new requests.
+    is_draining: bool = False
+
+
+ReplicaStatus = WorkerStatus | RouterStatus | GatewayStatus

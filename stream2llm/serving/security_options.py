@@ -21,22 +21,23 @@ def _absolute(path: Path) -> Path:
     return path
 
 
-_File = Annotated[Path, AfterValidator(_absolute)]
+# On every node.
+NodeFile = Annotated[Path, AfterValidator(_absolute)]
 
 
 class TlsOptions(FrozenModel):
     """TLS on every listener and channel. Every node has the files; they are read again when they
     change."""
 
-    certificate: _File
+    certificate: NodeFile
     """PEM file with the certificate that routers, workers and the controller show to clients and
     to each other; certificates of intermediate authorities may follow."""
-    key: _File
+    key: NodeFile
     """PEM file with its private key, without a password."""
-    ca: _File
+    ca: NodeFile
     """PEM file with the authority of the cluster: its parts accept only certificates that it
     signed from each other. Sign no client's certificate with it: use another one for `client_ca`."""
-    client_ca: _File | None = None
+    client_ca: NodeFile | None = None
     """PEM file with the authority that signs certificates of clients. If set, the routers, the
     controller and the pages of metrics accept only clients with such a certificate. Unset: clients
     need none."""
@@ -107,7 +108,7 @@ class ProxyOptions(FrozenModel):
 class AuthOptions(FrozenModel):
     """Credentials that callers need. Without any of the three kinds, callers need none."""
 
-    keys_file: _File | None = None
+    keys_file: NodeFile | None = None
     """File of API keys (`stream2llm keys create` writes it), on every node. Read again when it
     changes."""
     oidc: OidcOptions | None = None

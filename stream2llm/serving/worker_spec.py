@@ -97,7 +97,7 @@ class DrainingWorker:
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """The workers a router may use; the higher version is the newer one."""
+    """The workers a router may use, and the routers; the higher version is the newer one."""
 
     version: int
     workers: tuple[WorkerAddress, ...]
@@ -105,3 +105,5 @@ class ClusterView:
     controller_address: str = ""
     # Those that still have sessions, but may get no more.
     draining: tuple[DrainingWorker, ...] = ()
+    # host:port of the gRPC of each router that can be used; only in clusters with a gateway.
+    routers: tuple[str, ...] = ()

@@ -19,6 +19,9 @@ from stream2llm.cli.main import FORWARDED_TO, app, forwarded
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.controller_http import ControllerMetrics
 from stream2llm.engine.worker_metrics import TransferMetrics, WorkerGauges
+from stream2llm.gateway.lanes.requests import CreateRequest
+from stream2llm.gateway.metrics import GatewayMetrics
+from stream2llm.gateway.requests import ChatRequest, CompletionRequest
 from stream2llm.security.authority_files import (
     CA_FILE,
     CERTIFICATE_FILE,
@@ -35,7 +38,7 @@ from stream2llm.serving.loop_lag import LoopLag
 from stream2llm.serving.security_options import AuthOptions
 from stream2llm.serving.tracing import SpanCounter
 from stream2llm.serving.worker_spec import WorkerStatus
-from tools.reference import commands, configuration, metrics, protos
+from tools.reference import commands, configuration, http, metrics, protos
 from tools.reference.markdown import page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +100,8 @@ def _metric_groups(folder: Path) -> list[metrics.Group]:
     TransferMetrics(decode.registry)
     FetchMetrics(decode.registry)
     decode.registry.register(AnswerMetrics(AnswerOrder()))
+    gateway = metrics.Group("Gateway", "Served on the port of its API, at `/metrics`.")
+    GatewayMetrics(gateway.registry)
     controller = metrics.Group("Controller", "Served on the controller's HTTP port.")
     ControllerMetrics(controller.registry)
     tls = metrics.Group("Every process with TLS", "The certificate files that it uses.")
@@ -107,7 +112,7 @@ def _metric_groups(folder: Path) -> list[metrics.Group]:
     SpanCounter(tracing.registry)
     calls = metrics.Group("Every process", "Callers that were not admitted (security.md).")
     calls.registry.register(_access_metrics(folder))
-    return [router, worker, prefill, decode, controller, tls, tracing, calls]
+    return [router, gateway, worker, prefill, decode, controller, tls, tracing, calls]
 
 
 def _access_metrics(folder: Path) -> AccessMetrics:
@@ -138,6 +143,25 @@ def _commands() -> str:
         command may succeed later; 130 interrupted.
         """,
         commands.sections(app, {name: partial(forwarded, name) for name in FORWARDED_TO}),
+    )
+
+
+def _http() -> str:
+    return page(
+        "HTTP API",
+        "the gateway's tables",
+        """
+        The parameters that each route of the [HTTP API](../http-api.md) takes. What they mean is OpenAI's
+        documentation, for names that it does not have vLLM's. A parameter that is refused may have the values
+        behind it, which change nothing, and null. Every other name is refused as unknown.
+        """,
+        http.sections(
+            {
+                "/v1/chat/completions": ChatRequest,
+                "/v1/completions": CompletionRequest,
+                "/v1/responses": CreateRequest,
+            }
+        ),
     )
 
 
@@ -175,6 +199,7 @@ def _files() -> list[FileDescriptorProto]:
 PAGES: Mapping[str, Callable[[], str]] = {
     "configuration.md": _configuration,
     "metrics.md": _metrics,
+    "http.md": _http,
     "cli.md": _commands,
     "grpc.md": _public_grpc,
     "grpc-internal.md": _internal_grpc,

@@ -24,6 +24,7 @@ TENANT_TTFT: Final = "stream2llm_tenant_ttft_seconds"
 TENANT_PREFILLED: Final = "stream2llm_tenant_prefilled_tokens_total"
 TENANT_DECODED: Final = "stream2llm_tenant_decoded_tokens_total"
 TENANT_REFUSED: Final = "stream2llm_tenant_quota_refusals_total"
+REQUESTS_IN_FLIGHT: Final = "stream2llm_gateway_requests_in_flight"
 RUNNING: Final = "vllm:num_requests_running"
 WAITING: Final = "vllm:num_requests_waiting"
 GENERATED: Final = "vllm:generation_tokens_total"
@@ -31,4 +32,5 @@ WANTED: Final = (
     *(TTFT, ACTIVE, ERRORS, OUTPUT, WORKER_SESSIONS, KV_BLOCKS, PREFILL_TOKENS, PREFILL_SESSIONS),
     *(TENANT_OPEN, TENANT_TTFT, TENANT_PREFILLED, TENANT_DECODED, TENANT_REFUSED),
     *(PREEMPTIONS, OFFLOAD_POOL, HANDOVER_BLOCKS, POLICY, RUNNING, WAITING, GENERATED),
+    REQUESTS_IN_FLIGHT,
 )

@@ -211,7 +211,16 @@ def _decode_load(page: Page, gain: Page) -> _Load:
     return page.sum(metric.RUNNING), page.sum(metric.WAITING), gain.sum(metric.GENERATED)
 
 
-_LOAD = {"router": _router_load, "prefill": _prefill_load, "decode": _decode_load}
+def _gateway_load(page: Page, gain: Page) -> _Load:
+    return page.sum(metric.REQUESTS_IN_FLIGHT), None, None
+
+
+_LOAD = {
+    "router": _router_load,
+    "gateway": _gateway_load,
+    "prefill": _prefill_load,
+    "decode": _decode_load,
+}
 
 
 def _tenants(now: Page, gain: Page, seconds: float) -> tuple[TenantRow, ...]:

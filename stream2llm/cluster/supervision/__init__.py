@@ -58,6 +58,7 @@ from stream2llm.cluster.supervision.fleet import (
     new_fleet,
     view_draining,
     view_members,
+    view_routers,
     with_extra,
     without,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "new_fleet",
     "view_draining",
     "view_members",
+    "view_routers",
     "with_extra",
     "without",
     "Action",

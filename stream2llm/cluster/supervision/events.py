@@ -182,9 +182,9 @@ def admitted(fleet: Fleet) -> Fleet:
 
 
 def _knows_admitted_peers(fleet: Fleet, replica: Replica) -> bool:
-    if replica.role == "router":
+    if not replica.is_worker:
         return True
-    peers = [r for r in fleet.values() if r.phase is Phase.ADMITTED and r.role != "router"]
+    peers = [r for r in fleet.values() if r.phase is Phase.ADMITTED and r.is_worker]
     if replica.role == "decode":
         return all(r.name in replica.connected for r in peers if r.role == "prefill")
     return all(replica.name in r.connected for r in peers if r.role == "decode")

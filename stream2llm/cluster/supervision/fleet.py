@@ -1,4 +1,4 @@
-"""The routers and workers that should exist, and the state of each."""
+"""The routers, gateways and workers that should exist, and the state of each."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from stream2llm.serving.loss import Cause
 from stream2llm.serving.worker_spec import DrainingWorker
 
 Role = ReplicaRole
+_WORKERS = ("prefill", "decode")
 
 
 class Phase(StrEnum):
@@ -34,7 +35,7 @@ TO_CREATE = (Phase.MISSING, Phase.GIVEN_UP)
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One router or worker that should exist."""
+    """One router, gateway or worker that should exist."""
 
     name: str
     role: Role
@@ -63,6 +64,16 @@ class Replica:
     is_extra: bool = False
     # DRAINING only: when what is left of its sessions is ended.
     drain_by_s: float = 0.0
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether it has an engine, and shakes hands with others."""
+        return self.role in _WORKERS
+
+    @property
+    def gets_views(self) -> bool:
+        """Whether it has to know who is there."""
+        return not self.is_worker
 
     @property
     def is_alive(self) -> bool:
@@ -100,13 +111,20 @@ def without(fleet: Fleet, name: str) -> Fleet:
 
 def view_members(fleet: Fleet) -> tuple[str, ...]:
     """Returns the workers that routers may use."""
-    return tuple(r.name for r in fleet.values() if r.phase is Phase.ADMITTED and r.role != "router")
+    return tuple(r.name for r in fleet.values() if r.phase is Phase.ADMITTED and r.is_worker)
 
 
 def view_draining(fleet: Fleet, now_s: float) -> tuple[DrainingWorker, ...]:
     """Returns the workers that drain, with the seconds that are left to their sessions."""
-    draining = (r for r in fleet.values() if r.phase is Phase.DRAINING and r.role != "router")
+    draining = (r for r in fleet.values() if r.phase is Phase.DRAINING and r.is_worker)
     return tuple(DrainingWorker(r.name, max(r.drain_by_s - now_s, 0.0)) for r in draining)
+
+
+def view_routers(fleet: Fleet) -> tuple[str, ...]:
+    """Returns the routers that gateways may use; none where there is no gateway."""
+    if all(r.role != "gateway" for r in fleet.values()):
+        return ()
+    return tuple(r.name for r in fleet.values() if r.phase is Phase.ADMITTED and r.role == "router")
 
 
 def is_ready(fleet: Fleet) -> bool:

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import HTTPError
 
 import grpc
+import openai
 import pytest
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from openai.types.chat import ChatCompletionMessageParam
 from typer.testing import CliRunner
 
 from stream2llm.api.credentials import ClientSecurity, credentials_of
 from stream2llm.api.errors import UnauthenticatedError, UnavailableError
-from stream2llm.api.tls import ClientTls
+from stream2llm.api.tls import ClientTls, http_context
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient, SamplingParameters, TokenDelta
@@ -93,11 +98,15 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
     model = make_tiny_model(folder / "model")
     keys, key_file = Keys(folder), folder / "key"
     key_file.write_text(keys.create("a", *Scope))
+    ca = security.tls.ca
+    client, part = clients.client(folder / "client", ca), authority.client(folder / "part", ca)
+    shown = {"client_certificate": client.certificate, "client_key": client.key}
     config = parse_config(
         {
             "model": str(model),
             "served_model_name": "tiny",
             "router": {"port": 0, "drain_timeout_s": 5},
+            "gateway": {"port": 0, **shown},
             "prefill": {"num_cpus": 0.1, "engine": {"num_gpu_blocks_override": 8}},
             "decode": {"num_cpus": 0.1, "engine": {"num_gpu_blocks_override": 8}},
             "handover": "at_seal",
@@ -106,8 +115,6 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
         },
         source="test",
     )
-    ca = security.tls.ca
-    client, part = clients.client(folder / "client", ca), authority.client(folder / "part", ca)
     with Cluster.start(config, factories=FACTORIES) as cluster:
         cluster.wait_ready(READY_S)
         yield Encrypted(cluster, authority, security.tls.files, client, part, key_file)
@@ -176,7 +183,7 @@ def page(url: str, tls: ClientTls | None, key: str = "") -> str:
 
 
 def test_every_page_is_for_clients_over_tls(encrypted: Encrypted) -> None:
-    assert len(encrypted.http) == 4
+    assert len(encrypted.http) == 5
     for address in encrypted.http:
         assert "# TYPE" in page(f"https://{address}/metrics", encrypted.client, encrypted.key)
         with pytest.raises(HTTPError, match="401"):
@@ -224,7 +231,7 @@ def test_commands_ask_over_tls_and_with_a_key(
     succeeded = {name for name, result in ended.items() if result.exit_code == 0}
     assert succeeded == (set(ended) if has_key else set()), output
     if has_key:
-        assert "3 of 3 ready" in output["top"]
+        assert "4 of 4 ready" in output["top"]
         assert "no answer" not in output["top"]
 
 
@@ -238,8 +245,48 @@ async def test_prometheus_scrapes_every_process_over_tls(
             found = await asyncio.to_thread(server.query, "up")
             return {each["metric"]["worker"]: each["value"][1] for each in found}
 
-        wanted = dict.fromkeys(("controller", "decode-0", "prefill-0", "router-0"), "1")
+        names = ("controller", "decode-0", "gateway-0", "prefill-0", "router-0")
+        wanted = dict.fromkeys(names, "1")
         await eventually(targets, lambda now: now == wanted, 60.0)
+
+
+async def chat_of(encrypted: Encrypted, key: str) -> str:
+    """What OpenAI's own SDK gets of the gateway."""
+    context = http_context(encrypted.client)
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
+    async with AsyncOpenAI(
+        base_url=encrypted.cluster.gateway_urls[0],
+        api_key=key,
+        http_client=DefaultAsyncHttpxClient(verify=context),
+    ) as sdk:
+        done = await sdk.chat.completions.create(model="tiny", messages=messages, max_tokens=4)
+        stream = await sdk.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=4, stream=True
+        )
+        streamed = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    assert streamed == done.choices[0].message.content
+    return streamed
+
+
+async def test_openai_s_sdk_is_answered_over_https_and_by_a_gateway_s_successor(
+    encrypted: Encrypted,
+) -> None:
+    answer = await chat_of(encrypted, encrypted.key)
+    with pytest.raises(openai.AuthenticationError):
+        await chat_of(encrypted, "none")
+    status = encrypted.cluster.status()
+    gateway = next(each for each in status["replicas"] if each["role"] == "gateway")
+    for pid in gateway["address"]["pids"]:
+        os.kill(pid, signal.SIGKILL)
+
+    async def restarts() -> int:
+        found = await asyncio.to_thread(encrypted.cluster.status)
+        one = next(each for each in found["replicas"] if each["role"] == "gateway")
+        return one["restarts"] if one["phase"] == "ready" else 0
+
+    await eventually(restarts, lambda count: count == 1, 60.0)
+    await asyncio.to_thread(encrypted.cluster.wait_ready, READY_S)
+    assert await chat_of(encrypted, encrypted.key) == answer
 
 
 async def test_a_certificate_is_replaced_everywhere_while_a_session_is_open(

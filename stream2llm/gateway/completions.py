@@ -1,0 +1,99 @@
+"""Answers of /v1/completions. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+from openai.types import Completion, CompletionChoice, CompletionUsage
+from openai.types.completion_choice import Logprobs
+
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.events import Answer, Event, Finished, TokenDelta
+from stream2llm.api.token_step import TokenLogprobs
+from stream2llm.gateway.forms import DONE, Opening, data, error_data, finish_reason, usage_of
+from stream2llm.gateway.requests import CompletionRequest
+
+Reason = Literal["stop", "length"]
+
+
+class _Choice(CompletionChoice):
+    # Null while the answer goes on; the SDK's type, which its parser does not check, has no null.
+    finish_reason: Reason | None  # type: ignore[assignment]
+
+
+class _Completion(Completion):
+    choices: list[_Choice]  # type: ignore[assignment]
+
+
+class CompletionForm:
+    """One completion."""
+
+    def __init__(self, request: CompletionRequest, opening: Opening) -> None:
+        self._opening = opening
+        options = request.stream_options
+        self._includes_usage = bool(options and options.include_usage)
+        self._includes_logprobs = request.logprobs is not None
+        # Characters of the answer before the next tokens.
+        self._num_chars = 0
+
+    def begin(self) -> Iterable[str]:
+        return ()
+
+    def pieces(self, event: Event) -> Iterator[str]:
+        if isinstance(event, TokenDelta) and (event.text or event.logprobs):
+            yield self._chunk(event.text, event.logprobs)
+        elif isinstance(event, Finished):
+            yield self._chunk("", reason=finish_reason(event.reason))
+            if self._includes_usage:
+                yield data(self._of_choices([], usage_of(event.usage)))
+            yield DONE
+
+    def failed(self, error: Stream2LLMError) -> Iterator[str]:
+        yield error_data(error, CompletionRequest.names)
+
+    def whole(self, answer: Answer) -> Completion:
+        reason = finish_reason(answer.finished.reason)
+        choice = self._choice(answer.text, answer.logprobs, reason)
+        return self._of_choices([choice], usage_of(answer.finished.usage))
+
+    def _chunk(
+        self, text: str, logprobs: Sequence[TokenLogprobs] = (), reason: Reason | None = None
+    ) -> str:
+        return data(self._of_choices([self._choice(text, logprobs, reason)]))
+
+    def _choice(
+        self, text: str, logprobs: Sequence[TokenLogprobs], reason: Reason | None
+    ) -> _Choice:
+        return _Choice(
+            index=0,
+            text=text,
+            finish_reason=reason,
+            logprobs=self._logprobs(logprobs) if self._includes_logprobs else None,
+        )
+
+    def _of_choices(
+        self, choices: list[_Choice], usage: CompletionUsage | None = None
+    ) -> Completion:
+        last: dict[str, Any] = {} if usage is None else {"usage": usage}
+        return _Completion(
+            id=self._opening.id,
+            object="text_completion",
+            created=self._opening.created_s,
+            model=self._opening.model,
+            choices=choices,
+            **last,
+        )
+
+    def _logprobs(self, positions: Sequence[TokenLogprobs]) -> Logprobs:
+        tokens = [position.sampled.text for position in positions]
+        offsets = []
+        for token in tokens:
+            offsets.append(self._num_chars)
+            self._num_chars += len(token)
+        return Logprobs(
+            tokens=tokens,
+            token_logprobs=[position.sampled.logprob for position in positions],
+            top_logprobs=[{each.text: each.logprob for each in p.top} for p in positions],
+            text_offset=offsets,
+        )

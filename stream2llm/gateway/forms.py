@@ -1,0 +1,86 @@
+"""What the forms of answers have in common: OpenAI's objects from a router's events. Pure.
+
+A form is one answer in the way of one route: as text pieces of a stream of server-sent
+events, or as one object.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from openai.types import CompletionUsage
+from openai.types.completion_usage import PromptTokensDetails
+from pydantic import BaseModel
+
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.events import Answer, Event, Usage
+from stream2llm.api.token_step import FinishReason, Logprob
+from stream2llm.gateway.errors import body_of
+
+DONE = "data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What an answer has from the beginning."""
+
+    # With the prefix of its route; also the session's id at the router.
+    id: str
+    # Seconds since 1970.
+    created_s: int
+    # The served model's name.
+    model: str
+
+
+class Form(Protocol):
+    """One answer."""
+
+    def begin(self) -> Iterable[str]:
+        """The pieces of a stream before the first token: the request is admitted."""
+
+    def pieces(self, event: Event) -> Iterable[str]:
+        """The pieces of a stream for the next event; `Finished` brings the last ones."""
+
+    def failed(self, error: Stream2LLMError) -> Iterable[str]:
+        """The last pieces of a stream that does not come to its end."""
+
+    def whole(self, answer: Answer) -> BaseModel:
+        """The answer as one object."""
+
+
+def data(item: BaseModel) -> str:
+    """One server-sent event without a name."""
+    return f"data: {item.model_dump_json(exclude_unset=True)}\n\n"
+
+
+def error_data(error: Stream2LLMError, names: Mapping[str, str]) -> str:
+    """An error in a stream, which clients raise."""
+    return f"data: {json.dumps(body_of(error, names))}\n\n"
+
+
+def finish_reason(reason: FinishReason) -> Literal["stop", "length"]:
+    """Why an answer ended, in OpenAI's words."""
+    return "length" if reason is FinishReason.LENGTH else "stop"
+
+
+def usage_of(usage: Usage) -> CompletionUsage:
+    """The tokens of an answer; cached are those that prefill has found instead of computing."""
+    return CompletionUsage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.reused_tokens),
+    )
+
+
+def bytes_of(logprob: Logprob) -> list[int] | None:
+    """The bytes of a token's text; None where it is a part of a character."""
+    return None if "\ufffd" in logprob.text else list(logprob.text.encode())
+
+
+def entry_of(logprob: Logprob) -> dict[str, Any]:
+    """The fields that all of OpenAI's objects for one token's log-probability have."""
+    return {"token": logprob.text, "logprob": logprob.logprob, "bytes": bytes_of(logprob)}

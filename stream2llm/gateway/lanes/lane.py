@@ -1,0 +1,158 @@
+"""One lane at work: its requests become changes of its session, and an answer where one is asked for."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from router.arrangement import Arrangement
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.events import Event, Finished, ModelInfo, Progress
+from stream2llm.client.stream import Gathered
+from stream2llm.gateway.forms import Opening
+from stream2llm.gateway.lanes.forms import LaneForm, Write
+from stream2llm.gateway.lanes.rendering import Rendered, Rendering
+from stream2llm.gateway.lanes.requests import CreateRequest
+from stream2llm.gateway.lanes.session import LaneSession, Open
+from stream2llm.gateway.lanes.state import Kept, Kind, LaneLimits, LaneName, Lanes, Step
+from stream2llm.serving.clock import Clock
+
+# Takes the progress of a response, by its request and its id.
+OnProgress = Callable[[CreateRequest, str, Progress], Awaitable[None]]
+
+
+class KeptElsewhere(Protocol):
+    """Responses of one caller that outlive a connection."""
+
+    def find(self, response_id: str) -> Kept | None:
+        """The response with this id; None if there is none."""
+
+    async def keep(self, response: Kept, group: LaneGroup) -> None:
+        """Keeps a response of a group's lane."""
+
+
+class LaneGroup:
+    """What lanes that know each other's responses share."""
+
+    def __init__(
+        self,
+        rendering: Rendering,
+        info: ModelInfo,
+        open_session: Open,
+        clock: Clock,
+        limits: LaneLimits,
+        kept: KeptElsewhere | None = None,
+    ) -> None:
+        """`kept` has what outlives the group; None: nothing does."""
+        self.rendering = rendering
+        self.info = info
+        self.open_session = open_session
+        self.clock = clock
+        self.lanes = Lanes(limits)
+        self.kept = kept
+
+    def alike(self, limits: LaneLimits) -> LaneGroup:
+        """Another group of the same caller."""
+        return LaneGroup(self.rendering, self.info, self.open_session, self.clock, limits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """The response under way, or the last one."""
+
+    request: CreateRequest
+    id: str
+    step: Step
+
+
+class Lane:
+    """Serves one request after the other: `begin`, and `answer` where one is asked for."""
+
+    def __init__(
+        self, name: LaneName, group: LaneGroup, write: Write, on_progress: OnProgress | None
+    ) -> None:
+        """`write` is the form of its events; None: progress is not reported."""
+        self._name = name
+        self._group = group
+        self._write = write
+        self._report = on_progress
+        self._session = LaneSession(group.open_session, self._on_progress)
+        self._layout = Arrangement()
+        self._response: _Response | None = None
+
+    @property
+    def response_id(self) -> str | None:
+        """The response under way, or the last one; None before the first."""
+        return None if self._response is None else self._response.id
+
+    async def begin(self, request: CreateRequest) -> LaneForm:
+        """Makes the session's sequence that of the request; raises what refuses it.
+
+        A response without an answer is complete then.
+        """
+        group = self._group
+        step = self._step(request)
+        self._response = response = _Response(request, f"resp_{uuid.uuid4().hex}", step)
+        rendered = await self._rendered(step, request)
+        change = await self._session.become(request.opened_with(), rendered.parts)
+        self._layout = rendered.layout
+        opening = Opening(response.id, int(group.clock.wall_s()), self._session.model)
+        form = LaneForm(request, opening, step, change, self._write)
+        if not request.generates:
+            await self._commit(response, None)
+        return form
+
+    async def answer(self) -> AsyncGenerator[Event, None]:
+        """Seals the sequence; yields the answer's events. Once after each `begin`."""
+        assert self._response is not None, "begin comes first"
+        gathered = Gathered()
+        async with aclosing(self._session.answer()) as events:
+            async for event in events:
+                gathered.add(event)
+                if isinstance(event, Progress):
+                    await self._on_progress(event)
+                elif isinstance(event, Finished):  # before the client can continue from it
+                    await self._commit(self._response, gathered.answer().text)
+                yield event
+
+    async def close(self) -> None:
+        """Ends its session."""
+        await self._session.close()
+
+    async def _rendered(self, step: Step, request: CreateRequest) -> Rendered:
+        layout = self._layout
+        if step.kind is Kind.FORK and step.base is not None:
+            layout = step.base.layout
+        rendered = await self._group.rendering.rendered(
+            step.conversation, request.first_turns(), layout, begins_answer=request.generates
+        )
+        limit = self._group.info.max_prompt_tokens
+        if limit and rendered.num_tokens > limit:
+            raise InvalidRequestError(
+                f"the context has {rendered.num_tokens} tokens; at most {limit} are possible",
+                reason="CONTEXT_TOO_LONG",
+                field="input",
+            )
+        return rendered
+
+    def _step(self, request: CreateRequest) -> Step:
+        group, previous = self._group, request.previous_response_id
+        stored = None
+        if group.kept is not None and previous is not None:
+            stored = group.kept.find(previous)
+        return group.lanes.step(self._name, previous, request.given(), stored)
+
+    async def _commit(self, response: _Response, answer: str | None) -> None:
+        group = self._group
+        group.lanes = group.lanes.committed(response.step, response.id, answer, self._layout)
+        newest = group.lanes.find(response.id)
+        if response.request.store and group.kept is not None and newest is not None:
+            await group.kept.keep(newest, group)
+
+    async def _on_progress(self, progress: Progress) -> None:
+        response = self._response
+        if self._report is not None and response is not None and response.request.wants_progress:
+            await self._report(response.request, response.id, progress)

@@ -1,0 +1,34 @@
+"""Metrics of the gateway. Labels come from closed sets: its routes, and statuses of HTTP."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+# The route of what is at no known path.
+UNKNOWN_ROUTE = "(unknown)"
+
+
+class GatewayMetrics:
+    """Counts requests. What sessions do is in the routers' metrics."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "stream2llm_gateway_requests",
+            "HTTP requests that have ended, by route and status; 499: the client left first.",
+            ("route", "status"),
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "stream2llm_gateway_requests_in_flight",
+            "HTTP requests under way, from the first byte to the end of the answer.",
+            registry=registry,
+        )
+
+    def begun(self) -> None:
+        """A request has come."""
+        self._in_flight.inc()
+
+    def ended(self, route: str, status: int) -> None:
+        """A request has been answered, or its client has left."""
+        self._in_flight.dec()
+        self._requests.labels(route, str(status)).inc()

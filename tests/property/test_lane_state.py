@@ -1,0 +1,101 @@
+"""Invariants of the responses that a connection remembers.
+
+1. A response that can be continued has its own line of input and answers, whatever else came.
+2. Continuing from a response forgets those behind it in the lane, and no other.
+3. A fork leaves the other lane as it is.
+4. A request that is refused, or not committed, changes nothing.
+5. What is remembered stays within its limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream2llm.api.errors import InvalidRequestError, OverloadedError
+from stream2llm.api.requests import ChatMessage
+from stream2llm.gateway.lanes.conversation import Given
+from stream2llm.gateway.lanes.state import Kind, LaneLimits, Lanes, Step
+
+pytestmark = pytest.mark.property
+
+LIMITS = LaneLimits(max_lanes=3, max_responses=4, max_chars=120)
+# (lane, which of all responses so far to continue, whether it is answered)
+REQUEST = st.tuples(st.sampled_from("abcd"), st.none() | st.integers(0, 30), st.booleans())
+
+
+@dataclass
+class Model:
+    """The same rules in plain lists."""
+
+    lines: dict[str, list[str]] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+
+    def lane_of(self, response_id: str) -> str | None:
+        return next((name for name, line in self.lines.items() if response_id in line), None)
+
+    def take(self, lane: str, previous: str | None, new_id: str, added: list[str]) -> Kind:
+        owner = None if previous is None else self.lane_of(previous)
+        line = self.lines.get(lane, [])
+        if previous is None or owner != lane:
+            kind, kept = (Kind.OPEN if previous is None else Kind.FORK), []
+        else:
+            kept = line[: line.index(previous) + 1]
+            kind = Kind.APPEND if kept == line else Kind.UPDATE
+        before = [] if previous is None else self.texts[previous]
+        self.lines[lane] = [*kept, new_id][-LIMITS.max_responses :]
+        self.texts[new_id] = before + added
+        return kind
+
+
+def taken(
+    lanes: Lanes, lane: str, previous: str | None, given: Given
+) -> Step | OverloadedError | InvalidRequestError:
+    try:
+        return lanes.step(lane, previous, given)
+    except (OverloadedError, InvalidRequestError) as error:
+        return error
+
+
+def turn(text: str) -> Given:
+    return Given((ChatMessage("user", text),))
+
+
+@given(st.lists(REQUEST, max_size=30))
+def test_lanes_do_what_their_model_does(requests: list[tuple[str, int | None, bool]]) -> None:
+    lanes, model = Lanes(LIMITS), Model()
+    ids: list[str] = []
+    for number, (lane, which, is_answered) in enumerate(requests):
+        previous = ids[which % len(ids)] if which is not None and ids else None
+        text, answer = f"t{number}", f"a{number}" if is_answered else None
+        before = lanes
+        step = taken(lanes, lane, previous, turn(text))
+        assert lanes == before
+        if isinstance(step, OverloadedError):
+            is_full = lanes.num_chars + len(text) > LIMITS.max_chars
+            assert is_full or (lane not in lanes.lines and len(lanes.lines) == LIMITS.max_lanes)
+            continue
+        if isinstance(step, InvalidRequestError):
+            assert step.reason == "PREVIOUS_RESPONSE_NOT_FOUND"
+            assert previous is not None
+            assert model.lane_of(previous) is None
+            continue
+        ids.append(f"r{number}")
+        lanes = lanes.committed(step, ids[-1], answer)
+        added = [text] if answer is None else [text, answer]
+        assert step.kind is model.take(lane, previous, ids[-1], added)
+        assert {n: [r.id for r in line.responses] for n, line in lanes.lines.items()} == model.lines
+        for line in lanes.lines.values():
+            for response in line.responses:
+                texts = [said.content for said in response.conversation.turns]
+                assert texts == model.texts[response.id]
+                assert response.num_chars <= sum(map(len, texts))
+            # What the newest response says is counted, by it or by those before it.
+            assert line.num_chars >= sum(map(len, model.texts[line.responses[-1].id]))
+    # An answer may be longer than what was left.
+    assert lanes.num_chars <= LIMITS.max_chars + sum(len(f"a{n}") for n in range(len(requests)))
+    for line in lanes.lines.values():
+        assert len(line.responses) <= LIMITS.max_responses

@@ -1,0 +1,144 @@
+"""Callers, tenants, deadlines and encryption hold over HTTP as on gRPC: the router decides."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from stream2llm.api.call_metadata import TTFT_SLO_NAMES
+from stream2llm.security.principal import Scope
+from stream2llm.serving.security_options import AuthOptions, ProxyOptions, SecurityOptions
+from stream2llm.serving.tenant_options import TenantOptions, TenantsOptions
+from tests.credentials import Keys
+from tests.gateway_ring import GatewayRing
+from tests.tls_files import Authority
+
+pytestmark = pytest.mark.unit
+
+HELLO = [{"role": "user", "content": "hello"}]
+CHAT = {"model": "tiny", "messages": HELLO}
+CHAT_PATH = "/v1/chat/completions"
+Make = Callable[..., Any]
+
+
+async def test_the_router_admits_by_key(make_gateway: Make, keys: Keys) -> None:
+    key, reader = keys.create("acme"), keys.create("acme", Scope.READ)
+    gateway: GatewayRing = await make_gateway(security=keys.security())
+    for given, error in (
+        ("s2l_nonsense", openai.AuthenticationError),
+        (reader, openai.PermissionDeniedError),
+    ):
+        async with AsyncOpenAI(base_url=gateway.base_url, api_key=given) as sdk:
+            for call in (sdk.models.list(), sdk.chat.completions.create(**CHAT)):
+                with pytest.raises(error):
+                    await call
+    async with AsyncOpenAI(base_url=gateway.base_url, api_key=key) as sdk:
+        done = await sdk.chat.completions.create(**CHAT)
+        assert gateway.ring.record.open.cache_salt == "acme"
+        assert gateway.ring.record.open.session_id == done.id == done._request_id
+    async with gateway.http() as http, http.post(CHAT_PATH, json=CHAT) as response:
+        assert response.status == HTTPStatus.UNAUTHORIZED
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+async def test_the_page_of_metrics_is_for_readers_and_health_for_all(
+    make_gateway: Make, keys: Keys
+) -> None:
+    headers = {
+        scope: {"Authorization": f"Bearer {keys.create('acme', scope)}"}
+        for scope in (Scope.SESSION, Scope.READ)
+    }
+    gateway: GatewayRing = await make_gateway(security=keys.security())
+    async with gateway.http() as http:
+        for path, given, status in (
+            ("/metrics", {}, 401),
+            ("/metrics", headers[Scope.SESSION], 403),
+            ("/metrics", headers[Scope.READ], 200),
+            ("/health", {}, 200),
+        ):
+            async with http.get(path, headers=given) as response:
+                assert response.status == status, (path, given)
+
+
+async def test_quotas_are_those_of_the_caller_s_tenant(make_gateway: Make, keys: Keys) -> None:
+    small, large = keys.create("small"), keys.create("large")
+    tenants = TenantsOptions(named={"small": TenantOptions(max_held_tokens=3)})
+    gateway: GatewayRing = await make_gateway(security=keys.security(tenants=tenants))
+    async with AsyncOpenAI(base_url=gateway.base_url, api_key=small, max_retries=0) as sdk:
+        with pytest.raises((openai.RateLimitError, openai.BadRequestError)) as caught:
+            await sdk.chat.completions.create(**CHAT)
+        assert "quota" in caught.value.message
+    async with AsyncOpenAI(base_url=gateway.base_url, api_key=large) as sdk:
+        assert (await sdk.chat.completions.create(**CHAT)).choices
+
+
+@pytest.mark.parametrize("name", TTFT_SLO_NAMES)
+async def test_a_gateway_s_deadline_goes_on(gateway: GatewayRing, name: str) -> None:
+    async with gateway.http() as http:
+        async with http.post(CHAT_PATH, json=CHAT, headers={name: "60000"}) as response:
+            assert response.status == HTTPStatus.OK
+        assert 0 < gateway.ring.record.ttft_left_ms <= 60_000
+        async with http.post(CHAT_PATH, json=CHAT, headers={name: "soon"}) as response:
+            assert response.status == HTTPStatus.BAD_REQUEST
+            assert (await response.json())["error"]["param"] == name
+
+
+def behind_a_proxy(*peers: str) -> SecurityOptions:
+    proxy = ProxyOptions(tenant_header="x-tenant", peers=peers)
+    return SecurityOptions(auth=AuthOptions(proxy=proxy))
+
+
+async def test_a_trusted_proxy_of_this_machine_names_the_tenant(make_gateway: Make) -> None:
+    gateway: GatewayRing = await make_gateway(security=behind_a_proxy("loopback"))
+    async with gateway.http() as http:
+        async with http.post(CHAT_PATH, json=CHAT, headers={"X-Tenant": "acme"}) as response:
+            assert response.status == HTTPStatus.OK
+        assert gateway.ring.record.open.cache_salt == "acme"
+        async with http.post(CHAT_PATH, json=CHAT) as response:
+            assert response.status == HTTPStatus.UNAUTHORIZED
+
+
+async def test_the_header_of_anybody_else_does_not_count(
+    make_gateway: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller from another machine: the router sees only the gateway, which is on its own."""
+    monkeypatch.setattr("stream2llm.gateway.calls.is_loopback", lambda host: False)
+    gateway: GatewayRing = await make_gateway(security=behind_a_proxy("loopback"))
+    async with gateway.http() as http:
+        for name in ("X-Tenant", "X_Tenant"):
+            async with http.post(CHAT_PATH, json=CHAT, headers={name: "acme"}) as response:
+                assert response.status == HTTPStatus.UNAUTHORIZED
+
+
+async def test_what_no_rpc_can_carry_is_refused(gateway: GatewayRing) -> None:
+    async with gateway.http() as http:
+        headers = {"Authorization": "Bearer \u00e9"}
+        async with http.get("/v1/models", headers=headers) as response:
+            assert response.status == HTTPStatus.BAD_REQUEST
+            assert (await response.json())["error"]["param"] == "authorization"
+
+
+async def test_the_trace_of_the_caller_goes_on(gateway: GatewayRing) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    async with gateway.http() as http, http.post(CHAT_PATH, json=CHAT, headers=headers) as response:
+        assert response.status == HTTPStatus.OK
+    assert trace_id in gateway.ring.record.metadata["traceparent"]
+
+
+async def test_https_with_the_cluster_s_certificates(
+    make_gateway: Make, authority: Authority, tmp_path: Path
+) -> None:
+    security = authority.security(tmp_path / "tls")
+    gateway: GatewayRing = await make_gateway(security=security)
+    assert security.tls is not None
+    trusting = ssl.create_default_context(cafile=str(security.tls.ca))
+    async with gateway.http() as http, http.post(CHAT_PATH, json=CHAT, ssl=trusting) as response:
+        assert response.status == HTTPStatus.OK
