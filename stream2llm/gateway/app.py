@@ -105,7 +105,7 @@ async def _answer(
 
     return await respond(
         request,
-        _events(parts, request, body, answer_id),
+        lambda: _events(parts, request, body, answer_id),
         form,
         streams=bool(body.stream),
         # By this the routers' logs name the session, and OpenAI's clients the request.
