@@ -24,7 +24,7 @@ Events = AsyncGenerator[Event, None]
 
 
 class ClientLeftError(Exception):
-    """The client has closed its connection: there is nobody to answer."""
+    """The client has closed its connection."""
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
@@ -131,6 +131,6 @@ async def _pieces(form: Form, events: Events) -> AsyncGenerator[str, None]:
             yield piece
 
 
-def nobody() -> Response:
-    """The response that a client which has left does not get."""
+def unsent() -> Response:
+    """The response to a client that has left: only its status counts, in the metrics."""
     return Response(status_code=CLIENT_LEFT)

@@ -149,7 +149,7 @@ async def test_a_whole_answer_survives_the_loss_of_its_router(
         await asyncio.gather(*came)
 
 
-async def test_health_says_whether_there_is_somebody_to_answer(
+async def test_health_says_whether_requests_can_be_answered(
     gateway: GatewayRing, http: aiohttp.ClientSession
 ) -> None:
     for routers, status in (((), 503), ((gateway.ring.address.grpc_address,), 200)):
