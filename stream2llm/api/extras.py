@@ -12,6 +12,7 @@ EXTRAS_OF = {
     "gguf": ENGINE,
     "grpc_health": SERVER,
     "grpc_reflection": SERVER,
+    "huggingface_hub": SERVER,
     "jinja2": SERVER,
     "jwt": SERVER,
     "matplotlib": ("plot",),

@@ -24,6 +24,7 @@ from stream2llm.api.loopback import is_loopback
 from stream2llm.serving import garbage, logs
 from stream2llm.serving.launch import Launch, RouterStarted, StartOutcome, cores_of
 from stream2llm.serving.loss import Loss
+from stream2llm.serving.node_model import with_model_of_node
 from stream2llm.serving.ports import pick_port
 from stream2llm.serving.processes import OWNER_VARIABLE
 from stream2llm.serving.replica_status import RouterStatus
@@ -138,7 +139,8 @@ class WorkerShell(_Shell):
             cores = tuple(sorted(os.sched_getaffinity(0)))
             bind = cores_of(self._launch.cpu_bind, 0, self._launch.core_index, cores)
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bind)
-        return replace(self._launch.spec, host=host, side_channel_port=port)
+        spec = replace(self._launch.spec, host=host, side_channel_port=port)
+        return with_model_of_node(spec)
 
     async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:
         """Decode: shakes hands with these prefill workers, so that no session waits for it."""
@@ -175,7 +177,7 @@ class RouterShell(_Shell):
 
     async def _start(self) -> RouterStarted:
         spec: Any = self._launch.spec
-        spec = replace(spec, host=self._resolve_host(spec.host))
+        spec = with_model_of_node(replace(spec, host=self._resolve_host(spec.host)))
         self._hosted = load(self._launch.factory)(spec)
         address = await self._hosted.start()
         return RouterStarted(
