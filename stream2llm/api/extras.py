@@ -15,6 +15,8 @@ EXTRAS_OF = {
     "huggingface_hub": SERVER,
     "jinja2": SERVER,
     "jwt": SERVER,
+    "langchain_core": ("langchain",),
+    "llama_index": ("llama-index",),
     "matplotlib": ("plot",),
     "msgspec": ENGINE,
     "nixl": ENGINE,
