@@ -17,6 +17,8 @@ from stream2llm.models.errors import ModelStoreError
 _ID = re.compile(r"([\w-][\w.-]*/[\w.-]*\w)(?:@([\w][\w./-]*))?")
 # What an engine and a router read of a model; repositories also hold weights in other formats.
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
+# Without these a snapshot in the cache is half of one; other programs leave out some of the rest.
+_NEEDED = ["config.json", "tokenizer*.json", "*.safetensors", "*.jinja"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ def find(model: HubId) -> Path:
         found = snapshot_download(
             model.repository,
             revision=model.revision,
-            allow_patterns=_FILES,
+            allow_patterns=_NEEDED,
             local_files_only=True,
         )
     except LocalEntryNotFoundError:

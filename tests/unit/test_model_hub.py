@@ -82,6 +82,14 @@ def test_what_was_fetched_is_found_without_a_server(hub: FakeHub) -> None:
     assert caught.value.reason == "MODEL_NOT_FETCHED"
 
 
+def test_a_snapshot_that_is_not_whole_is_fetched_again(hub: FakeHub) -> None:
+    fetched = fetch_model("org/tiny")
+    (fetched / "model.safetensors").unlink()
+    with pytest.raises(ModelStoreError, match="model fetch org/tiny"):
+        resolve_model("org/tiny")
+    assert fetch_model("org/tiny") == resolve_model("org/tiny") == fetched
+
+
 def test_a_directory_wins_over_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "tiny").mkdir(parents=True)
