@@ -41,7 +41,8 @@ class Index:
 
     def search(self, question: Vectors, num_probes: int, count: int) -> list[int]:
         """The nearest texts in the nearest cells, best first."""
-        parameters = faiss.SearchParametersIVF(nprobe=num_probes)
+        parameters = faiss.SearchParametersIVF()
+        parameters.nprobe = num_probes
         _, found = self.ivf.search(question, count, params=parameters)
         return [int(number) for number in found[0] if number >= 0]
 

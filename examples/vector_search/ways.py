@@ -16,8 +16,10 @@ from stream2llm.client import (
     ChatMessage,
     Document,
     DocumentOrdering,
+    Finished,
     SamplingParameters,
     TokenDelta,
+    Usage,
 )
 from stream2llm.integrations.feed import update_from
 
@@ -124,13 +126,14 @@ async def ask(
     ) as session:
         await _stream(session, index, sent_in(way, refined), began_s)
         await _until(began_s + ends_at_s(way, refined))
-        text = ""
+        text, usage = "", Usage()
         async for event in session.seal():
-            if isinstance(event, TokenDelta):
+            if isinstance(event, TokenDelta | Finished):  # an answer may have no token
                 first_token_s = first_token_s or clock()
+            if isinstance(event, TokenDelta):
                 text += event.text
-            finished = event
-    usage = finished.usage  # type: ignore[union-attr]
+            elif isinstance(event, Finished):
+                usage = event.usage
     return Asked(
         way, question, text.strip(), first_token_s - began_s, usage.prompt_tokens,
         usage.invalidated_tokens,

@@ -172,7 +172,7 @@ async def answer_chunks(session: AsyncSession) -> AsyncIterator[AIMessageChunk]:
     """Seals a session, and yields its answer as a chat model of LangChain does."""
     async for event in session.seal():
         if (chunk := _chunk(event)) is not None:
-            yield chunk.message  # type: ignore[misc]
+            yield chunk.message
 
 
 async def retrieved(retriever: BaseRetriever, query: str) -> AsyncIterator[Document]:
