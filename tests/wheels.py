@@ -43,5 +43,5 @@ def build_wheel(source: Path, built: Path) -> Path:
 def environment_with(folder: Path, requirement: str) -> Path:
     """The programs of an environment with that and what it brings, from the index."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
-    run(*pip_of(folder / "bin"), "install", "--quiet", requirement)
+    run(*pip_of(folder / "bin"), "install", "--quiet", "--no-compile", requirement)
     return folder / "bin"

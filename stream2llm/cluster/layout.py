@@ -97,8 +97,10 @@ def common_environment() -> dict[str, str]:
 def served_max_model_len(config: ClusterConfig, model_path: Path | None) -> int:
     """The context that both roles can take; 0 where only a model that is not here says it."""
     roles = [_max_model_len(role, part.engine) for role, part in config.worker_sections]
-    if None in roles and model_path is not None:
-        roles.append(context_length(model_path))
+    # Read in any case: a directory that is no model's is refused here.
+    of_model = None if model_path is None else context_length(model_path)
+    if None in roles:
+        roles.append(of_model)
     return min((length for length in roles if length is not None), default=0)
 
 
