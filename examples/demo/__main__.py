@@ -7,30 +7,21 @@ failed, 130 interrupted.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stream2llm.serving.logs import for_terminal
+from examples.command import AddressOption, ConfigOption, errors_as_exits
 from stream2llm.serving.signals import catch_signals
 
 # Everything else is imported when the signals are caught: importing takes
 # seconds, and Ctrl-C shall be quiet then too.
 
-INTERRUPTED = 130
-
 
 def demo(
-    address: Annotated[
-        str | None,
-        typer.Option(help="HOST:PORT of a running cluster's router; by default one is started."),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="Configuration of the cluster to start; by default that of `up`."),
-    ] = None,
+    address: AddressOption = None,
+    config: ConfigOption = None,
     gap_s: Annotated[
         float, typer.Option(min=0, help="Time between two documents, as if each were fetched.")
     ] = 2.0,
@@ -45,25 +36,18 @@ def demo(
     Example: python -m examples.demo --address 127.0.0.1:50051 --gap-s 1
     """
     catch_signals()
-    try:
+    with errors_as_exits("demo"):
         _demo(address, config, gap_s)
-    except KeyboardInterrupt:
-        print("\ninterrupted; everything that was started is stopped", flush=True)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _demo(address: str | None, config: Path | None, gap_s: float) -> None:
     from examples.demo.steps import run
     from examples.demo.view import make_view
-    from stream2llm.api.errors import Stream2LLMError
     from stream2llm.cluster.config import default_config, load_config
 
     view = make_view()
     try:
-        run(view, load_config(config or default_config()), address, gap_s, catch_signals)
-    except (Stream2LLMError, TimeoutError) as error:
-        print(for_terminal(f"demo failed: {str(error) or 'it took too long'}"), file=sys.stderr)
-        raise typer.Exit(1) from None
+        run(view, load_config(config or default_config()), address, gap_s)
     finally:
         view.end()
 

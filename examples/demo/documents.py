@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from stream2llm.client import ChatMessage, Document, DocumentRef
+from stream2llm.client import ChatMessage, Document
 
 CountTokens = Callable[[str], int]
 
@@ -109,13 +109,6 @@ def _refinements(
         (6, (first, second, third, fourth, fifth, last)),
     )
     return tuple(Arrival(gap_s * at, new_list, replaces=True) for at, new_list in lists)
-
-
-def by_reference(documents: Sequence[Document], sent: set[str]) -> tuple[Document, ...]:
-    """The list with documents sent before named by id alone; `sent` is kept up to date."""
-    result = tuple(DocumentRef(item.id) if item.id in sent else item for item in documents)
-    sent.update(item.id for item in documents)
-    return result
 
 
 def conversation(way: Way, run_id: str) -> list[ChatMessage]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from examples.demo.documents import Arrival, Way, by_reference, conversation
+from examples.demo.documents import Arrival, Way, conversation
 from stream2llm.api.errors import InternalError
+from stream2llm.api.requests import Content
 from stream2llm.client import (
     AsyncClient,
     AsyncSession,
@@ -18,6 +19,7 @@ from stream2llm.client import (
     SamplingParameters,
     TokenDelta,
 )
+from stream2llm.integrations.feed import by_reference
 from stream2llm.serving.clock import Clock
 
 MAX_ANSWER_TOKENS = 64
@@ -68,7 +70,7 @@ class Run:
         self._clock = clock
         self._view = view
         self._snapshot = Snapshot(way)
-        self._sent: set[str] = set()
+        self._sent: dict[str, Content | None] = {}
         self._finished: Finished | None = None
         self._begin_s = self._sealed_s = self._first_token_s = 0.0
 

@@ -7,19 +7,16 @@ import uuid
 from collections.abc import Callable, Sequence
 from pydoc_data.topics import topics
 
+from examples.command import ASK_TIMEOUT_S, own_cluster
 from examples.demo.crowd import LONG_EVERY, ask_at_once, contexts
 from examples.demo.documents import NOISE_TOPICS, QUESTION, TOPICS, Way, arrivals_of, documents_from
 from examples.demo.over_http import again, ask_over_http
 from examples.demo.run import Result, Run
 from examples.demo.view import View
 from stream2llm.client import AsyncClient, Document, SamplingParameters
-from stream2llm.cluster.config import ClusterConfig, on_free_ports
+from stream2llm.cluster.config import ClusterConfig
 from stream2llm.models.token_counter import token_counter
 from stream2llm.serving.clock import SystemClock
-
-# Bounds against a hang, far above what a busy machine of two cores takes.
-READY_TIMEOUT_S = 600.0
-ASK_TIMEOUT_S = 900.0
 
 
 def run(
@@ -27,7 +24,6 @@ def run(
     config: ClusterConfig,
     address: str | None,
     gap_s: float,
-    catch_signals: Callable[[], None],
 ) -> None:
     """Asks the cluster at `address`, or one that lives as long as the question."""
     count_tokens = token_counter(config.model)
@@ -36,18 +32,12 @@ def run(
     if address is not None:
         asyncio.run(ask_all_ways(address, documents, noise, gap_s, view))
         return
-    from stream2llm.cluster.cluster import Cluster
-
-    view.say(f"starting a cluster with {config.model_name} on this machine")
-    with Cluster.start(on_free_ports(config)) as cluster:
-        catch_signals()  # Ray has put handlers of its own in place
-        cluster.wait_ready(READY_TIMEOUT_S, view.say)
+    with own_cluster(config, view.say) as cluster:
         address = cluster.router_addresses[0]
         results = asyncio.run(ask_all_ways(address, documents, noise, gap_s, view))
         compare_policies(cluster.set_policy, address, config.prefill.policy, results[0], view)
         for url in cluster.gateway_urls[:1]:
             ask_over_http(url, config.model_name, view)
-        view.say("stopping the cluster")
     if config.gateway is not None:
         view.say(again(config))
 

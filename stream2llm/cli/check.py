@@ -12,6 +12,7 @@ from stream2llm.cluster.layout import Factories, common_environment, lay_out
 from stream2llm.serving.launch import Launch
 
 Say = Callable[[str], None]
+MODEL_IS_ELSEWHERE = "the model is not on this machine; the nodes look for it when they start"
 
 
 def check(config: ClusterConfig, say: Say) -> bool:
@@ -24,8 +25,11 @@ def check(config: ClusterConfig, say: Say) -> bool:
     if problems:  # vLLM would report the same again, in longer words
         say(f"{len(problems)} of {len(wanted)} checks failed; nothing was started")
         return False
-    launches = lay_out(config, preflight.check_model(config), common_environment(), Factories())
-    has_passed = _show_verdicts(check_engines(launches), say)
+    model_path = preflight.find_model(config, on_this_machine=is_here)
+    launches = lay_out(config, model_path, common_environment(), Factories())
+    if model_path is None:
+        say(f"left out engines, by vLLM: {MODEL_IS_ELSEWHERE}")
+    has_passed = model_path is None or _show_verdicts(check_engines(launches), say)
     _show_launches(launches, config, say)
     return has_passed
 

@@ -17,7 +17,11 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 @app.command()
 def fetch(
     name: Annotated[
-        str, typer.Argument(help="A name that `stream2llm model list` shows.")
+        str,
+        typer.Argument(
+            help="A name that `stream2llm model list` shows, or an id of the Hugging Face hub: "
+            "org/name, or org/name@revision."
+        ),
     ] = DEFAULT_MODEL,
 ) -> None:
     """Fetch a model into the cache: once, 93 MB for the default one.
@@ -26,7 +30,12 @@ def fetch(
     and is converted for vLLM. The cache is ~/.cache/stream2llm, or
     $STREAM2LLM_CACHE.
 
+    Models of the Hugging Face hub go into its own cache ($HF_HOME), with the token of
+    $HF_TOKEN; printed is the id with the commit that was fetched, for a configuration.
+
     Example: stream2llm model fetch
+
+    Example: stream2llm model fetch HuggingFaceTB/SmolLM2-360M-Instruct
     """
     from stream2llm.models.store import fetch_model
 
@@ -39,7 +48,8 @@ def fetch(
 def list_models() -> None:
     """Show the named models, and which are in the cache.
 
-    A configuration may also name any directory in the Hugging Face layout.
+    A configuration may also name any directory in the Hugging Face layout, or an id of the
+    Hugging Face hub; `hf cache ls` shows those that are here.
 
     Example: stream2llm model list
     """

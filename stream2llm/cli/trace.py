@@ -1,4 +1,4 @@
-"""`stream2llm trace`: generates, imports and shows workloads to replay."""
+"""`stream2llm trace`: generates, records, imports and shows workloads to replay."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from stream2llm.cli import trace_import
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
 from stream2llm.cli.trace_options import Output, TraceOptions, header_of, show_trace, token_counter
+from stream2llm.cli.trace_record import record
 
 app = typer.Typer(
-    no_args_is_help=True, help="Make, import and look at traces of streamed-context workloads."
+    no_args_is_help=True,
+    help="Make, record, import and look at traces of streamed-context workloads.",
 )
 app.add_typer(trace_import.app, name="import")
+app.command(context_settings={"allow_interspersed_args": False})(record)
 
 
 class ShapeName(StrEnum):

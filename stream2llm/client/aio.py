@@ -37,6 +37,7 @@ from stream2llm.client.inputs import (
     ttft_slo_of,
 )
 from stream2llm.client.placed_session import PlacedSession, SessionOptions
+from stream2llm.client.recording import SessionRecording, recording_path
 from stream2llm.client.recovery import SessionRecovery, recovery_of
 from stream2llm.client.session import AsyncSession
 from stream2llm.client.status import error_from_rpc
@@ -87,6 +88,7 @@ class AsyncClient:
         )
         chosen = tls_of(tls)
         credentials = checked_credentials(credentials, chosen)
+        self._recording_path = recording_path()
         sent = credentials_of(api_key, token, os.environ.get(API_KEY_VARIABLE))
         for target in targets:
             sent.require_encryption(target, is_encrypted=credentials is not None)
@@ -193,7 +195,12 @@ class AsyncClient:
             return stub.StreamGenerate(timeout=left_s, metadata=sent)
 
         routers = self._connections.routers
-        return AsyncSession(lambda: PlacedSession(start_call, routers, message, options), message)
+        path = self._recording_path
+        return AsyncSession(
+            lambda: PlacedSession(start_call, routers, message, options),
+            message,
+            None if path is None else SessionRecording(path, opening),
+        )
 
     def generate(
         self,

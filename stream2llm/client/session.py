@@ -23,6 +23,7 @@ from stream2llm.api.session import Session as LifeCycle
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.inputs import DocumentLike, appended, content_of, updated
 from stream2llm.client.placed_session import PlacedSession
+from stream2llm.client.recording import SessionRecording
 from stream2llm.client.stream import AnswerStream
 from stream2llm.client.translate import message_of
 
@@ -39,11 +40,13 @@ class AsyncSession:
         self,
         place: Callable[[], PlacedSession],
         open_message: pb.OpenSession,
+        recording: SessionRecording | None = None,
     ) -> None:
-        """`place` begins the session at a router."""
+        """`place` begins the session at a router; `recording` gets what it sends."""
         self._place = place
         self._open_message = open_message
         self._placed: PlacedSession | None = None
+        self._recording = recording
         self._life = LifeCycle()
         # `seal` was called, and the iteration that sends it has not begun.
         self._answer_is_forgotten = False
@@ -73,6 +76,8 @@ class AsyncSession:
     async def __aenter__(self) -> Self:
         """Opens the session; raises when the server refuses it."""
         self._life.apply(SessionEvent.OPEN)
+        if self._recording is not None:
+            self._recording.opened()
         self._placed = self._place()
         try:
             await self._placed.opened()
@@ -90,6 +95,8 @@ class AsyncSession:
         """Ends the session, whatever state it is in, as leaving the block does."""
         if self._placed is not None:
             await self._placed.close()
+        if self._recording is not None:
+            self._recording.write(self.session_id)
 
     def warn_of_forgotten_answer(self, stacklevel: int) -> None:
         """Warns where `seal` was called for nothing; `stacklevel` as that of `warnings.warn`."""
@@ -103,7 +110,9 @@ class AsyncSession:
         grants no credit.
         """
         placed = self._placed_for(SessionEvent.APPEND)
-        message = message_of(AppendContext(appended(documents)), "append")
+        event = AppendContext(appended(documents))
+        message = message_of(event, "append")
+        self._record(event)
         await placed.inbox.credit.wait()
         await placed.append(message)
 
@@ -115,9 +124,10 @@ class AsyncSession:
         out. Waits for credit when it carries content.
         """
         placed = self._placed_for(SessionEvent.UPDATE)
-        new_list = updated(documents)
-        message = message_of(UpdateContext(new_list), "update")
-        if any(document.content is not None for document in new_list):
+        event = UpdateContext(updated(documents))
+        message = message_of(event, "update")
+        self._record(event)
+        if any(document.content is not None for document in event.documents):
             await placed.inbox.credit.wait()
         await placed.update(message)
 
@@ -130,7 +140,8 @@ class AsyncSession:
         if suffix is not None:
             suffix = content_of(suffix, "seal.suffix")
         self._answer_is_forgotten = True
-        return AnswerStream(self._seal(message_of(SealContext(suffix), "seal")))
+        event = SealContext(suffix)
+        return AnswerStream(self._seal(event, message_of(event, "seal")))
 
     async def answer(self, suffix: Content | None = None) -> Answer:
         """Seals, and returns the whole answer."""
@@ -143,15 +154,28 @@ class AsyncSession:
         """
         return self._opened().inbox.before_seal
 
-    async def _seal(self, message: pb.SealContext) -> AsyncGenerator[Event, None]:
+    async def _seal(
+        self, seal: SealContext, message: pb.SealContext
+    ) -> AsyncGenerator[Event, None]:
         self._answer_is_forgotten = False
         self._opened().check_seal(message)  # before the session counts as sealed
         placed = self._placed_for(SessionEvent.SEAL)
+        self._record(seal)
         await placed.seal(message)
         async for event in placed.inbox.after_seal:
-            yield event
             if isinstance(event, Finished):
+                self._record_answer(event)
+                yield event
                 return
+            yield event
+
+    def _record(self, event: AppendContext | UpdateContext | SealContext) -> None:
+        if self._recording is not None:
+            self._recording.sent(event)
+
+    def _record_answer(self, finished: Finished) -> None:
+        if self._recording is not None:
+            self._recording.answered(finished.usage.completion_tokens)
 
     def _placed_for(self, event: SessionEvent) -> PlacedSession:
         placed = self._opened()

@@ -122,7 +122,7 @@ class Cluster:
         finally:
             ray_runtime.disconnect()
 
-    def _start(self, model_path: Path, *, detach: bool, factories: Factories) -> None:
+    def _start(self, model_path: Path | None, *, detach: bool, factories: Factories) -> None:
         atexit.register(self.stop, drain=False)
         if ray.is_initialized():
             raise InvalidRequestError("this process already uses a Ray; end that one first")

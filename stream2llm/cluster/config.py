@@ -18,6 +18,7 @@ from prefill_worker.policy_loading import require_policy
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HandoverMode
 from stream2llm.cluster.gateway_config import GatewayConfig
+from stream2llm.models.hub import hub_id
 from stream2llm.serving.frozen_model import FrozenModel
 from stream2llm.serving.observability import ObservabilityOptions
 from stream2llm.serving.placement import Placement
@@ -180,9 +181,11 @@ class ClusterConfig(FrozenModel):
     """The whole cluster; the top level of the YAML file."""
 
     model: str = "smollm2-135m-instruct"
-    """Model name that `stream2llm model fetch` knows, or a directory."""
+    """Model name that `stream2llm model fetch` knows, a directory, or an id of the Hugging Face hub,
+    `org/name@revision`, that was fetched on every node. Without the revision: the branch main."""
     served_model_name: str | None = None
-    """Name that clients use for the model. Unset: the model's own name."""
+    """Name that clients use for the model. Unset: the model's own name, of an id what stands behind
+    the slash."""
     deterministic: bool = False
     """Whether answers are independent of what runs beside them: vLLM's batch-invariant mode, on
     GPUs only (docs/operations.md says what holds without it)."""
@@ -274,7 +277,9 @@ class ClusterConfig(FrozenModel):
     @property
     def model_name(self) -> str:
         """The name clients use for the model."""
-        return self.served_model_name or Path(self.model).name
+        of_hub = hub_id(self.model)
+        named = self.model if of_hub is None else of_hub.repository
+        return self.served_model_name or Path(named).name
 
 
 def default_config() -> Path:

@@ -5,7 +5,6 @@ Pure. Also the environment of each actor, in one place.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,12 +13,12 @@ from typing import Any, Literal
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.config import ClusterConfig, WorkerConfig
+from stream2llm.models.context_length import context_length
 from stream2llm.serving.gateway_spec import GatewaySpec
 from stream2llm.serving.launch import Launch, cores_of
 from stream2llm.serving.router_spec import RouterSpec
 from stream2llm.serving.worker_spec import WorkerSpec
 
-DEFAULT_MAX_MODEL_LEN = 8192
 # Routers and gateways wait most of the time; they take no CPU from Ray's books.
 ROUTER_CPUS = 0.0
 # vLLM's batch-invariant mode.
@@ -49,13 +48,15 @@ class Factories:
 
 def lay_out(
     config: ClusterConfig,
-    model_path: Path,
+    model_path: Path | None,
     environment: Mapping[str, str],
     factories: Factories,
     *,
     cluster_token: str = "",
 ) -> tuple[Launch, ...]:
     """Everything that must run. `environment` goes to all; a role's own wins.
+
+    Without a `model_path` each node looks for the model itself.
 
     Workers serve only who knows `cluster_token`, if there is one.
     """
@@ -96,22 +97,14 @@ def common_environment() -> dict[str, str]:
     return variables
 
 
-def served_max_model_len(config: ClusterConfig, model_path: Path) -> int:
-    """The context that both roles can take."""
-    of_model = _max_position_embeddings(model_path / "config.json")
-    roles = {"prefill": config.prefill, "decode": config.decode}
-    return min(_max_model_len(role, part.engine) or of_model for role, part in roles.items())
-
-
-def _max_position_embeddings(path: Path) -> int:
-    try:
-        return int(
-            json.loads(path.read_text()).get("max_position_embeddings", DEFAULT_MAX_MODEL_LEN)
-        )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InvalidRequestError(
-            f"{path} is no model's config.json: {error}", field="model"
-        ) from error
+def served_max_model_len(config: ClusterConfig, model_path: Path | None) -> int:
+    """The context that both roles can take; 0 where only a model that is not here says it."""
+    roles = [_max_model_len(role, part.engine) for role, part in config.worker_sections]
+    # Read in any case: a directory that is no model's is refused here.
+    of_model = None if model_path is None else context_length(model_path)
+    if None in roles:
+        roles.append(of_model)
+    return min((length for length in roles if length is not None), default=0)
 
 
 def _max_model_len(role: str, engine: Mapping[str, Any]) -> int | None:
@@ -125,7 +118,7 @@ def _max_model_len(role: str, engine: Mapping[str, Any]) -> int | None:
 
 def _router(
     config: ClusterConfig,
-    model_path: Path,
+    model_path: Path | None,
     index: int,
     max_model_len: int,
     environment: dict[str, str],
@@ -138,7 +131,8 @@ def _router(
         port=part.port_of(part.port, index),
         metrics_port=part.port_of(part.metrics_port, index),
         model_name=config.model_name,
-        model_path=str(model_path),
+        model_path=str(model_path or ""),
+        model=config.model,
         limits=part.limits,
         ttft_slo_ms=part.ttft_slo_ms,
         recovery=part.recovery,
@@ -159,7 +153,7 @@ def _router(
 
 
 def _gateways(
-    config: ClusterConfig, model_path: Path, environment: dict[str, str], factory: str
+    config: ClusterConfig, model_path: Path | None, environment: dict[str, str], factory: str
 ) -> Iterator[Launch]:
     part = config.gateway
     for index in range(part.replicas if part is not None else 0):
@@ -168,7 +162,8 @@ def _gateways(
             gateway_id=f"gateway-{index}",
             host=part.host,
             port=_nth_port(part.port, index),
-            model_path=str(model_path),
+            model_path=str(model_path or ""),
+            model=config.model,
             max_message_bytes=config.router.limits.max_message_bytes,
             drain_timeout_s=config.router.drain_timeout_s,
             client_certificate=part.client_certificate,
@@ -186,7 +181,7 @@ def _gateways(
 def _workers(
     config: ClusterConfig,
     role: Literal["prefill", "decode"],
-    model_path: Path,
+    model_path: Path | None,
     environment: Mapping[str, str],
     factory: str,
     first_core: int,
@@ -220,13 +215,14 @@ def _worker_spec(
     config: ClusterConfig,
     part: WorkerConfig,
     role: Literal["prefill", "decode"],
-    model_path: Path,
+    model_path: Path | None,
     index: int,
 ) -> WorkerSpec:
     return WorkerSpec(
         worker_id=f"{role}-{index}",
         role=role,
-        model_path=str(model_path),
+        model_path=str(model_path or ""),
+        model=config.model,
         host=part.host,
         metrics_port=_nth_port(part.metrics_port, index),
         engine_args=dict(part.engine),

@@ -38,6 +38,7 @@ from stream2llm.engine.arguments import (
     known_arguments,
     known_variables,
 )
+from stream2llm.models.errors import ModelStoreError
 from stream2llm.models.store import resolve_model
 from stream2llm.serving.clock import SystemClock
 from stream2llm.serving.machine_memory import machine_memory
@@ -61,21 +62,23 @@ class Check:
     run: Callable[[], object]
 
 
-def check(config: ClusterConfig, *, on_this_machine: bool = True, runs_vllm: bool = True) -> Path:
-    """Makes all checks that take less than a second; returns the model's directory.
+def check(
+    config: ClusterConfig, *, on_this_machine: bool = True, runs_vllm: bool = True
+) -> Path | None:
+    """Makes all checks that take less than a second; returns the model's directory, if it is here.
 
     `on_this_machine`: the workers will be here, and not on other nodes of a Ray.
     `runs_vllm`: they host vLLM, which some tests' workers do not.
     """
     for each in checks(config, on_this_machine=on_this_machine, runs_vllm=runs_vllm):
         each.run()
-    return check_model(config)
+    return find_model(config, on_this_machine=on_this_machine)
 
 
 def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> tuple[Check, ...]:
     """Returns the same checks one by one, to report more than the first problem."""
     found = [
-        Check("model", lambda: check_model(config)),
+        Check("model", lambda: find_model(config, on_this_machine=on_this_machine)),
         Check("policies", lambda: check_policies(config)),
         Check("encryption", lambda: check_encryption(config)),
         Check("authentication", lambda: check_authentication(config)),
@@ -101,6 +104,17 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
             ),
         ]
     return tuple(found)
+
+
+def find_model(config: ClusterConfig, *, on_this_machine: bool) -> Path | None:
+    """As `check_model`; None for a model that is not here and need not be, as the nodes have it."""
+    try:
+        return check_model(config)
+    except ModelStoreError:
+        if on_this_machine:
+            raise
+        served_max_model_len(config, None)  # the configuration's part of the check
+        return None
 
 
 def check_model(config: ClusterConfig) -> Path:

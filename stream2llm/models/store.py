@@ -31,8 +31,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.extras import install_command
+from stream2llm.models import hub
+from stream2llm.models.errors import ModelStoreError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 CACHE_VARIABLE = "STREAM2LLM_CACHE"
@@ -52,12 +53,6 @@ FORMAT_VERSION = 1
 Progress = Callable[[str], None]
 Dtype = Literal["float32", "bfloat16"]
 PresetName = Literal["sensitive", "fast", "shallow"]
-
-
-class ModelStoreError(Stream2LLMError):
-    """The model is not in the cache, or could not be fetched; the message says what to do."""
-
-    default_reason = "MODEL_UNAVAILABLE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +142,13 @@ def is_ready(name: str, cache_dir: Path | None = None) -> bool:
 
 
 def resolve_model(name_or_path: str, cache_dir: Path | None = None) -> Path:
-    """Returns the directory of a model given by a known name or by a path. Fetches nothing."""
+    """Returns the directory of a model given by a known name, a path or an id of the hub.
+
+    A directory wins over an id. Fetches nothing.
+    """
     if name_or_path not in KNOWN_MODELS:
-        return _existing_model_path(name_or_path)
+        model = None if Path(name_or_path).exists() else hub.hub_id(name_or_path)
+        return _existing_model_path(name_or_path) if model is None else hub.find(model)
     if is_ready(name_or_path, cache_dir):
         return model_dir(name_or_path, cache_dir)
     raise ModelStoreError(
@@ -167,8 +166,8 @@ def _existing_model_path(path_text: str) -> Path:
     problem = "has no config.json" if path.is_dir() else "does not exist"
     raise ModelStoreError(
         f"model directory {path} {problem}; give a directory in the Hugging Face layout,"
-        f" or one of {', '.join(KNOWN_MODELS)} (get the default one with:"
-        f" {_fetch_command(DEFAULT_MODEL)})",
+        f" an id of the Hugging Face hub (org/name@revision), or one of {', '.join(KNOWN_MODELS)}"
+        f" (get the default one with: {_fetch_command(DEFAULT_MODEL)})",
         reason="MODEL_NOT_FOUND",
     )
 
@@ -192,12 +191,22 @@ def fetch_model(name: str, cache_dir: Path | None = None, progress: Progress = _
     """Makes the model of this name ready, of whichever kind."""
     if name == DEFAULT_MODEL:
         return fetch_default_model(cache_dir, progress)
+    if (model := hub.hub_id(name)) is not None:
+        return _fetched_from_hub(model, progress)
     preset = _PRESET_BY_MODEL.get(name)
     if preset is None:
         raise ModelStoreError(
-            f"unknown model {name!r}; known: {', '.join(KNOWN_MODELS)}", reason="MODEL_NOT_FOUND"
+            f"unknown model {name!r}; known: {', '.join(KNOWN_MODELS)}, and ids of the Hugging"
+            " Face hub (org/name@revision)",
+            reason="MODEL_NOT_FOUND",
         )
     return ensure_random_llama(preset, cache_dir, progress)
+
+
+def _fetched_from_hub(model: hub.HubId, progress: Progress) -> Path:
+    path = hub.fetch(model)
+    progress(f"ready; in a configuration: model: {hub.pinned(model, path)}")
+    return path
 
 
 def fetch_default_model(cache_dir: Path | None = None, progress: Progress = _silent) -> Path:

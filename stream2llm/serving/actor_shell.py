@@ -31,6 +31,7 @@ from stream2llm.serving.launch import (
     cores_of,
 )
 from stream2llm.serving.loss import Loss
+from stream2llm.serving.node_model import with_model_of_node
 from stream2llm.serving.ports import pick_port
 from stream2llm.serving.processes import OWNER_VARIABLE
 from stream2llm.serving.replica_status import GatewayStatus, RouterStatus
@@ -145,7 +146,8 @@ class WorkerShell(_Shell):
             cores = tuple(sorted(os.sched_getaffinity(0)))
             bind = cores_of(self._launch.cpu_bind, 0, self._launch.core_index, cores)
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bind)
-        return replace(self._launch.spec, host=host, side_channel_port=port)
+        spec = replace(self._launch.spec, host=host, side_channel_port=port)
+        return with_model_of_node(spec)
 
     async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:
         """Decode: shakes hands with these prefill workers, so that no session waits for it."""
@@ -198,7 +200,7 @@ class _FrontShell(_Shell):
     async def _host(self) -> Any:
         """Builds and starts what is hosted; returns its address."""
         spec: Any = self._launch.spec
-        spec = replace(spec, host=self._resolve_host(spec.host))
+        spec = with_model_of_node(replace(spec, host=self._resolve_host(spec.host)))
         self._hosted = load(self._launch.factory)(spec)
         return await self._hosted.start()
 

@@ -19,8 +19,10 @@ class GatewaySpec:
     host: str
     # 0: any free port.
     port: int
-    # A directory with the model's tokenizer, for streamed context; empty: it is not served.
+    # A directory with the model's tokenizer, for streamed context; without both it is not served.
     model_path: str = ""
+    # As the configuration names it, where the node of the gateway finds the model itself.
+    model: str = ""
     # Of a request's body, as of one message to a router.
     max_message_bytes: int = RouterLimits().max_message_bytes
     # How long a drain waits for requests under way.

@@ -74,14 +74,17 @@ class RouterSpec:
     metrics_port: int
     # The name that clients use.
     model_name: str
-    # A directory with the tokenizer and config.json.
+    # A directory with the tokenizer and config.json; empty: `model` is looked up on the node.
     model_path: str
-    # Maximum tokens of a prompt and its answer together, from the engines' configuration.
+    # Maximum tokens of a prompt and its answer together, from the engines' configuration; 0: what
+    # the model of the node says.
     max_model_len: int
     # For sessions that do not choose a mode.
     handover: HandoverMode
     # How long a drain waits for open sessions.
     drain_timeout_s: float
+    # The configuration's name, directory or id of the model.
+    model: str = ""
     limits: RouterLimits = field(default_factory=RouterLimits)
     # Which of the routers it is: each has a part of every tenant's quotas.
     router_index: int = 0

@@ -21,12 +21,14 @@ class WorkerSpec:
     # Unique in the cluster, for instance "prefill-0".
     worker_id: str
     role: Role
-    # A directory with the model.
+    # A directory with the model; empty: `model` is looked up on the node.
     model_path: str
     # Where the worker listens, and the address others reach it at.
     host: str
     # 0: any free port.
     metrics_port: int
+    # The configuration's name, directory or id of the model.
+    model: str = ""
     # vLLM engine arguments; vLLM checks them.
     engine_args: dict[str, Any] = field(default_factory=dict)
     # Settings of its scheduler.

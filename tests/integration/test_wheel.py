@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 from zipfile import ZipFile
@@ -15,10 +12,10 @@ import pytest
 
 from tests.router_ring import Ring, a_ring
 from tests.tiny_model import make_tiny_model
+from tests.wheels import ROOT, environment_with, pip_of, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = {"stream2llm", "router", "prefill_worker", "decode_worker", "cost_profiles"}
 CLIENT = """
 import sys
@@ -32,45 +29,10 @@ with connect_sync(sys.argv[1]) as client, client.session(sampling=sampling) as s
 """
 
 
-def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """What it prints; a failure shows all of it."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    ended = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, f"{command}: {ended.stdout}{ended.stderr}"
-    return ended.stdout
-
-
-def pip_of(programs: Path) -> tuple[str | Path, ...]:
-    """Our pip at work on another environment, which so has nothing but what it brings."""
-    return (sys.executable, "-m", "pip", "--python", programs / "python")
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the source distribution, so that this one is complete, too."""
-    source, built = (tmp_path_factory.mktemp(name) for name in ("source", "built"))
-    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
-    for name in filter(lambda name: (ROOT / name).is_file(), listed.split("\0")):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes((ROOT / name).read_bytes())
-    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
-    run(sys.executable, "-c", build, built, cwd=source)
-    (sdist,) = built.glob("*.tar.gz")
-    options = ("--no-deps", "--no-build-isolation", "--wheel-dir", built)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", *options, sdist)
-    (found,) = built.glob("*.whl")
-    return found
-
-
 @pytest.fixture(scope="module")
 def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment with the wheel and what it brings without an extra."""
-    folder = tmp_path_factory.mktemp("environment")
-    run(sys.executable, "-m", "venv", "--without-pip", folder)
-    run(*pip_of(folder / "bin"), "install", "--quiet", wheel)
-    return folder / "bin"
+    return environment_with(tmp_path_factory.mktemp("environment"), str(wheel))
 
 
 def test_the_wheel_has_the_packages_and_their_data_and_nothing_else(wheel: Path) -> None:

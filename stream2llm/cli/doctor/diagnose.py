@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import date
 
 from stream2llm.api.errors import Stream2LLMError
+from stream2llm.cli.check import MODEL_IS_ELSEWHERE
 from stream2llm.cli.doctor import cluster, model, network, tls
 from stream2llm.cli.doctor import machine as machine_checks
 from stream2llm.cli.doctor.facts import Finding, Level, Machine, Running
@@ -59,7 +60,7 @@ def configuration(
     findings = [_preflight(each) for each in wanted]
     yield from findings
     if not fast and all(each.level is Level.OK for each in findings):
-        yield from _engines(config)
+        yield from _engines(config, on_this_machine=on_this_machine)
 
 
 def _preflight(check: preflight.Check) -> Finding:
@@ -75,8 +76,12 @@ def _preflight(check: preflight.Check) -> Finding:
     return Finding(Level.OK, what, "as it should be")
 
 
-def _engines(config: ClusterConfig) -> Iterator[Finding]:
-    launches = lay_out(config, preflight.check_model(config), common_environment(), Factories())
+def _engines(config: ClusterConfig, *, on_this_machine: bool) -> Iterator[Finding]:
+    model_path = preflight.find_model(config, on_this_machine=on_this_machine)
+    if model_path is None:
+        yield Finding(Level.OK, "engines, by vLLM", MODEL_IS_ELSEWHERE)
+        return
+    launches = lay_out(config, model_path, common_environment(), Factories())
     for verdict in check_engines(launches):
         what = f"{verdict.role} engine, by vLLM"
         if verdict.problem:

@@ -15,14 +15,13 @@ from examples.demo.documents import (
     TOPICS,
     Way,
     arrivals_of,
-    by_reference,
     conversation,
     documents_from,
     trimmed,
 )
 from examples.demo.steps import ask_all_ways, compare_policies
 from examples.demo.view import LinesView
-from stream2llm.client import Document, DocumentRef
+from stream2llm.client import Document
 
 pytestmark = pytest.mark.unit
 
@@ -72,13 +71,6 @@ def test_refinements_keep_ever_more_leading_documents():
         same = [a == b for a, b in zip(older, newer, strict=False)]
         kept.append(same.index(False))
     assert kept == [2, 4, 5]
-
-
-def test_a_document_sent_before_is_named_by_id_alone():
-    a, b = Document("A", id="a"), Document("B", id="b")
-    sent: set[str] = set()
-    assert by_reference([a], sent) == (a,)
-    assert by_reference([b, a], sent) == (b, DocumentRef("a"))
 
 
 def test_each_way_begins_with_a_line_of_its_own():

@@ -1,0 +1,1 @@
+"""A crawl whose pages stream into a session in append-mode."""
