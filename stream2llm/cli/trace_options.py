@@ -40,6 +40,10 @@ ScaleLoad = Annotated[
     float, typer.Option(min=1e-6, help="Multiplies the sessions per second, also of a file.")
 ]
 
+TokensOnly = Annotated[
+    bool, typer.Option("--tokens-only", help="Token counts instead of text: a small file.")
+]
+
 
 @dataclass(frozen=True, slots=True)
 class TraceOptions:
@@ -67,9 +71,7 @@ class TraceOptions:
         float, typer.Option(min=1e-6, help="Multiplies times within a session, not the arrivals.")
     ] = 1.0
     scale_load: ScaleLoad = 1.0
-    tokens_only: Annotated[
-        bool, typer.Option("--tokens-only", help="Token counts instead of text: a small file.")
-    ] = False
+    tokens_only: TokensOnly = False
     tokenizer: TokenizerOption = None
 
     @property

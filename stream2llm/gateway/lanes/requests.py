@@ -16,7 +16,7 @@ from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.requests import ChatMessage
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.client.inputs import chat_messages
+from stream2llm.client.chat_inputs import chat_messages
 from stream2llm.gateway import parameters
 from stream2llm.gateway.lanes.conversation import Given, SlotDocument
 from stream2llm.gateway.requests import Message, ResponsesRequest, messages_of
