@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.requests import Content
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.client.inputs import MessageLike, Prompt
+from stream2llm.client.chat_inputs import MessageLike
+from stream2llm.client.inputs import Prompt
 from stream2llm.gateway import parameters
 
 # Of a completion, where OpenAI's API has a limit of its own.
