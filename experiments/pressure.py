@@ -192,7 +192,7 @@ class PressureEngine:
                 play.run()
             cpu_s = time.process_time() - began_s
         scheduler.check_integrity()
-        assert scheduler.reset_prefix_cache(), "somebody holds blocks after the last answer"
+        assert scheduler.reset_prefix_cache(), "blocks are held after the last answer"
         counted = {key: value - before[key] for key, value in asdict(scheduler.counters).items()}
         p95_s = quantiles(play.ttfts_s, n=20)[-1]
         return Outcome(watch.seconds, cpu_s, play.steps, mean(play.ttfts_s), p95_s, counted)

@@ -45,7 +45,7 @@ def check_encryption(config: ClusterConfig) -> None:
     for section, host in exposed_hosts(config).items():
         raise InvalidRequestError(
             f"{section}.host {host} is reached from other machines, and without security.tls"
-            " everybody on the way reads and changes what is sent: give security.tls"
+            " any machine on the way can read and change what is sent: give security.tls"
             " (`stream2llm certs` makes the files), or set"
             " security.plaintext_beyond_loopback to true where the network is trusted",
             reason="PLAINTEXT_REFUSED",
@@ -117,7 +117,7 @@ def check_authentication(config: ClusterConfig) -> None:
     for section, host in exposed_hosts(config).items():
         raise InvalidRequestError(
             f"{section}.host {host} is reached from other machines, and without security.auth"
-            " everybody there may use and steer the cluster: give security.auth.keys_file"
+            " any caller there may use and steer the cluster: give security.auth.keys_file"
             " (`stream2llm keys create` makes it), security.auth.oidc or .proxy, or"
             " security.tls.client_ca; or set security.unauthenticated_beyond_loopback to true"
             " where all who reach it may do so",

@@ -33,7 +33,7 @@ _HAND_OVER = {"do_remote_decode": True, "do_remote_prefill": False}
 # One block is not worth its copies, two and more are.
 COSTS = LinearCosts(token_s=1.0, block_s=0.5, copy_s=1.5)
 # Request id of what stands for other people's hand-overs.
-_SHORTAGE = "hand-over-of-somebody"
+_SHORTAGE = "hand-over-of-another"
 _CONTROL = "control"
 
 

@@ -99,7 +99,7 @@ class OurEngine:
             if await self._engine._llm.reset_prefix_cache():
                 return
             await asyncio.sleep(0.1)
-        raise RuntimeError("somebody holds blocks: the prefix cache cannot be emptied")
+        raise RuntimeError("blocks are held: the prefix cache cannot be emptied")
 
     async def set_policy(self, policy: str) -> None:
         """Through the control channel, as a live cluster is switched."""

@@ -110,7 +110,7 @@ class StockEngine:
             if await self._llm.reset_prefix_cache():
                 return
             await asyncio.sleep(0.1)
-        raise RuntimeError("somebody holds blocks: the prefix cache cannot be emptied")
+        raise RuntimeError("blocks are held: the prefix cache cannot be emptied")
 
     async def set_policy(self, policy: str) -> None:
         """Stock vLLM has its own."""

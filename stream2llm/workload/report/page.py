@@ -57,7 +57,7 @@ def report_html(runs: Sequence[RunRecord], images: Sequence[Image], ours: str | 
 
 
 _LATENCIES: Final = (
-    "Of sessions with a whole answer. TTFT: from the seal, which is when the last document is here, "
+    "Sessions with a whole answer count. TTFT: from the seal, which is when the last document is here, "
     "or from the open, to the first token; from the due seal: from when the trace had the last document, "
     "so that a system which admits no session gains nothing. Inter-token latency: gaps between messages. Lateness: how "
     "long after it was due an event was submitted, waiting for the system included."
