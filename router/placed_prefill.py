@@ -15,12 +15,13 @@ former worker still says is not read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 from router.context import Splice
 from router.draining import leaves_prefill
 from router.live_session import LiveSession
+from router.prefill_state import PrefillState
 from router.recovery import Failure, GiveUp, Restart, drained, final_error
 from router.status import NeverArrivedError
 from router.worker import Worker
@@ -28,31 +29,8 @@ from router.worker_calls import PrefillCall
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.session import State
 from stream2llm.api.v1 import worker_pb2 as pb
-from stream2llm.serving.prefix import Tokens, as_tokens
+from stream2llm.serving.prefix import Tokens
 from stream2llm.serving.worker_spec import Role
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Present:
-    """The state of the session at its prefill worker, as another worker has to be sent it."""
-
-    # 0: nothing but the open.
-    revision: int = 0
-    sequence: Tokens = field(default_factory=lambda: as_tokens([]))
-    stable_tokens: int = 0
-    is_sealed: bool = False
-    hand_over: bool = False
-    # The last tokens of the sequence that are the answer's.
-    answer_tokens: int = 0
-
-    @property
-    def needs(self) -> tuple[Role, ...]:
-        """The roles of which a worker must be there before the session is placed again.
-
-        KV of an answer that waits for a decode worker would take memory for nothing.
-        """
-        is_resumed = self.answer_tokens > 0 and self.hand_over
-        return ("decode", "prefill") if is_resumed else ("prefill",)
 
 
 class PlacedPrefill:
@@ -61,7 +39,7 @@ class PlacedPrefill:
     def __init__(self, live: LiveSession) -> None:
         self._live = live
         self._workers = live.parts.workers
-        self._present = _Present()
+        self._present = PrefillState()
         self._lock = asyncio.Lock()
         self._is_closed = False
         self._given_up: Stream2LLMError | None = None
@@ -87,8 +65,8 @@ class PlacedPrefill:
 
     async def splice(self, revision: int, splice: Splice, *, stable_tokens: int = 0) -> None:
         """Changes the sequence; KV of its first `stable_tokens` may be offered."""
-        present = _Present(revision, splice.sequence, stable_tokens)
-        await self._write(present, lambda call: _splice(call, present, splice))
+        present = PrefillState(revision, splice.sequence, stable_tokens)
+        await self._write(present, splice)
 
     async def seal(
         self,
@@ -100,8 +78,10 @@ class PlacedPrefill:
         answer_tokens: int = 0,
     ) -> None:
         """Completes the sequence, whose last `answer_tokens` tokens are the answer so far."""
-        present = _Present(revision, splice.sequence, stable_tokens, True, hand_over, answer_tokens)
-        await self._write(present, lambda call: self._seal(call, present, splice))
+        present = PrefillState(
+            revision, splice.sequence, stable_tokens, True, hand_over, answer_tokens
+        )
+        await self._write(present, splice)
 
     async def receive(self) -> pb.PrefillSessionResponse:
         """Returns the next message of the worker that holds the session."""
@@ -212,15 +192,14 @@ class PlacedPrefill:
         is_ending = task is not None and task.cancelling() > 0
         return self._is_left(call) and not is_ending
 
-    async def _write(
-        self, present: _Present, write: Callable[[PrefillCall], Awaitable[None]]
-    ) -> None:
+    async def _write(self, present: PrefillState, splice: Splice) -> None:
+        """Sends a splice that leads to that state; the session moves if its worker has failed."""
         async with self._lock:
             if self._given_up is not None:
                 raise self._given_up
             self._present = present
             try:
-                await write(self._call)
+                await present.send(self._call, splice, self._live.ttft_left_ms)
             except Stream2LLMError as error:
                 await self._place_again(await _failure(self._call, error))
 
@@ -294,34 +273,12 @@ class PlacedPrefill:
                 live.share,
                 ttft_slo_ms=live.ttft_slo_ms,
             )
-            await self._send_all(call)
+            await self._present.send_all(call, live.ttft_left_ms)
         except BaseException:
             call.close()
             raise
         self._call = call
         live.placed(call.worker)
-
-    async def _send_all(self, call: PrefillCall) -> None:
-        present = self._present
-        everything = Splice(0, present.sequence, len(present.sequence), is_empty=False)
-        if present.is_sealed:
-            await self._seal(call, present, everything)
-        elif present.revision:
-            await _splice(call, present, everything)
-
-    async def _seal(self, call: PrefillCall, present: _Present, splice: Splice) -> None:
-        await call.seal(
-            present.revision,
-            splice,
-            hand_over=present.hand_over,
-            stable_tokens=present.stable_tokens,
-            ttft_left_ms=self._live.ttft_left_ms,
-            answer_tokens=present.answer_tokens,
-        )
-
-
-async def _splice(call: PrefillCall, present: _Present, splice: Splice) -> None:
-    await call.splice(present.revision, splice, stable_tokens=present.stable_tokens)
 
 
 async def _failure(call: PrefillCall, error: Stream2LLMError) -> Failure:
