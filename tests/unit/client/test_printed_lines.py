@@ -25,7 +25,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
 FILES = sorted([*ROOT.glob("stream2llm/cli/**/*.py"), *ROOT.glob("examples/**/*.py")])
 # `_shown` leaves text for a file as it is; JSON has escapes of its own; `describe` escapes.
-SAFE = {"for_terminal", "_shown", "dumps", "describe"}
+SAFE = {"for_terminal", "_shown", "dumps", "_as_json", "describe"}
 EVIL = "evil\x1b[2J\x9b2Jname"
 
 
@@ -35,7 +35,7 @@ def is_safe(node: ast.expr) -> bool:
         case ast.Constant():
             return True
         case ast.Call(func=ast.Name(name) | ast.Attribute(attr=name)):
-            return name in SAFE or (name == "_as_json")
+            return name in SAFE
         case ast.JoinedStr(parts):
             return all(map(is_safe, parts))
         case ast.FormattedValue(value):
