@@ -143,6 +143,19 @@ def check_engine_arguments(config: ClusterConfig) -> None:
     """Engine arguments exist and are not reserved; vLLM can parse its variables."""
     for role, part in config.worker_sections:
         _check_part(role, part)
+    check_grammar_backends(config)
+
+
+def check_grammar_backends(config: ClusterConfig) -> None:
+    """Prefill and decode constrain structured outputs by the same backend."""
+    key = "structured_outputs_config"
+    if config.prefill.engine.get(key) != config.decode.engine.get(key):
+        raise InvalidRequestError(
+            f"prefill.engine.{key} and decode.engine.{key} differ; an answer begins in the grammar"
+            " of the one and goes on in that of the other",
+            reason="BAD_ARGUMENT",
+            field=f"decode.engine.{key}",
+        )
 
 
 def check_environment() -> None:

@@ -309,7 +309,7 @@ def engine_args(
         own_args["worker_cls"] = "stream2llm.engine.cpu_worker.QuietCPUWorker"
     own_args |= {**spec.engine_args, **executor_args(spec.engine_args), **fixed_args}
     own_args["structured_outputs_config"] = _grammar_backend(
-        spec.role, own_args.get("structured_outputs_config", {})
+        spec.role, own_args.get("structured_outputs_config") or {}
     )
     try:
         return AsyncEngineArgs(

@@ -34,6 +34,12 @@ FIELD = "sampling.structured_output"
         StructuredOutput(grammar='root ::= "a"'),
         StructuredOutput(structural_tag="{}"),
         StructuredOutput(regex="é" * (MAX_CONSTRAINT_BYTES // 2)),
+        StructuredOutput(regex="[a-z]{1,1000000}" * 20),
+        StructuredOutput(regex="{1," + " " * 60_000),
+        StructuredOutput(
+            json_schema='{"maxLength": 1e400, "maxItems": NaN, "minItems": -5, "pattern": "a{3}"}'
+        ),
+        StructuredOutput(json_schema='{"properties": {"maxLength": {"type": "string"}}}'),
     ],
     ids=lambda output: str(codec.fields(output))[:30],
 )
@@ -63,9 +69,36 @@ def test_one_constraint_passes(output: StructuredOutput) -> None:
             ".choices",
             "has 72768 bytes",
         ),
+        (StructuredOutput(regex="a{1,1000}" * 21), ".regex", "add up to 21000, each counted up to"),
+        (StructuredOutput(regex="a{0002000,}" * 21), ".regex", "add up to 21000"),
+        (
+            StructuredOutput(regex="a{" + "9" * 9000 + "}" + "b{ 1000 }" * 20),
+            ".regex",
+            "up to 21000",
+        ),
+        (StructuredOutput(grammar="a ~ 3..1000 " * 21), ".grammar", "add up to 21000"),
+        (
+            StructuredOutput.from_json_schema({"anyOf": [{"maxLength": 5000}] * 21}),
+            ".json_schema",
+            "add up to 21000",
+        ),
+        (
+            StructuredOutput(
+                json_schema='{"p": ["a{1000}"], "max\\u004cength": 1}'.replace(
+                    "a{1000}", "a{1000}" * 20
+                )
+            ),
+            ".json_schema",
+            "add up to 20001",
+        ),
         (StructuredOutput(json_schema="{"), ".json_schema", "is not JSON: "),
         (StructuredOutput(json_schema="[]"), ".json_schema", "is not a JSON object"),
         (StructuredOutput(json_schema="[" * 60_000), ".json_schema", "is nested too deeply"),
+        (
+            StructuredOutput(json_schema='{"not": ' * 970 + "{}" + "}" * 970),
+            ".json_schema",
+            "is nested too deeply",
+        ),
         (StructuredOutput(structural_tag="true"), ".structural_tag", "is not a JSON object"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

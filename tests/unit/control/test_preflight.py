@@ -121,6 +121,14 @@ def test_engine_arguments_of_ours_are_refused() -> None:
         preflight.check_engine_arguments(a_config(decode={"engine": {"kv_transfer_config": {}}}))
 
 
+def test_two_grammar_backends_are_refused() -> None:
+    part = {"engine": {"structured_outputs_config": {"backend": "guidance"}}}
+    with pytest.raises(InvalidRequestError, match=r"structured_outputs_config differ") as raised:
+        preflight.check_engine_arguments(a_config(decode=part))
+    assert raised.value.field == "decode.engine.structured_outputs_config"
+    preflight.check_engine_arguments(a_config(prefill=part, decode=part))
+
+
 def test_cores_are_given_in_turn() -> None:
     assert [cores_of("auto", 0, i, (2, 5)) for i in range(3)] == ["2", "5", "2"]
     assert [cores_of("0-1;2-3", i, 9, ()) for i in range(2)] == ["0-1", "2-3"]
