@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 from fastapi import APIRouter
 
+from stream2llm.api.tls import ClientTls
 from stream2llm.gateway.server import Gateway
 from stream2llm.serving.gateway_spec import GatewaySpec
 from stream2llm.serving.worker_spec import ClusterView
@@ -45,13 +46,26 @@ class GatewayRing:
 
 @asynccontextmanager
 async def a_gateway(
-    model_path: Path, *more: APIRouter, max_message_bytes: int = 1 << 20, **options: Any
+    model_path: Path,
+    *more: APIRouter,
+    max_message_bytes: int = 1 << 20,
+    shown: ClientTls | None = None,
+    **options: Any,
 ) -> AsyncIterator[GatewayRing]:
-    """Everything started, and everything gone afterwards; `options` are the ring's."""
+    """Everything started, and everything gone afterwards; `options` are the ring's.
+
+    `shown` has the certificate that the gateway shows to the router.
+    """
     async with a_ring(model_path, **options) as ring:
         security = ring.router.spec.security
         spec = GatewaySpec(
-            "gateway-0", "127.0.0.1", 0, max_message_bytes=max_message_bytes, security=security
+            "gateway-0",
+            "127.0.0.1",
+            0,
+            max_message_bytes=max_message_bytes,
+            client_certificate=shown and Path(shown.certificate or ""),
+            client_key=shown and Path(shown.key or ""),
+            security=security,
         )
         gateway = Gateway(spec, None, *more)
         address = (await gateway.start()).http_address
