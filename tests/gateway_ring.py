@@ -49,6 +49,7 @@ async def a_gateway(
     *more: APIRouter,
     max_message_bytes: int = 1 << 20,
     has_lanes: bool = True,
+    web_folder: Path | None = None,
     **options: Any,
 ) -> AsyncIterator[GatewayRing]:
     """Everything started, and everything gone afterwards; `options` are the ring's."""
@@ -59,6 +60,7 @@ async def a_gateway(
             "127.0.0.1",
             0,
             str(model_path) if has_lanes else "",
+            web_folder=web_folder,
             max_message_bytes=max_message_bytes,
             security=security,
         )

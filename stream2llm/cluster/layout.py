@@ -169,6 +169,7 @@ def _gateways(
             host=part.host,
             port=_nth_port(part.port, index),
             model_path=str(model_path),
+            web_folder=part.web_folder,
             max_message_bytes=config.router.limits.max_message_bytes,
             drain_timeout_s=config.router.drain_timeout_s,
             client_certificate=part.client_certificate,

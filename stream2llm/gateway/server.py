@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import uvicorn
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry, ProcessCollector
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from stream2llm.api.errors import UnavailableError
@@ -68,7 +69,10 @@ class Gateway:
         self._lanes = LanesRoom(spec.model_path, clock) if spec.model_path else None
         if self._lanes is not None:
             more = (*more, lanes_routes(self._lanes))
-        limited = BodyLimit(create_app(parts, *more), spec.max_message_bytes)
+        app = create_app(parts, *more)
+        if spec.web_folder is not None:
+            app.mount("/web", StaticFiles(directory=spec.web_folder, html=True))
+        limited = BodyLimit(app, spec.max_message_bytes)
         self._in_flight = InFlight(limited, GatewayMetrics(self.registry))
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None

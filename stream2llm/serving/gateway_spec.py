@@ -21,6 +21,8 @@ class GatewaySpec:
     port: int
     # A directory with the model's tokenizer, for streamed context; empty: it is not served.
     model_path: str = ""
+    # Served under /web/.
+    web_folder: Path | None = None
     # Of a request's body, as of one message to a router.
     max_message_bytes: int = RouterLimits().max_message_bytes
     # How long a drain waits for requests under way.
