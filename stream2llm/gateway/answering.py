@@ -12,7 +12,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from stream2llm.api.errors import InternalError, Stream2LLMError
-from stream2llm.api.events import Accepted, Event
+from stream2llm.api.events import Accepted, Answer, Event
+from stream2llm.client.recovery import is_loss
 from stream2llm.client.stream import Gathered
 from stream2llm.gateway.forms import Form
 from stream2llm.gateway.middleware import CLIENT_LEFT
@@ -23,7 +24,7 @@ Events = AsyncGenerator[Event, None]
 
 
 class ClientLeftError(Exception):
-    """The client has closed its connection: there is nobody to answer."""
+    """The client has closed its connection."""
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
@@ -46,16 +47,17 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
 async def respond(
     request: Request,
-    events: Events,
+    ask: Callable[[], Events],
     make_form: Callable[[Accepted], Form],
     *,
     streams: bool,
     headers: Mapping[str, str],
 ) -> Response:
-    """The response to a request whose answer `events` are; raises what refuses it.
+    """The response to a request whose answer `ask` begins; raises what refuses it.
 
     The router's refusals come before the first byte, so that they have a status of their own.
     """
+    events = ask()
     try:
         first = await while_connected(request, anext(events))
         if not isinstance(first, Accepted):
@@ -63,20 +65,30 @@ async def respond(
         form = make_form(first)
         if streams:
             return AnswerResponse(form, events, headers)
-        answer = await while_connected(request, _gathered(events))
+        whole = form.whole(await _whole_answer(request, events, ask))
     except BaseException:
         await events.aclose()
         raise
-    whole = form.whole(answer.answer())
     content = whole.model_dump_json(exclude_unset=True)
     return Response(content, media_type="application/json", headers=headers)
 
 
-async def _gathered(events: Events) -> Gathered:
+async def _whole_answer(request: Request, events: Events, ask: Callable[[], Events]) -> Answer:
+    """The answer; asked for once more where its router is lost, as nothing of it was sent."""
+    try:
+        return await while_connected(request, _gathered(events))
+    except Stream2LLMError as error:
+        if not is_loss(error):
+            raise
+        _log.warning("answer_lost reason=%s (it is asked for again)", error.reason)
+        return await while_connected(request, _gathered(ask()))
+
+
+async def _gathered(events: Events) -> Answer:
     gathered = Gathered()
     async for event in events:
         gathered.add(event)
-    return gathered
+    return gathered.answer()
 
 
 async def _left(request: Request) -> None:
@@ -119,6 +131,6 @@ async def _pieces(form: Form, events: Events) -> AsyncGenerator[str, None]:
             yield piece
 
 
-def nobody() -> Response:
-    """The response that a client which has left does not get."""
+def unsent() -> Response:
+    """The response to a client that has left: only its status counts, in the metrics."""
     return Response(status_code=CLIENT_LEFT)

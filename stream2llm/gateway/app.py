@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
@@ -21,7 +22,7 @@ from stream2llm.api.errors import (
     Stream2LLMError,
 )
 from stream2llm.api.events import Accepted
-from stream2llm.gateway.answering import ClientLeftError, Events, nobody, respond
+from stream2llm.gateway.answering import ClientLeftError, Events, respond, unsent
 from stream2llm.gateway.calls import metadata_of, presented_by
 from stream2llm.gateway.chat import ChatForm
 from stream2llm.gateway.completions import CompletionForm
@@ -41,6 +42,7 @@ from stream2llm.security.principal import Scope
 from stream2llm.serving.clock import Clock
 
 R = TypeVar("R", bound=AnswerRequest)
+_NOT_SERVED = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def create_app(parts: GatewayParts, *more: APIRouter) -> FastAPI:
     app.add_exception_handler(Stream2LLMError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _not_served)
-    app.add_exception_handler(ClientLeftError, lambda _request, _error: nobody())
+    app.add_exception_handler(ClientLeftError, lambda _request, _error: unsent())
     app.add_exception_handler(Exception, _failed)
     for routes in (*more, _answers(parts), _models(parts), _operations(parts)):
         app.include_router(routes)
@@ -107,7 +109,7 @@ async def answer(
 
     return await respond(
         request,
-        _events(parts, request, body, answer_id),
+        lambda: _events(parts, request, body, answer_id),
         form,
         streams=bool(body.stream),
         # By this the routers' logs name the session, and OpenAI's clients the request.
@@ -206,10 +208,14 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 async def _not_served(request: Request, error: Exception) -> Response:
-    """No such route, or no such method."""
+    """No such route, no such method, or a body that the framework cannot read."""
     assert isinstance(error, HTTPException)
-    missing = NotFoundError(f"{request.method} {request.url.path} is not served here")
-    response = error_response(missing)
+    what = f"{request.method} {request.url.path}"
+    response = error_response(
+        NotFoundError(f"{what} is not served here")
+        if error.status_code in _NOT_SERVED
+        else InvalidRequestError(f"{what}: {error.detail}")
+    )
     response.status_code = error.status_code
     response.headers.update(error.headers or {})
     return response

@@ -7,9 +7,10 @@ handler, whose session would go on.
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stream2llm.api.errors import (
@@ -27,9 +28,11 @@ CLIENT_LEFT = 499
 BODY_LIMIT_S = 60.0
 
 
-def error_response(error: Stream2LLMError, names: dict[str, str] | None = None) -> JSONResponse:
+def error_response(error: Stream2LLMError, names: dict[str, str] | None = None) -> Response:
     """The response to a request that is refused."""
-    return JSONResponse(body_of(error, names or {}), answered(error).status, headers_of(error))
+    # In ASCII: a parameter's name may be half of a surrogate pair, which UTF-8 cannot carry.
+    content = json.dumps(body_of(error, names or {}))
+    return Response(content, answered(error).status, headers_of(error), "application/json")
 
 
 class InFlight:

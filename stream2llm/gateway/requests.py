@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.requests import Content
@@ -184,6 +185,12 @@ class ResponsesRequest(AnswerRequest):
     # Sent back as they are.
     metadata: dict[str, str] | None = None
     user: str | None = None
+
+    @field_validator("metadata", "user")
+    @classmethod
+    def _can_be_sent_back(cls, given: Any) -> Any:
+        json.dumps(given, ensure_ascii=False).encode()  # a ValueError for half of a surrogate pair
+        return given
 
     @property
     def includes_logprobs(self) -> bool:

@@ -105,7 +105,7 @@ async def test_a_trusted_proxy_of_this_machine_names_the_tenant(make_gateway: Ma
             assert response.status == HTTPStatus.UNAUTHORIZED
 
 
-async def test_the_header_of_anybody_else_does_not_count(
+async def test_the_header_of_other_peers_does_not_count(
     make_gateway: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A caller from another machine: the router sees only the gateway, which is on its own."""

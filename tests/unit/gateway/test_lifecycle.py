@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -18,7 +19,7 @@ from openai import AsyncOpenAI
 from stream2llm.api.errors import InternalError
 from stream2llm.gateway.connections import MAX_HEAD_BYTES, BoundedProtocol
 from tests.gateway_ring import GatewayRing
-from tests.router_ring import soon
+from tests.router_ring import a_ring, soon
 
 pytestmark = pytest.mark.unit
 
@@ -126,7 +127,29 @@ async def test_answers_go_on_at_the_router_that_they_began_at(
     assert (await sdk.chat.completions.create(**CHAT)).choices[0].finish_reason == "stop"
 
 
-async def test_health_says_whether_there_is_somebody_to_answer(
+async def test_a_whole_answer_survives_the_loss_of_its_router(
+    gateway: GatewayRing, tiny_model: Path, sdk: AsyncOpenAI
+) -> None:
+    expected = (await sdk.chat.completions.create(**CHAT)).choices[0].message.content
+    async with a_ring(tiny_model) as other:
+        rings = (gateway.ring, other)
+        for ring in rings:
+            ring.prefill.session_came.clear()
+            ring.prefill.may_sample.clear()
+        gateway.show(*(ring.address.grpc_address for ring in rings))
+        asked = asyncio.create_task(sdk.chat.completions.create(**CHAT))
+        came = [asyncio.create_task(ring.prefill.session_came.wait()) for ring in rings]
+        await soon(asyncio.wait(came, return_when=asyncio.FIRST_COMPLETED))
+        lost = next(ring for ring in rings if ring.prefill.session_came.is_set())
+        await soon(lost.record.sealed.wait())
+        await lost.lose_router()
+        for ring in rings:
+            ring.prefill.may_sample.set()
+        assert (await soon(asked)).choices[0].message.content == expected
+        await asyncio.gather(*came)
+
+
+async def test_health_says_whether_requests_can_be_answered(
     gateway: GatewayRing, http: aiohttp.ClientSession
 ) -> None:
     for routers, status in (((), 503), ((gateway.ring.address.grpc_address,), 200)):

@@ -164,11 +164,27 @@ async def test_several_prompts_are_refused(http: aiohttp.ClientSession) -> None:
 
 
 async def test_what_is_no_json_is_refused(http: aiohttp.ClientSession) -> None:
-    for body in (b"{", b"", b"\xff\xfe", b"[1]", b'"text"'):
+    for body in (b"{", b"", b"\xff\xfe", b"[1]", b'"text"', b"[" * 100_000):
         headers = {"Content-Type": "application/json"}
         async with http.post("/v1/chat/completions", data=body, headers=headers) as response:
             assert response.status == HTTPStatus.BAD_REQUEST
             assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
+async def test_half_a_surrogate_pair_is_refused_wherever_it_stands(
+    http: aiohttp.ClientSession,
+) -> None:
+    half = "\ud800"
+    for body in (
+        {**CHAT, half: 1},
+        {**CHAT, "messages": [{"role": "user", "content": half}]},
+        {**CHAT, "messages": [{"role": half, "content": "hello"}]},
+        {**CHAT, "model": half},
+        {**CHAT, "stop": half},
+    ):
+        await refusal(http, "/v1/chat/completions", body)
+    for more in ({"input": half}, {"instructions": half}, {"metadata": {"a": half}}):
+        await refusal(http, "/v1/responses", {**ROUTES["/v1/responses"], **more})
 
 
 async def test_an_unknown_path_and_a_wrong_method(http: aiohttp.ClientSession) -> None:

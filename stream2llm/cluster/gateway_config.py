@@ -1,0 +1,37 @@
+"""The section `gateway` of the configuration file."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from stream2llm.serving.frozen_model import FrozenModel
+from stream2llm.serving.placement import Placement
+from stream2llm.serving.security_options import NodeFile
+
+
+class GatewayConfig(FrozenModel):
+    """The gateways, which serve OpenAI's HTTP API in front of the routers."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Number of gateways."""
+    host: str = "127.0.0.1"
+    """Address that gateways listen on. "auto": that of the node that Ray places the gateway on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """HTTP port of the first gateway, its metrics included; the others take the following ports.
+    0: any free."""
+    placement: Placement = Placement()
+    """The nodes that Ray may place gateways on."""
+    web_folder: NodeFile | None = None
+    """Directory with pages that gateways serve under `/web/`, without credentials, such as
+    `examples/web`. Null: none."""
+    client_certificate: NodeFile | None = None
+    """PEM file with the certificate that gateways show to routers where `security.tls.client_ca` is
+    set, which has to have signed it."""
+    client_key: NodeFile | None = None
+    """PEM file with its private key, without a password."""
+
+    @model_validator(mode="after")
+    def _has_both_files(self) -> GatewayConfig:
+        if (self.client_certificate is None) is not (self.client_key is None):
+            raise ValueError("client_certificate and client_key are needed together")
+        return self
