@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 from fastapi import APIRouter
 
+from stream2llm.api.tls import ClientTls
 from stream2llm.gateway.server import Gateway
 from stream2llm.serving.gateway_spec import GatewaySpec
 from stream2llm.serving.worker_spec import ClusterView
@@ -50,9 +51,13 @@ async def a_gateway(
     max_message_bytes: int = 1 << 20,
     has_lanes: bool = True,
     web_folder: Path | None = None,
+    shown: ClientTls | None = None,
     **options: Any,
 ) -> AsyncIterator[GatewayRing]:
-    """Everything started, and everything gone afterwards; `options` are the ring's."""
+    """Everything started, and everything gone afterwards; `options` are the ring's.
+
+    `shown` has the certificate that the gateway shows to the router.
+    """
     async with a_ring(model_path, **options) as ring:
         security = ring.router.spec.security
         spec = GatewaySpec(
@@ -62,6 +67,8 @@ async def a_gateway(
             str(model_path) if has_lanes else "",
             web_folder=web_folder,
             max_message_bytes=max_message_bytes,
+            client_certificate=shown and Path(shown.certificate or ""),
+            client_key=shown and Path(shown.key or ""),
             security=security,
         )
         gateway = Gateway(spec, None, *more)

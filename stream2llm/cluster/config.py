@@ -225,8 +225,9 @@ class ClusterConfig(FrozenModel):
     @model_validator(mode="after")
     def _routers_accept_their_gateways(self) -> ClusterConfig:
         tls = self.security.tls
-        needs_one = self.gateway is not None and tls is not None and tls.client_ca is not None
-        if needs_one and self.gateway and self.gateway.client_certificate is None:
+        if self.gateway is None or tls is None or tls.client_ca is None:
+            return self
+        if self.gateway.client_certificate is None:
             raise ValueError(
                 "routers accept only clients with a certificate (security.tls.client_ca): give"
                 " gateway.client_certificate and gateway.client_key"

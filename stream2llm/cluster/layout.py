@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.config import ClusterConfig, WorkerConfig
+from stream2llm.cluster.gateway_config import GatewayConfig
 from stream2llm.serving.gateway_spec import GatewaySpec
 from stream2llm.serving.launch import Launch, cores_of
 from stream2llm.serving.router_spec import RouterSpec
@@ -66,7 +67,12 @@ def lay_out(
     ]
     prefill = _workers(config, "prefill", model_path, environment, factories.prefill, 0)
     decode = _workers(config, "decode", model_path, environment, factories.decode, len(prefill))
-    gateways = _gateways(config, model_path, dict(environment), factories.gateway)
+    gateways = [
+        _gateway(config, part, index, model_path, dict(environment), factories.gateway)
+        for part in (config.gateway,)
+        if part is not None
+        for index in range(part.replicas)
+    ]
     launches = (*routers, *gateways, *prefill, *decode)
     drain_timeout_s = config.router.drain_timeout_s
     return tuple(
@@ -158,30 +164,32 @@ def _router(
     )  # fmt: skip
 
 
-def _gateways(
-    config: ClusterConfig, model_path: Path, environment: dict[str, str], factory: str
-) -> Iterator[Launch]:
-    part = config.gateway
-    for index in range(part.replicas if part is not None else 0):
-        assert part is not None
-        spec = GatewaySpec(
-            gateway_id=f"gateway-{index}",
-            host=part.host,
-            port=_nth_port(part.port, index),
-            model_path=str(model_path),
-            web_folder=part.web_folder,
-            max_message_bytes=config.router.limits.max_message_bytes,
-            drain_timeout_s=config.router.drain_timeout_s,
-            client_certificate=part.client_certificate,
-            client_key=part.client_key,
-            security=config.security,
-            observability=config.observability,
-        )
-        yield Launch(
-            name=spec.gateway_id, role="gateway", factory=factory, spec=spec, cpu_bind=None,
-            core_index=0, num_cpus=ROUTER_CPUS, num_gpus=0, start_timeout_s=120.0,
-            environment=environment, placement=part.placement,
-        )  # fmt: skip
+def _gateway(
+    config: ClusterConfig,
+    part: GatewayConfig,
+    index: int,
+    model_path: Path,
+    environment: dict[str, str],
+    factory: str,
+) -> Launch:
+    spec = GatewaySpec(
+        gateway_id=f"gateway-{index}",
+        host=part.host,
+        port=_nth_port(part.port, index),
+        model_path=str(model_path),
+        web_folder=part.web_folder,
+        max_message_bytes=config.router.limits.max_message_bytes,
+        drain_timeout_s=config.router.drain_timeout_s,
+        client_certificate=part.client_certificate,
+        client_key=part.client_key,
+        security=config.security,
+        observability=config.observability,
+    )
+    return Launch(
+        name=spec.gateway_id, role="gateway", factory=factory, spec=spec, cpu_bind=None,
+        core_index=0, num_cpus=ROUTER_CPUS, num_gpus=0, start_timeout_s=120.0,
+        environment=environment, placement=part.placement,
+    )  # fmt: skip
 
 
 def _workers(

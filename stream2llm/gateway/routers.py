@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from stream2llm.api.errors import UnavailableError
 from stream2llm.client import AsyncClient
@@ -43,11 +44,17 @@ class RouterClients:
         self._present = _Used(self._make_client(view.routers)) if view.routers else None
         _log.info("routers_changed routers=%s", ",".join(view.routers) or "none")
 
-    def lease(self) -> ClientLease:
-        """A client for one request; raises UnavailableError while there is no router."""
-        if self._present is None:
+    @contextmanager
+    def lease(self) -> Iterator[AsyncClient]:
+        """A client that stays open meanwhile; raises UnavailableError while there is no router."""
+        used = self._present
+        if used is None:
             raise UnavailableError("no router can be used at present", reason="NO_ROUTER")
-        return ClientLease(self._present)
+        used.enter()
+        try:
+            yield used.client
+        finally:
+            used.leave()
 
     async def close(self) -> None:
         """Closes all channels, and ends what still runs on them."""
@@ -84,17 +91,3 @@ class _Used:
     async def _close(self, on_closed: Callable[[_Used], None]) -> None:
         await self.client.close()
         on_closed(self)
-
-
-class ClientLease:
-    """A client that stays open while the lease is held: `with lease as client`."""
-
-    def __init__(self, used: _Used) -> None:
-        self._used = used
-
-    def __enter__(self) -> AsyncClient:
-        self._used.enter()
-        return self._used.client
-
-    def __exit__(self, *_: object) -> None:
-        self._used.leave()

@@ -16,7 +16,7 @@ from stream2llm.cluster.adoption import (
     restored,
     restored_view,
 )
-from stream2llm.serving.launch import RouterStarted
+from stream2llm.serving.launch import GatewayStarted, RouterStarted
 from stream2llm.serving.worker_spec import WorkerAddress
 
 pytestmark = pytest.mark.unit
@@ -70,6 +70,17 @@ def test_what_is_alive_goes_on_as_it_was() -> None:
     view = restored_view(fleet, saved, 2)
     assert [w.worker_id for w in view.workers] == ["prefill-0", "prefill-1", "decode-0"]
     assert view.version == VIEWS_A_CONTROLLER
+
+
+def test_a_gateway_goes_on_with_the_routers_that_it_has() -> None:
+    saved, roles = a_running_cluster(), {**ROLES, "gateway-0": "gateway"}
+    fleet = sv.started(sv.begun(sv.new_fleet(roles), sv.Create("gateway-0")), "gateway-0")
+    saved = replace(saved, fleet={**saved.fleet, "gateway-0": fleet["gateway-0"]})
+    started = GatewayStarted("gateway-0", "gateway", "g:1", "g:1", ())
+    saved = replace(saved, addresses={**saved.addresses, "gateway-0": started})
+    living = {**LIVING, "gateway-0": 1}
+    assert restored(roles, saved, living) == saved.fleet
+    assert restored_view(saved.fleet, saved, 2).routers == ("r:1",)
 
 
 @pytest.mark.parametrize("name", ["router-0", "prefill-0", "decode-0"])

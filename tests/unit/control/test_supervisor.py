@@ -12,7 +12,7 @@ import pytest
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.supervision import events as fleet_events
 from stream2llm.cluster.supervisor import Settings, Supervisor
-from stream2llm.serving.launch import RouterStarted, StartOutcome
+from stream2llm.serving.launch import GatewayStarted, RouterStarted, StartOutcome
 from stream2llm.serving.loss import Cause, Loss
 from stream2llm.serving.replica_status import ReplicaStatus, RouterStatus
 from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerStatus
@@ -31,6 +31,7 @@ class FakeHosts:
         self.outcomes: dict[str, list[StartOutcome]] = {}
         self.deaths: dict[str, asyncio.Future[Loss]] = {}
         self.views: list[ClusterView] = []
+        self.views_of: dict[str, list[ClusterView]] = {}
         self.cleaned: list[str] = []
         self.connections: list[tuple[str, str]] = []
         self.refusals = 0
@@ -99,8 +100,9 @@ class FakeHosts:
             is_draining=name in self.draining,
         )
 
-    async def push_view(self, router: str, view: ClusterView) -> None:
+    async def push_view(self, name: str, view: ClusterView) -> None:
         self.views.append(view)
+        self.views_of.setdefault(name, []).append(view)
         self.log.append(f"view {' '.join(w.worker_id for w in view.workers)}")
 
     async def drain(self, name: str, timeout_s: float) -> None:
@@ -132,7 +134,9 @@ class FakeHosts:
 def an_outcome(name: str, incarnation: int = 1) -> StartOutcome:
     role = name.split("-")[0]
     if role == "router":
-        return StartOutcome(RouterStarted(name, role, "r:1", "r:2", ()))
+        return StartOutcome(RouterStarted(name, role, f"r:{incarnation}", "r:2", ()))
+    if role == "gateway":
+        return StartOutcome(GatewayStarted(name, role, "g:1", "g:1", ()))
     port = f"w:{incarnation}"
     return StartOutcome(WorkerAddress(name, role, port, port, (), 1024, 10, 32))
 
@@ -166,6 +170,30 @@ async def test_everything_comes_up_connected_and_the_router_knows() -> None:
         assert hosts.connections == [("decode-0", "prefill-0")]
         assert [w.worker_id for w in supervisor.view.workers] == ["prefill-0", "decode-0"]
     assert hosts.views[-1] == supervisor.view
+
+
+async def test_a_gateway_gets_the_routers_that_can_be_used() -> None:
+    hosts, roles = FakeHosts(), {**ROLES, "gateway-0": "gateway"}
+    async with running(hosts, roles=roles) as supervisor:
+        await until_ready(supervisor)
+        assert supervisor.view.routers == ("r:1",)
+        assert hosts.views_of["gateway-0"][-1] == hosts.views_of["router-0"][-1] == supervisor.view
+        seen = supervisor.num_events
+        hosts.deaths["router-0"].set_result(KILLED)
+        await until_ready(supervisor, seen)
+        of_gateway = [view.routers for view in hosts.views_of["gateway-0"]]
+        assert of_gateway[-2:] == [(), ("r:2",)]
+        hosts.deaths["gateway-0"].set_result(KILLED)
+        await until_ready(supervisor, supervisor.num_events)
+        assert hosts.cleaned == ["router-0", "gateway-0"]
+        assert hosts.views_of["gateway-0"][-1] == supervisor.view
+
+
+async def test_without_a_gateway_a_view_has_no_routers() -> None:
+    hosts = FakeHosts()
+    async with running(hosts) as supervisor:
+        await until_ready(supervisor)
+        assert supervisor.view.routers == ()
 
 
 @pytest.mark.parametrize("name", ["prefill-0", "decode-0"])

@@ -8,11 +8,13 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 from openai import AsyncOpenAI
 
 from stream2llm.api.call_metadata import TTFT_SLO_NAMES
+from stream2llm.api.tls import http_context
 from stream2llm.security.principal import Scope
 from stream2llm.serving.security_options import AuthOptions, ProxyOptions, SecurityOptions
 from stream2llm.serving.tenant_options import TenantOptions, TenantsOptions
@@ -142,3 +144,20 @@ async def test_https_with_the_cluster_s_certificates(
     trusting = ssl.create_default_context(cafile=str(security.tls.ca))
     async with gateway.http() as http, http.post(CHAT_PATH, json=CHAT, ssl=trusting) as response:
         assert response.status == HTTPStatus.OK
+
+
+async def test_where_clients_show_certificates_the_gateway_shows_one_too(
+    make_gateway: Make, authority: Authority, tmp_path: Path
+) -> None:
+    clients = Authority()
+    security = authority.security(tmp_path / "tls", clients)
+    assert security.tls is not None
+    client = clients.client(tmp_path / "client", security.tls.ca)
+    gateway: GatewayRing = await make_gateway(security=security, shown=client)
+    async with gateway.http() as http:
+        own = http_context(client)
+        async with http.post(CHAT_PATH, json=CHAT, ssl=own) as response:
+            assert response.status == HTTPStatus.OK
+        without = ssl.create_default_context(cafile=str(security.tls.ca))
+        with pytest.raises(aiohttp.ClientError):
+            await http.post(CHAT_PATH, json=CHAT, ssl=without)
