@@ -50,6 +50,7 @@ async def a_gateway(
     *more: APIRouter,
     max_message_bytes: int = 1 << 20,
     has_lanes: bool = True,
+    web_folder: Path | None = None,
     shown: ClientTls | None = None,
     **options: Any,
 ) -> AsyncIterator[GatewayRing]:
@@ -64,6 +65,7 @@ async def a_gateway(
             "127.0.0.1",
             0,
             str(model_path) if has_lanes else "",
+            web_folder=web_folder,
             max_message_bytes=max_message_bytes,
             client_certificate=shown and Path(shown.certificate or ""),
             client_key=shown and Path(shown.key or ""),

@@ -21,6 +21,9 @@ class GatewayConfig(FrozenModel):
     0: any free."""
     placement: Placement = Placement()
     """The nodes that Ray may place gateways on."""
+    web_folder: NodeFile | None = None
+    """Directory with pages that gateways serve under `/web/`, without credentials, such as
+    `examples/web`. Null: none."""
     client_certificate: NodeFile | None = None
     """PEM file with the certificate that gateways show to routers where `security.tls.client_ca` is
     set, which has to have signed it."""

@@ -69,7 +69,7 @@ def lay_out(
     prefill = _workers(config, "prefill", model_path, environment, factories.prefill, 0)
     decode = _workers(config, "decode", model_path, environment, factories.decode, len(prefill))
     gateways = [
-        _gateway(config, part, model_path, index, dict(environment), factories.gateway)
+        _gateway(config, part, index, model_path, dict(environment), factories.gateway)
         for part in (config.gateway,)
         if part is not None
         for index in range(part.replicas)
@@ -161,8 +161,8 @@ def _router(
 def _gateway(
     config: ClusterConfig,
     part: GatewayConfig,
-    model_path: Path | None,
     index: int,
+    model_path: Path | None,
     environment: dict[str, str],
     factory: str,
 ) -> Launch:
@@ -172,6 +172,7 @@ def _gateway(
         port=_nth_port(part.port, index),
         model_path=str(model_path or ""),
         model=config.model,
+        web_folder=part.web_folder,
         max_message_bytes=config.router.limits.max_message_bytes,
         drain_timeout_s=config.router.drain_timeout_s,
         client_certificate=part.client_certificate,

@@ -23,6 +23,8 @@ class GatewaySpec:
     model_path: str = ""
     # As the configuration names it, where the node of the gateway finds the model itself.
     model: str = ""
+    # Served under /web/.
+    web_folder: Path | None = None
     # Of a request's body, as of one message to a router.
     max_message_bytes: int = RouterLimits().max_message_bytes
     # How long a drain waits for requests under way.

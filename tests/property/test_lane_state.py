@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from stream2llm.api.errors import InvalidRequestError, OverloadedError
 from stream2llm.api.requests import ChatMessage
-from stream2llm.gateway.lanes.conversation import Given
+from stream2llm.gateway.lanes.conversation import Given, SlotDocument
 from stream2llm.gateway.lanes.state import Kind, LaneLimits, Lanes, Step
 
 pytestmark = pytest.mark.property
@@ -75,7 +75,9 @@ def test_lanes_do_what_their_model_does(requests: list[tuple[str, int | None, bo
         step = taken(lanes, lane, previous, turn(text))
         assert lanes == before
         if isinstance(step, OverloadedError):
-            is_full = lanes.num_chars + len(text) > LIMITS.max_chars
+            begins = previous is None or model.lane_of(previous) != lane
+            freed = lanes.lines[lane].num_chars if begins and lane in lanes.lines else 0
+            is_full = lanes.num_chars - freed + len(text) > LIMITS.max_chars
             assert is_full or (lane not in lanes.lines and len(lanes.lines) == LIMITS.max_lanes)
             continue
         if isinstance(step, InvalidRequestError):
@@ -99,3 +101,40 @@ def test_lanes_do_what_their_model_does(requests: list[tuple[str, int | None, bo
     assert lanes.num_chars <= LIMITS.max_chars + sum(len(f"a{n}") for n in range(len(requests)))
     for line in lanes.lines.values():
         assert len(line.responses) <= LIMITS.max_responses
+
+
+def documents(*given: tuple[str, str | None]) -> Given:
+    return Given(documents=tuple(SlotDocument(name, text) for name, text in given))
+
+
+def test_documents_are_named_where_they_were_sent() -> None:
+    lanes = Lanes()
+    lanes = lanes.committed(lanes.step("a", None, documents(("d", "text"))), "r1", None)
+    lanes = lanes.committed(lanes.step("b", "r1", turn("fork")), "r2", None)
+    for lane, previous in (("a", "r1"), ("b", "r2"), ("c", "r1")):
+        step = lanes.step(lane, previous, documents(("d", None)))
+        assert step.conversation.documents[-1] == SlotDocument("d", "text")
+    with pytest.raises(InvalidRequestError, match="has not been sent"):
+        lanes.step("a", None, documents(("d", None)))
+
+
+def test_a_lane_that_begins_anew_makes_room() -> None:
+    lanes = Lanes(LaneLimits(max_chars=10))
+    lanes = lanes.committed(lanes.step("a", None, documents(("d", "1234"))), "r1", None)
+    with pytest.raises(OverloadedError):
+        lanes.step("a", "r1", turn("12345"))
+    lanes.step("a", None, turn("1234567890"))
+
+
+def test_a_stored_response_begins_a_line_with_all_that_it_has() -> None:
+    origin = Lanes()
+    origin = origin.committed(origin.step("a", None, documents(("d", "text"))), "r1", None)
+    stored = origin.find("r1")
+    lanes = Lanes()
+    step = lanes.step("b", "r1", documents(("d", None)), stored)
+    assert step.kind is Kind.FORK
+    lanes = lanes.committed(step, "r2", None)
+    assert [each.id for each in lanes.lines["b"].responses] == ["r2"]
+    assert lanes.num_chars >= len("text")
+    with pytest.raises(InvalidRequestError):
+        lanes.step("b", "r1", turn("again"))

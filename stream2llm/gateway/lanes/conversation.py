@@ -56,14 +56,13 @@ class Conversation:
     is_answered: bool = False
 
     def with_input(self, given: Given, known: Mapping[str, str]) -> Conversation:
-        """Adds what a request brings; `known` has the texts of documents sent before, by id.
+        """Adds what a request brings; `known` has the texts of documents sent so far, by id.
 
         Raises InvalidRequestError for a document that is not known.
         """
         slot = given.slot if given.slot is not None else self.slot
         if slot is None and given.documents:
             slot = DEFAULT_CONTEXT_SLOT
-        known = texts_by_id(known, given.documents)
         documents = tuple(_resolved(each, known) for each in given.documents)
         return replace(
             self,

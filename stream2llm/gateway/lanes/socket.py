@@ -50,6 +50,7 @@ class ResponsesSocket:
         self._sending = asyncio.Lock()
         self._reading: asyncio.Timeout | None = None
         self._is_draining = False
+        self._has_left = False
 
     def drain(self) -> None:
         """Takes no more requests, and closes after those that were taken."""
@@ -92,6 +93,7 @@ class ResponsesSocket:
         """The next message; None when the client has left."""
         message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
+            self._has_left = True
             return None
         text: str | None = message.get("text")
         return message["bytes"].decode(errors="replace") if text is None else text
@@ -141,6 +143,8 @@ class ResponsesSocket:
 
     async def _send(self, text: str) -> None:
         async with self._sending:
+            if self._has_left:
+                raise WebSocketDisconnect
             await self._socket.send_text(text)
 
 

@@ -79,6 +79,13 @@ class Step:
     # With what the request brings.
     conversation: Conversation
     given: Given
+    # Documents that can be named in the lane from then on, by id.
+    documents: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def begins_line(self) -> bool:
+        """Whether the lane's responses before it are forgotten, all of them."""
+        return self.kind in (Kind.OPEN, Kind.FORK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +113,13 @@ class Lanes:
         """
         if lane not in self.lines and len(self.lines) >= self.limits.max_lanes:
             raise _too_many(f"{self.limits.max_lanes} lanes are in use", "TOO_MANY_LANES")
-        if self.num_chars + given.num_chars > self.limits.max_chars:
-            raise _too_many(
-                f"conversations have more than {self.limits.max_chars} characters",
-                "STATE_TOO_LARGE",
-            )
         kind, base = self._continued(lane, previous_id, stored)
-        source = lane if base is None else self.lane_of(base.id) or lane
-        known = {**self._line(source).documents, **self._line(lane).documents}
         before = Conversation() if base is None else base.conversation
-        return Step(lane, kind, base, before.with_input(given, known), given)
+        known = {} if base is None else self._documents_at(base)
+        documents = texts_by_id(known, given.documents)
+        step = Step(lane, kind, base, before.with_input(given, documents), given, documents)
+        self._check_size(step)
+        return step
 
     def committed(
         self,
@@ -130,11 +134,10 @@ class Lanes:
             conversation = conversation.with_answer(answer)
             num_chars += len(answer)
         kept = self._kept_before(step)
-        if step.kind is Kind.FORK and step.base is not None:
+        if step.begins_line and step.base is not None:
             num_chars += _size(step.base.conversation)
         newest = Kept(response_id, conversation, num_chars, layout)
-        documents = texts_by_id(self._line(step.lane).documents, step.given.documents)
-        line = Line(self._bounded((*kept, newest)), documents)
+        line = Line(self._bounded((*kept, newest)), step.documents)
         return replace(self, lines={**self.lines, step.lane: line})
 
     def find(self, response_id: str) -> Kept | None:
@@ -158,6 +161,20 @@ class Lanes:
         """The lanes after one was closed."""
         return replace(self, lines={k: line for k, line in self.lines.items() if k != lane})
 
+    def _documents_at(self, base: Kept) -> Mapping[str, str]:
+        """Documents that can be named where a response is continued, by id."""
+        source = self.lane_of(base.id)
+        sent = {} if source is None else self._line(source).documents
+        return {**texts_by_id({}, base.conversation.documents), **sent}
+
+    def _check_size(self, step: Step) -> None:
+        freed = self._line(step.lane).num_chars if step.begins_line else 0
+        if self.num_chars - freed + step.given.num_chars > self.limits.max_chars:
+            raise _too_many(
+                f"conversations have more than {self.limits.max_chars} characters",
+                "STATE_TOO_LARGE",
+            )
+
     def _line(self, lane: LaneName) -> Line:
         return self.lines.get(lane, Line())
 
@@ -177,7 +194,7 @@ class Lanes:
 
     def _kept_before(self, step: Step) -> tuple[Kept, ...]:
         """The lane's responses up to the one that is continued."""
-        if step.kind in (Kind.OPEN, Kind.FORK) or step.base is None:
+        if step.begins_line or step.base is None:
             return ()
         responses = self._line(step.lane).responses
         ids = [each.id for each in responses]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -193,6 +194,13 @@ async def test_a_response_can_be_cancelled(gateway: GatewayRing, client: LaneCli
     await soon(gateway.ring.record.ended.wait())
     prefill.may_sample.set()
     await client.answer(previous_response_id=first.id, **FEW)
+
+
+async def test_small_events_do_not_wait_for_each_other(gateway: GatewayRing) -> None:
+    """Nagle's algorithm would hold the second one back until the first is acknowledged."""
+    (server,) = gateway.gateway._server.servers
+    (listener,) = server.sockets
+    assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_the_client_that_leaves_ends_its_sessions(
