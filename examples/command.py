@@ -28,11 +28,15 @@ ASK_TIMEOUT_S = 900.0
 
 AddressOption = Annotated[
     str | None,
-    typer.Option(help="HOST:PORT of a running cluster's router; by default one is started."),
+    typer.Option(
+        "--address", help="HOST:PORT of a running cluster's router; by default one is started."
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option(help="Configuration of the cluster to start; by default that of `up`."),
+    typer.Option(
+        "--config", help="Configuration of the cluster to start; by default that of `up`."
+    ),
 ]
 Say = Callable[[str], None]
 

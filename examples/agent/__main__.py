@@ -16,7 +16,9 @@ def main(
     ] = None,
     address: AddressOption = None,
     config: ConfigOption = None,
-    delay_s: Annotated[float, typer.Option(min=0, help="Mean time that a tool takes.")] = 1.5,
+    delay_s: Annotated[
+        float, typer.Option("--delay-s", min=0, help="Mean time that a tool takes.")
+    ] = 1.5,
 ) -> None:
     """Answer questions turn after turn with tools that run side by side.
 

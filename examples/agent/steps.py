@@ -37,7 +37,11 @@ class Turn:
 
 
 class Agent:
-    """Keeps the conversation; each turn's session begins with all of it."""
+    """Keeps the conversation; each turn's session begins with all of it.
+
+    As documents and not as messages: documents are tokenized one by one, so that a turn has the
+    tokens that the turn before left in the prefix cache.
+    """
 
     def __init__(self, client: AsyncClient, mean_delay_s: float, say: Say, seed: int = 0) -> None:
         """`mean_delay_s` is how long a tool takes on average, as if it asked another machine."""
@@ -45,20 +49,21 @@ class Agent:
         self._mean_delay_s = mean_delay_s
         self._say = say
         self._rng = random.Random(seed)
-        self._messages = [ChatMessage("system", SYSTEM)]
+        self._so_far: list[str] = []
 
     async def ask(self, question: str) -> Turn:
         """Runs the tools side by side, appends each result when it comes, and answers."""
         self._say(f"\n{question}")
         found: list[str] = []
-        asked = ChatMessage("user", f"{SLOT}{question}")
-        async with self._client.session(chat=[*self._messages, asked], sampling=GREEDY) as session:
+        chat = [ChatMessage("system", SYSTEM), ChatMessage("user", f"{SLOT}Question: {question}")]
+        async with self._client.session(chat=chat, sampling=GREEDY) as session:
+            if self._so_far:
+                await session.append(*self._so_far)
             await append_from(session, *(self._run(call, found) for call in calls_for(question)))
             answer = await session.answer()
         text = answer.text.strip()
-        # With the results in the order in which they came: what is cached of this turn.
-        said = ChatMessage("user", "".join(found) + question)
-        self._messages += [said, ChatMessage("assistant", text)]
+        # With the results in the order in which they came.
+        self._so_far += [*found, f"Question: {question}\nAnswer: {text}\n\n"]
         finished = answer.finished
         turn = Turn(
             question, text, len(found), finished.timings.ttft_from_seal_s,

@@ -12,9 +12,13 @@ from examples.command import AddressOption, ConfigOption, ask_a_cluster, say
 def main(
     address: AddressOption = None,
     config: ConfigOption = None,
-    pages: Annotated[int, typer.Option(min=1, help="Most pages to fetch.")] = 10,
-    at_once: Annotated[int, typer.Option(min=1, help="Pages that are fetched at a time.")] = 3,
-    delay_s: Annotated[float, typer.Option(min=0, help="Mean time the site takes a page.")] = 1.5,
+    pages: Annotated[int, typer.Option("--pages", min=1, help="Most pages to fetch.")] = 10,
+    at_once: Annotated[
+        int, typer.Option("--at-once", min=1, help="Pages that are fetched at a time.")
+    ] = 3,
+    delay_s: Annotated[
+        float, typer.Option("--delay-s", min=0, help="Mean time the site takes a page.")
+    ] = 1.5,
 ) -> None:
     """Crawl a site that this command serves, follow its links, and ask about the pages.
 

@@ -13,9 +13,11 @@ from examples.command import AddressOption, ConfigOption, ask_a_cluster, say
 def main(
     address: AddressOption = None,
     config: ConfigOption = None,
-    texts: Annotated[int, typer.Option(min=100, help="Docstrings to search.")] = 10_000,
-    questions: Annotated[int, typer.Option(min=1, help="Questions to ask.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0, help="How long a search takes.")] = 3.0,
+    texts: Annotated[int, typer.Option("--texts", min=100, help="Docstrings to search.")] = 10_000,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="Questions to ask.")] = 3,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="How long a search takes.")
+    ] = 3.0,
     stable: Annotated[
         bool, typer.Option("--stable", help="Keep documents at their places in the prompt.")
     ] = False,
@@ -23,7 +25,7 @@ def main(
         bool, typer.Option("--compare", help="Also with the first results alone, and without any.")
     ] = False,
     figure: Annotated[
-        Path | None, typer.Option(help="Draw the comparison into this file (SVG).")
+        Path | None, typer.Option("--figure", help="Draw the comparison into this file (SVG).")
     ] = None,
 ) -> None:
     """Search docstrings of Python and packages with ever more probes, and ask about them.

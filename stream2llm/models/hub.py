@@ -42,7 +42,7 @@ def hub_id(text: str) -> HubId | None:
 def find(model: HubId) -> Path:
     """The model's directory in the hub's cache; asks no server. Raises ModelStoreError."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         found = snapshot_download(
@@ -51,6 +51,8 @@ def find(model: HubId) -> Path:
             allow_patterns=_NEEDED,
             local_files_only=True,
         )
+    except HFValidationError as error:
+        raise _no_id(model) from error
     except LocalEntryNotFoundError:
         raise _not_fetched(model) from None
     path = Path(found)
@@ -64,6 +66,13 @@ def _not_fetched(model: HubId) -> ModelStoreError:
         f"model {model} is neither a directory nor in the cache of the Hugging Face hub on this"
         f" machine; get it with: stream2llm model fetch {model}",
         reason="MODEL_NOT_FETCHED",
+    )
+
+
+def _no_id(model: HubId) -> ModelStoreError:
+    return ModelStoreError(
+        f"{model} is neither a directory nor an id that the Hugging Face hub allows",
+        reason="MODEL_NOT_FOUND",
     )
 
 
@@ -97,6 +106,8 @@ def _refusals_explained(model: HubId) -> Iterator[None]:
 
     try:
         yield
+    except errors.HFValidationError as error:
+        raise _no_id(model) from error
     except errors.GatedRepoError as error:
         raise ModelStoreError(
             f"{model} is gated: accept its terms on its page of the hub, and set HF_TOKEN to a"
@@ -115,6 +126,10 @@ def _refusals_explained(model: HubId) -> Iterator[None]:
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:  # that nothing answers is an OSError
         raise ModelStoreError(
-            f"could not download {model}: {str(error).strip().splitlines()[0]}",
+            f"could not download {model}: {_first_line(error)}",
             reason="DOWNLOAD_FAILED",
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

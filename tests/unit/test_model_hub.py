@@ -121,6 +121,12 @@ def test_what_the_hub_has_not_is_named(hub: FakeHub, name: str, problem: str) ->
     assert caught.value.reason == "MODEL_NOT_FOUND"
 
 
+def test_an_id_that_the_hub_does_not_allow_is_named() -> None:
+    for use in (resolve_model, fetch_model):
+        with pytest.raises(ModelStoreError, match=r"org/a\.\.b is neither a directory nor an id"):
+            use("org/a..b")
+
+
 def test_a_repository_without_safetensors_is_refused(hub: FakeHub) -> None:
     del hub.files["model.safetensors"]
     with pytest.raises(ModelStoreError, match="no model that can be served"):

@@ -42,8 +42,8 @@ async def test_a_turn_begins_with_the_conversation_so_far(router: FakeRouter) ->
     assert {turn.answer for turn in turns} == {"one two three"}
     first, second = (each.received for each in router.conversations)
     assert [each.WhichOneof("event") for each in first] == ["open", *["append"] * 3, "seal"]
-    messages = second[0].open.chat.messages
-    assert [each.role for each in messages] == ["system", "user", "assistant", "user"]
-    appended = "".join(each.append.documents[0].text for each in first[1:-1])
-    assert messages[1].content == appended + QUESTIONS[0]
-    assert messages[2].content == "one two three"
+    before, *results, _ = second[1:]
+    said = [each.text for each in before.append.documents]
+    assert said[:-1] == [each.append.documents[0].text for each in first[1:-1]]
+    assert said[-1] == f"Question: {QUESTIONS[0]}\nAnswer: one two three\n\n"
+    assert [len(each.append.documents) for each in results] == [1, 1, 1]
