@@ -69,6 +69,11 @@ class SamplingParameters:
                 raise _bad(each.name, None, f"a value; leave it out for {each.default!r}")
         self._make_tuple("stop_strings", "a list of texts", str)
         self._make_tuple("stop_token_ids", "a list of token ids", Integral)
+        if not isinstance(self.structured_output, StructuredOutput | None):
+            wanted = "a StructuredOutput"
+            raise arguments.refused(
+                "sampling.structured_output", self.structured_output, wanted, BAD_SAMPLING
+            )
 
     def _make_tuple(self, name: str, wanted: str, single: type) -> None:
         value: Any = getattr(self, name)

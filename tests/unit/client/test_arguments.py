@@ -13,7 +13,14 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.client import AsyncClient, ChatMessage, Client, Document, SamplingParameters
+from stream2llm.client import (
+    AsyncClient,
+    ChatMessage,
+    Client,
+    Document,
+    SamplingParameters,
+    StructuredOutput,
+)
 from stream2llm.client.inputs import appended, chat_messages, template_of, updated
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
@@ -197,7 +204,7 @@ async def test_what_is_no_chat_message_is_refused_by_its_place(client, message, 
 
 # -- None, and values of another type ------------------------------------------------
 
-WITH_NONE = {"max_tokens", "seed", "logprobs"}
+WITH_NONE = {"max_tokens", "seed", "logprobs", "structured_output"}
 
 
 @pytest.mark.parametrize("name", sorted(set(SamplingParameters.__dataclass_fields__) - WITH_NONE))
@@ -223,6 +230,9 @@ def test_none_stands_for_not_given_where_that_is_the_default():
         ("stop_strings", [5]),
         ("stop_token_ids", [1.5]),
         ("ignore_eos", "no"),
+        ("structured_output", {"regex": "a"}),
+        ("structured_output", StructuredOutput(json_object=1)),  # type: ignore[arg-type]
+        ("structured_output", StructuredOutput(regex=5)),  # type: ignore[arg-type]
     ],
 )
 async def test_a_sampling_parameter_of_another_type_is_refused_by_name(client, name, value):
@@ -328,7 +338,21 @@ async def test_what_grpc_takes_for_an_address_is_one(address):
 
 # For each string field that a client can send: what the error calls it, and a call.
 CHAT = [{"role": "user", "content": SLOT}]
+CONSTRAINTS = {
+    f"sampling.structured_output.{name}": (
+        f"sampling.structured_output.{name}{index}",
+        {"sampling": SamplingParameters(structured_output=StructuredOutput(**{name: HALF}))},
+    )
+    for name, index in {
+        "json_schema": "",
+        "regex": "",
+        "choices": "[0]",
+        "grammar": "",
+        "structural_tag": "",
+    }.items()
+}
 OF_SESSION = {
+    **{f"open.{name}": case for name, case in CONSTRAINTS.items()},
     "open.session_id": ("open.session_id", {"session_id": HALF}),
     "open.model": ("open.model", {"model": HALF}),
     "open.plain.prefix.text": ("open.plain.prefix", {"prefix": HALF}),
@@ -368,6 +392,7 @@ OF_EVENT = {
     "seal.suffix.text": ("seal.suffix", lambda session: session.answer(HALF)),
 }
 OF_PROMPT = {
+    **{name: (field, "x", arguments) for name, (field, arguments) in CONSTRAINTS.items()},
     "text": ("prompt", HALF, {}),
     "session_id": ("session_id", "x", {"session_id": HALF}),
     "model": ("model", "x", {"model": HALF}),
