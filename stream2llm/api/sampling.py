@@ -105,6 +105,11 @@ class SamplingParameters:
             wanted = "a dictionary by token id"
             raise arguments.refused("sampling.logit_bias", self.logit_bias, wanted, BAD_SAMPLING)
         self._set("logit_bias", dict(self.logit_bias))
+        if not isinstance(self.structured_output, StructuredOutput | None):
+            wanted = "a StructuredOutput"
+            raise arguments.refused(
+                "sampling.structured_output", self.structured_output, wanted, BAD_SAMPLING
+            )
 
     def _make_tuple(self, name: str, wanted: str, single: type) -> None:
         value: Any = getattr(self, name)
