@@ -24,7 +24,7 @@ from stream2llm.api.events import Answer, Event, Finished, TokenDelta, Usage
 from stream2llm.api.token_step import FinishReason, TokenLogprobs
 from stream2llm.client.stream import Gathered
 from stream2llm.gateway.forms import Opening, entry_of
-from stream2llm.gateway.requests import ResponsesRequest
+from stream2llm.gateway.response_requests import ResponsesRequest
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 # Where the one text stands.
@@ -195,9 +195,5 @@ def _status(answer: Answer) -> Literal["completed", "incomplete"]:
 
 
 def _entry(position: TokenLogprobs) -> Logprob:
-    def fields(logprob: Any) -> dict[str, Any]:
-        entry = entry_of(logprob)
-        return {**entry, "bytes": entry["bytes"] or []}
-
-    top = [LogprobTopLogprob(**fields(each)) for each in position.top]
-    return Logprob(**fields(position.sampled), top_logprobs=top)
+    top = [LogprobTopLogprob(**entry_of(each)) for each in position.top]
+    return Logprob(**entry_of(position.sampled), top_logprobs=top)

@@ -20,7 +20,8 @@ from stream2llm.api.errors import (
 )
 from stream2llm.gateway import parameters
 from stream2llm.gateway.errors import answered, body_of, headers_of
-from stream2llm.gateway.requests import ChatRequest, CompletionRequest, ResponsesRequest
+from stream2llm.gateway.requests import ChatRequest, CompletionRequest
+from stream2llm.gateway.response_requests import ResponsesRequest
 from tests.gateway_ring import GatewayRing
 
 pytestmark = pytest.mark.unit
@@ -40,7 +41,6 @@ REQUESTS = {
 # A value of each kind that is not neutral.
 ASKED: dict[str, Any] = {
     "n": 2,
-    "logit_bias": {"5": 1},
     "tools": [{"type": "function", "function": {"name": "f"}}],
     "response_format": {"type": "json_object"},
     "text": {"format": {"type": "json_object"}},
@@ -87,8 +87,8 @@ def test_one_is_not_true() -> None:
 
 @pytest.mark.parametrize("path", ROUTES)
 async def test_refusals_name_the_parameter(http: aiohttp.ClientSession, path: str) -> None:
-    error = await refusal(http, path, {**ROUTES[path], "logit_bias": {"5": 1}})
-    assert (error["param"], error["code"]) == ("logit_bias", "unsupported_parameter")
+    error = await refusal(http, path, {**ROUTES[path], "prompt_logprobs": 1})
+    assert (error["param"], error["code"]) == ("prompt_logprobs", "unsupported_parameter")
     error = await refusal(http, path, {**ROUTES[path], "colour": "red"})
     assert (error["param"], error["code"]) == ("colour", "unknown_parameter")
     error = await refusal(http, path, {**ROUTES[path], "temperature": "hot"})
