@@ -96,7 +96,7 @@ async def answer(
     make_form: Callable[[R, Opening], Form],
 ) -> Response:
     """The response to a request that is a whole prompt."""
-    request.state.names = body.names
+    request.state.names = body.parameter_names()
     body.check_others()
     answer_id = f"{prefix}{uuid.uuid4().hex}"
 

@@ -53,7 +53,7 @@ class Form(Protocol):
 
 def data(item: BaseModel) -> str:
     """One server-sent event without a name."""
-    return f"data: {item.model_dump_json(exclude_unset=True)}\n\n"
+    return f"data: {item.model_dump_json(exclude_unset=True, by_alias=True)}\n\n"
 
 
 def error_data(error: Stream2LLMError, names: Mapping[str, str]) -> str:

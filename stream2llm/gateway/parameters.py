@@ -22,7 +22,6 @@ _SAMPLING: Mapping[str, Neutral] = {
     "prompt_logprobs": (),
     "use_beam_search": (False,),
     "length_penalty": (1,),
-    "structured_outputs": (),
     "echo": (False,),
     "priority": (0,),
 }
@@ -43,7 +42,6 @@ CHAT: Mapping[str, Neutral] = {
     **_TOOLS,
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
@@ -61,7 +59,6 @@ COMPLETION: Mapping[str, Neutral] = {
     **_SAMPLING,
     **_ACCOUNT,
     "suffix": ("",),
-    "response_format": ({"type": "text"},),
     "add_special_tokens": (True,),
 }
 RESPONSES: Mapping[str, Neutral] = {
@@ -75,7 +72,6 @@ RESPONSES: Mapping[str, Neutral] = {
     "previous_response_id": (),
     "prompt": (),
     "reasoning": ({},),
-    "text": ({}, {"format": {"type": "text"}}),
     "truncation": ("disabled",),
     "stream_options": ({}, {"include_obfuscation": False}),
 }

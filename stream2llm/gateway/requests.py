@@ -6,15 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stream2llm.api import arguments
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.requests import Content
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.client.chat_inputs import MessageLike
 from stream2llm.client.inputs import Prompt
 from stream2llm.gateway import parameters
+from stream2llm.gateway.answer_format import ResponseFormat, StructuredOutputs, the_one
 
 # Of a completion, where OpenAI's API has a limit of its own.
 DEFAULT_COMPLETION_TOKENS = 16
@@ -61,6 +63,7 @@ class AnswerRequest(BaseModel):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = None
+    structured_outputs: StructuredOutputs | None = None
     # OpenAI's, by the token's id.
     logit_bias: dict[str, float] | None = None
 
@@ -97,9 +100,20 @@ class AnswerRequest(BaseModel):
             "include_stop_string": self.include_stop_str_in_output,
             "skip_special_tokens": self.skip_special_tokens,
             "truncate_prompt_tokens": self.truncate_prompt_tokens,
+            "structured_output": the_one(self.constraints()),
             "logit_bias": {int(key): bias for key, bias in (self.logit_bias or {}).items()},
         }
         return SamplingParameters(**{name: v for name, v in asked.items() if v is not None})
+
+    def constraints(self) -> dict[str, StructuredOutput | None]:
+        """What the answer must look like, by the parameter that says it."""
+        given = self.structured_outputs
+        return {"structured_outputs": given and given.constraint()}
+
+    def parameter_names(self) -> dict[str, str]:
+        """As `names`, for this very request."""
+        given = (name for name, constraint in self.constraints().items() if constraint)
+        return {**self.names, "structured_output": next(given, "structured_outputs")}
 
     def max_answer_tokens(self) -> int | None:
         """Maximum tokens of the answer; None: up to the model's limit."""
@@ -130,6 +144,11 @@ class ChatRequest(AnswerRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = Field(default=None, discriminator="type")
+
+    def constraints(self) -> dict[str, StructuredOutput | None]:
+        given = self.response_format
+        return {**super().constraints(), "response_format": given and given.constraint()}
 
     def max_answer_tokens(self) -> int | None:
         """Raises InvalidRequestError where both names are given, and differ."""
@@ -163,6 +182,11 @@ class CompletionRequest(AnswerRequest):
     max_tokens: int | None = None
     logprobs: int | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = Field(default=None, discriminator="type")
+
+    def constraints(self) -> dict[str, StructuredOutput | None]:
+        given = self.response_format
+        return {**super().constraints(), "response_format": given and given.constraint()}
 
     def max_answer_tokens(self) -> int | None:
         return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens

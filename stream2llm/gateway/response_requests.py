@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 from pydantic import field_validator
 
 from stream2llm.api.errors import UnsupportedError
+from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.client.inputs import Prompt
 from stream2llm.gateway import parameters
+from stream2llm.gateway.answer_format import TextOptions
 from stream2llm.gateway.requests import AnswerRequest, Message, chat_prompt
 
 # The one addition to a response that is supported.
@@ -32,6 +34,7 @@ class ResponsesRequest(AnswerRequest):
     max_output_tokens: int | None = None
     top_logprobs: int | None = None
     include: list[str] | None = None
+    text: TextOptions | None = None
     # Sent back as they are.
     metadata: dict[str, str] | None = None
     user: str | None = None
@@ -51,6 +54,10 @@ class ResponsesRequest(AnswerRequest):
                     f"include has {each!r}; only {LOGPROBS_INCLUDED} is supported", field="include"
                 )
         return bool(self.include)
+
+    def constraints(self) -> dict[str, StructuredOutput | None]:
+        asked = self.text and self.text.format
+        return {**super().constraints(), "text.format": asked and asked.constraint()}
 
     def max_answer_tokens(self) -> int | None:
         return self.max_output_tokens

@@ -123,7 +123,9 @@ class ResponseForm:
         return self._written(event, name)
 
     def _written(self, event: BaseModel, name: str) -> str:
-        return f"event: {name}\ndata: {event.model_dump_json(exclude_unset=True)}\n\n"
+        return (
+            f"event: {name}\ndata: {event.model_dump_json(exclude_unset=True, by_alias=True)}\n\n"
+        )
 
     def _response(self, status: str, **fields: Any) -> oai.Response:
         asked = self._request
@@ -142,7 +144,7 @@ class ResponseForm:
                 "metadata": asked.metadata or {},
                 "parallel_tool_calls": False,
                 "temperature": asked.temperature,
-                "text": {"format": {"type": "text"}},
+                "text": {"format": _format_of(asked)},
                 "tool_choice": "none",
                 "tools": [],
                 "top_p": asked.top_p,
@@ -188,6 +190,11 @@ def usage_of(usage: Usage) -> ResponseUsage:
         output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
     )
+
+
+def _format_of(request: ResponsesRequest) -> dict[str, Any]:
+    given = request.text and request.text.format
+    return given.model_dump(by_alias=True, exclude_unset=True) if given else {"type": "text"}
 
 
 def _status(answer: Answer) -> Literal["completed", "incomplete"]:

@@ -42,8 +42,6 @@ REQUESTS = {
 ASKED: dict[str, Any] = {
     "n": 2,
     "tools": [{"type": "function", "function": {"name": "f"}}],
-    "response_format": {"type": "json_object"},
-    "text": {"format": {"type": "json_object"}},
 }
 
 
