@@ -69,7 +69,7 @@ async def respond(
     except BaseException:
         await events.aclose()
         raise
-    content = whole.model_dump_json(exclude_unset=True)
+    content = whole.model_dump_json(exclude_unset=True, by_alias=True)
     return Response(content, media_type="application/json", headers=headers)
 
 

@@ -29,12 +29,8 @@ from stream2llm.gateway.completions import CompletionForm
 from stream2llm.gateway.errors import invalid_parameter
 from stream2llm.gateway.forms import Form, Opening
 from stream2llm.gateway.middleware import error_response
-from stream2llm.gateway.requests import (
-    AnswerRequest,
-    ChatRequest,
-    CompletionRequest,
-    ResponsesRequest,
-)
+from stream2llm.gateway.requests import AnswerRequest, ChatRequest, CompletionRequest
+from stream2llm.gateway.response_requests import ResponsesRequest
 from stream2llm.gateway.responses import ResponseForm
 from stream2llm.gateway.routers import RouterClients
 from stream2llm.security.guard import Guard
@@ -100,7 +96,7 @@ async def answer(
     make_form: Callable[[R, Opening], Form],
 ) -> Response:
     """The response to a request that is a whole prompt."""
-    request.state.names = body.names
+    request.state.names = body.parameter_names()
     body.check_others()
     answer_id = f"{prefix}{uuid.uuid4().hex}"
 

@@ -37,6 +37,7 @@ class ChatForm:
 
     def __init__(self, request: ChatRequest, opening: Opening) -> None:
         self._opening = opening
+        self._names = request.parameter_names()
         options = request.stream_options
         self._includes_usage = bool(options and options.include_usage)
         self._includes_logprobs = bool(request.logprobs)
@@ -54,7 +55,7 @@ class ChatForm:
             yield DONE
 
     def failed(self, error: Stream2LLMError) -> Iterator[str]:
-        yield error_data(error, ChatRequest.names)
+        yield error_data(error, self._names)
 
     def whole(self, answer: Answer) -> ChatCompletion:
         choice = chat_completion.Choice(

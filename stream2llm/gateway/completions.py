@@ -31,6 +31,7 @@ class CompletionForm:
 
     def __init__(self, request: CompletionRequest, opening: Opening) -> None:
         self._opening = opening
+        self._names = request.parameter_names()
         options = request.stream_options
         self._includes_usage = bool(options and options.include_usage)
         self._includes_logprobs = request.logprobs is not None
@@ -50,7 +51,7 @@ class CompletionForm:
             yield DONE
 
     def failed(self, error: Stream2LLMError) -> Iterator[str]:
-        yield error_data(error, CompletionRequest.names)
+        yield error_data(error, self._names)
 
     def whole(self, answer: Answer) -> Completion:
         reason = finish_reason(answer.finished.reason)

@@ -56,7 +56,7 @@ _CODES = {
 # Before a field's name in gRPC, and nowhere in OpenAI's.
 _PREFIX = re.compile(r"^(sampling|chat|open|control)\.")
 # Parameters that have another name in OpenAI's API.
-_PARAMS = {"stop_strings": "stop"}
+_PARAMS = {"stop_strings": "stop", "include_stop_string": "include_stop_str_in_output"}
 
 
 def answered(error: Stream2LLMError) -> Answered:

@@ -53,7 +53,7 @@ class Form(Protocol):
 
 def data(item: BaseModel) -> str:
     """One server-sent event without a name."""
-    return f"data: {item.model_dump_json(exclude_unset=True)}\n\n"
+    return f"data: {item.model_dump_json(exclude_unset=True, by_alias=True)}\n\n"
 
 
 def error_data(error: Stream2LLMError, names: Mapping[str, str]) -> str:
@@ -76,11 +76,7 @@ def usage_of(usage: Usage) -> CompletionUsage:
     )
 
 
-def bytes_of(logprob: Logprob) -> list[int] | None:
-    """The bytes of a token's text; None where it is a part of a character."""
-    return None if "\ufffd" in logprob.text else list(logprob.text.encode())
-
-
 def entry_of(logprob: Logprob) -> dict[str, Any]:
     """The fields that all of OpenAI's objects for one token's log-probability have."""
-    return {"token": logprob.text, "logprob": logprob.logprob, "bytes": bytes_of(logprob)}
+    token_bytes = list(logprob.token_bytes)
+    return {"token": logprob.text, "logprob": logprob.logprob, "bytes": token_bytes}

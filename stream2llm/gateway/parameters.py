@@ -18,18 +18,10 @@ Neutral = tuple[Any, ...]
 _SAMPLING: Mapping[str, Neutral] = {
     "n": (1,),
     "best_of": (1,),
-    "logit_bias": ({},),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "bad_words": ([],),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
     "prompt_logprobs": (),
     "use_beam_search": (False,),
     "length_penalty": (1,),
-    "structured_outputs": (),
     "echo": (False,),
     "priority": (0,),
 }
@@ -50,7 +42,6 @@ CHAT: Mapping[str, Neutral] = {
     **_TOOLS,
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
@@ -68,7 +59,6 @@ COMPLETION: Mapping[str, Neutral] = {
     **_SAMPLING,
     **_ACCOUNT,
     "suffix": ("",),
-    "response_format": ({"type": "text"},),
     "add_special_tokens": (True,),
 }
 RESPONSES: Mapping[str, Neutral] = {
@@ -82,7 +72,6 @@ RESPONSES: Mapping[str, Neutral] = {
     "previous_response_id": (),
     "prompt": (),
     "reasoning": ({},),
-    "text": ({}, {"format": {"type": "text"}}),
     "truncation": ("disabled",),
     "stream_options": ({}, {"include_obfuscation": False}),
 }

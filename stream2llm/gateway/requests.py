@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from stream2llm.api.errors import InvalidRequestError, UnsupportedError
+from stream2llm.api import arguments
+from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.requests import Content
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.client.chat_inputs import MessageLike
 from stream2llm.client.inputs import Prompt
 from stream2llm.gateway import parameters
+from stream2llm.gateway.answer_format import ResponseFormat, StructuredOutputs, the_one
 
 # Of a completion, where OpenAI's API has a limit of its own.
 DEFAULT_COMPLETION_TOKENS = 16
-# The one addition to a response that is supported.
-LOGPROBS_INCLUDED = "message.output_text.logprobs"
 Message = dict[str, Any]
+# As Python writes an integer, so that no two keys are one token; below 2^32 or a little above.
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 class StreamOptions(BaseModel):
@@ -54,6 +57,23 @@ class AnswerRequest(BaseModel):
     repetition_penalty: float | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    min_p: float | None = None
+    bad_words: list[str] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # OpenAI's, by the token's id.
+    logit_bias: dict[str, float] | None = None
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _has_token_ids(cls, given: dict[str, float] | None) -> dict[str, float] | None:
+        for key in given or ():
+            if not _TOKEN_ID.fullmatch(key):
+                raise ValueError(f"{arguments.shown(key)} is not a token's id")
+        return given
 
     def check_others(self) -> None:
         """Raises for a parameter that is not honoured, by name."""
@@ -74,8 +94,26 @@ class AnswerRequest(BaseModel):
             "repetition_penalty": self.repetition_penalty,
             "logprobs": self.num_logprobs(),
             "ignore_eos": self.ignore_eos,
+            "min_tokens": self.min_tokens,
+            "min_p": self.min_p,
+            "bad_words": self.bad_words,
+            "include_stop_string": self.include_stop_str_in_output,
+            "skip_special_tokens": self.skip_special_tokens,
+            "truncate_prompt_tokens": self.truncate_prompt_tokens,
+            "structured_output": the_one(self.constraints()),
+            "logit_bias": {int(key): bias for key, bias in (self.logit_bias or {}).items()},
         }
         return SamplingParameters(**{name: v for name, v in asked.items() if v is not None})
+
+    def constraints(self) -> dict[str, StructuredOutput | None]:
+        """What the answer must look like, by the parameter that says it."""
+        given = self.structured_outputs
+        return {"structured_outputs": given and given.constraint()}
+
+    def parameter_names(self) -> dict[str, str]:
+        """As `names`, for this very request."""
+        given = (name for name, constraint in self.constraints().items() if constraint)
+        return {**self.names, "structured_output": next(given, "structured_outputs")}
 
     def max_answer_tokens(self) -> int | None:
         """Maximum tokens of the answer; None: up to the model's limit."""
@@ -106,6 +144,11 @@ class ChatRequest(AnswerRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = Field(default=None, discriminator="type")
+
+    def constraints(self) -> dict[str, StructuredOutput | None]:
+        given = self.response_format
+        return {**super().constraints(), "response_format": given and given.constraint()}
 
     def max_answer_tokens(self) -> int | None:
         """Raises InvalidRequestError where both names are given, and differ."""
@@ -139,6 +182,11 @@ class CompletionRequest(AnswerRequest):
     max_tokens: int | None = None
     logprobs: int | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = Field(default=None, discriminator="type")
+
+    def constraints(self) -> dict[str, StructuredOutput | None]:
+        given = self.response_format
+        return {**super().constraints(), "response_format": given and given.constraint()}
 
     def max_answer_tokens(self) -> int | None:
         return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
@@ -166,75 +214,3 @@ def chat_prompt(messages: list[Message], field: str) -> list[MessageLike]:
     return [
         {key: value for key, value in message.items() if value is not None} for message in messages
     ]
-
-
-class ResponsesRequest(AnswerRequest):
-    """POST /v1/responses."""
-
-    not_honoured = parameters.RESPONSES
-    names: ClassVar[Mapping[str, str]] = {
-        "max_tokens": "max_output_tokens",
-        "logprobs": "top_logprobs",
-        "messages": "input",
-    }
-
-    input: str | list[Message]
-    instructions: str | None = None
-    max_output_tokens: int | None = None
-    top_logprobs: int | None = None
-    include: list[str] | None = None
-    # Sent back as they are.
-    metadata: dict[str, str] | None = None
-    user: str | None = None
-
-    @field_validator("metadata", "user")
-    @classmethod
-    def _can_be_sent_back(cls, given: Any) -> Any:
-        json.dumps(given, ensure_ascii=False).encode()  # a ValueError for half of a surrogate pair
-        return given
-
-    @property
-    def includes_logprobs(self) -> bool:
-        """Whether the answer has log-probabilities; raises for what else is to be included."""
-        for each in self.include or ():
-            if each != LOGPROBS_INCLUDED:
-                raise UnsupportedError(
-                    f"include has {each!r}; only {LOGPROBS_INCLUDED} is supported", field="include"
-                )
-        return bool(self.include)
-
-    def max_answer_tokens(self) -> int | None:
-        return self.max_output_tokens
-
-    def num_logprobs(self) -> int | None:
-        return (self.top_logprobs or 0) if self.includes_logprobs else None
-
-    def prompt_content(self) -> Prompt:
-        return chat_prompt(messages_of(self.input, self.instructions), "input")
-
-
-def messages_of(given: str | list[Message], instructions: str | None = None) -> list[Message]:
-    """The conversation that the input of a response stands for, after its instructions."""
-    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    before = [] if instructions is None else [{"role": "system", "content": instructions}]
-    return before + [_message_of(item, f"input[{i}]") for i, item in enumerate(items)]
-
-
-def _message_of(item: Message, field: str) -> Message:
-    """One item as a chat message; its texts stay what they are."""
-    kind = item.get("type", "message")
-    if kind != "message":
-        raise UnsupportedError(f"{field} is a {kind!r}; only messages are supported", field=field)
-    content = item.get("content")
-    if isinstance(content, list):
-        content = [_part_of(p, f"{field}.content[{i}]") for i, p in enumerate(content)]
-    return {"role": item.get("role"), "content": content}
-
-
-def _part_of(part: Any, field: str) -> Message:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in ("input_text", "output_text", "text"):
-        raise UnsupportedError(
-            f"{field} is a part of type {kind!r}; only text is supported", field=field
-        )
-    return {"type": "text", "text": part.get("text")}

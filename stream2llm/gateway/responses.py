@@ -24,7 +24,7 @@ from stream2llm.api.events import Answer, Event, Finished, TokenDelta, Usage
 from stream2llm.api.token_step import FinishReason, TokenLogprobs
 from stream2llm.client.stream import Gathered
 from stream2llm.gateway.forms import Opening, entry_of
-from stream2llm.gateway.requests import ResponsesRequest
+from stream2llm.gateway.response_requests import ResponsesRequest
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 # Where the one text stands.
@@ -123,7 +123,9 @@ class ResponseForm:
         return self._written(event, name)
 
     def _written(self, event: BaseModel, name: str) -> str:
-        return f"event: {name}\ndata: {event.model_dump_json(exclude_unset=True)}\n\n"
+        return (
+            f"event: {name}\ndata: {event.model_dump_json(exclude_unset=True, by_alias=True)}\n\n"
+        )
 
     def _response(self, status: str, **fields: Any) -> oai.Response:
         asked = self._request
@@ -142,7 +144,7 @@ class ResponseForm:
                 "metadata": asked.metadata or {},
                 "parallel_tool_calls": False,
                 "temperature": asked.temperature,
-                "text": {"format": {"type": "text"}},
+                "text": {"format": _format_of(asked)},
                 "tool_choice": "none",
                 "tools": [],
                 "top_p": asked.top_p,
@@ -190,14 +192,15 @@ def usage_of(usage: Usage) -> ResponseUsage:
     )
 
 
+def _format_of(request: ResponsesRequest) -> dict[str, Any]:
+    given = request.text and request.text.format
+    return given.model_dump(by_alias=True, exclude_unset=True) if given else {"type": "text"}
+
+
 def _status(answer: Answer) -> Literal["completed", "incomplete"]:
     return "incomplete" if answer.finished.reason is FinishReason.LENGTH else "completed"
 
 
 def _entry(position: TokenLogprobs) -> Logprob:
-    def fields(logprob: Any) -> dict[str, Any]:
-        entry = entry_of(logprob)
-        return {**entry, "bytes": entry["bytes"] or []}
-
-    top = [LogprobTopLogprob(**fields(each)) for each in position.top]
-    return Logprob(**fields(position.sampled), top_logprobs=top)
+    top = [LogprobTopLogprob(**entry_of(each)) for each in position.top]
+    return Logprob(**entry_of(position.sampled), top_logprobs=top)

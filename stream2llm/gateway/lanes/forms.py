@@ -6,7 +6,7 @@ Events are JSON objects. Those of a request with a `stream_id` have the same one
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -88,7 +88,7 @@ class LaneForm(ResponseForm):
         }
 
     def _written(self, event: BaseModel, name: str) -> str:
-        fields = event.model_dump(mode="json", exclude_unset=True)
+        fields = event.model_dump(mode="json", exclude_unset=True, by_alias=True)
         return self._write(fields, self._create.stream_id)
 
 
@@ -103,9 +103,13 @@ def written_as_sse(event: dict[str, Any], stream_id: str | None) -> str:
     return f"event: {event['type']}\ndata: {written(event, stream_id)}\n\n"
 
 
-def error_event(error: Stream2LLMError, stream_id: str | None = None) -> str:
-    """A request, or a connection, that is refused."""
-    body = body_of(error, CreateRequest.names)
+def error_event(
+    error: Stream2LLMError,
+    stream_id: str | None = None,
+    names: Mapping[str, str] = CreateRequest.names,
+) -> str:
+    """A request, or a connection, that is refused; `names` as `body_of` takes them."""
+    body = body_of(error, names)
     headers = headers_of(error)
     if headers:
         body["error"]["headers"] = headers

@@ -91,7 +91,7 @@ async def _all(pieces: Iterable[str]) -> AsyncGenerator[str, None]:
 
 
 def _whole(response: oai.Response) -> Response:
-    text = response.model_dump_json(exclude_unset=True)
+    text = response.model_dump_json(exclude_unset=True, by_alias=True)
     return Response(text, media_type="application/json", headers=_named(response.id))
 
 

@@ -152,7 +152,7 @@ def lanes_routes(room: LanesRoom) -> APIRouter:
     @routes.post("/v1/responses")
     async def response_or_lane(body: CreateRequest, request: Request) -> Response:
         parts: GatewayParts = request.app.state.parts
-        request.state.names = body.names
+        request.state.names = body.parameter_names()
         if body.stream_id is not None:
             raise UnsupportedError("stream_id is of WebSockets alone", field="stream_id")
         if not body.is_of_lane:

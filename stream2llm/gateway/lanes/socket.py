@@ -206,7 +206,7 @@ class _Worker:
             else:
                 await self._send_all(form.prepared())
         except Stream2LLMError as error:
-            await self._send(error_event(error, request.stream_id))
+            await self._send(error_event(error, request.stream_id, request.parameter_names()))
         except WebSocketDisconnect:
             raise
         except Exception:

@@ -15,23 +15,15 @@ from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client import (
     AsyncClient,
-<<<<<<< HEAD
     ChatContentPart,
-=======
->>>>>>> structured
     ChatMessage,
     Client,
     Document,
     SamplingParameters,
-<<<<<<< HEAD
+    StructuredOutput,
 )
 from stream2llm.client.chat_inputs import chat_messages
 from stream2llm.client.inputs import appended, template_of, updated
-=======
-    StructuredOutput,
-)
-from stream2llm.client.inputs import appended, chat_messages, template_of, updated
->>>>>>> structured
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
 
@@ -177,11 +169,7 @@ def test_what_is_no_token_id_is_refused_by_its_place(ids, message):
 
 # -- None, and values of another type ------------------------------------------------
 
-<<<<<<< HEAD
-WITH_NONE = {"max_tokens", "seed", "logprobs", "truncate_prompt_tokens"}
-=======
-WITH_NONE = {"max_tokens", "seed", "logprobs", "structured_output"}
->>>>>>> structured
+WITH_NONE = {"max_tokens", "seed", "logprobs", "truncate_prompt_tokens", "structured_output"}
 
 
 @pytest.mark.parametrize("name", sorted(set(SamplingParameters.__dataclass_fields__) - WITH_NONE))
@@ -207,15 +195,12 @@ def test_none_stands_for_not_given_where_that_is_the_default():
         ("stop_strings", [5]),
         ("stop_token_ids", [1.5]),
         ("ignore_eos", "no"),
-<<<<<<< HEAD
         ("logit_bias", {1: "much"}),
         ("logit_bias", {"1": 1.0}),
         ("skip_special_tokens", 1),
-=======
         ("structured_output", {"regex": "a"}),
         ("structured_output", StructuredOutput(json_object=1)),  # type: ignore[arg-type]
         ("structured_output", StructuredOutput(regex=5)),  # type: ignore[arg-type]
->>>>>>> structured
     ],
 )
 async def test_a_sampling_parameter_of_another_type_is_refused_by_name(client, name, value):
@@ -340,7 +325,6 @@ async def test_what_grpc_takes_for_an_address_is_one(address):
 
 # For each string field that a client can send: what the error calls it, and a call.
 CHAT = [{"role": "user", "content": SLOT}]
-<<<<<<< HEAD
 CALL = {"id": "1", "function": {"name": "f", "arguments": "{}"}}
 TEXT = {"type": "text", "text": "x"}
 # Of one message: the field, what the error calls it, and what the message has.
@@ -374,7 +358,6 @@ OF_MESSAGE = [
         {"content": [TEXT, ChatContentPart("x", type=HALF)]},
     ),
 ]
-=======
 CONSTRAINTS = {
     f"sampling.structured_output.{name}": (
         f"sampling.structured_output.{name}{index}",
@@ -388,7 +371,6 @@ CONSTRAINTS = {
         "structural_tag": "",
     }.items()
 }
->>>>>>> structured
 OF_SESSION = {
     **{f"open.{name}": case for name, case in CONSTRAINTS.items()},
     "open.session_id": ("open.session_id", {"session_id": HALF}),

@@ -20,7 +20,8 @@ from stream2llm.api.errors import (
 )
 from stream2llm.gateway import parameters
 from stream2llm.gateway.errors import answered, body_of, headers_of
-from stream2llm.gateway.requests import ChatRequest, CompletionRequest, ResponsesRequest
+from stream2llm.gateway.requests import ChatRequest, CompletionRequest
+from stream2llm.gateway.response_requests import ResponsesRequest
 from tests.gateway_ring import GatewayRing
 
 pytestmark = pytest.mark.unit
@@ -40,10 +41,7 @@ REQUESTS = {
 # A value of each kind that is not neutral.
 ASKED: dict[str, Any] = {
     "n": 2,
-    "logit_bias": {"5": 1},
     "tools": [{"type": "function", "function": {"name": "f"}}],
-    "response_format": {"type": "json_object"},
-    "text": {"format": {"type": "json_object"}},
 }
 
 
@@ -88,7 +86,7 @@ def test_one_is_not_true() -> None:
 async def test_refusals_name_the_parameter(http: aiohttp.ClientSession) -> None:
     for path, body in ROUTES.items():
         for name, value, code in (
-            ("logit_bias", {"5": 1}, "unsupported_parameter"),
+            ("prompt_logprobs", 1, "unsupported_parameter"),
             ("colour", "red", "unknown_parameter"),
             ("temperature", "hot", "invalid_request"),
             ("temperature", 3, "bad_sampling"),

@@ -1,0 +1,96 @@
+"""The request of /v1/responses, and its input as a conversation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import field_validator
+
+from stream2llm.api.errors import UnsupportedError
+from stream2llm.api.structured_output import StructuredOutput
+from stream2llm.client.inputs import Prompt
+from stream2llm.gateway import parameters
+from stream2llm.gateway.answer_format import TextOptions
+from stream2llm.gateway.requests import AnswerRequest, Message, chat_prompt
+
+# The one addition to a response that is supported.
+LOGPROBS_INCLUDED = "message.output_text.logprobs"
+
+
+class ResponsesRequest(AnswerRequest):
+    """POST /v1/responses."""
+
+    not_honoured = parameters.RESPONSES
+    names: ClassVar[Mapping[str, str]] = {
+        "max_tokens": "max_output_tokens",
+        "logprobs": "top_logprobs",
+        "messages": "input",
+    }
+
+    input: str | list[Message]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    top_logprobs: int | None = None
+    include: list[str] | None = None
+    text: TextOptions | None = None
+    # Sent back as they are.
+    metadata: dict[str, str] | None = None
+    user: str | None = None
+
+    @field_validator("metadata", "user")
+    @classmethod
+    def _can_be_sent_back(cls, given: Any) -> Any:
+        json.dumps(given, ensure_ascii=False).encode()  # a ValueError for half of a surrogate pair
+        return given
+
+    @property
+    def includes_logprobs(self) -> bool:
+        """Whether the answer has log-probabilities; raises for what else is to be included."""
+        for each in self.include or ():
+            if each != LOGPROBS_INCLUDED:
+                raise UnsupportedError(
+                    f"include has {each!r}; only {LOGPROBS_INCLUDED} is supported", field="include"
+                )
+        return bool(self.include)
+
+    def constraints(self) -> dict[str, StructuredOutput | None]:
+        asked = self.text and self.text.format
+        return {**super().constraints(), "text.format": asked and asked.constraint()}
+
+    def max_answer_tokens(self) -> int | None:
+        return self.max_output_tokens
+
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.includes_logprobs else None
+
+    def prompt_content(self) -> Prompt:
+        return chat_prompt(messages_of(self.input, self.instructions), "input")
+
+
+def messages_of(given: str | list[Message], instructions: str | None = None) -> list[Message]:
+    """The conversation that the input of a response stands for, after its instructions."""
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    before = [] if instructions is None else [{"role": "system", "content": instructions}]
+    return before + [_message_of(item, f"input[{i}]") for i, item in enumerate(items)]
+
+
+def _message_of(item: Message, field: str) -> Message:
+    """One item as a chat message; its texts stay what they are."""
+    kind = item.get("type", "message")
+    if kind != "message":
+        raise UnsupportedError(f"{field} is a {kind!r}; only messages are supported", field=field)
+    content = item.get("content")
+    if isinstance(content, list):
+        content = [_part_of(p, f"{field}.content[{i}]") for i, p in enumerate(content)]
+    return {"role": item.get("role"), "content": content}
+
+
+def _part_of(part: Any, field: str) -> Message:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in ("input_text", "output_text", "text"):
+        raise UnsupportedError(
+            f"{field} is a part of type {kind!r}; only text is supported", field=field
+        )
+    return {"type": "text", "text": part.get("text")}
