@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 
 def say(line: str) -> None:
     """Prints it at once, also into a pipe."""
-    print(line, flush=True)
+    print(for_terminal(line), flush=True)
 
 
 @contextmanager

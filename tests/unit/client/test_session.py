@@ -403,7 +403,7 @@ async def test_a_session_that_is_out_of_time_says_what_did_not_happen(
     client, router, script, seals, unfinished
 ):
     async def use() -> None:
-        async with client.session(timeout_s=0.3) as session:
+        async with client.session(timeout_s=1.5) as session:
             if seals:
                 await session.answer()
             async for _ in session.events():
@@ -412,7 +412,7 @@ async def test_a_session_that_is_out_of_time_says_what_did_not_happen(
     router.script = script
     with pytest.raises(IdleTimeoutError) as caught:
         await use()
-    assert caught.value.message == f"{unfinished} within the client's timeout_s of 0.3 s"
+    assert caught.value.message == f"{unfinished} within the client's timeout_s of 1.5 s"
     assert caught.value.reason == "DEADLINE_EXCEEDED"
 
 
