@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import grpc
+
+from stream2llm.api.grpc_options import channel_options
 from stream2llm.engine.listening import listening_sockets
 from stream2llm.serving.processes import owned_processes
+
+# One call of each service that Ray's processes offer: of the GCS, of the raylet's two servers, of
+# every worker, driver included, and of the agent.
+RAY_CALLS = (
+    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
+    "/ray.rpc.NodeManagerService/GetNodeStats",
+    "/ray.rpc.ObjectManagerService/Pull",
+    "/ray.rpc.CoreWorkerService/PushTask",
+    "/ray.rpc.ReporterService/GetTraceback",
+)
+# And one of each service of ours.
+OUR_CALLS = (
+    "/stream2llm.v1.StreamingInferenceService/GetServerInfo",
+    "/stream2llm.v1.WorkerService/GetWorkerStatus",
+    "/stream2llm.v1.PrefillService/PrefillSession",
+    "/stream2llm.v1.DecodeService/ReleaseHandover",
+)
+# No such service, or nothing that speaks gRPC.
+NOT_THERE = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)
+_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -18,6 +43,11 @@ class Listener:
     # Whose it is: "<replica>/<incarnation>", or "ray/1" for Ray's own processes.
     owner: str
     process: str
+
+    @property
+    def address(self) -> str:
+        """host:port, an IPv4 address as such."""
+        return f"{self.host.removeprefix('::ffff:')}:{self.port}"
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port} {self.owner} {self.process}"
@@ -44,3 +74,36 @@ def _name_of(command: str) -> str:
     name = words[0].rpartition("/")[2]
     scripts = [word.rpartition("/")[2] for word in words if word.endswith(".py")]
     return scripts[0] if name.startswith("python") and scripts else name
+
+
+def codes_of(listener: Listener, calls: Sequence[str]) -> Iterator[tuple[str, grpc.StatusCode]]:
+    """The status of each RPC, in plain text and without credentials; ends where no gRPC is."""
+    with grpc.insecure_channel(listener.address, channel_options(1 << 20)) as channel:
+        for call in calls:
+            code = code_of(channel, call)
+            yield call, code
+            if code is grpc.StatusCode.UNAVAILABLE:
+                return
+
+
+def code_of(channel: grpc.Channel, call: str) -> grpc.StatusCode:
+    """The status of one RPC with an empty request."""
+    try:
+        channel.unary_unary(call)(b"", timeout=_TIMEOUT_S)
+    except grpc.RpcError as error:
+        code: grpc.StatusCode = error.code()
+        return code
+    return grpc.StatusCode.OK
+
+
+def page_of(listener: Listener, path: str) -> tuple[int, bytes]:
+    """HTTP status and text of a page, in plain text and without credentials; 0 for no HTTP."""
+    connection = http.client.HTTPConnection(listener.address, timeout=_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException):
+        return 0, b""
+    finally:
+        connection.close()

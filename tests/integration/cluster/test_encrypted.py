@@ -39,6 +39,15 @@ from stream2llm.workload.traces.format import Content, Document, Event
 from stream2llm.workload.traces.write import write_trace
 from tests import prometheus
 from tests.credentials import Keys
+from tests.listening import (
+    NOT_THERE,
+    OUR_CALLS,
+    RAY_CALLS,
+    Listener,
+    codes_of,
+    listeners,
+    page_of,
+)
 from tests.polling import eventually
 from tests.tiny_model import make_tiny_model
 from tests.tls_files import Authority, certificate_of, client_context, der
@@ -49,6 +58,19 @@ pytestmark = pytest.mark.integration
 READY_S = 120.0
 SAMPLING = SamplingParameters(max_tokens=4)
 WORKER = "tests.fakes.answering_workers:AnsweringWorker"
+# Pages of ours, of Ray's dashboard and of its job agent.
+PATHS = (
+    "/",
+    "/metrics",
+    "/status",
+    "/policy",
+    "/sd",
+    "/api/jobs/",
+    "/api/job_agent/jobs/",
+    "/nodes",
+)
+# 0: no HTTP.
+NO_PAGE = {0, 400, 401, 403, 404, 405}
 FACTORIES = Factories(prefill=WORKER, decode=WORKER)
 
 
@@ -196,6 +218,32 @@ def test_every_page_is_for_clients_over_tls(encrypted: Encrypted) -> None:
     url = f"https://{encrypted.cluster.http_address}/sd"
     groups = json.loads(page(url, encrypted.client, encrypted.key))
     assert {group["labels"]["__scheme__"] for group in groups} == {"https"}
+
+
+# Their pages of metrics, which Ray gives no token, answer every path.
+METRICS_OF_RAY = {"ray::DashboardAgent", "dashboard.py", "monitor.py"}
+
+
+def test_no_listener_serves_whoever_has_no_credentials(encrypted: Encrypted) -> None:
+    """In plain text; of ours and of Ray's processes: no RPC, and no page but counts of Ray's."""
+    found = listeners(encrypted.cluster.cluster_id)
+    assert {encrypted.router, *encrypted.workers, *encrypted.http} <= {x.address for x in found}
+    served = [what for listener in found for what in served_by(listener)]
+    assert not served, "\n".join(served)
+
+
+def served_by(listener: Listener) -> Iterator[str]:
+    """The RPCs and pages that a listener gives to anyone, without those of METRICS_OF_RAY."""
+    refusals = {grpc.StatusCode.UNAUTHENTICATED, *NOT_THERE}
+    for call, code in codes_of(listener, (*OUR_CALLS, *RAY_CALLS)):
+        if code not in refusals:
+            yield f"{listener} {call} {code}"
+    for path in PATHS:
+        status, text = page_of(listener, path)
+        # None yet, or as Prometheus reads them.
+        is_count = listener.process in METRICS_OF_RAY and text[:2].strip() in (b"", b"#")
+        if status not in NO_PAGE and not is_count:
+            yield f"{listener} {path} {status} {text[:80]!r}"
 
 
 def commands(encrypted: Encrypted, folder: Path) -> dict[str, list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request
@@ -22,20 +21,10 @@ from stream2llm.api.loopback import is_loopback
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.serving.own_http import open_url
 from stream2llm.serving.processes import owned_processes
-from tests.listening import Listener, listeners
+from tests.listening import NOT_THERE, RAY_CALLS, code_of, codes_of, listeners
 from tests.polling import eventually
 
 pytestmark = pytest.mark.integration
-
-# One call of each service that Ray's processes offer: of the GCS, of the raylet's two servers, of
-# every worker, driver included, and of the agent.
-RAY_CALLS = (
-    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
-    "/ray.rpc.NodeManagerService/GetNodeStats",
-    "/ray.rpc.ObjectManagerService/Pull",
-    "/ray.rpc.CoreWorkerService/PushTask",
-    "/ray.rpc.ReporterService/GetTraceback",
-)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +112,7 @@ def test_a_worker_answers_no_rpc_without_the_token_of_its_cluster(cluster: Clust
     ):
         (worker,) = workers(cluster, role)
         with grpc.insecure_channel(worker.grpc_address, channel_options(1 << 20)) as channel:
-            assert _code_of(channel, f"/stream2llm.v1.{method}") is (
-                grpc.StatusCode.UNAUTHENTICATED
-            )
+            assert code_of(channel, f"/stream2llm.v1.{method}") is (grpc.StatusCode.UNAUTHENTICATED)
 
 
 @pytest.mark.cluster("sensitive-1x1")
@@ -134,37 +121,14 @@ def test_ray_answers_no_rpc_without_the_token(cluster: Cluster) -> None:
     for listener in listeners(cluster.cluster_id):
         if listener.process.startswith("VLLM::"):
             continue  # an engine's, which Ray knows nothing of
-        for call, code in _answers(listener):
+        for call, code in codes_of(listener, RAY_CALLS):
             if code is grpc.StatusCode.UNAUTHENTICATED:
                 refused.add(listener.process)
-            elif code not in _NOT_THERE:
+            elif code not in NOT_THERE:
                 answered.append((str(listener), call, code))
     assert answered == []
     assert {"gcs_server", "raylet", "ray::DashboardAgent", "ray::Controller", "ray::RouterActor",
             "ray::PrefillActor", "ray::DecodeActor", "this process"} <= refused  # fmt: skip
-
-
-# No such service, or nothing that speaks gRPC.
-_NOT_THERE = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)
-
-
-def _answers(listener: Listener) -> Iterator[tuple[str, grpc.StatusCode]]:
-    host = listener.host.removeprefix("::ffff:")
-    with grpc.insecure_channel(f"{host}:{listener.port}", channel_options(1 << 20)) as channel:
-        for call in RAY_CALLS:
-            code = _code_of(channel, call)
-            yield call, code
-            if code is grpc.StatusCode.UNAVAILABLE:
-                return
-
-
-def _code_of(channel: grpc.Channel, call: str) -> grpc.StatusCode:
-    try:
-        channel.unary_unary(call)(b"", timeout=30)
-    except grpc.RpcError as error:
-        code: grpc.StatusCode = error.code()
-        return code
-    return grpc.StatusCode.OK
 
 
 @pytest.mark.cluster("sensitive-1x1")
