@@ -81,8 +81,12 @@ async def test_quotas_are_those_of_the_caller_s_tenant(make_gateway: Make, keys:
         assert (await sdk.chat.completions.create(**CHAT)).choices
 
 
-@pytest.mark.parametrize("name", TTFT_SLO_NAMES)
-async def test_a_gateway_s_deadline_goes_on(gateway: GatewayRing, name: str) -> None:
+async def test_a_gateway_s_deadline_goes_on(gateway: GatewayRing) -> None:
+    for name in TTFT_SLO_NAMES:
+        await deadline_goes_on(gateway, name)
+
+
+async def deadline_goes_on(gateway: GatewayRing, name: str) -> None:
     async with gateway.http() as http:
         async with http.post(CHAT_PATH, json=CHAT, headers={name: "60000"}) as response:
             assert response.status == HTTPStatus.OK

@@ -85,74 +85,54 @@ def test_one_is_not_true() -> None:
         parameters.check_others({"n": True}, parameters.CHAT)
 
 
-@pytest.mark.parametrize("path", ROUTES)
-async def test_refusals_name_the_parameter(http: aiohttp.ClientSession, path: str) -> None:
-    error = await refusal(http, path, {**ROUTES[path], "logit_bias": {"5": 1}})
-    assert (error["param"], error["code"]) == ("logit_bias", "unsupported_parameter")
-    error = await refusal(http, path, {**ROUTES[path], "colour": "red"})
-    assert (error["param"], error["code"]) == ("colour", "unknown_parameter")
-    error = await refusal(http, path, {**ROUTES[path], "temperature": "hot"})
-    assert (error["param"], error["type"]) == ("temperature", "invalid_request_error")
-    error = await refusal(http, path, {**ROUTES[path], "temperature": 3})
-    assert (error["param"], error["code"]) == ("temperature", "bad_sampling")
-    error = await refusal(http, path, {**ROUTES[path], "stop": [""]})
-    assert error["param"] == "stop"
+async def test_refusals_name_the_parameter(http: aiohttp.ClientSession) -> None:
+    for path, body in ROUTES.items():
+        for name, value, code in (
+            ("logit_bias", {"5": 1}, "unsupported_parameter"),
+            ("colour", "red", "unknown_parameter"),
+            ("temperature", "hot", "invalid_request"),
+            ("temperature", 3, "bad_sampling"),
+            ("stop", [""], "bad_sampling"),
+        ):
+            error = await refusal(http, path, {**body, name: value})
+            assert (error["param"], error["code"]) == (name, code), path
 
 
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
+async def test_a_router_s_refusal_has_the_name_of_the_route(http: aiohttp.ClientSession) -> None:
+    for path, name in (
         ("/v1/chat/completions", "max_completion_tokens"),
         ("/v1/completions", "max_tokens"),
         ("/v1/responses", "max_output_tokens"),
-    ],
-)
-async def test_a_router_s_refusal_has_the_name_of_the_route(
-    http: aiohttp.ClientSession, path: str, name: str
-) -> None:
-    error = await refusal(http, path, {**ROUTES[path], name: 0})
-    assert error["param"] == name
+    ):
+        assert (await refusal(http, path, {**ROUTES[path], name: 0}))["param"] == name
 
 
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({**CHAT, "top_logprobs": 2}, "top_logprobs"),
-        ({**CHAT, "max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
-        ({**CHAT, "messages": []}, "messages"),
-        ({**CHAT, "messages": "hello"}, "messages"),
-        ({**CHAT, "messages": [{"role": "user"}]}, "messages[0]"),
-        (
-            {**CHAT, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "messages[0].content[0]",
-        ),
-        ({"model": "tiny"}, "messages"),
-    ],
-)
-async def test_a_bad_chat_is_refused(
-    http: aiohttp.ClientSession, body: dict[str, Any], param: str
-) -> None:
-    assert (await refusal(http, "/v1/chat/completions", body))["param"] == param
+async def test_a_bad_chat_is_refused(http: aiohttp.ClientSession) -> None:
+    image = [{"role": "user", "content": [{"type": "image_url"}]}]
+    for more, param in (
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages[0]"),
+        ({"messages": image}, "messages[0].content[0]"),
+    ):
+        assert (await refusal(http, "/v1/chat/completions", {**CHAT, **more}))["param"] == param
 
 
-@pytest.mark.parametrize(
-    ("more", "param"),
-    [
-        ({"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]}, "input[0]"),
-        (
-            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
-            "input[0].content[0]",
-        ),
+async def test_a_bad_response_is_refused(http: aiohttp.ClientSession) -> None:
+    result = {"type": "function_call_output", "call_id": "1", "output": "x"}
+    image = {"role": "user", "content": [{"type": "input_image"}]}
+    for more, param in (
+        ({"input": [result]}, "input[0]"),
+        ({"input": [image]}, "input[0].content[0]"),
         ({"include": ["reasoning.encrypted_content"]}, "include"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"service_tier": "flex"}, "service_tier"),
-    ],
-)
-async def test_a_bad_response_is_refused(
-    http: aiohttp.ClientSession, more: dict[str, Any], param: str
-) -> None:
-    body = {**ROUTES["/v1/responses"], **more}
-    assert (await refusal(http, "/v1/responses", body))["param"] == param
+    ):
+        body = {**ROUTES["/v1/responses"], **more}
+        assert (await refusal(http, "/v1/responses", body))["param"] == param
 
 
 async def test_several_prompts_are_refused(http: aiohttp.ClientSession) -> None:
