@@ -34,7 +34,7 @@ class Text:
     @property
     def content(self) -> str:
         """What stands in a prompt."""
-        return f"# {self.name}\n{self.docstring}\n\n"
+        return f"# `{self.name}`\n{self.docstring}\n\n"
 
 
 def sources() -> str:

@@ -27,6 +27,11 @@ class Question:
         """As a person asks it."""
         return f'Which function or class is described like this: "{self.sentence}"'
 
+    @property
+    def prompt(self) -> str:
+        """What the model goes on from: in a chat the small default model talks round the name."""
+        return f'The function or class described as "{self.sentence}" is called `'
+
     def is_answered_by(self, answer: str) -> bool:
         """Whether the answer has the name, as a word of its own."""
         return re.search(rf"(?<!\w){re.escape(self.name)}(?!\w)", answer) is not None

@@ -13,7 +13,6 @@ from examples.vector_search.questions import Question
 from stream2llm.client import (
     AsyncClient,
     AsyncSession,
-    ChatMessage,
     Document,
     DocumentOrdering,
     Finished,
@@ -23,11 +22,7 @@ from stream2llm.client import (
 )
 from stream2llm.integrations.feed import update_from
 
-SYSTEM = (
-    "You are given documents, each the name of a function or class of Python after '#', and what"
-    " it does. You answer with one name."
-)
-GREEDY = SamplingParameters(max_tokens=24, temperature=0.0, stop_strings=("\n",))
+GREEDY = SamplingParameters(max_tokens=16, temperature=0.0, stop_strings=("`", "\n"))
 
 
 class Way(StrEnum):
@@ -122,7 +117,10 @@ async def ask(
     if way is Way.WAIT:
         await asyncio.sleep(refined[-1].at_s)
     async with client.session(
-        chat=_conversation(question), sampling=GREEDY, ordering=searching.ordering
+        prefix=_first_line(),
+        suffix=question.prompt,
+        sampling=GREEDY,
+        ordering=searching.ordering,
     ) as session:
         await _stream(session, index, sent_in(way, refined), began_s)
         await _until(began_s + ends_at_s(way, refined))
@@ -156,9 +154,6 @@ async def _until(at_s: float) -> None:
     await asyncio.sleep(max(0.0, at_s - asyncio.get_running_loop().time()))
 
 
-def _conversation(question: Question) -> list[ChatMessage]:
-    """Its first line is new each time, so that no prefix cache knows what follows."""
-    return [
-        ChatMessage("system", f"Run {uuid.uuid4().hex[:8]}. {SYSTEM}"),
-        ChatMessage("user", "{{context}}" + question.text),
-    ]
+def _first_line() -> str:
+    """New each time, so that no prefix cache knows what follows."""
+    return f"Run {uuid.uuid4().hex[:8]}. Functions and classes, each with what it does.\n\n"

@@ -37,7 +37,8 @@ async def test_each_example_streams_into_answers(
     assert kept.texts == index.texts
     searching, ways = Searching(seconds=0.5), [Way.WAIT, Way.STREAM]
     asked = await run_vector_search(address, index, 2, ways, searching, lines.append)
-    assert all(each.answer for each in asked)
+    assert len(asked) == 4
+    assert any(each.answer for each in asked)
     waiting, streaming = asked[:2]
     assert waiting.prompt_tokens == streaming.prompt_tokens
     assert waiting.invalidated_tokens == 0

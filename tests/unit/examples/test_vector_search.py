@@ -98,7 +98,7 @@ def test_a_question_does_not_give_its_answer_away(index: Index) -> None:
     for each in asked:
         text = index.texts[each.wanted]
         assert each.sentence in " ".join(text.docstring.split())
-        assert not each.is_answered_by(each.text)
+        assert not each.is_answered_by(each.prompt)
         assert each.is_answered_by(f"It is `{text.name}`.")
     question = Question("Does it.", 0, "join")
     assert not question.is_answered_by("rejoin, joined")
@@ -142,4 +142,4 @@ async def test_the_figure_has_a_point_a_way(router: FakeRouter, index: Index) ->
 
 
 def test_a_text_stands_under_its_name() -> None:
-    assert Text("a.b", "Does.").content == "# a.b\nDoes.\n\n"
+    assert Text("a.b", "Does.").content == "# `a.b`\nDoes.\n\n"
