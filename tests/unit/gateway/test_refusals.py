@@ -136,7 +136,7 @@ async def test_a_bad_chat_is_refused(
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]}, "input[0]"),
+        ({"input": [{"type": "item_reference", "id": "1"}]}, "input[0]"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
             "input[0].content[0]",
