@@ -123,6 +123,7 @@ async def _events(
             sampling=body.sampling(),
             model=body.model or "",
             session_id=session_id,
+            **body.chat_options(),
             metadata=metadata_of(request, parts.guard),
         )
         async with stream:

@@ -127,6 +127,10 @@ class AnswerRequest(BaseModel):
         """The prompt, as the client takes it."""
         raise NotImplementedError
 
+    def chat_options(self) -> dict[str, Any]:
+        """What goes with the messages of a chat, by the client's arguments."""
+        return {}
+
 
 class ChatRequest(AnswerRequest):
     """POST /v1/chat/completions."""
@@ -145,6 +149,10 @@ class ChatRequest(AnswerRequest):
     top_logprobs: int | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = Field(default=None, discriminator="type")
+    # vLLM's.
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
 
     def constraints(self) -> dict[str, StructuredOutput | None]:
         given = self.response_format
@@ -170,6 +178,13 @@ class ChatRequest(AnswerRequest):
 
     def prompt_content(self) -> Prompt:
         return chat_prompt(self.messages, "messages")
+
+    def chat_options(self) -> dict[str, Any]:
+        return {
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "continue_final_message": bool(self.continue_final_message),
+            "add_generation_prompt": self.add_generation_prompt,
+        }
 
 
 class CompletionRequest(AnswerRequest):

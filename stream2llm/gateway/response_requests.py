@@ -1,4 +1,4 @@
-"""The request of /v1/responses, and its input as a conversation."""
+"""The request of /v1/responses."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from stream2llm.client.inputs import Prompt
 from stream2llm.gateway import parameters
 from stream2llm.gateway.answer_format import TextOptions
 from stream2llm.gateway.requests import AnswerRequest, Message, chat_prompt
+from stream2llm.gateway.response_items import messages_of
 
 # The one addition to a response that is supported.
 LOGPROBS_INCLUDED = "message.output_text.logprobs"
@@ -67,30 +68,3 @@ class ResponsesRequest(AnswerRequest):
 
     def prompt_content(self) -> Prompt:
         return chat_prompt(messages_of(self.input, self.instructions), "input")
-
-
-def messages_of(given: str | list[Message], instructions: str | None = None) -> list[Message]:
-    """The conversation that the input of a response stands for, after its instructions."""
-    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    before = [] if instructions is None else [{"role": "system", "content": instructions}]
-    return before + [_message_of(item, f"input[{i}]") for i, item in enumerate(items)]
-
-
-def _message_of(item: Message, field: str) -> Message:
-    """One item as a chat message; its texts stay what they are."""
-    kind = item.get("type", "message")
-    if kind != "message":
-        raise UnsupportedError(f"{field} is a {kind!r}; only messages are supported", field=field)
-    content = item.get("content")
-    if isinstance(content, list):
-        content = [_part_of(p, f"{field}.content[{i}]") for i, p in enumerate(content)]
-    return {"role": item.get("role"), "content": content}
-
-
-def _part_of(part: Any, field: str) -> Message:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in ("input_text", "output_text", "text"):
-        raise UnsupportedError(
-            f"{field} is a part of type {kind!r}; only text is supported", field=field
-        )
-    return {"type": "text", "text": part.get("text")}

@@ -36,8 +36,9 @@ class Given:
     @property
     def num_chars(self) -> int:
         """Characters to remember."""
-        texts = [turn.content for turn in self.turns]
-        return sum(map(len, texts)) + sum(len(each.text or "") for each in self.documents)
+        return sum(map(_num_chars, self.turns)) + sum(
+            len(each.text or "") for each in self.documents
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,11 @@ class Conversation:
         """Adds the model's answer."""
         turns = (*self.turns, ChatMessage("assistant", text))
         return replace(self, turns=turns, is_answered=True)
+
+
+def _num_chars(turn: ChatMessage) -> int:
+    calls = sum(len(call.name) + len(call.arguments) for call in turn.tool_calls)
+    return sum(map(len, turn.texts)) + calls
 
 
 def texts_by_id(known: Mapping[str, str], more: Sequence[SlotDocument]) -> dict[str, str]:

@@ -20,7 +20,8 @@ from stream2llm.client.chat_inputs import chat_messages
 from stream2llm.gateway import parameters
 from stream2llm.gateway.lanes.conversation import Given, SlotDocument
 from stream2llm.gateway.requests import Message
-from stream2llm.gateway.response_requests import ResponsesRequest, messages_of
+from stream2llm.gateway.response_items import messages_of
+from stream2llm.gateway.response_requests import ResponsesRequest
 
 EXTENSION = "stream2llm"
 _HONOURED = ("previous_response_id", "prompt_cache_options", "store")

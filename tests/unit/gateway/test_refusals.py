@@ -113,17 +113,17 @@ async def test_a_bad_chat_is_refused(http: aiohttp.ClientSession) -> None:
         ({"messages": []}, "messages"),
         ({"messages": "hello"}, "messages"),
         ({"messages": None}, "messages"),
-        ({"messages": [{"role": "user"}]}, "messages[0]"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": image}, "messages[0].content[0]"),
     ):
         assert (await refusal(http, "/v1/chat/completions", {**CHAT, **more}))["param"] == param
 
 
 async def test_a_bad_response_is_refused(http: aiohttp.ClientSession) -> None:
-    result = {"type": "function_call_output", "call_id": "1", "output": "x"}
+    reference = {"type": "item_reference", "id": "1"}
     image = {"role": "user", "content": [{"type": "input_image"}]}
     for more, param in (
-        ({"input": [result]}, "input[0]"),
+        ({"input": [reference]}, "input[0]"),
         ({"input": [image]}, "input[0].content[0]"),
         ({"include": ["reasoning.encrypted_content"]}, "include"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import aiohttp
@@ -20,6 +21,7 @@ def bodies(text: str) -> dict[str, dict[str, Any]]:
     """One request for each place that a client's text has."""
     parts = [{"type": "text", "text": text}, {"type": "text", "text": text}]
     inputs = [{"type": "input_text", "text": text}]
+    called = {"name": text, "arguments": json.dumps({text: text})}
     said = {
         "type": "message",
         "role": "assistant",
@@ -34,9 +36,27 @@ def bodies(text: str) -> dict[str, dict[str, Any]]:
                 {"role": "user", "content": parts},
             ]
         },
+        "/v1/chat/completions#tools": {
+            "messages": [
+                {"role": "developer", "content": text},
+                {"role": "user", "content": "hello", "name": text},
+                {"role": "assistant", "tool_calls": [{"id": text, "function": called}]},
+                {"role": "tool", "tool_call_id": text, "content": text},
+                {"role": "tool", "tool_call_id": text, "content": parts, "name": text},
+            ],
+            "chat_template_kwargs": {"colour": text},
+        },
         "/v1/completions#prompt": {"prompt": text},
         "/v1/responses#input": {"input": text, "instructions": text},
         "/v1/responses#items": {"input": [{"role": "user", "content": inputs}, said]},
+        "/v1/responses#tools": {
+            "input": [
+                {"role": "user", "content": "hello"},
+                {"type": "function_call", "call_id": text, **called},
+                {"type": "function_call_output", "call_id": text, "output": text},
+                {"type": "function_call_output", "call_id": text, "output": inputs},
+            ]
+        },
     }
 
 
