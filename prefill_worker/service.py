@@ -128,7 +128,7 @@ class _SessionRun:
         order: GrammarOrder | None = None,
     ) -> None:
         self._notes = notes
-        # Of the structured output, if there is one.
+        # Compiles the structured output, if there is one.
         self._order = order
         self._session = session
         self._writer = writer

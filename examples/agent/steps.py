@@ -32,7 +32,7 @@ class Turn:
     # From the last result to the first token.
     ttft_s: float
     prompt_tokens: int
-    # Of them, what the conversation so far had left in the prefix cache.
+    # What of them the conversation so far had left in the prefix cache.
     reused_tokens: int
 
 

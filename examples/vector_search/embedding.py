@@ -28,7 +28,7 @@ class Embedder:
     encode: EncodeBatch
     # A row for each token id.
     table: Vectors
-    # Of each token id.
+    # Weight of each token id.
     weights: Vectors
     # What all texts have in common.
     mean: Vectors

@@ -1,4 +1,4 @@
-"""The example's own questions: which function does what this sentence says? Pure."""
+"""The example's own questions: which function does what this sentence says?"""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class SamplingParameters:
     skip_special_tokens: bool = True
     """Whether special tokens have no text."""
     truncate_prompt_tokens: int | None = None
-    """Of a complete prompt, use only the last so many tokens; refused in a session."""
+    """How many tokens at the end of a complete prompt are used; refused in a session."""
     structured_output: StructuredOutput | None = None
     """What the answer must look like; None: free text."""
 

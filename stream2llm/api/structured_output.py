@@ -134,7 +134,7 @@ def _repetitions_of(text: str) -> int:
 
 
 def _bound(digits: str) -> int:
-    """Of a number of any length, as long as a text may be."""
+    """Returns a number of any length, as long as a text may be."""
     digits = digits.lstrip("0")
     return min(int(digits[:5] or 0), _MOST_UNROLLED)
 

@@ -17,7 +17,7 @@ class ControlTokens(StrEnum):
     # In what stands around the documents: prefix, suffix, contents of chat messages other than
     # those of tools, a whole prompt.
     TEMPLATE = "template"
-    # In documents and results of tools too. Whoever writes a document can then write the answer.
+    # In documents and results of tools too. Their authors can then write the answer.
     ALL = "all"
 
 

@@ -47,11 +47,11 @@ class AnswerBadWords(AdapterLogitsProcessor):
 
 
 class _Processor:
-    """Of one request."""
+    """Masks the bad words of one request."""
 
     def __init__(self, words: list[list[int]], num_tokens: int) -> None:
         self._words = words
-        # Of a word, so many tokens at most stand before the one that completes it.
+        # So many tokens of a word at most stand before the one that completes it.
         self._most_before = max(map(len, words)) - 1
         self._num_tokens = num_tokens
 

@@ -34,7 +34,7 @@ else:
 
 _log = logging.getLogger(__name__)
 
-# Of an engine with nothing else to do, between two looks at its inputs.
+# An engine with nothing else to do waits so long between two looks at its inputs.
 _WAIT_S = 0.005
 
 

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 ORDER_KEY = "stream2llm_grammar_order"
 # Compiling cannot be stopped; what takes longer fails its request and goes on in its thread.
 MAX_COMPILE_S = 10.0
-# Of a backend's error message.
+# Most characters of a backend's error message.
 MAX_REASON_CHARS = 500
 _ALL_ALLOWED = -1
 

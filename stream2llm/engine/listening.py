@@ -1,4 +1,4 @@
-"""Compares where an engine listens with where it was told to.
+"""Compares where an engine listens with where it was configured to.
 
 Nothing protects KV on its way but the network it takes, and who chooses the sockets for it is
 UCX, by variables that a typing error leaves without effect. `strays` is pure.
@@ -81,7 +81,7 @@ def _ports(environment: Mapping[str, str]) -> range | None:
 def strays(
     listeners: Collection[Listener], told: Told, devices: Mapping[str, Collection[str]]
 ) -> Iterator[str]:
-    """Yields each way in which an engine listens elsewhere than it was told to."""
+    """Yields each way in which an engine listens elsewhere than it was configured to."""
     for host, port in listeners:
         reached = _reached_on(host, devices) - told.devices
         if reached:

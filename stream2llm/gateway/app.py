@@ -46,7 +46,7 @@ class GatewayParts:
     """What all requests of a gateway use; `app.state.parts`."""
 
     clients: RouterClients
-    # Of the page of metrics; all other routes are guarded by the routers.
+    # Guards the page of metrics; the routers guard all other routes.
     guard: Guard
     registry: CollectorRegistry
     clock: Clock

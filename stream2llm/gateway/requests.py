@@ -18,7 +18,7 @@ from stream2llm.client.inputs import Prompt
 from stream2llm.gateway import parameters
 from stream2llm.gateway.answer_format import ResponseFormat, StructuredOutputs, the_one
 
-# Of a completion, where OpenAI's API has a limit of its own.
+# Default of a completion's `max_tokens` in OpenAI's API.
 DEFAULT_COMPLETION_TOKENS = 16
 Message = dict[str, Any]
 # As Python writes an integer, so that no two keys are one token; below 2^32 or a little above.

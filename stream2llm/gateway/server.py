@@ -161,7 +161,7 @@ class Gateway:
 def _settings(app: ASGIApp, tls: ssl.SSLContext | None, max_message_bytes: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        # Of an event loop that runs already, and of logs that are set up already.
+        # The event loop runs already, and logs are set up.
         loop="none",
         http=BoundedProtocol,
         log_config=None,

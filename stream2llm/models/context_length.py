@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stream2llm.api.errors import InvalidRequestError
 
-# Of a config.json that does not say.
+# Stands for a config.json that does not say.
 DEFAULT_MAX_MODEL_LEN = 8192
 
 

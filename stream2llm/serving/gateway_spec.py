@@ -25,7 +25,7 @@ class GatewaySpec:
     model: str = ""
     # Served under /web/.
     web_folder: Path | None = None
-    # Of a request's body, as of one message to a router.
+    # Most bytes of a request's body, as of one message to a router.
     max_message_bytes: int = RouterLimits().max_message_bytes
     # How long a drain waits for requests under way.
     drain_timeout_s: float = 30.0

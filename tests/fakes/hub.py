@@ -21,7 +21,7 @@ class FakeHub:
     repository: str = "org/tiny"
     files: dict[str, bytes] = field(default_factory=dict)
     revisions: tuple[str, ...] = ("main", "v1", COMMIT)
-    # The token that opens it; empty: anybody may read it.
+    # The token that opens it; empty: open to all.
     token: str = ""
     url: str = ""
     # Paths asked for, with their method.

@@ -112,7 +112,7 @@ def test_structured_outputs() -> None:
     assert "grammar_init(req)" in source(EngineCore.preprocess_add_request)
     require_parameters(StructuredOutputManager.accept_tokens, "request", "new_token_ids")
     require(StructuredOutputRequest, "grammar", "_grammar")
-    # Of the request that an automaton is asked for; `_Replay` stands for one.
+    # What an automaton reads of the request that it is asked for; `_Replay` stands for one.
     text = source(StructuredOutputManager.accept_tokens)
     text += source(StructuredOutputManager._get_constraint_bounds)
     asked = set(re.findall(r"\brequest\.(\w+)", text))

@@ -60,7 +60,7 @@ def obey(result: ModelRunnerOutput, grammar: GrammarOutput | None) -> dict[str, 
 
 
 class MaskedEngine(SessionEngine):
-    """Of a prefill worker."""
+    """An engine of a prefill worker."""
 
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings)

@@ -54,7 +54,7 @@ class Nixl:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What UCX may move KV over, and what it is told to."""
+    """What UCX may move KV over, and what it is configured to."""
 
     # The kernel's network devices that are up, such as lo and eth0.
     devices: tuple[str, ...] = ()

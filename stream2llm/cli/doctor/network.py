@@ -1,4 +1,4 @@
-"""Checks of what carries KV and of the way to the cluster's ports. Pure."""
+"""Checks of what carries KV and of the way to the cluster's ports."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Sent:
 
     # The present sequence.
     pieces: tuple[Piece, ...] = ()
-    # Of all pieces ever sent, by their contents.
+    # Ids of all pieces ever sent, by their contents.
     ids: Mapping[bytes, str] = field(default_factory=dict)
 
     @property

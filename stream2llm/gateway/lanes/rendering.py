@@ -18,7 +18,7 @@ from stream2llm.api.requests import ChatMessage, ChatPrompt, ChatTemplate
 from stream2llm.gateway.lanes.conversation import Conversation
 from stream2llm.serving.prefix import Tokens
 
-# Of all lanes together; each has at most some thousands of characters.
+# Pieces that all lanes together remember; each has at most some thousands of characters.
 _NUM_REMEMBERED_PIECES = 16_384
 
 

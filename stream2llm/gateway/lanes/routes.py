@@ -43,7 +43,7 @@ from stream2llm.serving.clock import Clock
 class RoomLimits:
     """Limits of connections, and of callers without one."""
 
-    # Of one connection.
+    # Limits of one connection.
     lanes: LaneLimits = field(default_factory=LaneLimits)
     # As long as OpenAI's.
     duration_s: float = 3600.0

@@ -157,7 +157,7 @@ class _Worker:
         self._waiting: asyncio.Queue[CreateRequest | None] = asyncio.Queue()
         self._running: asyncio.Task[None] | None = None
         self._present: asyncio.Task[None] | None = None
-        # Of the response under way, once its client has been told its id.
+        # Writes the response under way, once its client has its id.
         self._form: LaneForm | None = None
 
     def start(self, tasks: asyncio.TaskGroup) -> None:

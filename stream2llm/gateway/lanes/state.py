@@ -36,9 +36,9 @@ class LaneLimits:
     """Bounds of what one connection, or one caller without a connection, makes us remember."""
 
     max_lanes: int = 64
-    # Of one lane; the oldest are forgotten.
+    # Responses that one lane remembers; the oldest are forgotten.
     max_responses: int = 1024
-    # Of all conversations and documents together.
+    # Characters of all conversations and documents together.
     max_chars: int = 32 * 1024 * 1024
 
 

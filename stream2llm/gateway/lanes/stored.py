@@ -29,7 +29,7 @@ _OF_ONE_REQUEST = frozenset({*TTFT_SLO_NAMES, "traceparent", "tracestate"})
 class StoreLimits:
     """Bounds of what callers without a socket make us remember."""
 
-    # Of one caller.
+    # Limits of one caller.
     lanes: LaneLimits = field(default_factory=LaneLimits)
     max_callers: int = 1024
     # Seconds without a request after which a lane is forgotten; OpenAI's lasts as long.

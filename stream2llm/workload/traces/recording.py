@@ -1,4 +1,4 @@
-"""A trace of what the sessions of an application sent. Pure.
+"""A trace of what the sessions of an application sent.
 
 A document keeps its id where that names one text in its session; another text under the same
 id is a document of its own (`page#2`), and so is each that was appended without an id.

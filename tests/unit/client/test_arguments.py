@@ -327,7 +327,7 @@ async def test_what_grpc_takes_for_an_address_is_one(address):
 CHAT = [{"role": "user", "content": SLOT}]
 CALL = {"id": "1", "function": {"name": "f", "arguments": "{}"}}
 TEXT = {"type": "text", "text": "x"}
-# Of one message: the field, what the error calls it, and what the message has.
+# Cases of one message: the field, what the error calls it, and what the message has.
 OF_MESSAGE = [
     ("name", "chat.messages[0].name", {"name": HALF}),
     ("reasoning", "chat.messages[0].reasoning", {"reasoning_content": HALF}),

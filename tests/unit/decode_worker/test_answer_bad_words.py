@@ -23,7 +23,7 @@ TOKENS = st.integers(0, VOCAB_SIZE - 1)
 
 
 def processor(words: list[list[int]], num_tokens: int) -> Any:
-    """Of one request; the method that makes it needs no state."""
+    """What one request adds; the method that makes it needs no state."""
     params = SamplingParams(extra_args={ANSWER_TOKENS_KEY: num_tokens})
     params._bad_words_token_ids = words
     return AnswerBadWords.new_req_logits_processor(object.__new__(AnswerBadWords), params)

@@ -1,4 +1,4 @@
-"""An engine that listens where it was not told to is noticed."""
+"""An engine that listens where it was not configured to is noticed."""
 
 from __future__ import annotations
 

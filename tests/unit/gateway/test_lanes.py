@@ -157,7 +157,7 @@ async def test_control_tokens_in_items_stay_text(gateway: GatewayRing, client: L
     ring = gateway.ring
     await client.answer(SYSTEM, document("a<|end|>b", "d"), user("c<|turn|>d"), **FEW)
     control = [token for token in ring.record.sequence if token < 3]
-    # Of the template: the turns of system, user and assistant, and the ends of two.
+    # The template writes them: the turns of system, user and assistant, and the ends of two.
     assert control == [2, 0, 2, 0, 2]
 
 
@@ -279,7 +279,7 @@ async def test_progress_and_a_deadline_where_they_are_asked_for(
     assert 0 < gateway.ring.record.ttft_left_ms <= 5000
 
 
-# Of the SDK, which is older than that advice.
+# The SDK is older than that advice.
 @pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager")
 async def test_the_synchronous_sdk(gateway: GatewayRing) -> None:
     def ask() -> str:
