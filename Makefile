@@ -168,8 +168,8 @@ docs: $(DOCS) docs/changelog.md ## the documentation site in site/ (a broken lin
 	@$(MKDOCS) build --strict
 	@echo "docs: open site/index.html; make docs-serve has the search, too"
 
-docs-serve: $(DOCS) docs/changelog.md ## the site on http://127.0.0.1:8000, built anew at each change
-	@$(MKDOCS) serve --livereload
+docs-serve: $(DOCS) docs/changelog.md ## the site on http://127.0.0.1:8001, built anew at each change
+	@$(MKDOCS) serve --livereload --dev-addr 127.0.0.1:8001
 
 clean: ## remove .venv and caches of tools (not the model cache)
 	@rm -rf $(VENV) build dist site docs/changelog.md *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,10 +40,13 @@ async def test_the_sdk_gets_what_the_client_gets(cluster: Cluster, client: Async
         done = await sdk.chat.completions.create(
             model=MODEL, messages=MESSAGES, max_tokens=24, temperature=0, logprobs=True
         )
-        async with sdk.responses.stream(
-            model=MODEL, input=MESSAGES, max_output_tokens=24, temperature=0
-        ) as stream:
-            response = await stream.get_final_response()
+        events = await sdk.responses.create(
+            model=MODEL, input=MESSAGES, max_output_tokens=24, temperature=0, stream=True
+        )
+        *_, last = [event async for event in events]
+    # The SDK's helper for the final response wants one that was not cut off.
+    response = last.response
+    assert (last.type, response.status) == ("response.incomplete", "incomplete")
     assert done.choices[0].message.content == expected.text == response.output_text
     assert len(done.choices[0].logprobs.content) == len(expected.token_ids)
     usage = expected.finished.usage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
@@ -16,7 +17,9 @@ import pytest
 from fastapi import APIRouter
 from openai import AsyncOpenAI
 
-from stream2llm.api.errors import InternalError
+from examples.demo.over_http import ask_over_http, curl_command
+from examples.demo.view import LinesView
+from stream2llm.api.errors import InternalError, UnavailableError
 from stream2llm.gateway.connections import MAX_HEAD_BYTES, BoundedProtocol
 from tests.gateway_ring import GatewayRing
 from tests.router_ring import a_ring, soon
@@ -255,3 +258,15 @@ async def test_curl_streams_an_answer(gateway: GatewayRing) -> None:
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+
+
+async def test_the_demo_shows_its_command_and_what_comes_back(
+    gateway: GatewayRing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await asyncio.to_thread(ask_over_http, gateway.base_url, "tiny", LinesView())
+    title, command, answer = capsys.readouterr().out.splitlines()
+    assert title == "OpenAI's API, by curl:"
+    assert shlex.split(command) == curl_command(gateway.base_url, "tiny")
+    assert json.loads(answer)["choices"][0]["finish_reason"] == "length"
+    with pytest.raises(UnavailableError, match="not served here"):
+        await asyncio.to_thread(ask_over_http, gateway.base_url, "other", LinesView())
