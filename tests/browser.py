@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -58,6 +60,8 @@ async def a_page(url: str, profile: Path) -> AsyncIterator[Page]:
         [browser, *_FLAGS, f"--user-data-dir={profile}", url],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # The program is a script, and the browser its child.
+        start_new_session=True,
     )
     try:
         async with aiohttp.ClientSession() as http:
@@ -68,7 +72,7 @@ async def a_page(url: str, profile: Path) -> AsyncIterator[Page]:
                 await page.until(f"location.href === {url!r} && document.readyState === 'complete'")
                 yield page
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
