@@ -32,14 +32,9 @@ _ACCOUNT: Mapping[str, Neutral] = {
     "prompt_cache_retention": (),
     "moderation": (),
 }
-_TOOLS: Mapping[str, Neutral] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-}
 CHAT: Mapping[str, Neutral] = {
     **_SAMPLING,
     **_ACCOUNT,
-    **_TOOLS,
     "functions": ([],),
     "function_call": ("none", "auto"),
     "chat_template": (),
@@ -61,7 +56,6 @@ COMPLETION: Mapping[str, Neutral] = {
 RESPONSES: Mapping[str, Neutral] = {
     **_SAMPLING,
     **_ACCOUNT,
-    **_TOOLS,
     "background": (False,),
     "context_management": ([],),
     "conversation": (),
@@ -72,12 +66,9 @@ RESPONSES: Mapping[str, Neutral] = {
     "truncation": ("disabled",),
     "stream_options": ({}, {"include_obfuscation": False}),
 }
-# They change no answer: names for the caller's own books, and limits on what is not there.
+# They change no answer: names for the caller's own books.
 WITHOUT_EFFECT = frozenset(
-    {
-        *("user", "metadata", "safety_identifier", "prompt_cache_key", "request_id"),
-        "parallel_tool_calls",
-    }
+    ("user", "metadata", "safety_identifier", "prompt_cache_key", "request_id")
 )
 
 

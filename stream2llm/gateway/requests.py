@@ -17,6 +17,7 @@ from stream2llm.client.chat_inputs import MessageLike
 from stream2llm.client.inputs import Prompt
 from stream2llm.gateway import parameters
 from stream2llm.gateway.answer_format import ResponseFormat, StructuredOutputs, the_one
+from stream2llm.gateway.tools import ChatChoice, ChatTool, ToolUse, Word, tool_use
 
 # Of a completion, where OpenAI's API has a limit of its own.
 DEFAULT_COMPLETION_TOKENS = 16
@@ -132,7 +133,23 @@ class AnswerRequest(BaseModel):
         return {}
 
 
-class ChatRequest(AnswerRequest):
+class ToolRequest(AnswerRequest):
+    """A conversation, in which the model may be made to call tools."""
+
+    parallel_tool_calls: bool | None = None
+
+    def tool_use(self) -> ToolUse:
+        """The tools, and what becomes of them."""
+        raise NotImplementedError
+
+    def constraints(self) -> dict[str, StructuredOutput | None]:
+        return {**super().constraints(), "tools": self.tool_use().constraint()}
+
+    def chat_options(self) -> dict[str, Any]:
+        return {"tools": self.tool_use().offered}
+
+
+class ChatRequest(ToolRequest):
     """POST /v1/chat/completions."""
 
     not_honoured = parameters.CHAT
@@ -148,6 +165,8 @@ class ChatRequest(AnswerRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     stream_options: StreamOptions | None = None
+    tools: list[ChatTool] | None = None
+    tool_choice: Word | ChatChoice | None = None
     response_format: ResponseFormat | None = Field(default=None, discriminator="type")
     # vLLM's.
     chat_template_kwargs: dict[str, Any] | None = None
@@ -179,8 +198,12 @@ class ChatRequest(AnswerRequest):
     def prompt_content(self) -> Prompt:
         return chat_prompt(self.messages, "messages")
 
+    def tool_use(self) -> ToolUse:
+        return tool_use(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)
+
     def chat_options(self) -> dict[str, Any]:
         return {
+            **super().chat_options(),
             "chat_template_kwargs": self.chat_template_kwargs,
             "continue_final_message": bool(self.continue_final_message),
             "add_generation_prompt": self.add_generation_prompt,

@@ -13,14 +13,15 @@ from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.client.inputs import Prompt
 from stream2llm.gateway import parameters
 from stream2llm.gateway.answer_format import TextOptions
-from stream2llm.gateway.requests import AnswerRequest, Message, chat_prompt
+from stream2llm.gateway.requests import Message, ToolRequest, chat_prompt
 from stream2llm.gateway.response_items import messages_of
+from stream2llm.gateway.tools import ResponseChoice, ResponseTool, ToolUse, Word, tool_use
 
 # The one addition to a response that is supported.
 LOGPROBS_INCLUDED = "message.output_text.logprobs"
 
 
-class ResponsesRequest(AnswerRequest):
+class ResponsesRequest(ToolRequest):
     """POST /v1/responses."""
 
     not_honoured = parameters.RESPONSES
@@ -36,6 +37,8 @@ class ResponsesRequest(AnswerRequest):
     top_logprobs: int | None = None
     include: list[str] | None = None
     text: TextOptions | None = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: Word | ResponseChoice | None = None
     # Sent back as they are.
     metadata: dict[str, str] | None = None
     user: str | None = None
@@ -55,6 +58,9 @@ class ResponsesRequest(AnswerRequest):
                     f"include has {each!r}; only {LOGPROBS_INCLUDED} is supported", field="include"
                 )
         return bool(self.include)
+
+    def tool_use(self) -> ToolUse:
+        return tool_use(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)
 
     def constraints(self) -> dict[str, StructuredOutput | None]:
         asked = self.text and self.text.format

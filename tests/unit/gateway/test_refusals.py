@@ -41,7 +41,6 @@ REQUESTS = {
 # A value of each kind that is not neutral.
 ASKED: dict[str, Any] = {
     "n": 2,
-    "tools": [{"type": "function", "function": {"name": "f"}}],
 }
 
 
