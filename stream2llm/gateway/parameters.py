@@ -16,7 +16,6 @@ from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 Neutral = tuple[Any, ...]
 
 _SAMPLING: Mapping[str, Neutral] = {
-    "n": (1,),
     "best_of": (1,),
     "spaces_between_special_tokens": (True,),
     "prompt_logprobs": (),
@@ -54,6 +53,7 @@ COMPLETION: Mapping[str, Neutral] = {
     "add_special_tokens": (True,),
 }
 RESPONSES: Mapping[str, Neutral] = {
+    "n": (1,),
     **_SAMPLING,
     **_ACCOUNT,
     "background": (False,),

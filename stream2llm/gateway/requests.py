@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -22,6 +22,9 @@ from stream2llm.gateway.tools import ChatChoice, ChatTool, ToolUse, Word, tool_u
 # Of a completion, where OpenAI's API has a limit of its own.
 DEFAULT_COMPLETION_TOKENS = 16
 Message = dict[str, Any]
+# Each is a session of its own.
+MAX_CHOICES = 16
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
 # As Python writes an integer, so that no two keys are one token; below 2^32 or a little above.
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
@@ -80,14 +83,20 @@ class AnswerRequest(BaseModel):
         """Raises for a parameter that is not honoured, by name."""
         parameters.check_others(self.model_extra or {}, self.not_honoured)
 
-    def sampling(self) -> SamplingParameters:
-        """How the answer is sampled."""
+    @property
+    def num_choices(self) -> int:
+        """Number of answers that are asked for."""
+        return 1
+
+    def sampling(self, choice: int = 0) -> SamplingParameters:
+        """How that answer is sampled."""
         asked: dict[str, Any] = {
             "max_tokens": self.max_answer_tokens(),
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": 0 if self.top_k == -1 else self.top_k,
-            "seed": self.seed,
+            # The answers are not to be alike.
+            "seed": None if self.seed is None else self.seed + choice,
             "stop_strings": self.stop,
             "stop_token_ids": self.stop_token_ids,
             "presence_penalty": self.presence_penalty,
@@ -165,6 +174,7 @@ class ChatRequest(ToolRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     stream_options: StreamOptions | None = None
+    n: Choices | None = None
     tools: list[ChatTool] | None = None
     tool_choice: Word | ChatChoice | None = None
     response_format: ResponseFormat | None = Field(default=None, discriminator="type")
@@ -176,6 +186,10 @@ class ChatRequest(ToolRequest):
     def constraints(self) -> dict[str, StructuredOutput | None]:
         given = self.response_format
         return {**super().constraints(), "response_format": given and given.constraint()}
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
 
     def max_answer_tokens(self) -> int | None:
         """Raises InvalidRequestError where both names are given, and differ."""
@@ -220,11 +234,16 @@ class CompletionRequest(AnswerRequest):
     max_tokens: int | None = None
     logprobs: int | None = None
     stream_options: StreamOptions | None = None
+    n: Choices | None = None
     response_format: ResponseFormat | None = Field(default=None, discriminator="type")
 
     def constraints(self) -> dict[str, StructuredOutput | None]:
         given = self.response_format
         return {**super().constraints(), "response_format": given and given.constraint()}
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
 
     def max_answer_tokens(self) -> int | None:
         return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens

@@ -46,7 +46,8 @@ class ResponseForm:
         yield self._event(oai.ResponseInProgressEvent, "response.in_progress", response=response)
         yield from self._events(self._output.begin())
 
-    def pieces(self, event: Event) -> Iterator[str]:
+    def pieces(self, event: Event, index: int = 0) -> Iterator[str]:
+        assert index == 0, "a response has one answer"
         self._gathered.add(event)
         if isinstance(event, TokenDelta):
             yield from self._events(self._output.more(event))
@@ -58,7 +59,8 @@ class ResponseForm:
         response = self._response("failed", error={"code": code, "message": error.message})
         yield self._event(oai.ResponseFailedEvent, "response.failed", response=response)
 
-    def whole(self, answer: Answer) -> oai.Response:
+    def whole(self, *answers: Answer) -> oai.Response:
+        (answer,) = answers
         status = _status(answer)
         details = IncompleteDetails(reason="max_output_tokens") if status == "incomplete" else None
         return self._response(
