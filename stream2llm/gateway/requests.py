@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -16,7 +16,12 @@ from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.client.chat_inputs import MessageLike
 from stream2llm.client.inputs import Prompt
 from stream2llm.gateway import parameters
-from stream2llm.gateway.answer_format import ResponseFormat, StructuredOutputs, the_one
+from stream2llm.gateway.answer_format import (
+    ResponseFormat,
+    StructuredOutputs,
+    constraint_of,
+    the_one,
+)
 from stream2llm.gateway.tools import ChatChoice, ChatTool, ToolUse, Word, tool_use
 
 # Of a completion, where OpenAI's API has a limit of its own.
@@ -24,7 +29,6 @@ DEFAULT_COMPLETION_TOKENS = 16
 Message = dict[str, Any]
 # Each is a session of its own.
 MAX_CHOICES = 16
-Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
 # As Python writes an integer, so that no two keys are one token; below 2^32 or a little above.
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
@@ -117,8 +121,7 @@ class AnswerRequest(BaseModel):
 
     def constraints(self) -> dict[str, StructuredOutput | None]:
         """What the answer must look like, by the parameter that says it."""
-        given = self.structured_outputs
-        return {"structured_outputs": given and given.constraint()}
+        return {"structured_outputs": constraint_of(self.structured_outputs)}
 
     def parameter_names(self) -> dict[str, str]:
         """As `names`, for this very request."""
@@ -174,7 +177,7 @@ class ChatRequest(ToolRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     stream_options: StreamOptions | None = None
-    n: Choices | None = None
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     tools: list[ChatTool] | None = None
     tool_choice: Word | ChatChoice | None = None
     response_format: ResponseFormat | None = Field(default=None, discriminator="type")
@@ -184,8 +187,8 @@ class ChatRequest(ToolRequest):
     add_generation_prompt: bool | None = None
 
     def constraints(self) -> dict[str, StructuredOutput | None]:
-        given = self.response_format
-        return {**super().constraints(), "response_format": given and given.constraint()}
+        asked = constraint_of(self.response_format)
+        return {**super().constraints(), "response_format": asked}
 
     @property
     def num_choices(self) -> int:
@@ -234,12 +237,12 @@ class CompletionRequest(AnswerRequest):
     max_tokens: int | None = None
     logprobs: int | None = None
     stream_options: StreamOptions | None = None
-    n: Choices | None = None
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     response_format: ResponseFormat | None = Field(default=None, discriminator="type")
 
     def constraints(self) -> dict[str, StructuredOutput | None]:
-        given = self.response_format
-        return {**super().constraints(), "response_format": given and given.constraint()}
+        asked = constraint_of(self.response_format)
+        return {**super().constraints(), "response_format": asked}
 
     @property
     def num_choices(self) -> int:
