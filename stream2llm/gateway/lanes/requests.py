@@ -111,7 +111,7 @@ class CreateRequest(ResponsesRequest):
     def check_lane(self) -> None:
         """Raises for a parameter that a lane does not honour, by name."""
         self.check_others()
-        if self.tool_use().offered:
+        if self.tools:
             raise UnsupportedError(
                 "tools are not supported with streamed context and stored responses", field="tools"
             )
