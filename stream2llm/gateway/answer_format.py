@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -101,6 +101,15 @@ class StructuredOutputs(_Strict):
 
 
 ResponseFormat = Text | JsonObject | JsonSchema
+
+
+class _Asked(Protocol):
+    def constraint(self) -> StructuredOutput | None: ...
+
+
+def constraint_of(asked: _Asked | None) -> StructuredOutput | None:
+    """The constraint of a parameter that may not be given."""
+    return None if asked is None else asked.constraint()
 
 
 def the_one(given: dict[str, StructuredOutput | None]) -> StructuredOutput | None:

@@ -12,15 +12,15 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from stream2llm.api.errors import InternalError, Stream2LLMError
-from stream2llm.api.events import Accepted, Answer, Event
+from stream2llm.api.events import Accepted, Answer
 from stream2llm.client.recovery import is_loss
 from stream2llm.client.stream import Gathered
+from stream2llm.gateway.choices import ChoiceEvents
 from stream2llm.gateway.forms import Form
 from stream2llm.gateway.middleware import CLIENT_LEFT
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-Events = AsyncGenerator[Event, None]
 
 
 class ClientLeftError(Exception):
@@ -47,7 +47,7 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
 async def respond(
     request: Request,
-    ask: Callable[[], Events],
+    ask: Callable[[], ChoiceEvents],
     make_form: Callable[[Accepted], Form],
     *,
     streams: bool,
@@ -59,13 +59,13 @@ async def respond(
     """
     events = ask()
     try:
-        first = await while_connected(request, anext(events))
+        _, first = await while_connected(request, anext(events))
         if not isinstance(first, Accepted):
             raise InternalError("the router answered before it admitted the request")
         form = make_form(first)
         if streams:
             return AnswerResponse(form, events, headers)
-        whole = form.whole(await _whole_answer(request, events, ask))
+        whole = form.whole(*await _whole_answers(request, events, ask))
     except BaseException:
         await events.aclose()
         raise
@@ -73,8 +73,10 @@ async def respond(
     return Response(content, media_type="application/json", headers=headers)
 
 
-async def _whole_answer(request: Request, events: Events, ask: Callable[[], Events]) -> Answer:
-    """The answer; asked for once more where its router is lost, as nothing of it was sent."""
+async def _whole_answers(
+    request: Request, events: ChoiceEvents, ask: Callable[[], ChoiceEvents]
+) -> list[Answer]:
+    """The answers; asked for once more where its router is lost, as nothing of it was sent."""
     try:
         return await while_connected(request, _gathered(events))
     except Stream2LLMError as error:
@@ -84,11 +86,11 @@ async def _whole_answer(request: Request, events: Events, ask: Callable[[], Even
         return await while_connected(request, _gathered(ask()))
 
 
-async def _gathered(events: Events) -> Answer:
-    gathered = Gathered()
-    async for event in events:
-        gathered.add(event)
-    return gathered.answer()
+async def _gathered(events: ChoiceEvents) -> list[Answer]:
+    gathered: dict[int, Gathered] = {}
+    async for index, event in events:
+        gathered.setdefault(index, Gathered()).add(event)
+    return [gathered[index].answer() for index in sorted(gathered)]
 
 
 async def _left(request: Request) -> None:
@@ -99,7 +101,7 @@ async def _left(request: Request) -> None:
 class AnswerResponse(StreamingResponse):
     """An answer as server-sent events; its session ends with the response, however that ends."""
 
-    def __init__(self, form: Form, events: Events, headers: Mapping[str, str]) -> None:
+    def __init__(self, form: Form, events: ChoiceEvents, headers: Mapping[str, str]) -> None:
         super().__init__(
             _pieces(form, events),
             media_type="text/event-stream",
@@ -115,12 +117,12 @@ class AnswerResponse(StreamingResponse):
             await self._events.aclose()
 
 
-async def _pieces(form: Form, events: Events) -> AsyncGenerator[str, None]:
+async def _pieces(form: Form, events: ChoiceEvents) -> AsyncGenerator[str, None]:
     for piece in form.begin():
         yield piece
     try:
-        async for event in events:
-            for piece in form.pieces(event):
+        async for index, event in events:
+            for piece in form.pieces(event, index):
                 yield piece
     except Stream2LLMError as error:
         for piece in form.failed(error):

@@ -22,9 +22,10 @@ from stream2llm.api.errors import (
     Stream2LLMError,
 )
 from stream2llm.api.events import Accepted
-from stream2llm.gateway.answering import ClientLeftError, Events, respond, unsent
+from stream2llm.gateway.answering import ClientLeftError, respond, unsent
 from stream2llm.gateway.calls import metadata_of, presented_by
 from stream2llm.gateway.chat import ChatForm
+from stream2llm.gateway.choices import ChoiceEvents, Events, choices, only_choice
 from stream2llm.gateway.completions import CompletionForm
 from stream2llm.gateway.errors import invalid_parameter
 from stream2llm.gateway.forms import Form, Opening
@@ -103,9 +104,14 @@ async def answer(
     def form(accepted: Accepted) -> Form:
         return make_form(body, Opening(answer_id, int(parts.clock.wall_s()), accepted.model))
 
+    def ask() -> ChoiceEvents:
+        if body.num_choices == 1:
+            return only_choice(_events(parts, request, body, answer_id))
+        return choices(lambda i: _events(parts, request, body, answer_id, i), body.num_choices)
+
     return await respond(
         request,
-        lambda: _events(parts, request, body, answer_id),
+        ask,
         form,
         streams=bool(body.stream),
         # By this the routers' logs name the session, and OpenAI's clients the request.
@@ -114,15 +120,15 @@ async def answer(
 
 
 async def _events(
-    parts: GatewayParts, request: Request, body: AnswerRequest, session_id: str
+    parts: GatewayParts, request: Request, body: AnswerRequest, answer_id: str, choice: int = 0
 ) -> Events:
-    """The events of one answer; its session ends with the generator."""
+    """The events of one choice; its session ends with the generator."""
     with parts.clients.lease() as client:
         stream = client.generate(
             body.prompt_content(),
-            sampling=body.sampling(),
+            sampling=body.sampling(choice),
             model=body.model or "",
-            session_id=session_id,
+            session_id=f"{answer_id}-{choice}" if choice else answer_id,
             **body.chat_options(),
             metadata=metadata_of(request, parts.guard),
         )

@@ -10,16 +10,22 @@ from openai.types.chat import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionMessage,
+    ChatCompletionMessageFunctionToolCall,
     ChatCompletionTokenLogprob,
     chat_completion,
     chat_completion_chunk,
 )
-from openai.types.chat.chat_completion_chunk import ChoiceDelta
+from openai.types.chat.chat_completion_chunk import (
+    ChoiceDelta,
+    ChoiceDeltaToolCall,
+    ChoiceDeltaToolCallFunction,
+)
+from openai.types.chat.chat_completion_message_function_tool_call import Function
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.api.events import Answer, Event, Finished, TokenDelta
-from stream2llm.api.token_step import TokenLogprobs
+from stream2llm.api.events import Answer, Event, Finished, TokenDelta, Usage
+from stream2llm.api.token_step import FinishReason, TokenLogprobs
 from stream2llm.gateway.forms import (
     DONE,
     Opening,
@@ -30,6 +36,10 @@ from stream2llm.gateway.forms import (
     usage_of,
 )
 from stream2llm.gateway.requests import ChatRequest
+from stream2llm.gateway.tool_calls import CallDelta, calls_in, reader_for
+from stream2llm.gateway.tools import Calls
+
+Reason = Literal["stop", "length", "tool_calls"]
 
 
 class ChatForm:
@@ -41,48 +51,110 @@ class ChatForm:
         options = request.stream_options
         self._includes_usage = bool(options and options.include_usage)
         self._includes_logprobs = bool(request.logprobs)
+        self._use = request.tool_use()
+        # Of each choice.
+        self._calls = [reader_for(self._use) for _ in range(request.num_choices)]
+        self._usages: dict[int, Usage] = {}
 
     def begin(self) -> Iterable[str]:
-        yield self._chunk(ChoiceDelta(role="assistant", content=""))
+        for index, calls in enumerate(self._calls):
+            yield self._chunk(index, ChoiceDelta(role="assistant", content=None if calls else ""))
 
-    def pieces(self, event: Event) -> Iterator[str]:
-        if isinstance(event, TokenDelta) and (event.text or event.logprobs):
-            yield self._chunk(ChoiceDelta(content=event.text), logprobs=event.logprobs)
+    def pieces(self, event: Event, index: int = 0) -> Iterator[str]:
+        if isinstance(event, TokenDelta):
+            logprobs = event.logprobs
+            for delta in self._deltas(index, event):
+                yield self._chunk(index, delta, logprobs=logprobs)
+                logprobs = ()
         elif isinstance(event, Finished):
-            yield self._chunk(ChoiceDelta(), reason=finish_reason(event.reason))
-            if self._includes_usage:
-                yield data(self._of_choices([], usage_of(event.usage)))
-            yield DONE
+            yield self._chunk(index, ChoiceDelta(), reason=self._reason(event.reason))
+            self._usages[index] = event.usage
+            if len(self._usages) == len(self._calls):
+                yield from self._end()
+
+    def _end(self) -> Iterator[str]:
+        if self._includes_usage:
+            usages = [self._usages[index] for index in sorted(self._usages)]
+            yield data(self._of_choices([], usage_of(usages)))
+        yield DONE
 
     def failed(self, error: Stream2LLMError) -> Iterator[str]:
         yield error_data(error, self._names)
 
-    def whole(self, answer: Answer) -> ChatCompletion:
-        choice = chat_completion.Choice(
-            index=0,
-            message=ChatCompletionMessage(role="assistant", content=answer.text),
-            finish_reason=finish_reason(answer.finished.reason),
-            logprobs=self._logprobs(chat_completion.ChoiceLogprobs, answer.logprobs),
-        )
+    def whole(self, *answers: Answer) -> ChatCompletion:
         return ChatCompletion(
             id=self._opening.id,
             object="chat.completion",
             created=self._opening.created_s,
             model=self._opening.model,
-            choices=[choice],
-            usage=usage_of(answer.finished.usage),
+            choices=[self._choice(index, answer) for index, answer in enumerate(answers)],
+            usage=usage_of([answer.finished.usage for answer in answers]),
         )
+
+    def _choice(self, index: int, answer: Answer) -> chat_completion.Choice:
+        return chat_completion.Choice(
+            index=index,
+            message=self._message(index, answer.text),
+            finish_reason=self._reason(answer.finished.reason),
+            logprobs=self._logprobs(chat_completion.ChoiceLogprobs, answer.logprobs),
+        )
+
+    def _message(self, choice: int, text: str) -> ChatCompletionMessage:
+        if self._use.calls is Calls.NONE:
+            return ChatCompletionMessage(role="assistant", content=text)
+        calls = [
+            ChatCompletionMessageFunctionToolCall(
+                id=self._call_id(choice, index),
+                type="function",
+                function=Function(name=call.name, arguments=call.arguments),
+            )
+            for index, call in enumerate(calls_in(text, self._use))
+        ]
+        return ChatCompletionMessage(role="assistant", content=None, tool_calls=[*calls])
+
+    def _deltas(self, index: int, event: TokenDelta) -> list[ChoiceDelta]:
+        """What new tokens add; an empty one where there are only log-probabilities."""
+        calls = self._calls[index]
+        if calls is None:
+            has_news = event.text or event.logprobs
+            return [ChoiceDelta(content=event.text)] if has_news else []
+        deltas = [
+            ChoiceDelta(tool_calls=[self._call(index, call)]) for call in calls.feed(event.text)
+        ]
+        return deltas or ([ChoiceDelta()] if event.logprobs else [])
+
+    def _call(self, choice: int, delta: CallDelta) -> ChoiceDeltaToolCall:
+        """As OpenAI's, the first delta of a call has its id and name, and the others have not."""
+        if delta.name is None:
+            function = ChoiceDeltaToolCallFunction(arguments=delta.arguments)
+            return ChoiceDeltaToolCall(index=delta.index, function=function)
+        return ChoiceDeltaToolCall(
+            index=delta.index,
+            id=self._call_id(choice, delta.index),
+            type="function",
+            function=ChoiceDeltaToolCallFunction(name=delta.name, arguments=delta.arguments),
+        )
+
+    def _call_id(self, choice: int, index: int) -> str:
+        return f"call_{self._opening.id.removeprefix('chatcmpl-')}_{choice}_{index}"
+
+    def _reason(self, reason: FinishReason) -> Reason:
+        """As OpenAI's, the end of a call that was asked for by its name is a stop."""
+        found = finish_reason(reason)
+        is_required = self._use.calls is Calls.REQUIRED
+        return "tool_calls" if is_required and found == "stop" else found
 
     def _chunk(
         self,
+        index: int,
         delta: ChoiceDelta,
         *,
         logprobs: Sequence[TokenLogprobs] = (),
-        reason: Literal["stop", "length"] | None = None,
+        reason: Reason | None = None,
     ) -> str:
         found = self._logprobs(chat_completion_chunk.ChoiceLogprobs, logprobs) if logprobs else None
         choice = chat_completion_chunk.Choice(
-            index=0, delta=delta, finish_reason=reason, logprobs=found
+            index=index, delta=delta, finish_reason=reason, logprobs=found
         )
         return data(self._of_choices([choice]))
 

@@ -9,7 +9,7 @@ from openai.types import Completion, CompletionChoice, CompletionUsage
 from openai.types.completion_choice import Logprobs
 
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.api.events import Answer, Event, Finished, TokenDelta
+from stream2llm.api.events import Answer, Event, Finished, TokenDelta, Usage
 from stream2llm.api.token_step import TokenLogprobs
 from stream2llm.gateway.forms import DONE, Opening, data, error_data, finish_reason, usage_of
 from stream2llm.gateway.requests import CompletionRequest
@@ -35,42 +35,55 @@ class CompletionForm:
         options = request.stream_options
         self._includes_usage = bool(options and options.include_usage)
         self._includes_logprobs = request.logprobs is not None
-        # Characters of the answer before the next tokens.
-        self._num_chars = 0
+        # Of each choice, the characters of the answer before the next tokens.
+        self._num_chars = [0] * request.num_choices
+        self._usages: dict[int, Usage] = {}
 
     def begin(self) -> Iterable[str]:
         return ()
 
-    def pieces(self, event: Event) -> Iterator[str]:
+    def pieces(self, event: Event, index: int = 0) -> Iterator[str]:
         if isinstance(event, TokenDelta) and (event.text or event.logprobs):
-            yield self._chunk(event.text, event.logprobs)
+            yield self._chunk(index, event.text, event.logprobs)
         elif isinstance(event, Finished):
-            yield self._chunk("", reason=finish_reason(event.reason))
-            if self._includes_usage:
-                yield data(self._of_choices([], usage_of(event.usage)))
-            yield DONE
+            yield self._chunk(index, "", reason=finish_reason(event.reason))
+            self._usages[index] = event.usage
+            if len(self._usages) == len(self._num_chars):
+                yield from self._end()
+
+    def _end(self) -> Iterator[str]:
+        if self._includes_usage:
+            usages = [self._usages[index] for index in sorted(self._usages)]
+            yield data(self._of_choices([], usage_of(usages)))
+        yield DONE
 
     def failed(self, error: Stream2LLMError) -> Iterator[str]:
         yield error_data(error, self._names)
 
-    def whole(self, answer: Answer) -> Completion:
-        reason = finish_reason(answer.finished.reason)
-        choice = self._choice(answer.text, answer.logprobs, reason)
-        return self._of_choices([choice], usage_of(answer.finished.usage))
+    def whole(self, *answers: Answer) -> Completion:
+        choices = [
+            self._choice(index, each.text, each.logprobs, finish_reason(each.finished.reason))
+            for index, each in enumerate(answers)
+        ]
+        return self._of_choices(choices, usage_of([each.finished.usage for each in answers]))
 
     def _chunk(
-        self, text: str, logprobs: Sequence[TokenLogprobs] = (), reason: Reason | None = None
+        self,
+        index: int,
+        text: str,
+        logprobs: Sequence[TokenLogprobs] = (),
+        reason: Reason | None = None,
     ) -> str:
-        return data(self._of_choices([self._choice(text, logprobs, reason)]))
+        return data(self._of_choices([self._choice(index, text, logprobs, reason)]))
 
     def _choice(
-        self, text: str, logprobs: Sequence[TokenLogprobs], reason: Reason | None
+        self, index: int, text: str, logprobs: Sequence[TokenLogprobs], reason: Reason | None
     ) -> _Choice:
         return _Choice(
-            index=0,
+            index=index,
             text=text,
             finish_reason=reason,
-            logprobs=self._logprobs(logprobs) if self._includes_logprobs else None,
+            logprobs=self._logprobs(index, logprobs) if self._includes_logprobs else None,
         )
 
     def _of_choices(
@@ -86,12 +99,12 @@ class CompletionForm:
             **last,
         )
 
-    def _logprobs(self, positions: Sequence[TokenLogprobs]) -> Logprobs:
+    def _logprobs(self, index: int, positions: Sequence[TokenLogprobs]) -> Logprobs:
         tokens = [position.sampled.text for position in positions]
         offsets = []
         for token in tokens:
-            offsets.append(self._num_chars)
-            self._num_chars += len(token)
+            offsets.append(self._num_chars[index])
+            self._num_chars[index] += len(token)
         return Logprobs(
             tokens=tokens,
             token_logprobs=[position.sampled.logprob for position in positions],

@@ -7,7 +7,7 @@ events, or as one object.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -36,19 +36,22 @@ class Opening:
 
 
 class Form(Protocol):
-    """One answer."""
+    """One answer, which may have several choices."""
 
     def begin(self) -> Iterable[str]:
         """The pieces of a stream before the first token: the request is admitted."""
 
-    def pieces(self, event: Event) -> Iterable[str]:
-        """The pieces of a stream for the next event; `Finished` brings the last ones."""
+    def pieces(self, event: Event, index: int = 0) -> Iterable[str]:
+        """The pieces of a stream for the next event of that choice.
+
+        The last `Finished` brings the last ones.
+        """
 
     def failed(self, error: Stream2LLMError) -> Iterable[str]:
         """The last pieces of a stream that does not come to its end."""
 
-    def whole(self, answer: Answer) -> BaseModel:
-        """The answer as one object."""
+    def whole(self, *answers: Answer) -> BaseModel:
+        """The answer as one object; of several choices, in their order."""
 
 
 def data(item: BaseModel) -> str:
@@ -66,13 +69,18 @@ def finish_reason(reason: FinishReason) -> Literal["stop", "length"]:
     return "length" if reason is FinishReason.LENGTH else "stop"
 
 
-def usage_of(usage: Usage) -> CompletionUsage:
-    """The tokens of an answer; cached are those that prefill has found instead of computing."""
+def usage_of(choices: Sequence[Usage]) -> CompletionUsage:
+    """The tokens of all choices, which have one prompt, and their own answers.
+
+    Cached are those of the prompt that prefill has found for the first one instead of computing.
+    """
+    prompt, *_ = choices
+    num_completion = sum(usage.completion_tokens for usage in choices)
     return CompletionUsage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.prompt_tokens + usage.completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.reused_tokens),
+        prompt_tokens=prompt.prompt_tokens,
+        completion_tokens=num_completion,
+        total_tokens=prompt.prompt_tokens + num_completion,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=prompt.reused_tokens),
     )
 
 

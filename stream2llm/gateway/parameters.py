@@ -16,7 +16,6 @@ from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 Neutral = tuple[Any, ...]
 
 _SAMPLING: Mapping[str, Neutral] = {
-    "n": (1,),
     "best_of": (1,),
     "spaces_between_special_tokens": (True,),
     "prompt_logprobs": (),
@@ -32,14 +31,9 @@ _ACCOUNT: Mapping[str, Neutral] = {
     "prompt_cache_retention": (),
     "moderation": (),
 }
-_TOOLS: Mapping[str, Neutral] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-}
 CHAT: Mapping[str, Neutral] = {
     **_SAMPLING,
     **_ACCOUNT,
-    **_TOOLS,
     "functions": ([],),
     "function_call": ("none", "auto"),
     "chat_template": (),
@@ -59,9 +53,9 @@ COMPLETION: Mapping[str, Neutral] = {
     "add_special_tokens": (True,),
 }
 RESPONSES: Mapping[str, Neutral] = {
+    "n": (1,),
     **_SAMPLING,
     **_ACCOUNT,
-    **_TOOLS,
     "background": (False,),
     "context_management": ([],),
     "conversation": (),
@@ -72,12 +66,9 @@ RESPONSES: Mapping[str, Neutral] = {
     "truncation": ("disabled",),
     "stream_options": ({}, {"include_obfuscation": False}),
 }
-# They change no answer: names for the caller's own books, and limits on what is not there.
+# They change no answer: names for the caller's own books.
 WITHOUT_EFFECT = frozenset(
-    {
-        *("user", "metadata", "safety_identifier", "prompt_cache_key", "request_id"),
-        "parallel_tool_calls",
-    }
+    ("user", "metadata", "safety_identifier", "prompt_cache_key", "request_id")
 )
 
 

@@ -16,11 +16,19 @@ from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.client.chat_inputs import MessageLike
 from stream2llm.client.inputs import Prompt
 from stream2llm.gateway import parameters
-from stream2llm.gateway.answer_format import ResponseFormat, StructuredOutputs, the_one
+from stream2llm.gateway.answer_format import (
+    ResponseFormat,
+    StructuredOutputs,
+    constraint_of,
+    the_one,
+)
+from stream2llm.gateway.tools import ChatChoice, ChatTool, ToolUse, Word, tool_use
 
 # Default of a completion's `max_tokens` in OpenAI's API.
 DEFAULT_COMPLETION_TOKENS = 16
 Message = dict[str, Any]
+# Each is a session of its own.
+MAX_CHOICES = 16
 # As Python writes an integer, so that no two keys are one token; below 2^32 or a little above.
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
@@ -79,14 +87,20 @@ class AnswerRequest(BaseModel):
         """Raises for a parameter that is not honoured, by name."""
         parameters.check_others(self.model_extra or {}, self.not_honoured)
 
-    def sampling(self) -> SamplingParameters:
-        """How the answer is sampled."""
+    @property
+    def num_choices(self) -> int:
+        """Number of answers that are asked for."""
+        return 1
+
+    def sampling(self, choice: int = 0) -> SamplingParameters:
+        """How that answer is sampled."""
         asked: dict[str, Any] = {
             "max_tokens": self.max_answer_tokens(),
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": 0 if self.top_k == -1 else self.top_k,
-            "seed": self.seed,
+            # The answers are not to be alike.
+            "seed": None if self.seed is None else self.seed + choice,
             "stop_strings": self.stop,
             "stop_token_ids": self.stop_token_ids,
             "presence_penalty": self.presence_penalty,
@@ -107,8 +121,7 @@ class AnswerRequest(BaseModel):
 
     def constraints(self) -> dict[str, StructuredOutput | None]:
         """What the answer must look like, by the parameter that says it."""
-        given = self.structured_outputs
-        return {"structured_outputs": given and given.constraint()}
+        return {"structured_outputs": constraint_of(self.structured_outputs)}
 
     def parameter_names(self) -> dict[str, str]:
         """As `names`, for this very request."""
@@ -132,7 +145,23 @@ class AnswerRequest(BaseModel):
         return {}
 
 
-class ChatRequest(AnswerRequest):
+class ToolRequest(AnswerRequest):
+    """A conversation, in which the model may be made to call tools."""
+
+    parallel_tool_calls: bool | None = None
+
+    def tool_use(self) -> ToolUse:
+        """The tools, and what becomes of them."""
+        raise NotImplementedError
+
+    def constraints(self) -> dict[str, StructuredOutput | None]:
+        return {**super().constraints(), "tools": self.tool_use().constraint()}
+
+    def chat_options(self) -> dict[str, Any]:
+        return {"tools": self.tool_use().offered}
+
+
+class ChatRequest(ToolRequest):
     """POST /v1/chat/completions."""
 
     not_honoured = parameters.CHAT
@@ -148,6 +177,9 @@ class ChatRequest(AnswerRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     stream_options: StreamOptions | None = None
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    tools: list[ChatTool] | None = None
+    tool_choice: Word | ChatChoice | None = None
     response_format: ResponseFormat | None = Field(default=None, discriminator="type")
     # vLLM's.
     chat_template_kwargs: dict[str, Any] | None = None
@@ -155,8 +187,12 @@ class ChatRequest(AnswerRequest):
     add_generation_prompt: bool | None = None
 
     def constraints(self) -> dict[str, StructuredOutput | None]:
-        given = self.response_format
-        return {**super().constraints(), "response_format": given and given.constraint()}
+        asked = constraint_of(self.response_format)
+        return {**super().constraints(), "response_format": asked}
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
 
     def max_answer_tokens(self) -> int | None:
         """Raises InvalidRequestError where both names are given, and differ."""
@@ -179,8 +215,12 @@ class ChatRequest(AnswerRequest):
     def prompt_content(self) -> Prompt:
         return chat_prompt(self.messages, "messages")
 
+    def tool_use(self) -> ToolUse:
+        return tool_use(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)
+
     def chat_options(self) -> dict[str, Any]:
         return {
+            **super().chat_options(),
             "chat_template_kwargs": self.chat_template_kwargs,
             "continue_final_message": bool(self.continue_final_message),
             "add_generation_prompt": self.add_generation_prompt,
@@ -197,11 +237,16 @@ class CompletionRequest(AnswerRequest):
     max_tokens: int | None = None
     logprobs: int | None = None
     stream_options: StreamOptions | None = None
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     response_format: ResponseFormat | None = Field(default=None, discriminator="type")
 
     def constraints(self) -> dict[str, StructuredOutput | None]:
-        given = self.response_format
-        return {**super().constraints(), "response_format": given and given.constraint()}
+        asked = constraint_of(self.response_format)
+        return {**super().constraints(), "response_format": asked}
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
 
     def max_answer_tokens(self) -> int | None:
         return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens

@@ -1,17 +1,18 @@
-"""Answers of /v1/responses: one message of one text, as an object or as its events. Pure.
+"""Answers of /v1/responses, as an object or as its events. Pure.
 
-created, in_progress, output_item.added, content_part.added, output_text.delta ...,
-output_text.done, content_part.done, output_item.done, completed (or incomplete, failed)
+created, in_progress, those of the output, completed (or incomplete, failed). Those of a message:
+output_item.added, content_part.added, output_text.delta ..., output_text.done, content_part.done,
+output_item.done; of each call: output_item.added, function_call_arguments.delta ...,
+function_call_arguments.done, output_item.done
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from openai.types import responses as oai
 from openai.types.responses.response import IncompleteDetails
-from openai.types.responses.response_output_text import Logprob, LogprobTopLogprob
 from openai.types.responses.response_usage import (
     InputTokensDetails,
     OutputTokensDetails,
@@ -21,14 +22,12 @@ from pydantic import BaseModel
 
 from stream2llm.api.errors import OverloadedError, Stream2LLMError
 from stream2llm.api.events import Answer, Event, Finished, TokenDelta, Usage
-from stream2llm.api.token_step import FinishReason, TokenLogprobs
+from stream2llm.api.token_step import FinishReason
 from stream2llm.client.stream import Gathered
-from stream2llm.gateway.forms import Opening, entry_of
+from stream2llm.gateway.forms import Opening
+from stream2llm.gateway.response_output import CallsOutput, MessageOutput, Output, Piece
 from stream2llm.gateway.response_requests import ResponsesRequest
-
-ItemStatus = Literal["in_progress", "completed", "incomplete"]
-# Where the one text stands.
-_PLACE: dict[str, Any] = {"output_index": 0, "content_index": 0}
+from stream2llm.gateway.tool_calls import reader_for
 
 
 class ResponseForm:
@@ -37,8 +36,7 @@ class ResponseForm:
     def __init__(self, request: ResponsesRequest, opening: Opening) -> None:
         self._request = request
         self._opening = opening
-        self._item_id = f"msg_{opening.id.removeprefix('resp_')}"
-        self._includes_logprobs = request.includes_logprobs
+        self._output = _output_of(request, opening.id)
         self._gathered = Gathered()
         self._num_events = 0
 
@@ -46,32 +44,13 @@ class ResponseForm:
         response = self._response("in_progress")
         yield self._event(oai.ResponseCreatedEvent, "response.created", response=response)
         yield self._event(oai.ResponseInProgressEvent, "response.in_progress", response=response)
-        item = self._item("", (), "in_progress").model_copy(update={"content": []})
-        yield self._event(
-            oai.ResponseOutputItemAddedEvent,
-            "response.output_item.added",
-            item=item,
-            output_index=0,
-        )
-        yield self._event(
-            oai.ResponseContentPartAddedEvent,
-            "response.content_part.added",
-            item_id=self._item_id,
-            part=self._text("", ()),
-            **_PLACE,
-        )
+        yield from self._events(self._output.begin())
 
-    def pieces(self, event: Event) -> Iterator[str]:
+    def pieces(self, event: Event, index: int = 0) -> Iterator[str]:
+        assert index == 0, "a response has one answer"
         self._gathered.add(event)
-        if isinstance(event, TokenDelta) and (event.text or event.logprobs):
-            yield self._event(
-                oai.ResponseTextDeltaEvent,
-                "response.output_text.delta",
-                item_id=self._item_id,
-                delta=event.text,
-                logprobs=self._plain_logprobs(event.logprobs),
-                **_PLACE,
-            )
+        if isinstance(event, TokenDelta):
+            yield from self._events(self._output.more(event))
         elif isinstance(event, Finished):
             yield from self._end(self._gathered.answer())
 
@@ -80,44 +59,31 @@ class ResponseForm:
         response = self._response("failed", error={"code": code, "message": error.message})
         yield self._event(oai.ResponseFailedEvent, "response.failed", response=response)
 
-    def whole(self, answer: Answer) -> oai.Response:
+    def whole(self, *answers: Answer) -> oai.Response:
+        (answer,) = answers
         status = _status(answer)
-        item = self._item(answer.text, answer.logprobs, status)
         details = IncompleteDetails(reason="max_output_tokens") if status == "incomplete" else None
         return self._response(
             status,
-            output=[item],
+            output=self._output.items(answer, status),
             usage=usage_of(answer.finished.usage),
             incomplete_details=details,
         )
 
     def _end(self, answer: Answer) -> Iterator[str]:
-        yield self._event(
-            oai.ResponseTextDoneEvent,
-            "response.output_text.done",
-            item_id=self._item_id,
-            text=answer.text,
-            logprobs=self._plain_logprobs(answer.logprobs),
-            **_PLACE,
-        )
-        yield self._event(
-            oai.ResponseContentPartDoneEvent,
-            "response.content_part.done",
-            item_id=self._item_id,
-            part=self._text(answer.text, answer.logprobs),
-            **_PLACE,
-        )
-        item = self._item(answer.text, answer.logprobs, _status(answer))
-        yield self._event(
-            oai.ResponseOutputItemDoneEvent, "response.output_item.done", item=item, output_index=0
-        )
+        status = _status(answer)
+        yield from self._events(self._output.end(answer, status))
         response = self.whole(answer)
-        if _status(answer) == "completed":
+        if status == "completed":
             yield self._event(oai.ResponseCompletedEvent, "response.completed", response=response)
         else:
             yield self._event(oai.ResponseIncompleteEvent, "response.incomplete", response=response)
 
-    def _event(self, kind: type[BaseModel], name: str, **fields: Any) -> str:
+    def _events(self, pieces: Iterable[Piece]) -> Iterator[str]:
+        for kind, name, fields in pieces:
+            yield self._event(kind, name, **fields)
+
+    def _event(self, kind: type[BaseModel], name: str, /, **fields: Any) -> str:
         event = kind(type=name, sequence_number=self._num_events, **fields)
         self._num_events += 1
         return self._written(event, name)
@@ -142,11 +108,11 @@ class ResponseForm:
                 "instructions": asked.instructions,
                 "max_output_tokens": asked.max_output_tokens,
                 "metadata": asked.metadata or {},
-                "parallel_tool_calls": False,
+                "parallel_tool_calls": asked.tool_use().is_parallel,
                 "temperature": asked.temperature,
                 "text": {"format": _format_of(asked)},
-                "tool_choice": "none",
-                "tools": [],
+                "tool_choice": _dumped(asked.tool_choice or "none"),
+                "tools": [_dumped(each) for each in asked.tools or ()],
                 "top_p": asked.top_p,
                 "truncation": "disabled",
                 "usage": None,
@@ -154,29 +120,6 @@ class ResponseForm:
                 **fields,
             }
         )
-
-    def _item(
-        self, text: str, logprobs: Sequence[TokenLogprobs], status: ItemStatus
-    ) -> oai.ResponseOutputMessage:
-        return oai.ResponseOutputMessage(
-            id=self._item_id,
-            type="message",
-            role="assistant",
-            status=status,
-            content=[self._text(text, logprobs)],
-        )
-
-    def _text(self, text: str, logprobs: Sequence[TokenLogprobs]) -> oai.ResponseOutputText:
-        return oai.ResponseOutputText(
-            type="output_text", text=text, annotations=[], logprobs=self._logprobs(logprobs)
-        )
-
-    def _logprobs(self, positions: Sequence[TokenLogprobs]) -> list[Logprob]:
-        return list(map(_entry, positions)) if self._includes_logprobs else []
-
-    def _plain_logprobs(self, positions: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
-        """For events, whose types are others of the same fields."""
-        return [each.model_dump() for each in self._logprobs(positions)]
 
 
 def usage_of(usage: Usage) -> ResponseUsage:
@@ -192,15 +135,23 @@ def usage_of(usage: Usage) -> ResponseUsage:
     )
 
 
+def _output_of(request: ResponsesRequest, response_id: str) -> Output:
+    use = request.tool_use()
+    reader = reader_for(use)
+    if reader is None:
+        return MessageOutput(response_id, includes_logprobs=request.includes_logprobs)
+    return CallsOutput(response_id, use, reader)
+
+
 def _format_of(request: ResponsesRequest) -> dict[str, Any]:
     given = request.text and request.text.format
-    return given.model_dump(by_alias=True, exclude_unset=True) if given else {"type": "text"}
+    return _dumped(given) if given else {"type": "text"}
+
+
+def _dumped(given: BaseModel | str) -> Any:
+    """A parameter as it was given."""
+    return given if isinstance(given, str) else given.model_dump(by_alias=True, exclude_unset=True)
 
 
 def _status(answer: Answer) -> Literal["completed", "incomplete"]:
     return "incomplete" if answer.finished.reason is FinishReason.LENGTH else "completed"
-
-
-def _entry(position: TokenLogprobs) -> Logprob:
-    top = [LogprobTopLogprob(**entry_of(each)) for each in position.top]
-    return Logprob(**entry_of(position.sampled), top_logprobs=top)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from stream2llm.api.errors import ERRORS_BY_STATUS
 from stream2llm.gateway import parameters
@@ -28,8 +29,21 @@ def _honoured(kind: type[AnswerRequest]) -> str:
 
 
 def _type(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return code(re.sub(r"[\w.]+\.(\w+)", r"\1", text).removesuffix(" | None"))
+    return code(" | ".join(_names(annotation)))
+
+
+def _names(annotation: Any) -> Iterator[str]:
+    """Yields the names of the types that a value may have, but for null."""
+    if get_origin(annotation) in (Union, UnionType):
+        for each in get_args(annotation):
+            yield from _names(each)
+    elif get_origin(annotation) is Literal:
+        yield from map(repr, get_args(annotation))
+    elif annotation is not NoneType:
+        text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+        # A generic type is a type too, and its name lacks what it is made of.
+        text = str(annotation) if get_args(annotation) else text
+        yield re.sub(r"[\w.]+\.(\w+)", r"\1", text)
 
 
 def _not_honoured(names: Mapping[str, parameters.Neutral]) -> str:

@@ -62,8 +62,9 @@ class LaneForm(ResponseForm):
         response = self._response("cancelled")
         yield self._event(oai.ResponseIncompleteEvent, "response.incomplete", response=response)
 
-    def whole(self, answer: Answer) -> oai.Response:
-        response = super().whole(answer)
+    def whole(self, *answers: Answer) -> oai.Response:
+        response = super().whole(*answers)
+        (answer,) = answers
         finished = answer.finished
         figures = {
             "computed_tokens": finished.usage.computed_tokens,

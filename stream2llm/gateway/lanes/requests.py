@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.requests import ChatMessage
 from stream2llm.api.sampling import SamplingParameters
@@ -108,6 +108,14 @@ class CreateRequest(ResponsesRequest):
         items = [] if isinstance(self.input, str) else self.input
         return self.stream2llm is not None or any(EXTENSION in item for item in items)
 
+    def check_lane(self) -> None:
+        """Raises for a parameter that a lane does not honour, by name."""
+        self.check_others()
+        if self.tools:
+            raise UnsupportedError(
+                "tools are not supported with streamed context and stored responses", field="tools"
+            )
+
     @property
     def wants_progress(self) -> bool:
         """Whether events of progress are asked for."""
@@ -163,5 +171,5 @@ def _document(item: Message, field: str) -> SlotDocument:
 def create_request(event: Mapping[str, Any]) -> CreateRequest:
     """Reads a request; raises InvalidRequestError, UnsupportedError, or pydantic's error."""
     request = CreateRequest.model_validate({k: v for k, v in event.items() if k != "type"})
-    request.check_others()
+    request.check_lane()
     return request

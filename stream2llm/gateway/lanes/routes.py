@@ -157,7 +157,7 @@ def lanes_routes(room: LanesRoom) -> APIRouter:
             raise UnsupportedError("stream_id is of WebSockets alone", field="stream_id")
         if not body.is_of_lane:
             return await answer(parts, request, body, "resp_", ResponseForm)
-        body.check_others()
+        body.check_lane()
         metadata, previous = metadata_of(request, parts.guard), body.previous_response_id
         lane = await room.store.lane(metadata, previous, partial(room.group, parts))
         return await lane_response(request, body, room.store, lane)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.unit
     [
         ({"conversation": "conv_1"}, "unsupported_parameter", "conversation"),
         ({"background": True}, "unsupported_parameter", "background"),
-        ({"tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "unsupported_parameter", "tools"),
         ({"colour": "red"}, "unknown_parameter", "colour"),
         ({"previous_response_id": "resp_0"}, "previous_response_not_found", None),
         ({"temperature": 9.0}, "bad_sampling", "temperature"),

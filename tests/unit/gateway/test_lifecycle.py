@@ -164,7 +164,7 @@ async def test_health_says_whether_requests_can_be_answered(
 async def test_requests_are_counted_by_route_and_status(
     gateway: GatewayRing, http: aiohttp.ClientSession
 ) -> None:
-    for body in (CHAT, {**CHAT, "n": 2}, {**CHAT, "stream": True}):
+    for body in (CHAT, {**CHAT, "n": 0}, {**CHAT, "stream": True}):
         async with http.post("/v1/chat/completions", json=body) as response:
             await response.read()
     async with http.get("/v1/models/no/such") as response:

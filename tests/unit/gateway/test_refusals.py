@@ -41,7 +41,6 @@ REQUESTS = {
 # A value of each kind that is not neutral.
 ASKED: dict[str, Any] = {
     "n": 2,
-    "tools": [{"type": "function", "function": {"name": "f"}}],
 }
 
 
@@ -80,7 +79,7 @@ def test_no_parameter_is_both_honoured_and_refused(path: str) -> None:
 
 def test_one_is_not_true() -> None:
     with pytest.raises(UnsupportedError):
-        parameters.check_others({"n": True}, parameters.CHAT)
+        parameters.check_others({"best_of": True}, parameters.CHAT)
 
 
 async def test_refusals_name_the_parameter(http: aiohttp.ClientSession) -> None:
