@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stream2llm.serving.ports import PORTS
 from tests import network_namespaces
 from tests.cluster_pool import Kind, config_of, model_path
 from tests.network_namespaces import SHARED
@@ -47,6 +48,8 @@ CA = str(TLS / "ca.crt")
 KEYS = SHARED / "keys.jsonl"
 # Ray's default of 3 s ends a job before its sessions.
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+# Between those of our own servers and those that the kernel gives to connections.
+UCX_PORTS = range(PORTS[-1] + 1, 32_700)
 PROMPT = [7 + n * 31 % 40_000 for n in range(640)]
 # Two vectors of 32 float32 numbers for each of 4 heads in each of 6 layers.
 KV_BYTES = len(PROMPT) * 6 * 2 * 4 * 32 * 4
@@ -86,7 +89,10 @@ def write_config(shared: Path) -> None:
         "auth": {"keys_file": str(KEYS)},
     }
     for role in ("prefill", "decode"):
-        tree[role]["env"] |= {"UCX_NET_DEVICES": "eth0", "UCX_TCP_PORT_RANGE": "30000-30999"}
+        tree[role]["env"] |= {
+            "UCX_NET_DEVICES": "eth0",
+            "UCX_TCP_PORT_RANGE": f"{UCX_PORTS[0]}-{UCX_PORTS[-1]}",
+        }
     tree["router"] |= {"port": 50051, "drain_timeout_s": DRAIN_TIMEOUT_S}
     tree["controller"] |= {"http_port": 8360, "unresponsive_after_s": 15}
     (shared / "cluster.yaml").write_text(yaml.safe_dump(tree))
@@ -159,9 +165,8 @@ def test_kv_listens_where_it_was_told_to_and_there_alone(
         [each for each in found if each[0] != "127.0.0.1"],
     )
     assert {host for host, _ in beyond} == {address}, found
-    if name == "node-a":  # of the side channel; only prefill has one
-        assert any(20_000 <= port < 30_000 for _, port in beyond), found
-    assert any(30_000 <= port < 31_000 for _, port in beyond), found
+    assert any(port in PORTS for _, port in beyond), found  # the side channel
+    assert any(port in UCX_PORTS for _, port in beyond), found
     logs = site.run(name, "grep", "-rhE", "engine_listens", "/tmp/ray/session_latest/logs")
     assert "engine_listens worker_id=" in logs
     assert "engine_listens_elsewhere" not in logs
