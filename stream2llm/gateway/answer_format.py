@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.json_text import json_text
@@ -45,6 +45,12 @@ class _Schema(_Strict):
     strict: bool | None = None
     # No attribute `schema`, which pydantic's models have.
     given: Json = Field(alias="schema")
+
+    @field_validator("name", "description")
+    @classmethod
+    def _can_be_sent_back(cls, given: str | None) -> str | None:
+        (given or "").encode()  # a ValueError for half of a surrogate pair
+        return given
 
 
 class JsonSchema(_Strict):

@@ -52,7 +52,7 @@ class ChatForm:
         self._includes_usage = bool(options and options.include_usage)
         self._includes_logprobs = bool(request.logprobs)
         self._use = request.tool_use()
-        # Of each choice.
+        # One for each choice.
         self._calls = [reader_for(self._use) for _ in range(request.num_choices)]
         self._usages: dict[int, Usage] = {}
 

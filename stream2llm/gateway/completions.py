@@ -35,7 +35,7 @@ class CompletionForm:
         options = request.stream_options
         self._includes_usage = bool(options and options.include_usage)
         self._includes_logprobs = request.logprobs is not None
-        # Of each choice, the characters of the answer before the next tokens.
+        # By choice, the characters of the answer before the next tokens.
         self._num_chars = [0] * request.num_choices
         self._usages: dict[int, Usage] = {}
 

@@ -83,7 +83,7 @@ class _ListOfCalls:
     """The answer is a list of objects with `name` and `parameters`, in this order."""
 
     def __init__(self) -> None:
-        # Of what stands before the next arguments.
+        # The part of it that stands before the next arguments, so far.
         self._head = ""
         self._arguments: _ObjectScanner | None = None
         self._num_calls = 0

@@ -105,7 +105,7 @@ class ToolUse:
     # Those that the template writes, in the form of a chat.
     offered: tuple[Json, ...] = ()
     calls: Calls = Calls.NONE
-    # Of the tool to call; empty: any.
+    # The tool to call, where it is named.
     name: str = ""
     # Whether there may be several calls.
     is_parallel: bool = True

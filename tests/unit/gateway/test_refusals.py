@@ -158,9 +158,23 @@ async def test_half_a_surrogate_pair_is_refused_wherever_it_stands(
         {**CHAT, "messages": [{"role": half, "content": "hello"}]},
         {**CHAT, "model": half},
         {**CHAT, "stop": half},
+        {**CHAT, "logit_bias": {half: 1}},
+        {**CHAT, "response_format": {half: 1}},
+        {**CHAT, "tools": [{"type": "function", "function": {"name": half}}]},
+        {**CHAT, "tools": [{"type": "function", half: {}}], "tool_choice": "none"},
+        {**CHAT, "chat_template_kwargs": {"a": half}},
     ):
         await refusal(http, "/v1/chat/completions", body)
-    for more in ({"input": half}, {"instructions": half}, {"metadata": {"a": half}}):
+    named = {"type": "json_schema", "name": half, "schema": {}}
+    tool = {"type": "function", "name": "f", "description": half}
+    for more in (
+        {"input": half},
+        {"instructions": half},
+        {"metadata": {"a": half}},
+        {"text": {"format": named}},
+        {"tools": [tool], "tool_choice": "none"},
+        {"structured_outputs": {"choice": [half]}},
+    ):
         await refusal(http, "/v1/responses", {**ROUTES["/v1/responses"], **more})
 
 

@@ -82,7 +82,7 @@ async def test_a_named_call_of_a_chat(gateway: GatewayRing, sdk: AsyncOpenAI) ->
     )
     assert "what is <|end|> there" in written
     control = [token for token in ring.record.sequence if token < 3]
-    # Of tools, of the user, and of the turn to come.
+    # Those of the tools, the user, and the turn to come.
     assert control == [2, 0, 2, 0, 2]
 
 
@@ -142,7 +142,7 @@ async def test_calls_of_a_response(gateway: GatewayRing, sdk: AsyncOpenAI) -> No
             },
             "tools[0]",
         ),
-        # Of a lane.
+        # In a lane.
         ({"tools": TOOLS, "tool_choice": "none", "store": True}, "tools"),
     ],
 )
