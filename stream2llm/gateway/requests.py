@@ -22,7 +22,7 @@ from stream2llm.gateway.answer_format import (
     constraint_of,
     the_one,
 )
-from stream2llm.gateway.tools import ChatChoice, ChatTool, ToolUse, Word, tool_use
+from stream2llm.gateway.tools import ChatTool, ChatToolChoice, ToolChoiceMode, ToolUse, tool_use
 
 # Default of a completion's `max_tokens` in OpenAI's API.
 DEFAULT_COMPLETION_TOKENS = 16
@@ -179,7 +179,7 @@ class ChatRequest(ToolRequest):
     stream_options: StreamOptions | None = None
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     tools: list[ChatTool] | None = None
-    tool_choice: Word | ChatChoice | None = None
+    tool_choice: ToolChoiceMode | ChatToolChoice | None = None
     response_format: ResponseFormat | None = Field(default=None, discriminator="type")
     # vLLM's.
     chat_template_kwargs: dict[str, Any] | None = None

@@ -15,7 +15,13 @@ from stream2llm.gateway import parameters
 from stream2llm.gateway.answer_format import TextOptions, constraint_of
 from stream2llm.gateway.requests import Message, ToolRequest, chat_prompt
 from stream2llm.gateway.response_items import messages_of
-from stream2llm.gateway.tools import ResponseChoice, ResponseTool, ToolUse, Word, tool_use
+from stream2llm.gateway.tools import (
+    ResponseTool,
+    ResponseToolChoice,
+    ToolChoiceMode,
+    ToolUse,
+    tool_use,
+)
 
 # The one addition to a response that is supported.
 LOGPROBS_INCLUDED = "message.output_text.logprobs"
@@ -38,7 +44,7 @@ class ResponsesRequest(ToolRequest):
     include: list[str] | None = None
     text: TextOptions | None = None
     tools: list[ResponseTool] | None = None
-    tool_choice: Word | ResponseChoice | None = None
+    tool_choice: ToolChoiceMode | ResponseToolChoice | None = None
     # Sent back as they are.
     metadata: dict[str, str] | None = None
     user: str | None = None

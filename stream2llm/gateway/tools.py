@@ -72,7 +72,7 @@ class ResponseTool(_Function):
         return {"type": "function", "function": function}
 
 
-class ChatChoice(_Strict):
+class ChatToolChoice(_Strict):
     """The tool that a chat has to call."""
 
     type: Literal["function"]
@@ -84,7 +84,7 @@ class ChatChoice(_Strict):
         return self.function.name
 
 
-class ResponseChoice(_Name):
+class ResponseToolChoice(_Name):
     """The tool that a response has to call."""
 
     type: Literal["function"]
@@ -95,7 +95,7 @@ class ResponseChoice(_Name):
         return self.name
 
 
-Word = Literal["none", "auto", "required"]
+ToolChoiceMode = Literal["none", "auto", "required"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class ToolUse:
 
 def tool_use(
     tools: Sequence[ChatTool | ResponseTool] | None,
-    choice: Word | ChatChoice | ResponseChoice | None,
+    choice: ToolChoiceMode | ChatToolChoice | ResponseToolChoice | None,
     *,
     is_parallel: bool | None,
 ) -> ToolUse:
@@ -136,7 +136,7 @@ def tool_use(
     offered = tuple(each.offered for each in tools or ())
     _check_functions([each["function"] for each in offered])
     use = ToolUse(offered, is_parallel=is_parallel is not False)
-    if isinstance(choice, ChatChoice | ResponseChoice):
+    if isinstance(choice, ChatToolChoice | ResponseToolChoice):
         return replace(use, calls=Calls.NAMED, name=_chosen(choice.chosen, offered))
     if choice == "required":
         if not offered:
