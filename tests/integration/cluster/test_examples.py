@@ -39,9 +39,9 @@ async def test_each_example_streams_into_answers(
     asked = await run_vector_search(address, index, 2, ways, searching, lines.append)
     assert len(asked) == 4
     assert any(each.answer for each in asked)
-    waiting, streaming = asked[:2]
-    assert waiting.prompt_tokens == streaming.prompt_tokens
-    assert waiting.invalidated_tokens == 0
+    assert asked[0].invalidated_tokens == 0  # waiting
+    # All have the same five documents, behind a first line of their own.
+    assert min(each.prompt_tokens for each in asked) > 100
 
     turns = await run_agent(address, QUESTIONS[:2], 0.1, lines.append)
     assert all(turn.answer for turn in turns)
