@@ -71,7 +71,7 @@ class ArtifactWorker(PrefillWorker):
         # Every victim is copied; in mode cost, `_plan` takes the copies of some back.
         planned = Mode.RECOMPUTE if self._mode is Mode.RECOMPUTE else Mode.SWAP
         options = settings.options.model_copy(
-            update={"preemption": planned.value, "starvation_guard_steps": NEVER}
+            update={"preemption": planned, "starvation_guard_steps": NEVER}
         )
         settings = replace(settings, options=options, whole_requests=True, overlaps=False)
         super().__init__(settings, step_s, costs, CorrectedCostModel(costs))
