@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,8 +152,18 @@ def test_a_job_serves_until_it_is_stopped_and_leaves_nothing(head: Head, tmp_pat
     rest, _ = job.communicate()
     assert "stopped\n" in rest, rest
     assert workers
-    assert not [p for p in owned_processes("") if p.owner in workers]
+    assert not still_there(workers[0])
     assert owned_processes(HEAD_MARK)  # the Ray we joined goes on
+
+
+def still_there(prefix: str) -> list[psutil.Process]:
+    """Processes of these owners that do not end: one of Ray's ends a moment after its actor."""
+    left = []
+    for found in owned_processes(prefix):
+        with suppress(psutil.NoSuchProcess):
+            left.append(psutil.Process(found.pid))
+    _, alive = psutil.wait_procs(left, timeout=30)
+    return list(alive)
 
 
 def test_a_detached_cluster_is_found_again_and_ended_with_the_token(
@@ -200,7 +211,7 @@ with Cluster.start(config, detach=True, factories=factories) as cluster:
     assert len(owned_processes(f"{cluster_id}/decode-0/")) > 1  # the refused start has ended none
     ended = run(head, tmp_path, "print(Cluster.end_orphans(config))")
     assert ended == "['decode-0', 'prefill-0', 'router-0']\n"
-    assert owned_processes(f"{cluster_id}/") == ()
+    assert not still_there(f"{cluster_id}/")
 
 
 def test_a_cluster_ends_some_time_after_the_death_of_its_up(head: Head, tmp_path: Path) -> None:
@@ -219,7 +230,7 @@ with Cluster.start(config, factories=factories) as cluster:
     driver.communicate()
     (controller,) = owned_processes(f"{cluster_id}/controller/")
     psutil.Process(controller.pid).wait(timeout=120)
-    assert owned_processes(f"{cluster_id}/") == ()
+    assert not still_there(f"{cluster_id}/")
     assert "no cluster runs" in run(head, tmp_path, "Cluster.attach(config)")
 
 
