@@ -24,11 +24,11 @@ from openai.types.chat.chat_completion_message_function_tool_call import Functio
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.api.events import Answer, Event, Finished, TokenDelta, Usage
+from stream2llm.api.events import Answer, Event, Finished, TokenDelta
 from stream2llm.api.token_step import FinishReason, TokenLogprobs
 from stream2llm.gateway.forms import (
-    DONE,
     Opening,
+    StreamEnd,
     data,
     entry_of,
     error_data,
@@ -49,12 +49,13 @@ class ChatForm:
         self._opening = opening
         self._names = request.parameter_names()
         options = request.stream_options
-        self._includes_usage = bool(options and options.include_usage)
+        self._end = StreamEnd(
+            request.num_choices, includes_usage=bool(options and options.include_usage)
+        )
         self._includes_logprobs = bool(request.logprobs)
         self._use = request.tool_use()
         # One for each choice.
         self._calls = [reader_for(self._use) for _ in range(request.num_choices)]
-        self._usages: dict[int, Usage] = {}
 
     def begin(self) -> Iterable[str]:
         for index, calls in enumerate(self._calls):
@@ -68,15 +69,10 @@ class ChatForm:
                 logprobs = ()
         elif isinstance(event, Finished):
             yield self._chunk(index, ChoiceDelta(), reason=self._reason(event.reason))
-            self._usages[index] = event.usage
-            if len(self._usages) == len(self._calls):
-                yield from self._end()
+            yield from self._end.finished(index, event.usage, self._usage_chunk)
 
-    def _end(self) -> Iterator[str]:
-        if self._includes_usage:
-            usages = [self._usages[index] for index in sorted(self._usages)]
-            yield data(self._of_choices([], usage_of(usages)))
-        yield DONE
+    def _usage_chunk(self, usage: CompletionUsage) -> str:
+        return data(self._of_choices([], usage))
 
     def failed(self, error: Stream2LLMError) -> Iterator[str]:
         yield error_data(error, self._names)
@@ -162,7 +158,7 @@ class ChatForm:
         self, choices: list[chat_completion_chunk.Choice], usage: CompletionUsage | None = None
     ) -> ChatCompletionChunk:
         """All chunks have a field for the usage where the request asks for it, as OpenAI's."""
-        last: dict[str, Any] = {"usage": usage} if self._includes_usage else {}
+        last: dict[str, Any] = {"usage": usage} if self._end.includes_usage else {}
         return ChatCompletionChunk(
             id=self._opening.id,
             object="chat.completion.chunk",

@@ -9,9 +9,9 @@ from openai.types import Completion, CompletionChoice, CompletionUsage
 from openai.types.completion_choice import Logprobs
 
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.api.events import Answer, Event, Finished, TokenDelta, Usage
+from stream2llm.api.events import Answer, Event, Finished, TokenDelta
 from stream2llm.api.token_step import TokenLogprobs
-from stream2llm.gateway.forms import DONE, Opening, data, error_data, finish_reason, usage_of
+from stream2llm.gateway.forms import Opening, StreamEnd, data, error_data, finish_reason, usage_of
 from stream2llm.gateway.requests import CompletionRequest
 
 Reason = Literal["stop", "length"]
@@ -33,11 +33,12 @@ class CompletionForm:
         self._opening = opening
         self._names = request.parameter_names()
         options = request.stream_options
-        self._includes_usage = bool(options and options.include_usage)
+        self._end = StreamEnd(
+            request.num_choices, includes_usage=bool(options and options.include_usage)
+        )
         self._includes_logprobs = request.logprobs is not None
         # By choice, the characters of the answer before the next tokens.
         self._num_chars = [0] * request.num_choices
-        self._usages: dict[int, Usage] = {}
 
     def begin(self) -> Iterable[str]:
         return ()
@@ -47,15 +48,10 @@ class CompletionForm:
             yield self._chunk(index, event.text, event.logprobs)
         elif isinstance(event, Finished):
             yield self._chunk(index, "", reason=finish_reason(event.reason))
-            self._usages[index] = event.usage
-            if len(self._usages) == len(self._num_chars):
-                yield from self._end()
+            yield from self._end.finished(index, event.usage, self._usage_chunk)
 
-    def _end(self) -> Iterator[str]:
-        if self._includes_usage:
-            usages = [self._usages[index] for index in sorted(self._usages)]
-            yield data(self._of_choices([], usage_of(usages)))
-        yield DONE
+    def _usage_chunk(self, usage: CompletionUsage) -> str:
+        return data(self._of_choices([], usage))
 
     def failed(self, error: Stream2LLMError) -> Iterator[str]:
         yield error_data(error, self._names)

@@ -7,7 +7,7 @@ events, or as one object.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -52,6 +52,26 @@ class Form(Protocol):
 
     def whole(self, *answers: Answer) -> BaseModel:
         """The answer as one object; of several choices, in their order."""
+
+
+class StreamEnd:
+    """The end of a stream with the chunks of one or several choices."""
+
+    def __init__(self, num_choices: int, *, includes_usage: bool) -> None:
+        self.includes_usage = includes_usage
+        self._num_choices = num_choices
+        self._usages: dict[int, Usage] = {}
+
+    def finished(
+        self, index: int, usage: Usage, write: Callable[[CompletionUsage], str]
+    ) -> Iterator[str]:
+        """Yields the last pieces once all choices have finished; `write` makes that with the usage."""
+        self._usages[index] = usage
+        if len(self._usages) < self._num_choices:
+            return
+        if self.includes_usage:
+            yield write(usage_of([self._usages[each] for each in sorted(self._usages)]))
+        yield DONE
 
 
 def data(item: BaseModel) -> str:
