@@ -86,7 +86,7 @@ class Factors(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What a base model was made from, for metrics; empty where there is no profile."""
+    """The profile of a base model and its provenance, for metrics; empty without a profile."""
 
     # Device, model and tensor parallel size.
     profile: str = ""

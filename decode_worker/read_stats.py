@@ -23,5 +23,5 @@ class ReadStats(NixlKVConnectorStats):
         self.data[STATS[expiry]].append(1)
 
     def is_empty(self) -> bool:
-        """Whether there is nothing to report."""
+        """Whether no read was counted."""
         return super().is_empty() and not any(self.data[name] for name in STATS.values())

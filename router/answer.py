@@ -116,7 +116,7 @@ class Answer:
 
 
 def _ending(reason: FinishReason, token_id: int, step: TokenStep | None) -> Finished:
-    """How an answer ends with this token, the last one of `step`, if that ended it."""
+    """Returns the end of an answer whose last token is this one, the last of `step`, if given."""
     if step is None or reason is not FinishReason.STOP_TOKEN:
         return Finished(reason)
     named = step.stop_token_id

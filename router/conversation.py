@@ -29,7 +29,7 @@ _ONLY_IN = {"tool_calls": "assistant", "reasoning": "assistant", "tool_call_id":
 
 @dataclass(frozen=True, slots=True)
 class ContentForm:
-    """How a template wants what is said."""
+    """The forms of messages that a template takes."""
 
     # As text, or as a list of parts; one of the two at least.
     takes_text: bool = True

@@ -19,7 +19,7 @@ def described(name: str) -> str:
 
 
 def signature(name: str) -> str:
-    """How it is called."""
+    """Returns the signature of a function, or that Python knows none."""
     try:
         return f"{name}{inspect.signature(pkgutil.resolve_name(name))}"
     except (TypeError, ValueError):  # not callable, or written in C
@@ -27,7 +27,7 @@ def signature(name: str) -> str:
 
 
 def neighbours(name: str) -> str:
-    """What else its module has."""
+    """Names up to 20 others of its module."""
     module = inspect.getmodule(pkgutil.resolve_name(name))
     public = [each for each in vars(module) if not each.startswith("_")] if module else []
     return f"Beside {name} there are: {', '.join(public[:20])}."

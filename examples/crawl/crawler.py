@@ -52,7 +52,7 @@ class _Reader(HTMLParser):
 
 
 def read_page(url: str, html: str) -> Page:
-    """What the HTML of a page says; links are whole and on the same host. Pure."""
+    """Reads a page's HTML; its links are absolute, and on the same host. Pure."""
     reader = _Reader()
     reader.feed(html)
     targets = (urldefrag(urljoin(url, link)).url for link in reader.links)

@@ -23,7 +23,7 @@ MAX_PAGE_TOKENS = 300
 
 @dataclass(frozen=True, slots=True)
 class Crawl:
-    """How the site is crawled."""
+    """Bounds and delays of a crawl."""
 
     max_pages: int = 10
     at_once: int = 3
@@ -33,7 +33,7 @@ class Crawl:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it."""
+    """The answer over a crawl, with its tokens and times."""
 
     answer: str
     num_pages: int

@@ -33,12 +33,12 @@ class Text:
 
     @property
     def content(self) -> str:
-        """What stands in a prompt."""
+        """The text as a document of a prompt."""
         return f"# `{self.name}`\n{self.docstring}\n\n"
 
 
 def sources() -> str:
-    """What the texts are of, with versions: equal ones have equal texts."""
+    """Names the sources of the texts with their versions; equal names have equal texts."""
     versions = (f"{name} {version(name)}" for name in PACKAGES)
     return ", ".join((f"python {python_version()}", *versions))
 

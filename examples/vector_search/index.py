@@ -36,7 +36,7 @@ class Index:
         return int(self.ivf.nlist)
 
     def probes(self) -> tuple[int, ...]:
-        """How many cells each refinement looks into: twice as many each time, at last half."""
+        """Returns the number of cells that each refinement probes: it doubles, up to half of all."""
         return tuple(2**n for n in range(max(self.num_lists // 2, 1).bit_length()))
 
     def search(self, question: Vectors, num_probes: int, count: int) -> list[int]:

@@ -36,7 +36,7 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Searching:
-    """How a search is played."""
+    """Duration and size of a search, and the order of its documents."""
 
     # How long the whole search takes. That of ten thousand vectors takes under a millisecond, so
     # each refinement is held back for its share of the vectors that are compared.
@@ -60,7 +60,7 @@ class Refinement:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What came of one question."""
+    """The answer to one question, with its latency and tokens."""
 
     way: Way
     question: Question

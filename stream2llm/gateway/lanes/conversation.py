@@ -22,7 +22,7 @@ class SlotDocument:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What one request adds."""
+    """The turns and documents that one request adds."""
 
     turns: tuple[ChatMessage, ...] = ()
     documents: tuple[SlotDocument, ...] = ()
