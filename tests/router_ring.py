@@ -36,7 +36,8 @@ from tests.fake_workers import (
     PrefillRecord,
 )
 
-TIMEOUT_S = 5.0
+# A bound against a hang, on machines that are busy too.
+TIMEOUT_S = 60.0
 
 
 async def soon(awaitable: Any) -> Any:
@@ -147,9 +148,14 @@ def named(document_id: str) -> Any:
 class Ring:
     """The router, its workers, and a client's stub."""
 
-    async def told(self, revision: int) -> None:
-        """Waits until prefill knows of that change: the router sends on together what comes together."""
-        await soon(self.prefill.session_came.wait())
+    async def told(self, revision: int, num_sessions: int = 1) -> None:
+        """Waits until prefill knows of that change of its newest of so many sessions.
+
+        The router sends on together what comes together.
+        """
+        while len(self.prefill.records) < num_sessions:
+            self.prefill.session_came.clear()
+            await soon(self.prefill.session_came.wait())
         while self.record.revision < revision:
             self.record.spliced.clear()
             await soon(self.record.spliced.wait())

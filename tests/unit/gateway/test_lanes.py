@@ -54,7 +54,7 @@ async def test_an_older_response_is_an_update(gateway: GatewayRing, client: Lane
     ring = gateway.ring
     first = await client.prepare(user("hello"), **FEW)
     second = await client.prepare(user("abc"), previous_response_id=first.id, **FEW)
-    await ring.told(len(ring.record.splices))
+    await ring.told(2)
     third = await client.prepare(user("xyz"), previous_response_id=first.id, **FEW)
     assert third.stream2llm["kind"] == "update"
     assert third.stream2llm["replaced_tokens"] > 0
@@ -90,6 +90,7 @@ async def test_an_answer_is_continued(gateway: GatewayRing, client: LaneClient) 
     first = await client.answer(user("hello"), instructions="brief")
     assert first.output_text == "what is this?"
     prepared = await client.prepare(user("more"), previous_response_id=first.id)
+    await ring.told(1, num_sessions=2)
     await client.answer(previous_response_id=prepared.id, instructions="brief")
     said = [("user", "hello"), ("assistant", "what is this?"), ("user", "more")]
     whole = turns(("system", "brief"), *said, answering=True)

@@ -24,10 +24,11 @@ address, moment = sys.argv[1:]
 sampling = SamplingParameters(max_tokens=7, ignore_eos=True)
 with Client(address) as client, client.session(prefix="begin", sampling=sampling) as session:
     session.append("one two")
-    if moment == "answer":
-        for event in session.seal():
-            if isinstance(event, TokenDelta):
-                break
+    # Kept by name: a session ends with the last reference to its answer.
+    answer = session.seal() if moment == "answer" else iter(())
+    for event in answer:
+        if isinstance(event, TokenDelta):
+            break
     print("here", flush=True)
     sys.stdin.read()
 """
