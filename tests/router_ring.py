@@ -185,6 +185,11 @@ class Ring:
         return self.worker("decode").decode
 
     @property
+    def num_open(self) -> int:
+        """The sessions that the router has."""
+        return sum(self.router._parts.sessions.by_phase().values())
+
+    @property
     def record(self) -> PrefillRecord:
         return self.prefill.records[-1]
 

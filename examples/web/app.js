@@ -43,9 +43,12 @@ async function streamed(socket, question) {
     previous = (await lane.create(request)).id;
   }
   show("answer", "");
-  await answer(lane, "streamed", {
+  const response = await answer(lane, "streamed", {
     input: question, previous_response_id: previous, stream2llm: { progress: true },
   }, (text) => { document.getElementById("answer").append(text); });
+  // Final counts: an answer may come before the progress that leads to it.
+  show("received", response.usage.input_tokens);
+  show("invalidated", response.stream2llm.invalidated_tokens);
   return results;
 }
 
@@ -65,11 +68,11 @@ function opening(nonce) {
   return { input: [{ role: "system", content }], stream2llm: { context_slot: SLOT } };
 }
 
-/** Asks for the answer, and shows how long its first token takes. */
-async function answer(lane, name, request, onText) {
+/** Asks for the answer, and shows how long its first token takes; returns the response. */
+function answer(lane, name, request, onText) {
   const begin = performance.now();
   let isFirst = true;
-  await lane.create(request, (event) => {
+  return lane.create(request, (event) => {
     if (event.type !== "response.output_text.delta") return;
     if (isFirst) show(name, `${Math.round(performance.now() - begin)} ms`);
     isFirst = false;

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from stream2llm.cluster import preflight
+
 
 @pytest.fixture
 def collector_as_before() -> Iterator[None]:
@@ -15,3 +17,9 @@ def collector_as_before() -> Iterator[None]:
     yield
     gc.unfreeze()
     gc.set_threshold(*thresholds)
+
+
+@pytest.fixture
+def every_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For checks of configured ports alone, whatever listens on this machine."""
+    monkeypatch.setattr(preflight, "is_port_free", lambda host, port: True)

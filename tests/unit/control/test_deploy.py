@@ -52,6 +52,7 @@ def test_it_wants_the_gpus_that_it_is_named_for(name: str, tmp_path: Path) -> No
         assert part.engine["dtype"] == "bfloat16"
 
 
+@pytest.mark.usefixtures("every_port_is_free")
 def test_ports_of_replicas_on_one_node_do_not_meet(name: str, tmp_path: Path) -> None:
     preflight.check_ports(configured(name, tmp_path))
 

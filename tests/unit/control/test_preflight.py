@@ -69,6 +69,7 @@ def test_a_taken_port_is_named_with_its_key() -> None:
             preflight.check_ports(a_config(router={"port": port}))
 
 
+@pytest.mark.usefixtures("every_port_is_free")
 def test_a_port_meant_for_two_is_refused() -> None:
     config = a_config(router={"port": 20001}, prefill={"metrics_port": 20001})
     with pytest.raises(InvalidRequestError, match="both ask for port 20001"):
@@ -200,6 +201,7 @@ def test_scheduling_options_reach_prefill_workers_alone(tmp_path: Path) -> None:
         a_config(decode={"policy": "mcps"})
 
 
+@pytest.mark.usefixtures("every_port_is_free")
 def test_routers_with_nodes_of_their_own_have_the_same_ports(tmp_path: Path) -> None:
     router = {"replicas": 3, "port": 7000, "metrics_port": 7001, "one_per_node": True}
     with pytest.raises(InvalidRequestError, match=r"one_per_node needs placement\.resources"):

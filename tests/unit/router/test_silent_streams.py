@@ -34,10 +34,6 @@ async def until(is_so: Callable[[], bool]) -> None:
     await eventually(read, bool)
 
 
-def num_open(ring: Ring) -> int:
-    return sum(ring.router._parts.sessions.by_phase().values())
-
-
 async def fill(ring: Ring, key: str, *, opens: bool = False, empty: int = 0) -> list[Conversation]:
     """Takes every place with streams that send nothing, or nothing but events without a token."""
     streams = [ring.converse(sent(key)) for _ in range(NUM_PLACES)]
@@ -47,7 +43,7 @@ async def fill(ring: Ring, key: str, *, opens: bool = False, empty: int = 0) -> 
             await stream.next("accepted")
         for _ in range(empty):
             await stream.append()
-    await until(lambda: num_open(ring) == NUM_PLACES)
+    await until(lambda: ring.num_open == NUM_PLACES)
     return streams
 
 
