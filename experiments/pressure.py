@@ -37,7 +37,7 @@ from prefill_worker.local_engine import LocalEngine
 from prefill_worker.session_state import ContextEvent
 from stream2llm.client import Document
 from stream2llm.models.store import ensure_random_llama
-from stream2llm.serving.worker_options import WorkerOptions
+from stream2llm.serving.settings.worker_options import WorkerOptions
 from stream2llm.workload.replay.plan import PlannedSession, Step
 
 T = TypeVar("T")

@@ -76,10 +76,10 @@ from stream2llm.engine.kv_digest import DIGEST_KEY, combine
 from stream2llm.engine.kv_sampling import find_samples
 from stream2llm.engine.orphan_guard import exit_with_parent
 from stream2llm.engine.timed_steps import TimedSteps
-from stream2llm.serving import logs
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.prefix import common_prefix_len
-from stream2llm.serving.worker_options import DEFAULT_POLICY, WorkerOptions
+from stream2llm.serving.observability import logs
+from stream2llm.serving.sessions.prefix import common_prefix_len
+from stream2llm.serving.settings.worker_options import DEFAULT_POLICY, WorkerOptions
+from stream2llm.serving.system.clock import SystemClock
 
 _log = logging.getLogger(__name__)
 

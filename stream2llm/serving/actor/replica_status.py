@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stream2llm.api.events import TenantInfo
-from stream2llm.serving.worker_spec import WorkerStatus
+from stream2llm.serving.settings.worker_spec import WorkerStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from stream2llm.api.tenant import (
 )
 from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
 from stream2llm.security.principal import TENANT_FORM, is_tenant
-from stream2llm.serving.frozen_model import FrozenModel
+from stream2llm.serving.settings.frozen_model import FrozenModel
 
 # In metrics and status: all tenants that the configuration does not name.
 OTHERS = "(others)"

@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from stream2llm.serving.logs import TRACE_MARK
+from stream2llm.serving.observability.logs import TRACE_MARK
 
 # "(EngineCore pid=1) ERROR 11-22 06:01:12 [core.py:1] ValueError: text" or plain "ValueError: text"
 _MARK = re.escape(TRACE_MARK.strip())  # marks the lines of a trace in our own logs

@@ -20,10 +20,10 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from stream2llm.serving import log_context
+from stream2llm.serving.observability import log_context
 
 if TYPE_CHECKING:
-    from stream2llm.serving.observability import LogFormat
+    from stream2llm.serving.settings.observability_options import LogFormat
 
 # Precedes each line of a stack trace: an exception's text may contain lines itself.
 TRACE_MARK = "  | "
@@ -100,7 +100,7 @@ def own_part() -> tuple[str, int]:
     """Returns the component and the incarnation of this process; "" for none of a cluster."""
     if "STREAM2LLM_OWNER" not in os.environ:  # a command: it does without psutil
         return "", 0
-    from stream2llm.serving.processes import own_origin
+    from stream2llm.serving.system.processes import own_origin
 
     origin = own_origin("")
     return origin.component, origin.incarnation

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from prometheus_client import CollectorRegistry, Histogram
 
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 
 _INTERVAL_S = 0.25
 _BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)

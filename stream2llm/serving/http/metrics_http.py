@@ -22,7 +22,7 @@ from stream2llm.api.errors import UnavailableError
 from stream2llm.security.guard import Guard
 from stream2llm.security.http_access import CERTIFICATE_KEY, guarded
 from stream2llm.security.principal import Scope
-from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.system.clock import SystemClock
 
 _log = logging.getLogger(__name__)
 # From the connection to the end of the answer.

@@ -20,15 +20,15 @@ from prometheus_client import CollectorRegistry, Counter
 
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.trace_context import TraceContext
-from stream2llm.serving.clock import Clock
-from stream2llm.serving.observability import TracingOptions
-from stream2llm.serving.processes import Origin
-from stream2llm.serving.spans import SpanError, SpanRecord
-from stream2llm.serving.stream_writer import PeerGoneError
+from stream2llm.serving.observability.spans import SpanError, SpanRecord
+from stream2llm.serving.rpc.stream_writer import PeerGoneError
+from stream2llm.serving.settings.observability_options import TracingOptions
+from stream2llm.serving.system.clock import Clock
+from stream2llm.serving.system.processes import Origin
 
 if TYPE_CHECKING:
-    from stream2llm.serving.launch import ReplicaRole
-    from stream2llm.serving.span_export import Export, OpenSpan
+    from stream2llm.serving.observability.span_export import Export, OpenSpan
+    from stream2llm.serving.settings.launch import ReplicaRole
 
 # How a component's spans leave its process; tests keep them in memory.
 MakeExport = Callable[[TracingOptions, Mapping[str, str], Callable[[str, int], None]], "Export"]
@@ -177,6 +177,6 @@ def _resource(role: ReplicaRole, origin: Origin) -> dict[str, str]:
 def _otlp_export(
     options: TracingOptions, resource: Mapping[str, str], count: Callable[[str, int], None]
 ) -> Export:
-    from stream2llm.serving.span_export import Export, otlp_exporter
+    from stream2llm.serving.observability.span_export import Export, otlp_exporter
 
     return Export(otlp_exporter(options), resource, count, sample_ratio=options.sample_ratio)

@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import Field
 
 from stream2llm.api.handover import HandoverMode
-from stream2llm.serving.frozen_model import FrozenModel
-from stream2llm.serving.observability import ObservabilityOptions
-from stream2llm.serving.security_options import SecurityOptions
+from stream2llm.serving.settings.frozen_model import FrozenModel
+from stream2llm.serving.settings.observability_options import ObservabilityOptions
+from stream2llm.serving.settings.security_options import SecurityOptions
 
 KIB = 1024
 MIB = 1024 * KIB

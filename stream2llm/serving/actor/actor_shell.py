@@ -21,8 +21,13 @@ from dataclasses import replace
 from typing import Any
 
 from stream2llm.api.loopback import is_loopback
-from stream2llm.serving import garbage, logs
-from stream2llm.serving.launch import (
+from stream2llm.serving.actor.loss import Loss
+from stream2llm.serving.actor.node_model import with_model_of_node
+from stream2llm.serving.actor.replica_status import GatewayStatus, RouterStatus
+from stream2llm.serving.actor.root_cause import LogTail, describe_failure
+from stream2llm.serving.actor.sigterm import Sigterm
+from stream2llm.serving.observability import logs
+from stream2llm.serving.settings.launch import (
     GatewayStarted,
     Launch,
     RouterStarted,
@@ -30,14 +35,15 @@ from stream2llm.serving.launch import (
     StartOutcome,
     cores_of,
 )
-from stream2llm.serving.loss import Loss
-from stream2llm.serving.node_model import with_model_of_node
-from stream2llm.serving.ports import pick_port
-from stream2llm.serving.processes import OWNER_VARIABLE
-from stream2llm.serving.replica_status import GatewayStatus, RouterStatus
-from stream2llm.serving.root_cause import LogTail, describe_failure
-from stream2llm.serving.sigterm import Sigterm
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
+from stream2llm.serving.settings.worker_spec import (
+    ClusterView,
+    WorkerAddress,
+    WorkerSpec,
+    WorkerStatus,
+)
+from stream2llm.serving.system import garbage
+from stream2llm.serving.system.ports import pick_port
+from stream2llm.serving.system.processes import OWNER_VARIABLE
 
 _log = logging.getLogger(__name__)
 _ALL_INTERFACES = ("0.0.0.0", "::")

@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from stream2llm.api.trace_context import TraceContext
-from stream2llm.serving.observability import TracingOptions
-from stream2llm.serving.spans import MAX_NOTES, SpanRecord
+from stream2llm.serving.observability.spans import MAX_NOTES, SpanRecord
+from stream2llm.serving.settings.observability_options import TracingOptions
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from stream2llm.serving.frozen_model import FrozenModel
+from stream2llm.serving.settings.frozen_model import FrozenModel
 
 LogFormat = Literal["text", "json"]
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from stream2llm.models.context_length import context_length
 from stream2llm.models.store import resolve_model
-from stream2llm.serving.gateway_spec import GatewaySpec
-from stream2llm.serving.router_spec import RouterSpec
-from stream2llm.serving.worker_spec import WorkerSpec
+from stream2llm.serving.settings.gateway_spec import GatewaySpec
+from stream2llm.serving.settings.router_spec import RouterSpec
+from stream2llm.serving.settings.worker_spec import WorkerSpec
 
 Spec = TypeVar("Spec", RouterSpec, WorkerSpec, GatewaySpec)
 

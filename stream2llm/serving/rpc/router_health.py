@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stream2llm.api.grpc_options import SERVICE_NAME
 from stream2llm.api.tls import ClientTls
 from stream2llm.client.tls import open_channel
-from stream2llm.serving.ports import is_listening
+from stream2llm.serving.system.ports import is_listening
 
 _MAX_ANSWER_BYTES = 64 * 1024
 

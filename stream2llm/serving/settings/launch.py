@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stream2llm.serving.gateway_spec import GatewaySpec
-from stream2llm.serving.placement import Placement
-from stream2llm.serving.router_spec import DEFAULT_DRAIN_TIMEOUT_S, RouterSpec
-from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec
+from stream2llm.serving.settings.gateway_spec import GatewaySpec
+from stream2llm.serving.settings.placement import Placement
+from stream2llm.serving.settings.router_spec import DEFAULT_DRAIN_TIMEOUT_S, RouterSpec
+from stream2llm.serving.settings.worker_spec import WorkerAddress, WorkerSpec
 
 ReplicaRole = Literal["router", "gateway", "prefill", "decode"]
 

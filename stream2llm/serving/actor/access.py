@@ -7,8 +7,8 @@ from stream2llm.security.api_keys import KeyFile
 from stream2llm.security.guard import AccessMetrics, Guard, Listener
 from stream2llm.security.issuer_keys import IssuerKeys
 from stream2llm.security.tokens import TokenRules, TokenVerifier
-from stream2llm.serving.clock import Clock
-from stream2llm.serving.security_options import AuthOptions, OidcOptions
+from stream2llm.serving.settings.security_options import AuthOptions, OidcOptions
+from stream2llm.serving.system.clock import Clock
 
 
 class Guards:

@@ -14,9 +14,9 @@ from pydantic import Field, StringConstraints, model_validator
 
 from cost_profiles.decision import Mode
 from stream2llm.api.handover import HandoverMode
-from stream2llm.serving.frozen_model import FrozenModel
-from stream2llm.serving.observability import LogFormat
-from stream2llm.serving.router_spec import GIB
+from stream2llm.serving.settings.frozen_model import FrozenModel
+from stream2llm.serving.settings.observability_options import LogFormat
+from stream2llm.serving.settings.router_spec import GIB
 
 # What a cluster follows that asks for nothing (docs/benchmark-results.md has the contest).
 DEFAULT_POLICY = "srpf"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stream2llm.serving.observability import ObservabilityOptions
-from stream2llm.serving.router_spec import RouterLimits
-from stream2llm.serving.security_options import SecurityOptions
-from stream2llm.serving.worker_options import WorkerOptions
+from stream2llm.serving.settings.observability_options import ObservabilityOptions
+from stream2llm.serving.settings.router_spec import RouterLimits
+from stream2llm.serving.settings.security_options import SecurityOptions
+from stream2llm.serving.settings.worker_options import WorkerOptions
 
 Role = Literal["prefill", "decode"]
 DEFAULT_HUNG_AFTER_S = 10.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stream2llm.serving.observability import ObservabilityOptions
-from stream2llm.serving.router_spec import RouterLimits
-from stream2llm.serving.security_options import SecurityOptions
+from stream2llm.serving.settings.observability_options import ObservabilityOptions
+from stream2llm.serving.settings.router_spec import RouterLimits
+from stream2llm.serving.settings.security_options import SecurityOptions
 
 
 @dataclass(frozen=True, slots=True)

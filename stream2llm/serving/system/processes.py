@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.system.clock import SystemClock
 
 OWNER_VARIABLE = "STREAM2LLM_OWNER"
 

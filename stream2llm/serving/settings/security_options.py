@@ -11,8 +11,8 @@ from pydantic import AfterValidator, Field, StringConstraints, field_validator, 
 from stream2llm.api.loopback import is_loopback
 from stream2llm.security.principal import DEFAULT_TENANT, Scope
 from stream2llm.security.tls_files import TlsFiles
-from stream2llm.serving.frozen_model import FrozenModel
-from stream2llm.serving.tenant_options import TenantsOptions, require_tenant
+from stream2llm.serving.settings.frozen_model import FrozenModel
+from stream2llm.serving.settings.tenant_options import TenantsOptions, require_tenant
 
 
 def _absolute(path: Path) -> Path:

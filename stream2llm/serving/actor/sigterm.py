@@ -17,7 +17,7 @@ from typing import Any
 
 # The environment variable by which Ray 2.60 finds a worker process's hook, and ours.
 SETUP_HOOK = {
-    "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "stream2llm.serving.sigterm.keep_for_actor"
+    "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "stream2llm.serving.actor.sigterm.keep_for_actor"
 }
 
 
