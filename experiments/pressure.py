@@ -183,7 +183,7 @@ class PressureEngine:
         scheduler.set_policy(way.policy)
         scheduler.preempt_by(way.mode, costs)
         # Set when an engine starts; here one engine plays both.
-        scheduler._evicts_whole_requests = way.whole_requests
+        scheduler.planning.evicts_whole_requests = way.whole_requests
         before = asdict(scheduler.counters)
         with self._held_back(self._num_blocks - num_blocks):
             play = _Play(self.local, sessions)

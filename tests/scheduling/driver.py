@@ -394,7 +394,7 @@ class SchedulerDriver:
         """Only an engine that could do nothing may sleep."""
         scheduler = self.scheduler
         if not scheduler.has_unfinished_requests():
-            plan = scheduler._plan_from(scheduler._limits())
+            plan = scheduler.planning.plan()
             assert not plan.does_something, f"{plan} is possible, and no step is due"
 
     def _check_findable(self, name: str, num_computed: int) -> None:
