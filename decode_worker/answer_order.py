@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from stream2llm.api.tenant import MAX_PRIORITY, TenantShare
-from stream2llm.serving.tenant_ledger import TOKEN, TenantLedger
-from stream2llm.serving.tenant_options import ALL_ALIKE, TenantsOptions
+from stream2llm.serving.sessions.tenant_ledger import TOKEN, TenantLedger
+from stream2llm.serving.settings.tenant_options import ALL_ALIKE, TenantsOptions
 
 # Bits for the virtual time, in tokens; the level of priority stands above them.
 _TIME_BITS = 55

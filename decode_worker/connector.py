@@ -41,7 +41,7 @@ from stream2llm.engine.kv_sampling import (
     can_be_sampled,
     first_head,
 )
-from stream2llm.serving.worker_options import WorkerOptions
+from stream2llm.serving.settings.worker_options import WorkerOptions
 
 
 class FirstTokenNixlConnector(NixlConnector):

@@ -26,7 +26,7 @@ from stream2llm.engine.vllm_sampling import (
     to_vllm,
     token_step,
 )
-from stream2llm.serving.worker_spec import WorkerSpec
+from stream2llm.serving.settings.worker_spec import WorkerSpec
 
 
 async def start_decode_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:

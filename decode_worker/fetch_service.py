@@ -21,11 +21,11 @@ from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.api.v1 import worker_pb2
 from stream2llm.engine.structured_output import GrammarOrder
 from stream2llm.engine.worker import EngineWorker
-from stream2llm.serving.ids import unique_id
-from stream2llm.serving.log_context import LogContext, bind
-from stream2llm.serving.request_check import check_id
-from stream2llm.serving.stream_writer import PeerGoneError, StreamWriter
-from stream2llm.serving.tracing import NO_TRACE
+from stream2llm.serving.observability.log_context import LogContext, bind
+from stream2llm.serving.observability.tracing import NO_TRACE
+from stream2llm.serving.rpc.stream_writer import PeerGoneError, StreamWriter
+from stream2llm.serving.sessions.ids import unique_id
+from stream2llm.serving.sessions.request_check import check_id
 
 _log = logging.getLogger(__name__)
 

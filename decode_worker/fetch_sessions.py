@@ -21,8 +21,8 @@ from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.kv_digest import DIGEST_KEY, BlockKeys
 from stream2llm.engine.vllm_engine import Engine, only_output
 from stream2llm.engine.vllm_sampling import to_vllm
-from stream2llm.serving.clock import Clock
-from stream2llm.serving.ids import unique_id
+from stream2llm.serving.sessions.ids import unique_id
+from stream2llm.serving.system.clock import Clock
 
 _SAMPLING = SamplingParameters(max_tokens=1, temperature=0.0)
 # Follows the tokens to fetch, so that the cache can hit all of them; it is never computed.

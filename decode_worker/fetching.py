@@ -44,8 +44,8 @@ from decode_worker.pace import FetchPace
 from decode_worker.room import Room, RoomView, room_for
 from stream2llm.engine.grammar_scheduling import StructuredOutputMixin
 from stream2llm.engine.kv_sampling import find_samples
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.worker_options import WorkerOptions
+from stream2llm.serving.settings.worker_options import WorkerOptions
+from stream2llm.serving.system.clock import SystemClock
 
 _log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.security.tls import PeerChannels
-from stream2llm.serving.ids import unique_id
-from stream2llm.serving.worker_spec import WorkerAddress
+from stream2llm.serving.sessions.ids import unique_id
+from stream2llm.serving.settings.worker_spec import WorkerAddress
 
 _SAMPLING = SamplingParameters(max_tokens=2, temperature=0, ignore_eos=True)
 _PROMPT_TOKEN_IDS = [1, 2, 3, 4]

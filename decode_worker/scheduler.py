@@ -13,7 +13,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from decode_worker.fetching import KvPrefetchMixin
 from stream2llm.engine.orphan_guard import exit_with_parent
 from stream2llm.engine.timed_steps import TimedSteps
-from stream2llm.serving import logs
+from stream2llm.serving.observability import logs
 
 
 class DecodeScheduler(KvPrefetchMixin, TimedSteps, Scheduler):

@@ -32,11 +32,11 @@ from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.engine.vllm_engine import OutputStream
 from stream2llm.engine.worker import EngineWorker
 from stream2llm.engine.worker_metrics import TransferMetrics
-from stream2llm.serving.ids import unique_id
-from stream2llm.serving.log_context import LogContext, bind
-from stream2llm.serving.request_check import check_id, check_token_ids
-from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
-from stream2llm.serving.tracing import Trace, recording
+from stream2llm.serving.observability.log_context import LogContext, bind
+from stream2llm.serving.observability.tracing import Trace, recording
+from stream2llm.serving.rpc.stream_writer import StreamWriter, failures_as_status
+from stream2llm.serving.sessions.ids import unique_id
+from stream2llm.serving.sessions.request_check import check_id, check_token_ids
 
 _log = logging.getLogger(__name__)
 

@@ -15,10 +15,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from decode_worker.fetch_orders import FetchResult, LocalTokens
-from stream2llm.serving.spans import Attribute, Moment, Notes, SpanError, SpanRecord, present
+from stream2llm.serving.observability.spans import (
+    Attribute,
+    Moment,
+    Notes,
+    SpanError,
+    SpanRecord,
+    present,
+)
 
 if TYPE_CHECKING:  # its module writes spans
-    from stream2llm.serving.tracing import Trace
+    from stream2llm.serving.observability.tracing import Trace
 
 
 @dataclass(slots=True)

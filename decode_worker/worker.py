@@ -21,8 +21,8 @@ from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.worker import EngineWorker
 from stream2llm.engine.worker_metrics import TransferMetrics
 from stream2llm.security.tls import PeerChannels
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec
+from stream2llm.serving.settings.worker_spec import WorkerAddress, WorkerSpec
+from stream2llm.serving.system.clock import SystemClock
 
 
 class Worker(EngineWorker):

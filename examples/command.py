@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stream2llm.serving.logs import for_terminal
-from stream2llm.serving.signals import catch_signals
+from stream2llm.serving.observability.logs import for_terminal
+from stream2llm.serving.system.signals import catch_signals
 
 if TYPE_CHECKING:
     from stream2llm.cluster.cluster import Cluster

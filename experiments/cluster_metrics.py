@@ -6,8 +6,8 @@ import json
 from collections import Counter
 
 from stream2llm.api.credentials import PLAIN, ClientSecurity
-from stream2llm.serving.exposition import merged, parse
-from stream2llm.serving.own_http import open_url
+from stream2llm.serving.http.exposition import merged, parse
+from stream2llm.serving.http.own_http import open_url
 
 
 def counted(

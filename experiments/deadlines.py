@@ -25,7 +25,7 @@ from cost_profiles.model import CostModel
 from prefill_worker.policy import Policy, RankKey
 from prefill_worker.policy_loading import find_policy
 from prefill_worker.types import RequestView
-from stream2llm.serving.worker_options import PrefillOptions, WorkerOptions
+from stream2llm.serving.settings.worker_options import PrefillOptions, WorkerOptions
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
 from stream2llm.simulator.work import Task, tasks
 from stream2llm.workload.records import RunRecord

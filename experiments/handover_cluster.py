@@ -17,7 +17,11 @@ import numpy as np
 
 from cost_profiles.load import shipped_profile
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
-from stream2llm.serving.worker_options import HandoverOptions, PrefillOptions, WorkerOptions
+from stream2llm.serving.settings.worker_options import (
+    HandoverOptions,
+    PrefillOptions,
+    WorkerOptions,
+)
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
 from stream2llm.simulator.work import Task, tasks
 from stream2llm.workload.records import RunRecord

@@ -41,7 +41,7 @@ from stream2llm.engine.kv_digest import (
 )
 from stream2llm.engine.kv_sampling import KvSampler
 from stream2llm.models.store import KNOWN_MODELS, fetch_model
-from stream2llm.serving.ports import pick_port
+from stream2llm.serving.system.ports import pick_port
 from stream2llm.workload.table import Table, markdown
 
 BLOCK_SIZE = 32

@@ -9,7 +9,7 @@ from typing import Any
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig, parse_config
 from stream2llm.models.store import PresetName, ensure_random_llama
-from stream2llm.serving.worker_spec import WorkerAddress
+from stream2llm.serving.settings.worker_spec import WorkerAddress
 
 
 def lab_cluster(

@@ -35,7 +35,7 @@ from cost_profiles.model import CostModel
 from cost_profiles.types import CostProfile
 from experiments.paced import Tally, play, play_by_steps
 from experiments.scaled_costs import ScaledCosts
-from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.serving.settings.worker_options import PrefillOptions
 from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
 from stream2llm.simulator.work import Task, peak_tokens, tasks
 from stream2llm.workload.table import Table, markdown

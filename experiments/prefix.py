@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from experiments.stopwatch import Stopwatch
-from stream2llm.serving.prefix import as_tokens, common_prefix_len
+from stream2llm.serving.sessions.prefix import as_tokens, common_prefix_len
 
 NUM_TOKENS = 100_000
 

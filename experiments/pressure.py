@@ -37,7 +37,7 @@ from prefill_worker.local_engine import LocalEngine
 from prefill_worker.session_state import ContextEvent
 from stream2llm.client import Document
 from stream2llm.models.store import ensure_random_llama
-from stream2llm.serving.worker_options import WorkerOptions
+from stream2llm.serving.settings.worker_options import WorkerOptions
 from stream2llm.workload.replay.plan import PlannedSession, Step
 
 T = TypeVar("T")
@@ -183,7 +183,7 @@ class PressureEngine:
         scheduler.set_policy(way.policy)
         scheduler.preempt_by(way.mode, costs)
         # Set when an engine starts; here one engine plays both.
-        scheduler._evicts_whole_requests = way.whole_requests
+        scheduler.planning.evicts_whole_requests = way.whole_requests
         before = asdict(scheduler.counters)
         with self._held_back(self._num_blocks - num_blocks):
             play = _Play(self.local, sessions)

@@ -26,7 +26,7 @@ from prefill_worker.profile_plan import Samples, recompute_points, swap_points
 from prefill_worker.profile_recompute import RecomputeMeter, RecomputeTimes
 from prefill_worker.profile_swap import SwapMeter
 from prefill_worker.profiling import device_name, plan_for
-from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.system.clock import SystemClock
 
 
 def measure_recompute(engine: LocalEngine, seconds: float) -> RecomputeSection:

@@ -24,8 +24,8 @@ from stream2llm.client import AsyncClient, SamplingParameters
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.layout import Factories, lay_out
-from stream2llm.serving.router_spec import RecoveryOptions, RouterSpec
-from stream2llm.serving.worker_spec import ClusterView
+from stream2llm.serving.settings.router_spec import RecoveryOptions, RouterSpec
+from stream2llm.serving.settings.worker_spec import ClusterView
 from stream2llm.workload.report.intervals import RatioInterval, ratio_interval
 from stream2llm.workload.table import Table, markdown
 

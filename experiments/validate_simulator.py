@@ -36,8 +36,8 @@ from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig, default_config, load_config, on_free_ports
 from stream2llm.models.token_counter import token_counter
-from stream2llm.serving.signals import catch_signals
-from stream2llm.serving.worker_options import DEFAULT_POLICY
+from stream2llm.serving.settings.worker_options import DEFAULT_POLICY
+from stream2llm.serving.system.signals import catch_signals
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
 from stream2llm.simulator.steps import StepLaw, law_of, worst_error
 from stream2llm.simulator.work import Task, tasks

@@ -38,7 +38,7 @@ import torch
 
 from prefill_worker.copy_streams import CopyStream, CudaCopyStream, M
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, StepJobs
-from stream2llm.serving.clock import Clock, SystemClock
+from stream2llm.serving.system.clock import Clock, SystemClock
 
 _log = logging.getLogger(__name__)
 

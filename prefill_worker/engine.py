@@ -42,9 +42,9 @@ from stream2llm.engine.vllm_sampling import (
     min_tokens_left,
     to_vllm,
 )
-from stream2llm.serving.clock import Clock, SystemClock
-from stream2llm.serving.request_check import check_token_ids
-from stream2llm.serving.worker_spec import WorkerSpec
+from stream2llm.serving.sessions.request_check import check_token_ids
+from stream2llm.serving.settings.worker_spec import WorkerSpec
+from stream2llm.serving.system.clock import Clock, SystemClock
 
 # Engine arguments that our scheduler requires.
 FIXED_ARGS = {

@@ -30,7 +30,7 @@ from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.engine.cpu_executor import executor_args
 from stream2llm.engine.sockets import socket_environment
-from stream2llm.serving.worker_options import WorkerOptions
+from stream2llm.serving.settings.worker_options import WorkerOptions
 
 ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",

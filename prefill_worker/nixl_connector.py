@@ -15,7 +15,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from stream2llm.engine import side_channel
 from stream2llm.engine.kv_digest import SampleJob
 from stream2llm.engine.kv_sampling import KvSampler, SampleMeta, can_be_sampled, first_head
-from stream2llm.serving.worker_options import WorkerOptions
+from stream2llm.serving.settings.worker_options import WorkerOptions
 
 # The one job of a step.
 STEP = "step"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 
 # Ticks within this time of the last message are dropped.
 TICK_S = 2.0

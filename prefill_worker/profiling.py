@@ -50,10 +50,10 @@ from prefill_worker.profile_plan import (
 from prefill_worker.profile_recompute import RecomputeMeter, RecomputeTimes
 from prefill_worker.profile_swap import SwapMeter, SwapTimes
 from stream2llm.api.errors import InvalidRequestError, describe
-from stream2llm.serving.clock import Clock
-from stream2llm.serving.machine_memory import machine_memory
-from stream2llm.serving.router_spec import GIB
-from stream2llm.serving.worker_options import PrefillOptions, WorkerOptions
+from stream2llm.serving.settings.router_spec import GIB
+from stream2llm.serving.settings.worker_options import PrefillOptions, WorkerOptions
+from stream2llm.serving.system.clock import Clock
+from stream2llm.serving.system.machine_memory import machine_memory
 
 # Copies of this size reach full bandwidth.
 MAX_POOL_BYTES = 4 * GIB

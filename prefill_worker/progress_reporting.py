@@ -18,6 +18,12 @@ class LiveSession:
     request: Request
     state: SessionState
 
+    def remember_lost(self, num_kept_tokens: int, hash_block_size: int) -> None:
+        """Notes that the session loses its computed KV behind `num_kept_tokens` tokens."""
+        request, size = self.request, hash_block_size
+        first, last = num_kept_tokens // size, request.num_computed_tokens // size
+        self.state.lost_blocks.add(request.block_hashes[first:last])
+
     def progress(self) -> EngineCoreOutput:
         """Returns an output without tokens that carries the session's progress."""
         request = self.request

@@ -32,11 +32,11 @@ from stream2llm.engine.kv_digest import DIGEST_KEY
 from stream2llm.engine.structured_output import GrammarOrder
 from stream2llm.engine.vllm_sampling import token_step
 from stream2llm.engine.worker import EngineWorker
-from stream2llm.serving.ids import unique_id
-from stream2llm.serving.log_context import LogContext, bind
-from stream2llm.serving.request_check import check_id
-from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
-from stream2llm.serving.tracing import NO_TRACE, recording
+from stream2llm.serving.observability.log_context import LogContext, bind
+from stream2llm.serving.observability.tracing import NO_TRACE, recording
+from stream2llm.serving.rpc.stream_writer import StreamWriter, failures_as_status
+from stream2llm.serving.sessions.ids import unique_id
+from stream2llm.serving.sessions.request_check import check_id
 
 _log = logging.getLogger(__name__)
 

@@ -13,10 +13,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from stream2llm.serving.spans import Attribute, Moment, Notes, SpanError, SpanRecord, present
+from stream2llm.serving.observability.spans import (
+    Attribute,
+    Moment,
+    Notes,
+    SpanError,
+    SpanRecord,
+    present,
+)
 
 if TYPE_CHECKING:  # its module writes spans
-    from stream2llm.serving.tracing import Trace
+    from stream2llm.serving.observability.tracing import Trace
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from prefill_worker.block_copy import BlockCopier, make_copier
 from prefill_worker.block_regions import block_bytes, block_views, find_regions
 from prefill_worker.swap_jobs import CopyJob, Direction, JobResults, StepJobs
-from stream2llm.serving import logs
-from stream2llm.serving.worker_options import WorkerOptions
+from stream2llm.serving.observability import logs
+from stream2llm.serving.settings.worker_options import WorkerOptions
 
 if TYPE_CHECKING:
     import torch

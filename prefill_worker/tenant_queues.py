@@ -26,7 +26,7 @@ from sortedcontainers import SortedList
 from prefill_worker.policy import RankKey
 from prefill_worker.rank_order import RankOrder
 from stream2llm.api.tenant import TenantShare
-from stream2llm.serving.tenant_ledger import TOKEN, TenantLedger, token_time
+from stream2llm.serving.sessions.tenant_ledger import TOKEN, TenantLedger, token_time
 
 # Whether it has no claim, the negative priority, virtual time, name.
 _Place = tuple[bool, int, int, str]

@@ -15,7 +15,7 @@ from stream2llm.api.v1 import worker_pb2_grpc
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.worker import EngineWorker
-from stream2llm.serving.worker_spec import WorkerSpec
+from stream2llm.serving.settings.worker_spec import WorkerSpec
 
 
 class Worker(EngineWorker):

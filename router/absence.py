@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from router.quotas import newer_mean_s
-from stream2llm.serving.worker_spec import Role
+from stream2llm.serving.settings.worker_spec import Role
 
 # An engine takes most of a minute to start; assumed until one was seen to.
 _ASSUMED_S = 30.0

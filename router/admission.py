@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from stream2llm.api.errors import OverloadedError
-from stream2llm.serving.router_spec import AdmissionMode
+from stream2llm.serving.settings.router_spec import AdmissionMode
 
 OUT_OF_REACH = "DEADLINE_OUT_OF_REACH"
 # A client that is refused comes back within this time, however long the queue.

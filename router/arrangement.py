@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from router.ordering import arrange
-from stream2llm.serving.prefix import Tokens
+from stream2llm.serving.sessions.prefix import Tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)

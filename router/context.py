@@ -27,7 +27,7 @@ from router.arrangement import Arrangement, ListedDocument
 from router.lengths import LengthLimits
 from stream2llm.api.errors import InvalidRequestError, OverloadedError
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.serving.prefix import Tokens, as_tokens, common_prefix_len
+from stream2llm.serving.sessions.prefix import Tokens, as_tokens, common_prefix_len
 
 MAX_DOCUMENT_ID_CHARS = 256
 

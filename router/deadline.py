@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.ttft_slo import BAD_TTFT_SLO, AskedSlo
-from stream2llm.serving.tenant_options import TenantsOptions
+from stream2llm.serving.settings.tenant_options import TenantsOptions
 
 
 def chosen_slo_ms(

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from stream2llm.serving.prefix import Tokens
+from stream2llm.serving.sessions.prefix import Tokens
 
 _REPLACEMENT = "\ufffd"
 # Context that a new DecodeStream needs to place spaces as the old one would.

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from router.chat_template import TemplateText
 from router.vocabulary import control_ids, plain_tokenizers
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.serving.prefix import Tokens, as_tokens
+from stream2llm.serving.sessions.prefix import Tokens, as_tokens
 
 # Some milliseconds of work.
 PIECE_CHARS = 8_000

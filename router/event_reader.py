@@ -23,7 +23,7 @@ from stream2llm.api.requests import (
     UpdateContext,
 )
 from stream2llm.api.session import Event
-from stream2llm.serving.silence import Silence, is_answered
+from stream2llm.serving.system.silence import Silence, is_answered
 
 _EVENTS: dict[type[ClientEvent], Event] = {
     OpenSession: Event.OPEN,

@@ -25,8 +25,8 @@ from router.worker import Worker
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.v1 import worker_pb2 as pb
-from stream2llm.serving.ids import unique_id
-from stream2llm.serving.prefix import Tokens
+from stream2llm.serving.sessions.ids import unique_id
+from stream2llm.serving.sessions.prefix import Tokens
 
 _logger = logging.getLogger(__name__)
 # After this many lost decode workers a session hands over at the seal.

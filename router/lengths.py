@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.serving.worker_spec import WorkerAddress
+from stream2llm.serving.settings.worker_spec import WorkerAddress
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,10 +34,10 @@ from stream2llm.api.sampling import SamplingParameters, TokenSequence
 from stream2llm.api.session import Event, Session, State
 from stream2llm.api.ttft_slo import AskedSlo
 from stream2llm.security.principal import ANYONE, Principal
-from stream2llm.serving.clock import Clock
-from stream2llm.serving.log_context import LogContext
-from stream2llm.serving.router_spec import RouterSpec
-from stream2llm.serving.tracing import NO_TRACE, Trace, Tracing
+from stream2llm.serving.observability.log_context import LogContext
+from stream2llm.serving.observability.tracing import NO_TRACE, Trace, Tracing
+from stream2llm.serving.settings.router_spec import RouterSpec
+from stream2llm.serving.system.clock import Clock
 
 _logger = logging.getLogger(__name__)
 

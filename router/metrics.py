@@ -10,7 +10,7 @@ from router.recovery import Cause
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
-from stream2llm.serving.tenant_options import ALL_ALIKE, TenantsOptions
+from stream2llm.serving.settings.tenant_options import ALL_ALIKE, TenantsOptions
 
 # vLLM's buckets, so that one panel can show both.
 _TTFT_S = (

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from router.encoder import PIECE_CHARS, Part, Piece, TextEncoder
-from stream2llm.serving.prefix import Tokens, as_tokens
+from stream2llm.serving.sessions.prefix import Tokens, as_tokens
 
 T = TypeVar("T")
 # Above this many characters, tokenizing takes too long for others to wait for it.

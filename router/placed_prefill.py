@@ -29,8 +29,8 @@ from router.worker_calls import PrefillCall
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.session import State
 from stream2llm.api.v1 import worker_pb2 as pb
-from stream2llm.serving.prefix import Tokens
-from stream2llm.serving.worker_spec import Role
+from stream2llm.serving.sessions.prefix import Tokens
+from stream2llm.serving.settings.worker_spec import Role
 
 
 class PlacedPrefill:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from stream2llm.serving.worker_spec import Role
+from stream2llm.serving.settings.worker_spec import Role
 
 
 @dataclass(frozen=True, slots=True)

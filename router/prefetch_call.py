@@ -21,7 +21,7 @@ from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableErr
 from stream2llm.api.final_status import FinalStatus
 from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.api.v1 import worker_pb2 as pb
-from stream2llm.serving.prefix import Tokens, as_tokens, common_prefix_len
+from stream2llm.serving.sessions.prefix import Tokens, as_tokens, common_prefix_len
 
 ABORT_TIMEOUT_S = 1.0
 

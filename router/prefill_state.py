@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from router.context import Splice
 from router.worker_calls import PrefillCall
-from stream2llm.serving.prefix import Tokens, as_tokens
-from stream2llm.serving.worker_spec import Role
+from stream2llm.serving.sessions.prefix import Tokens, as_tokens
+from stream2llm.serving.settings.worker_spec import Role
 
 
 @dataclass(frozen=True, slots=True, eq=False)

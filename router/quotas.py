@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stream2llm.api.errors import OverloadedError
-from stream2llm.serving.tenant_options import Quota, TenantOptions, TenantsOptions
+from stream2llm.serving.settings.tenant_options import Quota, TenantOptions, TenantsOptions
 
 _MINUTE_S = 60.0
 # Between these a refusal asks to wait, where only the end of other sessions can help.

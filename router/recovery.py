@@ -17,8 +17,8 @@ from typing import Protocol
 
 from stream2llm.api.backoff import pause_s
 from stream2llm.api.errors import Stream2LLMError, UnavailableError, extended, times
-from stream2llm.serving.router_spec import RecoveryOptions
-from stream2llm.serving.worker_spec import Role
+from stream2llm.serving.settings.router_spec import RecoveryOptions
+from stream2llm.serving.settings.worker_spec import Role
 
 # A node that ends takes its processes along one after the other within such a time.
 _ONE_INCIDENT_S = 5.0

@@ -15,8 +15,8 @@ from router.metrics import RouterMetrics
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.security.line_budget import LineBudget
 from stream2llm.security.principal import caller
-from stream2llm.serving.clock import Clock
-from stream2llm.serving.stream_writer import PeerGoneError
+from stream2llm.serving.rpc.stream_writer import PeerGoneError
+from stream2llm.serving.system.clock import Clock
 
 _logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from router.detokenizer import Detokenizer
 from router.live_session import LiveSession
 from router.resumed import check_length, check_room, taken_up
 from stream2llm.api.events import TokenDelta
-from stream2llm.serving.prefix import Tokens, as_tokens
+from stream2llm.serving.sessions.prefix import Tokens, as_tokens
 
 
 @dataclass(frozen=True, slots=True)

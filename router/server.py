@@ -31,17 +31,17 @@ from stream2llm.security.certificates import open_certificates
 from stream2llm.security.grpc_access import Authenticate
 from stream2llm.security.tls import PeerChannels, add_port, http_server_context
 from stream2llm.security.tls_metrics import TlsMetrics
-from stream2llm.serving.access import Guards
-from stream2llm.serving.clock import Clock, SystemClock
-from stream2llm.serving.health_servicer import HealthService
-from stream2llm.serving.loop_lag import LoopLag
-from stream2llm.serving.metrics_http import MetricsServer
-from stream2llm.serving.processes import own_origin
-from stream2llm.serving.replica_status import RouterStatus
-from stream2llm.serving.router_spec import RouterSpec
-from stream2llm.serving.tracing import Tracing
-from stream2llm.serving.undecodable import RefuseUndecodable
-from stream2llm.serving.worker_spec import ClusterView
+from stream2llm.serving.actor.access import Guards
+from stream2llm.serving.actor.replica_status import RouterStatus
+from stream2llm.serving.http.metrics_http import MetricsServer
+from stream2llm.serving.observability.tracing import Tracing
+from stream2llm.serving.rpc.health_servicer import HealthService
+from stream2llm.serving.rpc.undecodable import RefuseUndecodable
+from stream2llm.serving.settings.router_spec import RouterSpec
+from stream2llm.serving.settings.worker_spec import ClusterView
+from stream2llm.serving.system.clock import Clock, SystemClock
+from stream2llm.serving.system.loop_lag import LoopLag
+from stream2llm.serving.system.processes import own_origin
 
 _logger = logging.getLogger(__name__)
 # For work that outlives its session: releases of hand-overs.

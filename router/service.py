@@ -28,7 +28,7 @@ from stream2llm.api.ttft_slo import slos_in
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import inference_pb2_grpc, worker_pb2
 from stream2llm.security.principal import Scope, caller
-from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
+from stream2llm.serving.rpc.stream_writer import StreamWriter, failures_as_status
 
 _logger = logging.getLogger(__name__)
 # Methods whose requests carry documents or prompts.

@@ -33,7 +33,7 @@ from stream2llm.api.requests import (
     UpdateContext,
 )
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
-from stream2llm.serving.prefix import Tokens, as_tokens
+from stream2llm.serving.sessions.prefix import Tokens, as_tokens
 
 # How long a change waits for the next event. No client waits for a change, only for a
 # seal, and a seal within this time is answered a whole step earlier.

@@ -32,7 +32,7 @@ from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.session import Event
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
-from stream2llm.serving.prefix import Tokens
+from stream2llm.serving.sessions.prefix import Tokens
 
 # Reasons with which a decode worker refuses a hand-over that others may take.
 _NOT_TAKEN = frozenset({"DRAINING", "FULL"})

@@ -45,8 +45,8 @@ from stream2llm.api.session import Event
 from stream2llm.api.trace_context import TraceContext
 from stream2llm.api.ttft_slo import AskedSlo, asked_slo
 from stream2llm.security.principal import caller
-from stream2llm.serving.log_context import bind
-from stream2llm.serving.stream_writer import PeerGoneError
+from stream2llm.serving.observability.log_context import bind
+from stream2llm.serving.rpc.stream_writer import PeerGoneError
 
 _logger = logging.getLogger(__name__)
 MAX_SESSION_ID_CHARS = 256

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from router.metrics import InputMode, InputOp
 from stream2llm.api.events import Finished
-from stream2llm.serving.spans import Attribute, Notes, SpanError, SpanRecord, present
+from stream2llm.serving.observability.spans import Attribute, Notes, SpanError, SpanRecord, present
 
 
 @dataclass(frozen=True, slots=True)

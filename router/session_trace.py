@@ -12,8 +12,8 @@ from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Finished
 from stream2llm.api.trace_context import TraceContext
-from stream2llm.serving.spans import SpanError
-from stream2llm.serving.tracing import Trace
+from stream2llm.serving.observability.spans import SpanError
+from stream2llm.serving.observability.tracing import Trace
 
 
 class SessionTrace:

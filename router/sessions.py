@@ -25,9 +25,9 @@ from router.recovery import Cause
 from stream2llm.api.errors import OverloadedError, Stream2LLMError, UnavailableError
 from stream2llm.api.events import TenantInfo
 from stream2llm.security.principal import DEFAULT_TENANT
-from stream2llm.serving.clock import Clock
-from stream2llm.serving.router_spec import RouterLimits
-from stream2llm.serving.tenant_options import ALL_ALIKE, Quota, TenantsOptions
+from stream2llm.serving.settings.router_spec import RouterLimits
+from stream2llm.serving.settings.tenant_options import ALL_ALIKE, Quota, TenantsOptions
+from stream2llm.serving.system.clock import Clock
 
 
 class OpenSessions:

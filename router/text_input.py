@@ -28,7 +28,7 @@ from stream2llm.api.requests import (
 )
 from stream2llm.api.sampling import BadWord, TokenSequence
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments
-from stream2llm.serving.prefix import Tokens, as_tokens
+from stream2llm.serving.sessions.prefix import Tokens, as_tokens
 
 
 @dataclass(frozen=True, slots=True)

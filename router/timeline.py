@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from router.session_spans import Instants
 from stream2llm.api.events import Timings
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 
 
 class Timeline:

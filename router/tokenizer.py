@@ -25,7 +25,7 @@ from router.template_probe import PLAIN_CONVERSATION, TOOL, TOOL_CONVERSATION
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.requests import ChatMessage, TokenIds
 from stream2llm.api.text_options import ControlTokens
-from stream2llm.serving.prefix import Tokens, as_tokens
+from stream2llm.serving.sessions.prefix import Tokens, as_tokens
 
 _logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from router.quotas import newer_mean_s
 from router.work_queue import WorkQueue
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.security.tls import PeerChannels
-from stream2llm.serving.worker_spec import WorkerAddress
+from stream2llm.serving.settings.worker_spec import WorkerAddress
 
 _PROBE_TIMEOUT_S = 10.0
 

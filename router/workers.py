@@ -25,8 +25,8 @@ from router.worker import Link, Worker, answers
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError, UnavailableError
 from stream2llm.api.v1 import worker_pb2
 from stream2llm.security.tls import PeerChannels
-from stream2llm.serving.clock import Clock, SystemClock
-from stream2llm.serving.worker_spec import ClusterView, Role
+from stream2llm.serving.settings.worker_spec import ClusterView, Role
+from stream2llm.serving.system.clock import Clock, SystemClock
 
 _logger = logging.getLogger(__name__)
 _PROBE_AGAIN_AFTER_S = 1.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from stream2llm.security.key_edit import create_key
 from stream2llm.security.principal import Scope
-from stream2llm.serving.security_options import AuthOptions, SecurityOptions
+from stream2llm.serving.settings.security_options import AuthOptions, SecurityOptions
 
 
 class Keys:

@@ -24,10 +24,10 @@ from stream2llm.engine.worker_sessions import WorkerSessions
 from stream2llm.security.certificates import CertificateStore
 from stream2llm.security.grpc_access import RequireClusterToken
 from stream2llm.security.tls import add_port
-from stream2llm.serving.access import Guards
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.security_options import AuthOptions
-from stream2llm.serving.worker_spec import Role, WorkerAddress
+from stream2llm.serving.actor.access import Guards
+from stream2llm.serving.settings.security_options import AuthOptions
+from stream2llm.serving.settings.worker_spec import Role, WorkerAddress
+from stream2llm.serving.system.clock import SystemClock
 from tests.tiny_model import EOS
 
 MAX_MODEL_LEN = 1000

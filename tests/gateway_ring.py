@@ -12,8 +12,8 @@ from fastapi import APIRouter
 
 from stream2llm.api.tls import ClientTls
 from stream2llm.gateway.server import Gateway
-from stream2llm.serving.gateway_spec import GatewaySpec
-from stream2llm.serving.worker_spec import ClusterView
+from stream2llm.serving.settings.gateway_spec import GatewaySpec
+from stream2llm.serving.settings.worker_spec import ClusterView
 from tests.router_ring import Ring, a_ring
 
 # A bound against a hang, on machines that are busy too.

@@ -13,7 +13,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from stream2llm.serving.security_options import AuthOptions, OidcOptions, SecurityOptions
+from stream2llm.serving.settings.security_options import AuthOptions, OidcOptions, SecurityOptions
 
 
 class Issuer:

@@ -11,7 +11,7 @@ import grpc
 
 from stream2llm.api.grpc_options import channel_options
 from stream2llm.engine.listening import listening_sockets
-from stream2llm.serving.processes import owned_processes
+from stream2llm.serving.system.processes import owned_processes
 
 # One call of each service that Ray's processes offer: of the GCS, of the raylet's two servers, of
 # every worker, driver included, and of the agent.

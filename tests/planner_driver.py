@@ -18,7 +18,7 @@ from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
 from prefill_worker.types import Eviction, Load, StepLimits, StepPlan
 from stream2llm.api.tenant import TenantShare
-from stream2llm.serving.prefix import common_prefix_len
+from stream2llm.serving.sessions.prefix import common_prefix_len
 from tests.builders import BY_RANK
 from tests.digests import answer_of, prefix_digests
 from tests.session_machine import DriverLimits, Tokens

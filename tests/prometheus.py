@@ -14,7 +14,7 @@ from typing import Any
 
 from stream2llm.api.credentials import ClientSecurity
 from stream2llm.api.tls import ClientTls
-from stream2llm.serving.own_http import open_url
+from stream2llm.serving.http.own_http import open_url
 from tests import debian
 from tools.dashboards.draw import Series
 

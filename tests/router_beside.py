@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 from router.server import Router
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.serving.router_spec import RouterSpec
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
+from stream2llm.serving.settings.router_spec import RouterSpec
+from stream2llm.serving.settings.worker_spec import ClusterView, WorkerAddress
 from tests.cluster_pool import MAX_MODEL_LEN, model_path
 
 

@@ -21,11 +21,16 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import inference_pb2_grpc
 from stream2llm.security.certificates import open_certificates
 from stream2llm.security.tls import PeerChannels
-from stream2llm.serving.metrics_http import MetricsServer
-from stream2llm.serving.observability import ObservabilityOptions
-from stream2llm.serving.router_spec import AdmissionMode, RecoveryOptions, RouterLimits, RouterSpec
-from stream2llm.serving.security_options import SecurityOptions
-from stream2llm.serving.worker_spec import ClusterView, DrainingWorker
+from stream2llm.serving.http.metrics_http import MetricsServer
+from stream2llm.serving.settings.observability_options import ObservabilityOptions
+from stream2llm.serving.settings.router_spec import (
+    AdmissionMode,
+    RecoveryOptions,
+    RouterLimits,
+    RouterSpec,
+)
+from stream2llm.serving.settings.security_options import SecurityOptions
+from stream2llm.serving.settings.worker_spec import ClusterView, DrainingWorker
 from tests.fake_workers import (
     MAX_MODEL_LEN,
     NUM_BLOCKS,

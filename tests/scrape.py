@@ -8,7 +8,7 @@ from collections import Counter
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.serving.own_http import open_url
+from stream2llm.serving.http.own_http import open_url
 
 
 def scrape(cluster: Cluster) -> Counter[str]:

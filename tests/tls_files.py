@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from stream2llm.api.tls import ClientTls
 from stream2llm.security.authority import Signed, new_authority, sign_for
 from stream2llm.security.tls_files import TlsFiles
-from stream2llm.serving.security_options import SecurityOptions, TlsOptions
+from stream2llm.serving.settings.security_options import SecurityOptions, TlsOptions
 
 DAY = timedelta(days=1)
 

@@ -39,12 +39,12 @@ from stream2llm.api.token_step import FinishReason
 from stream2llm.api.trace_context import TraceContext
 from stream2llm.api.v1.worker_pb2 import SplicePrefill
 from stream2llm.client import AsyncClient, Document
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.observability import ObservabilityOptions, TracingOptions
-from stream2llm.serving.processes import Origin
-from stream2llm.serving.router_spec import RouterSpec
-from stream2llm.serving.tracing import Tracing, recording
-from stream2llm.serving.worker_spec import ClusterView
+from stream2llm.serving.observability.tracing import Tracing, recording
+from stream2llm.serving.settings.observability_options import ObservabilityOptions, TracingOptions
+from stream2llm.serving.settings.router_spec import RouterSpec
+from stream2llm.serving.settings.worker_spec import ClusterView
+from stream2llm.serving.system.clock import SystemClock
+from stream2llm.serving.system.processes import Origin
 from tests.fake_workers import MAX_MODEL_LEN, Brain, FakeWorker
 from tests.tiny_model import make_tiny_model
 from tools.traces.collector import collecting

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from stream2llm.models.store import ensure_random_llama
-from stream2llm.serving.ports import pick_port
+from stream2llm.serving.system.ports import pick_port
 
 BLOCK_SIZE = 32
 _LEASE_S = 300

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from examples.command import AddressOption, ConfigOption, errors_as_exits
-from stream2llm.serving.signals import catch_signals
+from stream2llm.serving.system.signals import catch_signals
 
 # Everything else is imported when the signals are caught: importing takes
 # seconds, and Ctrl-C shall be quiet then too.

@@ -13,7 +13,7 @@ from statistics import quantiles
 
 from stream2llm.api.errors import InternalError
 from stream2llm.client import AsyncClient, SamplingParameters, TokenDelta
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 
 NUM_SESSIONS = 50
 LONG_EVERY = 10

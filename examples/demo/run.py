@@ -20,7 +20,7 @@ from stream2llm.client import (
     TokenDelta,
 )
 from stream2llm.integrations.feed import by_reference
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 
 MAX_ANSWER_TOKENS = 64
 GREEDY = SamplingParameters(max_tokens=MAX_ANSWER_TOKENS, temperature=0.0)

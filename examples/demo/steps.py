@@ -16,7 +16,7 @@ from examples.demo.view import View
 from stream2llm.client import AsyncClient, Document, SamplingParameters
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.models.token_counter import token_counter
-from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.system.clock import SystemClock
 
 
 def run(

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from examples.demo.documents import EXPLANATIONS, Way
 from examples.demo.run import Result, Snapshot
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 
 class LinesView:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from cost_profiles.decision import Mode
-from stream2llm.serving.worker_options import DEFAULT_POLICY, PrefillOptions
+from stream2llm.serving.settings.worker_options import DEFAULT_POLICY, PrefillOptions
 from stream2llm.workload.traces.format import Shape
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.baselines.systems import Asking, System, SystemDiedError
 from experiments.token_sessions import TimedSplice, submissions
-from stream2llm.serving.clock import Clock, SystemClock
+from stream2llm.serving.system.clock import Clock, SystemClock
 from stream2llm.workload.records import RunRecord, SessionRecord
 from stream2llm.workload.replay.lateness import LagProbe, Timetable
 from stream2llm.workload.replay.plan import PlannedSession

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import psutil
 
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 
 # Share of the machine's CPU time that others may take before a run's figures are suspect.
 TOLERATED_SHARE = 0.05

@@ -50,8 +50,8 @@ from experiments.baselines.schedule import (
 from experiments.baselines.systems import System
 from experiments.token_sessions import longest_tokens
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.signals import catch_signals
+from stream2llm.serving.system.clock import SystemClock
+from stream2llm.serving.system.signals import catch_signals
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report import save_run
 from stream2llm.workload.report.summary import REQUEST_RATE

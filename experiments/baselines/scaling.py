@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.serving.settings.worker_options import PrefillOptions
 from stream2llm.workload.traces.format import Shape
 from stream2llm.workload.traces.targets import TARGETS
 

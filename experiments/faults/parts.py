@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from stream2llm.serving.processes import OwnedProcess, owned_processes
+from stream2llm.serving.system.processes import OwnedProcess, owned_processes
 
 
 class Kind(StrEnum):

@@ -13,7 +13,7 @@ from experiments.faults.strike import Striker
 from experiments.token_sessions import prompt_ids
 from stream2llm.client import AsyncClient, SamplingParameters
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.system.clock import SystemClock
 from stream2llm.workload.replay.driver import Driver
 from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.replay.session import Asking

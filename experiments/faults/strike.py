@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from experiments.faults.parts import Part, living_parts
 from experiments.faults.plan import Fault, Strike, victim
-from stream2llm.serving.processes import signal_owned
+from stream2llm.serving.system.processes import signal_owned
 
 
 class Striker:

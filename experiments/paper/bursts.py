@@ -21,7 +21,7 @@ from experiments.paper.pressed import FACTORS, load_memory
 from experiments.paper.published import PRESSED_RATE, QUANTILES, Setting
 from experiments.paper.runs import Cell
 from prefill_worker.policy_loading import find_policy
-from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.serving.settings.worker_options import PrefillOptions
 from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.format import Shape
 

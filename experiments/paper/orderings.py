@@ -10,7 +10,7 @@ from experiments.paper.grid import Outcome, add_grid_options, outcomes, setting_
 from experiments.paper.published import QUANTILES, settings
 from experiments.paper.runs import Cell
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.serving.worker_options import DEFAULT_POLICY
+from stream2llm.serving.settings.worker_options import DEFAULT_POLICY
 from stream2llm.workload.table import Table, markdown
 
 ORDERINGS = (DocumentOrdering.AS_GIVEN, DocumentOrdering.STABLE)

@@ -22,7 +22,7 @@ from experiments.paper.grid import (
 from experiments.paper.published import POLICIES, QUANTILES, Setting, settings
 from experiments.paper.runs import Cell
 from prefill_worker.policy_loading import find_policy
-from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.serving.settings.worker_options import PrefillOptions
 from stream2llm.workload.table import Table, markdown
 
 # So much worse is as good: what differs between means of a few seeds.

@@ -28,7 +28,7 @@ from experiments.paper.published import (
     published_arrivals_s,
 )
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.serving.settings.worker_options import PrefillOptions
 from stream2llm.simulator.cluster import Cluster, ClusterSettings
 from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
 from stream2llm.simulator.work import Task, not_streamed, tasks

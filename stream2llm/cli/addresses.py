@@ -97,7 +97,7 @@ def ask_controller(
     from urllib.error import HTTPError, URLError
     from urllib.request import Request
 
-    from stream2llm.serving.own_http import open_url
+    from stream2llm.serving.http.own_http import open_url
 
     host_and_port(controller, "controller")
     data = None if body is None else json.dumps(body).encode()

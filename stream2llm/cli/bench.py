@@ -15,7 +15,7 @@ from stream2llm.cli.exits import INTERRUPTED, REFUSED, errors_as_exits
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.option_groups import expanded
 from stream2llm.cli.trace_options import TokenizerOption, token_counter
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 if TYPE_CHECKING:
     from stream2llm.workload.replay.command import Outcome

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stream2llm.cli.exits import errors_as_exits
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 
 def certs(
@@ -45,7 +45,7 @@ def certs(
     from datetime import UTC, datetime, timedelta
 
     from stream2llm.security.authority_files import renew_certificate, write_cluster_files
-    from stream2llm.serving.clock import SystemClock
+    from stream2llm.serving.system.clock import SystemClock
 
     now, lifetime = datetime.fromtimestamp(SystemClock().wall_s(), UTC), timedelta(days=days)
     here = ["localhost", "127.0.0.1", "::1", socket.gethostname()]

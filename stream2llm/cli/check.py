@@ -9,7 +9,7 @@ from stream2llm.cluster import preflight
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.engine_check import Verdict, check_engines
 from stream2llm.cluster.layout import Factories, common_environment, lay_out
-from stream2llm.serving.launch import Launch
+from stream2llm.serving.settings.launch import Launch
 
 Say = Callable[[str], None]
 MODEL_IS_ELSEWHERE = "the model is not on this machine; the nodes look for it when they start"

@@ -13,8 +13,8 @@ from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
-from stream2llm.serving.clock import Clock, SystemClock
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
+from stream2llm.serving.system.clock import Clock, SystemClock
 
 ASK_TIMEOUT_S = 30.0
 _LOOK_INTERVAL_S = 1.0

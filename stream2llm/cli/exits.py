@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from stream2llm.api.errors import Stream2LLMError, UnavailableError
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 BAD_USAGE = 2
 REFUSED = 3

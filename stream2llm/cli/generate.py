@@ -18,7 +18,7 @@ from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE, several
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.option_groups import expanded
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 if TYPE_CHECKING:
     from stream2llm.api.structured_output import StructuredOutput

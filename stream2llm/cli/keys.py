@@ -9,7 +9,7 @@ import typer
 
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.security.principal import DEFAULT_TENANT, Scope
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 app = typer.Typer(
     no_args_is_help=True, help="Make, list and revoke API keys in a file of their hashes."
@@ -47,7 +47,7 @@ def create(
     from datetime import UTC, datetime
 
     from stream2llm.security.key_edit import create_key
-    from stream2llm.serving.clock import SystemClock
+    from stream2llm.serving.system.clock import SystemClock
 
     now = datetime.fromtimestamp(SystemClock().wall_s(), UTC).isoformat(timespec="seconds")
     with errors_as_exits():

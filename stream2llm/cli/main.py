@@ -24,8 +24,8 @@ from stream2llm.cli.rollout import app as rollout_app
 from stream2llm.cli.simulate import app as simulate_app
 from stream2llm.cli.trace import app as trace_app
 from stream2llm.cli.workers import app as workers_app
-from stream2llm.serving import logs
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability import logs
+from stream2llm.serving.observability.logs import for_terminal
 
 app = typer.Typer(
     name="stream2llm",

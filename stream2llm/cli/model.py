@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stream2llm.cli.exits import errors_as_exits
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 app = typer.Typer(no_args_is_help=True, help="Fetch and list models on this machine.")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.client import Accepted, Event, Finished, OversizedDocument, Progress, TokenDelta
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 if TYPE_CHECKING:
     from rich.status import Status

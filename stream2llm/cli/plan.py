@@ -24,7 +24,7 @@ from stream2llm.cli.simulate import (
 )
 from stream2llm.cli.trace import ShapeName
 from stream2llm.cli.trace_options import Bursts, Seed, arrivals_of, scale_of
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 if TYPE_CHECKING:
     from stream2llm.simulator.sizing import DecodeDemand, Question

@@ -9,7 +9,7 @@ import yaml
 
 from cost_profiles.types import Kind
 from stream2llm.cli.numbers import seconds_text
-from stream2llm.serving.router_spec import GIB
+from stream2llm.serving.settings.router_spec import GIB
 from stream2llm.simulator.sizing import DecodeDemand, Length, Question, Sizing, Trial
 from stream2llm.workload.report.statistics import percent_word
 

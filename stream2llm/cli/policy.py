@@ -13,7 +13,7 @@ from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
-from stream2llm.serving.logs import for_terminal, one_line
+from stream2llm.serving.observability.logs import for_terminal, one_line
 
 
 @expanded

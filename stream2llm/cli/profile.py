@@ -20,9 +20,9 @@ from stream2llm.api.extras import not_installed
 from stream2llm.cluster.config import ClusterConfig, load_config
 from stream2llm.engine.arguments import check_arguments, check_variables
 from stream2llm.models.store import DEFAULT_MODEL, resolve_model
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.launch import cores_of
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
+from stream2llm.serving.settings.launch import cores_of
+from stream2llm.serving.system.clock import SystemClock
 
 if TYPE_CHECKING:
     from cost_profiles.types import CostProfile

@@ -10,7 +10,7 @@ from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_ROUTER, RouterOption
 from stream2llm.cli.exits import UNAVAILABLE, errors_as_exits
 from stream2llm.cli.option_groups import expanded
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 
 @expanded
@@ -39,7 +39,7 @@ def ready(
     Example: stream2llm ready --address 127.0.0.1:50051
     """
     with errors_as_exits():
-        from stream2llm.serving.router_health import Health, health_of
+        from stream2llm.serving.rpc.router_health import Health, health_of
 
         tls = given.tls()
         health = health_of(address, timeout_s, tls)

@@ -18,8 +18,8 @@ from stream2llm.cli.addresses import (
 )
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
-from stream2llm.serving.clock import Clock, SystemClock
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
+from stream2llm.serving.system.clock import Clock, SystemClock
 
 ASK_TIMEOUT_S = 30.0
 # Longest absence of a controller that is started again.

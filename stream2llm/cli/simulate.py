@@ -14,11 +14,11 @@ from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.numbers import finite
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 if TYPE_CHECKING:
     from cost_profiles.types import CostProfile
-    from stream2llm.serving.worker_options import WorkerOptions
+    from stream2llm.serving.settings.worker_options import WorkerOptions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -183,7 +183,11 @@ def trace(
 
 def options_of(*, handover: HandoverMode | None = None, **prefill: Any) -> WorkerOptions:
     """The cluster's default settings, but for those that are not None."""
-    from stream2llm.serving.worker_options import HandoverOptions, PrefillOptions, WorkerOptions
+    from stream2llm.serving.settings.worker_options import (
+        HandoverOptions,
+        PrefillOptions,
+        WorkerOptions,
+    )
 
     given = {name: value for name, value in prefill.items() if value is not None}
     return WorkerOptions(

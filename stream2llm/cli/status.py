@@ -41,7 +41,7 @@ from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
 from stream2llm.client.aio import MAX_MESSAGE_BYTES
 from stream2llm.client.tls import open_channel
-from stream2llm.serving.logs import for_terminal, one_line
+from stream2llm.serving.observability.logs import for_terminal, one_line
 
 # Figures of a tenant that add up over the routers.
 _SUMMED = ("num_sessions", "held_tokens", "computed_tokens", "num_refused")

@@ -22,7 +22,7 @@ from stream2llm.cli.trace_options import (
     show_trace,
     token_counter,
 )
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,8 @@ from stream2llm.api.errors import Stream2LLMError, UnavailableError
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig, default_config, load_config
 from stream2llm.cluster.layout import Factories
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
+from stream2llm.serving.system.clock import SystemClock
 
 EXIT_FAILED = 1
 READY_MARGIN_S = 60.0

@@ -10,7 +10,7 @@ from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
 
 app = typer.Typer(no_args_is_help=True, help="Start workers again that were given up.")
 

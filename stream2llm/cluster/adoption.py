@@ -13,9 +13,9 @@ from typing import Self
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.rollout import Rollout
-from stream2llm.serving.launch import RouterStarted, Started
-from stream2llm.serving.loss import Cause
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
+from stream2llm.serving.actor.loss import Cause
+from stream2llm.serving.settings.launch import RouterStarted, Started
+from stream2llm.serving.settings.worker_spec import ClusterView, WorkerAddress
 
 # The versions of one controller's views; a successor's are all higher, also than those that
 # the predecessor did not save.

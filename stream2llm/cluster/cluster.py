@@ -43,7 +43,7 @@ from stream2llm.cluster.lease import LeaseKeeper
 from stream2llm.cluster.prefill_policy import PolicyState
 from stream2llm.cluster.ray_checks import check_ray
 from stream2llm.cluster.ray_nodes import ray_state
-from stream2llm.serving.processes import kill_owned
+from stream2llm.serving.system.processes import kill_owned
 
 
 class Cluster:

@@ -10,7 +10,7 @@ import ray
 
 from stream2llm.cluster import ray_auth, ray_runtime, ray_sessions
 from stream2llm.cluster.config import ClusterConfig
-from stream2llm.serving.processes import kill_owned, owner_mark
+from stream2llm.serving.system.processes import kill_owned, owner_mark
 
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The configuration of a cluster: one frozen tree, read once from YAML.
 
 Unknown keys are refused by name. Sections that reach a router's or an engine's
-inside are declared, with their defaults, beside their users' specs (`serving/`).
+inside are declared, with their defaults, beside their users' specs (`serving/settings/`).
 Nothing below the composition roots reads the environment or a file; they get
 a part of this tree.
 """
@@ -19,20 +19,24 @@ from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HandoverMode
 from stream2llm.cluster.gateway_config import GatewayConfig
 from stream2llm.models.hub import hub_id
-from stream2llm.serving.frozen_model import FrozenModel
-from stream2llm.serving.observability import ObservabilityOptions
-from stream2llm.serving.placement import Placement
-from stream2llm.serving.router_spec import (
+from stream2llm.serving.settings.frozen_model import FrozenModel
+from stream2llm.serving.settings.observability_options import ObservabilityOptions
+from stream2llm.serving.settings.placement import Placement
+from stream2llm.serving.settings.router_spec import (
     DEFAULT_ADMISSION,
     DEFAULT_DRAIN_TIMEOUT_S,
     AdmissionMode,
     RecoveryOptions,
     RouterLimits,
 )
-from stream2llm.serving.security_options import SecurityOptions
-from stream2llm.serving.tenant_options import Milliseconds, Quota
-from stream2llm.serving.worker_options import HandoverOptions, PrefillOptions, WorkerOptions
-from stream2llm.serving.worker_spec import DEFAULT_HUNG_AFTER_S
+from stream2llm.serving.settings.security_options import SecurityOptions
+from stream2llm.serving.settings.tenant_options import Milliseconds, Quota
+from stream2llm.serving.settings.worker_options import (
+    HandoverOptions,
+    PrefillOptions,
+    WorkerOptions,
+)
+from stream2llm.serving.settings.worker_spec import DEFAULT_HUNG_AFTER_S
 
 
 class RayConfig(FrozenModel):

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.fleet_state import FleetState
 from stream2llm.cluster.hosts import Hosts
-from stream2llm.serving.loss import Loss
-from stream2llm.serving.worker_spec import WorkerAddress
+from stream2llm.serving.actor.loss import Loss
+from stream2llm.serving.settings.worker_spec import WorkerAddress
 
 _log = logging.getLogger(__name__)
 

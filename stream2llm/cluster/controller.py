@@ -32,14 +32,15 @@ from stream2llm.cluster.supervisor import Settings, Supervisor
 from stream2llm.security.certificates import open_certificates
 from stream2llm.security.tls import http_server_context
 from stream2llm.security.tls_metrics import TlsMetrics
-from stream2llm.serving import garbage, logs
-from stream2llm.serving.access import Guards
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.launch import Launch, ReplicaRole
-from stream2llm.serving.node_address import node_address
-from stream2llm.serving.observability import LogFormat
-from stream2llm.serving.security_options import SecurityOptions
-from stream2llm.serving.worker_spec import WorkerSpec
+from stream2llm.serving.actor.access import Guards
+from stream2llm.serving.actor.node_address import node_address
+from stream2llm.serving.observability import logs
+from stream2llm.serving.settings.launch import Launch, ReplicaRole
+from stream2llm.serving.settings.observability_options import LogFormat
+from stream2llm.serving.settings.security_options import SecurityOptions
+from stream2llm.serving.settings.worker_spec import WorkerSpec
+from stream2llm.serving.system import garbage
+from stream2llm.serving.system.clock import SystemClock
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import ray
 
 from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
 from stream2llm.cluster import ray_runtime
-from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.system.clock import SystemClock
 
 _log = logging.getLogger(__name__)
 

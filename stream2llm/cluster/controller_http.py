@@ -23,8 +23,8 @@ from stream2llm.cluster.supervision import Fleet, Phase, Replica
 from stream2llm.security import http_access
 from stream2llm.security.guard import Guard
 from stream2llm.security.principal import Scope
-from stream2llm.serving.head_deadline import HEAD_LIMIT_S, HeadDeadline
-from stream2llm.serving.loss import Cause
+from stream2llm.serving.actor.loss import Cause
+from stream2llm.serving.http.head_deadline import HEAD_LIMIT_S, HeadDeadline
 
 _DRAIN_EXAMPLE = '{"name": "decode-0", "timeout_s": 30, "remove": false}'
 # Who may ask for what; what is not listed is for operators.

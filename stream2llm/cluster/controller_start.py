@@ -12,8 +12,8 @@ from stream2llm.api.errors import UnavailableError
 from stream2llm.cluster import ray_runtime
 from stream2llm.cluster.controller import CONTROLLER_NAME, Controller, ControllerSpec
 from stream2llm.cluster.controller_calls import ANSWER_TIMEOUT_S, ControllerCalls
-from stream2llm.serving.placement import Placement
-from stream2llm.serving.processes import mark_environment, owner_mark
+from stream2llm.serving.settings.placement import Placement
+from stream2llm.serving.system.processes import mark_environment, owner_mark
 
 
 def require_free(namespace: str) -> None:

@@ -9,7 +9,7 @@ import ray
 
 from stream2llm.api.errors import UnavailableError
 from stream2llm.cluster.controller_calls import ANSWER_TIMEOUT_S, ControllerCalls
-from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.system.clock import SystemClock
 
 Report = Callable[[str], None]
 

@@ -14,9 +14,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
-from stream2llm.serving.actor_shell import load
-from stream2llm.serving.launch import Launch
-from stream2llm.serving.worker_spec import WorkerSpec
+from stream2llm.serving.actor.actor_shell import load
+from stream2llm.serving.settings.launch import Launch
+from stream2llm.serving.settings.worker_spec import WorkerSpec
 
 _BUILDERS = {
     "prefill": "prefill_worker.engine:check_arguments",

@@ -16,8 +16,8 @@ from stream2llm.cluster.config import ClusterConfig
 from stream2llm.security.api_keys import read_entries
 from stream2llm.security.certificates import Certificates, read_certificates
 from stream2llm.security.self_check import peer_problem
-from stream2llm.serving.clock import Clock
-from stream2llm.serving.security_options import SecurityOptions, TlsOptions
+from stream2llm.serving.settings.security_options import SecurityOptions, TlsOptions
+from stream2llm.serving.system.clock import Clock
 
 
 def hosts_of(config: ClusterConfig) -> dict[str, str]:

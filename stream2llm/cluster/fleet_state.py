@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.event_log import EventLog
-from stream2llm.serving.launch import Started
-from stream2llm.serving.loss import Loss
-from stream2llm.serving.replica_status import ReplicaStatus
+from stream2llm.serving.actor.loss import Loss
+from stream2llm.serving.actor.replica_status import ReplicaStatus
+from stream2llm.serving.settings.launch import Started
 
 _log = logging.getLogger(__name__)
 

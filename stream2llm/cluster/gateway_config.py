@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from stream2llm.serving.frozen_model import FrozenModel
-from stream2llm.serving.placement import Placement
-from stream2llm.serving.security_options import NodeFile
+from stream2llm.serving.settings.frozen_model import FrozenModel
+from stream2llm.serving.settings.placement import Placement
+from stream2llm.serving.settings.security_options import NodeFile
 
 
 class GatewayConfig(FrozenModel):

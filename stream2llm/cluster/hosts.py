@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from stream2llm.serving.launch import StartOutcome
-from stream2llm.serving.loss import Loss
-from stream2llm.serving.replica_status import ReplicaStatus
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
+from stream2llm.serving.actor.loss import Loss
+from stream2llm.serving.actor.replica_status import ReplicaStatus
+from stream2llm.serving.settings.launch import StartOutcome
+from stream2llm.serving.settings.worker_spec import ClusterView, WorkerAddress
 
 
 class Hosts(Protocol):

@@ -15,10 +15,10 @@ from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.config import ClusterConfig, WorkerConfig
 from stream2llm.cluster.gateway_config import GatewayConfig
 from stream2llm.models.context_length import context_length
-from stream2llm.serving.gateway_spec import GatewaySpec
-from stream2llm.serving.launch import Launch, cores_of
-from stream2llm.serving.router_spec import RouterSpec
-from stream2llm.serving.worker_spec import WorkerSpec
+from stream2llm.serving.settings.gateway_spec import GatewaySpec
+from stream2llm.serving.settings.launch import Launch, cores_of
+from stream2llm.serving.settings.router_spec import RouterSpec
+from stream2llm.serving.settings.worker_spec import WorkerSpec
 
 # Routers and gateways wait most of the time; they take no CPU from Ray's books.
 ROUTER_CPUS = 0.0

@@ -40,11 +40,11 @@ from stream2llm.engine.arguments import (
 )
 from stream2llm.models.errors import ModelStoreError
 from stream2llm.models.store import resolve_model
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.machine_memory import machine_memory
-from stream2llm.serving.node_address import outward_address
-from stream2llm.serving.ports import is_port_free
-from stream2llm.serving.router_spec import GIB
+from stream2llm.serving.actor.node_address import outward_address
+from stream2llm.serving.settings.router_spec import GIB
+from stream2llm.serving.system.clock import SystemClock
+from stream2llm.serving.system.machine_memory import machine_memory
+from stream2llm.serving.system.ports import is_port_free
 
 # Python, torch and vLLM in the three processes of one CPU engine (measured: 1.7 GiB).
 ENGINE_OVERHEAD_BYTES = int(1.7 * GIB)

@@ -23,13 +23,18 @@ from stream2llm.cluster.prefill_policy import FollowedPolicy, PolicyChoice
 from stream2llm.cluster.ray_sweep import sweep
 from stream2llm.cluster.rollout import whom
 from stream2llm.cluster.room import Demand, what_is_missing
-from stream2llm.serving.actor_shell import load
-from stream2llm.serving.launch import Launch, StartOutcome
-from stream2llm.serving.loss import Cause, Loss
-from stream2llm.serving.processes import mark_environment, owner_mark
-from stream2llm.serving.replica_status import ReplicaStatus
-from stream2llm.serving.sigterm import SETUP_HOOK
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
+from stream2llm.serving.actor.actor_shell import load
+from stream2llm.serving.actor.loss import Cause, Loss
+from stream2llm.serving.actor.replica_status import ReplicaStatus
+from stream2llm.serving.actor.sigterm import SETUP_HOOK
+from stream2llm.serving.settings.launch import Launch, StartOutcome
+from stream2llm.serving.settings.worker_spec import (
+    ClusterView,
+    WorkerAddress,
+    WorkerSpec,
+    WorkerStatus,
+)
+from stream2llm.serving.system.processes import mark_environment, owner_mark
 
 _log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from stream2llm.cluster import ray_auth, ray_sessions
 from stream2llm.cluster.adoption import ActorName
 from stream2llm.cluster.config import ClusterConfig, RayConfig
 from stream2llm.cluster.ray_sweep import sweep
-from stream2llm.serving.ports import is_listening
-from stream2llm.serving.processes import kill_owned, mark_environment
+from stream2llm.serving.system.ports import is_listening
+from stream2llm.serving.system.processes import kill_owned, mark_environment
 
 _log = logging.getLogger(__name__)
 

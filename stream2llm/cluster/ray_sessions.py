@@ -13,7 +13,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from stream2llm.serving.clock import Clock, SystemClock
+from stream2llm.serving.system.clock import Clock, SystemClock
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from stream2llm.serving.processes import kill_owned
+from stream2llm.serving.system.processes import kill_owned
 
 # For a node that Ray has lost, and does not know it yet.
 NODE_TIMEOUT_S = 30.0

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stream2llm.serving.launch import Launch
-from stream2llm.serving.placement import Placement
+from stream2llm.serving.settings.launch import Launch
+from stream2llm.serving.settings.placement import Placement
 
 # Ray counts resources in steps of this size.
 _STEP = 1e-4

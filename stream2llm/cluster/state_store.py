@@ -17,8 +17,8 @@ from ray.experimental import internal_kv
 from stream2llm.cluster.adoption import SavedState
 from stream2llm.cluster.rollout import Rollout
 from stream2llm.cluster.supervision import Replica
-from stream2llm.serving.launch import GatewayStarted, RouterStarted
-from stream2llm.serving.worker_spec import WorkerAddress
+from stream2llm.serving.settings.launch import GatewayStarted, RouterStarted
+from stream2llm.serving.settings.worker_spec import WorkerAddress
 
 _log = logging.getLogger(__name__)
 _NAMESPACE = "stream2llm"

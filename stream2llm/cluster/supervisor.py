@@ -22,10 +22,10 @@ from stream2llm.cluster.hosts import Hosts
 from stream2llm.cluster.replacing import Replacer
 from stream2llm.cluster.view_publisher import ViewPublisher
 from stream2llm.cluster.watching import Watcher
-from stream2llm.serving.launch import Started
-from stream2llm.serving.replica_status import ReplicaStatus
-from stream2llm.serving.router_spec import DEFAULT_DRAIN_TIMEOUT_S
-from stream2llm.serving.worker_spec import ClusterView
+from stream2llm.serving.actor.replica_status import ReplicaStatus
+from stream2llm.serving.settings.launch import Started
+from stream2llm.serving.settings.router_spec import DEFAULT_DRAIN_TIMEOUT_S
+from stream2llm.serving.settings.worker_spec import ClusterView
 
 
 @dataclass(frozen=True, slots=True)

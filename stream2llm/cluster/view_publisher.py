@@ -11,8 +11,8 @@ from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.actions import Actions
 from stream2llm.cluster.fleet_state import FleetState, loop_now_s
 from stream2llm.cluster.hosts import Hosts
-from stream2llm.serving.launch import RouterStarted
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
+from stream2llm.serving.settings.launch import RouterStarted
+from stream2llm.serving.settings.worker_spec import ClusterView, WorkerAddress
 
 _log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from stream2llm.cluster.fleet_state import FleetState, loop_now_s
 from stream2llm.cluster.hosts import Hosts
-from stream2llm.serving.loss import Cause, Loss
-from stream2llm.serving.replica_status import ReplicaStatus
-from stream2llm.serving.silence import Silence, is_answered
-from stream2llm.serving.worker_spec import WorkerStatus
+from stream2llm.serving.actor.loss import Cause, Loss
+from stream2llm.serving.actor.replica_status import ReplicaStatus
+from stream2llm.serving.settings.worker_spec import WorkerStatus
+from stream2llm.serving.system.silence import Silence, is_answered
 
 
 class Watcher:

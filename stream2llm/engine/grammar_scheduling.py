@@ -25,7 +25,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from stream2llm.engine.failed_request import BadGrammarError, BusyGrammarsError, failed_output
 from stream2llm.engine.grammar_state import is_compiled, is_grammar_order, take_up
-from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.system.clock import SystemClock
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler as _Base

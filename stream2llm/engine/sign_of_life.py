@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from stream2llm.serving.clock import Clock
-from stream2llm.serving.loss import Cause, Loss
-from stream2llm.serving.silence import LOOK_EVERY_S, Silence, is_answered
+from stream2llm.serving.actor.loss import Cause, Loss
+from stream2llm.serving.system.clock import Clock
+from stream2llm.serving.system.silence import LOOK_EVERY_S, Silence, is_answered
 
 # Between an answer and the next question.
 _PAUSE_S = 1.0

@@ -13,7 +13,7 @@ import os
 from collections import deque
 
 from stream2llm.engine.step_history import NEW_SIZE_LIMIT_S, StepHistory
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 
 _log = logging.getLogger(__name__)
 

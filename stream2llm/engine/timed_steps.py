@@ -12,7 +12,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 
 from stream2llm.engine.step_limit import StepTimer, limit_of_parent
-from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.system.clock import SystemClock
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler as _Base

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stream2llm.serving.tracing import service_name
-from stream2llm.serving.worker_spec import Role
+from stream2llm.serving.observability.tracing import service_name
+from stream2llm.serving.settings.worker_spec import Role
 
 
 def tracing_environment(role: Role) -> dict[str, str]:

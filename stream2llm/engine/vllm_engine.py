@@ -39,10 +39,10 @@ from stream2llm.engine.sockets import socket_environment
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.step_limit import LIMIT_VARIABLE, StepLimit
 from stream2llm.engine.tracing_environment import tracing_environment
-from stream2llm.serving import logs
-from stream2llm.serving.clock import Clock, SystemClock
-from stream2llm.serving.loss import Cause, Loss
-from stream2llm.serving.worker_spec import WorkerSpec
+from stream2llm.serving.actor.loss import Cause, Loss
+from stream2llm.serving.observability import logs
+from stream2llm.serving.settings.worker_spec import WorkerSpec
+from stream2llm.serving.system.clock import Clock, SystemClock
 
 _log = logging.getLogger(__name__)
 

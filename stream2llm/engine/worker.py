@@ -32,15 +32,15 @@ from stream2llm.security.certificates import open_certificates
 from stream2llm.security.grpc_access import RequireClusterToken
 from stream2llm.security.tls import add_port, http_server_context
 from stream2llm.security.tls_metrics import TlsMetrics
-from stream2llm.serving.access import Guards
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.health_servicer import HealthService
-from stream2llm.serving.loss import Loss
-from stream2llm.serving.metrics_http import MetricsServer
-from stream2llm.serving.processes import own_origin
-from stream2llm.serving.tracing import Tracing
-from stream2llm.serving.undecodable import RefuseUndecodable
-from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec, WorkerStatus
+from stream2llm.serving.actor.access import Guards
+from stream2llm.serving.actor.loss import Loss
+from stream2llm.serving.http.metrics_http import MetricsServer
+from stream2llm.serving.observability.tracing import Tracing
+from stream2llm.serving.rpc.health_servicer import HealthService
+from stream2llm.serving.rpc.undecodable import RefuseUndecodable
+from stream2llm.serving.settings.worker_spec import WorkerAddress, WorkerSpec, WorkerStatus
+from stream2llm.serving.system.clock import SystemClock
+from stream2llm.serving.system.processes import own_origin
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from stream2llm.serving.worker_spec import Role, WorkerStatus
+from stream2llm.serving.settings.worker_spec import Role, WorkerStatus
 
 # A hand-over takes from under a millisecond (shared memory) to seconds.
 _TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ray
 
-from stream2llm.serving.actor_shell import GatewayShell
-from stream2llm.serving.launch import Launch
-from stream2llm.serving.node_address import node_address
-from stream2llm.serving.sigterm import kept_sigterm
+from stream2llm.serving.actor.actor_shell import GatewayShell
+from stream2llm.serving.actor.node_address import node_address
+from stream2llm.serving.actor.sigterm import kept_sigterm
+from stream2llm.serving.settings.launch import Launch
 
 
 # As of a router: Ray never restarts it, the controller creates a new actor.

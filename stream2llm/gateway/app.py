@@ -36,7 +36,7 @@ from stream2llm.gateway.responses import ResponseForm
 from stream2llm.gateway.routers import RouterClients
 from stream2llm.security.guard import Guard
 from stream2llm.security.principal import Scope
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 
 R = TypeVar("R", bound=AnswerRequest)
 _NOT_SERVED = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)

@@ -6,7 +6,7 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from stream2llm.serving.head_deadline import HEAD_LIMIT_S
+from stream2llm.serving.http.head_deadline import HEAD_LIMIT_S
 
 MAX_HEAD_BYTES = 64 * 1024
 

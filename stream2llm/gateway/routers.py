@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from stream2llm.api.errors import UnavailableError
 from stream2llm.client import AsyncClient
-from stream2llm.serving.worker_spec import ClusterView
+from stream2llm.serving.settings.worker_spec import ClusterView
 
 _log = logging.getLogger(__name__)
 _ROLES = frozenset({"prefill", "decode"})

@@ -29,11 +29,11 @@ from stream2llm.gateway.routers import RouterClients
 from stream2llm.security.certificates import open_certificates
 from stream2llm.security.tls import http_server_context
 from stream2llm.security.tls_metrics import TlsMetrics
-from stream2llm.serving.access import Guards
-from stream2llm.serving.clock import Clock, SystemClock
-from stream2llm.serving.gateway_spec import GatewaySpec
-from stream2llm.serving.replica_status import GatewayStatus
-from stream2llm.serving.worker_spec import ClusterView
+from stream2llm.serving.actor.access import Guards
+from stream2llm.serving.actor.replica_status import GatewayStatus
+from stream2llm.serving.settings.gateway_spec import GatewaySpec
+from stream2llm.serving.settings.worker_spec import ClusterView
+from stream2llm.serving.system.clock import Clock, SystemClock
 
 _logger = logging.getLogger(__name__)
 _BACKLOG = 2048

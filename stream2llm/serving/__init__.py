@@ -1,1 +1,1 @@
-"""Common parts of all servers: actor shell, specs, gRPC and metrics servers, clock. No vLLM."""
+"""Common parts of all servers, one room for each kind of knowledge. No vLLM."""

@@ -14,8 +14,8 @@ from itertools import count
 
 from prefill_worker.session_state import SessionState
 from router.placement import WorkerView, pick
-from stream2llm.serving.worker_options import HandoverOptions
-from stream2llm.serving.worker_spec import Role
+from stream2llm.serving.settings.worker_options import HandoverOptions
+from stream2llm.serving.settings.worker_spec import Role
 from stream2llm.simulator.decode import Answer, DecodeWorker
 from stream2llm.simulator.prefetch import Fetch, KvPrefetch
 from stream2llm.simulator.prefill import PrefillWorker, StepResult

@@ -20,7 +20,7 @@ from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
 from prefill_worker.types import Eviction, Grant, Load, StepLimits, StepPlan
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
-from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.serving.settings.worker_options import PrefillOptions
 from stream2llm.simulator.steps import Range
 from stream2llm.simulator.work import Change
 

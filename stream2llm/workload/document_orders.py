@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from router.ordering import layout, num_kept
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.serving.prefix import common_prefix_len
+from stream2llm.serving.sessions.prefix import common_prefix_len
 
 # Document ids as they stand and as a ranking has them, to those that stand next.
 Order = Callable[[Sequence[str], Sequence[str]], list[str]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stream2llm.security.certificates import open_certificates
-from stream2llm.serving.worker_spec import WorkerAddress, WorkerSpec
+from stream2llm.serving.settings.worker_spec import WorkerAddress, WorkerSpec
 from tests import fake_workers
 from tests.fakes import control_plane
 

@@ -24,12 +24,17 @@ from stream2llm.api.errors import UnavailableError
 from stream2llm.engine.sign_of_life import SignOfLife
 from stream2llm.security.certificates import open_certificates
 from stream2llm.security.tls import http_server_context
-from stream2llm.serving.access import Guards
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.loss import Cause, Loss
-from stream2llm.serving.metrics_http import MetricsServer
-from stream2llm.serving.replica_status import RouterStatus
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerSpec, WorkerStatus
+from stream2llm.serving.actor.access import Guards
+from stream2llm.serving.actor.loss import Cause, Loss
+from stream2llm.serving.actor.replica_status import RouterStatus
+from stream2llm.serving.http.metrics_http import MetricsServer
+from stream2llm.serving.settings.worker_spec import (
+    ClusterView,
+    WorkerAddress,
+    WorkerSpec,
+    WorkerStatus,
+)
+from stream2llm.serving.system.clock import SystemClock
 
 
 class FakeWorker:

@@ -8,7 +8,7 @@ pytest.importorskip("vllm")
 
 from prefill_worker.engine import PrefillSession
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.system.clock import SystemClock
 from tests.scheduling.engine_settings import EngineSettings, worker_options
 from tests.scheduling.session_engine import SessionEngine
 

@@ -34,7 +34,7 @@ from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.vllm_engine import OutputStream
 from stream2llm.engine.vllm_sampling import token_step
-from stream2llm.serving.worker_options import DEFAULT_POLICY
+from stream2llm.serving.settings.worker_options import DEFAULT_POLICY
 from tests.digests import answer_of
 from tests.example_policy import install_module
 from tests.scheduling.driver import SchedulerDriver

@@ -33,7 +33,7 @@ from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
 from stream2llm.engine.failed_request import BAD_GRAMMAR, FAILED_GRAMMAR
 from stream2llm.engine.structured_output import GrammarOrder
 from stream2llm.engine.vllm_sampling import token_step
-from stream2llm.serving.clock import ManualClock
+from stream2llm.serving.system.clock import ManualClock
 from tests.scheduling.engine_settings import EngineSettings, block_hasher
 from tests.scheduling.handover_pair import Pair
 from tests.scheduling.masked_engine import ByHand, MaskedEngine, obey, verified

@@ -19,7 +19,7 @@ from router.lengths import LengthLimits
 from router.progress import ProgressTracker
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.prefill_progress import PrefillProgress
-from stream2llm.serving.prefix import as_tokens
+from stream2llm.serving.sessions.prefix import as_tokens
 
 pytestmark = pytest.mark.property
 

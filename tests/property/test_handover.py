@@ -29,7 +29,7 @@ from prefill_worker.offers import (
 )
 from router.kv_prefetch_log import KvPrefetchLog, Offered, OfferVerdict, Spliced
 from router.stability import Stability, num_sure
-from stream2llm.serving.prefix import as_tokens
+from stream2llm.serving.sessions.prefix import as_tokens
 
 pytestmark = pytest.mark.property
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream2llm.gateway.lanes.pieces import Sent, change_to
-from stream2llm.serving.prefix import as_tokens
+from stream2llm.serving.sessions.prefix import as_tokens
 
 pytestmark = pytest.mark.property
 

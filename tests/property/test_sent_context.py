@@ -21,7 +21,7 @@ from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.sent_context import SentContext
-from stream2llm.serving.prefix import as_tokens
+from stream2llm.serving.sessions.prefix import as_tokens
 
 pytestmark = pytest.mark.property
 

@@ -21,7 +21,7 @@ from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.api.handover import HANDOVER_KEY
-from stream2llm.serving.prefix import common_prefix_len
+from stream2llm.serving.sessions.prefix import common_prefix_len
 from stream2llm.workload.document_orders import num_leading
 from tests.builders import FrozenCosts, LinearCosts
 from tests.digests import STOP_TOKEN, answer_of, prefix_digests
@@ -394,7 +394,7 @@ class SchedulerDriver:
         """Only an engine that could do nothing may sleep."""
         scheduler = self.scheduler
         if not scheduler.has_unfinished_requests():
-            plan = scheduler._plan_from(scheduler._limits())
+            plan = scheduler.planning.plan()
             assert not plan.does_something, f"{plan} is possible, and no step is due"
 
     def _check_findable(self, name: str, num_computed: int) -> None:

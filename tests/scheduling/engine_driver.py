@@ -17,7 +17,7 @@ from prefill_worker.policy import POLICIES
 from prefill_worker.session_state import ContextEvent
 from prefill_worker.swap_connector import SwapConnector, find_connector
 from prefill_worker.swap_jobs import JobResults, StepJobs
-from stream2llm.serving.prefix import common_prefix_len
+from stream2llm.serving.sessions.prefix import common_prefix_len
 from tests.reference_engine import ReferenceEngine
 from tests.session_machine import DriverLimits, Tokens
 

@@ -27,7 +27,11 @@ from prefill_worker.engine import FIXED_ARGS
 from prefill_worker.kv_transfer import SWAP_ONLY, kv_transfer
 from prefill_worker.local_engine import ENVIRONMENT
 from prefill_worker.scheduler import PrefillScheduler
-from stream2llm.serving.worker_options import HandoverOptions, PrefillOptions, WorkerOptions
+from stream2llm.serving.settings.worker_options import (
+    HandoverOptions,
+    PrefillOptions,
+    WorkerOptions,
+)
 from tests.tiny_model import make_tiny_model
 
 _SHAPE = {

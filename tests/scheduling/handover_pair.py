@@ -39,8 +39,8 @@ from router.kv_prefetch_log import Fetch, KvPrefetchLog, Offered, OfferVerdict
 from stream2llm.api.handover import HANDOVER_KEY
 from stream2llm.engine.kv_digest import BlockKeys, Part, SampleJob
 from stream2llm.engine.kv_sampling import SampleMeta
-from stream2llm.serving.clock import ManualClock
-from stream2llm.serving.prefix import as_tokens
+from stream2llm.serving.sessions.prefix import as_tokens
+from stream2llm.serving.system.clock import ManualClock
 from tests.digests import STOP_TOKEN, answer_of, prefix_digests
 from tests.scheduling.decode_settings import create_decode_scheduler
 from tests.scheduling.driver import SchedulerDriver

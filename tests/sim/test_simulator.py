@@ -20,7 +20,7 @@ from experiments.paper.runs import Cell
 from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
-from stream2llm.serving.worker_options import (
+from stream2llm.serving.settings.worker_options import (
     DEFAULT_POLICY,
     HandoverOptions,
     PrefillOptions,

@@ -13,7 +13,7 @@ from stream2llm.api.rpc_status import abort
 from stream2llm.api.v1 import inference_pb2, worker_pb2_grpc
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.engine.worker_sessions import WorkerSessions
-from stream2llm.serving.stream_writer import PeerGoneError, StreamWriter, failures_as_status
+from stream2llm.serving.rpc.stream_writer import PeerGoneError, StreamWriter, failures_as_status
 from tests.simulation.engine import Engine
 
 _logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from random import Random
 from typing import Any
 
 from router.server import Router
-from stream2llm.serving.launch import RouterStarted, StartOutcome
-from stream2llm.serving.loss import Cause, Loss
-from stream2llm.serving.replica_status import ReplicaStatus
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
+from stream2llm.serving.actor.loss import Cause, Loss
+from stream2llm.serving.actor.replica_status import ReplicaStatus
+from stream2llm.serving.settings.launch import RouterStarted, StartOutcome
+from stream2llm.serving.settings.worker_spec import ClusterView, WorkerAddress
 from tests.simulation.network import Network, Pipe
 from tests.simulation.process import Process
 from tests.simulation.worker import ModelWorker

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from router.server import Router
-from stream2llm.serving.router_spec import RecoveryOptions
+from stream2llm.serving.settings.router_spec import RecoveryOptions
 from tests.simulation.client import Outcome
 from tests.simulation.faults import Fault, Kind
 from tests.simulation.hosts import Replica

@@ -13,7 +13,7 @@ from stream2llm.api.handover import HELD_METADATA
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.api.v1 import worker_pb2_grpc
 from stream2llm.engine.worker_sessions import WorkerSessions
-from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
+from stream2llm.serving.rpc.stream_writer import StreamWriter, failures_as_status
 from tests.simulation.engine import Engine
 from tests.simulation.kv import BLOCK_TOKENS
 

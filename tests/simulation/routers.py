@@ -8,10 +8,10 @@ from router.server import Router
 from router.tokenizer import ModelTokenizer
 from stream2llm.security.principal import DEFAULT_TENANT
 from stream2llm.security.tls import PeerChannels
-from stream2llm.serving.clock import Clock
-from stream2llm.serving.router_spec import RouterLimits, RouterSpec
-from stream2llm.serving.security_options import AuthOptions, ProxyOptions, SecurityOptions
-from stream2llm.serving.tenant_options import TenantOptions, TenantsOptions
+from stream2llm.serving.settings.router_spec import RouterLimits, RouterSpec
+from stream2llm.serving.settings.security_options import AuthOptions, ProxyOptions, SecurityOptions
+from stream2llm.serving.settings.tenant_options import TenantOptions, TenantsOptions
+from stream2llm.serving.system.clock import Clock
 from tests.fake_workers import MAX_MODEL_LEN
 from tests.router_ring import NoMetricsServer
 from tests.simulation.channel import Channel

@@ -8,7 +8,7 @@ from typing import Any
 from stream2llm.api.v1 import inference_pb2, worker_pb2_grpc
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.engine.worker_sessions import WorkerSessions
-from stream2llm.serving.worker_spec import Role, WorkerAddress, WorkerStatus
+from stream2llm.serving.settings.worker_spec import Role, WorkerAddress, WorkerStatus
 from tests.fake_workers import MAX_MODEL_LEN, NUM_BLOCKS
 from tests.simulation.decode import ModelDecode
 from tests.simulation.engine import Engine

@@ -9,8 +9,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from stream2llm.serving import health_servicer
-from stream2llm.serving.health_servicer import HealthService
+from stream2llm.serving.rpc import health_servicer
+from stream2llm.serving.rpc.health_servicer import HealthService
 from tests.polling import eventually
 
 pytestmark = pytest.mark.unit

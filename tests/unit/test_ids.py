@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stream2llm.serving.ids import unique_id
+from stream2llm.serving.sessions.ids import unique_id
 
 pytestmark = pytest.mark.unit
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-LAYERS, PURE = SETTINGS["contracts"]
+LAYERS, _, PURE = SETTINGS["contracts"]
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from stream2llm.api.trace_context import TraceContext
-from stream2llm.serving import log_context, logs
-from stream2llm.serving.root_cause import find_root_cause
+from stream2llm.serving.actor.root_cause import find_root_cause
+from stream2llm.serving.observability import log_context, logs
 
 pytestmark = pytest.mark.unit
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry
 
-from stream2llm.serving.clock import ManualClock
-from stream2llm.serving.loop_lag import LoopLag
+from stream2llm.serving.system.clock import ManualClock
+from stream2llm.serving.system.loop_lag import LoopLag
 
 pytestmark = pytest.mark.unit
 

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
+from stream2llm.serving.rpc.stream_writer import StreamWriter, failures_as_status
 
 pytestmark = pytest.mark.unit
 

@@ -10,8 +10,8 @@ import pytest
 
 from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
-from stream2llm.serving.stream_writer import StreamWriter, failures_as_status
-from stream2llm.serving.undecodable import RefuseUndecodable
+from stream2llm.serving.rpc.stream_writer import StreamWriter, failures_as_status
+from stream2llm.serving.rpc.undecodable import RefuseUndecodable
 
 pytestmark = pytest.mark.unit
 

@@ -32,12 +32,12 @@ from stream2llm.security.certificates import CertificateStore
 from stream2llm.security.guard import LISTENERS, AccessMetrics
 from stream2llm.security.tls_files import TlsFiles
 from stream2llm.security.tls_metrics import TlsMetrics
-from stream2llm.serving.access import Guards
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.loop_lag import LoopLag
-from stream2llm.serving.security_options import AuthOptions
-from stream2llm.serving.tracing import SpanCounter
-from stream2llm.serving.worker_spec import WorkerStatus
+from stream2llm.serving.actor.access import Guards
+from stream2llm.serving.observability.tracing import SpanCounter
+from stream2llm.serving.settings.security_options import AuthOptions
+from stream2llm.serving.settings.worker_spec import WorkerStatus
+from stream2llm.serving.system.clock import SystemClock
+from stream2llm.serving.system.loop_lag import LoopLag
 from tools.reference import commands, configuration, http, metrics, protos
 from tools.reference.markdown import page
 

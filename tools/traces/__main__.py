@@ -10,7 +10,7 @@ import argparse
 import signal
 import threading
 
-from stream2llm.serving.logs import one_line
+from stream2llm.serving.observability.logs import one_line
 from tools.traces.collector import Span, collecting
 from tools.traces.tree import by_trace, lines
 

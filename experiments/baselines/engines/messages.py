@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from cost_profiles.decision import Mode
-from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.serving.settings.worker_options import PrefillOptions
 
 Kind = Literal["stock", "ours"]
 _LENGTH_BYTES = 4

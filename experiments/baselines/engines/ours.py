@@ -20,10 +20,10 @@ from prefill_worker.engine import PrefillSession, prefill_outputs, start_prefill
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import Engine
-from stream2llm.serving.ids import unique_id
-from stream2llm.serving.ports import pick_port
-from stream2llm.serving.worker_options import PrefillOptions, WorkerOptions
-from stream2llm.serving.worker_spec import WorkerSpec
+from stream2llm.serving.sessions.ids import unique_id
+from stream2llm.serving.settings.worker_options import PrefillOptions, WorkerOptions
+from stream2llm.serving.settings.worker_spec import WorkerSpec
+from stream2llm.serving.system.ports import pick_port
 from stream2llm.workload.report.summary import PREEMPTIONS
 
 _HOST = "127.0.0.1"

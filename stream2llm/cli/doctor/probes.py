@@ -25,10 +25,10 @@ from stream2llm.cli.doctor.model_files import incomplete_files, shape_of
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.exposure import NodeFiles, look_at_tls_files, names_here
 from stream2llm.models.store import default_cache_dir, resolve_model
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.machine_memory import machine_memory
-from stream2llm.serving.ports import is_listening
-from stream2llm.serving.router_spec import MIB
+from stream2llm.serving.settings.router_spec import MIB
+from stream2llm.serving.system.clock import SystemClock
+from stream2llm.serving.system.machine_memory import machine_memory
+from stream2llm.serving.system.ports import is_listening
 
 NIXL_TIMEOUT_S = 30.0
 GPU_TIMEOUT_S = 20.0

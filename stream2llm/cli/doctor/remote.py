@@ -22,8 +22,8 @@ from stream2llm.cli.doctor.facts import ClockOffset, Finding, Level, Machine, Po
 from stream2llm.cli.doctor.probes import machine, ports
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.room import Node
-from stream2llm.serving.clock import Clock, SystemClock
-from stream2llm.serving.own_http import open_url
+from stream2llm.serving.http.own_http import open_url
+from stream2llm.serving.system.clock import Clock, SystemClock
 
 # HTTP's dates have whole seconds, cut off: half a second is added.
 _DATE_HALF_S = 0.5

@@ -24,8 +24,8 @@ from stream2llm.cli.option_groups import expanded
 from stream2llm.cli.top.render import draw
 from stream2llm.cli.top.scrape import Asked, Scrape, scrape
 from stream2llm.cli.top.view import view_of
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.logs import for_terminal
+from stream2llm.serving.observability.logs import for_terminal
+from stream2llm.serving.system.clock import SystemClock
 
 
 class Keys:

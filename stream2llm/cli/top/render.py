@@ -10,7 +10,7 @@ from rich.text import Text
 
 from stream2llm.cli.numbers import seconds_text
 from stream2llm.cli.top.view import QUANTILES, Latency, TenantRow, Usage, View, WorkerRow
-from stream2llm.serving.logs import one_line
+from stream2llm.serving.observability.logs import one_line
 
 # Lines beside those of the table's rows: title, table's head, panel, and the last one.
 _OTHER_LINES = 12

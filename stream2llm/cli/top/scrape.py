@@ -11,9 +11,9 @@ from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import Stream2LLMError, UnavailableError
 from stream2llm.cli.addresses import ask_controller
 from stream2llm.cli.top.names import WANTED
-from stream2llm.serving.clock import Clock
-from stream2llm.serving.exposition import Page, parse
-from stream2llm.serving.own_http import UNREAD, open_url, why_unread
+from stream2llm.serving.http.exposition import Page, parse
+from stream2llm.serving.http.own_http import UNREAD, open_url, why_unread
+from stream2llm.serving.system.clock import Clock
 
 _MAX_THREADS = 16
 # A worker's page has some hundred KiB; whatever serves more is no worker.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from stream2llm.api.loopback import host_of
 from stream2llm.cli.top import names as metric
 from stream2llm.cli.top.scrape import Replica, Scrape
-from stream2llm.serving.exposition import Page, gained, merged, quantile
+from stream2llm.serving.http.exposition import Page, gained, merged, quantile
 from stream2llm.workload.replay.metrics import KV_BLOCKS, KV_HELD, PREFILL_SESSIONS, policy_of
 
 QUANTILES = (0.5, 0.95, 0.99)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from stream2llm.cluster.supervision.blame import Evidence, blamed_for_failed_connection
 from stream2llm.cluster.supervision.fleet import TO_CREATE, Fleet, Phase, Replica, put
 from stream2llm.cluster.supervision.planning import Action, Connect, Create
-from stream2llm.serving.loss import Cause, Loss
+from stream2llm.serving.actor.loss import Cause, Loss
 
 # Waiting times between failed starts: 1, 2, 4 ... s.
 MAX_BACKOFF_S = 30.0

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from stream2llm.serving.launch import ReplicaRole
-from stream2llm.serving.loss import Cause
-from stream2llm.serving.worker_spec import DrainingWorker
+from stream2llm.serving.actor.loss import Cause
+from stream2llm.serving.settings.launch import ReplicaRole
+from stream2llm.serving.settings.worker_spec import DrainingWorker
 
 Role = ReplicaRole
 _WORKERS = ("prefill", "decode")

@@ -18,7 +18,7 @@ from stream2llm.gateway.lanes.rendering import Rendered, Rendering
 from stream2llm.gateway.lanes.requests import CreateRequest
 from stream2llm.gateway.lanes.session import LaneSession, Open
 from stream2llm.gateway.lanes.state import Kept, Kind, LaneLimits, LaneName, Lanes, Step
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 
 # Takes the progress of a response, by its request and its id.
 OnProgress = Callable[[CreateRequest, str, Progress], Awaitable[None]]

@@ -14,7 +14,7 @@ import numpy as np
 
 from stream2llm.api.requests import Document
 from stream2llm.client.inputs import DocumentRef
-from stream2llm.serving.prefix import Tokens, as_tokens, common_prefix_len
+from stream2llm.serving.sessions.prefix import Tokens, as_tokens, common_prefix_len
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,7 @@ from router.text_input import TextInput
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.requests import ChatMessage, ChatPrompt, ChatTemplate
 from stream2llm.gateway.lanes.conversation import Conversation
-from stream2llm.serving.prefix import Tokens
+from stream2llm.serving.sessions.prefix import Tokens
 
 # Pieces that all lanes together remember; each has at most some thousands of characters.
 _NUM_REMEMBERED_PIECES = 16_384

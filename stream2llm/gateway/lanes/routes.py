@@ -36,7 +36,7 @@ from stream2llm.gateway.lanes.state import LaneLimits
 from stream2llm.gateway.lanes.stored import CallerStore, LaneStore, StoreLimits
 from stream2llm.gateway.middleware import error_response
 from stream2llm.gateway.responses import ResponseForm
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from stream2llm.api.events import Event, Progress, TokenDelta
 from stream2llm.client import AsyncSession
 from stream2llm.gateway.lanes.pieces import Change, Sent, change_to
 from stream2llm.gateway.lanes.requests import OpenedWith
-from stream2llm.serving.prefix import Tokens
+from stream2llm.serving.sessions.prefix import Tokens
 
 Open = Callable[[OpenedWith], AbstractAsyncContextManager[AsyncSession]]
 OnProgress = Callable[[Progress], Awaitable[None]]

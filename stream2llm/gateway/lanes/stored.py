@@ -18,7 +18,7 @@ from stream2llm.api.errors import OverloadedError
 from stream2llm.gateway.lanes.forms import written_as_sse
 from stream2llm.gateway.lanes.lane import Lane, LaneGroup
 from stream2llm.gateway.lanes.state import Kept, LaneLimits, LaneName, not_found
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 
 Caller = bytes
 # What a request says beside who its caller is.

@@ -22,7 +22,7 @@ from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.system.clock import SystemClock
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.replay.display import make_view
 from stream2llm.workload.replay.plan import PlannedSession, Planner

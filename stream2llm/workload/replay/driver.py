@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stream2llm.client import AsyncClient
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 from stream2llm.workload.records import SessionRecord
 from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.replay.session import Asking, SessionReplay

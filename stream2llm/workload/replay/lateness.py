@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 from stream2llm.workload.report.lateness import LOOP_LAG_MAX, LOOP_LAG_P99
 from stream2llm.workload.report.statistics import distribution
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from stream2llm.serving.exposition import Page, merged, parse
+from stream2llm.serving.http.exposition import Page, merged, parse
 from stream2llm.workload.records import Sample
 
 KV_BLOCKS: Final = "stream2llm_kv_blocks"

@@ -10,7 +10,7 @@ from typing import Any
 
 from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.client import AsyncClient
-from stream2llm.serving.clock import Clock, SystemClock
+from stream2llm.serving.system.clock import Clock, SystemClock
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.replay.display import Quiet, View
 from stream2llm.workload.replay.driver import Driver

@@ -17,8 +17,8 @@ from urllib.error import HTTPError
 
 from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.serving.exposition import Page, gained
-from stream2llm.serving.own_http import UNREAD, open_url, why_unread
+from stream2llm.serving.http.exposition import Page, gained
+from stream2llm.serving.http.own_http import UNREAD, open_url, why_unread
 from stream2llm.workload.records import Sample
 from stream2llm.workload.replay.metrics import counters_of, page_of, policy_of, sample_of
 

@@ -25,7 +25,7 @@ from stream2llm.client import (
     SamplingParameters,
     TokenDelta,
 )
-from stream2llm.serving.clock import Clock
+from stream2llm.serving.system.clock import Clock
 from stream2llm.workload.records import SessionRecord
 from stream2llm.workload.replay.lateness import Timetable
 from stream2llm.workload.replay.plan import PlannedSession, Step

@@ -27,8 +27,8 @@ from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig, parse_config
 from stream2llm.cluster.controller_start import find_controller
 from stream2llm.cluster.layout import Factories
-from stream2llm.serving import garbage
-from stream2llm.serving.processes import owned_processes
+from stream2llm.serving.system import garbage
+from stream2llm.serving.system.processes import owned_processes
 from tests.fakes.control_plane import FakeRouterStatus
 
 pytestmark = pytest.mark.integration

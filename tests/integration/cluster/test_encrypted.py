@@ -34,7 +34,7 @@ from stream2llm.cluster.config import parse_config
 from stream2llm.cluster.layout import Factories
 from stream2llm.security.principal import Scope
 from stream2llm.security.tls_files import TlsFiles
-from stream2llm.serving.own_http import open_url
+from stream2llm.serving.http.own_http import open_url
 from stream2llm.workload.traces.format import Content, Document, Event
 from stream2llm.workload.traces.write import write_trace
 from tests import prometheus

@@ -21,8 +21,13 @@ import pytest
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.ray_auth import write_token
 from stream2llm.cluster.ray_runtime import BUSY_MACHINE_SETTINGS
-from stream2llm.serving.ports import is_listening, pick_port
-from stream2llm.serving.processes import kill_owned, mark_environment, owned_processes, owner_mark
+from stream2llm.serving.system.ports import is_listening, pick_port
+from stream2llm.serving.system.processes import (
+    kill_owned,
+    mark_environment,
+    owned_processes,
+    owner_mark,
+)
 from tests import debian
 from tests.integration.cluster.test_controller_fake import (
     FACTORIES,

@@ -16,7 +16,7 @@ import pytest
 from experiments.faults.parts import Kind
 from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.serving.processes import owned_processes
+from stream2llm.serving.system.processes import owned_processes
 from tests.cluster_kill import find_part
 from tests.cluster_pool import START_TIMEOUT_S
 from tests.reference_engine import ReferenceEngine

@@ -19,8 +19,8 @@ from experiments.lab_cluster import workers
 from stream2llm.api.grpc_options import channel_options
 from stream2llm.api.loopback import is_loopback
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.serving.own_http import open_url
-from stream2llm.serving.processes import owned_processes
+from stream2llm.serving.http.own_http import open_url
+from stream2llm.serving.system.processes import owned_processes
 from tests.listening import NOT_THERE, RAY_CALLS, code_of, codes_of, listeners
 from tests.polling import eventually
 

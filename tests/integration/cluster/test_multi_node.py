@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stream2llm.serving.ports import PORTS
+from stream2llm.serving.system.ports import PORTS
 from tests import network_namespaces
 from tests.cluster_pool import Kind, config_of, model_path
 from tests.network_namespaces import SHARED

@@ -17,8 +17,13 @@ import yaml
 
 from stream2llm.client import SamplingParameters, connect_sync
 from stream2llm.cluster.ray_auth import write_token
-from stream2llm.serving.ports import pick_port
-from stream2llm.serving.processes import kill_owned, mark_environment, owned_processes, owner_mark
+from stream2llm.serving.system.ports import pick_port
+from stream2llm.serving.system.processes import (
+    kill_owned,
+    mark_environment,
+    owned_processes,
+    owner_mark,
+)
 from tests.cluster_pool import Kind, config_of, model_path
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -175,7 +180,7 @@ def test_a_detached_cluster_is_found_again_and_ended_with_the_token(
     """
     kill = """
 import os, signal
-from stream2llm.serving.processes import owned_processes
+from stream2llm.serving.system.processes import owned_processes
 cluster = Cluster.attach(config)
 (controller,) = owned_processes(f"{cluster.cluster_id}/controller/")
 os.kill(controller.pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ from prefill_worker.engine import check_arguments as check_prefill
 from stream2llm.cluster.config import parse_config
 from stream2llm.cluster.engine_check import Verdict, _in_words, check_engines
 from stream2llm.cluster.layout import Factories, common_environment, lay_out
-from stream2llm.serving.launch import Launch
+from stream2llm.serving.settings.launch import Launch
 from tests.cluster_pool import model_path
 
 pytestmark = pytest.mark.integration

@@ -23,8 +23,8 @@ from prefill_worker.session_state import ContextEvent
 from prefill_worker.swap_connector import SwapConnector, find_connector
 from prefill_worker.swap_jobs import CopyJob, Direction, JobResults
 from stream2llm.models.store import ensure_random_llama
-from stream2llm.serving.ports import pick_port
-from stream2llm.serving.worker_options import WorkerOptions
+from stream2llm.serving.settings.worker_options import WorkerOptions
+from stream2llm.serving.system.ports import pick_port
 
 pytestmark = pytest.mark.integration
 

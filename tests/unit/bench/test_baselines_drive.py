@@ -14,7 +14,7 @@ from experiments.baselines.drive import run_trace
 from experiments.baselines.engines.messages import Ask, End, Feed, Splice
 from experiments.baselines.systems import SystemDiedError
 from experiments.token_sessions import TimedSplice, generated, prompt_ids, submissions
-from stream2llm.serving.clock import ManualClock
+from stream2llm.serving.system.clock import ManualClock
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.report.lateness import LOOP_LAG_MAX

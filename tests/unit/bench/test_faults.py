@@ -21,7 +21,7 @@ from experiments.faults.report import (
     to_compare,
 )
 from experiments.token_sessions import longest_tokens
-from stream2llm.serving.processes import OwnedProcess
+from stream2llm.serving.system.processes import OwnedProcess
 from stream2llm.workload.records import SessionRecord
 from tests.runs import a_failed_record, a_record
 

@@ -21,7 +21,7 @@ from experiments.faults.run import compare, play
 from experiments.faults.strike import Striker
 from stream2llm.client import SamplingParameters
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.serving.processes import kill_owned, mark_environment, owner_mark
+from stream2llm.serving.system.processes import kill_owned, mark_environment, owner_mark
 from stream2llm.workload.replay.session import Asking
 from tests.fake_router import FakeRouter
 from tests.polling import eventually

@@ -20,10 +20,10 @@ from stream2llm.api.errors import NotPermittedError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.client import AsyncClient
 from stream2llm.security.principal import Scope
-from stream2llm.serving.access import Guards
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.metrics_http import MetricsServer
-from stream2llm.serving.security_options import AuthOptions
+from stream2llm.serving.actor.access import Guards
+from stream2llm.serving.http.metrics_http import MetricsServer
+from stream2llm.serving.settings.security_options import AuthOptions
+from stream2llm.serving.system.clock import SystemClock
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.replay.display import View
 from stream2llm.workload.replay.driver import Driver, Snapshot

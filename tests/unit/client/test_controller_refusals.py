@@ -28,9 +28,9 @@ from stream2llm.cli.top.scrape import Asked
 from stream2llm.client import AsyncClient
 from stream2llm.security.certificates import CertificateStore
 from stream2llm.security.principal import Scope
-from stream2llm.serving.access import Guards
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.security_options import AuthOptions
+from stream2llm.serving.actor.access import Guards
+from stream2llm.serving.settings.security_options import AuthOptions
+from stream2llm.serving.system.clock import SystemClock
 from tests.credentials import Keys
 from tests.fake_router import FakeRouter
 from tests.fakes.controller import a_controller

@@ -39,8 +39,8 @@ from stream2llm.cli.main import app
 from stream2llm.cluster.config import ClusterConfig, default_config, load_config, parse_config
 from stream2llm.cluster.exposure import NodeFiles
 from stream2llm.cluster.room import Node
-from stream2llm.serving.clock import ManualClock, SystemClock
-from stream2llm.serving.router_spec import GIB
+from stream2llm.serving.settings.router_spec import GIB
+from stream2llm.serving.system.clock import ManualClock, SystemClock
 from tests.fakes.controller import a_controller
 from tests.tls_files import Authority
 

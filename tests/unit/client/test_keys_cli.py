@@ -16,9 +16,9 @@ from stream2llm.cli.main import app
 from stream2llm.cli.security_options import chosen_key
 from stream2llm.security.api_keys import KeyFile
 from stream2llm.security.principal import Scope
-from stream2llm.serving.access import Guards
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.own_http import open_url
+from stream2llm.serving.actor.access import Guards
+from stream2llm.serving.http.own_http import open_url
+from stream2llm.serving.system.clock import SystemClock
 from tests.credentials import Keys
 from tests.fakes.controller import a_controller
 

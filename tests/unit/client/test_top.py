@@ -32,10 +32,15 @@ from stream2llm.cli.top.render import draw
 from stream2llm.cli.top.scrape import Replica, Scrape, described
 from stream2llm.cli.top.view import Latency, Usage, View, view_of
 from stream2llm.engine.worker_metrics import WorkerGauges
-from stream2llm.serving.exposition import Page, gained, parse, quantile
-from stream2llm.serving.metrics_http import MetricsServer
-from stream2llm.serving.tenant_options import ALL_ALIKE, OTHERS, TenantOptions, TenantsOptions
-from stream2llm.serving.worker_spec import WorkerStatus
+from stream2llm.serving.http.exposition import Page, gained, parse, quantile
+from stream2llm.serving.http.metrics_http import MetricsServer
+from stream2llm.serving.settings.tenant_options import (
+    ALL_ALIKE,
+    OTHERS,
+    TenantOptions,
+    TenantsOptions,
+)
+from stream2llm.serving.settings.worker_spec import WorkerStatus
 from tests.fakes.controller import a_controller, controller_http
 
 pytestmark = pytest.mark.unit

@@ -16,8 +16,8 @@ from stream2llm.cluster.adoption import (
     restored,
     restored_view,
 )
-from stream2llm.serving.launch import GatewayStarted, RouterStarted
-from stream2llm.serving.worker_spec import WorkerAddress
+from stream2llm.serving.settings.launch import GatewayStarted, RouterStarted
+from stream2llm.serving.settings.worker_spec import WorkerAddress
 
 pytestmark = pytest.mark.unit
 

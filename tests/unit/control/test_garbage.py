@@ -9,7 +9,7 @@ import pytest
 
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.layout import Factories, lay_out
-from stream2llm.serving.actor_shell import RouterShell, WorkerShell
+from stream2llm.serving.actor.actor_shell import RouterShell, WorkerShell
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("collector_as_before")]
 

@@ -11,11 +11,11 @@ from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.config import default_config, load_config, on_free_ports, parse_config
 from stream2llm.cluster.exposure import check_encryption
 from stream2llm.cluster.layout import Factories, lay_out
-from stream2llm.serving.actor_shell import GatewayShell
-from stream2llm.serving.gateway_spec import GatewaySpec
-from stream2llm.serving.launch import GatewayStarted, Launch
-from stream2llm.serving.replica_status import GatewayStatus
-from stream2llm.serving.worker_spec import ClusterView
+from stream2llm.serving.actor.actor_shell import GatewayShell
+from stream2llm.serving.actor.replica_status import GatewayStatus
+from stream2llm.serving.settings.gateway_spec import GatewaySpec
+from stream2llm.serving.settings.launch import GatewayStarted, Launch
+from stream2llm.serving.settings.worker_spec import ClusterView
 
 pytestmark = pytest.mark.unit
 

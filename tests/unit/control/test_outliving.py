@@ -17,8 +17,8 @@ from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.adoption import LastEnd, SavedState
 from stream2llm.cluster.lease import Lease, LeaseKeeper
 from stream2llm.cluster.state_store import StateStore, state_key
-from stream2llm.serving.clock import ManualClock, SystemClock
-from stream2llm.serving.loss import Cause
+from stream2llm.serving.actor.loss import Cause
+from stream2llm.serving.system.clock import ManualClock, SystemClock
 
 pytestmark = pytest.mark.unit
 

@@ -27,9 +27,9 @@ from stream2llm.cluster.layout import Factories, common_environment, lay_out
 from stream2llm.engine import arguments as engine_arguments
 from stream2llm.models.store import ModelStoreError
 from stream2llm.security.key_edit import create_key
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.launch import cores_of
-from stream2llm.serving.worker_options import PrefillOptions
+from stream2llm.serving.settings.launch import cores_of
+from stream2llm.serving.settings.worker_options import PrefillOptions
+from stream2llm.serving.system.clock import SystemClock
 from tests.tls_files import Authority
 
 pytestmark = pytest.mark.unit

@@ -15,7 +15,7 @@ from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.adoption import SavedState, restored
 from stream2llm.cluster.rolling_restart import RollingRestart
 from stream2llm.cluster.supervisor import Settings, Supervisor
-from stream2llm.serving.launch import StartOutcome
+from stream2llm.serving.settings.launch import StartOutcome
 from tests.unit.control.test_supervisor import FakeHosts, running, until_ready
 
 pytestmark = pytest.mark.unit

@@ -13,7 +13,7 @@ from stream2llm.cluster.room import (
     refusal_of_one,
     what_is_missing,
 )
-from stream2llm.serving.placement import Placement
+from stream2llm.serving.settings.placement import Placement
 
 pytestmark = pytest.mark.unit
 

@@ -20,19 +20,19 @@ from prometheus_client import CollectorRegistry, Counter
 from stream2llm.api.errors import UnavailableError
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.controller_http import ControllerMetrics
-from stream2llm.serving import logs
-from stream2llm.serving.launch import RouterStarted
-from stream2llm.serving.loss import Cause, Loss
-from stream2llm.serving.metrics_http import MetricsServer
-from stream2llm.serving.ports import is_port_free, pick_port
-from stream2llm.serving.processes import (
+from stream2llm.serving.actor.loss import Cause, Loss
+from stream2llm.serving.actor.root_cause import describe_failure
+from stream2llm.serving.http.metrics_http import MetricsServer
+from stream2llm.serving.observability import logs
+from stream2llm.serving.settings.launch import RouterStarted
+from stream2llm.serving.system.ports import is_port_free, pick_port
+from stream2llm.serving.system.processes import (
     kill_owned,
     mark_environment,
     owned_processes,
     owner_mark,
     signal_owned,
 )
-from stream2llm.serving.root_cause import describe_failure
 from tests.fakes.controller import a_controller, controller_http
 
 pytestmark = pytest.mark.unit

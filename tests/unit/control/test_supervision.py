@@ -6,7 +6,7 @@ import pytest
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.supervision import Clean, Connect, Create, Fleet, Phase, events
-from stream2llm.serving.loss import Cause, Loss
+from stream2llm.serving.actor.loss import Cause, Loss
 
 pytestmark = pytest.mark.unit
 

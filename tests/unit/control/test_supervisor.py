@@ -12,10 +12,10 @@ import pytest
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.supervision import events as fleet_events
 from stream2llm.cluster.supervisor import Settings, Supervisor
-from stream2llm.serving.launch import GatewayStarted, RouterStarted, StartOutcome
-from stream2llm.serving.loss import Cause, Loss
-from stream2llm.serving.replica_status import ReplicaStatus, RouterStatus
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress, WorkerStatus
+from stream2llm.serving.actor.loss import Cause, Loss
+from stream2llm.serving.actor.replica_status import ReplicaStatus, RouterStatus
+from stream2llm.serving.settings.launch import GatewayStarted, RouterStarted, StartOutcome
+from stream2llm.serving.settings.worker_spec import ClusterView, WorkerAddress, WorkerStatus
 from tests.polling import eventually
 
 pytestmark = pytest.mark.unit

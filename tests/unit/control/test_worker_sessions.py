@@ -88,7 +88,7 @@ async def test_a_session_whose_peer_leaves_is_cancelled_as_always() -> None:
 SIGTERM_IN_A_THREAD = """
 import asyncio, ctypes, threading
 from ray._private import utils
-from stream2llm.serving import sigterm
+from stream2llm.serving.actor import sigterm
 sigterm.keep_for_actor()  # as Ray does it, before
 utils.set_sigterm_handler(lambda *_: print("ended at once"))
 async def serve():

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from decode_worker.answer_metrics import AnswerMetrics
 from decode_worker.answer_order import AnswerOrder
 from stream2llm.api.tenant import MAX_PRIORITY, MIN_PRIORITY, TenantShare
-from stream2llm.serving.tenant_options import OTHERS, TenantOptions, TenantsOptions
+from stream2llm.serving.settings.tenant_options import OTHERS, TenantOptions, TenantsOptions
 from stream2llm.simulator.decode import Answer, DecodeSettings, DecodeWorker, Link
 from stream2llm.simulator.steps import StepLaw
 

@@ -22,7 +22,7 @@ from decode_worker.fetch_sessions import FetchSessions
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.tenant import MIN_PRIORITY, TenantShare
 from stream2llm.api.v1 import worker_pb2 as pb
-from stream2llm.serving.clock import ManualClock
+from stream2llm.serving.system.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 

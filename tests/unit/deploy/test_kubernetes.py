@@ -24,7 +24,7 @@ from stream2llm.cluster.exposure import check_authentication, check_encryption
 from stream2llm.cluster.ray_checks import find_refusal
 from stream2llm.cluster.ray_hosts import DRAIN_MARGIN_S, GRACEFUL_STOP_S
 from stream2llm.cluster.room import Node
-from stream2llm.serving.ports import PORTS
+from stream2llm.serving.system.ports import PORTS
 from tests.command_lines import parse
 from tools.crd_schemas import FOLDER as SCHEMA_FOLDER
 from tools.locks import CPU_LOCK, pins

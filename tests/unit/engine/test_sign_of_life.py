@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from stream2llm.engine.sign_of_life import SignOfLife
-from stream2llm.serving.loss import Cause
-from stream2llm.serving.silence import Silence, is_answered
+from stream2llm.serving.actor.loss import Cause
+from stream2llm.serving.system.silence import Silence, is_answered
 
 pytestmark = pytest.mark.unit
 

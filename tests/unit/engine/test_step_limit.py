@@ -10,7 +10,7 @@ import pytest
 
 from stream2llm.engine.step_history import LONGEST_FACTOR, NEW_SIZE_LIMIT_S
 from stream2llm.engine.step_limit import LIMIT_VARIABLE, StepLimit, StepTimer, limit_of_parent
-from stream2llm.serving.clock import ManualClock
+from stream2llm.serving.system.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.worker import EngineWorker
-from stream2llm.serving.worker_spec import WorkerSpec
+from stream2llm.serving.settings.worker_spec import WorkerSpec
 
 pytestmark = pytest.mark.unit
 

@@ -16,8 +16,8 @@ from openai import AsyncOpenAI
 from stream2llm.api.call_metadata import TTFT_SLO_NAMES
 from stream2llm.api.tls import http_context
 from stream2llm.security.principal import Scope
-from stream2llm.serving.security_options import AuthOptions, ProxyOptions, SecurityOptions
-from stream2llm.serving.tenant_options import TenantOptions, TenantsOptions
+from stream2llm.serving.settings.security_options import AuthOptions, ProxyOptions, SecurityOptions
+from stream2llm.serving.settings.tenant_options import TenantOptions, TenantsOptions
 from tests.credentials import Keys
 from tests.gateway_ring import GatewayRing
 from tests.tls_files import Authority

@@ -13,7 +13,7 @@ from openai import AsyncOpenAI
 from stream2llm.gateway.lanes.routes import LanesRoom, RoomLimits, lanes_routes
 from stream2llm.gateway.lanes.state import LaneLimits
 from stream2llm.gateway.lanes.stored import StoreLimits
-from stream2llm.serving.clock import ManualClock
+from stream2llm.serving.system.clock import ManualClock
 from tests.credentials import Keys
 from tests.gateway_ring import GatewayRing
 from tests.lane_client import LaneClient, document, turns, user

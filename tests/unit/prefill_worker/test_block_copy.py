@@ -36,7 +36,7 @@ from prefill_worker.block_copy import (
 )
 from prefill_worker.block_regions import Region, block_bytes, block_views, find_regions
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, StepJobs
-from stream2llm.serving.clock import ManualClock
+from stream2llm.serving.system.clock import ManualClock
 
 NUM_BLOCKS = 11
 LAYERS = [f"layers.{number}.attn" for number in range(3)]

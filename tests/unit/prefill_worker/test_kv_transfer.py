@@ -19,12 +19,12 @@ from stream2llm.cluster.config import ClusterConfig, load_config
 from stream2llm.cluster.layout import Factories, lay_out
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import nixl_options
-from stream2llm.serving.worker_options import (
+from stream2llm.serving.settings.worker_options import (
     HandoverOptions,
     PrefillOptions,
     WorkerOptions,
 )
-from stream2llm.serving.worker_spec import WorkerSpec
+from stream2llm.serving.settings.worker_spec import WorkerSpec
 
 pytestmark = pytest.mark.unit
 

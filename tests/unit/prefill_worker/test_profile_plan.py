@@ -18,7 +18,7 @@ from prefill_worker.profile_plan import (
     swap_sizes,
 )
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
-from stream2llm.serving.clock import ManualClock
+from stream2llm.serving.system.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 

@@ -15,7 +15,7 @@ from prefill_worker.profile_plan import recompute_plan
 from prefill_worker.profile_recompute import MAX_ROUNDS, RecomputeMeter, RecomputeTimes
 from prefill_worker.session_state import ContextEvent
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.serving.clock import ManualClock
+from stream2llm.serving.system.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 

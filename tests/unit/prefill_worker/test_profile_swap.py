@@ -14,7 +14,7 @@ from prefill_worker.profile_swap import MAX_ROUNDS, SwapMeter
 from prefill_worker.swap_connector import SwapConnector, SwapWorkerMeta
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults
 from stream2llm.api.errors import InternalError, InvalidRequestError
-from stream2llm.serving.clock import ManualClock
+from stream2llm.serving.system.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 

@@ -20,8 +20,8 @@ from prefill_worker.swap_connector import (
     find_connector,
 )
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, StepJobs
-from stream2llm.serving.router_spec import GIB
-from stream2llm.serving.worker_options import PrefillOptions, WorkerOptions
+from stream2llm.serving.settings.router_spec import GIB
+from stream2llm.serving.settings.worker_options import PrefillOptions, WorkerOptions
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ from prefill_worker.rank_index import RankIndex
 from prefill_worker.session_table import SessionTable
 from prefill_worker.starvation_guard import GUARDED_TURN
 from stream2llm.api.tenant import TenantShare
-from stream2llm.serving.tenant_ledger import TOKEN, TenantLedger
+from stream2llm.serving.sessions.tenant_ledger import TOKEN, TenantLedger
 from tests.builders import BY_RANK, a_ledger, a_request, limits
 
 pytestmark = pytest.mark.unit

@@ -16,7 +16,7 @@ from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.security.principal import DEFAULT_TENANT
-from stream2llm.serving.router_spec import AdmissionMode
+from stream2llm.serving.settings.router_spec import AdmissionMode
 from tests.credentials import Keys, sent
 from tests.polling import eventually
 from tests.router_ring import Ring

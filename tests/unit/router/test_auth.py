@@ -30,7 +30,7 @@ from stream2llm.cli.status import Found
 from stream2llm.client import AsyncClient
 from stream2llm.security.key_edit import revoke_key
 from stream2llm.security.principal import Scope, caller
-from stream2llm.serving.security_options import AuthOptions, ProxyOptions, SecurityOptions
+from stream2llm.serving.settings.security_options import AuthOptions, ProxyOptions, SecurityOptions
 from tests.credentials import Keys, sent
 from tests.issuer import Issuer, security_of
 from tests.issuer import served as served_by

@@ -23,7 +23,7 @@ from router.tokenizer import ModelTokenizer
 from stream2llm.api.requests import ChatPrompt, ChatTemplate
 from stream2llm.api.text_options import ControlTokens
 from stream2llm.models.store import is_ready, model_dir
-from stream2llm.serving.prefix import Tokens
+from stream2llm.serving.sessions.prefix import Tokens
 from tests.chat_templates import PLACES, TEMPLATES, conversation
 from tests.tokenizer_families import FAMILIES
 

@@ -9,7 +9,7 @@ import pytest
 from router.draining import PrefillWork, leaves_decode, leaves_prefill
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.serving.router_spec import RecoveryOptions
+from stream2llm.serving.settings.router_spec import RecoveryOptions
 from tests.fake_workers import FakeWorker
 from tests.polling import eventually
 from tests.router_ring import Conversation, Ring, reason_of, soon

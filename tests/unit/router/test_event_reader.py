@@ -11,7 +11,7 @@ import pytest
 from router.event_reader import EventReader
 from router.timeline import Timeline
 from stream2llm.api.requests import AppendContext, ClientEvent, SealContext
-from stream2llm.serving.clock import ManualClock
+from stream2llm.serving.system.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 

@@ -17,7 +17,7 @@ from stream2llm.api.v1 import inference_pb2
 from stream2llm.cli.exits import UNAVAILABLE
 from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient
-from stream2llm.serving.ports import pick_port
+from stream2llm.serving.system.ports import pick_port
 from tests.polling import eventually
 from tests.router_ring import Ring
 from tests.tls_files import Authority

@@ -17,7 +17,7 @@ from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2
-from stream2llm.serving.prefix import as_tokens
+from stream2llm.serving.sessions.prefix import as_tokens
 from tests.router_ring import Ring, reason_of, soon
 
 pytestmark = pytest.mark.unit

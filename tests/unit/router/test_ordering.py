@@ -10,7 +10,7 @@ from router.arrangement import Arrangement, ListedDocument
 from router.ordering import layout
 from router.ranking_note import DEFAULT_RANKING_NOTE, ranking_note
 from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.serving.prefix import as_tokens
+from stream2llm.serving.sessions.prefix import as_tokens
 from tests.router_ring import Conversation, Ring, named
 
 pytestmark = pytest.mark.unit

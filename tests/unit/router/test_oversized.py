@@ -21,7 +21,7 @@ from stream2llm.api.errors import InvalidRequestError, OverloadedError
 from stream2llm.api.requests import Document, PlainTemplate
 from stream2llm.api.text_options import OversizedDocuments
 from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.serving.prefix import as_tokens
+from stream2llm.serving.sessions.prefix import as_tokens
 from tests.router_ring import Ring, named, soon
 
 pytestmark = pytest.mark.unit

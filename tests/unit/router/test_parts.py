@@ -33,8 +33,8 @@ from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.requests import Document
 from stream2llm.api.rpc_status import from_rpc_error, to_status
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.serving.prefix import as_tokens
-from stream2llm.serving.worker_spec import WorkerAddress
+from stream2llm.serving.sessions.prefix import as_tokens
+from stream2llm.serving.settings.worker_spec import WorkerAddress
 
 pytestmark = pytest.mark.unit
 

@@ -15,7 +15,7 @@ from router.status import NeverArrivedError
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.v1 import worker_pb2 as pb
-from stream2llm.serving.prefix import as_tokens
+from stream2llm.serving.sessions.prefix import as_tokens
 from tests.stuck_call import StuckCall
 
 pytestmark = pytest.mark.unit

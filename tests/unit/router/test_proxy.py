@@ -19,8 +19,8 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import inference_pb2_grpc
 from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient, SamplingParameters
-from stream2llm.serving.metrics_http import MetricsServer
-from stream2llm.serving.own_http import open_url
+from stream2llm.serving.http.metrics_http import MetricsServer
+from stream2llm.serving.http.own_http import open_url
 from tests.router_ring import Ring
 
 pytestmark = pytest.mark.unit

@@ -9,9 +9,9 @@ from router.metrics import RouterMetrics
 from router.quotas import THE_ONE, RouterPart, TenantQuotas
 from router.sessions import OpenSessions
 from stream2llm.api.errors import OverloadedError
-from stream2llm.serving.clock import ManualClock
-from stream2llm.serving.router_spec import RouterLimits
-from stream2llm.serving.tenant_options import Quota, TenantOptions, TenantsOptions
+from stream2llm.serving.settings.router_spec import RouterLimits
+from stream2llm.serving.settings.tenant_options import Quota, TenantOptions, TenantsOptions
+from stream2llm.serving.system.clock import ManualClock
 
 pytestmark = pytest.mark.unit
 

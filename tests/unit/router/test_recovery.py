@@ -21,9 +21,9 @@ from stream2llm.api.errors import (
     UnavailableError,
 )
 from stream2llm.api.prefill_progress import PrefillProgress
-from stream2llm.serving.prefix import as_tokens
-from stream2llm.serving.router_spec import RecoveryOptions
-from stream2llm.serving.worker_spec import Role
+from stream2llm.serving.sessions.prefix import as_tokens
+from stream2llm.serving.settings.router_spec import RecoveryOptions
+from stream2llm.serving.settings.worker_spec import Role
 
 pytestmark = pytest.mark.unit
 

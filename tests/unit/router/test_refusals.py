@@ -18,7 +18,7 @@ from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.security.guard import REASONS
 from stream2llm.security.line_budget import LINES_PER_PERIOD, PERIOD_S, LineBudget
-from stream2llm.serving import logs
+from stream2llm.serving.observability import logs
 from tests.polling import eventually
 from tests.router_ring import Ring, soon
 
@@ -41,8 +41,8 @@ SOURCES = [
         for name in (
             "engine/vllm_engine",
             "engine/vllm_sampling",
-            "serving/request_check",
-            "serving/undecodable",
+            "serving/sessions/request_check",
+            "serving/rpc/undecodable",
         )
     ),
 ]

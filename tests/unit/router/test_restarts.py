@@ -12,7 +12,7 @@ import pytest
 from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
 from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.serving.router_spec import RecoveryOptions
+from stream2llm.serving.settings.router_spec import RecoveryOptions
 from tests.fake_workers import FakeWorker
 from tests.polling import eventually
 from tests.router_ring import Answered, Conversation, Ring, named, soon

@@ -24,9 +24,9 @@ from stream2llm.cluster import rollout as ro
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.rolling_restart import RollingRestart
 from stream2llm.cluster.supervisor import Settings, Supervisor
-from stream2llm.serving.launch import RouterStarted, StartOutcome
-from stream2llm.serving.router_spec import RouterLimits, RouterSpec
-from stream2llm.serving.worker_spec import ClusterView, WorkerAddress
+from stream2llm.serving.settings.launch import RouterStarted, StartOutcome
+from stream2llm.serving.settings.router_spec import RouterLimits, RouterSpec
+from stream2llm.serving.settings.worker_spec import ClusterView, WorkerAddress
 from tests.fake_workers import MAX_MODEL_LEN, Brain, FakeWorker
 from tests.router_ring import Conversation, NoMetricsServer, as_document
 from tests.unit.control.test_rollout import changed

@@ -16,7 +16,7 @@ from router.server import Router
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.api.grpc_options import SERVICE_NAME
 from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.serving.router_spec import RouterSpec
+from stream2llm.serving.settings.router_spec import RouterSpec
 from tests.fake_workers import NUM_BLOCKS
 from tests.router_ring import Answered, NoMetricsServer, Ring, a_ring, soon
 

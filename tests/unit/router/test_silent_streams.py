@@ -15,7 +15,7 @@ import pytest
 from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.security.principal import Scope
-from stream2llm.serving.tenant_options import OTHERS, TenantOptions, TenantsOptions
+from stream2llm.serving.settings.tenant_options import OTHERS, TenantOptions, TenantsOptions
 from tests.credentials import Keys, sent
 from tests.polling import eventually
 from tests.router_ring import Conversation, Ring, a_ring, reason_of, soon

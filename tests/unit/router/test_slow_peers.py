@@ -21,10 +21,10 @@ from stream2llm.client import AsyncClient
 from stream2llm.security.certificates import CertificateStore, open_certificates
 from stream2llm.security.principal import Scope
 from stream2llm.security.tls import PeerChannels, http_server_context
-from stream2llm.serving.access import Guards
-from stream2llm.serving.clock import SystemClock
-from stream2llm.serving.metrics_http import MetricsServer
-from stream2llm.serving.security_options import SecurityOptions
+from stream2llm.serving.actor.access import Guards
+from stream2llm.serving.http.metrics_http import MetricsServer
+from stream2llm.serving.settings.security_options import SecurityOptions
+from stream2llm.serving.system.clock import SystemClock
 from tests.credentials import Keys
 from tests.fakes.controller import a_controller, controller_http
 from tests.polling import eventually

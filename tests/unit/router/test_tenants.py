@@ -9,7 +9,7 @@ import pytest
 
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.client import AsyncClient, SamplingParameters
-from stream2llm.serving.security_options import AuthOptions, SecurityOptions
+from stream2llm.serving.settings.security_options import AuthOptions, SecurityOptions
 from tests.credentials import Keys
 from tests.router_ring import Ring, a_ring, soon
 

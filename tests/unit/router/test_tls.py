@@ -15,8 +15,8 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.security.certificates import CertificateStore, open_certificates
 from stream2llm.security.tls import PeerChannels
-from stream2llm.serving.security_options import SecurityOptions
-from stream2llm.serving.worker_spec import ClusterView
+from stream2llm.serving.settings.security_options import SecurityOptions
+from stream2llm.serving.settings.worker_spec import ClusterView
 from tests.fake_workers import Brain, FakeWorker
 from tests.router_ring import a_ring, soon
 from tests.tls_files import Authority, replace

@@ -13,8 +13,8 @@ import pytest
 
 from stream2llm.api.trace_context import TraceContext, parse_traceparent
 from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.serving import logs
-from stream2llm.serving.observability import ObservabilityOptions, TracingOptions
+from stream2llm.serving.observability import logs
+from stream2llm.serving.settings.observability_options import ObservabilityOptions, TracingOptions
 from tests.polling import eventually
 from tests.router_ring import Ring, a_ring, soon
 from tools.traces.collector import Collector, Span, collecting

@@ -23,8 +23,8 @@ from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2
 from stream2llm.security.tls import PeerChannels
-from stream2llm.serving.prefix import as_tokens
-from stream2llm.serving.worker_spec import ClusterView, Role, WorkerAddress
+from stream2llm.serving.sessions.prefix import as_tokens
+from stream2llm.serving.settings.worker_spec import ClusterView, Role, WorkerAddress
 from tests.fake_workers import Brain, FakeWorker
 from tests.router_ring import Ring, soon
 

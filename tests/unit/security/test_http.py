@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from stream2llm.security.certificates import CertificateStore
 from stream2llm.security.tls import http_server_context
 from stream2llm.security.tls_metrics import TlsMetrics
-from stream2llm.serving.metrics_http import MetricsServer
+from stream2llm.serving.http.metrics_http import MetricsServer
 from tests.fakes.controller import a_controller
 from tests.tls_files import Authority, certificate_of, client_context, der, replace
 

@@ -29,7 +29,7 @@ from stream2llm.security.issuer_keys import (
 )
 from stream2llm.security.principal import Principal, Scope
 from stream2llm.security.tokens import TokenRules, TokenVerifier
-from stream2llm.serving.clock import ManualClock
+from stream2llm.serving.system.clock import ManualClock
 from tests.issuer import Issuer
 
 pytestmark = pytest.mark.unit

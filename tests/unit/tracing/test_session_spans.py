@@ -13,8 +13,8 @@ from prefill_worker.session_state import LostBlocks, SessionState
 from router.metrics import InputMode, InputOp
 from router.session_spans import Instants, SessionNotes, Tokenized, session_span
 from stream2llm.api.v1.worker_pb2 import SplicePrefill
-from stream2llm.serving.spans import MAX_NOTES, SpanError, SpanRecord
-from stream2llm.serving.tracing import Trace
+from stream2llm.serving.observability.spans import MAX_NOTES, SpanError, SpanRecord
+from stream2llm.serving.observability.tracing import Trace
 
 pytestmark = pytest.mark.unit
 

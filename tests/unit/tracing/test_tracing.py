@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.trace_context import TraceContext
 from stream2llm.cluster.config import parse_config
-from stream2llm.serving.clock import ManualClock
-from stream2llm.serving.observability import TracingOptions
-from stream2llm.serving.processes import Origin
-from stream2llm.serving.span_export import Export
-from stream2llm.serving.spans import MAX_NOTES, Moment, Notes, SpanError, SpanRecord
-from stream2llm.serving.stream_writer import PeerGoneError
-from stream2llm.serving.tracing import NO_TRACE, Tracing, outcome_of, recording
+from stream2llm.serving.observability.span_export import Export
+from stream2llm.serving.observability.spans import MAX_NOTES, Moment, Notes, SpanError, SpanRecord
+from stream2llm.serving.observability.tracing import NO_TRACE, Tracing, outcome_of, recording
+from stream2llm.serving.rpc.stream_writer import PeerGoneError
+from stream2llm.serving.settings.observability_options import TracingOptions
+from stream2llm.serving.system.clock import ManualClock
+from stream2llm.serving.system.processes import Origin
 from tools.traces.collector import collecting
 from tools.traces.tree import lines
 
@@ -177,10 +177,10 @@ def test_without_an_endpoint_nothing_of_opentelemetry_is_imported() -> None:
         "import router.server\n"
         "from prometheus_client import CollectorRegistry\n"
         "from stream2llm.api.trace_context import parse_traceparent\n"
-        "from stream2llm.serving.clock import SystemClock\n"
-        "from stream2llm.serving.observability import TracingOptions\n"
-        "from stream2llm.serving.processes import Origin\n"
-        "from stream2llm.serving.tracing import Tracing\n"
+        "from stream2llm.serving.system.clock import SystemClock\n"
+        "from stream2llm.serving.settings.observability_options import TracingOptions\n"
+        "from stream2llm.serving.system.processes import Origin\n"
+        "from stream2llm.serving.observability.tracing import Tracing\n"
         "origin, registry = Origin('x'), CollectorRegistry()\n"
         "for role in ('router', 'prefill', 'decode'):\n"
         "    tracing = Tracing(TracingOptions(), role, origin, SystemClock(), registry)\n"

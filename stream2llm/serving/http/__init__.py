@@ -1,0 +1,1 @@
+"""Parts of HTTP servers, metrics pages, and requests to servers of ours."""

@@ -1,0 +1,1 @@
+"""Parts of gRPC servers, and what a router's health service answers."""
