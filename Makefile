@@ -142,8 +142,10 @@ proto-check: env ## fail when the committed stubs are not those of proto/
 audit: env ## known vulnerabilities of the pinned packages; reports, never fails
 	@test -x $(AUDIT)/bin/pip-audit || { $(BIN)/python -m venv --clear $(AUDIT) && \
 	  $(AUDIT)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --quiet pip-audit==2.10.1; }
-	-@for pinned in $(PINNED); do echo "audit: $$pinned"; \
-	  $(AUDIT)/bin/pip-audit --requirement $$pinned --no-deps --disable-pip --progress-spinner off; done
+	-@for pinned in $(PINNED); do echo "audit: $$pinned, $$(grep -c '^[a-z]' $$pinned) packages"; \
+	  $(AUDIT)/bin/pip-audit --requirement $$pinned --no-deps --disable-pip --progress-spinner off 2>&1 | \
+	  awk '/^WARNING/ {next} /Skip Reason/ {getline; next} /could not be audited/ {n++; next} {print} \
+	    END {if (n) print n " of them are not in the database that was asked: nothing is known of those"}'; done
 
 docs-reference: env ## regenerate docs/reference from the code
 	@$(BIN)/python -m tools.reference

@@ -54,7 +54,9 @@ async def serve_fetches(
     """
     messages = aiter(requests)
     opening = await anext(messages, None)
-    if opening is None or opening.WhichOneof("event") != "open":
+    if opening is None:
+        return  # the session ended before anything was offered to it
+    if opening.WhichOneof("event") != "open":
         raise EventOrderError("the first event of KV prefetch must be open")
     check_id(opening.open.fetch_session_id, "open.fetch_session_id", may_be_empty=False)
     check_id(opening.open.cache_salt, "open.cache_salt")

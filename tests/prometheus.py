@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import time
-import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 
 from stream2llm.api.credentials import ClientSecurity
 from stream2llm.api.tls import ClientTls
-from stream2llm.serving.http.own_http import open_url
 from tests import debian
-from tools.dashboards.draw import Series
+from tools.dashboards.prometheus import Prometheus
 
 _START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 20.0
@@ -27,31 +25,6 @@ _LISTENS = re.compile(r'msg="Listening on" address=([\d.:]+)')
 def program(name: str) -> str:
     """The path of `prometheus` or `promtool`; skips the test where neither is to be had."""
     return debian.program(name, ("prometheus",))
-
-
-class Prometheus:
-    """A running one, asked over its HTTP API."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    def query(self, expr: str) -> list[dict[str, Any]]:
-        """An instant query's result: one entry a series, each with its value now."""
-        text = urllib.parse.urlencode({"query": expr})
-        with open_url(f"http://{self._address}/api/v1/query?{text}", 30) as response:
-            return list(json.load(response)["data"]["result"])
-
-    def query_range(self, expr: str, last_s: float, step_s: float = 1.0) -> list[Series]:
-        """A range query's result, over the last seconds."""
-        now_s = time.time()
-        asked = {"query": expr, "start": now_s - last_s, "end": now_s, "step": step_s}
-        text = urllib.parse.urlencode(asked)
-        with open_url(f"http://{self._address}/api/v1/query_range?{text}", 30) as response:
-            found = json.load(response)["data"]["result"]
-        return [
-            Series(each["metric"], [(at_s, float(value)) for at_s, value in each["values"]])
-            for each in found
-        ]
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:

@@ -4,59 +4,57 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from stream2llm.workload.report.plots import Plot, plot_style, to_svg
 from tools.dashboards.model import Dashboard, Panel
+from tools.dashboards.prometheus import Series, TimeRange
 
 _COLUMNS = 2
 _PANEL_INCHES = (6.0, 2.4)
 _MAX_LEGEND = 12
+# Letters as outlines are most of such a file; points off a line by half a pixel are not seen.
+_SMALL: Any = {"svg.fonttype": "none", "path.simplify_threshold": 0.5}
+_LONG_NUMBER = re.compile(rb"(\b\d+\.\d\d)\d+")
 _LABEL = re.compile(r"\{\{\s*(\w+)\s*\}\}")
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One answer of a range query: a line."""
-
-    labels: Mapping[str, str]
-    # Seconds and values, in order.
-    points: Sequence[tuple[float, float]]
-
 
 Ask = Callable[[str], Sequence[Series]]
 
 
-def draw(board: Dashboard, ask: Ask, path: Path) -> None:
-    """Writes an image with a chart for each panel; the suffix of `path` is its format."""
-    from matplotlib.figure import Figure  # here: of the extra [plot]
-
+def draw(board: Dashboard, ask: Ask, over: TimeRange) -> bytes:
+    """Returns an SVG image with a chart for each panel, all over the same time."""
     panels = board.panels
     num_rows = -(-len(panels) // _COLUMNS)
     width, height = _PANEL_INCHES
-    figure = Figure(figsize=(_COLUMNS * width, num_rows * height + 0.5), layout="constrained")
-    figure.suptitle(board.title)
-    cells = figure.subplots(num_rows, _COLUMNS, squeeze=False).flat
-    for panel, axes in zip(panels, cells, strict=False):
-        _draw_panel(panel, ask, axes)
-    for axes in list(figure.axes)[len(panels) :]:
-        axes.set_axis_off()
-    figure.savefig(path, metadata={"Date": None})
+    with plot_style(), rc_context(_SMALL):
+        figure = Figure(figsize=(_COLUMNS * width, num_rows * height + 0.5), layout="constrained")
+        figure.suptitle(board.title)
+        cells = figure.subplots(num_rows, _COLUMNS, squeeze=False).flat
+        for panel, axes in zip(panels, cells, strict=False):
+            _draw_panel(panel, ask, over, axes)
+        for axes in list(figure.axes)[len(panels) :]:
+            axes.set_axis_off()
+        return shortened(to_svg(Plot(board.uid, board.title, figure)))
 
 
-def _draw_panel(panel: Panel, ask: Ask, axes: Any) -> None:
+def shortened(svg: bytes) -> bytes:
+    """The image with coordinates cut to hundredths of a point, which makes it smaller and is not seen."""
+    return _LONG_NUMBER.sub(rb"\1", svg)
+
+
+def _draw_panel(panel: Panel, ask: Ask, over: TimeRange, axes: Any) -> None:
     for query in panel.queries:
         for series in ask(query.expr):
-            if not series.points:
-                continue
-            begin_s = series.points[0][0]
-            times_s = [at_s - begin_s for at_s, _ in series.points]
+            times_s = [at_s - over.begin_s for at_s, _ in series.points]
             values = [value for _, value in series.points]
             axes.plot(times_s, values, label=legend(query.legend, series.labels), linewidth=1)
     axes.set_title(panel.title, fontsize=9, loc="left")
     axes.set_ylabel("" if panel.unit in ("none", "short") else panel.unit, fontsize=7)
     axes.set_xlabel("seconds", fontsize=7)
+    axes.set_xlim(0, over.end_s - over.begin_s)
     axes.set_ylim(bottom=0)
     axes.tick_params(labelsize=7)
     _, named = axes.get_legend_handles_labels()  # a line at 0 has no labels to name

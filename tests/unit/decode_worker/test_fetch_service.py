@@ -122,6 +122,18 @@ async def test_the_next_fetch_may_come_while_the_end_of_the_last_is_still_being_
     assert ends == [3, 5]
 
 
+async def test_an_rpc_that_ends_before_its_first_event_is_no_error() -> None:
+    async def messages(
+        *events: worker_pb2.PrefetchKvRequest,
+    ) -> AsyncIterator[worker_pb2.PrefetchKvRequest]:
+        for event in events:
+            yield event
+
+    await _serve(_Session(), _Writer(), messages())
+    with pytest.raises(EventOrderError, match="the first event of KV prefetch must be open"):
+        await _serve(_Session(), _Writer(), messages(_fetch(3)))
+
+
 async def test_a_fetch_while_another_one_goes_on_is_out_of_order() -> None:
     session, writer = _Session(), _Writer()
 

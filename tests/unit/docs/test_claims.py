@@ -36,6 +36,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
+_PROMPT = re.compile(r"^\$ (?:[A-Z][A-Z0-9_]*=\S* )*")
 _SECTIONS = "ray|controller|router|prefill|decode|handover"
 # What `make` and the prose of other programs call their own.
 _NO_COMMANDS = {*POLICIES, "POLICY"}
@@ -47,11 +48,14 @@ def spans(page: Path) -> list[str]:
 
 
 def code_lines(page: Path) -> Iterator[str]:
-    """Lines of fenced and indented blocks, continued ones joined, without comments."""
+    """Lines of fenced and indented blocks, continued ones joined, without comments.
+
+    The prompt of a shell, and the variables that a command gets behind it, are left out.
+    """
     text = page.read_text()
     blocks = _FENCE.findall(text) + re.findall(r"^ {4}.*$", _FENCE.sub("", text), re.MULTILINE)
     for line in "\n".join(blocks).replace("\\\n", " ").split("\n"):
-        yield line.split(" #")[0].strip()
+        yield _PROMPT.sub("", line.split(" #")[0].strip())
 
 
 def table_rows(page: Path) -> Iterator[tuple[list[str], list[str]]]:
@@ -72,14 +76,14 @@ def table_rows(page: Path) -> Iterator[tuple[list[str], list[str]]]:
 def commands(page: Path) -> Iterator[list[str]]:
     """Every `stream2llm ...` in code, as words behind the program's name."""
     for text in [*spans(page), *code_lines(page)]:
-        found = re.match(r"(?:.* -- |.*\| |.*/)?stream2llm ((?:[a-z]+)(?: .*)?)$", text)
+        found = re.match(r"(?:.* -- |.*\| |\S*/)?stream2llm ((?:[a-z]+)(?: .*)?)$", text)
         if found and found[1].split()[0] not in _NO_COMMANDS:
             yield shlex.split(found[1].replace("…", ""))
 
 
 def _options() -> set[str]:
     """The options of every command, and of the programs that read their options with argparse."""
-    folders = ("experiments", "cost_profiles", "examples", "tests/simulation")
+    folders = ("experiments", "cost_profiles", "examples", "tests/simulation", "tools")
     programs = (ROOT / folder for folder in folders)
     sources = [path.read_text() for folder in programs for path in folder.rglob("*.py")]
     return set(re.findall(r"--[a-z][a-z-]+", "\n".join([REFERENCE["cli.md"](), *sources])))
@@ -101,13 +105,13 @@ def test_a_command_line_that_does_not_parse_is_found() -> None:
         parse(["status", "--colour"])
 
 
-# Options of ruff, buf, ray, docker, kubectl, helm, systemctl and useradd.
+# Options of ruff, buf, ray, docker, kubectl, helm, kubernetes-validate, curl, systemctl and useradd.
 _OF_OTHERS = {
     "--fix", "--against", "--generate", "--head", "--working-dir", "--labels", "--resources",
     "--num-gpus", "--node-ip-address", "--port", "--submission-id", "--runtime-env-json",
     "--target", "--build-arg", "--network", "--gpus", "--shm-size", "--ulimit",
     "--from-file", "--rm", "--restart", "--image", "--command", "--create-namespace",
-    "--now", "--system", "--home-dir", "--no-deps",
+    "--now", "--system", "--home-dir", "--no-deps", "--strict", "--cacert",
 }  # fmt: skip
 
 
