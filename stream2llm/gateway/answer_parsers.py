@@ -15,9 +15,8 @@ from stream2llm.api.requests import ChatPrompt
 from stream2llm.client.chat_inputs import ChatOptions
 from stream2llm.client.inputs import prompt_of
 from stream2llm.gateway.model_tokenizer import SharedTokenizer
-from stream2llm.gateway.parsing import TEXT, Parsing, parsing_of_calls
+from stream2llm.gateway.parsing import TEXT, Parsing, parsing_of
 from stream2llm.gateway.requests import AnswerRequest, ToolRequest
-from stream2llm.gateway.tool_calls import reader_for
 from stream2llm.gateway.tools import Calls
 from stream2llm.gateway.vllm_parser import AskedParsing, ParserNames, VllmParsers
 
@@ -47,17 +46,16 @@ class AnswerParsers:
             return TEXT
         use = request.tool_use()
         has_calls = use.calls is Calls.AUTO
-        if has_calls and (self._vllm is None or self._names.tool is None):
-            raise UnsupportedError(
-                'tool_choice "auto", as without one, needs gateway.tool_parser in the configuration:'
-                ' with tools it must be "none", "required" or a function',
-                field="tool_choice",
-            )
+        if has_calls:
+            self._check_tool_parser()
         prompt_end = await self._prompt_end(request)
         has_reasoning = prompt_end is not None
         _check_constraints(request, has_calls=has_calls, has_reasoning=has_reasoning)
-        if self._vllm is not None and (has_calls or has_reasoning):
-            asked = AskedParsing(
+        if self._vllm is None or not (has_calls or has_reasoning):
+            return parsing_of(use)
+        request.check_parsed()
+        return self._vllm.parsing(
+            AskedParsing(
                 has_calls=has_calls,
                 tools=use.offered,
                 is_parallel=use.is_parallel,
@@ -66,10 +64,15 @@ class AnswerParsers:
                 chat_template_kwargs=request.chat_template_kwargs or {},
                 prompt_end=prompt_end or (),
             )
-            request.check_parsed()
-            return self._vllm.parsing(asked)
-        reader = reader_for(use)
-        return TEXT if reader is None else parsing_of_calls(lambda: reader_for(use))
+        )
+
+    def _check_tool_parser(self) -> None:
+        if self._vllm is None or self._names.tool is None:
+            raise UnsupportedError(
+                'tool_choice "auto", as without one, needs gateway.tool_parser in the configuration:'
+                ' with tools it must be "none", "required" or a function',
+                field="tool_choice",
+            )
 
     async def _prompt_end(self, request: ToolRequest) -> tuple[int, ...] | None:
         """The end of the prompt of an answer that may begin with reasoning; None: it may not."""
@@ -81,7 +84,8 @@ class AnswerParsers:
             return None
         tokenizer = await self._tokenizer.get()
         end = await asyncio.to_thread(_written_end, tokenizer, chat)
-        return None if self._vllm.ends_reasoning(end) else end
+        kwargs = request.chat_template_kwargs or {}
+        return None if self._vllm.ends_reasoning(end, kwargs) else end
 
 
 def _written_end(tokenizer: ModelTokenizer, chat: ChatPrompt) -> tuple[int, ...]:

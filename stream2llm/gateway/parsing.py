@@ -12,7 +12,8 @@ from typing import Protocol
 from stream2llm.api.events import Answer, TokenDelta
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.structured_output import StructuredOutput
-from stream2llm.gateway.tool_calls import Call, CallDelta, CallReader, gathered
+from stream2llm.gateway.tool_calls import Call, CallDelta, CallReader, gathered, reader_for
+from stream2llm.gateway.tools import ToolUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,14 @@ class _Calls:
 TEXT = Parsing(_Text, is_text=True)
 
 
-def parsing_of_calls(make: Callable[[], CallReader]) -> Parsing:
-    """Of answers that are calls from the first token to the last; `make` makes what reads one."""
-    return Parsing(lambda: _Calls(make()))
+def parsing_of(use: ToolUse) -> Parsing:
+    """Of answers that need no parser of vLLM's: calls from the first token to the last, or text."""
+    if reader_for(use) is None:
+        return TEXT
+
+    def parser() -> AnswerParser:
+        reader = reader_for(use)
+        assert reader is not None
+        return _Calls(reader)
+
+    return Parsing(parser)

@@ -12,7 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from stream2llm.api.errors import InternalError, Stream2LLMError, UnsupportedError
+from stream2llm.api.errors import (
+    InternalError,
+    InvalidRequestError,
+    Stream2LLMError,
+    UnsupportedError,
+)
 from stream2llm.api.events import Answer, TokenDelta
 from stream2llm.api.extras import install_command
 from stream2llm.api.structured_output import StructuredOutput
@@ -21,6 +26,7 @@ from stream2llm.gateway.tool_calls import CallDelta
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+_MAX_ERROR_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +66,23 @@ class VllmParsers:
         # Checks them against the tokenizer.
         self._class_of(has_calls=names.tool is not None, has_reasoning=names.reasoning is not None)
 
-    def ends_reasoning(self, prompt_end: Sequence[int]) -> bool:
+    def ends_reasoning(
+        self, prompt_end: Sequence[int], chat_template_kwargs: dict[str, Any]
+    ) -> bool:
         """Whether an answer after these tokens has no reasoning, as these have ended it."""
-        parser = self._class_of(has_calls=False, has_reasoning=True)(self._tokenizer)
-        return bool(parser.is_reasoning_end(list(prompt_end)))
+        make = self._class_of(has_calls=False, has_reasoning=True)
+        kwargs = {"chat_template_kwargs": chat_template_kwargs}
+        return _guarded(
+            lambda: bool(make(self._tokenizer, **kwargs).is_reasoning_end(list(prompt_end)))
+        )
 
     def parsing(self, asked: AskedParsing) -> Parsing:
-        """How the answers to one request are parsed; raises InvalidRequestError or InternalError."""
+        """How the answers to one request are parsed.
+
+        Raises InvalidRequestError for tools that vLLM refuses, and InternalError where it fails.
+        """
         make = self._class_of(has_calls=asked.has_calls, has_reasoning=asked.has_reasoning)
-        request = _guarded(lambda: _request(asked))
+        request = _guarded(lambda: _accepted(lambda: _request(asked)))
 
         def parser() -> Any:
             kwargs = asked.chat_template_kwargs
@@ -78,7 +92,7 @@ class VllmParsers:
             made.set_prompt_token_ids(asked.prompt_end)
             return made
 
-        adjusted = _guarded(lambda: parser().adjust_request(request))
+        adjusted = _guarded(lambda: _accepted(lambda: parser().adjust_request(request)))
         return Parsing(
             lambda: VllmAnswerParser(parser, request, asked),
             keeps_special_tokens=not adjusted.skip_special_tokens,
@@ -256,6 +270,15 @@ def _constraint_of(asked: Any) -> StructuredOutput | None:
         grammar=asked.grammar,
         structural_tag=asked.structural_tag,
     )
+
+
+def _accepted(prepare: Callable[[], T]) -> T:
+    """The result; what vLLM refuses before there is an answer is the request's fault."""
+    try:
+        return prepare()
+    except ValueError as error:
+        message = f"vLLM's parser refuses the request: {str(error)[:_MAX_ERROR_CHARS]}"
+        raise InvalidRequestError(message, field="tools") from error
 
 
 def _guarded(parse: Callable[[], T]) -> T:
