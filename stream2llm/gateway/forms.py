@@ -34,7 +34,7 @@ class Opening:
     created_s: int
     # The served model's name.
     model: str
-    # Of its answers.
+    # How its answers are parsed.
     parsing: Parsing = TEXT
 
 

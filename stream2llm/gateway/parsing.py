@@ -129,7 +129,7 @@ TEXT = Parsing(_Text, is_text=True)
 
 
 def parsing_of(use: ToolUse) -> Parsing:
-    """Of answers that need no parser of vLLM's: calls from the first token to the last, or text."""
+    """Parses answers that are calls from the first token to the last, or text: without vLLM."""
     if reader_for(use) is None:
         return TEXT
 

@@ -39,7 +39,7 @@ class Output:
         self._parser = parsing.parser()
         self._includes_logprobs = includes_logprobs
         self._item: _Item | None = None
-        # Of those that have ended.
+        # The items that have ended.
         self.items: list[BaseModel] = []
 
     @property

@@ -127,7 +127,7 @@ class VllmAnswerParser:
         self._parser = make()
         self._request = request
         self._asked = asked
-        # Of the answer so far, and what has been found in it.
+        # The answer so far, and what has been found in it.
         self._text: list[str] = []
         self._token_ids: list[int] = []
         self._parts: list[Part] = []

@@ -108,6 +108,7 @@ _OF_OTHERS = {
     "--target", "--build-arg", "--network", "--gpus", "--shm-size", "--ulimit",
     "--from-file", "--rm", "--restart", "--image", "--command", "--create-namespace",
     "--now", "--system", "--home-dir", "--no-deps",
+    "--tool-call-parser", "--reasoning-parser",
 }  # fmt: skip
 
 
