@@ -49,6 +49,10 @@ class TemplateText(str):
             yield str.__getitem__(self, slice(begin, end)), mark == _OURS
             begin = end
 
+    def written_end(self) -> TemplateText:
+        """Returns what the template wrote behind the last character that it was given."""
+        return self[self.marks.rfind(_GIVEN) + 1 :]
+
     def __str__(self) -> TemplateText:
         return self
 

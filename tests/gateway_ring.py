@@ -51,6 +51,8 @@ async def a_gateway(
     max_message_bytes: int = 1 << 20,
     has_lanes: bool = True,
     web_folder: Path | None = None,
+    tool_parser: str | None = None,
+    reasoning_parser: str | None = None,
     shown: ClientTls | None = None,
     **options: Any,
 ) -> AsyncIterator[GatewayRing]:
@@ -65,6 +67,8 @@ async def a_gateway(
             "127.0.0.1",
             0,
             str(model_path) if has_lanes else "",
+            tool_parser=tool_parser,
+            reasoning_parser=reasoning_parser,
             web_folder=web_folder,
             max_message_bytes=max_message_bytes,
             client_certificate=shown and Path(shown.certificate or ""),

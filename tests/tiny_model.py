@@ -7,9 +7,10 @@ tokens, so any text can be encoded and a character may span several tokens.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 EOS, BOS, IM_START = 0, 1, 2
 SPECIAL = ["<|end|>", "<|begin|>", "<|turn|>"]
@@ -45,11 +46,21 @@ def tiny_tokenizer(*, with_bos: bool = False) -> Tokenizer:
 
 
 def make_tiny_model(
-    path: Path, *, with_bos: bool = False, with_chat: bool = True, vocab_size: int = 512
+    path: Path,
+    *,
+    with_bos: bool = False,
+    with_chat: bool = True,
+    vocab_size: int = 512,
+    markers: Sequence[str] = (),
 ) -> Path:
-    """The model's vocabulary is padded beyond the tokenizer's, as is usual."""
+    """The model's vocabulary is padded beyond the tokenizer's, as is usual.
+
+    `markers` are tokens of their own that are not special, as `<think>` is in most models.
+    """
     path.mkdir(parents=True, exist_ok=True)
-    tiny_tokenizer(with_bos=with_bos).save(str(path / "tokenizer.json"))
+    tokenizer = tiny_tokenizer(with_bos=with_bos)
+    tokenizer.add_tokens([AddedToken(marker, normalized=False) for marker in markers])
+    tokenizer.save(str(path / "tokenizer.json"))
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": SPECIAL[EOS],

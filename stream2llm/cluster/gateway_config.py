@@ -21,6 +21,13 @@ class GatewayConfig(FrozenModel):
     0: any free."""
     placement: Placement = Placement()
     """The nodes that Ray may place gateways on."""
+    tool_parser: str | None = Field(default=None, min_length=1)
+    """Name of the vLLM parser that reads calls of tools out of answers (`vllm serve
+    --tool-call-parser`): the format that the model writes them in. Null: `tool_choice` cannot be
+    "auto"."""
+    reasoning_parser: str | None = Field(default=None, min_length=1)
+    """Name of the vLLM parser that separates reasoning from content (`vllm serve
+    --reasoning-parser`). Null: reasoning is part of the text."""
     web_folder: NodeFile | None = None
     """Directory with pages that gateways serve under `/web/`, without credentials, such as
     `examples/web`. Null: none."""

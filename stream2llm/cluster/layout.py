@@ -172,6 +172,8 @@ def _gateway(
         port=_nth_port(part.port, index),
         model_path=str(model_path or ""),
         model=config.model,
+        tool_parser=part.tool_parser,
+        reasoning_parser=part.reasoning_parser,
         web_folder=part.web_folder,
         max_message_bytes=config.router.limits.max_message_bytes,
         drain_timeout_s=config.router.drain_timeout_s,

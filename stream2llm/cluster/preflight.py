@@ -38,6 +38,7 @@ from stream2llm.engine.arguments import (
     known_arguments,
     known_variables,
 )
+from stream2llm.engine.parser_names import check_parser
 from stream2llm.models.errors import ModelStoreError
 from stream2llm.models.store import resolve_model
 from stream2llm.serving.actor.node_address import outward_address
@@ -80,6 +81,7 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
     found = [
         Check("model", lambda: find_model(config, on_this_machine=on_this_machine)),
         Check("policies", lambda: check_policies(config)),
+        Check("parsers", lambda: check_parsers(config)),
         Check("encryption", lambda: check_encryption(config)),
         Check("authentication", lambda: check_authentication(config)),
     ]
@@ -130,6 +132,16 @@ def check_policies(config: ClusterConfig) -> None:
     find_policy(prefill.policy, "prefill.policy")
     for path in prefill.extra_policies:
         find_policy(path, "prefill.extra_policies")
+
+
+def check_parsers(config: ClusterConfig) -> None:
+    """The installed vLLM, if there is one, has the parsers of the gateways."""
+    if config.gateway is None:
+        return
+    if config.gateway.tool_parser is not None:
+        check_parser("tool", config.gateway.tool_parser, "gateway.tool_parser")
+    if config.gateway.reasoning_parser is not None:
+        check_parser("reasoning", config.gateway.reasoning_parser, "gateway.reasoning_parser")
 
 
 def check_vllm() -> None:

@@ -101,7 +101,7 @@ def _check_variable(
 @cache
 def known_arguments() -> frozenset[str]:
     """Returns the fields of the installed vLLM's AsyncEngineArgs; empty without a vLLM."""
-    folder = _vllm_folder()
+    folder = vllm_folder()
     if folder is None:
         return frozenset()
     tree = ast.parse((folder / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
@@ -119,7 +119,7 @@ def known_arguments() -> frozenset[str]:
 @cache
 def known_variables() -> Mapping[str, Callable[[], Any]]:
     """Returns the installed vLLM's environment variables with their parsers; empty without it."""
-    folder = _vllm_folder()
+    folder = vllm_folder()
     if folder is None:
         return {}
     # By file, because importing the module by name would import all of vLLM, and torch.
@@ -132,7 +132,8 @@ def known_variables() -> Mapping[str, Callable[[], Any]]:
     return table
 
 
-def _vllm_folder() -> Path | None:
+def vllm_folder() -> Path | None:
+    """Returns the directory of the installed vLLM; None without one. Imports nothing."""
     spec = find_spec("vllm")
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
 

@@ -4,5 +4,6 @@
     router's events -> OpenAI's objects: one answer, or server-sent events
 
 A chat goes to a router as messages, so that its contents are text there as on gRPC. Only for
-streamed context (`lanes`) does a gateway render and tokenize. Knows no worker and no vLLM.
+streamed context (`lanes`), and to see whether a prompt ends the model's reasoning, does a gateway
+render and tokenize. Knows no worker, and of vLLM its parsers alone, where they are configured.
 """

@@ -22,6 +22,7 @@ from stream2llm.api.errors import (
     Stream2LLMError,
 )
 from stream2llm.api.events import Accepted
+from stream2llm.gateway.answer_parsers import AnswerParsers
 from stream2llm.gateway.answering import ClientLeftError, respond, unsent
 from stream2llm.gateway.calls import metadata_of, presented_by
 from stream2llm.gateway.chat import ChatForm
@@ -30,6 +31,7 @@ from stream2llm.gateway.completions import CompletionForm
 from stream2llm.gateway.errors import invalid_parameter
 from stream2llm.gateway.forms import Form, Opening
 from stream2llm.gateway.middleware import error_response
+from stream2llm.gateway.parsing import Parsing
 from stream2llm.gateway.requests import AnswerRequest, ChatRequest, CompletionRequest
 from stream2llm.gateway.response_requests import ResponsesRequest
 from stream2llm.gateway.responses import ResponseForm
@@ -47,6 +49,7 @@ class GatewayParts:
     """What all requests of a gateway use; `app.state.parts`."""
 
     clients: RouterClients
+    parsers: AnswerParsers
     # Guards the page of metrics; the routers guard all other routes.
     guard: Guard
     registry: CollectorRegistry
@@ -99,15 +102,19 @@ async def answer(
     """The response to a request that is a whole prompt."""
     request.state.names = body.parameter_names()
     body.check_others()
+    parsing = await parts.parsers.parsing(body)
     answer_id = f"{prefix}{uuid.uuid4().hex}"
 
     def form(accepted: Accepted) -> Form:
-        return make_form(body, Opening(answer_id, int(parts.clock.wall_s()), accepted.model))
+        created_s = int(parts.clock.wall_s())
+        return make_form(body, Opening(answer_id, created_s, accepted.model, parsing))
 
     def ask() -> ChoiceEvents:
         if body.num_choices == 1:
-            return only_choice(_events(parts, request, body, answer_id))
-        return choices(lambda i: _events(parts, request, body, answer_id, i), body.num_choices)
+            return only_choice(_events(parts, request, body, parsing, answer_id))
+        return choices(
+            lambda i: _events(parts, request, body, parsing, answer_id, i), body.num_choices
+        )
 
     return await respond(
         request,
@@ -120,13 +127,18 @@ async def answer(
 
 
 async def _events(
-    parts: GatewayParts, request: Request, body: AnswerRequest, answer_id: str, choice: int = 0
+    parts: GatewayParts,
+    request: Request,
+    body: AnswerRequest,
+    parsing: Parsing,
+    answer_id: str,
+    choice: int = 0,
 ) -> Events:
     """The events of one choice; its session ends with the generator."""
     with parts.clients.lease() as client:
         stream = client.generate(
             body.prompt_content(),
-            sampling=body.sampling(choice),
+            sampling=parsing.sampling(body.sampling(choice)),
             model=body.model or "",
             session_id=f"{answer_id}-{choice}" if choice else answer_id,
             **body.chat_options(),

@@ -35,8 +35,9 @@ from stream2llm.gateway.forms import (
     finish_reason,
     usage_of,
 )
+from stream2llm.gateway.parsing import Content, ParsedAnswer, Part
 from stream2llm.gateway.requests import ChatRequest
-from stream2llm.gateway.tool_calls import CallDelta, calls_in, reader_for
+from stream2llm.gateway.tool_calls import CallDelta
 from stream2llm.gateway.tools import Calls
 
 Reason = Literal["stop", "length", "tool_calls"]
@@ -53,23 +54,38 @@ class ChatForm:
             request.num_choices, includes_usage=bool(options and options.include_usage)
         )
         self._includes_logprobs = bool(request.logprobs)
-        self._use = request.tool_use()
+        self._calls = request.tool_use().calls
         # One for each choice.
-        self._calls = [reader_for(self._use) for _ in range(request.num_choices)]
+        self._parsers = [opening.parsing.parser() for _ in range(request.num_choices)]
+        # The choices with calls.
+        self._calling: set[int] = set()
 
     def begin(self) -> Iterable[str]:
-        for index, calls in enumerate(self._calls):
-            yield self._chunk(index, ChoiceDelta(role="assistant", content=None if calls else ""))
+        content = "" if self._opening.parsing.is_text else None
+        for index in range(len(self._parsers)):
+            yield self._chunk(index, ChoiceDelta(role="assistant", content=content))
 
     def pieces(self, event: Event, index: int = 0) -> Iterator[str]:
         if isinstance(event, TokenDelta):
-            logprobs = event.logprobs
-            for delta in self._deltas(index, event):
-                yield self._chunk(index, delta, logprobs=logprobs)
-                logprobs = ()
+            yield from self._parts(index, self._parsers[index].feed(event), event.logprobs)
         elif isinstance(event, Finished):
-            yield self._chunk(index, ChoiceDelta(), reason=self._reason(event.reason))
-            yield from self._end.finished(index, event.usage, self._usage_chunk)
+            parser = self._parsers[index]
+            yield from self._parts(index, parser.end())
+            reason = self._reason(event.reason, has_calls=index in self._calling)
+            yield self._chunk(index, ChoiceDelta(), reason=reason)
+            yield from self._end.finished(
+                index, event.usage, self._usage_chunk, parser.num_reasoning_tokens
+            )
+
+    def _parts(
+        self, index: int, parts: Sequence[Part], logprobs: Sequence[TokenLogprobs] = ()
+    ) -> Iterator[str]:
+        """What new tokens add; an empty delta where there are only log-probabilities."""
+        if logprobs and not parts:
+            yield self._chunk(index, ChoiceDelta(), logprobs=logprobs)
+        for part in parts:
+            yield self._chunk(index, self._delta(index, part), logprobs=logprobs)
+            logprobs = ()
 
     def _usage_chunk(self, usage: CompletionUsage) -> str:
         return data(self._of_choices([], usage))
@@ -84,40 +100,50 @@ class ChatForm:
             created=self._opening.created_s,
             model=self._opening.model,
             choices=[self._choice(index, answer) for index, answer in enumerate(answers)],
-            usage=usage_of([answer.finished.usage for answer in answers]),
+            usage=usage_of(
+                [answer.finished.usage for answer in answers], self._num_reasoning_tokens()
+            ),
         )
 
+    def _num_reasoning_tokens(self) -> int | None:
+        counts = [parser.num_reasoning_tokens for parser in self._parsers]
+        known = [count for count in counts if count is not None]
+        return sum(known) if known else None
+
     def _choice(self, index: int, answer: Answer) -> chat_completion.Choice:
+        parsed = ParsedAnswer.of(self._parsers[index].whole(answer))
         return chat_completion.Choice(
             index=index,
-            message=self._message(index, answer.text),
-            finish_reason=self._reason(answer.finished.reason),
+            message=self._message(index, parsed),
+            finish_reason=self._reason(answer.finished.reason, has_calls=bool(parsed.calls)),
             logprobs=self._logprobs(chat_completion.ChoiceLogprobs, answer.logprobs),
         )
 
-    def _message(self, choice: int, text: str) -> ChatCompletionMessage:
-        if self._use.calls is Calls.NONE:
-            return ChatCompletionMessage(role="assistant", content=text)
+    def _message(self, choice: int, parsed: ParsedAnswer) -> ChatCompletionMessage:
+        more: dict[str, Any] = {}
+        if parsed.reasoning is not None:
+            more["reasoning"] = parsed.reasoning
         calls = [
             ChatCompletionMessageFunctionToolCall(
                 id=self._call_id(choice, index),
                 type="function",
                 function=Function(name=call.name, arguments=call.arguments),
             )
-            for index, call in enumerate(calls_in(text, self._use))
+            for index, call in enumerate(parsed.calls)
         ]
-        return ChatCompletionMessage(role="assistant", content=None, tool_calls=[*calls])
+        if calls or self._calls in (Calls.REQUIRED, Calls.NAMED):
+            more["tool_calls"] = calls
+        return ChatCompletionMessage(role="assistant", content=parsed.content, **more)
 
-    def _deltas(self, index: int, event: TokenDelta) -> list[ChoiceDelta]:
-        """What new tokens add; an empty one where there are only log-probabilities."""
-        calls = self._calls[index]
-        if calls is None:
-            has_news = event.text or event.logprobs
-            return [ChoiceDelta(content=event.text)] if has_news else []
-        deltas = [
-            ChoiceDelta(tool_calls=[self._call(index, call)]) for call in calls.feed(event.text)
-        ]
-        return deltas or ([ChoiceDelta()] if event.logprobs else [])
+    def _delta(self, index: int, part: Part) -> ChoiceDelta:
+        """As OpenAI's; `reasoning` is vLLM's."""
+        if isinstance(part, CallDelta):
+            self._calling.add(index)
+            return ChoiceDelta(tool_calls=[self._call(index, part)])
+        if isinstance(part, Content):
+            return ChoiceDelta(content=part.text)
+        more: dict[str, Any] = {"reasoning": part.text}
+        return ChoiceDelta(**more)
 
     def _call(self, choice: int, delta: CallDelta) -> ChoiceDeltaToolCall:
         """As OpenAI's, the first delta of a call has its id and name, and the others have not."""
@@ -134,11 +160,11 @@ class ChatForm:
     def _call_id(self, choice: int, index: int) -> str:
         return f"call_{self._opening.id.removeprefix('chatcmpl-')}_{choice}_{index}"
 
-    def _reason(self, reason: FinishReason) -> Reason:
+    def _reason(self, reason: FinishReason, *, has_calls: bool) -> Reason:
         """As OpenAI's, the end of a call that was asked for by its name is a stop."""
         found = finish_reason(reason)
-        is_required = self._use.calls is Calls.REQUIRED
-        return "tool_calls" if is_required and found == "stop" else found
+        calls = self._calls is Calls.REQUIRED or (self._calls is Calls.AUTO and has_calls)
+        return "tool_calls" if calls and found == "stop" else found
 
     def _chunk(
         self,

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from openai.types import CompletionUsage
-from openai.types.completion_usage import PromptTokensDetails
+from openai.types.completion_usage import CompletionTokensDetails, PromptTokensDetails
 from pydantic import BaseModel
 
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Answer, Event, Usage
 from stream2llm.api.token_step import FinishReason, Logprob
 from stream2llm.gateway.errors import body_of
+from stream2llm.gateway.parsing import TEXT, Parsing
 
 DONE = "data: [DONE]\n\n"
 
@@ -33,6 +34,8 @@ class Opening:
     created_s: int
     # The served model's name.
     model: str
+    # How its answers are parsed.
+    parsing: Parsing = TEXT
 
 
 class Form(Protocol):
@@ -61,16 +64,27 @@ class StreamEnd:
         self.includes_usage = includes_usage
         self._num_choices = num_choices
         self._usages: dict[int, Usage] = {}
+        self._num_reasoning: int | None = None
 
     def finished(
-        self, index: int, usage: Usage, write: Callable[[CompletionUsage], str]
+        self,
+        index: int,
+        usage: Usage,
+        write: Callable[[CompletionUsage], str],
+        num_reasoning_tokens: int | None = None,
     ) -> Iterator[str]:
-        """Yields the last pieces once all choices have finished; `write` makes that with the usage."""
+        """Yields the last pieces once all choices have finished; `write` makes that with the usage.
+
+        `num_reasoning_tokens` are those of that choice; None: they are not counted.
+        """
         self._usages[index] = usage
+        if num_reasoning_tokens is not None:
+            self._num_reasoning = (self._num_reasoning or 0) + num_reasoning_tokens
         if len(self._usages) < self._num_choices:
             return
         if self.includes_usage:
-            yield write(usage_of([self._usages[each] for each in sorted(self._usages)]))
+            usages = [self._usages[each] for each in sorted(self._usages)]
+            yield write(usage_of(usages, self._num_reasoning))
         yield DONE
 
 
@@ -89,11 +103,15 @@ def finish_reason(reason: FinishReason) -> Literal["stop", "length"]:
     return "length" if reason is FinishReason.LENGTH else "stop"
 
 
-def usage_of(choices: Sequence[Usage]) -> CompletionUsage:
+def usage_of(choices: Sequence[Usage], num_reasoning_tokens: int | None = None) -> CompletionUsage:
     """The tokens of all choices, which have one prompt, and their own answers.
 
     Cached are those of the prompt that prefill has found for the first one instead of computing.
     """
+    details: dict[str, Any] = {}
+    if num_reasoning_tokens is not None:
+        counted = CompletionTokensDetails(reasoning_tokens=num_reasoning_tokens)
+        details = {"completion_tokens_details": counted}
     prompt, *_ = choices
     num_completion = sum(usage.completion_tokens for usage in choices)
     return CompletionUsage(
@@ -101,6 +119,7 @@ def usage_of(choices: Sequence[Usage]) -> CompletionUsage:
         completion_tokens=num_completion,
         total_tokens=prompt.prompt_tokens + num_completion,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=prompt.reused_tokens),
+        **details,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stream2llm.api import arguments
-from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.requests import Content
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.structured_output import StructuredOutput
@@ -149,6 +149,13 @@ class ToolRequest(AnswerRequest):
     """A conversation, in which the model may be made to call tools."""
 
     parallel_tool_calls: bool | None = None
+    # vLLM's.
+    include_reasoning: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def check_parsed(self) -> None:
+        """Raises UnsupportedError for what cannot be had where answers are parsed, by name."""
+        raise NotImplementedError
 
     def tool_use(self) -> ToolUse:
         """The tools, and what becomes of them."""
@@ -158,7 +165,10 @@ class ToolRequest(AnswerRequest):
         return {**super().constraints(), "tools": self.tool_use().constraint()}
 
     def chat_options(self) -> dict[str, Any]:
-        return {"tools": self.tool_use().offered}
+        return {
+            "tools": self.tool_use().offered,
+            "chat_template_kwargs": self.chat_template_kwargs,
+        }
 
 
 class ChatRequest(ToolRequest):
@@ -182,7 +192,6 @@ class ChatRequest(ToolRequest):
     tool_choice: ToolChoiceMode | ChatToolChoice | None = None
     response_format: ResponseFormat | None = Field(default=None, discriminator="type")
     # vLLM's.
-    chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
 
@@ -212,6 +221,13 @@ class ChatRequest(ToolRequest):
             )
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    def check_parsed(self) -> None:
+        if self.logprobs and self.include_reasoning is False:
+            raise UnsupportedError(
+                "include_reasoning must not be false with logprobs, which show the reasoning",
+                field="include_reasoning",
+            )
+
     def prompt_content(self) -> Prompt:
         return chat_prompt(self.messages, "messages")
 
@@ -221,7 +237,6 @@ class ChatRequest(ToolRequest):
     def chat_options(self) -> dict[str, Any]:
         return {
             **super().chat_options(),
-            "chat_template_kwargs": self.chat_template_kwargs,
             "continue_final_message": bool(self.continue_final_message),
             "add_generation_prompt": self.add_generation_prompt,
         }

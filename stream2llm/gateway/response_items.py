@@ -23,7 +23,9 @@ def _add(turns: list[Message], item: Message, field: str) -> None:
     kind = item.get("type", "message")
     if kind == "message":
         content = _content(item.get("content"), f"{field}.content")
-        turns.append({"role": item.get("role"), "content": content})
+        _add_message(turns, item.get("role"), content)
+    elif kind == "reasoning":
+        turns.append({"role": "assistant", "content": None, "reasoning": _reasoning(item, field)})
     elif kind == "function_call":
         _add_call(turns, item)
     elif kind == "function_call_output":
@@ -31,18 +33,45 @@ def _add(turns: list[Message], item: Message, field: str) -> None:
         turns.append({"role": "tool", "content": result, "tool_call_id": item.get("call_id")})
     else:
         raise UnsupportedError(
-            f"{field} is a {kind!r}; only messages, function calls and their outputs are supported",
+            f"{field} is a {kind!r}; only messages, reasoning, function calls and their outputs are"
+            " supported",
             field=field,
         )
 
 
+def _add_message(turns: list[Message], role: Any, content: Any) -> None:
+    """What the assistant says after its reasoning is of the same turn."""
+    if role == "assistant" and turns and _is_reasoning_alone(turns[-1]):
+        turns[-1]["content"] = content
+    else:
+        turns.append({"role": role, "content": content})
+
+
+def _is_reasoning_alone(turn: Message) -> bool:
+    return (
+        turn.get("reasoning") is not None and turn["content"] is None and "tool_calls" not in turn
+    )
+
+
 def _add_call(turns: list[Message], item: Message) -> None:
-    """Calls in a row, and those after a message of the assistant, are of one turn."""
+    """Calls in a row, and those after a message or reasoning of the assistant, are of one turn."""
     function = {"name": item.get("name"), "arguments": item.get("arguments")}
     call = {"id": item.get("call_id"), "type": "function", "function": function}
     if not turns or turns[-1]["role"] != "assistant":
         turns.append({"role": "assistant", "content": None})
     turns[-1].setdefault("tool_calls", []).append(call)
+
+
+def _reasoning(item: Message, field: str) -> str:
+    """Its text; raises where it has only a summary, or is encrypted."""
+    content = item.get("content")
+    texts = [
+        part.get("text") if isinstance(part, dict) else None
+        for part in (content if isinstance(content, list) else [])
+    ]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UnsupportedError(f"{field} is reasoning without its text in content", field=field)
+    return "".join(map(str, texts))
 
 
 def _content(content: Any, field: str) -> Any:

@@ -65,6 +65,14 @@ class ResponsesRequest(ToolRequest):
                 )
         return bool(self.include)
 
+    def check_parsed(self) -> None:
+        if self.includes_logprobs:
+            raise UnsupportedError(
+                f"include has {LOGPROBS_INCLUDED!r}, which is not supported with reasoning or"
+                ' tool_choice "auto"',
+                field="include",
+            )
+
     def tool_use(self) -> ToolUse:
         return tool_use(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)
 

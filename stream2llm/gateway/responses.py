@@ -2,8 +2,8 @@
 
 created, in_progress, those of the output, completed (or incomplete, failed). Those of a message:
 output_item.added, content_part.added, output_text.delta ..., output_text.done, content_part.done,
-output_item.done; of each call: output_item.added, function_call_arguments.delta ...,
-function_call_arguments.done, output_item.done
+output_item.done; of reasoning the same with reasoning_text; of each call: output_item.added,
+function_call_arguments.delta ..., function_call_arguments.done, output_item.done
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from stream2llm.api.events import Answer, Event, Finished, TokenDelta, Usage
 from stream2llm.api.token_step import FinishReason
 from stream2llm.client.stream import Gathered
 from stream2llm.gateway.forms import Opening
-from stream2llm.gateway.response_output import CallsOutput, MessageOutput, Output, Piece
+from stream2llm.gateway.response_output import Output, Piece
 from stream2llm.gateway.response_requests import ResponsesRequest
-from stream2llm.gateway.tool_calls import reader_for
 
 
 class ResponseForm:
@@ -36,11 +35,15 @@ class ResponseForm:
     def __init__(self, request: ResponsesRequest, opening: Opening) -> None:
         self._request = request
         self._opening = opening
-        self._output = _output_of(request, opening.id)
+        self._output = Output(
+            opening.id, opening.parsing, includes_logprobs=request.includes_logprobs
+        )
+        self._is_streamed = False
         self._gathered = Gathered()
         self._num_events = 0
 
     def begin(self) -> Iterator[str]:
+        self._is_streamed = True
         response = self._response("in_progress")
         yield self._event(oai.ResponseCreatedEvent, "response.created", response=response)
         yield self._event(oai.ResponseInProgressEvent, "response.in_progress", response=response)
@@ -62,17 +65,19 @@ class ResponseForm:
     def whole(self, *answers: Answer) -> oai.Response:
         (answer,) = answers
         status = _status(answer)
+        if not self._is_streamed:
+            self._output.whole(answer, status)
         details = IncompleteDetails(reason="max_output_tokens") if status == "incomplete" else None
         return self._response(
             status,
-            output=self._output.items(answer, status),
-            usage=usage_of(answer.finished.usage),
+            output=self._output.items,
+            usage=usage_of(answer.finished.usage, self._output.num_reasoning_tokens or 0),
             incomplete_details=details,
         )
 
     def _end(self, answer: Answer) -> Iterator[str]:
         status = _status(answer)
-        yield from self._events(self._output.end(answer, status))
+        yield from self._events(self._output.end(status))
         response = self.whole(answer)
         if status == "completed":
             yield self._event(oai.ResponseCompletedEvent, "response.completed", response=response)
@@ -111,7 +116,7 @@ class ResponseForm:
                 "parallel_tool_calls": asked.tool_use().is_parallel,
                 "temperature": asked.temperature,
                 "text": {"format": _format_of(asked)},
-                "tool_choice": _dumped(asked.tool_choice or "none"),
+                "tool_choice": _dumped(asked.tool_choice or ("auto" if asked.tools else "none")),
                 "tools": [_dumped(each) for each in asked.tools or ()],
                 "top_p": asked.top_p,
                 "truncation": "disabled",
@@ -122,7 +127,7 @@ class ResponseForm:
         )
 
 
-def usage_of(usage: Usage) -> ResponseUsage:
+def usage_of(usage: Usage, num_reasoning_tokens: int = 0) -> ResponseUsage:
     """The tokens of a response; cached are those that prefill has found instead of computing."""
     return ResponseUsage(
         input_tokens=usage.prompt_tokens,
@@ -130,17 +135,9 @@ def usage_of(usage: Usage) -> ResponseUsage:
             cached_tokens=usage.reused_tokens, cache_write_tokens=0
         ),
         output_tokens=usage.completion_tokens,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=num_reasoning_tokens),
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
     )
-
-
-def _output_of(request: ResponsesRequest, response_id: str) -> Output:
-    use = request.tool_use()
-    reader = reader_for(use)
-    if reader is None:
-        return MessageOutput(response_id, includes_logprobs=request.includes_logprobs)
-    return CallsOutput(response_id, use, reader)
 
 
 def _format_of(request: ResponsesRequest) -> dict[str, Any]:

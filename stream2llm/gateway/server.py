@@ -20,12 +20,15 @@ from starlette.types import ASGIApp
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.tls import ClientTls
 from stream2llm.client import AsyncClient
+from stream2llm.gateway.answer_parsers import AnswerParsers
 from stream2llm.gateway.app import GatewayParts, create_app
 from stream2llm.gateway.connections import BoundedProtocol
 from stream2llm.gateway.lanes.routes import LanesRoom, lanes_routes
 from stream2llm.gateway.metrics import GatewayMetrics
 from stream2llm.gateway.middleware import BodyLimit, InFlight
+from stream2llm.gateway.model_tokenizer import SharedTokenizer
 from stream2llm.gateway.routers import RouterClients
+from stream2llm.gateway.vllm_parser import ParserNames
 from stream2llm.security.certificates import open_certificates
 from stream2llm.security.tls import http_server_context
 from stream2llm.security.tls_metrics import TlsMetrics
@@ -65,8 +68,13 @@ class Gateway:
         guards = Guards(spec.security.auth, clock)
         self.registry.register(guards.metrics)
         self._clients = RouterClients(self._client_of)
-        parts = GatewayParts(self._clients, guards.of("gateway"), self.registry, clock)
-        self._lanes = LanesRoom(spec.model_path, clock) if spec.model_path else None
+        tokenizer = SharedTokenizer(spec.model_path) if spec.model_path else None
+        names = ParserNames(spec.tool_parser, spec.reasoning_parser)
+        self._parsers = AnswerParsers(names, tokenizer)
+        parts = GatewayParts(
+            self._clients, self._parsers, guards.of("gateway"), self.registry, clock
+        )
+        self._lanes = LanesRoom(tokenizer, clock) if tokenizer else None
         if self._lanes is not None:
             more = (*more, lanes_routes(self._lanes))
         app = create_app(parts, *more)
@@ -78,7 +86,11 @@ class Gateway:
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> GatewayAddress:
-        """Listens; answers with 503 until a view has a router. Raises UnavailableError."""
+        """Listens; answers with 503 until a view has a router.
+
+        Raises UnavailableError, or UnsupportedError for a parser that cannot be used.
+        """
+        await self._parsers.load()
         listener = self._bind()
         port = listener.getsockname()[1]
         tls = http_server_context(self._certificates)

@@ -43,16 +43,10 @@ class CallReader(Protocol):
 
 
 def reader_for(use: ToolUse) -> CallReader | None:
-    """What reads an answer; None: its text is no calls."""
+    """What reads an answer that is calls from its beginning; None: it need not be."""
     if use.calls is Calls.NAMED:
         return _OneCall(use.name)
     return _ListOfCalls() if use.calls is Calls.REQUIRED else None
-
-
-def calls_in(text: str, use: ToolUse) -> list[Call]:
-    """The calls in a whole answer."""
-    reader = reader_for(use)
-    return [] if reader is None else gathered([], reader.feed(text))
 
 
 def gathered(calls: list[Call], deltas: list[CallDelta]) -> list[Call]:

@@ -26,6 +26,8 @@ class Calls(StrEnum):
     """Which calls an answer has."""
 
     NONE = "none"
+    # As many as the model decides on, beside text.
+    AUTO = "auto"
     # At least one, of any tools.
     REQUIRED = "required"
     # One, of one tool.
@@ -111,8 +113,8 @@ class ToolUse:
     is_parallel: bool = True
 
     def constraint(self) -> StructuredOutput | None:
-        """What makes the answer calls; None: it is text. Raises for schemas that exclude each other."""
-        if self.calls is Calls.NONE:
+        """What makes the whole answer calls; None: nothing does. Raises for schemas that exclude each other."""
+        if self.calls in (Calls.NONE, Calls.AUTO):
             return None
         functions = [tool["function"] for tool in self.offered]
         if self.calls is Calls.NAMED:
@@ -128,11 +130,7 @@ def tool_use(
     *,
     is_parallel: bool | None,
 ) -> ToolUse:
-    """Reads the parameters `tools`, `tool_choice` and `parallel_tool_calls` of either API.
-
-    Raises UnsupportedError where the model is to decide whether to call: reading that out of
-    free text depends on the model, and needs a parser for it.
-    """
+    """Reads the parameters `tools`, `tool_choice` and `parallel_tool_calls` of either API."""
     offered = tuple(each.offered for each in tools or ())
     _check_functions([each["function"] for each in offered])
     use = ToolUse(offered, is_parallel=is_parallel is not False)
@@ -142,13 +140,7 @@ def tool_use(
         if not offered:
             raise InvalidRequestError("tool_choice needs tools", field="tool_choice")
         return replace(use, calls=Calls.REQUIRED)
-    if offered and choice != "none":
-        raise UnsupportedError(
-            'tool_choice "auto", as without one, is not supported: with tools it must be "none",'
-            ' "required" or a function',
-            field="tool_choice",
-        )
-    return use
+    return replace(use, calls=Calls.AUTO) if offered and choice != "none" else use
 
 
 def _chosen(name: str, offered: Sequence[Json]) -> str:

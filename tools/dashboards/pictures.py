@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stream2llm.serving.clock import SystemClock
+from stream2llm.serving.system.clock import SystemClock
 from tools.dashboards.draw import draw
 from tools.dashboards.files import DASHBOARDS
 from tools.dashboards.prometheus import Prometheus, TimeRange, filled_in

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stream2llm.serving.own_http import open_url
+from stream2llm.serving.http.own_http import open_url
 from tools.dashboards.model import WINDOW
 
 _TIMEOUT_S = 30.0

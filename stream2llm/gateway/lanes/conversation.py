@@ -82,7 +82,7 @@ class Conversation:
 
 def _num_chars(turn: ChatMessage) -> int:
     calls = sum(len(call.name) + len(call.arguments) for call in turn.tool_calls)
-    return sum(map(len, turn.texts)) + calls
+    return sum(map(len, turn.texts)) + calls + len(turn.reasoning)
 
 
 def texts_by_id(known: Mapping[str, str], more: Sequence[SlotDocument]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from stream2llm.gateway.response_items import messages_of
 from stream2llm.gateway.response_requests import ResponsesRequest
 
 EXTENSION = "stream2llm"
+_NOT_IN_LANES = ("tools", "include_reasoning", "chat_template_kwargs")
 _HONOURED = ("previous_response_id", "prompt_cache_options", "store")
 
 
@@ -111,10 +112,12 @@ class CreateRequest(ResponsesRequest):
     def check_lane(self) -> None:
         """Raises for a parameter that a lane does not honour, by name."""
         self.check_others()
-        if self.tools:
-            raise UnsupportedError(
-                "tools are not supported with streamed context and stored responses", field="tools"
-            )
+        for name in _NOT_IN_LANES:
+            if getattr(self, name) not in (None, []):
+                raise UnsupportedError(
+                    f"{name} is not supported with streamed context and stored responses",
+                    field=name,
+                )
 
     @property
     def wants_progress(self) -> bool:

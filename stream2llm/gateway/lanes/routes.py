@@ -15,11 +15,8 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from router.text_input import TextInput
-from router.tokenizer import ModelTokenizer
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import (
-    InternalError,
-    InvalidRequestError,
     NotPermittedError,
     Stream2LLMError,
     UnsupportedError,
@@ -35,6 +32,7 @@ from stream2llm.gateway.lanes.socket import ResponsesSocket
 from stream2llm.gateway.lanes.state import LaneLimits
 from stream2llm.gateway.lanes.stored import CallerStore, LaneStore, StoreLimits
 from stream2llm.gateway.middleware import error_response
+from stream2llm.gateway.model_tokenizer import SharedTokenizer
 from stream2llm.gateway.responses import ResponseForm
 from stream2llm.serving.system.clock import Clock
 
@@ -53,11 +51,13 @@ class RoomLimits:
 class LanesRoom:
     """What all connections share. Call `close` at the end."""
 
-    def __init__(self, model_path: str, clock: Clock, limits: RoomLimits = RoomLimits()) -> None:
-        """`model_path` is a directory with the model's tokenizer, read when the first client comes."""
+    def __init__(
+        self, tokenizer: SharedTokenizer, clock: Clock, limits: RoomLimits = RoomLimits()
+    ) -> None:
+        """The model's tokenizer is read when the first client comes."""
         self.limits = limits
         self.store = LaneStore(limits.store, clock)
-        self._model_path = model_path
+        self._tokenizer = tokenizer
         self._sockets: set[ResponsesSocket] = set()
         self._is_draining = False
         self._loading = asyncio.Lock()
@@ -116,19 +116,11 @@ class LanesRoom:
     async def _rendering_for(self, max_model_len: int) -> Rendering:
         async with self._loading:
             if self._rendering is None:
-                tokenizer = await asyncio.to_thread(_tokenizer, self._model_path)
+                tokenizer = await self._tokenizer.get()
+                tokenizer.encoder = RememberingEncoder(tokenizer.encoder)
                 self._text = TextInput(tokenizer, max_model_len)
                 self._rendering = Rendering(self._text)
             return self._rendering
-
-
-def _tokenizer(model_path: str) -> ModelTokenizer:
-    try:
-        tokenizer = ModelTokenizer(model_path)
-    except InvalidRequestError as error:  # not the client's fault
-        raise InternalError(f"the gateway cannot tokenize: {error.message}") from error
-    tokenizer.encoder = RememberingEncoder(tokenizer.encoder)
-    return tokenizer
 
 
 def lanes_routes(room: LanesRoom) -> APIRouter:

@@ -23,6 +23,9 @@ class GatewaySpec:
     model_path: str = ""
     # As the configuration names it, where the node of the gateway finds the model itself.
     model: str = ""
+    # Names of vLLM's parsers; both need the model's tokenizer. None: answers are not read for that.
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
     # Served under /web/.
     web_folder: Path | None = None
     # Most bytes of a request's body, as of one message to a router.

@@ -11,6 +11,8 @@ from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.config import default_config, load_config, on_free_ports, parse_config
 from stream2llm.cluster.exposure import check_encryption
 from stream2llm.cluster.layout import Factories, lay_out
+from stream2llm.cluster.preflight import check_parsers
+from stream2llm.engine.parser_names import registered_parsers
 from stream2llm.serving.actor.actor_shell import GatewayShell
 from stream2llm.serving.actor.replica_status import GatewayStatus
 from stream2llm.serving.settings.gateway_spec import GatewaySpec
@@ -42,6 +44,25 @@ def test_the_default_cluster_has_one_and_other_configurations_as_many_as_they_as
         ("gateway-0", 8100),
         ("gateway-1", 8101),
     ]
+
+
+def test_a_parser_is_one_of_vllms(tmp_path: Path) -> None:
+    names = {"tool_parser": "hermes", "reasoning_parser": "qwen3"}
+    check_parsers(parse_config({"gateway": names}, source="test"))
+    (launch,) = launches(tmp_path, **names)
+    assert (launch.spec.tool_parser, launch.spec.reasoning_parser) == ("hermes", "qwen3")
+    for key, known in (("tool_parser", "hermes, "), ("reasoning_parser", "deepseek_r1, ")):
+        with pytest.raises(InvalidRequestError, match=f"'fancy'; it has .*{known}") as caught:
+            check_parsers(parse_config({"gateway": {key: "fancy"}}, source="test"))
+        assert caught.value.field == f"gateway.{key}"
+
+
+def test_vllm_registers_the_parsers_that_its_source_names() -> None:
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    assert registered_parsers("tool") == set(ToolParserManager.lazy_parsers)
+    assert registered_parsers("reasoning") == set(ReasoningParserManager.list_registered())
 
 
 def test_a_gateway_beyond_loopback_needs_encryption() -> None:

@@ -112,6 +112,7 @@ _OF_OTHERS = {
     "--target", "--build-arg", "--network", "--gpus", "--shm-size", "--ulimit",
     "--from-file", "--rm", "--restart", "--image", "--command", "--create-namespace",
     "--now", "--system", "--home-dir", "--no-deps", "--strict", "--cacert",
+    "--tool-call-parser", "--reasoning-parser",
 }  # fmt: skip
 
 

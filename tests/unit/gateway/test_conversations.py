@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from openai import AsyncOpenAI
 
+from stream2llm.api.errors import UnsupportedError
 from stream2llm.gateway.lanes.requests import CreateRequest
 from stream2llm.gateway.response_items import messages_of
 from tests.gateway_ring import GatewayRing
@@ -60,10 +61,27 @@ def test_calls_in_a_row_are_one_turn() -> None:
     assert said == {"role": "assistant", "content": "I look"}
 
 
-def test_a_lane_counts_the_characters_of_calls_too() -> None:
+def test_reasoning_is_of_the_turn_that_it_prepared() -> None:
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]}
+    said = {"role": "assistant", "content": "I look"}
+    turns = messages_of([thought, said, CALLED, OUTPUT, thought, CALLED])
+    assert [(turn["role"], turn["content"]) for turn in turns] == [
+        ("assistant", "I look"),
+        ("tool", "found"),
+        ("assistant", None),
+    ]
+    assert [turn.get("reasoning") for turn in turns] == ["hm", None, "hm"]
+    assert [len(turn.get("tool_calls", ())) for turn in turns] == [1, 0, 1]
+    with pytest.raises(UnsupportedError, match="without its text"):
+        messages_of([{"type": "reasoning", "summary": [], "encrypted_content": "x"}])
+
+
+def test_a_lane_counts_the_characters_of_calls_and_reasoning_too() -> None:
     long = json.dumps({"q": "x" * 1000})
-    given = CreateRequest(input=[{**CALLED, "arguments": long}]).given()
-    assert given.num_chars > 1000
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": long}]}
+    for item in ({**CALLED, "arguments": long}, thought):
+        given = CreateRequest(input=[item, CALLED]).given()
+        assert given.num_chars > 1000
 
 
 async def test_variables_and_ends_of_the_template(

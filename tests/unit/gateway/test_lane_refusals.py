@@ -12,6 +12,7 @@ from openai import AsyncOpenAI
 
 from stream2llm.gateway.lanes.routes import LanesRoom, RoomLimits, lanes_routes
 from stream2llm.gateway.lanes.state import LaneLimits
+from stream2llm.gateway.model_tokenizer import SharedTokenizer
 from stream2llm.serving.system.clock import SystemClock
 from tests.credentials import Keys
 from tests.gateway_ring import GatewayRing
@@ -97,7 +98,9 @@ async def test_pages_of_other_sites_are_refused(gateway: GatewayRing) -> None:
 
 async def test_there_are_limits_on_lanes(make_gateway: Any, tiny_model: Path) -> None:
     room = LanesRoom(
-        str(tiny_model), SystemClock(), RoomLimits(LaneLimits(max_lanes=1, max_chars=20))
+        SharedTokenizer(str(tiny_model)),
+        SystemClock(),
+        RoomLimits(LaneLimits(max_lanes=1, max_chars=20)),
     )
     gateway = await make_gateway(lanes_routes(room), has_lanes=False)
     async with (
@@ -130,7 +133,7 @@ async def test_requests_that_wait_are_bounded(gateway: GatewayRing, sdk: AsyncOp
 async def test_a_connection_lasts_so_long_and_the_sdk_opens_another(
     make_gateway: Any, tiny_model: Path
 ) -> None:
-    room = LanesRoom(str(tiny_model), SystemClock(), RoomLimits(duration_s=0.0))
+    room = LanesRoom(SharedTokenizer(str(tiny_model)), SystemClock(), RoomLimits(duration_s=0.0))
     gateway = await make_gateway(lanes_routes(room), has_lanes=False)
     codes = asyncio.Queue[int]()
 

@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 from stream2llm.gateway.lanes.routes import LanesRoom, RoomLimits, lanes_routes
 from stream2llm.gateway.lanes.state import LaneLimits
 from stream2llm.gateway.lanes.stored import StoreLimits
+from stream2llm.gateway.model_tokenizer import SharedTokenizer
 from stream2llm.serving.system.clock import ManualClock
 from tests.credentials import Keys
 from tests.gateway_ring import GatewayRing
@@ -87,7 +88,7 @@ async def test_responses_belong_to_a_caller(make_gateway: Any, keys: Keys) -> No
 async def test_what_is_stored_is_bounded_and_forgotten(make_gateway: Any, tiny_model: Path) -> None:
     clock = ManualClock()
     limits = StoreLimits(LaneLimits(max_lanes=2), time_to_live_s=100)
-    room = LanesRoom(str(tiny_model), clock, RoomLimits(store=limits))
+    room = LanesRoom(SharedTokenizer(str(tiny_model)), clock, RoomLimits(store=limits))
     gateway = await make_gateway(lanes_routes(room), has_lanes=False)
     async with AsyncOpenAI(base_url=gateway.base_url, api_key="any", max_retries=0) as sdk:
         ids = []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI
 
 from stream2llm.gateway.requests import ChatRequest
-from stream2llm.gateway.tool_calls import Call, calls_in, gathered, reader_for
+from stream2llm.gateway.tool_calls import Call, gathered, reader_for
 from stream2llm.gateway.tools import Calls, ToolUse
 from tests.gateway_ring import GatewayRing
 
@@ -128,6 +128,7 @@ async def test_calls_of_a_response(gateway: GatewayRing, sdk: AsyncOpenAI) -> No
 @pytest.mark.parametrize(
     ("more", "param"),
     [
+        # Without a parser.
         ({"tools": TOOLS}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": "auto"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
@@ -144,6 +145,8 @@ async def test_calls_of_a_response(gateway: GatewayRing, sdk: AsyncOpenAI) -> No
         ),
         # In a lane.
         ({"tools": TOOLS, "tool_choice": "none", "store": True}, "tools"),
+        ({"chat_template_kwargs": {"a": 1}, "store": True}, "chat_template_kwargs"),
+        ({"include_reasoning": False, "store": True}, "include_reasoning"),
     ],
 )
 async def test_what_is_not_supported_is_refused(
@@ -195,10 +198,15 @@ def test_a_list_of_calls_is_read_in_any_pieces(
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         found = gathered(found, reader.feed(text[start:end]))
     assert [(call.name, json.loads(call.arguments)) for call in found] == calls
-    assert calls_in(text, use) == found
+    assert _calls_in(text) == found
 
 
 def test_a_list_that_is_cut_off_has_the_beginning_of_its_last_call() -> None:
-    use = ToolUse(calls=Calls.REQUIRED)
-    assert calls_in('[{"name": "look", "para', use) == []
-    assert calls_in('[{"name": "look", "parameters": {"q": "a', use) == [Call("look", '{"q": "a')]
+    assert _calls_in('[{"name": "look", "para') == []
+    assert _calls_in('[{"name": "look", "parameters": {"q": "a') == [Call("look", '{"q": "a')]
+
+
+def _calls_in(text: str) -> list[Call]:
+    reader = reader_for(ToolUse(calls=Calls.REQUIRED))
+    assert reader is not None
+    return gathered([], reader.feed(text))
