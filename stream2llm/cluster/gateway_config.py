@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from stream2llm.serving.frozen_model import FrozenModel
-from stream2llm.serving.placement import Placement
+from stream2llm.cluster.front_config import FrontConfig
 from stream2llm.serving.security_options import NodeFile
 
 
-class GatewayConfig(FrozenModel):
+class GatewayConfig(FrontConfig):
     """The gateways, which serve OpenAI's HTTP API in front of the routers."""
 
     replicas: int = Field(default=1, ge=1)
@@ -19,8 +18,6 @@ class GatewayConfig(FrozenModel):
     port: int = Field(default=8000, ge=0, le=65535)
     """HTTP port of the first gateway, its metrics included; the others take the following ports.
     0: any free."""
-    placement: Placement = Placement()
-    """The nodes that Ray may place gateways on."""
     web_folder: NodeFile | None = None
     """Directory with pages that gateways serve under `/web/`, without credentials, such as
     `examples/web`. Null: none."""
