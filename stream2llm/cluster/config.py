@@ -32,7 +32,12 @@ from stream2llm.serving.router_spec import (
 )
 from stream2llm.serving.security_options import SecurityOptions
 from stream2llm.serving.tenant_options import Milliseconds, Quota
-from stream2llm.serving.worker_options import HandoverOptions, PrefillOptions, WorkerOptions
+from stream2llm.serving.worker_options import (
+    HandoverOptions,
+    PrefillOptions,
+    StructuredOutputOptions,
+    WorkerOptions,
+)
 from stream2llm.serving.worker_spec import DEFAULT_HUNG_AFTER_S
 
 
@@ -186,6 +191,8 @@ class ClusterConfig(FrozenModel):
     """The decode workers."""
     handover: HandoverOptions = HandoverOptions()
     """How KV crosses from prefill to decode. A plain string sets `mode`."""
+    structured_output: StructuredOutputOptions = StructuredOutputOptions()
+    """How structured outputs are compiled."""
     security: SecurityOptions = SecurityOptions()
     """Who may listen in, and who may connect."""
     observability: ObservabilityOptions = ObservabilityOptions()
@@ -255,7 +262,10 @@ class ClusterConfig(FrozenModel):
     def worker_options(self) -> WorkerOptions:
         """What schedulers of both roles are set by."""
         return WorkerOptions(
-            prefill=self.prefill.options, handover=self.handover, logs=self.observability.logs
+            prefill=self.prefill.options,
+            handover=self.handover,
+            structured_output=self.structured_output,
+            logs=self.observability.logs,
         )
 
     @property
