@@ -55,7 +55,7 @@ class GrammarThreads:
         kind, constraint = structured.structured_output_key
         compiler = self._stoppable_compiler()
         if compiler is not None and kind is StructuredOutputOptions.REGEX:
-            # Of these vLLM stops to wait after five seconds; from now on it is cached.
+            # vLLM stops waiting for one after five seconds; from now on it is cached.
             compiler.compile_regex(constraint)
         grammar = self._create(request)
         structured.compile_s = self._clock.monotonic_s() - began_s

@@ -179,7 +179,7 @@ async def test_s3_what_cannot_be_compiled_ends_its_session_with_the_reason(
 async def test_s3_what_takes_too_long_ends_its_session(
     engine: MaskedEngine, is_busy: bool, error: type[Exception], message: str
 ) -> None:
-    """Of a backend that cannot be stopped, or for want of a thread."""
+    """The backend cannot be stopped, or no thread is free."""
     engine.scheduler._grammar_threads.are_bounded = False
     clock = engine.scheduler._grammar_clock = ManualClock()  # type: ignore[assignment]
     ByHand(engine).is_busy = is_busy
