@@ -78,7 +78,8 @@ async def _compiling(worker: EngineWorker, opening: worker_pb2.OpenPrefetch) -> 
     output = codec.decode(StructuredOutput, opening.structured_output)
     output.validate()
     name = unique_id(f"{opening.fetch_session_id}-grammar")
-    compiling = asyncio.create_task(_compile(GrammarOrder(worker.engine, name, output)))
+    order = GrammarOrder(worker.engine, name, output, worker.grammars.compiled)
+    compiling = asyncio.create_task(_compile(order))
     try:
         yield
     finally:

@@ -112,7 +112,8 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         if sampling.structured_output is None:
             return None
         name = unique_id(f"{request_id}-grammar")
-        order = GrammarOrder(self._worker.engine, name, sampling.structured_output)
+        output, worker = sampling.structured_output, self._worker
+        order = GrammarOrder(worker.engine, name, output, worker.grammars.compiled)
         await order.begin()
         return order
 

@@ -21,7 +21,7 @@ def scrape(cluster: Cluster) -> Counter[str]:
             for family in text_string_to_metric_families(response.read().decode()):
                 for sample in family.samples:
                     total[sample.name] += sample.value
-                    for label in ("kind", "op", "state", "policy", "action", "direction"):
+                    for label in ("kind", "op", "state", "policy", "action", "direction", "route"):
                         if label in sample.labels:
                             total[f"{sample.name}/{sample.labels[label]}"] += sample.value
     return total

@@ -1,4 +1,4 @@
-"""`stream2llm ready`: asks a router's gRPC health service, for probes and scripts."""
+"""`stream2llm ready`: asks a router or a gateway whether it serves, for probes and scripts."""
 
 from __future__ import annotations
 
@@ -23,26 +23,30 @@ def ready(
         bool,
         typer.Option(
             "--absent-ok",
-            help="Exit with 0 also where nothing listens: for the probe of a pod in which no"
-            " router has been started yet.",
+            help="Exit with 0 also where nothing listens: for the probe of a pod in which nothing"
+            " has been started yet.",
         ),
+    ] = False,
+    gateway: Annotated[
+        bool,
+        typer.Option("--gateway", help="The address is a gateway's: ask its /health over HTTP."),
     ] = False,
     *,
     given: secure.TlsOptions,
 ) -> None:
-    """Tell by the exit code whether a router takes sessions.
+    """Tell by the exit code whether a router takes sessions, or a gateway requests.
 
-    Asks its gRPC health service (grpc.health.v1), as load balancers do: a router
-    serves while it has a ready worker of each role and does not drain. Exit codes: 0
-    it serves, 4 it does not, or gives no answer.
+    Asks a router's gRPC health service (grpc.health.v1), as load balancers do: it
+    serves while it has a ready worker of each role and does not drain. A gateway also
+    needs a router. Exit codes: 0 it serves, 4 it does not, or gives no answer.
 
     Example: stream2llm ready --address 127.0.0.1:50051
     """
     with errors_as_exits():
-        from stream2llm.serving.rpc.router_health import Health, health_of
+        from stream2llm.serving.actor.front_health import Health, health_of, health_of_gateway
 
-        tls = given.tls()
-        health = health_of(address, timeout_s, tls)
+        ask = health_of_gateway if gateway else health_of
+        health = ask(address, timeout_s, given.tls())
         typer.echo(for_terminal(health.value))
         if health is Health.ABSENT and absent_ok:
             return

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from prefill_worker.policy_loading import require_policy
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HandoverMode
+from stream2llm.cluster.front_config import FrontConfig
 from stream2llm.cluster.gateway_config import GatewayConfig
 from stream2llm.models.hub import hub_id
 from stream2llm.serving.settings.frozen_model import FrozenModel
@@ -34,6 +35,7 @@ from stream2llm.serving.settings.tenant_options import Milliseconds, Quota
 from stream2llm.serving.settings.worker_options import (
     HandoverOptions,
     PrefillOptions,
+    StructuredOutputOptions,
     WorkerOptions,
 )
 from stream2llm.serving.settings.worker_spec import DEFAULT_HUNG_AFTER_S
@@ -57,7 +59,7 @@ class RayConfig(FrozenModel):
     is then waited for; otherwise it is refused at the start."""
 
 
-class RouterConfig(FrozenModel):
+class RouterConfig(FrontConfig):
     """The routers, which clients connect to."""
 
     replicas: int = Field(default=1, ge=1)
@@ -68,11 +70,6 @@ class RouterConfig(FrozenModel):
     """gRPC port of the first router; the others take the following ports. 0: any free."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Prometheus port of the first router; the others take the following ports. 0: any free."""
-    placement: Placement = Placement()
-    """The nodes that Ray may place routers on."""
-    one_per_node: bool = False
-    """Whether every router has a node of its own, and all have the same ports, as behind one name
-    of several addresses. `placement.resources` has to name what each node has one of."""
     limits: RouterLimits = RouterLimits()
     """What a router admits."""
     ttft_slo_ms: Milliseconds | None = None
@@ -88,19 +85,6 @@ class RouterConfig(FrozenModel):
     """What happens to sessions that lose a worker."""
     drain_timeout_s: float = Field(default=DEFAULT_DRAIN_TIMEOUT_S, ge=0)
     """Seconds that a drain waits for open sessions to end."""
-
-    @model_validator(mode="after")
-    def _has_a_node_of_its_own(self) -> RouterConfig:
-        if self.one_per_node and not self.placement.resources:
-            raise ValueError(
-                "one_per_node needs placement.resources: the custom resource of which every node"
-                " of a router has one (ray start --resources)"
-            )
-        return self
-
-    def port_of(self, first: int, index: int) -> int:
-        """The port of one router, by `port` or `metrics_port`."""
-        return first + index if first and not self.one_per_node else first
 
 
 class WorkerConfig(FrozenModel):
@@ -207,6 +191,8 @@ class ClusterConfig(FrozenModel):
     """The decode workers."""
     handover: HandoverOptions = HandoverOptions()
     """How KV crosses from prefill to decode. A plain string sets `mode`."""
+    structured_output: StructuredOutputOptions = StructuredOutputOptions()
+    """How structured outputs are compiled."""
     security: SecurityOptions = SecurityOptions()
     """Who may listen in, and who may connect."""
     observability: ObservabilityOptions = ObservabilityOptions()
@@ -276,7 +262,10 @@ class ClusterConfig(FrozenModel):
     def worker_options(self) -> WorkerOptions:
         """What schedulers of both roles are set by."""
         return WorkerOptions(
-            prefill=self.prefill.options, handover=self.handover, logs=self.observability.logs
+            prefill=self.prefill.options,
+            handover=self.handover,
+            structured_output=self.structured_output,
+            logs=self.observability.logs,
         )
 
     @property

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from stream2llm.serving.settings.frozen_model import FrozenModel
-from stream2llm.serving.settings.placement import Placement
+from stream2llm.cluster.front_config import FrontConfig
 from stream2llm.serving.settings.security_options import NodeFile
 
 
-class GatewayConfig(FrozenModel):
+class GatewayConfig(FrontConfig):
     """The gateways, which serve OpenAI's HTTP API in front of the routers."""
 
     replicas: int = Field(default=1, ge=1)
@@ -19,8 +18,6 @@ class GatewayConfig(FrozenModel):
     port: int = Field(default=8000, ge=0, le=65535)
     """HTTP port of the first gateway, its metrics included; the others take the following ports.
     0: any free."""
-    placement: Placement = Placement()
-    """The nodes that Ray may place gateways on."""
     tool_parser: str | None = Field(default=None, min_length=1)
     """Name of the vLLM parser that reads calls of tools out of answers (`vllm serve
     --tool-call-parser`): the format that the model writes them in. Null: `tool_choice` cannot be

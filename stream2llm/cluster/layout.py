@@ -169,7 +169,7 @@ def _gateway(
     spec = GatewaySpec(
         gateway_id=f"gateway-{index}",
         host=part.host,
-        port=_nth_port(part.port, index),
+        port=part.port_of(part.port, index),
         model_path=str(model_path or ""),
         model=config.model,
         tool_parser=part.tool_parser,

@@ -332,14 +332,15 @@ def _weights_bytes(config: ClusterConfig) -> int:
 
 def _fixed_ports(config: ClusterConfig) -> Iterator[tuple[str, str, int]]:
     router = config.router
-    on_one_node = 1 if router.one_per_node else router.replicas
+    num_routers = 1 if router.one_per_node else router.replicas
     ranges = [
-        ("router.port", router.host, router.port, on_one_node),
-        ("router.metrics_port", router.host, router.metrics_port, on_one_node),
+        ("router.port", router.host, router.port, num_routers),
+        ("router.metrics_port", router.host, router.metrics_port, num_routers),
         ("controller.http_port", config.controller.host, config.controller.http_port, 1),
     ]
     if (gateway := config.gateway) is not None:
-        ranges.append(("gateway.port", gateway.host, gateway.port, gateway.replicas))
+        num_gateways = 1 if gateway.one_per_node else gateway.replicas
+        ranges.append(("gateway.port", gateway.host, gateway.port, num_gateways))
     for role, part in config.worker_sections:
         ranges.append((f"{role}.metrics_port", part.host, part.metrics_port, part.replicas))
     for key, host, first, count in ranges:

@@ -1,6 +1,7 @@
 """Structured outputs in a scheduler of ours: a mixin over vLLM's scheduler.
 
-vLLM compiles a grammar in a thread as soon as it has the request. Here
+vLLM compiles a grammar as soon as it has the request, in a thread or in a process
+(grammar_threads.py). Here
 
 - a request that only orders a grammar (structured_output.py) is answered when that is
   compiled; the backend's cache has it from then on. It never enters a queue;
@@ -24,7 +25,14 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from stream2llm.engine.failed_request import BadGrammarError, BusyGrammarsError, failed_output
-from stream2llm.engine.grammar_state import is_compiled, is_grammar_order, take_up
+from stream2llm.engine.grammar_state import (
+    compile_figures,
+    is_compiled,
+    is_grammar_order,
+    take_up,
+)
+from stream2llm.engine.grammar_threads import GrammarThreads
+from stream2llm.serving.settings.worker_options import WorkerOptions
 from stream2llm.serving.system.clock import SystemClock
 
 if TYPE_CHECKING:
@@ -44,6 +52,11 @@ class StructuredOutputMixin(_Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._grammar_clock = SystemClock()
+        options = WorkerOptions.from_additional_config(self.vllm_config.additional_config)
+        self._compile_timeout_s = options.structured_output.compile_timeout_s
+        self._grammar_threads = GrammarThreads(
+            self.structured_output_manager, self._compile_timeout_s, SystemClock()
+        )
         # By request id, with the instant when compiling began.
         self._compiling: dict[str, tuple[Request, float]] = {}
         # Last outputs that no step has, each with its client index.
@@ -84,17 +97,26 @@ class StructuredOutputMixin(_Base):
         now_s = self._grammar_clock.monotonic_s()
         for request, began_s in list(self._compiling.values()):
             try:
-                if is_compiled(request, now_s - began_s):
+                if self._is_compiled(request, now_s - began_s):
                     del self._compiling[request.request_id]
                     self._go_on(request)
             except Exception as error:
                 self.end_failed(request, error)
 
+    def _is_compiled(self, request: Request, waited_s: float) -> bool:
+        ends_itself = self._grammar_threads.are_bounded
+        return is_compiled(request, waited_s, self._compile_timeout_s, ends_itself=ends_itself)
+
     def _go_on(self, request: Request) -> None:
         if not is_grammar_order(request):
             self.grammar_compiled(request)
             return
-        output = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.STOP)
+        output = EngineCoreOutput(
+            request.request_id,
+            [],
+            finish_reason=FinishReason.STOP,
+            kv_transfer_params=compile_figures(request),
+        )
         self._ends.append((request.client_index, output))
 
     def grammar_compiled(self, request: Request) -> None:

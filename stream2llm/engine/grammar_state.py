@@ -29,13 +29,12 @@ from stream2llm.engine.failed_request import (
     BusyGrammarsError,
     FailedGrammarError,
 )
+from stream2llm.engine.stoppable_calls import CallFailedError, CallStoppedError, NoProcessError
 
 _log = logging.getLogger(__name__)
 
 # Key in SamplingParams.extra_args of a request that only orders a grammar.
 ORDER_KEY = "stream2llm_grammar_order"
-# Compiling cannot be stopped; what takes longer fails its request and goes on in its thread.
-MAX_COMPILE_S = 10.0
 # Most characters of a backend's error message.
 MAX_REASON_CHARS = 500
 _ALL_ALLOWED = -1
@@ -46,19 +45,39 @@ def is_grammar_order(request: Request) -> bool:
     return ORDER_KEY in (request.sampling_params.extra_args or {})
 
 
-def is_compiled(request: Request, waited_s: float) -> bool:
+def is_compiled(request: Request, waited_s: float, limit_s: float, *, ends_itself: bool) -> bool:
     """Whether the request's grammar is there.
 
-    Raises BadGrammarError when it will not be, and BusyGrammarsError when its turn has not come.
+    Raises BadGrammarError when it will not be, and BusyGrammarsError when its turn has not come
+    within `limit_s`. `ends_itself`: compiling fails by itself when it takes longer than that.
     """
     grammar = request.structured_output_request.grammar
+    if isinstance(grammar, NoProcessError):
+        raise grammar
     if isinstance(grammar, Exception):
-        raise BadGrammarError(describe(grammar)[:MAX_REASON_CHARS]) from grammar
-    if grammar is None and waited_s > MAX_COMPILE_S:
-        if request.structured_output_request._grammar.running():
-            raise BadGrammarError(f"it takes longer than {MAX_COMPILE_S:g} s to compile")
-        raise BusyGrammarsError(f"no thread was free for {MAX_COMPILE_S:g} s")
+        raise BadGrammarError(_why(grammar)[:MAX_REASON_CHARS]) from grammar
+    if grammar is None and waited_s > limit_s:
+        if not request.structured_output_request._grammar.running():
+            raise BusyGrammarsError(f"no thread was free for {limit_s:g} s")
+        if not ends_itself:
+            raise BadGrammarError(f"it takes longer than {limit_s:g} s to compile")
     return grammar is not None
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, CallStoppedError):
+        return f"{error} to compile"
+    return str(error) if isinstance(error, CallFailedError) else describe(error)
+
+
+def compile_figures(request: Request) -> dict[str, Any]:
+    """Returns which backend has compiled an order, and within how many seconds.
+
+    The front end gets them as the order's `kv_transfer_params`, the one field of an output that
+    takes any values.
+    """
+    seconds = getattr(request.structured_output_request, "compile_s", 0.0)
+    return {"backend": request.sampling_params.structured_outputs._backend, "compile_s": seconds}
 
 
 class GuardedGrammar(StructuredOutputGrammar):

@@ -8,6 +8,7 @@ backend's cache, where the session's own request finds it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from vllm import SamplingParams
@@ -39,10 +40,17 @@ class OrderingEngine(Protocol):
 
 
 class GrammarOrder:
-    """One order."""
+    """One order; `on_compiled(backend, seconds)` is called when the engine has compiled it."""
 
-    def __init__(self, engine: OrderingEngine, request_id: str, output: StructuredOutput) -> None:
+    def __init__(
+        self,
+        engine: OrderingEngine,
+        request_id: str,
+        output: StructuredOutput,
+        on_compiled: Callable[[str, float], None] = lambda *_: None,
+    ) -> None:
         self._engine = engine
+        self._on_compiled = on_compiled
         self._request_id = request_id
         self._output = output
         self._stream: OutputStream | None = None
@@ -70,6 +78,8 @@ class GrammarOrder:
         try:
             async for output in self._stream:
                 raise_failure(only_output(output))
+                figures = output.kv_transfer_params or {}
+                self._on_compiled(figures["backend"], figures["compile_s"])
         finally:
             if not self._stream.finished:
                 await asyncio.shield(self._engine.abort(self._request_id))

@@ -26,7 +26,7 @@ from stream2llm.api.loopback import is_loopback
 from stream2llm.api.v1 import inference_pb2, worker_pb2, worker_pb2_grpc
 from stream2llm.engine import listening, side_channel
 from stream2llm.engine.vllm_engine import Engine
-from stream2llm.engine.worker_metrics import WorkerGauges
+from stream2llm.engine.worker_metrics import GrammarMetrics, WorkerGauges
 from stream2llm.engine.worker_sessions import WorkerSessions
 from stream2llm.security.certificates import open_certificates
 from stream2llm.security.grpc_access import RequireClusterToken
@@ -64,6 +64,7 @@ class EngineWorker(ABC):
         self.tracing: Tracing
         self._open = AsyncExitStack()
         self.sessions = WorkerSessions()
+        self.grammars = GrammarMetrics(spec.role, registry)
         self._health = HealthService(("", _SERVICE_NAME))
 
     @abstractmethod

@@ -18,6 +18,10 @@ from stream2llm.serving.settings.worker_spec import Role, WorkerStatus
 _TRANSFER_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
+# From a cached grammar to the default of `structured_output.compile_timeout_s`.
+_COMPILE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
 class WorkerGauges(Collector):
     """Sessions and KV blocks, read when scraped."""
 
@@ -57,6 +61,25 @@ class WorkerGauges(Collector):
         family = GaugeMetricFamily(name, text, labels=["role"])
         family.add_metric([self._role], value)
         return family
+
+
+class GrammarMetrics:
+    """Structured outputs that an engine compiles."""
+
+    def __init__(self, role: Role, registry: CollectorRegistry) -> None:
+        self._role = role
+        self._seconds = Histogram(
+            "stream2llm_grammar_compile_seconds",
+            "Seconds to compile a structured output when its session opens, by grammar backend; next"
+            " to nothing for one that is cached. Not of those that are refused.",
+            ("role", "backend"),
+            buckets=_COMPILE_BUCKETS_S,
+            registry=registry,
+        )
+
+    def compiled(self, backend: str, seconds: float) -> None:
+        """Records one that is compiled."""
+        self._seconds.labels(self._role, backend).observe(seconds)
 
 
 class TransferMetrics:

@@ -28,15 +28,17 @@ from stream2llm.api.errors import InternalError, InvalidRequestError, Overloaded
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.structured_output import BAD_STRUCTURED_OUTPUT, StructuredOutput
 from stream2llm.api.token_step import TokenStep
-from stream2llm.engine import grammar_state
 from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
 from stream2llm.engine.failed_request import BAD_GRAMMAR, FAILED_GRAMMAR
+from stream2llm.engine.grammar_compiler import StoppableCompiler
 from stream2llm.engine.structured_output import GrammarOrder
 from stream2llm.engine.vllm_sampling import token_step
+from stream2llm.serving.settings.worker_options import StructuredOutputOptions
 from stream2llm.serving.system.clock import ManualClock
 from tests.scheduling.engine_settings import EngineSettings, block_hasher
 from tests.scheduling.handover_pair import Pair
-from tests.scheduling.masked_engine import ByHand, MaskedEngine, obey, verified
+from tests.scheduling.masked_engine import ByHand, MaskedEngine, obey, slow_calls, verified
+from tests.scheduling.slow_compiler import SLOW
 from tests.tiny_model import EOS, IM_START
 
 pytestmark = pytest.mark.integration
@@ -49,7 +51,8 @@ CONTEXT = list(range(100, 130))
 
 @pytest.fixture
 async def engine() -> AsyncIterator[MaskedEngine]:
-    engine = MaskedEngine(EngineSettings())
+    backend = {"structured_outputs_config": {"backend": "xgrammar"}}
+    engine = MaskedEngine(EngineSettings(engine_args=backend))
     yield engine
     engine.scheduler.check_integrity()
     assert not engine.scheduler.has_unfinished_requests(), "nothing keeps it busy"
@@ -70,10 +73,16 @@ async def first_token(session: PrefillSession) -> TokenStep:
 
 async def test_s1_a_grammar_is_compiled_before_a_session_has_a_token(engine: MaskedEngine) -> None:
     assert SAMPLING.structured_output is not None
-    order = GrammarOrder(engine, "order", SAMPLING.structured_output)
+    compiled: list[tuple[str, float]] = []
+    order = GrammarOrder(
+        engine, "order", SAMPLING.structured_output, lambda *told: compiled.append(told)
+    )
     await order.begin()
-    engine.run()
+    engine.run_until(lambda: not engine.scheduler.has_unfinished_requests())
     await order.compiled()
+    ((backend, seconds),) = compiled
+    assert backend == "xgrammar"
+    assert seconds > 0
     session = a_session(engine, "a")
     await session.splice(1, 0, CONTEXT)
     engine.run()
@@ -170,15 +179,39 @@ async def test_s3_what_cannot_be_compiled_ends_its_session_with_the_reason(
 async def test_s3_what_takes_too_long_ends_its_session(
     engine: MaskedEngine, is_busy: bool, error: type[Exception], message: str
 ) -> None:
+    """The backend cannot be stopped, or no thread is free."""
+    engine.scheduler._grammar_threads.are_bounded = False
     clock = engine.scheduler._grammar_clock = ManualClock()  # type: ignore[assignment]
     ByHand(engine).is_busy = is_busy
     session = a_session(engine, "a")
     await session.splice(1, 0, CONTEXT, seal=True)
     engine.run_some(3)
-    clock.advance(grammar_state.MAX_COMPILE_S + 1)
+    clock.advance(StructuredOutputOptions().compile_timeout_s + 1)
     engine.run()
     with pytest.raises(error, match=message):
         await first_token(session)
+
+
+async def test_s3_a_compiler_that_takes_too_long_is_stopped_and_holds_up_no_other(
+    engine: MaskedEngine,
+) -> None:
+    """XGrammar's, in its processes."""
+    other = a_session(engine, "b")
+    await other.splice(1, 0, CONTEXT)
+    engine.run_until(lambda: not engine.scheduler.is_compiling("b"))
+    compiler = engine.manager.backend.compiler  # type: ignore[union-attr]
+    assert isinstance(compiler, StoppableCompiler)
+    calls = compiler._calls = slow_calls(engine)
+    compiler._limit_s = 0.5
+    slow = a_session(engine, "a", structured_output=StructuredOutput(regex=SLOW))
+    await slow.splice(1, 0, CONTEXT, seal=True)
+    await other.splice(2, 8, CONTEXT, seal=True)
+    engine.run_until(lambda: not engine.scheduler.has_unfinished_requests())
+    assert (await first_token(other)).token_ids[0] in engine.masks["b"]
+    with pytest.raises(InvalidRequestError, match=r"takes longer than 0\.5 s to compile") as raised:
+        await first_token(slow)
+    assert raised.value.reason == BAD_STRUCTURED_OUTPUT
+    calls.close()
 
 
 @pytest.mark.parametrize(

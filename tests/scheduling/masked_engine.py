@@ -24,8 +24,10 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.trace_context import TraceContext
+from stream2llm.engine.stoppable_calls import StoppableCalls
 from tests.scheduling.engine_settings import EngineSettings
 from tests.scheduling.session_engine import SessionEngine
+from tests.scheduling.slow_compiler import slow_compiler
 
 
 def verified(
@@ -101,6 +103,11 @@ class MaskedEngine(SessionEngine):
         for _ in range(num_steps):
             self.step()
 
+    def run_until(self, is_so: Callable[[], bool]) -> None:
+        """Steps until that is so, however long a grammar takes that is compiled meanwhile."""
+        while not is_so():
+            self.step()
+
     def step(self) -> None:
         """One step, with masks."""
         if not self.scheduler.has_requests():
@@ -111,6 +118,12 @@ class MaskedEngine(SessionEngine):
         self.masks |= obey(result, grammar)
         for told in self.scheduler.update_from_output(output, result).values():
             self.processor.process_outputs(told.outputs)
+
+
+def slow_calls(engine: MaskedEngine) -> StoppableCalls:
+    """What compiles the grammars of an engine, but for `SLOW`."""
+    tokenizer = engine.manager.backend.compiler._tokenizer.serialize_json()  # type: ignore[union-attr]
+    return StoppableCalls(f"{slow_compiler.__module__}:{slow_compiler.__name__}", tokenizer)
 
 
 class ByHand:

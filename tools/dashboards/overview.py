@@ -103,9 +103,26 @@ _TRAFFIC = Row(
         ),
     ),
 )
+_HTTP = Row(
+    "HTTP",
+    (
+        Panel(
+            "HTTP requests by status",
+            "Requests a second that gateways have answered, by status; 499: the client left first.",
+            "cps",
+            rates("stream2llm_gateway_requests_total", "status", or_zero=True),
+        ),
+        Panel(
+            "HTTP requests under way",
+            "Requests that gateways answer now, streams and open WebSockets included.",
+            "none",
+            (Query(total("stream2llm_gateway_requests_in_flight") + " or vector(0)", "under way"),),
+        ),
+    ),
+)
 OVERVIEW = Dashboard(
     "stream2llm-overview",
     "Stream2LLM / Overview",
     "Whether the cluster serves, how many sessions it has, and how long they wait.",
-    (_NOW, _TRAFFIC),
+    (_NOW, _TRAFFIC, _HTTP),
 )

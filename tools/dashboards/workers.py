@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tools.dashboards.model import WINDOW, Dashboard, Panel, Query, Row, rate, share, total
+from tools.dashboards.model import (
+    WINDOW,
+    Dashboard,
+    Panel,
+    Query,
+    Row,
+    percentiles,
+    rate,
+    share,
+    total,
+)
 
 _WORKER = "worker, instance"
 _PROFILE = "stream2llm_cost_profile_info"
@@ -75,6 +85,12 @@ _ENGINES = Row(
             "Share of each engine's KV cache in use, as vLLM counts it.",
             "percentunit",
             (Query(f"{{{_vllm('kv_cache_usage_perc')}}}", "{{worker}}"),),
+        ),
+        Panel(
+            "Compiling structured outputs",
+            "P50, P95 and P99 of seconds to compile one when its session opens, by role and backend.",
+            "s",
+            percentiles("stream2llm_grammar_compile_seconds", "role, backend", or_zero=True),
         ),
     ),
 )

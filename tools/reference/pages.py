@@ -18,7 +18,7 @@ from router.metrics import RouterMetrics
 from stream2llm.cli.main import FORWARDED_TO, app, forwarded
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.controller_http import ControllerMetrics
-from stream2llm.engine.worker_metrics import TransferMetrics, WorkerGauges
+from stream2llm.engine.worker_metrics import GrammarMetrics, TransferMetrics, WorkerGauges
 from stream2llm.gateway.lanes.requests import CreateRequest
 from stream2llm.gateway.metrics import GatewayMetrics
 from stream2llm.gateway.requests import ChatRequest, CompletionRequest
@@ -85,12 +85,13 @@ def _metric_groups(folder: Path) -> list[metrics.Group]:
     router = metrics.Group("Router", "Label `model` is the served model's name.")
     RouterMetrics(router.registry, "<model>")
     LoopLag(router.registry, SystemClock())
-    worker = metrics.Group("Every worker", "Read at the moment of the scrape.")
+    worker = metrics.Group("Every worker", "Gauges are read at the moment of the scrape.")
     status = WorkerStatus(
         num_sessions=0, num_kv_blocks=0, num_kv_blocks_held=0, block_size=0, pids=()
     )
     for role in ("prefill", "decode"):
         worker.registry.register(WorkerGauges(role, lambda: status))
+    GrammarMetrics("prefill", worker.registry)
     prefill = metrics.Group(
         "Prefill worker",
         "Taken from the scheduler's reports: at least every 16 engine steps, and whenever no work is left.",

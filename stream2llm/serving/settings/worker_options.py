@@ -110,11 +110,20 @@ class HandoverOptions(FrozenModel):
         return {"mode": raw} if isinstance(raw, str) else raw
 
 
+class StructuredOutputOptions(FrozenModel):
+    """How structured outputs are compiled."""
+
+    compile_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds that compiling one structured output may take; then its session is refused. XGrammar,
+    the default backend, is stopped then."""
+
+
 class WorkerOptions(FrozenModel):
     """All that an engine's scheduler is set by; one value for both roles."""
 
     prefill: PrefillOptions = PrefillOptions()
     handover: HandoverOptions = HandoverOptions()
+    structured_output: StructuredOutputOptions = StructuredOutputOptions()
     # The form of its log.
     logs: LogFormat = "text"
     # Slots of the CPU KV offload pool instead of `offload_pool_gib`: tests fill a few of them.

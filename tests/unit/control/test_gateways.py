@@ -65,6 +65,14 @@ def test_vllm_registers_the_parsers_that_its_source_names() -> None:
     assert registered_parsers("reasoning") == set(ReasoningParserManager.list_registered())
 
 
+def test_gateways_with_nodes_of_their_own_have_the_same_port(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"one_per_node needs placement\.resources"):
+        launches(tmp_path, replicas=2, one_per_node=True)
+    resources = {"resources": {"gateway": 1}}
+    two = launches(tmp_path, replicas=2, one_per_node=True, placement=resources)
+    assert [each.spec.port for each in two] == [8000, 8000]
+
+
 def test_a_gateway_beyond_loopback_needs_encryption() -> None:
     config = parse_config({"gateway": {"host": "10.0.0.1"}}, source="test")
     with pytest.raises(InvalidRequestError) as caught:

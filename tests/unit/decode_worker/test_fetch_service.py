@@ -18,6 +18,7 @@ from decode_worker.fetch_service import serve_fetches
 from stream2llm.api.errors import EventOrderError, InvalidRequestError
 from stream2llm.api.v1 import worker_pb2
 from stream2llm.engine.failed_request import BAD_GRAMMAR
+from stream2llm.engine.worker_metrics import GrammarMetrics
 from tests.fakes.ordering_engine import OrderingEngine
 
 pytestmark = pytest.mark.unit
@@ -100,7 +101,10 @@ async def _serve(
     messages: AsyncIterator[worker_pb2.PrefetchKvRequest],
     engine: OrderingEngine | None = None,
 ) -> None:
-    worker: Any = SimpleNamespace(is_draining=False, require_open=lambda: None, engine=engine)
+    grammars = engine and GrammarMetrics("decode", engine.registry)
+    worker: Any = SimpleNamespace(
+        is_draining=False, require_open=lambda: None, engine=engine, grammars=grammars
+    )
     sessions: Any = _Sessions(session)
     await serve_fetches(worker, sessions, messages, writer, _transfer_of)  # type: ignore[arg-type]
 
@@ -203,4 +207,5 @@ async def test_a_structured_output_is_compiled_beside_the_fetches(end: str) -> N
 
     await asyncio.wait_for(_serve(session, writer, messages(), engine), 5)
     assert [each.end for each in told] == [worker_pb2.FETCH_END_FETCHED]
+    assert engine.num_observed("decode") == (1 if end == "compiled" else 0)
     assert engine.aborted == (list(engine.orders) if end == "still compiling" else [])

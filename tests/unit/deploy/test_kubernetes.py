@@ -20,10 +20,12 @@ import pytest
 import yaml
 
 from stream2llm.cluster.config import ClusterConfig, parse_config
+from stream2llm.cluster.controller_http import service_discovery
 from stream2llm.cluster.exposure import check_authentication, check_encryption
 from stream2llm.cluster.ray_checks import find_refusal
 from stream2llm.cluster.ray_hosts import DRAIN_MARGIN_S, GRACEFUL_STOP_S
 from stream2llm.cluster.room import Node
+from stream2llm.serving.settings.launch import GatewayStarted
 from stream2llm.serving.system.ports import PORTS
 from tests.command_lines import parse
 from tools.crd_schemas import FOLDER as SCHEMA_FOLDER
@@ -196,7 +198,7 @@ def test_the_pods_have_room_for_the_configuration_and_for_no_more(
     config = configuration(resources)
     present = list(nodes(the(resources, "RayCluster")))
     assert find_refusal(config, present) is None
-    for part in ("router", "prefill", "decode"):
+    for part in ("router", "gateway", "prefill", "decode"):
         section = getattr(config, part)
         more = section.model_copy(update={"replicas": section.replicas + 1})
         assert find_refusal(config.model_copy(update={part: more}), present), part
@@ -204,8 +206,8 @@ def test_the_pods_have_room_for_the_configuration_and_for_no_more(
 
 def test_every_part_listens_where_other_pods_reach_it(resources: tuple[Resource, ...]) -> None:
     config = configuration(resources)
-    parts = (config.router, config.prefill, config.decode, config.controller)
-    assert {part.host for part in parts} == {"auto"}
+    parts = (config.router, config.gateway, config.prefill, config.decode, config.controller)
+    assert {part and part.host for part in parts} == {"auto"}
     assert config.ray.address == "auto"
 
 
@@ -258,21 +260,42 @@ def test_callers_need_keys_unless_their_absence_is_asked_for(
 # -- ports ---------------------------------------------------------------------------
 
 
+def exposed(resources: tuple[Resource, ...], name: str, group: str) -> int:
+    """The port of a Service, which a container of the group has to have by that name."""
+    (port,) = the(resources, "Service", name)["spec"]["ports"]
+    template = groups(the(resources, "RayCluster"))[group]["template"]
+    named = {each["name"]: each["containerPort"] for each in container(template)["ports"]}
+    assert named[port["targetPort"]] == port["port"]
+    return int(port["port"])
+
+
 def test_ports_are_the_configuration_s(resources: tuple[Resource, ...]) -> None:
     config = configuration(resources)
-    clients = the(resources, "Service", "stream2llm-routers")
-    controller = the(resources, "Service", "stream2llm-controller")
+    assert config.gateway is not None
     assert config.router.one_per_node
-    for service, group, port in (
-        (clients, "router", config.router.port),
-        (controller, "head", config.controller.http_port),
-    ):
-        (exposed,) = service["spec"]["ports"]
-        assert exposed["port"] == port
-        template = groups(the(resources, "RayCluster"))[group]["template"]
-        named = {each["name"]: each["containerPort"] for each in container(template)["ports"]}
-        assert named[exposed["targetPort"]] == port
-        assert service["spec"]["clusterIP"] == "None"
+    assert config.gateway.one_per_node
+    assert exposed(resources, "stream2llm-routers", "router") == config.router.port
+    assert exposed(resources, "stream2llm-gateway", "gateway") == config.gateway.port
+    assert exposed(resources, "stream2llm-controller", "head") == config.controller.http_port
+
+
+def test_clients_of_routers_see_all_of_them_and_those_of_http_stay_with_one(
+    resources: tuple[Resource, ...],
+) -> None:
+    for name in ("stream2llm-routers", "stream2llm-controller"):
+        assert the(resources, "Service", name)["spec"]["clusterIP"] == "None"
+    gateway = the(resources, "Service", "stream2llm-gateway")["spec"]
+    assert "clusterIP" not in gateway
+    # It keeps what streamed context has prepared.
+    assert gateway["sessionAffinity"] == "ClientIP"
+    has_tls = configuration(resources).security.tls is not None
+    assert gateway["ports"][0]["appProtocol"] == ("https" if has_tls else "http")
+
+
+def test_a_port_that_no_container_has_is_found(resources: tuple[Resource, ...]) -> None:
+    the(resources, "Service", "stream2llm-gateway")["spec"]["ports"][0]["port"] = 8001
+    with pytest.raises(AssertionError):
+        exposed(resources, "stream2llm-gateway", "gateway")
 
 
 def allowed(policy: Resource) -> set[int]:
@@ -282,13 +305,19 @@ def allowed(policy: Resource) -> set[int]:
 
 def test_policies_open_the_configuration_s_ports(resources: tuple[Resource, ...]) -> None:
     config = configuration(resources)
+    assert config.gateway is not None
+    of_http = the(resources, "NetworkPolicy", "stream2llm-http-clients")
     assert allowed(the(resources, "NetworkPolicy", "stream2llm-clients")) == {config.router.port}
+    assert allowed(of_http) == {config.gateway.port}
+    assert of_http["spec"]["podSelector"]["matchLabels"]["ray.io/group"] == "gateway"
     if any(each["kind"] == "ScrapeConfig" for each in resources):
         metrics = allowed(the(resources, "NetworkPolicy", "stream2llm-metrics"))
         wanted = {config.controller.http_port, config.router.metrics_port}
         for _, part in config.worker_sections:
             wanted |= {part.metrics_port + index for index in range(part.replicas)}
         assert wanted <= metrics
+        of_gateways = the(resources, "NetworkPolicy", "stream2llm-gateway-metrics")
+        assert allowed(of_gateways) == {config.gateway.port}
 
 
 def test_kv_and_side_channels_are_open_between_workers_alone(
@@ -368,7 +397,7 @@ def test_commands_parse(resources: tuple[Resource, ...]) -> None:
         if "readinessProbe" in main:
             texts.append(main["readinessProbe"]["exec"]["command"][-1])
     found = [words for text in texts for words in commands_of(text)]
-    assert [words[0] for words in found] == ["up", "down", "ready"]
+    assert [words[0] for words in found] == ["up", "down", "ready", "ready"]
     for words in found:
         parse(words)
 
@@ -383,17 +412,19 @@ def test_the_job_and_the_end_read_the_mounted_file(resources: tuple[Resource, ..
     assert job["clusterSelector"] == {"ray.io/cluster": "stream2llm"}
 
 
-def test_routers_are_ready_by_their_health_service(resources: tuple[Resource, ...]) -> None:
+@pytest.mark.parametrize("group", ["router", "gateway"])
+def test_pods_are_ready_by_what_listens_there(resources: tuple[Resource, ...], group: str) -> None:
     config = configuration(resources)
-    router = container(templates(resources)["router"])
-    probe = router["readinessProbe"]
+    main = container(templates(resources)[group])
+    probe = main["readinessProbe"]
     command = probe["exec"]["command"][-1]
-    assert f'--address "$POD_IP:{config.router.port}"' in command
-    # KubeRay submits the job, which starts the routers, when all pods are ready.
+    assert f'--address "$POD_IP:{getattr(config, group).port}"' in command
+    assert ("--gateway" in command) is (group == "gateway")
+    # KubeRay submits the job, which starts them, when all pods are ready.
     assert "--absent-ok" in command
     (timeout_s,) = re.findall(r"--timeout (\d+)", command)
     assert int(timeout_s) < probe["timeoutSeconds"] <= probe["periodSeconds"]
-    assert "POD_IP" in {each["name"] for each in router["env"]}
+    assert "POD_IP" in {each["name"] for each in main["env"]}
 
 
 def test_a_drain_has_the_time_it_needs(resources: tuple[Resource, ...]) -> None:
@@ -435,3 +466,10 @@ def test_prometheus_asks_the_controller_for_what_to_scrape() -> None:
     port = service["spec"]["ports"][0]["port"]
     assert spec["httpSDConfigs"][0]["url"] == f"https://{host}:{port}/sd"
     assert spec["honorLabels"] == of_prometheus["honor_labels"]
+
+
+def test_gateways_are_among_what_the_controller_lists() -> None:
+    """So they need no ServiceMonitor, by which each would be scraped twice."""
+    started = GatewayStarted("gateway-0", "gateway", "10.0.0.1:8000", "10.0.0.1:8000", ())
+    (found, _) = service_discovery([started], "10.0.0.2:8360")
+    assert (found["targets"], found["labels"]["role"]) == (["10.0.0.1:8000"], "gateway")

@@ -19,6 +19,7 @@ from stream2llm.api.errors import EventOrderError, InvalidRequestError
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.v1 import worker_pb2
 from stream2llm.engine.failed_request import BAD_GRAMMAR
+from stream2llm.engine.worker_metrics import GrammarMetrics
 from tests.fakes.ordering_engine import OrderingEngine
 
 pytestmark = pytest.mark.unit
@@ -130,7 +131,8 @@ def opened(
         await router.closes.wait()
 
     monkeypatch.setattr(service, "PrefillSession", lambda *args, **_: FakeSession(None))
-    worker: Any = SimpleNamespace(engine=engine)
+    grammars = GrammarMetrics("prefill", engine.registry)
+    worker: Any = SimpleNamespace(engine=engine, grammars=grammars)
     running = asyncio.create_task(PrefillService(worker)._run(requests(), router))  # type: ignore[arg-type]
     return router, running
 
