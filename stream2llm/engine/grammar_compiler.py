@@ -122,7 +122,8 @@ class StoppableCompiler:
 
     def _compiled(self, method: str, *arguments: Any, **options: Any) -> xgr.CompiledGrammar:
         call: Call = (method, arguments, options)
-        return self._cache.get(repr(call), lambda: self._compile(call))
+        compiled: xgr.CompiledGrammar = self._cache.get(repr(call), lambda: self._compile(call))
+        return compiled
 
     def _compile(self, call: Call) -> xgr.CompiledGrammar:
         compiled = self._calls.call(call, self._limit_s)

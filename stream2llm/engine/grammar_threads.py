@@ -44,7 +44,7 @@ class GrammarThreads:
         self._clock = clock
         self._lock = Lock()
         self._create: Callable[[Request], StructuredOutputGrammar] = manager._create_grammar
-        manager._create_grammar = self.create  # type: ignore[method-assign]
+        manager._create_grammar = self.create
         if self.are_bounded:
             manager.executor = ThreadPoolExecutor(_MAX_PROCESSES, "grammar")
 

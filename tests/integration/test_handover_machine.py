@@ -217,13 +217,13 @@ def test_answers_are_exact_and_blocks_come_back(
     prefix_caching: bool, decode_blocks: int, read_steps: int
 ) -> None:
     machine = _machine_type(prefix_caching, decode_blocks, read_steps)
-    run_state_machine_as_test(machine, settings=examples(15))
+    run_state_machine_as_test(machine, settings=examples(10))
 
 
 def test_kv_that_was_on_the_host_has_its_digest() -> None:
     """Restored blocks are sampled again; no read of them is taken for another one's."""
     machine = _machine_type(True, 60, 0, offload_pool_blocks=20)
-    run_state_machine_as_test(machine, settings=examples(15))
+    run_state_machine_as_test(machine, settings=examples(10))
 
 
 @EACH_PAIR

@@ -158,6 +158,7 @@ async def test_ctrl_c_reports_what_is_finished(tmp_path: Path) -> None:
     assert errors == ["", "CANCELLED"]
 
 
+@pytest.mark.slow
 async def test_a_cluster_that_dies_gives_errors_and_no_hang(tmp_path: Path) -> None:
     trace, folder = a_trace(tmp_path / "t.jsonl", 3, gap_s=0.5), tmp_path / "out"
     first_is_open = asyncio.Event()

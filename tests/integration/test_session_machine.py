@@ -43,7 +43,7 @@ def test_sessions_are_exact_and_none_is_lost(prefix_caching: bool, leases: bool)
         options=worker_options(starvation_guard_steps=STARVATION_GUARD_STEPS),
     )
     create_scheduler(engine)  # the first one takes a second; examples are timed
-    run_state_machine_as_test(machine(engine), settings=examples(15, STEPS))
+    run_state_machine_as_test(machine(engine), settings=examples(8, STEPS))
 
 
 @pytest.mark.parametrize("policy", POLICIES)

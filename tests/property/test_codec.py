@@ -26,6 +26,7 @@ from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2
+from tests.examples import examples
 
 pytestmark = pytest.mark.property
 
@@ -101,6 +102,7 @@ def types(fields: list[FieldDescriptor]) -> list[Descriptor]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@examples(20)
 @given(data=st.data())
 def test_1_a_value_comes_back_from_its_message(kind: type, data: st.DataObject) -> None:
     value = data.draw(values(kind))
@@ -109,6 +111,7 @@ def test_1_a_value_comes_back_from_its_message(kind: type, data: st.DataObject) 
 
 
 @pytest.mark.parametrize("carrier", CARRIERS, ids=lambda carrier: carrier.__name__)
+@examples(20)
 @given(data=st.data())
 def test_2_an_event_comes_back_from_what_carries_it(carrier: Any, data: st.DataObject) -> None:
     event = data.draw(of_field("event", Any, carrier.DESCRIPTOR))

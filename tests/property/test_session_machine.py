@@ -21,7 +21,7 @@ def test_sessions_end_and_blocks_come_back(policy: str, prefix_caching: bool) ->
         def make_driver(self) -> PlannerDriver:
             return PlannerDriver(policy=policy, prefix_caching=prefix_caching)
 
-    run_state_machine_as_test(Machine, settings=examples(15))
+    run_state_machine_as_test(Machine, settings=examples(10))
 
 
 # One block is not worth its copies, two and more are.
@@ -44,4 +44,4 @@ def test_swapped_sessions_end_and_slots_come_back(
                 load_delay_steps=load_delay_steps,
             )
 
-    run_state_machine_as_test(Machine, settings=examples(8))
+    run_state_machine_as_test(Machine, settings=examples(5))

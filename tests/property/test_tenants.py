@@ -139,7 +139,7 @@ def test_3_sessions_of_all_tenants_end_and_blocks_come_back(
                 tenant_of=by_number,
             )
 
-    run_state_machine_as_test(Machine, settings=examples(25))
+    run_state_machine_as_test(Machine, settings=examples(15))
 
 
 class Endless:

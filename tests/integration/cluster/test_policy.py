@@ -34,7 +34,7 @@ STREAMS = [
         tuple((kind, tuple(names.split())) for kind, names in ROUNDS),
         {"a": 700 + number, "b": 650, "c": 600, "d": 800, "e": 120},
     )
-    for number in range(8)
+    for number in range(4)
 ]
 
 

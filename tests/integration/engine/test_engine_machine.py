@@ -68,7 +68,7 @@ def test_every_answer_is_the_one_shot_answer(
     run_state_machine_as_test(
         EngineMachine,
         settings=settings(
-            examples(2, steps=30),
+            examples(2, steps=15),
             # Each example takes seconds: a failure is reported as found, without shrinking.
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),

@@ -127,7 +127,7 @@ def _check_counters(before: SchedulerCounters, now: SchedulerCounters, mode: str
 @pytest.mark.parametrize(
     ("engine", "num_slots"),
     [
-        ("cache", 1),
+        pytest.param("cache", 1, marks=pytest.mark.slow),
         pytest.param("cache", 0, marks=pytest.mark.slow),
         pytest.param("no-cache", 5, marks=pytest.mark.slow),
     ],
