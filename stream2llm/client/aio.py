@@ -15,7 +15,7 @@ from stream2llm.api import arguments, codec
 from stream2llm.api.address import router_targets
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.credentials import API_KEY_VARIABLE, Token, credentials_of
-from stream2llm.api.events import Event, ModelInfo, ServerInfo
+from stream2llm.api.events import Event, Finished, ModelInfo, ServerInfo
 from stream2llm.api.grpc_options import client_channel_options
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
@@ -281,10 +281,15 @@ async def _generate(
     stub: Any, message: pb.GenerateRequest, timeout_s: float | None, metadata: Metadata
 ) -> AsyncGenerator[Event, None]:
     call = stub.Generate(message, timeout=timeout_s, metadata=metadata)
+    is_finished = False
     try:
         async for response in call:
-            yield event_from(response)
+            event = event_from(response)
+            is_finished = isinstance(event, Finished)
+            yield event
     except grpc.aio.AioRpcError as error:
+        if is_finished:
+            return  # the answer is whole, and only the closing status is lost
         raise error_from_rpc(error, timeout_s, "the answer did not end") from None
     finally:
         call.cancel()  # does nothing when it has ended

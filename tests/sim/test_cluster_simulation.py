@@ -17,6 +17,8 @@ from router.quotas import TenantQuotas
 from router.sealed_answer import SealedAnswer
 from router.worker import Lease
 from router.workers import WorkerPool
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.client.inbox import Inbox
 from stream2llm.cluster import adoption, supervision
 from tests.simulation.simulate import simulate_seeds
 
@@ -73,6 +75,11 @@ def token_is_taken_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SealedAnswer, "tokens", short)
 
 
+def received_is_not_told(patch: pytest.MonkeyPatch) -> None:
+    """A client opens its session again without the answer's tokens that it has."""
+    patch.setattr(Inbox, "resumed", property(lambda self: pb.ResumedSession()))
+
+
 def quota_is_kept(patch: pytest.MonkeyPatch) -> None:
     """The tokens of a session that has ended still count for its tenant."""
     hold = TenantQuotas.hold
@@ -98,7 +105,12 @@ def living_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(adoption, "_found", lambda old, _living, **options: found(old, None, **options))
 
 
-RARELY_SEEN = (handover_is_kept, restart_is_not_counted, living_are_forgotten)
+RARELY_SEEN = (
+    handover_is_kept,
+    restart_is_not_counted,
+    living_are_forgotten,
+    received_is_not_told,
+)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from stream2llm.client import Document
 from stream2llm.cluster import supervision as sv
 from tests.simulation.faults import Fault, Kind
 from tests.simulation.script import Script, roles_of
@@ -26,12 +27,13 @@ def a_plan(**fields: Any) -> Plan:
         "begins_at_s": 0.0,
         "one_shot": False,
         "prefix": (5, 6),
-        "changes": (Change(0.0, "append", (("d", DOCUMENT),)),),
+        "changes": (Change(0.0, "append", (Document(list(DOCUMENT), "d"),)),),
         "suffix": (7,),
         "pause_s": 2.0,
         "max_tokens": 8,
         "stop_token_id": None,
         "streamed": True,
+        "recovers": True,
         "leaves_after_s": None,
         "read_s": 0.0,
         "context": DOCUMENT,

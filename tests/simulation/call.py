@@ -41,11 +41,13 @@ class Call:
         encode: Callable[[Any], bytes],
         decode: Callable[[bytes], Any],
         metadata: tuple[Any, ...],
+        read_s: float,
     ) -> None:
         self.client = client
         self.path = path
         self.metadata = metadata
         self._network = network
+        self._read_s = read_s
         self._encode, self._decode = encode, decode
         self._inbox: deque[bytes] = deque()
         # Set when something has come, or ended.
@@ -245,6 +247,8 @@ class Call:
     async def _read(self) -> Any:
         try:
             await self._until(lambda: bool(self._inbox) or self.done())
+            if self._read_s:
+                await asyncio.sleep(self._read_s)
         except asyncio.CancelledError:
             self.cancel()
             raise

@@ -14,8 +14,12 @@ from tests.simulation.process import Process
 class Channel:
     """Begins RPCs of one process to one address."""
 
-    def __init__(self, network: Network, client: Process, address: str) -> None:
+    def __init__(
+        self, network: Network, client: Process, address: str, read_s: float = 0.0
+    ) -> None:
+        """`read_s` is how long the process takes to read one message."""
         self._network = network
+        self._read_s = read_s
         self._client = client
         self._address = address
         self._calls: dict[Call, None] = {}
@@ -44,7 +48,8 @@ class Channel:
         metadata: Any = None,
         wait_for_ready: bool = False,
     ) -> Call:
-        call = Call(self._network, self._client, path, encode, decode, tuple(metadata or ()))
+        sent = tuple(metadata or ())
+        call = Call(self._network, self._client, path, encode, decode, sent, self._read_s)
         self._calls[call] = None
         call.add_done_callback(lambda done: self._calls.pop(done, None))
         call.begin(self._address, request, timeout, wait_for_ready=wait_for_ready)

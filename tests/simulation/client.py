@@ -1,22 +1,22 @@
-"""A simulated client: one session by its plan, and what became of it."""
+"""A simulated client: one session by its plan, with the client library, and what became of it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import grpc
-
-from stream2llm.api.final_status import FinalStatus
-from stream2llm.api.rpc_status import from_rpc_error
-from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.api.v1.inference_pb2_grpc import StreamingInferenceServiceStub
+from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.events import Accepted, Event, Finished, Progress, TokenDelta
+from stream2llm.client import AsyncClient, AsyncSession
+from stream2llm.client.connection import Connection
+from stream2llm.client.connections import Connections
+from stream2llm.client.stream import AnswerStream
 from tests.simulation.channel import Channel
+from tests.simulation.network import Network
+from tests.simulation.process import Process
 from tests.simulation.routers import TENANT_HEADER
-from tests.simulation.sessions import Plan, messages
+from tests.simulation.sessions import Change, Plan
 
 
 @dataclass
@@ -25,20 +25,20 @@ class Outcome:
 
     plan: Plan
     token_ids: list[int] = field(default_factory=list)
-    # Every message `Finished`; a session has one, or an error.
-    finished: list[Any] = field(default_factory=list)
+    text: str = ""
+    # Every `Finished`; a session has one, or an error.
+    finished: list[Finished] = field(default_factory=list)
     restarts: int = 0
-    is_accepted: bool = False
-    error: grpc.aio.AioRpcError | None = None
+    num_accepted: int = 0
+    error: Stream2LLMError | None = None
     # The client has left, on its own or because its process was killed.
     has_left: bool = False
     ended_at_s: float | None = None
 
     @property
     def reason(self) -> str:
-        """The error's reason; empty for one that is gRPC's own, or none."""
-        ours = None if self.error is None else from_rpc_error(self.error)
-        return "" if ours is None else ours.reason
+        """The error's reason; empty without one."""
+        return "" if self.error is None else self.error.reason
 
     def __str__(self) -> str:
         if self.finished:
@@ -53,10 +53,10 @@ class Outcome:
 class Client:
     """Runs one session."""
 
-    def __init__(self, plan: Plan, connect: Callable[[], Channel]) -> None:
+    def __init__(self, plan: Plan, client: AsyncClient) -> None:
         self.outcome = Outcome(plan)
         self._plan = plan
-        self._connect = connect
+        self._client = client
 
     def leave(self) -> None:
         """The client's process dies."""
@@ -67,61 +67,84 @@ class Client:
         """Returns when the session has ended."""
         plan = self._plan
         await asyncio.sleep(plan.begins_at_s)
-        call = self._begin()
         try:
             async with asyncio.timeout(plan.leaves_after_s) as limit:
-                await self._talk(call)
+                await (self._generate() if plan.one_shot else self._stream())
+        except Stream2LLMError as error:
+            self.outcome.error = error
         except TimeoutError:
             assert limit.expired()
             self.outcome.has_left = True
         finally:
-            call.cancel()
+            await self._client.close()
             self.outcome.ended_at_s = asyncio.get_running_loop().time()
 
-    def _begin(self) -> Any:
+    async def _generate(self) -> None:
         plan = self._plan
-        stub: Any = StreamingInferenceServiceStub(self._connect())
-        metadata = ((TENANT_HEADER, plan.tenant),)
-        if not plan.one_shot:
-            return stub.StreamGenerate(metadata=metadata)
-        prompt = pb.TokenIds(ids=plan.prompt)
-        request = pb.GenerateRequest(session_id=plan.name, token_ids=prompt, sampling=plan.sampling)
-        return stub.Generate(request, metadata=metadata)
+        answer = self._client.generate(
+            plan.prompt,
+            session_id=plan.name,
+            sampling=plan.sampling,
+            metadata=((TENANT_HEADER, plan.tenant),),
+        )
+        await self._read(answer)
 
-    async def _talk(self, call: Any) -> None:
-        writing = asyncio.create_task(self._write(call))
-        final = FinalStatus(call)
-        try:
-            await self._read(call)
-        except grpc.aio.AioRpcError as error:
-            if not self.outcome.finished:
-                self.outcome.error = await final.of(error)
-        finally:
-            writing.cancel()
-            await asyncio.wait({writing})
+    async def _stream(self) -> None:
+        plan = self._plan
+        session = self._client.session(
+            session_id=plan.name,
+            prefix=list(plan.prefix),
+            suffix=list(plan.suffix),
+            sampling=plan.sampling,
+            handover="streamed" if plan.streamed else "at_seal",
+            metadata=((TENANT_HEADER, plan.tenant),),
+            recover=plan.recovers,
+            on_event=self._note,
+        )
+        async with session:
+            for change in plan.changes:
+                await asyncio.sleep(change.pause_s)
+                await _send(session, change)
+            await asyncio.sleep(plan.pause_s)
+            await self._read(session.seal())
 
-    async def _write(self, call: Any) -> None:
-        if self._plan.one_shot:
-            return
-        # The reader gets the reason.
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            for pause_s, message in messages(self._plan):
-                await asyncio.sleep(pause_s)
-                await call.write(message)
-            await call.done_writing()
+    async def _read(self, answer: AnswerStream) -> None:
+        async for event in answer:
+            if self._plan.one_shot:
+                self._note(event)
+            match event:
+                case TokenDelta():
+                    self.outcome.token_ids += event.token_ids
+                    self.outcome.text += event.text
+                case Finished():
+                    self.outcome.finished.append(event)
 
-    async def _read(self, call: Any) -> None:
-        while (message := await call.read()) is not grpc.aio.EOF:
-            await asyncio.sleep(self._plan.read_s)
-            self._take(message)
+    def _note(self, event: Event) -> None:
+        match event:
+            case Accepted():
+                self.outcome.num_accepted += 1
+            case Progress():
+                self.outcome.restarts = event.restarts
 
-    def _take(self, message: Any) -> None:
-        match message.WhichOneof("event"):
-            case "delta":
-                self.outcome.token_ids += message.delta.token_ids
-            case "accepted":
-                self.outcome.is_accepted = True
-            case "progress":
-                self.outcome.restarts = message.progress.restarts
-            case "finished":
-                self.outcome.finished.append(message.finished)
+
+async def _send(session: AsyncSession, change: Change) -> None:
+    if change.op == "append":
+        await session.append(*change.documents)
+    else:
+        await session.update(change.documents)
+
+
+def client_on(
+    network: Network, process: Process, addresses: Sequence[str], *, first: int, read_s: float
+) -> AsyncClient:
+    """A client of these routers, of which it asks the `first` one first.
+
+    Its process takes `read_s` to read one message.
+    """
+
+    def connection(address: str) -> Connection:
+        return Connection(lambda: Channel(network, process, address, read_s))
+
+    client = AsyncClient(addresses)
+    client._connections = Connections([connection(each) for each in addresses], first)
+    return client

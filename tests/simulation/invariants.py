@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from router.server import Router
+from stream2llm.client import SessionRecovery
 from stream2llm.serving.settings.router_spec import RecoveryOptions
 from tests.simulation.client import Outcome
 from tests.simulation.faults import Fault, Kind
@@ -22,7 +23,12 @@ _OF_NARROWNESS = frozenset(
         *("TOO_MANY_SESSIONS", "SILENT", "DEADLINE_OUT_OF_REACH"),
     }
 )
+# gRPC's own, where a connection breaks or cannot be made.
+_OF_CONNECTIONS = frozenset({"UNAVAILABLE", "CANCELLED", "UNKNOWN"})
+# At one router; and how often, and for how long, the client library looks for another one.
 MOST_RESTARTS = RecoveryOptions().max_restarts
+MOST_ROUTERS = 1 + SessionRecovery().max_restarts
+MAX_WAIT_S = SessionRecovery().max_wait_s
 # Reasons of a new session that no worker can take.
 _AT_THE_DOOR = frozenset({"NO_PREFILL_WORKER", "WORKER_LOST"})
 
@@ -60,6 +66,8 @@ def _of_session(world: World, outcome: Outcome) -> Iterator[str]:
         yield f"{name} has not ended"
     if got != expected[: len(got)]:
         yield f"{name} got {got}, not {expected}"
+    if outcome.num_accepted > 1:
+        yield f"{name} was accepted {outcome.num_accepted} times"
     ways = len(outcome.finished) + (outcome.error is not None) + outcome.has_left
     if ways != 1 and not (outcome.has_left and ways == 2):
         yield f"{name} ended {ways} times"
@@ -74,7 +82,7 @@ def _of_session(world: World, outcome: Outcome) -> Iterator[str]:
         computed, done = usage.computed_tokens, _num_computed(world, name)
         if computed > done or (computed < done and not world.script.faults):
             yield f"{name} has usage of {computed} computed tokens, of {done}"
-        if finished.restarts > MOST_RESTARTS:
+        if finished.restarts > MOST_ROUTERS * (MOST_RESTARTS + 1) - 1:
             yield f"{name} was restarted {finished.restarts} times"
     if outcome.error is not None and not outcome.has_left:
         yield from _of_failure(world, outcome)
@@ -91,26 +99,32 @@ def _of_failure(world: World, outcome: Outcome) -> Iterator[str]:
     script, reason, name = world.script, outcome.reason, outcome.plan.name
     if script.is_tight and reason in _OF_NARROWNESS:
         return
-    of_connection = any(_is_of_connection(each) for each in script.faults)
     allowed = set(_OF_LOSSES)
+    if any(map(_is_of_connection, script.faults)):
+        allowed |= _OF_CONNECTIONS
     if any(each.kind is Kind.DRAIN for each in script.faults):
         allowed |= _OF_DRAINS
-    if reason not in allowed and not (of_connection and not reason):
-        yield f"{name} has failed with {reason or 'no reason'}: {outcome.error!r}"
-    if not (len(script.faults) > 1 or of_connection or _is_fatal(script, outcome)):
+    if reason not in allowed:
+        yield f"{name} has failed with {reason}: {outcome.error!r}"
+    if len(script.faults) < 2 and not any(
+        _is_fatal(script, each, outcome) for each in script.faults
+    ):
         yield f"{name} has failed for one fault: {outcome.error!r}"
 
 
-def _is_fatal(script: Script, outcome: Outcome) -> bool:
-    """Whether one fault of workers is enough for this failure."""
-    if not script.faults:
-        return False
-    if outcome.reason in _AT_THE_DOOR and not outcome.is_accepted:
+def _is_fatal(script: Script, fault: Fault, outcome: Outcome) -> bool:
+    """Whether this fault alone is enough for this failure."""
+    plan, routers = outcome.plan, [name for name in script.roles if script.roles[name] == "router"]
+    if _is_of_connection(fault):
+        outlasts = fault.kind is Kind.PARTITION and fault.duration_s > MAX_WAIT_S
+        is_cut_off = outlasts and len(routers) == 1
+        return not (plan.recovers and outcome.num_accepted) or plan.one_shot or is_cut_off
+    if outcome.reason in _AT_THE_DOOR and not outcome.num_accepted:
         return True
     # Nothing passes between the only two that KV could pass between.
-    pair = {script.faults[0].target, script.faults[0].other}
-    workers = {name for name, role in script.roles.items() if role != "router"}
-    return pair == workers and outcome.reason == "KV_LOST"
+    return {fault.target, fault.other, *routers} == set(
+        script.roles
+    ) and outcome.reason == "KV_LOST"
 
 
 def _is_of_connection(fault: Fault) -> bool:

@@ -19,6 +19,8 @@ from tests.simulation.network import Network
 from tests.simulation.process import Process
 from tests.simulation.server import Server
 
+# The same for a router's successors, so that clients find them.
+PORT = 50051
 TENANT_HEADER = "x-tenant"
 TENANTS = (DEFAULT_TENANT, "acme")
 # A client's proxy says whose session it is.
@@ -63,7 +65,7 @@ def new_router(
     spec = RouterSpec(
         router_id=name,
         host=name,
-        port=0,
+        port=PORT,
         metrics_port=0,
         model_name="tiny",
         model_path="",

@@ -43,8 +43,9 @@ class Server:
         """They are registered as well."""
 
     def add_insecure_port(self, address: str) -> int:
-        port = self._network.new_port()
-        self._addresses.append(f"{address.rpartition(':')[0]}:{port}")
+        host, _, asked = address.rpartition(":")
+        port = int(asked) or self._network.new_port()
+        self._addresses.append(f"{host}:{port}")
         return port
 
     async def start(self) -> None:
@@ -71,7 +72,8 @@ class Server:
 
     def _unlisten(self) -> None:
         for address in self._addresses:
-            self._network.servers.pop(address, None)
+            if self._network.servers.get(address) is self:
+                del self._network.servers[address]
 
     def _begin(self, context: Context, call: Call) -> None:
         if context.is_over:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
-from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.api.sampling import SamplingParameters
+from stream2llm.client import Document, DocumentRef
 from tests.fake_workers import Brain
 from tests.simulation.routers import TENANTS
 from tests.tiny_model import EOS
@@ -22,8 +23,8 @@ class Change:
 
     pause_s: float
     op: Op
-    # (id, tokens); None: a document that was sent before, by its id.
-    documents: tuple[tuple[str, tuple[int, ...] | None], ...]
+    # Without content: one that was sent before, by its id.
+    documents: tuple[Document, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Plan:
     max_tokens: int
     stop_token_id: int | None
     streamed: bool
+    # Whether the client opens the session at another router when its own is lost.
+    recovers: bool
     # Seconds after which the client leaves, or stops reading; None: it stays.
     leaves_after_s: float | None
     # How long it takes to read one message.
@@ -63,9 +66,9 @@ class Plan:
         return answer
 
     @property
-    def sampling(self) -> Any:
-        stops = [] if self.stop_token_id is None else [self.stop_token_id]
-        return pb.SamplingParameters(max_tokens=self.max_tokens, stop_token_ids=stops)
+    def sampling(self) -> SamplingParameters:
+        stops = () if self.stop_token_id is None else (self.stop_token_id,)
+        return SamplingParameters(max_tokens=self.max_tokens, stop_token_ids=stops)
 
 
 def draw_plan(random: Random, number: int, brain: Brain) -> Plan:
@@ -89,6 +92,7 @@ def draw_plan(random: Random, number: int, brain: Brain) -> Plan:
         max_tokens=max_tokens,
         stop_token_id=stop,
         streamed=random.random() < 0.5,
+        recovers=random.random() < 0.75,
         leaves_after_s=_leaves_after_s(random),
         read_s=random.choice((0.0, 0.0, 0.0, 0.01)),
         context=context,
@@ -106,18 +110,18 @@ def _changes(random: Random) -> tuple[tuple[Change, ...], tuple[int, ...]]:
     known: dict[str, tuple[int, ...]] = {}
     context: list[tuple[int, ...]] = []
     for _ in range(random.randrange(6)):
-        documents: list[tuple[str, tuple[int, ...] | None]] = []
+        documents: list[Document] = []
         op: Op = random.choice(("append", "append", "update"))
         if op == "update":
             context.clear()
             kept = [each for each in known if random.random() < 0.6]
             random.shuffle(kept)
-            documents += [(each, None) for each in kept]
+            documents += [DocumentRef(each) for each in kept]
             context += [known[each] for each in kept]
         for _ in range(random.randrange(1, 3)):
             name, tokens = f"d{len(known)}", _tokens(random, 1, 20)
             known[name] = tokens
-            documents.append((name, tokens))
+            documents.append(Document(list(tokens), name))
             context.append(tokens)
         changes.append(Change(random.choice(_PAUSES_S), op, tuple(documents)))
     return tuple(changes), tuple(token for document in context for token in document)
@@ -125,33 +129,3 @@ def _changes(random: Random) -> tuple[tuple[Change, ...], tuple[int, ...]]:
 
 def _tokens(random: Random, least: int, most: int) -> tuple[int, ...]:
     return tuple(random.randrange(_FIRST_ID, _LAST_ID) for _ in range(random.randint(least, most)))
-
-
-def content(tokens: tuple[int, ...]) -> Any:
-    """Token ids as a message has them."""
-    return pb.Content(token_ids=pb.TokenIds(ids=tokens))
-
-
-def messages(plan: Plan) -> list[tuple[float, Any]]:
-    """The events of a stream, each with the pause before it."""
-    mode = pb.HANDOVER_MODE_STREAMED if plan.streamed else pb.HANDOVER_MODE_AT_SEAL
-    template = pb.PlainTemplate(prefix=content(plan.prefix), suffix=content(plan.suffix))
-    opening = pb.OpenSession(
-        session_id=plan.name, plain=template, sampling=plan.sampling, handover=mode
-    )
-    events: list[tuple[float, dict[str, Any]]] = [(0.0, {"open": opening})]
-    for change in plan.changes:
-        kind = pb.AppendContext if change.op == "append" else pb.UpdateContext
-        documents = [_document(*each) for each in change.documents]
-        events.append((change.pause_s, {change.op: kind(documents=documents)}))
-    events.append((plan.pause_s, {"seal": pb.SealContext()}))
-    return [
-        (pause_s, pb.StreamGenerateRequest(sequence=number, **event))
-        for number, (pause_s, event) in enumerate(events, start=1)
-    ]
-
-
-def _document(name: str, tokens: tuple[int, ...] | None) -> Any:
-    if tokens is None:
-        return pb.Document(id=name)
-    return pb.Document(id=name, token_ids=pb.TokenIds(ids=tokens))

@@ -13,8 +13,7 @@ from random import Random
 from router.server import Router
 from router.tokenizer import ModelTokenizer
 from tests.fake_workers import Brain
-from tests.simulation.channel import Channel
-from tests.simulation.client import Client
+from tests.simulation.client import Client, client_on
 from tests.simulation.controller import Values, VirtualController
 from tests.simulation.engine import Engine
 from tests.simulation.faults import Fault, Kind
@@ -23,7 +22,7 @@ from tests.simulation.kv import LEASE_S, Fabric, KvMemory
 from tests.simulation.loop import VirtualClock, VirtualLoop
 from tests.simulation.network import Network
 from tests.simulation.process import Process
-from tests.simulation.routers import new_router
+from tests.simulation.routers import PORT, new_router
 from tests.simulation.script import Script
 from tests.simulation.sessions import Plan
 from tests.simulation.worker import ModelWorker
@@ -128,16 +127,15 @@ class World:
 
     def _start_client(self, plan: Plan) -> asyncio.Task[None]:
         process = self._new_process(plan.name)
-        client = Client(plan, partial(self._channel_to_router, process))
+        addresses = [
+            f"{name}:{PORT}" for name, role in self.script.roles.items() if role == "router"
+        ]
+        first = self.random.randrange(len(addresses))
+        library = client_on(self.network, process, addresses, first=first, read_s=plan.read_s)
+        client = Client(plan, library)
         self.clients.append(client)
         process.on_death.append(client.leave)
         return process.spawn(client.run())
-
-    def _channel_to_router(self, process: Process) -> Channel:
-        routers = [name for name, role in self.script.roles.items() if role == "router"]
-        replica = self.actors.by_name[self.random.choice(routers)]
-        address = "" if replica.address is None else replica.address.grpc_address
-        return Channel(self.network, process, address)
 
     # -- faults -----------------------------------------------------------------------
 

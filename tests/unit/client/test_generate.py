@@ -42,6 +42,16 @@ async def test_an_error_is_typed(client, router):
     assert caught.value.reason == "TOO_MANY_SESSIONS"
 
 
+async def test_an_answer_is_whole_when_only_the_status_behind_it_is_lost(client, router):
+    async def breaks_behind_the_answer(conversation: Conversation) -> None:
+        await conversation.answer("one", " two")
+        await conversation.fail(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+    router.script = breaks_behind_the_answer
+    answer = await client.generate("text").answer()
+    assert answer.text == "one two"
+
+
 async def test_leaving_the_stream_cancels_the_rpc(client, router):
     async def endless(conversation: Conversation) -> None:
         await conversation.answer_begins("one")
