@@ -10,11 +10,15 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from router import arrangement
+from router.answer import Answer
 from router.quotas import TenantQuotas
 from router.sealed_answer import SealedAnswer
+from router.stop_strings import Matched, StopStringMatcher
 from router.worker import Lease
 from router.workers import WorkerPool
 from stream2llm.api.v1 import inference_pb2 as pb
@@ -80,6 +84,28 @@ def received_is_not_told(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Inbox, "resumed", property(lambda self: pb.ResumedSession()))
 
 
+def text_comes_twice(patch: pytest.MonkeyPatch) -> None:
+    """A router that takes an answer up shows its text from the beginning."""
+    patch.setattr(Answer, "skip_chars", lambda _self, _num_chars: None)
+
+
+def stop_strings_end_with_a_token(patch: pytest.MonkeyPatch) -> None:
+    """A stop string that two tokens have together is not found."""
+    push = StopStringMatcher.push
+
+    def forgetful(self: StopStringMatcher, *args: Any, **options: Any) -> Matched:
+        for pattern in self._patterns:
+            pattern.num_matched = 0
+        return push(self, *args, **options)
+
+    patch.setattr(StopStringMatcher, "push", forgetful)
+
+
+def layout_is_the_ranking(patch: pytest.MonkeyPatch) -> None:
+    """The stable ordering lays documents out as they were given."""
+    patch.setattr(arrangement, "arrange", lambda _current, wanted: list(range(len(wanted))))
+
+
 def quota_is_kept(patch: pytest.MonkeyPatch) -> None:
     """The tokens of a session that has ended still count for its tenant."""
     hold = TenantQuotas.hold
@@ -110,6 +136,7 @@ RARELY_SEEN = (
     restart_is_not_counted,
     living_are_forgotten,
     received_is_not_told,
+    text_comes_twice,
 )
 
 
@@ -117,6 +144,7 @@ RARELY_SEEN = (
     "mutate",
     [
         *(lease_is_kept, token_is_taken_twice, quota_is_kept),
+        *(stop_strings_end_with_a_token, layout_is_the_ranking),
         # Found after more seeds.
         *(pytest.param(each, marks=pytest.mark.slow) for each in RARELY_SEEN),
     ],

@@ -11,7 +11,8 @@ from stream2llm.cluster import supervision as sv
 from tests.simulation.faults import Fault, Kind
 from tests.simulation.script import Script, roles_of
 from tests.simulation.sessions import Change, Plan
-from tests.simulation.simulate import Report, simulate, tiny_tokenizer
+from tests.simulation.simulate import Report, simulate
+from tests.simulation.vocabulary import tiny_tokenizer
 
 pytestmark = pytest.mark.sim
 
@@ -32,6 +33,10 @@ def a_plan(**fields: Any) -> Plan:
         "pause_s": 2.0,
         "max_tokens": 8,
         "stop_token_id": None,
+        "stop_string": None,
+        "shows_stop": False,
+        "is_stable": False,
+        "ttft_slo_ms": None,
         "streamed": True,
         "recovers": True,
         "leaves_after_s": None,
@@ -44,7 +49,9 @@ def a_plan(**fields: Any) -> Plan:
 def run(roles: dict[str, sv.Role], *faults: Fault, **fields: Any) -> Report:
     """The run of one session, in which nothing may be wrong."""
     plans = (a_plan(**fields),)
-    script = Script(0, roles, plans, faults, start_s=2.0, is_tight=False)
+    script = Script(
+        0, roles, plans, faults, start_s=2.0, step_s=0.01, is_tight=False, admission="always"
+    )
     report = simulate(script, tiny_tokenizer())
     assert not report.violations, report
     return report

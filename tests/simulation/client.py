@@ -85,6 +85,7 @@ class Client:
             plan.prompt,
             session_id=plan.name,
             sampling=plan.sampling,
+            ttft_slo_ms=plan.ttft_slo_ms,
             metadata=((TENANT_HEADER, plan.tenant),),
         )
         await self._read(answer)
@@ -96,6 +97,9 @@ class Client:
             prefix=list(plan.prefix),
             suffix=list(plan.suffix),
             sampling=plan.sampling,
+            ordering="stable" if plan.is_stable else "as_given",
+            ranking_note="" if plan.is_stable else None,
+            ttft_slo_ms=plan.ttft_slo_ms,
             handover="streamed" if plan.streamed else "at_seal",
             metadata=((TENANT_HEADER, plan.tenant),),
             recover=plan.recovers,

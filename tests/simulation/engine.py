@@ -13,17 +13,20 @@ from tests.simulation.process import Process
 
 # The bound after which an actor takes its engine for hung.
 HUNG_AFTER_S = 10.0
-_STEP_S = 0.01
 
 
 class Engine:
     """Computes steps for all sessions of a worker."""
 
-    def __init__(self, memory: KvMemory, fabric: Fabric, brain: Brain, random: Random) -> None:
+    def __init__(
+        self, memory: KvMemory, fabric: Fabric, brain: Brain, random: Random, step_s: float
+    ) -> None:
+        """`step_s` is the longest time of a step."""
         self.memory = memory
         self.fabric = fabric
         self.brain = brain
         self._random = random
+        self._step_s = step_s
         self._goes_on = asyncio.Event()
         self._goes_on.set()
         self._died = asyncio.Event()
@@ -63,7 +66,7 @@ class Engine:
 
     async def step(self) -> None:
         """Returns after one step; raises when the engine is dead."""
-        await asyncio.sleep(_STEP_S * self.slowness * self._random.random())
+        await asyncio.sleep(self._step_s * self.slowness * self._random.random())
         await self._goes_on.wait()
         self.require_alive()
 

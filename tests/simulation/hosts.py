@@ -177,11 +177,8 @@ class VirtualHosts:
         return replica
 
     async def _unless_dead(self, replica: Replica, answer: asyncio.Future[Any]) -> None:
-        died = asyncio.ensure_future(_process_ends(replica))
-        try:
-            await asyncio.wait({answer, died}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            died.cancel()
+        ended = replica.process.ended
+        await asyncio.wait({answer, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not replica.process.is_alive or answer.cancelled():
             raise ConnectionError("its process has died")
         answer.result()
@@ -191,13 +188,6 @@ async def _note_death(replica: Replica, worker: ModelWorker) -> None:
     """The actor says that its engine has died."""
     replica.reason = await worker.engine.wait_dead()
     replica.died.set()
-
-
-async def _process_ends(replica: Replica) -> None:
-    ended = asyncio.Event()
-    replica.process.on_death.append(ended.set)
-    if replica.process.is_alive:
-        await ended.wait()
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from router.admission import OUT_OF_REACH
 from router.server import Router
 from stream2llm.client import SessionRecovery
 from stream2llm.serving.settings.router_spec import RecoveryOptions
@@ -11,6 +12,7 @@ from tests.simulation.client import Outcome
 from tests.simulation.faults import Fault, Kind
 from tests.simulation.hosts import Replica
 from tests.simulation.script import Script
+from tests.simulation.sessions import Expected
 from tests.simulation.worker import ModelWorker
 from tests.simulation.world import World
 
@@ -20,7 +22,7 @@ _OF_DRAINS = frozenset({"DRAINING"})
 _OF_NARROWNESS = frozenset(
     {
         *("QUOTA_OPEN_SESSIONS", "QUOTA_HELD_TOKENS", "QUOTA_TOKENS_PER_MINUTE"),
-        *("TOO_MANY_SESSIONS", "SILENT", "DEADLINE_OUT_OF_REACH"),
+        *("TOO_MANY_SESSIONS", "SILENT"),
     }
 )
 # gRPC's own, where a connection breaks or cannot be made.
@@ -64,19 +66,19 @@ def _of_session(world: World, outcome: Outcome) -> Iterator[str]:
     got, name = outcome.token_ids, outcome.plan.name
     if outcome.ended_at_s is None and not outcome.has_left:
         yield f"{name} has not ended"
-    if got != expected[: len(got)]:
-        yield f"{name} got {got}, not {expected}"
+    if got != expected.token_ids[: len(got)] or not expected.text.startswith(outcome.text):
+        yield f"{name} got {got} {outcome.text!r}, not {expected}"
     if outcome.num_accepted > 1:
         yield f"{name} was accepted {outcome.num_accepted} times"
     ways = len(outcome.finished) + (outcome.error is not None) + outcome.has_left
     if ways != 1 and not (outcome.has_left and ways == 2):
         yield f"{name} ended {ways} times"
-    if outcome.finished and got != expected:
-        yield f"{name} has finished with {len(got)} of {len(expected)} tokens"
     for finished in outcome.finished:
+        if Expected(got, outcome.text, finished.reason) != expected:
+            yield f"{name} has finished with {got} {outcome.text!r} {finished.reason}, not {expected}"
         usage = finished.usage
         counted = (usage.prompt_tokens, usage.completion_tokens)
-        if counted != (len(outcome.plan.prompt), len(expected)):
+        if counted != (len(outcome.plan.prompt), len(expected.token_ids)):
             yield f"{name} has usage {counted}"
         # What a lost worker did not report any more is not counted.
         computed, done = usage.computed_tokens, _num_computed(world, name)
@@ -98,6 +100,8 @@ def _of_failure(world: World, outcome: Outcome) -> Iterator[str]:
     """A failure needs a cause: more than one fault, or one that the session cannot survive."""
     script, reason, name = world.script, outcome.reason, outcome.plan.name
     if script.is_tight and reason in _OF_NARROWNESS:
+        return
+    if reason == OUT_OF_REACH and script.admission == "refuse" and outcome.plan.ttft_slo_ms:
         return
     allowed = set(_OF_LOSSES)
     if any(map(_is_of_connection, script.faults)):

@@ -6,6 +6,7 @@ network first, then cancelling its tasks: what they do on their way out has no e
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from typing import Any
@@ -26,6 +27,8 @@ class Process:
         self.is_frozen = False
         self.tasks: set[VirtualTask] = set()
         self.parked: list[Any] = []
+        # Done when it is dead; its waiters wait in other processes.
+        self.ended: asyncio.Future[None] = loop.create_future()
         # Called when it dies: the kernel closes its connections.
         self.on_death: list[Callable[[], None]] = []
         self._context = copy_context()
@@ -66,6 +69,7 @@ class Process:
         if not self.is_alive:
             return
         self.is_alive = False
+        self.ended.set_result(None)
         for callback in self.on_death:
             callback()
         self.thaw()

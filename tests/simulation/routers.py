@@ -8,7 +8,7 @@ from router.server import Router
 from router.tokenizer import ModelTokenizer
 from stream2llm.security.principal import DEFAULT_TENANT
 from stream2llm.security.tls import PeerChannels
-from stream2llm.serving.settings.router_spec import RouterLimits, RouterSpec
+from stream2llm.serving.settings.router_spec import AdmissionMode, RouterLimits, RouterSpec
 from stream2llm.serving.settings.security_options import AuthOptions, ProxyOptions, SecurityOptions
 from stream2llm.serving.settings.tenant_options import TenantOptions, TenantsOptions
 from stream2llm.serving.system.clock import Clock
@@ -60,6 +60,7 @@ def new_router(
     tokenizer: ModelTokenizer,
     *,
     is_tight: bool,
+    admission: AdmissionMode,
 ) -> Router:
     """A router that has not started."""
     spec = RouterSpec(
@@ -74,7 +75,7 @@ def new_router(
         drain_timeout_s=10.0,
         limits=_FEW_PLACES if is_tight else _LIMITS,
         security=_TIGHT if is_tight else _LOOSE,
-        admission="refuse" if is_tight else "always",
+        admission=admission,
     )
     return Router(
         spec,

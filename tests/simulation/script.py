@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from random import Random
 
 from stream2llm.cluster import supervision as sv
+from stream2llm.serving.settings.router_spec import AdmissionMode
 from tests.fake_workers import Brain
 from tests.simulation.faults import Fault, draw_faults
 from tests.simulation.sessions import Plan, draw_plan
 
 # Routers, prefill workers, decode workers.
 _SHAPES = ((1, 1, 1), (1, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2), (2, 2, 2))
+_ADMISSIONS: Sequence[AdmissionMode] = ("always", "warn", "refuse")
 _ROLES: Sequence[sv.Role] = ("router", "prefill", "decode")
 
 
@@ -26,8 +28,12 @@ class Script:
     faults: tuple[Fault, ...]
     # How long a replica takes to start, about.
     start_s: float
+    # How long an engine's step takes, at the most.
+    step_s: float
     # Whether tenants have small quotas, and routers few places.
     is_tight: bool
+    # What routers do with deadlines that will not hold.
+    admission: AdmissionMode
 
     @classmethod
     def draw(cls, seed: int) -> Script:
@@ -38,7 +44,10 @@ class Script:
         plans = tuple(draw_plan(random, i, brain) for i in range(random.choice((1, 2, 2, 3, 5))))
         faults = draw_faults(random, roles)
         is_tight = random.random() < 0.15
-        return cls(seed, roles, plans, tuple(faults), random.choice((2.0, 20.0)), is_tight)
+        start_s = random.choice((2.0, 20.0))
+        admission = random.choice(_ADMISSIONS)
+        step_s = random.choice((0.01, 0.01, 0.2))
+        return cls(seed, roles, plans, tuple(faults), start_s, step_s, is_tight, admission)
 
 
 def roles_of(*shape: int) -> dict[str, sv.Role]:

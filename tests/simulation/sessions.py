@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+from router.ordering import layout
 from stream2llm.api.sampling import SamplingParameters
+from stream2llm.api.token_step import FinishReason
 from stream2llm.client import Document, DocumentRef
 from tests.fake_workers import Brain
 from tests.simulation.routers import TENANTS
+from tests.simulation.vocabulary import text_of
 from tests.tiny_model import EOS
 
 Op = Literal["append", "update"]
@@ -28,6 +31,16 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """An answer."""
+
+    # With the one that ends it.
+    token_ids: list[int]
+    text: str
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One session, from its beginning to the seal."""
 
@@ -42,6 +55,12 @@ class Plan:
     pause_s: float
     max_tokens: int
     stop_token_id: int | None
+    stop_string: str | None
+    # Whether the stop string, or the stop token's text, is part of the answer.
+    shows_stop: bool
+    # Whether the router may lay documents out in another order.
+    is_stable: bool
+    ttft_slo_ms: int | None
     streamed: bool
     # Whether the client opens the session at another router when its own is lost.
     recovers: bool
@@ -56,30 +75,40 @@ class Plan:
     def prompt(self) -> list[int]:
         return [*self.prefix, *self.context, *self.suffix]
 
-    def expected(self, brain: Brain) -> list[int]:
-        """The whole answer, the token that ends it included."""
+    def expected(self, brain: Brain) -> Expected:
+        """The whole answer, as one engine that knows all of its end gives it."""
         answer: list[int] = []
         for token_id in brain.answer(self.prompt, self.max_tokens):
             answer.append(token_id)
-            if token_id in (EOS, self.stop_token_id):
-                break
-        return answer
+            is_stop = token_id in (EOS, self.stop_token_id)
+            text = text_of(answer if self.shows_stop or not is_stop else answer[:-1])
+            if self.stop_string and self.stop_string in text:
+                before, found, _ = text.partition(self.stop_string)
+                shown = before + found if self.shows_stop else before
+                return Expected(answer, shown, FinishReason.STOP_STRING)
+            if is_stop:
+                return Expected(answer, text, FinishReason.STOP_TOKEN)
+        return Expected(answer, text_of(answer), FinishReason.LENGTH)
 
     @property
     def sampling(self) -> SamplingParameters:
         stops = () if self.stop_token_id is None else (self.stop_token_id,)
-        return SamplingParameters(max_tokens=self.max_tokens, stop_token_ids=stops)
+        return SamplingParameters(
+            max_tokens=self.max_tokens,
+            stop_token_ids=stops,
+            stop_strings=() if self.stop_string is None else (self.stop_string,),
+            include_stop_string=self.shows_stop,
+        )
 
 
 def draw_plan(random: Random, number: int, brain: Brain) -> Plan:
     """A session of the kinds that clients have."""
     one_shot = random.random() < 0.2
-    changes, context = ((), ()) if one_shot else _changes(random)
+    is_stable = random.random() < 0.3 and not one_shot
+    changes, context = ((), ()) if one_shot else _changes(random, is_stable=is_stable)
     max_tokens = random.choice((1, 2, 3, 8, 20))
     prefix, suffix = _tokens(random, 1, 6), _tokens(random, 0 if context else 1, 4)
-    stop = None
-    if random.random() < 0.2:
-        stop = brain.answer([*prefix, *context, *suffix], max_tokens)[max_tokens // 2]
+    answer = brain.answer([*prefix, *context, *suffix], max_tokens)
     return Plan(
         name=f"session-{number}",
         tenant=random.choice(TENANTS),
@@ -90,7 +119,11 @@ def draw_plan(random: Random, number: int, brain: Brain) -> Plan:
         suffix=suffix,
         pause_s=random.choice(_PAUSES_S),
         max_tokens=max_tokens,
-        stop_token_id=stop,
+        stop_token_id=answer[max_tokens // 2] if random.random() < 0.2 else None,
+        stop_string=_stop_string(random, answer),
+        shows_stop=random.random() < 0.3,
+        is_stable=is_stable,
+        ttft_slo_ms=random.choice((None, 1, 1, 5000)),
         streamed=random.random() < 0.5,
         recovers=random.random() < 0.75,
         leaves_after_s=_leaves_after_s(random),
@@ -105,13 +138,23 @@ def _leaves_after_s(random: Random) -> float | None:
     return random.choice((0.05, 0.5, 3.0)) * random.random()
 
 
-def _changes(random: Random) -> tuple[tuple[Change, ...], tuple[int, ...]]:
+def _stop_string(random: Random, answer: list[int]) -> str | None:
+    """A piece of the answer's text, in a third of the sessions."""
+    text = text_of(answer)
+    begin = random.randrange(len(text)) if text else 0
+    piece = text[begin : begin + random.randint(1, 3)]
+    # Half a character has no text that could be told in advance.
+    return piece if random.random() < 0.33 and piece and "\ufffd" not in piece else None
+
+
+def _changes(random: Random, *, is_stable: bool) -> tuple[tuple[Change, ...], tuple[int, ...]]:
     changes: list[Change] = []
     known: dict[str, tuple[int, ...]] = {}
     context: list[tuple[int, ...]] = []
     for _ in range(random.randrange(6)):
         documents: list[Document] = []
         op: Op = random.choice(("append", "append", "update"))
+        before = list(context)
         if op == "update":
             context.clear()
             kept = [each for each in known if random.random() < 0.6]
@@ -123,6 +166,8 @@ def _changes(random: Random) -> tuple[tuple[Change, ...], tuple[int, ...]]:
             known[name] = tokens
             documents.append(Document(list(tokens), name))
             context.append(tokens)
+        if op == "update" and is_stable:
+            context = layout(before, context)
         changes.append(Change(random.choice(_PAUSES_S), op, tuple(documents)))
     return tuple(changes), tuple(token for document in context for token in document)
 

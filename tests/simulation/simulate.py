@@ -8,10 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from router.tokenizer import ModelTokenizer
@@ -19,8 +16,8 @@ from tests.simulation.client import Outcome
 from tests.simulation.invariants import leftovers, violations
 from tests.simulation.loop import PROCESS, StuckError, VirtualLoop
 from tests.simulation.script import Script
+from tests.simulation.vocabulary import tiny_tokenizer
 from tests.simulation.world import World
-from tests.tiny_model import make_tiny_model
 
 # In virtual time; no run takes longer.
 _TIME_LIMIT_S = 1500.0
@@ -120,13 +117,6 @@ def _watched(loop: VirtualLoop) -> Iterator[Complaints]:
         gc.unfreeze()
         gc.enable()
         loggers[0].removeHandler(complaints)
-
-
-@cache
-def tiny_tokenizer() -> ModelTokenizer:
-    """The tokenizer that all runs share."""
-    with TemporaryDirectory() as folder:
-        return ModelTokenizer(str(make_tiny_model(Path(folder) / "model")))
 
 
 def simulate_seeds(seeds: Iterable[int]) -> Iterator[Report]:

@@ -115,11 +115,12 @@ class World:
                 self.clock,
                 self._tokenizer,
                 is_tight=self.script.is_tight,
+                admission=self.script.admission,
             )
         else:
             memory = KvMemory(f"{name}/{incarnation}", process)
             self.fabric.add(memory)
-            engine = Engine(memory, self.fabric, self.brain, self.random)
+            engine = Engine(memory, self.fabric, self.brain, self.random, self.script.step_s)
             hosted = ModelWorker(name, role, engine)
         replica = Replica(process, incarnation, hosted)
         self.replicas.append(replica)
