@@ -113,6 +113,9 @@ _OF_OTHERS = {
     "--from-file", "--rm", "--restart", "--image", "--command", "--create-namespace",
     "--now", "--system", "--home-dir", "--no-deps", "--strict", "--cacert",
     "--tool-call-parser", "--reasoning-parser",
+    # aiperf
+    "--endpoint-type", "--use-server-token-count", "--extra-inputs", "--no-gpu-telemetry",
+    "--no-server-metrics", "--isl", "--osl",
 }  # fmt: skip
 
 
