@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, Self
@@ -15,7 +15,7 @@ from stream2llm.api import arguments, codec
 from stream2llm.api.address import router_targets
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.credentials import API_KEY_VARIABLE, Token, credentials_of
-from stream2llm.api.events import Event, Finished, ModelInfo, ServerInfo
+from stream2llm.api.events import ModelInfo, ServerInfo
 from stream2llm.api.grpc_options import client_channel_options
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
@@ -36,6 +36,7 @@ from stream2llm.client.inputs import (
     template_of,
     ttft_slo_of,
 )
+from stream2llm.client.one_shot import OneShot
 from stream2llm.client.placed_session import PlacedSession, SessionOptions
 from stream2llm.client.recording import SessionRecording, recording_path
 from stream2llm.client.recovery import SessionRecovery, recovery_of
@@ -44,7 +45,7 @@ from stream2llm.client.status import error_from_rpc
 from stream2llm.client.stream import AnswerStream
 from stream2llm.client.tls import channel_options, checked_credentials
 from stream2llm.client.trace import trace_metadata
-from stream2llm.client.translate import check_size, event_from, message_of
+from stream2llm.client.translate import check_size, message_of
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _MOST_MESSAGE_BYTES = 2**31 - 1  # gRPC's own limit
@@ -218,12 +219,15 @@ class AsyncClient:
         timeout_s: float | None = None,
         traceparent: str | None = None,
         metadata: Metadata = (),
+        recover: bool | SessionRecovery = True,
     ) -> AnswerStream:
         """Answers one complete prompt: text, token ids or chat messages.
 
         `async for event in client.generate(...)`, or
         `answer = await client.generate(...).answer()`. `traceparent`, `metadata`, `ttft_slo_ms`
-        and what goes with chat messages (`tools`, ...) are as in `session`.
+        and what goes with chat messages (`tools`, ...) are as in `session`. With `recover`, the
+        answer to text or token ids goes on when its router is lost, as a session does; one to
+        chat messages, or with `truncate_prompt_tokens`, fails if anything of it has come.
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
         sent = (*metadata, *trace_metadata(traceparent))
@@ -241,9 +245,8 @@ class AsyncClient:
             )
         )
         check_size(message, self._max_message_bytes)
-        return AnswerStream(
-            self._connections.stream(lambda stub: _generate(stub, message, timeout_s, sent))
-        )
+        limits = recovery_of(recover)
+        return AnswerStream(OneShot(self._connections, message, limits, timeout_s, sent).events())
 
     async def model_info(
         self,
@@ -275,24 +278,6 @@ class AsyncClient:
                 raise error_from_rpc(error, timeout_s, f"{method} got no answer") from None
 
         return await self._connections.ask(ask)
-
-
-async def _generate(
-    stub: Any, message: pb.GenerateRequest, timeout_s: float | None, metadata: Metadata
-) -> AsyncGenerator[Event, None]:
-    call = stub.Generate(message, timeout=timeout_s, metadata=metadata)
-    is_finished = False
-    try:
-        async for response in call:
-            event = event_from(response)
-            is_finished = isinstance(event, Finished)
-            yield event
-    except grpc.aio.AioRpcError as error:
-        if is_finished:
-            return  # the answer is whole, and only the closing status is lost
-        raise error_from_rpc(error, timeout_s, "the answer did not end") from None
-    finally:
-        call.cancel()  # does nothing when it has ended
 
 
 def _depends_on_events(opening: OpenSession) -> bool:

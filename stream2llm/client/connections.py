@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from stream2llm.api.errors import Stream2LLMError
@@ -45,23 +45,6 @@ class Connections:
                 self.routers.served(router)
                 return answer
         raise AssertionError("the last failure is raised")
-
-    async def stream(
-        self, call: Callable[[Any], AsyncGenerator[T, None]]
-    ) -> AsyncGenerator[T, None]:
-        """Yields what the first router gives that gives anything; each is asked once."""
-        for is_last in self._tries():
-            router = self.routers.next(_now_s())
-            items, has_begun = call(self.stub(router)), False
-            try:
-                async for item in items:
-                    has_begun = True
-                    yield item
-                return
-            except Stream2LLMError as error:
-                self._failed(router, error, is_final=is_last or has_begun)
-            finally:
-                await items.aclose()
 
     def _tries(self) -> Sequence[bool]:
         """For each try whether it is the last one."""

@@ -15,28 +15,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stream2llm.api.errors import (
-    EventOrderError,
-    InternalError,
-    Stream2LLMError,
-    UnavailableError,
-)
+from stream2llm.api.errors import EventOrderError, Stream2LLMError
 from stream2llm.api.events import Accepted
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.inbox import Inbox, OnEvent
-from stream2llm.client.recovery import GiveUp, Recovery, SessionRecovery, is_loss
+from stream2llm.client.recovery import SessionRecovery
 from stream2llm.client.routers import Routers
-from stream2llm.client.rpc import RpcFailedError, SessionRpc
+from stream2llm.client.rpc import END_GRACE_S, RpcFailedError, SessionRpc, ended_early
 from stream2llm.client.sent_context import SentContext
-from stream2llm.client.status import cancelled_error, out_of_time
+from stream2llm.client.status import cancelled_error
 from stream2llm.client.translate import check_size
-
-# How long an answered session waits for the server's closing status before it
-# cancels the RPC, so that the server does not count it as cancelled.
-_END_GRACE_S = 1.0
-# How long a router may take to admit a session where there is another one to ask, or this
-# one to ask again.
-_ADMISSION_LIMIT_S = 10.0
+from stream2llm.client.tries import Tries
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +54,9 @@ class PlacedSession:
         """`start_call` begins the RPC at a router, by its number, with a time limit in seconds."""
         self.inbox = Inbox(options.on_event)
         self._start_call = start_call
-        self._routers = routers
         self._opening = opening
         self._options = options
-        self._recovery = Recovery(options.recovery, len(routers))
+        self._tries = Tries(routers, options.recovery, options.timeout_s)
         self._kept = SentContext(options.recovery.max_kept_bytes, keeps_events=options.keeps_events)
         self._seal: pb.StreamGenerateRequest | None = None
         self._sequence = 1  # the open
@@ -78,7 +66,6 @@ class PlacedSession:
         self._changed = asyncio.Event()
         self._has_ended = False
         self._failure: BaseException | None = None
-        self._deadline_s = None if options.timeout_s is None else _now_s() + options.timeout_s
         self._running = asyncio.create_task(self._run(), name="stream2llm-session-reader")
 
     # -- writing -----------------------------------------------------------------
@@ -107,7 +94,7 @@ class PlacedSession:
     async def close(self) -> None:
         """Ends the RPC; afterwards no task of this session is left."""
         if self.inbox.is_finished:
-            await asyncio.wait({self._running}, timeout=_END_GRACE_S)
+            await asyncio.wait({self._running}, timeout=END_GRACE_S)
         self._running.cancel()
         await asyncio.wait({self._running})
 
@@ -141,7 +128,7 @@ class PlacedSession:
 
     async def _run(self) -> None:
         try:
-            while not await self._served_by(self._routers.next(_now_s())):
+            while not await self._served_by(self._tries.next_router()):
                 pass
             self._end(None)
         except asyncio.CancelledError:
@@ -158,12 +145,12 @@ class PlacedSession:
 
     async def _served_by(self, router: int) -> bool:
         """Runs the session at a router; returns whether it has ended well, or goes on elsewhere."""
-        rpc = SessionRpc(self._start_call(router, self._left_s()))
+        rpc = SessionRpc(self._start_call(router, self._tries.left_s(self._waited_for())))
         is_admitted, error = False, None
         try:
             await self._open_at(rpc)
             is_admitted = True
-            self._routers.served(router)
+            self._tries.admitted(router)
             await self._relay(rpc)
         except RpcFailedError as failed:
             error = failed.error
@@ -176,42 +163,21 @@ class PlacedSession:
 
     async def _go_on(self, error: Stream2LLMError, router: int, *, was_admitted: bool) -> None:
         """Returns when the next router may be asked; raises the error that is final."""
-        now_s = _now_s()
-        if is_loss(error):
-            self._routers.failed(router, now_s)
-        if was_admitted:
-            verdict = self._recovery.lost(error, now_s, is_kept=self._kept.is_kept)
-        else:
-            verdict = self._recovery.refused(error, now_s)
-        if isinstance(verdict, GiveUp):
-            raise verdict.error from None
-        if verdict.is_restart:
+        again = self._tries.failed(
+            router, error, was_admitted=was_admitted, is_kept=self._kept.is_kept
+        )
+        if again.is_restart:
             await self.inbox.router_lost()
-        left_s = self._left_s()
-        await asyncio.sleep(verdict.pause_s if left_s is None else min(verdict.pause_s, left_s))
-
-    def _left_s(self) -> float | None:
-        """Seconds that the session has; raises when they are over."""
-        if self._deadline_s is None or self._options.timeout_s is None:
-            return None
-        left_s = self._deadline_s - _now_s()
-        if left_s <= 0:
-            raise out_of_time(self._options.timeout_s, self._waited_for())
-        return left_s
+        await self._tries.pause(again, self._waited_for())
 
     # -- one router ----------------------------------------------------------------
 
     async def _open_at(self, rpc: SessionRpc) -> None:
         """Returns when the router has admitted the session."""
-        is_only_chance = len(self._routers) == 1 and self.inbox.accepted is None
-        try:
-            async with asyncio.timeout(None if is_only_chance else _ADMISSION_LIMIT_S):
-                await rpc.write(pb.StreamGenerateRequest(sequence=1, open=self._present_opening()))
-                while not await self._is_accepted_by(rpc):
-                    pass
-        except TimeoutError:
-            message = f"the router did not answer within {_ADMISSION_LIMIT_S:g} s"
-            raise RpcFailedError(UnavailableError(message)) from None
+        async with self._tries.admission(is_first=self.inbox.accepted is None):
+            await rpc.write(pb.StreamGenerateRequest(sequence=1, open=self._present_opening()))
+            while not await self._is_accepted_by(rpc):
+                pass
         self._changed.set()
 
     def _present_opening(self) -> pb.OpenSession:
@@ -227,7 +193,7 @@ class PlacedSession:
     async def _is_accepted_by(self, rpc: SessionRpc) -> bool:
         event = await rpc.read(self._options.timeout_s, self._waited_for)
         if event is None:
-            raise _ended_early()
+            raise ended_early()
         await self.inbox.take(event)
         return isinstance(event, Accepted)
 
@@ -263,7 +229,7 @@ class PlacedSession:
         while (event := await rpc.read(self._options.timeout_s, self._waited_for)) is not None:
             await self.inbox.take(event)
         if not self.inbox.is_finished:
-            raise _ended_early()
+            raise ended_early()
 
     def _waited_for(self) -> str:
         """Returns what had not happened when a session ran out of time."""
@@ -276,12 +242,3 @@ class PlacedSession:
 
 async def _write(rpc: SessionRpc, request: pb.StreamGenerateRequest) -> bool:
     return await rpc.write(request, last=request.HasField("seal"))
-
-
-def _ended_early() -> InternalError:
-    message = "the server ended the session without an answer"
-    return InternalError(message, reason="STREAM_ENDED_EARLY")
-
-
-def _now_s() -> float:
-    return asyncio.get_running_loop().time()

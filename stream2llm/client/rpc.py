@@ -12,12 +12,16 @@ from typing import Any
 
 import grpc
 
-from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.events import Event
 from stream2llm.api.final_status import FinalStatus
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.status import error_from_rpc
 from stream2llm.client.translate import event_from
+
+# How long an answered session waits for the server's closing status before it
+# cancels the RPC, so that the server does not count it as cancelled.
+END_GRACE_S = 1.0
 
 
 class RpcFailedError(Exception):
@@ -69,3 +73,9 @@ class SessionRpc:
     def cancel(self) -> None:
         """Ends the RPC; does nothing when it has ended."""
         self._call.cancel()
+
+
+def ended_early() -> InternalError:
+    """Returns the error for an RPC that has ended well, without the end of an answer."""
+    message = "the server ended the session without an answer"
+    return InternalError(message, reason="STREAM_ENDED_EARLY")

@@ -87,6 +87,7 @@ class Client:
             sampling=plan.sampling,
             ttft_slo_ms=plan.ttft_slo_ms,
             metadata=((TENANT_HEADER, plan.tenant),),
+            recover=plan.recovers,
         )
         await self._read(answer)
 

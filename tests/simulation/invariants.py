@@ -122,7 +122,7 @@ def _is_fatal(script: Script, fault: Fault, outcome: Outcome) -> bool:
     if _is_of_connection(fault):
         outlasts = fault.kind is Kind.PARTITION and fault.duration_s > MAX_WAIT_S
         is_cut_off = outlasts and len(routers) == 1
-        return not (plan.recovers and outcome.num_accepted) or plan.one_shot or is_cut_off
+        return not (plan.recovers and outcome.num_accepted) or is_cut_off
     if outcome.reason in _AT_THE_DOOR and not outcome.num_accepted:
         return True
     # Nothing passes between the only two that KV could pass between.

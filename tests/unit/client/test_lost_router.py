@@ -349,6 +349,51 @@ async def test_complete_prompts_and_questions_go_to_a_router_that_is_there(
         await routers.generate("begin", sampling=SamplingParameters(logprobs=99)).answer()
 
 
+@pytest.mark.parametrize("num_received", range(NUM_TOKENS))
+@pytest.mark.parametrize("as_ids", [False, True], ids=["text", "ids"])
+async def test_a_complete_prompt_goes_on_behind_each_token(
+    rings: list[Ring], routers: AsyncClient, num_received: int, as_ids: bool
+) -> None:
+    hold(rings, num_received)
+    prompt = rings[0].encode("begin")
+    answer = aiter(routers.generate(prompt if as_ids else "begin", sampling=GREEDY))
+    events = [await next_delta(answer) for _ in range(num_received)]
+    rest = asyncio.create_task(collect(answer))
+    lost = await holder_of(rings)
+    await soon(lost.record.sealed.wait())
+    await lost.lose_router()
+    let_go(rings)
+    events += await rest
+    survivor = next(ring for ring in rings if ring is not lost)
+    check(survivor, events, prompt)
+    assert survivor.record.answer_tokens == num_received
+    restarts = [event.restarts for event in events if isinstance(event, Progress)]
+    assert restarts == sorted(restarts)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more", "recover"),
+    [
+        ([{"role": "user", "content": "Why?"}], {}, True),
+        ("begin", {"truncate_prompt_tokens": 1}, True),
+        ("begin", {}, False),
+        ("begin", {}, SessionRecovery(max_kept_bytes=3)),
+    ],
+    ids=["chat", "truncated", "not asked", "too large"],
+)
+async def test_a_prompt_that_is_no_session_ends_with_its_router(
+    rings: list[Ring], routers: AsyncClient, prompt: Any, more: dict[str, int], recover: Any
+) -> None:
+    hold(rings, 1)
+    sampling = SamplingParameters(max_tokens=NUM_TOKENS, **more)
+    answer = aiter(routers.generate(prompt, sampling=sampling, recover=recover))
+    await next_delta(answer)
+    await (await holder_of(rings)).lose_router()
+    with pytest.raises(UnavailableError):
+        await collect(answer)
+    assert sum(len(ring.prefill.records) for ring in rings) == 1
+
+
 async def test_without_any_router_a_session_fails_at_once(rings: list[Ring], routers: Any) -> None:
     for ring in rings:
         await ring.lose_router()

@@ -1,0 +1,142 @@
+"""The answer to one complete prompt, which goes on at another router when its own is lost.
+
+Generate         the whole request, at the first router that takes it
+StreamGenerate   behind a loss: the prompt as the prefix of a session that is sealed at
+                 once, with what has come of the answer
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+
+from stream2llm.api.call_metadata import Metadata
+from stream2llm.api.events import Event
+from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.client.connections import Connections
+from stream2llm.client.received import Received
+from stream2llm.client.recovery import NO_RECOVERY, SessionRecovery
+from stream2llm.client.rpc import END_GRACE_S, RpcFailedError, SessionRpc, ended_early
+from stream2llm.client.tries import Tries
+
+_WAITED_FOR = "the answer did not end"
+
+
+class OneShot:
+    """One prompt; iterate `events` once."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        request: pb.GenerateRequest,
+        limits: SessionRecovery,
+        timeout_s: float | None,
+        metadata: Metadata,
+    ) -> None:
+        """`timeout_s` is for the whole answer, from the first event that is asked for."""
+        self._connections = connections
+        self._request = request
+        self._session = session_of(request)
+        self._limits = NO_RECOVERY if self._session is None else limits
+        self._timeout_s = timeout_s
+        self._metadata = metadata
+        self._received = Received()
+        # By the router that is asked now.
+        self._was_admitted = False
+        # A router that had taken the prompt was lost.
+        self._is_resumed = False
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Yields the events of the answer; raises what ends it before `Finished`."""
+        tries = Tries(self._connections.routers, self._limits, self._timeout_s)
+        is_kept = self._request.ByteSize() <= self._limits.max_kept_bytes
+        while not self._received.is_finished:
+            router = tries.next_router()
+            self._was_admitted = False
+            items = self._at(router, tries)
+            try:
+                async for event in items:
+                    yield event
+            except RpcFailedError as failed:
+                again = tries.failed(
+                    router, failed.error, was_admitted=self._was_admitted, is_kept=is_kept
+                )
+                if again.is_restart:
+                    self._is_resumed = True
+                    yield self._received.lose_router()
+                await tries.pause(again, _WAITED_FOR)
+            finally:
+                await items.aclose()
+
+    async def _at(self, router: int, tries: Tries) -> AsyncGenerator[Event, None]:
+        """The events that one router gives."""
+        rpc = self._begin(router, tries.left_s(_WAITED_FOR))
+        try:
+            event = await self._first_event(rpc, tries)
+            self._was_admitted = True
+            tries.admitted(router)
+            while event is not None:
+                if self._received.note(event):
+                    yield event
+                if self._received.is_finished:
+                    await _end(rpc)
+                    return
+                event = await rpc.read(self._timeout_s, lambda: _WAITED_FOR)
+            raise ended_early()
+        finally:
+            rpc.cancel()
+
+    def _begin(self, router: int, left_s: float | None) -> SessionRpc:
+        stub = self._connections.stub(router)
+        if not self._is_resumed:
+            call = stub.Generate(self._request, timeout=left_s, metadata=self._metadata)
+        else:
+            call = stub.StreamGenerate(timeout=left_s, metadata=self._metadata)
+        return SessionRpc(call)
+
+    async def _first_event(self, rpc: SessionRpc, tries: Tries) -> Event | None:
+        if not self._is_resumed:
+            return await rpc.read(self._timeout_s, lambda: _WAITED_FOR)
+        async with tries.admission(is_first=False):
+            await rpc.write(pb.StreamGenerateRequest(sequence=1, open=self._present_opening()))
+            await rpc.write(pb.StreamGenerateRequest(sequence=2, seal=pb.SealContext()), last=True)
+            return await rpc.read(self._timeout_s, lambda: _WAITED_FOR)
+
+    def _present_opening(self) -> pb.OpenSession:
+        assert self._session is not None, "without a session there is no restart"
+        opening = pb.OpenSession()
+        opening.CopyFrom(self._session)
+        if self._received.accepted is not None:
+            opening.session_id = self._received.accepted.session_id
+        opening.resumed.CopyFrom(self._received.resumed)
+        return opening
+
+
+async def _end(rpc: SessionRpc) -> None:
+    """Lets the router close the RPC behind the answer, which counts, however that ends."""
+    with suppress(RpcFailedError, TimeoutError):
+        async with asyncio.timeout(END_GRACE_S):
+            await rpc.read(None, lambda: _WAITED_FOR)
+
+
+def session_of(request: pb.GenerateRequest) -> pb.OpenSession | None:
+    """The session whose context is the whole prompt; None where there is none.
+
+    That is chat messages, of which a session's template has one with a slot, and a prompt of
+    which only the last tokens are used.
+    """
+    kind = request.WhichOneof("prompt")
+    if kind not in ("text", "token_ids") or request.sampling.HasField("truncate_prompt_tokens"):
+        return None
+    prefix = pb.Content(**{kind: getattr(request, kind)})
+    opening = pb.OpenSession(
+        session_id=request.session_id,
+        model=request.model,
+        plain=pb.PlainTemplate(prefix=prefix),
+        sampling=request.sampling,
+        control_tokens=request.control_tokens,
+    )
+    if request.HasField("ttft_slo_ms"):
+        opening.ttft_slo_ms = request.ttft_slo_ms
+    return opening
