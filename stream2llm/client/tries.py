@@ -21,7 +21,7 @@ _ADMISSION_LIMIT_S = 10.0
 
 
 class Tries:
-    """Of one session, whose time begins now."""
+    """The tries of one session, whose time begins with this object."""
 
     def __init__(self, routers: Routers, limits: SessionRecovery, timeout_s: float | None) -> None:
         """`timeout_s` is for the whole session."""

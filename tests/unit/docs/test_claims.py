@@ -105,7 +105,8 @@ def test_a_command_line_that_does_not_parse_is_found() -> None:
         parse(["status", "--colour"])
 
 
-# Options of ruff, buf, ray, docker, kubectl, helm, kubernetes-validate, curl, systemctl and useradd.
+# Options of ruff, buf, ray, docker, kubectl, helm, kubernetes-validate, curl, systemctl, useradd
+# and aiperf.
 _OF_OTHERS = {
     "--fix", "--against", "--generate", "--head", "--working-dir", "--labels", "--resources",
     "--num-gpus", "--node-ip-address", "--port", "--submission-id", "--runtime-env-json",
@@ -113,9 +114,9 @@ _OF_OTHERS = {
     "--from-file", "--rm", "--restart", "--image", "--command", "--create-namespace",
     "--now", "--system", "--home-dir", "--no-deps", "--strict", "--cacert",
     "--tool-call-parser", "--reasoning-parser",
-    # aiperf
     "--endpoint-type", "--use-server-token-count", "--extra-inputs", "--no-gpu-telemetry",
-    "--no-server-metrics", "--isl", "--osl",
+    "--no-server-metrics", "--isl", "--osl", "--request-count", "--streaming", "--url", "--model", "--concurrency",
+    "--tokenizer",
 }  # fmt: skip
 
 
