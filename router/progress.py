@@ -99,7 +99,7 @@ class ProgressTracker:
 
     @property
     def has_credit(self) -> bool:
-        return self.num_outstanding_tokens <= self._window_tokens
+        return self.num_outstanding_tokens < self._window_tokens
 
     @property
     def is_caught_up(self) -> bool:

@@ -65,6 +65,8 @@ class SessionOutput:
         self._uncomputed_at_seal_tokens = 0
         self._unread: pb.Handover | None = None
         self._sealed: SealedAnswer | None = None
+        # How the answer has ended, from its last token on.
+        self._ending: Finished | None = None
         # Called when the answer has ended before a worker was asked for a token.
         self._on_ended: Callable[[], object] = lambda: None
         # The decode worker that the answer was last at.
@@ -186,6 +188,8 @@ class SessionOutput:
                 ending = await self._decode_somewhere(request)
                 watch.cancel()
         except BaseExceptionGroup as raised:
+            if self._ending is not None:  # a loss behind the last token is none
+                return self._ending
             lost = raised.subgroup(_LostError)
             if lost is None or lost.exceptions != raised.exceptions:
                 raise
@@ -314,6 +318,7 @@ class SessionOutput:
         taken = self._final.answer.take(step)
         self._live.next_token(self._final.answer.num_tokens)
         self._live.parts.metrics.output(len(taken.delta.token_ids))
+        self._ending = taken.ending
         await self._put(taken.delta)
         return taken.ending
 

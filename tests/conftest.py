@@ -11,13 +11,19 @@ background has them ignore SIGINT, which their children would inherit.
 
 Engines compute with one thread each: several engines and tests share the cores, and
 OpenMP's threads spin while they wait for one another.
+
+A run ends without taking Python apart: native libraries (torch, UCX, gRPC) that crash in that
+moment would turn a green run red.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
 
+import pytest
 from hypothesis import settings
 
 os.environ["no_proxy"] = ",".join(
@@ -37,3 +43,21 @@ settings.register_profile(
 )
 # Command lines may load another: --hypothesis-profile=random.
 settings.load_profile("fixed")
+
+
+_HAS_FINISHED = pytest.StashKey[pytest.Session]()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    session.config.stash[_HAS_FINISHED] = session
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    session = config.stash.get(_HAS_FINISHED, None)
+    if session is None or hasattr(config, "workerinput"):  # pytest-xdist's processes
+        return
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(session.exitstatus))

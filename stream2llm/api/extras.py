@@ -36,6 +36,7 @@ EXTRAS_OF = {
     "transformers": SERVER,
     "uvicorn": SERVER,
     "vllm": ENGINE,
+    "xgrammar": ENGINE,
     "yaml": SERVER,
     "zmq": ENGINE,
 }

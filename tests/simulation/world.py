@@ -31,7 +31,8 @@ from tests.simulation.worker import ModelWorker
 _CONTROLLER_RESTARTS_S = 3.0
 # For what ends on its own when the last session has.
 _QUIET_S = LEASE_S + 10.0
-_SLOWNESS = 300.0
+# Longest step of a slow engine.
+_SLOW_STEP_S = 3.0
 
 
 class World:
@@ -193,7 +194,7 @@ class World:
             case Kind.ENGINE_HANGS:
                 worker.engine.hang()
             case Kind.SLOW:
-                worker.engine.slowness = _SLOWNESS
+                worker.engine.slowness = _SLOW_STEP_S / self.script.step_s
             case Kind.FULL:
                 worker.is_full = True
             case _:

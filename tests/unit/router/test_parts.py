@@ -223,6 +223,33 @@ async def test_progress_is_replaced_and_never_overtakes() -> None:
     assert sent == [Accepted("s", "m", 1), Progress(2), Accepted("last", "m", 1)]
 
 
+async def test_what_was_put_is_sent_though_the_wait_for_room_is_cancelled() -> None:
+    outbox, sent = Outbox(), []
+
+    async def fill() -> None:
+        for number in range(1000):
+            await outbox.put(Accepted(str(number), "m", 1))
+            num_put.append(number)
+
+    num_put: list[int] = []
+    filling = asyncio.create_task(fill())
+    await asyncio.wait({filling}, timeout=0.0)
+    await asyncio.sleep(0)
+    filling.cancel()
+    await asyncio.wait({filling})
+    closing = asyncio.create_task(outbox.close())
+
+    async def send(event: Event) -> None:
+        assert isinstance(event, Accepted)
+        sent.append(int(event.session_id))
+
+    await outbox.drain(send)
+    await closing
+    assert 0 < len(num_put) < 1000
+    # The last one was waiting for room when it was cancelled.
+    assert sent == [*num_put, len(num_put)]
+
+
 # -- tokenizer --------------------------------------------------------------------
 
 
