@@ -1,4 +1,4 @@
-"""What has come of one session, from all routers that had it."""
+"""Keeps what one session has received, from all routers that had it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Received:
 
     @property
     def resumed(self) -> pb.ResumedSession:
-        """What another router has to know to go on."""
+        """Returns what another router needs to continue the answer."""
         return pb.ResumedSession(
             token_ids=self._token_ids,
             num_chars=self._num_chars,

@@ -1,4 +1,4 @@
-"""How an engine compiles grammars: vLLM's manager, with XGrammar's compiler replaced.
+"""Makes vLLM's grammar manager compile with a time limit, and measures how long it takes.
 
 Runs inside vLLM's EngineCore process.
 """

@@ -31,7 +31,7 @@ Function = Callable[[Any], Any]
 
 
 class CallFailedError(Exception):
-    """What the function raised, as text; or its process died."""
+    """The function raised, and this is its error as text; or its process died."""
 
 
 class CallStoppedError(Exception):
@@ -119,7 +119,7 @@ class _Server:
 
     @property
     def lives(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the server process still runs."""
         return self._process.poll() is None
 
     def begin(self) -> Connection:

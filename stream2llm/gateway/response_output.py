@@ -122,8 +122,8 @@ class _Item(Protocol):
         """As far as it has come."""
 
 
-class _Message:
-    """One text."""
+class _TextItem:
+    """An item whose content is one text; a subclass says what that looks like in an event."""
 
     def __init__(self, item_id: str, index: int) -> None:
         self.index = index
@@ -134,14 +134,28 @@ class _Message:
             "content_index": 0,
         }
         self._text = ""
-        self._logprobs: list[Logprob] = []
-
-    def takes(self, part: Part) -> bool:
-        return isinstance(part, Content)
 
     def begin(self) -> Iterable[Piece]:
         fields = {"part": self._content(), **self._place}
         yield Piece(oai.ResponseContentPartAddedEvent, "response.content_part.added", fields)
+
+    def _content_done(self) -> Piece:
+        fields = {"part": self._content(), **self._place}
+        return Piece(oai.ResponseContentPartDoneEvent, "response.content_part.done", fields)
+
+    def _content(self) -> Any:
+        raise NotImplementedError
+
+
+class _Message(_TextItem):
+    """One text."""
+
+    def __init__(self, item_id: str, index: int) -> None:
+        super().__init__(item_id, index)
+        self._logprobs: list[Logprob] = []
+
+    def takes(self, part: Part) -> bool:
+        return isinstance(part, Content)
 
     def add(self, part: Content, logprobs: Sequence[TokenLogprobs]) -> Iterable[Piece]:
         entries = list(map(_entry, logprobs))
@@ -154,8 +168,7 @@ class _Message:
     def end(self) -> Iterable[Piece]:
         fields = {"text": self._text, "logprobs": _plain(self._logprobs), **self._place}
         yield Piece(oai.ResponseTextDoneEvent, "response.output_text.done", fields)
-        fields = {"part": self._content(), **self._place}
-        yield Piece(oai.ResponseContentPartDoneEvent, "response.content_part.done", fields)
+        yield self._content_done()
 
     def item(self, status: ItemStatus) -> BaseModel:
         has_begun = status != "in_progress"
@@ -173,25 +186,11 @@ class _Message:
         )
 
 
-class _Reasoning:
+class _Reasoning(_TextItem):
     """The text of a model's reasoning."""
-
-    def __init__(self, item_id: str, index: int) -> None:
-        self.index = index
-        self._id = item_id
-        self._place: dict[str, Any] = {
-            "item_id": item_id,
-            "output_index": index,
-            "content_index": 0,
-        }
-        self._text = ""
 
     def takes(self, part: Part) -> bool:
         return isinstance(part, Reasoning)
-
-    def begin(self) -> Iterable[Piece]:
-        fields = {"part": self._content(), **self._place}
-        yield Piece(oai.ResponseContentPartAddedEvent, "response.content_part.added", fields)
 
     def add(self, part: Reasoning, logprobs: Sequence[TokenLogprobs]) -> Iterable[Piece]:
         self._text += part.text
@@ -201,8 +200,7 @@ class _Reasoning:
     def end(self) -> Iterable[Piece]:
         fields = {"text": self._text, **self._place}
         yield Piece(oai.ResponseReasoningTextDoneEvent, "response.reasoning_text.done", fields)
-        fields = {"part": self._content(), **self._place}
-        yield Piece(oai.ResponseContentPartDoneEvent, "response.content_part.done", fields)
+        yield self._content_done()
 
     def item(self, status: ItemStatus) -> BaseModel:
         text = ReasoningContent(type="reasoning_text", text=self._text)
