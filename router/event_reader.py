@@ -138,9 +138,18 @@ class EventReader:
         )
 
     async def _comes_within(self, coming: asyncio.Task[Any], limit_s: float) -> bool:
-        """Waits for the event; time in which this router itself stood still does not count."""
+        """Waits for the event. Only time in which the client may send counts.
+
+        Neither time in which this router itself stood still does, nor time without credit: a
+        lost prefill worker takes the credit along that the client had while it was being read.
+        """
         silence = Silence(limit_s, look_every_s=limit_s)
-        return await is_answered(coming, silence, self._live.parts.clock.monotonic_s)
+
+        def extended_limit_s() -> float:
+            return 0.0 if self._live.progress.has_credit else silence.silent_s + limit_s
+
+        clock = self._live.parts.clock
+        return await is_answered(coming, silence, clock.monotonic_s, extended_limit_s)
 
 
 def _brings_content(event: ClientEvent) -> bool:

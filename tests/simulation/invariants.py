@@ -19,10 +19,6 @@ from tests.simulation.world import World
 # Reasons that a session may fail with when its cluster has faults.
 _OF_LOSSES = frozenset({"WORKER_LOST", "KV_LOST", "NO_PREFILL_WORKER", "NO_DECODE_WORKER"})
 _OF_DRAINS = frozenset({"DRAINING"})
-# Where prefill is away for longer than a session may stand still. Still to be
-# repaired: the client waits for credit then, and is not idle (docs/simulation.md).
-_OF_LONG_ABSENCES = frozenset({"INPUT_IDLE"})
-_LONG_ABSENCES = {Kind.KILL, Kind.STOP, Kind.ENGINE_DIES, Kind.ENGINE_HANGS, Kind.FAILED_START}
 _OF_NARROWNESS = frozenset(
     {
         *("QUOTA_OPEN_SESSIONS", "QUOTA_HELD_TOKENS", "QUOTA_TOKENS_PER_MINUTE"),
@@ -112,8 +108,6 @@ def _of_failure(world: World, outcome: Outcome) -> Iterator[str]:
         allowed |= _OF_CONNECTIONS
     if any(each.kind is Kind.DRAIN for each in script.faults):
         allowed |= _OF_DRAINS
-    if any(each.kind in _LONG_ABSENCES for each in script.faults):
-        allowed |= _OF_LONG_ABSENCES
     if reason not in allowed:
         yield f"{name} has failed with {reason}: {outcome.error!r}"
     if len(script.faults) < 2 and not any(
@@ -130,8 +124,6 @@ def _is_fatal(script: Script, fault: Fault, outcome: Outcome) -> bool:
         is_cut_off = outlasts and len(routers) == 1
         return not (plan.recovers and outcome.num_accepted) or is_cut_off
     if outcome.reason in _AT_THE_DOOR and not outcome.num_accepted:
-        return True
-    if outcome.reason in _OF_LONG_ABSENCES and fault.kind in _LONG_ABSENCES:
         return True
     # Nothing passes between the only two that KV could pass between.
     return {fault.target, fault.other, *routers} == set(

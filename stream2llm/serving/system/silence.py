@@ -26,9 +26,12 @@ class Silence:
         # Short limits are looked at more often.
         self.look_every_s = min(look_every_s, limit_s / 4)
 
-    def note(self, elapsed_s: float, limit_s: float = 0.0) -> None:
-        """Notes that `elapsed_s` have passed since the look before, under this limit."""
+    def note(self, elapsed_s: float) -> None:
+        """Notes that `elapsed_s` have passed since the look before."""
         self.silent_s += min(elapsed_s, _MAX_INTERVALS_COUNTED * self.look_every_s)
+
+    def allow(self, limit_s: float) -> None:
+        """Raises the limit to this one, if it is higher."""
         self.limit_s = max(self.limit_s, limit_s)
 
     @property
@@ -50,7 +53,8 @@ async def is_answered(
     before_s = now_s()
     while not (await asyncio.wait({question}, timeout=silence.look_every_s))[0]:
         at_s = now_s()
-        silence.note(at_s - before_s, limit_s())
+        silence.note(at_s - before_s)
+        silence.allow(limit_s())
         before_s = at_s
         if silence.is_too_long:
             return False

@@ -10,26 +10,12 @@ import pytest
 from stream2llm.engine.sign_of_life import SignOfLife
 from stream2llm.serving.actor.loss import Cause
 from stream2llm.serving.system.silence import Silence, is_answered
+from tests.clocks import SteppedClock
 
 pytestmark = pytest.mark.unit
 
 LOOK_S = 0.001
 LEAST_S = 10 * LOOK_S
-
-
-class SteppedClock:
-    """Goes on by so much with each look, so that only the number of looks counts."""
-
-    def __init__(self, step_s: float = LOOK_S) -> None:
-        self._step_s = step_s
-        self._now_s = 0.0
-
-    def monotonic_s(self) -> float:
-        self._now_s += self._step_s
-        return self._now_s
-
-    def wall_s(self) -> float:
-        raise AssertionError("not asked for")
 
 
 class Engine:
@@ -50,7 +36,7 @@ class Engine:
 
 
 def a_sign_of_life(engine: Engine, step_limit_s: Callable[[], float] = lambda: 0.0) -> SignOfLife:
-    clock = SteppedClock()
+    clock = SteppedClock(LOOK_S)
     return SignOfLife(engine.ask, step_limit_s, LEAST_S, clock, pause_s=0.0, look_every_s=LOOK_S)
 
 

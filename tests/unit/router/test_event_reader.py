@@ -10,8 +10,10 @@ import pytest
 
 from router.event_reader import EventReader
 from router.timeline import Timeline
+from stream2llm.api.errors import IdleTimeoutError
 from stream2llm.api.requests import AppendContext, ClientEvent, SealContext
 from stream2llm.serving.system.clock import ManualClock
+from tests.clocks import SteppedClock
 
 pytestmark = pytest.mark.unit
 
@@ -21,6 +23,7 @@ class FakeLive:
 
     def __init__(self) -> None:
         self.is_sealed = False
+        self.state = "open"
         self.progress: Any = self
         self.has_credit = True
         self.credit_came = asyncio.Event()
@@ -29,7 +32,7 @@ class FakeLive:
         self.limits: Any = self
         self.input_idle_timeout_s = 60.0
         self.open_timeout_s = 10.0
-        self.clock = ManualClock()
+        self.clock: Any = ManualClock()
         self.metrics: Any = self
         self.waits_s: list[float] = []
         self.timeline = Timeline(self.clock)
@@ -118,4 +121,28 @@ async def test_an_event_that_was_sent_beyond_the_credit_is_not_late() -> None:
     live.credit_came.set()
     await asyncio.wait_for(coming, 5)
     assert live.waits_s == [0.0]
+    await reader.close()
+
+
+class CreditByLook:
+    """Progress of a session that has credit, or has not, each time it is looked at."""
+
+    def __init__(self, *looks: bool) -> None:
+        self.to_come = list(looks)
+
+    @property
+    def has_credit(self) -> bool:
+        return self.to_come.pop(0)
+
+
+async def test_time_without_credit_is_not_the_clients_silence() -> None:
+    """A prefill worker that is lost while the client is being read takes its credit along."""
+    live, reader = await reading(AppendContext((), 2))
+    look_s = 1 / 128  # sums of it are exact
+    live.input_idle_timeout_s, live.clock = 4 * look_s, SteppedClock(look_s)
+    read_at = [True, True]
+    live.progress = CreditByLook(*read_at, *[True] * 3, *[False] * 20, *[True] * 5)
+    with pytest.raises(IdleTimeoutError, match="input_idle_timeout_s"):
+        await asyncio.wait_for(reader.next(), 60)
+    assert not live.progress.to_come
     await reader.close()
