@@ -87,16 +87,17 @@ demo: env model ## a local cluster, and documents streaming into an answer
 bench-baselines: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
 	@$(BIN)/python -m experiments baselines $(BENCH_ARGS)
 
-# Two lanes side by side, about as long: the tests without engines and those with an engine of
-# their own; and those with a cluster, which mostly wait for processes. What the first prints
+# Three lanes side by side: tests without engines; those with an engine of their own; and those
+# with a cluster, which often wait for processes, and print while they run. What the others print
 # comes at the end. 5: PYTEST_ARGS chose none of these.
 FAST_TESTS := tests/unit tests/property tests/sim
 ENGINE_TESTS := tests/integration/engine
 pytest_on = { $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) $(2) || [ $$? -eq 5 ]; }
-run_tests = log=$$(mktemp); trap 'rm -f "$$log"' EXIT; status=0; \
-  $(call pytest_on,$(1),$(FAST_TESTS) $(ENGINE_TESTS)) >"$$log" 2>&1 & \
+run_tests = logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; status=0; \
+  $(call pytest_on,$(1),$(FAST_TESTS)) >"$$logs/1" 2>&1 & fast=$$!; \
+  $(call pytest_on,$(1),$(ENGINE_TESTS)) >"$$logs/2" 2>&1 & engine=$$!; \
   $(call pytest_on,$(1),tests/integration --ignore=$(ENGINE_TESTS)) || status=1; \
-  wait $$! || status=1; cat "$$log"; exit $$status
+  wait $$fast || status=1; wait $$engine || status=1; cat "$$logs"/*; exit $$status
 
 test: env model ## all tests but the slow ones and those for a GPU
 	@$(call run_tests,not slow and not gpu)

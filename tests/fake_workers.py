@@ -293,7 +293,8 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
                     yield worker_pb2.DecodeResponse(step=step)
         except UnavailableError as error:
             await context.abort_with_status(to_status(error))
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
+            # The latter when that comes while gRPC writes a step.
             self.cancelled.set()
             raise
 

@@ -85,7 +85,7 @@ async def test_after_the_seal_before_the_first_token(client: AsyncClient) -> Non
 
 async def test_at_the_first_token(client: AsyncClient) -> None:
     """Around the hand-over: decode may or may not have begun to read."""
-    for _ in range(5):
+    for _ in range(3):
         async with client.session(prefix=SMALL.document("a"), sampling=ENDLESS) as session:
             async for event in session.seal():
                 if isinstance(event, TokenDelta):
@@ -103,6 +103,7 @@ async def test_in_the_middle_of_decode(client: AsyncClient) -> None:
     await until_no_session(client)
 
 
+@slow
 async def test_many_at_random_moments(client: AsyncClient, reference: ReferenceEngine) -> None:
     """Ten sessions are cancelled at ten different moments while one goes on undisturbed."""
 
@@ -148,7 +149,8 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("moment", [pytest.param("prefill", marks=slow), "decode"])
+@slow
+@pytest.mark.parametrize("moment", ["prefill", "decode"])
 async def test_the_client_process_is_killed_by_force(
     cluster: Cluster, client: AsyncClient, moment: str
 ) -> None:

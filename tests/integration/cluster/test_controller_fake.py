@@ -152,6 +152,7 @@ def test_a_killed_process_brings_a_new_worker(cluster: Cluster, name: str, which
     assert set(after["address"]["pids"]).isdisjoint(before["address"]["pids"])
 
 
+@pytest.mark.slow
 def test_what_stands_still_is_replaced_and_never_wakes_up(cluster: Cluster) -> None:
     """An engine is found by its actor, an actor and a router by the controller."""
     stopped = {"prefill-1": 1, "decode-0": 0, "router-0": 0}
@@ -245,6 +246,7 @@ def test_a_killed_controller_comes_back_and_adopts_everything(cluster: Cluster) 
     assert cluster.set_policy("fcfs").errors == ()
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_while_no_controller_ran_is_replaced(cluster: Cluster) -> None:
     before = {r["name"]: r for r in cluster.status()["replicas"]}
     kill_controller(cluster)
@@ -276,6 +278,7 @@ def test_sigterm_at_a_worker_drains_it(cluster: Cluster) -> None:
     assert "drain" in after["last_error"]
 
 
+@pytest.mark.slow
 def test_the_only_worker_of_its_role_has_a_stand_in_while_it_is_replaced(cluster: Cluster) -> None:
     at_controller = ["--controller", cluster.http_address]
     assert (

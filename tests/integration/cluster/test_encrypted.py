@@ -53,7 +53,8 @@ from tests.tiny_model import make_tiny_model
 from tests.tls_files import Authority, certificate_of, client_context, der
 from tests.traces import a_header, a_session
 
-pytestmark = pytest.mark.integration
+# The same over one connection each is in tests/unit/security and tests/unit/router.
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 READY_S = 120.0
 SAMPLING = SamplingParameters(max_tokens=4)

@@ -77,7 +77,7 @@ async def test_cancelled_at_random_moments(client: AsyncClient, reference: Refer
 @ONE_BY_ONE
 async def test_cancelled_between_the_first_token_and_decode(client: AsyncClient) -> None:
     """The blocks of the hand-over and those prefetched are free at once."""
-    for number in range(10):
+    for number in range(4):
         prefix = a_stream(f"f16-{number}", documents=1).document("d0")
         async with client.session(prefix=prefix, sampling=ENDLESS, handover="streamed") as session:
             await until_prefilled(session, 1)
@@ -95,7 +95,7 @@ async def test_updates_that_chase_each_other(
     rng = random.Random(1)
     names = [f"d{number}" for number in range(12)]
     lengths = {name: rng.choice([20, 64, 150, 300]) for name in names}
-    for round_number in range(4):
+    for round_number in range(2):
         events = []
         current = names[:6]
         for _ in range(8):

@@ -99,6 +99,7 @@ async def test_decode_is_lost_at_each_token(site: Site, reference: ReferenceEngi
         assert site.decode.dies_after_tokens is None
 
 
+@pytest.mark.slow
 async def test_a_structured_answer_goes_on_in_its_grammar(
     site: Site, reference: ReferenceEngine
 ) -> None:
