@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from stream2llm.cli import check as check_command
 from stream2llm.cli.main import app
-from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.engine_check import NO_GPU_HERE, TRITON_LOGGER, Verdict, silence_triton
 
 pytestmark = pytest.mark.unit
