@@ -60,8 +60,6 @@ class RouterMetrics:
     def __init__(
         self, registry: CollectorRegistry, model: str, tenants: TenantsOptions = ALL_ALIKE
     ) -> None:
-        # Their metrics by tenant.
-        self.tenants = TenantMetrics(registry, model, tenants)
         self._model = model
         self._sessions = counter(
             registry,
@@ -197,6 +195,7 @@ class RouterMetrics:
             TTFT_S,
             "cause",
         )
+        self.tenants = TenantMetrics(registry, model, tenants)
         for verdict in ("holds", "warned", "refused", "unknown"):
             self._admissions.labels(model, verdict)
         for result in ("met", "missed"):  # 0 rather than absent
