@@ -16,7 +16,7 @@ from prefill_worker.copy_streams import CudaCopyStream
 from prefill_worker.host_copier import HostCopier
 from prefill_worker.staged_copier import StagedCopier
 from prefill_worker.swap_jobs import JobResults, StepJobs
-from stream2llm.serving.system.clock import Clock, SystemClock
+from stream2llm.serving.system.clock import SystemClock
 
 # Device memory of one of the two staging buffers, which `gpu_memory_utilization` has to
 # leave free: vLLM's memory profiling does not see it.
@@ -33,16 +33,14 @@ class BlockCopier(Protocol):
         """Returns what has ended since the last call; `wait` first waits for everything started."""
 
 
-def make_copier(
-    views: Sequence[torch.Tensor], num_slots: int, clock: Clock | None = None
-) -> BlockCopier:
+def make_copier(views: Sequence[torch.Tensor], num_slots: int) -> BlockCopier:
     """Returns the copier for the device of `views`; allocates the pool.
 
     Raises RuntimeError when the host memory cannot be allocated or pinned.
     """
     device = views[0].device if views else torch.device("cpu")
     if device.type == "cpu":
-        return HostCopier(views, _empty_pool(views, num_slots), clock or SystemClock())
+        return HostCopier(views, _empty_pool(views, num_slots), SystemClock())
     if device.type != "cuda":
         raise ValueError(f"KV on a {device.type} device cannot be swapped")
     pool = _pinned(_empty_pool(views, num_slots))

@@ -14,7 +14,7 @@ from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_c
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
 from stream2llm.serving.observability.logs import for_terminal
-from stream2llm.serving.system.clock import Clock, SystemClock
+from stream2llm.serving.system.clock import SystemClock
 
 ASK_TIMEOUT_S = 30.0
 _LOOK_INTERVAL_S = 1.0
@@ -113,11 +113,9 @@ class _Asks:
         return bool(answer["draining"])
 
 
-def _wait(
-    ask: _Asks, name: str, incarnation: int, timeout_s: float, clock: Clock | None = None
-) -> None:
+def _wait(ask: _Asks, name: str, incarnation: int, timeout_s: float) -> None:
     """Returns when the replica has a ready successor, or is gone; prints each phase once."""
-    clock = clock or SystemClock()
+    clock = SystemClock()
     deadline_s = clock.monotonic_s() + timeout_s
     shown = "draining"
     while True:

@@ -50,8 +50,8 @@ def _download_wheel(cache: Path, staging: Path) -> Path:
     return wheel
 
 
-def _last_lines(text: str, num_lines: int = 5) -> str:
-    return "\n".join(f"  {line}" for line in text.strip().splitlines()[-num_lines:])
+def _last_lines(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.strip().splitlines()[-5:])
 
 
 def _require_checksum(path: Path, expected_sha256: str) -> None:

@@ -102,8 +102,9 @@ def _cores() -> dict[str, Any]:
     return {"num_cores": len(os.sched_getaffinity(0)), "cpu_quota": _cpu_quota()}
 
 
-def _cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
+def _cpu_quota() -> float:
     """Returns the cores of the control group's limit, of version 2 or 1; 0 without one."""
+    root = Path("/sys/fs/cgroup")
     if (new := root / "cpu.max").is_file():
         quota, period = new.read_text().split()
     elif (old := root / "cpu" / "cpu.cfs_quota_us").is_file():
