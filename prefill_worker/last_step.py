@@ -22,7 +22,7 @@ class LastStep:
         if not plan.does_something and not plan.deduplicated:
             self._stuck_with_free_blocks = num_free_blocks
 
-    def outdated(self) -> None:
+    def note_change(self) -> None:
         """A session or a block has changed, so another step may do what this one could not."""
         self._stuck_with_free_blocks = None
 

@@ -128,7 +128,7 @@ class SessionTable:
 
     def set_policy(self, policy: Policy) -> None:
         """Ranks all sessions anew. Waits go on, and guarded sessions stay guarded."""
-        self._last.outdated()
+        self._last.note_change()
         self._index.set_policy(policy)
 
     def open(
@@ -236,7 +236,7 @@ class SessionTable:
         ):
             state.guard_number = 0
             view = view._replace(guard_number=0)
-        self._last.outdated()
+        self._last.note_change()
         has_claim = self._index.put(view)
         if view.guard_number or not has_claim:
             self._starvation_guard.ends(request_id)
@@ -246,14 +246,14 @@ class SessionTable:
     def close(self, request_id: str) -> None:
         """Removes a session that has ended."""
         self._deadlines.put(request_id, None)
-        self._last.outdated()
+        self._last.note_change()
         del self._states[request_id]
         self._index.drop(request_id)
         self._starvation_guard.ends(request_id)
 
     def note_freed(self) -> None:
         """A hand-over has released blocks, which may be evictable rather than free."""
-        self._last.outdated()
+        self._last.note_change()
 
     def begin_step(self, now_ms: int = 0) -> None:
         """Guards sessions that have waited too long; decides whether guarded ones go first.
