@@ -50,13 +50,13 @@ def drain(
     *,
     given: secure.Options,
 ) -> None:
-    """Drain a router or worker, and make it anew; returns when the new one is ready.
+    """Drain a router or worker, and make it anew.
 
     It gets no new sessions. Those of a worker go on at other workers, unless
     they end in time; those that a router still has at the end of the time end
     with the reason DRAINING, worth a retry. Then its process is replaced, by
-    one of the code that is installed now. `stream2llm rollout restart` does
-    that to all. Exit codes: 0 it is replaced (or gone), 3 nothing has that
+    one of the code that is installed now; the command returns when that one is
+    ready. `stream2llm rollout restart` does that to all. Exit codes: 0 it is replaced (or gone), 3 nothing has that
     name or it was not in use, 4 the controller gives no answer, or the new one
     is not ready in time.
 

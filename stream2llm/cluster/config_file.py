@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.config import ClusterConfig
+from stream2llm.engine.arguments import hint
+
+# From which likeness on, 0 to 1, another key may have been meant.
+_LIKENESS = 0.7
 
 
 def default_config() -> Path:
@@ -49,11 +55,40 @@ def parse_config(raw: Any, *, source: str) -> ClusterConfig:
 
 
 def _describe(error: ValidationError) -> str:
-    problems = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "the top level"
-        if item["type"] == "extra_forbidden":
-            problems.append(f"unknown key {key}")
-        else:
-            problems.append(f"{key}: {item['msg']} (got {item['input']!r})")
-    return "; ".join(problems)
+    return "; ".join(map(_problem_at, error.errors()))
+
+
+def _problem_at(item: ErrorDetails) -> str:
+    path, value = item["loc"], item["input"]
+    key = ".".join(map(str, path))
+    shown = "" if isinstance(value, dict) else f" (got {value!r})"
+    match item["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key}{hint(str(path[-1]), _keys_at(path[:-1]), _LIKENESS)}"
+        case "model_type":
+            return f"{key or 'the top level'} must have keys with values{shown}"
+        case "value_error":  # raised by a check of ours
+            message = f"{item['ctx']['error']}{shown}"
+        case _:
+            message = f"{item['msg']}{shown}"
+    return f"{key}: {message}" if key else message
+
+
+def _keys_at(path: Sequence[int | str]) -> Collection[str]:
+    """Returns the keys of the section at that place; none where keys are free."""
+    section: type[BaseModel] = ClusterConfig
+    for part in path:
+        field = section.model_fields.get(str(part))
+        sections = [] if field is None else [*filter(_is_section, _types_in(field.annotation))]
+        if not sections:
+            return ()
+        section = sections[0]
+    return section.model_fields.keys()
+
+
+def _types_in(annotation: Any) -> tuple[Any, ...]:
+    return (annotation, *get_args(annotation))
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

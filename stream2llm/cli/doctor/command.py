@@ -69,7 +69,7 @@ def doctor(
     *,
     given: secure.Options,
 ) -> None:
-    """Check machines, model, configuration and cluster, and say what to do.
+    """Check machines, model, configuration and cluster.
 
     Starts nothing but probes. With a Ray to join (ray.address, --address) it looks
     at every node; with a controller it also asks the cluster. Each line is ok, a
