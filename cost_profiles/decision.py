@@ -64,17 +64,13 @@ def cheaper(
     from_token: int,
     to_token: int,
     num_blocks: int,
-    num_cached_tokens: int = 0,
     mode: Mode = Mode.COST,
 ) -> Choice:
     """Chooses for an eviction of tokens [from, to) that frees `num_blocks`.
 
-    The prefix cache would still have the first `num_cached_tokens` tokens of that range.
     A tie goes to recompute, which needs no host memory.
     """
-    if not 0 <= num_cached_tokens <= to_token - from_token:
-        raise ValueError(f"{num_cached_tokens} cached tokens of [{from_token}, {to_token})")
-    recompute_s = cost.recompute_s(from_token + num_cached_tokens, to_token)
+    recompute_s = cost.recompute_s(from_token, to_token)
     swap_s = cost.swap_out_s(num_blocks) + cost.swap_in_s(num_blocks)
     action, reason = _choose(recompute_s, swap_s, num_blocks, mode)
     return Choice(action, reason, recompute_s, swap_s)
@@ -89,7 +85,5 @@ def _choose(
         return Action.RECOMPUTE, Reason.NO_BLOCKS
     if mode is Mode.SWAP:
         return Action.SWAP, Reason.MODE
-    if recompute_s == 0:
-        return Action.RECOMPUTE, Reason.CACHED
     action = Action.SWAP if swap_s < recompute_s else Action.RECOMPUTE
     return action, Reason.CHEAPER

@@ -16,9 +16,11 @@ from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.trace_context import TraceContext
 from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
+from stream2llm.engine.engine_args import engine_args
 from stream2llm.engine.kv_digest import DIGEST_KEY, BlockKeys
+from stream2llm.engine.output_stream import OutputStream, only_output
 from stream2llm.engine.stats import EngineStats
-from stream2llm.engine.vllm_engine import Engine, EngineInfo, OutputStream, engine_args, only_output
+from stream2llm.engine.vllm_engine import Engine, EngineInfo
 from stream2llm.engine.vllm_sampling import (
     ANSWER_PROCESSORS,
     EngineSeed,

@@ -19,7 +19,8 @@ from decode_worker.fetch_orders import FetchEnd, FetchOrder, FetchResult, LocalT
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.kv_digest import DIGEST_KEY, BlockKeys
-from stream2llm.engine.vllm_engine import Engine, only_output
+from stream2llm.engine.output_stream import only_output
+from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.vllm_sampling import to_vllm
 from stream2llm.serving.sessions.ids import unique_id
 from stream2llm.serving.system.clock import Clock

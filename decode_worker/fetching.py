@@ -19,17 +19,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
-from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from decode_worker.bad_reads import BadReads
 from decode_worker.connector import FirstTokenNixlConnector
-from decode_worker.digest_check import BadKv, ReadCheck, is_covered
+from decode_worker.fetch_admission import MAX_WAIT_S, Fetch, FetchAdmission
 from decode_worker.fetch_orders import (
     FetchEnd,
     FetchOrder,
@@ -39,34 +38,12 @@ from decode_worker.fetch_orders import (
     order_from_wire,
 )
 from decode_worker.handover_check import check_keys
-from decode_worker.last_use import LastUse
-from decode_worker.pace import FetchPace
-from decode_worker.room import Room, RoomView, room_for
+from decode_worker.room import Room
 from stream2llm.engine.grammar_scheduling import StructuredOutputMixin
-from stream2llm.engine.kv_sampling import find_samples
 from stream2llm.serving.settings.worker_options import WorkerOptions
 from stream2llm.serving.system.clock import SystemClock
 
 _log = logging.getLogger(__name__)
-
-# A fetch that cannot begin within this time is refused: prefill holds its blocks meanwhile.
-MAX_WAIT_S = 1.0
-# Blocks that a running answer may need while a fetch lasts.
-_BLOCKS_PER_ANSWER = 2
-# Share of all blocks that is kept free as well.
-_RESERVED_SHARE = 1 / 32
-
-
-@dataclass(slots=True)
-class _Fetch:
-    """A fetch that this scheduler has and that has not ended."""
-
-    request: Request
-    order: FetchOrder
-    arrived_s: float
-    # Set when the base class has taken it: blocks are allocated, the read is under way.
-    began_s: float | None = None
-    num_blocks: int = 0
 
 
 class KvPrefetchMixin(StructuredOutputMixin):
@@ -76,11 +53,12 @@ class KvPrefetchMixin(StructuredOutputMixin):
         super().__init__(*args, **kwargs)
         self._clock = SystemClock()
         self.options = WorkerOptions.from_additional_config(self.vllm_config.additional_config)
-        self._pace = FetchPace(self.options.handover.max_fetch_share)
-        self._last_use = LastUse(self.kv_cache_manager.block_pool, self._clock.monotonic_s)
+        self._admission = FetchAdmission(
+            self.kv_cache_manager, self.options.handover.max_fetch_share, self._clock.monotonic_s
+        )
         # By request id: fetches that have not begun, oldest first, and fetches being read.
-        self._waiting_fetches: dict[str, _Fetch] = {}
-        self._reading: dict[str, _Fetch] = {}
+        self._waiting_fetches: dict[str, Fetch] = {}
+        self._reading: dict[str, Fetch] = {}
         # Fetches without anything to read, for which the base class computes a token.
         self._computing: set[str] = set()
         # Answers that wait for their session's fetch, by the fetch's request id.
@@ -92,9 +70,7 @@ class KvPrefetchMixin(StructuredOutputMixin):
         sizes = sum(tensor.size for tensor in self.kv_cache_config.kv_cache_tensors)
         num_ranks = self.vllm_config.parallel_config.world_size
         self._bytes_per_block = sizes // self.kv_cache_config.num_blocks * num_ranks
-        # Requests of this step whose read brought other KV than prefill computed.
-        self._read_check = ReadCheck(num_ranks)
-        self._bad_reads: dict[str, BadKv] = {}
+        self._bad_reads = BadReads(num_ranks)
         # A request waited for memory or was preempted in the last step.
         self._is_short = False
         self._step_began_s = 0.0
@@ -117,7 +93,7 @@ class KvPrefetchMixin(StructuredOutputMixin):
         params = request.sampling_params
         order = order_from_wire(params.extra_args if params else None)
         if isinstance(order, FetchOrder):
-            fetch = _Fetch(request, order, self._clock.monotonic_s())
+            fetch = Fetch(request, order, self._clock.monotonic_s())
             self._waiting_fetches[request.request_id] = fetch
         elif isinstance(order, FinalOrder):
             self._add_final(request, order.session_id)
@@ -196,22 +172,25 @@ class KvPrefetchMixin(StructuredOutputMixin):
         self._is_short = len(self.waiting) > self.num_waiting_for_grammar
         return output
 
-    def _admit_or_fail(self, fetch: _Fetch) -> bool:
+    def _admit_or_fail(self, fetch: Fetch) -> bool:
         try:
             return self._admit(fetch)
         except Exception as error:
             self.end_failed(fetch.request, error)
             return False
 
-    def _admit(self, fetch: _Fetch) -> bool:
+    def _admit(self, fetch: Fetch) -> bool:
         """Adds a fetch to the base class if it may begin now; refuses it if it never may."""
         now_s = self._clock.monotonic_s()
         waited_s = now_s - fetch.arrived_s
-        if self._is_short or not self._has_time(now_s):
+        num_running = len(self.running)
+        has_time = self._admission.has_time(now_s, num_running, is_reading=bool(self._reading))
+        if self._is_short or not has_time:
             if waited_s > MAX_WAIT_S:
                 self._refuse(fetch, "busy")
             return False
-        room = self._room_for(fetch)
+        num_reserved = self._inflight_prefill_reserved_blocks()
+        room = self._admission.room_for(fetch, num_running, num_reserved)
         if room is Room.YES:
             super().add_request(fetch.request)
         elif room is Room.NOTHING_TO_FETCH:
@@ -220,43 +199,7 @@ class KvPrefetchMixin(StructuredOutputMixin):
             self._refuse(fetch, room.value)
         return room is Room.YES
 
-    def _has_time(self, now_s: float) -> bool:
-        """Returns whether `FetchPace` allows a KV fetch now; one runs at a time beside answers."""
-        num_decoding = len(self.running)
-        if num_decoding and self._reading:
-            return False
-        return self._pace.may_begin(now_s, num_decoding)
-
-    def _room_for(self, fetch: _Fetch) -> Room:
-        if not self._can_fetch:
-            return Room.NO_MEMORY
-        hits = self.kv_cache_manager.get_computed_blocks(fetch.request)[0].blocks[0]
-        free_hits = {block.block_id for block in hits if not block.ref_cnt}
-        pool = self.kv_cache_manager.block_pool
-        num_reserved = len(self.running) * _BLOCKS_PER_ANSWER
-        num_reserved += int(len(pool.blocks) * _RESERVED_SHARE)
-        num_reserved += self._inflight_prefill_reserved_blocks()
-        fetch.num_blocks = fetch.order.num_blocks - len(hits)
-        return room_for(
-            RoomView(
-                num_missing=fetch.num_blocks,
-                num_free=pool.get_num_free_blocks(),
-                num_free_hits=len(free_hits),
-                num_reserved=num_reserved,
-                num_yielding=self._last_use.num_yielding(
-                    fetch.order.since_s, fetch.num_blocks, free_hits
-                ),
-            )
-        )
-
-    @property
-    def _can_fetch(self) -> bool:
-        """Whether the prefix cache is on and can find fetched blocks again."""
-        groups = self.kv_cache_config.kv_cache_groups
-        is_plain = len(groups) == 1 and isinstance(groups[0].kv_cache_spec, FullAttentionSpec)
-        return is_plain and self.kv_cache_manager.enable_caching
-
-    def _after_schedule(self, fetch: _Fetch) -> None:
+    def _after_schedule(self, fetch: Fetch) -> None:
         """Notes that the read has begun; a fetch that the base class did not take keeps waiting."""
         request = fetch.request
         if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
@@ -276,15 +219,15 @@ class KvPrefetchMixin(StructuredOutputMixin):
             self.deferred_waiting.discard(request)
             del self.requests[request.request_id]
 
-    def _refuse(self, fetch: _Fetch, reason: str) -> None:
+    def _refuse(self, fetch: Fetch, reason: str) -> None:
         self._end_unread(fetch, FetchResult(FetchEnd.REFUSED, reason))
 
-    def _end_unread(self, fetch: _Fetch, result: FetchResult) -> None:
+    def _end_unread(self, fetch: Fetch, result: FetchResult) -> None:
         """Ends a fetch before its read; the connector notifies prefill."""
         self._report(fetch, result)
         self.finish_requests([fetch.request.request_id], RequestStatus.FINISHED_ABORTED)
 
-    def _report(self, fetch: _Fetch, result: FetchResult) -> None:
+    def _report(self, fetch: Fetch, result: FetchResult) -> None:
         request = fetch.request
         output = EngineCoreOutput(
             request_id=request.request_id,
@@ -302,15 +245,18 @@ class KvPrefetchMixin(StructuredOutputMixin):
         """Returns the base class's outputs, with the results of fetches added."""
         if self.running and scheduler_output.total_num_scheduled_tokens:
             step_s = self._clock.monotonic_s() - self._step_began_s
-            self._pace.note_step(step_s, len(self.running), is_fetching=bool(self._reading))
-        if model_runner_output.kv_connector_output is not None:
-            self._check_reads(model_runner_output.kv_connector_output)
+            self._admission.pace.note_step(
+                step_s, len(self.running), is_fetching=bool(self._reading)
+            )
+        reads = model_runner_output.kv_connector_output
+        if reads is not None and self._has_digests:
+            self._bad_reads.check(reads, self.requests)
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
             scheduler_output, model_runner_output
         )
         for output in [each for client in outputs.values() for each in client.outputs]:
             self._report_local(output)
-            bad = self._bad_reads.pop(output.request_id, None)
+            bad = self._bad_reads.pop(output.request_id)
             if bad is not None:
                 output.kv_transfer_params = bad.to_wire()
             if output.request_id in self._computing and output.finish_reason is not None:
@@ -322,32 +268,9 @@ class KvPrefetchMixin(StructuredOutputMixin):
         self._bad_reads.clear()
         return outputs
 
-    def _check_reads(self, output: KVConnectorOutput) -> None:
-        """Turns reads that brought other KV into failed ones, before anything uses them."""
-        connector = self.connector
-        if not isinstance(connector, FirstTokenNixlConnector) or not connector.has_digests:
-            return
-        samples = find_samples(output.kv_connector_worker_meta)
-        if samples is not None:
-            self._read_check.take(samples.taken())
-        for request_id in output.finished_recving or ():
-            request = self.requests[request_id]
-            transfer = request.kv_transfer_params
-            is_waiting = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
-            if not is_waiting or request_id in output.failed_recving or not is_covered(transfer):
-                self._read_check.forget(request_id)
-                continue
-            bad = self._read_check.judge(request_id, transfer)
-            if bad is not None:
-                _log.error(
-                    "kv_digest_mismatch request_id=%s engine_id=%s blocks=%d what=%s",
-                    request_id,
-                    transfer["remote_engine_id"],
-                    bad.num_blocks,
-                    bad.what,
-                )
-                self._bad_reads[request_id] = bad
-                output.failed_recving.add(request_id)
+    @property
+    def _has_digests(self) -> bool:
+        return isinstance(self.connector, FirstTokenNixlConnector) and self.connector.has_digests
 
     def _report_local(self, output: EngineCoreOutput) -> None:
         stats = output.prefill_stats
@@ -366,10 +289,10 @@ class KvPrefetchMixin(StructuredOutputMixin):
             elif request_id in self._finals:
                 self._finals[request_id] = self._clock.monotonic_s()
 
-    def _end_read(self, fetch: _Fetch) -> None:
+    def _end_read(self, fetch: Fetch) -> None:
         now_s, request = self._clock.monotonic_s(), fetch.request
         assert fetch.began_s is not None
-        self._pace.note_fetch(fetch.began_s, now_s)
+        self._admission.pace.note_fetch(fetch.began_s, now_s)
         if request.request_id in self.finished_recving_kv_req_ids:
             self._keep(request)
             seconds = now_s - fetch.began_s

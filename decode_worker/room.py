@@ -45,8 +45,6 @@ class RoomView:
     # Free blocks, in the order in which they would be taken, up to the first
     # that was used more recently than this session's KV. At most `num_missing`.
     num_yielding: int
-    # An answer waits for memory, or was preempted in the last step.
-    is_short: bool = False
 
 
 def room_for(view: RoomView) -> Room:
@@ -54,7 +52,7 @@ def room_for(view: RoomView) -> Room:
     if not view.num_missing:
         return Room.NOTHING_TO_FETCH
     num_taken = view.num_missing + view.num_free_hits
-    if view.is_short or num_taken + view.num_reserved > view.num_free:
+    if num_taken + view.num_reserved > view.num_free:
         return Room.NO_MEMORY
     if view.num_yielding < view.num_missing:
         return Room.NO_EVICTION

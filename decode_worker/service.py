@@ -29,7 +29,7 @@ from stream2llm.api.tenant import TenantShare
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.trace_context import TraceContext, context_in
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
-from stream2llm.engine.vllm_engine import OutputStream
+from stream2llm.engine.output_stream import OutputStream
 from stream2llm.engine.worker import EngineWorker
 from stream2llm.engine.worker_metrics import TransferMetrics
 from stream2llm.serving.observability.log_context import LogContext, bind

@@ -84,7 +84,7 @@ def ask_a_cluster(
     """Runs `ask` with the router's address and the model, at a given cluster or one of our own."""
     catch_signals()
     with errors_as_exits(name):
-        from stream2llm.cluster.config import default_config, load_config
+        from stream2llm.cluster.config_file import default_config, load_config
 
         tree = load_config(config or default_config())
         if address is not None:

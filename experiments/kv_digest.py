@@ -40,7 +40,8 @@ from stream2llm.engine.kv_digest import (
     rows_to_wire,
 )
 from stream2llm.engine.kv_sampling import KvSampler
-from stream2llm.models.store import KNOWN_MODELS, fetch_model
+from stream2llm.models.catalogue import KNOWN_MODELS
+from stream2llm.models.store import fetch_model
 from stream2llm.serving.system.ports import pick_port
 from stream2llm.workload.table import Table, markdown
 

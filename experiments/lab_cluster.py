@@ -7,8 +7,10 @@ from types import MappingProxyType
 from typing import Any
 
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.cluster.config import ClusterConfig, parse_config
-from stream2llm.models.store import PresetName, ensure_random_llama
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import parse_config
+from stream2llm.models.catalogue import PresetName
+from stream2llm.models.store import ensure_random_llama
 from stream2llm.serving.settings.worker_spec import WorkerAddress
 
 

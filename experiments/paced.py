@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stream2llm.simulator.cluster import Cluster, ClusterSettings
-from stream2llm.simulator.prefill import Counters, PrefillWorker
+from stream2llm.simulator.prefill import PrefillWorker
+from stream2llm.simulator.prefill_settings import Counters
 from stream2llm.simulator.work import Task, in_order
 
 

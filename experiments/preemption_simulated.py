@@ -36,7 +36,8 @@ from cost_profiles.types import CostProfile
 from experiments.paced import Tally, play, play_by_steps
 from experiments.scaled_costs import ScaledCosts
 from stream2llm.serving.settings.worker_options import PrefillOptions
-from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
+from stream2llm.simulator.prefill import PrefillWorker
+from stream2llm.simulator.prefill_settings import PrefillSettings
 from stream2llm.simulator.work import Task, peak_tokens, tasks
 from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.format import Scale

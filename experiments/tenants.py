@@ -18,7 +18,8 @@ from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.model import CostModel
 from experiments.paper.h200 import BLOCK_SIZE, NUM_BLOCKS, load_fit, profile
 from stream2llm.api.tenant import TenantShare
-from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
+from stream2llm.simulator.prefill import PrefillWorker
+from stream2llm.simulator.prefill_settings import PrefillSettings
 from stream2llm.simulator.work import Change
 from stream2llm.workload.table import Table, markdown
 

@@ -34,7 +34,8 @@ from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.cluster.config import ClusterConfig, default_config, load_config, on_free_ports
+from stream2llm.cluster.config import ClusterConfig, on_free_ports
+from stream2llm.cluster.config_file import default_config, load_config
 from stream2llm.models.token_counter import token_counter
 from stream2llm.serving.settings.worker_options import DEFAULT_POLICY
 from stream2llm.serving.system.signals import catch_signals

@@ -24,7 +24,7 @@ from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY
 from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.engine.vllm_engine import OutputStream
+from stream2llm.engine.output_stream import OutputStream
 from stream2llm.engine.vllm_sampling import to_vllm
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ that wait.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prefill_worker.rank_order import RankOrder
 from prefill_worker.types import RequestView
@@ -24,8 +24,12 @@ def start_by_ms(view: RequestView) -> int | None:
 class Deadlines:
     """The deadlines that can still be met."""
 
-    def __init__(self) -> None:
+    def __init__(self, compute_s: Callable[[int, int], float] | None = None) -> None:
+        """`compute_s`: seconds to compute tokens [from, to); without it work counts as nothing."""
+        self._compute_s = compute_s
         self._moments = RankOrder()
+        # The time of the last step, by which sessions are judged.
+        self._now_ms = 0
 
     def __len__(self) -> int:
         return len(self._moments)
@@ -34,8 +38,21 @@ class Deadlines:
         """Sets the latest moment to begin; None forgets the session."""
         self._moments.place(request_id, None if moment_ms is None else (moment_ms,))
 
+    def judged(self, view: RequestView) -> RequestView:
+        """Returns the session with what is left of its work, and whether that is too much by now."""
+        start, stop = view.num_computed_tokens, view.num_target_tokens
+        remaining_ms = 0
+        if self._compute_s is not None and stop > start:
+            remaining_ms = int(1000 * self._compute_s(start, stop))
+        moment_ms = view.deadline_ms - remaining_ms
+        is_late = bool(view.sealed and view.deadline_ms and moment_ms < self._now_ms)
+        view = view._replace(remaining_ms=remaining_ms, is_late=is_late)
+        self.put(view.request_id, start_by_ms(view))
+        return view
+
     def take_lost(self, now_ms: int) -> Iterator[str]:
         """Forgets and yields the sessions whose moment has passed."""
+        self._now_ms = now_ms
         while len(self._moments) and self._moments.first_key < (now_ms,):
             request_id = next(iter(self._moments))
             self.put(request_id, None)

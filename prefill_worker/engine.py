@@ -27,14 +27,10 @@ from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.api.trace_context import TraceContext
 from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
+from stream2llm.engine.engine_args import engine_args, nixl_options
+from stream2llm.engine.output_stream import OutputStream, only_output
 from stream2llm.engine.stats import EngineStats
-from stream2llm.engine.vllm_engine import (
-    Engine,
-    OutputStream,
-    engine_args,
-    nixl_options,
-    only_output,
-)
+from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.vllm_sampling import (
     ANSWER_PROCESSORS,
     EngineSeed,

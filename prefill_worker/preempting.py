@@ -47,7 +47,7 @@ class Preempting:
         num_kept_tokens = eviction.num_blocks_kept * self.block_size
         live.remember_lost(num_kept_tokens, self.hash_block_size)
         self.counters.count_preemption(eviction.swap)
-        swapping.trials.note(eviction.swap)
+        swapping.calibration.trials.note(eviction.swap)
         if eviction.swap.num_blocks:
             block_ids = self.sessions.ledger.block_ids(request.request_id)
             swapping.swap_out(request.request_id, block_ids, eviction.swap)

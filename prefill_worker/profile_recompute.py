@@ -30,11 +30,11 @@ class RecomputeTimes:
 class RecomputeMeter:
     """Runs a plan on an otherwise idle engine."""
 
-    def __init__(self, engine: LocalEngine, plan: RecomputePlan, seed: int = 0) -> None:
+    def __init__(self, engine: LocalEngine, plan: RecomputePlan) -> None:
         self._engine = engine
         self._plan = plan
         # Equal tokens would hit the prefix cache.
-        self._random = random.Random(seed)
+        self._random = random.Random(0)
         self._vocab_size = engine.config.model_config.get_vocab_size()
         self._num_sessions = 0
         # Duration of the last full step.

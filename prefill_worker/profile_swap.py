@@ -33,12 +33,12 @@ class SwapTimes:
 class SwapMeter:
     """Copies blocks on an engine that has a SwapConnector and no sessions."""
 
-    def __init__(self, engine: LocalEngine, seed: int = 0) -> None:
+    def __init__(self, engine: LocalEngine) -> None:
         connector = find_connector(engine.scheduler.connector, SwapConnector)
         assert connector is not None, "the engine was started without a SwapConnector"
         self._engine = engine
         self._connector = connector
-        self._random = random.Random(seed)
+        self._random = random.Random(0)
         self._num_jobs = 0
         # One block is vLLM's null block.
         self._num_blocks = engine.config.cache_config.num_gpu_blocks - 1

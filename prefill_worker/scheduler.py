@@ -82,7 +82,7 @@ class PrefillScheduler(StructuredOutputMixin, TimedSteps, Scheduler):
         """Changes mode and costs from the next step on; for benchmarks and tests."""
         self.planning.mode = Mode(mode)
         if costs is not None:
-            self.swapping.costs = costs
+            self.swapping.calibration.costs = costs
 
     def set_digests(self, *, are_on: bool) -> None:
         """Samples blocks from the next step on, or does not; for benchmarks."""
@@ -214,7 +214,9 @@ class PrefillScheduler(StructuredOutputMixin, TimedSteps, Scheduler):
         self._empty_base_queues()
         self._outputs.add_final_progress(outputs)
         self._preempting.end_jobs()
-        self.swapping.observe_step(self._step.ranges, self.max_num_scheduled_tokens, step_s)
+        self.swapping.calibration.observe_step(
+            self._step.ranges, self.max_num_scheduled_tokens, step_s
+        )
         self._forget_finished(scheduler_output.num_scheduled_tokens)
         self._outputs.add_due(outputs)
         return outputs

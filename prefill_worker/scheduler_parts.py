@@ -10,6 +10,7 @@ from vllm.platforms import current_platform
 
 from prefill_worker.blocks import LiveLedger
 from prefill_worker.context_events import ContextEvents
+from prefill_worker.cost_calibration import CostCalibration
 from prefill_worker.costs import costs_for
 from prefill_worker.digest_sampling import DigestSampling
 from prefill_worker.handing_over import HandingOver
@@ -105,7 +106,7 @@ def _table(
         policies.guarded(options.policy),
         starvation_guard_steps=options.starvation_guard_steps,
         num_lost_blocks=len(scheduler.kv_cache_manager.block_pool.blocks),
-        compute_s=lambda start, stop: swapping.costs.recompute_s(start, stop),
+        compute_s=lambda start, stop: swapping.calibration.costs.recompute_s(start, stop),
     )
 
 
@@ -113,13 +114,13 @@ def _swapping(
     scheduler: PrefillScheduler, options: PrefillOptions, counters: SchedulerCounters
 ) -> Swapping:
     connector = find_connector(scheduler.connector, SwapConnector)
+    costs = costs_for(scheduler.vllm_config, options.cost_profile or "")
     return Swapping(
         scheduler.kv_cache_manager,
         connector or NoCopier(),
-        costs_for(scheduler.vllm_config, options.cost_profile or ""),
+        CostCalibration(costs, counters, copies_block=current_platform.is_cpu()),
         counters,
         num_ranks=connector.num_ranks if connector else 1,
-        copies_block=current_platform.is_cpu(),
     )
 
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 
-from prefill_worker.deadlines import Deadlines, start_by_ms
+from prefill_worker.deadlines import Deadlines
+from prefill_worker.last_step import LastStep
 from prefill_worker.planner import plan_step
 from prefill_worker.policy import Policy
 from prefill_worker.preemption import Preemption
@@ -42,26 +43,16 @@ class SessionTable:
         self._index = RankIndex(policy)
         self._starvation_guard = StarvationGuard(starvation_guard_steps)
         self._num_lost_blocks = num_lost_blocks
-        self._compute_s = compute_s
-        self._deadlines = Deadlines()
-        # The time at the begin of the last step.
-        self._now_ms = 0
+        self._deadlines = Deadlines(compute_s)
         self._states: dict[str, SessionState] = {}
         self._num_arrivals = 0
         self._num_events = 0
-        self._num_guarded_in_all = 0
         # Tokens granted so far.
         self._work = 0
         # Steps that computed something, and steps that were planned.
         self._step = 0
         self._turn = 0
-        # Number of free blocks with which the last step could serve no session, while
-        # none has been touched since.
-        self._stuck_with_free_blocks: int | None = None
-        # Sessions that the last step left out because of a prefix cache hit, and whether it
-        # did nothing else.
-        self._deduplicated: tuple[str, ...] = ()
-        self._only_deduplicated = False
+        self._last = LastStep()
 
     @property
     def policy(self) -> Policy:
@@ -95,13 +86,11 @@ class SessionTable:
     @property
     def num_guarded_in_all(self) -> int:
         """Number of times that sessions began to be guarded."""
-        return self._num_guarded_in_all
+        return self._starvation_guard.num_guarded_in_all
 
     def num_to_step_for(self, num_free_blocks: int) -> int:
         """Number of sessions with work; 0 if the last step could do nothing, nor could another."""
-        if self._stuck_with_free_blocks == num_free_blocks:
-            return 0
-        return self.num_with_work
+        return 0 if self._last.is_stuck(num_free_blocks) else self.num_with_work
 
     def has_work(self, request_id: str) -> bool:
         """Whether the session has tokens to compute."""
@@ -133,13 +122,13 @@ class SessionTable:
     def _waiting_deduplicated(self) -> Iterator[str]:
         """Those of the last plan that still have work."""
         if self._index.has_tenants:
-            for request_id in self._deduplicated:
+            for request_id in self._last.deduplicated:
                 if self.has_work(request_id) and not self._index[request_id].is_loading:
                     yield request_id
 
     def set_policy(self, policy: Policy) -> None:
         """Ranks all sessions anew. Waits go on, and guarded sessions stay guarded."""
-        self._stuck_with_free_blocks = None
+        self._last.note_change()
         self._index.set_policy(policy)
 
     def open(
@@ -241,48 +230,36 @@ class SessionTable:
             state.deadline_ms,
         )
         if state.ttft_slo_ms:
-            view = self._with_remaining(view)
-            self._deadlines.put(request_id, start_by_ms(view))
+            view = self._deadlines.judged(view)
         if state.guard_number and (
             num_computed_tokens >= state.promised_tokens or not view.has_claim
         ):
             state.guard_number = 0
             view = view._replace(guard_number=0)
-        self._stuck_with_free_blocks = None
+        self._last.note_change()
         has_claim = self._index.put(view)
         if view.guard_number or not has_claim:
             self._starvation_guard.ends(request_id)
         else:
             self._starvation_guard.waits(request_id, self._step)
 
-    def _with_remaining(self, view: RequestView) -> RequestView:
-        """The view with what is left of its work, and whether that is too much by now."""
-        start, stop = view.num_computed_tokens, view.num_target_tokens
-        remaining_ms = 0
-        if self._compute_s is not None and stop > start:
-            remaining_ms = int(1000 * self._compute_s(start, stop))
-        moment_ms = view.deadline_ms - remaining_ms
-        is_late = bool(view.sealed and view.deadline_ms and moment_ms < self._now_ms)
-        return view._replace(remaining_ms=remaining_ms, is_late=is_late)
-
     def close(self, request_id: str) -> None:
         """Removes a session that has ended."""
         self._deadlines.put(request_id, None)
-        self._stuck_with_free_blocks = None
+        self._last.note_change()
         del self._states[request_id]
         self._index.drop(request_id)
         self._starvation_guard.ends(request_id)
 
     def note_freed(self) -> None:
         """A hand-over has released blocks, which may be evictable rather than free."""
-        self._stuck_with_free_blocks = None
+        self._last.note_change()
 
     def begin_step(self, now_ms: int = 0) -> None:
         """Guards sessions that have waited too long; decides whether guarded ones go first.
 
         Sessions that cannot meet their deadline any more at `now_ms` are ranked as late.
         """
-        self._now_ms = now_ms
         for request_id in self._deadlines.take_lost(now_ms):
             self._rank_anew(request_id)
         self._turn += 1
@@ -296,20 +273,16 @@ class SessionTable:
 
         `num_free_blocks` is what was free for the plan.
         """
-        self._deduplicated, self._only_deduplicated = plan.deduplicated, not plan.does_something
+        self._last.note(plan, num_free_blocks)
         if plan.grants:
             self._step += 1
             self._work += sum(grant.num_tokens for grant in plan.grants)
             for grant in plan.grants:
                 self._index.charge(grant.request_id, grant.num_tokens)
-        elif not plan.deduplicated and not plan.loads:
-            self._stuck_with_free_blocks = num_free_blocks
 
     def _begin_guarding(self, request_id: str) -> None:
-        state, view = self._states[request_id], self._index[request_id]
-        self._num_guarded_in_all += 1
-        state.guard_number = self._num_guarded_in_all
-        state.promised_tokens = view.num_target_tokens
+        promised_tokens = self._index[request_id].num_target_tokens
+        self._starvation_guard.begin(request_id, self._states[request_id], promised_tokens)
         self._rank_anew(request_id)
 
     def _rank_anew(self, request_id: str) -> None:
@@ -348,12 +321,10 @@ class SessionTable:
         """
         if plan.stop not in _SHORT_OF_MEMORY or not self._index.has_tenants:
             return False
-        before = self._deduplicated if self._only_deduplicated else ()
-        if not set(plan.deduplicated).issubset(before):
+        if not self._last.repeats(plan):
             return False
         first = self._index.first_of_all()
         if first is None or not first.has_claim:
             return False
-        self._starvation_guard.ends(first.request_id)
         self._begin_guarding(first.request_id)
         return True

@@ -24,14 +24,18 @@ gets all of the step's tokens it can use, may evict all others, and is evicted b
 
 from __future__ import annotations
 
+from prefill_worker.session_state import SessionState
+
 # Guarded sessions go first in every fourth step.
 GUARDED_TURN = 4
 
 
 class StarvationGuard:
-    """Counts the waits in steps, without a clock."""
+    """Counts the waits in steps, without a clock, and the times that it guards a session."""
 
     def __init__(self, limit_steps: int) -> None:
+        # Number of times that sessions began to be guarded.
+        self.num_guarded_in_all = 0
         self._limit_steps = limit_steps
         # Waits in the order in which they began, so that only the oldest have to be
         # checked.
@@ -55,3 +59,10 @@ class StarvationGuard:
         for request_id in overdue:
             del self._since[request_id]
         return overdue
+
+    def begin(self, request_id: str, state: SessionState, promised_tokens: int) -> None:
+        """Guards a session until that many of its tokens are computed."""
+        self.ends(request_id)
+        self.num_guarded_in_all += 1
+        state.guard_number = self.num_guarded_in_all
+        state.promised_tokens = promised_tokens

@@ -49,9 +49,9 @@ class StepPlanning:
 
     def plan(self) -> StepPlan:
         """Returns the plan for the sessions as they are."""
-        swapping = self.sessions.swapping
+        calibration = self.sessions.swapping.calibration
         preemption = Preemption(
-            self.mode, swapping.costs, self.block_size, tries_swap=swapping.trials.is_due
+            self.mode, calibration.costs, self.block_size, tries_swap=calibration.trials.is_due
         )
         return self.sessions.table.plan(self._limits(), self.sessions.ledger, preemption)
 

@@ -19,12 +19,11 @@ from typing import Any, NamedTuple, Protocol
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
 
-from cost_profiles.correction import CorrectedCostModel, is_recompute_sample, is_swap_sample
 from prefill_worker import blocks
+from prefill_worker.cost_calibration import CostCalibration
 from prefill_worker.offload_pool import OffloadPool
 from prefill_worker.report import SchedulerCounters, SwapState
-from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, keep_slowest
-from prefill_worker.trials import Trials
+from prefill_worker.swap_jobs import CopyJob, Direction, JobResults
 from prefill_worker.types import Load, SwapChoice
 
 _log = logging.getLogger(__name__)
@@ -96,17 +95,16 @@ class _Job:
 
 
 class Swapping:
-    """The CPU KV offload pool, the jobs under way, and their effect on the calibrated costs."""
+    """The CPU KV offload pool, the jobs under way, and what they change in the sessions' KV."""
 
     def __init__(
         self,
         manager: KVCacheManager,
         copier: Copier,
-        costs: CorrectedCostModel,
+        calibration: CostCalibration,
         counters: SchedulerCounters,
         *,
         num_ranks: int,
-        copies_block: bool,
     ) -> None:
         self._manager = manager
         self._pool = manager.block_pool
@@ -114,13 +112,7 @@ class Swapping:
         self._copier = copier
         self._counters = counters
         self._num_ranks = num_ranks
-        # Whether the copies of a step make it take longer.
-        self._copies_block = copies_block
-        self._last_copies_s = 0.0
-        # By batch, until all ranks have finished it.
-        self._times: dict[int, CopyTime] = {}
-        self.costs = costs
-        self.trials = Trials()
+        self.calibration = calibration
         self.host = OffloadPool(copier.num_slots)
         self._num_jobs = 0
         self._jobs: dict[int, _Job] = {}
@@ -139,7 +131,8 @@ class Swapping:
     @property
     def state(self) -> SwapState:
         """The state for reports."""
-        factors = self.costs.factors
+        costs = self.calibration.costs
+        factors = costs.factors
         return SwapState(
             num_slots=self.host.num_slots,
             num_slots_used=self.host.num_used,
@@ -147,8 +140,8 @@ class Swapping:
             recompute_factor=factors.recompute,
             swap_out_factor=factors.swap_out,
             swap_in_factor=factors.swap_in,
-            profile=self.costs.origin.profile,
-            profile_source=self.costs.origin.source,
+            profile=costs.origin.profile,
+            profile_source=costs.origin.source,
         )
 
     # -- the swaps of a plan ----------------------------------------------------------
@@ -224,8 +217,7 @@ class Swapping:
     def take_ended(self) -> Ended:
         """Processes the workers' results."""
         results = self._copier.take_results()
-        keep_slowest(self._times, results.times)
-        self._last_copies_s = sum(each.seconds for each in results.times.values())
+        self.calibration.note_times(results.times)
         ended = Ended([], [], [])
         for number, message in results.failures.items():
             self._fail(self._jobs[number], message, ended)
@@ -234,7 +226,7 @@ class Swapping:
             job.num_ranks_left -= num_ranks
             if not job.num_ranks_left:
                 del self._jobs[number]
-                self._note_time(self._times.pop(number, None))
+                self.calibration.end_batch(number)
                 if job.direction is Direction.IN:
                     self._end_load(job, ended)
         return ended
@@ -273,36 +265,6 @@ class Swapping:
         else:
             num_tokens = job.stop_block * self._group.block_size
             ended.restored.append((job.request_id, num_tokens))
-
-    # -- costs -------------------------------------------------------------------------------
-
-    def _note_time(self, time: CopyTime | None) -> None:
-        """Calibrates by a batch that has ended on all ranks; None: the job was not its first."""
-        if time is None:
-            return
-        if time.direction is Direction.OUT:
-            self._counters.swap_out_s += time.seconds
-        else:
-            self._counters.swap_in_s += time.seconds
-        if is_swap_sample(time.num_blocks):
-            self._observe_copy(*time)
-
-    def _observe_copy(self, direction: Direction, num_blocks: int, seconds: float) -> None:
-        if direction is Direction.OUT:
-            self.trials.observe(self.costs.swap_out_s(num_blocks), seconds)
-            self.costs.observe_swap_out(num_blocks, seconds)
-        else:
-            self.trials.observe(self.costs.swap_in_s(num_blocks), seconds)
-            self.costs.observe_swap_in(num_blocks, seconds)
-
-    def observe_step(
-        self, ranges: Sequence[tuple[int, int]], token_budget: int, seconds: float
-    ) -> None:
-        """Calibrates by the last step's duration and ranges of tokens, of one session each."""
-        if self._copies_block:
-            seconds -= self._last_copies_s
-        if is_recompute_sample(sum(stop - start for start, stop in ranges), token_budget):
-            self.costs.observe_step(ranges, seconds)
 
     # -- for tests ---------------------------------------------------------------------------
 

@@ -24,12 +24,12 @@ from typing import Literal
 import numpy as np
 
 from router.arrangement import Arrangement, ListedDocument
+from router.documents import ContentDocument, check_documents, num_untokenized
 from router.lengths import LengthLimits
+from router.splice import Splice
 from stream2llm.api.errors import InvalidRequestError, OverloadedError
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.serving.sessions.prefix import Tokens, as_tokens, common_prefix_len
-
-MAX_DOCUMENT_ID_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +42,6 @@ class ContextLimits:
     max_documents_per_event: int
     # Documents with a content, over the session's whole life.
     max_documents: int
-
-
-@dataclass(frozen=True, slots=True)
-class ContentDocument:
-    """A document of an event, tokenized; `tokens` is None for one sent before."""
-
-    document_id: str
-    tokens: Tokens | None
-    # Lower bound on tokens beyond `tokens` that were not made: it cannot fit.
-    num_untokenized: int = 0
-    # Number of its tokens that the context includes; None: all.
-    cap: int | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of tokens of its content, at least."""
-        return self.num_untokenized + (0 if self.tokens is None else len(self.tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,32 +65,6 @@ class Reserve:
 
     suffix_tokens: int = 0
     answer_tokens: int = 1
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Splice:
-    """Makes `sequence` of one that begins with the same `keep_tokens` tokens."""
-
-    keep_tokens: int
-    sequence: Tokens
-    # Tokens of new content in the event.
-    num_new_tokens: int
-    # Whether the sequence is unchanged.
-    is_empty: bool
-
-    @property
-    def tail(self) -> Tokens:
-        """The tokens that follow those kept."""
-        return self.sequence[self.keep_tokens :]
-
-    def then(self, following: Splice) -> Splice:
-        """Joins both into one."""
-        return Splice(
-            min(self.keep_tokens, following.keep_tokens),
-            following.sequence,
-            self.num_new_tokens + following.num_new_tokens,
-            self.is_empty and following.is_empty,
-        )
 
 
 class ContextLog:
@@ -175,7 +132,7 @@ class ContextLog:
 
     def append(self, documents: Sequence[ContentDocument]) -> Splice:
         """Adds documents at the end."""
-        _check_documents(documents, "append", self._limits)
+        check_documents(documents, "append", self._limits.max_documents_per_event)
         for index, document in enumerate(documents):
             if document.tokens is None:
                 raise InvalidRequestError(
@@ -192,7 +149,7 @@ class ContextLog:
 
     def update(self, documents: Sequence[ContentDocument]) -> Splice:
         """Sets a new document list."""
-        _check_documents(documents, "update", self._limits)
+        check_documents(documents, "update", self._limits.max_documents_per_event)
         new_ids, listed = self._resolve(documents)
         # Before anything is copied: a list may name a long document many times.
         self._check_prompt(len(self._prefix) + sum(len(each.tokens) for each in listed), documents)
@@ -230,8 +187,8 @@ class ContextLog:
         return new_ids, tuple(resolved)
 
     def _check_prompt(self, num_tokens: int, sent: Sequence[ContentDocument]) -> None:
-        num_untokenized = _num_untokenized(sent)
-        self._limits.length.check_prompt(num_tokens + num_untokenized, at_least=num_untokenized > 0)
+        num_more = num_untokenized(sent)
+        self._limits.length.check_prompt(num_tokens + num_more, at_least=num_more > 0)
 
     def _become(
         self,
@@ -242,8 +199,8 @@ class ContextLog:
     ) -> Splice:
         contents = [document for document in sent if document.tokens is not None]
         self._check_documents_sent(len(contents))
-        self._charge(sum(_charged_tokens(each) for each in contents))
-        assert not _num_untokenized(sent), "a document that cannot fit has failed"
+        self._charge(sum(each.num_charged_tokens for each in contents))
+        assert not num_untokenized(sent), "a document that cannot fit has failed"
         self._num_documents += len(contents)
         self._by_id.update(new_ids)
         self._arrangement = arrangement
@@ -279,15 +236,6 @@ class ContextLog:
         self._total_tokens = total
 
 
-def _charged_tokens(document: ContentDocument) -> int:
-    """Returns at least 1, so that empty documents are limited; refused ones cost nothing."""
-    return document.num_tokens if document.cap is not None else max(document.num_tokens, 1)
-
-
-def _num_untokenized(documents: Sequence[ContentDocument]) -> int:
-    return sum(document.num_untokenized for document in documents)
-
-
 def _known(by_id: Mapping[str, Tokens], document_id: str, index: int) -> Tokens:
     try:
         return by_id[document_id]
@@ -297,39 +245,3 @@ def _known(by_id: Mapping[str, Tokens], document_id: str, index: int) -> Tokens:
             reason="UNKNOWN_DOCUMENT",
             field=f"update.documents[{index}].id",
         ) from None
-
-
-def _check_documents(
-    documents: Sequence[ContentDocument], event: str, limits: ContextLimits
-) -> None:
-    if len(documents) > limits.max_documents_per_event:
-        raise InvalidRequestError(
-            f"{event} has {len(documents)} documents; at most"
-            f" {limits.max_documents_per_event} are allowed in one event",
-            reason="TOO_MANY_DOCUMENTS",
-            field=f"{event}.documents",
-        )
-    seen: set[str] = set()
-    for index, document in enumerate(documents):
-        _check_id(document, f"{event}.documents[{index}].id", seen)
-
-
-def _check_id(document: ContentDocument, field: str, seen: set[str]) -> None:
-    document_id = document.document_id
-    if len(document_id) > MAX_DOCUMENT_ID_CHARS:
-        raise InvalidRequestError(
-            f"{field} has {len(document_id)} characters; at most {MAX_DOCUMENT_ID_CHARS}"
-            " are allowed",
-            reason="BAD_DOCUMENT_ID",
-            field=field,
-        )
-    # A document without content may occur in an update more than once.
-    if document.tokens is None or not document_id:
-        return
-    if document_id in seen:
-        raise InvalidRequestError(
-            f"{field} {document_id!r} has a content twice in one event",
-            reason="DUPLICATE_DOCUMENT",
-            field=field,
-        )
-    seen.add(document_id)

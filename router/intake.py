@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from router.context import ContentDocument, ContextLog, Reserve
+from router.context import ContextLog, Reserve
+from router.documents import ContentDocument
 from router.oversized import Oversized, capped, fit
 from router.text_input import TextInput
 from stream2llm.api.events import OversizedDocument

@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from router.context import Splice
 from router.kv_prefetch_log import Fetch, KvPrefetchLog, Offered, OfferVerdict, Spliced
 from router.live_session import LiveSession
 from router.prefetch_call import PrefetchCall
+from router.splice import Splice
 from router.stability import Stability
 from router.status import WORKER_LOST, NeverArrivedError
 from router.worker import Worker

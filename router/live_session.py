@@ -9,22 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from router.detokenizer import Detokenizers
-from router.lengths import LengthLimits, limits_with
-from router.metrics import InputMode, InputOp, Phase, RouterMetrics
+from router.lengths import LengthLimits
+from router.metrics import InputMode, InputOp, Phase
 from router.outbox import Outbox
 from router.progress import ProgressTracker
+from router.queued_work import QueuedWork
 from router.recovery import Cause, Failure, Recovery
+from router.router_parts import RouterParts
 from router.session_log import SessionRecord, ended_line, restarted_line, resumed_line
 from router.session_trace import SessionTrace
-from router.sessions import OpenSessions, SessionPlace
-from router.text_input import TextInput
+from router.sessions import SessionPlace
 from router.timeline import Timeline
-from router.work_queue import WorkQueue
 from router.worker import Worker
-from router.workers import WorkerPool
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Finished, Timings
 from stream2llm.api.ordering import DocumentOrdering
@@ -35,30 +33,9 @@ from stream2llm.api.session import Event, Session, State
 from stream2llm.api.ttft_slo import AskedSlo
 from stream2llm.security.principal import ANYONE, Principal
 from stream2llm.serving.observability.log_context import LogContext
-from stream2llm.serving.observability.tracing import NO_TRACE, Trace, Tracing
-from stream2llm.serving.settings.router_spec import RouterSpec
-from stream2llm.serving.system.clock import Clock
+from stream2llm.serving.observability.tracing import NO_TRACE, Trace
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RouterParts:
-    """What all sessions of a router use."""
-
-    spec: RouterSpec
-    text: TextInput
-    detokenizers: Detokenizers
-    workers: WorkerPool
-    sessions: OpenSessions
-    metrics: RouterMetrics
-    clock: Clock
-    tracing: Tracing
-
-    def lengths(self) -> LengthLimits:
-        """The limits on prompt and answer with the present workers."""
-        addresses = (worker.address for worker in self.workers)
-        return limits_with(self.spec.max_model_len, addresses)
 
 
 _PHASES = {
@@ -99,8 +76,7 @@ class LiveSession:
         # What the client has of the session, if it was at another router before.
         self.resumed: ResumedSession | None = None
         self._has_first_token = False
-        # The queue of the worker that prefills it; None before and afterwards.
-        self._queue: WorkQueue | None = None
+        self._queued = QueuedWork(parts.clock, self.share)
         # Set at the seal; see the proto.
         self.document_order: tuple[int, ...] = ()
         # Fixed at the open: later views must not lower a session's limits.
@@ -165,7 +141,7 @@ class LiveSession:
         """Ends the session, once, and frees its place."""
         if self.is_sealed and not self._has_first_token:
             self._note_deadline(is_met=False)
-        self._leave_queue()
+        self._queued.leave()
         self._life.apply(event)
         self._place.leave(outcome)
         model = self.parts.spec.model_name
@@ -184,7 +160,7 @@ class LiveSession:
     def placed(self, worker: Worker) -> None:
         """A prefill worker has the session; its work counts in that worker's queue."""
         self.record.at(worker.worker_id)
-        self._queue = worker.queue
+        self._queued.enter(worker.queue)
 
     def resume(self, resumed: ResumedSession) -> None:
         """The session was at another router before."""
@@ -203,7 +179,7 @@ class LiveSession:
         self._cause = cause
         if cause is Cause.REFUSED and isinstance(failure.worker, Worker):
             self.refused_by.add(failure.worker)
-        self._leave_queue()
+        self._queued.leave()
         self.progress.restarted(revision)
         if self.is_sealed:
             self.timeline.lost()
@@ -224,7 +200,7 @@ class LiveSession:
         recovery_s = self.timeline.recovered()
         if recovery_s is not None:
             self.parts.metrics.recovered(self._cause, recovery_s)
-            self._leave_queue()
+            self._queued.leave()
 
     def note_first_token(self) -> Timings:
         """The first token from here is there.
@@ -233,11 +209,11 @@ class LiveSession:
         """
         self.timeline.first_token()
         self.note_work()  # what the report with the first token says was computed
-        self._leave_queue()
+        self._queued.leave()
         self.record.timings = timings = self.timeline.timings()
         if not self._has_first_token:
             self._has_first_token = True
-            self.parts.metrics.tenant_first_token(self.share.name, timings.ttft_from_seal_s)
+            self.parts.metrics.tenants.first_token(self.share.name, timings.ttft_from_seal_s)
             self._note_deadline(is_met=1000 * timings.ttft_from_seal_s <= self.ttft_slo_ms)
         return timings
 
@@ -245,24 +221,11 @@ class LiveSession:
         if self.ttft_slo_ms:
             self.parts.metrics.deadline(is_met=is_met)
 
-    def _leave_queue(self) -> None:
-        queue, self._queue = self._queue, None
-        if queue is not None:
-            queue.leave(id(self), self.parts.clock.monotonic_s())
-
     def note_work(self) -> None:
         """Counts in the queue what is left, and what was computed."""
-        if self._queue is not None:
-            now_s = self.parts.clock.monotonic_s()
-            left_s = self.ttft_slo_ms / 1000 - self.timeline.since_seal_s
-            self._queue.note(
-                id(self),
-                self.progress.num_outstanding_tokens,
-                self.progress.worker.computed_tokens,
-                now_s,
-                now_s + left_s if self.is_sealed and self.ttft_slo_ms else None,
-                tenant=self.share,
-            )
+        has_deadline = self.is_sealed and self.ttft_slo_ms
+        left_s = self.ttft_slo_ms / 1000 - self.timeline.since_seal_s
+        self._queued.note(self.progress, left_s if has_deadline else None)
 
     def send_progress(self) -> None:
         """Sends the client the present figures."""

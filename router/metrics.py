@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 
+from router.metric_kinds import TTFT_S, counter, histogram
 from router.recovery import Cause
+from router.tenant_metrics import TenantMetrics
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.serving.settings.tenant_options import ALL_ALIKE, TenantsOptions
 
-# vLLM's buckets, so that one panel can show both.
-_TTFT_S = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
-    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
-)
 # From 1 ms on: fast GPUs answer in a few.
 _INTER_TOKEN_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
@@ -63,15 +60,15 @@ class RouterMetrics:
     def __init__(
         self, registry: CollectorRegistry, model: str, tenants: TenantsOptions = ALL_ALIKE
     ) -> None:
-        self._registry = registry
-        self._tenants = tenants
         self._model = model
-        self._sessions = self._counter(
+        self._sessions = counter(
+            registry,
             "sessions",
             "Sessions that ended, by outcome: ok, cancelled, or a gRPC status in lower case.",
             "outcome",
         )
-        self._errors = self._counter(
+        self._errors = counter(
+            registry,
             "errors",
             "RPCs that ended with an error, refused before admission included, by reason.",
             "reason",
@@ -82,136 +79,123 @@ class RouterMetrics:
             ("model", "phase"),
             registry=registry,
         )
-        self._ttft = self._histogram(
+        self._ttft = histogram(
+            registry,
             "time_to_first_token_seconds",
             "Seconds from seal to first token, by input mode: oneshot, append, update.",
-            _TTFT_S,
+            TTFT_S,
             "input_mode",
         )
-        self._session_ttft = self._histogram(
+        self._session_ttft = histogram(
+            registry,
             "session_ttft_seconds",
             "Seconds from open to first token, by input mode: oneshot, append, update.",
-            _TTFT_S,
+            TTFT_S,
             "input_mode",
         )
-        self._deadlines = self._counter(
+        self._deadlines = counter(
+            registry,
             "ttft_deadlines",
             "Sealed sessions with a deadline, by whether the first token came in time: met, missed.",
             "result",
         )
-        self._admissions = self._counter(
+        self._admissions = counter(
+            registry,
             "admission_forecasts",
             "Sessions that opened with a deadline, by the forecast: holds, warned, refused, unknown.",
             "verdict",
         )
-        self._inter_token = self._histogram(
+        self._inter_token = histogram(
+            registry,
             "inter_token_latency_seconds",
             "Seconds between two outputs of one session; the first of decode is after the hand-over.",
             _INTER_TOKEN_S,
         )
-        self._handover = self._histogram(
+        self._handover = histogram(
+            registry,
             "handover_latency_seconds",
             "Seconds from first to second token: the hand-over as the client sees it.",
             _INTER_TOKEN_S,
         )
-        self._exposed = self._histogram(
+        self._exposed = histogram(
+            registry,
             "handover_exposed_seconds",
             "Seconds from first to second token, by hand-over mode: at_seal, streamed.",
             _INTER_TOKEN_S,
             "handover",
         )
-        self._fetches = self._counter(
+        self._fetches = counter(
+            registry,
             "handover_fetches",
             "KV prefetches, by result: fetched, refused, aborted, failed.",
             "result",
         )
-        self._e2e = self._histogram(
+        self._e2e = histogram(
+            registry,
             "e2e_latency_seconds",
             "Seconds from open to end of sessions that succeeded.",
             _LATENCY_S,
         )
-        self._overlap = self._histogram(
+        self._overlap = histogram(
+            registry,
             "input_overlap_ratio",
             "Share of the prompt's tokens, 0 to 1, prefilled before the seal arrived.",
             _RATIO,
         )
-        self._chunks = self._counter(
+        self._chunks = counter(
+            registry,
             "input_chunks",
             "Events received, by event: open, append, update, seal.",
             "op",
         )
-        self._event_wait = self._histogram(
+        self._event_wait = histogram(
+            registry,
             "event_wait_seconds",
             "Seconds from the arrival of a client's event until the router handles it; without those"
             " sent beyond the session's credit.",
             _WAIT_S,
         )
-        self._tokens = self._counter(
+        self._tokens = counter(
+            registry,
             "input_tokens",
             "Tokens received, by event: open, append, update, seal.",
             "op",
         )
-        self._invalidated = self._counter(
+        self._invalidated = counter(
+            registry,
             "input_tokens_invalidated",
             "Prefilled tokens that updates invalidated, by document ordering: as_given, stable.",
             "ordering",
         )
-        self._computed = self._counter(
-            "input_tokens_prefilled", "Tokens that prefill computed, recomputation included."
+        self._computed = counter(
+            registry,
+            "input_tokens_prefilled",
+            "Tokens that prefill computed, recomputation included.",
         )
-        self._reused = self._counter(
-            "input_tokens_reused", "Tokens found in the prefix cache instead of computed."
+        self._reused = counter(
+            registry, "input_tokens_reused", "Tokens found in the prefix cache instead of computed."
         )
-        self._output = self._counter("output_tokens", "Tokens of answers sent to clients.")
-        self._restarts = self._counter(
+        self._output = counter(registry, "output_tokens", "Tokens of answers sent to clients.")
+        self._restarts = counter(
+            registry,
             "session_restarts",
             "Sessions placed at another worker, by cause: prefill_lost, decode_lost, kv_lost, refused;"
             " router_lost: taken over from another router.",
             "cause",
         )
-        self._recomputed = self._counter(
+        self._recomputed = counter(
+            registry,
             "recovery_recomputed_tokens",
             "Tokens that prefill computed again because the worker that had them was lost.",
         )
-        self._recovery = self._histogram(
+        self._recovery = histogram(
+            registry,
             "recovery_seconds",
             "Seconds from the loss of a worker to the next token of a sealed session, by cause.",
-            _TTFT_S,
+            TTFT_S,
             "cause",
         )
-        self._tenant_open = Gauge(
-            "stream2llm_tenant_sessions_active",
-            "Sessions open now, by tenant: those of the configuration, and all others together.",
-            ("model", "tenant"),
-            registry=registry,
-        )
-        self._tenant_tokens = self._counter(
-            "tenant_input_tokens",
-            "Tokens received, by tenant: those of the configuration, and all others together.",
-            "tenant",
-        )
-        self._tenant_computed = self._counter(
-            "tenant_prefilled_tokens",
-            "Tokens that prefill computed, invalidated ones included, by tenant.",
-            "tenant",
-        )
-        self._tenant_refused = self._counter(
-            "tenant_quota_refusals",
-            "Sessions and events that a quota refused, by tenant and quota.",
-            *("tenant", "quota"),
-        )
-        self._tenant_ttft = self._histogram(
-            "tenant_ttft_seconds",
-            "Seconds from seal to first token, by tenant: those of the configuration, and all others"
-            " together.",
-            _TTFT_S,
-            "tenant",
-        )
-        for label in tenants.labels:
-            self._tenant_ttft.labels(model, label)
-            self._tenant_open.labels(model, label)
-            self._tenant_tokens.labels(model, label)
-            self._tenant_computed.labels(model, label)
+        self.tenants = TenantMetrics(registry, model, tenants)
         for verdict in ("holds", "warned", "refused", "unknown"):
             self._admissions.labels(model, verdict)
         for result in ("met", "missed"):  # 0 rather than absent
@@ -241,27 +225,6 @@ class RouterMetrics:
         """`reason` is one of `router.refusals.Reason`."""
         self._errors.labels(self._model, reason).inc()
 
-    def tenant_changed(self, tenant: str, change: int) -> None:
-        """A session of the tenant has begun or ended."""
-        self._tenant_open.labels(self._model, self._tenants.label(tenant)).inc(change)
-
-    def tenant_received(self, tenant: str, num_tokens: int) -> None:
-        """A session of the tenant has sent tokens."""
-        self._tenant_tokens.labels(self._model, self._tenants.label(tenant)).inc(num_tokens)
-
-    def tenant_computed(self, tenant: str, num_tokens: int) -> None:
-        """Prefill has computed tokens for a session of the tenant."""
-        self._tenant_computed.labels(self._model, self._tenants.label(tenant)).inc(num_tokens)
-
-    def tenant_first_token(self, tenant: str, from_seal_s: float) -> None:
-        """Prefill sampled the first token for a session of the tenant."""
-        self._tenant_ttft.labels(self._model, self._tenants.label(tenant)).observe(from_seal_s)
-
-    def quota_refused(self, tenant: str, quota: str) -> None:
-        """A quota of the tenant, by the name of its setting, was used up."""
-        label = self._tenants.label(tenant)
-        self._tenant_refused.labels(self._model, label, quota).inc()
-
     def event_waited(self, seconds: float) -> None:
         """A client's event had arrived so long before it was taken up."""
         self._event_wait.labels(self._model).observe(seconds)
@@ -278,12 +241,12 @@ class RouterMetrics:
         model = self._model
         computed, reused = self._computed.labels(model), self._reused.labels(model)
         invalidated = self._invalidated.labels(model, ordering)
-        for counter, old, new in (
+        for metric, old, new in (
             (computed, before.computed_tokens, now.computed_tokens),
             (reused, before.reused_tokens, now.reused_tokens),
             (invalidated, before.invalidated_tokens, now.invalidated_tokens),
         ):
-            counter.inc(max(new - old, 0))
+            metric.inc(max(new - old, 0))
 
     def first_token(
         self, mode: InputMode, from_open_s: float, from_seal_s: float, overlap_ratio: float
@@ -331,18 +294,3 @@ class RouterMetrics:
     def recovered(self, cause: Cause, seconds: float) -> None:
         """A sealed session that lost a worker has its next token."""
         self._recovery.labels(self._model, cause).observe(seconds)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        names = ("model", *labels)
-        return Counter(f"stream2llm_{name}_total", text, names, registry=self._registry)
-
-    def _histogram(
-        self, name: str, text: str, buckets: tuple[float, ...], *labels: str
-    ) -> Histogram:
-        return Histogram(
-            f"stream2llm_{name}",
-            text,
-            ("model", *labels),
-            buckets=buckets,
-            registry=self._registry,
-        )

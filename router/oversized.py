@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from router.context import ContentDocument, Room
+from router.context import Room
+from router.documents import ContentDocument
 from stream2llm.api.text_options import OversizedDocuments
 from stream2llm.serving.sessions.prefix import as_tokens
 

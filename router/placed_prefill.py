@@ -18,11 +18,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from router.context import Splice
 from router.draining import leaves_prefill
 from router.live_session import LiveSession
 from router.prefill_state import PrefillState
 from router.recovery import Failure, GiveUp, Restart, drained, final_error
+from router.splice import Splice
 from router.status import NeverArrivedError
 from router.worker import Worker
 from router.worker_calls import PrefillCall

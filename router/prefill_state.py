@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from router.context import Splice
+from router.splice import Splice
 from router.worker_calls import PrefillCall
 from stream2llm.serving.sessions.prefix import Tokens, as_tokens
 from stream2llm.serving.settings.worker_spec import Role

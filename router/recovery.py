@@ -6,7 +6,7 @@
 A worker that drains is no loss: moving away from it counts towards no limit, because the
 process does not get the session a second time, and an operator may drain many.
 
-`placed_prefill.py` and `session_output.py` carry it out.
+`placed_prefill.py`, `placed_decode.py` and `session_output.py` carry it out.
 """
 
 from __future__ import annotations

@@ -31,6 +31,11 @@ class SealedAnswer:
         return np.concatenate([self.prompt, as_tokens(self.answer.token_ids)])
 
     @property
+    def num_tokens(self) -> int:
+        """Number of tokens of the prompt and the answer so far."""
+        return len(self.prompt) + self.answer.num_tokens
+
+    @property
     def hand_over(self) -> bool:
         """Whether a decode worker goes on behind the next token."""
         return self.max_tokens - self.answer.num_tokens > 1

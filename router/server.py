@@ -15,10 +15,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from router.background import Background
 from router.detokenizer import Detokenizers
-from router.live_session import RouterParts
 from router.message_limit import MessageLimit, grpc_limit
 from router.metrics import RouterMetrics
 from router.quotas import RouterPart
+from router.router_parts import RouterParts
 from router.service import LIMITED_METHODS, SCOPES, StreamingInferenceServicer
 from router.sessions import OpenSessions
 from router.text_input import TextInput

@@ -11,9 +11,9 @@ from typing import Any, cast
 import grpc
 
 import stream2llm
-from router.live_session import RouterParts
 from router.message_limit import TooLarge
 from router.refusals import Refusals
+from router.router_parts import RouterParts
 from router.session_runner import check_model, run_session
 from router.translate import client_events, one_shot_events
 from router.worker import Worker

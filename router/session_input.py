@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from router.context import ContentDocument, ContextLimits, ContextLog, Reserve, Splice
+from router.context import ContextLimits, ContextLog, Reserve
+from router.documents import ContentDocument
 from router.event_reader import EventReader
 from router.intake import Intake
 from router.kv_prefetch import KvPrefetch
@@ -22,6 +23,7 @@ from router.metrics import InputMode, InputOp
 from router.placed_prefill import PlacedPrefill
 from router.ranking_note import ranking_note
 from router.sealed_answer import SealedAnswer
+from router.splice import Splice
 from router.stability import check_sureness, num_sure
 from router.text_input import Frame
 from stream2llm.api.errors import EventOrderError, InvalidRequestError

@@ -22,12 +22,13 @@ from router.context import ContextLog
 from router.deadline import chosen_slo_ms
 from router.event_reader import EventReader
 from router.kv_prefetch import KvPrefetch
-from router.live_session import LiveSession, RouterParts
+from router.live_session import LiveSession
 from router.metrics import InputOp
 from router.outbox import Send
 from router.placed_prefill import PlacedPrefill
 from router.ranking_note import check_ranking_note
 from router.resumed import FIELD, check_opened
+from router.router_parts import RouterParts
 from router.session_input import SessionInput, limits_of
 from router.session_output import SessionOutput
 from router.sessions import SessionPlace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from router.context import ContentDocument
+from router.documents import ContentDocument
 from router.metrics import InputMode, InputOp
 from router.session_spans import SessionNotes, Tokenized, session_span
 from router.timeline import Timeline

@@ -83,7 +83,7 @@ class OpenSessions:
         self._open.add(place)
         self._num_open[tenant] += 1
         self._empty.clear()
-        self._metrics.tenant_changed(tenant, 1)
+        self._metrics.tenants.changed(tenant, 1)
         return place
 
     def by_phase(self) -> dict[str, int]:
@@ -113,11 +113,11 @@ class OpenSessions:
     def computed(self, tenant: str, num_tokens: int) -> None:
         """Prefill has computed so many tokens for a session of the tenant."""
         self._computed[self._tenants.label(tenant)] += num_tokens
-        self._metrics.tenant_computed(tenant, num_tokens)
+        self._metrics.tenants.computed(tenant, num_tokens)
 
     def _quota_refused(self, tenant: str, quota: Quota) -> None:
         self._refused[self._tenants.label(tenant)] += 1
-        self._metrics.quota_refused(tenant, quota)
+        self._metrics.tenants.quota_refused(tenant, quota)
 
     def end_all(self, error: Stream2LLMError) -> None:
         """Ends every open session with an error."""
@@ -158,7 +158,7 @@ class OpenSessions:
     def gave_up(self, place: SessionPlace) -> None:
         """For `SessionPlace` only: the place is free, once for each session."""
         self._num_open[place.tenant] -= 1
-        self._metrics.tenant_changed(place.tenant, -1)
+        self._metrics.tenants.changed(place.tenant, -1)
         if not self._num_open[place.tenant]:
             del self._num_open[place.tenant]
 
@@ -213,7 +213,7 @@ class SessionPlace:
         Raises OverloadedError when a quota of the tenant does not allow that.
         """
         now_s = self._clock.monotonic_s()
-        self._metrics.tenant_received(self.tenant, num_tokens)
+        self._metrics.tenants.received(self.tenant, num_tokens)
         if num_tokens:
             self.silent_since_s = now_s
             self._has_sent = True

@@ -14,7 +14,7 @@ import numpy as np
 from router import conversation
 from router.bad_words import token_sequences
 from router.chat_template import TemplateText
-from router.context import ContentDocument
+from router.documents import ContentDocument
 from router.encoder import PIECE_CHARS, Part, Piece
 from router.part_encoder import SHORT_CHARS, PartEncoder
 from router.tokenizer import ModelTokenizer

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from router.context import Splice
+from router.splice import Splice
 from router.status import WORKER_LOST, NeverArrivedError, was_cancelled_here
 from router.worker import Worker
 from router.workers import WorkerPool

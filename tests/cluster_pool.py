@@ -17,7 +17,8 @@ from stream2llm.api.handover import HandoverMode
 from stream2llm.api.tls import ClientTls
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.cluster.config import ClusterConfig, parse_config
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.models.store import ensure_random_llama, fetch_default_model
 from stream2llm.security.principal import Scope
 from tests.credentials import Keys

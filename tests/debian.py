@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stream2llm.models.store import default_cache_dir
+from stream2llm.models.cache import default_cache_dir
 
 _FETCH_TIMEOUT_S = 120.0
 

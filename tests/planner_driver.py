@@ -130,7 +130,6 @@ class PlannerDriver:
     ) -> None:
         self.pool = BlockPool(num_blocks, block_size)
         self.host = OffloadPool(num_host_slots)
-        self.num_swapped_in = self.num_swapped_out = 0
         self._host_kv: list[list[int | None]] = [[None] * block_size for _ in range(num_host_slots)]
         self._preemption = preemption
         self._load_delay_steps = load_delay_steps
@@ -293,7 +292,6 @@ class PlannerDriver:
             self._host_kv[slot] = [None] * self._block_size if self._swaps_fail else list(kv)
         if self._swaps_fail:
             self.host.lose(name, list(zip(range(swap.start, swap.stop), slots, strict=True)))
-        self.num_swapped_out += len(slots)
 
     def _begin_load(self, load: Load) -> None:
         """Blocks are there and slots are held until the copy has ended, whatever happens."""
@@ -329,7 +327,6 @@ class PlannerDriver:
         if not self._swaps_fail:
             for slot, block_id in zip(pending.slots, pending.block_ids, strict=True):
                 self.pool.kv[block_id] = list(self._host_kv[slot])
-            self.num_swapped_in += load.num_blocks
         self.host.release(pending.slots)
         for block_id in pending.block_ids:
             self.pool.unhold(_COPIES, block_id)

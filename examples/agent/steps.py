@@ -43,12 +43,12 @@ class Agent:
     tokens that the turn before left in the prefix cache.
     """
 
-    def __init__(self, client: AsyncClient, mean_delay_s: float, say: Say, seed: int = 0) -> None:
+    def __init__(self, client: AsyncClient, mean_delay_s: float, say: Say) -> None:
         """`mean_delay_s` is how long a tool takes on average, as if it asked another machine."""
         self._client = client
         self._mean_delay_s = mean_delay_s
         self._say = say
-        self._rng = random.Random(seed)
+        self._rng = random.Random(0)
         self._so_far: list[str] = []
 
     async def ask(self, question: str) -> Turn:

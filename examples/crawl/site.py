@@ -28,14 +28,12 @@ def page_of(name: str, topics: Mapping[str, str]) -> str:
 
 
 @asynccontextmanager
-async def serving(
-    topics: Mapping[str, str], mean_delay_s: float, seed: int = 0
-) -> AsyncIterator[str]:
+async def serving(topics: Mapping[str, str], mean_delay_s: float) -> AsyncIterator[str]:
     """Serves the topics on this machine; a page takes an exponential time of this mean.
 
     Yields the address without a slash at its end.
     """
-    rng = random.Random(seed)
+    rng = random.Random(0)
 
     async def page(request: web.Request) -> web.Response:
         name = request.match_info["name"]

@@ -43,7 +43,7 @@ def demo(
 def _demo(address: str | None, config: Path | None, gap_s: float) -> None:
     from examples.demo.steps import run
     from examples.demo.view import make_view
-    from stream2llm.cluster.config import default_config, load_config
+    from stream2llm.cluster.config_file import default_config, load_config
 
     view = make_view()
     try:

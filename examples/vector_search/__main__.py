@@ -44,7 +44,7 @@ def main(
         from examples.vector_search.steps import run
         from examples.vector_search.ways import Searching, Way
         from stream2llm.client import DocumentOrdering
-        from stream2llm.models.store import DEFAULT_MODEL
+        from stream2llm.models.catalogue import DEFAULT_MODEL
         from stream2llm.workload.report.plots import to_svg
 
         # Whatever the cluster serves: these vectors need no forward pass.

@@ -14,7 +14,8 @@ import numpy as np
 
 from examples.vector_search.corpus import Text, read_corpus, sources
 from examples.vector_search.embedding import Embedder, EncodeBatch, Vectors, fitted, of_model
-from stream2llm.models.store import default_cache_dir, resolve_model
+from stream2llm.models.cache import default_cache_dir
+from stream2llm.models.store import resolve_model
 
 Say = Callable[[str], None]
 # Raised when texts or vectors are made in another way.

@@ -12,7 +12,7 @@ from stream2llm.serving.settings.worker_options import DEFAULT_POLICY, PrefillOp
 from stream2llm.workload.traces.format import Shape
 
 if TYPE_CHECKING:
-    from stream2llm.models.store import PresetName
+    from stream2llm.models.catalogue import PresetName
 
 Comparison = Literal["engine", "whole"]
 LoadName = Literal["light", "heavy", "bursts", "pressure"]

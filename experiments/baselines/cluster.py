@@ -17,7 +17,8 @@ from experiments.baselines.systems import Asking, SystemDiedError
 from experiments.token_sessions import TimedSplice
 from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.cluster.config import ClusterConfig, parse_config
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.serving.system.processes import owned_processes
 from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.replay.run import find_urls

@@ -30,7 +30,8 @@ from experiments.baselines.runner import Runner
 from experiments.baselines.verdicts import pooled, verdict_tables
 from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
-from stream2llm.models.store import PresetName, ensure_random_llama
+from stream2llm.models.catalogue import PresetName
+from stream2llm.models.store import ensure_random_llama
 from stream2llm.serving.system.signals import catch_signals
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report import write_report

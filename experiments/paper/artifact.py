@@ -34,7 +34,9 @@ from prefill_worker.policy import RankKey
 from prefill_worker.types import Eviction, Grant, Load, RequestView, StepPlan, SwapChoice
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.simulator.cluster import Cluster, ClusterSettings
-from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker, StepSeconds
+from stream2llm.simulator.prefill import PrefillWorker
+from stream2llm.simulator.prefill_settings import PrefillSettings
+from stream2llm.simulator.step_time import StepSeconds
 from stream2llm.simulator.steps import Range
 from stream2llm.simulator.work import Change
 from stream2llm.workload.records import RunRecord
@@ -139,8 +141,8 @@ class ArtifactWorker(PrefillWorker):
         """The eviction, without its copy where computing the newcomer's tokens costs less."""
         num_tokens = tokens[eviction.beneficiary]
         num_blocks = -(-num_tokens // self.block_size)
-        copy_s = self._truth.swap_out_s(num_blocks) + self._truth.swap_in_s(num_blocks)
-        if self._step_s([(0, num_tokens)]) < copy_s:
+        copy_s = self._time.truth.swap_out_s(num_blocks) + self._time.truth.swap_in_s(num_blocks)
+        if self._time.compute_s([(0, num_tokens)]) < copy_s:
             return replace(eviction, swap=SwapChoice(Reason.CHEAPER))
         return eviction
 

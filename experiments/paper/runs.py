@@ -30,7 +30,8 @@ from experiments.paper.published import (
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.serving.settings.worker_options import PrefillOptions
 from stream2llm.simulator.cluster import Cluster, ClusterSettings
-from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
+from stream2llm.simulator.prefill import PrefillWorker
+from stream2llm.simulator.prefill_settings import PrefillSettings
 from stream2llm.simulator.work import Task, not_streamed, tasks
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report.summary import latencies

@@ -34,11 +34,11 @@ SPREADS: Mapping[Shape, Mapping[str, float]] = {
 STATISTICS = ("P50", "P95", "mean")
 
 
-def measured(shape: Shape, count: int, seed: int, gap_factor: float = 1.0) -> Samples:
+def measured(shape: Shape, count: int, seed: int) -> Samples:
     """The sizes of so many generated sessions."""
     samples, scale = Samples(), Scale()
     arrivals_s = [0.0] * count
-    for session in generate(shape, arrivals_s, seed, scale, gap_factor=gap_factor):
+    for session in generate(shape, arrivals_s, seed, scale):
         samples.add(session, session.document_table({}), scale)
     return samples
 

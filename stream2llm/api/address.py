@@ -32,14 +32,14 @@ def is_resolved(address: str) -> bool:
     return address.startswith(_RESOLVERS)
 
 
-def router_targets(addresses: str | Sequence[str], field: str = "address") -> tuple[str, ...]:
+def router_targets(addresses: str | Sequence[str]) -> tuple[str, ...]:
     """Returns the target of one address, or those of a list of at least one."""
     if isinstance(addresses, str):
-        return (router_target(addresses, field),)
-    items = arguments.many(addresses, field, "an address or a list of addresses")
+        return (router_target(addresses),)
+    items = arguments.many(addresses, "address", "an address or a list of addresses")
     if not items:
-        raise arguments.refused(field, addresses, "an address or a list of addresses")
-    names = [field] if len(items) == 1 else [f"{field}[{index}]" for index in range(len(items))]
+        raise arguments.refused("address", addresses, "an address or a list of addresses")
+    names = ["address"] if len(items) == 1 else [f"address[{n}]" for n in range(len(items))]
     return tuple(map(router_target, items, names))
 
 

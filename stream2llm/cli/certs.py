@@ -30,7 +30,7 @@ def certs(
         ),
     ] = False,
 ) -> None:
-    """Make a certificate authority, a certificate and its key for a cluster.
+    """Make a certificate authority and a certificate for a cluster.
 
     Writes ca.crt, ca.key, tls.crt and tls.key, refuses to overwrite any of them,
     and prints the configuration that uses them. Every node needs ca.crt, tls.crt

@@ -14,7 +14,7 @@ from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_c
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
 from stream2llm.serving.observability.logs import for_terminal
-from stream2llm.serving.system.clock import Clock, SystemClock
+from stream2llm.serving.system.clock import SystemClock
 
 ASK_TIMEOUT_S = 30.0
 _LOOK_INTERVAL_S = 1.0
@@ -50,13 +50,13 @@ def drain(
     *,
     given: secure.Options,
 ) -> None:
-    """Drain a router or worker, and make it anew; returns when the new one is ready.
+    """Drain a router or worker, and make it anew.
 
     It gets no new sessions. Those of a worker go on at other workers, unless
     they end in time; those that a router still has at the end of the time end
     with the reason DRAINING, worth a retry. Then its process is replaced, by
-    one of the code that is installed now. `stream2llm rollout restart` does
-    that to all. Exit codes: 0 it is replaced (or gone), 3 nothing has that
+    one of the code that is installed now; the command returns when that one is
+    ready. `stream2llm rollout restart` does that to all. Exit codes: 0 it is replaced (or gone), 3 nothing has that
     name or it was not in use, 4 the controller gives no answer, or the new one
     is not ready in time.
 
@@ -113,11 +113,9 @@ class _Asks:
         return bool(answer["draining"])
 
 
-def _wait(
-    ask: _Asks, name: str, incarnation: int, timeout_s: float, clock: Clock | None = None
-) -> None:
+def _wait(ask: _Asks, name: str, incarnation: int, timeout_s: float) -> None:
     """Returns when the replica has a ready successor, or is gone; prints each phase once."""
-    clock = clock or SystemClock()
+    clock = SystemClock()
     deadline_s = clock.monotonic_s() + timeout_s
     shown = "draining"
     while True:

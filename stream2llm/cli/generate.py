@@ -71,6 +71,8 @@ def generate(
     address: Annotated[
         list[str] | None,
         typer.Option(
+            "--address",
+            "-a",
             help="HOST:PORT of a router; `stream2llm up` prints it. Several, with commas or "
             "repeated: the answer goes on at another one when a router is lost."
             f"  [default: {DEFAULT_ROUTER}]",
@@ -182,7 +184,7 @@ def generate(
         bool, typer.Option("--json", help="One JSON object per line for each event, on stdout.")
     ] = False,
 ) -> None:
-    """Stream documents as the context of a question, and print the answer.
+    """Ask a question whose context streams in; print the answer.
 
     The answer goes to stdout as it is generated, progress to stderr. Ctrl-C
     cancels the session on the server. Exit codes: 0 answered, 2 bad usage or no

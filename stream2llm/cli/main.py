@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from stream2llm.api.extras import not_installed
 from stream2llm.cli.bench import app as bench_app
@@ -27,8 +28,24 @@ from stream2llm.cli.workers import app as workers_app
 from stream2llm.serving.observability import logs
 from stream2llm.serving.observability.logs import for_terminal
 
+# As `--help` lists them: to run a cluster, to ask it, to look after it, to prepare it, to measure.
+_ORDER = (
+    *("up", "down", "generate", "status", "top", "doctor", "ready", "policy", "drain", "rollout"),
+    *("workers", "model", "certs", "keys", "plan", "profile", "simulate", "trace", "bench"),
+    "version",
+)
+
+
+class _InOrder(TyperGroup):
+    """Lists the commands in `_ORDER`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=_ORDER.index)
+
+
 app = typer.Typer(
     name="stream2llm",
+    cls=_InOrder,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -86,13 +103,13 @@ def status(context: typer.Context) -> None:
 
 @app.command(**_FORWARDED)
 def top(context: typer.Context) -> None:
-    """Show a running cluster live: workers, sessions, TTFT, memory and hits."""
+    """Show a running cluster live: workers, sessions, TTFT, memory."""
     _forward("top", context.args)
 
 
 @app.command(**_FORWARDED)
 def doctor(context: typer.Context) -> None:
-    """Check machines, model, configuration and cluster, and say what to do."""
+    """Check machines, model, configuration and cluster."""
     _forward("doctor", context.args)
 
 
@@ -119,6 +136,24 @@ def version() -> None:
         except PackageNotFoundError:
             continue
     typer.echo(for_terminal("\n".join(lines)))
+
+
+def _print_version(is_asked_for: bool) -> None:
+    if is_asked_for:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="The same as `version`."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def _own_version() -> str:

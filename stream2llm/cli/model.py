@@ -53,7 +53,8 @@ def list_models() -> None:
 
     Example: stream2llm model list
     """
-    from stream2llm.models.store import KNOWN_MODELS, is_ready, model_dir
+    from stream2llm.models.cache import is_ready, model_dir
+    from stream2llm.models.catalogue import KNOWN_MODELS
 
     for name in KNOWN_MODELS:
         state = str(model_dir(name)) if is_ready(name) else "not fetched"

@@ -127,7 +127,7 @@ def plan(
     front_ms: FrontMs = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Find the fewest prefill workers that meet a TTFT, and what to configure.
+    """Find the fewest prefill workers that meet a TTFT.
 
     Plays the load on the simulated cluster, which runs the production scheduler in
     virtual time, with one worker, two, four and so on, then between. Deterministic

@@ -32,7 +32,7 @@ def policy(
     *,
     given: secure.Options,
 ) -> None:
-    """Show the scheduling policy of each prefill worker, or switch all of them.
+    """Show or switch the scheduling policy of the prefill workers.
 
     Sessions go on while the policy changes; workers that are made anew later
     get it too. The configuration file is left as it is. Exit codes: 0 all

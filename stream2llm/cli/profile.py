@@ -17,9 +17,11 @@ from cost_profiles.load import save_profile
 from cost_profiles.plot import draw, require_format, table
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.extras import not_installed
-from stream2llm.cluster.config import ClusterConfig, load_config
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import load_config
 from stream2llm.engine.arguments import check_arguments, check_variables
-from stream2llm.models.store import DEFAULT_MODEL, resolve_model
+from stream2llm.models.catalogue import DEFAULT_MODEL
+from stream2llm.models.store import resolve_model
 from stream2llm.serving.observability.logs import for_terminal
 from stream2llm.serving.settings.launch import cores_of
 from stream2llm.serving.system.clock import SystemClock

@@ -34,7 +34,7 @@ def ready(
     *,
     given: secure.TlsOptions,
 ) -> None:
-    """Tell by the exit code whether a router takes sessions, or a gateway requests.
+    """Tell by the exit code whether a router or gateway serves.
 
     Asks a router's gRPC health service (grpc.health.v1), as load balancers do: it
     serves while it has a ready worker of each role and does not drain. A gateway also

@@ -19,7 +19,7 @@ from stream2llm.cli.addresses import (
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
 from stream2llm.serving.observability.logs import for_terminal
-from stream2llm.serving.system.clock import Clock, SystemClock
+from stream2llm.serving.system.clock import SystemClock
 
 ASK_TIMEOUT_S = 30.0
 # Longest absence of a controller that is started again.
@@ -151,9 +151,9 @@ def _last(controller: str, security: ClientSecurity) -> dict[str, Any]:
     return last
 
 
-def _follow(controller: str, security: ClientSecurity, clock: Clock | None = None) -> None:
+def _follow(controller: str, security: ClientSecurity) -> None:
     """Returns when all are replaced; prints each change once. Raises UnavailableError otherwise."""
-    clock = clock or SystemClock()
+    clock = SystemClock()
     shown = _Shown()
     answered_s = clock.monotonic_s()
     while True:

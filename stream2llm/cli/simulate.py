@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Run the production scheduler in virtual time, deterministic by seed.",
+    help="Run the production scheduler in virtual time.",
 )
 
 Profile = Annotated[

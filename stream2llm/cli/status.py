@@ -39,8 +39,7 @@ from stream2llm.cli.addresses import (
 )
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
-from stream2llm.client.aio import MAX_MESSAGE_BYTES
-from stream2llm.client.tls import open_channel
+from stream2llm.client.channels import MAX_MESSAGE_BYTES, open_channel
 from stream2llm.serving.observability.logs import for_terminal, one_line
 
 # Figures of a tenant that add up over the routers.

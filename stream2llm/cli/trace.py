@@ -16,7 +16,7 @@ from stream2llm.cli.trace_record import record
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Make, record, import and look at traces of streamed-context workloads.",
+    help="Make, record, import and check traces of workloads.",
 )
 app.add_typer(trace_import.app, name="import")
 app.command(context_settings={"allow_interspersed_args": False})(record)

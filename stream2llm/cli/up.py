@@ -15,7 +15,8 @@ import typer
 
 from stream2llm.api.errors import Stream2LLMError, UnavailableError
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.cluster.config import ClusterConfig, default_config, load_config
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import default_config, load_config
 from stream2llm.cluster.layout import Factories
 from stream2llm.serving.observability.logs import for_terminal
 from stream2llm.serving.system.clock import SystemClock

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Sequence
-from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, Self
 
 import grpc
 
 from stream2llm.api import arguments, codec
-from stream2llm.api.address import router_targets
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.credentials import API_KEY_VARIABLE, Token, credentials_of
 from stream2llm.api.events import ModelInfo, ServerInfo
-from stream2llm.api.grpc_options import client_channel_options
 from stream2llm.api.handover import HandoverMode
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.requests import Content, GenerateRequest, OpenSession
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.text_options import ControlTokens, OversizedDocuments, option_of
-from stream2llm.api.tls import ClientTls, Tls, tls_of
+from stream2llm.api.tls import Tls, tls_of
 from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.client.channels import MAX_MESSAGE_BYTES, MOST_MESSAGE_BYTES, connections_to
 from stream2llm.client.chat_inputs import ChatOptions, JsonObject, MessageLike
-from stream2llm.client.connection import Connection, refuse_after_fork
-from stream2llm.client.connections import Connections
 from stream2llm.client.inbox import OnEvent
 from stream2llm.client.inputs import (
     Prompt,
@@ -43,12 +38,9 @@ from stream2llm.client.recovery import SessionRecovery, recovery_of
 from stream2llm.client.session import AsyncSession
 from stream2llm.client.status import error_from_rpc
 from stream2llm.client.stream import AnswerStream
-from stream2llm.client.tls import channel_options, checked_credentials
 from stream2llm.client.trace import trace_metadata
 from stream2llm.client.translate import check_size, message_of
 
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-_MOST_MESSAGE_BYTES = 2**31 - 1  # gRPC's own limit
 DEFAULT_INFO_TIMEOUT_S = 10.0
 
 
@@ -80,27 +72,18 @@ class AsyncClient:
         token: Token | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        refuse_after_fork()
-        targets = router_targets(address)
         # As it was given.
         self.address = address
         self._max_message_bytes = arguments.integer(
-            max_message_bytes, "max_message_bytes", 1, _MOST_MESSAGE_BYTES
+            max_message_bytes, "max_message_bytes", 1, MOST_MESSAGE_BYTES
         )
-        chosen = tls_of(tls)
-        credentials = checked_credentials(credentials, chosen)
         self._recording_path = recording_path()
-        sent = credentials_of(api_key, token, os.environ.get(API_KEY_VARIABLE))
-        for target in targets:
-            sent.require_encryption(target, is_encrypted=credentials is not None)
-        options = (self._max_message_bytes, chosen)
-        self._connections = Connections(
-            [
-                Connection(partial(_channel, target, credentials, *options), sent.metadata)
-                for target in targets
-            ],
-            # So that clients of one session each do not all go to the same router.
-            first=random.randrange(len(targets)),
+        self._connections = connections_to(
+            address,
+            tls_of(tls),
+            credentials,
+            credentials_of(api_key, token, os.environ.get(API_KEY_VARIABLE)),
+            self._max_message_bytes,
         )
 
     async def __aenter__(self) -> Self:
@@ -284,18 +267,6 @@ def _depends_on_events(opening: OpenSession) -> bool:
     """Whether the context depends on each event, and not only on the present documents."""
     is_stable = opening.ordering is DocumentOrdering.STABLE
     return is_stable or opening.oversized_documents is not OversizedDocuments.FAIL
-
-
-def _channel(
-    address: str,
-    credentials: grpc.ChannelCredentials | None,
-    max_message_bytes: int,
-    tls: ClientTls | None,
-) -> grpc.aio.Channel:
-    options = [*client_channel_options(address, max_message_bytes), *channel_options(tls)]
-    if credentials is None:
-        return grpc.aio.insecure_channel(address, options=options)
-    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 def _checked_callback(on_event: OnEvent | None) -> OnEvent | None:

@@ -8,7 +8,6 @@ from typing import Any
 import grpc
 
 from stream2llm.api import arguments
-from stream2llm.api.grpc_options import client_channel_options
 from stream2llm.api.tls import ClientTls, read_file
 
 
@@ -30,14 +29,6 @@ def checked_credentials(
     if credentials is not None:
         raise arguments.refused("credentials", credentials, "None where `tls` is given")
     return channel_credentials(tls)
-
-
-def open_channel(address: str, tls: ClientTls | None, max_message_bytes: int) -> grpc.Channel:
-    """Opens a blocking channel; raises ValueError for what is no address."""
-    options = [*client_channel_options(address, max_message_bytes), *channel_options(tls)]
-    if tls is None:
-        return grpc.insecure_channel(address, options=options)
-    return grpc.secure_channel(address, channel_credentials(tls), options=options)
 
 
 def channel_options(tls: ClientTls | None) -> list[tuple[str, Any]]:

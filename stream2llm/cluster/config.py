@@ -1,4 +1,4 @@
-"""The configuration of a cluster: one frozen tree, read once from YAML.
+"""The configuration of a cluster: one frozen tree.
 
 Unknown keys are refused by name. Sections that reach a router's or an engine's
 inside are declared, with their defaults, beside their users' specs (`serving/settings/`).
@@ -9,16 +9,14 @@ a part of this tree.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from prefill_worker.policy_loading import require_policy
-from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HandoverMode
 from stream2llm.cluster.front_config import FrontConfig
 from stream2llm.cluster.gateway_config import GatewayConfig
+from stream2llm.cluster.worker_config import DecodeConfig, PrefillConfig, WorkerConfig
 from stream2llm.models.hub import hub_id
 from stream2llm.serving.settings.frozen_model import FrozenModel
 from stream2llm.serving.settings.observability_options import ObservabilityOptions
@@ -34,11 +32,9 @@ from stream2llm.serving.settings.security_options import SecurityOptions
 from stream2llm.serving.settings.tenant_options import Milliseconds, Quota
 from stream2llm.serving.settings.worker_options import (
     HandoverOptions,
-    PrefillOptions,
     StructuredOutputOptions,
     WorkerOptions,
 )
-from stream2llm.serving.settings.worker_spec import DEFAULT_HUNG_AFTER_S
 
 
 class RayConfig(FrozenModel):
@@ -85,62 +81,6 @@ class RouterConfig(FrontConfig):
     """What happens to sessions that lose a worker."""
     drain_timeout_s: float = Field(default=DEFAULT_DRAIN_TIMEOUT_S, ge=0)
     """Seconds that a drain waits for open sessions to end."""
-
-
-class WorkerConfig(FrozenModel):
-    """The workers of one role."""
-
-    replicas: int = Field(default=1, ge=1)
-    """Number of workers of this role."""
-    host: str = "127.0.0.1"
-    """Address that workers listen on and that other nodes reach them at. "auto": that of the node
-    that Ray places the worker on."""
-    num_gpus: float = Field(default=0, ge=0)
-    """GPUs that Ray reserves for each worker, all on one node. 0: a CPU engine."""
-    num_cpus: float = Field(default=1, ge=0)
-    """CPUs that Ray reserves for each worker. Reservation only; `cpu_bind` chooses the cores."""
-    placement: Placement = Placement()
-    """The nodes that Ray may place workers of this role on."""
-    metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Prometheus port of the first worker; the others take the following ports. 0: any free."""
-    engine: dict[str, Any] = Field(default_factory=dict)
-    """vLLM engine arguments, checked by vLLM (`AsyncEngineArgs`)."""
-    env: dict[str, str] = Field(default_factory=dict)
-    """Environment variables of the worker's process, for instance `VLLM_CPU_KVCACHE_SPACE`."""
-    cpu_bind: str = "auto"
-    """CPU engines only: cores of each replica in the syntax of vLLM's
-    `VLLM_CPU_OMP_THREADS_BIND`, replicas separated by ";" (`0-1;2-3`). "auto": one core each, in
-    turn."""
-    start_timeout_s: float = Field(default=600.0, gt=0)
-    """Seconds that one start of a worker may take."""
-    hung_after_s: float = Field(default=DEFAULT_HUNG_AFTER_S, ge=10)
-    """Seconds without a sign of life after which an engine counts as hung: it is killed, its
-    sessions go on at other workers, and the worker is replaced. The least of it: an engine whose
-    steps are long has more (docs/failure-detection.md)."""
-
-
-class PrefillConfig(PrefillOptions, WorkerConfig):
-    """The prefill workers."""
-
-    @field_validator("policy")
-    @classmethod
-    def _is_named_or_a_path(cls, name: str) -> str:
-        """Paths are followed in preflight: reading a file runs no code."""
-        try:
-            return name if ":" in name else require_policy(name)
-        except InvalidRequestError as error:
-            raise ValueError(error.message) from error
-
-    @property
-    def options(self) -> PrefillOptions:
-        """The settings of their scheduler."""
-        return PrefillOptions.model_validate(
-            {name: getattr(self, name) for name in PrefillOptions.model_fields}
-        )
-
-
-class DecodeConfig(WorkerConfig):
-    """The decode workers."""
 
 
 class ControllerConfig(FrozenModel):
@@ -276,42 +216,6 @@ class ClusterConfig(FrozenModel):
         return self.served_model_name or Path(named).name
 
 
-def default_config() -> Path:
-    """The file of a cluster on this machine without a GPU, which comes with the package.
-
-    It is deploy/local-cpu.yaml; a checkout has a link to it here.
-    """
-    return Path(__file__).with_name("local-cpu.yaml")
-
-
-def load_config(path: Path) -> ClusterConfig:
-    """Reads and checks a YAML file; raises InvalidRequestError naming file and key."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise InvalidRequestError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"{path}: not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        raise InvalidRequestError(f"{path}: not YAML: {_problem(error)}") from error
-    return parse_config(raw, source=str(path))
-
-
-def _problem(error: yaml.YAMLError) -> str:
-    """In one line, with the place."""
-    mark = getattr(error, "problem_mark", None)
-    where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
-    return f"{getattr(error, 'problem', None) or error}{where}"
-
-
-def parse_config(raw: Any, *, source: str) -> ClusterConfig:
-    """Checks a plain tree; `source` names it in errors."""
-    try:
-        return ClusterConfig.model_validate(raw)
-    except ValidationError as error:
-        raise InvalidRequestError(f"{source}: {_describe(error)}") from error
-
-
 def on_free_ports(config: ClusterConfig) -> ClusterConfig:
     """The same cluster, beside one that may already run on the usual ports."""
     router = config.router.model_copy(update={"port": 0})
@@ -320,14 +224,3 @@ def on_free_ports(config: ClusterConfig) -> ClusterConfig:
     return config.model_copy(
         update={"router": router, "controller": controller, "gateway": gateway}
     )
-
-
-def _describe(error: ValidationError) -> str:
-    problems = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "the top level"
-        if item["type"] == "extra_forbidden":
-            problems.append(f"unknown key {key}")
-        else:
-            problems.append(f"{key}: {item['msg']} (got {item['input']!r})")
-    return "; ".join(problems)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -23,6 +23,7 @@ from stream2llm.cluster import supervision
 from stream2llm.cluster.adoption import LastEnd, SavedState
 from stream2llm.cluster.config import ControllerConfig
 from stream2llm.cluster.controller_http import ControllerHttp, ControllerMetrics
+from stream2llm.cluster.fleet_report import describe_fleet
 from stream2llm.cluster.lease import Lease
 from stream2llm.cluster.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy
 from stream2llm.cluster.ray_hosts import DRAIN_MARGIN_S, RayHosts
@@ -314,39 +315,14 @@ class Controller:
         )
 
     def _status(self) -> dict[str, Any]:
-        supervisor = self._supervisor
-        fleet = supervisor.fleet
         return {
             "version": __version__,
             "cluster_id": self._spec.cluster_id,
-            "ready": supervisor.is_ready,
             "policy": self._policy.chosen,
-            "given_up": [r.name for r in supervision.given_up(fleet)],
             "controller_restarts": self._num_controllers - 1,
             "rollout": self._rolling.describe(),
-            "view_version": supervisor.view.version,
-            "num_events": supervisor.num_events,
             "http_address": self._http.address,
-            "replicas": [self._describe(replica) for replica in fleet.values()],
-        }
-
-    def _describe(self, replica: supervision.Replica) -> dict[str, Any]:
-        address = self._supervisor.addresses.get(replica.name)
-        status = self._supervisor.statuses.get(replica.name)
-        last_end = self._last_ends.get(replica.name, LastEnd())
-        return {
-            "name": replica.name,
-            "role": replica.role,
-            "phase": replica.phase.value,
-            "incarnation": replica.incarnation,
-            "restarts": max(0, replica.incarnation - 1),
-            "start_failures": replica.start_failures,
-            "reason": replica.missing_room or replica.reason,
-            "cause": replica.cause,
-            "last_error": last_end.reason,
-            "last_cause": last_end.cause,
-            "address": None if address is None else asdict(address),
-            "status": None if status is None else asdict(status),
+            **describe_fleet(self._supervisor, self._last_ends),
         }
 
 

@@ -30,10 +30,9 @@ LOOK_INTERVAL_S = 1.0
 class ControllerCalls:
     """The controller of one cluster."""
 
-    def __init__(self, handle: Any, log_dir: str, away_limit_s: float = AWAY_LIMIT_S) -> None:
+    def __init__(self, handle: Any, log_dir: str) -> None:
         self.handle = handle
         self._log_dir = log_dir
-        self._away_limit_s = away_limit_s
         self._clock = SystemClock()
 
     def ask(
@@ -58,7 +57,7 @@ class ControllerCalls:
             except ray.exceptions.RayActorError as error:
                 now_s = self._clock.monotonic_s()
                 if away_until_s is None:
-                    away_until_s = now_s + self._away_limit_s
+                    away_until_s = now_s + AWAY_LIMIT_S
                     on_away()
                 if isinstance(error, ray.exceptions.ActorDiedError) or now_s > away_until_s:
                     raise self._lost(error) from error

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cluster.config import ClusterConfig, WorkerConfig
+from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.gateway_config import GatewayConfig
+from stream2llm.cluster.worker_config import WorkerConfig
 from stream2llm.models.context_length import context_length
 from stream2llm.serving.settings.gateway_spec import GatewaySpec
 from stream2llm.serving.settings.launch import Launch, cores_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
@@ -61,7 +61,7 @@ def check_arguments(role: str, arguments: Mapping[str, Any]) -> None:
             raise InvalidRequestError(message, reason="RESERVED_ARGUMENT", field=key)
         if known and name not in known:
             message = (
-                f"{key}: vLLM has no such engine argument{_hint(name, known, ARGUMENT_LIKENESS)}"
+                f"{key}: vLLM has no such engine argument{hint(name, known, ARGUMENT_LIKENESS)}"
             )
             raise InvalidRequestError(message, reason="UNKNOWN_ARGUMENT", field=key)
 
@@ -85,9 +85,9 @@ def _check_variable(
         message = f"{key} is set by Stream2LLM itself ({RESERVED_VARIABLES[name]}); remove it"
         raise InvalidRequestError(message, reason="RESERVED_ARGUMENT", field=key)
     if name not in parsers:
-        hint = _hint(name, frozenset(parsers), VARIABLE_LIKENESS)
-        if hint:
-            message = f"{key}: vLLM knows no such variable{hint}"
+        meant = hint(name, frozenset(parsers), VARIABLE_LIKENESS)
+        if meant:
+            message = f"{key}: vLLM knows no such variable{meant}"
             raise InvalidRequestError(message, reason="UNKNOWN_ARGUMENT", field=key)
         return
     with _variable(name, value):
@@ -138,7 +138,8 @@ def vllm_folder() -> Path | None:
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
-def _hint(name: str, known: frozenset[str], likeness: float) -> str:
+def hint(name: str, known: Collection[str], likeness: float) -> str:
+    """Returns "; did you mean ...?" for a known name that is alike by that much, 0 to 1; else nothing."""
     alike = get_close_matches(name.replace("-", "_"), known, n=1, cutoff=likeness)
     return f"; did you mean {alike[0]}?" if alike else ""
 

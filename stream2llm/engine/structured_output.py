@@ -17,7 +17,7 @@ from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.structured_output import StructuredOutput, refused
 from stream2llm.engine.grammar_state import MAX_REASON_CHARS, ORDER_KEY
-from stream2llm.engine.vllm_engine import OutputStream, only_output
+from stream2llm.engine.output_stream import OutputStream, only_output
 from stream2llm.engine.vllm_sampling import raise_failure, to_vllm
 
 # A request needs a token; this one is never computed.

@@ -2,8 +2,7 @@
 
 Wraps AsyncLLM, which runs EngineCore in a separate process. It differs from
 `AsyncLLM.generate` in two points: the outputs of a request reach its reader one by one
-(vLLM's collector merges them when the reader lags, and overwrites transfer parameters),
-and the caller can build requests, which is how context events travel.
+(`output_stream.py`), and the caller can build requests, which is how context events travel.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,21 +18,18 @@ from typing import Any
 
 import psutil
 from vllm import SamplingParams
-from vllm.config import KVTransferConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
-from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from stream2llm.api.errors import InvalidRequestError, UnavailableError
+from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.trace_context import TraceContext
-from stream2llm.engine.arguments import RESERVED
-from stream2llm.engine.cpu_executor import executor_args
+from stream2llm.engine.engine_args import engine_args
+from stream2llm.engine.output_stream import OutputStream, engine_error
 from stream2llm.engine.sign_of_life import SignOfLife
 from stream2llm.engine.sockets import socket_environment
 from stream2llm.engine.stats import EngineStats
@@ -57,38 +53,6 @@ class EngineInfo:
     vocab_size: int
     # Some layers attend to, and keep, only a window of the context.
     has_windows: bool = False
-
-
-class OutputStream:
-    """The outputs of one request, in order and unmerged; vLLM's output processor fills it.
-
-    Its size is limited by the request: a session has one first token and one progress
-    per event or interval, an answer at most max_tokens outputs.
-    """
-
-    def __init__(self) -> None:
-        self._items: asyncio.Queue[RequestOutput | Exception] = asyncio.Queue()
-        self.finished = False
-
-    def put(self, item: RequestOutput | Exception) -> None:
-        """Adds an output; vLLM's output processor calls this in the event loop."""
-        self._items.put_nowait(item)
-
-    async def __aiter__(self) -> AsyncIterator[RequestOutput]:
-        while not self.finished:
-            item = await self._items.get()
-            if isinstance(item, Exception):
-                self.finished = True
-                raise engine_error(item) from item
-            self.finished = item.finished
-            yield item
-
-
-def engine_error(error: Exception) -> Exception:
-    """Returns the error for the client when the engine raises `error`."""
-    if isinstance(error, EngineDeadError):
-        return UnavailableError("the worker's engine died", reason="WORKER_LOST")
-    return error
 
 
 class Engine:
@@ -277,64 +241,10 @@ def _set_environment(variables: Mapping[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
-def nixl_options(spec: WorkerSpec) -> dict[str, Any]:
-    """Returns the options of vLLM's NIXL connector that both roles share."""
-    return {
-        "kv_buffer_device": "cpu" if current_platform.is_cpu() else "cuda",
-        "kv_connector_extra_config": {"kv_lease_duration": spec.options.handover.lease_s},
-        # A decode worker must never silently recompute KV that was lost.
-        "kv_load_failure_policy": "fail",
-    }
-
-
 def _engine_processes() -> tuple[psutil.Process, ...]:
     """Returns EngineCore and its workers."""
     children = psutil.Process().children(recursive=True)
     return tuple(each for each in children if "resource_tracker" not in "".join(each.cmdline()))
-
-
-def engine_args(
-    spec: WorkerSpec, kv_transfer: dict[str, Any], fixed_args: dict[str, Any]
-) -> AsyncEngineArgs:
-    """Returns vLLM's arguments for a worker; raises InvalidRequestError for reserved ones."""
-    reserved = (RESERVED.keys() | fixed_args.keys()) & spec.engine_args.keys()
-    if reserved:
-        names = ", ".join(sorted(reserved))
-        raise InvalidRequestError(f"{spec.role}.engine: {names}: set by Stream2LLM itself")
-    transfer = KVTransferConfig(**{**nixl_options(spec), **kv_transfer})
-    own_args: dict[str, Any] = {}
-    if spec.observability.tracing.is_on:
-        own_args["otlp_traces_endpoint"] = spec.observability.tracing.otlp_endpoint
-    if current_platform.is_cpu():
-        own_args["worker_cls"] = "stream2llm.engine.cpu_worker.QuietCPUWorker"
-    own_args |= {**spec.engine_args, **executor_args(spec.engine_args), **fixed_args}
-    own_args["structured_outputs_config"] = _grammar_backend(
-        spec.role, own_args.get("structured_outputs_config") or {}
-    )
-    try:
-        return AsyncEngineArgs(
-            model=spec.model_path,
-            kv_transfer_config=transfer,
-            enable_log_requests=False,
-            **own_args,
-        )
-    except TypeError as error:
-        raise InvalidRequestError(f"{spec.role}.engine: {error}") from error
-
-
-def _grammar_backend(role: str, options: Mapping[str, Any]) -> StructuredOutputsConfig:
-    """Returns vLLM's settings for structured outputs, with one backend for all requests.
-
-    With "auto" vLLM chooses a backend for each request, but its engine has only that of the
-    first one (vllm#43920), and prefill and decode may have had different first ones.
-    """
-    config = StructuredOutputsConfig(**{"backend": "xgrammar", **options})
-    if config.backend == "auto":
-        raise InvalidRequestError(
-            f"{role}.engine.structured_outputs_config.backend is auto; name one backend, the same"
-            " for prefill and decode"
-        )
-    return config
 
 
 def _build_config_and_llm(args: AsyncEngineArgs, stats: EngineStats) -> AsyncLLM:
@@ -342,8 +252,3 @@ def _build_config_and_llm(args: AsyncEngineArgs, stats: EngineStats) -> AsyncLLM
         return stats.as_vllm_logger()
 
     return AsyncLLM.from_engine_args(args, stat_loggers=[logger])
-
-
-def only_output(output: RequestOutput) -> CompletionOutput:
-    """Returns the one completion of a request (n is always 1 here)."""
-    return output.outputs[0]

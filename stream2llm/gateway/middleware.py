@@ -99,20 +99,19 @@ class InFlight:
 class BodyLimit:
     """Bounds a request's body, in bytes and in time, before anything reads it."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, limit_s: float = BODY_LIMIT_S) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
-        self._limit_s = limit_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
-            async with asyncio.timeout(self._limit_s):
+            async with asyncio.timeout(BODY_LIMIT_S):
                 body = await self._read(receive)
         except TimeoutError:
-            late = IdleTimeoutError(f"the body did not arrive within {self._limit_s:g} s")
+            late = IdleTimeoutError(f"the body did not arrive within {BODY_LIMIT_S:g} s")
             await error_response(late)(scope, receive, send)
             return
         except Stream2LLMError as error:

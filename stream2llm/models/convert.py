@@ -1,6 +1,6 @@
 """Writes model directories: a converted GGUF, or random weights.
 
-The slow half of `store`, separate because it imports torch and transformers.
+Separate from `store` because it imports torch and transformers: the slow half.
 Independent of cache, locks and network.
 
 Purpose of the random models: a trained small model does not detect wrong KV, because it
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stream2llm.models.store import RandomLlama
+    from stream2llm.models.catalogue import RandomLlama
 
 SMOLLM2_CONTEXT_TOKENS = 8192
 TOKENIZER_FILES = (

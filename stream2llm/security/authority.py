@@ -39,11 +39,11 @@ class Signed:
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def new_authority(now: datetime, lifetime: timedelta = CA_LIFETIME) -> Signed:
+def new_authority(now: datetime) -> Signed:
     """A new authority, which signs itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("Stream2LLM cluster authority")
-    builder = _builder(key, name, name, now - _BACKDATED, now + lifetime)
+    builder = _builder(key, name, name, now - _BACKDATED, now + CA_LIFETIME)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
     return Signed(builder.sign(key, hashes.SHA256()), key)

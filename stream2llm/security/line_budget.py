@@ -24,19 +24,17 @@ class _Lines:
 class LineBudget:
     """How many lines each reason may still write; reasons must be a closed set."""
 
-    def __init__(self, lines: int = LINES_PER_PERIOD, period_s: float = PERIOD_S) -> None:
-        self._lines = lines
-        self._period_s = period_s
+    def __init__(self) -> None:
         self._of: dict[str, _Lines] = {}
 
     def take(self, reason: str, now_s: float) -> int | None:
         """Returns the number of lines left out since the last one; None to leave this one out."""
         old = self._of.get(reason)
         left_out = 0
-        if old is None or now_s - old.begin_s >= self._period_s:
+        if old is None or now_s - old.begin_s >= PERIOD_S:
             left_out = old.num_left_out if old else 0
             self._of[reason] = old = _Lines(now_s)
-        if old.num_written >= self._lines:
+        if old.num_written >= LINES_PER_PERIOD:
             old.num_left_out += 1
             return None
         old.num_written += 1

@@ -14,7 +14,8 @@ from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.serving.settings.worker_options import WorkerOptions
 from stream2llm.simulator.cluster import Cluster, ClusterSettings
 from stream2llm.simulator.decode import DecodeSettings, DecodeWorker, Link
-from stream2llm.simulator.prefill import PrefillSettings, PrefillWorker
+from stream2llm.simulator.prefill import PrefillWorker
+from stream2llm.simulator.prefill_settings import PrefillSettings
 from stream2llm.simulator.steps import StepLaw, law_of
 from stream2llm.simulator.work import Task, not_streamed, task
 from stream2llm.workload.records import RunRecord

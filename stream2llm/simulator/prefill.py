@@ -7,11 +7,10 @@ step, beside its computing where the device does both at once, else after it.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from cost_profiles.correction import CorrectedCostModel, is_recompute_sample, is_swap_sample
+from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.types import Costs
 from prefill_worker.offload_pool import OffloadPool
 from prefill_worker.policy_loading import find_policy
@@ -20,43 +19,11 @@ from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
 from prefill_worker.types import Eviction, Grant, Load, StepLimits, StepPlan
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
-from stream2llm.serving.settings.worker_options import PrefillOptions
+from stream2llm.simulator.kv_blocks import KvBlocks
+from stream2llm.simulator.prefill_settings import Counters, PrefillSettings
+from stream2llm.simulator.step_time import StepSeconds, StepTime
 from stream2llm.simulator.steps import Range
 from stream2llm.simulator.work import Change
-
-# What a step that computes these ranges takes.
-StepSeconds = Callable[[Sequence[Range]], float]
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillSettings:
-    """Settings of a worker and its scheduler."""
-
-    num_blocks: int
-    block_size: int
-    token_budget: int
-    num_host_blocks: int = 0
-    # Its `offload_pool_gib` is ignored here in favour of `num_host_blocks`.
-    options: PrefillOptions = field(default_factory=PrefillOptions)
-    # Victims lose everything, as in the paper; ours lose what is needed.
-    whole_requests: bool = False
-    step_requests: int = 256
-    # Whether copies take place while the step computes.
-    overlaps: bool = True
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened so far; seconds are virtual, the rest tokens, blocks and numbers."""
-
-    steps: int = 0
-    busy_s: float = 0.0
-    computed_tokens: int = 0
-    recomputed_tokens: int = 0
-    invalidated_tokens: int = 0
-    recomputed_victims: int = 0
-    swapped_victims: int = 0
-    swapped_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +62,7 @@ class PrefillWorker:
     ) -> None:
         self.counters = Counters()
         self._settings = settings
-        self._step_s = step_s
-        self._truth = truth
-        self._beliefs = beliefs
+        self._time = StepTime(settings, step_s, truth, beliefs, self.counters)
         options = settings.options
         self._preemption = Preemption(options.preemption, beliefs, settings.block_size)
         self._table = SessionTable(
@@ -106,15 +71,11 @@ class PrefillWorker:
             settings.num_blocks,
             beliefs.recompute_s,
         )
-        self._free = list(range(settings.num_blocks - 1, -1, -1))
+        self._blocks = KvBlocks(settings.num_blocks)
         self._host = OffloadPool(settings.num_host_blocks)
         self._sessions: dict[str, _Session] = {}
         self._leases: dict[str, list[int]] = {}
         self._loading: list[tuple[Load, tuple[int, ...]]] = []
-        # References of offers on blocks, which outlive what their sessions do.
-        self._pins: Counter[int] = Counter()
-        # Blocks that offers hold, and no session any more.
-        self._orphans: set[int] = set()
         self.is_short_of_blocks = False
 
     @property
@@ -130,7 +91,7 @@ class PrefillWorker:
     @property
     def kv_usage(self) -> float:
         """Share of the blocks that sessions or leases hold."""
-        return 1 - len(self._free) / self._settings.num_blocks
+        return 1 - self._blocks.num_free / self._settings.num_blocks
 
     def session_counters(self, name: str) -> SessionState:
         """What became of a session's tokens; before it is answered."""
@@ -143,8 +104,8 @@ class PrefillWorker:
         return self._sessions[request_id].blocks
 
     def num_holders(self, block_id: int) -> int:
-        """The session, and offers: nothing else is shared."""
-        return 1 + self._pins[block_id]
+        """Its session, and its offers."""
+        return self._blocks.num_holders(block_id)
 
     def has_hit(self, request_id: str) -> bool:
         """Never: there is no prefix cache."""
@@ -206,20 +167,12 @@ class PrefillWorker:
     def _cut(self, session: _Session, num_tokens: int) -> None:
         session.num_computed = num_tokens
         num_blocks = -(-num_tokens // self._settings.block_size)
-        self._let_go(session.blocks[num_blocks:])
+        self._blocks.let_go(session.blocks[num_blocks:])
         del session.blocks[num_blocks:]
-
-    def _let_go(self, blocks: Sequence[int]) -> None:
-        """A session holds them no more."""
-        if not self._pins:
-            self._free.extend(blocks)
-            return
-        for block in blocks:
-            (self._orphans.add if self._pins[block] else self._free.append)(block)
 
     def release(self, name: str) -> None:
         """The hand-over of an answered session has ended."""
-        self._let_go(self._leases.pop(name))
+        self._blocks.let_go(self._leases.pop(name))
         self._table.note_freed()
 
     # -- offers ------------------------------------------------------------------------
@@ -245,18 +198,12 @@ class PrefillWorker:
     def pin(self, name: str, num_tokens: int) -> tuple[int, ...]:
         """Holds the blocks of the session's first tokens; they stay until `unpin`."""
         blocks = tuple(self._sessions[name].blocks[: num_tokens // self._settings.block_size])
-        self._pins.update(blocks)
+        self._blocks.pin(blocks)
         return blocks
 
     def unpin(self, blocks: Sequence[int]) -> None:
         """An offer has ended."""
-        self._pins.subtract(blocks)
-        for block in blocks:
-            if not self._pins[block]:
-                del self._pins[block]
-                if block in self._orphans:
-                    self._orphans.discard(block)
-                    self._free.append(block)
+        self._blocks.unpin(blocks)
         self._table.note_freed()
 
     def _touch(self, name: str) -> None:
@@ -275,10 +222,10 @@ class PrefillWorker:
 
     def begin_step(self, now_s: float = 0.0) -> StepResult | None:
         """Plans and begins a step; None: it would do nothing."""
-        if not self._table.num_to_step_for(len(self._free)):
+        if not self._table.num_to_step_for(self._blocks.num_free):
             return None
         self._table.begin_step(int(1000 * now_s))
-        num_free = len(self._free)
+        num_free = self._blocks.num_free
         plan = self._plan()
         self._table.end_step(plan, num_free)
         self.is_short_of_blocks = bool(plan.short_of_memory)
@@ -288,7 +235,7 @@ class PrefillWorker:
             return None
         ranges = [self._compute(grant) for grant in plan.grants]
         ins = [load.num_blocks for load in plan.loads]
-        seconds = self._seconds(ranges, [each for each in outs if each], ins)
+        seconds = self._time.step(ranges, [each for each in outs if each], ins)
         computed = tuple(grant.request_id for grant in plan.grants)
         return StepResult(seconds, self._answered(plan), computed)
 
@@ -301,7 +248,7 @@ class PrefillWorker:
         return StepLimits(
             settings.token_budget,
             settings.step_requests,
-            len(self._free),
+            self._blocks.num_free,
             settings.block_size,
             settings.whole_requests,
             self._host.num_free,
@@ -327,21 +274,15 @@ class PrefillWorker:
     def _begin_load(self, load: Load) -> tuple[int, ...]:
         session = self._sessions[load.request_id]
         slots = self._host.take(load.request_id, load.first_block, load.num_blocks)
-        self._allocate(session, load.first_block + load.num_blocks)
+        self._blocks.grow(session.blocks, load.first_block + load.num_blocks)
         session.is_loading = True
         self._touch(load.request_id)
         return slots
 
-    def _allocate(self, session: _Session, num_blocks: int) -> None:
-        num_more = num_blocks - len(session.blocks)
-        if num_more > 0:
-            session.blocks.extend(self._free[-num_more:])
-            del self._free[-num_more:]
-
     def _compute(self, grant: Grant) -> Range:
         session = self._sessions[grant.request_id]
         start, stop = session.num_computed, session.num_computed + grant.num_tokens
-        self._allocate(session, -(-stop // self._settings.block_size))
+        self._blocks.grow(session.blocks, -(-stop // self._settings.block_size))
         session.num_computed = stop
         again = session.state.record_computed(start, grant.num_tokens)
         self.counters.computed_tokens += grant.num_tokens
@@ -369,30 +310,6 @@ class PrefillWorker:
             self._leases[name] = self._sessions.pop(name).blocks
             self._host.forget(name)
             self._table.close(name)
-
-    # -- time --------------------------------------------------------------------------
-
-    def _seconds(self, ranges: Sequence[Range], outs: Sequence[int], ins: Sequence[int]) -> float:
-        """The step's seconds; what production would learn of them is learned."""
-        compute_s = self._step_s(ranges)
-        out_s = sum(map(self._truth.swap_out_s, outs))
-        in_s = sum(map(self._truth.swap_in_s, ins))
-        copy_s = out_s + in_s
-        seconds = max(compute_s, copy_s) if self._settings.overlaps else compute_s + copy_s
-        self.counters.steps += 1
-        self.counters.busy_s += seconds
-        self._learn(ranges, seconds if self._settings.overlaps else compute_s)
-        if is_swap_sample(sum(outs)):
-            self._beliefs.observe_swap_out(sum(outs), out_s)
-        if is_swap_sample(sum(ins)):
-            self._beliefs.observe_swap_in(sum(ins), in_s)
-        return seconds
-
-    def _learn(self, ranges: Sequence[Range], seconds: float) -> None:
-        """Where copies are made beside the step, production cannot tell them from it."""
-        num_tokens = sum(stop - start for start, stop in ranges)
-        if is_recompute_sample(num_tokens, self._settings.token_budget):
-            self._beliefs.observe_step(ranges, seconds)
 
 
 def _deadline_ms(change: Change, ttft_slo_ms: int) -> int:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from vllm import SamplingParams
 from vllm.outputs import CompletionOutput, RequestOutput
 
-from stream2llm.engine.vllm_engine import OutputStream
+from stream2llm.engine.output_stream import OutputStream
 
 
 class OrderingEngine:

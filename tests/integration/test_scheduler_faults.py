@@ -32,7 +32,7 @@ from prefill_worker.policy import POLICIES
 from prefill_worker.session_state import ContextEvent
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.engine.vllm_engine import OutputStream
+from stream2llm.engine.output_stream import OutputStream
 from stream2llm.engine.vllm_sampling import token_step
 from stream2llm.serving.settings.worker_options import DEFAULT_POLICY
 from tests.digests import answer_of

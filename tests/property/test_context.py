@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.context import ContentDocument, ContextLimits, ContextLog
+from router.context import ContextLimits, ContextLog
+from router.documents import ContentDocument
 from router.lengths import LengthLimits
 from router.progress import ProgressTracker
 from stream2llm.api.errors import Stream2LLMError

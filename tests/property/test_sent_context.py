@@ -15,7 +15,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from router.context import ContentDocument, ContextLimits, ContextLog
+from router.context import ContextLimits, ContextLog
+from router.documents import ContentDocument
 from router.lengths import LengthLimits
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.ordering import DocumentOrdering

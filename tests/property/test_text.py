@@ -31,7 +31,7 @@ from router.encoder import TextEncoder
 from router.stop_strings import StopStringMatcher
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.token_step import TokenStep
-from stream2llm.models.store import is_ready, model_dir
+from stream2llm.models.cache import is_ready, model_dir
 from stream2llm.serving.sessions.prefix import as_tokens
 from tests.tiny_model import tiny_tokenizer
 from tests.tokenizer_families import FAMILIES

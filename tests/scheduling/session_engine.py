@@ -14,7 +14,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from prefill_worker.local_engine import core_request
 from stream2llm.api.trace_context import TraceContext
-from stream2llm.engine.vllm_engine import EngineInfo, OutputStream
+from stream2llm.engine.output_stream import OutputStream
+from stream2llm.engine.vllm_engine import EngineInfo
 from tests.scheduling.engine_settings import EngineSettings, block_hasher, create_scheduler
 from tests.scheduling.executor import FakeExecutor
 

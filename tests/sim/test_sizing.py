@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from stream2llm.cli.main import app
 from stream2llm.cli.plan import MIN_SESSIONS, Load, enough
-from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.engine.arguments import check_arguments
 from stream2llm.simulator.play_trace import Machine
 from stream2llm.simulator.sizing import Length, Trial, decode_by_memory, fewest, length_of

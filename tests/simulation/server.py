@@ -140,7 +140,7 @@ class Context:
         self._network = network
         self._inbox: deque[bytes] = deque()
         self._news = asyncio.Event()
-        self._is_half_closed = self._is_cancelled = self._has_initial = False
+        self._is_half_closed = self._is_cancelled = False
         self._requests: AsyncIterator[Any] | None = None
 
     # -- from the other side --------------------------------------------------------------

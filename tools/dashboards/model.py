@@ -102,9 +102,9 @@ def percentiles(
     )
 
 
-def mean(histogram: str, by: str = "", where: str = "") -> str:
+def mean(histogram: str, where: str = "") -> str:
     """PromQL: the mean of a histogram's observations within the window."""
-    return share(rate(f"{histogram}_sum", by, where), rate(f"{histogram}_count", by, where))
+    return share(rate(f"{histogram}_sum", where=where), rate(f"{histogram}_count", where=where))
 
 
 def _by(labels: str) -> str:

@@ -22,7 +22,8 @@ from stream2llm.cli.doctor.facts import Finding, Level, Machine, Running
 from stream2llm.cli.doctor.probes import machine, ports
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.option_groups import expanded
-from stream2llm.cluster.config import ClusterConfig, default_config, load_config
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import default_config, load_config
 from stream2llm.serving.actor.node_address import outward_address
 from stream2llm.serving.observability.logs import for_terminal, one_line
 from stream2llm.serving.system.clock import SystemClock
@@ -68,7 +69,7 @@ def doctor(
     *,
     given: secure.Options,
 ) -> None:
-    """Check machines, model, configuration and cluster, and say what to do.
+    """Check machines, model, configuration and cluster.
 
     Starts nothing but probes. With a Ray to join (ray.address, --address) it looks
     at every node; with a controller it also asks the cluster. Each line is ok, a

@@ -9,8 +9,9 @@ from packaging.utils import canonicalize_name
 
 from stream2llm.api.loopback import is_loopback
 from stream2llm.cli.doctor.facts import Finding, Level, Machine
-from stream2llm.cluster.config import ClusterConfig, WorkerConfig
-from stream2llm.models.store import CACHE_VARIABLE, FETCH_NEEDS_BYTES
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.worker_config import WorkerConfig
+from stream2llm.models.cache import CACHE_VARIABLE, FETCH_NEEDS_BYTES
 from stream2llm.serving.settings.router_spec import GIB, MIB
 
 # Any of them computes in bfloat16 directly: x86 with AVX-512, with AMX, ARM.

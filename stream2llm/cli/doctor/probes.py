@@ -24,7 +24,8 @@ from stream2llm.cli.doctor.facts import Gpu, Machine, Model, Network, Nixl, Port
 from stream2llm.cli.doctor.model_files import incomplete_files, shape_of
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.exposure import NodeFiles, look_at_tls_files, names_here
-from stream2llm.models.store import default_cache_dir, resolve_model
+from stream2llm.models.cache import default_cache_dir
+from stream2llm.models.store import resolve_model
 from stream2llm.serving.settings.router_spec import MIB
 from stream2llm.serving.system.clock import SystemClock
 from stream2llm.serving.system.machine_memory import machine_memory
@@ -101,8 +102,9 @@ def _cores() -> dict[str, Any]:
     return {"num_cores": len(os.sched_getaffinity(0)), "cpu_quota": _cpu_quota()}
 
 
-def _cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
+def _cpu_quota() -> float:
     """Returns the cores of the control group's limit, of version 2 or 1; 0 without one."""
+    root = Path("/sys/fs/cgroup")
     if (new := root / "cpu.max").is_file():
         quota, period = new.read_text().split()
     elif (old := root / "cpu" / "cpu.cfs_quota_us").is_file():

@@ -77,7 +77,7 @@ def top(
     *,
     given: secure.Options,
 ) -> None:
-    """Show a running cluster live: workers, sessions, TTFT, memory and hits.
+    """Show a running cluster live: workers, sessions, TTFT, memory.
 
     Asks the controller for the replicas and each of them for its metrics. What
     gives no answer is shown as such; a controller that goes away is, too, and

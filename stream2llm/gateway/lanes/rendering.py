@@ -40,9 +40,9 @@ class Rendered:
 class RememberingEncoder(TextEncoder):
     """An encoder that knows the pieces it has encoded last: each request renders them all again."""
 
-    def __init__(self, encoder: TextEncoder, num_pieces: int = _NUM_REMEMBERED_PIECES) -> None:
+    def __init__(self, encoder: TextEncoder) -> None:
         vars(self).update(vars(encoder))
-        self.remembered = lru_cache(num_pieces)(encoder.encode_part)
+        self.remembered = lru_cache(_NUM_REMEMBERED_PIECES)(encoder.encode_part)
 
     def encode_part(self, part: Part) -> Tokens:
         return self.remembered(part)

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stream2llm.api.credentials import ClientSecurity
 from stream2llm.api.grpc_options import SERVICE_NAME
 from stream2llm.api.tls import ClientTls
-from stream2llm.client.tls import open_channel
+from stream2llm.client.channels import open_channel
 from stream2llm.serving.http.own_http import UNREAD, open_url
 from stream2llm.serving.system.ports import is_listening
 

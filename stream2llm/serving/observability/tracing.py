@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from stream2llm.serving.observability.span_export import Export, OpenSpan
     from stream2llm.serving.settings.launch import ReplicaRole
 
-# How a component's spans leave its process; tests keep them in memory.
-MakeExport = Callable[[TracingOptions, Mapping[str, str], Callable[[str, int], None]], "Export"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
@@ -128,7 +125,6 @@ class Tracing:
         origin: Origin,
         clock: Clock,
         registry: CollectorRegistry,
-        make_export: MakeExport | None = None,
     ) -> None:
         """The metric of spans is in the registry only where traces are on."""
         self._clock = clock
@@ -137,8 +133,9 @@ class Tracing:
             # Only a router begins traces: a worker's sessions are parts of its router's.
             ratio = options.sample_ratio if role == "router" else 0.0
             options = options.model_copy(update={"sample_ratio": ratio})
-            make = make_export or _otlp_export
-            self._export = make(options, _resource(role, origin), SpanCounter(registry).count)
+            self._export = _otlp_export(
+                options, _resource(role, origin), SpanCounter(registry).count
+            )
 
     def begin(self, name: str, parent: TraceContext | None) -> Trace:
         """Begins this component's span of a session, now."""

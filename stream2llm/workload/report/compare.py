@@ -5,7 +5,7 @@ Only runs of the same trace at the same load are compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,21 +40,14 @@ class Comparison:
     their_failed: int
 
 
-def compare(
-    runs: Sequence[RunRecord],
-    ours: str,
-    *,
-    latency_names: Iterable[str] = COMPARED,
-    percentiles: Iterable[float] = COMPARED_PERCENTILES,
-) -> list[Comparison]:
+def compare(runs: Sequence[RunRecord], ours: str) -> list[Comparison]:
     """Each run of the system `ours` with each run of another one under the same load."""
-    names, percents = tuple(latency_names), tuple(percentiles)
     return [
         comparison
         for our_run in runs
         for their_run in runs
         if our_run.system == ours and their_run.system != ours and same_load(our_run, their_run)
-        for comparison in _comparisons(our_run, their_run, names, percents)
+        for comparison in _comparisons(our_run, their_run)
     ]
 
 
@@ -71,14 +64,12 @@ def _same_trace(one: RunRecord, other: RunRecord) -> bool:
     return one.trace == other.trace and len(made) <= 1
 
 
-def _comparisons(
-    our_run: RunRecord, their_run: RunRecord, names: Iterable[str], percents: Iterable[float]
-) -> Iterator[Comparison]:
-    for name in names:
+def _comparisons(our_run: RunRecord, their_run: RunRecord) -> Iterator[Comparison]:
+    for name in COMPARED:
         ours, theirs = latencies(our_run, name), latencies(their_run, name)
         if not ours or not theirs:
             continue
-        for percent in percents:
+        for percent in COMPARED_PERCENTILES:
             yield Comparison(
                 ours=our_run.system,
                 theirs=their_run.system,

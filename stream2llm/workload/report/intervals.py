@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
+_CONFIDENCE = 0.95
+_NUM_RESAMPLES = 10_000
 
 
 class Verdict(StrEnum):
@@ -47,9 +49,6 @@ def ratio_interval(
     theirs: Sequence[float],
     percentile: float,
     *,
-    confidence: float = 0.95,
-    num_resamples: int = 10_000,
-    seed: int = 0,
     higher_is_better: bool = False,
 ) -> RatioInterval:
     """The ratio of the percentile (0 to 100) of two groups of values, with its interval.
@@ -60,9 +59,9 @@ def ratio_interval(
     groups = [np.asarray(group, dtype=np.float64) for group in (ours, theirs)]
     if not all(group.size for group in groups):
         raise ValueError("a ratio needs values on both sides")
-    rng = np.random.default_rng(seed)
-    resampled = [_resampled(group, percentile, num_resamples, rng) for group in groups]
-    tail = (1 - confidence) / 2 * 100
+    rng = np.random.default_rng(0)
+    resampled = [_resampled(group, percentile, _NUM_RESAMPLES, rng) for group in groups]
+    tail = (1 - _CONFIDENCE) / 2 * 100
     # Existing ratios: "lower" and "higher" never interpolate with an infinity.
     ratios = _ratios(*resampled)
     low = float(np.percentile(ratios, tail, method="lower"))

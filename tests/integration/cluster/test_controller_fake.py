@@ -24,7 +24,8 @@ from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.cli.main import app
 from stream2llm.cluster.adoption import ActorName
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.cluster.config import ClusterConfig, parse_config
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.controller_start import find_controller
 from stream2llm.cluster.layout import Factories
 from stream2llm.serving.system import garbage

@@ -30,7 +30,7 @@ from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient, SamplingParameters, TokenDelta
 from stream2llm.client.tls import channel_credentials
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.layout import Factories
 from stream2llm.security.principal import Scope
 from stream2llm.security.tls_files import TlsFiles

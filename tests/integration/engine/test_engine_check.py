@@ -10,7 +10,7 @@ import pytest
 
 from decode_worker.engine import check_arguments as check_decode
 from prefill_worker.engine import check_arguments as check_prefill
-from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.engine_check import Verdict, _in_words, check_engines
 from stream2llm.cluster.layout import Factories, common_environment, lay_out
 from stream2llm.serving.settings.launch import Launch

@@ -13,6 +13,7 @@ import pytest
 
 from stream2llm.models import convert
 from stream2llm.models import store as model_store
+from stream2llm.models.catalogue import RandomLlama
 
 pytestmark = [pytest.mark.integration]
 
@@ -61,7 +62,7 @@ def test_any_early_token_decides_the_answer_of_the_sensitive_model() -> None:
 
 def test_the_same_recipe_gives_the_same_weights(tmp_path: Path) -> None:
     tokenizer_dir = model_store.fetch_default_model()
-    recipe = model_store.RandomLlama(64, 1, num_heads=2, num_kv_heads=1, dtype="float32", seed=3)
+    recipe = RandomLlama(64, 1, num_heads=2, num_kv_heads=1, dtype="float32", seed=3)
     for name in ("one", "two"):
         convert.write_random_llama(tmp_path / name, recipe, tokenizer_dir)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.recovery_cost import Round, in_turn, missed, ratios, run_rounds, table
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.config_file import parse_config
 from tests.fake_workers import MAX_MODEL_LEN, Brain, FakeWorker
 
 pytestmark = pytest.mark.unit

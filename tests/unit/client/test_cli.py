@@ -389,8 +389,9 @@ def test_help_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
-def test_version_names_what_is_installed():
-    result = invoke("version")
+@pytest.mark.parametrize("asked", ["version", "--version"])
+def test_version_names_what_is_installed(asked: str):
+    result = invoke(asked)
     assert result.stdout.startswith("stream2llm 0.")
 
 

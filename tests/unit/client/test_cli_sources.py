@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from router.context import MAX_DOCUMENT_ID_CHARS
+from router.documents import MAX_DOCUMENT_ID_CHARS
 from stream2llm.cli.decoding import NotTextError, check_encoding, decode, decode_stream
 from stream2llm.cli.main import app
 from stream2llm.cli.sources import MAX_ID_CHARS, MAX_NAMED, Reading, SourceError, Sources

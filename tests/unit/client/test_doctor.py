@@ -36,7 +36,8 @@ from stream2llm.cli.doctor.probes import cpu_flags, gather, network, ports
 from stream2llm.cli.doctor.probes import machine as look_at_this_machine
 from stream2llm.cli.doctor.remote import http_offset, listeners_of
 from stream2llm.cli.main import app
-from stream2llm.cluster.config import ClusterConfig, default_config, load_config, parse_config
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import default_config, load_config, parse_config
 from stream2llm.cluster.exposure import NodeFiles
 from stream2llm.cluster.room import Node
 from stream2llm.serving.settings.router_spec import GIB

@@ -163,11 +163,11 @@ def test_tenants_of_the_configuration_are_shown_and_the_busiest_where_there_is_n
     processes = Processes(TenantsOptions(named=named))
     before = processes.scrape(100.0)
     for tenant, seconds in (("t4", 0.015), ("t4", 0.015), ("nobody's", 0.3)):
-        processes.router.tenant_first_token(tenant, seconds)
-    processes.router.tenant_changed("t4", 2)
-    processes.router.tenant_computed("t4", 3000)
-    processes.router.tenant_computed("t1", 30)
-    processes.router.quota_refused("t1", "max_open_sessions")
+        processes.router.tenants.first_token(tenant, seconds)
+    processes.router.tenants.changed("t4", 2)
+    processes.router.tenants.computed("t4", 3000)
+    processes.router.tenants.computed("t1", 30)
+    processes.router.tenants.quota_refused("t1", "max_open_sessions")
     view = view_of(before, processes.scrape(102.0))
     assert [row.name for row in view.tenants[:2]] == ["t4", "t1"]
     assert len(view.tenants) == 7

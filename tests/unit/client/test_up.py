@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from stream2llm.cli import check as check_command
 from stream2llm.cli.main import app
-from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.engine_check import NO_GPU_HERE, TRITON_LOGGER, Verdict, silence_triton
 
 pytestmark = pytest.mark.unit
@@ -128,7 +128,7 @@ def test_check_tells_every_problem_and_starts_nothing(tmp_path: Path, tiny_model
         "ports",
     ]
     assert "prefill.policy: the policy no_such_module:lifo cannot be imported" in result.stdout
-    assert "4 of 15 checks failed; nothing was started" in result.stdout
+    assert "4 of 16 checks failed; nothing was started" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stream2llm.cluster import preflight
+from stream2llm.cluster import machine_preflight
 
 
 @pytest.fixture
@@ -22,4 +22,4 @@ def collector_as_before() -> Iterator[None]:
 @pytest.fixture
 def every_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """For checks of configured ports alone, whatever listens on this machine."""
-    monkeypatch.setattr(preflight, "is_port_free", lambda host, port: True)
+    monkeypatch.setattr(machine_preflight, "is_port_free", lambda host, port: True)

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from stream2llm.cluster import preflight, ray_runtime
-from stream2llm.cluster.config import ClusterConfig, load_config
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import load_config
 from stream2llm.cluster.layout import Factories, lay_out
+from stream2llm.cluster.machine_preflight import check_ports
 from stream2llm.cluster.ray_checks import check_ray
 from stream2llm.cluster.room import Node
+from stream2llm.cluster.vllm_preflight import check_part
 
 pytestmark = pytest.mark.unit
 
@@ -54,7 +57,7 @@ def test_it_wants_the_gpus_that_it_is_named_for(name: str, tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("every_port_is_free")
 def test_ports_of_replicas_on_one_node_do_not_meet(name: str, tmp_path: Path) -> None:
-    preflight.check_ports(configured(name, tmp_path))
+    check_ports(configured(name, tmp_path))
 
 
 def test_workers_of_several_nodes_listen_beyond_loopback(name: str, tmp_path: Path) -> None:
@@ -73,7 +76,8 @@ def ray_environment() -> dict[str, str]:
 
 def test_on_two_nodes_each_role_is_where_the_documented_labels_are() -> None:
     config = load_config(DEPLOY / "ray" / "two-nodes.yaml")
-    preflight.check_engine_arguments(config)
+    for role, part in config.worker_sections:
+        check_part(role, part)
     text = (DEPLOY.parent / "docs" / "bare-metal.md").read_text()
     given = re.findall(r"ray start .*--labels (\w+)=(\w+)", text)
     present = [Node(f"10.0.0.{n}", dict([each]), ROOM, ROOM) for n, each in enumerate(given)]

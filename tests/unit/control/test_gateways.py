@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cluster.config import default_config, load_config, on_free_ports, parse_config
+from stream2llm.cluster.config import on_free_ports
+from stream2llm.cluster.config_file import default_config, load_config, parse_config
 from stream2llm.cluster.exposure import check_encryption
 from stream2llm.cluster.layout import Factories, lay_out
 from stream2llm.cluster.preflight import check_parsers

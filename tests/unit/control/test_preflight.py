@@ -21,11 +21,14 @@ from stream2llm.api.errors import (
     UnsupportedError,
 )
 from stream2llm.cluster import preflight, ray_runtime
-from stream2llm.cluster.config import ClusterConfig, default_config, load_config, parse_config
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import default_config, load_config, parse_config
 from stream2llm.cluster.exposure import check_authentication, check_encryption, check_tls_files
 from stream2llm.cluster.layout import Factories, common_environment, lay_out
+from stream2llm.cluster.machine_preflight import check_cores, check_memory, check_ports
+from stream2llm.cluster.vllm_preflight import check_deterministic, check_environment
 from stream2llm.engine import arguments as engine_arguments
-from stream2llm.models.store import ModelStoreError
+from stream2llm.models.errors import ModelStoreError
 from stream2llm.security.key_edit import create_key
 from stream2llm.serving.settings.launch import cores_of
 from stream2llm.serving.settings.worker_options import PrefillOptions
@@ -43,6 +46,13 @@ def a_config(**parts: Any) -> ClusterConfig:
     return parse_config(parts, source="test")
 
 
+def check_engines(config: ClusterConfig) -> None:
+    """Runs the checks of what the engines are set by."""
+    for each in preflight.checks(config, on_this_machine=False, runs_vllm=True):
+        if each.what.endswith("engine") or each.what == "grammar backends":
+            each.run()
+
+
 def a_model(folder: Path, **keys: Any) -> Path:
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 2048, **keys}))
     return folder
@@ -51,7 +61,7 @@ def a_model(folder: Path, **keys: Any) -> Path:
 @pytest.mark.parametrize("path", sorted(DEPLOY.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_shipped_configurations_load(path: Path) -> None:
     config = load_config(path)
-    preflight.check_engine_arguments(config)
+    check_engines(config)
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
@@ -66,37 +76,37 @@ def test_a_taken_port_is_named_with_its_key() -> None:
         holder.listen()
         port = holder.getsockname()[1]
         with pytest.raises(UnavailableError, match=rf"port {port} .*router\.port"):
-            preflight.check_ports(a_config(router={"port": port}))
+            check_ports(a_config(router={"port": port}))
 
 
 @pytest.mark.usefixtures("every_port_is_free")
 def test_a_port_meant_for_two_is_refused() -> None:
     config = a_config(router={"port": 20001}, prefill={"metrics_port": 20001})
     with pytest.raises(InvalidRequestError, match="both ask for port 20001"):
-        preflight.check_ports(config)
+        check_ports(config)
 
 
 def test_too_little_memory_names_both_numbers() -> None:
     part = {"env": {"VLLM_CPU_KVCACHE_SPACE": "4"}, "replicas": 2}
     config = a_config(prefill=part, decode=part)
     with pytest.raises(OverloadedError, match=r"need about 22\.8 GiB .* 8\.0 GiB are available"):
-        preflight.check_memory(config, 0, available_bytes=8 * GIB, total_bytes=16 * GIB)
+        check_memory(config, 0, available_bytes=8 * GIB, total_bytes=16 * GIB)
 
 
 def test_enough_memory_passes() -> None:
     part = {"env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
     config = a_config(prefill=part, decode=part)
-    preflight.check_memory(config, GIB // 4, available_bytes=8 * GIB, total_bytes=16 * GIB)
+    check_memory(config, GIB // 4, available_bytes=8 * GIB, total_bytes=16 * GIB)
 
 
 def test_without_a_cache_size_vllm_takes_its_share_of_all_memory() -> None:
     with pytest.raises(OverloadedError, match=r"prefill: 16\.4 GiB"):
-        preflight.check_memory(a_config(), 0, available_bytes=16 * GIB, total_bytes=16 * GIB)
+        check_memory(a_config(), 0, available_bytes=16 * GIB, total_bytes=16 * GIB)
 
 
 def test_gpu_workers_need_no_host_memory() -> None:
     config = a_config(prefill={"num_gpus": 1}, decode={"num_gpus": 1})
-    preflight.check_memory(config, 0, available_bytes=0, total_bytes=GIB)
+    check_memory(config, 0, available_bytes=0, total_bytes=GIB)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +115,7 @@ def test_gpu_workers_need_no_host_memory() -> None:
 )
 def test_bad_core_lists_are_refused(bind: str, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
-        preflight.check_cores(a_config(prefill={"cpu_bind": bind}), frozenset({0, 1}))
+        check_cores(a_config(prefill={"cpu_bind": bind}), frozenset({0, 1}))
 
 
 def test_without_a_prefix_cache_at_decode_kv_crosses_at_the_seal() -> None:
@@ -119,15 +129,15 @@ def test_without_a_prefix_cache_at_decode_kv_crosses_at_the_seal() -> None:
 
 def test_engine_arguments_of_ours_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match=r"decode\.engine\.kv_transfer_config"):
-        preflight.check_engine_arguments(a_config(decode={"engine": {"kv_transfer_config": {}}}))
+        check_engines(a_config(decode={"engine": {"kv_transfer_config": {}}}))
 
 
 def test_two_grammar_backends_are_refused() -> None:
     part = {"engine": {"structured_outputs_config": {"backend": "guidance"}}}
     with pytest.raises(InvalidRequestError, match=r"structured_outputs_config differ") as raised:
-        preflight.check_engine_arguments(a_config(decode=part))
+        check_engines(a_config(decode=part))
     assert raised.value.field == "decode.engine.structured_outputs_config"
-    preflight.check_engine_arguments(a_config(prefill=part, decode=part))
+    check_engines(a_config(prefill=part, decode=part))
 
 
 def test_cores_are_given_in_turn() -> None:
@@ -207,7 +217,7 @@ def test_routers_with_nodes_of_their_own_have_the_same_ports(tmp_path: Path) -> 
     with pytest.raises(InvalidRequestError, match=r"one_per_node needs placement\.resources"):
         a_config(router=router)
     config = a_config(router={**router, "placement": {"resources": {"router": 1}}})
-    preflight.check_ports(config)  # which would meet if they followed each other
+    check_ports(config)  # which would meet if they followed each other
     specs = [launch.spec for launch in lay_out(config, a_model(tmp_path), {}, Factories())][:3]
     assert [(spec.port, spec.metrics_port) for spec in specs] == [(7000, 7001)] * 3
 
@@ -264,20 +274,20 @@ def test_what_vllm_cannot_take_is_named_before_anything_starts(
     role: str, part: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidRequestError, match=message) as caught:
-        preflight.check_engine_arguments(a_config(**{role: part}))
+        check_engines(a_config(**{role: part}))
     assert caught.value.field is not None
     assert caught.value.field.startswith(f"{role}.")
 
 
 def test_variables_that_no_vllm_has_are_a_plugins_business() -> None:
     env = {"VLLM_ASCEND_ENABLE_X": "1", "UCX_TLS": "tcp", "VLLM_LOGGING_LEVEL": "WARNING"}
-    preflight.check_engine_arguments(a_config(prefill={"env": env}))
+    check_engines(a_config(prefill={"env": env}))
 
 
 def test_inherited_variables_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "half")
     with pytest.raises(InvalidRequestError, match=r"environment\.VLLM_CPU_KVCACHE_SPACE: .*'half'"):
-        preflight.check_environment()
+        check_environment()
     assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "half"
 
 
@@ -320,7 +330,7 @@ def test_all_that_prefill_fixes_is_reserved() -> None:
 )
 def test_sizes_that_are_none_are_named(part: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
-        preflight.check_memory(a_config(prefill=part), 0, available_bytes=GIB, total_bytes=GIB)
+        check_memory(a_config(prefill=part), 0, available_bytes=GIB, total_bytes=GIB)
 
 
 @pytest.mark.parametrize("pool_gib", [-1, float("nan"), float("inf"), 1e308])
@@ -369,15 +379,15 @@ def test_deterministic_answers_are_refused_on_cpus_with_what_holds_there() -> No
     with pytest.raises(
         UnsupportedError, match=r"no batch-invariant mode on CPUs.*float32"
     ) as caught:
-        preflight.check_deterministic(a_config(deterministic=True))
+        check_deterministic(a_config(deterministic=True))
     assert caught.value.field == "deterministic"
-    preflight.check_deterministic(a_config())
+    check_deterministic(a_config())
 
 
 def test_deterministic_answers_ask_vllm_on_gpus(tmp_path: Path) -> None:
     part = {"num_gpus": 1, "env": {"VLLM_BATCH_INVARIANT": "0"}}
     config = a_config(deterministic=True, prefill=part, decode=part)
-    preflight.check_deterministic(config)
+    check_deterministic(config)
     launches = lay_out(config, a_model(tmp_path), {}, Factories())
     asked = {each.name: each.environment.get("VLLM_BATCH_INVARIANT") for each in launches}
     assert asked == {"router-0": None, "prefill-0": "1", "decode-0": "1"}
@@ -419,12 +429,12 @@ def test_an_address_where_nobody_listens_is_told_at_once() -> None:
 )
 def test_ranks_that_the_actor_has_no_gpu_for_are_refused(part: Any, field: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        preflight.check_engine_arguments(a_config(decode=part))
+        check_engines(a_config(decode=part))
     assert caught.value.field == f"decode.{field}"
 
 
 def test_ranks_of_a_cpu_engine_need_no_gpu() -> None:
-    preflight.check_engine_arguments(a_config(decode={"engine": {"tensor_parallel_size": 2}}))
+    check_engines(a_config(decode={"engine": {"tensor_parallel_size": 2}}))
 
 
 @pytest.mark.parametrize(("set_by_operator", "wait_s"), [(None, "105"), ("7", "7")])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.layout import Factories, lay_out
 from stream2llm.cluster.ray_checks import check_ray, demands_of
 from stream2llm.cluster.room import Demand, Node

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.layout import Factories, lay_out
 from stream2llm.serving.actor.actor_shell import WorkerShell
 

@@ -23,17 +23,6 @@ def test_few_tokens_in_many_blocks_are_computed_again() -> None:
     assert choice == Choice(Action.RECOMPUTE, Reason.CHEAPER, recompute_s=0.1, swap_s=0.12)
 
 
-def test_what_the_prefix_cache_would_find_is_free_to_lose() -> None:
-    choice = cheaper(COST, 0, 100, num_blocks=4, num_cached_tokens=64)
-    assert choice.action is Action.RECOMPUTE
-    assert choice.recompute_s == pytest.approx(0.036)
-
-
-def test_when_all_of_it_is_cached_nothing_is_copied() -> None:
-    choice = cheaper(COST, 32, 64, num_blocks=1, num_cached_tokens=32)
-    assert (choice.action, choice.reason) == (Action.RECOMPUTE, Reason.CACHED)
-
-
 def test_a_tie_needs_no_host_memory() -> None:
     assert cheaper(COST, 0, 80, num_blocks=4).action is Action.RECOMPUTE
 
@@ -52,9 +41,3 @@ def test_a_mode_that_leaves_no_choice_says_so(
 def test_without_a_whole_block_there_is_nothing_to_swap() -> None:
     choice = cheaper(COST, 0, 5, num_blocks=0, mode=Mode.SWAP)
     assert (choice.action, choice.reason) == (Action.RECOMPUTE, Reason.NO_BLOCKS)
-
-
-@pytest.mark.parametrize("num_cached_tokens", [-1, 101])
-def test_more_cached_than_evicted_is_refused(num_cached_tokens: int) -> None:
-    with pytest.raises(ValueError, match="cached tokens of"):
-        cheaper(COST, 0, 100, 4, num_cached_tokens)

@@ -20,7 +20,7 @@ from cost_profiles.roofline import LLAMA_31_8B, TransformerShape, fallback_profi
 from cost_profiles.show import main as show
 from cost_profiles.types import CostProfile, Kind, ModelGeometry
 from stream2llm.api.errors import UnsupportedError
-from stream2llm.models.store import DEFAULT_MODEL
+from stream2llm.models.catalogue import DEFAULT_MODEL
 from tests.profiles import a_profile, a_recompute, a_swap
 
 pytestmark = pytest.mark.unit

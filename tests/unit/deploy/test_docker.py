@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stream2llm.cli.addresses import DEFAULT_CONTROLLER, DEFAULT_ROUTER
-from stream2llm.cluster.config import default_config, load_config
+from stream2llm.cluster.config_file import default_config, load_config
 from tests.command_lines import parse
 
 pytestmark = pytest.mark.unit

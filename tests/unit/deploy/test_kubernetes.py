@@ -19,7 +19,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from stream2llm.cluster.config import ClusterConfig, parse_config
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.controller_http import service_discovery
 from stream2llm.cluster.exposure import check_authentication, check_encryption
 from stream2llm.cluster.ray_checks import find_refusal

@@ -18,7 +18,7 @@ import yaml
 
 from prefill_worker.policy import POLICIES
 from prefill_worker.types import RequestView
-from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.workload.traces.read import read_sessions
 from tests.command_lines import parse
 from tools.reference.pages import PAGES as REFERENCE

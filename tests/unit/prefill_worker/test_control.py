@@ -20,7 +20,7 @@ from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCommand, SchedulerCounters, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY
 from stream2llm.api.errors import InternalError, InvalidRequestError, UnavailableError
-from stream2llm.engine.vllm_engine import OutputStream
+from stream2llm.engine.output_stream import OutputStream
 
 pytestmark = pytest.mark.unit
 

@@ -15,10 +15,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiCo
 
 from cost_profiles.decision import Mode
 from prefill_worker.kv_transfer import kv_transfer
-from stream2llm.cluster.config import ClusterConfig, load_config
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import load_config
 from stream2llm.cluster.layout import Factories, lay_out
+from stream2llm.engine.engine_args import nixl_options
 from stream2llm.engine.stats import EngineStats
-from stream2llm.engine.vllm_engine import nixl_options
 from stream2llm.serving.settings.worker_options import (
     HandoverOptions,
     PrefillOptions,

@@ -22,7 +22,7 @@ from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
 from stream2llm.api.requests import ChatPrompt, ChatTemplate
 from stream2llm.api.text_options import ControlTokens
-from stream2llm.models.store import is_ready, model_dir
+from stream2llm.models.cache import is_ready, model_dir
 from stream2llm.serving.sessions.prefix import Tokens
 from tests.chat_templates import PLACES, TEMPLATES, conversation
 from tests.tokenizer_families import FAMILIES

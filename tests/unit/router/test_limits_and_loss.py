@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from router.context import Splice
+from router.splice import Splice
 from router.worker_calls import PrefillCall
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.rpc_status import from_rpc_error
@@ -68,7 +68,8 @@ async def test_a_session_may_not_last_for_ever(make_ring: Any) -> None:
     error = await session.failure()
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert reason_of(error) == "SESSION_TOO_LONG"
-    await soon(ring.decode.cancelled.wait())
+    if ring.decode.called.is_set():  # on a busy machine the time may be over before that
+        await soon(ring.decode.cancelled.wait())
 
 
 async def test_too_many_sessions_are_refused_for_now(make_ring: Any) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router.context import ContentDocument, ContextLimits, ContextLog, Reserve, Room
+from router.context import ContextLimits, ContextLog, Reserve, Room
+from router.documents import ContentDocument
 from router.encoder import PIECE_CHARS
 from router.lengths import LengthLimits
 from router.oversized import CONTEXT_TOO_LONG, SESSION_TOKENS_EXCEEDED, Oversized, fit

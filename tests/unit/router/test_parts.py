@@ -11,7 +11,8 @@ import grpc
 import numpy as np
 import pytest
 
-from router.context import ContentDocument, ContextLimits, ContextLog
+from router.context import ContextLimits, ContextLog
+from router.documents import ContentDocument
 from router.lengths import LengthLimits, limits_with
 from router.outbox import Outbox
 from router.placement import WorkerView, pick

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from router.context import Splice
 from router.kv_prefetch import KvPrefetch
 from router.prefetch_call import PrefetchCall
+from router.splice import Splice
 from router.status import NeverArrivedError
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.sampling import SamplingParameters

@@ -39,7 +39,7 @@ SOURCES = [
     *(
         ROOT / "stream2llm" / f"{name}.py"
         for name in (
-            "engine/vllm_engine",
+            "engine/output_stream",
             "engine/vllm_sampling",
             "serving/sessions/request_check",
             "serving/rpc/undecodable",

@@ -13,7 +13,7 @@ from cryptography import x509
 from typer.testing import CliRunner
 
 from stream2llm.cli.main import app
-from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.security.authority_files import read_authority
 from stream2llm.security.certificates import CertificateStore, read_certificates
 from tests.tls_files import Authority

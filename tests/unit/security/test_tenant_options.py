@@ -8,7 +8,8 @@ import pytest
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.tenant import TenantShare
-from stream2llm.cluster.config import ClusterConfig, parse_config
+from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.serving.settings.tenant_options import OTHERS, Quota, TenantOptions, TenantsOptions
 
 pytestmark = pytest.mark.unit

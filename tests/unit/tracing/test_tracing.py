@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from stream2llm.api.errors import UnavailableError
 from stream2llm.api.trace_context import TraceContext
-from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.serving.observability.span_export import Export
 from stream2llm.serving.observability.spans import MAX_NOTES, Moment, Notes, SpanError, SpanRecord
 from stream2llm.serving.observability.tracing import NO_TRACE, Tracing, outcome_of, recording

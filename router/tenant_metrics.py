@@ -1,0 +1,74 @@
+"""Metrics of a router by tenant: those of the configuration, and all others together. Pure."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from router.metric_kinds import TTFT_S, counter, histogram
+from stream2llm.serving.settings.tenant_options import TenantsOptions
+
+
+class TenantMetrics:
+    """Sessions, tokens and refusals of each tenant."""
+
+    def __init__(self, registry: CollectorRegistry, model: str, tenants: TenantsOptions) -> None:
+        self._tenants = tenants
+        self._model = model
+        self._open = Gauge(
+            "stream2llm_tenant_sessions_active",
+            "Sessions open now, by tenant: those of the configuration, and all others together.",
+            ("model", "tenant"),
+            registry=registry,
+        )
+        self._tokens = counter(
+            registry,
+            "tenant_input_tokens",
+            "Tokens received, by tenant: those of the configuration, and all others together.",
+            "tenant",
+        )
+        self._computed = counter(
+            registry,
+            "tenant_prefilled_tokens",
+            "Tokens that prefill computed, invalidated ones included, by tenant.",
+            "tenant",
+        )
+        self._refused = counter(
+            registry,
+            "tenant_quota_refusals",
+            "Sessions and events that a quota refused, by tenant and quota.",
+            *("tenant", "quota"),
+        )
+        self._ttft = histogram(
+            registry,
+            "tenant_ttft_seconds",
+            "Seconds from seal to first token, by tenant: those of the configuration, and all others"
+            " together.",
+            TTFT_S,
+            "tenant",
+        )
+        for label in tenants.labels:
+            self._ttft.labels(model, label)
+            self._open.labels(model, label)
+            self._tokens.labels(model, label)
+            self._computed.labels(model, label)
+
+    def changed(self, tenant: str, change: int) -> None:
+        """A session of the tenant has begun or ended."""
+        self._open.labels(self._model, self._tenants.label(tenant)).inc(change)
+
+    def received(self, tenant: str, num_tokens: int) -> None:
+        """A session of the tenant has sent tokens."""
+        self._tokens.labels(self._model, self._tenants.label(tenant)).inc(num_tokens)
+
+    def computed(self, tenant: str, num_tokens: int) -> None:
+        """Prefill has computed tokens for a session of the tenant."""
+        self._computed.labels(self._model, self._tenants.label(tenant)).inc(num_tokens)
+
+    def first_token(self, tenant: str, from_seal_s: float) -> None:
+        """Prefill sampled the first token for a session of the tenant."""
+        self._ttft.labels(self._model, self._tenants.label(tenant)).observe(from_seal_s)
+
+    def quota_refused(self, tenant: str, quota: str) -> None:
+        """A quota of the tenant, by the name of its setting, was used up."""
+        label = self._tenants.label(tenant)
+        self._refused.labels(self._model, label, quota).inc()

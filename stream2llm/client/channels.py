@@ -1,0 +1,70 @@
+"""Opens gRPC channels to routers: those of an asynchronous client, and blocking ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import partial
+
+import grpc
+
+from stream2llm.api.address import router_targets
+from stream2llm.api.credentials import ClientCredentials
+from stream2llm.api.grpc_options import client_channel_options
+from stream2llm.api.tls import ClientTls
+from stream2llm.client.connection import Connection, refuse_after_fork
+from stream2llm.client.connections import Connections
+from stream2llm.client.tls import channel_credentials, channel_options, checked_credentials
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MOST_MESSAGE_BYTES = 2**31 - 1  # gRPC's own limit
+
+
+def connections_to(
+    address: str | Sequence[str],
+    tls: ClientTls | None,
+    credentials: grpc.ChannelCredentials | None,
+    sent: ClientCredentials,
+    max_message_bytes: int,
+) -> Connections:
+    """Returns a client's connections, whose channels open at the first call.
+
+    `sent` goes with each call. Raises InvalidRequestError for what is no address, and where
+    credentials would go to another machine in plain text; RuntimeError in a process that was
+    forked from one in which gRPC ran.
+    """
+    refuse_after_fork()
+    targets = router_targets(address)
+    credentials = checked_credentials(credentials, tls)
+    for target in targets:
+        sent.require_encryption(target, is_encrypted=credentials is not None)
+    return Connections(
+        [
+            Connection(
+                partial(_channel, target, credentials, max_message_bytes, tls), sent.metadata
+            )
+            for target in targets
+        ],
+        # So that clients of one session each do not all go to the same router.
+        first=random.randrange(len(targets)),
+    )
+
+
+def _channel(
+    address: str,
+    credentials: grpc.ChannelCredentials | None,
+    max_message_bytes: int,
+    tls: ClientTls | None,
+) -> grpc.aio.Channel:
+    options = [*client_channel_options(address, max_message_bytes), *channel_options(tls)]
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, credentials, options=options)
+
+
+def open_channel(address: str, tls: ClientTls | None, max_message_bytes: int) -> grpc.Channel:
+    """Opens a blocking channel; raises ValueError for what is no address."""
+    options = [*client_channel_options(address, max_message_bytes), *channel_options(tls)]
+    if tls is None:
+        return grpc.insecure_channel(address, options=options)
+    return grpc.secure_channel(address, channel_credentials(tls), options=options)

@@ -1,0 +1,69 @@
+"""The arguments of vLLM's engine: those of the configuration, and what a worker sets itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.config import KVTransferConfig, StructuredOutputsConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+
+from stream2llm.api.errors import InvalidRequestError
+from stream2llm.engine.arguments import RESERVED
+from stream2llm.engine.cpu_executor import executor_args
+from stream2llm.serving.settings.worker_spec import WorkerSpec
+
+
+def nixl_options(spec: WorkerSpec) -> dict[str, Any]:
+    """Returns the options of vLLM's NIXL connector that both roles share."""
+    return {
+        "kv_buffer_device": "cpu" if current_platform.is_cpu() else "cuda",
+        "kv_connector_extra_config": {"kv_lease_duration": spec.options.handover.lease_s},
+        # A decode worker must never silently recompute KV that was lost.
+        "kv_load_failure_policy": "fail",
+    }
+
+
+def engine_args(
+    spec: WorkerSpec, kv_transfer: dict[str, Any], fixed_args: dict[str, Any]
+) -> AsyncEngineArgs:
+    """Returns vLLM's arguments for a worker; raises InvalidRequestError for reserved ones."""
+    reserved = (RESERVED.keys() | fixed_args.keys()) & spec.engine_args.keys()
+    if reserved:
+        names = ", ".join(sorted(reserved))
+        raise InvalidRequestError(f"{spec.role}.engine: {names}: set by Stream2LLM itself")
+    transfer = KVTransferConfig(**{**nixl_options(spec), **kv_transfer})
+    own_args: dict[str, Any] = {}
+    if spec.observability.tracing.is_on:
+        own_args["otlp_traces_endpoint"] = spec.observability.tracing.otlp_endpoint
+    if current_platform.is_cpu():
+        own_args["worker_cls"] = "stream2llm.engine.cpu_worker.QuietCPUWorker"
+    own_args |= {**spec.engine_args, **executor_args(spec.engine_args), **fixed_args}
+    own_args["structured_outputs_config"] = _grammar_backend(
+        spec.role, own_args.get("structured_outputs_config") or {}
+    )
+    try:
+        return AsyncEngineArgs(
+            model=spec.model_path,
+            kv_transfer_config=transfer,
+            enable_log_requests=False,
+            **own_args,
+        )
+    except TypeError as error:
+        raise InvalidRequestError(f"{spec.role}.engine: {error}") from error
+
+
+def _grammar_backend(role: str, options: Mapping[str, Any]) -> StructuredOutputsConfig:
+    """Returns vLLM's settings for structured outputs, with one backend for all requests.
+
+    With "auto" vLLM chooses a backend for each request, but its engine has only that of the
+    first one (vllm#43920), and prefill and decode may have had different first ones.
+    """
+    config = StructuredOutputsConfig(**{"backend": "xgrammar", **options})
+    if config.backend == "auto":
+        raise InvalidRequestError(
+            f"{role}.engine.structured_outputs_config.backend is auto; name one backend, the same"
+            " for prefill and decode"
+        )
+    return config
