@@ -35,8 +35,8 @@ class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
     def process(self) -> Process:
         return self.engine.process
 
-    async def start(self, network: Network) -> WorkerAddress:
-        """Serves."""
+    async def start(self, network: Network, node: str) -> WorkerAddress:
+        """Serves on a node."""
         server: Any = Server(network, self.process)
         if self.role == "prefill":
             prefill = ModelPrefill(self.engine, self.sessions)
@@ -45,12 +45,12 @@ class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
             decode = ModelDecode(self.engine, self.sessions, lambda: self.is_full)
             worker_pb2_grpc.add_DecodeServiceServicer_to_server(decode, server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, server)
-        port = server.add_insecure_port(f"{self.name}:0")
+        port = server.add_insecure_port(f"{node}:0")
         await server.start()
         self.address = WorkerAddress(
             worker_id=self.name,
             role=self.role,
-            grpc_address=f"{self.name}:{port}",
+            grpc_address=f"{node}:{port}",
             metrics_address=f"{self.name}:metrics",
             pids=(port,),
             max_model_len=MAX_MODEL_LEN,
