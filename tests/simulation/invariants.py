@@ -123,7 +123,8 @@ def _of_failure(world: World, outcome: Outcome) -> Iterator[str]:
     script, reason, name = world.script, outcome.reason, outcome.plan.name
     if script.is_tight and reason in _OF_NARROWNESS:
         return
-    if reason == OUT_OF_REACH and script.admission == "refuse" and outcome.plan.ttft_slo_ms:
+    is_refused = reason == OUT_OF_REACH and not outcome.num_accepted
+    if is_refused and script.admission == "refuse" and outcome.plan.ttft_slo_ms:
         return
     is_planned = all(each.kind is Kind.ROLLOUT for each in script.faults)
     allowed = set(_AT_THE_DOOR if is_planned else _OF_LOSSES)
@@ -223,5 +224,10 @@ def _of_worker(worker: ModelWorker, replica: Replica) -> Iterator[str]:
         yield f"hand-overs have no end: {memory.kept}"
     if worker.sessions.num_open:
         yield f"{worker.sessions.num_open} sessions are open"
-    if len(replica.process.tasks) > 1:  # one says that its engine has died
+    if worker.planned is not None and worker.planned.kv_usage:
+        yield f"blocks are held: {worker.planned.kv_usage:.0%}"
+    if worker.answers is not None and worker.answers.num_free != worker.num_blocks:
+        yield f"{worker.answers.num_free} of {worker.num_blocks} blocks are free"
+    # One says that its engine has died, one makes the steps.
+    if len(replica.process.tasks) > 1 + (worker.planned is not None):
         yield f"tasks run on: {[task.get_coro() for task in replica.process.tasks]}"

@@ -130,13 +130,23 @@ class World:
                 self.clock,
                 self._tokenizer,
                 is_tight=self.script.is_tight,
+                is_long=self.script.is_long,
                 admission=self.script.admission,
             )
         else:
             memory = KvMemory(f"{name}/{incarnation}", process)
             self.fabric.add(memory)
-            engine = Engine(memory, self.fabric, self.brain, self.random, self.script.step_s)
-            hosted = ModelWorker(name, role, engine)
+            engine = Engine(
+                memory,
+                self.fabric,
+                self.brain,
+                self.random,
+                self.script.step_s,
+                self.script.chunk_tokens,
+            )
+            hosted = ModelWorker(
+                name, role, engine, self.script.num_blocks, is_bounded=self.script.is_bounded
+            )
         replica = Replica(process, incarnation, hosted, self.script.node_of(name, incarnation))
         self.replicas.append(replica)
         return replica
