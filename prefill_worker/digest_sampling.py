@@ -92,7 +92,7 @@ class DigestSampling:
             self.blocks.take(combine(samples.taken()[STEP]).rows)
 
     def add_to(self, params: dict[str, Any], request_id: str) -> None:
-        """Adds the digests of the blocks that a session hands over to the transfer parameters."""
+        """Adds the digests of the blocks that a session offers, or hands over, to their parameters."""
         if self.blocks is not None:
             block_ids = params["remote_block_ids"][0]
             params[DIGEST_KEY] = self.blocks.digest(request_id, block_ids)

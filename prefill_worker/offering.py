@@ -16,12 +16,11 @@ from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.request import Request, RequestStatus
 
-from prefill_worker.digests import BlockDigests
+from prefill_worker.digest_sampling import DigestSampling
 from prefill_worker.nixl_connector import NixlConnector
 from prefill_worker.offers import Offer, OfferTable
 from prefill_worker.progress_reporting import LiveSession
 from stream2llm.api.handover import HANDOVER_KEY
-from stream2llm.engine.kv_digest import DIGEST_KEY
 
 
 @dataclass(slots=True)
@@ -44,7 +43,7 @@ class Offering:
         manager: KVCacheManager,
         nixl: NixlConnector | None,
         table: OfferTable,
-        digests: BlockDigests | None,
+        digests: DigestSampling,
         now_s: Callable[[], float],
     ) -> None:
         self._manager = manager
@@ -105,9 +104,10 @@ class Offering:
     def _num_ready_tokens(self, request: Request) -> int:
         """Returns how many computed tokens have a digest, where there are digests."""
         num_computed: int = request.num_computed_tokens
-        if self._digests is None:
+        digests = self._digests.blocks
+        if digests is None:
             return num_computed
-        num_blocks = self._digests.num_sampled_blocks(request.request_id)
+        num_blocks = digests.num_sampled_blocks(request.request_id)
         return min(num_computed, num_blocks * self.table.limits.block_size)
 
     def _make(self, live: LiveSession, num_tokens: int) -> EngineCoreOutput:
@@ -118,13 +118,9 @@ class Offering:
         self._manager.block_pool.touch(blocks)
         ids = tuple(block.block_id for block in blocks)
         offer = self.table.make(request_id, ids, self._now_s())
-        wire: dict[str, Any] = {
-            "revision": live.state.revision,
-            "num_tokens": num_tokens,
-            "params": self._register(offer, num_tokens),
-        }
-        if self._digests is not None:
-            wire["params"][DIGEST_KEY] = self._digests.digest(request_id, ids)
+        params = self._register(offer, num_tokens)
+        self._digests.add_to(params, request_id)
+        wire = {"revision": live.state.revision, "num_tokens": num_tokens, "params": params}
         return EngineCoreOutput(
             request_id=request_id, new_token_ids=[], kv_transfer_params={HANDOVER_KEY: wire}
         )

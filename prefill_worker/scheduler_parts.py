@@ -135,7 +135,7 @@ def _offering(
     num_blocks = len(manager.block_pool.blocks)
     limits = OfferLimits(scheduler.block_size, min_tokens=min_tokens, max_pinned_blocks=num_blocks)
     lease_s = nixl.connector_scheduler._kv_lease_duration if nixl else 0
-    return Offering(manager, nixl, OfferTable(limits, lease_s), digests.blocks, clock.monotonic_s)
+    return Offering(manager, nixl, OfferTable(limits, lease_s), digests, clock.monotonic_s)
 
 
 def _planning(

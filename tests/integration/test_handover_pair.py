@@ -284,6 +284,22 @@ def test_any_block_that_is_overwritten_at_prefill_is_not_used(pair: Pair) -> Non
         pair.cancel(name)
 
 
+def test_offers_have_the_digests_that_are_taken_now(pair: Pair) -> None:
+    """They went on with those of before the switch: stale for a session that has changed since."""
+    pair.open("a", CONTEXT)
+    pair.settle()
+    pair.prefill.scheduler.set_digests(are_on=True)  # from nothing
+    new = [*CONTEXT[:10], *range(2000, 2030)]
+    pair.become("a", new)
+    pair.settle()
+    assert {result.end for result in pair.sessions["a"].results} == {FetchEnd.FETCHED}
+    assert pair.reader.num_blocks_read == 15 + 9 - 2, "what is new was not offered"
+    pair.seal("a", suffix_for(new))
+    pair.settle()
+    assert pair.is_exact("a")
+    pair.check_empty()
+
+
 def test_without_digests_overwritten_kv_becomes_text() -> None:
     """The tests above can fail."""
     options = worker_options(min_offer_tokens=8, kv_digest=False)

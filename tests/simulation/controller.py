@@ -1,4 +1,7 @@
-"""The controller of the simulated cluster: the production supervisor, its store and its adoption."""
+"""The controller of the simulated cluster: supervisor, rolling restarts, state, adoption.
+
+All of them are the production code.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from collections.abc import Mapping
 
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.adoption import SavedState
+from stream2llm.cluster.rolling_restart import RollingRestart
+from stream2llm.cluster.rollout import State
 from stream2llm.cluster.state_store import StateStore
 from stream2llm.cluster.supervisor import Settings, Supervisor
 from tests.simulation.hosts import VirtualHosts
@@ -49,6 +54,9 @@ class VirtualController:
         self._store = StateStore("virtual", self._state, values)
         self._num_controllers = 1
         self.supervisor = Supervisor(roles, hosts, SETTINGS, self._store.changed)
+        self.rolling = RollingRestart(self.supervisor, hosts, self._store.changed)
+        # It has taken over, and operators can ask.
+        self.is_listening = False
 
     async def run(self) -> None:
         """Supervises until it is cancelled."""
@@ -57,16 +65,27 @@ class VirtualController:
         if saved is not None or living:
             saved = (saved or SavedState({})).at(self._clock.monotonic_s(), self._clock.wall_s())
             self._num_controllers = self.supervisor.take_over(self._roles, saved, living)
+            self.rolling.rollout = saved.rollout
         await self._store.save()
+        self.is_listening = True
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._store.run())
             tasks.create_task(self.supervisor.run())
+            tasks.create_task(self.rolling.run())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the cluster is complete, and no rolling restart is under way."""
+        rollout, fleet = self.rolling.rollout, self.supervisor.fleet
+        is_over = rollout is None or rollout.state is not State.RUNNING
+        return is_over and fleet.keys() == self._roles.keys() and self.supervisor.is_ready
 
     def _state(self) -> SavedState:
         return SavedState(
             fleet=dict(self.supervisor.fleet),
             addresses=dict(self.supervisor.addresses),
             num_controllers=self._num_controllers,
+            rollout=self.rolling.rollout,
             loop_s=self._clock.monotonic_s(),
             wall_s=self._clock.wall_s(),
         )

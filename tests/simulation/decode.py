@@ -7,14 +7,16 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from stream2llm.api.errors import InternalError, UnavailableError, describe
+from stream2llm.api.errors import InternalError, OverloadedError, UnavailableError, describe
 from stream2llm.api.handover import ACCEPTED_METADATA
 from stream2llm.api.rpc_status import abort
 from stream2llm.api.v1 import inference_pb2, worker_pb2_grpc
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.engine.worker_sessions import WorkerSessions
 from stream2llm.serving.rpc.stream_writer import PeerGoneError, StreamWriter, failures_as_status
+from tests.simulation.answers import AnswerMemory
 from tests.simulation.engine import Engine
+from tests.simulation.kv import LEASE_S, num_blocks
 
 _logger = logging.getLogger(__name__)
 
@@ -23,8 +25,14 @@ class ModelDecode(worker_pb2_grpc.DecodeServiceServicer):
     """Serves the answers of one engine."""
 
     def __init__(
-        self, engine: Engine, sessions: WorkerSessions, is_full: Callable[[], bool]
+        self,
+        engine: Engine,
+        sessions: WorkerSessions,
+        is_full: Callable[[], bool],
+        answers: AnswerMemory | None,
     ) -> None:
+        """Without `answers` there is memory for all."""
+        self._answers = answers
         self._engine = engine
         self._sessions = sessions
         self._is_full = is_full
@@ -36,12 +44,17 @@ class ModelDecode(worker_pb2_grpc.DecodeServiceServicer):
         async with failures_as_status(context, writer, _logger, describe):
             if request.refuse_when_full and self._sessions.is_draining:
                 raise UnavailableError("the worker is draining", reason="DRAINING")
-            if request.refuse_when_full and self._is_full():
+            if request.refuse_when_full and self._has_no_room(request):
                 raise UnavailableError("no room", reason="FULL")
         await context.send_initial_metadata(ACCEPTED_METADATA)
         async with failures_as_status(context, writer, _logger, describe):
             with self._sessions.reported():
                 await self._answer(request, writer)
+
+    def _has_no_room(self, request: Any) -> bool:
+        num_free = None if self._answers is None else self._answers.num_free
+        is_short = num_free is not None and num_free < num_blocks(len(request.prompt_token_ids))
+        return self._is_full() or is_short
 
     async def _answer(self, request: Any, writer: StreamWriter) -> None:
         memory, session = self._engine.memory, object()
@@ -51,19 +64,39 @@ class ModelDecode(worker_pb2_grpc.DecodeServiceServicer):
             self._engine.require_alive()
             with self._sessions.one():
                 memory.sessions[session] = len(request.prompt_token_ids)
+                await self._until_room(session, request)
                 known = await self._engine.fabric.read(memory, request.handover)
                 is_read = True
-                await self._steps(request, [*known, request.prompt_token_ids[-1]], writer)
+                sequence = [*known, request.prompt_token_ids[-1]]
+                await self._steps(session, request, sequence, writer)
         finally:
             memory.sessions.pop(session, None)
+            if self._answers is not None:
+                self._answers.leave(session)
             if not is_read and not self._engine.is_dead:
                 self._engine.fabric.release(memory, request.handover)
 
-    async def _steps(self, request: Any, sequence: list[int], writer: StreamWriter) -> None:
+    async def _until_room(self, session: object, request: Any) -> None:
+        """Waits for the memory of the prompt; heartbeats keep its KV at prefill meanwhile."""
+        if self._answers is None:
+            return
+        waiting = asyncio.create_task(self._answers.hold(session, len(request.prompt_token_ids)))
+        try:
+            while not (await asyncio.wait({waiting}, timeout=LEASE_S / 3))[0]:
+                self._engine.fabric.heartbeat(self._engine.memory, request.handover)
+                self._engine.require_alive()
+        finally:
+            waiting.cancel()
+
+    async def _steps(
+        self, session: object, request: Any, sequence: list[int], writer: StreamWriter
+    ) -> None:
         if sequence != list(request.prompt_token_ids):
             raise InternalError("the hand-over has the KV of another sequence")
         index, sampling = request.answer_tokens, request.sampling
         while True:
+            if self._answers is not None:
+                await self._answers.hold(session, len(sequence) + 1)
             await self._engine.step()
             step = self._engine.brain.step(sequence, index, sampling)
             sequence.extend(step.token_ids)
@@ -107,9 +140,14 @@ class ModelDecode(worker_pb2_grpc.DecodeServiceServicer):
         end = pb.FETCH_END_FETCHED
         memory = self._engine.memory
         try:
+            if self._answers is not None and self._answers.num_free < handover.num_blocks:
+                raise OverloadedError("no room", reason="FULL")
             known = await self._engine.fabric.read(memory, handover)
             if list(known) != tokens:
                 _logger.error("wrong_kv tokens=%s known=%s", tokens, known, exc_info=True)
+        except OverloadedError:
+            end = pb.FETCH_END_REFUSED
+            self._engine.fabric.release(memory, handover)
         except UnavailableError:
             end = pb.FETCH_END_FAILED
         except asyncio.CancelledError as cancelled:

@@ -19,12 +19,19 @@ class Engine:
     """Computes steps for all sessions of a worker."""
 
     def __init__(
-        self, memory: KvMemory, fabric: Fabric, brain: Brain, random: Random, step_s: float
+        self,
+        memory: KvMemory,
+        fabric: Fabric,
+        brain: Brain,
+        random: Random,
+        step_s: float,
+        chunk_tokens: int,
     ) -> None:
-        """`step_s` is the longest time of a step."""
+        """`step_s` is the longest time of a step, which computes so many tokens of a session."""
         self.memory = memory
         self.fabric = fabric
         self.brain = brain
+        self.chunk_tokens = chunk_tokens
         self._random = random
         self._step_s = step_s
         self._goes_on = asyncio.Event()

@@ -36,6 +36,10 @@ class Kind(StrEnum):
     """An operator has a replica drained and replaced."""
     FULL = "full"
     """A decode worker has no room for answers that others can take."""
+    NODE_DIES = "node_dies"
+    """All processes of a node end at once: a prefill and a decode worker."""
+    ROLLOUT = "rollout"
+    """An operator restarts the whole cluster, one replica after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +49,12 @@ class Fault:
     kind: Kind
     # After so many steps of the event loop since the cluster was ready.
     at_step: int
-    # A replica, "controller", or a session's client by its name.
+    # A replica, a node, "controller", or a session's client by its name.
     target: str
     # The other end, for faults of a connection.
     other: str = ""
-    # How long it lasts, where it ends by itself.
+    # How long it lasts, where it ends by itself; of a rolling restart, when an operator stops
+    # it. 0: never.
     duration_s: float = 0.0
 
     def __str__(self) -> str:
@@ -69,6 +74,8 @@ _DURATIONS_S = (0.05, 2.0, 12.0, 25.0, 60.0)
 # The steps of most sessions, and of those that wait for long.
 _MOST_STEPS = (400, 900, 900, 2500)
 _APART_STEPS = (10, 100, 300)
+# Seconds after which an operator stops a rolling restart.
+_STOPS_S = (0.0, 0.0, 0.0, 4.0, 30.0)
 CONTROLLER = "controller"
 CLIENT = "session-0"
 
@@ -105,3 +112,21 @@ def _draw(random: Random, roles: Mapping[str, str], at_step: int) -> Fault:
         random.choice(others) if kind in (Kind.PARTITION, Kind.RESET) else "",
         random.choice(_DURATIONS_S) * (0.5 + random.random()) if lasts else 0.0,
     )
+
+
+def draw_incidents(random: Random, roles: Mapping[str, str]) -> list[Fault]:
+    """What concerns more than one replica; in one run of ten."""
+    chance, at_step = random.random(), random.randrange(random.choice(_MOST_STEPS))
+    if chance < 0.05:
+        nodes = sorted(set(shared_nodes(roles).values()))
+        return [Fault(Kind.NODE_DIES, at_step, random.choice(nodes))]
+    if chance < 0.1:
+        stops_s = random.choice(_STOPS_S)
+        return [Fault(Kind.ROLLOUT, at_step, CONTROLLER, duration_s=stops_s)]
+    return []
+
+
+def shared_nodes(roles: Mapping[str, str]) -> dict[str, str]:
+    """The node of each worker, where a prefill and a decode worker of one number share one."""
+    workers = [name for name, role in roles.items() if role != "router"]
+    return {name: f"node-{name.rpartition('-')[2]}" for name in workers}

@@ -25,16 +25,19 @@ _REMOTE_S = 0.01
 class Replica:
     """One incarnation of a router or worker."""
 
-    def __init__(self, process: Process, incarnation: int, hosted: ModelWorker | Router) -> None:
+    def __init__(
+        self, process: Process, incarnation: int, hosted: ModelWorker | Router, node: str
+    ) -> None:
         self.process = process
         self.incarnation = incarnation
+        self.node = node
         self.hosted = hosted
         self.starting: asyncio.Task[StartOutcome] | None = None
         self.address: WorkerAddress | RouterStarted | None = None
         # Set when the process, or its engine, has died.
         self.died = asyncio.Event()
         self.reason = "its process has died"
-        # A fault was done to it: it may be replaced.
+        # A fault was done to it, or it was drained: it may be replaced.
         self.is_hurt = False
         process.on_death.append(self.died.set)
 
@@ -48,13 +51,19 @@ class Actors:
         random: Random,
         new: Callable[[str, int], Replica],
         start_s: float,
+        *,
+        has_room: bool,
     ) -> None:
-        """`new` makes a replica; it takes about `start_s` to start."""
+        """`new` makes a replica; it takes about `start_s` to start.
+
+        `has_room`: whether a node has room for one more than there should be.
+        """
         self.network = network
         self.random = random
         self.by_name: dict[str, Replica] = {}
         self.new = new
         self.start_s = start_s
+        self.has_room = has_room
         self.num_failed_starts = 0
         # The names of those that a controller could not reach for a time.
         self.unreached: set[str] = set()
@@ -110,7 +119,7 @@ class VirtualHosts:
             return StartOutcome(None, "it could not start")
         hosted = replica.hosted
         if isinstance(hosted, ModelWorker):
-            address: Any = await hosted.start(actors.network)
+            address: Any = await hosted.start(actors.network, replica.node)
             replica.process.spawn(_note_death(replica, hosted))
         else:
             started = await hosted.start()
@@ -146,8 +155,14 @@ class VirtualHosts:
     async def leaving(self) -> list[str]:
         return []
 
+    async def missing_room(self, name: str) -> str:
+        """For rolling restarts; see `rolling_restart.Rooms`."""
+        await asyncio.sleep(_REMOTE_S)
+        return "" if self._actors.has_room else f"no node has room for another {name}"
+
     async def drain(self, name: str, timeout_s: float) -> None:
         replica = await self._answers(name)
+        replica.is_hurt = True
         await self._unless_dead(replica, replica.process.spawn(replica.hosted.drain(timeout_s)))
 
     async def stop(self, name: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from router.admission import OUT_OF_REACH
 from router.server import Router
 from stream2llm.client import SessionRecovery
+from stream2llm.cluster.rollout import State
 from stream2llm.serving.settings.router_spec import RecoveryOptions
 from tests.simulation.client import Outcome
 from tests.simulation.faults import Fault, Kind
@@ -41,6 +42,7 @@ def violations(world: World) -> Iterator[str]:
         yield f"killed, though nothing was wrong: {world.actors.killed_well}"
     for client in world.clients:
         yield from _of_session(world, client.outcome)
+    yield from _of_cluster(world)
     for replica in world.living():
         hosted = replica.hosted
         found = _of_router(hosted) if isinstance(hosted, Router) else _of_worker(hosted, replica)
@@ -56,6 +58,26 @@ def leftovers(world: World) -> Iterator[str]:
         if is_stopped:
             for task in process.tasks:
                 yield f"{process.name} (alive: {process.is_alive}) still runs {task.get_coro()}"
+
+
+# -- the cluster ------------------------------------------------------------------------
+
+
+def _of_cluster(world: World) -> Iterator[str]:
+    """What runs is what should, and a rolling restart that nothing disturbs replaces all of it."""
+    living = {each.process.name: each.incarnation for each in world.living()}
+    known = {name: each.incarnation for name, each in world.controller.supervisor.fleet.items()}
+    if living != known:
+        yield f"{living} run, and the controller knows of {known}"
+    rollout = world.controller.rolling.rollout
+    if rollout is None or len(world.script.faults) > 1:
+        return
+    (fault,) = world.script.faults
+    if rollout.state not in ((State.DONE, State.STOPPED) if fault.duration_s else (State.DONE,)):
+        yield f"the rolling restart is {rollout.state}: {rollout.reason}"
+    replaced = {name for name, incarnation in living.items() if incarnation == 2}
+    if max(living.values()) > 2 or (rollout.state is State.DONE and replaced != living.keys()):
+        yield f"the rolling restart has left {living}"
 
 
 # -- sessions --------------------------------------------------------------------------
@@ -101,12 +123,14 @@ def _of_failure(world: World, outcome: Outcome) -> Iterator[str]:
     script, reason, name = world.script, outcome.reason, outcome.plan.name
     if script.is_tight and reason in _OF_NARROWNESS:
         return
-    if reason == OUT_OF_REACH and script.admission == "refuse" and outcome.plan.ttft_slo_ms:
+    is_refused = reason == OUT_OF_REACH and not outcome.num_accepted
+    if is_refused and script.admission == "refuse" and outcome.plan.ttft_slo_ms:
         return
-    allowed = set(_OF_LOSSES)
-    if any(map(_is_of_connection, script.faults)):
+    is_planned = all(each.kind is Kind.ROLLOUT for each in script.faults)
+    allowed = set(_AT_THE_DOOR if is_planned else _OF_LOSSES)
+    if any(map(_is_of_connection, script.faults)) or script.has(Kind.ROLLOUT):
         allowed |= _OF_CONNECTIONS
-    if any(each.kind is Kind.DRAIN for each in script.faults):
+    if script.has(Kind.DRAIN) or script.has(Kind.ROLLOUT):
         allowed |= _OF_DRAINS
     if reason not in allowed:
         yield f"{name} has failed with {reason}: {outcome.error!r}"
@@ -119,6 +143,8 @@ def _of_failure(world: World, outcome: Outcome) -> Iterator[str]:
 def _is_fatal(script: Script, fault: Fault, outcome: Outcome) -> bool:
     """Whether this fault alone is enough for this failure."""
     plan, routers = outcome.plan, [name for name in script.roles if script.roles[name] == "router"]
+    if fault.kind is Kind.ROLLOUT:
+        return _is_fatal_rollout(script, outcome)
     if _is_of_connection(fault):
         outlasts = fault.kind is Kind.PARTITION and fault.duration_s > MAX_WAIT_S
         is_cut_off = outlasts and len(routers) == 1
@@ -126,9 +152,21 @@ def _is_fatal(script: Script, fault: Fault, outcome: Outcome) -> bool:
     if outcome.reason in _AT_THE_DOOR and not outcome.num_accepted:
         return True
     # Nothing passes between the only two that KV could pass between.
-    return {fault.target, fault.other, *routers} == set(
-        script.roles
-    ) and outcome.reason == "KV_LOST"
+    is_only_pair = {fault.target, fault.other, *routers} == set(script.roles)
+    return fault.kind is Kind.PARTITION and is_only_pair and outcome.reason == "KV_LOST"
+
+
+def _is_fatal_rollout(script: Script, outcome: Outcome) -> bool:
+    """A rolling restart ends sessions of clients that do not recover, as their routers end.
+
+    And a new session finds none while the only router, or the only prefill worker for which
+    no node has a stand-in, is replaced.
+    """
+    if outcome.num_accepted:
+        return not outcome.plan.recovers
+    roles = list(script.roles.values())
+    has_no_prefill = roles.count("prefill") == 1 and not script.has_room
+    return roles.count("router") == 1 or has_no_prefill
 
 
 def _is_of_connection(fault: Fault) -> bool:
@@ -186,5 +224,10 @@ def _of_worker(worker: ModelWorker, replica: Replica) -> Iterator[str]:
         yield f"hand-overs have no end: {memory.kept}"
     if worker.sessions.num_open:
         yield f"{worker.sessions.num_open} sessions are open"
-    if len(replica.process.tasks) > 1:  # one says that its engine has died
+    if worker.planned is not None and worker.planned.kv_usage:
+        yield f"blocks are held: {worker.planned.kv_usage:.0%}"
+    if worker.answers is not None and worker.answers.num_free != worker.num_blocks:
+        yield f"{worker.answers.num_free} of {worker.num_blocks} blocks are free"
+    # One says that its engine has died, one makes the steps.
+    if len(replica.process.tasks) > 1 + (worker.planned is not None):
         yield f"tasks run on: {[task.get_coro() for task in replica.process.tasks]}"

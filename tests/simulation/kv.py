@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,10 @@ class Kept:
 
     session_id: str
     tokens: tuple[int, ...]
+    # Frees the blocks where they are counted.
+    on_end: Callable[[], None] | None = None
+    # Until when, by the loop's clock.
+    until_s: float = 0.0
 
 
 @dataclass
@@ -62,19 +67,34 @@ class KvMemory:
         tokens = [*self.sessions.values(), *(len(each.tokens) for each in self.kept.values())]
         return sum(map(num_blocks, tokens))
 
-    def keep(self, session_id: str, tokens: list[int]) -> pb.Handover:
+    def keep(
+        self, session_id: str, tokens: list[int], on_end: Callable[[], None] | None = None
+    ) -> pb.Handover:
         """Keeps the KV of these tokens for a reader; returns the hand-over."""
         self.num_kept += 1
         name = f"{self.engine_id}#{self.num_kept}"
-        self.kept[name] = Kept(session_id, tuple(tokens))
+        until_s = self.process.loop.time() + LEASE_S
+        self.kept[name] = Kept(session_id, tuple(tokens), on_end, until_s)
         self.process.call(self._expire, name, delay_s=LEASE_S)
         where = json.dumps({"engine": self.engine_id, "name": name})
         return pb.Handover(kv_transfer_params_json=where, num_blocks=num_blocks(len(tokens)))
 
+    def end(self, name: str) -> None:
+        """It was read, or will not be."""
+        kept = self.kept.pop(name)
+        if kept.on_end is not None:
+            kept.on_end()
+
     def _expire(self, name: str) -> None:
-        kept = self.kept.pop(name, None)
-        if kept is not None:
-            self.expired.append(kept.session_id)
+        kept = self.kept.get(name)
+        if kept is None:
+            return
+        left_s = kept.until_s - self.process.loop.time()
+        if left_s > 0:  # its reader has sent heartbeats
+            self.process.call(self._expire, name, delay_s=left_s)
+            return
+        self.expired.append(kept.session_id)
+        self.end(name)
 
 
 class Fabric:
@@ -111,7 +131,13 @@ class Fabric:
         """Tells the engine that it was read, or will not be; lost where that does not arrive."""
         where = json.loads(handover.kv_transfer_params_json)
         if self._find(reader, where) is not None:
-            del self._engines[where["engine"]].kept[where["name"]]
+            self._engines[where["engine"]].end(where["name"])
+
+    def heartbeat(self, reader: KvMemory, handover: pb.Handover) -> None:
+        """The reader will come: the lease begins anew; lost where that does not arrive."""
+        kept = self._find(reader, json.loads(handover.kv_transfer_params_json))
+        if kept is not None:
+            kept.until_s = self._network.loop.time() + LEASE_S
 
     def _find(self, reader: KvMemory, where: Any) -> Kept | None:
         engine = self._engines[where["engine"]]

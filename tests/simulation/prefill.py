@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from stream2llm.api.errors import InternalError, Stream2LLMError, describe
+from stream2llm.api.errors import Stream2LLMError, describe
 from stream2llm.api.handover import HELD_METADATA
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.api.v1 import worker_pb2_grpc
@@ -16,70 +16,22 @@ from stream2llm.engine.worker_sessions import WorkerSessions
 from stream2llm.serving.rpc.stream_writer import StreamWriter, failures_as_status
 from tests.simulation.engine import Engine
 from tests.simulation.kv import BLOCK_TOKENS
+from tests.simulation.planned import PlannedSteps
+from tests.simulation.prefilled import Prefilled
 
 _logger = logging.getLogger(__name__)
-# Most tokens that one step computes of one session.
-_CHUNK_TOKENS = 16
-
-
-@dataclass(eq=False)
-class Prefilled:
-    """One session: its tokens, and how many of them are computed."""
-
-    opening: Any
-    sequence: list[int] = field(default_factory=list)
-    computed: int = 0
-    # All that was computed, and what of it was in vain.
-    num_computed: int = 0
-    invalidated: int = 0
-    revision: int = 0
-    stable_tokens: int = 0
-    seal: Any = None
-    uncomputed_at_seal: int = 0
-    # Those of the present offer, and its name.
-    offered: int = 0
-    offer: str = ""
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def num_to_compute(self) -> int:
-        """The last token waits for the seal."""
-        held_back = 0 if self.seal else 1
-        return max(len(self.sequence) - held_back - self.computed, 0)
-
-    def apply(self, request: Any) -> None:
-        """Takes a splice or the seal; raises InternalError for one that makes no sense."""
-        is_seal = request.HasField("seal")
-        splice = request.seal.splice if is_seal else request.splice
-        in_order = self.seal is None and splice.revision > self.revision
-        if not in_order or splice.keep_tokens > len(self.sequence):
-            raise InternalError(f"the router has sent a splice that cannot be: {request}")
-        self.sequence[splice.keep_tokens :] = splice.token_ids
-        self.invalidated += max(self.computed - splice.keep_tokens, 0)
-        self.computed = min(self.computed, splice.keep_tokens)
-        self.offered = min(self.offered, splice.keep_tokens)
-        self.revision, self.stable_tokens = splice.revision, splice.stable_tokens
-        if is_seal:
-            self.seal = request.seal
-            self.uncomputed_at_seal = self.num_to_compute
-        self.changed.set()
-
-    def progress(self) -> pb.PrefillProgress:
-        return pb.PrefillProgress(
-            revision=self.revision,
-            known_tokens=len(self.sequence),
-            prefilled_tokens=self.computed,
-            computed_tokens=self.num_computed,
-            invalidated_tokens=self.invalidated,
-        )
 
 
 class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
     """Serves the sessions of one engine."""
 
-    def __init__(self, engine: Engine, sessions: WorkerSessions) -> None:
+    def __init__(
+        self, engine: Engine, sessions: WorkerSessions, planned: PlannedSteps | None
+    ) -> None:
+        """Without `planned` steps its sessions take no memory from each other."""
         self._engine = engine
         self._sessions = sessions
+        self._planned = planned
 
     async def PrefillSession(self, requests: AsyncIterator[Any], context: Any) -> None:  # noqa: N802
         writer = StreamWriter(context)
@@ -101,7 +53,8 @@ class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read(session, requests))
                 dead = tasks.create_task(self._fail_when_dead())
-                handover = await self._prefill(session, writer)
+                await self._prefill(session, writer)
+                handover = await self._first_token(session, writer)
                 await reading
                 dead.cancel()
             if handover is not None and not context.cancelled():
@@ -110,46 +63,69 @@ class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
             raise _first(group) from None
         finally:
             del memory.sessions[session]
+            if self._planned is not None:
+                self._planned.end(session)
 
     async def _read(self, session: Prefilled, requests: AsyncIterator[Any]) -> None:
         async for request in requests:
-            session.apply(request)
+            if self._planned is None:
+                session.apply(request)
+            else:
+                planned = self._planned
+                await planned.between_steps(partial(planned.change, session, request))
 
     async def _fail_when_dead(self) -> None:
         await self._engine.wait_dead()
         self._engine.require_alive()
 
-    async def _prefill(self, session: Prefilled, writer: StreamWriter) -> pb.Handover | None:
-        """Computes until the first token is sent; returns its hand-over."""
+    async def _prefill(self, session: Prefilled, writer: StreamWriter) -> None:
+        """Returns when all of the sealed sequence is computed, and the first token with it."""
+        if self._planned is None:
+            await self._compute(session, writer)
+            await self._engine.step()
+            return
+        while not session.is_answered:
+            await session.changed.wait()
+            session.changed.clear()
+            await writer.write(pb.PrefillSessionResponse(progress=session.progress()))
+            await self._offer(session, writer)
+
+    async def _compute(self, session: Prefilled, writer: StreamWriter) -> None:
         while session.seal is None or session.num_to_compute:
             if not session.num_to_compute:
                 session.changed.clear()
                 await session.changed.wait()
                 continue
             await self._engine.step()
-            num_tokens = min(session.num_to_compute, _CHUNK_TOKENS)
+            num_tokens = min(session.num_to_compute, self._engine.chunk_tokens)
             session.computed += num_tokens
             session.num_computed += num_tokens
             self._engine.computed[session.opening.session_id] += num_tokens
             self._engine.memory.sessions[session] = session.computed
             await writer.write(pb.PrefillSessionResponse(progress=session.progress()))
             await self._offer(session, writer)
-        return await self._first_token(session, writer)
 
     async def _offer(self, session: Prefilled, writer: StreamWriter) -> None:
         """Offers what is stable and was not offered yet; one offer at a time."""
+        if self._planned is None:
+            offer = self._new_offer(session)
+        else:
+            offer = await self._planned.between_steps(partial(self._new_offer, session))
+        if offer is not None:
+            await writer.write(pb.PrefillSessionResponse(offer=offer))
+
+    def _new_offer(self, session: Prefilled) -> pb.HandoverOffer | None:
         stable = min(session.stable_tokens, session.computed)
         stable -= stable % BLOCK_TOKENS
         memory = self._engine.memory
         if session.offer in memory.kept or session.seal or stable <= session.offered:
-            return
-        handover = memory.keep(session.opening.session_id, session.sequence[:stable])
+            return None
+        on_end = self._planned.pin(session, stable) if self._planned is not None else None
+        handover = memory.keep(session.opening.session_id, session.sequence[:stable], on_end)
         session.offer, session.offered = next(reversed(memory.kept)), stable
-        offer = pb.HandoverOffer(revision=session.revision, num_tokens=stable, handover=handover)
-        await writer.write(pb.PrefillSessionResponse(offer=offer))
+        return pb.HandoverOffer(revision=session.revision, num_tokens=stable, handover=handover)
 
     async def _first_token(self, session: Prefilled, writer: StreamWriter) -> pb.Handover | None:
-        await self._engine.step()
         opening, seal = session.opening, session.seal
         step = self._engine.brain.step(session.sequence, seal.answer_tokens, opening.sampling)
         first = pb.FirstToken(
@@ -159,7 +135,8 @@ class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
         )
         handover = None
         if seal.hand_over and not step.finish_reason:
-            handover = self._engine.memory.keep(opening.session_id, session.sequence)
+            on_end = self._planned.hand_over(session) if self._planned is not None else None
+            handover = self._engine.memory.keep(opening.session_id, session.sequence, on_end)
             first.handover.CopyFrom(handover)
         await writer.write(pb.PrefillSessionResponse(first_token=first))
         return handover

@@ -35,6 +35,7 @@ _TIGHT = SecurityOptions(
 )
 _TIMES = {"max_session_duration_s": 600.0, "input_idle_timeout_s": 30.0}
 _LIMITS = RouterLimits(credit_window_tokens=64, **_TIMES)
+_WIDE = RouterLimits(credit_window_tokens=1024, **_TIMES)
 _FEW_PLACES = RouterLimits(
     credit_window_tokens=16, max_open_sessions=3, silent_after_s=0.1, **_TIMES
 )
@@ -60,6 +61,7 @@ def new_router(
     tokenizer: ModelTokenizer,
     *,
     is_tight: bool,
+    is_long: bool,
     admission: AdmissionMode,
 ) -> Router:
     """A router that has not started."""
@@ -73,7 +75,7 @@ def new_router(
         max_model_len=MAX_MODEL_LEN,
         handover="at_seal",
         drain_timeout_s=10.0,
-        limits=_FEW_PLACES if is_tight else _LIMITS,
+        limits=_FEW_PLACES if is_tight else _WIDE if is_long else _LIMITS,
         security=_TIGHT if is_tight else _LOOSE,
         admission=admission,
     )

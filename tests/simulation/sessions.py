@@ -17,6 +17,8 @@ from tests.tiny_model import EOS
 
 Op = Literal["append", "update"]
 _FIRST_ID, _LAST_ID = 3, 250
+# Tokens of a document; of long ones at most ten fit into a context.
+SHORT, LONG = (1, 20), (60, 90)
 _PAUSES_S = (0.0, 0.0, 0.0005, 0.02, 0.3, 4.0)
 
 
@@ -75,6 +77,20 @@ class Plan:
     def prompt(self) -> list[int]:
         return [*self.prefix, *self.context, *self.suffix]
 
+    @property
+    def most_tokens(self) -> int:
+        """Of the sequence when it is longest, with its suffix and the whole answer."""
+        sizes: dict[str, int] = {}
+        present, most = 0, 0
+        for change in self.changes:
+            for each in change.documents:
+                if each.content is not None:
+                    sizes[each.id] = len(each.content)
+            added = sum(sizes[each.id] for each in change.documents)
+            present = present * (change.op == "append") + added
+            most = max(most, present)
+        return len(self.prefix) + most + len(self.suffix) + self.max_tokens
+
     def expected(self, brain: Brain) -> Expected:
         """The whole answer, as one engine that knows all of its end gives it."""
         answer: list[int] = []
@@ -101,11 +117,11 @@ class Plan:
         )
 
 
-def draw_plan(random: Random, number: int, brain: Brain) -> Plan:
-    """A session of the kinds that clients have."""
+def draw_plan(random: Random, number: int, brain: Brain, lengths: tuple[int, int] = SHORT) -> Plan:
+    """A session of the kinds that clients have; its documents have so many tokens."""
     one_shot = random.random() < 0.2
     is_stable = random.random() < 0.3 and not one_shot
-    changes, context = ((), ()) if one_shot else _changes(random, is_stable=is_stable)
+    changes, context = ((), ()) if one_shot else _changes(random, lengths, is_stable=is_stable)
     max_tokens = random.choice((1, 2, 3, 8, 20))
     prefix, suffix = _tokens(random, 1, 6), _tokens(random, 0 if context else 1, 4)
     answer = brain.answer([*prefix, *context, *suffix], max_tokens)
@@ -147,7 +163,9 @@ def _stop_string(random: Random, answer: list[int]) -> str | None:
     return piece if random.random() < 0.33 and piece and "\ufffd" not in piece else None
 
 
-def _changes(random: Random, *, is_stable: bool) -> tuple[tuple[Change, ...], tuple[int, ...]]:
+def _changes(
+    random: Random, lengths: tuple[int, int], *, is_stable: bool
+) -> tuple[tuple[Change, ...], tuple[int, ...]]:
     changes: list[Change] = []
     known: dict[str, tuple[int, ...]] = {}
     context: list[tuple[int, ...]] = []
@@ -162,7 +180,7 @@ def _changes(random: Random, *, is_stable: bool) -> tuple[tuple[Change, ...], tu
             documents += [DocumentRef(each) for each in kept]
             context += [known[each] for each in kept]
         for _ in range(random.randrange(1, 3)):
-            name, tokens = f"d{len(known)}", _tokens(random, 1, 20)
+            name, tokens = f"d{len(known)}", _tokens(random, *lengths)
             known[name] = tokens
             documents.append(Document(list(tokens), name))
             context.append(tokens)

@@ -38,7 +38,7 @@ class Report:
         script = self.script
         return "\n".join(
             [
-                f"seed {script.seed}: {' '.join(script.roles)}{' tight' * script.is_tight};"
+                f"seed {script.seed}: {' '.join(script.roles)}{script.traits};"
                 f" {self.num_steps} steps, {self.ended_at_s:.1f} s",
                 *(f"  fault: {each}" for each in script.faults),
                 *(f"  {each}" for each in self.outcomes),

@@ -9,11 +9,13 @@ from stream2llm.api.v1 import inference_pb2, worker_pb2_grpc
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.engine.worker_sessions import WorkerSessions
 from stream2llm.serving.settings.worker_spec import Role, WorkerAddress, WorkerStatus
-from tests.fake_workers import MAX_MODEL_LEN, NUM_BLOCKS
+from tests.fake_workers import MAX_MODEL_LEN
+from tests.simulation.answers import AnswerMemory
 from tests.simulation.decode import ModelDecode
 from tests.simulation.engine import Engine
 from tests.simulation.kv import BLOCK_TOKENS
 from tests.simulation.network import Network
+from tests.simulation.planned import PlannedSteps
 from tests.simulation.prefill import ModelPrefill
 from tests.simulation.process import Process
 from tests.simulation.server import Server
@@ -22,11 +24,18 @@ from tests.simulation.server import Server
 class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
     """One worker, from its start to its death."""
 
-    def __init__(self, name: str, role: Role, engine: Engine) -> None:
+    def __init__(
+        self, name: str, role: Role, engine: Engine, num_blocks: int, *, is_bounded: bool
+    ) -> None:
+        """`is_bounded`: its sessions take blocks from each other, and wait for them."""
         self.name = name
         self.role = role
         self.engine = engine
+        self.num_blocks = num_blocks
         self.sessions = WorkerSessions()
+        has_plan, has_answers = is_bounded and role == "prefill", is_bounded and role == "decode"
+        self.planned = PlannedSteps(engine, num_blocks) if has_plan else None
+        self.answers = AnswerMemory(num_blocks) if has_answers else None
         # Refuses answers that another worker may take.
         self.is_full = False
         self.address: WorkerAddress
@@ -35,26 +44,28 @@ class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
     def process(self) -> Process:
         return self.engine.process
 
-    async def start(self, network: Network) -> WorkerAddress:
-        """Serves."""
+    async def start(self, network: Network, node: str) -> WorkerAddress:
+        """Serves on a node."""
         server: Any = Server(network, self.process)
         if self.role == "prefill":
-            prefill = ModelPrefill(self.engine, self.sessions)
+            prefill = ModelPrefill(self.engine, self.sessions, self.planned)
             worker_pb2_grpc.add_PrefillServiceServicer_to_server(prefill, server)
         else:
-            decode = ModelDecode(self.engine, self.sessions, lambda: self.is_full)
+            decode = ModelDecode(self.engine, self.sessions, lambda: self.is_full, self.answers)
             worker_pb2_grpc.add_DecodeServiceServicer_to_server(decode, server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, server)
-        port = server.add_insecure_port(f"{self.name}:0")
+        port = server.add_insecure_port(f"{node}:0")
         await server.start()
+        if self.planned is not None:
+            self.process.spawn(self.planned.run())
         self.address = WorkerAddress(
             worker_id=self.name,
             role=self.role,
-            grpc_address=f"{self.name}:{port}",
+            grpc_address=f"{node}:{port}",
             metrics_address=f"{self.name}:metrics",
             pids=(port,),
             max_model_len=MAX_MODEL_LEN,
-            num_kv_blocks=NUM_BLOCKS,
+            num_kv_blocks=self.num_blocks,
             block_size=BLOCK_TOKENS,
         )
         return self.address
@@ -70,7 +81,7 @@ class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
         num_held = self.engine.memory.num_blocks_held
         return WorkerStatus(
             num_sessions=self.sessions.num_open,
-            num_kv_blocks=NUM_BLOCKS,
+            num_kv_blocks=self.num_blocks,
             num_kv_blocks_held=num_held,
             block_size=BLOCK_TOKENS,
             pids=self.address.pids,

@@ -12,6 +12,7 @@ from random import Random
 
 from router.server import Router
 from router.tokenizer import ModelTokenizer
+from stream2llm.cluster.rollout import whom
 from tests.fake_workers import Brain
 from tests.simulation.client import Client, client_on
 from tests.simulation.controller import Values, VirtualController
@@ -31,6 +32,10 @@ from tests.simulation.worker import ModelWorker
 _CONTROLLER_RESTARTS_S = 3.0
 # For what ends on its own when the last session has.
 _QUIET_S = LEASE_S + 10.0
+# Between two tries of an operator's command.
+_OPERATOR_TRIES_S = 1.0
+# For the replacement of one replica by a rolling restart (`rollout restart --limit`).
+_TURN_LIMIT_S = 200.0
 # Longest step of a slow engine.
 _SLOW_STEP_S = 3.0
 
@@ -46,7 +51,13 @@ class World:
         self.network = Network(loop, self.random)
         self.fabric = Fabric(self.network)
         self.brain = Brain()
-        self.actors = Actors(self.network, self.random, self._new_replica, script.start_s)
+        self.actors = Actors(
+            self.network,
+            self.random,
+            self._new_replica,
+            script.start_s,
+            has_room=script.has_room,
+        )
         self.processes: list[Process] = []
         self.clients: list[Client] = []
         # All that have ever been.
@@ -55,6 +66,8 @@ class World:
         self._controller_process: Process
         self._tokenizer = tokenizer
         self._values = Values()
+        # An operator who wants a rolling restart finds no controller.
+        self._is_asking = False
 
     # -- the run ----------------------------------------------------------------------
 
@@ -85,7 +98,8 @@ class World:
 
     @property
     def _is_ready(self) -> bool:
-        return self._controller_process.is_alive and self.controller.supervisor.is_ready
+        is_there = self._controller_process.is_alive and not self._is_asking
+        return is_there and self.controller.is_done
 
     def living(self) -> list[Replica]:
         """The replicas that run."""
@@ -106,7 +120,7 @@ class World:
         process.spawn(self.controller.run())
 
     def _new_replica(self, name: str, incarnation: int) -> Replica:
-        process, role = self._new_process(name), self.script.roles[name]
+        process, role = self._new_process(name), self.script.roles[whom(name)]
         hosted: ModelWorker | Router
         if role == "router":
             hosted = new_router(
@@ -116,14 +130,24 @@ class World:
                 self.clock,
                 self._tokenizer,
                 is_tight=self.script.is_tight,
+                is_long=self.script.is_long,
                 admission=self.script.admission,
             )
         else:
             memory = KvMemory(f"{name}/{incarnation}", process)
             self.fabric.add(memory)
-            engine = Engine(memory, self.fabric, self.brain, self.random, self.script.step_s)
-            hosted = ModelWorker(name, role, engine)
-        replica = Replica(process, incarnation, hosted)
+            engine = Engine(
+                memory,
+                self.fabric,
+                self.brain,
+                self.random,
+                self.script.step_s,
+                self.script.chunk_tokens,
+            )
+            hosted = ModelWorker(
+                name, role, engine, self.script.num_blocks, is_bounded=self.script.is_bounded
+            )
+        replica = Replica(process, incarnation, hosted, self.script.node_of(name, incarnation))
         self.replicas.append(replica)
         return replica
 
@@ -143,7 +167,13 @@ class World:
 
     def inflict(self, fault: Fault) -> None:
         """Lets a fault begin; one whose target does not run has none."""
-        if fault.target == "controller":
+        if fault.kind is Kind.ROLLOUT:
+            self._restart_all(fault.duration_s)
+        elif fault.kind is Kind.NODE_DIES:
+            for replica in self.living():
+                if replica.node == fault.target:
+                    replica.process.kill()
+        elif fault.target == "controller":
             self._hurt_process(fault, self._controller_process)
             if not self._controller_process.is_alive:
                 self.loop.call_later(_CONTROLLER_RESTARTS_S, self._start_controller)
@@ -158,6 +188,20 @@ class World:
             target = next((p for p in self.processes if p.name == fault.target), None)
             if target is not None:
                 self._hurt_process(fault, target)
+
+    def _restart_all(self, stops_s: float) -> None:
+        """`stream2llm rollout restart` and, after `stops_s` unless it is 0, `rollout stop`."""
+        controller, process = self.controller, self._controller_process
+        self._is_asking = not (process.is_alive and controller.is_listening)
+        if self._is_asking:  # the operator tries again
+            self.loop.call_later(_OPERATOR_TRIES_S, self._restart_all, stops_s)
+            return
+        process.call(controller.rolling.begin, (), None, _TURN_LIMIT_S)
+        if stops_s:
+            self.loop.call_later(stops_s, self._stop_restart)
+
+    def _stop_restart(self) -> None:
+        self._controller_process.call(self.controller.rolling.stop)
 
     def _hurt_process(self, fault: Fault, process: Process) -> None:
         match fault.kind:
