@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Final
 
 from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
+from experiments.paired import interval
 from prefill_worker.policy import Policy, RankKey
 from prefill_worker.policy_loading import find_policy
 from prefill_worker.types import RequestView
@@ -52,8 +52,6 @@ EDF = "experiments.deadlines:EARLIEST_FIRST"
 OTHERS = (*BLIND, "edf")
 # So many times the best of the others is wanted at this load.
 WANTED_AT: Final = {1.2: 1.3}
-# Student's t for a two-sided 95 % interval, by degrees of freedom.
-_T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 
 
 def earliest_first(view: RequestView) -> RankKey:
@@ -177,16 +175,6 @@ def results(cells: Sequence[Cell], outcomes: Iterable[Mapping[tuple[str, str], f
             row = found.setdefault(Setting(cell.shape, cell.arrivals, kind, cell.load), {})
             row.setdefault(system, []).append(share)
     return found
-
-
-def interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean difference of pairs; without end for a single pair."""
-    differences = [our - their for our, their in zip(ours, theirs, strict=True)]
-    if len(differences) < 2:
-        return float("-inf"), float("inf")
-    t95 = _T95[len(differences) - 2] if len(differences) - 2 < len(_T95) else 2.09
-    reach = t95 * stdev(differences) / sqrt(len(differences))
-    return fmean(differences) - reach, fmean(differences) + reach
 
 
 def best_other(row: Mapping[str, Sequence[float]]) -> str:

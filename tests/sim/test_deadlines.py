@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments import deadlines
+from experiments.paired import interval
 from experiments.paper.h200 import load_fit
 from experiments.paper.h200 import profile as h200_profile
 from stream2llm.cli.simulate import app
@@ -83,7 +84,7 @@ def test_the_experiment_reports_differences_of_pairs() -> None:
     found = deadlines.results(cells, outcomes)
     (row,) = found.values()
     assert deadlines.best_other(row) == "srpf without"
-    assert deadlines.interval(row["challenger"], row["srpf without"]) == pytest.approx((0.05, 0.05))
+    assert interval(row["challenger"], row["srpf without"]) == pytest.approx((0.05, 0.05))
     assert "| 1.07 | +5.0 to +5.0 (srpf without) |" in deadlines.table(found, "srpf")
     assert list(deadlines.misses(found)) == [
         "crawler Poisson uniform 120%: 1.07 x srpf without, 1.3 wanted"
