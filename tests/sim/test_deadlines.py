@@ -71,12 +71,13 @@ def test_more_answers_are_in_time_where_deadlines_are_known() -> None:
     for kind in deadlines.KINDS:
         others = max(found[kind, system] for system in deadlines.OTHERS)
         assert found[kind, "challenger"] >= others, kind
+        assert found[kind, "challenger"] <= found[kind, deadlines.BOUND]
     assert found["classes", "challenger"] > 1.1 * found["classes", "srpf without"]
 
 
 def test_the_experiment_reports_differences_of_pairs() -> None:
     cells = [deadlines.Cell("crawler", "Poisson", 1.2, seed, "srpf", 9) for seed in (1, 2, 3)]
-    shares = {"fcfs": 0.2, "srpf without": 0.5, "edf": 0.1, "challenger": 0.55}
+    shares = {"fcfs": 0.2, "srpf without": 0.5, "edf": 0.1, "challenger": 0.55, "at most": 0.6}
     outcomes = [
         {("uniform", system): share + 0.1 * cell.seed for system, share in shares.items()}
         for cell in cells
