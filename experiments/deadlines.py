@@ -3,7 +3,8 @@
 Deadlines of the first token, from the seal: "classes" is 2 or 10 times, by lot, what the
 session takes when it is alone, at least 100 ms; "uniform" is one second for all. The load is
 what sessions ask to be computed over what the profile computes in that time. The challenger
-knows the deadlines; so does edf, which serves the earliest first; fcfs and srpf do not.
+knows the deadlines; so does edf, which serves the earliest first; fcfs and srpf do not. "at
+most" is what no scheduler can exceed, see `experiments.deadline_bound`.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Final
 
 from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
+from experiments.deadline_bound import demands, fewest_missed
+from experiments.paired import interval
 from prefill_worker.policy import Policy, RankKey
 from prefill_worker.policy_loading import find_policy
 from prefill_worker.types import RequestView
 from stream2llm.serving.settings.worker_options import PrefillOptions, WorkerOptions
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
+from stream2llm.simulator.steps import law_of
 from stream2llm.simulator.work import Task, tasks
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.table import Table, markdown
@@ -50,10 +53,10 @@ UNIFORM_S = 1.0
 BLIND = ("fcfs", "srpf without")
 EDF = "experiments.deadlines:EARLIEST_FIRST"
 OTHERS = (*BLIND, "edf")
+# What no scheduler can exceed.
+BOUND = "at most"
 # So many times the best of the others is wanted at this load.
 WANTED_AT: Final = {1.2: 1.3}
-# Student's t for a two-sided 95 % interval, by degrees of freedom.
-_T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 
 
 def earliest_first(view: RequestView) -> RankKey:
@@ -158,9 +161,16 @@ def play(cell: Cell) -> dict[tuple[str, str], float]:
         run = _run(system.split()[0], asked)
         found |= {(kind, system): goodput(run, of_kind) for kind, of_kind in kinds.items()}
     for kind, of_kind in kinds.items():
+        found[kind, BOUND] = most_in_time(of_kind)
         for system, policy in (("edf", EDF), ("challenger", cell.challenger)):
             found[kind, system] = goodput(_run(policy, of_kind), of_kind)
     return found
+
+
+def most_in_time(asked: Sequence[Task]) -> float:
+    """The largest goodput that is possible."""
+    law, token_budget = law_of(machine().profile), machine().profile.recompute.token_budget
+    return 1 - fewest_missed(demands(asked, law, token_budget)) / len(asked)
 
 
 def _run(policy: str, asked: Sequence[Task]) -> RunRecord:
@@ -179,16 +189,6 @@ def results(cells: Sequence[Cell], outcomes: Iterable[Mapping[tuple[str, str], f
     return found
 
 
-def interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean difference of pairs; without end for a single pair."""
-    differences = [our - their for our, their in zip(ours, theirs, strict=True)]
-    if len(differences) < 2:
-        return float("-inf"), float("inf")
-    t95 = _T95[len(differences) - 2] if len(differences) - 2 < len(_T95) else 2.09
-    reach = t95 * stdev(differences) / sqrt(len(differences))
-    return fmean(differences) - reach, fmean(differences) + reach
-
-
 def best_other(row: Mapping[str, Sequence[float]]) -> str:
     """The one with the highest mean goodput."""
     return max(OTHERS, key=lambda system: fmean(row[system]))
@@ -203,12 +203,12 @@ def table(found: Found, challenger: str) -> str:
         rows.append(
             [
                 *(setting.shape, setting.arrivals, setting.kind, f"{setting.load:.0%}"),
-                *(f"{fmean(row[system]):.1%}" for system in (*OTHERS, "challenger")),
+                *(f"{fmean(row[system]):.1%}" for system in (*OTHERS, "challenger", BOUND)),
                 f"{fmean(ours) / max(fmean(row[best]), 1e-9):.2f}",
                 f"{100 * low:+.1f} to {100 * high:+.1f} ({best})",
             ]
         )
-    heads = [*("shape", "arrivals", "deadlines", "load"), *OTHERS, challenger]
+    heads = [*("shape", "arrivals", "deadlines", "load"), *OTHERS, challenger, BOUND]
     return markdown(Table([*heads, "to the best", "difference, points"], rows, 3))
 
 

@@ -87,9 +87,7 @@ class SortedRanking(RankIndex):
 
     def to_evict(self) -> Iterator[RequestView]:
         """Sessions that hold blocks, first evicted first."""
-        keep = sorted(
-            self._order, key=lambda view: self.policy.keys(view, view.has_claim)[1], reverse=True
-        )
+        keep = sorted(self._order, key=self.policy.eviction_key, reverse=True)
         return (view for view in keep if view.num_blocks)
 
     def tenant_of(self, view: RequestView) -> str:

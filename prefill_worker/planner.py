@@ -85,6 +85,8 @@ class _Planning:
     ) -> None:
         self._ranking = ranking
         self._ledger = ledger
+        self._limits = limits
+        self._preemption = preemption
         self._block_size = limits.block_size
         self._tokens_left = limits.num_tokens
         self._open_tokens = limits.num_tokens
@@ -93,7 +95,8 @@ class _Planning:
         # Sessions that need no slot are limited too, so that the walk ends.
         self._slots_left = self._max_others = limits.num_requests
         self._blocks_left = limits.num_free_blocks
-        self._victims = Victims(ranking, ledger, limits, preemption)
+        # None until memory is short, which it is in few steps.
+        self._victims: Victims | None = None
         self._chosen: set[str] = set()
         self._grants: list[Grant] = []
         self._loads: list[Load] = []
@@ -108,10 +111,10 @@ class _Planning:
         self._coming: set[Hashable] = set()
 
     def run(self) -> StepPlan:
-        evicted, walk = self._victims.evicted, self._ranking.to_serve()
+        walk = self._ranking.to_serve()
         stop: tuple[StopReason, str | None] = (StopReason.ALL_SERVED, None)
         for view in walk:
-            if evicted and view.request_id in evicted:
+            if self._victims is not None and view.request_id in self._victims.evicted:
                 continue
             if view.is_loading:
                 self._some_are_loading = True
@@ -134,7 +137,7 @@ class _Planning:
             stop = StopReason.KV_LEASED
         return StepPlan(
             tuple(self._grants),
-            self._victims.evictions(),
+            self._victims.evictions() if self._victims is not None else (),
             stop,
             stopped_at,
             tuple(self._deduplicated),
@@ -210,6 +213,8 @@ class _Planning:
         """Evicts until `num_blocks` are free, if possible; returns how many are free then."""
         if num_blocks > self._blocks_left and view.has_claim:
             self._chosen.add(view.request_id)
+            if self._victims is None:
+                self._victims = Victims(self._ranking, self._ledger, self._limits, self._preemption)
             shortage = num_blocks - self._blocks_left
             self._blocks_left += self._victims.take(view, shortage, self._chosen)
         return self._blocks_left

@@ -42,20 +42,18 @@ class Policy(NamedTuple):
     # for the end of that step, and open sessions would fill it up.
     keeps_sealed_apart: bool = False
 
-    def keys(self, view: RequestView, has_claim: bool) -> tuple[RankKey, RankKey]:
-        """The whole keys: the lower first one is served first, the higher second one evicted first.
+    def serving_key(self, view: RequestView, has_claim: bool) -> RankKey:
+        """The lower is served first; `has_claim` is the view's, which the caller has asked for."""
+        return (not has_claim, *self.serve(view))
 
-        `has_claim` is the view's, which the caller has asked for already.
-        """
+    def eviction_key(self, view: RequestView) -> RankKey:
+        """The higher is evicted first."""
         guard_number = view.guard_number or _NOT_GUARDED
-        rank = self.serve(view)
         if self.keep is not None:
-            keep = (guard_number, *self.keep(view))
-        else:
-            # Sealed; open with new tokens; open without.
-            tier = 0 if view.sealed else 1 if has_claim else 2
-            keep = (guard_number, tier, *rank)
-        return (not has_claim, *rank), keep
+            return (guard_number, *self.keep(view))
+        # Sealed; open with new tokens; open without.
+        tier = 0 if view.sealed else 1 if view.has_claim else 2
+        return (guard_number, tier, *self.serve(view))
 
     def may_swap_order(self, first: RequestView, second: RequestView) -> bool:
         """Whether the order in which these two are evicted says nothing.

@@ -53,7 +53,8 @@ def find_policy(name: str, field: str = "policy") -> Policy:
     policy = _as_policy(name, _imported(name, field), field)
     try:
         for view in _SAMPLES:
-            policy.keys(view, view.has_claim)
+            policy.serving_key(view, view.has_claim)
+            policy.eviction_key(view)
     except _FAILURES as error:
         raise _bad(name, f"failed for {view}: {describe(error)}", field) from error
     return policy

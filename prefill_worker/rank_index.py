@@ -5,19 +5,20 @@ session that merely waits. Here a session is repositioned only when its view is
 replaced: O(log n) per touched session, nothing for the others.
 
 Two orders are kept: the serving order of sessions that have work, by tenant
-(tenant_queues.py), and the eviction order of those that hold blocks.
+(tenant_queues.py), and the eviction order of those that hold blocks. Mostly nothing is
+evicted, so the second one is brought up to date when it is read: a first eviction after
+a long time pays once for each session that was touched meanwhile.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from prefill_worker.policy import Policy, RankKey
 from prefill_worker.rank_order import RankOrder
 from prefill_worker.tenant_queues import TenantQueues
-from prefill_worker.types import RequestView, Walk
+from prefill_worker.types import Grant, RequestView, Walk
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 
 # Tenants that one plan may leave out. Each may cost a look at every holder of blocks.
@@ -32,11 +33,10 @@ class RankIndex:
         self._views: dict[str, RequestView] = {}
         self._serving = TenantQueues()
         self._holding = RankOrder()
+        # Sessions whose position in that order is out of date.
+        self._moved: set[str] = set()
         # The guarded sessions among the serving ones.
         self._guarded = RankOrder()
-        self._with_claim: set[str] = set()
-        # By tenant.
-        self._num_with_claim = Counter[str]()
         # Whether guarded sessions go first in this step.
         self.guarded_first = False
 
@@ -58,11 +58,11 @@ class RankIndex:
     @property
     def num_with_claim(self) -> int:
         """Number of sessions with work that others may be evicted for."""
-        return len(self._with_claim)
+        return self._serving.num_with_claim
 
     def num_with_claim_of(self, tenant: str) -> int:
         """The same of one tenant."""
-        return self._num_with_claim[tenant]
+        return self._serving.num_with_claim_of(tenant)
 
     def __len__(self) -> int:
         return len(self._views)
@@ -93,35 +93,15 @@ class RankIndex:
         request_id, has_claim = view.request_id, view.has_claim
         self._count_blocks(view)
         self._views[request_id] = view
-        serve: RankKey | None
-        keep: RankKey | None
-        serve, keep = self._policy.keys(view, has_claim)
-        if not view.num_wanted_tokens:
-            serve = None
-        if not view.num_blocks:
-            keep = None
-        if has_claim != (request_id in self._with_claim):
-            self._set_claim(request_id, has_claim)
-        guard_number = (view.guard_number,) if serve is not None and view.guard_number else None
-        # Most touches do not change a session's position.
-        if serve != self._serving.key_of(request_id):
-            self._serving.place(request_id, serve)
-        if keep != self._holding.key_of.get(request_id):
-            self._holding.place(request_id, keep)
-        if guard_number != self._guarded.key_of.get(request_id):
+        self._moved.add(request_id)
+        key = self._policy.serving_key(view, has_claim) if view.num_wanted_tokens else None
+        # Many touches do not change a session's position.
+        if key != self._serving.key_of.get(request_id):
+            self._serving.place(request_id, key)
+        if view.guard_number or request_id in self._guarded:
+            guard_number = (view.guard_number,) if view.guard_number and key is not None else None
             self._guarded.place(request_id, guard_number)
         return has_claim
-
-    def _set_claim(self, request_id: str, has_claim: bool) -> None:
-        tenant = self._serving.tenant_of(request_id)
-        if has_claim:
-            self._with_claim.add(request_id)
-            self._num_with_claim[tenant] += 1
-            return
-        self._with_claim.remove(request_id)
-        self._num_with_claim[tenant] -= 1
-        if not self._num_with_claim[tenant]:
-            del self._num_with_claim[tenant]
 
     def _count_blocks(self, view: RequestView) -> None:
         """Charges the tenant the blocks that the session has gained or lost."""
@@ -134,12 +114,11 @@ class RankIndex:
 
     def drop(self, request_id: str) -> None:
         """Removes a session that has ended, maybe before its first `put`."""
-        if request_id in self._with_claim:
-            self._set_claim(request_id, False)
         view = self._views.pop(request_id, None)
         if view is not None:
             self._serving.hold(request_id, -view.num_blocks)
         self._serving.leave(request_id)
+        self._moved.discard(request_id)
         self._holding.place(request_id, None)
         self._guarded.place(request_id, None)
 
@@ -155,9 +134,9 @@ class RankIndex:
         """A step is planned next: tenants that get work from now on start at the present."""
         self._serving.begin_step()
 
-    def charge(self, request_id: str, num_tokens: int) -> None:
-        """Charges the session's tenant so many tokens, which a step computes."""
-        self._serving.charge(request_id, num_tokens)
+    def charge(self, grants: Iterable[Grant]) -> None:
+        """Charges the tenants what a step computes for their sessions."""
+        self._serving.charge(grants)
 
     def to_serve(self) -> Walk:
         """Yields sessions that have work in serving order."""
@@ -173,6 +152,12 @@ class RankIndex:
 
     def to_evict(self) -> Iterator[RequestView]:
         """Yields sessions that hold blocks in eviction order."""
+        for request_id in self._moved:
+            view = self._views[request_id]
+            key = self._policy.eviction_key(view) if view.num_blocks else None
+            if key != self._holding.key_of.get(request_id):
+                self._holding.place(request_id, key)
+        self._moved.clear()
         return map(self._views.__getitem__, reversed(self._holding))
 
     def goes_before(self, first: RequestView, second: RequestView) -> bool:
@@ -216,7 +201,7 @@ class RankIndex:
         return self._policy.may_swap_order(first, second)
 
     def _serve_key(self, view: RequestView) -> RankKey:
-        return self._policy.keys(view, view.has_claim)[0]
+        return self._policy.serving_key(view, view.has_claim)
 
 
 class ServingWalk:

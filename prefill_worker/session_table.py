@@ -12,7 +12,6 @@ session that the plan touched, `end_step`. Events in between are `open`, `note_e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import islice
 
 from prefill_worker.deadlines import Deadlines
@@ -277,8 +276,7 @@ class SessionTable:
         if plan.grants:
             self._step += 1
             self._work += sum(grant.num_tokens for grant in plan.grants)
-            for grant in plan.grants:
-                self._index.charge(grant.request_id, grant.num_tokens)
+            self._index.charge(plan.grants)
 
     def _begin_guarding(self, request_id: str) -> None:
         promised_tokens = self._index[request_id].num_target_tokens
@@ -300,10 +298,12 @@ class SessionTable:
         """Makes the plan of this step (phase 1)."""
         if limits.num_shared_tokens is not None and self._index.is_shared:
             num_tokens = min(limits.num_tokens, limits.num_shared_tokens)
-            limits = replace(limits, num_tokens=num_tokens)
+            limits = limits._replace(num_tokens=num_tokens)
         plan = plan_step(self._index, limits, ledger, preemption)
+        if plan.does_something:
+            return plan
         has_guarded = self._index.num_guarded > 0
-        if plan.does_something or (has_guarded and self._index.guarded_first):
+        if has_guarded and self._index.guarded_first:
             return plan
         if not has_guarded and not self._guards_blocked(plan):
             return plan

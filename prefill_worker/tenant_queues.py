@@ -18,13 +18,14 @@ tenants decided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_left, bisect_right, insort
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
-
-from sortedcontainers import SortedList
 
 from prefill_worker.policy import RankKey
 from prefill_worker.rank_order import RankOrder
+from prefill_worker.types import Grant
 from stream2llm.api.tenant import TenantShare
 from stream2llm.serving.sessions.tenant_ledger import TOKEN, TenantLedger, token_time
 
@@ -37,21 +38,29 @@ RECENT_STEPS = 1000
 MAX_RECENT = 1024
 
 
+def _has_claim(key: RankKey | None) -> bool:
+    """Whether a session with that key has work that others may be evicted for."""
+    return key is not None and not key[0]
+
+
 class _Tenant:
     """One tenant that has sessions."""
 
     def __init__(self, share: TenantShare) -> None:
-        self.share = share
         self.order = RankOrder()
         # Its position among the tenants with work; None: it has none.
         self.place: _Place | None = None
         self.num_sessions = 0
+        # Sessions with work that others may be evicted for.
+        self.num_with_claim = 0
         self.num_blocks = 0
+        self.set_share(share)
 
-    @property
-    def num_weight_units(self) -> int:
-        """Its weight as a whole number."""
-        return max(round(self.share.weight * TOKEN), 1)
+    def set_share(self, share: TenantShare) -> None:
+        """Its weight and priority from now on."""
+        self.share = share
+        # Its weight as a whole number.
+        self.num_weight_units = max(round(share.weight * TOKEN), 1)
 
 
 class TenantQueues:
@@ -61,8 +70,11 @@ class TenantQueues:
         self._ledger = TenantLedger()
         self._tenants: dict[str, _Tenant] = {}
         self._tenant_of: dict[str, _Tenant] = {}
-        self._with_work: SortedList[_Place] = SortedList()
-        self._key_of: dict[str, RankKey] = {}
+        # In order; tenants are few.
+        self._with_work: list[_Place] = []
+        # The position of each session with work inside its tenant.
+        self.key_of: dict[str, RankKey] = {}
+        self.num_with_claim = 0
         self._step = 0
         # The step at which each of those that left was last here, the first to leave first.
         self._left_at: dict[str, int] = {}
@@ -71,10 +83,10 @@ class TenantQueues:
         self._num_weight_units = 0
 
     def __len__(self) -> int:
-        return len(self._key_of)
+        return len(self.key_of)
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._key_of
+        return request_id in self.key_of
 
     @property
     def has_several(self) -> bool:
@@ -90,9 +102,9 @@ class TenantQueues:
         """Whether the session has entered."""
         return request_id in self._tenant_of
 
-    def key_of(self, request_id: str) -> RankKey | None:
-        """The session's position inside its tenant; None: it has no work."""
-        return self._key_of.get(request_id)
+    def num_with_claim_of(self, name: str) -> int:
+        """Sessions with work of that tenant that others may be evicted for."""
+        return self._tenants[name].num_with_claim
 
     def tenant_of(self, request_id: str) -> str:
         """The name of the tenant of a known session."""
@@ -109,7 +121,7 @@ class TenantQueues:
         elif tenant.share != share:
             num_blocks = tenant.num_blocks
             self._count_blocks(tenant, -num_blocks)
-            tenant.share = share
+            tenant.set_share(share)
             self._count_blocks(tenant, num_blocks)
             self._move(tenant)
         tenant.num_sessions += 1
@@ -131,12 +143,14 @@ class TenantQueues:
         """Moves a session to the position of `key` inside its tenant; None: it has no work."""
         tenant = self._tenant_of[request_id]
         tenant.order.place(request_id, key)
-        if key is None:
-            self._key_of.pop(request_id, None)
-        else:
-            self._key_of[request_id] = key
-        if key is not None and self._was_idle(tenant, key):
-            self._ledger.resume(tenant.share)
+        old = self.key_of.pop(request_id, None)
+        if key is not None:
+            self.key_of[request_id] = key
+            if self._was_idle(tenant, key):
+                self._ledger.resume(tenant.share)
+        change = _has_claim(key) - _has_claim(old)
+        tenant.num_with_claim += change
+        self.num_with_claim += change
         if self._is_misplaced(tenant):
             self._move(tenant)
 
@@ -148,28 +162,27 @@ class TenantQueues:
     @staticmethod
     def _is_misplaced(tenant: _Tenant) -> bool:
         """Whether a change in its order changes its position; most do not."""
-        if tenant.place is None or not len(tenant.order):
-            return True
-        return tenant.place[0] != bool(tenant.order.first_key[0])
+        place = tenant.place
+        return place is None or not tenant.order.key_of or place[0] != (not tenant.num_with_claim)
 
     def empty(self) -> None:
         """Removes all sessions from the order; who has had what stays."""
-        for request_id in list(self._key_of):
+        for request_id in list(self.key_of):
             self.place(request_id, None)
 
     def _move(self, tenant: _Tenant) -> None:
         """Sets the tenant's position among the others."""
         place = None
-        if len(tenant.order):
-            share, has_no_claim = tenant.share, bool(tenant.order.first_key[0])
+        if tenant.order.key_of:
+            share = tenant.share
             time = self._ledger.time_of(share.name)
-            place = (has_no_claim, -share.priority, time, share.name)
+            place = (not tenant.num_with_claim, -share.priority, time, share.name)
         if place == tenant.place:
             return
         if tenant.place is not None:
-            self._with_work.remove(tenant.place)
+            del self._with_work[bisect_left(self._with_work, tenant.place)]
         if place is not None:
-            self._with_work.add(place)
+            insort(self._with_work, place)
         tenant.place = place
 
     # -- work --------------------------------------------------------------------------
@@ -188,13 +201,16 @@ class TenantQueues:
             if has_no_claim:
                 return
             self._ledger.advance(-level, time)
-            index = self._with_work.bisect_right((has_no_claim, level, _ENDLESS, ""))
+            index = bisect_right(self._with_work, (has_no_claim, level, _ENDLESS, ""))
 
-    def charge(self, request_id: str, num_tokens: int) -> None:
-        """A step computes so many tokens for the session."""
-        tenant = self._tenant_of[request_id]
-        self._ledger.charge(tenant.share, num_tokens)
-        self._move(tenant)
+    def charge(self, grants: Iterable[Grant]) -> None:
+        """Charges the tenants what a step computes for their sessions."""
+        num_tokens: dict[_Tenant, int] = defaultdict(int)
+        for grant in grants:
+            num_tokens[self._tenant_of[grant.request_id]] += grant.num_tokens
+        for tenant, num in num_tokens.items():
+            self._ledger.charge(tenant.share, num)
+            self._move(tenant)
 
     def walk(self, left_out: set[str], cost_of: Callable[[str], int]) -> Iterator[str]:
         """Yields the sessions in serving order.
@@ -234,12 +250,12 @@ class TenantQueues:
     def _next_turn(self, place: _Place, num_tokens: int, following: str) -> _Place:
         _, level, time, name = place
         time += num_tokens * token_time(self._tenants[name].share)
-        return bool(self._key_of[following][0]), level, time, name
+        return bool(self.key_of[following][0]), level, time, name
 
     def first(self) -> str | None:
         """The session that the policy ranks first, whichever session it is served for."""
         heads = (next(iter(self._tenants[name].order)) for *_, name in self._with_work)
-        return min(heads, key=lambda each: (self._key_of[each], each), default=None)
+        return min(heads, key=lambda each: (self.key_of[each], each), default=None)
 
     # -- memory ------------------------------------------------------------------------
 

@@ -186,9 +186,8 @@ class BlockLedger:
         return self.keys_by_request.get(request_id, ())[first:stop]
 
 
-@dataclass(frozen=True, slots=True)
-class StepLimits:
-    """What one engine step may use."""
+class StepLimits(NamedTuple):
+    """What one engine step may use. A tuple, as all that is made in each step."""
 
     num_tokens: int
     num_requests: int
@@ -276,8 +275,7 @@ class Eviction:
     swap: SwapChoice = SwapChoice(Reason.MODE)
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """What the next engine step does, in order: evict, load, compute."""
 
     grants: tuple[Grant, ...] = ()

@@ -135,7 +135,8 @@ class ArtifactWorker(PrefillWorker):
             return plan
         tokens = {grant.request_id: grant.num_tokens for grant in plan.grants}
         tokens |= {load.request_id: load.num_blocks * self.block_size for load in plan.loads}
-        return replace(plan, evictions=tuple(self._chosen(each, tokens) for each in plan.evictions))
+        chosen = tuple(self._chosen(each, tokens) for each in plan.evictions)
+        return plan._replace(evictions=chosen)
 
     def _chosen(self, eviction: Eviction, tokens: Mapping[str, int]) -> Eviction:
         """The eviction, without its copy where computing the newcomer's tokens costs less."""

@@ -16,7 +16,8 @@ from enum import StrEnum
 from statistics import fmean
 
 from cost_profiles.decision import Mode
-from experiments.paper.grid import Outcome, add_grid_options, outcomes, setting_name
+from experiments.paper.grid import add_grid_options, outcomes, setting_name
+from experiments.paper.kept import Outcome
 from experiments.paper.pressed import FACTORS, load_memory
 from experiments.paper.published import PRESSED_RATE, QUANTILES, Setting
 from experiments.paper.runs import Cell
@@ -84,8 +85,7 @@ def means(found: Iterable[Outcome]) -> dict[str, dict[str, Means]]:
     """By conditions and policy."""
     runs: dict[str, dict[str, list[Mapping[str, float]]]] = {}
     for each in found:
-        evictions = each.counters["recomputed_victims"] + each.counters["swapped_victims"]
-        figures = {**each.ttft_s, "evictions": evictions}
+        figures = {**each.ttft_s, "evictions": each.num_evictions}
         runs.setdefault(name_of(each.cell), {}).setdefault(each.cell.system, []).append(figures)
     return {
         name: {

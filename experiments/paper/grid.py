@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 
+from cost_profiles.decision import Mode
 from experiments.paper.h200 import NUM_BLOCKS, Fit, load_fit
+from experiments.paper.kept import KeptOutcomes, Outcome
 from experiments.paper.published import QUANTILES, Setting, published
 from experiments.paper.runs import Cell, play, ttfts_s
 from stream2llm.workload.table import Table, markdown
@@ -20,15 +23,6 @@ TOLERANCE = 0.25
 CHECKED = ("p50", "p95")
 # ... and the same order wherever the paper's systems differ by more than this.
 CLEAR_DIFFERENCE = 0.15
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A simulated cell. Seconds by the names of QUANTILES, and "mean"."""
-
-    cell: Cell
-    ttft_s: Mapping[str, float]
-    counters: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +70,31 @@ def outcome(cell: Cell, fit: Fit | None = None) -> Outcome:
     return Outcome(cell, ttfts_s(run), run.counters)
 
 
-def outcomes(cells: Sequence[Cell], args: Namespace) -> Iterator[Outcome]:
-    """Each cell, in order, as soon as it is simulated; says so on stderr."""
+def outcomes(cells: Sequence[Cell], args: Namespace) -> list[Outcome]:
+    """Each cell, in order; says on stderr what is simulated.
+
+    Where nothing is evicted, the modes of preemption are one run, and one of them is simulated.
+    """
+    kept = KeptOutcomes(args.state)
+    first_of_modes: dict[Cell, Cell] = {}
+    for cell in cells:
+        first_of_modes.setdefault(_without_mode(cell), cell)
     with ProcessPoolExecutor(args.processes or len(os.sched_getaffinity(0))) as pool:
-        for number, found in enumerate(pool.map(outcome, cells), 1):
-            cell = found.cell
-            print(
-                f"{number}/{len(cells)} {setting_name(cell.setting)} {cell.system} seed {cell.seed}",
-                file=sys.stderr,
-            )
-            yield found
+        for group in (first_of_modes.values(), cells):
+            missing = [cell for cell in group if kept.get(cell) is None]
+            for number, found in enumerate(pool.map(outcome, missing), 1):
+                kept.add(found)
+                print(f"{number}/{len(missing)} {_cell_name(found.cell)}", file=sys.stderr)
+    everything = [kept.get(cell) for cell in cells]
+    return [found for found in everything if found is not None]
+
+
+def _without_mode(cell: Cell) -> Cell:
+    return replace(cell, setting=replace(cell.setting, mode=Mode.COST))
+
+
+def _cell_name(cell: Cell) -> str:
+    return f"{setting_name(cell.setting)} {cell.system} seed {cell.seed}"
 
 
 def paper_cells(seed: int, *, whole_requests: bool, memory: float = 1.0) -> list[Cell]:
@@ -181,6 +190,11 @@ def _reversed_line(pair: Order) -> str:
 def add_grid_options(parser: ArgumentParser) -> None:
     """Those of every experiment on the grid."""
     parser.add_argument("--processes", type=int, help="simulations at once; by default one a core")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        help="JSON file with the cells that are done, to go on from and to save to; of this code",
+    )
 
 
 def add_memory_option(parser: ArgumentParser) -> None:

@@ -6,7 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 from cost_profiles.decision import Mode
-from experiments.paper.grid import Outcome, add_grid_options, outcomes, setting_name
+from experiments.paper.grid import add_grid_options, outcomes, setting_name
+from experiments.paper.kept import Outcome
 from experiments.paper.published import QUANTILES, settings
 from experiments.paper.runs import Cell
 from stream2llm.api.ordering import DocumentOrdering
@@ -48,5 +49,5 @@ def add_options(parser: ArgumentParser) -> None:
 
 def main(args: Namespace) -> Sequence[str]:
     """Prints the table."""
-    print(table(list(outcomes(cells(args.seed), args))))
+    print(table(outcomes(cells(args.seed), args)))
     return ()

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
 
-from experiments.paper.grid import Outcome, comparisons, setting_name, table, verdict
+from experiments.paper.grid import comparisons, setting_name, table, verdict
 from experiments.paper.h200 import load_fit
+from experiments.paper.kept import Outcome
 from experiments.paper.published import (
     NOT_STREAMED,
     Published,

@@ -1,13 +1,14 @@
 """Prefill and decode workers in virtual time, and what happens between them.
 
-One heap of moments. All events of one moment are delivered before a worker plans a
-step, so that a chunk and the seal that follows it at once are one change, as they
-mostly are for a real engine, which is in the middle of a step.
+All events of one moment are delivered before a worker plans a step, so that a chunk
+and the seal that follows it at once are one change, as they mostly are for a real
+engine, which is in the middle of a step.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
@@ -67,6 +68,8 @@ class Cluster:
         self._decode = decode
         self._now_s = 0.0
         self._numbers = count()
+        # What tasks submit, in order, and all that follows from it, as a heap.
+        self._arrivals: deque[tuple[float, Task, Change]] = deque()
         self._heap: list[tuple[float, int, _Act]] = []
         # What came during a step of that worker; applied before its next.
         self._inboxes: list[list[tuple[str, Change]]] = [[] for _ in prefill]
@@ -83,15 +86,14 @@ class Cluster:
         """Runs until every session is answered; ValueError: longer answers need a decode worker."""
         asked = list(tasks)
         self._prepare(max(map(self._num_output_tokens, asked), default=1))
-        for change, each in in_order(asked):
-            self._at(change.at_s + self._settings.front_s, self._arrival(each, change))
+        front_s = self._settings.front_s
+        self._arrivals.extend(
+            (change.at_s + front_s, each, change) for change, each in in_order(asked)
+        )
         if self._settings.sample_every_s is not None:
             self._at(0.0, self._sample)
-        while self._heap:
-            self._now_s = self._heap[0][0]
-            while self._heap and self._heap[0][0] == self._now_s:
-                heapq.heappop(self._heap)[2]()
-            self._begin_steps()
+        while self._arrivals or self._heap:
+            self._play_moment()
         assert not self._live, f"sessions wait, and nothing will ever come: {list(self._live)[:3]}"
         records = sorted(self._records, key=lambda record: (record.opened_s, record.session_id))
         return RunRecord(
@@ -102,6 +104,18 @@ class Cluster:
             tuple(self._samples),
             self._counters(),
         )
+
+    def _play_moment(self) -> None:
+        """All that happens at the next moment: first what arrives, then what was pushed, in order."""
+        arrivals, heap = self._arrivals, self._heap
+        is_arrival = bool(arrivals) and (not heap or arrivals[0][0] <= heap[0][0])
+        now_s = self._now_s = arrivals[0][0] if is_arrival else heap[0][0]
+        while arrivals and arrivals[0][0] == now_s:
+            _, task, change = arrivals.popleft()
+            self._arrive(task, change)
+        while heap and heap[0][0] == now_s:
+            heapq.heappop(heap)[2]()
+        self._begin_steps()
 
     def _prepare(self, longest_answer: int) -> None:
         if longest_answer > 1 and not self._decode:
@@ -119,9 +133,6 @@ class Cluster:
 
     # -- context -----------------------------------------------------------------------
 
-    def _arrival(self, task: Task, change: Change) -> _Act:
-        return lambda: self._arrive(task, change)
-
     def _arrive(self, task: Task, change: Change) -> None:
         live = self._live.get(task.name)
         if live is None:
@@ -133,7 +144,7 @@ class Cluster:
             self._inboxes[live.prefill].append((task.name, change))
         else:
             self._change(live, change)
-        self._touched.add(live.prefill)
+            self._touched.add(live.prefill)
 
     def _change(self, live: _Live, change: Change) -> None:
         """Prefill hears of it."""
@@ -287,7 +298,7 @@ class Cluster:
                 sum(worker.num_with_work for worker in workers),
             )
         )
-        if self._heap:
+        if self._arrivals or self._heap:
             assert self._settings.sample_every_s is not None
             self._at(self._now_s + self._settings.sample_every_s, self._sample)
 

@@ -213,7 +213,7 @@ def test_6_no_eviction_is_in_vain(case: Situation) -> None:
 
 @given(situations())
 def test_6_whole_requests_lose_everything(case: Situation) -> None:
-    limits = dataclasses.replace(case.limits, evicts_whole_requests=True)
+    limits = case.limits._replace(evicts_whole_requests=True)
     plan = plan_step(case.ranking, limits, case.ledger, BY_RANK)
     assert all(eviction.num_blocks_kept == 0 for eviction in plan.evictions)
     assert [grant.request_id for grant in plan.grants][:1] == [
@@ -268,7 +268,7 @@ def swapping(draw: st.DrawFn) -> tuple[Situation, Preemption]:
     case = dataclasses.replace(
         case,
         views=views,
-        limits=dataclasses.replace(case.limits, num_host_slots=num_host_slots),
+        limits=case.limits._replace(num_host_slots=num_host_slots),
     )
     costs = LinearCosts(token_s=1.0, block_s=1.0, copy_s=draw(st.sampled_from([0.0, 4.0])))
     return case, a_preemption(draw(st.sampled_from(list(Mode))), costs, BLOCK_SIZE)

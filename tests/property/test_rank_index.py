@@ -56,8 +56,10 @@ def test_it_is_the_ranking_of_sorting_anew(
         elif known.pop(change, None):
             index.drop(change)
         policy = index.policy
-        serve = sorted(known.values(), key=lambda v: (policy.keys(v, v.has_claim)[0], v.request_id))
-        keep = sorted(known.values(), key=lambda v: (policy.keys(v, v.has_claim)[1], v.request_id))
+        serve = sorted(
+            known.values(), key=lambda v: (policy.serving_key(v, v.has_claim), v.request_id)
+        )
+        keep = sorted(known.values(), key=lambda v: (policy.eviction_key(v), v.request_id))
         served = [view for view in serve if view.num_wanted_tokens]
         assert list(index.to_serve()) == served
         index.guarded_first = True
@@ -81,4 +83,4 @@ def test_no_two_sessions_have_one_rank(
     policy: Policy, first: RequestView, second: RequestView
 ) -> None:
     if first.request_id != second.request_id:
-        assert policy.keys(first, True)[0] != policy.keys(second, True)[0]
+        assert policy.serving_key(first, True) != policy.serving_key(second, True)

@@ -26,7 +26,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from prefill_worker.policy import POLICIES
 from prefill_worker.rank_index import RankIndex
 from prefill_worker.session_table import SessionTable
-from prefill_worker.types import BlockLedger, RequestView, StepLimits, StepPlan
+from prefill_worker.types import BlockLedger, Grant, RequestView, StepLimits, StepPlan
 from stream2llm.api.tenant import TenantShare
 from tests.builders import BY_RANK, LinearCosts, a_preemption
 from tests.examples import examples
@@ -74,7 +74,7 @@ def indexed(
         index.enter(view.request_id, of(view.request_id))
         index.put(view)
         index.begin_step()
-        index.charge(view.request_id, charge) if view.num_wanted_tokens else None
+        index.charge([Grant(view.request_id, charge)] if view.num_wanted_tokens else [])
     return index
 
 
@@ -88,7 +88,7 @@ def test_1_one_tenant_has_the_policys_own_order(
 ) -> None:
     alone = indexed(policy, views, lambda _: share, charges)
     alone.guarded_first = turn
-    keys = {view.request_id: POLICIES[policy].keys(view, view.has_claim)[0] for view in views}
+    keys = {view.request_id: POLICIES[policy].serving_key(view, view.has_claim) for view in views}
     plain = sorted(views, key=lambda view: keys[view.request_id])
     if turn:
         plain.sort(key=lambda view: view.guard_number or 99)
@@ -115,7 +115,7 @@ def test_2_each_tenants_sessions_keep_the_policys_order(
     assert with_claim == sorted(with_claim, reverse=True)
     for name in newest:
         own = [view for view in served if tenants[view.request_id].name == name]
-        assert own == sorted(own, key=lambda v: POLICIES[policy].keys(v, v.has_claim)[0])
+        assert own == sorted(own, key=lambda v: POLICIES[policy].serving_key(v, v.has_claim))
 
 
 def by_number(name: str) -> TenantShare:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments import deadlines
+from experiments.paired import interval
 from experiments.paper.h200 import load_fit
 from experiments.paper.h200 import profile as h200_profile
 from stream2llm.cli.simulate import app
@@ -70,12 +71,13 @@ def test_more_answers_are_in_time_where_deadlines_are_known() -> None:
     for kind in deadlines.KINDS:
         others = max(found[kind, system] for system in deadlines.OTHERS)
         assert found[kind, "challenger"] >= others, kind
+        assert found[kind, "challenger"] <= found[kind, deadlines.BOUND]
     assert found["classes", "challenger"] > 1.1 * found["classes", "srpf without"]
 
 
 def test_the_experiment_reports_differences_of_pairs() -> None:
     cells = [deadlines.Cell("crawler", "Poisson", 1.2, seed, "srpf", 9) for seed in (1, 2, 3)]
-    shares = {"fcfs": 0.2, "srpf without": 0.5, "edf": 0.1, "challenger": 0.55}
+    shares = {"fcfs": 0.2, "srpf without": 0.5, "edf": 0.1, "challenger": 0.55, "at most": 0.6}
     outcomes = [
         {("uniform", system): share + 0.1 * cell.seed for system, share in shares.items()}
         for cell in cells
@@ -83,7 +85,7 @@ def test_the_experiment_reports_differences_of_pairs() -> None:
     found = deadlines.results(cells, outcomes)
     (row,) = found.values()
     assert deadlines.best_other(row) == "srpf without"
-    assert deadlines.interval(row["challenger"], row["srpf without"]) == pytest.approx((0.05, 0.05))
+    assert interval(row["challenger"], row["srpf without"]) == pytest.approx((0.05, 0.05))
     assert "| 1.07 | +5.0 to +5.0 (srpf without) |" in deadlines.table(found, "srpf")
     assert list(deadlines.misses(found)) == [
         "crawler Poisson uniform 120%: 1.07 x srpf without, 1.3 wanted"
