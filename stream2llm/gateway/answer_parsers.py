@@ -40,15 +40,18 @@ class AnswerParsers:
         path = self._tokenizer.model_path
         self._vllm = await asyncio.to_thread(VllmParsers, self._names, path)
 
-    async def parsing(self, request: AnswerRequest) -> Parsing:
-        """How its answers are parsed; raises UnsupportedError for what cannot be, by name."""
+    async def parsing(self, request: AnswerRequest, chat: ChatPrompt | None = None) -> Parsing:
+        """How its answers are parsed; raises UnsupportedError for what cannot be, by name.
+
+        `chat` is the conversation where it is more than the request's own.
+        """
         if not isinstance(request, ToolRequest):
             return TEXT
         use = request.tool_use()
         has_calls = use.calls is Calls.AUTO
         if has_calls:
             self._check_tool_parser()
-        prompt_end = await self._prompt_end(request)
+        prompt_end = await self._prompt_end(request, chat)
         has_reasoning = prompt_end is not None
         _check_constraints(request, has_calls=has_calls, has_reasoning=has_reasoning)
         if self._vllm is None or not (has_calls or has_reasoning):
@@ -74,12 +77,13 @@ class AnswerParsers:
                 field="tool_choice",
             )
 
-    async def _prompt_end(self, request: ToolRequest) -> tuple[int, ...] | None:
+    async def _prompt_end(
+        self, request: ToolRequest, chat: ChatPrompt | None
+    ) -> tuple[int, ...] | None:
         """The end of the prompt of an answer that may begin with reasoning; None: it may not."""
         if self._vllm is None or self._tokenizer is None or self._names.reasoning is None:
             return None
-        chat = prompt_of(request.prompt_content(), ChatOptions(**request.chat_options()))
-        assert isinstance(chat, ChatPrompt)
+        chat = chat or _chat_of(request)
         if chat.continue_final_message:  # what is continued is content
             return None
         tokenizer = await self._tokenizer.get()
@@ -88,8 +92,16 @@ class AnswerParsers:
         return None if self._vllm.ends_reasoning(end, kwargs) else end
 
 
+def _chat_of(request: ToolRequest) -> ChatPrompt:
+    chat = prompt_of(request.prompt_content(), ChatOptions(**request.chat_options()))
+    assert isinstance(chat, ChatPrompt)
+    return chat
+
+
 def _written_end(tokenizer: ModelTokenizer, chat: ChatPrompt) -> tuple[int, ...]:
-    """The tokens that the template writes behind the last text of the client."""
+    """The tokens that the template writes behind the last text of the client; none without one."""
+    if not chat.messages:
+        return ()
     written = tokenizer.chat.prompt(chat).written_end()
     encoder = tokenizer.encoder
     return tuple(encoder.encode(encoder.parts_written(written, is_first=False)).tolist())
