@@ -1,8 +1,7 @@
 """How the answers to a request are parsed: decided by its parameters, and by the end of its prompt.
 
 An answer whose prompt has ended the reasoning, as chat templates do where thinking is switched
-off, has none. The grammar of a structured output holds from the first token on, and leaves no
-room for reasoning: the two exclude each other.
+off, has none. Where it may have some, a structured output holds from the end of it on.
 """
 
 from __future__ import annotations
@@ -12,13 +11,16 @@ import asyncio
 from router.tokenizer import ModelTokenizer
 from stream2llm.api.errors import UnsupportedError
 from stream2llm.api.requests import ChatPrompt
+from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.client.chat_inputs import ChatOptions
 from stream2llm.client.inputs import prompt_of
+from stream2llm.gateway.answer_format import the_one
 from stream2llm.gateway.model_tokenizer import SharedTokenizer
-from stream2llm.gateway.parsing import TEXT, Parsing, parsing_of
+from stream2llm.gateway.parsing import TEXT, Parsing, with_calls
 from stream2llm.gateway.requests import AnswerRequest, ToolRequest
 from stream2llm.gateway.tools import Calls
-from stream2llm.gateway.vllm_parser import AskedParsing, ParserNames, VllmParsers
+from stream2llm.gateway.vllm_answer import AskedParsing
+from stream2llm.gateway.vllm_parser import ParserNames, VllmParsers
 
 
 class AnswerParsers:
@@ -51,13 +53,13 @@ class AnswerParsers:
         has_calls = use.calls is Calls.AUTO
         if has_calls:
             self._check_tool_parser()
+        constraint, field = _constraint_of(request, has_calls=has_calls)
         prompt_end = await self._prompt_end(request, chat)
         has_reasoning = prompt_end is not None
-        _check_constraints(request, has_calls=has_calls, has_reasoning=has_reasoning)
         if self._vllm is None or not (has_calls or has_reasoning):
-            return parsing_of(use)
+            return with_calls(TEXT, use)
         request.check_parsed()
-        return self._vllm.parsing(
+        parsing = self._vllm.parsing(
             AskedParsing(
                 has_calls=has_calls,
                 tools=use.offered,
@@ -66,8 +68,11 @@ class AnswerParsers:
                 includes_reasoning=request.include_reasoning is not False,
                 chat_template_kwargs=request.chat_template_kwargs or {},
                 prompt_end=prompt_end or (),
+                constraint=constraint,
+                constrained_by=field,
             )
         )
+        return with_calls(parsing, use)
 
     def _check_tool_parser(self) -> None:
         if self._vllm is None or self._names.tool is None:
@@ -107,21 +112,17 @@ def _written_end(tokenizer: ModelTokenizer, chat: ChatPrompt) -> tuple[int, ...]
     return tuple(encoder.encode(encoder.parts_written(written, is_first=False)).tolist())
 
 
-def _check_constraints(request: ToolRequest, *, has_calls: bool, has_reasoning: bool) -> None:
-    name = next((name for name, each in request.constraints().items() if each is not None), None)
-    if name is None:
-        return
-    field = "tool_choice" if name == "tools" else name
-    if has_calls:
+def _constraint_of(request: ToolRequest, *, has_calls: bool) -> tuple[StructuredOutput | None, str]:
+    """What the answer must look like, and the parameter that says it.
+
+    Raises UnsupportedError where calls exclude it.
+    """
+    constraint = the_one(request.constraints())
+    given = request.parameter_names()["structured_output"]
+    field = "tool_choice" if given == "tools" else given
+    if has_calls and constraint is not None:
         raise UnsupportedError(
             f'{field} and tool_choice "auto" exclude each other: the whole answer has one form',
             field=field,
         )
-    if has_reasoning:
-        what = "a call that has to come" if name == "tools" else field
-        raise UnsupportedError(
-            f"{what} leaves no room for the model's reasoning, which its chat template does not end"
-            " (gateway.reasoning_parser): switch that off in chat_template_kwargs, as by"
-            ' {"enable_thinking": false}',
-            field=field,
-        )
+    return constraint, field

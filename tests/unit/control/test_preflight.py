@@ -130,6 +130,16 @@ def test_two_grammar_backends_are_refused() -> None:
     preflight.check_engine_arguments(a_config(prefill=part, decode=part))
 
 
+def test_reasoning_that_two_parsers_would_end_is_refused() -> None:
+    part = {"engine": {"structured_outputs_config": {"reasoning_parser": "qwen3"}}}
+    workers = {"prefill": part, "decode": part}
+    with pytest.raises(InvalidRequestError, match="exclude each other") as raised:
+        preflight.check_engine_arguments(a_config(gateway={"reasoning_parser": "qwen3"}, **workers))
+    field = "prefill.engine.structured_outputs_config.reasoning_parser"
+    assert raised.value.field == field
+    preflight.check_engine_arguments(a_config(gateway={"tool_parser": "hermes"}, **workers))
+
+
 def test_cores_are_given_in_turn() -> None:
     assert [cores_of("auto", 0, i, (2, 5)) for i in range(3)] == ["2", "5", "2"]
     assert [cores_of("0-1;2-3", i, 9, ()) for i in range(2)] == ["0-1", "2-3"]
