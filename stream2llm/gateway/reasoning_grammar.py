@@ -8,13 +8,12 @@ Imports XGrammar and vLLM, which takes seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vllm.parser.abstract_parser import structured_outputs_to_format
 from xgrammar import StructuralTag
 from xgrammar.structural_tag import (
     AnyTextFormat,
     AnyTokensFormat,
+    OptionalFormat,
     SequenceFormat,
     TagFormat,
     TokenFormat,
@@ -22,28 +21,26 @@ from xgrammar.structural_tag import (
 
 from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.engine.vllm_constraint import vllm_constraint
+from stream2llm.gateway.vllm_answer import ReasoningEnd
 
-Format = SequenceFormat | TagFormat
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningEnd:
-    """What a model writes where its reasoning ends."""
-
-    text: str
-    # None: the text is no token of its own.
-    token_id: int | None
+Format = SequenceFormat | TagFormat | OptionalFormat
 
 
-def behind_reasoning(constraint: StructuredOutput, end: ReasoningEnd) -> StructuredOutput:
-    """The constraint from the end of the reasoning on, which has to come: no stop token before it.
+def behind_reasoning(
+    constraint: StructuredOutput, end: ReasoningEnd, *, has_to_come: bool
+) -> StructuredOutput:
+    """The constraint from the end of the reasoning on.
+
+    If that `has_to_come`, there is no stop token before it; else the constraint may also hold
+    from the first token on.
 
     Raises InvalidRequestError for a constraint that no engine takes, and ValueError for one that
     vLLM cannot put behind something else.
     """
     constraint.validate()
     asked = structured_outputs_to_format(vllm_constraint(constraint))
-    whole = StructuralTag(format=SequenceFormat(elements=[_reasoning(end), asked]))
+    thought = _reasoning(end) if has_to_come else OptionalFormat(content=_reasoning(end))
+    whole = StructuralTag(format=SequenceFormat(elements=[thought, asked]))
     return StructuredOutput(structural_tag=whole.model_dump_json())
 
 

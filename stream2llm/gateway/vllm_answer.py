@@ -38,6 +38,15 @@ class AskedParsing:
     constrained_by: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ReasoningEnd:
+    """What a model writes where its reasoning ends."""
+
+    text: str
+    # None: the text is no token of its own.
+    token_id: int | None
+
+
 class VllmAnswerParser:
     """One answer, parsed by vLLM."""
 

@@ -1,7 +1,8 @@
 """vLLM's parsers of tool calls and reasoning, as this gateway's.
 
 The parsers are vLLM's own classes, by the names that `vllm serve` takes. Here their requests are
-made; `vllm_answer.py` translates their results. Importing them takes seconds and hundreds of megabytes.
+made; `vllm_answer.py` translates their results. Importing them takes seconds and hundreds of
+megabytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.extras import install_command
 from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.gateway.parsing import Parsing
-from stream2llm.gateway.vllm_answer import AskedParsing, VllmAnswerParser, guarded
+from stream2llm.gateway.vllm_answer import (
+    AskedParsing,
+    ReasoningEnd,
+    VllmAnswerParser,
+    guarded,
+)
 
 T = TypeVar("T")
 _MAX_ERROR_CHARS = 500
@@ -57,7 +63,7 @@ class VllmParsers:
         where it fails.
         """
         make = self._class_of(has_calls=asked.has_calls, has_reasoning=asked.has_reasoning)
-        request = guarded(lambda: _accepted("tools", lambda: _request(asked)))
+        request = _accepted("tools", lambda: _request(asked))
 
         def parser() -> Any:
             kwargs = asked.chat_template_kwargs
@@ -68,31 +74,42 @@ class VllmParsers:
             return made
 
         made = parser()
-        adjusted = guarded(lambda: _accepted("tools", lambda: made.adjust_request(request)))
-        constraint = _constraint_of(adjusted.structured_outputs)
-        if asked.constraint is not None:
-            constraint = self._behind_reasoning(made, asked.constraint, asked.constrained_by)
+        adjusted = _accepted("tools", lambda: made.adjust_request(request))
+        of_calls = _constraint_of(adjusted.structured_outputs)
         return Parsing(
             lambda: VllmAnswerParser(parser, request, asked),
             keeps_special_tokens=not adjusted.skip_special_tokens,
-            constraint=constraint,
+            constraint=self._constraint(made, asked, of_calls),
         )
 
-    def _behind_reasoning(
-        self, parser: Any, constraint: StructuredOutput, field: str
-    ) -> StructuredOutput:
-        from stream2llm.gateway.reasoning_grammar import ReasoningEnd, behind_reasoning
-
-        end = getattr(parser.reasoning_parser, "reasoning_end_str", None)
-        if not end:
+    def _constraint(
+        self, parser: Any, asked: AskedParsing, of_calls: StructuredOutput | None
+    ) -> StructuredOutput | None:
+        """The request's own, or what vLLM has `of_calls`, behind the reasoning."""
+        constraint, field = of_calls, "tools"
+        if asked.constraint is not None:
+            constraint, field = asked.constraint, asked.constrained_by
+        end = self._reasoning_end(parser)
+        if asked.constraint is not None and end is None:
             raise UnsupportedError(
                 f"{field} leaves no room for the model's reasoning, of which"
                 f" {self._names.reasoning} (gateway.reasoning_parser) does not say how it ends:"
                 ' switch it off in chat_template_kwargs, as by {"enable_thinking": false}',
                 field=field,
             )
-        found = ReasoningEnd(end, self._tokenizer.get_added_vocab().get(end))
-        return guarded(lambda: _accepted(field, lambda: behind_reasoning(constraint, found)))
+        if constraint is None or end is None:
+            return constraint
+        from stream2llm.gateway.reasoning_grammar import behind_reasoning
+
+        has_to_come = asked.constraint is not None
+        return _accepted(field, lambda: behind_reasoning(constraint, end, has_to_come=has_to_come))
+
+    def _reasoning_end(self, parser: Any) -> ReasoningEnd | None:
+        """How reasoning ends; None where there is none, or vLLM's parser does not say it."""
+        text = getattr(parser.reasoning_parser, "reasoning_end_str", None)
+        if not text:
+            return None
+        return ReasoningEnd(text, self._tokenizer.get_added_vocab().get(text))
 
     def _class_of(self, *, has_calls: bool, has_reasoning: bool) -> Any:
         """vLLM's class for what has to be parsed; made once, because it is made with a check."""
@@ -157,8 +174,12 @@ def _constraint_of(asked: Any) -> StructuredOutput | None:
 
 def _accepted(field: str, prepare: Callable[[], T]) -> T:
     """The result; what vLLM refuses before there is an answer is the fault of the parameter."""
-    try:
-        return prepare()
-    except ValueError as error:
-        message = f"vLLM's parser refuses the request: {str(error)[:_MAX_ERROR_CHARS]}"
-        raise InvalidRequestError(message, field=field) from error
+
+    def accepted() -> T:
+        try:
+            return prepare()
+        except ValueError as error:
+            message = f"vLLM's parser refuses the request: {str(error)[:_MAX_ERROR_CHARS]}"
+            raise InvalidRequestError(message, field=field) from error
+
+    return guarded(accepted)

@@ -26,7 +26,8 @@ from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
 from stream2llm.engine.failed_request import FAILED_GRAMMAR, FailedGrammarError
 from stream2llm.engine.grammar_state import GuardedGrammar, take_up
-from stream2llm.gateway.reasoning_grammar import ReasoningEnd, behind_reasoning
+from stream2llm.gateway.reasoning_grammar import behind_reasoning
+from stream2llm.gateway.vllm_answer import ReasoningEnd
 from tests.scheduling.engine_settings import EngineSettings, create_config
 from tests.scheduling.masked_engine import allowed, verified
 from tests.tiny_model import EOS, IM_START
@@ -140,13 +141,14 @@ def test_1_reasoning_that_ended_before_is_not_begun_again(
 
 def test_1_reasoning_that_is_part_of_the_grammar_goes_on_where_it_was() -> None:
     """A gateway's structured outputs begin behind the reasoning."""
-    constraint = behind_reasoning(StructuredOutput(regex="ab"), ReasoningEnd("</x>", 8))
-    asked = {"structural_tag": constraint.structural_tag}
+    end = ReasoningEnd("</x>", 8)
     manager = StructuredOutputManager(create_config(EngineSettings()))
     try:
 
-        def masks(answer: list[int]) -> list[int]:
-            request = a_request(manager, asked, "xgrammar", answer)
+        def masks(answer: list[int], *, has_to_come: bool = True) -> list[int]:
+            asked = behind_reasoning(StructuredOutput(regex="ab"), end, has_to_come=has_to_come)
+            tag = {"structural_tag": asked.structural_tag}
+            request = a_request(manager, tag, "xgrammar", answer)
             take_up(manager, request)
             return mask(manager, request)
 
@@ -160,6 +162,10 @@ def test_1_reasoning_that_is_part_of_the_grammar_goes_on_where_it_was() -> None:
         assert set(masks([9, 8, a, b])) <= {EOS, IM_START}
         with pytest.raises(FailedGrammarError):
             masks([9, 8, b])
+        # The model may leave its reasoning out.
+        assert {EOS, IM_START} & set(masks([a, b], has_to_come=False))
+        assert not {EOS, IM_START} & set(masks([a, a], has_to_come=False))
+        assert masks([a, a, 8], has_to_come=False) == [a]
     finally:
         manager.clear_backend()
 
