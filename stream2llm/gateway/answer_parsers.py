@@ -118,7 +118,7 @@ def _constraint_of(request: ToolRequest, *, has_calls: bool) -> tuple[Structured
     Raises UnsupportedError where calls exclude it.
     """
     constraint = the_one(request.constraints())
-    given = request.parameter_names()["structured_output"]
+    given = next((name for name, each in request.constraints().items() if each), "")
     field = "tool_choice" if given == "tools" else given
     if has_calls and constraint is not None:
         raise UnsupportedError(
