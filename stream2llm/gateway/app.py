@@ -142,7 +142,7 @@ async def _events(
             session_id=f"{answer_id}-{choice}" if choice else answer_id,
             **body.chat_options(),
             metadata=metadata_of(request, parts.guard),
-            prompt_tokens=parts.prompts and parts.prompts.tokens_of(body),
+            prompt_tokens=None if parts.prompts is None else parts.prompts.tokens_of(body),
         )
         async with stream:
             async for event in stream:
