@@ -59,20 +59,21 @@ class AnswerParsers:
         if self._vllm is None or not (has_calls or has_reasoning):
             return with_calls(TEXT, use)
         request.check_parsed()
-        parsing = self._vllm.parsing(
-            AskedParsing(
-                has_calls=has_calls,
-                tools=use.offered,
-                is_parallel=use.is_parallel,
-                has_reasoning=has_reasoning,
-                includes_reasoning=request.include_reasoning is not False,
-                chat_template_kwargs=request.chat_template_kwargs or {},
-                prompt_end=prompt_end or (),
-                constraint=constraint,
-                constrained_by=field,
-            )
+        asked = AskedParsing(
+            has_calls=has_calls,
+            tools=use.offered,
+            is_parallel=use.is_parallel,
+            has_reasoning=has_reasoning,
+            includes_reasoning=request.include_reasoning is not False,
+            chat_template_kwargs=request.chat_template_kwargs or {},
+            prompt_end=prompt_end or (),
+            constraint=constraint,
+            constrained_by=field,
         )
-        return with_calls(parsing, use)
+        if constraint is None:
+            return self._vllm.parsing(asked)
+        # A grammar may take some time to be translated.
+        return with_calls(await asyncio.to_thread(self._vllm.parsing, asked), use)
 
     def _check_tool_parser(self) -> None:
         if self._vllm is None or self._names.tool is None:

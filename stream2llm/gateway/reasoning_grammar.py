@@ -8,7 +8,10 @@ Imports XGrammar and vLLM, which takes seconds.
 
 from __future__ import annotations
 
+import json
+
 from vllm.parser.abstract_parser import structured_outputs_to_format
+from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 from xgrammar import StructuralTag
 from xgrammar.structural_tag import (
     AnyTextFormat,
@@ -38,10 +41,18 @@ def behind_reasoning(
     vLLM cannot put behind something else.
     """
     constraint.validate()
+    _check_schema(constraint)
     asked = structured_outputs_to_format(vllm_constraint(constraint))
     thought = _reasoning(end) if has_to_come else OptionalFormat(content=_reasoning(end))
     whole = StructuralTag(format=SequenceFormat(elements=[thought, asked]))
     return StructuredOutput(structural_tag=whole.model_dump_json())
+
+
+def _check_schema(constraint: StructuredOutput) -> None:
+    """What vLLM checks in a schema alone, and not in a part of a structural tag."""
+    schema = json.loads(constraint.json_schema or "{}")
+    if isinstance(schema, dict) and has_xgrammar_unsupported_json_features(schema):
+        raise ValueError("the JSON schema has features that xgrammar does not support")
 
 
 def _reasoning(end: ReasoningEnd) -> Format:

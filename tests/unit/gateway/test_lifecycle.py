@@ -46,7 +46,9 @@ async def test_a_client_that_leaves_before_the_first_token_ends_its_session(
             await soon(gateway.ring.prefill.session_came.wait())
             await soon(gateway.ring.record.sealed.wait())
             asked.cancel()
-            await asyncio.gather(asked, return_exceptions=True)
+            (answer,) = await asyncio.gather(asked, return_exceptions=True)
+            if isinstance(answer, aiohttp.ClientResponse):  # a stream may have begun
+                answer.close()
         await soon(gateway.ring.record.ended.wait())
         await gateway.ring.nothing_is_open()
 

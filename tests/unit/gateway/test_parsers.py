@@ -232,6 +232,8 @@ async def test_a_constraint_that_vllm_cannot_put_behind_reasoning_is_refused_by_
         ({"structural_tag": "{"}, "structured_outputs.structural_tag"),
         ({"choice": [""]}, "structured_outputs.choices"),
         ({"regex": "a", "json_object": True}, "structured_outputs"),
+        # No structural tag checks that.
+        ({"json": {"type": "integer", "multipleOf": 3}}, "structured_outputs"),
     ):
         body = {"messages": HELLO, "structured_outputs": asked}
         async with http.post("/v1/chat/completions", json=body) as response:
