@@ -31,7 +31,7 @@ from stream2llm.client.inputs import (
     template_of,
     ttft_slo_of,
 )
-from stream2llm.client.one_shot import OneShot
+from stream2llm.client.one_shot import OneShot, PromptTokens
 from stream2llm.client.placed_session import PlacedSession, SessionOptions
 from stream2llm.client.recording import SessionRecording, recording_path
 from stream2llm.client.recovery import SessionRecovery, recovery_of
@@ -203,6 +203,7 @@ class AsyncClient:
         traceparent: str | None = None,
         metadata: Metadata = (),
         recover: bool | SessionRecovery = True,
+        prompt_tokens: PromptTokens | None = None,
     ) -> AnswerStream:
         """Answers one complete prompt: text, token ids or chat messages.
 
@@ -210,7 +211,8 @@ class AsyncClient:
         `answer = await client.generate(...).answer()`. `traceparent`, `metadata`, `ttft_slo_ms`
         and what goes with chat messages (`tools`, ...) are as in `session`. With `recover`, the
         answer to text or token ids goes on when its router is lost, as a session does; one to
-        chat messages, or with `truncate_prompt_tokens`, fails if anything of it has come.
+        chat messages, or with `truncate_prompt_tokens`, fails if anything of it has come, unless
+        `prompt_tokens` returns the tokens of the prompt as that router had them.
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
         sent = (*metadata, *trace_metadata(traceparent))
@@ -229,7 +231,8 @@ class AsyncClient:
         )
         check_size(message, self._max_message_bytes)
         limits = recovery_of(recover)
-        return AnswerStream(OneShot(self._connections, message, limits, timeout_s, sent).events())
+        answer = OneShot(self._connections, message, limits, timeout_s, sent, prompt_tokens)
+        return AnswerStream(answer.events())
 
     async def model_info(
         self,

@@ -86,7 +86,8 @@ def _chat_message(message: MessageLike, field: str) -> ChatMessage:
         name=given.get("name", ""),
         reasoning=given.get("reasoning", given.get("reasoning_content", "")),
     )
-    content = given.get("content", "" if made.tool_calls else None)
+    says_more = made.tool_calls or made.reasoning
+    content = given.get("content", "" if says_more else None)
     return _with_content(made, content, f"{field}.content")
 
 

@@ -3,12 +3,15 @@
 Generate         the whole request, at the first router that takes it
 StreamGenerate   behind a loss: the prompt as the prefix of a session that is sealed at
                  once, with what has come of the answer
+
+A prompt that is no prefix, as chat messages are none, goes on as its tokens, if the caller has
+them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from stream2llm.api.call_metadata import Metadata
@@ -21,6 +24,8 @@ from stream2llm.client.rpc import END_GRACE_S, RpcFailedError, SessionRpc, ended
 from stream2llm.client.tries import Tries
 
 _WAITED_FOR = "the answer did not end"
+# Returns the tokens of a prompt, as the router has them.
+PromptTokens = Callable[[], Awaitable[Sequence[int]]]
 
 
 class OneShot:
@@ -33,12 +38,18 @@ class OneShot:
         limits: SessionRecovery,
         timeout_s: float | None,
         metadata: Metadata,
+        prompt_tokens: PromptTokens | None = None,
     ) -> None:
-        """`timeout_s` is for the whole answer, from the first event that is asked for."""
+        """`timeout_s` is for the whole answer, from the first event that is asked for.
+
+        `prompt_tokens` is called behind a loss, where the prompt itself is no prefix.
+        """
         self._connections = connections
         self._request = request
         self._session = session_of(request)
-        self._limits = NO_RECOVERY if self._session is None else limits
+        self._prompt_tokens = prompt_tokens
+        can_go_on = self._session is not None or prompt_tokens is not None
+        self._limits = limits if can_go_on else NO_RECOVERY
         self._timeout_s = timeout_s
         self._metadata = metadata
         self._received = Received()
@@ -99,12 +110,15 @@ class OneShot:
         if not self._is_resumed:
             return await rpc.read(self._timeout_s, lambda: _WAITED_FOR)
         async with tries.admission(is_first=False):
-            await rpc.write(pb.StreamGenerateRequest(sequence=1, open=self._present_opening()))
+            opening = await self._present_opening()
+            await rpc.write(pb.StreamGenerateRequest(sequence=1, open=opening))
             await rpc.write(pb.StreamGenerateRequest(sequence=2, seal=pb.SealContext()), last=True)
             return await rpc.read(self._timeout_s, lambda: _WAITED_FOR)
 
-    def _present_opening(self) -> pb.OpenSession:
-        assert self._session is not None, "without a session there is no restart"
+    async def _present_opening(self) -> pb.OpenSession:
+        if self._session is None:
+            assert self._prompt_tokens is not None, "without its tokens there is no restart"
+            self._session = _session_of_tokens(self._request, await self._prompt_tokens())
         opening = pb.OpenSession()
         opening.CopyFrom(self._session)
         if self._received.accepted is not None:
@@ -129,7 +143,17 @@ def session_of(request: pb.GenerateRequest) -> pb.OpenSession | None:
     kind = request.WhichOneof("prompt")
     if kind not in ("text", "token_ids") or request.sampling.HasField("truncate_prompt_tokens"):
         return None
-    prefix = pb.Content(**{kind: getattr(request, kind)})
+    return _session(request, pb.Content(**{kind: getattr(request, kind)}))
+
+
+def _session_of_tokens(request: pb.GenerateRequest, token_ids: Sequence[int]) -> pb.OpenSession:
+    """The session whose context is the prompt as it was used."""
+    opening = _session(request, pb.Content(token_ids=pb.TokenIds(ids=token_ids)))
+    opening.sampling.ClearField("truncate_prompt_tokens")
+    return opening
+
+
+def _session(request: pb.GenerateRequest, prefix: pb.Content) -> pb.OpenSession:
     opening = pb.OpenSession(
         session_id=request.session_id,
         model=request.model,

@@ -32,6 +32,7 @@ from stream2llm.cluster.vllm_preflight import (
     check_environment,
     check_grammar_backends,
     check_part,
+    check_reasoning,
     check_vllm,
 )
 from stream2llm.engine.parser_names import check_parser
@@ -70,6 +71,7 @@ def checks(config: ClusterConfig, *, on_this_machine: bool, runs_vllm: bool) -> 
         Check("policies", lambda: check_policies(config)),
         Check("parsers", lambda: check_parsers(config)),
         Check("grammar backends", lambda: check_grammar_backends(config)),
+        Check("reasoning", lambda: check_reasoning(config)),
         Check("encryption", lambda: check_encryption(config)),
         Check("authentication", lambda: check_authentication(config)),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.extras import install_command
@@ -77,6 +78,22 @@ def check_grammar_backends(config: ClusterConfig) -> None:
             reason="BAD_ARGUMENT",
             field=f"decode.engine.{key}",
         )
+
+
+def check_reasoning(config: ClusterConfig) -> None:
+    """Grammars begin behind the reasoning by a gateway's parser or by the engines', not by both."""
+    if config.gateway is None or config.gateway.reasoning_parser is None:
+        return
+    for role, part in config.worker_sections:
+        given = part.engine.get("structured_outputs_config")
+        if isinstance(given, Mapping) and given.get("reasoning_parser"):
+            field = f"{role}.engine.structured_outputs_config.reasoning_parser"
+            raise InvalidRequestError(
+                f"{field} and gateway.reasoning_parser exclude each other: the gateway's grammars"
+                " have the reasoning in them, and engines would begin them behind it",
+                reason="BAD_ARGUMENT",
+                field=field,
+            )
 
 
 def check_deterministic(config: ClusterConfig) -> None:

@@ -13,7 +13,7 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.logprobs import Logprob as VllmLogprob
 from vllm.outputs import CompletionOutput
-from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.sampling_params import RequestOutputKind
 
 from stream2llm.api.errors import (
     InternalError,
@@ -22,7 +22,7 @@ from stream2llm.api.errors import (
     UnavailableError,
 )
 from stream2llm.api.sampling import BadWord, SamplingParameters
-from stream2llm.api.structured_output import StructuredOutput, refused
+from stream2llm.api.structured_output import refused
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
 from stream2llm.engine.answer_bad_words import AnswerBadWords
 from stream2llm.engine.answer_penalty import AnswerPenalty
@@ -32,6 +32,7 @@ from stream2llm.engine.failed_request import (
     FAILED_GRAMMAR,
     FAILED_REQUEST,
 )
+from stream2llm.engine.vllm_constraint import vllm_constraint
 
 # For both engines; they make what vLLM samples count the answer's tokens in the prompt.
 ANSWER_PROCESSORS = [AnswerPenalty, AnswerBadWords]
@@ -61,6 +62,7 @@ def to_vllm(
     It has `answer_tokens` tokens before this engine adds at most `max_tokens`. Raises
     InvalidRequestError when vLLM refuses them.
     """
+    constraint = params.structured_output
     try:
         result = SamplingParams(
             max_tokens=max_tokens,
@@ -77,7 +79,7 @@ def to_vllm(
             min_tokens=min_tokens_left(params, max_tokens, answer_tokens),
             min_p=params.min_p,
             logit_bias=dict(params.logit_bias) or None,
-            structured_outputs=_constraint(params.structured_output),
+            structured_outputs=None if constraint is None else vllm_constraint(constraint),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             extra_args=extra_args,
@@ -102,19 +104,6 @@ def _token_ids(word: BadWord) -> list[int]:
         field = "sampling.bad_words"
         raise InvalidRequestError(f"{field} has a text; engines take token ids", field=field)
     return list(word)
-
-
-def _constraint(output: StructuredOutput | None) -> StructuredOutputsParams | None:
-    if output is None:
-        return None
-    return StructuredOutputsParams(
-        json=output.json_schema,
-        json_object=output.json_object or None,
-        regex=output.regex,
-        choice=list(output.choices) or None,
-        grammar=output.grammar,
-        structural_tag=output.structural_tag,
-    )
 
 
 def engine_seed(seed: int | None, engine: EngineSeed, num_before: int = 0) -> int | None:

@@ -13,7 +13,6 @@ from starlette.types import Receive, Scope, Send
 
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.events import Accepted, Answer
-from stream2llm.client.recovery import is_loss
 from stream2llm.client.stream import Gathered
 from stream2llm.gateway.choices import ChoiceEvents
 from stream2llm.gateway.forms import Form
@@ -47,17 +46,16 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
 async def respond(
     request: Request,
-    ask: Callable[[], ChoiceEvents],
+    events: ChoiceEvents,
     make_form: Callable[[Accepted], Form],
     *,
     streams: bool,
     headers: Mapping[str, str],
 ) -> Response:
-    """The response to a request whose answer `ask` begins; raises what refuses it.
+    """The response to a request with these events; raises what refuses it.
 
     The router's refusals come before the first byte, so that they have a status of their own.
     """
-    events = ask()
     try:
         _, first = await while_connected(request, anext(events))
         if not isinstance(first, Accepted):
@@ -65,25 +63,12 @@ async def respond(
         form = make_form(first)
         if streams:
             return AnswerResponse(form, events, headers)
-        whole = form.whole(*await _whole_answers(request, events, ask))
+        whole = form.whole(*await while_connected(request, _gathered(events)))
     except BaseException:
         await events.aclose()
         raise
     content = whole.model_dump_json(exclude_unset=True, by_alias=True)
     return Response(content, media_type="application/json", headers=headers)
-
-
-async def _whole_answers(
-    request: Request, events: ChoiceEvents, ask: Callable[[], ChoiceEvents]
-) -> list[Answer]:
-    """The answers; asked for once more where its router is lost, as nothing of it was sent."""
-    try:
-        return await while_connected(request, _gathered(events))
-    except Stream2LLMError as error:
-        if not is_loss(error):
-            raise
-        _log.warning("answer_lost reason=%s (it is asked for again)", error.reason)
-        return await while_connected(request, _gathered(ask()))
 
 
 async def _gathered(events: ChoiceEvents) -> list[Answer]:

@@ -26,12 +26,13 @@ from stream2llm.gateway.answer_parsers import AnswerParsers
 from stream2llm.gateway.answering import ClientLeftError, respond, unsent
 from stream2llm.gateway.calls import metadata_of, presented_by
 from stream2llm.gateway.chat import ChatForm
-from stream2llm.gateway.choices import ChoiceEvents, Events, choices, only_choice
+from stream2llm.gateway.choices import Events, choices, only_choice
 from stream2llm.gateway.completions import CompletionForm
 from stream2llm.gateway.errors import invalid_parameter
 from stream2llm.gateway.forms import Form, Opening
 from stream2llm.gateway.middleware import error_response
 from stream2llm.gateway.parsing import Parsing
+from stream2llm.gateway.prompt_tokens import PromptTokenizer
 from stream2llm.gateway.requests import AnswerRequest, ChatRequest, CompletionRequest
 from stream2llm.gateway.response_requests import ResponsesRequest
 from stream2llm.gateway.responses import ResponseForm
@@ -50,6 +51,8 @@ class GatewayParts:
 
     clients: RouterClients
     parsers: AnswerParsers
+    # None: without the model's tokenizer, an answer to a chat ends with its router.
+    prompts: PromptTokenizer | None
     # Guards the page of metrics; the routers guard all other routes.
     guard: Guard
     registry: CollectorRegistry
@@ -109,16 +112,12 @@ async def answer(
         created_s = int(parts.clock.wall_s())
         return make_form(body, Opening(answer_id, created_s, accepted.model, parsing))
 
-    def ask() -> ChoiceEvents:
-        if body.num_choices == 1:
-            return only_choice(_events(parts, request, body, parsing, answer_id))
-        return choices(
-            lambda i: _events(parts, request, body, parsing, answer_id, i), body.num_choices
-        )
+    def ask(choice: int = 0) -> Events:
+        return _events(parts, request, body, parsing, answer_id, choice)
 
     return await respond(
         request,
-        ask,
+        only_choice(ask()) if body.num_choices == 1 else choices(ask, body.num_choices),
         form,
         streams=bool(body.stream),
         # By this the routers' logs name the session, and OpenAI's clients the request.
@@ -132,7 +131,7 @@ async def _events(
     body: AnswerRequest,
     parsing: Parsing,
     answer_id: str,
-    choice: int = 0,
+    choice: int,
 ) -> Events:
     """The events of one choice; its session ends with the generator."""
     with parts.clients.lease() as client:
@@ -143,6 +142,7 @@ async def _events(
             session_id=f"{answer_id}-{choice}" if choice else answer_id,
             **body.chat_options(),
             metadata=metadata_of(request, parts.guard),
+            prompt_tokens=None if parts.prompts is None else parts.prompts.tokens_of(body),
         )
         async with stream:
             async for event in stream:

@@ -94,7 +94,14 @@ def param_of(error: Stream2LLMError, names: Mapping[str, str] = {}) -> str | Non
     field = _PREFIX.sub("", error.field)
     first = re.match(r"\w+", field)
     name = first[0] if first else ""
-    return names.get(name, _PARAMS.get(name, name)) + field[len(name) :]
+    param, part = names.get(name, _PARAMS.get(name, name)), field[len(name) :]
+    return param if _has_other_form(name, param, part) else param + part
+
+
+def _has_other_form(name: str, param: str, part: str) -> bool:
+    """Whether a router has got what the parameter says in a form that has other parts."""
+    is_tag = part == ".structural_tag" and param != "structured_outputs"
+    return name == "structured_output" and (is_tag or param == "tools")
 
 
 def headers_of(error: Stream2LLMError) -> dict[str, str]:

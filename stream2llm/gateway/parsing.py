@@ -108,34 +108,44 @@ class _Text:
 
 
 class _Calls:
-    """All of an answer is calls, by its structured output."""
+    """All content of an answer is calls, by its structured output."""
 
-    num_reasoning_tokens = None
-
-    def __init__(self, reader: CallReader) -> None:
+    def __init__(self, parser: AnswerParser, reader: CallReader) -> None:
+        """`parser` finds the content."""
+        self._parser = parser
         self._reader = reader
 
+    @property
+    def num_reasoning_tokens(self) -> int | None:
+        return self._parser.num_reasoning_tokens
+
     def feed(self, delta: TokenDelta) -> Sequence[Part]:
-        return self._reader.feed(delta.text)
+        return self._read(self._parser.feed(delta))
 
     def end(self) -> Sequence[Part]:
-        return []
+        return self._read(self._parser.end())
 
     def whole(self, answer: Answer) -> Sequence[Part]:
-        return self._reader.feed(answer.text)
+        return self._read(self._parser.whole(answer))
+
+    def _read(self, parts: Sequence[Part]) -> Sequence[Part]:
+        read: list[Part] = []
+        for part in parts:
+            read += self._reader.feed(part.text) if isinstance(part, Content) else [part]
+        return read
 
 
 TEXT = Parsing(_Text, is_text=True)
 
 
-def parsing_of(use: ToolUse) -> Parsing:
-    """Parses answers that are calls from the first token to the last, or text: without vLLM."""
+def with_calls(parsing: Parsing, use: ToolUse) -> Parsing:
+    """The parsing where all content has to be calls, if `use` asks for that."""
     if reader_for(use) is None:
-        return TEXT
+        return parsing
 
     def parser() -> AnswerParser:
         reader = reader_for(use)
         assert reader is not None
-        return _Calls(reader)
+        return _Calls(parsing.parser(), reader)
 
-    return Parsing(parser)
+    return replace(parsing, parser=parser, is_text=False)

@@ -22,7 +22,14 @@ from stream2llm.gateway.answer_format import (
     constraint_of,
     the_one,
 )
-from stream2llm.gateway.tools import ChatTool, ChatToolChoice, ToolChoiceMode, ToolUse, tool_use
+from stream2llm.gateway.tools import (
+    Calls,
+    ChatTool,
+    ChatToolChoice,
+    ToolChoiceMode,
+    ToolUse,
+    tool_use,
+)
 
 # Default of a completion's `max_tokens` in OpenAI's API.
 DEFAULT_COMPLETION_TOKENS = 16
@@ -163,6 +170,12 @@ class ToolRequest(AnswerRequest):
 
     def constraints(self) -> dict[str, StructuredOutput | None]:
         return {**super().constraints(), "tools": self.tool_use().constraint()}
+
+    def parameter_names(self) -> dict[str, str]:
+        names = super().parameter_names()
+        if self.tool_use().calls is Calls.AUTO:  # vLLM's parser may constrain the calls
+            names["structured_output"] = "tools"
+        return names
 
     def chat_options(self) -> dict[str, Any]:
         return {

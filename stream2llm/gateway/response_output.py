@@ -66,13 +66,11 @@ class Output:
             yield from self._add(part, ())
         yield from self._end_item(status)
 
-    def whole(self, answer: Answer, status: ItemStatus) -> None:
-        """Takes a whole answer."""
+    def whole(self, answer: Answer, status: ItemStatus) -> Iterator[Piece]:
+        """Takes a whole answer; the same events, of which each part is one."""
         for part in self._parser.whole(answer):
-            for _ in self._add(part, answer.logprobs):
-                pass
-        for _ in self._end_item(status):
-            pass
+            yield from self._add(part, answer.logprobs)
+        yield from self._end_item(status)
 
     def _add(self, part: Part, logprobs: Sequence[TokenLogprobs]) -> Iterator[Piece]:
         item = self._item

@@ -39,6 +39,8 @@ class ResponseForm:
             opening.id, opening.parsing, includes_logprobs=request.includes_logprobs
         )
         self._is_streamed = False
+        # The events at the end of the output, once it is complete.
+        self._last: list[Piece] | None = None
         self._gathered = Gathered()
         self._num_events = 0
 
@@ -62,11 +64,22 @@ class ResponseForm:
         response = self._response("failed", error={"code": code, "message": error.message})
         yield self._event(oai.ResponseFailedEvent, "response.failed", response=response)
 
+    def complete(self, answer: Answer) -> list[Piece]:
+        """Takes the whole answer, of which a stream has had the tokens; once, however often.
+
+        Returns the events at the end of the output. Raises InternalError where the answer cannot
+        be parsed.
+        """
+        if self._last is None:
+            output, status = self._output, _status(answer)
+            pieces = output.end(status) if self._is_streamed else output.whole(answer, status)
+            self._last = list(pieces)
+        return self._last
+
     def whole(self, *answers: Answer) -> oai.Response:
         (answer,) = answers
+        self.complete(answer)
         status = _status(answer)
-        if not self._is_streamed:
-            self._output.whole(answer, status)
         details = IncompleteDetails(reason="max_output_tokens") if status == "incomplete" else None
         return self._response(
             status,
@@ -76,10 +89,9 @@ class ResponseForm:
         )
 
     def _end(self, answer: Answer) -> Iterator[str]:
-        status = _status(answer)
-        yield from self._events(self._output.end(status))
+        yield from self._events(self.complete(answer))
         response = self.whole(answer)
-        if status == "completed":
+        if response.status == "completed":
             yield self._event(oai.ResponseCompletedEvent, "response.completed", response=response)
         else:
             yield self._event(oai.ResponseIncompleteEvent, "response.incomplete", response=response)

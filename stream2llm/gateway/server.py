@@ -27,6 +27,7 @@ from stream2llm.gateway.lanes.routes import LanesRoom, lanes_routes
 from stream2llm.gateway.metrics import GatewayMetrics
 from stream2llm.gateway.middleware import BodyLimit, InFlight
 from stream2llm.gateway.model_tokenizer import SharedTokenizer
+from stream2llm.gateway.prompt_tokens import PromptTokenizer
 from stream2llm.gateway.routers import RouterClients
 from stream2llm.gateway.vllm_parser import ParserNames
 from stream2llm.security.certificates import open_certificates
@@ -71,8 +72,10 @@ class Gateway:
         tokenizer = SharedTokenizer(spec.model_path) if spec.model_path else None
         names = ParserNames(spec.tool_parser, spec.reasoning_parser)
         self._parsers = AnswerParsers(names, tokenizer)
+        self._prompts = PromptTokenizer(tokenizer) if tokenizer else None
+        guard = guards.of("gateway")
         parts = GatewayParts(
-            self._clients, self._parsers, guards.of("gateway"), self.registry, clock
+            self._clients, self._parsers, self._prompts, guard, self.registry, clock
         )
         self._lanes = LanesRoom(tokenizer, clock) if tokenizer else None
         if self._lanes is not None:
@@ -131,6 +134,8 @@ class Gateway:
                 await self._serving
         if self._lanes is not None:
             await self._lanes.close()
+        if self._prompts is not None:
+            self._prompts.close()
 
     def _client_of(self, routers: tuple[str, ...]) -> AsyncClient:
         # Without credentials of its own: those of each request go with its call.

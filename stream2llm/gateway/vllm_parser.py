@@ -1,30 +1,28 @@
 """vLLM's parsers of tool calls and reasoning, as this gateway's.
 
 The parsers are vLLM's own classes, by the names that `vllm serve` takes. Here their requests are
-made, and their results translated. Importing them takes seconds and hundreds of megabytes.
+made; `vllm_answer.py` translates their results. Importing them takes seconds and hundreds of
+megabytes.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from stream2llm.api.errors import (
-    InternalError,
-    InvalidRequestError,
-    Stream2LLMError,
-    UnsupportedError,
-)
-from stream2llm.api.events import Answer, TokenDelta
+from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.extras import install_command
 from stream2llm.api.structured_output import StructuredOutput
-from stream2llm.gateway.parsing import Content, ParsedAnswer, Parsing, Part, Reasoning
-from stream2llm.gateway.tool_calls import CallDelta
+from stream2llm.gateway.parsing import Parsing
+from stream2llm.gateway.vllm_answer import (
+    AskedParsing,
+    ReasoningEnd,
+    VllmAnswerParser,
+    guarded,
+)
 
-_log = logging.getLogger(__name__)
 T = TypeVar("T")
 _MAX_ERROR_CHARS = 500
 
@@ -35,24 +33,6 @@ class ParserNames:
 
     tool: str | None = None
     reasoning: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AskedParsing:
-    """What has to be parsed out of the answers to one request."""
-
-    # Whether there may be calls, of which of `tools`, in the form of a chat.
-    has_calls: bool
-    tools: tuple[dict[str, Any], ...]
-    # Whether there may be several.
-    is_parallel: bool
-    # Whether there may be reasoning, and whether it is shown.
-    has_reasoning: bool
-    includes_reasoning: bool
-    # What the chat template is given beside the conversation.
-    chat_template_kwargs: dict[str, Any]
-    # What the template has written behind the conversation.
-    prompt_end: tuple[int, ...]
 
 
 class VllmParsers:
@@ -72,32 +52,64 @@ class VllmParsers:
         """Whether an answer after these tokens has no reasoning, as these have ended it."""
         make = self._class_of(has_calls=False, has_reasoning=True)
         kwargs = {"chat_template_kwargs": chat_template_kwargs}
-        return _guarded(
+        return guarded(
             lambda: bool(make(self._tokenizer, **kwargs).is_reasoning_end(list(prompt_end)))
         )
 
     def parsing(self, asked: AskedParsing) -> Parsing:
         """How the answers to one request are parsed.
 
-        Raises InvalidRequestError for tools that vLLM refuses, and InternalError where it fails.
+        Raises InvalidRequestError for tools, or a constraint, that vLLM refuses, and InternalError
+        where it fails.
         """
         make = self._class_of(has_calls=asked.has_calls, has_reasoning=asked.has_reasoning)
-        request = _guarded(lambda: _accepted(lambda: _request(asked)))
+        request = _accepted("tools", lambda: _request(asked))
 
         def parser() -> Any:
             kwargs = asked.chat_template_kwargs
-            made = _guarded(
+            made = guarded(
                 lambda: make(self._tokenizer, request.tools, chat_template_kwargs=kwargs)
             )
             made.set_prompt_token_ids(asked.prompt_end)
             return made
 
-        adjusted = _guarded(lambda: _accepted(lambda: parser().adjust_request(request)))
+        made = parser()
+        adjusted = _accepted("tools", lambda: made.adjust_request(request))
+        of_calls = _constraint_of(adjusted.structured_outputs)
         return Parsing(
             lambda: VllmAnswerParser(parser, request, asked),
             keeps_special_tokens=not adjusted.skip_special_tokens,
-            constraint=_constraint_of(adjusted.structured_outputs),
+            constraint=self._constraint(made, asked, of_calls),
         )
+
+    def _constraint(
+        self, parser: Any, asked: AskedParsing, of_calls: StructuredOutput | None
+    ) -> StructuredOutput | None:
+        """The request's own, or what vLLM has `of_calls`, behind the reasoning."""
+        constraint, field = of_calls, "tools"
+        if asked.constraint is not None:
+            constraint, field = asked.constraint, asked.constrained_by
+        end = self._reasoning_end(parser)
+        if asked.constraint is not None and end is None:
+            raise UnsupportedError(
+                f"{field} leaves no room for the model's reasoning, of which"
+                f" {self._names.reasoning} (gateway.reasoning_parser) does not say how it ends:"
+                ' switch it off in chat_template_kwargs, as by {"enable_thinking": false}',
+                field=field,
+            )
+        if constraint is None or end is None:
+            return constraint
+        from stream2llm.gateway.reasoning_grammar import behind_reasoning
+
+        has_to_come = asked.constraint is not None
+        return _accepted(field, lambda: behind_reasoning(constraint, end, has_to_come=has_to_come))
+
+    def _reasoning_end(self, parser: Any) -> ReasoningEnd | None:
+        """How reasoning ends; None where there is none, or vLLM's parser does not say it."""
+        text = getattr(parser.reasoning_parser, "reasoning_end_str", None)
+        if not text:
+            return None
+        return ReasoningEnd(text, self._tokenizer.get_added_vocab().get(text))
 
     def _class_of(self, *, has_calls: bool, has_reasoning: bool) -> Any:
         """vLLM's class for what has to be parsed; made once, because it is made with a check."""
@@ -116,118 +128,6 @@ class VllmParsers:
             )
         except TypeError as error:
             raise UnsupportedError(f"the gateway's parsers: {error}") from error
-
-
-class VllmAnswerParser:
-    """One answer, parsed by vLLM."""
-
-    def __init__(self, make: Callable[[], Any], request: Any, asked: AskedParsing) -> None:
-        """`make` makes vLLM's parser, which parses one answer once."""
-        self._make = make
-        self._parser = make()
-        self._request = request
-        self._asked = asked
-        # The answer so far, and what has been found in it.
-        self._text: list[str] = []
-        self._token_ids: list[int] = []
-        self._parts: list[Part] = []
-        # By vLLM's index of a call, ours.
-        self._indices: dict[int, int] = {}
-
-    @property
-    def num_reasoning_tokens(self) -> int | None:
-        """Tokens of the reasoning, as far as vLLM's parser counts them; None without reasoning."""
-        if not self._asked.has_reasoning:
-            return None
-        return _guarded(lambda: int(self._parser.count_reasoning_tokens(self._token_ids)))
-
-    def feed(self, delta: TokenDelta) -> Sequence[Part]:
-        """Takes the next tokens; raises InternalError where vLLM's parser fails."""
-        self._text.append(delta.text)
-        self._token_ids += delta.token_ids
-        parts = self._parsed(delta.text, list(delta.token_ids), finished=False)
-        self._parts += parts
-        return parts
-
-    def end(self) -> Sequence[Part]:
-        """What vLLM has held back; raises as `feed`."""
-        last = self._parsed("", [], finished=True)
-        streamed = [*self._parts, *last]
-        if any(isinstance(part, CallDelta) for part in streamed):
-            return last
-        whole = self._whole(self._make(), "".join(self._text))
-        rest = lost_content(ParsedAnswer.of(streamed), ParsedAnswer.of(whole))
-        return [*last, Content(rest)] if rest else last
-
-    def whole(self, answer: Answer) -> Sequence[Part]:
-        """The parts of a whole answer; raises as `feed`."""
-        self._token_ids = list(answer.token_ids)
-        return self._whole(self._parser, answer.text)
-
-    def _whole(self, parser: Any, text: str) -> Sequence[Part]:
-        reasoning, content, calls = _guarded(
-            lambda: parser.parse(
-                text,
-                self._request,
-                enable_auto_tools=self._asked.has_calls,
-                model_output_token_ids=self._token_ids,
-            )
-        )
-        return [*self._texts(reasoning, content), *self._whole_calls(calls or ())]
-
-    def _parsed(self, text: str, token_ids: list[int], *, finished: bool) -> Sequence[Part]:
-        delta = _guarded(
-            lambda: self._parser.parse_delta(
-                text,
-                token_ids,
-                self._request,
-                prompt_token_ids=list(self._asked.prompt_end),
-                finished=finished,
-            )
-        )
-        if delta is None:
-            return []
-        calls = _guarded(lambda: list(self._call_deltas(delta.tool_calls)))
-        return [*self._texts(delta.reasoning, delta.content), *calls]
-
-    def _texts(self, reasoning: str | None, content: str | None) -> Iterator[Part]:
-        if reasoning and self._asked.includes_reasoning:
-            yield Reasoning(reasoning)
-        if content:
-            yield Content(content)
-
-    def _whole_calls(self, calls: Sequence[Any]) -> Iterator[CallDelta]:
-        allowed = calls if self._asked.is_parallel else calls[:1]
-        for index, call in enumerate(allowed):
-            yield CallDelta(index, call.name, call.arguments)
-
-    def _call_deltas(self, calls: Sequence[Any]) -> Iterator[CallDelta]:
-        """Numbers calls as they come: the first delta of each has its name, as some parsers repeat."""
-        for call in calls:
-            function = call.function
-            name = None
-            if call.index not in self._indices:
-                self._indices[call.index] = len(self._indices)
-                name = function.name
-                if not name:
-                    raise ValueError("a call begins without a name")
-            index = self._indices[call.index]
-            if index and not self._asked.is_parallel:
-                continue
-            arguments = (function.arguments if function else None) or ""
-            if name or arguments:
-                yield CallDelta(index, name, arguments)
-
-
-def lost_content(streamed: ParsedAnswer, whole: ParsedAnswer) -> str:
-    """The end of a content that vLLM has held back while streaming, and never given.
-
-    Some of its parsers do so where an answer ends as a marker of theirs begins, with "<". Where
-    they have found something else than in the whole answer, what has been streamed stands.
-    """
-    content, sent = whole.content or "", streamed.content or ""
-    is_longer = not whole.calls and whole.reasoning == streamed.reasoning
-    return content[len(sent) :] if is_longer and content.startswith(sent) else ""
 
 
 def _imported(model_path: str) -> tuple[Any, Any]:
@@ -272,24 +172,14 @@ def _constraint_of(asked: Any) -> StructuredOutput | None:
     )
 
 
-def _accepted(prepare: Callable[[], T]) -> T:
-    """The result; what vLLM refuses before there is an answer is the request's fault."""
-    try:
-        return prepare()
-    except ValueError as error:
-        message = f"vLLM's parser refuses the request: {str(error)[:_MAX_ERROR_CHARS]}"
-        raise InvalidRequestError(message, field="tools") from error
+def _accepted(field: str, prepare: Callable[[], T]) -> T:
+    """The result; what vLLM refuses before there is an answer is the fault of the parameter."""
 
+    def accepted() -> T:
+        try:
+            return prepare()
+        except ValueError as error:
+            message = f"vLLM's parser refuses the request: {str(error)[:_MAX_ERROR_CHARS]}"
+            raise InvalidRequestError(message, field=field) from error
 
-def _guarded(parse: Callable[[], T]) -> T:
-    """The result; what vLLM raises ends one request alone."""
-    try:
-        return parse()
-    except Stream2LLMError:
-        raise
-    except Exception as error:  # of any kind: parsers have bugs, and models write anything
-        _log.exception("parser_failed")
-        raise InternalError(
-            "vLLM's parser failed on this answer; the gateway's log says why",
-            reason="PARSER_FAILED",
-        ) from error
+    return guarded(accepted)

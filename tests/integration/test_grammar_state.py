@@ -22,9 +22,12 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from prefill_worker.local_engine import core_request
+from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
 from stream2llm.engine.failed_request import FAILED_GRAMMAR, FailedGrammarError
 from stream2llm.engine.grammar_state import GuardedGrammar, take_up
+from stream2llm.gateway.reasoning_grammar import behind_reasoning
+from stream2llm.gateway.vllm_answer import ReasoningEnd
 from tests.scheduling.engine_settings import EngineSettings, create_config
 from tests.scheduling.masked_engine import allowed, verified
 from tests.tiny_model import EOS, IM_START
@@ -134,6 +137,37 @@ def test_1_reasoning_that_ended_before_is_not_begun_again(
     assert len(mask(manager, ended)) == 1
     # In the prompt of one engine it would be the template's.
     assert ended.structured_output_request.reasoning_ended
+
+
+def test_1_reasoning_that_is_part_of_the_grammar_goes_on_where_it_was() -> None:
+    """A gateway's structured outputs begin behind the reasoning."""
+    end = ReasoningEnd("</x>", 8)
+    manager = StructuredOutputManager(create_config(EngineSettings()))
+    try:
+
+        def masks(answer: list[int], *, has_to_come: bool = True) -> list[int]:
+            asked = behind_reasoning(StructuredOutput(regex="ab"), end, has_to_come=has_to_come)
+            tag = {"structural_tag": asked.structural_tag}
+            request = a_request(manager, tag, "xgrammar", answer)
+            take_up(manager, request)
+            return mask(manager, request)
+
+        thinking = masks([])
+        assert len(thinking) > 250
+        assert not {EOS, IM_START} & set(thinking), "the constraint has to come"
+        assert thinking == masks([9]) == masks([9, 10, 11])
+        (a,) = masks([9, 8])
+        assert masks([8]) == [a]
+        (b,) = masks([9, 8, a])
+        assert set(masks([9, 8, a, b])) <= {EOS, IM_START}
+        with pytest.raises(FailedGrammarError):
+            masks([9, 8, b])
+        # The model may leave its reasoning out.
+        assert {EOS, IM_START} & set(masks([a, b], has_to_come=False))
+        assert not {EOS, IM_START} & set(masks([a, a], has_to_come=False))
+        assert masks([a, a, 8], has_to_come=False) == [a]
+    finally:
+        manager.clear_backend()
 
 
 def _first_of(manager: StructuredOutputManager, backend: str, answer: list[int]) -> list[int]:

@@ -86,7 +86,8 @@ def test_lanes_do_what_their_model_does(requests: list[tuple[str, int | None, bo
             assert model.lane_of(previous) is None
             continue
         ids.append(f"r{number}")
-        lanes = lanes.committed(step, ids[-1], answer)
+        turns = None if answer is None else [ChatMessage("assistant", answer)]
+        lanes = lanes.committed(step, ids[-1], turns)
         added = [text] if answer is None else [text, answer]
         assert step.kind is model.take(lane, previous, ids[-1], added)
         assert {n: [r.id for r in line.responses] for n, line in lanes.lines.items()} == model.lines

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.api.requests import DEFAULT_CONTEXT_SLOT, ChatMessage
+from stream2llm.api.requests import DEFAULT_CONTEXT_SLOT, ChatMessage, ChatPrompt, ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +74,26 @@ class Conversation:
             ranking_note=self.ranking_note if given.ranking_note is None else given.ranking_note,
         )
 
-    def with_answer(self, text: str) -> Conversation:
-        """Adds the model's answer."""
-        turns = (*self.turns, ChatMessage("assistant", text))
-        return replace(self, turns=turns, is_answered=True)
+    def with_answer(self, turns: Sequence[ChatMessage]) -> Conversation:
+        """Adds the turns of the model's answer."""
+        return replace(self, turns=(*self.turns, *turns), is_answered=True)
+
+    def chat(self, first: ChatPrompt, *, begins_answer: bool) -> ChatPrompt:
+        """The conversation after that of `first`, with its tools and variables of the template."""
+        chat = replace(
+            first,
+            messages=(*first.messages, *self.turns),
+            add_generation_prompt=begins_answer,
+        )
+        if self.slot is None:
+            return chat
+        return ChatTemplate(
+            chat.messages,
+            tools=chat.tools,
+            chat_template_kwargs=chat.chat_template_kwargs,
+            add_generation_prompt=begins_answer,
+            context_slot=self.slot,
+        )
 
 
 def _num_chars(turn: ChatMessage) -> int:

@@ -15,11 +15,14 @@ from pydantic import BaseModel
 
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Answer, Progress, Usage
+from stream2llm.api.requests import ChatMessage
+from stream2llm.client.chat_inputs import chat_messages
 from stream2llm.gateway.errors import answered, body_of, headers_of
 from stream2llm.gateway.forms import Opening
 from stream2llm.gateway.lanes.pieces import Change
 from stream2llm.gateway.lanes.requests import EXTENSION, CreateRequest
 from stream2llm.gateway.lanes.state import Step
+from stream2llm.gateway.response_items import messages_of
 from stream2llm.gateway.responses import ResponseForm, usage_of
 
 PROGRESS = f"{EXTENSION}.progress"
@@ -56,6 +59,12 @@ class LaneForm(ResponseForm):
         num_tokens = len(self._change.after.sequence)
         usage = Usage(prompt_tokens=num_tokens, reused_tokens=self._change.num_kept)
         return self._response("completed", usage=usage_of(usage))
+
+    def turns(self, answer: Answer) -> tuple[ChatMessage, ...]:
+        """The answer as turns of the conversation: those of a client that sends its items back."""
+        self.complete(answer)
+        items = [item.model_dump(exclude_none=True) for item in self._output.items]
+        return chat_messages(messages_of(items))
 
     def cancelled(self) -> Iterator[str]:
         """The last event of a response that its client has cancelled."""

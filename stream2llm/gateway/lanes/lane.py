@@ -11,13 +11,16 @@ from typing import Protocol
 from router.arrangement import Arrangement
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.events import Event, Finished, ModelInfo, Progress
+from stream2llm.api.requests import ChatMessage
 from stream2llm.client.stream import Gathered
+from stream2llm.gateway.answer_parsers import AnswerParsers
 from stream2llm.gateway.forms import Opening
 from stream2llm.gateway.lanes.forms import LaneForm, Write
 from stream2llm.gateway.lanes.rendering import Rendered, Rendering
 from stream2llm.gateway.lanes.requests import CreateRequest
 from stream2llm.gateway.lanes.session import LaneSession, Open
 from stream2llm.gateway.lanes.state import Kept, Kind, LaneLimits, LaneName, Lanes, Step
+from stream2llm.gateway.parsing import Parsing
 from stream2llm.serving.system.clock import Clock
 
 # Takes the progress of a response, by its request and its id.
@@ -40,6 +43,7 @@ class LaneGroup:
     def __init__(
         self,
         rendering: Rendering,
+        parsers: AnswerParsers,
         info: ModelInfo,
         open_session: Open,
         clock: Clock,
@@ -48,6 +52,7 @@ class LaneGroup:
     ) -> None:
         """`kept` has what outlives the group; None: nothing does."""
         self.rendering = rendering
+        self.parsers = parsers
         self.info = info
         self.open_session = open_session
         self.clock = clock
@@ -56,7 +61,9 @@ class LaneGroup:
 
     def alike(self, limits: LaneLimits) -> LaneGroup:
         """Another group of the same caller."""
-        return LaneGroup(self.rendering, self.info, self.open_session, self.clock, limits)
+        return LaneGroup(
+            self.rendering, self.parsers, self.info, self.open_session, self.clock, limits
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,8 @@ class Lane:
         self._session = LaneSession(group.open_session, self._on_progress)
         self._layout = Arrangement()
         self._response: _Response | None = None
+        # Has the answer under way, or the last one.
+        self._form: LaneForm | None = None
 
     @property
     def response_id(self) -> str | None:
@@ -96,18 +105,23 @@ class Lane:
         group = self._group
         step = self._step(request)
         self._response = response = _Response(request, f"resp_{uuid.uuid4().hex}", step)
+        parsing = await self._parsing(step, request)
         rendered = await self._rendered(step, request)
-        change = await self._session.become(request.opened_with(), rendered.parts)
+        change = await self._session.become(request.opened_with(parsing), rendered.parts)
         self._layout = rendered.layout
-        opening = Opening(response.id, int(group.clock.wall_s()), self._session.model)
-        form = LaneForm(request, opening, step, change, self._write)
+        opening = Opening(response.id, int(group.clock.wall_s()), self._session.model, parsing)
+        self._form = form = LaneForm(request, opening, step, change, self._write)
         if not request.generates:
             await self._commit(response, None)
         return form
 
     async def answer(self) -> AsyncGenerator[Event, None]:
-        """Seals the sequence; yields the answer's events. Once after each `begin`."""
+        """Seals the sequence; yields the answer's events. Once after each `begin`.
+
+        The form that `begin` has returned takes each of them before the next.
+        """
         assert self._response is not None, "begin comes first"
+        assert self._form is not None, "begin comes first"
         gathered = Gathered()
         async with aclosing(self._session.answer()) as events:
             async for event in events:
@@ -115,19 +129,24 @@ class Lane:
                 if isinstance(event, Progress):
                     await self._on_progress(event)
                 elif isinstance(event, Finished):  # before the client can continue from it
-                    await self._commit(self._response, gathered.answer().text)
+                    await self._commit(self._response, self._form.turns(gathered.answer()))
                 yield event
 
     async def close(self) -> None:
         """Ends its session."""
         await self._session.close()
 
+    async def _parsing(self, step: Step, request: CreateRequest) -> Parsing:
+        """How the answer is parsed, were it to begin now."""
+        chat = step.conversation.chat(request.first_chat(), begins_answer=True)
+        return await self._group.parsers.parsing(request, chat)
+
     async def _rendered(self, step: Step, request: CreateRequest) -> Rendered:
         layout = self._layout
         if step.kind is Kind.FORK and step.base is not None:
             layout = step.base.layout
         rendered = await self._group.rendering.rendered(
-            step.conversation, request.first_turns(), layout, begins_answer=request.generates
+            step.conversation, request.first_chat(), layout, begins_answer=request.generates
         )
         limit = self._group.info.max_prompt_tokens
         if limit and rendered.num_tokens > limit:
@@ -145,7 +164,7 @@ class Lane:
             stored = group.kept.find(previous)
         return group.lanes.step(self._name, previous, request.given(), stored)
 
-    async def _commit(self, response: _Response, answer: str | None) -> None:
+    async def _commit(self, response: _Response, answer: tuple[ChatMessage, ...] | None) -> None:
         group = self._group
         group.lanes = group.lanes.committed(response.step, response.id, answer, self._layout)
         newest = group.lanes.find(response.id)

@@ -5,7 +5,6 @@ What a client writes stays text, as at the router: only the template writes cont
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -14,7 +13,7 @@ from router.encoder import Part, TextEncoder
 from router.ranking_note import check_ranking_note, ranking_note
 from router.text_input import TextInput
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.api.requests import ChatMessage, ChatPrompt, ChatTemplate
+from stream2llm.api.requests import ChatPrompt
 from stream2llm.gateway.lanes.conversation import Conversation
 from stream2llm.serving.sessions.prefix import Tokens
 
@@ -57,27 +56,23 @@ class Rendering:
     async def rendered(
         self,
         conversation: Conversation,
-        first_turns: Sequence[ChatMessage],
+        first: ChatPrompt,
         layout: Arrangement,
         *,
         begins_answer: bool,
     ) -> Rendered:
-        """Returns the sequence after `first_turns`, up to the answer with `begins_answer`.
+        """Returns the sequence after that of `first`, up to the answer with `begins_answer`.
 
         `layout` is the arrangement of the documents so far. What stands behind the documents
         is left out while more of them may come.
         """
-        turns = (*first_turns, *conversation.turns)
+        chat = conversation.chat(first, begins_answer=begins_answer)
         if conversation.slot is None:
-            if not turns and not begins_answer:
+            if not chat.messages and not begins_answer:
                 return Rendered(())
-            prompt = ChatPrompt(turns, add_generation_prompt=begins_answer)
-            frame = await self._text.frame(prompt)
+            frame = await self._text.frame(chat)
             return Rendered((frame.prefix,))
-        template = ChatTemplate(
-            turns, context_slot=conversation.slot, add_generation_prompt=begins_answer
-        )
-        frame = await self._text.frame(template)
+        frame = await self._text.frame(chat)
         documents, layout = await self._documents(conversation, layout)
         if not begins_answer and not conversation.is_answered:
             return Rendered((frame.prefix, *documents), layout)

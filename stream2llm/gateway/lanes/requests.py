@@ -12,19 +12,19 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stream2llm.api.errors import InvalidRequestError, UnsupportedError
+from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.api.requests import ChatMessage
+from stream2llm.api.requests import ChatMessage, ChatPrompt
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.client.chat_inputs import chat_messages
+from stream2llm.client.chat_inputs import ChatOptions, chat_messages
 from stream2llm.gateway import parameters
 from stream2llm.gateway.lanes.conversation import Given, SlotDocument
+from stream2llm.gateway.parsing import Parsing
 from stream2llm.gateway.requests import Message
 from stream2llm.gateway.response_items import messages_of
 from stream2llm.gateway.response_requests import ResponsesRequest
 
 EXTENSION = "stream2llm"
-_NOT_IN_LANES = ("tools", "include_reasoning", "chat_template_kwargs")
 _HONOURED = ("previous_response_id", "prompt_cache_options", "store")
 
 
@@ -110,24 +110,20 @@ class CreateRequest(ResponsesRequest):
         return self.stream2llm is not None or any(EXTENSION in item for item in items)
 
     def check_lane(self) -> None:
-        """Raises for a parameter that a lane does not honour, by name."""
+        """Raises for a parameter that a lane does not honour, and for tools that cannot be."""
         self.check_others()
-        for name in _NOT_IN_LANES:
-            if getattr(self, name) not in (None, []):
-                raise UnsupportedError(
-                    f"{name} is not supported with streamed context and stored responses",
-                    field=name,
-                )
+        self.constraints()
 
     @property
     def wants_progress(self) -> bool:
         """Whether events of progress are asked for."""
         return self.stream2llm is not None and bool(self.stream2llm.progress)
 
-    def opened_with(self) -> OpenedWith:
-        """What its session is opened with."""
+    def opened_with(self, parsing: Parsing) -> OpenedWith:
+        """What its session is opened with, so that the answer can be parsed."""
         extension = self.stream2llm or CreateExtension()
-        return OpenedWith(self.model or "", self.sampling(), extension.ttft_slo_ms)
+        sampling = parsing.sampling(self.sampling())
+        return OpenedWith(self.model or "", sampling, extension.ttft_slo_ms)
 
     def given(self) -> Given:
         """What it adds to the conversation; raises for items that are not supported."""
@@ -147,9 +143,10 @@ class CreateRequest(ResponsesRequest):
             extension.ranking_note,
         )
 
-    def first_turns(self) -> tuple[ChatMessage, ...]:
-        """Its instructions, which are not part of the conversation."""
-        return _turns([], self.instructions)
+    def first_chat(self) -> ChatPrompt:
+        """Its instructions, tools and variables, which are not part of the conversation."""
+        options = ChatOptions(**self.chat_options()).fields()
+        return ChatPrompt(_turns([], self.instructions), **options)
 
 
 def _turns(items: list[Message], instructions: str | None = None) -> tuple[ChatMessage, ...]:

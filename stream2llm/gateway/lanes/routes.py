@@ -89,7 +89,7 @@ class LanesRoom:
                     yield session
 
         rendering = await self._rendering_for(info.max_model_len)
-        return LaneGroup(rendering, info, opened, parts.clock, limits, kept)
+        return LaneGroup(rendering, parts.parsers, info, opened, parts.clock, limits, kept)
 
     async def serve(self, socket: ResponsesSocket) -> None:
         """Serves an accepted connection to its end."""

@@ -11,12 +11,13 @@ repeated from the same response. All values are immutable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from router.arrangement import Arrangement
 from stream2llm.api.errors import InvalidRequestError, OverloadedError
+from stream2llm.api.requests import ChatMessage
 from stream2llm.gateway.lanes.conversation import Conversation, Given, texts_by_id
 
 LaneName = str
@@ -125,14 +126,17 @@ class Lanes:
         self,
         step: Step,
         response_id: str,
-        answer: str | None,
+        answer: Sequence[ChatMessage] | None,
         layout: Arrangement = Arrangement(),  # noqa: B008 - frozen
     ) -> Lanes:
-        """The lanes after the response to `step`; `answer` is None where none was asked for."""
+        """The lanes after the response to `step`.
+
+        `answer` has the model's turns; it is None where no answer was asked for.
+        """
         conversation, num_chars = step.conversation, step.given.num_chars
         if answer is not None:
             conversation = conversation.with_answer(answer)
-            num_chars += len(answer)
+            num_chars += Given(tuple(answer)).num_chars
         kept = self._kept_before(step)
         if step.begins_line and step.base is not None:
             num_chars += _size(step.base.conversation)

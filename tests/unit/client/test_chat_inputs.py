@@ -54,6 +54,9 @@ def test_reasoning_has_two_names_and_arguments_two_forms():
                 "assistant", tool_calls=(ToolCall("f", '{"a": 1, "b": "ü"}'),), reasoning="hm"
             ),
         )
+        # As an answer that was cut off before it had any content.
+        del message["tool_calls"]
+        assert chat_messages(message) == (ChatMessage("assistant", reasoning="hm"),)
 
 
 def test_a_value_may_hold_dictionaries():

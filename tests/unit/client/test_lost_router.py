@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from stream2llm.client import (
     SessionRecovery,
     TokenDelta,
 )
+from tests.lane_client import turns
 from tests.polling import eventually
 from tests.router_ring import Ring, a_ring, soon
 from tests.tiny_model import EOS
@@ -369,6 +371,35 @@ async def test_a_complete_prompt_goes_on_behind_each_token(
     assert survivor.record.answer_tokens == num_received
     restarts = [event.restarts for event in events if isinstance(event, Progress)]
     assert restarts == sorted(restarts)
+
+
+@pytest.mark.parametrize(("num_received", "last"), [(0, None), (3, None), (2, 4)])
+async def test_a_chat_goes_on_where_its_tokens_are_known(
+    rings: list[Ring], routers: AsyncClient, num_received: int, last: int | None
+) -> None:
+    hold(rings, num_received)
+    rendered = rings[0].encode_written(turns(("user", "Why?"), answering=True))
+    prompt = rendered[-last:] if last else rendered
+    calls: list[str] = []
+
+    async def prompt_tokens() -> list[int]:
+        calls.append("asked")
+        return prompt
+
+    sampling = replace(GREEDY, truncate_prompt_tokens=last)
+    chat = [{"role": "user", "content": "Why?"}]
+    answer = aiter(routers.generate(chat, sampling=sampling, prompt_tokens=prompt_tokens))
+    events = [await next_delta(answer) for _ in range(num_received)]
+    rest = asyncio.create_task(collect(answer))
+    lost = await holder_of(rings)
+    await soon(lost.record.sealed.wait())
+    assert calls == []
+    await lost.lose_router()
+    let_go(rings)
+    events += await rest
+    survivor = next(ring for ring in rings if ring is not lost)
+    check(survivor, events, prompt)
+    assert calls == ["asked"]
 
 
 @pytest.mark.parametrize(

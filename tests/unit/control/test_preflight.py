@@ -49,7 +49,7 @@ def a_config(**parts: Any) -> ClusterConfig:
 def check_engines(config: ClusterConfig) -> None:
     """Runs the checks of what the engines are set by."""
     for each in preflight.checks(config, on_this_machine=False, runs_vllm=True):
-        if each.what.endswith("engine") or each.what == "grammar backends":
+        if each.what.endswith("engine") or each.what in ("grammar backends", "reasoning"):
             each.run()
 
 
@@ -138,6 +138,16 @@ def test_two_grammar_backends_are_refused() -> None:
         check_engines(a_config(decode=part))
     assert raised.value.field == "decode.engine.structured_outputs_config"
     check_engines(a_config(prefill=part, decode=part))
+
+
+def test_reasoning_that_two_parsers_would_end_is_refused() -> None:
+    part = {"engine": {"structured_outputs_config": {"reasoning_parser": "qwen3"}}}
+    workers = {"prefill": part, "decode": part}
+    with pytest.raises(InvalidRequestError, match="exclude each other") as raised:
+        check_engines(a_config(gateway={"reasoning_parser": "qwen3"}, **workers))
+    field = "prefill.engine.structured_outputs_config.reasoning_parser"
+    assert raised.value.field == field
+    check_engines(a_config(gateway={"tool_parser": "hermes"}, **workers))
 
 
 def test_cores_are_given_in_turn() -> None:

@@ -27,7 +27,10 @@ pytestmark = pytest.mark.unit
     [
         ({"conversation": "conv_1"}, "unsupported_parameter", "conversation"),
         ({"background": True}, "unsupported_parameter", "background"),
-        ({"tools": [{"type": "function", "name": "f"}]}, "unsupported_parameter", "tools"),
+        # Without a parser.
+        ({"tools": [{"type": "function", "name": "f"}]}, "unsupported_parameter", "tool_choice"),
+        ({"tool_choice": "required"}, "invalid_request", "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "f"}}, "invalid_request", "tool_choice"),
         ({"colour": "red"}, "unknown_parameter", "colour"),
         ({"previous_response_id": "resp_0"}, "previous_response_not_found", None),
         ({"temperature": 9.0}, "bad_sampling", "temperature"),

@@ -27,7 +27,7 @@ async def test_only_new_turns_are_encoded(tiny_model: Path) -> None:
     for word in ("hello", "there", "world"):
         turns = (*turns, ChatMessage("user", word))
         rendered = await Rendering(text).rendered(
-            Conversation(turns), (), Arrangement(), begins_answer=False
+            Conversation(turns), ChatPrompt(()), Arrangement(), begins_answer=False
         )
         num_encoded.append(encoder.remembered.cache_info().misses)
         prompt = ChatPrompt(turns, add_generation_prompt=False)

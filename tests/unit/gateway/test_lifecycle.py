@@ -22,6 +22,7 @@ from examples.demo.view import LinesView
 from stream2llm.api.errors import InternalError, UnavailableError
 from stream2llm.gateway.connections import MAX_HEAD_BYTES, BoundedProtocol
 from tests.gateway_ring import GatewayRing
+from tests.polling import eventually
 from tests.router_ring import a_ring, soon
 
 pytestmark = pytest.mark.unit
@@ -45,7 +46,9 @@ async def test_a_client_that_leaves_before_the_first_token_ends_its_session(
             await soon(gateway.ring.prefill.session_came.wait())
             await soon(gateway.ring.record.sealed.wait())
             asked.cancel()
-            await asyncio.gather(asked, return_exceptions=True)
+            (answer,) = await asyncio.gather(asked, return_exceptions=True)
+            if isinstance(answer, aiohttp.ClientResponse):  # a stream may have begun
+                answer.close()
         await soon(gateway.ring.record.ended.wait())
         await gateway.ring.nothing_is_open()
 
@@ -56,7 +59,11 @@ async def test_a_client_that_leaves_in_mid_answer_ends_its_session(
     gateway.ring.decode.hold_after_steps = 2
     stream = await sdk.chat.completions.create(**CHAT, stream=True)
     await anext(aiter(stream))
-    await soon(gateway.ring.decode.called.wait())
+
+    async def is_held() -> bool:
+        return not gateway.ring.decode.may_step.is_set()
+
+    await eventually(is_held, bool)
     await stream.close()
     await soon(gateway.ring.decode.cancelled.wait())
     await gateway.ring.nothing_is_open()

@@ -18,7 +18,8 @@ from stream2llm.api.errors import UnsupportedError
 from stream2llm.api.events import Answer, Finished, TokenDelta
 from stream2llm.api.token_step import FinishReason
 from stream2llm.gateway.parsing import ParsedAnswer
-from stream2llm.gateway.vllm_parser import AskedParsing, ParserNames, VllmParsers
+from stream2llm.gateway.vllm_answer import AskedParsing
+from stream2llm.gateway.vllm_parser import ParserNames, VllmParsers
 from tests.gateway_ring import GatewayRing, a_gateway
 from tests.tiny_model import make_tiny_model
 
@@ -97,8 +98,10 @@ async def test_a_chat_in_which_the_model_calls(gateway: GatewayRing, sdk: AsyncO
     for done in await both_chats(sdk, **one):
         (call,) = done.choices[0].message.tool_calls
         assert call.function.name == "look"
-    # vLLM's grammar for it.
-    assert gateway.ring.record.open.sampling.structured_output.structural_tag
+    # vLLM's grammar for it, which is meant for what comes behind the reasoning.
+    sent = gateway.ring.record.open.sampling.structured_output.structural_tag
+    thought, calls = json.loads(sent)["format"]["elements"]
+    assert (thought["type"], calls["type"]) == ("optional", "triggered_tags")
 
 
 async def test_a_chat_in_which_the_model_does_not_call(
@@ -169,15 +172,86 @@ async def test_reasoning_is_left_out_where_it_is_not_wanted(
 
 async def test_what_reasoning_excludes_is_refused_by_name(http: aiohttp.ClientSession) -> None:
     for more, param in (
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
-        ({"tools": CHAT_TOOLS, "tool_choice": "required"}, "tool_choice"),
         ({"tools": CHAT_TOOLS, "response_format": {"type": "json_object"}}, "response_format"),
         ({"logprobs": True, "include_reasoning": False}, "include_reasoning"),
     ):
         async with http.post("/v1/chat/completions", json={"messages": HELLO, **more}) as response:
             assert response.status == 400, await response.text()
             assert (await response.json())["error"]["param"] == param
+
+
+SCHEMA: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "string"}}}
+
+
+async def test_a_structured_output_begins_behind_the_reasoning(
+    gateway: GatewayRing, sdk: AsyncOpenAI
+) -> None:
+    ring = gateway.ring
+    write(gateway, f'{THINKING}{{"a": "b"}}')
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    for done in await both_chats(sdk, response_format=asked):
+        message = done.choices[0].message
+        assert (message.reasoning, message.content) == ("hm", '{"a": "b"}')
+    (end,) = ring.encode_written("</think>")
+    sent = json.loads(ring.record.open.sampling.structured_output.structural_tag)
+    thought, structured = sent["format"]["elements"]
+    assert thought["elements"][0]["exclude_tokens"] == [end]
+    assert thought["elements"][1] == {"type": "token", "token": end}
+    assert structured["json_schema"] == SCHEMA
+    text = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}
+    responses, _ = await both_responses(sdk, text=text)
+    for response in responses:
+        assert [item.type for item in response.output] == ["reasoning", "message"]
+        assert response.output_text == '{"a": "b"}'
+
+
+async def test_calls_that_have_to_come_behind_the_reasoning(
+    gateway: GatewayRing, sdk: AsyncOpenAI
+) -> None:
+    write(gateway, f'{THINKING}[{{"name": "look", "parameters": {{"q": "a"}}}}]')
+    for done in await both_chats(sdk, tools=CHAT_TOOLS, tool_choice="required"):
+        (choice,) = done.choices
+        (call,) = choice.message.tool_calls
+        assert (choice.finish_reason, choice.message.reasoning) == ("tool_calls", "hm")
+        assert (call.function.name, call.function.arguments) == ("look", '{"q": "a"}')
+        assert done.usage.completion_tokens_details.reasoning_tokens > 0
+    write(gateway, f"{THINKING}{{}}")
+    responses, _ = await both_responses(
+        sdk, tools=TOOLS, tool_choice={"type": "function", "name": "go"}
+    )
+    for response in responses:
+        thought, call = response.output
+        assert (thought.type, call.name, call.arguments) == ("reasoning", "go", "{}")
+
+
+async def test_a_constraint_that_vllm_cannot_put_behind_reasoning_is_refused_by_name(
+    http: aiohttp.ClientSession,
+) -> None:
+    for asked, param in (
+        ({"structural_tag": '{"a": 1}'}, "structured_outputs"),
+        ({"structural_tag": "{"}, "structured_outputs.structural_tag"),
+        ({"choice": [""]}, "structured_outputs.choices"),
+        ({"regex": "a", "json_object": True}, "structured_outputs"),
+        # No structural tag checks that.
+        ({"json": {"type": "integer", "multipleOf": 3}}, "structured_outputs"),
+    ):
+        body = {"messages": HELLO, "structured_outputs": asked}
+        async with http.post("/v1/chat/completions", json=body) as response:
+            assert response.status == 400, await response.text()
+            assert (await response.json())["error"]["param"] == param
+
+
+async def test_reasoning_whose_end_is_not_known_leaves_no_room(model: Path) -> None:
+    async with a_gateway(model, reasoning_parser="granite") as gateway, gateway.http() as http:
+        for more, param in (
+            ({"response_format": {"type": "json_object"}}, "response_format"),
+            ({"tools": CHAT_TOOLS, "tool_choice": "required"}, "tool_choice"),
+        ):
+            body = {"messages": HELLO, **more}
+            async with http.post("/v1/chat/completions", json=body) as response:
+                assert response.status == 400, await response.text()
+                error = (await response.json())["error"]
+            assert (error["code"], error["param"]) == ("unsupported_parameter", param)
 
 
 async def test_a_parser_that_fails_ends_its_request_alone(
