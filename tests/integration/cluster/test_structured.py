@@ -10,6 +10,8 @@ import pytest
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.client import AsyncClient, FinishReason, SamplingParameters, StructuredOutput
+from stream2llm.gateway.reasoning_grammar import behind_reasoning
+from stream2llm.gateway.vllm_answer import ReasoningEnd
 from tests.reference_engine import ReferenceEngine
 from tests.streams import Stream, collect, play
 
@@ -50,6 +52,23 @@ async def test_the_answer_is_that_of_one_engine(
     if output.choices:
         assert outcome.text in output.choices
         assert outcome.finished.reason is FinishReason.STOP_TOKEN
+
+
+async def test_a_constraint_begins_behind_the_reasoning(
+    client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    thought = reference.answer(STREAM.prompt, 4, ignore_eos=True)
+    *_, end = thought
+    asked = behind_reasoning(
+        StructuredOutput(regex="[a-f]{3}"), ReasoningEnd("", end), has_to_come=True
+    )
+    outcome = await play(client, STREAM, dataclasses.replace(GREEDY, structured_output=asked))
+    tag = {"structural_tag": asked.structural_tag}
+    expected = reference.answer(STREAM.prompt, 24, ignore_eos=False, structured_outputs=tag)
+    assert outcome.token_ids == expected
+    num_thought = thought.index(end) + 1
+    assert outcome.token_ids[:num_thought] == thought[:num_thought]
+    assert outcome.finished.reason is FinishReason.STOP_TOKEN, "three letters end the answer"
 
 
 async def test_what_cannot_be_compiled_is_refused_while_the_session_is_open(
