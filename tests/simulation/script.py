@@ -93,9 +93,9 @@ class Script:
 
 
 def _with_incidents(script: Script, random: Random) -> Script:
-    """Adds what concerns the whole cluster; each addition has a generator of its own.
+    """Adds what concerns the whole cluster, half of it without other faults.
 
-    So the sessions and faults of a seed stay what they were before.
+    Each addition has a generator of its own: a seed without it is the run that it was before.
     """
     incidents = draw_incidents(random, script.roles)
     others = () if incidents and random.random() < 0.5 else script.faults
