@@ -82,7 +82,7 @@ class Plan:
 
     @property
     def most_tokens(self) -> int:
-        """Of the sequence when it is longest, with its suffix and the whole answer."""
+        """How long the sequence ever is, its suffix and the whole answer included."""
         sizes: dict[str, int] = {}
         present, most = 0, 0
         for change in self.changes:
