@@ -210,9 +210,10 @@ class AsyncClient:
         `async for event in client.generate(...)`, or
         `answer = await client.generate(...).answer()`. `traceparent`, `metadata`, `ttft_slo_ms`
         and what goes with chat messages (`tools`, ...) are as in `session`. With `recover`, the
-        answer to text or token ids goes on when its router is lost, as a session does; one to
-        chat messages, or with `truncate_prompt_tokens`, fails if anything of it has come, unless
-        `prompt_tokens` returns the tokens of the prompt as that router had them.
+        answer to text or token ids goes on when its router is lost, as a session does; chat
+        messages, or a prompt with `truncate_prompt_tokens`, are asked again at the next router,
+        and the call fails if anything of the answer has come, unless `prompt_tokens` returns the
+        tokens of the prompt as that router had them.
         """
         timeout_s = arguments.seconds(timeout_s, "timeout_s")
         sent = (*metadata, *trace_metadata(traceparent))

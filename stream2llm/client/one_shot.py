@@ -4,8 +4,8 @@ Generate         the whole request, at the first router that takes it
 StreamGenerate   behind a loss: the prompt as the prefix of a session that is sealed at
                  once, with what has come of the answer
 
-A prompt that is no prefix, as chat messages are none, goes on as its tokens, if the caller has
-them.
+A prompt that no session has (`session_of`) goes on as its tokens, if the caller has them. Else
+it is asked anew, as long as nothing of its answer has come.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from stream2llm.api.call_metadata import Metadata
-from stream2llm.api.events import Event
+from stream2llm.api.errors import Stream2LLMError, extended
+from stream2llm.api.events import Event, Finished, Progress
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.connections import Connections
 from stream2llm.client.received import Received
-from stream2llm.client.recovery import NO_RECOVERY, SessionRecovery
+from stream2llm.client.recovery import SessionRecovery, is_loss
 from stream2llm.client.rpc import END_GRACE_S, RpcFailedError, SessionRpc, ended_early
 from stream2llm.client.tries import Tries
 
 _WAITED_FOR = "the answer did not end"
 # Returns the tokens of a prompt, as the router has them.
 PromptTokens = Callable[[], Awaitable[Sequence[int]]]
+_NOT_RESUMED = (
+    "its answer had begun, and chat messages, or a prompt of which only the last tokens are used,"
+    " cannot be continued at another router"
+)
 
 
 class OneShot:
@@ -48,8 +54,8 @@ class OneShot:
         self._request = request
         self._session = session_of(request)
         self._prompt_tokens = prompt_tokens
-        can_go_on = self._session is not None or prompt_tokens is not None
-        self._limits = limits if can_go_on else NO_RECOVERY
+        self._can_go_on = self._session is not None or prompt_tokens is not None
+        self._limits = limits
         self._timeout_s = timeout_s
         self._metadata = metadata
         self._received = Received()
@@ -57,6 +63,8 @@ class OneShot:
         self._was_admitted = False
         # A router that had taken the prompt was lost.
         self._is_resumed = False
+        # Before the present router, which does not know of them where it is asked anew.
+        self._restarts_before = 0
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yields the events of the answer; raises what ends it before `Finished`."""
@@ -70,12 +78,12 @@ class OneShot:
                 async for event in items:
                     yield event
             except RpcFailedError as failed:
+                self._check_resumable(failed.error)
                 again = tries.failed(
                     router, failed.error, was_admitted=self._was_admitted, is_kept=is_kept
                 )
                 if again.is_restart:
-                    self._is_resumed = True
-                    yield self._received.lose_router()
+                    yield self._restart()
                 await tries.pause(again, _WAITED_FOR)
             finally:
                 await items.aclose()
@@ -88,6 +96,7 @@ class OneShot:
             self._was_admitted = True
             tries.admitted(router)
             while event is not None:
+                event = self._counted(event)
                 if self._received.note(event):
                     yield event
                 if self._received.is_finished:
@@ -97,6 +106,27 @@ class OneShot:
             raise ended_early()
         finally:
             rpc.cancel()
+
+    def _check_resumable(self, error: Stream2LLMError) -> None:
+        """Raises the loss of a router where no other one can go on."""
+        has_begun = self._received.has_answer and not self._can_go_on
+        if has_begun and is_loss(error) and self._limits.max_restarts:
+            raise extended(error, _NOT_RESUMED, error.retry_after_s) from None
+
+    def _restart(self) -> Event:
+        """The router is lost that had the prompt; returns the progress that says so."""
+        lost = self._received.lose_router()
+        self._is_resumed = self._can_go_on
+        self._restarts_before = 0 if self._is_resumed else lost.restarts
+        if self._received.accepted is not None:
+            self._request.session_id = self._received.accepted.session_id
+        return lost
+
+    def _counted(self, event: Event) -> Event:
+        """The event with all restarts, those before the present router included."""
+        if self._restarts_before and isinstance(event, Progress | Finished):
+            return replace(event, restarts=event.restarts + self._restarts_before)
+        return event
 
     def _begin(self, router: int, left_s: float | None) -> SessionRpc:
         stub = self._connections.stub(router)
@@ -121,8 +151,7 @@ class OneShot:
             self._session = _session_of_tokens(self._request, await self._prompt_tokens())
         opening = pb.OpenSession()
         opening.CopyFrom(self._session)
-        if self._received.accepted is not None:
-            opening.session_id = self._received.accepted.session_id
+        opening.session_id = self._request.session_id
         opening.resumed.CopyFrom(self._received.resumed)
         return opening
 

@@ -30,6 +30,11 @@ class Received:
         self._num_chars = 0
 
     @property
+    def has_answer(self) -> bool:
+        """Whether something of the answer has come."""
+        return bool(self._token_ids or self._num_chars)
+
+    @property
     def resumed(self) -> pb.ResumedSession:
         """Returns what another router needs to continue the answer."""
         return pb.ResumedSession(

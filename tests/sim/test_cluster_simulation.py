@@ -23,7 +23,7 @@ from router.worker import Lease
 from router.workers import WorkerPool
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.inbox import Inbox
-from stream2llm.cluster import adoption, supervision
+from stream2llm.cluster import adoption, rollout, supervision
 from tests.simulation.simulate import simulate_seeds
 
 pytestmark = pytest.mark.sim
@@ -131,6 +131,11 @@ def living_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(adoption, "_found", lambda old, _living, **options: found(old, None, **options))
 
 
+def stand_in_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    """A rolling restart replaces the only worker of a role as if there were others."""
+    patch.setattr(rollout, "_replacing", lambda _rollout, _fleet, old: rollout.Drain(old.name))
+
+
 RARELY_SEEN = (
     handover_is_kept,
     restart_is_not_counted,
@@ -139,14 +144,14 @@ RARELY_SEEN = (
     text_comes_twice,
 )
 # Where the seeds begin that show it; 0 for all others.
-FIRST_SEED = {handover_is_kept: 1500}
+FIRST_SEED = {handover_is_kept: 1500, stand_in_is_left_out: 200}
 
 
 @pytest.mark.parametrize(
     "mutate",
     [
         *(lease_is_kept, token_is_taken_twice, quota_is_kept),
-        *(stop_strings_end_with_a_token, layout_is_the_ranking),
+        *(stop_strings_end_with_a_token, layout_is_the_ranking, stand_in_is_left_out),
         # Found after more seeds.
         *(pytest.param(each, marks=pytest.mark.slow) for each in RARELY_SEEN),
     ],

@@ -36,6 +36,12 @@ class Outcome:
     ended_at_s: float | None = None
 
     @property
+    def is_recoverable(self) -> bool:
+        """Whether its client goes on at another router when it loses one."""
+        is_resumable = not (self.plan.is_cut and (self.token_ids or self.text))
+        return self.plan.recovers and bool(self.num_accepted) and is_resumable
+
+    @property
     def reason(self) -> str:
         """The error's reason; empty without one."""
         return "" if self.error is None else self.error.reason

@@ -122,7 +122,7 @@ def draw_incidents(random: Random, roles: Mapping[str, str]) -> list[Fault]:
         return [Fault(Kind.NODE_DIES, at_step, random.choice(nodes))]
     if chance < 0.1:
         stops_s = random.choice(_STOPS_S)
-        return [Fault(Kind.ROLLOUT, at_step, CONTROLLER, duration_s=stops_s)]
+        return [Fault(Kind.ROLLOUT, random.randrange(50), CONTROLLER, duration_s=stops_s)]
     return []
 
 

@@ -142,13 +142,13 @@ def _of_failure(world: World, outcome: Outcome) -> Iterator[str]:
 
 def _is_fatal(script: Script, fault: Fault, outcome: Outcome) -> bool:
     """Whether this fault alone is enough for this failure."""
-    plan, routers = outcome.plan, [name for name in script.roles if script.roles[name] == "router"]
+    routers = [name for name in script.roles if script.roles[name] == "router"]
     if fault.kind is Kind.ROLLOUT:
         return _is_fatal_rollout(script, outcome)
     if _is_of_connection(fault):
         outlasts = fault.kind is Kind.PARTITION and fault.duration_s > MAX_WAIT_S
         is_cut_off = outlasts and len(routers) == 1
-        return not (plan.recovers and outcome.num_accepted) or is_cut_off
+        return not outcome.is_recoverable or is_cut_off
     if outcome.reason in _AT_THE_DOOR and not outcome.num_accepted:
         return True
     # Nothing passes between the only two that KV could pass between.
@@ -163,10 +163,11 @@ def _is_fatal_rollout(script: Script, outcome: Outcome) -> bool:
     no node has a stand-in, is replaced.
     """
     if outcome.num_accepted:
-        return not outcome.plan.recovers
+        return not outcome.is_recoverable
     roles = list(script.roles.values())
-    has_no_prefill = roles.count("prefill") == 1 and not script.has_room
-    return roles.count("router") == 1 or has_no_prefill
+    if outcome.reason in _AT_THE_DOOR:
+        return roles.count("prefill") == 1 and not script.has_room
+    return roles.count("router") == 1
 
 
 def _is_of_connection(fault: Fault) -> bool:

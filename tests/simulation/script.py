@@ -62,6 +62,7 @@ class Script:
         step_s = random.choice((0.01, 0.01, 0.2))
         script = cls(seed, roles, plans, tuple(faults), start_s, step_s, is_tight, admission)
         script = _with_long_sessions(script, Random(f"long {seed}"), brain)
+        script = _with_cut_prompts(script, Random(f"cut {seed}"))
         script = _with_bounded_memory(script, Random(f"memory {seed}"))
         return _with_incidents(script, Random(f"incidents {seed}"))
 
@@ -92,19 +93,19 @@ class Script:
 
 
 def _with_incidents(script: Script, random: Random) -> Script:
-    """Adds what concerns the whole cluster; each addition has a generator of its own.
+    """Adds what concerns the whole cluster, half of it without other faults.
 
-    So the sessions and faults of a seed stay what they were before.
+    Each addition has a generator of its own: a seed without it is the run that it was before.
     """
-    faults = sorted(
-        [*script.faults, *draw_incidents(random, script.roles)], key=lambda fault: fault.at_step
-    )
+    incidents = draw_incidents(random, script.roles)
+    others = () if incidents and random.random() < 0.5 else script.faults
+    faults = sorted([*others, *incidents], key=lambda fault: fault.at_step)
     script = replace(script, faults=tuple(faults), has_room=random.random() < 0.7)
     if not script.has(Kind.ROLLOUT):
         return script
-    # As long as the restart takes, sessions begin.
-    later = 2 * script.start_s * random.random()
-    plans = (replace(p, begins_at_s=p.begins_at_s * later) for p in script.plans)
+    # As long as the restart may take, sessions begin.
+    takes_s = script.start_s * (len(script.roles) + 2)
+    plans = (replace(p, begins_at_s=takes_s * random.random()) for p in script.plans)
     return replace(script, plans=tuple(plans))
 
 
@@ -137,6 +138,12 @@ def _near(plan: Plan, random: Random, begins_s: float) -> Plan:
     return replace(
         plan, begins_at_s=begins_s * random.random(), ttft_slo_ms=slo_ms, leaves_after_s=None
     )
+
+
+def _with_cut_prompts(script: Script, random: Random) -> Script:
+    """Two in five of the one-shot prompts name how many of their tokens count."""
+    cut = (replace(p, is_cut=p.one_shot and random.random() < 0.4) for p in script.plans)
+    return replace(script, plans=tuple(cut))
 
 
 def _with_bounded_memory(script: Script, random: Random) -> Script:

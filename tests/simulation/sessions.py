@@ -72,6 +72,9 @@ class Plan:
     read_s: float
     # The context that the changes make.
     context: tuple[int, ...]
+    # One-shot only: it names how many of the last tokens count, which is all of them. No session
+    # can, so a lost router is asked anew only while nothing of the answer has come.
+    is_cut: bool = False
 
     @property
     def prompt(self) -> list[int]:
@@ -79,7 +82,7 @@ class Plan:
 
     @property
     def most_tokens(self) -> int:
-        """Of the sequence when it is longest, with its suffix and the whole answer."""
+        """How long the sequence ever is, its suffix and the whole answer included."""
         sizes: dict[str, int] = {}
         present, most = 0, 0
         for change in self.changes:
@@ -114,6 +117,7 @@ class Plan:
             stop_token_ids=stops,
             stop_strings=() if self.stop_string is None else (self.stop_string,),
             include_stop_string=self.shows_stop,
+            truncate_prompt_tokens=len(self.prompt) if self.is_cut else None,
         )
 
 

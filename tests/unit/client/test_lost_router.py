@@ -402,22 +402,62 @@ async def test_a_chat_goes_on_where_its_tokens_are_known(
     assert calls == ["asked"]
 
 
-@pytest.mark.parametrize(
-    ("prompt", "more", "recover"),
-    [
-        ([{"role": "user", "content": "Why?"}], {}, True),
-        ("begin", {"truncate_prompt_tokens": 1}, True),
-        ("begin", {}, False),
-        ("begin", {}, SessionRecovery(max_kept_bytes=3)),
-    ],
-    ids=["chat", "truncated", "not asked", "too large"],
+CHAT = [{"role": "user", "content": "Why?"}]
+NO_SESSION = pytest.mark.parametrize(
+    ("prompt", "more"),
+    [(CHAT, {}), ("begin and more", {"truncate_prompt_tokens": 1})],
+    ids=["chat", "truncated"],
 )
-async def test_a_prompt_that_is_no_session_ends_with_its_router(
-    rings: list[Ring], routers: AsyncClient, prompt: Any, more: dict[str, int], recover: Any
+
+
+@NO_SESSION
+async def test_a_prompt_that_is_no_session_is_asked_again_before_its_answer(
+    rings: list[Ring], routers: AsyncClient, prompt: Any, more: dict[str, int]
 ) -> None:
+    hold(rings, 0)
+    sampling = SamplingParameters(
+        temperature=0, max_tokens=NUM_TOKENS, logprobs=1, ignore_eos=True, **more
+    )
+    asked = asyncio.create_task(collect(aiter(routers.generate(prompt, sampling=sampling))))
+    lost = await holder_of(rings)
+    await soon(lost.record.sealed.wait())
+    await lost.lose_router()
+    let_go(rings)
+    events = await asked
+    survivor = next(ring for ring in rings if ring is not lost)
+    assert survivor.record.sequence == lost.record.sequence
+    assert survivor.record.open.session_id == lost.record.open.session_id
+    check(survivor, events, lost.record.sequence)
+    assert sum(isinstance(event, Accepted) for event in events) == 1
+    restarts = [event.restarts for event in events if isinstance(event, Progress)]
+    assert restarts == sorted(restarts)
+
+
+@NO_SESSION
+async def test_a_prompt_that_is_no_session_does_not_go_on_in_its_answer(
+    rings: list[Ring], routers: AsyncClient, prompt: Any, more: dict[str, int]
+) -> None:
+    """The error says why, and that another try is worth it."""
     hold(rings, 1)
     sampling = SamplingParameters(max_tokens=NUM_TOKENS, **more)
-    answer = aiter(routers.generate(prompt, sampling=sampling, recover=recover))
+    answer = aiter(routers.generate(prompt, sampling=sampling))
+    await next_delta(answer)
+    await (await holder_of(rings)).lose_router()
+    with pytest.raises(UnavailableError, match="its answer had begun, and chat") as caught:
+        await collect(answer)
+    assert caught.value.retry_after_s
+    assert sum(len(ring.prefill.records) for ring in rings) == 1
+
+
+@pytest.mark.parametrize(
+    "recover", [False, SessionRecovery(max_kept_bytes=3)], ids=["not asked", "too large"]
+)
+async def test_a_prompt_that_is_not_kept_ends_with_its_router(
+    rings: list[Ring], routers: AsyncClient, recover: Any
+) -> None:
+    hold(rings, 1)
+    sampling = SamplingParameters(max_tokens=NUM_TOKENS)
+    answer = aiter(routers.generate("begin", sampling=sampling, recover=recover))
     await next_delta(answer)
     await (await holder_of(rings)).lose_router()
     with pytest.raises(UnavailableError):
