@@ -1,4 +1,4 @@
-"""How many answers in time are possible at most: a bound for every scheduler. Pure.
+"""How many answers in time are possible at most: a bound for every scheduler.
 
 One that knows all that will come computes each token of a sealed sequence once, when it has
 come for good, and nothing that an update throws away; tokens take their share of full steps.
