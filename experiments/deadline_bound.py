@@ -1,13 +1,14 @@
-"""How many answers in time are possible at most: a bound for every scheduler. Pure.
+"""How many answers in time are possible at most: a bound for every scheduler.
 
 One that knows all that will come computes each token of a sealed sequence once, when it has
 come for good, and nothing that an update throws away; tokens take their share of full steps.
-Of what comes from some moment on, all as if it came at that moment, the fewest sessions that
-miss their deadlines are those that Moore and Hodgson's algorithm drops: by deadline, the
-largest so far goes when one would be late. Losses of moments that follow each other add up,
-because each counts only sessions that are sealed and due between two of them. The moments
-tried are those at which sessions begin. The bound may be out of reach: no scheduler knows
-what will come.
+
+Suppose that all that comes after some moment came at that moment. Then the fewest sessions
+that miss their deadlines are those that Moore and Hodgson's algorithm drops: it goes by
+deadline, and drops the largest so far when one would be late. Losses of moments that follow
+each other add up, because each counts only sessions that are sealed and due between two of
+them. The moments tried are those at which sessions begin. The bound may be out of reach: no
+scheduler knows what will come.
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ class Demand:
         return sum(seconds for at_s, seconds in self.pieces if at_s >= from_s)
 
 
-def demands(asked: Iterable[Task], law: StepLaw, token_budget: int) -> list[Demand]:
-    """Those of sessions that all have a deadline."""
+def demands(
+    asked: Iterable[Task], law: StepLaw, token_budget: int, num_workers: int = 1
+) -> list[Demand]:
+    """Those of sessions that all have a deadline, on one worker as fast as so many together."""
     return [
         Demand(
             each.sealed_s,
             each.sealed_s + (each.ttft_slo_s or 0.0),
             tuple(
-                (at_s, least_seconds(law, token_budget, start, stop))
+                (at_s, least_seconds(law, token_budget, start, stop) / num_workers)
                 for at_s, start, stop in final_ranges(each)
             ),
         )
