@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.config import ClusterConfig
@@ -58,7 +57,7 @@ def _describe(error: ValidationError) -> str:
     return "; ".join(map(_problem_at, error.errors()))
 
 
-def _problem_at(item: ErrorDetails) -> str:
+def _problem_at(item: Mapping[str, Any]) -> str:
     path, value = item["loc"], item["input"]
     key = ".".join(map(str, path))
     shown = "" if isinstance(value, dict) else f" (got {value!r})"
