@@ -199,7 +199,7 @@ def _of_router(router: Router) -> Iterator[str]:
     parts = router._parts
     if parts.sessions.by_phase():
         yield f"sessions are open: {parts.sessions.by_phase()}"
-    for gauge in (parts.metrics._active, parts.metrics._tenant_open):
+    for gauge in (parts.metrics._active, parts.metrics.tenants._open):
         for sample in (each for family in gauge.collect() for each in family.samples):
             if sample.value:
                 yield f"a gauge still counts: {sample}"
