@@ -33,7 +33,7 @@ class _Worker(PrefillWorker):
         if name in self._leases:
             self.release(name)
         elif name in self._sessions:
-            self._let_go(self._sessions.pop(name).blocks)
+            self._blocks.let_go(self._sessions.pop(name).blocks)
             self._host.forget(name)
             self._table.close(name)
 
