@@ -87,17 +87,16 @@ demo: env model ## a local cluster, and documents streaming into an answer
 bench-baselines: env model ## stock vLLM and ours side by side (80 min; BENCH_ARGS=--quick: 10 min)
 	@$(BIN)/python -m experiments baselines $(BENCH_ARGS)
 
-# Three lanes side by side: tests without engines; those with an engine of their own; and those
+# Three lanes side by side, about as long: unit tests; other tests without clusters; and those
 # with a cluster, which often wait for processes, and print while they run. What the others print
 # comes at the end. 5: PYTEST_ARGS chose none of these.
-FAST_TESTS := tests/unit tests/property tests/sim
 ENGINE_TESTS := tests/integration/engine
 pytest_on = { $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) $(2) || [ $$? -eq 5 ]; }
 run_tests = logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; status=0; \
-  $(call pytest_on,$(1),$(FAST_TESTS)) >"$$logs/1" 2>&1 & fast=$$!; \
-  $(call pytest_on,$(1),$(ENGINE_TESTS)) >"$$logs/2" 2>&1 & engine=$$!; \
+  $(call pytest_on,$(1),tests/unit) >"$$logs/1" 2>&1 & unit=$$!; \
+  $(call pytest_on,$(1),tests/property tests/sim $(ENGINE_TESTS)) >"$$logs/2" 2>&1 & other=$$!; \
   $(call pytest_on,$(1),tests/integration --ignore=$(ENGINE_TESTS)) || status=1; \
-  wait $$fast || status=1; wait $$engine || status=1; cat "$$logs"/*; exit $$status
+  wait $$unit || status=1; wait $$other || status=1; cat "$$logs"/*; exit $$status
 
 test: env model ## all tests but the slow ones and those for a GPU
 	@$(call run_tests,not slow and not gpu)
@@ -121,7 +120,7 @@ lint: env ## format, lint, types, protos
 	@$(MAKE) --no-print-directory proto-check
 
 check: lint ## lint and the fast tests, before each commit
-	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not gpu" $(PYTEST_ARGS) $(FAST_TESTS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not gpu" $(PYTEST_ARGS) tests/unit tests/property tests/sim
 
 STUBS := stream2llm/api/v1
 # The stubs of package stream2llm.v1 into folder $(1), importable as stream2llm.api.v1.
