@@ -182,7 +182,6 @@ def test_a_wrong_profile_is_corrected_in_forty_noisy_observations(
     st.integers(1, 10_000),
     st.integers(0, 1000),
     st.sampled_from(Mode),
-    st.data(),
 )
 def test_the_cheaper_way_is_chosen(
     per_token_s: float,
@@ -191,11 +190,9 @@ def test_the_cheaper_way_is_chosen(
     num_tokens: int,
     num_blocks: int,
     mode: Mode,
-    data: st.DataObject,
 ) -> None:
-    num_cached = data.draw(st.integers(0, num_tokens))
     cost = FlatCosts(per_token_s, per_block_s)
-    choice = cheaper(cost, begin, begin + num_tokens, num_blocks, num_cached, mode)
+    choice = cheaper(cost, begin, begin + num_tokens, num_blocks, mode)
     prices = {Action.RECOMPUTE: choice.recompute_s, Action.SWAP: choice.swap_s}
     if num_blocks == 0 or mode is Mode.RECOMPUTE:
         assert choice.action is Action.RECOMPUTE
