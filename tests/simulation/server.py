@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -118,11 +119,17 @@ class Server:
         served = serve(given, context)
         if inspect.isasyncgen(served):
             async for response in served:
-                await context.write(response)
+                await _send(context, response)
             return
         response = await served
         if not handler.response_streaming:
-            await context.write(response)
+            await _send(context, response)
+
+
+async def _send(context: Context, response: Any) -> None:
+    """Writes what a handler has returned: a peer that has left meanwhile is not its fault."""
+    with suppress(grpc.aio.UsageError):
+        await context.write(response)
 
 
 class Context:
