@@ -1,4 +1,4 @@
-"""Whether a KV prefetch may begin: `room` and `pace` decide, by vLLM's present state."""
+"""Admission of KV prefetches: `room` and `pace` decide, by vLLM's present state."""
 
 from __future__ import annotations
 

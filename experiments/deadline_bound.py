@@ -1,4 +1,4 @@
-"""How many answers in time are possible at most: a bound for every scheduler.
+"""An upper bound, for every scheduler, on the number of answers in time.
 
 One that knows all that will come computes each token of a sealed sequence once, when it has
 come for good, and nothing that an update throws away; tokens take their share of full steps.
@@ -24,7 +24,7 @@ from stream2llm.simulator.work import Task
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a session needs for an answer in time."""
+    """The computation that one session needs before its deadline."""
 
     sealed_s: float
     due_s: float
@@ -39,7 +39,7 @@ class Demand:
 def demands(
     asked: Iterable[Task], law: StepLaw, token_budget: int, num_workers: int = 1
 ) -> list[Demand]:
-    """Those of sessions that all have a deadline, on one worker as fast as so many together."""
+    """Returns the demands of sessions with deadlines, on one worker as fast as `num_workers`."""
     return [
         Demand(
             each.sealed_s,
@@ -69,7 +69,7 @@ def least_seconds(law: StepLaw, token_budget: int, start: int, stop: int) -> flo
 
 
 def fewest_missed(sessions: Sequence[Demand]) -> int:
-    """How many sessions miss their deadlines whatever is computed when."""
+    """Returns a lower bound on the sessions that miss their deadlines under any schedule."""
     by_due = sorted(sessions, key=lambda each: each.due_s)
     dues_s = [each.due_s for each in by_due]
     # The most losses that are certain up to each deadline.
@@ -84,7 +84,10 @@ def fewest_missed(sessions: Sequence[Demand]) -> int:
 
 
 def _missed_from(from_s: float, by_due: Sequence[Demand]) -> Iterator[tuple[int, int]]:
-    """How many of the first sessions there are, and how many of them miss; by deadline."""
+    """Yields pairs for sessions sealed from `from_s` on, in the order of their deadlines.
+
+    (n, k): of the first n sessions in `by_due`, at least k miss.
+    """
     kept: list[float] = []
     total_s, dropped = 0.0, 0
     for number, each in enumerate(by_due, 1):

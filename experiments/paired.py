@@ -1,4 +1,4 @@
-"""Whether one system is better than another one over pairs of runs with equal seeds."""
+"""Confidence intervals of the difference between two systems, over runs with equal seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both kinds of copiers do with a batch of jobs: check, try each, report."""
+"""Batches of copy jobs, for both kinds of copiers: checks, attempts, results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the last step leaves to the next one: the sessions that it left out, and why. Pure."""
+"""The outcome of the last step, which says whether another one could do anything. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from prefill_worker.types import StepPlan
 
 
 class LastStep:
-    """Whether another step could do anything, and which sessions wait for a prefix cache hit."""
+    """Records whether a step served any session, and which ones wait for a prefix cache hit."""
 
     def __init__(self) -> None:
         # Sessions that it left out because of such a hit, and whether it did nothing else.

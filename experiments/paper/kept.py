@@ -27,7 +27,7 @@ class Outcome:
 
 
 class KeptOutcomes:
-    """What is known of cells so far; in memory only without a file.
+    """The outcomes of cells so far; without a file they are in memory only.
 
     The file knows cells, not the code that simulated them: one that is older than a change of
     the scheduler or the simulator has to be deleted.
