@@ -291,7 +291,7 @@ def begin(head: Head, model: Path, body: str) -> subprocess.Popen[str]:
     fakes = "tests.fakes.control_plane"
     prelude = f"""
 from stream2llm.cluster.cluster import Cluster
-from stream2llm.cluster.config import parse_config
+from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.layout import Factories
 tree = {{"model": {str(model)!r}, "ray": {{"address": {head.gcs_address!r}}}, "router": {{"port": 0}}}}
 config = parse_config(tree, source="test")
