@@ -84,9 +84,9 @@ def ask_a_cluster(
     """Runs `ask` with the router's address and the model, at a given cluster or one of our own."""
     catch_signals()
     with errors_as_exits(name):
-        from stream2llm.cluster.config_file import default_config, load_config
+        from stream2llm.cluster.config_file import chosen_config
 
-        tree = load_config(config or default_config())
+        tree = chosen_config(config)
         if address is not None:
             asyncio.run(_in_time(ask(address, tree.model)))
             return

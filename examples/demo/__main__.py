@@ -43,11 +43,11 @@ def demo(
 def _demo(address: str | None, config: Path | None, gap_s: float) -> None:
     from examples.demo.steps import run
     from examples.demo.view import make_view
-    from stream2llm.cluster.config_file import default_config, load_config
+    from stream2llm.cluster.config_file import chosen_config
 
     view = make_view()
     try:
-        run(view, load_config(config or default_config()), address, gap_s)
+        run(view, chosen_config(config), address, gap_s)
     finally:
         view.end()
 

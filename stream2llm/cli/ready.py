@@ -47,7 +47,7 @@ def ready(
 
         ask = health_of_gateway if gateway else health_of
         health = ask(address, timeout_s, given.tls())
-        typer.echo(for_terminal(health.value))
+        typer.echo(for_terminal(f"{address}: {health.value}"))
         if health is Health.ABSENT and absent_ok:
             return
         if health is not Health.SERVING:

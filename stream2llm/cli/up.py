@@ -16,7 +16,7 @@ import typer
 from stream2llm.api.errors import Stream2LLMError, UnavailableError
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig
-from stream2llm.cluster.config_file import default_config, load_config
+from stream2llm.cluster.config_file import chosen_config
 from stream2llm.cluster.layout import Factories
 from stream2llm.serving.observability.logs import for_terminal
 from stream2llm.serving.system.clock import SystemClock
@@ -127,7 +127,8 @@ def run(config: ClusterConfig, *, detach: bool = False, factories: Factories | N
     begin_s = clock.monotonic_s()
 
     def on_checked() -> None:
-        _say(f"starting {config.model_name}; an engine takes 15 to 60 s, more on a busy machine")
+        dtype = config.prefill.engine.get("dtype", "its own type")
+        _say(f"starting {config.model_name} in {dtype}; an engine takes 15 to 60 s, or more")
 
     with Cluster.start(
         config, detach=detach, factories=factories, on_checked=on_checked
@@ -189,11 +190,7 @@ def _check(config: ClusterConfig) -> None:
 def _configuration(
     path: Path | None, address: str | None, *, deterministic: bool = False
 ) -> ClusterConfig:
-    config = load_config(path or default_config())
-    if address is not None:
-        config = config.model_copy(
-            update={"ray": config.ray.model_copy(update={"address": address})}
-        )
+    config = chosen_config(path, address)
     return config.model_copy(update={"deterministic": True}) if deterministic else config
 
 

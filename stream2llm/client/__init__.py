@@ -1,9 +1,19 @@
-"""The Python client: `AsyncClient`, its synchronous counterpart `Client`, and their values.
-
-Import names from `stream2llm.client`, errors from `stream2llm.api.errors`.
-"""
+"""The Python client: `AsyncClient`, its synchronous counterpart `Client`, their values and errors."""
 
 from stream2llm.api.delay import DelayReason
+from stream2llm.api.errors import (
+    EventOrderError,
+    IdleTimeoutError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    NotPermittedError,
+    OverloadedError,
+    Stream2LLMError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnsupportedError,
+)
 from stream2llm.api.events import (
     Accepted,
     Answer,
@@ -72,4 +82,16 @@ __all__ = [
     "ModelInfo",
     "ServerInfo",
     "WorkerInfo",
+    # what they raise
+    "Stream2LLMError",
+    "InvalidRequestError",
+    "EventOrderError",
+    "NotFoundError",
+    "UnauthenticatedError",
+    "NotPermittedError",
+    "UnsupportedError",
+    "OverloadedError",
+    "UnavailableError",
+    "IdleTimeoutError",
+    "InternalError",
 ]

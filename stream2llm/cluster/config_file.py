@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.processor import flags_here, suited
 from stream2llm.engine.arguments import hint
 
 # From which likeness on, 0 to 1, another key may have been meant.
@@ -23,6 +24,19 @@ def default_config() -> Path:
     It is deploy/local-cpu.yaml; a checkout has a link to it here.
     """
     return Path(__file__).with_name("local-cpu.yaml")
+
+
+def chosen_config(path: Path | None, address: str | None = None) -> ClusterConfig:
+    """Returns the configuration of a file, or the default one in the type that this CPU computes.
+
+    `address`, if given, replaces that of Ray. Raises as `load_config`.
+    """
+    config = (
+        suited(load_config(default_config()), flags_here()) if path is None else load_config(path)
+    )
+    if address is None:
+        return config
+    return config.model_copy(update={"ray": config.ray.model_copy(update={"address": address})})
 
 
 def load_config(path: Path) -> ClusterConfig:

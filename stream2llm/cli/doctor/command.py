@@ -23,7 +23,7 @@ from stream2llm.cli.doctor.probes import machine, ports
 from stream2llm.cli.numbers import finite
 from stream2llm.cli.option_groups import expanded
 from stream2llm.cluster.config import ClusterConfig
-from stream2llm.cluster.config_file import default_config, load_config
+from stream2llm.cluster.config_file import chosen_config
 from stream2llm.serving.actor.node_address import outward_address
 from stream2llm.serving.observability.logs import for_terminal, one_line
 from stream2llm.serving.system.clock import SystemClock
@@ -82,7 +82,7 @@ def doctor(
     """
     try:
         security = given.security()
-        configured = _configured(config, address)
+        configured = chosen_config(config, address)
     except Stream2LLMError as error:
         findings = [Finding(Level.PROBLEM, "configuration", error.message, "correct the file")]
     else:
@@ -98,13 +98,6 @@ def doctor(
     typer.echo(_as_json(findings) if as_json else for_terminal(_as_text(findings)))
     if diagnose.worst(findings) is Level.PROBLEM:
         raise typer.Exit(EXIT_PROBLEMS)
-
-
-def _configured(path: Path | None, address: str | None) -> ClusterConfig:
-    config = load_config(path or default_config())
-    if address is None:
-        return config
-    return config.model_copy(update={"ray": config.ray.model_copy(update={"address": address})})
 
 
 def _with_clocks(

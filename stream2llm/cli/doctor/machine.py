@@ -10,12 +10,11 @@ from packaging.utils import canonicalize_name
 from stream2llm.api.loopback import is_loopback
 from stream2llm.cli.doctor.facts import Finding, Level, Machine
 from stream2llm.cluster.config import ClusterConfig
+from stream2llm.cluster.processor import BF16_FLAGS
 from stream2llm.cluster.worker_config import WorkerConfig
 from stream2llm.models.cache import CACHE_VARIABLE, FETCH_NEEDS_BYTES
 from stream2llm.serving.settings.router_spec import GIB, MIB
 
-# Any of them computes in bfloat16 directly: x86 with AVX-512, with AMX, ARM.
-BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
 # A session is one stream at the router and one at each worker; Ray asks for as many.
 MIN_OPEN_FILES = 4096
 # Shared memory of vLLM's queues and of UCX between processes of one machine.

@@ -24,6 +24,7 @@ from stream2llm.cli.doctor.facts import Gpu, Machine, Model, Network, Nixl, Port
 from stream2llm.cli.doctor.model_files import incomplete_files, shape_of
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.exposure import NodeFiles, look_at_tls_files, names_here
+from stream2llm.cluster.processor import flags_here
 from stream2llm.models.cache import default_cache_dir
 from stream2llm.models.store import resolve_model
 from stream2llm.serving.settings.router_spec import MIB
@@ -70,7 +71,7 @@ def _probes(
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     return {
         "versions": _versions,
-        "processor": lambda: {"cpu_flags": cpu_flags(Path("/proc/cpuinfo").read_text())},
+        "processor": lambda: {"cpu_flags": flags_here()},
         "cores": _cores,
         "GPUs": lambda: {"gpus": _gpus()},
         "memory": _memory,
@@ -87,15 +88,6 @@ def _probes(
 def _versions() -> dict[str, Any]:
     names = {canonicalize_name(each.metadata["Name"]): each.version for each in distributions()}
     return {"versions": names, "requirements": tuple(requires("stream2llm") or ())}
-
-
-def cpu_flags(text: str) -> frozenset[str]:
-    """Returns the flags in /proc/cpuinfo, which ARM calls features; of the first processor."""
-    for line in text.splitlines():
-        name, _, flags = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(flags.split())
-    return frozenset()
 
 
 def _cores() -> dict[str, Any]:

@@ -32,7 +32,7 @@ from stream2llm.cli.doctor.facts import (
     Running,
 )
 from stream2llm.cli.doctor.model_files import incomplete_files, shape_of
-from stream2llm.cli.doctor.probes import cpu_flags, gather, network, ports
+from stream2llm.cli.doctor.probes import gather, network, ports
 from stream2llm.cli.doctor.probes import machine as look_at_this_machine
 from stream2llm.cli.doctor.remote import http_offset, listeners_of
 from stream2llm.cli.main import app
@@ -459,12 +459,6 @@ def test_what_a_cluster_listens_on_is_in_its_status() -> None:
         "decode-0's metrics": "10.0.0.2:2",
     }
     assert listeners_of(NONE_RUNS) == {}
-
-
-def test_flags_of_intel_and_arm() -> None:
-    assert "amx_bf16" in cpu_flags("processor : 0\nflags\t\t: fpu amx_bf16\n\nflags : other\n")
-    assert cpu_flags("Features\t: fp bf16\n") == {"fp", "bf16"}
-    assert cpu_flags("") == frozenset()
 
 
 def a_weight_file(path: Path, num_bytes: int) -> None:

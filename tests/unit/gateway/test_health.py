@@ -30,7 +30,7 @@ async def test_a_gateway_is_ready_while_it_has_routers(gateway: GatewayRing) -> 
     gateway.show()
     ended = await ready(gateway.url, "--absent-ok")
     assert ended.exit_code == UNAVAILABLE
-    assert ended.output.startswith("not serving")
+    assert ": not serving" in ended.output
 
 
 async def test_with_tls_the_authority_and_the_name_are_needed(
@@ -43,11 +43,13 @@ async def test_with_tls_the_authority_and_the_name_are_needed(
     assert (await ready(gateway.url, *trusted)).exit_code == 0
     for words in ([], [*trusted, "--tls-server-name", "another"]):
         ended = await ready(gateway.url, *words, "--absent-ok")
-        assert (ended.exit_code, ended.output) == (UNAVAILABLE, "no answer\n")
+        assert ended.exit_code == UNAVAILABLE
+        assert ended.output.endswith(": no answer\n")
 
 
 async def test_where_nothing_listens_no_gateway_is_ready_unless_that_is_allowed() -> None:
     url = f"http://127.0.0.1:{pick_port('127.0.0.1', 'absent')}"
     ended = await ready(url)
-    assert (ended.exit_code, ended.output) == (UNAVAILABLE, "nothing listens there\n")
+    assert ended.exit_code == UNAVAILABLE
+    assert ended.output.endswith(": nothing listens there\n")
     assert (await ready(url, "--absent-ok")).exit_code == 0

@@ -50,13 +50,13 @@ async def test_with_tls_the_authority_and_the_name_are_needed(
     assert (await ready(address, *trusted)).exit_code == 0
     for words in ([], [*trusted, "--tls-server-name", "another"]):
         ended = await ready(address, *words, "--absent-ok")
-        assert (ended.exit_code, ended.output) == (UNAVAILABLE, "no answer\n")
+        assert (ended.exit_code, ended.output) == (UNAVAILABLE, f"{address}: no answer\n")
 
 
 async def test_where_nothing_listens_no_router_is_ready_unless_that_is_allowed() -> None:
     address = f"127.0.0.1:{pick_port('127.0.0.1', 'absent')}"
     ended = await ready(address)
-    assert (ended.exit_code, ended.output) == (UNAVAILABLE, "nothing listens there\n")
+    assert (ended.exit_code, ended.output) == (UNAVAILABLE, f"{address}: nothing listens there\n")
     assert (await ready(address, "--absent-ok")).exit_code == 0
 
 
@@ -66,11 +66,12 @@ async def test_a_listener_that_is_no_router_is_not_ready() -> None:
         serving = Thread(target=hangs_up.serve_forever)
         serving.start()
         try:
-            ended = await ready(f"127.0.0.1:{hangs_up.server_address[1]}", "--absent-ok")
+            address = f"127.0.0.1:{hangs_up.server_address[1]}"
+            ended = await ready(address, "--absent-ok")
         finally:
             hangs_up.shutdown()
             serving.join()
-    assert (ended.exit_code, ended.output) == (UNAVAILABLE, "no answer\n")
+    assert (ended.exit_code, ended.output) == (UNAVAILABLE, f"{address}: no answer\n")
 
 
 async def test_a_client_of_several_routers_takes_them_in_turn_and_leaves_one_that_drains(
