@@ -48,20 +48,24 @@ class PlacedPrefill:
         self.on_lost: Callable[[], object] = lambda: None
 
     async def open(self) -> None:
-        """Begins the session; tries another worker if one cannot be reached."""
-        tried = set[Worker]()
-        worker = self._workers.pick("prefill")
-        if worker is None:
-            raise self._workers.none_of("prefill")
+        """Begins the session as soon as a worker can be used; tries another one if one is away.
+
+        Raises UnavailableError when none comes within `recovery.max_wait_s`, and at once where
+        sessions are not placed again.
+        """
+        live, failure = self._live, None
+        wait_s = live.parts.spec.recovery.max_wait_s if live.recovery.may_move else 0.0
+        by_s = live.parts.clock.monotonic_s() + wait_s
         while True:
-            tried.add(worker)
+            left_s = by_s - live.parts.clock.monotonic_s()
+            worker = await self._workers.usable("prefill", left_s)
+            if worker is None:
+                raise failure or self._workers.none_of("prefill")
             try:
-                await self._begin(PrefillCall(self._workers, worker, self._live.trace.metadata))
+                await self._begin(PrefillCall(self._workers, worker, live.trace.metadata))
                 return
-            except NeverArrivedError:
-                worker = self._workers.pick("prefill", tried)
-                if worker is None:
-                    raise
+            except NeverArrivedError as error:
+                failure = error  # it is suspect now
 
     async def splice(self, revision: int, splice: Splice, *, stable_tokens: int = 0) -> None:
         """Changes the sequence; KV of its first `stable_tokens` may be offered."""

@@ -32,8 +32,6 @@ _OF_CONNECTIONS = frozenset({"UNAVAILABLE", "CANCELLED", "UNKNOWN"})
 MOST_RESTARTS = RecoveryOptions().max_restarts
 MOST_ROUTERS = 1 + SessionRecovery().max_restarts
 MAX_WAIT_S = SessionRecovery().max_wait_s
-# Reasons of a new session that no worker can take.
-_AT_THE_DOOR = frozenset({"NO_PREFILL_WORKER", "WORKER_LOST"})
 
 
 def violations(world: World) -> Iterator[str]:
@@ -127,7 +125,7 @@ def _of_failure(world: World, outcome: Outcome) -> Iterator[str]:
     if is_refused and script.admission == "refuse" and outcome.plan.ttft_slo_ms:
         return
     is_planned = all(each.kind is Kind.ROLLOUT for each in script.faults)
-    allowed = set(_AT_THE_DOOR if is_planned else _OF_LOSSES)
+    allowed = set() if is_planned else set(_OF_LOSSES)
     if any(map(_is_of_connection, script.faults)) or script.has(Kind.ROLLOUT):
         allowed |= _OF_CONNECTIONS
     if script.has(Kind.DRAIN) or script.has(Kind.ROLLOUT):
@@ -149,8 +147,6 @@ def _is_fatal(script: Script, fault: Fault, outcome: Outcome) -> bool:
         outlasts = fault.kind is Kind.PARTITION and fault.duration_s > MAX_WAIT_S
         is_cut_off = outlasts and len(routers) == 1
         return not outcome.is_recoverable or is_cut_off
-    if outcome.reason in _AT_THE_DOOR and not outcome.num_accepted:
-        return True
     # Nothing passes between the only two that KV could pass between.
     is_only_pair = {fault.target, fault.other, *routers} == set(script.roles)
     return fault.kind is Kind.PARTITION and is_only_pair and outcome.reason == "KV_LOST"
@@ -159,15 +155,11 @@ def _is_fatal(script: Script, fault: Fault, outcome: Outcome) -> bool:
 def _is_fatal_rollout(script: Script, outcome: Outcome) -> bool:
     """A rolling restart ends sessions of clients that do not recover, as their routers end.
 
-    And a new session finds none while the only router, or the only prefill worker for which
-    no node has a stand-in, is replaced.
+    And a new session finds none while the only router is replaced.
     """
     if outcome.num_accepted:
         return not outcome.is_recoverable
-    roles = list(script.roles.values())
-    if outcome.reason in _AT_THE_DOOR:
-        return roles.count("prefill") == 1 and not script.has_room
-    return roles.count("router") == 1
+    return list(script.roles.values()).count("router") == 1
 
 
 def _is_of_connection(fault: Fault) -> bool:

@@ -59,7 +59,7 @@ class RecoveryOptions(FrozenModel):
     """Engines that may die while they hold one session. With this many it is taken for the cause of
     their deaths, and fails."""
     max_wait_s: float = Field(default=120.0, ge=0)
-    """Seconds that a session waits, at each loss, until a worker of the role can be used."""
+    """Seconds that a session waits, at its beginning and at each loss, until a worker can be used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2
 from stream2llm.serving.sessions.prefix import as_tokens
+from stream2llm.serving.settings.router_spec import RecoveryOptions
 from tests.router_ring import Ring, reason_of, soon
 
 pytestmark = pytest.mark.unit
@@ -271,6 +272,18 @@ async def test_a_lost_worker_gets_nothing_until_its_successor_is_there(make_ring
     await again.open("hello", sampling=pb.SamplingParameters(max_tokens=2))
     await again.seal()
     assert (await again.answer()).finished.usage.completion_tokens == 2
+
+
+async def test_a_new_session_waits_for_the_successor_of_the_only_worker(make_ring: Any) -> None:
+    ring = await make_ring(recovery=RecoveryOptions(max_wait_s=60))
+    worker = ring.worker("prefill")
+    await worker.kill()
+    session = ring.converse()
+    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=2))
+    await session.seal()
+    await worker.start(pid=2)
+    ring.show(*ring.workers)
+    assert (await session.answer()).finished.usage.completion_tokens == 2
 
 
 async def test_a_suspect_that_answers_again_is_used_again(ring: Ring) -> None:
