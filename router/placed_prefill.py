@@ -47,10 +47,16 @@ class PlacedPrefill:
         # Called when the worker is lost, before another one gets the session.
         self.on_lost: Callable[[], object] = lambda: None
 
-    async def open(self) -> None:
-        """Begins the session; tries another worker if one cannot be reached."""
+    @property
+    def worker(self) -> Worker:
+        """The worker that has the session, or had it last."""
+        return self._call.worker
+
+    async def open(self, rather: Worker | None = None) -> None:
+        """Begins the session, at `rather` if possible; tries another worker if one is away."""
         tried = set[Worker]()
-        worker = self._workers.pick("prefill")
+        worker = rather if rather and self._workers.is_usable(rather) else None
+        worker = worker or self._workers.pick("prefill")
         if worker is None:
             raise self._workers.none_of("prefill")
         while True:

@@ -233,7 +233,7 @@ class AsyncClient:
         check_size(message, self._max_message_bytes)
         limits = recovery_of(recover)
         answer = OneShot(self._connections, message, limits, timeout_s, sent, prompt_tokens)
-        return AnswerStream(answer.events())
+        return AnswerStream(answer.events(), max(message.sampling.n, 1))
 
     async def model_info(
         self,
