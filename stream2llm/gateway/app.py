@@ -129,19 +129,18 @@ async def _events(
     answer_id: str,
 ) -> Events:
     """The events of the answers; their session ends with the generator."""
-    with parts.clients.lease() as client:
-        stream = client.generate(
-            body.prompt_content(),
-            sampling=parsing.sampling(body.sampling()),
-            model=body.model or "",
-            session_id=answer_id,
-            **body.chat_options(),
-            metadata=metadata_of(request, parts.guard),
-            prompt_tokens=None if parts.prompts is None else parts.prompts.tokens_of(body),
-        )
-        async with stream:
-            async for event in stream:
-                yield event
+    stream = parts.clients.present().generate(
+        body.prompt_content(),
+        sampling=parsing.sampling(body.sampling()),
+        model=body.model or "",
+        session_id=answer_id,
+        **body.chat_options(),
+        metadata=metadata_of(request, parts.guard),
+        prompt_tokens=None if parts.prompts is None else parts.prompts.tokens_of(body),
+    )
+    async with stream:
+        async for event in stream:
+            yield event
 
 
 # -- models -------------------------------------------------------------------------------
@@ -162,8 +161,8 @@ def _models(parts: GatewayParts) -> APIRouter:
 
 
 async def _model(parts: GatewayParts, request: Request, name: str = "") -> dict[str, Any]:
-    with parts.clients.lease() as client:
-        info = await client.model_info(name, metadata=metadata_of(request, parts.guard))
+    client = parts.clients.present()
+    info = await client.model_info(name, metadata=metadata_of(request, parts.guard))
     return {
         "id": info.model,
         "object": "model",

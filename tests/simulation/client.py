@@ -178,5 +178,5 @@ def client_on(
         return Connection(lambda: Channel(network, process, address, read_s))
 
     client = AsyncClient(addresses)
-    client._connections = Connections([connection(each) for each in addresses], first)
+    client._connections = Connections(addresses, connection, first)
     return client
