@@ -63,7 +63,7 @@ class PlacedDecode:
         self._delivery = delivery
         self._unread: pb.Handover | None = None
         # The worker that the answer was last at.
-        self.worker: Worker | None = None
+        self._worker: Worker | None = None
         self._beside: PlacedDecode | None = None
 
     def begins_beside(self, other: PlacedDecode) -> None:
@@ -127,21 +127,21 @@ class PlacedDecode:
 
     async def _first_choice(self, request: pb.DecodeRequest) -> Worker | None:
         """Returns the worker that has most of the KV, if it can be used."""
-        workers, last = self._live.parts.workers, self.worker
+        workers, last = self._live.parts.workers, self._worker
         if last is not None:
             refused_by, rather_not = self._live.refused_by, self._live.recovery.rather_not
             is_usable = last not in (*refused_by, *rather_not) and workers.is_usable(last)
             return last if is_usable else workers.pick("decode", refused_by, rather_not)
         chosen = self._prefetch.take_worker()
         if chosen is None:
-            beside = self._beside and self._beside.worker
+            beside = self._beside and self._beside._worker
             return beside if beside and workers.is_usable(beside) else workers.pick("decode")
         request.fetch_session_id = chosen[1]
         return chosen[0]
 
     async def _run_at(self, worker: Worker, request: pb.DecodeRequest) -> Finished:
         worker_call = DecodeCall(self._live.parts.workers, worker, self._live.trace.metadata)
-        self.worker = worker
+        self._worker = worker
         self._live.record.at(worker.worker_id)
         try:
             return await self._relay(worker_call, request)

@@ -57,14 +57,17 @@ class Connections:
         connection.retire(lambda: self._close_soon(connection))
 
     def _close_soon(self, connection: Connection) -> None:
-        self._retired.discard(connection)
+        if connection not in self._retired:  # `close` closes it
+            return
+        self._retired.remove(connection)
         closing = asyncio.get_running_loop().create_task(connection.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         """Closes all channels; may be called again."""
-        for connection in (*self._connections.values(), *self._retired):
+        retired, self._retired = self._retired, set()
+        for connection in (*self._connections.values(), *retired):
             await connection.close()
         await asyncio.gather(*self._closing)
 

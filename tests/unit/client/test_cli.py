@@ -436,6 +436,25 @@ def test_an_answer_cannot_drive_a_terminal_and_reaches_a_file_as_it_is(
         assert json.loads(written)["text"] == DRIVES_A_TERMINAL
 
 
+def test_several_answers_are_asked_for(threaded_router) -> None:
+    async def two(conversation: Conversation) -> None:
+        await conversation.accept()
+        while (await conversation.next()) is not None:
+            pass
+        for index, text in ((1, "uno"), (0, "one")):
+            await conversation.send(delta=pb.TokenDelta(text=text, index=index))
+            finished = fake_router.finished(1)
+            finished.index = index
+            await conversation.send(finished=finished)
+
+    threaded_router.fake.script = two
+    result = generate(threaded_router, "-n", "2", "--seed", "7", "-", stdin="text")
+    assert result.exit_code == 0
+    assert result.stdout == "one\n\n--- answer 2 ---\nuno\n"
+    sampling = threaded_router.fake.received[0].open.sampling
+    assert (sampling.n, sampling.seed) == (2, 7)
+
+
 def test_several_answers_are_printed_one_below_the_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
