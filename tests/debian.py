@@ -64,7 +64,7 @@ def _unpack(package: str, folder: Path) -> None:
 def _fetched(package: str, part: Path) -> bool:
     """Whether the package, and what of its dependencies is not installed, is in `part` now.
 
-    Of a fresh machine the lists of packages are missing, or name versions that are gone.
+    A fresh machine has no lists of packages, or lists of versions that are gone.
     """
     options = ("-o", f"Dir::Cache::archives={part}/archives", "-o", "Debug::NoLocking=true")
     install = ("install", "--download-only", "--no-install-recommends", "--yes", package)
