@@ -71,7 +71,7 @@ async def placed(
     `beside` is an answer at whose workers this one begins, if they can be used.
     """
     prefill = PlacedPrefill(live)
-    await prefill.open(beside.prefill.worker if beside else None)
+    await (prefill.open_beside(beside.prefill.worker) if beside else prefill.open())
     prefetch = KvPrefetch(live, handover)
     prefill.on_lost = prefetch.prefill_lost
     try:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from router.draining import leaves_prefill
@@ -52,11 +53,10 @@ class PlacedPrefill:
         """The worker that has the session, or had it last."""
         return self._call.worker
 
-    async def open(self, rather: Worker | None = None) -> None:
-        """Begins the session, at `rather` if possible; tries another worker if one is away."""
+    async def open(self) -> None:
+        """Begins the session; tries another worker if one cannot be reached."""
         tried = set[Worker]()
-        worker = rather if rather and self._workers.is_usable(rather) else None
-        worker = worker or self._workers.pick("prefill")
+        worker = self._workers.pick("prefill")
         if worker is None:
             raise self._workers.none_of("prefill")
         while True:
@@ -68,6 +68,22 @@ class PlacedPrefill:
                 worker = self._workers.pick("prefill", tried)
                 if worker is None:
                     raise
+
+    async def open_beside(self, other: Worker) -> None:
+        """Begins another answer of an admitted session, at that worker if possible.
+
+        Waits for a worker as a session does that has lost its own.
+        """
+        now_s, most_s = (
+            self._live.parts.clock.monotonic_s,
+            self._live.parts.spec.recovery.max_wait_s,
+        )
+        by_s = now_s() + most_s
+        while worker := await self._workers.usable("prefill", by_s - now_s(), first=other):
+            with suppress(NeverArrivedError):  # it is suspect now
+                await self._begin(PrefillCall(self._workers, worker, self._live.trace.metadata))
+                return
+        raise self._workers.none_of("prefill")
 
     async def splice(self, revision: int, splice: Splice, *, stable_tokens: int = 0) -> None:
         """Changes the sequence; KV of its first `stable_tokens` may be offered."""
