@@ -42,7 +42,7 @@ class AnswerDelivery:
         """Counts the first token that prefill samples here."""
         timings = self._live.note_first_token()
         self._uncomputed_at_seal_tokens = first.uncomputed_at_seal_tokens
-        if self.sealed.answer.num_tokens:  # it came from another router
+        if self._live.index or self.sealed.answer.num_tokens:  # or it came from another router
             return
         self._live.parts.metrics.first_token(
             self._live.mode,
@@ -69,12 +69,13 @@ class AnswerDelivery:
     async def put(self, delta: TokenDelta) -> None:
         """Puts text and tokens into the outbox, if there are any."""
         if delta.text or delta.token_ids:
-            await self._live.outbox.put(delta)
+            index = self._live.index
+            await self._live.outbox.put(replace(delta, index=index) if index else delta)
 
     async def finish(self, ending: Finished) -> None:
-        """Puts the end into the outbox, with the session's figures."""
+        """Puts the end into the outbox, with the answer's figures; one answer has the prompt's."""
         usage = Usage(
-            prompt_tokens=len(self.sealed.prompt),
+            prompt_tokens=0 if self._live.index else len(self.sealed.prompt),
             completion_tokens=self.sealed.answer.num_tokens,
             uncomputed_at_seal_tokens=self._uncomputed_at_seal_tokens,
             prefetched_tokens=self.num_prefetched_tokens,
@@ -86,6 +87,7 @@ class AnswerDelivery:
             timings=self._live.timeline.timings(),
             document_order=self._live.document_order,
             restarts=self._live.progress.restarts,
+            index=self._live.index,
         )
         self._live.finished(finished)
         await self._live.outbox.put(finished)

@@ -17,6 +17,7 @@ from router.outbox import Outbox
 from router.progress import ProgressTracker
 from router.queued_work import QueuedWork
 from router.recovery import Cause, Failure, Recovery
+from router.resumed import FIELD
 from router.router_parts import RouterParts
 from router.session_log import SessionRecord, ended_line, restarted_line, resumed_line
 from router.session_trace import SessionTrace
@@ -27,7 +28,7 @@ from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Finished, Timings
 from stream2llm.api.ordering import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
-from stream2llm.api.requests import ResumedSession
+from stream2llm.api.requests import ResumedAnswer, ResumedSession
 from stream2llm.api.sampling import SamplingParameters, TokenSequence
 from stream2llm.api.session import Event, Session, State
 from stream2llm.api.ttft_slo import AskedSlo
@@ -57,7 +58,10 @@ class LiveSession:
         trace: Trace = NO_TRACE,
     ) -> None:
         self.parts = parts
+        self.caller = caller
         self.tenant = caller.tenant
+        # Which of the session's answers this is: 0, or that of a `FurtherAnswer`.
+        self.index = 0
         # Keeps the KV of one tenant from being found by another one.
         self.cache_salt = parts.spec.security.cache_salt(caller.tenant)
         # Its rank among others, for the workers.
@@ -73,8 +77,9 @@ class LiveSession:
         self.asked_slos: tuple[AskedSlo, ...] = ()
         # Milliseconds from the seal in which the first token is due; 0: no deadline.
         self.ttft_slo_ms = 0
-        # What the client has of the session, if it was at another router before.
-        self.resumed: ResumedSession | None = None
+        # What the client has of the session, and of this answer, if it was at another router before.
+        self.resumed_session: ResumedSession | None = None
+        self.resumed: ResumedAnswer | None = None
         self._has_first_token = False
         self._queued = QueuedWork(parts.clock, self.share)
         # Set at the seal; see the proto.
@@ -90,7 +95,7 @@ class LiveSession:
         # Cause of the last loss.
         self._cause = Cause.PREFILL_LOST
         self._life = Session()
-        self._place = place
+        self.place = place
         self._credit_changed = asyncio.Event()
 
     @property
@@ -115,6 +120,7 @@ class LiveSession:
             include_stop_string=False,
             skip_special_tokens=True,
             truncate_prompt_tokens=None,
+            n=1,
         )
 
     @property
@@ -125,8 +131,16 @@ class LiveSession:
 
     @property
     def num_brought_tokens(self) -> int:
-        """How many tokens of the answer the client has from another router."""
-        return 0 if self.resumed is None else len(self.resumed.token_ids)
+        """How many tokens of the session's answers the client has from another router."""
+        resumed = self.resumed_session
+        if resumed is None:
+            return 0
+        return sum(len(resumed.answer(index).token_ids) for index in range(self.sampling.n))
+
+    @property
+    def resumed_field(self) -> str:
+        """The field with what the client has brought of this answer, for errors."""
+        return FIELD
 
     @property
     def is_sealed(self) -> bool:
@@ -143,7 +157,7 @@ class LiveSession:
             self._note_deadline(is_met=False)
         self._queued.leave()
         self._life.apply(event)
-        self._place.leave(outcome)
+        self.place.leave(outcome)
         model = self.parts.spec.model_name
         self.trace.end(self.timeline, outcome, self.session_id, model, self.mode, error)
         self.record.computed_tokens = self.progress.used()["computed_tokens"]
@@ -164,9 +178,9 @@ class LiveSession:
 
     def resume(self, resumed: ResumedSession) -> None:
         """The session was at another router before."""
-        self.resumed = resumed
+        self.resumed_session, self.resumed = resumed, resumed.answer(0)
         self.progress.restarts = resumed.restarts
-        self._place.restarted(Cause.ROUTER_LOST)
+        self.place.restarted(Cause.ROUTER_LOST)
         self.record.num_answer_tokens = len(resumed.token_ids)
         if resumed.token_ids:
             self._has_first_token = True
@@ -187,7 +201,7 @@ class LiveSession:
 
     def placed_again(self, cause: Cause, failure: Failure, num_tokens: int) -> None:
         """The session is at another worker, which has been sent its `num_tokens` tokens."""
-        self._place.restarted(cause)
+        self.place.restarted(cause)
         self.trace.restarted()
         self.record.restarts = self.progress.restarts
         _logger.warning(
@@ -238,7 +252,7 @@ class LiveSession:
         """Takes the prefill worker's figures."""
         self.parts.metrics.prefilled(self.progress.worker, figures, self.ordering)
         num_more = figures.computed_tokens - self.progress.worker.computed_tokens
-        self._place.computed(max(num_more, 0))
+        self.place.computed(max(num_more, 0))
         self.parts.metrics.recomputed(self.progress.report(figures))
 
     def take_input(self, op: InputOp, num_tokens: int, held_tokens: int) -> None:
@@ -248,11 +262,11 @@ class LiveSession:
         """
         self.parts.metrics.received(op, num_tokens)
         self.record.num_tokens = held_tokens
-        self._place.received(num_tokens, held_tokens, seals=op is InputOp.SEAL)
+        self.place.received(num_tokens, held_tokens, seals=op is InputOp.SEAL)
 
     def read_by(self, has_unhandled_content: Callable[[], bool]) -> None:
         """While that is so, the session is not silent: the router works on what it has sent."""
-        self._place.has_unhandled_content = has_unhandled_content
+        self.place.has_unhandled_content = has_unhandled_content
 
     async def wait_for_credit(self) -> None:
         """Returns when the client may be read again."""
@@ -263,4 +277,4 @@ class LiveSession:
     def _show_phase(self) -> None:
         waiting = Phase.WAITING_INPUT if self.progress.is_caught_up else Phase.PREFILLING
         if not self._life.has_ended:
-            self._place.move(_PHASES.get(self._life.state, waiting))
+            self.place.move(_PHASES.get(self._life.state, waiting))

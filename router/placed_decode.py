@@ -64,6 +64,11 @@ class PlacedDecode:
         self._unread: pb.Handover | None = None
         # The worker that the answer was last at.
         self._worker: Worker | None = None
+        self._beside: PlacedDecode | None = None
+
+    def begins_beside(self, other: PlacedDecode) -> None:
+        """Begins at the worker of another answer to the same prompt, if that can be used."""
+        self._beside = other
 
     def hold(self, first: pb.FirstToken) -> None:
         """Takes the hand-over that comes with prefill's token, if there is one."""
@@ -129,7 +134,8 @@ class PlacedDecode:
             return last if is_usable else workers.pick("decode", refused_by, rather_not)
         chosen = self._prefetch.take_worker()
         if chosen is None:
-            return workers.pick("decode")
+            beside = self._beside and self._beside._worker
+            return beside if beside and workers.is_usable(beside) else workers.pick("decode")
         request.fetch_session_id = chosen[1]
         return chosen[0]
 

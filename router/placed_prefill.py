@@ -47,8 +47,13 @@ class PlacedPrefill:
         # Called when the worker is lost, before another one gets the session.
         self.on_lost: Callable[[], object] = lambda: None
 
-    async def open(self) -> None:
-        """Begins the session as soon as a worker can be used; tries another one if one is away.
+    @property
+    def worker(self) -> Worker:
+        """The worker that has the session, or had it last."""
+        return self._call.worker
+
+    async def open(self, rather: Worker | None = None) -> None:
+        """Begins as soon as a worker can be used, at `rather` if possible; tries another if one is away.
 
         Raises UnavailableError when none comes within `recovery.max_wait_s`, and at once where
         sessions are not placed again.
@@ -58,7 +63,7 @@ class PlacedPrefill:
         by_s = live.parts.clock.monotonic_s() + wait_s
         while True:
             left_s = by_s - live.parts.clock.monotonic_s()
-            worker = await self._workers.usable("prefill", left_s)
+            worker = await self._workers.usable("prefill", left_s, first=rather)
             if worker is None:
                 raise failure or self._workers.none_of("prefill")
             try:

@@ -62,10 +62,11 @@ def sealed_answer(live: LiveSession, prompt: Tokens) -> SealedAnswer:
     answer = Answer(detokenizer(), sampling, max_tokens, parts.detokenizers.bytes_of)
     unsent = Taken(TokenDelta(""), None)
     if resumed is not None:
-        check_length(resumed, max_tokens)
+        field = live.resumed_field
+        check_length(resumed, max_tokens, field)
         eos = () if sampling.ignore_eos else parts.text.tokenizer.files.eos_token_ids
         stops = {*eos, *sampling.stop_token_ids}
-        unsent = taken_up(resumed, answer, detokenizer(), stops.__contains__)
+        unsent = taken_up(resumed, answer, detokenizer(), stops.__contains__, field)
         if unsent.ending is None and resumed.token_ids:
-            check_room(len(prompt) + len(resumed.token_ids), live.lengths)
+            check_room(len(prompt) + len(resumed.token_ids), live.lengths, field)
     return SealedAnswer(prompt, max_tokens, answer, unsent)

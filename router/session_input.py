@@ -8,19 +8,17 @@ long as the next event is already there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from router.answers import PlacedAnswer
 from router.context import ContextLimits, ContextLog, Reserve
 from router.documents import ContentDocument
 from router.event_reader import EventReader
 from router.intake import Intake
-from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
 from router.metrics import InputMode, InputOp
-from router.placed_prefill import PlacedPrefill
 from router.ranking_note import ranking_note
 from router.sealed_answer import SealedAnswer
 from router.splice import Splice
@@ -61,21 +59,19 @@ class SessionInput:
     def __init__(
         self,
         live: LiveSession,
-        prefill: PlacedPrefill,
+        answer: PlacedAnswer,
         frame: Frame,
         log: ContextLog,
-        on_sealed: Callable[[Tokens], SealedAnswer],
-        prefetch: KvPrefetch,
         opened: OpenSession,
     ) -> None:
         self._live = live
-        self._prefill = prefill
-        self._prefetch = prefetch
+        self._prefill = answer.prefill
+        self._prefetch = answer.prefetch
         self._opened = opened
         self._intake = Intake(live.parts.text, log, opened, len(frame.suffix))
         self._frame = frame
         # Takes the sealed prompt; returns the answer, of which the client may have a part.
-        self._on_sealed = on_sealed
+        self._on_sealed = answer.output.sealed
         self._log = log
         # The change that has not been sent to prefill yet.
         self._held: _Held | None = None

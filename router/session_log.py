@@ -50,6 +50,13 @@ def ended_line(
     return "session_ended " + _joined(_end(record, outcome, lasted_s, error))
 
 
+def answer_ended_line(
+    record: SessionRecord, outcome: str, since_seal_s: float, error: Stream2LLMError | None
+) -> str:
+    """Returns the line of an answer other than the session's first; the session has its own."""
+    return "answer_ended " + _joined(_end(record, outcome, since_seal_s, error))
+
+
 def restarted_line(
     record: SessionRecord, cause: Cause, lost: str, num_tokens: int, error: Stream2LLMError
 ) -> str:

@@ -40,6 +40,17 @@ class SessionOutput:
         self._decode = PlacedDecode(live, prefill, prefetch, self._delivery)
         # Called when the answer has ended before a worker was asked for a token.
         self._on_ended: Callable[[], object] = lambda: None
+        # Set by the first token from here, or by the end of an answer without one.
+        self.begun = asyncio.Event()
+
+    @property
+    def prompt(self) -> Tokens:
+        """The sealed prompt, from `begun` on."""
+        return self._delivery.sealed.prompt
+
+    def begins_beside(self, other: SessionOutput) -> None:
+        """Decode begins at the worker of the other answer, which has the same prompt."""
+        self._decode.begins_beside(other._decode)
 
     def sealed(self, prompt: Tokens) -> SealedAnswer:
         """Takes the sealed prompt; returns the answer, which may have ended already."""
@@ -67,12 +78,14 @@ class SessionOutput:
         assert unsent.ending is not None, "it is cancelled for that alone"
         self._live.apply(Event.FIRST_TOKEN)
         self._live.note_first_token()
+        self.begun.set()
         await self._delivery.put(unsent.delta)
         return unsent.ending
 
     async def _generate(self) -> Finished:
         first = await self._next_of_prefill()
         self._delivery.note_first_token(first)
+        self.begun.set()
         await self._delivery.put(self._delivery.sealed.unsent.delta)
         ending = await self._delivery.take(codec.decode(TokenStep, first.step))
         while ending is None:

@@ -18,19 +18,17 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
 from router.admission import admit, forecast, verdict_of
+from router.answers import placed, run_answers
 from router.context import ContextLog
 from router.deadline import chosen_slo_ms
 from router.event_reader import EventReader
-from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
 from router.metrics import InputOp
 from router.outbox import Send
-from router.placed_prefill import PlacedPrefill
 from router.ranking_note import check_ranking_note
-from router.resumed import FIELD, check_opened
+from router.resumed import FIELD, check_opened, other_field
 from router.router_parts import RouterParts
 from router.session_input import SessionInput, limits_of
-from router.session_output import SessionOutput
 from router.sessions import SessionPlace
 from stream2llm.api.errors import (
     IdleTimeoutError,
@@ -128,29 +126,15 @@ async def _serve_events(live: LiveSession, reader: EventReader, send: Send) -> N
     opened = replace(opened, template=PlainTemplate())
     log = ContextLog(frame.prefix, limits_of(live), live.ordering)
     forecast_ms = _admit(live, len(frame.prefix) + len(frame.suffix))
-    prefill = PlacedPrefill(live)
-    await prefill.open()
-    prefetch = KvPrefetch(live, opened.handover or live.parts.spec.handover)
-    prefill.on_lost = prefetch.prefill_lost
-    try:
-        output = SessionOutput(live, prefill, prefetch)
-        session_input = SessionInput(live, prefill, frame, log, output.sealed, prefetch, opened)
+    async with placed(live, opened.handover or live.parts.spec.handover) as answer:
+        session_input = SessionInput(live, answer, frame, log, opened)
         await live.outbox.put(_accepted(live, forecast_ms))
         async with asyncio.TaskGroup() as group:
             group.create_task(live.outbox.drain(send))
             reading = group.create_task(session_input.run(reader))
-            others = [
-                group.create_task(prefetch.run()),
-                group.create_task(prefill.leave_draining()),
-            ]
-            await output.run()
-            reading.cancel()  # messages after the answer are ignored
-            for other in others:
-                other.cancel()
+            await run_answers(answer)
+            reading.cancel()  # messages after the answers are ignored
             await live.outbox.close()
-    finally:
-        prefetch.close()
-        prefill.close()
 
 
 def _take_open(live: LiveSession, event: OpenSession) -> None:
@@ -186,7 +170,9 @@ def _check_truncation(event: OpenSession) -> None:
 
 
 def _take_resumed(live: LiveSession, resumed: ResumedSession) -> None:
-    live.parts.text.tokenizer.check_ids(resumed.token_ids, f"{FIELD}.token_ids")
+    for index in range(1 + len(resumed.others)):
+        field = other_field(index) if index else FIELD
+        live.parts.text.tokenizer.check_ids(resumed.answer(index).token_ids, f"{field}.token_ids")
     check_opened(resumed, live.sampling, live.lengths)
     live.resume(resumed)
 

@@ -20,6 +20,12 @@ class Timeline:
         self._last_step_at_s = self._opened_at_s
         self._lost_at_s: float | None = None
 
+    def of_answer(self) -> Timeline:
+        """Returns the times of another answer to the session's prompt."""
+        other = Timeline(self._clock)
+        other._opened_at_s, other._sealed_at_s = self._opened_at_s, self._sealed_at_s
+        return other
+
     def opened(self) -> None:
         """The open event has arrived."""
         self._opened_at_s = self._clock.monotonic_s()

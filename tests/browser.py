@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 
+from tests import debian
 from tests.polling import eventually
 
 # The browser's start, and whatever a page does.
@@ -52,15 +51,14 @@ class Page:
 @asynccontextmanager
 async def a_page(url: str, profile: Path) -> AsyncIterator[Page]:
     """The page in a browser of its own; skips the test where there is none."""
-    browser = shutil.which(_PACKAGE)
-    if browser is None:  # not by `debian.program`: it needs dozens of libraries
-        pytest.skip(f"no Chromium here: install the package {_PACKAGE}")
+    browser = debian.program(_PACKAGE, _PACKAGE)
     # Not asyncio: the browser's children would hold its pipes open.
     process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
         [browser, *_FLAGS, f"--user-data-dir={profile}", url],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # The program is a script, and the browser its child.
+        env=debian.environment(browser),
+        # The program may be a script, and the browser its child.
         start_new_session=True,
     )
     try:

@@ -127,8 +127,9 @@ async def forever() -> None:
 class FakeRouter(inference_pb2_grpc.StreamingInferenceServiceServicer):
     """`async with FakeRouter() as router` serves at `router.address`."""
 
-    def __init__(self, script: Script = polite) -> None:
+    def __init__(self, script: Script = polite, host: str = "127.0.0.1", port: int = 0) -> None:
         self.script = script
+        self._host, self._port = host, port
         self.conversations: list[Conversation] = []
         self.prompts: list[pb.GenerateRequest] = []
         # One entry for each session and prompt.
@@ -141,12 +142,16 @@ class FakeRouter(inference_pb2_grpc.StreamingInferenceServiceServicer):
     async def __aenter__(self) -> FakeRouter:
         self._server = grpc.aio.server(options=server_options(16 * 1024 * 1024))
         inference_pb2_grpc.add_StreamingInferenceServiceServicer_to_server(self, self._server)
-        port = self._server.add_insecure_port("127.0.0.1:0")
-        self.address = f"127.0.0.1:{port}"
+        port = self._server.add_insecure_port(f"{self._host}:{self._port}")
+        self.address = f"{self._host}:{port}"
         await self._server.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Takes the server away in the middle of everything; may be called again."""
         await self._server.stop(grace=None)
 
     async def StreamGenerate(self, request_iterator: Any, context: Any) -> None:  # noqa: N802

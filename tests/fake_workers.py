@@ -42,27 +42,29 @@ class Brain:
     vocab_size: int = 290
     # Tokens of an answer that nothing else ends. Few, because each costs the ring a step.
     num_tokens: int = 40
+    # Whether answers with other seeds are others.
+    heeds_seeds: bool = False
 
-    def token(self, sequence: list[int], index: int) -> int:
+    def token(self, sequence: list[int], index: int, seed: int = 0) -> int:
         """The answer's token `index`; `sequence` is everything before it."""
         if self.script is not None:
             return self.script[index] if index < len(self.script) else EOS
         if index >= self.num_tokens:
             return EOS
-        mixed = 0
+        mixed = seed if self.heeds_seeds else 0
         for token_id in sequence:
             mixed = (mixed * 31 + token_id + 7) % 1_000_003
         return 3 + mixed % (self.vocab_size - 3)
 
-    def answer(self, prompt: list[int], num_tokens: int) -> list[int]:
+    def answer(self, prompt: list[int], num_tokens: int, seed: int = 0) -> list[int]:
         sequence = list(prompt)
         for index in range(num_tokens):
-            sequence.append(self.token(sequence, index))
+            sequence.append(self.token(sequence, index, seed))
         return sequence[len(prompt) :]
 
     def step(self, sequence: list[int], index: int, sampling: Any) -> worker_pb2.TokenStep:
         """One token as a worker reports it."""
-        token_id = self.token(sequence, index)
+        token_id = self.token(sequence, index, sampling.seed)
         step = worker_pb2.TokenStep(token_ids=[token_id])
         if sampling.HasField("logprobs"):
             step.logprobs.add(sampled=pb.Logprob(token_id=token_id, logprob=-0.5, rank=1))

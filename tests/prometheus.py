@@ -24,7 +24,7 @@ _LISTENS = re.compile(r'msg="Listening on" address=([\d.:]+)')
 
 def program(name: str) -> str:
     """The path of `prometheus` or `promtool`; skips the test where neither is to be had."""
-    return debian.program(name, ("prometheus",))
+    return debian.program(name, "prometheus")
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:

@@ -31,9 +31,16 @@ class CallsWith:
     streams in tasks of their own, and gRPC refuses call credentials on plain channels.
     """
 
-    def __init__(self, channel: Any, metadata: Callable[[], Metadata]) -> None:
+    def __init__(
+        self,
+        channel: Any,
+        metadata: Callable[[], Metadata],
+        on_call: Callable[[Any], object] = lambda _call: None,
+    ) -> None:
+        """`on_call` gets each call as it begins."""
         self._channel = channel
         self._metadata = metadata
+        self._on_call = on_call
 
     def unary_unary(self, *arguments: Any, **options: Any) -> Any:
         """As the channel's."""
@@ -54,6 +61,8 @@ class CallsWith:
     def _with(self, method: Any) -> Callable[..., Any]:
         def call(*arguments: Any, metadata: Any = None, **options: Any) -> Any:
             sent = (*self._metadata(), *(metadata or ()))
-            return method(*arguments, metadata=sent or None, **options)
+            begun = method(*arguments, metadata=sent or None, **options)
+            self._on_call(begun)
+            return begun
 
         return call

@@ -61,6 +61,7 @@ MESSAGES: dict[type, type[Message]] = {
     requests.PlainTemplate: inference_pb2.PlainTemplate,
     requests.ChatTemplate: inference_pb2.ChatTemplate,
     requests.ChatPrompt: inference_pb2.ChatPrompt,
+    requests.ResumedAnswer: inference_pb2.ResumedAnswer,
     requests.ResumedSession: inference_pb2.ResumedSession,
     requests.OpenSession: inference_pb2.OpenSession,
     requests.AppendContext: inference_pb2.AppendContext,

@@ -2,7 +2,7 @@
 
 Each has a message of the same fields (`codec.py`), but for Answer, which the client puts together.
 A session yields Accepted, then Progress while its context streams in, then,
-after the seal, more Progress, TokenDelta and one Finished.
+after the seal, more Progress, TokenDelta and one Finished for each answer.
 """
 
 from __future__ import annotations
@@ -93,19 +93,21 @@ class TokenDelta:
     """Token ids; may be empty."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One for each token id when logprobs were asked for, else empty."""
+    index: int = 0
+    """Which answer it belongs to, from 0 to `n` - 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Counts of tokens. Where a router was lost, only the prompt's and the answer's are of the whole
+    """Counts of tokens; the sums over all answers of a session are those of the session. Where a router was lost, only the prompt's and the answer's are of the whole
     session; the others are counted by the router that ended it."""
 
     prompt_tokens: int = 0
-    """Tokens of the sealed prompt."""
+    """Tokens of the sealed prompt; 0 in answers other than that of index 0."""
     completion_tokens: int = 0
     """Tokens of the answer."""
     computed_tokens: int = 0
-    """Computed by prefill for this session, recomputation included."""
+    """Computed by prefill for this answer, recomputation included."""
     reused_tokens: int = 0
     """Found in the prefix cache instead of computed."""
     invalidated_tokens: int = 0
@@ -133,7 +135,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of an answer that succeeded."""
+    """An answer has ended; with the last one the session has succeeded."""
 
     reason: FinishReason
     """Why the answer ended."""
@@ -151,6 +153,8 @@ class Finished:
     restarts: int = 0
     """How often the session was placed at another worker or router, because one was lost, or drained.
     A sampled answer may then differ from that of an undisturbed session, also with a seed."""
+    index: int = 0
+    """Which answer has ended, from 0 to `n` - 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,11 @@ class Answer:
     """The answer's last event."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One for each token id when logprobs were asked for, else empty."""
+
+    @property
+    def index(self) -> int:
+        """Which answer of the session it is, from 0."""
+        return self.finished.index
 
 
 @dataclass(frozen=True, slots=True)

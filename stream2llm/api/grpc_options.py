@@ -80,13 +80,16 @@ def client_channel_options(address: str, max_message_bytes: int) -> Options:
     leads to a loopback address. A target that may stand for several routers ("dns:///name:port",
     "ipv4:address:port,address:port") is balanced.
     """
-    options = [*_options(max_message_bytes, _PUBLIC), *_balancing(address), _RECONNECT]
+    options = [*_options(max_message_bytes, _PUBLIC), *_balancing(address), _RECONNECT, _RESOLVE]
     return [*options, _NO_PROXY] if is_loopback(host_of(address)) else options
 
 
 # gRPC tries less and less often to reach a router that is away, by default every two minutes at
 # last; a session that waits for it has less time.
 _RECONNECT = ("grpc.max_reconnect_backoff_ms", 5_000)
+# A name is resolved again when a router is lost behind it, by default not within half a minute of
+# the last time; a session that waits for the others has less time, too.
+_RESOLVE = ("grpc.dns_min_time_between_resolutions_ms", 1_000)
 _NO_PROXY = ("grpc.enable_http_proxy", 0)
 
 _TARGETS_OF_SEVERAL = ("dns:", "ipv4:", "ipv6:")

@@ -124,15 +124,30 @@ class ChatTemplate(ChatPrompt):
 
 
 @dataclass(frozen=True, slots=True)
-class ResumedSession:
-    """What a client has of a session that was at another router."""
+class ResumedAnswer:
+    """What a client has of an answer that another router began."""
 
     # All tokens of the answer that were received; the router sends none of them again.
     token_ids: tuple[int, ...] = ()
     # Unicode characters of the answer's text that were received.
     num_chars: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResumedSession:
+    """What a client has of a session that was at another router; the answer is that of index 0."""
+
+    token_ids: tuple[int, ...] = ()
+    num_chars: int = 0
     # At other workers and routers, this time included.
     restarts: int = 0
+    # The answers of index 1, 2, ..., as far as they have begun.
+    others: tuple[ResumedAnswer, ...] = ()
+
+    def answer(self, index: int) -> ResumedAnswer:
+        """What the client has of that answer."""
+        answers = (ResumedAnswer(self.token_ids, self.num_chars), *self.others)
+        return answers[index] if index < len(answers) else ResumedAnswer()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from numbers import Integral
 from typing import Any
 
@@ -28,6 +28,9 @@ MAX_LOGIT_BIAS = 100.0
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_TOKENS = 1024
 MAX_BAD_WORD_CHARS = 256
+# Each takes KV memory of its own.
+MAX_ANSWERS = 16
+_HIGHEST_SEED = 2**63 - 1
 # vLLM's own limit.
 MAX_TEMPERATURE = 2.0
 # Logits are divided by it; below this they leave the range of small float types.
@@ -88,6 +91,9 @@ class SamplingParameters:
     """Whether special tokens have no text."""
     truncate_prompt_tokens: int | None = None
     """How many tokens at the end of a complete prompt are used; refused in a session."""
+    n: int = 1
+    """How many answers to the one prompt, at most 16. Those behind the first one have the seeds
+    `seed` + 1, `seed` + 2, ..."""
     structured_output: StructuredOutput | None = None
     """What the answer must look like; None: free text."""
 
@@ -129,6 +135,7 @@ class SamplingParameters:
         self._validate_stops(vocab_size)
         self._validate_logit_bias(vocab_size)
         self._validate_bad_words(vocab_size)
+        self._validate_answers()
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise _bad("logprobs", self.logprobs, f"between 0 and {MAX_LOGPROBS}")
         if self.structured_output is not None:
@@ -143,6 +150,18 @@ class SamplingParameters:
             raise _bad("min_tokens", self.min_tokens, f"at most max_tokens, {self.max_tokens}")
         if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < 1:
             raise _bad("truncate_prompt_tokens", self.truncate_prompt_tokens, "at least 1")
+
+    def _validate_answers(self) -> None:
+        if not 1 <= self.n <= MAX_ANSWERS:
+            raise _bad("n", self.n, f"between 1 and {MAX_ANSWERS}")
+        highest = _HIGHEST_SEED - (self.n - 1)
+        if self.seed is not None and self.seed > highest:
+            raise _bad("seed", self.seed, f"at most {highest} with n = {self.n}")
+
+    def of_answer(self, index: int) -> SamplingParameters:
+        """The parameters of one of the `n` answers; answers with a seed are not to be alike."""
+        seed = None if self.seed is None else self.seed + index
+        return replace(self, n=1, seed=seed)
 
     def _validate_distribution(self) -> None:
         # Written so that NaN fails too.

@@ -78,7 +78,7 @@ def _ask(request: Request, documents: Iterable[Document], client: Client, sink: 
     }
     with client.session(**options, sampling=request.sampling, on_event=sink.event) as session:
         _send(request, documents, session)
-        session.answer()
+        session.answers()
 
 
 def _send(request: Request, documents: Iterable[Document], session: Session) -> None:

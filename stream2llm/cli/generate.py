@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.sampling import MAX_ANSWERS, SamplingParameters
 from stream2llm.api.text_options import OversizedDocuments
 from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
 from stream2llm.cli import security_options as secure
@@ -163,6 +164,15 @@ def generate(
         typer.Option(help="Text that must not come in the answer; may be repeated."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
+    num_answers: Annotated[
+        int,
+        typer.Option(
+            "-n",
+            min=1,
+            max=MAX_ANSWERS,
+            help="So many answers, one below the other; they differ with a --temperature above 0.",
+        ),
+    ] = 1,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")
     ] = None,
@@ -197,7 +207,6 @@ def generate(
 
     Example: some-crawler --print0 | stream2llm generate -0 -q "What is new?" -
     """
-    from stream2llm.api.sampling import SamplingParameters
     from stream2llm.cli.ask import Request, Router
     from stream2llm.cli.output import make_sink, warn
     from stream2llm.cli.sources import Reading, Sources
@@ -218,6 +227,7 @@ def generate(
         min_p=min_p,
         min_tokens=min_tokens,
         bad_words=tuple(bad_word or ()),
+        n=num_answers,
         structured_output=_structured_output(json_schema, regex, choice or []),
     )
     request = Request(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from dataclasses import asdict
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol
@@ -57,22 +58,41 @@ class JsonLines:
 
 
 class Text:
-    """Prints the answer as it arrives; `watcher` shows the progress."""
+    """Prints the answers as they arrive, one below the other; `watcher` shows the progress.
+
+    One answer at a time: what comes of those behind it waits for its end.
+    """
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
+        # Whether something has been printed of the present answer.
         self._answering = False
+        self._index = 0
+        self._waiting: defaultdict[int, list[TokenDelta | Finished]] = defaultdict(list)
 
     def event(self, event: Event) -> None:
+        if not isinstance(event, TokenDelta | Finished):
+            self._report(event)
+        elif event.index > self._index:
+            self._waiting[event.index].append(event)
+        else:
+            self._print(event)
+            if isinstance(event, Finished):
+                self._index, self._answering = self._index + 1, False
+                for each in self._waiting.pop(self._index, ()):
+                    self.event(each)
+
+    def _report(self, event: Event) -> None:
         if isinstance(event, Progress) and not self._answering:
             self._watcher.progress(event)
-        elif isinstance(event, TokenDelta):
-            self._begin()
-            print(_shown(event.text), end="", flush=True)
         elif isinstance(event, OversizedDocument):
             print(for_terminal(oversized_line(event)), file=sys.stderr)
-        elif isinstance(event, Finished):
-            self._begin()
+
+    def _print(self, event: TokenDelta | Finished) -> None:
+        self._begin()
+        if isinstance(event, TokenDelta):
+            print(_shown(event.text), end="", flush=True)
+        else:
             print(flush=True)
             self._watcher.finished(event)
 
@@ -83,6 +103,8 @@ class Text:
         self._watcher.close()
 
     def _begin(self) -> None:
+        if self._index and not self._answering:
+            print(for_terminal(f"\n--- answer {self._index + 1} ---"), flush=True)
         self._answering = True
         self._watcher.close()
 
@@ -162,6 +184,8 @@ def progress_line(progress: Progress) -> str:
 def summary_line(finished: Finished) -> str:
     """Returns the answer's counts and times."""
     usage, timings = finished.usage, finished.timings
+    if finished.index:  # the prompt is the first answer's
+        return f"{usage.completion_tokens} tokens ({finished.reason})"
     return (
         f"{usage.completion_tokens} tokens ({finished.reason}) from {usage.prompt_tokens} of "
         f"prompt, {usage.uncomputed_at_seal_tokens} of them left at the seal; first token "

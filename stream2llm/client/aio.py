@@ -10,6 +10,7 @@ from typing import Any, Self
 import grpc
 
 from stream2llm.api import arguments, codec
+from stream2llm.api.address import router_targets
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.credentials import API_KEY_VARIABLE, Token, credentials_of
 from stream2llm.api.events import ModelInfo, ServerInfo
@@ -91,6 +92,15 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def set_routers(self, address: str | Sequence[str]) -> None:
+        """The cluster's routers are others from now on; for callers that find them by themselves.
+
+        A session under way at a router that is not among them stays there, and asks these when
+        that one is lost. Call it in the event loop of the client.
+        """
+        self._connections.become(router_targets(address))
+        self.address = address
 
     async def close(self) -> None:
         """Closes the channel; open sessions are cancelled."""
@@ -233,7 +243,7 @@ class AsyncClient:
         check_size(message, self._max_message_bytes)
         limits = recovery_of(recover)
         answer = OneShot(self._connections, message, limits, timeout_s, sent, prompt_tokens)
-        return AnswerStream(answer.events())
+        return AnswerStream(answer.events(), max(message.sampling.n, 1))
 
     async def model_info(
         self,

@@ -34,20 +34,16 @@ def connections_to(
     forked from one in which gRPC ran.
     """
     refuse_after_fork()
+    checked = checked_credentials(credentials, tls)
+
+    def connect(target: str) -> Connection:
+        sent.require_encryption(target, is_encrypted=checked is not None)
+        make_channel = partial(_channel, target, checked, max_message_bytes, tls)
+        return Connection(make_channel, sent.metadata)
+
     targets = router_targets(address)
-    credentials = checked_credentials(credentials, tls)
-    for target in targets:
-        sent.require_encryption(target, is_encrypted=credentials is not None)
-    return Connections(
-        [
-            Connection(
-                partial(_channel, target, credentials, max_message_bytes, tls), sent.metadata
-            )
-            for target in targets
-        ],
-        # So that clients of one session each do not all go to the same router.
-        first=random.randrange(len(targets)),
-    )
+    # So that clients of one session each do not all go to the same router.
+    return Connections(targets, connect, first=random.randrange(len(targets)))
 
 
 def _channel(

@@ -38,6 +38,9 @@ class Connection:
         self._stub: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._num_calls = 0
+        # Closes it, once it is retired and its last call has ended.
+        self._on_unused: Callable[[], object] | None = None
 
     def stub(self) -> Any:
         """Returns the service's stub; raises RuntimeError where it cannot be used."""
@@ -47,12 +50,31 @@ class Connection:
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._channel = self._make_channel()
-            self._stub = StreamingInferenceServiceStub(CallsWith(self._channel, self._metadata))
+            self._stub = StreamingInferenceServiceStub(
+                CallsWith(self._channel, self._metadata, self._began)
+            )
             self._loop = loop
             _live.add(self)
         elif self._loop is not loop:
             raise RuntimeError(_other_loop(self._loop))
         return self._stub
+
+    def retire(self, on_unused: Callable[[], object]) -> None:
+        """No call begins any more; `on_unused` is called when the last one has ended."""
+        self._on_unused = on_unused
+        self._tell_if_unused()
+
+    def _began(self, call: Any) -> None:
+        self._num_calls += 1
+        call.add_done_callback(self._ended)
+
+    def _ended(self, _call: Any) -> None:
+        self._num_calls -= 1
+        self._tell_if_unused()
+
+    def _tell_if_unused(self) -> None:
+        if self._on_unused is not None and not self._num_calls:
+            self._on_unused()
 
     async def close(self) -> None:
         """Closes the channel, and ends calls under way; may be called again."""

@@ -21,8 +21,8 @@ OnEvent = Callable[[Event], None]
 class Inbox(Received):
     """One writer; `end` is its last call."""
 
-    def __init__(self, on_event: OnEvent | None) -> None:
-        super().__init__()
+    def __init__(self, on_event: OnEvent | None, num_answers: int = 1) -> None:
+        super().__init__(num_answers)
         self.credit = CreditGate()
         self.before_seal = EventBuffer()
         self.after_seal = EventBuffer()

@@ -58,7 +58,7 @@ class OneShot:
         self._limits = limits
         self._timeout_s = timeout_s
         self._metadata = metadata
-        self._received = Received()
+        self._received = Received(max(request.sampling.n, 1))
         # By the router that is asked now.
         self._was_admitted = False
         # A router that had taken the prompt was lost.

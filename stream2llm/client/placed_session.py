@@ -52,7 +52,7 @@ class PlacedSession:
         options: SessionOptions,
     ) -> None:
         """`start_call` begins the RPC at a router, by its number, with a time limit in seconds."""
-        self.inbox = Inbox(options.on_event)
+        self.inbox = Inbox(options.on_event, max(opening.sampling.n, 1))
         self._start_call = start_call
         self._opening = opening
         self._options = options

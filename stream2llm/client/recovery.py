@@ -80,7 +80,8 @@ class Recovery:
 
     def __init__(self, options: SessionRecovery, num_routers: int) -> None:
         self._options = options
-        self._num_routers = num_routers
+        # Those that there are now.
+        self.num_routers = num_routers
         self.num_restarts = 0
         # Routers tried since the opening, or since the last loss.
         self._num_tried = 0
@@ -93,7 +94,7 @@ class Recovery:
         self._num_tried += 1
         if self._loss is not None:
             return self._not_taken_again(error, now_s)
-        is_last = self._num_tried >= self._num_routers
+        is_last = self._num_tried >= self.num_routers
         return GiveUp(error) if is_last or not is_loss(error) else Again(0.0)
 
     def lost(self, error: Stream2LLMError, now_s: float, *, is_kept: bool) -> Again | GiveUp:
@@ -120,7 +121,7 @@ class Recovery:
         asked_s = error.retry_after_s if isinstance(error, OverloadedError) else None
         if not is_loss(error) and not asked_s:
             return self._give_up(error, "the next router refused it")
-        wait_s = max(pause_s(1 + self._num_tried // self._num_routers), asked_s or 0.0)
+        wait_s = max(pause_s(1 + self._num_tried // self.num_routers), asked_s or 0.0)
         limit_s = self._options.max_wait_s
         if now_s + wait_s - self._lost_at_s <= limit_s:
             return Again(wait_s)

@@ -6,6 +6,8 @@ after a while, or when there is no other.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 _AVOIDED_S = 10.0
 
 
@@ -18,6 +20,12 @@ class Routers:
 
     def __len__(self) -> int:
         return len(self._order)
+
+    def become(self, numbers: Collection[int]) -> None:
+        """These are the routers from now on, at least one; new ones are asked first."""
+        new = [number for number in numbers if number not in self._order]
+        self._order = new + [number for number in self._order if number in numbers]
+        self._failed_at_s = {n: at_s for n, at_s in self._failed_at_s.items() if n in numbers}
 
     def next(self, now_s: float) -> int:
         """Returns the router for the next call."""
@@ -33,7 +41,8 @@ class Routers:
 
     def failed(self, number: int, now_s: float) -> None:
         """The router could not be reached, was lost or sends sessions away."""
-        self._failed_at_s[number] = now_s
+        if number in self._order:  # it may be gone for good
+            self._failed_at_s[number] = now_s
 
     def served(self, number: int) -> None:
         """The router has taken a session or answered a call."""

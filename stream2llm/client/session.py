@@ -48,6 +48,7 @@ class AsyncSession:
         self._placed: PlacedSession | None = None
         self._recording = recording
         self._life = LifeCycle()
+        self._num_answers = max(open_message.sampling.n, 1)
         # `seal` was called, and the iteration that sends it has not begun.
         self._answer_is_forgotten = False
 
@@ -134,6 +135,8 @@ class AsyncSession:
     def seal(self, suffix: Content | None = None) -> AnswerStream:
         """Completes the context; iterate the answer's events, of which Finished is the last.
 
+        With `sampling.n` there are several answers, each with an index and a Finished.
+
         The seal is sent when the iteration begins. `suffix` replaces the one given at
         the open.
         """
@@ -141,11 +144,16 @@ class AsyncSession:
             suffix = content_of(suffix, "seal.suffix")
         self._answer_is_forgotten = True
         event = SealContext(suffix)
-        return AnswerStream(self._seal(event, message_of(event, "seal")))
+        events = self._seal(event, message_of(event, "seal"))
+        return AnswerStream(events, self._num_answers)
 
     async def answer(self, suffix: Content | None = None) -> Answer:
         """Seals, and returns the whole answer."""
         return await self.seal(suffix).answer()
+
+    async def answers(self, suffix: Content | None = None) -> tuple[Answer, ...]:
+        """Seals, and returns all `sampling.n` answers in the order of their index."""
+        return await self.seal(suffix).answers()
 
     def events(self) -> AsyncIterator[Event]:
         """Yields Accepted, Progress and OversizedDocument until the seal; raises on failure.
@@ -162,19 +170,21 @@ class AsyncSession:
         placed = self._placed_for(SessionEvent.SEAL)
         self._record(seal)
         await placed.seal(message)
+        num_left = self._num_answers
         async for event in placed.inbox.after_seal:
             if isinstance(event, Finished):
                 self._record_answer(event)
-                yield event
-                return
+                num_left -= 1
             yield event
+            if not num_left:
+                return
 
     def _record(self, event: AppendContext | UpdateContext | SealContext) -> None:
         if self._recording is not None:
             self._recording.sent(event)
 
     def _record_answer(self, finished: Finished) -> None:
-        if self._recording is not None:
+        if self._recording is not None and finished.index == 0:
             self._recording.answered(finished.usage.completion_tokens)
 
     def _placed_for(self, event: SessionEvent) -> PlacedSession:

@@ -52,6 +52,10 @@ class Stream:
         """Reads to the end; returns the whole answer."""
         return self._portal.call(self._stream.answer())
 
+    def answers(self) -> tuple[Answer, ...]:
+        """Reads to the end; returns all answers in the order of their index."""
+        return self._portal.call(self._stream.answers())
+
 
 class Session:
     """Created by `Client.session`; see AsyncSession for its methods."""
@@ -106,6 +110,10 @@ class Session:
     def answer(self, suffix: Content | None = None) -> Answer:
         """Seals, and returns the whole answer."""
         return self.seal(suffix).answer()
+
+    def answers(self, suffix: Content | None = None) -> tuple[Answer, ...]:
+        """Seals, and returns all `sampling.n` answers in the order of their index."""
+        return self.seal(suffix).answers()
 
     def events(self) -> Iterator[Event]:
         """Yields Accepted and Progress until the seal; for another thread than the sender's."""

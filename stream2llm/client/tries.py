@@ -66,6 +66,7 @@ class Tries:
     ) -> Again:
         """Returns how to go on; raises the error that is final."""
         now_s = _now_s()
+        self._recovery.num_routers = len(self._routers)
         if is_loss(error):
             self._routers.failed(router, now_s)
         if was_admitted:

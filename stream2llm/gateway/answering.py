@@ -12,14 +12,14 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from stream2llm.api.errors import InternalError, Stream2LLMError
-from stream2llm.api.events import Accepted, Answer
-from stream2llm.client.stream import Gathered
-from stream2llm.gateway.choices import ChoiceEvents
+from stream2llm.api.events import Accepted, Event
+from stream2llm.client.stream import AnswerStream
 from stream2llm.gateway.forms import Form
 from stream2llm.gateway.middleware import CLIENT_LEFT
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+Events = AsyncGenerator[Event, None]
 
 
 class ClientLeftError(Exception):
@@ -46,7 +46,7 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
 async def respond(
     request: Request,
-    events: ChoiceEvents,
+    events: Events,
     make_form: Callable[[Accepted], Form],
     *,
     streams: bool,
@@ -57,25 +57,19 @@ async def respond(
     The router's refusals come before the first byte, so that they have a status of their own.
     """
     try:
-        _, first = await while_connected(request, anext(events))
+        first = await while_connected(request, anext(events))
         if not isinstance(first, Accepted):
             raise InternalError("the router answered before it admitted the request")
         form = make_form(first)
         if streams:
             return AnswerResponse(form, events, headers)
-        whole = form.whole(*await while_connected(request, _gathered(events)))
+        answers = AnswerStream(events).answers()
+        whole = form.whole(*await while_connected(request, answers))
     except BaseException:
         await events.aclose()
         raise
     content = whole.model_dump_json(exclude_unset=True, by_alias=True)
     return Response(content, media_type="application/json", headers=headers)
-
-
-async def _gathered(events: ChoiceEvents) -> list[Answer]:
-    gathered: dict[int, Gathered] = {}
-    async for index, event in events:
-        gathered.setdefault(index, Gathered()).add(event)
-    return [gathered[index].answer() for index in sorted(gathered)]
 
 
 async def _left(request: Request) -> None:
@@ -86,7 +80,7 @@ async def _left(request: Request) -> None:
 class AnswerResponse(StreamingResponse):
     """An answer as server-sent events; its session ends with the response, however that ends."""
 
-    def __init__(self, form: Form, events: ChoiceEvents, headers: Mapping[str, str]) -> None:
+    def __init__(self, form: Form, events: Events, headers: Mapping[str, str]) -> None:
         super().__init__(
             _pieces(form, events),
             media_type="text/event-stream",
@@ -102,12 +96,12 @@ class AnswerResponse(StreamingResponse):
             await self._events.aclose()
 
 
-async def _pieces(form: Form, events: ChoiceEvents) -> AsyncGenerator[str, None]:
+async def _pieces(form: Form, events: Events) -> AsyncGenerator[str, None]:
     for piece in form.begin():
         yield piece
     try:
-        async for index, event in events:
-            for piece in form.pieces(event, index):
+        async for event in events:
+            for piece in form.pieces(event):
                 yield piece
     except Stream2LLMError as error:
         for piece in form.failed(error):

@@ -23,10 +23,9 @@ from stream2llm.api.errors import (
 )
 from stream2llm.api.events import Accepted
 from stream2llm.gateway.answer_parsers import AnswerParsers
-from stream2llm.gateway.answering import ClientLeftError, respond, unsent
+from stream2llm.gateway.answering import ClientLeftError, Events, respond, unsent
 from stream2llm.gateway.calls import metadata_of, presented_by
 from stream2llm.gateway.chat import ChatForm
-from stream2llm.gateway.choices import Events, choices, only_choice
 from stream2llm.gateway.completions import CompletionForm
 from stream2llm.gateway.errors import invalid_parameter
 from stream2llm.gateway.forms import Form, Opening
@@ -112,12 +111,9 @@ async def answer(
         created_s = int(parts.clock.wall_s())
         return make_form(body, Opening(answer_id, created_s, accepted.model, parsing))
 
-    def ask(choice: int = 0) -> Events:
-        return _events(parts, request, body, parsing, answer_id, choice)
-
     return await respond(
         request,
-        only_choice(ask()) if body.num_choices == 1 else choices(ask, body.num_choices),
+        _events(parts, request, body, parsing, answer_id),
         form,
         streams=bool(body.stream),
         # By this the routers' logs name the session, and OpenAI's clients the request.
@@ -131,22 +127,20 @@ async def _events(
     body: AnswerRequest,
     parsing: Parsing,
     answer_id: str,
-    choice: int,
 ) -> Events:
-    """The events of one choice; its session ends with the generator."""
-    with parts.clients.lease() as client:
-        stream = client.generate(
-            body.prompt_content(),
-            sampling=parsing.sampling(body.sampling(choice)),
-            model=body.model or "",
-            session_id=f"{answer_id}-{choice}" if choice else answer_id,
-            **body.chat_options(),
-            metadata=metadata_of(request, parts.guard),
-            prompt_tokens=None if parts.prompts is None else parts.prompts.tokens_of(body),
-        )
-        async with stream:
-            async for event in stream:
-                yield event
+    """The events of the answers; their session ends with the generator."""
+    stream = parts.clients.present().generate(
+        body.prompt_content(),
+        sampling=parsing.sampling(body.sampling()),
+        model=body.model or "",
+        session_id=answer_id,
+        **body.chat_options(),
+        metadata=metadata_of(request, parts.guard),
+        prompt_tokens=None if parts.prompts is None else parts.prompts.tokens_of(body),
+    )
+    async with stream:
+        async for event in stream:
+            yield event
 
 
 # -- models -------------------------------------------------------------------------------
@@ -167,8 +161,8 @@ def _models(parts: GatewayParts) -> APIRouter:
 
 
 async def _model(parts: GatewayParts, request: Request, name: str = "") -> dict[str, Any]:
-    with parts.clients.lease() as client:
-        info = await client.model_info(name, metadata=metadata_of(request, parts.guard))
+    client = parts.clients.present()
+    info = await client.model_info(name, metadata=metadata_of(request, parts.guard))
     return {
         "id": info.model,
         "object": "model",

@@ -65,11 +65,12 @@ class ChatForm:
         for index in range(len(self._parsers)):
             yield self._chunk(index, ChoiceDelta(role="assistant", content=content))
 
-    def pieces(self, event: Event, index: int = 0) -> Iterator[str]:
+    def pieces(self, event: Event) -> Iterator[str]:
         if isinstance(event, TokenDelta):
-            yield from self._parts(index, self._parsers[index].feed(event), event.logprobs)
+            parts = self._parsers[event.index].feed(event)
+            yield from self._parts(event.index, parts, event.logprobs)
         elif isinstance(event, Finished):
-            parser = self._parsers[index]
+            index, parser = event.index, self._parsers[event.index]
             yield from self._parts(index, parser.end())
             reason = self._reason(event.reason, has_calls=index in self._calling)
             yield self._chunk(index, ChoiceDelta(), reason=reason)

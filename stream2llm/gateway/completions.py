@@ -43,12 +43,12 @@ class CompletionForm:
     def begin(self) -> Iterable[str]:
         return ()
 
-    def pieces(self, event: Event, index: int = 0) -> Iterator[str]:
+    def pieces(self, event: Event) -> Iterator[str]:
         if isinstance(event, TokenDelta) and (event.text or event.logprobs):
-            yield self._chunk(index, event.text, event.logprobs)
+            yield self._chunk(event.index, event.text, event.logprobs)
         elif isinstance(event, Finished):
-            yield self._chunk(index, "", reason=finish_reason(event.reason))
-            yield from self._end.finished(index, event.usage, self._usage_chunk)
+            yield self._chunk(event.index, "", reason=finish_reason(event.reason))
+            yield from self._end.finished(event.index, event.usage, self._usage_chunk)
 
     def _usage_chunk(self, usage: CompletionUsage) -> str:
         return data(self._of_choices([], usage))

@@ -44,8 +44,8 @@ class Form(Protocol):
     def begin(self) -> Iterable[str]:
         """The pieces of a stream before the first token: the request is admitted."""
 
-    def pieces(self, event: Event, index: int = 0) -> Iterable[str]:
-        """The pieces of a stream for the next event of that choice.
+    def pieces(self, event: Event) -> Iterable[str]:
+        """The pieces of a stream for the next event.
 
         The last `Finished` brings the last ones.
         """
@@ -112,13 +112,13 @@ def usage_of(choices: Sequence[Usage], num_reasoning_tokens: int | None = None) 
     if num_reasoning_tokens is not None:
         counted = CompletionTokensDetails(reasoning_tokens=num_reasoning_tokens)
         details = {"completion_tokens_details": counted}
-    prompt, *_ = choices
+    first, *_ = choices  # the others do not count the prompt again
     num_completion = sum(usage.completion_tokens for usage in choices)
     return CompletionUsage(
-        prompt_tokens=prompt.prompt_tokens,
+        prompt_tokens=first.prompt_tokens,
         completion_tokens=num_completion,
-        total_tokens=prompt.prompt_tokens + num_completion,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=prompt.reused_tokens),
+        total_tokens=first.prompt_tokens + num_completion,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=first.reused_tokens),
         **details,
     )
 

@@ -34,8 +34,6 @@ from stream2llm.gateway.tools import (
 # Default of a completion's `max_tokens` in OpenAI's API.
 DEFAULT_COMPLETION_TOKENS = 16
 Message = dict[str, Any]
-# Each is a session of its own.
-MAX_CHOICES = 16
 # As Python writes an integer, so that no two keys are one token; below 2^32 or a little above.
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
@@ -99,15 +97,15 @@ class AnswerRequest(BaseModel):
         """Number of answers that are asked for."""
         return 1
 
-    def sampling(self, choice: int = 0) -> SamplingParameters:
-        """How that answer is sampled."""
+    def sampling(self) -> SamplingParameters:
+        """How the answers are sampled."""
         asked: dict[str, Any] = {
             "max_tokens": self.max_answer_tokens(),
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": 0 if self.top_k == -1 else self.top_k,
-            # The answers are not to be alike.
-            "seed": None if self.seed is None else self.seed + choice,
+            "seed": self.seed,
+            "n": self.num_choices,
             "stop_strings": self.stop,
             "stop_token_ids": self.stop_token_ids,
             "presence_penalty": self.presence_penalty,
@@ -200,7 +198,7 @@ class ChatRequest(ToolRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    n: int | None = None
     tools: list[ChatTool] | None = None
     tool_choice: ToolChoiceMode | ChatToolChoice | None = None
     response_format: ResponseFormat | None = Field(default=None, discriminator="type")
@@ -214,7 +212,7 @@ class ChatRequest(ToolRequest):
 
     @property
     def num_choices(self) -> int:
-        return self.n or 1
+        return 1 if self.n is None else self.n
 
     def max_answer_tokens(self) -> int | None:
         """Raises InvalidRequestError where both names are given, and differ."""
@@ -265,7 +263,7 @@ class CompletionRequest(AnswerRequest):
     max_tokens: int | None = None
     logprobs: int | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    n: int | None = None
     response_format: ResponseFormat | None = Field(default=None, discriminator="type")
 
     def constraints(self) -> dict[str, StructuredOutput | None]:
@@ -274,7 +272,7 @@ class CompletionRequest(AnswerRequest):
 
     @property
     def num_choices(self) -> int:
-        return self.n or 1
+        return 1 if self.n is None else self.n
 
     def max_answer_tokens(self) -> int | None:
         return DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens

@@ -51,8 +51,7 @@ class ResponseForm:
         yield self._event(oai.ResponseInProgressEvent, "response.in_progress", response=response)
         yield from self._events(self._output.begin())
 
-    def pieces(self, event: Event, index: int = 0) -> Iterator[str]:
-        assert index == 0, "a response has one answer"
+    def pieces(self, event: Event) -> Iterator[str]:
         self._gathered.add(event)
         if isinstance(event, TokenDelta):
             yield from self._events(self._output.more(event))

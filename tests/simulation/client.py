@@ -20,14 +20,23 @@ from tests.simulation.sessions import Change, Plan
 
 
 @dataclass
+class Received:
+    """What a client saw of one answer."""
+
+    # At the workers.
+    session_id: str
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    # Every `Finished`.
+    finished: list[Finished] = field(default_factory=list)
+
+
+@dataclass
 class Outcome:
     """What a client saw of its session."""
 
     plan: Plan
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    # Every `Finished`; a session has one, or an error.
-    finished: list[Finished] = field(default_factory=list)
+    answers: list[Received] = field(init=False)
     restarts: int = 0
     num_accepted: int = 0
     error: Stream2LLMError | None = None
@@ -35,10 +44,21 @@ class Outcome:
     has_left: bool = False
     ended_at_s: float | None = None
 
+    def __post_init__(self) -> None:
+        name = self.plan.name
+        further = (f"{name}-{index}" for index in range(1, self.plan.num_answers))
+        self.answers = [Received(session_id) for session_id in (name, *further)]
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether all answers have; a session does that, or has an error."""
+        return all(answer.finished for answer in self.answers)
+
     @property
     def is_recoverable(self) -> bool:
         """Whether its client goes on at another router when it loses one."""
-        is_resumable = not (self.plan.is_cut and (self.token_ids or self.text))
+        has_begun = any(answer.token_ids or answer.text for answer in self.answers)
+        is_resumable = not (self.plan.is_cut and has_begun)
         return self.plan.recovers and bool(self.num_accepted) and is_resumable
 
     @property
@@ -47,13 +67,14 @@ class Outcome:
         return "" if self.error is None else self.error.reason
 
     def __str__(self) -> str:
-        if self.finished:
+        if self.has_finished:
             how = "finished"
         elif self.has_left:
             how = "left"
         else:
             how = f"failed {self.reason} {self.error!r}"
-        return f"{self.plan.name} {how} restarts={self.restarts} tokens={self.token_ids}"
+        tokens = " ".join(str(answer.token_ids) for answer in self.answers)
+        return f"{self.plan.name} {how} restarts={self.restarts} tokens={tokens}"
 
 
 class Client:
@@ -125,10 +146,10 @@ class Client:
                 self._note(event)
             match event:
                 case TokenDelta():
-                    self.outcome.token_ids += event.token_ids
-                    self.outcome.text += event.text
+                    self.outcome.answers[event.index].token_ids += event.token_ids
+                    self.outcome.answers[event.index].text += event.text
                 case Finished():
-                    self.outcome.finished.append(event)
+                    self.outcome.answers[event.index].finished.append(event)
 
     def _note(self, event: Event) -> None:
         match event:
@@ -157,5 +178,5 @@ def client_on(
         return Connection(lambda: Channel(network, process, address, read_s))
 
     client = AsyncClient(addresses)
-    client._connections = Connections([connection(each) for each in addresses], first)
+    client._connections = Connections(addresses, connection, first)
     return client

@@ -9,7 +9,7 @@ from router.server import Router
 from stream2llm.client import SessionRecovery
 from stream2llm.cluster.rollout import State
 from stream2llm.serving.settings.router_spec import RecoveryOptions
-from tests.simulation.client import Outcome
+from tests.simulation.client import Outcome, Received
 from tests.simulation.faults import Fault, Kind
 from tests.simulation.hosts import Replica
 from tests.simulation.script import Script
@@ -82,23 +82,34 @@ def _of_cluster(world: World) -> Iterator[str]:
 
 
 def _of_session(world: World, outcome: Outcome) -> Iterator[str]:
-    expected = outcome.plan.expected(world.brain)
-    got, name = outcome.token_ids, outcome.plan.name
+    name = outcome.plan.name
     if outcome.ended_at_s is None and not outcome.has_left:
         yield f"{name} has not ended"
-    if got != expected.token_ids[: len(got)] or not expected.text.startswith(outcome.text):
-        yield f"{name} got {got} {outcome.text!r}, not {expected}"
     if outcome.num_accepted > 1:
         yield f"{name} was accepted {outcome.num_accepted} times"
-    ways = len(outcome.finished) + (outcome.error is not None) + outcome.has_left
+    ways = outcome.has_finished + (outcome.error is not None) + outcome.has_left
     if ways != 1 and not (outcome.has_left and ways == 2):
         yield f"{name} ended {ways} times"
-    for finished in outcome.finished:
-        if Expected(got, outcome.text, finished.reason) != expected:
-            yield f"{name} has finished with {got} {outcome.text!r} {finished.reason}, not {expected}"
+    for answer in outcome.answers:
+        yield from _of_answer(world, outcome, answer)
+    if outcome.error is not None and not outcome.has_left:
+        yield from _of_failure(world, outcome)
+
+
+def _of_answer(world: World, outcome: Outcome, answer: Received) -> Iterator[str]:
+    expected = outcome.plan.expected(world.brain)
+    got, name = answer.token_ids, answer.session_id
+    if got != expected.token_ids[: len(got)] or not expected.text.startswith(answer.text):
+        yield f"{name} got {got} {answer.text!r}, not {expected}"
+    if len(answer.finished) > 1:
+        yield f"{name} has finished {len(answer.finished)} times"
+    for finished in answer.finished:
+        if Expected(got, answer.text, finished.reason) != expected:
+            yield f"{name} has finished with {got} {answer.text!r} {finished.reason}, not {expected}"
         usage = finished.usage
         counted = (usage.prompt_tokens, usage.completion_tokens)
-        if counted != (len(outcome.plan.prompt), len(expected.token_ids)):
+        num_prompt = 0 if finished.index else len(outcome.plan.prompt)
+        if counted != (num_prompt, len(expected.token_ids)):
             yield f"{name} has usage {counted}"
         # What a lost worker did not report any more is not counted.
         computed, done = usage.computed_tokens, _num_computed(world, name)
@@ -106,8 +117,6 @@ def _of_session(world: World, outcome: Outcome) -> Iterator[str]:
             yield f"{name} has usage of {computed} computed tokens, of {done}"
         if finished.restarts > MOST_ROUTERS * (MOST_RESTARTS + 1) - 1:
             yield f"{name} was restarted {finished.restarts} times"
-    if outcome.error is not None and not outcome.has_left:
-        yield from _of_failure(world, outcome)
 
 
 def _num_computed(world: World, session_id: str) -> int:
@@ -173,7 +182,12 @@ def _of_undisturbed(world: World) -> Iterator[str]:
     Hand-overs on their way to a router are, when their session ends early there: prefill cannot
     know whether decode has them.
     """
-    early = {each.outcome.plan.name for each in world.clients if not each.outcome.finished}
+    early = {
+        answer.session_id
+        for client in world.clients
+        for answer in client.outcome.answers
+        if not client.outcome.has_finished
+    }
     for replica in world.replicas:
         if isinstance(replica.hosted, ModelWorker):
             expired = set(replica.hosted.engine.memory.expired) - early

@@ -63,6 +63,7 @@ class Script:
         script = cls(seed, roles, plans, tuple(faults), start_s, step_s, is_tight, admission)
         script = _with_long_sessions(script, Random(f"long {seed}"), brain)
         script = _with_cut_prompts(script, Random(f"cut {seed}"))
+        script = _with_several_answers(script, Random(f"answers {seed}"))
         script = _with_bounded_memory(script, Random(f"memory {seed}"))
         return _with_incidents(script, Random(f"incidents {seed}"))
 
@@ -144,6 +145,15 @@ def _with_cut_prompts(script: Script, random: Random) -> Script:
     """Two in five of the one-shot prompts name how many of their tokens count."""
     cut = (replace(p, is_cut=p.one_shot and random.random() < 0.4) for p in script.plans)
     return replace(script, plans=tuple(cut))
+
+
+def _with_several_answers(script: Script, random: Random) -> Script:
+    """One session in six asks for two answers, or three."""
+    plans = (
+        replace(p, num_answers=random.choice((2, 2, 3)) if random.random() < 0.16 else 1)
+        for p in script.plans
+    )
+    return replace(script, plans=tuple(plans))
 
 
 def _with_bounded_memory(script: Script, random: Random) -> Script:

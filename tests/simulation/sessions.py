@@ -75,6 +75,8 @@ class Plan:
     # One-shot only: it names how many of the last tokens count, which is all of them. No session
     # can, so a lost router is asked anew only while nothing of the answer has come.
     is_cut: bool = False
+    # How many answers it asks for; all of them are the same.
+    num_answers: int = 1
 
     @property
     def prompt(self) -> list[int]:
@@ -118,6 +120,7 @@ class Plan:
             stop_strings=() if self.stop_string is None else (self.stop_string,),
             include_stop_string=self.shows_stop,
             truncate_prompt_tokens=len(self.prompt) if self.is_cut else None,
+            n=self.num_answers,
         )
 
 

@@ -12,7 +12,6 @@ from starlette.types import Receive, Scope, Send
 from stream2llm.api.events import Event
 from stream2llm.client.stream import AnswerStream
 from stream2llm.gateway.answering import AnswerResponse, while_connected
-from stream2llm.gateway.choices import only_choice
 from stream2llm.gateway.lanes.forms import LaneForm
 from stream2llm.gateway.lanes.requests import CreateRequest
 from stream2llm.gateway.lanes.stored import LaneStore, StoredLane
@@ -68,7 +67,7 @@ class _LaneAnswer(AnswerResponse):
     """An answer as server-sent events, with which the use of the lane ends."""
 
     def __init__(self, form: LaneForm, events: AsyncGenerator[Event, None], use: _Use) -> None:
-        super().__init__(form, only_choice(events), _named(form.response_id))
+        super().__init__(form, events, _named(form.response_id))
         self._use = use
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from urllib.parse import urlsplit
@@ -72,21 +70,16 @@ class LanesRoom:
         kept: CallerStore | None = None,
     ) -> LaneGroup:
         """Returns new lanes for a caller; raises where the router does not know the caller."""
-        with parts.clients.lease() as client:
-            info = await client.model_info(metadata=metadata)
+        info = await parts.clients.present().model_info(metadata=metadata)
 
-        @asynccontextmanager
-        async def opened(opened_with: OpenedWith) -> AsyncIterator[AsyncSession]:
-            with parts.clients.lease() as client:
-                session = client.session(
-                    prefix=[],  # no begin token of its own: the pieces have it
-                    sampling=opened_with.sampling,
-                    model=opened_with.model,
-                    ttft_slo_ms=opened_with.ttft_slo_ms,
-                    metadata=metadata,
-                )
-                async with session:
-                    yield session
+        def opened(opened_with: OpenedWith) -> AsyncSession:
+            return parts.clients.present().session(
+                prefix=[],  # no begin token of its own: the pieces have it
+                sampling=opened_with.sampling,
+                model=opened_with.model,
+                ttft_slo_ms=opened_with.ttft_slo_ms,
+                metadata=metadata,
+            )
 
         rendering = await self._rendering_for(info.max_model_len)
         return LaneGroup(rendering, parts.parsers, info, opened, parts.clock, limits, kept)

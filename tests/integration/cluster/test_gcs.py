@@ -46,18 +46,16 @@ RAY = str(Path(sys.executable).with_name("ray"))
 MARK = owner_mark(f"test{os.getpid()}", "gcs", 1)
 HEAD_MARK = "STREAM2LLM_TEST_HEAD"
 TEMP_DIR = f"/tmp/s2l-gcs-{os.getpid()}"  # short: it holds sockets
-PACKAGES = ("redis-tools", "redis-server", "liblzf1", "libjemalloc2")
 
 
 @contextmanager
 def a_redis(folder: Path) -> Iterator[str]:
     """HOST:PORT of a Redis that keeps everything in memory."""
-    redis = debian.program("redis-server", PACKAGES)
+    redis = debian.program("redis-server", "redis-server")
     port = pick_port("127.0.0.1", f"{MARK}redis")
-    libraries = Path(redis).parents[1] / "lib" / f"{os.uname().machine}-linux-gnu"
     process = subprocess.Popen(
         [redis, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"],
-        env={**os.environ, "LD_LIBRARY_PATH": str(libraries)}, cwd=folder, stdout=subprocess.DEVNULL,
+        env=debian.environment(redis), cwd=folder, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         while not is_listening("127.0.0.1", port, 1.0):

@@ -12,6 +12,8 @@ from tests.streams import Stream, collect, play
 
 pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
 STREAM = Stream("sampling", (("append", ("a",)),), {"a": 100})
+# In one KV block.
+BLOCK_TOKENS = 32
 GREEDY = SamplingParameters(max_tokens=12, temperature=0.0, ignore_eos=True)
 
 
@@ -130,6 +132,24 @@ async def test_a_seeded_answer_is_repeatable(client: AsyncClient, seed: int) -> 
     other = await play(client, STREAM, dataclasses.replace(sampling, seed=12))
     assert first.token_ids == second.token_ids
     assert other.token_ids != first.token_ids
+
+
+async def test_several_answers_are_those_of_sessions_of_their_own(
+    client: AsyncClient, plain_answer: list[int]
+) -> None:
+    """And the prompt is computed for one of them; the greedy ones are the reference engine's."""
+    sampling = SamplingParameters(max_tokens=12, temperature=1.0, seed=11, ignore_eos=True, n=3)
+    async with client.session(prefix=STREAM.prefix, sampling=sampling) as session:
+        await session.append(STREAM.prompt[len(STREAM.prefix) :])
+        answers = await session.answers()
+    for index, each in enumerate(answers):
+        alone = dataclasses.replace(sampling, seed=11 + index, n=1)
+        assert list(each.token_ids) == (await play(client, STREAM, alone)).token_ids
+    usages = [each.finished.usage for each in answers]
+    assert sum(usage.prompt_tokens for usage in usages) == len(STREAM.prompt)
+    assert all(usage.computed_tokens <= BLOCK_TOKENS for usage in usages[1:])
+    both = await client.generate(STREAM.prompt, sampling=greedy(n=2)).answers()
+    assert [list(each.token_ids) for each in both] == [plain_answer] * 2
 
 
 async def test_top_k_of_one_is_greedy(client: AsyncClient, plain_answer: list[int]) -> None:

@@ -21,7 +21,7 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.cli import exits, sources
 from stream2llm.cli.main import app
 from stream2llm.cli.output import make_sink
-from stream2llm.client import TokenDelta
+from stream2llm.client import Finished, FinishReason, TokenDelta, Usage
 from stream2llm.workload.traces.write import write_trace
 from tests import fake_router
 from tests.fake_router import Conversation
@@ -434,6 +434,43 @@ def test_an_answer_cannot_drive_a_terminal_and_reaches_a_file_as_it_is(
         assert DRIVES_A_TERMINAL in (json.loads(written)["text"] if as_json else written)
     if as_json:
         assert json.loads(written)["text"] == DRIVES_A_TERMINAL
+
+
+def test_several_answers_are_asked_for(threaded_router) -> None:
+    async def two(conversation: Conversation) -> None:
+        await conversation.accept()
+        while (await conversation.next()) is not None:
+            pass
+        for index, text in ((1, "uno"), (0, "one")):
+            await conversation.send(delta=pb.TokenDelta(text=text, index=index))
+            finished = fake_router.finished(1)
+            finished.index = index
+            await conversation.send(finished=finished)
+
+    threaded_router.fake.script = two
+    result = generate(threaded_router, "-n", "2", "--seed", "7", "-", stdin="text")
+    assert result.exit_code == 0
+    assert result.stdout == "one\n\n--- answer 2 ---\nuno\n"
+    sampling = threaded_router.fake.received[0].open.sampling
+    assert (sampling.n, sampling.seed) == (2, 7)
+
+
+def test_several_answers_are_printed_one_below_the_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sink = make_sink(as_json=False, quiet=False)
+    sink.event(TokenDelta("one"))
+    sink.event(TokenDelta("uno", index=2))
+    sink.event(Finished(FinishReason.LENGTH, index=2))
+    sink.event(TokenDelta("eins", index=1))
+    sink.event(TokenDelta(" two"))
+    assert capsys.readouterr().out == "one two"
+    sink.event(Finished(FinishReason.LENGTH))
+    sink.event(Finished(FinishReason.LENGTH, usage=Usage(0, 9), index=1))
+    sink.close()
+    said = capsys.readouterr()
+    assert said.out == "\n\n--- answer 2 ---\neins\n\n--- answer 3 ---\nuno\n"
+    assert said.err.splitlines()[-2] == "9 tokens (length)"
 
 
 def test_a_servers_error_cannot_drive_a_terminal() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from stream2llm.api.errors import InvalidRequestError, OverloadedError
+from stream2llm.api.errors import InternalError, InvalidRequestError, OverloadedError
+from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client import Finished, SamplingParameters, TokenDelta
 from tests import fake_router
 from tests.fake_router import Conversation
@@ -29,6 +30,39 @@ async def test_text_ids_and_chat_prompts(client, router):
 async def test_events_come_one_by_one(client):
     events = [event async for event in client.generate("text")]
     assert [type(event) for event in events] == [TokenDelta] * 3 + [Finished]
+
+
+async def test_several_answers_come_by_their_index(client, router):
+    async def two(conversation: Conversation) -> None:
+        for index, text in ((0, "one"), (1, "uno"), (1, " dos"), (0, " two")):
+            delta = pb.TokenDelta(text=text, token_ids=[index], index=index)
+            await conversation.send(delta=delta)
+        for index in (1, 0):
+            finished = fake_router.finished(2)
+            finished.index = index
+            await conversation.send(finished=finished)
+
+    router.script = two
+    sampling = SamplingParameters(n=2)
+    answers = await client.generate("text", sampling=sampling).answers()
+    assert [(each.index, each.text, each.token_ids) for each in answers] == [
+        (0, "one two", (0, 0)),
+        (1, "uno dos", (1, 1)),
+    ]
+    assert router.prompts[0].sampling.n == 2
+    with pytest.raises(InvalidRequestError, match="answers") as caught:
+        await client.generate("text", sampling=sampling).answer()
+    assert caught.value.field == "sampling.n"
+
+
+async def test_an_answer_that_was_not_asked_for_is_the_servers_fault(client, router):
+    async def other(conversation: Conversation) -> None:
+        await conversation.send(delta=pb.TokenDelta(text="one", index=1))
+        await fake_router.forever()
+
+    router.script = other
+    with pytest.raises(InternalError, match="index 1"):
+        await client.generate("text").answer()
 
 
 async def test_an_error_is_typed(client, router):

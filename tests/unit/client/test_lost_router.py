@@ -27,6 +27,7 @@ from stream2llm.client import (
     SessionRecovery,
     TokenDelta,
 )
+from stream2llm.client.stream import Gathered
 from tests.lane_client import turns
 from tests.polling import eventually
 from tests.router_ring import Ring, a_ring, soon
@@ -160,6 +161,34 @@ async def next_delta(answer: AsyncIterator[Event]) -> Event:
     while not isinstance(event := await anext(answer), TokenDelta):
         pass
     return event
+
+
+async def test_each_answer_of_a_session_goes_on_at_another_router(
+    rings: list[Ring], routers: AsyncClient
+) -> None:
+    for ring in rings:
+        ring.brain.heeds_seeds = True
+    hold(rings, 3)
+    sampling = SamplingParameters(n=2, seed=5, max_tokens=NUM_TOKENS, ignore_eos=True)
+    async with routers.session(prefix="begin", sampling=sampling) as session:
+        answer = aiter(session.seal())
+        events: list[Event] = [await next_delta(answer)]
+        while {0, 1} - {each.index for each in events if isinstance(each, TokenDelta)}:
+            events.append(await anext(answer))
+        lost = await holder_of(rings)
+        await lost.lose_router()
+        let_go(rings)
+        events += await collect(answer)
+    gathered = Gathered()
+    for event in events:
+        gathered.add(event)
+    survivor = next(ring for ring in rings if ring is not lost)
+    for index, each in enumerate(gathered.answers()):
+        expected = survivor.brain.answer(prompt_of(survivor, ["begin"]), NUM_TOKENS, 5 + index)
+        assert list(each.token_ids) == expected
+        assert each.text == survivor.decode_text(expected)
+        assert (each.index, each.finished.restarts) == (index, 1)
+    assert sum(isinstance(event, Finished) for event in events) == 2
 
 
 ENDS = [

@@ -185,3 +185,23 @@ async def test_an_answer_that_is_parsed(tmp_path: Path) -> None:
     thought, called = seen[-1].response.output
     assert thought.content[0].text == "naïve"
     assert (called.name, called.arguments) == ("look", '{"q": "a"}')
+
+
+async def test_an_answer_goes_on_at_a_router_that_is_new(
+    tiny_model: Path, gateway: GatewayRing, sdk: AsyncOpenAI
+) -> None:
+    """All routers that there were when it began are gone."""
+    asked: Any = {"model": "tiny", "messages": MESSAGES, "stream": True}
+    gateway.ring.brain.script = gateway.ring.encode_written(ANSWER)
+    gateway.ring.decode.hold_after_steps = 3
+    events = aiter(await sdk.chat.completions.create(**asked))
+    seen: list[Any] = []
+    while not whole_text(seen, chat_text):
+        seen.append(await soon(anext(events)))
+    async with a_ring(tiny_model) as other:
+        other.brain.script = other.encode_written(ANSWER)
+        gateway.show()
+        gateway.show(other.address.grpc_address)
+        await gateway.ring.lose_router()
+        seen += await soon(collect(events))
+    assert whole_text(seen, chat_text) == ANSWER

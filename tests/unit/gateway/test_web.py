@@ -14,6 +14,7 @@ pytestmark = pytest.mark.unit
 WEB = Path(__file__).parents[3] / "examples" / "web"
 
 
+@pytest.mark.slow  # it may have to fetch the browser
 async def test_the_page_shows_results_counts_and_the_answer(
     make_gateway: Any, tmp_path: Path
 ) -> None:
