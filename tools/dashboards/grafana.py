@@ -53,18 +53,15 @@ def _models() -> Any:
 
 
 def _panel(panel: Panel) -> Any:
-    builder: Any = stat.Panel() if panel.kind == "stat" else timeseries.Panel()
+    is_stat = panel.kind == "stat"
+    builder: Any = stat.Panel() if is_stat else timeseries.Panel()
     builder.title(panel.title).description(panel.description).datasource(_SOURCE)
-    builder.unit(panel.unit).span(panel.width).height(_HEIGHT // 2 if _is_stat(panel) else _HEIGHT)
+    builder.unit(panel.unit).span(panel.width).height(_HEIGHT // 2 if is_stat else _HEIGHT)
     if panel.unit != "none":
         builder.min(0)
-    if not _is_stat(panel):
+    if not is_stat:
         builder.fill_opacity(10).legend(common.VizLegendOptions().show_legend(True))
     for index, query in enumerate(panel.queries):
         target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend)
         builder.with_target(target.ref_id(chr(ord("A") + index)).range())
     return builder
-
-
-def _is_stat(panel: Panel) -> bool:
-    return panel.kind == "stat"
