@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from stream2llm.cli import security_options as secure
-from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
+from stream2llm.cli.addresses import DEFAULT_CONTROLLER, Controller, ControllerOption
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
 from stream2llm.serving.observability.logs import for_terminal
@@ -46,9 +46,6 @@ def retry(
     """
     with errors_as_exits():
         body = {} if name is None else {"name": name}
-        security = given.security()
-        answer = ask_controller(
-            controller, "/retry", timeout_s, expects="retried", body=body, security=security
-        )
-        names: list[str] = answer["retried"]
+        asked = Controller(controller, given.security(), timeout_s)
+        names = asked.ask("/retry", "retried", body)["retried"]
         typer.echo(for_terminal("\n".join(names)) or "nothing waits to be started again")
