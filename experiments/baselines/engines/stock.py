@@ -106,11 +106,7 @@ class StockEngine:
 
     async def reset(self) -> None:
         """Aborts of the last run may still be under way."""
-        for _ in range(50):
-            if await self._llm.reset_prefix_cache():
-                return
-            await asyncio.sleep(0.1)
-        raise RuntimeError("blocks are held: the prefix cache cannot be emptied")
+        await empty_cache(self._llm)
 
     async def set_policy(self, policy: str) -> None:
         """Stock vLLM has its own."""
@@ -183,6 +179,15 @@ class Counts:
         if scheduler_stats is not None:
             values["prefix_queries"] += scheduler_stats.prefix_cache_stats.queries
             values["prefix_hits"] += scheduler_stats.prefix_cache_stats.hits
+
+
+async def empty_cache(llm: AsyncLLM) -> None:
+    """Waits until no block is held; raises RuntimeError after five seconds."""
+    for _ in range(50):
+        if await llm.reset_prefix_cache():
+            return
+        await asyncio.sleep(0.1)
+    raise RuntimeError("blocks are held: the prefix cache cannot be emptied")
 
 
 def settings_of(config: Any) -> dict[str, str | float]:
