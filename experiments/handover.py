@@ -18,10 +18,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from experiments.cluster_metrics import counted
 from experiments.handover_plan import questions
 from experiments.handover_run import Beside, Decoders, Outcome, ask, ask_again
-from experiments.lab_cluster import lab_cluster
+from experiments.lab_cluster import counted, lab_cluster
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster

@@ -17,9 +17,8 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
-from router.admission import admit, forecast, verdict_of
+from router.admission import admit, chosen_slo_ms, forecast, verdict_of
 from router.context import ContextLog
-from router.deadline import chosen_slo_ms
 from router.event_reader import EventReader
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from router.deadline import chosen_slo_ms
+from router.admission import chosen_slo_ms
 from stream2llm.api.call_metadata import TTFT_SLO_NAMES
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.api.ttft_slo import AskedSlo, slos_in
