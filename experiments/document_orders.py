@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.workload.document_orders import ORDERS, Lists, invalidated, left, with_foresight
 from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.format import Scale, Session

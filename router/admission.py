@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from stream2llm.api.errors import InvalidRequestError, OverloadedError
-from stream2llm.api.ttft_slo import BAD_TTFT_SLO, AskedSlo
+from stream2llm.api.options import BAD_TTFT_SLO, AskedSlo
 from stream2llm.serving.settings.router_spec import AdmissionMode
 from stream2llm.serving.settings.tenant_options import TenantsOptions
 

@@ -39,11 +39,11 @@ from stream2llm.api.errors import (
     Stream2LLMError,
 )
 from stream2llm.api.events import Accepted
+from stream2llm.api.options import AskedSlo, asked_slo
 from stream2llm.api.requests import ClientEvent, OpenSession, PlainTemplate, ResumedSession
 from stream2llm.api.sampling import BAD_SAMPLING
 from stream2llm.api.session import Event
 from stream2llm.api.trace_context import TraceContext
-from stream2llm.api.ttft_slo import AskedSlo, asked_slo
 from stream2llm.security.principal import caller
 from stream2llm.serving.observability.log_context import bind
 from stream2llm.serving.rpc.stream_writer import PeerGoneError

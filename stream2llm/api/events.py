@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stream2llm.api.delay import DelayReason
+from stream2llm.api.prefill_progress import DelayReason
 from stream2llm.api.token_step import FinishReason, TokenLogprobs
 
 # What happened to a document that was too long; text_options.OversizedDocuments can also fail.

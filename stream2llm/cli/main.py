@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from stream2llm.api.extras import not_installed
 from stream2llm.cli.bench import app as bench_app
 from stream2llm.cli.certs import certs
+from stream2llm.cli.drain import app as workers_app
 from stream2llm.cli.drain import drain
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.generate import generate
@@ -24,7 +25,6 @@ from stream2llm.cli.ready import ready
 from stream2llm.cli.rollout import app as rollout_app
 from stream2llm.cli.simulate import app as simulate_app
 from stream2llm.cli.trace import app as trace_app
-from stream2llm.cli.workers import app as workers_app
 from stream2llm.serving.observability import logs
 from stream2llm.serving.observability.logs import for_terminal
 

@@ -3,7 +3,6 @@
 Import names from `stream2llm.client`, errors from `stream2llm.api.errors`.
 """
 
-from stream2llm.api.delay import DelayReason
 from stream2llm.api.events import (
     Accepted,
     Answer,
@@ -18,11 +17,11 @@ from stream2llm.api.events import (
     Usage,
     WorkerInfo,
 )
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import ControlTokens, DocumentOrdering, OversizedDocuments
+from stream2llm.api.prefill_progress import DelayReason
 from stream2llm.api.requests import ChatContentPart, ChatMessage, Document, ToolCall
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.structured_output import StructuredOutput
-from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.api.tls import ClientTls
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.client.aio import AsyncClient, connect

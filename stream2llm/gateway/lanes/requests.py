@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.api.requests import ChatMessage, ChatPrompt
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.client.chat_inputs import ChatOptions, chat_messages

@@ -17,7 +17,7 @@ from stream2llm.api.errors import (
     UnavailableError,
 )
 from stream2llm.api.events import OversizedDocument, Progress, TokenDelta
-from stream2llm.api.text_options import OversizedDocuments
+from stream2llm.api.options import OversizedDocuments
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.cli.output import progress_line
 from stream2llm.client import DelayReason
