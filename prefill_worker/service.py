@@ -21,8 +21,9 @@ from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
 from prefill_worker.session_spans import PrefillNotes
 from stream2llm.api import codec
 from stream2llm.api.errors import EventOrderError, describe
+from stream2llm.api.events import DelayReason
 from stream2llm.api.options import HELD_METADATA
-from stream2llm.api.prefill_progress import DelayReason, PrefillProgress
+from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.tenant import TenantShare
 from stream2llm.api.trace_context import context_in

@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from enum import StrEnum
 
-from stream2llm.api.events import Usage
-
-
-class DelayReason(StrEnum):
-    """A shortage of memory that holds a session up. Busy engines are no delay."""
-
-    KV_MEMORY = "kv_memory"
-    """Sessions that rank higher hold it."""
-    KV_LEASED = "kv_leased"
-    """Hand-overs that no decode worker has fetched yet hold it."""
+from stream2llm.api.events import DelayReason, Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Import names from `stream2llm.client`, errors from `stream2llm.api.errors`.
 from stream2llm.api.events import (
     Accepted,
     Answer,
+    DelayReason,
     Event,
     Finished,
     ModelInfo,
@@ -18,7 +19,6 @@ from stream2llm.api.events import (
     WorkerInfo,
 )
 from stream2llm.api.options import ControlTokens, DocumentOrdering, OversizedDocuments
-from stream2llm.api.prefill_progress import DelayReason
 from stream2llm.api.requests import ChatContentPart, ChatMessage, Document, ToolCall
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.structured_output import StructuredOutput

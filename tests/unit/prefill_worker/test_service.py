@@ -15,7 +15,8 @@ from prefill_worker import service
 from prefill_worker.engine import PrefillOutput
 from prefill_worker.service import PrefillService, _progress
 from stream2llm.api.errors import EventOrderError, InvalidRequestError
-from stream2llm.api.prefill_progress import DelayReason, PrefillProgress
+from stream2llm.api.events import DelayReason
+from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.v1 import worker_pb2
 from stream2llm.engine.failed_request import BAD_GRAMMAR
 from stream2llm.engine.worker_metrics import GrammarMetrics
