@@ -17,7 +17,7 @@ STARTS_S = 100.0
 
 
 class Progress:
-    """Of one run of the benchmark, from its making on."""
+    """What a run of the benchmark has done since this was made, and how long the rest takes."""
 
     def __init__(self, options: Options, clock: Clock) -> None:
         self._options = options
