@@ -172,7 +172,6 @@ def verdict(outcome: Outcome) -> str:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Which sessions."""
     parser.add_argument("--queries", type=int, default=4997, help="sessions of each seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--trace", type=Path, nargs="+", help="files instead of generated traces")

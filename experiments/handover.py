@@ -77,7 +77,6 @@ class Report:
 
 
 def main(args: Namespace) -> Iterator[str]:
-    """Runs it and prints the tables."""
     with Cluster.start(_config()) as cluster:
         cluster.wait_ready(600)
         report = asyncio.run(_run(cluster, args))
@@ -88,7 +87,6 @@ def main(args: Namespace) -> Iterator[str]:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """How many questions, and of which kind."""
     parser.add_argument("--tokens", type=int, nargs="+", default=[1000, 4000, 16_000])
     parser.add_argument("--shapes", nargs="+", default=list(_SHAPES), choices=_SHAPES)
     parser.add_argument("--repeats", type=int, default=10, help="questions of each kind")

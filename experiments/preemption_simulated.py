@@ -183,7 +183,6 @@ class Device:
         return ScaledCosts(self._model, swap=link * again_s / there_and_back_s)
 
     def run(self, way: Way, link: float | None) -> Tally:
-        """One run."""
         truth = self.costs(link)
         settings = PrefillSettings(
             num_blocks=self._num_blocks,
@@ -232,7 +231,6 @@ class Comparison:
 
 
 def compare(on: Device, link: float | None) -> Comparison:
-    """Plays all ways."""
     return Comparison({name: on.run(way, link) for name, way in WAYS.items()})
 
 
@@ -255,7 +253,6 @@ def _cells(name: str, link: str, way: str, compared: Comparison) -> list[str]:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Which workload."""
     parser.add_argument("--seed", type=int, default=1)
 
 

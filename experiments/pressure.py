@@ -206,7 +206,6 @@ class PressureEngine:
             pool.free_blocks(blocks)
 
     def close(self) -> None:
-        """Ends it."""
         self.local.close()
 
 

@@ -28,7 +28,6 @@ def measure_swap(engine: LocalEngine, seconds: float) -> SwapTimes:
 
 
 def profile_of(engine: LocalEngine, recompute: RecomputeTimes, swap: SwapTimes) -> CostProfile:
-    """The whole of it."""
     subject = Subject(Path(engine.config.model_config.model), {}, {}, "one benchmark run")
     return ProfileWriter(engine, subject, SystemClock()).profile(plan_for(engine), recompute, swap)
 

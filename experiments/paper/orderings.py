@@ -48,6 +48,5 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def main(args: Namespace) -> Sequence[str]:
-    """Prints the table."""
     print(table(outcomes(cells(args.seed), args)))
     return ()

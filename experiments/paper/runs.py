@@ -105,7 +105,6 @@ def asked(cell: Cell) -> list[Task]:
 
 
 def play(cell: Cell, fit: Fit) -> RunRecord:
-    """Runs it."""
     return play_tasks(cell, fit, asked(cell))
 
 

@@ -86,7 +86,6 @@ def write_pictures(server: Prometheus, begin_s: float, end_s: float, folder: Pat
 
 
 def main() -> None:
-    """Reads the command line, and draws."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.dashboards.pictures", description=__doc__
     )

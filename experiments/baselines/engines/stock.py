@@ -45,7 +45,6 @@ class StockEngine:
 
     @classmethod
     async def start(cls, spec: HostSpec, send: Send) -> StockEngine:
-        """Starts vLLM."""
         counts = Counts()
         args = AsyncEngineArgs(
             model=spec.model_path, enable_log_requests=False, **common_args(spec)
@@ -170,7 +169,6 @@ class Counts:
         return StatsRelay(self.add)
 
     def add(self, scheduler_stats: Any, iteration_stats: Any) -> None:
-        """One report."""
         values = self._values
         values["steps"] += 1
         if iteration_stats is not None:
