@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from decode_worker.fetch_orders import FetchOrder, FinalOrder
-from stream2llm.api.options import HANDOVER_KEY
+from stream2llm.api.handover import HANDOVER_KEY
 from stream2llm.engine.kv_digest import (
     DIGEST_KEY,
     BadValue,

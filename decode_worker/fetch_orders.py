@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from stream2llm.api.options import HANDOVER_KEY
+from stream2llm.api.handover import HANDOVER_KEY
 
 
 @dataclass(frozen=True, slots=True)

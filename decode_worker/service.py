@@ -22,7 +22,7 @@ from decode_worker.handover_check import KnownEngines, Transfer
 from decode_worker.session_spans import DecodeNotes, PrefetchNotes
 from stream2llm.api import codec
 from stream2llm.api.errors import InvalidRequestError, UnavailableError, describe
-from stream2llm.api.options import ACCEPTED_METADATA
+from stream2llm.api.handover import ACCEPTED_METADATA
 from stream2llm.api.rpc_status import abort
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.tenant import TenantShare

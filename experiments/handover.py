@@ -21,7 +21,7 @@ from pathlib import Path
 from experiments.handover_plan import questions
 from experiments.handover_run import Beside, Decoders, Outcome, ask, ask_again
 from experiments.lab_cluster import counted, lab_cluster
-from stream2llm.api.options import HANDOVER_MODES, HandoverMode
+from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cost_profiles.load import shipped_profile
-from stream2llm.api.options import HANDOVER_MODES, HandoverMode
+from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.serving.settings.worker_options import (
     HandoverOptions,
     PrefillOptions,

@@ -14,7 +14,7 @@ from statistics import median
 
 from experiments.handover_cluster import Cell, exposed_s, play
 from experiments.handover_plan import sessions
-from stream2llm.api.options import HANDOVER_MODES
+from stream2llm.api.handover import HANDOVER_MODES
 from stream2llm.simulator.work import Task, tasks
 from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.format import Shape

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from experiments.handover_plan import num_settled_tokens
 from experiments.token_sessions import prompt_ids
 from stream2llm.api.errors import InternalError
-from stream2llm.api.options import HandoverMode
+from stream2llm.api.handover import HandoverMode
 from stream2llm.client import AsyncClient, Event, Finished, Progress, SamplingParameters, TokenDelta
 from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.replay.session import send

@@ -22,7 +22,7 @@ from prefill_worker.policy_loading import find_policies
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from prefill_worker.settings import require_settings
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.options import HANDOVER_KEY
+from stream2llm.api.handover import HANDOVER_KEY
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.api.trace_context import TraceContext

@@ -20,7 +20,7 @@ from prefill_worker.digest_sampling import DigestSampling
 from prefill_worker.nixl_connector import NixlConnector
 from prefill_worker.offers import Offer, OfferTable
 from prefill_worker.progress_reporting import LiveSession
-from stream2llm.api.options import HANDOVER_KEY
+from stream2llm.api.handover import HANDOVER_KEY
 
 
 @dataclass(slots=True)

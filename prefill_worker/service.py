@@ -22,7 +22,7 @@ from prefill_worker.session_spans import PrefillNotes
 from stream2llm.api import codec
 from stream2llm.api.errors import EventOrderError, describe
 from stream2llm.api.events import DelayReason
-from stream2llm.api.options import HELD_METADATA
+from stream2llm.api.handover import HELD_METADATA
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.tenant import TenantShare

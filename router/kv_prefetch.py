@@ -23,7 +23,7 @@ from router.stability import Stability
 from router.status import WORKER_LOST, NeverArrivedError
 from router.worker import Worker
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.api.options import HandoverMode
+from stream2llm.api.handover import HandoverMode
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.sessions.ids import unique_id
 from stream2llm.serving.sessions.prefix import Tokens

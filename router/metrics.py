@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry
 
 from router.recovery import Cause
 from router.tenant_metrics import TTFT_S, TenantMetrics
-from stream2llm.api.options import DocumentOrdering, HandoverMode
+from stream2llm.api.handover import HandoverMode
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.serving.observability.metric_maker import MetricMaker
 from stream2llm.serving.settings.tenant_options import ALL_ALIKE, TenantsOptions

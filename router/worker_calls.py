@@ -22,7 +22,7 @@ from stream2llm.api import codec
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.final_status import FinalStatus
-from stream2llm.api.options import ACCEPTED_KEY, HELD_KEY
+from stream2llm.api.handover import ACCEPTED_KEY, HELD_KEY
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.api.token_step import TokenStep

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from stream2llm.api.call_metadata import CallsWith, bearer
-from stream2llm.api.options import HandoverMode
+from stream2llm.api.handover import HandoverMode
 from stream2llm.api.tls import ClientTls
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from stream2llm.api.grpc_options import channel_options, server_options
-from stream2llm.api.options import ACCEPTED_METADATA, HELD_METADATA
+from stream2llm.api.handover import ACCEPTED_METADATA, HELD_METADATA
 from stream2llm.api.v1 import worker_pb2_grpc
 from stream2llm.serving.settings.worker_spec import WorkerAddress
 

@@ -16,7 +16,7 @@ import grpc
 
 from stream2llm.api.errors import Stream2LLMError, UnavailableError
 from stream2llm.api.grpc_options import server_options
-from stream2llm.api.options import ACCEPTED_METADATA, HELD_METADATA
+from stream2llm.api.handover import ACCEPTED_METADATA, HELD_METADATA
 from stream2llm.api.rpc_status import to_status
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc

@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
-from stream2llm.api.options import HandoverMode
+from stream2llm.api.handover import HandoverMode
 from stream2llm.client import (
     AsyncClient,
     AsyncSession,

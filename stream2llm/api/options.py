@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import NamedTuple, TypeVar
 
 from stream2llm.api.arguments import integer
 from stream2llm.api.call_metadata import TTFT_SLO_NAMES
@@ -33,27 +33,6 @@ def slos_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> Iterator[Aske
         if name in TTFT_SLO_NAMES:
             is_number = isinstance(value, str) and value.isascii() and value.isdecimal()
             yield asked_slo(name, int(value) if is_number and len(value) < 20 else value)
-
-
-# How a session's KV cache reaches its decode worker.
-#
-# `at_seal`: decode pulls everything after the first token. `streamed`: prefill
-# offers full blocks while the context still comes in, decode fetches them ahead,
-# and after the first token only what is left is pulled.
-HandoverMode = Literal["at_seal", "streamed"]
-HANDOVER_MODES: tuple[HandoverMode, ...] = get_args(HandoverMode)
-
-# Key of our part in SamplingParams.extra_args and in an output's
-# kv_transfer_params, wherever the hand-over is meant.
-HANDOVER_KEY = "stream2llm_handover"
-# In the initial metadata of a Decode RPC: the worker reads the hand-over, or tells prefill that
-# it will not. An RPC that ends without it has not touched the hand-over.
-ACCEPTED_KEY = "stream2llm-handover-accepted"
-ACCEPTED_METADATA = ((ACCEPTED_KEY, "1"),)
-# In the initial metadata of a PrefillSession RPC, which is sent before the engine gets anything:
-# a worker that is lost without it was gone already, and did not die of the session.
-HELD_KEY = "stream2llm-session-held"
-HELD_METADATA = ((HELD_KEY, "1"),)
 
 
 class DocumentOrdering(StrEnum):

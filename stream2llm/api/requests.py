@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol, SupportsIndex
 
-from stream2llm.api.options import ControlTokens, DocumentOrdering, HandoverMode, OversizedDocuments
+from stream2llm.api.handover import HandoverMode
+from stream2llm.api.options import ControlTokens, DocumentOrdering, OversizedDocuments
 from stream2llm.api.sampling import SamplingParameters
 
 DEFAULT_CONTEXT_SLOT = "{{context}}"

@@ -13,13 +13,8 @@ from stream2llm.api import arguments, codec
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.credentials import API_KEY_VARIABLE, Token, credentials_of
 from stream2llm.api.events import ModelInfo, ServerInfo
-from stream2llm.api.options import (
-    ControlTokens,
-    DocumentOrdering,
-    HandoverMode,
-    OversizedDocuments,
-    option_of,
-)
+from stream2llm.api.handover import HandoverMode
+from stream2llm.api.options import ControlTokens, DocumentOrdering, OversizedDocuments, option_of
 from stream2llm.api.requests import Content, GenerateRequest, OpenSession
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.tls import Tls, tls_of

@@ -12,7 +12,8 @@ from typing import cast
 
 from stream2llm.api import arguments
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.options import HANDOVER_MODES, HandoverMode, asked_slo
+from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
+from stream2llm.api.options import asked_slo
 from stream2llm.api.requests import (
     DEFAULT_CONTEXT_SLOT,
     ChatPrompt,

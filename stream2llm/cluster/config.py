@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stream2llm.api.options import HandoverMode
+from stream2llm.api.handover import HandoverMode
 from stream2llm.cluster.front_config import FrontConfig
 from stream2llm.cluster.gateway_config import GatewayConfig
 from stream2llm.cluster.worker_config import DecodeConfig, PrefillConfig, WorkerConfig

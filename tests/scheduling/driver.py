@@ -20,7 +20,7 @@ from prefill_worker.local_engine import core_request
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import SchedulerCommand, SchedulerReport
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
-from stream2llm.api.options import HANDOVER_KEY
+from stream2llm.api.handover import HANDOVER_KEY
 from stream2llm.serving.sessions.prefix import common_prefix_len
 from stream2llm.workload.document_orders import num_leading
 from tests.builders import FrozenCosts, LinearCosts

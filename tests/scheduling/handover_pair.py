@@ -36,7 +36,7 @@ from prefill_worker import blocks
 from prefill_worker.local_engine import core_request
 from prefill_worker.session_state import WIRE_KEY
 from router.kv_prefetch_log import Fetch, KvPrefetchLog, Offered, OfferVerdict
-from stream2llm.api.options import HANDOVER_KEY
+from stream2llm.api.handover import HANDOVER_KEY
 from stream2llm.engine.kv_digest import BlockKeys, Part, SampleJob
 from stream2llm.engine.kv_sampling import SampleMeta
 from stream2llm.serving.sessions.prefix import as_tokens

@@ -19,7 +19,7 @@ from experiments.paper.published import NOT_STREAMED, QUANTILES, Setting
 from experiments.paper.runs import Cell
 from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.options import HANDOVER_MODES, HandoverMode
+from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.serving.settings.worker_options import (
     DEFAULT_POLICY,
     HandoverOptions,

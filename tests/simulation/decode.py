@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from stream2llm.api.errors import InternalError, OverloadedError, UnavailableError, describe
-from stream2llm.api.options import ACCEPTED_METADATA
+from stream2llm.api.handover import ACCEPTED_METADATA
 from stream2llm.api.rpc_status import abort
 from stream2llm.api.v1 import inference_pb2, worker_pb2_grpc
 from stream2llm.api.v1 import worker_pb2 as pb

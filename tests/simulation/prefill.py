@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from stream2llm.api.errors import Stream2LLMError, describe
-from stream2llm.api.options import HELD_METADATA
+from stream2llm.api.handover import HELD_METADATA
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.api.v1 import worker_pb2_grpc
 from stream2llm.engine.worker_sessions import WorkerSessions

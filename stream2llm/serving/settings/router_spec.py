@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stream2llm.api.options import HandoverMode
+from stream2llm.api.handover import HandoverMode
 from stream2llm.serving.settings.frozen_model import FrozenModel
 from stream2llm.serving.settings.observability_options import ObservabilityOptions
 from stream2llm.serving.settings.security_options import SecurityOptions

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints, model_validator
 
 from cost_profiles.decision import Mode
-from stream2llm.api.options import HandoverMode
+from stream2llm.api.handover import HandoverMode
 from stream2llm.serving.settings.frozen_model import FrozenModel
 from stream2llm.serving.settings.observability_options import LogFormat
 from stream2llm.serving.settings.router_spec import GIB

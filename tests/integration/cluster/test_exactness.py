@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from stream2llm.api.options import HANDOVER_MODES, HandoverMode
+from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.client import AsyncClient, SamplingParameters
 from tests.integration.cluster.exactness_cases import CASES
 from tests.reference_engine import ReferenceEngine

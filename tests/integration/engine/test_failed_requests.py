@@ -22,7 +22,7 @@ from prefill_worker.engine import PrefillSession, prefill_outputs
 from prefill_worker.local_engine import core_request
 from prefill_worker.session_state import ContextEvent
 from stream2llm.api.errors import InternalError
-from stream2llm.api.options import HANDOVER_KEY
+from stream2llm.api.handover import HANDOVER_KEY
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.failed_request import FAILED_REQUEST
 from stream2llm.engine.vllm_sampling import token_step

@@ -8,7 +8,7 @@ from experiments.handover_cluster import READ_OVERHEAD_S, Cell, exposed_s, play
 from experiments.handover_network import asked_alone
 from experiments.handover_plan import num_settled_tokens, questions
 from experiments.token_sessions import prompt_ids, splices
-from stream2llm.api.options import HANDOVER_MODES
+from stream2llm.api.handover import HANDOVER_MODES
 from stream2llm.workload.traces.format import Shape
 
 pytestmark = pytest.mark.unit
