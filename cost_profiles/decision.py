@@ -44,7 +44,7 @@ class Reason(StrEnum):
     # The host has no room; the caller of `cheaper` checks that.
     POOL_FULL = "pool_full"
     # Believed to cost more, but done once to measure it; see
-    # prefill_worker/trials.py.
+    # prefill_worker/cost_calibration.py.
     TRIAL = "trial"
 
 

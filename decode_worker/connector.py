@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector
+from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
 from decode_worker.digest_check import is_covered, job_for
 from decode_worker.fetch_orders import order_from_wire
-from decode_worker.lease_watch import LeaseWatch, clock_offset_s
-from decode_worker.read_stats import ReadStats
+from decode_worker.lease_watch import STATS, Expiry, LeaseWatch, clock_offset_s
 from stream2llm.engine import side_channel
 from stream2llm.engine.kv_digest import SampleJob
 from stream2llm.engine.kv_sampling import (
@@ -42,6 +42,26 @@ from stream2llm.engine.kv_sampling import (
     first_head,
 )
 from stream2llm.serving.settings.worker_options import WorkerOptions
+
+
+class ReadStats(NixlKVConnectorStats):
+    """The figures of one rank since the last step that reported any.
+
+    They travel with each step's statistics from the ranks to the actor, as vLLM's own do.
+    """
+
+    def reset(self) -> None:
+        """Begins anew; vLLM wants lists of numbers."""
+        super().reset()
+        self.data.update({name: [] for name in STATS.values()})
+
+    def record_expired_read(self, expiry: Expiry) -> None:
+        """Records a read that ended after its lease."""
+        self.data[STATS[expiry]].append(1)
+
+    def is_empty(self) -> bool:
+        """Whether no read was counted."""
+        return super().is_empty() and not any(self.data[name] for name in STATS.values())
 
 
 class FirstTokenNixlConnector(NixlConnector):

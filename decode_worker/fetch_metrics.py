@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 
 from decode_worker.fetch_ledger import Settled
 from decode_worker.fetch_orders import FetchEnd, FetchResult
 from decode_worker.lease_watch import Expiry, expired_reads
+from stream2llm.serving.observability.metric_maker import MetricMaker
 
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _WHEN = ("prefetched", "after_seal", "wasted")
@@ -19,40 +20,31 @@ class FetchMetrics:
     """Counts blocks and bytes by when they were read, and fetches by result."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._blocks = Counter(
-            "stream2llm_handover_blocks",
+        make = MetricMaker(registry, ("role",))
+        self._blocks = make.counter(
+            "handover_blocks",
             "KV blocks of prompts: prefetched before the seal; read after it; fetched but never used.",
-            ("role", "when"),
-            registry=registry,
+            "when",
         )
-        self._bytes = Counter(
-            "stream2llm_handover_bytes",
-            "Bytes of the same blocks, over all ranks.",
-            ("role", "when"),
-            registry=registry,
+        self._bytes = make.counter(
+            "handover_bytes", "Bytes of the same blocks, over all ranks.", "when"
         )
-        self._fetches = Counter(
-            "stream2llm_fetches", "KV prefetches, by result.", ("role", "result"), registry=registry
-        )
-        self._seconds = Histogram(
-            "stream2llm_fetch_seconds",
+        self._fetches = make.counter("fetches", "KV prefetches, by result.", "result")
+        self._seconds = make.histogram(
+            "fetch_seconds",
             "Seconds of one KV prefetch, from the start of its read to its end.",
-            ("role",),
-            buckets=_BUCKETS_S,
-            registry=registry,
+            _BUCKETS_S,
         ).labels("decode")
-        self._mismatches = Counter(
-            "stream2llm_kv_digest_mismatches",
+        self._mismatches = make.counter(
+            "kv_digest_mismatches",
             "Reads of KV whose digest was not that of what prefill had computed, by when.",
-            ("role", "when"),
-            registry=registry,
+            "when",
         )
-        self._expired = Counter(
-            "stream2llm_kv_reads_expired",
+        self._expired = make.counter(
+            "kv_reads_expired",
             "Reads of KV that ended after their lease and were not used, each rank's counted, by why the"
             " lease was not extended: no_heartbeat (none was sent); late_heartbeat (sent after its end).",
-            ("role", "reason"),
-            registry=registry,
+            "reason",
         )
         for expiry in Expiry:
             self._expired.labels("decode", expiry)

@@ -149,7 +149,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(name: str, arguments: Sequence[str]) -> int:
-    """Runs one with its options."""
     module = import_module(f"experiments.{EXPERIMENTS[name].module}")
     parser = ArgumentParser(
         prog=f"python -m experiments {name}",

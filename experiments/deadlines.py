@@ -118,20 +118,14 @@ def at_load(cell: Cell) -> list[Task]:
     rate = cell.load * cell.num_workers / fmean(demand_s(each, costs) for each in asked)
     coming = ARRIVALS[cell.arrivals].arrivals(rate, random.Random(f"{cell.seed}/arrivals"))
     moments = first(cell.num_sessions, coming, "random arrivals")
-    return [_opened_at(each, at_s) for each, at_s in zip(asked, moments, strict=True)]
-
-
-def _opened_at(task: Task, opened_s: float) -> Task:
-    later_s = opened_s - task.opened_s
-    changes = tuple(each._replace(at_s=each.at_s + later_s) for each in task.changes)
-    return replace(task, changes=changes)
+    return [each.later(at_s) for each, at_s in zip(asked, moments, strict=True)]
 
 
 def ttfts_alone_s(asked: Iterable[Task]) -> dict[str, float]:
     """TTFT of each session when no other is there."""
     apart, opens_s = [], 0.0
     for each in asked:
-        apart.append(_opened_at(each, opens_s))
+        apart.append(each.later(opens_s - each.opened_s))
         opens_s = apart[-1].sealed_s + 60
     run = _run("srpf", apart, machine())
     return {each.session_id: each.ttft_s or 0.0 for each in run.sessions}

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.workload.document_orders import ORDERS, Lists, invalidated, left, with_foresight
 from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.format import Scale, Session
@@ -172,7 +172,6 @@ def verdict(outcome: Outcome) -> str:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Which sessions."""
     parser.add_argument("--queries", type=int, default=4997, help="sessions of each seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--trace", type=Path, nargs="+", help="files instead of generated traces")

@@ -18,10 +18,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from experiments.cluster_metrics import counted
 from experiments.handover_plan import questions
 from experiments.handover_run import Beside, Decoders, Outcome, ask, ask_again
-from experiments.lab_cluster import lab_cluster
+from experiments.lab_cluster import counted, lab_cluster
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
@@ -78,7 +77,6 @@ class Report:
 
 
 def main(args: Namespace) -> Iterator[str]:
-    """Runs it and prints the tables."""
     with Cluster.start(_config()) as cluster:
         cluster.wait_ready(600)
         report = asyncio.run(_run(cluster, args))
@@ -89,7 +87,6 @@ def main(args: Namespace) -> Iterator[str]:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """How many questions, and of which kind."""
     parser.add_argument("--tokens", type=int, nargs="+", default=[1000, 4000, 16_000])
     parser.add_argument("--shapes", nargs="+", default=list(_SHAPES), choices=_SHAPES)
     parser.add_argument("--repeats", type=int, default=10, help="questions of each kind")

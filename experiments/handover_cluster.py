@@ -59,7 +59,6 @@ def cells(gbit_s: Sequence[float]) -> list[Cell]:
 
 
 def play(cell: Cell, asked: Sequence[Task]) -> RunRecord:
-    """Runs it."""
     machine = Machine(
         shipped_profile(PROFILE),
         KV_GIB,
@@ -118,13 +117,11 @@ def _shares(streamed: RunRecord) -> Iterator[str]:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Which networks."""
     parser.add_argument("--gbit", type=float, nargs="+", default=[25.0, 100.0, 400.0])
     parser.add_argument("--seed", type=int, default=1)
 
 
 def main(args: Namespace) -> Sequence[str]:
-    """Prints the table."""
     runs = []
     asked = {shape: workload(shape, args.seed) for shape in RATES}
     for cell in cells(args.gbit):

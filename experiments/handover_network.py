@@ -32,7 +32,6 @@ def asked_alone(shape: Shape, count: int, num_tokens: int, duration_s: float) ->
 
 
 def main(args: Namespace) -> Sequence[str]:
-    """Prints the medians."""
     rows = [
         _cells(shape, num_tokens, gbit, args)
         for shape in _SHAPES
@@ -54,7 +53,6 @@ def _cells(shape: Shape, num_tokens: int, gbit: float, args: Namespace) -> list[
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Which questions, over which networks."""
     parser.add_argument("--tokens", type=int, nargs="+", default=[1000, 4000, 9000, 16_000])
     parser.add_argument("--gbit", type=float, nargs="+", default=[25.0, 100.0, 400.0])
     parser.add_argument("--count", type=int, default=40, help="questions of each kind")

@@ -101,7 +101,6 @@ class Costs:
         return 2 * sum(len(tensor.layers) for tensor in config.kv_cache_tensors), kv_bytes
 
     def close(self) -> None:
-        """Ends the engine."""
         self._engine.close()
 
     def _tokens(self) -> list[int]:

@@ -55,7 +55,6 @@ def _calibrated(costs: CorrectedCostModel, curve: str, wrong_by: float) -> tuple
 
 
 def main(args: Namespace) -> list[str]:
-    """Prints the table."""
     rows = in_a_process(play)
     titles = ["curve", "began at", "learned", "to the run that began right", "observations"]
     pairs = [(row, curve) for row in rows for curve in CURVES]

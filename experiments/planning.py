@@ -188,7 +188,6 @@ def _carry_out(plan: StepPlan, figures: dict[str, Figures], short: bool) -> list
 
 
 def main(args: Namespace) -> Sequence[str]:
-    """Prints the table."""
     titles = ["policy", "open", "with work", "chosen", "index", "sorting", "ratio", "index to 500"]
     print(markdown(Table(titles, list(_rows()))))
     return ()

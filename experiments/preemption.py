@@ -17,12 +17,16 @@ up to three times apart.
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+
+from vllm.distributed.kv_transfer import get_kv_transfer_group
 
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.model import CostModel
@@ -41,7 +45,9 @@ from experiments.pressure import (
     workload,
 )
 from experiments.quick_profile import measure_recompute, measure_swap, profile_of
-from experiments.throttle import Link, throttled
+from prefill_worker.block_copy import BlockCopier
+from prefill_worker.swap_connector import SwapConnector, find_connector
+from prefill_worker.swap_jobs import CopyJob, Direction, JobResults, StepJobs
 from stream2llm.workload.table import Table, markdown
 
 SEED = 1
@@ -56,6 +62,75 @@ TYPICAL_CONTEXT = 512
 WAYS: Mapping[str, Way] = {"recompute": RECOMPUTE, "swap": SWAP, "cost": COST, "naive": NAIVE}
 # These copy nothing, so the link is nothing to them: they run once a round.
 WITHOUT_COPIES = ("recompute", "naive")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a link adds to a copy one way."""
+
+    per_copy_s: float = 0.0
+    per_block_s: float = 0.0
+
+    def seconds(self, jobs: Sequence[CopyJob]) -> float:
+        """Seconds that it adds to these jobs, one after the other."""
+        num_blocks = sum(len(job.slots) for job in jobs)
+        return len(jobs) * self.per_copy_s + num_blocks * self.per_block_s
+
+
+class ThrottledCopier:
+    """A `BlockCopier` behind a slow link, where KV and CPU KV offload pool are one memory.
+
+    Each job waits beside what it takes anyway, and says so in the times that it reports. So
+    profiles that are measured and costs that are learned are those of the slow link.
+    """
+
+    def __init__(self, copier: BlockCopier, link: Link) -> None:
+        self._copier = copier
+        self._link = link
+        # Since the last results, and in all.
+        self._waited_s = dict.fromkeys(Direction, 0.0)
+        self.total_waited_s = 0.0
+
+    def start(self, jobs: StepJobs) -> None:
+        """Copies, and waits for what the link would still take."""
+        self._copier.start(jobs)
+        for direction, batch in ((Direction.OUT, jobs.outs), (Direction.IN, jobs.ins)):
+            if batch:
+                waited_s = _wait(self._link.seconds(batch))
+                self._waited_s[direction] += waited_s
+                self.total_waited_s += waited_s
+
+    def take_results(self, *, wait: bool) -> JobResults:
+        """The copier's, with the waits in its times."""
+        results = self._copier.take_results(wait=wait)
+        results.times = {
+            batch: time._replace(seconds=time.seconds + self._waited_s[time.direction])
+            for batch, time in results.times.items()
+        }
+        self._waited_s = dict.fromkeys(Direction, 0.0)
+        return results
+
+
+def _wait(seconds: float) -> float:
+    """Sleeps, because a device that copies leaves the cores alone; how long it really took."""
+    started_s = time.perf_counter()
+    if seconds > 0:
+        time.sleep(seconds)
+    return time.perf_counter() - started_s
+
+
+@contextmanager
+def throttled(link: Link) -> Iterator[ThrottledCopier]:
+    """This process's engine copies over that link meanwhile."""
+    connector = find_connector(get_kv_transfer_group(), SwapConnector)
+    assert connector is not None, "the engine of this process does not swap"
+    copier = connector._copier
+    assert copier is not None, "the engine has not started"
+    connector._copier = slow = ThrottledCopier(copier, link)
+    try:
+        yield slow
+    finally:
+        connector._copier = copier
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import random
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import mean, quantiles
@@ -33,12 +33,12 @@ from cost_profiles.decision import Mode
 from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
 from cost_profiles.types import CostProfile
-from experiments.paced import Tally, play, play_by_steps
 from experiments.scaled_costs import ScaledCosts
 from stream2llm.serving.settings.worker_options import PrefillOptions
+from stream2llm.simulator.cluster import Cluster, ClusterSettings
 from stream2llm.simulator.prefill import PrefillWorker
-from stream2llm.simulator.prefill_settings import PrefillSettings
-from stream2llm.simulator.work import Task, peak_tokens, tasks
+from stream2llm.simulator.prefill_settings import Counters, PrefillSettings
+from stream2llm.simulator.work import Task, in_order, peak_tokens, tasks
 from stream2llm.workload.table import Table, markdown
 from stream2llm.workload.traces.format import Scale
 from stream2llm.workload.traces.generate import generate
@@ -51,6 +51,53 @@ TYPICAL_STEPS_BEFORE = 2
 # Out and back, in times of computing a typical victim again; None: the profile's own link.
 LINKS: Mapping[str, float | None] = {"fast": None, "middle": 0.5, "slow": 4.0}
 CHECKED_LINKS = ("fast", "slow")
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a run came to; seconds are virtual."""
+
+    counters: Counters
+    # From the seal to the first token, of each session.
+    ttfts_s: list[float]
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds of all steps, without waiting for context."""
+        return self.counters.busy_s
+
+
+def play(worker: PrefillWorker, asked: Sequence[Task]) -> Tally:
+    """Runs until every session is answered; context comes at its second."""
+    run = Cluster(ClusterSettings(), [worker]).play(asked, "", "")
+    ttfts_s = [each.ttft_s for each in run.sessions if each.ttft_s is not None]
+    return Tally(worker.counters, ttfts_s)
+
+
+def play_by_steps(worker: PrefillWorker, asked: Sequence[Task]) -> Tally:
+    """The same, but the times of the tasks are numbers of steps, however long steps take.
+
+    Steps with nothing to do count too, and take no time.
+    """
+    coming = list(in_order(asked))[::-1]
+    sealed_s, ttfts_s = dict[str, float](), list[float]()
+    now_s, num_steps = 0.0, 0
+    while coming or worker.num_sessions:
+        while coming and coming[-1][0].at_s <= num_steps:
+            change, task = coming.pop()
+            worker.change(task.name, change)
+            if change.seals:
+                sealed_s[task.name] = now_s
+        result = worker.begin_step()
+        assert result or coming, "sessions wait, and nothing will ever come"
+        num_steps += 1
+        if result is not None:
+            now_s += result.seconds
+            worker.end_step(result)
+            for name in result.answered:
+                worker.release(name)
+                ttfts_s.append(now_s - sealed_s[name])
+    return Tally(worker.counters, ttfts_s)
 
 
 class Pace(StrEnum):
@@ -136,7 +183,6 @@ class Device:
         return ScaledCosts(self._model, swap=link * again_s / there_and_back_s)
 
     def run(self, way: Way, link: float | None) -> Tally:
-        """One run."""
         truth = self.costs(link)
         settings = PrefillSettings(
             num_blocks=self._num_blocks,
@@ -185,7 +231,6 @@ class Comparison:
 
 
 def compare(on: Device, link: float | None) -> Comparison:
-    """Plays all ways."""
     return Comparison({name: on.run(way, link) for name, way in WAYS.items()})
 
 
@@ -208,7 +253,6 @@ def _cells(name: str, link: str, way: str, compared: Comparison) -> list[str]:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Which workload."""
     parser.add_argument("--seed", type=int, default=1)
 
 

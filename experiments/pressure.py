@@ -187,15 +187,14 @@ class PressureEngine:
         before = asdict(scheduler.counters)
         with self._held_back(self._num_blocks - num_blocks):
             play = _Play(self.local, sessions)
-            began_s = time.process_time()
             with Stopwatch() as watch:
                 play.run()
-            cpu_s = time.process_time() - began_s
         scheduler.check_integrity()
         assert scheduler.reset_prefix_cache(), "blocks are held after the last answer"
         counted = {key: value - before[key] for key, value in asdict(scheduler.counters).items()}
         p95_s = quantiles(play.ttfts_s, n=20)[-1]
-        return Outcome(watch.seconds, cpu_s, play.steps, mean(play.ttfts_s), p95_s, counted)
+        seconds = (watch.seconds, watch.cpu_seconds)
+        return Outcome(*seconds, play.steps, mean(play.ttfts_s), p95_s, counted)
 
     @contextmanager
     def _held_back(self, num_blocks: int) -> Iterator[None]:
@@ -207,7 +206,6 @@ class PressureEngine:
             pool.free_blocks(blocks)
 
     def close(self) -> None:
-        """Ends it."""
         self.local.close()
 
 

@@ -51,7 +51,6 @@ class Round:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """How much is asked."""
     parser.add_argument("--rounds", type=int, default=100, help="with each of the two")
     parser.add_argument("--sessions", type=int, default=8, help="at a time, in a round")
     parser.add_argument("--document-tokens", type=int, default=64)

@@ -22,13 +22,10 @@ class ScaledCosts:
         return sum(self.recompute_s(*each) for each in ranges)
 
     def recompute_s(self, from_token: int, to_token: int) -> float:
-        """See `Costs`."""
         return self.recompute * self.base.recompute_s(from_token, to_token)
 
     def swap_out_s(self, num_blocks: int) -> float:
-        """See `Costs`."""
         return self.swap * self.base.swap_out_s(num_blocks)
 
     def swap_in_s(self, num_blocks: int) -> float:
-        """See `Costs`."""
         return self.swap * self.base.swap_in_s(num_blocks)

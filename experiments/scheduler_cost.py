@@ -157,7 +157,6 @@ PARTS = {"idle": measure_idle, "share": measure_share}
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Which parts."""
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
 
 

@@ -21,8 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from experiments.cluster_metrics import counted
-from experiments.lab_cluster import lab_cluster
+from experiments.lab_cluster import counted, lab_cluster
 from experiments.tenants import Client, report_light, report_served
 from stream2llm.api.credentials import ClientSecurity, credentials_of
 from stream2llm.api.tenant import TenantShare

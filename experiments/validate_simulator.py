@@ -98,7 +98,6 @@ def main(args: Namespace) -> list[str]:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """What is compared."""
     parser.add_argument("--config", type=Path, default=default_config())
     parser.add_argument("--profile", type=Path, help="one taken a moment ago; by default measured")
     parser.add_argument("--shapes", nargs="+", default=["crawler", "anns"])

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter
 
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import DECISIONS, SchedulerCounters, SchedulerReport, SwapState
+from stream2llm.serving.observability.metric_maker import MetricMaker
 
 _ROLE = "prefill"
 # A decision takes tens of microseconds; 0.1 s would be as long as a step.
@@ -38,49 +39,43 @@ _SESSION_STATES = {
 class SwapMetrics:
     """Copies to and from the host, and the calibrated costs."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._decisions = Counter(
-            "stream2llm_preemption_decisions",
+    def __init__(self, make: MetricMaker) -> None:
+        self._decisions = make.counter(
+            "preemption_decisions",
             "Sessions whose KV was evicted, by action and reason: mode (no choice), cheaper, cached"
             " (other sessions hold the blocks), no_blocks (no full block), pool_full, trial (copied"
             " to learn what it costs).",
-            ("action", "reason"),
-            registry=registry,
+            "action",
+            "reason",
         )
         self._blocks = _per_direction(
-            "stream2llm_swapped_blocks", "KV blocks copied between device and host.", registry
+            make, "swapped_blocks", "KV blocks copied between device and host."
         )
         self._bytes = _per_direction(
-            "stream2llm_swapped_bytes",
-            "Bytes of KV copied between device and host, over all ranks.",
-            registry,
+            make, "swapped_bytes", "Bytes of KV copied between device and host, over all ranks."
         )
         self._seconds = _per_direction(
-            "stream2llm_swap_seconds", "Seconds that copies took on the slowest rank.", registry
+            make, "swap_seconds", "Seconds that copies took on the slowest rank."
         )
-        self._failures = Counter(
-            "stream2llm_swap_failures",
-            "Copies that failed; their tokens are computed again.",
-            registry=registry,
+        self._failures = make.counter(
+            "swap_failures", "Copies that failed; their tokens are computed again."
         )
-        self._pool = Gauge(
-            "stream2llm_offload_pool_blocks",
+        self._pool = make.gauge(
+            "offload_pool_blocks",
             "KV blocks that the CPU KV offload pool has room for, used and free.",
-            ("state",),
-            registry=registry,
+            "state",
         )
-        self._factor = Gauge(
-            "stream2llm_cost_factor",
+        self._factor = make.gauge(
+            "cost_factor",
             "Learned correction of the cost profile: actual seconds for each predicted one.",
-            ("curve",),
-            registry=registry,
+            "curve",
         )
-        self._profile = Gauge(
-            "stream2llm_cost_profile_info",
+        self._profile = make.gauge(
+            "cost_profile_info",
             "Always 1; the labels say which cost profile the worker started from, by device, model and"
             " tensor parallel size, and its source: measured, microbenchmark, modelled.",
-            ("profile", "source"),
-            registry=registry,
+            "profile",
+            "source",
         )
         self._shown_profile = ("", "")
         self.record(SchedulerCounters(), SwapState())
@@ -111,9 +106,8 @@ class SwapMetrics:
             self._shown_profile = labels
 
 
-def _per_direction(name: str, text: str, registry: CollectorRegistry) -> Counter:
-    text = f"{text} out: to the host; in: back."
-    return Counter(name, text, ("direction",), registry=registry)
+def _per_direction(make: MetricMaker, name: str, text: str) -> Counter:
+    return make.counter(name, f"{text} out: to the host; in: back.", "direction")
 
 
 class PrefillMetrics:
@@ -122,45 +116,44 @@ class PrefillMetrics:
     def __init__(self, registry: CollectorRegistry, import_paths: tuple[str, ...] = ()) -> None:
         self._policies = (*POLICIES, *import_paths)
         self._recorded = SchedulerCounters()
-        self._swap = SwapMetrics(registry)
-        self._tokens = Counter(
-            "stream2llm_prefill_tokens",
+        make = MetricMaker(registry)
+        self._swap = SwapMetrics(make)
+        self._tokens = make.counter(
+            "prefill_tokens",
             "Prompt tokens: computed by the engine; of those, recomputed after a preemption; restored"
             " from the host after one; reused from the prefix cache, within their session or across"
             " sessions; invalidated by an update.",
-            ("kind",),
-            registry=registry,
+            "kind",
         )
-        self._preemptions = Counter(
-            "stream2llm_preemptions",
+        self._preemptions = make.counter(
+            "preemptions",
             "Sessions whose KV was evicted for others, by the action that brings it back.",
-            ("role", "policy", "action"),
-            registry=registry,
+            "role",
+            "policy",
+            "action",
         )
-        self._guarded = Counter(
-            "stream2llm_scheduler_guarded_sessions",
+        self._guarded = make.counter(
+            "scheduler_guarded_sessions",
             "Sessions that the starvation bound (prefill.starvation_guard_steps) put before others.",
-            registry=registry,
         )
-        self._decision = Histogram(
-            "stream2llm_scheduler_decision_seconds",
+        self._decision = make.histogram(
+            "scheduler_decision_seconds",
             "Seconds to plan one engine step.",
-            ("role", "policy"),
-            buckets=_DECISION_BUCKETS_S,
-            registry=registry,
+            _DECISION_BUCKETS_S,
+            "role",
+            "policy",
         )
-        self._sessions = Gauge(
-            "stream2llm_prefill_sessions",
+        self._sessions = make.gauge(
+            "prefill_sessions",
             "Sessions: with_work have tokens to compute; idle ones are open and wait for context;"
             " short_of_blocks got no KV block for their new tokens in the last step.",
-            ("state",),
-            registry=registry,
+            "state",
         )
-        self._policy = Gauge(
-            "stream2llm_scheduler_policy_info",
+        self._policy = make.gauge(
+            "scheduler_policy_info",
             "1 for the policy in force, 0 for the others.",
-            ("role", "policy"),
-            registry=registry,
+            "role",
+            "policy",
         )
         self._begin_at_zero()
 

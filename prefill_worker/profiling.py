@@ -110,7 +110,7 @@ def measure_profile(
         swap = meter.measure(budget.part(SWAP_SHARE))
         recompute = RecomputeMeter(engine, plan).measure(budget)
         _warn_of_noise(progress, typical_spread((recompute.from_nothing, recompute.behind)))
-        return _Writer(engine, subject, clock).profile(plan, recompute, swap)
+        return ProfileWriter(engine, subject, clock).profile(plan, recompute, swap)
 
 
 def _warn_of_noise(progress: Progress, spread: float) -> None:
@@ -165,7 +165,7 @@ def _engine(subject: Subject) -> Iterator[LocalEngine]:
         engine.close()
 
 
-class _Writer:
+class ProfileWriter:
     """Makes a profile of measured times, with their provenance."""
 
     def __init__(self, engine: LocalEngine, subject: Subject, clock: Clock) -> None:
@@ -177,6 +177,7 @@ class _Writer:
     def profile(
         self, plan: RecomputePlan, recompute: RecomputeTimes, swap: SwapTimes
     ) -> CostProfile:
+        """Returns the profile of one engine."""
         from_nothing, behind = recompute.from_nothing, recompute.behind
         points = recompute_points(from_nothing.medians(), behind.medians(), plan.token_budget)
         note = note_of("Whole steps of a session alone in the engine", (from_nothing, behind))

@@ -20,8 +20,8 @@ import grpc
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
 from prefill_worker.session_spans import PrefillNotes
 from stream2llm.api import codec
-from stream2llm.api.delay import DelayReason
 from stream2llm.api.errors import EventOrderError, describe
+from stream2llm.api.events import DelayReason
 from stream2llm.api.handover import HELD_METADATA
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.sampling import SamplingParameters

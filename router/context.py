@@ -28,7 +28,7 @@ from router.documents import ContentDocument, check_documents, num_untokenized
 from router.lengths import LengthLimits
 from router.splice import Splice
 from stream2llm.api.errors import InvalidRequestError, OverloadedError
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.serving.sessions.prefix import Tokens, as_tokens, common_prefix_len
 
 

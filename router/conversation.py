@@ -13,8 +13,8 @@ from typing import Any
 from router.chat_template import TemplateText
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.json_text import json_object
+from stream2llm.api.options import ControlTokens
 from stream2llm.api.requests import ChatMessage, ChatPrompt, ToolCall
-from stream2llm.api.text_options import ControlTokens
 
 # A message, or a tool, as templates know it.
 Turn = dict[str, Any]

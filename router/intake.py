@@ -14,8 +14,8 @@ from router.documents import ContentDocument
 from router.oversized import Oversized, capped, fit
 from router.text_input import TextInput
 from stream2llm.api.events import OversizedDocument
+from stream2llm.api.options import ControlTokens, OversizedDocuments
 from stream2llm.api.requests import AppendContext, Document, OpenSession, UpdateContext
-from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 
 
 @dataclass(frozen=True, slots=True)

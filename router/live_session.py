@@ -26,12 +26,11 @@ from router.timeline import Timeline
 from router.worker import Worker
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.events import Finished, Timings
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import AskedSlo, DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.requests import ResumedAnswer, ResumedSession
 from stream2llm.api.sampling import SamplingParameters, TokenSequence
 from stream2llm.api.session import Event, Session, State
-from stream2llm.api.ttft_slo import AskedSlo
 from stream2llm.security.principal import ANYONE, Principal
 from stream2llm.serving.observability.log_context import LogContext
 from stream2llm.serving.observability.tracing import NO_TRACE, Trace

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 
-from router.metric_kinds import TTFT_S, counter, histogram
 from router.recovery import Cause
-from router.tenant_metrics import TenantMetrics
+from router.tenant_metrics import TTFT_S, TenantMetrics
 from stream2llm.api.handover import HandoverMode
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.api.prefill_progress import PrefillProgress
+from stream2llm.serving.observability.metric_maker import MetricMaker
 from stream2llm.serving.settings.tenant_options import ALL_ALIKE, TenantsOptions
 
 # From 1 ms on: fast GPUs answer in a few.
@@ -61,141 +61,114 @@ class RouterMetrics:
         self, registry: CollectorRegistry, model: str, tenants: TenantsOptions = ALL_ALIKE
     ) -> None:
         self._model = model
-        self._sessions = counter(
-            registry,
+        make = MetricMaker(registry, ("model",))
+        self._sessions = make.counter(
             "sessions",
             "Sessions that ended, by outcome: ok, cancelled, or a gRPC status in lower case.",
             "outcome",
         )
-        self._errors = counter(
-            registry,
+        self._errors = make.counter(
             "errors",
             "RPCs that ended with an error, refused before admission included, by reason.",
             "reason",
         )
-        self._active = Gauge(
-            "stream2llm_sessions_active",
-            "Sessions open now, by what they wait for.",
-            ("model", "phase"),
-            registry=registry,
+        self._active = make.gauge(
+            "sessions_active", "Sessions open now, by what they wait for.", "phase"
         )
-        self._ttft = histogram(
-            registry,
+        self._ttft = make.histogram(
             "time_to_first_token_seconds",
             "Seconds from seal to first token, by input mode: oneshot, append, update.",
             TTFT_S,
             "input_mode",
         )
-        self._session_ttft = histogram(
-            registry,
+        self._session_ttft = make.histogram(
             "session_ttft_seconds",
             "Seconds from open to first token, by input mode: oneshot, append, update.",
             TTFT_S,
             "input_mode",
         )
-        self._deadlines = counter(
-            registry,
+        self._deadlines = make.counter(
             "ttft_deadlines",
             "Sealed sessions with a deadline, by whether the first token came in time: met, missed.",
             "result",
         )
-        self._admissions = counter(
-            registry,
+        self._admissions = make.counter(
             "admission_forecasts",
             "Sessions that opened with a deadline, by the forecast: holds, warned, refused, unknown.",
             "verdict",
         )
-        self._inter_token = histogram(
-            registry,
+        self._inter_token = make.histogram(
             "inter_token_latency_seconds",
             "Seconds between two outputs of one session; the first of decode is after the hand-over.",
             _INTER_TOKEN_S,
         )
-        self._handover = histogram(
-            registry,
+        self._handover = make.histogram(
             "handover_latency_seconds",
             "Seconds from first to second token: the hand-over as the client sees it.",
             _INTER_TOKEN_S,
         )
-        self._exposed = histogram(
-            registry,
+        self._exposed = make.histogram(
             "handover_exposed_seconds",
             "Seconds from first to second token, by hand-over mode: at_seal, streamed.",
             _INTER_TOKEN_S,
             "handover",
         )
-        self._fetches = counter(
-            registry,
+        self._fetches = make.counter(
             "handover_fetches",
             "KV prefetches, by result: fetched, refused, aborted, failed.",
             "result",
         )
-        self._e2e = histogram(
-            registry,
+        self._e2e = make.histogram(
             "e2e_latency_seconds",
             "Seconds from open to end of sessions that succeeded.",
             _LATENCY_S,
         )
-        self._overlap = histogram(
-            registry,
+        self._overlap = make.histogram(
             "input_overlap_ratio",
             "Share of the prompt's tokens, 0 to 1, prefilled before the seal arrived.",
             _RATIO,
         )
-        self._chunks = counter(
-            registry,
-            "input_chunks",
-            "Events received, by event: open, append, update, seal.",
-            "op",
+        self._chunks = make.counter(
+            "input_chunks", "Events received, by event: open, append, update, seal.", "op"
         )
-        self._event_wait = histogram(
-            registry,
+        self._event_wait = make.histogram(
             "event_wait_seconds",
             "Seconds from the arrival of a client's event until the router handles it; without those"
             " sent beyond the session's credit.",
             _WAIT_S,
         )
-        self._tokens = counter(
-            registry,
-            "input_tokens",
-            "Tokens received, by event: open, append, update, seal.",
-            "op",
+        self._tokens = make.counter(
+            "input_tokens", "Tokens received, by event: open, append, update, seal.", "op"
         )
-        self._invalidated = counter(
-            registry,
+        self._invalidated = make.counter(
             "input_tokens_invalidated",
             "Prefilled tokens that updates invalidated, by document ordering: as_given, stable.",
             "ordering",
         )
-        self._computed = counter(
-            registry,
-            "input_tokens_prefilled",
-            "Tokens that prefill computed, recomputation included.",
+        self._computed = make.counter(
+            "input_tokens_prefilled", "Tokens that prefill computed, recomputation included."
         )
-        self._reused = counter(
-            registry, "input_tokens_reused", "Tokens found in the prefix cache instead of computed."
+        self._reused = make.counter(
+            "input_tokens_reused", "Tokens found in the prefix cache instead of computed."
         )
-        self._output = counter(registry, "output_tokens", "Tokens of answers sent to clients.")
-        self._restarts = counter(
-            registry,
+        self._output = make.counter("output_tokens", "Tokens of answers sent to clients.")
+        self._restarts = make.counter(
             "session_restarts",
             "Sessions placed at another worker, by cause: prefill_lost, decode_lost, kv_lost, refused;"
             " router_lost: taken over from another router.",
             "cause",
         )
-        self._recomputed = counter(
-            registry,
+        self._recomputed = make.counter(
             "recovery_recomputed_tokens",
             "Tokens that prefill computed again because the worker that had them was lost.",
         )
-        self._recovery = histogram(
-            registry,
+        self._recovery = make.histogram(
             "recovery_seconds",
             "Seconds from the loss of a worker to the next token of a sealed session, by cause.",
             TTFT_S,
             "cause",
         )
-        self.tenants = TenantMetrics(registry, model, tenants)
+        self.tenants = TenantMetrics(make, model, tenants)
         for verdict in ("holds", "warned", "refused", "unknown"):
             self._admissions.labels(model, verdict)
         for result in ("met", "missed"):  # 0 rather than absent

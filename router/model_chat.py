@@ -11,8 +11,8 @@ from router.chat_template import ChatRenderer, TemplateText
 from router.conversation import bad_chat, check_messages, tools_of, turns_of, variables_of
 from router.template_probe import Abilities, Fate, abilities_of
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
+from stream2llm.api.options import ControlTokens
 from stream2llm.api.requests import DEFAULT_CONTEXT_SLOT, ChatMessage, ChatPrompt, ChatTemplate
-from stream2llm.api.text_options import ControlTokens
 
 _MAX_ERROR_CHARS = 500
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from router.context import Room
 from router.documents import ContentDocument
-from stream2llm.api.text_options import OversizedDocuments
+from stream2llm.api.options import OversizedDocuments
 from stream2llm.serving.sessions.prefix import as_tokens
 
 CONTEXT_TOO_LONG, SESSION_TOKENS_EXCEEDED = "CONTEXT_TOO_LONG", "SESSION_TOKENS_EXCEEDED"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from router.arrangement import Arrangement
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 
 RANKING, IDS = "{ranking}", "{ids}"
 DEFAULT_RANKING_NOTE = (

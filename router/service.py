@@ -15,21 +15,31 @@ from router.message_limit import TooLarge
 from router.refusals import Refusals
 from router.router_parts import RouterParts
 from router.session_runner import check_model, run_session
-from router.translate import client_events, one_shot_events
 from router.worker import Worker
 from stream2llm.api import codec
-from stream2llm.api.errors import Stream2LLMError
+from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
 from stream2llm.api.events import Event, ModelInfo, ServerInfo, WorkerInfo
 from stream2llm.api.grpc_options import SERVICE_NAME
-from stream2llm.api.requests import ClientEvent
+from stream2llm.api.options import slos_in
+from stream2llm.api.requests import (
+    ChatPrompt,
+    ClientEvent,
+    GenerateRequest,
+    OpenSession,
+    PlainTemplate,
+    SealContext,
+)
 from stream2llm.api.rpc_status import abort
 from stream2llm.api.trace_context import context_in
-from stream2llm.api.ttft_slo import slos_in
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import inference_pb2_grpc, worker_pb2
 from stream2llm.security.principal import Scope, caller
 from stream2llm.serving.rpc.stream_writer import StreamWriter, failures_as_status
 
+# grpc.aio ends the iteration over a cancelled RPC's requests a moment before it
+# cancels the handler. Without a pause a client that goes away would look like
+# one that closes its half, and its session like a failed one.
+_CANCEL_SETTLES_S = 0.2
 _logger = logging.getLogger(__name__)
 # Methods whose requests carry documents or prompts.
 LIMITED_METHODS = frozenset(f"/{SERVICE_NAME}/{name}" for name in ("StreamGenerate", "Generate"))
@@ -46,6 +56,47 @@ SCOPES: dict[str, Scope | None] = {
     "/grpc.health.v1.Health/": None,
 }
 _STATUS_TIMEOUT_S = 1.0
+
+
+async def client_events(requests: AsyncIterator[Any]) -> AsyncIterator[ClientEvent]:
+    """The events of a StreamGenerate RPC."""
+    async for request in requests:
+        if isinstance(request, TooLarge):
+            raise request.error()
+        yield client_event(request)
+    await asyncio.sleep(_CANCEL_SETTLES_S)
+
+
+async def one_shot_events(message: pb.GenerateRequest | TooLarge) -> AsyncIterator[ClientEvent]:
+    """A complete prompt, as a session that is sealed at once."""
+    if isinstance(message, TooLarge):
+        raise message.error()
+    request = codec.decode(GenerateRequest, message)
+    prompt = request.prompt
+    if prompt is None:
+        raise InvalidRequestError("the request has no prompt", reason="NO_PROMPT", field="prompt")
+    yield OpenSession(
+        session_id=request.session_id,
+        model=request.model,
+        template=prompt if isinstance(prompt, ChatPrompt) else PlainTemplate(prompt),
+        sampling=request.sampling,
+        control_tokens=request.control_tokens,
+        ttft_slo_ms=request.ttft_slo_ms,
+        one_shot=True,
+    )
+    yield SealContext()
+
+
+def client_event(request: pb.StreamGenerateRequest) -> ClientEvent:
+    """One event of a session."""
+    event: ClientEvent | None = codec.decode_event(request)
+    if event is None:
+        raise InvalidRequestError(
+            f"the message with sequence {request.sequence} holds no event this server knows",
+            reason="NO_EVENT",
+            field="event",
+        )
+    return replace(event, sequence=request.sequence)
 
 
 class StreamingInferenceServicer(inference_pb2_grpc.StreamingInferenceServiceServicer):

@@ -25,6 +25,7 @@ from router.splice import Splice
 from router.stability import check_sureness, num_sure
 from router.text_input import Frame
 from stream2llm.api.errors import EventOrderError, InvalidRequestError
+from stream2llm.api.options import ControlTokens, OversizedDocuments
 from stream2llm.api.requests import (
     AppendContext,
     ClientEvent,
@@ -32,7 +33,6 @@ from stream2llm.api.requests import (
     SealContext,
     UpdateContext,
 )
-from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.serving.sessions.prefix import Tokens, as_tokens
 
 # How long a change waits for the next event. No client waits for a change, only for a

@@ -17,10 +17,9 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
-from router.admission import admit, forecast, verdict_of
+from router.admission import admit, chosen_slo_ms, forecast, verdict_of
 from router.answers import placed, run_answers
 from router.context import ContextLog
-from router.deadline import chosen_slo_ms
 from router.event_reader import EventReader
 from router.live_session import LiveSession
 from router.metrics import InputOp
@@ -38,11 +37,11 @@ from stream2llm.api.errors import (
     Stream2LLMError,
 )
 from stream2llm.api.events import Accepted
+from stream2llm.api.options import AskedSlo, asked_slo
 from stream2llm.api.requests import ClientEvent, OpenSession, PlainTemplate, ResumedSession
 from stream2llm.api.sampling import BAD_SAMPLING
 from stream2llm.api.session import Event
 from stream2llm.api.trace_context import TraceContext
-from stream2llm.api.ttft_slo import AskedSlo, asked_slo
 from stream2llm.security.principal import caller
 from stream2llm.serving.observability.log_context import bind
 from stream2llm.serving.rpc.stream_writer import PeerGoneError

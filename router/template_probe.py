@@ -15,8 +15,8 @@ from enum import Enum, auto
 
 from router.chat_template import ChatRenderer
 from router.conversation import ContentForm, Tool, turns_of
+from stream2llm.api.options import ControlTokens
 from stream2llm.api.requests import ChatMessage, ToolCall
-from stream2llm.api.text_options import ControlTokens
 
 # Nine letters and digits: templates that check ids of calls want that.
 _PROBE, _OTHER_PROBE, _CALL_ID = "s2lprobe1", "s2lprobe2", "s2lcall01"

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Gauge
-
-from router.metric_kinds import TTFT_S, counter, histogram
+from stream2llm.serving.observability.metric_maker import MetricMaker
 from stream2llm.serving.settings.tenant_options import TenantsOptions
+
+# vLLM's buckets, so that one panel can show both.
+TTFT_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
 
 
 class TenantMetrics:
     """Sessions, tokens and refusals of each tenant."""
 
-    def __init__(self, registry: CollectorRegistry, model: str, tenants: TenantsOptions) -> None:
+    def __init__(self, make: MetricMaker, model: str, tenants: TenantsOptions) -> None:
         self._tenants = tenants
         self._model = model
-        self._open = Gauge(
-            "stream2llm_tenant_sessions_active",
+        self._open = make.gauge(
+            "tenant_sessions_active",
             "Sessions open now, by tenant: those of the configuration, and all others together.",
-            ("model", "tenant"),
-            registry=registry,
+            "tenant",
         )
-        self._tokens = counter(
-            registry,
+        self._tokens = make.counter(
             "tenant_input_tokens",
             "Tokens received, by tenant: those of the configuration, and all others together.",
             "tenant",
         )
-        self._computed = counter(
-            registry,
+        self._computed = make.counter(
             "tenant_prefilled_tokens",
             "Tokens that prefill computed, invalidated ones included, by tenant.",
             "tenant",
         )
-        self._refused = counter(
-            registry,
+        self._refused = make.counter(
             "tenant_quota_refusals",
             "Sessions and events that a quota refused, by tenant and quota.",
             *("tenant", "quota"),
         )
-        self._ttft = histogram(
-            registry,
+        self._ttft = make.histogram(
             "tenant_ttft_seconds",
             "Seconds from seal to first token, by tenant: those of the configuration, and all others"
             " together.",

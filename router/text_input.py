@@ -19,6 +19,7 @@ from router.encoder import PIECE_CHARS, Part, Piece
 from router.part_encoder import SHORT_CHARS, PartEncoder
 from router.tokenizer import ModelTokenizer
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.options import ControlTokens, OversizedDocuments
 from stream2llm.api.requests import (
     ChatPrompt,
     ChatTemplate,
@@ -27,7 +28,6 @@ from stream2llm.api.requests import (
     PlainTemplate,
 )
 from stream2llm.api.sampling import BadWord, TokenSequence
-from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.serving.sessions.prefix import Tokens, as_tokens
 
 

@@ -23,8 +23,8 @@ from router.encoder import Part, TextEncoder
 from router.model_chat import ModelChat, ProbedTemplate
 from router.template_probe import PLAIN_CONVERSATION, TOOL, TOOL_CONVERSATION
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
+from stream2llm.api.options import ControlTokens
 from stream2llm.api.requests import ChatMessage, TokenIds
-from stream2llm.api.text_options import ControlTokens
 from stream2llm.serving.sessions.prefix import Tokens, as_tokens
 
 _logger = logging.getLogger(__name__)

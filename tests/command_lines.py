@@ -8,7 +8,7 @@ from typing import Any
 from typer import Context
 from typer.main import get_command
 
-from stream2llm.cli.main import FORWARDED_TO, app, forwarded
+from stream2llm.cli.main import FORWARDED, app, forwarded
 
 _COMMANDS: Any = get_command(app)
 
@@ -22,7 +22,7 @@ def parse(words: list[str]) -> None:
     """Raises an error of click's for a command or an option that there is not."""
     command, name = _COMMANDS, words.pop(0)
     assert name in command.commands, f"no command {name}"
-    command = _forwarded(name) if name in FORWARDED_TO else command.commands[name]
+    command = _forwarded(name) if name in FORWARDED else command.commands[name]
     while words and (subcommands := getattr(command, "commands", {})):
         name = words.pop(0)
         assert name in subcommands, f"no command {name}"

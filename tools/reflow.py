@@ -96,7 +96,6 @@ def _wrapped(block: Block) -> list[str]:
 
 
 def main(paths: Sequence[str]) -> None:
-    """Reflows the files in place."""
     for path in map(Path, paths):
         text = path.read_text()
         if (new := reflow(text)) != text:

@@ -110,7 +110,6 @@ def ends_at_s(way: Way, refined: Sequence[Refinement]) -> float:
 async def ask(
     client: AsyncClient, index: Index, question: Question, way: Way, searching: Searching
 ) -> Asked:
-    """Asks the question one way."""
     clock = asyncio.get_running_loop().time
     refined = refinements(index, question, searching)
     began_s, first_token_s = clock(), 0.0

@@ -27,31 +27,41 @@ def _unique(planned: PlannedSession, what: str = "") -> str:
     return f"{planned.session_id}/{what}{next(_NUMBERS)}"
 
 
-class NonStreaming:
-    """The usual client: one request with the complete context."""
+class _Question:
+    """One question of the driver, which is one request of an engine."""
 
-    def __init__(self, link: EngineLink, planned: PlannedSession, max_tokens: int) -> None:
+    def __init__(self, link: EngineLink, planned: PlannedSession, max_tokens: int = 1) -> None:
         self._link = link
         self._planned = planned
         self._max_tokens = max_tokens
-        self._context: list[int] = []
         self._request_id = _unique(planned)
+        link.expect(self._request_id)
+
+    def answer(self) -> AsyncIterator[int]:
+        """Numbers of new tokens, as they come."""
+        return self._link.answer(self._request_id)
+
+    async def cancel(self) -> None:
+        """Aborts what is under way, and frees its blocks."""
+        self._link.end(self._request_id)
+
+
+class NonStreaming(_Question):
+    """The usual client: one request with the complete context."""
+
+    def __init__(self, link: EngineLink, planned: PlannedSession, max_tokens: int) -> None:
+        super().__init__(link, planned, max_tokens)
+        self._context: list[int] = []
 
     async def change(self, change: TimedSplice) -> None:
         """Keeps it."""
         self._context = applied(self._context, change)
 
-    async def finish(self, last: TimedSplice) -> AsyncIterator[int]:
+    def finish(self, last: TimedSplice) -> AsyncIterator[int]:
         """The one request."""
-        self._link.expect(self._request_id)
         prompt = applied(self._context, last)
         self._link.send(Ask(self._request_id, prompt, self._max_tokens))
-        async for num_tokens in self._link.answer(self._request_id):
-            yield num_tokens
-
-    async def cancel(self) -> None:
-        """Aborts what is under way."""
-        self._link.end(self._request_id)
+        return self.answer()
 
 
 class Warmed(NonStreaming):
@@ -71,11 +81,10 @@ class Warmed(NonStreaming):
         self._warm_up = _unique(self._planned, "warm")
         self._link.send(Ask(self._warm_up, self._context, 1))
 
-    async def finish(self, last: TimedSplice) -> AsyncIterator[int]:
+    def finish(self, last: TimedSplice) -> AsyncIterator[int]:
         """What the warm-up has computed so far is in the cache."""
         self._end_warm_up()
-        async for num_tokens in super().finish(last):
-            yield num_tokens
+        return super().finish(last)
 
     async def cancel(self) -> None:
         """Aborts what is under way."""
@@ -88,16 +97,13 @@ class Warmed(NonStreaming):
             self._warm_up = ""
 
 
-class Streaming:
+class Streaming(_Question):
     """vLLM's own. The instruction goes with the first part, the question with the last."""
 
     def __init__(self, link: EngineLink, planned: PlannedSession, max_tokens: int) -> None:
-        self._link = link
-        self._max_tokens = max_tokens
-        self._request_id = _unique(planned)
+        super().__init__(link, planned, max_tokens)
         self._unsent: list[int] = []
         self._is_open = False
-        link.expect(self._request_id)
 
     async def change(self, change: TimedSplice) -> None:
         """One part; each costs a sampled token, so the instruction waits for the first page."""
@@ -107,39 +113,24 @@ class Streaming:
             self._unsent = []
         self._is_open = True
 
-    async def finish(self, last: TimedSplice) -> AsyncIterator[int]:
+    def finish(self, last: TimedSplice) -> AsyncIterator[int]:
         """The last part."""
         tokens = self._unsent + last.token_ids
         self._link.send(Feed(self._request_id, tokens, True, self._max_tokens))
-        async for num_tokens in self._link.answer(self._request_id):
-            yield num_tokens
-
-    async def cancel(self) -> None:
-        """Aborts it."""
-        self._link.end(self._request_id)
+        return self.answer()
 
 
-class Ours:
+class Ours(_Question):
     """Our engine: the last change comes with the seal, as a router sends on what a client sends at once."""
-
-    def __init__(self, link: EngineLink, planned: PlannedSession) -> None:
-        self._link = link
-        self._request_id = _unique(planned)
-        link.expect(self._request_id)
 
     async def change(self, change: TimedSplice) -> None:
         """One event."""
         self._splice(change)
 
-    async def finish(self, last: TimedSplice) -> AsyncIterator[int]:
+    def finish(self, last: TimedSplice) -> AsyncIterator[int]:
         """The last event and the seal, as one."""
         self._splice(last)
-        async for num_tokens in self._link.answer(self._request_id):
-            yield num_tokens
-
-    async def cancel(self) -> None:
-        """Frees its blocks."""
-        self._link.end(self._request_id)
+        return self.answer()
 
     def _splice(self, change: TimedSplice) -> None:
         self._link.send(

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
 
 import psutil
 
 from experiments.baselines.cells import ours, policy_of
+from experiments.baselines.engines.messages import HostSpec
 from experiments.baselines.scaling import OPEN_TOKEN_BUDGET
 from experiments.baselines.systems import Asking, SystemDiedError
+from experiments.lab_cluster import lab_cluster
 from experiments.token_sessions import TimedSplice
 from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig
-from stream2llm.cluster.config_file import parse_config
+from stream2llm.models.catalogue import PresetName
 from stream2llm.serving.system.processes import owned_processes
 from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.replay.run import find_urls
@@ -28,25 +29,27 @@ from stream2llm.workload.replay.session import send
 READY_TIMEOUT_S = 300.0
 
 
-def cluster_config(
-    model: str, engine_args: Mapping[str, Any], cores: tuple[int, int]
-) -> ClusterConfig:
-    """One prefill and one decode worker, each with a core, on free ports."""
-    env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    worker = {"engine": dict(engine_args), "env": env}
-    raw = {
-        "model": model,
-        "router": {"port": 0},
-        "controller": {"http_port": 0},
-        "prefill": {
-            **worker,
+def cluster_config(model: PresetName, spec: HostSpec, cores: tuple[int, int]) -> ClusterConfig:
+    """One prefill and one decode worker, each with a core, and an engine like that of `spec`."""
+    role = {"env": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}}
+    return lab_cluster(
+        "experiments.baselines",
+        preset=model,
+        max_model_len=spec.max_model_len,
+        max_num_seqs=spec.max_num_seqs,
+        engine={
+            "block_size": spec.block_size,
+            "max_num_batched_tokens": spec.token_budget,
+            "num_gpu_blocks_override": spec.num_kv_blocks,
+        },
+        prefill={
+            **role,
             "cpu_bind": str(cores[0]),
             "offload_pool_gib": 1,
             "open_token_budget": OPEN_TOKEN_BUDGET,
         },
-        "decode": {**worker, "cpu_bind": str(cores[1])},
-    }
-    return parse_config(raw, source="experiments.baselines")
+        decode={**role, "cpu_bind": str(cores[1])},
+    )
 
 
 class ClusterSystem:

@@ -43,7 +43,6 @@ MODELS: tuple[PresetName, ...] = ("shallow", "fast")
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """What is compared, and how thoroughly."""
     parser.add_argument(
         "--quick", action="store_true", help="a quarter of an hour: small cells, once"
     )

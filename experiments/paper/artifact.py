@@ -53,15 +53,12 @@ class CopiesByBlock:
     block_s: float
 
     def recompute_s(self, from_token: int, to_token: int) -> float:
-        """See `Costs`."""
         return self.base.recompute_s(from_token, to_token)
 
     def swap_out_s(self, num_blocks: int) -> float:
-        """See `Costs`."""
         return self.block_s * num_blocks
 
     def swap_in_s(self, num_blocks: int) -> float:
-        """See `Costs`."""
         return self.block_s * num_blocks
 
 

@@ -64,7 +64,6 @@ def cells(
     conditions: Sequence[Conditions] = tuple(Conditions),
     shapes: Sequence[Shape] = tuple(RATES),
 ) -> list[Cell]:
-    """Everything to simulate."""
     return [
         replace(condition(shape, each), system=policy, seed=seed)
         for each in conditions

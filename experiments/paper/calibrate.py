@@ -95,7 +95,6 @@ def _rms(errors: Vector) -> float:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Where to begin, and how long to go on."""
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
@@ -104,7 +103,6 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def main(args: Namespace) -> Sequence[str]:
-    """Fits, prints and saves."""
     with ProcessPoolExecutor(2) as pool:
         found, error = fit(Errors(pool, args.seeds), Fit(*args.start), args.rounds)
     print(f"root mean square of the weighted log ratios: {error:.3f}\n{found}")

@@ -63,12 +63,10 @@ def _line(axes: Any, values: Sequence[float], label: str, colour: str) -> None:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Where to."""
     parser.add_argument("--output", type=Path, default=Path("docs/figures"), help="a folder")
 
 
 def main(args: Namespace) -> Sequence[str]:
-    """Simulates and draws."""
     cells = [Cell(s, system, whole_requests=False) for s in SETTINGS for system in SYSTEMS]
     with ProcessPoolExecutor() as pool:
         found = dict(

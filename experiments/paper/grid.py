@@ -65,7 +65,6 @@ class Order:
 
 
 def outcome(cell: Cell, fit: Fit | None = None) -> Outcome:
-    """Simulates a cell."""
     run = play(cell, fit or load_fit())
     return Outcome(cell, ttfts_s(run), run.counters)
 

@@ -10,7 +10,7 @@ from experiments.paper.grid import add_grid_options, outcomes, setting_name
 from experiments.paper.kept import Outcome
 from experiments.paper.published import QUANTILES, settings
 from experiments.paper.runs import Cell
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.serving.settings.worker_options import DEFAULT_POLICY
 from stream2llm.workload.table import Table, markdown
 
@@ -48,6 +48,5 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def main(args: Namespace) -> Sequence[str]:
-    """Prints the table."""
     print(table(outcomes(cells(args.seed), args)))
     return ()

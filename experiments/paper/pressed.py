@@ -155,7 +155,6 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def main(args: Namespace) -> Iterator[str]:
-    """Prints both tables."""
     memory = load_memory()
     if args.fit:
         memory |= {shape: fit(shape, args.seed) for shape in args.shapes}

@@ -76,7 +76,6 @@ def outcomes(sessions: Sequence[Task], wanted: Sequence[Published]) -> Iterator[
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Where they are."""
     parser.add_argument("folder", type=Path, help="the artifact's folder `data`")
     parser.add_argument("--tokenizer", help="count tokens with this model's: a name or a folder")
 

@@ -27,7 +27,7 @@ from experiments.paper.published import (
     Setting,
     published_arrivals_s,
 )
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.serving.settings.worker_options import PrefillOptions
 from stream2llm.simulator.cluster import Cluster, ClusterSettings
 from stream2llm.simulator.prefill import PrefillWorker
@@ -105,7 +105,6 @@ def asked(cell: Cell) -> list[Task]:
 
 
 def play(cell: Cell, fit: Fit) -> RunRecord:
-    """Runs it."""
     return play_tasks(cell, fit, asked(cell))
 
 

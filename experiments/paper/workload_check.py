@@ -104,12 +104,10 @@ def _statistics(values: Sequence[int]) -> tuple[float, float, float]:
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """Which workload."""
     parser.add_argument("--seed", type=int, default=1)
 
 
 def main(args: Namespace) -> Iterator[str]:
-    """Prints both tables."""
     print(size_table(args.seed), end="\n\n")
     print(f"gaps of the replayed vector searches x{REPLAYED_GAPS['anns']:.2f}\n")
     print(invalidation_table(args.seed))

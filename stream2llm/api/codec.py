@@ -30,12 +30,11 @@ from google.protobuf.message import Message
 
 from stream2llm.api import events, requests, token_step
 from stream2llm.api.errors import InternalError, Stream2LLMError
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import ControlTokens, DocumentOrdering, OversizedDocuments, bad_option
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.api.tenant import TenantShare
-from stream2llm.api.text_options import ControlTokens, OversizedDocuments, bad_option
 from stream2llm.api.v1 import inference_pb2, worker_pb2
 
 V = TypeVar("V")

@@ -8,12 +8,12 @@ after the seal, more Progress, TokenDelta and one Finished for each answer.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal
 
-from stream2llm.api.delay import DelayReason
 from stream2llm.api.token_step import FinishReason, TokenLogprobs
 
-# What happened to a document that was too long; text_options.OversizedDocuments can also fail.
+# What happened to a document that was too long; options.OversizedDocuments can also fail.
 DocumentAction = Literal["refuse", "cut"]
 
 
@@ -30,6 +30,15 @@ class Accepted:
     ttft_forecast_ms: int | None = None
     """A warning: sealed now, the session would get its first token so late, which is later than its
     deadline. None: no warning."""
+
+
+class DelayReason(StrEnum):
+    """A shortage of memory that holds a session up. Busy engines are no delay."""
+
+    KV_MEMORY = "kv_memory"
+    """Sessions that rank higher hold it."""
+    KV_LEASED = "kv_leased"
+    """Hand-overs that no decode worker has fetched yet hold it."""
 
 
 @dataclass(frozen=True, slots=True)

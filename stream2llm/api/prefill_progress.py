@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from stream2llm.api.delay import DelayReason
-from stream2llm.api.events import Usage
+from stream2llm.api.events import DelayReason, Usage
 
 
 @dataclass(frozen=True, slots=True)

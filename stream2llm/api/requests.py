@@ -11,9 +11,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol, SupportsIndex
 
 from stream2llm.api.handover import HandoverMode
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import ControlTokens, DocumentOrdering, OversizedDocuments
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 
 DEFAULT_CONTEXT_SLOT = "{{context}}"
 

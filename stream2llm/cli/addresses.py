@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -79,44 +80,47 @@ def naming_router(address: str) -> Iterator[None]:
         raise no_answer("router", address, error.message) from error
 
 
-def ask_controller(
-    controller: str,
-    path: str,
-    timeout_s: float,
-    *,
-    expects: str,
-    body: dict[str, Any] | None = None,
-    security: ClientSecurity = PLAIN,
-) -> dict[str, Any]:
-    """Returns the controller's JSON, which has a list called `expects`; with `body` by PUT.
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """A running controller, and how to connect with it."""
 
-    Raises UnavailableError without an answer, for a refusal UnauthenticatedError,
-    NotPermittedError or InvalidRequestError, and the last one for what is no address.
-    """
-    from http.client import BadStatusLine, HTTPException, RemoteDisconnected
-    from urllib.error import HTTPError, URLError
-    from urllib.request import Request
+    # HOST:PORT.
+    address: str
+    security: ClientSecurity = PLAIN
+    # For each answer.
+    timeout_s: float = 30.0
 
-    from stream2llm.serving.http.own_http import open_url
+    def ask(self, path: str, expects: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Returns its JSON, which has a list called `expects`; with `body` by PUT.
 
-    host_and_port(controller, "controller")
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"}
-    try:
-        method = "GET" if body is None else "PUT"
-        url = f"{security.scheme}://{controller}{path}"
-        request = Request(url, data=data, method=method, headers=headers)
-        with open_url(request, timeout_s, security) as answer:
-            return _plain(answer.read(), controller, expects)
-    except HTTPError as error:
-        with error:
-            raise _refusal(error.code, error.read(), controller) from None
-    except RemoteDisconnected as error:  # a BadStatusLine, too
-        raise no_answer("controller", controller, error) from error
-    except BadStatusLine as error:
-        raise _not_a_controller(controller, ", it does not speak HTTP: is it a router?") from error
-    except (URLError, OSError, HTTPException, ValueError) as error:
-        raise no_answer("controller", controller, getattr(error, "reason", error)) from error
+        Raises UnavailableError without an answer, for a refusal UnauthenticatedError,
+        NotPermittedError or InvalidRequestError, and the last one for what is no address.
+        """
+        from http.client import BadStatusLine, HTTPException, RemoteDisconnected
+        from urllib.error import HTTPError, URLError
+        from urllib.request import Request
+
+        from stream2llm.serving.http.own_http import open_url
+
+        where = self.address
+        host_and_port(where, "controller")
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        try:
+            method = "GET" if body is None else "PUT"
+            url = f"{self.security.scheme}://{where}{path}"
+            request = Request(url, data=data, method=method, headers=headers)
+            with open_url(request, self.timeout_s, self.security) as answer:
+                return _plain(answer.read(), where, expects)
+        except HTTPError as error:
+            with error:
+                raise _refusal(error.code, error.read(), where) from None
+        except RemoteDisconnected as error:  # a BadStatusLine, too
+            raise no_answer("controller", where, error) from error
+        except BadStatusLine as error:
+            raise _not_a_controller(where, ", it does not speak HTTP: is it a router?") from error
+        except (URLError, OSError, HTTPException, ValueError) as error:
+            raise no_answer("controller", where, getattr(error, "reason", error)) from error
 
 
 # By HTTP status; others are the request's fault.

@@ -9,9 +9,8 @@ from typing import Any
 
 from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering, OversizedDocuments
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.api.text_options import OversizedDocuments
 from stream2llm.cli.addresses import naming_router
 from stream2llm.cli.output import Sink
 from stream2llm.client import ChatMessage, Client, Document, DocumentRef, Session

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
+from stream2llm.api.options import MAX_TTFT_SLO_MS, DocumentOrdering
 from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE, naming_router, several
 from stream2llm.cli.exits import INTERRUPTED, REFUSED, errors_as_exits

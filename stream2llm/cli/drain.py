@@ -1,4 +1,5 @@
-"""`stream2llm drain`: takes a router or worker out of use without a failed session."""
+"""`stream2llm drain` takes a router or worker out of use without a failed session; `workers retry`
+starts again what was given up."""
 
 from __future__ import annotations
 
@@ -7,17 +8,52 @@ from typing import Annotated, Any
 
 import typer
 
-from stream2llm.api.credentials import ClientSecurity
 from stream2llm.api.errors import NotFoundError, UnavailableError
 from stream2llm.cli import security_options as secure
-from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
+from stream2llm.cli.addresses import DEFAULT_CONTROLLER, Controller, ControllerOption
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
 from stream2llm.serving.observability.logs import for_terminal
 from stream2llm.serving.system.clock import SystemClock
 
-ASK_TIMEOUT_S = 30.0
+app = typer.Typer(no_args_is_help=True, help="Start workers again that were given up.")
 _LOOK_INTERVAL_S = 1.0
+
+
+@app.callback()
+def workers() -> None:
+    """Start workers again that were given up."""
+
+
+@app.command()
+@expanded
+def retry(
+    name: Annotated[
+        str | None, typer.Argument(help="For instance decode-0; without it all that wait.")
+    ] = None,
+    controller: ControllerOption = DEFAULT_CONTROLLER,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", help="Seconds to wait for the controller.")
+    ] = 60.0,
+    *,
+    given: secure.Options,
+) -> None:
+    """Start a router or worker now that was given up, or waits to be started again.
+
+    A cluster does that by itself, with pauses that grow to 15 minutes; use this
+    when the cause has been removed. Running ones are left alone. Prints the names
+    of those that are started. Exit codes: 0 the controller has accepted it, 3
+    nothing has that name, 4 the controller gives no answer.
+
+    Example: stream2llm workers retry
+
+    Example: stream2llm workers retry decode-0
+    """
+    with errors_as_exits():
+        body = {} if name is None else {"name": name}
+        asked = Controller(controller, given.security(), timeout_s)
+        names = asked.ask("/retry", "retried", body)["retried"]
+        typer.echo(for_terminal("\n".join(names)) or "nothing waits to be started again")
 
 
 @expanded
@@ -65,61 +101,39 @@ def drain(
     Example: stream2llm drain decode-1 --time 120 --remove
     """
     with errors_as_exits():
-        security = given.security()
-        ask = _Asks(controller, security)
-        before = ask.replica(name)
-        body: dict[str, Any] = {"name": name, "remove": remove, "timeout_s": time_s}
-        if not ask.to_drain(body):
+        asked = Controller(controller, given.security())
+        before = _replica(asked, name)
+        body = {"name": name, "remove": remove, "timeout_s": time_s}
+        if not asked.ask("/drain", "draining", body)["draining"]:
             raise NotFoundError(
                 f"{name} is not in use: it is {before['phase'].replace('_', ' ')}",
                 reason="NOT_IN_USE",
             )
         typer.echo(for_terminal(f"{name} drains"))
         if timeout_s:
-            _wait(ask, name, before["incarnation"], timeout_s)
+            _wait(asked, name, before["incarnation"], timeout_s)
 
 
-class _Asks:
-    """Requests to one controller."""
-
-    def __init__(self, controller: str, security: ClientSecurity) -> None:
-        self._controller = controller
-        self._security = security
-
-    def replica(self, name: str) -> dict[str, Any]:
-        """Returns the controller's description of a replica; raises NotFoundError without one."""
-        answer = ask_controller(
-            self._controller, "/status", ASK_TIMEOUT_S, expects="replicas", security=self._security
+def _replica(controller: Controller, name: str) -> dict[str, Any]:
+    """Returns the controller's description of a replica; raises NotFoundError without one."""
+    replicas = controller.ask("/status", "replicas")["replicas"]
+    found: dict[str, dict[str, Any]] = {each["name"]: each for each in replicas}
+    if name not in found:
+        raise NotFoundError(
+            f"no router or worker is called {name!r}; there are {', '.join(found)}",
+            reason="UNKNOWN_WORKER",
+            field="name",
         )
-        found: dict[str, dict[str, Any]] = {each["name"]: each for each in answer["replicas"]}
-        if name not in found:
-            raise NotFoundError(
-                f"no router or worker is called {name!r}; there are {', '.join(found)}",
-                reason="UNKNOWN_WORKER",
-                field="name",
-            )
-        return found[name]
-
-    def to_drain(self, body: dict[str, Any]) -> bool:
-        """Requests it; returns whether the replica was in use."""
-        answer = ask_controller(
-            self._controller,
-            "/drain",
-            ASK_TIMEOUT_S,
-            expects="draining",
-            body=body,
-            security=self._security,
-        )
-        return bool(answer["draining"])
+    return found[name]
 
 
-def _wait(ask: _Asks, name: str, incarnation: int, timeout_s: float) -> None:
+def _wait(controller: Controller, name: str, incarnation: int, timeout_s: float) -> None:
     """Returns when the replica has a ready successor, or is gone; prints each phase once."""
     clock = SystemClock()
     deadline_s = clock.monotonic_s() + timeout_s
     shown = "draining"
     while True:
-        now = ask.replica(name)
+        now = _replica(controller, name)
         phase = now["phase"].replace("_", " ")
         if phase != shown:
             why = f": {now['reason']}" if now["reason"] else ""

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import MAX_TTFT_SLO_MS, DocumentOrdering, OversizedDocuments
 from stream2llm.api.sampling import MAX_ANSWERS, SamplingParameters
-from stream2llm.api.text_options import OversizedDocuments
-from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
 from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import DEFAULT_ROUTER, ROUTER_VARIABLE, several
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits

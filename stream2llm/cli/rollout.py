@@ -7,21 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from stream2llm.api.credentials import ClientSecurity
 from stream2llm.api.errors import NotFoundError, UnavailableError
 from stream2llm.cli import security_options as secure
 from stream2llm.cli.addresses import (
     DEFAULT_CONTROLLER,
     NO_ANSWER,
+    Controller,
     ControllerOption,
-    ask_controller,
 )
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.option_groups import expanded
 from stream2llm.serving.observability.logs import for_terminal
 from stream2llm.serving.system.clock import SystemClock
 
-ASK_TIMEOUT_S = 30.0
 # Longest absence of a controller that is started again.
 _ABSENCE_S = 60.0
 _LOOK_INTERVAL_S = 1.0
@@ -81,12 +79,12 @@ def restart(
     Example: stream2llm rollout restart decode-0 decode-1 --time 120
     """
     with errors_as_exits():
-        security = given.security()
+        asked = Controller(controller, given.security())
         body = {"names": names or [], "timeout_s": time_s, "limit_s": limit_s}
-        listed = _put(controller, "/rollout", body, security)
+        listed = asked.ask("/rollout", "rollout", body)["rollout"]
         typer.echo(for_terminal(f"replaces {', '.join(listed)}"))
         if wait:
-            _follow(controller, security)
+            _follow(asked)
 
 
 @app.command()
@@ -105,11 +103,11 @@ def status(
     Example: stream2llm rollout status
     """
     with errors_as_exits():
-        security = given.security()
+        asked = Controller(controller, given.security())
         if wait:
-            _follow(controller, security)
+            _follow(asked)
         else:
-            _Shown().show(_last(controller, security))
+            _Shown().show(_last(asked))
 
 
 @app.command()
@@ -127,38 +125,27 @@ def stop(
     Example: stream2llm rollout stop
     """
     with errors_as_exits():
-        security = given.security()
-        names = _put(controller, "/rollout/stop", {}, security)
+        asked = Controller(controller, given.security())
+        names = asked.ask("/rollout/stop", "rollout", {})["rollout"]
         typer.echo(for_terminal(f"not replaced: {', '.join(names) or 'none'}"))
 
 
-def _put(controller: str, path: str, body: dict[str, Any], security: ClientSecurity) -> list[str]:
-    answer = ask_controller(
-        controller, path, ASK_TIMEOUT_S, expects="rollout", body=body, security=security
-    )
-    names: list[str] = answer["rollout"]
-    return names
-
-
-def _last(controller: str, security: ClientSecurity) -> dict[str, Any]:
+def _last(controller: Controller) -> dict[str, Any]:
     """Returns the last rolling restart; raises NotFoundError without one."""
-    answer = ask_controller(
-        controller, "/status", ASK_TIMEOUT_S, expects="replicas", security=security
-    )
-    last: dict[str, Any] | None = answer.get("rollout")
+    last: dict[str, Any] | None = controller.ask("/status", "replicas").get("rollout")
     if last is None:
         raise NotFoundError("there was no rolling restart", reason="NO_ROLLOUT")
     return last
 
 
-def _follow(controller: str, security: ClientSecurity) -> None:
+def _follow(controller: Controller) -> None:
     """Returns when all are replaced; prints each change once. Raises UnavailableError otherwise."""
     clock = SystemClock()
     shown = _Shown()
     answered_s = clock.monotonic_s()
     while True:
         try:
-            last = _last(controller, security)
+            last = _last(controller)
             answered_s = clock.monotonic_s()
         except UnavailableError as error:
             if error.reason != NO_ANSWER or clock.monotonic_s() - answered_s > _ABSENCE_S:

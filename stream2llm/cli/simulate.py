@@ -10,8 +10,7 @@ import typer
 from cost_profiles.decision import Mode
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HandoverMode
-from stream2llm.api.ordering import DocumentOrdering
-from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
+from stream2llm.api.options import MAX_TTFT_SLO_MS, DocumentOrdering
 from stream2llm.cli.exits import errors_as_exits
 from stream2llm.cli.numbers import finite
 from stream2llm.serving.observability.logs import for_terminal

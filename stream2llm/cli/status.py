@@ -33,8 +33,8 @@ from stream2llm.cli.addresses import (
     DEFAULT_CONTROLLER,
     DEFAULT_ROUTER,
     NO_ANSWER,
+    Controller,
     RouterOption,
-    ask_controller,
     no_answer,
 )
 from stream2llm.cli.exits import errors_as_exits
@@ -113,9 +113,7 @@ def find(
     """Asks both; raises UnavailableError when neither answers, and what a router refuses with."""
 
     def ask(controller: str) -> dict[str, Any]:
-        return ask_controller(
-            controller, "/status", timeout_s, expects="replicas", security=security
-        )
+        return Controller(controller, security, timeout_s).ask("/status", "replicas")
 
     try:
         router = _ask_router(address, timeout_s, security)

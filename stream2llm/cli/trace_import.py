@@ -120,7 +120,7 @@ def azure(
 
     Example: stream2llm trace import azure AzureLLMInferenceTrace_conv.csv -o conv.jsonl
     """
-    from stream2llm.workload.traces.requests_csv import azure_sessions
+    from stream2llm.workload.traces.requests import azure_sessions
 
     _import(context, path, output, azure_sessions, requests)
 
@@ -142,7 +142,7 @@ def burstgpt(
 
     Example: stream2llm trace import burstgpt BurstGPT_1.csv --max-sessions 1000 -o burst.jsonl
     """
-    from stream2llm.workload.traces.requests_csv import burstgpt_sessions
+    from stream2llm.workload.traces.requests import burstgpt_sessions
 
     _import(context, path, output, burstgpt_sessions, requests)
 

@@ -1,6 +1,5 @@
 """The Python client: `AsyncClient`, its synchronous counterpart `Client`, their values and errors."""
 
-from stream2llm.api.delay import DelayReason
 from stream2llm.api.errors import (
     EventOrderError,
     IdleTimeoutError,
@@ -17,6 +16,7 @@ from stream2llm.api.errors import (
 from stream2llm.api.events import (
     Accepted,
     Answer,
+    DelayReason,
     Event,
     Finished,
     ModelInfo,
@@ -28,11 +28,10 @@ from stream2llm.api.events import (
     Usage,
     WorkerInfo,
 )
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import ControlTokens, DocumentOrdering, OversizedDocuments
 from stream2llm.api.requests import ChatContentPart, ChatMessage, Document, ToolCall
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.structured_output import StructuredOutput
-from stream2llm.api.text_options import ControlTokens, OversizedDocuments
 from stream2llm.api.tls import ClientTls
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs
 from stream2llm.client.aio import AsyncClient, connect

@@ -15,10 +15,9 @@ from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.credentials import API_KEY_VARIABLE, Token, credentials_of
 from stream2llm.api.events import ModelInfo, ServerInfo
 from stream2llm.api.handover import HandoverMode
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import ControlTokens, DocumentOrdering, OversizedDocuments, option_of
 from stream2llm.api.requests import Content, GenerateRequest, OpenSession
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.api.text_options import ControlTokens, OversizedDocuments, option_of
 from stream2llm.api.tls import Tls, tls_of
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.channels import MAX_MESSAGE_BYTES, MOST_MESSAGE_BYTES, connections_to

@@ -13,6 +13,7 @@ from typing import cast
 from stream2llm.api import arguments
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.handover import HANDOVER_MODES, HandoverMode
+from stream2llm.api.options import asked_slo
 from stream2llm.api.requests import (
     DEFAULT_CONTEXT_SLOT,
     ChatPrompt,
@@ -22,7 +23,6 @@ from stream2llm.api.requests import (
     PlainTemplate,
 )
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.api.ttft_slo import asked_slo
 from stream2llm.client.chat_inputs import ChatOptions, MessageLike, chat_messages, is_message
 
 

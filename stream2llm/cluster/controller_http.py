@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from stream2llm import __version__
@@ -25,6 +25,7 @@ from stream2llm.security.guard import Guard
 from stream2llm.security.principal import Scope
 from stream2llm.serving.actor.loss import Cause
 from stream2llm.serving.http.head_deadline import HEAD_LIMIT_S, HeadDeadline
+from stream2llm.serving.observability.metric_maker import MetricMaker
 
 _DRAIN_EXAMPLE = '{"name": "decode-0", "timeout_s": 30, "remove": false}'
 # Who may ask for what; what is not listed is for operators.
@@ -68,43 +69,30 @@ class ControllerMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        labels = ("worker", "role")
-        self._up = Gauge(
-            "stream2llm_worker_up",
-            "1 while routers use the replica, else 0.",
-            labels,
-            registry=registry,
-        )
-        self._given_up = Gauge(
-            "stream2llm_worker_given_up",
+        of_replicas = MetricMaker(registry, ("worker", "role"))
+        self._up = of_replicas.gauge("worker_up", "1 while routers use the replica, else 0.")
+        self._given_up = of_replicas.gauge(
+            "worker_given_up",
             "1 while the replica failed too often and is retried at intervals only, else 0.",
-            labels,
-            registry=registry,
         )
-        self._restarts = Counter(
-            "stream2llm_worker_restarts_total", "Times that a replica was created again.", labels,
-            registry=registry,
-        )  # fmt: skip
-        self._losses = Counter(
-            "stream2llm_worker_losses_total",
+        self._restarts = of_replicas.counter(
+            "worker_restarts", "Times that a replica was created again."
+        )
+        self._losses = of_replicas.counter(
+            "worker_losses",
             "Times that a replica was lost, by cause: died; hung (its engine gave no sign of life);"
             " unresponsive (its process gave none); start_failed.",
-            (*labels, "cause"),
-            registry=registry,
+            "cause",
         )
-        self._own_restarts = Counter(
-            "stream2llm_controller_restarts_total",
-            "Times that the controller of this cluster was started again.",
-            registry=registry,
+        make = MetricMaker(registry)
+        self._own_restarts = make.counter(
+            "controller_restarts", "Times that the controller of this cluster was started again."
         )
         self._shown: set[tuple[str, str]] = set()
         self._seen: dict[str, int] = {}
         self._lost: dict[str, int] = {}
-        build = Gauge(
-            "stream2llm_build_info",
-            "Always 1; the label has the version of Stream2LLM.",
-            ("version",),
-            registry=registry,
+        build = make.gauge(
+            "build_info", "Always 1; the label has the version of Stream2LLM.", "version"
         )
         build.labels(__version__).set(1)
 

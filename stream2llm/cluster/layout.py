@@ -18,6 +18,7 @@ from stream2llm.cluster.worker_config import WorkerConfig
 from stream2llm.models.context_length import context_length
 from stream2llm.serving.settings.gateway_spec import GatewaySpec
 from stream2llm.serving.settings.launch import Launch, cores_of
+from stream2llm.serving.settings.placement import Placement
 from stream2llm.serving.settings.router_spec import RouterSpec
 from stream2llm.serving.settings.worker_spec import WorkerSpec
 
@@ -62,24 +63,11 @@ def lay_out(
 
     Workers serve only who knows `cluster_token`, if there is one.
     """
-    max_model_len = served_max_model_len(config, model_path)
-    routers = [
-        _router(config, model_path, index, max_model_len, dict(environment), factories.router)
-        for index in range(config.router.replicas)
-    ]
-    prefill = _workers(config, "prefill", model_path, environment, factories.prefill, 0)
-    decode = _workers(config, "decode", model_path, environment, factories.decode, len(prefill))
-    gateways = [
-        _gateway(config, part, index, model_path, dict(environment), factories.gateway)
-        for part in (config.gateway,)
-        if part is not None
-        for index in range(part.replicas)
-    ]
-    launches = (*routers, *gateways, *prefill, *decode)
+    layout = _Layout(config, model_path, environment, factories)
     drain_timeout_s = config.router.drain_timeout_s
     return tuple(
         replace(_with_token(launch, cluster_token), drain_timeout_s=drain_timeout_s)
-        for launch in launches
+        for launch in layout.launches()
     )
 
 
@@ -123,129 +111,123 @@ def _max_model_len(role: str, engine: Mapping[str, Any]) -> int | None:
     raise InvalidRequestError(message, reason="BAD_ARGUMENT", field=key)
 
 
-def _router(
-    config: ClusterConfig,
-    model_path: Path | None,
-    index: int,
-    max_model_len: int,
-    environment: dict[str, str],
-    factory: str,
-) -> Launch:
-    part = config.router
-    spec = RouterSpec(
-        router_id=f"router-{index}",
-        host=part.host,
-        port=part.port_of(part.port, index),
-        metrics_port=part.port_of(part.metrics_port, index),
-        model_name=config.model_name,
-        model_path=str(model_path or ""),
-        model=config.model,
-        limits=part.limits,
-        ttft_slo_ms=part.ttft_slo_ms,
-        recovery=part.recovery,
-        admission=part.admission,
-        drain_timeout_s=part.drain_timeout_s,
-        max_model_len=max_model_len,
-        handover=config.handover_mode,
-        security=config.security,
-        observability=config.observability,
-        router_index=index,
-        num_routers=part.replicas,
-    )
-    return Launch(
-        name=spec.router_id, role="router", factory=factory, spec=spec, cpu_bind=None,
-        core_index=0, num_cpus=ROUTER_CPUS, num_gpus=0, start_timeout_s=120.0, environment=environment,
-        placement=part.placement,
-    )  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    config: ClusterConfig
+    model_path: Path | None
+    environment: Mapping[str, str]
+    factories: Factories
 
+    def launches(self) -> list[Launch]:
+        max_model_len = served_max_model_len(self.config, self.model_path)
+        routers = [
+            self._router(index, max_model_len) for index in range(self.config.router.replicas)
+        ]
+        prefill = self._workers("prefill", self.config.prefill, self.factories.prefill, 0)
+        decode = self._workers("decode", self.config.decode, self.factories.decode, len(prefill))
+        return [*routers, *self._gateways(self.config.gateway), *prefill, *decode]
 
-def _gateway(
-    config: ClusterConfig,
-    part: GatewayConfig,
-    index: int,
-    model_path: Path | None,
-    environment: dict[str, str],
-    factory: str,
-) -> Launch:
-    spec = GatewaySpec(
-        gateway_id=f"gateway-{index}",
-        host=part.host,
-        port=part.port_of(part.port, index),
-        model_path=str(model_path or ""),
-        model=config.model,
-        tool_parser=part.tool_parser,
-        reasoning_parser=part.reasoning_parser,
-        web_folder=part.web_folder,
-        max_message_bytes=config.router.limits.max_message_bytes,
-        drain_timeout_s=config.router.drain_timeout_s,
-        client_certificate=part.client_certificate,
-        client_key=part.client_key,
-        security=config.security,
-        observability=config.observability,
-    )
-    return Launch(
-        name=spec.gateway_id, role="gateway", factory=factory, spec=spec, cpu_bind=None,
-        core_index=0, num_cpus=ROUTER_CPUS, num_gpus=0, start_timeout_s=120.0,
-        environment=environment, placement=part.placement,
-    )  # fmt: skip
-
-
-def _workers(
-    config: ClusterConfig,
-    role: Literal["prefill", "decode"],
-    model_path: Path | None,
-    environment: Mapping[str, str],
-    factory: str,
-    first_core: int,
-) -> list[Launch]:
-    part: WorkerConfig = config.prefill if role == "prefill" else config.decode
-    mode = {DETERMINISTIC_VARIABLE: "1"} if config.deterministic else {}
-    return [
-        Launch(
-            name=f"{role}-{index}",
-            role=role,
-            factory=factory,
-            spec=_worker_spec(config, part, role, model_path, index),
-            cpu_bind=None if part.num_gpus else cores_or_auto(part.cpu_bind, index),
-            core_index=first_core + index,
-            num_cpus=part.num_cpus,
-            num_gpus=part.num_gpus,
-            start_timeout_s=part.start_timeout_s,
-            environment={**environment, **part.env, **mode},
-            placement=part.placement,
+    def _router(self, index: int, max_model_len: int) -> Launch:
+        part = self.config.router
+        spec = RouterSpec(
+            router_id=f"router-{index}",
+            host=part.host,
+            port=part.port_of(part.port, index),
+            metrics_port=part.port_of(part.metrics_port, index),
+            model_name=self.config.model_name,
+            model_path=str(self.model_path or ""),
+            model=self.config.model,
+            limits=part.limits,
+            ttft_slo_ms=part.ttft_slo_ms,
+            recovery=part.recovery,
+            admission=part.admission,
+            drain_timeout_s=part.drain_timeout_s,
+            max_model_len=max_model_len,
+            handover=self.config.handover_mode,
+            security=self.config.security,
+            observability=self.config.observability,
+            router_index=index,
+            num_routers=part.replicas,
         )
-        for index in range(part.replicas)
-    ]
+        return self._front(spec.router_id, "router", self.factories.router, spec, part.placement)
+
+    def _gateways(self, part: GatewayConfig | None) -> list[Launch]:
+        return [self._gateway(part, index) for index in range(part.replicas)] if part else []
+
+    def _gateway(self, part: GatewayConfig, index: int) -> Launch:
+        spec = GatewaySpec(
+            gateway_id=f"gateway-{index}",
+            host=part.host,
+            port=part.port_of(part.port, index),
+            model_path=str(self.model_path or ""),
+            model=self.config.model,
+            tool_parser=part.tool_parser,
+            reasoning_parser=part.reasoning_parser,
+            web_folder=part.web_folder,
+            max_message_bytes=self.config.router.limits.max_message_bytes,
+            drain_timeout_s=self.config.router.drain_timeout_s,
+            client_certificate=part.client_certificate,
+            client_key=part.client_key,
+            security=self.config.security,
+            observability=self.config.observability,
+        )
+        return self._front(spec.gateway_id, "gateway", self.factories.gateway, spec, part.placement)
+
+    def _front(
+        self,
+        name: str,
+        role: Literal["router", "gateway"],
+        factory: str,
+        spec: RouterSpec | GatewaySpec,
+        placement: Placement,
+    ) -> Launch:
+        return Launch(
+            name=name, role=role, factory=factory, spec=spec, cpu_bind=None, core_index=0,
+            num_cpus=ROUTER_CPUS, num_gpus=0, start_timeout_s=120.0,
+            environment=dict(self.environment), placement=placement,
+        )  # fmt: skip
+
+    def _workers(
+        self, role: Literal["prefill", "decode"], part: WorkerConfig, factory: str, first_core: int
+    ) -> list[Launch]:
+        mode = {DETERMINISTIC_VARIABLE: "1"} if self.config.deterministic else {}
+        return [
+            Launch(
+                name=f"{role}-{index}",
+                role=role,
+                factory=factory,
+                spec=self._worker_spec(role, part, index),
+                cpu_bind=None if part.num_gpus else cores_or_auto(part.cpu_bind, index),
+                core_index=first_core + index,
+                num_cpus=part.num_cpus,
+                num_gpus=part.num_gpus,
+                start_timeout_s=part.start_timeout_s,
+                environment={**self.environment, **part.env, **mode},
+                placement=part.placement,
+            )
+            for index in range(part.replicas)
+        ]
+
+    def _worker_spec(
+        self, role: Literal["prefill", "decode"], part: WorkerConfig, index: int
+    ) -> WorkerSpec:
+        return WorkerSpec(
+            worker_id=f"{role}-{index}",
+            role=role,
+            model_path=str(self.model_path or ""),
+            model=self.config.model,
+            host=part.host,
+            metrics_port=part.metrics_port + index if part.metrics_port else 0,
+            engine_args=dict(part.engine),
+            options=self.config.worker_options,
+            side_channel_port=0,  # the actor finds a free one on its node
+            hung_after_s=part.hung_after_s,
+            max_message_bytes=self.config.router.limits.max_message_bytes,
+            security=self.config.security,
+            observability=self.config.observability,
+        )
 
 
 def cores_or_auto(cpu_bind: str, replica: int) -> str:
     """Leaves "auto" to the actor, which knows its node's cores."""
     return cpu_bind if cpu_bind == "auto" else cores_of(cpu_bind, replica, 0, ())
-
-
-def _worker_spec(
-    config: ClusterConfig,
-    part: WorkerConfig,
-    role: Literal["prefill", "decode"],
-    model_path: Path | None,
-    index: int,
-) -> WorkerSpec:
-    return WorkerSpec(
-        worker_id=f"{role}-{index}",
-        role=role,
-        model_path=str(model_path or ""),
-        model=config.model,
-        host=part.host,
-        metrics_port=_nth_port(part.metrics_port, index),
-        engine_args=dict(part.engine),
-        options=config.worker_options,
-        side_channel_port=0,  # the actor finds a free one on its node
-        hung_after_s=part.hung_after_s,
-        max_message_bytes=config.router.limits.max_message_bytes,
-        security=config.security,
-        observability=config.observability,
-    )
-
-
-def _nth_port(first: int, index: int) -> int:
-    return first + index if first else 0

@@ -34,13 +34,24 @@ from stream2llm.engine.sign_of_life import SignOfLife
 from stream2llm.engine.sockets import socket_environment
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.step_limit import LIMIT_VARIABLE, StepLimit
-from stream2llm.engine.tracing_environment import tracing_environment
 from stream2llm.serving.actor.loss import Cause, Loss
 from stream2llm.serving.observability import logs
-from stream2llm.serving.settings.worker_spec import WorkerSpec
+from stream2llm.serving.observability.tracing import service_name
+from stream2llm.serving.settings.worker_spec import Role, WorkerSpec
 from stream2llm.serving.system.clock import Clock, SystemClock
 
 _log = logging.getLogger(__name__)
+
+
+def tracing_environment(role: Role) -> dict[str, str]:
+    """Variables that the SDK in the engine's processes reads; ours is configured otherwise."""
+    return {
+        # Requests without a context (the control channel, prefetches) begin no trace.
+        "OTEL_TRACES_SAMPLER": "parentbased_always_off",
+        "OTEL_SERVICE_NAME": service_name(role),
+        # As often as our own spans are sent.
+        "OTEL_BSP_SCHEDULE_DELAY": "1000",
+    }
 
 
 @dataclass(frozen=True, slots=True)

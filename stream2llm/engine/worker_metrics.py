@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from stream2llm.serving.observability.metric_maker import MetricMaker
 from stream2llm.serving.settings.worker_spec import Role, WorkerStatus
 
 # A hand-over takes from under a millisecond (shared memory) to seconds.
@@ -68,13 +69,13 @@ class GrammarMetrics:
 
     def __init__(self, role: Role, registry: CollectorRegistry) -> None:
         self._role = role
-        self._seconds = Histogram(
-            "stream2llm_grammar_compile_seconds",
+        make = MetricMaker(registry, ("role",))
+        self._seconds = make.histogram(
+            "grammar_compile_seconds",
             "Seconds to compile a structured output when its session opens, by grammar backend; next"
             " to nothing for one that is cached. Not of those that are refused.",
-            ("role", "backend"),
-            buckets=_COMPILE_BUCKETS_S,
-            registry=registry,
+            _COMPILE_BUCKETS_S,
+            "backend",
         )
 
     def compiled(self, backend: str, seconds: float) -> None:
@@ -86,25 +87,19 @@ class TransferMetrics:
     """KV read over NIXL by a decode worker."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        labels = ("role", "backend")
-        self._seconds = Histogram(
-            "stream2llm_kv_transfer_seconds",
+        make = MetricMaker(registry, ("role", "backend"))
+        self._seconds = make.histogram(
+            "kv_transfer_seconds",
             "Seconds of one KV read over NIXL after the seal.",
-            labels,
-            buckets=_TRANSFER_BUCKETS_S,
-            registry=registry,
+            _TRANSFER_BUCKETS_S,
         ).labels("decode", "nixl")
-        self._bytes = Counter(
-            "stream2llm_kv_transfer_bytes",
-            "Bytes of KV read over NIXL after the seal.",
-            labels,
-            registry=registry,
+        self._bytes = make.counter(
+            "kv_transfer_bytes", "Bytes of KV read over NIXL after the seal."
         ).labels("decode", "nixl")
-        self._results = Counter(
-            "stream2llm_kv_transfers",
+        self._results = make.counter(
+            "kv_transfers",
             "Hand-overs after the seal, by result: read; failed; released without a read.",
-            (*labels, "result"),
-            registry=registry,
+            "result",
         )
         for result in ("read", "failed", "released"):
             self._results.labels("decode", "nixl", result)

@@ -13,11 +13,13 @@ from stream2llm.api.structured_output import StructuredOutput
 Json = dict[str, Any]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A part of a request that takes no other names and no other types."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Text(_Strict):
+class Text(Strict):
     """Free text."""
 
     type: Literal["text"]
@@ -27,7 +29,7 @@ class Text(_Strict):
         return None
 
 
-class JsonObject(_Strict):
+class JsonObject(Strict):
     """Any JSON object."""
 
     type: Literal["json_object"]
@@ -37,7 +39,7 @@ class JsonObject(_Strict):
         return StructuredOutput(json_object=True)
 
 
-class _Schema(_Strict):
+class _Schema(Strict):
     """A JSON schema, which is kept to whether it is `strict` or not. Its name has no effect."""
 
     name: str | None = None
@@ -53,7 +55,7 @@ class _Schema(_Strict):
         return given
 
 
-class JsonSchema(_Strict):
+class JsonSchema(Strict):
     """`response_format` of a chat with a schema."""
 
     type: Literal["json_schema"]
@@ -74,13 +76,13 @@ class ResponseSchema(_Schema):
         return StructuredOutput(json_schema=json_text(self.given, "text.format"))
 
 
-class TextOptions(_Strict):
+class TextOptions(Strict):
     """`text` of a response."""
 
     format: Text | JsonObject | ResponseSchema | None = Field(default=None, discriminator="type")
 
 
-class StructuredOutputs(_Strict):
+class StructuredOutputs(Strict):
     """vLLM's own form; exactly one of them is given."""
 
     # A schema, or its text.

@@ -30,8 +30,8 @@ from stream2llm.gateway.completions import CompletionForm
 from stream2llm.gateway.errors import invalid_parameter
 from stream2llm.gateway.forms import Form, Opening
 from stream2llm.gateway.middleware import error_response
+from stream2llm.gateway.model_tokenizer import PromptTokenizer
 from stream2llm.gateway.parsing import Parsing
-from stream2llm.gateway.prompt_tokens import PromptTokenizer
 from stream2llm.gateway.requests import AnswerRequest, ChatRequest, CompletionRequest
 from stream2llm.gateway.response_requests import ResponsesRequest
 from stream2llm.gateway.responses import ResponseForm

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
+
+from stream2llm.serving.observability.metric_maker import MetricMaker
 
 # The route of what is at no known path.
 UNKNOWN_ROUTE = "(unknown)"
@@ -12,16 +14,16 @@ class GatewayMetrics:
     """Counts requests. What sessions do is in the routers' metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "stream2llm_gateway_requests",
+        make = MetricMaker(registry)
+        self._requests = make.counter(
+            "gateway_requests",
             "HTTP requests that have ended, by route and status; 499: the client left first.",
-            ("route", "status"),
-            registry=registry,
+            "route",
+            "status",
         )
-        self._in_flight = Gauge(
-            "stream2llm_gateway_requests_in_flight",
+        self._in_flight = make.gauge(
+            "gateway_requests_in_flight",
             "HTTP requests under way, from the first byte to the end of the answer.",
-            registry=registry,
         )
 
     def begun(self) -> None:

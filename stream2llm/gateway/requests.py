@@ -18,6 +18,7 @@ from stream2llm.client.inputs import Prompt
 from stream2llm.gateway import parameters
 from stream2llm.gateway.answer_format import (
     ResponseFormat,
+    Strict,
     StructuredOutputs,
     constraint_of,
     the_one,
@@ -38,10 +39,8 @@ Message = dict[str, Any]
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Strict):
     """What a stream brings beside the answer."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool | None = None
     # Padding against the length of packets; there is none in either case.

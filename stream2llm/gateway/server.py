@@ -26,8 +26,7 @@ from stream2llm.gateway.connections import BoundedProtocol
 from stream2llm.gateway.lanes.routes import LanesRoom, lanes_routes
 from stream2llm.gateway.metrics import GatewayMetrics
 from stream2llm.gateway.middleware import BodyLimit, InFlight
-from stream2llm.gateway.model_tokenizer import SharedTokenizer
-from stream2llm.gateway.prompt_tokens import PromptTokenizer
+from stream2llm.gateway.model_tokenizer import PromptTokenizer, SharedTokenizer
 from stream2llm.gateway.routers import RouterClients
 from stream2llm.gateway.vllm_parser import ParserNames
 from stream2llm.security.certificates import open_certificates

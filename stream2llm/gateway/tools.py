@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from stream2llm.api import arguments
 from stream2llm.api.errors import InvalidRequestError, UnsupportedError
 from stream2llm.api.json_text import json_text
 from stream2llm.api.structured_output import StructuredOutput
+from stream2llm.gateway.answer_format import Strict
 
 Json = dict[str, Any]
 # Where a schema keeps the schemas that it refers to.
@@ -34,11 +35,7 @@ class Calls(StrEnum):
     NAMED = "named"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _Name(_Strict):
+class _Name(Strict):
     name: str = Field(min_length=1)
 
 
@@ -50,7 +47,7 @@ class _Function(_Name):
     strict: bool | None = None
 
 
-class ChatTool(_Strict):
+class ChatTool(Strict):
     """A tool of a chat."""
 
     type: Literal["function"]
@@ -74,7 +71,7 @@ class ResponseTool(_Function):
         return {"type": "function", "function": function}
 
 
-class ChatToolChoice(_Strict):
+class ChatToolChoice(Strict):
     """The tool that a chat has to call."""
 
     type: Literal["function"]

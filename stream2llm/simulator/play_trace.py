@@ -10,7 +10,7 @@ from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.model import CostModel
 from cost_profiles.types import CostProfile
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.serving.settings.worker_options import WorkerOptions
 from stream2llm.simulator.cluster import Cluster, ClusterSettings
 from stream2llm.simulator.decode import DecodeSettings, DecodeWorker, Link

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.workload.document_orders import ORDERS, laid_out, num_leading
 from stream2llm.workload.traces.format import Document, Session

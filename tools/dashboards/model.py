@@ -56,6 +56,21 @@ class Dashboard:
         return tuple(panel for row in self.rows for panel in row.panels)
 
 
+def panel(title: str, description: str, unit: Unit, *queries: Query) -> Panel:
+    """A chart of half the width."""
+    return Panel(title, description, unit, queries)
+
+
+def figure(title: str, description: str, unit: Unit, query: Query) -> Panel:
+    """One number in large print."""
+    return Panel(title, description, unit, (query,), width=6, kind="stat")
+
+
+def row(title: str, *panels: Panel) -> Row:
+    """Panels under a heading."""
+    return Row(title, panels)
+
+
 def rate(metric: str, by: str = "", where: str = "") -> str:
     """PromQL: the increase of a counter each second, summed over all but the labels `by`."""
     return f"sum{_by(by)} (rate({metric}{_where(where)}[{WINDOW}]))"
@@ -71,18 +86,24 @@ def share(part: str, whole: str) -> str:
     return f"{part} / ({whole} > 0)"
 
 
-def rates(metric: str, by: str, where: str = "", *, or_zero: bool = False) -> tuple[Query, ...]:
-    """The rate of a counter for each value of the label `by`, which is the legend.
+def held(by: str, where: str = "") -> str:
+    """PromQL: the share of KV blocks that a session or a lease holds."""
+    blocks = "stream2llm_kv_blocks"
+    return share(total(f"{blocks}_held", by, where), total(blocks, by, where))
+
+
+def rates(metric: str, by: str, where: str = "", *, or_zero: bool = False) -> Query:
+    """The rate of a counter for each value of the labels `by`, which are the legend.
 
     `or_zero`: a line at 0 while there is no such value.
     """
     zero = " or vector(0)" if or_zero else ""
-    return (Query(rate(metric, by, where) + zero, f"{{{{{by}}}}}"),)
+    return Query(rate(metric, by, where) + zero, _legend(by))
 
 
-def totals(metric: str, by: str, where: str = "") -> tuple[Query, ...]:
-    """A gauge for each value of the label `by`, which is the legend."""
-    return (Query(total(metric, by, where), f"{{{{{by}}}}}"),)
+def totals(metric: str, by: str, where: str = "") -> Query:
+    """A gauge for each value of the labels `by`, which are the legend."""
+    return Query(total(metric, by, where), _legend(by))
 
 
 def percentiles(
@@ -94,10 +115,12 @@ def percentiles(
     """
     labels = f"le, {by}" if by else "le"
     buckets = rate(f"{histogram}_bucket", labels, where)
-    suffix = "".join(f" {{{{{label.strip()}}}}}" for label in by.split(",") if label)
     zero = " >= 0 or vector(0)" if or_zero else ""  # without observations a quantile is NaN
     return tuple(
-        Query(f"histogram_quantile({quantile / 100:g}, {buckets}){zero}", f"P{quantile}{suffix}")
+        Query(
+            f"histogram_quantile({quantile / 100:g}, {buckets}){zero}",
+            f"P{quantile} {_legend(by)}".strip(),
+        )
         for quantile in (50, 95, 99)
     )
 
@@ -105,6 +128,10 @@ def percentiles(
 def mean(histogram: str, where: str = "") -> str:
     """PromQL: the mean of a histogram's observations within the window."""
     return share(rate(f"{histogram}_sum", where=where), rate(f"{histogram}_count", where=where))
+
+
+def _legend(by: str) -> str:
+    return " ".join(f"{{{{{label}}}}}" for label in by.split(", ") if label)
 
 
 def _by(labels: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from tools.dashboards.model import (
     MODEL,
     Dashboard,
-    Panel,
     Query,
-    Row,
+    figure,
+    panel,
     percentiles,
     rate,
     rates,
+    row,
     share,
     total,
     totals,
@@ -26,98 +27,79 @@ _TOKENS = (
     ("output_tokens_total", "answered"),
 )
 
-_NOW = Row(
+_NOW = row(
     "Now",
-    (
-        Panel(
-            "Workers that serve",
-            "Replicas that routers use, by role. Fewer than configured: see `stream2llm status`.",
-            "none",
-            totals("stream2llm_worker_up", "role"),
-            width=6,
-            kind="stat",
-        ),
-        Panel(
-            "Open sessions",
-            "Sessions that a router has open.",
-            "none",
-            (Query(total("stream2llm_sessions_active", where=MODEL), "open"),),
-            width=6,
-            kind="stat",
-        ),
-        Panel(
-            "TTFT from the seal, P95",
-            "Seconds from the end of the context to the first token.",
-            "s",
-            percentiles(_TTFT, where=MODEL)[1:2],
-            width=6,
-            kind="stat",
-        ),
-        Panel(
-            "Sessions that failed",
-            "Share of the sessions that ended with an error; cancelled ones do not count.",
-            "percentunit",
-            (Query(f"{_FAILED} or vector(0)", "failed"),),
-            width=6,
-            kind="stat",
-        ),
+    figure(
+        "Workers that serve",
+        "Replicas that routers use, by role. Fewer than configured: see `stream2llm status`.",
+        "none",
+        totals("stream2llm_worker_up", "role"),
+    ),
+    figure(
+        "Open sessions",
+        "Sessions that a router has open.",
+        "none",
+        Query(total("stream2llm_sessions_active", where=MODEL), "open"),
+    ),
+    figure(
+        "TTFT from the seal, P95",
+        "Seconds from the end of the context to the first token.",
+        "s",
+        percentiles(_TTFT, where=MODEL)[1],
+    ),
+    figure(
+        "Sessions that failed",
+        "Share of the sessions that ended with an error; cancelled ones do not count.",
+        "percentunit",
+        Query(f"{_FAILED} or vector(0)", "failed"),
     ),
 )
-_TRAFFIC = Row(
+_TRAFFIC = row(
     "Traffic",
-    (
-        Panel(
-            "Sessions that ended",
-            "Sessions a second by outcome: ok, cancelled, or a gRPC status.",
-            "cps",
-            rates(_ENDED, "outcome", MODEL),
-        ),
-        Panel(
-            "Errors",
-            "RPCs a second that ended with an error, refused ones included, by reason.",
-            "cps",
-            rates("stream2llm_errors_total", "reason", MODEL, or_zero=True),
-        ),
-        Panel(
-            "Calls that were not admitted",
-            "Calls a second that were refused for their credentials, by listener and reason.",
-            "cps",
-            (
-                Query(
-                    rate("stream2llm_calls_not_admitted_total", "listener, reason"),
-                    "{{listener}} {{reason}}",
-                ),
-            ),
-        ),
-        Panel(
-            "Tokens",
-            "Tokens a second: received as context, computed by prefill, reused, sent as answers.",
-            "cps",
-            tuple(Query(rate(f"stream2llm_{name}", where=MODEL), word) for name, word in _TOKENS),
-        ),
-        Panel(
-            "Time to first token",
-            "Seconds from the seal to the first token.",
-            "s",
-            percentiles(_TTFT, where=MODEL),
-        ),
+    panel(
+        "Sessions that ended",
+        "Sessions a second by outcome: ok, cancelled, or a gRPC status.",
+        "cps",
+        rates(_ENDED, "outcome", MODEL),
+    ),
+    panel(
+        "Errors",
+        "RPCs a second that ended with an error, refused ones included, by reason.",
+        "cps",
+        rates("stream2llm_errors_total", "reason", MODEL, or_zero=True),
+    ),
+    panel(
+        "Calls that were not admitted",
+        "Calls a second that were refused for their credentials, by listener and reason.",
+        "cps",
+        rates("stream2llm_calls_not_admitted_total", "listener, reason"),
+    ),
+    panel(
+        "Tokens",
+        "Tokens a second: received as context, computed by prefill, reused, sent as answers.",
+        "cps",
+        *(Query(rate(f"stream2llm_{name}", where=MODEL), word) for name, word in _TOKENS),
+    ),
+    panel(
+        "Time to first token",
+        "Seconds from the seal to the first token.",
+        "s",
+        *percentiles(_TTFT, where=MODEL),
     ),
 )
-_HTTP = Row(
+_HTTP = row(
     "HTTP",
-    (
-        Panel(
-            "HTTP requests by status",
-            "Requests a second that gateways have answered, by status; 499: the client left first.",
-            "cps",
-            rates("stream2llm_gateway_requests_total", "status", or_zero=True),
-        ),
-        Panel(
-            "HTTP requests under way",
-            "Requests that gateways answer now, streams and open WebSockets included.",
-            "none",
-            (Query(total("stream2llm_gateway_requests_in_flight") + " or vector(0)", "under way"),),
-        ),
+    panel(
+        "HTTP requests by status",
+        "Requests a second that gateways have answered, by status; 499: the client left first.",
+        "cps",
+        rates("stream2llm_gateway_requests_total", "status", or_zero=True),
+    ),
+    panel(
+        "HTTP requests under way",
+        "Requests that gateways answer now, streams and open WebSockets included.",
+        "none",
+        Query(total("stream2llm_gateway_requests_in_flight") + " or vector(0)", "under way"),
     ),
 )
 OVERVIEW = Dashboard(

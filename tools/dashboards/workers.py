@@ -5,12 +5,12 @@ from __future__ import annotations
 from tools.dashboards.model import (
     WINDOW,
     Dashboard,
-    Panel,
     Query,
-    Row,
+    held,
+    panel,
     percentiles,
     rate,
-    share,
+    row,
     total,
 )
 
@@ -25,139 +25,109 @@ def _vllm(name: str) -> str:
     return f'__name__=~"vllm[:_]{name}"'
 
 
-_REPLICAS = Row(
+_REPLICAS = row(
     "Replicas",
-    (
-        Panel(
-            "Serving",
-            "1 while routers use the replica, else 0.",
-            "none",
-            (Query("stream2llm_worker_up", "{{worker}}"),),
-        ),
-        Panel(
-            "Replaced",
-            "How often a replica was created again, or the controller started again.",
-            "none",
-            (
-                Query("stream2llm_worker_restarts_total", "{{worker}}"),
-                Query("stream2llm_controller_restarts_total", "controller"),
-            ),
-        ),
-        Panel(
-            "Lost",
-            "Workers and routers that were lost within the hour, by cause; drained ones do not count.",
-            "none",
-            (Query("sum by (cause) (increase(stream2llm_worker_losses_total[1h]))", "{{cause}}"),),
-        ),
-        Panel(
-            "Sessions",
-            "Sessions that each worker holds.",
-            "none",
-            (Query(total("stream2llm_worker_sessions", _WORKER), "{{worker}}"),),
-        ),
-        Panel(
-            "KV blocks held",
-            "Share of each worker's KV blocks that a session or a lease holds.",
-            "percentunit",
-            (
-                Query(
-                    share(
-                        total("stream2llm_kv_blocks_held", _WORKER),
-                        total("stream2llm_kv_blocks", _WORKER),
-                    ),
-                    "{{worker}}",
-                ),
-            ),
-        ),
+    panel(
+        "Serving",
+        "1 while routers use the replica, else 0.",
+        "none",
+        Query("stream2llm_worker_up", "{{worker}}"),
+    ),
+    panel(
+        "Replaced",
+        "How often a replica was created again, or the controller started again.",
+        "none",
+        Query("stream2llm_worker_restarts_total", "{{worker}}"),
+        Query("stream2llm_controller_restarts_total", "controller"),
+    ),
+    panel(
+        "Lost",
+        "Workers and routers that were lost within the hour, by cause; drained ones do not count.",
+        "none",
+        Query("sum by (cause) (increase(stream2llm_worker_losses_total[1h]))", "{{cause}}"),
+    ),
+    panel(
+        "Sessions",
+        "Sessions that each worker holds.",
+        "none",
+        Query(total("stream2llm_worker_sessions", _WORKER), "{{worker}}"),
+    ),
+    panel(
+        "KV blocks held",
+        "Share of each worker's KV blocks that a session or a lease holds.",
+        "percentunit",
+        Query(held(_WORKER), "{{worker}}"),
     ),
 )
-_ENGINES = Row(
+_ENGINES = row(
     "Engines",
-    (
-        Panel(
-            "Answer tokens",
-            "Tokens a second that each engine has generated, as vLLM counts them.",
-            "cps",
-            (Query(rate("", _WORKER, _vllm("generation_tokens_total")), "{{worker}}"),),
-        ),
-        Panel(
-            "KV cache usage",
-            "Share of each engine's KV cache in use, as vLLM counts it.",
-            "percentunit",
-            (Query(f"{{{_vllm('kv_cache_usage_perc')}}}", "{{worker}}"),),
-        ),
-        Panel(
-            "Compiling structured outputs",
-            "P50, P95 and P99 of seconds to compile one when its session opens, by role and backend.",
-            "s",
-            percentiles("stream2llm_grammar_compile_seconds", "role, backend", or_zero=True),
-        ),
+    panel(
+        "Answer tokens",
+        "Tokens a second that each engine has generated, as vLLM counts them.",
+        "cps",
+        Query(rate("", _WORKER, _vllm("generation_tokens_total")), "{{worker}}"),
+    ),
+    panel(
+        "KV cache usage",
+        "Share of each engine's KV cache in use, as vLLM counts it.",
+        "percentunit",
+        Query(f"{{{_vllm('kv_cache_usage_perc')}}}", "{{worker}}"),
+    ),
+    panel(
+        "Compiling structured outputs",
+        "P50, P95 and P99 of seconds to compile one when its session opens, by role and backend.",
+        "s",
+        *percentiles("stream2llm_grammar_compile_seconds", "role, backend", or_zero=True),
     ),
 )
-_NODES = Row(
+_NODES = row(
     "Nodes",
-    (
-        Panel(
-            "Processes by node",
-            "Routers, workers and the controller that answer scrapes, by node and role.",
-            "none",
-            (Query('sum by (node, role) (up{role!=""})', "{{node}} {{role}}"),),
-        ),
-        Panel(
-            "Sessions by node",
-            "Sessions that the workers of each node hold, by role.",
-            "none",
-            (Query(total("stream2llm_worker_sessions", "node, role"), "{{node}} {{role}}"),),
-        ),
-        Panel(
-            "KV blocks held by node",
-            "Share of the KV blocks of each node's workers that a session or a lease holds.",
-            "percentunit",
-            (
-                Query(
-                    share(
-                        total("stream2llm_kv_blocks_held", "node, role"),
-                        total("stream2llm_kv_blocks", "node, role"),
-                    ),
-                    "{{node}} {{role}}",
-                ),
-            ),
-        ),
+    panel(
+        "Processes by node",
+        "Routers, workers and the controller that answer scrapes, by node and role.",
+        "none",
+        Query('sum by (node, role) (up{role!=""})', "{{node}} {{role}}"),
+    ),
+    panel(
+        "Sessions by node",
+        "Sessions that the workers of each node hold, by role.",
+        "none",
+        Query(total("stream2llm_worker_sessions", "node, role"), "{{node}} {{role}}"),
+    ),
+    panel(
+        "KV blocks held by node",
+        "Share of the KV blocks of each node's workers that a session or a lease holds.",
+        "percentunit",
+        Query(held("node, role"), "{{node}} {{role}}"),
     ),
 )
-_PROFILES = Row(
+_PROFILES = row(
     "Cost profiles",
-    (
-        Panel(
-            "Cost profile of each prefill worker",
-            "What preemption decides by: a profile that was measured, or modelled from figures.",
-            "none",
-            (Query(_PROFILE, "{{worker}}: {{profile}} ({{source}})"),),
+    panel(
+        "Cost profile of each prefill worker",
+        "What preemption decides by: a profile that was measured, or modelled from figures.",
+        "none",
+        Query(_PROFILE, "{{worker}}: {{profile}} ({{source}})"),
+    ),
+    panel(
+        "Prefilled tokens by cost profile",
+        "Tokens a second that prefill workers with the same profile have computed.",
+        "cps",
+        Query(
+            f"sum by (profile) (rate(stream2llm_prefill_tokens_total"
+            f'{{kind="computed"}}[{WINDOW}]) {_WITH_PROFILE})',
+            "{{profile}}",
         ),
-        Panel(
-            "Prefilled tokens by cost profile",
-            "Tokens a second that prefill workers with the same profile have computed.",
-            "cps",
-            (
-                Query(
-                    f"sum by (profile) (rate(stream2llm_prefill_tokens_total"
-                    f'{{kind="computed"}}[{WINDOW}]) {_WITH_PROFILE})',
-                    "{{profile}}",
-                ),
-            ),
-        ),
-        Panel(
-            "Correction of each cost profile",
-            "Actual seconds of prefill for each one predicted, at the worker that is farthest above; far"
-            " from 1 the profile is another machine's.",
-            "none",
-            (
-                Query(
-                    f"max by (profile, source)"
-                    f' (stream2llm_cost_factor{{curve="recompute"}} {_WITH_PROFILE})',
-                    "{{profile}} ({{source}})",
-                ),
-            ),
+    ),
+    panel(
+        "Correction of each cost profile",
+        "Actual seconds of prefill for each one predicted, at the worker that is farthest above; far"
+        " from 1 the profile is another machine's.",
+        "none",
+        Query(
+            f"max by (profile, source)"
+            f' (stream2llm_cost_factor{{curve="recompute"}} {_WITH_PROFILE})',
+            "{{profile}} ({{source}})",
         ),
     ),
 )

@@ -15,7 +15,7 @@ from decode_worker.answer_order import AnswerOrder
 from decode_worker.fetch_metrics import FetchMetrics
 from prefill_worker.metrics import PrefillMetrics
 from router.metrics import RouterMetrics
-from stream2llm.cli.main import FORWARDED_TO, app, forwarded
+from stream2llm.cli.main import FORWARDED, app, forwarded
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.controller_http import ControllerMetrics
 from stream2llm.engine.worker_metrics import GrammarMetrics, TransferMetrics, WorkerGauges
@@ -143,7 +143,7 @@ def _commands() -> str:
         or reached, or a bound of `--check` was missed; 2 bad usage; 3 refused or failed; 4 unavailable, the same
         command may succeed later; 130 interrupted.
         """,
-        commands.sections(app, {name: partial(forwarded, name) for name in FORWARDED_TO}),
+        commands.sections(app, {name: partial(forwarded, name) for name in FORWARDED}),
     )
 
 

@@ -171,7 +171,6 @@ async def main(descriptor: int, spec: HostSpec) -> int:
 
 
 def run() -> None:
-    """The command line."""
     # Ctrl-C reaches the driver alone, which then closes the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spec = HostSpec(**json.loads(sys.argv[2]))

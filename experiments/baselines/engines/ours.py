@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict
 
 from experiments.baselines.engines.messages import Ask, Failed, Feed, HostSpec, Send, Splice, Tokens
-from experiments.baselines.engines.stock import common_args, settings_of
+from experiments.baselines.engines.stock import common_args, empty_cache, settings_of
 from experiments.baselines.scaling import OPEN_TOKEN_BUDGET
 from prefill_worker.control import ControlChannel, open_control_channel
 from prefill_worker.engine import PrefillSession, prefill_outputs, start_prefill_engine
@@ -95,11 +95,7 @@ class OurEngine:
 
     async def reset(self) -> None:
         """Sessions that were cancelled may still be about to end."""
-        for _ in range(50):
-            if await self._engine._llm.reset_prefix_cache():
-                return
-            await asyncio.sleep(0.1)
-        raise RuntimeError("blocks are held: the prefix cache cannot be emptied")
+        await empty_cache(self._engine._llm)
 
     async def set_policy(self, policy: str) -> None:
         """Through the control channel, as a live cluster is switched."""

@@ -45,7 +45,6 @@ class StockEngine:
 
     @classmethod
     async def start(cls, spec: HostSpec, send: Send) -> StockEngine:
-        """Starts vLLM."""
         counts = Counts()
         args = AsyncEngineArgs(
             model=spec.model_path, enable_log_requests=False, **common_args(spec)
@@ -106,11 +105,7 @@ class StockEngine:
 
     async def reset(self) -> None:
         """Aborts of the last run may still be under way."""
-        for _ in range(50):
-            if await self._llm.reset_prefix_cache():
-                return
-            await asyncio.sleep(0.1)
-        raise RuntimeError("blocks are held: the prefix cache cannot be emptied")
+        await empty_cache(self._llm)
 
     async def set_policy(self, policy: str) -> None:
         """Stock vLLM has its own."""
@@ -174,7 +169,6 @@ class Counts:
         return StatsRelay(self.add)
 
     def add(self, scheduler_stats: Any, iteration_stats: Any) -> None:
-        """One report."""
         values = self._values
         values["steps"] += 1
         if iteration_stats is not None:
@@ -183,6 +177,15 @@ class Counts:
         if scheduler_stats is not None:
             values["prefix_queries"] += scheduler_stats.prefix_cache_stats.queries
             values["prefix_hits"] += scheduler_stats.prefix_cache_stats.hits
+
+
+async def empty_cache(llm: AsyncLLM) -> None:
+    """Waits until no block is held; raises RuntimeError after five seconds."""
+    for _ in range(50):
+        if await llm.reset_prefix_cache():
+            return
+        await asyncio.sleep(0.1)
+    raise RuntimeError("blocks are held: the prefix cache cannot be emptied")
 
 
 def settings_of(config: Any) -> dict[str, str | float]:

@@ -17,7 +17,7 @@ from stream2llm.api.errors import (
     UnauthenticatedError,
 )
 from stream2llm.api.loopback import host_of, is_loopback
-from stream2llm.cli.addresses import NO_ANSWER, NOT_A_CONTROLLER, ask_controller
+from stream2llm.cli.addresses import NO_ANSWER, NOT_A_CONTROLLER, Controller
 from stream2llm.cli.doctor.facts import ClockOffset, Finding, Level, Machine, Ports, Running
 from stream2llm.cli.doctor.probes import machine, ports
 from stream2llm.cluster.config import ClusterConfig
@@ -36,9 +36,7 @@ def find_cluster(
 ) -> Running:
     """Asks the controller; that none is there is a problem only where the address was given."""
     try:
-        status = ask_controller(
-            controller, "/status", timeout_s, expects="replicas", security=security
-        )
+        status = Controller(controller, security, timeout_s).ask("/status", "replicas")
     except Stream2LLMError as error:
         is_there = _is_there(error)
         problem = error.message if is_given or is_there else ""

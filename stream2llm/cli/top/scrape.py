@@ -9,7 +9,7 @@ from typing import Any
 
 from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import Stream2LLMError, UnavailableError
-from stream2llm.cli.addresses import ask_controller
+from stream2llm.cli.addresses import Controller
 from stream2llm.cli.top.names import WANTED
 from stream2llm.serving.http.exposition import Page, parse
 from stream2llm.serving.http.own_http import UNREAD, open_url, why_unread
@@ -73,14 +73,8 @@ def scrape(asked: Asked, before: Scrape | None) -> Scrape:
     The addresses come from /status, which has those of /sd with each one's incarnation.
     """
     try:
-        status = ask_controller(
-            asked.controller,
-            "/status",
-            asked.timeout_s,
-            expects="replicas",
-            security=asked.security,
-        )
-        now = described(status)
+        controller = Controller(asked.controller, asked.security, asked.timeout_s)
+        now = described(controller.ask("/status", "replicas"))
     except Stream2LLMError as error:
         now = replace(before or Scrape(0.0), controller_error=error)
     known = [each for each in now.replicas if each.metrics_address]

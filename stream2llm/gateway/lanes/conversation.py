@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.api.requests import DEFAULT_CONTEXT_SLOT, ChatMessage, ChatPrompt, ChatTemplate
 
 

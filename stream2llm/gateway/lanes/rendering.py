@@ -12,7 +12,7 @@ from router.arrangement import Arrangement, ListedDocument
 from router.encoder import Part, TextEncoder
 from router.ranking_note import check_ranking_note, ranking_note
 from router.text_input import TextInput
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.api.requests import ChatPrompt
 from stream2llm.gateway.lanes.conversation import Conversation
 from stream2llm.serving.sessions.prefix import Tokens

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.api.requests import ChatMessage, ChatPrompt
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.client.chat_inputs import ChatOptions, chat_messages
 from stream2llm.gateway import parameters
+from stream2llm.gateway.answer_format import Strict
 from stream2llm.gateway.lanes.conversation import Given, SlotDocument
 from stream2llm.gateway.parsing import Parsing
 from stream2llm.gateway.requests import Message
@@ -28,24 +29,20 @@ EXTENSION = "stream2llm"
 _HONOURED = ("previous_response_id", "prompt_cache_options", "store")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class DocumentMark(_Strict):
+class DocumentMark(Strict):
     """Makes an input item a document of the context slot."""
 
     # Empty: it cannot be named later.
     id: str = ""
 
 
-class ItemExtension(_Strict):
+class ItemExtension(Strict):
     """`stream2llm` of an input item."""
 
     document: DocumentMark
 
 
-class CreateExtension(_Strict):
+class CreateExtension(Strict):
     """`stream2llm` of a `response.create`. Null stands for "as before in the conversation"."""
 
     # The text in a message that the documents replace; by default {{context}}, once there are some.
@@ -58,7 +55,7 @@ class CreateExtension(_Strict):
     ttft_slo_ms: int | None = None
 
 
-class PromptCacheOptions(_Strict):
+class PromptCacheOptions(Strict):
     """What OpenAI's clients may say about caching; we cache on our own."""
 
     # As `generate: false`.

@@ -18,15 +18,18 @@ import logging
 import os
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from stream2llm.api.loopback import is_loopback
+from stream2llm.models.context_length import context_length
+from stream2llm.models.store import resolve_model
 from stream2llm.serving.actor.loss import Loss
-from stream2llm.serving.actor.node_model import with_model_of_node
 from stream2llm.serving.actor.replica_status import GatewayStatus, RouterStatus
 from stream2llm.serving.actor.root_cause import LogTail, describe_failure
 from stream2llm.serving.actor.sigterm import Sigterm
 from stream2llm.serving.observability import logs
+from stream2llm.serving.settings.gateway_spec import GatewaySpec
 from stream2llm.serving.settings.launch import (
     GatewayStarted,
     Launch,
@@ -35,6 +38,7 @@ from stream2llm.serving.settings.launch import (
     StartOutcome,
     cores_of,
 )
+from stream2llm.serving.settings.router_spec import RouterSpec
 from stream2llm.serving.settings.worker_spec import (
     ClusterView,
     WorkerAddress,
@@ -45,10 +49,26 @@ from stream2llm.serving.system import garbage
 from stream2llm.serving.system.ports import pick_port
 from stream2llm.serving.system.processes import OWNER_VARIABLE
 
+Spec = TypeVar("Spec", RouterSpec, WorkerSpec, GatewaySpec)
 _log = logging.getLogger(__name__)
 _ALL_INTERFACES = ("0.0.0.0", "::")
 # After a drain that SIGTERM began: until the controller, if there is one, ends the replica.
 STOP_REQUEST_S = 10.0
+
+
+def with_model_of_node(spec: Spec) -> Spec:
+    """The spec with a directory of this node; raises ModelStoreError where the model is not here.
+
+    The directory that the submitting machine found, if the node has it, too; else what the
+    configuration's `model` is here.
+    """
+    if spec.model_path and Path(spec.model_path).is_dir():
+        return spec
+    path = resolve_model(spec.model or spec.model_path)
+    found = replace(spec, model_path=str(path))
+    if isinstance(found, RouterSpec) and not found.max_model_len:
+        return replace(found, max_model_len=context_length(path))
+    return found
 
 
 def load(dotted: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from stream2llm.api.options import MAX_TTFT_SLO_MS
 from stream2llm.api.tenant import (
     MAX_PRIORITY,
     MAX_WEIGHT,
@@ -14,7 +15,6 @@ from stream2llm.api.tenant import (
     MIN_WEIGHT,
     TenantShare,
 )
-from stream2llm.api.ttft_slo import MAX_TTFT_SLO_MS
 from stream2llm.security.principal import TENANT_FORM, is_tenant
 from stream2llm.serving.settings.frozen_model import FrozenModel
 

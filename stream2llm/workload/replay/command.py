@@ -20,7 +20,7 @@ from tempfile import NamedTemporaryFile
 
 from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.api.ordering import DocumentOrdering
+from stream2llm.api.options import DocumentOrdering
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.serving.system.clock import SystemClock
 from stream2llm.workload.records import RunRecord

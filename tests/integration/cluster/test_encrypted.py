@@ -28,7 +28,7 @@ from stream2llm.api.tls import ClientTls, http_context
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient, SamplingParameters, TokenDelta
-from stream2llm.client.tls import channel_credentials
+from stream2llm.client.channels import channel_credentials
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.layout import Factories

@@ -13,8 +13,8 @@ from stream2llm.client import AsyncClient
 from tests.cluster_pool import ClusterPool
 from tests.polling import eventually
 from tests.streams import GREEDY, Stream, until_prefilled
+from tools.traces.__main__ import lines
 from tools.traces.collector import Span
-from tools.traces.tree import lines
 
 pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
 

@@ -17,8 +17,7 @@ from experiments.faults.load import sessions
 from experiments.faults.parts import Kind, living_parts
 from experiments.faults.plan import Fault, Strike
 from experiments.faults.report import Check, Run
-from experiments.faults.run import compare, play
-from experiments.faults.strike import Striker
+from experiments.faults.run import Striker, compare, play
 from stream2llm.client import SamplingParameters
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.serving.system.processes import kill_owned, mark_environment, owner_mark

@@ -12,8 +12,7 @@ from stream2llm.workload.traces.format import Content, Document, Event, Scale, S
 from stream2llm.workload.traces.generate import generate
 from stream2llm.workload.traces.layout import TOP_K, split
 from stream2llm.workload.traces.measure import Samples, statistic
-from stream2llm.workload.traces.plan import Plan, coupled, long_enough, plans
-from stream2llm.workload.traces.quantiles import Quantiles
+from stream2llm.workload.traces.plan import Plan, Quantiles, coupled, long_enough, plans
 from stream2llm.workload.traces.text import TextMaker, count_by_words, sentences, text_of
 from tests.traces import a_session
 

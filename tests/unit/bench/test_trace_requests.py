@@ -19,8 +19,7 @@ from stream2llm.workload.traces.format import Document, Event, Item, Scale, Sess
 from stream2llm.workload.traces.imports import BadRow
 from stream2llm.workload.traces.mooncake_jsonl import mooncake_items
 from stream2llm.workload.traces.read import TraceReader
-from stream2llm.workload.traces.requests import Streaming
-from stream2llm.workload.traces.requests_csv import azure_sessions, burstgpt_sessions
+from stream2llm.workload.traces.requests import Streaming, azure_sessions, burstgpt_sessions
 from stream2llm.workload.traces.text import TextMaker
 
 pytestmark = pytest.mark.unit

@@ -64,7 +64,7 @@ class ThreadedRouter:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        # One grpc.aio wake-up pipe serves all loops of a process: see client/portal.py.
+        # One grpc.aio wake-up pipe serves all loops of a process: see client/sync.py.
         self._loop.set_exception_handler(lambda loop, context: None)
         async with self.fake:
             self._started.set()

@@ -18,7 +18,7 @@ from stream2llm.api.errors import (
     UnavailableError,
 )
 from stream2llm.cli import status
-from stream2llm.cli.addresses import ask_controller
+from stream2llm.cli.addresses import Controller
 from stream2llm.cli.doctor.cluster import check_running
 from stream2llm.cli.doctor.facts import Finding, Level, Running
 from stream2llm.cli.doctor.remote import find_cluster
@@ -175,13 +175,11 @@ async def test_a_router_where_a_controller_is_meant_is_named() -> None:
         with pytest.raises(
             UnavailableError, match=r"is not a controller.*is it a router"
         ) as caught:
-            await asyncio.to_thread(
-                lambda: ask_controller(router.address, "/status", 5.0, expects="replicas")
-            )
+            await asyncio.to_thread(Controller(router.address).ask, "/status", "replicas")
     assert caught.value.message.isprintable()
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8360", "127.0.0.1", "h:80/x", "[::1]"])
 def test_what_is_no_address_of_a_controller_is_refused(address: str) -> None:
     with pytest.raises(InvalidRequestError, match='must be "host:port"'):
-        ask_controller(address, "/status", 5.0, expects="replicas")
+        Controller(address).ask("/status", "replicas")

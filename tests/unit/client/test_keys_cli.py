@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from stream2llm.api.credentials import ClientCredentials, ClientSecurity
 from stream2llm.api.errors import InvalidRequestError, NotPermittedError, UnauthenticatedError
-from stream2llm.cli.addresses import ask_controller
+from stream2llm.cli.addresses import Controller
 from stream2llm.cli.main import app
 from stream2llm.cli.security_options import chosen_key
 from stream2llm.security.api_keys import KeyFile
@@ -94,10 +94,8 @@ async def test_a_controller_s_refusal_says_what_is_missing(tmp_path: Path) -> No
     async def retry(address: str, key: str) -> list[str]:
         path = tmp_path / "key"
         path.write_text(key)
-        answer = await asyncio.to_thread(
-            ask_controller, address, "/retry", 10.0,
-            expects="retried", body={}, security=ClientSecurity(credentials=chosen_key(path)),
-        )  # fmt: skip
+        asked = Controller(address, ClientSecurity(credentials=chosen_key(path)))
+        answer = await asyncio.to_thread(asked.ask, "/retry", "retried", {})
         retried: list[str] = answer["retried"]
         return retried
 

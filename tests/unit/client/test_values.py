@@ -17,12 +17,11 @@ from stream2llm.api.errors import (
     UnavailableError,
 )
 from stream2llm.api.events import OversizedDocument, Progress, TokenDelta
-from stream2llm.api.text_options import OversizedDocuments
+from stream2llm.api.options import OversizedDocuments
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.cli.output import progress_line
 from stream2llm.client import DelayReason
-from stream2llm.client.buffer import EventBuffer
-from stream2llm.client.credit import CreditGate
+from stream2llm.client.inbox import CreditGate, EventBuffer
 from stream2llm.client.inputs import Document, DocumentRef, appended, template_of, updated
 from stream2llm.client.status import error_from_rpc
 from stream2llm.client.stream import Gathered

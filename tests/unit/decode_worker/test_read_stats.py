@@ -10,10 +10,9 @@ from prometheus_client import CollectorRegistry
 
 pytest.importorskip("vllm")
 
-from decode_worker.connector import FirstTokenNixlConnector
+from decode_worker.connector import FirstTokenNixlConnector, ReadStats
 from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.lease_watch import Expiry
-from decode_worker.read_stats import ReadStats
 from stream2llm.engine.stats import EngineStats
 
 pytestmark = pytest.mark.unit

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tools.dashboards import pictures
-from tools.dashboards.draw import Ask, draw, legend, shortened
 from tools.dashboards.files import DASHBOARDS
 from tools.dashboards.model import Dashboard, Row
+from tools.dashboards.pictures import Ask, draw, legend, shortened
 from tools.dashboards.prometheus import Prometheus, Series, TimeRange
 from tools.dashboards.sessions import SESSIONS
 

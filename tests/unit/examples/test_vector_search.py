@@ -9,9 +9,9 @@ from zlib import crc32
 import numpy as np
 import pytest
 
+from examples.vector_search.__main__ import draw
 from examples.vector_search.corpus import MAX_WORDS, Text, beginning, read_corpus, texts_in
 from examples.vector_search.embedding import Vectors, fitted
-from examples.vector_search.figure import draw
 from examples.vector_search.index import Index, build, recall
 from examples.vector_search.questions import Question, questions
 from examples.vector_search.steps import recall_table, run

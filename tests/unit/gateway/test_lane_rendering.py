@@ -9,8 +9,8 @@ import pytest
 from router.arrangement import Arrangement
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
+from stream2llm.api.options import ControlTokens
 from stream2llm.api.requests import ChatMessage, ChatPrompt
-from stream2llm.api.text_options import ControlTokens
 from stream2llm.gateway.lanes.conversation import Conversation
 from stream2llm.gateway.lanes.rendering import RememberingEncoder, Rendering
 

@@ -26,10 +26,9 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.worker.utils import allocate_kv_cache
 
-from prefill_worker.block_copy import BlockCopier, make_copier
+from prefill_worker.block_copy import BlockCopier, HostCopier, make_copier
 from prefill_worker.block_regions import Region, block_bytes, block_views, find_regions
 from prefill_worker.copy_batch import runs_of
-from prefill_worker.host_copier import HostCopier
 from prefill_worker.staged_copier import StagedCopier, _gather
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, StepJobs
 from stream2llm.serving.system.clock import ManualClock

@@ -8,8 +8,8 @@ import pytest
 
 from cost_profiles.correction import CALIBRATION_OBSERVATIONS, CorrectedCostModel
 from cost_profiles.decision import Mode, Reason
+from prefill_worker.cost_calibration import MIN_SPACING, Trials
 from prefill_worker.preemption import Preemption
-from prefill_worker.trials import MIN_SPACING, Trials
 from prefill_worker.types import SwapChoice
 from tests.builders import LinearCosts, a_preemption, a_request
 

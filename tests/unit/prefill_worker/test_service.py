@@ -14,8 +14,8 @@ pytest.importorskip("vllm")
 from prefill_worker import service
 from prefill_worker.engine import PrefillOutput
 from prefill_worker.service import PrefillService, _progress
-from stream2llm.api.delay import DelayReason
 from stream2llm.api.errors import EventOrderError, InvalidRequestError
+from stream2llm.api.events import DelayReason
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.api.v1 import worker_pb2
 from stream2llm.engine.failed_request import BAD_GRAMMAR

@@ -20,8 +20,8 @@ from router.conversation import turns_of
 from router.model_chat import ModelChat, ProbedTemplate
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
+from stream2llm.api.options import ControlTokens
 from stream2llm.api.requests import ChatPrompt, ChatTemplate
-from stream2llm.api.text_options import ControlTokens
 from stream2llm.models.cache import is_ready, model_dir
 from stream2llm.serving.sessions.prefix import Tokens
 from tests.chat_templates import PLACES, TEMPLATES, conversation

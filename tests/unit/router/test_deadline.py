@@ -8,10 +8,10 @@ from typing import Any
 import grpc
 import pytest
 
-from router.deadline import chosen_slo_ms
+from router.admission import chosen_slo_ms
 from stream2llm.api.call_metadata import TTFT_SLO_NAMES
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
-from stream2llm.api.ttft_slo import AskedSlo, slos_in
+from stream2llm.api.options import AskedSlo, slos_in
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.serving.settings.tenant_options import TenantOptions, TenantsOptions
 from tests.polling import eventually

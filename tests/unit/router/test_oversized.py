@@ -19,8 +19,8 @@ from router.oversized import CONTEXT_TOO_LONG, SESSION_TOKENS_EXCEEDED, Oversize
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
 from stream2llm.api.errors import InvalidRequestError, OverloadedError
+from stream2llm.api.options import OversizedDocuments
 from stream2llm.api.requests import Document, PlainTemplate
-from stream2llm.api.text_options import OversizedDocuments
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.serving.sessions.prefix import as_tokens
 from tests.router_ring import Ring, named, soon

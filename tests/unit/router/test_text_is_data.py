@@ -21,8 +21,8 @@ from router.encoder import PIECE_CHARS, pieces
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.api.options import ControlTokens
 from stream2llm.api.requests import ChatMessage, ChatPrompt, ChatTemplate, Document, PlainTemplate
-from stream2llm.api.text_options import ControlTokens
 from stream2llm.models.cache import is_ready, model_dir
 from stream2llm.serving.sessions.prefix import Tokens
 from tests.tokenizer_families import BEGIN, END, FAMILIES, UNKNOWN, Family

@@ -23,8 +23,8 @@ from stream2llm.serving.rpc.stream_writer import PeerGoneError
 from stream2llm.serving.settings.observability_options import TracingOptions
 from stream2llm.serving.system.clock import ManualClock
 from stream2llm.serving.system.processes import Origin
+from tools.traces.__main__ import lines
 from tools.traces.collector import collecting
-from tools.traces.tree import lines
 
 pytestmark = pytest.mark.unit
 
