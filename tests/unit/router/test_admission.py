@@ -167,9 +167,8 @@ def fill(ring: Ring, tenant: TenantShare = THE_TENANT) -> None:
 
 
 async def opened(ring: Ring, slo_ms: int | None) -> Any:
-    conversation = ring.converse()
     fields = {} if slo_ms is None else {"ttft_slo_ms": slo_ms}
-    await conversation.open("hello ", **fields)
+    conversation = await ring.opened("hello ", **fields)
     return conversation
 
 
@@ -181,8 +180,7 @@ async def test_a_session_is_warned_at_its_opening(make_ring: Callable[..., Any])
     for each in (in_time, without):
         assert not (await each.next("accepted")).HasField("ttft_forecast_ms")
     for each in (warned, in_time, without):
-        await each.seal()
-        await each.answer()
+        await each.finish()
     counts = {
         verdict: ring.metric("stream2llm_admission_forecasts_total", verdict=verdict)
         for verdict in ("holds", "warned", "refused", "unknown")
@@ -193,8 +191,7 @@ async def test_a_session_is_warned_at_its_opening(make_ring: Callable[..., Any])
 async def test_before_a_rate_is_learned_all_are_admitted(make_ring: Callable[..., Any]) -> None:
     ring = await make_ring(admission="refuse")
     conversation = await opened(ring, 1)
-    await conversation.seal()
-    await conversation.answer()
+    await conversation.finish()
     assert ring.metric("stream2llm_admission_forecasts_total", verdict="unknown") == 1
 
 
@@ -212,8 +209,7 @@ async def test_a_session_is_refused_with_the_time_to_try_again(
     assert not ring.prefill.records
     assert ring.metric("stream2llm_errors_total", reason="DEADLINE_OUT_OF_REACH") == 1
     later = await opened(ring, 60_000)
-    await later.seal()
-    await later.answer()
+    await later.finish()
 
 
 async def test_one_tenants_queue_does_not_refuse_another_ones_sessions(
@@ -229,8 +225,7 @@ async def test_one_tenants_queue_does_not_refuse_another_ones_sessions(
     error = from_rpc_error(await refused.failure())
     assert error is not None
     assert error.reason == "DEADLINE_OUT_OF_REACH"
-    await served.seal()
-    await served.answer()
+    await served.finish()
 
 
 async def test_a_low_rate_refuses_nothing_at_an_idle_worker(make_ring: Callable[..., Any]) -> None:
@@ -241,8 +236,7 @@ async def test_a_low_rate_refuses_nothing_at_an_idle_worker(make_ring: Callable[
     queue.note(-1, num_left=0, num_computed=4000, now_s=now_s, tenant=tenant)
     conversation = await opened(ring, 1)
     assert (await conversation.next("accepted")).ttft_forecast_ms > 1
-    await conversation.seal()
-    await conversation.answer()
+    await conversation.finish()
 
 
 async def test_prompts_that_are_computed_at_once_teach_the_rate(ring: Ring) -> None:
@@ -257,8 +251,7 @@ async def test_by_default_nothing_is_refused(ring: Ring) -> None:
     fill(ring)
     conversation = await opened(ring, 1)
     assert not (await conversation.next("accepted")).HasField("ttft_forecast_ms")
-    await conversation.seal()
-    await conversation.answer()
+    await conversation.finish()
 
 
 async def test_a_sessions_work_is_counted_while_it_is_left(ring: Ring) -> None:
@@ -269,8 +262,7 @@ async def test_a_sessions_work_is_counted_while_it_is_left(ring: Ring) -> None:
     num_tokens = len(ring.encode("hello ")) + len(ring.encode("the quick brown fox"))
     await eventually(lambda: num_before(ring), lambda found: found == num_tokens - 1)
     ring.prefill.may_compute.set()
-    await conversation.seal()
-    await conversation.answer()
+    await conversation.finish()
     await ring.nothing_is_open()
     assert await num_before(ring) == 0
     gone = await opened(ring, 60_000)

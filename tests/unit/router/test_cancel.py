@@ -118,10 +118,7 @@ async def test_a_release_is_tried_at_another_decode_worker(make_ring: Any) -> No
     ring = await make_ring(num_decode=2)
     first, second = (w.decode for w in ring.workers if w.role == "decode")
     first.rejection = first.release_failure = InternalError("no")
-    session = ring.converse()
-    await session.open("hello")
-    await session.seal()
-    await session.failure()
+    await ring.refusal_of("hello")
     await soon(second.release_called.wait())
     assert len(first.released) <= 1
 

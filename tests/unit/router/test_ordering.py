@@ -25,15 +25,13 @@ def texts(names: str) -> list[tuple[str, str]]:
 
 
 async def converse(ring: Ring, prefix: str = "P ", suffix: str = " Q?", **fields: Any) -> Any:
-    session = ring.converse()
-    await session.open(prefix, suffix, sampling=GREEDY, ordering=STABLE, **fields)
+    session = await ring.opened(prefix, suffix, sampling=GREEDY, ordering=STABLE, **fields)
     return session
 
 
 async def sealed(ring: Ring, session: Conversation, **fields: Any) -> list[int]:
     """The prompt that prefill and decode were given."""
-    await session.seal(**fields)
-    answered = await session.answer()
+    answered = await session.finish(**fields)
     prompt: list[int] = ring.record.sequence
     assert answered.finished.usage.prompt_tokens == len(prompt)
     assert answered.token_ids == ring.brain.answer(prompt, 3)
@@ -97,15 +95,13 @@ async def test_the_client_is_told_where_its_documents_stood(ring: Ring) -> None:
     await session.update(*texts("abc"))
     await session.update(named("c"), ("d", TEXTS["d"]), named("a"))
     await session.append(*texts("b"))
-    await session.seal()
-    answered = await session.answer()
+    answered = await session.finish()
     # They stand as a, c, d, b; the list is c, d, a, b.
     assert list(answered.finished.document_order) == [2, 0, 1, 3]
 
 
 async def test_documents_that_stand_as_given_have_no_order_to_tell(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open("P ", sampling=GREEDY)
+    session = await ring.opened("P ", sampling=GREEDY)
     await session.update(*texts("ab"))
     await session.update(named("b"), named("a"))
     await session.seal()

@@ -230,15 +230,13 @@ async def test_a_long_text_is_cut_in_a_later_piece(text: TextInput) -> None:
 
 
 async def open_session(ring: Ring, action: Any = PB_REFUSE, max_tokens: int = 4) -> Any:
-    session = ring.converse()
     sampling = pb.SamplingParameters(max_tokens=max_tokens, temperature=0)
-    await session.open("P", " Q?", sampling=sampling, oversized_documents=action)
+    session = await ring.opened("P", " Q?", sampling=sampling, oversized_documents=action)
     return session
 
 
 async def finish(ring: Ring, session: Any) -> list[int]:
-    await session.seal()
-    await session.answer()
+    await session.finish()
     return list(ring.record.sequence)
 
 
@@ -300,9 +298,8 @@ async def test_a_list_reports_what_it_names_again_only_when_less_or_more_is_kept
 
 async def test_a_ranking_note_without_room_does_not_fail_the_seal(make_ring: Any) -> None:
     ring = await make_ring(max_model_len=100)
-    session = ring.converse()
     sampling = pb.SamplingParameters(temperature=0)
-    await session.open(
+    session = await ring.opened(
         "P", " Q?", sampling=sampling, oversized_documents=PB_CUT,
         ordering=pb.DOCUMENT_ORDERING_STABLE,
     )  # fmt: skip
@@ -348,8 +345,7 @@ async def test_by_default_the_session_fails(make_ring: Any) -> None:
     ],
 )
 async def test_an_unknown_option_is_named(ring: Ring, option: Any, field: str) -> None:
-    session = ring.converse()
-    await session.open("P", **option)
+    session = await ring.opened("P", **option)
     assert (
         f"{field} is {next(iter(option.values()))}; it must be"
         in (await session.failure()).details()
@@ -362,12 +358,12 @@ async def test_control_tokens_are_parsed_where_the_session_asks(ring: Ring) -> N
         (pb.CONTROL_TOKENS_TEMPLATE, True, False),
         (pb.CONTROL_TOKENS_ALL, True, True),
     ):
-        session = ring.converse()
         sampling = pb.SamplingParameters(max_tokens=2)
-        await session.open("<|end|>a", "b<|end|>", sampling=sampling, control_tokens=option)
+        session = await ring.opened(
+            "<|end|>a", "b<|end|>", sampling=sampling, control_tokens=option
+        )
         await session.append("x<|end|>y")
-        await session.seal(suffix=pb.Content(text="c<|end|>"))
-        await session.answer()
+        await session.finish(suffix=pb.Content(text="c<|end|>"))
         encode = {False: ring.encode, True: ring.encode_written}
         parts = (("<|end|>a", in_frame), ("x<|end|>y", in_documents), ("c<|end|>", in_frame))
         assert ring.record.sequence == [i for part, how in parts for i in encode[how](part)]

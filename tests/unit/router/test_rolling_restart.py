@@ -168,8 +168,7 @@ class Load:
         for text in texts:
             await session.append(as_document(text))
             await session.next("progress")
-        await session.seal()
-        answered = await session.answer()
+        answered = await session.finish()
         prompt = self._encode("begin", *texts)
         assert answered.token_ids == self.brain.answer(prompt, NUM_TOKENS), name
         self.num_sessions += 1

@@ -65,8 +65,7 @@ async def test_model_info(ring: Ring) -> None:
 
 
 async def test_server_info_asks_the_workers(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open("hello")
+    session = await ring.opened("hello")
     await session.next("progress")
     while True:  # until prefill has caught up
         info = await ring.stub.GetServerInfo(pb.GetServerInfoRequest())
@@ -90,12 +89,10 @@ async def test_server_info_does_without_a_worker_that_is_gone(ring: Ring) -> Non
 
 async def test_metrics_count_what_happened(tiny_model: Path) -> None:
     async with a_ring(tiny_model, serve_metrics=True) as ring:
-        session = ring.converse()
-        await session.open("hello ", sampling=pb.SamplingParameters(max_tokens=3))
+        session = await ring.opened("hello ", sampling=pb.SamplingParameters(max_tokens=3))
         await session.update("quick")
         await session.update("brown")
-        await session.seal()
-        answered = await session.answer()
+        answered = await session.finish()
         await ring.nothing_is_open()
         usage = answered.finished.usage
         prefix = "stream2llm_"

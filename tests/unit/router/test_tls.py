@@ -34,14 +34,12 @@ async def test_a_session_streams_through_and_goes_on_over_new_certificates(
     assert security.tls is not None
     async with a_ring(tiny_model, security=security) as ring:
         (prefill,) = (w for w in ring.router._parts.workers if w.address.role == "prefill")
-        old = ring.converse()
-        await old.open("hello ", sampling=SAMPLING)
+        old = await ring.opened("hello ", sampling=SAMPLING)
         await old.append("quick")
         await ring.told(1)
         first = prefill.link
         authority.renew(security.tls.files)
-        new = ring.converse()
-        await new.open("hello ", sampling=SAMPLING)
+        new = await ring.opened("hello ", sampling=SAMPLING)
         await new.append("brown")
         await new.seal()
         assert len((await new.answer()).token_ids) == 4

@@ -45,8 +45,7 @@ async def answered(ring: Ring, context: TraceContext | None, **opening: Any) -> 
     conversation = ring.converse(None if context is None else context.metadata())
     await conversation.open("Read this:", "Now answer.", session_id="mine", **opening)
     await conversation.append("a document")
-    await conversation.seal()
-    answer = await conversation.answer()
+    answer = await conversation.finish()
     await ring.nothing_is_open()
     return answer
 
