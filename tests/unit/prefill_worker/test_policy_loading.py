@@ -13,6 +13,7 @@ from stream2llm.api.errors import InvalidRequestError
 from tests.builders import a_request
 from tests.example_policy import install_example, install_module
 from tests.planner_driver import PlannerDriver
+from tests.refusals import refused
 
 pytestmark = pytest.mark.unit
 
@@ -96,11 +97,10 @@ def returns_floats(view): return (1.5,)
 def takes_two(view, other): return ()
 """
     install_module(tmp_path, monkeypatch, "broken", code)
-    with pytest.raises(
-        InvalidRequestError, match=f"prefill.policy: the policy {path} {problem}"
-    ) as caught:
+    with refused(
+        f"prefill.policy: the policy {path} {problem}", field="prefill.policy", reason="BAD_POLICY"
+    ):
         find_policy(path, "prefill.policy")
-    assert (caught.value.reason, caught.value.field) == ("BAD_POLICY", "prefill.policy")
 
 
 def test_a_name_that_is_none_is_refused_with_those_that_there_are() -> None:
@@ -137,6 +137,5 @@ def test_a_script_that_ends_its_process_when_imported_is_refused(
 ) -> None:
     (tmp_path / "scripted.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(InvalidRequestError, match="cannot be imported: SystemExit") as caught:
+    with refused("cannot be imported: SystemExit", field="prefill.policy"):
         find_policy("scripted:lifo", field="prefill.policy")
-    assert caught.value.field == "prefill.policy"
