@@ -1,4 +1,4 @@
-"""The session table of live sessions: places, waits and guarded sessions."""
+"""The session table of live sessions: places, waits, who has waited too long, guarded sessions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from prefill_worker.policy import POLICIES
 from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
+from prefill_worker.starvation_guard import StarvationGuard
 from prefill_worker.types import StepPlan
 from tests.builders import BY_RANK, a_ledger, limits
 
@@ -199,3 +200,34 @@ def test_an_event_is_dated_by_the_tokens_that_were_granted_before() -> None:
     table.note_event("b", 65)
     table.update("b", 70, 0, 0)
     assert later.last_event_work == table.view("b").last_event_work == 74
+
+
+def test_a_wait_ends_when_the_session_is_guarded_and_once_only() -> None:
+    starvation_guard = StarvationGuard(limit_steps=3)
+    starvation_guard.waits("a", 1)
+    assert starvation_guard.take_overdue(3) == []
+    assert starvation_guard.take_overdue(4) == ["a"]
+    assert starvation_guard.take_overdue(9) == []
+
+
+def test_a_wait_goes_on_however_often_it_is_noted() -> None:
+    starvation_guard = StarvationGuard(limit_steps=3)
+    starvation_guard.waits("a", 1)
+    starvation_guard.waits("a", 3)
+    assert starvation_guard.take_overdue(4) == ["a"]
+
+
+def test_a_wait_that_ended_begins_anew() -> None:
+    starvation_guard = StarvationGuard(limit_steps=3)
+    starvation_guard.waits("a", 1)
+    starvation_guard.ends("a")
+    starvation_guard.waits("a", 3)
+    assert starvation_guard.take_overdue(4) == []
+    assert starvation_guard.take_overdue(6) == ["a"]
+
+
+def test_the_longest_wait_comes_first() -> None:
+    starvation_guard = StarvationGuard(limit_steps=1)
+    starvation_guard.waits("b", 1)
+    starvation_guard.waits("a", 2)
+    assert starvation_guard.take_overdue(5) == ["b", "a"]

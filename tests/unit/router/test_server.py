@@ -11,7 +11,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry
 
+from router.metrics import RouterMetrics
 from router.server import Router
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.api.grpc_options import SERVICE_NAME
@@ -149,3 +151,13 @@ async def test_a_taken_port_is_named(ring: Ring, tiny_model: Path) -> None:
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"nowhere/config.json: cannot be read"):
         Router(spec_of(tmp_path / "nowhere"))
+
+
+def test_inter_token_latencies_of_few_milliseconds_are_told_apart() -> None:
+    registry = CollectorRegistry()
+    metrics = RouterMetrics(registry, "tiny")
+    name = "stream2llm_inter_token_latency_seconds_bucket"
+    for seconds, bound in ((0.0009, "0.001"), (0.002, "0.0025"), (0.004, "0.005")):
+        before = registry.get_sample_value(name, {"model": "tiny", "le": bound}) or 0.0
+        metrics.decode_step(seconds, is_first=False)
+        assert registry.get_sample_value(name, {"model": "tiny", "le": bound}) == before + 1
