@@ -13,8 +13,6 @@ from tests.digests import STOP_TOKEN, answer_of
 from tests.scheduling.engine_settings import EngineSettings, worker_options
 from tests.scheduling.handover_pair import Pair, overwrite
 
-pytestmark = pytest.mark.integration
-
 # 16 blocks of 4 tokens; its first token does not end the answer.
 CONTEXT = list(range(1000, 1064))
 

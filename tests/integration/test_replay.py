@@ -26,7 +26,6 @@ from stream2llm.workload.traces.write import write_trace
 from tests.fake_router import Conversation, FakeRouter, forever, polite
 from tests.traces import a_header, a_session
 
-pytestmark = pytest.mark.integration
 NUM_SESSIONS = 2000
 EVENTS = (Event(0, "append", ("a",)), Event(0.01, "update", ("b", "a")), Event(0.02, "seal"))
 

@@ -48,8 +48,6 @@ from tests.scheduling.engine_settings import (
 )
 from tests.scheduling.session_engine import SessionEngine
 
-pytestmark = pytest.mark.integration
-
 STARVATION_GUARD_STEPS = 6
 # The defaults: 24 blocks of 4 tokens, 24 tokens and 3 requests a step.
 NUM_BLOCKS = EngineSettings.num_blocks - 1

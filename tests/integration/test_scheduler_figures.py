@@ -12,8 +12,6 @@ from prefill_worker.report import SchedulerCounters
 from tests.scheduling.driver import SchedulerDriver
 from tests.scheduling.engine_settings import EngineSettings
 
-pytestmark = pytest.mark.integration
-
 A, B, C = (tuple(range(start, start + 12)) for start in (100, 200, 300))
 
 

@@ -17,8 +17,6 @@ from prefill_worker.settings import require_settings
 from tests.scheduling.driver import SchedulerDriver
 from tests.scheduling.engine_settings import EngineSettings, create_config
 
-pytestmark = pytest.mark.integration
-
 
 def make_driver(**settings: Any) -> SchedulerDriver:
     return SchedulerDriver(EngineSettings(**settings))

@@ -43,8 +43,6 @@ from tests.scheduling.masked_engine import ByHand, MaskedEngine, obey, slow_call
 from tests.scheduling.slow_compiler import SLOW
 from tests.tiny_model import EOS, IM_START
 
-pytestmark = pytest.mark.integration
-
 SAMPLING = SamplingParameters(
     max_tokens=4, temperature=0.0, structured_output=StructuredOutput(regex="[a-c]+")
 )

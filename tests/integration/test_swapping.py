@@ -16,8 +16,6 @@ from tests.scheduling.engine_settings import EngineSettings, worker_options
 from tests.scheduling.executor import FakeCopier
 from tests.session_machine import Tokens
 
-pytestmark = pytest.mark.integration
-
 A: Tokens = tuple(range(100, 121))
 B: Tokens = tuple(range(200, 221))
 

@@ -16,8 +16,6 @@ import pytest
 
 vllm = pytest.importorskip("vllm")
 
-pytestmark = pytest.mark.integration
-
 
 def source(owner: Any) -> str:
     return inspect.getsource(owner)

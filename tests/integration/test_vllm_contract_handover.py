@@ -8,8 +8,6 @@ pytest.importorskip("vllm")
 
 from tests.integration.test_vllm_contract import require, require_parameters, source
 
-pytestmark = pytest.mark.integration
-
 
 def test_schedulers() -> None:
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler

@@ -22,8 +22,6 @@ from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.prefill_progress import PrefillProgress
 from stream2llm.serving.sessions.prefix import as_tokens
 
-pytestmark = pytest.mark.property
-
 LIMITS = ContextLimits(
     length=LengthLimits(60), max_total_tokens=300, max_documents_per_event=5, max_documents=10_000
 )

@@ -31,8 +31,6 @@ from cost_profiles.rebase import rebase
 from cost_profiles.types import Accelerator, CostProfile, ModelGeometry
 from tests.profiles import FlatCosts, a_profile, a_recompute, a_swap
 
-pytestmark = pytest.mark.property
-
 SECONDS = st.floats(1e-5, 10.0)
 SIZES = st.integers(0, 300_000)
 

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -30,8 +29,6 @@ from prefill_worker.offers import (
 from router.kv_prefetch_log import KvPrefetchLog, Offered, OfferVerdict, Spliced
 from router.stability import Stability, num_sure
 from stream2llm.serving.sessions.prefix import as_tokens
-
-pytestmark = pytest.mark.property
 
 SIZE = 4
 counts = st.integers(0, 200)

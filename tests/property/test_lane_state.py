@@ -30,8 +30,6 @@ from stream2llm.gateway.lanes.pieces import Sent, change_to
 from stream2llm.gateway.lanes.state import Kind, LaneLimits, Lanes, Step
 from stream2llm.serving.sessions.prefix import as_tokens
 
-pytestmark = pytest.mark.property
-
 LIMITS = LaneLimits(max_lanes=3, max_responses=4, max_chars=120)
 # (lane, which of all responses so far to continue, whether it is answered)
 REQUEST = st.tuples(st.sampled_from("abcd"), st.none() | st.integers(0, 30), st.booleans())

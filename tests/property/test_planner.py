@@ -20,7 +20,6 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +31,6 @@ from prefill_worker.rank_index import RankIndex
 from prefill_worker.types import BlockLedger, RequestView, StepLimits, StepPlan, StopReason
 from tests.builders import BY_RANK, LinearCosts, a_preemption, a_ranking
 
-pytestmark = pytest.mark.property
 BLOCK_SIZE = 4
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from stream2llm.serving.sessions import prefix
 from stream2llm.serving.sessions.prefix import common_prefix_len
 
-pytestmark = pytest.mark.property
 tokens = st.lists(st.integers(0, 3), max_size=30)
 
 

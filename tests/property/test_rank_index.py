@@ -10,8 +10,6 @@ from prefill_worker.policy import POLICIES, Policy
 from prefill_worker.rank_index import RankIndex
 from prefill_worker.types import RequestView
 
-pytestmark = pytest.mark.property
-
 IDS = ["a", "b", "c", "d", "e", "f"]
 
 

@@ -12,15 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream2llm.workload.records import RunRecord, Sample, SessionRecord
 from stream2llm.workload.report import Verdict, distribution, ratio_interval, summarize
 from stream2llm.workload.report.save import run_from_text, run_to_text
-
-pytestmark = pytest.mark.property
 
 TIMES = st.floats(0, 1e6)
 COUNTS = st.integers(0, 10**9)

@@ -36,8 +36,6 @@ from stream2llm.serving.sessions.prefix import as_tokens
 from tests.tiny_model import tiny_tokenizer
 from tests.tokenizer_families import FAMILIES
 
-pytestmark = pytest.mark.property
-
 TINY = tiny_tokenizer()
 NO_PROMPT = as_tokens([])
 

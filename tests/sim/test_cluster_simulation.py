@@ -33,8 +33,6 @@ from tests.simulation.sessions import Change, Plan
 from tests.simulation.simulate import Report, simulate, simulate_seeds
 from tests.simulation.vocabulary import tiny_tokenizer
 
-pytestmark = pytest.mark.sim
-
 NUM_SEEDS, NUM_SLOW_SEEDS, PIECE = 500, 10_000, 100
 
 

@@ -11,8 +11,6 @@ from experiments.paper.pressed import FITTED, block_s, load_memory
 from experiments.paper.published import Setting, published_preemptions
 from experiments.paper.runs import Cell
 
-pytestmark = pytest.mark.sim
-
 
 def played(mode: Mode, copies_s: float | None = None) -> Played:
     setting, machine = Setting("anns", 2.0, 30.0, mode), load_fit()

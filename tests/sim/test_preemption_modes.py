@@ -10,8 +10,6 @@ import pytest
 from experiments.paced import Tally
 from experiments.preemption_simulated import BOUND, LINKS, WAYS, Pace, Scenario, Way, device
 
-pytestmark = pytest.mark.sim
-
 DEVICES = {"h100-sxm-80g_llama-3.1-8b_tp1": 1.0, "cpu_smollm2-135m-instruct_tp1": 1 / 8}
 SCENARIO = Scenario(num_questions=80, num_open=30)
 

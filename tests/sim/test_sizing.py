@@ -20,8 +20,6 @@ from stream2llm.simulator.sizing import Length, Trial, decode_by_memory, fewest,
 from stream2llm.simulator.work import Change, Task
 from tests.profiles import a_profile
 
-pytestmark = pytest.mark.sim
-
 H200 = (
     "--profile",
     "h200_llama-3.1-8b_tp2",

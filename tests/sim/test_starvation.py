@@ -18,8 +18,6 @@ from tests.builders import a_request
 from tests.planner_driver import PlannerDriver
 from tests.session_machine import Tokens
 
-pytestmark = pytest.mark.sim
-
 TOKEN_BUDGET = 8
 STARVATION_GUARD_STEPS = 20
 NEVER = 10**9

@@ -18,8 +18,6 @@ from stream2llm.api.grpc_options import (
     server_options,
 )
 
-pytestmark = pytest.mark.unit
-
 # gRPC lets a ping wait a minute for its answer, whatever the keepalive options say.
 SHORTER_THAN_A_PINGS_DEFAULT_S = 45.0
 NOTICED_S = 20.0

@@ -17,8 +17,6 @@ from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.serving.rpc.stream_writer import StreamWriter, failures_as_status
 from stream2llm.serving.rpc.undecodable import RefuseUndecodable
 
-pytestmark = pytest.mark.unit
-
 # More than gRPC sends to a peer that does not read: the write is under way until it does.
 TOO_LARGE_TO_BUFFER = b"x" * (1 << 23)
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]

@@ -19,8 +19,6 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.translate import message_of
 from tests.refusals import refused
 
-pytestmark = pytest.mark.unit
-
 FIELD = "sampling.structured_output"
 
 

@@ -26,7 +26,7 @@ from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, play, until_prefilled
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 # Where a lease makes nothing good, however slow the machine is.
 LONG_LEASE = pytest.mark.cluster("sensitive-tight")
 # A cluster of their own, so not in the daily run.

@@ -32,8 +32,6 @@ from stream2llm.serving.system import garbage
 from stream2llm.serving.system.processes import owned_processes
 from tests.fakes.control_plane import FakeRouterStatus
 
-pytestmark = pytest.mark.integration
-
 FAKES = "tests.fakes.control_plane"
 FACTORIES = Factories(f"{FAKES}:FakeRouter", f"{FAKES}:FakeWorker", f"{FAKES}:FakeWorker")
 READY_S = 120.0

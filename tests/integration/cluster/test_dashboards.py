@@ -21,7 +21,6 @@ from tools.dashboards.pictures import write_pictures
 from tools.dashboards.prometheus import Prometheus, filled_in
 
 pytestmark = [
-    pytest.mark.integration,
     pytest.mark.slow,  # half a minute beside the cluster that it shares
     pytest.mark.cluster("sensitive-1x1"),
 ]

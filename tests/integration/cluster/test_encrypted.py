@@ -54,7 +54,7 @@ from tests.tls_files import Authority, certificate_of, client_context, der
 from tests.traces import a_header, a_session
 
 # The same over one connection each is in tests/unit/security and tests/unit/router.
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 READY_S = 120.0
 SAMPLING = SamplingParameters(max_tokens=4)

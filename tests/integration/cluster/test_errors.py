@@ -20,7 +20,7 @@ from stream2llm.cluster.cluster import Cluster
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, play
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 SMALL = Stream("errors", (("append", ("a",)),), {"a": 40})
 MAX_MODEL_LEN = 4096
 

@@ -17,7 +17,7 @@ from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.models.token_counter import token_counter
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.cluster("smollm2-1x1")]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster("smollm2-1x1")]
 MODEL = "smollm2-135m-instruct"
 
 

@@ -32,7 +32,7 @@ from tests.reference_engine import ReferenceEngine
 from tests.rpc_fuzz import mutants
 from tests.streams import Stream, play
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 
 ORDINARY = Stream("fuzz", (("append", ("a",)), ("append", ("b",))), {"a": 90, "b": 300})
 SEED = 20261128

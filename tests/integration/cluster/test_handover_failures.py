@@ -27,7 +27,6 @@ from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape
 from tests.streams import GREEDY, Stream, collect, play, send_event, until_prefilled
 
-pytestmark = [pytest.mark.integration]
 ONE_BY_ONE = pytest.mark.cluster("sensitive-1x1")
 
 

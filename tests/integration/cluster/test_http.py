@@ -18,7 +18,7 @@ from tests.lane_client import LaneClient, document, user
 from tests.scrape import scrape
 from tests.wheels import environment_with, run
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.cluster("smollm2-1x1")]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster("smollm2-1x1")]
 
 MODEL = "smollm2-135m-instruct"
 MESSAGES = [{"role": "user", "content": "What does the finally clause of Python do?"}]

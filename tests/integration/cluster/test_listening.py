@@ -24,8 +24,6 @@ from stream2llm.serving.system.processes import owned_processes
 from tests.listening import NOT_THERE, RAY_CALLS, code_of, codes_of, listeners
 from tests.polling import eventually
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.mark.parametrize(
     "kind",

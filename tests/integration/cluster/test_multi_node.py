@@ -32,7 +32,6 @@ from tests.ray_site import (
 )
 
 pytestmark = [
-    pytest.mark.integration,
     pytest.mark.slow,
     pytest.mark.skipif(
         bool(network_namespaces.why_not()), reason=network_namespaces.why_not() or "none"

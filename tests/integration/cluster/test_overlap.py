@@ -13,7 +13,7 @@ from stream2llm.client import AsyncClient, Document, TokenDelta
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, collect, until_prefilled
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 
 APPENDS = Stream(
     "overlap",

@@ -24,7 +24,7 @@ from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape
 from tests.streams import CASES, GREEDY, Outcome, Stream, collect, send_event, until_once_prefilled
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 NUM_SESSIONS = 30
 # Each policy once; test_exact_under_pressure.py has each in every mode, recompute alone too.

@@ -26,7 +26,7 @@ from stream2llm.serving.system.processes import (
 )
 from tests.cluster_pool import Kind, config_of, model_path
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 RAY = str(Path(sys.executable).with_name("ray"))

@@ -14,7 +14,7 @@ from tests.cluster_pool import START_TIMEOUT_S
 from tests.reference_engine import ReferenceEngine
 from tests.streams import CASES, GREEDY, Outcome, Stream, collect, play, until_prefilled
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 WORKERS = ["prefill-0", "prefill-1", "decode-0", "decode-1"]
 LENGTHS = {"a": 70, "b": 40, "c": 90, "d": 33}

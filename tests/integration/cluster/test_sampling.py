@@ -10,7 +10,7 @@ from stream2llm.client import AsyncClient, FinishReason, SamplingParameters
 from tests.reference_engine import ReferenceEngine
 from tests.streams import Stream, collect, play
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 STREAM = Stream("sampling", (("append", ("a",)),), {"a": 100})
 GREEDY = SamplingParameters(max_tokens=12, temperature=0.0, ignore_eos=True)
 

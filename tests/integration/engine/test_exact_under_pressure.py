@@ -20,8 +20,6 @@ from tests.builders import FrozenCosts
 from tests.reference_engine import ReferenceEngine
 from tests.scheduling.pressure import COSTS, Play, tight_engine
 
-pytestmark = pytest.mark.integration
-
 
 class EnginePool:
     """Holds the one engine that runs, "cache" or "no-cache"; starting one takes seconds."""

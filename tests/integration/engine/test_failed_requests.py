@@ -30,8 +30,6 @@ from tests.scheduling.engine_settings import EngineSettings, block_hasher
 from tests.scheduling.handover_pair import Pair
 from tests.scheduling.session_engine import SessionEngine
 
-pytestmark = pytest.mark.integration
-
 GREEDY = SamplingParameters(max_tokens=4, temperature=0.0)
 CONTEXT = list(range(1000, 1040))
 

@@ -20,7 +20,7 @@ from prefill_worker.session_state import WIRE_KEY
 from tests.reference_engine import ReferenceEngine
 from tests.two_engines import BLOCK_SIZE, Answer, TwoEngines
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 # Four blocks, the last one not full, of a model with six layers.
 PROMPT = random.Random(5).choices(range(40_000), k=3 * BLOCK_SIZE + 11)

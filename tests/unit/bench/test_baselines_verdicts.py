@@ -14,7 +14,6 @@ from stream2llm.workload.report import Verdict
 from stream2llm.workload.report.lateness import LOOP_LAG_P99
 from stream2llm.workload.report.summary import REQUEST_RATE, request_rate
 
-pytestmark = pytest.mark.unit
 CELL = "engine crawler heavy"
 FCFS = ours("fcfs")
 

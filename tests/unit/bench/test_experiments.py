@@ -31,9 +31,6 @@ from stream2llm.workload.document_orders import (
 )
 from stream2llm.workload.traces.format import Shape
 
-pytestmark = pytest.mark.unit
-
-
 # -- the table ----------------------------------------------------------------------------
 
 

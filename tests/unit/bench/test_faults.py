@@ -25,8 +25,6 @@ from stream2llm.serving.system.processes import OwnedProcess
 from stream2llm.workload.records import SessionRecord
 from tests.runs import a_failed_record, a_record
 
-pytestmark = pytest.mark.unit
-
 TITLES = ("ray::PrefillActor.start", "VLLM::EngineCore", "VLLM::Worker_TP0")
 
 

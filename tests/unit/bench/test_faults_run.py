@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import psutil
-import pytest
 
 from experiments.faults.load import sessions
 from experiments.faults.parts import Kind, living_parts
@@ -25,8 +24,6 @@ from stream2llm.serving.system.processes import kill_owned, mark_environment, ow
 from stream2llm.workload.replay.session import Asking
 from tests.fake_router import FakeRouter
 from tests.polling import eventually
-
-pytestmark = pytest.mark.unit
 
 CLUSTER_ID = f"faults{os.getpid()}"
 SAMPLING = SamplingParameters(max_tokens=3, temperature=0.0)

@@ -31,8 +31,6 @@ from experiments.paper.recordings import arriving, recorded
 from experiments.paper.runs import Cell
 from stream2llm.workload.traces.imports import Importing
 
-pytestmark = pytest.mark.unit
-
 
 def test_preemptions_are_published_for_each_policy_in_each_pressed_setting() -> None:
     found = published_preemptions()

@@ -48,7 +48,6 @@ from tests.fake_router import (
 from tests.runs import PREFILL_PAGE as PAGE
 from tests.traces import a_session
 
-pytestmark = pytest.mark.unit
 MAKER = TextMaker()
 NOW = (Event(0, "append", ("a",)), Event(0, "update", ("b", "a")), Event(0, "seal"))
 

@@ -20,8 +20,6 @@ from stream2llm.workload.report.page import Image, report_html
 from stream2llm.workload.report.series import MAX_POINTS, ccdf, run_labels, thinned, ttft_by_load
 from tests.runs import a_failed_record, a_record, a_run, with_ttfts
 
-pytestmark = pytest.mark.unit
-
 
 def two_systems() -> list[RunRecord]:
     return [

@@ -21,8 +21,6 @@ from stream2llm.workload.traces.arrivals import (
 )
 from stream2llm.workload.traces.check import TraceError
 
-pytestmark = pytest.mark.unit
-
 
 def a_file(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "times.txt"

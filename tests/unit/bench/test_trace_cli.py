@@ -15,8 +15,6 @@ from stream2llm.cli.main import app
 from stream2llm.workload.traces.read import TraceReader
 from tests.traces import plain_header, plain_session, write_lines
 
-pytestmark = pytest.mark.unit
-
 
 def run(*args: object) -> Result:
     return CliRunner().invoke(app, ["trace", *map(str, args)])

@@ -15,7 +15,6 @@ from stream2llm.workload.traces.read import TraceReader, read_sessions
 from stream2llm.workload.traces.write import write_trace
 from tests.traces import a_header, a_session, plain_header, plain_session, write_lines
 
-pytestmark = pytest.mark.unit
 Plain = dict[str, Any]
 
 

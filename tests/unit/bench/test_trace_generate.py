@@ -17,7 +17,6 @@ from stream2llm.workload.traces.quantiles import Quantiles
 from stream2llm.workload.traces.text import TextMaker, count_by_words, sentences, text_of
 from tests.traces import a_session
 
-pytestmark = pytest.mark.unit
 SHAPES: list[Shape] = ["crawler", "anns"]
 
 

@@ -34,8 +34,6 @@ from stream2llm.workload.traces.write import write_trace
 from tests.fake_router import Conversation, FakeRouter, Script, polite
 from tests.unit.client.conftest import ThreadedRouter
 
-pytestmark = pytest.mark.unit
-
 APPLICATION = """
 import sys
 from stream2llm.client import Client

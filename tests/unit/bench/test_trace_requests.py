@@ -23,8 +23,6 @@ from stream2llm.workload.traces.requests import Streaming
 from stream2llm.workload.traces.requests_csv import azure_sessions, burstgpt_sessions
 from stream2llm.workload.traces.text import TextMaker
 
-pytestmark = pytest.mark.unit
-
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
 # Windows' line ends, seven digits, no line end after the last row: as published.
 AZURE_2023 = (

@@ -26,7 +26,7 @@ from stream2llm.client.chat_inputs import chat_messages
 from stream2llm.client.inputs import appended, template_of, updated
 from tests.refusals import refused
 
-pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
+pytestmark = pytest.mark.usefixtures("no_test_hangs")
 
 HALF = "a\ud800b"
 SLOT = "{{context}}"

@@ -13,7 +13,7 @@ from stream2llm.client import ChatContentPart, ChatMessage, ToolCall
 from stream2llm.client.chat_inputs import chat_messages
 from tests.refusals import refused
 
-pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
+pytestmark = pytest.mark.usefixtures("no_test_hangs")
 
 SLOT = "{{context}}"
 TEXT = {"type": "text", "text": "x"}

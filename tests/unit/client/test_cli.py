@@ -27,8 +27,6 @@ from tests import fake_router
 from tests.fake_router import Conversation
 from tests.traces import a_header, a_session
 
-pytestmark = pytest.mark.unit
-
 ADDRESS = "STREAM2LLM_ADDRESS"
 
 

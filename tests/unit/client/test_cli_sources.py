@@ -25,8 +25,6 @@ from stream2llm.cli.splitting import split_documents
 from tests import fake_router
 from tests.fake_router import Conversation
 
-pytestmark = pytest.mark.unit
-
 TEXT = "Grüße, 世界\n"
 
 

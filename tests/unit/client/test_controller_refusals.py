@@ -36,8 +36,6 @@ from tests.fake_router import FakeRouter
 from tests.fakes.controller import a_controller
 from tests.tls_files import Authority
 
-pytestmark = pytest.mark.unit
-
 NOBODY = "127.0.0.1:1"
 
 

@@ -45,8 +45,6 @@ from stream2llm.serving.system.clock import ManualClock, SystemClock
 from tests.fakes.controller import a_controller
 from tests.tls_files import Authority
 
-pytestmark = pytest.mark.unit
-
 TODAY = date(2026, 12, 1)
 SMOLLM2 = TransformerShape(
     ModelGeometry("smollm2-135m-instruct", 30, 3, 64, "bfloat16"), 576, 1536, 9

@@ -10,7 +10,7 @@ from stream2llm.client import Finished, SamplingParameters, TokenDelta
 from tests import fake_router
 from tests.fake_router import Conversation
 
-pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
+pytestmark = pytest.mark.usefixtures("no_test_hangs")
 
 
 async def test_text_ids_and_chat_prompts(client, router):

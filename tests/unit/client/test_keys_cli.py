@@ -22,8 +22,6 @@ from stream2llm.serving.system.clock import SystemClock
 from tests.credentials import Keys
 from tests.fakes.controller import a_controller
 
-pytestmark = pytest.mark.unit
-
 
 def run(*arguments: str) -> tuple[int, str]:
     """Exit code and everything that was printed."""

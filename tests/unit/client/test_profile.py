@@ -17,8 +17,6 @@ from stream2llm.cli import profile as command
 from stream2llm.cli.main import app
 from tests.profiles import a_profile
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.fixture
 def subjects(monkeypatch: pytest.MonkeyPatch) -> list[profiling.Subject]:

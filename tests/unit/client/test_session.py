@@ -36,7 +36,7 @@ from tests import fake_router
 from tests.fake_router import Conversation, FakeRouter
 from tests.refusals import refused
 
-pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
+pytestmark = pytest.mark.usefixtures("no_test_hangs")
 
 
 async def test_a_seal_that_is_not_iterated_is_a_warning_where_the_block_ends(client, router):

@@ -18,8 +18,6 @@ from stream2llm.cli.main import app
 from stream2llm.cli.status import Found, Row, find, rows, show
 from tests.fake_router import FakeRouter
 
-pytestmark = pytest.mark.unit
-
 NOBODY = "127.0.0.1:1"
 
 

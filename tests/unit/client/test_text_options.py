@@ -10,8 +10,6 @@ from stream2llm.client import AsyncClient, ControlTokens, OversizedDocument, Ove
 from tests.fake_router import Conversation, FakeRouter
 from tests.refusals import refused
 
-pytestmark = pytest.mark.unit
-
 CUT = OversizedDocument(
     sequence=2,
     index=0,

@@ -27,8 +27,6 @@ from stream2llm.workload.replay.scrape import expanded, metrics_url
 from tests.fakes.controller import a_controller
 from tests.tls_files import Authority
 
-pytestmark = pytest.mark.unit
-
 
 class Info(inference_pb2_grpc.StreamingInferenceServiceServicer):
     """Says what it serves, and where its controller is."""

@@ -43,8 +43,6 @@ from stream2llm.serving.settings.tenant_options import (
 from stream2llm.serving.settings.worker_spec import WorkerStatus
 from tests.fakes.controller import a_controller, controller_http
 
-pytestmark = pytest.mark.unit
-
 NAMES = ("router-0", "prefill-0", "decode-0")
 
 

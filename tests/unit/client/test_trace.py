@@ -13,8 +13,6 @@ from stream2llm.api.trace_context import TraceContext, context_in
 from stream2llm.client import AsyncClient, Client
 from tests.fake_router import FakeRouter
 
-pytestmark = pytest.mark.unit
-
 GIVEN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 

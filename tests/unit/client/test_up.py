@@ -21,8 +21,6 @@ from stream2llm.cli.main import app
 from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.engine_check import NO_GPU_HERE, TRITON_LOGGER, Verdict, silence_triton
 
-pytestmark = pytest.mark.unit
-
 SMALL = {"env": {"VLLM_CPU_KVCACHE_SPACE": "0"}, "engine": {"num_gpu_blocks_override": 8}}
 
 

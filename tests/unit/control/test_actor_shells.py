@@ -13,7 +13,7 @@ from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.layout import Factories, lay_out
 from stream2llm.serving.actor.actor_shell import RouterShell, WorkerShell
 
-pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("collector_as_before")]
+pytestmark = pytest.mark.usefixtures("collector_as_before")
 
 FAKE = "tests.fakes.control_plane:FakeWorker"
 VARIABLES = ("VLLM_HOST_IP", "VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT",

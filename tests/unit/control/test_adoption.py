@@ -19,8 +19,6 @@ from stream2llm.cluster.adoption import (
 from stream2llm.serving.settings.launch import GatewayStarted, RouterStarted
 from stream2llm.serving.settings.worker_spec import WorkerAddress
 
-pytestmark = pytest.mark.unit
-
 ROLES: dict[str, sv.Role] = {
     "router-0": "router",
     "prefill-0": "prefill",

@@ -21,8 +21,6 @@ from stream2llm.cluster.http_body import MAX_SECONDS
 from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
 from tests.fakes.prefill_policy import FakeHosts
 
-pytestmark = pytest.mark.unit
-
 
 class AController:
     """One worker; each look at it after the request finds its next phase."""

@@ -21,8 +21,6 @@ from stream2llm.serving.settings.launch import GatewayStarted, Launch
 from stream2llm.serving.settings.worker_spec import ClusterView
 from tests.refusals import refused
 
-pytestmark = pytest.mark.unit
-
 TLS = {name: f"/etc/{name}" for name in ("certificate", "key", "ca", "client_ca")}
 
 

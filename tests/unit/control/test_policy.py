@@ -18,8 +18,6 @@ from stream2llm.cluster.supervision import Phase, Replica
 from tests.fakes.controller import a_controller
 from tests.fakes.prefill_policy import FakeHosts
 
-pytestmark = pytest.mark.unit
-
 
 class Fleet:
     """Two prefill workers, and the policy of both."""

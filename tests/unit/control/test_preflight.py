@@ -36,8 +36,6 @@ from stream2llm.serving.system.clock import SystemClock
 from tests.refusals import refused
 from tests.tls_files import Authority
 
-pytestmark = pytest.mark.unit
-
 GIB = 1024**3
 HERE = "127.0.0.1"
 DEPLOY = Path(__file__).parents[3] / "deploy"

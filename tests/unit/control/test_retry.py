@@ -14,8 +14,6 @@ from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cli.main import app
 from tests.fakes.controller import a_controller
 
-pytestmark = pytest.mark.unit
-
 
 class GivenUp:
     """Workers that wait to be started again."""

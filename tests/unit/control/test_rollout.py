@@ -18,8 +18,6 @@ from stream2llm.cluster.supervisor import Settings, Supervisor
 from stream2llm.serving.settings.launch import StartOutcome
 from tests.unit.control.test_supervisor import FakeHosts, running, until_ready
 
-pytestmark = pytest.mark.unit
-
 PAIRS: dict[str, sv.Role] = {
     "router-0": "router",
     "router-1": "router",

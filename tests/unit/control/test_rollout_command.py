@@ -17,8 +17,6 @@ from stream2llm.cli.main import app
 from stream2llm.cluster.http_body import MAX_SECONDS
 from tests.fakes.controller import a_controller
 
-pytestmark = pytest.mark.unit
-
 
 class Rolling:
     """Each look at the status finds the next of what is to come."""

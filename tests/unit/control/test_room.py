@@ -24,8 +24,6 @@ from stream2llm.cluster.room import (
 from stream2llm.serving.settings.placement import Placement
 from tests.refusals import refused
 
-pytestmark = pytest.mark.unit
-
 
 def a_node(address: str, gpus: float = 0, free: float | None = None, **labels: str) -> Node:
     total = {"CPU": 8.0, "GPU": gpus}

@@ -35,8 +35,6 @@ from stream2llm.serving.system.processes import (
 )
 from tests.fakes.controller import a_controller, controller_http
 
-pytestmark = pytest.mark.unit
-
 LOSSES = "stream2llm_worker_losses_total"
 
 # Says that it runs, then waits for ever; so does its child.

@@ -8,8 +8,6 @@ from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.supervision import Clean, Connect, Create, Fleet, Phase, events
 from stream2llm.serving.actor.loss import Cause, Loss
 
-pytestmark = pytest.mark.unit
-
 KILLED = Loss(Cause.DIED, "killed")
 PAIR: dict[str, sv.Role] = {"prefill-0": "prefill", "decode-0": "decode"}
 PAIRS: dict[str, sv.Role] = {**PAIR, "prefill-1": "prefill", "decode-1": "decode"}

@@ -18,8 +18,6 @@ from stream2llm.serving.settings.launch import GatewayStarted, RouterStarted, St
 from stream2llm.serving.settings.worker_spec import ClusterView, WorkerAddress, WorkerStatus
 from tests.polling import eventually
 
-pytestmark = pytest.mark.unit
-
 KILLED = Loss(Cause.DIED, "killed")
 ROLES: dict[str, sv.Role] = {"router-0": "router", "prefill-0": "prefill", "decode-0": "decode"}
 

@@ -14,8 +14,6 @@ import pytest
 from stream2llm.api.errors import UnavailableError
 from stream2llm.engine.worker_sessions import WorkerSessions
 
-pytestmark = pytest.mark.unit
-
 
 async def serve(sessions: WorkerSessions, begun: asyncio.Event, may_end: asyncio.Event) -> str:
     with sessions.one():

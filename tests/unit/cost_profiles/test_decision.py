@@ -7,8 +7,6 @@ import pytest
 from cost_profiles.decision import Action, Choice, Mode, Reason, cheaper
 from tests.profiles import FlatCosts
 
-pytestmark = pytest.mark.unit
-
 # A token costs 1 ms; a block 10 ms each way, that is 20 tokens.
 COST = FlatCosts(per_token_s=0.001, per_block_s=0.01)
 

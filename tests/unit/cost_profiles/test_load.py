@@ -22,7 +22,6 @@ from cost_profiles.load import (
 from cost_profiles.types import Accelerator, Figure, Kind
 from tests.profiles import A_MEASUREMENT, A_MODEL, a_profile, a_recompute, a_swap
 
-pytestmark = pytest.mark.unit
 Change = Callable[[dict[str, Any]], object]
 
 

@@ -10,8 +10,6 @@ from cost_profiles.rebase import rebase
 from cost_profiles.types import ModelGeometry, RecomputePoint
 from tests.profiles import a_profile, a_recompute, a_swap
 
-pytestmark = pytest.mark.unit
-
 
 def test_nothing_costs_nothing() -> None:
     model = CostModel(a_profile())

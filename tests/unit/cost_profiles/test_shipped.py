@@ -23,8 +23,6 @@ from stream2llm.api.errors import UnsupportedError
 from stream2llm.models.catalogue import DEFAULT_MODEL
 from tests.profiles import a_profile, a_recompute, a_swap
 
-pytestmark = pytest.mark.unit
-
 SMALL = TransformerShape(ModelGeometry("SmolLM2-135M", 30, 3, 64, "bfloat16"), 576, 1536, 9)
 
 

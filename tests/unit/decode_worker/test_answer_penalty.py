@@ -24,8 +24,6 @@ from stream2llm.engine.answer_penalty import (
     missing_penalty,
 )
 
-pytestmark = pytest.mark.unit
-
 
 def repetition(logit: float, penalty: float) -> float:
     """vLLM's repetition penalty."""

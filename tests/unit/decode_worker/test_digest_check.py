@@ -11,8 +11,6 @@ from decode_worker.digest_check import BadKv, ReadCheck, is_covered, job_for
 from decode_worker.fetch_orders import FetchOrder, FinalOrder
 from stream2llm.engine.kv_digest import DIGEST_KEY, BlockKeys, Part, Rows
 
-pytestmark = pytest.mark.unit
-
 SIZE, NUM_LAYERS = 4, 3
 ROWS = np.arange(15, dtype=np.uint16).reshape(5, NUM_LAYERS) * 1000
 

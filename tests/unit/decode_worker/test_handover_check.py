@@ -23,8 +23,6 @@ from stream2llm.api.errors import InvalidRequestError
 from stream2llm.engine.kv_digest import DIGEST_KEY
 from tests.refusals import refused
 
-pytestmark = pytest.mark.unit
-
 BLOCK_SIZE, NUM_BLOCKS = 32, 100
 MISSING = object()
 

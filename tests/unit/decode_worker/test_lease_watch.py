@@ -6,8 +6,6 @@ import pytest
 
 from decode_worker.lease_watch import MARGIN_S, Expiry, LeaseWatch, clock_offset_s
 
-pytestmark = pytest.mark.unit
-
 # A lease of 9 s, which a sign of life makes 6 s longer than the moment of its arrival.
 NAME = "s-a#1"
 

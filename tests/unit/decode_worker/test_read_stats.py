@@ -16,8 +16,6 @@ from decode_worker.lease_watch import Expiry
 from decode_worker.read_stats import ReadStats
 from stream2llm.engine.stats import EngineStats
 
-pytestmark = pytest.mark.unit
-
 
 def a_rank(*expiries: Expiry) -> ReadStats:
     """What a rank reports of a step, as the scheduler's process gets it."""

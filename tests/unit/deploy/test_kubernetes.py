@@ -33,8 +33,6 @@ from tools.crd_schemas import FOLDER as SCHEMA_FOLDER
 from tools.locks import CPU_LOCK, pins
 from tools.prometheus_rule import RULE, prometheus_rule
 
-pytestmark = pytest.mark.unit
-
 FOLDER = Path(__file__).parents[3] / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
 KUBERNETES = "1.33"

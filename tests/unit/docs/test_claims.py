@@ -23,8 +23,6 @@ from stream2llm.workload.traces.read import read_sessions
 from tests.command_lines import parse
 from tools.reference.pages import PAGES as REFERENCE
 
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).parents[3]
 PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),

@@ -20,8 +20,6 @@ from tools.dashboards.prometheus import Prometheus, Series, TimeRange
 from tools.dashboards.sessions import SESSIONS
 from tools.reference.pages import PAGES
 
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).parents[3]
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yaml"
 RULES = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]

@@ -15,8 +15,6 @@ import pytest
 from stream2llm.api.errors import ERRORS_BY_STATUS
 from tools.reflow import overlong, reflow
 
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).parents[3]
 # The changelog also describes the past.
 PAGES = sorted(

@@ -23,9 +23,6 @@ from stream2llm.engine.worker import EngineWorker
 from stream2llm.serving.settings.worker_spec import WorkerSpec
 from tests.unit.test_side_channel import a_free_port, listening
 
-pytestmark = pytest.mark.unit
-
-
 # -- drains -------------------------------------------------------------------------------
 
 

@@ -25,9 +25,6 @@ from stream2llm.serving.system.clock import ManualClock
 from stream2llm.serving.system.silence import Silence, is_answered
 from tests.clocks import SteppedClock
 
-pytestmark = pytest.mark.unit
-
-
 # -- what earlier steps allow the next one ------------------------------------------------
 
 

@@ -15,8 +15,6 @@ from stream2llm.engine.listening import (
     told,
 )
 
-pytestmark = pytest.mark.unit
-
 DEVICES = {
     "lo": frozenset({"127.0.0.1", "::1"}),
     "eth0": frozenset({"10.77.0.1", "fe80::1"}),

@@ -17,8 +17,6 @@ from stream2llm.engine.stoppable_calls import (
     StoppableCalls,
 )
 
-pytestmark = pytest.mark.unit
-
 # No call that shall answer takes as long, on a busy machine either.
 PATIENCE_S = 300.0
 

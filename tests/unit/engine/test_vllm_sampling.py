@@ -18,8 +18,6 @@ from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.vllm_sampling import EngineSeed, engine_seed, to_vllm
 from tests.tokenizer_families import FAMILIES, Family
 
-pytestmark = pytest.mark.unit
-
 WORDS = ["the", " lazy", "quick brown", "x", "€", "dog.", "a  b"]
 
 

@@ -18,8 +18,6 @@ from examples.vector_search.steps import recall_table, run
 from examples.vector_search.ways import Refinement, Searching, Way, ends_at_s, refinements, sent_in
 from tests.fake_router import FakeRouter
 
-pytestmark = pytest.mark.unit
-
 VOCABULARY = 4096
 NOW = Searching(seconds=0.0)
 

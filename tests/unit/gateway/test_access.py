@@ -22,8 +22,6 @@ from tests.credentials import Keys
 from tests.gateway_ring import GatewayRing
 from tests.tls_files import Authority
 
-pytestmark = pytest.mark.unit
-
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = {"model": "tiny", "messages": HELLO}
 CHAT_PATH = "/v1/chat/completions"

@@ -16,8 +16,6 @@ from stream2llm.gateway.response_requests import ResponsesRequest
 from tests.gateway_ring import GatewayRing
 from tests.lane_client import LaneClient, user
 
-pytestmark = pytest.mark.unit
-
 HELLO = [{"role": "user", "content": "hello"}]
 SCHEMA = {"type": "object", "properties": {"z": {"type": "integer"}, "a": {"type": "string"}}}
 NAMED = {"name": "fact", "schema": SCHEMA, "strict": True}

@@ -19,8 +19,6 @@ from stream2llm.gateway.choices import choices
 from tests.gateway_ring import GatewayRing
 from tests.router_ring import soon
 
-pytestmark = pytest.mark.unit
-
 HELLO: Any = [{"role": "user", "content": "hello"}]
 DELTA = TokenDelta("a", (1,))
 FINISHED = Finished(FinishReason.LENGTH)

@@ -14,8 +14,6 @@ from stream2llm.gateway.lanes.requests import CreateRequest
 from stream2llm.gateway.response_items import messages_of
 from tests.gateway_ring import GatewayRing
 
-pytestmark = pytest.mark.unit
-
 CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"q": "x"}'}}
 CALLED = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": '{"q": "x"}'}
 OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "found"}

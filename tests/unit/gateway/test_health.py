@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from typer.testing import CliRunner, Result
 
 from stream2llm.cli.exits import UNAVAILABLE
@@ -15,8 +14,6 @@ from stream2llm.cli.main import app
 from stream2llm.serving.system.ports import pick_port
 from tests.gateway_ring import GatewayRing
 from tests.tls_files import Authority
-
-pytestmark = pytest.mark.unit
 
 
 async def ready(url: str, *options: str) -> Result:

@@ -19,8 +19,6 @@ from tests.gateway_ring import GatewayRing
 from tests.lane_client import LaneClient, document, user
 from tests.router_ring import soon
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize(
     ("fields", "code", "param"),

@@ -16,8 +16,6 @@ from tests.gateway_ring import GatewayRing
 from tests.lane_client import ENDS, LaneClient, document, turns, user
 from tests.router_ring import TIMEOUT_S, soon
 
-pytestmark = pytest.mark.unit
-
 # Sessions are opened with it, so all requests of a lane have the same.
 FEW = {"max_output_tokens": 5}
 SYSTEM = {"type": "message", "role": "system", "content": "use {{context}} only"}

@@ -24,8 +24,6 @@ from stream2llm.gateway.requests import ChatRequest, CompletionRequest
 from stream2llm.gateway.response_requests import ResponsesRequest
 from tests.gateway_ring import GatewayRing
 
-pytestmark = pytest.mark.unit
-
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = {"model": "tiny", "messages": HELLO}
 ROUTES: dict[str, dict[str, Any]] = {

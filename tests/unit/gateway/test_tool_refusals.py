@@ -14,8 +14,6 @@ from tests.gateway_ring import GatewayRing, a_gateway
 from tests.lane_client import LaneClient, user
 from tests.tiny_model import make_tiny_model
 
-pytestmark = pytest.mark.unit
-
 PATHS = ("/v1/chat/completions", "/v1/responses")
 
 

@@ -16,8 +16,6 @@ from stream2llm.gateway.tool_calls import Call, gathered, reader_for
 from stream2llm.gateway.tools import Calls, ToolUse
 from tests.gateway_ring import GatewayRing
 
-pytestmark = pytest.mark.unit
-
 HELLO: Any = [{"role": "user", "content": "hello"}]
 LOOK: dict[str, Any] = {
     "name": "look",

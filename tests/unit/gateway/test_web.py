@@ -5,11 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.browser import a_page
-
-pytestmark = pytest.mark.unit
 
 WEB = Path(__file__).parents[3] / "examples" / "web"
 

@@ -22,8 +22,6 @@ from prefill_worker.session_state import WIRE_KEY
 from stream2llm.api.errors import InternalError, InvalidRequestError, UnavailableError
 from stream2llm.engine.output_stream import OutputStream
 
-pytestmark = pytest.mark.unit
-
 
 @dataclass
 class Sent:

@@ -18,8 +18,6 @@ from cost_profiles.types import Accelerator, ModelGeometry
 from prefill_worker import costs
 from tests.profiles import a_profile
 
-pytestmark = pytest.mark.unit
-
 LLAMA = ModelGeometry("Llama-3.1-8B", 32, 8, 128, "bfloat16")
 
 

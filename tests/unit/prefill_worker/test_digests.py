@@ -10,8 +10,6 @@ import pytest
 from prefill_worker.digests import BlockDigests, Written
 from stream2llm.engine.kv_digest import BlockKeys
 
-pytestmark = pytest.mark.unit
-
 SIZE = 4
 TOKENS = list(range(100, 118))  # four blocks and two tokens
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from prometheus_client import CollectorRegistry
 
 from cost_profiles.decision import Reason
@@ -10,8 +9,6 @@ from prefill_worker.metrics import PrefillMetrics
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import DECISIONS, SchedulerCounters, SchedulerReport, SwapState
 from prefill_worker.types import SwapChoice
-
-pytestmark = pytest.mark.unit
 
 
 class Scrape:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from prefill_worker.offload_pool import OffloadPool
-
-pytestmark = pytest.mark.unit
 
 
 def test_runs_begin_behind_gaps() -> None:

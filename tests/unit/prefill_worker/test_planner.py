@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-import pytest
-
 from cost_profiles.decision import Reason
 from prefill_worker.planner import MAX_LOADED_BLOCKS, plan_step
 from prefill_worker.types import (
@@ -32,7 +30,6 @@ from tests.builders import (
     limits,
 )
 
-pytestmark = pytest.mark.unit
 IDLE, LOWER_RANK = EvictionReason.IDLE, EvictionReason.LOWER_RANK
 
 

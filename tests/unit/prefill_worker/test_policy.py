@@ -18,8 +18,6 @@ from tests.example_policy import install_example, install_module
 from tests.planner_driver import PlannerDriver
 from tests.refusals import refused
 
-pytestmark = pytest.mark.unit
-
 # arrival, last event, computed of known tokens
 SEALED_LATE = a_request(
     "sealed-late", sealed=True, arrival=5, last_event=5, known=90, computed=10, num_blocks=1

@@ -13,8 +13,6 @@ from prefill_worker.trials import MIN_SPACING, Trials
 from prefill_worker.types import SwapChoice
 from tests.builders import LinearCosts, a_preemption, a_request
 
-pytestmark = pytest.mark.unit
-
 # Blocks of four tokens: four seconds to compute, one to copy one way; three more for a copy.
 COSTS = LinearCosts(token_s=1.0, block_s=1.0, copy_s=3.0)
 # Ten full blocks, and two tokens in another.

@@ -21,9 +21,6 @@ from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.serving.system.clock import ManualClock
 from tests.refusals import refused
 
-pytestmark = pytest.mark.unit
-
-
 # -- what is measured --------------------------------------------------------
 
 

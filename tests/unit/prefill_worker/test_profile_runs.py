@@ -21,9 +21,6 @@ from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults
 from stream2llm.api.errors import InternalError, InvalidRequestError
 from stream2llm.serving.system.clock import ManualClock
 
-pytestmark = pytest.mark.unit
-
-
 # -- recompute ----------------------------------------------------------------------------
 
 

@@ -22,8 +22,6 @@ from stream2llm.engine.failed_request import BAD_GRAMMAR
 from stream2llm.engine.worker_metrics import GrammarMetrics
 from tests.fakes.ordering_engine import OrderingEngine
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize(
     ("figures", "delay"),

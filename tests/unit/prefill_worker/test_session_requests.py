@@ -19,8 +19,6 @@ from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
 from stream2llm.engine.vllm_engine import EngineInfo
 
-pytestmark = pytest.mark.unit
-
 
 class Engine:
     """Keeps the sampling parameters of the requests that it is sent."""

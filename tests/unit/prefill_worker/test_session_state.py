@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from prefill_worker.session_state import ContextEvent, LostBlocks, SessionState
 from stream2llm.api.tenant import TenantShare
-
-pytestmark = pytest.mark.unit
 
 
 def a_state(**changes: int) -> SessionState:

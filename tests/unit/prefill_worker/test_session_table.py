@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from prefill_worker.policy import POLICIES
 from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
 from prefill_worker.starvation_guard import StarvationGuard
 from prefill_worker.types import StepPlan
 from tests.builders import BY_RANK, a_ledger, limits
-
-pytestmark = pytest.mark.unit
 
 
 def a_table(policy: str = "fcfs", starvation_guard_steps: int = 3) -> SessionTable:

@@ -23,8 +23,6 @@ from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, S
 from stream2llm.serving.settings.router_spec import GIB
 from stream2llm.serving.settings.worker_options import PrefillOptions, WorkerOptions
 
-pytestmark = pytest.mark.unit
-
 # One layer, 4 blocks of 16 bytes.
 CACHE = KVCacheConfig(4, [KVCacheTensor(64, ["a"], layer_stride=64, block_stride=16)], [])
 OUT = CopyJob(1, Direction.OUT, (2, 1), (0, 1))

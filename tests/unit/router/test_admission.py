@@ -21,8 +21,6 @@ from tests.credentials import Keys, sent
 from tests.polling import eventually
 from tests.router_ring import Ring
 
-pytestmark = pytest.mark.unit
-
 # That of callers without credentials.
 THE_TENANT = TenantShare(DEFAULT_TENANT)
 

@@ -14,8 +14,6 @@ from tests.polling import eventually
 from tests.router_ring import Answered, Ring, a_ring, named, soon
 from tests.tiny_model import BOS, EOS, make_tiny_model
 
-pytestmark = pytest.mark.unit
-
 
 def greedy(**fields: Any) -> pb.SamplingParameters:
     return pb.SamplingParameters(temperature=0, **fields)

@@ -37,8 +37,6 @@ from tests.issuer import served as served_by
 from tests.router_ring import Ring, a_ring, soon
 from tests.tls_files import Authority
 
-pytestmark = pytest.mark.unit
-
 SAMPLING = pb.SamplingParameters(max_tokens=4)
 TOKEN = "the-token-of-this-cluster"
 # The only methods that need no credentials.

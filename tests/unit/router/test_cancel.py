@@ -10,8 +10,6 @@ import pytest
 from stream2llm.api.errors import InternalError
 from tests.router_ring import Conversation, Ring, soon
 
-pytestmark = pytest.mark.unit
-
 Moment = Callable[[Ring, Conversation], Awaitable[None]]
 
 

@@ -25,8 +25,6 @@ from stream2llm.api.requests import (
 from stream2llm.api.text_options import ControlTokens
 from tests.chat_templates import HARMONY, HERMES, LLAMA, MISTRAL, PARTS, TEMPLATES, tool
 
-pytestmark = pytest.mark.unit
-
 CHATML = (
     "{% for m in messages %}{{ '<|turn|>' + m.role + '\\n' + m.content + '<|end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|turn|>assistant\\n' }}{% endif %}"

@@ -14,8 +14,6 @@ from stream2llm.api import grpc_options
 from stream2llm.api.grpc_options import Keepalive
 from tests.router_ring import Ring
 
-pytestmark = pytest.mark.unit
-
 CLIENT = """
 import sys
 from stream2llm.client import Client, SamplingParameters, TokenDelta

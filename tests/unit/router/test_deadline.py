@@ -18,8 +18,6 @@ from tests.polling import eventually
 from tests.refusals import refused
 from tests.router_ring import Ring, soon
 
-pytestmark = pytest.mark.unit
-
 MODEL_MS = 1000
 TENANTS = TenantsOptions(
     named={name: TenantOptions(ttft_slo_ms=ms) for name, ms in (("acme", 200), ("batch", 9000))}

@@ -14,8 +14,6 @@ from tests.fake_workers import FakeWorker
 from tests.polling import eventually
 from tests.router_ring import Conversation, Ring, reason_of, soon
 
-pytestmark = pytest.mark.unit
-
 NUM_TOKENS = 7
 SAMPLING = pb.SamplingParameters(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
 # Longer than any test.

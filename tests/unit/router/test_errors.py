@@ -20,8 +20,6 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from tests.router_ring import Answered, Conversation, Ring, a_ring, named, soon
 from tests.tiny_model import make_tiny_model
 
-pytestmark = pytest.mark.unit
-
 # Each sends an event.
 Script = tuple[Callable[[Conversation], Awaitable[None]], ...]
 opens, appends, updates, seals, send, closes = (

@@ -15,8 +15,6 @@ from stream2llm.api.requests import AppendContext, ClientEvent, SealContext
 from stream2llm.serving.system.clock import ManualClock
 from tests.clocks import SteppedClock
 
-pytestmark = pytest.mark.unit
-
 
 class FakeLive:
     """A session as its reader sees it; credit is the test's to give."""

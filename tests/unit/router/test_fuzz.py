@@ -18,7 +18,6 @@ from tests import fuzz_rpcs as rpcs
 from tests.router_ring import Ring
 from tests.rpc_fuzz import Case, mutants
 
-pytestmark = pytest.mark.unit
 NUM_AT_ONCE = 8
 
 

@@ -9,7 +9,6 @@ from socketserver import BaseRequestHandler, TCPServer
 from threading import Thread
 from typing import Any
 
-import pytest
 from typer.testing import CliRunner, Result
 
 from stream2llm.api.grpc_options import SERVICE_NAME, client_channel_options
@@ -21,8 +20,6 @@ from stream2llm.serving.system.ports import pick_port
 from tests.polling import eventually
 from tests.router_ring import Ring
 from tests.tls_files import Authority
-
-pytestmark = pytest.mark.unit
 
 
 async def ready(address: str, *options: str) -> Result:

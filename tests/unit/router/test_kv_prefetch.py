@@ -15,8 +15,6 @@ from tests.fake_workers import FakeDecode, FakeWorker
 from tests.router_ring import Conversation, Ring, named, soon
 from tests.stuck_call import StuckCall
 
-pytestmark = pytest.mark.unit
-
 GREEDY = pb.SamplingParameters(temperature=0, max_tokens=4, ignore_eos=True)
 
 

@@ -20,8 +20,6 @@ from stream2llm.api.v1 import worker_pb2
 from stream2llm.serving.sessions.prefix import as_tokens
 from tests.router_ring import Ring, reason_of, soon
 
-pytestmark = pytest.mark.unit
-
 
 def retry_of(error: Any) -> float | None:
     ours = from_rpc_error(error)

@@ -13,8 +13,6 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.serving.sessions.prefix import as_tokens
 from tests.router_ring import Conversation, Ring, named
 
-pytestmark = pytest.mark.unit
-
 STABLE = pb.DOCUMENT_ORDERING_STABLE
 GREEDY = pb.SamplingParameters(temperature=0, max_tokens=3)
 TEXTS = {"a": "the quick ", "b": "brown fox ", "c": "jumps over ", "d": "the lazy dog "}

@@ -25,8 +25,6 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.serving.sessions.prefix import as_tokens
 from tests.router_ring import Ring, named, soon
 
-pytestmark = pytest.mark.unit
-
 REFUSE, CUT = OversizedDocuments.REFUSE, OversizedDocuments.CUT
 PB_REFUSE, PB_CUT = pb.OVERSIZED_DOCUMENTS_REFUSE, pb.OVERSIZED_DOCUMENTS_CUT
 MUCH = 1_000_000

@@ -38,8 +38,6 @@ from stream2llm.serving.sessions.prefix import as_tokens
 from stream2llm.serving.settings.worker_spec import WorkerAddress
 from tests.refusals import refused
 
-pytestmark = pytest.mark.unit
-
 
 def a_worker(worker_id: str, *, usable: bool = True, num_sessions: int = 0) -> WorkerView:
     role = "prefill" if worker_id.startswith("p") else "decode"

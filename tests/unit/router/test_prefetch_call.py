@@ -18,8 +18,6 @@ from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.sessions.prefix import as_tokens
 from tests.stuck_call import StuckCall
 
-pytestmark = pytest.mark.unit
-
 FIRST, SECOND = (pb.Handover(kv_transfer_params_json=name) for name in ("one", "two"))
 
 

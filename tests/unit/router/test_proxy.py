@@ -23,8 +23,6 @@ from stream2llm.serving.http.metrics_http import MetricsServer
 from stream2llm.serving.http.own_http import open_url
 from tests.router_ring import Ring
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.fixture(autouse=True)
 def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:

@@ -25,8 +25,6 @@ from stream2llm.serving.sessions.prefix import as_tokens
 from stream2llm.serving.settings.router_spec import RecoveryOptions
 from stream2llm.serving.settings.worker_spec import Role
 
-pytestmark = pytest.mark.unit
-
 
 @dataclass(frozen=True, eq=False)
 class Process:

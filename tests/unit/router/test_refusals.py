@@ -22,8 +22,6 @@ from stream2llm.serving.observability import logs
 from tests.polling import eventually
 from tests.router_ring import Ring, soon
 
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).parents[3]
 # What can reach a client of a router. Its own modules, the workers', and what both share.
 SOURCES = [

@@ -18,8 +18,6 @@ from tests.polling import eventually
 from tests.router_ring import Answered, Conversation, Ring, named, soon
 from tests.tiny_model import EOS
 
-pytestmark = pytest.mark.unit
-
 NUM_TOKENS = 7
 SAMPLING = pb.SamplingParameters(
     temperature=0, max_tokens=NUM_TOKENS, logprobs=1, ignore_eos=True, frequency_penalty=0.5

@@ -13,8 +13,6 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from tests.router_ring import Answered, Conversation, Ring
 from tests.tiny_model import EOS
 
-pytestmark = pytest.mark.unit
-
 NUM_TOKENS = 7
 GREEDY = pb.SamplingParameters(temperature=0, max_tokens=NUM_TOKENS, logprobs=1, ignore_eos=True)
 WORDS = ["begin", "one two", "three"]

@@ -31,8 +31,6 @@ from tests.fake_workers import MAX_MODEL_LEN, Brain, FakeWorker
 from tests.router_ring import Conversation, NoMetricsServer, as_document
 from tests.unit.control.test_rollout import changed
 
-pytestmark = pytest.mark.unit
-
 NUM_CLIENTS = 8
 NUM_DOCUMENTS = 4
 NUM_TOKENS = 12

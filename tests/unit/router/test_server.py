@@ -22,8 +22,6 @@ from stream2llm.serving.settings.router_spec import RouterSpec
 from tests.fake_workers import NUM_BLOCKS
 from tests.router_ring import Answered, NoMetricsServer, Ring, a_ring, soon
 
-pytestmark = pytest.mark.unit
-
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 

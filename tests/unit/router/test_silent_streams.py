@@ -20,8 +20,6 @@ from tests.credentials import Keys, sent
 from tests.polling import eventually
 from tests.router_ring import Conversation, Ring, a_ring, reason_of, soon
 
-pytestmark = pytest.mark.unit
-
 NUM_PLACES = 8
 
 

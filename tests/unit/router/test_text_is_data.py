@@ -27,8 +27,6 @@ from stream2llm.models.cache import is_ready, model_dir
 from stream2llm.serving.sessions.prefix import Tokens
 from tests.tokenizer_families import BEGIN, END, FAMILIES, UNKNOWN, Family
 
-pytestmark = pytest.mark.unit
-
 SMOLLM2 = "smollm2-135m-instruct"
 NAMES = [*map(str, FAMILIES), SMOLLM2]
 MUCH = 1_000_000

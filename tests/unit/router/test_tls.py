@@ -21,8 +21,6 @@ from tests.fake_workers import Brain, FakeWorker
 from tests.router_ring import a_ring, soon
 from tests.tls_files import Authority, replace
 
-pytestmark = pytest.mark.unit
-
 SAMPLING = pb.SamplingParameters(max_tokens=4)
 
 

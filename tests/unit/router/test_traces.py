@@ -19,8 +19,6 @@ from tests.polling import eventually
 from tests.router_ring import Ring, a_ring, soon
 from tools.traces.collector import Collector, Span, collecting
 
-pytestmark = pytest.mark.unit
-
 CLIENT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", True, "vendor=1")
 SESSION_CHILDREN = ["decode", "first_token", "seal", "tokenize", "tokenize", "tokenize", "transfer"]
 

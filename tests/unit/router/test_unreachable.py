@@ -28,8 +28,6 @@ from stream2llm.serving.settings.worker_spec import ClusterView, Role, WorkerAdd
 from tests.fake_workers import Brain, FakeWorker
 from tests.router_ring import Ring, soon
 
-pytestmark = pytest.mark.unit
-
 PLAIN_CHANNELS = PeerChannels(None, 1 << 20)
 RELEASE = worker_pb2.ReleaseHandoverRequest(session_id="s")
 

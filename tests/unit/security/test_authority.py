@@ -18,8 +18,6 @@ from stream2llm.security.authority_files import read_authority
 from stream2llm.security.certificates import CertificateStore, read_certificates
 from tests.tls_files import Authority
 
-pytestmark = pytest.mark.unit
-
 
 def certs(folder: Path, *options: str) -> str:
     ended = CliRunner().invoke(app, ["certs", str(folder), *options])

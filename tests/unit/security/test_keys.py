@@ -14,8 +14,6 @@ from stream2llm.security.api_keys import KeyFile, hash_of, read_entries
 from stream2llm.security.key_edit import create_key, revoke_key
 from stream2llm.security.principal import Principal, Scope
 
-pytestmark = pytest.mark.unit
-
 GOOD = {"id": "0" * 12, "sha256": "0" * 64, "tenant": "a", "scopes": ["session"]}
 
 

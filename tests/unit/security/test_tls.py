@@ -19,8 +19,6 @@ from stream2llm.security.tls import PeerChannels, add_port
 from stream2llm.security.tls_files import TlsFiles
 from tests.tls_files import Authority, certificate_of, client_context, der, replace
 
-pytestmark = pytest.mark.unit
-
 SIZE = 1 << 20
 # Else channels with equal options would share a connection.
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)

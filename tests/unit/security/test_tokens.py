@@ -33,8 +33,6 @@ from stream2llm.serving.system.clock import ManualClock
 from tests.issuer import Issuer
 from tests.refusals import refused
 
-pytestmark = pytest.mark.unit
-
 RULES = TokenRules(
     issuer="https://issuer",
     audience="stream2llm",

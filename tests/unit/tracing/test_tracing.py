@@ -29,8 +29,6 @@ from stream2llm.serving.system.processes import Origin
 from tools.traces.collector import collecting
 from tools.traces.tree import lines
 
-pytestmark = pytest.mark.unit
-
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
