@@ -63,20 +63,21 @@ def test_the_median_of_each_size_counts() -> None:
     assert samples.num_rounds == (2, 3)
 
 
-def test_what_grows_stays_as_it_is() -> None:
-    assert growing({4: 0.4, 1: 0.1, 2: 0.2}) == {1: 0.1, 2: 0.2, 4: 0.4}
-
-
-def test_a_plateau_is_its_mean_at_its_smallest_size() -> None:
-    assert growing({1: 0.2, 2: 0.1, 4: 0.15, 8: 0.5}) == {1: 0.15, 8: 0.5}
-
-
-def test_the_last_plateau_reaches_as_far_as_was_measured() -> None:
-    assert growing({1: 0.1, 2: 0.5, 4: 0.3}) == {1: 0.1, 4: 0.4}
-
-
-def test_equal_to_four_digits_is_equal() -> None:
-    assert growing({1: 0.10001, 2: 0.10002, 4: 0.3}) == {1: 0.1, 4: 0.3}
+@pytest.mark.parametrize(
+    ("measured", "grown"),
+    [
+        ({4: 0.4, 1: 0.1, 2: 0.2}, {1: 0.1, 2: 0.2, 4: 0.4}),
+        # A plateau is its mean at its smallest size, the last one reaches as far as was measured.
+        ({1: 0.2, 2: 0.1, 4: 0.15, 8: 0.5}, {1: 0.15, 8: 0.5}),
+        ({1: 0.1, 2: 0.5, 4: 0.3}, {1: 0.1, 4: 0.4}),
+        # Equal to four digits is equal.
+        ({1: 0.10001, 2: 0.10002, 4: 0.3}, {1: 0.1, 4: 0.3}),
+    ],
+)
+def test_what_does_not_grow_becomes_a_plateau(
+    measured: dict[int, float], grown: dict[int, float]
+) -> None:
+    assert growing(measured) == grown
 
 
 @pytest.mark.parametrize("seed", range(20))

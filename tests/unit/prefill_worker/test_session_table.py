@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from prefill_worker.policy import POLICIES
 from prefill_worker.session_state import SessionState
@@ -198,32 +201,23 @@ def test_an_event_is_dated_by_the_tokens_that_were_granted_before() -> None:
     assert later.last_event_work == table.view("b").last_event_work == 74
 
 
-def test_a_wait_ends_when_the_session_is_guarded_and_once_only() -> None:
-    starvation_guard = StarvationGuard(limit_steps=3)
-    starvation_guard.waits("a", 1)
-    assert starvation_guard.take_overdue(3) == []
-    assert starvation_guard.take_overdue(4) == ["a"]
-    assert starvation_guard.take_overdue(9) == []
-
-
-def test_a_wait_goes_on_however_often_it_is_noted() -> None:
-    starvation_guard = StarvationGuard(limit_steps=3)
-    starvation_guard.waits("a", 1)
-    starvation_guard.waits("a", 3)
-    assert starvation_guard.take_overdue(4) == ["a"]
-
-
-def test_a_wait_that_ended_begins_anew() -> None:
-    starvation_guard = StarvationGuard(limit_steps=3)
-    starvation_guard.waits("a", 1)
-    starvation_guard.ends("a")
-    starvation_guard.waits("a", 3)
-    assert starvation_guard.take_overdue(4) == []
-    assert starvation_guard.take_overdue(6) == ["a"]
-
-
-def test_the_longest_wait_comes_first() -> None:
-    starvation_guard = StarvationGuard(limit_steps=1)
-    starvation_guard.waits("b", 1)
-    starvation_guard.waits("a", 2)
-    assert starvation_guard.take_overdue(5) == ["b", "a"]
+@pytest.mark.parametrize(
+    ("events", "overdue"),
+    [
+        # It ends when the session is guarded, and once only.
+        ([("waits", "a", 1)], {3: [], 4: ["a"], 9: []}),
+        # It goes on however often it is noted.
+        ([("waits", "a", 1), ("waits", "a", 3)], {4: ["a"]}),
+        # One that ended begins anew.
+        ([("waits", "a", 1), ("ends", "a"), ("waits", "a", 3)], {4: [], 6: ["a"]}),
+        # The longest comes first.
+        ([("waits", "b", 1), ("waits", "a", 2)], {5: ["b", "a"]}),
+    ],
+)
+def test_who_has_waited_too_long(
+    events: list[tuple[Any, ...]], overdue: dict[int, list[str]]
+) -> None:
+    guard = StarvationGuard(limit_steps=3)
+    for method, *args in events:
+        getattr(guard, method)(*args)
+    assert {step: guard.take_overdue(step) for step in overdue} == overdue

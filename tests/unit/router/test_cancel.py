@@ -92,18 +92,11 @@ async def test_everything_ends_when_the_client_goes(ring: Ring, moment: Moment, 
         assert ring.metric("stream2llm_sessions_total", outcome="cancelled") == 1
 
 
-async def test_a_hand_over_that_decode_was_asked_for_is_left_to_it(ring: Ring) -> None:
+@pytest.mark.parametrize("moment", [between_prefill_and_decode, in_mid_decode])
+async def test_a_hand_over_that_decode_was_asked_for_is_left_to_it(
+    ring: Ring, moment: Moment
+) -> None:
     """It may have begun to read, whether or not the router has heard so; it says when it will not."""
-    session = ring.converse()
-    await between_prefill_and_decode(ring, session)
-    session.call.cancel()
-    await soon(ring.decode.cancelled.wait())
-    await ring.nothing_is_open()
-    assert not ring.decode.released
-
-
-@pytest.mark.parametrize("moment", [in_mid_decode])
-async def test_a_hand_over_that_decode_has_read_is_not(ring: Ring, moment: Moment) -> None:
     session = ring.converse()
     await moment(ring, session)
     session.call.cancel()

@@ -23,8 +23,7 @@ def texts(names: str) -> list[tuple[str, str]]:
 
 
 async def converse(ring: Ring, prefix: str = "P ", suffix: str = " Q?", **fields: Any) -> Any:
-    session = await ring.opened(prefix, suffix, sampling=GREEDY, ordering=STABLE, **fields)
-    return session
+    return await ring.opened(prefix, suffix, sampling=GREEDY, ordering=STABLE, **fields)
 
 
 async def sealed(ring: Ring, session: Conversation, **fields: Any) -> list[int]:
@@ -54,26 +53,21 @@ def default_note(ranking: str) -> str:
 # -- the order -------------------------------------------------------------------
 
 
-def test_what_is_left_out_at_the_end_costs_nobody_else_a_place() -> None:
-    assert layout("abc", "dba") == ["a", "b", "d"]
-
-
-def test_behind_the_first_that_is_left_out_the_ranking_decides() -> None:
-    assert layout("abcd", "ecda") == ["a", "e", "c", "d"]
-
-
-def test_a_new_document_in_front_moves_nothing() -> None:
-    assert layout("ab", "cab") == ["a", "b", "c"]
-
-
-def test_repeated_documents_keep_as_many_places_as_they_are_wanted() -> None:
-    assert layout("aab", "baa") == ["a", "a", "b"]
-    assert layout("aab", "ba") == ["a", "b"]
-    assert layout("ab", "aab") == ["a", "b", "a"]
-
-
-def test_the_first_list_stands_as_given() -> None:
-    assert layout("", "cab") == ["c", "a", "b"]
+@pytest.mark.parametrize(
+    ("before", "wanted", "after"),
+    [
+        pytest.param("abc", "dba", "abd", id="left-out-at-the-end-costs-nobody-else-a-place"),
+        pytest.param("abcd", "ecda", "aecd", id="behind-the-first-left-out-the-ranking-decides"),
+        pytest.param("ab", "cab", "abc", id="a-new-one-in-front-moves-nothing"),
+        # Repeated documents keep as many places as they are wanted.
+        ("aab", "baa", "aab"),
+        ("aab", "ba", "ab"),
+        ("ab", "aab", "aba"),
+        pytest.param("", "cab", "cab", id="the-first-list-stands-as-given"),
+    ],
+)
+def test_the_layout_of_a_list(before: str, wanted: str, after: str) -> None:
+    assert layout(before, wanted) == list(after)
 
 
 # -- the session -----------------------------------------------------------------
