@@ -20,13 +20,11 @@ import openai
 import pytest
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from openai.types.chat import ChatCompletionMessageParam
-from typer.testing import CliRunner
 
 from stream2llm.api.credentials import ClientSecurity, credentials_of
 from stream2llm.api.errors import UnauthenticatedError, UnavailableError
 from stream2llm.api.tls import ClientTls, http_context
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
-from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient, SamplingParameters, TokenDelta
 from stream2llm.client.tls import channel_credentials
 from stream2llm.cluster.cluster import Cluster
@@ -38,6 +36,7 @@ from stream2llm.serving.http.own_http import open_url
 from stream2llm.workload.traces.format import Content, Document, Event
 from stream2llm.workload.traces.write import write_trace
 from tests import prometheus
+from tests.command_lines import cli
 from tests.credentials import Keys
 from tests.listening import (
     NOT_THERE,
@@ -273,7 +272,7 @@ def test_commands_ask_over_tls_and_with_a_key(
     options = ["--tls-ca", tls.ca, "--tls-cert", tls.certificate, "--tls-key", tls.key]
     options += ["--api-key-file", encrypted.key_file] if has_key else []
     ended = {
-        name: CliRunner().invoke(app, [*name.split(), *words, *map(str, options)])
+        name: cli(*name.split(), *words, *options)
         for name, words in commands(encrypted, tmp_path).items()
     }
     output = {name: result.output for name, result in ended.items()}

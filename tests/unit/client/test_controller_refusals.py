@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.api.credentials import PLAIN, ClientSecurity, credentials_of
 from stream2llm.api.errors import (
@@ -22,7 +22,6 @@ from stream2llm.cli.addresses import ask_controller
 from stream2llm.cli.doctor.cluster import check_running
 from stream2llm.cli.doctor.facts import Finding, Level, Running
 from stream2llm.cli.doctor.remote import find_cluster
-from stream2llm.cli.main import app
 from stream2llm.cli.top.command import first_scrape
 from stream2llm.cli.top.scrape import Asked
 from stream2llm.client import AsyncClient
@@ -31,6 +30,7 @@ from stream2llm.security.principal import Scope
 from stream2llm.serving.actor.access import Guards
 from stream2llm.serving.settings.security_options import AuthOptions
 from stream2llm.serving.system.clock import SystemClock
+from tests.command_lines import cli
 from tests.credentials import Keys
 from tests.fake_router import FakeRouter
 from tests.fakes.controller import a_controller
@@ -108,7 +108,7 @@ async def answer_404(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 def ask(command: str, address: str, key: str) -> Result:
     env = {"STREAM2LLM_CONTROLLER": address, "STREAM2LLM_API_KEY": key}
     arguments = ["--once", "--interval", "0.05"] if command == "top" else []
-    return CliRunner().invoke(app, [command, *arguments], env=env)
+    return cli(command, *arguments, env=env)
 
 
 @pytest.mark.parametrize("command", ["top", "policy"])

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from stream2llm.cli.main import app
 from stream2llm.cli.status import Found, Row, find, rows, show
+from tests.command_lines import cli
 from tests.fake_router import FakeRouter
 
 NOBODY = "127.0.0.1:1"
@@ -155,7 +155,7 @@ def a_controller(answer: bytes) -> Iterator[str]:
 
 def invoke(*args: str, address: str = NOBODY, controller: str = NOBODY) -> Result:
     env = {"STREAM2LLM_ADDRESS": address, "STREAM2LLM_CONTROLLER": controller}
-    return CliRunner().invoke(app, ["status", *args], env=env)
+    return cli("status", *args, env=env)
 
 
 def test_both_addresses_come_from_the_environment(threaded_router: FakeRouter) -> None:
@@ -198,7 +198,7 @@ def test_something_else_at_the_controllers_address_is_one_line(
 
 def test_policy_says_the_same_of_something_else() -> None:
     with a_controller(b"{}") as controller:
-        result = CliRunner().invoke(app, ["policy", "--controller", controller])
+        result = cli("policy", "--controller", controller)
     assert (result.exit_code, result.stdout) == (4, "")
     assert f"the server at {controller} is not a controller" in result.stderr
 
@@ -214,9 +214,7 @@ def test_nobody_at_all_is_one_line_about_the_router() -> None:
     "address", ["", "nonsense:://", "a b", "127.0.0.1:99999", "http://127.0.0.1:50051", "127.0.0.1"]
 )
 def test_an_address_that_is_none_is_no_traceback(address: str) -> None:
-    result = CliRunner().invoke(
-        app, ["status", "--address", address, "--controller", address, "--timeout", "0.5"]
-    )
+    result = cli("status", "--address", address, "--controller", address, "--timeout", "0.5")
     assert result.exit_code == 3, result.output
     assert len(result.stderr.splitlines()) == 1
     assert "try again" not in result.stderr

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cli.main import app
 from stream2llm.cluster.controller_http import ControllerHttp
 from stream2llm.cluster.http_body import MAX_SECONDS
 from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
+from tests.command_lines import cli
 from tests.fakes.prefill_policy import FakeHosts
 
 
@@ -58,7 +58,7 @@ async def served(controller: AController) -> AsyncIterator[str]:
 
 async def command(address: str, *args: str) -> Result:
     words = ["drain", *args, "--controller", address]
-    return await asyncio.to_thread(CliRunner().invoke, app, words)
+    return await asyncio.to_thread(cli, *words)
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,14 @@ import json
 from dataclasses import asdict
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cli.main import app
 from stream2llm.cli.policy import policy_lines
 from stream2llm.cluster.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy, WorkerPolicy
 from stream2llm.cluster.supervision import Phase, Replica
+from tests.command_lines import check_failed, cli
 from tests.fakes.controller import a_controller
 from tests.fakes.prefill_policy import FakeHosts
 
@@ -110,7 +110,7 @@ async def test_a_worker_that_starts_catches_up_however_often_the_choice_changes(
 
 
 async def command(*args: str) -> Result:
-    return await asyncio.to_thread(CliRunner().invoke, app, ["policy", *args])
+    return await asyncio.to_thread(cli, "policy", *args)
 
 
 async def test_the_command_shows_and_switches() -> None:
@@ -166,14 +166,12 @@ async def test_the_command_names_the_policies_when_there_is_no_such_one() -> Non
     fleet = both()
     async with a_controller(policy=fleet.policy) as address:
         result = await command("lifo", "--controller", address)
-    assert result.exit_code == 3
-    assert f"'lifo'; there are {', '.join(POLICIES)} [UNKNOWN_POLICY]" in result.stderr
+    check_failed(result, 3, f"'lifo'; there are {', '.join(POLICIES)} [UNKNOWN_POLICY]")
 
 
 async def test_the_command_fails_when_nobody_answers() -> None:
     result = await command("--controller", "127.0.0.1:1")
-    assert result.exit_code == 4
-    assert "no answer from a controller at 127.0.0.1:1" in result.stderr
+    check_failed(result, 4, "no answer from a controller at 127.0.0.1:1")
 
 
 async def test_a_worker_that_follows_another_policy_is_said_to() -> None:

@@ -8,10 +8,10 @@ import urllib.error
 import urllib.request
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cli.main import app
+from tests.command_lines import check_failed, cli
 from tests.fakes.controller import a_controller
 
 
@@ -30,7 +30,7 @@ class GivenUp:
 
 
 async def command(*args: str) -> Result:
-    return await asyncio.to_thread(CliRunner().invoke, app, ["workers", "retry", *args])
+    return await asyncio.to_thread(cli, "workers", "retry", *args)
 
 
 async def test_the_command_starts_one_or_all_and_says_which() -> None:
@@ -48,10 +48,8 @@ async def test_the_command_names_what_is_wrong() -> None:
     async with a_controller(retry=GivenUp("decode-0").retry) as address:
         unknown = await command("decode-7", "--controller", address)
     silent = await command("--controller", address)
-    assert unknown.exit_code == 3
-    assert "nothing is called 'decode-7'" in unknown.stderr
-    assert silent.exit_code == 4
-    assert f"no answer from a controller at {address}" in silent.stderr
+    check_failed(unknown, 3, "nothing is called 'decode-7'")
+    check_failed(silent, 4, f"no answer from a controller at {address}")
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b"1", b'{"name": 1}', b"[" * 10_000])

@@ -10,11 +10,11 @@ from collections.abc import Collection
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cli.main import app
 from stream2llm.cluster.http_body import MAX_SECONDS
+from tests.command_lines import check_failed, cli
 from tests.fakes.controller import a_controller
 
 
@@ -58,7 +58,7 @@ def a_rollout(*replaced: str, now: str = "draining", **fields: Any) -> dict[str,
 async def command(rolling: Rolling, *words: str) -> Result:
     async with a_controller(rolling.status, rollout=rolling) as address:
         args = ["rollout", *words, "--controller", address]
-        return await asyncio.to_thread(CliRunner().invoke, app, args)
+        return await asyncio.to_thread(cli, *args)
 
 
 @pytest.fixture(autouse=True)
@@ -122,8 +122,7 @@ async def test_one_may_look_later_and_stop_it() -> None:
         "router-0 is replaced (2 of 2)",
     )
     none = await command(Rolling(), "status")
-    assert none.exit_code == 3
-    assert "there was no rolling restart" in none.stderr
+    check_failed(none, 3, "there was no rolling restart")
     rolling = Rolling()
     stopped = await command(rolling, "stop")
     assert (stopped.exit_code, rolling.num_stops) == (0, 1)

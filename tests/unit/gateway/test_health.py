@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.cli.exits import UNAVAILABLE
-from stream2llm.cli.main import app
 from stream2llm.serving.system.ports import pick_port
+from tests.command_lines import cli
 from tests.gateway_ring import GatewayRing
 from tests.tls_files import Authority
 
@@ -19,7 +19,7 @@ from tests.tls_files import Authority
 async def ready(url: str, *options: str) -> Result:
     address = url.partition("://")[2]
     words = ["ready", "--gateway", "--address", address, "--timeout", "20", *options]
-    return await asyncio.to_thread(CliRunner().invoke, app, words)
+    return await asyncio.to_thread(cli, *words)
 
 
 async def test_a_gateway_is_ready_while_it_has_routers(gateway: GatewayRing) -> None:
