@@ -135,7 +135,6 @@ class Network:
              "begin", str(self._shared), name, address, sys.executable, _FIRST_PROCESS],
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        assert process.stdout is not None
         line = process.stdout.readline()
         assert line == "up\n", line + process.stdout.read()
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()

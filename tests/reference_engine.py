@@ -45,8 +45,6 @@ class ReferenceEngine:
         traceback: TracebackType | None,
     ) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
             self._process.stdin.close()
             self._process.wait(60)
             self._process.stdout.close()
@@ -72,8 +70,6 @@ class ReferenceEngine:
 
     def _ask(self, request: dict[str, Any]) -> list[list[int]]:
         process = self._running()
-        assert process.stdin is not None
-        assert process.stdout is not None
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()

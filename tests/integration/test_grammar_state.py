@@ -76,7 +76,6 @@ def a_request(
 
 def mask(manager: StructuredOutputManager, request: Request) -> list[int]:
     rows = manager.grammar_bitmask({"r": request}, ["r"], {})
-    assert rows is not None
     return allowed(rows[0])
 
 

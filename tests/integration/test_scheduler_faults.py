@@ -170,7 +170,6 @@ def never_computed(driver: SchedulerDriver) -> None:
 
 def running(driver: SchedulerDriver) -> None:
     driver.step()
-    assert driver.last_step is not None
     assert "s" in driver.last_step.num_scheduled_tokens
     assert driver.has_work()
 
@@ -214,7 +213,6 @@ def test_s2_an_event_at_any_moment_leaves_a_session_in_one_place(moment: Any, ki
     driver.check()  # in no queue between steps
     driver.return_blocks()
     driver.step()  # the driver checks: announced once, as new
-    assert driver.last_step is not None
     announced = [new.req_id for new in driver.last_step.scheduled_new_reqs]
     if "s" in driver.last_step.num_scheduled_tokens:
         assert announced.count("s") == 1
@@ -256,10 +254,8 @@ async def test_s3_a_session_cannot_outgrow_the_engine(
     # Nothing has changed: the session takes what does fit, and is answered.
     await session.splice(91, told, list(range(told, longest)), seal=True)
     engine.run()
-    assert session.outputs is not None
     outputs = [output async for output in prefill_outputs(session.outputs)]
     first = outputs[-1].first_token
-    assert first is not None
     assert list(first.token_ids) == [answer_of(range(longest))]
 
 
@@ -272,7 +268,6 @@ async def test_s4_a_reader_that_lags_gets_every_output_by_itself() -> None:
     await grow(session, engine, chunks=5, size=8)
     await session.splice(6, 40, [7], seal=True, hand_over=True)
     engine.run()
-    assert session.outputs is not None
     outputs = [output async for output in prefill_outputs(session.outputs)]
     told = [output.progress["revision"] for output in outputs]
     assert sorted(set(told)) == [1, 2, 3, 4, 5, 6]
@@ -283,7 +278,6 @@ async def test_s4_a_reader_that_lags_gets_every_output_by_itself() -> None:
 
 async def ended_by(engine: SessionEngine, session: PrefillSession) -> OutputStream:
     """The session's stream after the engine, not the client, has ended it."""
-    assert session.outputs is not None
     engine.processor.abort_requests(["s"], internal=True)
     return session.outputs
 
@@ -306,7 +300,6 @@ async def test_s4_an_error_of_the_engine_reaches_every_reader() -> None:
     session = PrefillSession(engine, "s", SAMPLING)  # type: ignore[arg-type]
     await grow(session, engine, chunks=2, size=8)
     engine.processor.propagate_error(RuntimeError("the step failed"))
-    assert session.outputs is not None
     with pytest.raises(RuntimeError, match="the step failed"):
         [output async for output in prefill_outputs(session.outputs)]
 
@@ -481,7 +474,6 @@ def test_s7_an_abort_in_the_step_that_samples(driver: SchedulerDriver) -> None:
     driver.open("s", tokens(0, 20), hand_over=True)
     driver.seal("s", [5])
     driver.step(cancel="s")
-    assert driver.last_step is not None
     assert driver.last_step.num_scheduled_tokens == {"s": 21}
     assert not driver.answers()
     driver.step()

@@ -113,7 +113,6 @@ class OfferMachine(RuleBasedStateMachine):
     def read_or_refused_or_expired(self, which: int) -> None:
         name = sorted(self.pins)[which % len(self.pins)]
         offer = self.table.end(name)
-        assert offer is not None
         assert offer.block_ids == self.pins.pop(name)
         assert self.table.end(name) is None, "an offer ended twice"
 
@@ -360,7 +359,6 @@ def test_offers_are_fetched_one_at_a_time_with_the_tokens_they_came_with() -> No
     log.offered(Offered(revision=1, num_tokens=2), "first")
     log.offered(Offered(revision=1, num_tokens=4), "second")
     first = log.next()
-    assert first is not None
     assert log.next() is None, "one is at decode"
     assert log.spliced(2, 1, as_tokens([1, 9])) == Spliced(("second",), aborts=True)
     assert (first.handover, first.tokens.tolist()) == ("first", [1, 2])

@@ -58,7 +58,6 @@ def test_1_a_file_loses_nothing(run: RunRecord) -> None:
 @given(VALUES)
 def test_2_percentiles_are_in_order(values: list[float]) -> None:
     found = distribution(values)
-    assert found is not None
     percentiles = list(found.percentiles.values())
     assert percentiles == sorted(percentiles)
     assert min(values) <= percentiles[0] <= percentiles[-1] <= found.maximum == max(values)

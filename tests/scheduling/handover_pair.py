@@ -285,7 +285,6 @@ class Pair:
         """Decode refuses the fetch that is under way to it, as a worker that drains does."""
         session = self.sessions[name]
         if session.has_fetch_under_way:
-            assert session.log.at_decode is not None
             self.release(session.log.at_decode.handover)
             session.end_fetch()
 

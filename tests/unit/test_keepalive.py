@@ -46,7 +46,6 @@ asyncio.run(main())
 async def test_a_process_that_stands_still_ends_its_calls() -> None:
     pipe = asyncio.subprocess.PIPE
     server = await asyncio.create_subprocess_exec(sys.executable, "-c", SERVER, stdout=pipe)
-    assert server.stdout is not None
     try:
         address = f"127.0.0.1:{int(await server.stdout.readline())}"
         options = Keepalive(after_ms=100, timeout_ms=2000).options()

@@ -109,7 +109,6 @@ async def test_they_are_the_senders_fault(channel: grpc.aio.Channel, method: str
         await call.read()
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     error = from_rpc_error(caught.value)
-    assert error is not None
     assert error.reason == "NO_MESSAGE"
 
 

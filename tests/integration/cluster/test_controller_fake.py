@@ -350,7 +350,6 @@ def test_a_start_that_fails_once_is_repeated_and_a_signal_to_the_group_leaves_no
 
 def lines_until_ready(process: subprocess.Popen[str]) -> list[str]:
     """What a SERVE script says until its cluster is ready; the first line is the cluster's id."""
-    assert process.stdout is not None
     lines: list[str] = []
     while (line := process.stdout.readline()) != "ready\n":
         if not line:

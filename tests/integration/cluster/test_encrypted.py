@@ -116,7 +116,6 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
     folder = tmp_path_factory.mktemp("encrypted")
     authority, clients = Authority(), Authority()
     security = authority.security(folder / "cluster", clients)
-    assert security.tls is not None
     model = make_tiny_model(folder / "model")
     keys, key_file = Keys(folder), folder / "key"
     key_file.write_text(keys.create("a", *Scope))

@@ -194,7 +194,6 @@ def test_a_stopped_job_lets_an_open_session_end(site: Site, job: Job, answer: li
         "import json, sys; given = json.loads(sys.argv[1])\n" + ASK,
         json.dumps([ROUTER, CA, PROMPT, num_tokens]),
     )  # fmt: skip
-    assert client.stdout is not None
     assert client.stdout.readline() == "sealing\n"
     site.run("node-a", RAY, "job", "stop", "--address", JOBS, JOB_ID)
     # Behind it gRPC may log that the router closes the connection.

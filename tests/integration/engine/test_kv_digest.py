@@ -83,7 +83,6 @@ def test_a_bad_prefetch_is_read_again(engines: TwoEngines, reference: ReferenceE
     assert BadKv.from_wire(bad.params) is not None
     good = engines.fetch("f2", context, prefilled(engines, "f2", context))
     result = FetchResult.from_wire(good.params)
-    assert result is not None
     assert (result.end, result.num_blocks) == (FetchEnd.FETCHED, 3)
     prompt = [*context, *PROMPT[3 * BLOCK_SIZE :]]
     first = prefilled(engines, "whole", prompt)

@@ -69,8 +69,6 @@ def test_what_is_met_does_not_depend_on_the_order_or_the_numbers_of_processes() 
     fault = Fault(0.0, 0.5, None)
     other = [OwnedProcess(each.pid + 77, each.owner, each.command) for each in PROCESSES[::-1]]
     first, second = victim(fault, parts_of(PROCESSES)), victim(fault, parts_of(other))
-    assert first is not None
-    assert second is not None
     assert (first.name, second.process.pid - first.process.pid) == (second.name, 77)
 
 

@@ -35,7 +35,6 @@ def an_engine(replica: str) -> Iterator[subprocess.Popen[bytes]]:
     environment = {**os.environ, **mark_environment(owner_mark(CLUSTER_ID, replica, 1))}
     command = ["bash", "-c", 'echo up; exec -a "VLLM::EngineCore" sleep 600']
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
         process.stdout.readline()
         try:
             yield process

@@ -333,7 +333,6 @@ def test_documents_leave_as_they_arrive_and_ctrl_c_cancels(threaded_router):
         env={**os.environ, ADDRESS: threaded_router.fake.address},
     )
     try:
-        assert process.stdin is not None
         process.stdin.write("a\n---\nb\n---\nc")  # and standard input stays open
         process.stdin.flush()
         assert got_two.wait(30)

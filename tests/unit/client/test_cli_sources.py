@@ -352,7 +352,6 @@ def test_documents_that_end_in_nul_leave_as_they_arrive(threaded_router):
     threaded_router.fake.script = watch
     process = command(threaded_router, "Why?", "-")
     try:
-        assert process.stdin is not None
         process.stdin.write(b"a\n b\0c")  # and standard input stays open
         process.stdin.flush()
         assert got_one.wait(30)

@@ -387,7 +387,6 @@ def test_all_nodes_have_one_authority() -> None:
 def test_the_files_of_this_machine_are_tried(tmp_path: Path) -> None:
     authority = Authority()
     security = authority.security(tmp_path)
-    assert security.tls is not None
     config = CPU.model_copy(update={"security": security})
     config = changed(config, "router", host="auto")
     refused = look_at_this_machine(config, "10.0.0.7", fast=True)
@@ -417,9 +416,7 @@ def test_no_probe_fails_on_this_machine() -> None:
     machine = look_at_this_machine(config, "10.0.0.7", fast=True)
     assert machine.failed == {}
     assert machine.num_cores
-    assert machine.versions is not None
     assert "grpcio" in machine.versions
-    assert machine.model is not None
     assert "/no/such/model" in machine.model.error
 
 

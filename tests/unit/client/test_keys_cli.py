@@ -34,7 +34,6 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
     key, key_id = made.strip(), made.split("_")[1]
     assert code == 0
     principal = KeyFile(path).principal(key)
-    assert principal is not None
     assert (principal.tenant, principal.scopes) == ("acme", {Scope.READ})
     run("create", str(path))
     code, listed = run("list", str(path))

@@ -156,8 +156,6 @@ def test_check_ends_with_vllms_word_and_what_would_be_started(
 
 def test_a_check_is_silent_about_triton_where_torch_warns_of_it() -> None:
     spec = find_spec("torch")  # not imported, which takes seconds
-    assert spec is not None
-    assert spec.origin is not None
     module = Path(spec.origin).parent.parent / f"{TRITON_LOGGER.replace('.', '/')}.py"
     assert 'logger.warning("Triton not available' in module.read_text()
     assert "logger = logging.getLogger(__name__)" in module.read_text()

@@ -35,7 +35,6 @@ def test_the_default_cluster_has_one_and_other_configurations_as_many_as_they_as
     tmp_path: Path,
 ) -> None:
     default = load_config(default_config())
-    assert default.gateway is not None
     assert default.gateway.port == 8000
     assert on_free_ports(default).gateway == default.gateway.model_copy(update={"port": 0})
     assert parse_config({}, source="test").gateway is None

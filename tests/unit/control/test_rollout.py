@@ -133,7 +133,6 @@ async def test_without_room_for_a_stand_in_sessions_wait() -> None:
         await until_over(supervisor, restart)
         assert drained(hosts) == ["prefill-0", "decode-0", "router-0"]
         described = restart.describe()
-        assert described is not None
         assert described["no_room"] == {
             "prefill-0": "no node has 1 GPU",
             "decode-0": "no node has 1 GPU",
@@ -149,7 +148,6 @@ async def test_it_stops_at_a_successor_that_does_not_come_up() -> None:
         assert over.state is ro.State.FAILED
         assert over.reason == "prefill-1 does not come up: no such model"
         described = restart.describe()
-        assert described is not None
         assert described["replaced"] == ["prefill-0"]
         assert described["left"] == IN_ORDER[1:]
 
@@ -217,7 +215,6 @@ async def test_another_controller_goes_on_with_it() -> None:
     assert fleet["prefill-0-stand-in"].phase is sv.Phase.ADMITTED
     successor = Supervisor(ONE_EACH, hosts, Settings(1, 0.01, 10.0))
     successor.restore(fleet, saved.addresses, replace(view, version=view.version + 1000))
-    assert saved.rollout is not None
     now_s = asyncio.get_running_loop().time()
     restart = RollingRestart(successor, hosts, rollout=replace(saved.rollout, turn_began_s=now_s))
     del hosts.full["prefill-0"]

@@ -75,7 +75,6 @@ def _start(mark: str) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-c", _PARENT], env=environment, stdout=subprocess.PIPE
     )
-    assert process.stdout is not None
     process.stdout.readline()
     return process
 

@@ -108,7 +108,6 @@ def test_sigterm_reaches_the_loop_of_another_thread() -> None:
         [sys.executable, "-c", SIGTERM_IN_A_THREAD], text=True, stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": root},
     )  # fmt: skip
-    assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=30)[0] == "drains\n"

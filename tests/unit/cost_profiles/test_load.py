@@ -213,6 +213,5 @@ def test_what_was_measured_goes_before_a_microbenchmark() -> None:
 
 def test_another_block_size_is_rebased() -> None:
     found = find_profile("abacus", A_MODEL, 1, block_size=32, profiles=[a_profile(block_size=16)])
-    assert found.profile is not None
     assert found.profile.block_size == 32
     assert found.reason.endswith("rebased from blocks of 16 tokens to 32")

@@ -155,8 +155,6 @@ def names_in(module: str) -> set[str]:
     if module not in _FOR_FRAMEWORKS:
         return set(dir(import_module(module)))
     spec = find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text())
     definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     return {each.name for each in tree.body if isinstance(each, definitions)}

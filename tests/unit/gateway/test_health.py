@@ -34,7 +34,6 @@ async def test_with_tls_the_authority_and_the_name_are_needed(
     make_gateway: Callable[..., Any], tmp_path: Path
 ) -> None:
     security = Authority().security(tmp_path)
-    assert security.tls is not None
     gateway = await make_gateway(security=security)
     trusted = ["--tls-ca", str(security.tls.ca)]
     assert (await ready(gateway.url, *trusted)).exit_code == 0

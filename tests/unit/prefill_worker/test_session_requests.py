@@ -51,7 +51,6 @@ async def test_the_seal_says_how_much_of_the_answer_there_is() -> None:
         await session.splice(1, 0, [1, 2])
         await session.splice(2, 2, [3, 4, 5, 6], seal=True, answer_tokens=answer_tokens)
         sealed = engine.sent[-1]
-        assert sealed.extra_args is not None
         assert sealed.extra_args[ANSWER_TOKENS_KEY] == answer_tokens
         assert (sealed.max_tokens, sealed.min_tokens) == (1, min_tokens)
         assert (sealed.min_p, sealed.logit_bias) == (0.5, {5: 1.0})

@@ -125,7 +125,6 @@ def test_a_rank_copies_when_the_step_begins() -> None:
     connector.handle_preemptions(metadata(connector))
     assert memory[48:].tolist() == list(range(32, 48))
     meta = connector.build_connector_worker_meta()
-    assert meta is not None
     assert meta.results.num_ranks_done == {1: 1, 2: 1}
     assert [time[:2] for time in meta.results.times.values()] == [
         (Direction.OUT, 2),

@@ -105,7 +105,6 @@ def test_another_tenants_work_goes_before_by_priority_and_weight(
 @pytest.mark.parametrize(("slo_ms", "holds"), [(3000, True), (2999, False)])
 def test_a_deadline_holds_while_the_work_fits_into_it(slo_ms: int, holds: bool) -> None:
     found = forecast(2000, 1000, 1000.0, slo_ms)
-    assert found is not None
     assert (found.ttft_ms, found.holds) == (3000, holds)
 
 
@@ -166,8 +165,7 @@ def fill(ring: Ring, tenant: TenantShare = THE_TENANT) -> None:
 
 async def opened(ring: Ring, slo_ms: int | None) -> Any:
     fields = {} if slo_ms is None else {"ttft_slo_ms": slo_ms}
-    conversation = await ring.opened("hello ", **fields)
-    return conversation
+    return await ring.opened("hello ", **fields)
 
 
 async def test_a_session_is_warned_at_its_opening(make_ring: Callable[..., Any]) -> None:
@@ -201,7 +199,6 @@ async def test_a_session_is_refused_with_the_time_to_try_again(
     error = await (await opened(ring, 200)).failure()
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     ours = from_rpc_error(error)
-    assert ours is not None
     assert ours.reason == "DEADLINE_OUT_OF_REACH"
     assert 2.3 < (ours.retry_after_s or 0) < 3.3
     assert not ring.prefill.records
@@ -221,7 +218,6 @@ async def test_one_tenants_queue_does_not_refuse_another_ones_sessions(
     for each in (refused, served):
         await each.open("hello ", ttft_slo_ms=200)
     error = from_rpc_error(await refused.failure())
-    assert error is not None
     assert error.reason == "DEADLINE_OUT_OF_REACH"
     await served.finish()
 

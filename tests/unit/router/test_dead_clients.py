@@ -46,7 +46,6 @@ async def test_a_client_that_stands_still_loses_its_session(impatient: Ring, mom
     ring.decode.hold_after_steps = 2
     arguments = [sys.executable, "-c", CLIENT, ring.address.grpc_address, moment]
     client = await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe)
-    assert client.stdout is not None
     try:
         assert await client.stdout.readline() == b"here\n"
         await ring.told(1)

@@ -40,7 +40,6 @@ async def test_with_tls_the_authority_and_the_name_are_needed(
     make_ring: Callable[..., Any], tmp_path: Path
 ) -> None:
     security = Authority().security(tmp_path)
-    assert security.tls is not None
     ring = await make_ring(security=security)
     trusted = ["--tls-ca", str(security.tls.ca)]
     address = ring.address.grpc_address

@@ -21,8 +21,7 @@ GREEDY = pb.SamplingParameters(temperature=0, max_tokens=4, ignore_eos=True)
 async def streaming(ring: Ring, prefix: str = "one two three four") -> Conversation:
     """An open session that streams its hand-over, with a prefill worker that offers."""
     ring.prefill.offers_blocks_of = 2
-    session = await ring.opened(prefix=prefix, sampling=GREEDY, handover=pb.HANDOVER_MODE_STREAMED)
-    return session
+    return await ring.opened(prefix=prefix, sampling=GREEDY, handover=pb.HANDOVER_MODE_STREAMED)
 
 
 def decodes(ring: Ring) -> list[FakeWorker]:
@@ -241,7 +240,6 @@ async def test_what_prefill_cannot_compile_ends_the_session_at_once(ring: Ring) 
     sampling = pb.SamplingParameters(structured_output=pb.StructuredOutput(regex="a"))
     session = await ring.opened(prefix="one", sampling=sampling)
     error = from_rpc_error(await session.failure())
-    assert error is not None
     assert (error.reason, error.field) == ("BAD_STRUCTURED_OUTPUT", "sampling.structured_output")
     assert "cannot be compiled: too many rules" in error.message
     assert len(ring.prefill.records) == 1, "another worker would refuse it, too"

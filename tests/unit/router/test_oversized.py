@@ -146,7 +146,6 @@ async def test_a_long_text_is_tokenized_until_it_is_clear_that_it_cannot_fit(
     text: TextInput,
 ) -> None:
     (document,) = await text.documents([Document(LONG)], "append", 60_000, oversized=CUT)
-    assert document.tokens is not None
     assert document.num_untokenized == 1
     assert 60_000 < len(document.tokens) < 60_000 + 2 * PIECE_CHARS
     assert np.array_equal(document.tokens, text.tokenizer.encode(LONG)[: len(document.tokens)])
@@ -156,12 +155,10 @@ async def test_a_text_of_too_many_bytes_is_not_tokenized(text: TextInput) -> Non
     """Bytes are compared with bytes: each of these characters has three."""
     wide = "€" * 20_000
     most_bytes = text.tokenizer.encoder.max_token_bytes
-    assert most_bytes is not None
     fewest = -(-60_000 // most_bytes)
     (document,) = await text.documents([Document(wide)], "append", fewest - 1)
     assert (document.tokens.tolist(), document.num_untokenized) == ([], fewest)  # type: ignore[union-attr]
     (document,) = await text.documents([Document(wide)], "append", fewest)
-    assert document.tokens is not None
     assert len(document.tokens) > fewest
 
 
@@ -229,8 +226,7 @@ async def test_a_long_text_is_cut_in_a_later_piece(text: TextInput) -> None:
 
 async def open_session(ring: Ring, action: Any = PB_REFUSE, max_tokens: int = 4) -> Any:
     sampling = pb.SamplingParameters(max_tokens=max_tokens, temperature=0)
-    session = await ring.opened("P", " Q?", sampling=sampling, oversized_documents=action)
-    return session
+    return await ring.opened("P", " Q?", sampling=sampling, oversized_documents=action)
 
 
 async def finish(ring: Ring, session: Any) -> list[int]:

@@ -262,7 +262,6 @@ async def test_long_text_is_tokenized_off_the_event_loop(tiny_model: Path) -> No
     # Some hundred thousand if the tokenizer lets go of the interpreter; two or three if not.
     assert num_turns > 100
     (tokenized,) = work.result()
-    assert tokenized.tokens is not None
     assert np.array_equal(tokenized.tokens, text.tokenizer.encode("the quick brown fox " * 20_000))
     text.close()
 
@@ -362,7 +361,6 @@ def test_every_error_survives_the_wire(kind: type[Stream2LLMError]) -> None:
     error = kind("what happened", reason="WHY", field="a.b", retry_after_s=2.5)
     back = from_rpc_error(FakeRpcError(to_status(error)))
     assert type(back) is kind
-    assert back is not None
     assert (back.message, back.reason, back.field, back.retry_after_s) == (
         "what happened",
         "WHY",

@@ -240,7 +240,6 @@ def test_a_lost_prefill_worker_takes_its_offers_along() -> None:
     assert log.next() is None
     log.ended(first)
     again = log.next()
-    assert again is not None
     assert again.handover == "new"
     assert not log.is_in_vain(again)
 

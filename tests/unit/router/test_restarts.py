@@ -411,9 +411,7 @@ async def test_a_session_cancelled_while_it_waits_for_a_worker_ends(
 
 
 async def failure(session: Conversation) -> Stream2LLMError:
-    error = from_rpc_error(await session.failure())
-    assert error is not None
-    return error
+    return from_rpc_error(await session.failure())
 
 
 # -- the log ------------------------------------------------------------------------------------

@@ -195,7 +195,6 @@ async def test_what_no_client_can_have_is_refused_by_name(
     session = ring.converse()
     await send_context(session, GREEDY, resumed=pb.ResumedSession(**fields))
     error = from_rpc_error(await session.failure())
-    assert error is not None
     assert (error.reason, error.field) == (reason, name)
     assert message in error.message
 
@@ -205,7 +204,6 @@ async def test_tokens_behind_the_end_of_the_answer_are_refused(ring: Ring) -> No
     sampling = pb.SamplingParameters(max_tokens=NUM_TOKENS)
     await send_context(session, sampling, resumed=pb.ResumedSession(token_ids=[EOS, 70]))
     error = from_rpc_error(await session.failure())
-    assert error is not None
     assert "has tokens behind the end of the answer" in error.message
 
 
@@ -215,6 +213,5 @@ async def test_an_answer_that_fits_into_no_prefill_worker_is_refused(make_ring: 
     sampling = pb.SamplingParameters(max_tokens=40, ignore_eos=True)
     await send_context(session, sampling, resumed=pb.ResumedSession(token_ids=[70] * 30))
     error = from_rpc_error(await session.failure())
-    assert error is not None
     assert (error.reason, error.field) == ("CONTEXT_TOO_LONG", TOKENS)
     assert "too many to go on" in error.message

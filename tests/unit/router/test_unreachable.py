@@ -292,7 +292,6 @@ async def test_a_probe_that_is_refused_pauses_before_the_next_one(decode: Any) -
     decode.is_ready = True
     assert worker.is_suspect
     pauses.may_go_on.release()
-    assert worker.probe is not None
     await soon(worker.probe)
     assert not worker.is_suspect
     await pool.close()

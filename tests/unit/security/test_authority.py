@@ -33,7 +33,6 @@ def names_in(folder: Path) -> list[object]:
 def test_the_printed_configuration_is_that_of_usable_files(tmp_path: Path) -> None:
     printed = certs(tmp_path / "new", "--host", "node-1", "--host", "10.0.0.7", "--days", "7")
     tls = parse_config(yaml.safe_load(printed), source="printed").security.tls
-    assert tls is not None
     expiry = read_certificates(tls.files).expiry
     assert expiry["certificate"] - datetime.now(UTC) <= timedelta(days=7)
     assert {"localhost", "node-1", ipaddress.ip_address("10.0.0.7")} <= {
@@ -58,7 +57,6 @@ def test_a_renewed_certificate_is_of_the_same_authority_and_for_the_same_names(
 ) -> None:
     printed = certs(tmp_path, "--host", "node-1")
     tls = parse_config(yaml.safe_load(printed), source="printed").security.tls
-    assert tls is not None
     store = CertificateStore(tls.files)
     before, names = store.newest(), names_in(tmp_path)
     assert certs(tmp_path, "--renew") == ""

@@ -83,7 +83,6 @@ def test_parts_of_a_state_are_joined() -> None:
         ("other", b"x"),
     ]
     context = context_in(metadata)
-    assert context is not None
     assert context.state == "a=1,b=2"
 
 
@@ -155,7 +154,6 @@ def test_spans_beyond_the_limit_are_dropped_and_counted() -> None:
     export = Export(held, {}, count, sample_ratio=1.0, max_queued_spans=4)
     for _ in range(7):
         _, span = export.begin("session", None, 0.0)
-        assert span is not None
         span.end(SpanRecord("session", 0.0, 1.0), 0.0)
     assert counts == {"dropped": 3}
     held.may_export.set()
