@@ -114,8 +114,7 @@ async def test_s2_a_seal_waits_for_its_grammar(engine: MaskedEngine, at_once: bo
         engine.run_some(5)
     await session.splice(2, 0, CONTEXT, seal=True)
     engine.run_some(5)
-    request = engine.scheduler.requests["a"]
-    assert request.num_computed_tokens == len(CONTEXT) - 1
+    assert engine.scheduler.requests["a"].num_computed_tokens == len(CONTEXT) - 1
     assert not engine.masks
     backend.finish()
     engine.run()

@@ -112,8 +112,7 @@ class OfferMachine(RuleBasedStateMachine):
     @rule(which=counts)
     def read_or_refused_or_expired(self, which: int) -> None:
         name = sorted(self.pins)[which % len(self.pins)]
-        offer = self.table.end(name)
-        assert offer.block_ids == self.pins.pop(name)
+        assert self.table.end(name).block_ids == self.pins.pop(name)
         assert self.table.end(name) is None, "an offer ended twice"
 
     @precondition(lambda self: self.sequences)
@@ -178,8 +177,7 @@ def test_a_document_is_stable_when_it_has_survived_an_update() -> None:
 def test_a_document_that_the_client_is_sure_of_need_not_survive_first() -> None:
     assert num_sure([0.95, 1.0, 0.5, 1.0]) == 2
     assert num_sure([None, 1.0]) == 0
-    stability = Stability(num_prefix_tokens=5)
-    assert stability.updated(num_kept_tokens=5, num_sure_tokens=30) == 30
+    assert Stability(num_prefix_tokens=5).updated(num_kept_tokens=5, num_sure_tokens=30) == 30
 
 
 # -- 2: room ------------------------------------------------------------------------

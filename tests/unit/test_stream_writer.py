@@ -108,8 +108,7 @@ async def test_they_are_the_senders_fault(channel: grpc.aio.Channel, method: str
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    error = from_rpc_error(caught.value)
-    assert error.reason == "NO_MESSAGE"
+    assert from_rpc_error(caught.value).reason == "NO_MESSAGE"
 
 
 async def test_messages_before_them_are_taken_and_others_go_through(

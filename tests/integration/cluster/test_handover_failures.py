@@ -134,8 +134,7 @@ async def test_a_rank_that_slept_longer_than_the_lease(
             await until_prefilled(session, index + 2)
         outcome = await collect(session.seal())
     assert outcome.token_ids == reference.answer(stream.prompt, 8)
-    again = await play(client, stream, handover="streamed")
-    assert again.token_ids == outcome.token_ids
+    assert (await play(client, stream, handover="streamed")).token_ids == outcome.token_ids
 
 
 @ONE_BY_ONE

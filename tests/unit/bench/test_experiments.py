@@ -89,8 +89,7 @@ def test_sessions_that_were_too_long_at_any_moment_are_left_out():
 
 def test_the_load_is_that_of_the_sessions_that_are_kept():
     every = fitting_sessions(TRIAL, LAW, 512, 10**9, None)
-    short = fitting_sessions(TRIAL, LAW, 512, 7782, None)
-    assert short[-1].arrival_s < every[-1].arrival_s
+    assert fitting_sessions(TRIAL, LAW, 512, 7782, None)[-1].arrival_s < every[-1].arrival_s
 
 
 # -- the questions that measure hand-overs ------------------------------------------------

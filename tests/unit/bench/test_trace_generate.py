@@ -73,8 +73,7 @@ def test_gaps_that_do_not_fit_shrink() -> None:
 
 
 def test_slow_sources_delay_all_but_a_crawl_s_search() -> None:
-    plan = Plan(100, (2.0, 5.0), begun_s=1.0)
-    assert plan.delayed(10.0).times_s == (11.0, 41.0)
+    assert Plan(100, (2.0, 5.0), begun_s=1.0).delayed(10.0).times_s == (11.0, 41.0)
     begun = {
         shape: [each.begun_s for each in plans(shape, 50, random.Random(5))] for shape in SHAPES
     }

@@ -210,8 +210,7 @@ def test_another_block_size_is_told(tmp_path: Path) -> None:
     assert "has 2 hash_ids for 20 tokens; 1 blocks of 512 hold them" in str(
         Import(mooncake_items, path).bad[0]
     )
-    found = Import(partial(mooncake_items, block_tokens=16), path)
-    assert found.sizes == [(0.0, 20, 9)]
+    assert Import(partial(mooncake_items, block_tokens=16), path).sizes == [(0.0, 20, 9)]
 
 
 # -- rows that cannot be used -------------------------------------------------------------

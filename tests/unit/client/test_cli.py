@@ -94,8 +94,7 @@ def test_json_lines(threaded_router):
 
 
 def test_once_sends_one_event(threaded_router):
-    result = generate(threaded_router, "-", "--mode", "once", stdin="a\n---\nb\n")
-    assert result.exit_code == 0
+    assert generate(threaded_router, "-", "--mode", "once", stdin="a\n---\nb\n").exit_code == 0
     kinds = [request.WhichOneof("event") for request in threaded_router.fake.received]
     assert kinds == ["open", "append", "seal"]
     assert sent_texts(threaded_router) == ["a\n", "b\n"]
@@ -382,8 +381,7 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.parametrize("asked", ["version", "--version"])
 def test_version_names_what_is_installed(asked: str):
-    result = invoke(asked)
-    assert result.stdout.startswith("stream2llm 0.")
+    assert invoke(asked).stdout.startswith("stream2llm 0.")
 
 
 def test_models_are_listed_and_fetched(monkeypatch, tmp_path: Path):

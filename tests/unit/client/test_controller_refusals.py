@@ -137,8 +137,7 @@ async def test_top_waits_for_a_controller_that_is_not_there_but_not_for_a_key(
     async with refusing(Keys(tmp_path).path) as address:
         with pytest.raises(UnauthenticatedError):
             await asyncio.to_thread(begin, address)
-    error = await asyncio.to_thread(begin, NOBODY)
-    assert error.reason == "NO_ANSWER"
+    assert (await asyncio.to_thread(begin, NOBODY)).reason == "NO_ANSWER"
 
 
 async def test_status_ends_with_what_the_controller_refused(

@@ -48,8 +48,7 @@ async def test_an_answer_is_whole_when_only_the_status_behind_it_is_lost(client,
         await conversation.fail(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
     router.script = breaks_behind_the_answer
-    answer = await client.generate("text").answer()
-    assert answer.text == "one two"
+    assert (await client.generate("text").answer()).text == "one two"
 
 
 async def test_leaving_the_stream_cancels_the_rpc(client, router):

@@ -201,8 +201,7 @@ def test_a_worker_that_began_anew_gives_no_negative_rate() -> None:
     old.prefill.record(a_report(computed_tokens=1000))
     new.prefill.record(a_report(computed_tokens=50))
     # Under the same incarnation, as a router that its actor made anew: by the fall alone.
-    fell = view_of(old.scrape(0.0), new.scrape(2.0)).workers[1]
-    assert fell.tokens_per_s == 25
+    assert view_of(old.scrape(0.0), new.scrape(2.0)).workers[1].tokens_per_s == 25
     # Beyond what the old one had counted: by the incarnation.
     new.prefill.record(a_report(computed_tokens=5000))
     second = tuple(a_replica(name, incarnation=2) for name in NAMES)

@@ -24,14 +24,12 @@ def sent(router: FakeRouter) -> TraceContext | None:
 async def test_a_session_carries_the_given_context(client: AsyncClient, router: FakeRouter) -> None:
     async with client.session(prefix="P", traceparent=GIVEN) as session:
         await session.answer()
-    context = sent(router)
-    assert context.traceparent == GIVEN
+    assert sent(router).traceparent == GIVEN
 
 
 async def test_a_prompt_carries_the_given_context(client: AsyncClient, router: FakeRouter) -> None:
     await client.generate("prompt", traceparent=GIVEN).answer()
-    context = sent(router)
-    assert context.traceparent == GIVEN
+    assert sent(router).traceparent == GIVEN
 
 
 async def test_without_a_span_nothing_is_sent(client: AsyncClient, router: FakeRouter) -> None:

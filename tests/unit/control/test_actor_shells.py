@@ -35,8 +35,7 @@ async def host_ip(host: str, node_ip: str, tmp_path: Path, **env: str) -> str | 
         for name, value in env.items():
             patch.setenv(name, value)
         shell = WorkerShell(launch, node_ip)
-        outcome = await shell.start()
-        assert outcome.error == ""
+        assert (await shell.start()).error == ""
         await shell.stop()
         return os.environ.get("VLLM_HOST_IP")
 
@@ -85,8 +84,7 @@ async def test_a_started_actor_leaves_nothing_old_to_collect(
                  "VLLM_CPU_OMP_THREADS_BIND"):  # fmt: skip
         monkeypatch.setenv(name, "as before")  # the shell prepares its process
     thresholds = gc.get_threshold()
-    outcome = await shells[role].start()
-    assert outcome.error == ""
+    assert (await shells[role].start()).error == ""
     assert gc.get_freeze_count() > 10_000
     assert len(gc.get_objects()) < 10_000
     assert gc.get_threshold() > thresholds

@@ -141,8 +141,7 @@ def test_a_given_up_worker_stays_given_up_for_its_pause() -> None:
 def test_an_operator_s_removal_lasts() -> None:
     saved = changed(a_running_cluster(), "prefill-1", phase=sv.Phase.STOPPED, stays_away=True)
     living = {n: 1 for n in ROLES if n != "prefill-1"}
-    fleet = restored(ROLES, saved, living)
-    assert fleet["prefill-1"].phase is sv.Phase.STOPPED
+    assert restored(ROLES, saved, living)["prefill-1"].phase is sv.Phase.STOPPED
 
 
 def test_a_drain_goes_on_with_the_time_that_is_left() -> None:

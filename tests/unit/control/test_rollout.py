@@ -112,8 +112,7 @@ async def test_the_only_worker_of_a_role_has_a_stand_in_meanwhile() -> None:
     async with rolling(hosts, ONE_EACH) as (supervisor, restart):
         hosts.log.clear()
         restart.begin([], 7.0, 60.0)
-        over = await until_over(supervisor, restart)
-        assert over.state is ro.State.DONE
+        assert (await until_over(supervisor, restart)).state is ro.State.DONE
         assert drained(hosts) == [
             *("prefill-0", "prefill-0-stand-in"),
             *("decode-0", "decode-0-stand-in"),

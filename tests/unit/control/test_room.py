@@ -71,8 +71,7 @@ def test_only_nodes_with_the_label_count() -> None:
 
 def test_a_resource_of_ones_own_is_named_by_its_field() -> None:
     demand = Demand.of(0, 0, Placement(resources={"router": 1}))
-    refusal = refusal_of_one("router", demand, TWO)
-    assert refusal.field == "router.placement.resources"
+    assert refusal_of_one("router", demand, TWO).field == "router.placement.resources"
 
 
 def test_all_workers_together_may_be_too_many() -> None:

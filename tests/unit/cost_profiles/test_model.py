@@ -56,8 +56,7 @@ def test_beyond_the_last_point_prefill_grows_with_the_square() -> None:
 
 
 def test_beyond_the_last_point_copies_grow_straight() -> None:
-    model = CostModel(a_profile())
-    assert model.swap_out_s(999) == pytest.approx(1.0)
+    assert CostModel(a_profile()).swap_out_s(999) == pytest.approx(1.0)
 
 
 def test_the_law_never_bends_down() -> None:

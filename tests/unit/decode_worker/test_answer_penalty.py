@@ -92,8 +92,7 @@ def test_a_value_beyond_the_logits_type_is_cut_instead_of_raising() -> None:
 @pytest.mark.parametrize("extra", [None, {}, {ANSWER_TOKENS_KEY: 0}])
 def test_a_prompt_without_a_part_of_the_answer_needs_nothing(extra: dict[str, int] | None) -> None:
     params = SamplingParams(presence_penalty=1.0, extra_args=extra)
-    make = AnswerPenalty.new_req_logits_processor
-    assert make(object.__new__(AnswerPenalty), params) is None
+    assert AnswerPenalty.new_req_logits_processor(object.__new__(AnswerPenalty), params) is None
 
 
 def test_presence_is_missing_until_the_engine_samples_the_token_itself() -> None:

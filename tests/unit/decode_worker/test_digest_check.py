@@ -60,8 +60,7 @@ def test_a_log_line_names_a_few() -> None:
 
 @pytest.mark.parametrize("digest", [b"", b"x", bytes(2 * 14), bytes(2 * 16), bytes(2 * 20)])
 def test_a_digest_that_is_not_of_these_blocks_is_bad(digest: bytes) -> None:
-    bad = judge(ROWS, transfer=a_transfer(digest))
-    assert bad.num_blocks == 5
+    assert judge(ROWS, transfer=a_transfer(digest)).num_blocks == 5
 
 
 def test_every_rank_must_have_sampled() -> None:

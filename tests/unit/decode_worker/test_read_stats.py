@@ -46,6 +46,5 @@ def test_reads_that_ended_after_their_lease_are_counted_by_why() -> None:
 
 def test_vllm_builds_the_figures_again_with_ours_in_them() -> None:
     told = a_rank(Expiry.NO_HEARTBEAT).to_dict()
-    built = FirstTokenNixlConnector.build_kv_connector_stats(told)
-    assert built.to_dict() == told
+    assert FirstTokenNixlConnector.build_kv_connector_stats(told).to_dict() == told
     assert FirstTokenNixlConnector.build_kv_connector_stats().is_empty()

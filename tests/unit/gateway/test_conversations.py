@@ -78,8 +78,7 @@ def test_a_lane_counts_the_characters_of_calls_and_reasoning_too() -> None:
     long = json.dumps({"q": "x" * 1000})
     thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": long}]}
     for item in ({**CALLED, "arguments": long}, thought):
-        given = CreateRequest(input=[item, CALLED]).given()
-        assert given.num_chars > 1000
+        assert CreateRequest(input=[item, CALLED]).given().num_chars > 1000
 
 
 async def test_variables_and_ends_of_the_template(

@@ -226,8 +226,7 @@ async def test_a_drain_lets_connections_end_after_their_requests(
         await soon(gateway.ring.record.sealed.wait())
         draining = asyncio.ensure_future(gateway.gateway.drain(TIMEOUT_S))
         prefill.may_sample.set()
-        events = await client.events()
-        assert events[-1].type == "response.incomplete"
+        assert (await client.events())[-1].type == "response.incomplete"
         with pytest.raises(websockets.ConnectionClosed) as closed:
             await soon(connection.recv())
         assert closed.value.rcvd.code == 1012

@@ -193,8 +193,7 @@ def test_a_pool_of_nothing_is_refused() -> None:
 def test_it_ends_in_time_with_the_rounds_that_fitted() -> None:
     # The warm-up takes 8 s, a round 9.3 s.
     meter, budget, _ = a_meter(budget_s=35, slow=100)
-    times = meter.measure(budget)
-    assert times.out.num_rounds == (2, 2)
+    assert meter.measure(budget).out.num_rounds == (2, 2)
     assert budget.left_s >= 0
 
 

@@ -217,8 +217,7 @@ async def test_one_tenants_queue_does_not_refuse_another_ones_sessions(
     refused, served = ring.converse(sent(heavy)), ring.converse(sent(light))
     for each in (refused, served):
         await each.open("hello ", ttft_slo_ms=200)
-    error = from_rpc_error(await refused.failure())
-    assert error.reason == "DEADLINE_OUT_OF_REACH"
+    assert from_rpc_error(await refused.failure()).reason == "DEADLINE_OUT_OF_REACH"
     await served.finish()
 
 

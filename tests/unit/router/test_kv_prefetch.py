@@ -97,8 +97,7 @@ async def test_an_update_aborts_the_fetch_under_way(ring: Ring) -> None:
     await session.update(("b", "something else"))
     await soon(ring.decode.fetch_aborted.wait())
     await session.update(("b2", "something else again"), named("b"))
-    answered = await session.finish()
-    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
 
 
 async def test_a_decode_worker_that_takes_no_message_delays_no_update_and_no_seal(
@@ -114,8 +113,7 @@ async def test_a_decode_worker_that_takes_no_message_delays_no_update_and_no_sea
     await session.update(("b", "something else"))
     while ring.record.sequence != ring.encode("something else"):
         await ring.told(ring.record.revision + 1)
-    answered = await session.finish()
-    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
     assert not call.written
 
 
@@ -156,8 +154,7 @@ async def test_a_decode_worker_that_died_before_the_seal_is_replaced(make_ring: 
     await soon(other.decode.fetch_called.wait())
     # All of it, from the start.
     assert other.decode.fetched[0][:4] == ring.encode("one two three four")[:4]
-    answered = await session.finish()
-    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
     assert len(other.decode.requests) == 1
 
 
@@ -166,8 +163,7 @@ async def test_a_full_decode_worker_leaves_the_session_to_another_one(make_ring:
     session = await streaming(ring)
     chosen = await fetched_by(ring)
     chosen.is_full = True
-    answered = await session.finish()
-    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
     other = next(w.decode for w in decodes(ring) if w.decode is not chosen)
     assert not other.requests[0].fetch_session_id, "it pulls everything"
     assert not other.requests[0].refuse_when_full, "the last one has to take it"
@@ -194,8 +190,7 @@ async def test_a_draining_decode_worker_fetches_nothing_and_the_offer_is_release
     await soon(asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED))
     for event in events:
         event.cancel()
-    answered = await session.finish()
-    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
 
 
 async def test_in_update_mode_only_what_is_stable_is_offered(ring: Ring) -> None:

@@ -172,8 +172,7 @@ async def test_beyond_the_window_the_client_is_not_read(make_ring: Any) -> None:
     assert len(ring.record.splices) == 1
     assert not ring.record.sealed.is_set()
     ring.prefill.may_compute.set()
-    answered = await session.answer()
-    assert answered.finished.usage.prompt_tokens == 35
+    assert (await session.answer()).finished.usage.prompt_tokens == 35
 
 
 # -- workers ----------------------------------------------------------------------

@@ -77,8 +77,7 @@ async def test_a_new_order_invalidates_nothing_and_the_model_is_told(ring: Ring)
     session = await converse(ring)
     await session.update(*texts("abc"))
     await session.update(named("c"), ("d", TEXTS["d"]), named("a"), named("b"))
-    prompt = await sealed(ring, session)
-    assert prompt == laid_out(ring, "abcd", default_note("3, 4, 1, 2"))
+    assert (await sealed(ring, session)) == laid_out(ring, "abcd", default_note("3, 4, 1, 2"))
     assert ring.record.invalidated == 0
 
 
@@ -87,9 +86,8 @@ async def test_the_client_is_told_where_its_documents_stood(ring: Ring) -> None:
     await session.update(*texts("abc"))
     await session.update(named("c"), ("d", TEXTS["d"]), named("a"))
     await session.append(*texts("b"))
-    answered = await session.finish()
     # They stand as a, c, d, b; the list is c, d, a, b.
-    assert list(answered.finished.document_order) == [2, 0, 1, 3]
+    assert list((await session.finish()).finished.document_order) == [2, 0, 1, 3]
 
 
 async def test_documents_that_stand_as_given_have_no_order_to_tell(ring: Ring) -> None:
@@ -114,8 +112,7 @@ async def test_appends_follow_in_the_list_and_in_the_ranking(ring: Ring) -> None
     await session.update(named("b"), named("a"))
     await session.append(*texts("c"))
     await session.append(TEXTS["d"])  # without an id
-    prompt = await sealed(ring, session)
-    assert prompt == laid_out(ring, "abcd", default_note("2, 1, 3, 4"))
+    assert (await sealed(ring, session)) == laid_out(ring, "abcd", default_note("2, 1, 3, 4"))
 
 
 async def test_a_document_that_changes_under_its_id_is_another_one(ring: Ring) -> None:

@@ -318,8 +318,7 @@ async def test_the_tokens_of_a_session_bound_documents_too(make_ring: Any) -> No
     ring = await make_ring(max_session_tokens=30)
     session = await open_session(ring)
     await session.append("x1" * 30)
-    told = await session.next("oversized_document")
-    assert told.reason == "SESSION_TOKENS_EXCEEDED"
+    assert (await session.next("oversized_document")).reason == "SESSION_TOKENS_EXCEEDED"
     expected = [*ring.encode("P"), *ring.encode(" Q?")]
     assert await finish(ring, session) == expected
 

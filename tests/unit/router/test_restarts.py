@@ -176,8 +176,7 @@ async def test_figures_add_up_over_workers(pairs: Ring) -> None:
         pass
     await (await prefill_of(pairs)).kill()
     await session.seal()
-    usage = (await session.answer()).finished.usage
-    assert usage.computed_tokens == 2 * num_tokens - 1
+    assert (await session.answer()).finished.usage.computed_tokens == 2 * num_tokens - 1
     assert pairs.metric("stream2llm_recovery_recomputed_tokens_total") == num_tokens - 1
     assert pairs.metric("stream2llm_recovery_seconds_count", cause="prefill_lost") in (0, 1)
 

@@ -149,8 +149,7 @@ async def test_a_worker_that_has_fetched_ahead_and_is_gone_leaves_the_answer_to_
     first, second = (w for w in ring.workers if w.role == "decode")
     await soon(first.decode.fetch_called.wait())
     await first.kill()
-    answered = await session.finish()
-    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
     (request,) = second.decode.requests
     # Nothing of the second one, where the loss was noticed before the seal.
     assert request.fetch_session_id not in first.decode.fetch_sessions

@@ -82,8 +82,7 @@ def test_parts_of_a_state_are_joined() -> None:
         ("tracestate", "b=2"),
         ("other", b"x"),
     ]
-    context = context_in(metadata)
-    assert context.state == "a=1,b=2"
+    assert context_in(metadata).state == "a=1,b=2"
 
 
 PARENT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", is_sampled=True)
