@@ -181,12 +181,7 @@ def test_a_wrong_profile_is_corrected_in_forty_noisy_observations(
     st.sampled_from(Mode),
 )
 def test_the_cheaper_way_is_chosen(
-    per_token_s: float,
-    per_block_s: float,
-    begin: int,
-    num_tokens: int,
-    num_blocks: int,
-    mode: Mode,
+    per_token_s: float, per_block_s: float, begin: int, num_tokens: int, num_blocks: int, mode: Mode
 ) -> None:
     cost = FlatCosts(per_token_s, per_block_s)
     choice = cheaper(cost, begin, begin + num_tokens, num_blocks, mode)

@@ -18,14 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from decode_worker.fetch_ledger import FetchLedger, Settled
 from decode_worker.pace import FetchPace
 from decode_worker.room import Room, RoomView, room_for
-from prefill_worker.offers import (
-    Due,
-    MemoryView,
-    OfferLimits,
-    OfferTable,
-    OfferView,
-    next_offer,
-)
+from prefill_worker.offers import Due, MemoryView, OfferLimits, OfferTable, OfferView, next_offer
 from router.kv_prefetch_log import KvPrefetchLog, Offered, OfferVerdict, Spliced
 from router.stability import Stability, num_sure
 from stream2llm.serving.sessions.prefix import as_tokens
@@ -196,10 +189,7 @@ def test_a_fetch_takes_only_what_nobody_misses(view: RoomView) -> None:
 # -- 3: pace -------------------------------------------------------------------------
 
 
-@given(
-    share=st.floats(0.01, 1.0),
-    fetches=st.lists(st.floats(0.001, 2.0), min_size=1, max_size=30),
-)
+@given(share=st.floats(0.01, 1.0), fetches=st.lists(st.floats(0.001, 2.0), min_size=1, max_size=30))
 def test_before_anything_is_known_fetches_take_the_share_of_time_at_most(
     share: float, fetches: list[float]
 ) -> None:

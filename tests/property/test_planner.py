@@ -264,9 +264,7 @@ def swapping(draw: st.DrawFn) -> tuple[Situation, Preemption]:
         views.append(view._replace(is_loading=is_loading))
     num_host_slots = draw(st.integers(0, 12))
     case = dataclasses.replace(
-        case,
-        views=views,
-        limits=case.limits._replace(num_host_slots=num_host_slots),
+        case, views=views, limits=case.limits._replace(num_host_slots=num_host_slots)
     )
     costs = LinearCosts(token_s=1.0, block_s=1.0, copy_s=draw(st.sampled_from([0.0, 4.0])))
     return case, a_preemption(draw(st.sampled_from(list(Mode))), costs, BLOCK_SIZE)

@@ -40,9 +40,7 @@ changes = st.lists(
 
 
 @given(changes)
-def test_it_is_the_ranking_of_sorting_anew(
-    changes: list[RequestView | str | Policy],
-) -> None:
+def test_it_is_the_ranking_of_sorting_anew(changes: list[RequestView | str | Policy]) -> None:
     index = RankIndex(POLICIES["fcfs"])
     known: dict[str, RequestView] = {}
     for change in changes:

@@ -21,12 +21,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from router.answer import Answer
-from router.detokenizer import (
-    ByteLevelDetokenizer,
-    Detokenizer,
-    Detokenizers,
-    StreamDetokenizer,
-)
+from router.detokenizer import ByteLevelDetokenizer, Detokenizer, Detokenizers, StreamDetokenizer
 from router.encoder import TextEncoder
 from router.stop_strings import StopStringMatcher
 from stream2llm.api.sampling import SamplingParameters

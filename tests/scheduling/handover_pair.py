@@ -345,8 +345,7 @@ class Pair:
             extra_args={**extra, "kv_transfer_params": dict(params)},
         )
         request = Request.from_engine_core_request(
-            core_request(request_id, tokens, sampling, self.sessions[name].cache_salt),
-            self._hasher,
+            core_request(request_id, tokens, sampling, self.sessions[name].cache_salt), self._hasher
         )
         # As answers of three tenants have, whose sessions do not come in turn; then fetches.
         request.priority = 1 + sum(map(ord, name)) % 3 if request_id == name else LAST_RANK

@@ -38,15 +38,7 @@ from stream2llm.workload.traces.write import write_trace
 from tests import prometheus
 from tests.command_lines import cli
 from tests.credentials import Keys
-from tests.listening import (
-    NOT_THERE,
-    OUR_CALLS,
-    RAY_CALLS,
-    Listener,
-    codes_of,
-    listeners,
-    page_of,
-)
+from tests.listening import NOT_THERE, OUR_CALLS, RAY_CALLS, Listener, codes_of, listeners, page_of
 from tests.polling import eventually
 from tests.tiny_model import make_tiny_model
 from tests.tls_files import Authority, certificate_of, client_context, der
@@ -358,9 +350,7 @@ async def test_a_certificate_is_replaced_everywhere_while_a_session_is_open(
     assert sum(len(each.token_ids) for each in events if isinstance(each, TokenDelta)) == 4
 
 
-def test_a_name_that_no_address_has_is_expected_where_it_is_asked_for(
-    encrypted: Encrypted,
-) -> None:
+def test_a_name_that_no_address_has_is_expected_where_it_is_asked_for(encrypted: Encrypted) -> None:
     url = f"https://{encrypted.cluster.http_address}/healthz"
     with pytest.raises(OSError, match="certificate is not valid for 'other'"):
         page(url, replace(encrypted.client, server_name="other"))

@@ -20,16 +20,7 @@ from stream2llm.serving.system.ports import PORTS
 from tests import network_namespaces
 from tests.cluster_pool import Kind, config_of, model_path
 from tests.network_namespaces import SHARED
-from tests.ray_site import (
-    JOBS,
-    RAY,
-    ROOT,
-    STREAM2LLM,
-    Job,
-    Site,
-    a_site,
-    documented_environment,
-)
+from tests.ray_site import JOBS, RAY, ROOT, STREAM2LLM, Job, Site, a_site, documented_environment
 
 pytestmark = [
     pytest.mark.slow,

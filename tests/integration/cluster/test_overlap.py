@@ -16,9 +16,7 @@ from tests.streams import GREEDY, Stream, collect, until_prefilled
 pytestmark = pytest.mark.cluster("sensitive-1x1")
 
 APPENDS = Stream(
-    "overlap",
-    tuple(("append", (f"d{i}",)) for i in range(4)),
-    {f"d{i}": 300 for i in range(4)},
+    "overlap", tuple(("append", (f"d{i}",)) for i in range(4)), {f"d{i}": 300 for i in range(4)}
 )
 
 

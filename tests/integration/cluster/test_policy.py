@@ -21,13 +21,7 @@ from tests.streams import GREEDY, Outcome, Stream, collect, send_event
 pytestmark = pytest.mark.cluster("sensitive-1x1")
 
 # One for each policy. Together 18,000 tokens, on a KV memory for 12,800.
-ROUNDS = (
-    ("append", "a"),
-    ("append", "b"),
-    ("update", "a c"),
-    ("append", "d"),
-    ("append", "e"),
-)
+ROUNDS = (("append", "a"), ("append", "b"), ("update", "a c"), ("append", "d"), ("append", "e"))
 STREAMS = [
     Stream(
         f"switched {number}",

@@ -41,10 +41,7 @@ CONSTRAINTS: list[tuple[StructuredOutput, dict[str, Any]]] = [
     ("output", "vllm"), CONSTRAINTS, ids=["schema", "regex", "grammar", "choice"]
 )
 async def test_the_answer_is_that_of_one_engine(
-    client: AsyncClient,
-    reference: ReferenceEngine,
-    output: StructuredOutput,
-    vllm: dict[str, Any],
+    client: AsyncClient, reference: ReferenceEngine, output: StructuredOutput, vllm: dict[str, Any]
 ) -> None:
     outcome = await play(client, STREAM, dataclasses.replace(GREEDY, structured_output=output))
     expected = reference.answer(STREAM.prompt, 24, ignore_eos=False, structured_outputs=vllm)

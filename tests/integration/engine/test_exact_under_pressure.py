@@ -86,9 +86,7 @@ def test_every_policy_and_every_mode_is_tried() -> None:
 
 
 CACHE = pytest.mark.parametrize(
-    "engine",
-    ["cache", pytest.param("no-cache", marks=pytest.mark.slow)],
-    indirect=True,
+    "engine", ["cache", pytest.param("no-cache", marks=pytest.mark.slow)], indirect=True
 )
 
 

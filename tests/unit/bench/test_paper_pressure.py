@@ -139,8 +139,7 @@ def test_what_is_kept_is_not_simulated_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours_s", "worse"),
-    [([1.0, 1.01, 0.99], []), ([1.05, 1.06, 1.04], ["p50", "p95", "p99"])],
+    ("ours_s", "worse"), [([1.0, 1.01, 0.99], []), ([1.05, 1.06, 1.04], ["p50", "p95", "p99"])]
 )
 def test_worse_is_what_chance_does_not_explain(ours_s: list[float], worse: list[str]) -> None:
     found = [

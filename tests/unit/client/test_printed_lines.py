@@ -51,11 +51,7 @@ def printed(tree: ast.AST) -> Iterator[ast.Call]:
         if (
             isinstance(node, ast.Call)
             and node.args
-            and ast.unparse(node.func)
-            in (
-                "print",
-                "typer.echo",
-            )
+            and ast.unparse(node.func) in ("print", "typer.echo")
         ):
             yield node
 

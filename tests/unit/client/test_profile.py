@@ -58,10 +58,7 @@ def test_it_writes_the_profile_a_figure_and_a_table(
 
 
 def test_without_matplotlib_the_profile_is_written_all_the_same(
-    subjects: list[profiling.Subject],
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    subjects: list[profiling.Subject], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "find_spec", lambda _: None)
     result = run("--model", model, "--output", tmp_path / "here.json")
@@ -72,10 +69,7 @@ def test_without_matplotlib_the_profile_is_written_all_the_same(
 
 
 def test_a_figure_that_was_asked_for_is_refused_before_anything_is_measured(
-    subjects: list[profiling.Subject],
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    subjects: list[profiling.Subject], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "find_spec", lambda _: None)
     result = run("--model", model, "--output", tmp_path / "a.json", "--figure", tmp_path / "a.pdf")
@@ -94,10 +88,7 @@ def test_a_figure_of_no_known_format_is_refused_before_anything_is_measured(
 
 
 def test_the_file_is_named_after_device_model_and_ranks(
-    subjects: list[profiling.Subject],
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    subjects: list[profiling.Subject], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(profiling, "device_name", lambda: "NVIDIA H100 80GB/HBM3")
@@ -130,10 +121,7 @@ def test_a_configuration_gives_model_engine_and_cores(
 
 
 def test_the_command_is_told_as_it_was_given(
-    subjects: list[profiling.Subject],
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    subjects: list[profiling.Subject], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["stream2llm", "profile", "--minutes", "3", "-o", "a b.json"])
     run("--model", model, "--output", tmp_path / "here.json")

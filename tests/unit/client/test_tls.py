@@ -90,10 +90,7 @@ async def test_a_client_trusts_the_authority_in_a_file(
 
 @pytest.mark.parametrize(
     ("options", "meaning"),
-    [
-        ({}, "it may speak TLS"),
-        ({"tls": True}, "is of no authority in tls="),
-    ],
+    [({}, "it may speak TLS"), ({"tls": True}, "is of no authority in tls=")],
 )
 async def test_a_client_that_does_not_fit_says_what_may_be_wrong(
     options: dict[str, Any], meaning: str, router: str

@@ -158,10 +158,7 @@ def test_cores_are_given_in_turn() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (
-            {"policy": "lifo"},
-            r"prefill\.policy: .*'lifo'; there are " + ", ".join(POLICIES),
-        ),
+        ({"policy": "lifo"}, r"prefill\.policy: .*'lifo'; there are " + ", ".join(POLICIES)),
         ({"policy": None}, r"prefill\.policy: .*valid string"),
         (
             {"starvation_guard_steps": 0},

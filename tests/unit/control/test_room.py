@@ -165,9 +165,7 @@ def test_a_label_that_no_node_has_is_refused_for_every_part(part: str) -> None:
         checked(nodes(0, 0, rack="a"), **{part: elsewhere})
 
 
-def test_with_an_autoscaler_nodes_may_still_come(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_with_an_autoscaler_nodes_may_still_come(caplog: pytest.LogCaptureFixture) -> None:
     checked(nodes(0), prefill={"num_gpus": 8}, ray={"autoscales": True})
     assert "prefill.num_gpus" in caplog.text
 

@@ -80,9 +80,7 @@ def test_a_continued_answer_is_penalised_as_one_that_was_never_interrupted(
 
 def test_a_value_beyond_the_logits_type_is_cut_instead_of_raising() -> None:
     params = SamplingParams(
-        presence_penalty=2.0,
-        repetition_penalty=1e-40,
-        extra_args={ANSWER_TOKENS_KEY: 1},
+        presence_penalty=2.0, repetition_penalty=1e-40, extra_args={ANSWER_TOKENS_KEY: 1}
     )
     logits = applied(params, [2, 1], [], torch.zeros(3))
     assert logits[1] == torch.finfo(torch.float32).min

@@ -81,9 +81,7 @@ def test_structured_outputs(given: Any, expected: dict[str, Any]) -> None:
 
 def test_two_parameters_with_a_constraint_are_refused() -> None:
     asked = ChatRequest(
-        messages=HELLO,
-        response_format={"type": "json_object"},
-        structured_outputs={"regex": "a"},
+        messages=HELLO, response_format={"type": "json_object"}, structured_outputs={"regex": "a"}
     )
     with pytest.raises(InvalidRequestError, match="exclude each other"):
         asked.sampling()

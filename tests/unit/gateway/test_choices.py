@@ -25,13 +25,7 @@ FINISHED = Finished(FinishReason.LENGTH)
 
 
 async def test_choices_of_a_chat(gateway: GatewayRing, sdk: AsyncOpenAI) -> None:
-    asked: dict[str, Any] = {
-        "model": "tiny",
-        "messages": HELLO,
-        "n": 3,
-        "seed": 7,
-        "max_tokens": 4,
-    }
+    asked: dict[str, Any] = {"model": "tiny", "messages": HELLO, "n": 3, "seed": 7, "max_tokens": 4}
     done = await sdk.chat.completions.create(**asked)
     stream = await sdk.chat.completions.create(
         **asked, stream=True, stream_options={"include_usage": True}

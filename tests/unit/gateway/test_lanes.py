@@ -130,10 +130,7 @@ async def test_documents_of_the_context_slot(
     )
     answer = await client.answer(user("what?"), previous_response_id=updated.id, **FEW)
     record = ring.record
-    chat = [
-        {"role": "system", "content": SYSTEM["content"]},
-        {"role": "user", "content": "what?"},
-    ]
+    chat = [{"role": "system", "content": SYSTEM["content"]}, {"role": "user", "content": "what?"}]
     async with (
         AsyncClient(ring.address.grpc_address) as grpc,
         grpc.session(chat=chat, ordering=ordering) as session,

@@ -318,9 +318,7 @@ def test_no_key_goes_to_another_machine_in_plain_text(monkeypatch: pytest.Monkey
     assert "words" not in caught.value.message.replace("STREAM2LLM_API_KEY must be", "")
 
 
-async def test_without_authentication_there_is_one_tenant_without_a_salt(
-    tiny_model: Path,
-) -> None:
+async def test_without_authentication_there_is_one_tenant_without_a_salt(tiny_model: Path) -> None:
     async with a_ring(tiny_model) as ring:
         call = ring.stub.Generate(pb.GenerateRequest(text="hello", sampling=SAMPLING))
         assert [m async for m in call][-1].HasField("finished")

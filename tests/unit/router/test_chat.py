@@ -15,13 +15,7 @@ from router.model_chat import ModelChat, ProbedTemplate
 from router.template_probe import Fate
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError, UnsupportedError
 from stream2llm.api.json_text import MAX_JSON_BYTES, MAX_JSON_DEPTH
-from stream2llm.api.requests import (
-    ChatContentPart,
-    ChatMessage,
-    ChatPrompt,
-    ChatTemplate,
-    ToolCall,
-)
+from stream2llm.api.requests import ChatContentPart, ChatMessage, ChatPrompt, ChatTemplate, ToolCall
 from stream2llm.api.text_options import ControlTokens
 from tests.chat_templates import HARMONY, HERMES, LLAMA, MISTRAL, PARTS, TEMPLATES, tool
 

@@ -46,11 +46,7 @@ class Side:
         parts = SimpleNamespace(workers=pool, metrics=metrics)
         trace = SimpleNamespace(metadata=None)
         self.live: Any = SimpleNamespace(
-            session_id="s",
-            parts=parts,
-            cache_salt="",
-            trace=trace,
-            sampling=SamplingParameters(),
+            session_id="s", parts=parts, cache_salt="", trace=trace, sampling=SamplingParameters()
         )
 
     def _call(self, metadata: Any = None) -> StuckCall:

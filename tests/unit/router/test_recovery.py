@@ -160,9 +160,7 @@ LOSSES = st.builds(
 
 
 @given(
-    st.lists(st.tuples(LOSSES, st.floats(0, 10)), max_size=20),
-    st.integers(0, 5),
-    st.integers(1, 4),
+    st.lists(st.tuples(LOSSES, st.floats(0, 10)), max_size=20), st.integers(0, 5), st.integers(1, 4)
 )
 def test_no_sequence_of_losses_passes_a_limit(
     losses: list[tuple[Failure, float]], max_restarts: int, max_engine_deaths: int

@@ -180,10 +180,7 @@ async def test_broken_files_leave_the_certificate_in_use(peers: Listener, tmp_pa
 
 
 async def test_clients_need_no_certificate(tmp_path: Path) -> None:
-    async with (
-        listening(tmp_path, for_peers=False) as listener,
-        listener.channel(None) as channel,
-    ):
+    async with listening(tmp_path, for_peers=False) as listener, listener.channel(None) as channel:
         await exchange(channel.stream_stream("/a/b")())
 
 
