@@ -325,32 +325,16 @@ OF_MESSAGE = [
     ("name", "chat.messages[0].name", {"name": HALF}),
     ("reasoning", "chat.messages[0].reasoning", {"reasoning_content": HALF}),
     ("tool_call_id", "chat.messages[0].tool_call_id", {"tool_call_id": HALF}),
-    (
-        "tool_calls.id",
-        "chat.messages[0].tool_calls[1].id",
-        {"tool_calls": [CALL, {**CALL, "id": HALF}]},
-    ),
-    (
-        "tool_calls.name",
-        "chat.messages[0].tool_calls[0].function.name",
-        {"tool_calls": [{"function": {"name": HALF}}]},
-    ),
+    ("tool_calls.id", "chat.messages[0].tool_calls[1].id", {"tool_calls": [CALL, {**CALL, "id": HALF}]}),
+    ("tool_calls.name", "chat.messages[0].tool_calls[0].function.name", {"tool_calls": [{"function": {"name": HALF}}]}),
     (
         "tool_calls.arguments",
         "chat.messages[0].tool_calls[0].function.arguments",
         {"tool_calls": [{"function": {"name": "f", "arguments": {"a": HALF}}}]},
     ),
-    (
-        "parts.text",
-        "chat.messages[0].content[1].text",
-        {"content": [TEXT, {"type": "text", "text": HALF}]},
-    ),
-    (
-        "parts.type",
-        "chat.messages[0].parts[1].type",
-        {"content": [TEXT, ChatContentPart("x", type=HALF)]},
-    ),
-]
+    ("parts.text", "chat.messages[0].content[1].text", {"content": [TEXT, {"type": "text", "text": HALF}]}),
+    ("parts.type", "chat.messages[0].parts[1].type", {"content": [TEXT, ChatContentPart("x", type=HALF)]}),
+]  # fmt: skip
 CONSTRAINTS = {
     f"sampling.structured_output.{name}": (
         f"sampling.structured_output.{name}{index}",

@@ -131,13 +131,9 @@ def test_check_tells_every_problem_and_starts_nothing(tmp_path: Path, tiny_model
     [
         (Verdict("decode", "", ""), "ok       decode engine, by vLLM", True),
         (Verdict("decode", "dtype: no", ""), "FAILED   decode engine, by vLLM: dtype: no", False),
-        (
-            Verdict("decode", "", NO_GPU_HERE),
-            f"left out decode engine, by vLLM: {NO_GPU_HERE}",
-            True,
-        ),
+        (Verdict("decode", "", NO_GPU_HERE), f"left out decode engine, by vLLM: {NO_GPU_HERE}", True),
     ],
-)
+)  # fmt: skip
 def test_check_ends_with_vllms_word_and_what_would_be_started(
     verdict: Verdict, line: str, passes: bool, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,17 +160,11 @@ def test_cores_are_given_in_turn() -> None:
     [
         ({"policy": "lifo"}, r"prefill\.policy: .*'lifo'; there are " + ", ".join(POLICIES)),
         ({"policy": None}, r"prefill\.policy: .*valid string"),
-        (
-            {"starvation_guard_steps": 0},
-            r"prefill\.starvation_guard_steps: .*greater than or equal to 1.*got 0",
-        ),
+        ({"starvation_guard_steps": 0}, r"prefill\.starvation_guard_steps: .*greater than or equal to 1.*got 0"),
         ({"starvation_guard_steps": "soon"}, r"prefill\.starvation_guard_steps: .*integer.*'soon'"),
-        (
-            {"open_token_budget": 0},
-            r"prefill\.open_token_budget: .*greater than or equal to 1.*got 0",
-        ),
+        ({"open_token_budget": 0}, r"prefill\.open_token_budget: .*greater than or equal to 1.*got 0"),
     ],
-)
+)  # fmt: skip
 def test_a_bad_scheduling_option_is_named_with_what_is_allowed(
     part: dict[str, Any], message: str
 ) -> None:
@@ -252,30 +246,18 @@ def test_launches_have_names_ports_and_environment(tmp_path: Path) -> None:
     [
         ("prefill", {"engine": {"max_num_sqs": 4}}, r"max_num_sqs: .*did you mean max_num_seqs\?"),
         ("decode", {"engine": {"max-model-len": 4}}, r"did you mean max_model_len\?"),
-        (
-            "prefill",
-            {"engine": {"zzz": 4}},
-            r"prefill\.engine\.zzz: vLLM has no such engine argument$",
-        ),
-        (
-            "prefill",
-            {"engine": {"async_scheduling": True}},
-            r"is set by Stream2LLM itself \(a prefill",
-        ),
+        ("prefill", {"engine": {"zzz": 4}}, r"prefill\.engine\.zzz: vLLM has no such engine argument$"),
+        ("prefill", {"engine": {"async_scheduling": True}}, r"is set by Stream2LLM itself \(a prefill"),
         ("decode", {"engine": {"enable_log_requests": True}}, r"is set by Stream2LLM itself"),
         (
             "decode",
             {"env": {"VLLM_CPU_KVCACHE_SPACE": "0.5"}},
             r"decode\.env\.VLLM_CPU_KVCACHE_SPACE: vLLM cannot take '0\.5'",
         ),
-        (
-            "prefill",
-            {"env": {"VLLM_CPU_KVCACHE_SPACES": "1"}},
-            r"did you mean VLLM_CPU_KVCACHE_SPACE\?",
-        ),
+        ("prefill", {"env": {"VLLM_CPU_KVCACHE_SPACES": "1"}}, r"did you mean VLLM_CPU_KVCACHE_SPACE\?"),
         ("prefill", {"env": {"VLLM_USE_V2_MODEL_RUNNER": "1"}}, r"set by Stream2LLM itself"),
     ],
-)
+)  # fmt: skip
 def test_what_vllm_cannot_take_is_named_before_anything_starts(
     role: str, part: dict[str, Any], message: str
 ) -> None:
@@ -317,22 +299,13 @@ def test_all_that_prefill_fixes_is_reserved() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (
-            {"env": {"VLLM_CPU_KVCACHE_SPACE": "0.5"}},
-            "VLLM_CPU_KVCACHE_SPACE must be a whole number",
-        ),
+        ({"env": {"VLLM_CPU_KVCACHE_SPACE": "0.5"}}, "VLLM_CPU_KVCACHE_SPACE must be a whole number"),
         ({"env": {"VLLM_CPU_KVCACHE_SPACE": "-1"}}, "at least 0, not '-1'"),
-        (
-            {"engine": {"gpu_memory_utilization": "lots"}},
-            "must be a number, at least 0, not 'lots'",
-        ),
-        (
-            {"engine": {"kv_cache_memory_bytes": "1G"}},
-            "kv_cache_memory_bytes must be a whole number",
-        ),
+        ({"engine": {"gpu_memory_utilization": "lots"}}, "must be a number, at least 0, not 'lots'"),
+        ({"engine": {"kv_cache_memory_bytes": "1G"}}, "kv_cache_memory_bytes must be a whole number"),
         ({"engine": {"gpu_memory_utilization": float("nan")}}, "not nan"),
     ],
-)
+)  # fmt: skip
 def test_sizes_that_are_none_are_named(part: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         check_memory(a_config(prefill=part), 0, available_bytes=GIB, total_bytes=GIB)
@@ -421,16 +394,10 @@ def test_an_address_where_nobody_listens_is_told_at_once() -> None:
     ("part", "field"),
     [
         ({"num_gpus": 1, "engine": {"tensor_parallel_size": 2}}, "num_gpus"),
-        (
-            {"num_gpus": 2, "engine": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}},
-            "num_gpus",
-        ),
-        (
-            {"engine": {"distributed_executor_backend": "ray"}},
-            "engine.distributed_executor_backend",
-        ),
+        ({"num_gpus": 2, "engine": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}}, "num_gpus"),
+        ({"engine": {"distributed_executor_backend": "ray"}}, "engine.distributed_executor_backend"),
     ],
-)
+)  # fmt: skip
 def test_ranks_that_the_actor_has_no_gpu_for_are_refused(part: Any, field: str) -> None:
     with refused(field=f"decode.{field}"):
         check_engines(a_config(decode=part))

@@ -58,14 +58,8 @@ CHANGES: list[tuple[Change, str]] = [
     (lambda p: p["model"].update(dtype="int4"), "model.dtype: Input should be 'bfloat16'"),
     (lambda p: p.update(schema_version=1), "schema_version: Input should be 2 (got 1)"),
     (lambda p: p.update(block_size=0), "block_size: Input should be greater than 0 (got 0)"),
-    (
-        lambda p: p["accelerator"].update(name=" "),
-        "accelerator.name: String should match pattern '\\S' (got ' ')",
-    ),
-    (
-        lambda p: p.update(tensor_parallel_size=3),
-        "tensor_parallel_size: 4 KV heads cannot be shared evenly by 3 ranks",
-    ),
+    (lambda p: p["accelerator"].update(name=" "), "accelerator.name: String should match pattern '\\S' (got ' ')"),
+    (lambda p: p.update(tensor_parallel_size=3), "tensor_parallel_size: 4 KV heads cannot be shared evenly by 3 ranks"),
     (
         lambda p: p["recompute"].update(points=p["recompute"]["points"][:3]),
         "recompute.points: 3 points, at least 4 are needed",
@@ -115,7 +109,7 @@ CHANGES: list[tuple[Change, str]] = [
         lambda p: p["swap_in"]["provenance"].update(command=""),
         "swap_in.provenance.command: String should match pattern",
     ),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "expected"), CHANGES, ids=[text for _, text in CHANGES])

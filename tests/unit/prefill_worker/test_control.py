@@ -172,13 +172,9 @@ async def test_a_scheduler_without_the_channel_fails_the_start() -> None:
     [
         (FakeEngine.die, UnavailableError, "engine died"),
         (lambda engine: engine.put({}, finished=True), InternalError, "invalid report: {}"),
-        (
-            lambda engine: engine.put({WIRE_KEY: {"report": {}}}),
-            InternalError,
-            "missing required field `last_command`",
-        ),
+        (lambda engine: engine.put({WIRE_KEY: {"report": {}}}), InternalError, "missing required field `last_command`"),
     ],
-)
+)  # fmt: skip
 async def test_when_the_channel_ends_whoever_waits_is_told(
     end: Callable[[FakeEngine], None], error: type[Exception], message: str
 ) -> None:
