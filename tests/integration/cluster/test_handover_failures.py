@@ -137,31 +137,17 @@ async def test_a_rank_that_slept_longer_than_the_lease(
     assert (await play(client, stream, handover="streamed")).token_ids == outcome.token_ids
 
 
-@ONE_BY_ONE
-@pytest.mark.slow
-async def test_decode_is_killed_while_it_fetches(
-    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
-) -> None:
-    await _decode_dies(cluster, client, reference, "actor")
-
-
 @RANKS
 async def test_a_rank_of_decode_is_killed_while_it_fetches(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
 ) -> None:
-    await _decode_dies(cluster, client, reference, "Worker")
-
-
-async def _decode_dies(
-    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
-) -> None:
     """The session goes on, what was offered is free after a lease, and the answer is right."""
     incarnation = incarnation_of(cluster.status(), "decode")
-    stream = a_stream(f"decode-dies-{which}")
+    stream = a_stream("decode-dies")
     async with streamed(client, stream) as session:
         sent: set[str] = set()
         await send_event(session, stream, 0, sent)
-        os.kill(process_of(cluster, "decode", which), signal.SIGKILL)
+        os.kill(process_of(cluster, "decode", "Worker"), signal.SIGKILL)
         await send_event(session, stream, 1, sent)
         await until_prefilled(session, 3)
         ticks = await _tick_until(session, until_replaced(cluster, "decode", incarnation))
@@ -226,26 +212,6 @@ async def _is_dead(pid: int) -> bool:
     process = psutil.Process(pid)
     # Its sockets are closed when the last thread has ended, not the first.
     return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
-
-
-@ONE_BY_ONE
-@pytest.mark.slow
-async def test_prefill_is_killed_while_decode_fetches(
-    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
-) -> None:
-    """The session goes on when prefill is back, decode holds nothing, and the next one is right."""
-    incarnation = incarnation_of(cluster.status(), "prefill")
-    stream = a_stream("prefill-dies")
-    async with streamed(client, stream) as session:
-        sent: set[str] = set()
-        await send_event(session, stream, 0, sent)
-        os.kill(process_of(cluster, "prefill", "EngineCore"), signal.SIGKILL)
-        for index in (1, 2, 3):
-            await send_event(session, stream, index, sent)
-        outcome = await collect(session.seal())
-    assert outcome.token_ids == reference.answer(stream.prompt, 8)
-    assert outcome.finished.restarts == 1
-    await _comes_back(cluster, client, reference, "prefill", incarnation, stream)
 
 
 async def _comes_back(

@@ -73,7 +73,6 @@ CASES = [
         ("swap", "srpf", True, False),
         ("cost", "fcfs", True, False),
         ("cost", "mcps", False, True),
-        ("cost", "srpf", False, False),
     )
 ]
 
