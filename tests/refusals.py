@@ -12,7 +12,7 @@ from stream2llm.api.errors import InvalidRequestError, Stream2LLMError
 
 @contextmanager
 def refused(
-    match: str = "",
+    match: str | None = None,
     *,
     field: str | None = None,
     reason: str | None = None,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from experiments import deadlines
 from experiments.paired import interval
 from experiments.paper.h200 import load_fit
 from experiments.paper.h200 import profile as h200_profile
+from stream2llm.cli.simulate import app
 from stream2llm.simulator.play_trace import Machine, Way, play_trace
 from stream2llm.simulator.work import Change, Task, with_deadlines_of
 from stream2llm.workload.records import RunRecord
@@ -17,7 +19,6 @@ from stream2llm.workload.report.summary import summarize
 from stream2llm.workload.traces.format import Scale
 from stream2llm.workload.traces.generate import generate
 from stream2llm.workload.traces.write import write_trace
-from tests.command_lines import cli
 from tests.traces import a_header
 
 MACHINE = Machine(h200_profile(load_fit(), 2048), kv_gib=100.0)
@@ -95,6 +96,6 @@ def test_the_command_shows_goodput_beside_ttft(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     write_trace(path, a_header(), generate("crawler", [0.0, 0.1, 0.2], 1, Scale()))
     options = ["--profile", "h200_llama-3.1-8b_tp2", "--kv-gib", "50"]
-    done = cli("trace", path, *options, "--ttft-slo-ms", "60000")
+    done = CliRunner().invoke(app, ["trace", str(path), *options, "--ttft-slo-ms", "60000"])
     assert done.exit_code == 0, done.output
     assert "100.0%" in done.output

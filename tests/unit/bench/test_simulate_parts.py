@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from cost_profiles.load import shipped_profiles
 from cost_profiles.types import CostProfile
 from experiments.paper.published import NOT_STREAMED, published, settings
+from stream2llm.cli.simulate import app
 from stream2llm.simulator.decode import Answer, DecodeSettings, DecodeWorker, HandoverCounters, Link
 from stream2llm.simulator.steps import StepLaw, law_of, worst_error
 from stream2llm.simulator.work import (
@@ -23,7 +25,6 @@ from stream2llm.simulator.work import (
 )
 from stream2llm.workload.traces.format import Content, Document, Event, Session
 from stream2llm.workload.traces.write import write_trace
-from tests.command_lines import cli
 from tests.traces import a_header
 
 LAW = StepLaw(fixed_s=0.01, per_token_s=0.001, per_pair_s=0.0)
@@ -176,7 +177,7 @@ def test_what_the_paper_published() -> None:
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_options_that_are_no_numbers_are_refused(value: str) -> None:
-    result = cli("trace", "t.jsonl", "--profile", "p", "--kv-gib", value)
+    result = CliRunner().invoke(app, ["trace", "t.jsonl", "--profile", "p", "--kv-gib", value])
     assert result.exit_code == 2
     assert "--kv-gib" in result.output
 
@@ -186,7 +187,7 @@ def test_the_row_without_streaming_names_its_policy(tmp_path: Path) -> None:
     write_trace(path, a_header(), [a_session(Event(0, "append", ("a",)), Event(1, "seal"))])
     machine = ["--profile", "h200_llama-3.1-8b_tp2", "--kv-gib", "10"]
     args = ["trace", str(path), *machine, "--policy", "srpf", "--policy", "fcfs", "--non-streaming"]
-    result = cli(*args)
+    result = CliRunner().invoke(app, args)
     assert result.exit_code == 0, result.output
     systems = [line.split("|")[1].strip() for line in result.stdout.splitlines() if "|" in line]
     assert {"srpf", "fcfs", "non-streaming, default"} <= set(systems)
