@@ -214,6 +214,26 @@ async def _is_dead(pid: int) -> bool:
     return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
 
 
+@ONE_BY_ONE
+@pytest.mark.slow
+async def test_prefill_is_killed_while_decode_fetches(
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    """The session goes on when prefill is back, decode holds nothing, and the next one is right."""
+    incarnation = incarnation_of(cluster.status(), "prefill")
+    stream = a_stream("prefill-dies")
+    async with streamed(client, stream) as session:
+        sent: set[str] = set()
+        await send_event(session, stream, 0, sent)
+        os.kill(process_of(cluster, "prefill", "EngineCore"), signal.SIGKILL)
+        for index in (1, 2, 3):
+            await send_event(session, stream, index, sent)
+        outcome = await collect(session.seal())
+    assert outcome.token_ids == reference.answer(stream.prompt, 8)
+    assert outcome.finished.restarts == 1
+    await _comes_back(cluster, client, reference, "prefill", incarnation, stream)
+
+
 async def _comes_back(
     cluster: Cluster,
     client: AsyncClient,
