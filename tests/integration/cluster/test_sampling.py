@@ -117,8 +117,11 @@ async def test_bad_words_are_those_of_vllm(
     assert outcome.token_ids != plain_answer
 
 
-async def test_a_min_p_of_one_is_greedy(client: AsyncClient, plain_answer: list[int]) -> None:
-    sampling = SamplingParameters(max_tokens=12, temperature=1.0, min_p=1.0, ignore_eos=True)
+@pytest.mark.parametrize("narrow", [{"min_p": 1.0}, {"top_k": 1}, {"top_p": 1e-6}], ids=str)
+async def test_one_candidate_is_greedy(
+    client: AsyncClient, plain_answer: list[int], narrow: dict[str, float]
+) -> None:
+    sampling = SamplingParameters(max_tokens=12, temperature=1.0, ignore_eos=True, **narrow)
     assert (await play(client, STREAM, sampling)).token_ids == plain_answer
 
 
@@ -130,16 +133,6 @@ async def test_a_seeded_answer_is_repeatable(client: AsyncClient, seed: int) -> 
     other = await play(client, STREAM, dataclasses.replace(sampling, seed=12))
     assert first.token_ids == second.token_ids
     assert other.token_ids != first.token_ids
-
-
-async def test_top_k_of_one_is_greedy(client: AsyncClient, plain_answer: list[int]) -> None:
-    sampling = SamplingParameters(max_tokens=12, temperature=1.0, top_k=1, ignore_eos=True)
-    assert (await play(client, STREAM, sampling)).token_ids == plain_answer
-
-
-async def test_a_tiny_top_p_is_greedy(client: AsyncClient, plain_answer: list[int]) -> None:
-    sampling = SamplingParameters(max_tokens=12, temperature=1.0, top_p=1e-6, ignore_eos=True)
-    assert (await play(client, STREAM, sampling)).token_ids == plain_answer
 
 
 async def test_logprobs_come_for_every_token(client: AsyncClient, plain_answer: list[int]) -> None:

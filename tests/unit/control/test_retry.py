@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import urllib.error
-import urllib.request
 
 import pytest
 from typer.testing import Result
 
 from stream2llm.api.errors import InvalidRequestError
 from tests.command_lines import check_failed, cli
-from tests.fakes.controller import a_controller
+from tests.fakes.controller import a_controller, put
 
 
 class GivenUp:
@@ -55,15 +52,5 @@ async def test_the_command_names_what_is_wrong() -> None:
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b"1", b'{"name": 1}', b"[" * 10_000])
 async def test_a_body_that_is_none_is_a_bad_request(body: bytes) -> None:
     async with a_controller(retry=GivenUp("decode-0").retry) as address:
-        status, told = await asyncio.to_thread(_put, f"http://{address}/retry", body)
-    assert status == 400
-    assert json.loads(told)["field"] == "name"
-
-
-def _put(url: str, body: bytes) -> tuple[int, bytes]:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, method="PUT")) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read()
+        status, told = await put(address, "/retry", body)
+    assert (status, told["field"]) == (400, "name")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Collection
 from typing import Any
 
@@ -15,7 +13,7 @@ from typer.testing import Result
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.http_body import MAX_SECONDS
 from tests.command_lines import check_failed, cli
-from tests.fakes.controller import a_controller
+from tests.fakes.controller import a_controller, put
 
 
 class Rolling:
@@ -129,15 +127,6 @@ async def test_one_may_look_later_and_stop_it() -> None:
     assert stopped.stdout == "not replaced: router-0\n"
 
 
-def put(address: str, body: bytes) -> tuple[int, Any]:
-    request = urllib.request.Request(f"http://{address}/rollout", data=body, method="PUT")
-    try:
-        with urllib.request.urlopen(request) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -153,5 +142,5 @@ def put(address: str, body: bytes) -> tuple[int, Any]:
 async def test_a_request_that_makes_no_sense_is_refused(body: Any, field: str) -> None:
     rolling = Rolling()
     async with a_controller(rolling.status, rollout=rolling) as address:
-        status, answer = await asyncio.to_thread(put, address, json.dumps(body).encode())
+        status, answer = await put(address, "/rollout", json.dumps(body).encode())
     assert (status, answer["field"], rolling.requests) == (400, field, [])
