@@ -1,4 +1,7 @@
-"""What the pages of docs/ name exists, and they use plain technical English."""
+"""What the pages of docs/ name exists, and they use plain technical English.
+
+docs/compatibility.md says what pyproject.toml and the lock say.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from stream2llm.api.errors import ERRORS_BY_STATUS
 from tools.reflow import overlong, reflow
@@ -158,3 +162,42 @@ def test_docstrings_comments_and_messages_are_in_plain_terms() -> None:
 )
 def test_words_that_are_no_terms_are_found(source: str) -> None:
     assert any(found(NO_TERMS, text) for text in prose_of(source))
+
+
+# -- the table of compatibility -----------------------------------------------------------
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ROWS = re.findall(
+    r"^\| ([\w-]+) \| `([^`]+)` \| ([\d.]*) ?\|",
+    (ROOT / "docs" / "compatibility.md").read_text(),
+    re.MULTILINE,
+)
+
+
+def asked_for() -> dict[str, str]:
+    extras = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *(line for extra in extras.values() for line in extra)]
+    found = {each.name.lower(): str(each.specifier) for each in map(Requirement, lines)}
+    return {**found, "python": PROJECT["requires-python"]}
+
+
+def locked() -> dict[str, str]:
+    text = "".join((ROOT / "requirements" / name).read_text() for name in ("cpu.lock", "torch.txt"))
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("package", "wanted", "tried"), ROWS, ids=[row[0] for row in ROWS])
+def test_a_row_is_what_the_project_asks_for_and_the_lock_has(
+    package: str, wanted: str, tried: str
+) -> None:
+    assert set(wanted.split(",")) == set(asked_for()[package].split(","))
+    if package != "python":
+        assert tried == locked().get(package, "")
+
+
+def test_what_must_fit_exactly_is_in_the_table() -> None:
+    exact = {name for name, wanted in asked_for().items() if wanted.startswith("==")}
+    of_development = {"grpcio-tools", "grafana-foundation-sdk"}
+    assert exact - of_development <= {row[0] for row in ROWS}
+    assert len(ROWS) > 10
