@@ -9,11 +9,9 @@ import pytest
 from tests import network_namespaces
 from tests.network_namespaces import Network
 
-pytestmark = [
-    pytest.mark.skipif(
-        bool(network_namespaces.why_not()), reason=network_namespaces.why_not() or "none"
-    )
-]
+pytestmark = pytest.mark.skipif(
+    bool(network_namespaces.why_not()), reason=network_namespaces.why_not() or "none"
+)
 
 CONNECT = ["bash", "-c", 'timeout 2 bash -c "echo >/dev/tcp/10.77.0.2/99"']
 

@@ -42,6 +42,11 @@ class Hosts(FakeHosts):
         self.log.append(f"drain {name} {timeout_s:g}")
 
 
+@pytest.fixture
+def hosts() -> Hosts:
+    return Hosts()
+
+
 @asynccontextmanager
 async def rolling(
     hosts: Hosts, roles: dict[str, sv.Role] = PAIRS
@@ -82,8 +87,7 @@ def drained(hosts: Hosts) -> list[str]:
     return [each.split()[1] for each in hosts.log if each.startswith("drain")]
 
 
-async def test_all_are_replaced_one_after_the_other_workers_first() -> None:
-    hosts = Hosts()
+async def test_all_are_replaced_one_after_the_other_workers_first(hosts: Hosts) -> None:
     async with rolling(hosts) as (supervisor, restart):
         hosts.log.clear()
         assert restart.begin([], 7.0, 60.0) == IN_ORDER
@@ -96,8 +100,7 @@ async def test_all_are_replaced_one_after_the_other_workers_first() -> None:
     assert min(len(view.split()) - 1 for view in views) == 3
 
 
-async def test_a_chosen_few_are_replaced() -> None:
-    hosts = Hosts()
+async def test_a_chosen_few_are_replaced(hosts: Hosts) -> None:
     async with rolling(hosts) as (supervisor, restart):
         assert restart.begin(["router-1", "decode-0"], None, 60.0) == ["decode-0", "router-1"]
         await until_over(supervisor, restart)
@@ -107,8 +110,7 @@ async def test_a_chosen_few_are_replaced() -> None:
         }
 
 
-async def test_the_only_worker_of_a_role_has_a_stand_in_meanwhile() -> None:
-    hosts = Hosts()
+async def test_the_only_worker_of_a_role_has_a_stand_in_meanwhile(hosts: Hosts) -> None:
     async with rolling(hosts, ONE_EACH) as (supervisor, restart):
         hosts.log.clear()
         restart.begin([], 7.0, 60.0)
@@ -124,8 +126,7 @@ async def test_the_only_worker_of_a_role_has_a_stand_in_meanwhile() -> None:
         assert all(any(name.startswith(role) for name in view) for view in views)
 
 
-async def test_without_room_for_a_stand_in_sessions_wait() -> None:
-    hosts = Hosts()
+async def test_without_room_for_a_stand_in_sessions_wait(hosts: Hosts) -> None:
     hosts.missing = "no node has 1 GPU"
     async with rolling(hosts, ONE_EACH) as (supervisor, restart):
         restart.begin([], 7.0, 60.0)
@@ -138,8 +139,7 @@ async def test_without_room_for_a_stand_in_sessions_wait() -> None:
         }
 
 
-async def test_it_stops_at_a_successor_that_does_not_come_up() -> None:
-    hosts = Hosts()
+async def test_it_stops_at_a_successor_that_does_not_come_up(hosts: Hosts) -> None:
     async with rolling(hosts) as (supervisor, restart):
         hosts.outcomes["prefill-1"] = [StartOutcome(None, "no such model")]
         restart.begin([], 7.0, 60.0)
@@ -151,8 +151,7 @@ async def test_it_stops_at_a_successor_that_does_not_come_up() -> None:
         assert described["left"] == IN_ORDER[1:]
 
 
-async def test_a_stand_in_stays_while_the_successor_does_not_come_up() -> None:
-    hosts = Hosts()
+async def test_a_stand_in_stays_while_the_successor_does_not_come_up(hosts: Hosts) -> None:
     async with rolling(hosts, ONE_EACH) as (supervisor, restart):
         hosts.outcomes["prefill-0"] = [StartOutcome(None, "no such model")]
         restart.begin([], 7.0, 60.0)
@@ -166,8 +165,7 @@ async def test_a_stand_in_stays_while_the_successor_does_not_come_up() -> None:
         assert supervisor.fleet["prefill-0"].phase is sv.Phase.ADMITTED
 
 
-async def test_a_successor_that_takes_too_long_is_named() -> None:
-    hosts = Hosts()
+async def test_a_successor_that_takes_too_long_is_named(hosts: Hosts) -> None:
     async with rolling(hosts) as (supervisor, restart):
         hosts.full["decode-0"] = asyncio.Event()
         restart.begin(["decode-0"], 7.0, 0.3)
@@ -179,8 +177,7 @@ async def test_a_successor_that_takes_too_long_is_named() -> None:
         )
 
 
-async def test_an_operator_stops_it_and_begins_another_one() -> None:
-    hosts = Hosts()
+async def test_an_operator_stops_it_and_begins_another_one(hosts: Hosts) -> None:
     async with rolling(hosts) as (supervisor, restart):
         hosts.full["prefill-0"] = asyncio.Event()
         restart.begin([], 7.0, 60.0)
@@ -198,9 +195,8 @@ async def test_an_operator_stops_it_and_begins_another_one() -> None:
             restart.begin(["prefill-9"], 7.0, 60.0)
 
 
-async def test_another_controller_goes_on_with_it() -> None:
+async def test_another_controller_goes_on_with_it(hosts: Hosts) -> None:
     """In the middle of the turn of a worker that has a stand-in."""
-    hosts = Hosts()
     async with rolling(hosts, ONE_EACH) as (supervisor, restart):
         hosts.full["prefill-0"] = asyncio.Event()
         restart.begin([], 7.0, 60.0)
