@@ -16,9 +16,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Self
+
+import pytest
 
 SHARED = Path("/srv")
 _TOOLS = ("ip", "unshare", "nsenter", "setpriv")
@@ -144,7 +145,6 @@ def _checked(ended: subprocess.CompletedProcess[str]) -> None:
     assert ended.returncode == 0, f"{ended.args}: {ended.stdout}{ended.stderr or ''}"
 
 
-@cache
 def why_not() -> str:
     """Returns why machines cannot be made here; "" where they can."""
     if os.geteuid() != 0:
@@ -156,3 +156,8 @@ def why_not() -> str:
     probe += ["add", "bridge", "type", "bridge"]
     ended = subprocess.run(probe, capture_output=True, text=True, check=False)
     return f"no network namespaces here: {ended.stderr.strip()}" if ended.returncode else ""
+
+
+# For tests that need machines.
+_REASON = why_not()
+NEEDED = pytest.mark.skipif(bool(_REASON), reason=_REASON or "none")

@@ -22,12 +22,7 @@ from tests.cluster_pool import Kind, config_of, model_path
 from tests.network_namespaces import SHARED
 from tests.ray_site import JOBS, RAY, ROOT, STREAM2LLM, Job, Site, a_site, documented_environment
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        bool(network_namespaces.why_not()), reason=network_namespaces.why_not() or "none"
-    ),
-]
+pytestmark = [pytest.mark.slow, network_namespaces.NEEDED]
 
 JOB_ID = "serve"
 # Not what a slow machine needs for an answer.

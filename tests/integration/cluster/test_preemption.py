@@ -106,11 +106,7 @@ async def until_the_offload_pool_is_empty(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize(("mode", "policy"), CASES_OF_MODES)
 async def test_every_answer_is_exact(
-    cluster: Cluster,
-    client: AsyncClient,
-    reference: ReferenceEngine,
-    mode: str,
-    policy: str,
+    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, mode: str, policy: str
 ) -> None:
     before = await asyncio.to_thread(scrape, cluster)
     await asyncio.to_thread(cluster.set_policy, policy)
