@@ -6,12 +6,12 @@ session machine cannot see them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import pytest
 
 pytest.importorskip("vllm")
-
-from collections.abc import Iterator, Sequence
-from typing import Any
 
 from prefill_worker.report import SchedulerCounters
 from prefill_worker.settings import require_settings

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.command_lines import check_failed, cli
-
 pytest.importorskip("vllm")
 
 from cost_profiles.load import load_profile
 from prefill_worker import profiling
 from stream2llm.cli import profile as command
+from tests.command_lines import check_failed, cli
 from tests.profiles import a_profile
 
 

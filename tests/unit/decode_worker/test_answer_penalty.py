@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 
 pytest.importorskip("vllm")
-
-from collections import Counter
-from typing import Any
 
 import torch
 from hypothesis import given, settings

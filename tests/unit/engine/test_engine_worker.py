@@ -6,14 +6,14 @@ each is asked who is to blame.
 
 from __future__ import annotations
 
-import pytest
-
-pytest.importorskip("zmq")
-
 import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
+
+pytest.importorskip("zmq")
 
 from prometheus_client import CollectorRegistry
 

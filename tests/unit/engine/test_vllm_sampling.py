@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("vllm")
-
-from types import SimpleNamespace
 
 import msgspec
 from vllm import SamplingParams

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-
-pytest.importorskip("vllm")
-
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
 
 from prefill_worker.profile_budget import Budget, Progress
 from prefill_worker.profile_plan import recompute_plan

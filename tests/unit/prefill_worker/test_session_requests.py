@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 pytest.importorskip("vllm")
-
-from types import SimpleNamespace
-from typing import Any
 
 from vllm import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
