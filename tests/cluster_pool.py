@@ -166,7 +166,6 @@ class ClusterPool:
             changes |= self._traced() if kind.is_traced else {}
             self._cluster = Cluster.start(config_of(kind, **changes))
             self._name = name
-        assert self._cluster is not None
         self._cluster.wait_ready(START_TIMEOUT_S)
         return self._cluster
 
@@ -183,7 +182,6 @@ class ClusterPool:
         clients = Authority()
         self.keys = Keys(folder)
         security = Authority().security(folder / "cluster", clients)
-        assert security.tls is not None
         self.tls = clients.client(folder / "client", security.tls.ca)
         auth = {"keys_file": self.keys.path}
         return {"security": {**security.model_dump(), "auth": auth}}

@@ -1,4 +1,4 @@
-"""Whether a command line of ours has commands and options that there are; runs nothing."""
+"""Command lines of ours: run in this process, or parsed alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ from typing import Any
 
 from typer import Context
 from typer.main import get_command
+from typer.testing import CliRunner, Result
 
 from stream2llm.cli.main import FORWARDED, app, forwarded
 
 _COMMANDS: Any = get_command(app)
+
+
+def cli(*words: object, **options: Any) -> Result:
+    """What `stream2llm` with these words does; `options` as `CliRunner.invoke` takes them."""
+    return CliRunner().invoke(app, [str(word) for word in words], **options)
+
+
+def check_failed(result: Result, exit_code: int, *texts: str) -> None:
+    """The command ended with that code, and said these on stderr."""
+    assert result.exit_code == exit_code, result.output
+    for text in texts:
+        assert text in result.stderr
 
 
 @cache
@@ -19,7 +32,7 @@ def _forwarded(name: str) -> Any:
 
 
 def parse(words: list[str]) -> None:
-    """Raises an error of click's for a command or an option that there is not."""
+    """Runs nothing; raises an error of click's for a command or an option that there is not."""
     command, name = _COMMANDS, words.pop(0)
     assert name in command.commands, f"no command {name}"
     command = _forwarded(name) if name in FORWARDED else command.commands[name]

@@ -12,6 +12,8 @@ background has them ignore SIGINT, which their children would inherit.
 Engines compute with one thread each: several engines and tests share the cores, and
 OpenMP's threads spin while they wait for one another.
 
+A test has the mark of its ring, which is the folder it is in.
+
 A run ends without taking Python apart: native libraries (torch, UCX, gRPC) that crash in that
 moment would turn a green run red.
 """
@@ -22,6 +24,7 @@ import atexit
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -43,6 +46,13 @@ settings.register_profile(
 )
 # Command lines may load another: --hypothesis-profile=random.
 settings.load_profile("fixed")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") is None:
+            item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
 
 
 _HAS_FINISHED = pytest.StashKey[pytest.Session]()

@@ -24,11 +24,7 @@ MOST_RESPONSES = 12
 # What grpc.aio says when an RPC ends while it is written to, see stream2llm/api/final_status.py.
 _OF_OUR_SIDE, _TRIES = "Internal error from Core", 3
 # A client's fault has a status of its own, and every RPC ends before its deadline.
-_NEVER = (
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-)
+_NEVER = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def prefill_session(_: object = None) -> list[Message]:

@@ -16,10 +16,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Self
+
+import pytest
 
 SHARED = Path("/srv")
 _TOOLS = ("ip", "unshare", "nsenter", "setpriv")
@@ -103,12 +103,7 @@ class Network:
             self._open = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open.close()
 
     def add(self, name: str, number: int) -> Machine:
@@ -135,7 +130,6 @@ class Network:
              "begin", str(self._shared), name, address, sys.executable, _FIRST_PROCESS],
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        assert process.stdout is not None
         line = process.stdout.readline()
         assert line == "up\n", line + process.stdout.read()
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
@@ -151,7 +145,6 @@ def _checked(ended: subprocess.CompletedProcess[str]) -> None:
     assert ended.returncode == 0, f"{ended.args}: {ended.stdout}{ended.stderr or ''}"
 
 
-@cache
 def why_not() -> str:
     """Returns why machines cannot be made here; "" where they can."""
     if os.geteuid() != 0:
@@ -163,3 +156,8 @@ def why_not() -> str:
     probe += ["add", "bridge", "type", "bridge"]
     ended = subprocess.run(probe, capture_output=True, text=True, check=False)
     return f"no network namespaces here: {ended.stderr.strip()}" if ended.returncode else ""
+
+
+# For tests that need machines.
+_REASON = why_not()
+NEEDED = pytest.mark.skipif(bool(_REASON), reason=_REASON or "none")

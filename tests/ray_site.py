@@ -134,7 +134,6 @@ class Job:
 
     def until(self, text: str) -> str:
         """Reads on to a line with this text, and returns it."""
-        assert self._process.stdout is not None
         for line in self._process.stdout:
             self.lines.append(line.rstrip())
             if text in line:

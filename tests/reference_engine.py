@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 _ENVIRONMENT = {
@@ -38,15 +37,8 @@ class ReferenceEngine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
             self._process.stdin.close()
             self._process.wait(60)
             self._process.stdout.close()
@@ -72,8 +64,6 @@ class ReferenceEngine:
 
     def _ask(self, request: dict[str, Any]) -> list[list[int]]:
         process = self._running()
-        assert process.stdin is not None
-        assert process.stdout is not None
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()

@@ -101,6 +101,11 @@ class Conversation:
     async def answer(self) -> Answered:
         return Answered.of(await self.rest())
 
+    async def finish(self, **fields: Any) -> Answered:
+        """Seals, and reads the answer."""
+        await self.seal(**fields)
+        return await self.answer()
+
     async def failure(self) -> grpc.aio.AioRpcError:
         try:
             messages = await self.rest()
@@ -215,6 +220,26 @@ class Ring:
 
     def converse(self, metadata: Metadata | None = None) -> Conversation:
         return Conversation(self.stub, metadata)
+
+    async def opened(self, *args: Any, **fields: Any) -> Conversation:
+        """A session whose open was sent."""
+        session = self.converse()
+        await session.open(*args, **fields)
+        return session
+
+    async def asked(self, *args: Any, **fields: Any) -> Conversation:
+        """A session that was opened and sealed."""
+        session = await self.opened(*args, **fields)
+        await session.seal()
+        return session
+
+    async def answer_to(self, *args: Any, **fields: Any) -> Answered:
+        """The answer of such a session."""
+        return await (await self.asked(*args, **fields)).answer()
+
+    async def refusal_of(self, *args: Any, **fields: Any) -> grpc.aio.AioRpcError:
+        """Its error."""
+        return await (await self.asked(*args, **fields)).failure()
 
     def encode(self, text: str) -> list[int]:
         return list(self.router._parts.text.tokenizer.encode(text))

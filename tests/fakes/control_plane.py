@@ -105,7 +105,6 @@ class FakeWorker:
         return hung.result()
 
     async def _ask(self) -> None:
-        assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._child.stdin.write(b"are you there?\n")
         if not await self._child.stdout.readline():

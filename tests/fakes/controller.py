@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 from prometheus_client import CollectorRegistry
 
 from stream2llm.cluster.controller_http import ControllerHttp
@@ -46,3 +47,9 @@ async def a_controller(
         yield await http.start("127.0.0.1", 0)
     finally:
         await http.close()
+
+
+async def put(address: str, path: str, body: bytes) -> tuple[int, Any]:
+    """The status and the JSON of the answer to a PUT."""
+    async with aiohttp.request("PUT", f"http://{address}{path}", data=body) as answer:
+        return answer.status, await answer.json()

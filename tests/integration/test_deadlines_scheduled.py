@@ -12,8 +12,6 @@ from stream2llm.serving.system.clock import SystemClock
 from tests.scheduling.engine_settings import EngineSettings, worker_options
 from tests.scheduling.session_engine import SessionEngine
 
-pytestmark = pytest.mark.integration
-
 SAMPLING = SamplingParameters(max_tokens=1)
 
 

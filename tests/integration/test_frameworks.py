@@ -12,7 +12,7 @@ import pytest
 from tests.fake_router import FakeRouter
 from tests.wheels import environment_with, run
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 LANGCHAIN = """
 import asyncio, json, sys

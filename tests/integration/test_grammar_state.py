@@ -32,8 +32,6 @@ from tests.scheduling.engine_settings import EngineSettings, create_config
 from tests.scheduling.masked_engine import allowed, verified
 from tests.tiny_model import EOS, IM_START
 
-pytestmark = pytest.mark.integration
-
 PROMPT = [5, 6, 7]
 SCHEMA = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
 CONSTRAINTS = {
@@ -78,7 +76,6 @@ def a_request(
 
 def mask(manager: StructuredOutputManager, request: Request) -> list[int]:
     rows = manager.grammar_bitmask({"r": request}, ["r"], {})
-    assert rows is not None
     return allowed(rows[0])
 
 

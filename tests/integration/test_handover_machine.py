@@ -30,8 +30,6 @@ from tests.scheduling.executor import KV
 from tests.scheduling.handover_pair import Pair, overwrite
 from tests.session_machine import DOCUMENTS, SUFFIXES, Tokens
 
-pytestmark = pytest.mark.integration
-
 _WHICH = st.integers(0, 7)
 _DOCUMENTS = st.lists(st.sampled_from(DOCUMENTS), max_size=4)
 _MAX_TOKENS = 80

@@ -13,8 +13,6 @@ from tests.digests import STOP_TOKEN, answer_of
 from tests.scheduling.engine_settings import EngineSettings, worker_options
 from tests.scheduling.handover_pair import Pair, overwrite
 
-pytestmark = pytest.mark.integration
-
 # 16 blocks of 4 tokens; its first token does not end the answer.
 CONTEXT = list(range(1000, 1064))
 
@@ -273,7 +271,6 @@ def test_any_block_that_is_overwritten_at_prefill_is_not_used(pair: Pair) -> Non
             pair.step_prefill()
             pair.refuse(name)
         final = pair.sessions[name].final
-        assert final is not None
         overwrite(pair.prefill.executor.kv, final["remote_block_ids"][0][index])
         pair.deliver_final(name)
         while pair.is_at_decode(name):

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests import network_namespaces
 from tests.network_namespaces import Network
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(
-        bool(network_namespaces.why_not()), reason=network_namespaces.why_not() or "none"
-    ),
-]
+pytestmark = network_namespaces.NEEDED
 
 CONNECT = ["bash", "-c", 'timeout 2 bash -c "echo >/dev/tcp/10.77.0.2/99"']
 

@@ -26,7 +26,6 @@ from stream2llm.workload.traces.write import write_trace
 from tests.fake_router import Conversation, FakeRouter, forever, polite
 from tests.traces import a_header, a_session
 
-pytestmark = pytest.mark.integration
 NUM_SESSIONS = 2000
 EVENTS = (Event(0, "append", ("a",)), Event(0.01, "update", ("b", "a")), Event(0.02, "seal"))
 
@@ -83,14 +82,7 @@ async def test_two_thousand_sessions_are_open_at_a_time_and_all_complete() -> No
 @asynccontextmanager
 async def bench_replay(*args: Any) -> AsyncIterator[Process]:
     """`stream2llm bench replay`; ended when the block is left."""
-    command = [
-        sys.executable,
-        "-m",
-        "stream2llm.cli.main",
-        "bench",
-        "replay",
-        *map(str, args),
-    ]
+    command = [sys.executable, "-m", "stream2llm.cli.main", "bench", "replay", *map(str, args)]
     environment = {**os.environ, "STREAM2LLM_ADDRESS": "", "PYTHONWARNINGS": "default"}
     process = await asyncio.create_subprocess_exec(
         *command, stdout=PIPE, stderr=PIPE, env=environment

@@ -17,8 +17,6 @@ from tests.scheduling.driver import SchedulerDriver
 from tests.scheduling.engine_settings import EngineSettings, create_scheduler, worker_options
 from tests.session_machine import SessionMachine
 
-pytestmark = pytest.mark.integration
-
 # Sessions wait for this many steps at most before they are put first.
 STARVATION_GUARD_STEPS = 6
 STEPS = 60

@@ -14,8 +14,6 @@ from tests.scheduling.decode_settings import create_decode_scheduler
 from tests.scheduling.driver import SchedulerDriver
 from tests.scheduling.engine_settings import EngineSettings
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> StepLimit:

@@ -14,7 +14,7 @@ from tests.router_ring import Ring, a_ring
 from tests.tiny_model import make_tiny_model
 from tests.wheels import ROOT, environment_with, pip_of, run
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 PACKAGES = {"stream2llm", "router", "prefill_worker", "decode_worker", "cost_profiles"}
 CLIENT = """

@@ -28,8 +28,6 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2
 from tests.examples import examples
 
-pytestmark = pytest.mark.property
-
 # Their values are the members' own, text or token ids, and requests without arguments.
 WITHOUT_VALUE = {
     *("StreamGenerateRequest", "StreamGenerateResponse", "GenerateResponse"),

@@ -1,7 +1,7 @@
 """Invariants of the context log and of what the client learns about it.
 
 1. Applying every splice in order gives prefix + documents (+ suffix), always.
-2. A splice keeps exactly the longest common prefix of old and new.
+2. A splice keeps exactly the longest common prefix of old and new, which is common, and longest.
 3. A refused event changes nothing.
 4. The figures never exceed the sequence, and credit never grows beyond the window.
 """
@@ -20,9 +20,8 @@ from router.lengths import LengthLimits
 from router.progress import ProgressTracker
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.prefill_progress import PrefillProgress
-from stream2llm.serving.sessions.prefix import as_tokens
-
-pytestmark = pytest.mark.property
+from stream2llm.serving.sessions import prefix
+from stream2llm.serving.sessions.prefix import as_tokens, common_prefix_len
 
 LIMITS = ContextLimits(
     length=LengthLimits(60), max_total_tokens=300, max_documents_per_event=5, max_documents=10_000
@@ -120,3 +119,32 @@ def test_the_figures_stay_inside_the_sequence(data: st.DataObject, window: int) 
     assert tracker.figures().credit_tokens == window  # caught up: nothing can block
     tracker.report(PrefillProgress(revision=last.revision))  # preempted
     assert tracker.has_credit
+
+
+# -- the common prefix --------------------------------------------------------------------
+
+
+tokens = st.lists(st.integers(0, 3), max_size=30)
+
+
+@given(tokens, tokens)
+def test_it_is_common_and_longest(a: list[int], b: list[int]) -> None:
+    length = common_prefix_len(a, b)
+    assert a[:length] == b[:length]
+    assert length == min(len(a), len(b)) or a[length] != b[length]
+
+
+@given(tokens, tokens, st.integers(0, 30))
+def test_a_start_is_the_same_as_a_slice(a: list[int], b: list[int], start: int) -> None:
+    start = min(start, len(a))
+    assert common_prefix_len(a, b, old_start=start) == common_prefix_len(a[start:], b)
+
+
+@pytest.mark.parametrize("differs_at", [0, 1, 255, 256, 257, 767, 768, 16_128, 40_000, None])
+def test_it_holds_across_the_chunks_it_compares(differs_at: int | None) -> None:
+    a = list(range(50_000))
+    b = list(a)
+    if differs_at is not None:
+        b[differs_at] += 1
+    assert common_prefix_len(a, b) == (50_000 if differs_at is None else differs_at)
+    assert prefix.as_tokens(a).dtype.itemsize == 4

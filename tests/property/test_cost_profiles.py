@@ -31,8 +31,6 @@ from cost_profiles.rebase import rebase
 from cost_profiles.types import Accelerator, CostProfile, ModelGeometry
 from tests.profiles import FlatCosts, a_profile, a_recompute, a_swap
 
-pytestmark = pytest.mark.property
-
 SECONDS = st.floats(1e-5, 10.0)
 SIZES = st.integers(0, 300_000)
 
@@ -155,8 +153,7 @@ def test_a_factor_keeps_its_bounds_and_its_step(observed: list[tuple[float, floa
         before, correction = correction, correction.after(predicted_s, actual_s)
         assert correction.factor * (1 + 1e-9) >= 1 / BOUND
         assert correction.factor <= BOUND * (1 + 1e-9)
-        moved = abs(correction.log_factor - before.log_factor)
-        assert moved <= GAIN * CLIP + 1e-9
+        assert abs(correction.log_factor - before.log_factor) <= GAIN * CLIP + 1e-9
 
 
 @given(
@@ -184,12 +181,7 @@ def test_a_wrong_profile_is_corrected_in_forty_noisy_observations(
     st.sampled_from(Mode),
 )
 def test_the_cheaper_way_is_chosen(
-    per_token_s: float,
-    per_block_s: float,
-    begin: int,
-    num_tokens: int,
-    num_blocks: int,
-    mode: Mode,
+    per_token_s: float, per_block_s: float, begin: int, num_tokens: int, num_blocks: int, mode: Mode
 ) -> None:
     cost = FlatCosts(per_token_s, per_block_s)
     choice = cheaper(cost, begin, begin + num_tokens, num_blocks, mode)

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -19,19 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from decode_worker.fetch_ledger import FetchLedger, Settled
 from decode_worker.pace import FetchPace
 from decode_worker.room import Room, RoomView, room_for
-from prefill_worker.offers import (
-    Due,
-    MemoryView,
-    OfferLimits,
-    OfferTable,
-    OfferView,
-    next_offer,
-)
+from prefill_worker.offers import Due, MemoryView, OfferLimits, OfferTable, OfferView, next_offer
 from router.kv_prefetch_log import KvPrefetchLog, Offered, OfferVerdict, Spliced
 from router.stability import Stability, num_sure
 from stream2llm.serving.sessions.prefix import as_tokens
-
-pytestmark = pytest.mark.property
 
 SIZE = 4
 counts = st.integers(0, 200)
@@ -115,9 +105,7 @@ class OfferMachine(RuleBasedStateMachine):
     @rule(which=counts)
     def read_or_refused_or_expired(self, which: int) -> None:
         name = sorted(self.pins)[which % len(self.pins)]
-        offer = self.table.end(name)
-        assert offer is not None
-        assert offer.block_ids == self.pins.pop(name)
+        assert self.table.end(name).block_ids == self.pins.pop(name)
         assert self.table.end(name) is None, "an offer ended twice"
 
     @precondition(lambda self: self.sequences)
@@ -182,8 +170,7 @@ def test_a_document_is_stable_when_it_has_survived_an_update() -> None:
 def test_a_document_that_the_client_is_sure_of_need_not_survive_first() -> None:
     assert num_sure([0.95, 1.0, 0.5, 1.0]) == 2
     assert num_sure([None, 1.0]) == 0
-    stability = Stability(num_prefix_tokens=5)
-    assert stability.updated(num_kept_tokens=5, num_sure_tokens=30) == 30
+    assert Stability(num_prefix_tokens=5).updated(num_kept_tokens=5, num_sure_tokens=30) == 30
 
 
 # -- 2: room ------------------------------------------------------------------------
@@ -202,10 +189,7 @@ def test_a_fetch_takes_only_what_nobody_misses(view: RoomView) -> None:
 # -- 3: pace -------------------------------------------------------------------------
 
 
-@given(
-    share=st.floats(0.01, 1.0),
-    fetches=st.lists(st.floats(0.001, 2.0), min_size=1, max_size=30),
-)
+@given(share=st.floats(0.01, 1.0), fetches=st.lists(st.floats(0.001, 2.0), min_size=1, max_size=30))
 def test_before_anything_is_known_fetches_take_the_share_of_time_at_most(
     share: float, fetches: list[float]
 ) -> None:
@@ -363,7 +347,6 @@ def test_offers_are_fetched_one_at_a_time_with_the_tokens_they_came_with() -> No
     log.offered(Offered(revision=1, num_tokens=2), "first")
     log.offered(Offered(revision=1, num_tokens=4), "second")
     first = log.next()
-    assert first is not None
     assert log.next() is None, "one is at decode"
     assert log.spliced(2, 1, as_tokens([1, 9])) == Spliced(("second",), aborts=True)
     assert (first.handover, first.tokens.tolist()) == ("first", [1, 2])

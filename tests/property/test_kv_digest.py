@@ -32,8 +32,6 @@ from stream2llm.engine.kv_digest import (
 )
 from tests.examples import examples
 
-pytestmark = pytest.mark.property
-
 _TOKENS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40)
 _SIZE = st.sampled_from([1, 2, 4, 16])
 

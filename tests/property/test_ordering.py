@@ -16,7 +16,6 @@ from collections import Counter
 from itertools import permutations, takewhile
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,8 +27,6 @@ from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.options import DocumentOrdering
 from stream2llm.serving.sessions.prefix import as_tokens
 from tests.property.test_context import applied, as_documents
-
-pytestmark = pytest.mark.property
 
 # Few different ones, so that lists overlap, and some occur twice.
 LISTS = st.lists(st.sampled_from("abcdefg"), max_size=6)

@@ -20,7 +20,6 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +31,6 @@ from prefill_worker.rank_index import RankIndex
 from prefill_worker.types import BlockLedger, RequestView, StepLimits, StepPlan, StopReason
 from tests.builders import BY_RANK, LinearCosts, a_preemption, a_ranking
 
-pytestmark = pytest.mark.property
 BLOCK_SIZE = 4
 
 
@@ -266,9 +264,7 @@ def swapping(draw: st.DrawFn) -> tuple[Situation, Preemption]:
         views.append(view._replace(is_loading=is_loading))
     num_host_slots = draw(st.integers(0, 12))
     case = dataclasses.replace(
-        case,
-        views=views,
-        limits=case.limits._replace(num_host_slots=num_host_slots),
+        case, views=views, limits=case.limits._replace(num_host_slots=num_host_slots)
     )
     costs = LinearCosts(token_s=1.0, block_s=1.0, copy_s=draw(st.sampled_from([0.0, 4.0])))
     return case, a_preemption(draw(st.sampled_from(list(Mode))), costs, BLOCK_SIZE)

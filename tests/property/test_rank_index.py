@@ -10,8 +10,6 @@ from prefill_worker.policy import POLICIES, Policy
 from prefill_worker.rank_index import RankIndex
 from prefill_worker.types import RequestView
 
-pytestmark = pytest.mark.property
-
 IDS = ["a", "b", "c", "d", "e", "f"]
 
 
@@ -42,9 +40,7 @@ changes = st.lists(
 
 
 @given(changes)
-def test_it_is_the_ranking_of_sorting_anew(
-    changes: list[RequestView | str | Policy],
-) -> None:
+def test_it_is_the_ranking_of_sorting_anew(changes: list[RequestView | str | Policy]) -> None:
     index = RankIndex(POLICIES["fcfs"])
     known: dict[str, RequestView] = {}
     for change in changes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -23,8 +22,6 @@ from stream2llm.api.options import DocumentOrdering
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.client.sent_context import SentContext
 from stream2llm.serving.sessions.prefix import as_tokens
-
-pytestmark = pytest.mark.property
 
 LIMITS = ContextLimits(
     length=LengthLimits(1000),

@@ -21,8 +21,6 @@ from stream2llm.api.errors import (
 )
 from stream2llm.api.session import CLIENT_EVENTS, ENDS, TRANSITIONS, Event, Session, State
 
-pytestmark = pytest.mark.property
-
 EVENTS = st.lists(st.sampled_from(Event), max_size=40)
 
 

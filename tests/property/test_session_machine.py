@@ -11,8 +11,6 @@ from tests.examples import examples
 from tests.planner_driver import PlannerDriver
 from tests.session_machine import SessionMachine
 
-pytestmark = pytest.mark.property
-
 
 @pytest.mark.parametrize("prefix_caching", [True, False], ids=["cache", "no-cache"])
 @pytest.mark.parametrize("policy", POLICIES)

@@ -8,13 +8,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stream2llm.engine.step_history import LONGEST_FACTOR, MAX_LIMIT_S, StepHistory
-
-pytestmark = pytest.mark.property
 
 LEAST_LIMIT_S = 10.0
 num_tokens = st.integers(0, 8192)

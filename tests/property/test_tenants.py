@@ -33,8 +33,6 @@ from tests.examples import examples
 from tests.planner_driver import PlannerDriver
 from tests.session_machine import SessionMachine
 
-pytestmark = pytest.mark.property
-
 NO_BLOCKS = BlockLedger({}, {})
 shares = st.builds(
     TenantShare,

@@ -21,12 +21,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from router.answer import Answer
-from router.detokenizer import (
-    ByteLevelDetokenizer,
-    Detokenizer,
-    Detokenizers,
-    StreamDetokenizer,
-)
+from router.detokenizer import ByteLevelDetokenizer, Detokenizer, Detokenizers, StreamDetokenizer
 from router.encoder import TextEncoder
 from router.stop_strings import StopStringMatcher
 from stream2llm.api.sampling import SamplingParameters
@@ -35,8 +30,6 @@ from stream2llm.models.cache import is_ready, model_dir
 from stream2llm.serving.sessions.prefix import as_tokens
 from tests.tiny_model import tiny_tokenizer
 from tests.tokenizer_families import FAMILIES
-
-pytestmark = pytest.mark.property
 
 TINY = tiny_tokenizer()
 NO_PROMPT = as_tokens([])
@@ -225,7 +218,6 @@ def test_a_stop_string_may_begin_with_a_space_and_hold_bytes(name: str) -> None:
         taken = answer.take(TokenStep((ids.pop(0),)))
         text, ending = text + taken.delta.text, taken.ending
     assert text == " brown"
-    assert ending is not None
     assert ending.stop_string == " 😀€"
 
 

@@ -12,7 +12,6 @@ import random
 import tempfile
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,8 +31,6 @@ from stream2llm.workload.traces.plan import SHORTEST_FIRST_S, long_enough
 from stream2llm.workload.traces.read import TraceReader
 from stream2llm.workload.traces.write import write_trace
 from tests.traces import a_header
-
-pytestmark = pytest.mark.property
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 TIMES = st.floats(0, 1e6)

@@ -285,7 +285,6 @@ class Pair:
         """Decode refuses the fetch that is under way to it, as a worker that drains does."""
         session = self.sessions[name]
         if session.has_fetch_under_way:
-            assert session.log.at_decode is not None
             self.release(session.log.at_decode.handover)
             session.end_fetch()
 
@@ -346,8 +345,7 @@ class Pair:
             extra_args={**extra, "kv_transfer_params": dict(params)},
         )
         request = Request.from_engine_core_request(
-            core_request(request_id, tokens, sampling, self.sessions[name].cache_salt),
-            self._hasher,
+            core_request(request_id, tokens, sampling, self.sessions[name].cache_salt), self._hasher
         )
         # As answers of three tenants have, whose sessions do not come in turn; then fetches.
         request.priority = 1 + sum(map(ord, name)) % 3 if request_id == name else LAST_RANK

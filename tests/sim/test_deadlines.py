@@ -21,8 +21,6 @@ from stream2llm.workload.traces.generate import generate
 from stream2llm.workload.traces.write import write_trace
 from tests.traces import a_header
 
-pytestmark = pytest.mark.sim
-
 MACHINE = Machine(h200_profile(load_fit(), 2048), kv_gib=100.0)
 
 

@@ -15,8 +15,6 @@ from prefill_worker.policy import POLICIES
 from tests.planner_driver import PlannerDriver
 from tests.session_machine import Tokens
 
-pytestmark = pytest.mark.sim
-
 NUM_SESSIONS = 300
 NUM_BLOCKS = 128  # of 4 tokens; a session needs up to 30
 TOKEN_BUDGET = 64

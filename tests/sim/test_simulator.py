@@ -34,8 +34,6 @@ from stream2llm.workload.traces.format import Scale, Shape
 from stream2llm.workload.traces.generate import generate
 from tests.example_policy import install_example
 
-pytestmark = pytest.mark.sim
-
 MACHINE = Machine(h200_profile(load_fit(), 2048), kv_gib=40.0)
 
 

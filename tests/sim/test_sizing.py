@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
 
-from stream2llm.cli.main import app
 from stream2llm.cli.plan import MIN_SESSIONS, Load, enough
 from stream2llm.cluster.config_file import parse_config
 from stream2llm.engine.arguments import check_arguments
 from stream2llm.simulator.play_trace import Machine
 from stream2llm.simulator.sizing import Length, Trial, decode_by_memory, fewest, length_of
 from stream2llm.simulator.work import Change, Task
+from tests.command_lines import cli
 from tests.profiles import a_profile
-
-pytestmark = pytest.mark.sim
 
 H200 = (
     "--profile",
@@ -34,8 +32,7 @@ H200 = (
 )
 
 
-def plan(*args: str) -> Result:
-    return CliRunner().invoke(app, ["plan", *H200, *args])
+plan = partial(cli, "plan", *H200)
 
 
 def planned(*args: str) -> dict[str, Any]:
@@ -52,7 +49,6 @@ def a_trial(number: int, *, meets: bool) -> Trial:
 @pytest.mark.parametrize("needed", [1, 2, 3, 5, 8, 31, 47, 48])
 def test_the_search_finds_the_edge_in_few_runs(needed: int) -> None:
     found = fewest(lambda number: a_trial(number, meets=number >= needed), limit=48)
-    assert found.chosen is not None
     assert found.chosen.num_prefill == needed
     assert found.fewer == (a_trial(needed - 1, meets=False) if needed > 1 else None)
     assert len(found.tried) <= 12
@@ -86,7 +82,7 @@ def test_the_printed_commands_give_the_same_latencies(
     args = ("--rate", "40", "--front-ms", "5", "--token-budget", "4096", "--host-gib", "8")
     chosen = planned(*args)["chosen"]
     commands = plan(*args).stdout.strip().splitlines()[-2:]
-    ran = [CliRunner().invoke(app, shlex.split(command)[1:]) for command in commands]
+    ran = [cli(*shlex.split(command)[1:]) for command in commands]
     assert [result.exit_code for result in ran] == [0, 0], ran[-1].output
     row = next(line for line in ran[-1].stdout.splitlines() if "TTFT from seal" in line)
     shown = [float(cell.replace(",", "")) for cell in row.split("|")[7:10]]
@@ -96,7 +92,7 @@ def test_the_printed_commands_give_the_same_latencies(
 def test_a_trace_is_a_load_too(tmp_path: Path) -> None:
     path = tmp_path / "load.jsonl"
     made = ("trace", "generate", "crawler", "-n", "100", "--rate", "40", "--tokens-only", "-o")
-    assert CliRunner().invoke(app, [*made, str(path)]).exit_code == 0
+    assert cli(*made, path).exit_code == 0
     of_file, of_generator = planned("--trace", str(path)), planned("--rate", "40")
     assert of_file["tried"] == of_generator["tried"]
 

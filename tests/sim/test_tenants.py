@@ -10,8 +10,6 @@ import pytest
 from experiments.tenants import GREEDY, HEAVY, LEAST_JAIN, LIGHT, MOST_TIMES_ALONE, jain, play
 from stream2llm.api.tenant import TenantShare
 
-pytestmark = pytest.mark.sim
-
 UNTIL_S = 12.0
 
 

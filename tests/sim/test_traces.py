@@ -10,8 +10,6 @@ from stream2llm.workload.traces.generate import generate
 from stream2llm.workload.traces.measure import Samples, statistic
 from stream2llm.workload.traces.targets import TARGETS
 
-pytestmark = pytest.mark.sim
-
 
 def measured(shape: Shape, count: int, seed: int) -> Samples:
     samples, scale = Samples(), Scale()

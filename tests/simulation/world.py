@@ -52,11 +52,7 @@ class World:
         self.fabric = Fabric(self.network)
         self.brain = Brain()
         self.actors = Actors(
-            self.network,
-            self.random,
-            self._new_replica,
-            script.start_s,
-            has_room=script.has_room,
+            self.network, self.random, self._new_replica, script.start_s, has_room=script.has_room
         )
         self.processes: list[Process] = []
         self.clients: list[Client] = []

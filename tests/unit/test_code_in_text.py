@@ -8,10 +8,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
     "stream2llm|router|prefill_worker|decode_worker|cost_profiles|tests|experiments|examples|tools"

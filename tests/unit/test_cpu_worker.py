@@ -8,8 +8,6 @@ pytest.importorskip("vllm")
 
 from stream2llm.engine.cpu_worker import take_discarded
 
-pytestmark = pytest.mark.unit
-
 
 def test_only_generators_of_discarded_rows_are_taken() -> None:
     generators = {0: "a", 2: "b", 3: "c"}

@@ -29,8 +29,6 @@ from tools.locks import (
     wanted,
 )
 
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SHIPPED = ("stream2llm", "router", "prefill_worker", "decode_worker", "cost_profiles")

@@ -12,8 +12,6 @@ from hypothesis import settings
 
 from tests.examples import TIMES_WHEN_RANDOM, examples
 
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -13,8 +13,6 @@ from stream2llm.serving.rpc import health_servicer
 from stream2llm.serving.rpc.health_servicer import HealthService
 from tests.polling import eventually
 
-pytestmark = pytest.mark.unit
-
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 

@@ -6,8 +6,6 @@ import pytest
 
 from stream2llm.serving.sessions.ids import unique_id
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize("hint", ["HB:x", "a,b", "", "x" * 10_000, "\x00é\n", "../.."])
 def test_only_harmless_characters_survive(hint: str) -> None:

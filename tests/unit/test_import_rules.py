@@ -13,8 +13,6 @@ from typing import Any
 import grimp
 import pytest
 
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).parents[2]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
 LAYERS, _, PURE = SETTINGS["contracts"]

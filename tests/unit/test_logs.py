@@ -17,8 +17,6 @@ from stream2llm.api.trace_context import TraceContext
 from stream2llm.serving.actor.root_cause import find_root_cause
 from stream2llm.serving.observability import log_context, logs
 
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
     "stream2llm",

@@ -8,8 +8,6 @@ from prometheus_client import CollectorRegistry
 from stream2llm.serving.system.clock import ManualClock
 from stream2llm.serving.system.loop_lag import LoopLag
 
-pytestmark = pytest.mark.unit
-
 NAME = "stream2llm_event_loop_lag_seconds"
 
 

@@ -8,8 +8,6 @@ from stream2llm.api.grpc_options import channel_options, client_channel_options
 from stream2llm.api.loopback import host_of, is_loopback
 from stream2llm.engine.sockets import socket_environment
 
-pytestmark = pytest.mark.unit
-
 LOOPBACK = ["127.0.0.1", "127.8.9.1", "localhost", "LOCALHOST.", "a.localhost", "::1", "[::1]",
             "::ffff:127.0.0.1"]  # fmt: skip
 OUTSIDE = ["0.0.0.0", "::", "10.0.0.1", "192.0.2.2", "::ffff:10.0.0.1", "fe80::1%eth0", "",

@@ -22,8 +22,6 @@ from stream2llm.serving.settings.router_spec import RouterSpec
 from stream2llm.serving.settings.worker_spec import WorkerSpec
 from tests.fakes.hub import COMMIT, FakeHub, serving
 
-pytestmark = pytest.mark.unit
-
 FILES = {
     "config.json": b'{"max_position_embeddings": 77}',
     "tokenizer.json": b"{}",

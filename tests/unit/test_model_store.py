@@ -17,8 +17,6 @@ from stream2llm.models import store as model_store
 from stream2llm.models.catalogue import DEFAULT_MODEL, KNOWN_MODELS, marker_of
 from stream2llm.models.errors import ModelStoreError
 
-pytestmark = pytest.mark.unit
-
 
 def put_ready_model(cache: Path, name: str) -> Path:
     directory = model_cache.model_dir(name, cache)

@@ -20,8 +20,6 @@ import zmq
 from stream2llm.engine import side_channel
 from tests.side_channel_garbage import NUM_BAD_MESSAGES, bad_messages, throw_garbage
 
-pytestmark = pytest.mark.unit
-
 METADATA = {(0, 0): b"rank 0", (0, 1): b"rank 1"}
 
 

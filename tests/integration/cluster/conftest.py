@@ -8,13 +8,7 @@ import pytest
 
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
-from tests.cluster_pool import (
-    KINDS,
-    MAX_MODEL_LEN,
-    ClusterPool,
-    model_path,
-    until_blocks_are_free,
-)
+from tests.cluster_pool import KINDS, MAX_MODEL_LEN, ClusterPool, model_path, until_blocks_are_free
 from tests.reference_engine import ReferenceEngine
 
 

@@ -26,7 +26,7 @@ from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, play, until_prefilled
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 # Where a lease makes nothing good, however slow the machine is.
 LONG_LEASE = pytest.mark.cluster("sensitive-tight")
 # A cluster of their own, so not in the daily run.
@@ -157,7 +157,6 @@ async def test_the_client_process_is_killed_by_force(
     command = [sys.executable, "-c", _VICTIM, cluster.router_addresses[0], moment]
     root = Path(__file__).parents[3]
     victim = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, cwd=root)
-    assert victim.stdout is not None
     assert await victim.stdout.readline() == b"now\n"
     victim.send_signal(signal.SIGKILL)
     await victim.wait()

@@ -17,11 +17,9 @@ from typing import Any
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
-from typer.testing import CliRunner
 
 from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
-from stream2llm.cli.main import app
 from stream2llm.cluster.adoption import ActorName
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config import ClusterConfig
@@ -30,9 +28,8 @@ from stream2llm.cluster.controller_start import find_controller
 from stream2llm.cluster.layout import Factories
 from stream2llm.serving.system import garbage
 from stream2llm.serving.system.processes import owned_processes
+from tests.command_lines import cli
 from tests.fakes.control_plane import FakeRouterStatus
-
-pytestmark = pytest.mark.integration
 
 FAKES = "tests.fakes.control_plane"
 FACTORIES = Factories(f"{FAKES}:FakeRouter", f"{FAKES}:FakeWorker", f"{FAKES}:FakeWorker")
@@ -95,7 +92,7 @@ def wait_replaced(cluster: Cluster, name: str, before: dict[str, Any]) -> dict[s
 def status_of(cluster: Cluster) -> Any:
     """What `stream2llm status` prints; the fake router answers no gRPC, the controller does."""
     asked = ["status", "--address", "127.0.0.1:1", "--controller", cluster.http_address]
-    return CliRunner().invoke(app, asked)
+    return cli(*asked)
 
 
 def router_of(cluster: Cluster) -> FakeRouterStatus:
@@ -261,7 +258,7 @@ def test_a_worker_that_died_while_no_controller_ran_is_replaced(cluster: Cluster
 def test_a_drained_worker_is_replaced(cluster: Cluster) -> None:
     before = replica(cluster, "decode-1")
     words = ["drain", "decode-1", "--controller", cluster.http_address]
-    done = CliRunner().invoke(app, words)
+    done = cli(*words)
     assert done.exit_code == 0, done.output
     after = replica(cluster, "decode-1")
     assert after["incarnation"] == before["incarnation"] + 1
@@ -282,12 +279,10 @@ def test_sigterm_at_a_worker_drains_it(cluster: Cluster) -> None:
 @pytest.mark.slow
 def test_the_only_worker_of_its_role_has_a_stand_in_while_it_is_replaced(cluster: Cluster) -> None:
     at_controller = ["--controller", cluster.http_address]
-    assert (
-        CliRunner().invoke(app, ["drain", "prefill-1", "--remove", *at_controller]).exit_code == 0
-    )
+    assert cli("drain", "prefill-1", "--remove", *at_controller).exit_code == 0
     before = replica(cluster, "prefill-0")
     num_views = len(views_of(cluster))
-    done = CliRunner().invoke(app, ["rollout", "restart", "prefill-0", *at_controller])
+    done = cli("rollout", "restart", "prefill-0", *at_controller)
     assert done.exit_code == 0, done.output
     assert replica(cluster, "prefill-0")["incarnation"] == before["incarnation"] + 1
     views = views_of(cluster)[num_views:]
@@ -295,7 +290,7 @@ def test_the_only_worker_of_its_role_has_a_stand_in_while_it_is_replaced(cluster
     assert all(any(name.startswith("prefill") for name in view) for view in views)
     assert "prefill-0-stand-in" not in {r["name"] for r in cluster.status()["replicas"]}
     removed = replica(cluster, "prefill-1")
-    assert CliRunner().invoke(app, ["workers", "retry", *at_controller]).exit_code == 0
+    assert cli("workers", "retry", *at_controller).exit_code == 0
     wait_replaced(cluster, "prefill-1", removed)
 
 
@@ -355,7 +350,6 @@ def test_a_start_that_fails_once_is_repeated_and_a_signal_to_the_group_leaves_no
 
 def lines_until_ready(process: subprocess.Popen[str]) -> list[str]:
     """What a SERVE script says until its cluster is ready; the first line is the cluster's id."""
-    assert process.stdout is not None
     lines: list[str] = []
     while (line := process.stdout.readline()) != "ready\n":
         if not line:

@@ -10,7 +10,7 @@ import pytest
 from stream2llm.cluster.cluster import Cluster
 from tests.cluster_kill import process_of
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])

@@ -20,11 +20,8 @@ from tools.dashboards.files import DASHBOARDS
 from tools.dashboards.pictures import write_pictures
 from tools.dashboards.prometheus import Prometheus, filled_in
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.slow,  # half a minute beside the cluster that it shares
-    pytest.mark.cluster("sensitive-1x1"),
-]
+# Half a minute beside the cluster that it shares.
+pytestmark = [pytest.mark.slow, pytest.mark.cluster("sensitive-1x1")]
 
 PANELS = {f"{board.title}: {panel.title}": panel for board in DASHBOARDS for panel in board.panels}
 LENGTHS = {"a": 90, "b": 120, "c": 60, "d": 40}

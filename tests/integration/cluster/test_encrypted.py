@@ -20,13 +20,11 @@ import openai
 import pytest
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from openai.types.chat import ChatCompletionMessageParam
-from typer.testing import CliRunner
 
 from stream2llm.api.credentials import ClientSecurity, credentials_of
 from stream2llm.api.errors import UnauthenticatedError, UnavailableError
 from stream2llm.api.tls import ClientTls, http_context
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
-from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient, SamplingParameters, TokenDelta
 from stream2llm.client.channels import channel_credentials
 from stream2llm.cluster.cluster import Cluster
@@ -38,23 +36,16 @@ from stream2llm.serving.http.own_http import open_url
 from stream2llm.workload.traces.format import Content, Document, Event
 from stream2llm.workload.traces.write import write_trace
 from tests import prometheus
+from tests.command_lines import cli
 from tests.credentials import Keys
-from tests.listening import (
-    NOT_THERE,
-    OUR_CALLS,
-    RAY_CALLS,
-    Listener,
-    codes_of,
-    listeners,
-    page_of,
-)
+from tests.listening import NOT_THERE, OUR_CALLS, RAY_CALLS, Listener, codes_of, listeners, page_of
 from tests.polling import eventually
 from tests.tiny_model import make_tiny_model
 from tests.tls_files import Authority, certificate_of, client_context, der
 from tests.traces import a_header, a_session
 
 # The same over one connection each is in tests/unit/security and tests/unit/router.
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 READY_S = 120.0
 SAMPLING = SamplingParameters(max_tokens=4)
@@ -117,7 +108,6 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
     folder = tmp_path_factory.mktemp("encrypted")
     authority, clients = Authority(), Authority()
     security = authority.security(folder / "cluster", clients)
-    assert security.tls is not None
     model = make_tiny_model(folder / "model")
     keys, key_file = Keys(folder), folder / "key"
     key_file.write_text(keys.create("a", *Scope))
@@ -273,7 +263,7 @@ def test_commands_ask_over_tls_and_with_a_key(
     options = ["--tls-ca", tls.ca, "--tls-cert", tls.certificate, "--tls-key", tls.key]
     options += ["--api-key-file", encrypted.key_file] if has_key else []
     ended = {
-        name: CliRunner().invoke(app, [*name.split(), *words, *map(str, options)])
+        name: cli(*name.split(), *words, *options)
         for name, words in commands(encrypted, tmp_path).items()
     }
     output = {name: result.output for name, result in ended.items()}
@@ -360,9 +350,7 @@ async def test_a_certificate_is_replaced_everywhere_while_a_session_is_open(
     assert sum(len(each.token_ids) for each in events if isinstance(each, TokenDelta)) == 4
 
 
-def test_a_name_that_no_address_has_is_expected_where_it_is_asked_for(
-    encrypted: Encrypted,
-) -> None:
+def test_a_name_that_no_address_has_is_expected_where_it_is_asked_for(encrypted: Encrypted) -> None:
     url = f"https://{encrypted.cluster.http_address}/healthz"
     with pytest.raises(OSError, match="certificate is not valid for 'other'"):
         page(url, replace(encrypted.client, server_name="other"))

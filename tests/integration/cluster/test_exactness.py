@@ -15,8 +15,6 @@ from tests.streams import GREEDY, Outcome, Stream, play
 
 ONE_BY_ONE = pytest.mark.cluster("sensitive-1x1")
 TWO_BY_TWO = pytest.mark.cluster("sensitive-2x2")
-pytestmark = pytest.mark.integration
-
 each_handover = pytest.mark.parametrize("handover", HANDOVER_MODES)
 BY_NAME = [pytest.param(case, id=case.name.replace(" ", "-")) for case in CASES]
 

@@ -17,7 +17,7 @@ from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
 from stream2llm.models.token_counter import token_counter
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.cluster("smollm2-1x1")]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster("smollm2-1x1")]
 MODEL = "smollm2-135m-instruct"
 
 
@@ -33,8 +33,7 @@ async def test_each_example_streams_into_answers(
     assert outcome.answer
 
     index = open_index(MODEL, 1000, lines.append, cache=tmp_path)
-    kept = open_index(MODEL, 1000, pytest.fail, cache=tmp_path)
-    assert kept.texts == index.texts
+    assert open_index(MODEL, 1000, pytest.fail, cache=tmp_path).texts == index.texts
     searching, ways = Searching(seconds=0.5), [Way.WAIT, Way.STREAM]
     asked = await run_vector_search(address, index, 2, ways, searching, lines.append)
     assert len(asked) == 4

@@ -40,7 +40,7 @@ from tests.integration.cluster.test_controller_fake import (
 )
 from tests.polling import eventually
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 RAY = str(Path(sys.executable).with_name("ray"))
 MARK = owner_mark(f"test{os.getpid()}", "gcs", 1)

@@ -27,7 +27,6 @@ from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape
 from tests.streams import GREEDY, Stream, collect, play, send_event, until_prefilled
 
-pytestmark = [pytest.mark.integration]
 ONE_BY_ONE = pytest.mark.cluster("sensitive-1x1")
 
 
@@ -135,35 +134,20 @@ async def test_a_rank_that_slept_longer_than_the_lease(
             await until_prefilled(session, index + 2)
         outcome = await collect(session.seal())
     assert outcome.token_ids == reference.answer(stream.prompt, 8)
-    again = await play(client, stream, handover="streamed")
-    assert again.token_ids == outcome.token_ids
-
-
-@ONE_BY_ONE
-@pytest.mark.slow
-async def test_decode_is_killed_while_it_fetches(
-    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
-) -> None:
-    await _decode_dies(cluster, client, reference, "actor")
+    assert (await play(client, stream, handover="streamed")).token_ids == outcome.token_ids
 
 
 @RANKS
 async def test_a_rank_of_decode_is_killed_while_it_fetches(
     cluster: Cluster, client: AsyncClient, reference: ReferenceEngine
 ) -> None:
-    await _decode_dies(cluster, client, reference, "Worker")
-
-
-async def _decode_dies(
-    cluster: Cluster, client: AsyncClient, reference: ReferenceEngine, which: str
-) -> None:
     """The session goes on, what was offered is free after a lease, and the answer is right."""
     incarnation = incarnation_of(cluster.status(), "decode")
-    stream = a_stream(f"decode-dies-{which}")
+    stream = a_stream("decode-dies")
     async with streamed(client, stream) as session:
         sent: set[str] = set()
         await send_event(session, stream, 0, sent)
-        os.kill(process_of(cluster, "decode", which), signal.SIGKILL)
+        os.kill(process_of(cluster, "decode", "Worker"), signal.SIGKILL)
         await send_event(session, stream, 1, sent)
         await until_prefilled(session, 3)
         ticks = await _tick_until(session, until_replaced(cluster, "decode", incarnation))

@@ -22,7 +22,7 @@ from tests.cluster_pool import START_TIMEOUT_S
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, play, until_prefilled
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 ENDLESS = SamplingParameters(max_tokens=500, temperature=0.0, ignore_eos=True)
 SMALL = Stream("hung", (("append", ("a",)),), {"a": 40})

@@ -27,7 +27,6 @@ from tests.router_beside import router_beside
 from tests.side_channel_garbage import throw_garbage
 from tests.streams import GREEDY, Stream, collect, play, until_prefilled
 
-pytestmark = [pytest.mark.integration]
 PENALTIES = {"presence_penalty": 0.7, "frequency_penalty": 0.9, "repetition_penalty": 1.3}
 PROMPT = [1, 2, 3]
 # Longer than what decode is ahead of its client.

@@ -24,8 +24,6 @@ from stream2llm.serving.system.processes import owned_processes
 from tests.listening import NOT_THERE, RAY_CALLS, code_of, codes_of, listeners
 from tests.polling import eventually
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.mark.parametrize(
     "kind",
@@ -57,7 +55,6 @@ async def test_a_job_without_the_token_is_refused_and_never_runs(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """The port of Ray's job agent would otherwise be a shell for everyone who reaches it."""
-    assert cluster.ray_token_file is not None
     token = cluster.ray_token_file.read_text()
     await eventually(_agent_port, lambda port: port > 0 or _has_other_ray(), 300.0)
     if await _agent_port() < 1:
@@ -134,7 +131,6 @@ def test_ray_answers_no_rpc_without_the_token(cluster: Cluster) -> None:
 @pytest.mark.cluster("sensitive-1x1")
 def test_the_token_stands_in_its_file_alone(cluster: Cluster) -> None:
     file = cluster.ray_token_file
-    assert file is not None
     token = file.read_bytes()
     shown = {
         (str(process), what): shows

@@ -15,7 +15,7 @@ from tests.polling import eventually
 from tests.scrape import scrape
 from tests.streams import GREEDY, Stream, collect, until_prefilled
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 STREAM = Stream("metrics", (), {"a": 100, "b": 60, "c": 60})
 
 

@@ -20,24 +20,9 @@ from stream2llm.serving.system.ports import PORTS
 from tests import network_namespaces
 from tests.cluster_pool import Kind, config_of, model_path
 from tests.network_namespaces import SHARED
-from tests.ray_site import (
-    JOBS,
-    RAY,
-    ROOT,
-    STREAM2LLM,
-    Job,
-    Site,
-    a_site,
-    documented_environment,
-)
+from tests.ray_site import JOBS, RAY, ROOT, STREAM2LLM, Job, Site, a_site, documented_environment
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        bool(network_namespaces.why_not()), reason=network_namespaces.why_not() or "none"
-    ),
-]
+pytestmark = [pytest.mark.slow, network_namespaces.NEEDED]
 
 JOB_ID = "serve"
 # Not what a slow machine needs for an answer.
@@ -195,7 +180,6 @@ def test_a_stopped_job_lets_an_open_session_end(site: Site, job: Job, answer: li
         "import json, sys; given = json.loads(sys.argv[1])\n" + ASK,
         json.dumps([ROUTER, CA, PROMPT, num_tokens]),
     )  # fmt: skip
-    assert client.stdout is not None
     assert client.stdout.readline() == "sealing\n"
     site.run("node-a", RAY, "job", "stop", "--address", JOBS, JOB_ID)
     # Behind it gRPC may log that the router closes the connection.

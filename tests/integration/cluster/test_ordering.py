@@ -13,7 +13,7 @@ from tests.cluster_pool import model_path
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, collect, play, send_event, until_prefilled
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 
 LISTS = (("update", ("a", "b", "c")), ("update", ("d", "a", "c")), ("update", ("e", "d", "a", "c")))
 LENGTHS = {"a": 90, "b": 50, "c": 61, "d": 70, "e": 33}

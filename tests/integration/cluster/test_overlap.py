@@ -1,6 +1,11 @@
-"""Prefill runs while documents arrive; at the seal only the uncomputed tail is left."""
+"""Prefill runs, and KV goes to decode, while documents arrive.
+
+At the seal only the uncomputed tail is left, and with the streamed hand-over no block.
+"""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 
@@ -8,11 +13,10 @@ from stream2llm.client import AsyncClient, Document, TokenDelta
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, collect, until_prefilled
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
+
 APPENDS = Stream(
-    "overlap",
-    tuple(("append", (f"d{i}",)) for i in range(4)),
-    {f"d{i}": 300 for i in range(4)},
+    "overlap", tuple(("append", (f"d{i}",)) for i in range(4)), {f"d{i}": 300 for i in range(4)}
 )
 
 
@@ -40,9 +44,8 @@ async def test_an_update_throws_away_only_what_follows_the_common_prefix(
         await session.update([Document(stream.document("a"), "a"), stream.document("b")])
         await until_prefilled(session, 2)
         await session.update([Document(id="a"), stream.document("c")])
-        progress = await until_prefilled(session, 3)
         # 307 tokens, one held back: 306 were computed, 207 are still right.
-        assert progress.invalidated_tokens == 306 - 207
+        assert (await until_prefilled(session, 3)).invalidated_tokens == 306 - 207
         outcome = await collect(session.seal())
     # The last kept block is partly valid: private and not hashed blocks are
     # kept to the token, so at most what a full block loses is computed again.
@@ -72,3 +75,24 @@ async def test_the_first_token_is_sent_on_its_own(client: AsyncClient) -> None:
         deltas = [event async for event in session.seal() if isinstance(event, TokenDelta)]
     assert len(deltas[0].token_ids) == 1
     assert sum(len(delta.token_ids) for delta in deltas) == 8
+
+
+BLOCK = 32
+
+
+async def test_most_of_the_context_is_at_decode_at_the_seal(
+    client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    """Each block once: what another session or another test left there is not this stream's."""
+    stream = Stream("ahead", (("append", ("a",)), ("append", ("b",))), {"a": 900, "b": 700})
+    async with client.session(
+        prefix=stream.prefix, suffix=stream.suffix, sampling=GREEDY, handover="streamed"
+    ) as session:
+        for index, name in enumerate("ab"):
+            await session.append(stream.document(name))
+            await until_prefilled(session, index + 2)
+            await asyncio.sleep(0.5)
+        answer = await session.answer()
+    assert list(answer.token_ids) == reference.answer(stream.prompt, 8)
+    num_stable = len(stream.prompt) - len(stream.suffix) - 1
+    assert answer.finished.usage.prefetched_tokens >= num_stable - num_stable % BLOCK

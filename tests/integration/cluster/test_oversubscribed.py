@@ -20,7 +20,7 @@ from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape
 from tests.streams import CASES, GREEDY, Stream, collect, send_event
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 
 NUM_SESSIONS = 120
 

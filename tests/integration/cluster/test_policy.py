@@ -7,27 +7,21 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from prefill_worker.policy import POLICIES
-from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
+from tests.command_lines import cli
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape
 from tests.streams import GREEDY, Outcome, Stream, collect, send_event
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 
 # One for each policy. Together 18,000 tokens, on a KV memory for 12,800.
-ROUNDS = (
-    ("append", "a"),
-    ("append", "b"),
-    ("update", "a c"),
-    ("append", "d"),
-    ("append", "e"),
-)
+ROUNDS = (("append", "a"), ("append", "b"), ("update", "a c"), ("append", "d"), ("append", "e"))
 STREAMS = [
     Stream(
         f"switched {number}",
@@ -41,7 +35,7 @@ STREAMS = [
 async def policy(cluster: Cluster, *args: str) -> Result:
     """`stream2llm policy`, as an operator types it."""
     command = ["policy", *args, "--controller", cluster.http_address]
-    return await asyncio.to_thread(CliRunner().invoke, app, command)
+    return await asyncio.to_thread(cli, *command)
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from stream2llm.serving.system.processes import (
 )
 from tests.cluster_pool import Kind, config_of, model_path
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -79,7 +79,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 
 
 def _read_until(process: subprocess.Popen[str], text: str) -> list[str]:
-    assert process.stdout is not None
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -229,7 +228,6 @@ with Cluster.start(config, factories=factories) as cluster:
     cluster.follow(print)
 """
     driver = begin(head, tmp_path, serve)
-    assert driver.stdout is not None
     cluster_id = driver.stdout.readline().strip()
     driver.kill()
     driver.communicate()

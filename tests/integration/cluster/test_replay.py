@@ -20,7 +20,7 @@ from stream2llm.workload.traces.generate import generate
 from stream2llm.workload.traces.text import TextMaker
 from tests.polling import eventually
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.cluster("sensitive-tight")]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster("sensitive-tight")]
 
 NUM_SESSIONS = 120
 ANSWER_TOKENS = 4

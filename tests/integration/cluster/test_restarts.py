@@ -21,7 +21,7 @@ from tests.reference_engine import ReferenceEngine
 from tests.router_beside import router_beside
 from tests.streams import GREEDY, Stream, play
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 
 NUM_TOKENS = 8
 PENALTIES = {"presence_penalty": 0.7, "frequency_penalty": 0.9, "repetition_penalty": 1.3}

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient, AsyncSession, SamplingParameters
 from stream2llm.cluster.cluster import Cluster
 from tests.cluster_pool import START_TIMEOUT_S
+from tests.command_lines import cli
 from tests.reference_engine import ReferenceEngine
 from tests.streams import CASES, GREEDY, Outcome, Stream, collect, play, until_prefilled
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 WORKERS = ["prefill-0", "prefill-1", "decode-0", "decode-1"]
 LENGTHS = {"a": 70, "b": 40, "c": 90, "d": 33}
@@ -59,7 +59,7 @@ async def test_no_session_fails_and_no_answer_changes(
 
 def _roll(cluster: Cluster) -> Result:
     words = ["rollout", "restart", *WORKERS, "--limit", str(START_TIMEOUT_S)]
-    return CliRunner().invoke(app, [*words, "--controller", cluster.http_address])
+    return cli(*words, "--controller", cluster.http_address)
 
 
 async def _streams(

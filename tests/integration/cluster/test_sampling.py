@@ -10,7 +10,7 @@ from stream2llm.client import AsyncClient, FinishReason, SamplingParameters
 from tests.reference_engine import ReferenceEngine
 from tests.streams import Stream, collect, play
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 STREAM = Stream("sampling", (("append", ("a",)),), {"a": 100})
 # In one KV block.
 BLOCK_TOKENS = 32
@@ -119,8 +119,11 @@ async def test_bad_words_are_those_of_vllm(
     assert outcome.token_ids != plain_answer
 
 
-async def test_a_min_p_of_one_is_greedy(client: AsyncClient, plain_answer: list[int]) -> None:
-    sampling = SamplingParameters(max_tokens=12, temperature=1.0, min_p=1.0, ignore_eos=True)
+@pytest.mark.parametrize("narrow", [{"min_p": 1.0}, {"top_k": 1}, {"top_p": 1e-6}], ids=str)
+async def test_one_candidate_is_greedy(
+    client: AsyncClient, plain_answer: list[int], narrow: dict[str, float]
+) -> None:
+    sampling = SamplingParameters(max_tokens=12, temperature=1.0, ignore_eos=True, **narrow)
     assert (await play(client, STREAM, sampling)).token_ids == plain_answer
 
 
@@ -150,16 +153,6 @@ async def test_several_answers_are_those_of_sessions_of_their_own(
     assert all(usage.computed_tokens <= BLOCK_TOKENS for usage in usages[1:])
     both = await client.generate(STREAM.prompt, sampling=greedy(n=2)).answers()
     assert [list(each.token_ids) for each in both] == [plain_answer] * 2
-
-
-async def test_top_k_of_one_is_greedy(client: AsyncClient, plain_answer: list[int]) -> None:
-    sampling = SamplingParameters(max_tokens=12, temperature=1.0, top_k=1, ignore_eos=True)
-    assert (await play(client, STREAM, sampling)).token_ids == plain_answer
-
-
-async def test_a_tiny_top_p_is_greedy(client: AsyncClient, plain_answer: list[int]) -> None:
-    sampling = SamplingParameters(max_tokens=12, temperature=1.0, top_p=1e-6, ignore_eos=True)
-    assert (await play(client, STREAM, sampling)).token_ids == plain_answer
 
 
 async def test_logprobs_come_for_every_token(client: AsyncClient, plain_answer: list[int]) -> None:

@@ -15,11 +15,7 @@ from stream2llm.cluster.cluster import Cluster
 from tests.cluster_pool import model_path
 from tests.reference_engine import ReferenceEngine
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.slow,
-    pytest.mark.cluster("smollm2-1x1"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster("smollm2-1x1")]
 ROOT = Path(__file__).parents[3]
 GREEDY = SamplingParameters(max_tokens=24, temperature=0.0, ignore_eos=True)
 DOCUMENTS = [

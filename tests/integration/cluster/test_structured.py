@@ -15,7 +15,7 @@ from stream2llm.gateway.vllm_answer import ReasoningEnd
 from tests.reference_engine import ReferenceEngine
 from tests.streams import Stream, collect, play
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster("sensitive-1x1")]
+pytestmark = pytest.mark.cluster("sensitive-1x1")
 STREAM = Stream("structured", (("append", ("a",)), ("update", ("b",))), {"a": 100, "b": 60})
 GREEDY = SamplingParameters(max_tokens=24, temperature=0.0)
 SCHEMA = {
@@ -41,10 +41,7 @@ CONSTRAINTS: list[tuple[StructuredOutput, dict[str, Any]]] = [
     ("output", "vllm"), CONSTRAINTS, ids=["schema", "regex", "grammar", "choice"]
 )
 async def test_the_answer_is_that_of_one_engine(
-    client: AsyncClient,
-    reference: ReferenceEngine,
-    output: StructuredOutput,
-    vllm: dict[str, Any],
+    client: AsyncClient, reference: ReferenceEngine, output: StructuredOutput, vllm: dict[str, Any]
 ) -> None:
     outcome = await play(client, STREAM, dataclasses.replace(GREEDY, structured_output=output))
     expected = reference.answer(STREAM.prompt, 24, ignore_eos=False, structured_outputs=vllm)

@@ -11,7 +11,7 @@ from tests.cluster_pool import ClusterPool
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, play
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.cluster("sensitive-secured")]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster("sensitive-secured")]
 STREAM = Stream("tenants", (("append", ("a",)), ("append", ("b",))), {"a": 400, "b": 300})
 
 

@@ -21,7 +21,7 @@ from stream2llm.workload.records import RunRecord
 from stream2llm.workload.report import summarize
 from stream2llm.workload.traces.format import Scale, Shape
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 NUM_SESSIONS = 6
 STOCK = (NON_STREAMING, WARMED, STREAMED)
 

@@ -16,8 +16,6 @@ from stream2llm.cluster.layout import Factories, common_environment, lay_out
 from stream2llm.serving.settings.launch import Launch
 from tests.cluster_pool import model_path
 
-pytestmark = pytest.mark.integration
-
 GOOD = {"dtype": "float32", "enforce_eager": True, "block_size": 32, "max_model_len": 2048}
 
 

@@ -28,8 +28,6 @@ from tests.scheduling.engine_driver import EngineDriver
 from tests.scheduling.engine_settings import worker_options
 from tests.session_machine import SessionMachine, Tokens
 
-pytestmark = pytest.mark.integration
-
 # A few blocks are computed again, more are swapped, as long as 30 have room.
 COSTS = LinearCosts(token_s=1.0, block_s=10.0, copy_s=20.0)
 NUM_BLOCKS = 41  # one of them is vLLM's null block

@@ -20,8 +20,6 @@ from tests.builders import FrozenCosts
 from tests.reference_engine import ReferenceEngine
 from tests.scheduling.pressure import COSTS, Play, tight_engine
 
-pytestmark = pytest.mark.integration
-
 
 class EnginePool:
     """Holds the one engine that runs, "cache" or "no-cache"; starting one takes seconds."""
@@ -75,7 +73,6 @@ CASES = [
         ("swap", "srpf", True, False),
         ("cost", "fcfs", True, False),
         ("cost", "mcps", False, True),
-        ("cost", "srpf", False, False),
     )
 ]
 
@@ -88,9 +85,7 @@ def test_every_policy_and_every_mode_is_tried() -> None:
 
 
 CACHE = pytest.mark.parametrize(
-    "engine",
-    ["cache", pytest.param("no-cache", marks=pytest.mark.slow)],
-    indirect=True,
+    "engine", ["cache", pytest.param("no-cache", marks=pytest.mark.slow)], indirect=True
 )
 
 

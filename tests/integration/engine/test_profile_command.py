@@ -16,7 +16,7 @@ from cost_profiles.model import CostModel
 from cost_profiles.types import Kind
 from stream2llm.models.store import ensure_random_llama
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 CONFIG = """
 model: {model}

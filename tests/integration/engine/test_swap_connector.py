@@ -26,8 +26,6 @@ from stream2llm.models.store import ensure_random_llama
 from stream2llm.serving.settings.worker_options import WorkerOptions
 from stream2llm.serving.system.ports import pick_port
 
-pytestmark = pytest.mark.integration
-
 BLOCK_SIZE = 32
 NUM_SLOTS = 24
 NIXL = {

@@ -12,7 +12,7 @@ from tests.builders import FrozenCosts
 from tests.reference_engine import ReferenceEngine
 from tests.scheduling.pressure import COSTS, Play, tight_engine
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 # As they are before any engine in this process binds it to one.
 CORES = sorted(os.sched_getaffinity(0))
 

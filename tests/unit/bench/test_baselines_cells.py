@@ -36,7 +36,6 @@ from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.workload.traces.format import Shape
 
-pytestmark = pytest.mark.unit
 POLICY_NAMES = ("default", "fcfs")
 
 

@@ -20,8 +20,6 @@ from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.report.lateness import LOOP_LAG_MAX
 from stream2llm.workload.traces.format import Scale
 
-pytestmark = pytest.mark.unit
-
 
 def some_sessions(count: int = 3) -> list[PlannedSession]:
     scale = Scale(tokens=1 / 100, time=0.0)

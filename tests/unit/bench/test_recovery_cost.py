@@ -15,8 +15,6 @@ from stream2llm.cluster.cluster import Cluster
 from stream2llm.cluster.config_file import parse_config
 from tests.fake_workers import MAX_MODEL_LEN, Brain, FakeWorker
 
-pytestmark = pytest.mark.unit
-
 
 def rounds(factor: float) -> list[Round]:
     times = [factor * (1 + number % 10 / 1000) for number in range(200)]

@@ -48,7 +48,6 @@ from tests.fake_router import (
 from tests.runs import PREFILL_PAGE as PAGE
 from tests.traces import a_session
 
-pytestmark = pytest.mark.unit
 MAKER = TextMaker()
 NOW = (Event(0, "append", ("a",)), Event(0, "update", ("b", "a")), Event(0, "seal"))
 
@@ -86,7 +85,6 @@ async def test_a_session_is_sent_as_planned_and_recorded() -> None:
     assert (record.session_id, record.error) == ("q0", "")
     assert len(record.token_times_s) == 3
     assert record.num_prompt_tokens == record.computed_tokens == 12
-    assert record.sealed_s is not None
     moments = [0, record.opened_s, record.sealed_s, *record.token_times_s, record.ended_s]
     assert moments == sorted(moments)
     assert 0 < record.generator_lateness_s <= record.lateness_s
@@ -144,7 +142,6 @@ async def test_waiting_for_credit_makes_events_late_and_not_the_generator() -> N
     blocked = run.sessions[0]
     assert blocked.error == ""
     assert blocked.lateness_s >= 0.3 > blocked.generator_lateness_s
-    assert blocked.sealed_s is not None
     assert blocked.sealed_s >= 0.3 > blocked.seal_due_s
 
 

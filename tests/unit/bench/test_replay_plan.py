@@ -22,7 +22,6 @@ from stream2llm.workload.traces.write import write_trace
 from tests.runs import PREFILL_PAGE as PAGE
 from tests.traces import a_header, a_session
 
-pytestmark = pytest.mark.unit
 MAKER = TextMaker()
 
 

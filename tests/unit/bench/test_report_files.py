@@ -20,7 +20,6 @@ from stream2llm.workload.report.compare import PROVENANCE
 from stream2llm.workload.report.save import RunFileError
 from tests.runs import a_failed_record, a_record, a_run, with_ttfts
 
-pytestmark = pytest.mark.unit
 FAST = [0.1 + number / 1000 for number in range(200)]
 SLOW = [0.5 + number / 1000 for number in range(200)]
 

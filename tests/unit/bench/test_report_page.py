@@ -7,20 +7,18 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from stream2llm.cli.main import app
 from stream2llm.workload.records import RunRecord, Sample
 from stream2llm.workload.report import save_run, write_report
 from stream2llm.workload.report.page import Image, report_html
 from stream2llm.workload.report.series import MAX_POINTS, ccdf, run_labels, thinned, ttft_by_load
+from tests.command_lines import check_failed, cli
 from tests.runs import a_failed_record, a_record, a_run, with_ttfts
-
-pytestmark = pytest.mark.unit
 
 
 def two_systems() -> list[RunRecord]:
@@ -153,8 +151,7 @@ def test_without_matplotlib_there_is_everything_but_figures(
 # -- the command ----------------------------------------------------------------------------
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(app, ["bench", "report", *map(str, args)])
+run = partial(cli, "bench", "report")
 
 
 def saved(tmp_path: Path) -> list[Path]:
@@ -178,19 +175,16 @@ def test_report_makes_one_page_of_several_runs(tmp_path: Path) -> None:
 
 def test_a_system_that_no_run_is_of_is_refused(tmp_path: Path) -> None:
     result = run(*saved(tmp_path), "--ours", "nobody", "-o", tmp_path / "out")
-    assert result.exit_code == 3
-    assert "there are: <theirs>, ours" in result.stderr
+    check_failed(result, 3, "there are: <theirs>, ours")
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
     result = run(tmp_path / "bad.json", "-o", tmp_path / "out")
-    assert result.exit_code == 3
-    assert "bad.json" in result.stderr
+    check_failed(result, 3, "bad.json")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     result = run(*saved(tmp_path), "-o", tmp_path / "taken")
-    assert result.exit_code == 3
-    assert "taken: cannot be written" in result.stderr
+    check_failed(result, 3, "taken: cannot be written")

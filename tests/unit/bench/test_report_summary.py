@@ -14,8 +14,6 @@ from stream2llm.workload.report.lateness import LOOP_LAG_P99, generator_lateness
 from stream2llm.workload.report.markdown import summary_table
 from tests.runs import a_failed_record, a_record, a_run, with_ttfts
 
-pytestmark = pytest.mark.unit
-
 
 def test_the_latencies_of_one_session() -> None:
     found = summarize(a_run(a_record())).latencies_s

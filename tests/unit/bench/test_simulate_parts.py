@@ -27,8 +27,6 @@ from stream2llm.workload.traces.format import Content, Document, Event, Session
 from stream2llm.workload.traces.write import write_trace
 from tests.traces import a_header
 
-pytestmark = pytest.mark.unit
-
 LAW = StepLaw(fixed_s=0.01, per_token_s=0.001, per_pair_s=0.0)
 DOCUMENTS = tuple(Document(name, tokens=10 * number) for number, name in enumerate("abcd", 1))
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import chain
 
-import pytest
-
 from experiments.baselines.cells import HEAVY, NON_STREAMING, Cell, Turn
 from experiments.baselines.scaling import at_paper_speed
 from experiments.baselines.schedule import (
@@ -28,8 +26,6 @@ from experiments.token_sessions import (
 from stream2llm.simulator.work import tasks
 from stream2llm.workload.replay.plan import PlannedSession
 from stream2llm.workload.traces.format import Content, Document, Event, Scale, Session
-
-pytestmark = pytest.mark.unit
 
 
 def a_session(*events: Event, arrival_s: float = 0.0) -> Session:

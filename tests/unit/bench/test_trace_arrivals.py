@@ -21,8 +21,6 @@ from stream2llm.workload.traces.arrivals import (
 )
 from stream2llm.workload.traces.check import TraceError
 
-pytestmark = pytest.mark.unit
-
 
 def a_file(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "times.txt"
@@ -81,22 +79,27 @@ def test_other_bursts_are_refused(text: str) -> None:
         process_of(text)
 
 
-def test_a_file_begins_at_zero_and_load_brings_arrivals_together(tmp_path: Path) -> None:
-    path = a_file(tmp_path, "# seconds\n10\n\n10.5\n14\n")
-    assert from_file(path) == [0.0, 0.5, 4.0]
-    assert from_file(path, load=2.0) == [0.0, 0.25, 2.0]
-
-
-def test_iso_times_are_utc_unless_they_say_otherwise(tmp_path: Path) -> None:
-    path = a_file(tmp_path, "2026-01-01T00:00:00\n2026-01-01T02:00:01+02:00\n")
-    assert from_file(path) == [0.0, 1.0]
-
-
-def test_times_keep_all_their_digits(tmp_path: Path) -> None:
-    """A float of seconds since 1970 has six; a byte order mark is no part of the first time."""
-    text = "\ufeff2023-11-16 18:17:03.9799600\r\n2023-11-16 18:17:03,9799601\r\n"
-    path = a_file(tmp_path, f"{text}2023-11-16T20:17:04.98+02:00\r\n")
-    assert from_file(path) == [0.0, 1e-7, 1.00004]
+@pytest.mark.parametrize(
+    ("text", "times_s"),
+    [
+        ("# seconds\n10\n\n10.5\n14\n", [0.0, 0.5, 4.0]),
+        # ISO times are UTC unless they say otherwise.
+        ("2026-01-01T00:00:00\n2026-01-01T02:00:01+02:00\n", [0.0, 1.0]),
+        # All digits are kept, of which a float of seconds since 1970 has six; a byte order mark
+        # is no part of the first time.
+        (
+            "\ufeff2023-11-16 18:17:03.9799600\r\n2023-11-16 18:17:03,9799601\r\n"
+            "2023-11-16T20:17:04.98+02:00\r\n",
+            [0.0, 1e-7, 1.00004],
+        ),
+    ],
+)
+def test_a_file_begins_at_zero_and_load_brings_arrivals_together(
+    text: str, times_s: list[float], tmp_path: Path
+) -> None:
+    path = a_file(tmp_path, text)
+    assert from_file(path) == times_s
+    assert from_file(path, load=2.0) == [time_s / 2 for time_s in times_s]
 
 
 @pytest.mark.parametrize(

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from typer.testing import CliRunner, Result
 
-from stream2llm.cli.main import app
 from stream2llm.workload.traces.read import TraceReader
+from tests.command_lines import check_failed, cli
 from tests.traces import plain_header, plain_session, write_lines
 
-pytestmark = pytest.mark.unit
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(app, ["trace", *map(str, args)])
+run = partial(cli, "trace")
 
 
 @pytest.mark.parametrize("shape", ["crawler", "anns"])
@@ -52,8 +48,7 @@ def test_arrivals_come_from_a_file(tmp_path: Path) -> None:
     with TraceReader(path) as reader:
         assert [session.arrival_s for session in reader] == [0.0, 0.5, 1.5]
     refused = run("generate", "crawler", "-n", 4, "--arrivals", times, "-o", path)
-    assert refused.exit_code == 3
-    assert "has 3 arrivals; 4 are needed" in refused.stderr
+    check_failed(refused, 3, "has 3 arrivals; 4 are needed")
 
 
 def test_import_reports_bad_rows_on_stderr(tmp_path: Path) -> None:
@@ -61,16 +56,14 @@ def test_import_reports_bad_rows_on_stderr(tmp_path: Path) -> None:
         rows = [("type", "query", "content", "endTime"), ("page_scrape", "Q", "text", "1")]
         csv.writer(file).writerows([*rows, ("page_scrape", "Q", "", "2")])
     result = run("import", "crawler", tmp_path, "-o", tmp_path / "t.jsonl")
-    assert result.exit_code == 0, result.output
-    assert "query_0.csv, line 3: has no content" in result.stderr
+    check_failed(result, 0, "query_0.csv, line 3: has no content")
     assert "1 sessions, 1 appends and updates" in result.stdout
 
 
 def test_an_import_of_nothing_is_refused_and_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "query_0.csv").write_text("type,query,content,endTime\n")
     result = run("import", "crawler", tmp_path, "-o", tmp_path / "t.jsonl")
-    assert result.exit_code == 3
-    assert "nothing in it can be imported" in result.stderr
+    check_failed(result, 3, "nothing in it can be imported")
     assert not (tmp_path / "t.jsonl").exists()
 
 
@@ -87,7 +80,6 @@ def test_a_model_s_tokenizer_counts(tmp_path: Path) -> None:
     with TraceReader(path) as reader:
         assert reader.header.counted_by == f"tokenizer {model}"
         for document in (each for session in reader for each in session.documents):
-            assert document.text is not None
             assert document.tokens == len(document.text.split())
 
 
@@ -96,9 +88,7 @@ def test_show_checks_and_sums_up(tmp_path: Path) -> None:
     assert "1 sessions, 1 appends and updates, 106 tokens" in run("show", path).stdout
     write_lines(path, plain_header(), plain_session() | {"events": []})
     result = run("show", path)
-    assert result.exit_code == 3
-    assert f"{path}, line 2: events: exactly one seal" in result.stderr
-    assert "(field events)" in result.stderr
+    check_failed(result, 3, f"{path}, line 2: events: exactly one seal", "(field events)")
 
 
 def test_show_of_a_trace_without_sessions(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from stream2llm.workload.traces.read import TraceReader, read_sessions
 from stream2llm.workload.traces.write import write_trace
 from tests.traces import a_header, a_session, plain_header, plain_session, write_lines
 
-pytestmark = pytest.mark.unit
 Plain = dict[str, Any]
 
 
@@ -50,16 +49,10 @@ WRONG_SESSIONS: list[tuple[Callable[[Plain], object], str]] = [
     (lambda s: s.update(id=""), "id: String should have at least 1 character"),
     (lambda s: s.update(id="first"), "id: a session 'first' came before"),
     (lambda s: s.update(prefix={}), "prefix: needs a text or a number of tokens"),
-    (
-        lambda s: s["documents"][0].update(tokens=0),
-        "documents.0.tokens: Input should be greater than 0",
-    ),
+    (lambda s: s["documents"][0].update(tokens=0), "documents.0.tokens: Input should be greater than 0"),
     (lambda s: s["documents"][0].update(tokens=1.5), "documents.0.tokens: Input should be a valid"),
     (lambda s: s["documents"][0].pop("tokens"), "documents.0: needs a text or a number of tokens"),
-    (
-        lambda s: s["documents"][0].update(text=""),
-        "documents.0.text: String should have at least 1",
-    ),
+    (lambda s: s["documents"][0].update(text=""), "documents.0.text: String should have at least 1"),
     (lambda s: s["documents"].append({"id": "a", "tokens": 1}), "documents.1.id: 'a' is defined"),
     (lambda s: s["events"].pop(), "events: exactly one seal, and it is the last (got 0)"),
     (lambda s: s["events"].reverse(), "events: exactly one seal, and it is the last"),
@@ -68,7 +61,7 @@ WRONG_SESSIONS: list[tuple[Callable[[Plain], object], str]] = [
     (lambda s: s["events"][0].update(documents=["z"]), "events.0.documents: names 'z', which no"),
     (lambda s: s["events"][0].update(documents=[]), "events.0.documents: is empty"),
     (lambda s: s["events"][1].update(documents=["a"]), "events.1.documents: a seal brings no"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from stream2llm.workload.traces.plan import Plan, Quantiles, coupled, long_enoug
 from stream2llm.workload.traces.text import TextMaker, count_by_words, sentences, text_of
 from tests.traces import a_session
 
-pytestmark = pytest.mark.unit
 SHAPES: list[Shape] = ["crawler", "anns"]
 
 
@@ -55,9 +54,7 @@ def test_totals_hold_their_parts() -> None:
     given = long_enough(totals, parts, rng)
     assert sorted(given) == sorted(totals)
     assert all(total >= part for total, part in zip(given, parts, strict=True))
-
-
-def test_a_part_that_fits_nowhere_gets_the_largest_total() -> None:
+    # A part that fits nowhere gets the largest total.
     assert long_enough([1.0, 5.0], [9.0, 0.5], random.Random(0)) == [5.0, 1.0]
 
 
@@ -73,8 +70,7 @@ def test_gaps_that_do_not_fit_shrink() -> None:
 
 
 def test_slow_sources_delay_all_but_a_crawl_s_search() -> None:
-    plan = Plan(100, (2.0, 5.0), begun_s=1.0)
-    assert plan.delayed(10.0).times_s == (11.0, 41.0)
+    assert Plan(100, (2.0, 5.0), begun_s=1.0).delayed(10.0).times_s == (11.0, 41.0)
     begun = {
         shape: [each.begun_s for each in plans(shape, 50, random.Random(5))] for shape in SHAPES
     }
@@ -146,7 +142,6 @@ def test_equal_keys_give_equal_texts_and_other_keys_do_not() -> None:
 def test_a_tokenizer_is_believed() -> None:
     maker = TextMaker(len)  # a token for each character
     content = maker.content(500, "key")
-    assert content.text is not None
     assert content.tokens == len(content.text) == pytest.approx(500, abs=15)
 
 
@@ -156,7 +151,6 @@ def test_generated_text_is_counted_and_the_prefix_is_one_for_all() -> None:
     assert sessions[0].suffix != sessions[1].suffix
     for session in sessions:
         for document in session.documents:
-            assert document.text is not None
             assert document.tokens == count_by_words(document.text)
 
 

@@ -16,8 +16,6 @@ from stream2llm.workload.traces.crawler_csv import crawler_sessions
 from stream2llm.workload.traces.format import Document, Event, Item, Scale, Session, SharedDocument
 from stream2llm.workload.traces.imports import BadRow, Importing, shortened
 
-pytestmark = pytest.mark.unit
-
 HEAD = ("type", "query", "content", "endTime")
 
 

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from stream2llm.api.v1 import inference_pb2 as pb
-from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient, AsyncSession, Document, DocumentRef, SamplingParameters
 from stream2llm.client.recording import (
     RECORDING_VARIABLE,
@@ -31,10 +29,9 @@ from stream2llm.workload.traces.read import TraceReader
 from stream2llm.workload.traces.recording import header, sessions_of
 from stream2llm.workload.traces.text import TextMaker
 from stream2llm.workload.traces.write import write_trace
+from tests.command_lines import cli
 from tests.fake_router import Conversation, FakeRouter, Script, polite
 from tests.unit.client.conftest import ThreadedRouter
-
-pytestmark = pytest.mark.unit
 
 APPLICATION = """
 import sys
@@ -194,7 +191,7 @@ def test_the_command_records_an_application_and_ends_with_its_code(tmp_path: Pat
     arguments = ["trace", "record", "-o", str(trace), "--"]
     with ThreadedRouter() as router:
         command = [sys.executable, "-c", APPLICATION, router.fake.address]
-        ended = CliRunner().invoke(app, [*arguments, *command])
+        ended = cli(*arguments, *command)
     assert ended.exit_code == 7, ended.output
     with TraceReader(trace) as reader:
         (session,) = reader
@@ -206,8 +203,8 @@ def test_the_command_records_an_application_and_ends_with_its_code(tmp_path: Pat
 
 def test_a_command_that_streams_nothing_is_an_error(tmp_path: Path) -> None:
     arguments = ["trace", "record", "-o", str(tmp_path / "trace.jsonl"), "--"]
-    ended = CliRunner().invoke(app, [*arguments, sys.executable, "-c", "pass"])
+    ended = cli(*arguments, sys.executable, "-c", "pass")
     assert ended.exit_code == 3
     assert "sealed no session" in ended.output
-    missing = CliRunner().invoke(app, [*arguments, "/no/such/program"])
+    missing = cli(*arguments, "/no/such/program")
     assert (missing.exit_code, "cannot be run" in missing.output) == (3, True)

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from stream2llm.cli.main import app
 from stream2llm.workload.replay.plan import Planner
 from stream2llm.workload.traces.check import TraceError
 from stream2llm.workload.traces.format import Document, Event, Item, Scale, Session, SharedDocument
@@ -21,8 +19,7 @@ from stream2llm.workload.traces.mooncake_jsonl import mooncake_items
 from stream2llm.workload.traces.read import TraceReader
 from stream2llm.workload.traces.requests import Streaming, azure_sessions, burstgpt_sessions
 from stream2llm.workload.traces.text import TextMaker
-
-pytestmark = pytest.mark.unit
+from tests.command_lines import check_failed, cli
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
 # Windows' line ends, seven digits, no line end after the last row: as published.
@@ -212,8 +209,7 @@ def test_another_block_size_is_told(tmp_path: Path) -> None:
     assert "has 2 hash_ids for 20 tokens; 1 blocks of 512 hold them" in str(
         Import(mooncake_items, path).bad[0]
     )
-    found = Import(partial(mooncake_items, block_tokens=16), path)
-    assert found.sizes == [(0.0, 20, 9)]
+    assert Import(partial(mooncake_items, block_tokens=16), path).sizes == [(0.0, 20, 9)]
 
 
 # -- rows that cannot be used -------------------------------------------------------------
@@ -306,15 +302,13 @@ def test_a_recording_of_any_length_takes_little_memory(tmp_path: Path) -> None:
 # -- the command ------------------------------------------------------------------------
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(app, ["trace", "import", *map(str, args)])
+run = partial(cli, "trace", "import")
 
 
 def test_the_command_writes_a_trace_that_can_be_read(tmp_path: Path) -> None:
     path, output = a_file(tmp_path, BURSTGPT_1), tmp_path / "t.jsonl"
     result = run("burstgpt", path, "--documents", 2, "--gap", 1, "-o", output)
-    assert result.exit_code == 0, result.output
-    assert "line 3: Response tokens is '0'" in result.stderr
+    check_failed(result, 0, "line 3: Response tokens is '0'")
     assert "2 sessions, 4 appends and updates, 889 tokens in sealed prompts" in result.stdout
     with TraceReader(output) as reader:
         assert [session.output_tokens for session in reader] == [18, 276]
@@ -342,6 +336,5 @@ def test_the_command_refuses_what_it_cannot_read_and_writes_nothing(
     ):
         path = tmp_path / "missing" if text is None else a_file(tmp_path, text)
         result = run(name, path, "-o", tmp_path / "t.jsonl")
-        assert result.exit_code == 3
-        assert message in result.stderr
+        check_failed(result, 3, message)
         assert not (tmp_path / "t.jsonl").exists()

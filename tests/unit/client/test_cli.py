@@ -14,26 +14,24 @@ from pathlib import Path
 
 import grpc
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.cli import exits, sources
-from stream2llm.cli.main import app
 from stream2llm.cli.output import make_sink
 from stream2llm.client import Finished, FinishReason, TokenDelta, Usage
 from stream2llm.workload.traces.write import write_trace
 from tests import fake_router
+from tests.command_lines import check_failed, cli
 from tests.fake_router import Conversation
 from tests.traces import a_header, a_session
-
-pytestmark = pytest.mark.unit
 
 ADDRESS = "STREAM2LLM_ADDRESS"
 
 
 def invoke(*args: str, stdin: str = "", address: str = "127.0.0.1:1") -> Result:
-    return CliRunner().invoke(app, args, input=stdin, env={ADDRESS: address})
+    return cli(*args, input=stdin, env={ADDRESS: address})
 
 
 def generate(router, *args: str, stdin: str = "") -> Result:
@@ -96,8 +94,7 @@ def test_json_lines(threaded_router):
 
 
 def test_once_sends_one_event(threaded_router):
-    result = generate(threaded_router, "-", "--mode", "once", stdin="a\n---\nb\n")
-    assert result.exit_code == 0
+    assert generate(threaded_router, "-", "--mode", "once", stdin="a\n---\nb\n").exit_code == 0
     kinds = [request.WhichOneof("event") for request in threaded_router.fake.received]
     assert kinds == ["open", "append", "seal"]
     assert sent_texts(threaded_router) == ["a\n", "b\n"]
@@ -134,8 +131,7 @@ def test_a_file_that_has_no_tools_is_bad_usage(threaded_router, tmp_path, conten
     if content is not None:
         path.write_text(content)
     result = generate(threaded_router, "-", "--tools", str(path), stdin="a")
-    assert result.exit_code == 2
-    assert "tools.json" in result.stderr
+    check_failed(result, 2, "tools.json")
 
 
 def test_updates_put_the_newest_document_in_front(threaded_router):
@@ -234,8 +230,7 @@ def test_a_replay_to_nobody_says_what_to_look_at(tmp_path: Path):
     trace = tmp_path / "t.jsonl"
     write_trace(trace, a_header(), [a_session()])
     result = invoke("bench", "replay", "-t", str(trace), "-o", str(tmp_path / "out"))
-    assert result.exit_code == 4
-    assert "no answer from a router at 127.0.0.1:1: " in result.stderr
+    check_failed(result, 4, "no answer from a router at 127.0.0.1:1: ")
     assert not (tmp_path / "out").exists()
 
 
@@ -252,8 +247,7 @@ def test_a_replay_that_could_not_be_written_opens_no_session(threaded_router, tm
     taken.write_text("a file")
     address = threaded_router.fake.address
     result = invoke("bench", "replay", "-t", str(trace), "-o", str(taken), address=address)
-    assert result.exit_code == 3
-    assert "taken: cannot be written" in result.stderr
+    check_failed(result, 3, "taken: cannot be written")
     assert threaded_router.fake.conversations == []
 
 
@@ -273,8 +267,7 @@ def test_a_refusal_exits_3_or_4(threaded_router, code, expected):
 
     threaded_router.fake.script = refuse
     result = generate(threaded_router, "-", "--json", stdin="a")
-    assert result.exit_code == expected
-    assert "error: no [A_REASON]" in result.stderr
+    check_failed(result, expected, "error: no [A_REASON]")
     assert json.loads(result.stdout.splitlines()[-1])["reason"] == "A_REASON"
 
 
@@ -296,15 +289,13 @@ def test_a_binary_file_that_is_named_exits_2(num_bytes: int, threaded_router, tm
     (tmp_path / "zeros.bin").write_bytes(b"\0" * num_bytes)
     result = generate(threaded_router, str(tmp_path / "a.txt"), str(tmp_path / "zeros.bin"))
     assert threaded_router.fake.conversations == []
-    assert result.exit_code == 2
-    assert "NUL" in result.stderr
+    check_failed(result, 2, "NUL")
 
 
 def test_a_file_that_is_no_text_further_on_exits_2_and_cancels(threaded_router, tmp_path):
     (tmp_path / "a.txt").write_bytes(b"a" * 100_000 + b"\xff")
     result = generate(threaded_router, str(tmp_path / "a.txt"))
-    assert result.exit_code == 2
-    assert "not UTF-8 text" in result.stderr
+    check_failed(result, 2, "not UTF-8 text")
     assert threaded_router.next_end() == "cancelled"
 
 
@@ -341,7 +332,6 @@ def test_documents_leave_as_they_arrive_and_ctrl_c_cancels(threaded_router):
         env={**os.environ, ADDRESS: threaded_router.fake.address},
     )
     try:
-        assert process.stdin is not None
         process.stdin.write("a\n---\nb\n---\nc")  # and standard input stays open
         process.stdin.flush()
         assert got_two.wait(30)
@@ -391,8 +381,7 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.parametrize("asked", ["version", "--version"])
 def test_version_names_what_is_installed(asked: str):
-    result = invoke(asked)
-    assert result.stdout.startswith("stream2llm 0.")
+    assert invoke(asked).stdout.startswith("stream2llm 0.")
 
 
 def test_models_are_listed_and_fetched(monkeypatch, tmp_path: Path):
@@ -401,8 +390,7 @@ def test_models_are_listed_and_fetched(monkeypatch, tmp_path: Path):
     assert "smollm2-135m-instruct" in listed.stdout
     assert "not fetched" in listed.stdout
     unknown = invoke("model", "fetch", "gpt-9")
-    assert unknown.exit_code == 3
-    assert "unknown model 'gpt-9'" in unknown.stderr
+    check_failed(unknown, 3, "unknown model 'gpt-9'")
 
 
 # -- a terminal ------------------------------------------------------------------

@@ -25,8 +25,6 @@ from stream2llm.cli.splitting import split_documents
 from tests import fake_router
 from tests.fake_router import Conversation
 
-pytestmark = pytest.mark.unit
-
 TEXT = "Grüße, 世界\n"
 
 
@@ -153,25 +151,24 @@ def test_only_so_many_are_named(tmp_path):
     assert told[-1] == "left out 5 more"
 
 
-def test_standard_input_without_a_document_is_an_error():
-    with pytest.raises(SourceError, match="no document in -: 2 left out"):
-        read("-", stdin=b"\xfc\n---\n\xfc")
-
-
-@pytest.mark.parametrize("stdin", [b"", b"\xff\xfe", b"\n---\n\n"])
-def test_standard_input_that_is_empty_is_called_so(stdin):
-    with pytest.raises(SourceError, match="standard input was empty"):
-        read("-", stdin=stdin)
-
-
-def test_an_empty_folder_is_called_so(tmp_path):
-    with pytest.raises(SourceError, match="nothing is there"):
-        read(tmp_path)
-
-
-def test_standard_input_that_is_closed_is_an_error():
-    with pytest.raises(SourceError, match="standard input is closed"):
-        read("-")
+@pytest.mark.parametrize(
+    ("source", "stdin", "error"),
+    [
+        ("-", b"\xfc\n---\n\xfc", "no document in -: 2 left out"),
+        ("-", b"", "standard input was empty"),
+        ("-", b"\xff\xfe", "standard input was empty"),
+        ("-", b"\n---\n\n", "standard input was empty"),
+        ("-", None, "standard input is closed"),
+        ("-", codecs.BOM_UTF16_LE + b"a\0\n\0-\0-\0-\0\n\0\x00\xdc\x00", "standard input: not UTF-16.* text"),
+        ("", None, "'': No such file"),
+        ("empty", None, "nothing is there"),
+    ],
+)  # fmt: skip
+def test_sources_without_a_document_are_an_error(tmp_path, source, stdin, error):
+    (tmp_path / "empty").mkdir()
+    os.chdir(tmp_path)
+    with pytest.raises(SourceError, match=error):
+        read(source, stdin=stdin)
 
 
 def test_a_document_of_standard_input_that_is_no_text_is_left_out():
@@ -179,12 +176,6 @@ def test_a_document_of_standard_input_that_is_no_text_is_left_out():
     assert documents == [("stdin-1", "one\n"), ("stdin-4", "three")]
     assert told[0].startswith("left out stdin-2: not UTF-8 text (byte 0xfc at character 2)")
     assert told[1].startswith("left out stdin-3: it contains NUL characters")
-
-
-def test_a_stream_in_which_bytes_cannot_be_skipped_is_an_error():
-    broken = codecs.BOM_UTF16_LE + "a\n---\n".encode("utf-16-le") + b"\x00\xdc\x00"
-    with pytest.raises(SourceError, match=r"standard input: not UTF-16.* text"):
-        read("-", stdin=broken)
 
 
 # -- names and ids -----------------------------------------------------------------------
@@ -213,11 +204,6 @@ def test_a_name_that_is_no_text_is_escaped(tmp_path):
     assert documents == [(f"{tmp_path}/a\\xe9\\nb", "text")]
     with pytest.raises(SourceError, match=r"c\\xe9: No such file"):
         read(os.fsdecode(b"c\xe9"))
-
-
-def test_an_empty_path_is_not_the_working_directory():
-    with pytest.raises(SourceError, match="'': No such file"):
-        read("")
 
 
 @pytest.fixture(autouse=True)
@@ -354,7 +340,6 @@ def test_documents_that_end_in_nul_leave_as_they_arrive(threaded_router):
     threaded_router.fake.script = watch
     process = command(threaded_router, "Why?", "-")
     try:
-        assert process.stdin is not None
         process.stdin.write(b"a\n b\0c")  # and standard input stays open
         process.stdin.flush()
         assert got_one.wait(30)

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.api.credentials import PLAIN, ClientSecurity, credentials_of
 from stream2llm.api.errors import (
@@ -22,7 +22,6 @@ from stream2llm.cli.addresses import Controller
 from stream2llm.cli.doctor.cluster import check_running
 from stream2llm.cli.doctor.facts import Finding, Level, Running
 from stream2llm.cli.doctor.remote import find_cluster
-from stream2llm.cli.main import app
 from stream2llm.cli.top.command import first_scrape
 from stream2llm.cli.top.scrape import Asked
 from stream2llm.client import AsyncClient
@@ -31,12 +30,11 @@ from stream2llm.security.principal import Scope
 from stream2llm.serving.actor.access import Guards
 from stream2llm.serving.settings.security_options import AuthOptions
 from stream2llm.serving.system.clock import SystemClock
+from tests.command_lines import cli
 from tests.credentials import Keys
 from tests.fake_router import FakeRouter
 from tests.fakes.controller import a_controller
 from tests.tls_files import Authority
-
-pytestmark = pytest.mark.unit
 
 NOBODY = "127.0.0.1:1"
 
@@ -110,7 +108,7 @@ async def answer_404(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 def ask(command: str, address: str, key: str) -> Result:
     env = {"STREAM2LLM_CONTROLLER": address, "STREAM2LLM_API_KEY": key}
     arguments = ["--once", "--interval", "0.05"] if command == "top" else []
-    return CliRunner().invoke(app, [command, *arguments], env=env)
+    return cli(command, *arguments, env=env)
 
 
 @pytest.mark.parametrize("command", ["top", "policy"])
@@ -139,9 +137,7 @@ async def test_top_waits_for_a_controller_that_is_not_there_but_not_for_a_key(
     async with refusing(Keys(tmp_path).path) as address:
         with pytest.raises(UnauthenticatedError):
             await asyncio.to_thread(begin, address)
-    error = await asyncio.to_thread(begin, NOBODY)
-    assert error is not None
-    assert error.reason == "NO_ANSWER"
+    assert (await asyncio.to_thread(begin, NOBODY)).reason == "NO_ANSWER"
 
 
 async def test_status_ends_with_what_the_controller_refused(

@@ -23,8 +23,6 @@ from examples.demo.steps import ask_all_ways, compare_policies
 from examples.demo.view import LinesView
 from stream2llm.client import Document
 
-pytestmark = pytest.mark.unit
-
 
 def count_words(text: str) -> int:
     return len(text.split())

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from cost_profiles.roofline import TransformerShape
 from cost_profiles.types import ModelGeometry
@@ -35,17 +34,15 @@ from stream2llm.cli.doctor.model_files import incomplete_files, shape_of
 from stream2llm.cli.doctor.probes import gather, network, ports
 from stream2llm.cli.doctor.probes import machine as look_at_this_machine
 from stream2llm.cli.doctor.remote import http_offset, listeners_of
-from stream2llm.cli.main import app
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.config_file import default_config, load_config, parse_config
 from stream2llm.cluster.exposure import NodeFiles
 from stream2llm.cluster.room import Node
 from stream2llm.serving.settings.router_spec import GIB
 from stream2llm.serving.system.clock import ManualClock, SystemClock
+from tests.command_lines import cli
 from tests.fakes.controller import a_controller
 from tests.tls_files import Authority
-
-pytestmark = pytest.mark.unit
 
 TODAY = date(2026, 12, 1)
 SMOLLM2 = TransformerShape(
@@ -390,7 +387,6 @@ def test_all_nodes_have_one_authority() -> None:
 def test_the_files_of_this_machine_are_tried(tmp_path: Path) -> None:
     authority = Authority()
     security = authority.security(tmp_path)
-    assert security.tls is not None
     config = CPU.model_copy(update={"security": security})
     config = changed(config, "router", host="auto")
     refused = look_at_this_machine(config, "10.0.0.7", fast=True)
@@ -420,9 +416,7 @@ def test_no_probe_fails_on_this_machine() -> None:
     machine = look_at_this_machine(config, "10.0.0.7", fast=True)
     assert machine.failed == {}
     assert machine.num_cores
-    assert machine.versions is not None
     assert "grpcio" in machine.versions
-    assert machine.model is not None
     assert "/no/such/model" in machine.model.error
 
 
@@ -494,7 +488,7 @@ def test_the_shape_of_a_model_is_read_from_its_config(tmp_path: Path) -> None:
 
 def invoke(*args: str) -> tuple[int, str]:
     env = {"STREAM2LLM_CONTROLLER": ""}
-    result = CliRunner().invoke(app, ["doctor", "--fast", *args], env=env)
+    result = cli("doctor", "--fast", *args, env=env)
     return result.exit_code, result.stdout
 
 

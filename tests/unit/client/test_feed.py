@@ -11,8 +11,6 @@ from stream2llm.client import Document, DocumentRef
 from stream2llm.client.inputs import DocumentLike
 from stream2llm.integrations.feed import append_from, by_reference, update_from
 
-pytestmark = pytest.mark.unit
-
 
 class Recorder:
     """A session that notes what it is sent."""

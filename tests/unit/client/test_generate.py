@@ -11,7 +11,7 @@ from stream2llm.client import Finished, SamplingParameters, TokenDelta
 from tests import fake_router
 from tests.fake_router import Conversation
 
-pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
+pytestmark = pytest.mark.usefixtures("no_test_hangs")
 
 
 async def test_text_ids_and_chat_prompts(client, router):
@@ -82,8 +82,7 @@ async def test_an_answer_is_whole_when_only_the_status_behind_it_is_lost(client,
         await conversation.fail(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
     router.script = breaks_behind_the_answer
-    answer = await client.generate("text").answer()
-    assert answer.text == "one two"
+    assert (await client.generate("text").answer()).text == "one two"
 
 
 async def test_leaving_the_stream_cancels_the_rpc(client, router):

@@ -7,27 +7,24 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from stream2llm.api.credentials import ClientCredentials, ClientSecurity
 from stream2llm.api.errors import InvalidRequestError, NotPermittedError, UnauthenticatedError
 from stream2llm.cli.addresses import Controller
-from stream2llm.cli.main import app
 from stream2llm.cli.security_options import chosen_key
 from stream2llm.security.api_keys import KeyFile
 from stream2llm.security.principal import Scope
 from stream2llm.serving.actor.access import Guards
 from stream2llm.serving.http.own_http import open_url
 from stream2llm.serving.system.clock import SystemClock
+from tests.command_lines import cli
 from tests.credentials import Keys
 from tests.fakes.controller import a_controller
-
-pytestmark = pytest.mark.unit
 
 
 def run(*arguments: str) -> tuple[int, str]:
     """Exit code and everything that was printed."""
-    result = CliRunner().invoke(app, ["keys", *arguments])
+    result = cli("keys", *arguments)
     return result.exit_code, result.output
 
 
@@ -37,7 +34,6 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
     key, key_id = made.strip(), made.split("_")[1]
     assert code == 0
     principal = KeyFile(path).principal(key)
-    assert principal is not None
     assert (principal.tenant, principal.scopes) == ("acme", {Scope.READ})
     run("create", str(path))
     code, listed = run("list", str(path))

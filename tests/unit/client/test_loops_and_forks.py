@@ -11,8 +11,6 @@ import pytest
 
 from stream2llm.client import AsyncClient
 
-pytestmark = pytest.mark.unit
-
 
 async def ask(client: AsyncClient) -> str:
     async with asyncio.timeout(20), client.session(timeout_s=10) as session:

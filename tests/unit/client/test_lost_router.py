@@ -33,7 +33,7 @@ from tests.polling import eventually
 from tests.router_ring import Ring, a_ring, soon
 from tests.tiny_model import EOS
 
-pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("no_test_hangs")]
+pytestmark = pytest.mark.usefixtures("no_test_hangs")
 
 NUM_TOKENS = 7
 GREEDY = SamplingParameters(temperature=0, max_tokens=NUM_TOKENS, logprobs=1, ignore_eos=True)

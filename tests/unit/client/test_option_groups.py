@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import pytest
 import typer
 from typer.testing import CliRunner
 
 from stream2llm.cli.option_groups import expanded
-
-pytestmark = pytest.mark.unit
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ from stream2llm.cli import generate, output
 from stream2llm.cli.trace_import import _Reporter
 from stream2llm.client import OversizedDocument
 
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).parents[3]
 FILES = sorted([*ROOT.glob("stream2llm/cli/**/*.py"), *ROOT.glob("examples/**/*.py")])
 # `_shown` leaves text for a file as it is; JSON has escapes of its own; `describe` escapes.
@@ -53,11 +51,7 @@ def printed(tree: ast.AST) -> Iterator[ast.Call]:
         if (
             isinstance(node, ast.Call)
             and node.args
-            and ast.unparse(node.func)
-            in (
-                "print",
-                "typer.echo",
-            )
+            and ast.unparse(node.func) in ("print", "typer.echo")
         ):
             yield node
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 pytest.importorskip("vllm")
 
 from cost_profiles.load import load_profile
 from prefill_worker import profiling
 from stream2llm.cli import profile as command
-from stream2llm.cli.main import app
+from tests.command_lines import check_failed, cli
 from tests.profiles import a_profile
-
-pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
@@ -41,8 +39,7 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(app, ["profile", *map(str, args)])
+run = partial(cli, "profile")
 
 
 def test_it_writes_the_profile_a_figure_and_a_table(
@@ -60,10 +57,7 @@ def test_it_writes_the_profile_a_figure_and_a_table(
 
 
 def test_without_matplotlib_the_profile_is_written_all_the_same(
-    subjects: list[profiling.Subject],
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    subjects: list[profiling.Subject], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "find_spec", lambda _: None)
     result = run("--model", model, "--output", tmp_path / "here.json")
@@ -74,15 +68,11 @@ def test_without_matplotlib_the_profile_is_written_all_the_same(
 
 
 def test_a_figure_that_was_asked_for_is_refused_before_anything_is_measured(
-    subjects: list[profiling.Subject],
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    subjects: list[profiling.Subject], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "find_spec", lambda _: None)
     result = run("--model", model, "--output", tmp_path / "a.json", "--figure", tmp_path / "a.pdf")
-    assert result.exit_code == 3
-    assert "--figure: matplotlib is not installed" in result.stderr
+    check_failed(result, 3, "--figure: matplotlib is not installed")
     assert not subjects
 
 
@@ -92,16 +82,12 @@ def test_a_figure_of_no_known_format_is_refused_before_anything_is_measured(
     pytest.importorskip("matplotlib")
     figure = tmp_path / "a.docx"
     result = run("--model", model, "--output", tmp_path / "a.json", "--figure", figure)
-    assert result.exit_code == 3
-    assert f"{figure}: not a format for figures; there are" in result.stderr
+    check_failed(result, 3, f"{figure}: not a format for figures; there are")
     assert not subjects
 
 
 def test_the_file_is_named_after_device_model_and_ranks(
-    subjects: list[profiling.Subject],
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    subjects: list[profiling.Subject], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(profiling, "device_name", lambda: "NVIDIA H100 80GB/HBM3")
@@ -134,10 +120,7 @@ def test_a_configuration_gives_model_engine_and_cores(
 
 
 def test_the_command_is_told_as_it_was_given(
-    subjects: list[profiling.Subject],
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    subjects: list[profiling.Subject], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["stream2llm", "profile", "--minutes", "3", "-o", "a b.json"])
     run("--model", model, "--output", tmp_path / "here.json")
@@ -146,9 +129,7 @@ def test_the_command_is_told_as_it_was_given(
 
 def test_an_unknown_model_is_named_with_those_there_are(tmp_path: Path) -> None:
     result = run("--model", "nosuch", "--output", tmp_path / "here.json")
-    assert result.exit_code == 3
-    assert "model directory nosuch does not exist" in result.stderr
-    assert "smollm2-135m-instruct" in result.stderr
+    check_failed(result, 3, "model directory nosuch does not exist", "smollm2-135m-instruct")
 
 
 @pytest.mark.parametrize("option", ["--output", "--figure"])
@@ -156,8 +137,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_measured(
     subjects: list[profiling.Subject], model: Path, tmp_path: Path, option: str
 ) -> None:
     result = run("--model", model, option, tmp_path / "no" / "such" / "file.png")
-    assert result.exit_code == 3
-    assert f"{option}: there is no directory" in result.stderr
+    check_failed(result, 3, f"{option}: there is no directory")
     result = run("--model", model, option, tmp_path)
     assert f"{option}: {tmp_path} is a directory" in result.stderr
     assert not subjects
@@ -166,8 +146,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_measured(
 @pytest.mark.parametrize("minutes", ["0.1", "6", "many"])
 def test_minutes_have_bounds(minutes: str) -> None:
     result = run("--minutes", minutes)
-    assert result.exit_code == 2
-    assert "--minutes" in result.stderr
+    check_failed(result, 2, "--minutes")
 
 
 def test_a_misspelt_engine_argument_is_named_before_anything_is_measured(
@@ -176,7 +155,5 @@ def test_a_misspelt_engine_argument_is_named_before_anything_is_measured(
     config = tmp_path / "cluster.yaml"
     config.write_text(f"model: {model}\nprefill: {{engine: {{blok_size: 32}}}}")
     result = run("--config", config)
-    assert result.exit_code == 3
-    assert "prefill.engine.blok_size: " in result.stderr
-    assert "did you mean block_size?" in result.stderr
+    check_failed(result, 3, "prefill.engine.blok_size: ", "did you mean block_size?")
     assert subjects == []

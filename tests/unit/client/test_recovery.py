@@ -23,8 +23,6 @@ from stream2llm.client.recovery import (
 )
 from stream2llm.client.routers import Routers
 
-pytestmark = pytest.mark.unit
-
 GONE = UnavailableError("socket closed")
 
 

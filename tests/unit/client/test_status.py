@@ -12,13 +12,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from stream2llm.cli.main import app
 from stream2llm.cli.status import Found, Row, find, rows, show
+from tests.command_lines import cli
 from tests.fake_router import FakeRouter
-
-pytestmark = pytest.mark.unit
 
 NOBODY = "127.0.0.1:1"
 
@@ -99,21 +97,18 @@ def test_tenants_of_the_configuration_are_shown_with_their_use_of_all_routers() 
 
 def test_without_a_controller_the_routers_own_figures_are_shown() -> None:
     alone = found([], None)
-    assert alone.router is not None
     alone.router["tenants"] = [a_tenant("acme", 5), a_tenant("(others)", 0)]
     assert "acme             5         1000            70000" in shown(alone)
 
 
 def test_without_tenants_in_the_configuration_none_are_shown() -> None:
     alone = found([], None)
-    assert alone.router is not None
     alone.router["tenants"] = [a_tenant("(others)", 3)]
     assert "(others)" not in shown(alone)
 
 
 def test_a_controller_that_was_started_again_says_so() -> None:
     cluster = found([], [a_replica("prefill-0")])
-    assert cluster.controller is not None
     assert "controller" not in shown(cluster)
     cluster.controller["controller_restarts"] = 2
     assert "controller: started again 2 times" in shown(cluster)
@@ -157,7 +152,7 @@ def a_controller(answer: bytes) -> Iterator[str]:
 
 def invoke(*args: str, address: str = NOBODY, controller: str = NOBODY) -> Result:
     env = {"STREAM2LLM_ADDRESS": address, "STREAM2LLM_CONTROLLER": controller}
-    return CliRunner().invoke(app, ["status", *args], env=env)
+    return cli("status", *args, env=env)
 
 
 def test_both_addresses_come_from_the_environment(threaded_router: FakeRouter) -> None:
@@ -200,7 +195,7 @@ def test_something_else_at_the_controllers_address_is_one_line(
 
 def test_policy_says_the_same_of_something_else() -> None:
     with a_controller(b"{}") as controller:
-        result = CliRunner().invoke(app, ["policy", "--controller", controller])
+        result = cli("policy", "--controller", controller)
     assert (result.exit_code, result.stdout) == (4, "")
     assert f"the server at {controller} is not a controller" in result.stderr
 
@@ -216,9 +211,7 @@ def test_nobody_at_all_is_one_line_about_the_router() -> None:
     "address", ["", "nonsense:://", "a b", "127.0.0.1:99999", "http://127.0.0.1:50051", "127.0.0.1"]
 )
 def test_an_address_that_is_none_is_no_traceback(address: str) -> None:
-    result = CliRunner().invoke(
-        app, ["status", "--address", address, "--controller", address, "--timeout", "0.5"]
-    )
+    result = cli("status", "--address", address, "--controller", address, "--timeout", "0.5")
     assert result.exit_code == 3, result.output
     assert len(result.stderr.splitlines()) == 1
     assert "try again" not in result.stderr
@@ -236,7 +229,6 @@ def test_a_controller_on_another_machines_loopback_is_not_asked_here(
 
 def test_restarts_of_sessions_are_shown_where_there_were_some() -> None:
     what = found([], None)
-    assert what.router is not None
     assert "another worker" not in shown(what)
     what.router["restarts_by_cause"] = {"prefill_lost": 30, "kv_lost": 1}
     assert "another worker since the start: 1 kv_lost, 30 prefill_lost" in shown(what)

@@ -30,8 +30,6 @@ from stream2llm.client import (
 from tests import fake_router
 from tests.fake_router import Conversation
 
-pytestmark = pytest.mark.unit
-
 
 def client_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "stream2llm-client"]

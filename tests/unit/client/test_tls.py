@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.api.credentials import ClientSecurity
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
@@ -19,15 +19,13 @@ from stream2llm.api.grpc_options import server_options
 from stream2llm.api.tls import tls_of
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import inference_pb2_grpc
-from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient, Client, ClientTls
 from stream2llm.security.certificates import CertificateStore
 from stream2llm.security.tls import add_port
 from stream2llm.workload.replay.scrape import expanded, metrics_url
+from tests.command_lines import cli
 from tests.fakes.controller import a_controller
 from tests.tls_files import Authority
-
-pytestmark = pytest.mark.unit
 
 
 class Info(inference_pb2_grpc.StreamingInferenceServiceServicer):
@@ -92,10 +90,7 @@ async def test_a_client_trusts_the_authority_in_a_file(
 
 @pytest.mark.parametrize(
     ("options", "meaning"),
-    [
-        ({}, "it may speak TLS"),
-        ({"tls": True}, "is of no authority in tls="),
-    ],
+    [({}, "it may speak TLS"), ({"tls": True}, "is of no authority in tls=")],
 )
 async def test_a_client_that_does_not_fit_says_what_may_be_wrong(
     options: dict[str, Any], meaning: str, router: str
@@ -164,7 +159,7 @@ def test_what_is_no_tls_is_refused(tmp_path: Path) -> None:
 
 
 async def command(*args: str, **variables: str) -> Result:
-    return await asyncio.to_thread(CliRunner().invoke, app, args, env=variables)
+    return await asyncio.to_thread(cli, *args, env=variables)
 
 
 async def test_commands_ask_the_router_and_the_controller_over_tls(

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from decode_worker.fetch_ledger import Settled
 from decode_worker.fetch_metrics import FetchMetrics
@@ -26,7 +26,6 @@ from prefill_worker.metrics import PrefillMetrics
 from prefill_worker.report import SchedulerCounters, SchedulerReport, SwapState
 from router.metrics import InputMode, Phase, RouterMetrics
 from stream2llm.api.errors import UnavailableError
-from stream2llm.cli.main import app
 from stream2llm.cli.top import names as metric
 from stream2llm.cli.top.render import draw
 from stream2llm.cli.top.scrape import Replica, Scrape, described
@@ -41,9 +40,8 @@ from stream2llm.serving.settings.tenant_options import (
     TenantsOptions,
 )
 from stream2llm.serving.settings.worker_spec import WorkerStatus
+from tests.command_lines import check_failed, cli
 from tests.fakes.controller import a_controller, controller_http
-
-pytestmark = pytest.mark.unit
 
 NAMES = ("router-0", "prefill-0", "decode-0")
 
@@ -203,8 +201,7 @@ def test_a_worker_that_began_anew_gives_no_negative_rate() -> None:
     old.prefill.record(a_report(computed_tokens=1000))
     new.prefill.record(a_report(computed_tokens=50))
     # Under the same incarnation, as a router that its actor made anew: by the fall alone.
-    fell = view_of(old.scrape(0.0), new.scrape(2.0)).workers[1]
-    assert fell.tokens_per_s == 25
+    assert view_of(old.scrape(0.0), new.scrape(2.0)).workers[1].tokens_per_s == 25
     # Beyond what the old one had counted: by the incarnation.
     new.prefill.record(a_report(computed_tokens=5000))
     second = tuple(a_replica(name, incarnation=2) for name in NAMES)
@@ -256,8 +253,6 @@ def test_a_page_without_labels_in_common_gains_its_new_series() -> None:
 
 def test_vllm_has_the_metrics_that_are_read_from_it() -> None:
     spec = find_spec("vllm")  # not imported, which takes ten seconds
-    assert spec is not None
-    assert spec.origin is not None
     source = (Path(spec.origin).parent / "v1" / "metrics" / "loggers.py").read_text()
     names = [name for name in metric.WANTED if name.startswith("vllm:")]
     assert len(names) == 3
@@ -305,7 +300,7 @@ async def a_fleet() -> AsyncIterator[tuple[Fleet, str]]:
 
 def once(address: str) -> Result:
     args = ["top", "--once", "--interval", "0.05", "--controller", address]
-    return CliRunner().invoke(app, args, env={"COLUMNS": "100"})
+    return cli(*args, env={"COLUMNS": "100"})
 
 
 async def test_once_prints_a_frame_of_a_cluster_and_of_what_is_left_of_it() -> None:
@@ -328,9 +323,8 @@ async def test_something_else_than_a_controller_is_one_line(answer: dict[str, An
 
 
 def test_without_a_terminal_the_live_view_points_to_once() -> None:
-    result = CliRunner().invoke(app, ["top", "--controller", "127.0.0.1:1"])
-    assert result.exit_code == 2
-    assert "--once" in result.stderr
+    result = cli("top", "--controller", "127.0.0.1:1")
+    check_failed(result, 2, "--once")
 
 
 @contextmanager

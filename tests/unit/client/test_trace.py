@@ -13,8 +13,6 @@ from stream2llm.api.trace_context import TraceContext, context_in
 from stream2llm.client import AsyncClient, Client
 from tests.fake_router import FakeRouter
 
-pytestmark = pytest.mark.unit
-
 GIVEN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -26,16 +24,12 @@ def sent(router: FakeRouter) -> TraceContext | None:
 async def test_a_session_carries_the_given_context(client: AsyncClient, router: FakeRouter) -> None:
     async with client.session(prefix="P", traceparent=GIVEN) as session:
         await session.answer()
-    context = sent(router)
-    assert context is not None
-    assert context.traceparent == GIVEN
+    assert sent(router).traceparent == GIVEN
 
 
 async def test_a_prompt_carries_the_given_context(client: AsyncClient, router: FakeRouter) -> None:
     await client.generate("prompt", traceparent=GIVEN).answer()
-    context = sent(router)
-    assert context is not None
-    assert context.traceparent == GIVEN
+    assert sent(router).traceparent == GIVEN
 
 
 async def test_without_a_span_nothing_is_sent(client: AsyncClient, router: FakeRouter) -> None:
@@ -53,7 +47,6 @@ async def test_a_session_belongs_to_the_active_span_where_it_was_made(
     async with session:
         await session.answer()
     context = sent(router)
-    assert context is not None
     own = span.get_span_context()
     assert (int(context.trace_id, 16), int(context.span_id, 16)) == (own.trace_id, own.span_id)
     assert context.is_sampled
@@ -65,7 +58,6 @@ def test_the_synchronous_client_too(threaded_router) -> None:
         with tracer.start_as_current_span("request") as span, client.session(prefix="P") as session:
             session.answer()
         context = sent(threaded_router.fake)
-    assert context is not None
     assert int(context.trace_id, 16) == span.get_span_context().trace_id
 
 

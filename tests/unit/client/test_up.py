@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,16 @@ from typing import Any
 import pytest
 import yaml
 from ray._private import services
-from typer.testing import CliRunner, Result
 
 from stream2llm.cli import check as check_command
-from stream2llm.cli.main import app
 from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.engine_check import NO_GPU_HERE, TRITON_LOGGER, Verdict, silence_triton
-
-pytestmark = pytest.mark.unit
+from tests.command_lines import check_failed, cli
 
 SMALL = {"env": {"VLLM_CPU_KVCACHE_SPACE": "0"}, "engine": {"num_gpu_blocks_override": 8}}
 
 
-def up(*args: str) -> Result:
-    return CliRunner().invoke(app, ["up", *args])
+up = partial(cli, "up")
 
 
 def a_tree(model: Path, **parts: Any) -> dict[str, Any]:
@@ -62,8 +59,7 @@ def test_up_fails_in_one_line_before_ray_starts(tmp_path: Path, tiny_model: Path
 
 def test_detach_without_a_ray_names_the_option(tmp_path: Path, tiny_model: Path) -> None:
     result = up("--config", a_file(tmp_path, a_tree(tiny_model)), "--detach")
-    assert result.exit_code == 1
-    assert "--address auto" in result.stderr
+    check_failed(result, 1, "--address auto")
 
 
 @pytest.mark.parametrize("command", ["up", "down"])
@@ -77,9 +73,8 @@ def test_a_bad_file_is_one_line_and_no_traceback(
     path = tmp_path / "cluster.yaml"
     if content is not None:
         path.write_text(content)
-    result = CliRunner().invoke(app, [command, "--config", str(path)])
-    assert result.exit_code == 1
-    assert said in result.stderr
+    result = cli(command, "--config", path)
+    check_failed(result, 1, said)
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -136,13 +131,9 @@ def test_check_tells_every_problem_and_starts_nothing(tmp_path: Path, tiny_model
     [
         (Verdict("decode", "", ""), "ok       decode engine, by vLLM", True),
         (Verdict("decode", "dtype: no", ""), "FAILED   decode engine, by vLLM: dtype: no", False),
-        (
-            Verdict("decode", "", NO_GPU_HERE),
-            f"left out decode engine, by vLLM: {NO_GPU_HERE}",
-            True,
-        ),
+        (Verdict("decode", "", NO_GPU_HERE), f"left out decode engine, by vLLM: {NO_GPU_HERE}", True),
     ],
-)
+)  # fmt: skip
 def test_check_ends_with_vllms_word_and_what_would_be_started(
     verdict: Verdict, line: str, passes: bool, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,8 +152,6 @@ def test_check_ends_with_vllms_word_and_what_would_be_started(
 
 def test_a_check_is_silent_about_triton_where_torch_warns_of_it() -> None:
     spec = find_spec("torch")  # not imported, which takes seconds
-    assert spec is not None
-    assert spec.origin is not None
     module = Path(spec.origin).parent.parent / f"{TRITON_LOGGER.replace('.', '/')}.py"
     assert 'logger.warning("Triton not available' in module.read_text()
     assert "logger = logging.getLogger(__name__)" in module.read_text()
@@ -177,8 +166,7 @@ def test_a_check_is_silent_about_triton_where_torch_warns_of_it() -> None:
 
 def test_deterministic_is_an_option(tmp_path: Path, tiny_model: Path) -> None:
     result = up("--config", a_file(tmp_path, a_tree(tiny_model)), "--deterministic")
-    assert result.exit_code == 1
-    assert "no batch-invariant mode on CPUs" in result.stderr
+    check_failed(result, 1, "no batch-invariant mode on CPUs")
 
 
 def test_help_waits_for_neither_vllm_nor_ray() -> None:

@@ -28,8 +28,6 @@ from stream2llm.client.stream import Gathered
 from stream2llm.client.translate import event_from
 from tests import fake_router
 
-pytestmark = pytest.mark.unit
-
 
 def rpc_error(code: grpc.StatusCode, message: str, *details: object) -> grpc.aio.AioRpcError:
     trailing = fake_router.trailers(code, message, *details) if details else ()

@@ -19,8 +19,6 @@ from stream2llm.cluster.adoption import (
 from stream2llm.serving.settings.launch import GatewayStarted, RouterStarted
 from stream2llm.serving.settings.worker_spec import WorkerAddress
 
-pytestmark = pytest.mark.unit
-
 ROLES: dict[str, sv.Role] = {
     "router-0": "router",
     "prefill-0": "prefill",
@@ -143,8 +141,7 @@ def test_a_given_up_worker_stays_given_up_for_its_pause() -> None:
 def test_an_operator_s_removal_lasts() -> None:
     saved = changed(a_running_cluster(), "prefill-1", phase=sv.Phase.STOPPED, stays_away=True)
     living = {n: 1 for n in ROLES if n != "prefill-1"}
-    fleet = restored(ROLES, saved, living)
-    assert fleet["prefill-1"].phase is sv.Phase.STOPPED
+    assert restored(ROLES, saved, living)["prefill-1"].phase is sv.Phase.STOPPED
 
 
 def test_a_drain_goes_on_with_the_time_that_is_left() -> None:

@@ -9,8 +9,6 @@ import pytest
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.config_file import parse_config
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize(
     ("tree", "message"),

@@ -14,8 +14,6 @@ from prefill_worker.policy import POLICIES
 from stream2llm.cluster.http_body import MAX_BODY_BYTES
 from tests.fakes.controller import a_controller
 
-pytestmark = pytest.mark.unit
-
 ROUTES = ("/sd", "/metrics", "/status", "/healthz", "/policy", "/nowhere", "/%ff%00")
 METHODS = ("GET", "PUT", "POST", "DELETE")
 BODIES = {

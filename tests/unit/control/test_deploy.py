@@ -17,8 +17,6 @@ from stream2llm.cluster.ray_checks import check_ray
 from stream2llm.cluster.room import Node
 from stream2llm.cluster.vllm_preflight import check_part
 
-pytestmark = pytest.mark.unit
-
 DEPLOY = Path(__file__).parents[3] / "deploy"
 FILES = sorted(DEPLOY.glob("*.yaml"))
 ROOM = {"CPU": 2.0}

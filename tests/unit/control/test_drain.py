@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cli.main import app
-from stream2llm.cluster.controller_http import ControllerHttp
 from stream2llm.cluster.http_body import MAX_SECONDS
-from stream2llm.cluster.prefill_policy import PolicyChoice, PrefillPolicy
-from tests.fakes.prefill_policy import FakeHosts
-
-pytestmark = pytest.mark.unit
+from tests.command_lines import cli
+from tests.fakes.controller import a_controller, put
 
 
 class AController:
@@ -45,22 +37,13 @@ class AController:
         return {"replicas": [self._now]}
 
 
-@asynccontextmanager
-async def served(controller: AController) -> AsyncIterator[str]:
-    policy = PrefillPolicy(PolicyChoice("fcfs"), FakeHosts({}), list)
-    http = ControllerHttp(
-        CollectorRegistry(), list, controller.status, policy, drain=controller.drain
-    )
-    address = await http.start("127.0.0.1", 0)
-    try:
-        yield address
-    finally:
-        await http.close()
+def served(controller: AController) -> AbstractAsyncContextManager[str]:
+    return a_controller(controller.status, drain=controller.drain)
 
 
 async def command(address: str, *args: str) -> Result:
     words = ["drain", *args, "--controller", address]
-    return await asyncio.to_thread(CliRunner().invoke, app, words)
+    return await asyncio.to_thread(cli, *words)
 
 
 @pytest.fixture(autouse=True)
@@ -100,15 +83,6 @@ async def test_it_says_what_is_wrong() -> None:
     assert "after 1e-06 s" in late.stderr
 
 
-def put(address: str, body: bytes) -> tuple[int, Any]:
-    request = urllib.request.Request(f"http://{address}/drain", data=body, method="PUT")
-    try:
-        with urllib.request.urlopen(request) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -125,5 +99,5 @@ def put(address: str, body: bytes) -> tuple[int, Any]:
 async def test_a_request_that_makes_no_sense_is_refused(body: dict[str, Any], field: str) -> None:
     controller = AController()
     async with served(controller) as address:
-        status, answer = await asyncio.to_thread(put, address, json.dumps(body).encode())
+        status, answer = await put(address, "/drain", json.dumps(body).encode())
     assert (status, answer["field"], controller.requests) == (400, field, [])

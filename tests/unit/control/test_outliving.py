@@ -20,8 +20,6 @@ from stream2llm.cluster.state_store import StateStore, state_key
 from stream2llm.serving.actor.loss import Cause
 from stream2llm.serving.system.clock import ManualClock, SystemClock
 
-pytestmark = pytest.mark.unit
-
 
 class FakeKeyValues:
     """A store that may be away."""

@@ -7,18 +7,16 @@ import json
 from dataclasses import asdict
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from prefill_worker.policy import POLICIES
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cli.main import app
 from stream2llm.cli.policy import policy_lines
 from stream2llm.cluster.prefill_policy import PolicyChoice, PolicyState, PrefillPolicy, WorkerPolicy
 from stream2llm.cluster.supervision import Phase, Replica
+from tests.command_lines import check_failed, cli
 from tests.fakes.controller import a_controller
 from tests.fakes.prefill_policy import FakeHosts
-
-pytestmark = pytest.mark.unit
 
 
 class Fleet:
@@ -37,11 +35,15 @@ def both() -> Fleet:
     return Fleet(Phase.ADMITTED, Phase.RUNNING)
 
 
+@pytest.fixture
+def fleet() -> Fleet:
+    return both()
+
+
 # -- the choice -------------------------------------------------------------------
 
 
-async def test_all_workers_that_run_are_switched() -> None:
-    fleet = both()
+async def test_all_workers_that_run_are_switched(fleet: Fleet) -> None:
     state = await fleet.policy.switch("lcas")
     assert state == PolicyState(
         "lcas",
@@ -51,8 +53,7 @@ async def test_all_workers_that_run_are_switched() -> None:
     assert fleet.policy.chosen == "lcas"
 
 
-async def test_who_does_not_confirm_is_named_and_the_choice_stays() -> None:
-    fleet = both()
+async def test_who_does_not_confirm_is_named_and_the_choice_stays(fleet: Fleet) -> None:
     fleet.hosts.deaf.add("prefill-0")
     state = await fleet.policy.switch("mcps")
     assert state.errors == ("prefill-0: the scheduler did not confirm",)
@@ -71,8 +72,7 @@ async def test_a_worker_that_does_not_run_is_not_told() -> None:
     assert fleet.hosts.told == []
 
 
-async def test_an_unknown_policy_changes_nothing() -> None:
-    fleet = both()
+async def test_an_unknown_policy_changes_nothing(fleet: Fleet) -> None:
     with pytest.raises(InvalidRequestError, match=f"'lifo'; there are {', '.join(POLICIES)}"):
         await fleet.policy.switch("lifo")
     assert (fleet.policy.chosen, fleet.hosts.told) == ("fcfs", [])
@@ -88,8 +88,7 @@ async def test_a_path_is_known_if_the_configuration_names_it_and_is_never_import
         await fleet.policy.switch("os:system")
 
 
-async def test_two_operators_at_once_leave_all_workers_with_one_policy() -> None:
-    fleet = both()
+async def test_two_operators_at_once_leave_all_workers_with_one_policy(fleet: Fleet) -> None:
     await asyncio.gather(fleet.policy.switch("lcas"), fleet.policy.switch("mcps"))
     assert set(fleet.hosts.policies.values()) == {fleet.policy.chosen} == {"mcps"}
 
@@ -112,11 +111,10 @@ async def test_a_worker_that_starts_catches_up_however_often_the_choice_changes(
 
 
 async def command(*args: str) -> Result:
-    return await asyncio.to_thread(CliRunner().invoke, app, ["policy", *args])
+    return await asyncio.to_thread(cli, "policy", *args)
 
 
-async def test_the_command_shows_and_switches() -> None:
-    fleet = both()
+async def test_the_command_shows_and_switches(fleet: Fleet) -> None:
     async with a_controller(policy=fleet.policy) as address:
         shown = await command("--controller", address)
         switched = await command("lcas", "--controller", address)
@@ -128,8 +126,7 @@ async def test_the_command_shows_and_switches() -> None:
     assert json.loads(as_json.stdout)["workers"][1] == worker
 
 
-async def test_the_command_says_what_the_chosen_policy_raised() -> None:
-    fleet = both()
+async def test_the_command_says_what_the_chosen_policy_raised(fleet: Fleet) -> None:
     fleet.choice.import_paths = ("mine:late",)
     await fleet.policy.switch("mine:late")
     fleet.hosts.policies["prefill-0"] = "srpf"
@@ -153,8 +150,7 @@ async def test_the_command_says_what_a_worker_that_starts_will_do() -> None:
     assert "prefill-1: starting, will follow mcps" in switched.stdout
 
 
-async def test_the_command_fails_when_a_worker_did_not_confirm() -> None:
-    fleet = both()
+async def test_the_command_fails_when_a_worker_did_not_confirm(fleet: Fleet) -> None:
     fleet.hosts.deaf.add("prefill-1")
     async with a_controller(policy=fleet.policy) as address:
         result = await command("mcps", "--controller", address)
@@ -164,22 +160,18 @@ async def test_the_command_fails_when_a_worker_did_not_confirm() -> None:
     assert wanted in result.stderr
 
 
-async def test_the_command_names_the_policies_when_there_is_no_such_one() -> None:
-    fleet = both()
+async def test_the_command_names_the_policies_when_there_is_no_such_one(fleet: Fleet) -> None:
     async with a_controller(policy=fleet.policy) as address:
         result = await command("lifo", "--controller", address)
-    assert result.exit_code == 3
-    assert f"'lifo'; there are {', '.join(POLICIES)} [UNKNOWN_POLICY]" in result.stderr
+    check_failed(result, 3, f"'lifo'; there are {', '.join(POLICIES)} [UNKNOWN_POLICY]")
 
 
 async def test_the_command_fails_when_nobody_answers() -> None:
     result = await command("--controller", "127.0.0.1:1")
-    assert result.exit_code == 4
-    assert "no answer from a controller at 127.0.0.1:1" in result.stderr
+    check_failed(result, 4, "no answer from a controller at 127.0.0.1:1")
 
 
-async def test_a_worker_that_follows_another_policy_is_said_to() -> None:
-    fleet = both()
+async def test_a_worker_that_follows_another_policy_is_said_to(fleet: Fleet) -> None:
     fleet.hosts.policies["prefill-0"] = "srpf"
     state = asdict(await fleet.policy.show())
     first, second = policy_lines(state).splitlines()

@@ -13,8 +13,6 @@ from stream2llm.api.errors import UnavailableError
 from stream2llm.cluster import ray_auth
 from stream2llm.cluster.config import ClusterConfig
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.fixture
 def temp(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:

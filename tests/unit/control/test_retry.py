@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import urllib.error
-import urllib.request
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cli.main import app
-from tests.fakes.controller import a_controller
-
-pytestmark = pytest.mark.unit
+from tests.command_lines import check_failed, cli
+from tests.fakes.controller import a_controller, put
 
 
 class GivenUp:
@@ -32,7 +27,7 @@ class GivenUp:
 
 
 async def command(*args: str) -> Result:
-    return await asyncio.to_thread(CliRunner().invoke, app, ["workers", "retry", *args])
+    return await asyncio.to_thread(cli, "workers", "retry", *args)
 
 
 async def test_the_command_starts_one_or_all_and_says_which() -> None:
@@ -50,24 +45,12 @@ async def test_the_command_names_what_is_wrong() -> None:
     async with a_controller(retry=GivenUp("decode-0").retry) as address:
         unknown = await command("decode-7", "--controller", address)
     silent = await command("--controller", address)
-    assert unknown.exit_code == 3
-    assert "nothing is called 'decode-7'" in unknown.stderr
-    assert silent.exit_code == 4
-    assert f"no answer from a controller at {address}" in silent.stderr
+    check_failed(unknown, 3, "nothing is called 'decode-7'")
+    check_failed(silent, 4, f"no answer from a controller at {address}")
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b"1", b'{"name": 1}', b"[" * 10_000])
 async def test_a_body_that_is_none_is_a_bad_request(body: bytes) -> None:
     async with a_controller(retry=GivenUp("decode-0").retry) as address:
-        status, told = await asyncio.to_thread(_put, f"http://{address}/retry", body)
-    assert status == 400
-    assert json.loads(told)["field"] == "name"
-
-
-def _put(url: str, body: bytes) -> tuple[int, bytes]:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, method="PUT")) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read()
+        status, told = await put(address, "/retry", body)
+    assert (status, told["field"]) == (400, "name")

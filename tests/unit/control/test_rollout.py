@@ -18,8 +18,6 @@ from stream2llm.cluster.supervisor import Settings, Supervisor
 from stream2llm.serving.settings.launch import StartOutcome
 from tests.unit.control.test_supervisor import FakeHosts, running, until_ready
 
-pytestmark = pytest.mark.unit
-
 PAIRS: dict[str, sv.Role] = {
     "router-0": "router",
     "router-1": "router",
@@ -42,6 +40,11 @@ class Hosts(FakeHosts):
 
     async def drain(self, name: str, timeout_s: float) -> None:
         self.log.append(f"drain {name} {timeout_s:g}")
+
+
+@pytest.fixture
+def hosts() -> Hosts:
+    return Hosts()
 
 
 @asynccontextmanager
@@ -84,8 +87,7 @@ def drained(hosts: Hosts) -> list[str]:
     return [each.split()[1] for each in hosts.log if each.startswith("drain")]
 
 
-async def test_all_are_replaced_one_after_the_other_workers_first() -> None:
-    hosts = Hosts()
+async def test_all_are_replaced_one_after_the_other_workers_first(hosts: Hosts) -> None:
     async with rolling(hosts) as (supervisor, restart):
         hosts.log.clear()
         assert restart.begin([], 7.0, 60.0) == IN_ORDER
@@ -98,8 +100,7 @@ async def test_all_are_replaced_one_after_the_other_workers_first() -> None:
     assert min(len(view.split()) - 1 for view in views) == 3
 
 
-async def test_a_chosen_few_are_replaced() -> None:
-    hosts = Hosts()
+async def test_a_chosen_few_are_replaced(hosts: Hosts) -> None:
     async with rolling(hosts) as (supervisor, restart):
         assert restart.begin(["router-1", "decode-0"], None, 60.0) == ["decode-0", "router-1"]
         await until_over(supervisor, restart)
@@ -109,13 +110,11 @@ async def test_a_chosen_few_are_replaced() -> None:
         }
 
 
-async def test_the_only_worker_of_a_role_has_a_stand_in_meanwhile() -> None:
-    hosts = Hosts()
+async def test_the_only_worker_of_a_role_has_a_stand_in_meanwhile(hosts: Hosts) -> None:
     async with rolling(hosts, ONE_EACH) as (supervisor, restart):
         hosts.log.clear()
         restart.begin([], 7.0, 60.0)
-        over = await until_over(supervisor, restart)
-        assert over.state is ro.State.DONE
+        assert (await until_over(supervisor, restart)).state is ro.State.DONE
         assert drained(hosts) == [
             *("prefill-0", "prefill-0-stand-in"),
             *("decode-0", "decode-0-stand-in"),
@@ -127,23 +126,20 @@ async def test_the_only_worker_of_a_role_has_a_stand_in_meanwhile() -> None:
         assert all(any(name.startswith(role) for name in view) for view in views)
 
 
-async def test_without_room_for_a_stand_in_sessions_wait() -> None:
-    hosts = Hosts()
+async def test_without_room_for_a_stand_in_sessions_wait(hosts: Hosts) -> None:
     hosts.missing = "no node has 1 GPU"
     async with rolling(hosts, ONE_EACH) as (supervisor, restart):
         restart.begin([], 7.0, 60.0)
         await until_over(supervisor, restart)
         assert drained(hosts) == ["prefill-0", "decode-0", "router-0"]
         described = restart.describe()
-        assert described is not None
         assert described["no_room"] == {
             "prefill-0": "no node has 1 GPU",
             "decode-0": "no node has 1 GPU",
         }
 
 
-async def test_it_stops_at_a_successor_that_does_not_come_up() -> None:
-    hosts = Hosts()
+async def test_it_stops_at_a_successor_that_does_not_come_up(hosts: Hosts) -> None:
     async with rolling(hosts) as (supervisor, restart):
         hosts.outcomes["prefill-1"] = [StartOutcome(None, "no such model")]
         restart.begin([], 7.0, 60.0)
@@ -151,13 +147,11 @@ async def test_it_stops_at_a_successor_that_does_not_come_up() -> None:
         assert over.state is ro.State.FAILED
         assert over.reason == "prefill-1 does not come up: no such model"
         described = restart.describe()
-        assert described is not None
         assert described["replaced"] == ["prefill-0"]
         assert described["left"] == IN_ORDER[1:]
 
 
-async def test_a_stand_in_stays_while_the_successor_does_not_come_up() -> None:
-    hosts = Hosts()
+async def test_a_stand_in_stays_while_the_successor_does_not_come_up(hosts: Hosts) -> None:
     async with rolling(hosts, ONE_EACH) as (supervisor, restart):
         hosts.outcomes["prefill-0"] = [StartOutcome(None, "no such model")]
         restart.begin([], 7.0, 60.0)
@@ -171,8 +165,7 @@ async def test_a_stand_in_stays_while_the_successor_does_not_come_up() -> None:
         assert supervisor.fleet["prefill-0"].phase is sv.Phase.ADMITTED
 
 
-async def test_a_successor_that_takes_too_long_is_named() -> None:
-    hosts = Hosts()
+async def test_a_successor_that_takes_too_long_is_named(hosts: Hosts) -> None:
     async with rolling(hosts) as (supervisor, restart):
         hosts.full["decode-0"] = asyncio.Event()
         restart.begin(["decode-0"], 7.0, 0.3)
@@ -184,8 +177,7 @@ async def test_a_successor_that_takes_too_long_is_named() -> None:
         )
 
 
-async def test_an_operator_stops_it_and_begins_another_one() -> None:
-    hosts = Hosts()
+async def test_an_operator_stops_it_and_begins_another_one(hosts: Hosts) -> None:
     async with rolling(hosts) as (supervisor, restart):
         hosts.full["prefill-0"] = asyncio.Event()
         restart.begin([], 7.0, 60.0)
@@ -203,9 +195,8 @@ async def test_an_operator_stops_it_and_begins_another_one() -> None:
             restart.begin(["prefill-9"], 7.0, 60.0)
 
 
-async def test_another_controller_goes_on_with_it() -> None:
+async def test_another_controller_goes_on_with_it(hosts: Hosts) -> None:
     """In the middle of the turn of a worker that has a stand-in."""
-    hosts = Hosts()
     async with rolling(hosts, ONE_EACH) as (supervisor, restart):
         hosts.full["prefill-0"] = asyncio.Event()
         restart.begin([], 7.0, 60.0)
@@ -219,7 +210,6 @@ async def test_another_controller_goes_on_with_it() -> None:
     assert fleet["prefill-0-stand-in"].phase is sv.Phase.ADMITTED
     successor = Supervisor(ONE_EACH, hosts, Settings(1, 0.01, 10.0))
     successor.restore(fleet, saved.addresses, replace(view, version=view.version + 1000))
-    assert saved.rollout is not None
     now_s = asyncio.get_running_loop().time()
     restart = RollingRestart(successor, hosts, rollout=replace(saved.rollout, turn_began_s=now_s))
     del hosts.full["prefill-0"]

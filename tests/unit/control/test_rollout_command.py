@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Collection
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.cli.main import app
 from stream2llm.cluster.http_body import MAX_SECONDS
-from tests.fakes.controller import a_controller
-
-pytestmark = pytest.mark.unit
+from tests.command_lines import check_failed, cli
+from tests.fakes.controller import a_controller, put
 
 
 class Rolling:
@@ -60,7 +56,7 @@ def a_rollout(*replaced: str, now: str = "draining", **fields: Any) -> dict[str,
 async def command(rolling: Rolling, *words: str) -> Result:
     async with a_controller(rolling.status, rollout=rolling) as address:
         args = ["rollout", *words, "--controller", address]
-        return await asyncio.to_thread(CliRunner().invoke, app, args)
+        return await asyncio.to_thread(cli, *args)
 
 
 @pytest.fixture(autouse=True)
@@ -124,21 +120,11 @@ async def test_one_may_look_later_and_stop_it() -> None:
         "router-0 is replaced (2 of 2)",
     )
     none = await command(Rolling(), "status")
-    assert none.exit_code == 3
-    assert "there was no rolling restart" in none.stderr
+    check_failed(none, 3, "there was no rolling restart")
     rolling = Rolling()
     stopped = await command(rolling, "stop")
     assert (stopped.exit_code, rolling.num_stops) == (0, 1)
     assert stopped.stdout == "not replaced: router-0\n"
-
-
-def put(address: str, body: bytes) -> tuple[int, Any]:
-    request = urllib.request.Request(f"http://{address}/rollout", data=body, method="PUT")
-    try:
-        with urllib.request.urlopen(request) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
 
 
 @pytest.mark.parametrize(
@@ -156,5 +142,5 @@ def put(address: str, body: bytes) -> tuple[int, Any]:
 async def test_a_request_that_makes_no_sense_is_refused(body: Any, field: str) -> None:
     rolling = Rolling()
     async with a_controller(rolling.status, rollout=rolling) as address:
-        status, answer = await asyncio.to_thread(put, address, json.dumps(body).encode())
+        status, answer = await put(address, "/rollout", json.dumps(body).encode())
     assert (status, answer["field"], rolling.requests) == (400, field, [])

@@ -35,8 +35,6 @@ from stream2llm.serving.system.processes import (
 )
 from tests.fakes.controller import a_controller, controller_http
 
-pytestmark = pytest.mark.unit
-
 LOSSES = "stream2llm_worker_losses_total"
 
 # Says that it runs, then waits for ever; so does its child.
@@ -77,7 +75,6 @@ def _start(mark: str) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-c", _PARENT], env=environment, stdout=subprocess.PIPE
     )
-    assert process.stdout is not None
     process.stdout.readline()
     return process
 

@@ -8,8 +8,6 @@ from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.supervision import Clean, Connect, Create, Fleet, Phase, events
 from stream2llm.serving.actor.loss import Cause, Loss
 
-pytestmark = pytest.mark.unit
-
 KILLED = Loss(Cause.DIED, "killed")
 PAIR: dict[str, sv.Role] = {"prefill-0": "prefill", "decode-0": "decode"}
 PAIRS: dict[str, sv.Role] = {**PAIR, "prefill-1": "prefill", "decode-1": "decode"}
@@ -123,7 +121,6 @@ def test_what_was_given_up_is_tried_again_after_pauses_that_grow_to_a_limit() ->
         fleet = sv.cleaned(begun_all_at(fleet, now_s), "router-0", now_s, max_start_failures=1)
         assert sv.given_up(fleet)
         due_s = sv.next_due_s(fleet)
-        assert due_s is not None
         assert sv.plan(fleet, due_s - 0.001) == ()
         assert sv.plan(fleet, due_s) == (Create("router-0"),)
         pauses.append(due_s - now_s)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,6 @@ from stream2llm.serving.actor.replica_status import ReplicaStatus, RouterStatus
 from stream2llm.serving.settings.launch import GatewayStarted, RouterStarted, StartOutcome
 from stream2llm.serving.settings.worker_spec import ClusterView, WorkerAddress, WorkerStatus
 from tests.polling import eventually
-
-pytestmark = pytest.mark.unit
 
 KILLED = Loss(Cause.DIED, "killed")
 ROLES: dict[str, sv.Role] = {"router-0": "router", "prefill-0": "prefill", "decode-0": "decode"}
@@ -141,6 +140,11 @@ def an_outcome(name: str, incarnation: int = 1) -> StartOutcome:
     return StartOutcome(WorkerAddress(name, role, port, port, (), 1024, 10, 32))
 
 
+@pytest.fixture
+def hosts() -> FakeHosts:
+    return FakeHosts()
+
+
 @asynccontextmanager
 async def running(
     hosts: FakeHosts,
@@ -163,10 +167,15 @@ async def until_ready(supervisor: Supervisor, past_event: int = 0) -> None:
             await supervisor.wait_change(supervisor.num_events)
 
 
-async def test_everything_comes_up_connected_and_the_router_knows() -> None:
-    hosts = FakeHosts()
-    async with running(hosts) as supervisor:
+@asynccontextmanager
+async def ready(hosts: FakeHosts, **options: Any) -> AsyncIterator[Supervisor]:
+    async with running(hosts, **options) as supervisor:
         await until_ready(supervisor)
+        yield supervisor
+
+
+async def test_everything_comes_up_connected_and_the_router_knows(hosts: FakeHosts) -> None:
+    async with ready(hosts) as supervisor:
         assert hosts.connections == [("decode-0", "prefill-0")]
         assert [w.worker_id for w in supervisor.view.workers] == ["prefill-0", "decode-0"]
     assert hosts.views[-1] == supervisor.view
@@ -174,8 +183,7 @@ async def test_everything_comes_up_connected_and_the_router_knows() -> None:
 
 async def test_a_gateway_gets_the_routers_that_can_be_used() -> None:
     hosts, roles = FakeHosts(), {**ROLES, "gateway-0": "gateway"}
-    async with running(hosts, roles=roles) as supervisor:
-        await until_ready(supervisor)
+    async with ready(hosts, roles=roles) as supervisor:
         assert supervisor.view.routers == ("r:1",)
         assert hosts.views_of["gateway-0"][-1] == hosts.views_of["router-0"][-1] == supervisor.view
         seen = supervisor.num_events
@@ -189,18 +197,15 @@ async def test_a_gateway_gets_the_routers_that_can_be_used() -> None:
         assert hosts.views_of["gateway-0"][-1] == supervisor.view
 
 
-async def test_without_a_gateway_a_view_has_no_routers() -> None:
-    hosts = FakeHosts()
-    async with running(hosts) as supervisor:
-        await until_ready(supervisor)
+async def test_without_a_gateway_a_view_has_no_routers(hosts: FakeHosts) -> None:
+    async with ready(hosts) as supervisor:
         assert supervisor.view.routers == ()
 
 
 @pytest.mark.parametrize("name", ["prefill-0", "decode-0"])
 async def test_a_death_is_published_at_once_and_the_worker_replaced(name: str) -> None:
     hosts = FakeHosts()
-    async with running(hosts) as supervisor:
-        await until_ready(supervisor)
+    async with ready(hosts) as supervisor:
         seen, version = supervisor.num_events, supervisor.view.version
         hosts.deaths[name].set_result(KILLED)
         await until_ready(supervisor, seen)
@@ -214,8 +219,7 @@ async def test_a_death_is_published_at_once_and_the_worker_replaced(name: str) -
 
 async def test_a_policy_that_failed_is_an_event_once() -> None:
     hosts, events = FakeHosts(), list[str]()
-    async with running(hosts) as supervisor:
-        await until_ready(supervisor)
+    async with ready(hosts) as supervisor:
         seen = supervisor.num_events
         for error in ("KeyError: 1", "KeyError: 2"):
             hosts.policies["prefill-0"] = ("srpf", f"mine:late raised {error}")
@@ -224,29 +228,24 @@ async def test_a_policy_that_failed_is_an_event_once() -> None:
     assert events == [f"prefill-0 follows srpf now: mine:late raised KeyError: {n}" for n in (1, 2)]
 
 
-async def test_a_failed_connection_replaces_the_newcomer() -> None:
-    hosts = FakeHosts()
+async def test_a_failed_connection_replaces_the_newcomer(hosts: FakeHosts) -> None:
     hosts.refusals = 1
-    async with running(hosts) as supervisor:
-        await until_ready(supervisor)
-    assert len(hosts.cleaned) == 1
-    assert "cannot connect" in " ".join(supervisor.events_since(0))
+    async with ready(hosts) as supervisor:
+        assert len(hosts.cleaned) == 1
+        assert "cannot connect" in " ".join(supervisor.events_since(0))
 
 
-async def test_a_connection_without_an_answer_replaces_the_newcomer() -> None:
-    hosts = FakeHosts()
+async def test_a_connection_without_an_answer_replaces_the_newcomer(hosts: FakeHosts) -> None:
     hosts.num_silent_connections = 1
     settings = Settings(2, 0.01, 10.0, connect_timeout_s=0.05)
-    async with running(hosts, settings=settings) as supervisor:
-        await until_ready(supervisor)
-    assert len(hosts.cleaned) == 1
-    assert "no answer came for 0.05 s" in " ".join(supervisor.events_since(0))
+    async with ready(hosts, settings=settings) as supervisor:
+        assert len(hosts.cleaned) == 1
+        assert "no answer came for 0.05 s" in " ".join(supervisor.events_since(0))
 
 
 async def test_an_old_worker_that_says_what_is_wrong_is_replaced_and_the_newcomer_stays() -> None:
     hosts = FakeHosts()
-    async with running(hosts) as supervisor:
-        await until_ready(supervisor)
+    async with ready(hosts) as supervisor:
         seen = supervisor.num_events
         hosts.sick["prefill-0"] = "its side channel gave no answer"
         hosts.deaths["decode-0"].set_result(KILLED)
@@ -256,12 +255,10 @@ async def test_an_old_worker_that_says_what_is_wrong_is_replaced_and_the_newcome
     assert "prefill-0 is replaced: its side channel gave no answer" in told
 
 
-async def test_an_old_worker_that_others_cannot_connect_with_is_replaced() -> None:
+async def test_an_old_worker_that_others_cannot_connect_with_is_replaced(hosts: FakeHosts) -> None:
     """It says that it is well; the newcomer connects with another one, so it is not the newcomer."""
-    hosts = FakeHosts()
     two: dict[str, sv.Role] = {**ROLES, "prefill-1": "prefill"}
-    async with running(hosts, roles=two) as supervisor:
-        await until_ready(supervisor)
+    async with ready(hosts, roles=two) as supervisor:
         seen = supervisor.num_events
         hosts.sick["prefill-0"] = ""
         hosts.deaths["decode-0"].set_result(KILLED)
@@ -273,8 +270,7 @@ async def test_an_old_worker_that_others_cannot_connect_with_is_replaced() -> No
 
 async def test_an_old_worker_of_which_nothing_is_known_is_replaced_after_the_newcomer() -> None:
     hosts = FakeHosts()
-    async with running(hosts) as supervisor:
-        await until_ready(supervisor)
+    async with ready(hosts) as supervisor:
         seen = supervisor.num_events
         hosts.sick["prefill-0"] = ""
         hosts.deaths["decode-0"].set_result(KILLED)
@@ -286,14 +282,12 @@ async def test_what_is_given_up_is_tried_again_by_itself(monkeypatch: pytest.Mon
     monkeypatch.setattr(fleet_events, "FIRST_RETRY_AFTER_S", 0.01)
     hosts = FakeHosts()
     hosts.outcomes["decode-0"] = [StartOutcome(None, "no memory")] * 4
-    async with running(hosts) as supervisor:
-        await until_ready(supervisor)
+    async with ready(hosts) as supervisor:
         told = supervisor.events_since(0)
     assert sum("is given up: no memory" in line for line in told) == 3
 
 
-async def test_what_is_given_up_is_tried_at_once_when_somebody_asks() -> None:
-    hosts = FakeHosts()
+async def test_what_is_given_up_is_tried_at_once_when_somebody_asks(hosts: FakeHosts) -> None:
     hosts.outcomes["decode-0"] = [StartOutcome(None, "no memory", permanent=True)]
     async with running(hosts) as supervisor:
         async with asyncio.timeout(10):
@@ -311,8 +305,7 @@ async def test_a_worker_that_cannot_be_cleaned_is_cleaned_again_and_then_replace
 ) -> None:
     monkeypatch.setattr(fleet_events, "CLEAN_AGAIN_AFTER_S", 0.01)
     hosts = FakeHosts()
-    async with running(hosts) as supervisor:
-        await until_ready(supervisor)
+    async with ready(hosts) as supervisor:
         seen, hosts.num_cleanings_that_fail = supervisor.num_events, 2
         hosts.deaths["prefill-0"].set_result(KILLED)
         await until_ready(supervisor, seen)
@@ -321,8 +314,7 @@ async def test_a_worker_that_cannot_be_cleaned_is_cleaned_again_and_then_replace
     assert sum("what is left of it does not end" in line for line in told) == 2
 
 
-async def test_a_hopeless_start_is_given_up_with_its_reason() -> None:
-    hosts = FakeHosts()
+async def test_a_hopeless_start_is_given_up_with_its_reason(hosts: FakeHosts) -> None:
     hosts.outcomes["decode-0"] = [StartOutcome(None, "ValueError: bad dtype", permanent=True)]
     async with running(hosts) as supervisor:
         async with asyncio.timeout(10):
@@ -332,10 +324,8 @@ async def test_a_hopeless_start_is_given_up_with_its_reason() -> None:
     assert (lost.name, lost.reason) == ("decode-0", "ValueError: bad dtype")
 
 
-async def test_a_worker_that_gives_no_answer_is_replaced() -> None:
-    hosts = FakeHosts()
-    async with running(hosts, unresponsive_s=0.05) as supervisor:
-        await until_ready(supervisor)
+async def test_a_worker_that_gives_no_answer_is_replaced(hosts: FakeHosts) -> None:
+    async with ready(hosts, unresponsive_s=0.05) as supervisor:
         seen = supervisor.num_events
         hosts.hung.add("prefill-0")
         while "prefill-0" not in hosts.cleaned:
@@ -345,8 +335,7 @@ async def test_a_worker_that_gives_no_answer_is_replaced() -> None:
 
 
 async def test_a_change_is_noticed_only_after_the_events_already_seen() -> None:
-    async with running(FakeHosts()) as supervisor:
-        await until_ready(supervisor)
+    async with ready(FakeHosts()) as supervisor:
         assert supervisor.events_since(supervisor.num_events) == []
         assert len(supervisor.events_since(0)) == supervisor.num_events
 
@@ -372,8 +361,7 @@ async def until(supervisor: Supervisor, is_so: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("name", ["prefill-0", "decode-0", "router-0"])
 async def test_a_drained_replica_is_replaced_once_its_sessions_have_ended(name: str) -> None:
     hosts = FakeHosts()
-    async with running(hosts) as supervisor:
-        await until_ready(supervisor)
+    async with ready(hosts) as supervisor:
         hosts.log.clear()
         assert supervisor.drain(name, 60.0)
         assert not supervisor.drain(name, 60.0)
@@ -395,20 +383,16 @@ async def test_a_drained_replica_is_replaced_once_its_sessions_have_ended(name: 
         assert (replica.incarnation, replica.start_failures) == (2, 0)
 
 
-async def test_a_drain_without_an_end_takes_its_time_and_no_longer() -> None:
-    hosts = FakeHosts()
-    async with running(hosts) as supervisor:
-        await until_ready(supervisor)
+async def test_a_drain_without_an_end_takes_its_time_and_no_longer(hosts: FakeHosts) -> None:
+    async with ready(hosts) as supervisor:
         seen = supervisor.num_events
         supervisor.drain("decode-0", 0.01)
         await until_ready(supervisor, seen)
         assert supervisor.fleet["decode-0"].incarnation == 2
 
 
-async def test_a_removed_replica_stays_away_until_it_is_asked_for() -> None:
-    hosts = FakeHosts()
-    async with running(hosts) as supervisor:
-        await until_ready(supervisor)
+async def test_a_removed_replica_stays_away_until_it_is_asked_for(hosts: FakeHosts) -> None:
+    async with ready(hosts) as supervisor:
         supervisor.drain("prefill-0", 0.0, stays_away=True)
         await until(supervisor, lambda: supervisor.fleet["prefill-0"].phase is sv.Phase.STOPPED)
         assert supervisor.is_ready  # as the operator wants it
@@ -435,10 +419,8 @@ async def test_what_is_on_a_pod_or_node_that_ends_is_taken_out_of_use(what: str,
         assert not [e for e in supervisor.events_since(seen) if "died" in e]
 
 
-async def test_a_successor_goes_on_with_the_living_and_creates_none() -> None:
-    hosts = FakeHosts()
-    async with running(hosts) as first:
-        await until_ready(first)
+async def test_a_successor_goes_on_with_the_living_and_creates_none(hosts: FakeHosts) -> None:
+    async with ready(hosts) as first:
         fleet, addresses, view = first.fleet, dict(first.addresses), first.view
     hosts.created.clear()
     hosts.views.clear()
@@ -460,10 +442,8 @@ async def test_a_successor_goes_on_with_the_living_and_creates_none() -> None:
         await asyncio.wait([task])
 
 
-async def test_a_watcher_of_an_earlier_controller_gets_all_events() -> None:
-    hosts = FakeHosts()
-    async with running(hosts) as supervisor:
-        await until_ready(supervisor)
+async def test_a_watcher_of_an_earlier_controller_gets_all_events(hosts: FakeHosts) -> None:
+    async with ready(hosts) as supervisor:
         async with asyncio.timeout(10):
             await supervisor.wait_change(supervisor.num_events + 100)
         assert supervisor.events_since(supervisor.num_events + 100) == supervisor.events_since(0)

@@ -14,8 +14,6 @@ import pytest
 from stream2llm.api.errors import UnavailableError
 from stream2llm.engine.worker_sessions import WorkerSessions
 
-pytestmark = pytest.mark.unit
-
 
 async def serve(sessions: WorkerSessions, begun: asyncio.Event, may_end: asyncio.Event) -> str:
     with sessions.one():
@@ -110,7 +108,6 @@ def test_sigterm_reaches_the_loop_of_another_thread() -> None:
         [sys.executable, "-c", SIGTERM_IN_A_THREAD], text=True, stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": root},
     )  # fmt: skip
-    assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=30)[0] == "drains\n"

@@ -15,8 +15,6 @@ from cost_profiles.correction import (
 )
 from tests.profiles import FlatCosts
 
-pytestmark = pytest.mark.unit
-
 
 def test_without_observations_nothing_is_corrected() -> None:
     model = CorrectedCostModel(FlatCosts())

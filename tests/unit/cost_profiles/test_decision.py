@@ -7,20 +7,16 @@ import pytest
 from cost_profiles.decision import Action, Choice, Mode, Reason, cheaper
 from tests.profiles import FlatCosts
 
-pytestmark = pytest.mark.unit
-
 # A token costs 1 ms; a block 10 ms each way, that is 20 tokens.
 COST = FlatCosts(per_token_s=0.001, per_block_s=0.01)
 
 
-def test_many_tokens_in_few_blocks_are_swapped() -> None:
-    choice = cheaper(COST, 0, 100, num_blocks=4)
-    assert choice == Choice(Action.SWAP, Reason.CHEAPER, recompute_s=0.1, swap_s=0.08)
-
-
-def test_few_tokens_in_many_blocks_are_computed_again() -> None:
-    choice = cheaper(COST, 0, 100, num_blocks=6)
-    assert choice == Choice(Action.RECOMPUTE, Reason.CHEAPER, recompute_s=0.1, swap_s=0.12)
+@pytest.mark.parametrize(
+    ("num_blocks", "action", "swap_s"), [(4, Action.SWAP, 0.08), (6, Action.RECOMPUTE, 0.12)]
+)
+def test_the_cheaper_way_is_taken(num_blocks: int, action: Action, swap_s: float) -> None:
+    choice = cheaper(COST, 0, 100, num_blocks)
+    assert choice == Choice(action, Reason.CHEAPER, recompute_s=0.1, swap_s=swap_s)
 
 
 def test_a_tie_needs_no_host_memory() -> None:

@@ -22,7 +22,6 @@ from cost_profiles.load import (
 from cost_profiles.types import Accelerator, Figure, Kind
 from tests.profiles import A_MEASUREMENT, A_MODEL, a_profile, a_recompute, a_swap
 
-pytestmark = pytest.mark.unit
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -59,14 +58,8 @@ CHANGES: list[tuple[Change, str]] = [
     (lambda p: p["model"].update(dtype="int4"), "model.dtype: Input should be 'bfloat16'"),
     (lambda p: p.update(schema_version=1), "schema_version: Input should be 2 (got 1)"),
     (lambda p: p.update(block_size=0), "block_size: Input should be greater than 0 (got 0)"),
-    (
-        lambda p: p["accelerator"].update(name=" "),
-        "accelerator.name: String should match pattern '\\S' (got ' ')",
-    ),
-    (
-        lambda p: p.update(tensor_parallel_size=3),
-        "tensor_parallel_size: 4 KV heads cannot be shared evenly by 3 ranks",
-    ),
+    (lambda p: p["accelerator"].update(name=" "), "accelerator.name: String should match pattern '\\S' (got ' ')"),
+    (lambda p: p.update(tensor_parallel_size=3), "tensor_parallel_size: 4 KV heads cannot be shared evenly by 3 ranks"),
     (
         lambda p: p["recompute"].update(points=p["recompute"]["points"][:3]),
         "recompute.points: 3 points, at least 4 are needed",
@@ -116,7 +109,7 @@ CHANGES: list[tuple[Change, str]] = [
         lambda p: p["swap_in"]["provenance"].update(command=""),
         "swap_in.provenance.command: String should match pattern",
     ),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "expected"), CHANGES, ids=[text for _, text in CHANGES])
@@ -127,32 +120,34 @@ def test_a_file_is_refused_by_name_and_key(change: Change, expected: str) -> Non
     assert expected in caught.value.message
 
 
-def test_infinity_is_no_duration() -> None:
-    text = dump_profile(a_profile()).replace("0.04", "Infinity")
-    with pytest.raises(ProfileError, match=r"recompute\.points\.2\.seconds"):
-        parse_profile(text, source="node7.json")
+MODELLED = replace(A_MEASUREMENT, kind=Kind.MODELLED, figures=(Figure("peak", 1.0, "FLOP/s", " "),))
 
 
-def test_a_figure_without_source_is_refused() -> None:
-    figures = (Figure("peak", 1.0, "FLOP/s", " "),)
-    modelled = replace(A_MEASUREMENT, kind=Kind.MODELLED, figures=figures)
-    text = dump_profile(a_profile(swap_in=a_swap(provenance=modelled)))
-    with pytest.raises(
-        ProfileError, match=r"swap_in\.provenance\.figures\.0\.source: String should match"
-    ):
-        parse_profile(text, source="node7.json")
-
-
-def test_all_problems_are_told_at_once() -> None:
-    text = a_file_with(lambda p: p.update(block_size=0, schema_version=9))
-    with pytest.raises(ProfileError, match=r"schema_version: .*; block_size: "):
-        parse_profile(text, source="node7.json")
-
-
-def test_what_is_not_json_is_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "half.json"
-    path.write_text(dump_profile(a_profile())[:100])
-    with pytest.raises(ProfileError, match=r"half\.json: not JSON: "):
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        pytest.param(
+            dump_profile(a_profile()).replace("0.04", "Infinity"),
+            r"node7\.json: recompute\.points\.2\.seconds",
+            id="infinity-is-no-duration",
+        ),
+        pytest.param(
+            dump_profile(a_profile(swap_in=a_swap(provenance=MODELLED))),
+            r"swap_in\.provenance\.figures\.0\.source: String should match",
+            id="a-figure-without-source",
+        ),
+        pytest.param(
+            a_file_with(lambda p: p.update(block_size=0, schema_version=9)),
+            r"schema_version: .*; block_size: ",
+            id="all-problems-at-once",
+        ),
+        pytest.param(dump_profile(a_profile())[:100], r"node7\.json: not JSON: ", id="half"),
+    ],
+)
+def test_a_text_that_is_no_profile_is_refused(text: str, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "node7.json"
+    path.write_text(text)
+    with pytest.raises(ProfileError, match=problem):
         load_profile(path)
 
 
@@ -174,24 +169,38 @@ def test_a_profile_is_found_by_any_name_the_device_reports() -> None:
         assert find_profile(name, A_MODEL, 1, profiles=[profile]).profile == profile
 
 
-def test_a_name_that_only_begins_alike_is_another_device() -> None:
-    profile = a_profile(accelerator=Accelerator("NVIDIA L4", ()))
-    found = find_profile("NVIDIA L40", A_MODEL, 1, profiles=[profile])
-    assert found == (None, "no profile for the device 'NVIDIA L40'")
+L4 = Accelerator("NVIDIA L4", ())
 
 
-def test_another_geometry_is_no_match_and_says_what_there_is() -> None:
-    model = replace(A_MODEL, num_layers=3, dtype="float32")
-    found = find_profile("abacus", model, 1, profiles=[a_profile()])
+@pytest.mark.parametrize(
+    ("name", "model", "num_ranks", "there_is", "reason"),
+    [
+        # It only begins alike.
+        ("NVIDIA L40", {}, 1, {"accelerator": L4}, "no profile for the device 'NVIDIA L40'"),
+        (
+            "abacus",
+            {"num_layers": 3, "dtype": "float32"},
+            1,
+            {},
+            ": tiny has 2 layers (here 3), dtype bfloat16 (here float32)",
+        ),
+        (
+            "abacus",
+            {},
+            4,
+            {"tensor_parallel_size": 2},
+            "profiles for 'abacus' are for tensor parallel sizes [2], not 4",
+        ),
+    ],
+    ids=["device", "geometry", "ranks"],
+)
+def test_what_is_no_match_says_what_there_is(
+    name: str, model: dict[str, Any], num_ranks: int, there_is: dict[str, Any], reason: str
+) -> None:
+    profiles = [a_profile(**there_is)]
+    found = find_profile(name, replace(A_MODEL, **model), num_ranks, profiles=profiles)
     assert found.profile is None
-    assert found.reason.endswith(": tiny has 2 layers (here 3), dtype bfloat16 (here float32)")
-    assert "ModelGeometry" not in found.reason
-
-
-def test_another_tensor_parallel_size_is_no_match() -> None:
-    found = find_profile("abacus", A_MODEL, 4, profiles=[a_profile(tensor_parallel_size=2)])
-    text = "profiles for 'abacus' are for tensor parallel sizes [2], not 4"
-    assert found == (None, text)
+    assert found.reason.endswith(reason)
 
 
 def test_a_fine_tune_uses_the_profile_of_its_base() -> None:
@@ -214,6 +223,5 @@ def test_what_was_measured_goes_before_a_microbenchmark() -> None:
 
 def test_another_block_size_is_rebased() -> None:
     found = find_profile("abacus", A_MODEL, 1, block_size=32, profiles=[a_profile(block_size=16)])
-    assert found.profile is not None
     assert found.profile.block_size == 32
     assert found.reason.endswith("rebased from blocks of 16 tokens to 32")

@@ -10,8 +10,6 @@ from cost_profiles.rebase import rebase
 from cost_profiles.types import ModelGeometry, RecomputePoint
 from tests.profiles import a_profile, a_recompute, a_swap
 
-pytestmark = pytest.mark.unit
-
 
 def test_nothing_costs_nothing() -> None:
     model = CostModel(a_profile())
@@ -58,8 +56,7 @@ def test_beyond_the_last_point_prefill_grows_with_the_square() -> None:
 
 
 def test_beyond_the_last_point_copies_grow_straight() -> None:
-    model = CostModel(a_profile())
-    assert model.swap_out_s(999) == pytest.approx(1.0)
+    assert CostModel(a_profile()).swap_out_s(999) == pytest.approx(1.0)
 
 
 def test_the_law_never_bends_down() -> None:

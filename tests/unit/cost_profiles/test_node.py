@@ -13,8 +13,6 @@ from cost_profiles.roofline import TransformerShape
 from cost_profiles.types import Accelerator, Kind
 from tests.profiles import A_MODEL, a_profile
 
-pytestmark = pytest.mark.unit
-
 NODE = Node(
     device_name="Abacus 3000",
     shape=TransformerShape(A_MODEL, hidden_size=64, intermediate_size=128, num_query_heads=8),

@@ -23,8 +23,6 @@ from stream2llm.api.errors import UnsupportedError
 from stream2llm.models.catalogue import DEFAULT_MODEL
 from tests.profiles import a_profile, a_recompute, a_swap
 
-pytestmark = pytest.mark.unit
-
 SMALL = TransformerShape(ModelGeometry("SmolLM2-135M", 30, 3, 64, "bfloat16"), 576, 1536, 9)
 
 
@@ -67,7 +65,6 @@ def test_a_node_finds_its_profile_and_sees_that_it_is_modelled(
 def test_the_default_model_on_a_cpu_finds_what_was_measured() -> None:
     match = find_profile("cpu", replace(SMALL.geometry, name=DEFAULT_MODEL), 1, block_size=32)
     assert match.reason == "measured on cpu"
-    assert match.profile is not None
     sections = (match.profile.recompute, match.profile.swap_out, match.profile.swap_in)
     assert {section.provenance.kind for section in sections} == {Kind.MEASURED}
     assert match.profile.versions.vllm == "0.32.0"

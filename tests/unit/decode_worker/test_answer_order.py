@@ -12,8 +12,6 @@ from stream2llm.serving.settings.tenant_options import OTHERS, TenantOptions, Te
 from stream2llm.simulator.decode import Answer, DecodeSettings, DecodeWorker, Link
 from stream2llm.simulator.steps import StepLaw
 
-pytestmark = pytest.mark.unit
-
 HEAVY, LIGHT = TenantShare("heavy"), TenantShare("light")
 
 

@@ -1,8 +1,9 @@
-"""The answer's tokens in the prompt count in the penalties, exactly."""
+"""The answer's tokens in the prompt count in the penalties, exactly, and in bad words that begin among them."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm import SamplingParams
+from vllm.v1.sample.ops.bad_words import apply_bad_words
 
+from stream2llm.engine.answer_bad_words import AnswerBadWords
 from stream2llm.engine.answer_penalty import (
     ANSWER_TOKENS_KEY,
     AnswerPenalty,
@@ -20,8 +23,6 @@ from stream2llm.engine.answer_penalty import (
     before_repetition,
     missing_penalty,
 )
-
-pytestmark = pytest.mark.unit
 
 
 def repetition(logit: float, penalty: float) -> float:
@@ -79,9 +80,7 @@ def test_a_continued_answer_is_penalised_as_one_that_was_never_interrupted(
 
 def test_a_value_beyond_the_logits_type_is_cut_instead_of_raising() -> None:
     params = SamplingParams(
-        presence_penalty=2.0,
-        repetition_penalty=1e-40,
-        extra_args={ANSWER_TOKENS_KEY: 1},
+        presence_penalty=2.0, repetition_penalty=1e-40, extra_args={ANSWER_TOKENS_KEY: 1}
     )
     logits = applied(params, [2, 1], [], torch.zeros(3))
     assert logits[1] == torch.finfo(torch.float32).min
@@ -91,8 +90,7 @@ def test_a_value_beyond_the_logits_type_is_cut_instead_of_raising() -> None:
 @pytest.mark.parametrize("extra", [None, {}, {ANSWER_TOKENS_KEY: 0}])
 def test_a_prompt_without_a_part_of_the_answer_needs_nothing(extra: dict[str, int] | None) -> None:
     params = SamplingParams(presence_penalty=1.0, extra_args=extra)
-    make = AnswerPenalty.new_req_logits_processor
-    assert make(object.__new__(AnswerPenalty), params) is None
+    assert AnswerPenalty.new_req_logits_processor(object.__new__(AnswerPenalty), params) is None
 
 
 def test_presence_is_missing_until_the_engine_samples_the_token_itself() -> None:
@@ -139,3 +137,43 @@ def test_a_step_reads_a_bounded_number_of_tokens() -> None:
         before = answer.num_reads
         assert not sampled.in_answer(answer)
         assert answer.num_reads - before <= 2
+
+
+# -- bad words ----------------------------------------------------------------------------
+
+
+VOCAB_SIZE = 3
+WORD_TOKENS = st.integers(0, VOCAB_SIZE - 1)
+
+
+def processor(words: list[list[int]], num_tokens: int) -> Any:
+    """What one request adds; the method that makes it needs no state."""
+    params = SamplingParams(extra_args={ANSWER_TOKENS_KEY: num_tokens})
+    params._bad_words_token_ids = words
+    return AnswerBadWords.new_req_logits_processor(object.__new__(AnswerBadWords), params)
+
+
+def masked(words: list[list[int]], answer: list[int]) -> torch.Tensor:
+    """What vLLM makes of the logits behind an answer that one engine has sampled."""
+    logits = torch.zeros(1, VOCAB_SIZE)
+    apply_bad_words(logits, {0: words}, [answer])
+    return logits
+
+
+@given(
+    st.lists(st.lists(WORD_TOKENS, min_size=2, max_size=4), min_size=1, max_size=3),
+    st.lists(WORD_TOKENS, max_size=3),
+    st.lists(WORD_TOKENS, min_size=1, max_size=4),
+    st.lists(WORD_TOKENS, max_size=4),
+)
+def test_a_continued_answer_is_masked_as_one_that_was_never_interrupted(
+    words: list[list[int]], prompt: list[int], before: list[int], since: list[int]
+) -> None:
+    logits = masked(words, since)
+    processor(words, len(before))([*prompt, *before], since, logits[0])
+    assert torch.equal(logits, masked(words, before + since))
+
+
+@pytest.mark.parametrize(("words", "num_tokens"), [([[1]], 1), ([], 1), ([[1, 2]], 0)])
+def test_what_vllm_finds_itself_needs_nothing(words: list[list[int]], num_tokens: int) -> None:
+    assert processor(words, num_tokens) is None

@@ -21,8 +21,6 @@ from stream2llm.engine.failed_request import BAD_GRAMMAR
 from stream2llm.engine.worker_metrics import GrammarMetrics
 from tests.fakes.ordering_engine import OrderingEngine
 
-pytestmark = pytest.mark.unit
-
 
 class _Session:
     """Ends each fetch when it is let, or by an abort; the first `failures` fail."""

@@ -24,8 +24,6 @@ from stream2llm.api.tenant import MIN_PRIORITY, TenantShare
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.system.clock import ManualClock
 
-pytestmark = pytest.mark.unit
-
 BLOCK_SIZE = 2
 
 

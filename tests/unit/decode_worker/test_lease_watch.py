@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from decode_worker.lease_watch import MARGIN_S, Expiry, LeaseWatch, clock_offset_s
-
-pytestmark = pytest.mark.unit
 
 # A lease of 9 s, which a sign of life makes 6 s longer than the moment of its arrival.
 NAME = "s-a#1"
@@ -17,62 +17,46 @@ def watch() -> LeaseWatch:
     return LeaseWatch(extension_s=6.0)
 
 
-def test_a_read_within_its_lease_counts(watch: LeaseWatch) -> None:
-    watch.began(NAME, deadline_s=9.0)
-    assert watch.ended(NAME, now_s=9.0 - MARGIN_S) is None
+BEGAN = ("began", NAME, 9.0)
+TOLD_AT_ITS_END = ("began_before", NAME, 9.0)
 
 
-def test_a_read_that_ends_after_its_lease_does_not(watch: LeaseWatch) -> None:
-    watch.began(NAME, deadline_s=9.0)
-    assert watch.ended(NAME, now_s=9.0) is Expiry.NO_HEARTBEAT
+def signs(*sent_s: float, name: str = NAME) -> list[tuple[Any, ...]]:
+    return [("sent_signs", [name], each) for each in sent_s]
 
 
-def test_signs_of_life_make_a_lease_last(watch: LeaseWatch) -> None:
-    watch.began(NAME, deadline_s=9.0)
-    for sent_s in (4.0, 8.0, 12.0):
-        watch.sent_signs([NAME], sent_s)
-    assert watch.ended(NAME, now_s=17.0) is None
-
-
-def test_a_sign_that_comes_too_late_is_none(watch: LeaseWatch) -> None:
-    watch.began(NAME, deadline_s=9.0)
-    watch.sent_signs([NAME], 9.0)  # the sender slept
-    assert watch.ended(NAME, now_s=9.5) is Expiry.LATE_HEARTBEAT
-    watch.began(NAME, deadline_s=20.0)  # of the next lease nothing was missed
-    assert watch.ended(NAME, now_s=20.0) is Expiry.NO_HEARTBEAT
-
-
-def test_signs_count_that_were_sent_before_the_read(watch: LeaseWatch) -> None:
-    watch.sent_signs([NAME], 5.0)
-    watch.sent_signs([NAME], 10.0)
-    watch.began(NAME, deadline_s=9.0)
-    assert watch.ended(NAME, now_s=15.0) is None
-
-
-def test_nothing_is_remembered_of_those_that_no_sign_goes_to(watch: LeaseWatch) -> None:
-    watch.sent_signs([NAME], 5.0)
-    watch.sent_signs(["other"], 6.0)
-    watch.began(NAME, deadline_s=9.0)
-    assert watch.ended(NAME, now_s=10.0) is Expiry.NO_HEARTBEAT
+@pytest.mark.parametrize(
+    ("events", "ended_s", "expiry"),
+    [
+        pytest.param([BEGAN], 9.0 - MARGIN_S, None, id="within-its-lease"),
+        pytest.param([BEGAN], 9.0, Expiry.NO_HEARTBEAT, id="after-its-lease"),
+        pytest.param([BEGAN, *signs(4.0, 8.0, 12.0)], 17.0, None, id="signs-make-it-last"),
+        # The sender slept.
+        pytest.param([BEGAN, *signs(9.0)], 9.5, Expiry.LATE_HEARTBEAT, id="a-late-sign-is-none"),
+        pytest.param([*signs(5.0, 10.0), BEGAN], 15.0, None, id="signs-before-the-read-count"),
+        pytest.param(
+            [*signs(5.0), *signs(6.0, name="other"), BEGAN],
+            10.0,
+            Expiry.NO_HEARTBEAT,
+            id="nothing-is-remembered-of-those-that-no-sign-goes-to",
+        ),
+        pytest.param([*signs(4.0), TOLD_AT_ITS_END], 9.7, None, id="told-at-its-end"),
+        pytest.param([BEGAN, *signs(8.0), TOLD_AT_ITS_END], 13.0, None, id="told-again-later"),
+    ],
+)
+def test_a_read_counts_that_ended_before_its_lease(
+    watch: LeaseWatch, events: list[tuple[Any, ...]], ended_s: float, expiry: Expiry | None
+) -> None:
+    for method, *args in events:
+        getattr(watch, method)(*args)
+    assert watch.ended(NAME, ended_s) is expiry
+    # The next lease has missed nothing.
+    watch.began_before(NAME, 20.0)
+    assert watch.ended(NAME, 20.0) is Expiry.NO_HEARTBEAT
 
 
 def test_of_a_read_without_a_known_lease_nothing_is_said(watch: LeaseWatch) -> None:
     assert watch.ended(NAME, now_s=1e9) is None
-
-
-def test_a_read_whose_beginning_is_told_at_its_end_is_judged_too(watch: LeaseWatch) -> None:
-    watch.sent_signs([NAME], 4.0)
-    watch.began_before(NAME, deadline_s=9.0)
-    assert watch.ended(NAME, now_s=9.7) is None
-    watch.began_before(NAME, deadline_s=9.0)
-    assert watch.ended(NAME, now_s=9.7) is Expiry.NO_HEARTBEAT
-
-
-def test_what_is_told_again_later_changes_nothing(watch: LeaseWatch) -> None:
-    watch.began(NAME, deadline_s=9.0)
-    watch.sent_signs([NAME], 8.0)
-    watch.began_before(NAME, deadline_s=9.0)
-    assert watch.ended(NAME, now_s=13.0) is None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.1.1", "::1", "localhost"])

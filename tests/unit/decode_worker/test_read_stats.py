@@ -15,8 +15,6 @@ from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.lease_watch import Expiry
 from stream2llm.engine.stats import EngineStats
 
-pytestmark = pytest.mark.unit
-
 
 def a_rank(*expiries: Expiry) -> ReadStats:
     """What a rank reports of a step, as the scheduler's process gets it."""
@@ -47,6 +45,5 @@ def test_reads_that_ended_after_their_lease_are_counted_by_why() -> None:
 
 def test_vllm_builds_the_figures_again_with_ours_in_them() -> None:
     told = a_rank(Expiry.NO_HEARTBEAT).to_dict()
-    built = FirstTokenNixlConnector.build_kv_connector_stats(told)
-    assert built.to_dict() == told
+    assert FirstTokenNixlConnector.build_kv_connector_stats(told).to_dict() == told
     assert FirstTokenNixlConnector.build_kv_connector_stats().is_empty()

@@ -10,8 +10,6 @@ from decode_worker.engine import check_room
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.engine.vllm_engine import EngineInfo
 
-pytestmark = pytest.mark.unit
-
 
 def test_an_answer_that_fills_the_memory_passes_and_one_token_more_does_not() -> None:
     info = EngineInfo(max_model_len=1000, num_kv_blocks=10, block_size=32, vocab_size=500)

@@ -7,13 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from stream2llm.cli.addresses import DEFAULT_CONTROLLER, DEFAULT_ROUTER
 from stream2llm.cluster.config_file import default_config, load_config
 from tests.command_lines import parse
-
-pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[3]
 FILE = ROOT / "deploy" / "docker" / "Dockerfile"

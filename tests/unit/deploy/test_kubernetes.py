@@ -33,8 +33,6 @@ from tools.crd_schemas import FOLDER as SCHEMA_FOLDER
 from tools.locks import CPU_LOCK, pins
 from tools.prometheus_rule import RULE, prometheus_rule
 
-pytestmark = pytest.mark.unit
-
 FOLDER = Path(__file__).parents[3] / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
 KUBERNETES = "1.33"
@@ -272,7 +270,6 @@ def exposed(resources: tuple[Resource, ...], name: str, group: str) -> int:
 
 def test_ports_are_the_configuration_s(resources: tuple[Resource, ...]) -> None:
     config = configuration(resources)
-    assert config.gateway is not None
     assert config.router.one_per_node
     assert config.gateway.one_per_node
     assert exposed(resources, "stream2llm-routers", "router") == config.router.port
@@ -306,7 +303,6 @@ def allowed(policy: Resource) -> set[int]:
 
 def test_policies_open_the_configuration_s_ports(resources: tuple[Resource, ...]) -> None:
     config = configuration(resources)
-    assert config.gateway is not None
     of_http = the(resources, "NetworkPolicy", "stream2llm-http-clients")
     assert allowed(the(resources, "NetworkPolicy", "stream2llm-clients")) == {config.router.port}
     assert allowed(of_http) == {config.gateway.port}

@@ -18,8 +18,6 @@ from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.ray_hosts import DRAIN_MARGIN_S, GRACEFUL_STOP_S
 from tests.command_lines import parse
 
-pytestmark = pytest.mark.unit
-
 FOLDER = Path(__file__).parents[3] / "deploy" / "systemd"
 UNITS = sorted(FOLDER.glob("*.service"))
 BIN = "/opt/stream2llm/bin/"

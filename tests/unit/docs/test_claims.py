@@ -23,8 +23,6 @@ from stream2llm.workload.traces.read import read_sessions
 from tests.command_lines import parse
 from tools.reference.pages import PAGES as REFERENCE
 
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).parents[3]
 PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
@@ -157,8 +155,6 @@ def names_in(module: str) -> set[str]:
     if module not in _FOR_FRAMEWORKS:
         return set(dir(import_module(module)))
     spec = find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text())
     definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     return {each.name for each in tree.body if isinstance(each, definitions)}

@@ -14,8 +14,6 @@ from tools.reference import commands, configuration, metrics, protos
 from tools.reference.markdown import WIDTH, one_line, prose, table
 from tools.reference.pages import FOLDER, PAGES
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_committed_page_is_what_the_code_gives(name: str) -> None:

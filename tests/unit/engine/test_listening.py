@@ -7,15 +7,7 @@ import socket
 
 import pytest
 
-from stream2llm.engine.listening import (
-    Told,
-    device_addresses,
-    listening_sockets,
-    strays,
-    told,
-)
-
-pytestmark = pytest.mark.unit
+from stream2llm.engine.listening import Told, device_addresses, listening_sockets, strays, told
 
 DEVICES = {
     "lo": frozenset({"127.0.0.1", "::1"}),

@@ -1,4 +1,4 @@
-"""Our sampling parameters as vLLM's."""
+"""Our sampling parameters as vLLM's, and the seeds of the two engines."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from router.bad_words import token_sequences
 from router.encoder import TextEncoder
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.sampling import SamplingParameters
-from stream2llm.engine.vllm_sampling import to_vllm
+from stream2llm.engine.vllm_sampling import EngineSeed, engine_seed, to_vllm
 from tests.tokenizer_families import FAMILIES, Family
 
-pytestmark = pytest.mark.unit
 WORDS = ["the", " lazy", "quick brown", "x", "€", "dog.", "a  b"]
 
 
@@ -73,3 +72,32 @@ def test_words_have_the_tokens_that_vllm_gives_them(family: Family) -> None:
         theirs.update_from_tokenizer(SimpleNamespace(encode=encode, max_token_id=10**6))
         ours = token_sequences([word], TextEncoder(tokenizer, "model"))
         assert [list(each) for each in ours] == theirs.bad_words_token_ids
+
+
+# -- seeds of the two engines -------------------------------------------------------------
+
+
+SEEDS = [0, 1, -1, -2, 2**63 - 1, -(2**63)]
+
+
+def test_no_seed_stays_none() -> None:
+    assert engine_seed(None, EngineSeed.PREFILL) is None
+
+
+def test_all_seeds_differ_from_each_other_and_between_the_engines() -> None:
+    made = {engine_seed(seed, engine) for seed in SEEDS for engine in EngineSeed}
+    assert len(made) == 2 * len(SEEDS)
+
+
+def test_an_answer_that_goes_on_elsewhere_gets_other_random_numbers() -> None:
+    made = {engine_seed(7, engine, num_before) for engine in EngineSeed for num_before in range(50)}
+    assert len(made) == 100
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("engine", list(EngineSeed))
+def test_vllm_takes_every_seed_as_one(seed: int, engine: EngineSeed) -> None:
+    """vLLM reads -1 as "no seed"."""
+    made = engine_seed(seed, engine)
+    assert 0 <= made < 2**63
+    assert SamplingParams(seed=made).seed == made

@@ -8,8 +8,6 @@ from examples.agent.steps import QUESTIONS, run
 from examples.agent.tools import TOOLS, Call, calls_for
 from tests.fake_router import FakeRouter
 
-pytestmark = pytest.mark.unit
-
 
 def test_every_name_of_a_question_is_asked_of_every_tool() -> None:
     assert calls_for("Is json.dumps like json.dumps or re.sub?") == tuple(

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from examples.crawl.crawler import Page, crawl, read_page
 from examples.crawl.site import links_of, serving
 from examples.crawl.steps import Crawl, run
 from tests.fake_router import FakeRouter
-
-pytestmark = pytest.mark.unit
 
 TOPICS = {
     "start": 'See "left" and "right", and "start" itself.\n\nAnd "gone".',

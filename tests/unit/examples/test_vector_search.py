@@ -18,8 +18,6 @@ from examples.vector_search.steps import recall_table, run
 from examples.vector_search.ways import Refinement, Searching, Way, ends_at_s, refinements, sent_in
 from tests.fake_router import FakeRouter
 
-pytestmark = pytest.mark.unit
-
 VOCABULARY = 4096
 NOW = Searching(seconds=0.0)
 
@@ -84,8 +82,7 @@ def test_more_probes_find_more_of_the_nearest(index: Index) -> None:
     assert recalls == sorted(recalls)
     assert recalls[0] < 0.8 < recalls[-1]
     vector = index.embedder.vectors([asked[0].sentence])
-    everything = index.search(vector, index.num_lists, 5)
-    assert set(everything) == set(index.exact(vector, 5))
+    assert set(index.search(vector, index.num_lists, 5)) == set(index.exact(vector, 5))
     last = [each[-1] for each in by_question]
     assert {each.at_s for each in last} == {3.0}
     assert sum(q.wanted in each.found for q, each in zip(asked, last, strict=True)) > len(asked) / 2
@@ -100,8 +97,7 @@ def test_a_question_does_not_give_its_answer_away(index: Index) -> None:
         assert each.sentence in " ".join(text.docstring.split())
         assert not each.is_answered_by(each.prompt)
         assert each.is_answered_by(f"It is `{text.name}`.")
-    question = Question("Does it.", 0, "join")
-    assert not question.is_answered_by("rejoin, joined")
+    assert not Question("Does it.", 0, "join").is_answered_by("rejoin, joined")
 
 
 def test_each_way_sends_its_lists_and_ends_when_it_knows_no_more() -> None:

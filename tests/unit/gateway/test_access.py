@@ -22,8 +22,6 @@ from tests.credentials import Keys
 from tests.gateway_ring import GatewayRing
 from tests.tls_files import Authority
 
-pytestmark = pytest.mark.unit
-
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = {"model": "tiny", "messages": HELLO}
 CHAT_PATH = "/v1/chat/completions"
@@ -144,7 +142,6 @@ async def test_https_with_the_cluster_s_certificates(
 ) -> None:
     security = authority.security(tmp_path / "tls")
     gateway: GatewayRing = await make_gateway(security=security)
-    assert security.tls is not None
     trusting = ssl.create_default_context(cafile=str(security.tls.ca))
     async with gateway.http() as http, http.post(CHAT_PATH, json=CHAT, ssl=trusting) as response:
         assert response.status == HTTPStatus.OK
@@ -155,7 +152,6 @@ async def test_where_clients_show_certificates_the_gateway_shows_one_too(
 ) -> None:
     clients = Authority()
     security = authority.security(tmp_path / "tls", clients)
-    assert security.tls is not None
     client = clients.client(tmp_path / "client", security.tls.ca)
     gateway: GatewayRing = await make_gateway(security=security, shown=client)
     async with gateway.http() as http:

@@ -16,8 +16,6 @@ from stream2llm.gateway.response_requests import ResponsesRequest
 from tests.gateway_ring import GatewayRing
 from tests.lane_client import LaneClient, user
 
-pytestmark = pytest.mark.unit
-
 HELLO = [{"role": "user", "content": "hello"}]
 SCHEMA = {"type": "object", "properties": {"z": {"type": "integer"}, "a": {"type": "string"}}}
 NAMED = {"name": "fact", "schema": SCHEMA, "strict": True}
@@ -83,9 +81,7 @@ def test_structured_outputs(given: Any, expected: dict[str, Any]) -> None:
 
 def test_two_parameters_with_a_constraint_are_refused() -> None:
     asked = ChatRequest(
-        messages=HELLO,
-        response_format={"type": "json_object"},
-        structured_outputs={"regex": "a"},
+        messages=HELLO, response_format={"type": "json_object"}, structured_outputs={"regex": "a"}
     )
     with pytest.raises(InvalidRequestError, match="exclude each other"):
         asked.sampling()

@@ -9,8 +9,6 @@ from openai import AsyncOpenAI, OpenAI
 
 from tests.gateway_ring import GatewayRing
 
-pytestmark = pytest.mark.unit
-
 HELLO = [{"role": "user", "content": "hello"}]
 
 

@@ -14,19 +14,11 @@ from stream2llm.api.errors import OverloadedError
 from tests.gateway_ring import GatewayRing
 from tests.router_ring import soon
 
-pytestmark = pytest.mark.unit
-
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
 
 async def test_choices_of_a_chat(gateway: GatewayRing, sdk: AsyncOpenAI) -> None:
-    asked: dict[str, Any] = {
-        "model": "tiny",
-        "messages": HELLO,
-        "n": 3,
-        "seed": 7,
-        "max_tokens": 4,
-    }
+    asked: dict[str, Any] = {"model": "tiny", "messages": HELLO, "n": 3, "seed": 7, "max_tokens": 4}
     done = await sdk.chat.completions.create(**asked)
     stream = await sdk.chat.completions.create(
         **asked, stream=True, stream_options={"include_usage": True}

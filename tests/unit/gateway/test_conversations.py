@@ -14,8 +14,6 @@ from stream2llm.gateway.lanes.requests import CreateRequest
 from stream2llm.gateway.response_items import messages_of
 from tests.gateway_ring import GatewayRing
 
-pytestmark = pytest.mark.unit
-
 CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"q": "x"}'}}
 CALLED = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": '{"q": "x"}'}
 OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "found"}
@@ -80,8 +78,7 @@ def test_a_lane_counts_the_characters_of_calls_and_reasoning_too() -> None:
     long = json.dumps({"q": "x" * 1000})
     thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": long}]}
     for item in ({**CALLED, "arguments": long}, thought):
-        given = CreateRequest(input=[item, CALLED]).given()
-        assert given.num_chars > 1000
+        assert CreateRequest(input=[item, CALLED]).given().num_chars > 1000
 
 
 async def test_variables_and_ends_of_the_template(

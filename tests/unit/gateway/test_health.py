@@ -7,22 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.cli.exits import UNAVAILABLE
-from stream2llm.cli.main import app
 from stream2llm.serving.system.ports import pick_port
+from tests.command_lines import cli
 from tests.gateway_ring import GatewayRing
 from tests.tls_files import Authority
-
-pytestmark = pytest.mark.unit
 
 
 async def ready(url: str, *options: str) -> Result:
     address = url.partition("://")[2]
     words = ["ready", "--gateway", "--address", address, "--timeout", "20", *options]
-    return await asyncio.to_thread(CliRunner().invoke, app, words)
+    return await asyncio.to_thread(cli, *words)
 
 
 async def test_a_gateway_is_ready_while_it_has_routers(gateway: GatewayRing) -> None:
@@ -37,7 +34,6 @@ async def test_with_tls_the_authority_and_the_name_are_needed(
     make_gateway: Callable[..., Any], tmp_path: Path
 ) -> None:
     security = Authority().security(tmp_path)
-    assert security.tls is not None
     gateway = await make_gateway(security=security)
     trusted = ["--tls-ca", str(security.tls.ca)]
     assert (await ready(gateway.url, *trusted)).exit_code == 0

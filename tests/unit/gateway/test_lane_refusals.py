@@ -19,8 +19,6 @@ from tests.gateway_ring import GatewayRing
 from tests.lane_client import LaneClient, document, user
 from tests.router_ring import soon
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
@@ -149,8 +147,7 @@ async def test_a_connection_lasts_so_long_and_the_sdk_opens_another(
         sdk.responses.connect(on_reconnecting=on_reconnecting, initial_delay=0.0) as connection,
     ):
         events = aiter(connection)
-        limit = await anext(events)
-        assert limit.error.code == "websocket_connection_limit_reached"
+        assert (await anext(events)).error.code == "websocket_connection_limit_reached"
         waiting = asyncio.ensure_future(anext(events))
         assert await soon(codes.get()) == 1001
         lost = {"previous_response_id": "resp_of_the_first", "input": "hi"}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from router.arrangement import Arrangement
 from router.text_input import TextInput
 from router.tokenizer import ModelTokenizer
@@ -13,8 +11,6 @@ from stream2llm.api.options import ControlTokens
 from stream2llm.api.requests import ChatMessage, ChatPrompt
 from stream2llm.gateway.lanes.conversation import Conversation
 from stream2llm.gateway.lanes.rendering import RememberingEncoder, Rendering
-
-pytestmark = pytest.mark.unit
 
 
 async def test_only_new_turns_are_encoded(tiny_model: Path) -> None:

@@ -15,8 +15,6 @@ from tests.gateway_ring import GatewayRing, a_gateway
 from tests.lane_client import LaneClient, turns, user
 from tests.tiny_model import make_tiny_model
 
-pytestmark = pytest.mark.unit
-
 LOOK: Any = {
     "type": "function",
     "name": "look",

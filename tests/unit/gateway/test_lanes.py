@@ -16,8 +16,6 @@ from tests.gateway_ring import GatewayRing
 from tests.lane_client import ENDS, LaneClient, document, turns, user
 from tests.router_ring import TIMEOUT_S, soon
 
-pytestmark = pytest.mark.unit
-
 # Sessions are opened with it, so all requests of a lane have the same.
 FEW = {"max_output_tokens": 5}
 SYSTEM = {"type": "message", "role": "system", "content": "use {{context}} only"}
@@ -132,10 +130,7 @@ async def test_documents_of_the_context_slot(
     )
     answer = await client.answer(user("what?"), previous_response_id=updated.id, **FEW)
     record = ring.record
-    chat = [
-        {"role": "system", "content": SYSTEM["content"]},
-        {"role": "user", "content": "what?"},
-    ]
+    chat = [{"role": "system", "content": SYSTEM["content"]}, {"role": "user", "content": "what?"}]
     async with (
         AsyncClient(ring.address.grpc_address) as grpc,
         grpc.session(chat=chat, ordering=ordering) as session,
@@ -228,8 +223,7 @@ async def test_a_drain_lets_connections_end_after_their_requests(
         await soon(gateway.ring.record.sealed.wait())
         draining = asyncio.ensure_future(gateway.gateway.drain(TIMEOUT_S))
         prefill.may_sample.set()
-        events = await client.events()
-        assert events[-1].type == "response.incomplete"
+        assert (await client.events())[-1].type == "response.incomplete"
         with pytest.raises(websockets.ConnectionClosed) as closed:
             await soon(connection.recv())
         assert closed.value.rcvd.code == 1012

@@ -20,8 +20,6 @@ from tests.gateway_ring import GatewayRing
 from tests.lane_client import LaneClient, document, turns, user
 from tests.router_ring import soon
 
-pytestmark = pytest.mark.unit
-
 PREWARM = {"extra_body": {"prompt_cache_options": {"prewarm": True}}}
 
 

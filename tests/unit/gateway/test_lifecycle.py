@@ -25,8 +25,6 @@ from tests.gateway_ring import GatewayRing
 from tests.polling import eventually
 from tests.router_ring import a_ring, soon
 
-pytestmark = pytest.mark.unit
-
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = {"model": "tiny", "messages": HELLO}
 REQUESTS = "stream2llm_gateway_requests_total"

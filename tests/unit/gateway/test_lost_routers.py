@@ -15,8 +15,6 @@ from tests.polling import eventually
 from tests.router_ring import Ring, a_ring, soon
 from tests.tiny_model import make_tiny_model
 
-pytestmark = pytest.mark.unit
-
 # Some of its characters have several tokens.
 ANSWER = "naïve → ünï, and so on"
 # A control token's text is text at every router.

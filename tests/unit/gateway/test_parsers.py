@@ -23,8 +23,6 @@ from stream2llm.gateway.vllm_parser import ParserNames, VllmParsers
 from tests.gateway_ring import GatewayRing, a_gateway
 from tests.tiny_model import make_tiny_model
 
-pytestmark = pytest.mark.unit
-
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 HELLO: Any = [{"role": "user", "content": "hello"}]
 LOOK: dict[str, Any] = {

@@ -24,8 +24,6 @@ from stream2llm.gateway.requests import ChatRequest, CompletionRequest
 from stream2llm.gateway.response_requests import ResponsesRequest
 from tests.gateway_ring import GatewayRing
 
-pytestmark = pytest.mark.unit
-
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = {"model": "tiny", "messages": HELLO}
 ROUTES: dict[str, dict[str, Any]] = {
@@ -39,9 +37,7 @@ REQUESTS = {
     "/v1/responses": ResponsesRequest,
 }
 # A value of each kind that is not neutral.
-ASKED: dict[str, Any] = {
-    "n": 2,
-}
+ASKED: dict[str, Any] = {"n": 2}
 
 
 async def refusal(
@@ -212,9 +208,7 @@ async def test_the_sdk_raises_its_own_errors(sdk: AsyncOpenAI) -> None:
     assert too_long.value.code == "context_length_exceeded"
 
 
-async def test_overload_and_loss_say_when_to_try_again(
-    make_gateway: Callable[..., Any],
-) -> None:
+async def test_overload_and_loss_say_when_to_try_again(make_gateway: Callable[..., Any]) -> None:
     gateway: GatewayRing = await make_gateway(max_open_sessions=1)
     gateway.ring.prefill.may_sample.clear()
     async with (

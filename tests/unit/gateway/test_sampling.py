@@ -10,8 +10,6 @@ from openai import AsyncOpenAI
 
 from tests.gateway_ring import GatewayRing
 
-pytestmark = pytest.mark.unit
-
 ROUTES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}]},
     "/v1/completions": {"prompt": "hello"},

@@ -14,8 +14,6 @@ from tests.gateway_ring import GatewayRing, a_gateway
 from tests.lane_client import LaneClient, user
 from tests.tiny_model import make_tiny_model
 
-pytestmark = pytest.mark.unit
-
 PATHS = ("/v1/chat/completions", "/v1/responses")
 
 
@@ -82,18 +80,13 @@ async def error_of(http: aiohttp.ClientSession, path: str, asked: Any) -> dict[s
         ({"name": "f"}, {"tool_choice": "any"}, "tool_choice", ""),
         ({"name": "f"}, {"parallel_tool_calls": "no"}, "parallel_tool_calls", "valid boolean"),
         # What vLLM refuses to make a grammar of.
-        (
-            {"name": "f", "strict": True, "parameters": nested(200)},
-            AUTO,
-            "tools",
-            "vLLM's parser refuses the request",
-        ),
+        ({"name": "f", "strict": True, "parameters": nested(200)}, AUTO, "tools", "vLLM's parser refuses the request"),
         # What the router refuses: for the template, and as a grammar.
         ({"name": "f", "parameters": nested(200)}, AUTO, "tools[0]", "nested"),
         ({"name": "f", "strict": True, "parameters": TOO_MANY}, AUTO, "tools", "repetitions"),
         ({"name": "f", "parameters": TOO_MANY}, REQUIRED, "tools", "repetitions"),
     ],
-)
+)  # fmt: skip
 async def test_tools_that_are_refused(
     http: aiohttp.ClientSession,
     function: dict[str, Any],

@@ -16,8 +16,6 @@ from stream2llm.gateway.tool_calls import Call, gathered, reader_for
 from stream2llm.gateway.tools import Calls, ToolUse
 from tests.gateway_ring import GatewayRing
 
-pytestmark = pytest.mark.unit
-
 HELLO: Any = [{"role": "user", "content": "hello"}]
 LOOK: dict[str, Any] = {
     "name": "look",
@@ -191,7 +189,6 @@ def test_a_list_of_calls_is_read_in_any_pieces(
     text = json.dumps([{"name": name, "parameters": p} for name, p in calls], indent=indent)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     reader = reader_for(use)
-    assert reader is not None
     found: list[Call] = []
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         found = gathered(found, reader.feed(text[start:end]))
@@ -206,5 +203,4 @@ def test_a_list_that_is_cut_off_has_the_beginning_of_its_last_call() -> None:
 
 def _calls_in(text: str) -> list[Call]:
     reader = reader_for(ToolUse(calls=Calls.REQUIRED))
-    assert reader is not None
     return gathered([], reader.feed(text))

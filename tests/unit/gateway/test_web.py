@@ -9,8 +9,6 @@ import pytest
 
 from tests.browser import a_page
 
-pytestmark = pytest.mark.unit
-
 WEB = Path(__file__).parents[3] / "examples" / "web"
 
 

@@ -81,7 +81,6 @@ def an_in(number: int, *pairs: tuple[int, int]) -> CopyJob:
 # -- where blocks are ----------------------------------------------------------
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("second_group", [False, True])
 @pytest.mark.parametrize("layout", KVCacheLayout)
 def test_blocks_return_exactly_in_every_layout(layout: KVCacheLayout, second_group: bool) -> None:
@@ -104,7 +103,6 @@ def test_blocks_return_exactly_in_every_layout(layout: KVCacheLayout, second_gro
         assert torch.equal(bytes_of(cache), expected), name
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("layout", KVCacheLayout)
 def test_every_byte_belongs_to_one_block(layout: KVCacheLayout) -> None:
     config = a_config(layout, second_group=True)
@@ -114,7 +112,6 @@ def test_every_byte_belongs_to_one_block(layout: KVCacheLayout) -> None:
     assert sum(view.nbytes for view in views) == NUM_BLOCKS * BLOCK_BYTES
 
 
-@pytest.mark.unit
 def test_layers_of_different_sizes_are_regions_of_their_own() -> None:
     size = NUM_BLOCKS * (2 * 16 + 24)
     tensors = [
@@ -125,7 +122,6 @@ def test_layers_of_different_sizes_are_regions_of_their_own() -> None:
     assert regions == [Region(0, 2, 16), Region(NUM_BLOCKS * 32, 1, 24)]
 
 
-@pytest.mark.unit
 def test_a_layout_that_is_not_understood_is_refused() -> None:
     layout = KVCacheLayout.LBHNC
     config = a_config(layout)
@@ -139,7 +135,6 @@ def test_a_layout_that_is_not_understood_is_refused() -> None:
         block_views(config, alone)
 
 
-@pytest.mark.unit
 def test_a_placement_that_is_not_understood_is_refused() -> None:
     def refused(*tensors: KVCacheTensor, match: str) -> None:
         with pytest.raises(ValueError, match=match):
@@ -154,7 +149,6 @@ def test_a_placement_that_is_not_understood_is_refused() -> None:
     refused(KVCacheTensor(64, ["a"], 64, 16, host_resident=True), match="live on the host")
 
 
-@pytest.mark.unit
 def test_no_kv_at_all_is_no_region() -> None:
     config = KVCacheConfig(NUM_BLOCKS, [], [])
     assert find_regions(config) == []
@@ -164,7 +158,6 @@ def test_no_kv_at_all_is_no_region() -> None:
     assert list(copier.take_results(wait=True).failures) == [1]
 
 
-@pytest.mark.unit
 def test_runs_are_as_long_as_they_can_be() -> None:
     pairs = [(1, 5), (2, 6), (3, 8), (9, 9), (10, 10), (4, 11)]
     assert list(runs_of(pairs)) == [(1, 5, 2), (3, 8, 1), (9, 9, 2), (4, 11, 1)]
@@ -182,7 +175,6 @@ class SlowClock(ManualClock):
         return super().monotonic_s()
 
 
-@pytest.mark.unit
 def test_a_failing_job_harms_no_other() -> None:
     memory = torch.arange(4 * 2 * 3).view(4, 2, 3)
     copier = HostCopier([memory], torch.zeros((3, 6), dtype=torch.int64), SlowClock())
@@ -199,7 +191,6 @@ def test_a_failing_job_harms_no_other() -> None:
     assert copier.take_results(wait=False) == JobResults()
 
 
-@pytest.mark.unit
 def test_jobs_that_lead_out_of_the_memory_fail() -> None:
     memory = torch.zeros((4, 1, 2))
     copier = HostCopier([memory], torch.zeros((3, 2)), ManualClock())
@@ -359,7 +350,6 @@ class Swapping:
             self._see(block, value)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("seed", range(60))
 def test_no_order_that_a_device_may_take_mixes_blocks_up(seed: int) -> None:
     swapping = Swapping(seed)
@@ -368,7 +358,6 @@ def test_no_order_that_a_device_may_take_mixes_blocks_up(seed: int) -> None:
     swapping.finish()
 
 
-@pytest.mark.unit
 def test_a_job_has_ended_only_when_the_device_is_through_with_it() -> None:
     device = LateDevice(seed=1)
     device.work_a_little = lambda: None  # type: ignore[method-assign]
@@ -401,7 +390,6 @@ def second_call_fails(device: LateDevice) -> None:
     device.side.run = fail_second  # type: ignore[method-assign]
 
 
-@pytest.mark.unit
 def test_a_job_that_raises_half_way_is_told_when_its_copies_have_ended() -> None:
     device = LateDevice(seed=2)
     memory = torch.ones((4, 1, 2))
@@ -415,7 +403,6 @@ def test_a_job_that_raises_half_way_is_told_when_its_copies_have_ended() -> None
     assert pool.tolist() == [[1, 1], [0, 0], [1, 1], [0, 0]]
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("seed", range(8))
 def test_a_load_that_raises_half_way_leaves_its_staging_to_nobody_too_early(seed: int) -> None:
     device = LateDevice(seed)
@@ -456,7 +443,6 @@ def test_on_a_gpu_blocks_return_exactly_while_the_step_overwrites_them(
         assert torch.equal(view[others], was[blocks])
 
 
-@pytest.mark.unit
 def test_staging_takes_blocks_of_several_regions_as_the_pool_holds_them() -> None:
     views = [torch.arange(12).view(2, 3, 2).transpose(0, 1), torch.arange(3).view(3, 1, 1)]
     rows = torch.zeros((2, 5), dtype=torch.int64)

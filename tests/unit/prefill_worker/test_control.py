@@ -22,8 +22,6 @@ from prefill_worker.session_state import WIRE_KEY
 from stream2llm.api.errors import InternalError, InvalidRequestError, UnavailableError
 from stream2llm.engine.output_stream import OutputStream
 
-pytestmark = pytest.mark.unit
-
 
 @dataclass
 class Sent:
@@ -100,6 +98,11 @@ def ignore(_report: SchedulerReport) -> None:
     """For tests of something else."""
 
 
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
 async def test_every_report_is_told_and_the_newest_kept() -> None:
     engine, told = FakeEngine(), list[SchedulerReport]()
     async with open_control_channel(engine, told.append) as channel:
@@ -111,8 +114,7 @@ async def test_every_report_is_told_and_the_newest_kept() -> None:
         assert channel.newest_report == told[-1]
 
 
-async def test_a_policy_is_set_when_the_scheduler_has_confirmed_it() -> None:
-    engine = FakeEngine()
+async def test_a_policy_is_set_when_the_scheduler_has_confirmed_it(engine: FakeEngine) -> None:
     async with open_control_channel(engine, ignore) as channel:
         engine.answers = False
         engine.has_come.clear()
@@ -127,32 +129,28 @@ async def test_a_policy_is_set_when_the_scheduler_has_confirmed_it() -> None:
         assert channel.newest_report.policy == "lcas"
 
 
-async def test_several_switches_at_once_come_one_after_the_other() -> None:
-    engine = FakeEngine()
+async def test_several_switches_at_once_come_one_after_the_other(engine: FakeEngine) -> None:
     async with open_control_channel(engine, ignore) as channel:
         names = ["lcas", "mcps", "default", "fcfs"]
         await asyncio.gather(*map(channel.set_policy, names))
     assert engine.commands[1:] == [SchedulerCommand(n, name) for n, name in enumerate(names, 2)]
 
 
-async def test_an_unknown_policy_is_refused_with_those_that_there_are() -> None:
-    engine = FakeEngine()
+async def test_an_unknown_policy_is_refused_with_those_that_there_are(engine: FakeEngine) -> None:
     async with open_control_channel(engine, ignore) as channel:
         with pytest.raises(InvalidRequestError, match=f"'lifo'; there are {', '.join(POLICIES)}"):
             await channel.set_policy("lifo")
     assert len(engine.commands) == 1
 
 
-async def test_a_scheduler_that_does_not_obey_is_reported() -> None:
-    engine = FakeEngine()
+async def test_a_scheduler_that_does_not_obey_is_reported(engine: FakeEngine) -> None:
     async with open_control_channel(engine, ignore) as channel:
         engine.obeys = False
         with pytest.raises(InternalError, match="set to mcps but follows fcfs"):
             await channel.set_policy("mcps")
 
 
-async def test_a_scheduler_that_does_not_answer_is_not_awaited_for_ever() -> None:
-    engine = FakeEngine()
+async def test_a_scheduler_that_does_not_answer_is_not_awaited_for_ever(engine: FakeEngine) -> None:
     async with open_control_channel(engine, ignore, confirm_timeout_s=0.05) as channel:
         engine.answers = False
         with pytest.raises(UnavailableError, match=r"command 2 \(policy mcps\) within 0\.05 s"):
@@ -161,8 +159,7 @@ async def test_a_scheduler_that_does_not_answer_is_not_awaited_for_ever() -> Non
         await channel.set_policy("lcas")  # a late one does no harm
 
 
-async def test_a_scheduler_without_the_channel_fails_the_start() -> None:
-    engine = FakeEngine()
+async def test_a_scheduler_without_the_channel_fails_the_start(engine: FakeEngine) -> None:
     engine.answers = False
     with pytest.raises(UnavailableError, match="command 1"):
         async with open_control_channel(engine, ignore, confirm_timeout_s=0.05):
@@ -174,13 +171,9 @@ async def test_a_scheduler_without_the_channel_fails_the_start() -> None:
     [
         (FakeEngine.die, UnavailableError, "engine died"),
         (lambda engine: engine.put({}, finished=True), InternalError, "invalid report: {}"),
-        (
-            lambda engine: engine.put({WIRE_KEY: {"report": {}}}),
-            InternalError,
-            "missing required field `last_command`",
-        ),
+        (lambda engine: engine.put({WIRE_KEY: {"report": {}}}), InternalError, "missing required field `last_command`"),
     ],
-)
+)  # fmt: skip
 async def test_when_the_channel_ends_whoever_waits_is_told(
     end: Callable[[FakeEngine], None], error: type[Exception], message: str
 ) -> None:
@@ -214,8 +207,7 @@ async def test_a_recorder_that_fails_ends_the_channel_loudly(
     assert "control_channel_broke" in caplog.text
 
 
-async def test_closing_ends_its_task_and_whoever_waits() -> None:
-    engine = FakeEngine()
+async def test_closing_ends_its_task_and_whoever_waits(engine: FakeEngine) -> None:
     before = asyncio.all_tasks()
     async with open_control_channel(engine, ignore) as channel:
         engine.answers = False

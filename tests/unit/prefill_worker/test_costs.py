@@ -18,8 +18,6 @@ from cost_profiles.types import Accelerator, ModelGeometry
 from prefill_worker import costs
 from tests.profiles import a_profile
 
-pytestmark = pytest.mark.unit
-
 LLAMA = ModelGeometry("Llama-3.1-8B", 32, 8, 128, "bfloat16")
 
 
@@ -77,8 +75,7 @@ def test_an_unknown_device_says_once_that_it_starts_from_a_guess(
     monkeypatch: pytest.MonkeyPatch, log: mock.Mock
 ) -> None:
     on_device(monkeypatch, "Slide Rule")
-    model = costs.costs_for(a_config())
-    assert model.recompute_s(0, 1000) > 0
+    assert costs.costs_for(a_config()).recompute_s(0, 1000) > 0
     [line] = lines(log)
     assert "no profile for the device 'Slide Rule'; modelled from a guess" in line
 

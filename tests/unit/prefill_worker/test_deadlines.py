@@ -10,8 +10,6 @@ from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
 from tests.builders import BY_RANK, a_ledger, a_request, limits
 
-pytestmark = pytest.mark.unit
-
 MS_A_TOKEN = 2
 
 

@@ -10,8 +10,6 @@ import pytest
 from prefill_worker.digests import BlockDigests, Written
 from stream2llm.engine.kv_digest import BlockKeys
 
-pytestmark = pytest.mark.unit
-
 SIZE = 4
 TOKENS = list(range(100, 118))  # four blocks and two tokens
 
@@ -126,7 +124,6 @@ def test_two_sessions_that_complete_the_same_block(engine: Engine) -> None:
         return Written(name, TOKENS, lambda first, stop: [5, 6][first:stop], 0, 8, is_sealed=False)
 
     job = engine.digests.plan([written("a"), written("b")])
-    assert job is not None
     assert list(job.block_ids) == [5, 6]
     keys = BlockKeys(SIZE)
     keys.extend(TOKENS, 2)

@@ -27,8 +27,6 @@ from stream2llm.serving.settings.worker_options import (
 )
 from stream2llm.serving.settings.worker_spec import WorkerSpec
 
-pytestmark = pytest.mark.unit
-
 DEPLOY = Path(__file__).parents[3] / "deploy"
 NIXL = {
     "kv_connector": "NixlConnector",

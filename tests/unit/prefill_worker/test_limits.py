@@ -9,8 +9,6 @@ import pytest
 from prefill_worker.limits import check_context
 from stream2llm.api.errors import InvalidRequestError
 
-pytestmark = pytest.mark.unit
-
 
 @dataclass(frozen=True, slots=True)
 class Sizes:

@@ -11,8 +11,6 @@ from prefill_worker.policy import POLICIES
 from prefill_worker.report import DECISIONS, SchedulerCounters, SchedulerReport, SwapState
 from prefill_worker.types import SwapChoice
 
-pytestmark = pytest.mark.unit
-
 
 class Scrape:
     """Metrics in a registry of their own."""
@@ -38,8 +36,12 @@ def a_report(policy: str = "fcfs", **fields: object) -> SchedulerReport:
     return SchedulerReport(1, policy, counters, **fields)  # type: ignore[arg-type]
 
 
-def test_everything_begins_at_zero() -> None:
-    scrape = Scrape()
+@pytest.fixture
+def scrape() -> Scrape:
+    return Scrape()
+
+
+def test_everything_begins_at_zero(scrape: Scrape) -> None:
     kinds = "computed recomputed reused_within_session reused_across_sessions invalidated"
     assert [scrape.tokens(kind) for kind in kinds.split()] == [0] * 5
     assert scrape("scheduler_guarded_sessions_total") == 0
@@ -49,8 +51,7 @@ def test_everything_begins_at_zero() -> None:
         assert scrape("scheduler_policy_info", role="prefill", policy=policy) == 0
 
 
-def test_cumulative_counters_become_increments() -> None:
-    scrape = Scrape()
+def test_cumulative_counters_become_increments(scrape: Scrape) -> None:
     for computed, invalidated in ((100, 0), (100, 0), (160, 30)):
         scrape.metrics.record(
             a_report(computed_tokens=computed, invalidated_tokens=invalidated, guarded_sessions=2)
@@ -59,8 +60,7 @@ def test_cumulative_counters_become_increments() -> None:
     assert scrape("scheduler_guarded_sessions_total") == 2
 
 
-def test_each_kind_of_reuse_is_counted_by_itself() -> None:
-    scrape = Scrape()
+def test_each_kind_of_reuse_is_counted_by_itself(scrape: Scrape) -> None:
     scrape.metrics.record(
         a_report(
             recomputed_tokens=1, reused_within_session_tokens=2, reused_across_sessions_tokens=3
@@ -70,8 +70,7 @@ def test_each_kind_of_reuse_is_counted_by_itself() -> None:
     assert [scrape.tokens(kind) for kind in kinds] == [1, 2, 3]
 
 
-def test_preemptions_and_decisions_belong_to_the_policy_in_force() -> None:
-    scrape = Scrape()
+def test_preemptions_and_decisions_belong_to_the_policy_in_force(scrape: Scrape) -> None:
     first, second = "default", "mcps"
     scrape.metrics.record(a_report(first, recompute_preemptions=5, plan_s=(2e-5, 0.2)))
     scrape.metrics.record(a_report(second, recompute_preemptions=7, swap_preemptions=1))
@@ -86,16 +85,14 @@ def test_preemptions_and_decisions_belong_to_the_policy_in_force() -> None:
     assert scrape("scheduler_policy_info", role="prefill", policy=second) == 1
 
 
-def test_the_gauges_show_the_newest_report() -> None:
-    scrape = Scrape()
+def test_the_gauges_show_the_newest_report(scrape: Scrape) -> None:
     scrape.metrics.record(a_report(num_sessions_with_work=4, num_sessions_short_of_blocks=2))
     scrape.metrics.record(a_report(num_sessions_with_work=1, num_sessions_idle=3))
     states = ("with_work", "idle", "short_of_blocks")
     assert [scrape("prefill_sessions", state=state) for state in states] == [1, 3, 0]
 
 
-def test_swapping_is_counted_by_direction_and_decision() -> None:
-    scrape = Scrape()
+def test_swapping_is_counted_by_direction_and_decision(scrape: Scrape) -> None:
     assert scrape("swapped_bytes_total", direction="in") == 0
     assert scrape("preemption_decisions_total", action="swap", reason="trial") == 0
     state = SwapState(num_slots=10, num_slots_used=4, bytes_per_block=100, swap_in_factor=2.5)
@@ -131,8 +128,7 @@ def test_every_decision_has_a_counter() -> None:
     assert counters.swap_preemptions + counters.recompute_preemptions == len(DECISIONS)
 
 
-def test_the_cost_profile_is_shown_once_it_is_known() -> None:
-    scrape = Scrape()
+def test_the_cost_profile_is_shown_once_it_is_known(scrape: Scrape) -> None:
     tiny = SwapState(profile="cpu tiny tp1", profile_source="measured")
     for state in (tiny, tiny, SwapState(profile="L4 tiny tp1", profile_source="modelled")):
         scrape.metrics.record(a_report(swap=state))

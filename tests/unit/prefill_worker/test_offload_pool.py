@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from prefill_worker.offload_pool import OffloadPool
-
-pytestmark = pytest.mark.unit
 
 
 def test_runs_begin_behind_gaps() -> None:
@@ -52,8 +48,7 @@ def test_a_copy_that_failed_is_lost_unless_it_was_replaced() -> None:
     pool = OffloadPool(4)
     first = pool.put("a", 0, 2)
     pool.drop_from("a", 1)
-    second = pool.put("a", 1, 1)
-    assert second == (first[1],)
+    assert pool.put("a", 1, 1) == (first[1],)
     pool.put("a", 2, 1)
     assert pool.lose("a", [(0, first[0]), (2, 3)]) == 1
     assert pool.next_run("a") == (1, 3)

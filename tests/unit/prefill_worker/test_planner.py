@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,6 @@ from tests.builders import (
     limits,
 )
 
-pytestmark = pytest.mark.unit
 IDLE, LOWER_RANK = EvictionReason.IDLE, EvictionReason.LOWER_RANK
 
 
@@ -47,21 +47,18 @@ def plan_of(
     return plan_step(ranking, limits, ledger, BY_RANK)
 
 
-def test_an_open_session_keeps_its_last_token_back() -> None:
-    assert plan_of(a_request(known=10)) == StepPlan((Grant("a", 9),))
-
-
-def test_a_sealed_session_computes_its_last_token() -> None:
-    plan = plan_of(a_request(known=10, computed=9, sealed=True))
-    assert plan == StepPlan((Grant("a", 1),))
-
-
-def test_a_session_without_work_gets_nothing() -> None:
-    assert plan_of(a_request(known=10, computed=9)) == StepPlan()
-
-
-def test_an_empty_session_gets_nothing() -> None:
-    assert plan_of(a_request(known=0)) == StepPlan()
+@pytest.mark.parametrize(
+    ("session", "num_granted"),
+    [
+        pytest.param({"known": 10}, 9, id="an-open-one-keeps-its-last-token-back"),
+        pytest.param({"known": 10, "computed": 9, "sealed": True}, 1, id="a-sealed-one-does-not"),
+        pytest.param({"known": 10, "computed": 9}, 0, id="without-work"),
+        pytest.param({"known": 0}, 0, id="empty"),
+    ],
+)
+def test_what_one_session_is_granted(session: dict[str, Any], num_granted: int) -> None:
+    grants = (Grant("a", num_granted),) if num_granted else ()
+    assert plan_of(a_request(**session)) == StepPlan(grants)
 
 
 def test_sealed_sessions_are_served_before_open_ones() -> None:
@@ -101,16 +98,18 @@ def test_under_srpf_a_guarded_open_session_shares_its_turn_with_sealed_ones() ->
     assert [grant.request_id for grant in plan.grants] == ["guarded", "sealed"]
 
 
-def test_the_step_never_exceeds_its_tokens() -> None:
-    views = [a_request("a", known=400), a_request("b", arrival=2, known=400)]
-    plan = plan_of(*views, limits=limits(tokens=300))
-    assert plan == StepPlan((Grant("a", 300),), (), StopReason.TOKEN_BUDGET, "b")
-
-
-def test_the_step_never_exceeds_its_request_slots() -> None:
-    views = [a_request("a", known=4), a_request("b", arrival=2, known=4)]
-    plan = plan_of(*views, limits=limits(requests=1))
-    assert plan == StepPlan((Grant("a", 3),), (), StopReason.REQUEST_SLOTS, "b")
+@pytest.mark.parametrize(
+    ("known", "step", "granted", "stop"),
+    [
+        (400, limits(tokens=300), 300, StopReason.TOKEN_BUDGET),
+        (4, limits(requests=1), 3, StopReason.REQUEST_SLOTS),
+    ],
+)
+def test_the_step_never_exceeds_its_tokens_and_slots(
+    known: int, step: StepLimits, granted: int, stop: StopReason
+) -> None:
+    views = [a_request("a", known=known), a_request("b", arrival=2, known=known)]
+    assert plan_of(*views, limits=step) == StepPlan((Grant("a", granted),), (), stop, "b")
 
 
 def test_what_fits_is_computed_where_nobody_can_be_evicted() -> None:
@@ -209,16 +208,27 @@ def test_a_guarded_session_goes_before_all_others() -> None:
     assert plan.grants == (Grant("sealed", 64), Grant("guarded", 16))
 
 
-def test_a_shared_block_is_free_only_after_its_last_holder() -> None:
-    wants = a_request("wants", sealed=True, known=64)
-    one = a_request("one", arrival=2, known=33, computed=32, num_blocks=1)
-    two = a_request("two", arrival=3, known=33, computed=32, num_blocks=1)
-    plan = plan_of(
-        wants, one, two, limits=limits(free_blocks=1), ledger=a_ledger(one=(7,), two=(7,))
+@pytest.mark.parametrize(
+    ("wanted", "free_blocks", "shared", "kept", "freed"),
+    [
+        pytest.param(64, 1, (7,), 0, (0, 1), id="free-after-its-last-holder"),
+        pytest.param(32, 0, (7, 8), 1, (0, 1), id="each-loses-the-tail"),
+    ],
+)
+def test_shared_blocks(
+    wanted: int, free_blocks: int, shared: tuple[int, ...], kept: int, freed: tuple[int, int]
+) -> None:
+    wants = a_request("wants", sealed=True, known=wanted)
+    computed, num_blocks = 32 * len(shared), len(shared)
+    one, two = (
+        a_request(name, arrival=n, known=computed + 1, computed=computed, num_blocks=num_blocks)
+        for n, name in enumerate(("one", "two"), start=2)
     )
+    ledger = a_ledger(one=shared, two=shared)
+    plan = plan_of(wants, one, two, limits=limits(free_blocks=free_blocks), ledger=ledger)
     assert plan.evictions == (
-        Eviction("two", 0, 0, IDLE, "wants"),
-        Eviction("one", 0, 1, IDLE, "wants"),
+        Eviction("two", kept, freed[0], IDLE, "wants"),
+        Eviction("one", kept, freed[1], IDLE, "wants"),
     )
 
 
@@ -247,19 +257,6 @@ def test_a_victim_loses_its_tail_only_and_more_of_it_for_the_next() -> None:
     plan = plan_of(first, second, victim, limits=limits(free_blocks=0), ledger=ledger)
     assert plan.evictions == (Eviction("victim", 2, 2, IDLE, "first"),)
     assert plan.grants == (Grant("first", 32), Grant("second", 32))
-
-
-def test_of_two_that_share_their_blocks_each_loses_the_shared_tail() -> None:
-    wants = a_request("wants", sealed=True, known=32)
-    one = a_request("one", arrival=2, known=65, computed=64, num_blocks=2)
-    two = a_request("two", arrival=3, known=65, computed=64, num_blocks=2)
-    plan = plan_of(
-        wants, one, two, limits=limits(free_blocks=0), ledger=a_ledger(one=(7, 8), two=(7, 8))
-    )
-    assert plan.evictions == (
-        Eviction("two", 1, 0, IDLE, "wants"),
-        Eviction("one", 1, 1, IDLE, "wants"),
-    )
 
 
 def test_whole_requests_lose_everything_in_rank_order() -> None:
@@ -332,19 +329,21 @@ def test_a_block_that_stays_partial_is_nothing_to_wait_for() -> None:
     assert plan == StepPlan((Grant("first", 19), Grant("second", 19)))
 
 
-def test_blocks_on_the_host_come_back_when_all_before_them_is_computed() -> None:
-    away = a_request("a", sealed=True, known=200, computed=64, num_blocks=2, host_blocks=(2, 5))
-    assert plan_of(away) == StepPlan(loads=(Load("a", 2, 3),))
-
-
-def test_a_gap_before_them_is_computed_first_and_no_further() -> None:
-    gap = a_request("a", sealed=True, known=200, computed=40, num_blocks=2, host_blocks=(3, 5))
-    assert plan_of(gap) == StepPlan((Grant("a", 56),))
-
-
-def test_as_many_come_back_as_there_is_room_for() -> None:
-    away = a_request("a", sealed=True, known=200, computed=64, num_blocks=2, host_blocks=(2, 5))
-    assert plan_of(away, limits=limits(free_blocks=2)) == StepPlan(loads=(Load("a", 2, 2),))
+@pytest.mark.parametrize(
+    ("computed", "host_blocks", "free_blocks", "plan"),
+    [
+        pytest.param(64, (2, 5), 1000, StepPlan(loads=(Load("a", 2, 3),)), id="all"),
+        pytest.param(40, (3, 5), 1000, StepPlan((Grant("a", 56),)), id="a-gap-is-computed-first"),
+        pytest.param(64, (2, 5), 2, StepPlan(loads=(Load("a", 2, 2),)), id="as-there-is-room"),
+    ],
+)
+def test_blocks_on_the_host_come_back_when_all_before_them_is_computed(
+    computed: int, host_blocks: tuple[int, int], free_blocks: int, plan: StepPlan
+) -> None:
+    away = a_request(
+        "a", sealed=True, known=200, computed=computed, num_blocks=2, host_blocks=host_blocks
+    )
+    assert plan_of(away, limits=limits(free_blocks=free_blocks)) == plan
 
 
 def test_coming_back_takes_blocks_and_no_tokens() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,6 @@ from prefill_worker.cost_calibration import MIN_SPACING, Trials
 from prefill_worker.preemption import Preemption
 from prefill_worker.types import SwapChoice
 from tests.builders import LinearCosts, a_preemption, a_request
-
-pytestmark = pytest.mark.unit
 
 # Blocks of four tokens: four seconds to compute, one to copy one way; three more for a copy.
 COSTS = LinearCosts(token_s=1.0, block_s=1.0, copy_s=3.0)
@@ -26,38 +25,28 @@ def choose(mode: str, num_kept: int, num_found: int = 0, num_slots: int = 99) ->
     return preemption.choose(VICTIM, num_kept, num_found, num_slots)
 
 
-def test_only_full_blocks_are_copied() -> None:
-    assert choose("swap", 7) == SwapChoice(Reason.MODE, 7, 10)
-    assert choose("swap", 10) == SwapChoice(Reason.NO_BLOCKS)
-
-
-def test_recompute_never_copies() -> None:
-    assert choose("recompute", 0) == SwapChoice(Reason.MODE)
-
-
 @pytest.mark.parametrize(
-    ("num_evicted", "choice"),
+    ("chosen", "choice"),
     [
-        # 8 s against 2 * (3 + 2), 16 s against 2 * (3 + 4).
-        (2, SwapChoice(Reason.CHEAPER)),
-        (4, SwapChoice(Reason.CHEAPER, 6, 10)),
+        # Only full blocks are copied.
+        (("swap", 7), SwapChoice(Reason.MODE, 7, 10)),
+        (("swap", 10), SwapChoice(Reason.NO_BLOCKS)),
+        (("recompute", 0), SwapChoice(Reason.MODE)),
+        # By cost at the victim's own size: 8 s against 2 * (3 + 2), 16 s against 2 * (3 + 4).
+        (("cost", 8), SwapChoice(Reason.CHEAPER)),
+        (("cost", 6), SwapChoice(Reason.CHEAPER, 6, 10)),
+        # Not what others hold; of four found, two blocks are left, which are not worth it.
+        (("swap", 4, 2), SwapChoice(Reason.MODE, 6, 10)),
+        (("cost", 4, 4), SwapChoice(Reason.CHEAPER)),
+        (("swap", 4, 6), SwapChoice(Reason.CACHED)),
+        # A pool with little room takes the front.
+        (("swap", 4, 0, 3), SwapChoice(Reason.MODE, 4, 7)),
+        (("cost", 4, 0, 2), SwapChoice(Reason.CHEAPER)),
+        (("cost", 4, 0, 0), SwapChoice(Reason.POOL_FULL)),
     ],
 )
-def test_cost_decides_at_the_victims_own_size(num_evicted: int, choice: SwapChoice) -> None:
-    assert choose("cost", 10 - num_evicted) == choice
-
-
-def test_what_others_hold_is_not_copied() -> None:
-    assert choose("swap", 4, num_found=2) == SwapChoice(Reason.MODE, 6, 10)
-    # Two blocks are left, which are not worth it.
-    assert choose("cost", 4, num_found=4) == SwapChoice(Reason.CHEAPER)
-    assert choose("swap", 4, num_found=6) == SwapChoice(Reason.CACHED)
-
-
-def test_a_pool_with_little_room_takes_the_front() -> None:
-    assert choose("swap", 4, num_slots=3) == SwapChoice(Reason.MODE, 4, 7)
-    assert choose("cost", 4, num_slots=2) == SwapChoice(Reason.CHEAPER)
-    assert choose("cost", 4, num_slots=0) == SwapChoice(Reason.POOL_FULL)
+def test_what_of_a_victim_is_copied(chosen: tuple[Any, ...], choice: SwapChoice) -> None:
+    assert choose(*chosen) == choice
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,7 @@ from prefill_worker.profile_plan import (
 )
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.serving.system.clock import ManualClock
-
-pytestmark = pytest.mark.unit
-
+from tests.refusals import refused
 
 # -- what is measured --------------------------------------------------------
 
@@ -38,9 +36,8 @@ def test_a_budget_larger_than_a_session_is_one_step() -> None:
 
 @pytest.mark.parametrize("max_tokens", [-1, 0, 31, 64, 200])
 def test_too_short_sessions_are_refused_by_name(max_tokens: int) -> None:
-    with pytest.raises(InvalidRequestError, match=f"at most {max_tokens} tokens") as raised:
+    with refused(f"at most {max_tokens} tokens", field="engine.max_model_len"):
         recompute_plan(512, max_tokens)
-    assert raised.value.field == "engine.max_model_len"
 
 
 def test_copies_double() -> None:
@@ -66,20 +63,21 @@ def test_the_median_of_each_size_counts() -> None:
     assert samples.num_rounds == (2, 3)
 
 
-def test_what_grows_stays_as_it_is() -> None:
-    assert growing({4: 0.4, 1: 0.1, 2: 0.2}) == {1: 0.1, 2: 0.2, 4: 0.4}
-
-
-def test_a_plateau_is_its_mean_at_its_smallest_size() -> None:
-    assert growing({1: 0.2, 2: 0.1, 4: 0.15, 8: 0.5}) == {1: 0.15, 8: 0.5}
-
-
-def test_the_last_plateau_reaches_as_far_as_was_measured() -> None:
-    assert growing({1: 0.1, 2: 0.5, 4: 0.3}) == {1: 0.1, 4: 0.4}
-
-
-def test_equal_to_four_digits_is_equal() -> None:
-    assert growing({1: 0.10001, 2: 0.10002, 4: 0.3}) == {1: 0.1, 4: 0.3}
+@pytest.mark.parametrize(
+    ("measured", "grown"),
+    [
+        ({4: 0.4, 1: 0.1, 2: 0.2}, {1: 0.1, 2: 0.2, 4: 0.4}),
+        # A plateau is its mean at its smallest size, the last one reaches as far as was measured.
+        ({1: 0.2, 2: 0.1, 4: 0.15, 8: 0.5}, {1: 0.15, 8: 0.5}),
+        ({1: 0.1, 2: 0.5, 4: 0.3}, {1: 0.1, 4: 0.4}),
+        # Equal to four digits is equal.
+        ({1: 0.10001, 2: 0.10002, 4: 0.3}, {1: 0.1, 4: 0.3}),
+    ],
+)
+def test_what_does_not_grow_becomes_a_plateau(
+    measured: dict[int, float], grown: dict[int, float]
+) -> None:
+    assert growing(measured) == grown
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -106,9 +104,8 @@ def test_a_full_step_that_was_too_fast_still_begins_the_long_run() -> None:
 
 
 def test_too_few_points_that_grow_ask_for_another_try() -> None:
-    with pytest.raises(UnavailableError, match="only 1 sizes") as raised:
+    with refused("only 1 sizes", reason="TOO_NOISY", error=UnavailableError):
         swap_points({1: 0.3, 2: 0.2, 4: 0.1})
-    assert raised.value.reason == "TOO_NOISY"
 
 
 def test_the_note_says_how_many_samples_there_were_and_how_they_vary() -> None:

@@ -22,8 +22,6 @@ from stream2llm.engine.failed_request import BAD_GRAMMAR
 from stream2llm.engine.worker_metrics import GrammarMetrics
 from tests.fakes.ordering_engine import OrderingEngine
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize(
     ("figures", "delay"),
@@ -137,9 +135,7 @@ def opened(
     return router, running
 
 
-async def test_a_structured_output_is_ordered_at_the_open(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_structured_output_is_ordered_at_the_open(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = OrderingEngine()
     router, running = opened(monkeypatch, engine)
     await asyncio.wait_for(engine.ordered.wait(), 5)
@@ -151,9 +147,7 @@ async def test_a_structured_output_is_ordered_at_the_open(
         await asyncio.wait_for(running, 5)
 
 
-async def test_what_cannot_be_compiled_ends_the_rpc(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_what_cannot_be_compiled_ends_the_rpc(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = OrderingEngine()
     _, running = opened(monkeypatch, engine)
     await asyncio.wait_for(engine.ordered.wait(), 5)
@@ -162,9 +156,7 @@ async def test_what_cannot_be_compiled_ends_the_rpc(
         await asyncio.wait_for(running, 5)
 
 
-async def test_what_the_engine_does_not_take_ends_the_rpc(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_what_the_engine_does_not_take_ends_the_rpc(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = OrderingEngine()
     engine.refusal = InvalidRequestError("the engine refuses the request: no such thing")
     _, running = opened(monkeypatch, engine)
@@ -173,9 +165,7 @@ async def test_what_the_engine_does_not_take_ends_the_rpc(
     assert not engine.orders
 
 
-async def test_an_order_ends_with_its_session(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_an_order_ends_with_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = OrderingEngine()
     _, running = opened(monkeypatch, engine)
     await asyncio.wait_for(engine.ordered.wait(), 5)

@@ -7,8 +7,6 @@ import pytest
 from prefill_worker.session_state import ContextEvent, LostBlocks, SessionState
 from stream2llm.api.tenant import TenantShare
 
-pytestmark = pytest.mark.unit
-
 
 def a_state(**changes: int) -> SessionState:
     state = SessionState(1, 1, revision=1, sealed=False, lost_blocks=LostBlocks(8))
@@ -23,16 +21,11 @@ def test_an_event_survives_the_wire() -> None:
     assert ContextEvent.from_wire(event.to_wire()) == event
 
 
-def test_tokens_below_what_was_lost_count_as_recomputed() -> None:
+@pytest.mark.parametrize(("begin", "num_recomputed"), [(64, 36), (128, 0)])
+def test_tokens_below_what_was_lost_count_as_recomputed(begin: int, num_recomputed: int) -> None:
     state = a_state(lost_until=100)
-    state.record_computed(64, 64)
-    assert (state.computed, state.recomputed) == (64, 36)
-
-
-def test_tokens_behind_what_was_lost_count_once() -> None:
-    state = a_state(lost_until=100)
-    state.record_computed(128, 64)
-    assert (state.computed, state.recomputed) == (64, 0)
+    state.record_computed(begin, 64)
+    assert (state.computed, state.recomputed) == (64, num_recomputed)
 
 
 def test_a_new_revision_is_told_at_once() -> None:

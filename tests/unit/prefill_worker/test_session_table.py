@@ -1,22 +1,27 @@
-"""The session table of live sessions: places, waits and guarded sessions."""
+"""The session table of live sessions: places, waits, who has waited too long, guarded sessions."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from prefill_worker.policy import POLICIES
 from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
+from prefill_worker.starvation_guard import StarvationGuard
 from prefill_worker.types import StepPlan
 from tests.builders import BY_RANK, a_ledger, limits
-
-pytestmark = pytest.mark.unit
 
 
 def a_table(policy: str = "fcfs", starvation_guard_steps: int = 3) -> SessionTable:
     return SessionTable(POLICIES[policy], starvation_guard_steps, num_lost_blocks=8)
+
+
+@pytest.fixture
+def table() -> SessionTable:
+    return a_table()
 
 
 def opened(
@@ -48,8 +53,7 @@ def a_table_with_a_guarded_session() -> tuple[SessionTable, SessionState]:
     return table, state
 
 
-def test_a_session_that_waits_too_long_goes_first() -> None:
-    table = a_table()
+def test_a_session_that_waits_too_long_goes_first(table: SessionTable) -> None:
     opened(table, "open", known=65)
     opened(table, "sealed", known=64, sealed=True)
     # Every fourth step is the guarded ones' turn.
@@ -104,8 +108,7 @@ def test_an_eviction_does_not_end_a_guard() -> None:
     assert table.view("open").has_claim
 
 
-def test_idle_sessions_do_not_wait() -> None:
-    table = a_table()
+def test_idle_sessions_do_not_wait(table: SessionTable) -> None:
     state = opened(table, "idle", known=10)
     table.update("idle", 10, 9, 1)
     for _ in range(5):
@@ -114,8 +117,7 @@ def test_idle_sessions_do_not_wait() -> None:
     assert (table.num_sessions, table.num_with_work) == (1, 0)
 
 
-def test_a_session_that_would_only_restore_its_kv_does_not_wait() -> None:
-    table = a_table()
+def test_a_session_that_would_only_restore_its_kv_does_not_wait(table: SessionTable) -> None:
     state = opened(table, "open", known=65)
     table.update("open", 65, 64, 2)
     table.note_eviction("open")
@@ -126,8 +128,7 @@ def test_a_session_that_would_only_restore_its_kv_does_not_wait() -> None:
     assert state.guard_number == 0
 
 
-def test_steps_that_compute_nothing_are_no_wait() -> None:
-    table = a_table()
+def test_steps_that_compute_nothing_are_no_wait(table: SessionTable) -> None:
     state = opened(table, "open", known=65)
     for _ in range(9):
         table.begin_step()
@@ -135,8 +136,7 @@ def test_steps_that_compute_nothing_are_no_wait() -> None:
     assert state.guard_number == 0
 
 
-def test_no_step_is_needed_while_none_could_help_anybody() -> None:
-    table = a_table()
+def test_no_step_is_needed_while_none_could_help_anybody(table: SessionTable) -> None:
     opened(table, "open", known=65)
     assert table.num_to_step_for(num_free_blocks=0) == 1
     table.begin_step()
@@ -147,17 +147,15 @@ def test_no_step_is_needed_while_none_could_help_anybody() -> None:
     assert table.num_to_step_for(num_free_blocks=0) == 1
 
 
-def test_a_closed_session_is_nowhere() -> None:
-    table = a_table()
+def test_a_closed_session_is_nowhere(table: SessionTable) -> None:
     opened(table, "a", known=10)
     table.close("a")
     assert step(table) == []
     assert (table.num_sessions, table.num_with_work) == (0, 0)
 
 
-def test_a_session_that_failed_while_it_began_is_nowhere_either() -> None:
+def test_a_session_that_failed_while_it_began_is_nowhere_either(table: SessionTable) -> None:
     """The scheduler ends it before the table knows how long it is."""
-    table = a_table()
     table.open("failed", revision=1, sealed=True, ttft_slo_ms=100)
     opened(table, "other", 64)
     table.close("failed")
@@ -165,8 +163,7 @@ def test_a_session_that_failed_while_it_began_is_nowhere_either() -> None:
     assert step(table) == ["other"]
 
 
-def test_switching_the_policy_keeps_sessions_waits_and_guards() -> None:
-    table = a_table()
+def test_switching_the_policy_keeps_sessions_waits_and_guards(table: SessionTable) -> None:
     opened(table, "early", known=65)
     late = opened(table, "late", known=65)
     table.update("late", 65, 32, 1)
@@ -179,8 +176,7 @@ def test_switching_the_policy_keeps_sessions_waits_and_guards() -> None:
     assert (table.num_sessions, table.num_with_work) == (2, 2)
 
 
-def test_hits_of_those_behind_sessions_whose_kv_comes_back_are_taken() -> None:
-    table = a_table()
+def test_hits_of_those_behind_sessions_whose_kv_comes_back_are_taken(table: SessionTable) -> None:
     for name in ("a", "b"):
         table.open(name, revision=1, sealed=True)
         table.update(name, 64, 0, 1, is_loading=True)
@@ -189,8 +185,7 @@ def test_hits_of_those_behind_sessions_whose_kv_comes_back_are_taken() -> None:
     assert table.hits_in_turn(limits(requests=1), ledger) == ["c"]
 
 
-def test_an_event_is_dated_by_the_tokens_that_were_granted_before() -> None:
-    table = a_table()
+def test_an_event_is_dated_by_the_tokens_that_were_granted_before(table: SessionTable) -> None:
     opened(table, "a", 65)
     assert step(table) == ["a"]
     later = opened(table, "b", 65)
@@ -199,3 +194,25 @@ def test_an_event_is_dated_by_the_tokens_that_were_granted_before() -> None:
     table.note_event("b", 65)
     table.update("b", 70, 0, 0)
     assert later.last_event_work == table.view("b").last_event_work == 74
+
+
+@pytest.mark.parametrize(
+    ("events", "overdue"),
+    [
+        # It ends when the session is guarded, and once only.
+        ([("waits", "a", 1)], {3: [], 4: ["a"], 9: []}),
+        # It goes on however often it is noted.
+        ([("waits", "a", 1), ("waits", "a", 3)], {4: ["a"]}),
+        # One that ended begins anew.
+        ([("waits", "a", 1), ("ends", "a"), ("waits", "a", 3)], {4: [], 6: ["a"]}),
+        # The longest comes first.
+        ([("waits", "b", 1), ("waits", "a", 2)], {5: ["b", "a"]}),
+    ],
+)
+def test_who_has_waited_too_long(
+    events: list[tuple[Any, ...]], overdue: dict[int, list[str]]
+) -> None:
+    guard = StarvationGuard(limit_steps=3)
+    for method, *args in events:
+        getattr(guard, method)(*args)
+    assert {step: guard.take_overdue(step) for step in overdue} == overdue

@@ -23,8 +23,6 @@ from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, S
 from stream2llm.serving.settings.router_spec import GIB
 from stream2llm.serving.settings.worker_options import PrefillOptions, WorkerOptions
 
-pytestmark = pytest.mark.unit
-
 # One layer, 4 blocks of 16 bytes.
 CACHE = KVCacheConfig(4, [KVCacheTensor(64, ["a"], layer_stride=64, block_stride=16)], [])
 OUT = CopyJob(1, Direction.OUT, (2, 1), (0, 1))
@@ -127,7 +125,6 @@ def test_a_rank_copies_when_the_step_begins() -> None:
     connector.handle_preemptions(metadata(connector))
     assert memory[48:].tolist() == list(range(32, 48))
     meta = connector.build_connector_worker_meta()
-    assert meta is not None
     assert meta.results.num_ranks_done == {1: 1, 2: 1}
     assert [time[:2] for time in meta.results.times.values()] == [
         (Direction.OUT, 2),

@@ -12,8 +12,6 @@ from stream2llm.api.tenant import TenantShare
 from stream2llm.serving.sessions.tenant_ledger import TOKEN, TenantLedger
 from tests.builders import BY_RANK, a_ledger, a_request, limits
 
-pytestmark = pytest.mark.unit
-
 ACME, ZETA = TenantShare("acme"), TenantShare("zeta", weight=4.0)
 
 

@@ -16,8 +16,6 @@ from tests.builders import BY_RANK, a_ledger, a_request, limits
 from tests.planner_driver import PlannerDriver
 from tests.session_machine import Tokens
 
-pytestmark = pytest.mark.unit
-
 NUM_BLOCKS, BLOCK_SIZE, TOKEN_BUDGET = 100, 4, 8
 # Half of the memory, and the token that an open session keeps back.
 NUM_HALF = NUM_BLOCKS * BLOCK_SIZE // 2 + 1

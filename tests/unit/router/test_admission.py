@@ -21,8 +21,6 @@ from tests.credentials import Keys, sent
 from tests.polling import eventually
 from tests.router_ring import Ring
 
-pytestmark = pytest.mark.unit
-
 # That of callers without credentials.
 THE_TENANT = TenantShare(DEFAULT_TENANT)
 
@@ -107,7 +105,6 @@ def test_another_tenants_work_goes_before_by_priority_and_weight(
 @pytest.mark.parametrize(("slo_ms", "holds"), [(3000, True), (2999, False)])
 def test_a_deadline_holds_while_the_work_fits_into_it(slo_ms: int, holds: bool) -> None:
     found = forecast(2000, 1000, 1000.0, slo_ms)
-    assert found is not None
     assert (found.ttft_ms, found.holds) == (3000, holds)
 
 
@@ -167,10 +164,8 @@ def fill(ring: Ring, tenant: TenantShare = THE_TENANT) -> None:
 
 
 async def opened(ring: Ring, slo_ms: int | None) -> Any:
-    conversation = ring.converse()
     fields = {} if slo_ms is None else {"ttft_slo_ms": slo_ms}
-    await conversation.open("hello ", **fields)
-    return conversation
+    return await ring.opened("hello ", **fields)
 
 
 async def test_a_session_is_warned_at_its_opening(make_ring: Callable[..., Any]) -> None:
@@ -181,8 +176,7 @@ async def test_a_session_is_warned_at_its_opening(make_ring: Callable[..., Any])
     for each in (in_time, without):
         assert not (await each.next("accepted")).HasField("ttft_forecast_ms")
     for each in (warned, in_time, without):
-        await each.seal()
-        await each.answer()
+        await each.finish()
     counts = {
         verdict: ring.metric("stream2llm_admission_forecasts_total", verdict=verdict)
         for verdict in ("holds", "warned", "refused", "unknown")
@@ -193,8 +187,7 @@ async def test_a_session_is_warned_at_its_opening(make_ring: Callable[..., Any])
 async def test_before_a_rate_is_learned_all_are_admitted(make_ring: Callable[..., Any]) -> None:
     ring = await make_ring(admission="refuse")
     conversation = await opened(ring, 1)
-    await conversation.seal()
-    await conversation.answer()
+    await conversation.finish()
     assert ring.metric("stream2llm_admission_forecasts_total", verdict="unknown") == 1
 
 
@@ -206,14 +199,12 @@ async def test_a_session_is_refused_with_the_time_to_try_again(
     error = await (await opened(ring, 200)).failure()
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     ours = from_rpc_error(error)
-    assert ours is not None
     assert ours.reason == "DEADLINE_OUT_OF_REACH"
     assert 2.3 < (ours.retry_after_s or 0) < 3.3
     assert not ring.prefill.records
     assert ring.metric("stream2llm_errors_total", reason="DEADLINE_OUT_OF_REACH") == 1
     later = await opened(ring, 60_000)
-    await later.seal()
-    await later.answer()
+    await later.finish()
 
 
 async def test_one_tenants_queue_does_not_refuse_another_ones_sessions(
@@ -226,11 +217,8 @@ async def test_one_tenants_queue_does_not_refuse_another_ones_sessions(
     refused, served = ring.converse(sent(heavy)), ring.converse(sent(light))
     for each in (refused, served):
         await each.open("hello ", ttft_slo_ms=200)
-    error = from_rpc_error(await refused.failure())
-    assert error is not None
-    assert error.reason == "DEADLINE_OUT_OF_REACH"
-    await served.seal()
-    await served.answer()
+    assert from_rpc_error(await refused.failure()).reason == "DEADLINE_OUT_OF_REACH"
+    await served.finish()
 
 
 async def test_a_low_rate_refuses_nothing_at_an_idle_worker(make_ring: Callable[..., Any]) -> None:
@@ -241,8 +229,7 @@ async def test_a_low_rate_refuses_nothing_at_an_idle_worker(make_ring: Callable[
     queue.note(-1, num_left=0, num_computed=4000, now_s=now_s, tenant=tenant)
     conversation = await opened(ring, 1)
     assert (await conversation.next("accepted")).ttft_forecast_ms > 1
-    await conversation.seal()
-    await conversation.answer()
+    await conversation.finish()
 
 
 async def test_prompts_that_are_computed_at_once_teach_the_rate(ring: Ring) -> None:
@@ -257,8 +244,7 @@ async def test_by_default_nothing_is_refused(ring: Ring) -> None:
     fill(ring)
     conversation = await opened(ring, 1)
     assert not (await conversation.next("accepted")).HasField("ttft_forecast_ms")
-    await conversation.seal()
-    await conversation.answer()
+    await conversation.finish()
 
 
 async def test_a_sessions_work_is_counted_while_it_is_left(ring: Ring) -> None:
@@ -269,8 +255,7 @@ async def test_a_sessions_work_is_counted_while_it_is_left(ring: Ring) -> None:
     num_tokens = len(ring.encode("hello ")) + len(ring.encode("the quick brown fox"))
     await eventually(lambda: num_before(ring), lambda found: found == num_tokens - 1)
     ring.prefill.may_compute.set()
-    await conversation.seal()
-    await conversation.answer()
+    await conversation.finish()
     await ring.nothing_is_open()
     assert await num_before(ring) == 0
     gone = await opened(ring, 60_000)

@@ -14,8 +14,6 @@ from tests.polling import eventually
 from tests.router_ring import Answered, Ring, a_ring, named, soon
 from tests.tiny_model import BOS, EOS, make_tiny_model
 
-pytestmark = pytest.mark.unit
-
 
 def greedy(**fields: Any) -> pb.SamplingParameters:
     return pb.SamplingParameters(temperature=0, **fields)
@@ -33,14 +31,12 @@ async def test_a_complete_prompt_is_answered(ring: Ring) -> None:
 
 
 async def test_appends_and_updates_end_in_the_same_prompt_as_one_shot(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open(prefix="the ", suffix="?", sampling=greedy(max_tokens=4))
+    session = await ring.opened(prefix="the ", suffix="?", sampling=greedy(max_tokens=4))
     await session.append(("a", "quick "), ("b", "brown "))
     await ring.told(2)
     await session.update(named("b"), ("c", "fox "), named("b"))
     await session.append("", "dog")
-    await session.seal()
-    answered = await session.answer()
+    answered = await session.finish()
     texts = ["the ", "brown ", "fox ", "brown ", "", "dog", "?"]
     prompt = [token_id for text in texts for token_id in ring.encode(text)]
     assert ring.record.sequence == prompt
@@ -53,9 +49,7 @@ async def test_appends_and_updates_end_in_the_same_prompt_as_one_shot(ring: Ring
 
 async def test_the_first_token_arrives_before_decode_has_anything(ring: Ring) -> None:
     ring.decode.may_accept.clear()
-    session = ring.converse()
-    await session.open(prefix="hello", sampling=greedy(max_tokens=3))
-    await session.seal()
+    session = await ring.asked(prefix="hello", sampling=greedy(max_tokens=3))
     first = await session.next("delta")
     assert list(first.token_ids) == ring.brain.answer(ring.encode("hello"), 1)
     await soon(ring.decode.called.wait())
@@ -67,11 +61,9 @@ async def test_the_first_token_arrives_before_decode_has_anything(ring: Ring) ->
 
 
 async def test_decode_counts_the_first_token_and_never_sees_stop_strings(ring: Ring) -> None:
-    session = ring.converse()
     sampling = greedy(max_tokens=7, stop_strings=["never"], stop_token_ids=[5], seed=1)
-    await session.open(prefix="hello", sampling=sampling)
-    await session.seal()
-    await session.answer()
+    session = await ring.opened(prefix="hello", sampling=sampling)
+    await session.finish()
     sent = ring.decode.requests[0].sampling
     assert (sent.max_tokens, sent.seed, list(sent.stop_token_ids)) == (7, 1, [5])
     assert not sent.stop_strings
@@ -80,7 +72,6 @@ async def test_decode_counts_the_first_token_and_never_sees_stop_strings(ring: R
 
 
 async def test_workers_get_what_is_about_tokens_and_bad_words_as_tokens(ring: Ring) -> None:
-    session = ring.converse()
     words = [pb.Content(text="fox"), pb.Content(token_ids=pb.TokenIds(ids=[7, 8]))]
     sampling = greedy(
         max_tokens=7,
@@ -91,9 +82,8 @@ async def test_workers_get_what_is_about_tokens_and_bad_words_as_tokens(ring: Ri
         include_stop_string=True,
         skip_special_tokens=False,
     )
-    await session.open(prefix="hello", sampling=sampling)
-    await session.seal()
-    await session.answer()
+    session = await ring.opened(prefix="hello", sampling=sampling)
+    await session.finish()
     sequences = [ring.encode("fox"), ring.encode(" fox"), [7, 8]]
     for sent in (ring.record.open.sampling, ring.decode.requests[0].sampling):
         assert [list(word.token_ids.ids) for word in sent.bad_words] == sequences
@@ -103,10 +93,7 @@ async def test_workers_get_what_is_about_tokens_and_bad_words_as_tokens(ring: Ri
 
 async def test_min_tokens_beyond_the_models_limit_end_there(make_ring: Any) -> None:
     ring = await make_ring(max_model_len=20)
-    session = ring.converse()
-    await session.open(prefix="hello", sampling=greedy(ignore_eos=True, min_tokens=30))
-    await session.seal()
-    answered = await session.answer()
+    answered = await ring.answer_to(prefix="hello", sampling=greedy(ignore_eos=True, min_tokens=30))
     sent = ring.decode.requests[0].sampling
     assert sent.min_tokens == sent.max_tokens == len(answered.token_ids)
     assert answered.finished.reason == pb.FINISH_REASON_LENGTH
@@ -137,29 +124,22 @@ async def test_a_complete_prompt_keeps_its_last_tokens(
 
 async def test_without_max_tokens_the_model_limit_holds(make_ring: Any) -> None:
     ring = await make_ring(max_model_len=20)
-    session = ring.converse()
-    await session.open(prefix="hello", sampling=greedy(ignore_eos=True))
-    await session.seal()
-    answered = await session.answer()
+    answered = await ring.answer_to(prefix="hello", sampling=greedy(ignore_eos=True))
     assert len(ring.encode("hello")) + len(answered.token_ids) == 20
     assert answered.finished.reason == pb.FINISH_REASON_LENGTH
 
 
 async def test_an_answer_is_no_longer_than_the_decode_workers_memory(make_ring: Any) -> None:
     ring = await make_ring(decode_blocks=2)  # of 16 tokens
-    session = ring.converse()
-    await session.open(prefix="hello", sampling=greedy(ignore_eos=True, max_tokens=100))
-    await session.seal()
-    answered = await session.answer()
+    answered = await ring.answer_to(
+        prefix="hello", sampling=greedy(ignore_eos=True, max_tokens=100)
+    )
     assert len(ring.encode("hello")) + len(answered.token_ids) == 32
     assert answered.finished.reason == pb.FINISH_REASON_LENGTH
 
 
 async def test_one_token_needs_no_decode_and_no_hand_over(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open(prefix="hello", sampling=greedy(max_tokens=1))
-    await session.seal()
-    answered = await session.answer()
+    answered = await ring.answer_to(prefix="hello", sampling=greedy(max_tokens=1))
     assert answered.finished.reason == pb.FINISH_REASON_LENGTH
     assert not answered.finished.timings.HasField("first_to_second_token")
     assert ring.record.hand_over is False
@@ -171,10 +151,7 @@ async def test_one_token_needs_no_decode_and_no_hand_over(ring: Ring) -> None:
 async def test_a_stop_token_is_counted_but_not_shown(make_ring: Any, stops: Any) -> None:
     last = 70 if stops else EOS
     ring = await make_ring(script=[40, 41, last, 42])
-    session = ring.converse()
-    await session.open(prefix="hello", sampling=greedy(**stops))
-    await session.seal()
-    answered = await session.answer()
+    answered = await ring.answer_to(prefix="hello", sampling=greedy(**stops))
     assert answered.token_ids == [40, 41, last]
     assert answered.text == ring.decode_text([40, 41])
     assert answered.finished.reason == pb.FINISH_REASON_STOP_TOKEN
@@ -196,31 +173,23 @@ async def test_the_end_of_sequence_has_text_where_both_are_asked_for(
 ) -> None:
     ring = await make_ring()
     ring.brain.script = [*ring.encode("G"), *ring.encode("H"), EOS]
-    session = ring.converse()
-    await session.open(prefix="hello", sampling=greedy(**flags))
-    await session.seal()
-    assert (await session.answer()).text == text
+    assert (await ring.answer_to(prefix="hello", sampling=greedy(**flags))).text == text
 
 
 async def test_a_stop_string_ends_the_answer_behind_min_tokens_only(make_ring: Any) -> None:
     ring = await make_ring()
     ring.brain.script = [ring.encode(c)[0] for c in "abababab"]
     for shown, text in ((False, "abab"), (True, "ababab")):
-        session = ring.converse()
         sampling = greedy(stop_strings=["ab"], min_tokens=4, include_stop_string=shown)
-        await session.open(prefix="hello", sampling=sampling)
-        await session.seal()
-        answered = await session.answer()
+        session = await ring.opened(prefix="hello", sampling=sampling)
+        answered = await session.finish()
         assert (answered.text, len(answered.token_ids)) == (text, 6)
         assert answered.finished.stop_string == "ab"
 
 
 async def test_a_first_token_that_ends_the_answer_needs_no_decode(make_ring: Any) -> None:
     ring = await make_ring(script=[EOS])
-    session = ring.converse()
-    await session.open(prefix="hello")
-    await session.seal()
-    answered = await session.answer()
+    answered = await ring.answer_to(prefix="hello")
     assert (answered.text, answered.token_ids) == ("", [EOS])
     assert answered.finished.reason == pb.FINISH_REASON_STOP_TOKEN
     assert not ring.decode.requests
@@ -230,10 +199,7 @@ async def test_a_first_token_that_ends_the_answer_needs_no_decode(make_ring: Any
 async def test_a_stop_string_may_span_the_two_workers(make_ring: Any) -> None:
     ring = await make_ring()
     ring.brain.script = [ring.encode(c)[0] for c in "xabcy"]
-    session = ring.converse()
-    await session.open(prefix="hello", sampling=greedy(stop_strings=["zz", "xab"]))
-    await session.seal()
-    answered = await session.answer()
+    answered = await ring.answer_to(prefix="hello", sampling=greedy(stop_strings=["zz", "xab"]))
     assert answered.text == ""
     assert answered.token_ids == ring.brain.script[:3]
     assert answered.finished.reason == pb.FINISH_REASON_STOP_STRING
@@ -246,12 +212,9 @@ async def test_a_stop_string_in_the_first_token_releases_the_hand_over(make_ring
     ring = await make_ring()
     ring.brain.script = [ring.encode("the")[0], 50, 51]
     token_text = ring.decode_text(ring.brain.script[:1])
-    session = ring.converse()
-    await session.open(
+    answered = await ring.answer_to(
         prefix="hello", session_id="mine", sampling=greedy(stop_strings=[token_text])
     )
-    await session.seal()
-    answered = await session.answer()
     assert answered.text == ""
     assert answered.finished.stop_string == token_text
     await soon(ring.decode.release_called.wait())
@@ -265,20 +228,15 @@ async def test_a_character_may_span_the_two_workers(make_ring: Any) -> None:
     euro = ring.encode("€")
     assert len(euro) == 3
     ring.brain.script = [*euro, euro[0], EOS]
-    session = ring.converse()
-    await session.open(prefix="hello")
-    await session.seal()
-    answered = await session.answer()
+    answered = await ring.answer_to(prefix="hello")
     assert answered.text == "€\ufffd"
     assert [delta.text for delta in answered.deltas][:3] == ["", "", "€"]
 
 
 async def test_logprobs_come_with_the_tokens_text(ring: Ring) -> None:
-    session = ring.converse()
     ring.brain.script = [*ring.encode("€"), *ring.encode("x"), EOS]
-    await session.open(prefix="hello", sampling=greedy(logprobs=0))
-    await session.seal()
-    answered = await session.answer()
+    session = await ring.opened(prefix="hello", sampling=greedy(logprobs=0))
+    answered = await session.finish()
     sampled = [item.sampled for delta in answered.deltas for item in delta.logprobs]
     assert [item.token_id for item in sampled] == answered.token_ids
     assert [item.text for item in sampled] == ["\ufffd", "\ufffd", "\ufffd", "x", "<|end|>"]
@@ -289,10 +247,7 @@ async def test_several_tokens_in_a_step_end_where_one_at_a_time_would(make_ring:
     ring = await make_ring()
     ring.brain.script = [ring.encode(c)[0] for c in "qrstuvw"]
     ring.decode.tokens_per_step = 3
-    session = ring.converse()
-    await session.open(prefix="hello", sampling=greedy(stop_strings=["s"]))
-    await session.seal()
-    answered = await session.answer()
+    answered = await ring.answer_to(prefix="hello", sampling=greedy(stop_strings=["s"]))
     assert answered.text == "qr"
     assert answered.token_ids == ring.brain.script[:3]
 
@@ -306,8 +261,7 @@ async def test_chat_messages_become_prefix_and_suffix(ring: Ring) -> None:
     chat = pb.ChatTemplate(messages=messages)
     await session.send(open=pb.OpenSession(chat=chat, sampling=greedy(max_tokens=2)))
     await session.append("fox")
-    await session.seal()
-    await session.answer()
+    await session.finish()
     left = "<|turn|>system\nbe nice<|end|>\n<|turn|>user\nDocs: "
     right = " Question?<|end|>\n<|turn|>assistant\n"
     expected = [*ring.encode_written(left), *ring.encode("fox"), *ring.encode_written(right)]
@@ -356,16 +310,13 @@ async def test_token_ids_are_used_as_they_are(ring: Ring) -> None:
     plain = pb.PlainTemplate(prefix=pb.Content(token_ids=ids))
     await session.send(open=pb.OpenSession(plain=plain, sampling=greedy(max_tokens=2)))
     await session.append(pb.Document(token_ids=ids))
-    await session.seal(suffix=pb.Content(token_ids=pb.TokenIds(ids=[7])))
-    await session.answer()
+    await session.finish(suffix=pb.Content(token_ids=pb.TokenIds(ids=[7])))
     assert ring.record.sequence == [9, 8, 511, 9, 8, 511, 7]
 
 
 async def test_the_suffix_of_the_seal_replaces_the_one_of_the_open(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open(prefix="the", suffix="old", sampling=greedy(max_tokens=2))
-    await session.seal(suffix=pb.Content(text="new"))
-    await session.answer()
+    session = await ring.opened(prefix="the", suffix="old", sampling=greedy(max_tokens=2))
+    await session.finish(suffix=pb.Content(text="new"))
     assert ring.record.sequence == [*ring.encode("the"), *ring.encode("new")]
 
 
@@ -380,14 +331,12 @@ async def test_bos_is_put_before_a_text_prefix_only(tmp_path: Path) -> None:
             plain = pb.PlainTemplate(prefix=prefix)
             await session.send(open=pb.OpenSession(plain=plain, sampling=greedy(max_tokens=2)))
             await session.append("fox")
-            await session.seal()
-            await session.answer()
+            await session.finish()
             assert ring.record.sequence == [*expected, *ring.encode("fox")]
 
 
 async def test_progress_tells_what_is_received_and_prefilled(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open(prefix="hello ", session_id="mine")
+    session = await ring.opened(prefix="hello ", session_id="mine")
     accepted = await session.next("accepted")
     assert (accepted.session_id, accepted.model) == ("mine", "tiny")
     assert accepted.credit_tokens == ring.router.spec.limits.credit_window_tokens
@@ -397,8 +346,7 @@ async def test_progress_tells_what_is_received_and_prefilled(ring: Ring) -> None
         pass
     assert (progress.last_sequence, progress.received_tokens) == (2, received)
     assert progress.computed_tokens == received - 1
-    await session.seal()
-    answered = await session.answer()
+    answered = await session.finish()
     assert answered.finished.usage.uncomputed_at_seal_tokens == 1
     timings = answered.finished.timings
     assert timings.total.ToNanoseconds() >= timings.ttft_from_open.ToNanoseconds()
@@ -406,8 +354,7 @@ async def test_progress_tells_what_is_received_and_prefilled(ring: Ring) -> None
 
 
 async def test_an_event_that_changes_nothing_is_still_confirmed(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open(prefix="hello")
+    session = await ring.opened(prefix="hello")
     await session.append("")
     await session.update()
     while (await session.next("progress")).last_sequence < 3:
@@ -420,12 +367,10 @@ async def test_an_event_that_changes_nothing_is_still_confirmed(ring: Ring) -> N
 
 
 async def test_the_suffix_reaches_prefill_at_the_seal_and_no_earlier(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open(prefix="the", suffix=" question", sampling=greedy(max_tokens=2))
+    session = await ring.opened(prefix="the", suffix=" question", sampling=greedy(max_tokens=2))
     await session.append("fox")
     await ring.told(2)
-    await session.seal()
-    await session.answer()
+    await session.finish()
     *early, last = ring.record.splices
     sent_early = [token_id for splice in early for token_id in splice.token_ids]
     assert sent_early == [*ring.encode("the"), *ring.encode("fox")]
@@ -453,13 +398,11 @@ async def test_what_comes_together_reaches_prefill_as_one_change(
 ) -> None:
     """A long moment, so that the test does not depend on how fast this machine is."""
     monkeypatch.setattr("router.session_input._LINGER_S", 5.0)
-    session = ring.converse()
-    await session.open(prefix="the", suffix=" question", sampling=greedy(max_tokens=2))
+    session = await ring.opened(prefix="the", suffix=" question", sampling=greedy(max_tokens=2))
     await session.append("fox")
     await session.update(("a", "quick"), ("b", "brown"))
     await session.append("dog")
-    await session.seal()
-    answered = await session.answer()
+    answered = await session.finish()
     words = [*ring.encode("the"), *ring.encode("quick"), *ring.encode("brown")]
     prompt = [*words, *ring.encode("dog"), *ring.encode(" question")]
     opening, sealing = ring.record.splices
@@ -474,13 +417,11 @@ async def test_a_client_that_sends_without_a_pause_is_prefilled_meanwhile(
     ring: Ring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("router.session_input._LINGER_S", 5.0)
-    session = ring.converse()
-    await session.open(prefix="the", sampling=greedy(max_tokens=2))
+    session = await ring.opened(prefix="the", sampling=greedy(max_tokens=2))
     for _ in range(10):
         await session.append("fox")
     await ring.told(9)
     assert [splice.revision for splice in ring.record.splices] == [1, 9]
-    await session.seal()
-    await session.answer()
+    await session.finish()
     assert [splice.revision for splice in ring.record.splices] == [1, 9, 12]
     assert ring.record.sequence == [*ring.encode("the"), *(10 * ring.encode("fox"))]

@@ -10,8 +10,6 @@ import pytest
 from stream2llm.api.errors import InternalError
 from tests.router_ring import Conversation, Ring, soon
 
-pytestmark = pytest.mark.unit
-
 Moment = Callable[[Ring, Conversation], Awaitable[None]]
 
 
@@ -94,18 +92,11 @@ async def test_everything_ends_when_the_client_goes(ring: Ring, moment: Moment, 
         assert ring.metric("stream2llm_sessions_total", outcome="cancelled") == 1
 
 
-async def test_a_hand_over_that_decode_was_asked_for_is_left_to_it(ring: Ring) -> None:
+@pytest.mark.parametrize("moment", [between_prefill_and_decode, in_mid_decode])
+async def test_a_hand_over_that_decode_was_asked_for_is_left_to_it(
+    ring: Ring, moment: Moment
+) -> None:
     """It may have begun to read, whether or not the router has heard so; it says when it will not."""
-    session = ring.converse()
-    await between_prefill_and_decode(ring, session)
-    session.call.cancel()
-    await soon(ring.decode.cancelled.wait())
-    await ring.nothing_is_open()
-    assert not ring.decode.released
-
-
-@pytest.mark.parametrize("moment", [in_mid_decode])
-async def test_a_hand_over_that_decode_has_read_is_not(ring: Ring, moment: Moment) -> None:
     session = ring.converse()
     await moment(ring, session)
     session.call.cancel()
@@ -118,10 +109,7 @@ async def test_a_release_is_tried_at_another_decode_worker(make_ring: Any) -> No
     ring = await make_ring(num_decode=2)
     first, second = (w.decode for w in ring.workers if w.role == "decode")
     first.rejection = first.release_failure = InternalError("no")
-    session = ring.converse()
-    await session.open("hello")
-    await session.seal()
-    await session.failure()
+    await ring.refusal_of("hello")
     await soon(second.release_called.wait())
     assert len(first.released) <= 1
 
@@ -139,5 +127,4 @@ async def test_other_sessions_go_on(ring: Ring) -> None:
     await soon(ring.decode.cancelled.wait())
     ring.decode.hold_after_steps = None
     ring.decode.may_step.set()
-    stays_text = await stays.answer()
-    assert stays_text.finished.usage.completion_tokens > 1
+    assert (await stays.answer()).finished.usage.completion_tokens > 1

@@ -16,16 +16,8 @@ from router.template_probe import Fate
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError, UnsupportedError
 from stream2llm.api.json_text import MAX_JSON_BYTES, MAX_JSON_DEPTH
 from stream2llm.api.options import ControlTokens
-from stream2llm.api.requests import (
-    ChatContentPart,
-    ChatMessage,
-    ChatPrompt,
-    ChatTemplate,
-    ToolCall,
-)
+from stream2llm.api.requests import ChatContentPart, ChatMessage, ChatPrompt, ChatTemplate, ToolCall
 from tests.chat_templates import HARMONY, HERMES, LLAMA, MISTRAL, PARTS, TEMPLATES, tool
-
-pytestmark = pytest.mark.unit
 
 CHATML = (
     "{% for m in messages %}{{ '<|turn|>' + m.role + '\\n' + m.content + '<|end|>\\n' }}{% endfor %}"

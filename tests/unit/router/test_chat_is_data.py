@@ -27,8 +27,6 @@ from stream2llm.serving.sessions.prefix import Tokens
 from tests.chat_templates import PLACES, TEMPLATES, conversation
 from tests.tokenizer_families import FAMILIES
 
-pytestmark = pytest.mark.unit
-
 SMOLLM2 = "smollm2-135m-instruct"
 # One of each kind: the others differ in what is put around a prompt.
 KINDS = {family.name.split("-")[0]: family for family in FAMILIES}

@@ -14,8 +14,6 @@ from stream2llm.api import grpc_options
 from stream2llm.api.grpc_options import Keepalive
 from tests.router_ring import Ring
 
-pytestmark = pytest.mark.unit
-
 CLIENT = """
 import sys
 from stream2llm.client import Client, SamplingParameters, TokenDelta
@@ -48,7 +46,6 @@ async def test_a_client_that_stands_still_loses_its_session(impatient: Ring, mom
     ring.decode.hold_after_steps = 2
     arguments = [sys.executable, "-c", CLIENT, ring.address.grpc_address, moment]
     client = await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe)
-    assert client.stdout is not None
     try:
         assert await client.stdout.readline() == b"here\n"
         await ring.told(1)

@@ -14,8 +14,6 @@ from tests.fake_workers import FakeWorker
 from tests.polling import eventually
 from tests.router_ring import Conversation, Ring, reason_of, soon
 
-pytestmark = pytest.mark.unit
-
 NUM_TOKENS = 7
 SAMPLING = pb.SamplingParameters(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
 # Longer than any test.
@@ -71,8 +69,7 @@ def named(ring: Ring, worker_id: str) -> FakeWorker:
 
 
 async def opened(ring: Ring, **fields: Any) -> Conversation:
-    session = ring.converse()
-    await session.open("begin", sampling=SAMPLING, **fields)
+    session = await ring.opened("begin", sampling=SAMPLING, **fields)
     await session.next("progress")
     return session
 
@@ -163,8 +160,7 @@ async def test_a_sealed_session_that_is_nearly_done_ends_where_it_is(pairs: Ring
 async def test_a_sealed_session_with_all_of_it_left_is_computed_elsewhere(pairs: Ring) -> None:
     before = named(pairs, "prefill-0")
     before.prefill.may_compute.clear()
-    session = pairs.converse()
-    await session.open("begin", sampling=SAMPLING)
+    session = await pairs.opened("begin", sampling=SAMPLING)
     await session.append("one two three four five six")
     await session.seal()
     await soon(before.prefill.session_came.wait())
@@ -187,9 +183,7 @@ async def test_a_worker_that_refuses_the_session_costs_no_restart_either(make_ri
     for worker in ring.workers[:4]:
         drains = UnavailableError("it drains", reason="DRAINING")
         worker.prefill.failures = {"splice": drains, "seal": drains}
-    session = ring.converse()
-    await session.open("begin", sampling=SAMPLING)
-    await session.seal()
+    session = await ring.asked("begin", sampling=SAMPLING)
     await check(ring, session, restarts=4)
 
 

@@ -18,13 +18,11 @@ from tests import fuzz_rpcs as rpcs
 from tests.router_ring import Ring
 from tests.rpc_fuzz import Case, mutants
 
-pytestmark = pytest.mark.unit
 NUM_AT_ONCE = 8
 
 
 @pytest.mark.parametrize(
-    ("name", "messages"),
-    [("StreamGenerate", rpcs.stream_generate), ("Generate", rpcs.generate)],
+    ("name", "messages"), [("StreamGenerate", rpcs.stream_generate), ("Generate", rpcs.generate)]
 )
 async def test_every_session_ends_with_a_status_that_says_whose_fault_it_was(
     ring: Ring, name: str, messages: Callable[[], Sequence[Message]]

@@ -9,25 +9,22 @@ from socketserver import BaseRequestHandler, TCPServer
 from threading import Thread
 from typing import Any
 
-import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from stream2llm.api.grpc_options import SERVICE_NAME, client_channel_options
 from stream2llm.api.v1 import inference_pb2
 from stream2llm.cli.exits import UNAVAILABLE
-from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient
 from stream2llm.serving.system.ports import pick_port
+from tests.command_lines import cli
 from tests.polling import eventually
 from tests.router_ring import Ring
 from tests.tls_files import Authority
 
-pytestmark = pytest.mark.unit
-
 
 async def ready(address: str, *options: str) -> Result:
     words = ["ready", "--address", address, "--timeout", "20", *options]
-    return await asyncio.to_thread(CliRunner().invoke, app, words)
+    return await asyncio.to_thread(cli, *words)
 
 
 async def test_a_router_with_workers_is_ready_until_it_drains(ring: Ring) -> None:
@@ -43,7 +40,6 @@ async def test_with_tls_the_authority_and_the_name_are_needed(
     make_ring: Callable[..., Any], tmp_path: Path
 ) -> None:
     security = Authority().security(tmp_path)
-    assert security.tls is not None
     ring = await make_ring(security=security)
     trusted = ["--tls-ca", str(security.tls.ca)]
     address = ring.address.grpc_address

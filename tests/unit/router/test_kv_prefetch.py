@@ -15,17 +15,13 @@ from tests.fake_workers import FakeDecode, FakeWorker
 from tests.router_ring import Conversation, Ring, named, soon
 from tests.stuck_call import StuckCall
 
-pytestmark = pytest.mark.unit
-
 GREEDY = pb.SamplingParameters(temperature=0, max_tokens=4, ignore_eos=True)
 
 
 async def streaming(ring: Ring, prefix: str = "one two three four") -> Conversation:
     """An open session that streams its hand-over, with a prefill worker that offers."""
     ring.prefill.offers_blocks_of = 2
-    session = ring.converse()
-    await session.open(prefix=prefix, sampling=GREEDY, handover=pb.HANDOVER_MODE_STREAMED)
-    return session
+    return await ring.opened(prefix=prefix, sampling=GREEDY, handover=pb.HANDOVER_MODE_STREAMED)
 
 
 def decodes(ring: Ring) -> list[FakeWorker]:
@@ -52,8 +48,7 @@ async def test_offers_are_fetched_by_the_worker_that_answers(make_ring: Any) -> 
     assert chosen.fetched == [even(ring.encode("one two three four"))]
     await session.append("five six")
     await session.next("progress")
-    await session.seal()
-    answered = await session.answer()
+    answered = await session.finish()
     prompt = ring.record.sequence
     assert answered.token_ids == ring.brain.answer(prompt, 4)
     (request,) = chosen.requests
@@ -65,11 +60,9 @@ async def test_offers_are_fetched_by_the_worker_that_answers(make_ring: Any) -> 
 
 async def test_at_the_seal_nothing_is_fetched_ahead(ring: Ring) -> None:
     ring.prefill.offers_blocks_of = 2
-    session = ring.converse()
-    await session.open(prefix="one two three", sampling=GREEDY)
+    session = await ring.opened(prefix="one two three", sampling=GREEDY)
     await session.append("four")
-    await session.seal()
-    await session.answer()
+    await session.finish()
     assert not ring.decode.fetch_sessions
     assert not any(splice.stable_tokens for splice in ring.record.splices)
     assert not ring.decode.requests[0].fetch_session_id
@@ -92,8 +85,7 @@ async def test_an_offer_of_tokens_that_have_changed_is_released(
     await soon(ring.decode.release_called.wait())
     released = [each.handover.kv_transfer_params_json for each in ring.decode.released]
     assert any("#2" in name for name in released)
-    await session.seal()
-    await session.answer()
+    await session.finish()
 
 
 async def test_an_update_aborts_the_fetch_under_way(ring: Ring) -> None:
@@ -105,9 +97,7 @@ async def test_an_update_aborts_the_fetch_under_way(ring: Ring) -> None:
     await session.update(("b", "something else"))
     await soon(ring.decode.fetch_aborted.wait())
     await session.update(("b2", "something else again"), named("b"))
-    await session.seal()
-    answered = await session.answer()
-    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
 
 
 async def test_a_decode_worker_that_takes_no_message_delays_no_update_and_no_seal(
@@ -123,9 +113,7 @@ async def test_a_decode_worker_that_takes_no_message_delays_no_update_and_no_sea
     await session.update(("b", "something else"))
     while ring.record.sequence != ring.encode("something else"):
         await ring.told(ring.record.revision + 1)
-    await session.seal()
-    answered = await session.answer()
-    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
     assert not call.written
 
 
@@ -143,8 +131,7 @@ async def test_an_abort_goes_out_when_decode_takes_messages_again(
     call.may_write.set()
     await soon(call.has_abort.wait())
     assert call.kinds == ["open", "fetch", "abort"]
-    await session.seal()
-    await session.answer()
+    await session.finish()
 
 
 async def test_a_cancelled_session_ends_its_fetch(ring: Ring) -> None:
@@ -167,9 +154,7 @@ async def test_a_decode_worker_that_died_before_the_seal_is_replaced(make_ring: 
     await soon(other.decode.fetch_called.wait())
     # All of it, from the start.
     assert other.decode.fetched[0][:4] == ring.encode("one two three four")[:4]
-    await session.seal()
-    answered = await session.answer()
-    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
     assert len(other.decode.requests) == 1
 
 
@@ -178,9 +163,7 @@ async def test_a_full_decode_worker_leaves_the_session_to_another_one(make_ring:
     session = await streaming(ring)
     chosen = await fetched_by(ring)
     chosen.is_full = True
-    await session.seal()
-    answered = await session.answer()
-    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
     other = next(w.decode for w in decodes(ring) if w.decode is not chosen)
     assert not other.requests[0].fetch_session_id, "it pulls everything"
     assert not other.requests[0].refuse_when_full, "the last one has to take it"
@@ -192,8 +175,7 @@ async def test_with_one_decode_worker_it_takes_what_it_is_given(ring: Ring) -> N
     session = await streaming(ring)
     await fetched_by(ring)
     ring.decode.is_full = True
-    await session.seal()
-    await session.answer()
+    await session.finish()
     assert not ring.decode.requests[0].refuse_when_full
 
 
@@ -208,9 +190,7 @@ async def test_a_draining_decode_worker_fetches_nothing_and_the_offer_is_release
     await soon(asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED))
     for event in events:
         event.cancel()
-    await session.seal()
-    answered = await session.answer()
-    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
 
 
 async def test_in_update_mode_only_what_is_stable_is_offered(ring: Ring) -> None:
@@ -222,8 +202,7 @@ async def test_in_update_mode_only_what_is_stable_is_offered(ring: Ring) -> None
     sure = pb.Document(id="c", stays=1.0)
     await session.update(pb.Document(id="a", stays=0.95), sure, ("d", "five"))
     await ring.told(3)
-    await session.seal()
-    await session.answer()
+    await session.finish()
     first, second, third, seal = ring.record.splices
     a, c = ring.encode("one two"), ring.encode("something else")
     assert first.stable_tokens == 0
@@ -239,15 +218,13 @@ async def test_decode_has_a_structured_output_as_soon_as_the_session_is_open(
     sampling = pb.SamplingParameters()
     sampling.CopyFrom(GREEDY)
     sampling.structured_output.regex = "[a-z]+"
-    session = ring.converse()
-    await session.open(prefix="one", sampling=sampling, handover=mode)
+    session = await ring.opened(prefix="one", sampling=sampling, handover=mode)
     await soon(ring.decode.fetch_session_came.wait())
     (opening,) = ring.decode.fetch_openings
     assert opening.structured_output == sampling.structured_output
     assert ring.record.open.sampling.structured_output == sampling.structured_output
     await session.append("two")
-    await session.seal()
-    await session.answer()
+    await session.finish()
     (request,) = ring.decode.requests
     assert request.sampling.structured_output == sampling.structured_output
     assert request.fetch_session_id == opening.fetch_session_id
@@ -255,11 +232,9 @@ async def test_decode_has_a_structured_output_as_soon_as_the_session_is_open(
 
 async def test_what_prefill_cannot_compile_ends_the_session_at_once(ring: Ring) -> None:
     ring.prefill.failures["open"] = refused("cannot be compiled: too many rules")
-    session = ring.converse()
     sampling = pb.SamplingParameters(structured_output=pb.StructuredOutput(regex="a"))
-    await session.open(prefix="one", sampling=sampling)
+    session = await ring.opened(prefix="one", sampling=sampling)
     error = from_rpc_error(await session.failure())
-    assert error is not None
     assert (error.reason, error.field) == ("BAD_STRUCTURED_OUTPUT", "sampling.structured_output")
     assert "cannot be compiled: too many rules" in error.message
     assert len(ring.prefill.records) == 1, "another worker would refuse it, too"

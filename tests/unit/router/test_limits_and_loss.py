@@ -21,12 +21,9 @@ from stream2llm.serving.sessions.prefix import as_tokens
 from stream2llm.serving.settings.router_spec import RecoveryOptions
 from tests.router_ring import Ring, reason_of, soon
 
-pytestmark = pytest.mark.unit
-
 
 def retry_of(error: Any) -> float | None:
     ours = from_rpc_error(error)
-    assert ours is not None
     return ours.retry_after_s
 
 
@@ -48,13 +45,10 @@ async def test_a_silent_session_ends(make_ring: Any, opened: bool) -> None:
 async def test_a_sealed_session_is_not_silent(make_ring: Any) -> None:
     ring = await make_ring(input_idle_timeout_s=0.05)
     ring.prefill.may_sample.clear()
-    session = ring.converse()
-    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=2))
-    await session.seal()
+    session = await ring.asked("hello", sampling=pb.SamplingParameters(max_tokens=2))
     # Twice the idle time passes in another session, which does time out.
     for _ in range(2):
-        silent = ring.converse()
-        await silent.open("x")
+        silent = await ring.opened("x")
         await silent.failure()
     ring.prefill.may_sample.set()
     assert (await session.answer()).finished.usage.completion_tokens == 2
@@ -63,10 +57,7 @@ async def test_a_sealed_session_is_not_silent(make_ring: Any) -> None:
 async def test_a_session_may_not_last_for_ever(make_ring: Any) -> None:
     ring = await make_ring(max_session_duration_s=0.2)
     ring.decode.hold_after_steps = 1
-    session = ring.converse()
-    await session.open("hello")
-    await session.seal()
-    error = await session.failure()
+    error = await ring.refusal_of("hello")
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert reason_of(error) == "SESSION_TOO_LONG"
     if ring.decode.called.is_set():  # on a busy machine the time may be over before that
@@ -75,8 +66,7 @@ async def test_a_session_may_not_last_for_ever(make_ring: Any) -> None:
 
 async def test_too_many_sessions_are_refused_for_now(make_ring: Any) -> None:
     ring = await make_ring(max_open_sessions=1)
-    first = ring.converse()
-    await first.open("hello")
+    first = await ring.opened("hello")
     await first.next("accepted")
     second = ring.converse()
     error = await second.failure()
@@ -88,8 +78,7 @@ async def test_too_many_sessions_are_refused_for_now(make_ring: Any) -> None:
 
 async def test_a_session_may_send_so_many_tokens_in_its_life(make_ring: Any) -> None:
     ring = await make_ring(max_session_tokens=50)
-    session = ring.converse()
-    await session.open("zz")
+    session = await ring.opened("zz")
     for _ in range(3):
         await session.update("z" * 20)
     error = await session.failure()
@@ -101,8 +90,7 @@ async def test_a_session_may_send_so_many_tokens_in_its_life(make_ring: Any) -> 
 
 async def test_too_many_documents_in_an_event(make_ring: Any) -> None:
     ring = await make_ring(max_documents_per_event=2)
-    session = ring.converse()
-    await session.open("hello")
+    session = await ring.opened("hello")
     await session.append("a", "b", "c")
     error = await session.failure()
     assert reason_of(error) == "TOO_MANY_DOCUMENTS"
@@ -127,13 +115,10 @@ async def test_what_no_worker_can_hold_is_refused_at_once(
 ) -> None:
     ring = await make_ring(**sizes)
     sampling = pb.SamplingParameters(max_tokens=max_tokens, ignore_eos=True)
-    fits = ring.converse()
-    await fits.open(sampling=sampling)
+    fits = await ring.opened(sampling=sampling)
     await fits.append(ids(longest))
-    await fits.seal()
-    assert (await fits.answer()).finished.usage.prompt_tokens == longest
-    session = ring.converse()
-    await session.open(sampling=sampling)
+    assert (await fits.finish()).finished.usage.prompt_tokens == longest
+    session = await ring.opened(sampling=sampling)
     await session.append(ids(longest + 1))  # and no seal
     error = await session.failure()
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -143,8 +128,7 @@ async def test_what_no_worker_can_hold_is_refused_at_once(
 
 async def test_the_seals_suffix_counts_too(make_ring: Any) -> None:
     ring = await make_ring(prefill_blocks=2)
-    session = ring.converse()
-    await session.open()
+    session = await ring.opened()
     await session.append(ids(32))
     await session.seal(suffix=pb.Content(token_ids=pb.TokenIds(ids=[70])))
     error = await session.failure()
@@ -165,8 +149,7 @@ async def test_the_smallest_worker_of_the_view_bounds_a_new_session(make_ring: A
 
 async def test_a_shortage_of_memory_is_told(ring: Ring) -> None:
     ring.prefill.delay = pb.DELAY_REASON_KV_LEASED
-    session = ring.converse()
-    await session.open("hello")
+    session = await ring.opened("hello")
     while (await session.next("progress")).delay != pb.DELAY_REASON_KV_LEASED:
         pass
     ring.prefill.delay = pb.DELAY_REASON_UNSPECIFIED
@@ -179,8 +162,7 @@ async def test_a_shortage_of_memory_is_told(ring: Ring) -> None:
 async def test_beyond_the_window_the_client_is_not_read(make_ring: Any) -> None:
     ring = await make_ring(credit_window_tokens=10, input_idle_timeout_s=0.2)
     ring.prefill.may_compute.clear()
-    session = ring.converse()
-    await session.open("z" * 30)
+    session = await ring.opened("z" * 30)
     assert (await session.next("accepted")).credit_tokens == 10
     assert (await session.next("progress")).credit_tokens == 0
     await session.append("y" * 5)
@@ -191,16 +173,14 @@ async def test_beyond_the_window_the_client_is_not_read(make_ring: Any) -> None:
     assert len(ring.record.splices) == 1
     assert not ring.record.sealed.is_set()
     ring.prefill.may_compute.set()
-    answered = await session.answer()
-    assert answered.finished.usage.prompt_tokens == 35
+    assert (await session.answer()).finished.usage.prompt_tokens == 35
 
 
 # -- workers ----------------------------------------------------------------------
 
 
 async def test_without_another_prefill_worker_a_lost_one_fails_its_sessions(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open("hello")
+    session = await ring.opened("hello")
     await session.next("progress")
     await ring.worker("prefill").kill()
     error = await session.failure()
@@ -216,9 +196,7 @@ async def test_without_another_one_a_prefill_worker_lost_in_the_hand_over_fails_
     ring: Ring,
 ) -> None:
     ring.decode.hold_after_steps = 0
-    session = ring.converse()
-    await session.open("hello")
-    await session.seal()
+    session = await ring.asked("hello")
     await session.next("delta")
     await soon(ring.decode.called.wait())
     await ring.worker("prefill").kill()
@@ -229,9 +207,7 @@ async def test_without_another_one_a_prefill_worker_lost_in_the_hand_over_fails_
 
 async def test_a_prefill_worker_lost_after_the_hand_over_is_nobodys_loss(ring: Ring) -> None:
     ring.decode.hold_after_steps = 1
-    session = ring.converse()
-    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=4))
-    await session.seal()
+    session = await ring.asked("hello", sampling=pb.SamplingParameters(max_tokens=4))
     for _ in range(2):
         await session.next("delta")
     await ring.worker("prefill").kill()
@@ -242,9 +218,7 @@ async def test_a_prefill_worker_lost_after_the_hand_over_is_nobodys_loss(ring: R
 
 async def test_without_another_decode_worker_a_lost_one_fails_its_sessions(ring: Ring) -> None:
     ring.decode.hold_after_steps = 1
-    session = ring.converse()
-    await session.open("hello")
-    await session.seal()
+    session = await ring.asked("hello")
     for _ in range(2):
         await session.next("delta")
     await ring.worker("decode").kill()
@@ -255,23 +229,20 @@ async def test_without_another_decode_worker_a_lost_one_fails_its_sessions(ring:
 
 async def test_a_lost_worker_gets_nothing_until_its_successor_is_there(make_ring: Any) -> None:
     ring = await make_ring()
-    session = ring.converse()
-    await session.open("hello")
+    session = await ring.opened("hello")
     await session.next("progress")
     worker = ring.worker("prefill")
     await worker.kill()
     await session.failure()
-    refused = ring.converse()
-    await refused.open("hello")
+    refused = await ring.opened("hello")
     error = await refused.failure()
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert reason_of(error) == "NO_PREFILL_WORKER"
     await worker.start(pid=2)
     ring.show(*ring.workers)
-    again = ring.converse()
-    await again.open("hello", sampling=pb.SamplingParameters(max_tokens=2))
-    await again.seal()
-    assert (await again.answer()).finished.usage.completion_tokens == 2
+    assert (
+        await ring.answer_to("hello", sampling=pb.SamplingParameters(max_tokens=2))
+    ).finished.usage.completion_tokens == 2
 
 
 async def test_a_new_session_waits_for_the_successor_of_the_only_worker(make_ring: Any) -> None:
@@ -288,8 +259,7 @@ async def test_a_new_session_waits_for_the_successor_of_the_only_worker(make_rin
 
 async def test_a_suspect_that_answers_again_is_used_again(ring: Ring) -> None:
     worker = ring.worker("prefill")
-    session = ring.converse()
-    await session.open("hello")
+    session = await ring.opened("hello")
     await session.next("progress")
     port = int(worker.address.grpc_address.rsplit(":", 1)[1])
     await worker.kill()
@@ -308,19 +278,16 @@ async def test_a_worker_whose_engine_died_gets_nothing_while_it_says_so(ring: Ri
     worker = ring.worker("prefill")
     ring.prefill.failures["open"] = UnavailableError("its engine died", reason="WORKER_LOST")
     worker.is_ready = False
-    session = ring.converse()
-    await session.open("hello")
+    session = await ring.opened("hello")
     assert reason_of(await session.failure()) == "WORKER_LOST"
-    refused = ring.converse()
-    await refused.open("hello")
+    refused = await ring.opened("hello")
     assert reason_of(await refused.failure()) == "NO_PREFILL_WORKER"
     info = await ring.stub.GetServerInfo(pb.GetServerInfoRequest())
     assert [each.ready for each in info.workers if each.role == "prefill"] == [False]
 
 
 async def test_without_a_decode_worker_the_hand_over_waits_for_its_lease(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open("hello")
+    session = await ring.opened("hello")
     await session.next("progress")
     ring.show(ring.worker("prefill"))
     await session.seal()
@@ -330,13 +297,11 @@ async def test_without_a_decode_worker_the_hand_over_waits_for_its_lease(ring: R
 
 async def test_a_worker_that_left_the_view_keeps_its_sessions(make_ring: Any) -> None:
     ring = await make_ring(num_prefill=2)
-    session = ring.converse()
-    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=2))
+    session = await ring.opened("hello", sampling=pb.SamplingParameters(max_tokens=2))
     await session.next("progress")
     ring.show(*(w for w in ring.workers if w.worker_id != "prefill-0"))
     await session.append("world")
-    await session.seal()
-    assert (await session.answer()).finished.usage.completion_tokens == 2
+    assert (await session.finish()).finished.usage.completion_tokens == 2
 
 
 # -- the end ----------------------------------------------------------------------
@@ -344,8 +309,7 @@ async def test_a_worker_that_left_the_view_keeps_its_sessions(make_ring: Any) ->
 
 async def test_draining_refuses_new_sessions_and_ends_the_open_ones(make_ring: Any) -> None:
     ring = await make_ring(drain_timeout_s=5)
-    session = ring.converse()
-    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=2))
+    session = await ring.opened("hello", sampling=pb.SamplingParameters(max_tokens=2))
     await session.next("accepted")
     async with asyncio.TaskGroup() as group:
         draining = group.create_task(ring.router.drain())
@@ -355,8 +319,7 @@ async def test_draining_refuses_new_sessions_and_ends_the_open_ones(make_ring: A
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert reason_of(error) == "DRAINING"
         assert not draining.done()
-        await session.seal()
-        assert (await session.answer()).finished.usage.completion_tokens == 2
+        assert (await session.finish()).finished.usage.completion_tokens == 2
         await soon(draining)
 
 
@@ -373,7 +336,6 @@ async def test_a_drain_keeps_its_limit_and_says_why_the_rest_ends(make_ring: Any
     for each in (session, sealed):
         error = await each.failure()
         ours = from_rpc_error(error)
-        assert ours is not None
         assert (error.code(), ours.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
         assert "0.01 s" in ours.message
         assert ours.retry_after_s
@@ -383,8 +345,7 @@ async def test_a_drain_keeps_its_limit_and_says_why_the_rest_ends(make_ring: Any
 
 async def test_stopping_ends_what_is_open(make_ring: Any) -> None:
     ring = await make_ring()
-    session = ring.converse()
-    await session.open("hello")
+    session = await ring.opened("hello")
     await soon(ring.prefill.session_came.wait())
     await ring.router.stop()
     error = await session.failure()

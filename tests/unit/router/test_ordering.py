@@ -13,8 +13,6 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.serving.sessions.prefix import as_tokens
 from tests.router_ring import Conversation, Ring, named
 
-pytestmark = pytest.mark.unit
-
 STABLE = pb.DOCUMENT_ORDERING_STABLE
 GREEDY = pb.SamplingParameters(temperature=0, max_tokens=3)
 TEXTS = {"a": "the quick ", "b": "brown fox ", "c": "jumps over ", "d": "the lazy dog "}
@@ -25,15 +23,12 @@ def texts(names: str) -> list[tuple[str, str]]:
 
 
 async def converse(ring: Ring, prefix: str = "P ", suffix: str = " Q?", **fields: Any) -> Any:
-    session = ring.converse()
-    await session.open(prefix, suffix, sampling=GREEDY, ordering=STABLE, **fields)
-    return session
+    return await ring.opened(prefix, suffix, sampling=GREEDY, ordering=STABLE, **fields)
 
 
 async def sealed(ring: Ring, session: Conversation, **fields: Any) -> list[int]:
     """The prompt that prefill and decode were given."""
-    await session.seal(**fields)
-    answered = await session.answer()
+    answered = await session.finish(**fields)
     prompt: list[int] = ring.record.sequence
     assert answered.finished.usage.prompt_tokens == len(prompt)
     assert answered.token_ids == ring.brain.answer(prompt, 3)
@@ -58,26 +53,21 @@ def default_note(ranking: str) -> str:
 # -- the order -------------------------------------------------------------------
 
 
-def test_what_is_left_out_at_the_end_costs_nobody_else_a_place() -> None:
-    assert layout("abc", "dba") == ["a", "b", "d"]
-
-
-def test_behind_the_first_that_is_left_out_the_ranking_decides() -> None:
-    assert layout("abcd", "ecda") == ["a", "e", "c", "d"]
-
-
-def test_a_new_document_in_front_moves_nothing() -> None:
-    assert layout("ab", "cab") == ["a", "b", "c"]
-
-
-def test_repeated_documents_keep_as_many_places_as_they_are_wanted() -> None:
-    assert layout("aab", "baa") == ["a", "a", "b"]
-    assert layout("aab", "ba") == ["a", "b"]
-    assert layout("ab", "aab") == ["a", "b", "a"]
-
-
-def test_the_first_list_stands_as_given() -> None:
-    assert layout("", "cab") == ["c", "a", "b"]
+@pytest.mark.parametrize(
+    ("before", "wanted", "after"),
+    [
+        pytest.param("abc", "dba", "abd", id="left-out-at-the-end-costs-nobody-else-a-place"),
+        pytest.param("abcd", "ecda", "aecd", id="behind-the-first-left-out-the-ranking-decides"),
+        pytest.param("ab", "cab", "abc", id="a-new-one-in-front-moves-nothing"),
+        # Repeated documents keep as many places as they are wanted.
+        ("aab", "baa", "aab"),
+        ("aab", "ba", "ab"),
+        ("ab", "aab", "aba"),
+        pytest.param("", "cab", "cab", id="the-first-list-stands-as-given"),
+    ],
+)
+def test_the_layout_of_a_list(before: str, wanted: str, after: str) -> None:
+    assert layout(before, wanted) == list(after)
 
 
 # -- the session -----------------------------------------------------------------
@@ -87,8 +77,7 @@ async def test_a_new_order_invalidates_nothing_and_the_model_is_told(ring: Ring)
     session = await converse(ring)
     await session.update(*texts("abc"))
     await session.update(named("c"), ("d", TEXTS["d"]), named("a"), named("b"))
-    prompt = await sealed(ring, session)
-    assert prompt == laid_out(ring, "abcd", default_note("3, 4, 1, 2"))
+    assert (await sealed(ring, session)) == laid_out(ring, "abcd", default_note("3, 4, 1, 2"))
     assert ring.record.invalidated == 0
 
 
@@ -97,15 +86,12 @@ async def test_the_client_is_told_where_its_documents_stood(ring: Ring) -> None:
     await session.update(*texts("abc"))
     await session.update(named("c"), ("d", TEXTS["d"]), named("a"))
     await session.append(*texts("b"))
-    await session.seal()
-    answered = await session.answer()
     # They stand as a, c, d, b; the list is c, d, a, b.
-    assert list(answered.finished.document_order) == [2, 0, 1, 3]
+    assert list((await session.finish()).finished.document_order) == [2, 0, 1, 3]
 
 
 async def test_documents_that_stand_as_given_have_no_order_to_tell(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open("P ", sampling=GREEDY)
+    session = await ring.opened("P ", sampling=GREEDY)
     await session.update(*texts("ab"))
     await session.update(named("b"), named("a"))
     await session.seal()
@@ -126,8 +112,7 @@ async def test_appends_follow_in_the_list_and_in_the_ranking(ring: Ring) -> None
     await session.update(named("b"), named("a"))
     await session.append(*texts("c"))
     await session.append(TEXTS["d"])  # without an id
-    prompt = await sealed(ring, session)
-    assert prompt == laid_out(ring, "abcd", default_note("2, 1, 3, 4"))
+    assert (await sealed(ring, session)) == laid_out(ring, "abcd", default_note("2, 1, 3, 4"))
 
 
 async def test_a_document_that_changes_under_its_id_is_another_one(ring: Ring) -> None:

@@ -25,8 +25,6 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.serving.sessions.prefix import as_tokens
 from tests.router_ring import Ring, named, soon
 
-pytestmark = pytest.mark.unit
-
 REFUSE, CUT = OversizedDocuments.REFUSE, OversizedDocuments.CUT
 PB_REFUSE, PB_CUT = pb.OVERSIZED_DOCUMENTS_REFUSE, pb.OVERSIZED_DOCUMENTS_CUT
 MUCH = 1_000_000
@@ -148,7 +146,6 @@ async def test_a_long_text_is_tokenized_until_it_is_clear_that_it_cannot_fit(
     text: TextInput,
 ) -> None:
     (document,) = await text.documents([Document(LONG)], "append", 60_000, oversized=CUT)
-    assert document.tokens is not None
     assert document.num_untokenized == 1
     assert 60_000 < len(document.tokens) < 60_000 + 2 * PIECE_CHARS
     assert np.array_equal(document.tokens, text.tokenizer.encode(LONG)[: len(document.tokens)])
@@ -158,12 +155,10 @@ async def test_a_text_of_too_many_bytes_is_not_tokenized(text: TextInput) -> Non
     """Bytes are compared with bytes: each of these characters has three."""
     wide = "€" * 20_000
     most_bytes = text.tokenizer.encoder.max_token_bytes
-    assert most_bytes is not None
     fewest = -(-60_000 // most_bytes)
     (document,) = await text.documents([Document(wide)], "append", fewest - 1)
     assert (document.tokens.tolist(), document.num_untokenized) == ([], fewest)  # type: ignore[union-attr]
     (document,) = await text.documents([Document(wide)], "append", fewest)
-    assert document.tokens is not None
     assert len(document.tokens) > fewest
 
 
@@ -230,15 +225,12 @@ async def test_a_long_text_is_cut_in_a_later_piece(text: TextInput) -> None:
 
 
 async def open_session(ring: Ring, action: Any = PB_REFUSE, max_tokens: int = 4) -> Any:
-    session = ring.converse()
     sampling = pb.SamplingParameters(max_tokens=max_tokens, temperature=0)
-    await session.open("P", " Q?", sampling=sampling, oversized_documents=action)
-    return session
+    return await ring.opened("P", " Q?", sampling=sampling, oversized_documents=action)
 
 
 async def finish(ring: Ring, session: Any) -> list[int]:
-    await session.seal()
-    await session.answer()
+    await session.finish()
     return list(ring.record.sequence)
 
 
@@ -300,9 +292,8 @@ async def test_a_list_reports_what_it_names_again_only_when_less_or_more_is_kept
 
 async def test_a_ranking_note_without_room_does_not_fail_the_seal(make_ring: Any) -> None:
     ring = await make_ring(max_model_len=100)
-    session = ring.converse()
     sampling = pb.SamplingParameters(temperature=0)
-    await session.open(
+    session = await ring.opened(
         "P", " Q?", sampling=sampling, oversized_documents=PB_CUT,
         ordering=pb.DOCUMENT_ORDERING_STABLE,
     )  # fmt: skip
@@ -327,8 +318,7 @@ async def test_the_tokens_of_a_session_bound_documents_too(make_ring: Any) -> No
     ring = await make_ring(max_session_tokens=30)
     session = await open_session(ring)
     await session.append("x1" * 30)
-    told = await session.next("oversized_document")
-    assert told.reason == "SESSION_TOKENS_EXCEEDED"
+    assert (await session.next("oversized_document")).reason == "SESSION_TOKENS_EXCEEDED"
     expected = [*ring.encode("P"), *ring.encode(" Q?")]
     assert await finish(ring, session) == expected
 
@@ -348,8 +338,7 @@ async def test_by_default_the_session_fails(make_ring: Any) -> None:
     ],
 )
 async def test_an_unknown_option_is_named(ring: Ring, option: Any, field: str) -> None:
-    session = ring.converse()
-    await session.open("P", **option)
+    session = await ring.opened("P", **option)
     assert (
         f"{field} is {next(iter(option.values()))}; it must be"
         in (await session.failure()).details()
@@ -362,12 +351,12 @@ async def test_control_tokens_are_parsed_where_the_session_asks(ring: Ring) -> N
         (pb.CONTROL_TOKENS_TEMPLATE, True, False),
         (pb.CONTROL_TOKENS_ALL, True, True),
     ):
-        session = ring.converse()
         sampling = pb.SamplingParameters(max_tokens=2)
-        await session.open("<|end|>a", "b<|end|>", sampling=sampling, control_tokens=option)
+        session = await ring.opened(
+            "<|end|>a", "b<|end|>", sampling=sampling, control_tokens=option
+        )
         await session.append("x<|end|>y")
-        await session.seal(suffix=pb.Content(text="c<|end|>"))
-        await session.answer()
+        await session.finish(suffix=pb.Content(text="c<|end|>"))
         encode = {False: ring.encode, True: ring.encode_written}
         parts = (("<|end|>a", in_frame), ("x<|end|>y", in_documents), ("c<|end|>", in_frame))
         assert ring.record.sequence == [i for part, how in parts for i in encode[how](part)]

@@ -18,8 +18,6 @@ from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.sessions.prefix import as_tokens
 from tests.stuck_call import StuckCall
 
-pytestmark = pytest.mark.unit
-
 FIRST, SECOND = (pb.Handover(kv_transfer_params_json=name) for name in ("one", "two"))
 
 
@@ -48,11 +46,7 @@ class Side:
         parts = SimpleNamespace(workers=pool, metrics=metrics)
         trace = SimpleNamespace(metadata=None)
         self.live: Any = SimpleNamespace(
-            session_id="s",
-            parts=parts,
-            cache_salt="",
-            trace=trace,
-            sampling=SamplingParameters(),
+            session_id="s", parts=parts, cache_salt="", trace=trace, sampling=SamplingParameters()
         )
 
     def _call(self, metadata: Any = None) -> StuckCall:
@@ -94,16 +88,28 @@ async def offered(side: Side) -> tuple[KvPrefetch, asyncio.Task[None], StuckCall
     return prefetch, running, call
 
 
-async def test_an_abort_that_decode_does_not_take_ends_the_rpc(side, monkeypatch):
-    monkeypatch.setattr("router.prefetch_call.ABORT_TIMEOUT_S", 0.01)
+async def ended(prefetch: KvPrefetch, running: asyncio.Task[None]) -> None:
+    running.cancel()
+    await asyncio.wait([running])
+    prefetch.close()
+
+
+async def fetching(side: Side) -> tuple[PrefetchCall, StuckCall, asyncio.Task[Any]]:
+    """A worker call whose fetch decode has taken."""
     worker_call, call = side.worker_call(), side.calls[0]
     call.may_write.set()
-    fetching = asyncio.create_task(worker_call.fetch(as_tokens([1, 2]), FIRST))
+    fetch = asyncio.create_task(worker_call.fetch(as_tokens([1, 2]), FIRST))
     await asyncio.wait_for(call.has_fetch.wait(), 5)
+    return worker_call, call, fetch
+
+
+async def test_an_abort_that_decode_does_not_take_ends_the_rpc(side, monkeypatch):
+    monkeypatch.setattr("router.prefetch_call.ABORT_TIMEOUT_S", 0.01)
+    worker_call, call, fetch = await fetching(side)
     call.may_write.clear()
     worker_call.abort()
     with pytest.raises(UnavailableError, match="took no abort"):
-        await asyncio.wait_for(fetching, 5)
+        await asyncio.wait_for(fetch, 5)
     assert call.cancelled.is_set()
 
 
@@ -121,16 +127,13 @@ async def test_an_abort_waits_no_longer_for_a_fetch_that_decode_does_not_take(si
 
 async def test_an_abort_comes_before_the_next_fetch(side):
     """Also when the result of the fetch has arrived but has not been read."""
-    worker_call, call = side.worker_call(), side.calls[0]
-    call.may_write.set()
-    fetching = asyncio.create_task(worker_call.fetch(as_tokens([1, 2]), FIRST))
-    await asyncio.wait_for(call.has_fetch.wait(), 5)
+    worker_call, call, fetch = await fetching(side)
     call.may_write.clear()
     call.ends.put_nowait("first")
     worker_call.abort()
 
     async def next_fetch() -> Any:
-        assert await fetching == "first"
+        assert await fetch == "first"
         call.has_fetch.clear()
         return await worker_call.fetch(as_tokens([1, 2, 3]), SECOND)
 
@@ -169,29 +172,22 @@ async def test_a_session_goes_on_when_decode_did_not_take_its_abort(side, monkey
     await asyncio.wait_for(side.calls[1].writing.wait(), 5)
     assert not running.done()
     assert "one" not in side.released
-    running.cancel()
-    await asyncio.wait([running])
-    prefetch.close()
+    await ended(prefetch, running)
     assert not side.places
 
 
 async def test_an_abort_that_is_taken_leaves_the_rpc_as_it_is(side):
-    worker_call, call = side.worker_call(), side.calls[0]
-    call.may_write.set()
-    fetching = asyncio.create_task(worker_call.fetch(as_tokens([1, 2]), FIRST))
-    await asyncio.wait_for(call.has_fetch.wait(), 5)
+    worker_call, call, fetch = await fetching(side)
     worker_call.abort()
     await asyncio.wait_for(call.has_abort.wait(), 5)
     call.ends.put_nowait("aborted")
-    assert await asyncio.wait_for(fetching, 5) == "aborted"
+    assert await asyncio.wait_for(fetch, 5) == "aborted"
     assert not call.done()
 
 
 async def test_a_session_that_ends_before_decode_has_its_offer_releases_it(side):
     prefetch, running, _ = await offered(side)
-    running.cancel()
-    await asyncio.wait([running])
-    prefetch.close()
+    await ended(prefetch, running)
     assert side.released == ["one"]
     assert not side.places
 
@@ -200,9 +196,7 @@ async def test_a_session_that_ends_when_decode_has_its_offer_leaves_it_to_decode
     prefetch, running, call = await offered(side)
     call.may_write.set()
     await call.has_fetch.wait()
-    running.cancel()
-    await asyncio.wait([running])
-    prefetch.close()
+    await ended(prefetch, running)
     assert not side.released
     assert not side.places
 
@@ -210,9 +204,7 @@ async def test_a_session_that_ends_when_decode_has_its_offer_leaves_it_to_decode
 async def test_offers_that_nobody_looked_at_are_released_with_the_session(side):
     prefetch, running, _ = await offered(side)
     prefetch.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=SECOND))
-    running.cancel()
-    await asyncio.wait([running])
-    prefetch.close()
+    await ended(prefetch, running)
     assert sorted(side.released) == ["one", "two"]
 
 
@@ -224,9 +216,7 @@ async def test_a_splice_releases_the_offers_that_wait_and_aborts_the_fetch_under
     call.may_write.set()
     await asyncio.wait_for(call.has_abort.wait(), 5)
     assert call.kinds == ["open", "fetch", "abort"]
-    running.cancel()
-    await asyncio.wait([running])
-    prefetch.close()
+    await ended(prefetch, running)
     assert side.released == ["two"], "decode answers for what it has"
 
 
@@ -241,9 +231,7 @@ async def test_a_splice_that_changes_no_token_of_them_leaves_offers_and_fetches_
     await asyncio.wait_for(call.has_fetch.wait(), 5)
     assert side.ended == ["FETCH_END_FETCHED"]
     assert call.kinds == ["open", "fetch", "fetch"]
-    running.cancel()
-    await asyncio.wait([running])
-    prefetch.close()
+    await ended(prefetch, running)
 
 
 async def test_a_fetch_that_is_in_vain_before_it_is_sent_is_released(side):
@@ -265,9 +253,7 @@ async def test_a_fetch_that_is_in_vain_before_it_is_sent_is_released(side):
     assert side.released == ["one"]
     assert len(side.calls) == 2
     assert not side.calls[1].writing.is_set()
-    running.cancel()
-    await asyncio.wait([running])
-    prefetch.close()
+    await ended(prefetch, running)
 
 
 async def test_a_worker_is_suspect_when_its_rpc_breaks_and_not_whenever_that_is_found_out(side):

@@ -13,17 +13,14 @@ from urllib.request import build_opener
 import grpc
 import pytest
 from prometheus_client import CollectorRegistry
-from typer.testing import CliRunner
 
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import inference_pb2_grpc
-from stream2llm.cli.main import app
 from stream2llm.client import AsyncClient, SamplingParameters
 from stream2llm.serving.http.metrics_http import MetricsServer
 from stream2llm.serving.http.own_http import open_url
+from tests.command_lines import cli
 from tests.router_ring import Ring
-
-pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +52,7 @@ async def test_a_client_meets_its_router_and_the_router_its_workers(
 
 async def test_status_meets_the_router(ring: Ring) -> None:
     arguments = ["status", "--json", "--address", ring.address.grpc_address]
-    result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    result = await asyncio.to_thread(cli, *arguments)
     assert result.exit_code == 4, "this router has no controller"
     assert json.loads(result.stdout)["router_id"] == "router-0"
 

@@ -13,8 +13,6 @@ from stream2llm.serving.settings.router_spec import RouterLimits
 from stream2llm.serving.settings.tenant_options import Quota, TenantOptions, TenantsOptions
 from stream2llm.serving.system.clock import ManualClock
 
-pytestmark = pytest.mark.unit
-
 
 def quotas(part: RouterPart = THE_ONE, **limits: int) -> TenantQuotas:
     return TenantQuotas(TenantsOptions(named={"acme": TenantOptions(**limits)}), part)

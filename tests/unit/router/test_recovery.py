@@ -25,8 +25,6 @@ from stream2llm.serving.sessions.prefix import as_tokens
 from stream2llm.serving.settings.router_spec import RecoveryOptions
 from stream2llm.serving.settings.worker_spec import Role
 
-pytestmark = pytest.mark.unit
-
 
 @dataclass(frozen=True, eq=False)
 class Process:
@@ -162,9 +160,7 @@ LOSSES = st.builds(
 
 
 @given(
-    st.lists(st.tuples(LOSSES, st.floats(0, 10)), max_size=20),
-    st.integers(0, 5),
-    st.integers(1, 4),
+    st.lists(st.tuples(LOSSES, st.floats(0, 10)), max_size=20), st.integers(0, 5), st.integers(1, 4)
 )
 def test_no_sequence_of_losses_passes_a_limit(
     losses: list[tuple[Failure, float]], max_restarts: int, max_engine_deaths: int
@@ -242,7 +238,6 @@ def test_a_lost_prefill_worker_takes_its_offers_along() -> None:
     assert log.next() is None
     log.ended(first)
     again = log.next()
-    assert again is not None
     assert again.handover == "new"
     assert not log.is_in_vain(again)
 

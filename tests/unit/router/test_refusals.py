@@ -22,8 +22,6 @@ from stream2llm.serving.observability import logs
 from tests.polling import eventually
 from tests.router_ring import Ring, soon
 
-pytestmark = pytest.mark.unit
-
 ROOT = Path(__file__).parents[3]
 # What can reach a client of a router. Its own modules, the workers', and what both share.
 SOURCES = [
@@ -105,8 +103,7 @@ async def test_too_many_sessions_are_in_the_log_and_in_the_metrics(
 ) -> None:
     caplog.set_level(logging.INFO)
     ring: Ring = await make_ring(max_open_sessions=1)
-    held = ring.converse()
-    await held.open("hello")
+    held = await ring.opened("hello")
     await held.next("accepted")
     forged = "mine\nINFO:router.refusals:refused all is well"
     await fails(ring.stub.Generate(pb.GenerateRequest(text="x", session_id=forged)))
@@ -149,8 +146,7 @@ async def test_a_message_too_large_is_named_counted_and_logged(
 ) -> None:
     caplog.set_level(logging.INFO)
     ring: Ring = await make_ring(max_message_bytes=1 << 16)
-    session = ring.converse()
-    await session.open("hello", session_id="streamed")
+    session = await ring.opened("hello", session_id="streamed")
     await session.next("accepted")
     await session.append("x" * (1 << 17))
     error = from_rpc_error(await session.failure())
@@ -174,8 +170,7 @@ async def test_a_message_too_large_is_named_counted_and_logged(
 
 
 async def test_a_client_that_leaves_is_no_error(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open("hello")
+    session = await ring.opened("hello")
     await session.next("accepted")
     session.call.cancel()
     await ring.nothing_is_open()

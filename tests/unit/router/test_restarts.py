@@ -18,8 +18,6 @@ from tests.polling import eventually
 from tests.router_ring import Answered, Conversation, Ring, named, soon
 from tests.tiny_model import EOS
 
-pytestmark = pytest.mark.unit
-
 NUM_TOKENS = 7
 SAMPLING = pb.SamplingParameters(
     temperature=0, max_tokens=NUM_TOKENS, logprobs=1, ignore_eos=True, frequency_penalty=0.5
@@ -102,8 +100,7 @@ async def test_a_lost_prefill_worker_costs_a_recomputation_at_every_event(
 ) -> None:
     for worker in pairs.workers:
         worker.prefill.may_sample.clear()
-    session = pairs.converse()
-    await session.open("begin", sampling=SAMPLING, handover=mode)
+    session = await pairs.opened("begin", sampling=SAMPLING, handover=mode)
     await session.next("progress")
     for step in STEPS[:num_before]:
         await step(session)
@@ -129,16 +126,14 @@ async def test_a_lost_prefill_worker_costs_a_recomputation_at_every_event(
 
 async def test_the_successor_of_the_only_prefill_worker_is_waited_for(make_ring: Any) -> None:
     ring = await make_ring(recovery=RecoveryOptions())
-    session = ring.converse()
-    await session.open("begin", sampling=SAMPLING)
+    session = await ring.opened("begin", sampling=SAMPLING)
     await session.next("progress")
     await ring.worker("prefill").kill()
     while (await session.next("progress")).restarts == 0:
         pass
     await session.append("one two")  # meanwhile
     await successor_of(ring, ring.worker("prefill"))
-    await session.seal()
-    answered = await session.answer()
+    answered = await session.finish()
     check(ring, answered, ring.encode("begin") + ring.encode("one two"))
 
 
@@ -147,8 +142,7 @@ async def test_a_client_that_waits_for_its_admission_loses_nothing(make_ring: An
     ring = await make_ring(recovery=RecoveryOptions())
     ring.prefill.failures["open"] = UnavailableError("its engine died", reason="WORKER_LOST")
     ring.worker("prefill").is_ready = False
-    session = ring.converse()
-    await session.open("begin", sampling=SAMPLING)
+    session = await ring.opened("begin", sampling=SAMPLING)
     await session.next("accepted")
     await session.seal()
     while (await session.next("progress")).restarts == 0:
@@ -162,8 +156,7 @@ async def test_a_client_that_waits_for_its_admission_loses_nothing(make_ring: An
 async def test_a_draining_worker_is_left_for_its_successor_only(make_ring: Any) -> None:
     ring = await make_ring(recovery=RecoveryOptions())
     ring.prefill.failures["splice"] = UnavailableError("it drains", reason="DRAINING")
-    session = ring.converse()
-    await session.open("begin", sampling=SAMPLING)
+    session = await ring.opened("begin", sampling=SAMPLING)
     while (await session.next("progress")).restarts == 0:
         pass
     del ring.prefill.failures["splice"]
@@ -176,16 +169,14 @@ async def test_a_draining_worker_is_left_for_its_successor_only(make_ring: Any) 
 
 
 async def test_figures_add_up_over_workers(pairs: Ring) -> None:
-    session = pairs.converse()
-    await session.open("begin", sampling=SAMPLING)
+    session = await pairs.opened("begin", sampling=SAMPLING)
     await session.append("one two three")
     num_tokens = len(pairs.encode("begin")) + len(pairs.encode("one two three"))
     while (await session.next("progress")).prefilled_tokens < num_tokens - 1:
         pass
     await (await prefill_of(pairs)).kill()
     await session.seal()
-    usage = (await session.answer()).finished.usage
-    assert usage.computed_tokens == 2 * num_tokens - 1
+    assert (await session.answer()).finished.usage.computed_tokens == 2 * num_tokens - 1
     assert pairs.metric("stream2llm_recovery_recomputed_tokens_total") == num_tokens - 1
     assert pairs.metric("stream2llm_recovery_seconds_count", cause="prefill_lost") in (0, 1)
 
@@ -200,9 +191,7 @@ async def test_a_lost_decode_worker_shows_at_no_token_of_the_answer(
 ) -> None:
     for worker in pairs.workers:
         worker.decode.hold_after_steps = num_before - 1
-    session = pairs.converse()
-    await session.open("begin", sampling=SAMPLING, handover=mode)
-    await session.seal()
+    session = await pairs.asked("begin", sampling=SAMPLING, handover=mode)
     deltas = [await session.next("delta") for _ in range(num_before)]
     victim = await decode_of(pairs)
     await victim.kill()
@@ -233,9 +222,7 @@ def _length(record: Any) -> int:
 async def test_a_prefill_worker_lost_before_decode_has_the_kv_costs_no_token(pairs: Ring) -> None:
     for worker in pairs.workers:
         worker.decode.hold_after_steps = 0
-    session = pairs.converse()
-    await session.open("begin", sampling=SAMPLING)
-    await session.seal()
+    session = await pairs.asked("begin", sampling=SAMPLING)
     first = await session.next("delta")
     decode = (await decode_of(pairs)).decode
     await (await prefill_of(pairs)).kill()
@@ -255,11 +242,9 @@ async def test_a_prefill_worker_lost_before_decode_has_the_kv_costs_no_token(pai
 async def test_kv_that_could_not_be_fetched_is_computed_again(ring_that_recovers: Ring) -> None:
     ring = ring_that_recovers
     lost = UnavailableError("the KV could not be fetched", reason="KV_LOST")
-    session = ring.converse()
     ring.decode.late_rejection = lost
     ring.decode.may_accept.clear()
-    await session.open("begin", sampling=SAMPLING)
-    await session.seal()
+    session = await ring.asked("begin", sampling=SAMPLING)
     await soon(ring.decode.called.wait())
     ring.decode.called.clear()
     ring.decode.may_accept.set()
@@ -280,10 +265,7 @@ async def test_kv_that_never_arrives_at_one_decode_worker_is_given_to_another(
     lost = UnavailableError("the KV could not be fetched", reason="KV_LOST")
     decode_workers = [worker for worker in ring.workers if worker.role == "decode"]
     decode_workers[0].decode.late_rejection = lost
-    session = ring.converse()
-    await session.open("begin", sampling=SAMPLING)
-    await session.seal()
-    check(ring, await session.answer(), ring.encode("begin"), 1)
+    check(ring, await ring.answer_to("begin", sampling=SAMPLING), ring.encode("begin"), 1)
     assert [len(worker.decode.requests) for worker in decode_workers] == [1, 1]
 
 
@@ -300,9 +282,7 @@ async def test_an_answer_waits_for_the_only_decode_worker_before_it_is_computed_
     """Its KV would take memory of prefill for nothing."""
     ring = ring_that_recovers
     ring.decode.hold_after_steps = 2
-    session = ring.converse()
-    await session.open("begin", sampling=SAMPLING)
-    await session.seal()
+    session = await ring.asked("begin", sampling=SAMPLING)
     deltas = [await session.next("delta") for _ in range(3)]
     await ring.worker("decode").kill()
     while (await session.next("progress")).restarts == 0:
@@ -348,9 +328,7 @@ async def _disturbed(ring: Ring, sampling: Any, num_before: int | None) -> Answe
     for worker in ring.workers:
         worker.decode.requests.clear()
         worker.decode.hold_after_steps = None if num_before is None else num_before - 1
-    session = ring.converse()
-    await session.open("begin", sampling=sampling)
-    await session.seal()
+    session = await ring.asked("begin", sampling=sampling)
     if num_before is not None:
         await soon(_holds(ring))
         await (await decode_of(ring)).kill()
@@ -377,9 +355,7 @@ async def test_a_session_that_kills_every_engine_gets_no_third(make_ring: Any) -
     for worker in ring.workers:
         worker.prefill.failures["seal"] = UnavailableError("it died", reason="WORKER_LOST")
         worker.is_ready = False
-    session = ring.converse()
-    await session.open("begin", sampling=SAMPLING)
-    await session.seal()
+    session = await ring.asked("begin", sampling=SAMPLING)
     error = await failure(session)
     assert error.reason == "WORKER_LOST"
     assert "restarted once, and no more: 2 engines died" in error.message
@@ -390,9 +366,7 @@ async def test_a_session_that_kills_every_engine_gets_no_third(make_ring: Any) -
 async def test_the_last_of_the_restarts_is_the_limit(make_ring: Any) -> None:
     ring = await make_ring(recovery=RecoveryOptions(max_restarts=2))
     ring.decode.late_rejection = UnavailableError("no KV", reason="KV_LOST")
-    session = ring.converse()
-    await session.open("begin", sampling=SAMPLING)
-    await session.seal()
+    session = await ring.asked("begin", sampling=SAMPLING)
     error = await failure(session)
     assert error.reason == "KV_LOST"
     assert "restarted 2 times, and no more: the limit is 2" in error.message
@@ -402,9 +376,7 @@ async def test_the_last_of_the_restarts_is_the_limit(make_ring: Any) -> None:
 async def test_an_error_of_the_session_itself_is_not_tried_elsewhere(pairs: Ring) -> None:
     for worker in pairs.workers:
         worker.prefill.failures["seal"] = InternalError("a bug")
-    session = pairs.converse()
-    await session.open("begin", sampling=SAMPLING)
-    await session.seal()
+    session = await pairs.asked("begin", sampling=SAMPLING)
     await failure(session)
     assert sum(len(worker.prefill.records) for worker in pairs.workers) == 1
 
@@ -413,8 +385,7 @@ async def test_an_answer_too_long_for_prefill_is_not_tried(make_ring: Any) -> No
     ring = await make_ring(prefill_blocks=1, num_decode=2, recovery=RecoveryOptions())
     for worker in ring.workers:
         worker.decode.hold_after_steps = 5
-    session = ring.converse()
-    await session.open(sampling=pb.SamplingParameters(max_tokens=30, ignore_eos=True))
+    session = await ring.opened(sampling=pb.SamplingParameters(max_tokens=30, ignore_eos=True))
     await session.append(pb.Document(token_ids=pb.TokenIds(ids=[70] * 14)))
     await session.seal()
     for _ in range(6):
@@ -429,8 +400,7 @@ async def test_a_session_cancelled_while_it_waits_for_a_worker_ends(
     ring_that_recovers: Ring,
 ) -> None:
     ring = ring_that_recovers
-    session = ring.converse()
-    await session.open("begin", sampling=SAMPLING)
+    session = await ring.opened("begin", sampling=SAMPLING)
     await session.next("progress")
     await ring.worker("prefill").kill()
     while (await session.next("progress")).restarts == 0:
@@ -440,9 +410,7 @@ async def test_a_session_cancelled_while_it_waits_for_a_worker_ends(
 
 
 async def failure(session: Conversation) -> Stream2LLMError:
-    error = from_rpc_error(await session.failure())
-    assert error is not None
-    return error
+    return from_rpc_error(await session.failure())
 
 
 # -- the log ------------------------------------------------------------------------------------
@@ -452,13 +420,11 @@ async def test_each_restart_and_each_end_has_one_line(
     pairs: Ring, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    session = pairs.converse()
-    await session.open("begin", session_id="mine", sampling=SAMPLING)
+    session = await pairs.opened("begin", session_id="mine", sampling=SAMPLING)
     await session.next("progress")
     victim = await prefill_of(pairs)
     await victim.kill()
-    await session.seal()
-    await session.answer()
+    await session.finish()
     await pairs.nothing_is_open()
     lines = [each.getMessage() for each in caplog.records if "session_id=mine" in each.getMessage()]
     restarted, ended = (line for line in lines if line.startswith("session_"))
@@ -479,8 +445,7 @@ async def test_the_log_says_how_far_a_cancelled_session_came(
     ring: Ring, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    session = ring.converse()
-    await session.open("begin", session_id="gone")
+    session = await ring.opened("begin", session_id="gone")
     await session.next("progress")
     session.call.cancel()
     await ring.nothing_is_open()

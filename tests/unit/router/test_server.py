@@ -11,7 +11,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client import CollectorRegistry
 
+from router.metrics import RouterMetrics
 from router.server import Router
 from stream2llm.api.errors import InvalidRequestError, UnavailableError
 from stream2llm.api.grpc_options import SERVICE_NAME
@@ -19,8 +21,6 @@ from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.serving.settings.router_spec import RouterSpec
 from tests.fake_workers import NUM_BLOCKS
 from tests.router_ring import Answered, NoMetricsServer, Ring, a_ring, soon
-
-pytestmark = pytest.mark.unit
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -65,8 +65,7 @@ async def test_model_info(ring: Ring) -> None:
 
 
 async def test_server_info_asks_the_workers(ring: Ring) -> None:
-    session = ring.converse()
-    await session.open("hello")
+    session = await ring.opened("hello")
     await session.next("progress")
     while True:  # until prefill has caught up
         info = await ring.stub.GetServerInfo(pb.GetServerInfoRequest())
@@ -90,12 +89,10 @@ async def test_server_info_does_without_a_worker_that_is_gone(ring: Ring) -> Non
 
 async def test_metrics_count_what_happened(tiny_model: Path) -> None:
     async with a_ring(tiny_model, serve_metrics=True) as ring:
-        session = ring.converse()
-        await session.open("hello ", sampling=pb.SamplingParameters(max_tokens=3))
+        session = await ring.opened("hello ", sampling=pb.SamplingParameters(max_tokens=3))
         await session.update("quick")
         await session.update("brown")
-        await session.seal()
-        answered = await session.answer()
+        answered = await session.finish()
         await ring.nothing_is_open()
         usage = answered.finished.usage
         prefix = "stream2llm_"
@@ -152,3 +149,13 @@ async def test_a_taken_port_is_named(ring: Ring, tiny_model: Path) -> None:
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"nowhere/config.json: cannot be read"):
         Router(spec_of(tmp_path / "nowhere"))
+
+
+def test_inter_token_latencies_of_few_milliseconds_are_told_apart() -> None:
+    registry = CollectorRegistry()
+    metrics = RouterMetrics(registry, "tiny")
+    name = "stream2llm_inter_token_latency_seconds_bucket"
+    for seconds, bound in ((0.0009, "0.001"), (0.002, "0.0025"), (0.004, "0.005")):
+        before = registry.get_sample_value(name, {"model": "tiny", "le": bound}) or 0.0
+        metrics.decode_step(seconds, is_first=False)
+        assert registry.get_sample_value(name, {"model": "tiny", "le": bound}) == before + 1

@@ -20,8 +20,6 @@ from tests.credentials import Keys, sent
 from tests.polling import eventually
 from tests.router_ring import Conversation, Ring, a_ring, reason_of, soon
 
-pytestmark = pytest.mark.unit
-
 NUM_PLACES = 8
 
 
@@ -98,8 +96,7 @@ async def test_a_session_whose_context_streams_in_keeps_its_place(
         error = await ring.converse(sent(light)).failure()
         assert reason_of(error) == "TOO_MANY_SESSIONS"
         for stream in streams:
-            await stream.seal()
-            assert (await stream.answer()).finished
+            assert (await stream.finish()).finished
 
 
 # Long enough to be tokenized in a thread, and short enough for the model.
@@ -209,8 +206,7 @@ async def test_quotas_hold_across_two_routers(tiny_model: Path, keys: Keys) -> N
         ]
         assert sum(each or 0 for each in counted) == 3
         for stream in opened:
-            await stream.seal()
-            assert (await stream.answer()).finished
+            assert (await stream.finish()).finished
         for ring in rings:
             await soon(ring.nothing_is_open())
             assert ring.metric("stream2llm_tenant_sessions_active", tenant="acme") == 0
@@ -229,8 +225,7 @@ async def test_a_context_beyond_the_quota_of_held_tokens_fails_its_session_alone
         await large.append("word " * 40)
         error = await large.failure()
         assert reason_of(error) == "QUOTA_HELD_TOKENS"
-        await small.seal()
-        assert (await small.answer()).finished
+        assert (await small.finish()).finished
 
 
 async def test_workers_get_the_tenants_weight_and_priority(tiny_model: Path, keys: Keys) -> None:
@@ -239,8 +234,7 @@ async def test_workers_get_the_tenants_weight_and_priority(tiny_model: Path, key
     async with a_ring(tiny_model, security=security) as ring:
         stream = ring.converse(sent(key))
         await stream.open(prefix="hello ", sampling={"max_tokens": 3})
-        await stream.seal()
-        assert (await stream.answer()).finished
+        assert (await stream.finish()).finished
         for tenant in (ring.record.open.tenant, ring.decode.requests[0].tenant):
             assert (tenant.name, tenant.weight, tenant.priority) == ("acme", 3.0, -2)
 
@@ -260,8 +254,7 @@ async def test_a_reader_sees_what_the_configured_tenants_use(tiny_model: Path, k
             streams.append(stream)
         assert reason_of(await ring.converse(sent(acme)).failure()) == "QUOTA_OPEN_SESSIONS"
         for stream in streams:
-            await stream.seal()
-            await stream.answer()
+            await stream.finish()
         info = await ring.stub.GetServerInfo(pb.GetServerInfoRequest(), metadata=sent(reader))
         prompt = len(ring.encode("hello ")) + len(ring.encode("the quick brown fox"))
         shown = [(t.name, t.computed_tokens, t.num_refused, t.weight) for t in info.tenants]

@@ -32,8 +32,6 @@ from tests.router_ring import TIMEOUT_S, a_ring, soon
 from tests.tls_files import Authority, client_context
 from tests.unit.security.test_http_access import ask
 
-pytestmark = pytest.mark.unit
-
 TOKEN = "the-token-of-this-cluster"
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # An empty SETTINGS frame.

@@ -13,8 +13,6 @@ from stream2llm.serving.settings.security_options import AuthOptions, SecurityOp
 from tests.credentials import Keys
 from tests.router_ring import Ring, a_ring, soon
 
-pytestmark = pytest.mark.unit
-
 FOUR = SamplingParameters(max_tokens=4)
 
 

@@ -27,8 +27,6 @@ from stream2llm.models.cache import is_ready, model_dir
 from stream2llm.serving.sessions.prefix import Tokens
 from tests.tokenizer_families import BEGIN, END, FAMILIES, UNKNOWN, Family
 
-pytestmark = pytest.mark.unit
-
 SMOLLM2 = "smollm2-135m-instruct"
 NAMES = [*map(str, FAMILIES), SMOLLM2]
 MUCH = 1_000_000
@@ -82,7 +80,6 @@ async def test_no_document_makes_a_control_token(text: TextInput) -> None:
     model = text.tokenizer
     for page in hostile(model):
         (document,) = await text.documents([Document(page)], "append", MUCH)
-        assert document.tokens is not None
         assert not control(model, document.tokens), page
         assert decoded(model, document.tokens) == page
 
@@ -180,7 +177,6 @@ async def test_control_tokens_that_are_asked_for_are_there_once(text: TextInput)
     assert control(model, frame.prefix) == [*head, token_id]
     pages = [Document(f"a {token} b")]
     (document,) = await text.documents(pages, "append", MUCH, with_control_tokens=True)
-    assert document.tokens is not None
     assert control(model, document.tokens) == [token_id]
 
 
@@ -215,7 +211,6 @@ async def test_a_long_text_has_the_tokens_of_the_whole(text: TextInput) -> None:
     assert "".join(pieces(words)) == words
     (document,) = await text.documents([Document(words)], "append", MUCH)
     whole = model.encoder._inside.encode(words, add_special_tokens=False).ids
-    assert document.tokens is not None
     assert document.tokens.tolist() == whole
 
 
@@ -223,7 +218,6 @@ async def test_a_giant_line_is_cut_into_pieces(text: TextInput) -> None:
     line = "x1y" * PIECE_CHARS
     assert max(map(len, pieces(line))) <= 2 * PIECE_CHARS
     (document,) = await text.documents([Document(line)], "append", MUCH)
-    assert document.tokens is not None
     assert decoded(text.tokenizer, document.tokens) == line
 
 

@@ -21,8 +21,6 @@ from tests.fake_workers import Brain, FakeWorker
 from tests.router_ring import a_ring, soon
 from tests.tls_files import Authority, replace
 
-pytestmark = pytest.mark.unit
-
 SAMPLING = pb.SamplingParameters(max_tokens=4)
 
 
@@ -31,17 +29,14 @@ async def test_a_session_streams_through_and_goes_on_over_new_certificates(
 ) -> None:
     authority = Authority()
     security = authority.security(tmp_path)
-    assert security.tls is not None
     async with a_ring(tiny_model, security=security) as ring:
         (prefill,) = (w for w in ring.router._parts.workers if w.address.role == "prefill")
-        old = ring.converse()
-        await old.open("hello ", sampling=SAMPLING)
+        old = await ring.opened("hello ", sampling=SAMPLING)
         await old.append("quick")
         await ring.told(1)
         first = prefill.link
         authority.renew(security.tls.files)
-        new = ring.converse()
-        await new.open("hello ", sampling=SAMPLING)
+        new = await ring.opened("hello ", sampling=SAMPLING)
         await new.append("brown")
         await new.seal()
         assert len((await new.answer()).token_ids) == 4
@@ -58,7 +53,6 @@ async def test_a_session_streams_through_and_goes_on_over_new_certificates(
 
 async def test_broken_files_change_nothing(tiny_model: Path, tmp_path: Path) -> None:
     security = Authority().security(tmp_path)
-    assert security.tls is not None
     async with a_ring(tiny_model, security=security, serve_metrics=True) as ring:
         links = {worker.worker_id: worker.link for worker in ring.router._parts.workers}
         replace(security.tls.key, b"half of a key")
@@ -92,7 +86,6 @@ async def test_a_suspect_worker_is_probed_with_the_newest_certificate(tmp_path: 
     authority.renew(files)
     fake.is_ready = True
     may_go_on.set()
-    assert worker.probe is not None
     await soon(worker.probe)
     assert worker.link is not before
     assert not worker.is_suspect
@@ -129,7 +122,6 @@ async def test_what_no_session_owns_keeps_its_channel_too(tmp_path: Path) -> Non
 
 async def test_a_worker_answers_no_client(tiny_model: Path, tmp_path: Path) -> None:
     security = Authority().security(tmp_path)
-    assert security.tls is not None
     roots = security.tls.ca.read_bytes()
     async with a_ring(tiny_model, security=security) as ring:
         address = ring.worker("decode").address.grpc_address
@@ -148,7 +140,6 @@ async def test_a_worker_answers_no_client(tiny_model: Path, tmp_path: Path) -> N
 
 def test_without_a_file_a_router_does_not_start(tiny_model: Path, tmp_path: Path) -> None:
     security = Authority().security(tmp_path)
-    assert security.tls is not None
     assert open_certificates(SecurityOptions().tls_files) is None
     security.tls.key.unlink()
     with pytest.raises(Exception, match=r"security.tls.key: .*tls.key cannot be read"):

@@ -19,8 +19,6 @@ from tests.polling import eventually
 from tests.router_ring import Ring, a_ring, soon
 from tools.traces.collector import Collector, Span, collecting
 
-pytestmark = pytest.mark.unit
-
 CLIENT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", True, "vendor=1")
 SESSION_CHILDREN = ["decode", "first_token", "seal", "tokenize", "tokenize", "tokenize", "transfer"]
 
@@ -45,8 +43,7 @@ async def answered(ring: Ring, context: TraceContext | None, **opening: Any) -> 
     conversation = ring.converse(None if context is None else context.metadata())
     await conversation.open("Read this:", "Now answer.", session_id="mine", **opening)
     await conversation.append("a document")
-    await conversation.seal()
-    answer = await conversation.answer()
+    answer = await conversation.finish()
     await ring.nothing_is_open()
     return answer
 
@@ -120,7 +117,6 @@ async def test_the_client_decides_whether_its_session_is_recorded(
     await answered(ring, unrecorded)
     assert not await sent(ring, collector[0])
     told = parse_traceparent(ring.record.metadata["traceparent"])
-    assert told is not None
     assert (told.trace_id, told.is_sampled) == (CLIENT.trace_id, False)
 
 
@@ -136,7 +132,6 @@ async def test_sessions_without_a_context_are_recorded_by_ratio(
     sessions = (await sent(ring, collector[0])).get("session", [])
     assert [session.parent_id for session in sessions] == [""] * num_sessions
     told = parse_traceparent(ring.record.metadata["traceparent"])
-    assert told is not None
     assert told.is_sampled == bool(num_sessions)
 
 

@@ -28,8 +28,6 @@ from stream2llm.serving.settings.worker_spec import ClusterView, Role, WorkerAdd
 from tests.fake_workers import Brain, FakeWorker
 from tests.router_ring import Ring, soon
 
-pytestmark = pytest.mark.unit
-
 PLAIN_CHANNELS = PeerChannels(None, 1 << 20)
 RELEASE = worker_pb2.ReleaseHandoverRequest(session_id="s")
 
@@ -131,10 +129,9 @@ async def test_at_the_seal_another_decode_worker_takes_the_answer(
 ) -> None:
     # Less loaded and first by name, so it is the one that is chosen.
     show(ring, unreachable("a-decode", "decode"))
-    session = ring.converse()
-    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=4), handover=mode)
-    await session.seal()
-    answered = await session.answer()
+    answered = await ring.answer_to(
+        "hello", sampling=pb.SamplingParameters(max_tokens=4), handover=mode
+    )
     assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
     assert len(ring.decode.requests) == 1
     assert not ring.decode.released
@@ -146,16 +143,13 @@ async def test_a_worker_that_has_fetched_ahead_and_is_gone_leaves_the_answer_to_
 ) -> None:
     ring = await make_ring(num_decode=2)
     ring.prefill.offers_blocks_of = 2
-    session = ring.converse()
     sampling = pb.SamplingParameters(max_tokens=4)
     streamed = pb.HANDOVER_MODE_STREAMED
-    await session.open("one two three four", sampling=sampling, handover=streamed)
+    session = await ring.opened("one two three four", sampling=sampling, handover=streamed)
     first, second = (w for w in ring.workers if w.role == "decode")
     await soon(first.decode.fetch_called.wait())
     await first.kill()
-    await session.seal()
-    answered = await session.answer()
-    assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
+    assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
     (request,) = second.decode.requests
     # Nothing of the second one, where the loss was noticed before the seal.
     assert request.fetch_session_id not in first.decode.fetch_sessions
@@ -167,10 +161,7 @@ async def test_without_another_decode_worker_the_session_fails_and_its_kv_is_rel
     worker = ring.worker("decode")
     port = int(worker.address.grpc_address.rsplit(":", 1)[1])
     await worker.kill()
-    session = ring.converse()
-    await session.open("hello")
-    await session.seal()
-    error = await session.failure()
+    error = await ring.refusal_of("hello")
     assert "decode-0 was lost" in error.details()
     await worker.start(port=port)
     await soon(ring.decode.release_called.wait())
@@ -184,10 +175,9 @@ async def test_a_hand_over_that_a_decode_worker_took_and_then_refused_goes_to_no
     ring = await make_ring(num_decode=2)
     for worker in ring.workers:
         worker.decode.late_rejection = UnavailableError("draining", reason="DRAINING")
-    session = ring.converse()
-    await session.open("hello", handover=pb.HANDOVER_MODE_STREAMED)
-    await session.seal()
-    assert "draining" in (await session.failure()).details()
+    assert (
+        "draining" in (await ring.refusal_of("hello", handover=pb.HANDOVER_MODE_STREAMED)).details()
+    )
     assert [len(w.decode.requests) for w in ring.workers] == [0, 1, 1]
     assert [record.answer_tokens for record in ring.prefill.records] == [0, 1]
 
@@ -196,18 +186,14 @@ async def test_at_the_open_another_prefill_worker_takes_the_session(
     ring: Ring, unreachable: Any
 ) -> None:
     show(ring, unreachable("a-prefill", "prefill"))
-    session = ring.converse()
-    await session.open("hello", sampling=pb.SamplingParameters(max_tokens=4))
-    await session.seal()
-    answered = await session.answer()
+    answered = await ring.answer_to("hello", sampling=pb.SamplingParameters(max_tokens=4))
     assert answered.token_ids == ring.brain.answer(ring.record.sequence, 4)
     assert view_of(ring, "a-prefill").is_suspect
 
 
 async def test_without_another_prefill_worker_the_session_fails_at_once(ring: Ring) -> None:
     await ring.worker("prefill").kill()
-    session = ring.converse()
-    await session.open("hello")
+    session = await ring.opened("hello")
     assert "prefill-0 was lost" in (await session.failure()).details()
 
 
@@ -216,12 +202,10 @@ async def test_an_offer_that_never_arrived_is_fetched_by_the_next_decode_worker(
 ) -> None:
     show(ring, unreachable("a-decode", "decode"))
     ring.prefill.offers_blocks_of = 2
-    session = ring.converse()
-    await session.open("one two three four", handover=pb.HANDOVER_MODE_STREAMED)
+    session = await ring.opened("one two three four", handover=pb.HANDOVER_MODE_STREAMED)
     await soon(ring.decode.fetch_called.wait())
     assert not ring.decode.released
-    await session.seal()
-    await session.answer()
+    await session.finish()
 
 
 # -- releases -----------------------------------------------------------------------------
@@ -307,7 +291,6 @@ async def test_a_probe_that_is_refused_pauses_before_the_next_one(decode: Any) -
     decode.is_ready = True
     assert worker.is_suspect
     pauses.may_go_on.release()
-    assert worker.probe is not None
     await soon(worker.probe)
     assert not worker.is_suspect
     await pool.close()

@@ -10,19 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 from cryptography import x509
-from typer.testing import CliRunner
 
-from stream2llm.cli.main import app
 from stream2llm.cluster.config_file import parse_config
 from stream2llm.security.authority_files import read_authority
 from stream2llm.security.certificates import CertificateStore, read_certificates
+from tests.command_lines import cli
 from tests.tls_files import Authority
-
-pytestmark = pytest.mark.unit
 
 
 def certs(folder: Path, *options: str) -> str:
-    ended = CliRunner().invoke(app, ["certs", str(folder), *options])
+    ended = cli("certs", folder, *options)
     assert ended.exit_code == 0, ended.output
     return ended.stdout
 
@@ -36,7 +33,6 @@ def names_in(folder: Path) -> list[object]:
 def test_the_printed_configuration_is_that_of_usable_files(tmp_path: Path) -> None:
     printed = certs(tmp_path / "new", "--host", "node-1", "--host", "10.0.0.7", "--days", "7")
     tls = parse_config(yaml.safe_load(printed), source="printed").security.tls
-    assert tls is not None
     expiry = read_certificates(tls.files).expiry
     assert expiry["certificate"] - datetime.now(UTC) <= timedelta(days=7)
     assert {"localhost", "node-1", ipaddress.ip_address("10.0.0.7")} <= {
@@ -49,7 +45,7 @@ def test_the_printed_configuration_is_that_of_usable_files(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["ca.crt", "ca.key", "tls.crt", "tls.key"])
 def test_no_file_is_overwritten(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("precious")
-    ended = CliRunner().invoke(app, ["certs", str(tmp_path)])
+    ended = cli("certs", tmp_path)
     assert ended.exit_code == 3
     assert f"{tmp_path / name} is already there" in ended.output
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -61,7 +57,6 @@ def test_a_renewed_certificate_is_of_the_same_authority_and_for_the_same_names(
 ) -> None:
     printed = certs(tmp_path, "--host", "node-1")
     tls = parse_config(yaml.safe_load(printed), source="printed").security.tls
-    assert tls is not None
     store = CertificateStore(tls.files)
     before, names = store.newest(), names_in(tmp_path)
     assert certs(tmp_path, "--renew") == ""
@@ -82,7 +77,7 @@ def test_a_renewed_certificate_is_of_the_same_authority_and_for_the_same_names(
     ],
 )
 def test_what_cannot_be_made_is_explained(options: list[str], problem: str, tmp_path: Path) -> None:
-    ended = CliRunner().invoke(app, ["certs", str(tmp_path), *options])
+    ended = cli("certs", tmp_path, *options)
     assert ended.exit_code == 3
     assert problem in ended.output
     assert list(tmp_path.iterdir()) == []

@@ -16,8 +16,6 @@ from stream2llm.security.tls_files import TlsFiles
 from stream2llm.security.tls_metrics import TlsMetrics
 from tests.tls_files import Authority, replace
 
-pytestmark = pytest.mark.unit
-
 EXPIRY = "stream2llm_tls_certificate_expiry_timestamp_seconds"
 FAILURES = "stream2llm_tls_reload_failures_total"
 

@@ -22,8 +22,6 @@ from stream2llm.serving.http.metrics_http import MetricsServer
 from tests.fakes.controller import a_controller
 from tests.tls_files import Authority, certificate_of, client_context, der, replace
 
-pytestmark = pytest.mark.unit
-
 Serve = Callable[[CertificateStore], AbstractAsyncContextManager[str]]
 
 

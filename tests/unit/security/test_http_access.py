@@ -25,8 +25,6 @@ from tests.credentials import Keys
 from tests.fakes.controller import a_controller, controller_http
 from tests.tls_files import Authority, client_context
 
-pytestmark = pytest.mark.unit
-
 # The only routes that need no credentials.
 OPEN = {("GET", "/healthz")}
 Serve = Callable[..., AbstractAsyncContextManager[str]]

@@ -14,13 +14,15 @@ from stream2llm.security.api_keys import KeyFile, hash_of, read_entries
 from stream2llm.security.key_edit import create_key, revoke_key
 from stream2llm.security.principal import Principal, Scope
 
-pytestmark = pytest.mark.unit
-
 GOOD = {"id": "0" * 12, "sha256": "0" * 64, "tenant": "a", "scopes": ["session"]}
 
 
-def test_a_new_key_is_in_the_file_by_its_hash_alone(tmp_path: Path) -> None:
-    path = tmp_path / "keys.jsonl"
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys.jsonl"
+
+
+def test_a_new_key_is_in_the_file_by_its_hash_alone(path: Path) -> None:
     key = create_key(path, "acme", [Scope.SESSION], "of the web shop")
     assert path.stat().st_mode & 0o777 == 0o600
     text = path.read_text()
@@ -30,8 +32,7 @@ def test_a_new_key_is_in_the_file_by_its_hash_alone(tmp_path: Path) -> None:
     assert found == Principal(f"key {key.split('_')[1]}", "acme", frozenset({Scope.SESSION}))
 
 
-def test_nothing_but_the_whole_key_counts(tmp_path: Path) -> None:
-    path = tmp_path / "keys.jsonl"
+def test_nothing_but_the_whole_key_counts(path: Path) -> None:
     key, other = (create_key(path, "a", [Scope.SESSION]) for _ in range(2))
     file = KeyFile(path)
     swapped = "_".join([*key.split("_", 2)[:2], other.split("_", 2)[2]])
@@ -39,8 +40,7 @@ def test_nothing_but_the_whole_key_counts(tmp_path: Path) -> None:
         assert file.principal(wrong) is None
 
 
-def test_editors_take_turns(tmp_path: Path) -> None:
-    path = tmp_path / "keys.jsonl"
+def test_editors_take_turns(path: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         keys = list(pool.map(lambda n: create_key(path, f"t{n}", []), range(24)))
     assert len(read_entries(path)) == 24
@@ -85,8 +85,7 @@ def test_a_line_that_is_no_key_is_named_by_its_number(
     assert "secret" not in caught.value.message.replace("['key']", "")
 
 
-def test_a_file_that_goes_away_changes_nothing_and_is_counted(tmp_path: Path) -> None:
-    path = tmp_path / "keys.jsonl"
+def test_a_file_that_goes_away_changes_nothing_and_is_counted(path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="cannot be read"):
         KeyFile(path)
     key = create_key(path, "a", [])
@@ -96,8 +95,7 @@ def test_a_file_that_goes_away_changes_nothing_and_is_counted(tmp_path: Path) ->
     assert file.num_failed_reads == 1
 
 
-def test_an_edit_keeps_who_may_read_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "keys.jsonl"
+def test_an_edit_keeps_who_may_read_the_file(path: Path) -> None:
     key = create_key(path, "acme", [Scope.SESSION])
     path.chmod(0o640)
     if os.geteuid() == 0:
@@ -112,8 +110,7 @@ def test_an_edit_keeps_who_may_read_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("note", ["a\u2028b", "a\u2029b", "a\x85b", "a\x0bb", "\ud800", "ü"])
-def test_a_note_of_any_characters_is_one_line(note: str, tmp_path: Path) -> None:
-    path = tmp_path / "keys.jsonl"
+def test_a_note_of_any_characters_is_one_line(path: Path, note: str, tmp_path: Path) -> None:
     key = create_key(path, "acme", [Scope.SESSION], note)
     (entry,) = read_entries(path).values()
     assert entry.note == note

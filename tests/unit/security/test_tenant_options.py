@@ -12,8 +12,6 @@ from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.config_file import parse_config
 from stream2llm.serving.settings.tenant_options import OTHERS, Quota, TenantOptions, TenantsOptions
 
-pytestmark = pytest.mark.unit
-
 
 def config(tenants: dict[str, Any], *, auth: bool = True, routers: int = 1) -> ClusterConfig:
     security: dict[str, Any] = {"tenants": tenants}

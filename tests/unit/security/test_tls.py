@@ -19,8 +19,6 @@ from stream2llm.security.tls import PeerChannels, add_port
 from stream2llm.security.tls_files import TlsFiles
 from tests.tls_files import Authority, certificate_of, client_context, der, replace
 
-pytestmark = pytest.mark.unit
-
 SIZE = 1 << 20
 # Else channels with equal options would share a connection.
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
@@ -182,10 +180,7 @@ async def test_broken_files_leave_the_certificate_in_use(peers: Listener, tmp_pa
 
 
 async def test_clients_need_no_certificate(tmp_path: Path) -> None:
-    async with (
-        listening(tmp_path, for_peers=False) as listener,
-        listener.channel(None) as channel,
-    ):
+    async with listening(tmp_path, for_peers=False) as listener, listener.channel(None) as channel:
         await exchange(channel.stream_stream("/a/b")())
 
 

@@ -16,8 +16,6 @@ from stream2llm.api.v1.worker_pb2 import SplicePrefill
 from stream2llm.serving.observability.spans import MAX_NOTES, SpanError, SpanRecord
 from stream2llm.serving.observability.tracing import Trace
 
-pytestmark = pytest.mark.unit
-
 
 def spans_of(record: SpanRecord) -> list[tuple[str, float, float]]:
     return [(child.name, child.begin_s, child.end_s) for child in record.children]

@@ -1,17 +1,19 @@
-"""What a worker's actor sets for its engine before vLLM is imported."""
+"""What an actor prepares in its process: its engine's address, and what the garbage collector looks at."""
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
+from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.layout import Factories, lay_out
-from stream2llm.serving.actor.actor_shell import WorkerShell
+from stream2llm.serving.actor.actor_shell import RouterShell, WorkerShell
 
-pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("collector_as_before")]
+pytestmark = pytest.mark.usefixtures("collector_as_before")
 
 FAKE = "tests.fakes.control_plane:FakeWorker"
 VARIABLES = ("VLLM_HOST_IP", "VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT",
@@ -33,8 +35,7 @@ async def host_ip(host: str, node_ip: str, tmp_path: Path, **env: str) -> str | 
         for name, value in env.items():
             patch.setenv(name, value)
         shell = WorkerShell(launch, node_ip)
-        outcome = await shell.start()
-        assert outcome.error == ""
+        assert (await shell.start()).error == ""
         await shell.stop()
         return os.environ.get("VLLM_HOST_IP")
 
@@ -57,3 +58,34 @@ async def test_an_engine_gets_the_address_that_its_node_is_reached_at(
 async def test_an_address_that_the_operator_gave_stays(tmp_path: Path) -> None:
     given = {"VLLM_HOST_IP": "192.0.2.9"}
     assert await host_ip("0.0.0.0", "192.0.2.7", tmp_path, **given) == "192.0.2.9"
+
+
+# -- garbage ------------------------------------------------------------------------------
+
+
+FAKES = "tests.fakes.control_plane"
+FACTORIES = Factories(f"{FAKES}:FakeRouter", f"{FAKES}:FakeWorker", f"{FAKES}:FakeWorker")
+
+
+@pytest.fixture
+def shells(tmp_path: Path) -> dict[str, RouterShell | WorkerShell]:
+    """One of each role, as their actors make them."""
+    (tmp_path / "config.json").write_text("{}")
+    launches = lay_out(ClusterConfig(), tmp_path, {}, FACTORIES)
+    kinds = {"router": RouterShell, "prefill": WorkerShell, "decode": WorkerShell}
+    return {each.role: kinds[each.role](each, "127.0.0.1") for each in launches}
+
+
+@pytest.mark.parametrize("role", ["router", "prefill", "decode"])
+async def test_a_started_actor_leaves_nothing_old_to_collect(
+    shells: dict[str, RouterShell | WorkerShell], role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT",
+                 "VLLM_CPU_OMP_THREADS_BIND"):  # fmt: skip
+        monkeypatch.setenv(name, "as before")  # the shell prepares its process
+    thresholds = gc.get_threshold()
+    assert (await shells[role].start()).error == ""
+    assert gc.get_freeze_count() > 10_000
+    assert len(gc.get_objects()) < 10_000
+    assert gc.get_threshold() > thresholds
+    await shells[role].stop()
