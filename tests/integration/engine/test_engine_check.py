@@ -13,6 +13,7 @@ from prefill_worker.engine import check_arguments as check_prefill
 from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.engine_check import Verdict, _in_words, check_engines
 from stream2llm.cluster.layout import Factories, common_environment, lay_out
+from stream2llm.engine.model_runner import runner_environment
 from stream2llm.serving.settings.launch import Launch
 from tests.cluster_pool import model_path
 
@@ -29,7 +30,8 @@ def model() -> Path:
 @pytest.fixture(autouse=True)
 def _as_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    for name, value in runner_environment().items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

@@ -277,7 +277,6 @@ def test_launches_have_names_ports_and_environment(tmp_path: Path) -> None:
             {"env": {"VLLM_CPU_KVCACHE_SPACES": "1"}},
             r"did you mean VLLM_CPU_KVCACHE_SPACE\?",
         ),
-        ("prefill", {"env": {"VLLM_USE_V2_MODEL_RUNNER": "1"}}, r"set by Stream2LLM itself"),
     ],
 )
 def test_what_vllm_cannot_take_is_named_before_anything_starts(
