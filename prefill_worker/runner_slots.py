@@ -1,7 +1,7 @@
 """The slots that vLLM's model runner V2 has for requests, and which sessions hold them.
 
 V2 keeps a request in one of `max_num_seqs` slots from its announcement until it ends, or until
-a step names it as preempted; V1 forgets whoever is not in a step. Our sessions stay open for
+a step names it as preempted; V1 forgets those that are not in a step. Our sessions stay open for
 long, and far more of them than one step computes for. So before a step announces more than
 there is room for, those that were chosen longest ago give their slots back. They keep their KV,
 and are announced anew when they are chosen.

@@ -124,7 +124,7 @@ class AnswerPenalty(AnswerProcessor[_Penalties]):
         """Reads a slot that got its request with this step."""
         end, known = self.prompt_len(slot), int(self._states.prefill_len.np[slot])
         at, counts = self.tokens(slot, end - num_tokens, end).long().unique(return_counts=True)
-        # Of an answer that vLLM has preempted some is sampled already.
+        # Some of an answer that vLLM has preempted is sampled already.
         return _Counted(at, counts, torch.isin(at, self.tokens(slot, end, known).long()))
 
 

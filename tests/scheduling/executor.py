@@ -188,7 +188,7 @@ class FakeExecutor:
         runner_slots: int = 0,
     ) -> None:
         self._block_size = block_size
-        # Of vLLM's model runner V2, which counts computed tokens itself; 0: V1.
+        # As many as vLLM's model runner V2 has, which counts computed tokens itself; 0: V1.
         self._runner_slots = runner_slots
         self.kv: KV = [[None] * block_size for _ in range(num_blocks)]
         self.copier = FakeCopier(self.kv, num_slots, load_delay_steps)
