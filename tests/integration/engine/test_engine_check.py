@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.v1.sample import logits_processor as v1
+from vllm.v1.worker.gpu.sample import logits_processor as v2
 
+from decode_worker.engine import _settings
 from decode_worker.engine import check_arguments as check_decode
 from prefill_worker.engine import check_arguments as check_prefill
 from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.engine_check import Verdict, _in_words, check_engines
 from stream2llm.cluster.layout import Factories, common_environment, lay_out
+from stream2llm.engine.engine_args import engine_args
 from stream2llm.engine.model_runner import runner_environment
 from stream2llm.serving.settings.launch import Launch
 from tests.cluster_pool import model_path
@@ -47,6 +51,13 @@ def test_what_runs_passes(model: Path) -> None:
     check_decode(launches(model)["decode"].spec)
     other = launches(model, structured_outputs_config={"backend": "guidance"})
     check_decode(other["decode"].spec)
+
+
+def test_logits_processors_are_those_of_the_model_runner(model: Path) -> None:
+    spec, settings = _settings(launches(model)["decode"].spec)
+    config = engine_args(spec, **settings).create_engine_config()
+    kind = v2.LogitsProcessor if config.use_v2_model_runner else v1.LogitsProcessor
+    assert [issubclass(each, kind) for each in config.model_config.logits_processors] == [True] * 2
 
 
 @pytest.mark.parametrize(
