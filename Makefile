@@ -44,10 +44,10 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env model demo bench-baselines test test-all test-random lint check proto proto-check docs docs-serve docs-reference dashboards gpu-lock audit clean
+.PHONY: help env model demo bench-baselines test test-all test-random test-v2 lint check proto proto-check docs docs-serve docs-reference dashboards gpu-lock audit clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 env: $(PROJECT) ## create .venv with everything (about 3 min; EXTRA=gpu for CUDA)
 
@@ -103,6 +103,19 @@ test: env model ## all tests but the slow ones and those for a GPU
 
 test-all: env model ## the slow ones too
 	@$(call run_tests,not gpu)
+
+# vLLM's model runner V2 is made of Triton kernels. On a CPU they run in Triton's interpreter, which
+# is slow, and no engine needs it otherwise: so it is installed beside the environment.
+TRITON := $(VENV)/triton
+$(TRITON)/.installed: requirements/triton.txt | $(DEPS)
+	@echo "env: installing triton"
+	@$(INSTALL) --no-deps --upgrade --target $(TRITON) -r requirements/triton.txt
+	@touch $@
+
+V2 := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=$(CURDIR)/tests/triton_on_cpu:$(CURDIR)/$(TRITON)
+V2_TESTS ?= tests/integration
+test-v2: env model $(TRITON)/.installed ## tests of engines and clusters on vLLM's model runner V2 (V2_TESTS=… for some)
+	@$(V2) $(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS) $(V2_TESTS)
 
 # What Hypothesis decides: every other test is the same each time.
 RANDOM_TESTS = $(sort $(shell grep -rlE '^@given|^from hypothesis.stateful' tests --include='test_*.py'))

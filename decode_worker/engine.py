@@ -22,7 +22,6 @@ from stream2llm.engine.output_stream import OutputStream, only_output
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import Engine, EngineInfo
 from stream2llm.engine.vllm_sampling import (
-    ANSWER_PROCESSORS,
     EngineSeed,
     engine_seed,
     to_vllm,
@@ -59,7 +58,6 @@ def _settings(spec: WorkerSpec) -> tuple[WorkerSpec, dict[str, Any]]:
             "scheduler_cls": f"decode_worker.scheduler.{name}",
             # By the ranks of answer_order.py; of one tenant that is first come, first served.
             "scheduling_policy": "priority",
-            "logits_processors": ANSWER_PROCESSORS,
             "additional_config": spec.options.to_additional_config(),
         },
     }

@@ -32,7 +32,6 @@ from stream2llm.engine.output_stream import OutputStream, only_output
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.vllm_sampling import (
-    ANSWER_PROCESSORS,
     EngineSeed,
     engine_seed,
     min_tokens_left,
@@ -47,7 +46,6 @@ FIXED_ARGS = {
     "scheduler_cls": "prefill_worker.scheduler.PrefillScheduler",
     "async_scheduling": False,
     "scheduler_reserve_full_isl": False,
-    "logits_processors": ANSWER_PROCESSORS,
 }
 
 MAX_REVISION = 2**63 - 1

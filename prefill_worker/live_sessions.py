@@ -12,6 +12,7 @@ from prefill_worker.blocks import LiveLedger
 from prefill_worker.digest_sampling import DigestSampling
 from prefill_worker.offering import Offering
 from prefill_worker.progress_reporting import LiveSession, ProgressReporting
+from prefill_worker.runner_slots import RunnerSlots
 from prefill_worker.session_state import SessionState
 from prefill_worker.session_table import SessionTable
 from prefill_worker.swapping import Swapping
@@ -28,6 +29,7 @@ class LiveSessions:
         offering: Offering,
         digests: DigestSampling,
         progress_reporting: ProgressReporting,
+        slots: RunnerSlots,
     ) -> None:
         self.by_id: dict[str, LiveSession] = {}
         self.table = table
@@ -36,6 +38,7 @@ class LiveSessions:
         self.offering = offering
         self.digests = digests
         self.progress_reporting = progress_reporting
+        self.slots = slots
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -77,6 +80,7 @@ class LiveSessions:
             self.offering.forget(request_id)
             self.digests.forget(request_id)
             self.swapping.forget(request_id)
+            self.slots.release(request_id)
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless the table and the host's copies are those of the sessions."""

@@ -15,7 +15,6 @@ from unittest import mock
 
 from vllm import SamplingParams, envs
 from vllm.config import VllmConfig
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
@@ -29,11 +28,13 @@ from prefill_worker.engine import FIXED_ARGS
 from prefill_worker.scheduler import PrefillScheduler
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.engine.cpu_executor import executor_args
+from stream2llm.engine.engine_args import WorkerEngineArgs
+from stream2llm.engine.model_runner import runner_environment
 from stream2llm.engine.sockets import socket_environment
 from stream2llm.serving.settings.worker_options import WorkerOptions
 
 ENVIRONMENT = {
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    **runner_environment(),
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -95,7 +96,7 @@ class LocalEngine:
         # The environment of the rest of this process must not change.
         with mock.patch.dict(os.environ, {**ENVIRONMENT, **(environment or {})}):
             envs.disable_envs_cache()
-            config = AsyncEngineArgs(model=str(model), **args).create_engine_config()
+            config = WorkerEngineArgs(model=str(model), **args).create_engine_config()
             executor = UniProcExecutor if in_process else Executor.get_class(config)
             self._core = EngineCore(config, executor, log_stats=True)
         envs.disable_envs_cache()

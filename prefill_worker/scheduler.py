@@ -160,6 +160,7 @@ class PrefillScheduler(StructuredOutputMixin, TimedSteps, Scheduler):
         self._step.plan(plan)
         self._reporting.note_short_of_blocks(self._table.num_short_of_memory(plan))
         self._show_chosen()
+        self.reset_preempted_req_ids.update(self._step.take_slots())
         output = super().schedule(throttle_prefills)
         self._step.built(plan, output, started_s)
         self._empty_base_queues()

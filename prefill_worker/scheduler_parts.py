@@ -24,6 +24,7 @@ from prefill_worker.prefix_hits import PrefixHits
 from prefill_worker.progress_reporting import ProgressReporting
 from prefill_worker.report import SchedulerCounters
 from prefill_worker.reporting import Reporting
+from prefill_worker.runner_slots import RunnerSlots
 from prefill_worker.session_table import SessionTable
 from prefill_worker.step_outputs import StepOutputs
 from prefill_worker.step_planning import StepPlanning
@@ -96,6 +97,7 @@ def _sessions(
         _offering(scheduler, options.handover.min_offer_tokens, nixl, digests, clock),
         digests,
         ProgressReporting(options.prefill.progress_interval_tokens),
+        RunnerSlots(scheduler.max_num_running_reqs if scheduler.use_v2_model_runner else 0),
     )
 
 

@@ -10,8 +10,6 @@ def require_settings(config: VllmConfig) -> None:
     scheduler = config.scheduler_config
     if scheduler.async_scheduling:
         raise ValueError("a prefill worker needs async_scheduling=False")
-    if config.use_v2_model_runner:
-        raise ValueError("a prefill worker needs VLLM_USE_V2_MODEL_RUNNER=0")
     if scheduler.scheduler_reserve_full_isl:
         raise ValueError("a prefill worker needs scheduler_reserve_full_isl=False")
     if scheduler.watermark:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.request import RequestStatus
 
 from prefill_worker.live_sessions import LiveSessions
 from prefill_worker.report import SchedulerCounters
@@ -45,6 +46,16 @@ class StepRecord:
             self._sessions.progress_reporting.touch(request_id)
         for request_id in self.grants:
             self._sessions[request_id].state.delay = ""
+
+    def take_slots(self) -> list[str]:
+        """Gives the step's sessions slots of the model runner; returns those that lose theirs.
+
+        The model runner has to forget these: they will be announced to it anew.
+        """
+        lost = self._sessions.slots.choose(self.grants)
+        for request_id in lost:
+            self._sessions[request_id].request.status = RequestStatus.WAITING
+        return lost
 
     def built(self, plan: StepPlan, output: SchedulerOutput, started_s: float) -> None:
         """The base class has built the step, whose planning began at `started_s`."""

@@ -15,6 +15,7 @@ from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.gateway_config import GatewayConfig
 from stream2llm.cluster.worker_config import WorkerConfig
+from stream2llm.engine.model_runner import runner_environment
 from stream2llm.models.context_length import context_length
 from stream2llm.serving.settings.gateway_spec import GatewaySpec
 from stream2llm.serving.settings.launch import Launch, cores_of
@@ -27,14 +28,12 @@ ROUTER_CPUS = 0.0
 # vLLM's batch-invariant mode.
 DETERMINISTIC_VARIABLE = "VLLM_BATCH_INVARIANT"
 
-# Nothing calls home, no model is looked up on the network, and the runner is
-# the one whose slots our scheduler knows.
+# Nothing calls home, and no model is looked up on the network.
 _COMMON_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 
@@ -83,7 +82,7 @@ def stand_in(launch: Launch, name: str) -> Launch:
 
 def common_environment() -> dict[str, str]:
     """What every actor of ours runs with, beside what it inherits of its Ray."""
-    variables = dict(_COMMON_ENVIRONMENT)
+    variables = {**_COMMON_ENVIRONMENT, **runner_environment()}
     root = Path(__file__).resolve().parents[2]
     if root.name != "site-packages":  # a checkout, or the working_dir of a Ray job
         inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)

@@ -5,7 +5,8 @@ But the first token of an answer, or all of one that goes on after a lost worker
 in the prompt (answer_penalty.py). This logits processor adds the words that begin
 there, until the engine has sampled more tokens than such a word can have.
 
-Runs inside the engine's worker process.
+Runs inside the engine's worker process, with vLLM's model runner V1; answer_processors_v2.py
+has that for V2.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
+from stream2llm.engine.answer_penalty import num_answer_tokens
 
 
 def completed_by(
@@ -33,6 +34,11 @@ def completed_by(
     ]
 
 
+def longer_words(params: SamplingParams) -> list[list[int]]:
+    """Returns a request's bad words that have a beginning: vLLM finds single tokens itself."""
+    return [word for word in params.bad_words_token_ids or () if len(word) > 1]
+
+
 class AnswerBadWords(AdapterLogitsProcessor):
     """Masks the tokens of `completed_by`."""
 
@@ -41,8 +47,7 @@ class AnswerBadWords(AdapterLogitsProcessor):
 
     def new_req_logits_processor(self, params: SamplingParams) -> Any:
         """Returns the processor of one request, None when it needs none."""
-        num_tokens = (params.extra_args or {}).get(ANSWER_TOKENS_KEY, 0)
-        words = [word for word in params.bad_words_token_ids or () if len(word) > 1]
+        words, num_tokens = longer_words(params), num_answer_tokens(params)
         return _Processor(words, num_tokens).apply if num_tokens and words else None
 
 

@@ -14,7 +14,8 @@ So the offset is chosen such that the result is exactly lower by the missing
 penalty (with r the repetition penalty, R(x) = x / r for x > 0, x * r else:
 x' = R^-1(R(x) - missing)).
 
-Runs inside the engine's worker process.
+Runs inside the engine's worker process, with vLLM's model runner V1; answer_processors_v2.py
+has that for V2.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 # Key in SamplingParams.extra_args: how many tokens at the end of the prompt are the answer's.
 ANSWER_TOKENS_KEY = "stream2llm_answer_tokens"
+
+
+def num_answer_tokens(params: SamplingParams) -> int:
+    """Returns how many tokens at the end of a request's prompt are the answer's."""
+    num_tokens: int = (params.extra_args or {}).get(ANSWER_TOKENS_KEY, 0)
+    return num_tokens
 
 
 def missing_penalty(presence: float, frequency: float, count: int, *, sampled_again: bool) -> float:
@@ -94,7 +101,7 @@ class AnswerPenalty(AdapterLogitsProcessor):
 
     def new_req_logits_processor(self, params: SamplingParams) -> Any:
         """Returns the processor of one request, None when it needs none."""
-        num_tokens = (params.extra_args or {}).get(ANSWER_TOKENS_KEY, 0)
+        num_tokens = num_answer_tokens(params)
         if not num_tokens or not (params.presence_penalty or params.frequency_penalty):
             return None
         return _Processor(params, num_tokens).apply

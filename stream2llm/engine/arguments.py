@@ -39,7 +39,6 @@ RESERVED_PREFILL: Mapping[str, str] = {
     "scheduler_reserve_full_isl": "the plan, not the engine, says whether a context fits",
 }
 RESERVED_VARIABLES: Mapping[str, str] = {
-    "VLLM_USE_V2_MODEL_RUNNER": "streaming prefill runs on the first model runner",
     "VLLM_NIXL_SIDE_CHANNEL_HOST": "each worker takes the address it listens on",
     "VLLM_NIXL_SIDE_CHANNEL_PORT": "each worker takes a free port",
 }

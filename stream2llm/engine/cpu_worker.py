@@ -1,9 +1,9 @@
 """vLLM's CPU worker with three corrections.
 
-**Seeds.** A step that does not finish a prompt samples all the same; vLLM discards the
-token and resets the request's generator. CPU generators cannot be reset (`set_offset`
-raises, and ends the engine), so here a request whose token will be discarded samples
-without its generator, and gets it back afterwards.
+**Seeds**, with model runner V1 alone: V2 has no generators. A step that does not finish a
+prompt samples all the same; vLLM discards the token and resets the request's generator. CPU
+generators cannot be reset (`set_offset` raises, and ends the engine), so here a request whose
+token will be discarded samples without its generator, and gets it back afterwards.
 
 **NIXL's progress thread.** Its Python API makes it poll without a pause, which keeps one
 core busy in every idle engine: with two engines on two cores, both. Here it sleeps until
@@ -37,9 +37,13 @@ class QuietCPUWorker(CPUWorker):
     """CPUWorker that keeps its generators' state and its core, and NIXL from spinning."""
 
     def init_device(self) -> None:
-        """Builds the model runner, and wraps its sampling."""
+        """Builds the model runner; wraps the sampling of V1."""
         let_progress_thread_sleep(round(_POLL_S * 1e6))
         super().init_device()
+        if not self.use_v2_model_runner:
+            self._keep_generators()
+
+    def _keep_generators(self) -> None:
         runner = self.model_runner
         sample_tokens = runner.sample_tokens
 

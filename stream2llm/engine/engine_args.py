@@ -5,14 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vllm.config import KVTransferConfig, StructuredOutputsConfig
+from vllm.config import KVTransferConfig, StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
 from stream2llm.api.errors import InvalidRequestError
+from stream2llm.engine import answer_processors_v2 as v2
+from stream2llm.engine.answer_bad_words import AnswerBadWords
+from stream2llm.engine.answer_penalty import AnswerPenalty
 from stream2llm.engine.arguments import RESERVED
 from stream2llm.engine.cpu_executor import executor_args
 from stream2llm.serving.settings.worker_spec import WorkerSpec
+
+
+class WorkerEngineArgs(AsyncEngineArgs):
+    """vLLM's arguments, and the processors that count the answer's tokens in the prompt.
+
+    vLLM decides which model runner it uses while it makes the configuration, and each takes
+    logits processors of its own kind.
+    """
+
+    def create_engine_config(self, *args: Any, **kwargs: Any) -> VllmConfig:
+        """Returns vLLM's configuration; raises vLLM's errors."""
+        config = super().create_engine_config(*args, **kwargs)
+        of_v1, of_v2 = [AnswerPenalty, AnswerBadWords], [v2.AnswerPenalty, v2.AnswerBadWords]
+        config.model_config.logits_processors = of_v2 if config.use_v2_model_runner else of_v1
+        return config
 
 
 def nixl_options(spec: WorkerSpec) -> dict[str, Any]:
@@ -27,7 +45,7 @@ def nixl_options(spec: WorkerSpec) -> dict[str, Any]:
 
 def engine_args(
     spec: WorkerSpec, kv_transfer: dict[str, Any], fixed_args: dict[str, Any]
-) -> AsyncEngineArgs:
+) -> WorkerEngineArgs:
     """Returns vLLM's arguments for a worker; raises InvalidRequestError for reserved ones."""
     reserved = (RESERVED.keys() | fixed_args.keys()) & spec.engine_args.keys()
     if reserved:
@@ -44,7 +62,7 @@ def engine_args(
         spec.role, own_args.get("structured_outputs_config") or {}
     )
     try:
-        return AsyncEngineArgs(
+        return WorkerEngineArgs(
             model=spec.model_path,
             kv_transfer_config=transfer,
             enable_log_requests=False,

@@ -24,8 +24,6 @@ from stream2llm.api.errors import (
 from stream2llm.api.sampling import BadWord, SamplingParameters
 from stream2llm.api.structured_output import refused
 from stream2llm.api.token_step import FinishReason, Logprob, TokenLogprobs, TokenStep
-from stream2llm.engine.answer_bad_words import AnswerBadWords
-from stream2llm.engine.answer_penalty import AnswerPenalty
 from stream2llm.engine.failed_request import (
     BAD_GRAMMAR,
     BUSY_GRAMMARS,
@@ -34,8 +32,6 @@ from stream2llm.engine.failed_request import (
 )
 from stream2llm.engine.vllm_constraint import vllm_constraint
 
-# For both engines; they make what vLLM samples count the answer's tokens in the prompt.
-ANSWER_PROCESSORS = [AnswerPenalty, AnswerBadWords]
 _MASK_64 = 2**64 - 1
 
 

@@ -44,6 +44,21 @@ def test_sessions_are_exact_and_none_is_lost(prefix_caching: bool, leases: bool)
     run_state_machine_as_test(machine(engine), settings=examples(8, STEPS))
 
 
+@pytest.mark.parametrize(("num_slots", "offload_pool_blocks"), [(1, 5), (2, 0)])
+def test_sessions_on_a_model_runner_with_slots_are_exact(
+    num_slots: int, offload_pool_blocks: int
+) -> None:
+    """V2 keeps so many requests, and counts what each has computed itself."""
+    engine = EngineSettings(
+        step_requests=num_slots,
+        offload_pool_blocks=offload_pool_blocks,
+        has_runner_v2=True,
+        options=worker_options(starvation_guard_steps=STARVATION_GUARD_STEPS, preemption="cost"),
+    )
+    create_scheduler(engine)
+    run_state_machine_as_test(machine(engine), settings=examples(8, STEPS))
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_with_one_request_a_step_and_larger_blocks(policy: str) -> None:
     engine = EngineSettings(

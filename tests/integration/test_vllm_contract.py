@@ -64,6 +64,8 @@ def test_scheduler() -> None:
         "kv_holding_waiting",
         "deferred_waiting",
         "finished_req_ids",
+        "reset_preempted_req_ids",
+        "use_v2_model_runner",
         "kv_cache_manager",
         "max_num_scheduled_tokens",
         "max_num_running_reqs",

@@ -83,6 +83,7 @@ class SchedulerDriver:
             self.settings.block_size,
             self.settings.offload_pool_blocks,
             load_delay_steps,
+            runner_slots=self.settings.step_requests if self.settings.has_runner_v2 else 0,
         )
         self._load_delay_steps = load_delay_steps
         self.sessions: dict[str, DrivenSession] = {}

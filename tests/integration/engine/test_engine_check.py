@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.v1.sample import logits_processor as v1
+from vllm.v1.worker.gpu.sample import logits_processor as v2
 
+from decode_worker.engine import _settings
 from decode_worker.engine import check_arguments as check_decode
 from prefill_worker.engine import check_arguments as check_prefill
 from stream2llm.cluster.config_file import parse_config
 from stream2llm.cluster.engine_check import Verdict, _in_words, check_engines
 from stream2llm.cluster.layout import Factories, common_environment, lay_out
+from stream2llm.engine.engine_args import engine_args
+from stream2llm.engine.model_runner import runner_environment
 from stream2llm.serving.settings.launch import Launch
 from tests.cluster_pool import model_path
 
@@ -27,7 +32,8 @@ def model() -> Path:
 @pytest.fixture(autouse=True)
 def _as_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    for name, value in runner_environment().items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
@@ -43,6 +49,13 @@ def test_what_runs_passes(model: Path) -> None:
     check_decode(launches(model)["decode"].spec)
     other = launches(model, structured_outputs_config={"backend": "guidance"})
     check_decode(other["decode"].spec)
+
+
+def test_logits_processors_are_those_of_the_model_runner(model: Path) -> None:
+    spec, settings = _settings(launches(model)["decode"].spec)
+    config = engine_args(spec, **settings).create_engine_config()
+    kind = v2.LogitsProcessor if config.use_v2_model_runner else v1.LogitsProcessor
+    assert [issubclass(each, kind) for each in config.model_config.logits_processors] == [True] * 2
 
 
 @pytest.mark.parametrize(

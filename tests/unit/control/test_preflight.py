@@ -28,6 +28,7 @@ from stream2llm.cluster.layout import Factories, common_environment, lay_out
 from stream2llm.cluster.machine_preflight import check_cores, check_memory, check_ports
 from stream2llm.cluster.vllm_preflight import check_deterministic, check_environment
 from stream2llm.engine import arguments as engine_arguments
+from stream2llm.engine.model_runner import RUNNER_VARIABLE
 from stream2llm.models.errors import ModelStoreError
 from stream2llm.security.key_edit import create_key
 from stream2llm.serving.settings.launch import cores_of
@@ -222,6 +223,20 @@ def test_routers_with_nodes_of_their_own_have_the_same_ports(tmp_path: Path) -> 
     assert [(spec.port, spec.metrics_port) for spec in specs] == [(7000, 7001)] * 3
 
 
+@pytest.mark.parametrize(("inherited", "of_decode"), [(None, "0"), ("1", "1"), ("0", "0")])
+def test_the_model_runner_is_v1_unless_the_environment_or_a_role_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inherited: str | None, of_decode: str
+) -> None:
+    monkeypatch.delenv(RUNNER_VARIABLE, raising=False)
+    if inherited is not None:
+        monkeypatch.setenv(RUNNER_VARIABLE, inherited)
+    config = a_config(prefill={"env": {RUNNER_VARIABLE: "1"}})
+    check_engines(config)
+    launches = lay_out(config, a_model(tmp_path), common_environment(), Factories())
+    found = {launch.role: launch.environment[RUNNER_VARIABLE] for launch in launches}
+    assert (found["prefill"], found["decode"]) == ("1", of_decode)
+
+
 def test_launches_have_names_ports_and_environment(tmp_path: Path) -> None:
     config = a_config(
         router={"replicas": 2, "port": 7000},
@@ -235,7 +250,6 @@ def test_launches_have_names_ports_and_environment(tmp_path: Path) -> None:
     assert by_name["router-0"].spec.max_model_len == 512
     assert [by_name[n].core_index for n in ("prefill-0", "decode-0", "decode-1")] == [0, 1, 2]
     assert by_name["prefill-0"].environment["HF_HUB_OFFLINE"] == "0"
-    assert by_name["decode-0"].environment["VLLM_USE_V2_MODEL_RUNNER"] == "0"
 
 
 # -- what vLLM has, by its own word --------------------------------------------
@@ -255,7 +269,6 @@ def test_launches_have_names_ports_and_environment(tmp_path: Path) -> None:
             r"decode\.env\.VLLM_CPU_KVCACHE_SPACE: vLLM cannot take '0\.5'",
         ),
         ("prefill", {"env": {"VLLM_CPU_KVCACHE_SPACES": "1"}}, r"did you mean VLLM_CPU_KVCACHE_SPACE\?"),
-        ("prefill", {"env": {"VLLM_USE_V2_MODEL_RUNNER": "1"}}, r"set by Stream2LLM itself"),
     ],
 )  # fmt: skip
 def test_what_vllm_cannot_take_is_named_before_anything_starts(
