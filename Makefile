@@ -44,7 +44,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env model demo bench-baselines test test-all test-random test-v2 lint check proto proto-check docs docs-serve docs-reference dashboards gpu-lock audit clean
+.PHONY: help env model demo bench-baselines test test-slow test-all test-random test-v2 lint check proto proto-check docs docs-serve docs-reference dashboards gpu-lock audit clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -101,7 +101,10 @@ run_tests = logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; status=0; \
 test: env model ## all tests but the slow ones and those for a GPU
 	@$(call run_tests,not slow and not gpu)
 
-test-all: env model ## the slow ones too
+test-slow: env model ## the slow ones
+	@$(call run_tests,slow and not gpu)
+
+test-all: env model ## both
 	@$(call run_tests,not gpu)
 
 # vLLM's model runner V2 is made of Triton kernels. On a CPU they run in Triton's interpreter, which
