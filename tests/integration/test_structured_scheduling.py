@@ -67,8 +67,8 @@ async def first_token(session: PrefillSession) -> TokenStep:
     """The last output of a session that has ended; raises what its client gets."""
     assert session.outputs is not None
     (*_, last) = [output async for output in prefill_outputs(session.outputs)]
-    assert last.first_token is not None
-    return token_step(last.first_token, None)
+    assert last.sampled is not None
+    return token_step(last.sampled, None)
 
 
 async def test_s1_a_grammar_is_compiled_before_a_session_has_a_token(engine: MaskedEngine) -> None:

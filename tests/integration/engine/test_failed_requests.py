@@ -60,11 +60,11 @@ async def test_an_event_that_cannot_be_ends_its_session_alone(
     engine.run()
     assert broken.outputs is not None
     assert other.outputs is not None
-    ended = [output async for output in prefill_outputs(broken.outputs)][-1].first_token
+    ended = [output async for output in prefill_outputs(broken.outputs)][-1].sampled
     assert ended is not None
     with pytest.raises(InternalError, match="could not handle the request"):
         token_step(ended, None)
-    answer = [output async for output in prefill_outputs(other.outputs)][-1].first_token
+    answer = [output async for output in prefill_outputs(other.outputs)][-1].sampled
     assert answer is not None
     assert len(token_step(answer, None).token_ids) == 1
     engine.scheduler.check_integrity()
