@@ -179,8 +179,8 @@ class RouterMetrics:
         self._restarts = counter(
             registry,
             "session_restarts",
-            "Sessions placed at another worker, by cause: prefill_lost, decode_lost, kv_lost, refused;"
-            " router_lost: taken over from another router.",
+            "Sessions placed at another worker, by cause: prefill_lost, decode_lost, mixed_lost, kv_lost,"
+            " refused; router_lost: taken over from another router.",
             "cause",
         )
         self._recomputed = counter(

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 
 from stream2llm.api.errors import UnavailableError
 from stream2llm.client import AsyncClient
-from stream2llm.serving.settings.worker_spec import ClusterView
+from stream2llm.serving.settings.worker_spec import ClusterView, can_answer
 
 _log = logging.getLogger(__name__)
-_ROLES = frozenset({"prefill", "decode"})
 
 
 class RouterClients:
@@ -29,12 +28,12 @@ class RouterClients:
 
     @property
     def is_serving(self) -> bool:
-        """Whether there are routers, and workers of both roles."""
+        """Whether there are routers, and workers that can answer."""
         return self._present is not None and self._has_workers
 
     def set_view(self, view: ClusterView) -> None:
         """Takes the routers and workers that can be used now."""
-        self._has_workers = {worker.role for worker in view.workers} >= _ROLES
+        self._has_workers = can_answer(worker.role for worker in view.workers)
         if view.routers == self._addresses:
             return
         self._addresses = view.routers
