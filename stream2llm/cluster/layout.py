@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.cluster.config import ClusterConfig
@@ -19,7 +19,7 @@ from stream2llm.models.context_length import context_length
 from stream2llm.serving.settings.gateway_spec import GatewaySpec
 from stream2llm.serving.settings.launch import Launch, cores_of
 from stream2llm.serving.settings.router_spec import RouterSpec
-from stream2llm.serving.settings.worker_spec import WorkerSpec
+from stream2llm.serving.settings.worker_spec import Role, WorkerSpec
 
 # Routers and gateways wait most of the time; they take no CPU from Ray's books.
 ROUTER_CPUS = 0.0
@@ -45,6 +45,7 @@ class Factories:
     router: str = "router.server:Router"
     prefill: str = "prefill_worker.worker:Worker"
     decode: str = "decode_worker.worker:Worker"
+    mixed: str = "prefill_worker.worker:Worker"
     gateway: str = "stream2llm.gateway.server:Gateway"
 
 
@@ -67,15 +68,18 @@ def lay_out(
         _router(config, model_path, index, max_model_len, dict(environment), factories.router)
         for index in range(config.router.replicas)
     ]
-    prefill = _workers(config, "prefill", model_path, environment, factories.prefill, 0)
-    decode = _workers(config, "decode", model_path, environment, factories.decode, len(prefill))
+    workers: list[Launch] = []
+    for role, section in config.worker_sections:
+        factory: str = getattr(factories, role)
+        first_core = len(workers)
+        workers += _workers(config, role, section, model_path, environment, factory, first_core)
     gateways = [
         _gateway(config, part, index, model_path, dict(environment), factories.gateway)
         for part in (config.gateway,)
         if part is not None
         for index in range(part.replicas)
     ]
-    launches = (*routers, *gateways, *prefill, *decode)
+    launches = (*routers, *gateways, *workers)
     drain_timeout_s = config.router.drain_timeout_s
     return tuple(
         replace(_with_token(launch, cluster_token), drain_timeout_s=drain_timeout_s)
@@ -105,7 +109,7 @@ def common_environment() -> dict[str, str]:
 
 
 def served_max_model_len(config: ClusterConfig, model_path: Path | None) -> int:
-    """The context that both roles can take; 0 where only a model that is not here says it."""
+    """The context that all roles can take; 0 where only a model that is not here says it."""
     roles = [_max_model_len(role, part.engine) for role, part in config.worker_sections]
     # Read in any case: a directory that is no model's is refused here.
     of_model = None if model_path is None else context_length(model_path)
@@ -192,13 +196,13 @@ def _gateway(
 
 def _workers(
     config: ClusterConfig,
-    role: Literal["prefill", "decode"],
+    role: Role,
+    part: WorkerConfig,
     model_path: Path | None,
     environment: Mapping[str, str],
     factory: str,
     first_core: int,
 ) -> list[Launch]:
-    part: WorkerConfig = config.prefill if role == "prefill" else config.decode
     mode = {DETERMINISTIC_VARIABLE: "1"} if config.deterministic else {}
     return [
         Launch(
@@ -226,7 +230,7 @@ def cores_or_auto(cpu_bind: str, replica: int) -> str:
 def _worker_spec(
     config: ClusterConfig,
     part: WorkerConfig,
-    role: Literal["prefill", "decode"],
+    role: Role,
     model_path: Path | None,
     index: int,
 ) -> WorkerSpec:
@@ -238,7 +242,7 @@ def _worker_spec(
         host=part.host,
         metrics_port=_nth_port(part.metrics_port, index),
         engine_args=dict(part.engine),
-        options=config.worker_options,
+        options=config.options_of(role),
         side_channel_port=0,  # the actor finds a free one on its node
         hung_after_s=part.hung_after_s,
         max_message_bytes=config.router.limits.max_message_bytes,
