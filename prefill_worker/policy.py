@@ -30,8 +30,8 @@ Rank = Callable[[RequestView], RankKey]
 
 # Comes after every guarded session.
 _NOT_GUARDED = 1 << 62
-# Before all that a policy may say: who is decoding keeps its KV longest.
-_LAST_EVICTED = -(1 << 62)
+# Before every guarded session: who decodes keeps its KV longest.
+_DECODES = 0
 
 
 class Policy(NamedTuple):
@@ -53,7 +53,7 @@ class Policy(NamedTuple):
         """The higher is evicted first."""
         guard_number = view.guard_number or _NOT_GUARDED
         if view.is_decoding:
-            return (guard_number, _LAST_EVICTED, view.arrival)
+            return (_DECODES, view.arrival)
         if self.keep is not None:
             return (guard_number, *self.keep(view))
         # Sealed; open with new tokens; open without.

@@ -168,14 +168,16 @@ class RankIndex:
     def goes_before(self, first: RequestView, second: RequestView) -> bool:
         """Whether `first` is served before `second`, and may evict it.
 
-        A guarded session is never evicted, in whichever step. One that decodes is evicted only
-        for another one that does, and came earlier.
+        Sessions that decode may evict all others, and are evicted only for one that came
+        earlier. A guarded session is evicted for those alone, in whichever step: answers end.
         """
-        if second.guard_number:
-            return self.guarded_first and 0 < first.guard_number < second.guard_number
         if second.is_decoding:
             return first.is_decoding and first.arrival < second.arrival
-        if first.is_decoding or (first.guard_number and self.guarded_first):
+        if first.is_decoding:
+            return True
+        if second.guard_number:
+            return self.guarded_first and 0 < first.guard_number < second.guard_number
+        if first.guard_number and self.guarded_first:
             return True
         return self._serve_key(first) < self._serve_key(second)
 
@@ -194,8 +196,14 @@ class RankIndex:
         return self._serving.tenant_of(request_id)
 
     def is_protected(self, beneficiary: RequestView, victim: RequestView) -> bool:
-        """Whether the one may take blocks of no session of the other's tenant."""
-        if not self.has_tenants or (self.guarded_first and beneficiary.guard_number):
+        """Whether the one may take blocks of no session of the other's tenant.
+
+        Nothing is protected from an answer that needs its next block: two tenants' answers
+        that hold all the memory would wait for each other.
+        """
+        if not self.has_tenants or beneficiary.is_decoding:
+            return False
+        if self.guarded_first and beneficiary.guard_number:
             return False
         return self._serving.is_protected(victim.request_id, beneficiary.request_id)
 

@@ -7,7 +7,9 @@ import pytest
 from prefill_worker.inter_token import InterTokenTarget, num_tokens_within
 from prefill_worker.planner import plan_step
 from prefill_worker.policy import POLICIES
+from prefill_worker.rank_index import RankIndex
 from prefill_worker.types import Grant, RequestView, StepPlan, StopReason
+from stream2llm.api.tenant import TenantShare
 from tests.builders import LinearCosts, a_ledger, a_preemption, a_ranking, a_request, limits
 
 pytestmark = pytest.mark.unit
@@ -59,7 +61,7 @@ def test_a_session_that_has_lost_kv_of_its_answer_is_prefilled_like_any_other() 
 
 
 def test_an_answer_evicts_sessions_that_prefill_and_then_later_answers() -> None:
-    """Of 97 tokens the last needs a fourth block; nothing is free."""
+    """The last of 97 tokens needs a fourth block; nothing is free."""
     needs = decoding("needs", 1, known=97, num_blocks=3)
     later = decoding("later", 2, num_blocks=4)
     sealed = a_request("sealed", arrival=0, sealed=True, known=400, computed=32, num_blocks=1)
@@ -72,6 +74,32 @@ def test_an_answer_evicts_sessions_that_prefill_and_then_later_answers() -> None
     plan = plan_step(a_ranking(needs, later), full, ledger, a_preemption())
     assert [each.request_id for each in plan.evictions] == ["later"]
     assert plan.grants == (Grant("needs", 1),)
+
+
+@pytest.mark.parametrize("guarded_first", [False, True])
+def test_an_answer_evicts_even_guarded_sessions(guarded_first: bool) -> None:
+    """Otherwise answers that lack a block and guarded sessions that hold all others wait for ever."""
+    needs = decoding("needs", 1, known=97, num_blocks=3)
+    guarded = [
+        a_request(name, sealed=True, arrival=n, known=90, computed=32, num_blocks=1, guard_number=n)
+        for n, name in enumerate(("g2", "g3"), 2)
+    ]
+    ranking = a_ranking(needs, *guarded, guarded_first=guarded_first)
+    ledger = a_ledger(needs=(1, 2, 3), g2=(4,), g3=(5,))
+    plan = plan_step(ranking, limits(free_blocks=0), ledger, a_preemption())
+    assert [each.request_id for each in plan.evictions] == ["g3"]
+    assert plan.grants[0] == Grant("needs", 1)
+
+
+def test_answers_of_two_tenants_that_hold_all_memory_go_on() -> None:
+    ranking = RankIndex(POLICIES["fcfs"])
+    for name, arrival in (("a", 1), ("b", 2)):
+        ranking.enter(name, TenantShare(name))
+        ranking.put(decoding(name, arrival, known=97, num_blocks=3))
+    ledger = a_ledger(a=(1, 2, 3), b=(4, 5, 6))
+    plan = plan_step(ranking, limits(free_blocks=0), ledger, a_preemption())
+    assert [each.request_id for each in plan.evictions] == ["b"]
+    assert plan.grants == (Grant("a", 1),)
 
 
 def test_an_answer_without_a_block_does_not_hold_up_the_others() -> None:
