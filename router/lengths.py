@@ -109,6 +109,6 @@ def limits_with(max_model_len: int, workers: Iterable[WorkerAddress]) -> LengthL
     return LengthLimits(
         max_model_len,
         prefill_kv_tokens=min(prefilling, default=None),
-        decode_kv_tokens=smallest and smallest.num_kv_tokens,
+        decode_kv_tokens=None if smallest is None else smallest.num_kv_tokens,
         smallest_answers_as="decode" if smallest is None else smallest.role,
     )

@@ -100,7 +100,7 @@ class PrefillRecord:
     ttft_left_ms: int | None = None
     # How many of the last tokens are the answer's.
     answer_tokens: int = 0
-    # Of an answer that goes on at this worker.
+    # Not 0 where the answer goes on at this worker.
     answer_max_tokens: int = 0
     spliced: asyncio.Event = field(default_factory=asyncio.Event)
     sealed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -125,7 +125,7 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         self.session_came = asyncio.Event()
         self.may_compute = _open_gate()
         self.may_sample = _open_gate()
-        # Of answers that go on here: cleared after so many steps, if that is set.
+        # For answers that go on here: cleared after so many steps, if that is set.
         self.may_step = _open_gate()
         self.hold_after_steps: int | None = None
         # A DelayReason's number, put into every progress.

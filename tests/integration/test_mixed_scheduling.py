@@ -93,7 +93,7 @@ async def test_m1_a_stop_token_ends_it() -> None:
 
 
 async def test_m1_an_answer_that_was_begun_elsewhere_goes_on() -> None:
-    """Of five tokens it has three."""
+    """It has three of five tokens."""
     engine = an_engine()
     begun = whole_answer_of(range(10), 3)
     session = a_session(engine, "s")

@@ -124,7 +124,7 @@ class WorkerOptions(FrozenModel):
     prefill: PrefillOptions = PrefillOptions()
     handover: HandoverOptions = HandoverOptions()
     structured_output: StructuredOutputOptions = StructuredOutputOptions()
-    # Of mixed workers: see `MixedConfig`.
+    # See `MixedConfig`; None for prefill workers.
     inter_token_target_ms: int | None = None
     # The form of its log.
     logs: LogFormat = "text"
