@@ -14,6 +14,7 @@ from vllm.v1.engine import EngineCoreRequest
 
 from prefill_worker.engine import PrefillSession
 from prefill_worker.local_engine import core_request
+from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
 from stream2llm.engine.vllm_engine import EngineInfo
@@ -64,3 +65,18 @@ async def test_a_whole_session_in_one_event_says_so_too() -> None:
     session = PrefillSession(engine, "s", SamplingParameters(min_tokens=2))  # type: ignore[arg-type]
     await session.splice(1, 0, [1, 2, 3], seal=True, answer_tokens=2)
     assert [params.min_tokens for params in engine.sent] == [0]
+
+
+async def test_a_seal_may_ask_for_the_whole_answer() -> None:
+    """For what is left of it, where the session was at another worker."""
+    for answer_tokens, max_tokens, min_tokens in ((0, 9, 4), (3, 6, 1)):
+        engine = Engine()
+        session = PrefillSession(engine, "s", SamplingParameters(min_tokens=4))  # type: ignore[arg-type]
+        await session.splice(1, 0, [1, 2])
+        await session.splice(
+            2, 2, [3, 4, 5, 6], seal=True, answer_tokens=answer_tokens, answer_max_tokens=9
+        )
+        opened, sealed = engine.sent
+        assert (opened.max_tokens, sealed.max_tokens) == (1, max_tokens)
+        assert sealed.min_tokens == min_tokens
+        assert ContextEvent.from_wire((sealed.extra_args or {})[WIRE_KEY]).answers
