@@ -170,6 +170,10 @@ class PrefillSession:
         """
         self._check(revision, keep_tokens, token_ids, seal, stable_tokens, answer_tokens)
         num_to_sample = 1
+        if answer_max_tokens and hand_over:
+            raise InvalidRequestError(
+                "an answer that goes on here is not handed over", field="seal.answer_max_tokens"
+            )
         if answer_max_tokens:
             num_to_sample = answer_max_tokens - answer_tokens
             check_answer(keep_tokens + len(token_ids), num_to_sample, self._engine.info)

@@ -2,9 +2,9 @@
 
 One RPC is one session. A reader passes the router's events to the engine while a
 writer sends progress and the first token (of a session that is answered here, all of
-them); both end together. If the RPC
-ends early, the session's blocks are freed, except those that decode may be reading. A
-structured output is compiled meanwhile; one that cannot be ends the RPC with the reason.
+them); both end together. If the RPC ends early, the session's blocks are freed, except
+those that decode may be reading. A structured output is compiled meanwhile; one that
+cannot be ends the RPC with the reason.
 """
 
 from __future__ import annotations

@@ -79,10 +79,7 @@ class PlacedPrefill:
         stable_tokens: int = 0,
         answer_tokens: int = 0,
     ) -> None:
-        """Completes the sequence, whose last `answer_tokens` tokens are the answer so far.
-
-        The whole answer may have `answer_max_tokens`.
-        """
+        """Completes the sequence, whose last tokens are the answer so far; see PrefillState."""
         present = PrefillState(
             revision, splice.sequence, stable_tokens, True, answer_max_tokens, answer_tokens
         )

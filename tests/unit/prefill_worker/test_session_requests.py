@@ -15,6 +15,7 @@ from vllm.v1.engine import EngineCoreRequest
 from prefill_worker.engine import PrefillSession
 from prefill_worker.local_engine import core_request
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
+from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
 from stream2llm.engine.vllm_engine import EngineInfo
@@ -80,3 +81,9 @@ async def test_a_seal_may_ask_for_the_whole_answer() -> None:
         assert (opened.max_tokens, sealed.max_tokens) == (1, max_tokens)
         assert sealed.min_tokens == min_tokens
         assert ContextEvent.from_wire((sealed.extra_args or {})[WIRE_KEY]).answers
+
+
+async def test_an_answer_that_goes_on_here_is_not_handed_over() -> None:
+    session = PrefillSession(Engine(), "s", SamplingParameters())  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="not handed over"):
+        await session.splice(1, 0, [1, 2], seal=True, hand_over=True, answer_max_tokens=9)
