@@ -117,6 +117,11 @@ async def test_an_answer_that_is_too_long_for_a_drain_leaves(two: Ring) -> None:
     (other,) = [worker for worker in two.workers if worker is not drained]
     other.prefill.hold_after_steps = None
     before = [(await session.next("delta")).token_ids[0] for _ in range(4)]
+
+    async def is_held() -> bool:
+        return not drained.prefill.may_step.is_set()
+
+    await eventually(is_held, bool)
     two.drain(drained, 0.0)
     drained.prefill.may_step.set()
     answered = await session.answer()
@@ -128,11 +133,13 @@ async def test_an_answer_that_is_too_long_for_a_drain_leaves(two: Ring) -> None:
 
 async def test_an_engine_that_died_is_recovered_from_with_the_answer_so_far(two: Ring) -> None:
     for worker in two.workers:
-        worker.prefill.failures["step"] = UnavailableError("it died", reason="WORKER_LOST")
+        worker.prefill.may_step.clear()
     session = await begun(two)
     first = await holder(two)
     (other,) = [worker for worker in two.workers if worker is not first]
-    other.prefill.failures.clear()
+    other.prefill.may_step.set()
+    first.prefill.failures["step"] = UnavailableError("it died", reason="WORKER_LOST")
+    first.prefill.may_step.set()
     check(two, await session.answer(), restarts=1)
     assert other.prefill.records[-1].answer_tokens == 1
     assert two.metric("stream2llm_session_restarts_total", cause="mixed_lost") == 1
