@@ -123,6 +123,7 @@ class ContextEvents:
         request = live.request
         request.sampling_params = update.sampling_params
         request.kv_transfer_params = update.kv_transfer_params
+        request.max_tokens = update.max_tokens
         if request.use_structured_output:
             self.take_up_grammar(request)
         self.sessions.table.seal(live.state, request.num_tokens, deadline_ms)

@@ -16,8 +16,8 @@ import msgspec
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine import EngineCoreRequest
 
-from prefill_worker.kv_transfer import kv_transfer
-from prefill_worker.limits import check_context
+from prefill_worker.kv_transfer import SWAP_ONLY, kv_transfer
+from prefill_worker.limits import check_answer, check_context
 from prefill_worker.policy_loading import find_policies
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from prefill_worker.settings import require_settings
@@ -62,7 +62,7 @@ _HAND_OVER = {
 
 
 async def start_prefill_engine(spec: WorkerSpec, stats: EngineStats) -> Engine:
-    """Starts vLLM with our scheduler, as a KV producer."""
+    """Starts vLLM with our scheduler, and on a prefill worker as a KV producer."""
     find_policies(spec.options.prefill.import_paths)  # EngineCore's errors are hard to find
     return await Engine.start(spec, stats=stats, **_settings(spec))
 
@@ -76,19 +76,27 @@ def check_arguments(spec: WorkerSpec) -> None:
 def _settings(spec: WorkerSpec) -> dict[str, Any]:
     """Returns the arguments of `Engine.start` and `engine_args` beside the spec."""
     options = spec.options
+    swaps = options.prefill.swaps
+    if spec.role == "mixed":  # no KV leaves it
+        transfer = SWAP_ONLY if swaps else None
+    else:
+        transfer = kv_transfer(nixl_options(spec), swaps=swaps)
     return {
-        "kv_transfer": kv_transfer(nixl_options(spec), swaps=options.prefill.swaps),
+        "kv_transfer": transfer,
         "fixed_args": {**FIXED_ARGS, "additional_config": options.to_additional_config()},
     }
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillOutput:
-    """One output of a session: its progress and, at the end, the first token."""
+    """One output of a session: its progress, or a token of its answer.
 
-    # From `SessionState.progress`.
+    The first token comes with the last progress; without a hand-over more may follow.
+    """
+
+    # From `SessionState.progress`; empty behind the first token.
     progress: dict[str, Any]
-    first_token: CompletionOutput | None
+    sampled: CompletionOutput | None
     # Transfer parameters for the decode worker; None when no decode worker shall read the KV.
     handover: dict[str, Any] | None
     # KV to prefetch before the seal, from `Offering`; such an output holds nothing else.
@@ -144,6 +152,7 @@ class PrefillSession:
         stable_tokens: int = 0,
         ttft_left_ms: int = 0,
         answer_tokens: int = 0,
+        answer_max_tokens: int = 0,
     ) -> None:
         """Makes the sequence its first `keep_tokens` tokens and `token_ids`.
 
@@ -151,12 +160,21 @@ class PrefillSession:
 
         With `seal` the sequence is final, and the first token is sampled as soon as
         all is computed; it is due in `ttft_left_ms`, if that is not 0. It continues an
-        answer of which the last `answer_tokens` tokens are the begin. Raises
-        InvalidRequestError, and changes nothing, when an argument is invalid, or when
+        answer of which the last `answer_tokens` tokens are the begin. With
+        `answer_max_tokens` the answer goes on here until it has so many, those included.
+        Raises InvalidRequestError, and changes nothing, when an argument is invalid, or when
         the sequence would not leave the model room for an answer or not fit into the
         engine's KV memory.
         """
         self._check(revision, keep_tokens, token_ids, seal, stable_tokens, answer_tokens)
+        num_to_sample = 1
+        if answer_max_tokens and hand_over:
+            raise InvalidRequestError(
+                "an answer that goes on here is not handed over", field="seal.answer_max_tokens"
+            )
+        if answer_max_tokens:
+            num_to_sample = answer_max_tokens - answer_tokens
+            check_answer(keep_tokens + len(token_ids), num_to_sample, self._engine.info)
         self._revision = revision
         self._num_tokens = keep_tokens + len(token_ids)
         begins = self._first_request is None
@@ -169,12 +187,14 @@ class PrefillSession:
             self._tenant,
             ttft_slo_ms=self._ttft_slo_ms,
             deadline_ms=self._deadline_ms(ttft_left_ms),
+            answers=answer_max_tokens > 0,
         )
+        extra_args = _extra_args(event, hand_over, answer_tokens)
         if self._first_request is not None:
-            request = self._event_request(event, token_ids, hand_over, answer_tokens)
+            request = self._event_request(token_ids, extra_args, answer_tokens, num_to_sample)
             await self._engine.send(request)
         elif token_ids:
-            await self._begin(event, token_ids, hand_over, answer_tokens)
+            await self._begin(token_ids, extra_args, answer_tokens, num_to_sample)
 
     def _deadline_ms(self, left_ms: int) -> int:
         """By the monotonic clock, which is that of EngineCore too: one machine has one."""
@@ -222,13 +242,17 @@ class PrefillSession:
             )
 
     async def _begin(
-        self, event: ContextEvent, token_ids: list[int], hand_over: bool, answer_tokens: int
+        self,
+        token_ids: list[int],
+        extra_args: dict[str, Any],
+        answer_tokens: int,
+        num_to_sample: int,
     ) -> None:
         params = to_vllm(
             self._sampling,
-            max_tokens=1,
+            max_tokens=num_to_sample,
             seed=engine_seed(self._sampling.seed, EngineSeed.PREFILL, answer_tokens),
-            extra_args=_extra_args(event, hand_over, answer_tokens),
+            extra_args=extra_args,
             answer_tokens=answer_tokens,
         )
         request = await self._engine.build_request(
@@ -238,13 +262,18 @@ class PrefillSession:
         self.outputs = await self._engine.submit(request)
 
     def _event_request(
-        self, event: ContextEvent, token_ids: list[int], hand_over: bool, answer_tokens: int
+        self,
+        token_ids: list[int],
+        extra_args: dict[str, Any],
+        answer_tokens: int,
+        num_to_sample: int,
     ) -> EngineCoreRequest:
         first = self._first_request
         assert first is not None
         params = copy.copy(first.sampling_params)
-        params.extra_args = _extra_args(event, hand_over, answer_tokens)
-        params.min_tokens = min_tokens_left(self._sampling, 1, answer_tokens)
+        params.extra_args = extra_args
+        params.max_tokens = num_to_sample
+        params.min_tokens = min_tokens_left(self._sampling, num_to_sample, answer_tokens)
         params.structured_outputs = None  # else each event would compile it anew
         return msgspec.structs.replace(first, prompt_token_ids=token_ids, sampling_params=params)
 
@@ -267,6 +296,7 @@ def _translate(output: RequestOutput) -> PrefillOutput:
     if HANDOVER_KEY in params:
         return PrefillOutput({}, None, None, params[HANDOVER_KEY])
     progress = params.pop(WIRE_KEY, {})
-    first_token = only_output(output) if output.finished else None
+    completion = only_output(output)
+    sampled = completion if output.finished or completion.token_ids else None
     handover = params if params.get("do_remote_prefill") else None
-    return PrefillOutput(progress, first_token, handover)
+    return PrefillOutput(progress, sampled, handover)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _ROLE = "kv_producer"
-# For engines without a hand-over: benchmarks, profiling, tests.
+# For engines without a hand-over: mixed workers, benchmarks, profiling, tests.
 SWAP_ONLY: dict[str, Any] = {
     "kv_connector": "SwapConnector",
     "kv_connector_module_path": "prefill_worker.swap_connector",

@@ -39,5 +39,24 @@ def check_context(num_tokens: int, capacity: Capacity) -> None:
         )
 
 
+def check_answer(num_tokens: int, num_to_sample: int, capacity: Capacity) -> None:
+    """Raises InvalidRequestError when an answer behind `num_tokens` tokens could never end here.
+
+    The last of its `num_to_sample` tokens needs no KV.
+    """
+    if num_to_sample < 1:
+        raise InvalidRequestError(
+            "the answer has as many tokens already as it may have", field="seal.answer_max_tokens"
+        )
+    num_kv_tokens = capacity.num_kv_blocks * capacity.block_size
+    if num_tokens + num_to_sample - 1 > num_kv_tokens:
+        raise InvalidRequestError(
+            f"context and answer need KV memory for {num_tokens + num_to_sample - 1} tokens; this"
+            f" worker has it for {num_kv_tokens}",
+            reason="CONTEXT_TOO_LONG",
+            field="seal.answer_max_tokens",
+        )
+
+
 def _too_long(message: str) -> InvalidRequestError:
     return InvalidRequestError(message, reason="CONTEXT_TOO_LONG", field="splice.token_ids")

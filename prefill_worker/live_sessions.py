@@ -53,11 +53,19 @@ class LiveSessions:
         self.offering.spliced(request.request_id, 0, num_stable_tokens)
         self.touch(live)
 
+    def answered(self, live: LiveSession) -> None:
+        """The session has sampled a token, which is the next one to compute."""
+        if not live.state.is_answering:
+            self.table.begin_answer(live.request.request_id)
+            self.progress_reporting.forget(live.request.request_id)
+        self.touch(live)
+
     def touch(self, live: LiveSession) -> None:
         """Updates the session table and all that follows the session."""
         request = live.request
         request_id, swapping = request.request_id, self.swapping
-        self.progress_reporting.touch(request_id)
+        if not live.state.is_answering:  # progress is that of the context
+            self.progress_reporting.touch(request_id)
         self.offering.touch(request_id)
         self.digests.touch(request_id, request.num_computed_tokens)
         swapping.drop_computed(request_id, request.num_computed_tokens)

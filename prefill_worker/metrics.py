@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, Counter
 from prefill_worker.policy import POLICIES
 from prefill_worker.report import DECISIONS, SchedulerCounters, SchedulerReport, SwapState
 from stream2llm.serving.observability.metric_maker import MetricMaker
+from stream2llm.serving.settings.worker_spec import Role
 
-_ROLE = "prefill"
 # A decision takes tens of microseconds; 0.1 s would be as long as a step.
 _DECISION_BUCKETS_S = (
     *(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3),
@@ -113,7 +113,13 @@ def _per_direction(make: MetricMaker, name: str, text: str) -> Counter:
 class PrefillMetrics:
     """All metrics of one prefill scheduler."""
 
-    def __init__(self, registry: CollectorRegistry, import_paths: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        import_paths: tuple[str, ...] = (),
+        role: Role = "prefill",
+    ) -> None:
+        self._role = role
         self._policies = (*POLICIES, *import_paths)
         self._recorded = SchedulerCounters()
         make = MetricMaker(registry)
@@ -165,16 +171,16 @@ class PrefillMetrics:
             self._tokens.labels(kind).inc(getattr(gained, name))
         for action, name in _PREEMPTIONS.items():
             count = getattr(gained, name)
-            self._preemptions.labels(_ROLE, report.policy, action).inc(count)
+            self._preemptions.labels(self._role, report.policy, action).inc(count)
         self._guarded.inc(gained.guarded_sessions)
         self._swap.record(gained, report.swap)
-        decision = self._decision.labels(_ROLE, report.policy)
+        decision = self._decision.labels(self._role, report.policy)
         for seconds in report.plan_s:
             decision.observe(seconds)
         for state, name in _SESSION_STATES.items():
             self._sessions.labels(state).set(getattr(report, name))
         for policy in self._policies:
-            self._policy.labels(_ROLE, policy).set(policy == report.policy)
+            self._policy.labels(self._role, policy).set(policy == report.policy)
 
     def _begin_at_zero(self) -> None:
         """Creates every label at the start, so that it reads 0 rather than absent."""
@@ -183,10 +189,10 @@ class PrefillMetrics:
         for state in _SESSION_STATES:
             self._sessions.labels(state)
         for policy in self._policies:
-            self._decision.labels(_ROLE, policy)
-            self._policy.labels(_ROLE, policy)
+            self._decision.labels(self._role, policy)
+            self._policy.labels(self._role, policy)
             for action in _PREEMPTIONS:
-                self._preemptions.labels(_ROLE, policy, action)
+                self._preemptions.labels(self._role, policy, action)
 
 
 def _gained(before: SchedulerCounters, now: SchedulerCounters) -> SchedulerCounters:

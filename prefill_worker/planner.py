@@ -25,6 +25,10 @@ Some policies keep open sessions out of a step that computes for sealed ones: a 
 waits for its end, and less work ends earlier. For the same reason steps of open
 sessions are shorter there: a session that is sealed meanwhile waits for their end.
 
+On a mixed worker, sessions that decode come first in rank: each gets the one token that it
+lacks, in every step, and prefill gets the rest of the tokens. With `prefill_s` it also gets no
+more than it is expected to compute in that time, but a block, so that it goes on.
+
 The walk ends as soon as the tokens, the slots or the memory of the step are
 spent; where several tenants are served (tenant_queues.py), it goes on with the others when
 only one of them finds no memory, or has only open sessions left in a step that is kept to
@@ -35,6 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+from prefill_worker.inter_token import num_tokens_within
 from prefill_worker.preemption import Preemption
 from prefill_worker.types import (
     Grant,
@@ -89,6 +94,8 @@ class _Planning:
         self._preemption = preemption
         self._block_size = limits.block_size
         self._tokens_left = limits.num_tokens
+        # Left of the seconds that prefill may take; None: any, for no answer waits.
+        self._prefill_s_left: float | None = None
         self._open_tokens = limits.num_tokens
         if limits.num_open_tokens is not None and ranking.keeps_sealed_apart:
             self._open_tokens = min(limits.num_tokens, limits.num_open_tokens)
@@ -103,8 +110,9 @@ class _Planning:
         self._loads_left = MAX_LOADED_BLOCKS
         # Blocks of earlier steps are being loaded, and hold memory.
         self._some_are_loading = False
-        # A session that gets tokens is sealed.
+        # A session that gets tokens of its context is sealed.
         self._some_are_sealed = False
+        self._some_prefill = False
         self._deduplicated: list[str] = []
         self._short_of_memory: list[str] = []
         # Keys of the full blocks that this step computes or loads.
@@ -126,6 +134,9 @@ class _Planning:
                 stop = (reason, view.request_id)
             if reason is StopReason.KV_MEMORY:
                 self._short_of_memory.append(view.request_id)
+                if view.is_decoding:  # others may have room in the blocks that they hold
+                    self._chosen.discard(view.request_id)
+                    continue
             if reason not in _ENDS_A_TENANT or not walk.leave_out(view):
                 break
             self._chosen.discard(view.request_id)
@@ -152,24 +163,57 @@ class _Planning:
         num_others = max(len(self._deduplicated), len(self._loads) - 1)
         if min(self._slots_left, self._max_others - num_others, self._loads_left) <= 0:
             return StopReason.REQUEST_SLOTS
+        if view.is_decoding:
+            return self._decode(view)
         if not view.sealed and self._ranking.keeps_sealed_apart:
             if self._some_are_sealed:
                 return StopReason.SEALED_APART
-            if not self._grants:
-                self._tokens_left = self._open_tokens
+            if not self._some_prefill:
+                self._tokens_left = min(self._tokens_left, self._open_tokens)
         if self._ledger.has_hit(view.request_id) or (
             self._coming and self._is_computed_for_another(view)
         ):
             self._deduplicated.append(view.request_id)
             return None
         num_tokens = num_tokens_to_host_blocks(view, self._block_size)
-        if self._compute(view, num_tokens) if num_tokens else self._load(view):
+        if num_tokens:
+            num_tokens = self._num_in_time(view, num_tokens)
+            if not num_tokens:
+                return StopReason.INTER_TOKEN_TARGET
+        if self._prefill(view, num_tokens) if num_tokens else self._load(view):
             return None
         # Later sessions of its tenant hold no block that could be evicted and was not, so
         # they cannot get one either.
         if not view.has_claim:
             return StopReason.NO_ROOM_TO_RESTORE
         return StopReason.KV_MEMORY
+
+    def _decode(self, view: RequestView) -> StopReason | None:
+        """Grants the one token that the answer lacks, if there is a block for it."""
+        if not self._compute(view, 1):
+            return StopReason.KV_MEMORY
+        self._prefill_s_left = self._limits.prefill_s
+        return None
+
+    def _num_in_time(self, view: RequestView, num_tokens: int) -> int:
+        """Returns how many of these tokens prefill has the time for in this step."""
+        if self._prefill_s_left is None:
+            return num_tokens
+        least = 0 if self._some_prefill else self._block_size
+        start, seconds = view.num_computed_tokens, self._preemption.costs.recompute_s
+        num_in_time = num_tokens_within(self._prefill_s_left, start, num_tokens, seconds)
+        return min(max(num_in_time, least), num_tokens)
+
+    def _prefill(self, view: RequestView, num_tokens: int) -> bool:
+        """Grants as many of these tokens as fit; returns whether any do."""
+        if not self._compute(view, num_tokens):
+            return False
+        self._some_prefill = True
+        self._some_are_sealed |= view.sealed
+        if self._prefill_s_left is not None:
+            start, num_granted = view.num_computed_tokens, self._grants[-1].num_tokens
+            self._prefill_s_left -= self._preemption.costs.recompute_s(start, start + num_granted)
+        return True
 
     def _is_computed_for_another(self, view: RequestView) -> bool:
         """Whether this step already computes or loads the session's next block for another."""
@@ -191,7 +235,6 @@ class _Planning:
         self._tokens_left -= num_tokens
         self._slots_left -= 1
         self._chosen.add(view.request_id)
-        self._some_are_sealed |= view.sealed
         self._grants.append(Grant(view.request_id, num_tokens))
         self._note_coming(view, view.num_computed_tokens + num_tokens)
         return True

@@ -9,7 +9,8 @@ and those that would only restore KV they have lost go behind all others.
 The order of eviction follows from the rank: open sessions with nothing new to
 compute first, then open ones with new tokens, sealed ones last; inside a tier the
 last in rank first, but among the idle ones a few whose loss costs little are
-preferred (victims.py). A policy that evicts in another order says so with a second
+preferred (victims.py). Sessions that decode (a mixed worker's) are served before all
+others, by arrival, and evicted after them. A policy that evicts in another order says so with a second
 key, `keep`: the higher key goes first, and nothing else counts.
 
 Keys must tell any two sessions apart (the arrival does), and may use only what
@@ -29,6 +30,8 @@ Rank = Callable[[RequestView], RankKey]
 
 # Comes after every guarded session.
 _NOT_GUARDED = 1 << 62
+# Before every guarded session: who decodes keeps its KV longest.
+_DECODES = 0
 
 
 class Policy(NamedTuple):
@@ -49,6 +52,8 @@ class Policy(NamedTuple):
     def eviction_key(self, view: RequestView) -> RankKey:
         """The higher is evicted first."""
         guard_number = view.guard_number or _NOT_GUARDED
+        if view.is_decoding:
+            return (_DECODES, view.arrival)
         if self.keep is not None:
             return (guard_number, *self.keep(view))
         # Sealed; open with new tokens; open without.

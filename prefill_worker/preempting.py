@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.engine import EngineCoreEventType
-from vllm.v1.request import Request, RequestStatus
+from vllm.v1.request import Request
 
 from prefill_worker.blocks import truncate_kv
 from prefill_worker.live_sessions import LiveSessions
 from prefill_worker.prefix_hits import PrefixHits
 from prefill_worker.progress_reporting import LiveSession
 from prefill_worker.report import SchedulerCounters
+from prefill_worker.request_tokens import announce_anew
 from prefill_worker.types import Eviction, Load
 
 
@@ -53,7 +54,7 @@ class Preempting:
             swapping.swap_out(request.request_id, block_ids, eviction.swap)
         truncate_kv(self.manager, request, num_kept_tokens)
         request.num_preemptions += 1
-        request.status = RequestStatus.WAITING
+        announce_anew(request)
         if self.records_events:
             request.record_event(EngineCoreEventType.PREEMPTED, self.now_s())
         self.sessions.touch(live)
@@ -89,6 +90,4 @@ class Preempting:
         self.sessions.digests.restored(request.request_id, num_before, num_computed_tokens)
         request.num_computed_tokens = num_computed_tokens
         self.manager.cache_blocks(request, num_computed_tokens)
-        # It has to be announced to the worker process anew, which does not know its
-        # new blocks.
-        request.status = RequestStatus.WAITING
+        announce_anew(request)  # the worker process does not know its new blocks

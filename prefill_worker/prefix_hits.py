@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 
 from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.request import RequestStatus
 
 from prefill_worker.progress_reporting import LiveSession
 from prefill_worker.report import SchedulerCounters
+from prefill_worker.request_tokens import announce_anew
 
 _log = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ class PrefixHits:
         if request.prefill_stats is not None and not request.num_preemptions:
             request.prefill_stats.set(request.num_prompt_tokens, num_tokens, 0)
         request.num_computed_tokens = num_tokens
-        # Its blocks have changed, so it has to be announced to the worker anew.
-        request.status = RequestStatus.WAITING
+        announce_anew(request)  # its blocks have changed
         return True
 
     def _count(self, live: LiveSession, num_cached_tokens: int) -> None:

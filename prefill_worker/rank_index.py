@@ -37,6 +37,8 @@ class RankIndex:
         self._moved: set[str] = set()
         # The guarded sessions among the serving ones.
         self._guarded = RankOrder()
+        # Those among them that decode, by arrival.
+        self._decoding = RankOrder()
         # Whether guarded sessions go first in this step.
         self.guarded_first = False
 
@@ -101,6 +103,8 @@ class RankIndex:
         if view.guard_number or request_id in self._guarded:
             guard_number = (view.guard_number,) if view.guard_number and key is not None else None
             self._guarded.place(request_id, guard_number)
+        if view.is_answering:
+            self._decoding.place(request_id, (view.arrival,) if view.is_decoding else None)
         return has_claim
 
     def _count_blocks(self, view: RequestView) -> None:
@@ -121,6 +125,7 @@ class RankIndex:
         self._moved.discard(request_id)
         self._holding.place(request_id, None)
         self._guarded.place(request_id, None)
+        self._decoding.place(request_id, None)
 
     def set_policy(self, policy: Policy) -> None:
         """Ranks all sessions anew."""
@@ -140,7 +145,7 @@ class RankIndex:
 
     def to_serve(self) -> Walk:
         """Yields sessions that have work in serving order."""
-        return ServingWalk(self._views, self._serving, self._guarded_now())
+        return ServingWalk(self._views, self._serving, self._decoding, self._guarded_now())
 
     def _guarded_now(self) -> RankOrder | None:
         return self._guarded if self.guarded_first and self.num_guarded else None
@@ -163,8 +168,13 @@ class RankIndex:
     def goes_before(self, first: RequestView, second: RequestView) -> bool:
         """Whether `first` is served before `second`, and may evict it.
 
-        A guarded session is never evicted, in whichever step.
+        Sessions that decode may evict all others, and are evicted only for one that came
+        earlier. A guarded session is evicted for those alone, in whichever step: answers end.
         """
+        if second.is_decoding:
+            return first.is_decoding and first.arrival < second.arrival
+        if first.is_decoding:
+            return True
         if second.guard_number:
             return self.guarded_first and 0 < first.guard_number < second.guard_number
         if first.guard_number and self.guarded_first:
@@ -186,8 +196,14 @@ class RankIndex:
         return self._serving.tenant_of(request_id)
 
     def is_protected(self, beneficiary: RequestView, victim: RequestView) -> bool:
-        """Whether the one may take blocks of no session of the other's tenant."""
-        if not self.has_tenants or (self.guarded_first and beneficiary.guard_number):
+        """Whether the one may take blocks of no session of the other's tenant.
+
+        Nothing is protected from an answer that needs its next block: two tenants' answers
+        that hold all the memory would wait for each other.
+        """
+        if not self.has_tenants or beneficiary.is_decoding:
+            return False
+        if self.guarded_first and beneficiary.guard_number:
             return False
         return self._serving.is_protected(victim.request_id, beneficiary.request_id)
 
@@ -205,10 +221,17 @@ class RankIndex:
 
 
 class ServingWalk:
-    """One walk down the serving order; guarded sessions come first if it is their turn."""
+    """One walk down the serving order.
+
+    Sessions that decode come first, then guarded ones, if it is their turn.
+    """
 
     def __init__(
-        self, views: dict[str, RequestView], serving: TenantQueues, guarded: RankOrder | None
+        self,
+        views: dict[str, RequestView],
+        serving: TenantQueues,
+        decoding: RankOrder,
+        guarded: RankOrder | None,
     ) -> None:
         self._views = views
         self._serving = serving
@@ -217,6 +240,8 @@ class ServingWalk:
         ids = serving.walk(self._left_out, self._cost_of)
         if guarded is not None:
             ids = chain(guarded, (each for each in ids if each not in guarded))
+        if decoding:
+            ids = chain(decoding, (each for each in ids if each not in decoding))
         self._ids = ids
 
     def __iter__(self) -> Iterator[RequestView]:

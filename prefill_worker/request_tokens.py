@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from prefill_worker.report import SchedulerCommand
 from prefill_worker.session_state import WIRE_KEY, ContextEvent
@@ -14,6 +14,22 @@ def event_or_command(request: Request) -> ContextEvent | SchedulerCommand | None
     if not raw:
         return None
     return SchedulerCommand.from_wire(raw) or ContextEvent.from_wire(raw)
+
+
+def num_to_sample(request: Request, event: ContextEvent | None) -> int:
+    """Returns how many tokens of the answer are generated here: one, unless the seal says all."""
+    num_tokens: int = request.max_tokens
+    return num_tokens if event is not None and event.answers else 1
+
+
+def announce_anew(request: Request) -> None:
+    """Has the next step that computes it tell the worker process of its tokens and blocks.
+
+    WAITING brings both. But the model runner would forget the tokens that it has sampled, so
+    a request with some is PREEMPTED, which brings the blocks alone.
+    """
+    has_sampled = request.num_output_tokens > 0
+    request.status = RequestStatus.PREEMPTED if has_sampled else RequestStatus.WAITING
 
 
 def replace_tail(request: Request, num_kept: int, tail: list[int], hash_block_size: int) -> None:

@@ -15,6 +15,8 @@ Life of a session's request:
  4. The step that computes the last token of a sealed session samples the first token
     of the answer. The base class finishes the request and hands its blocks to the KV
     connector.
+ 5. A session that is sealed to be answered here (on a mixed worker) is not finished: it
+    has one token to compute in each further step, the one just sampled, until vLLM ends it.
 
 Here is what vLLM calls. What is done is in modules of their own, built by
 scheduler_parts.py: events of sessions (context_events.py), the plan (step_planning.py), its
@@ -40,7 +42,7 @@ from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.decision import Mode
 from prefill_worker import blocks
 from prefill_worker.report import SchedulerCommand, SchedulerCounters
-from prefill_worker.request_tokens import event_or_command
+from prefill_worker.request_tokens import event_or_command, num_to_sample
 from prefill_worker.scheduler_parts import create_parts
 from prefill_worker.session_state import ContextEvent
 from prefill_worker.settings import require_settings
@@ -118,6 +120,7 @@ class PrefillScheduler(StructuredOutputMixin, TimedSteps, Scheduler):
             self._carry_out(request, event)
         elif live is not None:
             assert event is not None, f"duplicate request id {request.request_id}"
+            request.max_tokens = num_to_sample(request, event)
             self._events.apply(live, request, event)
         elif event is None or event.begins:
             self._begin(request, event)
@@ -132,8 +135,7 @@ class PrefillScheduler(StructuredOutputMixin, TimedSteps, Scheduler):
         self._policies.set(self._table, name)
 
     def _begin(self, request: Request, event: ContextEvent | None) -> None:
-        # A prefill engine samples only the first token, whatever is requested.
-        request.max_tokens = 1
+        request.max_tokens = num_to_sample(request, event)
         super().add_request(request)
         self._empty_base_queues()
         self._events.begin(request, event)
@@ -218,14 +220,22 @@ class PrefillScheduler(StructuredOutputMixin, TimedSteps, Scheduler):
         self.swapping.calibration.observe_step(
             self._step.ranges, self.max_num_scheduled_tokens, step_s
         )
-        self._forget_finished(scheduler_output.num_scheduled_tokens)
+        num_decoding, num_computing = len(self._step.decoding), len(self._step.grants)
+        self.planning.inter_token.observe(num_decoding, num_computing, step_s)
+        self._take_sampled(scheduler_output.num_scheduled_tokens)
         self._outputs.add_due(outputs)
         return outputs
 
-    def _forget_finished(self, scheduled: Iterable[str]) -> None:
-        live = (self._sessions.by_id.get(request_id) for request_id in scheduled)
-        for request_id in [x.request.request_id for x in live if x and x.request.is_finished()]:
-            self._events.forget(request_id)
+    def _take_sampled(self, scheduled: Iterable[str]) -> None:
+        """Forgets sessions that have ended; those that go on with an answer have a token to compute."""
+        for request_id in scheduled:
+            live = self._sessions.by_id.get(request_id)
+            if live is None:
+                continue
+            if live.request.is_finished():
+                self._events.forget(request_id)
+            elif live.request.num_output_tokens:
+                self._sessions.answered(live)
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus

@@ -14,6 +14,7 @@ from prefill_worker.cost_calibration import CostCalibration
 from prefill_worker.costs import costs_for
 from prefill_worker.digest_sampling import DigestSampling
 from prefill_worker.handing_over import HandingOver
+from prefill_worker.inter_token import InterTokenTarget
 from prefill_worker.live_sessions import LiveSessions
 from prefill_worker.nixl_connector import NixlConnector
 from prefill_worker.offering import Offering
@@ -63,7 +64,8 @@ def create_parts(
     sessions = _sessions(scheduler, options, policies, nixl, clock, counters)
     hits = PrefixHits(manager, counters, scheduler.hash_block_size)
     take_up_grammar = partial(take_up, scheduler.structured_output_manager)
-    planning = _planning(scheduler, options.prefill, sessions, hits)
+    inter_token = InterTokenTarget(options.inter_token_target_ms)
+    planning = _planning(scheduler, options.prefill, sessions, hits, inter_token)
     step = StepRecord(sessions, counters)
     return SchedulerParts(
         policies,
@@ -141,7 +143,11 @@ def _offering(
 
 
 def _planning(
-    scheduler: PrefillScheduler, options: PrefillOptions, sessions: LiveSessions, hits: PrefixHits
+    scheduler: PrefillScheduler,
+    options: PrefillOptions,
+    sessions: LiveSessions,
+    hits: PrefixHits,
+    inter_token: InterTokenTarget,
 ) -> StepPlanning:
     return StepPlanning(
         sessions,
@@ -152,4 +158,5 @@ def _planning(
         num_tokens=scheduler.max_num_scheduled_tokens,
         num_requests=min(scheduler.max_num_running_reqs, scheduler.max_num_active_reqs),
         mode=options.preemption,
+        inter_token=inter_token,
     )

@@ -1,9 +1,10 @@
 """`PrefillService`: translates protobuf to session events, and engine outputs to protobuf.
 
 One RPC is one session. A reader passes the router's events to the engine while a
-writer sends progress and, at the end, the first token; both end together. If the RPC
-ends early, the session's blocks are freed, except those that decode may be reading. A
-structured output is compiled meanwhile; one that cannot be ends the RPC with the reason.
+writer sends progress and the first token (of a session that is answered here, all of
+them); both end together. If the RPC ends early, the session's blocks are freed, except
+those that decode may be reading. A structured output is compiled meanwhile; one that
+cannot be ends the RPC with the reason.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
         run = _SessionRun(session, writer, notes, order)
         is_read = False
         try:
-            await run.until_first_token(requests)
+            await run.until_sampled(requests)
             # The request stream of a broken RPC may end like that of a closed one.
             is_read = not is_broken()
         finally:
@@ -135,13 +136,14 @@ class _SessionRun:
         self._writer = writer
         self._num_logprobs = session.num_logprobs
         self._begun = asyncio.Event()
+        self._has_first_token = False
         # From then on decode may read the blocks.
         self.has_handed_over = False
 
-    async def until_first_token(
+    async def until_sampled(
         self, requests: AsyncIterator[worker_pb2.PrefillSessionRequest]
     ) -> None:
-        """Returns after the first token and after the router has closed its side."""
+        """Returns after the last token that is sampled here, and after the router has closed its side."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(requests))
@@ -176,6 +178,7 @@ class _SessionRun:
             stable_tokens=splice.stable_tokens,
             ttft_left_ms=request.seal.ttft_left_ms,
             answer_tokens=request.seal.answer_tokens,
+            answer_max_tokens=request.seal.answer_max_tokens,
         )
         if self._session.outputs is not None:
             self._begun.set()
@@ -191,8 +194,12 @@ class _SessionRun:
                 self._notes.offered(output.offer["num_tokens"])
                 await self._writer.write(_offer(output.offer))
                 continue
+            if output.sampled is not None and self._has_first_token:
+                step = codec.fields(token_step(output.sampled, self._num_logprobs))
+                await self._writer.write(worker_pb2.PrefillSessionResponse(step=step))
+                continue
             self._notes.reported(output.progress)
-            if output.first_token is None:
+            if output.sampled is None:
                 await self._send_progress(_progress(output.progress))
             else:
                 self._notes.first_token(is_handed_over=output.handover is not None)
@@ -203,8 +210,9 @@ class _SessionRun:
         await self._writer.write(message)
 
     async def _send_first_token(self, output: PrefillOutput) -> None:
-        assert output.first_token is not None
-        step = token_step(output.first_token, self._num_logprobs)
+        assert output.sampled is not None
+        step = token_step(output.sampled, self._num_logprobs)
+        self._has_first_token = True
         first = worker_pb2.FirstToken(
             step=codec.fields(step),
             progress=codec.fields(_progress(output.progress)),

@@ -32,6 +32,8 @@ class ContextEvent:
     ttft_slo_ms: int = 0
     # With `seal`: when that is, by this machine's monotonic clock.
     deadline_ms: int = 0
+    # With `seal`: the whole answer is generated here, not only its first token.
+    answers: bool = False
 
     def to_wire(self) -> dict[str, Any]:
         """As a plain dict, for `SamplingParams.extra_args`."""
@@ -77,6 +79,8 @@ class SessionState:
     revision: int
     sealed: bool
     lost_blocks: LostBlocks
+    # Its answer has begun here, and goes on here.
+    is_answering: bool = False
     # Tokens that the worker had computed for all sessions at the last event.
     last_event_work: int = 0
     # See `RequestView`.

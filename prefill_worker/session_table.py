@@ -194,6 +194,13 @@ class SessionTable:
         if state.guard_number:
             state.promised_tokens = num_known_tokens
 
+    def begin_answer(self, request_id: str) -> None:
+        """Its first token is sampled, and more follow here: no deadline counts any more."""
+        state = self._states[request_id]
+        state.is_answering = True
+        state.ttft_slo_ms = state.deadline_ms = 0
+        self._deadlines.put(request_id, None)
+
     def update(
         self,
         request_id: str,
@@ -227,6 +234,7 @@ class SessionTable:
             state.opening_work,
             state.ttft_slo_ms,
             state.deadline_ms,
+            is_answering=state.is_answering,
         )
         if state.ttft_slo_ms:
             view = self._deadlines.judged(view)

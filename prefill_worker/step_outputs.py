@@ -34,8 +34,9 @@ class StepOutputs:
     def add_final_progress(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Adds a session's last progress to its first token."""
         for output in [each for client in outputs.values() for each in client.outputs]:
-            if output.request_id in self.sessions.by_id:
-                self.sessions[output.request_id].add_final_progress(output)
+            live = self.sessions.by_id.get(output.request_id)
+            if live is not None and not live.state.is_answering:
+                live.add_final_progress(output)
 
     def add_due(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Adds the outputs that are due after the step, each to its client's."""

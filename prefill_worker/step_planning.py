@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 
 from cost_profiles.decision import Mode
+from prefill_worker.inter_token import InterTokenTarget
 from prefill_worker.live_sessions import LiveSessions
 from prefill_worker.preemption import Preemption
 from prefill_worker.prefix_hits import PrefixHits
@@ -28,6 +29,7 @@ class StepPlanning:
     num_tokens: int
     num_requests: int
     mode: Mode
+    inter_token: InterTokenTarget
     # The baseline of benchmarks.
     evicts_whole_requests: bool = False
 
@@ -76,4 +78,5 @@ class StepPlanning:
             num_host_slots=self.sessions.swapping.host.num_free,
             num_open_tokens=self.options.open_token_budget,
             num_shared_tokens=self.options.shared_token_budget,
+            prefill_s=self.inter_token.prefill_s,
         )

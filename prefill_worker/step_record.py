@@ -24,6 +24,8 @@ class StepRecord:
         self.grants: dict[str, int] = {}
         # The tokens that each session computes, [start, stop).
         self.ranges: list[tuple[int, int]] = []
+        # Those that have only the next token of an answer to compute.
+        self.decoding: frozenset[str] = frozenset()
         # When the workers could begin.
         self.began_s = 0.0
         # The plan ended for lack of blocks.
@@ -34,6 +36,8 @@ class StepRecord:
     def plan(self, plan: StepPlan) -> None:
         """Takes the grants, and notes which sessions lack memory."""
         self.grants = {grant.request_id: grant.num_tokens for grant in plan.grants}
+        view = self._sessions.table.view
+        self.decoding = frozenset(each for each in self.grants if view(each).is_decoding)
         self.is_short_of_blocks = bool(plan.short_of_memory)
         self._note_delay(plan)
 
@@ -42,8 +46,10 @@ class StepRecord:
         is_leased = plan.stop is StopReason.KV_LEASED
         delay = StopReason.KV_LEASED if is_leased else StopReason.KV_MEMORY
         for request_id in plan.short_of_memory:
-            self._sessions[request_id].state.delay = delay.value
-            self._sessions.progress_reporting.touch(request_id)
+            state = self._sessions[request_id].state
+            state.delay = delay.value
+            if not state.is_answering:
+                self._sessions.progress_reporting.touch(request_id)
         for request_id in self.grants:
             self._sessions[request_id].state.delay = ""
 
@@ -74,6 +80,7 @@ class StepRecord:
         # The base class has already advanced num_computed_tokens.
         start = live.request.num_computed_tokens - num_tokens
         self.ranges.append((start, start + num_tokens))
-        self._counters.computed_tokens += num_tokens
-        self._counters.recomputed_tokens += live.state.record_computed(start, num_tokens)
+        if request_id not in self.decoding:
+            self._counters.computed_tokens += num_tokens
+            self._counters.recomputed_tokens += live.state.record_computed(start, num_tokens)
         self._sessions.touch(live)

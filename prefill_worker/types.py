@@ -71,6 +71,8 @@ class RequestView(NamedTuple):
     is_late: bool = False
     """Whether it is sealed and its deadline cannot be met any more, even if it is served at once.
     A session becomes late once, and is ranked anew then."""
+    is_answering: bool = False
+    """Whether its answer has begun here and goes on here: the known tokens include the answer's."""
 
     @property
     def num_target_tokens(self) -> int:
@@ -87,6 +89,11 @@ class RequestView(NamedTuple):
         """Tokens that may be computed and are not."""
         num_wanted = self.num_target_tokens - self.num_computed_tokens
         return num_wanted if num_wanted > 0 else 0
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether the last token of its answer is all that it has to compute: one token a step."""
+        return self.is_answering and self.num_wanted_tokens == 1 and not self.is_loading
 
     @property
     def has_claim(self) -> bool:
@@ -202,6 +209,8 @@ class StepLimits(NamedTuple):
     num_open_tokens: int | None = None
     # What a step may have of `num_tokens` while several tenants are served.
     num_shared_tokens: int | None = None
+    # Seconds that prefill may take of a step in which answers wait for a token; None: any.
+    prefill_s: float | None = None
 
 
 class EvictionReason(StrEnum):
@@ -221,6 +230,8 @@ class StopReason(StrEnum):
     # All sessions with work are served.
     ALL_SERVED = "all_served"
     TOKEN_BUDGET = "token_budget"
+    # Answers wait for the step, and prefill has had its time.
+    INTER_TOKEN_TARGET = "inter_token_target"
     REQUEST_SLOTS = "request_slots"
     # The rest of the memory is held by sessions that go first.
     KV_MEMORY = "kv_memory"

@@ -1,4 +1,4 @@
-"""A prefill worker: the composition root of its parts."""
+"""A prefill or mixed worker: the composition root of its parts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from stream2llm.serving.settings.worker_spec import WorkerSpec
 
 
 class Worker(EngineWorker):
-    """Prefills streaming sessions and hands over their KV."""
+    """Prefills streaming sessions; hands over their KV, or, as a mixed worker, answers them."""
 
     def __init__(self, spec: WorkerSpec, registry: CollectorRegistry = REGISTRY) -> None:
         super().__init__(spec, registry)
         self._import_paths = spec.options.prefill.import_paths
-        self._metrics = PrefillMetrics(registry, self._import_paths)
+        self._metrics = PrefillMetrics(registry, self._import_paths, spec.role)
         self._control: ControlChannel
 
     async def start_engine(self) -> Engine:

@@ -57,7 +57,7 @@ class PlacedAnswer:
         await self.prefill.seal(
             revision,
             splice,
-            hand_over=final.hand_over,
+            answer_max_tokens=final.max_tokens,
             answer_tokens=final.answer.num_tokens,
         )
 

@@ -1,7 +1,7 @@
 """How long a prompt and its answer may be. Pure.
 
 Three limits apply: the model's length for both together, a prefill worker's KV memory
-for the prompt, and a decode worker's for both. The smallest worker counts: whether a
+for the prompt, and a decode or mixed worker's for both. The smallest worker counts: whether a
 session succeeds must not depend on the worker it was placed on.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from stream2llm.api.errors import InvalidRequestError
-from stream2llm.serving.settings.worker_spec import WorkerAddress
+from stream2llm.serving.settings.worker_spec import Role, WorkerAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class LengthLimits:
     max_model_len: int
     prefill_kv_tokens: int | None = None
     decode_kv_tokens: int | None = None
+    # Whose `decode_kv_tokens` these are.
+    smallest_answers_as: Role = "decode"
 
     @property
     def max_total_tokens(self) -> int:
@@ -93,18 +95,20 @@ class LengthLimits:
         if self.decode_kv_tokens is not None:
             yield _Bound(
                 self.decode_kv_tokens - 1,
-                "with one for the answer the KV memory of the smallest decode worker"
+                f"with one for the answer the KV memory of the smallest {self.smallest_answers_as} worker"
                 f" holds at most {self.decode_kv_tokens}",
             )
 
 
 def limits_with(max_model_len: int, workers: Iterable[WorkerAddress]) -> LengthLimits:
     """Returns the limits of a cluster with these workers."""
-    sizes: dict[str, list[int]] = {"prefill": [], "decode": []}
-    for worker in workers:
-        sizes[worker.role].append(worker.num_kv_tokens)
+    known = list(workers)
+    prefilling = [each.num_kv_tokens for each in known if each.role != "decode"]
+    answering = [each for each in known if each.role != "prefill"]
+    smallest = min(answering, key=lambda each: each.num_kv_tokens, default=None)
     return LengthLimits(
         max_model_len,
-        prefill_kv_tokens=min(sizes["prefill"], default=None),
-        decode_kv_tokens=min(sizes["decode"], default=None),
+        prefill_kv_tokens=min(prefilling, default=None),
+        decode_kv_tokens=None if smallest is None else smallest.num_kv_tokens,
+        smallest_answers_as="decode" if smallest is None else smallest.role,
     )

@@ -154,8 +154,8 @@ class RouterMetrics:
         self._output = make.counter("output_tokens", "Tokens of answers sent to clients.")
         self._restarts = make.counter(
             "session_restarts",
-            "Sessions placed at another worker, by cause: prefill_lost, decode_lost, kv_lost, refused;"
-            " router_lost: taken over from another router.",
+            "Sessions placed at another worker, by cause: prefill_lost, decode_lost, mixed_lost, kv_lost,"
+            " refused; router_lost: taken over from another router.",
             "cause",
         )
         self._recomputed = make.counter(

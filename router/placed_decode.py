@@ -2,7 +2,7 @@
 
 From the first token on, the hand-over must be read or released: `PlacedDecode` holds it
 as long as the session is responsible for that. A worker that has not touched it may be
-followed by another one; after any other failure the KV is gone, and `DecodeLostError`
+followed by another one; after any other failure the KV is gone, and `AnswerLostError`
 says so.
 """
 
@@ -13,11 +13,11 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from router.answer_delivery import AnswerDelivery
-from router.draining import leaves_decode
+from router.answer_moves import leave_draining
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
 from router.placed_prefill import PlacedPrefill
-from router.recovery import Failure, drained
+from router.recovery import AnswerLostError, Failure
 from router.status import NeverArrivedError
 from router.worker import Worker
 from router.worker_calls import DecodeCall
@@ -33,14 +33,6 @@ _NOT_TAKEN = frozenset({"DRAINING", "FULL"})
 
 class _NotTakenError(Exception):
     """The decode worker has not touched the hand-over, so another one may take it."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.error.message)
-        self.failure = failure
-
-
-class DecodeLostError(Exception):
-    """The call to a worker failed, and with it the answer's KV is gone."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.error.message)
@@ -75,7 +67,7 @@ class PlacedDecode:
         self._unread = first.handover if first.HasField("handover") else None
 
     async def run(self, first: pb.FirstToken) -> Finished:
-        """Decodes until the answer has ended; raises DecodeLostError when a needed worker is lost."""
+        """Decodes until the answer has ended; raises AnswerLostError when a needed worker is lost."""
         if self._unread is None:
             raise InternalError("prefill gave no hand-over for an answer that goes on")
         request = self._request(first)
@@ -87,7 +79,7 @@ class PlacedDecode:
         except BaseExceptionGroup as raised:
             if self._delivery.ending is not None:  # a loss behind the last token is none
                 return self._delivery.ending
-            lost = raised.subgroup(DecodeLostError)
+            lost = raised.subgroup(AnswerLostError)
             if lost is None or lost.exceptions != raised.exceptions:
                 raise
             # Where both are lost, that of prefill is the cause.
@@ -105,14 +97,14 @@ class PlacedDecode:
     async def _watch(self) -> None:
         failure = await self._prefill.watch()
         if failure is not None:
-            raise DecodeLostError(failure)
+            raise AnswerLostError(failure)
 
     async def _run_somewhere(self, request: pb.DecodeRequest) -> Finished:
         """Decodes at the worker that has prefetched, or at another one if it refuses."""
         workers, tried = self._live.parts.workers, set(self._live.refused_by)
         worker = await self._first_choice(request)
         if worker is None:
-            raise DecodeLostError(Failure(workers.none_of("decode"), "decode", None))
+            raise AnswerLostError(Failure(workers.none_of("decode"), "decode", None))
         while True:
             tried.add(worker)
             others = workers.pick("decode", tried) is not None
@@ -122,7 +114,7 @@ class PlacedDecode:
             except _NotTakenError as not_taken:
                 worker = workers.pick("decode", tried)
                 if worker is None:
-                    raise DecodeLostError(not_taken.failure) from not_taken
+                    raise AnswerLostError(not_taken.failure) from not_taken
             request.fetch_session_id = ""
 
     async def _first_choice(self, request: pb.DecodeRequest) -> Worker | None:
@@ -151,7 +143,7 @@ class PlacedDecode:
             is_free = not (worker_call.owns_handover or worker_call.is_accepted)
             if is_free and (not has_arrived or error.reason in _NOT_TAKEN):
                 raise _NotTakenError(failure) from error
-            raise DecodeLostError(failure) from error
+            raise AnswerLostError(failure) from error
         finally:
             if worker_call.owns_handover:
                 self._unread = None
@@ -172,26 +164,8 @@ class PlacedDecode:
                 ending = await self._delivery.take(step)
                 if ending is not None:
                     return ending
-                self._leave_draining(worker_call.worker)
+                leave_draining(self._live, self._delivery.sealed, worker_call.worker)
         raise InternalError("the decode worker ended the answer without a reason")
-
-    def _leave_draining(self, worker: Worker) -> None:
-        """Between two steps: raises DecodeLostError when the answer goes on at another worker."""
-        if worker.drain_by_s is None or not self._live.recovery.may_move:
-            return
-        sealed = self._delivery.sealed
-        left_s = worker.drain_by_s - self._live.parts.clock.monotonic_s()
-        num_left = sealed.max_tokens - sealed.answer.num_tokens
-        if leaves_decode(num_left, worker.token_s, left_s) and self._can_leave(worker):
-            raise DecodeLostError(drained(worker, "decode"))
-
-    def _can_leave(self, worker: Worker) -> bool:
-        """Whether workers of both roles can be used, and one of prefill has the room."""
-        workers, but = self._live.parts.workers, {*self._live.refused_by, worker}
-        if workers.pick("decode", but) is None or workers.pick("prefill", but) is None:
-            return False
-        num_tokens = self._delivery.sealed.num_tokens
-        return self._live.lengths.why_not_resumed(num_tokens) is None
 
     def _note_first_step(self, worker_call: DecodeCall) -> None:
         is_resumed = self._delivery.sealed.answer.num_tokens > 1

@@ -21,13 +21,15 @@ from dataclasses import replace
 from router.draining import leaves_prefill
 from router.live_session import LiveSession
 from router.prefill_state import PrefillState
-from router.recovery import Failure, GiveUp, Restart, drained, final_error
+from router.recovery import AnswerLostError, Failure, GiveUp, Restart, drained, final_error
 from router.splice import Splice
 from router.status import NeverArrivedError
 from router.worker import Worker
 from router.worker_calls import PrefillCall
+from stream2llm.api import codec
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.api.session import State
+from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.serving.sessions.prefix import Tokens
 from stream2llm.serving.settings.worker_spec import Role
@@ -82,13 +84,13 @@ class PlacedPrefill:
         revision: int,
         splice: Splice,
         *,
-        hand_over: bool,
+        answer_max_tokens: int,
         stable_tokens: int = 0,
         answer_tokens: int = 0,
     ) -> None:
-        """Completes the sequence, whose last `answer_tokens` tokens are the answer so far."""
+        """Completes the sequence, whose last tokens are the answer so far; see PrefillState."""
         present = PrefillState(
-            revision, splice.sequence, stable_tokens, True, hand_over, answer_tokens
+            revision, splice.sequence, stable_tokens, True, answer_max_tokens, answer_tokens
         )
         await self._write(present, splice)
 
@@ -120,9 +122,7 @@ class PlacedPrefill:
                 await self._leave(self._call.worker)
             await next_begins.wait()
 
-    async def resume(
-        self, failure: Failure, tokens: Tokens, num_answer_tokens: int, *, hand_over: bool
-    ) -> None:
+    async def resume(self, failure: Failure, tokens: Tokens, num_answer_tokens: int) -> None:
         """Goes on behind `tokens`, which end with the answer so far, after such a failure.
 
         The next token that is received continues the answer. Raises the error for the client
@@ -133,10 +133,22 @@ class PlacedPrefill:
                 self._present,
                 sequence=tokens,
                 stable_tokens=0,
-                hand_over=hand_over,
                 answer_tokens=num_answer_tokens,
             )
             await self._place_again(failure)
+
+    @property
+    def answering(self) -> Worker | None:
+        """The worker, where it goes on with the answer; None where decode does."""
+        return self._call.worker if self._call.answers else None
+
+    async def receive_step(self) -> TokenStep:
+        """Returns the next step of an answer that goes on here; AnswerLostError when it is lost."""
+        call = self._call
+        try:
+            return codec.decode(TokenStep, (await call.receive()).step)
+        except Stream2LLMError as error:
+            raise AnswerLostError(await _failure(call, error)) from error
 
     async def watch(self) -> Failure | None:
         """After the first token: returns the worker's failure if decode does not have the KV yet."""
@@ -177,7 +189,7 @@ class PlacedPrefill:
         async with self._lock:
             is_there = self._given_up is None and self._call.worker is worker
             if other is not None and is_there and self._wants_to_leave(worker):
-                await self._place_again(drained(worker, "prefill"))
+                await self._place_again(drained(worker, worker.address.role))
 
     def _is_left(self, call: PrefillCall) -> bool:
         """Whether that call was closed to place the session elsewhere, not with the session."""
@@ -241,11 +253,14 @@ class PlacedPrefill:
         await asyncio.sleep(verdict.pause_s)
         by_s = self._live.parts.clock.monotonic_s() + self._live.parts.spec.recovery.max_wait_s
         while True:
-            for role in self._present.needs:
-                worker = await self._usable(role, by_s)
-                if worker is None:
-                    raise self._give_up(failure, self._live.recovery.no_worker(role, verdict))
-            assert worker is not None, "prefill is the last of the roles"
+            worker = await self._usable("prefill", by_s)
+            if worker is not None and self._present.is_resumed and not worker.answers:
+                # KV of an answer that waits for a decode worker would take memory for nothing.
+                if await self._usable("decode", by_s) is None:
+                    raise self._give_up(failure, self._live.recovery.no_worker("decode", verdict))
+                worker = await self._usable("prefill", by_s)
+            if worker is None:
+                raise self._give_up(failure, self._live.recovery.no_worker("prefill", verdict))
             call = PrefillCall(self._workers, worker, self._live.trace.metadata)
             try:
                 await self._begin(call)
@@ -291,4 +306,4 @@ class PlacedPrefill:
 
 
 async def _failure(call: PrefillCall, error: Stream2LLMError) -> Failure:
-    return Failure(error, "prefill", call.worker, await call.was_held())
+    return Failure(error, call.worker.address.role, call.worker, await call.was_held())

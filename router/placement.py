@@ -1,11 +1,15 @@
-"""Decides which worker gets a session. Pure."""
+"""Decides which worker gets a session. Pure.
+
+Where both kinds are there, a session begins at a prefill worker, to go on at a decode worker,
+or at a mixed worker, which keeps it: at the one with the fewest sessions of this router.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from stream2llm.serving.settings.worker_spec import Role
+from stream2llm.serving.settings.worker_spec import PREFILLING, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,24 @@ class WorkerView:
 
 
 def pick(workers: Iterable[WorkerView], role: Role) -> str | None:
-    """Returns the least loaded usable worker of a role, by id among equals; None without one."""
-    candidates = [worker for worker in workers if worker.role == role and worker.usable]
+    """Returns the least loaded usable worker of a role, by id among equals; None without one.
+
+    Mixed workers count as prefill workers. While no decode worker is usable, those that
+    depend on one are chosen only where there is no mixed worker.
+    """
+    usable = [worker for worker in workers if worker.usable]
+    candidates = [worker for worker in usable if does(worker.role, role)]
+    if role == "prefill" and not any(worker.role == "decode" for worker in usable):
+        candidates = [w for w in candidates if w.role == "mixed"] or candidates
     best = min(candidates, key=lambda w: (w.num_sessions, w.worker_id), default=None)
     return None if best is None else best.worker_id
+
+
+def kind_of(role: Role) -> Role:
+    """What a worker of that role counts as when one is looked for."""
+    return "prefill" if role in PREFILLING else role
+
+
+def does(role: Role, wanted: Role) -> bool:
+    """Whether a worker of `role` does what one of the wanted role does."""
+    return wanted in (role, kind_of(role))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from router.splice import Splice
 from router.worker_calls import PrefillCall
 from stream2llm.serving.sessions.prefix import Tokens, as_tokens
-from stream2llm.serving.settings.worker_spec import Role
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,18 +18,15 @@ class PrefillState:
     sequence: Tokens = field(default_factory=lambda: as_tokens([]))
     stable_tokens: int = 0
     is_sealed: bool = False
-    hand_over: bool = False
+    # Maximum tokens of the whole answer; known with the seal.
+    answer_max_tokens: int = 0
     # The last tokens of the sequence that are the answer's.
     answer_tokens: int = 0
 
     @property
-    def needs(self) -> tuple[Role, ...]:
-        """The roles of which a worker must be there before the session is placed again.
-
-        KV of an answer that waits for a decode worker would take memory for nothing.
-        """
-        is_resumed = self.answer_tokens > 0 and self.hand_over
-        return ("decode", "prefill") if is_resumed else ("prefill",)
+    def is_resumed(self) -> bool:
+        """Whether the sequence ends in an answer that needs more than the next token."""
+        return self.answer_tokens > 0 and self.answer_max_tokens - self.answer_tokens > 1
 
     async def send(self, call: PrefillCall, splice: Splice, ttft_left_ms: int) -> None:
         """Sends the splice that leads to this state; `ttft_left_ms` as in PrefillCall.seal."""
@@ -40,7 +36,7 @@ class PrefillState:
         await call.seal(
             self.revision,
             splice,
-            hand_over=self.hand_over,
+            answer_max_tokens=self.answer_max_tokens,
             stable_tokens=self.stable_tokens,
             ttft_left_ms=ttft_left_ms,
             answer_tokens=self.answer_tokens,

@@ -31,6 +31,8 @@ class Cause(StrEnum):
     """Its prefill worker."""
     DECODE_LOST = "decode_lost"
     """Its decode worker, or there was none."""
+    MIXED_LOST = "mixed_lost"
+    """The mixed worker that had all of it."""
     KV_LOST = "kv_lost"
     """The KV of its prompt, on the way from prefill to decode."""
     REFUSED = "refused"
@@ -40,7 +42,11 @@ class Cause(StrEnum):
 
 
 DRAINING = "DRAINING"
-_LOST: dict[Role, Cause] = {"prefill": Cause.PREFILL_LOST, "decode": Cause.DECODE_LOST}
+_LOST: dict[Role, Cause] = {
+    "prefill": Cause.PREFILL_LOST,
+    "decode": Cause.DECODE_LOST,
+    "mixed": Cause.MIXED_LOST,
+}
 _BY_REASON = {
     "KV_LOST": Cause.KV_LOST,
     DRAINING: Cause.REFUSED,
@@ -79,6 +85,14 @@ class Failure:
     def is_drain(self) -> bool:
         """Whether the worker is well, and only sends its sessions away."""
         return self.error.reason == DRAINING
+
+
+class AnswerLostError(Exception):
+    """The call to a worker failed, and with it the KV of an answer under way is gone."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.error.message)
+        self.failure = failure
 
 
 def drained(worker: LostWorker, role: Role) -> Failure:

@@ -232,5 +232,4 @@ class Router:
             ) from error
 
     def _show_health(self) -> None:
-        workers = self._parts.workers
-        self._health.set(is_serving=workers.has_role("prefill") and workers.has_role("decode"))
+        self._health.set(is_serving=self._parts.workers.can_answer)

@@ -193,7 +193,7 @@ class SessionInput:
         await self._prefill.seal(
             revision,
             splice,
-            hand_over=final.hand_over,
+            answer_max_tokens=final.max_tokens,
             stable_tokens=stable,
             answer_tokens=final.answer.num_tokens,
         )

@@ -1,4 +1,4 @@
-"""The output half of a session: prefill's first token, then decode's steps.
+"""The output half of a session: prefill's first token, then decode's steps, or its own.
 
 The first token is sent to the client before the decode call begins.
 
@@ -15,9 +15,10 @@ from collections.abc import Callable
 from router.answer_delivery import AnswerDelivery
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
-from router.placed_decode import DecodeLostError, PlacedDecode
+from router.placed_answer import run_where_prefilled
+from router.placed_decode import PlacedDecode
 from router.placed_prefill import PlacedPrefill
-from router.recovery import Failure
+from router.recovery import AnswerLostError, Failure
 from router.sealed_answer import SealedAnswer
 from stream2llm.api import codec
 from stream2llm.api.errors import extended
@@ -90,13 +91,20 @@ class SessionOutput:
         ending = await self._delivery.take(codec.decode(TokenStep, first.step))
         while ending is None:
             try:
-                ending = await self._decode.run(first)
-            except DecodeLostError as lost:
+                ending = await self._go_on(first)
+            except AnswerLostError as lost:
                 first = await self._resume(lost.failure)
                 self._delivery.note_step(is_after_handover=False)
                 ending = await self._delivery.take(codec.decode(TokenStep, first.step))
         await self._prefill.finish()
         return ending
+
+    async def _go_on(self, first: pb.FirstToken) -> Finished:
+        """Relays what follows that token; raises AnswerLostError when a needed worker is lost."""
+        worker = self._prefill.answering
+        if worker is None:
+            return await self._decode.run(first)
+        return await run_where_prefilled(self._live, self._prefill, self._delivery, worker)
 
     async def _next_of_prefill(self) -> pb.FirstToken:
         """Returns the token that begins the answer, or continues it."""
@@ -129,7 +137,5 @@ class SessionOutput:
         if why_not is not None:
             raise extended(failure.error, why_not, 0)
         self._live.apply(Event.RESUME)
-        await self._prefill.resume(
-            failure, sealed.tokens, sealed.answer.num_tokens, hand_over=sealed.hand_over
-        )
+        await self._prefill.resume(failure, sealed.tokens, sealed.answer.num_tokens)
         return await self._next_of_prefill()

@@ -64,7 +64,7 @@ class Worker:
         self.address = address
         self.is_suspect = False
         self.num_sessions = 0
-        # Work that is queued; prefill workers only.
+        # Work that is queued; not of decode workers.
         self.queue = WorkQueue()
         # Seconds that a token of an answer takes; None: not known.
         self.token_s: float | None = None
@@ -84,6 +84,11 @@ class Worker:
     def node(self) -> str:
         """The host that others reach it at."""
         return self.address.grpc_address.rpartition(":")[0]
+
+    @property
+    def answers(self) -> bool:
+        """Whether it goes on with the answers of the sessions that it prefills."""
+        return self.address.role == "mixed"
 
     @property
     def prefill(self) -> Any:

@@ -30,7 +30,10 @@ from stream2llm.api.v1 import worker_pb2 as pb
 
 
 class PrefillCall:
-    """The RPC to prefill: open, splices and seal out; progress and one first token back."""
+    """The RPC to prefill: open, splices and seal out; progress and one first token back.
+
+    A mixed worker sends the rest of the answer behind it.
+    """
 
     def __init__(self, pool: WorkerPool, worker: Worker, metadata: Metadata | None = None) -> None:
         self._pool = pool
@@ -41,6 +44,11 @@ class PrefillCall:
         self._responses = aiter(self._call)
         self._is_done_with = False
         self.is_closed = False
+
+    @property
+    def answers(self) -> bool:
+        """Whether the worker goes on with the answers of its sessions."""
+        return self.worker.answers
 
     async def was_held(self) -> bool:
         """Whether the worker has said that it holds the session, of a call that has failed."""
@@ -74,20 +82,23 @@ class PrefillCall:
         revision: int,
         splice: Splice,
         *,
-        hand_over: bool,
+        answer_max_tokens: int,
         stable_tokens: int = 0,
         ttft_left_ms: int = 0,
         answer_tokens: int = 0,
     ) -> None:
         """Completes the sequence, whose last `answer_tokens` tokens are the answer so far.
 
-        The first token is due in `ttft_left_ms`, if that is not 0.
+        The whole answer may have `answer_max_tokens`. The first token is due in
+        `ttft_left_ms`, if that is not 0.
         """
+        goes_on = answer_max_tokens - answer_tokens > 1
         message = pb.SealPrefill(
             splice=_splice(revision, splice, stable_tokens),
-            hand_over=hand_over,
+            hand_over=goes_on and not self.answers,
             ttft_left_ms=ttft_left_ms,
             answer_tokens=answer_tokens,
+            answer_max_tokens=answer_max_tokens if goes_on and self.answers else 0,
         )
         await self._write(pb.PrefillSessionRequest(seal=message))
 

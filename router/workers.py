@@ -19,13 +19,13 @@ import grpc
 
 from router.absence import Absences
 from router.background import Background
-from router.placement import pick
+from router.placement import does, kind_of, pick
 from router.status import WORKER_LOST, worker_error
 from router.worker import Link, Worker, answers
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError, UnavailableError
 from stream2llm.api.v1 import worker_pb2
 from stream2llm.security.tls import PeerChannels
-from stream2llm.serving.settings.worker_spec import ClusterView, Role
+from stream2llm.serving.settings.worker_spec import ClusterView, Role, can_answer
 from stream2llm.serving.system.clock import Clock, SystemClock
 
 _logger = logging.getLogger(__name__)
@@ -90,9 +90,10 @@ class WorkerPool:
             begins, self.drain_begins = self.drain_begins, asyncio.Event()
             begins.set()
 
-    def has_role(self, role: Role) -> bool:
-        """Whether the view has a worker of the role, suspect or not."""
-        return any(worker.address.role == role for worker in self._workers.values())
+    @property
+    def can_answer(self) -> bool:
+        """Whether the view has the workers that a session needs, suspect or not."""
+        return can_answer(worker.address.role for worker in self._workers.values())
 
     def pick(
         self, role: Role, but: Collection[Worker] = (), rather_not: Collection[object] = ()
@@ -120,7 +121,7 @@ class WorkerPool:
         `first` is chosen if it has the role and can be used. `but` and `rather_not`: as for `pick`.
         """
         avoided = (*but, *rather_not)
-        is_first = first is not None and first.address.role == role and first not in avoided
+        is_first = first is not None and does(first.address.role, role) and first not in avoided
         if first is not None and is_first and self.is_usable(first):
             return first
         try:
@@ -143,7 +144,7 @@ class WorkerPool:
         """Seconds after which a session that failed for want of a worker may be tried again."""
         if self.pick(role) is not None:
             return UnavailableError.default_retry_after_s or 0.0
-        return self._absences.expected_s(role, self._clock.monotonic_s())
+        return self._absences.expected_s(kind_of(role), self._clock.monotonic_s())
 
     def is_usable(self, worker: Worker) -> bool:
         """Whether it is still in the view, and not suspect."""
@@ -192,7 +193,7 @@ class WorkerPool:
 
     def _cannot_be_used(self, worker: Worker) -> None:
         now_s = self._clock.monotonic_s()
-        self._absences.left(worker.worker_id, worker.address.role, now_s)
+        self._absences.left(worker.worker_id, kind_of(worker.address.role), now_s)
 
     def _retire(self, worker: Worker) -> None:
         del self._workers[worker.worker_id]

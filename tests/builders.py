@@ -70,10 +70,12 @@ def a_request(
     guard_number: int = 0,
     host_blocks: tuple[int, int] = (0, 0),
     is_loading: bool = False,
+    is_answering: bool = False,
 ) -> RequestView:
     """A session as the planner sees it."""
     counts = (known, computed, num_blocks, reached, guard_number)
-    return RequestView(request_id, sealed, arrival, last_event, *counts, *host_blocks, is_loading)
+    view = RequestView(request_id, sealed, arrival, last_event, *counts, *host_blocks, is_loading)
+    return view._replace(is_answering=is_answering)
 
 
 def a_ranking(*views: RequestView, policy: str = "fcfs", guarded_first: bool = False) -> RankIndex:
@@ -94,11 +96,11 @@ def limits(
     whole_requests: bool = False,
     host_slots: int = 0,
     open_tokens: int | None = None,
+    prefill_s: float | None = None,
 ) -> StepLimits:
     """What a step may use."""
-    return StepLimits(
-        tokens, requests, free_blocks, block_size, whole_requests, host_slots, open_tokens
-    )
+    counts = (tokens, requests, free_blocks, block_size)
+    return StepLimits(*counts, whole_requests, host_slots, open_tokens, prefill_s=prefill_s)
 
 
 def a_ledger(*, leased: tuple[int, ...] = (), **blocks: tuple[int, ...]) -> BlockLedger:

@@ -37,6 +37,8 @@ class Kind:
     model: str = "random-llama-sensitive"
     prefill: int = 1
     decode: int = 1
+    # Instead of both.
+    mixed: int = 0
     max_model_len: int = MAX_MODEL_LEN
     # KV blocks of 32 tokens of each prefill engine; the usual number is far above what tests need.
     prefill_blocks: int = 400
@@ -81,6 +83,8 @@ KINDS = {
     "sensitive-tight": replace(_TIGHT, max_open_sessions=256),
     # Room on the host for about as much as there is on the engine.
     "sensitive-swap": replace(_TIGHT, preemption="swap", offload_pool_gib=0.016),
+    # Memory for one session of full length, so that answers lose KV and get it back.
+    "mixed-1": Kind(mixed=1, prefill_blocks=130),
     "smollm2-1x1": Kind(model="smollm2-135m-instruct", has_gateway=True),
 }
 
@@ -99,7 +103,7 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
     env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if kind.ucx_tls is not None:
         env["UCX_TLS"] = kind.ucx_tls
-    raw = {
+    raw: dict[str, Any] = {
         "model": kind.model,
         "router": {
             "port": 0,
@@ -132,6 +136,9 @@ def config_of(kind: Kind, **changes: Any) -> ClusterConfig:
         "controller": {"http_port": 0, "unresponsive_after_s": max(15, kind.hung_after_s)},
         **changes,
     }
+    if kind.mixed:
+        raw["mixed"] = {**raw.pop("prefill"), "replicas": kind.mixed}
+        del raw["decode"]
     return parse_config(raw, source="the test")
 
 

@@ -13,13 +13,26 @@ STOP_TOKEN = 511
 _NUM_ANSWERS = 500
 
 
+def digest_after(digest: int, token_id: int) -> int:
+    """The digest of a prefix that is one token longer; hashes of ints are the same everywhere."""
+    return hash((digest, token_id))
+
+
 def prefix_digests(tokens: Iterable[int]) -> list[int]:
-    """A digest of each prefix; hashes of tuples of ints are the same in every process."""
+    """A digest of each prefix."""
     digests, digest = [], 0
     for token in tokens:
-        digest = hash((digest, token))
+        digest = digest_after(digest, token)
         digests.append(digest)
     return digests
+
+
+def whole_answer_of(tokens: Sequence[int], num_tokens: int) -> list[int]:
+    """The first `num_tokens` tokens of the answer to this sequence."""
+    sequence = list(tokens)
+    for _ in range(num_tokens):
+        sequence.append(answer_of(sequence))
+    return sequence[len(tokens) :]
 
 
 def answer_of(tokens: Sequence[int]) -> int:

@@ -26,7 +26,7 @@ from stream2llm.security.grpc_access import RequireClusterToken
 from stream2llm.security.tls import add_port
 from stream2llm.serving.actor.access import Guards
 from stream2llm.serving.settings.security_options import AuthOptions
-from stream2llm.serving.settings.worker_spec import Role, WorkerAddress
+from stream2llm.serving.settings.worker_spec import PREFILLING, Role, WorkerAddress
 from stream2llm.serving.system.clock import SystemClock
 from tests.tiny_model import EOS
 
@@ -102,6 +102,8 @@ class PrefillRecord:
     ttft_left_ms: int | None = None
     # How many of the last tokens are the answer's.
     answer_tokens: int = 0
+    # Not 0 where the answer goes on at this worker.
+    answer_max_tokens: int = 0
     spliced: asyncio.Event = field(default_factory=asyncio.Event)
     sealed: asyncio.Event = field(default_factory=asyncio.Event)
     # gRPC also ends the requests of a cancelled RPC, so only `ended` is sure.
@@ -125,6 +127,9 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         self.session_came = asyncio.Event()
         self.may_compute = _open_gate()
         self.may_sample = _open_gate()
+        # For answers that go on here: cleared after so many steps, if that is set.
+        self.may_step = _open_gate()
+        self.hold_after_steps: int | None = None
         # A DelayReason's number, put into every progress.
         self.delay = pb.DELAY_REASON_UNSPECIFIED
         self.sessions = WorkerSessions()
@@ -172,10 +177,30 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         record.hand_over = request.seal.hand_over
         record.ttft_left_ms = request.seal.ttft_left_ms
         record.answer_tokens = request.seal.answer_tokens
+        record.answer_max_tokens = request.seal.answer_max_tokens
         record.sealed.set()
         await self.may_sample.wait()
         await self._maybe_fail("first_token", context)
-        yield self._first_token(record, uncomputed)
+        first = self._first_token(record, uncomputed)
+        yield first
+        async for step in self._answer(record, first.first_token.step, context):
+            yield worker_pb2.PrefillSessionResponse(step=step)
+
+    async def _answer(self, record: PrefillRecord, step: Any, context: Any) -> AsyncIterator[Any]:
+        """The steps behind the first one, where the seal asks for them."""
+        sequence, num_steps = list(record.sequence), 0
+        for index in range(record.answer_tokens + 1, record.answer_max_tokens):
+            if step.finish_reason:
+                return
+            sequence += step.token_ids
+            if num_steps == self.hold_after_steps:
+                self.may_step.clear()
+            await self.may_step.wait()
+            await self._maybe_fail("step", context)
+            step, num_steps = self.brain.step(sequence, index, record.open.sampling), num_steps + 1
+            if index + 1 == record.answer_max_tokens and not step.finish_reason:
+                step.finish_reason = pb.FINISH_REASON_LENGTH
+            yield step
 
     async def _maybe_fail(self, event: str, context: Any) -> None:
         failure = self.failures.get(event)
@@ -408,7 +433,7 @@ class FakeWorker:
         token = self._cluster_token
         admit = [RequireClusterToken(guard, token)] if token else []
         self._server = grpc.aio.server(interceptors=admit, options=server_options(1 << 24))
-        if self.role == "prefill":
+        if self.role in PREFILLING:
             worker_pb2_grpc.add_PrefillServiceServicer_to_server(self.prefill, self._server)
         else:
             worker_pb2_grpc.add_DecodeServiceServicer_to_server(self.decode, self._server)
@@ -429,7 +454,7 @@ class FakeWorker:
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new sessions, waits for the open ones, and ends the rest."""
-        await (self.prefill if self.role == "prefill" else self.decode).sessions.drain(timeout_s)
+        await (self.prefill if self.role in PREFILLING else self.decode).sessions.drain(timeout_s)
 
     async def kill(self) -> None:
         await self._server.stop(None)

@@ -296,6 +296,7 @@ async def a_ring(
     *,
     num_prefill: int = 1,
     num_decode: int = 1,
+    num_mixed: int = 0,
     script: list[int] | None = None,
     max_model_len: int = MAX_MODEL_LEN,
     drain_timeout_s: float = 0.05,
@@ -321,6 +322,7 @@ async def a_ring(
         for role, count, num_blocks in (
             ("prefill", num_prefill, prefill_blocks),
             ("decode", num_decode, decode_blocks),
+            ("mixed", num_mixed, prefill_blocks),
         )
         for n in range(count)
     ]

@@ -214,7 +214,7 @@ class WorkerInfo:
     worker_id: str
     """Name, for instance "prefill-0"."""
     role: str
-    """"prefill" or "decode"."""
+    """"prefill", "decode" or "mixed"."""
     ready: bool
     """Whether the router uses it."""
     num_sessions: int

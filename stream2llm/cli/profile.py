@@ -89,8 +89,9 @@ def profile(
     ends_s = clock.monotonic_s() + minutes * 60 - FINISH_S
     _quiet_vllm()
     cluster = load_config(config) if config else _no_config()
-    check_arguments("prefill", cluster.prefill.engine)
-    check_variables("prefill.env", cluster.prefill.env)
+    role, part = cluster.prefilling
+    check_arguments(role, part.engine)
+    check_variables(f"{role}.env", part.env)
     subject = _subject(cluster, model, tensor_parallel_size)
     output = output or Path(_file_name(subject))
     _require_writable(output, "--output")
@@ -116,7 +117,7 @@ def _no_config() -> ClusterConfig:
 def _subject(cluster: ClusterConfig, model: str | None, num_ranks: int | None) -> Subject:
     from prefill_worker.profiling import Subject
 
-    engine_args: dict[str, Any] = dict(cluster.prefill.engine)
+    engine_args: dict[str, Any] = dict(cluster.prefilling[1].engine)
     if num_ranks is not None:
         engine_args["tensor_parallel_size"] = num_ranks
     return Subject(
@@ -129,7 +130,7 @@ def _subject(cluster: ClusterConfig, model: str | None, num_ranks: int | None) -
 
 def _environment(cluster: ClusterConfig) -> Mapping[str, str]:
     """Returns the first prefill worker's environment, which includes its cores."""
-    part = cluster.prefill
+    _, part = cluster.prefilling
     if part.num_gpus:
         return part.env
     cores = cores_of(part.cpu_bind, 0, 0, tuple(sorted(os.sched_getaffinity(0))))

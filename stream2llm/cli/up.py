@@ -127,7 +127,7 @@ def run(config: ClusterConfig, *, detach: bool = False, factories: Factories | N
     begin_s = clock.monotonic_s()
 
     def on_checked() -> None:
-        dtype = config.prefill.engine.get("dtype", "its own type")
+        dtype = config.prefilling[1].engine.get("dtype", "its own type")
         _say(f"starting {config.model_name} in {dtype}; an engine takes 15 to 60 s, or more")
 
     with Cluster.start(
@@ -136,7 +136,7 @@ def run(config: ClusterConfig, *, detach: bool = False, factories: Factories | N
         _say(f"logs: {cluster.log_dir}")
         if cluster.ray_token_file is not None:
             _say(f"token of its Ray: {cluster.ray_token_file}")
-        longest_s = max(config.prefill.start_timeout_s, config.decode.start_timeout_s)
+        longest_s = max(part.start_timeout_s for _, part in config.worker_sections)
         # Each start has a time limit; this limits their repetition.
         attempts = config.controller.max_start_failures
         cluster.wait_ready(longest_s * attempts + READY_MARGIN_S, _say_event)

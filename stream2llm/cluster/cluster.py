@@ -208,7 +208,7 @@ class Cluster:
 
     def set_policy(self, policy: str) -> PolicyState:
         """Switches the scheduling policy of all prefill workers; sessions continue."""
-        name = require_policy(policy, self.config.prefill.import_paths)
+        name = require_policy(policy, self.config.prefilling[1].import_paths)
         state: PolicyState = self._controller.ask("set_policy", name, timeout_s=ANSWER_TIMEOUT_S)
         return state
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from stream2llm.api.handover import HandoverMode
 from stream2llm.cluster.front_config import FrontConfig
 from stream2llm.cluster.gateway_config import GatewayConfig
-from stream2llm.cluster.worker_config import DecodeConfig, PrefillConfig, WorkerConfig
+from stream2llm.cluster.worker_config import DecodeConfig, MixedConfig, PrefillConfig, WorkerConfig
 from stream2llm.models.hub import hub_id
 from stream2llm.serving.settings.frozen_model import FrozenModel
 from stream2llm.serving.settings.observability_options import ObservabilityOptions
@@ -35,6 +35,7 @@ from stream2llm.serving.settings.worker_options import (
     StructuredOutputOptions,
     WorkerOptions,
 )
+from stream2llm.serving.settings.worker_spec import Role
 
 
 class RayConfig(FrozenModel):
@@ -126,9 +127,12 @@ class ClusterConfig(FrozenModel):
     gateway: GatewayConfig | None = None
     """The gateways. Unset: none."""
     prefill: PrefillConfig = PrefillConfig()
-    """The prefill workers."""
+    """The prefill workers. Absent, as `decode`, where there is only `mixed`."""
     decode: DecodeConfig = DecodeConfig()
     """The decode workers."""
+    mixed: MixedConfig | None = None
+    """Mixed workers: each prefills, and goes on with the answers itself. For machines with one GPU or
+    two cores; alone, or beside prefill and decode workers. Unset: none."""
     handover: HandoverOptions = HandoverOptions()
     """How KV crosses from prefill to decode. A plain string sets `mode`."""
     structured_output: StructuredOutputOptions = StructuredOutputOptions()
@@ -175,6 +179,27 @@ class ClusterConfig(FrozenModel):
         return self
 
     @model_validator(mode="after")
+    def _prefill_and_decode_come_together(self) -> ClusterConfig:
+        given = {"prefill", "decode"} & self.model_fields_set
+        if self.mixed is not None and len(given) == 1:
+            raise ValueError(
+                f"there is a section {min(given)}, which needs the other one of prefill and decode;"
+                " give both beside mixed, or neither"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_policy_for_all(self) -> ClusterConfig:
+        if self.mixed is None or not self.has_pairs:
+            return self
+        for name in ("policy", "extra_policies"):
+            if getattr(self.mixed, name) != getattr(self.prefill, name):
+                raise ValueError(
+                    f"mixed.{name} and prefill.{name} differ: a cluster has one choice"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _decode_caches_what_it_fetches(self) -> ClusterConfig:
         is_asked_for = "mode" in self.handover.model_fields_set
         if is_asked_for and self.handover.mode == "streamed" and not self._decode_has_cache:
@@ -185,9 +210,25 @@ class ClusterConfig(FrozenModel):
         return self
 
     @property
-    def worker_sections(self) -> tuple[tuple[str, WorkerConfig], ...]:
+    def worker_sections(self) -> tuple[tuple[Role, WorkerConfig], ...]:
         """The sections of the workers, each with its role."""
-        return (("prefill", self.prefill), ("decode", self.decode))
+        mixed: tuple[tuple[Role, WorkerConfig], ...]
+        mixed = () if self.mixed is None else (("mixed", self.mixed),)
+        if not self.has_pairs:
+            return mixed
+        return (("prefill", self.prefill), ("decode", self.decode), *mixed)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there are prefill and decode workers: not where the file has only `mixed`."""
+        return self.mixed is None or "prefill" in self.model_fields_set
+
+    @property
+    def prefilling(self) -> tuple[Role, PrefillConfig]:
+        """The first section whose workers prefill, with its role."""
+        if self.mixed is None or self.has_pairs:
+            return ("prefill", self.prefill)
+        return ("mixed", self.mixed)
 
     @property
     def _decode_has_cache(self) -> bool:
@@ -200,13 +241,23 @@ class ClusterConfig(FrozenModel):
 
     @property
     def worker_options(self) -> WorkerOptions:
-        """What schedulers of both roles are set by."""
+        """What schedulers of prefill and decode workers are set by."""
         return WorkerOptions(
             prefill=self.prefill.options,
             handover=self.handover,
             structured_output=self.structured_output,
             logs=self.observability.logs,
         )
+
+    def options_of(self, role: Role) -> WorkerOptions:
+        """What schedulers of that role are set by."""
+        if role != "mixed" or self.mixed is None:
+            return self.worker_options
+        change = {
+            "prefill": self.mixed.options,
+            "inter_token_target_ms": self.mixed.inter_token_target_ms,
+        }
+        return self.worker_options.model_copy(update=change)
 
     @property
     def model_name(self) -> str:

@@ -39,7 +39,7 @@ from stream2llm.serving.observability import logs
 from stream2llm.serving.settings.launch import Launch, ReplicaRole
 from stream2llm.serving.settings.observability_options import LogFormat
 from stream2llm.serving.settings.security_options import SecurityOptions
-from stream2llm.serving.settings.worker_spec import WorkerSpec
+from stream2llm.serving.settings.worker_spec import PREFILLING, WorkerSpec
 from stream2llm.serving.system import garbage
 from stream2llm.serving.system.clock import SystemClock
 
@@ -230,7 +230,7 @@ class Controller:
         await self._for_each(fronts, lambda name: self._hosts.drain(name, timeout_s))
         # No router sends them anything now.
         await self._for_each(
-            ("prefill", "decode"), lambda name: self._hosts.drain(name, DRAIN_MARGIN_S)
+            supervision.WORKER_ROLES, lambda name: self._hosts.drain(name, DRAIN_MARGIN_S)
         )
 
     async def stop(self) -> None:
@@ -239,7 +239,7 @@ class Controller:
         await self._end_supervision()
         await self._for_each(("gateway", "router"), self._hosts.stop)
         # Concurrently: an engine takes some seconds to end.
-        await self._for_each(("prefill", "decode"), self._hosts.stop)
+        await self._for_each(supervision.WORKER_ROLES, self._hosts.stop)
         names = {*self._roles, *self._supervisor.fleet}
         await asyncio.gather(*(self._hosts.clean(name, EXIT_GRACE_S) for name in names))
         await self._http.close()
@@ -292,7 +292,7 @@ class Controller:
     # -- state -------------------------------------------------------------
 
     def _prefill_replicas(self) -> list[supervision.Replica]:
-        return [r for r in self._supervisor.fleet.values() if r.role == "prefill"]
+        return [r for r in self._supervisor.fleet.values() if r.role in PREFILLING]
 
     def _record(self) -> None:
         fleet = self._supervisor.fleet
@@ -327,8 +327,8 @@ class Controller:
 
 
 def _configured_policy(launches: tuple[Launch, ...]) -> PolicyChoice:
-    """Returns the policy, which is the same for all prefill workers, and what may replace it."""
-    specs = [launch.spec for launch in launches if launch.role == "prefill"]
+    """Returns the policy, which is the same for all workers that prefill, and what may replace it."""
+    specs = [launch.spec for launch in launches if launch.role in PREFILLING]
     assert isinstance(specs[0], WorkerSpec)
     options = specs[0].options.prefill
     return PolicyChoice(options.policy, options.import_paths)

@@ -21,6 +21,7 @@ from stream2llm.serving.settings.worker_spec import WorkerSpec
 _BUILDERS = {
     "prefill": "prefill_worker.engine:check_arguments",
     "decode": "decode_worker.engine:check_arguments",
+    "mixed": "prefill_worker.engine:check_arguments",
 }
 # The logger with which torch warns that there is no Triton; CPU engines need none.
 TRITON_LOGGER = "torch._library.triton"

@@ -27,8 +27,7 @@ def hosts_of(config: ClusterConfig) -> dict[str, str]:
         "controller": config.controller.host,
         "router": config.router.host,
         **gateway,
-        "prefill": config.prefill.host,
-        "decode": config.decode.host,
+        **{role: part.host for role, part in config.worker_sections},
     }
 
 

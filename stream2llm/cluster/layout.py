@@ -21,7 +21,7 @@ from stream2llm.serving.settings.gateway_spec import GatewaySpec
 from stream2llm.serving.settings.launch import Launch, cores_of
 from stream2llm.serving.settings.placement import Placement
 from stream2llm.serving.settings.router_spec import RouterSpec
-from stream2llm.serving.settings.worker_spec import WorkerSpec
+from stream2llm.serving.settings.worker_spec import Role, WorkerSpec
 
 # Routers and gateways wait most of the time; they take no CPU from Ray's books.
 ROUTER_CPUS = 0.0
@@ -45,6 +45,7 @@ class Factories:
     router: str = "router.server:Router"
     prefill: str = "prefill_worker.worker:Worker"
     decode: str = "decode_worker.worker:Worker"
+    mixed: str = "prefill_worker.worker:Worker"
     gateway: str = "stream2llm.gateway.server:Gateway"
 
 
@@ -92,7 +93,7 @@ def common_environment() -> dict[str, str]:
 
 
 def served_max_model_len(config: ClusterConfig, model_path: Path | None) -> int:
-    """The context that both roles can take; 0 where only a model that is not here says it."""
+    """The context that all roles can take; 0 where only a model that is not here says it."""
     roles = [_max_model_len(role, part.engine) for role, part in config.worker_sections]
     # Read in any case: a directory that is no model's is refused here.
     of_model = None if model_path is None else context_length(model_path)
@@ -122,9 +123,11 @@ class _Layout:
         routers = [
             self._router(index, max_model_len) for index in range(self.config.router.replicas)
         ]
-        prefill = self._workers("prefill", self.config.prefill, self.factories.prefill, 0)
-        decode = self._workers("decode", self.config.decode, self.factories.decode, len(prefill))
-        return [*routers, *self._gateways(self.config.gateway), *prefill, *decode]
+        workers: list[Launch] = []
+        for role, part in self.config.worker_sections:
+            factory: str = getattr(self.factories, role)
+            workers += self._workers(role, part, factory, len(workers))
+        return [*routers, *self._gateways(self.config.gateway), *workers]
 
     def _router(self, index: int, max_model_len: int) -> Launch:
         part = self.config.router
@@ -187,7 +190,7 @@ class _Layout:
         )  # fmt: skip
 
     def _workers(
-        self, role: Literal["prefill", "decode"], part: WorkerConfig, factory: str, first_core: int
+        self, role: Role, part: WorkerConfig, factory: str, first_core: int
     ) -> list[Launch]:
         mode = {DETERMINISTIC_VARIABLE: "1"} if self.config.deterministic else {}
         return [
@@ -207,9 +210,7 @@ class _Layout:
             for index in range(part.replicas)
         ]
 
-    def _worker_spec(
-        self, role: Literal["prefill", "decode"], part: WorkerConfig, index: int
-    ) -> WorkerSpec:
+    def _worker_spec(self, role: Role, part: WorkerConfig, index: int) -> WorkerSpec:
         return WorkerSpec(
             worker_id=f"{role}-{index}",
             role=role,
@@ -218,7 +219,7 @@ class _Layout:
             host=part.host,
             metrics_port=part.metrics_port + index if part.metrics_port else 0,
             engine_args=dict(part.engine),
-            options=self.config.worker_options,
+            options=self.config.options_of(role),
             side_channel_port=0,  # the actor finds a free one on its node
             hung_after_s=part.hung_after_s,
             max_message_bytes=self.config.router.limits.max_message_bytes,

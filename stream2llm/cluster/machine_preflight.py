@@ -109,7 +109,7 @@ def check_memory(
     raise OverloadedError(
         f"too little memory: the engines need about {needed / GIB:.1f} GiB ({listing}),"
         f" {available_bytes / GIB:.1f} GiB are available; set VLLM_CPU_KVCACHE_SPACE (GiB)"
-        " under prefill.env and decode.env to less, or start fewer replicas. Without it, vLLM takes"
+        " under the workers' env to less, or start fewer replicas. Without it, vLLM takes"
         f" {DEFAULT_MEMORY_UTILIZATION:.0%} of all memory for the KV cache of each",
         reason="TOO_LITTLE_MEMORY",
     )

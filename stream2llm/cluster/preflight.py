@@ -116,10 +116,10 @@ def check_model(config: ClusterConfig) -> Path:
 
 def check_policies(config: ClusterConfig) -> None:
     """Policies by import path can be imported and rank sessions."""
-    prefill = config.prefill
-    find_policy(prefill.policy, "prefill.policy")
-    for path in prefill.extra_policies:
-        find_policy(path, "prefill.extra_policies")
+    role, part = config.prefilling
+    find_policy(part.policy, f"{role}.policy")
+    for path in part.extra_policies:
+        find_policy(path, f"{role}.extra_policies")
 
 
 def check_parsers(config: ClusterConfig) -> None:

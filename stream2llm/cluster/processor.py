@@ -36,6 +36,7 @@ def suited(config: ClusterConfig, flags: frozenset[str] | None) -> ClusterConfig
     """
     if flags is None or flags & BF16_FLAGS:
         return config
+    sections: dict[str, WorkerConfig]
     sections = {role: _in_float32(part) for role, part in config.worker_sections}
     return config.model_copy(update=sections)
 

@@ -29,6 +29,7 @@ from stream2llm.serving.actor.replica_status import ReplicaStatus
 from stream2llm.serving.actor.sigterm import SETUP_HOOK
 from stream2llm.serving.settings.launch import Launch, StartOutcome
 from stream2llm.serving.settings.worker_spec import (
+    PREFILLING,
     ClusterView,
     WorkerAddress,
     WorkerSpec,
@@ -49,6 +50,7 @@ _ACTORS = {
     "gateway": "stream2llm.gateway.actor:GatewayActor",
     "prefill": "prefill_worker.actor:PrefillActor",
     "decode": "decode_worker.actor:DecodeActor",
+    "mixed": "prefill_worker.actor:PrefillActor",
 }
 
 
@@ -148,14 +150,14 @@ class RayHosts:
         return what_is_missing(Demand.of_launch(self._launches[name]), state.nodes)
 
     def _with_policy(self, launch: Launch) -> Launch:
-        if launch.role != "prefill" or not isinstance(launch.spec, WorkerSpec):
+        if launch.role not in PREFILLING or not isinstance(launch.spec, WorkerSpec):
             return launch
         options = launch.spec.options.with_policy(self._policy.name)
         return replace(launch, spec=replace(launch.spec, options=options))
 
     async def _catch_up(self, launch: Launch) -> None:
         """Sets the policy chosen while the worker started, before it is published."""
-        if launch.role == "prefill" and isinstance(launch.spec, WorkerSpec):
+        if launch.role in PREFILLING and isinstance(launch.spec, WorkerSpec):
             began_with = launch.spec.options.prefill.policy
             await self._policy.catch_up(
                 "" if launch.name in self._found else began_with,

@@ -23,7 +23,7 @@ from stream2llm.cluster.supervision import Fleet, Phase, Replica, Role
 _STAND_IN = "-stand-in"
 # Workers before routers and gateways: one of those that is replaced ends streams, which go on
 # elsewhere only where their client does that.
-_ORDER: tuple[Role, ...] = ("prefill", "decode", "router", "gateway")
+_ORDER: tuple[Role, ...] = ("prefill", "decode", "mixed", "router", "gateway")
 # Phases in which nothing of a stand-in is left, or was there.
 _GONE = (Phase.STOPPED, Phase.GIVEN_UP, Phase.MISSING)
 

@@ -71,6 +71,8 @@ def check_ranks(role: str, part: WorkerConfig) -> None:
 def check_grammar_backends(config: ClusterConfig) -> None:
     """Prefill and decode constrain structured outputs by the same backend."""
     key = "structured_outputs_config"
+    if not config.has_pairs:
+        return
     if config.prefill.engine.get(key) != config.decode.engine.get(key):
         raise InvalidRequestError(
             f"prefill.engine.{key} and decode.engine.{key} differ; an answer begins in the grammar"

@@ -1,4 +1,4 @@
-"""The sections of the configuration for prefill and decode workers."""
+"""The sections of the configuration for prefill, decode and mixed workers."""
 
 from __future__ import annotations
 
@@ -64,6 +64,17 @@ class PrefillConfig(PrefillOptions, WorkerConfig):
         return PrefillOptions.model_validate(
             {name: getattr(self, name) for name in PrefillOptions.model_fields}
         )
+
+
+class MixedConfig(PrefillConfig):
+    """The mixed workers, which go on decoding what they have prefilled."""
+
+    # Off: what a step without prefill takes depends on the machine, and a target near that
+    # leaves prefill a block a step, which costs TTFT.
+    inter_token_target_ms: int | None = Field(default=None, ge=1)
+    """Milliseconds that a step with answers under way should take at most: the time between two of
+    their tokens. Prefill in such a step is cut to what is expected to fit, but goes on by a block at
+    least. Unset: it may fill the step (`engine.max_num_batched_tokens`)."""
 
 
 class DecodeConfig(WorkerConfig):

@@ -33,7 +33,7 @@ RESERVED: Mapping[str, str] = {
     "enable_log_requests": "the router logs sessions, the engine none of their text",
     "otlp_traces_endpoint": "`observability.tracing` says where traces go",
 }
-# Further ones for prefill workers.
+# Further ones for prefill and mixed workers.
 RESERVED_PREFILL: Mapping[str, str] = {
     "async_scheduling": "a prefill step is planned when the one before has ended",
     "scheduler_reserve_full_isl": "the plan, not the engine, says whether a context fits",
@@ -51,7 +51,7 @@ VARIABLE_LIKENESS = 0.85
 
 def check_arguments(role: str, arguments: Mapping[str, Any]) -> None:
     """Raises InvalidRequestError for the first reserved or unknown argument."""
-    reserved = {**RESERVED, **(RESERVED_PREFILL if role == "prefill" else {})}
+    reserved = {**RESERVED, **({} if role == "decode" else RESERVED_PREFILL)}
     known = known_arguments()
     for name in arguments:
         key = f"{role}.engine.{name}"

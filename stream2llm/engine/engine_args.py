@@ -44,14 +44,17 @@ def nixl_options(spec: WorkerSpec) -> dict[str, Any]:
 
 
 def engine_args(
-    spec: WorkerSpec, kv_transfer: dict[str, Any], fixed_args: dict[str, Any]
+    spec: WorkerSpec, kv_transfer: dict[str, Any] | None, fixed_args: dict[str, Any]
 ) -> WorkerEngineArgs:
-    """Returns vLLM's arguments for a worker; raises InvalidRequestError for reserved ones."""
+    """Returns vLLM's arguments for a worker; raises InvalidRequestError for reserved ones.
+
+    Without `kv_transfer` no KV leaves the engine.
+    """
     reserved = (RESERVED.keys() | fixed_args.keys()) & spec.engine_args.keys()
     if reserved:
         names = ", ".join(sorted(reserved))
         raise InvalidRequestError(f"{spec.role}.engine: {names}: set by Stream2LLM itself")
-    transfer = KVTransferConfig(**{**nixl_options(spec), **kv_transfer})
+    transfer = kv_transfer and KVTransferConfig(**{**nixl_options(spec), **kv_transfer})
     own_args: dict[str, Any] = {}
     if spec.observability.tracing.is_on:
         own_args["otlp_traces_endpoint"] = spec.observability.tracing.otlp_endpoint

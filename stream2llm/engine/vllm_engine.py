@@ -92,7 +92,7 @@ class Engine:
         cls,
         spec: WorkerSpec,
         *,
-        kv_transfer: dict[str, Any],
+        kv_transfer: dict[str, Any] | None,
         fixed_args: dict[str, Any],
         stats: EngineStats,
         clock: Clock | None = None,

@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 from stream2llm.api.errors import UnavailableError
 from stream2llm.client import AsyncClient
-from stream2llm.serving.settings.worker_spec import ClusterView
+from stream2llm.serving.settings.worker_spec import ClusterView, can_answer
 
 _log = logging.getLogger(__name__)
-_ROLES = frozenset({"prefill", "decode"})
 
 
 class RouterClients:
@@ -26,12 +25,12 @@ class RouterClients:
 
     @property
     def is_serving(self) -> bool:
-        """Whether there are routers, and workers of both roles."""
+        """Whether there are routers, and workers that can answer."""
         return bool(self._addresses) and self._has_workers
 
     def set_view(self, view: ClusterView) -> None:
         """Takes the routers and workers that can be used now."""
-        self._has_workers = {worker.role for worker in view.workers} >= _ROLES
+        self._has_workers = can_answer(worker.role for worker in view.workers)
         if view.routers == self._addresses:
             return
         self._addresses = view.routers

@@ -255,7 +255,7 @@ async def test_s3_a_session_cannot_outgrow_the_engine(
     await session.splice(91, told, list(range(told, longest)), seal=True)
     engine.run()
     outputs = [output async for output in prefill_outputs(session.outputs)]
-    assert list(outputs[-1].first_token.token_ids) == [answer_of(range(longest))]
+    assert list(outputs[-1].sampled.token_ids) == [answer_of(range(longest))]
 
 
 # -- S4 ---------------------------------------------------------------------------
@@ -271,7 +271,7 @@ async def test_s4_a_reader_that_lags_gets_every_output_by_itself() -> None:
     told = [output.progress["revision"] for output in outputs]
     assert sorted(set(told)) == [1, 2, 3, 4, 5, 6]
     assert told == sorted(told)
-    ends = [output for output in outputs if output.first_token is not None]
+    ends = [output for output in outputs if output.sampled is not None]
     assert ends == outputs[-1:]
 
 
@@ -287,7 +287,7 @@ async def test_s4_an_abort_is_an_error_and_never_a_silent_end() -> None:
     await grow(session, engine, chunks=2, size=8)
     stream = await ended_by(engine, session)
     outputs = [output async for output in prefill_outputs(stream)]
-    end = outputs[-1].first_token
+    end = outputs[-1].sampled
     assert end is not None, "the stream ended without a reason"
     # What the service does with the end of a stream.
     with refused(reason="WORKER_LOST", error=UnavailableError):

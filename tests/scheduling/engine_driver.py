@@ -61,7 +61,11 @@ class EngineDriver:
 
     policies = tuple(POLICIES)
 
-    def __init__(self, engine: LocalEngine, reference: ReferenceEngine) -> None:
+    def __init__(
+        self, engine: LocalEngine, reference: ReferenceEngine, num_answer_tokens: int = 1
+    ) -> None:
+        """With more than one token, sessions are answered here, as on a mixed worker."""
+        self._num_answer_tokens = num_answer_tokens
         self._engine = engine
         self._reference = reference
         self._pool = engine.scheduler.kv_cache_manager.block_pool
@@ -104,8 +108,10 @@ class EngineDriver:
             return
         self._revision[name] = self._revision.get(name, 0) + 1
         keep = common_prefix_len(old, tokens)
-        event = ContextEvent(self._revision[name], keep, seal, begins)
-        self._engine.add(name, tokens[keep:], event)
+        answers = seal and self._num_answer_tokens > 1
+        event = ContextEvent(self._revision[name], keep, seal, begins, answers=answers)
+        sampling = {"max_tokens": self._num_answer_tokens, "ignore_eos": True} if answers else {}
+        self._engine.add(name, tokens[keep:], event, **sampling)
 
     def cancel(self, name: str) -> None:
         self._engine.cancel(name)
@@ -152,6 +158,9 @@ class EngineDriver:
 
     def one_shot_answer(self, tokens: Tokens) -> int:
         return self._reference.answer(spread(tokens), max_tokens=1)[0]
+
+    def whole_answer(self, tokens: Tokens) -> list[int]:
+        return self._reference.answer(spread(tokens), max_tokens=self._num_answer_tokens)
 
     def check(self) -> None:
         self._engine.scheduler.check_integrity([block.block_id for block in self._taken])

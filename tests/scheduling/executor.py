@@ -33,7 +33,7 @@ from prefill_worker.swap_connector import SwapMetadata, SwapWorkerMeta
 from prefill_worker.swap_jobs import CopyJob, CopyTime, Direction, JobResults, StepJobs
 from stream2llm.engine.kv_digest import Part, Rows, SampleJob, places
 from stream2llm.engine.kv_sampling import SampleMeta
-from tests.digests import answer_of, prefix_digests
+from tests.digests import answer_of, digest_after, prefix_digests
 
 NULL_BLOCK = 0
 
@@ -49,6 +49,11 @@ class RunnerCopy:
 
     def __post_init__(self) -> None:
         self.digests = prefix_digests(self.tokens)
+
+    def append(self, token_id: int) -> None:
+        """Adds a token that was sampled."""
+        self.tokens.append(token_id)
+        self.digests.append(digest_after(self.digests[-1], token_id))
 
 
 class LeaseHolder:
@@ -283,9 +288,14 @@ class FakeExecutor:
             self.kv[copy.block_ids[block]][offset] = copy.digests[position]
 
     def _attend(self, request_id: str, end: int) -> list[int]:
+        """Samples where all is computed; as a model runner, it keeps what it has sampled."""
         copy = self.requests[request_id]
         self.assert_holds(request_id, copy.block_ids, copy.digests[:end])
-        return [answer_of(copy.tokens)] if end == len(copy.tokens) else []
+        if end < len(copy.tokens):
+            return []
+        token_id = answer_of(copy.tokens)
+        copy.append(token_id)
+        return [token_id]
 
     def assert_holds(self, what: str, block_ids: Sequence[int], digests: Sequence[int]) -> None:
         """The blocks hold the KV of this prefix."""

@@ -82,8 +82,10 @@ EVENTS = workload()
 class Play:
     """One run of the workload."""
 
-    def __init__(self, engine: LocalEngine, reference: ReferenceEngine) -> None:
-        self.driver = EngineDriver(engine, reference)
+    def __init__(
+        self, engine: LocalEngine, reference: ReferenceEngine, num_answer_tokens: int = 1
+    ) -> None:
+        self.driver = EngineDriver(engine, reference, num_answer_tokens)
         self.documents: dict[str, list[Tokens]] = {}
         self.cancelled: set[str] = set()
 
@@ -113,6 +115,6 @@ class Play:
     def check_answers(self) -> None:
         for name, documents in self.documents.items():
             if name not in self.cancelled:
-                expected = self.driver.one_shot_answer((1, *sum(documents, ()), 9))
-                assert self.driver.answers()[name] == [expected], name
+                expected = self.driver.whole_answer((1, *sum(documents, ()), 9))
+                assert self.driver.answers()[name] == expected, name
         assert self.driver.answers().keys() == self.documents.keys() - self.cancelled

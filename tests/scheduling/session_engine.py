@@ -26,7 +26,9 @@ class SessionEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self.scheduler = create_scheduler(settings)
-        self.executor = FakeExecutor(settings.num_blocks, settings.block_size)
+        self.executor = FakeExecutor(
+            settings.num_blocks, settings.block_size, settings.offload_pool_blocks
+        )
         self.processor = OutputProcessor(None, log_stats=False)
         self._hasher = block_hasher(settings)
 

@@ -89,11 +89,11 @@ def _metric_groups(folder: Path) -> list[metrics.Group]:
     status = WorkerStatus(
         num_sessions=0, num_kv_blocks=0, num_kv_blocks_held=0, block_size=0, pids=()
     )
-    for role in ("prefill", "decode"):
+    for role in ("prefill", "decode", "mixed"):
         worker.registry.register(WorkerGauges(role, lambda: status))
     GrammarMetrics("prefill", worker.registry)
     prefill = metrics.Group(
-        "Prefill worker",
+        "Prefill or mixed worker",
         "Taken from the scheduler's reports: at least every 16 engine steps, and whenever no work is left.",
     )
     PrefillMetrics(prefill.registry)

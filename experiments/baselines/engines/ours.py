@@ -150,8 +150,8 @@ class _Session:
         """The number of tokens of each output that has any."""
         assert self._prefill.outputs is not None
         async for output in prefill_outputs(self._prefill.outputs):
-            if output.first_token is not None:
-                yield len(output.first_token.token_ids)
+            if output.sampled is not None:
+                yield len(output.sampled.token_ids)
 
     async def cancel(self) -> None:
         """Frees the session's blocks."""

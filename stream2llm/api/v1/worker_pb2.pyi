@@ -68,26 +68,30 @@ class SplicePrefill(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., keep_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., stable_tokens: _Optional[int] = ...) -> None: ...
 
 class SealPrefill(_message.Message):
-    __slots__ = ("splice", "hand_over", "ttft_left_ms", "answer_tokens")
+    __slots__ = ("splice", "hand_over", "ttft_left_ms", "answer_tokens", "answer_max_tokens")
     SPLICE_FIELD_NUMBER: _ClassVar[int]
     HAND_OVER_FIELD_NUMBER: _ClassVar[int]
     TTFT_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     splice: SplicePrefill
     hand_over: bool
     ttft_left_ms: int
     answer_tokens: int
-    def __init__(self, splice: _Optional[_Union[SplicePrefill, _Mapping]] = ..., hand_over: bool = ..., ttft_left_ms: _Optional[int] = ..., answer_tokens: _Optional[int] = ...) -> None: ...
+    answer_max_tokens: int
+    def __init__(self, splice: _Optional[_Union[SplicePrefill, _Mapping]] = ..., hand_over: bool = ..., ttft_left_ms: _Optional[int] = ..., answer_tokens: _Optional[int] = ..., answer_max_tokens: _Optional[int] = ...) -> None: ...
 
 class PrefillSessionResponse(_message.Message):
-    __slots__ = ("progress", "first_token", "offer")
+    __slots__ = ("progress", "first_token", "offer", "step")
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     progress: PrefillProgress
     first_token: FirstToken
     offer: HandoverOffer
-    def __init__(self, progress: _Optional[_Union[PrefillProgress, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., offer: _Optional[_Union[HandoverOffer, _Mapping]] = ...) -> None: ...
+    step: TokenStep
+    def __init__(self, progress: _Optional[_Union[PrefillProgress, _Mapping]] = ..., first_token: _Optional[_Union[FirstToken, _Mapping]] = ..., offer: _Optional[_Union[HandoverOffer, _Mapping]] = ..., step: _Optional[_Union[TokenStep, _Mapping]] = ...) -> None: ...
 
 class PrefillProgress(_message.Message):
     __slots__ = ("revision", "known_tokens", "prefilled_tokens", "computed_tokens", "reused_tokens", "invalidated_tokens", "recomputed_tokens", "delay")

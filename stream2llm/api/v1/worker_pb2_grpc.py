@@ -48,7 +48,8 @@ class PrefillServiceServicer(object):
 
     def PrefillSession(self, request_iterator, context):
         """PrefillSession holds one session: open, splices, seal. The responses are
-        progress while tokens are computed, then one first token. The end of the RPC,
+        progress while tokens are computed, then one first token, and the rest of the
+        answer where the seal asks for it. The end of the RPC,
         whatever its cause, frees the session's blocks: with a hand-over, keep it open,
         and the request stream too, until decode has sent a token. Blocks handed over
         are freed earlier when decode has read or released them, or when the lease ends.

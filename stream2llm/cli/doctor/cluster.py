@@ -113,10 +113,8 @@ def check_nodes(machines: Sequence[Machine], config: ClusterConfig) -> Iterator[
         text = f"{len(machines)} nodes, and the controller listens on loopback"
         advice = "set controller.host to auto, or ask it from its own node only"
         yield Finding(Level.WARNING, "hosts", text, advice)
-    hosts = {
-        "router": config.router.host,
-        **{role: part.host for role, part in config.worker_sections},
-    }
+    hosts: dict[str, str] = {"router": config.router.host}
+    hosts |= {role: part.host for role, part in config.worker_sections}
     local = [role for role, host in hosts.items() if is_loopback(host)]
     if local:
         text = f"{len(machines)} nodes, and {', '.join(local)} listen on loopback"

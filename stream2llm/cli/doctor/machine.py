@@ -11,7 +11,7 @@ from stream2llm.api.loopback import is_loopback
 from stream2llm.cli.doctor.facts import Finding, Level, Machine
 from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.processor import BF16_FLAGS
-from stream2llm.cluster.worker_config import WorkerConfig
+from stream2llm.cluster.worker_config import PrefillConfig, WorkerConfig
 from stream2llm.models.cache import CACHE_VARIABLE, FETCH_NEEDS_BYTES
 from stream2llm.serving.settings.router_spec import GIB, MIB
 
@@ -178,13 +178,16 @@ def check_cores(machine: Machine, config: ClusterConfig) -> Iterator[Finding]:
 
 
 def check_offload_pool(machine: Machine, config: ClusterConfig) -> Iterator[Finding]:
-    """The host pools of all prefill workers fit beside everything else."""
-    pools = config.prefill.replicas * config.prefill.offload_pool_bytes
-    if machine.available_bytes is None or not config.prefill.swaps:
+    """The host pools of all workers that prefill fit beside everything else."""
+    swapping = [part for _, part in config.worker_sections if isinstance(part, PrefillConfig)]
+    pools = sum(part.replicas * part.offload_pool_bytes for part in swapping if part.swaps)
+    if machine.available_bytes is None or not pools:
         return
     text = f"{pools / GIB:.3g} GiB wanted, {machine.available_bytes / GIB:.3g} GiB available"
     fits = pools <= machine.available_bytes
-    advice = "" if fits else "less prefill.offload_pool_gib, or fewer prefill workers a node"
+    advice = (
+        "" if fits else f"less {config.prefilling[0]}.offload_pool_gib, or fewer workers a node"
+    )
     yield Finding(Level.OK if fits else Level.WARNING, "offload pools", text, advice)
 
 

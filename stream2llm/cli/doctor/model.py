@@ -49,6 +49,8 @@ def check_model(machine: Machine, config: ClusterConfig) -> Iterator[Finding]:
 def check_dtypes(machine: Machine, config: ClusterConfig) -> Iterator[Finding]:
     """KV is handed over as it is, so both roles must have the same type."""
     types = {role: dtype_of(part, machine) for role, part in config.worker_sections}
+    if not config.has_pairs:
+        return
     if all(types.values()) and types["prefill"] != types["decode"]:
         text = f"prefill computes in {types['prefill']}, decode in {types['decode']}"
         yield Finding(
@@ -62,10 +64,11 @@ def check_profile(machine: Machine, config: ClusterConfig, today: date) -> Itera
     if node is None:
         return
     measure = (
-        "stream2llm profile --config FILE --output PROFILE, then prefill.cost_profile: PROFILE"
+        "stream2llm profile --config FILE --output PROFILE, then"
+        f" {config.prefilling[0]}.cost_profile: PROFILE"
     )
     try:
-        start = start_for(node, config.prefill.cost_profile or "")
+        start = start_for(node, config.prefilling[1].cost_profile or "")
     except ProfileError as error:
         yield Finding(Level.PROBLEM, "cost profile", error.message, measure)
         return
@@ -79,7 +82,7 @@ def check_profile(machine: Machine, config: ClusterConfig, today: date) -> Itera
 
 
 def _node(machine: Machine, config: ClusterConfig) -> Node | None:
-    part = config.prefill
+    _, part = config.prefilling
     shape = machine.model.shape if machine.model else None
     dtype = dtype_of(part, machine)
     if shape is None or dtype not in get_args(DType) or (part.num_gpus and not machine.gpus):

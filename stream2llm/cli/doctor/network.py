@@ -19,7 +19,8 @@ def check_kv_network(machine: Machine, config: ClusterConfig) -> Iterator[Findin
     network = machine.network
     if network is None:
         return
-    roles = [(role, part) for role, part in config.worker_sections if not is_loopback(part.host)]
+    sections = [each for each in config.worker_sections if each[0] != "mixed"]
+    roles = [(role, part) for role, part in sections if not is_loopback(part.host)]
     for role, part in roles:
         yield _of_role(role, {**network.variables, **part.env}, network)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from stream2llm.api.loopback import host_of
 from stream2llm.cli.top import names as metric
 from stream2llm.cli.top.scrape import Replica, Scrape
 from stream2llm.serving.http.exposition import Page, gained, merged, quantile
+from stream2llm.serving.settings.worker_spec import PREFILLING
 from stream2llm.workload.replay.metrics import KV_BLOCKS, KV_HELD, PREFILL_SESSIONS, policy_of
 
 QUANTILES = (0.5, 0.95, 0.99)
@@ -112,7 +113,9 @@ def view_of(before: Scrape, after: Scrape) -> View:
     """Returns the frame; `before` may be the same scrape, then nothing has happened."""
     seconds = max(after.at_s - before.at_s, 0.0)
     gains = {each.name: _gain(before, after, each) for each in after.replicas}
-    now = {role: _of_role(after, role) for role in ("router", "prefill", "decode")}
+    roles: dict[str, Collection[str]]
+    roles = {"router": {"router"}, "prefill": PREFILLING, "decode": {"decode"}}
+    now = {name: _of_roles(after, each) for name, each in roles.items()}
     gain = merged(gains.values())
     return View(
         interval_s=seconds,
@@ -135,7 +138,7 @@ def view_of(before: Scrape, after: Scrape) -> View:
 
 def _policy(scrape: Scrape) -> str:
     """The chosen policy, and the workers that follow another one, as after an error in theirs."""
-    prefill = [each.name for each in scrape.replicas if each.role == "prefill"]
+    prefill = [each.name for each in scrape.replicas if each.role in PREFILLING]
     followed = {name: policy_of(scrape.page(name) or Page()) for name in prefill}
     others = {
         name: policy for name, policy in followed.items() if policy not in ("", scrape.policy)
@@ -160,8 +163,8 @@ def _gain(before: Scrape, after: Scrape, replica: Replica) -> Page:
     return gained(then or now, now)
 
 
-def _of_role(scrape: Scrape, role: str) -> Page:
-    pages = (scrape.page(each.name) for each in scrape.replicas if each.role == role)
+def _of_roles(scrape: Scrape, roles: Collection[str]) -> Page:
+    pages = (scrape.page(each.name) for each in scrape.replicas if each.role in roles)
     return merged(page for page in pages if page is not None)
 
 
@@ -220,6 +223,7 @@ _LOAD = {
     "gateway": _gateway_load,
     "prefill": _prefill_load,
     "decode": _decode_load,
+    "mixed": _prefill_load,
 }
 
 

@@ -24,7 +24,8 @@ to DRAINING: the process still answers and keeps its sessions, but routers do no
 
 A running decode worker is connected with every running prefill worker. A worker is
 admitted once it is connected with all admitted workers of the other role, so each pair
-that a router can choose has shaken hands. Admission resets the count of failed starts.
+that a router can choose has shaken hands. A mixed worker needs no other one. Admission
+resets the count of failed starts.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from stream2llm.cluster.supervision.events import (
     waits_for_room,
 )
 from stream2llm.cluster.supervision.fleet import (
+    WORKER_ROLES,
     Fleet,
     Phase,
     Replica,
@@ -87,6 +89,7 @@ __all__ = [
     "retried",
     "started",
     "waits_for_room",
+    "WORKER_ROLES",
     "Fleet",
     "Phase",
     "Replica",

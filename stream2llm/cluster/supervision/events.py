@@ -182,7 +182,7 @@ def admitted(fleet: Fleet) -> Fleet:
 
 
 def _knows_admitted_peers(fleet: Fleet, replica: Replica) -> bool:
-    if not replica.is_worker:
+    if replica.role not in ("prefill", "decode"):
         return True
     peers = [r for r in fleet.values() if r.phase is Phase.ADMITTED and r.is_worker]
     if replica.role == "decode":

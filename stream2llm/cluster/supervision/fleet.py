@@ -11,7 +11,7 @@ from stream2llm.serving.settings.launch import ReplicaRole
 from stream2llm.serving.settings.worker_spec import DrainingWorker
 
 Role = ReplicaRole
-_WORKERS = ("prefill", "decode")
+WORKER_ROLES: tuple[Role, ...] = ("prefill", "decode", "mixed")
 
 
 class Phase(StrEnum):
@@ -67,8 +67,8 @@ class Replica:
 
     @property
     def is_worker(self) -> bool:
-        """Whether it has an engine, and shakes hands with others."""
-        return self.role in _WORKERS
+        """Whether it has an engine."""
+        return self.role in WORKER_ROLES
 
     @property
     def gets_views(self) -> bool:

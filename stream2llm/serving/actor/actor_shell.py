@@ -149,7 +149,7 @@ class _Shell:
 
 
 class WorkerShell(_Shell):
-    """Hosts a prefill or decode worker."""
+    """Hosts a prefill, decode or mixed worker."""
 
     async def _start(self) -> WorkerAddress:
         spec = self._prepare_process()

@@ -10,7 +10,7 @@ from stream2llm.serving.settings.placement import Placement
 from stream2llm.serving.settings.router_spec import DEFAULT_DRAIN_TIMEOUT_S, RouterSpec
 from stream2llm.serving.settings.worker_spec import WorkerAddress, WorkerSpec
 
-ReplicaRole = Literal["router", "gateway", "prefill", "decode"]
+ReplicaRole = Literal["router", "gateway", "prefill", "decode", "mixed"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,8 @@ class WorkerOptions(FrozenModel):
     prefill: PrefillOptions = PrefillOptions()
     handover: HandoverOptions = HandoverOptions()
     structured_output: StructuredOutputOptions = StructuredOutputOptions()
+    # See `MixedConfig`; None for prefill workers.
+    inter_token_target_ms: int | None = None
     # The form of its log.
     logs: LogFormat = "text"
     # Slots of the CPU KV offload pool instead of `offload_pool_gib`: tests fill a few of them.

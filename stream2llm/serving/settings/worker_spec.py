@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +11,17 @@ from stream2llm.serving.settings.router_spec import RouterLimits
 from stream2llm.serving.settings.security_options import SecurityOptions
 from stream2llm.serving.settings.worker_options import WorkerOptions
 
-Role = Literal["prefill", "decode"]
+# Mixed workers prefill as prefill workers do, and go on with the answers themselves.
+Role = Literal["prefill", "decode", "mixed"]
+# Roles of workers that sessions begin at.
+PREFILLING: frozenset[Role] = frozenset({"prefill", "mixed"})
+
+
+def can_answer(roles: Iterable[Role]) -> bool:
+    """Whether workers of these roles together answer a session, from its context to its end."""
+    return "mixed" in (present := set(roles)) or present >= {"prefill", "decode"}
+
+
 DEFAULT_HUNG_AFTER_S = 10.0
 
 
@@ -78,7 +89,7 @@ class WorkerStatus:
     num_kv_blocks_held: int
     block_size: int
     pids: tuple[int, ...]
-    # The scheduling policy in force, and why it is not the chosen one; prefill workers only.
+    # The scheduling policy in force, and why it is not the chosen one; not of decode workers.
     policy: str = ""
     policy_failure: str = ""
     # Whether it refuses new sessions: by request, or because its node or pod is about to end.

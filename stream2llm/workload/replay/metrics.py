@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from stream2llm.serving.http.exposition import Page, merged, parse
+from stream2llm.serving.settings.worker_spec import PREFILLING
 from stream2llm.workload.records import Sample
 
 KV_BLOCKS: Final = "stream2llm_kv_blocks"
@@ -32,8 +33,9 @@ _WANTED: Final = (
 
 
 def page_of(text: str) -> Page:
-    """What one scrape of one process said; nothing for one that is no prefill worker."""
-    return parse(text, _WANTED).of("role", "prefill")
+    """What one scrape of one process said; nothing for one that does not prefill."""
+    samples = parse(text, _WANTED).samples.items()
+    return Page({k: v for k, v in samples if dict(k[1]).get("role", "prefill") in PREFILLING})
 
 
 def counters_of(page: Page) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.client import AsyncClient
+from stream2llm.serving.settings.worker_spec import PREFILLING
 from stream2llm.serving.system.clock import Clock, SystemClock
 from stream2llm.workload.records import RunRecord
 from stream2llm.workload.replay.display import Quiet, View
@@ -103,11 +104,11 @@ async def _show(driver: Driver, view: View) -> None:
 def find_urls(
     client: AsyncClient, given: Sequence[str] | None = None, security: ClientSecurity = PLAIN
 ) -> FindUrls:
-    """Those that were given, or those of the prefill workers that the client's router names."""
+    """Those that were given, or those of the workers that prefill that the client's router names."""
 
     async def of_router() -> Sequence[str]:
         info = await client.server_info()
-        workers = [worker for worker in info.workers if worker.role == "prefill"]
+        workers = [worker for worker in info.workers if worker.role in PREFILLING]
         addresses = [each.metrics_address for each in workers if each.metrics_address]
         return [metrics_url(address, security) for address in addresses]
 

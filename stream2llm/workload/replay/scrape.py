@@ -19,6 +19,7 @@ from stream2llm.api.credentials import PLAIN, ClientSecurity
 from stream2llm.api.errors import Stream2LLMError
 from stream2llm.serving.http.exposition import Page, gained
 from stream2llm.serving.http.own_http import UNREAD, open_url, why_unread
+from stream2llm.serving.settings.worker_spec import PREFILLING
 from stream2llm.workload.records import Sample
 from stream2llm.workload.replay.metrics import counters_of, page_of, policy_of, sample_of
 
@@ -119,12 +120,12 @@ def metrics_url(address: str, security: ClientSecurity = PLAIN) -> str:
 
 
 def _expanded(url: str, security: ClientSecurity) -> list[str]:
-    """A service discovery, such as the controller's /sd, stands for its prefill workers."""
+    """A service discovery, such as the controller's /sd, stands for its workers that prefill."""
     if not url.endswith("/sd"):
         return [url]
     groups = json.loads(_fetch(url, security))
     try:
-        prefill = [group for group in groups if group.get("labels", {}).get("role") == "prefill"]
+        prefill = [group for group in groups if group.get("labels", {}).get("role") in PREFILLING]
         return [metrics_url(target, security) for group in prefill for target in group["targets"]]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{url} is no service discovery: {error!r}") from error

@@ -48,6 +48,20 @@ async def test_all_at_once(
         check(case, task.result(), reference)
 
 
+@pytest.mark.slow  # it starts a cluster of its own
+@pytest.mark.cluster("mixed-1")
+async def test_a_mixed_worker_answers_all_at_once(
+    client: AsyncClient, reference: ReferenceEngine
+) -> None:
+    """Its answers run beside the prefill of the others, and it has memory for a few of them."""
+    sampling = SamplingParameters(max_tokens=64, temperature=0.0, ignore_eos=True)
+    async with asyncio.TaskGroup() as group:
+        plays = (play(client, case, sampling, paced=False) for case in CASES)
+        tasks = [group.create_task(each) for each in plays]
+    for case, task in zip(CASES, tasks, strict=True):
+        assert task.result().token_ids == reference.answer(case.prompt, 64), case.name
+
+
 @ONE_BY_ONE
 async def test_one_shot(client: AsyncClient, reference: ReferenceEngine) -> None:
     prompts = [case.prompt for case in CASES if len(case.prompt) > 1][:8]

@@ -104,6 +104,32 @@ def test_every_answer_is_exact(
     _check_counters(before, scheduler.counters, mode)
 
 
+@pytest.mark.parametrize(
+    ("engine", "mode", "policy"),
+    [
+        ("cache", "cost", "srpf"),
+        pytest.param("cache", "swap", "fcfs", marks=pytest.mark.slow),
+        pytest.param("no-cache", "recompute", "lcas", marks=pytest.mark.slow),
+        pytest.param("no-cache", "cost", "mcps", marks=pytest.mark.slow),
+        pytest.param("cache", "recompute", "default", marks=pytest.mark.slow),
+    ],
+    indirect=["engine"],
+)
+def test_answers_that_go_on_here_are_exact(
+    engine: LocalEngine, reference: ReferenceEngine, mode: str, policy: str
+) -> None:
+    """As on a mixed worker: sessions keep their KV, and lose it to others, while they answer."""
+    scheduler = engine.scheduler
+    scheduler.set_policy(policy)
+    scheduler.preempt_by(mode, FrozenCosts(COSTS))
+    before = dataclasses.replace(scheduler.counters)
+    play = Play(engine, reference, num_answer_tokens=64)
+    play.run()
+    play.check_answers()
+    play.driver.check_empty()
+    _check_counters(before, scheduler.counters, mode)
+
+
 def _check_counters(before: SchedulerCounters, now: SchedulerCounters, mode: str) -> None:
     """Memory was short, and what the mode says was done about it."""
     swapped = now.swap_preemptions - before.swap_preemptions

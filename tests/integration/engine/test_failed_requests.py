@@ -56,10 +56,10 @@ async def test_an_event_that_cannot_be_ends_its_session_alone(
     engine.run()
     await other.splice(2, 30, [7], seal=True)
     engine.run()
-    ended = [output async for output in prefill_outputs(broken.outputs)][-1].first_token
+    ended = [output async for output in prefill_outputs(broken.outputs)][-1].sampled
     with pytest.raises(InternalError, match="could not handle the request"):
         token_step(ended, None)
-    answer = [output async for output in prefill_outputs(other.outputs)][-1].first_token
+    answer = [output async for output in prefill_outputs(other.outputs)][-1].sampled
     assert len(token_step(answer, None).token_ids) == 1
     engine.scheduler.check_integrity()
     assert not engine.scheduler.has_unfinished_requests()

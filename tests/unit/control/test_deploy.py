@@ -20,10 +20,18 @@ from stream2llm.cluster.vllm_preflight import check_part
 DEPLOY = Path(__file__).parents[3] / "deploy"
 FILES = sorted(DEPLOY.glob("*.yaml"))
 ROOM = {"CPU": 2.0}
-GPUS = {"one-gpu": 1, "gpu-h100": 4, "eight-gpus-two-nodes": 8, "tensor-parallel-2": 4}
+GPUS = {
+    "one-gpu": 1,
+    "mixed-one-gpu": 1,
+    "gpu-h100": 4,
+    "eight-gpus-two-nodes": 8,
+    "tensor-parallel-2": 4,
+}
 
 
-@pytest.fixture(params=[path for path in FILES if path.stem != "local-cpu"], ids=lambda p: p.stem)
+@pytest.fixture(
+    params=[path for path in FILES if not path.stem.endswith("-cpu")], ids=lambda p: p.stem
+)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param.stem)
 
@@ -47,7 +55,7 @@ def test_it_wants_the_gpus_that_it_is_named_for(name: str, tmp_path: Path) -> No
     config = configured(name, tmp_path)
     launches = lay_out(config, tmp_path, {}, Factories())
     assert sum(each.num_gpus for each in launches) == GPUS[name]
-    for part in (config.prefill, config.decode):
+    for _, part in config.worker_sections:
         ranks = part.engine.get("tensor_parallel_size", 1)
         assert part.num_gpus == ranks or (part.num_gpus < 1 and ranks == 1)
         assert part.engine["dtype"] == "bfloat16"

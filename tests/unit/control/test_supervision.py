@@ -47,6 +47,13 @@ def test_a_decode_worker_is_not_in_the_view_before_it_has_shaken_hands() -> None
     assert sv.view_members(fleet) == ("prefill-0", "decode-0")
 
 
+def test_a_mixed_worker_shakes_hands_with_no_other_one() -> None:
+    fleet = sv.started(begun_all(sv.new_fleet({"mixed-0": "mixed"})), "mixed-0")
+    assert sv.is_ready(fleet)
+    fleet = sv.died(a_ready_fleet({**PAIR, "mixed-0": "mixed"}), "decode-0", KILLED)
+    assert sv.view_members(fleet) == ("prefill-0", "mixed-0")
+
+
 def test_a_new_prefill_worker_waits_for_every_ready_decode_worker() -> None:
     fleet = sv.died(a_ready_fleet(PAIRS), "prefill-0", KILLED)
     fleet = begun_all(sv.cleaned(begun_all(fleet), "prefill-0", 0.0, 3))

@@ -17,7 +17,7 @@ from prefill_worker.service import PrefillService, _progress
 from stream2llm.api.errors import EventOrderError, InvalidRequestError
 from stream2llm.api.events import DelayReason
 from stream2llm.api.prefill_progress import PrefillProgress
-from stream2llm.api.v1 import worker_pb2
+from stream2llm.api.v1 import inference_pb2, worker_pb2
 from stream2llm.engine.failed_request import BAD_GRAMMAR
 from stream2llm.engine.worker_metrics import GrammarMetrics
 from tests.fakes.ordering_engine import OrderingEngine
@@ -59,8 +59,10 @@ class Router:
     def __init__(self) -> None:
         self.has_first_token = asyncio.Event()
         self.closes = asyncio.Event()
+        self.messages: list[Any] = []
 
     async def write(self, message: Any) -> None:
+        self.messages.append(message)
         if message.WhichOneof("event") == "first_token":
             self.has_first_token.set()
 
@@ -71,15 +73,21 @@ class Router:
 
 
 async def served(
-    monkeypatch: pytest.MonkeyPatch, handover: dict[str, Any] | None
+    monkeypatch: pytest.MonkeyPatch, handover: dict[str, Any] | None, num_tokens: int = 1
 ) -> tuple[FakeSession, Router, asyncio.Task[None]]:
     """A session that has answered, and its RPC."""
     session, router = FakeSession(handover), Router()
-    token = SimpleNamespace(token_ids=[7], logprobs=None, finish_reason="length", stop_reason=None)
+    reasons = [*[None] * (num_tokens - 1), "length"]
+    first, *more = (
+        SimpleNamespace(token_ids=[7], logprobs=None, finish_reason=reason, stop_reason=None)
+        for reason in reasons
+    )
 
     async def outputs(_: Any) -> AsyncIterator[PrefillOutput]:
         figures = {"revision": 1, "known_tokens": 1, "uncomputed_at_seal_tokens": 0}
-        yield PrefillOutput(figures, token, session.handover)  # type: ignore[arg-type]
+        yield PrefillOutput(figures, first, session.handover)  # type: ignore[arg-type]
+        for each in more:
+            yield PrefillOutput({}, each, None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(service, "PrefillSession", lambda *args, **_: session)
     monkeypatch.setattr(service, "prefill_outputs", outputs)
@@ -105,6 +113,18 @@ async def test_an_rpc_that_breaks_frees_only_what_was_not_handed_over(
     running.cancel()
     await asyncio.wait({running})
     assert session.num_cancels == num_cancels
+
+
+async def test_an_answer_that_goes_on_here_comes_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, router, running = await served(monkeypatch, None, num_tokens=3)
+    router.closes.set()
+    await asyncio.wait_for(running, 5)
+    kinds = [message.WhichOneof("event") for message in router.messages]
+    assert kinds == ["first_token", "step", "step"]
+    ended = worker_pb2.TokenStep(token_ids=[7], finish_reason=inference_pb2.FINISH_REASON_LENGTH)
+    assert router.messages[-1].step == ended
+    assert not router.messages[0].first_token.step.finish_reason
+    assert session.num_cancels == 1
 
 
 async def test_a_router_that_closes_its_side_says_that_decode_has_read(

@@ -14,6 +14,7 @@ from vllm.v1.engine import EngineCoreRequest
 
 from prefill_worker.engine import MAX_REVISION, PrefillSession
 from prefill_worker.local_engine import core_request
+from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.api.errors import InvalidRequestError
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.engine.answer_penalty import ANSWER_TOKENS_KEY
@@ -111,3 +112,24 @@ async def test_a_splice_that_cannot_be_changes_nothing(splice: dict[str, Any], f
         await session.splice(**{**whole, **splice})
     assert caught.value.field == field
     assert engine.num_requests == 1
+
+
+async def test_a_seal_may_ask_for_the_whole_answer() -> None:
+    """For what is left of it, where the session was at another worker."""
+    for answer_tokens, max_tokens, min_tokens in ((0, 9, 4), (3, 6, 1)):
+        engine = Engine()
+        session = PrefillSession(engine, "s", SamplingParameters(min_tokens=4))  # type: ignore[arg-type]
+        await session.splice(1, 0, [1, 2])
+        await session.splice(
+            2, 2, [3, 4, 5, 6], seal=True, answer_tokens=answer_tokens, answer_max_tokens=9
+        )
+        opened, sealed = engine.sent
+        assert (opened.max_tokens, sealed.max_tokens) == (1, max_tokens)
+        assert sealed.min_tokens == min_tokens
+        assert ContextEvent.from_wire((sealed.extra_args or {})[WIRE_KEY]).answers
+
+
+async def test_an_answer_that_goes_on_here_is_not_handed_over() -> None:
+    session = PrefillSession(Engine(), "s", SamplingParameters())  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match="not handed over"):
+        await session.splice(1, 0, [1, 2], seal=True, hand_over=True, answer_max_tokens=9)
