@@ -20,7 +20,7 @@ from vllm.v1.request import Request
 from decode_worker.fetch_orders import FetchOrder, FinalOrder, order_to_wire
 from prefill_worker.engine import PrefillSession, prefill_outputs
 from prefill_worker.local_engine import core_request
-from prefill_worker.session_state import ContextEvent
+from prefill_worker.session_state import WIRE_KEY, ContextEvent
 from stream2llm.api.errors import InternalError
 from stream2llm.api.handover import HANDOVER_KEY
 from stream2llm.api.sampling import SamplingParameters
@@ -51,7 +51,7 @@ async def test_an_event_that_cannot_be_ends_its_session_alone(
         await session.splice(1, 0, list(range(30)))
     engine.run()
     with caplog.at_level(logging.ERROR):
-        await engine.send(broken._event_request(event, [1, 2, 3], False, 0))
+        await engine.send(broken._event_request([1, 2, 3], {WIRE_KEY: event.to_wire()}, 0, 1))
     assert "request_failed request_id=broken" in caplog.text
     engine.run()
     await other.splice(2, 30, [7], seal=True)
