@@ -27,7 +27,7 @@ def check(stream: Stream, outcome: Outcome, reference: ReferenceEngine) -> None:
 
 
 @ONE_BY_ONE
-@each_handover
+@pytest.mark.parametrize("handover", ["streamed", pytest.param("at_seal", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stream", BY_NAME)
 async def test_paced(
     client: AsyncClient, reference: ReferenceEngine, stream: Stream, handover: HandoverMode

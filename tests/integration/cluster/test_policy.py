@@ -18,7 +18,7 @@ from tests.reference_engine import ReferenceEngine
 from tests.scrape import scrape
 from tests.streams import GREEDY, Outcome, Stream, collect, send_event
 
-pytestmark = pytest.mark.cluster("sensitive-1x1")
+pytestmark = [pytest.mark.slow, pytest.mark.cluster("sensitive-1x1")]
 
 # One for each policy. Together 18,000 tokens, on a KV memory for 12,800.
 ROUNDS = (("append", "a"), ("append", "b"), ("update", "a c"), ("append", "d"), ("append", "e"))

@@ -111,6 +111,7 @@ async def test_a_structured_answer_goes_on_in_its_grammar(
         assert site.decode.dies_after_tokens is None
 
 
+@pytest.mark.slow
 async def test_prefill_is_lost_at_each_event(site: Site, reference: ReferenceEngine) -> None:
     for num_requests in range(1, NUM_REQUESTS):
         site.prefill.dies_after_requests = num_requests

@@ -15,7 +15,7 @@ from stream2llm.gateway.vllm_answer import ReasoningEnd
 from tests.reference_engine import ReferenceEngine
 from tests.streams import Stream, collect, play
 
-pytestmark = pytest.mark.cluster("sensitive-1x1")
+pytestmark = [pytest.mark.slow, pytest.mark.cluster("sensitive-1x1")]
 STREAM = Stream("structured", (("append", ("a",)), ("update", ("b",))), {"a": 100, "b": 60})
 GREEDY = SamplingParameters(max_tokens=24, temperature=0.0)
 SCHEMA = {

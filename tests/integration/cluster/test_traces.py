@@ -16,7 +16,7 @@ from tests.streams import GREEDY, Stream, until_prefilled
 from tools.traces.__main__ import lines
 from tools.traces.collector import Span
 
-pytestmark = pytest.mark.cluster("sensitive-1x1")
+pytestmark = [pytest.mark.slow, pytest.mark.cluster("sensitive-1x1")]
 
 # Each span with those above it; those that may occur several times are counted apart.
 ONCE = {

@@ -9,9 +9,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from stream2llm.models import convert
 from stream2llm.models import store as model_store
 from stream2llm.models.catalogue import RandomLlama
+
+pytestmark = pytest.mark.slow
 
 NUM_PROMPT_TOKENS = 200
 NUM_EARLY_TOKENS = 50
