@@ -91,18 +91,19 @@ bench-baselines: env model ## stock vLLM and ours side by side (80 min; BENCH_AR
 # with a cluster, which often wait for processes, and print while they run. What the others print
 # comes at the end. 5: PYTEST_ARGS chose none of these.
 ENGINE_TESTS := tests/integration/engine
-pytest_on = { $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) $(2) || [ $$? -eq 5 ]; }
+pytest_on = { $(3) $(BIN)/python -m pytest -m "$(1)" $(PYTEST_ARGS) $(2) || [ $$? -eq 5 ]; }
 run_tests = logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; status=0; \
-  $(call pytest_on,$(1),tests/unit) >"$$logs/1" 2>&1 & unit=$$!; \
-  $(call pytest_on,$(1),tests/property tests/sim $(ENGINE_TESTS)) >"$$logs/2" 2>&1 & other=$$!; \
+  $(call pytest_on,$(1),tests/unit,$(2)) >"$$logs/1" 2>&1 & unit=$$!; \
+  $(call pytest_on,$(1),tests/property tests/sim $(ENGINE_TESTS),$(2)) >"$$logs/2" 2>&1 & other=$$!; \
   $(call pytest_on,$(1),tests/integration --ignore=$(ENGINE_TESTS)) || status=1; \
   wait $$unit || status=1; wait $$other || status=1; cat "$$logs"/*; exit $$status
 
 test: env model ## all tests but the slow ones and those for a GPU
 	@$(call run_tests,not slow and not gpu)
 
+# Some of its clusters notice within ten seconds that a process hangs: those go first.
 test-slow: env model ## the slow ones
-	@$(call run_tests,slow and not gpu)
+	@$(call run_tests,slow and not gpu,nice -n 10)
 
 test-all: env model ## both
 	@$(call run_tests,not gpu)
