@@ -60,7 +60,7 @@ class ReadStats(NixlKVConnectorStats):
         self.data[STATS[expiry]].append(1)
 
     def is_empty(self) -> bool:
-        """Whether no read was counted."""
+        """Returns whether no read was counted."""
         return super().is_empty() and not any(self.data[name] for name in STATS.values())
 
 

@@ -66,7 +66,7 @@ WITHOUT_COPIES = ("recompute", "naive")
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a link adds to a copy one way."""
+    """The time that a link adds to a copy in one direction."""
 
     per_copy_s: float = 0.0
     per_block_s: float = 0.0

@@ -55,7 +55,7 @@ CHECKED_LINKS = ("fast", "slow")
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What a run came to; seconds are virtual."""
+    """The totals of one run; seconds are virtual."""
 
     counters: Counters
     # From the seal to the first token, of each session.

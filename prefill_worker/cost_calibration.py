@@ -35,7 +35,7 @@ class Trials:
 
     @property
     def is_due(self) -> bool:
-        """Whether the next victim that is large enough to learn from is to be copied."""
+        """True when the next victim that is large enough to learn from is to be copied."""
         return self._num_since >= self._spacing
 
     def note(self, choice: SwapChoice) -> None:

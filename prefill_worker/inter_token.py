@@ -1,4 +1,4 @@
-"""How much prefill may go into a step in which answers wait for their next token. Pure.
+"""Limits the prefill in steps in which answers wait for their next token. Pure.
 
 A step computes the next token of every answer, and prefill beside them; all of them wait for
 its end. What the answers alone take is learned from steps without prefill.
@@ -35,7 +35,7 @@ class InterTokenTarget:
     """The time between two tokens of an answer that an engine aims at."""
 
     def __init__(self, target_ms: int | None) -> None:
-        """None: prefill may take all of a step."""
+        """`target_ms` is in milliseconds; None: prefill may take all of a step."""
         self._target_s = None if target_ms is None else target_ms / 1000
         # Mean duration of steps that only decode.
         self._decode_s: float | None = None

@@ -196,7 +196,7 @@ class RankIndex:
         return self._serving.tenant_of(request_id)
 
     def is_protected(self, beneficiary: RequestView, victim: RequestView) -> bool:
-        """Whether the one may take blocks of no session of the other's tenant.
+        """Returns whether `beneficiary` may take no blocks of sessions of `victim`'s tenant.
 
         Nothing is protected from an answer that needs its next block: two tenants' answers
         that hold all the memory would wait for each other.

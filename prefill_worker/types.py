@@ -72,7 +72,7 @@ class RequestView(NamedTuple):
     """Whether it is sealed and its deadline cannot be met any more, even if it is served at once.
     A session becomes late once, and is ranked anew then."""
     is_answering: bool = False
-    """Whether its answer has begun here and goes on here: the known tokens include the answer's."""
+    """The answer has begun at this worker and goes on here: the known tokens include the answer's."""
 
     @property
     def num_target_tokens(self) -> int:
@@ -92,7 +92,7 @@ class RequestView(NamedTuple):
 
     @property
     def is_decoding(self) -> bool:
-        """Whether the last token of its answer is all that it has to compute: one token a step."""
+        """True when only the last token of the answer is to be computed: one token in each step."""
         return self.is_answering and self.num_wanted_tokens == 1 and not self.is_loading
 
     @property

@@ -20,7 +20,7 @@ def leave_draining(live: LiveSession, sealed: SealedAnswer, worker: Worker) -> N
 
 
 def _can_leave(live: LiveSession, sealed: SealedAnswer, worker: Worker) -> bool:
-    """Whether other workers can take the answer, and the one that computes it again has the room."""
+    """Returns whether other workers can take the answer, and prefill has the KV memory to compute it again."""
     workers, but = live.parts.workers, {*live.refused_by, worker}
     begins_at = workers.pick("prefill", but)
     if begins_at is None or not (begins_at.answers or workers.pick("decode", but)):

@@ -130,7 +130,7 @@ class LiveSession:
 
     @property
     def num_brought_tokens(self) -> int:
-        """How many tokens of the session's answers the client has from another router."""
+        """The number of tokens of the session's answers that the client has from another router."""
         resumed = self.resumed_session
         if resumed is None:
             return 0

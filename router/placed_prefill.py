@@ -140,7 +140,8 @@ class PlacedPrefill:
     @property
     def answering(self) -> Worker | None:
         """The worker, where it goes on with the answer; None where decode does."""
-        return self._call.worker if self._call.answers else None
+        worker = self._call.worker
+        return worker if worker.answers else None
 
     async def receive_step(self) -> TokenStep:
         """Returns the next step of an answer that goes on here; AnswerLostError when it is lost."""

@@ -31,18 +31,18 @@ def pick(workers: Iterable[WorkerView], role: Role) -> str | None:
     depend on one are chosen only where there is no mixed worker.
     """
     usable = [worker for worker in workers if worker.usable]
-    candidates = [worker for worker in usable if does(worker.role, role)]
+    candidates = [worker for worker in usable if serves_as(worker.role, role)]
     if role == "prefill" and not any(worker.role == "decode" for worker in usable):
         candidates = [w for w in candidates if w.role == "mixed"] or candidates
     best = min(candidates, key=lambda w: (w.num_sessions, w.worker_id), default=None)
     return None if best is None else best.worker_id
 
 
-def kind_of(role: Role) -> Role:
-    """What a worker of that role counts as when one is looked for."""
+def counts_as(role: Role) -> Role:
+    """Returns the role that a worker of `role` counts as when a place is looked for."""
     return "prefill" if role in PREFILLING else role
 
 
-def does(role: Role, wanted: Role) -> bool:
-    """Whether a worker of `role` does what one of the wanted role does."""
-    return wanted in (role, kind_of(role))
+def serves_as(role: Role, wanted: Role) -> bool:
+    """Returns whether a worker of `role` can take the place of one of the wanted role."""
+    return wanted in (role, counts_as(role))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from router.answer_delivery import AnswerDelivery
 from router.kv_prefetch import KvPrefetch
 from router.live_session import LiveSession
-from router.placed_answer import run_where_prefilled
+from router.mixed_answer import run_at_mixed_worker
 from router.placed_decode import PlacedDecode
 from router.placed_prefill import PlacedPrefill
 from router.recovery import AnswerLostError, Failure
@@ -104,7 +104,7 @@ class SessionOutput:
         worker = self._prefill.answering
         if worker is None:
             return await self._decode.run(first)
-        return await run_where_prefilled(self._live, self._prefill, self._delivery, worker)
+        return await run_at_mixed_worker(self._live, self._prefill, self._delivery, worker)
 
     async def _next_of_prefill(self) -> pb.FirstToken:
         """Returns the token that begins the answer, or continues it."""

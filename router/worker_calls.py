@@ -45,11 +45,6 @@ class PrefillCall:
         self._is_done_with = False
         self.is_closed = False
 
-    @property
-    def answers(self) -> bool:
-        """Whether the worker goes on with the answers of its sessions."""
-        return self.worker.answers
-
     async def was_held(self) -> bool:
         """Whether the worker has said that it holds the session, of a call that has failed."""
         return HELD_KEY in await self._call.initial_metadata()
@@ -95,10 +90,10 @@ class PrefillCall:
         goes_on = answer_max_tokens - answer_tokens > 1
         message = pb.SealPrefill(
             splice=_splice(revision, splice, stable_tokens),
-            hand_over=goes_on and not self.answers,
+            hand_over=goes_on and not self.worker.answers,
             ttft_left_ms=ttft_left_ms,
             answer_tokens=answer_tokens,
-            answer_max_tokens=answer_max_tokens if goes_on and self.answers else 0,
+            answer_max_tokens=answer_max_tokens if goes_on and self.worker.answers else 0,
         )
         await self._write(pb.PrefillSessionRequest(seal=message))
 

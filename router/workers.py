@@ -19,7 +19,7 @@ import grpc
 
 from router.absence import Absences
 from router.background import Background
-from router.placement import does, kind_of, pick
+from router.placement import counts_as, pick, serves_as
 from router.status import WORKER_LOST, worker_error
 from router.worker import Link, Worker, answers
 from stream2llm.api.errors import InvalidRequestError, Stream2LLMError, UnavailableError
@@ -121,7 +121,9 @@ class WorkerPool:
         `first` is chosen if it has the role and can be used. `but` and `rather_not`: as for `pick`.
         """
         avoided = (*but, *rather_not)
-        is_first = first is not None and does(first.address.role, role) and first not in avoided
+        is_first = (
+            first is not None and serves_as(first.address.role, role) and first not in avoided
+        )
         if first is not None and is_first and self.is_usable(first):
             return first
         try:
@@ -144,7 +146,7 @@ class WorkerPool:
         """Seconds after which a session that failed for want of a worker may be tried again."""
         if self.pick(role) is not None:
             return UnavailableError.default_retry_after_s or 0.0
-        return self._absences.expected_s(kind_of(role), self._clock.monotonic_s())
+        return self._absences.expected_s(counts_as(role), self._clock.monotonic_s())
 
     def is_usable(self, worker: Worker) -> bool:
         """Whether it is still in the view, and not suspect."""
@@ -193,7 +195,7 @@ class WorkerPool:
 
     def _cannot_be_used(self, worker: Worker) -> None:
         now_s = self._clock.monotonic_s()
-        self._absences.left(worker.worker_id, kind_of(worker.address.role), now_s)
+        self._absences.left(worker.worker_id, counts_as(worker.address.role), now_s)
 
     def _retire(self, worker: Worker) -> None:
         del self._workers[worker.worker_id]

@@ -1,4 +1,4 @@
-"""What is done, and about how long the rest takes."""
+"""Progress of a benchmark, and an estimate of the time that is left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STARTS_S = 100.0
 
 
 class Progress:
-    """What a run of the benchmark has done since this was made, and how long the rest takes."""
+    """Counts what a benchmark has done since this was made, and estimates the seconds that are left."""
 
     def __init__(self, options: Options, clock: Clock) -> None:
         self._options = options

@@ -14,7 +14,7 @@ from stream2llm.api.events import Finished
 from stream2llm.api.session import Event
 
 
-async def run_where_prefilled(
+async def run_at_mixed_worker(
     live: LiveSession, prefill: PlacedPrefill, delivery: AnswerDelivery, worker: Worker
 ) -> Finished:
     """Relays the steps until the answer has ended; AnswerLostError when its worker is lost."""
