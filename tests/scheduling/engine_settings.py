@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import json
@@ -92,6 +93,7 @@ def engine_environment() -> Iterator[None]:
 @functools.cache
 def _model_dir() -> tempfile.TemporaryDirectory[str]:
     holder = tempfile.TemporaryDirectory(prefix="stream2llm-no-weights-")
+    atexit.register(holder.cleanup)  # left to its finalizer, it warns at exit
     path = make_tiny_model(Path(holder.name) / "model")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, **_SHAPE}))
