@@ -11,6 +11,7 @@ from stream2llm.api.errors import UnavailableError
 from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.structured_output import refused
 from stream2llm.api.v1 import inference_pb2 as pb
+from stream2llm.serving.settings.router_spec import RecoveryOptions
 from tests.fake_workers import FakeDecode, FakeWorker
 from tests.router_ring import Conversation, Ring, named, soon
 from tests.stuck_call import StuckCall
@@ -98,6 +99,23 @@ async def test_an_update_aborts_the_fetch_under_way(ring: Ring) -> None:
     await soon(ring.decode.fetch_aborted.wait())
     await session.update(("b2", "something else again"), named("b"))
     assert (await session.finish()).token_ids == ring.brain.answer(ring.record.sequence, 4)
+
+
+async def test_the_loss_of_the_prefill_worker_aborts_the_fetch_under_way(make_ring: Any) -> None:
+    ring = await make_ring(num_prefill=2, recovery=RecoveryOptions())
+    for worker in ring.workers:
+        worker.prefill.offers_blocks_of = 2
+    ring.decode.may_fetch.clear()
+    session = await ring.opened(
+        prefix="one two three four", sampling=GREEDY, handover=pb.HANDOVER_MODE_STREAMED
+    )
+    await soon(ring.decode.fetch_called.wait())
+    victim = next(w for w in ring.workers if w.prefill.records)
+    await victim.kill()
+    await soon(ring.decode.fetch_aborted.wait())
+    ring.decode.may_fetch.set()
+    answered = await session.finish()
+    assert answered.token_ids == ring.brain.answer(ring.encode("one two three four"), 4)
 
 
 async def test_a_decode_worker_that_takes_no_message_delays_no_update_and_no_seal(
