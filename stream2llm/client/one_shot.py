@@ -139,11 +139,12 @@ class OneShot:
     async def _first_event(self, rpc: SessionRpc, tries: Tries) -> Event | None:
         if not self._is_resumed:
             return await rpc.read(self._timeout_s, lambda: _WAITED_FOR)
-        async with tries.admission(is_first=False):
+        async with tries.answer(is_first=False):
             opening = await self._present_opening()
             await rpc.write(pb.StreamGenerateRequest(sequence=1, open=opening))
             await rpc.write(pb.StreamGenerateRequest(sequence=2, seal=pb.SealContext()), last=True)
-            return await rpc.read(self._timeout_s, lambda: _WAITED_FOR)
+            await rpc.answered()
+        return await rpc.read(self._timeout_s, lambda: _WAITED_FOR)
 
     async def _present_opening(self) -> pb.OpenSession:
         if self._session is None:

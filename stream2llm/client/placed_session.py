@@ -174,10 +174,11 @@ class PlacedSession:
 
     async def _open_at(self, rpc: SessionRpc) -> None:
         """Returns when the router has admitted the session."""
-        async with self._tries.admission(is_first=self.inbox.accepted is None):
+        async with self._tries.answer(is_first=self.inbox.accepted is None):
             await rpc.write(pb.StreamGenerateRequest(sequence=1, open=self._present_opening()))
-            while not await self._is_accepted_by(rpc):
-                pass
+            await rpc.answered()
+        while not await self._is_accepted_by(rpc):
+            pass
         self._changed.set()
 
     def _present_opening(self) -> pb.OpenSession:

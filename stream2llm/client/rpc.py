@@ -55,6 +55,10 @@ class SessionRpc:
             return False
         return True
 
+    async def answered(self) -> None:
+        """Returns when the router has taken the RPC, or when it has ended: `read` says which."""
+        await self._call.initial_metadata()
+
     async def read(self, timeout_s: float | None, waited_for: Callable[[], str]) -> Event | None:
         """Returns the next event; None where the router has ended the RPC without an error.
 

@@ -15,9 +15,9 @@ from stream2llm.client.routers import Routers
 from stream2llm.client.rpc import RpcFailedError
 from stream2llm.client.status import out_of_time
 
-# How long a router may take to admit a session where there is another one to ask, or this
-# one to ask again.
-_ADMISSION_LIMIT_S = 10.0
+# How long a router may take to answer an RPC where there is another one to ask, or this one to
+# ask again.
+ANSWER_LIMIT_S = 10.0
 
 
 class Tries:
@@ -44,17 +44,18 @@ class Tries:
         return left_s
 
     @asynccontextmanager
-    async def admission(self, *, is_first: bool) -> AsyncIterator[None]:
-        """Limits the time until a router has admitted the session; raises RpcFailedError.
+    async def answer(self, *, is_first: bool) -> AsyncIterator[None]:
+        """Limits the time until a router has answered the RPC; raises RpcFailedError.
 
-        The only one has all the time that it wants, when it is asked the first time.
+        A router that has answered may take as long as it lets sessions wait for a worker. The
+        only one has all the time that it wants, when it is asked the first time.
         """
         is_only_chance = is_first and len(self._routers) == 1
         try:
-            async with asyncio.timeout(None if is_only_chance else _ADMISSION_LIMIT_S):
+            async with asyncio.timeout(None if is_only_chance else ANSWER_LIMIT_S):
                 yield
         except TimeoutError:
-            message = f"the router did not answer within {_ADMISSION_LIMIT_S:g} s"
+            message = f"the router did not answer within {ANSWER_LIMIT_S:g} s"
             raise RpcFailedError(UnavailableError(message)) from None
 
     def admitted(self, router: int) -> None:

@@ -192,11 +192,11 @@ def a_plan(**fields: Any) -> Plan:
     return Plan(**defaults | fields)  # type: ignore[arg-type]
 
 
-def run(roles: dict[str, sv.Role], *faults: Fault, **fields: Any) -> Report:
+def run(roles: dict[str, sv.Role], *faults: Fault, start_s: float = 2.0, **fields: Any) -> Report:
     """The run of one session, in which nothing may be wrong."""
     plans = (a_plan(**fields),)
     script = Script(
-        0, roles, plans, faults, start_s=2.0, step_s=0.01, is_tight=False, admission="always"
+        0, roles, plans, faults, start_s=start_s, step_s=0.01, is_tight=False, admission="always"
     )
     report = simulate(script, tiny_tokenizer())
     assert not report.violations, report
@@ -232,4 +232,14 @@ def test_a_router_that_stood_still_does_not_blame_clients_for_being_silent() -> 
     for at_step in range(1, 60, 4):
         stop = Fault(Kind.STOP, at_step, "router-0", duration_s=14.0)
         report = run(roles_of(1, 1, 1), stop, begins_at_s=1.0)
+        assert report.outcomes[0].has_finished, report
+
+
+@pytest.mark.parametrize("num_routers", [1, 2])
+def test_a_new_session_waits_longer_for_a_worker_than_for_a_router(num_routers: int) -> None:
+    """Clients of several routers gave up each after ten seconds, and took it for lost."""
+    for at_step in (1, 20, 60, 120):
+        kill = Fault(Kind.KILL, at_step, "prefill-0")
+        roles = roles_of(num_routers, 1, 1)
+        report = run(roles, kill, start_s=20.0, begins_at_s=1.0)
         assert report.outcomes[0].has_finished, report
