@@ -1,9 +1,10 @@
 """What updates invalidate when documents stand as given, and in the stable order.
 
-First the ANNS trace as it is generated (or the files), then the same sessions
-with updates drawn from other models: how documents come and go while a search gets better
-is judgement (nothing is published about it), and decides the figures. The trace generator
-has one of these models; the others show what the choice decides. Ratios are to what is
+First the ANNS trace as it is generated (or the files, such as recordings of real searches), then
+the same sessions with updates drawn from other models: how documents come and go while a search
+gets better is judgement (nothing is published about it), and decides the figures. The trace
+generator has one of these models; the others show what the choice decides. A second table of each
+says how the lists change. Ratios are to what is
 invalidated as given: of the stable order, of two others
 (`stream2llm/workload/document_orders.py`), and of the documents that updates leave out,
 which no order can avoid.
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.list_changes import ListChanges, changes_of
 from stream2llm.api.options import DocumentOrdering
 from stream2llm.workload.document_orders import ORDERS, Lists, invalidated, left, with_foresight
 from stream2llm.workload.table import Table, markdown
@@ -81,6 +83,7 @@ class Outcome:
     tokens: Mapping[str, Sequence[int]]
     # Ratio of the best order that knows all updates; None: not known.
     foresight: float | None
+    changes: ListChanges
 
     def ratio(self, order: str) -> float:
         """Tokens that this order invalidates, to those invalidated as given."""
@@ -104,7 +107,8 @@ def outcome_of(sessions: Sequence[Lists], *, ranks_stay: bool = True) -> Outcome
         name: [invalidated(each, order) for each in sessions] for name, order in ORDERS.items()
     }
     tokens["left"] = [left(each) for each in sessions]
-    return Outcome(tokens, _foresight(sessions, tokens[_GIVEN]) if ranks_stay else None)
+    foresight = _foresight(sessions, tokens[_GIVEN]) if ranks_stay else None
+    return Outcome(tokens, foresight, changes_of(sessions))
 
 
 def _foresight(sessions: Sequence[Lists], given: Sequence[int]) -> float:
@@ -148,6 +152,25 @@ _COLUMNS: Mapping[str, Callable[[Outcome], str]] = {
 }
 
 
+_CHANGE_COLUMNS: Mapping[str, Callable[[ListChanges], str]] = {
+    "changes a session": lambda changes: f"{changes.per_session:.1f}",
+    "new documents a change": lambda changes: f"{changes.new_documents:.2f}",
+    "keeps nothing": lambda changes: f"{changes.share_that_keeps(0, 1e-9):.0%}",
+    "less than half": lambda changes: f"{changes.share_that_keeps(1e-9, 0.5):.0%}",
+    "less than 0.8": lambda changes: f"{changes.share_that_keeps(0.5, 0.8):.0%}",
+    "more": lambda changes: f"{changes.share_that_keeps(0.8, 2):.0%}",
+}
+
+
+def change_table(what: str, outcomes: Mapping[str, Outcome]) -> str:
+    """Markdown: how lists change, and how much of the list before a change keeps."""
+    rows = [
+        [name, *(show(outcome.changes) for show in _CHANGE_COLUMNS.values())]
+        for name, outcome in outcomes.items()
+    ]
+    return markdown(Table([what, *_CHANGE_COLUMNS], rows))
+
+
 def _or_dash(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}"
 
@@ -183,12 +206,14 @@ def main(args: Namespace) -> list[str]:
         traces = {path.name: recorded(path) for path in args.trace}
     else:
         traces = {f"generated, seed {seed}": generated(args.queries, seed) for seed in args.seeds}
-    print(table("trace", {name: outcome_of(sessions) for name, sessions in traces.items()}))
+    outcomes = {name: outcome_of(sessions) for name, sessions in traces.items()}
+    print(table("trace", outcomes), change_table("trace", outcomes), sep="\n\n")
     sessions = [session for trace in traces.values() for session in trace]
     together = outcome_of(sessions)
     print(f"\n{verdict(together)}\n\nThe same sessions, updates drawn anew:\n", flush=True)
     redrawn = {name: _redrawn(name, model, sessions) for name, model in MODELS.items()}
-    print(table("a new document comes in", redrawn))
+    what = "a new document comes in"
+    print(table(what, redrawn), change_table(what, redrawn), sep="\n\n")
     ratio = together.ratio(_STABLE)
     return [f"{ratio:.3f} of as given"] if ratio > WANTED_RATIO else []
 
