@@ -48,8 +48,9 @@ def recovery_of(recover: object) -> SessionRecovery:
     return recover
 
 
-# gRPC's statuses for a connection that broke, beside UNAVAILABLE.
-_BROKEN = frozenset({"CANCELLED", "UNKNOWN"})
+# gRPC's statuses for a connection that broke, beside UNAVAILABLE; and a router's reason when the
+# opening has not reached it in time, though this client sends it first of all.
+_BROKEN = frozenset({"CANCELLED", "UNKNOWN", "NOT_OPENED"})
 
 
 def is_loss(error: Stream2LLMError) -> bool:
@@ -116,7 +117,7 @@ class Recovery:
     def _not_taken_again(self, error: Stream2LLMError, now_s: float) -> Again | GiveUp:
         """Overload passes, as routers take over the sessions of a lost one together."""
         assert self._loss is not None, "there was a loss"
-        if isinstance(error, IdleTimeoutError):
+        if isinstance(error, IdleTimeoutError) and not is_loss(error):
             return GiveUp(error)  # the caller's own limit
         asked_s = error.retry_after_s if isinstance(error, OverloadedError) else None
         if not is_loss(error) and not asked_s:

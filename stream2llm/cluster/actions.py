@@ -16,6 +16,8 @@ class Actions:
 
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()
+        # Whether the context lasts, so that actions can begin.
+        self.is_open = False
 
     def spawn(self, action: Coroutine[Any, Any, None]) -> None:
         """Runs an action; if it raises, that is logged and the others go on."""
@@ -31,6 +33,7 @@ class Actions:
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
+        self.is_open = True
         return self
 
     async def __aexit__(
@@ -39,4 +42,5 @@ class Actions:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.is_open = False
         await self._group.__aexit__(kind, error, trace)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from stream2llm.api.errors import UnavailableError
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.actions import Actions
 from stream2llm.cluster.adoption import SavedState, restored, restored_view
@@ -138,8 +139,14 @@ class Supervisor:
     def drain(self, name: str, timeout_s: float | None = None, *, stays_away: bool = False) -> bool:
         """Takes a replica out of use; once its sessions have ended it is replaced, or stopped.
 
-        Returns whether it was in use. Raises KeyError for an unknown name.
+        Returns whether it was in use. Raises KeyError for an unknown name, and UnavailableError
+        while `run` does not run: a controller that has just begun, or is ending.
         """
+        if not self._actions.is_open:
+            raise UnavailableError(
+                "the controller is starting or ending, and drains nothing now: try again",
+                reason="NOT_SUPERVISING",
+            )
         return self._drainer.begin(name, timeout_s, stays_away=stays_away)
 
     def add(self, name: str, role: sv.Role) -> None:

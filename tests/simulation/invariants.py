@@ -26,8 +26,8 @@ _OF_NARROWNESS = frozenset(
         *("TOO_MANY_SESSIONS", "SILENT"),
     }
 )
-# gRPC's own, where a connection breaks or cannot be made.
-_OF_CONNECTIONS = frozenset({"UNAVAILABLE", "CANCELLED", "UNKNOWN"})
+# gRPC's own, where a connection breaks or cannot be made, or is too slow for an opening.
+_OF_CONNECTIONS = frozenset({"UNAVAILABLE", "CANCELLED", "UNKNOWN", "NOT_OPENED"})
 # At one router; and how often, and for how long, the client library looks for another one.
 MOST_RESTARTS = RecoveryOptions().max_restarts
 MOST_ROUTERS = 1 + SessionRecovery().max_restarts

@@ -12,6 +12,7 @@ from random import Random
 
 from router.server import Router
 from router.tokenizer import ModelTokenizer
+from stream2llm.api.errors import UnavailableError
 from stream2llm.cluster.rollout import whom
 from tests.fake_workers import Brain
 from tests.simulation.client import Client, client_on
@@ -196,6 +197,13 @@ class World:
         if stops_s:
             self.loop.call_later(stops_s, self._stop_restart)
 
+    def _drain(self, name: str) -> None:
+        """`stream2llm drain`, again where the controller has just begun."""
+        try:
+            self.controller.supervisor.drain(name)
+        except UnavailableError:
+            self._controller_process.call(self._drain, name, delay_s=_OPERATOR_TRIES_S)
+
     def _stop_restart(self) -> None:
         self._controller_process.call(self.controller.rolling.stop)
 
@@ -215,8 +223,7 @@ class World:
     def _hurt_replica(self, fault: Fault, replica: Replica) -> None:
         match fault.kind:
             case Kind.DRAIN:
-                drain = self.controller.supervisor.drain
-                self._controller_process.call(drain, fault.target)
+                self._controller_process.call(self._drain, fault.target)
             case Kind.BAD_KV:
                 self.fabric.num_bad_reads += 1
             case Kind.FAILED_START:

@@ -47,6 +47,7 @@ def given_up(verdict: Again | GiveUp) -> Stream2LLMError:
         (OverloadedError("full"), False),
         (InternalError("a bug"), False),
         (IdleTimeoutError("silent"), False),
+        (IdleTimeoutError("nothing came", reason="NOT_OPENED"), True),
         (InvalidRequestError("bad"), False),
     ],
 )
@@ -123,6 +124,13 @@ def test_the_callers_own_limit_is_reported_as_it_is() -> None:
     recovery.lost(GONE, 0, is_kept=True)
     late = IdleTimeoutError("late", reason="DEADLINE_EXCEEDED")
     assert given_up(recovery.refused(late, 0)) is late
+
+
+def test_an_opening_that_was_on_its_way_for_too_long_is_sent_again() -> None:
+    recovery, late = a_recovery(), IdleTimeoutError("nothing came", reason="NOT_OPENED")
+    assert recovery.refused(late, 0) == Again(0.0)
+    recovery.lost(GONE, 0, is_kept=True)
+    assert isinstance(recovery.refused(late, 0), Again)
 
 
 def test_recover_is_a_truth_value_or_limits() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from stream2llm.api.errors import UnavailableError
 from stream2llm.cluster import supervision as sv
 from stream2llm.cluster.supervision import events as fleet_events
 from stream2llm.cluster.supervisor import Settings, Supervisor
@@ -447,3 +448,15 @@ async def test_a_watcher_of_an_earlier_controller_gets_all_events(hosts: FakeHos
         async with asyncio.timeout(10):
             await supervisor.wait_change(supervisor.num_events + 100)
         assert supervisor.events_since(supervisor.num_events + 100) == supervisor.events_since(0)
+
+
+async def test_nothing_drains_while_supervision_does_not_run(hosts: FakeHosts) -> None:
+    supervisor = Supervisor(ROLES, hosts, Settings(2, 0.01, 10.0))
+    with pytest.raises(UnavailableError, match="try again"):
+        supervisor.drain("decode-0")
+    async with ready(hosts) as supervisor:
+        pass
+    before = supervisor.fleet
+    with pytest.raises(UnavailableError):
+        supervisor.drain("decode-0")
+    assert supervisor.fleet == before
