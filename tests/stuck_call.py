@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from stream2llm.serving.mux.statuses import cancelled_here
+import grpc
+
+from stream2llm.serving.mux.statuses import cancelled_here, status
+
+_CANCELLED = cancelled_here()
 
 
 class StuckCall:
     """A multiplexed call whose other end takes no message until the test lets it."""
-
-    # Its status once it has ended.
-    final = cancelled_here()
 
     def __init__(self) -> None:
         self.may_write = asyncio.Event()
@@ -26,17 +27,20 @@ class StuckCall:
         self.cancelled = asyncio.Event()
         self._callbacks: list[Any] = []
         self.has_sent_last = False
+        # Its status once it has ended.
+        self.final = _CANCELLED
 
     async def write(self, message: Any) -> None:
         self.writing.set()
         self.has_sent_last = False
-        if self.cancelled.is_set():
-            raise self.final
         try:
-            await self.may_write.wait()
+            if not self.cancelled.is_set():
+                await self.may_write.wait()
         except asyncio.CancelledError:  # so does a multiplexed call
             self.cancel()
             raise
+        if self.cancelled.is_set():
+            raise asyncio.CancelledError if self.final is _CANCELLED else self.final
         self.written.append(message)
         self.has_sent_last = True
         match message.WhichOneof("event"):
@@ -69,6 +73,7 @@ class StuckCall:
 
     def end(self) -> None:
         """The other end is lost."""
+        self.final = status(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         self.cancelled.set()
         for callback in self._callbacks:
             callback(self)
