@@ -21,9 +21,10 @@ from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.api.v1 import worker_pb2
 from stream2llm.engine.structured_output import GrammarOrder
 from stream2llm.engine.worker import EngineWorker
+from stream2llm.serving.mux.served_call import MessageWriter
 from stream2llm.serving.observability.log_context import LogContext, bind
 from stream2llm.serving.observability.tracing import NO_TRACE
-from stream2llm.serving.rpc.stream_writer import PeerGoneError, StreamWriter
+from stream2llm.serving.rpc.stream_writer import PeerGoneError
 from stream2llm.serving.sessions.ids import unique_id
 from stream2llm.serving.sessions.request_check import check_id
 
@@ -44,7 +45,7 @@ async def serve_fetches(
     worker: EngineWorker,
     sessions: FetchSessions,
     requests: AsyncIterator[worker_pb2.PrefetchKvRequest],
-    writer: StreamWriter,
+    writer: MessageWriter,
     check: CheckHandover,
     notes: PrefetchNotes | None = None,
 ) -> None:
@@ -103,7 +104,7 @@ class _Rpc:
         self,
         worker: EngineWorker,
         session: FetchSession,
-        writer: StreamWriter,
+        writer: MessageWriter,
         check: CheckHandover,
         notes: PrefetchNotes,
     ) -> None:

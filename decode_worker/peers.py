@@ -7,7 +7,7 @@ any session does, which also tests the whole path.
 
 from __future__ import annotations
 
-import grpc
+from contextlib import aclosing
 
 from decode_worker.engine import begin_decode, decode_steps
 from decode_worker.handover_check import KnownEngines
@@ -17,6 +17,8 @@ from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.security.tls import PeerChannels
+from stream2llm.serving.mux.call import Call
+from stream2llm.serving.mux.channel import MuxChannel
 from stream2llm.serving.sessions.ids import unique_id
 from stream2llm.serving.settings.worker_spec import WorkerAddress
 
@@ -32,10 +34,12 @@ async def connect(
     Raises when that fails.
     """
     opened, _ = channels.open(peer.grpc_address)
-    async with opened as channel:
+    async with (
+        opened as channel,
         # Prefill has freed what was read; leaving the block frees what it never handed over.
-        call = worker_pb2_grpc.PrefillServiceStub(channels.calls(channel)).PrefillSession()
-        first = await _first_token(call)
+        aclosing(MuxChannel(channels.calls(channel), channels.max_message_bytes)) as calls,
+    ):
+        first = await _first_token(worker_pb2_grpc.PrefillServiceStub(calls).PrefillSession())
         transfer = known.learn(
             first.handover.kv_transfer_params_json,
             digest=first.handover.kv_digest,
@@ -50,13 +54,13 @@ async def connect(
             pass
 
 
-async def _first_token(call: grpc.aio.StreamStreamCall) -> worker_pb2.FirstToken:
+async def _first_token(call: Call) -> worker_pb2.FirstToken:
     opening = worker_pb2.OpenPrefill(session_id="connect", sampling=fields(_SAMPLING))
     await call.write(worker_pb2.PrefillSessionRequest(open=opening))
     splice = worker_pb2.SplicePrefill(revision=1, token_ids=_PROMPT_TOKEN_IDS)
     seal = worker_pb2.SealPrefill(splice=splice, hand_over=True)
     await call.write(worker_pb2.PrefillSessionRequest(seal=seal))
-    while (response := await call.read()) is not grpc.aio.EOF:
+    async for response in call:
         if response.WhichOneof("event") == "first_token":
             first: worker_pb2.FirstToken = response.first_token
             return first

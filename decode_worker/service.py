@@ -1,4 +1,4 @@
-"""`DecodeService`: continues answers, and releases hand-overs that are not read.
+"""`DecodeService` continues answers; `HandoverService` releases hand-overs that are not read.
 
 From the arrival of a Decode request on, this worker is responsible for its
 hand-over: it reads the KV, or notifies prefill that it will not.
@@ -32,16 +32,17 @@ from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.engine.output_stream import OutputStream
 from stream2llm.engine.worker import EngineWorker
 from stream2llm.engine.worker_metrics import TransferMetrics
+from stream2llm.serving.mux.served_call import ServedCall
 from stream2llm.serving.observability.log_context import LogContext, bind
 from stream2llm.serving.observability.tracing import Trace, recording
-from stream2llm.serving.rpc.stream_writer import StreamWriter, failures_as_status
+from stream2llm.serving.rpc.stream_writer import failures_as_status
 from stream2llm.serving.sessions.ids import unique_id
 from stream2llm.serving.sessions.request_check import check_id, check_token_ids
 
 _log = logging.getLogger(__name__)
 
 
-class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
+class DecodeService(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.HandoverServiceServicer):
     """Serves the answers of one engine."""
 
     def __init__(
@@ -61,42 +62,38 @@ class DecodeService(worker_pb2_grpc.DecodeServiceServicer):
     async def PrefetchKv(
         self,
         requests: AsyncIterator[worker_pb2.PrefetchKvRequest],
-        context: grpc.aio.ServicerContext,
+        context: ServedCall,
     ) -> None:
         """Prefetches KV for one session whose context is still streaming in."""
-        writer = StreamWriter(context)
         notes = PrefetchNotes(self._begin_trace("prefetch", context))
-        async with failures_as_status(context, writer, _log, describe):
+        async with failures_as_status(context, None, _log, describe):
             with recording(notes.trace, notes.record):
                 await serve_fetches(
-                    self._worker, self._fetches, requests, writer, self._transfer, notes
+                    self._worker, self._fetches, requests, context, self._transfer, notes
                 )
 
-    async def Decode(
-        self, request: worker_pb2.DecodeRequest, context: grpc.aio.ServicerContext
-    ) -> None:
+    async def Decode(self, request: worker_pb2.DecodeRequest, context: ServedCall) -> None:
         """Continues one answer."""
-        writer = StreamWriter(context)
         num_tokens = len(request.prompt_token_ids)
         notes = DecodeNotes(
             self._begin_trace("decode", context), request.session_id, num_tokens - 1
         )
         bind(LogContext(notes.trace.context, request.session_id))
-        async with failures_as_status(context, writer, _log, describe):
+        async with failures_as_status(context, None, _log, describe):
             transfer = self._transfer(request.handover, num_tokens - 1)
             if request.refuse_when_full:
                 self._require_room(num_tokens)
         # From here on this worker, not the router, is responsible for the hand-over.
         await context.send_initial_metadata(ACCEPTED_METADATA)
-        async with failures_as_status(context, writer, _log, describe):
+        async with failures_as_status(context, None, _log, describe):
             with recording(notes.trace, notes.record), self._worker.sessions.reported():
                 async with aclosing(self._steps(request, transfer, notes)) as steps:
                     async for response in steps:
                         step = response.step
                         notes.stepped(len(step.token_ids), is_last=bool(step.finish_reason))
-                        await writer.write(response)
+                        await context.write(response)
 
-    def _begin_trace(self, name: str, context: grpc.aio.ServicerContext) -> Trace:
+    def _begin_trace(self, name: str, context: ServedCall) -> Trace:
         return self._worker.tracing.begin(name, context_in(context.invocation_metadata()))
 
     def _transfer(self, handover: worker_pb2.Handover, num_tokens: int | None = None) -> Transfer:

@@ -21,6 +21,7 @@ from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.worker import EngineWorker
 from stream2llm.engine.worker_metrics import TransferMetrics
 from stream2llm.security.tls import PeerChannels
+from stream2llm.serving.mux.service import MultiplexService
 from stream2llm.serving.settings.worker_spec import WorkerAddress, WorkerSpec
 from stream2llm.serving.system.clock import SystemClock
 
@@ -39,13 +40,14 @@ class Worker(EngineWorker):
         stats = EngineStats(self._metrics.record_read, self._fetch_metrics.reads_ended)
         return await start_decode_engine(self.spec, stats)
 
-    def add_services(self, server: grpc.aio.Server) -> None:
-        """Adds `DecodeService`."""
+    def add_services(self, server: grpc.aio.Server, multiplexed: MultiplexService) -> None:
+        """Adds `DecodeService` and `HandoverService`."""
         fetches = FetchSessions(self.engine, self._fetch_metrics, SystemClock())
         order = AnswerOrder(self.spec.security.tenants)
         self._show(AnswerMetrics(order))
         service = DecodeService(self, self._metrics, fetches, self._known, order)
-        worker_pb2_grpc.add_DecodeServiceServicer_to_server(service, server)
+        worker_pb2_grpc.add_DecodeServiceServicer_to_server(service, multiplexed)
+        worker_pb2_grpc.add_HandoverServiceServicer_to_server(service, server)
 
     async def connect_peers(self, prefill: tuple[WorkerAddress, ...]) -> None:
         """Exchanges NIXL metadata with these prefill workers concurrently."""

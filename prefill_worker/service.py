@@ -16,8 +16,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import fields
 from typing import Any
 
-import grpc
-
 from prefill_worker.engine import PrefillOutput, PrefillSession, prefill_outputs
 from prefill_worker.session_spans import PrefillNotes
 from stream2llm.api import codec
@@ -33,9 +31,10 @@ from stream2llm.engine.kv_digest import DIGEST_KEY
 from stream2llm.engine.structured_output import GrammarOrder
 from stream2llm.engine.vllm_sampling import token_step
 from stream2llm.engine.worker import EngineWorker
+from stream2llm.serving.mux.served_call import MessageWriter, ServedCall
 from stream2llm.serving.observability.log_context import LogContext, bind
 from stream2llm.serving.observability.tracing import NO_TRACE, recording
-from stream2llm.serving.rpc.stream_writer import StreamWriter, failures_as_status
+from stream2llm.serving.rpc.stream_writer import failures_as_status
 from stream2llm.serving.sessions.ids import unique_id
 from stream2llm.serving.sessions.request_check import check_id
 
@@ -51,21 +50,20 @@ class PrefillService(worker_pb2_grpc.PrefillServiceServicer):
     async def PrefillSession(
         self,
         requests: AsyncIterator[worker_pb2.PrefillSessionRequest],
-        context: grpc.aio.ServicerContext,
+        context: ServedCall,
     ) -> None:
         """Runs one session."""
-        writer = StreamWriter(context)
         parent = context_in(context.invocation_metadata())
         notes = PrefillNotes(self._worker.tracing.begin("prefill", parent))
-        async with failures_as_status(context, writer, _log, describe):
+        async with failures_as_status(context, None, _log, describe):
             with recording(notes.trace, notes.record), self._worker.session():
-                await writer.begin(HELD_METADATA)
-                await self._run(requests, writer, context.cancelled, notes)
+                await context.send_initial_metadata(HELD_METADATA)
+                await self._run(requests, context, context.cancelled, notes)
 
     async def _run(
         self,
         requests: AsyncIterator[worker_pb2.PrefillSessionRequest],
-        writer: StreamWriter,
+        writer: MessageWriter,
         is_broken: Callable[[], bool] = lambda: False,
         notes: PrefillNotes | None = None,
     ) -> None:
@@ -125,7 +123,7 @@ class _SessionRun:
     def __init__(
         self,
         session: PrefillSession,
-        writer: StreamWriter,
+        writer: MessageWriter,
         notes: PrefillNotes,
         order: GrammarOrder | None = None,
     ) -> None:

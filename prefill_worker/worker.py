@@ -15,6 +15,7 @@ from stream2llm.api.v1 import worker_pb2_grpc
 from stream2llm.engine.stats import EngineStats
 from stream2llm.engine.vllm_engine import Engine
 from stream2llm.engine.worker import EngineWorker
+from stream2llm.serving.mux.service import MultiplexService
 from stream2llm.serving.settings.worker_spec import WorkerSpec
 
 
@@ -38,9 +39,9 @@ class Worker(EngineWorker):
         )
         self._control = await stack.enter_async_context(channel)
 
-    def add_services(self, server: grpc.aio.Server) -> None:
+    def add_services(self, server: grpc.aio.Server, multiplexed: MultiplexService) -> None:
         """Adds `PrefillService`."""
-        worker_pb2_grpc.add_PrefillServiceServicer_to_server(PrefillService(self), server)
+        worker_pb2_grpc.add_PrefillServiceServicer_to_server(PrefillService(self), multiplexed)
 
     @property
     def policy(self) -> str:

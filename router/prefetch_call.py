@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
 
 import grpc
 
@@ -18,9 +17,9 @@ from router.workers import WorkerPool
 from stream2llm.api import codec
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import InternalError, Stream2LLMError, UnavailableError
-from stream2llm.api.final_status import FinalStatus
 from stream2llm.api.structured_output import StructuredOutput
 from stream2llm.api.v1 import worker_pb2 as pb
+from stream2llm.serving.mux.call import Call
 from stream2llm.serving.sessions.prefix import Tokens, as_tokens, common_prefix_len
 
 ABORT_TIMEOUT_S = 1.0
@@ -46,7 +45,7 @@ class PrefetchCall:
         if structured_output is not None:
             self._opening.structured_output.CopyFrom(codec.encode(structured_output))
         self._place = worker.acquire()
-        self._call: Any = worker.decode.PrefetchKv(metadata=metadata)
+        self._call: Call = worker.decode.PrefetchKv(metadata=metadata)
         self._responses = aiter(self._call)
         self._is_open = False
         # Whether the worker may know of the last fetch.
@@ -54,7 +53,7 @@ class PrefetchCall:
         # The worker took no abort in time: the RPC is cancelled, which a fetch under way
         # must not mistake for the cancellation of its session.
         self._is_given_up = False
-        self._final = FinalStatus(self._call, self._note_end)
+        self._call.add_done_callback(self._note_end)
         # The sequence as the worker knows it.
         self._sequence = as_tokens([])
         # One message at a time; an abort may come while a fetch is being written.
@@ -64,7 +63,7 @@ class PrefetchCall:
 
     async def open(self) -> None:
         """Opens the session at the worker ahead of its first fetch, which shows any failure."""
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        with contextlib.suppress(grpc.aio.AioRpcError):
             async with self._writing:
                 await self._write_opening()
 
@@ -99,11 +98,11 @@ class PrefetchCall:
             task = asyncio.current_task()
             if not self._is_given_up or (task is not None and task.cancelling()):
                 raise
-            raise self._failure(await self._final.of(None)) from None
+            raise self._failure(self._call.final) from None
         except grpc.aio.AioRpcError as error:
-            raise self._failure(await self._final.of(error)) from error
-        except (StopAsyncIteration, asyncio.InvalidStateError) as error:
-            raise self._failure(await self._final.of(None)) from error
+            raise self._failure(error) from error
+        except StopAsyncIteration:
+            raise self._failure(self._call.final) from None
 
     async def _abort_when_asked(self, asked: asyncio.Event) -> None:
         await asked.wait()
@@ -113,7 +112,7 @@ class PrefetchCall:
         except TimeoutError:
             self._is_given_up = True
             self._call.cancel()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except grpc.aio.AioRpcError:
             pass  # the RPC has ended already, which `fetch` raises
 
     @property
@@ -130,10 +129,10 @@ class PrefetchCall:
         self._place.release()
         self._call.cancel()
 
-    def _note_end(self, final: grpc.aio.AioRpcError) -> None:
+    def _note_end(self, call: Call) -> None:
         """Makes a lost worker suspect now: later it may be well again."""
         if not self._is_given_up:
-            self._pool.failure(self.worker, final)
+            self._pool.failure(self.worker, call.final)
 
     def _failure(self, final: grpc.aio.AioRpcError) -> Stream2LLMError:
         if self._is_given_up:
@@ -150,8 +149,10 @@ class PrefetchCall:
         self.has_sent = False
         async with self._writing:
             await self._write_opening()
-            await self._call.write(pb.PrefetchKvRequest(fetch=fetch))
-        self.has_sent = True
+            try:
+                await self._call.write(pb.PrefetchKvRequest(fetch=fetch))
+            finally:
+                self.has_sent = self._call.has_sent_last
 
     async def _write_opening(self) -> None:
         """For the holder of the lock."""

@@ -14,16 +14,15 @@ from stream2llm.api.errors import (
     UnavailableError,
 )
 from stream2llm.api.rpc_status import from_rpc_error
+from stream2llm.serving.mux.statuses import CANCELLED_HERE, NOT_SENT
 
 WORKER_LOST = "WORKER_LOST"
 
 # gRPC's own codes for a lost peer.
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
-# gRPC's message when this side has cancelled the RPC.
-_CANCELLED_HERE = "Locally cancelled by application!"
-# The beginning of gRPC's message when it could not connect: the RPC never left this process.
-# (gRPC itself retries what a broken connection has certainly not taken.)
-_NOT_CONNECTED = "failed to connect to all addresses"
+# The beginnings of the messages when the RPC never left this process: gRPC's when it could not
+# connect, and that of a call whose stream broke before it was sent.
+_NOT_SENT = ("failed to connect to all addresses", NOT_SENT)
 # grpc.aio's message for an exception in a handler.
 _HANDLER_RAISED = "Unexpected <class"
 
@@ -45,7 +44,7 @@ def worker_error(error: Any, worker_id: str) -> Stream2LLMError:
     if ours is not None:
         return ours
     code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_NOT_CONNECTED):
+    if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_NOT_SENT):
         return NeverArrivedError(f"worker {worker_id} was lost: {details}", reason=WORKER_LOST)
     if is_lost(code, details):
         return UnavailableError(f"worker {worker_id} was lost: {details}", reason=WORKER_LOST)
@@ -54,14 +53,9 @@ def worker_error(error: Any, worker_id: str) -> Stream2LLMError:
     return InternalError(f"worker {worker_id} failed: {code.name}: {details}")
 
 
-def was_cancelled_here(code: grpc.StatusCode, details: str) -> bool:
-    """Whether this side ended the RPC, which says nothing about the peer."""
-    return code is grpc.StatusCode.CANCELLED and details == _CANCELLED_HERE
-
-
 def is_lost(code: grpc.StatusCode, details: str) -> bool:
     """Whether a status made by gRPC means that the peer is lost."""
-    if was_cancelled_here(code, details):
+    if details == CANCELLED_HERE:  # which says nothing about the peer
         return False
     if code is grpc.StatusCode.INTERNAL:  # a connection that broke mid-frame
         return "RST_STREAM" in details

@@ -14,6 +14,7 @@ from router.quotas import newer_mean_s
 from router.work_queue import WorkQueue
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.security.tls import PeerChannels
+from stream2llm.serving.mux.channel import MuxChannel
 from stream2llm.serving.settings.worker_spec import WorkerAddress
 
 _PROBE_TIMEOUT_S = 10.0
@@ -25,8 +26,11 @@ class Link:
     def __init__(self, address: WorkerAddress, channels: PeerChannels) -> None:
         self.channel, self.certificates = channels.open(address.grpc_address)
         calls = channels.calls(self.channel)
-        self.prefill: Any = worker_pb2_grpc.PrefillServiceStub(calls)
-        self.decode: Any = worker_pb2_grpc.DecodeServiceStub(calls)
+        # What belongs to sessions travels in one stream.
+        self._multiplexed = MuxChannel(calls, channels.max_message_bytes)
+        self.prefill: Any = worker_pb2_grpc.PrefillServiceStub(self._multiplexed)
+        self.decode: Any = worker_pb2_grpc.DecodeServiceStub(self._multiplexed)
+        self.handover: Any = worker_pb2_grpc.HandoverServiceStub(calls)
         self.status: Any = worker_pb2_grpc.WorkerServiceStub(calls)
         self._num_users = 0
         self._idle = asyncio.Event()
@@ -54,7 +58,12 @@ class Link:
         try:
             await self._idle.wait()
         finally:
-            await self.channel.close()
+            await self.close()
+
+    async def close(self) -> None:
+        """Ends its RPCs."""
+        await self._multiplexed.aclose()
+        await self.channel.close()
 
 
 class Worker:

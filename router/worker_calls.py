@@ -8,25 +8,23 @@ end.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator
-from typing import Any
 
 import grpc
 
 from router.splice import Splice
-from router.status import WORKER_LOST, NeverArrivedError, was_cancelled_here
+from router.status import WORKER_LOST, NeverArrivedError
 from router.worker import Worker
 from router.workers import WorkerPool
 from stream2llm.api import codec
 from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import InternalError, Stream2LLMError
-from stream2llm.api.final_status import FinalStatus
 from stream2llm.api.handover import ACCEPTED_KEY, HELD_KEY
 from stream2llm.api.sampling import SamplingParameters
 from stream2llm.api.tenant import ONE_TENANT, TenantShare
 from stream2llm.api.token_step import TokenStep
 from stream2llm.api.v1 import worker_pb2 as pb
+from stream2llm.serving.mux.call import Call
 
 
 class PrefillCall:
@@ -39,8 +37,7 @@ class PrefillCall:
         self._pool = pool
         self.worker = worker
         self._lease = worker.acquire()
-        self._call: Any = worker.prefill.PrefillSession(metadata=metadata)
-        self._final = FinalStatus(self._call)
+        self._call: Call = worker.prefill.PrefillSession(metadata=metadata)
         self._responses = aiter(self._call)
         self._is_done_with = False
         self.is_closed = False
@@ -104,7 +101,7 @@ class PrefillCall:
         except StopAsyncIteration:
             raise self._ended_early() from None
         except grpc.aio.AioRpcError as error:
-            raise await self._failure(error) from error
+            raise self._failure(error) from error
 
     async def watch(self) -> None:
         """After the first token: returns when the worker ends the RPC, raises when it is lost.
@@ -116,7 +113,7 @@ class PrefillCall:
             async for _ in self._responses:
                 pass
         except grpc.aio.AioRpcError as error:
-            failure = await self._failure(error)
+            failure = self._failure(error)
             if not self._is_done_with:
                 raise failure from error
 
@@ -124,8 +121,7 @@ class PrefillCall:
         """Decode has the KV, or needs none: lets the worker end the RPC normally."""
         self._is_done_with = True
         self._lease.release()
-        with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.InternalError):
-            await self._call.done_writing()
+        await self._call.done_writing()
 
     def close(self) -> None:
         """Ends the RPC if it is still running; may be called again."""
@@ -137,16 +133,10 @@ class PrefillCall:
         try:
             await self._call.write(message)
         except grpc.aio.AioRpcError as error:
-            raise await self._failure(error) from error
-        except asyncio.InvalidStateError:  # it has ended before the write
-            raise await self._failure(None) from None
+            raise self._failure(error) from error
 
-    async def _failure(self, error: grpc.aio.AioRpcError | None) -> Stream2LLMError:
-        final = await self._final.of(error)
-        if was_cancelled_here(final.code(), final.details() or ""):
-            # Cancelled with its session, but this task has not been cancelled yet.
-            raise asyncio.CancelledError
-        if final.code() is grpc.StatusCode.OK:
+    def _failure(self, final: grpc.aio.AioRpcError) -> Stream2LLMError:
+        if final.code() is grpc.StatusCode.OK:  # of a write that came too late
             return self._ended_early()
         return self._pool.failure(self.worker, final)
 
@@ -173,7 +163,7 @@ class DecodeCall:
         self._metadata = metadata
         self._lease = worker.acquire()
         self._decode = worker.decode
-        self._call: Any = None
+        self._call: Call | None = None
         self.owns_handover = False
         self.is_accepted = False
         # Prompt tokens that the worker had before; known with the first step.
@@ -182,13 +172,12 @@ class DecodeCall:
     async def steps(self, request: pb.DecodeRequest) -> AsyncGenerator[TokenStep, None]:
         """Yields decode's steps until one has a finish reason."""
         has_stepped = False
+        self._call = call = self._decode.Decode(request, metadata=self._metadata)
         try:
-            self._call = self._decode.Decode(request, metadata=self._metadata)
             self.owns_handover = True
-            metadata = await self._call.initial_metadata()
-            self.is_accepted = ACCEPTED_KEY in metadata
-            self.owns_handover = not self._call.done()
-            async for response in self._call:
+            self.is_accepted = ACCEPTED_KEY in await call.initial_metadata()
+            self.owns_handover = not call.done()
+            async for response in call:
                 self.owns_handover = has_stepped = True
                 if response.HasField("local_tokens"):
                     self.local_tokens = response.local_tokens
@@ -199,6 +188,9 @@ class DecodeCall:
             has_arrived = not isinstance(failure, NeverArrivedError)
             self.owns_handover = has_stepped or (is_lost and has_arrived)
             raise failure from error
+        except asyncio.CancelledError:
+            self.owns_handover = has_stepped or call.has_sent_last
+            raise
 
     def close(self) -> None:
         """Ends the RPC if it is still running; may be called again."""

@@ -175,7 +175,7 @@ class WorkerPool:
         """Closes every channel, which ends RPCs on them."""
         workers, self._workers = list(self._workers.values()), {}
         for worker in workers:
-            await worker.link.channel.close()
+            await worker.link.close()
 
     def _renew_links(self) -> None:
         """Gives new sessions channels with the newest certificates; the old ones run out."""
@@ -249,7 +249,7 @@ class WorkerPool:
             tried.add(worker)
             try:
                 with worker.link.held() as link:
-                    await link.decode.ReleaseHandover(request, timeout=_RELEASE_TIMEOUT_S)
+                    await link.handover.ReleaseHandover(request, timeout=_RELEASE_TIMEOUT_S)
                 return True
             except grpc.aio.AioRpcError as error:
                 failure = self.failure(worker, error)

@@ -21,6 +21,7 @@ from stream2llm.cluster.config import ClusterConfig
 from stream2llm.cluster.config_file import parse_config
 from stream2llm.models.store import ensure_random_llama, fetch_default_model
 from stream2llm.security.principal import Scope
+from stream2llm.serving.mux.channel import MuxChannel
 from tests.credentials import Keys
 from tests.polling import eventually
 from tests.tls_files import Authority
@@ -204,6 +205,13 @@ class ClusterPool:
 def worker_calls(cluster: Cluster, channel: Any) -> CallsWith:
     """What stubs for calls to a worker are made from: they carry the cluster's token."""
     return CallsWith(channel, lambda: bearer(cluster.worker_token))
+
+
+def session_calls(cluster: Cluster, channel: Any) -> MuxChannel:
+    """The same for the calls of sessions, which share one stream."""
+    return MuxChannel(
+        worker_calls(cluster, channel), cluster.config.router.limits.max_message_bytes
+    )
 
 
 async def num_blocks_held(client: AsyncClient, role: str) -> int:

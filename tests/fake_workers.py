@@ -7,8 +7,8 @@ they saw, and plugs in failures. They check the protocol they are spoken to in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from stream2llm.security.certificates import CertificateStore
 from stream2llm.security.grpc_access import RequireClusterToken
 from stream2llm.security.tls import add_port
 from stream2llm.serving.actor.access import Guards
+from stream2llm.serving.mux.service import MultiplexService
 from stream2llm.serving.settings.security_options import AuthOptions
 from stream2llm.serving.settings.worker_spec import PREFILLING, Role, WorkerAddress
 from stream2llm.serving.system.clock import SystemClock
@@ -79,6 +80,19 @@ def _open_gate() -> asyncio.Event:
     gate = asyncio.Event()
     gate.set()
     return gate
+
+
+def writes(
+    handler: Callable[..., AsyncIterator[Any]],
+) -> Callable[..., Coroutine[Any, Any, None]]:
+    """A method of a servicer that writes to its context what the generator yields."""
+
+    async def handle(self: Any, request: Any, context: Any) -> None:
+        async with aclosing(handler(self, request, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    return handle
 
 
 @contextmanager
@@ -138,6 +152,7 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         # Raised at "open", "splice", "seal" or "first_token"; once the key matches.
         self.failures: dict[str, Stream2LLMError | Exception] = {}
 
+    @writes
     async def PrefillSession(  # noqa: N802
         self, request_iterator: AsyncIterator[Any], context: Any
     ) -> AsyncIterator[Any]:
@@ -258,7 +273,7 @@ class FakePrefill(worker_pb2_grpc.PrefillServiceServicer):
         return worker_pb2.PrefillSessionResponse(first_token=first)
 
 
-class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
+class FakeDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.HandoverServiceServicer):
     """One token a step, as many as the test lets through."""
 
     def __init__(self, brain: Brain) -> None:
@@ -300,6 +315,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
         """By which their answers name them."""
         return [each.fetch_session_id for each in self.fetch_openings]
 
+    @writes
     async def Decode(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
@@ -325,6 +341,7 @@ class FakeDecode(worker_pb2_grpc.DecodeServiceServicer):
             self.cancelled.set()
             raise
 
+    @writes
     async def PrefetchKv(  # noqa: N802
         self, request_iterator: AsyncIterator[Any], context: Any
     ) -> AsyncIterator[Any]:
@@ -433,10 +450,13 @@ class FakeWorker:
         token = self._cluster_token
         admit = [RequireClusterToken(guard, token)] if token else []
         self._server = grpc.aio.server(interceptors=admit, options=server_options(1 << 24))
+        multiplexed = MultiplexService(1 << 24)
         if self.role in PREFILLING:
-            worker_pb2_grpc.add_PrefillServiceServicer_to_server(self.prefill, self._server)
+            worker_pb2_grpc.add_PrefillServiceServicer_to_server(self.prefill, multiplexed)
         else:
-            worker_pb2_grpc.add_DecodeServiceServicer_to_server(self.decode, self._server)
+            worker_pb2_grpc.add_DecodeServiceServicer_to_server(self.decode, multiplexed)
+            worker_pb2_grpc.add_HandoverServiceServicer_to_server(self.decode, self._server)
+        worker_pb2_grpc.add_MultiplexServiceServicer_to_server(multiplexed, self._server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(FakeStatus(self), self._server)
         port = add_port(self._server, f"127.0.0.1:{port}", self._certificates, for_peers=True)
         await self._server.start()

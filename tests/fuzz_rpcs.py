@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
+from stream2llm.api.call_metadata import CallsWith
 from stream2llm.api.final_status import FinalStatus
 from stream2llm.api.rpc_status import from_rpc_error
 from stream2llm.api.v1 import inference_pb2 as pb
 from stream2llm.api.v1 import worker_pb2 as worker
+from stream2llm.serving.mux.channel import MuxChannel
 from tests.rpc_fuzz import Case
 
 PROMPT = list(range(100, 164))
@@ -65,6 +68,25 @@ def prefetch_kv(first: worker.FirstToken) -> list[Message]:
         kind(open=worker.OpenPrefetch(fetch_session_id=name)),
         kind(fetch=fetch),
         kind(abort=worker.AbortFetch()),
+    ]
+
+
+def connect(_: object = None) -> list[Message]:
+    """A stream with one call."""
+    opening = worker.CallOpening(method="/stream2llm.v1.PrefillService/PrefillSession")
+    opening.metadata.add(key="traceparent", value=b"00-1-1-00")
+    data = [message.SerializeToString() for message in prefill_session()]
+    frames = [
+        worker.Frame(call_id=1, opening=opening),
+        worker.Frame(call_id=1, message=data[0]),
+        worker.Frame(call_id=1, piece=data[1][:9]),
+        worker.Frame(call_id=1, message=data[1][9:]),
+        worker.Frame(call_id=1, half_close=worker.HalfClose()),
+        worker.Frame(call_id=1, cancel=worker.CallCancel()),
+    ]
+    return [
+        worker.FrameBatch(frames=frames[:3]),
+        *(worker.FrameBatch(frames=[f]) for f in frames[3:]),
     ]
 
 
@@ -120,26 +142,39 @@ def check_codes(codes: Counter[str]) -> None:
     assert not codes["UNAUTHENTICATED"], codes
 
 
-async def end_of(channel: grpc.aio.Channel, rpc: str, case: Case) -> tuple[str, str]:
+async def end_of(channel: CallsWith | MuxChannel, rpc: str, case: Case) -> tuple[str, str]:
     """The status that a case ends with, and what is wrong with that, "" for nothing.
 
     Played again where our own gRPC library lost the server's status: it did not fail.
     """
     for _ in range(_TRIES):
-        code, told = await _end_once(channel, rpc, case)
+        code, told = _judged(await _status_of(channel, f"/stream2llm.v1.{rpc}", case))
         if _OF_OUR_SIDE not in told:
             break
     return code, told
 
 
-async def _end_once(channel: grpc.aio.Channel, rpc: str, case: Case) -> tuple[str, str]:
-    call = channel.stream_stream(f"/stream2llm.v1.{rpc}")(timeout=DEADLINE_S)
-    final, failure = FinalStatus(call), None
+async def _status_of(
+    channel: CallsWith | MuxChannel, path: str, case: Case
+) -> grpc.aio.AioRpcError:
+    if isinstance(channel, MuxChannel):
+        call = channel.stream_stream(path, bytes, bytes)()
+        with suppress(grpc.aio.AioRpcError):
+            async with asyncio.timeout(DEADLINE_S):
+                await _exchange(call, case)
+        assert call.final is not None
+        return call.final
+    plain = channel.stream_stream(path)(timeout=DEADLINE_S)
+    final, failure = FinalStatus(plain), None
     try:
-        await _exchange(call, case)
+        await _exchange(plain, case)
     except grpc.aio.AioRpcError as error:
         failure = error
-    status = await final.of(failure)
+    return await final.of(failure)
+
+
+def _judged(status: grpc.aio.AioRpcError) -> tuple[str, str]:
+    """The status, and what is wrong with it."""
     ours = from_rpc_error(status)
     is_lost = status.code() is grpc.StatusCode.UNAVAILABLE and (
         ours is None or ours.reason == "WORKER_LOST"
@@ -157,10 +192,10 @@ async def _exchange(call: Any, case: Case) -> None:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return  # it has ended
 
-    sending = asyncio.create_task(send())
+    sending, responses = asyncio.create_task(send()), aiter(call)
     try:
         for _ in range(MOST_RESPONSES):
-            if await call.read() is grpc.aio.EOF:
+            if await anext(responses, grpc.aio.EOF) is grpc.aio.EOF:
                 return
         call.cancel()
     finally:

@@ -26,8 +26,8 @@ RAY_CALLS = (
 OUR_CALLS = (
     "/stream2llm.v1.StreamingInferenceService/GetServerInfo",
     "/stream2llm.v1.WorkerService/GetWorkerStatus",
-    "/stream2llm.v1.PrefillService/PrefillSession",
-    "/stream2llm.v1.DecodeService/ReleaseHandover",
+    "/stream2llm.v1.MultiplexService/Connect",
+    "/stream2llm.v1.HandoverService/ReleaseHandover",
 )
 # No such service, or nothing that speaks gRPC.
 NOT_THERE = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)

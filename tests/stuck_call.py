@@ -1,4 +1,4 @@
-"""An RPC whose other end does not keep up."""
+"""A call whose other end does not keep up."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import Any
 
 import grpc
 
+from stream2llm.serving.mux.statuses import cancelled_here, status
+
+_CANCELLED = cancelled_here()
+
 
 class StuckCall:
-    """A call of grpc.aio whose other end takes no message until the test lets it."""
+    """A multiplexed call whose other end takes no message until the test lets it."""
 
     def __init__(self) -> None:
         self.may_write = asyncio.Event()
@@ -22,17 +26,23 @@ class StuckCall:
         self.ends: asyncio.Queue[Any] = asyncio.Queue()
         self.cancelled = asyncio.Event()
         self._callbacks: list[Any] = []
+        self.has_sent_last = False
+        # Its status once it has ended.
+        self.final = _CANCELLED
 
     async def write(self, message: Any) -> None:
         self.writing.set()
-        if self.cancelled.is_set():
-            raise asyncio.InvalidStateError("RPC already finished.")
+        self.has_sent_last = False
         try:
-            await self.may_write.wait()
-        except asyncio.CancelledError:  # so does grpc.aio
+            if not self.cancelled.is_set():
+                await self.may_write.wait()
+        except asyncio.CancelledError:  # so does a multiplexed call
             self.cancel()
             raise
+        if self.cancelled.is_set():
+            raise asyncio.CancelledError if self.final is _CANCELLED else self.final
         self.written.append(message)
+        self.has_sent_last = True
         match message.WhichOneof("event"):
             case "fetch":
                 self.has_fetch.set()
@@ -48,7 +58,7 @@ class StuckCall:
         await asyncio.wait({end, ending}, return_when=asyncio.FIRST_COMPLETED)
         if ending.done():
             end.cancel()
-            raise asyncio.CancelledError  # as grpc.aio does, for any reader
+            raise asyncio.CancelledError  # as a call does for any reader, cancelled here
         ending.cancel()
         self.has_ended.set()
         return end.result()
@@ -63,6 +73,7 @@ class StuckCall:
 
     def end(self) -> None:
         """The other end is lost."""
+        self.final = status(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         self.cancelled.set()
         for callback in self._callbacks:
             callback(self)
@@ -72,12 +83,3 @@ class StuckCall:
 
     def cancel(self) -> None:
         self.cancelled.set()
-
-    async def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.CANCELLED
-
-    async def details(self) -> str:
-        return "cancelled here"
-
-    async def trailing_metadata(self) -> grpc.aio.Metadata:
-        return grpc.aio.Metadata()

@@ -35,6 +35,7 @@ from stream2llm.security.tls_metrics import TlsMetrics
 from stream2llm.serving.actor.access import Guards
 from stream2llm.serving.actor.loss import Loss
 from stream2llm.serving.http.metrics_http import MetricsServer
+from stream2llm.serving.mux.service import MultiplexService
 from stream2llm.serving.observability.tracing import Tracing
 from stream2llm.serving.rpc.health_servicer import HealthService
 from stream2llm.serving.rpc.undecodable import RefuseUndecodable
@@ -88,8 +89,8 @@ class EngineWorker(ABC):
         return ""
 
     @abstractmethod
-    def add_services(self, server: grpc.aio.Server) -> None:
-        """Registers the role's services."""
+    def add_services(self, server: grpc.aio.Server, multiplexed: MultiplexService) -> None:
+        """Registers the role's services: those of a session with `multiplexed`, others with `server`."""
 
     async def start(self) -> WorkerAddress:
         """Starts all parts; returns when the engine is ready. On failure nothing is left."""
@@ -184,7 +185,9 @@ class EngineWorker(ABC):
             interceptors=[*admit, RefuseUndecodable()],
             options=server_options(self.spec.max_message_bytes, for_peers=True),
         )
-        self.add_services(server)
+        multiplexed = MultiplexService(self.spec.max_message_bytes)
+        self.add_services(server, multiplexed)
+        worker_pb2_grpc.add_MultiplexServiceServicer_to_server(multiplexed, server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(_StatusService(self), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         port = add_port(server, f"{self.spec.host}:0", self.certificates, for_peers=True)

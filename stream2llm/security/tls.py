@@ -77,6 +77,7 @@ class PeerChannels:
         token: str = "",
     ) -> None:
         self._store = store
+        self.max_message_bytes = max_message_bytes
         self._metadata = bearer(token)
         self._options = channel_options(max_message_bytes)
         if peer_name:

@@ -13,7 +13,8 @@ from stream2llm.api.rpc_status import abort
 from stream2llm.api.v1 import inference_pb2, worker_pb2_grpc
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.engine.worker_sessions import WorkerSessions
-from stream2llm.serving.rpc.stream_writer import PeerGoneError, StreamWriter, failures_as_status
+from stream2llm.serving.mux.served_call import MessageWriter
+from stream2llm.serving.rpc.stream_writer import PeerGoneError, failures_as_status
 from tests.simulation.answers import AnswerMemory
 from tests.simulation.engine import Engine
 from tests.simulation.kv import LEASE_S, num_blocks
@@ -21,7 +22,7 @@ from tests.simulation.kv import LEASE_S, num_blocks
 _logger = logging.getLogger(__name__)
 
 
-class ModelDecode(worker_pb2_grpc.DecodeServiceServicer):
+class ModelDecode(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.HandoverServiceServicer):
     """Serves the answers of one engine."""
 
     def __init__(
@@ -40,23 +41,22 @@ class ModelDecode(worker_pb2_grpc.DecodeServiceServicer):
     # -- answers ----------------------------------------------------------------------
 
     async def Decode(self, request: Any, context: Any) -> None:  # noqa: N802
-        writer = StreamWriter(context)
-        async with failures_as_status(context, writer, _logger, describe):
+        async with failures_as_status(context, None, _logger, describe):
             if request.refuse_when_full and self._sessions.is_draining:
                 raise UnavailableError("the worker is draining", reason="DRAINING")
             if request.refuse_when_full and self._has_no_room(request):
                 raise UnavailableError("no room", reason="FULL")
         await context.send_initial_metadata(ACCEPTED_METADATA)
-        async with failures_as_status(context, writer, _logger, describe):
+        async with failures_as_status(context, None, _logger, describe):
             with self._sessions.reported():
-                await self._answer(request, writer)
+                await self._answer(request, context)
 
     def _has_no_room(self, request: Any) -> bool:
         num_free = None if self._answers is None else self._answers.num_free
         is_short = num_free is not None and num_free < num_blocks(len(request.prompt_token_ids))
         return self._is_full() or is_short
 
-    async def _answer(self, request: Any, writer: StreamWriter) -> None:
+    async def _answer(self, request: Any, writer: MessageWriter) -> None:
         memory, session = self._engine.memory, object()
         is_read = False
         try:
@@ -89,7 +89,7 @@ class ModelDecode(worker_pb2_grpc.DecodeServiceServicer):
             waiting.cancel()
 
     async def _steps(
-        self, session: object, request: Any, sequence: list[int], writer: StreamWriter
+        self, session: object, request: Any, sequence: list[int], writer: MessageWriter
     ) -> None:
         if sequence != list(request.prompt_token_ids):
             raise InternalError("the hand-over has the KV of another sequence")
@@ -110,13 +110,12 @@ class ModelDecode(worker_pb2_grpc.DecodeServiceServicer):
     # -- KV before the answer --------------------------------------------------------
 
     async def PrefetchKv(self, requests: AsyncIterator[Any], context: Any) -> None:  # noqa: N802
-        writer = StreamWriter(context)
-        async with failures_as_status(context, writer, _logger, describe):
+        async with failures_as_status(context, None, _logger, describe):
             self._sessions.require_open()
             self._engine.require_alive()
-            await self._fetches(requests, writer)
+            await self._fetches(requests, context)
 
-    async def _fetches(self, requests: AsyncIterator[Any], writer: StreamWriter) -> None:
+    async def _fetches(self, requests: AsyncIterator[Any], writer: MessageWriter) -> None:
         tokens: list[int] = []
         fetch: asyncio.Task[None] | None = None
         try:
@@ -136,7 +135,7 @@ class ModelDecode(worker_pb2_grpc.DecodeServiceServicer):
                 fetch.cancel()
                 await asyncio.wait({fetch})
 
-    async def _fetch(self, tokens: list[int], handover: pb.Handover, writer: StreamWriter) -> None:
+    async def _fetch(self, tokens: list[int], handover: pb.Handover, writer: MessageWriter) -> None:
         end = pb.FETCH_END_FETCHED
         memory = self._engine.memory
         try:

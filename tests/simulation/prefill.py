@@ -13,7 +13,8 @@ from stream2llm.api.handover import HELD_METADATA
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.api.v1 import worker_pb2_grpc
 from stream2llm.engine.worker_sessions import WorkerSessions
-from stream2llm.serving.rpc.stream_writer import StreamWriter, failures_as_status
+from stream2llm.serving.mux.served_call import MessageWriter
+from stream2llm.serving.rpc.stream_writer import failures_as_status
 from tests.simulation.engine import Engine
 from tests.simulation.kv import BLOCK_TOKENS
 from tests.simulation.planned import PlannedSteps
@@ -34,15 +35,14 @@ class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
         self._planned = planned
 
     async def PrefillSession(self, requests: AsyncIterator[Any], context: Any) -> None:  # noqa: N802
-        writer = StreamWriter(context)
-        async with failures_as_status(context, writer, _logger, describe):
+        async with failures_as_status(context, None, _logger, describe):
             self._sessions.require_open()
             self._engine.require_alive()
             with self._sessions.one():
-                await writer.begin(HELD_METADATA)
-                await self._run(requests, writer, context)
+                await context.send_initial_metadata(HELD_METADATA)
+                await self._run(requests, context)
 
-    async def _run(self, requests: AsyncIterator[Any], writer: StreamWriter, context: Any) -> None:
+    async def _run(self, requests: AsyncIterator[Any], context: Any) -> None:
         opening = await anext(aiter(requests), None)
         if opening is None:
             return
@@ -53,8 +53,8 @@ class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._read(session, requests))
                 dead = tasks.create_task(self._fail_when_dead())
-                await self._prefill(session, writer)
-                handover = await self._first_token(session, writer)
+                await self._prefill(session, context)
+                handover = await self._first_token(session, context)
                 await reading
                 dead.cancel()
             if handover is not None and not context.cancelled():
@@ -78,7 +78,7 @@ class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
         await self._engine.wait_dead()
         self._engine.require_alive()
 
-    async def _prefill(self, session: Prefilled, writer: StreamWriter) -> None:
+    async def _prefill(self, session: Prefilled, writer: MessageWriter) -> None:
         """Returns when all of the sealed sequence is computed, and the first token with it."""
         if self._planned is None:
             await self._compute(session, writer)
@@ -90,7 +90,7 @@ class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
             await writer.write(pb.PrefillSessionResponse(progress=session.progress()))
             await self._offer(session, writer)
 
-    async def _compute(self, session: Prefilled, writer: StreamWriter) -> None:
+    async def _compute(self, session: Prefilled, writer: MessageWriter) -> None:
         while session.seal is None or session.num_to_compute:
             if not session.num_to_compute:
                 session.changed.clear()
@@ -105,7 +105,7 @@ class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
             await writer.write(pb.PrefillSessionResponse(progress=session.progress()))
             await self._offer(session, writer)
 
-    async def _offer(self, session: Prefilled, writer: StreamWriter) -> None:
+    async def _offer(self, session: Prefilled, writer: MessageWriter) -> None:
         """Offers what is stable and was not offered yet; one offer at a time."""
         if self._planned is None:
             offer = self._new_offer(session)
@@ -125,7 +125,7 @@ class ModelPrefill(worker_pb2_grpc.PrefillServiceServicer):
         session.offer, session.offered = next(reversed(memory.kept)), stable
         return pb.HandoverOffer(revision=session.revision, num_tokens=stable, handover=handover)
 
-    async def _first_token(self, session: Prefilled, writer: StreamWriter) -> pb.Handover | None:
+    async def _first_token(self, session: Prefilled, writer: MessageWriter) -> pb.Handover | None:
         opening, seal = session.opening, session.seal
         step = self._engine.brain.step(session.sequence, seal.answer_tokens, opening.sampling)
         first = pb.FirstToken(

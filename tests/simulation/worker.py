@@ -8,6 +8,7 @@ from typing import Any
 from stream2llm.api.v1 import inference_pb2, worker_pb2_grpc
 from stream2llm.api.v1 import worker_pb2 as pb
 from stream2llm.engine.worker_sessions import WorkerSessions
+from stream2llm.serving.mux.service import MultiplexService
 from stream2llm.serving.settings.worker_spec import Role, WorkerAddress, WorkerStatus
 from tests.fake_workers import MAX_MODEL_LEN
 from tests.simulation.answers import AnswerMemory
@@ -19,6 +20,8 @@ from tests.simulation.planned import PlannedSteps
 from tests.simulation.prefill import ModelPrefill
 from tests.simulation.process import Process
 from tests.simulation.server import Server
+
+_MAX_MESSAGE_BYTES = 1 << 24
 
 
 class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
@@ -47,12 +50,15 @@ class ModelWorker(worker_pb2_grpc.WorkerServiceServicer):
     async def start(self, network: Network, node: str) -> WorkerAddress:
         """Serves on a node."""
         server: Any = Server(network, self.process)
+        multiplexed: Any = MultiplexService(_MAX_MESSAGE_BYTES)
         if self.role == "prefill":
             prefill = ModelPrefill(self.engine, self.sessions, self.planned)
-            worker_pb2_grpc.add_PrefillServiceServicer_to_server(prefill, server)
+            worker_pb2_grpc.add_PrefillServiceServicer_to_server(prefill, multiplexed)
         else:
             decode = ModelDecode(self.engine, self.sessions, lambda: self.is_full, self.answers)
-            worker_pb2_grpc.add_DecodeServiceServicer_to_server(decode, server)
+            worker_pb2_grpc.add_DecodeServiceServicer_to_server(decode, multiplexed)
+            worker_pb2_grpc.add_HandoverServiceServicer_to_server(decode, server)
+        worker_pb2_grpc.add_MultiplexServiceServicer_to_server(multiplexed, server)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, server)
         port = server.add_insecure_port(f"{node}:0")
         await server.start()

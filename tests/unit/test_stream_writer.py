@@ -74,7 +74,7 @@ async def test_a_handler_that_ends_while_a_message_is_written_has_its_status_sen
 NO_MESSAGE = b"\xff\xff"
 
 
-class Servicer(worker_pb2_grpc.DecodeServiceServicer):
+class Servicer(worker_pb2_grpc.DecodeServiceServicer, worker_pb2_grpc.HandoverServiceServicer):
     """One RPC of each kind that we have."""
 
     async def PrefetchKv(self, requests: Any, context: Any) -> None:  # noqa: N802
@@ -94,6 +94,7 @@ class Servicer(worker_pb2_grpc.DecodeServiceServicer):
 async def channel() -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server(interceptors=[RefuseUndecodable()])
     worker_pb2_grpc.add_DecodeServiceServicer_to_server(Servicer(), server)
+    worker_pb2_grpc.add_HandoverServiceServicer_to_server(Servicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -101,9 +102,12 @@ async def channel() -> AsyncIterator[grpc.aio.Channel]:
     await server.stop(None)
 
 
-@pytest.mark.parametrize("method", ["PrefetchKv", "Decode", "ReleaseHandover"])
+@pytest.mark.parametrize(
+    "method",
+    ["DecodeService/PrefetchKv", "DecodeService/Decode", "HandoverService/ReleaseHandover"],
+)
 async def test_they_are_the_senders_fault(channel: grpc.aio.Channel, method: str) -> None:
-    call = channel.stream_stream(f"/stream2llm.v1.DecodeService/{method}")(timeout=30)
+    call = channel.stream_stream(f"/stream2llm.v1.{method}")(timeout=30)
     await call.write(NO_MESSAGE)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
@@ -122,4 +126,5 @@ async def test_messages_before_them_are_taken_and_others_go_through(
     stub = worker_pb2_grpc.DecodeServiceStub(channel)
     request = worker_pb2.DecodeRequest(prompt_token_ids=[1, 2])
     assert [each.local_tokens async for each in stub.Decode(request, timeout=30)] == [2]
+    stub = worker_pb2_grpc.HandoverServiceStub(channel)
     assert await stub.ReleaseHandover(worker_pb2.ReleaseHandoverRequest(), timeout=30) is not None

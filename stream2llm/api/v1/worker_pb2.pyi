@@ -21,6 +21,74 @@ FETCH_END_REFUSED: FetchEnd
 FETCH_END_ABORTED: FetchEnd
 FETCH_END_FAILED: FetchEnd
 
+class FrameBatch(_message.Message):
+    __slots__ = ("frames",)
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedCompositeFieldContainer[Frame]
+    def __init__(self, frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("call_id", "opening", "message", "piece", "half_close", "cancel", "initial_metadata", "end", "credit_bytes")
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    OPENING_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    HALF_CLOSE_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_METADATA_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    call_id: int
+    opening: CallOpening
+    message: bytes
+    piece: bytes
+    half_close: HalfClose
+    cancel: CallCancel
+    initial_metadata: CallMetadata
+    end: CallEnd
+    credit_bytes: int
+    def __init__(self, call_id: _Optional[int] = ..., opening: _Optional[_Union[CallOpening, _Mapping]] = ..., message: _Optional[bytes] = ..., piece: _Optional[bytes] = ..., half_close: _Optional[_Union[HalfClose, _Mapping]] = ..., cancel: _Optional[_Union[CallCancel, _Mapping]] = ..., initial_metadata: _Optional[_Union[CallMetadata, _Mapping]] = ..., end: _Optional[_Union[CallEnd, _Mapping]] = ..., credit_bytes: _Optional[int] = ...) -> None: ...
+
+class CallOpening(_message.Message):
+    __slots__ = ("method", "metadata")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    metadata: _containers.RepeatedCompositeFieldContainer[MetadataEntry]
+    def __init__(self, method: _Optional[str] = ..., metadata: _Optional[_Iterable[_Union[MetadataEntry, _Mapping]]] = ...) -> None: ...
+
+class HalfClose(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CallCancel(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CallMetadata(_message.Message):
+    __slots__ = ("metadata",)
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    metadata: _containers.RepeatedCompositeFieldContainer[MetadataEntry]
+    def __init__(self, metadata: _Optional[_Iterable[_Union[MetadataEntry, _Mapping]]] = ...) -> None: ...
+
+class CallEnd(_message.Message):
+    __slots__ = ("code", "details", "trailing_metadata")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    TRAILING_METADATA_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    details: str
+    trailing_metadata: _containers.RepeatedCompositeFieldContainer[MetadataEntry]
+    def __init__(self, code: _Optional[int] = ..., details: _Optional[str] = ..., trailing_metadata: _Optional[_Iterable[_Union[MetadataEntry, _Mapping]]] = ...) -> None: ...
+
+class MetadataEntry(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: bytes
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+
 class PrefillSessionRequest(_message.Message):
     __slots__ = ("open", "splice", "seal")
     OPEN_FIELD_NUMBER: _ClassVar[int]

@@ -25,8 +25,89 @@ if _version_not_supported:
     )
 
 
+class MultiplexServiceStub(object):
+    """MultiplexService runs on every worker. It carries the RPCs of PrefillService and
+    DecodeService, which have no listener of their own.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Connect = channel.stream_stream(
+                '/stream2llm.v1.MultiplexService/Connect',
+                request_serializer=stream2llm_dot_v1_dot_worker__pb2.FrameBatch.SerializeToString,
+                response_deserializer=stream2llm_dot_v1_dot_worker__pb2.FrameBatch.FromString,
+                _registered_method=True)
+
+
+class MultiplexServiceServicer(object):
+    """MultiplexService runs on every worker. It carries the RPCs of PrefillService and
+    DecodeService, which have no listener of their own.
+    """
+
+    def Connect(self, request_iterator, context):
+        """Connect carries all calls between a router and this worker. The router numbers and
+        opens them. The end of the stream ends every call; one that was not opened by then
+        has had no effect. A frame that breaks the protocol ends the stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_MultiplexServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Connect': grpc.stream_stream_rpc_method_handler(
+                    servicer.Connect,
+                    request_deserializer=stream2llm_dot_v1_dot_worker__pb2.FrameBatch.FromString,
+                    response_serializer=stream2llm_dot_v1_dot_worker__pb2.FrameBatch.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'stream2llm.v1.MultiplexService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('stream2llm.v1.MultiplexService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class MultiplexService(object):
+    """MultiplexService runs on every worker. It carries the RPCs of PrefillService and
+    DecodeService, which have no listener of their own.
+    """
+
+    @staticmethod
+    def Connect(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/stream2llm.v1.MultiplexService/Connect',
+            stream2llm_dot_v1_dot_worker__pb2.FrameBatch.SerializeToString,
+            stream2llm_dot_v1_dot_worker__pb2.FrameBatch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class PrefillServiceStub(object):
-    """PrefillService runs on a prefill worker.
+    """PrefillService runs on a prefill worker, over MultiplexService.
     """
 
     def __init__(self, channel):
@@ -43,7 +124,7 @@ class PrefillServiceStub(object):
 
 
 class PrefillServiceServicer(object):
-    """PrefillService runs on a prefill worker.
+    """PrefillService runs on a prefill worker, over MultiplexService.
     """
 
     def PrefillSession(self, request_iterator, context):
@@ -77,7 +158,7 @@ def add_PrefillServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PrefillService(object):
-    """PrefillService runs on a prefill worker.
+    """PrefillService runs on a prefill worker, over MultiplexService.
     """
 
     @staticmethod
@@ -109,7 +190,7 @@ class PrefillService(object):
 
 
 class DecodeServiceStub(object):
-    """DecodeService runs on a decode worker.
+    """DecodeService runs on a decode worker, over MultiplexService.
     """
 
     def __init__(self, channel):
@@ -128,15 +209,10 @@ class DecodeServiceStub(object):
                 request_serializer=stream2llm_dot_v1_dot_worker__pb2.DecodeRequest.SerializeToString,
                 response_deserializer=stream2llm_dot_v1_dot_worker__pb2.DecodeResponse.FromString,
                 _registered_method=True)
-        self.ReleaseHandover = channel.unary_unary(
-                '/stream2llm.v1.DecodeService/ReleaseHandover',
-                request_serializer=stream2llm_dot_v1_dot_worker__pb2.ReleaseHandoverRequest.SerializeToString,
-                response_deserializer=stream2llm_dot_v1_dot_worker__pb2.ReleaseHandoverResponse.FromString,
-                _registered_method=True)
 
 
 class DecodeServiceServicer(object):
-    """DecodeService runs on a decode worker.
+    """DecodeService runs on a decode worker, over MultiplexService.
     """
 
     def PrefetchKv(self, request_iterator, context):
@@ -158,13 +234,6 @@ class DecodeServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ReleaseHandover(self, request, context):
-        """ReleaseHandover notifies prefill that a hand-over will not be read.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_DecodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -178,11 +247,6 @@ def add_DecodeServiceServicer_to_server(servicer, server):
                     request_deserializer=stream2llm_dot_v1_dot_worker__pb2.DecodeRequest.FromString,
                     response_serializer=stream2llm_dot_v1_dot_worker__pb2.DecodeResponse.SerializeToString,
             ),
-            'ReleaseHandover': grpc.unary_unary_rpc_method_handler(
-                    servicer.ReleaseHandover,
-                    request_deserializer=stream2llm_dot_v1_dot_worker__pb2.ReleaseHandoverRequest.FromString,
-                    response_serializer=stream2llm_dot_v1_dot_worker__pb2.ReleaseHandoverResponse.SerializeToString,
-            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'stream2llm.v1.DecodeService', rpc_method_handlers)
@@ -192,7 +256,7 @@ def add_DecodeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DecodeService(object):
-    """DecodeService runs on a decode worker.
+    """DecodeService runs on a decode worker, over MultiplexService.
     """
 
     @staticmethod
@@ -249,6 +313,55 @@ class DecodeService(object):
             metadata,
             _registered_method=True)
 
+
+class HandoverServiceStub(object):
+    """HandoverService runs on a decode worker.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ReleaseHandover = channel.unary_unary(
+                '/stream2llm.v1.HandoverService/ReleaseHandover',
+                request_serializer=stream2llm_dot_v1_dot_worker__pb2.ReleaseHandoverRequest.SerializeToString,
+                response_deserializer=stream2llm_dot_v1_dot_worker__pb2.ReleaseHandoverResponse.FromString,
+                _registered_method=True)
+
+
+class HandoverServiceServicer(object):
+    """HandoverService runs on a decode worker.
+    """
+
+    def ReleaseHandover(self, request, context):
+        """ReleaseHandover notifies prefill that a hand-over will not be read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_HandoverServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ReleaseHandover': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseHandover,
+                    request_deserializer=stream2llm_dot_v1_dot_worker__pb2.ReleaseHandoverRequest.FromString,
+                    response_serializer=stream2llm_dot_v1_dot_worker__pb2.ReleaseHandoverResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'stream2llm.v1.HandoverService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('stream2llm.v1.HandoverService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class HandoverService(object):
+    """HandoverService runs on a decode worker.
+    """
+
     @staticmethod
     def ReleaseHandover(request,
             target,
@@ -263,7 +376,7 @@ class DecodeService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/stream2llm.v1.DecodeService/ReleaseHandover',
+            '/stream2llm.v1.HandoverService/ReleaseHandover',
             stream2llm_dot_v1_dot_worker__pb2.ReleaseHandoverRequest.SerializeToString,
             stream2llm_dot_v1_dot_worker__pb2.ReleaseHandoverResponse.FromString,
             options,

@@ -16,7 +16,6 @@ from typing import Any
 
 import grpc
 
-from stream2llm.api.call_metadata import Metadata
 from stream2llm.api.errors import InternalError, Stream2LLMError
 from stream2llm.api.rpc_status import abort
 
@@ -31,10 +30,6 @@ class StreamWriter:
     def __init__(self, context: Any) -> None:
         self._context = context
         self._pending: asyncio.Future[None] | None = None
-
-    async def begin(self, metadata: Metadata) -> None:
-        """Sends initial metadata ahead of the first message; raises PeerGoneError."""
-        await self._send(self._context.send_initial_metadata(metadata))
 
     async def write(self, message: Any) -> None:
         """Returns when gRPC has taken the message; raises PeerGoneError."""
@@ -56,25 +51,34 @@ class StreamWriter:
 
 @asynccontextmanager
 async def failures_as_status(
-    context: Any, writer: StreamWriter, log: logging.Logger, describe: Callable[[Exception], str]
+    context: Any,
+    writer: StreamWriter | None,
+    log: logging.Logger,
+    describe: Callable[[Exception], str],
 ) -> AsyncIterator[None]:
     """Ends the RPC with the status of what its handler's body raises, or without an error.
 
+    `writer` is what it writes to; None for a multiplexed call, where a status can always follow.
     Exceptions that are not ours are logged with their traceback; `describe` returns the
     text for the peer.
     """
+    settle = _nothing if writer is None else writer.settle
     try:
         yield
-        await writer.settle()
+        await settle()
     except PeerGoneError:
         return  # gRPC is about to cancel the handler
     except Stream2LLMError as error:
-        await writer.settle()
+        await settle()
         await abort(context, error)
     except Exception as error:
         log.exception("rpc_broke")
-        await writer.settle()
+        await settle()
         await abort(context, InternalError(describe(error)))
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _look_at(write: asyncio.Future[None]) -> None:

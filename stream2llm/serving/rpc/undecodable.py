@@ -74,11 +74,14 @@ def _decoder(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         try:
             return decode(data)
         except DecodeError as error:
-            return InvalidRequestError(
-                f"the message cannot be decoded: {error}", reason="NO_MESSAGE"
-            )
+            return not_decodable(error)
 
     return decode_or_refuse
+
+
+def not_decodable(error: DecodeError) -> InvalidRequestError:
+    """The error for the sender of bytes that are no message."""
+    return InvalidRequestError(f"the message cannot be decoded: {error}", reason="NO_MESSAGE")
 
 
 def _with_stream(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -21,7 +21,7 @@ from stream2llm.api.codec import encode
 from stream2llm.api.v1 import worker_pb2, worker_pb2_grpc
 from stream2llm.client import AsyncClient, Progress, SamplingParameters, TokenDelta
 from stream2llm.cluster.cluster import Cluster
-from tests.cluster_pool import num_blocks_held, until_blocks_are_free, worker_calls
+from tests.cluster_pool import num_blocks_held, session_calls, until_blocks_are_free, worker_calls
 from tests.polling import eventually
 from tests.reference_engine import ReferenceEngine
 from tests.streams import GREEDY, Stream, play, until_prefilled
@@ -170,11 +170,14 @@ async def _first_token(cluster: Cluster) -> AsyncIterator[worker_pb2.FirstToken]
     seal = worker_pb2.SealPrefill(splice=splice, hand_over=True)
     opening = worker_pb2.OpenPrefill(session_id="alone", sampling=encode(ENDLESS))
     (prefill,) = workers(cluster, "prefill")
-    async with grpc.aio.insecure_channel(prefill.grpc_address) as channel:
-        call = worker_pb2_grpc.PrefillServiceStub(worker_calls(cluster, channel)).PrefillSession()
+    async with (
+        grpc.aio.insecure_channel(prefill.grpc_address) as channel,
+        aclosing(session_calls(cluster, channel)) as calls,
+    ):
+        call = worker_pb2_grpc.PrefillServiceStub(calls).PrefillSession()
         await call.write(worker_pb2.PrefillSessionRequest(open=opening))
         await call.write(worker_pb2.PrefillSessionRequest(seal=seal))
-        while (response := await call.read()).WhichOneof("event") != "first_token":
+        while (response := await anext(call)).WhichOneof("event") != "first_token":
             pass
         yield response.first_token
 
@@ -191,9 +194,8 @@ async def test_a_released_hand_over_is_free_long_before_its_lease_ends(
             request = worker_pb2.ReleaseHandoverRequest(
                 session_id="HB:alone", handover=first.handover
             )
-            await worker_pb2_grpc.DecodeServiceStub(worker_calls(cluster, channel)).ReleaseHandover(
-                request
-            )
+            stub = worker_pb2_grpc.HandoverServiceStub(worker_calls(cluster, channel))
+            await stub.ReleaseHandover(request)
         await until_blocks_are_free(client.server_info, cluster.config.handover.lease_s / 2)
 
 
@@ -225,6 +227,7 @@ async def test_a_hand_over_that_decode_refuses_is_released(
     async with (
         _first_token(cluster) as first,
         grpc.aio.insecure_channel(decode.grpc_address) as channel,
+        aclosing(session_calls(cluster, channel)) as calls,
     ):
         request = worker_pb2.DecodeRequest(
             session_id="alone",
@@ -232,9 +235,9 @@ async def test_a_hand_over_that_decode_refuses_is_released(
             sampling=encode(SamplingParameters(max_tokens=1)),
             handover=first.handover,
         )
-        call = worker_pb2_grpc.DecodeServiceStub(worker_calls(cluster, channel)).Decode(request)
+        call = worker_pb2_grpc.DecodeServiceStub(calls).Decode(request)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call.read()
+            await anext(call)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         await until_blocks_are_free(client.server_info, cluster.config.handover.lease_s / 2)
 

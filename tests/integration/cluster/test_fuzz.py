@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,10 @@ from stream2llm.api.v1 import worker_pb2 as worker
 from stream2llm.api.v1 import worker_pb2_grpc
 from stream2llm.client import AsyncClient
 from stream2llm.cluster.cluster import Cluster
+from stream2llm.serving.mux.channel import MuxChannel
 from tests import fuzz_rpcs as rpcs
 from tests.cluster_kill import incarnation_of
-from tests.cluster_pool import worker_calls
+from tests.cluster_pool import session_calls, worker_calls
 from tests.reference_engine import ReferenceEngine
 from tests.rpc_fuzz import mutants
 from tests.streams import Stream, play
@@ -52,18 +53,17 @@ async def _nothing(_: _Targets) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _a_first_token(targets: _Targets) -> AsyncIterator[worker.FirstToken]:
     """A hand-over that waits for decode, while the block lasts."""
-    # Longer than the case that it is for, whose own end is what counts.
-    call = worker_pb2_grpc.PrefillServiceStub(targets.prefill).PrefillSession(
-        timeout=3 * rpcs.DEADLINE_S
-    )
+    call = worker_pb2_grpc.PrefillServiceStub(targets.prefill.calls).PrefillSession()
     for request in rpcs.prefill_session(None):
         await call.write(request)
-    while (response := await call.read()) is not grpc.aio.EOF:
-        if response.HasField("first_token"):
-            break
-    yield response.first_token
-    await call.done_writing()
-    assert await call.read() is grpc.aio.EOF
+    # Longer than the case that it is for, whose own end is what counts.
+    async with asyncio.timeout(3 * rpcs.DEADLINE_S):
+        async for response in call:
+            if response.HasField("first_token"):
+                break
+        yield response.first_token
+        await call.done_writing()
+        assert [response async for response in call] == []
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,8 @@ RPCS = {
     "PrefillService/PrefillSession": Rpc(_nothing, rpcs.prefill_session),
     "DecodeService/PrefetchKv": Rpc(_a_first_token, rpcs.prefetch_kv),
     "DecodeService/Decode": Rpc(_a_first_token, rpcs.decode),
-    "DecodeService/ReleaseHandover": Rpc(_a_first_token, rpcs.release),
+    "HandoverService/ReleaseHandover": Rpc(_a_first_token, rpcs.release),
+    "MultiplexService/Connect": Rpc(_nothing, rpcs.connect),
     "WorkerService/GetWorkerStatus": Rpc(_nothing, lambda _: [worker.GetWorkerStatusRequest()]),
 }
 
@@ -97,23 +98,33 @@ def test_every_rpc_is_tried() -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Worker:
+    """A channel to a worker, and the stream over it that carries the calls of sessions."""
+
+    plain: CallsWith
+    calls: MuxChannel
+
+
+@dataclass(frozen=True, slots=True)
 class _Targets:
-    """A channel to each process."""
+    """A way to each process."""
 
     router: CallsWith
-    prefill: CallsWith
-    decode: CallsWith
+    prefill: _Worker
+    decode: _Worker
 
-    def of(self, rpc: str) -> list[CallsWith]:
+    def of(self, rpc: str) -> list[CallsWith | MuxChannel]:
         """Where that RPC is served."""
         match rpc.split("/")[0]:
             case "StreamingInferenceService":
                 return [self.router]
             case "PrefillService":
-                return [self.prefill]
+                return [self.prefill.calls]
             case "DecodeService":
-                return [self.decode]
-        return [self.prefill, self.decode]
+                return [self.decode.calls]
+            case "HandoverService":
+                return [self.decode.plain]
+        return [self.prefill.plain, self.decode.plain]
 
 
 # One of each kind of server every day; all of them, with all cases, in the slow tests.
@@ -123,6 +134,7 @@ class _Targets:
         "StreamingInferenceService/StreamGenerate",
         "PrefillService/PrefillSession",
         "DecodeService/Decode",
+        "MultiplexService/Connect",
     ],
 )
 async def test_no_request_hurts_anybody_else(
@@ -157,7 +169,11 @@ async def _fuzz(
             await stack.enter_async_context(grpc.aio.insecure_channel(address))
             for address in addresses
         ]
-        targets = _Targets(*(worker_calls(cluster, channel) for channel in channels))
+        router, *others = (worker_calls(cluster, channel) for channel in channels)
+        calls = [session_calls(cluster, channel) for channel in channels[1:]]
+        for each in calls:
+            await stack.enter_async_context(aclosing(each))
+        targets = _Targets(router, *map(_Worker, others, calls))
         wrong, codes = await _ends(rpc, targets, num_cases)
     print(rpc, dict(codes))
     assert not wrong, "\n".join(wrong)

@@ -103,9 +103,9 @@ def _post_job(path: Path, token: str = "") -> int:
 @pytest.mark.cluster("sensitive-1x1")
 def test_a_worker_answers_no_rpc_without_the_token_of_its_cluster(cluster: Cluster) -> None:
     for role, method in (
-        ("prefill", "PrefillService/PrefillSession"),
+        ("prefill", "MultiplexService/Connect"),
         ("prefill", "WorkerService/GetWorkerStatus"),
-        ("decode", "DecodeService/ReleaseHandover"),
+        ("decode", "HandoverService/ReleaseHandover"),
     ):
         (worker,) = workers(cluster, role)
         with grpc.insecure_channel(worker.grpc_address, channel_options(1 << 20)) as channel:

@@ -43,8 +43,12 @@ class Site:
 async def site(cluster: Cluster, client: AsyncClient) -> AsyncIterator[Site]:
     """`client` is there for its check that no block is held afterwards."""
     async with AsyncExitStack() as stack:
-        prefill, at_prefill = await stack.enter_async_context(dying(*workers(cluster, "prefill")))
-        decode, at_decode = await stack.enter_async_context(dying(*workers(cluster, "decode")))
+        prefill, at_prefill = await stack.enter_async_context(
+            dying(*workers(cluster, "prefill"), cluster.worker_token)
+        )
+        decode, at_decode = await stack.enter_async_context(
+            dying(*workers(cluster, "decode"), cluster.worker_token)
+        )
         beside = router_beside(cluster, at_prefill, at_decode)
         own = AsyncClient(await stack.enter_async_context(beside))
         await stack.enter_async_context(own)

@@ -242,13 +242,12 @@ async def test_a_fetch_that_is_in_vain_before_it_is_sent_is_released(side):
     prefetch.spliced(1, Splice(0, as_tokens([1, 2, 3, 4]), 4, False))
     prefetch.seen(1)
     first = side.calls[0]
-    has_status, first.done = False, lambda: has_status
-    first.cancelled.set()  # it takes no message
     prefetch.offered(pb.HandoverOffer(revision=1, num_tokens=4, handover=FIRST))
     running = asyncio.create_task(prefetch.run())
     await asyncio.wait_for(first.writing.wait(), 5)
     prefetch.spliced(2, Splice(2, as_tokens([1, 2, 9, 9]), 2, False))
-    has_status = True
+    first.end()
+    first.may_write.set()
     await asyncio.wait_for(side.has_release.wait(), 5)
     assert side.released == ["one"]
     assert len(side.calls) == 2

@@ -1,0 +1,1 @@
+"""Many calls in one gRPC stream: both ends of MultiplexService."""
