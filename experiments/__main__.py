@@ -49,7 +49,9 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         20,
     ),
     "policies": Experiment(
-        "paper.policies", "a policy against the best of fcfs, lcas, mcps in the paper's settings", 4
+        "paper.policies",
+        "a policy against the best of fcfs, lcas, mcps in the paper's settings",
+        15,
     ),
     "bursts": Experiment(
         "paper.bursts",
@@ -115,6 +117,9 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     ),
     "kv-digest": Experiment(
         "kv_digest", "what digests of KV add to prefill and to a read, with and without in turn", 3
+    ),
+    "tracing-cost": Experiment(
+        "tracing_cost", "what traces cost a router: off, at 1 % and of every session", 4
     ),
     "prefix": Experiment("prefix", "seconds to compare two long token sequences", 0.1),
 }

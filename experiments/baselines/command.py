@@ -1,7 +1,7 @@
 """Stock vLLM and Stream2LLM on the same traces, one after the other.
 
-`--quick` takes a quarter of an hour. Writes each run, a report for each cell and the
-verdicts into a folder, the verdicts also when it fails or is interrupted.
+Writes each run, a report for each cell and the verdicts into a folder, the verdicts also
+when it fails or is interrupted.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ MODELS: tuple[PresetName, ...] = ("shallow", "fast")
 
 
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--quick", action="store_true", help="a quarter of an hour: small cells, once"
-    )
+    parser.add_argument("--quick", action="store_true", help="small cells, once")
     parser.add_argument(
         "--only",
         nargs="+",

@@ -30,7 +30,8 @@ def create(
         list[Scope] | None,
         typer.Option(
             help="What it may do; may be repeated. session: ask the model; read: status and"
-            " metrics; operator: read, and change policy and workers.  [default: session]"
+            " metrics; operator: read, change the policy, and retry, drain and restart replicas."
+            "  [default: session]"
         ),
     ] = None,
     note: Annotated[str, typer.Option(help="What it is for, in your words.")] = "",

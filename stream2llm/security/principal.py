@@ -24,7 +24,7 @@ class Scope(StrEnum):
     SESSION = "session"
     # See status, metrics and service discovery.
     READ = "read"
-    # Everything else: change the policy, retry workers. Includes READ.
+    # Everything else: change the policy; retry, drain, remove and restart replicas. Includes READ.
     OPERATOR = "operator"
 
 

@@ -1,7 +1,6 @@
-"""Failures of the field while KV is handed over ahead of the seal, on real engines.
+"""Failures that other disaggregated systems met, while KV is handed over ahead of the seal.
 
-The numbers are those of the list of failures that neighbouring systems met. The
-`client` fixture fails a test when a worker still holds a block three leases
+On real engines. The `client` fixture fails a test when a worker still holds a block three leases
 after its end.
 """
 
@@ -77,7 +76,7 @@ async def test_cancelled_at_random_moments(client: AsyncClient, reference: Refer
 async def test_cancelled_between_the_first_token_and_decode(client: AsyncClient) -> None:
     """The blocks of the hand-over and those prefetched are free at once."""
     for number in range(4):
-        prefix = a_stream(f"f16-{number}", documents=1).document("d0")
+        prefix = a_stream(f"busy-{number}", documents=1).document("d0")
         async with client.session(prefix=prefix, sampling=ENDLESS, handover="streamed") as session:
             await until_prefilled(session, 1)
             async for event in session.seal():

@@ -8,7 +8,14 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from examples.demo.crowd import MAX_LONG_WORDS, MIN_LONG_WORDS, NUM_SESSIONS, contexts
+from examples.demo.crowd import (
+    MAX_LONG_WORDS,
+    MIN_LONG_WORDS,
+    NUM_SESSIONS,
+    Crowd,
+    ask_at_once,
+    contexts,
+)
 from examples.demo.documents import (
     NOISE_TOPICS,
     SLOT,
@@ -22,6 +29,8 @@ from examples.demo.documents import (
 from examples.demo.steps import ask_all_ways, compare_policies
 from examples.demo.view import LinesView
 from stream2llm.client import Document
+from stream2llm.serving.system.clock import SystemClock
+from tests.fake_router import Conversation, forever, polite
 
 
 def count_words(text: str) -> int:
@@ -116,3 +125,19 @@ async def test_a_crowd_comes_by_each_policy_once(router, capsys):
     prefixes = {each.received[0].open.plain.prefix.text for each in router.conversations}
     assert len(prefixes) == len(router.conversations) == 2 * NUM_SESSIONS
     assert capsys.readouterr().out.count("TTFT from seal: P50") == 2
+
+
+async def test_a_crowd_shows_what_there_is_when_its_time_is_over(router):
+    async def every_second(conversation: Conversation) -> None:
+        await (forever() if len(router.conversations) % 2 else polite(conversation))
+
+    router.script = every_second
+    crowd = await ask_at_once(router.address, "fcfs", contexts(1), SystemClock(), limit_s=0.5)
+    assert 2 * crowd.num_late >= NUM_SESSIONS
+    assert len(crowd.waits_s) + crowd.num_late == NUM_SESSIONS
+    assert str(crowd).endswith(f"; {crowd.num_late} without an answer when time was over")
+
+
+@pytest.mark.parametrize("waits_s", [(), (0.5,)])
+def test_a_crowd_with_hardly_an_answer_has_no_quantiles(waits_s: tuple[float, ...]) -> None:
+    assert "no TTFT to compare; 49 without" in str(Crowd("srpf", waits_s, 49))

@@ -151,6 +151,31 @@ def test_a_component_applies_to_an_overlay(name: str, tmp_path: Path) -> None:
         jsonschema.validate(each, SCHEMAS.get(each["kind"], {}))
 
 
+def lines_of_validation(resources: tuple[Resource, ...]) -> list[str]:
+    """What kubernetes-validate prints for a file with these resources, as documented."""
+    lines = []
+    for each in resources:
+        kind, name, version = each["kind"], each["metadata"]["name"], each["apiVersion"]
+        lines.append(
+            f"WARN rendered.yaml Couldn't find schema for kind {kind} with api version {version}"
+            f" for kubernetes version {KUBERNETES}"
+            if kind in SCHEMAS
+            else f"INFO rendered.yaml passed for resource {kind.lower()}/{name}"
+            f" against version {KUBERNETES}"
+        )
+    return lines
+
+
+def test_the_page_shows_what_the_validation_prints() -> None:
+    page = (FOLDER.parents[1] / "docs" / "deployment.md").read_text()
+    shown = re.findall(r"^(?:INFO|WARN) rendered\.yaml .*$", page, re.MULTILINE)
+    assert shown == lines_of_validation(render(FOLDER / "overlays" / "cpu-kind"))
+    of_gpu = render(FOLDER / "overlays" / "gpu")
+    (count,) = re.findall(r"`overlays/gpu` gives (\d+) resources that passed", page)
+    assert int(count) == len([each for each in of_gpu if each["kind"] not in SCHEMAS])
+    assert {each["kind"] for each in of_gpu} >= SCHEMAS.keys()
+
+
 # -- of one mind with the code -------------------------------------------------------
 
 

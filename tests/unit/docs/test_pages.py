@@ -101,8 +101,8 @@ NO_TERMS = re.compile(
     r"|(?:^\s*|\. |\| |# )Of ",
     re.MULTILINE,
 )
-# Documents that the repository does not have, and numbers of their parts.
-NO_DOCUMENTS = re.compile(r"\bDESIGN\b|\b[SF]\d{1,2}\b")
+# Documents that the repository does not have, and numbers of their parts; s1 may be a session.
+NO_DOCUMENTS = re.compile(r"\bDESIGN\b|(?<!session_id=)\b(?i:[sf]\d{1,2}|list of failures)\b")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -154,6 +154,41 @@ def test_docstrings_comments_and_messages_are_in_plain_terms() -> None:
         texts = prose_of(source, has_messages=ROOT / "tests" not in path.parents)
         wrong += [f"{path}: {each}" for text in texts for each in found(NO_TERMS, text)]
     assert not wrong
+
+
+def references(source: str) -> set[str]:
+    """What a module's texts say of parts of documents that are not here.
+
+    Its own docstring may number them, and a text that is nothing else is a name.
+    """
+    lines = (ast.get_docstring(ast.parse(source)) or "").split("\n")
+    own = {line.split(" ")[0] for line in lines}
+    return {
+        each
+        for text in prose_of(source)
+        for each in NO_DOCUMENTS.findall(text)
+        if each not in (*own, text)
+    }
+
+
+def test_modules_refer_to_no_document_that_is_not_here() -> None:
+    texts = {path: path.read_text() for path in sources() if path != Path(__file__)}
+    suspects = {path: text for path, text in texts.items() if NO_DOCUMENTS.search(text)}
+    assert not {f"{path}: {each}" for path in suspects for each in references(suspects[path])}
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ('"""As in the list of failures."""', {"list of failures"}),
+        ('name = f"f16-{number}"', {"f16"}),
+        ("x = 1  # S3 again", {"S3"}),
+        ('"""Faults:\n\nS1 a fault\n"""\n# -- S1 ---', set()),
+        ('opened("s1")', set()),
+    ],
+)
+def test_references_to_such_a_document_are_found(source: str, wanted: set[str]) -> None:
+    assert references(source) == wanted
 
 
 @pytest.mark.parametrize(

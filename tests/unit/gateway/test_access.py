@@ -20,6 +20,7 @@ from stream2llm.serving.settings.security_options import AuthOptions, ProxyOptio
 from stream2llm.serving.settings.tenant_options import TenantOptions, TenantsOptions
 from tests.credentials import Keys
 from tests.gateway_ring import GatewayRing
+from tests.routes import GATEWAY_SCOPES, gateway_routes, may
 from tests.tls_files import Authority
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -48,23 +49,37 @@ async def test_the_router_admits_by_key(make_gateway: Make, keys: Keys) -> None:
         assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
-async def test_the_page_of_metrics_is_for_readers_and_health_for_all(
-    make_gateway: Make, keys: Keys
-) -> None:
-    headers = {
-        scope: {"Authorization": f"Bearer {keys.create('acme', scope)}"}
-        for scope in (Scope.SESSION, Scope.READ)
-    }
+BODIES = {
+    CHAT_PATH: CHAT,
+    "/v1/completions": {"model": "tiny", "prompt": "hello"},
+    "/v1/responses": {"model": "tiny", "input": "hello"},
+}
+
+
+async def status_of(http: aiohttp.ClientSession, method: str, path: str, key: str) -> int:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    if method != "WS":
+        async with http.request(method, path, json=BODIES.get(path), headers=headers) as response:
+            return response.status
+    try:
+        async with http.ws_connect(path, headers=headers):
+            return HTTPStatus.OK
+    except aiohttp.WSServerHandshakeError as refused:
+        return refused.status
+
+
+async def test_every_route_needs_its_scope(make_gateway: Make, keys: Keys) -> None:
+    assert gateway_routes() == GATEWAY_SCOPES.keys()
+    by_scope = {scope: keys.create("acme", scope) for scope in Scope}
     gateway: GatewayRing = await make_gateway(security=keys.security())
     async with gateway.http() as http:
-        for path, given, status in (
-            ("/metrics", {}, 401),
-            ("/metrics", headers[Scope.SESSION], 403),
-            ("/metrics", headers[Scope.READ], 200),
-            ("/health", {}, 200),
-        ):
-            async with http.get(path, headers=given) as response:
-                assert response.status == status, (path, given)
+        for (method, template), needed in GATEWAY_SCOPES.items():
+            path = template.format(name="tiny")
+            without = HTTPStatus.OK if needed is None else HTTPStatus.UNAUTHORIZED
+            assert await status_of(http, method, path, "") == without, (method, path)
+            for scope, key in by_scope.items():
+                wanted = HTTPStatus.OK if may(scope, needed) else HTTPStatus.FORBIDDEN
+                assert await status_of(http, method, path, key) == wanted, (method, path, scope)
 
 
 async def test_quotas_are_those_of_the_caller_s_tenant(make_gateway: Make, keys: Keys) -> None:

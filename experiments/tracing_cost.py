@@ -1,11 +1,9 @@
 """What traces cost a router: CPU time a session without them, sampled, and of every session.
 
-    python -m tests.tracing_cost [--rounds 12] [--sessions 100]
-
 Three routers in this process take the same sessions in turn, in blocks of random order; the
-client, the workers (without engines) and the collector are other processes. A block's cost is
-the CPU time of this process, all threads, divided by its sessions. Differences are between the
-blocks of one round, so that what the machine does besides hits both.
+client, the collector and the workers (the tests' own, without engines) are other processes. A
+block's cost is the CPU time of this process, all threads, divided by its sessions. Differences
+are between the blocks of one round, so that what the machine does besides hits both.
 
 Under other load the difference of 1 % is below the noise of that. So the calls alone are timed
 too: what one session makes of them, its spans' way to the collector included. For workers, whose
@@ -14,7 +12,6 @@ sessions need an engine, there are only those.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import math
 import multiprocessing
@@ -22,6 +19,8 @@ import random
 import statistics
 import tempfile
 import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -51,17 +50,20 @@ from tests.tiny_model import make_tiny_model
 from tools.traces.collector import collecting
 
 RATIOS: dict[str, float | None] = {"off": None, "1 %": 0.01, "100 %": 1.0}
+# The bound on the calls of sessions of which every hundredth is recorded.
+MOST_SAMPLED_PERCENT = 1.0
 _NUM_DOCUMENTS = 10
 _NUM_TOKENS = 16
 _NUM_AT_ONCE = 4
 
 
-def main() -> None:
-    """Measures, and prints a table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.tracing_cost")
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--sessions", type=int, default=100, help="sessions of a block")
-    options = parser.parse_args()
+
+
+def main(args: Namespace) -> Iterator[str]:
+    """Measures, and prints a table."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     other = context.Process(target=_other_process, args=(theirs,), daemon=True)
@@ -69,7 +71,7 @@ def main() -> None:
     workers, endpoint = ours.recv()
     with tempfile.TemporaryDirectory() as folder:
         model = make_tiny_model(Path(folder))
-        costs = asyncio.run(_measure(model, workers, endpoint, ours, options))
+        costs = asyncio.run(_measure(model, workers, endpoint, ours, args))
     alone = {name: asyncio.run(_calls_alone(endpoint, ratio)) for name, ratio in RATIOS.items()}
     at_worker = {
         name: asyncio.run(_worker_calls(endpoint, ratio)) for name, ratio in RATIOS.items()
@@ -80,10 +82,13 @@ def main() -> None:
     for name in list(RATIOS)[1:]:
         extra_s = at_worker[name] - at_worker["off"]
         print(f"{name:>6}: {1e6 * extra_s:.0f} µs a session at its two workers")
+    share = _percent_of_calls(costs, alone, "1 %")
+    if share >= MOST_SAMPLED_PERCENT:
+        yield f"sampled at 1 %, the calls take {share:.2f} % of a router's CPU time"
 
 
 async def _measure(
-    model: Path, workers: tuple[Any, ...], endpoint: str, other: Connection, options: Any
+    model: Path, workers: tuple[Any, ...], endpoint: str, other: Connection, args: Namespace
 ) -> dict[str, list[float]]:
     """Returns seconds of CPU a session, by setting, one for each round."""
     routers = {name: _router(model, endpoint, ratio) for name, ratio in RATIOS.items()}
@@ -92,15 +97,15 @@ async def _measure(
         router.set_view(ClusterView(1, workers))
     costs: dict[str, list[float]] = {name: [] for name in RATIOS}
     order, shuffle = list(RATIOS), random.Random(1).shuffle
-    for number in range(options.rounds + 1):
+    for number in range(args.rounds + 1):
         shuffle(order)
         for name in order:
             began_s = time.process_time()
-            other.send((addresses[name], options.sessions))
+            other.send((addresses[name], args.sessions))
             await asyncio.to_thread(other.recv)
             await routers[name]._parts.tracing.flush()
             if number:  # the first round warms up
-                costs[name].append((time.process_time() - began_s) / options.sessions)
+                costs[name].append((time.process_time() - began_s) / args.sessions)
     for router in routers.values():
         await router.stop()
     return costs
@@ -203,10 +208,14 @@ def _print(costs: dict[str, list[float]], alone: dict[str, float]) -> None:
             middle = statistics.median(ratios)
             print(f", {middle:+.2f} % (95 % interval {low:+.2f}, {high:+.2f})", end="")
         print()
-        extra_s = alone[name] - alone["off"]
         if name != "off":
-            share = 100 * extra_s / statistics.median(off)
+            extra_s, share = alone[name] - alone["off"], _percent_of_calls(costs, alone, name)
             print(f"        the calls alone: {1e6 * extra_s:.0f} µs a session, {share:.2f} %")
+
+
+def _percent_of_calls(costs: dict[str, list[float]], alone: dict[str, float], name: str) -> float:
+    """The calls' share of what a session costs a router without traces."""
+    return 100 * (alone[name] - alone["off"]) / statistics.median(costs["off"])
 
 
 def _median_interval(values: list[float]) -> tuple[float, float]:
@@ -247,7 +256,3 @@ async def _play(client: AsyncClient, waiting: Any) -> None:
             for index in range(_NUM_DOCUMENTS):
                 await session.append(Document(f"document {index} of {number} " * 3, str(index)))
             await session.answer()
-
-
-if __name__ == "__main__":
-    main()
