@@ -16,7 +16,8 @@ from enum import StrEnum
 from statistics import fmean
 
 from cost_profiles.decision import Mode
-from experiments.paper.grid import add_grid_options, outcomes, setting_name
+from experiments.kept import add_run_options
+from experiments.paper.grid import outcomes, setting_name
 from experiments.paper.kept import Outcome
 from experiments.paper.pressed import FACTORS, load_memory
 from experiments.paper.published import PRESSED_RATE, QUANTILES, Setting
@@ -127,7 +128,7 @@ def misses(found: Mapping[str, Mapping[str, Means]], challenger: str) -> Iterato
 def add_options(parser: ArgumentParser) -> None:
     """Adds the options that choose the simulated cells."""
     parser.add_argument("policy", nargs="?", default=PrefillOptions().policy, help="the challenger")
-    add_grid_options(parser)
+    add_run_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument(
         "--conditions", type=Conditions, nargs="+", choices=[*Conditions], default=[*Conditions]

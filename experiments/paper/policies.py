@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import mean
 
+from experiments.kept import add_run_options
 from experiments.paired import interval
 from experiments.paper.grid import (
-    add_grid_options,
     add_memory_option,
     outcomes,
     setting_name,
@@ -184,7 +184,7 @@ def gains_line(found: Sequence[Result]) -> str:
 def add_options(parser: ArgumentParser) -> None:
     """Adds the options that choose the simulated cells."""
     parser.add_argument("policy", nargs="?", default=DEFAULTS.policy, help="the challenger")
-    add_grid_options(parser)
+    add_run_options(parser)
     add_memory_option(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=TEST_SEEDS)
     parser.add_argument(
