@@ -9,12 +9,9 @@ most" is what no scheduler can exceed, see `experiments.deadline_bound`.
 
 from __future__ import annotations
 
-import os
 import random
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean
@@ -23,6 +20,7 @@ from typing import Final
 from cost_profiles.load import shipped_profile
 from cost_profiles.model import CostModel
 from experiments.deadline_bound import demands, fewest_missed
+from experiments.kept import KeptFigures, add_run_options, played
 from experiments.paired import interval
 from prefill_worker.policy import Policy, RankKey
 from prefill_worker.policy_loading import find_policy
@@ -92,6 +90,8 @@ class Setting:
     load: float
 
 
+# Goodput of a cell, by kind of deadlines and system.
+Goodput = Mapping[str, Mapping[str, float]]
 # Goodput by setting and system, a value for each seed.
 Found = Mapping[Setting, Mapping[str, Sequence[float]]]
 
@@ -149,18 +149,17 @@ def goodput(run: RunRecord, asked: Sequence[Task]) -> float:
     return fmean(bool(each.is_in_time) for each in records)
 
 
-def play(cell: Cell) -> dict[tuple[str, str], float]:
-    """Goodput by kind of deadlines and system."""
+def play(cell: Cell) -> Goodput:
+    """Plays the sessions under every system, with both kinds of deadlines."""
     asked, workers = at_load(cell), machine(cell.num_workers, cell.kv_gib)
-    kinds = {kind: with_deadlines(asked, kind, cell.seed) for kind in KINDS}
-    found: dict[tuple[str, str], float] = {}
-    for system in BLIND:
-        run = _run(system.split()[0], asked, workers)
-        found |= {(kind, system): goodput(run, of_kind) for kind, of_kind in kinds.items()}
-    for kind, of_kind in kinds.items():
-        found[kind, BOUND] = most_in_time(of_kind, cell.num_workers)
+    blind = {system: _run(system.split()[0], asked, workers) for system in BLIND}
+    found: dict[str, dict[str, float]] = {}
+    for kind in KINDS:
+        of_kind = with_deadlines(asked, kind, cell.seed)
+        found[kind] = {system: goodput(run, of_kind) for system, run in blind.items()}
+        found[kind][BOUND] = most_in_time(of_kind, cell.num_workers)
         for system, policy in (("edf", EDF), ("challenger", cell.challenger)):
-            found[kind, system] = goodput(_run(policy, of_kind, workers), of_kind)
+            found[kind][system] = goodput(_run(policy, of_kind, workers), of_kind)
     return found
 
 
@@ -177,13 +176,23 @@ def _run(policy: str, asked: Sequence[Task], workers: Machine) -> RunRecord:
     )
 
 
-def results(cells: Sequence[Cell], outcomes: Iterable[Mapping[tuple[str, str], float]]) -> Found:
+def outcomes(cells: Sequence[Cell], args: Namespace) -> list[Goodput]:
+    """What each cell gives, in order; those that the file of `--state` has are not played."""
+    kept = KeptFigures(args.state)
+    missing = [cell for cell in cells if kept.get(cell) is None]
+    for cell, found in played(play, missing, args.processes):
+        kept.add(cell, found)
+    return [kept.get(cell) for cell in cells]
+
+
+def results(cells: Sequence[Cell], outcomes: Iterable[Goodput]) -> Found:
     """By setting and system, in the order of the seeds."""
     found: dict[Setting, dict[str, list[float]]] = {}
     for cell, outcome in zip(cells, outcomes, strict=True):
-        for (kind, system), share in outcome.items():
+        for kind, systems in outcome.items():
             row = found.setdefault(Setting(cell.shape, cell.arrivals, kind, cell.load), {})
-            row.setdefault(system, []).append(share)
+            for system, share in systems.items():
+                row.setdefault(system, []).append(share)
     return found
 
 
@@ -227,8 +236,8 @@ def misses(found: Found) -> Iterator[str]:
 def add_options(parser: ArgumentParser) -> None:
     """Adds the options that choose what is simulated."""
     parser.add_argument("policy", nargs="?", default=PrefillOptions().policy, help="the challenger")
-    parser.add_argument("--processes", type=int, help="simulations at once; by default one a core")
-    parser.add_argument("--shapes", nargs="+", choices=list(NUM_SESSIONS), default=["crawler"])
+    add_run_options(parser)
+    parser.add_argument("--shapes", nargs="+", choices=[*NUM_SESSIONS], default=[*NUM_SESSIONS])
     parser.add_argument("--loads", type=float, nargs="+", default=LOADS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--sessions", type=int, help="by default 1,000 of a crawler, 500 of ANNS")
@@ -250,15 +259,6 @@ def main(args: Namespace) -> Iterator[str]:
         for load in args.loads
         for seed in args.seeds
     ]
-    with ProcessPoolExecutor(args.processes or len(os.sched_getaffinity(0))) as pool:
-        found = results(cells, _counted(pool.map(play, cells), len(cells)))
+    found = results(cells, outcomes(cells, args))
     print(table(found, args.policy))
     yield from misses(found)
-
-
-def _counted(
-    outcomes: Iterable[Mapping[tuple[str, str], float]], total: int
-) -> Iterator[Mapping[tuple[str, str], float]]:
-    for number, outcome in enumerate(outcomes, 1):
-        print(f"{number}/{total}", file=sys.stderr)
-        yield outcome

@@ -18,3 +18,11 @@ def interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, flo
     t95 = _T95[len(differences) - 2] if len(differences) - 2 < len(_T95) else 2.09
     reach = t95 * stdev(differences) / sqrt(len(differences))
     return fmean(differences) - reach, fmean(differences) + reach
+
+
+def excess(
+    ours: Sequence[float], theirs: Sequence[float], allowed: float = 1.0
+) -> tuple[float, float]:
+    """The 95 % interval of ours beyond so many times theirs; of a single pair the difference itself."""
+    most = [allowed * each for each in theirs]
+    return interval(ours, most) if len(most) > 1 else (ours[0] - most[0],) * 2

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
 
 from cost_profiles.decision import Mode
+from experiments.kept import add_run_options, played
 from experiments.paper.h200 import NUM_BLOCKS, Fit, load_fit
 from experiments.paper.kept import KeptOutcomes, Outcome
 from experiments.paper.published import QUANTILES, Setting, published
@@ -78,12 +75,10 @@ def outcomes(cells: Sequence[Cell], args: Namespace) -> list[Outcome]:
     first_of_modes: dict[Cell, Cell] = {}
     for cell in cells:
         first_of_modes.setdefault(_without_mode(cell), cell)
-    with ProcessPoolExecutor(args.processes or len(os.sched_getaffinity(0))) as pool:
-        for group in (first_of_modes.values(), cells):
-            missing = [cell for cell in group if kept.get(cell) is None]
-            for number, found in enumerate(pool.map(outcome, missing), 1):
-                kept.add(found)
-                print(f"{number}/{len(missing)} {_cell_name(found.cell)}", file=sys.stderr)
+    for group in (first_of_modes.values(), cells):
+        missing = [cell for cell in group if kept.get(cell) is None]
+        for _, found in played(outcome, missing, args.processes, _cell_name):
+            kept.add(found)
     everything = [kept.get(cell) for cell in cells]
     return [found for found in everything if found is not None]
 
@@ -186,16 +181,6 @@ def _reversed_line(pair: Order) -> str:
     )
 
 
-def add_grid_options(parser: ArgumentParser) -> None:
-    """Those of every experiment on the grid."""
-    parser.add_argument("--processes", type=int, help="simulations at once; by default one a core")
-    parser.add_argument(
-        "--state",
-        type=Path,
-        help="JSON file with the cells that are done, to go on from and to save to; of this code",
-    )
-
-
 def add_memory_option(parser: ArgumentParser) -> None:
     """KV memory."""
     parser.add_argument(
@@ -205,7 +190,7 @@ def add_memory_option(parser: ArgumentParser) -> None:
 
 def add_options(parser: ArgumentParser) -> None:
     """Adds the options that choose the simulated cells."""
-    add_grid_options(parser)
+    add_run_options(parser)
     add_memory_option(parser)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(

@@ -1,14 +1,13 @@
-"""Outcomes of simulated cells, kept in a file so that a long run is done in pieces."""
+"""Outcomes of cells of the paper's grid, kept in a file."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cost_profiles.decision import Mode
+from experiments.kept import KeptFigures
 from experiments.paper.runs import Cell
 
 
@@ -27,19 +26,11 @@ class Outcome:
 
 
 class KeptOutcomes:
-    """The outcomes of cells so far; without a file they are in memory only.
-
-    The file knows cells, not the code that simulated them: one that is older than a change of
-    the scheduler or the simulator has to be deleted.
-    """
+    """The outcomes of cells so far; see `KeptFigures`."""
 
     def __init__(self, path: Path | None) -> None:
         """Raises ValueError where the file is no JSON."""
-        self._path = path
-        # By all that a cell says.
-        self._found: dict[str, dict[str, Any]] = {}
-        if path is not None and path.exists():
-            self._found = json.loads(path.read_text())
+        self._kept = KeptFigures(path)
 
     def get(self, cell: Cell) -> Outcome | None:
         """The outcome of that cell, or of the same in another mode of preemption without evictions."""
@@ -53,14 +44,10 @@ class KeptOutcomes:
         return None
 
     def _get(self, cell: Cell) -> Outcome | None:
-        found = self._found.get(repr(cell))
+        found = self._kept.get(cell)
         return None if found is None else Outcome(cell, **found)
 
     def add(self, outcome: Outcome) -> None:
         """Keeps it, on disk before this returns."""
         figures = {"ttft_s": dict(outcome.ttft_s), "counters": dict(outcome.counters)}
-        self._found[repr(outcome.cell)] = figures
-        if self._path is not None:
-            part = self._path.with_name(f".{self._path.name}.part")
-            part.write_text(json.dumps(self._found, indent=0))
-            part.replace(self._path)
+        self._kept.add(outcome.cell, figures)

@@ -6,7 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 from cost_profiles.decision import Mode
-from experiments.paper.grid import add_grid_options, outcomes, setting_name
+from experiments.kept import add_run_options
+from experiments.paper.grid import outcomes, setting_name
 from experiments.paper.kept import Outcome
 from experiments.paper.published import QUANTILES, settings
 from experiments.paper.runs import Cell
@@ -43,7 +44,7 @@ def _cells(found: Outcome) -> list[str]:
 
 def add_options(parser: ArgumentParser) -> None:
     """Adds the options that choose the simulated cells."""
-    add_grid_options(parser)
+    add_run_options(parser)
     parser.add_argument("--seed", type=int, default=1)
 
 

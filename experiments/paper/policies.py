@@ -2,7 +2,9 @@
 
 A policy of our own has to be at least as good as the best of fcfs, lcas and mcps, each
 quantile taken by itself, so that it has to beat three policies at once. It is worse where the
-95 % interval of the difference, over pairs of equal seeds, lies above zero.
+95 % interval of the difference, over pairs of equal seeds, lies above zero. The same holds for
+the settings with bursts, but that P99 may be a tenth above the best, and P99.9 is not judged;
+`experiments.paper.bursts` has bounds on what is gained there.
 """
 
 from __future__ import annotations
@@ -13,13 +15,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import mean
 
-from experiments.paired import interval
-from experiments.paper.grid import (
-    add_grid_options,
-    add_memory_option,
-    outcomes,
-    setting_name,
-)
+from experiments.kept import add_run_options
+from experiments.paired import excess
+from experiments.paper.grid import add_memory_option, outcomes, setting_name
 from experiments.paper.kept import Outcome
 from experiments.paper.published import POLICIES, QUANTILES, Setting, settings
 from experiments.paper.runs import Cell
@@ -29,7 +27,8 @@ from stream2llm.workload.table import Table, markdown
 
 # So many times the best is as good.
 ALLOWED = {"p50": 1.0, "p95": 1.0, "p99": 1.0, "p999": 1.1}
-# P99.9 of 500 sessions is the worst one.
+ALLOWED_IN_BURSTS = {**ALLOWED, "p99": 1.1}
+# P99.9 of 500 sessions is the worst one; and no bound is set on that of bursts.
 JUDGED_AT_P999 = "crawler"
 # At the highest load of a shape more is wanted: so many times better than the best.
 GAINED_QUANTILE, WANTED_GAIN = "p95", 1.3
@@ -67,9 +66,9 @@ class Result:
 
     @property
     def is_judged(self) -> bool:
-        """Whether the cell has enough sessions to judge this quantile, and it is not a burst's."""
-        is_enough = self.quantile != "p999" or self.setting.shape == JUDGED_AT_P999
-        return is_enough and not self.setting.bursts
+        """Whether there is a bound on this quantile, and the cell has enough sessions to judge it."""
+        has_all = self.setting.shape == JUDGED_AT_P999 and not self.setting.bursts
+        return has_all or self.quantile != "p999"
 
     @property
     def is_worse(self) -> bool:
@@ -127,8 +126,8 @@ def _result(
 ) -> Result:
     best = min(POLICIES, key=lambda policy: mean(seconds[policy]))
     ours, theirs = seconds[challenger], seconds[best]
-    allowed = [ALLOWED[quantile] * each for each in theirs]
-    excess_s = interval(ours, allowed) if len(ours) > 1 else (ours[0] - allowed[0],) * 2
+    allowed = (ALLOWED_IN_BURSTS if setting.bursts else ALLOWED)[quantile]
+    excess_s = excess(ours, theirs, allowed)
     return Result(setting, quantile, mean(ours), best, mean(theirs), excess_s, evictions)
 
 
@@ -184,7 +183,7 @@ def gains_line(found: Sequence[Result]) -> str:
 def add_options(parser: ArgumentParser) -> None:
     """Adds the options that choose the simulated cells."""
     parser.add_argument("policy", nargs="?", default=DEFAULTS.policy, help="the challenger")
-    add_grid_options(parser)
+    add_run_options(parser)
     add_memory_option(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=TEST_SEEDS)
     parser.add_argument(
@@ -201,7 +200,8 @@ def add_options(parser: ArgumentParser) -> None:
 def main(args: Namespace) -> Iterator[str]:
     """Prints the table.
 
-    Beside each setting stands the same one with bursts (`arrivals.Phases`). With the paper's memory little is evicted, see the column; `--memory` makes it scarce.
+    Beside each setting stands the same one with bursts (`arrivals.Phases`). With the paper's
+    memory little is evicted, see the column; `--memory` makes it scarce.
     """
     policy = find_policy(args.policy).name
     options = PrefillOptions(open_token_budget=args.open_token_budget)

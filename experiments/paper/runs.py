@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from cost_profiles.correction import CorrectedCostModel
 from cost_profiles.decision import Mode
 from cost_profiles.model import CostModel
+from experiments.paper import azure
 from experiments.paper.h200 import (
     BLOCK_SIZE,
     NUM_BLOCKS,
@@ -69,38 +71,50 @@ class Cell:
     replays: bool = False
     # So many workers share the load.
     num_workers: int = 1
+    # The arrivals of this Azure LLM inference trace, whatever the seed, at the setting's rate,
+    # instead of the generator's bursts.
+    recording: Path | None = None
 
 
 @lru_cache(maxsize=8)
-def workload(
-    setting: Setting, seed: int, ordering: DocumentOrdering, *, replays: bool
-) -> list[Task]:
-    """The sessions of a setting: the same for every system and preemption mode."""
-    shape = setting.shape
-    count = (NUM_IN_BURSTS if setting.bursts else NUM_QUERIES)[shape]
-    gap_factor = 1.0
-    if replays:
-        times_s = published_arrivals_s(setting.rate, count)
-        gap_factor = REPLAYED_GAPS[shape]
-    else:
-        process = Phases() if setting.bursts else Poisson()
-        coming = process.arrivals(setting.rate, random.Random(f"{seed}/arrivals"))
-        times_s = first(count, coming, "random arrivals")
-    sessions = generate(
-        shape,
-        times_s,
-        seed,
-        Scale(),
-        delay_factor=setting.gap_factor,
-        gap_factor=gap_factor,
+def workload(cell: Cell) -> list[Task]:
+    """The sessions of a cell, which are the same for every system and preemption mode."""
+    return tasks(
+        generate(
+            cell.setting.shape,
+            _arrivals_s(cell),
+            cell.seed,
+            Scale(),
+            delay_factor=cell.setting.gap_factor,
+            gap_factor=REPLAYED_GAPS[cell.setting.shape] if cell.replays else 1.0,
+        ),
+        cell.ordering,
     )
-    return tasks(sessions, ordering)
+
+
+def _arrivals_s(cell: Cell) -> list[float]:
+    setting = cell.setting
+    count = (NUM_IN_BURSTS if setting.bursts else NUM_QUERIES)[setting.shape]
+    if cell.replays:
+        return published_arrivals_s(setting.rate, count)
+    if cell.recording is not None:
+        return azure.arrivals_s(cell.recording, setting.rate, count)
+    process = Phases() if setting.bursts else Poisson()
+    coming = process.arrivals(setting.rate, random.Random(f"{cell.seed}/arrivals"))
+    return first(count, coming, "random arrivals")
 
 
 def asked(cell: Cell) -> list[Task]:
     """What a cell's system is sent."""
-    setting = replace(cell.setting, mode=Mode.COST)
-    sessions = workload(setting, cell.seed, cell.ordering, replays=cell.replays)
+    what_matters = Cell(
+        replace(cell.setting, mode=Mode.COST),
+        system="",
+        seed=cell.seed,
+        ordering=cell.ordering,
+        replays=cell.replays,
+        recording=cell.recording,
+    )
+    sessions = workload(what_matters)
     return not_streamed(sessions) if cell.system == NOT_STREAMED else sessions
 
 

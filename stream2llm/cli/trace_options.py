@@ -124,9 +124,16 @@ def header_of(
 
 
 def _provenance(context: typer.Context) -> str:
-    """Returns the options without the output: equal options give equal files anywhere."""
+    """Returns the options without the output: equal options give equal files anywhere.
+
+    Bursts have the figures that they stand for: another version may have other defaults.
+    """
+    from stream2llm.workload.traces.arrivals import process_of
+
     options = {**context.params}
     del options["output"]
+    if options.get("bursts") is not None:
+        options["bursts"] = process_of(options["bursts"])
     given = ", ".join(
         f"{name}={value}" for name, value in sorted(options.items()) if value is not None
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from experiments import deadlines
+from experiments.kept import KeptFigures
 from experiments.paired import interval
 from experiments.paper.h200 import load_fit
 from experiments.paper.h200 import profile as h200_profile
@@ -67,17 +69,16 @@ def test_more_answers_are_in_time_where_deadlines_are_known() -> None:
     cell = deadlines.Cell("crawler", "bursts", 1.2, 7, "srpf", 120)
     found = deadlines.play(cell)
     for kind in deadlines.KINDS:
-        others = max(found[kind, system] for system in deadlines.OTHERS)
-        assert found[kind, "challenger"] >= others, kind
-        assert found[kind, "challenger"] <= found[kind, deadlines.BOUND]
-    assert found["classes", "challenger"] > 1.1 * found["classes", "srpf without"]
+        others = max(found[kind][system] for system in deadlines.OTHERS)
+        assert others <= found[kind]["challenger"] <= found[kind][deadlines.BOUND], kind
+    assert found["classes"]["challenger"] > 1.1 * found["classes"]["srpf without"]
 
 
 def test_the_experiment_reports_differences_of_pairs() -> None:
     cells = [deadlines.Cell("crawler", "Poisson", 1.2, seed, "srpf", 9) for seed in (1, 2, 3)]
     shares = {"fcfs": 0.2, "srpf without": 0.5, "edf": 0.1, "challenger": 0.55, "at most": 0.6}
     outcomes = [
-        {("uniform", system): share + 0.1 * cell.seed for system, share in shares.items()}
+        {"uniform": {system: share + 0.1 * cell.seed for system, share in shares.items()}}
         for cell in cells
     ]
     found = deadlines.results(cells, outcomes)
@@ -88,8 +89,20 @@ def test_the_experiment_reports_differences_of_pairs() -> None:
     assert list(deadlines.misses(found)) == [
         "crawler Poisson uniform 120%: 1.07 x srpf without, 1.3 wanted"
     ]
-    worse = deadlines.results(cells, [each | {("uniform", "challenger"): 0.0} for each in outcomes])
+    lost = [{"uniform": each["uniform"] | {"challenger": 0.0}} for each in outcomes]
+    worse = deadlines.results(cells, lost)
     assert sum("below" in line for line in deadlines.misses(worse)) == 3
+
+
+def test_a_run_of_cells_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    cells = [deadlines.Cell("anns", "bursts", 1.2, seed, "srpf", 3) for seed in (1, 2)]
+    args = Namespace(processes=1, state=tmp_path / "state.json")
+    kept = {kind: dict.fromkeys(("fcfs", deadlines.BOUND), 0.5) for kind in deadlines.KINDS}
+    KeptFigures(args.state).add(cells[0], kept)
+    first, second = deadlines.outcomes(cells, args)
+    assert first == kept
+    assert second == deadlines.play(cells[1])
+    assert deadlines.outcomes(cells, args) == [first, second]
 
 
 def test_the_command_shows_goodput_beside_ttft(tmp_path: Path) -> None:

@@ -49,6 +49,10 @@ class Gamma:
     # Coefficient of variation of the gaps; 1 is Poisson.
     cv: float
 
+    def __str__(self) -> str:
+        """As `process_of` reads it."""
+        return f"gamma={self.cv!r}"
+
     def arrivals(self, rate: float, rng: random.Random) -> Iterator[float]:
         """The first session comes after a gap, too."""
         shape = 1 / self.cv**2
@@ -68,6 +72,10 @@ class Phases:
     share: float = 0.145
     # Mean length of a phase.
     mean_s: float = 5.7
+
+    def __str__(self) -> str:
+        """As `process_of` reads it, with the figures of the defaults too."""
+        return f"phases={self.share!r},{self.mean_s!r}"
 
     def arrivals(self, rate: float, rng: random.Random) -> Iterator[float]:
         """Begins at any moment: in a phase with the probability of their share."""

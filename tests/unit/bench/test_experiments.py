@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from argparse import ArgumentParser
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments import tenants_live
 from experiments.__main__ import EXPERIMENTS, main, overview
 from experiments.deadline_bound import Demand, demands, fewest_missed, final_ranges, least_seconds
 from experiments.document_orders import MODELS, UpdateModel, generated, outcome_of, table, verdict
@@ -19,6 +22,7 @@ from experiments.handover_plan import num_settled_tokens, questions
 from experiments.token_sessions import prompt_ids, splices
 from experiments.validate_simulator import Trial, fitting_sessions
 from stream2llm.api.handover import HANDOVER_MODES
+from stream2llm.serving.settings.worker_options import PrefillOptions
 from stream2llm.simulator.steps import StepLaw
 from stream2llm.simulator.work import Change, Task, tasks
 from stream2llm.workload.document_orders import (
@@ -127,6 +131,21 @@ def test_handing_over_ahead_leaves_less_to_wait_for(shape: Shape, gbit: int) -> 
         # And a step of decode.
         assert read_s < each_s < read_s + 0.02
     assert all(each > READ_OVERHEAD_S for each in streamed)
+
+
+# -- tenants on a live cluster ------------------------------------------------------------
+
+
+def test_a_light_client_is_asked_beside_twenty_long_prompts_under_the_shipped_budget() -> None:
+    parser = ArgumentParser()
+    tenants_live.add_options(parser)
+    args = parser.parse_args([])
+    heavy = tenants_live.plan_of(args).heavy
+    assert (heavy.num_at_once, heavy.num_tokens) == (20, 3900)
+    assert args.shared_token_budget == PrefillOptions().shared_token_budget
+    quick = tenants_live.plan_of(parser.parse_args(["--quick", "--questions", "3"]))
+    assert quick == replace(tenants_live.QUICK, num_questions=3)
+    assert quick.heavy.num_tokens < heavy.num_tokens
 
 
 # -- the orders of documents --------------------------------------------------------------

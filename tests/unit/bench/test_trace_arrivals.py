@@ -70,6 +70,11 @@ def test_bursts_are_named_in_an_option() -> None:
     assert process_of("phases=0.2,30") == Phases(0.2, 30)
 
 
+@pytest.mark.parametrize("process", [Gamma(0.7), Phases(), Phases(0.2, 30)])
+def test_a_process_is_written_as_the_option_that_names_it(process: Gamma | Phases) -> None:
+    assert process_of(str(process)) == process
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "gamma", "gamma=", "gamma=x", "gamma=0", "gamma=nan", "phases=0.2", "phases=1,1", "phases=,", "on"],

@@ -51,6 +51,20 @@ def test_arrivals_come_from_a_file(tmp_path: Path) -> None:
     check_failed(refused, 3, "has 3 arrivals; 4 are needed")
 
 
+@pytest.mark.parametrize(
+    ("bursts", "figures"),
+    [("phases", "bursts=phases=0.145,5.7,"), ("gamma=4", "bursts=gamma=4.0,")],
+)
+def test_the_header_has_the_figures_of_bursts(bursts: str, figures: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    args = ("generate", "anns", "-n", 3, "--rate", 2, "--tokens-only", "-o", path)
+    assert run(*args, "--bursts", bursts).exit_code == 0
+    with TraceReader(path) as reader:
+        assert figures in reader.header.provenance
+        assert "rate=2.0, " in reader.header.provenance
+    check_failed(run(*args, "--bursts", "phases=2,1"), 3, "they must be gamma=CV")
+
+
 def test_import_reports_bad_rows_on_stderr(tmp_path: Path) -> None:
     with (tmp_path / "query_0.csv").open("w", newline="") as file:
         rows = [("type", "query", "content", "endTime"), ("page_scrape", "Q", "text", "1")]
