@@ -14,6 +14,8 @@ from experiments.baselines.engines.process import HostProcess
 from experiments.baselines.systems import SystemDiedError
 
 POLICY_TIMEOUT_S = 60.0
+# Sessions are drained, and Ray is ended, whose processes are not of the host's group.
+STOP_TIMEOUT_S = 120.0
 
 
 class ClusterLink:
@@ -60,4 +62,4 @@ class ClusterLink:
     async def stop(self) -> None:
         """Ends the cluster and every process of it; may be called again."""
         self._writer.close()
-        await self._process.end()
+        await self._process.end(STOP_TIMEOUT_S)

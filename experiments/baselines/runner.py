@@ -26,6 +26,7 @@ from experiments.baselines.cells import (
     Options,
     Turn,
     cells_of,
+    is_mixed,
     mixed,
     ours,
     phases,
@@ -111,7 +112,10 @@ class Runner:
                 for shape in options.shapes:
                     cells = cells_of(comparison, shape, options.loads)
                     names = systems_of(cells[0], options.policies)
-                    await self._warm_up(shape, [systems[name] for name in names])
+                    # One policy of a cluster's is enough.
+                    cold = (None, options.policies[0])
+                    warmed = [each for each in names if policy_of(each) in cold or is_mixed(each)]
+                    await self._warm_up(shape, [systems[name] for name in warmed])
                     found = [
                         await self._calibrate(comparison, shape, systems[name])
                         for name in rated[comparison]

@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-STOP_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 30.0
 _LOG_TAIL_BYTES = 4000
 
 
@@ -49,10 +49,10 @@ class HostProcess:
             return self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
         return "(no log)"
 
-    async def end(self) -> None:
+    async def end(self, within_s: float = END_TIMEOUT_S) -> None:
         """Waits for the host, whose socket is closed, and kills what is left; may be called again."""
         with suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(self._process.wait, STOP_TIMEOUT_S)
+            await asyncio.to_thread(self._process.wait, within_s)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)

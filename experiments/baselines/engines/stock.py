@@ -49,7 +49,11 @@ def _pair_args(spec: HostSpec) -> dict[str, Any]:
     os.environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] = HOST
     os.environ["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(pick_port(HOST, str(os.getpid())))
     transfer = KVTransferConfig(
-        kv_connector="NixlConnector", kv_role=spec.kv_role, kv_buffer_device="cpu"
+        kv_connector="NixlConnector",
+        kv_role=spec.kv_role,
+        kv_buffer_device="cpu",
+        # Otherwise decode would quietly compute a prompt whose KV was lost.
+        kv_load_failure_policy="fail",
     )
     worker = "stream2llm.engine.cpu_worker.QuietCPUWorker"
     return {"kv_transfer_config": transfer, "worker_cls": worker}

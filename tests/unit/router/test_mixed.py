@@ -170,9 +170,11 @@ async def test_a_long_prompt_goes_past_a_mixed_worker_with_answers_under_way(
     await waiting.open("one two ", sampling=SAMPLING)
     await waiting.next("accepted")
     third = ring.converse()
-    await third.open(" ".join(["one"] * 900), sampling=SAMPLING)
+    await third.open(" ".join(["one"] * 200), sampling=SAMPLING)
     await third.next("accepted")
     assert [len(w.prefill.records) for w in (mixed, ring.worker("prefill"))] == [1, 2]
+    for session in (first, waiting, third):
+        session.call.cancel()
     mixed.prefill.may_step.set()
 
 
